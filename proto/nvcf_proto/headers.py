@@ -1,0 +1,96 @@
+"""HTTP and NATS header names and media types of the contract (sections 2 to 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+# Answered to callers (section 4).
+NVCF_REQID = "NVCF-REQID"
+NVCF_STATUS = "NVCF-STATUS"
+NVCF_PERCENT_COMPLETE = "NVCF-PERCENT-COMPLETE"
+
+# Sent by callers (section 4).
+NVCF_POLL_SECONDS = "NVCF-POLL-SECONDS"
+NVCF_INPUT_ASSET_REFERENCES = "NVCF-INPUT-ASSET-REFERENCES"
+NVCF_KEEP_QUEUED = "NVCF-KEEP-QUEUED"
+NVCF_FEATURE_STREAM_FULL_REQUEST = "nvcf-feature-enable-only-stream-full-request"
+NVCF_FEATURE_DISABLE_COMPATIBILITY = "nvcf-feature-disable-worker-compatibility"
+FUNCTION_ID = "function-id"
+FUNCTION_VERSION_ID = "function-version-id"
+
+# Set by the worker for the function (section 5); never taken from a caller.
+NVCF_SUB = "NVCF-SUB"
+NVCF_NCAID = "NVCF-NCAID"
+NVCF_FUNCTION_NAME = "NVCF-FUNCTION-NAME"
+NVCF_FUNCTION_ID = "NVCF-FUNCTION-ID"
+NVCF_FUNCTION_VERSION_ID = "NVCF-FUNCTION-VERSION-ID"
+NVCF_ASSET_DIR = "NVCF-ASSET-DIR"
+NVCF_LARGE_OUTPUT_DIR = "NVCF-LARGE-OUTPUT-DIR"
+NVCF_MAX_RESPONSE_SIZE_BYTES = "NVCF-MAX-RESPONSE-SIZE-BYTES"
+NVCF_NSPECTID = "NVCF-NSPECTID"
+NVCF_BACKEND = "NVCF-BACKEND"
+NVCF_INSTANCETYPE = "NVCF-INSTANCETYPE"
+NVCF_REGION = "NVCF-REGION"
+NVCF_ENV = "NVCF-ENV"
+NVCF_FUNCTION_ASSET_IDS = "NVCF-FUNCTION-ASSET-IDS"
+NVCF_INVOCATION_REGION = "NVCF-INVOCATION-REGION"
+
+WORKER_SET: frozenset[str] = frozenset(
+    name.lower()
+    for name in (
+        NVCF_REQID,
+        NVCF_SUB,
+        NVCF_NCAID,
+        NVCF_FUNCTION_NAME,
+        NVCF_FUNCTION_ID,
+        NVCF_FUNCTION_VERSION_ID,
+        NVCF_ASSET_DIR,
+        NVCF_LARGE_OUTPUT_DIR,
+        NVCF_MAX_RESPONSE_SIZE_BYTES,
+        NVCF_NSPECTID,
+        NVCF_BACKEND,
+        NVCF_INSTANCETYPE,
+        NVCF_REGION,
+        NVCF_ENV,
+        NVCF_FUNCTION_ASSET_IDS,
+    )
+)
+"""Lower-case names that only the worker may set on what the function sees."""
+
+# NATS headers of the inline reply (section 2, [ext]).
+REPLY_SUBJECT = "Nvcf-Reply-Subject"
+REPLY_MAX_BYTES = "Nvcf-Reply-Max-Bytes"
+REPLY_STATUS = "Nvcf-Reply-Status"
+
+OCTET_STREAM = "application/octet-stream"
+OCTET_STREAM_H1 = "application/octet-stream+h1"
+PROBLEM_JSON = "application/problem+json"
+EVENT_STREAM = "text/event-stream"
+
+HOP_BY_HOP: frozenset[str] = frozenset(
+    (
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    )
+)
+"""Lower-case names of RFC 9110 section 7.6.1 and their historic companions."""
+
+
+def strip_hop_by_hop(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Drop hop-by-hop headers, those that a `Connection` header names included."""
+    kept = list(pairs)
+    named = {
+        token.strip().lower()
+        for name, value in kept
+        if name.lower() == "connection"
+        for token in value.split(",")
+    }
+    dropped = HOP_BY_HOP | named if named else HOP_BY_HOP
+    return [(name, value) for name, value in kept if name.lower() not in dropped]

@@ -1,0 +1,97 @@
+"""JetStream settings of the contract's streams and consumers (section 2).
+
+Each function returns the JSON object of the JetStream API, durations in nanoseconds. Source of
+the field names: NATS JetStream API, `$JS.API.STREAM.CREATE` and `$JS.API.CONSUMER.DURABLE.CREATE`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from nvcf_proto import subjects
+
+Storage = Literal["file", "memory"]
+
+MAX_QUEUED_REQUESTS = 100_000
+MAX_REQUEST_BYTES = 6 * 1024 * 1024
+DUPLICATE_WINDOW_SECONDS = 5
+TRACKING_MAX_AGE_SECONDS = 3600
+DEFAULT_ACK_WAIT_SECONDS = 30.0
+DEFAULT_MAX_DELIVER = 5
+DEFAULT_PLACEMENT_TAG_KEY = "aws-region"
+
+_NANOSECONDS = 1_000_000_000
+
+
+def request_stream_config(
+    region: str,
+    version_id: str,
+    *,
+    storage: Storage = "file",
+    replicas: int = 1,
+    placement_tag: str | None = None,
+) -> dict[str, Any]:
+    """Settings of the stream `rq_R_V`.
+
+    `placement_tag` is `KEY:R`; None leaves placement to the broker (a broker that is no cluster
+    knows no placement).
+    """
+    return {
+        "name": subjects.request_stream(region, version_id),
+        "subjects": [subjects.request_subjects(region, version_id)],
+        "retention": "workqueue",
+        "discard_new_per_subject": True,
+        **_common(storage, replicas, placement_tag),
+    }
+
+
+def tracking_stream_config(
+    region: str, *, storage: Storage = "file", replicas: int = 1, placement_tag: str | None = None
+) -> dict[str, Any]:
+    """Settings of the stream `requestToFunctionVersion_R`."""
+    return {
+        "name": subjects.tracking_stream(region),
+        "subjects": [subjects.tracking_subject(region, ">")],
+        "retention": "limits",
+        "max_age": TRACKING_MAX_AGE_SECONDS * _NANOSECONDS,
+        **_common(storage, replicas, placement_tag),
+    }
+
+
+def _common(storage: Storage, replicas: int, placement_tag: str | None) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "storage": storage,
+        "num_replicas": replicas,
+        "discard": "new",
+        "max_msgs": MAX_QUEUED_REQUESTS,
+        "max_msgs_per_subject": 1,
+        "max_msg_size": MAX_REQUEST_BYTES,
+        "duplicate_window": DUPLICATE_WINDOW_SECONDS * _NANOSECONDS,
+        "allow_direct": True,
+    }
+    if placement_tag is not None:
+        config["placement"] = {"tags": [placement_tag]}
+    return config
+
+
+def request_consumer_config(
+    region: str,
+    version_id: str,
+    *,
+    ack_wait_seconds: float = DEFAULT_ACK_WAIT_SECONDS,
+    max_deliver: int = DEFAULT_MAX_DELIVER,
+) -> dict[str, Any]:
+    """Settings of the durable pull consumer `rq_R_V_workers`.
+
+    `ack_wait_seconds` must be well above the workers' in-progress interval (10 s at most).
+    `max_deliver` is [ext]: a request that kills its worker cannot kill every worker.
+    """
+    return {
+        "durable_name": subjects.request_consumer(region, version_id),
+        "ack_policy": "explicit",
+        "deliver_policy": "all",
+        "replay_policy": "instant",
+        "ack_wait": int(ack_wait_seconds * _NANOSECONDS),
+        "max_deliver": max_deliver,
+        "max_ack_pending": MAX_QUEUED_REQUESTS,
+    }

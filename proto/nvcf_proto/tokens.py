@@ -1,0 +1,57 @@
+"""Forms of the tokens that cross process boundaries; signing and checking is the gateway's business."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass
+
+from nvcf_proto.errors import InvalidToken
+
+WORKER_TOKEN_ISSUER = "nvcf"
+WORKER_TOKEN_AUDIENCE = "worker"
+
+
+def encode_broker_token(worker_token: str) -> str:
+    """The NATS CONNECT token that carries a worker token (section 2, unpadded base64url of JSON)."""
+    payload = json.dumps(
+        {"account": "Worker", "pluginName": "webhook", "payload": worker_token}, separators=(",", ":")
+    )
+    return base64.urlsafe_b64encode(payload.encode()).rstrip(b"=").decode()
+
+
+def decode_broker_token(text: str) -> str:
+    """The worker token inside a CONNECT token. Raises InvalidToken for any other form."""
+    try:
+        padded = text.encode() + b"=" * (-len(text) % 4)
+        members = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+        if members["account"] != "Worker":
+            raise InvalidToken(f"account is {str(members['account'])[:32]!r}, expected 'Worker'")
+        payload = members["payload"]
+    except (ValueError, KeyError, TypeError, binascii.Error) as error:
+        if isinstance(error, InvalidToken):
+            raise
+        raise InvalidToken("not a broker token: unpadded base64url of a JSON object expected") from error
+    if not isinstance(payload, str) or not payload:
+        raise InvalidToken("broker token has no payload")
+    return payload
+
+
+@dataclass(frozen=True)
+class WorkerClaims:
+    """What a worker token says about its bearer. `expires_at` is a Unix time in seconds."""
+
+    instance_id: str
+    function_id: str
+    version_id: str
+    nca_id: str
+    expires_at: float
+
+    def covers(self, *, function_id: str, version_id: str, instance_id: str | None = None) -> bool:
+        """Whether the bearer may act for this function, version and (when given) instance."""
+        return (
+            self.function_id == function_id
+            and self.version_id == version_id
+            and (instance_id is None or self.instance_id == instance_id)
+        )
