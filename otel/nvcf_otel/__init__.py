@@ -1,0 +1,1 @@
+"""What every process says about itself: logs now, metrics and traces with the observability work."""

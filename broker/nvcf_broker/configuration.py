@@ -1,0 +1,155 @@
+"""The files of a local installation's broker and the configuration that nats-server reads."""
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nkeys
+
+from nvcf_broker.errors import BrokerError
+from nvcf_broker.files import private_directory, write_private
+
+PLATFORM_ACCOUNT = "NVCF"
+PLATFORM_USER = "platform"
+MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
+# While no gateway is there to answer, a worker's connect attempt hangs for this long before it is refused.
+AUTHENTICATION_TIMEOUT_SECONDS = 3
+# First byte of an account's key in the broker's key format (3 bits of it spell the leading "A").
+_ACCOUNT_PREFIX = nkeys.PREFIX_BYTE_ACCOUNT
+
+
+@dataclass(frozen=True)
+class BrokerFiles:
+    """Where a local broker keeps what it needs; everything is private to its owner."""
+
+    directory: Path
+
+    @property
+    def configuration(self) -> Path:
+        return self.directory / "nats.conf"
+
+    @property
+    def credentials(self) -> Path:
+        """One line `user:password` of the platform's own connections (gateway, agent, autoscaler)."""
+        return self.directory / "platform.credentials"
+
+    @property
+    def callout_seed(self) -> Path:
+        """Seed of the account key with which a gateway signs its answers to the broker's auth callout."""
+        return self.directory / "callout.seed"
+
+    @property
+    def identity(self) -> Path:
+        return self.directory / "server.json"
+
+    @property
+    def store(self) -> Path:
+        return self.directory / "jetstream"
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "nats.log"
+
+
+@dataclass(frozen=True)
+class BrokerIdentity:
+    """What stays the same over restarts of one installation's broker."""
+
+    server_name: str
+    port: int
+
+
+def new_account_seed() -> str:
+    """A fresh seed of an account key pair, text that starts with `SA`."""
+    return bytes(nkeys.encode_seed(secrets.token_bytes(32), _ACCOUNT_PREFIX)).decode()
+
+
+def public_key(seed: str) -> str:
+    """The public half of a seed, text. Raises `BrokerError` for text that is no seed."""
+    try:
+        return bytes(nkeys.from_seed(bytearray(seed.encode())).public_key).decode()
+    except Exception as error:
+        # The library raises a dozen unrelated types for malformed text.
+        raise BrokerError(
+            "the callout seed is damaged: delete the file callout.seed to get a new one"
+        ) from error
+
+
+def read_credentials(path: Path) -> tuple[str, str]:
+    """User and password from a credentials file (one line `user:password`). Raises `BrokerError`."""
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BrokerError(f"cannot read the broker credentials file {path}: {error}") from error
+    user, separator, password = text.partition(":")
+    if not separator or not user or not password or "\n" in text:
+        raise BrokerError(f"{path} does not hold one line user:password")
+    return user, password
+
+
+def ensure_credentials(files: BrokerFiles) -> None:
+    """Create folder, password and callout key where they are missing; existing ones stay as they are."""
+    private_directory(files.directory)
+    private_directory(files.store)
+    if not files.credentials.exists():
+        write_private(files.credentials, f"{PLATFORM_USER}:{secrets.token_urlsafe(32)}\n")
+    if not files.callout_seed.exists():
+        write_private(files.callout_seed, new_account_seed() + "\n")
+
+
+def read_identity(files: BrokerFiles) -> BrokerIdentity | None:
+    """The recorded identity; None if there is none or it is unreadable (then a new one is made)."""
+    try:
+        document = json.loads(files.identity.read_text(encoding="utf-8"))
+        return BrokerIdentity(server_name=str(document["serverName"]), port=int(document["port"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_identity(files: BrokerFiles, identity: BrokerIdentity) -> None:
+    """Record the identity for the next start."""
+    document = {"serverName": identity.server_name, "port": identity.port}
+    write_private(files.identity, json.dumps(document) + "\n")
+
+
+def render_configuration(
+    identity: BrokerIdentity, *, store: Path, password: str, callout_public_key: str, tags: Sequence[str]
+) -> str:
+    """The nats-server configuration file.
+
+    JSON strings are valid in that format, so every value goes through the JSON encoder: no path and no
+    password can break out of its quotes.
+    """
+    quote = json.dumps
+    return f"""# Written anew at each start of the local broker.
+server_name: {quote(identity.server_name)}
+listen: {quote(f"127.0.0.1:{identity.port}")}
+max_payload: {MAX_PAYLOAD_BYTES}
+max_connections: 65536
+# A connection that cannot keep up is cut when this much waits for it.
+max_pending: {128 * 1024 * 1024}
+write_deadline: "10s"
+ping_interval: "20s"
+server_tags: {quote(list(tags))}
+jetstream {{
+  store_dir: {quote(str(store))}
+}}
+accounts {{
+  {PLATFORM_ACCOUNT} {{
+    jetstream: enabled
+    users: [ {{ user: {quote(PLATFORM_USER)}, password: {quote(password)} }} ]
+  }}
+  SYS {{}}
+}}
+system_account: SYS
+authorization {{
+  timeout: {AUTHENTICATION_TIMEOUT_SECONDS}
+  auth_callout {{
+    issuer: {quote(callout_public_key)}
+    account: {PLATFORM_ACCOUNT}
+    auth_users: [ {quote(PLATFORM_USER)} ]
+  }}
+}}
+"""

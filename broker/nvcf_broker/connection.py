@@ -1,0 +1,225 @@
+"""Connections of the platform's own processes (gateway, agent, autoscaler) to the broker."""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client, Server
+
+from nvcf_broker.configuration import read_credentials
+from nvcf_broker.errors import BrokerError, BrokerRefusedError, BrokerUnavailableError
+
+_log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_SECONDS = 5
+PING_INTERVAL_SECONDS = 10
+# Published while the broker is away; beyond that publishing raises OutboundBufferLimitError.
+PENDING_BYTES = 16 * 1024 * 1024
+RECONNECT_FIRST_SECONDS = 0.05
+RECONNECT_LONGEST_SECONDS = 5.0
+
+
+def reconnect_delay(attempt: int, chance: float) -> float:
+    """Seconds before reconnect attempt `attempt` (from 0); `chance` in [0, 1) spreads a crowd of clients."""
+    longest = min(RECONNECT_LONGEST_SECONDS, RECONNECT_FIRST_SECONDS * 2.0 ** min(attempt, 32))
+    return longest * (0.5 + chance / 2)
+
+
+def display_address(url: str) -> str:
+    """A broker URL without user name and password, for messages."""
+    try:
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+        return f"{parts.scheme or 'nats'}://{parts.hostname or '?'}{port}"
+    except ValueError:
+        return "(malformed URL)"
+
+
+class BrokerClient(Client):
+    """A `nats` client that reconnects for ever and tells several listeners about it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._listeners: list[Callable[[], None]] = []
+        self._closed_for_good = asyncio.Event()
+        self._label = "broker"
+
+    def on_reconnect(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call `listener` after each reconnect; returns a function that takes it off again."""
+        self._listeners.append(listener)
+
+        def remove() -> None:
+            with contextlib.suppress(ValueError):
+                self._listeners.remove(listener)
+
+        return remove
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection is closed for good: by `close()`, or because the broker threw it out."""
+        await self._closed_for_good.wait()
+
+    async def close(self) -> None:
+        """Close for good. What was published while the broker is away is dropped."""
+        if not self.is_connected:
+            # The library would write it to a socket that is gone, fail, and leave its closing half done.
+            self._pending = []
+            self._pending_data_size = 0
+        with contextlib.suppress(OSError):
+            await super().close()
+        self._closed_for_good.set()
+
+    async def _told_disconnected(self) -> None:
+        if not self.is_closed:
+            _log.warning("%s: connection lost, reconnecting", self._label)
+
+    async def _told_reconnected(self) -> None:
+        _log.info("%s: connected again", self._label)
+        for listener in tuple(self._listeners):
+            listener()
+
+    async def _told_closed(self) -> None:
+        _log.info("%s: connection closed", self._label)
+        self._closed_for_good.set()
+
+    async def _told_error(self, error: Exception) -> None:
+        # While it reconnects, each attempt fails alike: said once, at the loss.
+        level = logging.DEBUG if isinstance(error, OSError) else logging.WARNING
+        _log.log(level, "%s: %s", self._label, describe_error(error))
+
+
+def describe_error(error: BaseException) -> str:
+    """A library error in one line without its decoration."""
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    if isinstance(error, nats.js.errors.APIError) and error.description:
+        return error.description
+    text = str(error).removeprefix("nats: ").strip("'\" ")
+    return text or type(error).__name__
+
+
+def _is_refusal(error: Exception) -> bool:
+    text = str(error).lower()
+    return (
+        isinstance(error, nats.errors.AuthorizationError)
+        or "authorization" in text
+        or "authentication" in text
+    )
+
+
+async def connect_broker(
+    url: str,
+    credentials_file: Path | None = None,
+    *,
+    name: str,
+    timeout: float = 10.0,
+    pending_bytes: int = PENDING_BYTES,
+    inbox_prefix: str = "_INBOX",
+) -> BrokerClient:
+    """Connect, waiting at most `timeout` seconds; from then on the client reconnects for ever by itself.
+
+    `url` is `nats://host:port` (several separated by commas), the file holds one line `user:password`.
+    Raises `BrokerError` (one line that names the way out): unreadable credentials, refused, unreachable.
+    """
+    servers = [part.strip() for part in url.split(",") if part.strip()]
+    user, password = (
+        await asyncio.to_thread(read_credentials, credentials_file) if credentials_file else (None, None)
+    )
+    address = ", ".join(display_address(server) for server in servers)
+    client = BrokerClient()
+    client._label = f"broker {address}"
+    last_error: list[Exception] = []
+    refused = asyncio.Event()
+
+    async def told_error(error: Exception) -> None:
+        last_error[:] = [error]
+        if connecting and _is_refusal(error):
+            refused.set()
+        await client._told_error(error)
+
+    def choose_server(pool: list[Server], info: dict[str, Any]) -> tuple[Server | None, float]:
+        chosen = min(pool, key=lambda server: server.reconnects)
+        # Not for secrets: it only spreads reconnects in time.
+        return chosen, reconnect_delay(chosen.reconnects, random.random())  # noqa: S311
+
+    connecting = True
+    attempt = asyncio.ensure_future(
+        _establish(
+            client,
+            servers,
+            name=name,
+            user=user,
+            password=password,
+            error_cb=told_error,
+            disconnected_cb=client._told_disconnected,
+            reconnected_cb=client._told_reconnected,
+            closed_cb=client._told_closed,
+            connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            reconnect_time_wait=0.2,
+            max_reconnect_attempts=-1,
+            ping_interval=PING_INTERVAL_SECONDS,
+            max_outstanding_pings=2,
+            pending_size=pending_bytes,
+            inbox_prefix=inbox_prefix,
+            reconnect_to_server_handler=choose_server,
+        )
+    )
+    refusal = asyncio.ensure_future(refused.wait())
+    try:
+        await asyncio.wait({attempt, refusal}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if attempt.done() and not attempt.cancelled():
+            _raise_connect_error(attempt.exception(), address)
+            return client
+        if refused.is_set():
+            raise BrokerRefusedError(
+                f"the broker at {address} refuses these credentials: check --nats-credentials"
+            )
+        reason = describe_error(last_error[0]) if last_error else f"no answer within {timeout:g} s"
+        raise BrokerUnavailableError(
+            f"cannot reach the broker at {address} ({reason}): is it running, is --nats right?"
+        )
+    except BaseException:
+        await _abandon(client, attempt)
+        raise
+    finally:
+        connecting = False
+        refusal.cancel()
+
+
+def _raise_connect_error(error: BaseException | None, address: str) -> None:
+    if error is None:
+        return
+    if isinstance(error, Exception):
+        raise BrokerError(f"cannot use the broker address {address}: {describe_error(error)}") from error
+    raise error
+
+
+async def _establish(client: BrokerClient, servers: list[str], **options: Any) -> None:
+    await client.connect(servers, **options)
+    # The library takes a connection that the server closes without an answer for a good one.
+    while True:
+        try:
+            await client.flush(CONNECT_TIMEOUT_SECONDS)
+        except (nats.errors.Error, TimeoutError, OSError):
+            if client.is_closed:
+                raise
+            await asyncio.sleep(RECONNECT_FIRST_SECONDS)
+        else:
+            return
+
+
+async def _abandon(client: BrokerClient, attempt: "asyncio.Future[None]") -> None:
+    attempt.cancel()
+    await asyncio.wait({attempt})
+    if not attempt.cancelled():
+        attempt.exception()
+    # Half-open state of the library; whatever it complains about, the first error is the one to report.
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(1):
+            await client.close()

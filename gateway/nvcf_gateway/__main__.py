@@ -1,0 +1,68 @@
+"""`python -m nvcf_gateway`: run one gateway until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Sequence
+
+from nvcf_broker.errors import BrokerError
+from nvcf_gateway.app import running_gateway
+from nvcf_gateway.config import GatewayConfig, parse_arguments
+from nvcf_gateway.errors import SetupError
+from nvcf_otel.logs import configure_logging
+
+
+async def serve(config: GatewayConfig) -> None:
+    """Run until told to stop, or until the broker has closed the connection for good."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running_gateway(config) as gateway:
+        ready = {
+            "event": "ready",
+            "http": gateway.http,
+            "grpc": gateway.grpc,
+            "gatewayId": gateway.gateway_id,
+        }
+        print(json.dumps(ready), flush=True)  # noqa: T201 # how a supervisor learns the addresses
+        stopped = asyncio.create_task(stop.wait())
+        closed = asyncio.create_task(gateway.client.wait_closed())
+        try:
+            await asyncio.wait({stopped, closed}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+            closed.cancel()
+        if closed.done() and not stop.is_set():
+            raise SetupError("the broker closed the connection for good: are the credentials still valid?")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    try:
+        config = parse_arguments(arguments)
+        configure_logging(config.log_level, component="gateway")
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(serve(config))
+    except (SetupError, BrokerError) as error:
+        print(f"nvcf-gateway: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    loop: type[asyncio.AbstractEventLoop] = uvloop.Loop
+    return loop
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""A caller's request body on its way to a worker: read ahead, streamed, and kept for a second delivery.
+
+A request whose worker dies goes to another one, which needs the body from its start again while the
+caller has long sent it. So whatever is streamed is spooled as well: a little in memory, more in an
+unnamed temporary file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import IO, Protocol
+
+from nvcf_gateway.errors import GatewayError
+
+CHUNK_BYTES = 128 * 1024
+
+
+class BodySuperseded(GatewayError):
+    """A newer delivery of the request reads the body now."""
+
+
+class ByteSource(Protocol):
+    """The part of an HTTP stream that is used here."""
+
+    async def read(self, n: int = -1) -> bytes:
+        """Up to `n` bytes, empty at the end."""
+        ...
+
+    def at_eof(self) -> bool:
+        """Whether everything has been read."""
+        ...
+
+
+class Spool:
+    """Bytes that can be read again; beyond `memory_bytes` they live in an unnamed file."""
+
+    def __init__(self, memory_bytes: int, directory: Path | None = None) -> None:
+        self._memory_bytes = memory_bytes
+        self._directory = directory
+        self._memory = bytearray()
+        self._file: IO[bytes] | None = None
+        self.size = 0
+
+    async def append(self, data: bytes) -> None:
+        """Add bytes at the end. Raises OSError when the disk is full."""
+        if self._file is None and self.size + len(data) <= self._memory_bytes:
+            self._memory += data
+        else:
+            await asyncio.to_thread(self._append_to_file, data)
+        self.size += len(data)
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """Up to `size` bytes from `offset`."""
+        if self._file is None:
+            return bytes(self._memory[offset : offset + size])
+        return await asyncio.to_thread(self._read_from_file, offset, size)
+
+    def close(self) -> None:
+        """Give memory and disk back."""
+        self._memory = bytearray()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _append_to_file(self, data: bytes) -> None:
+        if self._file is None:
+            # Closed by close(), which every owner calls.
+            self._file = tempfile.TemporaryFile(dir=self._directory, buffering=0)  # noqa: SIM115
+            self._file.write(self._memory)
+            self._memory = bytearray()
+        self._file.seek(0, 2)
+        self._file.write(data)
+
+    def _read_from_file(self, offset: int, size: int) -> bytes:
+        if self._file is None:
+            return b""
+        self._file.seek(offset)
+        return self._file.read(size)
+
+
+class CallerBody:
+    """One request body: `prefix` travels in the message, the rest is streamed on demand."""
+
+    def __init__(
+        self,
+        source: ByteSource,
+        length: int | None,
+        *,
+        spool_memory_bytes: int,
+        directory: Path | None = None,
+    ) -> None:
+        self.length = length
+        self.prefix = b""
+        self._source = source
+        self._spool = Spool(spool_memory_bytes, directory)
+        self._read_lock = asyncio.Lock()
+        self._reader = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether `prefix` is the whole body."""
+        return self._source.at_eof() and not self._spool.size
+
+    @property
+    def rest_length(self) -> int | None:
+        """Bytes after the prefix, None when the caller did not say."""
+        return None if self.length is None else self.length - len(self.prefix)
+
+    async def read_ahead(self, limit: int, patience: float) -> None:
+        """Read up to `limit` bytes into `prefix`, waiting `patience` seconds at most for all of it."""
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(patience):
+                while size < limit and not self._source.at_eof():
+                    part = await self._source.read(limit - size)
+                    parts.append(part)
+                    size += len(part)
+                    if self.length == size:
+                        # Lets the source notice that nothing follows.
+                        parts.append(await self._source.read(1))
+                        break
+        except TimeoutError:
+            # A caller that sends slowly is streamed instead.
+            pass
+        self.prefix = b"".join(parts)
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """The body after the prefix, from its start, however often it was read before.
+
+        A later call ends an earlier one with BodySuperseded. Raises OSError when spooling fails.
+        """
+        self._reader += 1
+        reader = self._reader
+        offset = 0
+        while True:
+            if offset < self._spool.size:
+                chunk = await self._spool.read(offset, CHUNK_BYTES)
+            elif self._source.at_eof():
+                return
+            else:
+                chunk = await self._next(offset)
+            if reader != self._reader:
+                raise BodySuperseded("a newer delivery reads the body")
+            if chunk:
+                offset += len(chunk)
+                yield chunk
+
+    async def _next(self, offset: int) -> bytes:
+        async with self._read_lock:
+            if offset < self._spool.size:
+                return await self._spool.read(offset, CHUNK_BYTES)
+            if self._source.at_eof():
+                return b""
+            chunk = await self._source.read(CHUNK_BYTES)
+            await _finished(self._spool.append(chunk))
+            return chunk
+
+    def close(self) -> None:
+        """Forget the spooled bytes."""
+        self._reader += 1
+        self._spool.close()
+
+
+async def _finished(work: Coroutine[None, None, None]) -> None:
+    """Await `work` to its end even when cancelled: bytes taken from the caller must reach the spool."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise

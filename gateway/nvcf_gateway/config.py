@@ -1,0 +1,117 @@
+"""Settings of one gateway process."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nvcf_gateway.errors import SetupError
+from nvcf_proto.streams import DEFAULT_ACK_WAIT_SECONDS, DEFAULT_PLACEMENT_TAG_KEY
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclass(frozen=True)
+class GatewayConfig:
+    """Addresses are `host:port` (port 0 = any free one), times seconds, sizes bytes."""
+
+    http: tuple[str, int]
+    grpc: tuple[str, int]
+    nats: str
+    signing_key: Path
+    nats_credentials: Path | None = None
+    callout_seed: Path | None = None
+    bootstrap_keys: Path | None = None
+    region: str = "local"
+    regions: tuple[str, ...] = ("local",)
+    attach_url: str | None = None
+    ack_wait: float = DEFAULT_ACK_WAIT_SECONDS
+    replicas: int = 1
+    placement_tag_key: str = DEFAULT_PLACEMENT_TAG_KEY
+    inline_reply_bytes: int = 256 * KIB
+    spool_memory_bytes: int = 128 * KIB
+    spool_directory: Path | None = None
+    exec_body_bytes: int = 64 * MIB
+    log_level: str = "INFO"
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """`host:port` or `[v6]:port`. Raises SetupError."""
+    host, separator, port = text.rpartition(":")
+    if not separator or not port.isdigit() or int(port) > 65535:
+        raise SetupError(f"{text!r} is no address: host:port expected, e.g. 127.0.0.1:8080")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> GatewayConfig:
+    """Read the command line. Raises SetupError for a value that cannot be."""
+    values = _parser().parse_args(arguments)
+    regions = tuple(part.strip() for part in values.regions.split(",") if part.strip()) or (values.region,)
+    for region in (values.region, *regions):
+        if not region.replace("-", "").replace("_", "").isalnum():
+            raise SetupError(f"region {region!r} may hold letters, digits, '-' and '_' only")
+    if values.region not in regions:
+        raise SetupError(f"--regions must contain the gateway's own region {values.region!r}")
+    if values.ack_wait < 1:
+        raise SetupError("--ack-wait must be at least 1 second")
+    return GatewayConfig(
+        http=parse_address(values.http),
+        grpc=parse_address(values.grpc),
+        nats=values.nats,
+        nats_credentials=values.nats_credentials,
+        signing_key=values.signing_key,
+        callout_seed=values.callout_seed,
+        bootstrap_keys=values.bootstrap_keys,
+        region=values.region,
+        regions=regions,
+        attach_url=values.attach_url.rstrip("/") if values.attach_url else None,
+        ack_wait=values.ack_wait,
+        replicas=values.replicas,
+        placement_tag_key=values.placement_tag_key,
+        inline_reply_bytes=values.inline_reply_bytes,
+        spool_directory=values.spool_directory,
+        log_level=values.log_level,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nvcf-gateway", description="Take callers' requests, queue them for workers and answer."
+    )
+    add = parser.add_argument
+    add("--http", default="127.0.0.1:8080", metavar="HOST:PORT", help="callers and request-attach")
+    add("--grpc", default="127.0.0.1:9090", metavar="HOST:PORT", help="WorkerService")
+    add("--nats", default="nats://127.0.0.1:4222", metavar="URL", help="broker, several with commas")
+    add("--nats-credentials", type=Path, metavar="FILE", help="one line user:password, mode 0600")
+    add("--signing-key", type=Path, required=True, metavar="FILE", help="Ed25519 key (PEM), made if missing")
+    add(
+        "--callout-seed",
+        type=Path,
+        metavar="FILE",
+        help="account nkey seed: answer the broker's auth callout",
+    )
+    add("--bootstrap-keys", type=Path, metavar="FILE", help="JSON list of API key records to create")
+    add("--region", default="local", help="this gateway's region")
+    add("--regions", default="", help="all regions, with commas")
+    add("--attach-url", metavar="URL", help="where workers reach this replica (default: the HTTP address)")
+    add("--ack-wait", type=float, default=DEFAULT_ACK_WAIT_SECONDS, metavar="SECONDS",
+        help="silence of a worker after which its requests go to another")  # fmt: skip
+    add("--replicas", type=int, default=1, help="copies of each request stream in a broker cluster")
+    add("--placement-tag-key", default=DEFAULT_PLACEMENT_TAG_KEY, help="broker tag that names a region")
+    add(
+        "--inline-reply-bytes",
+        type=int,
+        default=256 * KIB,
+        help="largest answer taken over the broker; 0 = none",
+    )
+    add(
+        "--spool-directory",
+        type=Path,
+        metavar="DIR",
+        help="for request bodies in transit (default: temp folder)",
+    )
+    add("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    return parser

@@ -1,0 +1,63 @@
+"""Errors of the gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nvcf_proto.errors import InvalidRecord
+from nvcf_proto.problem import Problem, problem_for
+
+
+class GatewayError(Exception):
+    """Root of this package's errors."""
+
+
+class SetupError(GatewayError):
+    """The gateway cannot start; the text is one line that names the way out."""
+
+
+class HttpProblem(GatewayError):
+    """An answer other than the one asked for: becomes `application/problem+json`.
+
+    `headers` are added to the answer; `members` to the document.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        **members: Any,
+    ) -> None:
+        super().__init__(detail or str(status))
+        base = problem_for(status, detail)
+        self.problem = Problem(base.title, base.status, base.detail, base.source, members)
+        self.headers = dict(headers or {})
+
+    @property
+    def status(self) -> int:
+        """HTTP status."""
+        return self.problem.status
+
+
+def invalid_field(error: InvalidRecord) -> HttpProblem:
+    """400 that names the offending field in its member `field`."""
+    return HttpProblem(400, str(error), field=error.field)
+
+
+class CallerGone(GatewayError):
+    """The caller left before the answer was complete."""
+
+
+class WorkerGone(GatewayError):
+    """The worker left in the middle of its answer."""
+
+
+class QueueError(GatewayError):
+    """A request could not be put into the queue."""
+
+
+class QueueFull(QueueError):
+    """The queue of a version holds as many requests as it may."""

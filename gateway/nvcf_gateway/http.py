@@ -1,0 +1,133 @@
+"""The HTTP door: pass-through first, then routes by path; every failure becomes problem+json."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from nvcf_gateway.attach import Attach
+from nvcf_gateway.cors import preflight_headers, response_headers
+from nvcf_gateway.deployments import Deployments
+from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.invoke import Invoker
+from nvcf_gateway.management import Management, path_id
+from nvcf_gateway.replies import json_response, problem_response
+from nvcf_gateway.routing import PathTable, Target, pass_through_target
+from nvcf_proto.ids import new_id
+from nvcf_proto.settings import ATTACH_PATH
+
+_log = logging.getLogger(__name__)
+
+Handler = Callable[[web.BaseRequest, dict[str, str]], Awaitable[web.StreamResponse]]
+
+
+class HttpDoor:
+    """Dispatches callers' and workers' HTTP requests."""
+
+    def __init__(
+        self,
+        invoker: Invoker,
+        attach: Attach,
+        management: Management,
+        deployments: Deployments,
+        is_healthy: Callable[[], bool],
+    ) -> None:
+        self._invoker = invoker
+        self._is_healthy = is_healthy
+        self._table: PathTable[Handler] = PathTable()
+        self._add_calls(attach)
+        self._add_management(management, deployments)
+
+    def _add_calls(self, attach: Attach) -> None:
+        add = self._table.add
+        for kind, call in (("exec", self._exec), ("pexec", self._pexec)):
+            add("POST", f"/v2/nvcf/{kind}/functions/{{function_id}}", call)
+            add("POST", f"/v2/nvcf/{kind}/functions/{{function_id}}/versions/{{version_id}}", call)
+        add("GET", ATTACH_PATH, lambda request, _: attach.get(request))
+        add("POST", ATTACH_PATH, lambda request, _: attach.post(request))
+        add("GET", "/health", self._health)
+
+    def _add_management(self, management: Management, deployments: Deployments) -> None:
+        add = self._table.add
+        functions = "/v2/nvcf/functions"
+        versions = functions + "/{function_id}/versions"
+        add("POST", functions, management.create_function)
+        add("GET", functions, management.list_functions)
+        add("GET", functions + "/{function_id}", management.list_versions)
+        add("DELETE", functions + "/{function_id}", management.delete_function)
+        add("POST", versions, management.create_version)
+        add("GET", versions, management.list_versions)
+        add("GET", versions + "/{version_id}", management.get_version)
+        add("DELETE", versions + "/{version_id}", management.delete_version)
+        deployment = "/v2/nvcf/deployments/functions/{function_id}/versions/{version_id}"
+        add("POST", deployment, deployments.deploy)
+        add("GET", deployment, deployments.get)
+        add("DELETE", deployment, deployments.undeploy)
+        add("GET", "/v2/nvcf/instances", deployments.instances)
+        add("POST", "/v2/nvcf/agents/worker-tokens", deployments.worker_token)
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request."""
+        path_route = False
+        try:
+            target = pass_through_target(request.headers, request.headers.get("Host", ""))
+            if target is not None:
+                return await self._invoker.pass_through(request, target)
+            path_route = True
+            return await self._by_path(request)
+        except HttpProblem as problem:
+            return _failed(request, problem, path_route)
+        except ConnectionError:
+            # The caller or worker at the other end is gone; there is nobody to answer.
+            raise
+        except Exception:  # noqa: BLE001 # told to the log with an id, and to the caller without its insides
+            identifier = new_id()
+            _log.exception("internal error", extra={"error_id": identifier, "path": request.path})
+            return _failed(request, HttpProblem(500, f"internal error {identifier}"), path_route)
+
+    async def _by_path(self, request: web.BaseRequest) -> web.StreamResponse:
+        path = request.raw_path.split("?", 1)[0]
+        found = self._table.find(path)
+        if request.method == "OPTIONS":
+            return web.Response(status=200, headers=preflight_headers(request.headers))
+        if found is None:
+            raise HttpProblem(404, f"nothing is served at {path[:256]}")
+        handlers, values = found
+        handler = handlers.get(request.method)
+        if handler is None:
+            allowed = ", ".join(sorted(handlers))
+            raise HttpProblem(405, f"{request.method} is not served here", headers={"Allow": allowed})
+        response = await handler(request, values)
+        if not response.prepared:
+            response.headers.update(response_headers(request.headers))
+        return response
+
+    async def _exec(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        return await self._invoker.exec(request, _target(values))
+
+    async def _pexec(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        return await self._invoker.pexec(request, _target(values))
+
+    async def _health(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        if self._is_healthy():
+            return json_response(200, {"status": "ok"})
+        raise HttpProblem(503, "the broker is not reachable", headers={"Retry-After": "1"})
+
+
+def _target(values: dict[str, str]) -> Target:
+    version = path_id(values, "version_id") if "version_id" in values else None
+    return Target(path_id(values, "function_id"), version)
+
+
+def _failed(request: web.BaseRequest, problem: HttpProblem, path_route: bool) -> web.StreamResponse:
+    if request.writer.output_size > 0:
+        # Part of another answer is out already: only a cut connection tells that it is void.
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("answer aborted")
+    response = problem_response(problem)
+    if path_route:
+        response.headers.update(response_headers(request.headers))
+    return response

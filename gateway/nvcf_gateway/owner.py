@@ -1,0 +1,43 @@
+"""Owner of work that outlives the request which began it, such as withdrawing it from the queue."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Self
+
+_log = logging.getLogger(__name__)
+
+
+class TaskOwner:
+    """Runs tasks until they end; on exit it waits `patience` seconds for them, then cancels them."""
+
+    def __init__(self, patience: float = 5.0) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._patience = patience
+
+    def spawn(self, work: Coroutine[None, None, None], name: str) -> None:
+        """Run `work`; what it raises is logged."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("%s failed", task.get_name(), exc_info=error)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._patience)
+        for task in tuple(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._patience)

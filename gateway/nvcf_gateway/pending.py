@@ -1,0 +1,137 @@
+"""Requests whose callers wait at this replica, and the tokens by which workers reach them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Protocol
+
+from nvcf_gateway.bodies import CallerBody
+from nvcf_gateway.sinks import Sink
+from nvcf_proto.h1 import RequestHead, ResponseHead
+from nvcf_proto.ids import new_id
+
+
+class Waiter(Protocol):
+    """What of asyncio.Timeout is needed: moving the deadline."""
+
+    def reschedule(self, when: float | None, /) -> None:
+        """Set the deadline in loop time."""
+        ...
+
+
+class Outcome(Enum):
+    """How the delivery of an answer ended."""
+
+    INLINE = auto()
+    """`Pending.inline` holds the whole answer."""
+    STREAMED = auto()
+    """The sink has got everything."""
+    BROKEN = auto()
+    """The worker left or sent nonsense after the head."""
+
+
+@dataclass(eq=False)
+class Pending:
+    """One request whose caller waits here.
+
+    The response token and the inline token are each good for one answer; whichever comes first
+    closes both. A delivery that breaks before its head was complete changes nothing.
+    """
+
+    request_id: str
+    version_id: str
+    sink: Sink
+    body: CallerBody
+    head: RequestHead
+    response_token: str = field(default_factory=new_id)
+    inline_token: str = field(default_factory=new_id)
+    request_token: str | None = None
+    outcome: asyncio.Future[Outcome] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    inline: tuple[ResponseHead, bytes] | None = None
+    waiter: Waiter | None = None
+    last_deadline: float = 0.0
+    body_attempt: int = 0
+    streaming: asyncio.Task[object] | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether an answer is still wanted and none has begun."""
+        return self.streaming is None and self.inline is None and not self.outcome.done()
+
+    def take_inline(self, head: ResponseHead, body: bytes) -> bool:
+        """Accept a complete answer; False when it comes too late."""
+        if not self.open:
+            return False
+        self.inline = (head, body)
+        self.outcome.set_result(Outcome.INLINE)
+        return True
+
+    def begin_stream(self, task: asyncio.Task[object] | None) -> bool:
+        """Accept the head of a streamed answer delivered by `task`; False when it comes too late.
+
+        From here on the poll time no longer counts, only the longest duration of a call.
+        """
+        if not self.open or task is None:
+            return False
+        self.streaming = task
+        if self.waiter is not None:
+            self.waiter.reschedule(self.last_deadline)
+        return True
+
+    def settle(self, outcome: Outcome) -> None:
+        """Tell the caller's side how the delivery ended."""
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)
+
+    def take_body(self, attempt: int | None) -> bool:
+        """Whether a delivery may fetch the body; the token is good once for each delivery attempt.
+
+        `attempt` is the delivery count a worker of ours states ([ext]), None for other workers.
+        """
+        number = 1 if attempt is None else attempt
+        if number <= self.body_attempt:
+            return False
+        self.body_attempt = number
+        return True
+
+
+class PendingRequests:
+    """All requests that wait here, found by their tokens."""
+
+    def __init__(self) -> None:
+        self._by_response: dict[str, Pending] = {}
+        self._by_inline: dict[str, Pending] = {}
+        self._by_request: dict[str, Pending] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_response)
+
+    def add(self, pending: Pending) -> None:
+        """Let workers reach the request."""
+        self._by_response[pending.response_token] = pending
+        self._by_inline[pending.inline_token] = pending
+        if pending.request_token is not None:
+            self._by_request[pending.request_token] = pending
+
+    def remove(self, pending: Pending) -> None:
+        """Forget the request; its tokens are void from here on."""
+        self._by_response.pop(pending.response_token, None)
+        self._by_inline.pop(pending.inline_token, None)
+        if pending.request_token is not None:
+            self._by_request.pop(pending.request_token, None)
+
+    def by_response_token(self, token: str) -> Pending | None:
+        """The request whose answer `token` may deliver."""
+        return self._by_response.get(token)
+
+    def by_inline_token(self, token: str) -> Pending | None:
+        """The request whose answer `token` may deliver inline."""
+        return self._by_inline.get(token)
+
+    def by_request_token(self, token: str) -> Pending | None:
+        """The request whose body `token` may fetch."""
+        return self._by_request.get(token)

@@ -1,0 +1,165 @@
+"""The platform's records as this replica sees them: mirrors of the key-value buckets, with indexes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from nvcf_broker.connection import BrokerClient
+from nvcf_broker.errors import KeyExistsError
+from nvcf_broker.kv import KvMirror
+from nvcf_gateway.errors import SetupError
+from nvcf_proto import models
+from nvcf_proto.errors import InvalidRecord
+from nvcf_proto.models import (
+    ApiKey,
+    Deployment,
+    Function,
+    FunctionVersion,
+    Instance,
+    InstanceState,
+    VersionStatus,
+)
+from nvcf_proto.records import Fields
+
+
+class VersionIndex:
+    """Which versions of a function are deployed, and how many of their instances run."""
+
+    def __init__(self) -> None:
+        self._function_of: dict[str, str] = {}
+        self._deployed: dict[str, set[str]] = {}
+        self._running: dict[str, set[str]] = {}
+
+    def deployment_changed(self, version_id: str, deployment: Deployment | None) -> None:
+        """Take in a change of the deployments bucket."""
+        if deployment is not None:
+            self._function_of[version_id] = deployment.function_id
+            self._deployed.setdefault(deployment.function_id, set()).add(version_id)
+            return
+        function_id = self._function_of.pop(version_id, None)
+        if function_id is not None:
+            versions = self._deployed[function_id]
+            versions.discard(version_id)
+            if not versions:
+                del self._deployed[function_id]
+
+    def instance_changed(self, key: str, instance: Instance | None) -> None:
+        """Take in a change of the instances bucket; `key` is `VERSION.INSTANCE`."""
+        version_id, _, instance_id = key.partition(".")
+        if instance is not None and instance.state is InstanceState.RUNNING:
+            self._running.setdefault(version_id, set()).add(instance_id)
+            return
+        running = self._running.get(version_id)
+        if running is not None:
+            running.discard(instance_id)
+            if not running:
+                del self._running[version_id]
+
+    def deployed(self, function_id: str) -> list[str]:
+        """Ids of the function's deployed versions."""
+        return sorted(self._deployed.get(function_id, ()))
+
+    def is_deployed(self, version_id: str) -> bool:
+        """Whether the version shall have instances."""
+        return version_id in self._function_of
+
+    def is_running(self, version_id: str) -> bool:
+        """Whether at least one instance of the version is ready."""
+        return version_id in self._running
+
+
+def version_status(deployed: bool, instances: list[Instance]) -> VersionStatus:
+    """What the management API shows of a version.
+
+    ERROR is said only when every instance has failed: one that still starts may yet come up.
+    """
+    if not deployed:
+        return VersionStatus.INACTIVE
+    states = {instance.state for instance in instances}
+    if InstanceState.RUNNING in states:
+        return VersionStatus.ACTIVE
+    if states == {InstanceState.FAILED}:
+        return VersionStatus.ERROR
+    return VersionStatus.DEPLOYING
+
+
+class Registry:
+    """Mirrors of all buckets; reads never wait, writes go through the mirrors."""
+
+    def __init__(self, client: BrokerClient, replicas: int) -> None:
+        self.index = VersionIndex()
+        self.functions = KvMirror(
+            client, models.FUNCTIONS_BUCKET, Function.from_json, Function.to_json, replicas=replicas
+        )
+        self.versions = KvMirror(
+            client,
+            models.VERSIONS_BUCKET,
+            FunctionVersion.from_json,
+            FunctionVersion.to_json,
+            replicas=replicas,
+        )
+        self.deployments = KvMirror(
+            client,
+            models.DEPLOYMENTS_BUCKET,
+            Deployment.from_json,
+            Deployment.to_json,
+            on_change=self.index.deployment_changed,
+            replicas=replicas,
+        )
+        self.instances = KvMirror(
+            client,
+            models.INSTANCES_BUCKET,
+            Instance.from_json,
+            Instance.to_json,
+            on_change=self.index.instance_changed,
+            replicas=replicas,
+        )
+        self.keys = KvMirror(
+            client, models.API_KEYS_BUCKET, ApiKey.from_json, ApiKey.to_json, replicas=replicas
+        )
+
+    async def start(self, stack: AsyncExitStack) -> None:
+        """Follow all buckets until `stack` is closed; returns when each has been read once."""
+        for mirror in (self.functions, self.versions, self.deployments, self.instances, self.keys):
+            await stack.enter_async_context(mirror)
+        await asyncio.gather(
+            self.functions.ready(),
+            self.versions.ready(),
+            self.deployments.ready(),
+            self.instances.ready(),
+            self.keys.ready(),
+        )
+
+    async def bootstrap_keys(self, path: Path) -> None:
+        """Create the API keys of a file (JSON list of records, hashes only) that do not exist yet."""
+        for record in await asyncio.to_thread(_read_keys, path):
+            if self.keys.get(record.id) is None:
+                try:
+                    await self.keys.create(record.id, record)
+                except KeyExistsError:
+                    continue
+
+    def instances_of(self, version_id: str) -> list[Instance]:
+        """Records of a version's instances, oldest first."""
+        found = [instance for instance in self.instances.values() if instance.version_id == version_id]
+        return sorted(found, key=lambda instance: (instance.created_at, instance.id))
+
+    def versions_of(self, function_id: str) -> list[FunctionVersion]:
+        """A function's versions, oldest first."""
+        found = [version for version in self.versions.values() if version.function_id == function_id]
+        return sorted(found, key=lambda version: (version.created_at, version.id))
+
+    def status_of(self, version: FunctionVersion) -> VersionStatus:
+        """The version's status now."""
+        return version_status(self.index.is_deployed(version.id), self.instances_of(version.id))
+
+
+def _read_keys(path: Path) -> list[ApiKey]:
+    try:
+        values = json.loads(path.read_bytes())
+        return [ApiKey.from_fields(Fields(value, f"[{index}]")) for index, value in enumerate(values)]
+    except (OSError, ValueError, TypeError, AttributeError, InvalidRecord) as error:
+        raise SetupError(f"cannot read the bootstrap keys {path}: {error}") from error

@@ -1,0 +1,106 @@
+"""Where a caller's request goes (section 4): pass-through first, then by path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from nvcf_gateway.errors import HttpProblem
+from nvcf_proto.errors import InvalidId
+from nvcf_proto.headers import FUNCTION_ID, FUNCTION_VERSION_ID
+from nvcf_proto.ids import is_id, parse_id
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Target:
+    """The function a caller wants and, if named, its version."""
+
+    function_id: str
+    version_id: str | None = None
+
+
+def pass_through_target(headers: Mapping[str, str], host: str) -> Target | None:
+    """The target of a pass-through request, or None for a path route.
+
+    Headers win, then the first one or two UUID labels of the host name. Raises HttpProblem 400 for a
+    routing header that is no UUID.
+    """
+    function_id = headers.get(FUNCTION_ID)
+    version_id = headers.get(FUNCTION_VERSION_ID)
+    if function_id is not None:
+        return Target(
+            _routing_id(function_id, FUNCTION_ID),
+            None if version_id is None else _routing_id(version_id, FUNCTION_VERSION_ID),
+        )
+    if version_id is not None:
+        raise HttpProblem(400, f"header {FUNCTION_VERSION_ID} needs {FUNCTION_ID} beside it")
+    return _host_target(host)
+
+
+def _host_target(host: str) -> Target | None:
+    # A UUID label has 36 characters: anything shorter needs no look.
+    if len(host) < 36:
+        return None
+    labels = host.lower().split(":", 1)[0].split(".")
+    if not is_id(labels[0]):
+        return None
+    if len(labels) > 1 and is_id(labels[1]):
+        return Target(labels[1], labels[0])
+    return Target(labels[0])
+
+
+def _routing_id(text: str, name: str) -> str:
+    try:
+        return parse_id(text.strip(), name)
+    except InvalidId as error:
+        raise HttpProblem(400, f"header {error}") from None
+
+
+class PathTable(Generic[T]):
+    """Routes by method and path; `{name}` in a pattern takes one segment.
+
+    Small on purpose: it stands on the request path, and a pattern is nothing but literals and names.
+    """
+
+    def __init__(self) -> None:
+        self._literal: dict[str, dict[str, T]] = {}
+        self._patterns: dict[int, list[tuple[list[str], dict[str, T]]]] = {}
+
+    def add(self, method: str, pattern: str, handler: T) -> None:
+        """Route `method` on `pattern` to `handler`."""
+        if "{" not in pattern:
+            self._literal.setdefault(pattern, {})[method] = handler
+            return
+        segments = pattern.split("/")
+        for known, methods in self._patterns.setdefault(len(segments), []):
+            if known == segments:
+                methods[method] = handler
+                return
+        self._patterns[len(segments)].append((segments, {method: handler}))
+
+    def find(self, path: str) -> tuple[dict[str, T], dict[str, str]] | None:
+        """Handlers by method and the values of the pattern's names, or None for an unknown path."""
+        literal = self._literal.get(path)
+        if literal is not None:
+            return literal, {}
+        segments = path.split("/")
+        for pattern, methods in self._patterns.get(len(segments), ()):
+            values = _match(pattern, segments)
+            if values is not None:
+                return methods, values
+        return None
+
+
+def _match(pattern: list[str], segments: list[str]) -> dict[str, str] | None:
+    values: dict[str, str] = {}
+    for expected, segment in zip(pattern, segments, strict=True):
+        if expected.startswith("{"):
+            if not segment:
+                return None
+            values[expected[1:-1]] = segment
+        elif expected != segment:
+            return None
+    return values

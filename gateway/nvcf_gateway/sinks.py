@@ -1,0 +1,130 @@
+"""The caller's end of a response: streamed as it comes, or collected for the JSON wrapper of exec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from aiohttp import ClientConnectionResetError, web
+from multidict import CIMultiDict
+
+from nvcf_gateway.errors import CallerGone, WorkerGone
+from nvcf_proto.errors import H1Error
+from nvcf_proto.h1 import ResponseHead
+from nvcf_proto.headers import strip_hop_by_hop
+
+_BODILESS = frozenset((204, 304))
+
+
+class Sink(Protocol):
+    """Takes one response: `start`, any number of `write`, `finish`; or `abort` at any time."""
+
+    async def start(self, head: ResponseHead) -> None:
+        """Take the head. Raises H1Error when it cannot be passed on, CallerGone."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Take body bytes; returns when the caller can take more. Raises H1Error, CallerGone."""
+        ...
+
+    async def finish(self) -> None:
+        """The body is complete. Raises H1Error when its length is not the announced one, CallerGone."""
+        ...
+
+    def abort(self) -> None:
+        """The body will never be complete."""
+        ...
+
+
+def checked_head(head: ResponseHead) -> ResponseHead:
+    """The head to pass on, hop-by-hop headers removed. Raises H1Error for what section 4 forbids."""
+    if head.status < 200:
+        raise H1Error(f"status {head.status} is no final status")
+    if any(name.lower() == "transfer-encoding" for name, _ in head.headers):
+        raise H1Error("an inner Transfer-Encoding header is not allowed")
+    lengths = {value for name, value in head.headers if name.lower() == "content-length"}
+    if len(lengths) > 1 or any(not value.isdigit() for value in lengths):
+        raise H1Error("malformed inner Content-Length")
+    return ResponseHead(head.status, strip_hop_by_hop(head.headers), head.reason)
+
+
+class StreamSink:
+    """Writes the response to the caller's connection; a slow caller makes `write` wait."""
+
+    def __init__(
+        self, request: web.BaseRequest, decorate: Callable[[ResponseHead], list[tuple[str, str]]]
+    ) -> None:
+        self._request = request
+        self._decorate = decorate
+        self._expected: int | None = None
+        self._written = 0
+        self._bodiless = False
+        self.response: web.StreamResponse | None = None
+
+    async def start(self, head: ResponseHead) -> None:
+        headers = CIMultiDict(self._decorate(head))
+        self._bodiless = self._request.method == "HEAD" or head.status in _BODILESS
+        length = headers.get("Content-Length")
+        self._expected = int(length) if length is not None and not self._bodiless else None
+        response = web.StreamResponse(status=head.status, reason=head.reason or None, headers=headers)
+        self.response = response
+        try:
+            await response.prepare(self._request)
+        except ConnectionError as error:
+            raise CallerGone("the caller left") from error
+
+    async def write(self, data: bytes) -> None:
+        self._written += len(data)
+        if self._expected is not None and self._written > self._expected:
+            raise H1Error(f"body is longer than its Content-Length of {self._expected}")
+        if self._bodiless or self.response is None:
+            return
+        try:
+            await self.response.write(data)
+        except (ClientConnectionResetError, ConnectionError) as error:
+            raise CallerGone("the caller left") from error
+
+    async def finish(self) -> None:
+        if self._expected is not None and self._written != self._expected:
+            raise H1Error(f"body has {self._written} bytes, its Content-Length says {self._expected}")
+        if self.response is None:
+            return
+        try:
+            await self.response.write_eof()
+        except (ClientConnectionResetError, ConnectionError) as error:
+            raise CallerGone("the caller left") from error
+
+    def abort(self) -> None:
+        # A cut connection is the only way to tell an HTTP/1.1 caller that the body is not complete.
+        if self._request.transport is not None:
+            self._request.transport.abort()
+
+
+class CollectSink:
+    """Keeps the whole response in memory, up to `limit` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._body = bytearray()
+        self._aborted = False
+        self.head: ResponseHead | None = None
+
+    @property
+    def body(self) -> bytes:
+        """The body so far."""
+        return bytes(self._body)
+
+    async def start(self, head: ResponseHead) -> None:
+        self.head = head
+
+    async def write(self, data: bytes) -> None:
+        if len(self._body) + len(data) > self._limit:
+            raise H1Error(f"response is larger than {self._limit} bytes: use pexec for it")
+        self._body += data
+
+    async def finish(self) -> None:
+        if self._aborted:
+            raise WorkerGone("the worker left in the middle of its answer")
+
+    def abort(self) -> None:
+        self._aborted = True

@@ -1,0 +1,105 @@
+"""The message that travels through the queue: building it from a caller's request (sections 1 to 4)."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from nvcf_proto import headers as names
+from nvcf_proto.headers import strip_hop_by_hop
+from nvcf_proto.pb import nvcf_pb2
+from nvcf_proto.settings import MAX_DIRECT_RESPONSE
+
+Header = tuple[str, str]
+
+# Routing and credentials are for the gateway; nobody behind it needs them.
+_GATEWAY_ONLY = frozenset(("authorization", "expect", names.FUNCTION_ID, names.FUNCTION_VERSION_ID))
+_TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the function shall do, and for whom. `requested_at` is Unix time in nanoseconds."""
+
+    request_id: str
+    nca_id: str
+    subject: str
+    method: str
+    path: str
+    headers: list[Header]
+    requested_at: int
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """How the worker reaches the caller: where to attach, with which tokens."""
+
+    target_uri: str
+    response_token: str
+    request_token: str | None
+
+
+def header_text(raw: bytes) -> str:
+    """Header bytes as text: UTF-8 where they are that, else latin-1, so that nothing is refused."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
+
+
+def forwarded_headers(headers: Iterable[Header], poll_seconds: int, *, pass_through: bool) -> list[Header]:
+    """The caller's headers as the worker gets them, NVCF-POLL-SECONDS made explicit."""
+    poll = names.NVCF_POLL_SECONDS.lower()
+    kept = [
+        (name, value)
+        for name, value in strip_hop_by_hop(headers)
+        if (lowered := name.lower()) not in _GATEWAY_ONLY and lowered != poll
+    ]
+    kept.append((names.NVCF_POLL_SECONDS, str(poll_seconds)))
+    if pass_through:
+        kept.append((names.NVCF_FEATURE_DISABLE_COMPATIBILITY, "true"))
+    return kept
+
+
+def build_request(work: Work, delivery: Delivery, body: bytes, *, full_by_attach: bool) -> bytes:
+    """The encoded WorkerInvokeFunctionRequest.
+
+    With `full_by_attach` method, path, headers and body stay out: the worker fetches all by GET attach.
+    """
+    message = nvcf_pb2.WorkerInvokeFunctionRequest(
+        requestId=work.request_id,
+        ncaId=work.nca_id,
+        subject=work.subject,
+        maxDirectResponseSizeBytes=MAX_DIRECT_RESPONSE,
+    )
+    message.requestTime.FromNanoseconds(work.requested_at)
+    connection = message.statelessConfig.connectionConfigs.add().http1Config
+    connection.targetURI = delivery.target_uri
+    connection.responseAuthorizationToken = delivery.response_token
+    if delivery.request_token is not None:
+        connection.requestAuthorizationToken = delivery.request_token
+    if not full_by_attach:
+        message.requestMethod = work.method
+        message.requestPath = work.path
+        for name, value in work.headers:
+            message.requestHeaders.add(key=name, value=value)
+        if body:
+            message.requestBody = body
+    return message.SerializeToString()
+
+
+def message_headers(
+    caller: Mapping[str, str], reply_subject: str | None, reply_max_bytes: int
+) -> dict[str, str]:
+    """NATS headers of the message: W3C trace context (made up when absent) and the inline reply [ext]."""
+    if _TRACEPARENT.fullmatch(caller.get("traceparent", "")):
+        found = {name: caller[name] for name in _TRACE_HEADERS if name in caller and caller[name].isascii()}
+    else:
+        found = {"traceparent": f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"}
+    if reply_subject is not None:
+        found[names.REPLY_SUBJECT] = reply_subject
+        found[names.REPLY_MAX_BYTES] = str(reply_max_bytes)
+    return found

@@ -1,0 +1,449 @@
+"""pexec as callers and workers see it (protocol.md sections 2 to 4), against a hand-driven peer worker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+
+from nvcf_proto.ids import new_id
+from nvcf_proto.pb import nvcf_pb2
+from tests.support.peer_worker import PeerWorker, Work, peer_worker
+from tests.support.platform import Platform, Version
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+class Answer:
+    """A caller's answer, read to its end."""
+
+    def __init__(self, response: aiohttp.ClientResponse, body: bytes) -> None:
+        self.status = response.status
+        self.headers = response.headers
+        self.body = body
+
+
+async def call(
+    platform: Platform, path: str, data: object = b"hello", *, method: str = "POST", **headers: str
+) -> Answer:
+    """Call as an ordinary HTTP client does."""
+    sent = {**platform.authorization(), **{name.replace("_", "-"): value for name, value in headers.items()}}
+    async with platform.session.request(
+        method, platform.gateway.url + path, data=data, headers=sent
+    ) as response:
+        return Answer(response, await response.read())
+
+
+async def pulled(
+    platform: Platform, worker: PeerWorker, path: str, **options: object
+) -> tuple[asyncio.Task[Answer], Work]:
+    """Start a call and pull its request."""
+    task = asyncio.create_task(call(platform, path, **options))  # type: ignore[arg-type]
+    return task, await worker.pull()
+
+
+async def test_message_carries_the_request(platform: Platform) -> None:
+    version = await platform.deployed_version(inferenceUrl="/v1/run?mode=a")
+    async with peer_worker(platform, version) as worker:
+        before = time.time()
+        task, work = await pulled(platform, worker, version.pexec, X_Custom="yes", Content_Type="text/plain")
+        request = work.request
+        assert work.message.subject == f"rq.local.{version.id}.{request.requestId}"
+        assert request.ncaId == "account-one"
+        assert request.requestMethod == "POST"
+        assert request.requestPath == "/v1/run?mode=a"
+        assert request.requestBody == b"hello"
+        assert before - 1 < request.requestTime.ToNanoseconds() / 1e9 < time.time() + 1
+        assert work.headers["x-custom"] == "yes"
+        assert work.headers["content-type"] == "text/plain"
+        assert work.headers["nvcf-poll-seconds"] == "60"
+        assert "authorization" not in work.headers
+        assert not work.connection.HasField("requestAuthorizationToken")
+        assert work.message.headers is not None
+        assert work.message.headers["traceparent"].startswith("00-")
+        assert request.maxDirectResponseSizeBytes == 5 * 1024 * 1024
+        assert (await work.answer(b"done", "201 Created", "X-Mine: 1", "Connection: X-Hop", "X-Hop: 1"))[
+            0
+        ] == 200
+        answer = await task
+        assert (answer.status, answer.body) == (201, b"done")
+        assert answer.headers["nvcf-reqid"] == request.requestId
+        assert answer.headers["nvcf-status"] == "fulfilled"
+        assert "nvcf-reqid" in answer.headers["access-control-expose-headers"]
+        assert answer.headers["x-mine"] == "1"
+        assert "x-hop" not in answer.headers
+    await platform.queue_is_empty(version)
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "said"),
+    [
+        ("202 Accepted", 202, "in-progress"),
+        ("302 Found", 302, "fulfilled"),
+        ("404 Not Found", 404, "errored"),
+    ],
+)
+async def test_status_header(platform: Platform, line: str, status: int, said: str) -> None:
+    version = await platform.deployed_version()
+    async with peer_worker(platform, version) as worker:
+        task = asyncio.create_task(_no_redirect(platform, version))
+        work = await worker.pull()
+        await work.answer(b"", line, "Location: http://elsewhere/x")
+        got_status, got_said = await task
+        assert (got_status, got_said) == (status, said)
+
+
+async def _no_redirect(platform: Platform, version: Version) -> tuple[int, str]:
+    url = platform.gateway.url + version.pexec
+    async with platform.session.post(
+        url, headers=platform.authorization(), allow_redirects=False
+    ) as response:
+        return response.status, response.headers["nvcf-status"]
+
+
+async def test_inline_reply(platform: Platform) -> None:
+    version = await platform.deployed_version()
+    async with peer_worker(platform, version) as worker:
+        task, work = await pulled(platform, worker, version.pexec)
+        reply = nvcf_pb2.InlineResponse(
+            body=b"small",
+            headers=[nvcf_pb2.StringKV(key="Content-Type", value="text/plain")],
+            httpStatusCode=200,
+            endOfResponse=True,
+        )
+        acknowledgement = await work.inline(reply)
+        assert acknowledgement.data == b""
+        assert not acknowledgement.headers
+        answer = await task
+        assert (answer.status, answer.body, answer.headers["content-type"]) == (200, b"small", "text/plain")
+        # The request has ended: neither door takes another answer.
+        assert (await work.inline(reply)).headers == {"Nvcf-Reply-Status": "410"}
+        assert (await work.post(b"HTTP/1.1 200 OK\r\n\r\n"))[0] == 401
+        await work.ack()
+
+
+async def test_malformed_inline_reply_leaves_the_request_open(platform: Platform) -> None:
+    version = await platform.deployed_version()
+    async with peer_worker(platform, version) as worker:
+        task, work = await pulled(platform, worker, version.pexec)
+        bad_header = nvcf_pb2.InlineResponse(
+            headers=[nvcf_pb2.StringKV(key="X", value="a\r\nb: c")], endOfResponse=True
+        )
+        for reply in (b"\xff\xff\xff", bad_header, nvcf_pb2.InlineResponse(body=b"x")):
+            assert (await work.inline(reply)).headers == {"Nvcf-Reply-Status": "400"}
+        await work.answer(b"good")
+        assert (await task).body == b"good"
+
+
+async def test_large_body_is_fetched_by_attach(platform: Platform) -> None:
+    version = await platform.deployed_version()
+    data = bytes(range(256)) * 4096
+    async with peer_worker(platform, version) as worker:
+        task, work = await pulled(platform, worker, version.pexec, data=data)
+        prefix = work.request.requestBody
+        assert 0 < len(prefix) <= 32 * 1024
+        assert data.startswith(prefix)
+        assert work.connection.HasField("requestAuthorizationToken")
+        status, kind, rest = await work.get()
+        assert (status, kind) == (200, "application/octet-stream")
+        assert prefix + rest == data
+        assert (await work.get())[0] == 401, "the token is used"
+        await work.answer()
+        assert (await task).status == 200
+
+
+async def test_second_delivery_gets_the_body_again(platform: Platform) -> None:
+    version = await platform.deployed_version()
+    data = b"0123456789abcdef" * 60_000
+    async with peer_worker(platform, version) as worker:
+        task, work = await pulled(platform, worker, version.pexec, data=data)
+        first = await work.get(attempt=1)
+        assert (await work.get(attempt=1))[0] == 401
+        assert await work.get(attempt=2) == first
+        assert work.request.requestBody + first[2] == data
+        await work.answer()
+        assert (await task).status == 200
+
+
+async def test_chunked_upload_is_streamed(platform: Platform) -> None:
+    version = await platform.deployed_version()
+    proceed = asyncio.Event()
+
+    async def upload() -> AsyncIterator[bytes]:
+        yield b"a" * 40_000
+        await proceed.wait()
+        yield b"b" * 40_000
+
+    async with peer_worker(platform, version) as worker:
+        task, work = await pulled(platform, worker, version.pexec, data=upload())
+        assert work.headers.get("content-length") is None
+        body = asyncio.create_task(work.get())
+        proceed.set()
+        assert work.request.requestBody + (await body)[2] == b"a" * 40_000 + b"b" * 40_000
+        await work.answer()
+        assert (await task).status == 200
+
+
+async def test_full_request_by_attach(platform: Platform) -> None:
+    version = await platform.deployed_version(inferenceUrl="/full")
+    async with peer_worker(platform, version) as worker:
+        task, work = await pulled(
+            platform, worker, version.pexec, nvcf_feature_enable_only_stream_full_request="true", X_One="1"
+        )
+        assert work.request.requestMethod == ""
+        assert work.request.requestPath == ""
+        assert not work.request.requestHeaders
+        assert not work.request.HasField("requestBody")
+        status, kind, whole = await work.get(accept="application/octet-stream+h1")
+        head, _, body = whole.partition(b"\r\n\r\n")
+        assert (status, kind, body) == (200, "application/octet-stream+h1", b"hello")
+        assert head.startswith(b"POST /full HTTP/1.1\r\n")
+        assert b"X-One: 1" in head
+        await work.answer()
+        assert (await task).status == 200
+
+
+async def test_answer_is_streamed_as_it_comes(platform: Platform) -> None:
+    version = await platform.deployed_version()
+    turn = asyncio.Queue[bytes | None]()
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+        while (part := await turn.get()) is not None:
+            yield part
+
+    async with peer_worker(platform, version) as worker:
+        url = platform.gateway.url + version.pexec
+        request = platform.session.post(url, data=b"x", headers=platform.authorization())
+        opening = asyncio.create_task(request.__aenter__())
+        work = await worker.pull()
+        posting = asyncio.create_task(work.post(parts()))
+        response = await opening
+        assert response.headers["content-type"] == "text/event-stream"
+        for index in range(5):
+            turn.put_nowait(b"item %d" % index)
+            assert await response.content.readany() == b"item %d" % index
+        turn.put_nowait(None)
+        assert await response.content.read() == b""
+        assert (await posting)[0] == 200
+        await work.ack()
+        response.release()
+
+
+async def test_time_out_is_504_without_a_body(platform: Platform) -> None:
+    version = await platform.deployed_version()
+    async with peer_worker(platform, version) as worker:
+        cancels = await worker.client.subscribe(f"nvcf.cancel.{version.id}")
+        await worker.client.flush()
+        task, work = await pulled(platform, worker, version.pexec, NVCF_POLL_SECONDS="0")
+        answer = await task
+        assert (answer.status, answer.body) == (504, b"")
+        assert (await cancels.next_msg(timeout=5)).data.decode() == work.request.requestId
+        assert (await work.post(b"HTTP/1.1 200 OK\r\n\r\n"))[0] == 401
+    await platform.queue_is_empty(version)
+
+
+async def test_caller_that_leaves_cancels_the_request(platform: Platform) -> None:
+    version = await platform.deployed_version()
+    async with peer_worker(platform, version) as worker:
+        cancels = await worker.client.subscribe(f"nvcf.cancel.{version.id}")
+        await worker.client.flush()
+        task, work = await pulled(platform, worker, version.pexec)
+        task.cancel()
+        assert (await cancels.next_msg(timeout=5)).data.decode() == work.request.requestId
+    await platform.queue_is_empty(version)
+
+
+async def test_caller_that_leaves_at_once_is_never_missed(platform: Platform) -> None:
+    """The disconnect can arrive together with the broker's acknowledgement of the request."""
+    version = await platform.deployed_version()
+    async with peer_worker(platform, version) as worker:
+        cancels = await worker.client.subscribe(f"nvcf.cancel.{version.id}")
+        await worker.client.flush()
+        for _ in range(30):
+            task, work = await pulled(platform, worker, version.pexec)
+            task.cancel()
+            assert (await cancels.next_msg(timeout=5)).data.decode() == work.request.requestId
+
+
+async def test_worker_that_leaves_before_the_head_can_be_replaced(platform: Platform) -> None:
+    version = await platform.deployed_version()
+    began = asyncio.Event()
+
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\nX-Half"
+        began.set()
+        await asyncio.Event().wait()
+
+    async with peer_worker(platform, version) as worker:
+        task, work = await pulled(platform, worker, version.pexec)
+        posting = asyncio.create_task(work.post(broken()))
+        await began.wait()
+        posting.cancel()
+        await asyncio.wait({posting})
+        assert (await work.answer(b"second"))[0] == 200
+        assert (await task).body == b"second"
+
+
+async def test_worker_that_leaves_in_the_body_breaks_the_answer(platform: Platform) -> None:
+    version = await platform.deployed_version()
+    began = asyncio.Event()
+
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\n\r\nhalf"
+        began.set()
+        await asyncio.Event().wait()
+
+    async with peer_worker(platform, version) as worker:
+        task, work = await pulled(platform, worker, version.pexec)
+        posting = asyncio.create_task(work.post(broken()))
+        await began.wait()
+        posting.cancel()
+        with pytest.raises(aiohttp.ClientError):
+            await task
+        assert (await work.post(b"HTTP/1.1 200 OK\r\n\r\n"))[0] == 401
+    await platform.queue_is_empty(version)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"nonsense\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 65 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nA: " + b"b" * 420_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA : b\r\n\r\n",
+    ],
+)
+async def test_malformed_head_is_400_and_the_token_stays_good(platform: Platform, head: bytes) -> None:
+    version = await platform.deployed_version()
+    async with peer_worker(platform, version) as worker:
+        task, work = await pulled(platform, worker, version.pexec)
+        status, problem = await work.post(head)
+        assert status == 400, problem
+        assert (await work.answer(b"fine"))[0] == 200
+        assert (await task).body == b"fine"
+
+
+@pytest.mark.parametrize("body", [b"short", b"much too long for it"])
+async def test_body_that_belies_its_length_breaks_the_answer(platform: Platform, body: bytes) -> None:
+    version = await platform.deployed_version()
+    async with peer_worker(platform, version) as worker:
+        task, work = await pulled(platform, worker, version.pexec)
+        assert (await work.post(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n" + body))[0] == 400
+        with pytest.raises(aiohttp.ClientError):
+            await task
+
+
+async def test_attach_needs_a_genuine_token(platform: Platform) -> None:
+    version = await platform.deployed_version()
+    async with peer_worker(platform, version) as worker:
+        task, work = await pulled(platform, worker, version.pexec, data=b"x" * 50_000)
+        head = b"HTTP/1.1 200 OK\r\n\r\n"
+        for token in (new_id(), "not-a-token", work.connection.requestAuthorizationToken):
+            assert (await work.post(head, token=token))[0] == 401
+        for token in (new_id(), work.connection.responseAuthorizationToken):
+            assert (await work.get(token=token))[0] == 401
+        url = work.connection.targetURI + "/v2/nvcf/worker/request-attach"
+        async with platform.session.post(url, data=head) as response:
+            assert response.status == 401
+        assert (await work.post(head, content_type="text/plain"))[0] == 415
+        await work.answer()
+        assert (await task).status == 200
+
+
+async def test_head_request_has_no_body(platform: Platform) -> None:
+    version = await platform.deployed_version()
+    async with peer_worker(platform, version) as worker:
+        task, work = await pulled(
+            platform, worker, "/any", data=None, method="HEAD", function_id=version.function_id
+        )
+        await work.answer(b"", "200 OK", "Content-Length: 11")
+        answer = await task
+        assert (answer.status, answer.headers["content-length"], answer.body) == (200, "11", b"")
+
+
+async def test_pass_through_keeps_the_request_as_it_is(platform: Platform) -> None:
+    version = await platform.deployed_version()
+    async with peer_worker(platform, version) as worker:
+        task, work = await pulled(
+            platform, worker, "/a%2Fb/c?x=1&y=%20", method="PATCH", function_id=version.function_id,
+            function_version_id=version.id,
+        )  # fmt: skip
+        assert work.request.requestMethod == "PATCH"
+        assert work.request.requestPath == "/a%2Fb/c?x=1&y=%20"
+        assert work.headers["nvcf-feature-disable-worker-compatibility"] == "true"
+        assert "function-id" not in work.headers
+        assert work.request.largeResponseUrl == ""
+        await work.answer(b"through", "200 OK", "Set-Cookie: a=1", "Set-Cookie: b=2")
+        answer = await task
+        assert answer.body == b"through"
+        assert answer.headers.getall("set-cookie") == ["a=1", "b=2"]
+        assert "access-control-expose-headers" not in answer.headers
+
+
+@pytest.mark.parametrize("with_version", [True, False])
+async def test_pass_through_by_host(platform: Platform, with_version: bool) -> None:
+    version = await platform.deployed_version()
+    label = f"{version.id}.{version.function_id}" if with_version else version.function_id
+    async with peer_worker(platform, version) as worker:
+        task, work = await pulled(
+            platform, worker, "/v2/nvcf/functions", method="OPTIONS", data=None, Host=f"{label}.example.test"
+        )
+        assert (work.request.requestMethod, work.request.requestPath) == ("OPTIONS", "/v2/nvcf/functions")
+        await work.answer(b"", "204 No Content", "Access-Control-Allow-Origin: http://mine")
+        answer = await task
+        assert (answer.status, answer.headers["access-control-allow-origin"]) == (204, "http://mine")
+
+
+async def test_expect_100_continue(platform: Platform) -> None:
+    version = await platform.deployed_version()
+    async with peer_worker(platform, version) as worker:
+        url = platform.gateway.url + version.pexec
+        request = platform.session.post(
+            url, data=b"late body", headers=platform.authorization(), expect100=True
+        )
+        opening = asyncio.create_task(request.__aenter__())
+        work = await worker.pull()
+        assert work.request.requestBody == b"late body"
+        await work.answer(b"after continue")
+        response = await opening
+        assert await response.read() == b"after continue"
+
+
+async def test_queue_full_is_429(platform: Platform) -> None:
+    version = await platform.deployed_version()
+    client = await platform.broker_client()
+    try:
+        answer = await client.request(f"$JS.API.STREAM.INFO.rq_local_{version.id}", b"", timeout=5)
+        config = json.loads(answer.data)["config"]
+        assert config["retention"] == "workqueue"
+        assert config["storage"] == "file"
+        assert config["discard"] == "new"
+        assert config["discard_new_per_subject"] is True
+        assert config["max_msgs"] == 100_000
+        assert config["max_msgs_per_subject"] == 1
+        assert config["max_msg_size"] == 6 * 1024 * 1024
+        assert config["duplicate_window"] == 5_000_000_000
+        assert config["allow_direct"] is True
+        config["max_msgs"] = 1
+        await client.request(
+            f"$JS.API.STREAM.UPDATE.rq_local_{version.id}", json.dumps(config).encode(), timeout=5
+        )
+        first = asyncio.create_task(call(platform, version.pexec))
+        async with peer_worker(platform, version) as worker:
+            work = await worker.pull()
+            second = await call(platform, version.pexec)
+            assert (second.status, second.headers["content-type"]) == (429, "application/problem+json")
+            assert second.headers["retry-after"]
+            await work.answer()
+            assert (await first).status == 200
+    finally:
+        await client.close()

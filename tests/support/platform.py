@@ -1,0 +1,228 @@
+"""A real broker and real gateway processes, with the management calls that tests need."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from nats.aio.client import Client
+
+from nvcf_broker.configuration import read_credentials
+from nvcf_broker.server import LocalBroker
+from nvcf_proto.apikeys import api_key_id, hash_api_key, new_api_key
+from nvcf_proto.ids import new_id
+from nvcf_proto.models import ApiKey, Scope
+from tests.support.processes import Child, end, eventually, python, start
+
+ACCOUNT = "account-one"
+
+
+@dataclass(frozen=True)
+class Version:
+    """A function version made by a test."""
+
+    function_id: str
+    id: str
+
+    @property
+    def pexec(self) -> str:
+        """Path of its pexec route."""
+        return f"/v2/nvcf/pexec/functions/{self.function_id}/versions/{self.id}"
+
+    @property
+    def exec(self) -> str:
+        """Path of its exec route."""
+        return f"/v2/nvcf/exec/functions/{self.function_id}/versions/{self.id}"
+
+
+@dataclass
+class Gateway:
+    """One gateway process."""
+
+    child: Child
+    url: str
+    grpc: str
+    id: str
+
+
+@dataclass
+class Platform:
+    """Broker, gateways and keys of one test."""
+
+    directory: Path
+    broker: LocalBroker
+    session: aiohttp.ClientSession
+    keys: dict[str, str] = field(default_factory=dict)
+    gateways: list[Gateway] = field(default_factory=list)
+    children: list[Child] = field(default_factory=list)
+
+    @property
+    def gateway(self) -> Gateway:
+        """The first gateway."""
+        return self.gateways[0]
+
+    def authorization(self, key: str = "admin") -> dict[str, str]:
+        """Header of one of the test's API keys."""
+        return {"Authorization": f"Bearer {self.keys[key]}"}
+
+    async def start_gateway(self, *flags: str) -> Gateway:
+        """One more gateway process on the broker."""
+        bootstrap = self.directory / "bootstrap-keys.json"
+        command = python(
+            "-m", "nvcf_gateway", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0",
+            "--nats", self.broker.url, "--nats-credentials", str(self.broker.credentials_file),
+            "--signing-key", str(self.directory / "signing.pem"),
+            "--callout-seed", str(self.broker.callout_seed_file),
+            "--bootstrap-keys", str(bootstrap), *flags,
+        )  # fmt: skip
+        child = await start(command, log=self.directory / f"gateway-{len(self.children)}.log")
+        self.children.append(child)
+        ready = json.loads(await child.first_line())
+        gateway = Gateway(child, f"http://{ready['http']}", ready["grpc"], ready["gatewayId"])
+        self.gateways.append(gateway)
+        return gateway
+
+    async def call(
+        self, method: str, path: str, body: Any = None, *, key: str = "admin", expect: int = 200
+    ) -> dict[str, Any]:
+        """A management call with a JSON body."""
+        url = self.gateway.url + path
+        async with self.session.request(method, url, json=body, headers=self.authorization(key)) as response:
+            text = await response.text()
+            assert response.status == expect, f"{method} {path}: {response.status} {text}"
+            return dict(json.loads(text)) if text else {}
+
+    async def create_version(self, name: str = "test-function", **fields: Any) -> Version:
+        """A function with one version, not deployed."""
+        body = {"name": name, "containerImage": "example/test:1", **fields}
+        function = (await self.call("POST", "/v2/nvcf/functions", body))["function"]
+        return Version(function["id"], function["versionId"])
+
+    async def deploy(self, version: Version, **specification: Any) -> None:
+        """Deploy a version; nothing starts instances of it but the test."""
+        path = f"/v2/nvcf/deployments/functions/{version.function_id}/versions/{version.id}"
+        await self.call("POST", path, {"deploymentSpecifications": [specification]})
+
+    async def deployed_version(self, name: str = "test-function", **fields: Any) -> Version:
+        """A new version, deployed."""
+        version = await self.create_version(name, **fields)
+        await self.deploy(version)
+        return version
+
+    async def worker_token(self, version: Version, instance_id: str) -> str:
+        """First token of an instance, fetched as an agent does."""
+        body = {"instanceId": instance_id, "functionId": version.function_id, "functionVersionId": version.id}
+        answer = await self.call("POST", "/v2/nvcf/agents/worker-tokens", body, key="agent")
+        return str(answer["token"])
+
+    async def start_worker(
+        self,
+        version: Version,
+        file: Path,
+        handler: str | None = None,
+        *,
+        concurrency: int = 1,
+        instance_id: str | None = None,
+        gateway: Gateway | None = None,
+        shared: Path | None = None,
+        **environment: str,
+    ) -> Child:
+        """A worker process as an agent would start it."""
+        instance = instance_id or new_id()
+        shared = shared or self.directory / f"shared-{instance}"
+        shared.mkdir(exist_ok=True)
+        variables = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.directory),
+            "NVCF_WORKER_TOKEN": await self.worker_token(version, instance),
+            "NVCF_FQDN_GRPC": (gateway or self.gateway).grpc,
+            "NVCF_FQDN_NATS": self.broker.url,
+            "INSTANCE_ID": instance,
+            "FUNCTION_ID": version.function_id,
+            "FUNCTION_VERSION_ID": version.id,
+            "FUNCTION_NAME": "test-function",
+            "NCA_ID": ACCOUNT,
+            "MAX_REQUEST_CONCURRENCY": str(concurrency),
+            "HEALTH_PORT": "0",
+            "SHARED_CONFIG_DIR": str(shared),
+            **environment,
+        }
+        target = f"{file}:{handler}" if handler else str(file)
+        child = await start(
+            python("-m", "nvcf_worker", target),
+            log=self.directory / f"worker-{len(self.children)}.log",
+            environment=variables,
+        )
+        self.children.append(child)
+        return child
+
+    async def broker_client(self) -> Client:
+        """A raw broker connection of the platform's own user."""
+        user, password = read_credentials(self.broker.credentials_file)
+        client = Client()
+        await client.connect(self.broker.url, user=user, password=password, max_reconnect_attempts=-1)
+        return client
+
+    async def queue_is_empty(self, version: Version, region: str = "local", timeout: float = 20.0) -> None:
+        """Wait until the version's stream holds no message."""
+        client = await self.broker_client()
+        try:
+            async with asyncio.timeout(timeout):
+                while await _messages(client, f"rq_{region}_{version.id}"):
+                    await asyncio.sleep(0.02)
+        finally:
+            await client.close()
+
+
+async def _messages(client: Client, stream: str) -> int:
+    answer = await client.request(f"$JS.API.STREAM.INFO.{stream}", b"", timeout=5)
+    return int(json.loads(answer.data)["state"]["messages"])
+
+
+@contextlib.asynccontextmanager
+async def running_platform(
+    directory: Path, *, gateways: int = 1, flags: tuple[str, ...] = ()
+) -> AsyncIterator[Platform]:
+    """Broker and gateways in `directory`; everything is killed at the end."""
+    broker = LocalBroker(directory / "broker")
+    timeout = aiohttp.ClientTimeout(total=90)
+    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
+        platform = Platform(directory, broker, session)
+        _write_keys(platform)
+        try:
+            await broker.start()
+            for _ in range(gateways):
+                await platform.start_gateway(*flags)
+            yield platform
+        finally:
+            for child in platform.children:
+                await end(child)
+            await broker.stop(grace=0)
+
+
+def _write_keys(platform: Platform) -> None:
+    scopes: dict[str, tuple[str, tuple[Scope, ...]]] = {
+        "admin": (ACCOUNT, (Scope.ADMIN,)),
+        "agent": (ACCOUNT, (Scope.AGENT,)),
+        "invoke": (ACCOUNT, (Scope.INVOKE,)),
+        "list": (ACCOUNT, (Scope.LIST,)),
+        "foreign": ("account-two", (Scope.ADMIN,)),
+    }
+    records = []
+    for name, (account, granted) in scopes.items():
+        key = platform.keys[name] = new_api_key()
+        records.append(ApiKey(api_key_id(key), hash_api_key(key), account, granted, time.time()).to_dict())
+    path = platform.directory / "bootstrap-keys.json"
+    path.write_text(json.dumps(records))
+    path.chmod(0o600)
+
+
+__all__ = ["ACCOUNT", "Gateway", "Platform", "Version", "eventually", "running_platform"]
