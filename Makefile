@@ -1,0 +1,52 @@
+# Every target makes its own .venv; python3 (3.11 or newer) and make are all it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Two cores are what CI has; more workers only make the processes under test starve each other.
+TEST_WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup
+
+.PHONY: help demo test lint bench clean lock
+
+help:
+	@echo "make demo   start the platform, run real functions through it, show what happens (about a minute)"
+	@echo "make test   run every test"
+	@echo "make lint   ruff, mypy, and whether generated code is current"
+	@echo "make bench  measure speed and memory; prints figures and ratios"
+	@echo "make lock   bring requirements.lock up to date with pyproject.toml"
+	@echo "make clean  remove .venv and caches"
+
+$(VENV)/installed: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, $(PYTHON) is older: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "installing into $(VENV) (once; about 200 MB of packages)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+demo: $(VENV)/installed
+	@$(BIN)/python -m examples.demo
+
+test: $(VENV)/installed
+	$(PYTEST) tests
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/generate_proto.py --check
+
+bench: $(VENV)/installed
+	$(BIN)/python -m tests.bench
+
+lock:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet pip-tools
+	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-emit-index-url \
+		--no-emit-trusted-host --no-emit-find-links --no-header \
+		--extra local --extra examples --extra test --output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .demo build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
