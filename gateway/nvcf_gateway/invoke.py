@@ -225,10 +225,7 @@ class Invoker:
         assert pending.inline is not None  # noqa: S101 # set together with this outcome
         head, body = pending.inline
         try:
-            await sink.start(head)
-            if body:
-                await sink.write(body)
-            await sink.finish()
+            await sink.complete(head, body)
         except CallerGone:
             # Delivered as far as the worker is concerned.
             return True

@@ -13,6 +13,7 @@ from nvcf_proto.errors import H1Error
 from nvcf_proto.h1 import ResponseHead
 from nvcf_proto.headers import strip_hop_by_hop
 
+SERVER = "nvcf-gateway"
 _BODILESS = frozenset((204, 304))
 
 
@@ -29,6 +30,10 @@ class Sink(Protocol):
 
     async def finish(self) -> None:
         """The body is complete. Raises H1Error when its length is not the announced one, CallerGone."""
+        ...
+
+    async def complete(self, head: ResponseHead, body: bytes) -> None:
+        """Take a whole response at once. Raises H1Error, CallerGone."""
         ...
 
     def abort(self) -> None:
@@ -62,8 +67,7 @@ class StreamSink:
         self.response: web.StreamResponse | None = None
 
     async def start(self, head: ResponseHead) -> None:
-        headers = CIMultiDict(self._decorate(head))
-        self._bodiless = self._request.method == "HEAD" or head.status in _BODILESS
+        headers = self._headers(head)
         length = headers.get("Content-Length")
         self._expected = int(length) if length is not None and not self._bodiless else None
         response = web.StreamResponse(status=head.status, reason=head.reason or None, headers=headers)
@@ -94,6 +98,27 @@ class StreamSink:
         except (ClientConnectionResetError, ConnectionError) as error:
             raise CallerGone("the caller left") from error
 
+    async def complete(self, head: ResponseHead, body: bytes) -> None:
+        headers = self._headers(head)
+        if self._bodiless:
+            body = b""
+        else:
+            headers["Content-Length"] = str(len(body))
+        # Unlike a streamed answer, head and body leave in one write.
+        response = web.Response(status=head.status, reason=head.reason or None, headers=headers, body=body)
+        self.response = response
+        try:
+            await response.prepare(self._request)
+            await response.write_eof()
+        except (ClientConnectionResetError, ConnectionError) as error:
+            raise CallerGone("the caller left") from error
+
+    def _headers(self, head: ResponseHead) -> CIMultiDict[str]:
+        self._bodiless = self._request.method == "HEAD" or head.status in _BODILESS
+        headers = CIMultiDict(self._decorate(head))
+        headers.setdefault("Server", SERVER)
+        return headers
+
     def abort(self) -> None:
         # A cut connection is the only way to tell an HTTP/1.1 caller that the body is not complete.
         if self._request.transport is not None:
@@ -121,6 +146,10 @@ class CollectSink:
         if len(self._body) + len(data) > self._limit:
             raise H1Error(f"response is larger than {self._limit} bytes: use pexec for it")
         self._body += data
+
+    async def complete(self, head: ResponseHead, body: bytes) -> None:
+        await self.start(head)
+        await self.write(body)
 
     async def finish(self) -> None:
         if self._aborted:

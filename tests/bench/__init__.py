@@ -1,0 +1,1 @@
+"""Speed and memory, measured against real processes. Figures, not tests: `python -m tests.bench`."""

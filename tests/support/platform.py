@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,7 @@ class Platform:
         instance_id: str | None = None,
         gateway: Gateway | None = None,
         shared: Path | None = None,
-        **environment: str,
+        environment: Mapping[str, str] | None = None,
     ) -> Child:
         """A worker process as an agent would start it."""
         instance = instance_id or new_id()
@@ -153,7 +153,7 @@ class Platform:
             "MAX_REQUEST_CONCURRENCY": str(concurrency),
             "HEALTH_PORT": "0",
             "SHARED_CONFIG_DIR": str(shared),
-            **environment,
+            **(environment or {}),
         }
         target = f"{file}:{handler}" if handler else str(file)
         child = await start(
