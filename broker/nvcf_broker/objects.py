@@ -1,0 +1,231 @@
+"""JetStream object store, streaming in both directions.
+
+The stored form is that of the NATS object store (ADR-20: chunks on `$O.BUCKET.C.NUID`, one rolled-up
+metadata message on `$O.BUCKET.M.NAME`), so the `nats` tools read what is written here. The library's
+own class is not used: it holds whole objects in memory or needs a file, and reads without a deadline.
+Chunks are fetched one by one with direct gets: the reader's pace is the transfer's pace.
+"""
+
+import base64
+import datetime
+import hashlib
+import json
+from collections.abc import AsyncIterable, AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import nats.errors
+from nats.aio.msg import Msg
+from nats.nuid import NUID
+
+from nvcf_broker.connection import describe_error
+from nvcf_broker.errors import BrokerError, BrokerUnavailableError
+from nvcf_broker.requests import BrokerRequests
+
+CHUNK_BYTES = 128 * 1024
+REQUEST_SECONDS = 5.0
+_NANOSECONDS = 1_000_000_000
+_STREAM_NAME_IN_USE = 10058
+
+
+class ObjectMissingError(BrokerError):
+    """There is no object of that name (any more)."""
+
+
+class BucketFullError(BrokerError):
+    """The bucket's size limit does not leave room for the object."""
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """What is known of an object without reading it. `size` in bytes, `sequence` of its metadata message."""
+
+    name: str
+    size: int
+    sequence: int
+    nuid: str
+    chunks: int
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class ObjectBucket:
+    """One bucket; made on first use with a life of `ttl` seconds and at most `max_bytes` bytes (-1 = any)."""
+
+    def __init__(
+        self,
+        requests: BrokerRequests,
+        bucket: str,
+        *,
+        ttl: float = 0.0,
+        max_bytes: int = -1,
+        replicas: int = 1,
+    ) -> None:
+        self.bucket = bucket
+        self._requests = requests
+        self._stream = f"OBJ_{bucket}"
+        self._config = {
+            "name": self._stream,
+            "subjects": [f"$O.{bucket}.C.>", f"$O.{bucket}.M.>"],
+            "retention": "limits",
+            "storage": "file",
+            "num_replicas": replicas,
+            "discard": "new",
+            "max_age": int(ttl * _NANOSECONDS),
+            "max_bytes": max_bytes,
+            "allow_rollup_hdrs": True,
+            "allow_direct": True,
+        }
+        self._nuids = NUID()
+        self._made = False
+
+    async def ensure(self) -> None:
+        """Create the bucket where it is missing. Raises BrokerError."""
+        if self._made:
+            return
+        answer = await self._api(f"STREAM.CREATE.{self._stream}", self._config)
+        error = answer.get("error")
+        if error is not None and error.get("err_code") != _STREAM_NAME_IN_USE:
+            raise BrokerError(f"cannot create bucket {self.bucket}: {error.get('description')}")
+        self._made = True
+
+    async def put(
+        self, name: str, data: AsyncIterable[bytes], headers: dict[str, str] | None = None
+    ) -> StoredObject:
+        """Store an object; an earlier one of that name is replaced once this one is complete.
+
+        Raises BucketFullError, BrokerError; then nothing of it stays.
+        """
+        await self.ensure()
+        earlier = await self.find(name)
+        nuid = self._nuids.next().decode()
+        subject = f"$O.{self.bucket}.C.{nuid}"
+        digest = hashlib.sha256()
+        size = chunks = 0
+        try:
+            async for block in _blocks(data):
+                digest.update(block)
+                await self._store(subject, block)
+                size += len(block)
+                chunks += 1
+            encoded = base64.urlsafe_b64encode(digest.digest()).decode()
+            info: dict[str, Any] = {
+                "name": name,
+                "bucket": self.bucket,
+                "nuid": nuid,
+                "size": size,
+                "chunks": chunks,
+                "digest": f"SHA-256={encoded}",
+                "mtime": datetime.datetime.now(datetime.UTC).isoformat(),
+                "options": {"max_chunk_size": CHUNK_BYTES},
+            }
+            if headers:
+                info["headers"] = {key: [value] for key, value in headers.items()}
+            sequence = await self._store(self._meta(name), json.dumps(info).encode(), {"Nats-Rollup": "sub"})
+        except BaseException:
+            await self._purge(subject)
+            raise
+        if earlier is not None:
+            await self._purge(f"$O.{self.bucket}.C.{earlier.nuid}")
+        return StoredObject(name, size, sequence, nuid, chunks, headers or {})
+
+    async def find(self, name: str) -> StoredObject | None:
+        """The object's metadata, None if there is none. Raises BrokerError."""
+        message = await self._direct({"last_by_subj": self._meta(name)})
+        return None if message is None else _stored(message)
+
+    async def read(self, stored: StoredObject) -> AsyncIterator[bytes]:
+        """The object's bytes. Raises ObjectMissingError when it vanishes meanwhile, BrokerError."""
+        subject = f"$O.{self.bucket}.C.{stored.nuid}"
+        sequence = 1
+        for _ in range(stored.chunks):
+            message = await self._direct({"seq": sequence, "next_by_subj": subject})
+            if message is None:
+                raise ObjectMissingError(f"object {stored.name} has been deleted")
+            sequence = int((message.headers or {})["Nats-Sequence"]) + 1
+            yield message.data
+
+    async def delete(self, name: str) -> bool:
+        """Remove an object; False if there was none. Raises BrokerError."""
+        stored = await self.find(name)
+        if stored is None:
+            return False
+        await self._purge(self._meta(name))
+        await self._purge(f"$O.{self.bucket}.C.{stored.nuid}")
+        return True
+
+    async def oldest(self) -> StoredObject | None:
+        """The object whose metadata was written first. Raises BrokerError."""
+        message = await self._direct({"seq": 1, "next_by_subj": f"$O.{self.bucket}.M.>"})
+        return None if message is None else _stored(message)
+
+    async def usage(self) -> tuple[int, int]:
+        """Number of objects and bytes stored. Raises BrokerError."""
+        await self.ensure()
+        body = {"subjects_filter": f"$O.{self.bucket}.M.>"}
+        answer = await self._api(f"STREAM.INFO.{self._stream}", body)
+        state = answer.get("state", {})
+        return len(state.get("subjects") or ()), int(state.get("bytes", 0))
+
+    def _meta(self, name: str) -> str:
+        return f"$O.{self.bucket}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
+
+    async def _store(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> int:
+        message = await self._request(subject, data, headers)
+        answer = json.loads(message.data)
+        error = answer.get("error")
+        if error is None:
+            return int(answer["seq"])
+        description = str(error.get("description", ""))
+        if "maximum" in description:
+            raise BucketFullError(f"bucket {self.bucket} is full")
+        raise BrokerError(f"cannot write to bucket {self.bucket}: {description}")
+
+    async def _direct(self, query: dict[str, Any]) -> Msg | None:
+        await self.ensure()
+        message = await self._request(f"$JS.API.DIRECT.GET.{self._stream}", json.dumps(query).encode())
+        status = (message.headers or {}).get("Status")
+        if status == "404":
+            return None
+        if status is not None:
+            raise BrokerError(
+                f"cannot read bucket {self.bucket}: {(message.headers or {}).get('Description')}"
+            )
+        return message
+
+    async def _purge(self, subject: str) -> None:
+        await self._api(f"STREAM.PURGE.{self._stream}", {"filter": subject})
+
+    async def _api(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
+        message = await self._request(f"$JS.API.{name}", json.dumps(body).encode())
+        answer = json.loads(message.data)
+        return answer if isinstance(answer, dict) else {}
+
+    async def _request(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> Msg:
+        try:
+            return await self._requests.request(subject, data, timeout=REQUEST_SECONDS, headers=headers)
+        except (nats.errors.Error, TimeoutError) as error:
+            raise BrokerUnavailableError(f"bucket {self.bucket}: {describe_error(error)}") from error
+
+
+def _stored(message: Msg) -> StoredObject:
+    info = json.loads(message.data)
+    return StoredObject(
+        name=str(info["name"]),
+        size=int(info.get("size", 0)),
+        sequence=int((message.headers or {})["Nats-Sequence"]),
+        nuid=str(info["nuid"]),
+        chunks=int(info.get("chunks", 0)),
+        headers={key: values[0] for key, values in (info.get("headers") or {}).items() if values},
+    )
+
+
+async def _blocks(data: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes in blocks of CHUNK_BYTES, the last one shorter."""
+    buffer = bytearray()
+    async for part in data:
+        buffer += part
+        while len(buffer) >= CHUNK_BYTES:
+            yield bytes(buffer[:CHUNK_BYTES])
+            del buffer[:CHUNK_BYTES]
+    if buffer:
+        yield bytes(buffer)
