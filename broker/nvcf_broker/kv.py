@@ -15,20 +15,15 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 import nats.errors
-import nats.js.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.js import api
 
+from nvcf_broker.bucket import Bucket
 from nvcf_broker.connection import BrokerClient, describe_error
-from nvcf_broker.errors import (
-    BrokerError,
-    BrokerUnavailableError,
-    KeyExistsError,
-    RevisionConflictError,
-)
-from nvcf_broker.records import Entry, Records, Update, parse_update, valid_key
+from nvcf_broker.errors import BrokerError, BrokerUnavailableError
+from nvcf_broker.records import Entry, Records, Update, parse_update
+from nvcf_broker.requests import raise_if_cancelled
 
 _log = logging.getLogger(__name__)
 
@@ -37,12 +32,7 @@ T = TypeVar("T")
 HEARTBEAT_SECONDS = 2.0
 SILENCE_SECONDS = 3 * HEARTBEAT_SECONDS
 RESYNC_SECONDS = 60.0
-REQUEST_SECONDS = 5.0
 RETRY_LONGEST_SECONDS = 2.0
-# A deletion leaves a marker so that followers learn of it; a resync finds what a follower missed after that.
-MARKER_LIFE = "1h"
-_WRONG_LAST_SEQUENCE = (10071, 10164)
-_STREAM_NAME_IN_USE = 10058
 
 
 class _SessionOver(Exception):
@@ -92,14 +82,11 @@ class KvMirror(Generic[T]):
     ) -> None:
         self.bucket = bucket
         self._client = client
-        self._js = client.jetstream(timeout=REQUEST_SECONDS)
-        self._stream = f"KV_{bucket}"
-        self._prefix = f"$KV.{bucket}."
+        self._bucket = Bucket(client, bucket, replicas=replicas)
         self._encode = encode
         self._records: Records[T] = Records(bucket, decode)
         self._on_change = on_change
         self._resync_seconds = resync_seconds
-        self._replicas = replicas
         self._ready = asyncio.Event()
         self._changed = asyncio.Condition()
         self._session = _Session()
@@ -170,61 +157,23 @@ class KvMirror(Generic[T]):
 
         Raises `BrokerUnavailableError` when no acknowledgement came; the write may then still take effect.
         """
-        return await self._write(key, self._encode(value), {})
+        return await self._own(await self._bucket.put(key, self._encode(value)))
 
     async def create(self, key: str, value: T) -> int:
         """Write a record that must not exist yet. Raises `KeyExistsError`."""
-        data = self._encode(value)
-        try:
-            return await self._write(key, data, _expecting(0))
-        except RevisionConflictError:
-            last = await self._last_message(key)
-        if last is None or not last.deleted:
-            raise KeyExistsError(f"{key} exists already in {self.bucket}")
-        try:
-            return await self._write(key, data, _expecting(last.revision))
-        except RevisionConflictError as error:
-            raise KeyExistsError(f"{key} exists already in {self.bucket}") from error
+        return await self._own(await self._bucket.create(key, self._encode(value)))
 
     async def update(self, key: str, value: T, revision: int) -> int:
         """Write only if `revision` is still the latest. Raises `RevisionConflictError`."""
-        return await self._write(key, self._encode(value), _expecting(revision))
+        return await self._own(await self._bucket.put(key, self._encode(value), revision))
 
     async def delete(self, key: str, revision: int | None = None) -> None:
         """Remove a record, if `revision` is given only that one. Raises `RevisionConflictError`."""
-        headers = {"KV-Operation": "DEL", "Nats-TTL": MARKER_LIFE}
-        if revision is not None:
-            headers |= _expecting(revision)
-        await self._write(key, b"", headers, deletes=True)
+        await self._own(await self._bucket.delete(key, revision))
 
-    async def _write(self, key: str, data: bytes, headers: dict[str, str], *, deletes: bool = False) -> int:
-        if not valid_key(key):
-            raise BrokerError(f"{key!r} cannot be a key in {self.bucket}")
-        try:
-            ack = await self._js.publish(
-                self._prefix + key, data, timeout=REQUEST_SECONDS, headers=headers or None
-            )
-        except nats.js.errors.APIError as error:
-            if error.err_code in _WRONG_LAST_SEQUENCE:
-                raise RevisionConflictError(f"{key} in {self.bucket} was changed meanwhile") from error
-            raise BrokerError(f"cannot write {key} to {self.bucket}: {error.description}") from error
-        except (nats.errors.Error, TimeoutError) as error:
-            raise BrokerUnavailableError(
-                f"cannot write {key} to {self.bucket}: {describe_error(error)}"
-            ) from error
-        await self._apply(Update(key, None if deletes else data, ack.seq))
-        return ack.seq
-
-    async def _last_message(self, key: str) -> Update | None:
-        try:
-            message = await self._js.get_last_msg(self._stream, self._prefix + key)
-        except nats.js.errors.NotFoundError:
-            return None
-        except (nats.errors.Error, TimeoutError) as error:
-            raise BrokerUnavailableError(
-                f"cannot read {key} of {self.bucket}: {describe_error(error)}"
-            ) from error
-        return parse_update(key, message.data or b"", message.headers, message.seq or 0)
+    async def _own(self, update: Update) -> int:
+        await self._apply(update)
+        return update.revision
 
     # --- following
 
@@ -240,9 +189,10 @@ class KvMirror(Generic[T]):
     async def close(self) -> None:
         """Stop following; the records read so far stay readable."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            while not self._task.done():
+                # The library may swallow a cancellation that comes together with an answer.
+                self._task.cancel()
+                await asyncio.wait({self._task}, timeout=1)
             self._task = None
 
     async def run(self) -> None:
@@ -253,6 +203,7 @@ class KvMirror(Generic[T]):
         failures = 0
         try:
             while True:
+                raise_if_cancelled()
                 try:
                     await self._follow()
                 except _SessionOver as over:
@@ -283,15 +234,12 @@ class KvMirror(Generic[T]):
     async def _follow(self) -> None:
         session = self._session = _Session()
         self._reconnected.clear()
-        await self._ensure_bucket()
-        info = await self._js.stream_info(self._stream)
+        info = await self._bucket.ensure()
         self._records.begin(str(info.created), info.state.last_seq)
         subscription = await self._client.subscribe(self._client.new_inbox(), cb=session.take)
         consumer = ""
         try:
-            created = await self._js.add_consumer(
-                self._stream, _consumer_config(subscription.subject, f"{self._prefix}>")
-            )
+            created = await self._bucket.follow(subscription.subject, HEARTBEAT_SECONDS)
             consumer = created.name
             if not created.num_pending:
                 await self._snapshot_read()
@@ -305,11 +253,12 @@ class KvMirror(Generic[T]):
         # Best effort: the broker drops a consumer without a listener by itself.
         if consumer and self._client.is_connected:
             with contextlib.suppress(nats.errors.Error, OSError):
-                await self._client.publish(f"$JS.API.CONSUMER.DELETE.{self._stream}.{consumer}", b"")
+                await self._client.publish(f"$JS.API.CONSUMER.DELETE.{self._bucket.stream}.{consumer}", b"")
 
     async def _read(self, session: _Session, until: float) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            raise_if_cancelled()
             if self._records.is_complete and loop.time() >= until:
                 raise _SessionOver("periodic")
             message = await session.next()
@@ -320,7 +269,7 @@ class KvMirror(Generic[T]):
             session.delivered += 1
             if metadata.sequence.consumer != session.delivered:
                 raise _SessionOver("gap")
-            key = message.subject[len(self._prefix) :]
+            key = message.subject[len(self._bucket.prefix) :]
             await self._apply(parse_update(key, message.data, message.headers, metadata.sequence.stream))
             if metadata.num_pending == 0:
                 await self._snapshot_read()
@@ -350,36 +299,3 @@ class KvMirror(Generic[T]):
                 self._on_change(key, self.get(key))
         async with self._changed:
             self._changed.notify_all()
-
-    async def _ensure_bucket(self) -> None:
-        with contextlib.suppress(nats.js.errors.NotFoundError):
-            await self._js.stream_info(self._stream)
-            return
-        config = api.KeyValueConfig(
-            bucket=self.bucket, history=1, storage=api.StorageType.FILE, replicas=self._replicas, direct=True
-        )
-        try:
-            await self._js.create_key_value(config)
-        except nats.js.errors.APIError as error:
-            # Another process made it in between.
-            if error.err_code != _STREAM_NAME_IN_USE:
-                raise
-
-
-def _expecting(revision: int) -> dict[str, str]:
-    return {api.Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(revision)}
-
-
-def _consumer_config(deliver_subject: str, filter_subject: str) -> api.ConsumerConfig:
-    return api.ConsumerConfig(
-        deliver_subject=deliver_subject,
-        filter_subject=filter_subject,
-        deliver_policy=api.DeliverPolicy.LAST_PER_SUBJECT,
-        ack_policy=api.AckPolicy.NONE,
-        max_deliver=1,
-        mem_storage=True,
-        num_replicas=1,
-        idle_heartbeat=HEARTBEAT_SECONDS,
-        flow_control=True,
-        inactive_threshold=60.0,
-    )

@@ -61,6 +61,7 @@ class ObjectBucket:
         replicas: int = 1,
     ) -> None:
         self.bucket = bucket
+        self.max_bytes = max_bytes
         self._requests = requests
         self._stream = f"OBJ_{bucket}"
         self._config = {
@@ -165,6 +166,17 @@ class ObjectBucket:
         answer = await self._api(f"STREAM.INFO.{self._stream}", body)
         state = answer.get("state", {})
         return len(state.get("subjects") or ()), int(state.get("bytes", 0))
+
+    async def bytes_used(self) -> int:
+        """Bytes the bucket takes on disk, headers and metadata included. Raises BrokerError."""
+        await self.ensure()
+        answer = await self._api(f"STREAM.INFO.{self._stream}", {})
+        return int(answer.get("state", {}).get("bytes", 0))
+
+    @staticmethod
+    def overhead(size: int) -> int:
+        """About what an object of `size` bytes takes beyond them, in bytes."""
+        return 2048 + 128 * (size // CHUNK_BYTES + 1)
 
     def _meta(self, name: str) -> str:
         return f"$O.{self.bucket}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     Stream = int | IO[bytes] | None
 
 _PR_SET_PDEATHSIG = 1
+_PORTS = range(16384, 32768)
+_PORT_ATTEMPTS = 100
 # Loaded before any fork: between fork and exec nothing may be imported or allocated by the loader.
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -112,7 +115,15 @@ def describe_exit(code: int) -> str:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that was free a moment ago. Another process may take it before it is used."""
+    """A TCP port that was free a moment ago. Another process may take it before it is used.
+
+    It lies below the range out of which systems give outgoing connections their ports: such a connection
+    could otherwise sit on a port that a server has to come back to.
+    """
+    for _ in range(_PORT_ATTEMPTS):
+        port = _PORTS.start + secrets.randbelow(len(_PORTS))
+        if port_is_free(port, host):
+            return port
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])

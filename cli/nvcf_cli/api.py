@@ -1,0 +1,167 @@
+"""The platform's HTTP API as the commands use it (protocol.md section 4 and the management routes)."""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+
+from nvcf_cli.errors import CliError
+
+MANAGEMENT_TIMEOUT_SECONDS = 30.0
+CONNECT_TIMEOUT_SECONDS = 5.0
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Which platform to talk to, as whom."""
+
+    url: str
+    key: str
+
+
+class ApiProblem(CliError):
+    """The platform refused; `status` is the HTTP status."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Api:
+    """One session with a platform; an async context manager. All calls raise `CliError`."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {self._target.key}", "User-Agent": "nvcf"},
+            auto_decompress=True,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    @contextlib.asynccontextmanager
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        timeout: float | None = MANAGEMENT_TIMEOUT_SECONDS,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One request; its response is handed out whatever its status. `timeout`: seconds for all of it."""
+        if self._session is None:
+            raise CliError("the API session is not open")
+        limits = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT_SECONDS)
+        try:
+            async with self._session.request(
+                method, self._target.url + path, headers=headers, data=body, timeout=limits
+            ) as response:
+                yield response
+        except aiohttp.InvalidURL as error:
+            raise CliError(f"{self._target.url} is no address: check --url") from error
+        except aiohttp.ClientConnectorError as error:
+            raise CliError(
+                f"nothing answers at {self._target.url}: is the platform up (nvcf up), is --url right?"
+            ) from error
+        except TimeoutError as error:
+            limit = f" within {timeout:g} s" if timeout is not None else ""
+            raise CliError(f"no answer from {self._target.url}{limit}") from error
+        except aiohttp.ClientError as error:
+            raise CliError(f"the connection to {self._target.url} broke: {error}") from error
+
+    async def call(self, method: str, path: str, body: Json | None = None) -> Json:
+        """A management call: JSON in, JSON out; `ApiProblem` for anything but 2xx."""
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        data = json.dumps(body).encode() if body is not None else None
+        async with self.request(method, path, headers=headers, body=data) as response:
+            text = await response.read()
+            if response.status >= 300:
+                raise ApiProblem(response.status, problem_text(response.status, text))
+        if not text:
+            return {}
+        try:
+            answer = json.loads(text)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise CliError(f"{self._target.url} does not answer like this platform: check --url")
+        return answer
+
+    async def functions(self) -> list[Json]:
+        """All versions of all functions of the account."""
+        return _objects(await self.call("GET", "/v2/nvcf/functions"), "functions")
+
+    async def instances(self, version_id: str | None = None) -> list[Json]:
+        """Instance records, of one version or of all."""
+        query = f"?functionVersionId={version_id}" if version_id else ""
+        return _objects(await self.call("GET", f"/v2/nvcf/instances{query}"), "instances")
+
+    async def create_version(self, body: Json, function_id: str | None) -> Json:
+        """A new function (`function_id` None) or a new version of one; returns its description."""
+        path = f"/v2/nvcf/functions/{function_id}/versions" if function_id else "/v2/nvcf/functions"
+        answer = await self.call("POST", path, body)
+        function = answer.get("function")
+        if not isinstance(function, dict):
+            raise CliError("the platform answered without the new function")
+        return function
+
+    async def deploy(self, function_id: str, version_id: str, specification: Json) -> None:
+        """Give a version instances."""
+        body = {"deploymentSpecifications": [specification]}
+        await self.call("POST", _deployment(function_id, version_id), body)
+
+    async def undeploy(self, function_id: str, version_id: str) -> bool:
+        """Take a version's instances away; False if it had no deployment."""
+        try:
+            await self.call("DELETE", _deployment(function_id, version_id))
+        except ApiProblem as problem:
+            if problem.status == 404:
+                return False
+            raise
+        return True
+
+    async def delete_version(self, function_id: str, version_id: str) -> None:
+        """Remove a version that is not deployed; the last one takes its function along."""
+        await self.call("DELETE", f"/v2/nvcf/functions/{function_id}/versions/{version_id}")
+
+
+def _deployment(function_id: str, version_id: str) -> str:
+    return f"/v2/nvcf/deployments/functions/{function_id}/versions/{version_id}"
+
+
+def _objects(answer: Json, name: str) -> list[Json]:
+    values = answer.get(name)
+    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
+
+
+def problem_text(status: int, body: bytes) -> str:
+    """A problem document (or whatever came instead) as one line."""
+    try:
+        document = json.loads(body)
+    except ValueError:
+        document = None
+    if isinstance(document, dict):
+        title, detail = document.get("title"), document.get("detail")
+        text = ": ".join(str(part) for part in (title, detail) if part)
+    else:
+        text = body[:300].decode(errors="replace").strip()
+    hint = {
+        401: " (is the key right? see --key-file and NVCF_API_KEY)",
+        403: " (this key may not do that)",
+    }.get(status, "")
+    return " ".join(f"{text or 'refused'} [HTTP {status}]{hint}".split())

@@ -1,0 +1,211 @@
+"""`nvcf up`, `nvcf down`, `nvcf status`."""
+
+import asyncio
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from nvcf_cli.errors import CliError, UsageError
+from nvcf_cli.options import Access, DataOption, JsonOption
+from nvcf_cli.screen import age, console, print_json, print_table
+from nvcf_cli.state import Installation, PlatformState, only_platform, read_state, running_pid
+from nvcf_cli.up import UpOptions, run_platform
+
+_START_SECONDS = 100.0
+_STOP_SECONDS = 60.0
+_POLL_SECONDS = 0.05
+
+
+def up(
+    data: DataOption = None,
+    http_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="Port for callers, 0 = any. [default: 8080, else any]", show_default=False
+        ),
+    ] = None,
+    nats: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Use this broker instead of one of its own.", show_default=False),
+    ] = None,
+    nats_credentials: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="For --nats: one line user:password.", show_default=False),
+    ] = None,
+    callout_seed: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="For --nats: seed of its auth callout's issuer.", show_default=False
+        ),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return once it is up; nvcf down ends it.")
+    ] = False,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Run the platform on this machine: broker, gateway and agent.
+
+    Ctrl-C ends everything in order, a second one at once. Children that crash are started again.
+
+    \b
+    Examples:
+      nvcf up
+      nvcf up --http-port 9000 --data ./platform
+      nvcf up --detach
+      nvcf up --nats nats://broker:4222 --nats-credentials broker.credentials
+    """
+    if log_level.lower() not in ("debug", "info", "warning", "error"):
+        raise UsageError(f"--log-level {log_level}: debug, info, warning or error expected")
+    if nats is None and (nats_credentials or callout_seed):
+        raise UsageError("--nats-credentials and --callout-seed belong to a broker given by --nats")
+    installation = Access(data=data).installation
+    if detach:
+        _detach(installation)
+        return
+    options = UpOptions(
+        data=installation.data,
+        http_port=http_port,
+        nats=nats,
+        nats_credentials=nats_credentials.absolute() if nats_credentials else None,
+        callout_seed=callout_seed.absolute() if callout_seed else None,
+        log_level=log_level.lower(),
+    )
+    out = console()
+
+    def say(text: str) -> None:
+        out.print(Text(text))
+
+    with only_platform(installation):
+        say("starting broker, gateway and agent")
+        asyncio.run(run_platform(options, on_ready=lambda state: say(greeting(state)), say=say))
+        say("everything is stopped")
+
+
+def greeting(state: PlatformState) -> str:
+    """What a user needs to know once the platform is up; names the key's file, never the key."""
+    key = shlex.quote(state.key_file)
+    return f"""nvcf is up
+
+  gateway    {state.url}
+  broker     {state.nats}
+  admin key  {state.key_file}
+  data       {state.data}
+
+Try it in another terminal:
+
+  nvcf deploy function.py
+  nvcf invoke function --data hello
+  curl -H "Authorization: Bearer $(cat {key})" {state.url}/v2/nvcf/functions
+
+Ctrl-C ends everything."""
+
+
+def _detach(installation: Installation) -> None:
+    """Start `nvcf up` with the same arguments in a session of its own and wait until it is ready."""
+    pid = running_pid(installation)
+    if pid is not None:
+        raise CliError(f"nvcf is already up on {installation.data} (process {pid})")
+    arguments = [each for each in sys.argv[1:] if each not in ("--detach", "-d")]
+    environment = {**os.environ, "NVCF_HOME": str(installation.data)}
+    installation.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = installation.log("up")
+    with path.open("wb") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "nvcf_cli", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=environment,
+        )
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        state = read_state(installation)
+        if state is not None and state.pid == child.pid:
+            console().print(
+                Text(greeting(state).replace("Ctrl-C ends everything.", "nvcf down ends everything."))
+            )
+            return
+        if child.poll() is not None:
+            lines = path.read_text(errors="replace").strip().splitlines()
+            raise CliError(lines[-1].removeprefix("error: ") if lines else "nvcf up ended at once")
+        time.sleep(_POLL_SECONDS)
+    child.terminate()
+    raise CliError(f"the platform was not ready within {_START_SECONDS:g} s: see {path}")
+
+
+def down(
+    data: DataOption = None,
+    kill: Annotated[bool, typer.Option("--kill", help="Do not wait for running requests.")] = False,
+) -> None:
+    """End the platform that runs on this machine.
+
+    \b
+    Examples:
+      nvcf down
+      nvcf down --kill
+    """
+    installation = Access(data=data).installation
+    pid = running_pid(installation)
+    if pid is None:
+        console().print(Text(f"no platform runs on {installation.data}"))
+        return
+    signals = [signal.SIGTERM, signal.SIGTERM] if kill else [signal.SIGTERM]
+    try:
+        for number in signals:
+            os.kill(pid, number)
+            time.sleep(_POLL_SECONDS)
+    except ProcessLookupError:
+        pass
+    except PermissionError as error:
+        raise CliError(f"process {pid} belongs to another user, who has to end it") from error
+    deadline = time.monotonic() + _STOP_SECONDS
+    while running_pid(installation) == pid:
+        if time.monotonic() > deadline:
+            raise CliError(f"process {pid} is still ending after {_STOP_SECONDS:g} s: try nvcf down --kill")
+        time.sleep(_POLL_SECONDS)
+    console().print(Text("everything is stopped"))
+
+
+def status(data: DataOption = None, as_json: JsonOption = False) -> None:
+    """Show the platform on this machine.
+
+    Exit code 1 if there is none.
+
+    \b
+    Examples:
+      nvcf status
+      nvcf status --json
+    """
+    installation = Access(data=data).installation
+    state = read_state(installation)
+    if as_json:
+        print_json({"running": state is not None, **(state.to_dict() if state else {})})
+    elif state is None:
+        pid = running_pid(installation)
+        text = f"starting or stopping (process {pid})" if pid else "not running: nvcf up starts it"
+        console().print(Text(text))
+    else:
+        _show(state)
+    if state is None:
+        raise typer.Exit(1)
+
+
+def _show(state: PlatformState) -> None:
+    out = console()
+    since = age(datetime.fromtimestamp(state.started_at, UTC).isoformat())
+    out.print(Text(f"up for {since} at {state.url}, data in {state.data}\n"))
+    rows = [
+        (name, child.state, str(child.pid or ""), str(child.restarts))
+        for name, child in state.children.items()
+    ]
+    print_table(("PROCESS", "STATE", "PID", "RESTARTS"), rows, "")

@@ -1,0 +1,211 @@
+"""`nvcf deploy`: from a file to instances that answer."""
+
+import asyncio
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nvcf_cli.api import Api, ApiProblem, Json
+from nvcf_cli.catalog import find_function
+from nvcf_cli.errors import CliError, UsageError
+from nvcf_proto.models import NAME_PATTERN
+
+POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class DeployRequest:
+    """What is to be deployed, checked and with absolute paths."""
+
+    name: str
+    file: Path
+    handler: str | None
+    python: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    instances: int = 1
+    concurrency: int = 1
+
+    def version(self) -> Json:
+        """Body of the management API's creation call."""
+        return {
+            "name": self.name,
+            "process": {
+                "python": str(self.python),
+                "file": str(self.file),
+                "handler": self.handler,
+                "workingDirectory": str(self.file.parent),
+                "environment": self.environment,
+            },
+        }
+
+    def specification(self) -> Json:
+        """The one deployment specification."""
+        return {
+            "gpu": "CPU",
+            "instanceType": "process",
+            "minInstances": self.instances,
+            "maxInstances": max(1, self.instances),
+            "maxRequestConcurrency": self.concurrency,
+        }
+
+
+def split_target(target: str) -> tuple[str, str | None]:
+    """`FILE:NAME` -> (FILE, NAME); without a Python name after the last colon all of it is the file."""
+    file, colon, name = target.rpartition(":")
+    return (file, name) if colon and file and name.isidentifier() else (target, None)
+
+
+def name_from_file(file: Path) -> str:
+    """A function's name out of its file's; the folder's for a file that is only called `function`."""
+    stem = file.parent.name if file.stem in ("function", "main", "app", "__main__") else file.stem
+    name = re.sub(r"[^a-zA-Z0-9_.-]", "-", stem).lstrip("_.-")[:128]
+    return name or "function"
+
+
+def parse_environment(pairs: Iterable[str]) -> dict[str, str]:
+    """`K=V` texts; `K` alone takes the value from the command's own environment. Raises `UsageError`."""
+    environment = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise UsageError(f"--env {pair}: NAME=VALUE expected")
+        if not separator:
+            if name not in os.environ:
+                raise UsageError(f"--env {name}: there is no such variable here, give NAME=VALUE")
+            value = os.environ[name]
+        environment[name] = value
+    return environment
+
+
+def find_python(python: str | None) -> Path:
+    """The function's interpreter: the one given (path or command), else this one. Raises `UsageError`."""
+    if python is None:
+        return Path(sys.executable)
+    found = shutil.which(python)
+    if found is None:
+        raise UsageError(f"--python {python}: there is no such program")
+    # Not resolved: a virtual environment's interpreter is a link, and its place is what matters.
+    return Path(found).absolute()
+
+
+def find_file(text: str) -> Path:
+    """The function's file. Raises `UsageError` if it is none."""
+    path = Path(text).expanduser().resolve()
+    if not path.is_file():
+        raise UsageError(f"there is no file {text}")
+    return path
+
+
+def check_name(name: str) -> str:
+    """Raises `UsageError` for a name that the platform would refuse."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise UsageError(f"--name {name}: letters, digits, '_', '.' and '-' only, a letter or digit first")
+    return name
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the instances of a version are. `failure` is set once one of them died."""
+
+    ready: int
+    text: str
+    failure: str | None = None
+    log_path: str | None = None
+
+
+def judge(instances: list[Json], wanted: int) -> Progress:
+    """Read the instance records of a version that is being deployed. Pure."""
+    ready = sum(each.get("state") == "RUNNING" for each in instances)
+    for each in instances:
+        reason = each.get("reason")
+        # A dead process is started again at once: its record may say STARTING, but still carries the reason.
+        if reason and each.get("state") in ("FAILED", "STARTING"):
+            return Progress(ready, "failed", str(reason), each.get("logPath"))
+    if not instances:
+        return Progress(0, "waiting for the agent")
+    waiting = next((str(each["reason"]) for each in instances if each.get("reason")), None)
+    if waiting:
+        return Progress(ready, f"waiting: {waiting.splitlines()[0]}")
+    return Progress(ready, f"starting ({ready} of {wanted} ready)" if wanted > 1 else "starting")
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """The outcome: ids, seconds until ready (None if not waited for), number of old versions ended."""
+
+    name: str
+    function_id: str
+    version_id: str
+    seconds: float | None
+    replaced: int
+
+
+class DeployFailed(CliError):
+    """An instance died before it was ready; `words` are its last lines."""
+
+    def __init__(self, text: str, words: list[str]) -> None:
+        super().__init__(text)
+        self.words = words
+
+
+async def deploy(
+    api: Api, request: DeployRequest, *, wait: bool, timeout: float, show: Callable[[str], None]
+) -> Deployed:
+    """Make a version, deploy it, wait until it serves, then end the function's earlier versions.
+
+    If it does not come up it is taken back, and what served before goes on serving. Raises `CliError`.
+    """
+    began = time.monotonic()
+    known = find_function(await api.functions(), request.name)
+    version = await api.create_version(request.version(), known.id if known else None)
+    function_id, version_id = str(version["id"]), str(version["versionId"])
+    show("deploying")
+    await api.deploy(function_id, version_id, request.specification())
+    seconds = None
+    if wait and request.instances:
+        try:
+            await _wait_ready(api, version_id, request.instances, timeout, show)
+        except DeployFailed:
+            await _take_back(api, function_id, version_id)
+            raise
+        seconds = time.monotonic() - began
+    replaced = 0
+    for old in known.deployed if known else ():
+        show("ending the version before")
+        replaced += await api.undeploy(function_id, str(old["versionId"]))
+    return Deployed(request.name, function_id, version_id, seconds, replaced)
+
+
+async def _wait_ready(
+    api: Api, version_id: str, wanted: int, timeout: float, show: Callable[[str], None]
+) -> None:
+    text = "waiting"
+    try:
+        async with asyncio.timeout(timeout):
+            while True:
+                progress = judge(await api.instances(version_id), wanted)
+                if progress.ready >= wanted:
+                    return
+                text = progress.text
+                if progress.failure is not None:
+                    how, *words = progress.failure.splitlines()
+                    log = f"; its log: {progress.log_path}" if progress.log_path else ""
+                    raise DeployFailed(f"the function does not start: {how}{log}", words)
+                show(text)
+                await asyncio.sleep(POLL_SECONDS)
+    except TimeoutError:
+        raise CliError(f"not ready after {timeout:g} s ({text}): see nvcf instances and nvcf logs") from None
+
+
+async def _take_back(api: Api, function_id: str, version_id: str) -> None:
+    await api.undeploy(function_id, version_id)
+    try:
+        await api.delete_version(function_id, version_id)
+    except ApiProblem:
+        # It stays listed as inactive; the failure itself is what the user has to hear about.
+        return

@@ -1,0 +1,121 @@
+"""`nvcf invoke`: one request to a function, its answer to standard output."""
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from nvcf_cli.api import Api, problem_text
+from nvcf_cli.errors import CliError, UsageError
+from nvcf_proto.headers import FUNCTION_ID, NVCF_REQID
+from nvcf_proto.settings import POLL_SECONDS_MAX
+
+# The platform answers a little after the poll time; the connection must outlive that.
+_EXTRA_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request to a function. With a path or another method it passes through to the function as it is."""
+
+    function_id: str
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    method: str | None = None
+    path: str | None = None
+    timeout: float = 60.0
+    stream: bool = False
+
+    @property
+    def passes_through(self) -> bool:
+        return self.path is not None or (self.method or "POST").upper() != "POST"
+
+
+def parse_headers(pairs: Iterable[str]) -> dict[str, str]:
+    """`Name: value` or `Name=value` texts. Raises `UsageError`."""
+    headers = {}
+    for pair in pairs:
+        colon, equals = pair.find(":"), pair.find("=")
+        cut = min((place for place in (colon, equals) if place > 0), default=-1)
+        if cut < 0 or any(character in pair for character in "\r\n"):
+            raise UsageError(f"--header {pair}: NAME=VALUE expected")
+        headers[pair[:cut].strip()] = pair[cut + 1 :].strip()
+    return headers
+
+
+def guess_content_type(body: bytes) -> str:
+    """JSON, text or bytes, by what the body can be read as."""
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        return "application/octet-stream"
+    try:
+        json.loads(text)
+    except ValueError:
+        return "text/plain; charset=utf-8"
+    return "application/json"
+
+
+def request_of(call: Call) -> tuple[str, str, dict[str, str]]:
+    """Method, path and headers of the HTTP request for a call. Pure."""
+    headers = dict(call.headers)
+    present = {name.lower() for name in headers}
+    if call.body and "content-type" not in present:
+        headers["Content-Type"] = guess_content_type(call.body)
+    if "nvcf-poll-seconds" not in present:
+        headers["NVCF-POLL-SECONDS"] = str(max(1, min(POLL_SECONDS_MAX, round(call.timeout))))
+    if call.stream and "accept" not in present:
+        headers["Accept"] = "text/event-stream"
+    if not call.passes_through:
+        return "POST", f"/v2/nvcf/pexec/functions/{call.function_id}", headers
+    headers[FUNCTION_ID] = call.function_id
+    path = call.path or "/"
+    return (call.method or "POST").upper(), path if path.startswith("/") else f"/{path}", headers
+
+
+async def invoke(
+    api: Api,
+    call: Call,
+    *,
+    write: Callable[[bytes], None],
+    head: Callable[[aiohttp.ClientResponse], None] | None = None,
+) -> None:
+    """Send it and write the answer's body piece by piece as it comes. Raises `CliError` if it failed."""
+    method, path, headers = request_of(call)
+    deadline = time.monotonic() + call.timeout
+    body: bytes | None = call.body
+    while True:
+        # A stream may last as long as it likes once it has begun.
+        limit = None if call.stream else deadline - time.monotonic() + _EXTRA_SECONDS
+        async with api.request(method, path, headers=headers, body=body, timeout=limit) as response:
+            if response.status != 202:
+                await _take(response, write, head)
+                return
+            request_id = response.headers.get(NVCF_REQID)
+            await response.read()
+        if request_id is None or deadline - time.monotonic() <= 0:
+            raise CliError(
+                f"no answer within {call.timeout:g} s (request {request_id}): give more with --timeout"
+            )
+        method, path, body = "GET", f"/v2/nvcf/pexec/status/{request_id}", None
+        wait = max(1, min(POLL_SECONDS_MAX, round(deadline - time.monotonic())))
+        headers = {"NVCF-POLL-SECONDS": str(wait)}
+
+
+async def _take(
+    response: aiohttp.ClientResponse,
+    write: Callable[[bytes], None],
+    head: Callable[[aiohttp.ClientResponse], None] | None,
+) -> None:
+    if head is not None:
+        head(response)
+    if response.status == 504:
+        raise CliError("no answer in time: give more with --timeout, or look at nvcf logs")
+    if response.status >= 400:
+        text = problem_text(response.status, await response.read())
+        request_id = response.headers.get(NVCF_REQID)
+        raise CliError(f"{text} (request {request_id})" if request_id else text)
+    async for chunk in response.content.iter_any():
+        write(chunk)

@@ -1,0 +1,81 @@
+"""The `nvcf` command."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from nvcf_broker.errors import BrokerError
+from nvcf_cli.commands import calls, functions, local
+from nvcf_cli.errors import CliError
+from nvcf_cli.screen import console
+
+app = typer.Typer(
+    name="nvcf",
+    help="Serve Python functions from a durable queue, on this machine or elsewhere.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,
+) -> None:
+    """Serve Python functions from a durable queue, on this machine or elsewhere.
+
+    \b
+    First steps:
+      nvcf up                             in one terminal
+      nvcf deploy function.py             in another
+      nvcf invoke function --data hello
+    """
+    if debug:
+        os.environ["NVCF_DEBUG"] = "1"
+
+
+app.command("up")(local.up)
+app.command("down")(local.down)
+app.command("status")(local.status)
+app.command("deploy")(functions.deploy_command)
+app.command("undeploy")(functions.undeploy)
+app.command("functions")(functions.functions)
+app.command("instances")(functions.instances)
+app.command("invoke")(calls.invoke_command)
+app.command("logs")(calls.logs)
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 it went wrong, 2 wrong use, 130 ctrl-c."""
+    sys.exit(run())
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run a command line and return its exit code; what users do wrong raises nothing."""
+    try:
+        app(arguments)
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 0
+    except CliError as error:
+        return _failed(error, error.exit_code)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader went away (`nvcf logs | head`): nothing more to say, and nowhere to say it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (BrokerError, OSError) as error:
+        return _failed(error, 1)
+    return 0
+
+
+def _failed(error: Exception, code: int) -> int:
+    if os.environ.get("NVCF_DEBUG"):
+        raise error
+    console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)))
+    return code

@@ -1,0 +1,185 @@
+"""The data folder of a local platform: its files, the lock of `nvcf up`, and what that tells other commands.
+
+`state.json` exists while the platform runs and is ready:
+
+    {"pid", "url", "grpc", "nats", "keyFile", "data", "startedAt",
+     "children": {NAME: {"pid", "state": "starting" | "running" | "waiting", "restarts"}}}
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from nvcf_broker.files import private_directory, write_private
+from nvcf_cli.errors import CliError
+
+HOME_VARIABLE = "NVCF_HOME"
+_LOCK_ATTEMPTS = 10
+
+
+def default_data_folder() -> Path:
+    """`$NVCF_HOME`, or `~/.nvcf`."""
+    configured = os.environ.get(HOME_VARIABLE)
+    return Path(configured).expanduser().absolute() if configured else Path.home() / ".nvcf"
+
+
+@dataclass(frozen=True)
+class Installation:
+    """Where a local platform keeps its files. Everything in it is its owner's alone."""
+
+    data: Path
+
+    @property
+    def state(self) -> Path:
+        return self.data / "state.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.data / "up.lock"
+
+    @property
+    def admin_key(self) -> Path:
+        return self.data / "admin.key"
+
+    @property
+    def agent_key(self) -> Path:
+        return self.data / "agent.key"
+
+    @property
+    def bootstrap_keys(self) -> Path:
+        return self.data / "bootstrap-keys.json"
+
+    @property
+    def signing_key(self) -> Path:
+        return self.data / "signing-key.pem"
+
+    @property
+    def broker(self) -> Path:
+        return self.data / "broker"
+
+    def log(self, child: str) -> Path:
+        """Log file of one of the platform's own processes."""
+        return self.data / f"{child}.log"
+
+    def function_logs(self, name: str) -> Path:
+        """Folder with the logs of a function's instances."""
+        return self.data / "logs" / name
+
+
+@dataclass(frozen=True)
+class ChildState:
+    """One of the platform's processes."""
+
+    pid: int | None = None
+    state: str = "starting"
+    restarts: int = 0
+
+
+@dataclass(frozen=True)
+class PlatformState:
+    """What a running `nvcf up` tells other commands."""
+
+    pid: int
+    url: str
+    grpc: str
+    nats: str
+    key_file: str
+    data: str
+    started_at: float
+    children: dict[str, ChildState] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON members, as in the module's description."""
+        return {
+            "pid": self.pid,
+            "url": self.url,
+            "grpc": self.grpc,
+            "nats": self.nats,
+            "keyFile": self.key_file,
+            "data": self.data,
+            "startedAt": self.started_at,
+            "children": {name: asdict(child) for name, child in self.children.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> "PlatformState":
+        """Read JSON members. Raises ValueError, KeyError or TypeError for others."""
+        return cls(
+            pid=int(document["pid"]),
+            url=str(document["url"]),
+            grpc=str(document["grpc"]),
+            nats=str(document["nats"]),
+            key_file=str(document["keyFile"]),
+            data=str(document["data"]),
+            started_at=float(document["startedAt"]),
+            children={name: ChildState(**child) for name, child in document["children"].items()},
+        )
+
+
+def write_state(installation: Installation, state: PlatformState) -> None:
+    """Replace the state file in one step."""
+    write_private(installation.state, json.dumps(state.to_dict(), indent=1) + "\n")
+
+
+def read_state(installation: Installation) -> PlatformState | None:
+    """What the running platform says of itself; None if none runs (a stale file does not count)."""
+    if running_pid(installation) is None:
+        return None
+    try:
+        return PlatformState.from_dict(json.loads(installation.state.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+@contextlib.contextmanager
+def only_platform(installation: Installation) -> Iterator[None]:
+    """Hold the data folder for this process. Raises `CliError` if another one has it, or it is unusable."""
+    try:
+        private_directory(installation.data)
+        lock = installation.lock.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise CliError(f"cannot use the data folder {installation.data}: {error.strerror}") from error
+    with lock:
+        if not _take(lock):
+            lock.seek(0)
+            raise CliError(
+                f"nvcf is already up on {installation.data} (process {lock.read().strip() or '?'}): "
+                "end it with nvcf down, or use another folder with --data"
+            )
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        try:
+            yield
+        finally:
+            installation.state.unlink(missing_ok=True)
+
+
+def _take(lock: TextIO) -> bool:
+    for _ in range(_LOCK_ATTEMPTS):
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        # Another command may just be looking whether somebody holds it.
+        time.sleep(0.02)
+    return False
+
+
+def running_pid(installation: Installation) -> int | None:
+    """Process id of the `nvcf up` that holds the data folder, or None."""
+    try:
+        with installation.lock.open("r+", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                text = lock.read().strip()
+                return int(text) if text.isdigit() else None
+            return None
+    except OSError:
+        return None

@@ -1,0 +1,228 @@
+"""A tree of long-lived children: started in order, restarted after a crash, ended in reverse order."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nvcf_agent.output import RotatingLog, Tail, pump
+from nvcf_broker.errors import BrokerError
+from nvcf_broker.process import RestartPolicy, describe_exit, signal_group, spawn, stop_process
+from nvcf_cli.errors import CliError
+from nvcf_cli.state import ChildState
+
+_log = logging.getLogger(__name__)
+
+READY_TIMEOUT_SECONDS = 30.0
+RESTARTS = RestartPolicy(initial=0.5, factor=2.0, maximum=15.0, stable_after=30.0)
+_DRAIN_SECONDS = 1.0
+
+Ready = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+async def always_ready(_line: dict[str, Any]) -> None:
+    """For children whose ready line on standard output says it all."""
+
+
+@dataclass(frozen=True)
+class ChildSpec:
+    """A child of the tree.
+
+    `ready_line`: it prints a JSON object with `"event": "ready"` on standard output once it is ready;
+    `wait_ready` is awaited after that (with the object), or at once if there is no such line; it may raise
+    `BrokerError`, which ends the child. Output goes to `log`.
+    `grace` is the time in seconds between SIGTERM and SIGKILL.
+    """
+
+    name: str
+    command: list[str]
+    log: Path
+    ready_line: bool = True
+    wait_ready: Ready = always_ready
+    grace: float = 10.0
+    death_signal: int = signal.SIGKILL
+
+
+@dataclass(frozen=True)
+class Change:
+    """A child's state changed; `text` says what happened where it is news to the user."""
+
+    name: str
+    state: ChildState
+    text: str | None = None
+
+
+@dataclass
+class Child:
+    """One child and everything around its process. `on_change` is told about each step of its life."""
+
+    spec: ChildSpec
+    on_change: Callable[[Change], None]
+    restarts: RestartPolicy = RESTARTS
+    monotonic: Callable[[], float] = time.monotonic
+    _process: asyncio.subprocess.Process | None = None
+    _task: asyncio.Task[None] | None = None
+    _stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    _state: ChildState = field(default_factory=ChildState)
+    _was_ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def start(self) -> None:
+        """Return when it is ready for the first time. Raises `CliError` if it ends before, or is too slow."""
+        self._task = asyncio.create_task(self._keep_running(), name=f"child {self.spec.name}")
+        ready = asyncio.create_task(self._was_ready.wait())
+        try:
+            done, _ = await asyncio.wait(
+                {self._task, ready}, timeout=READY_TIMEOUT_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            ready.cancel()
+        if self._task in done:
+            await self._task
+        if not self._was_ready.is_set():
+            raise CliError(
+                f"the {self.spec.name} was not ready within {READY_TIMEOUT_SECONDS:g} s: {self._where()}"
+            )
+
+    async def stop(self) -> None:
+        """SIGTERM, patience, SIGKILL; it is not started again."""
+        self._stopping.set()
+        if self._process is not None:
+            await stop_process(self._process, self.spec.grace)
+        if self._task is not None:
+            with contextlib.suppress(CliError):
+                await self._task
+
+    def kill(self) -> None:
+        """SIGKILL at once for it and what belongs to its group."""
+        self._stopping.set()
+        if self._process is not None and self._process.returncode is None:
+            signal_group(self._process.pid, signal.SIGKILL)
+
+    def _where(self) -> str:
+        return f"see {self.spec.log}"
+
+    def _told(self, text: str | None = None, **changes: Any) -> None:
+        self._state = ChildState(**{**vars(self._state), **changes})
+        self.on_change(Change(self.spec.name, self._state, text))
+
+    async def _keep_running(self) -> None:
+        failures, tail = 0, Tail(lines=5)
+        while not self._stopping.is_set():
+            began = self.monotonic()
+            try:
+                code = await self._run_once(tail)
+                how = describe_exit(code)
+            except BrokerError as error:
+                how = str(error)
+            if self._stopping.is_set():
+                return
+            if not self._was_ready.is_set():
+                raise CliError(f"the {self.spec.name} does not start ({how}): {_last_word(tail)}")
+            failures = self.restarts.failures_after(failures, self.monotonic() - began)
+            delay = self.restarts.delay(failures)
+            when = f"in {delay:g} s" if delay else "now"
+            self._told(
+                f"the {self.spec.name} ended ({how}), starting it again {when}: {self._where()}",
+                pid=None,
+                state="waiting",
+                restarts=self._state.restarts + 1,
+            )
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._stopping.wait()
+
+    async def _run_once(self, tail: Tail) -> int:
+        """From its start to its end; returns the exit code."""
+        log = await asyncio.to_thread(RotatingLog, self.spec.log)
+        try:
+            self._process = process = await spawn(
+                self.spec.command,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                death_signal=self.spec.death_signal,
+            )
+            self._told(pid=process.pid, state="starting")
+            if self._stopping.is_set():
+                return await stop_process(process, 0)
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._follow_ready(process, log)),
+                    group.create_task(_pump(process.stderr, log, tail)),
+                ]
+                await process.wait()
+                code = await stop_process(process, 0)
+                await asyncio.wait(tasks, timeout=_DRAIN_SECONDS)
+                for task in tasks:
+                    task.cancel()
+            return code
+        finally:
+            log.close()
+
+    async def _follow_ready(self, process: asyncio.subprocess.Process, log: RotatingLog) -> None:
+        if process.stdout is None:
+            return
+        line: dict[str, Any] = {}
+        while self.spec.ready_line and line.get("event") != "ready":
+            raw = await process.stdout.readline()
+            if not raw:
+                return
+            line = _json_object(raw)
+        try:
+            await self.spec.wait_ready(line)
+        except BrokerError as error:
+            _log.warning("%s: %s", self.spec.name, error)
+            signal_group(process.pid, signal.SIGKILL)
+            return
+        if process.returncode is None:
+            self._was_ready.set()
+            self._told(state="running")
+        await _pump(process.stdout, log, None)
+
+
+async def _pump(stream: asyncio.StreamReader | None, log: RotatingLog, tail: Tail | None) -> None:
+    if stream is not None:
+        await pump(stream, log, tail)
+
+
+def _json_object(line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _last_word(tail: Tail) -> str:
+    lines = tail.lines()
+    if not lines:
+        return "it said nothing"
+    # The platform's own processes log JSON lines; the message is what matters here.
+    return str(_json_object(lines[-1].encode()).get("message") or lines[-1])
+
+
+@dataclass
+class Tree:
+    """Children in the order of their start; each needs those before it."""
+
+    children: list[Child] = field(default_factory=list)
+
+    async def add(self, child: Child) -> None:
+        """Start one more. Raises `CliError`."""
+        self.children.append(child)
+        await child.start()
+
+    async def stop(self) -> None:
+        """End all, the last one first."""
+        for child in reversed(self.children):
+            await child.stop()
+
+    def kill(self) -> None:
+        """End all at once, without order."""
+        for child in reversed(self.children):
+            child.kill()

@@ -1,0 +1,89 @@
+"""Reading instances' log files: their last lines, then what is added, over rotations."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+POLL_SECONDS = 0.2
+_BLOCK_BYTES = 64 * 1024
+
+
+@dataclass
+class LogFile:
+    """One instance's log and how far it has been read. Its calls block for a read of a local file."""
+
+    path: Path
+    position: int = 0
+    inode: int | None = None
+    _rest: bytes = field(default=b"", repr=False)
+
+    def last_lines(self, count: int) -> list[str]:
+        """The last `count` lines; `new_lines` continues behind them. Rotated files are not looked at."""
+        try:
+            with self.path.open("rb") as file:
+                self.inode = self.path.stat().st_ino
+                end = self.position = file.seek(0, 2)
+                data, start = b"", end
+                while start > 0 and data.count(b"\n") <= count:
+                    size = min(_BLOCK_BYTES, start)
+                    start -= size
+                    file.seek(start)
+                    data = file.read(size) + data
+        except OSError:
+            return []
+        lines = _lines(data)
+        return lines[-count:] if count else []
+
+    def new_lines(self) -> list[str]:
+        """The whole lines added since the last call, of a file that was rotated from its beginning."""
+        try:
+            status = self.path.stat()
+            with self.path.open("rb") as file:
+                if self.inode != status.st_ino or status.st_size < self.position:
+                    self.inode, self.position, self._rest = status.st_ino, 0, b""
+                file.seek(self.position)
+                data = file.read()
+        except OSError:
+            return []
+        self.position += len(data)
+        whole, newline, rest = (self._rest + data).rpartition(b"\n")
+        self._rest = rest
+        return _lines(whole) if newline else []
+
+
+def _lines(data: bytes) -> list[str]:
+    return data.decode(errors="replace").splitlines()
+
+
+def readable(line: str) -> str:
+    """A JSON log line as `time level message`, an error's text below it; any other line as it is."""
+    if not line.startswith("{"):
+        return line
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return line
+    if not isinstance(record, dict) or "message" not in record:
+        return line
+    when = str(record.get("time", ""))[11:23]
+    text = f"{when} {str(record.get('level', '')).upper():<7} {record['message']}"
+    request = record.get("request_id") or record.get("requestId")
+    if request:
+        text += f"  [request {request}]"
+    error = record.get("exception") or record.get("error")
+    return f"{text}\n{error}" if error else text
+
+
+async def follow(
+    discover: Callable[[], "AsyncIterator[dict[str, Path]]"], known: dict[str, LogFile]
+) -> AsyncIterator[tuple[str, str]]:
+    """Yield (instance, line) for ever. `discover` yields the present files again and again."""
+    async for paths in discover():
+        for name, path in paths.items():
+            known.setdefault(name, LogFile(path))
+        for name, file in known.items():
+            for line in await asyncio.to_thread(file.new_lines):
+                yield name, line
+        await asyncio.sleep(POLL_SECONDS)
