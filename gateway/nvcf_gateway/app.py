@@ -14,19 +14,25 @@ from aiohttp import web
 
 from nvcf_broker.connection import BrokerClient, connect_broker
 from nvcf_broker.requests import BrokerRequests
+from nvcf_gateway.asking import WorkerDoor
 from nvcf_gateway.attach import Attach, InlineReplies
 from nvcf_gateway.auth import Authenticator, Authorizer
 from nvcf_gateway.callout import QUEUE_GROUP, AuthCallout, load_account_seed
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.deployments import Deployments
-from nvcf_gateway.errors import SetupError
+from nvcf_gateway.errors import QueueError, SetupError
 from nvcf_gateway.http import HttpDoor
 from nvcf_gateway.invoke import Invoker
+from nvcf_gateway.keeping import Keeping
 from nvcf_gateway.management import Management
 from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.pending import PendingRequests
+from nvcf_gateway.polling import Poller
 from nvcf_gateway.queue import RequestQueue
 from nvcf_gateway.registry import Registry
+from nvcf_gateway.results import ResultStore
+from nvcf_gateway.tracking import Tracking
+from nvcf_gateway.waiting import Waiting
 from nvcf_gateway.worker_service import WorkerService
 from nvcf_gateway.worker_tokens import WorkerTokens, load_signing_key
 from nvcf_proto.ids import new_id
@@ -66,50 +72,65 @@ async def running_gateway(config: GatewayConfig) -> AsyncIterator[RunningGateway
         if config.bootstrap_keys is not None:
             await registry.bootstrap_keys(config.bootstrap_keys)
         owner = await stack.enter_async_context(TaskOwner())
-        pending = PendingRequests()
         requests = BrokerRequests(client)
         await requests.start()
-        queue = RequestQueue(client, requests, config)
-        await client.subscribe(inline_reply_subjects(gateway_id), cb=InlineReplies(pending).received)
+        parts = await _parts(config, gateway_id, client, requests, registry, tokens, owner)
+        replies = InlineReplies(parts.pending, owner)
+        await client.subscribe(inline_reply_subjects(gateway_id), cb=replies.received)
         if config.callout_seed is not None:
             account = await asyncio.to_thread(load_account_seed, config.callout_seed)
             callout = AuthCallout(account, registry, tokens, config.regions)
             await client.subscribe(AUTH_CALLOUT_SUBJECT, queue=QUEUE_GROUP, cb=callout.asked)
         await client.flush(timeout=5)
-        service = WorkerService(registry, queue, tokens, config.region, config.regions)  # type: ignore[abstract] # the base answers UNIMPLEMENTED
+        service = WorkerService(registry, parts.queue, tokens, config.region, config.regions)  # type: ignore[abstract] # the base answers UNIMPLEMENTED
         grpc_address = await _serve_grpc(stack, config, service)
-        addresses: list[str] = []
-        door = _door(config, gateway_id, addresses, client, registry, tokens, queue, pending, owner)
-        addresses.append(await _serve_http(stack, config, door))
-        yield RunningGateway(gateway_id, addresses[0], grpc_address, client, pending)
+        parts.http_address.append(await _serve_http(stack, config, parts.door))
+        yield RunningGateway(gateway_id, parts.http_address[0], grpc_address, client, parts.pending)
 
 
-def _door(
+@dataclass(frozen=True)
+class _Parts:
+    door: HttpDoor
+    queue: RequestQueue
+    pending: PendingRequests
+    http_address: list[str]
+
+
+async def _parts(
     config: GatewayConfig,
     gateway_id: str,
-    addresses: list[str],
     client: BrokerClient,
+    requests: BrokerRequests,
     registry: Registry,
     tokens: WorkerTokens,
-    queue: RequestQueue,
-    pending: PendingRequests,
     owner: TaskOwner,
-) -> HttpDoor:
-    authenticator = Authenticator(registry)
-    invoker = Invoker(
-        config,
-        gateway_id,
+) -> _Parts:
+    http_address: list[str] = []
+
+    def attach_url() -> str:
         # The port is known only once the listener is bound.
-        lambda: config.attach_url or f"http://{addresses[0]}",
-        authenticator,
-        Authorizer(registry),
-        queue,
-        pending,
-        owner,
-    )
+        return config.attach_url or f"http://{http_address[0]}"
+
+    pending = PendingRequests()
+    queue = RequestQueue(client, requests, config)
+    tracking = Tracking(requests, config)
+    results = {region: ResultStore(client, requests, config, region) for region in config.regions}
+    try:
+        await tracking.ensure()
+        for store in results.values():
+            await store.start()
+    except QueueError as error:
+        raise SetupError(str(error)) from None
+    keeping = Keeping(config, requests, results[config.region], tracking)
+    authenticator, authorizer = Authenticator(registry), Authorizer(registry)
+    waiting = Waiting(config, gateway_id, attach_url, queue, pending, keeping, owner)
+    invoker = Invoker(config, registry, authenticator, authorizer, waiting, keeping)
+    worker_door = WorkerDoor(config, gateway_id, attach_url, requests, pending)
+    poller = Poller(worker_door, authenticator, authorizer, queue, results, tracking, keeping, owner)
     management = Management(authenticator, registry, queue)
     deployments = Deployments(authenticator, registry, queue, management, tokens)
-    return HttpDoor(invoker, Attach(pending), management, deployments, lambda: client.is_connected)
+    door = HttpDoor(invoker, poller, Attach(pending), management, deployments, lambda: client.is_connected)
+    return _Parts(door, queue, pending, http_address)
 
 
 async def _serve_grpc(stack: AsyncExitStack, config: GatewayConfig, service: WorkerService) -> str:

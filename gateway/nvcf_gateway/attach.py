@@ -13,6 +13,7 @@ from nats.aio.msg import Msg
 from nvcf_gateway.auth import bearer_token
 from nvcf_gateway.bodies import BodySuperseded
 from nvcf_gateway.errors import CallerGone, HttpProblem
+from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.pending import Outcome, Pending, PendingRequests
 from nvcf_gateway.sinks import checked_head
 from nvcf_proto import headers as names
@@ -95,7 +96,7 @@ class Attach:
         except CallerGone:
             pending.settle(Outcome.STREAMED)
         except H1Error as error:
-            pending.settle(Outcome.BROKEN)
+            _broke(pending)
             raise HttpProblem(400, f"malformed response: {error}") from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -103,13 +104,30 @@ class Attach:
                 # It is the caller that left, not the worker: the worker gets its 200.
                 task.uncancel()
                 return
-            pending.settle(Outcome.BROKEN)
+            _broke(pending)
             raise
         except Exception:
-            pending.settle(Outcome.BROKEN)
+            _broke(pending)
             raise
         else:
+            self._delivered(pending, head)
+
+    def _delivered(self, pending: Pending, head: ResponseHead) -> None:
+        if not pending.detached:
             pending.settle(Outcome.STREAMED)
+        elif head.status == 202:
+            # No result yet: the worker goes on and comes again.
+            pending.reopen()
+        else:
+            self._pending.remove(pending)
+
+
+def _broke(pending: Pending) -> None:
+    if pending.detached:
+        # Nothing of it has been shown to anybody: the next delivery may answer.
+        pending.reopen()
+    else:
+        pending.settle(Outcome.BROKEN)
 
 
 def _attempt(request: web.BaseRequest) -> int | None:
@@ -147,8 +165,9 @@ def _abort(request: web.BaseRequest) -> None:
 class InlineReplies:
     """Broker side: complete small answers in one message."""
 
-    def __init__(self, pending: PendingRequests) -> None:
+    def __init__(self, pending: PendingRequests, owner: TaskOwner) -> None:
         self._pending = pending
+        self._owner = owner
 
     async def received(self, message: Msg) -> None:
         """Hand an answer to its caller and acknowledge it.
@@ -164,7 +183,25 @@ class InlineReplies:
         except (DecodeError, H1Error) as error:
             _log.warning("inline reply refused: %s", error, extra={"request_id": pending.request_id})
             return await _refuse(message, 400)
+        if pending.keeper is not None:
+            # Storing takes a while, and the next reply shall not wait for it.
+            return self._owner.spawn(self._keep(message, pending, head, body), f"keep {pending.request_id}")
         if not pending.take_inline(head, body):
+            return await _refuse(message, 410)
+        return await message.respond(b"")
+
+    async def _keep(self, message: Msg, pending: Pending, head: ResponseHead, body: bytes) -> None:
+        """Store the answer, then acknowledge it; no answer makes the worker try request-attach."""
+        if pending.keeper is None or not pending.open:
+            return await _refuse(message, 410)
+        try:
+            await pending.keeper(head, body)
+        except HttpProblem:
+            return None
+        if pending.detached:
+            if head.status != 202:
+                self._pending.remove(pending)
+        elif not pending.take_inline(head, body):
             return await _refuse(message, 410)
         return await message.respond(b"")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hmac
 import random
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from nvcf_gateway.errors import HttpProblem
@@ -15,6 +16,7 @@ from nvcf_proto.errors import InvalidToken
 from nvcf_proto.models import ApiKey, FunctionVersion, Scope
 
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
+_INVALID = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,27 @@ class Caller:
         if not self.key.allows(scope):
             raise HttpProblem(403, f"the API key lacks the scope '{scope.value}'")
 
+    def require_function(self, function_id: str) -> None:
+        """Raise HttpProblem 403 unless the caller's key is good for the function."""
+        if not self.key.covers(function_id):
+            raise HttpProblem(403, f"the API key is limited to other functions than {function_id}")
+
+    def require_unlimited(self, what: str) -> None:
+        """Raise HttpProblem 403 for a key that is limited to some functions; `what` it may therefore not do."""
+        if self.key.function_ids:
+            raise HttpProblem(403, f"an API key that is limited to some functions cannot {what}")
+
 
 def bearer_token(headers: Mapping[str, str]) -> str:
     """The token of an `Authorization: Bearer` header. Raises HttpProblem 401."""
     value = headers.get("Authorization")
     if value is None:
         raise HttpProblem(401, "header Authorization: Bearer <token> is missing", headers=_CHALLENGE)
+    return read_bearer(value)
+
+
+def read_bearer(value: str) -> str:
+    """The token of `Bearer <token>`. Raises HttpProblem 401."""
     scheme, _, token = value.partition(" ")
     token = token.strip()
     if scheme.lower() != "bearer" or not token or not token.isascii():
@@ -44,14 +61,18 @@ def bearer_token(headers: Mapping[str, str]) -> str:
 
 
 class Authenticator:
-    """Checks API keys against their stored hashes."""
+    """Checks API keys against their stored hashes, which every replica mirrors."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, clock: Callable[[], float] = time.time) -> None:
         self._registry = registry
+        self._clock = clock
 
     def caller(self, headers: Mapping[str, str]) -> Caller:
         """The caller whose API key the request carries. Raises HttpProblem 401."""
-        token = bearer_token(headers)
+        return self.identify(bearer_token(headers))
+
+    def identify(self, token: str) -> Caller:
+        """The caller whose API key this is. Raises HttpProblem 401: unknown, revoked or expired."""
         try:
             record = self._registry.keys.get(api_key_id(token))
         except InvalidToken:
@@ -59,7 +80,10 @@ class Authenticator:
         # The comparison runs for unknown keys too, so that its time tells nothing.
         expected = record.secret_hash if record is not None else "0" * 64
         if not hmac.compare_digest(expected, hash_api_key(token)) or record is None:
-            raise HttpProblem(401, "the API key is not valid", headers=_CHALLENGE)
+            raise HttpProblem(401, "the API key is not valid", headers=_INVALID)
+        # Said only to somebody who has the whole key.
+        if not record.is_live(self._clock()):
+            raise HttpProblem(401, "the API key has expired", headers=_INVALID)
         return Caller(record.nca_id, f"apikey:{record.id}", record)
 
 
@@ -74,32 +98,53 @@ class Authorizer:
     def version(self, caller: Caller, target: Target) -> FunctionVersion:
         """The version to invoke; with none named, a random one of the active ones.
 
-        Raises HttpProblem 403 (no invoke scope, or another account's function) and 404 (no such
-        function, or no deployed version).
+        Raises HttpProblem 403 (no invoke scope, another account's function, or a key limited to other
+        functions) and 404 (no such function, or no deployed version).
         """
+        return self._chooser.choice(self.versions(caller, target))
+
+    def versions(self, caller: Caller, target: Target) -> list[FunctionVersion]:
+        """The versions a call may go to, at least one. Raises HttpProblem 403 and 404 as `version` does."""
         caller.require(Scope.INVOKE)
-        versions, index = self._registry.versions, self._registry.index
         if target.version_id is not None:
-            version = versions.get(target.version_id)
-            if version is None or version.function_id != target.function_id:
-                raise HttpProblem(404, f"function {target.function_id} has no version {target.version_id}")
-            self._own(caller, version.nca_id)
-            if not index.is_deployed(version.id):
+            version = self._invocable(caller, target.function_id, target.version_id)
+            if not self._registry.index.is_deployed(version.id):
                 raise HttpProblem(404, f"version {version.id} is not deployed")
-            return version
-        function = self._registry.functions.get(target.function_id)
-        if function is None:
+            return [version]
+        if self._registry.functions.get(target.function_id) is None:
             raise HttpProblem(404, f"no function {target.function_id}")
-        self._own(caller, function.nca_id)
+        self._own(caller, target.function_id)
+        index = self._registry.index
         deployed = index.deployed(target.function_id)
         # While none runs yet, a deployed one takes the request and keeps it until an instance is up.
         candidates = [version_id for version_id in deployed if index.is_running(version_id)] or deployed
-        chosen = versions.get(self._chooser.choice(candidates)) if candidates else None
-        if chosen is None:
+        found = [
+            version for each in candidates if (version := self._registry.versions.get(each)) is not None
+        ]
+        if not found:
             raise HttpProblem(404, f"function {target.function_id} has no active version; deploy one")
-        return chosen
+        return found
 
-    @staticmethod
-    def _own(caller: Caller, nca_id: str) -> None:
-        if caller.nca_id != nca_id:
-            raise HttpProblem(403, "the API key belongs to another account than the function")
+    def followed(self, caller: Caller, function_id: str, version_id: str) -> FunctionVersion:
+        """The version of a request that is asked after, deployed or not. Raises HttpProblem 403 and 404."""
+        caller.require(Scope.INVOKE)
+        version = self._registry.versions.get(version_id)
+        if version is None or version.function_id != function_id:
+            raise HttpProblem(404, "the function version of this request is gone")
+        self._own(caller, function_id)
+        return version
+
+    def _invocable(self, caller: Caller, function_id: str, version_id: str) -> FunctionVersion:
+        version = self._registry.versions.get(version_id)
+        if version is None or version.function_id != function_id:
+            raise HttpProblem(404, f"function {function_id} has no version {version_id}")
+        self._own(caller, function_id)
+        return version
+
+    def _own(self, caller: Caller, function_id: str) -> None:
+        function = self._registry.functions.get(function_id)
+        if function is None:
+            raise HttpProblem(404, f"no function {function_id}")
+        if not function.may_be_invoked_by(caller.nca_id):
+            raise HttpProblem(403, "the function belongs to another account and is not shared with this one")
+        caller.require_function(function_id)

@@ -34,6 +34,25 @@ class ByteSource(Protocol):
         ...
 
 
+class Body(Protocol):
+    """A request body as attach hands it out: `prefix` is in the message, the rest is streamed."""
+
+    prefix: bytes
+
+    @property
+    def rest_length(self) -> int | None:
+        """Bytes after the prefix, None when unknown."""
+        ...
+
+    def stream(self) -> AsyncIterator[bytes]:
+        """The body after the prefix, from its start."""
+        ...
+
+    def close(self) -> None:
+        """Give its memory and disk back."""
+        ...
+
+
 class Spool:
     """Bytes that can be read again; beyond `memory_bytes` they live in an unnamed file."""
 
@@ -158,6 +177,16 @@ class CallerBody:
             chunk = await self._source.read(CHUNK_BYTES)
             await _finished(self._spool.append(chunk))
             return chunk
+
+    async def receive_all(self, patience: float) -> bool:
+        """Take the rest from the caller into the spool; False when it did not come in `patience` seconds."""
+        try:
+            async with asyncio.timeout(patience):
+                while not self._source.at_eof():
+                    await self._next(self._spool.size)
+        except TimeoutError:
+            return False
+        return True
 
     def close(self) -> None:
         """Forget the spooled bytes."""

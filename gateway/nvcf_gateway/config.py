@@ -35,6 +35,12 @@ class GatewayConfig:
     spool_memory_bytes: int = 128 * KIB
     spool_directory: Path | None = None
     exec_body_bytes: int = 64 * MIB
+    results_ttl: float = 24 * 3600.0
+    results_max_bytes: int = 4 * 1024 * MIB
+    results_max_count: int = 100_000
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    wide_inbox: bool = False
     log_level: str = "INFO"
 
 
@@ -55,6 +61,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> GatewayConfig:
             raise SetupError(f"region {region!r} may hold letters, digits, '-' and '_' only")
     if values.region not in regions:
         raise SetupError(f"--regions must contain the gateway's own region {values.region!r}")
+    if (values.tls_cert is None) != (values.tls_key is None):
+        raise SetupError("--tls-cert and --tls-key belong together")
     if values.ack_wait < 1:
         raise SetupError("--ack-wait must be at least 1 second")
     return GatewayConfig(
@@ -73,6 +81,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> GatewayConfig:
         placement_tag_key=values.placement_tag_key,
         inline_reply_bytes=values.inline_reply_bytes,
         spool_directory=values.spool_directory,
+        results_ttl=values.results_ttl,
+        results_max_bytes=values.results_max_mib * MIB,
+        results_max_count=values.results_max_count,
+        tls_cert=values.tls_cert,
+        tls_key=values.tls_key,
+        wide_inbox=values.wide_inbox,
         log_level=values.log_level,
     )
 
@@ -86,7 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--grpc", default="127.0.0.1:9090", metavar="HOST:PORT", help="WorkerService")
     add("--nats", default="nats://127.0.0.1:4222", metavar="URL", help="broker, several with commas")
     add("--nats-credentials", type=Path, metavar="FILE", help="one line user:password, mode 0600")
-    add("--signing-key", type=Path, required=True, metavar="FILE", help="Ed25519 key (PEM), made if missing")
+    add("--signing-key", type=Path, required=True, metavar="FILE",
+        help="Ed25519 key (PEM), made if missing; or a folder: the newest signs, all verify")  # fmt: skip
     add(
         "--callout-seed",
         type=Path,
@@ -113,5 +128,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="for request bodies in transit (default: temp folder)",
     )
+    add("--tls-cert", type=Path, metavar="FILE", help="certificate chain (PEM) of all listeners")
+    add("--tls-key", type=Path, metavar="FILE", help="private key (PEM) of --tls-cert")
+    add("--wide-inbox", action="store_true",
+        help="let workers use any inbox: only for workers of other makes, see docs/security.md")  # fmt: skip
+    add(
+        "--results-ttl",
+        type=float,
+        default=24 * 3600.0,
+        metavar="SECONDS",
+        help="life of answers kept for polls",
+    )
+    add("--results-max-mib", type=int, default=4096, metavar="MIB", help="room for them; the oldest go first")
+    add("--results-max-count", type=int, default=100_000, metavar="N", help="how many of them at most")
     add("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     return parser

@@ -41,10 +41,11 @@ class Deployments:
         version = self._version(request, Scope.DEPLOY, values)
         fields = await json_body(request)
         try:
-            fields.only(("deploymentSpecifications",))
+            fields.only(("deploymentSpecifications", "keepQueued"))
             specifications = fields.objects("deploymentSpecifications", DeploymentSpecification.from_fields)
             if not specifications:
                 raise InvalidRecord("deploymentSpecifications", "at least one specification is needed")
+            keep_queued = fields.boolean("keepQueued", True)
         except InvalidRecord as error:
             raise invalid_field(error) from None
         try:
@@ -52,7 +53,7 @@ class Deployments:
             await self._queue.ensure(version.id)
         except QueueError as error:
             raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
-        deployment = Deployment(version.id, version.function_id, time.time(), specifications)
+        deployment = Deployment(version.id, version.function_id, time.time(), specifications, keep_queued)
         await stored(self._registry.deployments.create(version.id, deployment))
         return json_response(200, {"deployment": self._shown(version, deployment)})
 
@@ -74,7 +75,9 @@ class Deployments:
         caller.require(Scope.LIST)
         wanted = request.query.get("functionVersionId")
         versions = {
-            version.id for version in self._registry.versions.values() if version.nca_id == caller.nca_id
+            version.id
+            for version in self._registry.versions.values()
+            if version.nca_id == caller.nca_id and caller.key.covers(version.function_id)
         }
         found = [
             _shown_instance(instance)
@@ -127,6 +130,7 @@ class Deployments:
             "functionStatus": self._registry.status_of(version).value,
             "createdAt": timestamp(deployment.created_at),
             "deploymentSpecifications": [each.to_dict() for each in deployment.specifications],
+            "keepQueued": deployment.keep_queued,
         }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from aiohttp import web
 
@@ -13,6 +13,7 @@ from nvcf_gateway.deployments import Deployments
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.invoke import Invoker
 from nvcf_gateway.management import Management, path_id
+from nvcf_gateway.polling import Poller
 from nvcf_gateway.replies import json_response, problem_response
 from nvcf_gateway.routing import PathTable, Target, pass_through_target
 from nvcf_proto.ids import new_id
@@ -21,6 +22,8 @@ from nvcf_proto.settings import ATTACH_PATH
 _log = logging.getLogger(__name__)
 
 Handler = Callable[[web.BaseRequest, dict[str, str]], Awaitable[web.StreamResponse]]
+Route = tuple[str, str, Handler]
+"""Method, path pattern and what serves it."""
 
 
 class HttpDoor:
@@ -29,19 +32,31 @@ class HttpDoor:
     def __init__(
         self,
         invoker: Invoker,
+        poller: Poller,
         attach: Attach,
         management: Management,
         deployments: Deployments,
         is_healthy: Callable[[], bool],
+        more: Iterable[Route] = (),
     ) -> None:
         self._invoker = invoker
         self._is_healthy = is_healthy
         self._table: PathTable[Handler] = PathTable()
-        self._add_calls(attach)
+        self._add_calls(attach, poller)
         self._add_management(management, deployments)
+        for route in more:
+            self._table.add(*route)
 
-    def _add_calls(self, attach: Attach) -> None:
+    @property
+    def routes(self) -> list[tuple[str, str]]:
+        """Methods and path patterns of all path routes."""
+        return self._table.routes()
+
+    def _add_calls(self, attach: Attach, poller: Poller) -> None:
         add = self._table.add
+        add("GET", "/v2/nvcf/pexec/status/{request_id}", poller.pexec)
+        add("DELETE", "/v2/nvcf/pexec/status/{request_id}", poller.cancel)
+        add("GET", "/v2/nvcf/exec/status/{request_id}", poller.exec)
         for kind, call in (("exec", self._exec), ("pexec", self._pexec)):
             add("POST", f"/v2/nvcf/{kind}/functions/{{function_id}}", call)
             add("POST", f"/v2/nvcf/{kind}/functions/{{function_id}}/versions/{{version_id}}", call)

@@ -97,6 +97,7 @@ class Management:
     async def create_function(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """POST /v2/nvcf/functions: a function with its first version."""
         caller = self._caller(request, Scope.MANAGE)
+        caller.require_unlimited("create functions")
         fields, now = await json_body(request), time.time()
         version = self._version(fields, caller, new_id(), now)
         function = Function(version.function_id, version.name, caller.nca_id, now)
@@ -116,7 +117,11 @@ class Management:
         """GET /v2/nvcf/functions: every version of the account's functions."""
         caller = self._caller(request, Scope.LIST)
         versions = sorted(self._registry.versions.values(), key=lambda each: (each.created_at, each.id))
-        shown = [self._shown(version) for version in versions if version.nca_id == caller.nca_id]
+        shown = [
+            self._shown(version)
+            for version in versions
+            if version.nca_id == caller.nca_id and caller.key.covers(version.function_id)
+        ]
         return json_response(200, {"functions": shown})
 
     async def list_versions(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
@@ -158,8 +163,18 @@ class Management:
         version = self._registry.versions.get(version_id)
         if version is None or version.function_id != function_id:
             raise HttpProblem(404, f"function {function_id} has no version {version_id}")
-        _own(caller, version.nca_id)
+        _own(caller, version.nca_id, function_id)
         return version
+
+    def authorised_version(
+        self, request: web.BaseRequest, scope: Scope, values: dict[str, str]
+    ) -> FunctionVersion:
+        """The version a path names, of a caller with `scope`. Raises HttpProblem 401, 403 and 404."""
+        return self.version(self._caller(request, scope), values)
+
+    def function(self, request: web.BaseRequest, scope: Scope, values: dict[str, str]) -> Function:
+        """The function a path names, of a caller with `scope`. Raises HttpProblem 401, 403 and 404."""
+        return self._function(self._caller(request, scope), path_id(values, "function_id"))
 
     def _caller(self, request: web.BaseRequest, scope: Scope) -> Caller:
         caller = self._authenticator.caller(request.headers)
@@ -170,7 +185,7 @@ class Management:
         function = self._registry.functions.get(function_id)
         if function is None:
             raise HttpProblem(404, f"no function {function_id}")
-        _own(caller, function.nca_id)
+        _own(caller, function.nca_id, function_id)
         return function
 
     @staticmethod
@@ -211,15 +226,17 @@ class Management:
             "tags": list(version.tags),
             "containerImage": version.container_image,
             "process": version.process.to_dict() if version.process else None,
+            "rateLimit": version.rate_limit.to_dict() if version.rate_limit else None,
             "createdAt": timestamp(version.created_at),
             "instances": len(instances),
         }
         return {key: value for key, value in shown.items() if value is not None}
 
 
-def _own(caller: Caller, nca_id: str) -> None:
+def _own(caller: Caller, nca_id: str, function_id: str) -> None:
     if caller.nca_id != nca_id:
         raise HttpProblem(403, "the API key belongs to another account than the function")
+    caller.require_function(function_id)
 
 
 async def stored(write: Awaitable[object]) -> None:

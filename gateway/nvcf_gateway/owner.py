@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +16,7 @@ class TaskOwner:
 
     def __init__(self, patience: float = 5.0) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
+        self._timers: set[asyncio.TimerHandle] = set()
         self._patience = patience
 
     def spawn(self, work: Coroutine[None, None, None], name: str) -> None:
@@ -23,6 +24,16 @@ class TaskOwner:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+
+    def spawn_later(self, delay: float, work: Callable[[], Coroutine[None, None, None]], name: str) -> None:
+        """Run `work()` in `delay` seconds, unless the owner has ended by then."""
+
+        def due() -> None:
+            self._timers.discard(timer)
+            self.spawn(work(), name)
+
+        timer = asyncio.get_running_loop().call_later(delay, due)
+        self._timers.add(timer)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -35,6 +46,8 @@ class TaskOwner:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for timer in self._timers:
+            timer.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._patience)
         for task in tuple(self._tasks):

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Protocol
 
-from nvcf_gateway.bodies import CallerBody
+from nvcf_gateway.bodies import Body
 from nvcf_gateway.sinks import Sink
 from nvcf_proto.h1 import RequestHead, ResponseHead
 from nvcf_proto.ids import new_id
-
-
-class Waiter(Protocol):
-    """What of asyncio.Timeout is needed: moving the deadline."""
-
-    def reschedule(self, when: float | None, /) -> None:
-        """Set the deadline in loop time."""
-        ...
 
 
 class Outcome(Enum):
@@ -30,11 +22,20 @@ class Outcome(Enum):
     """The sink has got everything."""
     BROKEN = auto()
     """The worker left or sent nonsense after the head."""
+    TIME_OVER = auto()
+    """The deadline has passed first."""
+
+
+def _new_outcome() -> asyncio.Future[Outcome]:
+    return asyncio.get_running_loop().create_future()
+
+
+Keeper = Callable[[ResponseHead, bytes], Awaitable[None]]
 
 
 @dataclass(eq=False)
 class Pending:
-    """One request whose caller waits here.
+    """One request whose answer is taken here, for a caller that waits or for the result store.
 
     The response token and the inline token are each good for one answer; whichever comes first
     closes both. A delivery that breaks before its head was complete changes nothing.
@@ -43,17 +44,21 @@ class Pending:
     request_id: str
     version_id: str
     sink: Sink
-    body: CallerBody
+    body: Body
     head: RequestHead
     response_token: str = field(default_factory=new_id)
     inline_token: str = field(default_factory=new_id)
     request_token: str | None = None
-    outcome: asyncio.Future[Outcome] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
+    outcome: asyncio.Future[Outcome] = field(default_factory=_new_outcome)
     inline: tuple[ResponseHead, bytes] | None = None
-    waiter: Waiter | None = None
-    last_deadline: float = 0.0
+    keeper: Keeper | None = None
+    """Stores an inline answer before the worker is told that it is delivered."""
+    longest: float = float("inf")
+    """Loop time at which even a streamed answer is cut off."""
+    timer: asyncio.TimerHandle | None = None
+    keep: tuple[Sink, Keeper] | None = None
+    """Where the answer goes when the deadline passes first; None: nobody wants it then."""
+    detached: bool = False
     body_attempt: int = 0
     streaming: asyncio.Task[object] | None = None
 
@@ -78,9 +83,35 @@ class Pending:
         if not self.open or task is None:
             return False
         self.streaming = task
-        if self.waiter is not None:
-            self.waiter.reschedule(self.last_deadline)
+        if self.timer is not None:
+            self.set_deadline(self.longest)
         return True
+
+    def reopen(self) -> None:
+        """Take back an accepted stream, so that another delivery may answer."""
+        self.streaming = None
+
+    def set_deadline(self, when: float) -> None:
+        """Settle with TIME_OVER at `when` (loop time) unless something else comes first."""
+        self.clear_deadline()
+        self.timer = asyncio.get_running_loop().call_at(when, self._time_over)
+
+    def _time_over(self) -> None:
+        self.timer = None
+        outcome = self.outcome
+        if outcome.done():
+            return
+        if self.keep is not None and self.open:
+            # In one step with the end of the wait: a worker that answers now finds the door open.
+            self.sink, self.keeper = self.keep
+            self.outcome, self.detached = _new_outcome(), True
+        outcome.set_result(Outcome.TIME_OVER)
+
+    def clear_deadline(self) -> None:
+        """No deadline any more."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
     def settle(self, outcome: Outcome) -> None:
         """Tell the caller's side how the delivery ended."""
@@ -106,6 +137,7 @@ class PendingRequests:
         self._by_response: dict[str, Pending] = {}
         self._by_inline: dict[str, Pending] = {}
         self._by_request: dict[str, Pending] = {}
+        self._by_id: dict[str, Pending] = {}
 
     def __len__(self) -> int:
         return len(self._by_response)
@@ -117,12 +149,23 @@ class PendingRequests:
         if pending.request_token is not None:
             self._by_request[pending.request_token] = pending
 
+    def add_detached(self, pending: Pending) -> None:
+        """Let workers reach a request that no caller waits for; found by its id as well."""
+        self._by_id[pending.request_id] = pending
+        self.add(pending)
+
+    def detached(self, request_id: str) -> Pending | None:
+        """The request of that id for which this replica stores an answer."""
+        return self._by_id.get(request_id)
+
     def remove(self, pending: Pending) -> None:
         """Forget the request; its tokens are void from here on."""
         self._by_response.pop(pending.response_token, None)
         self._by_inline.pop(pending.inline_token, None)
         if pending.request_token is not None:
             self._by_request.pop(pending.request_token, None)
+        if self._by_id.get(pending.request_id) is pending:
+            del self._by_id[pending.request_id]
 
     def by_response_token(self, token: str) -> Pending | None:
         """The request whose answer `token` may deliver."""

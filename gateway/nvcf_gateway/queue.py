@@ -139,13 +139,30 @@ class RequestQueue:
             answer = await self._requests.request(subject, payload, timeout=API_TIMEOUT, headers=headers)
         return _stored_sequence(answer)
 
-    async def remove(self, version_id: str, request_id: str, sequence: int | None) -> None:
+    async def place(
+        self, version_id: str, request_id: str, region: str
+    ) -> Literal["queued", "in work"] | None:
+        """Where a request is: waiting, with a worker, or not in the queue at all. Raises QueueError."""
+        stream = subjects.request_stream(region, version_id)
+        subject = subjects.request_subject(region, version_id, request_id)
+        found = await self._answer(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
+        if "error" in found:
+            return None
+        consumer = subjects.request_consumer(region, version_id)
+        info = await self._answer(f"CONSUMER.INFO.{stream}.{consumer}", {})
+        delivered = int(info.get("delivered", {}).get("stream_seq", 0))
+        return "in work" if int(found["message"]["seq"]) <= delivered else "queued"
+
+    async def remove(
+        self, version_id: str, request_id: str, sequence: int | None, region: str | None = None
+    ) -> None:
         """Take a request out of the queue, waiting or in flight. Raises QueueError."""
-        stream = subjects.request_stream(self.region, version_id)
+        region = region or self.region
+        stream = subjects.request_stream(region, version_id)
         if sequence is not None:
             error = await self._api(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": True})
         else:
-            subject = subjects.request_subject(self.region, version_id, request_id)
+            subject = subjects.request_subject(region, version_id, request_id)
             error = await self._api(f"STREAM.PURGE.{stream}", {"filter": subject})
         # Gone already is what was wanted.
         if error is not None and error.get("code") not in (400, 404, 500):
@@ -156,14 +173,18 @@ class RequestQueue:
         await self._client.publish(subjects.cancel_subject(version_id), request_id.encode())
 
     async def _api(self, name: str, body: dict[str, Any]) -> dict[str, Any] | None:
+        error_body = (await self._answer(name, body)).get("error")
+        return error_body if isinstance(error_body, dict) else None
+
+    async def _answer(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
         try:
             answer = await self._requests.request(
                 f"{subjects.API_PREFIX}.{name}", json.dumps(body).encode(), timeout=API_TIMEOUT
             )
         except (nats.errors.Error, TimeoutError) as error:
             raise QueueError(f"the broker did not answer: {describe_error(error)}") from error
-        error_body = json.loads(answer.data).get("error")
-        return error_body if isinstance(error_body, dict) else None
+        value = json.loads(answer.data)
+        return value if isinstance(value, dict) else {}
 
 
 def _stored_sequence(answer: Msg) -> int | None:

@@ -81,6 +81,14 @@ class PathTable(Generic[T]):
                 return
         self._patterns[len(segments)].append((segments, {method: handler}))
 
+    def routes(self) -> list[tuple[str, str]]:
+        """Methods and patterns of all routes, sorted."""
+        found = [(method, path) for path, methods in self._literal.items() for method in methods]
+        for same_length in self._patterns.values():
+            for segments, methods in same_length:
+                found += [(method, "/".join(segments)) for method in methods]
+        return sorted(found)
+
     def find(self, path: str) -> tuple[dict[str, T], dict[str, str]] | None:
         """Handlers by method and the values of the pattern's names, or None for an unknown path."""
         literal = self._literal.get(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from aiohttp import ClientConnectionResetError, web
@@ -57,16 +57,24 @@ class StreamSink:
     """Writes the response to the caller's connection; a slow caller makes `write` wait."""
 
     def __init__(
-        self, request: web.BaseRequest, decorate: Callable[[ResponseHead], list[tuple[str, str]]]
+        self,
+        request: web.BaseRequest,
+        decorate: Callable[[ResponseHead], list[tuple[str, str]]],
+        before: Callable[[ResponseHead], Awaitable[None]] | None = None,
     ) -> None:
         self._request = request
         self._decorate = decorate
+        self._before = before
         self._expected: int | None = None
         self._written = 0
         self._bodiless = False
         self.response: web.StreamResponse | None = None
+        self.head: ResponseHead | None = None
 
     async def start(self, head: ResponseHead) -> None:
+        self.head = head
+        if self._before is not None:
+            await self._before(head)
         headers = self._headers(head)
         length = headers.get("Content-Length")
         self._expected = int(length) if length is not None and not self._bodiless else None
@@ -99,6 +107,9 @@ class StreamSink:
             raise CallerGone("the caller left") from error
 
     async def complete(self, head: ResponseHead, body: bytes) -> None:
+        self.head = head
+        if self._before is not None:
+            await self._before(head)
         headers = self._headers(head)
         if self._bodiless:
             body = b""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from typing import Any
 
 import jwt
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from nvcf_gateway.errors import GatewayError, SetupError
+from nvcf_gateway.errors import GatewayError
+from nvcf_gateway.signing_keys import KeyRing, SigningKeys, load_signing_key, signing_key
 from nvcf_proto.settings import WORKER_TOKEN_LIFE
 from nvcf_proto.tokens import WORKER_TOKEN_AUDIENCE, WORKER_TOKEN_ISSUER, WorkerClaims
+
+__all__ = ["ALGORITHM", "InvalidWorkerToken", "WorkerTokens", "load_signing_key"]
 
 ALGORITHM = "EdDSA"
 _CLAIMS = ("iss", "aud", "sub", "fn", "ver", "nca", "iat", "exp")
@@ -21,48 +22,22 @@ class InvalidWorkerToken(GatewayError):
     """A worker token is forged, expired or no worker token at all."""
 
 
-def load_signing_key(path: Path) -> Ed25519PrivateKey:
-    """Read the installation's key, making it (mode 0600) when the file is missing. Raises SetupError."""
-    try:
-        return _read_key(path)
-    except FileNotFoundError:
-        pass
-    pem = Ed25519PrivateKey.generate().private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    try:
-        # Whoever creates the file first has made the key for all replicas that share the folder.
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return _read_key(path)
-    except OSError as error:
-        raise SetupError(f"cannot create the signing key {path}: {error.strerror}") from error
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(pem)
-    return _read_key(path)
-
-
-def _read_key(path: Path) -> Ed25519PrivateKey:
-    try:
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, TypeError) as error:
-        raise SetupError(
-            f"cannot read the signing key {path}: a PEM file with an Ed25519 key expected"
-        ) from error
-    if not isinstance(key, Ed25519PrivateKey):
-        raise SetupError(f"the signing key {path} is no Ed25519 key")
-    return key
-
-
 class WorkerTokens:
-    """Signs and checks worker tokens. Times are Unix seconds and passed in."""
+    """Signs and checks worker tokens. Times are Unix seconds and passed in.
 
-    def __init__(self, key: Ed25519PrivateKey, life: float = WORKER_TOKEN_LIFE) -> None:
-        self._key = key
-        self._public = key.public_key()
+    With `SigningKeys` the keys may change at any time: the newest one signs, and what any of them has signed is
+    good. Tokens name their key (`kid`); those of before, which name none, are tried with all.
+    """
+
+    def __init__(self, keys: Ed25519PrivateKey | SigningKeys, life: float = WORKER_TOKEN_LIFE) -> None:
+        self._keys = keys if isinstance(keys, SigningKeys) else None
+        self._ring = keys.ring if isinstance(keys, SigningKeys) else KeyRing((signing_key(keys),))
         self._life = life
+
+    @property
+    def ring(self) -> KeyRing:
+        """The keys of now."""
+        return self._ring if self._keys is None else self._keys.ring
 
     def issue(
         self, *, function_id: str, version_id: str, instance_id: str, nca_id: str, now: float
@@ -79,19 +54,14 @@ class WorkerTokens:
             "iat": int(now),
             "exp": expires,
         }
-        return jwt.encode(claims, self._key, algorithm=ALGORITHM), float(expires)
+        signer = self.ring.signer
+        token = jwt.encode(claims, signer.private, algorithm=ALGORITHM, headers={"kid": signer.key_id})
+        return token, float(expires)
 
     def verify(self, token: str, now: float) -> WorkerClaims:
         """What a genuine, live token says. Raises InvalidWorkerToken."""
         try:
-            claims = jwt.decode(
-                token,
-                self._public,
-                algorithms=[ALGORITHM],
-                audience=WORKER_TOKEN_AUDIENCE,
-                issuer=WORKER_TOKEN_ISSUER,
-                options={"require": list(_CLAIMS), "verify_exp": False, "verify_iat": False},
-            )
+            claims = self._decode(token)
             found = WorkerClaims(
                 instance_id=str(claims["sub"]),
                 function_id=str(claims["fn"]),
@@ -104,3 +74,26 @@ class WorkerTokens:
         if found.expires_at <= now:
             raise InvalidWorkerToken("the worker token has expired")
         return found
+
+    def _decode(self, token: str) -> dict[str, Any]:
+        key_id = jwt.get_unverified_header(token).get("kid")
+        candidates = self.ring.candidates(key_id)
+        if not candidates and self._keys is not None and self._keys.refresh():
+            # Signed by another replica with a key that has just come.
+            candidates = self.ring.candidates(key_id)
+        error: jwt.InvalidTokenError = jwt.InvalidKeyError("signed with an unknown key")
+        for key in candidates:
+            try:
+                decoded: dict[str, Any] = jwt.decode(
+                    token,
+                    key.public,
+                    algorithms=[ALGORITHM],
+                    audience=WORKER_TOKEN_AUDIENCE,
+                    issuer=WORKER_TOKEN_ISSUER,
+                    options={"require": list(_CLAIMS), "verify_exp": False, "verify_iat": False},
+                )
+            except jwt.InvalidTokenError as failed:
+                error = failed
+            else:
+                return decoded
+        raise error

@@ -62,6 +62,11 @@ REPLY_SUBJECT = "Nvcf-Reply-Subject"
 REPLY_MAX_BYTES = "Nvcf-Reply-Max-Bytes"
 REPLY_STATUS = "Nvcf-Reply-Status"
 
+# Stateful sessions (section 7, [ext]): on the queued request, where the worker listens for reconnects; on the
+# worker's CONNECT, why it cannot serve the session (`STATUS TEXT`).
+RECONNECT_SUBJECT = "Nvcf-Reconnect-Subject"
+TUNNEL_ERROR = "Nvcf-Tunnel-Error"
+
 OCTET_STREAM = "application/octet-stream"
 OCTET_STREAM_H1 = "application/octet-stream+h1"
 PROBLEM_JSON = "application/problem+json"

@@ -6,10 +6,12 @@ added are ignored.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Self
 
+from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.records import Fields, dump_object, load_object
 
 FUNCTIONS_BUCKET = "nvcf_functions"
@@ -19,6 +21,9 @@ INSTANCES_BUCKET = "nvcf_instances"
 API_KEYS_BUCKET = "nvcf_api_keys"
 
 NAME_PATTERN = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}"
+ACCOUNT_PATTERN = r"[a-zA-Z0-9_.:@-]{1,128}"
+RATE_PATTERN = r"[0-9]{1,9}-[SMHD](,[0-9]{1,9}-[SMHD]){0,7}"
+MAX_ACCOUNTS_IN_LIST = 256
 
 
 class FunctionType(StrEnum):
@@ -51,7 +56,11 @@ class InstanceState(StrEnum):
 
 
 class Scope(StrEnum):
-    """What an API key may do. ADMIN includes all the others but AGENT."""
+    """What an API key may do. ADMIN includes all the others but AGENT and SERVICE.
+
+    AGENT and SERVICE reach across accounts: agents fetch worker tokens, services (an invocation service or a
+    rate limiter of another make) ask on behalf of callers.
+    """
 
     INVOKE = "invoke"
     LIST = "list"
@@ -59,6 +68,7 @@ class Scope(StrEnum):
     DEPLOY = "deploy"
     ADMIN = "admin"
     AGENT = "agent"
+    SERVICE = "service"
 
 
 class _Record:
@@ -111,21 +121,104 @@ class ProcessSource(_Record):
         )
 
 
+def account_list(fields: Fields, name: str) -> tuple[str, ...]:
+    """A list of account ids without repetitions, in its order. Raises InvalidRecord."""
+    values = fields.texts(name)
+    if len(values) > MAX_ACCOUNTS_IN_LIST:
+        raise InvalidRecord(fields.path(name), f"more than {MAX_ACCOUNTS_IN_LIST} accounts")
+    for index, value in enumerate(values):
+        if not re.fullmatch(ACCOUNT_PATTERN, value):
+            raise InvalidRecord(f"{fields.path(name)}[{index}]", f"does not match {ACCOUNT_PATTERN}")
+    return tuple(dict.fromkeys(values))
+
+
+@dataclass(frozen=True)
+class RateLimit(_Record):
+    """Rate limits of a version; JSON as RateLimitPolicyResponse (protocol.md section 1), and `syncCheck`.
+
+    A rate is `N-S`, `N-M`, `N-H` or `N-D`, calls per second, minute, hour or day, or several of them with
+    commas, all of which hold. `rate` is what each account may call unless `account_rates` has an
+    entry for it; `excluded` accounts are exempt from `rate`; `user_rate` holds for each caller in addition.
+    With `sync_check` every call waits for the answer that all replicas share.
+    """
+
+    rate: str | None = None
+    excluded: tuple[str, ...] = ()
+    account_rates: tuple[tuple[str, str], ...] = ()
+    user_rate: str | None = None
+    sync_check: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        members = {
+            "rate": self.rate,
+            "excludedNcaIds": list(self.excluded),
+            "perNcaIdConfigs": [{"ncaId": account, "rate": rate} for account, rate in self.account_rates],
+            "perUserRate": self.user_rate,
+            "syncCheck": self.sync_check,
+        }
+        return {key: value for key, value in members.items() if value is not None}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Self:
+        rates = fields.objects("perNcaIdConfigs", _account_rate)
+        if len(rates) > MAX_ACCOUNTS_IN_LIST:
+            raise InvalidRecord(fields.path("perNcaIdConfigs"), f"more than {MAX_ACCOUNTS_IN_LIST} accounts")
+        known: set[str] = set()
+        for index, (account, _) in enumerate(rates):
+            if account in known:
+                raise InvalidRecord(
+                    fields.path(f"perNcaIdConfigs[{index}].ncaId"), f"a second entry for {account}"
+                )
+            known.add(account)
+        return cls(
+            rate=fields.optional_text("rate", pattern=RATE_PATTERN),
+            excluded=account_list(fields, "excludedNcaIds"),
+            account_rates=rates,
+            user_rate=fields.optional_text("perUserRate", pattern=RATE_PATTERN),
+            sync_check=fields.boolean("syncCheck", False),
+        )
+
+
+def _account_rate(fields: Fields) -> tuple[str, str]:
+    fields.only(("ncaId", "rate"))
+    return fields.text("ncaId", pattern=ACCOUNT_PATTERN), fields.text("rate", pattern=RATE_PATTERN)
+
+
 @dataclass(frozen=True)
 class Function(_Record):
-    """A function: a name under which versions are published. Key: its id."""
+    """A function: a name under which versions are published. Key: its id.
+
+    The accounts in `authorized` may invoke it as its own account may.
+    """
 
     id: str
     name: str
     nca_id: str
     created_at: float
+    authorized: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return {"id": self.id, "name": self.name, "ncaId": self.nca_id, "createdAt": self.created_at}
+        return {
+            "id": self.id,
+            "name": self.name,
+            "ncaId": self.nca_id,
+            "createdAt": self.created_at,
+            "authorizedNcaIds": list(self.authorized),
+        }
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
-        return cls(fields.id("id"), fields.text("name"), fields.text("ncaId"), fields.number("createdAt"))
+        return cls(
+            id=fields.id("id"),
+            name=fields.text("name"),
+            nca_id=fields.text("ncaId"),
+            created_at=fields.number("createdAt"),
+            authorized=account_list(fields, "authorizedNcaIds"),
+        )
+
+    def may_be_invoked_by(self, nca_id: str) -> bool:
+        """Whether the function is the account's own or shared with it."""
+        return nca_id == self.nca_id or nca_id in self.authorized
 
 
 @dataclass(frozen=True)
@@ -146,6 +239,7 @@ class FunctionVersion(_Record):
     function_type: FunctionType = FunctionType.DEFAULT
     container_image: str | None = None
     process: ProcessSource | None = None
+    rate_limit: RateLimit | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -160,6 +254,7 @@ class FunctionVersion(_Record):
             "functionType": self.function_type.value,
             "containerImage": self.container_image,
             "process": self.process.to_dict() if self.process else None,
+            "rateLimit": self.rate_limit.to_dict() if self.rate_limit else None,
         }
 
     @classmethod
@@ -176,6 +271,7 @@ class FunctionVersion(_Record):
             function_type=FunctionType(fields.text("functionType", "DEFAULT", choices=list(FunctionType))),
             container_image=fields.optional_text("containerImage"),
             process=ProcessSource.from_fields(fields.object("process")) if fields.has("process") else None,
+            rate_limit=RateLimit.from_fields(fields.object("rateLimit")) if fields.has("rateLimit") else None,
         )
 
 
@@ -220,12 +316,16 @@ class DeploymentSpecification(_Record):
 
 @dataclass(frozen=True)
 class Deployment(_Record):
-    """A version that shall have instances. Key: the version's id; no record = not deployed."""
+    """A version that shall have instances. Key: the version's id; no record = not deployed.
+
+    `keep_queued` [ext]: requests still unanswered at the end of the poll time stay, and can be polled.
+    """
 
     version_id: str
     function_id: str
     created_at: float
     specifications: tuple[DeploymentSpecification, ...]
+    keep_queued: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -233,6 +333,7 @@ class Deployment(_Record):
             "functionId": self.function_id,
             "createdAt": self.created_at,
             "deploymentSpecifications": [spec.to_dict() for spec in self.specifications],
+            "keepQueued": self.keep_queued,
         }
 
     @classmethod
@@ -242,6 +343,7 @@ class Deployment(_Record):
             function_id=fields.id("functionId"),
             created_at=fields.number("createdAt"),
             specifications=fields.objects("deploymentSpecifications", DeploymentSpecification.from_fields),
+            keep_queued=fields.boolean("keepQueued", True),
         )
 
 
@@ -312,7 +414,9 @@ class Instance(_Record):
 class ApiKey(_Record):
     """An API key without its secret. Key: its id, 12 hex digits.
 
-    `secret_hash` is the SHA-256 of the key text as 64 hex digits.
+    `secret_hash` is the SHA-256 of the key text as 64 hex digits. From `expires_at` on the key is void. With
+    `function_ids` it is good for these functions only. A revoked key keeps its record, so that nobody
+    takes it for one that is still to be made; its hash is gone.
     """
 
     id: str
@@ -321,6 +425,9 @@ class ApiKey(_Record):
     scopes: tuple[Scope, ...]
     created_at: float
     description: str | None = None
+    expires_at: float | None = None
+    function_ids: tuple[str, ...] = ()
+    revoked_at: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -330,6 +437,9 @@ class ApiKey(_Record):
             "scopes": [scope.value for scope in self.scopes],
             "createdAt": self.created_at,
             "description": self.description,
+            "expiresAt": self.expires_at,
+            "functionIds": list(self.function_ids),
+            "revokedAt": self.revoked_at,
         }
 
     @classmethod
@@ -341,8 +451,24 @@ class ApiKey(_Record):
             scopes=tuple(Scope(text) for text in fields.texts("scopes") if text in set(Scope)),
             created_at=fields.number("createdAt"),
             description=fields.optional_text("description"),
+            expires_at=fields.number("expiresAt") if fields.has("expiresAt") else None,
+            function_ids=fields.texts("functionIds"),
+            revoked_at=fields.number("revokedAt") if fields.has("revokedAt") else None,
         )
 
     def allows(self, scope: Scope) -> bool:
         """Whether the key carries `scope` itself or by being an admin key."""
-        return scope in self.scopes or (Scope.ADMIN in self.scopes and scope is not Scope.AGENT)
+        across = (Scope.AGENT, Scope.SERVICE)
+        return scope in self.scopes or (Scope.ADMIN in self.scopes and scope not in across)
+
+    def covers(self, function_id: str) -> bool:
+        """Whether the key is good for this function."""
+        return not self.function_ids or function_id in self.function_ids
+
+    def is_live(self, now: float) -> bool:
+        """Whether the key is neither expired nor revoked at `now` (Unix seconds)."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+    def revoked(self, now: float) -> Self:
+        """The record of the same key, revoked."""
+        return replace(self, revoked_at=now, secret_hash="0" * 64)

@@ -16,6 +16,7 @@ MAX_QUEUED_REQUESTS = 100_000
 MAX_REQUEST_BYTES = 6 * 1024 * 1024
 DUPLICATE_WINDOW_SECONDS = 5
 TRACKING_MAX_AGE_SECONDS = 3600
+SESSION_RECORD_MAX_AGE_SECONDS = 3600
 DEFAULT_ACK_WAIT_SECONDS = 30.0
 DEFAULT_MAX_DELIVER = 5
 DEFAULT_PLACEMENT_TAG_KEY = "aws-region"
@@ -55,6 +56,25 @@ def tracking_stream_config(
         "retention": "limits",
         "max_age": TRACKING_MAX_AGE_SECONDS * _NANOSECONDS,
         **_common(storage, replicas, placement_tag),
+    }
+
+
+def session_lookup_stream_config(
+    region: str, *, storage: Storage = "file", replicas: int = 1, placement_tag: str | None = None
+) -> dict[str, Any]:
+    """Settings of the stream `stateful_session_lookup_R`.
+
+    A record lives three times as long as the interval at which its worker publishes it again. A worker
+    ends it with an empty message that has a time to live [ext]: it may not purge.
+    """
+    return {
+        "name": subjects.session_lookup_stream(region),
+        "subjects": [subjects.session_lookup_subject(region, "*", "*")],
+        "retention": "limits",
+        "max_age": SESSION_RECORD_MAX_AGE_SECONDS * _NANOSECONDS,
+        "allow_msg_ttl": True,
+        **_common(storage, replicas, placement_tag),
+        "discard": "old",
     }
 
 

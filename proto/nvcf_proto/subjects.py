@@ -10,6 +10,7 @@ API_PREFIX = "$JS.API"
 CANCEL_PREFIX = "nvcf.cancel"
 POLLING_PREFIX = "rq_polling"
 INLINE_REPLY_PREFIX = "nvcf.reply"
+RATE_LIMIT_PREFIX = "nvcf.ratelimit"
 AUTH_CALLOUT_SUBJECT = "$SYS.REQ.USER.AUTH"
 
 
@@ -58,6 +59,15 @@ def reconnect_subject(request_id: str) -> str:
     return f"stateful_session.reconnect.{request_id}"
 
 
+def version_reconnect_subject(version_id: str, request_id: str) -> str:
+    """[ext] The same, in a space that only the version's own workers may listen in.
+
+    The message carries a token that opens the caller's tunnel: on the contract's subject, which names no
+    version, a permission could not keep it from other functions' workers.
+    """
+    return f"stateful_session.reconnect.{version_id}.{request_id}"
+
+
 def session_lookup_stream(region: str) -> str:
     """Stream of stateful session records."""
     return f"stateful_session_lookup_{region}"
@@ -86,6 +96,21 @@ def inline_reply_subject(gateway_id: str, token: str) -> str:
 def inline_reply_subjects(gateway_id: str) -> str:
     """[ext] All inline reply subjects of one gateway replica."""
     return f"{INLINE_REPLY_PREFIX}.{gateway_id}.*"
+
+
+def rate_limit_take_subject(gateway_id: str) -> str:
+    """[ext] Requests to the gateway replica that counts a version's calls: may these calls pass?"""
+    return f"{RATE_LIMIT_PREFIX}.take.{gateway_id}"
+
+
+RATE_LIMIT_JOIN_SUBJECT = f"{RATE_LIMIT_PREFIX}.join"
+"""[ext] A gateway that starts asks here who else there is."""
+
+RATE_LIMIT_MEMBERS_SUBJECT = f"{RATE_LIMIT_PREFIX}.members"
+"""[ext] Signs of life of the gateways."""
+
+RATE_LIMIT_COUNTS_SUBJECT = f"{RATE_LIMIT_PREFIX}.counts"
+"""[ext] Counts that a gateway tells the others, who need them when it dies."""
 
 
 def next_message_subject(stream: str, consumer: str) -> str:
@@ -125,7 +150,11 @@ def worker_permissions(
             f"$JS.ACK.{stream}.>",
             f"stateful_session.lookup.{region}.{version_id}.>",
         ]
-    subscribe = [cancel_subject(version_id), f"{worker_inbox_prefix(version_id, instance_id)}.>"]
+    subscribe = [
+        cancel_subject(version_id),
+        version_reconnect_subject(version_id, "*"),
+        f"{worker_inbox_prefix(version_id, instance_id)}.>",
+    ]
     if wide_inbox:
-        subscribe.append("_INBOX.>")
+        subscribe += ["_INBOX.>", reconnect_subject("*")]
     return Permissions(tuple(publish), tuple(subscribe))

@@ -120,6 +120,7 @@ class PeerWorker:
     version: Version
     instance_id: str
     connected: nvcf_pb2.WorkerConnectOnceResponse
+    platform: Platform
 
     @property
     def stream(self) -> str:
@@ -160,6 +161,6 @@ async def peer_worker(
         allow_reconnect=False,
     )
     try:
-        yield PeerWorker(client, platform.session, version, instance, connected)
+        yield PeerWorker(client, platform.session, version, instance, connected, platform)
     finally:
         await client.close()

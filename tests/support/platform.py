@@ -106,15 +106,18 @@ class Platform:
         function = (await self.call("POST", "/v2/nvcf/functions", body))["function"]
         return Version(function["id"], function["versionId"])
 
-    async def deploy(self, version: Version, **specification: Any) -> None:
+    async def deploy(self, version: Version, *, keep_queued: bool = True, **specification: Any) -> None:
         """Deploy a version; nothing starts instances of it but the test."""
         path = f"/v2/nvcf/deployments/functions/{version.function_id}/versions/{version.id}"
-        await self.call("POST", path, {"deploymentSpecifications": [specification]})
+        body = {"deploymentSpecifications": [specification], "keepQueued": keep_queued}
+        await self.call("POST", path, body)
 
-    async def deployed_version(self, name: str = "test-function", **fields: Any) -> Version:
+    async def deployed_version(
+        self, name: str = "test-function", *, keep_queued: bool = True, **fields: Any
+    ) -> Version:
         """A new version, deployed."""
         version = await self.create_version(name, **fields)
-        await self.deploy(version)
+        await self.deploy(version, keep_queued=keep_queued)
         return version
 
     async def worker_token(self, version: Version, instance_id: str) -> str:

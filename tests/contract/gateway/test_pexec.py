@@ -235,7 +235,7 @@ async def test_answer_is_streamed_as_it_comes(platform: Platform) -> None:
 
 
 async def test_time_out_is_504_without_a_body(platform: Platform) -> None:
-    version = await platform.deployed_version()
+    version = await platform.deployed_version(keep_queued=False)
     async with peer_worker(platform, version) as worker:
         cancels = await worker.client.subscribe(f"nvcf.cancel.{version.id}")
         await worker.client.flush()

@@ -1,0 +1,33 @@
+"""Routes about access: keys, shared functions, rate limits, and the description of all routes."""
+
+from __future__ import annotations
+
+from nvcf_gateway.api_keys import ApiKeys
+from nvcf_gateway.auth import Authenticator
+from nvcf_gateway.http import Route
+from nvcf_gateway.management import Management
+from nvcf_gateway.openapi import serve_document
+from nvcf_gateway.registry import Registry
+from nvcf_gateway.sharing import Authorizations, RateLimits
+
+
+def access_routes(authenticator: Authenticator, registry: Registry, management: Management) -> list[Route]:
+    """What the HTTP door serves of them."""
+    keys = ApiKeys(authenticator, registry)
+    sharing = Authorizations(registry, management)
+    limits = RateLimits(registry, management)
+    authorizations = "/v2/nvcf/functions/{function_id}/authorizations"
+    rate_limit = "/v2/nvcf/functions/{function_id}/versions/{version_id}/rate-limit"
+    return [
+        ("POST", "/v2/nvcf/keys", keys.create),
+        ("GET", "/v2/nvcf/keys", keys.list),
+        ("GET", "/v2/nvcf/keys/{key_id}", keys.get),
+        ("DELETE", "/v2/nvcf/keys/{key_id}", keys.revoke),
+        ("PUT", authorizations, sharing.put),
+        ("GET", authorizations, sharing.get),
+        ("DELETE", authorizations, sharing.delete),
+        ("PUT", rate_limit, limits.put),
+        ("GET", rate_limit, limits.get),
+        ("DELETE", rate_limit, limits.delete),
+        ("GET", "/openapi.json", serve_document),
+    ]

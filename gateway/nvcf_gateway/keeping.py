@@ -1,0 +1,136 @@
+"""Requests that outlive their callers ([ext] of section 4): kept in the queue, their answers parked.
+
+What has to be there before a 202 may be said: the request in the queue (it is), its body where any replica
+finds it, and the tracking record by which a poll finds the version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from nvcf_broker.errors import BrokerError
+from nvcf_broker.objects import ObjectBucket, StoredObject
+from nvcf_broker.requests import BrokerRequests
+from nvcf_gateway.calls import Call
+from nvcf_gateway.config import GatewayConfig
+from nvcf_gateway.errors import QueueError
+from nvcf_gateway.parking import ParkingSink
+from nvcf_gateway.pending import Keeper, Pending, PendingRequests
+from nvcf_gateway.results import ResultStore
+from nvcf_gateway.sinks import Sink
+from nvcf_gateway.tracking import Tracked, Tracking
+from nvcf_proto.h1 import ResponseHead
+
+_log = logging.getLogger(__name__)
+
+BODY_PATIENCE = 5.0
+
+
+class StoredBody:
+    """The part of a request's body that did not fit into its message, in the object store."""
+
+    prefix = b""
+
+    def __init__(self, bucket: ObjectBucket, stored: StoredObject) -> None:
+        self._bucket = bucket
+        self._stored = stored
+
+    @property
+    def rest_length(self) -> int | None:
+        return self._stored.size
+
+    def stream(self) -> AsyncIterator[bytes]:
+        return self._bucket.read(self._stored)
+
+    def close(self) -> None:
+        pass
+
+
+class Keeping:
+    """Makes requests outlive their callers, and this replica."""
+
+    def __init__(
+        self, config: GatewayConfig, requests: BrokerRequests, results: ResultStore, tracking: Tracking
+    ) -> None:
+        self._config = config
+        self._results = results
+        self._tracking = tracking
+        self._bodies = ObjectBucket(
+            requests, f"nvcf_bodies_{config.region}", ttl=config.results_ttl, replicas=config.replicas
+        )
+
+    def destination(self, call: Call) -> tuple[Sink, Keeper]:
+        """Where the answer of `call` goes once its caller has stopped waiting."""
+        return self.sink(call.request_id, call.version.function_id, call.version.id), self.keeper(call)
+
+    def keeper(self, call: Call) -> Keeper:
+        """Parks an inline answer of `call`."""
+        return self.keeper_for(call.request_id, call.version.function_id, call.version.id)
+
+    def keeper_for(self, request_id: str, function_id: str, version_id: str) -> Keeper:
+        """Parks an inline answer. The keeper raises HttpProblem 503 when the store does not take it."""
+
+        async def keep(head: ResponseHead, body: bytes) -> None:
+            await self.sink(request_id, function_id, version_id).complete(head, body)
+
+        return keep
+
+    def sink(self, request_id: str, function_id: str, version_id: str) -> ParkingSink:
+        """Parks a streamed answer."""
+        directory: Path | None = self._config.spool_directory
+        return ParkingSink(
+            self._results,
+            request_id,
+            function_id,
+            version_id,
+            memory_bytes=self._config.spool_memory_bytes,
+            directory=directory,
+        )
+
+    async def track(self, call: Call) -> None:
+        """Write the tracking record. Raises QueueError."""
+        await self._tracking.record(
+            Tracked(
+                call.request_id,
+                self._config.region,
+                call.version.function_id,
+                call.version.id,
+                int(call.started * 1e9),
+            )
+        )
+
+    async def keep(self, call: Call, pending: Pending) -> bool:
+        """Store what a later delivery needs; False when that cannot be, and nothing was promised."""
+        try:
+            if pending.request_token is not None:
+                if not await call.body.receive_all(BODY_PATIENCE):
+                    _log.info(
+                        "request not kept: its body is still coming", extra={"request_id": call.request_id}
+                    )
+                    return False
+                stored = await self._bodies.put(call.request_id, call.body.stream())
+                pending.body = StoredBody(self._bodies, stored)
+            await self.track(call)
+        except (BrokerError, QueueError, OSError) as error:
+            _log.warning("request not kept: %s", error, extra={"request_id": call.request_id})
+            return False
+        call.body.close()
+        return True
+
+    def promised(self, pending: Pending, registry: PendingRequests) -> None:
+        """Keep the door open for the answer as long as it would be kept itself."""
+        registry.remove(pending)
+        registry.add_detached(pending)
+        asyncio.get_running_loop().call_later(self._config.results_ttl, registry.remove, pending)
+
+    async def stored_body(self, request_id: str) -> StoredBody | None:
+        """The kept body of a request, None if all of it is in the message. Raises BrokerError."""
+        stored = await self._bodies.find(request_id)
+        return None if stored is None else StoredBody(self._bodies, stored)
+
+    async def drop_body(self, request_id: str) -> None:
+        """Forget the kept body. Raises BrokerError."""
+        await self._bodies.delete(request_id)

@@ -1,0 +1,214 @@
+"""Status routes: asking for the answer of a request that was answered 202 (section 4, poll)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from nvcf_broker.errors import BrokerError
+from nvcf_gateway.asking import Asked, Poll, WorkerDoor
+from nvcf_gateway.auth import Authenticator, Authorizer
+from nvcf_gateway.calls import caller_poll_seconds, raw_headers
+from nvcf_gateway.cors import response_headers
+from nvcf_gateway.errors import CallerGone, HttpProblem, QueueError
+from nvcf_gateway.invoke import (
+    IN_PROGRESS,
+    PENDING_EVALUATION,
+    path_headers,
+    raw_progress,
+    wrapped_answer,
+    wrapped_progress,
+)
+from nvcf_gateway.keeping import Keeping
+from nvcf_gateway.owner import TaskOwner
+from nvcf_gateway.queue import RequestQueue
+from nvcf_gateway.results import ResultStore
+from nvcf_gateway.sinks import CollectSink, Sink, StreamSink
+from nvcf_gateway.tracking import Tracked, Tracking
+from nvcf_gateway.work import forwarded_headers
+from nvcf_proto.errors import H1Error, InvalidId
+from nvcf_proto.h1 import ResponseHead
+from nvcf_proto.ids import parse_id
+from nvcf_proto.settings import GATEWAY_EXTRA_WAIT, MAX_DIRECT_RESPONSE
+
+_log = logging.getLogger(__name__)
+
+ASK_AGAIN = 1.0
+DISCARD_DELAY = 60.0
+NOT_ACKNOWLEDGED = "worker did not acknowledge the status request."
+
+
+class Poller:
+    """Answers polls: from the parked results, from the worker that holds the request, or by waiting."""
+
+    def __init__(
+        self,
+        door: WorkerDoor,
+        authenticator: Authenticator,
+        authorizer: Authorizer,
+        queue: RequestQueue,
+        results: Mapping[str, ResultStore],
+        tracking: Tracking,
+        keeping: Keeping,
+        owner: TaskOwner,
+    ) -> None:
+        self._door = door
+        self._authenticator = authenticator
+        self._authorizer = authorizer
+        self._queue = queue
+        self._results = results
+        self._tracking = tracking
+        self._keeping = keeping
+        self._owner = owner
+
+    async def pexec(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """GET /v2/nvcf/pexec/status/{requestId}."""
+        poll = await self._poll(request, values)
+        cors = response_headers(request.headers)
+        request_id = poll.tracked.request_id
+        sink = StreamSink(request, lambda head: path_headers(head, request_id, list(cors.items())))
+        status = await self._answer(poll, sink)
+        if status is not None:
+            return raw_progress(request_id, status, cors)
+        if sink.response is None:
+            raise HttpProblem(502, "the worker left in the middle of its answer")
+        return sink.response
+
+    async def exec(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """GET /v2/nvcf/exec/status/{requestId}."""
+        poll = await self._poll(request, values)
+        sink = CollectSink(MAX_DIRECT_RESPONSE)
+        status = await self._answer(poll, sink)
+        if status is not None:
+            return wrapped_progress(poll.tracked.request_id, status)
+        if sink.head is None:
+            raise HttpProblem(502, "the worker left in the middle of its answer")
+        return wrapped_answer(poll.tracked.request_id, sink.head, sink.body)
+
+    async def cancel(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """[ext] DELETE /v2/nvcf/pexec/status/{requestId}: nobody wants the answer any more."""
+        tracked = (await self._poll(request, values)).tracked
+        try:
+            await self._queue.cancel(tracked.version_id, tracked.request_id)
+            await self._queue.remove(tracked.version_id, tracked.request_id, None, tracked.region)
+            await self._store(tracked).discard(tracked.request_id)
+            await self._keeping.drop_body(tracked.request_id)
+            await self._tracking.forget(tracked)
+        except (QueueError, BrokerError) as error:
+            raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
+        self._door.close(tracked.request_id)
+        return web.Response(status=204)
+
+    async def _poll(self, request: web.BaseRequest, values: dict[str, str]) -> Poll:
+        caller = self._authenticator.caller(request.headers)
+        seconds = caller_poll_seconds(request, path_route=True)
+        try:
+            request_id = parse_id(values["request_id"], "request id")
+            tracked = await self._find(request_id)
+        except InvalidId as error:
+            raise HttpProblem(404, str(error)) from None
+        except (QueueError, BrokerError) as error:
+            raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
+        if tracked is None:
+            raise HttpProblem(404, f"no request {request_id}: unknown, or answered already")
+        version = self._authorizer.followed(caller, tracked.function_id, tracked.version_id)
+        deadline = asyncio.get_running_loop().time() + seconds + GATEWAY_EXTRA_WAIT
+        headers = forwarded_headers(raw_headers(request), seconds, pass_through=False)
+        return Poll(caller, tracked, version, headers, deadline, time.time())
+
+    async def _find(self, request_id: str) -> Tracked | None:
+        """Where the request is: by its tracking record, else by a parked answer, which lives longer."""
+        tracked = await self._tracking.find(request_id)
+        if tracked is not None:
+            return tracked
+        for region, store in self._results.items():
+            parked = await store.find(request_id)
+            if parked is not None:
+                return Tracked(request_id, region, parked.function_id, parked.version_id, 0)
+        return None
+
+    def _store(self, tracked: Tracked) -> ResultStore:
+        return self._results[tracked.region]
+
+    async def _answer(self, poll: Poll, sink: CollectSink | StreamSink) -> str | None:
+        """Answer into `sink`, or return the status word of a 202."""
+        loop = asyncio.get_running_loop()
+        store, request_id = self._store(poll.tracked), poll.tracked.request_id
+        with store.announcement(request_id) as announced:
+            while True:
+                announced.clear()
+                try:
+                    if await self._hand_out(poll, sink):
+                        return None
+                    asked = await self._door.ask(poll, sink, announced)
+                    if asked is Asked.ANSWERED:
+                        await self._delivered(poll, sink.head)
+                        return None
+                    if asked is Asked.TIME_OVER:
+                        return await self._still(poll, IN_PROGRESS)
+                    if asked is Asked.NOT_ACKNOWLEDGED:
+                        place = await self._queue.place(
+                            poll.tracked.version_id, request_id, poll.tracked.region
+                        )
+                        if place is None and not announced.is_set() and await store.find(request_id) is None:
+                            raise HttpProblem(504, NOT_ACKNOWLEDGED)
+                        if loop.time() >= poll.deadline:
+                            return await self._still(
+                                poll, PENDING_EVALUATION if place == "queued" else IN_PROGRESS
+                            )
+                except (QueueError, BrokerError) as error:
+                    raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
+                await _wait(announced, min(ASK_AGAIN, poll.deadline - loop.time()))
+
+    async def _hand_out(self, poll: Poll, sink: Sink) -> bool:
+        store = self._store(poll.tracked)
+        parked = await store.find(poll.tracked.request_id)
+        if parked is None:
+            return False
+        try:
+            await sink.start(parked.head)
+            async for chunk in store.read(parked):
+                await sink.write(chunk)
+            await sink.finish()
+        except (BrokerError, H1Error) as error:
+            _log.warning("parked result: %s", error, extra={"request_id": poll.tracked.request_id})
+            sink.abort()
+            raise HttpProblem(503, "the stored answer cannot be read now") from None
+        except CallerGone:
+            # Kept: the caller may ask again.
+            return True
+        await self._delivered(poll, parked.head)
+        return True
+
+    async def _delivered(self, poll: Poll, head: ResponseHead | None) -> None:
+        """Any answer but 202 ends the request's record; what is parked goes a little later.
+
+        Not at once: another poll may be reading it.
+        """
+        if head is not None and head.status == 202:
+            await self._tracking.record(poll.tracked)
+            return
+        await self._tracking.forget(poll.tracked)
+        self._owner.spawn_later(
+            DISCARD_DELAY, lambda: self._discard(poll.tracked), f"discard {poll.tracked.request_id}"
+        )
+
+    async def _discard(self, tracked: Tracked) -> None:
+        await self._store(tracked).discard(tracked.request_id)
+        await self._keeping.drop_body(tracked.request_id)
+
+    async def _still(self, poll: Poll, status: str) -> str:
+        # A record lives an hour: as long as somebody asks, it is renewed.
+        await self._tracking.record(poll.tracked)
+        return status
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(max(0.0, seconds)):
+            await event.wait()

@@ -1,0 +1,167 @@
+"""Queueing one call and waiting for its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from enum import Enum, auto
+
+from nvcf_gateway.calls import Call
+from nvcf_gateway.config import GatewayConfig
+from nvcf_gateway.errors import CallerGone, HttpProblem, QueueError, QueueFull
+from nvcf_gateway.keeping import Keeping
+from nvcf_gateway.owner import TaskOwner
+from nvcf_gateway.pending import Outcome, Pending, PendingRequests
+from nvcf_gateway.queue import RequestQueue
+from nvcf_gateway.sinks import Sink
+from nvcf_gateway.work import Delivery, Work, build_request, message_headers
+from nvcf_proto.h1 import H1Error
+from nvcf_proto.ids import new_id
+from nvcf_proto.settings import CALL_MAX_SECONDS, GATEWAY_EXTRA_WAIT
+from nvcf_proto.subjects import inline_reply_subject
+
+_log = logging.getLogger(__name__)
+
+
+class Ended(Enum):
+    """How a wait ended."""
+
+    ANSWERED = auto()
+    """The sink has the whole answer."""
+    BROKEN = auto()
+    """The answer broke off; the sink was aborted."""
+    TIME_OVER = auto()
+    """No answer came, and the request is withdrawn."""
+    KEPT = auto()
+    """No answer came; the request stays queued and can be polled."""
+
+
+class Waiting:
+    """Calls that wait at this replica."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        gateway_id: str,
+        attach_url: Callable[[], str],
+        queue: RequestQueue,
+        pending: PendingRequests,
+        keeping: Keeping,
+        owner: TaskOwner,
+    ) -> None:
+        self._config = config
+        self._gateway_id = gateway_id
+        self._attach_url = attach_url
+        self._queue = queue
+        self._pending = pending
+        self._keeping = keeping
+        self._owner = owner
+
+    async def run(self, call: Call, sink: Sink, trace: Mapping[str, str], *, keeper: bool = False) -> Ended:
+        """Queue the call and wait for its answer in `sink`.
+
+        `trace` holds the caller's trace headers. With `keeper` an inline answer is parked before the
+        worker learns that it was delivered. Raises HttpProblem 429, 500 and 504.
+        """
+        loop = asyncio.get_running_loop()
+        # The poll time counts from when the call arrived, its body included.
+        began = loop.time() - (time.time() - call.started)
+        pending = Pending(call.request_id, call.version.id, sink, call.body, call.head)
+        pending.longest = began + CALL_MAX_SECONDS
+        if call.full_by_attach or not call.body.complete:
+            pending.request_token = new_id()
+        if keeper:
+            pending.keeper = self._keeping.keeper(call)
+        deadline = began + call.poll_seconds + GATEWAY_EXTRA_WAIT
+        sequence: int | None = None
+        ended = Ended.BROKEN
+        self._pending.add(pending)
+        try:
+            sequence = await self._publish(call, pending, trace, deadline)
+            if call.keep_queued:
+                pending.keep = self._keeping.destination(call)
+            pending.set_deadline(deadline)
+            ended = await self._wait(call, pending, sink, sequence)
+            return ended
+        finally:
+            pending.clear_deadline()
+            if ended is not Ended.KEPT:
+                self._forget(call, pending, sequence, withdraw=ended is not Ended.ANSWERED)
+
+    async def _wait(self, call: Call, pending: Pending, sink: Sink, sequence: int | None) -> Ended:
+        outcome = await pending.outcome
+        if outcome is Outcome.TIME_OVER:
+            if pending.streaming is not None:
+                sink.abort()
+                raise HttpProblem(504, "the call took longer than a call may last")
+            if pending.detached and await self._keeping.keep(call, pending):
+                self._keeping.promised(pending, self._pending)
+                return Ended.KEPT
+            return Ended.TIME_OVER
+        if outcome is Outcome.BROKEN:
+            sink.abort()
+            return Ended.BROKEN
+        if outcome is Outcome.INLINE:
+            await _hand_over(pending, sink)
+        return Ended.ANSWERED
+
+    async def _publish(
+        self, call: Call, pending: Pending, trace: Mapping[str, str], deadline: float
+    ) -> int | None:
+        work = Work(
+            request_id=call.request_id,
+            nca_id=call.caller.nca_id,
+            subject=call.caller.subject,
+            method=call.head.method,
+            path=call.head.target,
+            headers=call.head.headers,
+            requested_at=int(call.started * 1e9),
+        )
+        delivery = Delivery(self._attach_url(), pending.response_token, pending.request_token)
+        payload = build_request(work, delivery, call.body.prefix, full_by_attach=call.full_by_attach)
+        inline = self._config.inline_reply_bytes
+        reply = inline_reply_subject(self._gateway_id, pending.inline_token) if inline else None
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._queue.publish(
+                    call.version.id, call.request_id, payload, message_headers(trace, reply, inline)
+                )
+        except QueueFull as error:
+            raise HttpProblem(429, str(error), headers={"Retry-After": "1"}) from None
+        except (QueueError, TimeoutError) as error:
+            detail = str(error) or "the queue did not take the request within the poll time"
+            _log.error("%s", detail, extra={"request_id": call.request_id})
+            raise HttpProblem(500, detail) from None
+
+    def _forget(self, call: Call, pending: Pending, sequence: int | None, *, withdraw: bool) -> None:
+        self._pending.remove(pending)
+        if not pending.outcome.done():
+            pending.outcome.cancel()
+        if pending.streaming is not None and withdraw:
+            pending.streaming.cancel()
+        call.body.close()
+        if withdraw:
+            self._owner.spawn(self._withdraw(call, sequence), f"withdraw {call.request_id}")
+
+    async def _withdraw(self, call: Call, sequence: int | None) -> None:
+        """Nobody waits any more: tell the workers and take the request out of the queue."""
+        try:
+            await self._queue.cancel(call.version.id, call.request_id)
+            await self._queue.remove(call.version.id, call.request_id, sequence)
+        except QueueError as error:
+            _log.warning("%s", error, extra={"request_id": call.request_id})
+
+
+async def _hand_over(pending: Pending, sink: Sink) -> None:
+    assert pending.inline is not None  # noqa: S101 # set together with Outcome.INLINE
+    head, body = pending.inline
+    try:
+        await sink.complete(head, body)
+    except CallerGone:
+        # Delivered as far as the worker is concerned.
+        return
+    except H1Error as error:
+        sink.abort()
+        _log.warning("inline answer dropped: %s", error, extra={"request_id": pending.request_id})

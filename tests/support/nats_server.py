@@ -1,0 +1,81 @@
+"""A real nats-server with JetStream on a free loopback port, for tests that need no auth callout."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+START_TIMEOUT = 20.0
+
+
+def free_port() -> int:
+    """A loopback port that nobody uses at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class NatsServer:
+    """File storage in `directory`; `token` protects it if given. Survives `kill` and `start` on its port."""
+
+    def __init__(self, directory: Path, token: str | None = None) -> None:
+        self.directory = directory
+        self.token = token
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """URL without credentials."""
+        return f"nats://127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """URL with the token, if any."""
+        return self.address if self.token is None else f"nats://{self.token}@127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start and wait until it accepts connections."""
+        config: dict[str, object] = {
+            "listen": f"127.0.0.1:{self.port}",
+            "max_payload": 8 * 1024 * 1024,
+            "jetstream": {"store_dir": str(self.directory / "store")},
+        }
+        if self.token is not None:
+            config["authorization"] = {"token": self.token}
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / "nats.conf"
+        path.write_text(json.dumps(config))
+        with (self.directory / "nats.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(Path(sys.executable).parent / "nats-server"), "-c", str(path)], stdout=log, stderr=log
+            )
+        deadline = time.monotonic() + START_TIMEOUT
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError((self.directory / "nats.log").read_text())
+            time.sleep(0.02)
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+                return connection.recv(4) == b"INFO"
+        except OSError:
+            return False
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """E.g. SIGUSR2 for lame duck mode."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None

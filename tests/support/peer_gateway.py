@@ -1,0 +1,403 @@
+"""A minimal invocation service, written from protocol.md alone, to test the worker against.
+
+It shares nothing with this project's gateway but the generated messages; names and formats are
+spelled out here a second time on purpose.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+import nats
+from aiohttp import web
+from google.protobuf.timestamp_pb2 import Timestamp
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
+
+REGION = "local"
+WAIT = 20.0
+
+
+class BrokenResponse(Exception):
+    """The worker did not complete the response body."""
+
+
+@dataclass
+class Answer:
+    """A complete response."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """The body as JSON."""
+        return json.loads(self.body)
+
+
+@dataclass
+class Call:
+    """One invocation as its caller sees it."""
+
+    request_id: str
+    response_token: str
+    request_token: str | None
+    rest: AsyncIterable[bytes] | None
+    head: asyncio.Future[tuple[int, dict[str, str]]]
+    chunks: asyncio.Queue[bytes | BrokenResponse | None] = field(
+        default_factory=lambda: asyncio.Queue(maxsize=1)
+    )
+    via: list[str] = field(default_factory=list)
+    accept: list[str] = field(default_factory=list)
+    posts: int = 0
+
+    async def answer(self) -> Answer:
+        """The complete response. Raises BrokenResponse."""
+        async with asyncio.timeout(WAIT):
+            status, headers = await self.head
+            body = b"".join([chunk async for chunk in self.iterate()])
+        return Answer(status, headers, body)
+
+    async def iterate(self) -> Any:
+        """The body chunk by chunk."""
+        while True:
+            chunk = await self.chunks.get()
+            if chunk is None:
+                return
+            if isinstance(chunk, BrokenResponse):
+                raise chunk
+            yield chunk
+
+
+class PeerGateway:
+    """Queues requests, serves ConnectOnce, ProvisionRegionalWorker and request-attach."""
+
+    def __init__(self, nats_url: str, *, ack_wait: float = 30.0) -> None:
+        self._nats_url = nats_url
+        self._ack_wait = ack_wait
+        self.version_id = str(uuid.uuid4())
+        self.function_id = str(uuid.uuid4())
+        self.regions = [REGION]
+        self.token = f"token-{uuid.uuid4()}"
+        self.accepted_tokens = {self.token}
+        self.token_life = 10_800.0
+        self.connects: list[str] = []
+        self.provisions: list[str] = []
+        self.refusal: grpc.StatusCode | None = None
+        self.inline = "answer"
+        self.fail_posts = 0
+        self.grpc_address = ""
+        self.http_url = ""
+        self._calls: dict[str, Call] = {}
+        self._posts: list[web.Request] = []
+        self._inline: dict[str, Call] = {}
+        self._id = uuid.uuid4().hex
+        self.connection: Client
+        self._grpc: grpc.aio.Server
+        self._http: web.AppRunner
+
+    # --- life ------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open all doors."""
+        self.connection = await nats.connect(
+            self._nats_url, max_reconnect_attempts=-1, reconnect_time_wait=1, error_cb=_ignore
+        )
+        self._inline_subscription = await self.connection.subscribe(
+            f"nvcf.reply.{self._id}.*", cb=self._on_inline
+        )
+        self._grpc = grpc.aio.server()
+        nvcf_pb2_grpc.add_WorkerServicer_to_server(_Service(self), self._grpc)  # type: ignore[abstract] # unserved calls answer UNIMPLEMENTED
+        self.grpc_address = f"127.0.0.1:{self._grpc.add_insecure_port('127.0.0.1:0')}"
+        await self._grpc.start()
+        application = web.Application()
+        application.router.add_get("/v2/nvcf/worker/request-attach", self._get)
+        application.router.add_post("/v2/nvcf/worker/request-attach", self._post)
+        self._http = web.AppRunner(application, shutdown_timeout=0.1)
+        await self._http.setup()
+        site = web.TCPSite(self._http, "127.0.0.1", 0)
+        await site.start()
+        self.http_url = f"http://127.0.0.1:{self._http.addresses[0][1]}"
+
+    async def stop_inline(self) -> None:
+        """Answer no inline replies any more, as a peer that does not know them."""
+        await self._inline_subscription.unsubscribe()
+
+    async def stop(self) -> None:
+        """Close all doors."""
+        await self._grpc.stop(0)
+        await self._http.cleanup()
+        await self.connection.close()
+
+    # --- NATS ------------------------------------------------------------------------------------
+
+    async def provision(self, region: str = REGION) -> None:
+        """Make stream and consumer of the version."""
+        stream, version = f"rq_{region}_{self.version_id}", self.version_id
+        await self._api(
+            f"$JS.API.STREAM.CREATE.{stream}",
+            {
+                "name": stream,
+                "subjects": [f"rq.{region}.{version}.>"],
+                "retention": "workqueue",
+                "storage": "file",
+                "discard": "new",
+                "discard_new_per_subject": True,
+                "max_msgs_per_subject": 1,
+                "max_msgs": 100_000,
+                "max_msg_size": 6 * 1024 * 1024,
+                "duplicate_window": 5_000_000_000,
+                "allow_direct": True,
+            },
+        )
+        await self._api(
+            f"$JS.API.CONSUMER.DURABLE.CREATE.{stream}.{stream}_workers",
+            {
+                "stream_name": stream,
+                "config": {
+                    "durable_name": f"{stream}_workers",
+                    "ack_policy": "explicit",
+                    "deliver_policy": "all",
+                    "ack_wait": int(self._ack_wait * 1e9),
+                    "max_deliver": 5,
+                    "max_ack_pending": 100_000,
+                },
+            },
+        )
+
+    async def _api(self, subject: str, body: dict[str, Any]) -> dict[str, Any]:
+        message = await self.connection.request(subject, json.dumps(body).encode(), timeout=10)
+        answer: dict[str, Any] = json.loads(message.data)
+        assert "error" not in answer, answer
+        return answer
+
+    async def consumer(self, region: str = REGION) -> dict[str, Any]:
+        """State of the consumer."""
+        stream = f"rq_{region}_{self.version_id}"
+        return await self._api(f"$JS.API.CONSUMER.INFO.{stream}.{stream}_workers", {})
+
+    async def delete_consumer(self, region: str = REGION) -> None:
+        """As an operator might."""
+        stream = f"rq_{region}_{self.version_id}"
+        await self._api(f"$JS.API.CONSUMER.DELETE.{stream}.{stream}_workers", {})
+
+    async def queued(self, region: str = REGION) -> int:
+        """Messages in the stream, those in work included."""
+        stream = f"rq_{region}_{self.version_id}"
+        answer = await self._api(f"$JS.API.STREAM.INFO.{stream}", {})
+        return int(answer["state"]["messages"])
+
+    async def publish_raw(self, data: bytes, region: str = REGION) -> None:
+        """Put any bytes into the request stream."""
+        subject = f"rq.{region}.{self.version_id}.{uuid.uuid4()}"
+        answer = json.loads((await self.connection.request(subject, data, timeout=10)).data)
+        assert "error" not in answer, answer
+
+    async def cancel(self, call: Call) -> None:
+        """Broadcast that the caller is gone; its tokens are dropped."""
+        self._calls = {token: known for token, known in self._calls.items() if known is not call}
+        self._inline = {token: known for token, known in self._inline.items() if known is not call}
+        await self.connection.publish(f"nvcf.cancel.{self.version_id}", call.request_id.encode())
+
+    async def invoke(
+        self,
+        body: bytes = b"",
+        *,
+        method: str = "POST",
+        path: str = "/",
+        headers: dict[str, str] | None = None,
+        rest: AsyncIterable[bytes] | None = None,
+        reply_max_bytes: int | None = 262_144,
+        full: bool = False,
+        region: str = REGION,
+        trace: str | None = None,
+        proxy: str | None = None,
+        forget: bool = False,
+    ) -> Call:
+        """Queue a request.
+
+        `rest` is fetched by GET attach; `full` leaves request line and headers to it as well; `forget`
+        drops the tokens at once.
+        """
+        call = Call(
+            request_id=str(uuid.uuid4()),
+            response_token=str(uuid.uuid4()),
+            request_token=str(uuid.uuid4()) if rest is not None or full else None,
+            rest=rest,
+            head=asyncio.get_running_loop().create_future(),
+        )
+        self._calls[call.response_token] = call
+        if call.request_token is not None:
+            self._calls[call.request_token] = call
+        message = nvcf_pb2.WorkerInvokeFunctionRequest(
+            requestId=call.request_id,
+            ncaId="account-1",
+            subject="caller-1",
+            maxDirectResponseSizeBytes=5_242_880,
+        )
+        message.requestTime.CopyFrom(_timestamp(time.time()))
+        if not full:
+            message.requestMethod, message.requestPath, message.requestBody = method, path, body
+            for name, value in (headers or {}).items():
+                message.requestHeaders.add(key=name, value=value)
+        http1 = message.statelessConfig.connectionConfigs.add().http1Config
+        http1.targetURI, http1.responseAuthorizationToken = self.http_url, call.response_token
+        if proxy is not None:
+            http1.proxyURI = proxy
+        if forget:
+            self._calls.clear()
+        if call.request_token is not None:
+            http1.requestAuthorizationToken = call.request_token
+        nats_headers = {} if trace is None else {"traceparent": trace}
+        if reply_max_bytes is not None:
+            token = uuid.uuid4().hex
+            self._inline[token] = call
+            nats_headers["Nvcf-Reply-Subject"] = f"nvcf.reply.{self._id}.{token}"
+            nats_headers["Nvcf-Reply-Max-Bytes"] = str(reply_max_bytes)
+        subject = f"rq.{region}.{self.version_id}.{call.request_id}"
+        answer = await self.connection.request(
+            subject, message.SerializeToString(), timeout=10, headers=nats_headers or None
+        )
+        assert "error" not in json.loads(answer.data), answer.data
+        return call
+
+    async def _on_inline(self, message: Msg) -> None:
+        if self.inline == "silent":
+            return
+        call = self._inline.pop(message.subject.rpartition(".")[2], None)
+        if call is None or self.inline == "gone":
+            await self.connection.publish(message.reply, b"", headers={"Nvcf-Reply-Status": "410"})
+            return
+        response = nvcf_pb2.InlineResponse.FromString(message.data)
+        assert response.endOfResponse
+        self._calls.pop(call.response_token, None)
+        call.via.append("inline")
+        if not call.head.done():
+            headers = {pair.key.lower(): pair.value for pair in response.headers}
+            call.head.set_result((response.httpStatusCode or 200, headers))
+        await self.connection.publish(message.reply, b"")
+        if response.body:
+            await call.chunks.put(response.body)
+        self._tail = asyncio.create_task(call.chunks.put(None))
+
+    # --- request-attach --------------------------------------------------------------------------
+
+    def _take(self, request: web.Request) -> Call | None:
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        return self._calls.pop(token, None)
+
+    async def _get(self, request: web.Request) -> web.StreamResponse:
+        call = self._take(request)
+        if call is None:
+            return web.Response(status=401)
+        accept = request.headers.get("Accept", "")
+        call.accept.append(accept)
+        response = web.StreamResponse(headers={"Content-Type": accept})
+        await response.prepare(request)
+        if call.rest is not None:
+            async for chunk in call.rest:
+                await response.write(chunk)
+        await response.write_eof()
+        return response
+
+    async def _post(self, request: web.Request) -> web.Response:
+        if self.fail_posts > 0:
+            self.fail_posts -= 1
+            return web.Response(status=503)
+        call = self._take(request)
+        if call is None:
+            return web.Response(status=401)
+        call.posts += 1
+        assert request.headers["Content-Type"] == "application/octet-stream+h1"
+        call.via.append("attach")
+        self._posts.append(request)
+        try:
+            await self._read_response(request, call)
+        except Exception as error:  # noqa: BLE001 - whatever breaks the body
+            broken = BrokenResponse(repr(error))
+            if not call.head.done():
+                call.head.set_exception(broken)
+            await call.chunks.put(broken)
+            return web.Response(status=400)
+        finally:
+            self._posts.remove(request)
+        await call.chunks.put(None)
+        return web.Response(status=200)
+
+    def drop_posts(self) -> None:
+        """Close the connections of all responses under way."""
+        for request in tuple(self._posts):
+            if request.transport is not None:
+                request.transport.close()
+
+    async def _read_response(self, request: web.Request, call: Call) -> None:
+        buffer = b""
+        while b"\r\n\r\n" not in buffer:
+            chunk = await request.content.readany()
+            assert chunk, "no head"
+            buffer += chunk
+        head, _, rest = buffer.partition(b"\r\n\r\n")
+        status_line, *lines = head.decode("latin-1").split("\r\n")
+        version, status, _ = status_line.split(" ", 2)
+        assert version == "HTTP/1.1"
+        headers = {}
+        for line in lines:
+            name, _, value = line.partition(": ")
+            headers[name.lower()] = value
+        call.head.set_result((int(status), headers))
+        if rest:
+            await call.chunks.put(rest)
+        async for chunk in request.content.iter_any():
+            await call.chunks.put(chunk)
+
+
+class _Service(nvcf_pb2_grpc.WorkerServicer):
+    def __init__(self, gateway: PeerGateway) -> None:
+        self._gateway = gateway
+
+    async def _check(self, context: Any) -> str:
+        gateway = self._gateway
+        if gateway.refusal is not None:
+            await context.abort(gateway.refusal, "refused by the test")
+        metadata = dict(context.invocation_metadata())
+        token = str(metadata.get("authorization", "")).removeprefix("Bearer ")
+        if token not in gateway.accepted_tokens:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "unknown worker token")
+        return token
+
+    async def ConnectOnce(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        token = await self._check(context)
+        gateway = self._gateway
+        assert request.functionVersionId == gateway.version_id
+        gateway.connects.append(token)
+        fresh = f"token-{uuid.uuid4()}"
+        gateway.accepted_tokens.add(fresh)
+        answer = nvcf_pb2.WorkerConnectOnceResponse(
+            connectedRegion=gateway.regions[0], otherRegions=gateway.regions[1:], nvcfWorkerToken=fresh
+        )
+        answer.expiration.CopyFrom(_timestamp(time.time() + gateway.token_life))
+        return answer
+
+    async def ProvisionRegionalWorker(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        await self._check(context)
+        self._gateway.provisions.append(request.regionToProvision)
+        await self._gateway.provision(request.regionToProvision)
+        return nvcf_pb2.ProvisionWorkerResponse()
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    return Timestamp(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))
+
+
+async def _ignore(_: Exception) -> None:
+    return None
