@@ -51,6 +51,7 @@ class Gateway:
     url: str
     grpc: str
     id: str
+    sessions: str = ""
 
 
 @dataclass
@@ -86,7 +87,9 @@ class Platform:
         child = await start(command, log=self.directory / f"gateway-{len(self.children)}.log")
         self.children.append(child)
         ready = json.loads(await child.first_line())
-        gateway = Gateway(child, f"http://{ready['http']}", ready["grpc"], ready["gatewayId"])
+        gateway = Gateway(
+            child, f"http://{ready['http']}", ready["grpc"], ready["gatewayId"], ready.get("sessions", "")
+        )
         self.gateways.append(gateway)
         return gateway
 

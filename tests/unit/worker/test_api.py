@@ -1,0 +1,187 @@
+"""The public surface: imports, handlers, results, headers, the command's target, tokens on disk."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nvcf_worker
+from nvcf_proto.errors import H1Error
+from nvcf_worker import Response
+from nvcf_worker.__main__ import split_target
+from nvcf_worker.delivery import pieces
+from nvcf_worker.errors import HandlerError
+from nvcf_worker.handlers import Kind, classify
+from nvcf_worker.multimap import Headers, MultiMap
+from nvcf_worker.puller import read_ack_wait
+from nvcf_worker.response import encode_item, item_media_type, reply_of
+from nvcf_worker.token_cache import CachedToken, load, store
+
+
+def test_the_import_is_light() -> None:
+    heavy = ("grpc", "aiohttp", "nats", "google.protobuf", "opentelemetry", "asyncio.sslproto")
+    script = f"import sys, nvcf_worker, nvcf_worker.errors; print([n for n in {heavy!r} if n in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_every_public_name_can_be_had() -> None:
+    for name in nvcf_worker.__all__:
+        assert getattr(nvcf_worker, name) is not None
+    assert set(nvcf_worker.__all__) <= set(dir(nvcf_worker))
+    with pytest.raises(AttributeError):
+        _ = nvcf_worker.nothing
+
+
+def plain(request: Any) -> Any: ...
+async def coroutine(request: Any) -> Any: ...
+def generator(request: Any) -> Iterator[Any]:
+    yield 1
+
+
+async def async_generator(request: Any) -> AsyncIterator[Any]:
+    yield 1
+
+
+class Both:
+    async def __call__(self, request: Any) -> Any: ...
+    def method(self, request: Any) -> Any: ...
+    async def coroutine(self, request: Any) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("handler", "kind"),
+    [
+        (plain, Kind.SYNC),
+        (generator, Kind.SYNC),
+        (coroutine, Kind.ASYNC),
+        (async_generator, Kind.ASYNC),
+        (Both(), Kind.ASYNC),
+        (Both().method, Kind.SYNC),
+        (Both().coroutine, Kind.ASYNC),
+        (functools.partial(functools.partial(coroutine)), Kind.ASYNC),
+        (functools.partial(Both()), Kind.ASYNC),
+        (lambda request: None, Kind.SYNC),
+        (repr, Kind.SYNC),
+    ],
+)
+def test_kinds_of_handlers(handler: Any, kind: Kind) -> None:
+    assert classify(handler).kind is kind
+
+
+@pytest.mark.parametrize("handler", [3, None, Both, lambda: None, lambda a, b: None])
+def test_what_cannot_serve(handler: Any) -> None:
+    with pytest.raises(HandlerError):
+        classify(handler)
+
+
+@pytest.mark.parametrize("result", [object(), {"a": float("nan")}, {1, 2}, Response(object())])
+def test_results_that_cannot_be_sent(result: Any) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        reply_of(result, None)
+
+
+@pytest.mark.parametrize("headers", [{"a": "b\r\nc"}, {"a b": "c"}, {"": "c"}, {"a": "\u20ac"}])
+def test_headers_that_cannot_be_sent(headers: dict[str, str]) -> None:
+    with pytest.raises(H1Error):
+        reply_of(Response("x", headers=headers), None)
+
+
+def test_a_status_must_be_final() -> None:
+    for status in (0, 100, 199, 600):
+        with pytest.raises(ValueError, match="status"):
+            Response(status=status)
+
+
+def test_items_of_a_stream() -> None:
+    assert encode_item(b"a") == b"a"
+    assert encode_item("ü") == "ü".encode()
+    assert encode_item({"a": 1}) == b'{"a":1}\n'
+    assert encode_item(bytearray(b"x")) == encode_item(memoryview(b"x")) == b"x"
+    assert [item_media_type(item) for item in (b"", "", 1)] == [
+        "application/octet-stream",
+        "text/plain; charset=utf-8",
+        "application/x-ndjson",
+    ]
+
+
+def test_a_media_type_wins_over_a_header() -> None:
+    reply = reply_of(Response("x", headers={"Content-Type": "a/b"}, media_type="c/d"), "e/f")
+    assert reply.headers == [("content-type", "c/d")]
+    reply = reply_of(Response("x", headers={"Content-Type": "a/b", "Content-Length": "7"}), "e/f")
+    assert reply.headers == [("Content-Type", "a/b")]
+
+
+def test_headers_have_no_case_and_many_values() -> None:
+    headers = Headers([("A", "1"), ("a", "2"), ("B", "3")])
+    assert headers["a"] == headers["A"] == "1"
+    assert headers.get_all("A") == ["1", "2"]
+    assert (list(headers), len(headers), "b" in headers) == (["a", "b"], 2, True)
+    assert headers.get("x") is None
+    assert headers.get_all("x") == []
+    assert MultiMap([("A", "1"), ("a", "2")])["a"] == "2"
+
+
+def test_large_bodies_are_cut_and_small_ones_are_joined() -> None:
+    assert list(pieces(b"head", b"body")) == [b"headbody"]
+    cut = list(pieces(b"head", b"x" * 600_000))
+    assert cut[0] == b"head"
+    assert b"".join(cut) == b"head" + b"x" * 600_000
+    assert max(len(piece) for piece in cut) == 256 * 1024
+
+
+@pytest.mark.parametrize(
+    ("target", "parts"),
+    [
+        ("f.py", ("f.py", None)),
+        ("f.py:name", ("f.py", "name")),
+        ("C:f.py", ("C:f.py", None)),
+        ("dir:x/f.py:name", ("dir:x/f.py", "name")),
+        ("f.py:", ("f.py:", None)),
+        (":name", (":name", None)),
+    ],
+)
+def test_the_commands_target(target: str, parts: tuple[str, str | None]) -> None:
+    assert split_target(target) == parts
+
+
+def test_the_token_cache(tmp_path: Path) -> None:
+    path = tmp_path / "nvcf-worker-token.json"
+    assert load(path) is None
+    expires_at = round(time.time()) + 100.0
+    store(path, CachedToken("t", expires_at, "i"))
+    assert path.stat().st_mode & 0o777 == 0o600
+    cached = load(path)
+    assert cached == CachedToken("t", expires_at, "i")
+    assert cached.usable("i", expires_at - 1)
+    assert not cached.usable("i", expires_at)
+    assert not cached.usable("other", 0.0)
+    for text in ("", "{", "[]", "{}", '{"token": "t", "expiration": "soon"}', "3"):
+        path.write_text(text)
+        assert load(path) is None
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (b'{"config": {"ack_wait": 6000000000}}', 6.0),
+        (b'{"config": {}}', 30.0),
+        (b'{"error": {"code": 404, "err_code": 10014, "description": "consumer not found"}}', None),
+    ],
+)
+def test_the_ack_wait_is_read_from_the_consumer(answer: bytes, expected: float | None) -> None:
+    assert read_ack_wait(answer) == expected
+
+
+@pytest.mark.parametrize("answer", [b"", b"[]", b"{}", b'{"error": {"code": 503, "description": "no"}}'])
+def test_other_answers_are_no_consumer(answer: bytes) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        read_ack_wait(answer)

@@ -1,0 +1,60 @@
+"""One request in work, from its arrival to its acknowledgement."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+
+from nvcf_worker.body import RequestBody
+from nvcf_worker.cancellation import Cancellation
+from nvcf_worker.work import Work
+
+
+class End(enum.Enum):
+    """Why a request was stopped before its answer was delivered."""
+
+    CALLER_GONE = "the caller is gone"
+    CONNECTION_LOST = "the broker could not be told that the request is in work"
+    HANDED_BACK = "the worker is leaving"
+
+
+class ActiveRequest:
+    """State of one request in work. Used on the event loop only."""
+
+    __slots__ = (
+        "body",
+        "cancelled",
+        "end",
+        "failed_signals",
+        "holds_slot",
+        "interruptible",
+        "journal_slot",
+        "signalled_at",
+        "task",
+        "work",
+    )
+
+    def __init__(self, work: Work, now: float) -> None:
+        self.work = work
+        self.cancelled = Cancellation()
+        self.body: RequestBody | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.end: End | None = None
+        # Only while the task is in code that settles the request when it is cancelled: a task that is
+        # cancelled before its first step never runs at all.
+        self.interruptible = False
+        self.holds_slot = True
+        self.journal_slot = -1
+        self.signalled_at = now
+        self.failed_signals = 0
+
+    def stop(self, end: End) -> None:
+        """Stop the handler: coroutines are cancelled, threads see the flag. The first reason counts."""
+        if self.end is not None:
+            return
+        self.end = end
+        self.cancelled.set()
+        if self.body is not None:
+            self.body.abort()
+        if self.interruptible and self.task is not None:
+            self.task.cancel()

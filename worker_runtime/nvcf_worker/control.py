@@ -1,0 +1,156 @@
+"""Calls to the WorkerService (protocol.md sections 1 and 5)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+
+from nvcf_proto import settings
+from nvcf_proto.environment import NVCF_FQDN_GRPC, NVCF_WORKER_TOKEN
+from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
+from nvcf_worker.backoff import Backoff
+from nvcf_worker.config import WorkerConfig
+from nvcf_worker.errors import ControlError, StartupError
+
+log = logging.getLogger("nvcf_worker")
+
+CALL_TIMEOUT = 10.0
+START_BACKOFF = Backoff(first=0.25, limit=10.0)
+
+_PERMANENT = frozenset(
+    (
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.UNIMPLEMENTED,
+    )
+)
+
+
+@dataclass(frozen=True)
+class Connected:
+    """Answer to ConnectOnce. `expires_at` is a Unix time in seconds, None when the platform does not say."""
+
+    region: str
+    other_regions: tuple[str, ...]
+    token: str
+    expires_at: float | None
+
+    @property
+    def regions(self) -> tuple[str, ...]:
+        """All regions to pull from, the preferred one first."""
+        return (self.region, *(name for name in self.other_regions if name != self.region))
+
+
+class ControlPlane:
+    """The WorkerService. Calls are rare, so each opens a channel of its own and keeps none idle."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._config = config
+
+    async def connect_once(self, token: str) -> Connected:
+        """Trade `token` for a new one and learn the regions. Raises ControlError."""
+        request = nvcf_pb2.WorkerConnect(
+            instanceId=self._config.instance_id,
+            functionId=self._config.function_id,
+            functionVersionId=self._config.version_id,
+        )
+        async with self._stub() as stub, _named_errors("ConnectOnce"):
+            answer = await stub.ConnectOnce(request, metadata=_bearer(token), timeout=CALL_TIMEOUT)
+        if not answer.connectedRegion or not answer.nvcfWorkerToken:
+            raise ControlError("ConnectOnce answered without a region or a token", permanent=False)
+        return Connected(
+            region=answer.connectedRegion,
+            other_regions=tuple(answer.otherRegions),
+            token=answer.nvcfWorkerToken,
+            expires_at=_unix_time(answer),
+        )
+
+    async def provision(self, token: str, region: str) -> None:
+        """Ask for the streams and consumers of this version in `region`. Raises ControlError."""
+        request = nvcf_pb2.ProvisionWorkerRequest(
+            instanceId=self._config.instance_id,
+            functionId=self._config.function_id,
+            functionVersionId=self._config.version_id,
+            regionToProvision=region,
+        )
+        async with self._stub() as stub, _named_errors("ProvisionRegionalWorker"):
+            await stub.ProvisionRegionalWorker(request, metadata=_bearer(token), timeout=CALL_TIMEOUT)
+
+    @asynccontextmanager
+    async def _stub(self) -> AsyncIterator[nvcf_pb2_grpc.WorkerAsyncStub]:
+        endpoint = self._config.grpc
+        if endpoint.tls:
+            channel = grpc.aio.secure_channel(endpoint.target, grpc.ssl_channel_credentials())
+        else:
+            channel = grpc.aio.insecure_channel(endpoint.target)
+        async with channel:
+            yield nvcf_pb2_grpc.WorkerStub(channel)
+
+
+def _bearer(token: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {token}"),)
+
+
+def _unix_time(answer: nvcf_pb2.WorkerConnectOnceResponse) -> float | None:
+    if not answer.HasField("expiration"):
+        return None
+    return answer.expiration.seconds + answer.expiration.nanos / 1e9
+
+
+@asynccontextmanager
+async def _named_errors(call: str) -> AsyncIterator[None]:
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        reason = error.details() or "no reason given"
+        raise ControlError(
+            f"{call} failed: {error.code().name}: {reason}", permanent=error.code() in _PERMANENT
+        ) from error
+
+
+async def connect_at_start(
+    control: ControlPlane,
+    tokens: list[str],
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    limit: float = settings.CONNECT_START_TIMEOUT,
+) -> Connected:
+    """ConnectOnce with the newest of `tokens` that is accepted.
+
+    Passing troubles are retried for `limit` seconds; a refusal of the last token ends it at once.
+    Raises StartupError with the reason.
+    """
+    deadline = clock() + limit
+    remaining = list(tokens)
+    attempt = 0
+    while True:
+        try:
+            return await control.connect_once(remaining[0])
+        except ControlError as error:
+            if error.permanent and len(remaining) > 1:
+                log.warning("the cached worker token was refused (%s); trying that of the environment", error)
+                remaining.pop(0)
+                continue
+            if error.permanent:
+                raise StartupError(
+                    f"{error}. The platform does not accept this worker: check {NVCF_WORKER_TOKEN} and the "
+                    "function and instance ids."
+                ) from error
+            delay = START_BACKOFF.delay(attempt, random.random())  # noqa: S311 - jitter
+            if clock() + delay > deadline:
+                raise StartupError(
+                    f"{error}. Gave up after {limit:.0f} s: is {NVCF_FQDN_GRPC} right and reachable?"
+                ) from error
+            log.warning("%s; trying again in %.1f s", error, delay)
+        attempt += 1
+        await asyncio.sleep(delay)

@@ -1,0 +1,105 @@
+"""Opening the worker's broker connection (protocol.md section 2, Connection)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import nats.errors
+from nats.aio.client import Client, Server
+
+from nvcf_proto import settings, subjects
+from nvcf_proto.environment import NKEY_SEED, NVCF_FQDN_NATS
+from nvcf_proto.tokens import encode_broker_token
+from nvcf_worker.backoff import Backoff
+from nvcf_worker.config import WorkerConfig
+from nvcf_worker.errors import ConfigurationError, StartupError
+
+log = logging.getLogger("nvcf_worker")
+
+FIRST_RETRY = 0.25
+RECONNECT_BACKOFF = Backoff(first=0.1, limit=settings.NATS_MAX_RECONNECT_WAIT)
+PENDING_BYTES = 8 * 1024 * 1024
+
+Callback = Callable[[], Awaitable[None]]
+
+
+def choose_server(servers: list[Server], randomness: float) -> tuple[Server, float]:
+    """Which server to try next and after how many seconds: the one that failed least, backing off."""
+    best = min(servers, key=lambda server: server.reconnects)
+    return best, RECONNECT_BACKOFF.delay(best.reconnects, randomness)
+
+
+def authentication(config: WorkerConfig, token: Callable[[], str]) -> dict[str, Any]:
+    """Connection options: nkey if a seed is given, none if the URL carries user info, else the token."""
+    if config.nkey_seed is not None:
+        return {"nkeys_seed_str": config.nkey_seed}
+    if any(urlsplit(server).username for server in config.nats_servers):
+        return {}
+    # A callable, so that each reconnect presents the newest token.
+    return {"token": lambda: encode_broker_token(token())}
+
+
+async def open_connection(
+    config: WorkerConfig,
+    token: Callable[[], str],
+    *,
+    on_reconnect: Callback,
+    on_closed: Callback,
+    on_lame_duck: Callback,
+    limit: float | None,
+) -> Client:
+    """Connect, trying for `limit` seconds (None: for ever). Raises StartupError with the last reason."""
+    last: Exception | None = None
+    told_at = 0.0
+
+    async def on_error(error: Exception) -> None:
+        nonlocal last, told_at
+        last = error
+        now = time.monotonic()
+        # nats-py reports each failed attempt; one line every few seconds says the same.
+        if now - told_at > settings.NATS_MAX_RECONNECT_WAIT or not told_at:
+            told_at = now
+            log.warning("broker connection: %s", str(error) or type(error).__name__)
+
+    def next_server(servers: list[Server], _: dict[str, Any]) -> tuple[Server | None, float]:
+        return choose_server(servers, random.random())  # noqa: S311 - jitter
+
+    connection = Client()
+    try:
+        async with asyncio.timeout(limit):
+            await connection.connect(
+                servers=list(config.nats_servers),
+                name=subjects.worker_connection_name(config.version_id, config.instance_id),
+                inbox_prefix=subjects.worker_inbox_prefix(config.version_id, config.instance_id),
+                connect_timeout=settings.NATS_CONNECT_TIMEOUT,
+                ping_interval=settings.NATS_PING_INTERVAL,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=FIRST_RETRY,  # type: ignore[arg-type] # any number of seconds works
+                reconnect_to_server_handler=next_server,
+                pending_size=PENDING_BYTES,
+                error_cb=on_error,
+                reconnected_cb=on_reconnect,
+                closed_cb=on_closed,
+                lame_duck_mode_cb=on_lame_duck,
+                **authentication(config, token),
+            )
+    except asyncio.CancelledError:
+        await connection.close()
+        raise
+    except TimeoutError:
+        await connection.close()
+        raise StartupError(
+            f"no connection to the broker within {limit:.0f} s: {last or 'no answer'}. "
+            f"Is {NVCF_FQDN_NATS} right and reachable?"
+        ) from last
+    except ImportError as error:
+        raise ConfigurationError(f"{NKEY_SEED} is set but the package nkeys is not installed") from error
+    except nats.errors.Error as error:
+        raise ConfigurationError(f"{NVCF_FQDN_NATS} or {NKEY_SEED} is unusable: {error}") from error
+    return connection

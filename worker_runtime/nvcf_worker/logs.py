@@ -1,0 +1,95 @@
+"""Logging of a worker: JSON lines with request and trace id, or readable lines on a terminal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any, TextIO
+
+request_id: ContextVar[str | None] = ContextVar("nvcf_worker_request_id", default=None)
+
+
+def attach_trace(carrier: Mapping[str, str]) -> object:
+    """Make the W3C trace context of NATS headers current; returns what `detach_trace` takes."""
+    from opentelemetry import context
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    return context.attach(TraceContextTextMapPropagator().extract(carrier))
+
+
+def detach_trace(token: object) -> None:
+    """Undo `attach_trace`."""
+    from opentelemetry import context
+
+    context.detach(token)  # type: ignore[arg-type] # the token that attach returned
+
+
+def current_trace_id() -> str | None:
+    """Trace id of the current span, if the OpenTelemetry API is in use at all."""
+    trace: Any = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return None
+    span = trace.get_current_span().get_span_context()
+    return f"{span.trace_id:032x}" if span.trace_id else None
+
+
+class _Ids(logging.Filter):
+    """Adds the ids when the record is made, in the thread and task that made it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.request_id = request_id.get()
+        record.trace_id = current_trace_id()
+        return True
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        members: dict[str, Any] = {
+            "time": _timestamp(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for name in ("request_id", "trace_id"):
+            value = getattr(record, name, None)
+            if value:
+                members[name] = value
+        if record.exc_info:
+            members["exception"] = self.formatException(record.exc_info)
+        return json.dumps(members, ensure_ascii=False)
+
+
+class TextFormatter(logging.Formatter):
+    """Time, level, request and text for people."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        request = getattr(record, "request_id", None)
+        where = f" [{request[:8]}]" if request else ""
+        line = f"{clock} {record.levelname.lower():7}{where} {record.getMessage()}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _timestamp(created: float) -> str:
+    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(created))
+    return f"{whole}.{int(created % 1 * 1000):03d}Z"
+
+
+def set_up(level: str, stream: TextIO | None = None) -> None:
+    """Send all logging to `stream` (stderr), unless the function has configured logging itself."""
+    root = logging.getLogger()
+    logging.getLogger("nvcf_worker").setLevel(level.upper())
+    if root.handlers:
+        return
+    stream = sys.stderr if stream is None else stream
+    handler = logging.StreamHandler(stream)
+    handler.addFilter(_Ids())
+    handler.setFormatter(TextFormatter() if stream.isatty() else JsonFormatter())
+    root.addHandler(handler)
+    root.setLevel(level.upper())

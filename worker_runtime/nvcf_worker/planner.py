@@ -1,0 +1,123 @@
+"""How many requests to ask the broker for, and what its status messages mean. No I/O."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from nvcf_proto import settings
+
+SHORT_PAUSE = 0.25
+MAX_WAITING_PAUSE = 1.0
+REFUSED_PAUSE = 5.0
+MISSED_HEARTBEATS = 2
+
+_MAX_BATCH = re.compile(r"exceeded maxrequestbatch of (\d+)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What follows from a status message: look the consumer up again, and what to log if anything."""
+
+    look_up: bool = False
+    warning: str | None = None
+
+
+_NOTHING = Verdict()
+
+
+class PullPlanner:
+    """Accounts for the pull requests of one worker in one region.
+
+    `outstanding` is the number of requests that were asked for and neither arrived nor were
+    refused. It never exceeds the free slots at the time of asking. Source of the status codes:
+    NATS ADR-37 (JetStream simplification, pull consumers) and the server's consumer.go.
+    """
+
+    def __init__(self, slots: int) -> None:
+        if slots < 1:
+            raise ValueError("a worker has at least one slot")
+        self.slots = slots
+        self.outstanding = 0
+        self.max_batch = slots
+        self._heard_at = 0.0
+        self._paused_until = 0.0
+
+    def ask(self, free: int, now: float) -> int:
+        """Number of requests to ask for in one pull request now; 0 for none. Counts them as asked.
+
+        To keep pull requests few, nothing is asked for while more than half of the slots is still
+        outstanding.
+        """
+        if now < self._paused_until or self.outstanding > self.slots // 2:
+            return 0
+        batch = min(free - self.outstanding, self.max_batch)
+        if batch <= 0:
+            return 0
+        if self.outstanding == 0:
+            self._heard_at = now
+        self.outstanding += batch
+        return batch
+
+    def delivered(self, now: float) -> None:
+        """A request arrived."""
+        self._heard_at = now
+        if self.outstanding:
+            self.outstanding -= 1
+
+    def stale(self, now: float) -> bool:
+        """Whether the broker owes us something and has been silent for two idle heartbeats."""
+        return (
+            self.outstanding > 0 and now - self._heard_at > MISSED_HEARTBEATS * settings.PULL_IDLE_HEARTBEAT
+        )
+
+    def reset(self) -> None:
+        """Forget everything asked: the broker has forgotten it too, or the pulls were withdrawn."""
+        self.outstanding = 0
+
+    def status(self, code: int, text: str, *, pending: int | None, batch: int, now: float) -> Verdict:
+        """Digest a status message.
+
+        `pending` is the Nats-Pending-Messages header: how much of that pull request the broker
+        did not serve. `batch` is the size of the pull request that the message answers.
+        """
+        self._heard_at = now
+        if code == 100:
+            return _NOTHING
+        if code in (404, 408):
+            self._take_back(batch if pending is None else pending)
+            return _NOTHING
+        if code == 409:
+            return self._conflict(text, pending, batch, now)
+        self.reset()
+        if code == 503:
+            return Verdict(look_up=True)
+        self._paused_until = now + REFUSED_PAUSE
+        return Verdict(warning=f"the broker answered a pull request with {code} {text}")
+
+    def _conflict(self, text: str, pending: int | None, batch: int, now: float) -> Verdict:
+        lowered = text.lower()
+        limit = _MAX_BATCH.search(lowered)
+        if limit is not None:
+            self._take_back(batch)
+            self.max_batch = max(1, int(limit[1]))
+            return Verdict(warning=f"the broker allows {self.max_batch} requests a pull at most")
+        if "consumer deleted" in lowered:
+            self.reset()
+            return Verdict(look_up=True)
+        if "leadership change" in lowered or "server shutdown" in lowered:
+            self.reset()
+            self._paused_until = now + SHORT_PAUSE
+            return Verdict(look_up=True)
+        if "exceeded maxwaiting" in lowered:
+            self._take_back(batch)
+            self._paused_until = now + MAX_WAITING_PAUSE
+            return _NOTHING
+        self._take_back(batch if pending is None else pending)
+        if pending is not None:
+            return _NOTHING
+        self._paused_until = now + REFUSED_PAUSE
+        return Verdict(warning=f"the broker refused a pull request: {text}")
+
+    def _take_back(self, count: int) -> None:
+        self.outstanding = max(0, self.outstanding - count)

@@ -1,0 +1,214 @@
+"""The request as handlers see it: `Request` for coroutines, `SyncRequest` for plain functions."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
+
+from nvcf_worker.body import RequestBody
+from nvcf_worker.cancellation import Cancellation
+from nvcf_worker.errors import BadInput
+from nvcf_worker.function_headers import function_headers
+from nvcf_worker.multimap import Headers, MultiMap
+from nvcf_worker.work import Work, poll_seconds, request_time
+
+
+class Caller(NamedTuple):
+    """Who invoked the function: the subject of the caller's credentials and its account."""
+
+    subject: str
+    nca_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionContext:
+    """What all requests of a worker have in common."""
+
+    function_id: str
+    version_id: str
+    headers: list[tuple[str, str]]
+
+
+class RequestInfo:
+    """What both kinds of request share. Derived values are computed when first asked for."""
+
+    __slots__ = (
+        "_body",
+        "_context",
+        "_deadline",
+        "_headers",
+        "_sent",
+        "_target",
+        "_work",
+        "cancelled",
+        "method",
+    )
+
+    def __init__(
+        self,
+        work: Work,
+        context: FunctionContext,
+        body: RequestBody,
+        cancelled: Cancellation,
+        *,
+        method: str,
+        target: str,
+        sent: list[tuple[str, str]] | None = None,
+    ) -> None:
+        self._work = work
+        self._context = context
+        self._body = body
+        self._target = target
+        self._sent = sent
+        self._headers: Headers | None = None
+        self._deadline = 0.0
+        self.cancelled = cancelled
+        self.method = method
+
+    @property
+    def id(self) -> str:
+        """The request's id, a UUID."""
+        return self._work.request_id
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first delivery of this request, 2 when an earlier worker failed to answer it, ..."""
+        return self._work.attempt
+
+    @property
+    def path(self) -> str:
+        """The path as it was sent, percent-encoding included, without the query."""
+        return self._target.partition("?")[0] or "/"
+
+    @property
+    def query(self) -> MultiMap:
+        """Decoded query parameters."""
+        return MultiMap(parse_qsl(self._target.partition("?")[2], keep_blank_values=True))
+
+    @property
+    def headers(self) -> Headers:
+        """The caller's headers and those that the platform adds (protocol.md section 5)."""
+        if self._headers is None:
+            message = self._work.message
+            self._headers = Headers(
+                function_headers(
+                    self._sent_headers(),
+                    self._context.headers,
+                    request_id=self._work.request_id,
+                    subject=message.subject,
+                    nca_id=message.ncaId,
+                    max_response_bytes=message.maxDirectResponseSizeBytes,
+                    seconds_left=self.time_left,
+                )
+            )
+        return self._headers
+
+    @property
+    def caller(self) -> Caller:
+        """Who invoked the function."""
+        return Caller(self._work.message.subject, self._work.message.ncaId)
+
+    @property
+    def function_id(self) -> str:
+        """Id of the function that was invoked."""
+        return self._context.function_id
+
+    @property
+    def function_version_id(self) -> str:
+        """Id of the version that was invoked."""
+        return self._context.version_id
+
+    @property
+    def deadline(self) -> datetime:
+        """When the caller stops waiting (UTC): the time of the request plus its poll time."""
+        return datetime.fromtimestamp(self._deadline_seconds(), UTC)
+
+    @property
+    def time_left(self) -> float:
+        """Seconds until the deadline; negative when it has passed."""
+        return self._deadline_seconds() - time.time()
+
+    def _deadline_seconds(self) -> float:
+        if not self._deadline:
+            wait = poll_seconds((name.lower(), value) for name, value in self._sent_headers())
+            self._deadline = request_time(self._work) + wait
+        return self._deadline
+
+    def _sent_headers(self) -> list[tuple[str, str]]:
+        if self._sent is None:
+            self._sent = [(pair.key, pair.value) for pair in self._work.message.requestHeaders]
+        return self._sent
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} {self.method} {self._target}>"
+
+
+class Request(RequestInfo):
+    """The request of a coroutine function or an async generator."""
+
+    __slots__ = ()
+
+    async def read(self) -> bytes:
+        """The whole body. Raises BodyUnavailable when the gateway cannot supply the rest of it."""
+        whole = self._body.whole
+        return whole if whole is not None else await self._body.read()
+
+    async def json(self) -> Any:
+        """The body as JSON. Raises BadInput (answered with 400) when it is none."""
+        return _parse_json(await self.read())
+
+    def stream(self) -> AsyncIterator[bytes]:
+        """The body in chunks as they arrive; can be iterated once."""
+        return self._body.stream()
+
+
+class SyncRequest(RequestInfo):
+    """The request of a plain function or a generator, which run on a thread: reads block."""
+
+    __slots__ = ("_loop",)
+
+    _loop: asyncio.AbstractEventLoop
+
+    def attach_loop(self, loop: asyncio.AbstractEventLoop) -> SyncRequest:
+        """Name the loop that fetches bodies."""
+        self._loop = loop
+        return self
+
+    def read(self) -> bytes:
+        """The whole body. Raises BodyUnavailable, or RequestCancelled when the caller left meanwhile."""
+        whole = self._body.whole
+        if whole is not None:
+            return whole
+        return asyncio.run_coroutine_threadsafe(self._body.read(), self._loop).result()
+
+    def json(self) -> Any:
+        """The body as JSON. Raises BadInput (answered with 400) when it is none."""
+        return _parse_json(self.read())
+
+    def stream(self) -> Iterator[bytes]:
+        """The body in chunks as they arrive; can be iterated once."""
+        whole = self._body.whole
+        if whole is not None:
+            if whole:
+                yield whole
+            return
+        chunks = self._body.stream()
+        while (chunk := asyncio.run_coroutine_threadsafe(_next(chunks), self._loop).result()) is not None:
+            yield chunk
+
+
+async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(chunks, None)
+
+
+def _parse_json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise BadInput(f"the request body is not valid JSON: {error}") from None

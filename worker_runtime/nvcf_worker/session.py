@@ -1,0 +1,151 @@
+"""Everything that hangs on one broker connection: subscriptions, pulls, inline replies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import TYPE_CHECKING, Protocol
+
+from nvcf_proto import settings, subjects
+from nvcf_worker.config import WorkerConfig
+from nvcf_worker.puller import Provision, Receiver, RegionPuller
+from nvcf_worker.replies import ReplyInbox
+from nvcf_worker.slots import Slots
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+    from nats.aio.msg import Msg
+
+log = logging.getLogger("nvcf_worker")
+
+
+class Owner(Receiver, Protocol):
+    """What a session needs of the worker."""
+
+    def cancel_request(self, request_id: str) -> None:
+        """A cancel broadcast arrived."""
+
+    async def connection_ready(self, *, first: bool) -> None:
+        """The connection stands (again): settle what is due before anything is pulled."""
+
+
+class Session:
+    """One broker connection in use. `regions` in order of preference."""
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        connection: Client,
+        regions: tuple[str, ...],
+        slots: Slots,
+        owner: Owner,
+        provision: Provision,
+    ) -> None:
+        self.connection = connection
+        self.replies = ReplyInbox(
+            connection, subjects.worker_inbox_prefix(config.version_id, config.instance_id)
+        )
+        self._config = config
+        self._regions = regions
+        self._slots = slots
+        self._owner = owner
+        self._provision = provision
+        self._pullers: list[RegionPuller] = []
+        self._changed = asyncio.Event()
+        self._reconnected = False
+        self._lame_duck = False
+        self._stopping = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests of at least one region can arrive."""
+        return self.connection.is_connected and any(puller.ready for puller in self._pullers)
+
+    def wake(self) -> None:
+        """A slot became free: the preferred region asks first."""
+        for puller in self._pullers:
+            puller.wake()
+
+    def set_regions(self, regions: tuple[str, ...]) -> None:
+        """Pull from these regions from now on."""
+        if regions != self._regions and not self._stopping:
+            log.info("regions changed to %s", ", ".join(regions))
+            self._regions = regions
+            self._changed.set()
+
+    def reconnected(self) -> None:
+        """The connection was lost and is there again."""
+        self._reconnected = True
+        self._changed.set()
+
+    def closed(self) -> None:
+        """The connection is closed for good."""
+        self._changed.set()
+
+    def lame_duck(self) -> None:
+        """The server is about to leave."""
+        self._lame_duck = True
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Work until the connection is closed for good."""
+        await self.replies.start()
+        await self.connection.subscribe(
+            subjects.cancel_subject(self._config.version_id), cb=self._on_cancel_broadcast
+        )
+        await self._owner.connection_ready(first=True)
+        try:
+            while not self.connection.is_closed:
+                await self._pull_until_change()
+        finally:
+            self.replies.close()
+
+    async def _pull_until_change(self) -> None:
+        regions = self._regions
+        async with asyncio.TaskGroup() as tasks:
+            self._pullers = [
+                RegionPuller(
+                    self.connection,
+                    self._config.version_id,
+                    region,
+                    self._slots,
+                    self._owner,
+                    self._provision,
+                )
+                for region in regions
+            ]
+            running = [tasks.create_task(puller.run()) for puller in self._pullers]
+            while regions == self._regions and not self.connection.is_closed:
+                await self._changed.wait()
+                self._changed.clear()
+                await self._react()
+            if not self.connection.is_closed:
+                await self._withdraw()
+            for task in running:
+                task.cancel()
+
+    async def _react(self) -> None:
+        if self._reconnected:
+            self._reconnected = False
+            await self._owner.connection_ready(first=False)
+            for puller in self._pullers:
+                puller.look_up_again()
+        if self._lame_duck:
+            self._lame_duck = False
+            delay = settings.LAME_DUCK_MAX_DELAY * random.random()  # noqa: S311 - spread of workers
+            log.info("the broker is leaving; reconnecting in %.1f s", delay)
+            await asyncio.sleep(delay)
+            await asyncio.gather(*(puller.withdraw() for puller in self._pullers))
+            await self.connection.force_reconnect()
+
+    async def stop(self) -> None:
+        """Pull nothing more, but stay connected. Returns when no further request can arrive."""
+        self._stopping = True
+        await self._withdraw()
+
+    async def _withdraw(self) -> None:
+        await asyncio.gather(*(puller.stop() for puller in self._pullers))
+
+    async def _on_cancel_broadcast(self, message: Msg) -> None:
+        self._owner.cancel_request(message.data.decode("ascii", "replace").strip())

@@ -1,0 +1,142 @@
+"""A queue message as the worker sees it: parsing and checking, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from nvcf_proto import headers as names
+from nvcf_proto import settings
+from nvcf_proto.errors import InvalidId
+from nvcf_proto.ids import parse_id
+from nvcf_proto.pb import nvcf_pb2
+from nvcf_worker.errors import MalformedWork
+
+
+@dataclass(frozen=True, slots=True)
+class AttachTarget:
+    """Where `request-attach` is reached (protocol.md section 3).
+
+    `request_token` is None when the message carries the whole body.
+    """
+
+    url: str
+    proxy: str | None
+    response_token: str
+    request_token: str | None
+
+
+@dataclass(slots=True)
+class Work:
+    """One request from the queue. `ack_subject` changes when the broker delivers it again."""
+
+    message: nvcf_pb2.WorkerInvokeFunctionRequest
+    request_id: str
+    region: str
+    ack_subject: str
+    attempt: int
+    received_at: float
+    target: AttachTarget
+    reply_subject: str | None
+    reply_max_bytes: int
+    trace: Mapping[str, str] | None
+
+
+def parse_work(
+    data: bytes, ack_subject: str, nats_headers: Mapping[str, str] | None, *, region: str, now: float
+) -> Work:
+    """Read a message of a request stream. `now` is the Unix time of its arrival.
+
+    Raises MalformedWork with a reason when it is no request or none that this worker can serve.
+    """
+    try:
+        message = nvcf_pb2.WorkerInvokeFunctionRequest.FromString(data)
+    except DecodeError as error:
+        raise MalformedWork("the message is no WorkerInvokeFunctionRequest") from error
+    try:
+        request_id = parse_id(message.requestId, "requestId")
+    except InvalidId as error:
+        raise MalformedWork(str(error)) from error
+    reply_subject, reply_max_bytes, trace = None, 0, None
+    if nats_headers:
+        reply_subject, reply_max_bytes = _inline_reply(nats_headers)
+        trace = nats_headers if "traceparent" in nats_headers else None
+    return Work(
+        message=message,
+        request_id=request_id,
+        region=region,
+        ack_subject=ack_subject,
+        attempt=delivery_attempt(ack_subject),
+        received_at=now,
+        target=_target(message),
+        reply_subject=reply_subject,
+        reply_max_bytes=reply_max_bytes,
+        trace=trace,
+    )
+
+
+def _target(message: nvcf_pb2.WorkerInvokeFunctionRequest) -> AttachTarget:
+    if not message.HasField("statelessConfig"):
+        raise MalformedWork("it has no statelessConfig, so there is nowhere to send a response")
+    for connection in message.statelessConfig.connectionConfigs:
+        if connection.WhichOneof("config") != "http1Config":
+            continue
+        http1 = connection.http1Config
+        if not http1.targetURI.startswith(("http://", "https://")):
+            raise MalformedWork(f"targetURI is no http(s) URL: {http1.targetURI[:64]!r}")
+        if not http1.responseAuthorizationToken:
+            raise MalformedWork("responseAuthorizationToken is empty")
+        return AttachTarget(
+            url=http1.targetURI.rstrip("/") + settings.ATTACH_PATH,
+            proxy=http1.proxyURI or None,
+            response_token=http1.responseAuthorizationToken,
+            request_token=http1.requestAuthorizationToken or None,
+        )
+    raise MalformedWork("statelessConfig has no http1Config")
+
+
+def _inline_reply(nats_headers: Mapping[str, str]) -> tuple[str | None, int]:
+    subject = nats_headers.get(names.REPLY_SUBJECT)
+    limit = nats_headers.get(names.REPLY_MAX_BYTES, "")
+    if not subject or not limit.isascii() or not limit.isdigit():
+        return None, 0
+    return subject, int(limit)
+
+
+def delivery_attempt(ack_subject: str) -> int:
+    """How often the broker has delivered this message, from its ack subject (1 if it does not tell).
+
+    Forms, see NATS ADR-15: `$JS.ACK.STREAM.CONSUMER.DELIVERED.…` (9 tokens) and
+    `$JS.ACK.DOMAIN.HASH.STREAM.CONSUMER.DELIVERED.…` (11 or more).
+    """
+    tokens = ack_subject.split(".")
+    at = 4 if len(tokens) == 9 else 6
+    try:
+        return max(1, int(tokens[at]))
+    except (IndexError, ValueError):
+        return 1
+
+
+def poll_seconds(headers: Iterable[tuple[str, str]]) -> int:
+    """The poll time that request headers (lower-case names) ask for (protocol.md section 4, Time)."""
+    accept = ""
+    for name, value in headers:
+        if name == "nvcf-poll-seconds":
+            text = value.strip()
+            if text.isascii() and text.isdigit():
+                return min(settings.POLL_SECONDS_MAX, max(settings.POLL_SECONDS_MIN, int(text)))
+        elif name == "accept":
+            accept = value.strip()
+    return (
+        settings.POLL_SECONDS_EVENT_STREAM if accept == names.EVENT_STREAM else settings.POLL_SECONDS_DEFAULT
+    )
+
+
+def request_time(work: Work) -> float:
+    """Unix time at which the gateway took the request; its arrival here when the gateway does not say."""
+    stamp = work.message.requestTime
+    if not stamp.seconds:
+        return work.received_at
+    return float(stamp.seconds) + stamp.nanos / 1e9
