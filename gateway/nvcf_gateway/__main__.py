@@ -28,6 +28,8 @@ async def serve(config: GatewayConfig) -> None:
             "grpc": gateway.grpc,
             "gatewayId": gateway.gateway_id,
         }
+        if gateway.sessions is not None:
+            ready["sessions"] = gateway.sessions
         print(json.dumps(ready), flush=True)  # noqa: T201 # how a supervisor learns the addresses
         stopped = asyncio.create_task(stop.wait())
         closed = asyncio.create_task(gateway.client.wait_closed())

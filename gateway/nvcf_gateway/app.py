@@ -13,31 +13,46 @@ import grpc
 from aiohttp import web
 
 from nvcf_broker.connection import BrokerClient, connect_broker
+from nvcf_broker.objects import ObjectBucket
 from nvcf_broker.requests import BrokerRequests
+from nvcf_gateway.access_routes import access_routes
 from nvcf_gateway.asking import WorkerDoor
+from nvcf_gateway.assets import Assets
 from nvcf_gateway.attach import Attach, InlineReplies
 from nvcf_gateway.auth import Authenticator, Authorizer
+from nvcf_gateway.authorisation_service import add_services
+from nvcf_gateway.blobs import LargeResults
 from nvcf_gateway.callout import QUEUE_GROUP, AuthCallout, load_account_seed
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.deployments import Deployments
 from nvcf_gateway.errors import QueueError, SetupError
 from nvcf_gateway.http import HttpDoor
+from nvcf_gateway.idempotency import Idempotency
 from nvcf_gateway.invoke import Invoker
 from nvcf_gateway.keeping import Keeping
+from nvcf_gateway.links import Links
 from nvcf_gateway.management import Management
+from nvcf_gateway.once import Once
 from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.pending import PendingRequests
 from nvcf_gateway.polling import Poller
 from nvcf_gateway.queue import RequestQueue
+from nvcf_gateway.ratelimit.limiter import RateLimiter
+from nvcf_gateway.ratelimit.shared import SharedCounts
 from nvcf_gateway.registry import Registry
+from nvcf_gateway.rescue import QUEUE_GROUP as RESCUE_GROUP
+from nvcf_gateway.rescue import Rescue
 from nvcf_gateway.results import ResultStore
+from nvcf_gateway.sessions.service import Sessions
+from nvcf_gateway.signing_keys import SigningKeys
+from nvcf_gateway.tls import grpc_credentials, server_context
 from nvcf_gateway.tracking import Tracking
 from nvcf_gateway.waiting import Waiting
 from nvcf_gateway.worker_service import WorkerService
-from nvcf_gateway.worker_tokens import WorkerTokens, load_signing_key
+from nvcf_gateway.worker_tokens import WorkerTokens
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2_grpc
-from nvcf_proto.subjects import AUTH_CALLOUT_SUBJECT, inline_reply_subjects
+from nvcf_proto.subjects import AUTH_CALLOUT_SUBJECT, inline_reply_subjects, rescue_subject
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +68,7 @@ class RunningGateway:
     grpc: str
     client: BrokerClient
     pending: PendingRequests
+    sessions: str | None = None
 
 
 @contextlib.asynccontextmanager
@@ -63,8 +79,9 @@ async def running_gateway(config: GatewayConfig) -> AsyncIterator[RunningGateway
     """
     gateway_id = new_id().replace("-", "")
     async with AsyncExitStack() as stack:
-        key = await asyncio.to_thread(load_signing_key, config.signing_key)
-        tokens = WorkerTokens(key)
+        keys = await asyncio.to_thread(SigningKeys, config.signing_key)
+        stack.push_async_callback(_end, asyncio.create_task(keys.follow(), name="signing keys"))
+        tokens = WorkerTokens(keys)
         client = await connect_broker(config.nats, config.nats_credentials, name=f"gateway_{gateway_id}")
         stack.push_async_callback(_close, client)
         registry = Registry(client, config.replicas)
@@ -74,18 +91,26 @@ async def running_gateway(config: GatewayConfig) -> AsyncIterator[RunningGateway
         owner = await stack.enter_async_context(TaskOwner())
         requests = BrokerRequests(client)
         await requests.start()
-        parts = await _parts(config, gateway_id, client, requests, registry, tokens, owner)
+        shared = SharedCounts(client, requests, gateway_id)
+        await shared.start(stack)
+        limiter = RateLimiter(shared, owner)
+        parts = await _parts(config, gateway_id, client, requests, registry, tokens, owner, limiter, keys)
         replies = InlineReplies(parts.pending, owner)
         await client.subscribe(inline_reply_subjects(gateway_id), cb=replies.received)
         if config.callout_seed is not None:
             account = await asyncio.to_thread(load_account_seed, config.callout_seed)
-            callout = AuthCallout(account, registry, tokens, config.regions)
+            callout = AuthCallout(account, registry, tokens, config.regions, wide_inbox=config.wide_inbox)
             await client.subscribe(AUTH_CALLOUT_SUBJECT, queue=QUEUE_GROUP, cb=callout.asked)
         await client.flush(timeout=5)
-        service = WorkerService(registry, parts.queue, tokens, config.region, config.regions)  # type: ignore[abstract] # the base answers UNIMPLEMENTED
-        grpc_address = await _serve_grpc(stack, config, service)
+        service = WorkerService(
+            registry, parts.queue, tokens, config.region, config.regions, parts.assets, parts.large
+        )  # type: ignore[abstract] # the base answers UNIMPLEMENTED
+        server = _grpc_server(service)
+        add_services(server, parts.authenticator, parts.authorizer, registry, limiter)
+        grpc_address = await _serve_grpc(stack, config, server)
         parts.http_address.append(await _serve_http(stack, config, parts.door))
-        yield RunningGateway(gateway_id, parts.http_address[0], grpc_address, client, parts.pending)
+        sessions = await _serve_sessions(stack, config, parts, client, requests, owner)
+        yield RunningGateway(gateway_id, parts.http_address[0], grpc_address, client, parts.pending, sessions)
 
 
 @dataclass(frozen=True)
@@ -94,6 +119,10 @@ class _Parts:
     queue: RequestQueue
     pending: PendingRequests
     http_address: list[str]
+    authenticator: Authenticator
+    authorizer: Authorizer
+    assets: Assets
+    large: LargeResults
 
 
 async def _parts(
@@ -104,19 +133,24 @@ async def _parts(
     registry: Registry,
     tokens: WorkerTokens,
     owner: TaskOwner,
+    limiter: RateLimiter,
+    keys: SigningKeys,
 ) -> _Parts:
     http_address: list[str] = []
 
     def attach_url() -> str:
         # The port is known only once the listener is bound.
-        return config.attach_url or f"http://{http_address[0]}"
+        scheme = "http" if config.tls_cert is None else "https"
+        return config.attach_url or f"{scheme}://{http_address[0]}"
 
     pending = PendingRequests()
     queue = RequestQueue(client, requests, config)
     tracking = Tracking(requests, config)
+    idempotency = Idempotency(requests, config)
     results = {region: ResultStore(client, requests, config, region) for region in config.regions}
     try:
         await tracking.ensure()
+        await idempotency.ensure()
         for store in results.values():
             await store.start()
     except QueueError as error:
@@ -124,23 +158,89 @@ async def _parts(
     keeping = Keeping(config, requests, results[config.region], tracking)
     authenticator, authorizer = Authenticator(registry), Authorizer(registry)
     waiting = Waiting(config, gateway_id, attach_url, queue, pending, keeping, owner)
-    invoker = Invoker(config, registry, authenticator, authorizer, waiting, keeping)
     worker_door = WorkerDoor(config, gateway_id, attach_url, requests, pending)
-    poller = Poller(worker_door, authenticator, authorizer, queue, results, tracking, keeping, owner)
+    poller = Poller(
+        worker_door,
+        authenticator,
+        authorizer,
+        queue,
+        results,
+        tracking,
+        keeping,
+        owner,
+        config.region,
+        idempotency,
+    )
+    links = Links(lambda: keys.ring.link_keys(), lambda: config.public_url or attach_url())
+    large = LargeResults(
+        ObjectBucket(
+            requests,
+            f"nvcf_large_{config.region}",
+            ttl=config.results_ttl,
+            max_bytes=config.results_max_bytes,
+            replicas=config.replicas,
+        ),
+        links,
+        config.large_body_bytes,
+    )
+    asset_bucket = ObjectBucket(
+        requests, f"nvcf_assets_{config.region}", ttl=config.assets_ttl, replicas=config.replicas
+    )
+    assets = Assets(authenticator, asset_bucket, links, config.large_body_bytes)
+    once = Once(waiting, keeping, idempotency)
+    invoker = Invoker(
+        config, registry, authenticator, authorizer, waiting, keeping, once, poller, limiter, assets, large
+    )
+    rescue = Rescue(config, gateway_id, attach_url, registry, queue, pending, keeping, owner)
+    await client.subscribe(rescue_subject("*"), queue=RESCUE_GROUP, cb=rescue.asked)
     management = Management(authenticator, registry, queue)
     deployments = Deployments(authenticator, registry, queue, management, tokens)
-    door = HttpDoor(invoker, poller, Attach(pending), management, deployments, lambda: client.is_connected)
-    return _Parts(door, queue, pending, http_address)
+    door = HttpDoor(
+        invoker,
+        poller,
+        Attach(pending),
+        management,
+        deployments,
+        assets,
+        large,
+        lambda: client.is_connected,
+        access_routes(authenticator, registry, management),
+    )
+    return _Parts(door, queue, pending, http_address, authenticator, authorizer, assets, large)
 
 
-async def _serve_grpc(stack: AsyncExitStack, config: GatewayConfig, service: WorkerService) -> str:
+async def _serve_sessions(
+    stack: AsyncExitStack,
+    config: GatewayConfig,
+    parts: _Parts,
+    client: BrokerClient,
+    requests: BrokerRequests,
+    owner: TaskOwner,
+) -> str | None:
+    if config.sessions is None and config.session_proxy is None:
+        return None
+    sessions = Sessions(config, parts.authenticator, parts.authorizer, parts.queue, client, requests, owner)
+    await sessions.start(stack)
+    parts.door.sessions = sessions
+    return sessions.address
+
+
+def _grpc_server(service: WorkerService) -> grpc.aio.Server:
     server = grpc.aio.server(
         options=[("grpc.max_receive_message_length", 64 * 1024), ("grpc.so_reuseport", 0)]
     )
     nvcf_pb2_grpc.add_WorkerServicer_to_server(service, server)
+    return server
+
+
+async def _serve_grpc(stack: AsyncExitStack, config: GatewayConfig, server: grpc.aio.Server) -> str:
     host, port = config.grpc
+    credentials = grpc_credentials(config)
     try:
-        bound = server.add_insecure_port(f"{host}:{port}")
+        if credentials is None:
+            bound = server.add_insecure_port(f"{host}:{port}")
+        else:
+            bound = server.add_secure_port(f"{host}:{port}", credentials)
     except RuntimeError as error:
         raise SetupError(
             f"cannot listen on {host}:{port} (gRPC): is the port taken? Choose --grpc"
@@ -166,12 +266,24 @@ async def _serve_http(stack: AsyncExitStack, config: GatewayConfig, door: HttpDo
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     host, port = config.http
-    site = web.TCPSite(runner, host, port, backlog=1024, shutdown_timeout=SHUTDOWN_GRACE)
+    site = web.TCPSite(
+        runner,
+        host,
+        port,
+        backlog=1024,
+        shutdown_timeout=SHUTDOWN_GRACE,
+        ssl_context=server_context(config),
+    )
     try:
         await site.start()
     except OSError as error:
         raise SetupError(f"cannot listen on {host}:{port} (HTTP): {error.strerror}. Choose --http") from error
     return f"{host}:{runner.addresses[0][1]}"
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
 
 
 async def _close(client: BrokerClient) -> None:

@@ -23,7 +23,7 @@ from nvcf_gateway.work import Delivery, Work, build_request, message_headers
 from nvcf_proto.h1 import RequestHead
 from nvcf_proto.models import FunctionVersion
 from nvcf_proto.settings import CALL_MAX_SECONDS
-from nvcf_proto.subjects import inline_reply_subject, polling_subject
+from nvcf_proto.subjects import inline_reply_subject, polling_subject, version_polling_subject
 
 ACKNOWLEDGE_TIMEOUT = 2.0
 
@@ -38,6 +38,10 @@ class Poll:
     headers: list[tuple[str, str]]
     deadline: float
     started: float
+    lost_after: float = 0.0
+    """Loop time until which a request that is found nowhere may still be on its way to the queue."""
+    stays: bool = False
+    """Whether a parked answer stays for others who ask with the same idempotency key."""
 
 
 class Asked(Enum):
@@ -113,14 +117,18 @@ class WorkerDoor:
         inline = self._config.inline_reply_bytes
         reply = inline_reply_subject(self._gateway_id, pending.inline_token) if inline else None
         headers = message_headers(dict(poll.headers), reply, inline)
-        try:
-            await self._requests.request(
-                polling_subject(pending.request_id), payload, timeout=ACKNOWLEDGE_TIMEOUT, headers=headers
-            )
-        except (nats.errors.NoRespondersError, TimeoutError):
-            # An answer without an acknowledgement is an answer all the same.
-            return not pending.open
-        return True
+        subjects = (
+            version_polling_subject(pending.version_id, pending.request_id),
+            polling_subject(pending.request_id),
+        )
+        for subject in subjects:
+            try:
+                await self._requests.request(subject, payload, timeout=ACKNOWLEDGE_TIMEOUT, headers=headers)
+            except (nats.errors.NoRespondersError, TimeoutError):
+                continue
+            return True
+        # An answer without an acknowledgement is an answer all the same.
+        return not pending.open
 
     @staticmethod
     async def _outcome(pending: Pending, sink: Sink, parked: asyncio.Event) -> Asked:

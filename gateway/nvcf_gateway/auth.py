@@ -38,7 +38,7 @@ class Caller:
             raise HttpProblem(403, f"the API key is limited to other functions than {function_id}")
 
     def require_unlimited(self, what: str) -> None:
-        """Raise HttpProblem 403 for a key that is limited to some functions; `what` it may therefore not do."""
+        """Raise HttpProblem 403 for a key that is limited to some functions: it may not do `what`."""
         if self.key.function_ids:
             raise HttpProblem(403, f"an API key that is limited to some functions cannot {what}")
 
@@ -118,9 +118,7 @@ class Authorizer:
         deployed = index.deployed(target.function_id)
         # While none runs yet, a deployed one takes the request and keeps it until an instance is up.
         candidates = [version_id for version_id in deployed if index.is_running(version_id)] or deployed
-        found = [
-            version for each in candidates if (version := self._registry.versions.get(each)) is not None
-        ]
+        found = [each for name in candidates if (each := self._registry.versions.get(name)) is not None]
         if not found:
             raise HttpProblem(404, f"function {target.function_id} has no active version; deploy one")
         return found

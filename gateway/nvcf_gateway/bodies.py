@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import IO, Protocol
 
+from aiohttp import web
+
 from nvcf_gateway.errors import GatewayError
 
 CHUNK_BYTES = 128 * 1024
@@ -184,7 +186,7 @@ class CallerBody:
             async with asyncio.timeout(patience):
                 while not self._source.at_eof():
                     await self._next(self._spool.size)
-        except TimeoutError:
+        except (TimeoutError, ConnectionError, web.RequestPayloadError):
             return False
         return True
 

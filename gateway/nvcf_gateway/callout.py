@@ -94,13 +94,20 @@ class AuthCallout:
     """Answers the broker's questions about connecting workers."""
 
     def __init__(
-        self, account: nkeys.KeyPair, registry: Registry, tokens: WorkerTokens, regions: tuple[str, ...]
+        self,
+        account: nkeys.KeyPair,
+        registry: Registry,
+        tokens: WorkerTokens,
+        regions: tuple[str, ...],
+        *,
+        wide_inbox: bool = False,
     ) -> None:
         self._account = account
         self._issuer = account.public_key.decode()
         self._registry = registry
         self._tokens = tokens
         self._regions = regions
+        self._wide_inbox = wide_inbox
 
     async def asked(self, message: Msg) -> None:
         """Answer one question; whatever cannot be read stays unanswered, which refuses."""
@@ -118,7 +125,9 @@ class AuthCallout:
             user = user_claims(
                 user_nkey,
                 self._issuer,
-                worker_permissions(self._regions, claims.version_id, claims.instance_id),
+                worker_permissions(
+                    self._regions, claims.version_id, claims.instance_id, wide_inbox=self._wide_inbox
+                ),
                 name=claims.instance_id,
                 now=now,
                 expires_at=claims.expires_at,

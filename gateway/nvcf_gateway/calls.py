@@ -10,7 +10,7 @@ from nvcf_gateway.auth import Caller
 from nvcf_gateway.bodies import CallerBody
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.timing import poll_seconds
-from nvcf_gateway.work import header_text
+from nvcf_gateway.work import AssetReference, header_text
 from nvcf_proto import headers as names
 from nvcf_proto.h1 import RequestHead
 from nvcf_proto.models import FunctionVersion
@@ -35,7 +35,11 @@ class Call:
     request_id: str
     started: float
     full_by_attach: bool = False
+    large_response_url: str = ""
+    assets: tuple[AssetReference, ...] = ()
     keep_queued: bool = False
+    survives: bool = False
+    """Whether it goes on when its caller leaves, because somebody may ask for it again."""
 
 
 class BytesSource:

@@ -35,9 +35,15 @@ class GatewayConfig:
     spool_memory_bytes: int = 128 * KIB
     spool_directory: Path | None = None
     exec_body_bytes: int = 64 * MIB
+    public_url: str | None = None
+    large_body_bytes: int = 16 * 1024 * MIB
+    assets_ttl: float = 30 * 24 * 3600.0
     results_ttl: float = 24 * 3600.0
     results_max_bytes: int = 4 * 1024 * MIB
     results_max_count: int = 100_000
+    sessions: tuple[str, int] | None = None
+    session_proxy: tuple[str, int] | None = None
+    session_proxy_url: str | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
     wide_inbox: bool = False
@@ -81,9 +87,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> GatewayConfig:
         placement_tag_key=values.placement_tag_key,
         inline_reply_bytes=values.inline_reply_bytes,
         spool_directory=values.spool_directory,
+        public_url=values.public_url.rstrip("/") if values.public_url else None,
         results_ttl=values.results_ttl,
         results_max_bytes=values.results_max_mib * MIB,
         results_max_count=values.results_max_count,
+        sessions=parse_address(values.sessions) if values.sessions else None,
+        session_proxy=parse_address(values.session_proxy) if values.session_proxy else None,
+        session_proxy_url=values.session_proxy_url,
         tls_cert=values.tls_cert,
         tls_key=values.tls_key,
         wide_inbox=values.wide_inbox,
@@ -112,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--region", default="local", help="this gateway's region")
     add("--regions", default="", help="all regions, with commas")
     add("--attach-url", metavar="URL", help="where workers reach this replica (default: the HTTP address)")
+    add("--public-url", metavar="URL", help="where callers reach the gateway (default: the attach URL)")
     add("--ack-wait", type=float, default=DEFAULT_ACK_WAIT_SECONDS, metavar="SECONDS",
         help="silence of a worker after which its requests go to another")  # fmt: skip
     add("--replicas", type=int, default=1, help="copies of each request stream in a broker cluster")
@@ -128,6 +139,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="for request bodies in transit (default: temp folder)",
     )
+    add("--sessions", metavar="HOST:PORT", help="gRPC and WebSocket callers (default: none)")
+    add("--session-proxy", metavar="HOST:PORT",
+        help="where workers dial back for sessions (default with --sessions: any port of 127.0.0.1)")  # fmt: skip
+    add("--session-proxy-url", metavar="URL",
+        help="where workers reach that, path /v1/proxy included (default: its own address)")  # fmt: skip
     add("--tls-cert", type=Path, metavar="FILE", help="certificate chain (PEM) of all listeners")
     add("--tls-key", type=Path, metavar="FILE", help="private key (PEM) of --tls-cert")
     add("--wide-inbox", action="store_true",

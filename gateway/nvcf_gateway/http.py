@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from aiohttp import web
 
+from nvcf_gateway.assets import Assets
 from nvcf_gateway.attach import Attach
+from nvcf_gateway.blobs import UPLOAD_METHODS, LargeResults
 from nvcf_gateway.cors import preflight_headers, response_headers
 from nvcf_gateway.deployments import Deployments
 from nvcf_gateway.errors import HttpProblem
@@ -16,6 +18,7 @@ from nvcf_gateway.management import Management, path_id
 from nvcf_gateway.polling import Poller
 from nvcf_gateway.replies import json_response, problem_response
 from nvcf_gateway.routing import PathTable, Target, pass_through_target
+from nvcf_gateway.sessions.service import Sessions
 from nvcf_proto.ids import new_id
 from nvcf_proto.settings import ATTACH_PATH
 
@@ -36,14 +39,18 @@ class HttpDoor:
         attach: Attach,
         management: Management,
         deployments: Deployments,
+        assets: Assets,
+        large: LargeResults,
         is_healthy: Callable[[], bool],
         more: Iterable[Route] = (),
     ) -> None:
+        self.sessions: Sessions | None = None
         self._invoker = invoker
         self._is_healthy = is_healthy
         self._table: PathTable[Handler] = PathTable()
         self._add_calls(attach, poller)
         self._add_management(management, deployments)
+        self._add_objects(assets, large)
         for route in more:
             self._table.add(*route)
 
@@ -63,6 +70,16 @@ class HttpDoor:
         add("GET", ATTACH_PATH, lambda request, _: attach.get(request))
         add("POST", ATTACH_PATH, lambda request, _: attach.post(request))
         add("GET", "/health", self._health)
+
+    def _add_objects(self, assets: Assets, large: LargeResults) -> None:
+        add = self._table.add
+        add("POST", "/v2/nvcf/assets", assets.create)
+        add("GET", "/v2/nvcf/assets/{asset_id}", assets.get)
+        add("DELETE", "/v2/nvcf/assets/{asset_id}", assets.delete)
+        add("GET", "/v2/nvcf/results/{request_id}", large.get)
+        for method in UPLOAD_METHODS:
+            add(method, "/v2/nvcf/assets/{asset_id}", assets.put)
+            add(method, "/v2/nvcf/results/{request_id}", large.put)
 
     def _add_management(self, management: Management, deployments: Deployments) -> None:
         add = self._table.add
@@ -87,6 +104,8 @@ class HttpDoor:
         """Answer one request."""
         path_route = False
         try:
+            if self.sessions is not None and self.sessions.takes(request):
+                return await self.sessions.upgrade(request)
             target = pass_through_target(request.headers, request.headers.get("Host", ""))
             if target is not None:
                 return await self._invoker.pass_through(request, target)

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
+from dataclasses import replace
 
 from aiohttp import web
 from multidict import CIMultiDict
 
+from nvcf_gateway.answers import (
+    PENDING_EVALUATION,
+    path_headers,
+    raw_progress,
+    wrapped_answer,
+    wrapped_progress,
+)
+from nvcf_gateway.assets import Assets
 from nvcf_gateway.auth import Authenticator, Authorizer, Caller
+from nvcf_gateway.blobs import LargeResults
 from nvcf_gateway.bodies import ByteSource, CallerBody
 from nvcf_gateway.calls import (
     BytesSource,
     Call,
-    Header,
     caller_poll_seconds,
     expect_continue,
     flag,
@@ -23,14 +32,17 @@ from nvcf_gateway.calls import (
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.cors import response_headers
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.exec_json import exec_status, parse_exec, wrap_answer
+from nvcf_gateway.exec_json import parse_exec
+from nvcf_gateway.idempotency import Claim
 from nvcf_gateway.keeping import Keeping
+from nvcf_gateway.once import Once
+from nvcf_gateway.polling import Poller
+from nvcf_gateway.ratelimit.limiter import RateLimiter
 from nvcf_gateway.registry import Registry
-from nvcf_gateway.replies import json_response
 from nvcf_gateway.routing import Target
 from nvcf_gateway.sinks import CollectSink, StreamSink
 from nvcf_gateway.waiting import Ended, Waiting
-from nvcf_gateway.work import forwarded_headers
+from nvcf_gateway.work import AssetReference, forwarded_headers
 from nvcf_proto import headers as names
 from nvcf_proto.h1 import RequestHead, ResponseHead
 from nvcf_proto.ids import new_id
@@ -38,8 +50,6 @@ from nvcf_proto.models import FunctionVersion
 from nvcf_proto.settings import MAX_DIRECT_RESPONSE, MAX_INLINE_BODY
 
 READ_AHEAD_PATIENCE = 5.0
-PENDING_EVALUATION = "pending-evaluation"
-IN_PROGRESS = "in-progress"
 
 
 class Invoker:
@@ -53,6 +63,11 @@ class Invoker:
         authorizer: Authorizer,
         waiting: Waiting,
         keeping: Keeping,
+        once: Once,
+        poller: Poller,
+        limiter: RateLimiter,
+        assets: Assets,
+        large: LargeResults,
     ) -> None:
         self._config = config
         self._registry = registry
@@ -60,29 +75,38 @@ class Invoker:
         self._authorizer = authorizer
         self._waiting = waiting
         self._keeping = keeping
+        self._once = once
+        self._poller = poller
+        self._limiter = limiter
+        self._assets = assets
+        self._large = large
 
     async def pass_through(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         """Any method and path, straight to the function."""
-        caller, version = self._admit(request, target)
+        caller, version = await self._admit(request, target)
         call = await self._call(request, caller, version, target=request.raw_path, path_route=False)
         sink = StreamSink(request, lambda head: [*head.headers, (names.NVCF_REQID, call.request_id)])
         return self._answer(request, call, await self._waiting.run(call, sink, request.headers), sink)
 
     async def pexec(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         """Raw body in and out."""
-        caller, version = self._admit(request, target)
+        caller, version = await self._admit(request, target)
         call = await self._call(request, caller, version, target=version.inference_url, path_route=True)
         cors = list(response_headers(request.headers).items())
+        claimed = await self._once.claim(request, call)
+        if isinstance(claimed, Claim):
+            return await self._poller.joined(request, claimed, call, wrapped=False)
+        call = await self._with_objects(claimed, _asset_ids(request))
         sink = StreamSink(
             request,
             lambda head: path_headers(head, call.request_id, cors),
             lambda head: self._before_progress(head, call),
         )
-        return self._answer(request, call, await self._waiting.run(call, sink, request.headers), sink)
+        return self._answer(request, call, await self._once.run(call, sink, request.headers), sink)
 
     async def exec(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         """JSON wrapper in and out."""
-        caller, version = self._admit(request, target)
+        caller, version = await self._admit(request, target)
         await expect_continue(request)
         wrapped = parse_exec(await read_all(request, self._config.exec_body_bytes))
         seconds = wrapped.poll_seconds or caller_poll_seconds(request, path_route=True)
@@ -97,8 +121,12 @@ class Invoker:
         head = RequestHead("POST", version.inference_url, headers)
         keep = self._keep_queued(request, version)
         call = Call(caller, version, head, body, seconds, new_id(), time.time(), keep_queued=keep)
+        claimed = await self._once.claim(request, call)
+        if isinstance(claimed, Claim):
+            return await self._poller.joined(request, claimed, call, wrapped=True)
+        call = await self._with_objects(claimed, wrapped.asset_ids or _asset_ids(request))
         sink = CollectSink(MAX_DIRECT_RESPONSE)
-        ended = await self._waiting.run(call, sink, request.headers)
+        ended = await self._once.run(call, sink, request.headers)
         if ended is Ended.KEPT:
             return wrapped_progress(call.request_id, PENDING_EVALUATION)
         if ended is Ended.TIME_OVER:
@@ -108,9 +136,11 @@ class Invoker:
         await self._before_progress(sink.head, call)
         return wrapped_answer(call.request_id, sink.head, sink.body)
 
-    def _admit(self, request: web.BaseRequest, target: Target) -> tuple[Caller, FunctionVersion]:
+    async def _admit(self, request: web.BaseRequest, target: Target) -> tuple[Caller, FunctionVersion]:
         caller = self._authenticator.caller(request.headers)
-        return caller, self._authorizer.version(caller, target)
+        version = self._authorizer.version(caller, target)
+        await self._limiter.admit(version, caller.nca_id, caller.subject)
+        return caller, version
 
     async def _call(
         self,
@@ -131,7 +161,25 @@ class Invoker:
             await expect_continue(request)
             await body.read_ahead(0 if full else MAX_INLINE_BODY, READ_AHEAD_PATIENCE)
         head = RequestHead(request.method, target, headers)
-        return Call(caller, version, head, body, seconds, new_id(), started, full, keep)
+        return Call(
+            caller,
+            version,
+            head,
+            body,
+            seconds,
+            new_id(),
+            started,
+            full_by_attach=full,
+            keep_queued=keep,
+        )
+
+    async def _with_objects(self, call: Call, asset_ids: Iterable[str]) -> Call:
+        """The call with its input assets and the place for a large result. Raises HttpProblem 404."""
+        assets = tuple(
+            AssetReference(asset_id, url, content_type)
+            for asset_id, url, content_type in await self._assets.references(call.caller, asset_ids)
+        )
+        return replace(call, assets=assets, large_response_url=self._large.upload_url(call.request_id))
 
     def _keep_queued(self, request: web.BaseRequest, version: FunctionVersion) -> bool:
         deployment = self._registry.deployments.get(version.id)
@@ -161,39 +209,9 @@ class Invoker:
         return sink.response
 
 
-def path_headers(
-    head: ResponseHead, request_id: str, cors: list[Header], status: str | None = None
-) -> list[Header]:
-    """Headers of an exec or pexec answer: the function's, and what the contract adds."""
-    exposed = [value for name, value in head.headers if name.lower() == "access-control-expose-headers"]
-    own = {names.NVCF_REQID.lower(), names.NVCF_STATUS.lower(), "access-control-expose-headers"}
-    own |= {name.lower() for name, _ in cors}
-    headers = [(name, value) for name, value in head.headers if name.lower() not in own]
-    headers += cors
-    headers.append((names.NVCF_REQID, request_id))
-    headers.append((names.NVCF_STATUS, status or exec_status(head.status)))
-    headers.append(("Access-Control-Expose-Headers", ", ".join([*exposed, names.NVCF_REQID.lower()])))
-    return headers
-
-
-def raw_progress(request_id: str, status: str, cors: Mapping[str, str]) -> web.Response:
-    """202 of pexec without a body."""
-    headers: CIMultiDict[str] = CIMultiDict(
-        path_headers(ResponseHead(202), request_id, list(cors.items()), status)
-    )
-    return web.Response(status=202, headers=headers)
-
-
-def wrapped_progress(request_id: str, status: str) -> web.Response:
-    """202 of exec."""
-    extra = path_headers(ResponseHead(202), request_id, [], status)
-    return json_response(202, {"reqId": request_id, "status": status}, headers=extra)
-
-
-def wrapped_answer(request_id: str, head: ResponseHead, body: bytes) -> web.Response:
-    """Any other answer of exec."""
-    status, answer = wrap_answer(request_id, head, body)
-    return json_response(status, answer, headers=path_headers(ResponseHead(head.status), request_id, []))
+def _asset_ids(request: web.BaseRequest) -> list[str]:
+    value = request.headers.get(names.NVCF_INPUT_ASSET_REFERENCES, "")
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def _timed_out(request: web.BaseRequest, request_id: str) -> web.StreamResponse:

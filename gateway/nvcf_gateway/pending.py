@@ -113,6 +113,16 @@ class Pending:
             self.timer.cancel()
             self.timer = None
 
+    def outlive(self, sink: Sink, keeper: Keeper) -> None:
+        """The caller has left: whatever comes from now on goes to `sink` and `keeper`.
+
+        An answer that is being streamed stays with its own sink, which has to cope with that.
+        """
+        self.clear_deadline()
+        if self.streaming is None:
+            self.sink, self.keeper = sink, keeper
+        self.outcome, self.detached = _new_outcome(), True
+
     def settle(self, outcome: Outcome) -> None:
         """Tell the caller's side how the delivery ended."""
         if not self.outcome.done():

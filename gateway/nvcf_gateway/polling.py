@@ -11,12 +11,7 @@ from collections.abc import Mapping
 from aiohttp import web
 
 from nvcf_broker.errors import BrokerError
-from nvcf_gateway.asking import Asked, Poll, WorkerDoor
-from nvcf_gateway.auth import Authenticator, Authorizer
-from nvcf_gateway.calls import caller_poll_seconds, raw_headers
-from nvcf_gateway.cors import response_headers
-from nvcf_gateway.errors import CallerGone, HttpProblem, QueueError
-from nvcf_gateway.invoke import (
+from nvcf_gateway.answers import (
     IN_PROGRESS,
     PENDING_EVALUATION,
     path_headers,
@@ -24,6 +19,12 @@ from nvcf_gateway.invoke import (
     wrapped_answer,
     wrapped_progress,
 )
+from nvcf_gateway.asking import Asked, Poll, WorkerDoor
+from nvcf_gateway.auth import Authenticator, Authorizer
+from nvcf_gateway.calls import Call, caller_poll_seconds, raw_headers
+from nvcf_gateway.cors import response_headers
+from nvcf_gateway.errors import CallerGone, HttpProblem, QueueError
+from nvcf_gateway.idempotency import Claim, Idempotency
 from nvcf_gateway.keeping import Keeping
 from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.queue import RequestQueue
@@ -40,6 +41,7 @@ _log = logging.getLogger(__name__)
 
 ASK_AGAIN = 1.0
 DISCARD_DELAY = 60.0
+JOIN_PATIENCE = 10.0
 NOT_ACKNOWLEDGED = "worker did not acknowledge the status request."
 
 
@@ -56,7 +58,11 @@ class Poller:
         tracking: Tracking,
         keeping: Keeping,
         owner: TaskOwner,
+        region: str,
+        idempotency: Idempotency,
     ) -> None:
+        self._idempotency = idempotency
+        self._region = region
         self._door = door
         self._authenticator = authenticator
         self._authorizer = authorizer
@@ -68,7 +74,39 @@ class Poller:
 
     async def pexec(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """GET /v2/nvcf/pexec/status/{requestId}."""
-        poll = await self._poll(request, values)
+        return await self._raw(request, await self._poll(request, values))
+
+    async def exec(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """GET /v2/nvcf/exec/status/{requestId}."""
+        return await self._wrapped(await self._poll(request, values))
+
+    async def joined(
+        self, request: web.BaseRequest, claim: Claim, call: Call, *, wrapped: bool
+    ) -> web.StreamResponse:
+        """Follow the request that an idempotency key stands for; `call` is the repeated one."""
+        version = self._authorizer.followed(call.caller, call.version.function_id, claim.version_id)
+        tracked = Tracked(
+            claim.request_id, self._region, version.function_id, version.id, int(call.started * 1e9)
+        )
+        now = asyncio.get_running_loop().time()
+        deadline = now + call.poll_seconds + GATEWAY_EXTRA_WAIT
+        headers = forwarded_headers(raw_headers(request), call.poll_seconds, pass_through=False)
+        lost_after = now + JOIN_PATIENCE
+        poll = Poll(
+            call.caller, tracked, version, headers, deadline, call.started, stays=True, lost_after=lost_after
+        )
+        try:
+            return await (self._wrapped(poll) if wrapped else self._raw(request, poll))
+        except HttpProblem as problem:
+            if problem.status != 504:
+                raise
+            # Its gateway died before it was queued, or its answer has been dropped.
+            with contextlib.suppress(QueueError):
+                await self._idempotency.release(claim)
+            detail = "the first call with this Idempotency-Key came to nothing: send it again"
+            raise HttpProblem(503, detail, headers={"Retry-After": "0"}) from None
+
+    async def _raw(self, request: web.BaseRequest, poll: Poll) -> web.StreamResponse:
         cors = response_headers(request.headers)
         request_id = poll.tracked.request_id
         sink = StreamSink(request, lambda head: path_headers(head, request_id, list(cors.items())))
@@ -79,9 +117,7 @@ class Poller:
             raise HttpProblem(502, "the worker left in the middle of its answer")
         return sink.response
 
-    async def exec(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """GET /v2/nvcf/exec/status/{requestId}."""
-        poll = await self._poll(request, values)
+    async def _wrapped(self, poll: Poll) -> web.StreamResponse:
         sink = CollectSink(MAX_DIRECT_RESPONSE)
         status = await self._answer(poll, sink)
         if status is not None:
@@ -156,7 +192,9 @@ class Poller:
                             poll.tracked.version_id, request_id, poll.tracked.region
                         )
                         if place is None and not announced.is_set() and await store.find(request_id) is None:
-                            raise HttpProblem(504, NOT_ACKNOWLEDGED)
+                            # A claimed request may not have reached the queue yet.
+                            if not poll.stays or loop.time() >= poll.lost_after:
+                                raise HttpProblem(504, NOT_ACKNOWLEDGED)
                         if loop.time() >= poll.deadline:
                             return await self._still(
                                 poll, PENDING_EVALUATION if place == "queued" else IN_PROGRESS
@@ -194,6 +232,8 @@ class Poller:
             await self._tracking.record(poll.tracked)
             return
         await self._tracking.forget(poll.tracked)
+        if poll.stays:
+            return
         self._owner.spawn_later(
             DISCARD_DELAY, lambda: self._discard(poll.tracked), f"discard {poll.tracked.request_id}"
         )

@@ -13,7 +13,14 @@ from nvcf_gateway.management import Management, json_body
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.replies import json_response
 from nvcf_proto.errors import InvalidRecord
-from nvcf_proto.models import ACCOUNT_PATTERN, MAX_ACCOUNTS_IN_LIST, Function, FunctionVersion, RateLimit, Scope
+from nvcf_proto.models import (
+    ACCOUNT_PATTERN,
+    MAX_ACCOUNTS_IN_LIST,
+    Function,
+    FunctionVersion,
+    RateLimit,
+    Scope,
+)
 from nvcf_proto.records import Fields
 
 _RATE_LIMIT_FIELDS = frozenset(("rate", "excludedNcaIds", "perNcaIdConfigs", "perUserRate", "syncCheck"))

@@ -1,4 +1,4 @@
-"""The installation's Ed25519 keys: the newest signs, all verify, and a changed file or folder is read again."""
+"""The installation's Ed25519 keys: the newest signs, all verify, and what changes is read again."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from nvcf_gateway.errors import SetupError
+from nvcf_gateway.links import derive_key
 
 _log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 1.0
+URGENT_SECONDS = 0.2
 KEY_SUFFIX = ".pem"
 FIRST_KEY_NAME = "signing.pem"
 
@@ -48,6 +51,10 @@ class KeyRing:
         self.signer = keys[0]
         self.by_id = {key.key_id: key for key in keys}
 
+    def link_keys(self) -> tuple[bytes, ...]:
+        """Keys that seal links, the one to seal with first."""
+        return tuple(derive_key(key.private.private_bytes_raw()) for key in self.by_id.values())
+
     def candidates(self, key_id: str | None) -> list[SigningKey]:
         """Keys that may have signed a token: the one it names; all, when it names none."""
         if key_id is None:
@@ -67,6 +74,7 @@ class SigningKeys:
                 make_key(path / FIRST_KEY_NAME)
         elif not path.exists():
             make_key(path)
+        self._looked = time.monotonic()
         self._stamp = _stamp(path)
         self.ring = _read(path)
 
@@ -75,6 +83,14 @@ class SigningKeys:
         while True:
             await asyncio.sleep(CHECK_SECONDS)
             await asyncio.to_thread(self.refresh)
+
+    def refresh_if_due(self) -> bool:
+        """`refresh`, but not more often than in `URGENT_SECONDS`: anybody can name unknown keys."""
+        now = time.monotonic()
+        if now - self._looked < URGENT_SECONDS:
+            return False
+        self._looked = now
+        return self.refresh()
 
     def refresh(self) -> bool:
         """Read the keys again if the files have changed; True if they have. Keys that cannot be read stay."""

@@ -76,6 +76,7 @@ class Waiting:
             pending.keeper = self._keeping.keeper(call)
         deadline = began + call.poll_seconds + GATEWAY_EXTRA_WAIT
         sequence: int | None = None
+        published = False
         ended = Ended.BROKEN
         self._pending.add(pending)
         try:
@@ -83,8 +84,13 @@ class Waiting:
             if call.keep_queued:
                 pending.keep = self._keeping.destination(call)
             pending.set_deadline(deadline)
+            published = True
             ended = await self._wait(call, pending, sink, sequence)
             return ended
+        except asyncio.CancelledError:
+            if call.survives and published and self._outlive(call, pending, sequence):
+                ended = Ended.KEPT
+            raise
         finally:
             pending.clear_deadline()
             if ended is not Ended.KEPT:
@@ -107,6 +113,19 @@ class Waiting:
             await _hand_over(pending, sink)
         return Ended.ANSWERED
 
+    def _outlive(self, call: Call, pending: Pending, sequence: int | None) -> bool:
+        """The caller has left and the call goes on; False when its answer is there already."""
+        if pending.inline is not None or (pending.outcome.done() and not pending.outcome.cancelled()):
+            return False
+        pending.outlive(*self._keeping.destination(call))
+        self._keeping.promised(pending, self._pending)
+        self._owner.spawn(self._secure(call, pending, sequence), f"keep {call.request_id}")
+        return True
+
+    async def _secure(self, call: Call, pending: Pending, sequence: int | None) -> None:
+        if not await self._keeping.keep(call, pending):
+            self._forget(call, pending, sequence, withdraw=True)
+
     async def _publish(
         self, call: Call, pending: Pending, trace: Mapping[str, str], deadline: float
     ) -> int | None:
@@ -118,6 +137,8 @@ class Waiting:
             path=call.head.target,
             headers=call.head.headers,
             requested_at=int(call.started * 1e9),
+            large_response_url=call.large_response_url,
+            assets=call.assets,
         )
         delivery = Delivery(self._attach_url(), pending.response_token, pending.request_token)
         payload = build_request(work, delivery, call.body.prefix, full_by_attach=call.full_by_attach)

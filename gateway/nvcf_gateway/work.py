@@ -21,6 +21,15 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 @dataclass(frozen=True)
+class AssetReference:
+    """An input asset and where the worker fetches it."""
+
+    asset_id: str
+    url: str
+    content_type: str
+
+
+@dataclass(frozen=True)
 class Work:
     """What the function shall do, and for whom. `requested_at` is Unix time in nanoseconds."""
 
@@ -31,6 +40,8 @@ class Work:
     path: str
     headers: list[Header]
     requested_at: int
+    large_response_url: str = ""
+    assets: tuple[AssetReference, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,12 @@ def build_request(work: Work, delivery: Delivery, body: bytes, *, full_by_attach
         ncaId=work.nca_id,
         subject=work.subject,
         maxDirectResponseSizeBytes=MAX_DIRECT_RESPONSE,
+        largeResponseUrl=work.large_response_url,
     )
+    for asset in work.assets:
+        message.inputAssetReference.add(
+            assetId=asset.asset_id, reference=asset.url, contentType=asset.content_type
+        )
     message.requestTime.FromNanoseconds(work.requested_at)
     connection = message.statelessConfig.connectionConfigs.add().http1Config
     connection.targetURI = delivery.target_uri

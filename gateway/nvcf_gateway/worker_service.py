@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any, NoReturn
+from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 from grpc.aio import ServicerContext as Context
 
+from nvcf_gateway.assets import Assets
+from nvcf_gateway.blobs import LargeResults
 from nvcf_gateway.errors import QueueError
+from nvcf_gateway.grpc_answers import abort, bearer
 from nvcf_gateway.queue import RequestQueue
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.worker_tokens import InvalidWorkerToken, WorkerTokens
@@ -31,12 +35,16 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
         tokens: WorkerTokens,
         region: str,
         regions: tuple[str, ...],
+        assets: Assets,
+        large: LargeResults,
     ) -> None:
         self._registry = registry
         self._queue = queue
         self._tokens = tokens
         self._region = region
         self._regions = regions
+        self._assets = assets
+        self._large = large
 
     async def ConnectOnce(  # noqa: N802 # the contract's name
         self, request: nvcf_pb2.WorkerConnect, context: Context[Any, Any]
@@ -78,7 +86,7 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
             instance_id=request.instanceId,
         )
         if request.regionToProvision not in self._regions:
-            await _abort(
+            await abort(
                 context,
                 grpc.StatusCode.INVALID_ARGUMENT,
                 f"no region {request.regionToProvision[:64]!r}; there are {', '.join(self._regions)}",
@@ -86,33 +94,69 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
         await self._ensure(context, claims.version_id, request.regionToProvision, again=True)
         return nvcf_pb2.ProvisionWorkerResponse()
 
+    async def RefreshLargeUploadCredentials(  # noqa: N802
+        self, request: nvcf_pb2.RefreshLargeUploadCredentialsRequest, context: Context[Any, Any]
+    ) -> nvcf_pb2.RefreshLargeUploadCredentialsResponse:
+        """A fresh link for the upload of a large result."""
+        await self._authorise(context, function_id=request.functionId, version_id=request.functionVersionId)
+        url = self._large.upload_url(await _request_id(request.requestId, context))
+        return nvcf_pb2.RefreshLargeUploadCredentialsResponse(largeResponseUrl=url)
+
+    async def RequestLargeResponseDownloadCredentials(  # noqa: N802
+        self, request: nvcf_pb2.LargeResponseDownloadCredentialsRequest, context: Context[Any, Any]
+    ) -> nvcf_pb2.LargeResponseDownloadCredentialsResponse:
+        """The link that the caller of a large result is sent to."""
+        await self._authorise(context, function_id=request.functionId, version_id=request.functionVersionId)
+        url = self._large.download_url(await _request_id(request.requestId, context))
+        return nvcf_pb2.LargeResponseDownloadCredentialsResponse(largeResponseDownloadUrl=url)
+
+    async def RefreshAssetDownloadCredentials(  # noqa: N802
+        self,
+        request_iterator: AsyncIterator[nvcf_pb2.RefreshAssetDownloadCredentialsRequest],
+        context: Context[Any, Any],
+    ) -> AsyncIterator[nvcf_pb2.RefreshAssetDownloadCredentialsResponse]:
+        """Fresh links for input assets, one answer for each question."""
+        async for request in request_iterator:
+            await self._authorise(
+                context, function_id=request.functionId, version_id=request.functionVersionId
+            )
+            asset_id = await _request_id(request.assetId, context, "assetId")
+            content_type = await self._assets.content_type(asset_id)
+            if content_type is None:
+                await abort(context, grpc.StatusCode.NOT_FOUND, f"no asset {asset_id}")
+            answer = nvcf_pb2.RefreshAssetDownloadCredentialsResponse()
+            answer.inputAssetReference.assetId = asset_id
+            answer.inputAssetReference.reference = self._assets.link(asset_id)
+            answer.inputAssetReference.contentType = content_type
+            yield answer
+
     async def _authorise(
-        self, context: Context[Any, Any], *, function_id: str, version_id: str, instance_id: str
+        self, context: Context[Any, Any], *, function_id: str, version_id: str, instance_id: str | None = None
     ) -> WorkerClaims:
-        token = _bearer(context)
+        token = bearer(context)
         if token is None:
-            await _abort(
+            await abort(
                 context, grpc.StatusCode.UNAUTHENTICATED, "metadata authorization: Bearer <token> is missing"
             )
         try:
             claims = self._tokens.verify(token, time.time())
         except InvalidWorkerToken as error:
-            await _abort(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
+            await abort(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
         try:
             function_id, version_id = (
                 parse_id(function_id, "functionId"),
                 parse_id(version_id, "functionVersionId"),
             )
         except InvalidId as error:
-            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            await abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         if not claims.covers(function_id=function_id, version_id=version_id, instance_id=instance_id):
-            await _abort(
+            await abort(
                 context,
                 grpc.StatusCode.PERMISSION_DENIED,
                 "the worker token is for another function or instance",
             )
         if self._registry.versions.get(version_id) is None:
-            await _abort(context, grpc.StatusCode.NOT_FOUND, f"no version {version_id}")
+            await abort(context, grpc.StatusCode.NOT_FOUND, f"no version {version_id}")
         return claims
 
     async def _ensure(
@@ -121,18 +165,11 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
         try:
             await self._queue.ensure(version_id, region, again=again)
         except QueueError as error:
-            await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
+            await abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
 
 
-def _bearer(context: Context[Any, Any]) -> str | None:
-    for key, value in context.invocation_metadata() or ():
-        if key == "authorization" and isinstance(value, str):
-            scheme, _, token = value.partition(" ")
-            if scheme.lower() == "bearer" and token.strip():
-                return token.strip()
-    return None
-
-
-async def _abort(context: Context[Any, Any], code: grpc.StatusCode, detail: str) -> NoReturn:
-    await context.abort(code, detail)
-    raise AssertionError("abort always raises")
+async def _request_id(text: str, context: Context[Any, Any], what: str = "requestId") -> str:
+    try:
+        return parse_id(text, what)
+    except InvalidId as error:
+        await abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))

@@ -25,8 +25,8 @@ class InvalidWorkerToken(GatewayError):
 class WorkerTokens:
     """Signs and checks worker tokens. Times are Unix seconds and passed in.
 
-    With `SigningKeys` the keys may change at any time: the newest one signs, and what any of them has signed is
-    good. Tokens name their key (`kid`); those of before, which name none, are tried with all.
+    With `SigningKeys` the keys may change at any time: the newest one signs, and what any of them has signed
+    is good. Tokens name their key (`kid`); those of before, which name none, are tried with all.
     """
 
     def __init__(self, keys: Ed25519PrivateKey | SigningKeys, life: float = WORKER_TOKEN_LIFE) -> None:
@@ -78,10 +78,10 @@ class WorkerTokens:
     def _decode(self, token: str) -> dict[str, Any]:
         key_id = jwt.get_unverified_header(token).get("kid")
         candidates = self.ring.candidates(key_id)
-        if not candidates and self._keys is not None and self._keys.refresh():
+        if not candidates and self._keys is not None and self._keys.refresh_if_due():
             # Signed by another replica with a key that has just come.
             candidates = self.ring.candidates(key_id)
-        error: jwt.InvalidTokenError = jwt.InvalidKeyError("signed with an unknown key")
+        error: jwt.InvalidTokenError = jwt.InvalidTokenError("signed with an unknown key")
         for key in candidates:
             try:
                 decoded: dict[str, Any] = jwt.decode(

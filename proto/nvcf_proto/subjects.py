@@ -49,6 +49,16 @@ def polling_subject(request_id: str) -> str:
     return f"{POLLING_PREFIX}.{request_id}"
 
 
+def version_polling_subject(version_id: str, request_id: str) -> str:
+    """[ext] The same within the version's own space, which a worker may be granted by name."""
+    return f"{POLLING_PREFIX}.{version_id}.{request_id}"
+
+
+def rescue_subject(version_id: str) -> str:
+    """[ext] Where a worker asks for another way back when the gateway of a request is gone."""
+    return f"nvcf.attach.{version_id}"
+
+
 def cancel_subject(version_id: str) -> str:
     """Core subject of cancel broadcasts to all workers of a version."""
     return f"{CANCEL_PREFIX}.{version_id}"
@@ -139,7 +149,7 @@ def worker_permissions(
     Everything is granted by name for each region in `regions`. `wide_inbox` adds `_INBOX.>` for
     workers that do not use an inbox prefix of their own (`compatibility.wide_inbox`).
     """
-    publish = [f"{INLINE_REPLY_PREFIX}.>"]
+    publish = [f"{INLINE_REPLY_PREFIX}.>", rescue_subject(version_id)]
     for region in regions:
         stream = request_stream(region, version_id)
         consumer = request_consumer(region, version_id)
@@ -152,9 +162,10 @@ def worker_permissions(
         ]
     subscribe = [
         cancel_subject(version_id),
+        version_polling_subject(version_id, "*"),
         version_reconnect_subject(version_id, "*"),
         f"{worker_inbox_prefix(version_id, instance_id)}.>",
     ]
     if wide_inbox:
-        subscribe += ["_INBOX.>", reconnect_subject("*")]
+        subscribe += ["_INBOX.>", polling_subject("*"), reconnect_subject("*")]
     return Permissions(tuple(publish), tuple(subscribe))

@@ -1,0 +1,65 @@
+"""How a refusal reaches a session's caller: as gRPC status or as HTTP status (protocol.md section 7)."""
+
+from __future__ import annotations
+
+from nvcf_gateway.errors import HttpProblem
+
+UNKNOWN, UNAVAILABLE = 2, 14
+
+# Source of the numbers: google.rpc.Code. 499 and 402 have no code of their own.
+_GRPC_STATUS = {
+    400: 3,
+    401: 16,
+    402: 7,
+    403: 7,
+    404: 5,
+    408: 4,
+    409: 6,
+    412: 9,
+    413: 8,
+    429: 8,
+    431: 8,
+    499: 1,
+    500: 13,
+    501: 12,
+    502: UNAVAILABLE,
+    503: UNAVAILABLE,
+    504: 4,
+}
+
+
+def is_grpc(content_type: str) -> bool:
+    """Whether a call wants its failures in the form of gRPC."""
+    return content_type.lower().startswith("application/grpc")
+
+
+def grpc_status(http_status: int) -> int:
+    """The gRPC status code of an HTTP status."""
+    return _GRPC_STATUS.get(http_status, UNKNOWN)
+
+
+def percent_encode(text: str) -> str:
+    """A grpc-message: UTF-8 with everything but printable ASCII, and '%', as %XX (gRPC over HTTP/2)."""
+    return "".join(
+        chr(byte) if 0x20 <= byte <= 0x7E and byte != 0x25 else f"%{byte:02X}" for byte in text.encode()
+    )
+
+
+def grpc_trailers(http_status: int, message: str) -> list[tuple[str, str]]:
+    """`grpc-status` and `grpc-message` of a failure."""
+    return [("grpc-status", str(grpc_status(http_status))), ("grpc-message", percent_encode(message))]
+
+
+def describe(problem: HttpProblem) -> str:
+    """A failure in one line."""
+    return problem.problem.detail or problem.problem.title
+
+
+def no_worker() -> HttpProblem:
+    """No worker dialled back in time."""
+    return HttpProblem(504, "no worker took the session in time; is an instance of the function running?")
+
+
+def worker_left() -> HttpProblem:
+    """The worker's link broke before the answer was complete."""
+    return HttpProblem(503, "the worker left the session; call again for a new one")

@@ -1,0 +1,297 @@
+"""A caller's HTTP/1.1 connection: requests one after the other, or an upgrade and then raw bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterable
+from typing import TypeVar
+
+import h11
+
+from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.sessions.failures import describe, grpc_trailers, is_grpc, worker_left
+from nvcf_gateway.sessions.h1_side import Event, H1Side
+from nvcf_gateway.sessions.opening import Admission, Opened, SessionOpener
+from nvcf_gateway.sessions.routing import SessionCall, read_call, response_additions
+from nvcf_gateway.sessions.wire import Splice, Wire
+from nvcf_proto.headers import PROBLEM_JSON, strip_hop_by_hop
+
+_log = logging.getLogger(__name__)
+
+HEAD_SECONDS = 10.0
+IDLE_SECONDS = 75.0
+
+T = TypeVar("T")
+Header = tuple[str, str]
+Key = tuple[str, str | None, str, str | None]
+
+
+def wants_upgrade(headers: Iterable[Header]) -> str | None:
+    """The protocol that a request asks to switch to; None without one, and for h2c, which may be ignored."""
+    upgrade, connection = "", ""
+    for name, value in headers:
+        lowered = name.lower()
+        if lowered == "upgrade":
+            upgrade = value.strip()
+        elif lowered == "connection":
+            connection += "," + value.lower()
+    asked = "upgrade" in (token.strip() for token in connection.split(","))
+    return upgrade if asked and upgrade and upgrade.lower() != "h2c" else None
+
+
+def request_headers(call: SessionCall, additions: list[Header], upgrade: str | None) -> list[Header]:
+    """Headers of a request as the function gets them."""
+    headers = [*strip_hop_by_hop(call.headers), *additions]
+    if upgrade is not None:
+        headers += [("Connection", "Upgrade"), ("Upgrade", upgrade)]
+    if any(name.lower() == "transfer-encoding" for name, _ in call.headers):
+        headers.append(("Transfer-Encoding", "chunked"))
+    return headers
+
+
+def response_headers(
+    headers: list[Header], request_id: str, *, switched: bool, accepted: str | None = None
+) -> list[Header]:
+    """Headers of a response as the caller gets them."""
+    kept = strip_hop_by_hop(headers)
+    names = {name.lower() for name, _ in headers}
+    if switched:
+        kept += [(name, value) for name, value in headers if name.lower() == "upgrade"]
+        kept.append(("Connection", "Upgrade"))
+        if accepted is not None and "sec-websocket-protocol" not in names:
+            kept.append(("Sec-WebSocket-Protocol", accepted))
+    elif "transfer-encoding" in names:
+        kept.append(("Transfer-Encoding", "chunked"))
+    return [*kept, *response_additions(request_id)]
+
+
+class H1Caller:
+    """One connection."""
+
+    def __init__(self, wire: Wire, opener: SessionOpener) -> None:
+        self._opener = opener
+        self._caller = H1Side(wire, h11.SERVER)
+        self._sessions: dict[Key, tuple[Opened, H1Side]] = {}
+        self._orderly = False
+        self._leaving = False
+        self._idle = True
+        self._task: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Until the caller is gone; sessions end with it."""
+        self._task = asyncio.current_task()
+        patience = HEAD_SECONDS
+        try:
+            while not self._leaving and await self._one(patience):
+                patience = IDLE_SECONDS
+                self._caller.connection.start_next_cycle()
+        except (ConnectionError, h11.RemoteProtocolError, h11.LocalProtocolError) as error:
+            _log.info("HTTP/1.1 caller: %s", error)
+        finally:
+            for opened, _ in self._sessions.values():
+                if self._orderly:
+                    self._opener.ended(opened)
+                    opened.wire.close()
+                else:
+                    opened.wire.abort()
+            self._caller.wire.close()
+
+    def leave(self) -> None:
+        """This gateway is about to stop."""
+        self._leaving = True
+        if self._idle and self._task is not None:
+            self._task.cancel()
+
+    async def _one(self, patience: float) -> bool:
+        """Serve one request; whether the connection may have another."""
+        try:
+            async with asyncio.timeout(patience):
+                event = await self._caller.next()
+        except TimeoutError:
+            self._orderly = True
+            return False
+        except h11.RemoteProtocolError as error:
+            await self._refuse(HttpProblem(error.error_status_hint or 400, str(error)), "")
+            return False
+        if not isinstance(event, h11.Request):
+            self._orderly = True
+            return False
+        self._idle = False
+        headers = _text(event)
+        content_type = _first(headers, "content-type")
+        try:
+            again = await self._serve(event, headers)
+        except HttpProblem as problem:
+            await self._refuse(problem, content_type)
+            again = False
+        self._idle = True
+        return again
+
+    async def _serve(self, event: h11.Request, headers: list[Header]) -> bool:
+        call = read_call(headers, _first(headers, "host"))
+        opened, worker = await self._session(self._opener.admit(call), dict(headers))
+        upgrade = wants_upgrade(headers)
+        request = h11.Request(
+            method=event.method, target=event.target,
+            headers=request_headers(call, opened.additions, upgrade),
+        )  # fmt: skip
+        try:
+            await worker.send(request)
+            if upgrade is not None:
+                return await self._upgrade(opened, worker, call)
+            return await self._exchange(opened, worker)
+        except (h11.RemoteProtocolError, ConnectionError) as error:
+            _log.info("session %s: %s", opened.request_id, error)
+            self._drop(opened)
+            if self._caller.connection.our_state is h11.SEND_RESPONSE:
+                raise worker_left() from None
+            self._caller.wire.abort()
+            return False
+
+    async def _session(self, admission: Admission, headers: dict[str, str]) -> tuple[Opened, H1Side]:
+        key = admission.key
+        known = self._sessions.get(key)
+        if known is not None and _reusable(known[1]):
+            known[1].connection.start_next_cycle()
+            return known
+        if known is not None:
+            self._drop(known[0])
+        opened = await self._while_caller_stays(self._opener.open(admission, headers))
+        session = opened, H1Side(opened.wire, h11.CLIENT)
+        self._sessions[key] = session
+        return session
+
+    async def _while_caller_stays(self, work: Coroutine[None, None, T]) -> T:
+        """The result of `work`, cancelled when the caller leaves. Raises ConnectionError then."""
+        working = asyncio.create_task(work)
+        gone = asyncio.create_task(self._caller.wire.wait_gone())
+        try:
+            await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise ConnectionResetError("the caller left")
+            return working.result()
+        finally:
+            gone.cancel()
+            await _stopped(working)
+
+    def _drop(self, opened: Opened) -> None:
+        opened.wire.close()
+        self._sessions = {key: value for key, value in self._sessions.items() if value[0] is not opened}
+
+    # --- one request and its response
+
+    async def _exchange(self, opened: Opened, worker: H1Side) -> bool:
+        sending = asyncio.create_task(self._send_body(worker))
+        try:
+            await self._while_caller_stays(self._answer(opened, worker))
+            # A function that answered without reading on leaves both sides in the middle of the request.
+            complete = sending.done() and not sending.cancelled() and sending.exception() is None
+        finally:
+            await _stopped(sending)
+        return complete and _finished(self._caller) and not self._leaving
+
+    async def _send_body(self, worker: H1Side) -> None:
+        while True:
+            event = await self._caller.next()
+            if not isinstance(event, h11.Data | h11.EndOfMessage):
+                return
+            await worker.send(event)
+            if isinstance(event, h11.EndOfMessage):
+                return
+
+    async def _answer(self, opened: Opened, worker: H1Side) -> None:
+        while True:
+            event = await worker.next()
+            if isinstance(event, h11.InformationalResponse):
+                await self._caller.send(
+                    h11.InformationalResponse(status_code=event.status_code, headers=event.headers)
+                )
+            elif isinstance(event, h11.Response):
+                await self._send_response(opened, event)
+            elif isinstance(event, h11.Data):
+                await self._caller.send(event)
+            elif isinstance(event, h11.EndOfMessage):
+                await self._caller.send(event)
+                return
+            else:
+                raise ConnectionResetError("the function closed the connection")
+
+    # --- upgrade
+
+    async def _upgrade(self, opened: Opened, worker: H1Side, call: SessionCall) -> bool:
+        await worker.send(h11.EndOfMessage())
+        # h11 on the caller's side pauses only after the end of the (empty) request.
+        if not isinstance(await self._caller.next(), h11.EndOfMessage):
+            raise HttpProblem(400, "a request that asks for an upgrade cannot have a body here")
+        event = await self._while_caller_stays(worker.next())
+        if not isinstance(event, h11.InformationalResponse):
+            return await self._not_switched(opened, worker, event)
+        headers = response_headers(_text(event), opened.request_id, switched=True, accepted=call.accepted)
+        await self._caller.send(
+            h11.InformationalResponse(status_code=event.status_code, headers=headers, reason=event.reason)
+        )
+        for side in (worker, self._caller):
+            side.release()
+        splice = Splice(self._caller.wire, opened.wire)
+        await splice.run()
+        # The function, which sees the orderly end of its protocol, closes first.
+        self._orderly = splice.first_ended is opened.wire and not splice.broken
+        return False
+
+    async def _not_switched(self, opened: Opened, worker: H1Side, event: Event) -> bool:
+        if not isinstance(event, h11.Response):
+            raise ConnectionResetError("the function closed the connection")
+        await self._send_response(opened, event)
+        await self._while_caller_stays(self._answer(opened, worker))
+        return _finished(self._caller) and not self._leaving
+
+    async def _send_response(self, opened: Opened, event: h11.Response) -> None:
+        headers = response_headers(_text(event), opened.request_id, switched=False)
+        await self._caller.send(
+            h11.Response(status_code=event.status_code, headers=headers, reason=event.reason)
+        )
+
+    async def _refuse(self, problem: HttpProblem, content_type: str) -> None:
+        if self._caller.connection.our_state not in (h11.SEND_RESPONSE, h11.IDLE):
+            self._caller.wire.abort()
+            return
+        self._orderly = True
+        if is_grpc(content_type):
+            status, body = 200, b""
+            headers = [
+                ("content-type", content_type),
+                *grpc_trailers(problem.status, describe(problem)),
+            ]
+        else:
+            status, body = problem.status, problem.problem.to_json()
+            headers = [("content-type", PROBLEM_JSON), *problem.headers.items()]
+        headers += [("content-length", str(len(body))), ("connection", "close")]
+        await self._caller.send(h11.Response(status_code=status, headers=headers))
+        if body:
+            await self._caller.send(h11.Data(data=body))
+        await self._caller.send(h11.EndOfMessage())
+
+
+def _reusable(worker: H1Side) -> bool:
+    return not worker.wire.is_lost and not worker.wire.at_eof and _finished(worker)
+
+
+def _finished(side: H1Side) -> bool:
+    return side.connection.our_state is h11.DONE and side.connection.their_state is h11.DONE
+
+
+def _first(headers: list[Header], wanted: str) -> str:
+    return next((value for name, value in headers if name.lower() == wanted), "")
+
+
+def _text(event: h11.Request | h11.InformationalResponse | h11.Response) -> list[Header]:
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers.raw_items()]
+
+
+async def _stopped(task: asyncio.Task[T]) -> None:
+    """Cancel a task and wait for its end; what it raised was looked at by whoever awaited it."""
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,164 @@
+"""One HTTP/2 call between its two ends, and the forms in which it can fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from h2.errors import ErrorCodes
+
+from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.sessions.failures import describe, grpc_trailers, is_grpc
+from nvcf_gateway.sessions.h2_end import H2End, Outgoing, RawHeader
+from nvcf_proto.headers import PROBLEM_JSON
+
+if TYPE_CHECKING:
+    from nvcf_gateway.sessions.h2_session import H2Session
+
+
+class Call:
+    """A call of the caller's stream `caller_id`. Used on the event loop only."""
+
+    __slots__ = (
+        "caller",
+        "caller_id",
+        "discards",
+        "grpc",
+        "head",
+        "request_ended",
+        "response_ended",
+        "response_started",
+        "session",
+        "to_caller",
+        "to_worker",
+        "worker_id",
+    )
+
+    def __init__(self, caller: H2End, caller_id: int, *, grpc: bool) -> None:
+        self.caller = caller
+        self.caller_id = caller_id
+        self.grpc = grpc
+        self.head: list[RawHeader] = []
+        self.session: H2Session | None = None
+        self.worker_id: int | None = None
+        self.to_worker = Outgoing(lambda size: caller.credit(caller_id, size))
+        self.to_caller = Outgoing(self._credit_worker)
+        self.request_ended = False
+        self.response_started = False
+        self.response_ended = False
+        self.discards = False
+
+    def _credit_worker(self, size: int) -> None:
+        if self.session is not None and self.worker_id is not None:
+            self.session.credit(self.worker_id, size)
+
+    @property
+    def over(self) -> bool:
+        """Whether both halves are complete."""
+        return self.to_caller.finished and (self.request_ended or self.discards)
+
+    # --- from the caller
+
+    def request_data(self, data: bytes) -> None:
+        """The caller sent data."""
+        if self.discards:
+            self.caller.credit(self.caller_id, len(data))
+            return
+        self.to_worker.chunks.append(data)
+        self.to_worker.size += len(data)
+        self._more_to_worker()
+
+    def request_end(self, trailers: list[RawHeader] | None) -> None:
+        """The caller ended its half."""
+        if self.request_ended:
+            return
+        self.request_ended = True
+        self.to_worker.trailers = trailers
+        self.to_worker.ended = True
+        self._more_to_worker()
+
+    def _more_to_worker(self) -> None:
+        if self.session is not None and self.worker_id is not None:
+            self.session.more(self.worker_id)
+
+    # --- from the worker
+
+    def response_head(self, headers: list[RawHeader], ended: bool) -> None:
+        """The function's response began."""
+        self.response_started = True
+        self.response_ended = ended
+        self.caller.send_head(self.caller_id, headers, self.to_caller, end=ended)
+
+    def response_data(self, data: bytes) -> None:
+        """The function sent data."""
+        self.to_caller.chunks.append(data)
+        self.to_caller.size += len(data)
+        self.caller.more(self.caller_id)
+
+    def response_end(self, trailers: list[RawHeader] | None) -> None:
+        """The function ended its half."""
+        if self.response_ended:
+            return
+        self.response_ended = True
+        self.to_caller.trailers = trailers
+        self.to_caller.ended = True
+        self.caller.more(self.caller_id)
+
+    # --- failing
+
+    def discard_request(self) -> None:
+        """Nobody reads what the caller still sends."""
+        self.discards = True
+        self.to_worker.drop()
+
+    def fail(self, problem: HttpProblem, extra: Iterable[tuple[str, str]] = ()) -> None:
+        """Answer with a refusal, in the form that fits how far the answer has come."""
+        self.discard_request()
+        if self.response_ended:
+            return
+        if not self.response_started:
+            self._refuse(problem, extra)
+        elif self.grpc:
+            self.response_end(_raw(grpc_trailers(problem.status, describe(problem))))
+        else:
+            self.give_up(ErrorCodes.INTERNAL_ERROR)
+
+    def _refuse(self, problem: HttpProblem, extra: Iterable[tuple[str, str]]) -> None:
+        if self.grpc:
+            head = [(":status", "200"), ("content-type", "application/grpc"), *extra]
+            trailers = grpc_trailers(problem.status, describe(problem))
+            self.response_head(_raw([*head, *trailers]), True)
+            return
+        body = problem.problem.to_json()
+        head = [
+            (":status", str(problem.status)),
+            ("content-type", PROBLEM_JSON),
+            ("content-length", str(len(body))),
+            *((name.lower(), value) for name, value in problem.headers.items()),
+            *extra,
+        ]
+        self.response_head(_raw(head), False)
+        # Not the worker's data: nobody waits for a credit.
+        self.to_caller.credit = _no_credit
+        self.response_data(body)
+        self.response_end(None)
+
+    def give_up(self, code: int) -> None:
+        """Reset the caller's stream."""
+        self.discard_request()
+        self.to_caller.finished = True
+        self.caller.reset(self.caller_id, code)
+
+
+def _no_credit(_size: int) -> None:
+    return
+
+
+def _raw(headers: Iterable[tuple[str, str]]) -> list[RawHeader]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+
+
+def new_call(caller: H2End, caller_id: int, headers: list[RawHeader]) -> Call:
+    """A call from its head."""
+    content_type = next((value for name, value in headers if name == b"content-type"), b"")
+    return Call(caller, caller_id, grpc=is_grpc(content_type.decode("latin-1")))

@@ -1,0 +1,234 @@
+"""A caller's HTTP/2 connection: its streams become calls of sessions (protocol.md section 7)."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+
+from h2.errors import ErrorCodes
+
+from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.sessions.h2_call import Call, new_call
+from nvcf_gateway.sessions.h2_end import H2End, RawHeader
+from nvcf_gateway.sessions.h2_session import H2Session
+from nvcf_gateway.sessions.opening import Admission, SessionOpener
+from nvcf_gateway.sessions.routing import read_call
+from nvcf_gateway.sessions.wire import Wire
+from nvcf_proto.ids import new_id
+
+_log = logging.getLogger(__name__)
+
+IDLE_SECONDS = 60.0
+MAX_SESSIONS = 64
+
+Key = tuple[str, str | None, str, str | None]
+
+
+class H2Caller:
+    """One connection. Implements `h2_end.Events` for the caller's end."""
+
+    def __init__(self, wire: Wire, opener: SessionOpener) -> None:
+        self._wire = wire
+        self._opener = opener
+        self._end = H2End(wire, self, client=False)
+        self._calls: dict[int, Call] = {}
+        self._sessions: dict[Key, H2Session] = {}
+        self._leaving: set[H2Session] = set()
+        # Sessions whose link broke: their workers may still hold them.
+        self._broken: dict[Key, str] = {}
+        self._done = asyncio.Event()
+        self._group: asyncio.TaskGroup
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._refusing = False
+        self._goaway = False
+        self._orderly = False
+        self._served = 0
+
+    async def run(self) -> None:
+        """Until the caller is gone; sessions end with it."""
+        try:
+            async with asyncio.TaskGroup() as self._group:
+                self._end.start()
+                await self._until_done()
+                for task in tuple(self._tasks):
+                    task.cancel()
+        finally:
+            self._close_sessions()
+            self._end.close()
+
+    async def _until_done(self) -> None:
+        served = -1
+        while not self._done.is_set():
+            try:
+                async with asyncio.timeout(IDLE_SECONDS):
+                    await self._done.wait()
+            except TimeoutError:
+                if served == self._served and not self._calls and not self._sessions:
+                    return
+                served = self._served
+
+    def _close_sessions(self) -> None:
+        for session in (*self._sessions.values(), *self._leaving):
+            if self._orderly and session.opened is not None:
+                self._opener.ended(session.opened)
+            session.close(broken=not self._orderly)
+
+    def leave(self) -> None:
+        """This gateway is about to stop: let running calls finish, take no further ones."""
+        self._refusing = True
+        self._end.announce_leaving()
+        self._check_done()
+
+    def _check_done(self) -> None:
+        if (self._refusing or self._goaway) and not self._calls:
+            self._orderly = self._goaway
+            self._done.set()
+
+    # --- Events of the caller's end
+
+    def on_head(self, stream_id: int, headers: list[RawHeader], ended: bool) -> None:
+        """A new call."""
+        self._served += 1
+        if self._refusing:
+            self._end.reset(stream_id, ErrorCodes.REFUSED_STREAM)
+            return
+        call = new_call(self._end, stream_id, headers)
+        self._calls[stream_id] = call
+        if ended:
+            call.request_end(None)
+        try:
+            self._route(call, headers)
+        except HttpProblem as problem:
+            call.fail(problem)
+            self._maybe_over(call)
+
+    def _route(self, call: Call, headers: list[RawHeader]) -> None:
+        text = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+        pseudo = {name: value for name, value in text if name.startswith(":")}
+        if pseudo.get(":method") == "CONNECT":
+            raise HttpProblem(501, "CONNECT is not served here")
+        plain = [pair for pair in text if not pair[0].startswith(":")]
+        read = read_call(plain, pseudo.get(":authority") or dict(plain).get("host", ""))
+        admission = self._opener.admit(read)
+        call.head = [
+            *(pair for pair in headers if pair[0].startswith(b":")),
+            *((name.encode("latin-1"), value.encode("latin-1")) for name, value in read.headers),
+        ]
+        self._session(admission, plain).add(call)
+
+    def _session(self, admission: Admission, headers: list[tuple[str, str]]) -> H2Session:
+        key = self._key(admission)
+        session = self._sessions.get(key)
+        if session is not None:
+            return session
+        if len(self._sessions) >= MAX_SESSIONS:
+            raise HttpProblem(429, f"one connection may have {MAX_SESSIONS} sessions")
+        broken = self._broken.pop(key, None)
+        if broken is not None and admission.call.request_id is None:
+            # Not insisted on: a worker that is gone for good is replaced.
+            admission = dataclasses.replace(
+                admission, call=dataclasses.replace(admission.call, request_id=broken)
+            )
+        session = H2Session(admission, self._maybe_over, self._session_over)
+        self._sessions[key] = session
+        task = self._group.create_task(self._open(session, dict(headers)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return session
+
+    def _key(self, admission: Admission) -> Key:
+        function_id, version_id, subject, request_id = admission.key
+        if request_id is None:
+            return admission.key
+        # A caller that repeats the id it was told is in that session already.
+        without = (function_id, version_id, subject, None)
+        session = self._sessions.get(without)
+        if session is not None and session.opened is not None and session.opened.request_id == request_id:
+            return without
+        return admission.key
+
+    async def _open(self, session: H2Session, headers: dict[str, str]) -> None:
+        try:
+            session.link(await self._opener.open(session.admission, headers))
+        except HttpProblem as problem:
+            session.fail(problem)
+        except Exception:  # noqa: BLE001 # told to the log with an id, and to the caller without its insides
+            identifier = new_id()
+            _log.exception("internal error", extra={"error_id": identifier})
+            session.fail(HttpProblem(500, f"internal error {identifier}"))
+
+    def on_informational(self, stream_id: int, headers: list[RawHeader]) -> None:
+        """A server gets none."""
+
+    def on_data(self, stream_id: int, data: bytes) -> None:
+        """Part of a request."""
+        call = self._calls.get(stream_id)
+        if call is None:
+            self._end.credit(stream_id, len(data))
+        else:
+            call.request_data(data)
+
+    def on_end(self, stream_id: int, trailers: list[RawHeader] | None) -> None:
+        """The end of a request."""
+        call = self._calls.get(stream_id)
+        if call is not None:
+            call.request_end(trailers)
+            self._maybe_over(call)
+
+    def on_reset(self, stream_id: int, code: int) -> None:
+        """The caller gave a call up."""
+        call = self._calls.pop(stream_id, None)
+        if call is not None:
+            call.to_worker.drop()
+            if call.session is not None:
+                call.session.drop(call, code)
+            self._check_done()
+
+    def on_finished(self, stream_id: int) -> None:
+        """The caller has a whole response."""
+        call = self._calls.get(stream_id)
+        if call is None:
+            return
+        if call.session is not None:
+            call.session.response_sent(call)
+        else:
+            self._maybe_over(call)
+
+    def on_room(self) -> None:
+        """A server opens no streams."""
+
+    def on_goaway(self, last_stream_id: int) -> None:
+        """The caller opens no further streams."""
+        self._goaway = True
+        self._check_done()
+
+    def on_eof(self) -> None:
+        """The caller closed its half: with calls running that is an accident."""
+        self._orderly = self._goaway or not self._calls
+        self._done.set()
+
+    def on_lost(self, error: Exception | None) -> None:
+        """The connection is gone."""
+        if not self._done.is_set():
+            self._orderly = error is None and (self._goaway or not self._calls)
+            self._done.set()
+
+    # --- ends
+
+    def _maybe_over(self, call: Call) -> None:
+        if not call.over or self._calls.pop(call.caller_id, None) is None:
+            return
+        if not call.request_ended:
+            self._end.reset(call.caller_id, ErrorCodes.NO_ERROR)
+        self._check_done()
+
+    def _session_over(self, session: H2Session) -> None:
+        for key, known in tuple(self._sessions.items()):
+            if known is session:
+                del self._sessions[key]
+                if session.opened is not None:
+                    self._broken[key] = session.opened.request_id
+        if session.busy:
+            self._leaving.add(session)
+        self._leaving = {each for each in self._leaving if each.busy}

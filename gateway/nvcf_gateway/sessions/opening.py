@@ -1,0 +1,213 @@
+"""Getting a worker for a session: one queued request, or a message to the worker that holds it already."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nvcf_gateway.auth import Authenticator, Authorizer, Caller
+from nvcf_gateway.errors import HttpProblem, QueueError, QueueFull
+from nvcf_gateway.owner import TaskOwner
+from nvcf_gateway.queue import RequestQueue
+from nvcf_gateway.sessions.failures import no_worker
+from nvcf_gateway.sessions.links import Expected, LinkTable
+from nvcf_gateway.sessions.lookup import Found, SessionLookup
+from nvcf_gateway.sessions.routing import SessionCall
+from nvcf_gateway.sessions.wire import Wire
+from nvcf_gateway.work import message_headers
+from nvcf_proto import headers as names
+from nvcf_proto import subjects
+from nvcf_proto.ids import new_id
+from nvcf_proto.models import FunctionVersion
+from nvcf_proto.pb import nvcf_pb2
+from nvcf_proto.settings import SESSION_LINK_TIMEOUT
+
+_log = logging.getLogger(__name__)
+
+Header = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Admission:
+    """A call whose caller may make it. `key` is the same for calls that share a session."""
+
+    caller: Caller
+    version: FunctionVersion
+    call: SessionCall
+
+    @property
+    def key(self) -> tuple[str, str | None, str, str | None]:
+        """What the calls of one connection must have in common to share a session."""
+        target = self.call.target
+        return target.function_id, target.version_id, self.caller.subject, self.call.request_id
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A session with its link. `additions` are headers for the function, said by the platform."""
+
+    request_id: str
+    version: FunctionVersion
+    wire: Wire
+    additions: list[Header]
+
+
+def build_work(
+    request_id: str, caller: Caller, region: str, proxy_url: str, token: str, requested_at: int
+) -> bytes:
+    """The encoded WorkerInvokeFunctionRequest of a session; `requested_at` in Unix nanoseconds."""
+    message = nvcf_pb2.WorkerInvokeFunctionRequest(
+        requestId=request_id, ncaId=caller.nca_id, subject=caller.subject
+    )
+    message.requestTime.FromNanoseconds(requested_at)
+    message.statefulConfig.nvcfRegionOfInvoker = region
+    connection = message.statefulConfig.connectionConfigs.add().http1Config
+    connection.proxyURI = proxy_url
+    connection.proxyAuthorizationToken = token
+    return message.SerializeToString()
+
+
+def function_headers(request_id: str, caller: Caller, version: FunctionVersion) -> list[Header]:
+    """Headers of section 5 that the gateway can say; in a tunnel nobody else could add them."""
+    return [
+        (names.NVCF_REQID.lower(), request_id),
+        (names.NVCF_SUB.lower(), caller.subject),
+        (names.NVCF_NCAID.lower(), caller.nca_id),
+        (names.NVCF_FUNCTION_ID.lower(), version.function_id),
+        (names.NVCF_FUNCTION_VERSION_ID.lower(), version.id),
+    ]
+
+
+class SessionOpener:
+    """Opens sessions for this replica's callers, and ends them."""
+
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        authorizer: Authorizer,
+        queue: RequestQueue,
+        lookup: SessionLookup,
+        links: LinkTable,
+        owner: TaskOwner,
+        proxy_url: Callable[[], str],
+    ) -> None:
+        self._authenticator = authenticator
+        self._authorizer = authorizer
+        self._queue = queue
+        self._lookup = lookup
+        self._links = links
+        self._owner = owner
+        self._proxy_url = proxy_url
+
+    def admit(self, call: SessionCall) -> Admission:
+        """Authenticate and authorise. Raises HttpProblem."""
+        caller = self._authenticator.caller(call.authorization)
+        return Admission(caller, self._authorizer.version(caller, call.target), call)
+
+    async def open(self, admission: Admission, trace: Mapping[str, str]) -> Opened:
+        """A session for the call: the one it asks for, else a new one. Raises HttpProblem.
+
+        `trace` are the caller's headers that may carry a W3C trace context.
+        """
+        try:
+            async with asyncio.timeout(SESSION_LINK_TIMEOUT):
+                if admission.call.request_id is not None:
+                    opened = await self._reopen(admission, admission.call.request_id)
+                    if opened is not None:
+                        return opened
+                    if admission.call.insists:
+                        raise HttpProblem(404, f"there is no session {admission.call.request_id} any more")
+                return await self._open_new(admission, trace)
+        except TimeoutError:
+            raise no_worker() from None
+        except QueueFull as error:
+            raise HttpProblem(429, str(error), headers={"Retry-After": "1"}) from None
+        except QueueError as error:
+            _log.error("%s", error)
+            raise HttpProblem(503, str(error)) from None
+
+    async def _open_new(self, admission: Admission, trace: Mapping[str, str]) -> Opened:
+        request_id, version = new_id(), admission.version
+        sequence: int | None = None
+        linked = False
+        with self._links.expect(request_id) as expected:
+            payload = self._work(expected, admission.caller)
+            headers = message_headers(trace, None, 0)
+            headers[names.RECONNECT_SUBJECT] = subjects.version_reconnect_subject(version.id, request_id)
+            try:
+                sequence = await self._queue.publish(version.id, request_id, payload, headers)
+                wire = await expected.take()
+                linked = True
+            finally:
+                if not linked:
+                    self._owner.spawn(
+                        self._withdraw(version.id, request_id, sequence), f"withdraw {request_id}"
+                    )
+        return self._opened(admission.caller, version, request_id, wire)
+
+    async def _reopen(self, admission: Admission, request_id: str) -> Opened | None:
+        found = await self._lookup.find(request_id)
+        if found is None or not _may_return(admission, found):
+            return None
+        target = admission.call.target
+        if target.version_id is None and found.version_id != admission.version.id:
+            named = type(target)(found.function_id, found.version_id)
+            version = self._authorizer.version(admission.caller, named)
+        else:
+            version = admission.version
+        with self._links.expect(request_id) as expected:
+            payload = self._work(expected, admission.caller)
+            asking = asyncio.create_task(
+                self._lookup.ask_to_dial(found.version_id, request_id, payload, SESSION_LINK_TIMEOUT)
+            )
+            try:
+                either: set[asyncio.Future[Any]] = {asking, expected.link}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                if asking.done() and not expected.link.done() and not asking.result():
+                    await self._lookup.forget(found, request_id)
+                    return None
+                wire = await expected.take()
+            finally:
+                asking.cancel()
+        return self._opened(admission.caller, version, request_id, wire)
+
+    def _work(self, expected: Expected, caller: Caller) -> bytes:
+        return build_work(
+            expected.request_id,
+            caller,
+            self._queue.region,
+            self._proxy_url(),
+            expected.token,
+            time.time_ns(),
+        )
+
+    @staticmethod
+    def _opened(caller: Caller, version: FunctionVersion, request_id: str, wire: Wire) -> Opened:
+        return Opened(request_id, version, wire, function_headers(request_id, caller, version))
+
+    def ended(self, opened: Opened) -> None:
+        """The caller left in order: its worker need not wait for it to come back."""
+        self._owner.spawn(self._end(opened), f"end session {opened.request_id}")
+
+    async def _end(self, opened: Opened) -> None:
+        await self._queue.cancel(opened.version.id, opened.request_id)
+
+    async def _withdraw(self, version_id: str, request_id: str, sequence: int | None) -> None:
+        try:
+            await self._queue.cancel(version_id, request_id)
+            await self._queue.remove(version_id, request_id, sequence)
+        except QueueError as error:
+            _log.warning("%s", error, extra={"request_id": request_id})
+
+
+def _may_return(admission: Admission, found: Found) -> bool:
+    target = admission.call.target
+    return (
+        found.function_id == target.function_id
+        and target.version_id in (None, found.version_id)
+        and found.nca_id == admission.caller.nca_id
+    )

@@ -1,0 +1,142 @@
+"""What a session's caller asks for, read from its headers alone (protocol.md section 7)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from multidict import CIMultiDict
+
+from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.routing import Target, pass_through_target
+from nvcf_proto.errors import InvalidId
+from nvcf_proto.headers import FUNCTION_ID, FUNCTION_VERSION_ID, NVCF_REQID, WORKER_SET
+from nvcf_proto.ids import parse_id
+
+REQUEST_ID = "nvcf-request-id"
+"""Header, `Sec-WebSocket-Protocol` entry and cookie by which a caller asks for its old session."""
+
+_PROTOCOLS = "sec-websocket-protocol"
+_BEARER = re.compile(r"bearer(?: |%20|\.)", re.IGNORECASE)
+_ROUTING = frozenset(("authorization", FUNCTION_ID, FUNCTION_VERSION_ID, REQUEST_ID, NVCF_REQID.lower()))
+# Routing and credentials are the gateway's; what the function may trust, only the platform says.
+_DROPPED = _ROUTING | WORKER_SET
+
+Header = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class SessionCall:
+    """One call: where it goes, and its headers as the function shall see them.
+
+    `request_id` names the session to go back to, `insists` whether another one would not do (it came from a
+    header and not from a cookie, which a browser sends whether it is meant or not). `accepted` is the
+    `Sec-WebSocket-Protocol` entry to answer with when the function selects none: a browser that offered
+    entries takes no answer without one.
+    """
+
+    target: Target
+    authorization: CIMultiDict[str]
+    headers: list[Header]
+    request_id: str | None = None
+    insists: bool = False
+    accepted: str | None = None
+
+
+@dataclass
+class _Protocols:
+    """A `Sec-WebSocket-Protocol` header taken apart: routing values by name, and what is the function's."""
+
+    values: dict[str, str] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
+    public: str | None = None
+
+
+def read_call(headers: Iterable[Header], host: str) -> SessionCall:
+    """Read one call's headers. Raises HttpProblem 400 without a function or with a malformed id."""
+    pairs = list(headers)
+    protocols = _protocols(value for name, value in pairs if name.lower() == _PROTOCOLS)
+    found: CIMultiDict[str] = CIMultiDict(protocols.values)
+    for name, value in pairs:
+        if name.lower() in _ROUTING:
+            found[name] = value.strip()
+    target = pass_through_target(found, host)
+    if target is None:
+        raise HttpProblem(400, f"header {FUNCTION_ID} is missing: it names the function to call")
+    request_id, insists = _session_id(found, pairs)
+    return SessionCall(
+        target=target,
+        authorization=CIMultiDict(
+            (name, value) for name, value in found.items() if name.lower() == "authorization"
+        ),
+        headers=list(_passed_on(pairs, protocols)),
+        request_id=request_id,
+        insists=insists,
+        accepted=None if protocols.kept else protocols.public,
+    )
+
+
+def _protocols(values: Iterable[str]) -> _Protocols:
+    result = _Protocols()
+    for entry in (part.strip() for value in values for part in value.split(",")):
+        name, dot, value = entry.partition(".")
+        lowered = name.lower()
+        if not dot or lowered not in _ROUTING:
+            if entry:
+                result.kept.append(entry)
+            continue
+        if lowered == "authorization":
+            # An entry is a token and cannot hold the blank after "Bearer".
+            value = f"Bearer {_BEARER.sub('', value, count=1)}"
+        else:
+            result.public = result.public or entry
+        result.values.setdefault(lowered, value)
+    return result
+
+
+def _passed_on(pairs: list[Header], protocols: _Protocols) -> Iterable[Header]:
+    first = True
+    for name, value in pairs:
+        lowered = name.lower()
+        if lowered in _DROPPED:
+            continue
+        if lowered != _PROTOCOLS:
+            yield name, value
+        elif first and protocols.kept:
+            first = False
+            yield name, ", ".join(protocols.kept)
+
+
+def _session_id(found: CIMultiDict[str], pairs: list[Header]) -> tuple[str | None, bool]:
+    for name in (REQUEST_ID, NVCF_REQID):
+        value = found.get(name)
+        if value:
+            try:
+                return parse_id(value, f"header {name}"), True
+            except InvalidId as error:
+                raise HttpProblem(400, str(error)) from None
+    return _cookie(pairs), False
+
+
+def _cookie(pairs: list[Header]) -> str | None:
+    for name, value in pairs:
+        if name.lower() != "cookie":
+            continue
+        for part in value.split(";"):
+            key, _, text = part.strip().partition("=")
+            if key == REQUEST_ID:
+                try:
+                    return parse_id(text.strip('"'), REQUEST_ID)
+                except InvalidId:
+                    # A cookie is nobody's decision: a broken one is as good as none.
+                    return None
+    return None
+
+
+def response_additions(request_id: str) -> list[Header]:
+    """Headers added to every response of a session."""
+    return [
+        (NVCF_REQID.lower(), request_id),
+        ("set-cookie", f"{REQUEST_ID}={request_id}; Path=/; HttpOnly; SameSite=Lax"),
+    ]

@@ -1,0 +1,197 @@
+"""WebSocket upgrades on the ordinary HTTP port: the same tunnel, with aiohttp at the caller's end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import h11
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+
+from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.routing import pass_through_target
+from nvcf_gateway.sessions.failures import worker_left
+from nvcf_gateway.sessions.h1_caller import request_headers, response_headers, wants_upgrade
+from nvcf_gateway.sessions.h1_side import H1Side
+from nvcf_gateway.sessions.opening import Opened, SessionOpener
+from nvcf_gateway.sessions.routing import SessionCall, read_call
+from nvcf_gateway.sessions.wire import READ_BUFFER
+from nvcf_gateway.work import header_text
+from nvcf_proto.h1 import encode_response_head
+
+Header = tuple[str, str]
+
+
+class _Switched(web.StreamResponse):
+    """What the handler returns when the connection is no longer HTTP: nothing more is to be sent."""
+
+    def __init__(self) -> None:
+        super().__init__(status=101)
+        self.force_close()
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        return
+
+
+class _RawInput:
+    """Stands in for aiohttp's WebSocket reader: takes the connection's bytes as they come."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._buffer = bytearray()
+        self._arrived = asyncio.Event()
+        self._ended = False
+        self._paused = False
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        """Called by aiohttp."""
+        self._buffer += data
+        self._arrived.set()
+        if len(self._buffer) >= READ_BUFFER and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+        return False, b""
+
+    def feed_eof(self) -> None:
+        """Called by aiohttp."""
+        self._ended = True
+        self._arrived.set()
+
+    async def read(self) -> bytes:
+        """The next bytes, b"" at the end."""
+        while not self._buffer:
+            if self._ended:
+                return b""
+            self._arrived.clear()
+            if self._paused:
+                self._paused = False
+                self._transport.resume_reading()
+            await self._arrived.wait()
+        data, self._buffer = bytes(self._buffer), bytearray()
+        return data
+
+
+class HttpUpgrade:
+    """Serves upgrade requests that arrive on the HTTP port."""
+
+    def __init__(self, opener: SessionOpener) -> None:
+        self._opener = opener
+
+    def takes(self, request: web.BaseRequest) -> bool:
+        """Whether it is a WebSocket upgrade for a function."""
+        headers = request.headers
+        if headers.get("Upgrade", "").lower() != "websocket" or "Sec-WebSocket-Key" not in headers:
+            return False
+        with contextlib.suppress(HttpProblem):
+            read_call(_headers(request), headers.get("Host", ""))
+            return True
+        # Told to the caller by the ordinary way, unless that would not even see a function in it.
+        return pass_through_target(headers, headers.get("Host", "")) is not None
+
+    async def serve(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Tunnel one request to its end. Raises HttpProblem."""
+        headers = _headers(request)
+        call = read_call(headers, request.headers.get("Host", ""))
+        opened = await self._opener.open(self._opener.admit(call), request.headers)
+        orderly = False
+        try:
+            worker = H1Side(opened.wire, h11.CLIENT)
+            await worker.send(
+                h11.Request(
+                    method=request.method,
+                    target=request.raw_path,
+                    headers=request_headers(call, opened.additions, wants_upgrade(headers)),
+                )
+            )
+            await worker.send(h11.EndOfMessage())
+            event = await worker.next()
+            if isinstance(event, h11.InformationalResponse):
+                orderly = await self._switch(request, opened, worker, call, event)
+                return _Switched()
+            if not isinstance(event, h11.Response):
+                raise worker_left()
+            response = await self._refused(request, opened, worker, event)
+            orderly = True
+            return response
+        except (h11.RemoteProtocolError, ConnectionError):
+            if request.transport is None or request.writer.output_size:
+                raise ConnectionResetError("the session ended") from None
+            raise worker_left() from None
+        finally:
+            if orderly:
+                self._opener.ended(opened)
+                opened.wire.close()
+            else:
+                opened.wire.abort()
+
+    async def _switch(
+        self,
+        request: web.BaseRequest,
+        opened: Opened,
+        worker: H1Side,
+        call: SessionCall,
+        event: h11.InformationalResponse,
+    ) -> bool:
+        """Pass raw bytes until both sides have ended; whether the function ended first, as it should."""
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError("the caller left")
+        headers = response_headers(_text(event), opened.request_id, switched=True, accepted=call.accepted)
+        reason = event.reason.decode("latin-1")
+        await request.writer.write(encode_response_head(event.status_code, headers, reason))
+        worker.release()
+        source = _RawInput(transport)
+        # The hook that aiohttp's own WebSocketResponse uses to get a connection's bytes.
+        request.protocol.set_parser(source)  # type: ignore[arg-type]
+        upward = asyncio.create_task(_upward(source, opened))
+        downward = asyncio.create_task(_downward(request, opened))
+        try:
+            await asyncio.wait({upward, downward}, return_when=asyncio.FIRST_COMPLETED)
+            ended_by_function = downward.done() and downward.exception() is None and not upward.done()
+        finally:
+            for task in (upward, downward):
+                task.cancel()
+            await asyncio.wait({upward, downward})
+            for task in (upward, downward):
+                if not task.cancelled():
+                    task.exception()
+        return ended_by_function
+
+    @staticmethod
+    async def _refused(
+        request: web.BaseRequest, opened: Opened, worker: H1Side, event: h11.Response
+    ) -> web.StreamResponse:
+        headers = response_headers(_text(event), opened.request_id, switched=False)
+        response = web.StreamResponse(status=event.status_code, reason=event.reason.decode("latin-1"))
+        for name, value in headers:
+            if name.lower() != "transfer-encoding":
+                response.headers.add(name, value)
+        await response.prepare(request)
+        while isinstance(part := await worker.next(), h11.Data):
+            await response.write(bytes(part.data))
+        await response.write_eof()
+        return response
+
+
+async def _upward(source: _RawInput, opened: Opened) -> None:
+    while data := await source.read():
+        opened.wire.write(data)
+        await opened.wire.drain()
+
+
+async def _downward(request: web.BaseRequest, opened: Opened) -> None:
+    while data := await opened.wire.read():
+        await request.writer.write(data)
+        await request.writer.drain()
+
+
+def _headers(request: web.BaseRequest) -> list[Header]:
+    return [(header_text(name), header_text(value)) for name, value in request.raw_headers]
+
+
+def _text(event: h11.InformationalResponse | h11.Response) -> list[Header]:
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers.raw_items()]

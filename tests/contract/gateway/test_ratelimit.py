@@ -1,0 +1,397 @@
+"""Rate limits as callers and services meet them (section 4), on one replica and on four."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import grpc
+import grpc.aio
+import pytest
+import pytest_asyncio
+
+from nvcf_gateway.ratelimit.members import owner_of
+from nvcf_proto.ids import new_id
+from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc, ratelimiter_pb2, ratelimiter_pb2_grpc
+from tests.support.platform import ACCOUNT, Gateway, Platform, Version, running_platform
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ALLOW = ratelimiter_pb2.RateLimitResponse.ALLOW
+# The longest that a call may be held up by replicas or a broker that do not answer: generous on purpose.
+LONGEST_DECISION = 3.0
+
+
+def path_of(version: Version) -> str:
+    return f"/v2/nvcf/functions/{version.function_id}/versions/{version.id}/rate-limit"
+
+
+async def limited(platform: Platform, version: Version | None = None, **policy: Any) -> Version:
+    """A deployed version with a policy that every gateway has heard of."""
+    version = version or await platform.deployed_version()
+    await platform.call("PUT", path_of(version), policy)
+    for gateway in platform.gateways:
+        async with asyncio.timeout(10):
+            while await status_of(platform, gateway, version) != 200:
+                await asyncio.sleep(0.02)
+    return version
+
+
+async def status_of(platform: Platform, gateway: Gateway, version: Version) -> int:
+    headers = platform.authorization()
+    async with platform.session.get(gateway.url + path_of(version), headers=headers) as response:
+        return response.status
+
+
+async def call(
+    platform: Platform, path: str, *, key: str = "admin", **headers: str
+) -> tuple[int, dict[str, str], dict[str, Any]]:
+    sent = {**platform.authorization(key), "NVCF-POLL-SECONDS": "1", **headers}
+    async with platform.session.post(platform.gateway.url + path, json={}, headers=sent) as response:
+        problem = await response.json(content_type=None) if response.status == 429 else {}
+        return response.status, {name.lower(): value for name, value in response.headers.items()}, problem
+
+
+# --- management
+
+
+async def test_a_policy_is_kept_shown_and_taken_away(platform: Platform) -> None:
+    version = await platform.create_version()
+    policy = {
+        "rate": "100-S,5000-H",
+        "excludedNcaIds": ["account-x"],
+        "perNcaIdConfigs": [{"ncaId": "account-two", "rate": "5-M"}],
+        "perUserRate": "10-S",
+        "syncCheck": True,
+    }
+    await platform.call("GET", path_of(version), expect=404)
+    put = await platform.call("PUT", path_of(version), policy)
+    assert put == await platform.call("GET", path_of(version))
+    assert put == {"functionId": version.function_id, "functionVersionId": version.id, "config": policy}
+    shown = await platform.call("GET", f"/v2/nvcf/functions/{version.function_id}/versions/{version.id}")
+    assert shown["function"]["rateLimit"] == policy
+    await platform.call("DELETE", path_of(version), expect=204)
+    await platform.call("GET", path_of(version), expect=404)
+    await platform.call("DELETE", path_of(version), expect=204)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"rate": "ten"}, "rate"),
+        ({"rate": 10}, "rate"),
+        ({"rate": "10-W"}, "rate"),
+        ({"perUserRate": "-1-S"}, "perUserRate"),
+        ({"excludedNcaIds": ["a", ""]}, "excludedNcaIds[1]"),
+        ({"perNcaIdConfigs": [{"ncaId": "a"}]}, "perNcaIdConfigs[0].rate"),
+        ({"syncCheck": "yes"}, "syncCheck"),
+        ({"rates": "10-S"}, "rates"),
+    ],
+)
+async def test_a_bad_policy_names_the_field(platform: Platform, body: dict[str, Any], field: str) -> None:
+    version = await platform.create_version()
+    assert (await platform.call("PUT", path_of(version), body, expect=400))["field"] == field
+
+
+async def test_only_owners_who_may_manage_set_limits(platform: Platform) -> None:
+    version = await platform.create_version()
+    for key in ("invoke", "list", "agent", "foreign"):
+        await platform.call("PUT", path_of(version), {"rate": "1-S"}, key=key, expect=403)
+        await platform.call("DELETE", path_of(version), key=key, expect=403)
+    await platform.call("GET", path_of(version), key="list", expect=404)
+
+
+# --- callers
+
+
+async def test_a_call_beyond_the_limit_is_429_and_told_when_to_come_back(platform: Platform) -> None:
+    for path, headers in (
+        (lambda version: version.pexec, {}),
+        (lambda version: version.exec, {}),
+        (lambda version: "/any/path", "pass-through"),
+    ):
+        version = await limited(platform, rate="0-H")
+        extra = {"function-id": version.function_id} if headers else {}
+        status, answer, problem = await call(platform, path(version), **extra)
+        assert status == 429
+        assert int(answer["retry-after"]) == 3600
+        assert answer["ratelimit-policy"] == '"account-hour";q=0;w=3600'
+        assert answer["ratelimit"] == '"account-hour";r=0;t=3600'
+        assert answer["content-type"] == "application/problem+json"
+        assert problem["violated-policies"] == ["account-hour"]
+        assert problem["status"] == 429
+
+
+async def test_no_more_and_no_fewer_calls_pass_at_once_than_the_limit(platform: Platform) -> None:
+    version = await limited(platform, rate="13-H")
+    answers = await asyncio.gather(*(call(platform, version.pexec) for _ in range(40)))
+    assert Counter(status for status, _, _ in answers) == {429: 27, 202: 13}
+
+
+async def test_after_the_time_in_retry_after_calls_pass_again(platform: Platform) -> None:
+    version = await limited(platform, rate="2-S")
+    assert (await call(platform, version.pexec))[0] == 202
+    await asyncio.gather(*(call(platform, version.pexec) for _ in range(3)))
+    for _ in range(20):
+        status, answer, _ = await call(platform, version.pexec)
+        if status == 202:
+            return
+        await asyncio.sleep(int(answer["retry-after"]))
+    raise AssertionError("refused for ever")
+
+
+async def test_users_accounts_and_exclusions(platform: Platform) -> None:
+    version = await limited(
+        platform, rate="2-H", perUserRate="1-H", perNcaIdConfigs=[{"ncaId": "own", "rate": "3-D"}],
+        excludedNcaIds=["free"],
+    )  # fmt: skip
+    async with limiter(platform.gateway, platform) as ask:
+
+        async def allowed(account: str, *subjects: str) -> list[bool]:
+            return [await ask(version, account, subject) for subject in subjects]
+
+        assert await allowed("a", "u", "u", "v", "w", "") == [True, False, True, False, False]
+        assert await allowed("b", "u", "u") == [True, False]
+        assert await allowed("own", "", "", "", "") == [True, True, True, False]
+        assert await allowed("free", "u", "u", "v", "", "") == [True, False, True, True, True]
+
+
+# --- services
+
+
+@contextlib.asynccontextmanager
+async def limiter(gateway: Gateway, platform: Platform, key: str = "admin") -> AsyncIterator[Any]:
+    """The gateway's rate limiter, asked as another service would."""
+    metadata = (("authorization", platform.authorization(key)["Authorization"]),)
+    async with grpc.aio.insecure_channel(gateway.grpc) as channel:
+        stub: ratelimiter_pb2_grpc.RateLimitServiceAsyncStub
+        stub = ratelimiter_pb2_grpc.RateLimitServiceStub(channel)
+
+        async def ask(version: Version, account: str = "a", subject: str = "") -> bool:
+            request = ratelimiter_pb2.RateLimitRequest(
+                ncaId=account,
+                functionId=version.function_id,
+                functionVersionId=version.id,
+                clientAuthSubject=subject,
+            )
+            answer = await stub.RateLimit(request, metadata=metadata, timeout=20)
+            return answer.result == ALLOW
+
+        yield ask
+
+
+async def code(awaitable: Any) -> grpc.StatusCode:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await awaitable
+    return caught.value.code()
+
+
+async def test_services_read_policies_and_are_refused_without_right(platform: Platform) -> None:
+    version = await limited(platform, rate="7-S", excludedNcaIds=["x"], perUserRate="3-M")
+    unlimited = await platform.deployed_version()
+    admin, foreign, invoke = (
+        (("authorization", platform.authorization(key)["Authorization"]),)
+        for key in ("admin", "foreign", "invoke")
+    )
+    async with grpc.aio.insecure_channel(platform.gateway.grpc) as channel:
+        policies: nvcf_pb2_grpc.RateLimitAsyncStub = nvcf_pb2_grpc.RateLimitStub(channel)
+
+        def policy(function_id: str, version_id: str, metadata: Any) -> Any:
+            request = nvcf_pb2.RateLimitPolicyRequest(functionId=function_id, functionVersionId=version_id)
+            return policies.RateLimitPolicy(request, metadata=metadata, timeout=10)
+
+        config = (await policy(version.function_id, version.id, admin)).config
+        assert (config.rate, list(config.excludedNcaIds), config.perUserRate) == ("7-S", ["x"], "3-M")
+        assert not config.perNcaIdConfigs
+        function = version.function_id
+        assert await code(policy(function, version.id, ())) is grpc.StatusCode.UNAUTHENTICATED
+        assert await code(policy(function, version.id, invoke)) is grpc.StatusCode.PERMISSION_DENIED
+        assert await code(policy(function, version.id, foreign)) is grpc.StatusCode.PERMISSION_DENIED
+        assert await code(policy(function, "x", admin)) is grpc.StatusCode.INVALID_ARGUMENT
+        assert await code(policy(function, new_id(), admin)) is grpc.StatusCode.NOT_FOUND
+        found = await code(policy(unlimited.function_id, unlimited.id, admin))
+        assert found is grpc.StatusCode.NOT_FOUND
+    async with limiter(platform.gateway, platform) as ask:
+        assert await ask(unlimited)
+        assert await code(ask(version, "")) is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_services_authorise_clients(platform: Platform) -> None:
+    version = await limited(platform, rate="7-S", syncCheck=True)
+    second = await platform.create_version()
+    admin = (("authorization", platform.authorization()["Authorization"]),)
+    async with grpc.aio.insecure_channel(platform.gateway.grpc) as channel:
+        invocation: nvcf_pb2_grpc.InvocationAsyncStub = nvcf_pb2_grpc.InvocationStub(channel)
+        proxy: nvcf_pb2_grpc.ProxyAsyncStub = nvcf_pb2_grpc.ProxyStub(channel)
+
+        def invoke(token: str, function_id: str, **more: Any) -> Any:
+            request = nvcf_pb2.ClientInvokeRequest(
+                clientAuthorizationToken=token, functionId=function_id, **more
+            )
+            return invocation.AuthClientInvocation(request, metadata=admin, timeout=10)
+
+        token = platform.keys["invoke"]
+        for written in (token, f"Bearer {token}"):
+            answer = await invoke(written, version.function_id)
+            assert answer.functionId == version.function_id
+            assert (answer.clientNcaId, answer.clientAuthSubject[:7]) == (ACCOUNT, "apikey:")
+            (only,) = answer.functionVersions
+            assert only.functionVersionId == version.id
+            assert (only.defaultInvocationPath, only.hasRateLimit, only.syncCheck) == ("/", True, True)
+        named = await invoke(token, version.function_id, functionVersionId=version.id, targetNcaId=ACCOUNT)
+        assert len(named.functionVersions) == 1
+        assert await code(invoke("", version.function_id)) is grpc.StatusCode.UNAUTHENTICATED
+        assert await code(invoke("x", version.function_id)) is grpc.StatusCode.UNAUTHENTICATED
+        assert await code(invoke(token, "x")) is grpc.StatusCode.INVALID_ARGUMENT
+        assert await code(invoke(token, new_id())) is grpc.StatusCode.NOT_FOUND
+        assert await code(invoke(token, second.function_id)) is grpc.StatusCode.NOT_FOUND
+        foreign = platform.keys["foreign"]
+        assert await code(invoke(foreign, version.function_id)) is grpc.StatusCode.PERMISSION_DENIED
+        other = invoke(token, version.function_id, targetNcaId="account-two")
+        assert await code(other) is grpc.StatusCode.NOT_FOUND
+        session = await proxy.AuthStatefulWork(
+            nvcf_pb2.ProxyAuthRequest(clientAuthorizationToken=token, functionId=version.function_id),
+            metadata=admin,
+            timeout=10,
+        )
+        (only_one,) = session.functionVersions
+        assert (only_one.functionVersionId, only_one.hasRateLimit) == (version.id, True)
+        assert not only_one.HasField("backendType")
+
+
+# --- four replicas
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def four(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Platform]:
+    """Four gateways on one broker."""
+    async with running_platform(tmp_path_factory.mktemp("four"), gateways=4) as running:
+        yield running
+
+
+class Hammer:
+    """Callers of all gateways at once, who count what passes."""
+
+    def __init__(self) -> None:
+        self.passed = 0
+        self.refused = 0
+        self.slowest = 0.0
+
+    async def caller(self, ask: Any, version: Version, until: float) -> None:
+        """One caller, who stops at `until` or when its gateway is gone."""
+        while (begun := time.monotonic()) < until:
+            try:
+                passed = await ask(version)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNAVAILABLE:
+                    return
+                raise
+            self.slowest = max(self.slowest, time.monotonic() - begun)
+            self.passed += passed
+            self.refused += not passed
+
+
+async def hammer(
+    platform: Platform, version: Version, seconds: float, during: Any = None, callers: int = 4
+) -> Hammer:
+    """All living gateways get `callers` callers each."""
+    counts = Hammer()
+    async with contextlib.AsyncExitStack() as stack:
+        living = [gateway for gateway in platform.gateways if gateway.child.running]
+        asks = [await stack.enter_async_context(limiter(gateway, platform)) for gateway in living]
+        until = time.monotonic() + seconds
+        async with asyncio.TaskGroup() as group:
+            for ask in asks:
+                for _ in range(callers):
+                    group.create_task(counts.caller(ask, version, until))
+            if during is not None:
+                group.create_task(during(counts))
+    return counts
+
+
+@pytest.mark.parametrize("sync", [True, False])
+async def test_four_replicas_let_no_more_pass_than_one_percent_over_the_limit(
+    four: Platform, sync: bool
+) -> None:
+    version = await limited(four, rate="400-H", syncCheck=sync)
+    counts = await hammer(four, version, 3.0)
+    assert counts.refused > 100
+    # Nothing is lost with the synchronous check; otherwise a replica may hold a small unused loan.
+    assert (400 if sync else 360) <= counts.passed <= (400 if sync else 404)
+    async with limiter(four.gateway, four) as ask:
+        assert await ask(version, "another account")
+
+
+@pytest.mark.parametrize("sync", [True, False])
+async def test_over_many_windows_the_sum_stays_within_one_percent(four: Platform, sync: bool) -> None:
+    version = await limited(four, rate="50-S", syncCheck=sync)
+    begun = time.monotonic()
+    counts = await hammer(four, version, 4.2)
+    windows = int(time.monotonic() - begun) + 1
+    assert counts.passed <= 50 * windows * 1.01
+    assert counts.passed >= 50 * 3
+
+
+async def counted_by(platform: Platform, gateway: Gateway, **policy: Any) -> Version:
+    """A limited version that this gateway counts."""
+    members = frozenset(each.id for each in platform.gateways)
+    for _ in range(100):
+        version = await platform.create_version()
+        if owner_of(version.id, members) == gateway.id:
+            break
+    await platform.deploy(version)
+    return await limited(platform, version, **policy)
+
+
+async def test_the_death_of_the_replica_that_counts_frees_no_budget_and_holds_nobody_up(
+    four: Platform,
+) -> None:
+    version = await counted_by(four, four.gateways[-1], rate="1000-H", syncCheck=True)
+
+    async def kill_it(counts: Hammer) -> None:
+        while counts.passed < 300:
+            await asyncio.sleep(0.005)
+        four.gateways.pop().child.kill()
+
+    counts = await hammer(four, version, 4.0, kill_it)
+    assert counts.slowest < LONGEST_DECISION
+    # What the dead one granted in its last moments may be unknown to its heir; what it granted and did
+    # not get out any more is lost.
+    assert 950 <= counts.passed <= 1050
+
+
+async def test_a_frozen_replica_holds_calls_up_only_shortly(four: Platform) -> None:
+    version = await counted_by(four, four.gateways[-1], rate="1000000-H", syncCheck=True)
+    frozen = four.gateways.pop()
+    frozen.child.kill(signal.SIGSTOP)
+    try:
+        counts = await hammer(four, version, 3.0)
+    finally:
+        frozen.child.kill(signal.SIGCONT)
+    assert counts.passed > 100
+    assert counts.refused == 0
+    assert counts.slowest < LONGEST_DECISION
+
+
+async def test_without_the_broker_calls_pass_within_each_replicas_own_limit(four: Platform) -> None:
+    version = await limited(four, rate="100-H", syncCheck=True)
+    await four.broker.stop(grace=0)
+    try:
+        counts = await hammer(four, version, 2.0)
+    finally:
+        await four.broker.start()
+    assert counts.slowest < LONGEST_DECISION
+    assert 100 <= counts.passed <= 100 * len(four.gateways)
+
+
+async def test_connection_errors_are_no_part_of_it(platform: Platform) -> None:
+    version = await limited(platform, rate="1-H")
+    with contextlib.suppress(aiohttp.ClientError):
+        await call(platform, version.pexec)
+    assert (await call(platform, version.pexec))[0] == 429

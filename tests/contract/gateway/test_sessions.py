@@ -1,0 +1,437 @@
+"""Section 7 at the gateway: gRPC and WebSocket callers, links, reconnects, against a peer's worker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import gc
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import grpc
+import pytest
+import pytest_asyncio
+from nats.aio.msg import Msg
+
+from tests.functions.grpc_service import Service, start_service
+from tests.support.peer_tunnel import TunnelWorker, copy, dial, tunnel_worker
+from tests.support.peer_worker import peer_worker
+from tests.support.platform import Platform, Version, eventually, running_platform
+from tests.support.session_callers import Channel, grpc_channel, routing
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+FLAGS = ("--sessions", "127.0.0.1:0")
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def platform(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Platform]:
+    """Broker and two gateways with a sessions port."""
+    directory: Path = tmp_path_factory.mktemp("sessions")
+    async with running_platform(directory, gateways=2, flags=FLAGS) as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def grpc_function(platform: Platform) -> AsyncIterator[tuple[Version, Service, TunnelWorker]]:
+    """A version whose worker serves sessions from a real gRPC server."""
+    version = await platform.deployed_version()
+    service, server, port = await start_service()
+    try:
+        async with peer_worker(platform, version) as worker, tunnel_worker(worker, port) as tunnel:
+            yield version, service, tunnel
+    finally:
+        await server.stop(0)
+
+
+async def test_a_unary_call_passes_with_metadata_and_trailers(platform: Platform) -> None:
+    async with grpc_function(platform) as (version, service, _tunnel):
+        async with grpc_channel(platform.gateway, routing(platform, version)) as channel:
+            call = channel.call("Echo", b"hello", ("x-echo", "value"))
+            assert await call == b"hello"
+            initial = {key: value for key, value in await call.initial_metadata()}
+            trailing = {key: value for key, value in await call.trailing_metadata()}
+        assert initial["x-initial"] == "value"
+        assert trailing["x-trailing"] == "value"
+        assert trailing["x-bin"] == b"\x00\xff"
+        assert initial["set-cookie"].startswith(f"nvcf-request-id={initial['nvcf-reqid']}")
+        seen = service.metadata[-1]
+        assert "authorization" not in seen
+        assert "function-id" not in seen
+        assert seen["nvcf-reqid"] == initial["nvcf-reqid"]
+
+
+async def test_streams_pass_in_all_directions(platform: Platform) -> None:
+    async with grpc_function(platform) as (version, _service, _tunnel):
+        async with grpc_channel(platform.gateway, routing(platform, version)) as channel:
+            parts = [part async for part in channel.down("Count", b"50 100000")]
+            assert [int.from_bytes(part[:4]) for part in parts] == list(range(50))
+            assert await channel.up("Total", [b"x" * 30_000] * 40) == b"1200000"
+            chat = channel.both("Chat")
+            for text in (b"one", b"two"):
+                await chat.write(text)
+                assert await chat.read() == b"re: " + text
+            await chat.done_writing()
+            assert await chat.read() is grpc.aio.EOF
+            assert await chat.code() is grpc.StatusCode.OK
+
+
+async def test_a_message_of_64_mib_passes_both_ways(platform: Platform) -> None:
+    async with grpc_function(platform) as (version, _service, _tunnel):
+        async with grpc_channel(platform.gateway, routing(platform, version)) as channel:
+            message = b"0123456789abcdef" * (4 * 1024 * 1024)
+            assert await channel.call("Echo", message) == message
+
+
+async def test_an_error_of_the_function_passes(platform: Platform) -> None:
+    async with grpc_function(platform) as (version, _service, _tunnel):
+        async with grpc_channel(platform.gateway, routing(platform, version)) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await channel.call("Fail", b"here")
+    assert raised.value.code() is grpc.StatusCode.DATA_LOSS
+    assert raised.value.details() == "lost: ä%\nhere"
+
+
+async def test_a_deadline_and_a_cancellation_reach_the_function(platform: Platform) -> None:
+    async with grpc_function(platform) as (version, service, _tunnel):
+        async with grpc_channel(platform.gateway, routing(platform, version)) as channel:
+            await channel.call("Echo", b"")
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await channel.call("Hang", timeout=0.5)
+            assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            await eventually(lambda: service.cancelled == 1, "the function saw the deadline")
+            call = channel.call("Hang")
+            await eventually(lambda: service.running == 1, "the function runs")
+            call.cancel()
+            await eventually(lambda: service.cancelled == 2, "the function saw the cancellation")
+            assert await channel.call("Echo", b"still there") == b"still there"
+
+
+async def test_all_streams_of_a_connection_share_one_session(platform: Platform) -> None:
+    async with grpc_function(platform) as (version, _service, tunnel):
+        async with grpc_channel(platform.gateway, routing(platform, version)) as channel:
+
+            async def talk(number: int) -> None:
+                chat = channel.both("Chat")
+                for turn in range(3):
+                    await chat.write(b"%d %d" % (number, turn))
+                    assert await chat.read() == b"re: %d %d" % (number, turn)
+                await chat.done_writing()
+
+            async with asyncio.TaskGroup() as group:
+                for number in range(200):
+                    group.create_task(talk(number))
+        assert len(tunnel.works) == 1
+        message = tunnel.works[0].request
+        assert message.HasField("statefulConfig")
+        assert not message.HasField("statelessConfig")
+        assert message.statefulConfig.nvcfRegionOfInvoker == "local"
+        assert message.statefulConfig.connectionConfigs[0].http1Config.proxyURI.endswith("/v1/proxy")
+        assert message.ncaId == "account-one"
+
+
+async def test_two_connections_are_two_sessions(platform: Platform) -> None:
+    async with grpc_function(platform) as (version, _service, tunnel):
+        metadata = routing(platform, version)
+        async with (
+            grpc_channel(platform.gateway, metadata) as one,
+            grpc_channel(platform.gateway, metadata) as two,
+        ):
+            assert await asyncio.gather(one.call("Echo", b"1"), two.call("Echo", b"2")) == [b"1", b"2"]
+        assert len({work.request.requestId for work in tunnel.works}) == 2
+
+
+async def test_other_routing_on_one_connection_is_another_session(platform: Platform) -> None:
+    async with (
+        grpc_function(platform) as (first, _one, tunnel_one),
+        grpc_function(platform) as (second, _two, tunnel_two),
+    ):
+        async with grpc_channel(platform.gateway, routing(platform, first)) as channel:
+            await channel.call("Echo", b"1")
+            await Channel(channel.channel, routing(platform, second)).call("Echo", b"2")
+            # Without a version it is other routing too.
+            await Channel(channel.channel, routing(platform, first, named=False)).call("Echo", b"3")
+            await channel.call("Echo", b"4")
+        assert (len(tunnel_one.works), len(tunnel_two.works)) == (2, 1)
+
+
+REFUSALS = [
+    ({"authorization": None}, 401, grpc.StatusCode.UNAUTHENTICATED),
+    ({"authorization": "Bearer nvcf-wrong"}, 401, grpc.StatusCode.UNAUTHENTICATED),
+    ({"authorization": "key:list"}, 403, grpc.StatusCode.PERMISSION_DENIED),
+    ({"authorization": "key:foreign"}, 403, grpc.StatusCode.PERMISSION_DENIED),
+    ({"function-id": None}, 400, grpc.StatusCode.INVALID_ARGUMENT),
+    ({"function-id": "no-uuid"}, 400, grpc.StatusCode.INVALID_ARGUMENT),
+    ({"function-version-id": "a0a0a0a0-0000-4000-8000-000000000000"}, 404, grpc.StatusCode.NOT_FOUND),
+    ({"nvcf-request-id": "a0a0a0a0-0000-4000-8000-000000000000"}, 404, grpc.StatusCode.NOT_FOUND),
+    ({"nvcf-request-id": "no-uuid"}, 400, grpc.StatusCode.INVALID_ARGUMENT),
+]
+
+
+@pytest.mark.parametrize(("changes", "status", "code"), REFUSALS)
+async def test_refusals_take_the_form_of_the_call(
+    platform: Platform, changes: dict[str, str | None], status: int, code: grpc.StatusCode
+) -> None:
+    version = await platform.deployed_version()
+    headers = dict(routing(platform, version))
+    for name, value in changes.items():
+        if value is None:
+            del headers[name]
+        elif value.startswith("key:"):
+            headers[name] = f"Bearer {platform.keys[value[4:]]}"
+        else:
+            headers[name] = value
+    async with grpc_channel(platform.gateway, tuple(headers.items())) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await channel.call("Echo", b"x")
+        assert raised.value.code() is code
+        assert raised.value.details()
+    url = f"http://{platform.gateway.sessions}/"
+    async with platform.session.post(url, data=b"x" * 100, headers=headers) as response:
+        assert response.status == status
+        assert response.content_type == "application/problem+json"
+        assert (await response.json())["status"] == status
+    # HTTP 200 for gRPC over HTTP/1.1, too.
+    headers["content-type"] = "application/grpc-web+proto"
+    async with platform.session.post(url, headers=headers) as response:
+        assert response.status == 200
+        assert response.headers["grpc-status"] == str(code.value[0])
+
+
+@pytest.mark.slow
+async def test_no_worker_within_30_seconds(platform: Platform) -> None:
+    version = await platform.deployed_version()
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    async with grpc_channel(platform.gateway, routing(platform, version)) as channel:
+
+        async def by_http() -> int:
+            url = f"http://{platform.gateway.sessions}/"
+            async with platform.session.get(url, headers=dict(routing(platform, version))) as response:
+                return response.status
+
+        http = asyncio.create_task(by_http())
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await channel.call("Echo", b"x")
+        assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "no worker" in str(raised.value.details())
+        assert await http == 504
+    assert 29 < loop.time() - started < 45
+    await platform.queue_is_empty(version)
+
+
+async def test_a_worker_that_leaves_is_replaced_by_the_next_call(platform: Platform) -> None:
+    async with grpc_function(platform) as (version, service, tunnel):
+        async with grpc_channel(platform.gateway, routing(platform, version)) as channel:
+            call = channel.call("Hang")
+            await eventually(lambda: service.running == 1, "the function runs")
+            await tunnel.forget_sessions()
+            tunnel.cut()
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await call
+            assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert await channel.call("Echo", b"again") == b"again"
+        assert len(tunnel.works) == 2
+
+
+async def test_a_link_that_breaks_is_asked_for_again(platform: Platform) -> None:
+    async with grpc_function(platform) as (version, _service, tunnel):
+        async with grpc_channel(platform.gateway, routing(platform, version)) as channel:
+            await channel.call("Echo", b"1")
+            tunnel.cut()
+            answer = b""
+            while answer != b"2":
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    answer = await channel.call("Echo", b"2")
+        assert len(tunnel.works) == 1
+        assert tunnel.statuses == [200, 200]
+
+
+async def test_a_caller_comes_back_to_its_session_through_another_replica(platform: Platform) -> None:
+    async with grpc_function(platform) as (version, _service, tunnel):
+        metadata = routing(platform, version)
+        async with grpc_channel(platform.gateways[0], metadata) as channel:
+            call = channel.call("Echo", b"1")
+            await call
+            request_id = {key: value for key, value in await call.initial_metadata()}["nvcf-reqid"]
+            back = (*metadata, ("nvcf-request-id", str(request_id)))
+            async with grpc_channel(platform.gateways[1], back) as other:
+                again = other.call("Echo", b"2")
+                assert await again == b"2"
+                assert dict(await again.initial_metadata())["nvcf-reqid"] == request_id  # type: ignore[arg-type]
+            # On its own connection the id leads to the session that is there.
+            await Channel(channel.channel, back).call("Echo", b"3")
+        assert len(tunnel.works) == 1
+        assert tunnel.statuses == [200, 200]
+
+
+async def test_a_foreign_account_cannot_come_back(platform: Platform) -> None:
+    async with grpc_function(platform) as (version, _service, _tunnel):
+        async with grpc_channel(platform.gateway, routing(platform, version)) as channel:
+            call = channel.call("Echo", b"1")
+            await call
+            request_id = str({key: value for key, value in await call.initial_metadata()}["nvcf-reqid"])
+            other = await platform.deployed_version()
+            for metadata in (routing(platform, version, key="foreign"), routing(platform, other)):
+                stolen = Channel(channel.channel, (*metadata, ("nvcf-request-id", request_id)))
+                with pytest.raises(grpc.aio.AioRpcError) as raised:
+                    await stolen.call("Echo", b"2")
+                assert raised.value.code() in (
+                    grpc.StatusCode.PERMISSION_DENIED,
+                    grpc.StatusCode.NOT_FOUND,
+                )
+
+
+async def test_the_workers_door_checks_everything(platform: Platform) -> None:
+    version = await platform.deployed_version()
+    async with peer_worker(platform, version) as worker:
+        async with grpc_channel(platform.gateway, routing(platform, version)) as channel:
+            call = channel.call("Echo", b"x")
+            request = (await worker.pull()).request
+            other = "a0a0a0a0-0000-4000-8000-000000000000"
+            cases = [
+                (401, {"drop": ("Authorization",)}),
+                (400, {"drop": ("X-Request-ID",)}),
+                (400, {"request_id": "no-uuid"}),
+                (403, {"request_id": other}),
+                (403, {"token": "unknown"}),
+                (404, {"path": "/v1/other"}),
+                (405, {"method": "POST"}),
+            ]
+            for status, changes in cases:
+                answered, _, (_, writer) = await dial(request, **changes)  # type: ignore[arg-type]
+                writer.close()
+                assert answered == status, changes
+            # None of that used the token up.
+            answered, head, (_, writer) = await dial(request)
+            assert answered == 200
+            assert b"ontent-" not in head
+            answered, _, (_, second) = await dial(request)
+            second.close()
+            assert answered == 403, "a token is good once"
+            writer.close()
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await call
+            assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_worker_can_say_why_it_cannot_serve(platform: Platform) -> None:
+    version = await platform.deployed_version()
+    async with peer_worker(platform, version) as worker:
+        async with grpc_channel(platform.gateway, routing(platform, version)) as channel:
+            call = channel.call("Echo", b"x")
+            request = (await worker.pull()).request
+            _, _, (_, writer) = await dial(request, extra={"Nvcf-Tunnel-Error": "501 no port"})
+            writer.close()
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await call
+        assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert raised.value.details() == "no port"
+
+
+async def test_a_slow_reader_holds_the_function_back(platform: Platform) -> None:
+    async with grpc_function(platform) as (version, service, _tunnel):
+        async with grpc_channel(platform.gateway, routing(platform, version)) as channel:
+            await channel.call("Echo", b"warm")
+            before = platform.gateway.child.resident_mib()
+            size, count = 1024 * 1024, 200
+            stream = channel.down("Count", b"%d %d" % (count, size))
+            assert await stream.read() is not grpc.aio.EOF
+            last = -1
+            while last != service.sent:
+                last = service.sent
+                await asyncio.sleep(0.5)
+            assert service.sent < 40, "the windows of three connections, not the whole answer"
+            assert platform.gateway.child.resident_mib() - before < 40
+            # Others on the connection are not held up.
+            assert await channel.call("Echo", b"quick", timeout=10) == b"quick"
+            rest = 1
+            while (part := await stream.read()) is not grpc.aio.EOF:
+                assert len(part) == size
+                rest += 1
+            assert rest == count
+
+
+async def test_a_slow_function_holds_the_caller_back(platform: Platform) -> None:
+    async with grpc_function(platform) as (version, _service, _tunnel):
+        async with grpc_channel(platform.gateway, routing(platform, version)) as channel:
+            await channel.call("Echo", b"warm")
+            before = platform.gateway.child.resident_mib()
+            stuck = channel.both("Stuck")
+            written = 0
+            with contextlib.suppress(TimeoutError):
+                while written < 200:
+                    async with asyncio.timeout(1):
+                        await stuck.write(bytes(1024 * 1024))
+                    written += 1
+            assert written < 40
+            assert platform.gateway.child.resident_mib() - before < 40
+            assert await channel.call("Echo", b"quick", timeout=10) == b"quick"
+            stuck.cancel()
+            gc.collect()
+
+
+async def test_only_an_orderly_end_is_told_to_the_worker(platform: Platform) -> None:
+    async with grpc_function(platform) as (version, service, tunnel):
+        cancelled: list[str] = []
+
+        async def on_cancel(message: Msg) -> None:
+            cancelled.append(message.data.decode())
+
+        await tunnel.worker.client.subscribe(f"nvcf.cancel.{version.id}", cb=on_cancel)
+        await tunnel.worker.client.flush()
+        async with grpc_channel(platform.gateway, routing(platform, version)) as channel:
+            await channel.call("Echo", b"1")
+        await eventually(lambda: len(cancelled) == 1, "the worker heard of the end")
+        assert cancelled == [tunnel.works[0].request.requestId]
+        # A connection cut in the middle of a call may come back.
+        async with cutter(platform.gateway.sessions) as (address, cut):
+            gateway = dataclasses.replace(platform.gateway, sessions=address)
+            async with grpc_channel(gateway, routing(platform, version)) as channel:
+                call = channel.call("Hang")
+                await eventually(lambda: service.running == 1, "the function runs")
+                cut()
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await call
+        await eventually(lambda: service.running == 0, "the link is gone")
+        assert len(cancelled) == 1
+
+
+@contextlib.asynccontextmanager
+async def cutter(address: str) -> AsyncIterator[tuple[str, Callable[[], None]]]:
+    """A relay in front of `address` that can cut what goes through it."""
+    host, port = address.split(":")
+    writers: list[asyncio.StreamWriter] = []
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        writers.extend((writer, far_writer))
+        await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer), return_exceptions=True)
+
+    def cut() -> None:
+        for writer in writers:
+            writer.transport.abort()
+
+    server = await asyncio.start_server(relay, "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}", cut
+    finally:
+        server.close()
+        cut()
+
+
+async def test_the_first_bytes_are_bounded_and_garbage_is_refused(platform: Platform) -> None:
+    host, port = platform.gateway.sessions.split(":")
+    for garbage in (b"GARBAGE\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(8) + b"\x07"):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(garbage)
+        async with asyncio.timeout(20):
+            while await reader.read(65536):
+                pass
+        writer.close()
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET / HTTP/1.1\r\nX: " + b"x" * 200_000)
+    async with asyncio.timeout(20):
+        assert (await reader.read(65536)).startswith(b"HTTP/1.1 431 ")
+    writer.close()
