@@ -109,7 +109,7 @@ async def running_gateway(config: GatewayConfig) -> AsyncIterator[RunningGateway
         add_services(server, parts.authenticator, parts.authorizer, registry, limiter)
         grpc_address = await _serve_grpc(stack, config, server)
         parts.http_address.append(await _serve_http(stack, config, parts.door))
-        sessions = await _serve_sessions(stack, config, parts, client, requests, owner)
+        sessions = await _serve_sessions(stack, config, parts, client, requests, owner, limiter)
         yield RunningGateway(gateway_id, parts.http_address[0], grpc_address, client, parts.pending, sessions)
 
 
@@ -144,7 +144,7 @@ async def _parts(
         return config.attach_url or f"{scheme}://{http_address[0]}"
 
     pending = PendingRequests()
-    queue = RequestQueue(client, requests, config)
+    queue = RequestQueue(client, requests, config, registry.queue_depth)
     tracking = Tracking(requests, config)
     idempotency = Idempotency(requests, config)
     results = {region: ResultStore(client, requests, config, region) for region in config.regions}
@@ -216,10 +216,13 @@ async def _serve_sessions(
     client: BrokerClient,
     requests: BrokerRequests,
     owner: TaskOwner,
+    limiter: RateLimiter,
 ) -> str | None:
     if config.sessions is None and config.session_proxy is None:
         return None
-    sessions = Sessions(config, parts.authenticator, parts.authorizer, parts.queue, client, requests, owner)
+    sessions = Sessions(
+        config, parts.authenticator, parts.authorizer, parts.queue, client, requests, owner, limiter
+    )
     await sessions.start(stack)
     parts.door.sessions = sessions
     return sessions.address
@@ -257,7 +260,7 @@ async def _serve_http(stack: AsyncExitStack, config: GatewayConfig, door: HttpDo
         access_log=None,
         # Bodies pass as they are.
         auto_decompress=False,
-        keepalive_timeout=75.0,
+        keepalive_timeout=config.idle_timeout,
         lingering_time=2.0,
         max_line_size=16 * 1024,
         max_field_size=16 * 1024,

@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from nats.aio.msg import Msg
 
 from nvcf_gateway.auth import bearer_token
-from nvcf_gateway.bodies import BodySuperseded
+from nvcf_gateway.bodies import BodySuperseded, BodyTooLarge
 from nvcf_gateway.errors import CallerGone, HttpProblem
 from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.pending import Outcome, Pending, PendingRequests
@@ -56,6 +56,9 @@ class Attach:
             async for chunk in pending.body.stream():
                 await response.write(chunk)
             await response.write_eof()
+        except BodyTooLarge as error:
+            pending.reject(HttpProblem(413, str(error)))
+            _abort(request)
         except (BodySuperseded, OSError) as error:
             if not isinstance(error, ConnectionError):
                 _log.warning("body delivery ended: %s", error, extra={"request_id": pending.request_id})

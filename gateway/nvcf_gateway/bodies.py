@@ -24,6 +24,10 @@ class BodySuperseded(GatewayError):
     """A newer delivery of the request reads the body now."""
 
 
+class BodyTooLarge(GatewayError):
+    """The body is longer than the version takes."""
+
+
 class ByteSource(Protocol):
     """The part of an HTTP stream that is used here."""
 
@@ -112,7 +116,10 @@ class CallerBody:
         *,
         spool_memory_bytes: int,
         directory: Path | None = None,
+        max_bytes: int | None = None,
     ) -> None:
+        """A body longer than `max_bytes` ends with BodyTooLarge."""
+        self._max_bytes = max_bytes
         self.length = length
         self.prefix = b""
         self._source = source
@@ -131,7 +138,10 @@ class CallerBody:
         return None if self.length is None else self.length - len(self.prefix)
 
     async def read_ahead(self, limit: int, patience: float) -> None:
-        """Read up to `limit` bytes into `prefix`, waiting `patience` seconds at most for all of it."""
+        """Read up to `limit` bytes into `prefix`, waiting `patience` seconds at most for all of it.
+
+        Raises BodyTooLarge when it is larger than it may be.
+        """
         parts: list[bytes] = []
         size = 0
         try:
@@ -148,6 +158,7 @@ class CallerBody:
             # A caller that sends slowly is streamed instead.
             pass
         self.prefix = b"".join(parts)
+        self._check(len(self.prefix))
 
     async def stream(self) -> AsyncIterator[bytes]:
         """The body after the prefix, from its start, however often it was read before.
@@ -177,16 +188,30 @@ class CallerBody:
             if self._source.at_eof():
                 return b""
             chunk = await self._source.read(CHUNK_BYTES)
+            self._check(len(self.prefix) + self._spool.size + len(chunk))
             await _finished(self._spool.append(chunk))
             return chunk
 
-    async def receive_all(self, patience: float) -> bool:
-        """Take the rest from the caller into the spool; False when it did not come in `patience` seconds."""
+    def check_announced(self) -> None:
+        """Raise BodyTooLarge when the announced length is too much."""
+        self._check(self.length or 0)
+
+    def _check(self, size: int) -> None:
+        if self._max_bytes is not None and size > self._max_bytes:
+            raise BodyTooLarge(f"the body is larger than {self._max_bytes} bytes")
+
+    async def receive_all(self, patience: float, limit: int) -> bool:
+        """Take the rest from the caller into the spool.
+
+        False when it did not come within `patience` seconds, or is more than `limit` bytes.
+        """
         try:
             async with asyncio.timeout(patience):
                 while not self._source.at_eof():
+                    if self._spool.size > limit:
+                        return False
                     await self._next(self._spool.size)
-        except (TimeoutError, ConnectionError, web.RequestPayloadError):
+        except (TimeoutError, ConnectionError, BodyTooLarge, web.RequestPayloadError):
             return False
         return True
 

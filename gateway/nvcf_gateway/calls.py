@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -17,6 +18,7 @@ from nvcf_proto.models import FunctionVersion
 
 Header = tuple[str, str]
 
+BODY_PATIENCE = 120.0
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -87,21 +89,25 @@ def flag(request: web.BaseRequest, name: str, default: bool) -> bool:
 
 async def expect_continue(request: web.BaseRequest) -> None:
     """Ask a caller that waits for it to send its body."""
-    if request.headers.get("Expect", "").lower() == "100-continue":
+    if request.headers.get("Expect", "").lower() == "100-continue" and not request.content.at_eof():
         await request.writer.write(_CONTINUE)
         # What was written is no part of the response whose size the writer counts.
         request.writer.output_size = 0
 
 
-async def read_all(request: web.BaseRequest, limit: int) -> bytes:
-    """The whole body. Raises HttpProblem 413 beyond `limit` bytes."""
-    problem = HttpProblem(413, f"the body of exec is at most {limit} bytes: use pexec for larger ones")
+async def read_all(request: web.BaseRequest, limit: int, patience: float = BODY_PATIENCE) -> bytes:
+    """The whole body. Raises HttpProblem 413 beyond `limit` bytes, 408 after `patience` seconds."""
+    problem = HttpProblem(413, f"the body is at most {limit} bytes here; pexec takes larger ones")
     if request.content_length is not None and request.content_length > limit:
         raise problem
     parts, size = [], 0
-    async for chunk in request.content.iter_any():
-        size += len(chunk)
-        if size > limit:
-            raise problem
-        parts.append(chunk)
+    try:
+        async with asyncio.timeout(patience):
+            async for chunk in request.content.iter_any():
+                size += len(chunk)
+                if size > limit:
+                    raise problem
+                parts.append(chunk)
+    except TimeoutError:
+        raise HttpProblem(408, f"the body did not arrive within {patience:g} s") from None
     return b"".join(parts)

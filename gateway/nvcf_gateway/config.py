@@ -37,6 +37,8 @@ class GatewayConfig:
     exec_body_bytes: int = 64 * MIB
     public_url: str | None = None
     large_body_bytes: int = 16 * 1024 * MIB
+    kept_body_bytes: int = 1024 * MIB
+    idle_timeout: float = 75.0
     assets_ttl: float = 30 * 24 * 3600.0
     results_ttl: float = 24 * 3600.0
     results_max_bytes: int = 4 * 1024 * MIB
@@ -88,6 +90,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> GatewayConfig:
         inline_reply_bytes=values.inline_reply_bytes,
         spool_directory=values.spool_directory,
         public_url=values.public_url.rstrip("/") if values.public_url else None,
+        idle_timeout=values.idle_timeout,
         results_ttl=values.results_ttl,
         results_max_bytes=values.results_max_mib * MIB,
         results_max_count=values.results_max_count,
@@ -123,6 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--regions", default="", help="all regions, with commas")
     add("--attach-url", metavar="URL", help="where workers reach this replica (default: the HTTP address)")
     add("--public-url", metavar="URL", help="where callers reach the gateway (default: the attach URL)")
+    add("--idle-timeout", type=float, default=75.0, metavar="SECONDS",
+        help="a connection without a complete request head for this long is closed")  # fmt: skip
     add("--ack-wait", type=float, default=DEFAULT_ACK_WAIT_SECONDS, metavar="SECONDS",
         help="silence of a worker after which its requests go to another")  # fmt: skip
     add("--replicas", type=int, default=1, help="copies of each request stream in a broker cluster")

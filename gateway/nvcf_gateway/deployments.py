@@ -15,8 +15,20 @@ from nvcf_gateway.registry import Registry
 from nvcf_gateway.replies import json_response
 from nvcf_gateway.worker_tokens import WorkerTokens
 from nvcf_proto.errors import InvalidRecord
-from nvcf_proto.ids import parse_id
-from nvcf_proto.models import Deployment, DeploymentSpecification, FunctionVersion, Instance, Scope
+from nvcf_proto.ids import is_id, parse_id
+from nvcf_proto.models import Deployment, FunctionVersion, Instance, Scope
+from nvcf_proto.records import Fields
+
+
+def deployment_of(version: FunctionVersion, fields: Fields, now: float) -> Deployment:
+    """A deployment out of a request's body. Raises InvalidRecord."""
+    fields.only(("deploymentSpecifications", "keepQueued", "maxQueueDepth", "maxBodyBytes"))
+    deployment = Deployment.from_fields(
+        fields.adding(functionVersionId=version.id, functionId=version.function_id, createdAt=now)
+    )
+    if not deployment.specifications:
+        raise InvalidRecord("deploymentSpecifications", "at least one specification is needed")
+    return deployment
 
 
 class Deployments:
@@ -41,20 +53,15 @@ class Deployments:
         version = self._version(request, Scope.DEPLOY, values)
         fields = await json_body(request)
         try:
-            fields.only(("deploymentSpecifications", "keepQueued"))
-            specifications = fields.objects("deploymentSpecifications", DeploymentSpecification.from_fields)
-            if not specifications:
-                raise InvalidRecord("deploymentSpecifications", "at least one specification is needed")
-            keep_queued = fields.boolean("keepQueued", True)
+            deployment = deployment_of(version, fields, time.time())
         except InvalidRecord as error:
             raise invalid_field(error) from None
+        await stored(self._registry.deployments.create(version.id, deployment))
         try:
             # Before the first instance: its start must not depend on making the stream.
-            await self._queue.ensure(version.id)
+            await self._queue.ensure(version.id, again=True)
         except QueueError as error:
             raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
-        deployment = Deployment(version.id, version.function_id, time.time(), specifications, keep_queued)
-        await stored(self._registry.deployments.create(version.id, deployment))
         return json_response(200, {"deployment": self._shown(version, deployment)})
 
     async def get(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
@@ -74,6 +81,8 @@ class Deployments:
         caller = self._authenticator.caller(request.headers)
         caller.require(Scope.LIST)
         wanted = request.query.get("functionVersionId")
+        if wanted is not None and not is_id(wanted):
+            raise HttpProblem(400, "functionVersionId: not a UUID", field="functionVersionId")
         versions = {
             version.id
             for version in self._registry.versions.values()
@@ -131,6 +140,8 @@ class Deployments:
             "createdAt": timestamp(deployment.created_at),
             "deploymentSpecifications": [each.to_dict() for each in deployment.specifications],
             "keepQueued": deployment.keep_queued,
+            **({} if deployment.max_queue_depth is None else {"maxQueueDepth": deployment.max_queue_depth}),
+            **({} if deployment.max_body_bytes is None else {"maxBodyBytes": deployment.max_body_bytes}),
         }
 
 

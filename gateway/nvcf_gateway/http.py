@@ -11,6 +11,7 @@ from nvcf_gateway.assets import Assets
 from nvcf_gateway.attach import Attach
 from nvcf_gateway.blobs import UPLOAD_METHODS, LargeResults
 from nvcf_gateway.cors import preflight_headers, response_headers
+from nvcf_gateway.departures import watched
 from nvcf_gateway.deployments import Deployments
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.invoke import Invoker
@@ -102,6 +103,13 @@ class HttpDoor:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
+        if request.content.is_eof():
+            return await self._handle(request)
+        # Its body is still on the way: reading may have to stand still for long.
+        with watched(request.transport):
+            return await self._handle(request)
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         path_route = False
         try:
             if self.sessions is not None and self.sessions.takes(request):

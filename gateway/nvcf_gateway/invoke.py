@@ -19,7 +19,7 @@ from nvcf_gateway.answers import (
 from nvcf_gateway.assets import Assets
 from nvcf_gateway.auth import Authenticator, Authorizer, Caller
 from nvcf_gateway.blobs import LargeResults
-from nvcf_gateway.bodies import ByteSource, CallerBody
+from nvcf_gateway.bodies import BodyTooLarge, ByteSource, CallerBody
 from nvcf_gateway.calls import (
     BytesSource,
     Call,
@@ -116,8 +116,8 @@ class Invoker:
             if name.lower() not in ("content-type", "content-length")
         ]
         headers += [("Content-Type", "application/json"), ("Content-Length", str(len(wrapped.body)))]
-        body = self._body(BytesSource(wrapped.body), len(wrapped.body))
-        await body.read_ahead(MAX_INLINE_BODY, READ_AHEAD_PATIENCE)
+        body = self._body(BytesSource(wrapped.body), len(wrapped.body), version)
+        await self._read_ahead(request, body, MAX_INLINE_BODY)
         head = RequestHead("POST", version.inference_url, headers)
         keep = self._keep_queued(request, version)
         call = Call(caller, version, head, body, seconds, new_id(), time.time(), keep_queued=keep)
@@ -156,10 +156,9 @@ class Invoker:
         full = flag(request, names.NVCF_FEATURE_STREAM_FULL_REQUEST, default=False)
         headers = forwarded_headers(raw_headers(request), seconds, pass_through=not path_route)
         started = time.time()
-        body = self._body(request.content, request.content_length)
+        body = self._body(request.content, request.content_length, version)
         if request.can_read_body:
-            await expect_continue(request)
-            await body.read_ahead(0 if full else MAX_INLINE_BODY, READ_AHEAD_PATIENCE)
+            await self._read_ahead(request, body, 0 if full else MAX_INLINE_BODY)
         head = RequestHead(request.method, target, headers)
         return Call(
             caller,
@@ -185,10 +184,22 @@ class Invoker:
         deployment = self._registry.deployments.get(version.id)
         return flag(request, names.NVCF_KEEP_QUEUED, deployment is not None and deployment.keep_queued)
 
-    def _body(self, source: ByteSource, length: int | None) -> CallerBody:
+    @staticmethod
+    async def _read_ahead(request: web.BaseRequest, body: CallerBody, limit: int) -> None:
+        try:
+            # Before the caller is asked to send what would not be taken.
+            body.check_announced()
+            await expect_continue(request)
+            await body.read_ahead(limit, READ_AHEAD_PATIENCE)
+        except BodyTooLarge as error:
+            raise HttpProblem(413, str(error)) from None
+
+    def _body(self, source: ByteSource, length: int | None, version: FunctionVersion) -> CallerBody:
+        deployment = self._registry.deployments.get(version.id)
         return CallerBody(
             source,
             length,
+            max_bytes=None if deployment is None else deployment.max_body_bytes,
             spool_memory_bytes=self._config.spool_memory_bytes,
             directory=self._config.spool_directory,
         )

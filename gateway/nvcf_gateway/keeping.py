@@ -106,7 +106,7 @@ class Keeping:
         """Store what a later delivery needs; False when that cannot be, and nothing was promised."""
         try:
             if pending.request_token is not None:
-                if not await call.body.receive_all(BODY_PATIENCE):
+                if not await call.body.receive_all(BODY_PATIENCE, self._config.kept_body_bytes):
                     _log.info(
                         "request not kept: its body is still coming", extra={"request_id": call.request_id}
                     )

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from nvcf_broker.errors import BrokerError, KeyExistsError
 from nvcf_gateway.auth import Authenticator, Caller
+from nvcf_gateway.calls import read_all
 from nvcf_gateway.errors import HttpProblem, QueueError, invalid_field
 from nvcf_gateway.queue import RequestQueue
 from nvcf_gateway.registry import Registry
@@ -21,6 +22,7 @@ from nvcf_proto.models import NAME_PATTERN, Function, FunctionType, FunctionVers
 from nvcf_proto.records import Fields, load_object
 
 MAX_BODY = 1024 * 1024
+BODY_PATIENCE = 30.0
 _VERSION_FIELDS = frozenset(
     ("name", "inferenceUrl", "description", "tags", "functionType", "containerImage", "process")
 )
@@ -40,16 +42,10 @@ def path_id(values: dict[str, str], name: str) -> str:
 
 
 async def json_body(request: web.BaseRequest) -> Fields:
-    """The request's JSON object. Raises HttpProblem 400 and 413."""
-    if request.content_length is not None and request.content_length > MAX_BODY:
-        raise HttpProblem(413, f"the body is larger than {MAX_BODY} bytes")
-    body = bytearray()
-    async for chunk in request.content.iter_any():
-        body += chunk
-        if len(body) > MAX_BODY:
-            raise HttpProblem(413, f"the body is larger than {MAX_BODY} bytes")
+    """The request's JSON object. Raises HttpProblem 400, 408 and 413."""
+    body = await read_all(request, MAX_BODY, BODY_PATIENCE)
     try:
-        return Fields(load_object(bytes(body)))
+        return Fields(load_object(body))
     except InvalidRecord as error:
         raise invalid_field(error) from None
 
@@ -68,7 +64,7 @@ def build_version(
             raise InvalidRecord("name", f"the function's name is {name!r} and cannot be changed by a version")
         name = given
     process = ProcessSource.from_fields(fields.object("process")) if fields.has("process") else None
-    image = fields.optional_text("containerImage", max_length=1024)
+    image = fields.optional_text("containerImage", pattern=r"[\x21-\x7e]+", max_length=1024)
     if (process is None) == (image is None):
         raise InvalidRecord("containerImage", "give either containerImage or process")
     return FunctionVersion(

@@ -29,6 +29,7 @@ _REASONS = {
     502: "The worker left in the middle of its answer.",
     503: "The broker is not reachable: again after Retry-After seconds.",
     504: "No answer in time.",
+    507: "There is no room for it.",
 }
 _INTEGER: Schema = {"type": "integer"}
 _IN_ANSWERS: dict[int, dict[str, Any]] = {
@@ -46,6 +47,10 @@ _POLL_SECONDS = {
     "schema": {"type": "integer", "minimum": 0, "maximum": 3600},
     "description": "How long to wait for the answer; less than 1 counts as 1, the default is 60.",
 }
+_SEAL = (
+    {"name": "until", "in": "query", "schema": TEXT},
+    {"name": "seal", "in": "query", "schema": TEXT, "description": "Part of the link that was given out."},
+)
 _KEEP_QUEUED = {
     "name": "NVCF-KEEP-QUEUED",
     "in": "header",
@@ -313,6 +318,68 @@ def _access() -> dict[str, dict[str, Operation]]:
     }
 
 
+def _objects() -> dict[str, dict[str, Operation]]:
+    def make(name: str, summary: str, answers: Any, problems: tuple[int, ...], **more: Any) -> Operation:
+        return _operation(name, summary, answers, problems, tag="objects", **more)
+
+    sealed = {"security": False, "parameters": _SEAL}
+    storing = (400, 403, 404, 413, 503, 507)
+    uploads = {
+        method: make(
+            f"{method}Asset",
+            "Upload an asset to its link.",
+            {200: _NOTHING},
+            storing,
+            raw_body="*/*",
+            **sealed,
+        )
+        for method in ("put", "post")
+    }
+    results = {
+        method: make(
+            f"{method}Result",
+            "Workers: upload a large result to its link.",
+            {200: _NOTHING},
+            storing,
+            raw_body="*/*",
+            **sealed,
+        )
+        for method in ("put", "post")
+    }
+    bytes_of_it = {"description": "Its bytes.", "content": {"*/*": {"schema": {}}}}
+    return {
+        "/v2/nvcf/assets": {
+            "post": make(
+                "createAsset",
+                "Announce an asset; the answer says where to upload it.",
+                {200: _json(ref("AssetAnnounced"))},
+                (*_KEYED, 413),
+                body=ref("AssetCreation"),
+            )
+        },
+        "/v2/nvcf/assets/{asset_id}": {
+            "get": make(
+                "getAsset",
+                "What is known of an asset; by its link, the asset itself.",
+                {200: {**bytes_of_it, "description": "Its description, or its bytes."}},
+                (*_KEYED, 404),
+            ),
+            "delete": make("deleteAsset", "Delete an asset.", {204: _NOTHING}, (*_KEYED, 404)),
+            **uploads,
+        },
+        "/v2/nvcf/results/{request_id}": {
+            "get": make(
+                "getResult",
+                "A large result, by its link.",
+                {200: bytes_of_it},
+                (400, 403, 404, 503),
+                **sealed,
+            ),
+            **results,
+        },
+    }
+
+
 def _others() -> dict[str, dict[str, Operation]]:
     return {
         ATTACH_PATH: {
@@ -372,7 +439,7 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
 def document() -> dict[str, Any]:
     """The OpenAPI document."""
     paths: dict[str, dict[str, Any]] = {}
-    for part in (_invocations(), _functions(), _operations(), _access(), _others()):
+    for part in (_invocations(), _functions(), _operations(), _access(), _objects(), _others()):
         for path, operations in part.items():
             parameters = _path_parameters(path)
             paths[path] = {**({"parameters": parameters} if parameters else {}), **operations}

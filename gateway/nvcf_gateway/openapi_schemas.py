@@ -37,7 +37,15 @@ def ref(name: str) -> Schema:
 
 
 def thing(properties: dict[str, Schema], *required: str, closed: bool = False, **more: Any) -> Schema:
-    """An object; `closed` ones refuse unknown members."""
+    """An object that is answered, or with `closed` one that is sent.
+
+    Of what is sent, unknown members are refused, and null stands for a member that is left out.
+    """
+    if closed:
+        properties = {
+            name: member if name in required else {"anyOf": [member, {"type": "null"}]}
+            for name, member in properties.items()
+        }
     schema: Schema = {"type": "object", "properties": properties, **more}
     if required:
         schema["required"] = list(required)
@@ -61,10 +69,10 @@ _VERSION_FIELDS: dict[str, Schema] = {
     "description": {"type": "string", "maxLength": 1024},
     "tags": many(TEXT),
     "functionType": {**one_of(FunctionType), "default": "DEFAULT"},
-    "containerImage": {"type": "string", "maxLength": 1024},
+    "containerImage": {"type": "string", "pattern": "^[\\x21-\\x7e]+$", "maxLength": 1024},
     "process": ref("Process"),
 }
-_ONE_SOURCE = [{"required": ["containerImage"]}, {"required": ["process"]}]
+_ONE_SOURCE = "Give either containerImage or process."
 _POSITIVE: Schema = {"type": "integer", "minimum": 1, "maximum": 1000}
 
 SCHEMAS: dict[str, Schema] = {
@@ -87,15 +95,17 @@ SCHEMAS: dict[str, Schema] = {
             "python": {"type": "string", "pattern": "^/.+$"},
             "file": {"type": "string", "pattern": "^/.+$"},
             "workingDirectory": {"type": "string", "pattern": "^/.*$"},
-            "handler": {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]*$"},
+            "handler": {"type": ["string", "null"], "pattern": "^[A-Za-z_][A-Za-z0-9_]*$"},
             "environment": {"type": "object", "additionalProperties": TEXT},
         },
         "python",
         "file",
         "workingDirectory",
     ),
-    "FunctionCreation": thing({"name": NAME, **_VERSION_FIELDS}, "name", closed=True, oneOf=_ONE_SOURCE),
-    "VersionCreation": thing({"name": NAME, **_VERSION_FIELDS}, closed=True, oneOf=_ONE_SOURCE),
+    "FunctionCreation": thing(
+        {"name": NAME, **_VERSION_FIELDS}, "name", closed=True, description=_ONE_SOURCE
+    ),
+    "VersionCreation": thing({"name": NAME, **_VERSION_FIELDS}, closed=True, description=_ONE_SOURCE),
     "Version": thing(
         {
             "id": UUID,
@@ -273,6 +283,24 @@ SCHEMAS: dict[str, Schema] = {
         },
         "reqId",
         "status",
+    ),
+    "AssetCreation": thing(
+        {
+            "contentType": {
+                "type": "string",
+                "maxLength": 256,
+                "pattern": "^[\\x21-\\x7e]+/[\\x20-\\x7e]+$",
+                "examples": ["image/png"],
+            },
+            "description": {"type": "string", "maxLength": 1024},
+        },
+        "contentType",
+        closed=True,
+    ),
+    "AssetAnnounced": thing(
+        {"assetId": UUID, "uploadUrl": TEXT, "contentType": TEXT, "description": TEXT},
+        "assetId",
+        "uploadUrl",
     ),
     "Health": thing({"status": TEXT}, "status"),
 }

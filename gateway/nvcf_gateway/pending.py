@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from nvcf_gateway.bodies import Body
+from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.sinks import Sink
 from nvcf_proto.h1 import RequestHead, ResponseHead
 from nvcf_proto.ids import new_id
@@ -24,6 +25,8 @@ class Outcome(Enum):
     """The worker left or sent nonsense after the head."""
     TIME_OVER = auto()
     """The deadline has passed first."""
+    REJECTED = auto()
+    """`Pending.problem` is the caller's answer: the request itself cannot be served."""
 
 
 def _new_outcome() -> asyncio.Future[Outcome]:
@@ -59,6 +62,7 @@ class Pending:
     keep: tuple[Sink, Keeper] | None = None
     """Where the answer goes when the deadline passes first; None: nobody wants it then."""
     detached: bool = False
+    problem: HttpProblem | None = None
     body_attempt: int = 0
     streaming: asyncio.Task[object] | None = None
 
@@ -122,6 +126,12 @@ class Pending:
         if self.streaming is None:
             self.sink, self.keeper = sink, keeper
         self.outcome, self.detached = _new_outcome(), True
+
+    def reject(self, problem: HttpProblem) -> None:
+        """The request itself turned out to be one that is not served."""
+        if self.open:
+            self.problem = problem
+            self.settle(Outcome.REJECTED)
 
     def settle(self, outcome: Outcome) -> None:
         """Tell the caller's side how the delivery ended."""

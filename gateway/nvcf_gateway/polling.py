@@ -191,10 +191,10 @@ class Poller:
                         place = await self._queue.place(
                             poll.tracked.version_id, request_id, poll.tracked.region
                         )
-                        if place is None and not announced.is_set() and await store.find(request_id) is None:
-                            # A claimed request may not have reached the queue yet.
-                            if not poll.stays or loop.time() >= poll.lost_after:
-                                raise HttpProblem(504, NOT_ACKNOWLEDGED)
+                        # A claimed request may not have reached the queue yet.
+                        lost = place is None and (not poll.stays or loop.time() >= poll.lost_after)
+                        if lost and not announced.is_set() and await store.find(request_id) is None:
+                            raise HttpProblem(504, NOT_ACKNOWLEDGED)
                         if loop.time() >= poll.deadline:
                             return await self._still(
                                 poll, PENDING_EVALUATION if place == "queued" else IN_PROGRESS

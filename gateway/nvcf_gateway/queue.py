@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import random
+from collections.abc import Callable
 from typing import Any, Literal
 
 import nats.errors
@@ -43,7 +44,14 @@ def classify_publish_error(description: str) -> PublishFailure:
 class RequestQueue:
     """One region's request streams, as seen by this replica."""
 
-    def __init__(self, client: BrokerClient, requests: BrokerRequests, config: GatewayConfig) -> None:
+    def __init__(
+        self,
+        client: BrokerClient,
+        requests: BrokerRequests,
+        config: GatewayConfig,
+        depth: Callable[[str], int] = lambda version_id: streams.MAX_QUEUED_REQUESTS,
+    ) -> None:
+        self._depth = depth
         self._client = client
         self._requests = requests
         self._config = config
@@ -75,12 +83,24 @@ class RequestQueue:
             region,
             version_id,
             replicas=self._config.replicas,
+            max_queued=self._depth(version_id),
             placement_tag=f"{self._config.placement_tag_key}:{region}" if clustered else None,
         )
         error = await self._api(f"STREAM.CREATE.{config['name']}", config)
-        # In use: made by another gateway with settings of its own, which are theirs to keep.
-        if error is not None and error.get("err_code") != _STREAM_NAME_IN_USE:
+        if error is None:
+            return
+        if error.get("err_code") != _STREAM_NAME_IN_USE:
             raise QueueError(f"cannot create stream {config['name']}: {error.get('description')}")
+        await self._set_depth(str(config["name"]), int(config["max_msgs"]))
+
+    async def _set_depth(self, stream: str, depth: int) -> None:
+        """Bring a stream that was made with other settings to the wanted depth; the rest is its maker's."""
+        found = (await self._answer(f"STREAM.INFO.{stream}", {})).get("config", {})
+        if found.get("max_msgs") == depth:
+            return
+        error = await self._api(f"STREAM.UPDATE.{stream}", {**found, "max_msgs": depth})
+        if error is not None:
+            raise QueueError(f"cannot change stream {stream}: {error.get('description')}")
 
     async def _create_consumer(self, region: str, version_id: str) -> None:
         stream = subjects.request_stream(region, version_id)

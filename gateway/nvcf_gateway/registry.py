@@ -23,6 +23,7 @@ from nvcf_proto.models import (
     VersionStatus,
 )
 from nvcf_proto.records import Fields
+from nvcf_proto.streams import MAX_QUEUED_REQUESTS
 
 
 class VersionIndex:
@@ -141,6 +142,11 @@ class Registry:
                     await self.keys.create(record.id, record)
                 except KeyExistsError:
                     continue
+
+    def queue_depth(self, version_id: str) -> int:
+        """How many requests of a version may be queued."""
+        deployment = self.deployments.get(version_id)
+        return (deployment and deployment.max_queue_depth) or MAX_QUEUED_REQUESTS
 
     def instances_of(self, version_id: str) -> list[Instance]:
         """Records of a version's instances, oldest first."""

@@ -106,6 +106,8 @@ class Waiting:
                 self._keeping.promised(pending, self._pending)
                 return Ended.KEPT
             return Ended.TIME_OVER
+        if outcome is Outcome.REJECTED and pending.problem is not None:
+            raise pending.problem
         if outcome is Outcome.BROKEN:
             sink.abort()
             return Ended.BROKEN

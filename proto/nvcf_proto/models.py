@@ -314,11 +314,17 @@ class DeploymentSpecification(_Record):
         )
 
 
+def _optional_count(fields: Fields, name: str, maximum: int) -> int | None:
+    return fields.integer(name, minimum=1, maximum=maximum) if fields.has(name) else None
+
+
 @dataclass(frozen=True)
 class Deployment(_Record):
     """A version that shall have instances. Key: the version's id; no record = not deployed.
 
     `keep_queued` [ext]: requests still unanswered at the end of the poll time stay, and can be polled.
+    `max_queue_depth`: requests that may be queued or in work; `max_body_bytes`: size of one request's body;
+    None: only the contract's and the installation's bounds.
     """
 
     version_id: str
@@ -326,6 +332,8 @@ class Deployment(_Record):
     created_at: float
     specifications: tuple[DeploymentSpecification, ...]
     keep_queued: bool = True
+    max_queue_depth: int | None = None
+    max_body_bytes: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -334,6 +342,8 @@ class Deployment(_Record):
             "createdAt": self.created_at,
             "deploymentSpecifications": [spec.to_dict() for spec in self.specifications],
             "keepQueued": self.keep_queued,
+            "maxQueueDepth": self.max_queue_depth,
+            "maxBodyBytes": self.max_body_bytes,
         }
 
     @classmethod
@@ -344,6 +354,8 @@ class Deployment(_Record):
             created_at=fields.number("createdAt"),
             specifications=fields.objects("deploymentSpecifications", DeploymentSpecification.from_fields),
             keep_queued=fields.boolean("keepQueued", True),
+            max_queue_depth=_optional_count(fields, "maxQueueDepth", 100_000),
+            max_body_bytes=_optional_count(fields, "maxBodyBytes", 2**63 - 1),
         )
 
 

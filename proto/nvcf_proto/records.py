@@ -49,6 +49,10 @@ class Fields:
             if name not in allowed:
                 raise InvalidRecord(self.path(name), f"unknown field; known are {', '.join(sorted(allowed))}")
 
+    def adding(self, **members: Any) -> Fields:
+        """The same fields with others added, which win."""
+        return Fields({**self._value, **members}, self._path)
+
     def has(self, name: str) -> bool:
         """Whether the field is there and not null."""
         return self._value.get(name) is not None

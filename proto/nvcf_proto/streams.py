@@ -31,8 +31,11 @@ def request_stream_config(
     storage: Storage = "file",
     replicas: int = 1,
     placement_tag: str | None = None,
+    max_queued: int = MAX_QUEUED_REQUESTS,
 ) -> dict[str, Any]:
     """Settings of the stream `rq_R_V`.
+
+    `max_queued` may be lower than the contract's for a version that wants to refuse callers earlier.
 
     `placement_tag` is `KEY:R`; None leaves placement to the broker (a broker that is no cluster
     knows no placement).
@@ -43,6 +46,7 @@ def request_stream_config(
         "retention": "workqueue",
         "discard_new_per_subject": True,
         **_common(storage, replicas, placement_tag),
+        "max_msgs": min(max_queued, MAX_QUEUED_REQUESTS),
     }
 
 

@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from tests.bench import bodies, imports, throughput
+from tests.bench import bodies, imports, ratelimit, throughput, waiting
 
 BENCHMARKS: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
     "imports": imports.run,
     "throughput": throughput.run,
     "bodies": bodies.run,
+    "waiting": waiting.run,
+    "ratelimit": ratelimit.run,
 }
 
 

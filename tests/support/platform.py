@@ -174,7 +174,8 @@ class Platform:
         """A raw broker connection of the platform's own user."""
         user, password = read_credentials(self.broker.credentials_file)
         client = Client()
-        await client.connect(self.broker.url, user=user, password=password, max_reconnect_attempts=-1)
+        servers = self.broker.url.split(",")
+        await client.connect(servers, user=user, password=password, max_reconnect_attempts=-1)
         return client
 
     async def queue_is_empty(self, version: Version, region: str = "local", timeout: float = 20.0) -> None:
@@ -182,23 +183,28 @@ class Platform:
         client = await self.broker_client()
         try:
             async with asyncio.timeout(timeout):
-                while await _messages(client, f"rq_{region}_{version.id}"):
+                while await messages_in(client, f"rq_{region}_{version.id}"):
                     await asyncio.sleep(0.02)
         finally:
             await client.close()
 
 
-async def _messages(client: Client, stream: str) -> int:
+async def messages_in(client: Client, stream: str) -> int:
+    """How many messages a stream holds."""
     answer = await client.request(f"$JS.API.STREAM.INFO.{stream}", b"", timeout=5)
     return int(json.loads(answer.data)["state"]["messages"])
 
 
 @contextlib.asynccontextmanager
 async def running_platform(
-    directory: Path, *, gateways: int = 1, flags: tuple[str, ...] = ()
+    directory: Path,
+    *,
+    gateways: int = 1,
+    flags: tuple[str, ...] = (),
+    broker: LocalBroker | None = None,
 ) -> AsyncIterator[Platform]:
-    """Broker and gateways in `directory`; everything is killed at the end."""
-    broker = LocalBroker(directory / "broker")
+    """Broker (its own unless one is given) and gateways in `directory`; everything is killed at the end."""
+    broker = broker or LocalBroker(directory / "broker")
     timeout = aiohttp.ClientTimeout(total=90)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
         platform = Platform(directory, broker, session)
