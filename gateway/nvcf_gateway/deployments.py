@@ -19,10 +19,12 @@ from nvcf_proto.ids import is_id, parse_id
 from nvcf_proto.models import Deployment, FunctionVersion, Instance, Scope
 from nvcf_proto.records import Fields
 
+_FIELDS = ("deploymentSpecifications", "keepQueued", "maxQueueDepth", "maxBodyBytes", "scaling")
+
 
 def deployment_of(version: FunctionVersion, fields: Fields, now: float) -> Deployment:
     """A deployment out of a request's body. Raises InvalidRecord."""
-    fields.only(("deploymentSpecifications", "keepQueued", "maxQueueDepth", "maxBodyBytes"))
+    fields.only(_FIELDS)
     deployment = Deployment.from_fields(
         fields.adding(functionVersionId=version.id, functionId=version.function_id, createdAt=now)
     )
@@ -141,6 +143,7 @@ class Deployments:
             "deploymentSpecifications": [each.to_dict() for each in deployment.specifications],
             "keepQueued": deployment.keep_queued,
             **({} if deployment.max_queue_depth is None else {"maxQueueDepth": deployment.max_queue_depth}),
+            **({} if deployment.scaling is None else {"scaling": deployment.scaling.to_dict()}),
             **({} if deployment.max_body_bytes is None else {"maxBodyBytes": deployment.max_body_bytes}),
         }
 

@@ -71,7 +71,9 @@ class Scope(StrEnum):
     SERVICE = "service"
 
 
-class _Record:
+class Record:
+    """Something stored or sent as a JSON object."""
+
     def to_json(self) -> bytes:
         """The record as JSON, camelCase, absent fields left out."""
         return dump_object(self.to_dict())
@@ -92,7 +94,7 @@ class _Record:
 
 
 @dataclass(frozen=True)
-class ProcessSource(_Record):
+class ProcessSource(Record):
     """What the process backend runs: `python -m nvcf_worker FILE[:HANDLER]` in a folder."""
 
     python: str
@@ -133,7 +135,7 @@ def account_list(fields: Fields, name: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class RateLimit(_Record):
+class RateLimit(Record):
     """Rate limits of a version; JSON as RateLimitPolicyResponse (protocol.md section 1), and `syncCheck`.
 
     A rate is `N-S`, `N-M`, `N-H` or `N-D`, calls per second, minute, hour or day, or several of them with
@@ -185,7 +187,7 @@ def _account_rate(fields: Fields) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Function(_Record):
+class Function(Record):
     """A function: a name under which versions are published. Key: its id.
 
     The accounts in `authorized` may invoke it as its own account may.
@@ -222,7 +224,7 @@ class Function(_Record):
 
 
 @dataclass(frozen=True)
-class FunctionVersion(_Record):
+class FunctionVersion(Record):
     """One immutable version of a function. Key: its id.
 
     Exactly one of `process` and `container_image` is set.
@@ -276,7 +278,7 @@ class FunctionVersion(_Record):
 
 
 @dataclass(frozen=True)
-class DeploymentSpecification(_Record):
+class DeploymentSpecification(Record):
     """How many instances of which kind; the JSON form is the management API's."""
 
     gpu: str = "CPU"
@@ -286,6 +288,13 @@ class DeploymentSpecification(_Record):
     max_request_concurrency: int = 1
     clusters: tuple[str, ...] = ()
     regions: tuple[str, ...] = ()
+    cluster_group: str | None = None
+    attributes: dict[str, str] = field(default_factory=dict)
+    gpus_per_instance: int = 0
+
+    def id(self, index: int) -> str:
+        """The specification's id within its deployment: its kind and its place in the preferred order."""
+        return f"{index}-{self.gpu}-{self.instance_type}"
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -296,6 +305,9 @@ class DeploymentSpecification(_Record):
             "maxRequestConcurrency": self.max_request_concurrency,
             "clusters": list(self.clusters),
             "regions": list(self.regions),
+            **({} if self.cluster_group is None else {"clusterGroup": self.cluster_group}),
+            **({"attributes": self.attributes} if self.attributes else {}),
+            **({"gpusPerInstance": self.gpus_per_instance} if self.gpus_per_instance else {}),
         }
 
     @classmethod
@@ -311,7 +323,111 @@ class DeploymentSpecification(_Record):
             max_request_concurrency=fields.integer("maxRequestConcurrency", 1, minimum=1, maximum=1024),
             clusters=fields.texts("clusters"),
             regions=fields.texts("regions"),
+            cluster_group=fields.optional_text("clusterGroup", max_length=128),
+            attributes=fields.text_map("attributes"),
+            gpus_per_instance=fields.integer("gpusPerInstance", 0, maximum=64),
         )
+
+
+@dataclass(frozen=True)
+class ScalingRule(Record):
+    """ScalingDetails of section 1: past `threshold` percent the instance count is multiplied by `factor`.
+
+    `stickiness_size` and `stickiness_threshold` are seconds (below 1 h, the second below the first).
+    """
+
+    factor: float
+    threshold: int
+    metric: str = "utilization"
+    stickiness_size: float | None = None
+    stickiness_threshold: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        rule: dict[str, Any] = {"metric": self.metric, "factor": self.factor, "threshold": self.threshold}
+        if self.stickiness_size is not None:
+            rule["stickiness"] = {"size": self.stickiness_size, "threshold": self.stickiness_threshold}
+        return rule
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Self:
+        fields.only(("metric", "factor", "threshold", "stickiness"))
+        size = threshold = None
+        if fields.has("stickiness"):
+            stickiness = fields.object("stickiness")
+            size, threshold = stickiness.number("size"), stickiness.number("threshold")
+            if not 0 < size < 3600:
+                raise InvalidRecord(stickiness.path("size"), "expected above 0 and below 3600 seconds")
+            if not 0 <= threshold < size:
+                raise InvalidRecord(stickiness.path("threshold"), "expected at least 0 and below size")
+        return cls(
+            factor=fields.number("factor"),
+            threshold=fields.integer("threshold", maximum=100),
+            metric=fields.text("metric", "utilization", choices=("utilization",)),
+            stickiness_size=size,
+            stickiness_threshold=threshold,
+        )
+
+
+@dataclass(frozen=True)
+class ScalingPreferences(Record):
+    """What a deployment says about scaling beyond its bounds; None: the policy's own choice.
+
+    `wait_slo` and `scale_to_zero_delay` are seconds, `target_utilisation` is a share (0..1), `keep_warm`
+    a number of instances.
+    """
+
+    wait_slo: float | None = None
+    target_utilisation: float | None = None
+    scale_to_zero_delay: float | None = None
+    keep_warm: int = 0
+    scale_up: ScalingRule | None = None
+    scale_down: ScalingRule | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        members = {
+            "waitSlo": self.wait_slo,
+            "targetUtilisation": self.target_utilisation,
+            "scaleToZeroDelay": self.scale_to_zero_delay,
+            "keepWarm": self.keep_warm,
+            "scaleUpDetails": self.scale_up.to_dict() if self.scale_up else None,
+            "scaleDownDetails": self.scale_down.to_dict() if self.scale_down else None,
+        }
+        return {key: value for key, value in members.items() if value is not None}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Self:
+        fields.only(
+            (
+                "waitSlo",
+                "targetUtilisation",
+                "scaleToZeroDelay",
+                "keepWarm",
+                "scaleUpDetails",
+                "scaleDownDetails",
+            )
+        )
+        up, down = fields.has("scaleUpDetails"), fields.has("scaleDownDetails")
+        if up != down:
+            raise InvalidRecord(
+                fields.path("scaleUpDetails"), "scaleUpDetails and scaleDownDetails belong together"
+            )
+        return cls(
+            wait_slo=_bounded(fields, "waitSlo", 0.001, 3600.0),
+            target_utilisation=_bounded(fields, "targetUtilisation", 0.01, 1.0),
+            scale_to_zero_delay=_bounded(fields, "scaleToZeroDelay", 0.0, 7 * 24 * 3600.0),
+            keep_warm=fields.integer("keepWarm", 0, maximum=1000),
+            scale_up=ScalingRule.from_fields(fields.object("scaleUpDetails")) if up else None,
+            scale_down=ScalingRule.from_fields(fields.object("scaleDownDetails")) if down else None,
+        )
+
+
+def _bounded(fields: Fields, name: str, minimum: float, maximum: float) -> float | None:
+    if not fields.has(name):
+        return None
+    value = fields.number(name)
+    if not minimum <= value <= maximum:
+        raise InvalidRecord(fields.path(name), f"expected {minimum:g} to {maximum:g}, got {value:g}")
+    return value
 
 
 def _optional_count(fields: Fields, name: str, maximum: int) -> int | None:
@@ -319,7 +435,7 @@ def _optional_count(fields: Fields, name: str, maximum: int) -> int | None:
 
 
 @dataclass(frozen=True)
-class Deployment(_Record):
+class Deployment(Record):
     """A version that shall have instances. Key: the version's id; no record = not deployed.
 
     `keep_queued` [ext]: requests still unanswered at the end of the poll time stay, and can be polled.
@@ -334,6 +450,7 @@ class Deployment(_Record):
     keep_queued: bool = True
     max_queue_depth: int | None = None
     max_body_bytes: int | None = None
+    scaling: ScalingPreferences | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -344,6 +461,7 @@ class Deployment(_Record):
             "keepQueued": self.keep_queued,
             "maxQueueDepth": self.max_queue_depth,
             "maxBodyBytes": self.max_body_bytes,
+            "scaling": None if self.scaling is None else self.scaling.to_dict(),
         }
 
     @classmethod
@@ -356,11 +474,14 @@ class Deployment(_Record):
             keep_queued=fields.boolean("keepQueued", True),
             max_queue_depth=_optional_count(fields, "maxQueueDepth", 100_000),
             max_body_bytes=_optional_count(fields, "maxBodyBytes", 2**63 - 1),
+            scaling=ScalingPreferences.from_fields(fields.object("scaling"))
+            if fields.has("scaling")
+            else None,
         )
 
 
 @dataclass(frozen=True)
-class Instance(_Record):
+class Instance(Record):
     """One running copy of a version, reported by the agent that owns it. Key: `VERSION.INSTANCE`."""
 
     id: str
@@ -376,6 +497,10 @@ class Instance(_Record):
     log_path: str | None = None
     health_port: int | None = None
     ready_at: float | None = None
+    specification_id: str | None = None
+    gpu: str | None = None
+    visible_devices: str | None = None
+    draining_since: float | None = None
 
     @property
     def key(self) -> str:
@@ -401,6 +526,10 @@ class Instance(_Record):
             "reason": self.reason,
             "logPath": self.log_path,
             "healthPort": self.health_port,
+            "gpuSpecificationId": self.specification_id,
+            "gpu": self.gpu,
+            "visibleDevices": self.visible_devices,
+            "drainingSince": self.draining_since,
         }
 
     @classmethod
@@ -419,11 +548,15 @@ class Instance(_Record):
             reason=fields.optional_text("reason"),
             log_path=fields.optional_text("logPath"),
             health_port=fields.integer("healthPort") if fields.has("healthPort") else None,
+            specification_id=fields.optional_text("gpuSpecificationId"),
+            gpu=fields.optional_text("gpu"),
+            visible_devices=fields.optional_text("visibleDevices"),
+            draining_since=fields.number("drainingSince") if fields.has("drainingSince") else None,
         )
 
 
 @dataclass(frozen=True)
-class ApiKey(_Record):
+class ApiKey(Record):
     """An API key without its secret. Key: its id, 12 hex digits.
 
     `secret_hash` is the SHA-256 of the key text as 64 hex digits. From `expires_at` on the key is void. With
