@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from nvcf_gateway.authorisation_service import add_services
 from nvcf_gateway.blobs import LargeResults
 from nvcf_gateway.callout import QUEUE_GROUP, AuthCallout, load_account_seed
 from nvcf_gateway.config import GatewayConfig
+from nvcf_gateway.demand import Demand
 from nvcf_gateway.deployments import Deployments
 from nvcf_gateway.errors import QueueError, SetupError
 from nvcf_gateway.http import HttpDoor
@@ -95,6 +97,7 @@ async def running_gateway(config: GatewayConfig) -> AsyncIterator[RunningGateway
         await shared.start(stack)
         limiter = RateLimiter(shared, owner)
         parts = await _parts(config, gateway_id, client, requests, registry, tokens, owner, limiter, keys)
+        stack.push_async_callback(_end, asyncio.create_task(parts.demand.report(), name="demand reports"))
         replies = InlineReplies(parts.pending, owner)
         await client.subscribe(inline_reply_subjects(gateway_id), cb=replies.received)
         if config.callout_seed is not None:
@@ -123,6 +126,7 @@ class _Parts:
     authorizer: Authorizer
     assets: Assets
     large: LargeResults
+    demand: Demand
 
 
 async def _parts(
@@ -157,7 +161,8 @@ async def _parts(
         raise SetupError(str(error)) from None
     keeping = Keeping(config, requests, results[config.region], tracking)
     authenticator, authorizer = Authenticator(registry), Authorizer(registry)
-    waiting = Waiting(config, gateway_id, attach_url, queue, pending, keeping, owner)
+    demand = Demand(client, gateway_id, registry.index, time.time)
+    waiting = Waiting(config, gateway_id, attach_url, queue, pending, keeping, owner, demand)
     worker_door = WorkerDoor(config, gateway_id, attach_url, requests, pending)
     poller = Poller(
         worker_door,
@@ -168,7 +173,6 @@ async def _parts(
         tracking,
         keeping,
         owner,
-        config.region,
         idempotency,
     )
     links = Links(lambda: keys.ring.link_keys(), lambda: config.public_url or attach_url())
@@ -206,7 +210,7 @@ async def _parts(
         lambda: client.is_connected,
         access_routes(authenticator, registry, management),
     )
-    return _Parts(door, queue, pending, http_address, authenticator, authorizer, assets, large)
+    return _Parts(door, queue, pending, http_address, authenticator, authorizer, assets, large, demand)
 
 
 async def _serve_sessions(

@@ -66,6 +66,23 @@ class Deployments:
             raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
         return json_response(200, {"deployment": self._shown(version, deployment)})
 
+    async def update(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """PUT: change a deployment in place; requests go on meanwhile."""
+        version = self._version(request, Scope.DEPLOY, values)
+        entry = self._registry.deployments.entry(version.id)
+        if entry is None:
+            raise HttpProblem(404, f"version {version.id} is not deployed")
+        try:
+            deployment = deployment_of(version, await json_body(request), entry.value.created_at)
+        except InvalidRecord as error:
+            raise invalid_field(error) from None
+        await stored(self._registry.deployments.update(version.id, deployment, entry.revision))
+        try:
+            await self._queue.ensure(version.id, again=True)
+        except QueueError as error:
+            raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
+        return json_response(200, {"deployment": self._shown(version, deployment)})
+
     async def get(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """GET: the deployment of a version."""
         version = self._version(request, Scope.LIST, values)

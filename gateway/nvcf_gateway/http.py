@@ -96,6 +96,7 @@ class HttpDoor:
         add("DELETE", versions + "/{version_id}", management.delete_version)
         deployment = "/v2/nvcf/deployments/functions/{function_id}/versions/{version_id}"
         add("POST", deployment, deployments.deploy)
+        add("PUT", deployment, deployments.update)
         add("GET", deployment, deployments.get)
         add("DELETE", deployment, deployments.undeploy)
         add("GET", "/v2/nvcf/instances", deployments.instances)

@@ -32,12 +32,17 @@ _WRONG_LAST_SEQUENCE = 10071
 
 @dataclass(frozen=True)
 class Claim:
-    """Which request a key stands for; `first` when this call made it."""
+    """Which request a key stands for, queued in which region; `first` when this call made it.
+
+    `revision` is the record's sequence in its bucket.
+    """
 
     request_id: str
     version_id: str
     first: bool
     subject: str
+    region: str
+    revision: int
 
 
 def checked_key(value: str | None) -> str | None:
@@ -62,6 +67,7 @@ class Idempotency:
         self._requests = requests
         self._ttl = config.results_ttl
         self._replicas = config.replicas
+        self._region = config.region
 
     async def ensure(self) -> None:
         """Make the bucket. Raises QueueError."""
@@ -89,26 +95,43 @@ class Idempotency:
         digest = hashlib.sha256(f"{account}\0{function_id}\0{key}".encode()).hexdigest()
         subject = f"$KV.{_BUCKET}.{digest}"
         request_id = new_id()
-        record = {"requestId": request_id, "versionId": version_id, "fingerprint": print_}
+        record = {
+            "requestId": request_id,
+            "versionId": version_id,
+            "region": self._region,
+            "fingerprint": print_,
+        }
         answer = await self._call(subject, record, {"Nats-Expected-Last-Subject-Sequence": "0"})
         error = answer.get("error")
         if error is None:
-            return Claim(request_id, version_id, True, subject)
+            return Claim(request_id, version_id, True, subject, self._region, int(answer["seq"]))
         if error.get("err_code") != _WRONG_LAST_SEQUENCE:
             raise QueueError(f"cannot claim the idempotency key: {error.get('description')}")
         message = await self._message(
             f"{subjects.API_PREFIX}.DIRECT.GET.KV_{_BUCKET}", {"last_by_subj": subject}
         )
-        if (message.headers or {}).get("Status"):
+        headers = message.headers or {}
+        if headers.get("Status"):
             raise QueueError("the idempotency key has just been released: try again")
         known = json.loads(message.data)
         if known["fingerprint"] != print_:
             raise HttpProblem(422, f"header {HEADER}: this key was used for a request with another body")
-        return Claim(str(known["requestId"]), str(known["versionId"]), False, subject)
+        return Claim(
+            str(known["requestId"]),
+            str(known["versionId"]),
+            False,
+            subject,
+            str(known.get("region", self._region)),
+            int(headers["Nats-Sequence"]),
+        )
 
     async def release(self, claim: Claim) -> None:
-        """Forget a key whose request came to nothing. Raises QueueError."""
-        await self._call(f"{subjects.API_PREFIX}.STREAM.PURGE.KV_{_BUCKET}", {"filter": claim.subject})
+        """Forget a key whose request came to nothing. Raises QueueError.
+
+        A newer claim stays: several who followed the same request may give it up, one after the other.
+        """
+        query = {"filter": claim.subject, "seq": claim.revision + 1}
+        await self._call(f"{subjects.API_PREFIX}.STREAM.PURGE.KV_{_BUCKET}", query)
 
     async def _call(
         self, subject: str, body: dict[str, Any], headers: dict[str, str] | None = None

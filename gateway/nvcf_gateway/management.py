@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from nvcf_broker.errors import BrokerError, KeyExistsError
+from nvcf_broker.errors import BrokerError, KeyExistsError, RevisionConflictError
 from nvcf_gateway.auth import Authenticator, Caller
 from nvcf_gateway.calls import read_all
 from nvcf_gateway.errors import HttpProblem, QueueError, invalid_field
@@ -239,7 +239,7 @@ async def stored(write: Awaitable[object]) -> None:
     """Await a write to the registry. Raises HttpProblem 409 and 503."""
     try:
         await write
-    except KeyExistsError as error:
+    except (KeyExistsError, RevisionConflictError) as error:
         raise HttpProblem(409, str(error)) from None
     except BrokerError as error:
         raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None

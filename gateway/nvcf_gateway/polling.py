@@ -58,11 +58,9 @@ class Poller:
         tracking: Tracking,
         keeping: Keeping,
         owner: TaskOwner,
-        region: str,
         idempotency: Idempotency,
     ) -> None:
         self._idempotency = idempotency
-        self._region = region
         self._door = door
         self._authenticator = authenticator
         self._authorizer = authorizer
@@ -85,8 +83,10 @@ class Poller:
     ) -> web.StreamResponse:
         """Follow the request that an idempotency key stands for; `call` is the repeated one."""
         version = self._authorizer.followed(call.caller, call.version.function_id, claim.version_id)
+        if claim.region not in self._results:
+            raise HttpProblem(503, f"the call with this Idempotency-Key is in region {claim.region}")
         tracked = Tracked(
-            claim.request_id, self._region, version.function_id, version.id, int(call.started * 1e9)
+            claim.request_id, claim.region, version.function_id, version.id, int(call.started * 1e9)
         )
         now = asyncio.get_running_loop().time()
         deadline = now + call.poll_seconds + GATEWAY_EXTRA_WAIT

@@ -10,6 +10,7 @@ from enum import Enum, auto
 
 from nvcf_gateway.calls import Call
 from nvcf_gateway.config import GatewayConfig
+from nvcf_gateway.demand import Demand
 from nvcf_gateway.errors import CallerGone, HttpProblem, QueueError, QueueFull
 from nvcf_gateway.keeping import Keeping
 from nvcf_gateway.owner import TaskOwner
@@ -50,7 +51,9 @@ class Waiting:
         pending: PendingRequests,
         keeping: Keeping,
         owner: TaskOwner,
+        demand: Demand,
     ) -> None:
+        self._demand = demand
         self._config = config
         self._gateway_id = gateway_id
         self._attach_url = attach_url
@@ -63,8 +66,15 @@ class Waiting:
         """Queue the call and wait for its answer in `sink`.
 
         `trace` holds the caller's trace headers. With `keeper` an inline answer is parked before the
-        worker learns that it was delivered. Raises HttpProblem 429, 500 and 504.
+        worker learns that it was delivered. Raises HttpProblem 413, 429, 500 and 504.
         """
+        with self._demand.counted(call.version.id) as answered:
+            ended = await self._run(call, sink, trace, keeper=keeper)
+            if ended is Ended.ANSWERED:
+                answered()
+            return ended
+
+    async def _run(self, call: Call, sink: Sink, trace: Mapping[str, str], *, keeper: bool) -> Ended:
         loop = asyncio.get_running_loop()
         # The poll time counts from when the call arrived, its body included.
         began = loop.time() - (time.time() - call.started)
@@ -85,6 +95,7 @@ class Waiting:
                 pending.keep = self._keeping.destination(call)
             pending.set_deadline(deadline)
             published = True
+            await self._demand.queued(call.version.id, call.request_id)
             ended = await self._wait(call, pending, sink, sequence)
             return ended
         except asyncio.CancelledError:

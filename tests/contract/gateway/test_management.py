@@ -46,6 +46,14 @@ async def test_life_of_a_function(platform: Platform) -> None:
     }  # fmt: skip
     assert (await platform.call("GET", deployment))["deployment"] == made
     await platform.call("POST", deployment, {"deploymentSpecifications": [specification]}, expect=409)
+    changed = {
+        "deploymentSpecifications": [{"minInstances": 0, "maxInstances": 5}],
+        "scaling": {"waitSlo": 2.5},
+    }
+    updated = (await platform.call("PUT", deployment, changed))["deployment"]
+    assert updated["deploymentSpecifications"][0]["maxInstances"] == 5
+    assert updated["scaling"] == {"waitSlo": 2.5, "keepWarm": 0}
+    assert updated["createdAt"] == made["createdAt"]
     version_path = f"{base}/versions/{created['versionId']}"
     await platform.call("DELETE", version_path, expect=409)
     await platform.call("DELETE", base, expect=409)
@@ -91,6 +99,7 @@ async def test_bad_functions_are_400_naming_the_field(platform: Platform, body: 
         ([{"minInstances": 3, "maxInstances": 2}], "deploymentSpecifications[0].maxInstances"),
         ([{}, {"maxRequestConcurrency": 0}], "deploymentSpecifications[1].maxRequestConcurrency"),
         ([{"minInstances": True}], "deploymentSpecifications[0].minInstances"),
+        ([{"attributes": {"a": 1}}], "deploymentSpecifications[0].attributes.a"),
     ],
 )
 async def test_bad_deployments_are_400_naming_the_field(
@@ -120,3 +129,29 @@ async def test_bodies_that_are_no_json_object(platform: Platform, data: bytes) -
     async with platform.session.post(url, data=data, headers=platform.authorization()) as response:
         assert response.status in (400, 413)
         assert response.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    ("scaling", "field"),
+    [
+        ({"waitSlo": 0}, "scaling.waitSlo"),
+        ({"targetUtilisation": 2}, "scaling.targetUtilisation"),
+        ({"scaleUpDetails": {"factor": 2, "threshold": 80}}, "scaling.scaleUpDetails"),
+        ({"surprise": 1}, "scaling.surprise"),
+        (
+            {
+                "scaleUpDetails": {"factor": 2, "threshold": 80, "stickiness": {"size": 10, "threshold": 10}},
+                "scaleDownDetails": {"factor": 0.5, "threshold": 20},
+            },
+            "scaling.scaleUpDetails.stickiness.threshold",
+        ),
+    ],
+)
+async def test_bad_scaling_settings_are_400_naming_the_field(
+    platform: Platform, scaling: Any, field: str
+) -> None:
+    version = await platform.deployed_version()
+    path = f"/v2/nvcf/deployments/functions/{version.function_id}/versions/{version.id}"
+    body = {"deploymentSpecifications": [{}], "scaling": scaling}
+    problem = await platform.call("PUT", path, body, expect=400)
+    assert problem["field"] == field
