@@ -311,3 +311,20 @@ async def test_tracking_stream_is_there_from_the_start(platform: Platform) -> No
         assert config["allow_direct"] is True
     finally:
         await client.close()
+
+
+async def test_the_oldest_results_make_room(platform: Platform) -> None:
+    version = await platform.deployed_version()
+    small = await platform.start_gateway("--results-max-mib", "1")
+    ids = []
+    async with peer_worker(platform, version) as worker:
+        for number in range(3):
+            answer = await call(platform, "POST", version.pexec, b"", gateway=small, NVCF_POLL_SECONDS="1")
+            ids.append(answer.headers["nvcf-reqid"])
+            work = await worker.pull()
+            assert (await work.answer(bytes([number]) * 450_000))[0] == 200
+    assert (await call(platform, "GET", PEXEC + ids[0])).status == 504
+    for number in (1, 2):
+        answer = await call(platform, "GET", PEXEC + ids[number])
+        assert (answer.status, answer.body) == (200, bytes([number]) * 450_000)
+    assert "dropped to make room" in small.child.text()
