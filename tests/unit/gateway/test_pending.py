@@ -1,0 +1,114 @@
+"""A waiting request takes one answer, by whichever door is first, and loses none at the end of its time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nvcf_gateway.bodies import CallerBody
+from nvcf_gateway.calls import BytesSource
+from nvcf_gateway.pending import Outcome, Pending, PendingRequests
+from nvcf_gateway.sinks import CollectSink
+from nvcf_proto.h1 import RequestHead, ResponseHead
+
+HEAD = ResponseHead(200)
+
+
+def made() -> Pending:
+    body = CallerBody(BytesSource(b""), 0, spool_memory_bytes=0)
+    return Pending("q", "v", CollectSink(100), body, RequestHead("POST", "/"), request_token="r")
+
+
+async def keeper(head: ResponseHead, body: bytes) -> None:
+    """Stands for the result store."""
+
+
+async def test_the_first_door_wins() -> None:
+    pending = made()
+    assert pending.take_inline(HEAD, b"a")
+    assert not pending.take_inline(HEAD, b"b")
+    assert not pending.begin_stream(asyncio.current_task())
+    assert await pending.outcome is Outcome.INLINE
+    assert pending.inline == (HEAD, b"a")
+    other = made()
+    assert other.begin_stream(asyncio.current_task())
+    assert not other.take_inline(HEAD, b"b")
+    other.settle(Outcome.STREAMED)
+    other.settle(Outcome.BROKEN)
+    assert await other.outcome is Outcome.STREAMED
+
+
+async def test_the_end_of_the_poll_time_hands_over_in_one_step() -> None:
+    pending = made()
+    caller = pending.outcome
+    store = CollectSink(100)
+    pending.keep = (store, keeper)
+    pending.set_deadline(asyncio.get_running_loop().time())
+    assert await caller is Outcome.TIME_OVER
+    assert pending.open
+    assert pending.detached
+    assert pending.sink is store
+    assert pending.begin_stream(asyncio.current_task())
+
+
+async def test_a_stream_that_has_begun_is_not_bound_by_the_poll_time() -> None:
+    pending = made()
+    pending.keep = (CollectSink(100), keeper)
+    pending.longest = asyncio.get_running_loop().time() + 0.05
+    pending.set_deadline(asyncio.get_running_loop().time() + 0.01)
+    assert pending.begin_stream(asyncio.current_task())
+    assert await pending.outcome is Outcome.TIME_OVER
+    assert not pending.detached
+    assert asyncio.get_running_loop().time() >= pending.longest - 0.001
+
+
+async def test_without_a_store_time_over_closes_the_door() -> None:
+    pending = made()
+    pending.set_deadline(asyncio.get_running_loop().time())
+    assert await pending.outcome is Outcome.TIME_OVER
+    assert not pending.take_inline(HEAD, b"late")
+
+
+@given(st.lists(st.none() | st.integers(1, 6), max_size=12))
+def test_the_body_is_handed_out_once_for_each_delivery(attempts: list[int | None]) -> None:
+    async def run() -> None:
+        pending = made()
+        highest = 0
+        for attempt in attempts:
+            number = attempt or 1
+            assert pending.take_body(attempt) == (number > highest)
+            highest = max(highest, number)
+
+    asyncio.run(run())
+
+
+async def test_tokens_are_void_once_a_request_is_forgotten() -> None:
+    registry = PendingRequests()
+    pending = made()
+    registry.add_detached(pending)
+    assert registry.by_response_token(pending.response_token) is pending
+    assert registry.by_inline_token(pending.inline_token) is pending
+    assert registry.by_request_token("r") is pending
+    assert registry.detached("q") is pending
+    assert registry.by_response_token(pending.inline_token) is None
+    registry.remove(pending)
+    registry.remove(pending)
+    assert len(registry) == 0
+    for found in (
+        registry.by_response_token(pending.response_token),
+        registry.by_inline_token(pending.inline_token),
+        registry.by_request_token("r"),
+        registry.detached("q"),
+    ):
+        assert found is None
+
+
+@pytest.mark.parametrize("times", [2, 5])
+async def test_tokens_are_never_the_same(times: int) -> None:
+    tokens = {
+        token for _ in range(times) for each in [made()] for token in (each.response_token, each.inline_token)
+    }
+    assert len(tokens) == 2 * times
