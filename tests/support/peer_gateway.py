@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
+from tests.support.peer_store import PeerStore
 
 REGION = "local"
 WAIT = 20.0
@@ -59,6 +60,7 @@ class Call:
     )
     via: list[str] = field(default_factory=list)
     accept: list[str] = field(default_factory=list)
+    attempts: list[str] = field(default_factory=list)
     posts: int = 0
 
     async def answer(self) -> Answer:
@@ -96,6 +98,10 @@ class PeerGateway:
         self.refusal: grpc.StatusCode | None = None
         self.inline = "answer"
         self.fail_posts = 0
+        self.rescue = "silent"
+        self.rescued: list[Call] = []
+        self.lost: list[Call] = []
+        self.store = PeerStore()
         self.grpc_address = ""
         self.http_url = ""
         self._calls: dict[str, Call] = {}
@@ -116,18 +122,20 @@ class PeerGateway:
         self._inline_subscription = await self.connection.subscribe(
             f"nvcf.reply.{self._id}.*", cb=self._on_inline
         )
+        await self.connection.subscribe(f"nvcf.attach.{self.version_id}", cb=self._on_rescue)
         self._grpc = grpc.aio.server()
         nvcf_pb2_grpc.add_WorkerServicer_to_server(_Service(self), self._grpc)  # type: ignore[abstract] # unserved calls answer UNIMPLEMENTED
         self.grpc_address = f"127.0.0.1:{self._grpc.add_insecure_port('127.0.0.1:0')}"
         await self._grpc.start()
-        application = web.Application()
+        application = web.Application(client_max_size=64 * 1024 * 1024)
         application.router.add_get("/v2/nvcf/worker/request-attach", self._get)
         application.router.add_post("/v2/nvcf/worker/request-attach", self._post)
+        self.store.add_routes(application)
         self._http = web.AppRunner(application, shutdown_timeout=0.1)
         await self._http.setup()
         site = web.TCPSite(self._http, "127.0.0.1", 0)
         await site.start()
-        self.http_url = f"http://127.0.0.1:{self._http.addresses[0][1]}"
+        self.http_url = self.store.url = f"http://127.0.0.1:{self._http.addresses[0][1]}"
 
     async def stop_inline(self) -> None:
         """Answer no inline replies any more, as a peer that does not know them."""
@@ -223,53 +231,113 @@ class PeerGateway:
         trace: str | None = None,
         proxy: str | None = None,
         forget: bool = False,
+        assets: Sequence[tuple[str, str]] = (),
+        large: bool = False,
+        age: float = 0.0,
     ) -> Call:
         """Queue a request.
 
         `rest` is fetched by GET attach; `full` leaves request line and headers to it as well; `forget`
-        drops the tokens at once.
+        drops the tokens at once; `assets` are pairs of id and address; with `large` the message names
+        where large results go; `age`: how many seconds ago the caller came.
         """
-        call = Call(
-            request_id=str(uuid.uuid4()),
-            response_token=str(uuid.uuid4()),
-            request_token=str(uuid.uuid4()) if rest is not None or full else None,
-            rest=rest,
-            head=asyncio.get_running_loop().create_future(),
-        )
-        self._calls[call.response_token] = call
-        if call.request_token is not None:
-            self._calls[call.request_token] = call
+        call = self._new_call(str(uuid.uuid4()), rest, fetch=rest is not None or full)
         message = nvcf_pb2.WorkerInvokeFunctionRequest(
             requestId=call.request_id,
             ncaId="account-1",
             subject="caller-1",
             maxDirectResponseSizeBytes=5_242_880,
         )
-        message.requestTime.CopyFrom(_timestamp(time.time()))
+        message.requestTime.CopyFrom(_timestamp(time.time() - age))
+        for asset_id, reference in assets:
+            message.inputAssetReference.add(assetId=asset_id, reference=reference, contentType="text/x")
+        if large:
+            message.largeResponseUrl = self.store.upload_url(call.request_id)
         if not full:
             message.requestMethod, message.requestPath, message.requestBody = method, path, body
             for name, value in (headers or {}).items():
                 message.requestHeaders.add(key=name, value=value)
-        http1 = message.statelessConfig.connectionConfigs.add().http1Config
-        http1.targetURI, http1.responseAuthorizationToken = self.http_url, call.response_token
+        self._configure(message.statelessConfig, call)
         if proxy is not None:
-            http1.proxyURI = proxy
+            message.statelessConfig.connectionConfigs[0].http1Config.proxyURI = proxy
         if forget:
             self._calls.clear()
-        if call.request_token is not None:
-            http1.requestAuthorizationToken = call.request_token
         nats_headers = {} if trace is None else {"traceparent": trace}
-        if reply_max_bytes is not None:
-            token = uuid.uuid4().hex
-            self._inline[token] = call
-            nats_headers["Nvcf-Reply-Subject"] = f"nvcf.reply.{self._id}.{token}"
-            nats_headers["Nvcf-Reply-Max-Bytes"] = str(reply_max_bytes)
+        nats_headers |= self._reply_headers(call, reply_max_bytes)
         subject = f"rq.{region}.{self.version_id}.{call.request_id}"
         answer = await self.connection.request(
             subject, message.SerializeToString(), timeout=10, headers=nats_headers or None
         )
         assert "error" not in json.loads(answer.data), answer.data
         return call
+
+    def _new_call(self, request_id: str, rest: AsyncIterable[bytes] | None, *, fetch: bool) -> Call:
+        call = Call(
+            request_id=request_id,
+            response_token=str(uuid.uuid4()),
+            request_token=str(uuid.uuid4()) if fetch else None,
+            rest=rest,
+            head=asyncio.get_running_loop().create_future(),
+        )
+        self._calls[call.response_token] = call
+        if call.request_token is not None:
+            self._calls[call.request_token] = call
+        return call
+
+    def _configure(self, config: nvcf_pb2.StatelessConfig, call: Call) -> None:
+        http1 = config.connectionConfigs.add().http1Config
+        http1.targetURI, http1.responseAuthorizationToken = self.http_url, call.response_token
+        if call.request_token is not None:
+            http1.requestAuthorizationToken = call.request_token
+
+    def _reply_headers(self, call: Call, limit: int | None) -> dict[str, str]:
+        if limit is None:
+            return {}
+        token = uuid.uuid4().hex
+        self._inline[token] = call
+        return {
+            "Nvcf-Reply-Subject": f"nvcf.reply.{self._id}.{token}",
+            "Nvcf-Reply-Max-Bytes": str(limit),
+        }
+
+    async def poll(
+        self, call: Call, *, seconds: int = 20, plain: bool = False, reply_max_bytes: int | None = 262_144
+    ) -> Call:
+        """Ask for the answer of an earlier call; the worker has acknowledged that it works on it.
+
+        `plain`: on the contract's subject and without inline reply, as a peer asks.
+        """
+        poll = self._new_call(call.request_id, None, fetch=False)
+        message = nvcf_pb2.WorkerInvokeFunctionRequest(
+            requestId=call.request_id, requestMethod="GET", requestPath="/"
+        )
+        message.requestTime.CopyFrom(_timestamp(time.time()))
+        message.requestHeaders.add(key="NVCF-POLL-SECONDS", value=str(seconds))
+        self._configure(message.statelessConfig, poll)
+        space = "" if plain else f"{self.version_id}."
+        answer = await self.connection.request(
+            f"rq_polling.{space}{call.request_id}",
+            message.SerializeToString(),
+            timeout=5,
+            headers=self._reply_headers(poll, None if plain else reply_max_bytes) or None,
+        )
+        assert answer.data == b""
+        return poll
+
+    async def _on_rescue(self, message: Msg) -> None:
+        if self.rescue == "silent":
+            return
+        if self.rescue == "gone":
+            await self.connection.publish(message.reply, b"", headers={"Nvcf-Reply-Status": "410"})
+            return
+        lost = next((call for call in self.lost if call.request_id == message.data.decode()), None)
+        rest = None if lost is None else lost.rest
+        door = self._new_call(message.data.decode(), rest, fetch=rest is not None)
+        config = nvcf_pb2.StatelessConfig()
+        self._configure(config, door)
+        self.rescued.append(door)
+        headers = self._reply_headers(door, 262_144)
+        await self.connection.publish(message.reply, config.SerializeToString(), headers=headers)
 
     async def _on_inline(self, message: Msg) -> None:
         if self.inline == "silent":
@@ -302,6 +370,7 @@ class PeerGateway:
             return web.Response(status=401)
         accept = request.headers.get("Accept", "")
         call.accept.append(accept)
+        call.attempts.append(request.headers.get("Nvcf-Delivery-Attempt", ""))
         response = web.StreamResponse(headers={"Content-Type": accept})
         await response.prepare(request)
         if call.rest is not None:
@@ -393,6 +462,24 @@ class _Service(nvcf_pb2_grpc.WorkerServicer):
         self._gateway.provisions.append(request.regionToProvision)
         await self._gateway.provision(request.regionToProvision)
         return nvcf_pb2.ProvisionWorkerResponse()
+
+    async def RefreshLargeUploadCredentials(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._check(context)
+        url = self._gateway.store.refreshed_url(request.requestId)
+        return nvcf_pb2.RefreshLargeUploadCredentialsResponse(largeResponseUrl=url)
+
+    async def RefreshAssetDownloadCredentials(self, requests: Any, context: Any) -> Any:  # noqa: N802
+        await self._check(context)
+        async for request in requests:
+            reference = nvcf_pb2.InputAssetReference(
+                assetId=request.assetId, reference=self._gateway.store.fresh_asset_url(request.assetId)
+            )
+            yield nvcf_pb2.RefreshAssetDownloadCredentialsResponse(inputAssetReference=reference)
+
+    async def RequestLargeResponseDownloadCredentials(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._check(context)
+        url = self._gateway.store.download_url(request.requestId)
+        return nvcf_pb2.LargeResponseDownloadCredentialsResponse(largeResponseDownloadUrl=url)
 
 
 def _timestamp(seconds: float) -> Timestamp:

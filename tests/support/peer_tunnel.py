@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from nats.aio.subscription import Subscription
@@ -24,11 +26,17 @@ async def dial(
     method: str = "CONNECT",
     path: str | None = None,
     extra: dict[str, str] | None = None,
+    tls: Path | None = None,
 ) -> tuple[int, bytes, Stream]:
-    """Dial back; status, head and streams. Named headers can be changed or left out (`drop`)."""
+    """Dial back; status, head and streams. Named headers can be changed or left out (`drop`).
+
+    `tls`: the certificate to trust.
+    """
     config = request.statefulConfig.connectionConfigs[0].http1Config
     url = urlsplit(config.proxyURI)
-    reader, writer = await asyncio.open_connection(url.hostname, url.port or 80)
+    reader, writer = await asyncio.open_connection(
+        url.hostname, url.port or 80, ssl=ssl.create_default_context(cafile=tls) if tls else None
+    )
     headers = {
         "Host": url.netloc,
         "Authorization": f"Bearer {token or config.proxyAuthorizationToken}",
@@ -45,7 +53,7 @@ async def dial(
 
 async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Bytes from one side to the other, and then the end."""
-    with contextlib.suppress(ConnectionError):
+    with contextlib.suppress(OSError):
         while data := await reader.read(256 * 1024):
             writer.write(data)
             await writer.drain()
@@ -96,7 +104,11 @@ class TunnelWorker:
 
     async def serve(self, request: nvcf_pb2.WorkerInvokeFunctionRequest) -> None:
         """One link."""
-        status, _, link = await dial(request)
+        try:
+            status, _, link = await dial(request)
+        except (OSError, EOFError):
+            # Its caller has left.
+            return
         self.statuses.append(status)
         if status != 200:
             return
@@ -104,8 +116,13 @@ class TunnelWorker:
         self.links.append(link)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(copy(link[0], function[1]))
-                group.create_task(copy(function[0], link[1]))
+                ways = {
+                    group.create_task(copy(link[0], function[1])),
+                    group.create_task(copy(function[0], link[1])),
+                }
+                _, rest = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                for way in rest:
+                    way.cancel()
         finally:
             link[1].close()
             function[1].close()

@@ -154,7 +154,7 @@ async def peer_worker(
     )
     client = Client()
     await client.connect(
-        platform.broker.url,
+        platform.broker.url.split(","),
         token=broker_token(connected.nvcfWorkerToken),
         name=f"worker_{version.id}_{instance}",
         inbox_prefix=f"_INBOX.{version.id}.{instance}",

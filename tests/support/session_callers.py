@@ -20,24 +20,32 @@ class Channel:
         self.channel = channel
         self.metadata = metadata
 
-    def call(self, name: str, request: bytes = b"", *extra: tuple[str, str], timeout: float = 60) -> "Unary":
+    def call(self, name: str, request: bytes = b"", *extra: tuple[str, str], timeout: float = 60) -> Unary:
         """Unary to unary."""
-        method = self.channel.unary_unary(f"/{SERVICE}/{name}")
+        method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(
+            f"/{SERVICE}/{name}"
+        )
         return method(request, metadata=self.metadata + extra, timeout=timeout)
 
-    def down(self, name: str, request: bytes, timeout: float = 60) -> "Down":
+    def down(self, name: str, request: bytes, timeout: float = 60) -> Down:
         """Unary to stream."""
-        method = self.channel.unary_stream(f"/{SERVICE}/{name}")
+        method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self.channel.unary_stream(
+            f"/{SERVICE}/{name}"
+        )
         return method(request, metadata=self.metadata, timeout=timeout)
 
-    def up(self, name: str, requests: Iterable[bytes], timeout: float = 60) -> "Up":
+    def up(self, name: str, requests: Iterable[bytes], timeout: float = 60) -> Up:
         """Stream to unary."""
-        method = self.channel.stream_unary(f"/{SERVICE}/{name}")
-        return method(requests, metadata=self.metadata, timeout=timeout)
+        method: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = self.channel.stream_unary(
+            f"/{SERVICE}/{name}"
+        )
+        return method(iter(requests), metadata=self.metadata, timeout=timeout)
 
-    def both(self, name: str, timeout: float = 60) -> "Both":
+    def both(self, name: str, timeout: float = 60) -> Both:
         """Stream to stream."""
-        method = self.channel.stream_stream(f"/{SERVICE}/{name}")
+        method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self.channel.stream_stream(
+            f"/{SERVICE}/{name}"
+        )
         return method(metadata=self.metadata, timeout=timeout)
 
 

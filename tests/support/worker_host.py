@@ -90,7 +90,7 @@ class WorkerProcess:
 
     def __init__(
         self,
-        target: str,
+        target: str | list[str],
         gateway: PeerGateway,
         broker: NatsServer,
         directory: Path,
@@ -118,7 +118,10 @@ class WorkerProcess:
         }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "nvcf_worker", target], env=variables, stdout=log, stderr=log
+                [sys.executable, "-m", "nvcf_worker", *([target] if isinstance(target, str) else target)],
+                env=variables,
+                stdout=log,
+                stderr=log,
             )
 
     def text(self) -> str:

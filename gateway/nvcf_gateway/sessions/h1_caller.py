@@ -11,7 +11,7 @@ import h11
 
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.sessions.failures import describe, grpc_trailers, is_grpc, worker_left
-from nvcf_gateway.sessions.h1_side import Event, H1Side
+from nvcf_gateway.sessions.h1_side import Event, H1Side, raw, text
 from nvcf_gateway.sessions.opening import Admission, Opened, SessionOpener
 from nvcf_gateway.sessions.routing import SessionCall, read_call, response_additions
 from nvcf_gateway.sessions.wire import Splice, Wire
@@ -76,6 +76,7 @@ class H1Caller:
         self._orderly = False
         self._leaving = False
         self._idle = True
+        self._bodiless = False
         self._task: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -118,7 +119,8 @@ class H1Caller:
             self._orderly = True
             return False
         self._idle = False
-        headers = _text(event)
+        self._bodiless = event.method == b"HEAD"
+        headers = text(event)
         content_type = _first(headers, "content-type")
         try:
             again = await self._serve(event, headers)
@@ -134,7 +136,7 @@ class H1Caller:
         upgrade = wants_upgrade(headers)
         request = h11.Request(
             method=event.method, target=event.target,
-            headers=request_headers(call, opened.additions, upgrade),
+            headers=raw(request_headers(call, opened.additions, upgrade)),
         )  # fmt: skip
         try:
             await worker.send(request)
@@ -227,16 +229,20 @@ class H1Caller:
         event = await self._while_caller_stays(worker.next())
         if not isinstance(event, h11.InformationalResponse):
             return await self._not_switched(opened, worker, event)
-        headers = response_headers(_text(event), opened.request_id, switched=True, accepted=call.accepted)
+        headers = response_headers(text(event), opened.request_id, switched=True, accepted=call.accepted)
         await self._caller.send(
-            h11.InformationalResponse(status_code=event.status_code, headers=headers, reason=event.reason)
+            h11.InformationalResponse(
+                status_code=event.status_code, headers=raw(headers), reason=event.reason
+            )
         )
         for side in (worker, self._caller):
             side.release()
         splice = Splice(self._caller.wire, opened.wire)
         await splice.run()
-        # The function, which sees the orderly end of its protocol, closes first.
-        self._orderly = splice.first_ended is opened.wire and not splice.broken
+        if splice.first_ended is opened.wire and not splice.broken:
+            # The function, which sees the orderly end of its protocol, closes first. Its worker knows.
+            self._orderly = True
+            self._drop(opened)
         return False
 
     async def _not_switched(self, opened: Opened, worker: H1Side, event: Event) -> bool:
@@ -247,9 +253,9 @@ class H1Caller:
         return _finished(self._caller) and not self._leaving
 
     async def _send_response(self, opened: Opened, event: h11.Response) -> None:
-        headers = response_headers(_text(event), opened.request_id, switched=False)
+        headers = response_headers(text(event), opened.request_id, switched=False)
         await self._caller.send(
-            h11.Response(status_code=event.status_code, headers=headers, reason=event.reason)
+            h11.Response(status_code=event.status_code, headers=raw(headers), reason=event.reason)
         )
 
     async def _refuse(self, problem: HttpProblem, content_type: str) -> None:
@@ -267,8 +273,8 @@ class H1Caller:
             status, body = problem.status, problem.problem.to_json()
             headers = [("content-type", PROBLEM_JSON), *problem.headers.items()]
         headers += [("content-length", str(len(body))), ("connection", "close")]
-        await self._caller.send(h11.Response(status_code=status, headers=headers))
-        if body:
+        await self._caller.send(h11.Response(status_code=status, headers=raw(headers)))
+        if body and not self._bodiless:
             await self._caller.send(h11.Data(data=body))
         await self._caller.send(h11.EndOfMessage())
 
@@ -283,10 +289,6 @@ def _finished(side: H1Side) -> bool:
 
 def _first(headers: list[Header], wanted: str) -> str:
     return next((value for name, value in headers if name.lower() == wanted), "")
-
-
-def _text(event: h11.Request | h11.InformationalResponse | h11.Response) -> list[Header]:
-    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers.raw_items()]
 
 
 async def _stopped(task: asyncio.Task[T]) -> None:

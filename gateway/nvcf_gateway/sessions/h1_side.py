@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import h11
 
 from nvcf_gateway.sessions.wire import Wire
@@ -17,6 +19,18 @@ Event = (
 )
 
 MAX_HEAD = 64 * 1024
+
+
+def raw(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    """Header text as the bytes that it came in; h11 by itself takes only ASCII text."""
+    return [
+        (name.encode("latin-1", "replace"), value.encode("latin-1", "replace")) for name, value in headers
+    ]
+
+
+def text(event: h11.Request | h11.InformationalResponse | h11.Response) -> list[tuple[str, str]]:
+    """Headers of an event as text, names as they were written."""
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers.raw_items()]
 
 
 class H1Side:

@@ -9,7 +9,8 @@ from h2.errors import ErrorCodes
 
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.sessions.failures import describe, grpc_trailers, is_grpc
-from nvcf_gateway.sessions.h2_end import H2End, Outgoing, RawHeader
+from nvcf_gateway.sessions.h2_end import H2End
+from nvcf_gateway.sessions.h2_parts import Outgoing, RawHeader
 from nvcf_proto.headers import PROBLEM_JSON
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ class Call:
     """A call of the caller's stream `caller_id`. Used on the event loop only."""
 
     __slots__ = (
+        "bodiless",
         "caller",
         "caller_id",
         "discards",
@@ -34,10 +36,11 @@ class Call:
         "worker_id",
     )
 
-    def __init__(self, caller: H2End, caller_id: int, *, grpc: bool) -> None:
+    def __init__(self, caller: H2End, caller_id: int, *, grpc: bool, bodiless: bool) -> None:
         self.caller = caller
         self.caller_id = caller_id
         self.grpc = grpc
+        self.bodiless = bodiless
         self.head: list[RawHeader] = []
         self.session: H2Session | None = None
         self.worker_id: int | None = None
@@ -137,7 +140,9 @@ class Call:
             *((name.lower(), value) for name, value in problem.headers.items()),
             *extra,
         ]
-        self.response_head(_raw(head), False)
+        self.response_head(_raw(head), self.bodiless)
+        if self.bodiless:
+            return
         # Not the worker's data: nobody waits for a credit.
         self.to_caller.credit = _no_credit
         self.response_data(body)
@@ -160,5 +165,10 @@ def _raw(headers: Iterable[tuple[str, str]]) -> list[RawHeader]:
 
 def new_call(caller: H2End, caller_id: int, headers: list[RawHeader]) -> Call:
     """A call from its head."""
-    content_type = next((value for name, value in headers if name == b"content-type"), b"")
-    return Call(caller, caller_id, grpc=is_grpc(content_type.decode("latin-1")))
+    content_type, method = b"", b""
+    for name, value in headers:
+        if name == b"content-type":
+            content_type = value
+        elif name == b":method":
+            method = value
+    return Call(caller, caller_id, grpc=is_grpc(content_type.decode("latin-1")), bodiless=method == b"HEAD")

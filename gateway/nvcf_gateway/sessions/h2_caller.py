@@ -10,7 +10,8 @@ from h2.errors import ErrorCodes
 
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.sessions.h2_call import Call, new_call
-from nvcf_gateway.sessions.h2_end import H2End, RawHeader
+from nvcf_gateway.sessions.h2_end import H2End
+from nvcf_gateway.sessions.h2_parts import RawHeader
 from nvcf_gateway.sessions.h2_session import H2Session
 from nvcf_gateway.sessions.opening import Admission, SessionOpener
 from nvcf_gateway.sessions.routing import read_call
@@ -26,7 +27,7 @@ Key = tuple[str, str | None, str, str | None]
 
 
 class H2Caller:
-    """One connection. Implements `h2_end.Events` for the caller's end."""
+    """One connection. Implements `h2_parts.Events` for the caller's end."""
 
     def __init__(self, wire: Wire, opener: SessionOpener) -> None:
         self._wire = wire
@@ -69,10 +70,12 @@ class H2Caller:
                 served = self._served
 
     def _close_sessions(self) -> None:
+        # A caller that leaves because this gateway does will come back through another one.
+        orderly = self._orderly and not self._refusing
         for session in (*self._sessions.values(), *self._leaving):
-            if self._orderly and session.opened is not None:
+            if orderly and session.opened is not None:
                 self._opener.ended(session.opened)
-            session.close(broken=not self._orderly)
+            session.close(broken=not orderly)
 
     def leave(self) -> None:
         """This gateway is about to stop: let running calls finish, take no further ones."""
@@ -90,7 +93,7 @@ class H2Caller:
     def on_head(self, stream_id: int, headers: list[RawHeader], ended: bool) -> None:
         """A new call."""
         self._served += 1
-        if self._refusing:
+        if self._refusing or self._done.is_set():
             self._end.reset(stream_id, ErrorCodes.REFUSED_STREAM)
             return
         call = new_call(self._end, stream_id, headers)

@@ -8,107 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Protocol
 
 import h2.events as ev
 from h2.config import H2Configuration
-from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.exceptions import H2Error, NoSuchStreamError, ProtocolError, StreamClosedError
 from h2.settings import SettingCodes, Settings
-from hyperframe.frame import Frame, GoAwayFrame
+from hyperframe.frame import GoAwayFrame
 
+from nvcf_gateway.sessions.h2_parts import (
+    CONNECTION_WINDOW,
+    DEFAULT_WINDOW,
+    MAX_FRAME,
+    MAX_HEADER_LIST,
+    MAX_STREAMS,
+    STREAM_WINDOW,
+    TURN,
+    Connection,
+    Events,
+    Outgoing,
+    RawHeader,
+)
 from nvcf_gateway.sessions.wire import Wire
 
 _log = logging.getLogger(__name__)
-
-RawHeader = tuple[bytes, bytes]
-
-STREAM_WINDOW = 1024 * 1024
-# As many fully stalled streams do not yet hold up the others of their connection.
-CONNECTION_WINDOW = 32 * STREAM_WINDOW
-MAX_FRAME = 256 * 1024
-MAX_STREAMS = 1024
-MAX_HEADER_LIST = 64 * 1024
-_DEFAULT_WINDOW = 65_535
-# How much of one stream goes out before the next one has its turn.
-_TURN = 64 * 1024
-
-
-class _Connection(H2Connection):
-    """h2 takes a GOAWAY for the end; RFC 9113 section 6.8 lets the streams that are open go on."""
-
-    def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[ev.Event]]:
-        event = ev.ConnectionTerminated()
-        event.error_code = frame.error_code
-        event.last_stream_id = frame.last_stream_id
-        event.additional_data = frame.additional_data or None
-        return [], [event]
-
-    @property
-    def buffered(self) -> int:
-        """Bytes of a frame that is not complete: h2 looks at a frame's length only when it has all of it."""
-        return len(self.incoming_buffer._data)
-
-
-class Outgoing:
-    """What waits to be sent on one stream: data, then trailers, then the end.
-
-    `credit(n)` is called when n bytes have been passed on (or dropped).
-    """
-
-    __slots__ = ("chunks", "credit", "ended", "finished", "size", "trailers")
-
-    def __init__(self, credit: Callable[[int], None]) -> None:
-        self.chunks: deque[bytes | memoryview] = deque()
-        self.size = 0
-        self.trailers: list[RawHeader] | None = None
-        self.ended = False
-        self.finished = False
-        self.credit = credit
-
-    def drop(self) -> None:
-        """Forget what waits; its sender gets the credit back."""
-        self.chunks.clear()
-        size, self.size = self.size, 0
-        if size:
-            self.credit(size)
-
-
-class Events(Protocol):
-    """What happens at an end, told to the relay. Stream numbers are this end's."""
-
-    def on_head(self, stream_id: int, headers: list[RawHeader], ended: bool) -> None:
-        """A request's or response's head; `ended` when nothing follows it."""
-
-    def on_informational(self, stream_id: int, headers: list[RawHeader]) -> None:
-        """A response's head of status 1xx."""
-
-    def on_data(self, stream_id: int, data: bytes) -> None:
-        """Data; credit it with `H2End.credit`."""
-
-    def on_end(self, stream_id: int, trailers: list[RawHeader] | None) -> None:
-        """The peer has ended its half; told a second time after trailers and after a head that ended."""
-
-    def on_reset(self, stream_id: int, code: int) -> None:
-        """The peer has given the stream up."""
-
-    def on_finished(self, stream_id: int) -> None:
-        """Everything of the outgoing half has been sent."""
-
-    def on_room(self) -> None:
-        """More streams may be opened."""
-
-    def on_goaway(self, last_stream_id: int) -> None:
-        """The peer takes no further streams."""
-
-    def on_eof(self) -> None:
-        """The peer sends nothing more."""
-
-    def on_lost(self, error: Exception | None) -> None:
-        """The connection is gone. The last event."""
 
 
 class H2End:
@@ -118,7 +42,7 @@ class H2End:
         self._wire = wire
         self._events = events
         self._client = client
-        self._connection = _Connection(
+        self._connection = Connection(
             H2Configuration(
                 client_side=client,
                 header_encoding=None,
@@ -131,6 +55,7 @@ class H2End:
         # Streams with something to send that are not known to be blocked, in order of their turns.
         self._ready: dict[int, None] = {}
         self._closed = False
+        self._settled = False
         self._highest = 0
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
@@ -151,7 +76,7 @@ class H2End:
         connection.max_inbound_frame_size = MAX_FRAME
         connection.decoder.max_header_list_size = MAX_HEADER_LIST
         connection.initiate_connection()
-        connection.increment_flow_control_window(CONNECTION_WINDOW - _DEFAULT_WINDOW)
+        connection.increment_flow_control_window(CONNECTION_WINDOW - DEFAULT_WINDOW)
         self._write()
         self._wire.attach(self)
 
@@ -172,7 +97,7 @@ class H2End:
             if handler is not None:
                 handler(self, event)
         self.pump()
-        if self._connection.buffered > MAX_FRAME + _TURN:
+        if self._connection.buffered > MAX_FRAME + TURN:
             self._fail(ProtocolError("a frame is larger than announced"))
         elif self._wire.congested:
             self._fail(ProtocolError("the peer sends and does not read"))
@@ -234,6 +159,7 @@ class H2End:
             self._all_ready()
 
     def _on_settings(self, event: ev.RemoteSettingsChanged) -> None:
+        self._settled = True
         self._all_ready()
         self._events.on_room()
 
@@ -248,9 +174,12 @@ class H2End:
         return not self._closed
 
     def room(self) -> bool:
-        """Whether the peer lets one more stream be opened."""
+        """Whether the peer lets one more stream be opened; before its settings came nobody knows."""
         connection = self._connection
-        return connection.open_outbound_streams < connection.remote_settings.max_concurrent_streams
+        return (
+            self._settled
+            and connection.open_outbound_streams < connection.remote_settings.max_concurrent_streams
+        )
 
     def open_stream(self, headers: Iterable[RawHeader], outgoing: Outgoing) -> int:
         """Send a request's head on a new stream; `outgoing` follows, unless it is finished thereby."""
@@ -329,7 +258,7 @@ class H2End:
     def _send_turn(self, stream_id: int, outgoing: Outgoing) -> bool:
         """One turn of a stream; whether it may have another."""
         connection = self._connection
-        budget = _TURN
+        budget = TURN
         while outgoing.chunks and budget > 0:
             window = connection.local_flow_control_window(stream_id)
             chunk = outgoing.chunks[0]

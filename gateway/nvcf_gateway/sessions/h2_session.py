@@ -10,13 +10,14 @@ from h2.errors import ErrorCodes
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.sessions.failures import worker_left
 from nvcf_gateway.sessions.h2_call import Call
-from nvcf_gateway.sessions.h2_end import H2End, RawHeader
+from nvcf_gateway.sessions.h2_end import H2End
+from nvcf_gateway.sessions.h2_parts import RawHeader
 from nvcf_gateway.sessions.opening import Admission, Opened
 from nvcf_gateway.sessions.routing import response_additions
 
 
 class H2Session:
-    """Calls that share one worker link. Implements `h2_end.Events` for the worker's end.
+    """Calls that share one worker link. Implements `h2_parts.Events` for the worker's end.
 
     `call_over(call)` is told when a call needs nothing more of its session, `session_over(self)` when the
     session takes no further calls.
@@ -110,6 +111,8 @@ class H2Session:
         if call is not None:
             call.response_head([*headers, *self._response_additions], ended)
             self._maybe_over(call)
+            if ended:
+                self._start_waiting()
 
     def on_informational(self, stream_id: int, headers: list[RawHeader]) -> None:
         """The function says 1xx."""
@@ -130,6 +133,7 @@ class H2Session:
         call = self._calls.get(stream_id)
         if call is not None:
             call.response_end(trailers)
+            self._start_waiting()
 
     def on_reset(self, stream_id: int, code: int) -> None:
         """The function gave the call up; after a complete answer it only wants to hear no more."""
@@ -175,8 +179,9 @@ class H2Session:
         calls = [*self._calls.values(), *self._waiting]
         self._calls.clear()
         self._waiting.clear()
+        told = response_additions(self.opened.request_id) if self.opened is not None else ()
         for call in calls:
-            call.fail(worker_left())
+            call.fail(worker_left(), told)
             self._maybe_over(call)
 
     # --- ends

@@ -13,6 +13,7 @@ from nvcf_gateway.auth import Authenticator, Authorizer, Caller
 from nvcf_gateway.errors import HttpProblem, QueueError, QueueFull
 from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.queue import RequestQueue
+from nvcf_gateway.ratelimit.limiter import RateLimiter
 from nvcf_gateway.sessions.failures import no_worker
 from nvcf_gateway.sessions.links import Expected, LinkTable
 from nvcf_gateway.sessions.lookup import Found, SessionLookup
@@ -94,6 +95,7 @@ class SessionOpener:
         links: LinkTable,
         owner: TaskOwner,
         proxy_url: Callable[[], str],
+        limiter: RateLimiter,
     ) -> None:
         self._authenticator = authenticator
         self._authorizer = authorizer
@@ -102,6 +104,7 @@ class SessionOpener:
         self._links = links
         self._owner = owner
         self._proxy_url = proxy_url
+        self._limiter = limiter
 
     def admit(self, call: SessionCall) -> Admission:
         """Authenticate and authorise. Raises HttpProblem."""
@@ -132,6 +135,7 @@ class SessionOpener:
 
     async def _open_new(self, admission: Admission, trace: Mapping[str, str]) -> Opened:
         request_id, version = new_id(), admission.version
+        await self._limiter.admit(version, admission.caller.nca_id, admission.caller.subject)
         sequence: int | None = None
         linked = False
         with self._links.expect(request_id) as expected:

@@ -14,6 +14,7 @@ from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import QueueError
 from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.queue import RequestQueue
+from nvcf_gateway.ratelimit.limiter import RateLimiter
 from nvcf_gateway.sessions.connections import Listener
 from nvcf_gateway.sessions.door import CallerDoor
 from nvcf_gateway.sessions.links import LinkTable
@@ -42,12 +43,13 @@ class Sessions:
         client: BrokerClient,
         requests: BrokerRequests,
         owner: TaskOwner,
+        limiter: RateLimiter,
     ) -> None:
         self._config = config
         self._lookup = SessionLookup(client, requests, config)
         links = LinkTable()
         self._opener = SessionOpener(
-            authenticator, authorizer, queue, self._lookup, links, owner, lambda: self._proxy_url
+            authenticator, authorizer, queue, self._lookup, links, owner, lambda: self._proxy_url, limiter
         )
         self._proxy = Listener(ProxyDoor(links).serve)
         self._door = CallerDoor(self._opener)

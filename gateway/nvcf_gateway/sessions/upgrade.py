@@ -13,11 +13,10 @@ from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.routing import pass_through_target
 from nvcf_gateway.sessions.failures import worker_left
 from nvcf_gateway.sessions.h1_caller import request_headers, response_headers, wants_upgrade
-from nvcf_gateway.sessions.h1_side import H1Side
+from nvcf_gateway.sessions.h1_side import H1Side, raw, text
 from nvcf_gateway.sessions.opening import Opened, SessionOpener
 from nvcf_gateway.sessions.routing import SessionCall, read_call
 from nvcf_gateway.sessions.wire import READ_BUFFER
-from nvcf_gateway.work import header_text
 from nvcf_proto.h1 import encode_response_head
 
 Header = tuple[str, str]
@@ -96,17 +95,13 @@ class HttpUpgrade:
         """Tunnel one request to its end. Raises HttpProblem."""
         headers = _headers(request)
         call = read_call(headers, request.headers.get("Host", ""))
+        # What cannot be passed on is not worth a worker's time.
+        _request(request, call, [], headers)
         opened = await self._opener.open(self._opener.admit(call), request.headers)
         orderly = False
         try:
             worker = H1Side(opened.wire, h11.CLIENT)
-            await worker.send(
-                h11.Request(
-                    method=request.method,
-                    target=request.raw_path,
-                    headers=request_headers(call, opened.additions, wants_upgrade(headers)),
-                )
-            )
+            await worker.send(_request(request, call, opened.additions, headers))
             await worker.send(h11.EndOfMessage())
             event = await worker.next()
             if isinstance(event, h11.InformationalResponse):
@@ -115,6 +110,7 @@ class HttpUpgrade:
             if not isinstance(event, h11.Response):
                 raise worker_left()
             response = await self._refused(request, opened, worker, event)
+            self._opener.ended(opened)
             orderly = True
             return response
         except (h11.RemoteProtocolError, ConnectionError):
@@ -123,7 +119,6 @@ class HttpUpgrade:
             raise worker_left() from None
         finally:
             if orderly:
-                self._opener.ended(opened)
                 opened.wire.close()
             else:
                 opened.wire.abort()
@@ -140,7 +135,7 @@ class HttpUpgrade:
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the caller left")
-        headers = response_headers(_text(event), opened.request_id, switched=True, accepted=call.accepted)
+        headers = response_headers(text(event), opened.request_id, switched=True, accepted=call.accepted)
         reason = event.reason.decode("latin-1")
         await request.writer.write(encode_response_head(event.status_code, headers, reason))
         worker.release()
@@ -165,7 +160,7 @@ class HttpUpgrade:
     async def _refused(
         request: web.BaseRequest, opened: Opened, worker: H1Side, event: h11.Response
     ) -> web.StreamResponse:
-        headers = response_headers(_text(event), opened.request_id, switched=False)
+        headers = response_headers(text(event), opened.request_id, switched=False)
         response = web.StreamResponse(status=event.status_code, reason=event.reason.decode("latin-1"))
         for name, value in headers:
             if name.lower() != "transfer-encoding":
@@ -175,6 +170,19 @@ class HttpUpgrade:
             await response.write(bytes(part.data))
         await response.write_eof()
         return response
+
+
+def _request(
+    request: web.BaseRequest, call: SessionCall, additions: list[Header], headers: list[Header]
+) -> h11.Request:
+    try:
+        return h11.Request(
+            method=request.method,
+            target=request.raw_path.encode("utf-8", "surrogateescape"),
+            headers=raw(request_headers(call, additions, wants_upgrade(headers))),
+        )
+    except h11.LocalProtocolError as error:
+        raise HttpProblem(400, str(error)) from None
 
 
 async def _upward(source: _RawInput, opened: Opened) -> None:
@@ -190,8 +198,4 @@ async def _downward(request: web.BaseRequest, opened: Opened) -> None:
 
 
 def _headers(request: web.BaseRequest) -> list[Header]:
-    return [(header_text(name), header_text(value)) for name, value in request.raw_headers]
-
-
-def _text(event: h11.InformationalResponse | h11.Response) -> list[Header]:
-    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers.raw_items()]
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.raw_headers]

@@ -6,14 +6,17 @@ import asyncio
 import contextlib
 import dataclasses
 import gc
+import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import grpc
 import pytest
 import pytest_asyncio
+from cryptography.hazmat.primitives.asymmetric import ec
 from nats.aio.msg import Msg
 
+from tests.contract.gateway.test_tls import Authority
 from tests.functions.grpc_service import Service, start_service
 from tests.support.peer_tunnel import TunnelWorker, copy, dial, tunnel_worker
 from tests.support.peer_worker import peer_worker
@@ -34,10 +37,12 @@ async def platform(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pl
 
 
 @contextlib.asynccontextmanager
-async def grpc_function(platform: Platform) -> AsyncIterator[tuple[Version, Service, TunnelWorker]]:
+async def grpc_function(
+    platform: Platform, **options: int
+) -> AsyncIterator[tuple[Version, Service, TunnelWorker]]:
     """A version whose worker serves sessions from a real gRPC server."""
     version = await platform.deployed_version()
-    service, server, port = await start_service()
+    service, server, port = await start_service(**options)
     try:
         async with peer_worker(platform, version) as worker, tunnel_worker(worker, port) as tunnel:
             yield version, service, tunnel
@@ -50,12 +55,13 @@ async def test_a_unary_call_passes_with_metadata_and_trailers(platform: Platform
         async with grpc_channel(platform.gateway, routing(platform, version)) as channel:
             call = channel.call("Echo", b"hello", ("x-echo", "value"))
             assert await call == b"hello"
-            initial = {key: value for key, value in await call.initial_metadata()}
-            trailing = {key: value for key, value in await call.trailing_metadata()}
+            initial = dict(await call.initial_metadata())
+            trailing = dict(await call.trailing_metadata())
         assert initial["x-initial"] == "value"
         assert trailing["x-trailing"] == "value"
         assert trailing["x-bin"] == b"\x00\xff"
-        assert initial["set-cookie"].startswith(f"nvcf-request-id={initial['nvcf-reqid']}")
+        cookie = str(initial["set-cookie"])
+        assert cookie.startswith(f"nvcf-request-id={initial['nvcf-reqid']!s};")
         seen = service.metadata[-1]
         assert "authorization" not in seen
         assert "function-id" not in seen
@@ -131,6 +137,28 @@ async def test_all_streams_of_a_connection_share_one_session(platform: Platform)
         assert message.ncaId == "account-one"
 
 
+async def test_a_function_that_takes_few_streams_gets_them_in_turn(platform: Platform) -> None:
+    async with grpc_function(platform, max_concurrent_streams=2) as (version, _service, tunnel):
+        async with grpc_channel(platform.gateway, routing(platform, version)) as channel:
+            answers = await asyncio.gather(*(channel.call("Echo", b"%d" % number) for number in range(50)))
+        assert answers == [b"%d" % number for number in range(50)]
+        assert len(tunnel.works) == 1
+
+
+async def test_a_function_that_renews_its_connections_loses_no_call(platform: Platform) -> None:
+    # The server says GOAWAY every now and then and lets running calls finish.
+    async with grpc_function(platform, max_connection_age_ms=300, max_connection_age_grace_ms=5000) as (
+        version,
+        _service,
+        tunnel,
+    ):
+        async with grpc_channel(platform.gateway, routing(platform, version)) as channel:
+            for number in range(150):
+                assert await channel.call("Echo", b"%d" % number) == b"%d" % number
+                await asyncio.sleep(0.01)
+        assert len(tunnel.links) > 2
+
+
 async def test_two_connections_are_two_sessions(platform: Platform) -> None:
     async with grpc_function(platform) as (version, _service, tunnel):
         metadata = routing(platform, version)
@@ -138,7 +166,7 @@ async def test_two_connections_are_two_sessions(platform: Platform) -> None:
             grpc_channel(platform.gateway, metadata) as one,
             grpc_channel(platform.gateway, metadata) as two,
         ):
-            assert await asyncio.gather(one.call("Echo", b"1"), two.call("Echo", b"2")) == [b"1", b"2"]
+            assert tuple(await asyncio.gather(one.call("Echo", b"1"), two.call("Echo", b"2"))) == (b"1", b"2")
         assert len({work.request.requestId for work in tunnel.works}) == 2
 
 
@@ -192,6 +220,8 @@ async def test_refusals_take_the_form_of_the_call(
         assert response.status == status
         assert response.content_type == "application/problem+json"
         assert (await response.json())["status"] == status
+    async with platform.session.head(url, headers=headers) as response:
+        assert (response.status, await response.read()) == (status, b"")
     # HTTP 200 for gRPC over HTTP/1.1, too.
     headers["content-type"] = "application/grpc-web+proto"
     async with platform.session.post(url, headers=headers) as response:
@@ -254,12 +284,12 @@ async def test_a_caller_comes_back_to_its_session_through_another_replica(platfo
         async with grpc_channel(platform.gateways[0], metadata) as channel:
             call = channel.call("Echo", b"1")
             await call
-            request_id = {key: value for key, value in await call.initial_metadata()}["nvcf-reqid"]
+            request_id = dict(await call.initial_metadata())["nvcf-reqid"]
             back = (*metadata, ("nvcf-request-id", str(request_id)))
             async with grpc_channel(platform.gateways[1], back) as other:
                 again = other.call("Echo", b"2")
                 assert await again == b"2"
-                assert dict(await again.initial_metadata())["nvcf-reqid"] == request_id  # type: ignore[arg-type]
+                assert dict(await again.initial_metadata())["nvcf-reqid"] == request_id
             # On its own connection the id leads to the session that is there.
             await Channel(channel.channel, back).call("Echo", b"3")
         assert len(tunnel.works) == 1
@@ -271,7 +301,7 @@ async def test_a_foreign_account_cannot_come_back(platform: Platform) -> None:
         async with grpc_channel(platform.gateway, routing(platform, version)) as channel:
             call = channel.call("Echo", b"1")
             await call
-            request_id = str({key: value for key, value in await call.initial_metadata()}["nvcf-reqid"])
+            request_id = str(dict(await call.initial_metadata())["nvcf-reqid"])
             other = await platform.deployed_version()
             for metadata in (routing(platform, version, key="foreign"), routing(platform, other)):
                 stolen = Channel(channel.channel, (*metadata, ("nvcf-request-id", request_id)))
@@ -348,6 +378,7 @@ async def test_a_slow_reader_holds_the_function_back(platform: Platform) -> None
             assert await channel.call("Echo", b"quick", timeout=10) == b"quick"
             rest = 1
             while (part := await stream.read()) is not grpc.aio.EOF:
+                assert isinstance(part, bytes)
                 assert len(part) == size
                 rest += 1
             assert rest == count
@@ -435,3 +466,66 @@ async def test_the_first_bytes_are_bounded_and_garbage_is_refused(platform: Plat
     async with asyncio.timeout(20):
         assert (await reader.read(65536)).startswith(b"HTTP/1.1 431 ")
     writer.close()
+
+
+async def test_a_worker_may_listen_for_reconnects_of_its_own_version_only(platform: Platform) -> None:
+    version, other = await platform.deployed_version(), await platform.deployed_version()
+    async with peer_worker(platform, version) as worker:
+        refused: list[str] = []
+
+        async def on_error(error: Exception) -> None:
+            refused.append(str(error).lower())
+
+        worker.client._error_cb = on_error
+        await worker.client.subscribe(f"stateful_session.reconnect.{version.id}.any")
+        await worker.client.flush()
+        assert not refused
+        foreign = [
+            "stateful_session.reconnect.>",
+            "stateful_session.reconnect.*",
+            "stateful_session.reconnect.a0a0a0a0-0000-4000-8000-000000000000",
+            f"stateful_session.reconnect.{other.id}.*",
+            f"stateful_session.lookup.local.{version.id}.*",
+        ]
+        for subject in foreign:
+            await worker.client.subscribe(subject)
+        await worker.client.publish(f"stateful_session.lookup.local.{other.id}.x", b"")
+        await worker.client.publish("$JS.API.STREAM.PURGE.stateful_session_lookup_local", b"")
+        await worker.client.flush()
+        await eventually(lambda: len(refused) == len(foreign) + 2, "all are refused")
+        assert all("permissions violation" in text for text in refused)
+
+
+async def test_sessions_over_tls_with_alpn(platform: Platform, tmp_path: Path) -> None:
+    authority, chain, key = Authority(tmp_path), tmp_path / "chain.pem", tmp_path / "key.pem"
+    authority.issue(chain, key, ec.generate_private_key(ec.SECP256R1()))
+    gateway = await platform.start_gateway(*FLAGS, "--tls-cert", str(chain), "--tls-key", str(key))
+    version = await platform.deployed_version()
+    service, server, port = await start_service()
+    metadata = routing(platform, version)
+    async with peer_worker(platform, version) as worker:
+        credentials = grpc.ssl_channel_credentials(authority.file.read_bytes())
+        async with grpc.aio.secure_channel(gateway.sessions, credentials) as secure:
+            call = Channel(secure, metadata).call("Echo", b"private")
+            request = (await worker.pull()).request
+            assert request.statefulConfig.connectionConfigs[0].http1Config.proxyURI.startswith("https://")
+            status, _, link = await dial(request, tls=authority.file)
+            assert status == 200
+            function = await asyncio.open_connection("127.0.0.1", port)
+            ways = [
+                asyncio.create_task(copy(link[0], function[1])),
+                asyncio.create_task(copy(function[0], link[1])),
+            ]
+            assert await call == b"private"
+            del call
+            gc.collect()
+        for way in ways:
+            way.cancel()
+        link[1].close()
+        function[1].close()
+    assert "authorization" not in service.metadata[0]
+    context = ssl.create_default_context(cafile=authority.file)
+    context.set_alpn_protocols(["http/1.1"])
+    async with platform.session.get(f"https://{gateway.sessions}/", ssl=context) as response:
+        assert response.status == 400
+    await server.stop(0)

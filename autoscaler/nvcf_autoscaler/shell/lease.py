@@ -1,0 +1,106 @@
+"""One leader among replicas: a lease in a key-value bucket, renewed while it is held.
+
+A replica takes the lease over when its record has not changed for TTL as seen by its own clock, so clocks
+need not agree. Who holds it stops acting well before others may take it: a leader that was paused finds its time
+over before its first action.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+from nvcf_broker.errors import BrokerError, KeyExistsError, RevisionConflictError
+from nvcf_broker.kv import KvMirror
+from nvcf_proto.models import Record
+from nvcf_proto.records import Fields
+
+_log = logging.getLogger(__name__)
+
+LEASES_BUCKET = "nvcf_leases"
+TTL = 3.0
+RENEW_EVERY = 0.75
+SAFE_SHARE = 0.7
+
+
+@dataclass(frozen=True)
+class LeaseRecord(Record):
+    """Who leads; `count` changes with each renewal."""
+
+    holder: str
+    count: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"holder": self.holder, "count": self.count}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Self:
+        return cls(fields.text("holder"), fields.integer("count", maximum=2**62))
+
+
+class Lease:
+    """The lease `key` for the replica `holder`. `clock` is monotonic, in seconds."""
+
+    def __init__(
+        self, mirror: KvMirror[LeaseRecord], key: str, holder: str, clock: Callable[[], float]
+    ) -> None:
+        self._mirror = mirror
+        self._key = key
+        self._holder = holder
+        self._clock = clock
+        self._held_until = float("-inf")
+        self._seen_revision = -1
+        self._seen_at = float("-inf")
+
+    @property
+    def held(self) -> bool:
+        """Whether this replica leads now."""
+        return self._clock() < self._held_until
+
+    async def keep(self, changed: Callable[[bool], None]) -> None:
+        """Take and renew the lease until cancelled; `changed(held)` is called at each change."""
+        before = False
+        while True:
+            started = self._clock()
+            try:
+                if await self._try():
+                    self._held_until = started + TTL * SAFE_SHARE
+            except BrokerError as error:
+                _log.warning("lease not renewed: %s", error)
+            if self.held is not before:
+                before = self.held
+                _log.info("this replica %s", "leads" if before else "does not lead any more")
+                changed(before)
+            await asyncio.sleep(RENEW_EVERY)
+
+    async def give_up(self) -> None:
+        """Let another replica lead at once."""
+        entry = self._mirror.entry(self._key)
+        self._held_until = float("-inf")
+        if entry is not None and entry.value.holder == self._holder:
+            try:
+                await self._mirror.delete(self._key, entry.revision)
+            except BrokerError as error:
+                _log.info("lease not given up: %s", error)
+
+    async def _try(self) -> bool:
+        entry = self._mirror.entry(self._key)
+        now = self._clock()
+        try:
+            if entry is None:
+                await self._mirror.create(self._key, LeaseRecord(self._holder, 1))
+                return True
+            if entry.revision != self._seen_revision:
+                self._seen_revision, self._seen_at = entry.revision, now
+            mine = entry.value.holder == self._holder
+            if not mine and now - self._seen_at < TTL:
+                return False
+            record = LeaseRecord(self._holder, entry.value.count + 1)
+            self._seen_revision = await self._mirror.update(self._key, record, entry.revision)
+        except (KeyExistsError, RevisionConflictError):
+            return False
+        self._seen_at = now
+        return True

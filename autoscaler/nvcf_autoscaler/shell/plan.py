@@ -1,0 +1,94 @@
+"""What has to be done so that a version has the instances it should. Pure; times are Unix seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from nvcf_autoscaler.placement import Placement, endings
+from nvcf_autoscaler.shell.view import Standing, placed
+from nvcf_proto.models import Instance, InstanceState
+
+PENDING_EXPIRES = 20.0
+PENDING_RESEND = 3.0
+
+
+@dataclass(frozen=True)
+class Create:
+    """New instances of one specification in one cluster."""
+
+    specification_id: str
+    cluster_id: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Resend:
+    """The creation message of an instance whose agent has not answered; sending it twice does nothing."""
+
+    instance: Instance
+
+
+@dataclass(frozen=True)
+class Terminate:
+    """Instances that end, and why."""
+
+    instances: tuple[Instance, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """An instance that nobody runs: its record is closed, so that it is replaced."""
+
+    instance: Instance
+    reason: str
+
+
+Action = Create | Resend | Terminate | GiveUp
+
+
+def housekeeping(now: float, stands: Standing) -> list[Action]:
+    """What the records themselves ask for, whatever is desired."""
+    actions: list[Action] = [GiveUp(each, f"cluster {each.cluster_id} is silent") for each in stands.lost]
+    for instance in (*stands.up, *stands.stale):
+        if instance.state is not InstanceState.PENDING:
+            continue
+        age = now - instance.created_at
+        if age > PENDING_EXPIRES:
+            actions.append(GiveUp(instance, f"no agent took it up within {PENDING_EXPIRES:g} s"))
+        elif age > PENDING_RESEND:
+            actions.append(Resend(instance))
+    return actions
+
+
+def shrink(stands: Standing, desired: Mapping[str, int]) -> list[Action]:
+    """Which instances end: those beyond what is desired, and stale ones once their successors serve."""
+    actions: list[Action] = []
+    for specification_id, instances in stands.current.items():
+        excess = len(instances) - desired.get(specification_id, 0)
+        if excess > 0:
+            ids = {each.id for each in endings([placed(one) for one in instances], excess)}
+            ended = tuple(each for each in instances if each.id in ids)
+            actions.append(Terminate(ended, "fewer instances are needed"))
+    if stands.stale:
+        running = sum(each.state is InstanceState.RUNNING for each in stands.up)
+        wanted = sum(desired.values())
+        if running >= min(wanted, max(1, len(stands.stale))) or not wanted:
+            actions.append(Terminate(stands.stale, "the deployment has changed"))
+    return actions
+
+
+def grow(specification_id: str, placement: Placement) -> list[Action]:
+    """New instances as placed."""
+    return [Create(specification_id, cluster_id, count) for cluster_id, count in placement.assigned]
+
+
+def undeployed(
+    stands: Standing, *, queue_empty: bool, since: float, now: float, patience: float
+) -> list[Action]:
+    """A version that is no longer deployed: what is queued is served first, for `patience` seconds."""
+    rest: Sequence[Instance] = (*stands.up, *stands.stale)
+    if not rest or (not queue_empty and now - since < patience):
+        return []
+    return [Terminate(tuple(rest), "the version is not deployed any more")]

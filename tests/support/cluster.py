@@ -1,0 +1,143 @@
+"""A broker cluster on loopback: real nats-servers with routes, each with region tags of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import nats.errors
+
+from nvcf_broker.configuration import ensure_credentials
+from nvcf_broker.connection import connect_broker
+from nvcf_broker.files import write_private
+from nvcf_broker.process import free_port
+from nvcf_broker.server import LocalBroker
+from tests.support.platform import Platform, running_platform
+
+FORM_TIMEOUT = 40.0
+
+
+class ClusterNode(LocalBroker):
+    """One node. It is configured as a single broker is, with routes to its peers on top."""
+
+    def __init__(self, directory: Path, tags: Sequence[str], route_port: int, *, advertise: bool) -> None:
+        super().__init__(directory, port=free_port(), tags=tags)
+        self.route_port = route_port
+        self._advertise = advertise
+        self.peers: list[ClusterNode] = []
+
+    @property
+    def own_url(self) -> str:
+        """Address of this node alone."""
+        return super().url
+
+    @property
+    def url(self) -> str:
+        """Addresses of all nodes, this one first."""
+        return ",".join([self.own_url, *(peer.own_url for peer in self.peers)])
+
+    @property
+    def name(self) -> str:
+        """The server's name, by which streams name their leader."""
+        assert self._identity is not None
+        return self._identity.server_name
+
+    def prepare(self) -> None:
+        """As a single broker's, then the routes."""
+        super().prepare()
+        if not self.peers:
+            return
+        routes = [f"nats://127.0.0.1:{peer.route_port}" for peer in self.peers]
+        cluster = {
+            "name": "test",
+            "listen": f"127.0.0.1:{self.route_port}",
+            "routes": routes,
+            "no_advertise": not self._advertise,
+        }
+        configuration = self.files.configuration.read_text()
+        write_private(self.files.configuration, f"{configuration}cluster: {json.dumps(cluster)}\n")
+
+
+class BrokerCluster:
+    """Nodes that share accounts and credentials; `regions[i]` are the regions node i is tagged with.
+
+    Without `advertise` clients know only the addresses that they were given.
+    """
+
+    def __init__(self, directory: Path, regions: Sequence[Sequence[str]], *, advertise: bool = True) -> None:
+        self.nodes = [
+            ClusterNode(
+                directory / f"node-{number}",
+                [f"aws-region:{region}" for region in tagged],
+                free_port(),
+                advertise=advertise,
+            )
+            for number, tagged in enumerate(regions)
+        ]
+        first = self.nodes[0]
+        ensure_credentials(first.files)
+        for node in self.nodes:
+            node.peers = [peer for peer in self.nodes if peer is not node]
+            node.files.directory.mkdir(parents=True, exist_ok=True)
+            for source in (first.files.credentials, first.files.callout_seed):
+                if node is not first:
+                    shutil.copy2(source, node.files.directory / source.name)
+            # Chooses the client port, which the others' addresses contain.
+            node.prepare()
+
+    async def start(self) -> None:
+        """Start all nodes and wait until streams with a copy on each can be made."""
+        async with asyncio.TaskGroup() as tasks:
+            for node in self.nodes:
+                tasks.create_task(node.start())
+        first = self.nodes[0]
+        client = await connect_broker(first.url, first.credentials_file, name="cluster-test")
+        config = {
+            "name": "probe",
+            "subjects": ["probe"],
+            "storage": "memory",
+            "num_replicas": len(self.nodes),
+        }
+        try:
+            async with asyncio.timeout(FORM_TIMEOUT):
+                while True:
+                    with contextlib.suppress(nats.errors.Error):
+                        answer = await client.request(
+                            "$JS.API.STREAM.CREATE.probe", json.dumps(config).encode(), timeout=5
+                        )
+                        if "error" not in json.loads(answer.data):
+                            await client.request("$JS.API.STREAM.DELETE.probe", b"", timeout=5)
+                            return
+                    await asyncio.sleep(0.1)
+        finally:
+            await client.close()
+
+    def named(self, name: str) -> ClusterNode:
+        """The node of that server name."""
+        return next(node for node in self.nodes if node.name == name)
+
+    async def stop(self) -> None:
+        """End all nodes at once."""
+        for node in self.nodes:
+            await node.stop(grace=0)
+
+
+@contextlib.asynccontextmanager
+async def running_cluster(
+    directory: Path, regions: Sequence[Sequence[str]], *flags: str
+) -> AsyncIterator[tuple[BrokerCluster, Platform]]:
+    """A cluster, and a platform with one gateway in each region named; `flags` go to all gateways."""
+    cluster = BrokerCluster(directory, regions)
+    names = sorted({region for tagged in regions for region in tagged})
+    try:
+        await cluster.start()
+        async with running_platform(directory, gateways=0, broker=cluster.nodes[0]) as platform:
+            for name in names:
+                await platform.start_gateway("--region", name, "--regions", ",".join(names), *flags)
+            yield cluster, platform
+    finally:
+        await cluster.stop()

@@ -1,0 +1,254 @@
+"""What sessions decide without any I/O: routing, refusals, first bytes, tokens."""
+
+from __future__ import annotations
+
+import contextlib
+from urllib.parse import unquote_to_bytes
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.sessions.door import PREFACE, is_http2
+from nvcf_gateway.sessions.failures import grpc_status, is_grpc, percent_encode
+from nvcf_gateway.sessions.h1_caller import request_headers, response_headers, wants_upgrade
+from nvcf_gateway.sessions.links import LinkTable
+from nvcf_gateway.sessions.proxy import claimed_ids, connect_target, told_error
+from nvcf_gateway.sessions.routing import SessionCall, read_call
+from nvcf_proto.h1 import RequestHead
+
+F = "11111111-1111-4111-8111-111111111111"
+V = "22222222-2222-4222-8222-222222222222"
+Q = "33333333-3333-4333-8333-333333333333"
+PROTOCOLS = "Sec-WebSocket-Protocol"
+
+
+def bearer(call: SessionCall) -> str | None:
+    return call.authorization.get("Authorization")
+
+
+def test_routing_headers_are_read_and_not_passed_on() -> None:
+    call = read_call(
+        [
+            ("Authorization", "Bearer key"),
+            ("Function-Id", F.upper()),
+            ("function-version-id", V),
+            ("NVCF-SUB", "somebody else"),
+            ("nvcf-ncaid", "another account"),
+            ("x-own", "1"),
+            ("cookie", "a=b"),
+        ],
+        "host",
+    )
+    assert (call.target.function_id, call.target.version_id) == (F, V)
+    assert bearer(call) == "Bearer key"
+    assert call.headers == [("x-own", "1"), ("cookie", "a=b")]
+    assert (call.request_id, call.insists, call.accepted) == (None, False, None)
+
+
+@pytest.mark.parametrize("credential", ["key", "Bearer.key", "Bearer%20key", "bearer.key"])
+def test_a_browser_routes_by_protocol_entries(credential: str) -> None:
+    offered = f"authorization.{credential}, function-id.{F}, v1.json, chat"
+    call = read_call([(PROTOCOLS, offered)], "")
+    assert call.target.function_id == F
+    assert bearer(call) == "Bearer key"
+    assert call.headers == [(PROTOCOLS, "v1.json, chat")]
+    assert call.accepted is None
+
+
+def test_a_key_with_dots_is_split_at_the_first_only() -> None:
+    call = read_call([(PROTOCOLS, f"function-id.{F}"), (PROTOCOLS, "authorization.a.b.c")], "")
+    assert bearer(call) == "Bearer a.b.c"
+    assert call.headers == []
+    assert call.accepted == f"function-id.{F}"
+
+
+def test_real_headers_win_over_protocol_entries() -> None:
+    call = read_call(
+        [
+            (PROTOCOLS, f"function-id.{V}, authorization.wrong"),
+            ("function-id", F),
+            ("authorization", "Bearer k"),
+        ],
+        "",
+    )
+    assert call.target.function_id == F
+    assert bearer(call) == "Bearer k"
+
+
+def test_the_host_name_routes_too() -> None:
+    call = read_call([], f"{V}.{F}.example.org:443")
+    assert (call.target.function_id, call.target.version_id) == (F, V)
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ([("nvcf-request-id", Q)], (Q, True)),
+        ([("NVCF-REQID", Q)], (Q, True)),
+        ([(PROTOCOLS, f"nvcf-request-id.{Q}")], (Q, True)),
+        ([("cookie", f"a=b; nvcf-request-id={Q}")], (Q, False)),
+        ([("cookie", "nvcf-request-id=nonsense")], (None, False)),
+        ([("nvcf-request-id", V), (PROTOCOLS, f"nvcf-request-id.{Q}")], (V, True)),
+        ([("cookie", f"nvcf-request-id={V}"), (PROTOCOLS, f"nvcf-request-id.{Q}")], (Q, True)),
+    ],
+)
+def test_the_old_session_is_named_by_header_then_protocol_then_cookie(
+    headers: list[tuple[str, str]], expected: tuple[str | None, bool]
+) -> None:
+    call = read_call([("function-id", F), *headers], "")
+    assert (call.request_id, call.insists) == expected
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [("function-id", "x")],
+        [("function-version-id", V)],
+        [("function-id", F), ("nvcf-request-id", "x")],
+        [(PROTOCOLS, "function-id.x")],
+    ],
+)
+def test_what_names_no_function_is_refused(headers: list[tuple[str, str]]) -> None:
+    with pytest.raises(HttpProblem) as raised:
+        read_call(headers, "")
+    assert raised.value.status == 400
+
+
+@given(st.lists(st.tuples(st.sampled_from(["cookie", PROTOCOLS, "function-id", "x"]), st.text(max_size=60))))
+def test_no_header_text_breaks_routing(headers: list[tuple[str, str]]) -> None:
+    with contextlib.suppress(HttpProblem):
+        call = read_call(headers, "")
+        assert all(name.lower() != "function-id" for name, _ in call.headers)
+
+
+@pytest.mark.parametrize(
+    ("http", "grpc"),
+    [(400, 3), (401, 16), (403, 7), (404, 5), (429, 8), (503, 14), (504, 4), (501, 12), (500, 13), (418, 2)],
+)
+def test_refusals_have_a_grpc_status(http: int, grpc: int) -> None:
+    assert grpc_status(http) == grpc
+
+
+def test_grpc_is_known_by_its_media_type() -> None:
+    assert is_grpc("application/grpc")
+    assert is_grpc("application/grpc+proto")
+    assert not is_grpc("application/json")
+    assert not is_grpc("")
+
+
+@given(st.text())
+def test_a_grpc_message_survives_its_encoding(text: str) -> None:
+    encoded = percent_encode(text)
+    assert encoded.isascii()
+    assert encoded.isprintable() or not encoded
+    assert unquote_to_bytes(encoded) == text.encode()
+
+
+@given(st.binary(max_size=40))
+def test_http2_is_known_by_its_first_bytes(first: bytes) -> None:
+    if first.startswith(PREFACE):
+        assert is_http2(first) is True
+    else:
+        assert is_http2(first) is (None if PREFACE.startswith(first) else False)
+    assert is_http2(PREFACE + first) is True
+
+
+@pytest.mark.parametrize(
+    ("headers", "upgrade"),
+    [
+        ([("Connection", "keep-alive, Upgrade"), ("Upgrade", "websocket")], "websocket"),
+        ([("Connection", "keep-alive"), ("Upgrade", "websocket")], None),
+        ([("Connection", "upgrade")], None),
+        ([("Connection", "upgrade, http2-settings"), ("Upgrade", "h2c")], None),
+        ([("Connection", "upgrade"), ("Upgrade", "own/1")], "own/1"),
+    ],
+)
+def test_upgrades_are_recognised(headers: list[tuple[str, str]], upgrade: str | None) -> None:
+    assert wants_upgrade(headers) == upgrade
+
+
+def test_hop_by_hop_headers_are_the_connections_own() -> None:
+    call = read_call(
+        [
+            ("function-id", F),
+            ("Connection", "x-hop, Upgrade"),
+            ("Upgrade", "websocket"),
+            ("x-hop", "1"),
+            ("a", "b"),
+        ],
+        "",
+    )
+    assert request_headers(call, [("nvcf-reqid", Q)], "websocket") == [
+        ("a", "b"),
+        ("nvcf-reqid", Q),
+        ("Connection", "Upgrade"),
+        ("Upgrade", "websocket"),
+    ]
+    switched = response_headers([("Upgrade", "websocket"), ("c", "d")], Q, switched=True, accepted="own")
+    assert ("Sec-WebSocket-Protocol", "own") in switched
+    assert ("Upgrade", "websocket") in switched
+    assert ("nvcf-reqid", Q) in switched
+
+
+def head(method: str, target: str, *headers: tuple[str, str]) -> RequestHead:
+    return RequestHead(method, target, list(headers))
+
+
+@pytest.mark.parametrize("target", ["/v1/proxy", "/v1/proxy?x=1", "host:80", "http://host/v1/proxy"])
+def test_workers_connect_in_any_form(target: str) -> None:
+    connect_target(head("CONNECT", target))
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "status"),
+    [("GET", "/v1/proxy", 405), ("CONNECT", "/", 404), ("CONNECT", "/v2", 404)],
+)
+def test_other_requests_are_refused_at_the_workers_door(method: str, target: str, status: int) -> None:
+    with pytest.raises(HttpProblem) as raised:
+        connect_target(head(method, target))
+    assert raised.value.status == status
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([], 401),
+        ([("Authorization", "Basic x"), ("X-Request-ID", Q)], 401),
+        ([("Authorization", "Bearer t")], 400),
+        ([("Authorization", "Bearer t"), ("X-Request-ID", "x")], 400),
+    ],
+)
+def test_a_dial_needs_token_and_id(headers: list[tuple[str, str]], status: int) -> None:
+    with pytest.raises(HttpProblem) as raised:
+        claimed_ids(head("CONNECT", "/v1/proxy", *headers))
+    assert raised.value.status == status
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("501 no port", (501, "no port")),
+        ("x", (502, "the worker cannot serve the session")),
+        ("200 ok", (502, "ok")),
+    ],
+)
+def test_a_workers_reason_is_read(text: str, expected: tuple[int, str]) -> None:
+    problem = told_error([("nvcf-tunnel-error", text)])
+    assert problem is not None
+    assert (problem.status, problem.problem.detail) == expected
+    assert told_error([]) is None
+
+
+async def test_a_token_is_good_once_and_for_its_request_only() -> None:
+    links = LinkTable()
+    with links.expect(Q) as expected:
+        assert links.claim(expected.token, F) is None
+        assert links.claim("other", Q) is None
+        assert links.claim(expected.token, Q) is expected
+        assert links.claim(expected.token, Q) is None
+    with links.expect(Q) as second:
+        assert second.token != expected.token
+    assert links.claim(second.token, Q) is None
