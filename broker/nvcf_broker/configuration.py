@@ -12,6 +12,9 @@ from nvcf_broker.errors import BrokerError
 from nvcf_broker.files import private_directory, write_private
 
 PLATFORM_ACCOUNT = "NVCF"
+# Workers have an account of their own: the broker sends the answer to a JetStream request wherever the
+# request's reply subject points, and checks no permission for that. Within this account it can do no harm.
+WORKER_ACCOUNT = "WORKERS"
 PLATFORM_USER = "platform"
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 # While no gateway is there to answer, a worker's connect attempt hangs for this long before it is refused.
@@ -140,6 +143,34 @@ accounts {{
   {PLATFORM_ACCOUNT} {{
     jetstream: enabled
     users: [ {{ user: {quote(PLATFORM_USER)}, password: {quote(password)} }} ]
+    exports: [
+      # Whole, though a worker's permissions name a few subjects of it: a part of it would be answered by
+      # the worker account's own JetStream, which is not enabled.
+      {{ service: "$JS.API.>", response_type: stream, accounts: [{WORKER_ACCOUNT}] }}
+      {{ service: "$JS.ACK.>", accounts: [{WORKER_ACCOUNT}] }}
+      {{ service: "nvcf.reply.>", accounts: [{WORKER_ACCOUNT}] }}
+      {{ service: "nvcf.attach.*", accounts: [{WORKER_ACCOUNT}] }}
+      {{ service: "stateful_session.lookup.>", accounts: [{WORKER_ACCOUNT}] }}
+      {{ stream: "nvcf.cancel.*", accounts: [{WORKER_ACCOUNT}] }}
+    ]
+    imports: [
+      {{ service: {{ account: {WORKER_ACCOUNT}, subject: "rq_polling.>" }} }}
+      {{ service: {{ account: {WORKER_ACCOUNT}, subject: "stateful_session.reconnect.>" }} }}
+    ]
+  }}
+  {WORKER_ACCOUNT} {{
+    exports: [
+      {{ service: "rq_polling.>", accounts: [{PLATFORM_ACCOUNT}] }}
+      {{ service: "stateful_session.reconnect.>", accounts: [{PLATFORM_ACCOUNT}] }}
+    ]
+    imports: [
+      {{ service: {{ account: {PLATFORM_ACCOUNT}, subject: "$JS.API.>" }} }}
+      {{ service: {{ account: {PLATFORM_ACCOUNT}, subject: "$JS.ACK.>" }} }}
+      {{ service: {{ account: {PLATFORM_ACCOUNT}, subject: "nvcf.reply.>" }} }}
+      {{ service: {{ account: {PLATFORM_ACCOUNT}, subject: "nvcf.attach.*" }} }}
+      {{ service: {{ account: {PLATFORM_ACCOUNT}, subject: "stateful_session.lookup.>" }} }}
+      {{ stream: {{ account: {PLATFORM_ACCOUNT}, subject: "nvcf.cancel.*" }} }}
+    ]
   }}
   SYS {{}}
 }}

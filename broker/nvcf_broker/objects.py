@@ -26,10 +26,15 @@ CHUNK_BYTES = 128 * 1024
 REQUEST_SECONDS = 5.0
 _NANOSECONDS = 1_000_000_000
 _STREAM_NAME_IN_USE = 10058
+_WRONG_LAST_SEQUENCE = (10071, 10164)
 
 
 class ObjectMissingError(BrokerError):
     """There is no object of that name (any more)."""
+
+
+class ObjectExistsError(BrokerError):
+    """There is an object of that name already, and it was not to be replaced."""
 
 
 class BucketFullError(BrokerError):
@@ -90,14 +95,22 @@ class ObjectBucket:
         self._made = True
 
     async def put(
-        self, name: str, data: AsyncIterable[bytes], headers: dict[str, str] | None = None
+        self,
+        name: str,
+        data: AsyncIterable[bytes],
+        headers: dict[str, str] | None = None,
+        *,
+        replace: bool = True,
     ) -> StoredObject:
         """Store an object; an earlier one of that name is replaced once this one is complete.
 
-        Raises BucketFullError, BrokerError; then nothing of it stays.
+        Raises ObjectExistsError (for an earlier one, unless `replace`), BucketFullError, BrokerError; then
+        nothing of it stays.
         """
         await self.ensure()
         earlier = await self.find(name)
+        if earlier is not None and not replace:
+            raise ObjectExistsError(f"bucket {self.bucket} holds {name} already")
         nuid = self._nuids.next().decode()
         subject = f"$O.{self.bucket}.C.{nuid}"
         digest = hashlib.sha256()
@@ -121,7 +134,10 @@ class ObjectBucket:
             }
             if headers:
                 info["headers"] = {key: [value] for key, value in headers.items()}
-            sequence = await self._store(self._meta(name), json.dumps(info).encode(), {"Nats-Rollup": "sub"})
+            guards = {"Nats-Rollup": "sub"}
+            if not replace:
+                guards["Nats-Expected-Last-Subject-Sequence"] = "0"
+            sequence = await self._store(self._meta(name), json.dumps(info).encode(), guards)
         except BaseException:
             await self._purge(subject)
             raise
@@ -188,6 +204,8 @@ class ObjectBucket:
         if error is None:
             return int(answer["seq"])
         description = str(error.get("description", ""))
+        if error.get("err_code") in _WRONG_LAST_SEQUENCE:
+            raise ObjectExistsError(f"bucket {self.bucket} holds an object of that name already")
         if "maximum" in description:
             raise BucketFullError(f"bucket {self.bucket} is full")
         raise BrokerError(f"cannot write to bucket {self.bucket}: {description}")

@@ -22,12 +22,14 @@ from nvcf_gateway.assets import Assets
 from nvcf_gateway.attach import Attach, InlineReplies
 from nvcf_gateway.auth import Authenticator, Authorizer
 from nvcf_gateway.authorisation_service import add_services
+from nvcf_gateway.bad_requests import SERVER_LOG
 from nvcf_gateway.blobs import LargeResults
 from nvcf_gateway.callout import QUEUE_GROUP, AuthCallout, load_account_seed
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.demand import Demand
 from nvcf_gateway.deployments import Deployments
 from nvcf_gateway.errors import QueueError, SetupError
+from nvcf_gateway.grpc_decoding import Decoding
 from nvcf_gateway.http import HttpDoor
 from nvcf_gateway.idempotency import Idempotency
 from nvcf_gateway.invoke import Invoker
@@ -234,7 +236,8 @@ async def _serve_sessions(
 
 def _grpc_server(service: WorkerService) -> grpc.aio.Server:
     server = grpc.aio.server(
-        options=[("grpc.max_receive_message_length", 64 * 1024), ("grpc.so_reuseport", 0)]
+        interceptors=[Decoding()],
+        options=[("grpc.max_receive_message_length", 64 * 1024), ("grpc.so_reuseport", 0)],
     )
     nvcf_pb2_grpc.add_WorkerServicer_to_server(service, server)
     return server
@@ -262,6 +265,7 @@ async def _serve_http(stack: AsyncExitStack, config: GatewayConfig, door: HttpDo
         door.handle,
         handler_cancellation=True,
         access_log=None,
+        logger=SERVER_LOG,
         # Bodies pass as they are.
         auto_decompress=False,
         keepalive_timeout=config.idle_timeout,

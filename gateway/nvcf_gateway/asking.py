@@ -16,7 +16,7 @@ from nvcf_gateway.bodies import CallerBody
 from nvcf_gateway.calls import BytesSource
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import CallerGone
-from nvcf_gateway.pending import Outcome, Pending, PendingRequests
+from nvcf_gateway.pending import Keeper, Outcome, Pending, PendingRequests
 from nvcf_gateway.sinks import Sink
 from nvcf_gateway.tracking import Tracked
 from nvcf_gateway.work import Delivery, Work, build_request, message_headers
@@ -53,6 +53,8 @@ class Asked(Enum):
     """The sink has an answer, a 202 perhaps."""
     TIME_OVER = auto()
     """A worker holds it and did not answer in time."""
+    BROKEN = auto()
+    """The answer broke off; the sink was aborted."""
     PARKED = auto()
     """The answer went to the store meanwhile."""
 
@@ -80,12 +82,15 @@ class WorkerDoor:
         if pending is not None:
             self._pending.remove(pending)
 
-    async def ask(self, poll: Poll, sink: Sink, parked: asyncio.Event) -> Asked:
-        """Ask, and wait for the answer in `sink` until the poll's deadline, or until it is parked."""
+    async def ask(self, poll: Poll, sink: Sink, keeper: Keeper | None, parked: asyncio.Event) -> Asked:
+        """Ask, and wait for the answer in `sink` until the poll's deadline, or until it is parked.
+
+        `keeper` stores an inline answer before the worker learns that it was delivered.
+        """
         request_id = poll.tracked.request_id
         head = RequestHead("GET", poll.version.inference_url, poll.headers)
         body = CallerBody(BytesSource(b""), 0, spool_memory_bytes=0)
-        pending = Pending(request_id, poll.version.id, sink, body, head)
+        pending = Pending(request_id, poll.version.id, sink, body, head, keeper=keeper)
         pending.longest = asyncio.get_running_loop().time() + CALL_MAX_SECONDS
         self._pending.add(pending)
         try:
@@ -97,9 +102,11 @@ class WorkerDoor:
             pending.clear_deadline()
             self._pending.remove(pending)
             if not pending.outcome.done():
-                pending.outcome.cancel()
-                if pending.streaming is not None:
-                    pending.streaming.cancel()
+                if pending.streaming is None:
+                    pending.outcome.cancel()
+                else:
+                    # The caller has left in the middle of the answer: it is taken to its end, and kept.
+                    pending.carry_on()
 
     async def _acknowledged(self, poll: Poll, pending: Pending) -> bool:
         work = Work(
@@ -155,4 +162,4 @@ class WorkerDoor:
                 return Asked.TIME_OVER
             case _:
                 sink.abort()
-                return Asked.ANSWERED
+                return Asked.BROKEN

@@ -12,7 +12,7 @@ from nats.aio.msg import Msg
 
 from nvcf_gateway.auth import bearer_token
 from nvcf_gateway.bodies import BodySuperseded, BodyTooLarge
-from nvcf_gateway.errors import CallerGone, HttpProblem
+from nvcf_gateway.errors import AnsweredElsewhere, CallerGone, HttpProblem
 from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.pending import Outcome, Pending, PendingRequests
 from nvcf_gateway.sinks import checked_head
@@ -96,6 +96,8 @@ class Attach:
             async for chunk in request.content.iter_any():
                 await sink.write(chunk)
             await sink.finish()
+        except AnsweredElsewhere:
+            pending.settle(Outcome.BROKEN)
         except CallerGone:
             pending.settle(Outcome.STREAMED)
         except H1Error as error:
@@ -198,9 +200,13 @@ class InlineReplies:
         if pending.keeper is None or not pending.open:
             return await _refuse(message, 410)
         try:
-            await pending.keeper(head, body)
+            kept = await pending.keeper(head, body)
         except HttpProblem:
             return None
+        if not kept:
+            # Another execution was faster: this one is done with, and the caller gets that one's answer.
+            pending.give_way()
+            return await message.respond(b"")
         if pending.detached:
             if head.status != 202:
                 self._pending.remove(pending)

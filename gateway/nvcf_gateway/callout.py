@@ -27,7 +27,7 @@ from nvcf_proto.tokens import WorkerClaims, decode_broker_token
 _log = logging.getLogger(__name__)
 
 QUEUE_GROUP = "nvcf-gateways"
-BROKER_ACCOUNT = "NVCF"
+BROKER_ACCOUNT = "WORKERS"
 _JWT_HEADER = {"typ": "JWT", "alg": "ed25519-nkey"}
 
 
@@ -115,7 +115,7 @@ class AuthCallout:
             request = read_claims(message.data)["nats"]
             user_nkey, server = str(request["user_nkey"]), str(request["server_id"]["id"])
             options = dict(request["connect_opts"])
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
             _log.warning("auth callout: question cannot be read: %s", error)
             return
         now = time.time()

@@ -51,6 +51,10 @@ class CallerGone(GatewayError):
     """The caller left before the answer was complete."""
 
 
+class AnsweredElsewhere(CallerGone):
+    """Another execution of the request has answered first, and this caller shall get that answer."""
+
+
 class WorkerGone(GatewayError):
     """The worker left in the middle of its answer."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,11 @@ from nvcf_proto import headers as names
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.h1 import ResponseHead
 from nvcf_proto.records import Fields, load_object
+
+DEEP = 300
+"""More brackets than this may be deeper nested than the JSON encoder can follow."""
+
+_PERCENT = re.compile(r"[0-9]{1,3}")
 
 
 @dataclass(frozen=True)
@@ -68,13 +74,17 @@ def exec_status(status: int) -> str:
 
 
 def _percent(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdigit() else None
+    return int(text) if text is not None and _PERCENT.fullmatch(text) else None
 
 
 def _json(body: bytes) -> Any:
     if not body:
         return None
     try:
-        return json.loads(body)
-    except ValueError:
+        value = json.loads(body.decode("utf-8-sig"))
+        if b"\\u" in body or body.count(b"[") + body.count(b"{") > DEEP:
+            # Half a surrogate pair, or nesting at the limit, could not be written again.
+            json.dumps([[[value]]], ensure_ascii=False).encode()
+        return value
+    except (ValueError, RecursionError):
         return body.decode(errors="replace")

@@ -17,7 +17,7 @@ from nvcf_broker.requests import BrokerRequests
 from nvcf_gateway.calls import Call
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import QueueError
-from nvcf_gateway.parking import ParkingSink
+from nvcf_gateway.parking import NO_RESULT, NO_RESULT_OF_KEY, ParkingSink
 from nvcf_gateway.pending import Keeper, Pending, PendingRequests
 from nvcf_gateway.results import ResultStore
 from nvcf_gateway.sinks import Sink
@@ -64,30 +64,53 @@ class Keeping:
 
     def destination(self, call: Call) -> tuple[Sink, Keeper]:
         """Where the answer of `call` goes once its caller has stopped waiting."""
-        return self.sink(call.request_id, call.version.function_id, call.version.id), self.keeper(call)
+        return self.sink_of(call), self.keeper(call)
 
     def keeper(self, call: Call) -> Keeper:
         """Parks an inline answer of `call`."""
-        return self.keeper_for(call.request_id, call.version.function_id, call.version.id)
+        of = (call.request_id, call.version.function_id, call.version.id)
+        return self.keeper_for(*of, no_result=_no_result(call))
 
-    def keeper_for(self, request_id: str, function_id: str, version_id: str) -> Keeper:
+    def sink_of(self, call: Call) -> ParkingSink:
+        """Parks a streamed answer of `call`."""
+        of = (call.request_id, call.version.function_id, call.version.id)
+        return self.sink(*of, no_result=_no_result(call))
+
+    def keeper_for(
+        self,
+        request_id: str,
+        function_id: str,
+        version_id: str,
+        store: ResultStore | None = None,
+        no_result: frozenset[int] = NO_RESULT,
+    ) -> Keeper:
         """Parks an inline answer. The keeper raises HttpProblem 503 when the store does not take it."""
 
-        async def keep(head: ResponseHead, body: bytes) -> None:
-            await self.sink(request_id, function_id, version_id).complete(head, body)
+        async def keep(head: ResponseHead, body: bytes) -> bool:
+            sink = self.sink(request_id, function_id, version_id, store, no_result)
+            await sink.complete(head, body)
+            return not sink.late
 
         return keep
 
-    def sink(self, request_id: str, function_id: str, version_id: str) -> ParkingSink:
-        """Parks a streamed answer."""
+    def sink(
+        self,
+        request_id: str,
+        function_id: str,
+        version_id: str,
+        store: ResultStore | None = None,
+        no_result: frozenset[int] = NO_RESULT,
+    ) -> ParkingSink:
+        """Parks a streamed answer, in the own region unless another one's store is given."""
         directory: Path | None = self._config.spool_directory
         return ParkingSink(
-            self._results,
+            store or self._results,
             request_id,
             function_id,
             version_id,
             memory_bytes=self._config.spool_memory_bytes,
             directory=directory,
+            no_result=no_result,
         )
 
     async def track(self, call: Call) -> None:
@@ -99,11 +122,15 @@ class Keeping:
                 call.version.function_id,
                 call.version.id,
                 int(call.started * 1e9),
+                stays=call.survives,
             )
         )
 
     async def keep(self, call: Call, pending: Pending) -> bool:
-        """Store what a later delivery needs; False when that cannot be, and nothing was promised."""
+        """Store what a later delivery needs; False when its body is not there in time.
+
+        Raises QueueError when the broker does not take it.
+        """
         try:
             if pending.request_token is not None:
                 if not await call.body.receive_all(BODY_PATIENCE, self._config.kept_body_bytes):
@@ -116,7 +143,7 @@ class Keeping:
             await self.track(call)
         except (BrokerError, QueueError, OSError) as error:
             _log.warning("request not kept: %s", error, extra={"request_id": call.request_id})
-            return False
+            raise QueueError(f"the request could not be kept: {error}") from error
         call.body.close()
         return True
 
@@ -134,3 +161,7 @@ class Keeping:
     async def drop_body(self, request_id: str) -> None:
         """Forget the kept body. Raises BrokerError."""
         await self._bodies.delete(request_id)
+
+
+def _no_result(call: Call) -> frozenset[int]:
+    return NO_RESULT_OF_KEY if call.survives else NO_RESULT

@@ -12,7 +12,7 @@ from nvcf_gateway.calls import Call
 from nvcf_gateway.errors import HttpProblem, QueueError
 from nvcf_gateway.idempotency import HEADER, Claim, Idempotency, checked_key, fingerprint
 from nvcf_gateway.keeping import Keeping
-from nvcf_gateway.parking import TeeSink
+from nvcf_gateway.parking import NO_RESULT_OF_KEY, TeeSink
 from nvcf_gateway.sinks import Sink
 from nvcf_gateway.waiting import Ended, Waiting
 
@@ -59,13 +59,15 @@ class Once:
         claim = self._claims.pop(call.request_id, None)
         if claim is None:
             return await self._waiting.run(call, sink, trace)
-        parking = self._keeping.sink(call.request_id, call.version.function_id, call.version.id)
+        tee = TeeSink(sink, self._keeping.sink_of(call), MAX_KEPT_STREAM)
         try:
-            ended = await self._waiting.run(call, TeeSink(sink, parking, MAX_KEPT_STREAM), trace, keeper=True)
-        except HttpProblem:
-            await self._release(claim)
+            ended = await self._waiting.run(call, tee, trace, keeper=True)
+        except HttpProblem as problem:
+            # After a failure of ours it may be queued all the same: those who follow the key find out.
+            if problem.status < 500:
+                await self._release(claim)
             raise
-        if ended in (Ended.TIME_OVER, Ended.BROKEN):
+        if ended is Ended.TIME_OVER or (ended is Ended.ANSWERED and tee.status in NO_RESULT_OF_KEY - {202}):
             await self._release(claim)
         return ended
 

@@ -7,20 +7,27 @@ from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 
 from nvcf_broker.errors import BrokerError
+from nvcf_broker.objects import ObjectExistsError
 from nvcf_gateway.bodies import CHUNK_BYTES, Spool
-from nvcf_gateway.errors import CallerGone, HttpProblem
+from nvcf_gateway.errors import AnsweredElsewhere, CallerGone, HttpProblem
 from nvcf_gateway.results import ResultStore
 from nvcf_gateway.sinks import Sink
 from nvcf_proto.h1 import ResponseHead
 
 _log = logging.getLogger(__name__)
 
+NO_RESULT = frozenset((202,))
+NO_RESULT_OF_KEY = frozenset((202, 502))
+"""A 502 says that the request did not get through, its body lost with a gateway perhaps: a call that is repeated
+with the same key is run again."""
+
 
 class ParkingSink:
     """Spools an answer and parks it when it is complete.
 
-    A 202 is dropped: it is no result, and the worker goes on. `finish` and `complete` raise HttpProblem
-    503 when the store does not take the answer, so that the worker tries again.
+    What has a status in `no_result` is dropped: a 202, after which the worker goes on. `finish` and
+    `complete` raise HttpProblem 503 when the store does not take the answer, so that the worker tries again.
+    The first answer of a request stays; a later one is dropped and leaves `late` set.
     """
 
     def __init__(
@@ -32,7 +39,9 @@ class ParkingSink:
         *,
         memory_bytes: int,
         directory: Path | None,
+        no_result: frozenset[int] = NO_RESULT,
     ) -> None:
+        self._no_result = no_result
         self._store = store
         self._request_id = request_id
         self._function_id = function_id
@@ -41,6 +50,7 @@ class ParkingSink:
         self._directory = directory
         self._spool = Spool(memory_bytes, directory)
         self._head: ResponseHead | None = None
+        self.late = False
 
     async def start(self, head: ResponseHead) -> None:
         self._spool.close()
@@ -62,12 +72,14 @@ class ParkingSink:
         self._spool.close()
 
     async def _park(self, head: ResponseHead, body: AsyncIterator[bytes], size: int) -> None:
-        if head.status == 202:
+        if head.status in self._no_result:
             return
         try:
             await self._store.park(
                 self._request_id, self._function_id, self._version_id, head, body, size=size
             )
+        except ObjectExistsError:
+            self.late = True
         except BrokerError as error:
             _log.warning("answer not parked: %s", error, extra={"request_id": self._request_id})
             raise HttpProblem(503, "the answer cannot be stored now", headers={"Retry-After": "1"}) from None
@@ -81,16 +93,29 @@ class ParkingSink:
 
 
 class TeeSink:
-    """Hands an answer to its caller and keeps it as well, up to `limit` bytes of body."""
+    """Hands an answer to its caller and keeps it as well, up to `limit` bytes of body.
 
-    def __init__(self, caller: Sink, parking: ParkingSink, limit: int) -> None:
+    Unless `always`, it is kept only when the caller left before it was complete. With `always` the caller
+    has the whole answer only once it is kept, and never one that differs from what is kept: the last byte
+    waits for that. Then `finish` raises AnsweredElsewhere.
+    """
+
+    def __init__(self, caller: Sink, parking: ParkingSink, limit: int, *, always: bool = True) -> None:
+        self._always = always
         self._caller = caller
         self._parking: ParkingSink | None = parking
         self._limit = limit
         self._size = 0
+        self._expected: int | None = None
+        self._last = b""
         self._caller_left = False
+        self.status = 0
 
     async def start(self, head: ResponseHead) -> None:
+        self.status = head.status
+        if self._always:
+            length = next((value for name, value in head.headers if name.lower() == "content-length"), None)
+            self._expected = None if length is None else int(length)
         if self._parking is not None:
             await self._parking.start(head)
         await self._tell(self._caller.start(head))
@@ -102,21 +127,37 @@ class TeeSink:
             self._parking = None
         if self._parking is not None:
             await self._parking.write(data)
-        await self._tell(self._caller.write(data))
+        if self._parking is not None and self._size == self._expected:
+            data, self._last = data[:-1], data[-1:]
+        if data:
+            await self._tell(self._caller.write(data))
 
     async def finish(self) -> None:
-        if self._parking is not None:
-            # The caller has its answer either way; a failure to keep it is told to the worker.
+        if self._always and self._parking is not None:
             await self._parking.finish()
+            if self._parking.late:
+                self._caller.abort()
+                raise AnsweredElsewhere("another execution has answered first")
+        if self._last:
+            await self._tell(self._caller.write(self._last))
         await self._tell(self._caller.finish())
+        if not self._always and self._parking is not None:
+            await (self._parking.finish() if self._caller_left else self._drop())
 
     async def complete(self, head: ResponseHead, body: bytes) -> None:
+        self.status = head.status
         await self._tell(self._caller.complete(head, body))
+        if self._caller_left and not self._always and self._parking is not None:
+            await self._parking.complete(head, body)
 
     def abort(self) -> None:
         if self._parking is not None:
             self._parking.abort()
         self._caller.abort()
+
+    async def _drop(self) -> None:
+        if self._parking is not None:
+            self._parking.abort()
 
     async def _tell(self, step: Coroutine[None, None, None]) -> None:
         if self._caller_left:

@@ -33,7 +33,8 @@ def _new_outcome() -> asyncio.Future[Outcome]:
     return asyncio.get_running_loop().create_future()
 
 
-Keeper = Callable[[ResponseHead, bytes], Awaitable[None]]
+Keeper = Callable[[ResponseHead, bytes], Awaitable[bool]]
+"""Stores an answer; False when another one is stored already."""
 
 
 @dataclass(eq=False)
@@ -111,6 +112,12 @@ class Pending:
             self.outcome, self.detached = _new_outcome(), True
         outcome.set_result(Outcome.TIME_OVER)
 
+    def give_way(self) -> None:
+        """The answer is in the store already, from elsewhere: the caller need not wait here any longer."""
+        if self.timer is not None and self.open:
+            self.clear_deadline()
+            self._time_over()
+
     def clear_deadline(self) -> None:
         """No deadline any more."""
         if self.timer is not None:
@@ -132,6 +139,10 @@ class Pending:
         if self.open:
             self.problem = problem
             self.settle(Outcome.REJECTED)
+
+    def carry_on(self) -> None:
+        """The caller has left in the middle of a streamed answer, whose sink copes with that."""
+        self.outcome, self.detached = _new_outcome(), True
 
     def settle(self, outcome: Outcome) -> None:
         """Tell the caller's side how the delivery ended."""

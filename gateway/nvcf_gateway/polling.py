@@ -26,7 +26,10 @@ from nvcf_gateway.cors import response_headers
 from nvcf_gateway.errors import CallerGone, HttpProblem, QueueError
 from nvcf_gateway.idempotency import Claim, Idempotency
 from nvcf_gateway.keeping import Keeping
+from nvcf_gateway.once import MAX_KEPT_STREAM
 from nvcf_gateway.owner import TaskOwner
+from nvcf_gateway.parking import NO_RESULT_OF_KEY, TeeSink
+from nvcf_gateway.pending import Keeper
 from nvcf_gateway.queue import RequestQueue
 from nvcf_gateway.results import ResultStore
 from nvcf_gateway.sinks import CollectSink, Sink, StreamSink
@@ -86,7 +89,7 @@ class Poller:
         if claim.region not in self._results:
             raise HttpProblem(503, f"the call with this Idempotency-Key is in region {claim.region}")
         tracked = Tracked(
-            claim.request_id, claim.region, version.function_id, version.id, int(call.started * 1e9)
+            claim.request_id, claim.region, version.function_id, version.id, int(call.started * 1e9), True
         )
         now = asyncio.get_running_loop().time()
         deadline = now + call.poll_seconds + GATEWAY_EXTRA_WAIT
@@ -155,7 +158,7 @@ class Poller:
         version = self._authorizer.followed(caller, tracked.function_id, tracked.version_id)
         deadline = asyncio.get_running_loop().time() + seconds + GATEWAY_EXTRA_WAIT
         headers = forwarded_headers(raw_headers(request), seconds, pass_through=False)
-        return Poll(caller, tracked, version, headers, deadline, time.time())
+        return Poll(caller, tracked, version, headers, deadline, time.time(), stays=tracked.stays)
 
     async def _find(self, request_id: str) -> Tracked | None:
         """Where the request is: by its tracking record, else by a parked answer, which lives longer."""
@@ -165,7 +168,8 @@ class Poller:
         for region, store in self._results.items():
             parked = await store.find(request_id)
             if parked is not None:
-                return Tracked(request_id, region, parked.function_id, parked.version_id, 0)
+                # Asked for before, or old: in either case somebody else decides how long it stays.
+                return Tracked(request_id, region, parked.function_id, parked.version_id, 0, stays=True)
         return None
 
     def _store(self, tracked: Tracked) -> ResultStore:
@@ -181,10 +185,12 @@ class Poller:
                 try:
                     if await self._hand_out(poll, sink):
                         return None
-                    asked = await self._door.ask(poll, sink, announced)
+                    asked = await self._door.ask(poll, *self._kept(poll, sink), announced)
                     if asked is Asked.ANSWERED:
                         await self._delivered(poll, sink.head)
                         return None
+                    if asked is Asked.BROKEN:
+                        raise HttpProblem(502, "the worker left in the middle of its answer")
                     if asked is Asked.TIME_OVER:
                         return await self._still(poll, IN_PROGRESS)
                     if asked is Asked.NOT_ACKNOWLEDGED:
@@ -202,6 +208,15 @@ class Poller:
                 except (QueueError, BrokerError) as error:
                     raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
                 await _wait(announced, min(ASK_AGAIN, poll.deadline - loop.time()))
+
+    def _kept(self, poll: Poll, sink: Sink) -> tuple[Sink, Keeper | None]:
+        """Where a worker's answer goes: kept as well when others may ask for it, or this caller leaves."""
+        store, tracked = self._store(poll.tracked), poll.tracked
+        of = (tracked.request_id, tracked.function_id, tracked.version_id, store)
+        if not poll.stays:
+            return TeeSink(sink, self._keeping.sink(*of), MAX_KEPT_STREAM, always=False), None
+        parking = self._keeping.sink(*of, no_result=NO_RESULT_OF_KEY)
+        return TeeSink(sink, parking, MAX_KEPT_STREAM), self._keeping.keeper_for(*of, NO_RESULT_OF_KEY)
 
     async def _hand_out(self, poll: Poll, sink: Sink) -> bool:
         store = self._store(poll.tracked)

@@ -20,6 +20,7 @@ from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import QueueError
 from nvcf_gateway.keeping import Keeping
 from nvcf_gateway.owner import TaskOwner
+from nvcf_gateway.parking import NO_RESULT, NO_RESULT_OF_KEY
 from nvcf_gateway.pending import Pending, PendingRequests
 from nvcf_gateway.queue import RequestQueue
 from nvcf_gateway.registry import Registry
@@ -91,14 +92,17 @@ class Rescue:
             self._pending.remove(earlier)
         stored = await self._keeping.stored_body(request_id)
         body: Body = stored or CallerBody(BytesSource(b""), 0, spool_memory_bytes=0)
+        of = (request_id, version.function_id, version.id)
+        # Without a body it may have been lost with its gateway, which a worker says by a 502.
+        no_result = NO_RESULT if stored is not None else NO_RESULT_OF_KEY
         pending = Pending(
             request_id,
             version.id,
-            self._keeping.sink(request_id, version.function_id, version.id),
+            self._keeping.sink(*of, no_result=no_result),
             body,
             RequestHead("POST", version.inference_url, []),
             request_token=None if stored is None else new_id(),
-            keeper=self._keeping.keeper_for(request_id, version.function_id, version.id),
+            keeper=self._keeping.keeper_for(*of, no_result=no_result),
             detached=True,
         )
         self._keeping.promised(pending, self._pending)

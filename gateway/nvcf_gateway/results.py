@@ -72,7 +72,11 @@ class ResultStore:
         *,
         size: int,
     ) -> None:
-        """Keep an answer of `size` bytes and tell all replicas. Raises BrokerError."""
+        """Keep an answer of `size` bytes and tell all replicas.
+
+        The first answer of a request is the one that counts. Raises ObjectExistsError for a later one,
+        BrokerError.
+        """
         headers = {
             "function": function_id,
             "version": version_id,
@@ -80,7 +84,7 @@ class ResultStore:
             "headers": json.dumps(head.headers),
         }
         await self._make_room(size)
-        await self._bucket.put(request_id, body, headers)
+        await self._bucket.put(request_id, body, headers, replace=False)
         _parked.add(1)
         await self._client.publish(f"{RESULT_SUBJECTS}.{request_id}", b"")
 

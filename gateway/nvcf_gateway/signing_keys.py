@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
+import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from nvcf_gateway.links import derive_key
 _log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 1.0
-URGENT_SECONDS = 0.2
+URGENT_SECONDS = 0.05
 KEY_SUFFIX = ".pem"
 FIRST_KEY_NAME = "signing.pem"
 
@@ -84,13 +86,12 @@ class SigningKeys:
             await asyncio.sleep(CHECK_SECONDS)
             await asyncio.to_thread(self.refresh)
 
-    def refresh_if_due(self) -> bool:
+    def refresh_if_due(self) -> None:
         """`refresh`, but not more often than in `URGENT_SECONDS`: anybody can name unknown keys."""
         now = time.monotonic()
-        if now - self._looked < URGENT_SECONDS:
-            return False
-        self._looked = now
-        return self.refresh()
+        if now - self._looked >= URGENT_SECONDS:
+            self._looked = now
+            self.refresh()
 
     def refresh(self) -> bool:
         """Read the keys again if the files have changed; True if they have. Keys that cannot be read stay."""
@@ -103,8 +104,9 @@ class SigningKeys:
             # Perhaps half written: looked at again the next time.
             _log.error("signing keys: %s; the old ones stay", error)
             return False
-        self._stamp = stamp
+        # In this order: whoever finds the stamp current takes the ring for current, too.
         self.ring = ring
+        self._stamp = stamp
         _log.info("signing keys read again", extra={"keys": len(ring.by_id), "signer": ring.signer.key_id})
         return True
 
@@ -114,15 +116,17 @@ def make_key(path: Path) -> None:
     pem = Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        # Whoever creates the file first has made the key for all replicas that share the folder.
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(pem)
+        # Whoever links first has made the key for all replicas that share the folder, whole at once.
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)
     except OSError as error:
         raise SetupError(f"cannot create the signing key {path}: {error.strerror}") from error
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(pem)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def load_signing_key(path: Path) -> Ed25519PrivateKey:

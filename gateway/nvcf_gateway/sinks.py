@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from nvcf_proto.headers import strip_hop_by_hop
 
 SERVER = "nvcf-gateway"
 _BODILESS = frozenset((204, 304))
+_LENGTH = re.compile(r"[0-9]{1,18}")
 
 
 class Sink(Protocol):
@@ -48,7 +50,7 @@ def checked_head(head: ResponseHead) -> ResponseHead:
     if any(name.lower() == "transfer-encoding" for name, _ in head.headers):
         raise H1Error("an inner Transfer-Encoding header is not allowed")
     lengths = {value for name, value in head.headers if name.lower() == "content-length"}
-    if len(lengths) > 1 or any(not value.isdigit() for value in lengths):
+    if len(lengths) > 1 or any(not _LENGTH.fullmatch(value) for value in lengths):
         raise H1Error("malformed inner Content-Length")
     return ResponseHead(head.status, strip_hop_by_hop(head.headers), head.reason)
 

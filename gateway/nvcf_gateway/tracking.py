@@ -20,6 +20,9 @@ from nvcf_proto.pb import nvcf_pb2
 _log = logging.getLogger(__name__)
 
 API_TIMEOUT = 5.0
+STAYS = "Nvcf-Answer-Stays"
+"""[ext] Header of the record of a request that has an idempotency key."""
+
 _STREAM_NAME_IN_USE = 10058
 
 
@@ -32,6 +35,8 @@ class Tracked:
     function_id: str
     version_id: str
     requested_at: int
+    stays: bool = False
+    """Whether its answer stays after it has been handed out, for calls that are repeated with its key."""
 
 
 class Tracking:
@@ -57,7 +62,8 @@ class Tracking:
         )
         message.requestTime.FromNanoseconds(tracked.requested_at)
         subject = subjects.tracking_subject(tracked.region, tracked.request_id)
-        answer = await self._call(subject, message.SerializeToString())
+        headers = {STAYS: "1"} if tracked.stays else None
+        answer = await self._call(subject, message.SerializeToString(), headers)
         error = json.loads(answer.data).get("error")
         if error is not None:
             raise QueueError(f"cannot track the request: {error.get('description')}")
@@ -69,8 +75,9 @@ class Tracking:
             subject = subjects.tracking_subject(region, request_id)
             name = f"{subjects.API_PREFIX}.DIRECT.GET.{subjects.tracking_stream(region)}"
             answer = await self._call(name, _json({"last_by_subj": subject}))
-            if not (answer.headers or {}).get("Status"):
-                return _tracked(request_id, region, answer.data)
+            headers = answer.headers or {}
+            if not headers.get("Status"):
+                return _tracked(request_id, region, answer.data, stays=STAYS in headers)
         return None
 
     async def forget(self, tracked: Tracked) -> None:
@@ -79,14 +86,14 @@ class Tracking:
         subject = subjects.tracking_subject(tracked.region, tracked.request_id)
         await self._call(f"{subjects.API_PREFIX}.STREAM.PURGE.{stream}", _json({"filter": subject}))
 
-    async def _call(self, subject: str, payload: bytes) -> Msg:
+    async def _call(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> Msg:
         try:
-            return await self._requests.request(subject, payload, timeout=API_TIMEOUT)
+            return await self._requests.request(subject, payload, timeout=API_TIMEOUT, headers=headers)
         except (nats.errors.Error, TimeoutError) as error:
             raise QueueError(f"the broker did not answer: {describe_error(error)}") from error
 
 
-def _tracked(request_id: str, region: str, data: bytes) -> Tracked:
+def _tracked(request_id: str, region: str, data: bytes, *, stays: bool) -> Tracked:
     message = nvcf_pb2.WorkerResultTracking.FromString(data)
     return Tracked(
         request_id,
@@ -94,6 +101,7 @@ def _tracked(request_id: str, region: str, data: bytes) -> Tracked:
         message.functionId,
         message.functionVersionId,
         message.requestTime.ToNanoseconds(),
+        stays,
     )
 
 

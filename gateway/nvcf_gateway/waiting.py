@@ -39,6 +39,10 @@ class Ended(Enum):
     """No answer came; the request stays queued and can be polled."""
 
 
+class StillQueued(HttpProblem):
+    """No answer, and nothing certain: a repeated call with the same key finds out."""
+
+
 class Waiting:
     """Calls that wait at this replica."""
 
@@ -98,6 +102,9 @@ class Waiting:
             await self._demand.queued(call.version.id, call.request_id)
             ended = await self._wait(call, pending, sink, sequence)
             return ended
+        except StillQueued:
+            ended = Ended.KEPT
+            raise
         except asyncio.CancelledError:
             if call.survives and published and self._outlive(call, pending, sequence):
                 ended = Ended.KEPT
@@ -105,7 +112,9 @@ class Waiting:
         finally:
             pending.clear_deadline()
             if ended is not Ended.KEPT:
-                self._forget(call, pending, sequence, withdraw=ended is not Ended.ANSWERED)
+                # A worker that left in the middle of its answer may come back with it, or another one.
+                stays = ended is Ended.ANSWERED or (ended is Ended.BROKEN and call.survives and published)
+                self._forget(call, pending, sequence, withdraw=not stays)
 
     async def _wait(self, call: Call, pending: Pending, sink: Sink, sequence: int | None) -> Ended:
         outcome = await pending.outcome
@@ -113,7 +122,7 @@ class Waiting:
             if pending.streaming is not None:
                 sink.abort()
                 raise HttpProblem(504, "the call took longer than a call may last")
-            if pending.detached and await self._keeping.keep(call, pending):
+            if pending.detached and await self._kept(call, pending):
                 self._keeping.promised(pending, self._pending)
                 return Ended.KEPT
             return Ended.TIME_OVER
@@ -126,6 +135,15 @@ class Waiting:
             await _hand_over(pending, sink)
         return Ended.ANSWERED
 
+    async def _kept(self, call: Call, pending: Pending) -> bool:
+        try:
+            return await self._keeping.keep(call, pending)
+        except QueueError as error:
+            if not call.survives:
+                return False
+            self._keeping.promised(pending, self._pending)
+            raise StillQueued(503, str(error), headers={"Retry-After": "1"}) from None
+
     def _outlive(self, call: Call, pending: Pending, sequence: int | None) -> bool:
         """The caller has left and the call goes on; False when its answer is there already."""
         if pending.inline is not None or (pending.outcome.done() and not pending.outcome.cancelled()):
@@ -136,7 +154,12 @@ class Waiting:
         return True
 
     async def _secure(self, call: Call, pending: Pending, sequence: int | None) -> None:
-        if not await self._keeping.keep(call, pending):
+        try:
+            kept = await self._keeping.keep(call, pending)
+        except QueueError:
+            # It stays where it is: whoever repeats the call with its key finds it, or finds it lost.
+            return
+        if not kept:
             self._forget(call, pending, sequence, withdraw=True)
 
     async def _publish(

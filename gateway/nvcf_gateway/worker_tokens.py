@@ -78,8 +78,9 @@ class WorkerTokens:
     def _decode(self, token: str) -> dict[str, Any]:
         key_id = jwt.get_unverified_header(token).get("kid")
         candidates = self.ring.candidates(key_id)
-        if not candidates and self._keys is not None and self._keys.refresh_if_due():
-            # Signed by another replica with a key that has just come.
+        if not candidates and self._keys is not None:
+            # Perhaps signed by another replica with a key that has just come.
+            self._keys.refresh_if_due()
             candidates = self.ring.candidates(key_id)
         error: jwt.InvalidTokenError = jwt.InvalidTokenError("signed with an unknown key")
         for key in candidates:

@@ -18,7 +18,11 @@ _MISSING: Any = object()
 def load_object(body: bytes, what: str = "body") -> dict[str, Any]:
     """Parse a JSON object. Raises InvalidRecord naming `what` for anything else."""
     try:
-        value = json.loads(body)
+        text = body.decode("utf-8-sig")
+        value = json.loads(text)
+        if "\\u" in text:
+            # An escape may stand for half a surrogate pair: no text that could be written again.
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise InvalidRecord(what, f"not valid JSON: {error}") from error
     if not isinstance(value, dict):

@@ -29,7 +29,7 @@ def decode_broker_token(text: str) -> str:
         if members["account"] != "Worker":
             raise InvalidToken(f"account is {str(members['account'])[:32]!r}, expected 'Worker'")
         payload = members["payload"]
-    except (ValueError, KeyError, TypeError, binascii.Error) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
         if isinstance(error, InvalidToken):
             raise
         raise InvalidToken("not a broker token: unpadded base64url of a JSON object expected") from error

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from nvcf_gateway.ratelimit.policy import Limit
 from nvcf_gateway.ratelimit.window import HOLD, Window, slot_at, slot_begin
 
+# Bounds how long the sweep may take: a key has up to a hundred slots.
+FORGET_AT_ONCE = 1000
+
 Counts = dict[str, tuple[int, dict[int, int]]]
 """By key: the window's length in seconds, and grants by slot."""
 
@@ -30,6 +33,7 @@ class Book:
     def __init__(self) -> None:
         self._windows: dict[str, tuple[int, Window]] = {}
         self._changed: dict[str, set[int]] = {}
+        self._to_sweep: list[str] = []
 
     def __len__(self) -> int:
         return len(self._windows)
@@ -95,8 +99,12 @@ class Book:
                 known[1].merge(replica, slots)
 
     def forget(self, now: float) -> None:
-        """Drop what no longer counts; to be called now and then."""
-        for key, (seconds, window) in list(self._windows.items()):
+        """Drop what no longer counts, of `FORGET_AT_ONCE` keys; to be called again and again."""
+        if not self._to_sweep:
+            self._to_sweep = list(self._windows)
+        for _ in range(min(FORGET_AT_ONCE, len(self._to_sweep))):
+            key = self._to_sweep.pop()
+            seconds, window = self._windows[key]
             window.forget_before(slot_at(now, seconds) - HOLD + 1)
             if window.is_empty:
                 del self._windows[key]

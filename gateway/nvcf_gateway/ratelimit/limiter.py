@@ -18,7 +18,8 @@ from nvcf_gateway.ratelimit.shared import SharedCounts
 from nvcf_proto.models import FunctionVersion, RateLimit
 
 IDLE_SECONDS = 60.0
-MAX_BUDGETS = 50_000
+MANY_BUDGETS = 50_000
+CROWDED_SECONDS = 5.0
 
 
 @dataclass
@@ -76,12 +77,13 @@ class RateLimiter:
 
     def _tidy(self) -> None:
         now = time.monotonic()
-        if now - self._tidied < IDLE_SECONDS and len(self._desks) < MAX_BUDGETS:
+        pause = IDLE_SECONDS if len(self._desks) < MANY_BUDGETS else CROWDED_SECONDS
+        if now - self._tidied < pause:
             return
         self._tidied = now
         for key, desk in list(self._desks.items()):
             # What is known to be used up is asked anew when the caller comes back: no count is lost here.
-            if not desk.asking and now - desk.budget.last_use > IDLE_SECONDS:
+            if not desk.asking and now - desk.budget.last_use > pause:
                 del self._desks[key]
 
     async def _ask(self, desk: _Desk) -> Grant:

@@ -38,7 +38,7 @@ async def test_a_repeated_post_joins_the_first(platform: Platform) -> None:
         second = await worker.pull()
         assert second.request.requestId != work.request.requestId
         reply = nvcf_pb2.InlineResponse(body=b"inline", httpStatusCode=200, endOfResponse=True)
-        assert not (await second.inline(reply)).headers
+        assert "Nvcf-Reply-Status" not in ((await second.inline(reply)).headers or {})
         await second.ack()
         assert (await fresh).body == b"inline"
         repeated = await call(platform, "POST", version.pexec, b"once", Idempotency_Key="k2")
@@ -172,9 +172,9 @@ async def test_what_is_not_queued_is_not_rescued(platform: Platform) -> None:
         await work.answer()
         await task
         await platform.queue_is_empty(version)
-        assert (await rescued(work, version.id)).headers == {"Nvcf-Reply-Status": "410"}
+        assert (await rescued(work, version.id)).headers["Nvcf-Reply-Status"] == "410"
         answer = await work.client.request(f"nvcf.attach.{version.id}", b"nonsense", timeout=10)
-        assert answer.headers == {"Nvcf-Reply-Status": "410"}
+        assert answer.headers["Nvcf-Reply-Status"] == "410"
         errors: list[str] = []
 
         async def collect(error: Exception) -> None:

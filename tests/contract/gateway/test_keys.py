@@ -379,6 +379,27 @@ async def test_a_connection_may_do_what_its_version_needs_in_every_region_and_no
             await worker.client.close()
 
 
+async def test_an_answer_of_the_broker_goes_nowhere_else_but_to_the_worker(two: Platform) -> None:
+    """Where a permitted JetStream request is answered to is the asking worker's choice, and not checked."""
+    mine, foreign = await two.deployed_version(), await two.deployed_version()
+    worker, platform = RawWorker(), await two.broker_client()
+    stream = f"rq_local_{mine.id}"
+    try:
+        await worker.connect(two, token_of(two, mine, new_id(), 600))
+        record = f"$KV.nvcf_versions.{foreign.id}"
+        before = (await platform.jetstream().get_last_msg("KV_nvcf_versions", record)).seq
+        await worker.client.publish(f"$JS.API.STREAM.INFO.{stream}", b"", reply=record)
+        pull, queue = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{stream}_workers", f"rq_local_{foreign.id}"
+        await worker.client.publish(pull, b"1", reply=f"rq.local.{foreign.id}.{new_id()}")
+        await worker.client.flush()
+        assert await status(two, two.gateway, "POST", mine.pexec, "admin", {}) == 202
+        assert (await platform.jetstream().get_last_msg("KV_nvcf_versions", record)).seq == before
+        assert (await platform.jetstream().stream_info(queue)).state.messages == 0
+    finally:
+        await worker.client.close()
+        await platform.close()
+
+
 async def test_wide_inboxes_only_where_the_installation_says_so(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

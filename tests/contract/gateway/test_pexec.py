@@ -117,11 +117,11 @@ async def test_inline_reply(platform: Platform) -> None:
         )
         acknowledgement = await work.inline(reply)
         assert acknowledgement.data == b""
-        assert not acknowledgement.headers
+        assert "Nvcf-Reply-Status" not in (acknowledgement.headers or {})
         answer = await task
         assert (answer.status, answer.body, answer.headers["content-type"]) == (200, b"small", "text/plain")
         # The request has ended: neither door takes another answer.
-        assert (await work.inline(reply)).headers == {"Nvcf-Reply-Status": "410"}
+        assert ((await work.inline(reply)).headers or {})["Nvcf-Reply-Status"] == "410"
         assert (await work.post(b"HTTP/1.1 200 OK\r\n\r\n"))[0] == 401
         await work.ack()
 
@@ -134,7 +134,7 @@ async def test_malformed_inline_reply_leaves_the_request_open(platform: Platform
             headers=[nvcf_pb2.StringKV(key="X", value="a\r\nb: c")], endOfResponse=True
         )
         for reply in (b"\xff\xff\xff", bad_header, nvcf_pb2.InlineResponse(body=b"x")):
-            assert (await work.inline(reply)).headers == {"Nvcf-Reply-Status": "400"}
+            assert ((await work.inline(reply)).headers or {})["Nvcf-Reply-Status"] == "400"
         await work.answer(b"good")
         assert (await task).body == b"good"
 

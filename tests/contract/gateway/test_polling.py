@@ -208,10 +208,10 @@ async def test_an_inline_result_is_stored_before_it_is_acknowledged(platform: Pl
     async with peer_worker(platform, version) as worker:
         work = await worker.pull()
         reply = nvcf_pb2.InlineResponse(body=b"inline", httpStatusCode=200, endOfResponse=True)
-        assert not (await work.inline(reply)).headers
+        assert "Nvcf-Reply-Status" not in ((await work.inline(reply)).headers or {})
         await work.ack()
         assert (await call(platform, "GET", PEXEC + request_id)).body == b"inline"
-        assert (await work.inline(reply)).headers == {"Nvcf-Reply-Status": "410"}
+        assert ((await work.inline(reply)).headers or {})["Nvcf-Reply-Status"] == "410"
 
 
 async def test_a_large_body_is_kept_as_well(platform: Platform) -> None:

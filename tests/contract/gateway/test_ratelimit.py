@@ -15,6 +15,8 @@ import grpc
 import grpc.aio
 import pytest
 import pytest_asyncio
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from nvcf_gateway.ratelimit.members import owner_of
 from nvcf_proto.ids import new_id
@@ -126,6 +128,24 @@ async def test_a_call_beyond_the_limit_is_429_and_told_when_to_come_back(platfor
         assert answer["content-type"] == "application/problem+json"
         assert problem["violated-policies"] == ["account-hour"]
         assert problem["status"] == 429
+
+
+async def test_a_session_beyond_the_limit_is_refused_in_its_callers_language(platform: Platform) -> None:
+    gateway = await platform.start_gateway("--sessions", "127.0.0.1:0")
+    version = await limited(platform, rate="0-M")
+    headers = {**platform.authorization(), "function-id": version.function_id}
+    with pytest.raises(InvalidStatus) as refused:
+        await connect(f"ws://{gateway.sessions}/", additional_headers=headers)
+    assert refused.value.response.status_code == 429
+    assert refused.value.response.headers["Retry-After"] == "60"
+    assert refused.value.response.headers["RateLimit"] == '"account-minute";r=0;t=60'
+    async with grpc.aio.insecure_channel(gateway.sessions) as channel:
+        method: Any = channel.unary_unary("/any.Service/Method")
+        metadata = [(name.lower(), value) for name, value in headers.items()]
+        found = await code(method(b"", metadata=metadata, timeout=20))
+    assert found is grpc.StatusCode.RESOURCE_EXHAUSTED
+    platform.gateways.remove(gateway)
+    gateway.child.kill()
 
 
 async def test_no_more_and_no_fewer_calls_pass_at_once_than_the_limit(platform: Platform) -> None:

@@ -59,6 +59,11 @@ def many(items: Schema, **more: Any) -> Schema:
     return {"type": "array", "items": items, **more}
 
 
+def _number(minimum: float, maximum: float, description: str | None = None) -> Schema:
+    schema: Schema = {"type": "number", "minimum": minimum, "maximum": maximum}
+    return schema if description is None else {**schema, "description": description}
+
+
 def one_of(values: Any) -> Schema:
     """A text out of an enumeration."""
     return {"type": "string", "enum": [each.value for each in values]}
@@ -170,8 +175,41 @@ SCHEMAS: dict[str, Schema] = {
         {
             "deploymentSpecifications": many(ref("DeploymentSpecification"), minItems=1),
             "keepQueued": {"type": "boolean", "default": True},
+            "maxQueueDepth": {"type": "integer", "minimum": 1, "maximum": 100_000},
+            "maxBodyBytes": {"type": "integer", "minimum": 1, "maximum": 2**63 - 1},
+            "scaling": ref("Scaling"),
         },
         "deploymentSpecifications",
+        closed=True,
+    ),
+    "Scaling": thing(
+        {
+            "waitSlo": _number(0.001, 3600, "Seconds that a request may wait."),
+            "targetUtilisation": _number(0.01, 1),
+            "scaleToZeroDelay": _number(0, 604_800, "Seconds without a request."),
+            "keepWarm": {"type": "integer", "minimum": 0, "maximum": 1000},
+            "scaleUpDetails": ref("ScalingRule"),
+            "scaleDownDetails": ref("ScalingRule"),
+        },
+        closed=True,
+        description="scaleUpDetails and scaleDownDetails belong together.",
+    ),
+    "ScalingRule": thing(
+        {
+            "metric": {"type": "string", "enum": ["utilization"]},
+            "factor": {"type": "number"},
+            "threshold": {"type": "integer", "minimum": 0, "maximum": 100},
+            "stickiness": thing(
+                {
+                    "size": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 3600},
+                    "threshold": {"type": "number", "minimum": 0, "description": "Below size."},
+                },
+                "size",
+                "threshold",
+            ),
+        },
+        "factor",
+        "threshold",
         closed=True,
     ),
     "DeploymentSpecification": thing(
@@ -183,6 +221,9 @@ SCHEMAS: dict[str, Schema] = {
             "maxRequestConcurrency": {**_POSITIVE, "maximum": 1024, "default": 1},
             "clusters": many(TEXT),
             "regions": many(TEXT),
+            "clusterGroup": {"type": "string", "maxLength": 128},
+            "attributes": {"type": "object", "additionalProperties": TEXT},
+            "gpusPerInstance": {"type": "integer", "minimum": 0, "maximum": 64, "default": 0},
         }
     ),
     "Deployment": thing(
@@ -194,6 +235,9 @@ SCHEMAS: dict[str, Schema] = {
             "createdAt": TIME,
             "deploymentSpecifications": many(ref("DeploymentSpecification")),
             "keepQueued": {"type": "boolean"},
+            "maxQueueDepth": {"type": "integer"},
+            "maxBodyBytes": {"type": "integer"},
+            "scaling": ref("Scaling"),
         },
         "functionId",
         "functionVersionId",

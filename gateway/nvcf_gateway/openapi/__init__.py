@@ -1,0 +1,67 @@
+"""The description of all HTTP routes (OpenAPI 3.1), served at `/openapi.json`."""
+
+from __future__ import annotations
+
+import functools
+import json
+from importlib import metadata
+from typing import Any
+
+from aiohttp import web
+
+from nvcf_gateway.openapi.calls import invocations, objects, others
+from nvcf_gateway.openapi.management import deployments, functions, keys
+from nvcf_gateway.openapi.schemas import KEY_ID, SCHEMAS, UUID
+
+
+def _path_parameters(path: str) -> list[dict[str, Any]]:
+    names = [segment[1:-1] for segment in path.split("/") if segment.startswith("{")]
+    return [
+        {"name": name, "in": "path", "required": True, "schema": KEY_ID if name == "key_id" else UUID}
+        for name in names
+    ]
+
+
+@functools.cache
+def document() -> dict[str, Any]:
+    """The OpenAPI document."""
+    paths: dict[str, dict[str, Any]] = {}
+    for part in (invocations(), functions(), deployments(), keys(), objects(), others()):
+        for path, operations in part.items():
+            parameters = _path_parameters(path)
+            paths[path] = {**({"parameters": parameters} if parameters else {}), **operations}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "NVCF gateway",
+            "version": metadata.version("nvcf-worker"),
+            "summary": "Invoke and manage GPU functions.",
+            "description": "Besides these routes, a request with the header `function-id`, or to a host name "
+            "that begins with a function's id, goes to that function as it is, whatever its method and path.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "security": [{"key": []}],
+        "paths": paths,
+        "components": {
+            "schemas": SCHEMAS,
+            "securitySchemes": {
+                "key": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "An API key; for workers, the token out of their request.",
+                }
+            },
+        },
+    }
+
+
+@functools.cache
+def _text() -> bytes:
+    return json.dumps(document(), separators=(",", ":")).encode()
+
+
+async def serve_document(request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+    """GET /openapi.json, without a key."""
+    return web.Response(
+        body=_text(), headers={"Content-Type": "application/json", "Cache-Control": "max-age=300"}
+    )

@@ -1,0 +1,195 @@
+"""Routes of callers and workers: invocation, polling, objects, request-attach."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nvcf_gateway.openapi.parts import (
+    ANY_ANSWER,
+    KEEP_QUEUED,
+    KEYED,
+    NOT_YET,
+    NOTHING,
+    POLL_SECONDS,
+    SEAL,
+    Operation,
+    json_answer,
+    operation_of,
+)
+from nvcf_gateway.openapi.schemas import ref
+from nvcf_proto.headers import OCTET_STREAM, OCTET_STREAM_H1
+from nvcf_proto.settings import ATTACH_PATH
+
+
+def invocations() -> dict[str, dict[str, Operation]]:
+    """exec, pexec and their status routes."""
+    calling = (*KEYED, 404, 413, 429, 500, 502, 504)
+    paths: dict[str, dict[str, Operation]] = {}
+    for suffix, name in (("", ""), ("/versions/{version_id}", "Version")):
+        paths[f"/v2/nvcf/pexec/functions/{{function_id}}{suffix}"] = {
+            "post": operation_of(
+                f"pexec{name}",
+                "Invoke a function; body and answer pass as they are.",
+                {202: NOT_YET, "default": ANY_ANSWER},
+                calling,
+                tag="invocation",
+                raw_body="*/*",
+                parameters=(POLL_SECONDS, KEEP_QUEUED),
+            )
+        }
+        paths[f"/v2/nvcf/exec/functions/{{function_id}}{suffix}"] = {
+            "post": operation_of(
+                f"exec{name}",
+                "Invoke a function with a JSON wrapper around body and answer.",
+                {
+                    200: json_answer(ref("ExecAnswer")),
+                    202: json_answer(ref("ExecAnswer"), "Not answered yet."),
+                    "default": ANY_ANSWER,
+                },
+                calling,
+                tag="invocation",
+                body=ref("ExecRequest"),
+                parameters=(POLL_SECONDS, KEEP_QUEUED),
+            )
+        }
+    polling = (*KEYED, 404, 502, 504)
+    paths["/v2/nvcf/pexec/status/{request_id}"] = {
+        "get": operation_of(
+            "pexecStatus",
+            "The answer to a request that was answered 202.",
+            {202: NOT_YET, "default": ANY_ANSWER},
+            polling,
+            tag="invocation",
+            parameters=(POLL_SECONDS,),
+        ),
+        "delete": operation_of(
+            "cancelRequest", "Give a request up.", {204: NOTHING}, (*KEYED, 404), tag="invocation"
+        ),
+    }
+    paths["/v2/nvcf/exec/status/{request_id}"] = {
+        "get": operation_of(
+            "execStatus",
+            "The same with a JSON wrapper around the answer.",
+            {
+                200: json_answer(ref("ExecAnswer")),
+                202: json_answer(ref("ExecAnswer"), "Not answered yet."),
+                "default": ANY_ANSWER,
+            },
+            polling,
+            tag="invocation",
+            parameters=(POLL_SECONDS,),
+        )
+    }
+    return paths
+
+
+def objects() -> dict[str, dict[str, Operation]]:
+    """Assets and large results."""
+
+    def make(name: str, summary: str, answers: Any, problems: tuple[int, ...], **more: Any) -> Operation:
+        return operation_of(name, summary, answers, problems, tag="objects", **more)
+
+    sealed = {"security": False, "parameters": SEAL}
+    storing = (400, 403, 404, 413, 503, 507)
+    uploads = {
+        method: make(
+            f"{method}Asset",
+            "Upload an asset to its link.",
+            {200: NOTHING},
+            storing,
+            raw_body="*/*",
+            **sealed,
+        )
+        for method in ("put", "post")
+    }
+    results = {
+        method: make(
+            f"{method}Result",
+            "Workers: upload a large result to its link.",
+            {200: NOTHING},
+            storing,
+            raw_body="*/*",
+            **sealed,
+        )
+        for method in ("put", "post")
+    }
+    bytes_of_it = {"description": "Its bytes.", "content": {"*/*": {"schema": {}}}}
+    return {
+        "/v2/nvcf/assets": {
+            "post": make(
+                "createAsset",
+                "Announce an asset; the answer says where to upload it.",
+                {200: json_answer(ref("AssetAnnounced"))},
+                (*KEYED, 413),
+                body=ref("AssetCreation"),
+            )
+        },
+        "/v2/nvcf/assets/{asset_id}": {
+            "get": make(
+                "getAsset",
+                "What is known of an asset; by its link, the asset itself.",
+                {200: {**bytes_of_it, "description": "Its description, or its bytes."}},
+                (*KEYED, 404),
+            ),
+            "delete": make("deleteAsset", "Delete an asset.", {204: NOTHING}, (*KEYED, 404)),
+            **uploads,
+        },
+        "/v2/nvcf/results/{request_id}": {
+            "get": make(
+                "getResult",
+                "A large result, by its link.",
+                {200: bytes_of_it},
+                (400, 403, 404, 503),
+                **sealed,
+            ),
+            **results,
+        },
+    }
+
+
+def others() -> dict[str, dict[str, Operation]]:
+    """request-attach, health and the description itself."""
+    return {
+        ATTACH_PATH: {
+            "get": operation_of(
+                "fetchRequest",
+                "Workers: the rest of a caller's request.",
+                {
+                    200: {
+                        "description": "Its bytes.",
+                        "content": {OCTET_STREAM: {"schema": {}}, OCTET_STREAM_H1: {"schema": {}}},
+                    }
+                },
+                (400, 401, 500, 503),
+                tag="workers",
+            ),
+            "post": operation_of(
+                "deliverResponse",
+                "Workers: the answer to a request, an HTTP/1.1 response head and the body.",
+                {200: {"description": "Delivered."}},
+                (400, 401, 408, 415, 500, 503),
+                tag="workers",
+                raw_body=OCTET_STREAM_H1,
+            ),
+        },
+        "/health": {
+            "get": operation_of(
+                "health",
+                "Whether the gateway can serve.",
+                {200: json_answer(ref("Health"))},
+                (400, 503),
+                tag="health",
+                security=False,
+            )
+        },
+        "/openapi.json": {
+            "get": operation_of(
+                "describe",
+                "This document.",
+                {200: json_answer({"type": "object"})},
+                (400,),
+                tag="health",
+                security=False,
+            )
+        },
+    }
