@@ -1,0 +1,204 @@
+"""Which clusters get new instances, which instances end, and which are lost. Pure; times are Unix seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+# A cluster that was not heard of for this long gets nothing; after the second time its instances are
+# replaced.
+SILENT_AFTER = 15.0
+LOST_AFTER = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """Free instances of one kind, as the cluster last reported."""
+
+    gpu: str
+    instance_type: str
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A cluster as its last heartbeat described it. `heard_at` is when that came."""
+
+    id: str
+    region: str
+    heard_at: float
+    capacity: tuple[Capacity, ...]
+    group: str | None = None
+    attributes: frozenset[str] = frozenset()
+    healthy: bool = True
+
+    def free(self, gpu: str, instance_type: str) -> int:
+        """Free instances of a kind; never negative."""
+        return sum(
+            max(0, one.free) for one in self.capacity if one.gpu == gpu and one.instance_type == instance_type
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """What a GPU specification asks of a cluster. Empty means any; `clusters` and `regions` are in
+    preferred order.
+
+    `max_per_cluster` bounds this version's instances in one cluster.
+    """
+
+    gpu: str
+    instance_type: str
+    clusters: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    attributes: frozenset[str] = frozenset()
+    max_per_cluster: int | None = None
+
+    def refusal(self, cluster: Cluster, now: float) -> str | None:
+        """Why this cluster gets nothing, in words; None if it may."""
+        if now - cluster.heard_at > SILENT_AFTER:
+            return f"silent for {now - cluster.heard_at:.0f} s"
+        if not cluster.healthy:
+            return "unhealthy"
+        if self.clusters and cluster.id not in self.clusters:
+            return "not among the deployment's clusters"
+        if self.regions and cluster.region not in self.regions:
+            return f"in region {cluster.region}"
+        if self.groups and cluster.group not in self.groups:
+            return "not in the deployment's cluster groups"
+        missing = self.attributes - cluster.attributes
+        if missing:
+            return f"lacks {', '.join(sorted(missing))}"
+        if not cluster.free(self.gpu, self.instance_type):
+            return f"no free {self.instance_type} with {self.gpu}"
+        return None
+
+    def rank(self, cluster: Cluster) -> tuple[int, int]:
+        """Place in the preferred order, lowest first."""
+        return (
+            self.clusters.index(cluster.id) if self.clusters else 0,
+            self.regions.index(cluster.region) if self.regions else 0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Instances for each cluster (in the order of preference), how many found no place, and why not, by
+    cluster.
+    """
+
+    assigned: tuple[tuple[str, int], ...]
+    unplaced: int
+    refusals: tuple[tuple[str, str], ...]
+
+    @property
+    def reason(self) -> str:
+        """In words, for people."""
+        parts = [f"{count} in {cluster}" for cluster, count in self.assigned]
+        if self.unplaced:
+            why = "; ".join(f"{cluster}: {text}" for cluster, text in self.refusals)
+            parts.append(f"no place for {self.unplaced}" + (f" ({why})" if why else ""))
+        return ", ".join(parts) or "nothing to place"
+
+
+def place(
+    now: float,
+    count: int,
+    requirement: Requirement,
+    clusters: Iterable[Cluster],
+    existing: Mapping[str, int] | None = None,
+    pending: Mapping[str, int] | None = None,
+) -> Placement:
+    """Choose clusters for `count` new instances.
+
+    The preferred clusters are filled first; among equally preferred ones each instance goes to the cluster
+    with the fewest of this version (`existing`, by cluster), then to the one with most room, then by id.
+    `pending` are instances of any version of this kind that were sent to a cluster after its last
+    heartbeat. Never places more than is free, nor in a cluster that is silent. Always gives the same
+    answer, whatever the order of `clusters`.
+    """
+    there = dict(existing or {})
+    sent = pending or {}
+    refusals: list[tuple[str, str]] = []
+    room: dict[str, int] = {}
+    ranks: dict[str, tuple[int, int]] = {}
+    for cluster in sorted(clusters, key=lambda one: one.id):
+        refusal = requirement.refusal(cluster, now)
+        if refusal is None:
+            free = cluster.free(requirement.gpu, requirement.instance_type) - max(0, sent.get(cluster.id, 0))
+            if requirement.max_per_cluster is not None:
+                free = min(free, requirement.max_per_cluster - there.get(cluster.id, 0))
+            if free > 0:
+                room[cluster.id] = free
+                ranks[cluster.id] = requirement.rank(cluster)
+                continue
+            refusal = "full"
+        refusals.append((cluster.id, refusal))
+    assigned: dict[str, int] = {}
+    left = max(0, count)
+    while left and room:
+        best = min(room, key=lambda one: (ranks[one], there.get(one, 0), -room[one], one))
+        assigned[best] = assigned.get(best, 0) + 1
+        there[best] = there.get(best, 0) + 1
+        room[best] -= 1
+        left -= 1
+        if not room[best]:
+            del room[best]
+            refusals.append((best, "full"))
+    ordered = sorted(assigned.items(), key=lambda item: (ranks[item[0]], item[0]))
+    return Placement(tuple(ordered), left, tuple(refusals) if left else ())
+
+
+def room(
+    now: float,
+    requirement: Requirement,
+    clusters: Iterable[Cluster],
+    existing: Mapping[str, int] | None = None,
+    pending: Mapping[str, int] | None = None,
+) -> int:
+    """How many more instances could be placed now: `SpecificationObservation.available`."""
+    total = 0
+    for cluster in clusters:
+        if requirement.refusal(cluster, now) is None:
+            free = cluster.free(requirement.gpu, requirement.instance_type)
+            free -= max(0, (pending or {}).get(cluster.id, 0))
+            if requirement.max_per_cluster is not None:
+                free = min(free, requirement.max_per_cluster - (existing or {}).get(cluster.id, 0))
+            total += max(0, free)
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An instance and where it is. `ready` is False while it starts; `idle_since` is None while it serves."""
+
+    id: str
+    cluster_id: str
+    created_at: float
+    ready: bool
+    in_flight: int = 0
+    idle_since: float | None = None
+
+
+def lost(now: float, instances: Iterable[Placed], clusters: Iterable[Cluster]) -> tuple[Placed, ...]:
+    """Instances in clusters that were silent too long, or are gone: not to be counted, so that others
+    replace them.
+    """
+    alive = {cluster.id for cluster in clusters if now - cluster.heard_at <= LOST_AFTER}
+    return tuple(instance for instance in instances if instance.cluster_id not in alive)
+
+
+def endings(instances: Sequence[Placed], count: int) -> tuple[Placed, ...]:
+    """Which `count` instances end: starting ones (newest first), then the idle longest, then the least
+    busy.
+    """
+
+    def order(one: Placed) -> tuple[int, float, str]:
+        if not one.ready:
+            return (0, -one.created_at, one.id)
+        if one.in_flight == 0:
+            return (1, one.idle_since if one.idle_since is not None else one.created_at, one.id)
+        return (2, float(one.in_flight), one.id)
+
+    return tuple(sorted(instances, key=order)[: max(0, count)])

@@ -1,0 +1,137 @@
+"""The scaling policy: `decide` turns one look at a function version into instances per GPU specification.
+
+In this order: what the demand needs now (demand.py), one more for each start-up that is late (startup.py),
+what is kept or started ahead although it is not needed now (hold.py), bounds and growth limit, and last the
+GPU specifications (spill.py). Pure: the clock comes in as `now`, what is remembered goes in and out as
+Memory.
+"""
+
+from __future__ import annotations
+
+import math
+
+from nvcf_autoscaler.decision import Decision, Desired, Part
+from nvcf_autoscaler.demand import Demand, measure
+from nvcf_autoscaler.hold import hold
+from nvcf_autoscaler.memory import Memory
+from nvcf_autoscaler.observation import Observation
+from nvcf_autoscaler.settings import ScalingSettings
+from nvcf_autoscaler.spill import Spread, spread
+from nvcf_autoscaler.startup import Startup, estimate, overdue
+from nvcf_autoscaler.utilisation import utilisation_target
+
+
+def decide(now: float, seen: Observation, settings: ScalingSettings, memory: Memory) -> Decision:
+    """How many instances of each GPU specification there should be now, and why.
+
+    `seen.specifications` has the specifications of `settings`, in the same order. The same arguments always
+    give the same answer, and the answer's memory with the same observation at the same instant gives the same
+    instances again.
+    """
+    tuning = settings.tuning
+    startup = estimate(seen.recent_startups, tuning.startup_prior, tuning.overdue_factor)
+    rates = memory.rates.after(now, seen, tuning)
+    used = memory.utilisation
+    parts: list[Part] = []
+    if settings.scale_up is not None and settings.scale_down is not None:
+        used, needed, text = utilisation_target(now, seen, settings, used)
+        parts.append((text, ()))
+    else:
+        demand = measure(now, seen, rates, memory.crowd, settings, startup)
+        rates = rates._replace(load=demand.load)
+        needed = -(-demand.slots // settings.slots)
+        parts.append(_explain_demand(demand, seen, settings))
+    recheck = _next_look(now, seen, needed, settings)
+    if seen.queued:
+        late, due = _late(now, seen, startup)
+        recheck = min(recheck, due)
+        if late:
+            needed += late
+            parts.append(("{} more for start-ups older than {:.3g} s", (late, startup.overdue)))
+    # A level above what the deployment allows is not worth remembering.
+    needed = min(needed, settings.max_level)
+    kept, learnt = hold(now, seen, needed, settings, memory, startup)
+    recheck = min(recheck, kept.recheck_at)
+    if kept.why:
+        parts.append(kept.why)
+    target = _at_least(kept.instances, settings, parts)
+    total = sum([spec.total for spec in seen.specifications])
+    growth_at, growth_base = memory.growth_at, memory.growth_base
+    if target > total:
+        if now - growth_at >= tuning.growth_period:
+            growth_at, growth_base = now, total
+        limited = min(target, _growth_limit(min(growth_base, total), settings))
+        if limited < target:
+            parts.append(("{} wanted, {} allowed within {:g} s", (target, limited, tuning.growth_period)))
+            recheck = min(recheck, growth_at + tuning.growth_period)
+            target = limited
+    placed = spread(target * settings.slots, settings, seen.specifications)
+    _explain_capacity(placed, settings, parts)
+    after = Memory(rates, *learnt, growth_at, growth_base, used)
+    desired = [
+        Desired(spec.id, count) for spec, count in zip(settings.specifications, placed.counts, strict=True)
+    ]
+    missing = -(-placed.missing_slots // settings.slots)
+    return Decision(tuple(desired), after, recheck, missing, tuple(parts))
+
+
+def _explain_demand(demand: Demand, seen: Observation, settings: ScalingSettings) -> Part:
+    if demand.slots == 0:
+        return ("nothing queued or in flight", ())
+    if demand.drain and seen.in_flight + demand.drain >= demand.steady:
+        return (
+            "{} queued and {} in flight at {:.2g} s each: {} more slots for a start within {:g} s",
+            (seen.queued, seen.in_flight, demand.service, demand.drain, settings.wait_slo),
+        )
+    if demand.steady >= max(1, seen.in_flight):
+        return (
+            "the last {:.3g} s keep {:.2g} slots busy: {} let {:.4g} % start within {:g} s",
+            (demand.window, demand.load, demand.steady, settings.attainment * 100, settings.wait_slo),
+        )
+    return ("{} queued, {} in flight", (seen.queued, seen.in_flight))
+
+
+def _next_look(now: float, seen: Observation, needed: int, settings: ScalingSettings) -> float:
+    if needed > 1 and any(spec.running for spec in seen.specifications):
+        return now + settings.tuning.tick
+    if seen.queued or seen.in_flight or needed > 1:
+        return now + settings.tuning.calm_tick
+    return math.inf
+
+
+def _late(now: float, seen: Observation, startup: Startup) -> tuple[int, float]:
+    """Start-ups that take far longer than usual may never end. How many, and when the next one will be
+    late.
+    """
+    late = 0
+    due = math.inf
+    for spec in seen.specifications:
+        if spec.starting:
+            late += overdue(spec.starting, now, startup.overdue)
+            for created in spec.starting:
+                if now - created <= startup.overdue:
+                    due = min(due, created + startup.overdue + 1e-3)
+    return late, due
+
+
+def _at_least(target: int, settings: ScalingSettings, parts: list[Part]) -> int:
+    floor = max(settings.min_instances, settings.keep_warm)
+    if target >= floor:
+        return target
+    parts.append(("{} at least, by the deployment", (floor,)))
+    return floor
+
+
+def _growth_limit(base: int, settings: ScalingSettings) -> int:
+    tuning = settings.tuning
+    return max(base + tuning.growth_step, math.ceil(base * tuning.growth_factor), settings.min_instances)
+
+
+def _explain_capacity(placed: Spread, settings: ScalingSettings, parts: list[Part]) -> None:
+    if placed.spilled:
+        parts.append(("{} on a less preferred specification", (placed.spilled,)))
+    if placed.missing_slots:
+        if sum(placed.counts) >= settings.max_instances:
+            parts.append(("{} at most, by the deployment", (settings.max_instances,)))
+        else:
+            parts.append(("no capacity for {} more slots", (placed.missing_slots,)))

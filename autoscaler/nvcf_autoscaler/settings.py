@@ -1,0 +1,176 @@
+"""What a deployment says about scaling, and the constants of the policy. Seconds unless a name says
+otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nvcf_autoscaler.errors import InvalidSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Stickiness:
+    """A metric must be past its threshold for `threshold` seconds within the last `size` (protocol.md, 1)."""
+
+    size: float
+    threshold: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.size <= 3600:
+            raise InvalidSettings(f"stickiness size is {self.size:g} s; it must be above 0 and at most 1 h")
+        if not 0 <= self.threshold < self.size:
+            raise InvalidSettings(f"stickiness threshold is {self.threshold:g} s; it must be below the size")
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingDetails:
+    """Multiply the instance count by `factor` past `threshold` percent (ScalingDetails of protocol.md, 1)."""
+
+    factor: float
+    threshold: int
+    stickiness: Stickiness | None = None
+    metric: str = "utilization"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.factor < 1000:
+            raise InvalidSettings(f"scaling factor is {self.factor:g}; it must be between 0 and 1000")
+        if not 0 <= self.threshold <= 100:
+            raise InvalidSettings(f"scaling threshold is {self.threshold}; it is a percentage, 0 to 100")
+        if self.metric != "utilization":
+            raise InvalidSettings(f"scaling metric {self.metric!r} is unknown; 'utilization' is the only one")
+
+
+@dataclass(frozen=True, slots=True)
+class SpecificationSettings:
+    """Bounds of one GPU specification."""
+
+    id: str
+    min_instances: int = 0
+    max_instances: int = 1
+    max_request_concurrency: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_instances <= self.max_instances:
+            raise InvalidSettings(
+                f"{self.id}: minInstances {self.min_instances} must be between 0 and "
+                f"maxInstances {self.max_instances}"
+            )
+        if self.max_request_concurrency < 1:
+            raise InvalidSettings(f"{self.id}: maxRequestConcurrency must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """Constants of the policy. They belong to the shape of the problem, not to a deployment.
+
+    - Rates: the stable window is `stable_services` service times long, within its bounds (few long requests
+      make a noisy rate). An arrival count is shaded down by `..._doubt` standard deviations; a load is not
+      followed down by less than `load_band` of them.
+    - Idling: avoiding a cold start is worth `first_price` start-up times of GPU time for each request that
+      would wait (at most `crowd_most` of them count), `further_price` for a further instance. Where nearly
+      all idle times are bridged, `tail` mean excesses more are. Idle times below `gap_min` teach nothing.
+    - Starting: the queue is to be drained within `drain_share` of the SLO once new instances are ready. From
+      zero, `crowd_share` of the crowd that usually follows is taken as waiting already, and more instances
+      start while a second of waiting saved is worth 1 / `race_price` seconds of start-up. A start-up is late
+      at `overdue_factor` times the usual. Growth within `growth_period` is at most `growth_step` instances or
+      `growth_factor` times, whichever is more.
+    - Looks: every `tick` while several instances serve, every `calm_tick` while one does or the first starts.
+    """
+
+    stable_window: float = 60.0
+    stable_window_max: float = 300.0
+    stable_services: float = 5.0
+    stable_doubt: float = 1.0
+    load_band: float = 0.5
+    panic_window: float = 10.0
+    panic_doubt: float = 2.0
+    first_price: float = 3.0
+    further_price: float = 0.5
+    crowd_most: float = 8.0
+    crowd_share: float = 1.0
+    gap_min: float = 5.0
+    tail: float = 3.0
+    keep_min: float = 2.0
+    keep_max: float = 3600.0
+    prewarm_max: float = 4 * 3600.0
+    drain_share: float = 0.1
+    race_price: float = 4.0
+    overdue_factor: float = 1.5
+    startup_prior: float = 30.0
+    service_prior: float = 2.0
+    growth_period: float = 10.0
+    growth_step: int = 32
+    growth_factor: float = 4.0
+    tick: float = 5.0
+    calm_tick: float = 15.0
+
+
+DEFAULT_TUNING = Tuning()
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingSettings:
+    """One deployment. `specifications` are in preferred order.
+
+    `wait_slo` is the time within which a request should start, `attainment` the share that should.
+    `target_utilisation` (0..1) replaces the queueing model; `scale_to_zero_delay` replaces the learnt idle
+    window; `keep_warm` is a floor on instances of all specifications together. `scale_up` and `scale_down`,
+    given together, replace the demand model by NVCF's utilisation rule. Raises InvalidSettings.
+    """
+
+    specifications: tuple[SpecificationSettings, ...]
+    wait_slo: float = 5.0
+    attainment: float = 0.99
+    target_utilisation: float | None = None
+    scale_to_zero_delay: float | None = None
+    keep_warm: int = 0
+    scale_up: ScalingDetails | None = None
+    scale_down: ScalingDetails | None = None
+    tuning: Tuning = field(default=DEFAULT_TUNING)
+
+    def __post_init__(self) -> None:
+        if not self.specifications:
+            raise InvalidSettings("a deployment needs at least one GPU specification")
+        if len({spec.id for spec in self.specifications}) != len(self.specifications):
+            raise InvalidSettings("GPU specification ids must differ from each other")
+        if not 0 < self.wait_slo <= 3600:
+            raise InvalidSettings(f"wait SLO is {self.wait_slo:g} s; it must be above 0 and at most 1 h")
+        if not 0.5 <= self.attainment < 1:
+            raise InvalidSettings(f"attainment is {self.attainment:g}; it must be at least 0.5 and below 1")
+        if self.target_utilisation is not None and not 0 < self.target_utilisation <= 1:
+            raise InvalidSettings("target utilisation must be above 0 and at most 1")
+        if self.scale_to_zero_delay is not None and self.scale_to_zero_delay < 0:
+            raise InvalidSettings("scale-to-zero delay must not be negative")
+        if self.keep_warm < 0:
+            raise InvalidSettings("keepWarm must not be negative")
+        self._check_details()
+
+    def _check_details(self) -> None:
+        if (self.scale_up is None) != (self.scale_down is None):
+            raise InvalidSettings("scaleUpDetails and scaleDownDetails must be given together")
+        if self.scale_up is not None and self.scale_up.factor <= 1:
+            raise InvalidSettings("the factor of scaleUpDetails must be above 1")
+        if self.scale_down is not None and self.scale_down.factor >= 1:
+            raise InvalidSettings("the factor of scaleDownDetails must be below 1")
+
+    @property
+    def slots(self) -> int:
+        """Requests that one instance of the preferred specification serves at a time: the unit of a level."""
+        return self.specifications[0].max_request_concurrency
+
+    @property
+    def min_instances(self) -> int:
+        """Floor of all specifications together."""
+        return sum(spec.min_instances for spec in self.specifications)
+
+    @property
+    def max_instances(self) -> int:
+        """Ceiling of all specifications together."""
+        return sum(spec.max_instances for spec in self.specifications)
+
+    @property
+    def max_level(self) -> int:
+        """The ceiling in units of the preferred specification's instances, rounded up."""
+        slots = sum(spec.max_instances * spec.max_request_concurrency for spec in self.specifications)
+        return -(-slots // self.slots)

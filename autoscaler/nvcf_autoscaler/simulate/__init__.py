@@ -1,0 +1,1 @@
+"""Discrete-event simulation of scaling policies over arrival traces: `nvcf-simulate`."""

@@ -1,0 +1,195 @@
+"""`nvcf-simulate`: replay traces against scaling policies and compare them."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from nvcf_autoscaler.errors import AutoscalerError, InvalidTrace
+from nvcf_autoscaler.simulate.compare import ALL, Comparison, compare
+from nvcf_autoscaler.simulate.families import FAMILIES, HELD_OUT, HOUR, TUNED, make_day, make_function
+from nvcf_autoscaler.simulate.model import SimulatedFunction, SimulatedSpecification, StartupTimes
+from nvcf_autoscaler.simulate.plot import draw
+from nvcf_autoscaler.simulate.report import table
+from nvcf_autoscaler.simulate.trace import read_csv, write_csv
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point. Returns the exit code; a wrong option or trace is one line on stderr and code 2."""
+    options = _parser().parse_args(arguments)
+    # What is made here is freed by reference counting; the collector would only walk it over and over.
+    gc.disable()
+    try:
+        began = time.process_time()
+        sets = _functions(options)
+        made = time.process_time()
+        names = tuple(options.policies.split(","))
+        gpus = _capacity(options.capacity)
+        if options.output:
+            options.output.mkdir(parents=True, exist_ok=True)
+        for title, functions in sets:
+            found = compare(
+                title,
+                functions,
+                names,
+                options.seed,
+                gpus,
+                trace=options.output is not None,
+                limits=not options.no_oracle,
+            )
+            _show(found)
+            if options.output:
+                _save(found, options.output)
+        ended = time.process_time()
+        sys.stderr.write(
+            f"CPU time: traces made in {made - began:.1f} s, simulated in {ended - made:.1f} s\n"
+        )
+    except (AutoscalerError, OSError) as error:
+        sys.stderr.write(f"nvcf-simulate: {error}\n")
+        return 2
+    finally:
+        gc.enable()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nvcf-simulate", description="Replay arrival traces against scaling policies and compare them."
+    )
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(
+        "--policies", default=",".join(ALL), help="ours, nvcf, kpa, keda, fixed, fixed:N (comma list)"
+    )
+    shared.add_argument("--seed", type=int, default=1, help="of traces and start-up times")
+    shared.add_argument(
+        "--slo", type=float, default=5.0, metavar="SECONDS", help="within which a request should start"
+    )
+    shared.add_argument(
+        "--capacity", default="", metavar="ID=GPUS", help="GPUs that all functions share (comma list)"
+    )
+    shared.add_argument(
+        "--output", type=Path, metavar="DIR", help="write figures (JSON) and pictures (PNG) there"
+    )
+    shared.add_argument("--no-oracle", action="store_true", help="leave out the limit, which takes a while")
+    commands = parser.add_subparsers(dest="command", required=True)
+    replay = commands.add_parser(
+        "replay", parents=[shared], help="CSV traces: time,duration[,tokens][,function]"
+    )
+    replay.add_argument("traces", type=Path, nargs="+")
+    replay.add_argument("--concurrency", type=int, default=1, help="requests an instance serves at a time")
+    replay.add_argument("--min", type=int, default=0, help="instances of each function, at least")
+    replay.add_argument("--max", type=int, default=16, help="instances of each function, at most")
+    replay.add_argument("--gpus", type=int, default=1, help="GPUs an instance takes")
+    replay.add_argument("--startup", type=float, default=30.0, metavar="SECONDS", help="median start-up time")
+    replay.add_argument(
+        "--startup-sigma", type=float, default=0.25, help="spread of its logarithm; 0: constant"
+    )
+    replay.add_argument("--seconds-per-token", type=float, help="service time of rows that only have tokens")
+    replay.add_argument(
+        "--horizon", type=float, metavar="SECONDS", help="end of the trace (default: last arrival)"
+    )
+    families = commands.add_parser("families", parents=[shared], help="synthetic traces")
+    families.add_argument(
+        "--families", default="tuned", help="tuned, held-out, all or a comma list of " + ", ".join(FAMILIES)
+    )
+    families.add_argument("--functions", type=int, default=6, help="of each family")
+    families.add_argument("--hours", type=float, default=6.0)
+    families.add_argument("--write", type=Path, metavar="FILE", help="also write the traces as CSV")
+    day = commands.add_parser("day", parents=[shared], help="many functions of very different popularity")
+    day.add_argument("--functions", type=int, default=1000)
+    day.add_argument("--hours", type=float, default=24.0)
+    return parser
+
+
+def _functions(options: argparse.Namespace) -> list[tuple[str, list[SimulatedFunction]]]:
+    if options.command == "replay":
+        return [_replayed(options)]
+    if options.functions < 1 or options.hours <= 0 or options.slo <= 0:
+        raise InvalidTrace("--functions, --hours and --slo must be above 0")
+    if options.command == "day":
+        return [
+            (
+                f"a day of {options.functions} functions",
+                make_day(options.functions, options.seed, options.hours * HOUR),
+            )
+        ]
+    chosen = {"tuned": list(TUNED), "held-out": list(HELD_OUT), "all": list(FAMILIES)}
+    names = chosen.get(options.families, options.families.split(","))
+    sets = [
+        (
+            name,
+            [
+                make_function(name, options.seed, index, options.hours * HOUR, options.slo)
+                for index in range(options.functions)
+            ],
+        )
+        for name in names
+    ]
+    everything = [function for _, functions in sets for function in functions]
+    if options.write:
+        write_csv(options.write, everything)
+    return sets if len(sets) == 1 else [*sets, (f"all of {', '.join(names)}", everything)]
+
+
+def _replayed(options: argparse.Namespace) -> tuple[str, list[SimulatedFunction]]:
+    if options.concurrency < 1 or options.gpus < 1 or not 0 <= options.min <= options.max or options.max < 1:
+        raise InvalidTrace(
+            "--concurrency, --gpus and --max must be at least 1, and --min between 0 and --max"
+        )
+    if options.startup <= 0 or options.startup_sigma < 0 or options.slo <= 0:
+        raise InvalidTrace("--startup and --slo must be above 0 and --startup-sigma at least 0")
+    startup = StartupTimes(options.startup, options.startup_sigma)
+    spec = SimulatedSpecification("gpu", options.max, options.min, options.concurrency, options.gpus, startup)
+    functions: list[SimulatedFunction] = []
+    for path in options.traces:
+        functions += read_csv(
+            path,
+            (spec,),
+            wait_slo=options.slo,
+            horizon=options.horizon,
+            seconds_per_token=options.seconds_per_token,
+        )
+    return ", ".join(path.name for path in options.traces), functions
+
+
+def _capacity(text: str) -> dict[str, int] | None:
+    if not text:
+        return None
+    found: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, number = part.partition("=")
+        if not name or not number.isdecimal():
+            raise InvalidTrace(f"--capacity: {part!r} is not ID=GPUS")
+        found[name] = int(number)
+    return found
+
+
+def _show(found: Comparison) -> None:
+    requests = sum(len(function.arrivals) for function in found.functions)
+    lines = [f"{found.title}: {len(found.functions)} functions, {requests} requests"]
+    lines.append(table(found.summaries(), found.limit))
+    if found.limit_equal:
+        share = sum(result.gpu_seconds for result in found.results["ours"]) / found.limit_equal
+        lines.append(f"ours takes {share:.2f} times the oracle's GPU time at equal attainment")
+    sys.stdout.write("\n".join(lines) + "\n\n")
+
+
+def _save(found: Comparison, folder: Path) -> None:
+    name = "".join(letter if letter.isalnum() else "-" for letter in found.title)[:60]
+    figures = {
+        "title": found.title,
+        "oracleGpuSeconds": found.limit,
+        "oracleGpuSecondsAtEqualAttainment": found.limit_equal,
+        "policies": [one.to_dict() for one in found.summaries()],
+    }
+    (folder / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    draw(found, folder / f"{name}.png")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

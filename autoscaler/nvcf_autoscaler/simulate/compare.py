@@ -1,0 +1,103 @@
+"""Several policies on the same functions, with the same start-up times, beside the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from nvcf_autoscaler.errors import InvalidTrace
+from nvcf_autoscaler.simulate.engine import simulate, simulate_shared
+from nvcf_autoscaler.simulate.model import FunctionResult, SimulatedFunction
+from nvcf_autoscaler.simulate.policies.base import Policy
+from nvcf_autoscaler.simulate.policies.fixed import Fixed
+from nvcf_autoscaler.simulate.policies.keda import Keda
+from nvcf_autoscaler.simulate.policies.knative import Knative
+from nvcf_autoscaler.simulate.policies.nvcf import NvcfLike
+from nvcf_autoscaler.simulate.policies.oracle import oracle
+from nvcf_autoscaler.simulate.policies.ours import Ours
+from nvcf_autoscaler.simulate.report import Summary, attainment, summarise
+
+POLICIES: dict[str, Callable[[], Policy]] = {"ours": Ours, "nvcf": NvcfLike, "kpa": Knative, "keda": Keda}
+ALL = ("ours", "nvcf", "kpa", "keda", "fixed")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Results by policy; `limit` and `limit_equal` are the oracle's GPU-seconds at full and at ours'
+    attainment.
+    """
+
+    title: str
+    functions: list[SimulatedFunction]
+    results: dict[str, list[FunctionResult]]
+    limit: float | None
+    limit_equal: float | None
+    oracle: list[FunctionResult] = field(default_factory=list)
+
+    def summaries(self) -> list[Summary]:
+        """One for each policy, the oracle last."""
+        found = [summarise(name, results) for name, results in self.results.items()]
+        return [*found, summarise("oracle", self.oracle)] if self.oracle else found
+
+    def ours_beats(self, name: str) -> tuple[bool, bool]:
+        """Whether ours has a lower p99 wait, and fewer GPU-seconds, than another policy."""
+        ours, other = summarise("ours", self.results["ours"]), summarise(name, self.results[name])
+        return ours.p99 < other.p99, ours.gpu_seconds < other.gpu_seconds
+
+
+def policy_named(name: str) -> Policy:
+    """A policy by name; `fixed:N` has N instances. Raises InvalidTrace for an unknown one."""
+    kind, _, number = name.partition(":")
+    if kind == "fixed" and (not number or number.isdecimal()):
+        return Fixed(int(number or 1))
+    if name not in POLICIES:
+        raise InvalidTrace(f"there is no policy {name!r}; known: {', '.join(POLICIES)}, fixed:N")
+    return POLICIES[name]()
+
+
+def run_policy(
+    name: str,
+    functions: Sequence[SimulatedFunction],
+    seed: int,
+    gpus: dict[str, int] | None = None,
+    *,
+    trace: bool = False,
+) -> list[FunctionResult]:
+    """One policy on all functions. Plain `fixed` gives each function as many instances as suit its mean
+    load.
+    """
+    if name == "fixed":
+        return [simulate(function, Fixed(_suitable(function)), seed, trace=trace) for function in functions]
+    policy = policy_named(name)
+    if gpus:
+        return simulate_shared(list(functions), policy, seed, gpus, trace=trace)
+    return [simulate(function, policy, seed, trace=trace) for function in functions]
+
+
+def compare(
+    title: str,
+    functions: list[SimulatedFunction],
+    names: Sequence[str] = ALL,
+    seed: int = 1,
+    gpus: dict[str, int] | None = None,
+    *,
+    trace: bool = False,
+    limits: bool = True,
+) -> Comparison:
+    """Run all the named policies and, with `limits`, the oracle."""
+    results = {name: run_policy(name, functions, seed, gpus, trace=trace) for name in names}
+    if not limits:
+        return Comparison(title, functions, results, None, None)
+    best = [oracle(function) for function in functions]
+    equal = None
+    if "ours" in results:
+        equal = sum(
+            oracle(function, attainment([result])).gpu_seconds
+            for function, result in zip(functions, results["ours"], strict=True)
+        )
+    return Comparison(title, functions, results, sum(one.gpu_seconds for one in best), equal, best)
+
+
+def _suitable(function: SimulatedFunction) -> int:
+    load = sum(function.durations) / function.horizon if function.horizon else 0.0
+    return max(1, round(load / 0.7 / function.specifications[0].max_request_concurrency + 0.5))

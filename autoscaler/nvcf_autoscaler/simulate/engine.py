@@ -1,0 +1,374 @@
+"""The event loop of one simulated function. Workers pull: a free slot takes the oldest request at once.
+
+A function's events are arrivals (a sorted array), completions and ready instances (one heap), and the next
+decision (one number): nothing happens while nothing changes, so a rare function costs next to nothing.
+Functions only meet in a shared pool of GPUs; without one each runs to its end by itself.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from heapq import heappop, heappush
+
+from nvcf_autoscaler.observation import Activity, Observation, SpecificationObservation
+from nvcf_autoscaler.simulate.model import FunctionResult, SimulatedFunction
+from nvcf_autoscaler.simulate.policies.base import NEVER, Policy
+
+# Wake-ups closer together than this are answered by one decision.
+_WAKE_SPACING = 0.5
+_REMEMBERED_STARTUPS = 20
+STARTING, RUNNING, DRAINING, GONE = range(4)
+
+
+class Pool:
+    """GPUs that simulated functions share, by specification id; a specification without an entry has no
+    limit.
+    """
+
+    def __init__(self, gpus: dict[str, int]) -> None:
+        self.free = dict(gpus)
+
+    def room(self, specification: str, gpus: int) -> int | None:
+        """How many more instances fit; None if there is no limit."""
+        free = self.free.get(specification)
+        return None if free is None else free // gpus
+
+    def take(self, specification: str, gpus: int) -> bool:
+        """Reserve an instance's GPUs, or say that there are too few."""
+        free = self.free.get(specification)
+        if free is None:
+            return True
+        if free < gpus:
+            return False
+        self.free[specification] = free - gpus
+        return True
+
+    def give(self, specification: str, gpus: int) -> None:
+        """Hand an instance's GPUs back."""
+        if specification in self.free:
+            self.free[specification] += gpus
+
+
+class _Instance:
+    __slots__ = ("busy", "created", "ready", "slots", "spec", "state")
+
+    def __init__(self, spec: int, slots: int, created: float) -> None:
+        self.spec = spec
+        self.slots = slots
+        self.created = created
+        self.ready = NEVER
+        self.busy = 0
+        self.state = STARTING
+
+
+class FunctionRun:
+    """One function under one policy. `advance` it until it returns infinity, then take `result`."""
+
+    def __init__(
+        self,
+        function: SimulatedFunction,
+        policy: Policy,
+        seed: int,
+        pool: Pool | None = None,
+        *,
+        trace: bool = False,
+    ) -> None:
+        self._function = function
+        self._specs = function.specifications
+        self._run = policy.start(function)
+        self._reaction = policy.reaction
+        self._edge = policy.wake_after_idle
+        self._pool = pool
+        self._startups = [
+            spec.startup.draw(seed, function.name, spec.id, "startup") for spec in function.specifications
+        ]
+        self._arrivals = array("d", function.arrivals)
+        self._arrivals.append(NEVER)
+        self._next = 0
+        self._heap: list[tuple[float, int, _Instance]] = []
+        self._sequence = 0
+        self._free: deque[_Instance] = deque()
+        self._queue: deque[int] = deque()
+        self._alive: list[list[_Instance]] = [[] for _ in self._specs]
+        self._running = [0] * len(self._specs)
+        self._slots = 0
+        self._in_flight = 0
+        self._completions = 0
+        self._clock = 0.0
+        self._busy_seconds = self._demand_seconds = self._slot_seconds = 0.0
+        self._idle_since: float | None = 0.0
+        self._busy_since: float | None = None
+        self._idle_before = 0.0
+        self._recent_startups: tuple[float, ...] = ()
+        self._decide_at = 0.0
+        self._decided_at = -NEVER
+        self._wake_queued = False
+        self._waits = array("d", [NEVER]) * len(function.arrivals)
+        self._cold = 0
+        self._gpu_seconds = 0.0
+        self._starts = self._stops = self._refused = self._decisions = 0
+        self._changes: list[tuple[float, int]] | None = [] if trace else None
+
+    @property
+    def next_event(self) -> float:
+        """When something happens next; infinity when the function is through."""
+        first = self._heap[0][0] if self._heap else NEVER
+        instant = min(first, self._arrivals[self._next], self._decide_at)
+        if instant > self._function.horizon and not self._unfinished:
+            return NEVER
+        return instant
+
+    @property
+    def _unfinished(self) -> bool:
+        return bool(self._queue) or self._in_flight > 0 or self._next < len(self._function.arrivals)
+
+    def advance(self, until: float) -> float:
+        """Work off all events up to and including `until`. Returns the instant of the next one."""
+        heap = self._heap
+        arrivals = self._arrivals
+        horizon = self._function.horizon
+        while True:
+            completion = heap[0][0] if heap else NEVER
+            arrival = arrivals[self._next]
+            instant = completion if completion <= arrival else arrival
+            if self._decide_at < instant:
+                instant = self._decide_at
+            if instant > until or instant == NEVER:
+                return instant
+            if instant > horizon and not self._unfinished:
+                return NEVER
+            passed = instant - self._clock
+            if passed > 0:
+                self._busy_seconds += self._in_flight * passed
+                self._demand_seconds += (self._in_flight + len(self._queue)) * passed
+                self._slot_seconds += self._slots * passed
+                self._clock = instant
+            if completion <= instant:
+                instance = heappop(heap)[2]
+                if instance.state == STARTING:
+                    self._ready(instant, instance)
+                elif instance.state != GONE:
+                    self._complete(instant, instance)
+            elif arrival <= instant:
+                self._arrive(instant)
+            else:
+                self._decide(instant)
+
+    def release(self) -> None:
+        """Give what is still held back to the pool: the function is through, others may not be."""
+        if self._pool:
+            for instances, spec in zip(self._alive, self._specs, strict=True):
+                for _ in instances:
+                    self._pool.give(spec.id, spec.gpus)
+
+    def result(self) -> FunctionResult:
+        """The figures, once `advance` has returned infinity. Instances still there are charged to the
+        horizon.
+        """
+        function = self._function
+        end = max(self._clock, function.horizon)
+        gpu_seconds = self._gpu_seconds + sum(
+            (end - instance.created) * self._specs[instance.spec].gpus
+            for instances in self._alive
+            for instance in instances
+        )
+        return FunctionResult(
+            name=function.name,
+            family=function.family,
+            waits=self._waits,
+            cold=self._cold,
+            gpu_seconds=gpu_seconds,
+            work_seconds=self._busy_seconds,
+            starts=self._starts,
+            stops=self._stops,
+            refused=self._refused,
+            wait_slo=function.wait_slo,
+            decisions=self._decisions,
+            changes=tuple(self._changes or ()),
+        )
+
+    def _arrive(self, instant: float) -> None:
+        index = self._next
+        self._next = index + 1
+        if self._idle_since is not None:
+            self._idle_before = instant - self._idle_since if self._busy_since is not None else 0.0
+            if instant - self._idle_since >= self._edge:
+                self._wake(instant)
+            self._busy_since = instant
+            self._idle_since = None
+        instance = self._free_instance()
+        if instance is not None:
+            self._serve(instant, index, instance)
+            if instance.busy < instance.slots:
+                self._free.append(instance)
+            return
+        self._queue.append(index)
+        if self._wake_queued:
+            self._wake(instant)
+
+    def _free_instance(self) -> _Instance | None:
+        free = self._free
+        while free:
+            instance = free.popleft()
+            if instance.state == RUNNING and instance.busy < instance.slots:
+                return instance
+        return None
+
+    def _serve(self, instant: float, index: int, instance: _Instance) -> None:
+        wait = instant - self._arrivals[index]
+        self._waits[index] = wait
+        if wait > 0 and instance.ready > self._arrivals[index]:
+            self._cold += 1
+        instance.busy += 1
+        self._in_flight += 1
+        self._sequence += 1
+        heappush(self._heap, (instant + self._function.durations[index], self._sequence, instance))
+
+    def _complete(self, instant: float, instance: _Instance) -> None:
+        was_full = instance.busy == instance.slots
+        instance.busy -= 1
+        self._in_flight -= 1
+        self._completions += 1
+        if instance.state == DRAINING:
+            if instance.busy == 0:
+                self._end(instant, instance)
+        elif self._queue:
+            self._serve(instant, self._queue.popleft(), instance)
+        elif was_full:
+            self._free.append(instance)
+        if self._in_flight == 0 and not self._queue:
+            self._idle_since = instant
+
+    def _ready(self, instant: float, instance: _Instance) -> None:
+        instance.state = RUNNING
+        instance.ready = instant
+        self._running[instance.spec] += 1
+        self._slots += instance.slots
+        self._recent_startups = (*self._recent_startups, instant - instance.created)[-_REMEMBERED_STARTUPS:]
+        while self._queue and instance.busy < instance.slots:
+            self._serve(instant, self._queue.popleft(), instance)
+        if instance.busy < instance.slots:
+            self._free.append(instance)
+
+    def _wake(self, instant: float) -> None:
+        self._decide_at = min(
+            self._decide_at, max(instant + self._reaction, self._decided_at + _WAKE_SPACING)
+        )
+
+    def _decide(self, instant: float) -> None:
+        self._decisions += 1
+        self._decided_at = instant
+        answer = self._run.decide(instant, self._observe())
+        self._decide_at = max(answer.recheck_at, instant + 1e-3)
+        self._wake_queued = answer.wake_queued
+        changed = False
+        for spec, desired in enumerate(answer.desired):
+            have = len(self._alive[spec])
+            if desired > have:
+                changed = self._start(instant, spec, desired - have) or changed
+            elif desired < have:
+                self._stop(instant, spec, have - desired)
+                changed = True
+        if changed and self._changes is not None:
+            self._changes.append((instant, sum(len(instances) for instances in self._alive)))
+
+    def _observe(self) -> Observation:
+        specs = []
+        for index, spec in enumerate(self._specs):
+            alive = self._alive[index]
+            starting: tuple[float, ...] = ()
+            if len(alive) > self._running[index]:
+                starting = tuple(instance.created for instance in alive if instance.state == STARTING)
+            room = self._pool.room(spec.id, spec.gpus) if self._pool else None
+            specs.append(SpecificationObservation(spec.id, self._running[index], starting, room))
+        return Observation(
+            self._next,
+            self._completions,
+            self._busy_seconds,
+            len(self._queue),
+            self._in_flight,
+            tuple(specs),
+            Activity(self._idle_since, self._busy_since, self._idle_before),
+            self._recent_startups,
+            self._demand_seconds,
+            self._slot_seconds,
+        )
+
+    def _start(self, instant: float, spec: int, count: int) -> bool:
+        settings = self._specs[spec]
+        for started in range(count):
+            if self._pool and not self._pool.take(settings.id, settings.gpus):
+                self._refused += count - started
+                return started > 0
+            instance = _Instance(spec, settings.max_request_concurrency, instant)
+            self._alive[spec].append(instance)
+            self._starts += 1
+            self._sequence += 1
+            heappush(self._heap, (instant + next(self._startups[spec]), self._sequence, instance))
+        return True
+
+    def _stop(self, instant: float, spec: int, count: int) -> None:
+        """Starting ones first (newest first), then the idle longest, then the least busy, which drain."""
+        alive = self._alive[spec]
+        chosen = [instance for instance in reversed(alive) if instance.state == STARTING][:count]
+        if len(chosen) < count:
+            idle = [
+                inst for inst in self._free if inst.spec == spec and inst.state == RUNNING and inst.busy == 0
+            ]
+            chosen += list(dict.fromkeys(idle))[: count - len(chosen)]
+        if len(chosen) < count:
+            busy = sorted(
+                (inst for inst in alive if inst.state == RUNNING and inst.busy), key=lambda inst: inst.busy
+            )
+            chosen += busy[: count - len(chosen)]
+        gone = set(map(id, chosen))
+        self._alive[spec] = [instance for instance in alive if id(instance) not in gone]
+        for instance in chosen:
+            self._stops += 1
+            if instance.state == RUNNING:
+                self._running[spec] -= 1
+                self._slots -= instance.slots
+            instance.state = DRAINING
+            if instance.busy == 0:
+                self._end(instant, instance)
+
+    def _end(self, instant: float, instance: _Instance) -> None:
+        instance.state = GONE
+        gpus = self._specs[instance.spec].gpus
+        self._gpu_seconds += (instant - instance.created) * gpus
+        if self._pool:
+            self._pool.give(self._specs[instance.spec].id, gpus)
+
+
+def simulate(
+    function: SimulatedFunction, policy: Policy, seed: int, *, trace: bool = False
+) -> FunctionResult:
+    """Run one function by itself to its end."""
+    run = FunctionRun(function, policy, seed, trace=trace)
+    run.advance(NEVER)
+    return run.result()
+
+
+def simulate_shared(
+    functions: list[SimulatedFunction],
+    policy: Policy,
+    seed: int,
+    gpus: dict[str, int],
+    *,
+    trace: bool = False,
+) -> list[FunctionResult]:
+    """Run functions side by side on one pool of GPUs."""
+    pool = Pool(gpus)
+    runs = [FunctionRun(function, policy, seed, pool, trace=trace) for function in functions]
+    waiting = [(run.next_event, index) for index, run in enumerate(runs)]
+    heap = [entry for entry in waiting if entry[0] < NEVER]
+    heap.sort()
+    while heap:
+        instant, index = heappop(heap)
+        following = runs[index].advance(instant)
+        if following < NEVER:
+            heappush(heap, (following, index))
+        else:
+            runs[index].release()
+    return [run.result() for run in runs]

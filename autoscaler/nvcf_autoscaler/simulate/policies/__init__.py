@@ -1,0 +1,1 @@
+"""Policies to compare: ours, and others written from their public descriptions."""

@@ -1,0 +1,79 @@
+"""An autoscaler like NVIDIA Cloud Functions' own: utilisation with factor, threshold and stickiness.
+
+Source: NVIDIA Cloud Functions documentation, "Configure Function Autoscaling" and "Function Autoscaler
+Architecture" (docs.nvidia.com/nvcf): on an interval, utilisation is read from a time-series database; past
+the threshold for the stickiness, the instance count is multiplied by the factor; recent invocations decide
+between zero and one instance. Factors and thresholds are those of the documentation's example (1.5 above 75
+%, 0.5 below 25 %). The documentation gives no interval, no scale-to-zero time-out and no default
+stickiness: 15 s, 300 s, and one minute up, three of ten minutes down are assumed here (and the scrape lag
+is taken as none).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nvcf_autoscaler.observation import Observation
+from nvcf_autoscaler.settings import ScalingDetails, ScalingSettings, SpecificationSettings, Stickiness
+from nvcf_autoscaler.simulate.model import SimulatedFunction
+from nvcf_autoscaler.simulate.policies.base import NEVER, Answer
+from nvcf_autoscaler.utilisation import UtilisationMemory, utilisation_target
+
+_UP = ScalingDetails(1.5, 75, Stickiness(120.0, 60.0))
+_DOWN = ScalingDetails(0.5, 25, Stickiness(600.0, 180.0))
+
+
+@dataclass(frozen=True)
+class NvcfLike:
+    """See the module."""
+
+    name: str = "nvcf"
+    reaction: float = 0.0
+    wake_after_idle: float = NEVER
+    interval: float = 15.0
+    idle_timeout: float = 300.0
+    up: ScalingDetails = _UP
+    down: ScalingDetails = _DOWN
+
+    def start(self, function: SimulatedFunction) -> NvcfRun:
+        """Begin at zero."""
+        return NvcfRun(self, function)
+
+
+class NvcfRun:
+    """The scaling loop's view of one function version."""
+
+    def __init__(self, policy: NvcfLike, function: SimulatedFunction) -> None:
+        self._policy = policy
+        spec = function.specifications[0]
+        self._others = (0,) * (len(function.specifications) - 1)
+        self._low = spec.min_instances
+        self._settings = ScalingSettings(
+            (
+                SpecificationSettings(
+                    spec.id, spec.min_instances, spec.max_instances, spec.max_request_concurrency
+                ),
+            ),
+            scale_up=policy.up,
+            scale_down=policy.down,
+        )
+        self._memory = UtilisationMemory()
+        self._phase = (sum(map(ord, function.name)) * 7.3) % policy.interval
+
+    def decide(self, now: float, seen: Observation) -> Answer:
+        """Zero or one by recent invocations, else by utilisation."""
+        policy = self._policy
+        total = seen.specifications[0].total
+        idle_since = seen.activity.idle_since
+        following = now + policy.interval - (now - self._phase) % policy.interval
+        if total == 0 and idle_since is not None:
+            return Answer((self._low, *self._others), NEVER, True)
+        if total == 0 and (now - self._phase) % policy.interval > 0.01:
+            return Answer((0, *self._others), following, False)
+        if idle_since is not None and now - idle_since >= policy.idle_timeout and self._low == 0:
+            self._memory = UtilisationMemory()
+            return Answer((0, *self._others), NEVER, True)
+        self._memory, target, _ = utilisation_target(now, seen, self._settings, self._memory)
+        target = max(1, self._low, target)
+        self._memory = self._memory._replace(target=target)
+        return Answer((target, *self._others), following, False)

@@ -1,0 +1,128 @@
+"""Figures of a run and the table that compares policies."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from nvcf_autoscaler.simulate.model import FunctionResult
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What one policy did with a set of functions. Times in seconds, shares from 0 to 1.
+
+    Percentiles are over all requests together; `p99_mean` is the mean of each function's own 99th percentile.
+    `utilisation` is work over GPU time; it passes 1 where instances serve several requests at a time.
+    """
+
+    policy: str
+    functions: int
+    requests: int
+    gpu_seconds: float
+    utilisation: float
+    p50: float
+    p95: float
+    p99: float
+    p99_mean: float
+    attainment: float
+    cold_share: float
+    starts: int
+    stops: int
+    refused: int
+    decisions: int
+
+    def to_dict(self) -> dict[str, float | int | str]:
+        """For JSON."""
+        return asdict(self)
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The value that `share` of a sorted sequence does not exceed (nearest rank); 0 for none."""
+    if not ordered:
+        return 0.0
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def attainment(results: Sequence[FunctionResult]) -> float:
+    """The share of requests that started within their function's SLO."""
+    total = sum(len(result.waits) for result in results)
+    timely = sum(sum(1 for wait in result.waits if wait <= result.wait_slo + 1e-9) for result in results)
+    return timely / total if total else 1.0
+
+
+def summarise(policy: str, results: Sequence[FunctionResult]) -> Summary:
+    """Put the figures of all functions together."""
+    waits = array("d")
+    own = []
+    for result in results:
+        waits.extend(result.waits)
+        if result.waits:
+            own.append(percentile(sorted(result.waits), 0.99))
+    ordered = sorted(waits)
+    gpu_seconds = sum(result.gpu_seconds for result in results)
+    work = sum(result.work_seconds for result in results)
+    return Summary(
+        policy=policy,
+        functions=len(results),
+        requests=len(ordered),
+        gpu_seconds=gpu_seconds,
+        utilisation=work / gpu_seconds if gpu_seconds else 0.0,
+        p50=percentile(ordered, 0.5),
+        p95=percentile(ordered, 0.95),
+        p99=percentile(ordered, 0.99),
+        p99_mean=sum(own) / len(own) if own else 0.0,
+        attainment=attainment(results),
+        cold_share=sum(result.cold for result in results) / len(ordered) if ordered else 0.0,
+        starts=sum(result.starts for result in results),
+        stops=sum(result.stops for result in results),
+        refused=sum(result.refused for result in results),
+        decisions=sum(result.decisions for result in results),
+    )
+
+
+_COLUMNS = (
+    "policy",
+    "GPU-hours",
+    "x oracle",
+    "p50 s",
+    "p95 s",
+    "p99 s",
+    "mean p99 s",
+    "in SLO %",
+    "cold %",
+    "starts",
+    "stops",
+)
+
+
+def table(summaries: Sequence[Summary], limit: float | None = None) -> str:
+    """The comparison as text; `limit` is the oracle's GPU-seconds."""
+    rows = [_COLUMNS]
+    rows += [
+        (
+            one.policy,
+            f"{one.gpu_seconds / 3600:.1f}",
+            f"{one.gpu_seconds / limit:.2f}" if limit else "-",
+            f"{one.p50:.2f}",
+            f"{one.p95:.2f}",
+            f"{one.p99:.2f}",
+            f"{one.p99_mean:.2f}",
+            f"{one.attainment * 100:.1f}",
+            f"{one.cold_share * 100:.1f}",
+            str(one.starts),
+            str(one.stops),
+        )
+        for one in summaries
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
