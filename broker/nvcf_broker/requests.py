@@ -1,8 +1,8 @@
 """Request and reply over the broker that a cancelled task can rely on.
 
 The library's own `request` waits with `asyncio.wait_for`, which before Python 3.12 swallows a cancellation
-that arrives together with the answer, and its flush swallows one too. A gateway notices a caller that left only by
-cancellation, so it cannot use them.
+that arrives together with the answer, and its flush swallows one too. A gateway notices a caller that left
+only by cancellation, so it cannot use them.
 """
 
 import asyncio

@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--sessions", metavar="HOST:PORT", help="gRPC and WebSocket callers (default: none)")
     add("--session-proxy", metavar="HOST:PORT",
-        help="where workers dial back for sessions (default with --sessions: any port of 127.0.0.1)")  # fmt: skip
+        help="where workers dial back for sessions (default with --sessions: any free port)")  # fmt: skip
     add("--session-proxy-url", metavar="URL",
         help="where workers reach that, path /v1/proxy included (default: its own address)")  # fmt: skip
     add("--tls-cert", type=Path, metavar="FILE", help="certificate chain (PEM) of all listeners")

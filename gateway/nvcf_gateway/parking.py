@@ -18,8 +18,8 @@ _log = logging.getLogger(__name__)
 
 NO_RESULT = frozenset((202,))
 NO_RESULT_OF_KEY = frozenset((202, 502))
-"""A 502 says that the request did not get through, its body lost with a gateway perhaps: a call that is repeated
-with the same key is run again."""
+"""A 502 says that the request did not get through, its body lost with a gateway perhaps: a call repeated with
+the same key is run again."""
 
 
 class ParkingSink:
