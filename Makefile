@@ -6,12 +6,14 @@ BIN := $(VENV)/bin
 TEST_WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup
 
-.PHONY: help demo test lint bench clean lock
+.PHONY: help demo test lint bench chaos fuzz clean lock
 
 help:
 	@echo "make demo   start the platform, run real functions through it, show what happens (about a minute)"
 	@echo "make test   run every test"
 	@echo "make lint   ruff, mypy, and whether generated code is current"
+	@echo "make chaos  kill and stop processes under load for five minutes, and count what was lost (nothing)"
+	@echo "make fuzz   100,000 mutated inputs at each parser, and as many as fit at each listener"
 	@echo "make bench  measure speed and memory; prints figures and ratios"
 	@echo "make lock   bring requirements.lock up to date with pyproject.toml"
 	@echo "make clean  remove .venv and caches"
@@ -36,6 +38,12 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/generate_proto.py --check
+
+chaos: $(VENV)/installed
+	$(BIN)/python -m tests.chaos
+
+fuzz: $(VENV)/installed
+	$(BIN)/python -m tests.fuzz
 
 bench: $(VENV)/installed
 	$(BIN)/python -m tests.bench
