@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 from nvcf_worker import Request, Response
 
@@ -10,6 +11,11 @@ from nvcf_worker import Request, Response
 async def echo(request: Request) -> Response:
     """The body as it came."""
     return Response(await request.read(), media_type="application/json")
+
+
+async def echo_json(request: Request) -> Any:
+    """The body, decoded and encoded again, as other servers do it."""
+    return await request.json()
 
 
 async def stream_back(request: Request) -> AsyncIterator[bytes]:

@@ -16,33 +16,87 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nvcf_worker.errors import BadInput, BodyUnavailable, FunctionError, RequestCancelled, WorkerError
+    from nvcf_worker.batching.continuous_decorator import continuous_batch
+    from nvcf_worker.batching.decorator import batch
+    from nvcf_worker.batching.streams import Finished
+    from nvcf_worker.errors import (
+        BadInput,
+        BatchError,
+        BodyUnavailable,
+        Fatal,
+        FunctionError,
+        InvalidInput,
+        NotFound,
+        RequestCancelled,
+        RetryLater,
+        WorkerError,
+    )
+    from nvcf_worker.limits.adaptive import Adaptive
+    from nvcf_worker.limits.limit import Limit
+    from nvcf_worker.proxy.command import sidecar
     from nvcf_worker.request import Request, SyncRequest
     from nvcf_worker.response import Response
+    from nvcf_worker.routes import App
+    from nvcf_worker.secret_files import secrets
     from nvcf_worker.serving import serve
+    from nvcf_worker.tasks.context import Task
+    from nvcf_worker.tasks.running import task
+    from nvcf_worker.typed.binding import Query
 
 __all__ = [
+    "Adaptive",
+    "App",
     "BadInput",
+    "BatchError",
     "BodyUnavailable",
+    "Fatal",
+    "Finished",
     "FunctionError",
+    "InvalidInput",
+    "Limit",
+    "NotFound",
+    "Query",
     "Request",
     "RequestCancelled",
     "Response",
+    "RetryLater",
     "SyncRequest",
+    "Task",
     "WorkerError",
+    "batch",
+    "continuous_batch",
+    "secrets",
     "serve",
+    "sidecar",
+    "task",
 ]
 
 _HOME = {
+    "Adaptive": "limits.adaptive",
+    "App": "routes",
     "BadInput": "errors",
+    "BatchError": "errors",
     "BodyUnavailable": "errors",
+    "Fatal": "errors",
+    "Finished": "batching.streams",
     "FunctionError": "errors",
+    "InvalidInput": "errors",
+    "Limit": "limits.limit",
+    "NotFound": "errors",
+    "Query": "typed.binding",
     "Request": "request",
     "RequestCancelled": "errors",
     "Response": "response",
+    "RetryLater": "errors",
     "SyncRequest": "request",
+    "Task": "tasks.context",
     "WorkerError": "errors",
+    "batch": "batching.decorator",
+    "continuous_batch": "batching.continuous_decorator",
+    "secrets": "secret_files",
     "serve": "serving",
+    "sidecar": "proxy.command",
+    "task": "tasks.running",
 }
 
 

@@ -1,4 +1,4 @@
-"""`python -m nvcf_worker FILE[:NAME]`: serve a handler of a Python file."""
+"""`python -m nvcf_worker FILE[:NAME]`: serve a handler of a Python file; `sidecar` and `run` do more."""
 
 from __future__ import annotations
 
@@ -6,20 +6,33 @@ import argparse
 import importlib.util
 import sys
 import types
+from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
-from nvcf_worker.errors import HandlerError
+from nvcf_worker.errors import ConfigurationError, HandlerError
 from nvcf_worker.serving import has_served, serve
 
 DEFAULT_NAME = "handler"
 EXIT_USAGE = 2
+COMMANDS = {"sidecar": "nvcf_worker.proxy.command", "run": "nvcf_worker.local.command"}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `nvcf-worker`. Exits with code 2 when there is nothing to serve."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in COMMANDS:
+        try:
+            import_module(COMMANDS[arguments[0]]).main(arguments[1:])
+        except ConfigurationError as error:
+            _fail(str(error))
+        return
     parser = argparse.ArgumentParser(
-        prog="nvcf-worker", description="Serve a handler of a Python file as a worker of the platform."
+        prog="nvcf-worker",
+        description="Serve a handler of a Python file as a worker of the platform.",
+        epilog="Also: `nvcf-worker sidecar --port N` serves an HTTP server that listens on a port, "
+        "`nvcf-worker run FILE` serves a handler by HTTP alone, to try it on this machine. "
+        "A file of such a name is written ./run.",
     )
     parser.add_argument(
         "target",

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from typing import TYPE_CHECKING
 
 from nvcf_worker.body import RequestBody
 from nvcf_worker.cancellation import Cancellation
 from nvcf_worker.work import Work
+
+if TYPE_CHECKING:
+    from nvcf_worker.conversation import Conversation
+    from nvcf_worker.files import RequestFiles
 
 
 class End(enum.Enum):
@@ -16,6 +21,9 @@ class End(enum.Enum):
     CALLER_GONE = "the caller is gone"
     CONNECTION_LOST = "the broker could not be told that the request is in work"
     HANDED_BACK = "the worker is leaving"
+    RETRY_LATER = "the function asked for another try"
+    UNREACHABLE = "no gateway could be reached"
+    SESSION_CUT = "the worker is leaving and cut the session"
 
 
 class ActiveRequest:
@@ -24,11 +32,15 @@ class ActiveRequest:
     __slots__ = (
         "body",
         "cancelled",
+        "conversation",
         "end",
         "failed_signals",
+        "files",
         "holds_slot",
         "interruptible",
         "journal_slot",
+        "max_deliver",
+        "retry_after",
         "signalled_at",
         "task",
         "work",
@@ -39,7 +51,13 @@ class ActiveRequest:
         self.cancelled = Cancellation()
         self.body: RequestBody | None = None
         self.task: asyncio.Task[None] | None = None
+        self.conversation: Conversation | None = None
+        self.files: RequestFiles | None = None
         self.end: End | None = None
+        # How often the queue delivers a request; 0 when that has no limit.
+        self.max_deliver = 0
+        # Seconds until it is delivered again after RETRY_LATER.
+        self.retry_after = 0.0
         # Only while the task is in code that settles the request when it is cancelled: a task that is
         # cancelled before its first step never runs at all.
         self.interruptible = False

@@ -11,12 +11,14 @@ from aiohttp.abc import AbstractStreamWriter
 
 from nvcf_proto import settings
 from nvcf_proto.headers import OCTET_STREAM, OCTET_STREAM_H1
-from nvcf_worker.errors import BodyUnavailable
+from nvcf_worker.errors import BodyUnavailable, GatewayGone
 from nvcf_worker.work import AttachTarget
 
 CONNECT_TIMEOUT = 5.0
 IDLE_CONNECTION_SECONDS = 10.0
 GET_ATTEMPTS = 3
+DELIVERY_ATTEMPT = "Nvcf-Delivery-Attempt"
+"""[ext] Header of the GET: how often the queue has delivered the request."""
 
 
 class AttachClient:
@@ -44,16 +46,19 @@ class AttachClient:
         if self._session is not None:
             await self._session.close()
 
-    async def fetch(self, target: AttachTarget, *, whole_request: bool) -> HttpDownload:
+    async def fetch(self, target: AttachTarget, *, whole_request: bool, attempt: int) -> HttpDownload:
         """Open the GET: the rest of the body, or with `whole_request` the request as `+h1`.
 
-        Raises BodyUnavailable when no good response head has come within ATTACH_HEAD_TIMEOUT (5 s).
+        `attempt` is how often the queue has delivered the request: the token is good once for each ([ext]).
+        Raises BodyUnavailable when no good response head has come within ATTACH_HEAD_TIMEOUT (5 s),
+        GatewayGone when there is no connection.
         """
         accept = OCTET_STREAM_H1 if whole_request else OCTET_STREAM
         headers = {
             "Authorization": f"Bearer {target.request_token}",
             "Accept": accept,
             "Accept-Encoding": "identity",
+            DELIVERY_ATTEMPT: str(attempt),
         }
         try:
             async with asyncio.timeout(settings.ATTACH_HEAD_TIMEOUT):
@@ -61,10 +66,12 @@ class AttachClient:
         except TimeoutError as error:
             raise BodyUnavailable("the gateway did not hand out the request body in time") from error
         except aiohttp.ClientError as error:
-            raise BodyUnavailable("the gateway could not be reached for the request body") from error
+            raise GatewayGone("the gateway could not be reached for the request body") from error
         if response.status != 200:
             response.close()
-            raise BodyUnavailable(f"the gateway refused the request body with {response.status}")
+            refusal = BodyUnavailable(f"the gateway refused the request body with {response.status}")
+            refusal.unknown_token = response.status == 401
+            raise refusal
         return HttpDownload(response)
 
     async def _get(self, target: AttachTarget, headers: dict[str, str]) -> aiohttp.ClientResponse:

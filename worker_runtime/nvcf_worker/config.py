@@ -55,9 +55,15 @@ class WorkerConfig:
     environment: str = ""
     backend: str = ""
     zone: str = ""
+    session_port: int | None = None
+    asset_dir: Path | None = None
+    response_dir: Path | None = None
+    compatibility_disabled: bool = False
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str], *, concurrency: int | None = None) -> WorkerConfig:
+    def from_environment(
+        cls, environ: Mapping[str, str], *, concurrency: int | None = None, session_port: int | None = None
+    ) -> WorkerConfig:
         """Read the settings. Raises ConfigurationError naming each variable that is wrong."""
         missing = [name for name in _REQUIRED if not environ.get(name)]
         if missing:
@@ -82,6 +88,10 @@ class WorkerConfig:
             environment=environ.get(env.ICMS_ENVIRONMENT, ""),
             backend=environ.get(env.CLOUD_PROVIDER, ""),
             zone=environ.get(env.ZONE_NAME, ""),
+            asset_dir=_path(environ, env.BASE_ASSET_DIR),
+            response_dir=_path(environ, env.BASE_RESPONSE_DIR),
+            compatibility_disabled=_flag(environ, env.V3_BACKWARDS_COMPATIBILITY_DISABLED),
+            session_port=session_port or _number(environ, env.INFERENCE_PORT, 0, 1, 65535) or None,
         )
 
 
@@ -100,6 +110,15 @@ def _number(environ: Mapping[str, str], name: str, default: int, low: int, high:
     if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
         raise ConfigurationError(f"{name} is {text[:32]!r}; it must be a whole number from {low} to {high}")
     return int(text)
+
+
+def _path(environ: Mapping[str, str], name: str) -> Path | None:
+    text = environ.get(name, "").strip()
+    return Path(text) if text else None
+
+
+def _flag(environ: Mapping[str, str], name: str) -> bool:
+    return environ.get(name, "").strip().lower() in ("true", "1", "yes")
 
 
 def _uuid(environ: Mapping[str, str], name: str) -> str:

@@ -86,6 +86,50 @@ class ControlPlane:
         async with self._stub() as stub, _named_errors("ProvisionRegionalWorker"):
             await stub.ProvisionRegionalWorker(request, metadata=_bearer(token), timeout=CALL_TIMEOUT)
 
+    async def refresh_upload(self, token: str, request_id: str) -> str:
+        """A new address to upload a large result to. Raises ControlError."""
+        request = nvcf_pb2.RefreshLargeUploadCredentialsRequest(
+            requestId=request_id,
+            functionId=self._config.function_id,
+            functionVersionId=self._config.version_id,
+        )
+        async with self._stub() as stub, _named_errors("RefreshLargeUploadCredentials"):
+            answer = await stub.RefreshLargeUploadCredentials(
+                request, metadata=_bearer(token), timeout=CALL_TIMEOUT
+            )
+        return answer.largeResponseUrl
+
+    async def refresh_asset(self, token: str, request_id: str, asset_id: str) -> str:
+        """A new address to download an input asset from. Raises ControlError."""
+        request = nvcf_pb2.RefreshAssetDownloadCredentialsRequest(
+            requestId=request_id,
+            functionId=self._config.function_id,
+            functionVersionId=self._config.version_id,
+            assetId=asset_id,
+        )
+        name = "RefreshAssetDownloadCredentials"
+        async with self._stub() as stub, _named_errors(name):
+            call = stub.RefreshAssetDownloadCredentials(
+                iter([request]), metadata=_bearer(token), timeout=CALL_TIMEOUT
+            )
+            async for answer in call:
+                return answer.inputAssetReference.reference
+        raise ControlError(f"{name} ended without an answer", permanent=False)
+
+    async def download_url(self, token: str, request_id: str, nca_id: str) -> str:
+        """Where the caller finds an uploaded large result. Raises ControlError."""
+        request = nvcf_pb2.LargeResponseDownloadCredentialsRequest(
+            requestId=request_id,
+            ncaId=nca_id,
+            functionId=self._config.function_id,
+            functionVersionId=self._config.version_id,
+        )
+        async with self._stub() as stub, _named_errors("RequestLargeResponseDownloadCredentials"):
+            answer = await stub.RequestLargeResponseDownloadCredentials(
+                request, metadata=_bearer(token), timeout=CALL_TIMEOUT
+            )
+        return answer.largeResponseDownloadUrl
+
     @asynccontextmanager
     async def _stub(self) -> AsyncIterator[nvcf_pb2_grpc.WorkerAsyncStub]:
         endpoint = self._config.grpc

@@ -17,10 +17,10 @@ from nvcf_proto.headers import REPLY_STATUS
 from nvcf_proto.pb import nvcf_pb2
 from nvcf_worker.attach import AttachClient, Upload
 from nvcf_worker.backoff import Backoff
-from nvcf_worker.errors import CallerGone, DeliveryError
+from nvcf_worker.errors import CallerGone, DeliveryError, GatewayGone, StreamLost
 from nvcf_worker.execution import Outcome, StreamReply
 from nvcf_worker.response import Reply
-from nvcf_worker.work import AttachTarget, Work
+from nvcf_worker.work import AttachTarget, Door
 
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
@@ -32,8 +32,10 @@ log = logging.getLogger("nvcf_worker")
 INLINE_ANSWER_TIMEOUT = 2.0
 MAX_UNCONFIRMED = 256
 POST_ATTEMPTS = 6
+REFUSED_ATTEMPTS = 3
 POST_BACKOFF = Backoff(first=0.05, limit=2.0)
 VERDICT_WAIT = 1.0
+REFUSAL_WAIT = 0.25
 JOINED_BODY = 64 * 1024
 PIECE = 256 * 1024
 
@@ -49,32 +51,33 @@ class Deliverer:
         self._attach = attach
         self._replies = replies
 
-    async def deliver(self, work: Work, outcome: Outcome, written: Callable[[], None]) -> None:
+    async def deliver(self, door: Door, outcome: Outcome, written: Callable[[], None]) -> None:
         """Deliver and return when the gateway has confirmed it.
 
-        `written` is called, once or more, as soon as the whole answer has left this process.
-        Raises CallerGone when nobody waits for it, DeliveryError when it cannot be delivered.
+        `written` is called, once or more, as soon as the whole answer has left this process. A stream is
+        not closed here. Raises CallerGone when nobody waits for it; GatewayGone when the gateway cannot be
+        reached and nothing of a stream has been used up; another DeliveryError when that is too late.
         """
         if isinstance(outcome, StreamReply):
-            await _StreamPost(self._attach, work.target, outcome).run(written)
+            await _StreamPost(self._attach, door.target, outcome).run(written)
             return
-        if await self._deliver_inline(work, outcome, written):
+        if await self._deliver_inline(door, outcome, written):
             return
-        await self._post_complete(work, outcome, written)
+        await self._post_complete(door, outcome, written)
 
-    async def _deliver_inline(self, work: Work, reply: Reply, written: Callable[[], None]) -> bool:
+    async def _deliver_inline(self, door: Door, reply: Reply, written: Callable[[], None]) -> bool:
         inbox = self._replies()
-        if work.reply_subject is None or inbox is None or len(reply.body) > work.reply_max_bytes:
+        if door.reply_subject is None or inbox is None or len(reply.body) > door.reply_max_bytes:
             return False
         encoded = inline_response(reply)
-        if len(encoded) > work.reply_max_bytes:
+        if len(encoded) > door.reply_max_bytes:
             return False
         # With a gateway that does not answer, unconfirmed replies must not pile up without bound: beyond
         # this number a request keeps its slot until it is confirmed.
         on_sent = written if len(inbox) < MAX_UNCONFIRMED else _nothing
         try:
             deadline = time.monotonic() + INLINE_ANSWER_TIMEOUT
-            answer = await inbox.request(work.reply_subject, encoded, deadline=deadline, on_sent=on_sent)
+            answer = await inbox.request(door.reply_subject, encoded, deadline=deadline, on_sent=on_sent)
         except nats.errors.Error as error:
             log.debug("inline reply could not be sent: %s", error)
             return False
@@ -85,23 +88,20 @@ class Deliverer:
             raise CallerGone("the caller is gone")
         return status is None
 
-    async def _post_complete(self, work: Work, reply: Reply, written: Callable[[], None]) -> None:
-        headers = [*reply.headers, ("content-length", str(len(reply.body)))]
-        head = h1.encode_response_head(reply.status, headers if reply.status != 204 else reply.headers)
-        problem = ""
-        for attempt in range(POST_ATTEMPTS):
-            if attempt:
-                await asyncio.sleep(POST_BACKOFF.delay(attempt - 1, random.random()))  # noqa: S311 - jitter
+    async def _post_complete(self, door: Door, reply: Reply, written: Callable[[], None]) -> None:
+        head = h1.encode_response_head(reply.status, _with_length(reply))
+        tries = _Tries()
+        async for _ in tries:
             try:
-                status = await self._post_once(work.target, head, reply.body, written)
+                status = await self._post_once(door.target, head, reply.body, written)
             except (aiohttp.ClientError, OSError) as error:
-                problem = f"{type(error).__name__}: {error}"
+                tries.failed(error)
                 continue
             if status < 500:
                 _check(status)
                 return
-            problem = f"the gateway answered {status}"
-        raise DeliveryError(f"gave up after {POST_ATTEMPTS} attempts; {problem}")
+            tries.answered(status)
+        raise tries.given_up()
 
     async def _post_once(
         self, target: AttachTarget, head: bytes, body: bytes, written: Callable[[], None]
@@ -134,37 +134,34 @@ class _StreamPost:
         self._target = target
         self._reply = reply
         self._interrupted = False
+        self._broke = False
 
     async def run(self, written: Callable[[], None]) -> None:
         head = h1.encode_response_head(self._reply.status, self._reply.headers)
-        problem = ""
-        try:
-            for attempt in range(POST_ATTEMPTS):
-                if attempt:
-                    await asyncio.sleep(POST_BACKOFF.delay(attempt - 1, random.random()))  # noqa: S311 - jitter
-                exchange, upload = self._begin()
-                try:
-                    writer = await upload.writer()
-                    if writer is not None:
-                        # From here on the stream is consumed, so there is no second try.
-                        await self._write(writer, head, upload)
-                        written()
-                        _check(await exchange)
-                        return
-                    status = await exchange
-                    _check(status if status != 200 else 500)
-                except aiohttp.ClientError as error:
-                    if upload.lent:
-                        upload.abort()
-                        await self._raise_verdict(exchange)
-                        raise DeliveryError(f"the connection to the gateway broke: {error}") from error
-                    problem = f"{type(error).__name__}: {error}"
-                finally:
+        tries = _Tries()
+        async for _ in tries:
+            exchange, upload = self._begin(len(head))
+            try:
+                writer = await upload.writer()
+                if writer is not None:
+                    # From here on the stream is consumed, so there is no second try.
+                    self._reply.begun = True
+                    await self._write(writer, head, upload, exchange)
+                    written()
+                    _check(await exchange)
+                    return
+                status = await exchange
+                _check(status if status != 200 else 500)
+            except aiohttp.ClientError as error:
+                if upload.lent:
                     upload.abort()
-                    await _ended(exchange)
-            raise DeliveryError(f"gave up after {POST_ATTEMPTS} attempts; {problem}")
-        finally:
-            await self._reply.source.aclose()
+                    await self._raise_verdict(exchange)
+                    raise StreamLost(f"the connection to the gateway broke: {error}") from error
+                tries.failed(error)
+            finally:
+                upload.abort()
+                await _ended(exchange)
+        raise tries.given_up()
 
     @staticmethod
     async def _raise_verdict(exchange: asyncio.Task[int]) -> None:
@@ -173,25 +170,34 @@ class _StreamPost:
         if exchange.done() and not exchange.cancelled() and exchange.exception() is None:
             _check(exchange.result())
 
-    def _begin(self) -> tuple[asyncio.Task[int], Upload]:
-        upload = Upload(None)
+    def _begin(self, head_size: int) -> tuple[asyncio.Task[int], Upload]:
+        length = self._reply.length
+        upload = Upload(None if length is None else head_size + length)
         exchange = asyncio.create_task(self._attach.post(self._target, upload))
         owner = this_task()
 
-        def ended(_: asyncio.Task[int]) -> None:
+        def ended(done: asyncio.Task[int]) -> None:
             upload.exchange_ended()
             if upload.lent and not upload.ended:
-                # The handler may be far from its next item; nobody wants it any more.
+                self._broke = not done.cancelled() and done.exception() is not None
                 self._interrupted = True
-                owner.cancel()
+                if not self._reply.patient:
+                    # The handler may be far from its next item; nobody wants it any more.
+                    owner.cancel()
 
         exchange.add_done_callback(ended)
         return exchange, upload
 
-    async def _write(self, writer: AbstractStreamWriter, head: bytes, upload: Upload) -> None:
+    async def _write(
+        self, writer: AbstractStreamWriter, head: bytes, upload: Upload, exchange: asyncio.Task[int]
+    ) -> None:
         source = self._reply.source
         try:
             await writer.write(head + self._reply.first)
+            if self._reply.cautious:
+                await asyncio.wait([exchange], timeout=REFUSAL_WAIT)
+                if self._interrupted:
+                    raise self._left()
             while True:
                 try:
                     chunk = await source.__anext__()
@@ -201,17 +207,64 @@ class _StreamPost:
                     raise
                 except (Exception, SystemExit) as error:
                     raise StreamBroken("the handler failed in the middle of its answer") from error
+                if self._interrupted:
+                    raise self._left()
                 if chunk:
                     await writer.write(chunk)
         except asyncio.CancelledError:
-            if self._interrupted and this_task().uncancel() == 0:
-                raise CallerGone("the gateway ended the exchange before the answer was complete") from None
+            if self._interrupted and not self._reply.patient and this_task().uncancel() == 0:
+                raise self._left() from None
             raise
         upload.finish()
+
+    def _left(self) -> DeliveryError:
+        if self._broke:
+            return StreamLost("the connection to the gateway broke")
+        return CallerGone("the gateway ended the exchange before the answer was complete")
+
+
+class _Tries:
+    """Attempts at one POST, with growing pauses; a host that refuses connections gets fewer."""
+
+    def __init__(self) -> None:
+        self._attempt = 0
+        self._refused = 0
+        self._problem = ""
+
+    def __aiter__(self) -> _Tries:
+        return self
+
+    async def __anext__(self) -> int:
+        if self._attempt >= POST_ATTEMPTS or self._refused >= REFUSED_ATTEMPTS:
+            raise StopAsyncIteration
+        if self._attempt:
+            await asyncio.sleep(POST_BACKOFF.delay(self._attempt - 1, random.random()))  # noqa: S311 - jitter
+        self._attempt += 1
+        return self._attempt
+
+    def failed(self, error: Exception) -> None:
+        """No connection, or it broke."""
+        self._refused += isinstance(error, aiohttp.ClientConnectorError)
+        self._problem = f"{type(error).__name__}: {error}"
+
+    def answered(self, status: int) -> None:
+        """The gateway is in trouble."""
+        self._problem = f"the gateway answered {status}"
+
+    def given_up(self) -> GatewayGone:
+        """What to raise at the end."""
+        return GatewayGone(f"gave up after {self._attempt} attempts; {self._problem}")
 
 
 def _nothing() -> None:
     return None
+
+
+def _with_length(reply: Reply) -> list[tuple[str, str]]:
+    """The headers with a Content-Length, unless it is there (answers to HEAD) or must not be."""
+    if reply.status in (204, 304) or any(name.lower() == "content-length" for name, _ in reply.headers):
+        return reply.headers
+    return [*reply.headers, ("content-length", str(len(reply.body)))]
 
 
 def inline_response(reply: Reply) -> bytes:

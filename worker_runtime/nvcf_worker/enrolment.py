@@ -54,6 +54,18 @@ class Enrolment:
         """Ask for stream and consumer in a region. Raises ControlError."""
         await self._control.provision(self.token(), region)
 
+    async def refresh_upload(self, request_id: str) -> str:
+        """A new upload address for a large result. Raises ControlError."""
+        return await self._control.refresh_upload(self.token(), request_id)
+
+    async def refresh_asset(self, request_id: str, asset_id: str) -> str:
+        """A new download address of an input asset. Raises ControlError."""
+        return await self._control.refresh_asset(self.token(), request_id, asset_id)
+
+    async def download_url(self, request_id: str, nca_id: str) -> str:
+        """Where the caller finds an uploaded large result. Raises ControlError."""
+        return await self._control.download_url(self.token(), request_id, nca_id)
+
     def _known_tokens(self) -> list[str]:
         cached, given = token_cache.load(self._cache), self._config.worker_token
         if (

@@ -4,19 +4,51 @@ from __future__ import annotations
 
 
 class WorkerError(Exception):
-    """Root of the package's errors."""
+    """Root of the package's errors. One that ends the worker gives exit code and category of the reason."""
+
+    exit_code = 1
+    category = "startup"
 
 
 class ConfigurationError(WorkerError):
     """The environment or an argument is unusable. The text says what to change; exit code 2."""
+
+    exit_code = 2
+    category = "configuration"
 
 
 class StartupError(WorkerError):
     """The worker could not get to work, e.g. the platform refused its token; exit code 1."""
 
 
+class NotReady(WorkerError):
+    """The function's server or application did not become ready; exit code 4."""
+
+    exit_code = 4
+    category = "not-ready"
+
+
+class ServerEnded(WorkerError):
+    """The function's own server process ended; exit code 5."""
+
+    exit_code = 5
+    category = "server-ended"
+
+
 class HandlerError(WorkerError, TypeError):
     """What was given to `serve` cannot serve requests."""
+
+
+class BatchError(WorkerError):
+    """A batch function did not keep to its form, e.g. returned fewer results than it got items."""
+
+
+class ChannelError(WorkerError):
+    """What came from a child process, or from the worker of one, cannot be understood."""
+
+
+class HandlerFailed(WorkerError):
+    """A handler in a child process raised an error; its type and text, the traceback as the cause."""
 
 
 class ControlError(WorkerError):
@@ -35,12 +67,39 @@ class JournalError(WorkerError):
     """The in-flight journal cannot be used."""
 
 
+class TunnelError(WorkerError):
+    """A session's link to the gateway did not come about. `final`: trying again cannot help."""
+
+    def __init__(self, text: str, *, final: bool = False) -> None:
+        super().__init__(text)
+        self.final = final
+
+
 class DeliveryError(WorkerError):
     """A response could not be delivered and nobody waits for it any more."""
 
 
 class CallerGone(DeliveryError):
     """The gateway says that the request is over."""
+
+
+class GatewayGone(DeliveryError):
+    """The gateway cannot be reached; nothing of the answer has been used up."""
+
+
+class StreamLost(DeliveryError):
+    """The connection broke while an answer was streamed, so that it cannot be sent again."""
+
+
+class Undeliverable(DeliveryError):
+    """No way to the caller was found in time; the request is left to be delivered again."""
+
+
+class InstanceBroken(WorkerError):
+    """A handler raised `Fatal`: the worker leaves, so that its instance is replaced; exit code 3."""
+
+    exit_code = 3
+    category = "fatal"
 
 
 class RequestCancelled(WorkerError):
@@ -59,6 +118,8 @@ class FunctionError(WorkerError):
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
         self.detail = detail
+        self.headers: list[tuple[str, str]] = []
+        self.extra: dict[str, object] = {}
 
 
 class BadInput(FunctionError):
@@ -73,3 +134,82 @@ class BodyUnavailable(FunctionError):
 
     status = 502
     title = "Request Body Unavailable"
+    unknown_token = False
+    """Whether the gateway refused the token: it was used, or another process listens there now."""
+
+
+class NotFound(FunctionError):
+    """There is nothing under this name: answered with 404."""
+
+    status = 404
+    title = "Not Found"
+
+
+class MethodNotAllowed(FunctionError):
+    """The path is served, but not for this method: answered with 405 and the header Allow."""
+
+    status = 405
+    title = "Method Not Allowed"
+
+    def __init__(self, detail: str, allowed: list[str]) -> None:
+        super().__init__(detail)
+        self.headers = [("allow", ", ".join(allowed))]
+
+
+class InvalidInput(FunctionError):
+    """Parameters do not fit their types: answered with 422.
+
+    `errors` are pairs of a field (`items.0.price`, empty for the body itself) and what is wrong with it.
+    """
+
+    status = 422
+    title = "Unprocessable Content"
+
+    def __init__(self, errors: list[tuple[str, str]]) -> None:
+        text = "; ".join(f"{field}: {message}" if field else message for field, message in errors[:5])
+        super().__init__(text if len(errors) <= 5 else f"{text}; and {len(errors) - 5} more")
+        self.errors = errors
+        self.extra = {"errors": [{"field": field, "message": message} for field, message in errors]}
+
+
+class ProcessDied(FunctionError):
+    """The child process that ran the request died, e.g. of a fault in native code or for want of memory."""
+
+    status = 500
+    title = "Function Process Died"
+
+
+class AssetUnavailable(FunctionError):
+    """An input asset could not be fetched."""
+
+    status = 502
+    title = "Input Asset Unavailable"
+
+
+class ResultNotDelivered(FunctionError):
+    """A large result could not be handed over."""
+
+    status = 500
+    title = "Large Result Not Delivered"
+
+
+class RetryLater(WorkerError):
+    """Not now: the request goes back to the queue and to another worker, and its caller goes on waiting.
+
+    `after`: seconds until it is delivered again. The queue counts this as a delivery; at the last one the
+    caller gets 503 with Retry-After.
+    """
+
+    def __init__(self, reason: str = "the function asked for another try", *, after: float = 1.0) -> None:
+        if not 0 <= after <= 86_400:
+            raise ValueError(f"after is {after}; it must be 0 to 86400 seconds")
+        super().__init__(reason)
+        self.after = after
+
+
+class Fatal(WorkerError):
+    """This instance is broken, e.g. its GPU is gone.
+
+    The request goes to another worker; this one takes nothing more, finishes what it can and exits with
+    code 3, so that the instance is replaced. The text becomes the exit reason.
+    """

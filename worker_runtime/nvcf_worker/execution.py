@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 
 from nvcf_worker.active import ActiveRequest
 from nvcf_worker.handlers import Handler, Kind
+from nvcf_worker.limits.guard import within
 from nvcf_worker.request import Request, SyncRequest
 from nvcf_worker.response import (
     OCTETS,
@@ -47,6 +49,14 @@ class StreamReply:
     headers: HeaderPairs
     first: bytes
     source: Source
+    # Bytes of the whole body where that is known before it is complete.
+    length: int | None = None
+    # Whether any of it has been sent.
+    begun: bool = False
+    # Whether the handler is left to come to its next item when a receiver leaves, so that it can go on.
+    patient: bool = False
+    # Whether its receiver may well be gone: then a refusal is awaited before more than the head is sent.
+    cautious: bool = False
 
 
 Outcome = Reply | StreamReply
@@ -62,30 +72,44 @@ class Executor:
 
     @property
     def request_type(self) -> type[Request] | type[SyncRequest]:
-        """The kind of request that the handler takes."""
-        return Request if self._handler.kind is Kind.ASYNC else SyncRequest
+        """The kind of request that the handler takes, where there are no routes."""
+        return request_type(self._handler)
 
-    async def run(self, request: Request | SyncRequest, active: ActiveRequest) -> Outcome:
+    def select(self, method: str, target: str) -> tuple[Handler, dict[str, str]]:
+        """The handler for a request line and its path parameters. Raises NotFound and MethodNotAllowed."""
+        return self._handler.select(method, target.partition("?")[0] or "/")
+
+    async def run(
+        self, request: Request | SyncRequest, active: ActiveRequest, handler: Handler | None = None
+    ) -> Outcome:
         """Call the handler. Raises whatever the handler raises before its first item."""
+        handler = handler or self._handler
+        if handler.limit is not None:
+            return await within(handler.limit, functools.partial(self._run, request, active, handler))
+        return await self._run(request, active, handler)
+
+    async def _run(self, request: Request | SyncRequest, active: ActiveRequest, handler: Handler) -> Outcome:
         if isinstance(request, SyncRequest):
             request.attach_loop(self._loop)
-            return await self._on_thread(lambda: self._handler.call(request), active)
-        result = self._handler.call(request)
+            return await self._on_thread(lambda: handler.call(request), active, handler)
+        result = handler.call(request)
         if inspect.isawaitable(result):
             result = await result
-        return await self._finish(result, active)
+        return await self._finish(result, active, handler)
 
-    async def _finish(self, result: Any, active: ActiveRequest) -> Outcome:
+    async def _finish(self, result: Any, active: ActiveRequest, handler: Handler) -> Outcome:
+        if isinstance(result, Reply | StreamReply):  # from a server or an ASGI application: sent as it is
+            return result
         body = result.body if isinstance(result, Response) else result
         if isinstance(body, AsyncIterator):
             response = result if isinstance(result, Response) else None
-            return await _open_async(body, response, self._handler.media_type)
+            return await _open_async(body, response, handler.media_type)
         if is_stream(body):
-            return await self._on_thread(lambda: result, active)
-        return reply_of(result, self._handler.media_type)
+            return await self._on_thread(lambda: result, active, handler)
+        return reply_of(result, handler.media_type)
 
-    async def _on_thread(self, call: Callable[[], Any], active: ActiveRequest) -> Outcome:
-        media_type = self._handler.media_type
+    async def _on_thread(self, call: Callable[[], Any], active: ActiveRequest, handler: Handler) -> Outcome:
+        media_type = handler.media_type
         loop = self._loop
 
         def job(announce: Announce) -> Any:
@@ -113,7 +137,12 @@ class Executor:
         # A plain function that returned a coroutine or an async iterator, e.g. a lambda around one.
         if inspect.isawaitable(outcome):
             outcome = await outcome
-        return await self._finish(outcome, active)
+        return await self._finish(outcome, active, handler)
+
+
+def request_type(handler: Handler) -> type[Request] | type[SyncRequest]:
+    """The kind of request that a handler takes."""
+    return Request if handler.kind is Kind.ASYNC else SyncRequest
 
 
 def _stream_head(

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from nvcf_proto import headers as names
 from nvcf_worker.config import WorkerConfig
+
+
+class NamedFiles(NamedTuple):
+    """Directories that the function is told of; empty texts and lists are left out."""
+
+    asset_dir: str
+    asset_ids: tuple[str, ...]
+    output_dir: str
 
 
 def constant_headers(config: WorkerConfig, region: str) -> list[tuple[str, str]]:
@@ -32,6 +41,7 @@ def function_headers(
     nca_id: str,
     max_response_bytes: int,
     seconds_left: float,
+    files: NamedFiles | None = None,
 ) -> list[tuple[str, str]]:
     """Everything the handler sees.
 
@@ -53,4 +63,10 @@ def function_headers(
         kept.append((names.NVCF_NCAID, nca_id))
     if max_response_bytes:
         kept.append((names.NVCF_MAX_RESPONSE_SIZE_BYTES, str(max_response_bytes)))
+    if files is not None:
+        if files.asset_ids:
+            kept.append((names.NVCF_ASSET_DIR, files.asset_dir))
+            kept.append((names.NVCF_FUNCTION_ASSET_IDS, ",".join(files.asset_ids)))
+        if files.output_dir:
+            kept.append((names.NVCF_LARGE_OUTPUT_DIR, files.output_dir))
     return kept

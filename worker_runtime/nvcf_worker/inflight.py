@@ -14,6 +14,7 @@ from nvcf_proto import settings
 from nvcf_worker.active import ActiveRequest, End
 from nvcf_worker.backoff import in_progress_interval
 from nvcf_worker.journal import Journal
+from nvcf_worker.puller import ConsumerLimits
 from nvcf_worker.work import Work
 
 if TYPE_CHECKING:
@@ -25,6 +26,12 @@ ACK = b"+ACK"
 NAK = b"-NAK"
 IN_PROGRESS = b"+WPI"
 TERMINATE = b"+TERM"
+
+
+def nak_later(seconds: float) -> bytes:
+    """A NAK after which the broker waits before it delivers again (NATS ADR-15)."""
+    return b'-NAK {"delay": %d}' % int(seconds * 1e9)
+
 
 MAX_UNSENT = 10_000
 
@@ -55,9 +62,11 @@ class InFlight:
         """Acknowledge through this connection from now on."""
         self._connection = connection
 
-    def add(self, work: Work, ack_wait: float) -> ActiveRequest:
+    def add(self, work: Work, limits: ConsumerLimits) -> ActiveRequest:
         """Enter a request into table and journal."""
+        ack_wait = limits.ack_wait
         active = ActiveRequest(work, time.monotonic())
+        active.max_deliver = limits.max_deliver
         self._active[work.request_id] = active
         if self._journal is not None:
             active.journal_slot = self._journal.add(work.ack_subject, now=work.received_at, ack_wait=ack_wait)
@@ -72,6 +81,12 @@ class InFlight:
         if self._journal is not None:
             self._journal.remove(active.journal_slot)
             active.journal_slot = self._journal.add(work.ack_subject, now=work.received_at, ack_wait=ack_wait)
+
+    def tick(self, now: float) -> None:
+        """Tell whoever's poll time is over how far its request is. `now` is Unix time."""
+        for active in self:
+            if active.conversation is not None:
+                active.conversation.tick(now)
 
     async def settle(self, active: ActiveRequest, verdict: bytes | None) -> None:
         """Acknowledge or hand back a request (None: tell the broker nothing) and forget it."""

@@ -41,7 +41,9 @@ class _Ids(logging.Filter):
     """Adds the ids when the record is made, in the thread and task that made it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.request_id = request_id.get()
+        # A logger that is bound to a request has named it already.
+        if getattr(record, "request_id", None) is None:
+            record.request_id = request_id.get()
         record.trace_id = current_trace_id()
         return True
 

@@ -11,6 +11,8 @@ SHORT_PAUSE = 0.25
 MAX_WAITING_PAUSE = 1.0
 REFUSED_PAUSE = 5.0
 MISSED_HEARTBEATS = 2
+NOTHING_AFTER = 0.02
+"""Seconds without an answer to a pull after which a region counts as empty."""
 
 _MAX_BATCH = re.compile(r"exceeded maxrequestbatch of (\d+)", re.IGNORECASE)
 
@@ -41,6 +43,7 @@ class PullPlanner:
         self.outstanding = 0
         self.max_batch = slots
         self._heard_at = 0.0
+        self._waits_since = 0.0
         self._paused_until = 0.0
 
     def ask(self, free: int, now: float) -> int:
@@ -55,7 +58,7 @@ class PullPlanner:
         if batch <= 0:
             return 0
         if self.outstanding == 0:
-            self._heard_at = now
+            self._heard_at = self._waits_since = now
         self.outstanding += batch
         return batch
 
@@ -64,6 +67,10 @@ class PullPlanner:
         self._heard_at = now
         if self.outstanding:
             self.outstanding -= 1
+
+    def has_nothing(self, now: float) -> bool:
+        """Whether the region is empty: it has been asked for more than it gives, or must not be asked."""
+        return now < self._paused_until or (self.outstanding > 0 and now - self._waits_since >= NOTHING_AFTER)
 
     def stale(self, now: float) -> bool:
         """Whether the broker owes us something and has been silent for two idle heartbeats."""

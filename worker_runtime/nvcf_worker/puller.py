@@ -8,14 +8,14 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import nats.errors
 
 from nvcf_proto import settings, subjects
 from nvcf_worker.backoff import Backoff
 from nvcf_worker.errors import ControlError
-from nvcf_worker.planner import PullPlanner
+from nvcf_worker.planner import NOTHING_AFTER, PullPlanner
 from nvcf_worker.slots import Slots
 
 if TYPE_CHECKING:
@@ -33,10 +33,18 @@ _EXPIRES = int(settings.PULL_MAX_WAIT * 1e9)
 _HEARTBEAT = int(settings.PULL_IDLE_HEARTBEAT * 1e9)
 
 
+class ConsumerLimits(NamedTuple):
+    """Of the request consumer: seconds until it delivers again what is not acknowledged, and how often it
+    delivers at most (0: no limit)."""
+
+    ack_wait: float = DEFAULT_ACK_WAIT
+    max_deliver: int = 0
+
+
 class Receiver(Protocol):
     """Who gets the requests."""
 
-    async def receive(self, message: Msg, region: str, ack_wait: float) -> None:
+    async def receive(self, message: Msg, region: str, limits: ConsumerLimits) -> None:
         """Take a request, or hand it back if there is no slot."""
 
 
@@ -54,10 +62,12 @@ class RegionPuller:
         slots: Slots,
         receiver: Receiver,
         provision: Provision,
+        preferred: RegionPuller | None = None,
     ) -> None:
+        self._preferred = preferred
         self.region = region
         self.ready = False
-        self.ack_wait = DEFAULT_ACK_WAIT
+        self.limits = ConsumerLimits()
         self._connection = connection
         self._slots = slots
         self._receiver = receiver
@@ -76,6 +86,11 @@ class RegionPuller:
     def wake(self) -> None:
         """Slots or the connection changed, or time has passed."""
         self._wake.set()
+
+    def has_nothing(self, now: float) -> bool:
+        """Whether neither this region nor a preferred one has a request at the moment."""
+        here = not self.ready or self._planner.has_nothing(now)
+        return here and (self._preferred is None or self._preferred.has_nothing(now))
 
     def look_up_again(self) -> None:
         """The broker may have forgotten our pulls, e.g. after a reconnect."""
@@ -117,6 +132,15 @@ class RegionPuller:
             # Another region filled the slots. What this one sends now would have to go back.
             await self.withdraw()
             await self._subscribe()
+        if (
+            self._preferred is not None
+            and self._slots.free
+            and not self._preferred.has_nothing(time.monotonic())
+        ):
+            # Two regions that are asked for the same slot may both send something; what goes back counts as
+            # a delivery of it, of which there are only a few.
+            asyncio.get_running_loop().call_later(NOTHING_AFTER, self.wake)
+            return
         while not self._stopped and not self._trouble and self._connection.is_connected:
             batch = self._planner.ask(self._slots.free, time.monotonic())
             if not batch:
@@ -161,7 +185,7 @@ class RegionPuller:
             return
         self._planner.delivered(time.monotonic())
         self._wake.set()
-        await self._receiver.receive(message, self.region, self.ack_wait)
+        await self._receiver.receive(message, self.region, self.limits)
 
     def _on_status(self, message: Msg, status: str) -> None:
         headers = message.headers or {}
@@ -199,11 +223,11 @@ class RegionPuller:
             return "not connected to the broker"
         try:
             answer = await self._connection.request(self._info_subject, timeout=LOOK_UP_TIMEOUT)
-            ack_wait = read_ack_wait(answer.data)
+            limits = read_limits(answer.data)
         except (nats.errors.Error, ValueError) as error:
             return f"cannot look up the request consumer: {error or type(error).__name__}"
-        if ack_wait is not None:
-            self.ack_wait = ack_wait
+        if limits is not None:
+            self.limits = limits
             return None
         try:
             await self._provision(self.region)
@@ -212,8 +236,8 @@ class RegionPuller:
         return "the request consumer does not exist yet"
 
 
-def read_ack_wait(answer: bytes) -> float | None:
-    """Ack wait in seconds from a CONSUMER.INFO answer; None when stream or consumer does not exist.
+def read_limits(answer: bytes) -> ConsumerLimits | None:
+    """The limits in a CONSUMER.INFO answer; None when stream or consumer does not exist.
 
     Raises ValueError for any other error or an answer of another form.
     """
@@ -221,11 +245,13 @@ def read_ack_wait(answer: bytes) -> float | None:
         members = json.loads(answer)
         error = members.get("error")
         if error is None:
-            return float(members["config"].get("ack_wait", DEFAULT_ACK_WAIT * 1e9)) / 1e9
+            config = members["config"]
+            ack_wait = float(config.get("ack_wait", DEFAULT_ACK_WAIT * 1e9)) / 1e9
+            return ConsumerLimits(ack_wait, max(0, int(config.get("max_deliver", 0))))
         if error.get("code") == 404:
             return None
         raise ValueError(str(error.get("description", error)))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"unexpected answer {answer[:80]!r}") from error
 
 

@@ -4,19 +4,46 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
 from nvcf_worker.body import RequestBody
 from nvcf_worker.cancellation import Cancellation
 from nvcf_worker.errors import BadInput
-from nvcf_worker.function_headers import function_headers
+from nvcf_worker.function_headers import NamedFiles, function_headers
 from nvcf_worker.multimap import Headers, MultiMap
 from nvcf_worker.work import Work, poll_seconds, request_time
+
+if TYPE_CHECKING:
+    from nvcf_worker.files import Asset
+
+
+FUNCTION_LOG = logging.getLogger("function")
+TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
+
+
+class Extras(Protocol):
+    """What a request offers beyond being read; supplied by whoever runs handlers."""
+
+    @property
+    def assets(self) -> Mapping[str, Asset]:
+        """Downloaded assets by id."""
+
+    @property
+    def output_dir(self) -> Path:
+        """The output directory; exists from the first use on."""
+
+    def named_files(self) -> NamedFiles | None:
+        """What the headers say about files (protocol.md section 5)."""
+
+    def progress(self, percent: float, partial: Any) -> None:
+        """Report progress, from any thread."""
 
 
 class Caller(NamedTuple):
@@ -42,12 +69,14 @@ class RequestInfo:
         "_body",
         "_context",
         "_deadline",
+        "_extras",
         "_headers",
         "_sent",
         "_target",
         "_work",
         "cancelled",
         "method",
+        "path_params",
     )
 
     def __init__(
@@ -60,6 +89,8 @@ class RequestInfo:
         method: str,
         target: str,
         sent: list[tuple[str, str]] | None = None,
+        path_params: Mapping[str, str] | None = None,
+        extras: Extras | None = None,
     ) -> None:
         self._work = work
         self._context = context
@@ -68,8 +99,10 @@ class RequestInfo:
         self._sent = sent
         self._headers: Headers | None = None
         self._deadline = 0.0
+        self._extras = extras
         self.cancelled = cancelled
         self.method = method
+        self.path_params: Mapping[str, str] = path_params or {}
 
     @property
     def id(self) -> str:
@@ -105,9 +138,20 @@ class RequestInfo:
                     nca_id=message.ncaId,
                     max_response_bytes=message.maxDirectResponseSizeBytes,
                     seconds_left=self.time_left,
+                    files=None if self._extras is None else self._extras.named_files(),
                 )
             )
         return self._headers
+
+    @property
+    def target(self) -> str:
+        """Path and query as they were sent."""
+        return self._target
+
+    @property
+    def whole_body(self) -> bytes | None:
+        """The body if all of it is here already; None when the rest would have to be fetched."""
+        return self._body.whole
 
     @property
     def caller(self) -> Caller:
@@ -133,6 +177,48 @@ class RequestInfo:
     def time_left(self) -> float:
         """Seconds until the deadline; negative when it has passed."""
         return self._deadline_seconds() - time.time()
+
+    @property
+    def idempotency_key(self) -> str | None:
+        """The caller's `Idempotency-Key`: the same for each repetition of one logical call."""
+        return next(
+            (value for name, value in self._sent_headers() if name.lower() == "idempotency-key"), None
+        )
+
+    @property
+    def trace_context(self) -> Mapping[str, str]:
+        """W3C trace context to hand on: `traceparent` and, if there are any, `tracestate` and `baggage`."""
+        trace = self._work.trace or {}
+        return {name: trace[name] for name in TRACE_HEADERS if name in trace}
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose lines carry this request's id, from whichever thread."""
+        return logging.LoggerAdapter(FUNCTION_LOG, {"request_id": self._work.request_id})
+
+    @property
+    def assets(self) -> Mapping[str, Asset]:
+        """The input assets by id, downloaded: `open(request.assets[id])`, `.path`, `.content_type`."""
+        return {} if self._extras is None else self._extras.assets
+
+    @property
+    def output_dir(self) -> Path:
+        """A directory for result files: what is in it at the end is zipped, uploaded and answered as 302.
+
+        Removed afterwards. Only exec and pexec calls can carry files.
+        """
+        if self._extras is None:
+            raise RuntimeError("this request has no output directory")
+        return self._extras.output_dir
+
+    def progress(self, percent: float, partial: Any = None) -> None:
+        """Tell whoever waits how far it is: 0 to 100, and a partial result that JSON can say, if any.
+
+        The caller, or a poll, is answered 202 with it and may poll again. Without effect on pass-through
+        calls and event streams. May be called from any thread.
+        """
+        if self._extras is not None:
+            self._extras.progress(percent, partial)
 
     def _deadline_seconds(self) -> float:
         if not self._deadline:

@@ -10,6 +10,7 @@ from nvcf_proto import h1
 from nvcf_proto.headers import PROBLEM_JSON, strip_hop_by_hop
 from nvcf_proto.problem import Problem
 from nvcf_proto.settings import MAX_RESPONSE_HEAD_BYTES, MAX_RESPONSE_HEADERS
+from nvcf_worker.typed.plain import plain_form
 
 OCTETS = "application/octet-stream"
 TEXT = "text/plain; charset=utf-8"
@@ -18,7 +19,9 @@ JSON_LINES = "application/x-ndjson"
 
 HeaderPairs = list[tuple[str, str]]
 
-_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+_to_json = json.JSONEncoder(
+    separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=plain_form
+).encode
 
 
 class Response:

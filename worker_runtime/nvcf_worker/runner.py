@@ -5,26 +5,61 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
+import time
 from collections.abc import AsyncIterator, Callable
 from contextvars import Token
+from dataclasses import dataclass
+from pathlib import Path
 
 from nvcf_proto.errors import ContractError
 from nvcf_proto.h1 import RequestDecoder, RequestHead
 from nvcf_proto.problem import Problem
 from nvcf_worker import logs
 from nvcf_worker.active import ActiveRequest, End
-from nvcf_worker.attach import AttachClient, HttpDownload
-from nvcf_worker.body import Download, Opener, RequestBody
-from nvcf_worker.delivery import Deliverer, StreamBroken
-from nvcf_worker.errors import BodyUnavailable, CallerGone, DeliveryError, FunctionError
-from nvcf_worker.execution import Executor, Outcome
-from nvcf_worker.inflight import ACK, NAK, InFlight
-from nvcf_worker.request import FunctionContext, Request, SyncRequest
-from nvcf_worker.response import problem_reply
+from nvcf_worker.assets import AssetFetcher
+from nvcf_worker.attach import HttpDownload
+from nvcf_worker.body import Download, RequestBody
+from nvcf_worker.channels import Channels
+from nvcf_worker.conversation import Conversation
+from nvcf_worker.deliveries import exhausted, last_run
+from nvcf_worker.delivery import StreamBroken
+from nvcf_worker.errors import (
+    BodyUnavailable,
+    CallerGone,
+    DeliveryError,
+    Fatal,
+    FunctionError,
+    RequestCancelled,
+    RetryLater,
+    StreamLost,
+    TunnelError,
+    Undeliverable,
+    WorkerError,
+)
+from nvcf_worker.execution import Executor, Outcome, request_type
+from nvcf_worker.extras import RequestExtras
+from nvcf_worker.files import RequestFiles
+from nvcf_worker.inflight import ACK, NAK, InFlight, nak_later
+from nvcf_worker.large_results import LargeResults
+from nvcf_worker.request import FunctionContext
+from nvcf_worker.response import Reply, problem_reply
+from nvcf_worker.tunnel import Tunnels
 
 log = logging.getLogger("nvcf_worker")
 
 SOURCE = "inference-service"
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What requests may need: their directories, assets, large results; `broken` ends the worker."""
+
+    asset_base: Path
+    output_base: Path
+    assets: AssetFetcher
+    results: LargeResults
+    broken: Callable[[str], None]
 
 
 class Runner:
@@ -33,18 +68,20 @@ class Runner:
     def __init__(
         self,
         executor: Executor,
-        deliverer: Deliverer,
-        attach: AttachClient,
+        channels: Channels,
+        services: Services,
         inflight: InFlight,
         context: Callable[[], FunctionContext],
         release: Callable[[ActiveRequest], None],
+        tunnels: Tunnels,
     ) -> None:
         self._executor = executor
-        self._deliverer = deliverer
-        self._attach = attach
+        self._channels = channels
+        self._services = services
         self._inflight = inflight
         self._context = context
         self._release = release
+        self._tunnels = tunnels
 
     async def run(self, active: ActiveRequest) -> None:
         """Run one request to its acknowledgement."""
@@ -53,22 +90,49 @@ class Runner:
         try:
             active.interruptible = True
             if active.end is None:
-                await self._answer(active)
+                await (self._answer(active) if active.work.tunnel is None else self._tunnels.run(active))
         except asyncio.CancelledError:
             if active.end is None:
                 raise
             log.info("request stopped: %s", active.end.value)
-        except CallerGone as error:
-            log.info("request abandoned: %s", error)
-        except StreamBroken as error:
-            log.error("the answer broke off: %s", error, exc_info=error.__cause__)
-        except DeliveryError as error:
-            log.error("the answer could not be delivered: %s", error)
+        except WorkerError as error:
+            self._ended_by(active, error)
         except Exception:
             log.exception("the worker failed to handle a request")
         finally:
             self._end(active, token, trace)
-        await self._inflight.settle(active, _verdict(active.end))
+        await self._inflight.settle(active, verdict(active))
+
+    def _ended_by(self, active: ActiveRequest, error: WorkerError) -> None:
+        """Say what an error means, and decide whether the request is tried again."""
+        match error:
+            case CallerGone():
+                log.info("request abandoned: %s", error)
+            case RetryLater():
+                log.info("request goes back to the queue: %s", error)
+                active.retry_after = error.after
+                active.end = active.end or End.RETRY_LATER
+            case Fatal():
+                log.critical("this instance is broken: %s", error)
+                active.end = active.end or End.HANDED_BACK
+                self._services.broken(str(error))
+            case Undeliverable():
+                log.error("the answer could not be delivered: %s", error)
+                active.end = active.end or End.UNREACHABLE
+            case StreamBroken():
+                log.error("the answer broke off: %s", error, exc_info=error.__cause__)
+                if isinstance(error.__cause__, Fatal):
+                    self._services.broken(str(error.__cause__))
+            case StreamLost():
+                log.error("the answer broke off: %s", error)
+                if _may_be_repeated(active):
+                    active.end = active.end or End.HANDED_BACK
+            case TunnelError():
+                log.error("the session did not come about: %s", error)
+            case DeliveryError():
+                log.error("the answer could not be delivered: %s", error)
+            case _:
+                log.error("the worker failed to handle a request", exc_info=error)
 
     def _end(self, active: ActiveRequest, token: Token[str | None], trace: object) -> None:
         active.interruptible = False
@@ -80,51 +144,94 @@ class Runner:
         logs.request_id.reset(token)
 
     async def _answer(self, active: ActiveRequest) -> None:
-        outcome = await self._outcome(active)
-        await self._deliverer.deliver(active.work, outcome, functools.partial(self._release, active))
-
-    async def _outcome(self, active: ActiveRequest) -> Outcome:
+        conversation = active.conversation = Conversation(active, self._channels)
+        message = active.work.message
         try:
-            request = await self._request(active)
-            return await self._executor.run(request, active)
-        except FunctionError as error:
-            log.info("answered with %d: %s", error.status, error.detail)
-            return problem_reply(Problem(error.title, error.status, error.detail, SOURCE))
+            try:
+                outcome = await self._outcome(active, conversation)
+                if conversation.compatible and isinstance(outcome, Reply):
+                    outcome = await self._services.results.finish(message, outcome, active.files)
+            except FunctionError as error:
+                outcome = _function_error(error)
+            await conversation.deliver(outcome, functools.partial(self._release, active))
+        finally:
+            await conversation.close()
+            if active.files is not None:
+                await active.files.remove()
+
+    async def _outcome(self, active: ActiveRequest, conversation: Conversation) -> Outcome:
+        request_id = active.work.request_id
+        if exhausted(active.work.attempt, active.max_deliver):
+            log.error("not run again: delivered %d times", active.work.attempt)
+            detail = f"Request {request_id} was delivered {active.work.attempt} times and never answered."
+            return problem_reply(Problem("Too Many Deliveries", 500, detail))
+        try:
+            return await self._run(active, conversation)
+        except FunctionError:
+            raise
+        except (RetryLater, Fatal) as error:
+            if not last_run(active.work.attempt, active.max_deliver):
+                raise
+            if isinstance(error, Fatal):
+                self._services.broken(str(error))
+            return _no_more_tries(error, request_id)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if active.end is not None or (task is not None and task.cancelling()):
                 raise
             log.exception("the handler let a cancellation of its own escape")
+        except RequestCancelled:
+            if active.end is not None:
+                raise asyncio.CancelledError from None
+            log.exception("the handler failed")
         except (Exception, SystemExit):
             log.exception("the handler failed")
-        detail = f"The function failed to handle request {active.work.request_id}."
+        detail = f"The function failed to handle request {request_id}."
         return problem_reply(Problem("Internal Server Error", 500, detail, SOURCE))
 
-    async def _request(self, active: ActiveRequest) -> Request | SyncRequest:
+    async def _run(self, active: ActiveRequest, conversation: Conversation) -> Outcome:
         message = active.work.message
         if message.requestMethod:
-            body = RequestBody(message.requestBody, self._opener(active))
-            method, target, sent = message.requestMethod, message.requestPath, None
+            opener = functools.partial(conversation.fetch_body, whole_request=False)
+            whole = active.work.target.request_token is None
+            active.body = RequestBody(message.requestBody, None if whole else opener)
+            method, target = message.requestMethod, message.requestPath
+            sent = [(pair.key, pair.value) for pair in message.requestHeaders]
         else:
-            head, body = await self._whole_request(active)
+            head, active.body = await self._whole_request(active, conversation)
             method, target, sent = head.method, head.target, head.headers
-        active.body = body
-        return self._executor.request_type(
-            active.work, self._context(), body, active.cancelled, method=method, target=target, sent=sent
+        conversation.begin(sent, time.time())
+        handler, parameters = self._executor.select(method, target)
+        services = self._services
+        files = active.files = RequestFiles(services.asset_base, services.output_base, active.work.request_id)
+        if message.inputAssetReference:
+            files.assets = await services.assets.fetch(message, files.asset_dir)
+        extras = RequestExtras(
+            files,
+            conversation,
+            asyncio.get_running_loop(),
+            carries_files=conversation.compatible and bool(message.largeResponseUrl),
         )
+        request = request_type(handler)(
+            active.work,
+            self._context(),
+            active.body,
+            active.cancelled,
+            method=method,
+            target=target,
+            sent=sent,
+            path_params=parameters,
+            extras=extras,
+        )
+        return await self._executor.run(request, active, handler)
 
-    def _opener(self, active: ActiveRequest) -> Opener | None:
-        target = active.work.target
-        if target.request_token is None:
-            return None
-        return functools.partial(self._attach.fetch, target, whole_request=False)
-
-    async def _whole_request(self, active: ActiveRequest) -> tuple[RequestHead, RequestBody]:
+    async def _whole_request(
+        self, active: ActiveRequest, conversation: Conversation
+    ) -> tuple[RequestHead, RequestBody]:
         """Fetch a request that the message leaves out altogether (protocol.md section 3, GET)."""
-        target = active.work.target
-        if target.request_token is None:
+        if active.work.target.request_token is None:
             raise BodyUnavailable("the message has neither a request nor a token to fetch it")
-        download = await self._attach.fetch(target, whole_request=True)
+        download = await conversation.fetch_body(whole_request=True)
         chunks = aiter(download)
         decoder = RequestDecoder()
         try:
@@ -149,12 +256,37 @@ class Runner:
         return head, RequestBody(rest, opened)
 
 
-def _verdict(end: End | None) -> bytes | None:
+def _function_error(error: FunctionError) -> Reply:
+    log.info("answered with %d: %s", error.status, error.detail)
+    reply = problem_reply(Problem(error.title, error.status, error.detail, SOURCE, error.extra))
+    return Reply(reply.status, [*error.headers, *reply.headers], reply.body)
+
+
+def _no_more_tries(error: RetryLater | Fatal, request_id: str) -> Reply:
+    """The queue would not deliver the request again, so its caller is told."""
+    if isinstance(error, RetryLater):
+        detail = f"The function cannot take request {request_id} now; try again later."
+        reply = problem_reply(Problem("Service Unavailable", 503, detail, SOURCE))
+        return Reply(503, [("retry-after", str(max(1, math.ceil(error.after)))), *reply.headers], reply.body)
+    detail = f"The function failed to handle request {request_id}."
+    return problem_reply(Problem("Internal Server Error", 500, detail, SOURCE))
+
+
+def _may_be_repeated(active: ActiveRequest) -> bool:
+    """Whether a request whose stream was lost is worth another try: somebody may come back for it."""
+    wanted = active.conversation is not None and active.conversation.wanted_again
+    return wanted and not last_run(active.work.attempt, active.max_deliver)
+
+
+def verdict(active: ActiveRequest) -> bytes | None:
     """What the broker is told: an abandoned request must not be tried again, one that was given up must."""
-    if end is End.HANDED_BACK:
+    if active.end is End.HANDED_BACK:
         return NAK
-    # The broker has long redelivered it by itself; whoever has it now must not be disturbed.
-    return None if end is End.CONNECTION_LOST else ACK
+    if active.end is End.RETRY_LATER:
+        return nak_later(active.retry_after)
+    # Lost: the broker has long redelivered it by itself; whoever has it now must not be disturbed.
+    # Unreachable: it is delivered again when its ack wait is over, and then perhaps a gateway is there.
+    return None if active.end in (End.CONNECTION_LOST, End.UNREACHABLE) else ACK
 
 
 class _Continued:

@@ -9,22 +9,30 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from nvcf_worker import logs
-from nvcf_worker.errors import ConfigurationError, WorkerError
-from nvcf_worker.handlers import Handler, classify
+from nvcf_proto.environment import DEFAULT_SHARED_CONFIG_DIR, SHARED_CONFIG_DIR
+from nvcf_worker import exits, lifecycle, logs
+from nvcf_worker.errors import HandlerError, WorkerError
+from nvcf_worker.handlers import Handler, classify, is_asgi
+from nvcf_worker.isolation.child import is_child, serve_requests
+from nvcf_worker.limits.adaptive import Adaptive
+from nvcf_worker.limits.choice import choose, useful_slots
+
+if TYPE_CHECKING:
+    from nvcf_worker.routes import App
 
 log = logging.getLogger("nvcf_worker")
+
+Take = Callable[[Any, Callable[..., Any] | None, str | None], None]
 
 DEFAULT_GRACE_SECONDS = 25.0
 LOG_LEVEL = "NVCF_LOG_LEVEL"
 """Own addition: environment variable with the log level, `info` if unset."""
 
-EXIT_STARTUP = 1
-EXIT_CONFIGURATION = 2
-
 _served = threading.Event()
+_instead: Take | None = None
 
 
 def has_served() -> bool:
@@ -32,47 +40,130 @@ def has_served() -> bool:
     return _served.is_set()
 
 
+def mark_served() -> None:
+    """Note that this process has done what it was started for."""
+    _served.set()
+
+
+def capture(take: Take) -> None:
+    """From now on `serve` only calls `take(handler, asgi, media_type)`, which runs the function elsewhere."""
+    global _instead  # there is one `serve` a process
+    _instead = take
+
+
 def serve(
-    handler: Callable[[Any], Any],
+    handler: Callable[..., Any] | App | None = None,
     *,
-    concurrency: int | None = None,
+    asgi: Callable[..., Any] | None = None,
+    concurrency: int | Adaptive | None = None,
+    isolation: Literal["thread", "process"] = "thread",
+    processes: int | None = None,
+    retry_crashed: bool = True,
     media_type: str | None = None,
     grace_seconds: float = DEFAULT_GRACE_SECONDS,
     log_level: str | None = None,
+    session_port: int | None = None,
 ) -> None:
     """Serve requests with `handler` until SIGTERM or SIGINT; returns when everything in work is finished.
 
     handler: a function, coroutine function, generator or async generator with one argument, the
         request. Plain functions and generators get a `SyncRequest` and run on threads, the others get
-        a `Request` and run on the event loop.
-    concurrency: requests in work at once; default MAX_REQUEST_CONCURRENCY, else 1.
+        a `Request` and run on the event loop. An ASGI application (`scope, receive, send`) is taken, too.
+    asgi: an ASGI 3 application, served in this process without any port; for those that cannot be
+        told from a handler by their parameters.
+    concurrency: requests in work at once: a number, or `Adaptive(min=1, max=64)` for a limit found from
+        latency. Default MAX_REQUEST_CONCURRENCY; where that is 1 or not set, what the `@batch` functions of
+        the program can fill (twice the largest max_size), and a slot for each process.
+    isolation: "thread" runs the handler in this process, "process" in child processes, so that a crash or
+        a held interpreter lock costs no other request and not the connection to the platform.
+    processes: how many children; default one for each attached GPU (each sees its own), else one.
+    retry_crashed: requests of a child that died go back to the queue once before their callers get an error.
     media_type: Content-Type of results that do not say otherwise, e.g. "text/event-stream".
     grace_seconds: how long requests may go on after SIGTERM; what does not finish goes back to the
         queue. A second signal ends the process at once.
     log_level: default NVCF_LOG_LEVEL, else "info".
+    session_port: where on 127.0.0.1 this process' own server takes gRPC or WebSocket sessions; default
+        INFERENCE_PORT. Each session holds one of the `concurrency` slots.
 
     The settings come from the environment (protocol.md section 5). Raises HandlerError for an unusable
     handler; exits with code 2 for an unusable environment and 1 when the platform or the broker does
     not take the worker, with the reason in the log.
     """
     _served.set()
+    if _instead is not None:
+        _instead(handler, asgi, media_type)
+        return
+    companion: lifecycle.Companion | None = None
+    if asgi is not None or is_asgi(handler):
+        from nvcf_worker.asgi.host import AsgiHost
+
+        host = AsgiHost(asgi if asgi is not None else handler)
+        handler, companion = host.handle, host
+    if handler is None:
+        raise HandlerError("serve() takes a handler or an ASGI application")
     checked = classify(handler, media_type)
+    if is_child():
+        set_up_logging(log_level)
+        serve_requests(checked, companion)
+    if isolation == "process":
+        from nvcf_worker.isolation.setup import hosted
+
+        checked, companion, concurrency = hosted(checked, processes, concurrency, retry=retry_crashed)
+    elif isolation != "thread":
+        raise HandlerError(f'isolation is {isolation!r}; it must be "thread" or "process"')
+    run_worker(
+        checked,
+        companion,
+        concurrency=concurrency,
+        grace_seconds=grace_seconds,
+        log_level=log_level,
+        session_port=session_port,
+    )
+
+
+def run_worker(
+    handler: Handler,
+    companion: lifecycle.Companion | None,
+    *,
+    concurrency: int | Adaptive | None,
+    grace_seconds: float,
+    log_level: str | None,
+    session_port: int | None = None,
+) -> None:
+    """Run a worker to its end as `serve` says, with what its function lives in.
+
+    The reason of its end is left in SHARED_CONFIG_DIR. Exits with the code of the WorkerError that ended it.
+    """
+    _served.set()
+    set_up_logging(log_level)
+    directory = _shared_directory()
     try:
-        logs.set_up(log_level or os.environ.get(LOG_LEVEL) or "info")
-    except ValueError as error:
-        raise SystemExit(f"log level: {error}") from None
-    try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(checked, concurrency, grace_seconds))
-    except ConfigurationError as error:
-        log.critical("%s", error)
-        raise SystemExit(EXIT_CONFIGURATION) from None
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            reason = runner.run(_serve(handler, companion, concurrency, grace_seconds, session_port))
     except WorkerError as error:
         log.critical("%s", error)
-        raise SystemExit(EXIT_STARTUP) from None
+        exits.record(directory, exits.ExitReason(error.exit_code, error.category, str(error)))
+        raise SystemExit(error.exit_code) from None
+    except BaseException as error:
+        exits.record(directory, exits.ExitReason(1, "internal-error", f"{type(error).__name__}: {error}"))
+        raise
+    exits.record(directory, exits.ExitReason(exits.DRAINED, "drained", reason))
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def _shared_directory() -> Path:
+    return Path(os.environ.get(SHARED_CONFIG_DIR) or DEFAULT_SHARED_CONFIG_DIR)
+
+
+def set_up_logging(level: str | None) -> None:
+    """Log as the argument, else the environment says; exits when neither is a level."""
+    try:
+        logs.set_up(level or os.environ.get(LOG_LEVEL) or "info")
+    except ValueError as error:
+        raise SystemExit(f"log level: {error}") from None
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it is installed."""
     try:
         import uvloop
     except ImportError:
@@ -81,20 +172,46 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-async def _serve(handler: Handler, concurrency: int | None, grace_seconds: float) -> None:
+async def _serve(
+    handler: Handler,
+    companion: lifecycle.Companion | None,
+    concurrency: int | Adaptive | None,
+    grace_seconds: float,
+    session_port: int | None,
+) -> str:
     # Imported here so that `import nvcf_worker` stays light and a wrong handler is told without delay.
     from nvcf_worker.config import WorkerConfig
     from nvcf_worker.worker import Worker
 
-    config = WorkerConfig.from_environment(os.environ, concurrency=concurrency)
-    worker = Worker(handler, config, grace_seconds=grace_seconds)
+    chosen = choose(concurrency, os.environ, useful=useful_slots())
+    adaptive = chosen if isinstance(chosen, Adaptive) else None
+    total = adaptive.max if adaptive is not None else chosen
+    config = WorkerConfig.from_environment(
+        os.environ, concurrency=total if isinstance(total, int) else None, session_port=session_port
+    )
+    worker = Worker(handler, config, grace_seconds=grace_seconds, adaptive=adaptive)
     log.info("serving %s with %d slots", handler.name, config.concurrency)
+    reasons: list[str] = []
+
+    def leave(reason: str) -> None:
+        reasons.append(reason)
+        worker.stop()
+
     if threading.current_thread() is threading.main_thread():
-        _listen_for_signals(worker.stop)
-    await worker.run()
+        listen_for_signals(leave)
+    notice = os.environ.get(lifecycle.TERMINATION_NOTICE_FILE)
+    watchers = [lifecycle.watch_for_notice(Path(notice), leave)] if notice else []
+    work = worker.run() if companion is None else lifecycle.accompany(worker, companion)
+    await lifecycle.beside(work, watchers)
+    return reasons[0] if reasons else "the worker was stopped"
 
 
-def _listen_for_signals(stop: Callable[[], None]) -> None:
+def listen_for_signals(leave: Callable[[str], None]) -> None:
+    """SIGTERM, SIGINT and SIGUSR1 (a notice of termination) call `leave`; a second one ends the process.
+
+    SIGUSR1 counts as no second signal, and none counts it as the first: the platform sends SIGTERM after
+    its notice.
+    """
     loop = asyncio.get_running_loop()
     received: list[signal.Signals] = []
 
@@ -102,11 +219,18 @@ def _listen_for_signals(stop: Callable[[], None]) -> None:
         received.append(number)
         if len(received) > 1:
             log.critical("second signal; leaving now")
+            why = f"{received[0].name}, then {number.name}: ended at once"
+            exits.record(_shared_directory(), exits.ExitReason(128 + number, "killed", why))
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(128 + number)
         log.info("%s received", number.name)
-        stop()
+        leave(f"{number.name} received")
+
+    def on_notice() -> None:
+        log.info("notice of termination: SIGUSR1 received")
+        leave("notice of termination by SIGUSR1")
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
+    loop.add_signal_handler(signal.SIGUSR1, on_notice)

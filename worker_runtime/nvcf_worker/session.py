@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Protocol
+
+import nats.errors
 
 from nvcf_proto import settings, subjects
 from nvcf_worker.config import WorkerConfig
@@ -19,12 +23,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nvcf_worker")
 
+LISTEN_TIMEOUT = 2
+
 
 class Owner(Receiver, Protocol):
     """What a session needs of the worker."""
 
     def cancel_request(self, request_id: str) -> None:
         """A cancel broadcast arrived."""
+
+    async def polled(self, message: Msg) -> None:
+        """Somebody asks for the answer of a request that perhaps is in work here."""
 
     async def connection_ready(self, *, first: bool) -> None:
         """The connection stands (again): settle what is due before anything is pulled."""
@@ -62,6 +71,28 @@ class Session:
         """Whether requests of at least one region can arrive."""
         return self.connection.is_connected and any(puller.ready for puller in self._pullers)
 
+    async def listen(self, request_id: str) -> Callable[[], Coroutine[Any, Any, None]] | None:
+        """Take polls of one request as the contract names them (protocol.md section 2, polling).
+
+        Only for requests of gateways that do not know the version's own polling subject. Returns how to
+        end it. A broker that does not permit it only says so in the log.
+        """
+        try:
+            subscription = await self.connection.subscribe(
+                subjects.polling_subject(request_id), cb=self._owner.polled
+            )
+            # The broker must know it before anybody is told to poll.
+            await self.connection.flush(LISTEN_TIMEOUT)
+        except (nats.errors.Error, TimeoutError) as error:
+            log.debug("no polls of %s: %s", request_id, error)
+            return None
+
+        async def end() -> None:
+            with contextlib.suppress(nats.errors.Error):
+                await subscription.unsubscribe()
+
+        return end
+
     def wake(self) -> None:
         """A slot became free: the preferred region asks first."""
         for puller in self._pullers:
@@ -94,6 +125,9 @@ class Session:
         await self.connection.subscribe(
             subjects.cancel_subject(self._config.version_id), cb=self._on_cancel_broadcast
         )
+        await self.connection.subscribe(
+            subjects.version_polling_subject(self._config.version_id, "*"), cb=self._owner.polled
+        )
         await self._owner.connection_ready(first=True)
         try:
             while not self.connection.is_closed:
@@ -104,17 +138,19 @@ class Session:
     async def _pull_until_change(self) -> None:
         regions = self._regions
         async with asyncio.TaskGroup() as tasks:
-            self._pullers = [
-                RegionPuller(
-                    self.connection,
-                    self._config.version_id,
-                    region,
-                    self._slots,
-                    self._owner,
-                    self._provision,
+            self._pullers = []
+            for region in regions:
+                self._pullers.append(
+                    RegionPuller(
+                        self.connection,
+                        self._config.version_id,
+                        region,
+                        self._slots,
+                        self._owner,
+                        self._provision,
+                        self._pullers[-1] if self._pullers else None,
+                    )
                 )
-                for region in regions
-            ]
             running = [tasks.create_task(puller.run()) for puller in self._pullers]
             while regions == self._regions and not self.connection.is_closed:
                 await self._changed.wait()

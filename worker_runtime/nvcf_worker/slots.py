@@ -13,16 +13,30 @@ class Slots:
             raise ValueError("a worker has at least one slot")
         self.total = total
         self.busy = 0
+        self.paused = False
+        self._limits: dict[str, int] = {}
         self._on_free = on_free
 
     @property
+    def limit(self) -> int:
+        """Places that may be taken now: all of them, or fewer while somebody says so."""
+        return min((self.total, *self._limits.values())) if self._limits else self.total
+
+    def set_limit(self, source: str, limit: int) -> None:
+        """Let no more than `limit` places be taken, until `source` says otherwise."""
+        before = self.limit
+        self._limits[source] = limit
+        if self.limit > before:
+            self._on_free()
+
+    @property
     def free(self) -> int:
-        """Places that are not taken."""
-        return self.total - self.busy
+        """Places that are not taken; none while paused."""
+        return 0 if self.paused else max(0, self.limit - self.busy)
 
     def take(self) -> bool:
         """Take one place; False when there is none."""
-        if self.busy >= self.total:
+        if self.paused or self.busy >= self.limit:
             return False
         self.busy += 1
         return True

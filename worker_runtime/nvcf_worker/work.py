@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -28,6 +29,26 @@ class AttachTarget:
     request_token: str | None
 
 
+class Door(NamedTuple):
+    """One way to somebody who waits: `request-attach` and, if the gateway offers it, the inline reply."""
+
+    target: AttachTarget
+    reply_subject: str | None = None
+    reply_max_bytes: int = 0
+
+
+NOWHERE = AttachTarget("", None, "", None)
+"""Of a stateful session, whose answers go through its tunnel."""
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelTarget:
+    """Where a session's link is dialled to (protocol.md section 7)."""
+
+    url: str
+    token: str
+
+
 @dataclass(slots=True)
 class Work:
     """One request from the queue. `ack_subject` changes when the broker delivers it again."""
@@ -42,6 +63,13 @@ class Work:
     reply_subject: str | None
     reply_max_bytes: int
     trace: Mapping[str, str] | None
+    tunnel: TunnelTarget | None = None
+    reconnect_subject: str | None = None
+
+    @property
+    def door(self) -> Door:
+        """The way to the caller that the message names."""
+        return Door(self.target, self.reply_subject, self.reply_max_bytes)
 
 
 def parse_work(
@@ -59,10 +87,12 @@ def parse_work(
         request_id = parse_id(message.requestId, "requestId")
     except InvalidId as error:
         raise MalformedWork(str(error)) from error
-    reply_subject, reply_max_bytes, trace = None, 0, None
+    reply_subject, reply_max_bytes, trace, reconnect = None, 0, None, None
+    stateful = message.HasField("statefulConfig")
     if nats_headers:
         reply_subject, reply_max_bytes = _inline_reply(nats_headers)
         trace = nats_headers if "traceparent" in nats_headers else None
+        reconnect = nats_headers.get(names.RECONNECT_SUBJECT) or None
     return Work(
         message=message,
         request_id=request_id,
@@ -70,17 +100,46 @@ def parse_work(
         ack_subject=ack_subject,
         attempt=delivery_attempt(ack_subject),
         received_at=now,
-        target=_target(message),
+        target=NOWHERE
+        if stateful
+        else _target(message.statelessConfig, present=message.HasField("statelessConfig")),
         reply_subject=reply_subject,
         reply_max_bytes=reply_max_bytes,
         trace=trace,
+        tunnel=tunnel_target(message) if stateful else None,
+        reconnect_subject=reconnect,
     )
 
 
-def _target(message: nvcf_pb2.WorkerInvokeFunctionRequest) -> AttachTarget:
-    if not message.HasField("statelessConfig"):
+def tunnel_target(message: nvcf_pb2.WorkerInvokeFunctionRequest) -> TunnelTarget:
+    """Where a session's link goes. Raises MalformedWork; http3Config is not taken by this worker."""
+    for connection in message.statefulConfig.connectionConfigs:
+        if connection.WhichOneof("config") != "http1Config":
+            continue
+        http1 = connection.http1Config
+        if not http1.proxyURI or not http1.proxyAuthorizationToken:
+            raise MalformedWork("proxyURI or proxyAuthorizationToken is empty")
+        return TunnelTarget(http1.proxyURI, http1.proxyAuthorizationToken)
+    raise MalformedWork("statefulConfig has no http1Config")
+
+
+def parse_door(data: bytes, nats_headers: Mapping[str, str] | None) -> Door:
+    """The door in an answer to a worker whose gateway is gone: an encoded StatelessConfig ([ext]).
+
+    Raises MalformedWork.
+    """
+    try:
+        config = nvcf_pb2.StatelessConfig.FromString(data)
+    except DecodeError as error:
+        raise MalformedWork("the answer is no StatelessConfig") from error
+    subject, limit = _inline_reply(nats_headers) if nats_headers else (None, 0)
+    return Door(_target(config, present=True), subject, limit)
+
+
+def _target(config: nvcf_pb2.StatelessConfig, *, present: bool) -> AttachTarget:
+    if not present:
         raise MalformedWork("it has no statelessConfig, so there is nowhere to send a response")
-    for connection in message.statelessConfig.connectionConfigs:
+    for connection in config.connectionConfigs:
         if connection.WhichOneof("config") != "http1Config":
             continue
         http1 = connection.http1Config
@@ -88,6 +147,8 @@ def _target(message: nvcf_pb2.WorkerInvokeFunctionRequest) -> AttachTarget:
             raise MalformedWork(f"targetURI is no http(s) URL: {http1.targetURI[:64]!r}")
         if not http1.responseAuthorizationToken:
             raise MalformedWork("responseAuthorizationToken is empty")
+        if not (http1.responseAuthorizationToken + http1.requestAuthorizationToken).isprintable():
+            raise MalformedWork("a token has characters that no header can carry")
         return AttachTarget(
             url=http1.targetURI.rstrip("/") + settings.ATTACH_PATH,
             proxy=http1.proxyURI or None,

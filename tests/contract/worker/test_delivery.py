@@ -92,16 +92,19 @@ async def test_a_token_that_is_not_known_any_more_ends_the_request(
     assert "the request is over" in caplog.text
 
 
-async def test_a_gateway_that_is_gone_costs_neither_the_worker_nor_the_queue(
+async def test_a_gateway_that_is_gone_holds_up_no_other_request(
     gateway: PeerGateway, start_worker: StartWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await start_worker(sized).ready()
+    worker = start_worker(sized, concurrency=1)
+    await worker.ready()
     url, gateway.http_url = gateway.http_url, "http://127.0.0.1:9"
-    await gateway.invoke(b"10", reply_max_bytes=None)
-    await eventually(lambda: "gave up after" in caplog.text, "given up")
-    await eventually(lambda: _empty(gateway), "acknowledged")
+    lost = await gateway.invoke(b"10", reply_max_bytes=None)
+    await eventually(lambda: "gave up after" in caplog.text, "no way found")
     gateway.http_url = url
     assert (await (await gateway.invoke(b"3")).answer()).body == b"xxx"
+    assert await gateway.queued() >= 1
+    await gateway.cancel(lost)
+    await eventually(lambda: _empty(gateway), "both acknowledged")
 
 
 async def test_answers_go_through_the_proxy(gateway: PeerGateway, start_worker: StartWorker) -> None:

@@ -78,7 +78,7 @@ async def test_a_file_with_a_handler_or_a_name_or_its_own_serve(
         ("x = 1", None, "neither a call of serve() nor a 'handler'"),
         (HANDLER, "nothing", "no attribute 'nothing'"),
         (HANDLER, "not_callable", "a handler must be callable"),
-        ("class handler: pass", None, "is a class"),
+        ("class handler: pass", None, "has no method __call__"),
         ("def handler(): pass", None, "one argument"),
     ],
 )

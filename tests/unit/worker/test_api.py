@@ -20,7 +20,7 @@ from nvcf_worker.delivery import pieces
 from nvcf_worker.errors import HandlerError
 from nvcf_worker.handlers import Kind, classify
 from nvcf_worker.multimap import Headers, MultiMap
-from nvcf_worker.puller import read_ack_wait
+from nvcf_worker.puller import read_limits
 from nvcf_worker.response import encode_item, item_media_type, reply_of
 from nvcf_worker.token_cache import CachedToken, load, store
 
@@ -76,7 +76,7 @@ def test_kinds_of_handlers(handler: Any, kind: Kind) -> None:
     assert classify(handler).kind is kind
 
 
-@pytest.mark.parametrize("handler", [3, None, Both, lambda: None, lambda a, b: None])
+@pytest.mark.parametrize("handler", [3, None, int, lambda: None, lambda a, b: None])
 def test_what_cannot_serve(handler: Any) -> None:
     with pytest.raises(HandlerError):
         classify(handler)
@@ -172,16 +172,17 @@ def test_the_token_cache(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        (b'{"config": {"ack_wait": 6000000000}}', 6.0),
-        (b'{"config": {}}', 30.0),
+        (b'{"config": {"ack_wait": 6000000000}}', (6.0, 0)),
+        (b'{"config": {"max_deliver": 5}}', (30.0, 5)),
+        (b'{"config": {"max_deliver": -1}}', (30.0, 0)),
         (b'{"error": {"code": 404, "err_code": 10014, "description": "consumer not found"}}', None),
     ],
 )
-def test_the_ack_wait_is_read_from_the_consumer(answer: bytes, expected: float | None) -> None:
-    assert read_ack_wait(answer) == expected
+def test_the_limits_are_read_from_the_consumer(answer: bytes, expected: tuple[float, int] | None) -> None:
+    assert read_limits(answer) == expected
 
 
 @pytest.mark.parametrize("answer", [b"", b"[]", b"{}", b'{"error": {"code": 503, "description": "no"}}'])
 def test_other_answers_are_no_consumer(answer: bytes) -> None:
     with pytest.raises(ValueError, match=r".*"):
-        read_ack_wait(answer)
+        read_limits(answer)

@@ -1,0 +1,111 @@
+"""The Python of docs/functions.md runs, and the exchanges below it are true."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import re
+import sys
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nvcf_worker
+from nvcf_worker.asgi.host import AsgiHost
+from nvcf_worker.handlers import is_asgi
+from nvcf_worker.proxy.settings import Arguments, read_settings
+from tests.contract.worker.conftest import StartWorker
+from tests.support.peer_gateway import Call, PeerGateway
+
+PAGE = Path(__file__).parents[3] / "docs" / "functions.md"
+_BLOCK = re.compile(r"^```(python|http)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_STATUS = "/v2/nvcf/pexec/status/"
+
+
+@dataclass
+class Snippet:
+    """A block of Python and the exchanges that follow it."""
+
+    source: str
+    line: int
+    exchanges: list[tuple[str, str]] = field(default_factory=list)
+
+
+def snippets() -> list[Snippet]:
+    """All Python of the page."""
+    text = PAGE.read_text()
+    found: list[Snippet] = []
+    for match in _BLOCK.finditer(text):
+        if match.group(1) == "python":
+            found.append(Snippet(match.group(2), text[: match.start()].count("\n") + 2))
+        else:
+            for exchange in match.group(2).strip().split("\n\n"):
+                request, answer = exchange.splitlines()
+                found[-1].exchanges.append((request, answer))
+    return found
+
+
+async def ask(gateway: PeerGateway, request: str, earlier: Call | None) -> Call:
+    """Do what an exchange's first line says: METHOD PATH [JSON]."""
+    method, path, *body = request.split(" ", 2)
+    if path.startswith(_STATUS):
+        assert earlier is not None
+        return await gateway.poll(earlier)
+    headers = {"Content-Type": "application/json"} if body else {}
+    return await gateway.invoke("".join(body).encode(), method=method, path=path, headers=headers, large=True)
+
+
+def said(port: int, *, concurrency: int = 1, **options: Any) -> Arguments:
+    """What a call of `sidecar` says about the server."""
+    return Arguments(port=port, **options)
+
+
+def run_tests_of(module: types.ModuleType) -> None:
+    """Run the tests that a snippet defines; those with the whole platform are in tests/e2e."""
+    for name, test in vars(module).items():
+        if name.startswith("test_") and not inspect.signature(test).parameters:
+            test()
+
+
+@pytest.mark.parametrize("snippet", snippets(), ids=lambda snippet: f"line-{snippet.line}")
+async def test_what_the_page_says(
+    gateway: PeerGateway, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch, snippet: Snippet
+) -> None:
+    served: list[tuple[Any, dict[str, Any]]] = []
+    monkeypatch.setattr(nvcf_worker, "serve", lambda handler, **options: served.append((handler, options)))
+    sidecars: list[Arguments] = []
+    monkeypatch.setattr(
+        nvcf_worker, "sidecar", lambda *args, **options: sidecars.append(said(*args, **options))
+    )
+    module = types.ModuleType(f"functions_md_{snippet.line}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    code = compile(snippet.source, f"{PAGE.name}:{snippet.line}", "exec", dont_inherit=True)
+    exec(code, module.__dict__)  # noqa: S102 # that is what is tested
+    for one in sidecars:
+        assert read_settings(one, {}).command
+    await asyncio.to_thread(run_tests_of, module)
+    for handler, options in served:
+        if is_asgi(handler):
+            handler = AsgiHost(handler).handle
+        known = {
+            name: options[name]
+            for name in ("concurrency", "media_type")
+            if isinstance(options.get(name), int | str)
+        }
+        await start_worker(handler, **known).ready()
+    call: Call | None = None
+    for request, expected in snippet.exchanges:
+        call = await ask(gateway, request, call)
+        answer = await call.answer()
+        status, _, body = expected.partition(" ")
+        assert answer.status == int(status), request
+        if body:
+            assert json.loads(answer.body) == json.loads(body), request
+
+
+def test_the_page_has_snippets() -> None:
+    assert len(snippets()) >= 10

@@ -1,0 +1,301 @@
+"""The whole compute plane in a test: broker, gateway, autoscalers and one agent process per cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from nvcf_broker.connection import BrokerClient, connect_broker
+from nvcf_broker.kv import KvMirror
+from nvcf_proto.compute import (
+    CLUSTERS_BUCKET,
+    CREATE_SUBJECTS,
+    EVENTS_SUBJECTS,
+    TERMINATE_SUBJECTS,
+    Cluster,
+    CreationMessage,
+    Event,
+)
+from nvcf_proto.models import INSTANCES_BUCKET, Instance, InstanceState
+from tests.support.platform import Platform, Version, running_platform
+from tests.support.processes import Child, python, start
+
+WAIT = 60.0
+OVER = (InstanceState.COMPLETED, InstanceState.FAILED)
+
+# Answers after SECONDS with its own process id; starts after START seconds.
+FUNCTION = """
+import asyncio, os, time
+from nvcf_worker import Request
+time.sleep(float(os.environ.get("START", "0")))
+async def handler(request: Request):
+    body = await request.json()
+    await asyncio.sleep(float(os.environ.get("SECONDS", "0.01")))
+    return {"id": body["id"], "pid": os.getpid(), "instance": os.environ["INSTANCE_ID"]}
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one caller got in the end, and after how long (seconds)."""
+
+    status: int
+    body: dict[str, Any]
+    seconds: float
+    polls: int
+
+
+@dataclass
+class Plane:
+    """Everything of one test."""
+
+    platform: Platform
+    client: BrokerClient
+    instances: KvMirror[Instance]
+    clusters: KvMirror[Cluster]
+    autoscalers: list[Child] = field(default_factory=list)
+    agents: dict[str, Child] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    creations: list[tuple[float, CreationMessage]] = field(default_factory=list)
+    terminations: list[bytes] = field(default_factory=list)
+
+    # --- processes
+
+    async def start_autoscaler(self, *flags: str) -> Child:
+        """One more replica."""
+        broker = self.platform.broker
+        command = python(
+            "-m", "nvcf_autoscaler", "--nats", broker.url,
+            "--nats-credentials", str(broker.credentials_file), "--log-level", "DEBUG", *flags,
+        )  # fmt: skip
+        log = self.platform.directory / f"autoscaler-{len(self.autoscalers)}.log"
+        child = await start(command, log=log)
+        self.autoscalers.append(child)
+        self.platform.children.append(child)
+        await child.first_line()
+        return child
+
+    async def start_agent(self, cluster: str = "local", *flags: str) -> Child:
+        """The agent of a cluster, in a process group of its own."""
+        directory, broker, gateway = self.platform.directory, self.platform.broker, self.platform.gateway
+        key = directory / "agent.key"
+        key.write_text(self.platform.keys["agent"])
+        key.chmod(0o600)
+        command = python(
+            "-m", "nvcf_agent", "--nats", broker.url, "--nats-credentials", str(broker.credentials_file),
+            "--gateway-http", gateway.url, "--worker-grpc", gateway.grpc, "--worker-nats", broker.url,
+            "--key-file", str(key), "--data", str(directory / f"agent-{cluster}"), "--cluster", cluster,
+            *flags,
+        )  # fmt: skip
+        child = await start(command, log=directory / f"agent-{cluster}.log")
+        self.agents[cluster] = child
+        self.platform.children.append(child)
+        await child.first_line()
+        return child
+
+    async def kill_cluster(self, cluster: str) -> None:
+        """SIGKILL everything of a cluster at once: agent and workers."""
+        if not self.agents[cluster].running:
+            return
+        agent = psutil.Process(self.agents[cluster].pid)
+        family = [agent, *agent.children(recursive=True)]
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.send_signal(signal.SIGKILL)
+        await self.agents[cluster].wait()
+
+    # --- functions
+
+    async def deploy(
+        self,
+        *specifications: dict[str, Any],
+        source: str = FUNCTION,
+        scaling: dict[str, Any] | None = None,
+        **environment: str,
+    ) -> Version:
+        """A deployed version of a Python function."""
+        file = self.platform.directory / f"function-{time.monotonic_ns()}.py"
+        file.write_text(source)
+        process = {
+            "python": sys.executable,
+            "file": str(file),
+            "handler": "handler",
+            "workingDirectory": str(self.platform.directory),
+            "environment": {"PATH": os.environ["PATH"], **environment},
+        }
+        body = {"name": f"f-{file.stem[-8:]}", "process": process}
+        function = (await self.platform.call("POST", "/v2/nvcf/functions", body))["function"]
+        version = Version(function["id"], function["versionId"])
+        await self.redeploy(version, *specifications, scaling=scaling, method="POST")
+        return version
+
+    async def redeploy(
+        self,
+        version: Version,
+        *specifications: dict[str, Any],
+        scaling: dict[str, Any] | None = None,
+        method: str = "PUT",
+    ) -> None:
+        """Deploy, or change the deployment in place."""
+        body: dict[str, Any] = {"deploymentSpecifications": list(specifications or ({},))}
+        if scaling is not None:
+            body["scaling"] = scaling
+        await self.platform.call(method, deployment_path(version), body)
+
+    async def undeploy(self, version: Version) -> None:
+        """Take the deployment away."""
+        await self.platform.call("DELETE", deployment_path(version))
+
+    async def ask(self, version: Version, number: int = 0, *, poll_seconds: int = 60) -> Answer:
+        """One caller who polls until there is an answer."""
+        platform, started = self.platform, time.monotonic()
+        headers = {**platform.authorization(), "NVCF-POLL-SECONDS": str(poll_seconds)}
+        url, method, body = platform.gateway.url + version.pexec, "POST", json.dumps({"id": number})
+        polls = 0
+        async with asyncio.timeout(WAIT * 2):
+            while True:
+                async with platform.session.request(
+                    method, url, data=body if method == "POST" else None, headers=headers
+                ) as response:
+                    text = await response.read()
+                    if response.status != 202:
+                        document = json.loads(text) if text else {}
+                        return Answer(response.status, document, time.monotonic() - started, polls)
+                    request_id = response.headers["NVCF-REQID"]
+                polls += 1
+                url, method = f"{platform.gateway.url}/v2/nvcf/pexec/status/{request_id}", "GET"
+
+    # --- looking
+
+    def of(self, version: Version) -> list[Instance]:
+        return [each for each in self.instances.values() if each.version_id == version.id]
+
+    def live(self, version: Version) -> list[Instance]:
+        return [each for each in self.of(version) if each.state not in OVER]
+
+    def running(self, version: Version) -> list[Instance]:
+        return [
+            each
+            for each in self.of(version)
+            if each.state is InstanceState.RUNNING and each.draining_since is None
+        ]
+
+    def words(self) -> list[str]:
+        """Texts of all events so far."""
+        return [event.text for event in self.events]
+
+    async def until(self, condition: Callable[[], bool], what: str, timeout: float = WAIT) -> None:
+        """Wait for something about records or events."""
+        try:
+            async with asyncio.timeout(timeout):
+                while not condition():
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            raise AssertionError(f"not within {timeout:g} s: {what}\n{self.story()}") from None
+
+    def story(self) -> str:
+        """What happened, for a failed test."""
+        records = "\n".join(
+            f"  {each.id[:8]} {each.cluster_id} {each.specification_id} {each.state} {each.reason}"
+            for each in self.instances.values()
+        )
+        events = "\n".join(f"  {event.at:.2f} {event.text}" for event in self.events[-40:])
+        logs = "\n".join(child.text()[-2500:] for child in self.autoscalers)
+        return f"instances:\n{records}\nevents:\n{events}\n{logs}"
+
+
+@dataclass
+class Load:
+    """Callers that come one after the other until told to stop; every one of them has to be answered."""
+
+    answers: list[Answer] = field(default_factory=list)
+    stopping: bool = False
+
+    def statuses(self) -> Counter[int]:
+        return Counter(answer.status for answer in self.answers)
+
+
+@contextlib.asynccontextmanager
+async def load(plane: Plane, version: Version, callers: int = 4, pause: float = 0.02) -> AsyncIterator[Load]:
+    """Keep asking while the context lasts; at its end the callers finish what they have begun."""
+    running = Load()
+
+    async def caller(first: int) -> None:
+        number = first
+        while not running.stopping:
+            answer = await plane.ask(version, number)
+            running.answers.append(answer)
+            assert answer.status != 200 or answer.body["id"] == number
+            number += callers
+            await asyncio.sleep(pause)
+
+    async with asyncio.TaskGroup() as tasks:
+        for first in range(callers):
+            tasks.create_task(caller(first))
+        try:
+            yield running
+        finally:
+            running.stopping = True
+
+
+def deployment_path(version: Version) -> str:
+    return f"/v2/nvcf/deployments/functions/{version.function_id}/versions/{version.id}"
+
+
+@contextlib.asynccontextmanager
+async def running_plane(
+    directory: Path, *, autoscalers: int = 1, flags: tuple[str, ...] = (), gateway: tuple[str, ...] = ()
+) -> AsyncIterator[Plane]:
+    """Broker, gateway and autoscalers; agents are started by the test."""
+    async with contextlib.AsyncExitStack() as stack:
+        platform = await stack.enter_async_context(running_platform(directory, flags=gateway))
+        broker = platform.broker
+        client = await connect_broker(broker.url, broker.credentials_file, name="test")
+        stack.push_async_callback(client.close)
+        instances = KvMirror(client, INSTANCES_BUCKET, Instance.from_json, Instance.to_json)
+        clusters = KvMirror(client, CLUSTERS_BUCKET, Cluster.from_json, Cluster.to_json)
+        ready: list[Awaitable[None]] = []
+        for mirror in (instances, clusters):
+            await stack.enter_async_context(mirror)
+            ready.append(mirror.ready())
+        await asyncio.gather(*ready)
+        plane = Plane(platform, client, instances, clusters)
+        await _listen(plane)
+        for _ in range(autoscalers):
+            await plane.start_autoscaler(*flags)
+        try:
+            yield plane
+        finally:
+            for cluster in plane.agents:
+                await plane.kill_cluster(cluster)
+
+
+async def _listen(plane: Plane) -> None:
+    async def told(message: Any) -> None:
+        plane.events.append(Event.from_json(message.data))
+
+    async def created(message: Any) -> None:
+        plane.creations.append((time.monotonic(), CreationMessage.from_json(message.data)))
+
+    async def ended(message: Any) -> None:
+        plane.terminations.append(message.data)
+
+    await plane.client.subscribe(EVENTS_SUBJECTS, cb=told)
+    await plane.client.subscribe(CREATE_SUBJECTS, cb=created)
+    await plane.client.subscribe(TERMINATE_SUBJECTS, cb=ended)
+    await plane.client.flush(timeout=5)
+
+
+__all__ = ["FUNCTION", "WAIT", "Answer", "Load", "Plane", "load", "running_plane"]

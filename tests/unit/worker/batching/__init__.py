@@ -1,0 +1,1 @@
+"""Dynamic and continuous batching."""

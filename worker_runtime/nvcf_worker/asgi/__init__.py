@@ -1,0 +1,1 @@
+"""ASGI 3 applications served in process, without any port: `serve(app)`."""

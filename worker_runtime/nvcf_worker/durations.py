@@ -1,0 +1,31 @@
+"""Lengths of time as settings write them."""
+
+from __future__ import annotations
+
+import re
+
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
+_PART = re.compile(rf"({_NUMBER})(ns|us|µs|ms|s|m|h|d)")
+_PLAIN = re.compile(rf"{_NUMBER}")
+_ISO = re.compile(
+    rf"P(?:(?P<d>{_NUMBER})D)?(?:T(?:(?P<h>{_NUMBER})H)?(?:(?P<m>{_NUMBER})M)?(?:(?P<s>{_NUMBER})S)?)?",
+    re.IGNORECASE,
+)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of `90`, `1.5`, `1m30s`, `500ms` (as Go writes them) or `PT1M30S` (ISO 8601).
+
+    Raises ValueError for anything else, negative lengths included.
+    """
+    text = text.strip()
+    if _PLAIN.fullmatch(text):
+        return float(text)
+    iso = _ISO.fullmatch(text)
+    if iso is not None and any(iso.groupdict().values()):
+        return sum(float(value) * _UNITS[unit] for unit, value in iso.groupdict().items() if value)
+    parts = _PART.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise ValueError(f"{text[:32]!r} is no length of time; write 90, 1m30s or PT1M30S")
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)

@@ -1,0 +1,202 @@
+"""The child processes of a worker: its handler (`handle`) and companion."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+import time
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+from nvcf_worker.backoff import Backoff
+from nvcf_worker.errors import NotReady, ProcessDied, RetryLater, WorkerError
+from nvcf_worker.execution import Outcome
+from nvcf_worker.isolation.call import Call
+from nvcf_worker.isolation.crash import Suspects, Verdict, describe_death, next_start, verdict
+from nvcf_worker.isolation.dispatch import Dispatcher
+from nvcf_worker.isolation.process import ChildProcess
+from nvcf_worker.lifecycle import Admission
+from nvcf_worker.request import Request
+
+log = logging.getLogger("nvcf_worker")
+
+RESTART = Backoff(first=0.1, limit=30.0)
+READY_TIMEOUT = 1800.0
+STOP_PATIENCE = 10.0
+BUSY_PATIENCE = 2.0
+
+
+@runtime_checkable
+class HasSlots(Protocol):
+    """A worker that can be told how many requests it may have in work."""
+
+    def limit_slots(self, source: str, limit: int) -> None:
+        """Have at most so many requests in work from now on, as far as `source` knows."""
+
+
+class ProcessHost:
+    """Runs requests in `len(environments)` child processes, each `per_child` at once at most.
+
+    command: what starts a child; `environments` what each has in place of the worker's environment.
+    retry: whether requests of a child that died go back to the queue once, or fail at once.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environments: Sequence[Mapping[str, str]],
+        per_child: int,
+        *,
+        retry: bool = True,
+        ready_timeout: float = READY_TIMEOUT,
+    ) -> None:
+        self._command = command
+        self._environments = environments
+        self._retry = retry
+        self._ready_timeout = ready_timeout
+        self._children: list[ChildProcess | None] = [None] * len(environments)
+        self._dispatcher: Dispatcher[Call] = Dispatcher(len(environments), per_child)
+        self._numbers = itertools.count(1)
+        self._suspects = Suspects()
+        self._admission: Admission | None = None
+
+    @property
+    def pids(self) -> list[int | None]:
+        """Process ids of the children, None for one that is down."""
+        return [None if child is None else child.process.pid for child in self._children]
+
+    # --- companion -------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start all children and wait until they are ready. Raises WorkerError when one fails to."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for index in range(len(self._children)):
+                    tasks.create_task(self._launch(index))
+        except* WorkerError as group:
+            raise _first(group) from None
+
+    async def watch(self, admission: Admission) -> None:
+        """Start children again that died."""
+        self._admission = admission
+        self._tell_capacity()
+        async with asyncio.TaskGroup() as tasks:
+            for index in range(len(self._children)):
+                tasks.create_task(self._keep(index))
+
+    async def stop(self) -> None:
+        """Let the children tear down and end."""
+        running = [child for child in self._children if child is not None]
+        # Handlers that are still busy after the worker's grace are not waited for again.
+        patience = [BUSY_PATIENCE if child.calls else STOP_PATIENCE for child in running]
+        await asyncio.gather(*(child.stop(wait) for child, wait in zip(running, patience, strict=True)))
+
+    async def _launch(self, index: int) -> None:
+        child = await ChildProcess.launch(
+            index, self._command, self._environments[index], self._ready_timeout
+        )
+        self._children[index] = child
+        self._dispatcher.came_up(index)
+        log.info("process %d is ready (pid %d)", index, child.process.pid)
+
+    async def _keep(self, index: int) -> None:
+        failures = 0
+        while True:
+            child = self._children[index]
+            if child is not None:
+                code = await child.gone()
+                failures = next_start(failures, time.monotonic() - child.started_at)
+                self._lost(child, code)
+            await asyncio.sleep(RESTART.delay(max(0, failures - 1), random.random()))  # noqa: S311 - jitter
+            try:
+                await self._launch(index)
+            except NotReady as error:
+                failures += 1
+                log.error("%s; it is tried again", error)
+                continue
+            self._tell_capacity()
+            self._place()
+
+    def _lost(self, child: ChildProcess, code: int) -> None:
+        self._children[child.index] = None
+        calls, alone = self._dispatcher.went_down(child.index)
+        death = describe_death(code)
+        ids = ", ".join(sorted(call.request.id for call in calls)) or "none"
+        log.error(
+            "process %d (pid %d) died: %s; requests in it: %s", child.index, child.process.pid, death, ids
+        )
+        self._tell_capacity()
+        for call in calls:
+            self._suspects.add(call.request.id)
+            text = f"The process that ran request {call.request.id} died: {death}."
+            call.child_died(ProcessDied(text), alone=alone)
+        self._place()
+
+    def _tell_capacity(self) -> None:
+        admission, capacity = self._admission, self._dispatcher.capacity
+        if admission is None:
+            return
+        if capacity == 0:
+            admission.pause()
+            return
+        if isinstance(admission, HasSlots):
+            admission.limit_slots("processes", capacity)
+        admission.resume()
+
+    # --- requests --------------------------------------------------------------------------------
+
+    async def handle(self, request: Request) -> Outcome:
+        """Run one request in a child.
+
+        Raises what its handler raises (HandlerFailed for errors that only the child knows), RetryLater or
+        ProcessDied when the child dies over it.
+        """
+        call = Call(next(self._numbers), request, self)
+        alone = self._suspects.must_run_alone(request.id, request.attempt)
+        self._dispatcher.add(call, alone=alone)
+        self._place()
+        try:
+            return await call.outcome
+        except asyncio.CancelledError:
+            if not self._dispatcher.withdraw(call):
+                call.cancel()
+                await call.wait_ended()
+            self._place()
+            raise
+        except ProcessDied as error:
+            if error is not call.died:
+                raise
+            decided = verdict(request.attempt, alone=call.alone_in_death, retry=self._retry)
+            if decided is Verdict.FAIL:
+                raise
+            raise RetryLater(error.detail, after=0.0) from error
+
+    def call_ended(self, call: Call) -> None:
+        """A child has done with a call."""
+        for child in self._children:
+            if child is not None:
+                child.calls.pop(call.number, None)
+        self._dispatcher.ended(call)
+        self._place()
+
+    def _place(self) -> None:
+        while (placed := self._dispatcher.place()) is not None:
+            call, index = placed
+            child = self._children[index]
+            if child is None:
+                raise RuntimeError(f"process {index} takes requests and is not there")
+            child.begin(call)
+
+
+def _first(group: BaseExceptionGroup[WorkerError]) -> WorkerError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error if isinstance(error, WorkerError) else WorkerError(str(error))
+
+
+def child_command(executable: str, original: Sequence[str]) -> list[str]:
+    """The command line that started this process, for a child to run the same file up to `serve`."""
+    return [executable, *original[1:]]

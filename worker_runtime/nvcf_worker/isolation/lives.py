@@ -1,0 +1,42 @@
+"""The life of a function in a child process: companion and handler objects."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from nvcf_worker.handlers import Handler
+from nvcf_worker.lifecycle import Companion, cancelled
+from nvcf_worker.loading import begin_all, end_all
+from nvcf_worker.threads import ThreadPool
+
+
+class _OpenDoor:
+    """A child has no door of its own: the worker decides what comes in."""
+
+    def pause(self) -> None:
+        return None
+
+    def resume(self) -> None:
+        return None
+
+
+@contextlib.asynccontextmanager
+async def living(handler: Handler, companion: Companion | None) -> AsyncIterator[None]:
+    """Set everything up, and tear it down afterwards. Raises WorkerError when it cannot be set up."""
+    pool = ThreadPool(asyncio.get_running_loop())
+
+    def blocking(call: Callable[[], Any]) -> Awaitable[Any]:
+        return pool.start(lambda announce: call())
+
+    async with contextlib.AsyncExitStack() as stack:
+        if companion is not None:
+            stack.push_async_callback(companion.stop)
+            await companion.start()
+            watching = asyncio.create_task(companion.watch(_OpenDoor()))
+            stack.push_async_callback(cancelled, watching)
+        stack.push_async_callback(end_all, handler.loading, blocking)
+        await begin_all(handler.loading, blocking)
+        yield

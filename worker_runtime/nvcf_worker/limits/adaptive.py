@@ -1,0 +1,99 @@
+"""A concurrency limit found from latency. Values in, values out; the caller passes the clock."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from nvcf_worker.errors import HandlerError
+
+MIN_SAMPLES = 10
+PROBE_SECONDS = 30.0
+SMALLEST_FACTOR = 0.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adaptive:
+    """`concurrency=Adaptive(min=1, max=64)`: between these bounds, as many requests as latency allows.
+
+    tolerance: how much slower than alone a request may become, 1.5 = by half. start: the first limit,
+    `min` if it is not given. Raises HandlerError for settings that make no sense.
+    """
+
+    min: int = 1
+    max: int = 64
+    tolerance: float = 1.5
+    start: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.max <= 16_384:
+            raise HandlerError(f"Adaptive: 1 <= min <= max <= 16384 must hold; got {self.min} and {self.max}")
+        if not self.tolerance > 1:
+            raise HandlerError(f"Adaptive: tolerance is {self.tolerance}; it must be above 1")
+        if self.start is not None and not self.min <= self.start <= self.max:
+            raise HandlerError(f"Adaptive: start is {self.start}; it must lie between min and max")
+
+
+class AdaptiveLimit:
+    """The limit itself, fed with the latencies of finished requests.
+
+    After each window of samples the limit is multiplied by `tolerance * alone / now`, the latency of
+    requests that do not wait for each other over the present one (between 0.5 and 1), and raised by its
+    square root: it grows while latency does not suffer and settles where queueing begins (the gradient of
+    Envoy's adaptive concurrency filter). It grows only while it is made use of. `alone` is the lowest latency
+    seen; every 30 s of use the limit is halved for a window to see whether that still holds. A window only
+    counts requests that began in it, so that what was started under another limit does not mislead.
+    """
+
+    def __init__(self, settings: Adaptive, now: float) -> None:
+        self._settings = settings
+        self._estimate = float(settings.start if settings.start is not None else settings.min)
+        self._alone = math.inf
+        self._samples: list[float] = []
+        self._most_in_work = 0
+        self._window_began = now
+        self._probed_at = now
+        self._probing = False
+
+    @property
+    def limit(self) -> int:
+        """Requests that may be in work now."""
+        estimate = self._estimate / 2 if self._probing else self._estimate
+        return max(self._settings.min, min(self._settings.max, int(estimate)))
+
+    def finished(self, *, began: float, now: float, in_work: int) -> bool:
+        """A request has succeeded; `in_work` counts it, too. True: the limit may have changed.
+
+        Failed and cancelled requests are not to be told: their latency says nothing about load.
+        """
+        self._most_in_work = max(self._most_in_work, in_work)
+        if began < self._window_began:
+            return False
+        self._samples.append(now - began)
+        if len(self._samples) < max(MIN_SAMPLES, self.limit):
+            return False
+        self._end_window(now)
+        return True
+
+    def _end_window(self, now: float) -> None:
+        # The median, without the module `statistics`, whose import costs more than all of this package's.
+        latency = max(sorted(self._samples)[len(self._samples) // 2], 1e-6)
+        # Half of the limit in use is enough to tell what the limit does.
+        used = self._most_in_work * 2 >= self.limit
+        if self._probing:
+            self._alone, self._probing, self._probed_at = latency, False, now
+        else:
+            self._alone = min(self._alone, latency)
+            self._adjust(latency, used=used)
+            if used and now - self._probed_at >= PROBE_SECONDS and self.limit > self._settings.min:
+                self._probing = True
+        self._samples.clear()
+        self._most_in_work = 0
+        self._window_began = now
+
+    def _adjust(self, latency: float, *, used: bool) -> None:
+        factor = max(SMALLEST_FACTOR, min(1.0, self._settings.tolerance * self._alone / latency))
+        target = self._estimate * factor + math.sqrt(self._estimate)
+        if target > self._estimate and not used:
+            return
+        self._estimate = max(float(self._settings.min), min(float(self._settings.max), target))

@@ -1,0 +1,118 @@
+"""Handlers that are objects: made, set up, warmed up and torn down with the instance."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from nvcf_worker.errors import Fatal, HandlerError, InstanceBroken, StartupError
+
+log = logging.getLogger("nvcf_worker")
+
+RunBlocking = Callable[[Callable[[], Any]], Awaitable[Any]]
+"""Runs a blocking function on a thread."""
+
+TEARDOWN_SECONDS = 10.0
+_STEPS = ("setup", "warmup", "teardown")
+
+
+class Loading:
+    """The life of one handler object. `make` creates it; with an instance at hand it returns that.
+
+    `setup`, then `warmup`, before the first request; `teardown` after the last; each may be missing, plain
+    (run on a thread) or a coroutine function.
+    """
+
+    def __init__(self, make: Callable[[], Any], name: str) -> None:
+        self._make = make
+        self._instance: Any = None
+        self._made = False
+        self._set_up = False
+        self.name = name
+
+    @property
+    def instance(self) -> Any:
+        """The object; exists from `begin` on."""
+        if not self._made:
+            raise RuntimeError(f"{self.name} has not been set up")
+        return self._instance
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self._instance(*arguments, **named)
+
+    async def begin(self, blocking: RunBlocking) -> None:
+        """Make the object, set it up and warm it up. Raises StartupError, InstanceBroken."""
+        started = time.monotonic()
+        try:
+            if not self._made:
+                self._instance = await blocking(self._make)
+                self._made = True
+            await self._step("setup", blocking)
+            self._set_up = True
+            await self._step("warmup", blocking)
+        except Fatal as error:
+            raise InstanceBroken(f"{self.name}: {error}") from error
+        except Exception as error:
+            log.exception("%s could not be set up", self.name)
+            raise StartupError(f"{self.name} could not be set up: {type(error).__name__}: {error}") from error
+        log.info("%s is set up (%.1f s)", self.name, time.monotonic() - started)
+
+    async def end(self, blocking: RunBlocking) -> None:
+        """Tear the object down if it was set up, in TEARDOWN_SECONDS at most; a failure is only logged."""
+        if not self._set_up:
+            return
+        try:
+            async with asyncio.timeout(TEARDOWN_SECONDS):
+                await self._step("teardown", blocking)
+        except TimeoutError:
+            log.error("%s: teardown did not end within %.0f s", self.name, TEARDOWN_SECONDS)
+        except Exception:
+            log.exception("%s: teardown failed", self.name)
+
+    async def _step(self, name: str, blocking: RunBlocking) -> None:
+        step = getattr(self._instance, name, None)
+        if step is None:
+            return
+        result = step() if inspect.iscoroutinefunction(step) else await blocking(step)
+        if inspect.isawaitable(result):
+            await result
+
+
+def of_class(kind: type) -> Loading:
+    """The life of a class' only instance. Raises HandlerError for a class that cannot serve."""
+    if not any("__call__" in base.__dict__ for base in kind.__mro__):
+        raise HandlerError(f"{kind.__name__} has no method __call__(self, request)")
+    try:
+        inspect.signature(kind).bind()
+    except TypeError as error:
+        raise HandlerError(
+            f"{kind.__name__} is made without arguments ({error}); give serve() an instance instead"
+        ) from error
+    except ValueError:  # a class without a signature
+        pass
+    return Loading(kind, kind.__name__)
+
+
+def of_instance(handler: object) -> Loading | None:
+    """The life of a handler object that has one; None for functions and objects without it."""
+    if inspect.isroutine(handler):
+        return None
+    if not any(callable(getattr(handler, name, None)) for name in _STEPS):
+        return None
+    return Loading(lambda: handler, type(handler).__name__)
+
+
+async def begin_all(loading: Sequence[Loading], blocking: RunBlocking) -> None:
+    """Set up everything, one after the other. Raises StartupError, InstanceBroken."""
+    for one in loading:
+        await one.begin(blocking)
+
+
+async def end_all(loading: Sequence[Loading], blocking: RunBlocking) -> None:
+    """Tear down everything in reverse order."""
+    for one in reversed(loading):
+        await one.end(blocking)

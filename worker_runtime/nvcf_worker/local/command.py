@@ -1,0 +1,158 @@
+"""`nvcf-worker run`: a function by HTTP alone, started again when its source changes."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from nvcf_worker import children
+from nvcf_worker.errors import ConfigurationError, HandlerError, WorkerError
+from nvcf_worker.handlers import classify, is_asgi
+from nvcf_worker.local.watching import changed, marks
+from nvcf_worker.serving import capture, has_served, loop_factory, set_up_logging
+
+LOOK_INTERVAL = 0.3
+END_GRACE = 5.0
+DEFAULT_PORT = 8000
+
+
+def parser() -> argparse.ArgumentParser:
+    """Arguments of `nvcf-worker run`."""
+    result = argparse.ArgumentParser(
+        prog="nvcf-worker run",
+        description="Serve a handler by HTTP on this machine, with no platform: every path and method "
+        "reaches it. For trying things, not for production.",
+        epilog="Example: nvcf-worker run function.py --reload",
+    )
+    result.add_argument("target", metavar="FILE[:NAME]")
+    result.add_argument("--port", type=int, default=DEFAULT_PORT, help="[%(default)s]; 0: any free one")
+    result.add_argument("--host", default="127.0.0.1", help="[%(default)s]")
+    result.add_argument("--reload", action="store_true", help="start again when a file of the folder changes")
+    result.add_argument("--fd", type=int, help=argparse.SUPPRESS)
+    return result
+
+
+def main(arguments: list[str]) -> None:
+    """Entry point. Raises ConfigurationError."""
+    said = parser().parse_args(arguments)
+    set_up_logging(None)
+    listener = socket.socket(fileno=said.fd) if said.fd is not None else _listen(said.host, said.port)
+    address = "http://{}:{}".format(*listener.getsockname()[:2])
+    if said.reload:
+        from nvcf_worker.__main__ import split_target
+
+        folder = Path(split_target(said.target)[0]).resolve().parent
+        _say(f"serving {said.target} on {address}; it starts again when a file in {folder} changes")
+        sys.exit(asyncio.run(_reloading(said.target, folder, listener)))
+    if said.fd is None:
+        _say(f"serving {said.target} on {address}")
+    serve_file(said.target, listener)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigurationError(f"port {port} on {host} cannot be used: {reason}") from error
+    listener.listen(128)
+    return listener
+
+
+def serve_file(target: str, listener: socket.socket) -> None:
+    """Load a file as a worker would, and serve what it would serve. Raises ConfigurationError."""
+    from nvcf_worker.__main__ import DEFAULT_NAME, load, split_target
+
+    file, name = split_target(target)
+    path = Path(file).resolve()
+    if not path.is_file():
+        raise ConfigurationError(f"there is no file {file}")
+    sys.path.insert(0, str(path.parent))
+    taken: list[tuple[Any, Any, str | None]] = []
+    capture(lambda handler, asgi, media_type: taken.append((handler, asgi, media_type)))
+    module = load(path, "__main__" if name is None else path.stem)
+    if name is None and taken:
+        handler, asgi, media_type = taken[0]
+    elif name is None and has_served():
+        return  # a task: it has run
+    else:
+        handler, asgi, media_type = getattr(module, name or DEFAULT_NAME, None), None, None
+    if handler is None and asgi is None:
+        wanted = f"no attribute {name!r}" if name else f"neither a call of serve() nor a {DEFAULT_NAME!r}"
+        raise ConfigurationError(f"{file} has {wanted}")
+    try:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(_serve(handler, asgi, media_type, listener))
+    except HandlerError as error:
+        raise ConfigurationError(f"{file}: {error}") from error
+    except WorkerError as error:
+        _say(str(error))
+        raise SystemExit(error.exit_code) from None
+
+
+async def _serve(handler: Any, asgi: Any, media_type: str | None, listener: socket.socket) -> None:
+    # Late, so that a wrong argument is told without waiting for these imports.
+    from nvcf_worker.asgi.host import AsgiHost
+    from nvcf_worker.local.function import LocalFunction
+    from nvcf_worker.local.http import LocalServer
+
+    host = AsgiHost(asgi if asgi is not None else handler) if asgi is not None or is_asgi(handler) else None
+    checked = classify(handler if host is None else host.handle, media_type)
+    server = LocalServer(LocalFunction(checked, host), listener)
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    try:
+        await server.start()
+        _say("ready")
+        await stopped.wait()
+    finally:
+        await server.stop()
+
+
+async def _reloading(target: str, folder: Path, listener: socket.socket) -> int:
+    """Keep a child serving; the socket is ours, so requests during a restart wait instead of failing."""
+    listener.set_inheritable(True)
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    seen = await asyncio.to_thread(marks, folder)
+    fd = listener.fileno()
+    command = [sys.executable, "-m", "nvcf_worker", "run", target, "--fd", str(fd)]
+    while not stopped.is_set():
+        child = await children.spawn(command, os.environ, pass_fds=(fd,))
+        try:
+            seen = await _until_changed(folder, seen, stopped)
+        finally:
+            await children.end(child, END_GRACE)
+    return 0
+
+
+async def _until_changed(
+    folder: Path, seen: dict[str, tuple[int, int]], stopped: asyncio.Event
+) -> dict[str, tuple[int, int]]:
+    while True:
+        try:
+            async with asyncio.timeout(LOOK_INTERVAL):
+                await stopped.wait()
+            return seen
+        except TimeoutError:
+            now = await asyncio.to_thread(marks, folder)
+        if names := changed(seen, now):
+            shown = ", ".join(name.removeprefix(f"{folder}/") for name in names[:3])
+            _say(f"{shown} changed; starting again")
+            return now
+
+
+def _say(text: str) -> None:
+    print(f"nvcf-worker: {text}", file=sys.stderr, flush=True)  # noqa: T201 - a command's answer to its user

@@ -1,0 +1,1 @@
+"""Serving a user's own HTTP server without a line of code: `nvcf-worker sidecar`."""

@@ -1,0 +1,1 @@
+"""Run-to-completion code: `task(main)`."""

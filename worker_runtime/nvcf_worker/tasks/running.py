@@ -1,0 +1,158 @@
+"""`task`: run a main function to its end, with everything the platform expects of a task."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nvcf_worker import exits
+from nvcf_worker.errors import ConfigurationError, HandlerError, WorkerError
+from nvcf_worker.exits import ExitReason
+from nvcf_worker.lifecycle import TERMINATION_NOTICE_FILE
+from nvcf_worker.serving import mark_served, set_up_logging
+from nvcf_worker.tasks.context import Task
+from nvcf_worker.tasks.outcome import COMPLETED, outcome
+from nvcf_worker.tasks.progress import ProgressFile
+from nvcf_worker.tasks.settings import TaskSettings, read_settings
+from nvcf_worker.tasks.supervision import Supervisor
+
+log = logging.getLogger("nvcf_worker")
+
+
+def task(
+    main: Callable[[Task], Any],
+    *,
+    max_seconds: float | None = None,
+    grace_seconds: float | None = None,
+    log_level: str | None = None,
+) -> None:
+    """Run `main(task)` to its end, then end the process unless all went well.
+
+    main: a function or coroutine function with one argument, the `Task`. It runs in the main thread.
+    max_seconds: maximum run time; default NVCT_MAX_RUNTIME_DURATION, else none.
+    grace_seconds: how long main may go on once it was told to end, default 25 s. Coroutines are cancelled
+        then, plain functions see `task.cancelled`; after the grace period the process is ended.
+    log_level: default NVCF_LOG_LEVEL, else "info".
+
+    While main runs, the progress file (NVCT_PROGRESS_FILE_PATH) is kept fresh every 30 s. Afterwards the
+    folder NVCT_RESULTS_DIR is sent as one zip file to NVCT_RESULTS_UPLOAD_URL where that is set, also
+    what a task that failed or was ended has left there.
+
+    Returns when the task is complete. Else exits: 1 main failed or the results could not be sent, 2 unusable
+    settings, 124 maximum run time, 143 told to end; `sys.exit(n)` in main is kept. The reason is left in
+    SHARED_CONFIG_DIR. Raises HandlerError when main cannot be called with one argument.
+    """
+    _check(main)
+    mark_served()
+    set_up_logging(log_level)
+    try:
+        settings = read_settings(os.environ, max_seconds=max_seconds, grace_seconds=grace_seconds)
+    except ConfigurationError as error:
+        log.critical("%s", error)
+        raise SystemExit(error.exit_code) from None
+    reason = _Run(main, settings).to_its_end()
+    exits.record(settings.shared_dir, reason)
+    if reason.code != COMPLETED:
+        log.critical("%s", reason.text)
+        raise SystemExit(reason.code)
+    log.info("%s", reason.text)
+
+
+def _check(main: Callable[[Task], Any]) -> None:
+    if not callable(main):
+        raise HandlerError(f"task() takes a function; got {type(main).__name__}")
+    try:
+        inspect.signature(main).bind(None)
+    except TypeError as error:
+        raise HandlerError(f"a task's main function takes one argument, the task: {error}") from error
+    except ValueError:  # some built-in callables have no signature to check
+        pass
+
+
+def _cancel_from_outside(loop: asyncio.AbstractEventLoop, running: asyncio.Future[Any]) -> None:
+    loop.call_soon_threadsafe(running.cancel)
+
+
+class _Run:
+    """One run of a main function."""
+
+    def __init__(self, main: Callable[[Task], Any], settings: TaskSettings) -> None:
+        self._main = main
+        self._settings = settings
+        self._progress = ProgressFile(settings.progress_file, settings.id, settings.name)
+        self._task = Task(settings, self._progress, time.time())
+        self._cancel_main: Callable[[], None] | None = None
+        self._lock = threading.Lock()
+        notice = os.environ.get(TERMINATION_NOTICE_FILE)
+        self._supervisor = Supervisor(
+            settings, self._progress, Path(notice) if notice else None, self._told_to_end
+        )
+
+    def to_its_end(self) -> ExitReason:
+        self._supervisor.start()
+        try:
+            error = self._run_main()
+            reason = outcome(self._supervisor.stop, self._supervisor.why, error)
+            if reason.code == COMPLETED and self._progress.percent < 100:
+                self._progress.update(100)
+            else:
+                self._progress.beat()
+            return self._send_results(reason)
+        finally:
+            self._supervisor.finish()
+
+    def _run_main(self) -> BaseException | None:
+        try:
+            result = self._main(self._task)
+            if inspect.iscoroutine(result):
+                asyncio.run(self._run_coroutine(result))
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
+            if self._supervisor.stop is None and not isinstance(error, SystemExit):
+                log.exception("the task failed")
+            return error
+        finally:
+            sys.stdout.flush()
+        return None
+
+    async def _run_coroutine(self, coroutine: Any) -> None:
+        loop = asyncio.get_running_loop()
+        running = asyncio.ensure_future(coroutine)
+        with self._lock:
+            self._cancel_main = lambda: _cancel_from_outside(loop, running)
+            if self._task.cancelled:
+                running.cancel()
+        try:
+            await running
+        finally:
+            with self._lock:
+                self._cancel_main = None
+
+    def _told_to_end(self) -> None:
+        """On the supervisor's thread."""
+        self._task.cancelled.set()
+        with self._lock:
+            if self._cancel_main is not None:
+                self._cancel_main()
+
+    def _send_results(self, reason: ExitReason) -> ExitReason:
+        folder, url = self._settings.results_dir, self._settings.upload_url
+        if folder is None or url is None:
+            return reason
+        from nvcf_worker.tasks.upload import upload
+
+        try:
+            asyncio.run(upload(folder, url))
+        except WorkerError as error:
+            log.error("%s", error)
+            # How the task itself ended counts more, unless that was well.
+            if reason.code == COMPLETED:
+                return ExitReason(error.exit_code, error.category, str(error))
+        return reason

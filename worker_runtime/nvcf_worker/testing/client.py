@@ -1,0 +1,311 @@
+"""`TestClient`: a function in memory, called by plain synchronous code."""
+
+from __future__ import annotations
+
+import asyncio
+import json as json_module
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from nvcf_worker.handlers import classify, is_asgi
+from nvcf_worker.lifecycle import Companion
+from nvcf_worker.local.call import Call, Progress
+from nvcf_worker.local.function import LocalFunction
+from nvcf_worker.multimap import Headers
+from nvcf_worker.testing.answers import CallFailed, Collector, Result, StreamFailed
+
+__all__ = ["CallFailed", "Pending", "Result", "Stream", "StreamFailed", "TestClient"]
+
+T = TypeVar("T")
+Body = bytes | str | Iterable[bytes] | None
+HeaderInput = Mapping[str, str] | Iterable[tuple[str, str]] | None
+
+DEFAULT_TIMEOUT = 30.0
+_UNSET = object()
+
+
+class TestClient:
+    """Calls a handler as a worker would run it: same requests, results, errors, streams and cancellation.
+
+    handler: whatever `serve` takes, ASGI applications included. media_type, asgi: as for `serve`.
+    timeout: seconds that any single step may take.
+
+    A context manager; `setup` runs at its begin (else with the first call), `teardown` at its end. Calls
+    from several threads are fine. Raises HandlerError for an unusable handler, WorkerError when it cannot
+    be set up.
+    """
+
+    __test__ = False  # to pytest its name looks like a test class
+
+    def __init__(
+        self,
+        handler: Callable[..., Any] | None = None,
+        *,
+        asgi: Callable[..., Any] | None = None,
+        media_type: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> None:
+        companion: Companion | None = None
+        if asgi is not None or is_asgi(handler):
+            from nvcf_worker.asgi.host import AsgiHost
+
+            host = AsgiHost(asgi if asgi is not None else handler)
+            handler, companion = host.handle, host
+        self._function = LocalFunction(classify(handler, media_type), companion)
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    # --- life ------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        self._running()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel what is in work and tear the function down; may be called more than once."""
+        with self._lock:
+            loop, thread = self._loop, self._thread
+            self._loop = self._thread = None
+        if loop is None or thread is None:
+            return
+        try:
+            asyncio.run_coroutine_threadsafe(self._function.stop(), loop).result(self._timeout)
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+    @property
+    def broken(self) -> str | None:
+        """What a handler said with `Fatal`: the worker would leave now."""
+        return self._function.broken
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is not None:
+                return self._loop
+            loop = asyncio.new_event_loop()
+            thread = threading.Thread(target=loop.run_forever, name="nvcf-test-client", daemon=True)
+            thread.start()
+            try:
+                asyncio.run_coroutine_threadsafe(self._function.start(), loop).result(self._timeout)
+            except BaseException:
+                loop.call_soon_threadsafe(loop.stop)
+                thread.join()
+                loop.close()
+                raise
+            self._loop, self._thread = loop, thread
+            return loop
+
+    def _await(self, step: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        future = asyncio.run_coroutine_threadsafe(step, self._running())
+        try:
+            return future.result(timeout or self._timeout)
+        except TimeoutError:
+            if not future.done():
+                future.cancel()
+                raise TimeoutError(f"no answer within {timeout or self._timeout:g} s") from None
+            raise
+
+    # --- calls -----------------------------------------------------------------------------------
+
+    def __call__(self, json: Any = _UNSET, **options: Any) -> Any:
+        """POST and return the decoded answer: JSON, text, else bytes; None for 204. Raises CallFailed."""
+        result = self.request("POST", "/", json=json, **options).raise_for_status()
+        if result.status == 204:
+            return None
+        if result.media_type in ("application/json", "application/x-ndjson"):
+            return result.json()
+        return result.text if result.media_type.startswith("text/") else result.body
+
+    def post(self, path: str = "/", **options: Any) -> Result:
+        """`request("POST", ...)`."""
+        return self.request("POST", path, **options)
+
+    def get(self, path: str = "/", **options: Any) -> Result:
+        """`request("GET", ...)`."""
+        return self.request("GET", path, **options)
+
+    def request(
+        self, method: str, path: str = "/", *, timeout: float | None = None, **options: Any
+    ) -> Result:
+        """One complete answer; `options` as for `start`. Raises StreamFailed, TimeoutError."""
+        return self.start(method, path, **options).result(timeout)
+
+    def batch(self, inputs: Iterable[Any], path: str = "/", *, method: str = "POST") -> list[Result]:
+        """Call with each input as JSON, all at the same time; results in the order of the inputs."""
+        pending = [self.start(method, path, json=one) for one in inputs]
+        return [one.result() for one in pending]
+
+    def stream(self, method: str = "POST", path: str = "/", **options: Any) -> Stream:
+        """A context manager over the answer, chunk by chunk; `options` as for `start`."""
+        return Stream(self.start(method, path, **options))
+
+    def start(
+        self,
+        method: str = "POST",
+        path: str = "/",
+        *,
+        json: Any = _UNSET,
+        data: Body = None,
+        headers: HeaderInput = None,
+        attempt: int = 1,
+        subject: str = "local",
+        nca_id: str = "local",
+    ) -> Pending:
+        """Begin a call and do not wait.
+
+        json, data: the body; data may be an iterator of chunks, which is read as the handler asks for it.
+        attempt: which delivery of the request this is. subject, nca_id: who calls.
+        """
+        pairs = list(headers.items() if isinstance(headers, Mapping) else headers or ())
+        body: bytes | AsyncIterator[bytes]
+        if json is not _UNSET:
+            body = json_module.dumps(json).encode()
+            if not any(name.lower() == "content-type" for name, _ in pairs):
+                pairs.append(("Content-Type", "application/json"))
+        elif isinstance(data, str):
+            body = data.encode()
+        elif data is None or isinstance(data, bytes):
+            body = data or b""
+        else:
+            body = _from_iterator(iter(data))
+
+        async def begin() -> Pending:
+            call = Call(
+                Collector(), method, path, pairs, body, attempt=attempt, subject=subject, nca_id=nca_id
+            )
+            self._function.begin(call)
+            return Pending(self._await, call)
+
+        return self._await(begin())
+
+
+async def _from_iterator(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+        yield chunk
+
+
+class Pending:
+    """A call under way."""
+
+    def __init__(self, wait: Callable[..., Any], call: Call) -> None:
+        self._wait = wait
+        self._call = call
+        self._collector: Any = call.sink
+        self._result: Result | None = None
+
+    @property
+    def request_id(self) -> str:
+        """The request's id."""
+        return self._call.id
+
+    @property
+    def progress(self) -> list[Progress]:
+        """What the handler has reported so far."""
+        return list(self._call.progress)
+
+    @property
+    def done(self) -> bool:
+        """Whether the request has ended."""
+        return self._call.task is not None and self._call.task.done()
+
+    def cancel(self) -> None:
+        """Leave, as a caller does, and wait until the handler has really ended."""
+        self._wait(self._cancel())
+
+    async def _cancel(self) -> None:
+        self._call.cancel()
+        await self._call.wait()
+
+    def result(self, timeout: float | None = None) -> Result:
+        """Wait for the complete answer. Raises StreamFailed, CallFailed when there is none, TimeoutError."""
+        if self._result is None:
+            self._result = self._wait(self._collect(), timeout)
+        return self._result
+
+    async def _collect(self) -> Result:
+        await self.head()
+        chunks = []
+        while (chunk := await self.read()) is not None:
+            chunks.append(chunk)
+        await self._call.wait()
+        return Result(
+            self._collector.status,
+            self._collector.headers,
+            chunks,
+            self._call.id,
+            self.progress,
+            dict(self._call.files),
+        )
+
+    async def head(self) -> tuple[int, Headers]:
+        """On the loop: status and headers, once they are there. Raises CallFailed when none come."""
+        waiting = asyncio.ensure_future(self._collector.head.wait())
+        task = self._task()
+        try:
+            await asyncio.wait((waiting, task), return_when=asyncio.FIRST_COMPLETED)
+            if not self._collector.head.is_set():
+                raise CallFailed("the request ended without an answer: it was cancelled")
+        finally:
+            waiting.cancel()
+        return self._collector.status, self._collector.headers
+
+    async def read(self) -> bytes | None:
+        """On the loop: the next chunk, None at the end."""
+        chunk: bytes | None = await self._collector.read(self._task())
+        return chunk
+
+    def _task(self) -> asyncio.Task[None]:
+        assert self._call.task is not None  # noqa: S101 # set by begin
+        return self._call.task
+
+
+class Stream:
+    """An answer that is read while it is made. Leaving the context early cancels the request."""
+
+    def __init__(self, pending: Pending) -> None:
+        self._pending = pending
+        self._wait = pending._wait
+        self._ended = False
+        self.status, self.headers = self._wait(pending.head())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._ended:
+            self.cancel()
+
+    def __iter__(self) -> Iterator[bytes]:
+        while (chunk := self._wait(self._pending.read())) is not None:
+            yield chunk
+        self._ended = True
+
+    def lines(self) -> Iterator[str]:
+        """The answer line by line, without line ends."""
+        rest = b""
+        for chunk in self:
+            *lines, rest = (rest + chunk).split(b"\n")
+            yield from (line.decode() for line in lines)
+        if rest:
+            yield rest.decode()
+
+    @property
+    def progress(self) -> list[Progress]:
+        """What the handler has reported so far."""
+        return self._pending.progress
+
+    def cancel(self) -> None:
+        """Leave, and wait until the handler has really ended."""
+        self._ended = True
+        self._pending.cancel()

@@ -1,0 +1,49 @@
+"""Putting together what requests of one worker need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from nvcf_worker.assets import AssetFetcher, HttpClient
+from nvcf_worker.attach import AttachClient
+from nvcf_worker.channels import Channels, Listen
+from nvcf_worker.config import WorkerConfig
+from nvcf_worker.delivery import Deliverer
+from nvcf_worker.enrolment import Enrolment
+from nvcf_worker.files import default_directory
+from nvcf_worker.large_results import LargeResults
+from nvcf_worker.rescue import Rescuer
+from nvcf_worker.runner import Services
+
+if TYPE_CHECKING:
+    from nvcf_worker.replies import ReplyInbox
+
+
+def channels(
+    config: WorkerConfig, attach: AttachClient, replies: Callable[[], ReplyInbox | None], listen: Listen
+) -> Channels:
+    """The ways to callers."""
+    return Channels(
+        Deliverer(attach, replies),
+        attach,
+        Rescuer(config.version_id, replies),
+        listen,
+        config.compatibility_disabled,
+    )
+
+
+def services(
+    config: WorkerConfig, stores: HttpClient, enrolment: Enrolment, broken: Callable[[str], None]
+) -> Services:
+    """Directories, assets and large results. Blocks: it empties directories of a predecessor."""
+    base = None
+    if config.asset_dir is None or config.response_dir is None:
+        base = default_directory(config.shared_dir, config.instance_id)
+    return Services(
+        config.asset_dir or (base or config.shared_dir) / "assets",
+        config.response_dir or (base or config.shared_dir) / "responses",
+        AssetFetcher(stores, enrolment),
+        LargeResults(stores, enrolment),
+        broken,
+    )
