@@ -1,9 +1,10 @@
-"""Routes about access: keys, shared functions, rate limits, and the description of all routes."""
+"""Routes about access (keys, shared functions, rate limits), events, clusters, and the description of all."""
 
 from __future__ import annotations
 
 from nvcf_gateway.api_keys import ApiKeys
 from nvcf_gateway.auth import Authenticator
+from nvcf_gateway.events import EventLog, Events
 from nvcf_gateway.http import Route
 from nvcf_gateway.management import Management
 from nvcf_gateway.openapi import serve_document
@@ -11,8 +12,11 @@ from nvcf_gateway.registry import Registry
 from nvcf_gateway.sharing import Authorizations, RateLimits
 
 
-def access_routes(authenticator: Authenticator, registry: Registry, management: Management) -> list[Route]:
+def access_routes(
+    authenticator: Authenticator, registry: Registry, management: Management, log: EventLog
+) -> list[Route]:
     """What the HTTP door serves of them."""
+    events = Events(authenticator, registry, log)
     keys = ApiKeys(authenticator, registry)
     sharing = Authorizations(registry, management)
     limits = RateLimits(registry, management)
@@ -29,5 +33,7 @@ def access_routes(authenticator: Authenticator, registry: Registry, management: 
         ("PUT", rate_limit, limits.put),
         ("GET", rate_limit, limits.get),
         ("DELETE", rate_limit, limits.delete),
+        ("GET", "/v2/nvcf/events", events.events),
+        ("GET", "/v2/nvcf/clusters", events.clusters),
         ("GET", "/openapi.json", serve_document),
     ]

@@ -29,6 +29,7 @@ from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.demand import Demand
 from nvcf_gateway.deployments import Deployments
 from nvcf_gateway.errors import QueueError, SetupError
+from nvcf_gateway.events import EventLog
 from nvcf_gateway.grpc_decoding import Decoding
 from nvcf_gateway.http import HttpDoor
 from nvcf_gateway.idempotency import Idempotency
@@ -210,7 +211,7 @@ async def _parts(
         assets,
         large,
         lambda: client.is_connected,
-        access_routes(authenticator, registry, management),
+        access_routes(authenticator, registry, management, EventLog(client, requests)),
     )
     return _Parts(door, queue, pending, http_address, authenticator, authorizer, assets, large, demand)
 

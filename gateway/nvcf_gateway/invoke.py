@@ -31,7 +31,7 @@ from nvcf_gateway.calls import (
 )
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.cors import response_headers
-from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.errors import HttpProblem, QueueError
 from nvcf_gateway.exec_json import parse_exec
 from nvcf_gateway.idempotency import Claim
 from nvcf_gateway.keeping import Keeping
@@ -207,7 +207,10 @@ class Invoker:
     async def _before_progress(self, head: ResponseHead, call: Call) -> None:
         """A 202 is only said once the request can be found by a poll."""
         if head.status == 202:
-            await self._keeping.track(call)
+            try:
+                await self._keeping.track(call)
+            except QueueError as error:
+                raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
 
     @staticmethod
     def _answer(request: web.BaseRequest, call: Call, ended: Ended, sink: StreamSink) -> web.StreamResponse:

@@ -12,6 +12,7 @@ from nvcf_broker.errors import KeyExistsError
 from nvcf_broker.kv import KvMirror
 from nvcf_gateway.errors import SetupError
 from nvcf_proto import models
+from nvcf_proto.compute import CLUSTERS_BUCKET, Cluster
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.models import (
     ApiKey,
@@ -121,17 +122,25 @@ class Registry:
         self.keys = KvMirror(
             client, models.API_KEYS_BUCKET, ApiKey.from_json, ApiKey.to_json, replicas=replicas
         )
+        self.clusters = KvMirror(
+            client, CLUSTERS_BUCKET, Cluster.from_json, Cluster.to_json, replicas=replicas
+        )
 
     async def start(self, stack: AsyncExitStack) -> None:
         """Follow all buckets until `stack` is closed; returns when each has been read once."""
-        for mirror in (self.functions, self.versions, self.deployments, self.instances, self.keys):
-            await stack.enter_async_context(mirror)
+        await stack.enter_async_context(self.functions)
+        await stack.enter_async_context(self.versions)
+        await stack.enter_async_context(self.deployments)
+        await stack.enter_async_context(self.instances)
+        await stack.enter_async_context(self.keys)
+        await stack.enter_async_context(self.clusters)
         await asyncio.gather(
             self.functions.ready(),
             self.versions.ready(),
             self.deployments.ready(),
             self.instances.ready(),
             self.keys.ready(),
+            self.clusters.ready(),
         )
 
     async def bootstrap_keys(self, path: Path) -> None:

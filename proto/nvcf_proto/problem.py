@@ -74,5 +74,5 @@ def parse_problem(body: bytes) -> Problem:
             source=source,
             extra={key: value for key, value in members.items() if key not in known},
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ContractError(f"not a problem document: {error}") from error

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from nvcf_gateway.events import MAX_LIMIT
 from nvcf_gateway.openapi.parts import KEYED, NOTHING, Operation, json_answer, operation_of
-from nvcf_gateway.openapi.schemas import UUID, ref
+from nvcf_gateway.openapi.schemas import EVENT_KIND, UUID, ref
 
 
 def functions() -> dict[str, dict[str, Operation]]:
@@ -122,6 +123,31 @@ def deployments() -> dict[str, dict[str, Operation]]:
                 {200: json_answer(ref("InstanceList"))},
                 KEYED,
                 parameters=({"name": "functionVersionId", "in": "query", "schema": UUID},),
+            )
+        },
+        "/v2/nvcf/events": {
+            "get": make(
+                "listEvents",
+                "What happened to the account's versions, newest first.",
+                {200: json_answer(ref("EventList"))},
+                KEYED,
+                parameters=(
+                    {"name": "functionVersionId", "in": "query", "schema": UUID},
+                    {"name": "kind", "in": "query", "schema": EVENT_KIND},
+                    {
+                        "name": "limit",
+                        "in": "query",
+                        "schema": {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT},
+                    },
+                ),
+            )
+        },
+        "/v2/nvcf/clusters": {
+            "get": make(
+                "listClusters",
+                "All clusters, as their agents last reported them.",
+                {200: json_answer(ref("ClusterList"))},
+                KEYED,
             )
         },
         "/v2/nvcf/agents/worker-tokens": {

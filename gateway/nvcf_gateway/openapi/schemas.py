@@ -29,6 +29,7 @@ RATE: Schema = {
     "description": "N-S, N-M, N-H or N-D: calls per second, minute, hour or day; several with commas.",
 }
 KEY_ID: Schema = {"type": "string", "pattern": "^[0-9a-f]{12}$"}
+EVENT_KIND: Schema = {"type": "string", "enum": ["deployment", "scaling", "instance", "cluster"]}
 
 
 def ref(name: str) -> Schema:
@@ -264,6 +265,63 @@ SCHEMAS: dict[str, Schema] = {
             )
         },
         "instances",
+    ),
+    "EventList": thing(
+        {
+            "events": many(
+                thing(
+                    {
+                        "at": TIME,
+                        "kind": EVENT_KIND,
+                        "functionVersionId": UUID,
+                        "functionName": TEXT,
+                        "text": TEXT,
+                        "data": {"type": "object", "additionalProperties": TEXT},
+                    },
+                    "at",
+                    "kind",
+                    "functionVersionId",
+                    "text",
+                )
+            )
+        },
+        "events",
+    ),
+    "ClusterList": thing(
+        {
+            "clusters": many(
+                thing(
+                    {
+                        "clusterId": TEXT,
+                        "region": TEXT,
+                        "clusterGroup": TEXT,
+                        "backend": TEXT,
+                        "attributes": {"type": "object", "additionalProperties": TEXT},
+                        "draining": {"type": "boolean"},
+                        "heartbeatAt": TIME,
+                        "pools": many(
+                            thing(
+                                {
+                                    "gpu": TEXT,
+                                    "instanceType": TEXT,
+                                    "instancesTotal": {"type": "integer"},
+                                    "instancesFree": {"type": "integer"},
+                                },
+                                "gpu",
+                                "instanceType",
+                                "instancesTotal",
+                                "instancesFree",
+                            )
+                        ),
+                    },
+                    "clusterId",
+                    "region",
+                    "heartbeatAt",
+                    "pools",
+                )
+            )
+        },
+        "clusters",
     ),
     "WorkerTokenRequest": thing(
         {"instanceId": UUID, "functionId": UUID, "functionVersionId": UUID},

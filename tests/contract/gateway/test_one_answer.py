@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -13,7 +14,7 @@ from nvcf_proto.pb import nvcf_pb2
 from tests.contract.gateway.test_idempotency import rescued
 from tests.contract.gateway.test_polling import EXEC, PEXEC, call, progress
 from tests.support.peer_worker import ATTACH, Work, peer_worker
-from tests.support.platform import Platform, Version
+from tests.support.platform import Platform, Version, running_platform
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -203,3 +204,20 @@ async def test_a_body_lost_with_its_gateway_is_sent_again(platform: Platform) ->
         assert second.request.requestBody + rest == data
         await second.answer(b"got it")
         assert (await again).body == b"got it"
+
+
+async def test_progress_that_cannot_be_recorded_is_no_internal_error(tmp_path: Path) -> None:
+    """A 202 is only said once a poll can find the request; without the broker's stream it cannot."""
+    async with running_platform(tmp_path) as platform:
+        version = await platform.deployed_version()
+        client = await platform.broker_client()
+        try:
+            async with peer_worker(platform, version) as worker:
+                first = asyncio.create_task(call(platform, "POST", version.pexec, b"x"))
+                work = await worker.pull()
+                await client.request("$JS.API.STREAM.DELETE.requestToFunctionVersion_local", b"", timeout=5)
+                await work.inline(nvcf_pb2.InlineResponse(httpStatusCode=202, endOfResponse=True))
+                answer = await first
+                assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        finally:
+            await client.close()

@@ -1,0 +1,212 @@
+"""Everything that runs in a chaos run, each process with a supervisor that starts it again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from nvcf_broker.errors import BrokerError
+from nvcf_broker.process import RestartPolicy, free_port
+from nvcf_broker.server import LocalBroker
+from nvcf_proto.ids import new_id
+from tests.chaos.plan import Event, Harm
+from tests.chaos.relay import Relay
+from tests.support.cluster import BrokerCluster
+from tests.support.platform import Platform, Version, running_platform
+from tests.support.processes import Child
+
+FUNCTION = Path(__file__).parents[1] / "functions" / "executions.py"
+ACK_WAIT = 6
+CONCURRENCY = 8
+# Not before: a node that has just come back still catches up, and two of three must always be there.
+NODE_REST = 8.0
+
+
+@dataclass
+class Member:
+    """One supervised process."""
+
+    name: str
+    begin: Callable[[], Awaitable[Child]]
+    child: Child | None = None
+    restarts: int = 0
+
+    async def supervise(self) -> None:
+        """Start it again whenever it ends, as a supervisor does."""
+        policy, failures = RestartPolicy(initial=0.2, maximum=2.0, stable_after=5.0), 0
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            try:
+                self.child = await self.begin()
+                await self.child.process.wait()
+            except (AssertionError, OSError, TimeoutError, aiohttp.ClientError):
+                # It did not come up: what it needs is not there at the moment.
+                pass
+            failures = policy.failures_after(failures, loop.time() - began)
+            self.restarts += 1
+            await asyncio.sleep(policy.delay(failures))
+
+    def send(self, number: signal.Signals) -> bool:
+        """A signal; False when it does not run."""
+        if self.child is None or not self.child.running:
+            return False
+        self.child.kill(number)
+        return True
+
+
+@dataclass
+class Town:
+    """The processes of a run and what has been done to them."""
+
+    platform: Platform
+    nodes: list[LocalBroker]
+    relays: list[Relay]
+    notes: Path
+    version: Version
+    gateways: list[Member]
+    gateway_urls: list[str]
+    workers: list[Member]
+    done: Counter[Harm] = field(default_factory=Counter)
+    _node_free_at: float = 0.0
+
+    async def harm(self, event: Event) -> None:
+        """Do it, and undo it where it is for a while only."""
+        members = {
+            Harm.KILL_GATEWAY: self.gateways, Harm.STOP_GATEWAY: self.gateways,
+            Harm.KILL_WORKER: self.workers, Harm.STOP_WORKER: self.workers,
+        }.get(event.harm)  # fmt: skip
+        if members is None:
+            await self._harm_node(event)
+            return
+        member = members[int(event.victim * len(members))]
+        if event.pause:
+            if member.send(signal.SIGSTOP):
+                self.done[event.harm] += 1
+                await asyncio.sleep(event.pause)
+                member.send(signal.SIGCONT)
+        elif member.send(signal.SIGKILL):
+            self.done[event.harm] += 1
+
+    async def _harm_node(self, event: Event) -> None:
+        loop = asyncio.get_running_loop()
+        number = int(event.victim * len(self.nodes))
+        node = self.nodes[number]
+        if event.harm is Harm.CUT_BROKER:
+            self.done[event.harm] += 1
+            self.relays[number].cut()
+            return
+        if loop.time() < self._node_free_at:
+            return
+        self._node_free_at = loop.time() + event.pause + NODE_REST
+        self.done[event.harm] += 1
+        if event.harm is Harm.STOP_BROKER:
+            assert node._process is not None
+            node._process.send_signal(signal.SIGSTOP)
+            await asyncio.sleep(event.pause)
+            node._process.send_signal(signal.SIGCONT)
+            return
+        await node.kill()
+        with contextlib.suppress(BrokerError):
+            await node.start(timeout=30)
+
+    def heal(self) -> None:
+        """Nobody is stopped any more."""
+        for member in (*self.gateways, *self.workers):
+            member.send(signal.SIGCONT)
+
+
+@contextlib.asynccontextmanager
+async def running_town(
+    directory: Path, *, nodes: int = 3, gateways: int = 2, workers: int = 3
+) -> AsyncIterator[Town]:
+    """Broker nodes behind relays, gateways and workers; all ended at the end."""
+    cluster = BrokerCluster(directory, [("local",)] * nodes, advertise=False)
+    brokers: list[LocalBroker] = list(cluster.nodes)
+    relays = [Relay(urlsplit(node.own_url).port or 0) for node in cluster.nodes]
+    supervisors: list[asyncio.Task[None]] = []
+    try:
+        await cluster.start()
+        for relay in relays:
+            await relay.start()
+        async with running_platform(directory, gateways=0, broker=cluster.nodes[0]) as platform:
+            through = ",".join(f"nats://127.0.0.1:{relay.port}" for relay in relays)
+            doors, urls = _gateways(platform, gateways, through, replicas=nodes)
+            supervisors += [asyncio.create_task(member.supervise()) for member in doors]
+            await _all_run(doors)
+            version = await platform.deployed_version()
+            notes = directory / "notes"
+            notes.touch()
+            hands = _workers(platform, version, workers, through, notes)
+            supervisors += [asyncio.create_task(member.supervise()) for member in hands]
+            await _all_run(hands)
+            yield Town(platform, brokers, relays, notes, version, doors, urls, hands)
+            await _cancel(supervisors)
+    finally:
+        await _cancel(supervisors)
+        for relay in relays:
+            await relay.stop()
+        await cluster.stop()
+
+
+def _gateways(platform: Platform, count: int, nats: str, *, replicas: int) -> tuple[list[Member], list[str]]:
+    members, urls = [], []
+    for number in range(count):
+        http, grpc = free_port(), free_port()
+        flags = (
+            "--http", f"127.0.0.1:{http}", "--grpc", f"127.0.0.1:{grpc}", "--nats", nats,
+            "--replicas", str(replicas), "--ack-wait", str(ACK_WAIT),
+        )  # fmt: skip
+
+        async def begin(flags: tuple[str, ...] = flags) -> Child:
+            gateway = await platform.start_gateway(*flags)
+            # Its address stays the same over restarts, so only the first entry is of use.
+            if any(known.url == gateway.url for known in platform.gateways[:-1]):
+                platform.gateways.pop()
+            return gateway.child
+
+        members.append(Member(f"gateway {number}", begin))
+        urls.append(f"http://127.0.0.1:{http}")
+    return members, urls
+
+
+def _workers(platform: Platform, version: Version, count: int, nats: str, notes: Path) -> list[Member]:
+    members = []
+    for number in range(count):
+        instance = new_id()
+
+        async def begin(number: int = number, instance: str = instance) -> Child:
+            return await platform.start_worker(
+                version,
+                FUNCTION,
+                "once",
+                concurrency=CONCURRENCY,
+                instance_id=instance,
+                gateway=platform.gateways[number % len(platform.gateways)],
+                environment={"NOTES": str(notes), "NVCF_FQDN_NATS": nats},
+            )
+
+        members.append(Member(f"worker {number}", begin))
+    return members
+
+
+async def _all_run(members: list[Member]) -> None:
+    async with asyncio.timeout(60):
+        while not all(member.child is not None for member in members):
+            await asyncio.sleep(0.05)
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
+    tasks.clear()

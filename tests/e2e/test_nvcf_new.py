@@ -1,0 +1,109 @@
+"""`nvcf new`: each template makes a project that works: its own tests pass, it is tidy, it can be served."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nvcf_cli.errors import CliError, UsageError
+from nvcf_cli.main import run
+from nvcf_cli.scaffold import TEMPLATES, project, render, write_project
+from tests.support.platform import running_platform
+
+BIN = Path(sys.executable).parent
+BODIES = {
+    "hello": {"name": "Ada"},
+    "stream": {"text": "one two"},
+    "batch": {"text": "hello"},
+    "class": {"text": "good"},
+    "sidecar": {"name": "Ada"},
+    "asgi": {"name": "Ada"},
+}
+ANSWERS = {"hello": "Ada!", "stream": "two", "batch": "2", "class": "1", "sidecar": "Ada!", "asgi": "Ada!"}
+
+
+def needs(template: str) -> None:
+    """Skip what the environment cannot run."""
+    if TEMPLATES[template].requirements:
+        pytest.importorskip("fastapi", reason="the extra `examples` is not installed")
+
+
+def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "NVC"))
+    }
+    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("template", list(TEMPLATES))
+def test_its_own_tests_pass_and_it_is_tidy(
+    template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needs(template)
+    monkeypatch.chdir(tmp_path)
+    assert run(["new", "my-function", "--template", template]) == 0
+    assert "my-function" in capsys.readouterr().out
+    folder = tmp_path / "my-function"
+    names = {path.name for path in folder.iterdir()}
+    assert {"function.py", "test_function.py", "requirements.txt", "Dockerfile", "README.md"} <= names
+    for path in folder.iterdir():
+        assert not re.search(r"@[A-Z]+@", path.read_text()), path
+    assert "my-function" in (folder / "README.md").read_text()
+    tested = command(str(BIN / "pytest"), "-q", "-p", "no:cacheprovider", "-p", "no:schemathesis", cwd=folder)
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+    rules = (
+        "--line-length",
+        "110",
+        "--select",
+        "E,F,I,UP,B",
+        "--config",
+        "lint.isort.known-third-party=['nvcf_worker']",
+    )
+    linted = command(str(BIN / "ruff"), "check", "--no-cache", *rules, ".", cwd=folder)
+    assert linted.returncode == 0, linted.stdout
+    formatted = command(
+        str(BIN / "ruff"), "format", "--no-cache", "--line-length", "110", "--check", ".", cwd=folder
+    )
+    assert formatted.returncode == 0, formatted.stdout
+
+
+async def test_every_template_serves_on_the_platform(tmp_path: Path) -> None:
+    """Each generated function.py, started as an agent starts it, answers through a real gateway."""
+    pytest.importorskip("fastapi", reason="the extra `examples` is not installed")
+    async with running_platform(tmp_path) as platform:
+
+        async def one(template: str) -> None:
+            folder = tmp_path / template
+            write_project(folder, project(template, template))
+            version = await platform.deployed_version(template)
+            file = folder / "function.py"
+            # From its folder, as `nvcf deploy` runs it.
+            await platform.start_worker(version, file, environment={"PYTHONPATH": str(folder)})
+            url = platform.gateway.url + version.pexec
+            body, headers = BODIES[template], platform.authorization()
+            async with platform.session.post(url, json=body, headers=headers) as answer:
+                text = await answer.text()
+            assert (answer.status, ANSWERS[template] in text) == (200, True), text
+
+        async with asyncio.TaskGroup() as group:
+            for template in TEMPLATES:
+                group.create_task(one(template))
+
+
+def test_what_cannot_be_made_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="hello, stream"):
+        project("name", "nothing")
+    with pytest.raises(CliError):
+        project("a name with blanks", "hello")
+    (tmp_path / "file").touch()
+    with pytest.raises(CliError, match="not empty"):
+        write_project(tmp_path, {})
+    with pytest.raises(CliError, match="cannot write"):
+        write_project(tmp_path / "file", {"a": ""})
+    assert render("@A@ @B@ a@b.c", {"A": "1"}) == "1 @B@ a@b.c"

@@ -1,0 +1,256 @@
+"""Parsers that run in this process: what they refuse, they refuse with their own errors."""
+
+from __future__ import annotations
+
+import base64
+import json
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from google.protobuf.message import DecodeError
+
+from nvcf_gateway.attach import _decode_inline
+from nvcf_gateway.callout import read_claims
+from nvcf_gateway.deployments import deployment_of
+from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.exec_json import parse_exec, wrap_answer
+from nvcf_gateway.idempotency import checked_key
+from nvcf_gateway.management import build_version
+from nvcf_gateway.ratelimit.policy import parse_rates
+from nvcf_gateway.replies import json_response
+from nvcf_gateway.routing import pass_through_target
+from nvcf_gateway.sinks import checked_head
+from nvcf_gateway.timing import poll_seconds
+from nvcf_gateway.worker_tokens import InvalidWorkerToken, WorkerTokens
+from nvcf_proto.errors import ContractError
+from nvcf_proto.h1 import RequestDecoder, ResponseDecoder, ResponseHead
+from nvcf_proto.ids import new_id
+from nvcf_proto.models import ApiKey, Deployment, Function, FunctionVersion, Instance
+from nvcf_proto.problem import parse_problem
+from nvcf_proto.records import Fields, load_object
+from nvcf_proto.tokens import decode_broker_token
+from nvcf_worker.errors import MalformedWork
+from nvcf_worker.puller import read_limits
+from nvcf_worker.work import delivery_attempt, parse_work
+from nvcf_worker.work import poll_seconds as worker_poll_seconds
+from tests.fuzz import corpus
+from tests.fuzz.mutation import Mutator
+
+Run = Callable[[bytes, Mutator], None]
+
+
+@dataclass(frozen=True)
+class Parser:
+    """A parser, good inputs, and the errors by which it refuses bad ones."""
+
+    name: str
+    corpus: list[bytes]
+    run: Run
+    refusals: tuple[type[Exception], ...] = (ContractError,)
+
+
+@dataclass(frozen=True)
+class Crash:
+    """An input that a parser neither took nor refused."""
+
+    parser: str
+    data: bytes
+    error: str
+
+
+def _response(data: bytes, mutator: Mutator) -> None:
+    decoder = ResponseDecoder()
+    for piece in mutator.pieces(data):
+        for event in decoder.feed(piece):
+            if isinstance(event, ResponseHead):
+                checked_head(event)
+    decoder.close()
+
+
+def _request(data: bytes, mutator: Mutator) -> None:
+    decoder = RequestDecoder()
+    for piece in mutator.pieces(data):
+        decoder.feed(piece)
+    decoder.close()
+
+
+def _exec_answer(data: bytes, _: Mutator) -> None:
+    decoder = ResponseDecoder()
+    events = decoder.feed(data)
+    decoder.close()
+    head, body = events[0], b"".join(part for part in events[1:] if isinstance(part, bytes))
+    assert isinstance(head, ResponseHead)
+    status, value = wrap_answer(corpus.REQUEST, checked_head(head), body)
+    json_response(status, value)
+
+
+def _exec_body(data: bytes, _: Mutator) -> None:
+    json.loads(parse_exec(data).body)
+
+
+def _function_body(data: bytes, _: Mutator) -> None:
+    try:
+        fields = Fields(load_object(data))
+    except ContractError as error:
+        raise HttpProblem(400, str(error)) from None
+    version = build_version(
+        fields, function_id=corpus.FUNCTION, version_id=corpus.VERSION, nca_id="a", now=1.0
+    )
+    FunctionVersion.from_json(version.to_json())
+
+
+_VERSION = build_version(
+    Fields(load_object(corpus.FUNCTION_BODIES[0])),
+    function_id=corpus.FUNCTION,
+    version_id=corpus.VERSION,
+    nca_id="a",
+    now=1.0,
+)
+
+
+def _deployment_body(data: bytes, _: Mutator) -> None:
+    deployment = deployment_of(_VERSION, Fields(load_object(data)), 1.0)
+    Deployment.from_json(deployment.to_json())
+
+
+def _work(data: bytes, _: Mutator) -> None:
+    work = parse_work(data, "$JS.ACK.s.c.1.2.3.4.5", {"Nvcf-Reply-Max-Bytes": "1"}, region="local", now=1.0)
+    worker_poll_seconds((pair.key.lower(), pair.value) for pair in work.message.requestHeaders)
+
+
+def _header_text(data: bytes, _: Mutator) -> None:
+    """One piece of text in all places where a caller's header is read."""
+    text = data.decode("utf-8", "surrogateescape")
+    for read in (
+        lambda: poll_seconds(text, accept=text, path_route=True),
+        lambda: checked_key(text),
+        lambda: pass_through_target({"function-id": text}, text),
+        lambda: pass_through_target({}, text),
+        lambda: parse_rates(text),
+    ):
+        try:
+            read()
+        except (HttpProblem, ContractError, ValueError) as error:
+            if isinstance(error, UnicodeError):
+                raise
+    delivery_attempt(text)
+
+
+def _records(data: bytes, _: Mutator) -> None:
+    for record in (Function, FunctionVersion, Deployment, Instance, ApiKey):
+        try:
+            record.from_json(data).to_json()
+        except ContractError:
+            continue
+
+
+_TOKENS = WorkerTokens(Ed25519PrivateKey.generate())
+
+
+def _worker_token(data: bytes, _: Mutator) -> None:
+    _TOKENS.verify(data.decode("latin-1"), 1.0)
+
+
+def _inner_jwt(data: bytes, mutator: Mutator) -> None:
+    """Damage inside the JSON of a token's parts, where damage to its text seldom gets."""
+    parts = [base64.urlsafe_b64encode(part).rstrip(b"=") for part in mutator.pieces(data)]
+    _TOKENS.verify(b".".join([*parts, b"c2ln"][:3]).decode(), 1.0)
+
+
+def _question(data: bytes, _: Mutator) -> None:
+    read_claims(data)
+
+
+def _inner_question(data: bytes, _: Mutator) -> None:
+    read_claims(b"x." + base64.urlsafe_b64encode(data))
+
+
+def _inner_broker_token(data: bytes, _: Mutator) -> None:
+    decode_broker_token(base64.urlsafe_b64encode(data).rstrip(b"=").decode())
+
+
+REQUEST_HEADS = [
+    b"POST /echo?a=b HTTP/1.1\r\nHost: a\r\nContent-Type: text/plain\r\n\r\nbody",
+    b"GET / HTTP/1.0\r\n\r\n",
+]
+CLAIMS = [corpus.document({"alg": "EdDSA", "kid": "a"}) + corpus.document({"sub": "x", "exp": 1, "fn": "f"})]
+INFO = [corpus.document({"config": {"ack_wait": 30_000_000_000}}), corpus.document({"error": {"code": 404}})]
+RECORDS = [
+    corpus.document(
+        {
+            "id": new_id(),
+            "functionId": corpus.FUNCTION,
+            "versionId": corpus.VERSION,
+            "ncaId": "a",
+            "name": "n",
+            "state": "RUNNING",
+            "createdAt": 1.5,
+            "scopes": ["invoke"],
+            "secretHash": "ab" * 32,
+        }
+    ),
+    *corpus.FUNCTION_BODIES,
+    *corpus.DEPLOYMENT_BODIES,
+]
+TEXTS = [
+    b"60", b"5-S", b"100-M", corpus.FUNCTION.encode(), f"{corpus.VERSION}.{corpus.FUNCTION}.host:80".encode(),
+    b"text/event-stream", b"$JS.ACK.d.h.s.c.3.1.1.1.1.x",
+]  # fmt: skip
+
+UNREADABLE = (ValueError, TypeError, IndexError, RecursionError)
+PROBLEMS = [corpus.document({"type": "urn:a:b:c", "title": "t", "status": 400})]
+
+PARSERS = [
+    Parser("h1 response", corpus.RESPONSE_HEADS, _response),
+    Parser("h1 request", REQUEST_HEADS, _request),
+    Parser("exec JSON", corpus.EXEC_BODIES, _exec_body, (HttpProblem,)),
+    Parser("exec answer", corpus.RESPONSE_HEADS, _exec_answer),
+    Parser("function JSON", corpus.FUNCTION_BODIES, _function_body, (HttpProblem, ContractError)),
+    Parser("deployment JSON", corpus.DEPLOYMENT_BODIES, _deployment_body, (HttpProblem, ContractError)),
+    Parser("queue message", corpus.WORK, _work, (MalformedWork,)),
+    Parser(
+        "inline reply",
+        corpus.INLINE,
+        lambda data, _: void(_decode_inline(data, bodiless=False)),
+        (DecodeError, ContractError),
+    ),
+    Parser("header texts", TEXTS, _header_text),
+    Parser("stored records", RECORDS, _records),
+    Parser("worker token", corpus.JWT, _worker_token, (InvalidWorkerToken,)),
+    Parser("worker token, inside", CLAIMS, _inner_jwt, (InvalidWorkerToken,)),
+    Parser(
+        "broker token",
+        corpus.BROKER_TOKENS,
+        lambda data, _: void(decode_broker_token(data.decode("utf-8", "replace"))),
+    ),
+    Parser("broker token, inside", CLAIMS, _inner_broker_token),
+    Parser("auth callout question", corpus.QUESTIONS, _question, UNREADABLE),
+    Parser("auth callout question, inside", CLAIMS, _inner_question, UNREADABLE),
+    Parser("consumer info", INFO, lambda data, _: void(read_limits(data)), (ValueError,)),
+    Parser("problem document", PROBLEMS, lambda data, _: void(parse_problem(data))),
+]  # fmt: skip
+
+
+def void(_: object) -> None:
+    """Only the errors count."""
+
+
+def fuzz(parser: Parser, count: int, seed: int) -> list[Crash]:
+    """Feed `count` inputs; at most ten crashes are told, each kind once."""
+    mutator = Mutator(f"{seed}/{parser.name}")
+    crashes: dict[str, Crash] = {}
+    for _ in range(count):
+        data = mutator.make(parser.corpus)
+        try:
+            parser.run(data, mutator)
+        except parser.refusals:
+            continue
+        except Exception as error:  # noqa: BLE001 # finding these is what this is for
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            key = f"{type(error).__name__} at {place.filename}:{place.lineno}"
+            crashes.setdefault(key, Crash(parser.name, data, f"{key}: {str(error)[:200]}"))
+            if len(crashes) >= 10:
+                break
+    return list(crashes.values())
