@@ -8,74 +8,54 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import aiohttp
+import nats.errors
 
-from nvcf_agent.agent import TERMINATION_GRACE_SECONDS, Agent, Mirrors
-from nvcf_agent.backends.process import DEFAULT_CAPACITY, ProcessBackend
+from nvcf_agent.agent import Agent
+from nvcf_agent.backends.process import ProcessBackend
 from nvcf_agent.environment import Endpoints
 from nvcf_agent.errors import AgentError
-from nvcf_agent.queues import StreamQueues
+from nvcf_agent.heartbeat import Heartbeat
+from nvcf_agent.memory import Memory
+from nvcf_agent.messages import Consumer, Source, ensure_stream
+from nvcf_agent.options import attributes, cluster_id, inventory, parse_arguments
+from nvcf_agent.records import Records
+from nvcf_agent.store import FileStore
 from nvcf_agent.tokens import GatewayTokens
-from nvcf_broker.connection import BrokerClient, connect_broker
+from nvcf_broker.connection import BrokerClient, connect_broker, describe_error
 from nvcf_broker.errors import BrokerError, BrokerUnavailableError
 from nvcf_broker.files import private_directory
 from nvcf_broker.kv import KvMirror
 from nvcf_otel.logs import configure_logging
-from nvcf_proto.models import (
-    DEPLOYMENTS_BUCKET,
-    INSTANCES_BUCKET,
-    VERSIONS_BUCKET,
-    Deployment,
-    FunctionVersion,
-    Instance,
+from nvcf_proto.compute import (
+    CREATE_STREAM,
+    CREATE_SUBJECTS,
+    TERMINATE_STREAM,
+    TERMINATE_SUBJECTS,
+    Cluster,
+    cluster_create_filter,
+    event_stream_config,
+    terminate_subject,
 )
+from nvcf_proto.models import INSTANCES_BUCKET, VERSIONS_BUCKET, FunctionVersion, Instance
+from nvcf_proto.settings import INFERENCE_READY_TIMEOUT
 
 _log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line; argparse ends the process with exit code 2 for a wrong one."""
-    parser = argparse.ArgumentParser(
-        prog="nvcf-agent",
-        description="Runs the instances of deployed functions as processes of this machine.",
-    )
-    parser.add_argument("--nats", required=True, metavar="URL", help="the broker, nats://HOST:PORT")
-    parser.add_argument("--nats-credentials", type=Path, metavar="FILE", help="one line user:password")
-    parser.add_argument("--gateway-http", required=True, metavar="URL", help="where worker tokens come from")
-    parser.add_argument(
-        "--worker-grpc", required=True, metavar="HOST:PORT", help="the gateway's gRPC address"
-    )
-    parser.add_argument("--worker-nats", required=True, metavar="URL", help="the broker as workers dial it")
-    parser.add_argument("--key-file", required=True, type=Path, metavar="FILE", help="API key, scope agent")
-    parser.add_argument("--cluster", default="local", metavar="ID", help="this cluster's id")
-    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="instance folders and logs")
-    parser.add_argument("--capacity", type=int, default=DEFAULT_CAPACITY, help="most instances at a time")
-    parser.add_argument(
-        "--grace",
-        type=float,
-        default=TERMINATION_GRACE_SECONDS,
-        metavar="SECONDS",
-        help="time to finish requests after SIGTERM, before SIGKILL",
-    )
-    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
-    return parser.parse_args(arguments)
-
 
 @contextlib.contextmanager
-def only_agent(data: Path, cluster: str) -> Iterator[None]:
+def only_agent(data: Path) -> Iterator[None]:
     """Hold the data folder for this process. Raises `AgentError` if another agent has it."""
     private_directory(data)
-    with (data / f"agent-{cluster}.lock").open("w") as lock:
+    with (data / "agent.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise AgentError(f"another agent of cluster {cluster} runs on {data}") from None
+            raise AgentError(f"another agent runs on {data}") from None
         yield
 
 
@@ -100,51 +80,88 @@ async def serve(options: argparse.Namespace) -> None:
     client = await connect_broker(options.nats, options.nats_credentials, name=f"agent {options.cluster}")
     try:
         async with aiohttp.ClientSession() as session, contextlib.AsyncExitStack() as stack:
-            await _serve(options, client, GatewayTokens(session, options.gateway_http, key), stack, stop)
+            tokens = GatewayTokens(session, options.gateway_http, key)
+            agent = await _make_agent(options, client, tokens, stack)
+            await _work(options, client, agent, stop)
+    except nats.errors.Error as error:
+        raise BrokerUnavailableError(f"cannot use the broker: {describe_error(error)}") from error
     finally:
         await client.close()
 
 
-async def _serve(
-    options: argparse.Namespace,
-    client: BrokerClient,
-    tokens: GatewayTokens,
-    stack: contextlib.AsyncExitStack,
-    stop: asyncio.Event,
-) -> None:
-    changed = asyncio.Event()
+async def _make_agent(
+    options: argparse.Namespace, client: BrokerClient, tokens: GatewayTokens, stack: contextlib.AsyncExitStack
+) -> Agent:
+    woken = asyncio.Event()
 
     def on_change(_key: str, _record: object) -> None:
-        changed.set()
+        woken.set()
 
-    deployments = KvMirror(
-        client, DEPLOYMENTS_BUCKET, Deployment.from_json, Deployment.to_json, on_change=on_change
-    )
     versions = KvMirror(
         client, VERSIONS_BUCKET, FunctionVersion.from_json, FunctionVersion.to_json, on_change=on_change
     )
     instances = KvMirror(client, INSTANCES_BUCKET, Instance.from_json, Instance.to_json, on_change=on_change)
-    for mirror in (deployments, versions, instances):
+    for mirror in (versions, instances):
         await stack.enter_async_context(mirror)
-    await asyncio.gather(deployments.ready(), versions.ready(), instances.ready())
-    backend = ProcessBackend(options.data, capacity=options.capacity)
-    await backend.prepare()
+    await asyncio.gather(versions.ready(), instances.ready())
+    backend = ProcessBackend(options.data, inventory(options), cgroup=options.cgroup)
     agent = Agent(
         cluster=options.cluster,
         backend=backend,
-        mirrors=Mirrors(deployments, versions, instances),
+        memory=Memory(FileStore(options.data.absolute() / "requests")),
+        records=Records(client, instances, options.cluster),
+        versions=versions,
         tokens=tokens,
         endpoints=Endpoints(grpc=options.worker_grpc, nats=options.worker_nats),
-        queues=StreamQueues(client),
+        inventory=await backend.capacity(),
         grace=options.grace,
-        woken=changed,
+        ready_timeout=options.max_ready_seconds or INFERENCE_READY_TIMEOUT,
+        keep_finished=options.keep_finished,
+        woken=woken,
     )
-    await backend.forget_unknown(agent.adopt())
-    sys.stdout.write(json.dumps({"event": "ready", "cluster": options.cluster}) + "\n")
+    await agent.adopt()
+    return agent
+
+
+def _consumers(client: BrokerClient, agent: Agent) -> tuple[Consumer, Consumer]:
+    cluster = agent.cluster
+    creations = Source(CREATE_STREAM, CREATE_SUBJECTS, cluster_create_filter(cluster), cluster)
+    terminations = Source(TERMINATE_STREAM, TERMINATE_SUBJECTS, terminate_subject(cluster), cluster)
+    return Consumer(client, creations, agent.create), Consumer(client, terminations, agent.terminate)
+
+
+async def _work(options: argparse.Namespace, client: BrokerClient, agent: Agent, stop: asyncio.Event) -> None:
+    cluster = Cluster(
+        id=agent.cluster,
+        region=options.region,
+        heartbeat_at=0.0,
+        pools=(),
+        group=options.cluster_group,
+        backend="process",
+        attributes=attributes(options),
+    )
+    heartbeat = Heartbeat(client, cluster, agent.pools, time.time, agent.changed)
+    consumers = _consumers(client, agent)
+    await ensure_stream(client, event_stream_config())
+    for consumer in consumers:
+        await consumer.ensure()
+    await heartbeat.ensure()
+    sys.stdout.write(json.dumps({"event": "ready", "cluster": agent.cluster}) + "\n")
     sys.stdout.flush()
     async with asyncio.TaskGroup() as group:
         lost = group.create_task(_raise_when_closed(client))
+        tasks = [group.create_task(each.run()) for each in (*consumers, heartbeat)]
+
+        async def leave() -> None:
+            await stop.wait()
+            # Nobody counts on this cluster from here on, and what it ends is not to be replaced in it.
+            for task in tasks:
+                task.cancel()
+            await heartbeat.beat(draining=True)
+
+        leaving = group.create_task(leave())
         await agent.run(stop)
+        await leaving
         lost.cancel()
 
 
@@ -158,7 +175,10 @@ def main() -> None:
     options = parse_arguments()
     configure_logging(options.log_level.upper(), component="agent")
     try:
-        with only_agent(options.data.absolute(), options.cluster):
+        cluster_id(options)
+        inventory(options)
+        attributes(options)
+        with only_agent(options.data.absolute()):
             asyncio.run(serve(options))
     except* (AgentError, BrokerError, OSError) as group:
         for error in _leaves(group):

@@ -1,155 +1,215 @@
-"""The reconcile loop: makes a backend run what the deployments ask for and reports every instance's state."""
+"""The agent of one cluster: takes messages in, makes a backend run what they ask for, reports every state."""
 
 import asyncio
 import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from nvcf_agent import lifecycle
-from nvcf_agent.backends.interface import Backend, Ended, Ready
-from nvcf_agent.desired import Slot, Wanted, wanted_versions
+from nvcf_agent import request as requests
+from nvcf_agent.absence import Absences
+from nvcf_agent.actions import (
+    KEEP_FINISHED_SECONDS,
+    Clean,
+    Delete,
+    Forget,
+    GiveUp,
+    Settle,
+    Start,
+    next_action,
+    next_retry,
+)
+from nvcf_agent.backends.interface import Backend, Ended
 from nvcf_agent.environment import Endpoints, InstanceSpec
-from nvcf_agent.errors import StartError
-from nvcf_agent.lifecycle import Lifecycle
-from nvcf_agent.plan import Action, Create, Forget, GiveUp, Start, Terminate, next_retry, plan
-from nvcf_agent.queues import Queues
+from nvcf_agent.errors import LaunchError, Refused, StartError, StoreError
+from nvcf_agent.intake import take_creation, take_termination
+from nvcf_agent.inventory import Inventory
+from nvcf_agent.memory import Memory
+from nvcf_agent.outcomes import after_event, after_failed_start
+from nvcf_agent.records import Published, Records
+from nvcf_agent.request import DEFAULT_GRACE_SECONDS, Request
 from nvcf_agent.tokens import TokenSource
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.kv import KvMirror
-from nvcf_proto.ids import new_id
-from nvcf_proto.models import Deployment, FunctionVersion, Instance
+from nvcf_proto.compute import MESSAGE_MAX_AGE_SECONDS, CreationMessage, GpuPool, TerminationMessage
+from nvcf_proto.models import FunctionVersion
 from nvcf_proto.settings import INFERENCE_READY_TIMEOUT
 
 _log = logging.getLogger(__name__)
 
-TERMINATION_GRACE_SECONDS = 30.0
 # Level-triggered: even if every wake-up were lost, this is how late the agent would notice.
 _LONGEST_SLEEP_SECONDS = 5.0
-_PUBLISH_RETRY_SECONDS = 0.5
-_DRAIN_POLL_SECONDS = 0.1
-
-
-@dataclass
-class Mirrors:
-    """The buckets that an agent reads, and the one it writes its own instances to."""
-
-    deployments: KvMirror[Deployment]
-    versions: KvMirror[FunctionVersion]
-    instances: KvMirror[Instance]
+_RETRY_SECONDS = 0.5
+# A record or version that is not seen may only be late; what is gone for so long is gone.
+_GONE_AFTER_SECONDS = 5.0
 
 
 @dataclass
 class Agent:
-    """One cluster's agent. Owns every instance record that carries its cluster's id."""
+    """One cluster's agent. Owns every record with its cluster's id, once it has taken it on."""
 
     cluster: str
     backend: Backend
-    mirrors: Mirrors
+    memory: Memory
+    records: Records
+    versions: KvMirror[FunctionVersion]
     tokens: TokenSource
     endpoints: Endpoints
-    queues: Queues
-    grace: float = TERMINATION_GRACE_SECONDS
+    inventory: Inventory
+    grace: float = DEFAULT_GRACE_SECONDS
     ready_timeout: float = INFERENCE_READY_TIMEOUT
+    keep_finished: float = KEEP_FINISHED_SECONDS
     monotonic: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
-    _states: dict[str, Lifecycle] = field(default_factory=dict)
-    _busy: set[str] = field(default_factory=set)
-    _stopping: bool = False
     woken: asyncio.Event = field(default_factory=asyncio.Event)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _requests: dict[str, Request] = field(default_factory=dict)
+    _busy: set[str] = field(default_factory=set)
+    _urgent: dict[str, float] = field(default_factory=dict)
+    _absences: Absences = field(default_factory=lambda: Absences(_GONE_AFTER_SECONDS))
+    _intake: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _stopping: bool = False
+
+    # --- from one life of the agent to the next
+
+    async def adopt(self) -> None:
+        """Take over what an earlier run remembered, and end what belongs to nothing. Raises `StoreError`."""
+        mine = {each.id: each for each in await self.memory.load(self.cluster)}
+        await self.backend.prepare({each.id for each in mine.values() if not each.is_final})
+        running = {each.instance_id: each for each in await self.backend.list()}
+        for request in mine.values():
+            there = running.get(request.id)
+            if there is not None:
+                now = self.monotonic()
+                self._requests[request.id] = replace(
+                    request, has_process=True, pid=there.pid, waiting_since=now, launched_at=now
+                )
+            else:
+                text = "the agent was restarted"
+                self._requests[request.id] = requests.interrupted(request, text, self.wall())
+        for instance_id in running.keys() - mine.keys():
+            _log.warning("ending instance %s: nobody asked for it", instance_id)
+            await self.backend.delete(instance_id, 0)
+
+    def requests(self) -> list[Request]:
+        """All requests as they are now."""
+        return list(self._requests.values())
+
+    def pools(self) -> tuple[GpuPool, ...]:
+        """What the cluster has and what of it is free."""
+        return self.inventory.pools(each.held for each in self._requests.values())
+
+    # --- messages
+
+    async def create(self, body: bytes) -> None:
+        """Take on what a creation message asks for. Raises `InvalidRecord` and `StoreError`."""
+        message = CreationMessage.from_json(body)
+        async with self._intake:
+            taken = take_creation(
+                message,
+                cluster=self.cluster,
+                inventory=self.inventory,
+                held=[each.held for each in self._requests.values()],
+                known=self._requests.keys() | self.memory.ended.keys(),
+                records=self.records.by_id(message.version_id, message.instance_ids),
+                wall=self.wall(),
+                draining=self._stopping,
+            )
+            for text in taken.ignored:
+                _log.info("creation message %s: %s", message.message_id, text)
+            await self.memory.save(taken.requests)
+            for request in taken.requests:
+                self._set(request)
+        self.wake()
+
+    async def terminate(self, body: bytes) -> None:
+        """End what a termination message names. Raises `InvalidRecord` and `StoreError`."""
+        message = TerminationMessage.from_json(body)
+        async with self._intake:
+            wall = self.wall()
+            ended = take_termination(message, cluster=self.cluster, known=self._requests, wall=wall)
+            await self.memory.save(ended.requests)
+            for request in ended.requests:
+                self._urgent[request.id] = request.grace
+                self._set(request)
+            if ended.unknown:
+                until = wall + MESSAGE_MAX_AGE_SECONDS
+                await self.memory.save_ended(ended.unknown, until=until, wall=wall)
+        self.wake()
+
+    # --- the loop
 
     def wake(self) -> None:
         """Look again now: something may have changed."""
         self.woken.set()
 
-    def adopt(self) -> set[str]:
-        """Take over the instances that an earlier run recorded; returns their ids. Mirrors must be ready."""
-        for record in self.mirrors.instances.values():
-            if record.cluster_id == self.cluster:
-                self._states[record.id] = lifecycle.adopted(record, self.wall())
-        return set(self._states)
-
     async def run(self, stop: asyncio.Event) -> None:
-        """Reconcile until `stop` is set; then end all instances in order, their records say PENDING.
+        """Work until `stop` is set; then end in order what cannot live without the agent.
 
-        When cancelled instead, the processes are killed and the records stay as they are.
+        When cancelled instead, that is ended at once and remembered as it was.
         """
         try:
             async with asyncio.TaskGroup() as group:
                 events = group.create_task(self._follow_events())
                 stopper = group.create_task(self._wake_on(stop))
                 while not stop.is_set():
-                    await self._reconcile(group)
-                events.cancel()
+                    await self._round(group)
                 stopper.cancel()
+                # From here on an end is the agent's own doing and says nothing about the function.
+                events.cancel()
+                await asyncio.wait({events})
                 await self._shut_down()
         finally:
-            await self._end_processes(grace=0)
+            await self.backend.close(0)
 
     async def _wake_on(self, stop: asyncio.Event) -> None:
         await stop.wait()
         self._stopping = True
         self.wake()
 
-    async def _reconcile(self, group: asyncio.TaskGroup) -> None:
-        """One round, and the wait until there may be something to do again."""
+    async def _round(self, group: asyncio.TaskGroup) -> None:
+        """One look at everything, and the wait until there may be something to do again."""
         self.woken.clear()
-        for action in self._plan():
-            self._begin(group, action)
-        published = await self._publish()
-        delay = min(_LONGEST_SLEEP_SECONDS, next_retry(self._idle(), self.monotonic()))
-        if not published:
-            delay = min(delay, _PUBLISH_RETRY_SECONDS)
+        self._end_deleted_versions()
+        now, wall = self.monotonic(), self.wall()
+        for request in list(self._requests.values()):
+            self._act(group, request, now, wall)
+        complete = await self._report()
+        idle = [each for each in self._requests.values() if each.id not in self._busy]
+        delay = min(_LONGEST_SLEEP_SECONDS, next_retry(idle, self.monotonic()))
+        if not complete:
+            delay = min(delay, _RETRY_SECONDS)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delay):
                 await self.woken.wait()
 
-    def _wanted(self) -> dict[str, Wanted]:
-        versions = dict(self.mirrors.versions.items())
-        return wanted_versions(self.mirrors.deployments.values(), versions, self.cluster)
-
-    def _idle(self) -> list[Lifecycle]:
-        return [state for state in self._states.values() if state.id not in self._busy]
-
-    def _plan(self) -> list[Action]:
-        actions = plan(self._wanted(), self._states.values(), self.monotonic(), self.ready_timeout)
-        return [each for each in actions if isinstance(each, Create) or each.instance_id not in self._busy]
-
-    def _begin(self, group: asyncio.TaskGroup, action: Action) -> None:
-        match action:
-            case Create(version_id, slot):
-                self._create(version_id, slot)
-            case Start(instance_id, slot):
-                self._set(
-                    lifecycle.starting(
-                        self._states[instance_id], slot, now=self.monotonic(), wall=self.wall()
-                    )
-                )
-                self._spawn(group, instance_id, lambda: self._start(instance_id, slot))
-            case Terminate(instance_id, reason):
-                self._set(lifecycle.terminating(self._states[instance_id], reason, self.wall()))
-                self._spawn(group, instance_id, lambda: self._terminate(instance_id))
-            case GiveUp(instance_id, reason):
-                self._set(lifecycle.given_up(self._states[instance_id], reason))
-                self._spawn(group, instance_id, lambda: self.backend.delete(instance_id, self.grace))
-            case Forget(instance_id):
-                self._spawn(group, instance_id, lambda: self._forget(instance_id))
-
-    def _create(self, version_id: str, slot: Slot) -> None:
-        version = self.mirrors.versions.get(version_id)
-        if version is None:
+    def _act(self, group: asyncio.TaskGroup, request: Request, now: float, wall: float) -> None:
+        urgent = self._urgent.pop(request.id, None)
+        if request.id in self._busy:
+            if urgent is not None and request.has_process:
+                # Something is being done for it already; what that is must not take longer than it now has.
+                group.create_task(self.backend.delete(request.id, urgent))
             return
-        state = lifecycle.new_instance(
-            new_id(),
-            function_id=version.function_id,
-            version_id=version_id,
-            cluster=self.cluster,
-            wall=self.wall(),
+        action = next_action(
+            request, now, wall, ready_timeout=self.ready_timeout, keep_finished=self.keep_finished
         )
-        _log.info("new instance %s of %s (%s)", state.id, version.name, slot)
-        self._set(state)
-        self.wake()
+        match action:
+            case Start():
+                self._set(requests.creating(request, wall=wall))
+                self._spawn(group, request.id, lambda: self._start(request.id))
+            case Delete(grace):
+                self._spawn(group, request.id, lambda: self.backend.delete(request.id, grace))
+            case GiveUp(verdict):
+                self._set(requests.given_up(request, verdict))
+                self._spawn(group, request.id, lambda: self.backend.delete(request.id, self.grace))
+            case Settle():
+                self._set(requests.settled(request, wall))
+                self.wake()
+            case Clean():
+                self._spawn(group, request.id, lambda: self._clean(request.id))
+            case Forget():
+                self._spawn(group, request.id, lambda: self._forget(request.id))
 
     def _spawn(self, group: asyncio.TaskGroup, instance_id: str, work: Callable[[], Awaitable[None]]) -> None:
         self._busy.add(instance_id)
@@ -163,102 +223,125 @@ class Agent:
 
         group.create_task(run(), name=f"work on instance {instance_id}")
 
-    def _set(self, state: Lifecycle) -> None:
-        before = self._states.get(state.id)
-        if before is None or before.state is not state.state:
-            _log.info("instance %s of version %s: %s", state.id, state.record.version_id, state.state.value)
-        self._states[state.id] = state
+    def _set(self, request: Request) -> None:
+        before = self._requests.get(request.id)
+        if before is None or before.phase is not request.phase:
+            level = logging.WARNING if request.category is not None else logging.INFO
+            reason = f" ({request.category}: {request.reason})" if request.category is not None else ""
+            name = request.order.function_name
+            _log.log(level, "instance %s of %s: %s%s", request.id, name, request.phase.value, reason)
+        self._requests[request.id] = request
+        self.changed.set()
 
-    async def _start(self, instance_id: str, slot: Slot) -> None:
-        record = self._states[instance_id].record
-        wanted = self._wanted().get(record.version_id)
+    # --- what is done for one instance
+
+    async def _start(self, instance_id: str) -> None:
+        order, share = self._requests[instance_id].order, self._requests[instance_id].share
+        version = self.versions.get(order.version_id)
         try:
-            if wanted is None:
-                raise StartError("the version is not deployed here any more")
-            token = await self.tokens.worker_token(instance_id, record.function_id, record.version_id)
+            token = await self.tokens.worker_token(instance_id, order.function_id, order.version_id)
             spec = InstanceSpec(
-                instance_id, wanted.version, wanted.source, slot, self.cluster, self.endpoints, token
+                order=order,
+                share=share,
+                limits=self.inventory.limits(order.instance_type),
+                endpoints=self.endpoints,
+                worker_token=token,
+                tags=version.tags if version is not None else (),
             )
-            if self._stopping:
-                raise StartError("the agent is stopping")
+            if self._stopping or self._requests[instance_id].is_ending:
+                return
             running = await self.backend.create(spec)
-        except StartError as error:
+        except (StartError, LaunchError, Refused) as error:
             _log.warning("instance %s cannot start: %s", instance_id, error)
-            state = self._states[instance_id]
-            self._set(lifecycle.refused(state, str(error), now=self.monotonic(), wall=self.wall()))
+            request = self._requests[instance_id]
+            self._set(after_failed_start(request, error, now=self.monotonic(), wall=self.wall()))
             return
         self._set(
-            lifecycle.has_process(
-                self._states[instance_id],
+            requests.launched(
+                self._requests[instance_id],
                 pid=running.pid,
                 health_port=running.health_port,
                 log_path=running.log_path,
+                now=self.monotonic(),
                 wall=self.wall(),
             )
         )
 
-    async def _terminate(self, instance_id: str) -> None:
-        # Told before it goes, so that nobody counts on it any more.
-        await self._publish()
-        await self._drain(self._states[instance_id].record.version_id)
-        await self.backend.delete(instance_id, self.grace)
-
-    async def _drain(self, version_id: str) -> None:
-        """Let the workers of a version that is no longer deployed finish what its queue holds, for a while.
-
-        Gateways send it nothing more; what would stay in the queue could only time out.
-        """
-        until = self.monotonic() + self.grace
-        while version_id not in self._wanted() and not self._stopping:
-            left = await self.queues.unfinished(version_id)
-            if left == 0:
-                return
-            if self.monotonic() > until:
-                _log.warning("%s requests of version %s are left after %g s", left, version_id, self.grace)
-                return
-            await asyncio.sleep(_DRAIN_POLL_SECONDS)
+    async def _clean(self, instance_id: str) -> None:
+        await self.backend.forget(instance_id)
+        self._requests[instance_id] = replace(self._requests[instance_id], cleaned=True)
 
     async def _forget(self, instance_id: str) -> None:
-        await self.backend.forget(instance_id)
-        self._states.pop(instance_id, None)
+        try:
+            await self.records.remove(self._requests[instance_id])
+            await self.memory.forget(instance_id)
+        except (BrokerError, StoreError) as error:
+            _log.warning("instance %s stays listed: %s", instance_id, error)
+            await asyncio.sleep(_RETRY_SECONDS)
+            return
+        del self._requests[instance_id]
+        self._absences.drop(instance_id)
 
     async def _follow_events(self) -> None:
         async for event in self.backend.watch():
-            state = self._states.get(event.instance_id)
-            if state is None:
+            request = self._requests.get(event.instance_id)
+            if request is None:
                 continue
-            match event:
-                case Ready():
-                    self._set(lifecycle.ready(state, self.wall()))
-                case Ended(_, reason):
-                    if not state.is_ending:
-                        _log.warning("instance %s ended: %s", state.id, reason)
-                    self._set(lifecycle.ended(state, reason, now=self.monotonic(), wall=self.wall()))
+            if isinstance(event, Ended) and not request.is_ending:
+                _log.warning("instance %s ended: %s", request.id, event.reason)
+            self._set(after_event(request, event, now=self.monotonic(), wall=self.wall()))
             self.wake()
 
-    async def _publish(self) -> bool:
-        """Bring the instances bucket up to date; False if the broker did not take everything."""
-        mirror = self.mirrors.instances
-        try:
-            # Who serves is told before who leaves: no reader finds a replaced version without an instance.
-            for state in sorted(self._states.values(), key=lambda each: each.is_ending):
-                if mirror.get(state.record.key) != state.record:
-                    await mirror.put(state.record.key, state.record)
-            for key, record in mirror.items():
-                if record.cluster_id == self.cluster and record.id not in self._states:
-                    await mirror.delete(key)
-        except BrokerError as error:
-            _log.warning("cannot report instance states: %s", error)
-            return False
-        return True
+    # --- reporting
 
-    async def _end_processes(self, grace: float) -> None:
-        running = await self.backend.list()
-        await asyncio.gather(*(self.backend.delete(each.instance_id, grace) for each in running))
+    def _end_deleted_versions(self) -> None:
+        if not self.versions.is_ready:
+            return
+        for request in list(self._requests.values()):
+            gone = request.order.version_id not in self.versions
+            if not request.is_ending and self._absences.lasts(
+                ("version", request.id), gone, self.monotonic()
+            ):
+                self._end(request, "its version was deleted")
+
+    def _end(self, request: Request, reason: str) -> None:
+        self._set(requests.terminating(request, reason, self.grace, self.wall()))
+        self.wake()
+
+    async def _report(self) -> bool:
+        """Bring store and bucket up to date; False if that has to be tried again."""
+        try:
+            await self.memory.save(self._requests.values())
+        except StoreError as error:
+            _log.error("%s", error)
+            return False
+        listed = list(self._requests.values())
+        result = await self.records.publish(listed, self.memory.ended, self.wall(), self.keep_finished)
+        self._take_in(listed, result)
+        return result.complete
+
+    def _take_in(self, listed: list[Request], result: Published) -> None:
+        for request in listed:
+            current = self._requests.get(request.id)
+            if current is None:
+                continue
+            if request.id in result.written and not current.published:
+                self._requests[request.id] = current = replace(current, published=True)
+            gone = request.id in result.missing
+            lasts = self._absences.lasts(("record", request.id), gone, self.monotonic())
+            if current.is_ending:
+                continue
+            if lasts:
+                self._end(current, "its record was removed")
+            elif request.id in result.closed:
+                self._end(current, result.closed[request.id])
 
     async def _shut_down(self) -> None:
         _log.info("stopping: ending %d instances", len(await self.backend.list()))
-        await self._end_processes(self.grace)
-        for instance_id, state in list(self._states.items()):
-            self._states[instance_id] = lifecycle.stopped(state, self.wall())
-        await self._publish()
+        await self.backend.close(self.grace)
+        alive = {each.instance_id for each in await self.backend.list()}
+        for request in list(self._requests.values()):
+            if request.id not in alive:
+                stopped = requests.interrupted(request, "the agent was stopped", self.wall())
+                self._requests[request.id] = requests.settled(stopped, self.wall())
+        await self._report()

@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from nvcf_agent.desired import Slot
+from nvcf_agent.inventory import Limits, Share
 from nvcf_proto import environment as names
-from nvcf_proto.models import FunctionVersion, ProcessSource
+from nvcf_proto.compute import CreationMessage
+from nvcf_proto.models import ProcessSource
 
+CUDA_VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 # Taken over from the agent; everything else it knows, above all its credentials, stays with it.
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
@@ -23,20 +25,24 @@ class Endpoints:
 
 @dataclass(frozen=True)
 class InstanceSpec:
-    """Everything a backend needs to run one instance."""
+    """Everything a backend needs to run one instance. `order` is its creation message, for it alone."""
 
-    instance_id: str
-    version: FunctionVersion
-    source: ProcessSource
-    slot: Slot
-    cluster: str
+    order: CreationMessage
+    share: Share
+    limits: Limits
     endpoints: Endpoints
     worker_token: str
+    tags: tuple[str, ...] = ()
 
-    def command(self) -> list[str]:
-        """The worker's command line. It carries no secret: everyone on the machine can read it."""
-        target = self.source.file + (f":{self.source.handler}" if self.source.handler else "")
-        return [self.source.python, "-m", "nvcf_worker", target]
+    @property
+    def instance_id(self) -> str:
+        return self.order.instance_ids[0]
+
+
+def worker_command(source: ProcessSource) -> list[str]:
+    """The worker's command line. It carries no secret: everyone on the machine can read it."""
+    target = source.file + (f":{source.handler}" if source.handler else "")
+    return [source.python, "-m", "nvcf_worker", target]
 
 
 @dataclass(frozen=True)
@@ -50,34 +56,42 @@ class InstancePlaces:
 
 
 def worker_environment(
-    spec: InstanceSpec, places: InstancePlaces, inherited: Mapping[str, str], virtual_env: Path | None
+    spec: InstanceSpec,
+    source: ProcessSource,
+    places: InstancePlaces,
+    inherited: Mapping[str, str],
+    virtual_env: Path | None,
 ) -> dict[str, str]:
     """All variables of the worker process. The platform's win over what the function declares."""
     result = {name: inherited[name] for name in _INHERITED if name in inherited}
-    programs = str(PurePosixPath(spec.source.python).parent)
+    programs = str(PurePosixPath(source.python).parent)
     result["PATH"] = f"{programs}:{result['PATH']}" if result.get("PATH") else programs
     if virtual_env is not None:
         result["VIRTUAL_ENV"] = str(virtual_env)
     result["PYTHONUNBUFFERED"] = "1"
-    result |= spec.source.environment
+    result |= source.environment
+    if spec.share.visible_devices is not None:
+        result[CUDA_VISIBLE_DEVICES] = spec.share.visible_devices
+    order = spec.order
     return result | {
         names.NVCF_WORKER_TOKEN: spec.worker_token,
         names.NVCF_FQDN_GRPC: spec.endpoints.grpc,
         names.NVCF_FQDN_NATS: spec.endpoints.nats,
         names.INSTANCE_ID: spec.instance_id,
-        names.FUNCTION_ID: spec.version.function_id,
-        names.FUNCTION_VERSION_ID: spec.version.id,
-        names.FUNCTION_NAME: spec.version.name,
-        names.FUNCTION_TAGS: json.dumps(list(spec.version.tags)),
-        names.NCA_ID: spec.version.nca_id,
-        names.MAX_REQUEST_CONCURRENCY: str(spec.slot.concurrency),
+        names.FUNCTION_ID: order.function_id,
+        names.FUNCTION_VERSION_ID: order.version_id,
+        names.FUNCTION_NAME: order.function_name,
+        names.FUNCTION_TAGS: json.dumps(list(spec.tags)),
+        names.NCA_ID: order.nca_id,
+        names.MAX_REQUEST_CONCURRENCY: str(order.max_request_concurrency),
         names.HEALTH_PORT: str(places.health_port),
         names.SHARED_CONFIG_DIR: str(places.shared),
         names.BASE_ASSET_DIR: str(places.assets),
         names.BASE_RESPONSE_DIR: str(places.responses),
-        names.INSTANCE_TYPE: spec.slot.instance_type,
-        names.GPU_NAME: spec.slot.gpu,
-        names.ZONE_NAME: spec.cluster,
+        names.INSTANCE_TYPE: order.instance_type,
+        names.GPU_NAME: order.gpu,
+        names.ATTACHED_GPU_COUNT: str(len(spec.share.devices)),
+        names.ZONE_NAME: order.cluster_id,
         names.ICMS_ENVIRONMENT: "local",
         names.CLOUD_PROVIDER: "local",
     }

@@ -5,13 +5,29 @@ class AgentError(Exception):
     """Root of this package's errors."""
 
 
+class StoreError(AgentError):
+    """What the agent has to remember cannot be written or read."""
+
+
 class StartError(AgentError):
-    """An instance could not be started; it will be tried again."""
-
-
-class NoCapacity(StartError):
-    """The cluster has no room for one more instance."""
+    """An instance could not be started for a reason outside the function; it will be tried again."""
 
 
 class TokenError(StartError):
     """The gateway gave no worker token for an instance."""
+
+
+class LaunchError(AgentError):
+    """An instance's own settings (interpreter, folder) do not start: a failure of the function."""
+
+
+class Refused(AgentError):
+    """This cluster will not run the instance, now or later."""
+
+
+class NoCapacity(Refused):
+    """The cluster has no room for the instance."""
+
+
+class Unsupported(Refused):
+    """The cluster has no such instance type, or its backend cannot run this kind of function."""

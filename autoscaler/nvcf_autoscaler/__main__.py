@@ -14,15 +14,19 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from nvcf_autoscaler.errors import AutoscalerError
 from nvcf_autoscaler.shell.actuation import Actuator
 from nvcf_autoscaler.shell.control import Control
 from nvcf_autoscaler.shell.lease import LEASES_BUCKET, Lease, LeaseRecord
+from nvcf_autoscaler.shell.look import LOST_AFTER, Looker
+from nvcf_autoscaler.shell.service import AutoscalerService
 from nvcf_autoscaler.shell.world import World
-from nvcf_broker.connection import connect_broker, describe_error
+from nvcf_broker.connection import BrokerClient, connect_broker, describe_error
 from nvcf_broker.errors import BrokerError, BrokerUnavailableError
 from nvcf_broker.kv import KvMirror
 from nvcf_broker.requests import BrokerRequests
@@ -31,6 +35,8 @@ from nvcf_proto import compute
 from nvcf_proto.compute import DemandReport
 from nvcf_proto.errors import ContractError
 from nvcf_proto.ids import new_id
+from nvcf_proto.models import API_KEYS_BUCKET, ApiKey
+from nvcf_proto.pb import nvcf_pb2_grpc
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +52,8 @@ class Options:
     replica_id: str
     regions: tuple[str, ...]
     replicas: int
+    lost_after: float
+    grpc: str | None
     log_level: str
 
 
@@ -60,6 +68,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Options:
     add("--replica-id", default="", help="name of this replica among several (default: made up)")
     add("--regions", default="local", help="regions whose queues count, with commas")
     add("--replicas", type=int, default=1, help="copies of streams and buckets in a broker cluster")
+    add(
+        "--lost-after",
+        type=float,
+        default=LOST_AFTER,
+        metavar="SECONDS",
+        help="instances of a cluster that was silent for so long are replaced elsewhere",
+    )
+    add("--grpc", metavar="HOST:PORT", help="also serve nvcf.Autoscaler there, in plain text")
     add("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     values = parser.parse_args(arguments)
     regions = tuple(part.strip() for part in values.regions.split(",") if part.strip())
@@ -69,6 +85,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Options:
         values.replica_id or new_id(),
         regions or ("local",),
         values.replicas,
+        values.lost_after,
+        values.grpc,
         values.log_level,
     )
 
@@ -99,21 +117,49 @@ async def serve(options: Options) -> None:
             if control is not None:
                 control.wake(version_id)
 
-        world = World(client, changed, options.replicas)
-        actuator = Actuator(client, requests, world)
-        control = Control(world, requests, actuator, lease, options.regions)
+        def capacity_changed() -> None:
+            if control is not None:
+                control.wake_short()
+
+        world = World(client, changed, capacity_changed, options.replicas)
+        looker = Looker(
+            world, requests, Actuator(client, requests, world), lease, options.regions, options.lost_after
+        )
+        control = Control(looker, world.version_ids, lambda: lease.held)
         await world.start(stack)
         await _listen(client, control)
-        print(json.dumps({"event": "ready", "replicaId": options.replica_id}), flush=True)  # noqa: T201
-        await _run(stop, lease, control, world)
+        ready = {"event": "ready", "replicaId": options.replica_id}
+        if options.grpc is not None:
+            ready["grpc"] = await _serve_grpc(stack, options, client, world)
+        print(json.dumps(ready), flush=True)  # noqa: T201
+        await _run(stop, lease, control)
         await lease.give_up()
 
 
-async def _run(stop: asyncio.Event, lease: Lease, control: Control, world: World) -> None:
+async def _serve_grpc(stack: AsyncExitStack, options: Options, client: BrokerClient, world: World) -> str:
+    address = options.grpc or ""
+    keys = KvMirror(client, API_KEYS_BUCKET, ApiKey.from_json, ApiKey.to_json, replicas=options.replicas)
+    await stack.enter_async_context(keys)
+    await keys.ready()
+    server = grpc.aio.server(
+        options=[("grpc.max_receive_message_length", 64 * 1024), ("grpc.so_reuseport", 0)]
+    )
+    nvcf_pb2_grpc.add_AutoscalerServicer_to_server(AutoscalerService(world, world.orders, keys), server)
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise AutoscalerError(
+            f"cannot listen on {address} (gRPC): choose another --grpc HOST:PORT"
+        ) from error
+    await server.start()
+    stack.push_async_callback(server.stop, 1.0)
+    return f"{address.rpartition(':')[0]}:{port}"
+
+
+async def _run(stop: asyncio.Event, lease: Lease, control: Control) -> None:
     def led(held: bool) -> None:
         if held:
-            for version_id in world.version_ids():
-                control.wake(version_id)
+            control.wake_all()
 
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(lease.keep(led)), tasks.create_task(control.run())]
@@ -129,7 +175,8 @@ async def _listen(client: Client, control: Control) -> None:
         except ContractError as error:
             _log.warning("demand report ignored: %s", error)
             return
-        control.watched(report.version_id).demand.take(report)
+        control.watched(report.version_id).gateways.take(report)
+        control.in_use(report.version_id)
 
     async def woken(message: Msg) -> None:
         control.wake(message.subject.rpartition(".")[2])
@@ -162,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure_logging(options.log_level, component="autoscaler")
     try:
         asyncio.run(serve(options))
-    except BrokerError as error:
+    except (BrokerError, AutoscalerError) as error:
         print(f"nvcf-autoscaler: {error}", file=sys.stderr)  # noqa: T201
         return 1
     except KeyboardInterrupt:

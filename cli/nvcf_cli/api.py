@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlencode
 
 import aiohttp
 
@@ -111,6 +112,18 @@ class Api:
         query = f"?functionVersionId={version_id}" if version_id else ""
         return _objects(await self.call("GET", f"/v2/nvcf/instances{query}"), "instances")
 
+    async def clusters(self) -> list[Json]:
+        """Cluster records as their agents last wrote them."""
+        return _objects(await self.call("GET", "/v2/nvcf/clusters"), "clusters")
+
+    async def events(
+        self, version_id: str | None = None, *, kind: str | None = None, limit: int = 100
+    ) -> list[Json]:
+        """What happened, newest first, to one version or to all."""
+        query = {"functionVersionId": version_id, "kind": kind, "limit": str(limit)}
+        text = urlencode({name: value for name, value in query.items() if value is not None})
+        return _objects(await self.call("GET", f"/v2/nvcf/events?{text}"), "events")
+
     async def create_version(self, body: Json, function_id: str | None) -> Json:
         """A new function (`function_id` None) or a new version of one; returns its description."""
         path = f"/v2/nvcf/functions/{function_id}/versions" if function_id else "/v2/nvcf/functions"
@@ -120,10 +133,9 @@ class Api:
             raise CliError("the platform answered without the new function")
         return function
 
-    async def deploy(self, function_id: str, version_id: str, specification: Json) -> None:
+    async def deploy(self, function_id: str, version_id: str, deployment: Json) -> None:
         """Give a version instances."""
-        body = {"deploymentSpecifications": [specification]}
-        await self.call("POST", _deployment(function_id, version_id), body)
+        await self.call("POST", _deployment(function_id, version_id), deployment)
 
     async def undeploy(self, function_id: str, version_id: str) -> bool:
         """Take a version's instances away; False if it had no deployment."""

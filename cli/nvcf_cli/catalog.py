@@ -7,6 +7,8 @@ from nvcf_cli.api import Json
 from nvcf_cli.errors import CliError
 
 INACTIVE = "INACTIVE"
+# States of instances of which nothing runs any more; their records stay readable for some minutes.
+FINISHED = ("COMPLETED", "FAILED")
 
 
 @dataclass(frozen=True)

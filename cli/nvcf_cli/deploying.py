@@ -13,6 +13,8 @@ from pathlib import Path
 from nvcf_cli.api import Api, ApiProblem, Json
 from nvcf_cli.catalog import find_function
 from nvcf_cli.errors import CliError, UsageError
+from nvcf_cli.progress import judge
+from nvcf_cli.scaling import Scale
 from nvcf_proto.models import NAME_PATTERN
 
 POLL_SECONDS = 0.1
@@ -27,8 +29,7 @@ class DeployRequest:
     handler: str | None
     python: Path
     environment: dict[str, str] = field(default_factory=dict)
-    instances: int = 1
-    concurrency: int = 1
+    scale: Scale = field(default_factory=Scale)
 
     def version(self) -> Json:
         """Body of the management API's creation call."""
@@ -41,16 +42,6 @@ class DeployRequest:
                 "workingDirectory": str(self.file.parent),
                 "environment": self.environment,
             },
-        }
-
-    def specification(self) -> Json:
-        """The one deployment specification."""
-        return {
-            "gpu": "CPU",
-            "instanceType": "process",
-            "minInstances": self.instances,
-            "maxInstances": max(1, self.instances),
-            "maxRequestConcurrency": self.concurrency,
         }
 
 
@@ -109,32 +100,6 @@ def check_name(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far the instances of a version are. `failure` is set once one of them died."""
-
-    ready: int
-    text: str
-    failure: str | None = None
-    log_path: str | None = None
-
-
-def judge(instances: list[Json], wanted: int) -> Progress:
-    """Read the instance records of a version that is being deployed. Pure."""
-    ready = sum(each.get("state") == "RUNNING" for each in instances)
-    for each in instances:
-        reason = each.get("reason")
-        # A dead process is started again at once: its record may say STARTING, but still carries the reason.
-        if reason and each.get("state") in ("FAILED", "STARTING"):
-            return Progress(ready, "failed", str(reason), each.get("logPath"))
-    if not instances:
-        return Progress(0, "waiting for the agent")
-    waiting = next((str(each["reason"]) for each in instances if each.get("reason")), None)
-    if waiting:
-        return Progress(ready, f"waiting: {waiting.splitlines()[0]}")
-    return Progress(ready, f"starting ({ready} of {wanted} ready)" if wanted > 1 else "starting")
-
-
-@dataclass(frozen=True)
 class Deployed:
     """The outcome: ids, seconds until ready (None if not waited for), number of old versions ended."""
 
@@ -165,11 +130,11 @@ async def deploy(
     version = await api.create_version(request.version(), known.id if known else None)
     function_id, version_id = str(version["id"]), str(version["versionId"])
     show("deploying")
-    await api.deploy(function_id, version_id, request.specification())
+    await api.deploy(function_id, version_id, request.scale.deployment())
     seconds = None
-    if wait and request.instances:
+    if wait and request.scale.minimum:
         try:
-            await _wait_ready(api, version_id, request.instances, timeout, show)
+            await _wait_ready(api, version_id, request.scale.minimum, timeout, show)
         except DeployFailed:
             await _take_back(api, function_id, version_id)
             raise

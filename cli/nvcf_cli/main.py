@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from nvcf_broker.errors import BrokerError
-from nvcf_cli.commands import calls, functions, local
+from nvcf_cli.commands import calls, compute, deploy, functions, local, new, scaling
 from nvcf_cli.errors import CliError
 from nvcf_cli.screen import console
 
@@ -39,13 +39,17 @@ def root(
         os.environ["NVCF_DEBUG"] = "1"
 
 
+app.command("new")(new.new)
 app.command("up")(local.up)
 app.command("down")(local.down)
 app.command("status")(local.status)
-app.command("deploy")(functions.deploy_command)
+app.command("deploy")(deploy.deploy_command)
 app.command("undeploy")(functions.undeploy)
 app.command("functions")(functions.functions)
-app.command("instances")(functions.instances)
+app.command("instances")(compute.instances)
+app.command("clusters")(compute.clusters)
+app.command("scaling")(scaling.scaling)
+app.command("events")(scaling.events)
 app.command("invoke")(calls.invoke_command)
 app.command("logs")(calls.logs)
 

@@ -18,6 +18,10 @@ _STATE_STYLES = {
     "ERROR": "red",
     "FAILED": "red",
     "waiting": "red",
+    "live": "green",
+    "silent": "red",
+    "draining": "yellow",
+    "COMPLETED": "dim",
     "INACTIVE": "dim",
 }
 
@@ -49,6 +53,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: st
     for row in listed:
         table.add_row(*(Text(cell, style=_STATE_STYLES.get(cell, "")) for cell in row))
     out.print(table)
+
+
+def cell(record: dict[str, Any], name: str) -> str:
+    """A member of a JSON object as a table's cell; empty if it is not there."""
+    value = record.get(name)
+    return "" if value is None else str(value)
 
 
 def age(timestamp: object, now: datetime | None = None) -> str:

@@ -67,9 +67,14 @@ class Installation:
         """Log file of one of the platform's own processes."""
         return self.data / f"{child}.log"
 
-    def function_logs(self, name: str) -> Path:
-        """Folder with the logs of a function's instances."""
-        return self.data / "logs" / name
+    def cluster(self, cluster: str) -> Path:
+        """Data folder of a cluster's agent; that of the only cluster is the platform's own."""
+        return self.data if cluster == "local" else self.data / "clusters" / cluster
+
+    def function_logs(self, name: str) -> list[Path]:
+        """Folders with the logs of a function's instances, one a cluster."""
+        folders = [self.data, *sorted((self.data / "clusters").glob("*"))]
+        return [folder / "logs" / name for folder in folders]
 
 
 @dataclass(frozen=True)

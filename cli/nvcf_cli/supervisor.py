@@ -208,21 +208,25 @@ def _last_word(tail: Tail) -> str:
 
 @dataclass
 class Tree:
-    """Children in the order of their start; each needs those before it."""
+    """Groups of children in the order of their start; each group needs those before it."""
 
-    children: list[Child] = field(default_factory=list)
+    groups: list[list[Child]] = field(default_factory=list)
 
-    async def add(self, child: Child) -> None:
-        """Start one more. Raises `CliError`."""
-        self.children.append(child)
-        await child.start()
+    async def add(self, *children: Child) -> None:
+        """Start a group, all of it at the same time. Raises `CliError`."""
+        self.groups.append(list(children))
+        results = await asyncio.gather(*(child.start() for child in children), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
 
     async def stop(self) -> None:
-        """End all, the last one first."""
-        for child in reversed(self.children):
-            await child.stop()
+        """End all, the last group first, the children of a group at the same time."""
+        for group in reversed(self.groups):
+            await asyncio.gather(*(child.stop() for child in group))
 
     def kill(self) -> None:
         """End all at once, without order."""
-        for child in reversed(self.children):
-            child.kill()
+        for group in reversed(self.groups):
+            for child in group:
+                child.kill()

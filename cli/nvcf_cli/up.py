@@ -1,9 +1,8 @@
-"""`nvcf up`: broker, gateway and process agent as one supervised tree."""
+"""`nvcf up`: broker, gateway, agents and autoscaler as one supervised tree."""
 
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,13 +14,11 @@ from nvcf_broker.process import free_port, port_is_free
 from nvcf_broker.server import LocalBroker
 from nvcf_cli.errors import CliError
 from nvcf_cli.keys import ensure_keys
+from nvcf_cli.parts import Addresses, ClusterPlan, agent_spec, autoscaler_spec, broker_spec, gateway_spec
 from nvcf_cli.state import Installation, PlatformState, write_state
 from nvcf_cli.supervisor import Change, Child, ChildSpec, Tree
 
 DEFAULT_HTTP_PORT = 8080
-AGENT_GRACE_SECONDS = 20.0
-# The agent first lets its workers finish, so it needs longer than they do.
-_AGENT_EXTRA_SECONDS = 5.0
 _HOST = "127.0.0.1"
 
 
@@ -34,18 +31,8 @@ class UpOptions:
     nats: str | None = None
     nats_credentials: Path | None = None
     callout_seed: Path | None = None
+    clusters: ClusterPlan = field(default_factory=ClusterPlan)
     log_level: str = "info"
-
-
-@dataclass(frozen=True)
-class Addresses:
-    """Where the parts of the platform listen; chosen once, so that restarted children keep them."""
-
-    http: str
-    grpc: str
-    nats: str
-    nats_credentials: Path | None
-    callout_seed: Path | None
 
 
 def choose_http_port(wanted: int | None) -> int:
@@ -57,56 +44,6 @@ def choose_http_port(wanted: int | None) -> int:
     if not port_is_free(wanted):
         raise CliError(f"port {wanted} is taken: choose another one with --http-port (0 takes any)")
     return wanted
-
-
-def gateway_spec(installation: Installation, addresses: Addresses, log_level: str) -> ChildSpec:
-    """The gateway's command line; secrets are passed as files."""
-    command = [sys.executable, "-m", "nvcf_gateway", "--http", addresses.http, "--grpc", addresses.grpc]
-    command += ["--nats", addresses.nats, "--signing-key", str(installation.signing_key)]
-    command += [
-        "--bootstrap-keys",
-        str(installation.bootstrap_keys),
-        "--region",
-        "local",
-        "--regions",
-        "local",
-    ]
-    if addresses.nats_credentials is not None:
-        command += ["--nats-credentials", str(addresses.nats_credentials)]
-    if addresses.callout_seed is not None:
-        command += ["--callout-seed", str(addresses.callout_seed)]
-    command += ["--log-level", log_level.upper()]
-    return ChildSpec("gateway", command, installation.log("gateway"))
-
-
-def agent_spec(installation: Installation, addresses: Addresses, log_level: str) -> ChildSpec:
-    """The agent's command line; secrets are passed as files."""
-    command = [sys.executable, "-m", "nvcf_agent", "--nats", addresses.nats]
-    command += ["--gateway-http", f"http://{addresses.http}", "--worker-grpc", addresses.grpc]
-    command += ["--worker-nats", addresses.nats, "--key-file", str(installation.agent_key)]
-    command += ["--cluster", "local", "--data", str(installation.data), "--grace", str(AGENT_GRACE_SECONDS)]
-    if addresses.nats_credentials is not None:
-        command += ["--nats-credentials", str(addresses.nats_credentials)]
-    command += ["--log-level", log_level.lower()]
-    grace = AGENT_GRACE_SECONDS + _AGENT_EXTRA_SECONDS
-    return ChildSpec("agent", command, installation.log("agent"), grace=grace)
-
-
-def broker_spec(broker: LocalBroker) -> ChildSpec:
-    """The local broker, already prepared."""
-
-    async def wait_ready(_line: dict[str, Any]) -> None:
-        await broker.wait_ready()
-
-    # SIGTERM lets it close its files when `nvcf up` is killed; it has nobody else to wait for.
-    return ChildSpec(
-        "broker",
-        broker.command,
-        broker.files.log,
-        ready_line=False,
-        wait_ready=wait_ready,
-        death_signal=signal.SIGTERM,
-    )
 
 
 @dataclass
@@ -127,8 +64,7 @@ class Platform:
         """Start everything; ready when it returns. Raises `CliError`; then nothing is left running."""
         try:
             addresses = await self._start_broker()
-            await self._add(gateway_spec(self.installation, addresses, self.options.log_level))
-            await self._add(agent_spec(self.installation, addresses, self.options.log_level))
+            await self._start_rest(addresses)
         except BrokerError as error:
             await self._tree.stop()
             raise CliError(str(error)) from error
@@ -160,8 +96,15 @@ class Platform:
         await self._add(broker_spec(broker))
         return Addresses(http, grpc, broker.url, broker.credentials_file, broker.callout_seed_file)
 
-    async def _add(self, spec: ChildSpec) -> None:
-        await self._tree.add(Child(spec, self._on_change))
+    async def _start_rest(self, addresses: Addresses) -> None:
+        here, plan, level = self.installation, self.options.clusters, self.options.log_level
+        await self._add(gateway_spec(here, addresses, level))
+        await self._add(*(agent_spec(here, addresses, plan, each, level) for each in plan.ids()))
+        # It comes last and goes first: what agents end when they stop is not to be replaced elsewhere.
+        await self._add(autoscaler_spec(here, addresses, level))
+
+    async def _add(self, *specs: ChildSpec) -> None:
+        await self._tree.add(*(Child(spec, self._on_change) for spec in specs))
 
     def _on_change(self, change: Change) -> None:
         self._children[change.name] = change.state
@@ -174,7 +117,7 @@ class Platform:
             write_state(self.installation, self.state)
 
     async def stop(self) -> None:
-        """End agent (and its workers), gateway and broker in this order."""
+        """End autoscaler, agents (and their workers), gateway and broker in this order."""
         await self._tree.stop()
 
     def kill(self) -> None:
@@ -215,7 +158,7 @@ async def _end(
     if not starting.done():
         starting.cancel()
     elif starting.exception() is None:
-        say("stopping: the agent lets its workers finish (ctrl-c again kills them)")
+        say("stopping: workers finish what they hold (ctrl-c again kills them)")
 
     async def stop() -> None:
         await asyncio.wait({starting})

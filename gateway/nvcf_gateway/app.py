@@ -198,7 +198,7 @@ async def _parts(
     invoker = Invoker(
         config, registry, authenticator, authorizer, waiting, keeping, once, poller, limiter, assets, large
     )
-    rescue = Rescue(config, gateway_id, attach_url, registry, queue, pending, keeping, owner)
+    rescue = Rescue(config, gateway_id, attach_url, registry, queue, pending, keeping, owner, results)
     await client.subscribe(rescue_subject("*"), queue=RESCUE_GROUP, cb=rescue.asked)
     management = Management(authenticator, registry, queue)
     deployments = Deployments(authenticator, registry, queue, management, tokens)

@@ -9,7 +9,7 @@ want the answer any more. The broker lets a worker ask for its own version only.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from nats.aio.msg import Msg
 
@@ -24,6 +24,7 @@ from nvcf_gateway.parking import NO_RESULT, NO_RESULT_OF_KEY
 from nvcf_gateway.pending import Pending, PendingRequests
 from nvcf_gateway.queue import RequestQueue
 from nvcf_gateway.registry import Registry
+from nvcf_gateway.results import ResultStore
 from nvcf_proto import headers as names
 from nvcf_proto.errors import InvalidId
 from nvcf_proto.h1 import RequestHead
@@ -50,7 +51,9 @@ class Rescue:
         pending: PendingRequests,
         keeping: Keeping,
         owner: TaskOwner,
+        results: Mapping[str, ResultStore],
     ) -> None:
+        self._results = results
         self._config = config
         self._gateway_id = gateway_id
         self._attach_url = attach_url
@@ -85,8 +88,10 @@ class Rescue:
 
     async def _door(self, version: FunctionVersion, request_id: str) -> Pending | None:
         """A door for the request's answer; None when it is no longer in the queue."""
-        if await self._queue.place(version.id, request_id, self._config.region) is None:
+        region = await self._region_of(version.id, request_id)
+        if region is None:
             return None
+        store = self._results[region]
         earlier = self._pending.detached(request_id)
         if earlier is not None:
             self._pending.remove(earlier)
@@ -98,15 +103,23 @@ class Rescue:
         pending = Pending(
             request_id,
             version.id,
-            self._keeping.sink(*of, no_result=no_result),
+            self._keeping.sink(*of, store, no_result),
             body,
             RequestHead("POST", version.inference_url, []),
             request_token=None if stored is None else new_id(),
-            keeper=self._keeping.keeper_for(*of, no_result=no_result),
+            keeper=self._keeping.keeper_for(*of, store, no_result),
             detached=True,
         )
         self._keeping.promised(pending, self._pending)
         return pending
+
+    async def _region_of(self, version_id: str, request_id: str) -> str | None:
+        """The region whose queue holds the request: any replica may be asked, of any region."""
+        own = self._config.region
+        for region in (own, *(each for each in self._config.regions if each != own)):
+            if await self._queue.place(version_id, request_id, region) is not None:
+                return region
+        return None
 
     def _config_of(self, pending: Pending) -> bytes:
         message = nvcf_pb2.StatelessConfig()

@@ -205,7 +205,7 @@ async def test_a_data_folder_is_its_owners_alone(local: Local) -> None:
     assert not any(secret in line for secret in secrets for line in lines)
 
 
-@pytest.mark.parametrize("victim", ["gateway", "broker", "agent"])
+@pytest.mark.parametrize("victim", ["gateway", "broker", "agent", "autoscaler"])
 async def test_a_crashed_part_is_told_and_comes_back(local: Local, victim: str) -> None:
     await local.start()
     await local.ok("deploy", local.write("hello.py", HELLO))
@@ -215,7 +215,7 @@ async def test_a_crashed_part_is_told_and_comes_back(local: Local, victim: str) 
     assert f"the {victim} ended (killed by SIGKILL), starting it again now" in local.said()
     after = await local.status()
     assert after["children"][victim]["restarts"] == 1
-    others = {"gateway", "broker", "agent"} - {victim}
+    others = {"gateway", "broker", "agent", "autoscaler"} - {victim}
     assert all(after["children"][each]["pid"] == before["children"][each]["pid"] for each in others)
     assert after["url"] == before["url"]
     async with asyncio.timeout(WAIT):
@@ -411,7 +411,8 @@ async def test_a_second_ctrl_c_does_not_wait_for_running_requests(local: Local) 
     up.send_signal(signal.SIGINT)
     # The agent alone would give its worker 20 s.
     await asyncio.wait_for(up.wait(), 15)
-    assert local.processes() == []
+    # The workers die with their agent; the kernel takes a moment for it.
+    await eventually(lambda: local.processes() == [])
     assert (await call).code == 1
 
 
@@ -419,7 +420,7 @@ async def test_a_broker_of_ones_own(local: Local) -> None:
     async with LocalBroker(local.folder / "elsewhere") as broker:
         options = ["--nats", broker.url, "--nats-credentials", str(broker.credentials_file)]
         await local.start(*options, "--callout-seed", str(broker.callout_seed_file))
-        assert set((await local.status())["children"]) == {"gateway", "agent"}
+        assert set((await local.status())["children"]) == {"gateway", "agent", "autoscaler"}
         await local.ok("deploy", local.write("hello.py", HELLO), "--no-wait")
         assert json.loads(await local.hello()) == {"greeting": "Hello, Ada!"}
         await local.ok("down", "--kill")
@@ -432,3 +433,70 @@ async def test_a_broker_that_is_not_there_is_told_at_once(local: Local) -> None:
     assert ran.code == 1
     assert "cannot reach the broker" in ran.err
     assert local.processes() == []
+
+
+async def test_several_clusters_with_gpus_on_one_machine(local: Local) -> None:
+    await local.start("--clusters", "2", "--gpus", "2")
+    children = (await local.status())["children"]
+    assert set(children) == {"broker", "gateway", "agent-local-1", "agent-local-2", "autoscaler"}
+    source = "import os\ndef handler(request):\n    return os.environ['CUDA_VISIBLE_DEVICES']\n"
+    file = local.write("devices.py", source)
+    deployed = await local.ok("deploy", file, "--gpu", "SIM", "--instances", "4")
+    assert "4 instances" in deployed
+    before = await local.instances()
+    places = Counter((each["clusterId"], each["gpu"], each["visibleDevices"]) for each in before)
+    expected = [(f"local-{cluster}", "SIM", device) for cluster in (1, 2) for device in ("0", "1")]
+    assert places == Counter(expected)
+    assert await local.ok("invoke", "devices", "--data", "x") in ("0", "1")
+    shown = await local.ok("instances")
+    assert "CLUSTER" in shown
+    assert "SIM 1" in shown
+    clusters = {each["clusterId"]: each for each in (await local.run("clusters", "--json")).json()}
+    pools = [(pool["gpu"], pool["instancesTotal"]) for pool in clusters["local-2"]["pools"]]
+    assert pools == [("CPU", 256), ("SIM", 2)]
+    listed = await local.ok("clusters")
+    assert listed.count("live") == 2
+    assert "CPU 256/256, SIM 0/2" in listed
+    # There is no more: what is wanted beyond waits, and says why.
+    full = await local.run("deploy", file, "--name", "more", "--gpu", "SIM", "--timeout", "3")
+    assert full.code == 1
+    assert "not ready after 3 s" in full.err
+    # A killed agent's instances come back where they were, with the GPUs they had.
+    os.kill(children["agent-local-2"]["pid"], signal.SIGKILL)
+    await eventually(lambda: "the agent-local-2 is back" in local.said())
+    async with asyncio.timeout(WAIT):
+        while sum(each["state"] == "RUNNING" for each in await local.instances()) < 4:
+            await asyncio.sleep(0.1)
+    after = await local.instances()
+    assert {each["instanceId"] for each in before} <= {each["instanceId"] for each in after}
+    running = [each for each in after if each["state"] == "RUNNING"]
+    assert Counter((each["clusterId"], each["gpu"], each["visibleDevices"]) for each in running) == places
+    await local.ok("down")
+    assert local.processes() == []
+
+
+async def test_a_function_at_zero_is_started_by_its_first_request_and_ends_when_idle(local: Local) -> None:
+    await local.start()
+    file = local.write("hello.py", HELLO)
+    deployed = await local.ok("deploy", file, "--min", "0", "--max", "2", "--scale-to-zero-delay", "1")
+    assert "0 to 2 instances" in deployed
+    assert await local.instances() == []
+    assert json.loads(await local.hello()) == {"greeting": "Hello, Ada!"}
+    assert "1 instance" in await local.ok("scaling", "hello")
+    assert "RUNNING" in await local.ok("events", "hello", "--kind", "instance")
+    async with asyncio.timeout(WAIT):
+        while await local.instances():
+            await asyncio.sleep(0.2)
+    assert json.loads(await local.hello()) == {"greeting": "Hello, Ada!"}
+
+
+async def test_a_crashed_autoscaler_comes_back_and_changes_nothing(local: Local) -> None:
+    await local.start()
+    await local.ok("deploy", local.write("hello.py", HELLO), "--instances", "2")
+    before = await local.instances()
+    os.kill((await local.status())["children"]["autoscaler"]["pid"], signal.SIGKILL)
+    await eventually(lambda: "the autoscaler is back" in local.said())
+    assert json.loads(await local.hello()) == {"greeting": "Hello, Ada!"}
+    await local.ok("deploy", local.write("other.py", HELLO), "--name", "other")
+    after = {each["instanceId"]: each for each in await local.instances()}
+    assert all(after[each["instanceId"]]["pid"] == each["pid"] for each in before)

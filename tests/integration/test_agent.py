@@ -1,275 +1,93 @@
-"""The process agent as a process, with the real broker, real children and SIGKILL."""
+"""The agent as a process: messages in, processes and records out, over crashes of everything around it."""
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
-import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
-from aiohttp import web
-from nats.js.api import StreamConfig
 
-from nvcf_broker.connection import BrokerClient, connect_broker
-from nvcf_broker.kv import KvMirror
 from nvcf_broker.process import spawn
-from nvcf_broker.server import LocalBroker
+from nvcf_proto.compute import CREATE_STREAM, EVENTS_STREAM, Event
 from nvcf_proto.ids import new_id
-from nvcf_proto.models import (
-    DEPLOYMENTS_BUCKET,
-    INSTANCES_BUCKET,
-    VERSIONS_BUCKET,
-    Deployment,
-    DeploymentSpecification,
-    FunctionVersion,
-    Instance,
-    InstanceState,
-    ProcessSource,
-)
-from nvcf_proto.subjects import request_stream, request_subject, request_subjects
-
-WAIT = 40.0
-
-# What a worker does for the agent: its health port. Scripts are run instead of nvcf_worker, see `stand_in`.
-HEALTH = """
-import http.server, os, signal, subprocess, sys, threading, time
-from pathlib import Path
-shared = Path(os.environ["SHARED_CONFIG_DIR"])
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200 if self.path == "/v1/health/ready" else 404)
-        self.end_headers()
-    def log_message(self, *_):
-        pass
-def become_ready():
-    server = http.server.HTTPServer(("127.0.0.1", int(os.environ["HEALTH_PORT"])), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-def leave(*_):
-    (shared / "left").write_text("in order")
-    os._exit(0)
-signal.signal(signal.SIGTERM, leave)
-"""
-STEADY = (
-    HEALTH
-    + "become_ready()\nprint('hello from the function', flush=True)\nwhile True:\n    time.sleep(0.05)\n"
+from nvcf_proto.models import InstanceState
+from tests.support.agent_site import (
+    HEALTH,
+    STEADY,
+    WAIT,
+    Site,
+    alive,
+    eventually,
+    is_running,
+    running_site,
 )
 
-
-@dataclass
-class Tokens:
-    """A gateway's token route."""
-
-    url: str = ""
-    working: bool = True
-    asked: list[dict[str, str]] = field(default_factory=list)
-
-    async def answer(self, request: web.Request) -> web.Response:
-        body = await request.json()
-        self.asked.append({**body, "key": request.headers.get("Authorization", "")})
-        if not self.working:
-            return web.json_response({"title": "Unavailable"}, status=503)
-        return web.json_response(
-            {"token": f"token-of-{body['instanceId']}", "expiration": "2030-01-01T00:00:00Z"}
-        )
-
-
-@dataclass
-class Cluster:
-    """Everything around one agent process."""
-
-    folder: Path
-    broker: LocalBroker
-    client: BrokerClient
-    tokens: Tokens
-    deployments: KvMirror[Deployment]
-    versions: KvMirror[FunctionVersion]
-    instances: KvMirror[Instance]
-    agent: asyncio.subprocess.Process | None = None
-
-    @property
-    def data(self) -> Path:
-        return self.folder / "data"
-
-    async def start_agent(self, *extra: str) -> asyncio.subprocess.Process:
-        key = self.folder / "agent.key"
-        key.write_text("nvcf-agent-key\n")
-        command = [sys.executable, "-m", "nvcf_agent", "--nats", self.broker.url]
-        command += [
-            "--nats-credentials",
-            str(self.broker.credentials_file),
-            "--gateway-http",
-            self.tokens.url,
-        ]
-        command += ["--worker-grpc", "127.0.0.1:1", "--worker-nats", self.broker.url, "--key-file", str(key)]
-        command += ["--data", str(self.data), *extra]
-        environment = {**os.environ, "NVCF_TEST_SECRET": "of the agent alone"}
-        self.agent = await spawn(command, env=environment, stdout=asyncio.subprocess.PIPE)
-        assert self.agent.stdout is not None
-        line = await asyncio.wait_for(self.agent.stdout.readline(), WAIT)
-        assert json.loads(line)["event"] == "ready"
-        return self.agent
-
-    async def kill_agent(self) -> None:
-        assert self.agent is not None
-        self.agent.kill()
-        await self.agent.wait()
-
-    def stand_in(self) -> str:
-        """An interpreter that runs the function's file itself instead of the worker module."""
-        path = self.folder / "bin" / "python"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(f'#!/bin/sh\nexec {sys.executable} "$3"\n')
-        path.chmod(0o755)
-        return str(path)
-
-    async def deploy(
-        self, script: str, count: int = 1, *, python: str | None = None, **environment: str
-    ) -> FunctionVersion:
-        version_id = new_id()
-        file = self.folder / f"{version_id}.py"
-        file.write_text(script)
-        source = ProcessSource(
-            python=python or self.stand_in(),
-            file=str(file),
-            working_directory=str(self.folder),
-            environment=environment,
-        )
-        version = FunctionVersion(
-            id=version_id,
-            function_id=new_id(),
-            name="hello",
-            nca_id="account",
-            created_at=time.time(),
-            process=source,
-        )
-        await self.versions.put(version.id, version)
-        await self.scale(version, count)
-        return version
-
-    async def scale(self, version: FunctionVersion, count: int, concurrency: int = 1) -> None:
-        specification = DeploymentSpecification(
-            min_instances=count, max_instances=max(1, count), max_request_concurrency=concurrency
-        )
-        record = Deployment(version.id, version.function_id, time.time(), (specification,))
-        await self.deployments.put(version.id, record)
-
-    def of(self, version: FunctionVersion) -> list[Instance]:
-        return [each for each in self.instances.values() if each.version_id == version.id]
-
-    async def until(
-        self, version: FunctionVersion, predicate: Callable[[list[Instance]], bool], timeout: float = WAIT
-    ) -> list[Instance]:
-        try:
-            await self.instances.wait_for(lambda _: predicate(self.of(version)), timeout)
-        except TimeoutError:
-            raise AssertionError(f"instances are {self.of(version)}") from None
-        return self.of(version)
-
-    async def running(self, version: FunctionVersion, count: int = 1) -> list[Instance]:
-        return await self.until(version, lambda them: len(them) == count and all(map(is_running, them)))
-
-
-def is_running(instance: Instance) -> bool:
-    return instance.state is InstanceState.RUNNING
-
-
-def alive(pid: int | None) -> bool:
-    assert pid is not None
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-async def eventually(condition: Callable[[], bool], timeout: float = WAIT) -> None:
-    async with asyncio.timeout(timeout):
-        while not condition():
-            await asyncio.sleep(0.02)
-
-
-@contextlib.asynccontextmanager
-async def token_route() -> AsyncIterator[Tokens]:
-    tokens = Tokens()
-    app = web.Application()
-    app.router.add_post("/v2/nvcf/agents/worker-tokens", tokens.answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    host, port = runner.addresses[0][:2]
-    tokens.url = f"http://{host}:{port}"
-    try:
-        yield tokens
-    finally:
-        await runner.cleanup()
+PENDING, STARTING, RUNNING = InstanceState.PENDING, InstanceState.STARTING, InstanceState.RUNNING
+TERMINATING, COMPLETED, FAILED = InstanceState.TERMINATING, InstanceState.COMPLETED, InstanceState.FAILED
+STUBBORN = HEALTH + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + STEADY[len(HEALTH) :]
 
 
 @pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    async with contextlib.AsyncExitStack() as stack:
-        broker = await stack.enter_async_context(LocalBroker(tmp_path / "broker"))
-        tokens = await stack.enter_async_context(token_route())
-        client = await connect_broker(broker.url, broker.credentials_file, name="test")
-        stack.push_async_callback(client.close)
-        deployments = KvMirror(client, DEPLOYMENTS_BUCKET, Deployment.from_json, Deployment.to_json)
-        versions = KvMirror(client, VERSIONS_BUCKET, FunctionVersion.from_json, FunctionVersion.to_json)
-        instances = KvMirror(client, INSTANCES_BUCKET, Instance.from_json, Instance.to_json)
-        ready: list[Awaitable[None]] = []
-        for mirror in (deployments, versions, instances):
-            await stack.enter_async_context(mirror)
-            ready.append(mirror.ready())
-        await asyncio.gather(*ready)
-        made = Cluster(tmp_path, broker, client, tokens, deployments, versions, instances)
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    async with running_site(tmp_path) as made:
         yield made
-        if made.agent is not None and made.agent.returncode is None:
-            await made.kill_agent()
 
 
-async def test_a_deployment_becomes_running_instances_and_an_undeployment_none(cluster: Cluster) -> None:
-    await cluster.start_agent()
-    version = await cluster.deploy(STEADY, 2)
-    first, second = await cluster.running(version, 2)
+async def test_a_creation_message_becomes_running_instances_and_a_termination_ends_them(site: Site) -> None:
+    await site.start_agent()
+    version = await site.version(STEADY)
+    message = await site.create(version, 2)
+    first, second = await site.running(version, 2)
+    assert {first.id, second.id} == set(message.instance_ids)
     assert first.pid != second.pid
     assert first.health_port != second.health_port
+    assert first.specification_id == message.specification_id
     assert first.log_path is not None
     log = Path(first.log_path)
     await eventually(lambda: "hello from the function" in log.read_text())
-    assert log == cluster.data / "logs" / "hello" / f"{first.id}.log"
-    folders = [cluster.data / "instances" / each.id for each in (first, second)]
+    assert log == site.data / "logs" / "hello" / f"{first.id}.log"
+    folders = [site.data / "instances" / each.id for each in (first, second)]
     assert all((folder / "shared").is_dir() for folder in folders)
-    await cluster.deployments.delete(version.id)
-    await cluster.until(version, lambda them: not them)
+    await site.end(version, first.id)
+    ended = await site.states(version, COMPLETED, RUNNING)
+    (over,) = [each for each in ended if each.state is COMPLETED]
+    assert (over.id, over.pid, over.reason) == (first.id, None, "fewer are wanted")
+    assert over.draining_since is not None
     assert not alive(first.pid)
-    assert not alive(second.pid)
-    assert not any(folder.exists() for folder in folders)
+    assert alive(second.pid)
+    await eventually(lambda: not folders[0].exists())
+    assert folders[1].exists()
     assert "hello" in await asyncio.to_thread(log.read_text)
 
 
-async def test_the_environment_is_the_contracts_and_nothing_of_the_platform(cluster: Cluster) -> None:
+async def test_the_environment_is_the_contracts_and_nothing_of_the_platform(site: Site) -> None:
     dump = "import json\n(shared / 'seen').write_text(json.dumps(dict(os.environ)))\n"
-    await cluster.start_agent()
-    version = await cluster.deploy(HEALTH + dump + STEADY, 1, MODEL="small", FUNCTION_ID="mine")
-    (instance,) = await cluster.running(version)
-    seen = json.loads((cluster.data / "instances" / instance.id / "shared" / "seen").read_text())
+    await site.start_agent()
+    version = await site.version(HEALTH + dump + STEADY, MODEL="small", FUNCTION_ID="mine")
+    await site.create(version, max_request_concurrency=3)
+    (instance,) = await site.running(version)
+    seen = json.loads((site.data / "instances" / instance.id / "shared" / "seen").read_text())
     assert seen["NVCF_WORKER_TOKEN"] == f"token-of-{instance.id}"
     assert seen["INSTANCE_ID"] == instance.id
     assert seen["FUNCTION_ID"] == version.function_id
     assert seen["FUNCTION_VERSION_ID"] == version.id
     assert seen["FUNCTION_NAME"] == "hello"
+    assert seen["FUNCTION_TAGS"] == '["blue"]'
     assert seen["MODEL"] == "small"
-    assert seen["MAX_REQUEST_CONCURRENCY"] == "1"
+    assert seen["MAX_REQUEST_CONCURRENCY"] == "3"
+    assert seen["ATTACHED_GPU_COUNT"] == "0"
+    assert "CUDA_VISIBLE_DEVICES" not in seen
     assert "NVCF_TEST_SECRET" not in seen
-    password = cluster.broker.credentials_file.read_text().strip().split(":")[1]
+    password = site.broker.credentials_file.read_text().strip().split(":")[1]
     assert password not in json.dumps(seen)
     assert instance.pid is not None
     assert "token-of" not in " ".join(psutil.Process(instance.pid).cmdline())
-    assert cluster.tokens.asked == [
+    assert site.tokens.asked == [
         {
             "instanceId": instance.id,
             "functionId": version.function_id,
@@ -279,183 +97,395 @@ async def test_the_environment_is_the_contracts_and_nothing_of_the_platform(clus
     ]
 
 
-async def test_a_killed_worker_comes_back_as_the_same_instance_with_its_folder(cluster: Cluster) -> None:
-    await cluster.start_agent()
-    version = await cluster.deploy(STEADY)
-    (before,) = await cluster.running(version)
-    kept = cluster.data / "instances" / before.id / "shared" / "inflight"
+async def test_messages_that_come_twice_late_or_in_the_wrong_order_do_no_harm(site: Site) -> None:
+    await site.start_agent()
+    version = await site.version(STEADY)
+    message = await site.create(version)
+    await site.send(message)
+    (before,) = await site.running(version)
+    await site.send(replace(message, message_id=new_id()))
+    expired = site.order(version, expires_at=time.time() - 1)
+    await site.send(expired)
+    never = site.order(version)
+    await site.announce(never)
+    await site.end(version, *never.instance_ids)
+    await site.states(version, RUNNING, COMPLETED)
+    await site.send(never)
+    await site.client.jetstream().publish("Create.NVCA.account.local.CPU.process", b"{broken")
+    await site.send(replace(site.order(version), instance_ids=("../../escape",)))
+    last = await site.create(version)
+    await site.until(version, lambda them: sum(map(is_running, them)) == 2)
+    found = {each.id: each for each in site.of(version)}
+    assert found.keys() == {before.id, *never.instance_ids, *last.instance_ids}
+    assert found[before.id] == before
+    await site.end(version, before.id)
+    await site.end(version, before.id)
+    await site.states(version, RUNNING, COMPLETED, COMPLETED)
+    await site.send(message)
+    await site.end(version, *last.instance_ids)
+    await site.states(version, COMPLETED, COMPLETED, COMPLETED)
+    info = await site.client.jetstream().stream_info(CREATE_STREAM)
+    assert info.state.messages == 0
+
+
+async def test_gpus_are_handed_out_counted_and_never_given_twice(site: Site) -> None:
+    dump = "(shared / 'seen').write_text(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+    await site.start_agent("--gpu", "L40S=4", "--cpu-slots", "0")
+    await site.free("L40S", 4)
+    assert site.pool("CPU") is None
+    version = await site.version(HEALTH + dump + STEADY)
+    await site.create(version, gpu="L40S", gpus_per_instance=2)
+    await site.create(version, gpu="L40S", gpus_per_instance=1)
+    instances = await site.running(version, 2)
+    devices = sorted(each.visible_devices or "" for each in instances)
+    assert devices == ["0,1", "2"]
+    for each in instances:
+        seen = (site.data / "instances" / each.id / "shared" / "seen").read_text()
+        assert (each.visible_devices, each.gpu) == (seen, "L40S")
+    await site.free("L40S", 1)
+    refused = await site.create(version, gpu="L40S", gpus_per_instance=2)
+    await site.until(version, lambda them: any(each.state is FAILED for each in them))
+    (failed,) = [each for each in site.of(version) if each.id in refused.instance_ids]
+    assert failed.reason == "capacity: 2 L40S wanted, 1 of 4 free"
+    pair = next(each for each in instances if each.visible_devices == "0,1")
+    await site.end(version, pair.id)
+    await site.free("L40S", 3)
+    again = await site.create(version, gpu="L40S", gpus_per_instance=3)
+    await site.until(version, lambda them: sum(map(is_running, them)) == 2)
+    (new,) = [each for each in site.of(version) if each.id in again.instance_ids]
+    assert new.visible_devices == "0,1,3"
+
+
+async def test_what_exceeds_capacity_is_refused_with_a_reason(site: Site) -> None:
+    await site.start_agent("--cpu-slots", "2")
+    version = await site.version(STEADY)
+    await site.create(version, 3)
+    them = await site.states(version, RUNNING, RUNNING, FAILED)
+    (failed,) = [each for each in them if each.state is FAILED]
+    assert failed.reason == "capacity: all 2 CPU slots of this cluster are taken"
+    await site.create(version, gpu="H100")
+    await site.until(version, lambda them: any("no GPU H100" in (each.reason or "") for each in them))
+    await site.create(version, instance_type="huge")
+    await site.until(version, lambda them: any("instance type huge" in (each.reason or "") for each in them))
+    await site.create(version, process=None, container_image="image")
+    running = next(each for each in site.of(version) if is_running(each))
+    await site.end(version, running.id)
+    await site.free("CPU", 1)
+    await site.create(version, process=None, container_image="image")
+    await site.until(version, lambda them: any("container image" in (each.reason or "") for each in them))
+
+
+async def test_a_killed_worker_comes_back_as_the_same_instance_with_its_folder(site: Site) -> None:
+    await site.start_agent()
+    version = await site.version(STEADY)
+    await site.create(version)
+    (before,) = await site.running(version)
+    kept = site.data / "instances" / before.id / "shared" / "inflight"
     kept.write_text("journal")
     assert before.pid is not None
     os.kill(before.pid, signal.SIGKILL)
-    (after,) = await cluster.until(version, lambda them: is_running(them[0]) and them[0].pid != before.pid)
+    (after,) = await site.until(version, lambda them: is_running(them[0]) and them[0].pid != before.pid)
     assert (after.id, after.restarts) == (before.id, 1)
     assert kept.read_text() == "journal"
 
 
-async def test_why_an_instance_died_is_told_with_its_last_words(cluster: Cluster) -> None:
-    await cluster.start_agent()
-    version = await cluster.deploy("import sys\nprint('noise')\nsys.exit('no model at /models/x')\n")
-    (failed,) = await cluster.until(version, lambda them: bool(them) and "no model" in (them[0].reason or ""))
+async def test_what_dies_again_and_again_fails_with_its_last_words(site: Site) -> None:
+    await site.start_agent()
+    version = await site.version("import sys\nprint('noise')\nsys.exit('no model at /models/x')\n")
+    await site.create(version)
+    (dying,) = await site.until(version, lambda them: bool(them) and "no model" in (them[0].reason or ""))
+    assert dying.state is STARTING
+    assert dying.reason == "exit code 1\nno model at /models/x"
+    (failed,) = await site.states(version, FAILED)
+    assert failed.reason == "crash: exit code 1\nno model at /models/x"
+    assert failed.restarts == 5
+    await site.free("CPU", 256)
+
+
+async def test_a_python_that_does_not_exist_is_named(site: Site) -> None:
+    await site.start_agent()
+    version = await site.version(STEADY, python="/does/not/exist/python")
+    await site.create(version)
+    await site.until(version, lambda them: bool(them) and "/does/not/exist/python" in (them[0].reason or ""))
+
+
+async def test_an_instance_that_is_not_ready_any_more_is_told_apart_until_it_is(site: Site) -> None:
+    script = HEALTH.replace('200 if self.path == "/v1/health/ready"', "200 if not (shared / 'sick').exists()")
+    await site.start_agent()
+    version = await site.version(script + STEADY[len(HEALTH) :])
+    await site.create(version)
+    (well,) = await site.running(version)
+    sick = site.data / "instances" / well.id / "shared" / "sick"
+    sick.touch()
+    (ill,) = await site.states(version, STARTING)
+    assert ill.reason == "waiting: not ready any more (HTTP 404)"
+    assert (ill.pid, ill.ready_at) == (well.pid, None)
+    sick.unlink()
+    (again,) = await site.running(version)
+    assert (again.pid, again.restarts, again.reason) == (well.pid, 0, None)
+
+
+async def test_what_never_gets_ready_fails(site: Site) -> None:
+    await site.start_agent("--max-ready-seconds", "0.5")
+    version = await site.version(HEALTH + "while True:\n    time.sleep(0.05)\n")
+    await site.create(version)
+    (failed,) = await site.states(version, FAILED)
     assert failed.reason is not None
-    assert failed.reason.splitlines()[0] == "exit code 1"
-    assert "noise" not in failed.reason
-    (later,) = await cluster.until(version, lambda them: them[0].restarts >= 2)
-    assert later.restarts < 6
+    assert failed.reason.startswith("not-ready: not ready after 0.5 s")
 
 
-async def test_a_worker_killed_by_a_signal_is_told_by_name(cluster: Cluster) -> None:
-    await cluster.start_agent()
-    version = await cluster.deploy("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
-    await cluster.until(version, lambda them: bool(them) and them[0].reason == "killed by SIGSEGV")
-
-
-async def test_a_python_that_does_not_exist_is_named(cluster: Cluster) -> None:
-    await cluster.start_agent()
-    version = await cluster.deploy(STEADY, python="/does/not/exist/python")
-    await cluster.until(
-        version, lambda them: bool(them) and "/does/not/exist/python" in (them[0].reason or "")
-    )
-
-
-async def test_a_killed_agent_leaves_no_process_and_its_successor_takes_over(cluster: Cluster) -> None:
+async def test_a_killed_agent_leaves_no_process_and_its_successor_takes_over(site: Site) -> None:
     helper = "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
     note = "(shared / 'helper').write_text(str(p.pid))\n"
-    await cluster.start_agent()
-    version = await cluster.deploy(HEALTH + helper + note + STEADY, 2)
-    before = await cluster.running(version, 2)
-    helpers = [
-        int((cluster.data / "instances" / each.id / "shared" / "helper").read_text()) for each in before
-    ]
-    await cluster.kill_agent()
+    flags = ("--gpu", "L40S=4")
+    await site.start_agent(*flags)
+    version = await site.version(HEALTH + helper + note + STEADY)
+    message = await site.create(version, 2, gpu="L40S", gpus_per_instance=1)
+    before = await site.running(version, 2)
+    helpers = [int((site.data / "instances" / each.id / "shared" / "helper").read_text()) for each in before]
+    await site.kill_agent()
     await eventually(lambda: not any(alive(each.pid) for each in before))
-    await cluster.start_agent()
+    # Both come while there is no agent; one is a copy of what the dead one had taken.
+    await site.send(message)
+    more = await site.create(version, gpu="L40S", gpus_per_instance=1)
+    await site.start_agent(*flags)
     pids = {each.pid for each in before}
-    after = await cluster.until(
-        version, lambda them: all(is_running(each) and each.pid not in pids for each in them)
+    after = await site.until(
+        version,
+        lambda them: sum(is_running(each) and each.pid not in pids for each in them) == 3,
     )
-    assert {each.id for each in after} == {each.id for each in before}
+    assert {each.id for each in after} == {each.id for each in before} | set(more.instance_ids)
     assert not any(alive(pid) for pid in helpers)
+    kept = {each.id: each.visible_devices for each in after}
+    assert all(kept[each.id] == each.visible_devices for each in before)
+    assert len(set(kept.values())) == 3
+    await site.free("L40S", 1)
 
 
-async def test_what_was_undeployed_while_the_agent_was_dead_is_cleared_away(cluster: Cluster) -> None:
-    await cluster.start_agent()
-    version = await cluster.deploy(STEADY)
-    (instance,) = await cluster.running(version)
-    await cluster.kill_agent()
-    await cluster.deployments.delete(version.id)
-    orphan = cluster.data / "instances" / new_id()
+async def test_an_agent_killed_again_and_again_neither_loses_nor_doubles_an_instance(site: Site) -> None:
+    version = await site.version(STEADY)
+    wanted: set[str] = set()
+    told: set[str] = set()
+    await site.start_agent()
+    for _ in range(4):
+        message = await site.create(version, 3)
+        ending, *kept = message.instance_ids
+        await site.end(version, ending, grace=5)
+        wanted |= set(kept)
+        told.add(ending)
+        await site.kill_agent()
+        await site.send(message)
+        await site.start_agent()
+    await site.until(version, lambda them: {each.id for each in them if is_running(each)} == wanted)
+    after = await site.until(
+        version, lambda them: {each.id for each in them if each.state is COMPLETED} == told
+    )
+    assert {each.id for each in after} == wanted | told
+    folders = site.data / "instances"
+    await eventually(lambda: {each.name for each in folders.iterdir()} == wanted)
+    own = [
+        each for each in psutil.Process(site.agent.pid).children() if each.status() != psutil.STATUS_ZOMBIE
+    ]
+    assert {each.pid for each in own} == {each.pid for each in after if is_running(each)}
+
+
+async def test_a_consumer_that_was_deleted_is_made_again(site: Site) -> None:
+    await site.start_agent()
+    version = await site.version(STEADY)
+    await site.create(version)
+    await site.running(version)
+    await site.client.jetstream().delete_consumer(CREATE_STREAM, f"{CREATE_STREAM}-local")
+    await site.create(version)
+    await site.running(version, 2)
+
+
+async def test_what_was_ended_while_the_agent_was_dead_is_cleared_away(site: Site) -> None:
+    await site.start_agent()
+    version = await site.version(STEADY)
+    message = await site.create(version, 3)
+    told, closed, removed = message.instance_ids
+    await site.running(version, 3)
+    await site.kill_agent()
+    await site.end(version, told)
+    by_id = {each.id: each for each in site.of(version)}
+    lost = by_id[closed].changed(time.time(), state=FAILED, reason="its cluster was silent")
+    await site.instances.put(lost.key, lost)
+    await site.instances.delete(by_id[removed].key)
+    orphan = site.data / "instances" / new_id()
     orphan.mkdir()
-    await cluster.start_agent()
-    await cluster.until(version, lambda them: not them)
-    await eventually(lambda: not (cluster.data / "instances" / instance.id).exists())
+    await site.start_agent()
+    await site.states(version, COMPLETED, FAILED)
+    (failed,) = [each for each in site.of(version) if each.state is FAILED]
+    assert failed.reason == "its cluster was silent"
+    await eventually(lambda: not (site.data / "instances" / removed).exists())
     assert not orphan.exists()
+    await site.free("CPU", 256)
 
 
-async def test_sigterm_lets_workers_leave_in_order_and_keeps_their_ids(cluster: Cluster) -> None:
-    agent = await cluster.start_agent()
-    version = await cluster.deploy(STEADY, 2)
-    before = await cluster.running(version, 2)
+async def test_records_without_a_request_are_closed(site: Site) -> None:
+    version = await site.version(STEADY)
+    message = site.order(version, 2)
+    await site.announce(message)
+    waiting, lost = site.of(version)
+    await site.instances.put(lost.key, lost.changed(time.time(), state=RUNNING, pid=1))
+    await site.start_agent()
+    await site.states(version, PENDING, FAILED)
+    reasons = {each.id: each.reason for each in site.of(version)}
+    assert reasons == {waiting.id: None, lost.id: "lost: the agent of cluster local knows nothing of it"}
+
+
+async def test_a_deleted_version_takes_its_instances_along(site: Site) -> None:
+    await site.start_agent()
+    version, other = await site.version(STEADY), await site.version(STEADY)
+    await site.create(version)
+    await site.create(other)
+    (instance,) = await site.running(version)
+    await site.running(other)
+    await site.versions.delete(version.id)
+    (over,) = await site.states(version, COMPLETED)
+    assert over.reason == "its version was deleted"
+    assert not alive(instance.pid)
+    assert is_running(site.of(other)[0])
+
+
+async def test_sigterm_lets_workers_leave_in_order_and_keeps_their_ids(site: Site) -> None:
+    agent = await site.start_agent()
+    version = await site.version(STEADY)
+    await site.create(version, 2)
+    before = await site.running(version, 2)
     agent.terminate()
     assert await asyncio.wait_for(agent.wait(), WAIT) == 0
     for each in before:
         assert not alive(each.pid)
-        assert (cluster.data / "instances" / each.id / "shared" / "left").read_text() == "in order"
-    stopped = await cluster.until(
-        version, lambda them: all(each.state is InstanceState.PENDING for each in them)
-    )
-    assert {each.reason for each in stopped} == {"the agent was stopped"}
-    await cluster.start_agent()
-    after = await cluster.running(version, 2)
+        assert (site.data / "instances" / each.id / "shared" / "left").read_text() == "in order"
+    stopped = await site.states(version, STARTING, STARTING)
+    assert {each.reason for each in stopped} == {"waiting: the agent was stopped"}
+    await site.clusters.wait_for(lambda them: them.values()[0].draining, WAIT)
+    await site.start_agent()
+    after = await site.running(version, 2)
     assert {each.id for each in after} == {each.id for each in before}
+    assert not site.clusters.values()[0].draining
 
 
-async def test_a_worker_that_does_not_leave_is_killed_after_the_grace_period(cluster: Cluster) -> None:
-    await cluster.start_agent("--grace", "0.5")
-    version = await cluster.deploy(
-        HEALTH + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + STEADY[len(HEALTH) :]
-    )
-    (instance,) = await cluster.running(version)
-    await cluster.deployments.delete(version.id)
-    await cluster.until(version, lambda them: not them)
-    assert not alive(instance.pid)
+async def test_a_worker_that_does_not_leave_is_killed_with_its_group_after_the_grace_period(
+    site: Site,
+) -> None:
+    await site.start_agent()
+    helper = "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+    note = "(shared / 'helper').write_text(str(p.pid))\n"
+    version = await site.version(STUBBORN.replace("become_ready()\n", f"{helper}{note}become_ready()\n", 1))
+    await site.create(version, 2)
+    first, second = await site.running(version, 2)
+    helpers = [
+        int((site.data / "instances" / each.id / "shared" / "helper").read_text()) for each in (first, second)
+    ]
+    await site.end(version, first.id, grace=0.5)
+    await site.states(version, COMPLETED, RUNNING)
+    assert not alive(first.pid)
+    # A second order may shorten the time that the first one gave.
+    await site.end(version, second.id, grace=300)
+    await site.states(version, COMPLETED, TERMINATING)
+    assert alive(second.pid)
+    await site.end(version, second.id, grace=0)
+    await site.states(version, COMPLETED, COMPLETED)
+    assert not any(alive(pid) for pid in (second.pid, *helpers))
 
 
-async def test_without_a_gateway_the_reason_says_so_and_it_starts_once_there_is_one(cluster: Cluster) -> None:
-    cluster.tokens.working = False
-    await cluster.start_agent()
-    version = await cluster.deploy(STEADY)
-    await cluster.until(version, lambda them: bool(them) and "HTTP 503" in (them[0].reason or ""))
-    cluster.tokens.working = True
-    (instance,) = await cluster.running(version)
+async def test_without_a_gateway_the_reason_says_so_and_it_starts_once_there_is_one(site: Site) -> None:
+    site.tokens.working = False
+    await site.start_agent()
+    version = await site.version(STEADY)
+    await site.create(version)
+    (waiting,) = await site.until(version, lambda them: "HTTP 503" in (them[0].reason or ""))
+    assert waiting.state is STARTING
+    assert waiting.reason is not None
+    assert waiting.reason.startswith("waiting: ")
+    site.tokens.working = True
+    (instance,) = await site.running(version)
     assert (instance.restarts, instance.reason) == (0, None)
 
 
-async def test_instances_outlive_a_crash_of_the_broker(cluster: Cluster) -> None:
-    await cluster.start_agent()
-    version = await cluster.deploy(STEADY)
-    (before,) = await cluster.running(version)
-    await cluster.broker.kill()
-    await cluster.broker.start()
-    await eventually(lambda: cluster.client.is_connected)
-    await cluster.scale(version, 2)
-    after = await cluster.running(version, 2)
+async def test_instances_and_consumers_outlive_a_crash_of_the_broker(site: Site) -> None:
+    await site.start_agent()
+    version = await site.version(STEADY)
+    await site.create(version)
+    (before,) = await site.running(version)
+    await site.broker.kill()
+    await site.broker.start()
+    await eventually(lambda: site.client.is_connected)
+    await site.create(version)
+    after = await site.running(version, 2)
     assert before.pid in {each.pid for each in after}
+    await site.end(version, before.id)
+    await site.states(version, COMPLETED, RUNNING)
 
 
-async def test_an_undeployed_version_serves_until_its_queue_is_empty(cluster: Cluster) -> None:
-    await cluster.start_agent()
-    version = await cluster.deploy(STEADY)
-    (instance,) = await cluster.running(version)
-    stream = cluster.client.jetstream()
-    name = request_stream("local", version.id)
-    config = StreamConfig(name=name, subjects=[request_subjects("local", version.id)])
-    await stream.add_stream(config)
-    await stream.publish(request_subject("local", version.id, new_id()), b"waiting")
-    looks = await cluster.client.subscribe("$JS.API.STREAM.LIST")
-    await cluster.client.flush()
-    await cluster.deployments.delete(version.id)
-    await cluster.until(version, lambda them: them[0].state is InstanceState.TERMINATING)
-    for _ in range(4):
-        await looks.next_msg(timeout=WAIT)
-    assert alive(instance.pid)
-    await stream.purge_stream(name)
-    await cluster.until(version, lambda them: not them)
-    assert not alive(instance.pid)
+async def test_clusters_take_only_their_own_messages(site: Site) -> None:
+    await site.start_agent("--cluster", "one", data=site.folder / "one")
+    await site.start_agent("--cluster", "two", "--region", "east", data=site.folder / "two")
+    version = await site.version(STEADY)
+    await site.create(version, cluster_id="one")
+    await site.create(version, cluster_id="two")
+    them = await site.running(version, 2)
+    assert {each.cluster_id for each in them} == {"one", "two"}
+    regions = {each.id: each.region for each in site.clusters.values()}
+    assert regions == {"one": "local", "two": "east"}
+    for each in them:
+        assert (site.folder / each.cluster_id / "instances" / each.id).is_dir()
 
 
-async def test_fewer_and_more_instances(cluster: Cluster) -> None:
-    await cluster.start_agent()
-    version = await cluster.deploy(STEADY, 3)
-    await cluster.running(version, 3)
-    await cluster.scale(version, 1)
-    (left,) = await cluster.running(version, 1)
-    await cluster.scale(version, 0)
-    await cluster.until(version, lambda them: not them)
-    assert not alive(left.pid)
+async def test_heartbeats_go_on_and_states_are_events(site: Site) -> None:
+    stream = site.client.jetstream()
+    await site.start_agent()
+    first = site.clusters.values()[0].heartbeat_at
+    version = await site.version(STEADY)
+    await site.create(version)
+    await site.running(version)
+    await site.clusters.wait_for(lambda them: them.values()[0].heartbeat_at > first + 2, WAIT)
+
+    async def states() -> list[str]:
+        info = await stream.stream_info(EVENTS_STREAM)
+        found = []
+        for number in range(1, info.state.last_seq + 1):
+            event = Event.from_json((await stream.get_msg(EVENTS_STREAM, number)).data or b"")
+            assert (event.kind, event.version_id, event.function_name) == ("instance", version.id, "hello")
+            found.append(event.data["state"])
+        return found
+
+    async with asyncio.timeout(WAIT):
+        while await states() != ["STARTING", "RUNNING"]:
+            await asyncio.sleep(0.05)
 
 
-async def test_new_settings_replace_an_instance_only_when_its_successor_serves(cluster: Cluster) -> None:
-    await cluster.start_agent()
-    version = await cluster.deploy(STEADY)
-    (old,) = await cluster.running(version)
-    served = True
-
-    def watch(them: list[Instance]) -> bool:
-        nonlocal served
-        served = served and any(is_running(each) for each in them)
-        return len(them) == 1 and is_running(them[0]) and them[0].id != old.id
-
-    await cluster.scale(version, 1, concurrency=4)
-    await cluster.until(version, watch)
-    assert served
+async def test_limits_that_cannot_be_enforced_are_told_and_instances_still_run(site: Site) -> None:
+    nowhere = site.folder / "no-control-group"
+    await site.start_agent("--instance-type", "process,memory=64M,cpus=0.5", "--cgroup", str(nowhere))
+    assert "memory and cpu limits of instance types are not enforced: No such file or directory" in site.log()
+    version = await site.version(STEADY)
+    await site.create(version)
+    await site.running(version)
 
 
-async def test_a_second_agent_on_the_same_folder_is_refused_in_one_line(cluster: Cluster) -> None:
-    await cluster.start_agent()
-    assert cluster.agent is not None
-    command = psutil.Process(cluster.agent.pid).cmdline()
+async def test_finished_instances_can_be_looked_at_for_a_while(site: Site) -> None:
+    await site.start_agent("--keep-finished", "1")
+    version = await site.version(STEADY)
+    # A copy of the message must not find it forgotten before it expires itself.
+    message = await site.create(version, expires_at=time.time() + 4)
+    await site.running(version)
+    await site.end(version, *message.instance_ids)
+    (over,) = await site.states(version, COMPLETED)
+    await site.until(version, lambda them: not them)
+    assert time.time() > message.expires_at
+    await eventually(lambda: not (site.data / "requests" / f"{over.id}.json").exists())
+    assert over.log_path is not None
+    assert await asyncio.to_thread(Path(over.log_path).exists)
+
+
+async def test_a_second_agent_on_the_same_folder_is_refused_in_one_line(site: Site) -> None:
+    await site.start_agent()
+    command = psutil.Process(site.agent.pid).cmdline()
     second = await spawn(command, stderr=asyncio.subprocess.PIPE)
     _, errors = await asyncio.wait_for(second.communicate(), WAIT)
     assert second.returncode == 1
-    assert "another agent of cluster local runs on" in errors.decode().splitlines()[-1]
+    assert "another agent runs on" in errors.decode().splitlines()[-1]
     assert "Traceback" not in errors.decode()

@@ -1,10 +1,12 @@
-"""What the agent needs of whatever runs its instances: processes here, pods in a cluster."""
+"""What the agent needs of whatever runs its instances: processes here, pods in a Kubernetes cluster."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
 from nvcf_agent.environment import InstanceSpec
+from nvcf_agent.inventory import Inventory
+from nvcf_agent.request import Category
 
 
 @dataclass(frozen=True)
@@ -19,9 +21,17 @@ class Running:
 
 @dataclass(frozen=True)
 class Ready:
-    """The instance's health check answered 200 for the first time."""
+    """The instance's health check answers 200, for the first time or again."""
 
     instance_id: str
+
+
+@dataclass(frozen=True)
+class Unready:
+    """The instance runs, and its health check has stopped answering 200."""
+
+    instance_id: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -30,28 +40,35 @@ class Ended:
 
     instance_id: str
     reason: str
+    category: Category = Category.CRASH
 
 
-Event = Ready | Ended
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """How many instances fit, and how many are there."""
-
-    instances: int
-    used: int
+Event = Ready | Unready | Ended
 
 
 class Backend(Protocol):
-    """Runs instances. Calls may be repeated: creating what is there, deleting what is gone does nothing."""
+    """Runs instances. Calls may be repeated: creating what is there, deleting what is gone does nothing.
+
+    The agent decides what runs and when; a backend restarts nothing by itself and keeps no state that it
+    cannot find again: after the agent's own restart `list` is all that counts.
+    """
+
+    async def prepare(self, known: Collection[str]) -> None:
+        """Called once, first: end and remove whatever belongs to none of the `known` instances."""
+        ...
 
     async def create(self, spec: InstanceSpec) -> Running:
-        """Start an instance. Raises `StartError` if that cannot be done now."""
+        """Start an instance.
+
+        Raises `StartError` (try again), `LaunchError` (its own settings do not start) or `Refused` (never).
+        """
         ...
 
     async def delete(self, instance_id: str, grace: float) -> None:
-        """Ask it to leave, end it after `grace` seconds. Returns when nothing of it runs any more."""
+        """Ask it to leave, end it after `grace` seconds. Returns when nothing of it runs any more.
+
+        A second call with less time shortens the first one.
+        """
         ...
 
     async def forget(self, instance_id: str) -> None:
@@ -66,6 +83,10 @@ class Backend(Protocol):
         """Everything that happens to instances, in order; one consumer."""
         ...
 
-    async def capacity(self) -> Capacity:
-        """Room for instances."""
+    async def capacity(self) -> Inventory:
+        """All that instances may have here, taken or not."""
+        ...
+
+    async def close(self, grace: float) -> None:
+        """The agent stops. What cannot live without it is ended, after `grace` seconds at most."""
         ...

@@ -7,23 +7,26 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nvcf_agent.backends.interface import Capacity, Ended, Event, Ready, Running
-from nvcf_agent.environment import InstancePlaces, InstanceSpec, worker_environment
-from nvcf_agent.errors import NoCapacity, StartError
-from nvcf_agent.health import wait_ready
+from nvcf_agent.backends.exits import describe_end
+from nvcf_agent.backends.interface import Ended, Event, Ready, Running, Unready
+from nvcf_agent.cgroups import Group, Groups, LimitsUnavailable, machine_oom_kills
+from nvcf_agent.environment import InstancePlaces, InstanceSpec, worker_command, worker_environment
+from nvcf_agent.errors import LaunchError, StartError, Unsupported
+from nvcf_agent.health import readiness
+from nvcf_agent.inventory import Inventory, Limits
 from nvcf_agent.leftovers import kill_leftovers
 from nvcf_agent.output import RotatingLog, Tail, generation, pump
 from nvcf_broker.errors import ProcessError
 from nvcf_broker.files import private_directory
-from nvcf_broker.process import describe_exit, free_port, signal_group, spawn, stop_process
+from nvcf_broker.process import free_port, signal_group, spawn, stop_process
+from nvcf_proto.models import ProcessSource
 
 _log = logging.getLogger(__name__)
 
-DEFAULT_CAPACITY = 256
 # A process that a worker started may keep its pipes open; the worker's own output has arrived by then.
 _DRAIN_SECONDS = 2.0
 _LOGS_KEPT = 20
@@ -37,59 +40,89 @@ class _Child:
     process: asyncio.subprocess.Process
     health_port: int
     log: RotatingLog
+    limits: Limits
+    group: Group | None
+    machine_oom_kills: int
+    told_to_leave: bool = False
     errors: Tail = field(default_factory=Tail)
     task: asyncio.Task[None] | None = None
 
 
 class ProcessBackend:
-    """Runs instances below `data`: folders in `instances/ID/`, output in `logs/FUNCTION/ID.log`."""
+    """Runs instances below `data`: folders in `instances/ID/`, output in `logs/FUNCTION/ID.log`.
 
-    def __init__(self, data: Path, *, capacity: int = DEFAULT_CAPACITY) -> None:
+    `cgroup` is the control group (version 2) that limited instances are put below; None: the agent's own.
+    """
+
+    def __init__(self, data: Path, inventory: Inventory | None = None, *, cgroup: Path | None = None) -> None:
         self._data = data.absolute()
         self._instances = self._data / "instances"
-        self._capacity = capacity
+        self._inventory = inventory or Inventory()
+        self._cgroup = cgroup
+        self._groups: Groups | None = None
         self._children: dict[str, _Child] = {}
         self._events: asyncio.Queue[Event] = asyncio.Queue()
 
-    async def prepare(self) -> None:
-        """End what a killed predecessor left and make the folders. Call it once before anything else."""
+    async def prepare(self, known: Collection[str]) -> None:
         await asyncio.to_thread(private_directory, self._instances)
+        # An agent that was killed took its workers with it, so nothing of what is known runs either.
         killed = await asyncio.to_thread(kill_leftovers, self._instances)
         if killed:
             _log.warning("ended %d processes that an earlier agent left behind", len(killed))
+        await asyncio.to_thread(self._open_groups)
+        for entry in await asyncio.to_thread(lambda: list(self._instances.iterdir())):
+            if entry.name not in known:
+                await self.forget(entry.name)
+
+    def _open_groups(self) -> None:
+        if not any(limits.any for _, limits in self._inventory.types):
+            return
+        try:
+            self._groups = Groups.open(self._data, self._cgroup)
+        except LimitsUnavailable as error:
+            _log.warning("memory and cpu limits of instance types are not enforced: %s", error)
 
     async def create(self, spec: InstanceSpec) -> Running:
         known = self._children.get(spec.instance_id)
         if known is not None:
             return known.running
-        if len(self._children) >= self._capacity:
-            raise NoCapacity(f"this cluster runs {self._capacity} instances already, its limit")
+        source = spec.order.process
+        if source is None:
+            raise Unsupported("this cluster runs processes; the function is a container image")
         try:
-            child = await self._start(spec)
+            child = await self._start(spec, source)
         except OSError as error:
             raise StartError(f"cannot prepare the instance's folder: {error}") from error
         self._children[spec.instance_id] = child
         child.task = asyncio.create_task(self._live(child), name=f"instance {spec.instance_id}")
         return child.running
 
-    async def _start(self, spec: InstanceSpec) -> _Child:
+    async def _start(self, spec: InstanceSpec, source: ProcessSource) -> _Child:
         places = await asyncio.to_thread(self._make_places, spec.instance_id)
         path = self._log_path(spec)
+        virtual_env = await asyncio.to_thread(_check_source, source)
+        group = await asyncio.to_thread(self._make_group, spec)
         log = await asyncio.to_thread(RotatingLog, path)
-        virtual_env = await asyncio.to_thread(_virtual_env, spec.source.python)
+        command = worker_command(source)
         try:
             process = await spawn(
-                spec.command(),
-                env=worker_environment(spec, places, os.environ, virtual_env),
-                cwd=Path(spec.source.working_directory),
+                group.command(command) if group is not None else command,
+                env=worker_environment(spec, source, places, os.environ, virtual_env),
+                cwd=Path(source.working_directory),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
             )
         except ProcessError as error:
             log.close()
-            raise StartError(str(error)) from error
+            raise LaunchError(str(error)) from error
         running = Running(spec.instance_id, str(path), pid=process.pid, health_port=places.health_port)
-        return _Child(running, process, places.health_port, log)
+        kills = await asyncio.to_thread(machine_oom_kills)
+        return _Child(running, process, places.health_port, log, spec.limits, group, kills)
+
+    def _make_group(self, spec: InstanceSpec) -> Group | None:
+        if self._groups is None or not spec.limits.any:
+            return None
+        return self._groups.make(spec.instance_id, spec.limits)
 
     def _make_places(self, instance_id: str) -> InstancePlaces:
         home = private_directory(self._instances / instance_id)
@@ -105,13 +138,12 @@ class ProcessBackend:
         )
 
     def _log_path(self, spec: InstanceSpec) -> Path:
-        # Function names follow a pattern without slashes; a record of another origin may not.
-        folder = re.sub(r"[^A-Za-z0-9_.-]", "_", spec.version.name).lstrip(".") or "function"
+        # Function names follow a pattern without slashes; a message of another origin may not.
+        folder = re.sub(r"[^A-Za-z0-9_.-]", "_", spec.order.function_name).lstrip(".") or "function"
         return self._data / "logs" / folder / f"{spec.instance_id}.log"
 
     async def _live(self, child: _Child) -> None:
         """Everything from the start of a process to the report of its end."""
-        instance_id = child.running.instance_id
         code = -signal.SIGKILL.value
         try:
             async with asyncio.TaskGroup() as group:
@@ -121,9 +153,9 @@ class ProcessBackend:
                     for stream, tail in outputs
                     if stream is not None
                 ]
-                waiting = group.create_task(self._report_ready(child))
+                watching = group.create_task(self._report_readiness(child))
                 await child.process.wait()
-                waiting.cancel()
+                watching.cancel()
                 # Whatever it started and left in its group ends with it.
                 code = await stop_process(child.process, 0)
                 await asyncio.wait(pumps, timeout=_DRAIN_SECONDS)
@@ -132,18 +164,34 @@ class ProcessBackend:
         finally:
             signal_group(child.process.pid, signal.SIGKILL)
             child.log.close()
-            del self._children[instance_id]
-            reason = "\n".join([describe_exit(code), *child.errors.lines()])
-            self._events.put_nowait(Ended(instance_id, reason))
+            del self._children[child.running.instance_id]
+            self._events.put_nowait(self._end_of(child, code))
 
-    async def _report_ready(self, child: _Child) -> None:
-        await wait_ready(child.health_port)
-        self._events.put_nowait(Ready(child.running.instance_id))
+    def _end_of(self, child: _Child, code: int) -> Ended:
+        in_group = child.group.oom_kills() if child.group is not None else 0
+        on_machine = machine_oom_kills() - child.machine_oom_kills
+        if child.group is not None:
+            child.group.remove()
+        category, how = describe_end(
+            code,
+            told_to_leave=child.told_to_leave,
+            limit=child.limits.memory,
+            group_oom_kills=in_group,
+            machine_oom_kills=on_machine,
+        )
+        return Ended(child.running.instance_id, "\n".join([how, *child.errors.lines()]), category)
+
+    async def _report_readiness(self, child: _Child) -> None:
+        instance_id = child.running.instance_id
+        async for why in readiness(child.health_port):
+            event = Ready(instance_id) if why is None else Unready(instance_id, f"not ready any more ({why})")
+            self._events.put_nowait(event)
 
     async def delete(self, instance_id: str, grace: float) -> None:
         child = self._children.get(instance_id)
         if child is None or child.task is None:
             return
+        child.told_to_leave = True
         await stop_process(child.process, grace)
         await asyncio.wait({child.task})
 
@@ -159,12 +207,6 @@ class ProcessBackend:
                 for number in range(10):
                     generation(old, number).unlink(missing_ok=True)
 
-    async def forget_unknown(self, known: set[str]) -> None:
-        """Remove the folders of instances that nobody knows any more."""
-        for entry in await asyncio.to_thread(lambda: list(self._instances.iterdir())):
-            if entry.name not in known:
-                await self.forget(entry.name)
-
     async def list(self) -> list[Running]:
         return [child.running for child in self._children.values()]
 
@@ -172,11 +214,11 @@ class ProcessBackend:
         while True:
             yield await self._events.get()
 
-    async def capacity(self) -> Capacity:
-        return Capacity(self._capacity, len(self._children))
+    async def capacity(self) -> Inventory:
+        return self._inventory
 
     async def close(self, grace: float) -> None:
-        """End all instances at the same time."""
+        """End all instances at the same time: a process cannot outlive its agent."""
         await asyncio.gather(*(self.delete(instance_id, grace) for instance_id in list(self._children)))
 
 
@@ -186,7 +228,9 @@ def _modified(path: Path) -> float:
     return 0.0
 
 
-def _virtual_env(python: str) -> Path | None:
-    """The virtual environment that an interpreter belongs to, if any."""
-    root = Path(python).parent.parent
+def _check_source(source: ProcessSource) -> Path | None:
+    """The virtual environment that the interpreter belongs to, if any. Raises `LaunchError`."""
+    if not os.access(source.python, os.X_OK):
+        raise LaunchError(f"cannot start {source.python}: there is no such program")
+    root = Path(source.python).parent.parent
     return root if (root / "pyvenv.cfg").is_file() else None

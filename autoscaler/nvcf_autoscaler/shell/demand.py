@@ -1,4 +1,4 @@
-"""Demand of a version, added up over gateways that come, go and start again. Pure."""
+"""Demand of a version: counters that only grow, out of what the queue and the gateways say. Pure."""
 
 from __future__ import annotations
 
@@ -8,12 +8,28 @@ from nvcf_proto.compute import DemandReport
 
 
 @dataclass
-class VersionDemand:
-    """Counters that only grow, whatever happens to single gateways."""
+class Arrivals:
+    """Requests that ever came, from samples of how many the queue has stored.
 
-    arrivals: int = 0
-    completions: int = 0
-    demand_seconds: float = 0.0
+    The queue's number is exact and not late, and it outlives gateways; it falls when requests are cancelled
+    before they were delivered, or when the queue is made anew. What it had before the first sample counts
+    once.
+    """
+
+    count: int = 0
+    _last: int | None = None
+
+    def sample(self, stored: int) -> None:
+        """One look at the queue."""
+        self.count += max(0, stored - (0 if self._last is None else self._last))
+        self._last = stored
+
+
+@dataclass
+class GatewayTime:
+    """Integral over time of requests that wait at gateways, which come, go and start again."""
+
+    seconds: float = 0.0
     _last: dict[str, DemandReport] = field(default_factory=dict)
 
     def take(self, report: DemandReport) -> None:
@@ -22,19 +38,9 @@ class VersionDemand:
         if last is not None and report.at <= last.at:
             return
         self._last[report.gateway_id] = report
-        restarted = last is None or report.arrivals < last.arrivals
-        if last is None or restarted:
-            self.arrivals += report.arrivals
-            self.completions += report.completions
-            self.demand_seconds += report.busy_seconds
-            return
-        self.arrivals += report.arrivals - last.arrivals
-        self.completions += max(0, report.completions - last.completions)
-        self.demand_seconds += max(0.0, report.busy_seconds - last.busy_seconds)
-
-    def at_least(self, arrivals: int) -> None:
-        """The queue has seen this many: reports are a second late, and none comes of a dead gateway."""
-        self.arrivals = max(self.arrivals, arrivals)
+        if last is not None:
+            restarted = report.arrivals < last.arrivals or report.busy_seconds < last.busy_seconds
+            self.seconds += report.busy_seconds - (0.0 if restarted else last.busy_seconds)
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """One leader among replicas: a lease in a key-value bucket, renewed while it is held.
 
 A replica takes the lease over when its record has not changed for TTL as seen by its own clock, so clocks
-need not agree. Who holds it stops acting well before others may take it: a leader that was paused finds its time
-over before its first action.
+need not agree. Who holds it stops acting well before others may take it: a leader that was paused finds its
+time over before its first action.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from typing import Any, Self
 
 from nvcf_broker.errors import BrokerError, KeyExistsError, RevisionConflictError
 from nvcf_broker.kv import KvMirror
+from nvcf_broker.requests import raise_if_cancelled
 from nvcf_proto.models import Record
 from nvcf_proto.records import Fields
 
 _log = logging.getLogger(__name__)
 
 LEASES_BUCKET = "nvcf_leases"
-TTL = 3.0
-RENEW_EVERY = 0.75
+TTL = 2.5
+RENEW_EVERY = 0.5
 SAFE_SHARE = 0.7
 
 
@@ -41,6 +42,28 @@ class LeaseRecord(Record):
         return cls(fields.text("holder"), fields.integer("count", maximum=2**62))
 
 
+class Turn:
+    """Whether the replica `holder` may write the lease. Pure: instants of any clock that only grows."""
+
+    def __init__(self, holder: str) -> None:
+        self._holder = holder
+        self._seen_revision = -1
+        self._seen_at = float("-inf")
+
+    def may_take(self, stored: tuple[int, LeaseRecord] | None, now: float) -> bool:
+        """With what is `stored` now (revision and record): it is free, one's own, or over."""
+        if stored is None:
+            return True
+        revision, record = stored
+        if revision != self._seen_revision:
+            self._seen_revision, self._seen_at = revision, now
+        return record.holder == self._holder or now - self._seen_at >= TTL
+
+    def wrote(self, revision: int, now: float) -> None:
+        """The lease has been written by this replica."""
+        self._seen_revision, self._seen_at = revision, now
+
+
 class Lease:
     """The lease `key` for the replica `holder`. `clock` is monotonic, in seconds."""
 
@@ -51,9 +74,8 @@ class Lease:
         self._key = key
         self._holder = holder
         self._clock = clock
+        self._turn = Turn(holder)
         self._held_until = float("-inf")
-        self._seen_revision = -1
-        self._seen_at = float("-inf")
 
     @property
     def held(self) -> bool:
@@ -64,9 +86,10 @@ class Lease:
         """Take and renew the lease until cancelled; `changed(held)` is called at each change."""
         before = False
         while True:
+            raise_if_cancelled()
             started = self._clock()
             try:
-                if await self._try():
+                if await self._try(started):
                     self._held_until = started + TTL * SAFE_SHARE
             except BrokerError as error:
                 _log.warning("lease not renewed: %s", error)
@@ -86,21 +109,17 @@ class Lease:
             except BrokerError as error:
                 _log.info("lease not given up: %s", error)
 
-    async def _try(self) -> bool:
+    async def _try(self, now: float) -> bool:
         entry = self._mirror.entry(self._key)
-        now = self._clock()
+        if not self._turn.may_take(None if entry is None else (entry.revision, entry.value), now):
+            return False
         try:
             if entry is None:
-                await self._mirror.create(self._key, LeaseRecord(self._holder, 1))
-                return True
-            if entry.revision != self._seen_revision:
-                self._seen_revision, self._seen_at = entry.revision, now
-            mine = entry.value.holder == self._holder
-            if not mine and now - self._seen_at < TTL:
-                return False
-            record = LeaseRecord(self._holder, entry.value.count + 1)
-            self._seen_revision = await self._mirror.update(self._key, record, entry.revision)
+                revision = await self._mirror.create(self._key, LeaseRecord(self._holder, 1))
+            else:
+                record = LeaseRecord(self._holder, entry.value.count + 1)
+                revision = await self._mirror.update(self._key, record, entry.revision)
         except (KeyExistsError, RevisionConflictError):
             return False
-        self._seen_at = now
+        self._turn.wrote(revision, self._clock())
         return True

@@ -11,21 +11,28 @@ from nvcf_proto.compute import Cluster
 from nvcf_proto.models import Deployment, DeploymentSpecification, ScalingRule
 
 
-def specification_ids(deployment: Deployment) -> tuple[str, ...]:
-    """Ids of a deployment's specifications, in preferred order."""
-    return tuple(spec.id(index) for index, spec in enumerate(deployment.specifications))
+def specifications_of(deployment: Deployment) -> dict[str, DeploymentSpecification]:
+    """A deployment's specifications by id, in preferred order.
+
+    Ids say all that an instance is started with: if that changes, the instance is one of another
+    specification and is replaced.
+    """
+    return {
+        f"{spec.id(index)}-{spec.max_request_concurrency}x{spec.gpus_per_instance}": spec
+        for index, spec in enumerate(deployment.specifications)
+    }
 
 
 def settings_of(deployment: Deployment) -> ScalingSettings:
     """Bounds and preferences of a deployment. Raises InvalidSettings."""
     specifications = tuple(
         SpecificationSettings(
-            id=spec.id(index),
+            id=specification_id,
             min_instances=spec.min_instances,
             max_instances=spec.max_instances,
             max_request_concurrency=spec.max_request_concurrency,
         )
-        for index, spec in enumerate(deployment.specifications)
+        for specification_id, spec in specifications_of(deployment).items()
     )
     wanted = deployment.scaling
     if wanted is None:

@@ -10,7 +10,7 @@ from nvcf_autoscaler.shell.view import Standing, placed
 from nvcf_proto.models import Instance, InstanceState
 
 PENDING_EXPIRES = 20.0
-PENDING_RESEND = 3.0
+RESEND_AFTER = 3.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,14 @@ class Terminate:
 
 
 @dataclass(frozen=True)
+class ResendEnd:
+    """The termination message of an instance whose agent has not answered; `attempt` counts them."""
+
+    instance: Instance
+    attempt: int
+
+
+@dataclass(frozen=True)
 class GiveUp:
     """An instance that nobody runs: its record is closed, so that it is replaced."""
 
@@ -45,38 +53,57 @@ class GiveUp:
     reason: str
 
 
-Action = Create | Resend | Terminate | GiveUp
+Action = Create | Resend | Terminate | ResendEnd | GiveUp
 
 
 def housekeeping(now: float, stands: Standing) -> list[Action]:
     """What the records themselves ask for, whatever is desired."""
-    actions: list[Action] = [GiveUp(each, f"cluster {each.cluster_id} is silent") for each in stands.lost]
+    actions: list[Action] = [
+        GiveUp(each, f"nothing was heard of cluster {each.cluster_id}") for each in stands.lost
+    ]
     for instance in (*stands.up, *stands.stale):
         if instance.state is not InstanceState.PENDING:
             continue
         age = now - instance.created_at
         if age > PENDING_EXPIRES:
             actions.append(GiveUp(instance, f"no agent took it up within {PENDING_EXPIRES:g} s"))
-        elif age > PENDING_RESEND:
+        elif age > RESEND_AFTER:
             actions.append(Resend(instance))
+    for instance in stands.ending:
+        if instance.state is InstanceState.TERMINATING or instance.draining_since is None:
+            continue
+        waited = now - instance.draining_since
+        if instance.state is InstanceState.PENDING and waited > PENDING_EXPIRES:
+            actions.append(GiveUp(instance, "it is not needed any more, and no agent took it up"))
+        elif waited > RESEND_AFTER:
+            actions.append(ResendEnd(instance, int(waited / RESEND_AFTER)))
     return actions
 
 
-def shrink(stands: Standing, desired: Mapping[str, int]) -> list[Action]:
-    """Which instances end: those beyond what is desired, and stale ones once their successors serve."""
+def shrink(stands: Standing, desired: Mapping[str, int], unplaced: int = 0) -> list[Action]:
+    """Which instances end: those beyond what is desired, and stale ones once their successors serve.
+
+    `unplaced` successors found no room: as many stale ones make some.
+    """
     actions: list[Action] = []
     for specification_id, instances in stands.current.items():
         excess = len(instances) - desired.get(specification_id, 0)
         if excess > 0:
-            ids = {each.id for each in endings([placed(one) for one in instances], excess)}
-            ended = tuple(each for each in instances if each.id in ids)
-            actions.append(Terminate(ended, "fewer instances are needed"))
+            actions.append(Terminate(_last(instances, excess), "fewer instances are needed"))
     if stands.stale:
         running = sum(each.state is InstanceState.RUNNING for each in stands.up)
         wanted = sum(desired.values())
-        if running >= min(wanted, max(1, len(stands.stale))) or not wanted:
+        if running >= min(wanted, len(stands.stale)):
             actions.append(Terminate(stands.stale, "the deployment has changed"))
+        elif unplaced:
+            making_room = _last(stands.stale, unplaced)
+            actions.append(Terminate(making_room, "the deployment has changed, and its successor needs room"))
     return actions
+
+
+def _last(instances: Sequence[Instance], count: int) -> tuple[Instance, ...]:
+    ids = {each.id for each in endings([placed(one) for one in instances], count)}
+    return tuple(each for each in instances if each.id in ids)
 
 
 def grow(specification_id: str, placement: Placement) -> list[Action]:

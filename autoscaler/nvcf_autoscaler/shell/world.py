@@ -8,7 +8,9 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from nvcf_autoscaler.placement import Cluster as PlacementCluster
-from nvcf_autoscaler.shell.mapping import clusters_of
+from nvcf_autoscaler.shell.mapping import clusters_of, specifications_of
+from nvcf_autoscaler.shell.orders import ORDERS_BUCKET, Order
+from nvcf_autoscaler.shell.view import devices_of, first_heard
 from nvcf_broker.connection import BrokerClient
 from nvcf_broker.kv import KvMirror
 from nvcf_proto.compute import CLUSTERS_BUCKET, Cluster
@@ -19,15 +21,27 @@ from nvcf_proto.models import (
     Deployment,
     FunctionVersion,
     Instance,
+    InstanceState,
 )
 
 
 class World:
-    """Versions, deployments, instances and clusters; `changed(version_id)` is called when one's changes."""
+    """Versions, deployments, instances and clusters.
 
-    def __init__(self, client: BrokerClient, changed: Callable[[str], None], replicas: int = 1) -> None:
+    `changed(version_id)` is called when something of a version changes, `capacity_changed()` when a cluster
+    comes, goes or has other things free.
+    """
+
+    def __init__(
+        self,
+        client: BrokerClient,
+        changed: Callable[[str], None],
+        capacity_changed: Callable[[], None],
+        replicas: int = 1,
+    ) -> None:
         self._changed = changed
-        self._heard: dict[str, float] = {}
+        self._capacity_changed = capacity_changed
+        self._heard: dict[str, tuple[float, Cluster]] = {}
         self._by_version: dict[str, dict[str, Instance]] = {}
         self.versions = KvMirror(
             client,
@@ -61,10 +75,18 @@ class World:
             on_change=self._cluster_changed,
             replicas=replicas,
         )
+        self.orders = KvMirror(
+            client,
+            ORDERS_BUCKET,
+            Order.from_json,
+            Order.to_json,
+            on_change=lambda key, _: changed(key),
+            replicas=replicas,
+        )
 
     async def start(self, stack: AsyncExitStack) -> None:
         """Follow all buckets until `stack` is closed; returns when each has been read once."""
-        mirrors = (self.versions, self.deployments, self.instances, self.clusters)
+        mirrors = (self.versions, self.deployments, self.instances, self.clusters, self.orders)
         for mirror in mirrors:
             await stack.enter_async_context(mirror)
         await asyncio.gather(*(mirror.ready() for mirror in mirrors))
@@ -80,10 +102,19 @@ class World:
 
     def placement_clusters(self) -> tuple[PlacementCluster, ...]:
         """All clusters, with the instants at which this process last heard of them."""
-        now = time.time()
-        return clusters_of(
-            (record, self._heard.setdefault(record.id, now)) for record in self.clusters.values()
-        )
+        return clusters_of((record, heard_at) for heard_at, record in self._heard.values())
+
+    def pending_devices(self) -> dict[str, int]:
+        """Devices that instances will take whose agents have not chosen any yet, by key."""
+        found = {}
+        for version_id, instances in self._by_version.items():
+            pending = [each for each in instances.values() if each.state is InstanceState.PENDING]
+            deployment = self.deployments.get(version_id) if pending else None
+            specifications = {} if deployment is None else specifications_of(deployment)
+            for each in pending:
+                spec = specifications.get(each.specification_id or "")
+                found[each.key] = 1 if spec is None else devices_of(spec)
+        return found
 
     def _instance_changed(self, key: str, instance: Instance | None) -> None:
         version_id, _, instance_id = key.partition(".")
@@ -97,7 +128,15 @@ class World:
         self._changed(version_id)
 
     def _cluster_changed(self, key: str, cluster: Cluster | None) -> None:
+        before = self._heard.get(key)
         if cluster is None:
             self._heard.pop(key, None)
-        else:
-            self._heard[key] = time.time()
+            self._capacity_changed()
+            return
+        now = time.time()
+        if before is None:
+            self._heard[key] = (first_heard(now, cluster.heartbeat_at), cluster)
+        elif cluster.heartbeat_at != before[1].heartbeat_at:
+            self._heard[key] = (now, cluster)
+        if before is None or (cluster.pools, cluster.draining) != (before[1].pools, before[1].draining):
+            self._capacity_changed()

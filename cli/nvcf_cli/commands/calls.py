@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from nvcf_cli.api import Api, Json
-from nvcf_cli.catalog import require_function
+from nvcf_cli.catalog import FINISHED, require_function
 from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.invoking import Call, invoke, parse_headers
 from nvcf_cli.options import Access, DataOption, KeyFileOption, NameArgument, UrlOption
@@ -175,17 +175,17 @@ async def _follow(
         show(key, line)
 
 
-def _log_paths(records: list[Json], folder: Path, instance: str | None) -> dict[str, Path]:
+def _log_paths(records: list[Json], folders: list[Path], instance: str | None) -> dict[str, Path]:
     """Log files by instance id: of the present instances, else of the last one there was."""
-    found = {
-        str(each.get("instanceId")): Path(str(each["logPath"])) for each in records if each.get("logPath")
-    }
-    found = {key: path for key, path in found.items() if instance in (None, key)}
+    named = [each for each in records if each.get("logPath") and instance in (None, each.get("instanceId"))]
+    live = [each for each in named if each.get("state") not in FINISHED]
+    found = {str(each.get("instanceId")): Path(str(each["logPath"])) for each in live}
     missing = next((path for path in found.values() if not path.exists()), None)
     if missing is not None:
         raise CliError(f"the log is on the machine of the function's agent, at {missing}")
-    if not found and folder.is_dir():
-        old = sorted(folder.glob(f"{instance or '*'}.log"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        listed = [path for folder in folders for path in folder.glob(f"{instance or '*'}.log")]
+        old = sorted(listed, key=lambda path: path.stat().st_mtime)
         found = {path.stem: path for path in old[-1:]}
     return found
 

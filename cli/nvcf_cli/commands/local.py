@@ -1,6 +1,7 @@
 """`nvcf up`, `nvcf down`, `nvcf status`."""
 
 import asyncio
+import contextlib
 import os
 import shlex
 import signal
@@ -16,12 +17,14 @@ from rich.text import Text
 
 from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.options import Access, DataOption, JsonOption
+from nvcf_cli.parts import SIMULATED_GPU, ClusterPlan
 from nvcf_cli.screen import age, console, print_json, print_table
 from nvcf_cli.state import Installation, PlatformState, only_platform, read_state, running_pid
 from nvcf_cli.up import UpOptions, run_platform
 
 _START_SECONDS = 100.0
 _STOP_SECONDS = 60.0
+_EXIT_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 
 
@@ -47,12 +50,29 @@ def up(
             metavar="FILE", help="For --nats: seed of its auth callout's issuer.", show_default=False
         ),
     ] = None,
+    clusters: Annotated[
+        int, typer.Option(min=1, max=16, help="Clusters to divide this machine into, each with an agent.")
+    ] = 1,
+    gpus: Annotated[int, typer.Option(min=0, max=1024, help="Simulated GPUs of each cluster.")] = 0,
+    gpu_name: Annotated[str, typer.Option(metavar="NAME", help="What they are called.")] = SIMULATED_GPU,
+    cpu_slots: Annotated[
+        int | None,
+        typer.Option(min=0, help="Most instances without a GPU in each. [default: 256]", show_default=False),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Limit of each instance, like 512M or 2G.", show_default=False),
+    ] = None,
+    cpus: Annotated[
+        float | None,
+        typer.Option(min=0.01, metavar="NUMBER", help="Limit of each instance.", show_default=False),
+    ] = None,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return once it is up; nvcf down ends it.")
     ] = False,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
-    """Run the platform on this machine: broker, gateway and agent.
+    """Run the platform on this machine: broker, gateway, agents and autoscaler.
 
     Ctrl-C ends everything in order, a second one at once. Children that crash are started again.
 
@@ -61,12 +81,15 @@ def up(
       nvcf up
       nvcf up --http-port 9000 --data ./platform
       nvcf up --detach
+      nvcf up --clusters 2 --gpus 4
       nvcf up --nats nats://broker:4222 --nats-credentials broker.credentials
     """
     if log_level.lower() not in ("debug", "info", "warning", "error"):
         raise UsageError(f"--log-level {log_level}: debug, info, warning or error expected")
     if nats is None and (nats_credentials or callout_seed):
         raise UsageError("--nats-credentials and --callout-seed belong to a broker given by --nats")
+    plan = ClusterPlan(clusters, gpus, gpu_name, cpu_slots, memory, cpus)
+    plan.check()
     installation = Access(data=data).installation
     if detach:
         _detach(installation)
@@ -77,6 +100,7 @@ def up(
         nats=nats,
         nats_credentials=nats_credentials.absolute() if nats_credentials else None,
         callout_seed=callout_seed.absolute() if callout_seed else None,
+        clusters=plan,
         log_level=log_level.lower(),
     )
     out = console()
@@ -85,7 +109,7 @@ def up(
         out.print(Text(text))
 
     with only_platform(installation):
-        say("starting broker, gateway and agent")
+        say("starting broker, gateway, agents and autoscaler")
         asyncio.run(run_platform(options, on_ready=lambda state: say(greeting(state)), say=say))
         say("everything is stopped")
 
@@ -173,7 +197,17 @@ def down(
         if time.monotonic() > deadline:
             raise CliError(f"process {pid} is still ending after {_STOP_SECONDS:g} s: try nvcf down --kill")
         time.sleep(_POLL_SECONDS)
+    _wait_gone(pid)
     console().print(Text("everything is stopped"))
+
+
+def _wait_gone(pid: int) -> None:
+    """Let a process that has given up its lock end. One that nobody reaps is not waited for any longer."""
+    deadline = time.monotonic() + _EXIT_SECONDS
+    with contextlib.suppress(OSError):
+        while time.monotonic() < deadline:
+            os.kill(pid, 0)
+            time.sleep(_POLL_SECONDS)
 
 
 def status(data: DataOption = None, as_json: JsonOption = False) -> None:

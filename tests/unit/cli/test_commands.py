@@ -19,7 +19,6 @@ from nvcf_cli.deploying import (
     DeployRequest,
     find_file,
     find_python,
-    judge,
     name_from_file,
     parse_environment,
     split_target,
@@ -28,6 +27,9 @@ from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.invoking import Call, guess_content_type, parse_headers, request_of
 from nvcf_cli.keys import ensure_keys, read_key
 from nvcf_cli.main import run
+from nvcf_cli.parts import Addresses, ClusterPlan, agent_spec, autoscaler_spec, gateway_spec
+from nvcf_cli.progress import judge
+from nvcf_cli.scaling import Scale
 from nvcf_cli.screen import age
 from nvcf_cli.state import (
     ChildState,
@@ -40,7 +42,7 @@ from nvcf_cli.state import (
 )
 from nvcf_cli.tailing import LogFile, readable
 from nvcf_cli.target import find_target
-from nvcf_cli.up import Addresses, agent_spec, choose_http_port, gateway_spec
+from nvcf_cli.up import choose_http_port
 from nvcf_proto.models import NAME_PATTERN, ApiKey, Scope
 from nvcf_proto.records import Fields
 
@@ -91,11 +93,12 @@ def test_files_and_pythons_that_are_not_there_are_named(tmp_path: Path) -> None:
 
 
 def test_the_bodies_of_a_deployment() -> None:
-    request = DeployRequest("hello", Path("/code/f.py"), "run", Path("/bin/python"), {"A": "1"}, 3, 2)
+    scale = Scale(3, 3, 2)
+    request = DeployRequest("hello", Path("/code/f.py"), "run", Path("/bin/python"), {"A": "1"}, scale)
     process = request.version()["process"]
     assert process["workingDirectory"] == "/code"
     assert process["handler"] == "run"
-    specification = request.specification()
+    (specification,) = request.scale.deployment()["deploymentSpecifications"]
     assert (specification["minInstances"], specification["maxInstances"]) == (3, 3)
 
 
@@ -106,11 +109,17 @@ def record(state: str, reason: str | None = None, **more: Any) -> dict[str, Any]
 @pytest.mark.parametrize(
     ("records", "ready", "text", "failure"),
     [
-        ([], 0, "waiting for the agent", None),
+        ([], 0, "waiting for an instance", None),
         ([record("STARTING")], 0, "starting", None),
         ([record("RUNNING"), record("STARTING")], 1, "starting (1 of 2 ready)", None),
         ([record("RUNNING"), record("RUNNING")], 2, "starting (2 of 2 ready)", None),
-        ([record("FAILED", "exit code 1\nboom")], 0, "failed", "exit code 1\nboom"),
+        ([record("FAILED", "crash: exit code 1\nboom")], 0, "failed", "exit code 1\nboom"),
+        ([record("FAILED", "not-ready: not ready after 5 s")], 0, "failed", "not ready after 5 s"),
+        ([record("FAILED", "exit code 1")], 0, "failed", "exit code 1"),
+        ([record("FAILED", "capacity: 4 SIM wanted")], 0, "waiting: 4 SIM wanted", None),
+        ([record("FAILED", "capacity: full"), record("RUNNING")], 1, "waiting: full", None),
+        ([record("STARTING", "waiting: no token: HTTP 503")], 0, "waiting: no token: HTTP 503", None),
+        ([record("TERMINATING", "fewer are wanted")], 0, "starting", None),
         ([record("STARTING", "exit code 1")], 0, "failed", "exit code 1"),
         ([record("PENDING", "no token: HTTP 503")], 0, "waiting: no token: HTTP 503", None),
     ],
@@ -303,12 +312,24 @@ def test_command_lines_of_the_parts_hold_files_and_no_secrets(tmp_path: Path) ->
     installation = Installation(tmp_path)
     ensure_keys(installation)
     addresses = Addresses("127.0.0.1:1", "127.0.0.1:2", "nats://127.0.0.1:3", tmp_path / "c", tmp_path / "s")
-    for spec in (gateway_spec(installation, addresses, "info"), agent_spec(installation, addresses, "info")):
+    plan = ClusterPlan(2, gpus=4, memory="1G", cpus=0.5)
+    specs = [
+        gateway_spec(installation, addresses, "info"),
+        autoscaler_spec(installation, addresses, "info"),
+        *(agent_spec(installation, addresses, plan, cluster, "info") for cluster in plan.ids()),
+    ]
+    for spec in specs:
         line = " ".join(spec.command)
         assert str(tmp_path / "c") in line
         assert not any(read_key(path) in line for path in (installation.admin_key, installation.agent_key))
     bare = Addresses("127.0.0.1:1", "127.0.0.1:2", "nats://broker:4222", None, None)
     assert "--nats-credentials" not in gateway_spec(installation, bare, "info").command
+    assert [spec.name for spec in specs[2:]] == ["agent-local-1", "agent-local-2"]
+    line = " ".join(specs[2].command)
+    assert "--gpu SIM=4 --instance-type process,memory=1G,cpus=0.5" in line
+    assert f"--data {tmp_path}/clusters/local-1" in line
+    only = agent_spec(installation, addresses, ClusterPlan(), "local", "info")
+    assert (only.name, f"--data {tmp_path} " in " ".join(only.command)) == ("agent", True)
 
 
 def test_ports() -> None:
@@ -331,6 +352,11 @@ def test_the_greeting_names_the_keys_file(tmp_path: Path) -> None:
         (["functions"], 1, "nvcf up"),
         (["up", "--log-level", "loud"], 2, "loud"),
         (["up", "--callout-seed", "x"], 2, "--nats"),
+        (["up", "--memory", "much"], 2, "512M"),
+        (["up", "--gpus", "2", "--gpu-name", "CPU"], 2, "--gpu"),
+        (["deploy", "f.py", "--min", "3", "--max", "2"], 2, "--max 2 is below --min 3"),
+        (["deploy", "f.py", "-n", "1", "--max", "2"], 2, "--instances"),
+        (["deploy", "f.py", "--gpus-per-instance", "2"], 2, "--gpu NAME"),
     ],
 )
 def test_mistakes_are_one_line_and_an_exit_code(
@@ -350,7 +376,8 @@ def test_mistakes_are_one_line_and_an_exit_code(
 
 
 def test_every_command_explains_itself_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("up", "down", "status", "deploy", "undeploy", "functions", "instances", "invoke", "logs"):
+    names = ["up", "down", "status", "deploy", "undeploy", "functions", "instances", "clusters", "invoke"]
+    for name in [*names, "logs", "events", "scaling"]:
         assert run([name, "--help"]) == 0
         said = capsys.readouterr().out
         assert "Examples:" in said

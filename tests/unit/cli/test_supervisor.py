@@ -106,9 +106,13 @@ async def test_a_probe_that_fails_ends_the_child(tmp_path: Path) -> None:
 async def test_stopping_during_the_wait_for_a_restart_starts_nothing(tmp_path: Path) -> None:
     changes = Changes()
     slow = RestartPolicy(initial=600, factor=1, maximum=600, stable_after=60)
-    spec = ChildSpec("part", [sys.executable, "-c", READY], tmp_path / "part.log")
+    spec = ChildSpec("part", [sys.executable, "-c", STEADY], tmp_path / "part.log")
     one = Child(spec, changes, restarts=slow)
     await one.start()
+    for number in (1, 2):
+        running = (await changes.until(number, "running"))[-1]
+        assert running.state.pid is not None
+        os.kill(running.state.pid, signal.SIGKILL)
     await changes.until(2, "waiting")
     async with asyncio.timeout(WAIT):
         await one.stop()
@@ -155,3 +159,40 @@ async def test_killing_a_tree_leaves_nothing(tmp_path: Path) -> None:
     async with asyncio.timeout(WAIT):
         await stopping
     assert not any(psutil.pid_exists(pid or 0) for pid in pids)
+
+
+async def test_a_group_starts_and_stops_together(tmp_path: Path) -> None:
+    """Each of two children waits for the other one: in a row neither would come up, or leave."""
+    script = (
+        "import os, pathlib, signal, time\n"
+        "here = pathlib.Path({folder!r})\n"
+        "def meet(what):\n"
+        "    (here / (what + {name!r})).touch()\n"
+        "    while not all((here / (what + each)).exists() for each in 'ab'):\n"
+        "        time.sleep(0.01)\n"
+        "meet('up')\n"
+        "def leave(*_):\n"
+        "    meet('down')\n"
+        "    os._exit(0)\n"
+        "signal.signal(signal.SIGTERM, leave)\n"
+    )
+    tree, changes = Tree(), Changes()
+    texts = {name: script.format(folder=str(tmp_path), name=name) + STEADY for name in "ab"}
+    async with asyncio.timeout(WAIT):
+        await tree.add(
+            *(child(tmp_path, text, changes, name=name, grace=600) for name, text in texts.items())
+        )
+        await tree.stop()
+    assert (tmp_path / "downa").exists()
+
+
+async def test_one_bad_child_of_a_group_is_told(tmp_path: Path) -> None:
+    tree, changes = Tree(), Changes()
+    with pytest.raises(CliError, match=r"the bad does not start \(exit code 3\)"):
+        await tree.add(
+            child(tmp_path, STEADY, changes, name="good"),
+            child(tmp_path, "import sys\nsys.exit(3)\n", changes, name="bad"),
+        )
+    await tree.stop()
+    (good,) = await changes.until(1, "running")
+    assert not psutil.pid_exists(good.state.pid or 0)

@@ -1,0 +1,151 @@
+"""What a cluster has, what its instances take of it, and what is left. Pure.
+
+What is taken follows from the instances alone, so nothing can leak: an instance holds its share from the
+moment it is accepted until nothing of it runs any more.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from nvcf_agent.errors import AgentError, NoCapacity, Unsupported
+from nvcf_proto.compute import CreationMessage, GpuPool
+
+CPU = "CPU"
+DEFAULT_TYPE = "process"
+DEFAULT_CPU_SLOTS = 256
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Most that one instance may use: bytes of memory, processors (0.5 is half of one). None: no limit."""
+
+    memory: int | None = None
+    cpus: float | None = None
+
+    @property
+    def any(self) -> bool:
+        """Whether something is limited at all."""
+        return self.memory is not None or self.cpus is not None
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Everything of a cluster that instances can have.
+
+    `gpus` are names with counts; devices are numbered through in this order, as CUDA numbers them. `types`
+    are the instance types of this cluster with their limits. A CPU instance takes a slot, a GPU instance
+    its GPUs (at least one).
+    """
+
+    cpu_slots: int = DEFAULT_CPU_SLOTS
+    gpus: tuple[tuple[str, int], ...] = ()
+    types: tuple[tuple[str, Limits], ...] = ((DEFAULT_TYPE, Limits()),)
+
+    def limits(self, instance_type: str) -> Limits:
+        """Limits of an instance type. Raises `Unsupported` for one that is not here."""
+        for name, limits in self.types:
+            if name == instance_type:
+                return limits
+        known = ", ".join(name for name, _ in self.types)
+        raise Unsupported(f"this cluster has no instance type {instance_type}, only {known}")
+
+    def devices(self, gpu: str) -> tuple[int, ...]:
+        """Numbers of the GPUs of one name."""
+        first = 0
+        found: list[int] = []
+        for name, count in self.gpus:
+            if name == gpu:
+                found.extend(range(first, first + count))
+            first += count
+        return tuple(found)
+
+    def place(self, order: CreationMessage, taken: Iterable["Share"]) -> "Share":
+        """The share that a new instance gets. Raises `NoCapacity` and `Unsupported`."""
+        self.limits(order.instance_type)
+        held = list(taken)
+        if order.gpu == CPU:
+            used = sum(share.slots for share in held)
+            if used >= self.cpu_slots:
+                raise NoCapacity(f"all {self.cpu_slots} CPU slots of this cluster are taken")
+            return Share(slots=1)
+        there = self.devices(order.gpu)
+        if not there:
+            names = ", ".join(name for name, _ in self.gpus) or "none"
+            raise Unsupported(f"this cluster has no GPU {order.gpu} (it has: {names})")
+        free = self._free(there, held)
+        wanted = max(1, order.gpus_per_instance)
+        if wanted > len(free):
+            raise NoCapacity(f"{wanted} {order.gpu} wanted, {len(free)} of {len(there)} free")
+        return Share(devices=free[:wanted])
+
+    @staticmethod
+    def _free(there: tuple[int, ...], held: list["Share"]) -> tuple[int, ...]:
+        taken = {device for share in held for device in share.devices}
+        return tuple(device for device in there if device not in taken)
+
+    def pools(self, taken: Iterable["Share"]) -> tuple[GpuPool, ...]:
+        """What the cluster reports: CPU slots and single GPUs for each instance type; types share them."""
+        held = list(taken)
+        kinds = {CPU: (self.cpu_slots, max(0, self.cpu_slots - sum(share.slots for share in held)))}
+        for name in dict(self.gpus):
+            there = self.devices(name)
+            kinds[name] = (len(there), len(self._free(there, held)))
+        return tuple(
+            GpuPool(gpu, instance_type, total, free)
+            for gpu, (total, free) in kinds.items()
+            if total
+            for instance_type, _ in self.types
+        )
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one instance holds: CPU slots and numbers of GPUs."""
+
+    slots: int = 0
+    devices: tuple[int, ...] = ()
+
+    @property
+    def visible_devices(self) -> str | None:
+        """As CUDA_VISIBLE_DEVICES; None for an instance without GPUs."""
+        return ",".join(map(str, self.devices)) or None
+
+
+def parse_gpus(text: str) -> tuple[str, int]:
+    """`NAME=COUNT`. Raises `AgentError`."""
+    name, separator, count = text.partition("=")
+    if not separator or not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", name) or name == CPU:
+        raise AgentError(f"--gpu {text}: NAME=COUNT expected, for example L40S=4")
+    if not count.isdigit() or not 1 <= int(count) <= 1024:
+        raise AgentError(f"--gpu {text}: a count from 1 to 1024 expected")
+    return name, int(count)
+
+
+def parse_instance_type(text: str) -> tuple[str, Limits]:
+    """`NAME[,memory=SIZE][,cpus=NUMBER]`, sizes like 512M or 2G (powers of 1024). Raises `AgentError`."""
+    name, *parts = text.split(",")
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", name):
+        raise AgentError(f"--instance-type {text}: NAME[,memory=SIZE][,cpus=NUMBER] expected")
+    values: Mapping[str, str] = dict(part.partition("=")[::2] for part in parts)
+    unknown = set(values) - {"memory", "cpus"}
+    if unknown:
+        raise AgentError(f"--instance-type {text}: {min(unknown)} is not known, only memory and cpus")
+    memory = parse_size(values["memory"]) if "memory" in values else None
+    cpus = _processors(values["cpus"], text) if "cpus" in values else None
+    return name, Limits(memory, cpus)
+
+
+def parse_size(value: str) -> int:
+    """Bytes out of `512M`, `2G` (powers of 1024). Raises `AgentError`."""
+    match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)(i?B)?", value)
+    if match is None or int(match[1]) == 0:
+        raise AgentError(f"{value} is no size of memory, write 512M or 2G")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _processors(value: str, text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,3})?", value) or float(value) < 0.01:
+        raise AgentError(f"--instance-type {text}: cpus={value} is no number of processors (0.01 and more)")
+    return float(value)

@@ -1,0 +1,174 @@
+"""A cluster's creation and termination messages: work queues, one durable consumer a cluster (section 6).
+
+A message is acknowledged when its handler has returned: what it asks for has been written down by then.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import nats.errors
+from nats.aio.msg import Msg
+
+from nvcf_agent.errors import AgentError, StoreError
+from nvcf_broker.connection import BrokerClient, describe_error
+from nvcf_broker.requests import raise_if_cancelled
+from nvcf_proto.compute import cluster_consumer, work_stream_config
+from nvcf_proto.errors import ContractError
+from nvcf_proto.subjects import API_PREFIX, next_message_subject
+
+_log = logging.getLogger(__name__)
+
+BATCH = 32
+# Taking a message in is a matter of milliseconds, and doing it twice does nothing.
+ACK_WAIT_SECONDS = 5.0
+RETRY_SECONDS = 1.0
+PULL_SECONDS = 30.0
+HEARTBEAT_SECONDS = 5.0
+SILENCE_SECONDS = 3 * HEARTBEAT_SECONDS
+API_TIMEOUT_SECONDS = 5.0
+_NANOSECONDS = 1_000_000_000
+_STREAM_NAME_IN_USE = 10058
+_IDLE_HEARTBEAT = "100"
+_CONSUMER_GONE = "409"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One of the two work queues as a cluster reads it."""
+
+    stream: str
+    stream_subjects: str
+    filter_subject: str
+    cluster: str
+
+    @property
+    def consumer(self) -> str:
+        """Durable name, `{streamName}-{clusterID}`."""
+        return cluster_consumer(self.stream, self.cluster)
+
+    def consumer_config(self) -> dict[str, Any]:
+        """JetStream settings of the consumer."""
+        return {
+            "durable_name": self.consumer,
+            "filter_subject": self.filter_subject,
+            "ack_policy": "explicit",
+            "ack_wait": int(ACK_WAIT_SECONDS * _NANOSECONDS),
+            "max_deliver": -1,
+        }
+
+
+async def ensure_stream(client: BrokerClient, config: dict[str, Any]) -> None:
+    """Make a stream if it is missing. Raises `AgentError` and errors of `nats`."""
+    await _api(client, f"STREAM.CREATE.{config['name']}", config, but=_STREAM_NAME_IN_USE)
+
+
+async def _api(client: BrokerClient, name: str, body: dict[str, Any], *, but: int = 0) -> None:
+    data = json.dumps(body).encode()
+    answer = await client.request(f"{API_PREFIX}.{name}", data, timeout=API_TIMEOUT_SECONDS)
+    raise_if_cancelled()
+    error = json.loads(answer.data).get("error")
+    if error and error.get("err_code") != but:
+        raise AgentError(f"the broker refuses {name}: {error.get('description', error)}")
+
+
+class Consumer:
+    """Hands every message of a source to `handle`, one after the other.
+
+    `handle` raises `ContractError` for a message that can never be understood (it is dropped), `StoreError`
+    for one that has to come again.
+    """
+
+    def __init__(
+        self,
+        client: BrokerClient,
+        source: Source,
+        handle: Callable[[bytes], Awaitable[None]],
+        *,
+        replicas: int = 1,
+    ) -> None:
+        self._client = client
+        self._source = source
+        self._handle = handle
+        self._replicas = replicas
+        self._arrived: asyncio.Queue[Msg | None] = asyncio.Queue()
+
+    async def ensure(self) -> None:
+        """Make stream and consumer where they are missing. Raises `AgentError` and errors of `nats`."""
+        source = self._source
+        config = work_stream_config(source.stream, source.stream_subjects, self._replicas)
+        await ensure_stream(self._client, config)
+        await _api(
+            self._client,
+            f"CONSUMER.DURABLE.CREATE.{source.stream}.{source.consumer}",
+            {"stream_name": source.stream, "config": source.consumer_config()},
+        )
+
+    async def run(self) -> None:
+        """Read until cancelled; outlives every outage of the broker."""
+        remove = self._client.on_reconnect(lambda: self._arrived.put_nowait(None))
+        subscription = await self._client.subscribe(self._client.new_inbox(), cb=self._take)
+        try:
+            while True:
+                raise_if_cancelled()
+                try:
+                    await self.ensure()
+                    await self._read(subscription.subject)
+                except (AgentError, nats.errors.Error, OSError, TimeoutError, ValueError) as error:
+                    _log.warning(
+                        "cannot read %s: %s, trying again", self._source.stream, describe_error(error)
+                    )
+                    await asyncio.sleep(RETRY_SECONDS)
+        finally:
+            remove()
+            with contextlib.suppress(nats.errors.Error, OSError):
+                await subscription.unsubscribe()
+
+    async def _take(self, message: Msg) -> None:
+        self._arrived.put_nowait(message)
+
+    async def _read(self, inbox: str) -> None:
+        """Pull and handle until something is doubtful: silence, a reconnect, a consumer that is gone."""
+        while True:
+            await self._pull(inbox)
+            left = BATCH
+            while left > 0:
+                async with asyncio.timeout(SILENCE_SECONDS):
+                    message = await self._arrived.get()
+                if message is None:
+                    return
+                status = (message.headers or {}).get("Status")
+                if status is None:
+                    await self._one(message)
+                    left -= 1
+                elif status == _CONSUMER_GONE:
+                    return
+                elif status != _IDLE_HEARTBEAT:
+                    # The pull has expired: the next one.
+                    left = 0
+
+    async def _pull(self, inbox: str) -> None:
+        ask = {
+            "batch": BATCH,
+            "expires": int(PULL_SECONDS * _NANOSECONDS),
+            "idle_heartbeat": int(HEARTBEAT_SECONDS * _NANOSECONDS),
+        }
+        subject = next_message_subject(self._source.stream, self._source.consumer)
+        await self._client.publish(subject, json.dumps(ask).encode(), reply=inbox)
+        raise_if_cancelled()
+
+    async def _one(self, message: Msg) -> None:
+        try:
+            await self._handle(message.data)
+        except ContractError as error:
+            _log.error("a message on %s is dropped: %s", message.subject, error)
+            await message.term()
+        except StoreError as error:
+            _log.error("a message on %s has to wait: %s", message.subject, error)
+            await message.nak(delay=RETRY_SECONDS)
+        else:
+            await message.ack()

@@ -1,0 +1,127 @@
+"""Writing the instance records of one cluster, with optimistic locking, and the events about them."""
+
+import logging
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+import nats.errors
+from nats.aio.client import Client
+
+from nvcf_agent.request import Request
+from nvcf_agent.verdicts import Closed, Missing, Write, compare, strays
+from nvcf_broker.errors import BrokerError, KeyExistsError, RevisionConflictError
+from nvcf_broker.kv import KvMirror
+from nvcf_proto.compute import Event, event_subject
+from nvcf_proto.models import Instance
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Published:
+    """What came of one round of writing. `complete`: the bucket says what the requests say."""
+
+    complete: bool = True
+    written: set[str] = field(default_factory=set)
+    missing: set[str] = field(default_factory=set)
+    closed: dict[str, str] = field(default_factory=dict)
+
+
+class Records:
+    """The instance records of one cluster."""
+
+    def __init__(self, client: Client, mirror: KvMirror[Instance], cluster: str) -> None:
+        self._client = client
+        self._mirror = mirror
+        self._cluster = cluster
+
+    def by_id(self, version_id: str, instance_ids: Iterable[str]) -> dict[str, Instance]:
+        """The records of these instances of a version, as far as there are any."""
+        found = {each: self._mirror.get(f"{version_id}.{each}") for each in instance_ids}
+        return {key: record for key, record in found.items() if record is not None}
+
+    async def publish(
+        self, requests: Collection[Request], ended: Collection[str], wall: float, keep_finished: float
+    ) -> Published:
+        """Bring the bucket up to date with these requests, and deal with records that belong to none."""
+        result = Published()
+        try:
+            # Who serves is told before who leaves: no reader finds a replaced version without an instance.
+            for request in sorted(requests, key=lambda each: each.is_ending):
+                await self._one(request, result)
+            known = {request.id for request in requests}
+            found = strays(
+                self._mirror.values(),
+                cluster=self._cluster,
+                known=known,
+                ended=ended,
+                wall=wall,
+                keep_finished=keep_finished,
+            )
+            for stray in found:
+                await self._put_right(stray.key, stray.record)
+        except BrokerError as error:
+            _log.warning("cannot report instance states: %s", error)
+            result.complete = False
+        return result
+
+    async def _one(self, request: Request, result: Published) -> None:
+        key = f"{request.order.version_id}.{request.id}"
+        entry = self._mirror.entry(key)
+        match compare(request, entry.value if entry is not None else None):
+            case Write(record):
+                try:
+                    if entry is None:
+                        await self._mirror.create(key, record)
+                    else:
+                        await self._mirror.update(key, record, entry.revision)
+                except (RevisionConflictError, KeyExistsError):
+                    # Changed meanwhile: the mirror learns of it, and the next round decides anew.
+                    result.complete = False
+                    return
+                result.written.add(request.id)
+                if entry is None or entry.value.state is not record.state:
+                    await self._tell(request, record)
+            case Missing():
+                result.missing.add(request.id)
+            case Closed(reason):
+                result.closed[request.id] = reason
+            case _:
+                result.written.add(request.id)
+
+    async def _put_right(self, key: str, record: Instance | None) -> None:
+        entry = self._mirror.entry(key)
+        if entry is None:
+            return
+        try:
+            if record is None:
+                await self._mirror.delete(key, entry.revision)
+            else:
+                _log.warning("instance %s: %s", record.id, record.reason)
+                await self._mirror.update(key, record, entry.revision)
+        except RevisionConflictError:
+            _log.debug("record %s was changed meanwhile", key)
+
+    async def remove(self, request: Request) -> None:
+        """Remove the record of a finished request. Raises `BrokerError`."""
+        key = f"{request.order.version_id}.{request.id}"
+        entry = self._mirror.entry(key)
+        if entry is not None:
+            await self._mirror.delete(key, entry.revision)
+
+    async def _tell(self, request: Request, record: Instance) -> None:
+        """An event for people. Not worth holding anything up: it is sent and not waited for."""
+        reason = (record.reason or "").partition("\n")[0]
+        text = f"instance {record.id} on {self._cluster}: {request.phase.value}"
+        event = Event(
+            at=record.updated_at,
+            kind="instance",
+            version_id=record.version_id,
+            function_name=request.order.function_name,
+            text=f"{text} ({reason})" if reason else text,
+            data={"instanceId": record.id, "clusterId": self._cluster, "state": record.state.value},
+        )
+        try:
+            await self._client.publish(event_subject(record.version_id), event.to_json())
+        except (nats.errors.Error, OSError) as error:
+            _log.debug("event not sent: %s", error)

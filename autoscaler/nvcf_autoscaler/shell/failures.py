@@ -1,0 +1,59 @@
+"""What failed instances teach: clusters to leave alone for a while, and when to try again. Pure.
+
+Agents keep the records of failed instances for some minutes; a FAILED one's reason is `CATEGORY: text`.
+Times are Unix seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from nvcf_proto.models import Instance, InstanceState
+
+# By category, how long a cluster that refused or lost an instance gets no other one of the version.
+AVOID_SECONDS = {"capacity": 2.0, "unsupported": 60.0, "lost": 20.0}
+FIRST_WAIT = 1.0
+LONGEST_WAIT = 120.0
+
+
+@dataclass(frozen=True)
+class Failures:
+    """`avoided`: clusters, until when and why. `retry_at`: no new instance before that; `text` says why."""
+
+    avoided: dict[str, tuple[float, str]] = field(default_factory=dict)
+    retry_at: float = 0.0
+    text: str = ""
+
+
+def lessons(now: float, instances: Iterable[Instance]) -> Failures:
+    """What a version's records say about trying again now.
+
+    A function that does not start is tried again after a wait that doubles with each failure since an
+    instance was last ready.
+    """
+    everything = list(instances)
+    served = max((each.ready_at or 0.0 for each in everything), default=0.0)
+    avoided: dict[str, tuple[float, str]] = {}
+    crashes: list[Instance] = []
+    for each in everything:
+        if each.state is not InstanceState.FAILED:
+            continue
+        category = (each.reason or "").partition(":")[0]
+        if category not in AVOID_SECONDS:
+            crashes.append(each)
+            continue
+        until = each.updated_at + AVOID_SECONDS[category]
+        if until > max(now, avoided.get(each.cluster_id, (0.0, ""))[0]):
+            avoided[each.cluster_id] = (until, each.reason or category)
+    fresh = [each for each in crashes if each.updated_at > served]
+    if not fresh:
+        return Failures(avoided)
+    last = max(fresh, key=lambda each: each.updated_at)
+    wait = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(len(fresh) - 1, 16))
+    retry_at = last.updated_at + wait
+    if retry_at <= now:
+        return Failures(avoided)
+    reason = (last.reason or "no reason known").partition("\n")[0]
+    text = f"{len(fresh)} failed to start, the next attempt is in {retry_at - now:.0f} s ({reason})"
+    return Failures(avoided, retry_at, text)

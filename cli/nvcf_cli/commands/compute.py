@@ -1,0 +1,133 @@
+"""`nvcf instances`, `clusters`."""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from nvcf_cli.api import Api, Json
+from nvcf_cli.catalog import require_function
+from nvcf_cli.options import Access, DataOption, JsonOption, KeyFileOption, UrlOption
+from nvcf_cli.screen import age, cell, print_json, print_table
+from nvcf_proto.compute import SILENT_AFTER_SECONDS
+from nvcf_proto.models import InstanceState
+
+
+def instances(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Only of this function.", show_default=False)
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", "-a", help="Those that were ended lately, too.")
+    ] = False,
+    data: DataOption = None,
+    url: UrlOption = None,
+    key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List instances, where they run, their state, and why they failed.
+
+    \b
+    Examples:
+      nvcf instances
+      nvcf instances hello --json
+    """
+
+    async def work(api: Api) -> tuple[list[Json], dict[str, str]]:
+        listed = await api.functions()
+        names = {str(each.get("versionId")): str(each.get("name")) for each in listed}
+        found = await api.instances()
+        if name is not None:
+            wanted = {str(each["versionId"]) for each in require_function(listed, name).versions}
+            found = [each for each in found if each.get("functionVersionId") in wanted]
+        return found, names
+
+    found, names = asyncio.run(Access(data, url, key_file).use(work))
+    if not everything:
+        found = [each for each in found if each.get("state") != InstanceState.COMPLETED]
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (
+            names.get(cell(each, "functionVersionId"), ""),
+            cell(each, "state"),
+            cell(each, "clusterId"),
+            gpu_text(each),
+            cell(each, "pid"),
+            cell(each, "restarts"),
+            age(each.get("createdAt")),
+            cell(each, "instanceId"),
+            cell(each, "reason").partition("\n")[0],
+        )
+        for each in found
+    ]
+    columns = ("FUNCTION", "STATE", "CLUSTER", "GPU", "PID", "RESTARTS", "AGE", "INSTANCE", "REASON")
+    print_table(columns, rows, "no instances")
+
+
+def gpu_text(instance: Json) -> str:
+    """The GPU of an instance with the numbers of its devices: `L40S 0,1`. Pure."""
+    devices = cell(instance, "visibleDevices")
+    return f"{cell(instance, 'gpu')} {devices}".strip()
+
+
+def clusters(
+    data: DataOption = None,
+    url: UrlOption = None,
+    key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List clusters, and what is free in them.
+
+    A cluster is silent when its agent has not been heard of for a while: it gets no instances.
+
+    \b
+    Examples:
+      nvcf clusters
+      nvcf clusters --json
+    """
+    found = asyncio.run(Access(data, url, key_file).use(lambda api: api.clusters()))
+    if as_json:
+        print_json(found)
+        return
+    now = time.time()
+    rows = [
+        (
+            cell(each, "clusterId"),
+            cluster_state(each, now),
+            cell(each, "region"),
+            cell(each, "clusterGroup"),
+            pools_text(each),
+            cell(each, "backend"),
+        )
+        for each in found
+    ]
+    print_table(("CLUSTER", "STATE", "REGION", "GROUP", "FREE", "BACKEND"), rows, "no clusters")
+
+
+def cluster_state(cluster: Json, now: float) -> str:
+    """`live`, `draining` (its agent has stopped or will) or `silent`; `now` is Unix time. Pure."""
+    heartbeat = cluster.get("heartbeatAt")
+    if isinstance(heartbeat, str):
+        try:
+            moment = datetime.fromisoformat(heartbeat)
+        except ValueError:
+            return "silent"
+        heartbeat = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    if not isinstance(heartbeat, int | float) or now - heartbeat > SILENT_AFTER_SECONDS:
+        return "silent"
+    return "draining" if cluster.get("draining") else "live"
+
+
+def pools_text(cluster: Json) -> str:
+    """What is free of what, `L40S 3/4, CPU 256/256`; types are named where there are several. Pure."""
+    pools = [each for each in cluster.get("pools") or [] if isinstance(each, dict)]
+    several = len({each.get("instanceType") for each in pools}) > 1
+    texts = []
+    for each in pools:
+        kind = f"{cell(each, 'gpu')} {cell(each, 'instanceType')}" if several else cell(each, "gpu")
+        texts.append(f"{kind} {cell(each, 'instancesFree')}/{cell(each, 'instancesTotal')}")
+    return ", ".join(texts)

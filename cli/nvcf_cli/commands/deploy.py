@@ -1,0 +1,187 @@
+"""`nvcf deploy`."""
+
+import asyncio
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from nvcf_cli.api import Api
+from nvcf_cli.deploying import (
+    Deployed,
+    DeployFailed,
+    DeployRequest,
+    check_name,
+    deploy,
+    find_file,
+    find_python,
+    name_from_file,
+    parse_environment,
+    split_target,
+)
+from nvcf_cli.options import Access, DataOption, JsonOption, KeyFileOption, UrlOption
+from nvcf_cli.scaling import Scale, bounds, gpus
+from nvcf_cli.screen import Progress, console, print_json
+from nvcf_cli.tailing import readable
+
+
+def deploy_command(
+    target: Annotated[
+        str, typer.Argument(metavar="FILE[:HANDLER]", help="A Python file.", show_default=False)
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="The function's name. [default: the file's]", show_default=False)
+    ] = None,
+    instances: Annotated[
+        int | None,
+        typer.Option(
+            "--instances", "-n", min=0, max=1000, help="As many, always. [default: 1]", show_default=False
+        ),
+    ] = None,
+    minimum: Annotated[
+        int | None,
+        typer.Option(
+            "--min", min=0, max=1000, help="Least instances; 0 lets it scale to zero.", show_default=False
+        ),
+    ] = None,
+    maximum: Annotated[
+        int | None,
+        typer.Option("--max", min=1, max=1000, help="Most instances, on demand.", show_default=False),
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", "-c", min=1, max=1024, help="Requests at a time per instance.")
+    ] = 1,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Kind of GPU. [default: none]", show_default=False)
+    ] = None,
+    gpus_per_instance: Annotated[
+        int | None, typer.Option(min=1, max=64, help="GPUs of each. [default: 1]", show_default=False)
+    ] = None,
+    instance_type: Annotated[str, typer.Option(metavar="NAME", help="A cluster's type.")] = "process",
+    cluster: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Only there; repeatable, the preferred one first."),
+    ] = None,
+    region: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only there; repeatable, the preferred one first."),
+    ] = None,
+    cluster_group: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only in clusters of this group.", show_default=False)
+    ] = None,
+    scale_to_zero_delay: Annotated[
+        float | None,
+        typer.Option(
+            min=0, metavar="SECONDS", help="Idle time before --min 0. [default: learnt]", show_default=False
+        ),
+    ] = None,
+    target_utilisation: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=1, metavar="SHARE", help="How busy to keep them.", show_default=False),
+    ] = None,
+    wait_slo: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, max=3600, metavar="SECONDS", help="How long requests may wait.", show_default=False
+        ),
+    ] = None,
+    keep_warm: Annotated[
+        int | None,
+        typer.Option(min=0, max=1000, help="Instances beyond the demand.", show_default=False),
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", "-e", metavar="NAME=VALUE", help="A variable for the function; repeatable."),
+    ] = None,
+    python: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="The function's Python. [default: nvcf's own]", show_default=False),
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Wait until --min instances are ready.")] = True,
+    timeout: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="For --wait.")] = 1800.0,
+    data: DataOption = None,
+    url: UrlOption = None,
+    key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Deploy a Python file as a function.
+
+    The same name again makes a new version of it.
+    The version before serves until the new one is ready. A new one that does not start is taken back.
+
+    \b
+    Examples:
+      nvcf deploy hello.py
+      nvcf deploy models.py:Summarizer --name summarize --instances 2 --concurrency 4
+      nvcf deploy app.py --python ./venv/bin/python --env MODEL=small
+      nvcf deploy app.py --min 0 --max 4 --gpu SIM --scale-to-zero-delay 60
+    """
+    low, high = bounds(instances, minimum, maximum)
+    kind, count = gpus(gpu, gpus_per_instance)
+    scale = Scale(
+        minimum=low,
+        maximum=high,
+        concurrency=concurrency,
+        gpu=kind,
+        gpus_per_instance=count,
+        instance_type=instance_type,
+        clusters=tuple(cluster or ()),
+        regions=tuple(region or ()),
+        cluster_group=cluster_group,
+        scale_to_zero_delay=scale_to_zero_delay,
+        target_utilisation=target_utilisation,
+        wait_slo=wait_slo,
+        keep_warm=keep_warm,
+    )
+    file_text, handler = split_target(target)
+    file = find_file(file_text)
+    request = DeployRequest(
+        name=check_name(name) if name else name_from_file(file),
+        file=file,
+        handler=handler,
+        python=find_python(python),
+        environment=parse_environment(env or []),
+        scale=scale,
+    )
+
+    async def work(api: Api) -> Deployed:
+        with Progress() as progress:
+            return await deploy(
+                api,
+                request,
+                wait=wait,
+                timeout=timeout,
+                show=lambda text: progress.show(f"{request.name}: {text}"),
+            )
+
+    try:
+        done = asyncio.run(Access(data, url, key_file).use(work))
+    except DeployFailed as failure:
+        out = console(stderr=True)
+        for line in failure.words:
+            out.print(Text(f"  {readable(line)}", style="dim"))
+        raise
+    _report(done, request, as_json=as_json)
+
+
+def _report(done: Deployed, request: DeployRequest, *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "name": done.name,
+                "functionId": done.function_id,
+                "functionVersionId": done.version_id,
+                "readySeconds": None if done.seconds is None else round(done.seconds, 3),
+                "replacedVersions": done.replaced,
+            }
+        )
+        return
+    outcome = "deployed" if done.seconds is None else f"ready in {done.seconds:.1f} s"
+    text = f"{done.name}: {outcome}"
+    if (request.scale.minimum, request.scale.maximum) != (1, 1):
+        text += f", {request.scale.text}"
+    if done.replaced:
+        text += ", the version before is ending"
+    out = console()
+    out.print(Text(text))
+    out.print(Text(f"  function {done.function_id}  version {done.version_id}", style="dim"))

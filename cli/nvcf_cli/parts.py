@@ -1,0 +1,135 @@
+"""Command lines of the local platform's processes. Secrets are passed as files. Pure."""
+
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nvcf_agent.errors import AgentError
+from nvcf_agent.inventory import parse_gpus, parse_size
+from nvcf_broker.server import LocalBroker
+from nvcf_cli.errors import UsageError
+from nvcf_cli.state import Installation
+from nvcf_cli.supervisor import ChildSpec
+
+LOCAL_CLUSTER = "local"
+SIMULATED_GPU = "SIM"
+AGENT_GRACE_SECONDS = 20.0
+# The agent first lets its workers finish, so it needs longer than they do.
+_AGENT_EXTRA_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the parts of the platform listen; chosen once, so that restarted children keep them."""
+
+    http: str
+    grpc: str
+    nats: str
+    nats_credentials: Path | None
+    callout_seed: Path | None
+
+
+@dataclass(frozen=True)
+class ClusterPlan:
+    """The clusters that this machine is divided into, all alike.
+
+    `gpus` simulated GPUs called `gpu` and `cpu_slots` instances without one in each (None: the agent's
+    default); `memory` (like 512M) and `cpus` limit every instance.
+    """
+
+    count: int = 1
+    gpus: int = 0
+    gpu: str = SIMULATED_GPU
+    cpu_slots: int | None = None
+    memory: str | None = None
+    cpus: float | None = None
+
+    def ids(self) -> list[str]:
+        """`local`, or `local-1`, `local-2`, ..."""
+        if self.count == 1:
+            return [LOCAL_CLUSTER]
+        return [f"{LOCAL_CLUSTER}-{number}" for number in range(1, self.count + 1)]
+
+    def child(self, cluster: str) -> str:
+        """Name of a cluster's agent among the platform's processes."""
+        return "agent" if self.count == 1 else f"agent-{cluster}"
+
+    def check(self) -> None:
+        """Raises `UsageError` for what an agent would not take."""
+        try:
+            if self.gpus:
+                parse_gpus(f"{self.gpu}={self.gpus}")
+            parse_size(self.memory or "1M")
+        except AgentError as error:
+            raise UsageError(str(error)) from error
+
+    def flags(self) -> list[str]:
+        """What an agent is told about its cluster."""
+        flags = ["--gpu", f"{self.gpu}={self.gpus}"] if self.gpus else []
+        if self.cpu_slots is not None:
+            flags += ["--cpu-slots", str(self.cpu_slots)]
+        limits = [f"memory={self.memory}"] if self.memory is not None else []
+        if self.cpus is not None:
+            limits.append(f"cpus={self.cpus:g}")
+        return [*flags, "--instance-type", ",".join(["process", *limits])] if limits else flags
+
+
+def gateway_spec(installation: Installation, addresses: Addresses, log_level: str) -> ChildSpec:
+    """The gateway's command line."""
+    command = [sys.executable, "-m", "nvcf_gateway", "--http", addresses.http, "--grpc", addresses.grpc]
+    command += ["--nats", addresses.nats, "--signing-key", str(installation.signing_key)]
+    command += ["--bootstrap-keys", str(installation.bootstrap_keys)]
+    command += ["--region", "local", "--regions", "local"]
+    command += _credentials(addresses)
+    if addresses.callout_seed is not None:
+        command += ["--callout-seed", str(addresses.callout_seed)]
+    command += ["--log-level", log_level.upper()]
+    return ChildSpec("gateway", command, installation.log("gateway"))
+
+
+def agent_spec(
+    installation: Installation, addresses: Addresses, plan: ClusterPlan, cluster: str, log_level: str
+) -> ChildSpec:
+    """The command line of one cluster's agent."""
+    name = plan.child(cluster)
+    command = [sys.executable, "-m", "nvcf_agent", "--nats", addresses.nats]
+    command += ["--gateway-http", f"http://{addresses.http}", "--worker-grpc", addresses.grpc]
+    command += ["--worker-nats", addresses.nats, "--key-file", str(installation.agent_key)]
+    command += ["--cluster", cluster, "--data", str(installation.cluster(cluster))]
+    command += ["--grace", str(AGENT_GRACE_SECONDS), *plan.flags()]
+    command += _credentials(addresses)
+    command += ["--log-level", log_level.lower()]
+    grace = AGENT_GRACE_SECONDS + _AGENT_EXTRA_SECONDS
+    return ChildSpec(name, command, installation.log(name), grace=grace)
+
+
+def autoscaler_spec(installation: Installation, addresses: Addresses, log_level: str) -> ChildSpec:
+    """The autoscaler's command line."""
+    command = [sys.executable, "-m", "nvcf_autoscaler", "--nats", addresses.nats]
+    command += _credentials(addresses)
+    command += ["--log-level", log_level.upper()]
+    return ChildSpec("autoscaler", command, installation.log("autoscaler"))
+
+
+def _credentials(addresses: Addresses) -> list[str]:
+    file = addresses.nats_credentials
+    return ["--nats-credentials", str(file)] if file is not None else []
+
+
+def broker_spec(broker: LocalBroker) -> ChildSpec:
+    """The local broker, already prepared."""
+
+    async def wait_ready(_line: dict[str, Any]) -> None:
+        await broker.wait_ready()
+
+    # SIGTERM lets it close its files when `nvcf up` is killed; it has nobody else to wait for.
+    return ChildSpec(
+        "broker",
+        broker.command,
+        broker.files.log,
+        ready_line=False,
+        wait_ready=wait_ready,
+        death_signal=signal.SIGTERM,
+    )

@@ -1,0 +1,83 @@
+"""How many instances of which kind `nvcf deploy` asks for. Pure."""
+
+from dataclasses import dataclass
+
+from nvcf_cli.api import Json
+from nvcf_cli.errors import UsageError
+
+CPU = "CPU"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The one GPU specification of a deployment, and its scaling preferences; None: the platform's choice.
+
+    Delays and waits are seconds, `target_utilisation` is a share (0..1).
+    """
+
+    minimum: int = 1
+    maximum: int = 1
+    concurrency: int = 1
+    gpu: str = CPU
+    gpus_per_instance: int = 0
+    instance_type: str = "process"
+    clusters: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
+    cluster_group: str | None = None
+    scale_to_zero_delay: float | None = None
+    target_utilisation: float | None = None
+    wait_slo: float | None = None
+    keep_warm: int | None = None
+
+    def deployment(self) -> Json:
+        """Body of the management API's deployment call."""
+        specification: Json = {
+            "gpu": self.gpu,
+            "instanceType": self.instance_type,
+            "minInstances": self.minimum,
+            "maxInstances": self.maximum,
+            "maxRequestConcurrency": self.concurrency,
+            "clusters": list(self.clusters),
+            "regions": list(self.regions),
+        }
+        if self.cluster_group is not None:
+            specification["clusterGroup"] = self.cluster_group
+        if self.gpus_per_instance:
+            specification["gpusPerInstance"] = self.gpus_per_instance
+        scaling = {
+            "scaleToZeroDelay": self.scale_to_zero_delay,
+            "targetUtilisation": self.target_utilisation,
+            "waitSlo": self.wait_slo,
+            "keepWarm": self.keep_warm,
+        }
+        chosen = {name: value for name, value in scaling.items() if value is not None}
+        return {"deploymentSpecifications": [specification], **({"scaling": chosen} if chosen else {})}
+
+    @property
+    def text(self) -> str:
+        """How many instances, for people: `2 instances`, `0 to 4 instances`."""
+        if self.minimum == self.maximum:
+            return f"{self.minimum} instance{'s' * (self.minimum != 1)}"
+        return f"{self.minimum} to {self.maximum} instances"
+
+
+def bounds(instances: int | None, minimum: int | None, maximum: int | None) -> tuple[int, int]:
+    """Least and most instances out of `--instances`, `--min` and `--max`. Raises `UsageError`."""
+    if instances is not None:
+        if minimum is not None or maximum is not None:
+            raise UsageError("--instances sets both bounds: give either it or --min and --max")
+        return instances, max(1, instances)
+    low = minimum if minimum is not None else 1 if maximum is None else min(1, maximum)
+    high = maximum if maximum is not None else max(1, low)
+    if high < low:
+        raise UsageError(f"--max {high} is below --min {low}")
+    return low, high
+
+
+def gpus(gpu: str | None, gpus_per_instance: int | None) -> tuple[str, int]:
+    """GPU name and count of one instance. Raises `UsageError`."""
+    if gpu is None or gpu == CPU:
+        if gpus_per_instance:
+            raise UsageError("--gpus-per-instance needs --gpu NAME: nvcf clusters shows what there is")
+        return CPU, 0
+    return gpu, 1 if gpus_per_instance is None else gpus_per_instance

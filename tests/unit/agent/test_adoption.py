@@ -1,0 +1,95 @@
+"""A backend whose instances outlive the agent, as pods do: what the next agent makes of what it finds."""
+
+import time
+from collections.abc import AsyncIterator, Collection
+from pathlib import Path
+from typing import Any
+
+from nvcf_agent import request as requests
+from nvcf_agent.agent import Agent
+from nvcf_agent.backends.interface import Event, Running
+from nvcf_agent.environment import Endpoints, InstanceSpec
+from nvcf_agent.inventory import Inventory, Share
+from nvcf_agent.memory import Memory
+from nvcf_agent.request import Phase, Request
+from nvcf_agent.store import FileStore
+from nvcf_proto.ids import new_id
+from tests.unit.agent.orders import CLUSTER, order
+
+
+class Pods:
+    """Instances that live somewhere else; nothing ends but what is deleted."""
+
+    def __init__(self, running: Collection[str]) -> None:
+        self.running = list(running)
+        self.known: set[str] = set()
+
+    async def prepare(self, known: Collection[str]) -> None:
+        self.known = set(known)
+
+    async def create(self, spec: InstanceSpec) -> Running:
+        self.running.append(spec.instance_id)
+        return Running(spec.instance_id, "/log")
+
+    async def delete(self, instance_id: str, grace: float) -> None:
+        if instance_id in self.running:
+            self.running.remove(instance_id)
+
+    async def forget(self, instance_id: str) -> None:
+        return None
+
+    async def list(self) -> list[Running]:
+        return [Running(each, "/log") for each in self.running]
+
+    async def watch(self) -> AsyncIterator[Event]:
+        nothing: tuple[Event, ...] = ()
+        for event in nothing:
+            yield event
+
+    async def capacity(self) -> Inventory:
+        return Inventory(cpu_slots=4)
+
+    async def close(self, grace: float) -> None:
+        return None
+
+
+def running(cluster: str = CLUSTER) -> Request:
+    request = requests.accepted(order(cluster_id=cluster), Share(slots=1), 1.0)
+    request = requests.launched(request, pid=1, health_port=None, log_path="/log", now=1.0, wall=1.0)
+    return requests.ready(request, 2.0)
+
+
+async def test_what_still_runs_goes_on_and_what_nobody_asked_for_ends(tmp_path: Path) -> None:
+    kept, lost, foreign, stranger = running(), running(), running("elsewhere"), new_id()
+    leaving = requests.terminating(running(), "x", 5.0, 3.0)
+    over = requests.settled(requests.interrupted(leaving, "", 4.0), 4.0)
+    leaving = requests.terminating(running(), "x", 5.0, 3.0)
+    store = FileStore(tmp_path)
+    await store.save([kept, lost, leaving, over, foreign])
+    pods = Pods([kept.id, leaving.id, stranger])
+    unused: Any = None
+    agent = Agent(
+        cluster=CLUSTER,
+        backend=pods,
+        memory=Memory(store),
+        records=unused,
+        versions=unused,
+        tokens=unused,
+        endpoints=Endpoints("", ""),
+        inventory=await pods.capacity(),
+        wall=time.time,
+    )
+    await agent.adopt()
+    found = {each.id: each for each in agent.requests()}
+    assert {key: each.phase for key, each in found.items()} == {
+        kept.id: Phase.RUNNING,
+        lost.id: Phase.CREATING,
+        leaving.id: Phase.TERMINATING,
+        over.id: Phase.COMPLETED,
+    }
+    assert (found[kept.id].has_process, found[kept.id].restarts) == (True, 0)
+    assert not found[lost.id].has_process
+    assert pods.running == [kept.id, leaving.id]
+    assert pods.known == {kept.id, lost.id, leaving.id}
+    (pool,) = agent.pools()
+    assert (pool.instances_total, pool.instances_free) == (4, 1)

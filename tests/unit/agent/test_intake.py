@@ -1,0 +1,157 @@
+"""Messages: twice, late, in any order, for somebody else."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nvcf_agent.intake import take_creation, take_termination
+from nvcf_agent.inventory import Inventory
+from nvcf_agent.request import Category, Phase, Request
+from nvcf_proto.compute import TerminationMessage
+from nvcf_proto.ids import new_id
+from nvcf_proto.models import Instance, InstanceState
+from tests.unit.agent.orders import CLUSTER, order
+
+INVENTORY = Inventory(cpu_slots=3)
+
+
+def take(message: Any, **changes: Any) -> Any:
+    given: dict[str, Any] = {
+        "cluster": CLUSTER,
+        "inventory": INVENTORY,
+        "held": [],
+        "known": set(),
+        "records": {},
+        "wall": 1.0,
+    }
+    return take_creation(message, **{**given, **changes})
+
+
+def record(instance_id: str, state: InstanceState, cluster: str = CLUSTER) -> dict[str, Instance]:
+    made = Instance(instance_id, new_id(), new_id(), cluster, state, updated_at=0.5, created_at=0.5)
+    return {instance_id: made}
+
+
+def test_each_instance_becomes_a_request_of_its_own() -> None:
+    first, second = new_id(), new_id()
+    taken = take(order(first, second, first), records=record(first, InstanceState.PENDING))
+    assert [each.id for each in taken.requests] == [first, second]
+    assert [each.order.instance_ids for each in taken.requests] == [(first,), (second,)]
+    assert [each.created_at for each in taken.requests] == [0.5, 1.0]
+
+
+def test_beyond_capacity_it_is_refused_at_once() -> None:
+    taken = take(order(*(new_id() for _ in range(5))))
+    assert [each.phase for each in taken.requests] == [Phase.PENDING] * 3 + [Phase.FAILED] * 2
+    assert {each.category for each in taken.requests[3:]} == {Category.CAPACITY}
+    (refused,) = take(order(gpu="H100")).requests
+    assert refused.category is Category.UNSUPPORTED
+    (late,) = take(order(), draining=True).requests
+    assert (late.category, late.reason) == (Category.CAPACITY, "this cluster's agent is stopping")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"wall": 61.0}, "expired 1 s ago"),
+        ({"cluster": "elsewhere"}, "for cluster here"),
+        ({"known": {"ID"}}, "known already"),
+        ({"records": InstanceState.TERMINATING}, "TERMINATING"),
+        ({"records": InstanceState.COMPLETED}, "COMPLETED"),
+        ({"records": InstanceState.FAILED}, "FAILED"),
+    ],
+)
+def test_what_is_not_wanted_any_more_is_ignored(changes: dict[str, Any], words: str) -> None:
+    instance_id = new_id()
+    if "known" in changes:
+        changes = {"known": {instance_id}}
+    if isinstance(changes.get("records"), InstanceState):
+        changes = {"records": record(instance_id, changes["records"])}
+    taken = take(order(instance_id), **changes)
+    assert taken.requests == ()
+    assert words in taken.ignored[0]
+
+
+def test_a_record_of_another_cluster_is_not_touched() -> None:
+    instance_id = new_id()
+    taken = take(order(instance_id), records=record(instance_id, InstanceState.RUNNING, "there"))
+    assert taken.requests == ()
+
+
+@pytest.mark.parametrize("text", ["", "../../etc", "a/b", "x" * 36, "DB8AD0AD-5391-48E4-9964-92B26CFAAF2F"])
+def test_what_is_no_id_never_becomes_a_file_name(text: str) -> None:
+    assert take(order(text)).requests == ()
+
+
+def termination(*ids: str, grace: float = 5.0, cluster: str = CLUSTER) -> TerminationMessage:
+    return TerminationMessage("m", cluster, new_id(), ids, grace, 0.0, None)
+
+
+def test_a_termination_ends_what_is_known_and_remembers_the_rest() -> None:
+    (request,) = take(order()).requests
+    unknown = new_id()
+    ended = take_termination(
+        termination(request.id, unknown, unknown), cluster=CLUSTER, known={request.id: request}, wall=2.0
+    )
+    (after,) = ended.requests
+    assert (after.phase, after.grace, after.reason) == (
+        Phase.TERMINATING,
+        5.0,
+        "the autoscaler asked for it",
+    )
+    assert ended.unknown == (unknown,)
+    again = take_termination(termination(request.id), cluster=CLUSTER, known={request.id: after}, wall=3.0)
+    assert again.requests == ()
+    foreign = take_termination(
+        termination(request.id, cluster="there"), cluster=CLUSTER, known={request.id: request}, wall=2.0
+    )
+    assert foreign == type(foreign)()
+
+
+IDS = [new_id() for _ in range(4)]
+messages = st.one_of(
+    st.lists(st.sampled_from(IDS), min_size=1, max_size=4).map(lambda ids: order(*ids)),
+    st.lists(st.sampled_from(IDS), min_size=1, max_size=4).map(lambda ids: termination(*ids)),
+)
+
+
+def play(sequence: list[Any]) -> tuple[dict[str, Request], set[str]]:
+    known: dict[str, Request] = {}
+    ended: set[str] = set()
+    for message in sequence:
+        if isinstance(message, TerminationMessage):
+            outcome = take_termination(message, cluster=CLUSTER, known=known, wall=1.0)
+            known |= {each.id: each for each in outcome.requests}
+            ended |= set(outcome.unknown)
+        else:
+            held = [each.held for each in known.values()]
+            taken = take(message, known=known.keys() | ended, held=held, inventory=Inventory(cpu_slots=2))
+            known |= {each.id: each for each in taken.requests}
+    return known, ended
+
+
+@given(st.lists(messages, max_size=8), st.data())
+def test_copies_of_messages_change_nothing_and_no_order_revives_or_overbooks(
+    sequence: list[Any], data: st.DataObject
+) -> None:
+    known, ended = play(sequence)
+    doubled = []
+    for message in sequence:
+        doubled += [message, message]
+    assert play(doubled) == (known, ended)
+    shuffled, gone = play(data.draw(st.permutations(sequence)))
+    told = {each for one in sequence if isinstance(one, TerminationMessage) for each in one.instance_ids}
+    for found, dead in ((known, ended), (shuffled, gone)):
+        live = [each for each in found.values() if not each.is_ending]
+        assert not told & {each.id for each in live}
+        assert sum(each.held.slots for each in found.values()) <= 2
+        assert not dead & found.keys()
+
+
+def test_the_order_keeps_everything_else_of_the_message() -> None:
+    message = order(reason="more requests", max_request_concurrency=4)
+    (request,) = take(message).requests
+    assert request.order == replace(message, instance_ids=(request.id,))

@@ -1,0 +1,89 @@
+"""What an agent remembers."""
+
+import json
+import os
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nvcf_agent import request as requests
+from nvcf_agent.errors import StoreError
+from nvcf_agent.inventory import Share
+from nvcf_agent.request import Category, Phase, Request
+from nvcf_agent.store import FileStore, from_fields, remembered, to_dict
+from nvcf_proto.records import Fields
+from tests.unit.agent.orders import order
+
+times = st.floats(0, 1e10)
+anything = st.builds(
+    Request,
+    order=st.builds(
+        lambda gpu, count: order(gpu=gpu, gpus_per_instance=count), st.text(max_size=9), st.integers(0, 9)
+    ),
+    phase=st.sampled_from(Phase),
+    created_at=times,
+    updated_at=times,
+    share=st.builds(Share, st.integers(0, 1), st.lists(st.integers(0, 99), max_size=4).map(tuple)),
+    category=st.none() | st.sampled_from(Category),
+    reason=st.none() | st.text(max_size=50),
+    restarts=st.integers(0, 99),
+    has_run=st.booleans(),
+    log_path=st.none() | st.just("/log"),
+    ready_at=st.none() | times,
+    draining_since=st.none() | times,
+    grace=times,
+    published=st.booleans(),
+    has_process=st.booleans(),
+    pid=st.none() | st.integers(1, 9),
+    failures=st.integers(0, 5),
+)
+
+
+@given(anything)
+def test_what_is_remembered_is_read_back(request: Request) -> None:
+    stored = json.loads(json.dumps(to_dict(request)))
+    assert from_fields(Fields(stored)) == remembered(request)
+
+
+async def test_requests_and_ended_ids_outlive_the_agent(tmp_path: Path) -> None:
+    store = FileStore(tmp_path / "requests")
+    assert await store.load() == ([], {})
+    first = requests.accepted(order(), Share(slots=1), 1.0)
+    second = requests.accepted(order(), Share(devices=(1,)), 2.0)
+    await store.save([first, second])
+    await store.save([requests.terminating(first, "x", 9.0, 3.0)])
+    await store.save_ended({"a": 5.0})
+    again = FileStore(tmp_path / "requests")
+    found, ended = await again.load()
+    assert {each.id: each.phase for each in found} == {first.id: Phase.TERMINATING, second.id: Phase.PENDING}
+    assert ended == {"a": 5.0}
+    file = tmp_path / "requests" / f"{first.id}.json"
+    # A function's declared environment may hold its secrets.
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    await again.forget(first.id)
+    await again.forget(first.id)
+    assert [each.id for each in (await again.load())[0]] == [second.id]
+
+
+async def test_what_cannot_be_read_is_set_aside_and_not_lost(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    good = requests.accepted(order(), Share(slots=1), 1.0)
+    await store.save([good])
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "older.json").write_text("{}")
+    (tmp_path / "ended").write_text("[1]")
+    found, ended = await store.load()
+    assert [each.id for each in found] == [good.id]
+    assert ended == {}
+    assert {"broken.unreadable", "older.unreadable"} <= set(os.listdir(tmp_path))
+
+
+async def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    store = FileStore(tmp_path / "file" / "requests")
+    with pytest.raises(StoreError, match="cannot use the agent's folder"):
+        await store.save([replace(requests.accepted(order(), Share(), 1.0))])

@@ -1,0 +1,116 @@
+"""Requests and records: who may write what."""
+
+from dataclasses import replace
+
+import pytest
+
+from nvcf_agent import request as requests
+from nvcf_agent.absence import Absences
+from nvcf_agent.inventory import Share
+from nvcf_agent.request import Category, Request, instance_record
+from nvcf_agent.verdicts import Closed, Fine, Missing, Stray, Write, compare, strays
+from nvcf_proto.ids import new_id
+from nvcf_proto.models import Instance, InstanceState
+from tests.unit.agent.orders import CLUSTER, order
+
+
+def accepted() -> Request:
+    return requests.accepted(order(), Share(slots=1), 1.0)
+
+
+def running() -> Request:
+    request = requests.creating(accepted(), wall=2.0)
+    request = requests.launched(request, pid=7, health_port=8, log_path="/log", now=2.0, wall=2.0)
+    return requests.ready(request, 3.0)
+
+
+def test_a_record_follows_its_request() -> None:
+    pending = instance_record(accepted())
+    request = running()
+    assert compare(request, pending) == Write(instance_record(request))
+    assert compare(request, instance_record(request)) == Fine()
+
+
+def test_a_first_record_is_made_and_a_lost_one_is_not_made_again() -> None:
+    request = running()
+    assert compare(request, None) == Write(instance_record(request))
+    assert compare(replace(request, published=True), None) == Missing()
+    over = requests.rejected(request, Category.CRASH, "x", 4.0)
+    assert compare(replace(over, published=True), None) == Fine()
+
+
+def test_the_autoscalers_own_pending_record_is_left_as_it_is() -> None:
+    request = accepted()
+    stored = replace(instance_record(request), updated_at=0.2)
+    assert compare(request, stored) == Fine()
+
+
+@pytest.mark.parametrize("state", [InstanceState.FAILED, InstanceState.COMPLETED])
+def test_a_record_that_somebody_closed_ends_the_instance(state: InstanceState) -> None:
+    request = running()
+    stored = replace(instance_record(request), state=state, reason="silent for 60 s")
+    assert compare(request, stored) == Closed("its record was closed: silent for 60 s")
+    over = requests.rejected(request, Category.CRASH, "x", 4.0)
+    assert compare(over, stored) == Fine()
+
+
+def test_what_the_autoscaler_announced_is_not_taken_back() -> None:
+    request = running()
+    announced = replace(instance_record(request), state=InstanceState.TERMINATING, draining_since=4.0)
+    assert compare(request, announced) == Fine()
+    leaving = requests.terminating(request, "x", 1.0, 5.0)
+    assert compare(leaving, announced) == Write(instance_record(leaving))
+    chosen = replace(instance_record(request), draining_since=4.0, reason="idle")
+    assert compare(request, chosen) == Fine()
+    marked = replace(instance_record(accepted()), draining_since=4.0)
+    verdict = compare(request, marked)
+    assert isinstance(verdict, Write)
+    assert verdict.record.draining_since == 4.0
+
+
+def record(state: InstanceState, *, cluster: str = CLUSTER, updated_at: float = 0.0) -> Instance:
+    return Instance(new_id(), new_id(), new_id(), cluster, state, updated_at=updated_at, created_at=0.0)
+
+
+def found(one: Instance, *, known: bool = False, ended: bool = False, wall: float = 10.0) -> list[Stray]:
+    return strays(
+        [one],
+        cluster=CLUSTER,
+        known={one.id} if known else set(),
+        ended={one.id} if ended else set(),
+        wall=wall,
+        keep_finished=300,
+    )
+
+
+def test_records_without_a_request() -> None:
+    for state in InstanceState:
+        assert found(record(state), known=True) == []
+        assert found(record(state, cluster="there"), ended=True, wall=1e9) == []
+    assert found(record(InstanceState.PENDING), wall=1e9) == []
+    (over,) = found(record(InstanceState.PENDING), ended=True)
+    assert over.record is not None
+    assert (over.record.state, over.record.reason) == (
+        InstanceState.COMPLETED,
+        "ended before it was created",
+    )
+    for state in (InstanceState.STARTING, InstanceState.RUNNING, InstanceState.TERMINATING):
+        (lost,) = found(record(state))
+        assert lost.record is not None
+        assert lost.record.state is InstanceState.FAILED
+        assert lost.record.reason == "lost: the agent of cluster here knows nothing of it"
+        # What was made of it is stable.
+        assert found(lost.record, wall=300) == []
+    finished = record(InstanceState.FAILED)
+    assert found(finished, wall=300) == []
+    assert found(finished, wall=301) == [Stray(finished.key, None)]
+
+
+def test_only_what_is_missing_for_long_and_without_a_break_is_gone() -> None:
+    absences = Absences(5.0)
+    assert not absences.lasts("a", True, 0.0)
+    assert not absences.lasts("a", True, 4.9)
+    assert absences.lasts("a", True, 5.0)
+    assert not absences.lasts("a", False, 5.1)
+    assert not absences.lasts("a", True, 5.2)
+    assert not absences.lasts("b", True, 100.0)
