@@ -38,6 +38,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/generate_proto.py --check
+	$(BIN)/python scripts/generate_reference.py --check
 
 chaos: $(VENV)/installed
 	$(BIN)/python -m tests.chaos

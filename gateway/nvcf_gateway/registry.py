@@ -73,19 +73,21 @@ class VersionIndex:
         return version_id in self._running
 
 
-def version_status(deployed: bool, instances: list[Instance]) -> VersionStatus:
+def version_status(deployed: bool, instances: list[Instance], *, from_zero: bool = False) -> VersionStatus:
     """What the management API shows of a version.
 
-    ERROR is said only when every instance has failed: one that still starts may yet come up.
+    ERROR is said only when every instance has failed: one that still starts may yet come up. A version
+    that may have no instance at all (`from_zero`) is active without one.
     """
     if not deployed:
         return VersionStatus.INACTIVE
-    states = {instance.state for instance in instances}
+    # Those that ended in order say nothing about what comes next.
+    states = {instance.state for instance in instances} - {InstanceState.COMPLETED, InstanceState.TERMINATING}
     if InstanceState.RUNNING in states:
         return VersionStatus.ACTIVE
     if states == {InstanceState.FAILED}:
         return VersionStatus.ERROR
-    return VersionStatus.DEPLOYING
+    return VersionStatus.ACTIVE if from_zero and not states else VersionStatus.DEPLOYING
 
 
 class Registry:
@@ -169,7 +171,13 @@ class Registry:
 
     def status_of(self, version: FunctionVersion) -> VersionStatus:
         """The version's status now."""
-        return version_status(self.index.is_deployed(version.id), self.instances_of(version.id))
+        deployment = self.deployments.get(version.id)
+        from_zero = deployment is not None and not any(
+            spec.min_instances for spec in deployment.specifications
+        )
+        return version_status(
+            self.index.is_deployed(version.id), self.instances_of(version.id), from_zero=from_zero
+        )
 
 
 def _read_keys(path: Path) -> list[ApiKey]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from nvcf_broker.connection import connect_broker
-from nvcf_broker.objects import BucketFullError, ObjectBucket, ObjectMissingError
+from nvcf_broker.objects import BucketFullError, ObjectBucket, ObjectExistsError, ObjectMissingError
 from nvcf_broker.requests import BrokerRequests
 from nvcf_broker.server import LocalBroker
 
@@ -93,3 +94,20 @@ async def test_a_source_that_breaks_leaves_nothing(connected: tuple[BrokerReques
         await bucket.put("x", broken())
     assert await bucket.find("x") is None
     assert await bucket.usage() == (0, 0)
+
+
+async def test_the_first_of_several_writers_wins(connected: tuple[BrokerRequests, object]) -> None:
+    bucket = ObjectBucket(connected[0], "first")
+    await bucket.ensure()
+    results = await asyncio.gather(
+        *(bucket.put("x", parts(b"%d" % number * 1000), replace=False) for number in range(5)),
+        return_exceptions=True,
+    )
+    assert sum(isinstance(result, ObjectExistsError) for result in results) == 4, results
+    winner = next(number for number, result in enumerate(results) if not isinstance(result, Exception))
+    assert await read(bucket, "x") == b"%d" % winner * 1000
+    with pytest.raises(ObjectExistsError):
+        await bucket.put("x", parts(b"late"), replace=False)
+    await bucket.delete("x")
+    await bucket.put("x", parts(b"again"), replace=False)
+    assert await read(bucket, "x") == b"again"

@@ -125,10 +125,26 @@ def instance(state: InstanceState, number: int = 1) -> Instance:
         (True, [InstanceState.FAILED, InstanceState.STARTING], VersionStatus.DEPLOYING),
         (True, [InstanceState.FAILED], VersionStatus.ERROR),
         (True, [InstanceState.FAILED, InstanceState.RUNNING], VersionStatus.ACTIVE),
+        (True, [InstanceState.COMPLETED], VersionStatus.DEPLOYING),
+        (True, [InstanceState.COMPLETED, InstanceState.FAILED], VersionStatus.ERROR),
     ],
 )
 def test_version_status(deployed: bool, states: list[InstanceState], status: VersionStatus) -> None:
     assert version_status(deployed, [instance(state, n) for n, state in enumerate(states)]) is status
+
+
+@pytest.mark.parametrize(
+    ("states", "status"),
+    [
+        ([], VersionStatus.ACTIVE),
+        ([InstanceState.COMPLETED], VersionStatus.ACTIVE),
+        ([InstanceState.STARTING], VersionStatus.DEPLOYING),
+        ([InstanceState.FAILED], VersionStatus.ERROR),
+    ],
+)
+def test_version_that_may_be_at_zero(states: list[InstanceState], status: VersionStatus) -> None:
+    found = version_status(True, [instance(state, n) for n, state in enumerate(states)], from_zero=True)
+    assert found is status
 
 
 def test_version_index_follows_changes() -> None:
