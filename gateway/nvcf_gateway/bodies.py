@@ -39,6 +39,10 @@ class ByteSource(Protocol):
         """Whether everything has been read."""
         ...
 
+    def is_eof(self) -> bool:
+        """Whether everything has arrived, read or not."""
+        ...
+
 
 class Body(Protocol):
     """A request body as attach hands it out: `prefix` is in the message, the rest is streamed."""
@@ -144,6 +148,11 @@ class CallerBody:
         """
         parts: list[bytes] = []
         size = 0
+        if self.length is not None and self.length <= limit and self._source.is_eof():
+            # Here already, as small bodies are: nothing to wait for, no timer needed.
+            self.prefix = await self._source.read(limit)
+            self._check(len(self.prefix))
+            return
         try:
             async with asyncio.timeout(patience):
                 while size < limit and not self._source.at_eof():

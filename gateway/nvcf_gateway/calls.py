@@ -62,6 +62,10 @@ class BytesSource:
         """Whether everything has been read."""
         return self._offset >= len(self._data)
 
+    def is_eof(self) -> bool:
+        """Everything is there from the start."""
+        return True
+
 
 def raw_headers(request: web.BaseRequest) -> list[Header]:
     """The caller's headers in order and with their names as sent."""

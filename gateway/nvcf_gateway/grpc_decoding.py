@@ -90,7 +90,12 @@ def _unary_stream(serve: Any) -> Any:
 
 
 def _stream(serve: Any) -> Any:
-    def guarded(messages: AsyncIterator[Any], context: Context[Any, Any]) -> Any:
-        return serve(_readable(messages, context), context)
+    # An async generator like what it guards: grpc.aio tells handlers apart by that.
+    async def guarded(messages: AsyncIterator[Any], context: Context[Any, Any]) -> AsyncIterator[Any]:
+        try:
+            async for answer in serve(_readable(messages, context), context):
+                yield answer
+        except NotImplementedError:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not served here")
 
     return guarded

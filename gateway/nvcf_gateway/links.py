@@ -11,7 +11,6 @@ import hashlib
 import hmac
 from collections.abc import Callable, Mapping
 from typing import Literal
-from urllib.parse import urlencode
 
 from nvcf_gateway.errors import HttpProblem
 
@@ -33,8 +32,7 @@ class Links:
     def make(self, path: str, purpose: Purpose, name: str, *, expires_at: float) -> str:
         """URL of `path` for one purpose on the object `name`."""
         until = str(int(expires_at))
-        query = {"until": until, "seal": _seal(self._keys()[0], purpose, name, until)}
-        return f"{self._base_url()}{path}?{urlencode(query)}"
+        return f"{self._base_url()}{path}?until={until}&seal={_seal(self._keys()[0], purpose, name, until)}"
 
     def check(self, query: Mapping[str, str], purpose: Purpose, name: str, now: float) -> None:
         """Raise HttpProblem 403 unless the link was made here for this purpose and object and is not over."""

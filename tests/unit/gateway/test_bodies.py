@@ -32,6 +32,9 @@ class Source:
     def at_eof(self) -> bool:
         return not self.parts
 
+    def is_eof(self) -> bool:
+        return self.hold.is_set() and len(self.parts) <= 1
+
 
 async def collect(body: CallerBody) -> bytes:
     return b"".join([chunk async for chunk in body.stream()])

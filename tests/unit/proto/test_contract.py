@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from typing import Any
 
 import pytest
@@ -136,7 +137,11 @@ def test_ids() -> None:
     for bad in ("", "x", V + "0", V.replace("-", ""), "{" + V + "}", V[:-1] + "g"):
         with pytest.raises(InvalidId):
             ids.parse_id(bad)
-    assert ids.is_id(ids.new_id())
+    made = {ids.new_id() for _ in range(200)}
+    assert len(made) == 200
+    for text in made:
+        found = uuid.UUID(text)
+        assert (str(found), found.version, found.variant) == (text, 4, uuid.RFC_4122)
 
 
 def test_problem_document() -> None:
