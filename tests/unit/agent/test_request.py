@@ -275,4 +275,8 @@ def test_doing_what_is_to_be_done_always_ends_where_it_should(events: list[str])
             request, told = requests.terminating(request, "x", 1.0, now), True
         else:
             request = requests.ready(request, now)
-    assert request.is_final if told else request.phase is Phase.RUNNING
+    if told or request.phase is Phase.FAILED:
+        assert request.is_final
+        assert told or events.count("die") >= requests.RESTART_LIMIT
+    else:
+        assert request.phase is Phase.RUNNING
