@@ -65,7 +65,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Options:
     add = parser.add_argument
     add("--nats", default="nats://127.0.0.1:4222", metavar="URL", help="broker, several with commas")
     add("--nats-credentials", type=Path, metavar="FILE", help="one line user:password, mode 0600")
-    add("--replica-id", default="", help="name of this replica among several (default: made up)")
+    add("--replica-id", default="", help="name of this replica, like no other one's (default: made up)")
     add("--regions", default="local", help="regions whose queues count, with commas")
     add("--replicas", type=int, default=1, help="copies of streams and buckets in a broker cluster")
     add(

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from nvcf_autoscaler.shell.watched import Watched
+from nvcf_autoscaler.shell.watched import SHORTEST_BETWEEN_LOOKS, Watched
 from nvcf_broker.errors import BrokerError, RevisionConflictError
 from nvcf_broker.requests import raise_if_cancelled
 
@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 LONGEST_BETWEEN_LOOKS = 5.0
 # While requests come, their number and that of those in work are sampled this often.
 IN_USE_BETWEEN_LOOKS = 1.0
+LONGEST_PAUSE = 0.25
 AFTER_FAILURE = 1.0
 FORGET_AFTER = 600.0
 AT_ONCE = 16
@@ -66,15 +67,15 @@ class Control:
     def in_use(self, version_id: str) -> None:
         """Requests come: look often enough to see how many are in work."""
         watched = self.watched(version_id)
+        # Not worth waking the loop: there is a report of each version each second.
         watched.next_look = min(watched.next_look, watched.looked_at + IN_USE_BETWEEN_LOOKS)
-        self._wake.set()
 
     async def run(self) -> None:
         """Look after versions until cancelled; does nothing while another replica leads."""
         while True:
             raise_if_cancelled()
             self._wake.clear()
-            delay = LONGEST_BETWEEN_LOOKS
+            delay = LONGEST_PAUSE
             if self._leads():
                 delay = await self._round()
             try:
@@ -94,7 +95,7 @@ class Control:
             for version_id in due[:AT_ONCE]:
                 tasks.create_task(self._look(version_id, self.watched(version_id)))
         next_at = min((self.watched(each).due_at for each in version_ids), default=float("inf"))
-        return min(LONGEST_BETWEEN_LOOKS, max(0.0, next_at - time.time()))
+        return min(LONGEST_PAUSE, max(0.0, next_at - time.time()))
 
     async def _look(self, version_id: str, watched: Watched) -> None:
         now = time.time()
@@ -104,7 +105,7 @@ class Control:
         watched.next_look = now + LONGEST_BETWEEN_LOOKS
         try:
             due = await self._looks.look(version_id, watched)
-            watched.next_look = min(watched.next_look, max(due, now))
+            watched.next_look = min(watched.next_look, max(due, now + SHORTEST_BETWEEN_LOOKS))
         except RevisionConflictError as error:
             # Somebody was faster; what they wrote is on its way here and wakes this version.
             _log.debug("%s", error, extra={"version_id": version_id})

@@ -149,3 +149,13 @@ async def test_a_look_that_is_due_again_at_once_does_not_spin() -> None:
         await asyncio.sleep(0.3)
     took = time.monotonic() - begun
     assert 2 <= len(looks.seen) <= took / SHORTEST_BETWEEN_LOOKS + 2
+
+
+async def test_a_version_in_use_is_looked_at_every_second() -> None:
+    looks = Looks(nothing)
+    control = Control(looks, lambda: {"used", "idle"}, lambda: True)
+    async with Running(control):
+        await until(lambda: len(looks.seen) == 2)
+        control.in_use("used")
+        await until(lambda: looks.seen.count("used") == 2)
+    assert looks.seen.count("idle") == 1
