@@ -17,7 +17,8 @@ class Memory(NamedTuple):
 
     `levels`: see levels.py. `first_gaps` are idle times of the whole version, `further_gaps` times for which
     a further instance was not needed, each with the plan made from them. `crowd` is the mean number of
-    requests within a start-up time after an idle time, `crowd_from` when the next such count began.
+    requests within a start-up time after an idle time, `crowd_from` when the next such count began, and
+    `crowd_then` what the decision at `crowd_at` went by: looking twice at one instant changes nothing.
     `growth_base` is the instance count when the present growth period began, at `growth_at`.
     """
 
@@ -33,3 +34,5 @@ class Memory(NamedTuple):
     growth_at: float = float("-inf")
     growth_base: int = 0
     utilisation: UtilisationMemory = UtilisationMemory()
+    crowd_at: float = float("-inf")
+    crowd_then: float = 1.0

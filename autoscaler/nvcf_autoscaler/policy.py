@@ -32,12 +32,13 @@ def decide(now: float, seen: Observation, settings: ScalingSettings, memory: Mem
     startup = estimate(seen.recent_startups, tuning.startup_prior, tuning.overdue_factor)
     rates = memory.rates.after(now, seen, tuning)
     used = memory.utilisation
+    crowd = memory.crowd_then if now == memory.crowd_at else memory.crowd
     parts: list[Part] = []
     if settings.scale_up is not None and settings.scale_down is not None:
         used, needed, text = utilisation_target(now, seen, settings, used)
         parts.append((text, ()))
     else:
-        demand = measure(now, seen, rates, memory.crowd, settings, startup)
+        demand = measure(now, seen, rates, crowd, settings, startup)
         rates = rates._replace(load=demand.load)
         needed = -(-demand.slots // settings.slots)
         parts.append(_explain_demand(demand, seen, settings))
@@ -67,7 +68,7 @@ def decide(now: float, seen: Observation, settings: ScalingSettings, memory: Mem
             target = limited
     placed = spread(target * settings.slots, settings, seen.specifications)
     _explain_capacity(placed, settings, parts)
-    after = Memory(rates, *learnt, growth_at, growth_base, used)
+    after = Memory(rates, *learnt, growth_at, growth_base, used, now, crowd)
     desired = [
         Desired(spec.id, count) for spec, count in zip(settings.specifications, placed.counts, strict=True)
     ]

@@ -6,7 +6,7 @@ import pytest
 
 from nvcf_autoscaler.errors import InvalidSettings
 from nvcf_autoscaler.memory import Memory
-from nvcf_autoscaler.observation import Activity
+from nvcf_autoscaler.observation import Activity, Observation, SpecificationObservation
 from nvcf_autoscaler.policy import decide
 from nvcf_autoscaler.settings import (
     ScalingDetails,
@@ -193,3 +193,16 @@ def test_settings_that_contradict_themselves_are_refused(wrong: object, text: st
     assert callable(wrong)
     with pytest.raises(InvalidSettings, match=text):
         wrong()
+
+
+def test_what_is_learnt_at_a_look_does_not_change_that_look() -> None:
+    """Found by the property test: a crowd counted at this look made the same look want one more instance."""
+    settings = ScalingSettings((SpecificationSettings("a", 0, 2, 1),), wait_slo=1.0)
+
+    def seen(queued: int, in_flight: int) -> Observation:
+        specifications = (SpecificationObservation("a"),)
+        return Observation(queued, 0, 0.0, queued, in_flight, specifications, Activity(None, 1.0))
+
+    memory = decide(1.0, seen(0, 8), settings, Memory()).memory
+    once = decide(31.0, seen(1, 0), settings, memory)
+    assert decide(31.0, seen(1, 0), settings, once.memory).desired == once.desired
