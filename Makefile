@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 TEST_WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup
 
-.PHONY: help demo test lint bench chaos fuzz clean lock
+.PHONY: help demo test test-slow lint bench chaos fuzz clean lock
 
 help:
 	@echo "make demo   start the platform, run real functions through it, show what happens (about a minute)"
-	@echo "make test   run every test"
+	@echo "make test   run the tests: real broker, gateways, workers"
+	@echo "make test-slow  the nvcf command and the demo as a user runs them, short chaos and fuzz runs"
 	@echo "make lint   ruff, mypy, and whether generated code is current"
 	@echo "make chaos  kill and stop processes under load for five minutes, and count what was lost (nothing)"
 	@echo "make fuzz   100,000 mutated inputs at each parser, and as many as fit at each listener"
@@ -31,7 +32,11 @@ demo: $(VENV)/installed
 	@$(BIN)/python -m examples.demo
 
 test: $(VENV)/installed
-	$(PYTEST) tests
+	$(PYTEST) tests/unit tests/contract tests/integration
+
+# What a user types, from end to end, and short forms of chaos and fuzzing.
+test-slow: $(VENV)/installed
+	$(PYTEST) tests/e2e tests/chaos tests/fuzz
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
