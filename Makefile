@@ -14,7 +14,7 @@ help:
 	@echo "make test-slow  the nvcf command and the demo as a user runs them, short chaos and fuzz runs"
 	@echo "make lint   ruff, mypy, and whether generated code is current"
 	@echo "make chaos  kill and stop processes under load for five minutes, and count what was lost (nothing)"
-	@echo "make fuzz   100,000 mutated inputs at each parser, and as many as fit at each listener"
+	@echo "make fuzz   100,000 mutated inputs at each parser and each listener (an hour)"
 	@echo "make bench  measure speed and memory; prints figures and ratios"
 	@echo "make lock   bring requirements.lock up to date with pyproject.toml"
 	@echo "make clean  remove .venv and caches"

@@ -66,16 +66,21 @@ class Body(Protocol):
 class Spool:
     """Bytes that can be read again; beyond `memory_bytes` they live in an unnamed file."""
 
+    __slots__ = ("_directory", "_file", "_memory", "_memory_bytes", "size")
+
     def __init__(self, memory_bytes: int, directory: Path | None = None) -> None:
         self._memory_bytes = memory_bytes
         self._directory = directory
-        self._memory = bytearray()
+        # Most bodies are never spooled, and thousands of them wait at a time.
+        self._memory: bytes | bytearray = b""
         self._file: IO[bytes] | None = None
         self.size = 0
 
     async def append(self, data: bytes) -> None:
         """Add bytes at the end. Raises OSError when the disk is full."""
         if self._file is None and self.size + len(data) <= self._memory_bytes:
+            if isinstance(self._memory, bytes):
+                self._memory = bytearray(self._memory)
             self._memory += data
         else:
             await asyncio.to_thread(self._append_to_file, data)
@@ -89,7 +94,7 @@ class Spool:
 
     def close(self) -> None:
         """Give memory and disk back."""
-        self._memory = bytearray()
+        self._memory = b""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -99,7 +104,7 @@ class Spool:
             # Closed by close(), which every owner calls.
             self._file = tempfile.TemporaryFile(dir=self._directory, buffering=0)  # noqa: SIM115
             self._file.write(self._memory)
-            self._memory = bytearray()
+            self._memory = b""
         self._file.seek(0, 2)
         self._file.write(data)
 
@@ -112,6 +117,8 @@ class Spool:
 
 class CallerBody:
     """One request body: `prefix` travels in the message, the rest is streamed on demand."""
+
+    __slots__ = ("_max_bytes", "_read_lock", "_reader", "_source", "_spool", "length", "prefix")
 
     def __init__(
         self,
@@ -128,7 +135,7 @@ class CallerBody:
         self.prefix = b""
         self._source = source
         self._spool = Spool(spool_memory_bytes, directory)
-        self._read_lock = asyncio.Lock()
+        self._read_lock: asyncio.Lock | None = None
         self._reader = 0
 
     @property
@@ -191,6 +198,8 @@ class CallerBody:
                 yield chunk
 
     async def _next(self, offset: int) -> bytes:
+        if self._read_lock is None:
+            self._read_lock = asyncio.Lock()
         async with self._read_lock:
             if offset < self._spool.size:
                 return await self._spool.read(offset, CHUNK_BYTES)

@@ -22,7 +22,7 @@ BODY_PATIENCE = 120.0
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Call:
     """One invocation, ready to be queued.
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from tests.fuzz import corpus
 from tests.fuzz.mutation import Mutator
-from tests.fuzz.scene import Report, Scene, until
+from tests.fuzz.scene import Budget, Report, Scene, until
 from tests.support.peer_worker import ATTACH, H1
 
 AT_ONCE = 6
@@ -43,7 +43,7 @@ def raw_requests(found: Scene) -> list[bytes]:
     ]  # fmt: skip
 
 
-async def http_port(found: Scene, report: Report, deadline: float) -> None:
+async def http_port(found: Scene, report: Report, budget: Budget) -> None:
     """Raw bytes on connections, sometimes half closed, sometimes torn off."""
     address = urlsplit(found.platform.gateway.url)
     inputs = raw_requests(found)
@@ -73,7 +73,7 @@ async def http_port(found: Scene, report: Report, deadline: float) -> None:
     async with asyncio.TaskGroup() as tasks:
         for number in range(AT_ONCE):
             mutator = found.mutator("http", number)
-            tasks.create_task(until(deadline, lambda mutator=mutator: one(mutator)))  # type: ignore[misc]
+            tasks.create_task(until(budget, report, lambda mutator=mutator: one(mutator)))  # type: ignore[misc]
 
 
 async def _read_answer(reader: asyncio.StreamReader, report: Report, data: bytes) -> None:
@@ -85,7 +85,7 @@ async def _read_answer(reader: asyncio.StreamReader, report: Report, data: bytes
         report.answered(int(answer[9:12]), answer, data)
 
 
-async def json_bodies(found: Scene, report: Report, deadline: float) -> None:
+async def json_bodies(found: Scene, report: Report, budget: Budget) -> None:
     """Bodies of exec and of the management API, with intact HTTP around them."""
     platform, mutator = found.platform, found.mutator("json")
     doomed = await platform.create_version("doomed")
@@ -108,7 +108,7 @@ async def json_bodies(found: Scene, report: Report, deadline: float) -> None:
         async with platform.session.post(platform.gateway.url + path, data=data, headers=headers) as response:
             report.answered(response.status, await response.read(), data)
 
-    await until(deadline, one)
+    await until(budget, report, one)
 
 
 def printable(data: bytes) -> str:

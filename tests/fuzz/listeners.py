@@ -6,7 +6,8 @@ import time
 from collections.abc import Awaitable, Callable
 
 from tests.fuzz.callers_doors import http_port, json_bodies
-from tests.fuzz.scene import Report, Scene, complaints, serves
+from tests.fuzz.scene import Budget, Report, Scene, complaints, serves
+from tests.fuzz.session_doors import proxy_port, sessions_port
 from tests.fuzz.workers_doors import (
     broker_tokens,
     grpc_port,
@@ -16,7 +17,7 @@ from tests.fuzz.workers_doors import (
     subjects,
 )
 
-DOORS: dict[str, Callable[[Scene, Report, float], Awaitable[None]]] = {
+DOORS: dict[str, Callable[[Scene, Report, Budget], Awaitable[None]]] = {
     "callers' port, raw": http_port,
     "JSON bodies": json_bodies,
     "request-attach": request_attach,
@@ -25,14 +26,16 @@ DOORS: dict[str, Callable[[Scene, Report, float], Awaitable[None]]] = {
     "broker subjects": subjects,
     "queue messages": queue_messages,
     "gRPC port": grpc_port,
+    "sessions port": sessions_port,
+    "session proxy": proxy_port,
 }
 
 
-async def attack(found: Scene, door: str, seconds: float) -> Report:
-    """Try one door for a time, then see whether everything still works."""
+async def attack(found: Scene, door: str, inputs: int, seconds: float) -> Report:
+    """Try one door with `inputs` inputs, `seconds` at most, then see whether everything still works."""
     report = Report(door)
     before = len(complaints(found))
-    await DOORS[door](found, report, time.monotonic() + seconds)
+    await DOORS[door](found, report, Budget(time.monotonic() + seconds, inputs))
     for process in (found.platform.gateway.child, found.worker):
         if not process.running:
             report.faults.append(f"process ended: {process.text()[-2000:]}")

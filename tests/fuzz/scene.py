@@ -33,6 +33,18 @@ class Report:
             self.faults.append(f"HTTP 500 for {sent[:200]!r}: {body[:200]!r}")
 
 
+@dataclass(frozen=True)
+class Budget:
+    """How long one door is tried: until `time.monotonic()` has passed `deadline` or `inputs` were sent."""
+
+    deadline: float
+    inputs: int
+
+    def spent(self, report: Report) -> bool:
+        """Whether it is enough."""
+        return report.sent >= self.inputs or time.monotonic() >= self.deadline
+
+
 @dataclass
 class Scene:
     """A gateway, a version with a real worker, and one whose requests a peer answers by hand."""
@@ -53,7 +65,9 @@ class Scene:
 @contextlib.asynccontextmanager
 async def scene(directory: Path, seed: int) -> AsyncIterator[Scene]:
     """Everything running."""
-    async with running_platform(directory, flags=("--log-level", "INFO")) as platform:
+    async with running_platform(
+        directory, flags=("--log-level", "INFO", "--sessions", "127.0.0.1:0")
+    ) as platform:
         client = await platform.broker_client()
         served = await platform.deployed_version("served")
         by_hand = await platform.deployed_version("by-hand")
@@ -83,7 +97,7 @@ def complaints(found: Scene) -> list[str]:
     return [line for text in texts for line in text.splitlines() if any(sign in line for sign in signs)]
 
 
-async def until(deadline: float, step: Callable[[], Awaitable[None]]) -> None:
-    """Repeat until `time.monotonic()` has passed `deadline`."""
-    while time.monotonic() < deadline:
+async def until(budget: Budget, report: Report, step: Callable[[], Awaitable[None]]) -> None:
+    """Repeat until the budget is spent."""
+    while not budget.spent(report):
         await step()

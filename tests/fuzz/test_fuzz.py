@@ -31,6 +31,6 @@ async def found(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene
 @pytest.mark.xdist_group("fuzz")
 @pytest.mark.parametrize("door", DOORS)
 async def test_a_door_stands(found: Scene, door: str) -> None:
-    report = await attack(found, door, SECONDS)
+    report = await attack(found, door, INPUTS, SECONDS)
     assert report.sent > 0
     assert report.faults == []

@@ -15,7 +15,7 @@ from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2
 from tests.fuzz import corpus
 from tests.fuzz.callers_doors import printable
-from tests.fuzz.scene import Report, Scene, until
+from tests.fuzz.scene import Budget, Report, Scene, until
 from tests.support.peer_worker import H1, Work
 
 PULL_PATIENCE = 20.0
@@ -57,7 +57,7 @@ class Waiting:
         self._work = self._caller = None
 
 
-async def request_attach(found: Scene, report: Report, deadline: float) -> None:
+async def request_attach(found: Scene, report: Report, budget: Budget) -> None:
     """Answers at `request-attach`, by live tokens."""
     mutator, waiting = found.mutator("attach"), Waiting(found, report)
     heads = [head for head in corpus.RESPONSE_HEADS if b" 500 " not in head]
@@ -73,11 +73,11 @@ async def request_attach(found: Scene, report: Report, deadline: float) -> None:
             if mutator.chance.random() < 0.1:
                 await work.get(accept=printable(mutator.make([H1.encode()])))
 
-    await until(deadline, one)
+    await until(budget, report, one)
     await waiting.end()
 
 
-async def inline_replies(found: Scene, report: Report, deadline: float) -> None:
+async def inline_replies(found: Scene, report: Report, budget: Budget) -> None:
     """Answers over the broker, by live tokens and by made-up ones."""
     mutator, waiting = found.mutator("inline"), Waiting(found, report)
 
@@ -91,11 +91,11 @@ async def inline_replies(found: Scene, report: Report, deadline: float) -> None:
         with contextlib.suppress(nats.errors.TimeoutError):
             await found.client.request(subject, mutator.make(corpus.INLINE), timeout=5)
 
-    await until(deadline, one)
+    await until(budget, report, one)
     await waiting.end()
 
 
-async def broker_tokens(found: Scene, report: Report, deadline: float) -> None:
+async def broker_tokens(found: Scene, report: Report, budget: Budget) -> None:
     """Connections to the broker with damaged tokens: each is asked about and refused."""
     mutator = found.mutator("connect")
     address = urlsplit(found.platform.broker.url)
@@ -123,10 +123,10 @@ async def broker_tokens(found: Scene, report: Report, deadline: float) -> None:
         finally:
             writer.close()
 
-    await until(deadline, one)
+    await until(budget, report, one)
 
 
-async def subjects(found: Scene, report: Report, deadline: float) -> None:
+async def subjects(found: Scene, report: Report, budget: Budget) -> None:
     """Rescue, polls, cancellations and announcements with damaged bodies."""
     mutator = found.mutator("subjects")
     served, by_hand = found.served.id, found.by_hand.id
@@ -152,10 +152,10 @@ async def subjects(found: Scene, report: Report, deadline: float) -> None:
             await found.client.publish(subject, mutator.make(good), reply="nobody.listens")
         await found.client.flush(10)
 
-    await until(deadline, one)
+    await until(budget, report, one)
 
 
-async def queue_messages(found: Scene, report: Report, deadline: float) -> None:
+async def queue_messages(found: Scene, report: Report, budget: Budget) -> None:
     """Damaged requests in the queue of a real worker."""
     mutator, version = found.mutator("queue"), found.served.id
     good = []
@@ -174,10 +174,10 @@ async def queue_messages(found: Scene, report: Report, deadline: float) -> None:
         await found.client.flush(10)
         await asyncio.sleep(0.02)
 
-    await until(deadline, one)
+    await until(budget, report, one)
 
 
-async def grpc_port(found: Scene, report: Report, deadline: float) -> None:
+async def grpc_port(found: Scene, report: Report, budget: Budget) -> None:
     """Metadata and messages of the WorkerService; raw bytes on its port now and then."""
     mutator, address = found.mutator("grpc"), found.platform.gateway.grpc
     methods = (
@@ -213,7 +213,7 @@ async def grpc_port(found: Scene, report: Report, deadline: float) -> None:
             )
 
     async with grpc.aio.insecure_channel(address) as channel:
-        await until(deadline, lambda: one(channel))
+        await until(budget, report, lambda: one(channel))
 
 
 async def _raw(host: str, port: int, data: bytes) -> None:
