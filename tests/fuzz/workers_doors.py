@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from urllib.parse import urlsplit
 
 import aiohttp
 import grpc.aio
 import nats.errors
+from google.protobuf.message import DecodeError
 
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2
@@ -17,8 +19,10 @@ from tests.fuzz import corpus
 from tests.fuzz.callers_doors import printable
 from tests.fuzz.scene import Budget, Report, Scene, until
 from tests.support.peer_worker import H1, Work
+from tests.support.platform import messages_in
 
 PULL_PATIENCE = 20.0
+STUCK_SECONDS = 40.0
 
 
 class Waiting:
@@ -168,13 +172,42 @@ async def queue_messages(found: Scene, report: Report, budget: Budget) -> None:
         good.append(message.SerializeToString())
 
     async def one() -> None:
-        for _ in range(20):
+        for _ in range(100):
             report.sent += 1
-            await found.client.publish(f"rq.local.{version}.{new_id()}", mutator.make(good))
+            data, request_id = mutator.make(good), new_id()
+            if mutator.chance.random() < 0.999:
+                data = _at_home(data, request_id, found.platform.gateway.url)
+            await found.client.publish(f"rq.local.{version}.{request_id}", data)
         await found.client.flush(10)
-        await asyncio.sleep(0.02)
+        await _taken(found, report)
 
     await until(budget, report, one)
+
+
+def _at_home(data: bytes, request_id: str, url: str) -> bytes:
+    """The same request with an id of its own, at an address that exists: others are tried again for long."""
+    message = nvcf_pb2.WorkerInvokeFunctionRequest()
+    try:
+        message.ParseFromString(data)
+    except DecodeError:
+        return data
+    for config in message.statelessConfig.connectionConfigs:
+        if config.http1Config.targetURI:
+            config.http1Config.targetURI = url
+    message.requestId = request_id
+    return message.SerializeToString()
+
+
+async def _taken(found: Scene, report: Report) -> None:
+    """The worker gets through what was queued; one that has stopped doing so is a fault."""
+    stream, before, last = f"rq_local_{found.served.id}", -1, time.monotonic()
+    while (now := await messages_in(found.client, stream)) > 100:
+        if now != before:
+            before, last = now, time.monotonic()
+        if time.monotonic() - last > STUCK_SECONDS:
+            report.faults.append(f"the worker takes nothing more, {now} requests are queued")
+            return
+        await asyncio.sleep(0.01)
 
 
 async def grpc_port(found: Scene, report: Report, budget: Budget) -> None:
