@@ -81,7 +81,11 @@ class TunnelWorker:
             self.works.append(work)
             subscription = await self._listen(work)
             group.create_task(self._reconnects(subscription))
-            group.create_task(self.serve(work.request))
+            group.create_task(self._served(work))
+
+    async def _served(self, work: Work) -> None:
+        await self.serve(work.request)
+        await work.ack()
 
     async def _listen(self, work: Work) -> Subscription:
         assert work.message.headers is not None
