@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TEST_WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup
 
-.PHONY: help demo test test-slow lint bench chaos fuzz clean lock
+.PHONY: help demo test test-slow lint bench chaos fuzz clean lock collector collector-check
 
 help:
 	@echo "make demo   start the platform, run real functions through it, show what happens (about a minute)"
@@ -16,6 +16,7 @@ help:
 	@echo "make chaos  kill and stop processes under load for five minutes, and count what was lost (nothing)"
 	@echo "make fuzz   100,000 mutated inputs at each parser and each listener (an hour)"
 	@echo "make bench  measure speed and memory; prints figures and ratios"
+	@echo "make collector-check  build a real OpenTelemetry Collector (Go) and try the rendered configurations in it"
 	@echo "make lock   bring requirements.lock up to date with pyproject.toml"
 	@echo "make clean  remove .venv and caches"
 
@@ -53,6 +54,18 @@ fuzz: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m tests.bench
+
+# Needs Go 1.26 or newer and its module proxy, and minutes the first time; nothing else needs the result.
+COLLECTOR_BUILDER := go.opentelemetry.io/collector/cmd/builder@v0.161.0
+.collector/nvcf-otelcol: otel/collector/builder.yaml
+	@command -v go > /dev/null || { echo "make collector needs Go 1.26 or newer"; exit 1; }
+	go run $(COLLECTOR_BUILDER) --config=otel/collector/builder.yaml --skip-compilation
+	cd .collector && go build -trimpath -ldflags="-s -w" -o nvcf-otelcol .
+
+collector: .collector/nvcf-otelcol
+
+collector-check: $(VENV)/installed collector
+	$(PYTEST) tests/collector
 
 lock:
 	$(PYTHON) -m venv $(VENV)
