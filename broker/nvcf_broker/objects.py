@@ -54,7 +54,10 @@ class StoredObject:
 
 
 class ObjectBucket:
-    """One bucket; made on first use with a life of `ttl` seconds and at most `max_bytes` bytes (-1 = any)."""
+    """One bucket; made on first use with a life of `ttl` seconds and at most `max_bytes` bytes (-1 = any).
+
+    In a cluster `placement_tag` names the brokers that hold it.
+    """
 
     def __init__(
         self,
@@ -64,12 +67,13 @@ class ObjectBucket:
         ttl: float = 0.0,
         max_bytes: int = -1,
         replicas: int = 1,
+        placement_tag: str | None = None,
     ) -> None:
         self.bucket = bucket
         self.max_bytes = max_bytes
         self._requests = requests
         self._stream = f"OBJ_{bucket}"
-        self._config = {
+        self._config: dict[str, Any] = {
             "name": self._stream,
             "subjects": [f"$O.{bucket}.C.>", f"$O.{bucket}.M.>"],
             "retention": "limits",
@@ -81,6 +85,8 @@ class ObjectBucket:
             "allow_rollup_hdrs": True,
             "allow_direct": True,
         }
+        if placement_tag is not None:
+            self._config["placement"] = {"tags": [placement_tag]}
         self._nuids = NUID()
         self._made = False
 

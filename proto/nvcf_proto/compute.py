@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.models import ProcessSource, Record
 from nvcf_proto.records import Fields
 
@@ -106,6 +107,38 @@ def event_stream_config(replicas: int = 1) -> dict[str, Any]:
     }
 
 
+# Bounds of what one message may ask for; far above anything that makes sense.
+MOST_INSTANCES = 1000
+MOST_GPUS = 1024
+MOST_CONCURRENT = 65_536
+LONGEST_LIFE = 24 * 3600.0
+LONGEST_GRACE = 24 * 3600.0
+
+
+def _instance_ids(fields: Fields) -> tuple[str, ...]:
+    found = fields.texts("instanceIds")
+    if len(found) > MOST_INSTANCES:
+        raise InvalidRecord(
+            fields.path("instanceIds"), f"more than {MOST_INSTANCES} instances in one message"
+        )
+    return found
+
+
+def _within(fields: Fields, name: str, default: float, most: float) -> float:
+    value = fields.number(name, default)
+    if not 0 <= value <= most:
+        raise InvalidRecord(fields.path(name), f"expected 0 to {most:g} seconds, got {value:g}")
+    return value
+
+
+def _expiry(fields: Fields) -> float:
+    """What never expired would have to be remembered for ever."""
+    expires_at = fields.number("expiresAt")
+    if expires_at - fields.number("issuedAt") > LONGEST_LIFE:
+        raise InvalidRecord(fields.path("expiresAt"), f"more than {LONGEST_LIFE:g} seconds after issuedAt")
+    return expires_at
+
+
 @dataclass(frozen=True)
 class CreationMessage(Record):
     """Create these instances in one cluster. Times are Unix seconds; an expired message is dropped.
@@ -171,11 +204,13 @@ class CreationMessage(Record):
             specification_id=fields.text("gpuSpecificationId"),
             gpu=fields.text("gpu"),
             instance_type=fields.text("instanceType"),
-            gpus_per_instance=fields.integer("gpusPerInstance", 0),
-            max_request_concurrency=fields.integer("maxRequestConcurrency", 1, minimum=1),
-            instance_ids=fields.texts("instanceIds"),
+            gpus_per_instance=fields.integer("gpusPerInstance", 0, maximum=MOST_GPUS),
+            max_request_concurrency=fields.integer(
+                "maxRequestConcurrency", 1, minimum=1, maximum=MOST_CONCURRENT
+            ),
+            instance_ids=_instance_ids(fields),
             issued_at=fields.number("issuedAt"),
-            expires_at=fields.number("expiresAt"),
+            expires_at=_expiry(fields),
             process=ProcessSource.from_fields(fields.object("process")) if fields.has("process") else None,
             container_image=fields.optional_text("containerImage"),
             reason=fields.optional_text("reason"),
@@ -212,8 +247,8 @@ class TerminationMessage(Record):
             message_id=fields.text("messageId"),
             cluster_id=fields.text("clusterId"),
             version_id=fields.id("functionVersionId"),
-            instance_ids=fields.texts("instanceIds"),
-            grace_seconds=fields.number("graceSeconds", 30.0),
+            instance_ids=_instance_ids(fields),
+            grace_seconds=_within(fields, "graceSeconds", 30.0, LONGEST_GRACE),
             issued_at=fields.number("issuedAt"),
             reason=fields.optional_text("reason"),
         )

@@ -52,7 +52,8 @@ class Problem:
 
     def to_json(self) -> bytes:
         """The document as UTF-8 JSON."""
-        return json.dumps(self.to_dict(), ensure_ascii=False).encode()
+        # Half of a surrogate pair, as JSON from outside may have it, stays the escape that it was.
+        return json.dumps(self.to_dict(), ensure_ascii=False).encode(errors="backslashreplace")
 
 
 def problem_for(status: int, detail: str | None = None, *, source: str = "nvcf-worker-service") -> Problem:

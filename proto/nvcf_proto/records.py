@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar, cast
@@ -105,11 +106,17 @@ class Fields:
         return value
 
     def number(self, name: str, default: float = _MISSING) -> float:
-        """Any JSON number."""
+        """Any JSON number; what Python reads besides (NaN, Infinity, a number beyond all bounds) is none."""
         value = self._get(name, (int, float), "a number", default)
         if isinstance(value, bool):
             raise InvalidRecord(self.path(name), "expected a number, got a boolean")
-        return float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise InvalidRecord(self.path(name), "expected a finite number")
+        return number
 
     def boolean(self, name: str, default: bool = _MISSING) -> bool:
         """True or false."""

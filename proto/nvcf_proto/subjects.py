@@ -123,6 +123,10 @@ RATE_LIMIT_COUNTS_SUBJECT = f"{RATE_LIMIT_PREFIX}.counts"
 """[ext] Counts that a gateway tells the others, who need them when it dies."""
 
 
+FIGURES_SUBJECT = "nvcf.figures"
+"""[ext] A gateway asks the others here what they have seen of some versions' calls lately."""
+
+
 def next_message_subject(stream: str, consumer: str) -> str:
     """JetStream API subject of a pull request."""
     return f"{API_PREFIX}.CONSUMER.MSG.NEXT.{stream}.{consumer}"
@@ -146,8 +150,9 @@ def worker_permissions(
 ) -> Permissions:
     """Least privileges of a worker's broker connection (section 8).
 
-    Everything is granted by name for each region in `regions`. `wide_inbox` adds `_INBOX.>` for
-    workers that do not use an inbox prefix of their own (`compatibility.wide_inbox`).
+    Everything is granted by name for each region in `regions`. `wide_inbox` adds what workers of other makes
+    need: `_INBOX.>`, the polling and reconnect subjects that name no version, and the purge by which they
+    end a session's record (`compatibility.wide_inbox`).
     """
     publish = [f"{INLINE_REPLY_PREFIX}.>", rescue_subject(version_id)]
     for region in regions:
@@ -160,6 +165,8 @@ def worker_permissions(
             f"$JS.ACK.{stream}.>",
             f"stateful_session.lookup.{region}.{version_id}.>",
         ]
+        if wide_inbox:
+            publish.append(f"{API_PREFIX}.STREAM.PURGE.{session_lookup_stream(region)}")
     subscribe = [
         cancel_subject(version_id),
         version_polling_subject(version_id, "*"),

@@ -28,6 +28,16 @@ from nvcf_proto.models.functions import (
 from nvcf_proto.models.instances import INSTANCES_BUCKET, Instance
 from nvcf_proto.models.keys import API_KEYS_BUCKET, ApiKey
 from nvcf_proto.models.kinds import FunctionType, InstanceState, Scope, VersionStatus
+from nvcf_proto.models.telemetries import (
+    TELEMETRIES_BUCKET,
+    Telemetries,
+    TelemetryAuth,
+    TelemetryEndpoint,
+    TelemetryProtocol,
+    TelemetryProvider,
+    TelemetrySettings,
+    TelemetryType,
+)
 
 __all__ = [
     "ACCOUNT_PATTERN",
@@ -38,6 +48,7 @@ __all__ = [
     "MAX_ACCOUNTS_IN_LIST",
     "NAME_PATTERN",
     "RATE_PATTERN",
+    "TELEMETRIES_BUCKET",
     "VERSIONS_BUCKET",
     "ApiKey",
     "Deployment",
@@ -53,6 +64,13 @@ __all__ = [
     "ScalingPreferences",
     "ScalingRule",
     "Scope",
+    "Telemetries",
+    "TelemetryAuth",
+    "TelemetryEndpoint",
+    "TelemetryProtocol",
+    "TelemetryProvider",
+    "TelemetrySettings",
+    "TelemetryType",
     "VersionStatus",
     "account_list",
 ]

@@ -9,6 +9,7 @@ from typing import Any, Self
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.models.base import Record
 from nvcf_proto.models.kinds import FunctionType
+from nvcf_proto.models.telemetries import Telemetries
 from nvcf_proto.records import Fields
 
 FUNCTIONS_BUCKET = "nvcf_functions"
@@ -169,6 +170,7 @@ class FunctionVersion(Record):
     container_image: str | None = None
     process: ProcessSource | None = None
     rate_limit: RateLimit | None = None
+    telemetries: Telemetries | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -184,6 +186,7 @@ class FunctionVersion(Record):
             "containerImage": self.container_image,
             "process": self.process.to_dict() if self.process else None,
             "rateLimit": self.rate_limit.to_dict() if self.rate_limit else None,
+            "telemetries": self.telemetries.to_dict() if self.telemetries else None,
         }
 
     @classmethod
@@ -201,4 +204,7 @@ class FunctionVersion(Record):
             container_image=fields.optional_text("containerImage"),
             process=ProcessSource.from_fields(fields.object("process")) if fields.has("process") else None,
             rate_limit=RateLimit.from_fields(fields.object("rateLimit")) if fields.has("rateLimit") else None,
+            telemetries=Telemetries.from_fields(fields.object("telemetries"))
+            if fields.has("telemetries")
+            else None,
         )

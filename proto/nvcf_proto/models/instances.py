@@ -14,7 +14,10 @@ INSTANCES_BUCKET = "nvcf_instances"
 
 @dataclass(frozen=True)
 class Instance(Record):
-    """One running copy of a version, reported by the agent that owns it. Key: `VERSION.INSTANCE`."""
+    """One running copy of a version, reported by the agent that owns it. Key: `VERSION.INSTANCE`.
+
+    `category` is the kind of a FAILED one's failure, in one word for programs; its reason begins with it.
+    """
 
     id: str
     function_id: str
@@ -33,6 +36,7 @@ class Instance(Record):
     gpu: str | None = None
     visible_devices: str | None = None
     draining_since: float | None = None
+    category: str | None = None
 
     @property
     def key(self) -> str:
@@ -62,6 +66,7 @@ class Instance(Record):
             "gpu": self.gpu,
             "visibleDevices": self.visible_devices,
             "drainingSince": self.draining_since,
+            "category": self.category,
         }
 
     @classmethod
@@ -84,4 +89,5 @@ class Instance(Record):
             gpu=fields.optional_text("gpu"),
             visible_devices=fields.optional_text("visibleDevices"),
             draining_since=fields.number("drainingSince") if fields.has("drainingSince") else None,
+            category=fields.optional_text("category"),
         )
