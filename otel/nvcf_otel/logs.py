@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from typing import Any, TextIO
+
+from nvcf_otel.redaction import Redactor, of_environment
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
@@ -21,10 +24,14 @@ def _extras(record: logging.LogRecord) -> dict[str, Any]:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, then `fixed` and the record's extras."""
+    """One JSON object a line: time (UTC), level, logger, message, then `fixed` and the record's extras.
 
-    def __init__(self, **fixed: str) -> None:
+    Secrets in texts are replaced.
+    """
+
+    def __init__(self, redact: Redactor | None = None, **fixed: str) -> None:
         super().__init__()
+        self._redact = redact or Redactor()
         self._fixed = fixed
 
     def format(self, record: logging.LogRecord) -> str:
@@ -32,17 +39,24 @@ class JsonFormatter(logging.Formatter):
             "time": _time(record),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": self._redact(record.getMessage()),
             **self._fixed,
-            **_extras(record),
+            **{
+                key: self._redact(value) if isinstance(value, str) else value
+                for key, value in _extras(record).items()
+            },
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = self._redact(self.formatException(record.exc_info))
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
 class TerminalFormatter(logging.Formatter):
-    """Time of day, level and message; extras behind it."""
+    """Time of day, level and message; extras behind it. Secrets are replaced."""
+
+    def __init__(self, redact: Redactor | None = None) -> None:
+        super().__init__()
+        self._redact = redact or Redactor()
 
     def format(self, record: logging.LogRecord) -> str:
         extras = " ".join(f"{key}={value}" for key, value in _extras(record).items())
@@ -51,7 +65,7 @@ class TerminalFormatter(logging.Formatter):
             line = f"{line}  [{extras}]"
         if record.exc_info:
             line = f"{line}\n{self.formatException(record.exc_info)}"
-        return line
+        return self._redact(line)
 
 
 def configure_logging(level: str = "INFO", *, stream: TextIO | None = None, **fixed: str) -> None:
@@ -61,7 +75,8 @@ def configure_logging(level: str = "INFO", *, stream: TextIO | None = None, **fi
     """
     target = sys.stderr if stream is None else stream
     handler = logging.StreamHandler(target)
-    handler.setFormatter(TerminalFormatter() if target.isatty() else JsonFormatter(**fixed))
+    redact = of_environment(os.environ)
+    handler.setFormatter(TerminalFormatter(redact) if target.isatty() else JsonFormatter(redact, **fixed))
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)

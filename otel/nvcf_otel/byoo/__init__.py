@@ -1,0 +1,22 @@
+"""Bring your own observability: from an account's telemetry endpoints to what sends to them.
+
+Pure: values in, variables or a collector's configuration out. `providers` knows what each provider takes and
+needs, `plan` decides between the SDK's own exporters and a collector, `collector` renders its configuration.
+"""
+
+from nvcf_otel.byoo.collector import Placement, collector_configuration, collector_text
+from nvcf_otel.byoo.plan import Plan, Unknown, plan
+from nvcf_otel.byoo.providers import PROVIDERS, Provider, check_endpoint, secret_files
+
+__all__ = [
+    "PROVIDERS",
+    "Placement",
+    "Plan",
+    "Provider",
+    "Unknown",
+    "check_endpoint",
+    "collector_configuration",
+    "collector_text",
+    "plan",
+    "secret_files",
+]

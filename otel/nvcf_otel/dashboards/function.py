@@ -1,0 +1,284 @@
+"""For the author of a function: is it well, why is it slow, what fails, what does a cold start cost."""
+
+from __future__ import annotations
+
+from grafana_foundation_sdk.builders.dashboard import Dashboard
+
+from nvcf_otel import names
+from nvcf_otel.dashboards import promql as q
+from nvcf_otel.dashboards.panels import chart, dashboard, heat, number, row, variable
+
+MINE = q.matches(names.FUNCTION_VERSION_ID, "version")
+# Figures under the names of NVIDIA's worker have its labels too.
+MINE_AS_NVIDIA = 'function_version_id=~"$version"'
+INVOCATION = "nvcf.invocation.duration"
+FAILED = f'{MINE}, {q.label(names.OUTCOME)}="{names.ERRORED}"'
+PERCENTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
+
+
+def build() -> Dashboard:
+    """The dashboard."""
+    info, name = q.instrument("nvcf.function.info").prometheus_name, q.label(names.FUNCTION_NAME)
+    version = q.label(names.FUNCTION_VERSION_ID)
+    board = (
+        dashboard("nvcf-function", "NVCF: function", "One function, for its author.")
+        .with_variable(variable("function", "Function", f"label_values({info}, {name})"))
+        .with_variable(
+            variable("version", "Version", f'label_values({info}{{{name}=~"$function"}}, {version})')
+        )
+    )
+    for part in (_well, _slow, _errors, _cold_starts, _queue, _streams, _machine):
+        board = part(board)
+    return board
+
+
+def _percentiles(of: str, prefix: str = "") -> list[tuple[str, str]]:
+    return [(f"{prefix}{name}", q.quantile(share, of, where=MINE)) for name, share in PERCENTILES]
+
+
+def _well(board: Dashboard) -> Dashboard:
+    failures = q.share(q.rate(INVOCATION, where=FAILED), q.rate(INVOCATION, where=MINE))
+    return row(
+        board,
+        "Is it well?",
+        number("Calls", "Calls that ended, per second.", q.rate(INVOCATION, where=MINE), "reqps"),
+        number(
+            "Failures",
+            "Share of calls that the function or a time limit failed.",
+            failures,
+            "percentunit",
+            limits=(0.01, 0.05),
+        ),
+        number("p99", "99 % of calls are faster.", q.quantile(0.99, INVOCATION, where=MINE), "s"),
+        number(
+            "In progress", "Calls whose callers wait.", q.total("nvcf.invocation.active", where=MINE), "short"
+        ),
+        number(
+            "Queued",
+            "Requests that no worker has taken yet.",
+            q.total("nvcf.queue.depth", where=MINE),
+            "short",
+        ),
+        number(
+            "Running",
+            "Instances that serve.",
+            q.or_zero(q.total("nvcf.instances", where=f'{MINE}, {q.label(names.INSTANCE_STATE)}="RUNNING"')),
+            "short",
+        ),
+    )
+
+
+def _slow(board: Dashboard) -> Dashboard:
+    whole = q.mean(INVOCATION, where=MINE)
+    queue = q.mean("nvcf.request.queue.duration", where=MINE)
+    handler = q.mean("nvcf.handler.duration", where=MINE)
+    parts = [
+        ("queue", queue),
+        ("handler", handler),
+        ("the rest: gateway, broker, delivery", f"clamp_min({whole} - ({queue}) - ({handler}), 0)"),
+    ]
+    return row(
+        board,
+        "Why is it slow?",
+        chart(
+            "Latency",
+            "From the request to the end of the answer, at the gateway; points lead to traces.",
+            _percentiles(INVOCATION),
+            "s",
+            exemplars=True,
+        ),
+        chart(
+            "Where the time goes",
+            "Mean of each part. A thick queue wants more instances, a thick handler a faster function.",
+            parts,
+            "s",
+            stacked=True,
+        ),
+        heat("All calls", "How many took how long.", q.buckets(INVOCATION, MINE), "s"),
+        chart(
+            "Wait in the queue",
+            "From the request until a worker pulled it.",
+            _percentiles("nvcf.request.queue.duration"),
+            "s",
+        ),
+        chart(
+            "Handler", "The function's own code.", _percentiles("nvcf.handler.duration"), "s", exemplars=True
+        ),
+        chart(
+            "Slots",
+            "Requests that the instances could work on at a time, and do.",
+            [
+                ("slots", q.total("nvcf.worker.slots", where=MINE)),
+                ("busy", q.total("nvcf.worker.slots.busy", where=MINE)),
+            ],
+            "short",
+        ),
+    )
+
+
+def _errors(board: Dashboard) -> Dashboard:
+    codes = q.rate("nvcf_response_total", ["error_code"], MINE_AS_NVIDIA)
+    return row(
+        board,
+        "What fails?",
+        chart(
+            "What became of calls",
+            "By outcome, at the gateway.",
+            [(f"{{{{{q.label(names.OUTCOME)}}}}}", q.rate(INVOCATION, [names.OUTCOME], MINE))],
+            "reqps",
+            stacked=True,
+        ),
+        chart(
+            "Answers of the instances",
+            "By error code, as NVIDIA's worker counts: 0 was answered, whatever the status; 500 was not.",
+            [("{{error_code}}", codes)],
+            "reqps",
+            stacked=True,
+        ),
+        chart(
+            "Delivered again",
+            "Requests of which an earlier delivery came to nothing: a worker died or gave them back.",
+            [("again", q.or_zero(q.rate("nvcf.request.redeliveries", where=MINE)))],
+            "reqps",
+        ),
+    )
+
+
+def _cold_starts(board: Dashboard) -> Dashboard:
+    met_none = q.rate("nvcf.invocation.cold_starts", where=MINE)
+    return row(
+        board,
+        "Cold starts",
+        chart(
+            "Calls that met no instance",
+            "Share of all calls.",
+            [("share", q.share_of_ended(met_none, q.rate(INVOCATION, where=MINE)))],
+            "percentunit",
+            maximum=1,
+        ),
+        chart(
+            "How long they waited",
+            "From the queue to the head of the answer.",
+            _percentiles("nvcf.invocation.cold_start.duration"),
+            "s",
+            exemplars=True,
+        ),
+        chart(
+            "Loading",
+            "The function's own part of a start: imports, model, warm-up. Of the instances that run now.",
+            [
+                (name, q.quantile_now(share, "nvcf.instance.load.duration", MINE))
+                for name, share in PERCENTILES
+            ],
+            "s",
+        ),
+    )
+
+
+def _queue(board: Dashboard) -> Dashboard:
+    state = q.label(names.INSTANCE_STATE)
+    return row(
+        board,
+        "Queue and instances",
+        chart(
+            "Queue",
+            "Requests that wait, and that workers hold.",
+            [
+                ("waiting", q.total("nvcf.queue.depth", where=MINE)),
+                ("in work", q.total("nvcf.requests.in_flight", where=MINE)),
+            ],
+            "short",
+        ),
+        chart(
+            "Oldest request",
+            "How long the oldest waiting one has waited.",
+            [("age", q.highest("nvcf.queue.age", where=MINE))],
+            "s",
+        ),
+        chart(
+            "Instances",
+            "By state, and how many there should be.",
+            [
+                (
+                    f"{{{{{state}}}}}",
+                    q.total("nvcf.instances", [names.INSTANCE_STATE], f"{MINE}, {q.living()}"),
+                ),
+                ("wanted", q.total("nvcf.scaling.desired", where=MINE)),
+            ],
+            "short",
+        ),
+    )
+
+
+def _streams(board: Dashboard) -> Dashboard:
+    return row(
+        board,
+        "Batches, streams and tokens",
+        chart(
+            "Batch size",
+            "Requests in one batch.",
+            [
+                ("mean", q.mean("nvcf.batch.size", where=MINE)),
+                ("p99", q.quantile(0.99, "nvcf.batch.size", where=MINE)),
+            ],
+            "short",
+        ),
+        chart(
+            "Wait for a batch",
+            "How long a request waited for others.",
+            _percentiles("nvcf.batch.wait.duration"),
+            "s",
+        ),
+        chart(
+            "First item",
+            "From the request's arrival at the worker to the first item of its stream.",
+            _percentiles("nvcf.stream.first_item.duration"),
+            "s",
+        ),
+        chart("Items", "Of all streams.", [("items", q.rate("nvcf.stream.items", where=MINE))], "ops"),
+        chart(
+            "Tokens",
+            "By type, where the function says how many.",
+            [
+                ("{{gen_ai_token_type}}", _tokens()),
+            ],
+            "ops",
+        ),
+    )
+
+
+def _tokens() -> str:
+    added = q.series("gen_ai.client.token.usage", MINE, "_sum")
+    return f"sum by (gen_ai_token_type) (rate({added}[{q.WINDOW}]))"
+
+
+def _machine(board: Dashboard) -> Dashboard:
+    return row(
+        board,
+        "Machine",
+        chart(
+            "GPU",
+            "Share of time that the GPUs work.",
+            [
+                ("mean", f"avg ({q.series('hw.gpu.utilization', MINE)})"),
+                ("highest", q.highest("hw.gpu.utilization", where=MINE)),
+            ],
+            "percentunit",
+            maximum=1,
+        ),
+        chart(
+            "GPU memory",
+            "In use, of what there is.",
+            [
+                ("used", q.total("hw.gpu.memory.usage", where=MINE)),
+                ("there is", q.total("hw.gpu.memory.limit", where=MINE)),
+            ],
+            "bytes",
+        ),
+        chart(
+            "Memory",
+            "Of the instances' processes.",
+            [("resident", q.total("process.memory.usage", where=MINE))],
+            "bytes",
+        ),
+    )

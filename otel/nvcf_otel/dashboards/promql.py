@@ -1,0 +1,115 @@
+"""PromQL out of instruments. Pure, without Grafana's library."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from nvcf_otel import instruments, names
+from nvcf_otel.instruments import Instrument, Kind
+
+WINDOW = "$__rate_interval"
+VERSION = names.FUNCTION_VERSION_ID
+NAME = names.FUNCTION_NAME
+
+
+def label(attribute: str) -> str:
+    """An attribute's name in Prometheus."""
+    return re.sub(r"[^a-zA-Z0-9_]", "_", attribute)
+
+
+def instrument(name: str) -> Instrument:
+    """The instrument of that OpenTelemetry name. Raises KeyError."""
+    return {each.name: each for each in instruments.ALL}[name]
+
+
+def series(of: str, where: str = "", suffix: str = "") -> str:
+    """A selector: `of` is an instrument's name, `where` label matchers."""
+    found = instrument(of)
+    if suffix and found.kind is not Kind.HISTOGRAM:
+        raise ValueError(f"{of} is no histogram")
+    return f"{found.prometheus_name}{suffix}" + (f"{{{where}}}" if where else "")
+
+
+def total(of: str, by: Iterable[str] = (), where: str = "") -> str:
+    """A gauge added up."""
+    return f"sum{_by(by)} ({series(of, where)})"
+
+
+def highest(of: str, by: Iterable[str] = (), where: str = "") -> str:
+    """The highest of a gauge."""
+    return f"max{_by(by)} ({series(of, where)})"
+
+
+def rate(of: str, by: Iterable[str] = (), where: str = "", window: str = WINDOW) -> str:
+    """A counter per second; of a histogram, how many values."""
+    suffix = "_count" if instrument(of).kind is Kind.HISTOGRAM else ""
+    return f"sum{_by(by)} (rate({series(of, where, suffix)}[{window}]))"
+
+
+def increase(of: str, by: Iterable[str] = (), where: str = "", window: str = "$__range") -> str:
+    """How much a counter grew in a time."""
+    suffix = "_count" if instrument(of).kind is Kind.HISTOGRAM else ""
+    return f"sum{_by(by)} (increase({series(of, where, suffix)}[{window}]))"
+
+
+def mean(of: str, by: Iterable[str] = (), where: str = "", window: str = WINDOW) -> str:
+    """Mean of a histogram's values."""
+    added = f"sum{_by(by)} (rate({series(of, where, '_sum')}[{window}]))"
+    return f"{added} / {rate(of, by, where, window)}"
+
+
+def quantile(share: float, of: str, by: Iterable[str] = (), where: str = "", window: str = WINDOW) -> str:
+    """A quantile of a histogram's values."""
+    buckets = f"sum{_by(['le', *by])} (rate({series(of, where, '_bucket')}[{window}]))"
+    return f"histogram_quantile({share:g}, {buckets})"
+
+
+def quantile_now(share: float, of: str, where: str = "") -> str:
+    """A quantile over processes that are there now, of something that happens once in each.
+
+    A rate would show nothing: the value is there before the first scrape.
+    """
+    return f"histogram_quantile({share:g}, sum by (le) ({series(of, where, '_bucket')}))"
+
+
+def buckets(of: str, where: str = "", window: str = WINDOW) -> str:
+    """A histogram's buckets, for a heat map."""
+    return f"sum by (le) (increase({series(of, where, '_bucket')}[{window}]))"
+
+
+def share(part: str, whole: str) -> str:
+    """Part of a whole, 0..1; 0 where there is no part, nothing where there is no whole."""
+    return f"({part} or 0 * {whole}) / ({whole} > 0)"
+
+
+def share_of_ended(part: str, whole: str) -> str:
+    """A share where the part is counted when a call begins and the whole when it ends: never more than 1."""
+    return f"clamp_max({share(part, whole)}, 1)"
+
+
+def or_zero(query: str) -> str:
+    """A query that says 0 where there is nothing at all, which is good news."""
+    return f"{query} or on () vector(0)"
+
+
+def by_name(query: str) -> str:
+    """Values by version id as values by the function's name."""
+    ids, name = label(VERSION), label(NAME)
+    info = f"max by ({ids}, {name}) ({series('nvcf.function.info')})"
+    return f"sum by ({name}) ({query} * on ({ids}) group_left ({name}) {info})"
+
+
+def matches(attribute: str, variable: str) -> str:
+    """A matcher for a dashboard's variable."""
+    return f'{label(attribute)}=~"${variable}"'
+
+
+def living() -> str:
+    """A matcher for instances that have not ended; the others are listed for some minutes more."""
+    return f'{label(names.INSTANCE_STATE)}!~"COMPLETED|FAILED"'
+
+
+def _by(by: Iterable[str]) -> str:
+    listed = ", ".join(label(each) for each in by)
+    return f" by ({listed})" if listed else ""

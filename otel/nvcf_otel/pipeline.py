@@ -1,0 +1,148 @@
+"""Spans, log records and metrics on their way to exporters. Imports the SDK; imported when it is used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from opentelemetry.sdk._logs import LogRecordProcessor, ReadableLogRecord, ReadWriteLogRecord
+from opentelemetry.sdk.metrics.export import (
+    MetricExporter,
+    MetricExportResult,
+    MetricsData,
+    PeriodicExportingMetricReader,
+)
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace import sampling as samplers
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+
+from nvcf_otel import spans
+from nvcf_otel.delivery import Delivery, Drops, Reports
+from nvcf_otel.readers import series_limits
+from nvcf_otel.settings import SamplerSettings
+
+
+def sampler(settings: SamplerSettings) -> samplers.Sampler:
+    """The SDK's sampler of that name."""
+    name = settings.name
+    roots: dict[str, Callable[[], samplers.Sampler]] = {
+        "always_on": lambda: samplers.ALWAYS_ON,
+        "always_off": lambda: samplers.ALWAYS_OFF,
+        "traceidratio": lambda: samplers.TraceIdRatioBased(settings.ratio),
+    }
+    root = roots[name.removeprefix("parentbased_")]()
+    return samplers.ParentBased(root) if name.startswith("parentbased_") else root
+
+
+class PlannedIds(RandomIdGenerator):
+    """Trace ids as `spans.root` has planned them, random ones otherwise."""
+
+    def generate_trace_id(self) -> int:
+        """One id."""
+        trace_id, spans.planned.trace_id = spans.planned.trace_id, None
+        return super().generate_trace_id() if trace_id is None else trace_id
+
+
+class SpanQueue(SpanProcessor):
+    """Puts ended spans that are sampled into a queue."""
+
+    def __init__(self, delivery: Delivery[ReadableSpan]) -> None:
+        self._delivery = delivery
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """A span is complete."""
+        if span.context is not None and span.context.trace_flags.sampled:
+            self._delivery.put(span)
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Wait until all that is queued was sent or dropped."""
+        return self._delivery.flush(timeout_millis / 1000)
+
+
+class LogQueue(LogRecordProcessor):
+    """Puts log records into a queue."""
+
+    def __init__(self, delivery: Delivery[ReadableLogRecord]) -> None:
+        self._delivery = delivery
+
+    def on_emit(self, log_record: ReadWriteLogRecord) -> None:
+        """A record was made."""
+        self._delivery.put(
+            ReadableLogRecord(
+                log_record=log_record.log_record,
+                resource=log_record.resource or Resource.get_empty(),
+                instrumentation_scope=log_record.instrumentation_scope,
+                limits=log_record.limits,
+            )
+        )
+
+    def shutdown(self) -> None:
+        """Nothing is to be done: whoever owns the queue closes it."""
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Wait until all that is queued was sent or dropped."""
+        return self._delivery.flush(timeout_millis / 1000)
+
+
+class CountedExporter(MetricExporter):
+    """Counts collections that did not arrive. A forked child has figures of its parent, and sends none."""
+
+    def __init__(self, inner: Any, drops: Drops, reports: Reports) -> None:
+        super().__init__(inner._preferred_temporality, inner._preferred_aggregation)
+        self._inner = inner
+        self._drops = drops
+        self._reports = reports
+        self._process = os.getpid()
+        self._closed = False
+
+    def export(
+        self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any
+    ) -> MetricExportResult:
+        """Send one collection."""
+        if os.getpid() != self._process:
+            return MetricExportResult.SUCCESS
+        result = MetricExportResult.FAILURE
+        try:
+            result = self._inner.export(metrics_data, timeout_millis=timeout_millis)
+        except Exception as error:  # noqa: BLE001 - whatever an exporter raises, the process goes on
+            self._reports.reason = f"{type(error).__name__}: {error}"
+        if result is MetricExportResult.SUCCESS:
+            self._reports.succeeded()
+        else:
+            self._drops.add("metrics", _points(metrics_data))
+            if not self._closed:
+                self._reports.failed()
+        return result
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        """Nothing is held here."""
+        return True
+
+    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
+        """Stop, also what is being sent."""
+        if not self._closed and os.getpid() == self._process:
+            self._closed = True
+            self._inner.shutdown()
+
+
+def periodic_reader(
+    exporter: MetricExporter, interval: float, timeout: float
+) -> PeriodicExportingMetricReader:
+    """Collects each `interval` seconds."""
+    return PeriodicExportingMetricReader(
+        exporter,
+        export_interval_millis=interval * 1000,
+        export_timeout_millis=timeout * 1000,
+        **series_limits(),
+    )
+
+
+def _points(data: MetricsData) -> int:
+    return sum(
+        len(metric.data.data_points)
+        for of_resource in data.resource_metrics
+        for of_scope in of_resource.scope_metrics
+        for metric in of_scope.metrics
+    )
