@@ -149,6 +149,12 @@ def die(request: SyncRequest) -> dict[str, Any]:
     return {"pid": os.getpid(), "attempt": request.attempt}
 
 
+@app.route("/die_after_body")
+def die_after_body(request: SyncRequest) -> None:
+    request.read()
+    os._exit(7)
+
+
 @app.route("/die_in_stream")
 def die_in_stream(request: SyncRequest) -> Iterator[str]:
     yield "one"

@@ -123,9 +123,10 @@ class Plane:
         *specifications: dict[str, Any],
         source: str = FUNCTION,
         scaling: dict[str, Any] | None = None,
+        beside: Version | None = None,
         **environment: str,
     ) -> Version:
-        """A deployed version of a Python function."""
+        """A deployed version of a Python function: of a new one, or of that of `beside`."""
         file = self.platform.directory / f"function-{time.monotonic_ns()}.py"
         file.write_text(source)
         process = {
@@ -135,8 +136,9 @@ class Plane:
             "workingDirectory": str(self.platform.directory),
             "environment": {"PATH": os.environ["PATH"], **environment},
         }
-        body = {"name": f"f-{file.stem[-8:]}", "process": process}
-        function = (await self.platform.call("POST", "/v2/nvcf/functions", body))["function"]
+        body = {"process": process} if beside else {"name": f"f-{file.stem[-8:]}", "process": process}
+        path = f"/v2/nvcf/functions/{beside.function_id}/versions" if beside else "/v2/nvcf/functions"
+        function = (await self.platform.call("POST", path, body))["function"]
         version = Version(function["id"], function["versionId"])
         await self.redeploy(version, *specifications, scaling=scaling, method="POST")
         return version
@@ -158,11 +160,14 @@ class Plane:
         """Take the deployment away."""
         await self.platform.call("DELETE", deployment_path(version))
 
-    async def ask(self, version: Version, number: int = 0, *, poll_seconds: int = 60) -> Answer:
-        """One caller who polls until there is an answer."""
+    async def ask(
+        self, version: Version, number: int = 0, *, poll_seconds: int = 60, any_version: bool = False
+    ) -> Answer:
+        """One caller who polls until there is an answer; of that version, or of any of its function."""
         platform, started = self.platform, time.monotonic()
         headers = {**platform.authorization(), "NVCF-POLL-SECONDS": str(poll_seconds)}
-        url, method, body = platform.gateway.url + version.pexec, "POST", json.dumps({"id": number})
+        path = f"/v2/nvcf/pexec/functions/{version.function_id}" if any_version else version.pexec
+        url, method, body = platform.gateway.url + path, "POST", json.dumps({"id": number})
         polls = 0
         async with asyncio.timeout(WAIT * 2):
             while True:
@@ -228,14 +233,16 @@ class Load:
 
 
 @contextlib.asynccontextmanager
-async def load(plane: Plane, version: Version, callers: int = 4, pause: float = 0.02) -> AsyncIterator[Load]:
+async def load(
+    plane: Plane, version: Version, callers: int = 4, pause: float = 0.02, *, any_version: bool = False
+) -> AsyncIterator[Load]:
     """Keep asking while the context lasts; at its end the callers finish what they have begun."""
     running = Load()
 
     async def caller(first: int) -> None:
         number = first
         while not running.stopping:
-            answer = await plane.ask(version, number)
+            answer = await plane.ask(version, number, any_version=any_version)
             running.answers.append(answer)
             assert answer.status != 200 or answer.body["id"] == number
             number += callers
@@ -259,8 +266,19 @@ async def running_plane(
     directory: Path, *, autoscalers: int = 1, flags: tuple[str, ...] = (), gateway: tuple[str, ...] = ()
 ) -> AsyncIterator[Plane]:
     """Broker, gateway and autoscalers; agents are started by the test."""
+    async with (
+        running_platform(directory, flags=gateway) as platform,
+        running_plane_on(platform, autoscalers=autoscalers, flags=flags) as plane,
+    ):
+        yield plane
+
+
+@contextlib.asynccontextmanager
+async def running_plane_on(
+    platform: Platform, *, autoscalers: int = 1, flags: tuple[str, ...] = ()
+) -> AsyncIterator[Plane]:
+    """Autoscalers on a platform that runs; agents are started by the test."""
     async with contextlib.AsyncExitStack() as stack:
-        platform = await stack.enter_async_context(running_platform(directory, flags=gateway))
         broker = platform.broker
         client = await connect_broker(broker.url, broker.credentials_file, name="test")
         stack.push_async_callback(client.close)
@@ -298,4 +316,4 @@ async def _listen(plane: Plane) -> None:
     await plane.client.flush(timeout=5)
 
 
-__all__ = ["FUNCTION", "WAIT", "Answer", "Load", "Plane", "load", "running_plane"]
+__all__ = ["FUNCTION", "WAIT", "Answer", "Load", "Plane", "load", "running_plane", "running_plane_on"]

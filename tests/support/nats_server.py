@@ -39,8 +39,8 @@ class NatsServer:
         """URL with the token, if any."""
         return self.address if self.token is None else f"nats://{self.token}@127.0.0.1:{self.port}"
 
-    def start(self) -> None:
-        """Start and wait until it accepts connections."""
+    def config(self) -> dict[str, object]:
+        """What the server is told."""
         config: dict[str, object] = {
             "listen": f"127.0.0.1:{self.port}",
             "max_payload": 8 * 1024 * 1024,
@@ -48,6 +48,11 @@ class NatsServer:
         }
         if self.token is not None:
             config["authorization"] = {"token": self.token}
+        return config
+
+    def start(self) -> None:
+        """Start and wait until it accepts connections."""
+        config = self.config()
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / "nats.conf"
         path.write_text(json.dumps(config))

@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterable, Sequence
+from collections.abc import AsyncIterable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,8 +96,10 @@ class PeerGateway:
         self.connects: list[str] = []
         self.provisions: list[str] = []
         self.refusal: grpc.StatusCode | None = None
+        self.connect_answer: Callable[[nvcf_pb2.WorkerConnectOnceResponse], None] | None = None
         self.inline = "answer"
         self.fail_posts = 0
+        self.overlook_posts = 0
         self.rescue = "silent"
         self.rescued: list[Call] = []
         self.lost: list[Call] = []
@@ -383,6 +385,12 @@ class PeerGateway:
         if self.fail_posts > 0:
             self.fail_posts -= 1
             return web.Response(status=503)
+        if self.overlook_posts > 0:
+            self.overlook_posts -= 1
+            # As when it is too busy to look before the worker gives the connection up.
+            while request.transport is not None and not request.transport.is_closing():
+                await asyncio.sleep(0.01)
+            return web.Response(status=503)
         call = self._take(request)
         if call is None:
             return web.Response(status=401)
@@ -455,6 +463,8 @@ class _Service(nvcf_pb2_grpc.WorkerServicer):
             connectedRegion=gateway.regions[0], otherRegions=gateway.regions[1:], nvcfWorkerToken=fresh
         )
         answer.expiration.CopyFrom(_timestamp(time.time() + gateway.token_life))
+        if gateway.connect_answer is not None:
+            gateway.connect_answer(answer)
         return answer
 
     async def ProvisionRegionalWorker(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
+import struct
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -37,7 +39,9 @@ class Link:
         self.writer.close()
 
     def cut(self) -> None:
-        """Break the link."""
+        """Break the link, so that the worker sees an accident (RST)."""
+        sock = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
 

@@ -18,6 +18,7 @@ class PeerStore:
         self.lengths: list[int | None] = []
         self.failures: list[int] = []
         self.refreshes = 0
+        self.targets: list[str] = []
 
     def add_routes(self, application: web.Application) -> None:
         """Serve GET of assets and PUT of results."""
@@ -53,6 +54,7 @@ class PeerStore:
             return {name: archive.read(name) for name in archive.namelist()}
 
     async def _get(self, request: web.Request) -> web.Response:
+        self.targets.append(request.raw_path)
         if self.failures:
             return web.Response(status=self.failures.pop(0))
         if request.match_info["signature"] != "good":
@@ -61,6 +63,7 @@ class PeerStore:
         return web.Response(status=404) if data is None else web.Response(body=data)
 
     async def _put(self, request: web.Request) -> web.Response:
+        self.targets.append(request.raw_path)
         data = await request.read()
         if self.failures:
             return web.Response(status=self.failures.pop(0))

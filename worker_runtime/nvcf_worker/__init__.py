@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from nvcf_worker.serving import serve
     from nvcf_worker.tasks.context import Task
     from nvcf_worker.tasks.running import task
+    from nvcf_worker.telemetry.tokens import tokens
     from nvcf_worker.typed.binding import Query
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "serve",
     "sidecar",
     "task",
+    "tokens",
 ]
 
 _HOME = {
@@ -97,6 +99,7 @@ _HOME = {
     "serve": "serving",
     "sidecar": "proxy.command",
     "task": "tasks.running",
+    "tokens": "telemetry.tokens",
 }
 
 

@@ -13,6 +13,7 @@ from nvcf_worker.work import Work
 if TYPE_CHECKING:
     from nvcf_worker.conversation import Conversation
     from nvcf_worker.files import RequestFiles
+    from nvcf_worker.telemetry.told import Told
 
 
 class End(enum.Enum):
@@ -43,6 +44,7 @@ class ActiveRequest:
         "retry_after",
         "signalled_at",
         "task",
+        "told",
         "work",
     )
 
@@ -53,6 +55,7 @@ class ActiveRequest:
         self.task: asyncio.Task[None] | None = None
         self.conversation: Conversation | None = None
         self.files: RequestFiles | None = None
+        self.told: Told | None = None
         self.end: End | None = None
         # How often the queue delivers a request; 0 when that has no limit.
         self.max_deliver = 0

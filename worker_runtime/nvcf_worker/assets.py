@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import shutil
 from pathlib import Path
 from typing import Protocol
 
 import aiohttp
+from yarl import URL
 
+from nvcf_proto import settings
 from nvcf_proto.errors import InvalidId
 from nvcf_proto.ids import parse_id
 from nvcf_proto.pb import nvcf_pb2
 from nvcf_worker.backoff import Backoff
 from nvcf_worker.errors import AssetUnavailable, ControlError
 from nvcf_worker.files import Asset
+from nvcf_worker.trust import client_context
 
 log = logging.getLogger("nvcf_worker")
 
@@ -30,8 +34,8 @@ EXPIRED = frozenset((400, 401, 403, 404, 410))
 class AssetCredentials(Protocol):
     """Who renews the address of an asset."""
 
-    async def refresh_asset(self, request_id: str, asset_id: str) -> str:
-        """A new address. Raises ControlError."""
+    async def refresh_asset(self, request_id: str, asset_id: str, api: str) -> str:
+        """A new address, from the service at `api` (directResponseUrl). Raises ControlError."""
 
 
 class AssetFetcher:
@@ -47,17 +51,26 @@ class AssetFetcher:
 
         async def one(reference: nvcf_pb2.InputAssetReference) -> Asset:
             async with gate:
-                return await self._one(message.requestId, reference, directory)
+                return await self._one(message, reference, directory)
 
         await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True, mode=0o700)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(one(reference)) for reference in message.inputAssetReference]
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+        except BaseException as error:
+            # Nobody else knows of those that came.
+            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+            if isinstance(error, ExceptionGroup):
+                raise error.exceptions[0] from None
+            raise
         return {asset.id: asset for asset in (task.result() for task in tasks)}
 
-    async def _one(self, request_id: str, reference: nvcf_pb2.InputAssetReference, directory: Path) -> Asset:
+    async def _one(
+        self,
+        message: nvcf_pb2.WorkerInvokeFunctionRequest,
+        reference: nvcf_pb2.InputAssetReference,
+        directory: Path,
+    ) -> Asset:
         try:
             asset_id = parse_id(reference.assetId, "assetId")
         except InvalidId as error:
@@ -75,18 +88,20 @@ class AssetFetcher:
                 if status in EXPIRED:
                     if refreshed and status != 403:
                         break
-                    url, refreshed = await self._credentials.refresh_asset(request_id, asset_id), True
+                    api = message.directResponseUrl
+                    url = await self._credentials.refresh_asset(message.requestId, asset_id, api)
+                    refreshed = True
             except ControlError as error:
                 problem = str(error)
                 if error.permanent:
                     break
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                 problem = f"{type(error).__name__}: {error}"
         log.error("asset %s could not be fetched: %s", asset_id, problem)
         raise AssetUnavailable(f"input asset {asset_id} could not be fetched")
 
     async def _download(self, url: str, path: Path) -> int:
-        async with self._http.session().get(url) as response:
+        async with self._http.session().get(exact(url)) as response:
             if response.status != 200:
                 return response.status
             file = await asyncio.to_thread(path.open, "wb")
@@ -96,6 +111,11 @@ class AssetFetcher:
             finally:
                 await asyncio.to_thread(file.close)
             return 200
+
+
+def exact(url: str) -> URL:
+    """An address to be sent as it is: its signature may cover every character. Raises ValueError."""
+    return URL(url, encoded=True)
 
 
 class HttpClient:
@@ -108,7 +128,11 @@ class HttpClient:
         """The pool."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0, sock_read=60.0),
+                connector=aiohttp.TCPConnector(ssl=client_context()),
+                # The time to read counts from the end of what is sent: a store that takes nothing has none.
+                timeout=aiohttp.ClientTimeout(
+                    total=settings.CALL_MAX_SECONDS, sock_connect=10.0, sock_read=60.0
+                ),
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
             )

@@ -12,11 +12,14 @@ from aiohttp.abc import AbstractStreamWriter
 from nvcf_proto import settings
 from nvcf_proto.headers import OCTET_STREAM, OCTET_STREAM_H1
 from nvcf_worker.errors import BodyUnavailable, GatewayGone
+from nvcf_worker.trust import client_context
 from nvcf_worker.work import AttachTarget
 
 CONNECT_TIMEOUT = 5.0
 IDLE_CONNECTION_SECONDS = 10.0
 GET_ATTEMPTS = 3
+# Well below ATTACH_HEAD_TIMEOUT, which cannot tell a slow gateway from one that is not there.
+GET_TIMEOUT = aiohttp.ClientTimeout(total=settings.CALL_MAX_SECONDS, sock_connect=CONNECT_TIMEOUT / 2)
 DELIVERY_ATTEMPT = "Nvcf-Delivery-Attempt"
 """[ext] Header of the GET: how often the queue has delivered the request."""
 
@@ -31,7 +34,9 @@ class AttachClient:
         if self._session is None:
             # Idle connections are given up well before any server would close them: a POST that meets a
             # closed one cannot always be repeated.
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_SECONDS)
+            connector = aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=IDLE_CONNECTION_SECONDS, ssl=client_context()
+            )
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 timeout=aiohttp.ClientTimeout(total=settings.CALL_MAX_SECONDS, sock_connect=CONNECT_TIMEOUT),
@@ -63,6 +68,9 @@ class AttachClient:
         try:
             async with asyncio.timeout(settings.ATTACH_HEAD_TIMEOUT):
                 response = await self._get(target, headers)
+        except aiohttp.ConnectionTimeoutError as error:
+            # Its machine is gone, or the way there: unlike a slow gateway, others may have the body.
+            raise GatewayGone("the gateway could not be reached for the request body") from error
         except TimeoutError as error:
             raise BodyUnavailable("the gateway did not hand out the request body in time") from error
         except aiohttp.ClientError as error:
@@ -77,7 +85,9 @@ class AttachClient:
     async def _get(self, target: AttachTarget, headers: dict[str, str]) -> aiohttp.ClientResponse:
         for attempt in range(GET_ATTEMPTS):
             try:
-                return await self._http().get(target.url, headers=headers, proxy=target.proxy)
+                return await self._http().get(
+                    target.url, headers=headers, proxy=target.proxy, timeout=GET_TIMEOUT
+                )
             except (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError):
                 if attempt == GET_ATTEMPTS - 1:
                     raise

@@ -21,14 +21,17 @@ Opener = Callable[[], Awaitable[Download]]
 
 
 class RequestBody:
-    """Read once, whole or as a stream. Nothing is fetched before a handler asks for it."""
+    """Read once, whole or as a stream. Nothing is fetched before a handler asks for it.
+
+    `download` is one that has begun already, which `opener` will return: `abort` closes it, read or not.
+    """
 
     __slots__ = ("_aborted", "_download", "_inline", "_opener", "_streamed", "_whole")
 
-    def __init__(self, inline: bytes, opener: Opener | None) -> None:
+    def __init__(self, inline: bytes, opener: Opener | None, download: Download | None = None) -> None:
         self._inline = inline
         self._opener = opener
-        self._download: Download | None = None
+        self._download = download
         self._whole: bytes | None = inline if opener is None else None
         self._streamed = False
         self._aborted = False

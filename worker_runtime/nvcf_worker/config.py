@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from nvcf_proto import environment as env
 from nvcf_proto.errors import InvalidId
 from nvcf_proto.ids import parse_id
 from nvcf_proto.settings import HEALTH_PORT
+from nvcf_worker import trust
 from nvcf_worker.errors import ConfigurationError
 
 GRPC_TLS = "NVCF_GRPC_TLS"
@@ -71,6 +73,9 @@ class WorkerConfig:
                 f"environment variables not set: {', '.join(missing)}. The platform sets them for an "
                 "instance; to try a function on this machine use `nvcf deploy`."
             )
+        if environ.get(trust.ROOT_CA_FILE):
+            # Unusable ones are told now and not with the first connection.
+            trust.client_context(environ)
         return cls(
             worker_token=environ[env.NVCF_WORKER_TOKEN],
             grpc=grpc_endpoint(environ[env.NVCF_FQDN_GRPC], environ.get(GRPC_TLS)),
@@ -97,7 +102,8 @@ class WorkerConfig:
 
 def _concurrency(environ: Mapping[str, str], argument: int | None) -> int:
     if argument is None:
-        return _number(environ, env.MAX_REQUEST_CONCURRENCY, 1, 1, 16_384)
+        # NVIDIA's platform may say 0 for a version without a setting of its own.
+        return max(1, _number(environ, env.MAX_REQUEST_CONCURRENCY, 1, 0, 16_384))
     if not 1 <= argument <= 16_384:
         raise ConfigurationError(f"concurrency is {argument}; it must be 1 to 16384")
     return argument
@@ -128,10 +134,15 @@ def _uuid(environ: Mapping[str, str], name: str) -> str:
         raise ConfigurationError(str(error)) from error
 
 
+_INSTANCE_ID = re.compile(r"[A-Za-z0-9_:-]+(?:\.[A-Za-z0-9_:-]+)*")
+
+
 def _instance_id(text: str) -> str:
-    if not text.isascii() or not all(char.isalnum() or char in "-_" for char in text) or len(text) > 128:
+    # It is part of a broker subject and of a folder's name.
+    if len(text) > 128 or not _INSTANCE_ID.fullmatch(text):
         raise ConfigurationError(
-            f"{env.INSTANCE_ID} is {text[:64]!r}; it must be letters, digits, '-' and '_', 128 at most"
+            f"{env.INSTANCE_ID} is {text[:64]!r}; it must be letters, digits, '-', '_', ':' and single dots "
+            "between them, 128 at most"
         )
     return text
 

@@ -17,12 +17,15 @@ from nvcf_proto import settings
 from nvcf_proto.environment import NVCF_FQDN_GRPC, NVCF_WORKER_TOKEN
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
 from nvcf_worker.backoff import Backoff
-from nvcf_worker.config import WorkerConfig
-from nvcf_worker.errors import ControlError, StartupError
+from nvcf_worker.config import GrpcEndpoint, WorkerConfig, grpc_endpoint
+from nvcf_worker.errors import ConfigurationError, ControlError, StartupError
+from nvcf_worker.trust import grpc_roots
 
 log = logging.getLogger("nvcf_worker")
 
 CALL_TIMEOUT = 10.0
+CONNECT_TIMEOUT = 30.0
+"""ConnectOnce makes queues in each region, some of them far away."""
 START_BACKOFF = Backoff(first=0.25, limit=10.0)
 
 _PERMANENT = frozenset(
@@ -48,7 +51,7 @@ class Connected:
     @property
     def regions(self) -> tuple[str, ...]:
         """All regions to pull from, the preferred one first."""
-        return (self.region, *(name for name in self.other_regions if name != self.region))
+        return tuple(dict.fromkeys((self.region, *(name for name in self.other_regions if name))))
 
 
 class ControlPlane:
@@ -65,13 +68,14 @@ class ControlPlane:
             functionVersionId=self._config.version_id,
         )
         async with self._stub() as stub, _named_errors("ConnectOnce"):
-            answer = await stub.ConnectOnce(request, metadata=_bearer(token), timeout=CALL_TIMEOUT)
-        if not answer.connectedRegion or not answer.nvcfWorkerToken:
-            raise ControlError("ConnectOnce answered without a region or a token", permanent=False)
+            answer = await stub.ConnectOnce(request, metadata=_bearer(token), timeout=CONNECT_TIMEOUT)
+        if not answer.connectedRegion:
+            raise ControlError("ConnectOnce answered without a region", permanent=False)
         return Connected(
             region=answer.connectedRegion,
             other_regions=tuple(answer.otherRegions),
-            token=answer.nvcfWorkerToken,
+            # A platform that hands out no new token goes on with the one it was shown.
+            token=answer.nvcfWorkerToken or token,
             expires_at=_unix_time(answer),
         )
 
@@ -86,21 +90,24 @@ class ControlPlane:
         async with self._stub() as stub, _named_errors("ProvisionRegionalWorker"):
             await stub.ProvisionRegionalWorker(request, metadata=_bearer(token), timeout=CALL_TIMEOUT)
 
-    async def refresh_upload(self, token: str, request_id: str) -> str:
-        """A new address to upload a large result to. Raises ControlError."""
+    async def refresh_upload(self, token: str, request_id: str, api: str) -> str:
+        """A new address to upload a large result to. Raises ControlError.
+
+        `api`: directResponseUrl of the request, as only its own region knows it; empty for no other one.
+        """
         request = nvcf_pb2.RefreshLargeUploadCredentialsRequest(
             requestId=request_id,
             functionId=self._config.function_id,
             functionVersionId=self._config.version_id,
         )
-        async with self._stub() as stub, _named_errors("RefreshLargeUploadCredentials"):
+        async with self._stub(api) as stub, _named_errors("RefreshLargeUploadCredentials"):
             answer = await stub.RefreshLargeUploadCredentials(
                 request, metadata=_bearer(token), timeout=CALL_TIMEOUT
             )
         return answer.largeResponseUrl
 
-    async def refresh_asset(self, token: str, request_id: str, asset_id: str) -> str:
-        """A new address to download an input asset from. Raises ControlError."""
+    async def refresh_asset(self, token: str, request_id: str, asset_id: str, api: str) -> str:
+        """A new address to download an input asset from; `api` as above. Raises ControlError."""
         request = nvcf_pb2.RefreshAssetDownloadCredentialsRequest(
             requestId=request_id,
             functionId=self._config.function_id,
@@ -108,7 +115,7 @@ class ControlPlane:
             assetId=asset_id,
         )
         name = "RefreshAssetDownloadCredentials"
-        async with self._stub() as stub, _named_errors(name):
+        async with self._stub(api) as stub, _named_errors(name):
             call = stub.RefreshAssetDownloadCredentials(
                 iter([request]), metadata=_bearer(token), timeout=CALL_TIMEOUT
             )
@@ -131,14 +138,23 @@ class ControlPlane:
         return answer.largeResponseDownloadUrl
 
     @asynccontextmanager
-    async def _stub(self) -> AsyncIterator[nvcf_pb2_grpc.WorkerAsyncStub]:
-        endpoint = self._config.grpc
+    async def _stub(self, api: str = "") -> AsyncIterator[nvcf_pb2_grpc.WorkerAsyncStub]:
+        endpoint = self._config.grpc if not api else _regional(api)
         if endpoint.tls:
-            channel = grpc.aio.secure_channel(endpoint.target, grpc.ssl_channel_credentials())
+            channel = grpc.aio.secure_channel(endpoint.target, grpc.ssl_channel_credentials(grpc_roots()))
         else:
             channel = grpc.aio.insecure_channel(endpoint.target)
         async with channel:
             yield nvcf_pb2_grpc.WorkerStub(channel)
+
+
+def _regional(api: str) -> GrpcEndpoint:
+    try:
+        return grpc_endpoint(api)
+    except ConfigurationError as error:
+        raise ControlError(
+            f"directResponseUrl of the request is unusable: {api[:128]!r}", permanent=True
+        ) from error
 
 
 def _bearer(token: str) -> tuple[tuple[str, str], ...]:
@@ -158,7 +174,9 @@ async def _named_errors(call: str) -> AsyncIterator[None]:
     except grpc.aio.AioRpcError as error:
         reason = error.details() or "no reason given"
         raise ControlError(
-            f"{call} failed: {error.code().name}: {reason}", permanent=error.code() in _PERMANENT
+            f"{call} failed: {error.code().name}: {reason}",
+            permanent=error.code() in _PERMANENT,
+            forbidden=error.code() is grpc.StatusCode.PERMISSION_DENIED,
         ) from error
 
 
@@ -171,7 +189,8 @@ async def connect_at_start(
 ) -> Connected:
     """ConnectOnce with the newest of `tokens` that is accepted.
 
-    Passing troubles are retried for `limit` seconds; a refusal of the last token ends it at once.
+    Passing troubles are retried for `limit` seconds, and so is PERMISSION_DENIED, with which a platform also
+    answers workers of a version that is not active yet; any other refusal of the last token ends it at once.
     Raises StartupError with the reason.
     """
     deadline = clock() + limit
@@ -182,16 +201,20 @@ async def connect_at_start(
             return await control.connect_once(remaining[0])
         except ControlError as error:
             if error.permanent and len(remaining) > 1:
-                log.warning("the cached worker token was refused (%s); trying that of the environment", error)
-                remaining.pop(0)
-                continue
-            if error.permanent:
+                log.warning("a worker token was refused (%s); trying the other one", error)
+                refused = remaining.pop(0)
+                if not error.forbidden:
+                    continue
+                # It may be accepted later: they take turns.
+                remaining.append(refused)
+            delay = START_BACKOFF.delay(attempt, random.random())  # noqa: S311 - jitter
+            over = clock() + delay > deadline
+            if error.permanent and (over or not error.forbidden):
                 raise StartupError(
                     f"{error}. The platform does not accept this worker: check {NVCF_WORKER_TOKEN} and the "
                     "function and instance ids."
                 ) from error
-            delay = START_BACKOFF.delay(attempt, random.random())  # noqa: S311 - jitter
-            if clock() + delay > deadline:
+            if over:
                 raise StartupError(
                     f"{error}. Gave up after {limit:.0f} s: is {NVCF_FQDN_GRPC} right and reachable?"
                 ) from error

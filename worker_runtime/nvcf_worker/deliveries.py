@@ -7,8 +7,6 @@ deliveries". Of the consumer's 5 deliveries 4 are tries.
 
 from __future__ import annotations
 
-from nvcf_proto.streams import DEFAULT_MAX_DELIVER
-
 
 def slotless_delay(attempt: int) -> float:
     """Seconds before a request that found no slot is delivered again.
@@ -22,11 +20,10 @@ def slotless_delay(attempt: int) -> float:
 def exhausted(attempt: int, max_deliver: int) -> bool:
     """Whether this delivery must only be answered, not run.
 
-    attempt: 1 for the first delivery. max_deliver: the consumer's limit; 0 for none, then ours counts. A
-    consumer that delivers only once leaves no choice but to run it.
+    attempt: 1 for the first delivery. max_deliver: the consumer's limit; 0 for none. Without a limit the
+    number says nothing: busy workers of other makes hand requests back at once, again and again. A consumer
+    that delivers only once leaves no choice but to run it.
     """
-    if max_deliver <= 0:
-        return attempt > DEFAULT_MAX_DELIVER
     return max_deliver > 1 and attempt >= max_deliver
 
 

@@ -29,6 +29,8 @@ class Enrolment:
         self._control = ControlPlane(config)
         self._cache = config.shared_dir / WORKER_TOKEN_FILE
         self.connected = Connected("", (), config.worker_token, None)
+        self.renewal_failed: Callable[[], None] = lambda: None
+        """Called for each renewal of the token that failed."""
 
     def token(self) -> str:
         """The newest worker token."""
@@ -54,13 +56,13 @@ class Enrolment:
         """Ask for stream and consumer in a region. Raises ControlError."""
         await self._control.provision(self.token(), region)
 
-    async def refresh_upload(self, request_id: str) -> str:
-        """A new upload address for a large result. Raises ControlError."""
-        return await self._control.refresh_upload(self.token(), request_id)
+    async def refresh_upload(self, request_id: str, api: str) -> str:
+        """A new upload address for a large result, from the service at `api`. Raises ControlError."""
+        return await self._control.refresh_upload(self.token(), request_id, api)
 
-    async def refresh_asset(self, request_id: str, asset_id: str) -> str:
-        """A new download address of an input asset. Raises ControlError."""
-        return await self._control.refresh_asset(self.token(), request_id, asset_id)
+    async def refresh_asset(self, request_id: str, asset_id: str, api: str) -> str:
+        """A new download address of an input asset, from the service at `api`. Raises ControlError."""
+        return await self._control.refresh_asset(self.token(), request_id, asset_id, api)
 
     async def download_url(self, request_id: str, nca_id: str) -> str:
         """Where the caller finds an uploaded large result. Raises ControlError."""
@@ -96,5 +98,6 @@ class Enrolment:
                         f"{error}. The worker token has expired and is not renewed."
                     ) from error
                 log.warning("the worker token could not be renewed: %s", error)
+                self.renewal_failed()
             await asyncio.sleep(REFRESH_BACKOFF.delay(attempt, random.random()))  # noqa: S311 - jitter
             attempt += 1

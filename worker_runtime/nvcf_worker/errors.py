@@ -52,11 +52,16 @@ class HandlerFailed(WorkerError):
 
 
 class ControlError(WorkerError):
-    """A call to the WorkerService failed. `permanent` means that repeating it cannot help."""
+    """A call to the WorkerService failed. `permanent` means that repeating it cannot help.
 
-    def __init__(self, text: str, *, permanent: bool) -> None:
+    `forbidden`: it was refused for what the worker is and not for who it is, which may change while a
+    version starts up.
+    """
+
+    def __init__(self, text: str, *, permanent: bool, forbidden: bool = False) -> None:
         super().__init__(text)
         self.permanent = permanent
+        self.forbidden = forbidden
 
 
 class MalformedWork(WorkerError):
@@ -213,3 +218,11 @@ class Fatal(WorkerError):
     The request goes to another worker; this one takes nothing more, finishes what it can and exits with
     code 3, so that the instance is replaced. The text becomes the exit reason.
     """
+
+
+def first_error(group: BaseExceptionGroup[WorkerError]) -> WorkerError:
+    """The first of several that happened at once: one reason is what people can act upon."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error if isinstance(error, WorkerError) else WorkerError(str(error))

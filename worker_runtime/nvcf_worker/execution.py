@@ -25,7 +25,7 @@ from nvcf_worker.response import (
     reply_of,
     response_headers,
 )
-from nvcf_worker.threads import Announce, ThreadPool, ThreadStream
+from nvcf_worker.threads import Announce, HandlerThread, ThreadPool, ThreadStream, handler_thread
 
 log = logging.getLogger("nvcf_worker")
 
@@ -113,6 +113,8 @@ class Executor:
         loop = self._loop
 
         def job(announce: Announce) -> Any:
+            # In the job's own copy of the context.
+            handler_thread.set(HandlerThread(loop, active.cancelled))
             result = call()
             body = result.body if isinstance(result, Response) else result
             if isinstance(body, Iterator):

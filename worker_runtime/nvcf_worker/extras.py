@@ -13,7 +13,8 @@ from nvcf_worker.function_headers import NamedFiles
 
 
 class RequestExtras:
-    """Of one request in work. `carries_files`: whether result files have a place to go."""
+    """Of one request in work. `carries_files`: whether files and progress in the output directory are looked
+    at, which is compatibility mode."""
 
     __slots__ = ("_carries_files", "_conversation", "_files", "_loop")
 
@@ -37,7 +38,7 @@ class RequestExtras:
 
     @property
     def carries_files(self) -> bool:
-        """Whether result files have a place to go."""
+        """Whether the output directory is looked at, so that the function is told of it."""
         return self._carries_files
 
     @property
@@ -51,7 +52,7 @@ class RequestExtras:
         return self._files.output_dir
 
     def named_files(self) -> NamedFiles | None:
-        """The directories as the headers name them; a directory that is named exists."""
+        """The directories as the headers name them; an output directory that is named exists."""
         output = str(self._files.output_dir) if self._carries_files else ""
         if not output and not self._files.assets:
             return None

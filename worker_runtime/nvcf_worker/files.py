@@ -90,6 +90,12 @@ class RequestFiles:
         """Files that the function left, sorted; the progress file and those being written are none."""
         return sorted(_files(self.output_path)) if self.output_made else []
 
+    def forget_results(self) -> None:
+        """Delete what a try left that is repeated. Blocks."""
+        if self.output_made:
+            self.output_made = False
+            _remove([self.output_path])
+
     async def remove(self) -> None:
         """Delete what was made."""
         made = [self.asset_dir] if self.assets else []

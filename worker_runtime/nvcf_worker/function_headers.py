@@ -11,7 +11,8 @@ from nvcf_worker.config import WorkerConfig
 
 
 class NamedFiles(NamedTuple):
-    """Directories that the function is told of; empty texts and lists are left out."""
+    """Directories that the function is told of; empty lists, and an output directory without a name, are
+    left out. Without assets their directory is a name only."""
 
     asset_dir: str
     asset_ids: tuple[str, ...]
@@ -64,8 +65,8 @@ def function_headers(
     if max_response_bytes:
         kept.append((names.NVCF_MAX_RESPONSE_SIZE_BYTES, str(max_response_bytes)))
     if files is not None:
+        kept.append((names.NVCF_ASSET_DIR, files.asset_dir))
         if files.asset_ids:
-            kept.append((names.NVCF_ASSET_DIR, files.asset_dir))
             kept.append((names.NVCF_FUNCTION_ASSET_IDS, ",".join(files.asset_ids)))
         if files.output_dir:
             kept.append((names.NVCF_LARGE_OUTPUT_DIR, files.output_dir))

@@ -30,7 +30,7 @@ class Handler:
     """A checked handler. `media_type` is the default Content-Type of its answers.
 
     `loading`: objects to set up before the first request. `router` chooses between several handlers. `limit`:
-    of this handler's own requests in work.
+    of this handler's own requests in work. `elsewhere`: it only hands requests to other processes.
     """
 
     call: Callable[[Any], Any]
@@ -40,6 +40,7 @@ class Handler:
     loading: tuple[Loading, ...] = ()
     router: Router | None = None
     limit: Limit | None = None
+    elsewhere: bool = False
 
     def select(self, method: str, path: str) -> tuple[Handler, dict[str, str]]:
         """The handler for a request and its path parameters. Raises NotFound and MethodNotAllowed."""

@@ -1,20 +1,28 @@
-"""Health endpoints `/v1/health/live` and `/v1/health/ready` (protocol.md section 5)."""
+"""Health endpoints `/v1/health/live` and `/v1/health/ready` (protocol.md section 5), and `/metrics`."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
 
 from nvcf_proto import settings
-from nvcf_proto.environment import HEALTH_PORT
+from nvcf_proto.environment import HEALTH_PORT, NVCF_METRICS_ADDRESS
 from nvcf_worker.errors import ConfigurationError
+
+Page = Callable[[str], tuple[bytes, str]]
+METRICS_OFF = f"metrics are off; {NVCF_METRICS_ADDRESS}=health switches them on\n"
 
 
 @asynccontextmanager
-async def health_server(port: int, ready: Callable[[], bool]) -> AsyncIterator[None]:
+async def health_server(
+    port: int, ready: Callable[[], bool], page: Page | None = None
+) -> AsyncIterator[None]:
     """Answer health checks on all interfaces while the context lasts; port 0 means no server.
+
+    `page` makes the text and media type of `/metrics` for an Accept header; it may block.
 
     Raises ConfigurationError when the port cannot be used.
     """
@@ -30,9 +38,16 @@ async def health_server(port: int, ready: Callable[[], bool]) -> AsyncIterator[N
             return web.json_response({"status": "ready"})
         return web.json_response({"status": "not ready"}, status=503)
 
+    async def metrics(request: web.Request) -> web.Response:
+        if page is None:
+            raise web.HTTPNotFound(text=METRICS_OFF)
+        body, media_type = await asyncio.to_thread(page, request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": media_type})
+
     application = web.Application()
     application.router.add_get(settings.HEALTH_LIVE_PATH, live)
     application.router.add_get(settings.HEALTH_READY_PATH, readiness)
+    application.router.add_get("/metrics", metrics)
     runner = web.AppRunner(application, access_log=None, handle_signals=False)
     await runner.setup()
     try:

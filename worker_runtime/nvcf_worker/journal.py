@@ -3,11 +3,8 @@
 A small memory-mapped file in the shared configuration directory. The worker writes the ack subject of
 each request it takes and clears it when the request is settled; the kernel keeps the pages when the
 process is killed. A worker that starts again as the same instance hands back what its predecessor
-held, so redelivery takes milliseconds instead of the consumer's ack wait.
-
-Layout, little-endian: header of `ENTRY` bytes (magic, version, entry count, heartbeat as Unix time,
-instance id with its length), then entries of `ENTRY` bytes (length of the subject or 0, start as Unix
-time, ack wait in seconds, subject). The length is written last and cleared first.
+held, so redelivery takes milliseconds instead of the consumer's ack wait. Its format is in
+nvcf_proto.journal.
 """
 
 from __future__ import annotations
@@ -16,32 +13,25 @@ import fcntl
 import mmap
 import os
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 
+from nvcf_proto.journal import (
+    ENTRY,
+    ENTRY_STRUCT,
+    FILE_NAME,
+    HEADER_STRUCT,
+    HEARTBEAT_AT,
+    MAGIC,
+    MAX_SUBJECT,
+    Leftover,
+    entry_offset,
+    read_leftovers,
+)
 from nvcf_worker.errors import JournalError
 
-FILE_NAME = "inflight"
-ENTRY = 512
-MARGIN = 1.0
+_HEARTBEAT = struct.Struct("<d")
 
-_MAGIC = b"NVCFJ1\0\0"
-_HEADER = struct.Struct("<8sIIdH")
-_HEARTBEAT_AT = 16
-_ENTRY = struct.Struct("<Hdd")
-_MAX_SUBJECT = ENTRY - _ENTRY.size
-
-
-@dataclass(frozen=True)
-class Leftover:
-    """A request that the predecessor held; at the Unix time `until` the broker redelivers it itself."""
-
-    ack_subject: str
-    until: float
-
-    def still_held(self, now: float) -> bool:
-        """Whether nobody else can have got the request yet, so that handing it back is right."""
-        return now < self.until - MARGIN
+__all__ = ["ENTRY", "FILE_NAME", "Journal", "Leftover", "read_leftovers"]
 
 
 class Journal:
@@ -84,7 +74,7 @@ class Journal:
     def add(self, ack_subject: str, *, now: float, ack_wait: float) -> int:
         """Note a request; returns its entry, or -1 without room (it would merely be redelivered later)."""
         subject = ack_subject.encode()
-        if not self._free or len(subject) > _MAX_SUBJECT:
+        if not self._free or len(subject) > MAX_SUBJECT:
             return -1
         entry = self._free.pop()
         _write_entry(self._pages, entry, subject, now, ack_wait)
@@ -94,12 +84,12 @@ class Journal:
         """A request is settled. -1 is ignored."""
         if entry < 0:
             return
-        _ENTRY.pack_into(self._pages, _offset(entry), 0, 0.0, 0.0)
+        ENTRY_STRUCT.pack_into(self._pages, entry_offset(entry), 0, 0.0, 0.0)
         self._free.append(entry)
 
     def heartbeat(self, now: float) -> None:
         """All noted requests are about to be signalled as in progress."""
-        struct.pack_into("<d", self._pages, _HEARTBEAT_AT, now)
+        _HEARTBEAT.pack_into(self._pages, HEARTBEAT_AT, now)
 
     def forget_leftovers(self) -> None:
         """The leftovers have been handed back."""
@@ -114,42 +104,17 @@ class Journal:
         os.close(self._descriptor)
 
 
-def read_leftovers(data: bytes, instance_id: str) -> list[Leftover]:
-    """Entries of a journal file of this instance; none for another instance's or an unreadable file."""
-    if len(data) < ENTRY:
-        return []
-    magic, version, count, heartbeat, length = _HEADER.unpack_from(data)
-    if magic != _MAGIC or version != 1:
-        return []
-    if data[_HEADER.size : _HEADER.size + length] != instance_id.encode():
-        return []
-    found = []
-    for entry in range(min(count, len(data) // ENTRY - 1)):
-        offset = _offset(entry)
-        size, started, ack_wait = _ENTRY.unpack_from(data, offset)
-        if not 0 < size <= _MAX_SUBJECT:
-            continue
-        subject = data[offset + _ENTRY.size : offset + _ENTRY.size + size]
-        if subject.startswith(b"$JS.ACK.") and subject.isascii() and b" " not in subject:
-            found.append(Leftover(subject.decode(), max(started, heartbeat) + ack_wait))
-    return found
-
-
 def _rewrite(pages: mmap.mmap, instance_id: str, count: int, leftovers: list[Leftover]) -> None:
     pages[:] = bytes(len(pages))
     for entry, leftover in enumerate(leftovers):
         _write_entry(pages, entry, leftover.ack_subject.encode(), leftover.until, 0.0)
     name = instance_id.encode()
-    pages[_HEADER.size : _HEADER.size + len(name)] = name
-    _HEADER.pack_into(pages, 0, _MAGIC, 1, count, 0.0, len(name))
+    pages[HEADER_STRUCT.size : HEADER_STRUCT.size + len(name)] = name
+    HEADER_STRUCT.pack_into(pages, 0, MAGIC, 1, count, 0.0, len(name))
 
 
 def _write_entry(pages: mmap.mmap, entry: int, subject: bytes, started: float, ack_wait: float) -> None:
-    offset = _offset(entry)
-    start = offset + _ENTRY.size
+    offset = entry_offset(entry)
+    start = offset + ENTRY_STRUCT.size
     pages[start : start + len(subject)] = subject
-    _ENTRY.pack_into(pages, offset, len(subject), started, ack_wait)
-
-
-def _offset(entry: int) -> int:
-    return (entry + 1) * ENTRY
+    ENTRY_STRUCT.pack_into(pages, offset, len(subject), started, ack_wait)

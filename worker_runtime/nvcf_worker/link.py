@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
+import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,11 +21,13 @@ from nvcf_proto.tokens import encode_broker_token
 from nvcf_worker.backoff import Backoff
 from nvcf_worker.config import WorkerConfig
 from nvcf_worker.errors import ConfigurationError, StartupError
+from nvcf_worker.trust import client_context
 
 log = logging.getLogger("nvcf_worker")
 
 FIRST_RETRY = 0.25
 RECONNECT_BACKOFF = Backoff(first=0.1, limit=settings.NATS_MAX_RECONNECT_WAIT)
+_DENIED = re.compile(r"permissions violation for (?:publish|subscription) to \"([^\"]+)\"", re.IGNORECASE)
 PENDING_BYTES = 8 * 1024 * 1024
 
 Callback = Callable[[], Awaitable[None]]
@@ -45,6 +49,17 @@ def authentication(config: WorkerConfig, token: Callable[[], str]) -> dict[str, 
     return {"token": lambda: encode_broker_token(token())}
 
 
+def denied_subject(text: str) -> str | None:
+    """The subject in a broker's word that it is not permitted, in small letters as nats-py gives it."""
+    match = _DENIED.search(text)
+    return None if match is None else match[1]
+
+
+def _tls(servers: tuple[str, ...]) -> ssl.SSLContext | None:
+    """Which certificates to accept, where TLS is asked for."""
+    return client_context() if any(urlsplit(url).scheme in ("tls", "wss") for url in servers) else None
+
+
 async def open_connection(
     config: WorkerConfig,
     token: Callable[[], str],
@@ -52,14 +67,30 @@ async def open_connection(
     on_reconnect: Callback,
     on_closed: Callback,
     on_lame_duck: Callback,
+    on_denied: Callable[[str], None],
     limit: float | None,
+    counts: MutableMapping[str, int] | None = None,
 ) -> Client:
-    """Connect, trying for `limit` seconds (None: for ever). Raises StartupError with the last reason."""
+    """Connect, trying for `limit` seconds (None: for ever). Raises StartupError with the last reason.
+
+    `on_denied` hears of each subject that the connection may not publish or subscribe to. `counts`: where
+    errors and lost connections are counted.
+    """
     last: Exception | None = None
     told_at = 0.0
 
+    async def on_disconnect() -> None:
+        if counts is not None and not connection.is_closed:
+            counts["disconnects"] += 1
+
     async def on_error(error: Exception) -> None:
         nonlocal last, told_at
+        if counts is not None:
+            counts["errors"] += 1
+        subject = denied_subject(str(error))
+        if subject is not None:
+            on_denied(subject)
+            return
         last = error
         now = time.monotonic()
         # nats-py reports each failed attempt; one line every few seconds says the same.
@@ -84,9 +115,11 @@ async def open_connection(
                 reconnect_to_server_handler=next_server,
                 pending_size=PENDING_BYTES,
                 error_cb=on_error,
+                disconnected_cb=on_disconnect,
                 reconnected_cb=on_reconnect,
                 closed_cb=on_closed,
                 lame_duck_mode_cb=on_lame_duck,
+                tls=_tls(config.nats_servers),
                 **authentication(config, token),
             )
     except asyncio.CancelledError:

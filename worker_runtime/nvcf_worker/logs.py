@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any, TextIO
+
+from nvcf_otel.redaction import Redactor, of_environment
+
+LOG_STREAM = "NVCF_LOG_STREAM"
+"""Own addition: environment variable, where log lines go: `stderr` (default) or `stdout`."""
 
 request_id: ContextVar[str | None] = ContextVar("nvcf_worker_request_id", default=None)
 
@@ -16,9 +22,10 @@ request_id: ContextVar[str | None] = ContextVar("nvcf_worker_request_id", defaul
 def attach_trace(carrier: Mapping[str, str]) -> object:
     """Make the W3C trace context of NATS headers current; returns what `detach_trace` takes."""
     from opentelemetry import context
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    return context.attach(TraceContextTextMapPropagator().extract(carrier))
+    from nvcf_otel import spans
+
+    return context.attach(spans.below(spans.parse(carrier)))
 
 
 def detach_trace(token: object) -> None:
@@ -37,7 +44,7 @@ def current_trace_id() -> str | None:
     return f"{span.trace_id:032x}" if span.trace_id else None
 
 
-class _Ids(logging.Filter):
+class Ids(logging.Filter):
     """Adds the ids when the record is made, in the thread and task that made it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -49,33 +56,41 @@ class _Ids(logging.Filter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object a line; secrets in it are replaced."""
+
+    def __init__(self, redact: Redactor | None = None) -> None:
+        super().__init__()
+        self._redact = redact or Redactor()
 
     def format(self, record: logging.LogRecord) -> str:
         members: dict[str, Any] = {
             "time": _timestamp(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": self._redact(record.getMessage()),
         }
         for name in ("request_id", "trace_id"):
             value = getattr(record, name, None)
             if value:
                 members[name] = value
         if record.exc_info:
-            members["exception"] = self.formatException(record.exc_info)
+            members["exception"] = self._redact(self.formatException(record.exc_info))
         return json.dumps(members, ensure_ascii=False)
 
 
 class TextFormatter(logging.Formatter):
-    """Time, level, request and text for people."""
+    """Time, level, request and text for people; secrets in it are replaced."""
+
+    def __init__(self, redact: Redactor | None = None) -> None:
+        super().__init__()
+        self._redact = redact or Redactor()
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         request = getattr(record, "request_id", None)
         where = f" [{request[:8]}]" if request else ""
         line = f"{clock} {record.levelname.lower():7}{where} {record.getMessage()}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        return self._redact(f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line)
 
 
 def _timestamp(created: float) -> str:
@@ -84,14 +99,19 @@ def _timestamp(created: float) -> str:
 
 
 def set_up(level: str, stream: TextIO | None = None) -> None:
-    """Send all logging to `stream` (stderr), unless the function has configured logging itself."""
+    """Send all logging to `stream`, unless the function has configured logging itself.
+
+    Without a stream it is what NVCF_LOG_STREAM says: `stderr` (default) or `stdout`.
+    """
     root = logging.getLogger()
     logging.getLogger("nvcf_worker").setLevel(level.upper())
     if root.handlers:
         return
-    stream = sys.stderr if stream is None else stream
+    if stream is None:
+        stream = sys.stdout if os.environ.get(LOG_STREAM, "").strip().lower() == "stdout" else sys.stderr
+    redact = of_environment(os.environ)
     handler = logging.StreamHandler(stream)
-    handler.addFilter(_Ids())
-    handler.setFormatter(TextFormatter() if stream.isatty() else JsonFormatter())
+    handler.addFilter(Ids())
+    handler.setFormatter(TextFormatter(redact) if stream.isatty() else JsonFormatter(redact))
     root.addHandler(handler)
     root.setLevel(level.upper())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import json
 import logging
 import random
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import nats.errors
 
+from nvcf_broker.requests import raise_if_cancelled
 from nvcf_proto import settings, subjects
 from nvcf_worker.backoff import Backoff
 from nvcf_worker.errors import ControlError
@@ -29,8 +32,14 @@ LOOK_UP_BACKOFF = Backoff(first=0.1, limit=10.0)
 LOOK_UP_TIMEOUT = 5.0
 DEFAULT_ACK_WAIT = 30.0
 
+# In a broker cluster a pull outlives its worker: a node does not learn that the inbox of another account on
+# another node is gone, sends the next request there, and that waits for its ack wait. So pulls are short.
+CLUSTER_MAX_WAIT = 3.0
+EXPIRED_AFTER = CLUSTER_MAX_WAIT + 0.5
+
 _EXPIRES = int(settings.PULL_MAX_WAIT * 1e9)
 _HEARTBEAT = int(settings.PULL_IDLE_HEARTBEAT * 1e9)
+_CLUSTER_EXPIRES = int(CLUSTER_MAX_WAIT * 1e9)
 
 
 class ConsumerLimits(NamedTuple):
@@ -79,6 +88,7 @@ class RegionPuller:
         self._pull_subject = subjects.next_message_subject(stream, consumer)
         self._inbox = ""
         self._subscription: Subscription | None = None
+        self._given_up: list[tuple[float, Subscription]] = []
         self._trouble = False
         self._stopped = False
         self._wake = asyncio.Event()
@@ -103,6 +113,7 @@ class RegionPuller:
             # A new inbox each time: the broker may still hold pulls for the old one, and their requests
             # would come on top of those asked for now.
             await self.withdraw()
+            raise_if_cancelled()
             await self._subscribe()
             await self._look_up()
             self.ready = True
@@ -113,10 +124,21 @@ class RegionPuller:
                 self.ready = False
 
     async def stop(self) -> None:
-        """Ask for nothing more and withdraw what is asked; requests that still arrive go to the receiver."""
+        """Ask for nothing more and withdraw what is asked; requests that still arrive go to the receiver.
+
+        In a broker cluster this takes until the last pull has expired.
+        """
         self._stopped = True
         self.ready = False
         await self.withdraw()
+        while self._given_up:
+            at, subscription = self._given_up[0]
+            left = at + EXPIRED_AFTER - time.monotonic()
+            if left > 0 and self._connection.is_connected:
+                await asyncio.sleep(left)
+            with contextlib.suppress(nats.errors.Error):
+                await subscription.unsubscribe()
+            self._given_up = [each for each in self._given_up if each[1] is not subscription]
 
     async def _pull_until_trouble(self) -> None:
         while not self._trouble:
@@ -145,7 +167,11 @@ class RegionPuller:
             batch = self._planner.ask(self._slots.free, time.monotonic())
             if not batch:
                 return
-            request = b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}' % (batch, _EXPIRES, _HEARTBEAT)
+            if in_cluster(self._connection):
+                # Its expiry comes before any heartbeat would be missed.
+                request = b'{"batch":%d,"expires":%d}' % (batch, _CLUSTER_EXPIRES)
+            else:
+                request = b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}' % (batch, _EXPIRES, _HEARTBEAT)
             try:
                 await self._connection.publish(self._pull_subject, request, reply=f"{self._inbox}.{batch}")
             except nats.errors.Error as error:
@@ -156,7 +182,7 @@ class RegionPuller:
         self._inbox = f"{self._connection.new_inbox()}"
         self._subscription = await self._connection.subscribe(
             f"{self._inbox}.*",
-            cb=self._on_message,
+            cb=functools.partial(self._on_message, self._inbox),
             # Bounded by the number of slots already; a request dropped here would be lost for its ack wait.
             pending_bytes_limit=0,
         )
@@ -164,11 +190,16 @@ class RegionPuller:
     async def withdraw(self) -> None:
         """Drop the interest in all pulls; the broker then gives their requests to others.
 
-        Draining first delivers what is on its way, so that nothing waits for its ack wait.
+        Draining first delivers what is on its way, so that nothing waits for its ack wait. In a cluster that
+        is not enough (see CLUSTER_MAX_WAIT): there pulls are listened to until they have expired, and what
+        comes goes to the receiver, which hands back what it has no slot for.
         """
         subscription, self._subscription = self._subscription, None
         self._planner.reset()
         if subscription is None or self._connection.is_closed or self._connection.is_draining:
+            return
+        if in_cluster(self._connection):
+            await self._listen_on(subscription)
             return
         try:
             if self._connection.is_connected:
@@ -178,12 +209,24 @@ class RegionPuller:
         except (nats.errors.Error, TimeoutError) as error:
             log.debug("withdrawing pulls: %s", error)
 
-    async def _on_message(self, message: Msg) -> None:
+    async def _listen_on(self, subscription: Subscription) -> None:
+        """Keep a subscription whose pulls are given up, until they have expired."""
+        now = time.monotonic()
+        self._given_up.append((now, subscription))
+        while now - self._given_up[0][0] > EXPIRED_AFTER:
+            _, expired = self._given_up.pop(0)
+            with contextlib.suppress(nats.errors.Error):
+                await expired.unsubscribe()
+
+    async def _on_message(self, inbox: str, message: Msg) -> None:
         status = message.headers.get("Status") if message.headers else None
+        is_current = inbox == self._inbox and self._subscription is not None
         if status is not None and not message.reply.startswith("$JS.ACK."):
-            self._on_status(message, status)
+            if is_current:
+                self._on_status(message, status)
             return
-        self._planner.delivered(time.monotonic())
+        if is_current:
+            self._planner.delivered(time.monotonic())
         self._wake.set()
         await self._receiver.receive(message, self.region, self.limits)
 
@@ -208,6 +251,8 @@ class RegionPuller:
         attempt = 0
         while True:
             problem = await self._try_look_up()
+            # The library may swallow a cancellation that comes together with an answer.
+            raise_if_cancelled()
             if problem is None:
                 self._planner.reset()
                 self._trouble = False
@@ -253,6 +298,11 @@ def read_limits(answer: bytes) -> ConsumerLimits | None:
         raise ValueError(str(error.get("description", error)))
     except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"unexpected answer {answer[:80]!r}") from error
+
+
+def in_cluster(connection: Client) -> bool:
+    """Whether the server is one of several."""
+    return bool(connection._server_info.get("cluster"))
 
 
 def _count(text: str | None) -> int | None:

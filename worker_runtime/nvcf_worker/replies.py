@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.aio.msg import Msg
+
+
+class _Waiting(NamedTuple):
+    deadline: float
+    subject: str
+    future: asyncio.Future[Msg | None]
+
+    def give_up(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
 
 
 class ReplyInbox:
@@ -21,7 +31,8 @@ class ReplyInbox:
         self._connection = connection
         self._prefix = f"{prefix}.reply."
         self._next = 0
-        self._waiting: dict[str, tuple[float, asyncio.Future[Msg | None]]] = {}
+        self._waiting: dict[str, _Waiting] = {}
+        self._denied: set[str] = set()
 
     async def start(self) -> None:
         """Subscribe."""
@@ -35,10 +46,13 @@ class ReplyInbox:
         `on_sent` is called when the message has been handed to the connection. Raises nats.errors.Error
         when it cannot be sent.
         """
+        if subject in self._denied:
+            on_sent()
+            return None
         self._next += 1
         token = f"{self._next:x}"
         future: asyncio.Future[Msg | None] = asyncio.get_running_loop().create_future()
-        self._waiting[token] = (deadline, future)
+        self._waiting[token] = _Waiting(deadline, subject, future)
         try:
             await self._connection.publish(subject, payload, reply=self._prefix + token)
             on_sent()
@@ -52,21 +66,26 @@ class ReplyInbox:
 
     async def _on_message(self, message: Msg) -> None:
         entry = self._waiting.get(message.subject[len(self._prefix) :])
-        if entry is not None and not entry[1].done():
+        if entry is not None and not entry.future.done():
             no_responders = message.headers is not None and message.headers.get("Status") == "503"
-            entry[1].set_result(None if no_responders else message)
+            entry.future.set_result(None if no_responders else message)
 
     def expire(self, now: float) -> None:
         """Give up on answers that are overdue."""
-        for deadline, future in list(self._waiting.values()):
-            if deadline > now:
+        for entry in list(self._waiting.values()):
+            if entry.deadline > now:
                 # Deadlines are given in the order of the requests, so the rest is younger.
                 return
-            if not future.done():
-                future.set_result(None)
+            entry.give_up()
+
+    def denied(self, subject: str) -> None:
+        """The broker lets nothing through to this subject: nobody need wait for an answer from there."""
+        self._denied.add(subject)
+        for entry in list(self._waiting.values()):
+            if entry.subject == subject:
+                entry.give_up()
 
     def close(self) -> None:
         """Nothing more comes: everybody who waits gets None."""
-        for _, future in self._waiting.values():
-            if not future.done():
-                future.set_result(None)
+        for entry in self._waiting.values():
+            entry.give_up()

@@ -131,7 +131,7 @@ class RequestInfo:
             message = self._work.message
             self._headers = Headers(
                 function_headers(
-                    self._sent_headers(),
+                    self._with_trace(self._sent_headers()),
                     self._context.headers,
                     request_id=self._work.request_id,
                     subject=message.subject,
@@ -142,6 +142,14 @@ class RequestInfo:
                 )
             )
         return self._headers
+
+    def _with_trace(self, sent: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The caller's headers, with the trace context that is current here in place of the caller's own."""
+        trace = self.trace_context
+        if "traceparent" not in trace:
+            return sent
+        kept = [pair for pair in sent if pair[0].lower() not in ("traceparent", "tracestate")]
+        return kept + [(name, trace[name]) for name in ("traceparent", "tracestate") if name in trace]
 
     @property
     def target(self) -> str:

@@ -7,25 +7,22 @@ import functools
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextvars import Token
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from nvcf_proto.errors import ContractError
-from nvcf_proto.h1 import RequestDecoder, RequestHead
 from nvcf_proto.problem import Problem
 from nvcf_worker import logs
 from nvcf_worker.active import ActiveRequest, End
 from nvcf_worker.assets import AssetFetcher
-from nvcf_worker.attach import HttpDownload
-from nvcf_worker.body import Download, RequestBody
+from nvcf_worker.body import RequestBody
+from nvcf_worker.body_download import fetch_body
 from nvcf_worker.channels import Channels
 from nvcf_worker.conversation import Conversation
 from nvcf_worker.deliveries import exhausted, last_run
-from nvcf_worker.delivery import StreamBroken
 from nvcf_worker.errors import (
-    BodyUnavailable,
     CallerGone,
     DeliveryError,
     Fatal,
@@ -42,9 +39,13 @@ from nvcf_worker.extras import RequestExtras
 from nvcf_worker.files import RequestFiles
 from nvcf_worker.inflight import ACK, NAK, InFlight, nak_later
 from nvcf_worker.large_results import LargeResults
+from nvcf_worker.posting import StreamBroken
 from nvcf_worker.request import FunctionContext
 from nvcf_worker.response import Reply, problem_reply
+from nvcf_worker.telemetry.told import Told, Untold
+from nvcf_worker.telemetry.worker import NoTelemetry
 from nvcf_worker.tunnel import Tunnels
+from nvcf_worker.whole_request import whole_request
 
 log = logging.getLogger("nvcf_worker")
 
@@ -62,6 +63,13 @@ class Services:
     broken: Callable[[str], None]
 
 
+class Telemetry(Protocol):
+    """Who is told of requests."""
+
+    def request(self, active: ActiveRequest) -> Told:
+        """One begins; called in its own task."""
+
+
 class Runner:
     """Runs requests; each call of `run` is one request and never raises but for cancellation at exit."""
 
@@ -74,6 +82,7 @@ class Runner:
         context: Callable[[], FunctionContext],
         release: Callable[[ActiveRequest], None],
         tunnels: Tunnels,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._executor = executor
         self._channels = channels
@@ -82,26 +91,39 @@ class Runner:
         self._context = context
         self._release = release
         self._tunnels = tunnels
+        self._telemetry = telemetry or NoTelemetry()
 
     async def run(self, active: ActiveRequest) -> None:
         """Run one request to its acknowledgement."""
         token = logs.request_id.set(active.work.request_id)
-        trace = logs.attach_trace(active.work.trace) if active.work.trace is not None else None
+        told = active.told = self._told(active)
         try:
             active.interruptible = True
             if active.end is None:
-                await (self._answer(active) if active.work.tunnel is None else self._tunnels.run(active))
+                await (
+                    self._answer(active, told) if active.work.tunnel is None else self._tunnels.run(active)
+                )
         except asyncio.CancelledError:
             if active.end is None:
                 raise
             log.info("request stopped: %s", active.end.value)
         except WorkerError as error:
+            told.failed(error)
             self._ended_by(active, error)
-        except Exception:
+        except Exception as error:
+            told.failed(error)
             log.exception("the worker failed to handle a request")
         finally:
-            self._end(active, token, trace)
+            self._end(active, token, told)
         await self._inflight.settle(active, verdict(active))
+
+    def _told(self, active: ActiveRequest) -> Told:
+        try:
+            return self._telemetry.request(active)
+        except Exception:
+            # E.g. of a span processor of the function's own; the request goes on without.
+            log.exception("telemetry of the request failed")
+            return Untold(active)
 
     def _ended_by(self, active: ActiveRequest, error: WorkerError) -> None:
         """Say what an error means, and decide whether the request is tried again."""
@@ -134,39 +156,43 @@ class Runner:
             case _:
                 log.error("the worker failed to handle a request", exc_info=error)
 
-    def _end(self, active: ActiveRequest, token: Token[str | None], trace: object) -> None:
+    def _end(self, active: ActiveRequest, token: Token[str | None], told: Told) -> None:
         active.interruptible = False
         self._release(active)
         if active.body is not None:
             active.body.abort()
-        if trace is not None:
-            logs.detach_trace(trace)
+        try:
+            told.end()
+        except Exception:
+            log.exception("telemetry of the request failed")
         logs.request_id.reset(token)
 
-    async def _answer(self, active: ActiveRequest) -> None:
+    async def _answer(self, active: ActiveRequest, told: Told) -> None:
         conversation = active.conversation = Conversation(active, self._channels)
         message = active.work.message
         try:
             try:
-                outcome = await self._outcome(active, conversation)
-                if conversation.compatible and isinstance(outcome, Reply):
+                outcome = await self._outcome(active, conversation, told)
+                if conversation.compatible:
                     outcome = await self._services.results.finish(message, outcome, active.files)
             except FunctionError as error:
                 outcome = _function_error(error)
+            told.delivering(outcome)
             await conversation.deliver(outcome, functools.partial(self._release, active))
+            told.delivered()
         finally:
             await conversation.close()
             if active.files is not None:
                 await active.files.remove()
 
-    async def _outcome(self, active: ActiveRequest, conversation: Conversation) -> Outcome:
+    async def _outcome(self, active: ActiveRequest, conversation: Conversation, told: Told) -> Outcome:
         request_id = active.work.request_id
         if exhausted(active.work.attempt, active.max_deliver):
             log.error("not run again: delivered %d times", active.work.attempt)
             detail = f"Request {request_id} was delivered {active.work.attempt} times and never answered."
             return problem_reply(Problem("Too Many Deliveries", 500, detail))
         try:
-            return await self._run(active, conversation)
+            return await self._run(active, conversation, told)
         except FunctionError:
             raise
         except (RetryLater, Fatal) as error:
@@ -189,16 +215,16 @@ class Runner:
         detail = f"The function failed to handle request {request_id}."
         return problem_reply(Problem("Internal Server Error", 500, detail, SOURCE))
 
-    async def _run(self, active: ActiveRequest, conversation: Conversation) -> Outcome:
+    async def _run(self, active: ActiveRequest, conversation: Conversation, told: Told) -> Outcome:
         message = active.work.message
         if message.requestMethod:
-            opener = functools.partial(conversation.fetch_body, whole_request=False)
+            opener = functools.partial(fetch_body, active, self._channels, conversation, whole_request=False)
             whole = active.work.target.request_token is None
             active.body = RequestBody(message.requestBody, None if whole else opener)
             method, target = message.requestMethod, message.requestPath
             sent = [(pair.key, pair.value) for pair in message.requestHeaders]
         else:
-            head, active.body = await self._whole_request(active, conversation)
+            head, active.body = await whole_request(active, self._channels, conversation)
             method, target, sent = head.method, head.target, head.headers
         conversation.begin(sent, time.time())
         handler, parameters = self._executor.select(method, target)
@@ -210,8 +236,9 @@ class Runner:
             files,
             conversation,
             asyncio.get_running_loop(),
-            carries_files=conversation.compatible and bool(message.largeResponseUrl),
+            carries_files=conversation.compatible,
         )
+        told.handler_begins()
         request = request_type(handler)(
             active.work,
             self._context(),
@@ -223,37 +250,11 @@ class Runner:
             path_params=parameters,
             extras=extras,
         )
-        return await self._executor.run(request, active, handler)
-
-    async def _whole_request(
-        self, active: ActiveRequest, conversation: Conversation
-    ) -> tuple[RequestHead, RequestBody]:
-        """Fetch a request that the message leaves out altogether (protocol.md section 3, GET)."""
-        if active.work.target.request_token is None:
-            raise BodyUnavailable("the message has neither a request nor a token to fetch it")
-        download = await conversation.fetch_body(whole_request=True)
-        chunks = aiter(download)
-        decoder = RequestDecoder()
         try:
-            async for chunk in chunks:
-                parts = decoder.feed(chunk)
-                if parts:
-                    break
-            else:
-                decoder.close()
-                raise BodyUnavailable("the request broke off")
-        except ContractError as error:
-            download.close()
-            raise BodyUnavailable(f"the gateway sent a malformed request: {error}") from error
-        head = parts[0]
-        if not isinstance(head, RequestHead):
-            raise BodyUnavailable("the gateway sent no request head")
-        rest = b"".join(part for part in parts[1:] if isinstance(part, bytes))
-
-        async def opened() -> Download:
-            return _Continued(download, chunks)
-
-        return head, RequestBody(rest, opened)
+            return told.handler_answered(await self._executor.run(request, active, handler))
+        except BaseException as error:
+            told.handler_failed(error)
+            raise
 
 
 def _function_error(error: FunctionError) -> Reply:
@@ -285,19 +286,8 @@ def verdict(active: ActiveRequest) -> bytes | None:
     if active.end is End.RETRY_LATER:
         return nak_later(active.retry_after)
     # Lost: the broker has long redelivered it by itself; whoever has it now must not be disturbed.
-    # Unreachable: it is delivered again when its ack wait is over, and then perhaps a gateway is there.
-    return None if active.end in (End.CONNECTION_LOST, End.UNREACHABLE) else ACK
-
-
-class _Continued:
-    """A download whose beginning has been read."""
-
-    def __init__(self, download: HttpDownload, chunks: AsyncIterator[bytes]) -> None:
-        self._download = download
-        self._chunks = chunks
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._chunks
-
-    def close(self) -> None:
-        self._download.close()
+    # Unreachable: it is delivered again when its ack wait is over, and then perhaps a gateway is there. Where
+    # the queue sets no limit that would go on for ever, for a caller whose gateway is gone.
+    if active.end is End.UNREACHABLE:
+        return None if active.max_deliver else ACK
+    return None if active.end is End.CONNECTION_LOST else ACK

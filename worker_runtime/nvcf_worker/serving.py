@@ -22,6 +22,7 @@ from nvcf_worker.limits.choice import choose, useful_slots
 
 if TYPE_CHECKING:
     from nvcf_worker.routes import App
+    from nvcf_worker.worker import Worker
 
 log = logging.getLogger("nvcf_worker")
 
@@ -63,6 +64,7 @@ def serve(
     grace_seconds: float = DEFAULT_GRACE_SECONDS,
     log_level: str | None = None,
     session_port: int | None = None,
+    metrics: str | None = None,
 ) -> None:
     """Serve requests with `handler` until SIGTERM or SIGINT; returns when everything in work is finished.
 
@@ -77,13 +79,16 @@ def serve(
     isolation: "thread" runs the handler in this process, "process" in child processes, so that a crash or
         a held interpreter lock costs no other request and not the connection to the platform.
     processes: how many children; default one for each attached GPU (each sees its own), else one.
-    retry_crashed: requests of a child that died go back to the queue once before their callers get an error.
+    retry_crashed: requests of a child that died are run once more, each alone in a child, before their
+        callers get an error.
     media_type: Content-Type of results that do not say otherwise, e.g. "text/event-stream".
     grace_seconds: how long requests may go on after SIGTERM; what does not finish goes back to the
         queue. A second signal ends the process at once.
     log_level: default NVCF_LOG_LEVEL, else "info".
     session_port: where on 127.0.0.1 this process' own server takes gRPC or WebSocket sessions; default
         INFERENCE_PORT. Each session holds one of the `concurrency` slots.
+    metrics: HOST:PORT where Prometheus finds `/metrics`, or "health" for the health port; default
+        NVCF_METRICS_ADDRESS, else nowhere.
 
     The settings come from the environment (protocol.md section 5). Raises HandlerError for an unusable
     handler; exits with code 2 for an unusable environment and 1 when the platform or the broker does
@@ -118,6 +123,7 @@ def serve(
         grace_seconds=grace_seconds,
         log_level=log_level,
         session_port=session_port,
+        metrics=metrics,
     )
 
 
@@ -129,6 +135,7 @@ def run_worker(
     grace_seconds: float,
     log_level: str | None,
     session_port: int | None = None,
+    metrics: str | None = None,
 ) -> None:
     """Run a worker to its end as `serve` says, with what its function lives in.
 
@@ -139,7 +146,7 @@ def run_worker(
     directory = _shared_directory()
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            reason = runner.run(_serve(handler, companion, concurrency, grace_seconds, session_port))
+            reason = runner.run(_serve(handler, companion, concurrency, grace_seconds, session_port, metrics))
     except WorkerError as error:
         log.critical("%s", error)
         exits.record(directory, exits.ExitReason(error.exit_code, error.category, str(error)))
@@ -178,9 +185,11 @@ async def _serve(
     concurrency: int | Adaptive | None,
     grace_seconds: float,
     session_port: int | None,
+    metrics: str | None,
 ) -> str:
     # Imported here so that `import nvcf_worker` stays light and a wrong handler is told without delay.
     from nvcf_worker.config import WorkerConfig
+    from nvcf_worker.telemetry.running import telling
     from nvcf_worker.worker import Worker
 
     chosen = choose(concurrency, os.environ, useful=useful_slots())
@@ -189,8 +198,13 @@ async def _serve(
     config = WorkerConfig.from_environment(
         os.environ, concurrency=total if isinstance(total, int) else None, session_port=session_port
     )
-    worker = Worker(handler, config, grace_seconds=grace_seconds, adaptive=adaptive)
-    log.info("serving %s with %d slots", handler.name, config.concurrency)
+    async with telling(config, metrics) as telemetry:
+        worker = Worker(handler, config, grace_seconds=grace_seconds, adaptive=adaptive, telemetry=telemetry)
+        log.info("serving %s with %d slots", handler.name, config.concurrency)
+        return await _run(worker, companion)
+
+
+async def _run(worker: Worker, companion: lifecycle.Companion | None) -> str:
     reasons: list[str] = []
 
     def leave(reason: str) -> None:

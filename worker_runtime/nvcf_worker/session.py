@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import nats.errors
 
 from nvcf_proto import settings, subjects
 from nvcf_worker.config import WorkerConfig
+from nvcf_worker.enrolment import Enrolment
+from nvcf_worker.link import open_connection
 from nvcf_worker.puller import Provision, Receiver, RegionPuller
 from nvcf_worker.replies import ReplyInbox
 from nvcf_worker.slots import Slots
@@ -35,12 +37,13 @@ class Owner(Receiver, Protocol):
     async def polled(self, message: Msg) -> None:
         """Somebody asks for the answer of a request that perhaps is in work here."""
 
-    async def connection_ready(self, *, first: bool) -> None:
-        """The connection stands (again): settle what is due before anything is pulled."""
-
 
 class Session:
-    """One broker connection in use. `regions` in order of preference."""
+    """One broker connection in use. `regions` in order of preference.
+
+    `on_ready(first)` is awaited when the connection stands (again): it settles what is due before anything is
+    pulled.
+    """
 
     def __init__(
         self,
@@ -50,6 +53,7 @@ class Session:
         slots: Slots,
         owner: Owner,
         provision: Provision,
+        on_ready: Callable[[bool], Awaitable[None]],
     ) -> None:
         self.connection = connection
         self.replies = ReplyInbox(
@@ -60,6 +64,7 @@ class Session:
         self._slots = slots
         self._owner = owner
         self._provision = provision
+        self._on_ready = on_ready
         self._pullers: list[RegionPuller] = []
         self._changed = asyncio.Event()
         self._reconnected = False
@@ -81,11 +86,14 @@ class Session:
             subscription = await self.connection.subscribe(
                 subjects.polling_subject(request_id), cb=self._owner.polled
             )
-            # The broker must know it before anybody is told to poll.
-            await self.connection.flush(LISTEN_TIMEOUT)
-        except (nats.errors.Error, TimeoutError) as error:
+        except nats.errors.Error as error:
             log.debug("no polls of %s: %s", request_id, error)
             return None
+        try:
+            # The broker should know it before anybody is told to poll.
+            await self.connection.flush(LISTEN_TIMEOUT)
+        except (nats.errors.Error, TimeoutError) as error:
+            log.debug("polls of %s come later: %s", request_id, error)
 
         async def end() -> None:
             with contextlib.suppress(nats.errors.Error):
@@ -114,6 +122,16 @@ class Session:
         """The connection is closed for good."""
         self._changed.set()
 
+    def denied(self, subject: str) -> None:
+        """The broker does not permit a subject. Our own additions to the contract may well be among them."""
+        known = (
+            subjects.version_polling_subject(self._config.version_id, "*"),
+            subjects.rescue_subject(self._config.version_id),
+        )
+        self.replies.denied(subject)
+        level = logging.INFO if subject in known else logging.WARNING
+        log.log(level, "the broker does not permit the subject %s", subject)
+
     def lame_duck(self) -> None:
         """The server is about to leave."""
         self._lame_duck = True
@@ -121,15 +139,15 @@ class Session:
 
     async def run(self) -> None:
         """Work until the connection is closed for good."""
-        await self.replies.start()
-        await self.connection.subscribe(
-            subjects.cancel_subject(self._config.version_id), cb=self._on_cancel_broadcast
-        )
-        await self.connection.subscribe(
-            subjects.version_polling_subject(self._config.version_id, "*"), cb=self._owner.polled
-        )
-        await self._owner.connection_ready(first=True)
         try:
+            await self.replies.start()
+            await self.connection.subscribe(
+                subjects.cancel_subject(self._config.version_id), cb=self._on_cancel_broadcast
+            )
+            await self.connection.subscribe(
+                subjects.version_polling_subject(self._config.version_id, "*"), cb=self._owner.polled
+            )
+            await self._on_ready(True)
             while not self.connection.is_closed:
                 await self._pull_until_change()
         finally:
@@ -164,7 +182,7 @@ class Session:
     async def _react(self) -> None:
         if self._reconnected:
             self._reconnected = False
-            await self._owner.connection_ready(first=False)
+            await self._on_ready(False)
             for puller in self._pullers:
                 puller.look_up_again()
         if self._lame_duck:
@@ -185,3 +203,54 @@ class Session:
 
     async def _on_cancel_broadcast(self, message: Msg) -> None:
         self._owner.cancel_request(message.data.decode("ascii", "replace").strip())
+
+
+async def open_session(
+    config: WorkerConfig,
+    enrolment: Enrolment,
+    slots: Slots,
+    owner: Owner,
+    on_ready: Callable[[bool], Awaitable[None]],
+    counts: MutableMapping[str, int],
+    *,
+    idle: Callable[[], bool],
+    limit: float | None,
+) -> Session:
+    """Connect to the broker, trying for `limit` seconds (None: for ever), and make a session of it.
+
+    counts: where reconnects and servers in lame duck mode are counted. idle: whether nothing shall be pulled.
+    Raises StartupError.
+    """
+    session: Session | None = None
+
+    async def on_reconnect() -> None:
+        counts["reconnects"] += 1
+        if session is not None:
+            session.reconnected()
+
+    async def on_closed() -> None:
+        if session is not None:
+            session.closed()
+
+    async def on_lame_duck() -> None:
+        counts["lame_duck"] += 1
+        if session is not None:
+            session.lame_duck()
+
+    def on_denied(subject: str) -> None:
+        if session is not None:
+            session.denied(subject)
+
+    connection = await open_connection(
+        config,
+        enrolment.token,
+        on_reconnect=on_reconnect,
+        on_closed=on_closed,
+        on_lame_duck=on_lame_duck,
+        on_denied=on_denied,
+        limit=limit,
+        counts=counts,
+    )
+    regions = () if idle() else enrolment.connected.regions
+    session = Session(config, connection, regions, slots, owner, enrolment.provision, on_ready)
+    return session

@@ -8,7 +8,20 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
+
+from nvcf_worker.cancellation import Cancellation
+
+
+class HandlerThread(NamedTuple):
+    """What a handler's thread belongs to: the loop that delivers its answer, and the request's flag."""
+
+    loop: asyncio.AbstractEventLoop
+    cancelled: Cancellation
+
+
+handler_thread: contextvars.ContextVar[HandlerThread] = contextvars.ContextVar("nvcf_handler_thread")
+"""Set where a plain handler runs."""
 
 _Job = Callable[[], None]
 Announce = Callable[[Any], None]

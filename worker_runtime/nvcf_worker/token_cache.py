@@ -1,4 +1,8 @@
-"""The newest worker token, kept across restarts (protocol.md section 5, SHARED_CONFIG_DIR)."""
+"""The newest worker token, kept across restarts (protocol.md section 5, SHARED_CONFIG_DIR).
+
+The members are those of OAuth 2 (RFC 6749 section 5.1), with the time of expiry as `expiry`, as NVIDIA's
+containers beside a worker read and write them; `instanceId` is ours.
+"""
 
 from __future__ import annotations
 
@@ -12,26 +16,27 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class CachedToken:
-    """A worker token of one instance. `expires_at` is a Unix time in seconds, None if unknown."""
+    """A worker token of one instance. `expires_at` is a Unix time in seconds, None if unknown; so is
+    `instance_id`, of a file that another container of this instance wrote."""
 
     token: str
     expires_at: float | None
-    instance_id: str
+    instance_id: str | None
 
     def usable(self, instance_id: str, now: float) -> bool:
         """Whether it is this instance's and has not expired."""
-        return self.instance_id == instance_id and (self.expires_at is None or self.expires_at > now)
+        return self.instance_id in (None, instance_id) and (self.expires_at is None or self.expires_at > now)
 
 
 def load(path: Path) -> CachedToken | None:
     """Read the cache; None when there is none or it is unreadable (the environment's token is used then)."""
     try:
         members = json.loads(path.read_text(encoding="utf-8"))
-        expiration = members.get("expiration")
+        expiry, instance_id = members.get("expiry"), members.get("instanceId")
         return CachedToken(
-            token=str(members["token"]),
-            expires_at=None if expiration is None else datetime.fromisoformat(expiration).timestamp(),
-            instance_id=str(members.get("instanceId", "")),
+            token=str(members["access_token"]),
+            expires_at=None if expiry is None else datetime.fromisoformat(expiry).timestamp(),
+            instance_id=None if instance_id is None else str(instance_id),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -39,13 +44,11 @@ def load(path: Path) -> CachedToken | None:
 
 def store(path: Path, cached: CachedToken) -> None:
     """Replace the cache file, mode 0600. Raises OSError."""
-    members: dict[str, str | None] = {
-        "token": cached.token,
-        "expiration": None
-        if cached.expires_at is None
-        else datetime.fromtimestamp(cached.expires_at, UTC).isoformat(),
-        "instanceId": cached.instance_id,
-    }
+    members = {"access_token": cached.token, "token_type": "Bearer"}
+    if cached.expires_at is not None:
+        members["expiry"] = datetime.fromtimestamp(cached.expires_at, UTC).isoformat()
+    if cached.instance_id is not None:
+        members["instanceId"] = cached.instance_id
     # mkstemp makes the file 0600; the rename replaces the old one as a whole.
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import nats.errors
 from google.protobuf.message import DecodeError
 
+from nvcf_broker.requests import raise_if_cancelled
 from nvcf_proto import settings
 from nvcf_proto.pb import nvcf_pb2
 from nvcf_worker.active import ActiveRequest, End
@@ -98,6 +99,7 @@ class TunnelSession:
         self._linked = False
         # Callers that said good-bye, less links that broke: below zero, somebody may come back.
         self._balance = 0
+        self._left_silently = 0
         self._failure: TunnelError | None = None
         self._ended = False
 
@@ -137,6 +139,8 @@ class TunnelSession:
             connection = self._connection()
             if connection is not None:
                 await self.record.register(connection)
+                # The library may swallow a cancellation that comes together with an answer.
+                raise_if_cancelled()
 
     async def _until_over(self) -> None:
         while True:
@@ -158,7 +162,10 @@ class TunnelSession:
         """The caller says that it will not come back; other links of the session go on."""
         if not self._linked:
             return False
-        self._balance += 1
+        if self._left_silently:
+            self._left_silently -= 1
+        else:
+            self._balance += 1
         self._changed.set()
         return True
 
@@ -186,11 +193,13 @@ class TunnelSession:
             log.error("%s (%s)", refusal, error.strerror or error)
         try:
             gateway = await dial(target, request_id, refusal)
-        except TunnelError as error:
-            log.warning("no link for the session: %s", error)
-            self._failure = error
+        except BaseException as error:
             if function is not None:
                 function.abort()
+            if not isinstance(error, TunnelError):
+                raise
+            log.warning("no link for the session: %s", error)
+            self._failure = error
             return
         if function is None:
             gateway.close()
@@ -198,9 +207,20 @@ class TunnelSession:
         self._linked = True
         joint = Joint(gateway, function)
         await joint.run()
-        # A function that closes first has finished; a caller that has says so by a cancel, before or after.
+        # A function that closes first has finished.
         if joint.first_ended is gateway:
+            self._gateway_ended(joint.broken)
+
+    def _gateway_ended(self, broken: bool) -> None:
+        """Whether its caller may come back.
+
+        One that leaves says so, before or after: by a cancel where the gateway has a reconnect subject of its
+        own, elsewhere the orderly end of its link is enough.
+        """
+        if broken or self._active.work.reconnect_subject is not None or self._balance > 0:
             self._balance -= 1
+        else:
+            self._left_silently += 1
 
     async def _on_reconnect(self, message: Msg) -> None:
         try:

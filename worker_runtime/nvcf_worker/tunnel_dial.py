@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -13,6 +12,7 @@ from nvcf_proto.h1 import ResponseDecoder, ResponseHead, encode_request_head
 from nvcf_proto.headers import TUNNEL_ERROR
 from nvcf_worker.backoff import Backoff
 from nvcf_worker.errors import TunnelError
+from nvcf_worker.trust import client_context
 from nvcf_worker.tunnel_wire import Wire
 from nvcf_worker.work import TunnelTarget
 
@@ -94,7 +94,7 @@ async def _dial_once(address: ProxyAddress, token: str, request_id: str, refusal
 
 
 async def _connect(address: ProxyAddress) -> Wire:
-    context = ssl.create_default_context() if address.tls else None
+    context = client_context() if address.tls else None
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
             _, wire = await asyncio.get_running_loop().create_connection(

@@ -136,7 +136,13 @@ class Wire(asyncio.Protocol):
 
 
 class Joint:
-    """Joins two wires until both are closed. `first_ended` is the one whose peer closed first."""
+    """Joins two wires until both are closed. `first_ended` is the one whose peer closed first, `broken`
+    whether that was an accident.
+
+    What the function says before its client has spoken waits for that. In HTTP of every version the client
+    speaks first, but HTTP/2 servers do not wait for it, and a proxy that takes its connection over after its
+    answer to CONNECT may lose what comes in between.
+    """
 
     def __init__(self, gateway: Wire, function: Wire) -> None:
         self._loop = asyncio.get_running_loop()
@@ -144,6 +150,8 @@ class Joint:
         self._done = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self.first_ended: Wire | None = None
+        self.broken = False
+        self._early: bytearray | None = bytearray()
         gateway.join(self)
         function.join(self)
 
@@ -163,13 +171,30 @@ class Joint:
     def pass_on(self, source: Wire, data: bytes) -> None:
         """Bytes from `source`'s peer."""
         sink = self.other(source)
+        if self._early is not None:
+            if source is self._wires[1]:
+                self._early += data
+                if len(self._early) >= HELD_BYTES:
+                    source.pause()
+                return
+            self._open()
         if not sink.lost:
             sink.transport.write(data)
             if sink.blocked:
                 source.pause()
 
+    def _open(self) -> None:
+        """Let the function be heard."""
+        early, self._early = self._early, None
+        gateway, function = self._wires
+        if early and not gateway.lost:
+            gateway.transport.write(early)
+        if not gateway.blocked:
+            function.resume()
+
     def ended(self, source: Wire) -> None:
         """`source`'s peer sends nothing more."""
+        self._open()
         if self.first_ended is None:
             self.first_ended = source
             self._timer = self._loop.call_later(HALF_CLOSED_SECONDS, self._cut)
@@ -180,8 +205,9 @@ class Joint:
 
     def lost(self, source: Wire, error: Exception | None) -> None:
         """`source` is gone."""
+        self._open()
         if self.first_ended is None:
-            self.first_ended = source
+            self.first_ended, self.broken = source, error is not None
         other = self.other(source)
         if not other.lost:
             if error is None:

@@ -19,6 +19,9 @@ from nvcf_worker.work import Door
 MARGIN = 0.5
 """Seconds before the end of a poll time at which its 202 is due; the gateway waits 2 s beyond it."""
 
+LATE = MARGIN + 1.0
+"""Seconds after `due` within which a 202 still finds its gateway waiting, the time it takes included."""
+
 NEVER = float("inf")
 HOLD_SECONDS = 3600.0
 """How long a finished answer waits for a poll: as long as the gateway's record of the request lives."""
@@ -135,10 +138,16 @@ def compatible(headers: Iterable[tuple[str, str]], *, disabled: bool) -> bool:
 
 def read_progress(text: bytes) -> tuple[float, Any]:
     """Percent and partial response of a progress file (protocol.md section 5). Raises ValueError."""
-    members = json.loads(text)
+    try:
+        members = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     if not isinstance(members, dict):
         raise ValueError("it is no JSON object")
     percent = members.get("progress", 0)
     if isinstance(percent, bool) or not isinstance(percent, int | float):
         raise ValueError(f"progress is {percent!r}; it must be a number from 0 to 100")
-    return float(percent), members.get("partialResponse")
+    try:
+        return float(percent), members.get("partialResponse")
+    except OverflowError as error:
+        raise ValueError("progress must be a number from 0 to 100") from error

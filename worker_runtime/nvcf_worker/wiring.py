@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from nvcf_proto.environment import SHARED_CONFIG_DIR
 from nvcf_worker.assets import AssetFetcher, HttpClient
 from nvcf_worker.attach import AttachClient
 from nvcf_worker.channels import Channels, Listen
 from nvcf_worker.config import WorkerConfig
 from nvcf_worker.delivery import Deliverer
 from nvcf_worker.enrolment import Enrolment
+from nvcf_worker.errors import JournalError
 from nvcf_worker.files import default_directory
+from nvcf_worker.journal import FILE_NAME, Journal
 from nvcf_worker.large_results import LargeResults
 from nvcf_worker.rescue import Rescuer
 from nvcf_worker.runner import Services
 
 if TYPE_CHECKING:
     from nvcf_worker.replies import ReplyInbox
+
+log = logging.getLogger("nvcf_worker")
 
 
 def channels(
@@ -47,3 +53,14 @@ def services(
         LargeResults(stores, enrolment),
         broken,
     )
+
+
+def open_journal(config: WorkerConfig) -> Journal | None:
+    """The journal of what this instance holds; without a writable folder the worker goes on without."""
+    path = config.shared_dir / FILE_NAME
+    try:
+        config.shared_dir.mkdir(parents=True, exist_ok=True)
+        return Journal.open(path, config.instance_id, 2 * config.concurrency + 64)
+    except (OSError, JournalError) as error:
+        log.warning("no in-flight journal: %s; is %s writable?", error, SHARED_CONFIG_DIR)
+        return None

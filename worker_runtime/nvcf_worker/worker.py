@@ -8,53 +8,44 @@ import logging
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from urllib.parse import urlsplit
 
 import nats.errors
 
+from nvcf_otel.process import LoopLag
 from nvcf_proto import settings
-from nvcf_proto.environment import SHARED_CONFIG_DIR
-from nvcf_worker import journal as journals
-from nvcf_worker.active import ActiveRequest, End
 from nvcf_worker.assets import HttpClient
 from nvcf_worker.attach import AttachClient
 from nvcf_worker.config import WorkerConfig
-from nvcf_worker.conversation import poll_due
-from nvcf_worker.deliveries import exhausted, slotless_delay
 from nvcf_worker.enrolment import Enrolment
-from nvcf_worker.errors import InstanceBroken, JournalError, MalformedWork, WorkerError
+from nvcf_worker.errors import InstanceBroken, WorkerError, first_error
 from nvcf_worker.execution import Executor
 from nvcf_worker.files import ProgressFiles
 from nvcf_worker.function_headers import constant_headers
 from nvcf_worker.handlers import Handler
 from nvcf_worker.health import health_server
-from nvcf_worker.inflight import NAK, TERMINATE, InFlight, nak_later
+from nvcf_worker.inflight import InFlight
 from nvcf_worker.limits.adaptive import Adaptive
 from nvcf_worker.limits.measured import MeasuredExecutor
-from nvcf_worker.link import open_connection
 from nvcf_worker.loading import RunBlocking, begin_all, end_all
-from nvcf_worker.puller import ConsumerLimits
+from nvcf_worker.reception import Reception, release
 from nvcf_worker.replies import ReplyInbox
 from nvcf_worker.request import FunctionContext
 from nvcf_worker.runner import Runner
-from nvcf_worker.session import Session
+from nvcf_worker.session import Session, open_session
 from nvcf_worker.slots import Slots
+from nvcf_worker.telemetry.observed import Sights, observe
+from nvcf_worker.telemetry.worker import NoTelemetry, WorkerTelemetry, loaded, page
 from nvcf_worker.threads import ThreadPool
 from nvcf_worker.tunnel import Tunnels
 from nvcf_worker.watch import LoopWatch
-from nvcf_worker.wiring import channels, services
-from nvcf_worker.work import parse_work
-
-if TYPE_CHECKING:
-    from nats.aio.msg import Msg
+from nvcf_worker.wiring import channels, open_journal, services
 
 log = logging.getLogger("nvcf_worker")
 
 TICK = 0.5
-HAND_BACK_WAIT = 1.0
 FLUSH_TIMEOUT = 5
-TAKEN = b""
-"""Answer to a poll: somebody works on the request."""
 
 
 class Worker:
@@ -67,18 +58,21 @@ class Worker:
         *,
         grace_seconds: float = 25.0,
         adaptive: Adaptive | None = None,
+        telemetry: WorkerTelemetry | NoTelemetry | None = None,
     ) -> None:
         self._handler = handler
         self._config = config
         self._grace = grace_seconds
         self._adaptive = adaptive
+        self._telemetry = telemetry or NoTelemetry()
+        self._lag = LoopLag()
         self._enrolment = Enrolment(config)
+        self._enrolment.renewal_failed = self._telemetry.refresh_failed
         self._attach = AttachClient()
         self._slots = Slots(config.concurrency, self._slot_freed)
         self._stopping = asyncio.Event()
         self._draining = False
         self._session: Session | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
         self._context = FunctionContext(config.function_id, config.version_id, [])
         self._tunnels = Tunnels(
             config.session_port,
@@ -89,7 +83,7 @@ class Worker:
         self._stores = HttpClient()
         self._broken: str | None = None
         self._inflight: InFlight
-        self._runner: Runner
+        self._reception: Reception
         self._blocking: RunBlocking
 
     @property
@@ -139,22 +133,26 @@ class Worker:
         """Serve until `stop`. Raises ConfigurationError or StartupError when it cannot get to work."""
         loop = asyncio.get_running_loop()
         pool = ThreadPool(loop)
-        self._inflight = InFlight(self._open_journal())
+        self._inflight = InFlight(open_journal(self._config))
         self._blocking = lambda call: pool.start(lambda _: call())
-        self._runner = Runner(
+        runner = Runner(
             self._executor(pool, loop),
             channels(self._config, self._attach, self._replies, self._listen),
             await asyncio.to_thread(services, self._config, self._stores, self._enrolment, self._break),
             self._inflight,
             lambda: self._context,
-            self._release,
+            functools.partial(release, self._slots),
             self._tunnels,
+            self._telemetry,
         )
+        self._reception = Reception(self._inflight, self._slots, self._tunnels, runner.run)
         try:
             async with AsyncExitStack() as stack:
                 stack.push_async_callback(self._attach.close)
                 stack.push_async_callback(self._stores.close)
-                await stack.enter_async_context(health_server(self._config.health_port, lambda: self.ready))
+                await stack.enter_async_context(
+                    health_server(self._config.health_port, lambda: self.ready, page(self._telemetry))
+                )
                 stack.push_async_callback(self._unload)
                 await self._run_until_stopped()
             if self._broken is not None:
@@ -163,7 +161,7 @@ class Worker:
             known = group.subgroup(WorkerError)
             if known is None:
                 raise
-            raise _first(known) from None
+            raise first_error(known) from None
         finally:
             pool.close()
             self._inflight.close()
@@ -205,11 +203,28 @@ class Worker:
             tasks.create_task(self._housekeeping())
             tasks.create_task(LoopWatch(self._handler.name, lambda: self._inflight).run())
             tasks.create_task(ProgressFiles(self._inflight).watch())
-            await begin_all(self._handler.loading, self._blocking)
+            if isinstance(self._telemetry, WorkerTelemetry):
+                self._observe(self._telemetry)
+                tasks.create_task(self._lag.watch())
+                if self._telemetry.metering is not None:
+                    tasks.create_task(self._telemetry.metering.beat())
+            setting_up = begin_all(self._handler.loading, self._blocking)
+            await (setting_up if self._handler.elsewhere else loaded(self._telemetry, setting_up))
             limit: float | None = settings.CONNECT_START_TIMEOUT - enrolled
             while True:
                 await self._one_session(limit)
                 limit = None
+
+    def _observe(self, telemetry: WorkerTelemetry) -> None:
+        sights = Sights(
+            slots=lambda: self._slots.limit,
+            busy=lambda: self._slots.busy,
+            connection=lambda: None if self._session is None else self._session.connection,
+            regions=lambda: self._enrolment.connected.regions,
+            broker_address=urlsplit(self._config.nats_servers[0]).hostname or "",
+            lag=self._lag,
+        )
+        observe(telemetry, sights)
 
     def _standing_changed(self) -> None:
         connected = self._enrolment.connected
@@ -224,31 +239,18 @@ class Worker:
     # --- broker ----------------------------------------------------------------------------------
 
     async def _one_session(self, limit: float | None) -> None:
-        session: Session | None = None
-
-        async def on_reconnect() -> None:
-            if session is not None:
-                session.reconnected()
-
-        async def on_closed() -> None:
-            if session is not None:
-                session.closed()
-
-        async def on_lame_duck() -> None:
-            if session is not None:
-                session.lame_duck()
-
-        connection = await open_connection(
+        session = await open_session(
             self._config,
-            self._enrolment.token,
-            on_reconnect=on_reconnect,
-            on_closed=on_closed,
-            on_lame_duck=on_lame_duck,
+            self._enrolment,
+            self._slots,
+            self._reception,
+            self._connection_ready,
+            self._telemetry.broker,
+            # A connection that was lost while leaving is only needed for the last acknowledgements.
+            idle=lambda: self._draining,
             limit=limit,
         )
-        # A connection that was lost while leaving is only needed for the last acknowledgements.
-        regions = () if self._draining else self._enrolment.connected.regions
-        session = Session(self._config, connection, regions, self._slots, self, self._enrolment.provision)
+        connection = session.connection
         self._inflight.use(connection)
         self._session = session
         try:
@@ -263,14 +265,17 @@ class Worker:
             log.warning("the broker closed the connection (%s); connecting anew", connection.last_error)
             await asyncio.sleep(TICK)
 
-    async def connection_ready(self, *, first: bool) -> None:
+    async def _connection_ready(self, first: bool) -> None:
         """A connection stands (again): settle what is due before anything is pulled."""
         if first:
             await self._inflight.send_unsent()
             await self._inflight.hand_back_leftovers()
             if self._session is not None:
                 await self._tunnels.listen_again(self._session.connection)
+                talks = (each.conversation for each in self._inflight if each.conversation is not None)
+                await asyncio.gather(*(talk.listen_again() for talk in talks))
             log.info("connected to the broker")
+            self._telemetry.ready()
         await self._inflight.signal(time.monotonic())
 
     def _replies(self) -> ReplyInbox | None:
@@ -287,56 +292,6 @@ class Worker:
                 self._session.replies.expire(now)
                 self._session.wake()
 
-    # --- requests --------------------------------------------------------------------------------
-
-    async def polled(self, message: Msg) -> None:
-        """A poll: say that the request is in work here, if it is; the answer goes through the poll's door."""
-        active = self._inflight.get(message.subject.rpartition(".")[2])
-        if active is None or active.conversation is None or active.conversation.closed:
-            return
-        try:
-            poll = parse_work(message.data, "", message.headers, region="", now=time.time())
-        except MalformedWork as error:
-            log.error("ignored a malformed poll on %s: %s", message.subject, error)
-            return
-        await self._inflight.send(message.reply, TAKEN)
-        active.conversation.polled(poll.door, poll_due(poll))
-
-    async def receive(self, message: Msg, region: str, limits: ConsumerLimits) -> None:
-        """Take a message of a request stream: start it, or hand it back when there is no slot."""
-        try:
-            work = parse_work(message.data, message.reply, message.headers, region=region, now=time.time())
-        except MalformedWork as error:
-            log.error("dropped a malformed message on %s: %s", message.subject, error)
-            await self._inflight.send(message.reply, TERMINATE)
-            return
-        present = self._inflight.get(work.request_id)
-        if present is not None:
-            self._inflight.adopt_redelivery(present, work, limits.ack_wait)
-            return
-        # The last delivery is only answered, which needs no slot; handed back it would never come again.
-        last = exhausted(work.attempt, limits.max_deliver)
-        if not last and (self._draining or not self._slots.take()):
-            back = NAK if self._draining else nak_later(slotless_delay(work.attempt))
-            await self._inflight.send(message.reply, back)
-            return
-        active = self._inflight.add(work, limits)
-        active.holds_slot = not last
-        active.task = asyncio.create_task(self._runner.run(active))
-        self._tasks.add(active.task)
-        active.task.add_done_callback(self._tasks.discard)
-
-    def cancel_request(self, request_id: str) -> None:
-        """A cancel broadcast: stop the request if it is one of ours."""
-        active = self._inflight.get(request_id)
-        if active is not None and not self._tunnels.caller_left(request_id):
-            active.stop(End.CALLER_GONE)
-
-    def _release(self, active: ActiveRequest) -> None:
-        if active.holds_slot:
-            active.holds_slot = False
-            self._slots.give_back()
-
     def _slot_freed(self) -> None:
         if self._session is not None:
             self._session.wake()
@@ -345,41 +300,13 @@ class Worker:
 
     async def _drain(self, session: Session) -> None:
         self._draining = True
+        self._reception.draining = True
         log.info("leaving: %d requests in work", len(self._inflight))
         await session.stop()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self._grace)
-        await self._hand_back_rest()
+        await self._reception.finish(self._grace)
         if self._session is not None and self._session.connection.is_connected:
             try:
                 await self._session.connection.flush(FLUSH_TIMEOUT)
             except (nats.errors.Error, TimeoutError) as error:
                 log.warning("the last acknowledgements may not have arrived: %s", error)
         log.info("left")
-
-    async def _hand_back_rest(self) -> None:
-        if not self._tasks:
-            return
-        log.warning("handing %d unfinished requests back to the queue", len(self._inflight))
-        for active in self._inflight:
-            active.stop(End.HANDED_BACK)
-        await asyncio.wait(self._tasks, timeout=HAND_BACK_WAIT)
-        # Threads cannot be interrupted; their requests go back all the same, nobody waits for them here.
-        for active in self._inflight:
-            await self._inflight.settle(active, NAK)
-
-    def _open_journal(self) -> journals.Journal | None:
-        path = self._config.shared_dir / journals.FILE_NAME
-        try:
-            self._config.shared_dir.mkdir(parents=True, exist_ok=True)
-            return journals.Journal.open(path, self._config.instance_id, 2 * self._config.concurrency + 64)
-        except (OSError, JournalError) as error:
-            log.warning("no in-flight journal: %s; is %s writable?", error, SHARED_CONFIG_DIR)
-            return None
-
-
-def _first(group: BaseExceptionGroup[WorkerError]) -> WorkerError:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error if isinstance(error, WorkerError) else WorkerError(str(error))

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.contract.worker.isolated_worker import start_isolated  # noqa: F401 - a fixture
+from tests.contract.worker.services import callout_broker, serve, services  # noqa: F401 - fixtures
 from tests.support.nats_server import NatsServer
 from tests.support.peer_gateway import PeerGateway
 from tests.support.worker_host import LocalWorker, WorkerProcess, local_worker, worker_config

@@ -68,7 +68,7 @@ async def test_files_are_zipped_and_uploaded(
         (request.output_dir / "image.bin").write_bytes(bytes(range(256)) * 100)
         (request.output_dir / "sub").mkdir()
         (request.output_dir / "sub" / "b.txt").write_text("b")
-        (request.output_dir / "progress").write_text("{}")
+        (request.output_dir / "progress").write_text("")
         return {"made": 2}
 
     gateway.store.failures = list(trouble)
@@ -120,10 +120,15 @@ async def test_files_that_no_call_carries_are_an_error(
     gateway: PeerGateway, start_worker: StartWorker
 ) -> None:
     def handler(request: SyncRequest) -> Any:
-        assert "NVCF-LARGE-OUTPUT-DIR" not in request.headers
+        # Named all the same: progress is told there.
+        assert request.headers["NVCF-LARGE-OUTPUT-DIR"] == str(request.output_dir)
         (request.output_dir / "x").write_text("x")
         return "text"
 
+    def no_address(request_id: str) -> str:
+        return ""
+
+    gateway.store.refreshed_url = no_address  # type: ignore[method-assign]
     await start_worker(handler).ready()
     answer = await (await gateway.invoke()).answer()
     assert answer.status == 500

@@ -145,6 +145,33 @@ async def test_a_stream_goes_to_a_poll_as_it_is_made(gateway: PeerGateway, start
     await eventually(lambda: _empty(gateway), "acknowledged")
 
 
+async def test_others_hear_how_far_a_stream_is_that_one_of_them_gets(
+    gateway: PeerGateway, start_worker: StartWorker
+) -> None:
+    """A stream can be sent once: the others are told of progress, and at the end of their poll time."""
+    stage, steps = Stage(), asyncio.Event()
+
+    async def handler(request: Request) -> AsyncIterator[bytes]:
+        await stage(request)
+        yield b"first,"
+        await stage(request)
+        yield b"last"
+        steps.set()
+
+    await start_worker(handler).ready()
+    call = await _told(gateway, stage)
+    polls = [await gateway.poll(call), await gateway.poll(call), await gateway.poll(call, seconds=1)]
+    await stage.steps.put("go")
+    assert (await polls[0].head)[0] == 200
+    assert _progress(await polls[2].answer()) == (202, "0", b"")
+    assert not polls[1].head.done()
+    await stage.steps.put((60, {"so": "far"}))
+    assert _progress(await polls[1].answer()) == (202, "60", b'{"so":"far"}')
+    await stage.steps.put("end")
+    assert (await polls[0].answer()).body == b"first,last"
+    await eventually(lambda: _empty(gateway), "acknowledged")
+
+
 async def test_a_request_that_comes_late_is_never_told_to_wait(
     gateway: PeerGateway, start_worker: StartWorker
 ) -> None:

@@ -99,6 +99,7 @@ async def test_nothing_to_serve_is_told_in_one_line(
         ({"NVCF_FQDN_NATS": "http://x"}, 2, "expected nats://"),
         ({"FUNCTION_VERSION_ID": "../x"}, 2, "FUNCTION_VERSION_ID is not a UUID"),
         ({"MAX_REQUEST_CONCURRENCY": "many"}, 2, "MAX_REQUEST_CONCURRENCY"),
+        ({"NVCF_ROOT_CA_FILE": "/no/such/file.pem"}, 2, "NVCF_ROOT_CA_FILE"),
     ],
 )
 async def test_a_worker_that_cannot_start_says_why(
@@ -111,10 +112,10 @@ async def test_a_worker_that_cannot_start_says_why(
 
 
 async def test_permanent_refusals_end_the_start(gateway: PeerGateway, start_process: StartProcess) -> None:
-    gateway.refusal = grpc.StatusCode.PERMISSION_DENIED
+    gateway.refusal = grpc.StatusCode.UNAUTHENTICATED
     process = start_process(HANDLER)
     assert await process.exit_code() == 1
-    assert "PERMISSION_DENIED" in process.text()
+    assert "UNAUTHENTICATED" in process.text()
 
 
 async def test_passing_troubles_at_the_start_are_waited_for(
@@ -136,7 +137,7 @@ async def test_the_token_is_cached_for_the_next_start(
     process.kill()
     cache = tmp_path / "instance-1" / "nvcf-worker-token.json"
     assert cache.stat().st_mode & 0o777 == 0o600
-    newest = json.loads(cache.read_text())["token"]
+    newest = json.loads(cache.read_text())["access_token"]
     assert newest != gateway.token
     gateway.accepted_tokens = {newest}
     again = start_process(HANDLER)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from nvcf_worker import Request, SyncRequest, conversation, waiters
+from nvcf_worker import Request, SyncRequest, body_download, waiters
 from tests.contract.worker.conftest import StartWorker
 from tests.support.nats_server import free_port
 from tests.support.peer_gateway import PeerGateway
@@ -116,7 +116,7 @@ async def test_without_any_gateway_the_request_is_left_to_be_delivered_again(
     gateway: PeerGateway, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiters, "RESCUE_SECONDS", 0.5)
-    monkeypatch.setattr(conversation, "RESCUE_SECONDS", 0.5)
+    monkeypatch.setattr(body_download, "RESCUE_SECONDS", 0.5)
     worker = start_worker(echo)
     await worker.ready()
     url, gateway.http_url = gateway.http_url, dead()

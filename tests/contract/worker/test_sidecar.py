@@ -258,6 +258,37 @@ async def test_errors_become_problem_documents_where_callers_expect_them(
             assert (answer.status, answer.json()) == (404, {"error": "no such model"})
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_large_and_encoded_errors_become_problem_documents_too(
+    gateway: PeerGateway, start_worker: StartWorker, chunked: bool
+) -> None:
+    """Without their text; the connection of one that goes on for ever is closed."""
+    left = asyncio.Event()
+
+    async def script(seen: Seen) -> None:
+        if "encoded" in seen.line:
+            await answering("HTTP/1.1 500 X\nContent-Encoding: gzip\nX-Own: a", b"\x1f\x8b")(seen)
+            return
+        length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {2**40}"
+        await seen.send(f"HTTP/1.1 500 X\r\nContent-Type: text/html\r\n{length}\r\n\r\n".encode())
+        piece = b"<p>" * 1000
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await seen.send(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+        left.set()
+
+    async with served(script, start_worker):
+        for path in ("/large", "/encoded"):
+            answer = await (await gateway.invoke(path=path)).answer()
+            assert (answer.status, answer.headers["content-type"]) == (500, "application/problem+json")
+            assert answer.json()["title"] == "Internal Server Error"
+            assert "detail" not in answer.json()
+            assert "content-encoding" not in answer.headers
+        assert answer.headers["x-own"] == "a"
+        async with asyncio.timeout(10):
+            await left.wait()
+
+
 async def test_no_server_and_a_server_that_hangs_up(gateway: PeerGateway, start_worker: StartWorker) -> None:
     async def hang_up(seen: Seen) -> None:
         seen.writer.transport.abort()

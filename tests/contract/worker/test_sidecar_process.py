@@ -60,6 +60,11 @@ async def test_a_server_of_its_own_from_start_to_end(
     server = psutil.Process(seen["pid"])
     slow = await gateway.invoke(path="/slow")
     await eventually((tmp_path / "began").exists, "the request began")
+
+    async def only_the_slow_one() -> bool:
+        return await gateway.queued() == 1
+
+    await eventually(only_the_slow_one, "the first is acknowledged")
     process.send_signal(signal.SIGTERM)
     await eventually(lambda: "leaving: 1" in process.text(), "draining")
     (tmp_path / "gate").touch()

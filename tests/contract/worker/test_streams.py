@@ -136,3 +136,19 @@ async def test_a_sync_generator_stays_in_one_thread(gateway: PeerGateway, start_
 
     await start_worker(handler).ready()
     assert (await (await gateway.invoke()).answer()).body == b"same " * 100
+
+
+async def test_a_stream_that_breaks_before_the_gateway_has_seen_it_is_answered_with_an_error(
+    gateway: PeerGateway, start_worker: StartWorker
+) -> None:
+    """A busy gateway never hears of a connection that is closed before it looks."""
+
+    async def handler(request: Request) -> AsyncIterator[str]:
+        yield "first"
+        raise KeyError("in the middle")
+
+    await start_worker(handler).ready()
+    gateway.overlook_posts = 1
+    answer = await (await gateway.invoke()).answer()
+    assert (answer.status, answer.headers["content-type"]) == (500, "application/problem+json")
+    assert b"first" not in answer.body

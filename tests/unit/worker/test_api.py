@@ -16,10 +16,10 @@ import nvcf_worker
 from nvcf_proto.errors import H1Error
 from nvcf_worker import Response
 from nvcf_worker.__main__ import split_target
-from nvcf_worker.delivery import pieces
 from nvcf_worker.errors import HandlerError
 from nvcf_worker.handlers import Kind, classify
 from nvcf_worker.multimap import Headers, MultiMap
+from nvcf_worker.posting import pieces
 from nvcf_worker.puller import read_limits
 from nvcf_worker.response import encode_item, item_media_type, reply_of
 from nvcf_worker.token_cache import CachedToken, load, store
@@ -163,9 +163,15 @@ def test_the_token_cache(tmp_path: Path) -> None:
     assert cached.usable("i", expires_at - 1)
     assert not cached.usable("i", expires_at)
     assert not cached.usable("other", 0.0)
-    for text in ("", "{", "[]", "{}", '{"token": "t", "expiration": "soon"}', "3"):
+    for text in ("", "{", "[]", "{}", '{"access_token": "t", "expiry": "soon"}', "3"):
         path.write_text(text)
         assert load(path) is None
+    # As a container beside the worker writes it in Go.
+    path.write_text('{"access_token":"t","expiry":"2026-11-24T10:00:00.123456789Z"}')
+    cached = load(path)
+    assert cached is not None
+    assert cached.expires_at == pytest.approx(1795514400.123456)
+    assert cached.usable("any", 1795514400.0)
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 

@@ -46,10 +46,12 @@ def test_values() -> None:
         ({"INSTANCE_ID": "", "NVCF_FQDN_GRPC": ""}, "NVCF_FQDN_GRPC, INSTANCE_ID"),
         ({"INSTANCE_ID": "a b"}, "INSTANCE_ID"),
         ({"INSTANCE_ID": "a.*"}, "INSTANCE_ID"),
+        ({"INSTANCE_ID": "a..b"}, "INSTANCE_ID"),
+        ({"INSTANCE_ID": "../b"}, "INSTANCE_ID"),
         ({"FUNCTION_ID": "1"}, "FUNCTION_ID is not a UUID"),
         ({"HEALTH_PORT": "70000"}, "HEALTH_PORT"),
         ({"HEALTH_PORT": "-1"}, "HEALTH_PORT"),
-        ({"MAX_REQUEST_CONCURRENCY": "0"}, "MAX_REQUEST_CONCURRENCY"),
+        ({"MAX_REQUEST_CONCURRENCY": "-1"}, "MAX_REQUEST_CONCURRENCY"),
         ({"NVCF_FQDN_NATS": ","}, "NVCF_FQDN_NATS"),
     ],
 )
@@ -121,3 +123,9 @@ def test_headers_that_only_the_worker_sets() -> None:
         "NVCF-POLL-SECONDS": "2",
         "NVCF-NCAID": "n",
     }
+
+
+def test_what_other_platforms_say() -> None:
+    """Pod names have dots, and no concurrency at all means one request at a time."""
+    made = config(INSTANCE_ID="pod-1.ns:0", MAX_REQUEST_CONCURRENCY="0", NVCF_FQDN_GRPC="http://api.local")
+    assert (made.instance_id, made.concurrency, made.grpc.target) == ("pod-1.ns:0", 1, "api.local:80")

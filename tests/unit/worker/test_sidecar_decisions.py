@@ -150,6 +150,22 @@ def test_headers_to_the_server() -> None:
 
 
 @pytest.mark.parametrize(
+    ("pairs", "has_body", "added"),
+    [
+        ([], True, [("Content-Type", "application/json")]),
+        ([], False, []),
+        ([("content-type", "text/plain")], True, []),
+        ([("nvcf-feature-disable-worker-compatibility", "true")], True, []),
+    ],
+)
+def test_a_body_without_a_type_is_json(
+    pairs: list[tuple[str, str]], has_body: bool, added: list[tuple[str, str]]
+) -> None:
+    """Of exec and pexec, as with NVIDIA's worker; pass-through adds nothing."""
+    assert request_headers(pairs, keep_length=False, has_body=has_body) == pairs + added
+
+
+@pytest.mark.parametrize(
     ("status", "method", "complete", "kept"),
     [
         (200, "GET", True, False), (200, "HEAD", True, True), (200, "GET", False, True),

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from nvcf_worker.errors import BadInput, HandlerError, InvalidInput
 from nvcf_worker.multimap import MultiMap
 from nvcf_worker.typed.binding import Plan, Query, plan_of
-from nvcf_worker.typed.conversion import Invalid, form_of
+from nvcf_worker.typed.checks import Invalid
+from nvcf_worker.typed.conversion import form_of
 from nvcf_worker.typed.plain import plain_form
 
 

@@ -122,10 +122,17 @@ def test_progress_files() -> None:
             read_progress(text)
 
 
-@pytest.mark.parametrize(("max_deliver", "runs"), [(5, 4), (2, 1), (1, 1), (0, 5), (100, 99)])
+@pytest.mark.parametrize(("max_deliver", "runs"), [(5, 4), (2, 1), (1, 1), (100, 99)])
 def test_how_often_a_request_is_run(max_deliver: int, runs: int) -> None:
     """And that there is always a delivery left that tells its caller."""
     assert [exhausted(attempt, max_deliver) for attempt in (1, runs)] == [False, False]
     assert max_deliver == 1 or exhausted(runs + 1, max_deliver)
     assert last_run(runs, max_deliver)
     assert runs == 1 or not last_run(runs - 1, max_deliver)
+
+
+@pytest.mark.parametrize("attempt", [1, 5, 6, 1000])
+def test_a_consumer_without_a_limit_sets_none(attempt: int) -> None:
+    """Workers of other makes hand requests back at once while they are busy: the number tells nothing."""
+    assert not exhausted(attempt, 0)
+    assert not last_run(attempt, 0)

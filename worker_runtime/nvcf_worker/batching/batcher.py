@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -13,6 +12,7 @@ from nvcf_worker.batching.items import Waiting, results_of
 from nvcf_worker.batching.plan import BatchPlanner, Entry
 from nvcf_worker.batching.settings import BatchSettings
 from nvcf_worker.batching.stepping import StepBatch
+from nvcf_worker.batching.telling import BatchTold
 from nvcf_worker.errors import BatchError, Fatal, RetryLater
 
 log = logging.getLogger("nvcf_worker")
@@ -78,10 +78,10 @@ class Batcher:
             self._start(batch)
 
     def _start(self, batch: list[Entry[Waiting]]) -> None:
-        # An empty context: a batch belongs to no single request, so its logs must not carry the id of the
-        # one that happened to fill it.
-        run = self._run([entry.item for entry in batch])
-        task = self.loop.create_task(run, context=contextvars.Context())
+        items = [entry.item for entry in batch]
+        waited = self.loop.time() - min(entry.arrived for entry in batch)
+        told = BatchTold(self._name, [item.member for item in items], waited)
+        task = self.loop.create_task(self._run(items, told), context=told.context)
         self._running.add(task)
         task.add_done_callback(self._ended)
 
@@ -90,15 +90,17 @@ class Batcher:
         if not self.loop.is_closed():
             self._look()
 
-    async def _run(self, batch: list[Waiting]) -> None:
+    async def _run(self, batch: list[Waiting], told: BatchTold) -> None:
         try:
-            await self._attempt(batch)
+            await self._attempt(batch, told)
         except asyncio.CancelledError:
             # Either nobody waits any more, or the loop is being shut down.
             for waiting in batch:
                 waiting.cancel()
+        finally:
+            told.end()
 
-    async def _attempt(self, batch: list[Waiting]) -> None:
+    async def _attempt(self, batch: list[Waiting], told: BatchTold) -> None:
         live = [waiting for waiting in batch if not waiting.gone]
         if not live:
             return
@@ -124,12 +126,13 @@ class Batcher:
                 raise
             self._fail(live, BatchError(f"{self._name} let a cancellation of its own escape"))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - handed to whoever waits
-            await self._attempt_failed(live, error)
+            told.failed(error)
+            await self._attempt_failed(live, error, told)
         else:
             for waiting, one in zip(live, results, strict=True):
                 waiting.succeed(one)
 
-    async def _attempt_failed(self, live: list[Waiting], error: BaseException) -> None:
+    async def _attempt_failed(self, live: list[Waiting], error: BaseException, told: BatchTold) -> None:
         # What the function says about the instance or the moment holds for each item.
         for_all = isinstance(error, BatchError | RetryLater | Fatal)
         if len(live) == 1 or for_all or not self._settings.isolate:
@@ -140,7 +143,7 @@ class Batcher:
             self._name, len(live), type(error).__name__, error,
         )  # fmt: skip
         for waiting in live:
-            await self._attempt([waiting])
+            await self._attempt([waiting], told)
 
     @staticmethod
     def _fail(batch: list[Waiting], error: BaseException) -> None:

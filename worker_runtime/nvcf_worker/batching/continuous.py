@@ -9,11 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from nvcf_otel import names
+from nvcf_otel.worker_instruments import BATCH_SIZE
 from nvcf_worker.batching.active_set import ActiveSet
 from nvcf_worker.batching.calling import Caller
 from nvcf_worker.batching.items import results_of
 from nvcf_worker.batching.streams import ItemStream, Outlet
 from nvcf_worker.errors import BatchError
+from nvcf_worker.telemetry.values import tell
 
 log = logging.getLogger("nvcf_worker")
 
@@ -49,6 +52,7 @@ class StepLoop:
     def __init__(self, model: Model, *, max_active: int, max_cost: float | None, buffer: int) -> None:
         self.loop = asyncio.get_running_loop()
         self._model = model
+        self._attributes = {names.BATCH_FUNCTION: model.name}
         self._set: ActiveSet[Sequence] = ActiveSet(max_active, max_cost)
         self._buffer = buffer
         self._caller = Caller(self.loop)
@@ -99,6 +103,7 @@ class StepLoop:
 
     async def _step(self, ready: list[Sequence]) -> None:
         name = self._model.name
+        tell(BATCH_SIZE.name, len(ready), self._attributes)
         try:
             outputs = await self._caller.call(self._model.step, [one.state for one in ready])
             for sequence, output in zip(ready, results_of(outputs, len(ready), name), strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from nvcf_worker.batching.calling import runs_on_loop
@@ -111,6 +111,17 @@ class ContinuousBatch(Suggesting):
             loop = self._begin()
         prepared = await self._preparer.item(item)
         stream: AsyncIterator[Any] = loop.open(prepared, self._size(prepared) if self._size else 1.0)
+        return stream
+
+    def blocking(self, item: Any, /) -> Iterator[Any]:
+        """The stream of one item's outputs as a plain iterator, from a plain handler, whose thread waits.
+
+        Raises as a call does, RequestCancelled when the request's caller leaves meanwhile, RuntimeError in
+        coroutines and on threads that are no handler's.
+        """
+        from nvcf_worker.batching.blocking import wait_for
+
+        stream: Iterator[Any] = wait_for(lambda: self(item))
         return stream
 
     def _begin(self) -> Any:

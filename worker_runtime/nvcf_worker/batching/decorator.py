@@ -105,6 +105,17 @@ class Batched(Suggesting):
             batcher = self._begin()
         return await batcher.submit(await self._preparer.item(item))
 
+    def blocking(self, item: Any, /) -> Any:
+        """The result for one item, from a plain handler, whose thread waits for it.
+
+        A stream comes as a plain iterator. Raises what the function raised for the item, RequestCancelled
+        when the request's caller leaves meanwhile, RuntimeError in coroutines and on threads that are no
+        handler's.
+        """
+        from nvcf_worker.batching.blocking import wait_for
+
+        return wait_for(lambda: self(item))
+
     def _begin(self) -> Any:
         # Imported here so that the decorator costs a function nothing at import.
         from nvcf_worker.batching.adapting import Preparer

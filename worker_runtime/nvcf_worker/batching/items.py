@@ -6,16 +6,18 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from nvcf_worker.batching.telling import Member
 from nvcf_worker.errors import BatchError
 
 
 class Waiting:
     """An item and whoever waits for its result."""
 
-    __slots__ = ("_future", "item", "on_leave")
+    __slots__ = ("_future", "item", "member", "on_leave")
 
     def __init__(self, item: Any, future: asyncio.Future[Any]) -> None:
         self.item = item
+        self.member = Member()
         self.on_leave: Callable[[], None] | None = None
         # Forgotten once it is settled: a result that is a stream must not be kept alive from here.
         self._future: asyncio.Future[Any] | None = future

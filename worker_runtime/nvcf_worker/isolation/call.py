@@ -28,11 +28,16 @@ class Owner(Protocol):
 
 
 class Call:
-    """From START to the frame that ends it; then `ended` is set. Used on the event loop only."""
+    """From START to the frame that ends it; then `ended` is set. Used on the event loop only.
 
-    def __init__(self, number: int, request: Request, owner: Owner) -> None:
+    `tries`: which try of the request this is, deliveries and repetitions together. `begun`: it has a child.
+    """
+
+    def __init__(self, number: int, request: Request, tries: int, owner: Owner) -> None:
         self.number = number
         self.request = request
+        self.tries = tries
+        self.begun = asyncio.Event()
         self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.ended = asyncio.Event()
         self.died: ProcessDied | None = None
@@ -49,9 +54,15 @@ class Call:
     def begin(self, channel: Channel) -> None:
         """Give the request to a child."""
         self._channel = channel
-        channel.send(Frame.START, self.number, start_of(self.request).pack())
+        self.begun.set()
+        channel.send(Frame.START, self.number, start_of(self.request, self.tries).pack())
         if self._cancelled:
             channel.send(Frame.CANCEL, self.number)
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether another child could run it: its body is here, or has not been asked for yet."""
+        return self.request.whole_body is not None or self._upload is None
 
     def cancel(self) -> None:
         """Stop the handler; `ended` is set when it has stopped."""
@@ -72,7 +83,7 @@ class Call:
         elif kind is Frame.NEED_BODY:
             self._upload = asyncio.create_task(self._send_body())
         elif kind is Frame.PROGRESS:
-            self.request.progress(*pickle.loads(payload))  # noqa: S301 - from our own child
+            self._tell_progress(payload)
         elif kind is Frame.OUTPUT:
             # From here on the worker looks for result files, and removes the directory in the end.
             if isinstance(self.request._extras, RequestExtras):
@@ -81,6 +92,14 @@ class Call:
             self._begin_stream(Answer.unpack(payload))
         else:
             self._last_frame(kind, payload)
+
+    def _tell_progress(self, payload: bytes) -> None:
+        try:
+            self.request.progress(*pickle.loads(payload))  # noqa: S301 - from our own child
+        except Exception:
+            # A partial result of a class that only the child can make. Raised from here it would end the
+            # channel, and with it the child and whatever else runs there.
+            log.warning("progress of request %s cannot be told", self.request.id, exc_info=True)
 
     def _begin_stream(self, answer: Answer) -> None:
         self._stream = CallStream(self)
@@ -209,8 +228,8 @@ class CallStream:
         await self._call.wait_ended()
 
 
-def start_of(request: Request) -> Start:
-    """What a child needs of a request to make its own."""
+def start_of(request: Request, tries: int) -> Start:
+    """What a child needs of a request to make its own; `tries` is what it is told as `attempt`."""
     work, context, extras = request._work, request._context, request._extras
     known = extras if isinstance(extras, RequestExtras) else None
     body = request.whole_body
@@ -219,7 +238,7 @@ def start_of(request: Request) -> Start:
     message.requestBody = b""
     return Start(
         message=message.SerializeToString(),
-        attempt=work.attempt,
+        attempt=tries,
         received_at=work.received_at,
         region=work.region,
         trace=dict(work.trace) if work.trace is not None else None,

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 from typing import TYPE_CHECKING, NoReturn
 
 from nvcf_worker.errors import WorkerError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from nvcf_worker.handlers import Handler
     from nvcf_worker.isolation.served import ServedCall
     from nvcf_worker.lifecycle import Companion
+    from nvcf_worker.telemetry.values import Value
 
 log = logging.getLogger("nvcf_worker")
 
@@ -22,6 +24,7 @@ CHANNEL_FD = "NVCF_WORKER_CHANNEL_FD"
 """Environment variable of a child: the number of its inherited end of the socket pair."""
 
 STOP_PATIENCE = 5.0
+TELEMETRY_PATIENCE = 2.0
 
 
 def is_child() -> bool:
@@ -33,12 +36,14 @@ def serve_requests(handler: Handler, companion: Companion | None) -> NoReturn:
     """Run the worker's requests until it says stop or is gone; does not return."""
     # Imported here: `serve` of an ordinary worker needs none of it.
     from nvcf_worker.serving import loop_factory
+    from nvcf_worker.telemetry.setup import child_telemetry
 
     # Taken out, so that processes which the function starts do not think they are children of a worker.
     descriptor = int(os.environ.pop(CHANNEL_FD))
     end = socket.socket(fileno=descriptor)
     end.set_inheritable(False)
     code = 0
+    telemetry = child_telemetry()
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(_serve(handler, end, companion))
@@ -48,6 +53,7 @@ def serve_requests(handler: Handler, companion: Companion | None) -> NoReturn:
     except Exception:
         log.exception("the process cannot go on")
         code = 1
+    telemetry.shutdown(TELEMETRY_PATIENCE)
     # A handler that hangs must not keep the process alive.
     sys.stdout.flush()
     logging.shutdown()
@@ -58,9 +64,11 @@ async def _serve(handler: Handler, end: socket.socket, companion: Companion | No
     from nvcf_worker.isolation.channel import Channel
     from nvcf_worker.isolation.frames import Frame
     from nvcf_worker.isolation.lives import living
+    from nvcf_worker.telemetry import values
 
     server = ChildServer(handler, asyncio.get_running_loop())
     channel = server.channel = await Channel.over(end, server.on_frame)
+    values.listen(server.tell)
     async with living(handler, companion):
         channel.send(Frame.READY)
         await asyncio.wait([channel.closed, server.stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -80,6 +88,8 @@ class ChildServer:
 
         self.executor = Executor(handler, ThreadPool(loop), loop)
         self.channel: Channel
+        self._loop = loop
+        self._thread = threading.get_ident()
         self.stopping: asyncio.Future[None] = loop.create_future()
         self._calls: dict[int, ServedCall] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -100,6 +110,16 @@ class ChildServer:
                 self.stopping.set_result(None)
         elif (present := self._calls.get(number)) is not None:
             present.on_frame(kind, payload)
+
+    def tell(self, value: Value) -> None:
+        """A value for the worker's figures, from any thread."""
+        from nvcf_worker.isolation.frames import Frame
+
+        payload = value.pack()
+        if threading.get_ident() == self._thread:
+            self.channel.send(Frame.FIGURE, 0, payload)
+        else:
+            self._loop.call_soon_threadsafe(self.channel.send, Frame.FIGURE, 0, payload)
 
     def _ended(self, number: int, task: asyncio.Task[None]) -> None:
         self._calls.pop(number, None)

@@ -14,23 +14,23 @@ STABLE_SECONDS = 60.0
 
 
 class Verdict(enum.Enum):
-    """Back to the queue for another try, or an error for the caller."""
+    """Another try here, back to the queue for one, or an error for the caller."""
 
-    RETRY = "retry"
+    REPEAT = "repeat"
+    HAND_BACK = "hand back"
     FAIL = "fail"
 
 
-def verdict(attempt: int, *, alone: bool, retry: bool) -> Verdict:
-    """Decide on one request. `attempt` counts deliveries from 1; `alone`: nothing else ran in the child.
+def verdict(tries: int, *, alone: bool, retry: bool, repeatable: bool) -> Verdict:
+    """Decide on one request. `tries` counts deliveries and repetitions from 1; `alone`: nothing else ran in
+    the child; `repeatable`: all that it needs for another try is here.
 
     A first crash may be anybody's fault, the memory's for instance. Whoever was alone at a later one is
-    to blame; the others get one more try.
+    to blame; the others get one more try. A try here costs none of the queue's few deliveries.
     """
-    if not retry:
+    if not retry or (tries > 1 and alone) or tries >= MAX_TRIES:
         return Verdict.FAIL
-    if attempt == 1:
-        return Verdict.RETRY
-    return Verdict.FAIL if alone or attempt >= MAX_TRIES else Verdict.RETRY
+    return Verdict.REPEAT if repeatable else Verdict.HAND_BACK
 
 
 def describe_death(code: int) -> str:

@@ -59,9 +59,8 @@ class Dispatcher(Generic[T]):
     def withdraw(self, request: T) -> bool:
         """Take a waiting request out; False if it waits no more."""
         alone = self._waiting.pop(request, None)
-        if alone and not any(self._waiting.values()):
-            for child in self._children:
-                child.emptying = False
+        if alone:
+            self._fill_again()
         return alone is not None
 
     def ended(self, request: T) -> None:
@@ -85,8 +84,16 @@ class Dispatcher(Generic[T]):
             child.load.add(request)
             child.exclusive = alone
             child.emptying = False
+            if alone:
+                self._fill_again()
             return request, index
         return None
+
+    def _fill_again(self) -> None:
+        """Where nobody waits for a child of its own, none runs empty."""
+        if not any(self._waiting.values()):
+            for child in self._children:
+                child.emptying = False
 
     def _open_child(self) -> int | None:
         best: int | None = None

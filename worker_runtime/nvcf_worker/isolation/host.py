@@ -7,12 +7,13 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Protocol, runtime_checkable
 
 from nvcf_worker.backoff import Backoff
-from nvcf_worker.errors import NotReady, ProcessDied, RetryLater, WorkerError
+from nvcf_worker.errors import ProcessDied, RetryLater, WorkerError, first_error
 from nvcf_worker.execution import Outcome
+from nvcf_worker.extras import RequestExtras
 from nvcf_worker.isolation.call import Call
 from nvcf_worker.isolation.crash import Suspects, Verdict, describe_death, next_start, verdict
 from nvcf_worker.isolation.dispatch import Dispatcher
@@ -26,6 +27,8 @@ RESTART = Backoff(first=0.1, limit=30.0)
 READY_TIMEOUT = 1800.0
 STOP_PATIENCE = 10.0
 BUSY_PATIENCE = 2.0
+REPEAT_PATIENCE = 30.0
+"""Seconds that a request whose process died waits for another one here; then the queue has it."""
 
 
 @runtime_checkable
@@ -40,7 +43,7 @@ class ProcessHost:
     """Runs requests in `len(environments)` child processes, each `per_child` at once at most.
 
     command: what starts a child; `environments` what each has in place of the worker's environment.
-    retry: whether requests of a child that died go back to the queue once, or fail at once.
+    retry: whether requests of a child that died are tried once more, or fail at once.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class ProcessHost:
                 for index in range(len(self._children)):
                     tasks.create_task(self._launch(index))
         except* WorkerError as group:
-            raise _first(group) from None
+            raise first_error(group) from None
 
     async def watch(self, admission: Admission) -> None:
         """Start children again that died."""
@@ -106,28 +109,31 @@ class ProcessHost:
         while True:
             child = self._children[index]
             if child is not None:
-                code = await child.gone()
+                await child.cut_off()
+                # Before its exit code is known, which may take a while: what came to it now would be lost.
+                calls, alone = self._dispatcher.went_down(index)
+                self._tell_capacity()
+                code = await child.exit_code()
                 failures = next_start(failures, time.monotonic() - child.started_at)
-                self._lost(child, code)
+                self._lost(child, code, calls, alone=alone)
             await asyncio.sleep(RESTART.delay(max(0, failures - 1), random.random()))  # noqa: S311 - jitter
             try:
                 await self._launch(index)
-            except NotReady as error:
+            except (WorkerError, OSError) as error:
+                # Want of memory or of descriptors, too, for which the other children must not pay.
                 failures += 1
                 log.error("%s; it is tried again", error)
                 continue
             self._tell_capacity()
             self._place()
 
-    def _lost(self, child: ChildProcess, code: int) -> None:
+    def _lost(self, child: ChildProcess, code: int, calls: Set[Call], *, alone: bool) -> None:
         self._children[child.index] = None
-        calls, alone = self._dispatcher.went_down(child.index)
         death = describe_death(code)
         ids = ", ".join(sorted(call.request.id for call in calls)) or "none"
         log.error(
             "process %d (pid %d) died: %s; requests in it: %s", child.index, child.process.pid, death, ids
         )
-        self._tell_capacity()
         for call in calls:
             self._suspects.add(call.request.id)
             text = f"The process that ran request {call.request.id} died: {death}."
@@ -148,16 +154,36 @@ class ProcessHost:
     # --- requests --------------------------------------------------------------------------------
 
     async def handle(self, request: Request) -> Outcome:
-        """Run one request in a child.
+        """Run one request in a child; once more, alone, in another one when its child dies.
 
-        Raises what its handler raises (HandlerFailed for errors that only the child knows), RetryLater or
-        ProcessDied when the child dies over it.
+        Raises what its handler raises (HandlerFailed for errors that only the child knows), ProcessDied when
+        children die over it, RetryLater when it has to be tried again elsewhere.
         """
-        call = Call(next(self._numbers), request, self)
-        alone = self._suspects.must_run_alone(request.id, request.attempt)
-        self._dispatcher.add(call, alone=alone)
+        for tries in itertools.count(request.attempt):
+            call = Call(next(self._numbers), request, tries, self)
+            try:
+                return await self._run(call, repeated=tries > request.attempt)
+            except ProcessDied as error:
+                if error is not call.died:
+                    raise
+                decided = verdict(
+                    tries, alone=call.alone_in_death, retry=self._retry, repeatable=call.repeatable
+                )
+                if decided is Verdict.FAIL:
+                    raise
+                if decided is Verdict.HAND_BACK:
+                    raise RetryLater(error.detail, after=0.0) from error
+            if isinstance(request._extras, RequestExtras):
+                await asyncio.to_thread(request._extras.files.forget_results)
+        raise AssertionError("unreachable")
+
+    async def _run(self, call: Call, *, repeated: bool) -> Outcome:
+        request = call.request
+        self._dispatcher.add(call, alone=self._suspects.must_run_alone(request.id, call.tries))
         self._place()
         try:
+            if repeated and not await self._begun(call):
+                raise RetryLater(f"no process was free for request {request.id} in time", after=0.0)
             return await call.outcome
         except asyncio.CancelledError:
             if not self._dispatcher.withdraw(call):
@@ -165,13 +191,17 @@ class ProcessHost:
                 await call.wait_ended()
             self._place()
             raise
-        except ProcessDied as error:
-            if error is not call.died:
-                raise
-            decided = verdict(request.attempt, alone=call.alone_in_death, retry=self._retry)
-            if decided is Verdict.FAIL:
-                raise
-            raise RetryLater(error.detail, after=0.0) from error
+
+    async def _begun(self, call: Call) -> bool:
+        """Wait for a repeated call's child; False when there is none for so long that others shall try."""
+        try:
+            async with asyncio.timeout(REPEAT_PATIENCE):
+                await call.begun.wait()
+        except TimeoutError:
+            if self._dispatcher.withdraw(call):
+                self._place()
+                return False
+        return True
 
     def call_ended(self, call: Call) -> None:
         """A child has done with a call."""
@@ -188,13 +218,6 @@ class ProcessHost:
             if child is None:
                 raise RuntimeError(f"process {index} takes requests and is not there")
             child.begin(call)
-
-
-def _first(group: BaseExceptionGroup[WorkerError]) -> WorkerError:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error if isinstance(error, WorkerError) else WorkerError(str(error))
 
 
 def child_command(executable: str, original: Sequence[str]) -> list[str]:

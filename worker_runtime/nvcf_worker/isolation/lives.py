@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from nvcf_worker.handlers import Handler
 from nvcf_worker.lifecycle import Companion, cancelled
 from nvcf_worker.loading import begin_all, end_all
+from nvcf_worker.telemetry.load import load
 from nvcf_worker.threads import ThreadPool
 
 
@@ -38,5 +40,5 @@ async def living(handler: Handler, companion: Companion | None) -> AsyncIterator
             watching = asyncio.create_task(companion.watch(_OpenDoor()))
             stack.push_async_callback(cancelled, watching)
         stack.push_async_callback(end_all, handler.loading, blocking)
-        await begin_all(handler.loading, blocking)
+        await load(os.environ, begin_all(handler.loading, blocking))
         yield

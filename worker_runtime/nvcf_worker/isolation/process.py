@@ -17,6 +17,8 @@ from nvcf_worker.isolation.call import Call
 from nvcf_worker.isolation.channel import Channel
 from nvcf_worker.isolation.child import CHANNEL_FD
 from nvcf_worker.isolation.frames import Frame
+from nvcf_worker.telemetry import values
+from nvcf_worker.telemetry.running import current
 
 log = logging.getLogger("nvcf_worker")
 
@@ -69,7 +71,7 @@ class ChildProcess:
             return
         if not self.channel.closed.done():
             raise NotReady(f"process {self.index} was not ready within {timeout:g} s")
-        code = await self._exit_code()
+        code = await self.exit_code()
         raise NotReady(
             f"process {self.index} ended before it was ready ({describe_exit(code)}); its log says why"
         )
@@ -78,6 +80,8 @@ class ChildProcess:
         if kind is Frame.READY:
             if not self._ready.done():
                 self._ready.set_result(None)
+        elif kind is Frame.FIGURE:
+            values.received(payload)
         elif (call := self.calls.get(number)) is not None:
             call.on_frame(kind, payload)
 
@@ -86,13 +90,12 @@ class ChildProcess:
         self.calls[call.number] = call
         call.begin(self.channel)
 
-    async def gone(self) -> int:
-        """Wait for its end; returns its exit code as asyncio reports it."""
+    async def cut_off(self) -> None:
+        """Wait until it hears nothing any more, which is the end of it."""
         await asyncio.wait([self.channel.closed])
-        return await self._exit_code()
 
-    async def _exit_code(self) -> int:
-        """Of a child whose channel is closed: it ends at once, or is ended."""
+    async def exit_code(self) -> int:
+        """Of a child that is cut off, as asyncio reports it: it ends at once, or is ended."""
         try:
             async with asyncio.timeout(END_PATIENCE):
                 await self.process.wait()
@@ -122,7 +125,7 @@ async def _spawn(
 ) -> asyncio.subprocess.Process:
     """Start a child in a session of its own, so that ctrl-C reaches it only through the worker."""
     environment = {name: value for name, value in os.environ.items() if name not in CREDENTIALS}
-    environment |= {**changes, CHANNEL_FD: str(descriptor)}
+    environment |= {**changes, **current().environment(), CHANNEL_FD: str(descriptor)}
     launcher = [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid())]
     try:
         return await asyncio.create_subprocess_exec(

@@ -33,7 +33,7 @@ def hosted(
     per_child = -(-total // len(environments))
     host = ProcessHost(child_command(sys.executable, sys.orig_argv), environments, per_child, retry=retry)
     # Routes and media types are the children's business: what comes from them is complete.
-    outer = Handler(host.handle, Kind.ASYNC, None, handler.name)
+    outer = Handler(host.handle, Kind.ASYNC, None, handler.name, elsewhere=True)
     return outer, host, total if chosen is None else chosen
 
 

@@ -15,7 +15,7 @@ from nvcf_proto.pb import nvcf_pb2
 from nvcf_worker.assets import AssetFetcher, HttpClient
 from nvcf_worker.attach import AttachClient, HttpDownload
 from nvcf_worker.channels import Channels
-from nvcf_worker.delivery import Deliverer, StreamBroken
+from nvcf_worker.delivery import Deliverer
 from nvcf_worker.errors import CallerGone, ControlError
 from nvcf_worker.execution import Executor, Outcome, StreamReply
 from nvcf_worker.files import RequestFiles
@@ -25,6 +25,7 @@ from nvcf_worker.large_results import LargeResults, as_problem
 from nvcf_worker.lifecycle import Companion
 from nvcf_worker.loading import RunBlocking, begin_all, end_all
 from nvcf_worker.local.call import Call, LocalDownload, Progress, answer_headers
+from nvcf_worker.posting import StreamBroken
 from nvcf_worker.puller import ConsumerLimits
 from nvcf_worker.request import FunctionContext
 from nvcf_worker.rescue import Rescuer
@@ -136,10 +137,10 @@ async def _no_polls(request_id: str) -> None:
 class _NoCredentials:
     """There is no platform to ask."""
 
-    async def refresh_asset(self, request_id: str, asset_id: str) -> str:
+    async def refresh_asset(self, request_id: str, asset_id: str, api: str) -> str:
         raise ControlError("there is no platform", permanent=True)
 
-    async def refresh_upload(self, request_id: str) -> str:
+    async def refresh_upload(self, request_id: str, api: str) -> str:
         raise ControlError("there is no platform", permanent=True)
 
     async def download_url(self, request_id: str, nca_id: str) -> str:
@@ -167,13 +168,13 @@ class _LocalResults(LargeResults):
         self._calls = calls
 
     async def finish(
-        self, message: nvcf_pb2.WorkerInvokeFunctionRequest, reply: Reply, files: RequestFiles | None
-    ) -> Reply:
-        if reply.status >= 400:
-            return as_problem(reply)
+        self, message: nvcf_pb2.WorkerInvokeFunctionRequest, outcome: Outcome, files: RequestFiles | None
+    ) -> Outcome:
+        if outcome.status >= 400 and isinstance(outcome, Reply):
+            return as_problem(outcome)
         if files is not None and files.output_made:
             self._calls[message.requestId].files.update(await asyncio.to_thread(_contents, files))
-        return reply
+        return outcome
 
 
 def _contents(files: RequestFiles) -> dict[str, bytes]:

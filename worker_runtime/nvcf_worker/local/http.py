@@ -55,7 +55,9 @@ class LocalServer:
         self._function = function
         self._listener = listener
         self._runner = web.ServerRunner(
-            web.Server(self._handle, handler_cancellation=True), handle_signals=False
+            # The function's own log says what was asked and answered.
+            web.Server(self._handle, handler_cancellation=True, access_log=None),
+            handle_signals=False,
         )
 
     async def start(self) -> None:

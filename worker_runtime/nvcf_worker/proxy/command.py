@@ -32,6 +32,7 @@ def sidecar(
     concurrency: int | None = None,
     grace_seconds: float = DEFAULT_GRACE_SECONDS,
     log_level: str | None = None,
+    metrics: str | None = None,
 ) -> None:
     """Serve requests with an HTTP server that listens on `port`; returns as `serve` does.
 
@@ -41,6 +42,7 @@ def sidecar(
     health: path to GET (http) or service to ask for (grpc); without one, the port only has to be open.
     health_protocol: "http", "grpc" (grpc.health.v1) or "tcp". health_port: default `port`.
     health_timeout: seconds, or text like "2s"; default 10 s. health_expect: HTTP status, default 200.
+    metrics: HOST:PORT where Prometheus finds the worker's metrics, or "health" for the health port.
     ready_timeout: how long the server may take to become healthy, default 30 min; exit code 4 after that.
 
     What is not given is taken from INFERENCE_PORT, INFERENCE_HEALTH_* and INFERENCE_READY_TIMEOUT
@@ -73,6 +75,7 @@ def sidecar(
         grace_seconds=grace_seconds,
         log_level=log_level,
         session_port=server.port,
+        metrics=metrics,
     )
 
 
@@ -95,6 +98,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--health-interval", type=float, default=DEFAULT_HEALTH_INTERVAL, metavar="SECONDS")
     result.add_argument("--ready-timeout", metavar="TIME", help="until the first healthy answer [30m]")
     result.add_argument("--concurrency", type=int, metavar="N", help="requests at once [1]")
+    result.add_argument("--metrics", metavar="HOST:PORT", help="of Prometheus metrics [NVCF_METRICS_ADDRESS]")
     result.add_argument("--grace", type=float, default=DEFAULT_GRACE_SECONDS, metavar="SECONDS")
     result.add_argument("command", nargs="*", metavar="-- COMMAND", help="start the server with this")
     return result
@@ -120,6 +124,7 @@ def main(arguments: list[str]) -> None:
         ready_timeout=said.ready_timeout,
         concurrency=said.concurrency,
         grace_seconds=said.grace,
+        metrics=said.metrics,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nvcf_proto import h1
-from nvcf_proto.headers import strip_hop_by_hop
+from nvcf_proto.headers import NVCF_FEATURE_DISABLE_COMPATIBILITY, strip_hop_by_hop
 from nvcf_proto.problem import Problem, problem_for
 from nvcf_proto.settings import MAX_RESPONSE_HEAD_BYTES, MAX_RESPONSE_HEADERS
 from nvcf_worker.response import HeaderPairs, Reply, problem_reply
@@ -16,15 +16,17 @@ SERVICE = "inference-service"
 _BODILESS = frozenset((204, 304))
 
 
-def request_headers(pairs: Iterable[tuple[str, str]], *, keep_length: bool) -> HeaderPairs:
+def request_headers(
+    pairs: Iterable[tuple[str, str]], *, keep_length: bool, has_body: bool = False
+) -> HeaderPairs:
     """Headers for the user's server.
 
     Hop-by-hop headers go, as does Expect (the gateway has answered it). The server is addressed by its own
     name, so the caller's Host becomes X-Forwarded-Host unless there is one. Content-Length stays only when
-    the body is streamed under it.
+    the body is streamed under it. A body of exec or pexec that has no type is JSON; pass-through adds none.
     """
     kept: HeaderPairs = []
-    host, forwarded = "", False
+    host, forwarded, typed = "", False, not has_body
     for name, value in strip_hop_by_hop(pairs):
         lowered = name.lower()
         if lowered == "host":
@@ -32,6 +34,9 @@ def request_headers(pairs: Iterable[tuple[str, str]], *, keep_length: bool) -> H
         elif lowered != "expect" and (keep_length or lowered != "content-length"):
             kept.append((name, value))
             forwarded = forwarded or lowered == "x-forwarded-host"
+            typed = typed or lowered in ("content-type", NVCF_FEATURE_DISABLE_COMPATIBILITY)
+    if not typed:
+        kept.append(("Content-Type", "application/json"))
     if host and not forwarded:
         kept.append(("X-Forwarded-Host", host))
     return kept

@@ -16,6 +16,7 @@ from nvcf_worker.proxy.probes import probe
 from nvcf_worker.proxy.readiness import Readiness, Turn
 from nvcf_worker.proxy.settings import SidecarSettings
 from nvcf_worker.proxy.upstream import Upstream, wait_for_end
+from nvcf_worker.telemetry.running import current
 
 log = logging.getLogger("nvcf_worker")
 
@@ -47,7 +48,7 @@ class Server:
         """
         self._readiness.since = time.monotonic()
         if self._settings.command:
-            environment = {**os.environ, "PORT": str(self.port)}
+            environment = {**os.environ, **current().environment(), "PORT": str(self.port)}
             self._process = await children.spawn(self._settings.command_line(), environment)
             log.info("started %s (process %d)", self._settings.command[0], self._process.pid)
         await self._while_alive(self._until_ready())
@@ -81,9 +82,14 @@ class Server:
             ending.cancel()
             await asyncio.gather(working, ending, return_exceptions=True)
 
+    async def _check(self) -> str | None:
+        problem = await probe(self._settings.check)
+        current().health_checked(problem is None)
+        return problem
+
     async def _until_ready(self) -> None:
         while True:
-            problem = await probe(self._settings.check)
+            problem = await self._check()
             turn = self._readiness.checked(problem is None, time.monotonic())
             if turn is Turn.READY:
                 log.info("the function's server on port %d is ready", self.port)
@@ -95,7 +101,7 @@ class Server:
     async def _keep_checking(self, admission: Admission) -> None:
         while True:
             await self._pause()
-            problem = await probe(self._settings.check)
+            problem = await self._check()
             match self._readiness.checked(problem is None, time.monotonic()):
                 case Turn.LOST:
                     log.error(

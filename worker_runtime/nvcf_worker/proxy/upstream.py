@@ -90,7 +90,9 @@ class Upstream:
             raise
 
     async def _send(self, request: Request, body: _Body) -> aiohttp.ClientResponse:
-        headers = CIMultiDict(relay.request_headers(request.headers.pairs(), keep_length=body.streamed))
+        pairs = request.headers.pairs()
+        has_body = body.streamed or bool(request.whole_body)
+        headers = CIMultiDict(relay.request_headers(pairs, keep_length=body.streamed, has_body=has_body))
         target = request.target if request.target.startswith("/") else f"/{request.target}"
         url = URL(self._base + target, encoded=True)
         attempt = SimpleNamespace(reused=False)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nvcf_worker.errors import BadInput, HandlerError, InvalidInput
-from nvcf_worker.typed.conversion import Converter, Invalid, Problem, form_of
+from nvcf_worker.typed.checks import Converter, Invalid, Problem
+from nvcf_worker.typed.conversion import form_of
 
 REQUEST_TYPES = frozenset(("Request", "SyncRequest", "RequestInfo"))
 _ARRAY_ORIGINS = (list, set, frozenset, tuple)

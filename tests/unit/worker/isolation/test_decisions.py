@@ -53,18 +53,20 @@ def test_one_child_a_gpu_unless_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("attempt", "alone", "retry", "expected"),
+    ("tries", "alone", "retry", "repeatable", "expected"),
     [
-        (1, True, True, Verdict.RETRY),
-        (1, False, True, Verdict.RETRY),
-        (2, True, True, Verdict.FAIL),
-        (2, False, True, Verdict.RETRY),
-        (3, False, True, Verdict.FAIL),
-        (1, False, False, Verdict.FAIL),
+        (1, True, True, True, Verdict.REPEAT),
+        (1, False, True, True, Verdict.REPEAT),
+        (1, False, True, False, Verdict.HAND_BACK),
+        (2, True, True, True, Verdict.FAIL),
+        (2, False, True, True, Verdict.REPEAT),
+        (2, False, True, False, Verdict.HAND_BACK),
+        (3, False, True, True, Verdict.FAIL),
+        (1, False, False, True, Verdict.FAIL),
     ],
 )
-def test_verdicts(attempt: int, alone: bool, retry: bool, expected: Verdict) -> None:
-    assert verdict(attempt, alone=alone, retry=retry) is expected
+def test_verdicts(tries: int, alone: bool, retry: bool, repeatable: bool, expected: Verdict) -> None:
+    assert verdict(tries, alone=alone, retry=retry, repeatable=repeatable) is expected
 
 
 def test_suspects_are_remembered_up_to_a_number() -> None:
@@ -125,6 +127,21 @@ def test_a_child_takes_others_again_when_the_lonely_one_is_withdrawn() -> None:
     dispatcher.add(2, alone=True)
     assert dispatcher.place() is None
     assert dispatcher.withdraw(2)
+    dispatcher.add(3, alone=False)
+    assert dispatcher.place() == (3, 0)
+
+
+def test_a_child_takes_others_again_when_the_lonely_one_got_another_child() -> None:
+    dispatcher: Dispatcher[int] = Dispatcher(2, 4)
+    dispatcher.came_up(0)
+    dispatcher.came_up(1)
+    for number in range(2):
+        dispatcher.add(number, alone=False)
+        assert dispatcher.place() == (number, number)
+    dispatcher.add(2, alone=True)
+    assert dispatcher.place() is None, "child 0 runs empty"
+    dispatcher.ended(1)
+    assert dispatcher.place() == (2, 1)
     dispatcher.add(3, alone=False)
     assert dispatcher.place() == (3, 0)
 

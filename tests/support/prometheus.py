@@ -1,0 +1,78 @@
+"""A Prometheus of the test's own (Debian package prometheus), not the system's service."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from nvcf_broker.process import free_port
+from tests.support.processes import Child, child_process
+
+PROMETHEUS = shutil.which("prometheus")
+needs_prometheus = pytest.mark.skipif(
+    PROMETHEUS is None, reason="Prometheus is missing: apt-get install prometheus (Debian)"
+)
+START_SECONDS = 60.0
+
+
+@dataclass
+class Prometheus:
+    """A running Prometheus."""
+
+    url: str
+    session: aiohttp.ClientSession
+
+    async def ask(self, query: str) -> list[dict[str, Any]]:
+        """Series of an instant query."""
+        async with self.session.get(f"{self.url}/api/v1/query", params={"query": query}) as response:
+            document = await response.json()
+            assert response.status == 200, f"{query}: {document}"
+            return list(document["data"]["result"])
+
+    async def has_data(self, query: str) -> bool:
+        """Whether a query returns a number at all."""
+        return any(each["value"][1] != "NaN" for each in await self.ask(query))
+
+    async def targets(self) -> list[dict[str, Any]]:
+        """What is scraped, with `health`, `labels` and `lastError`."""
+        async with self.session.get(f"{self.url}/api/v1/targets") as response:
+            return list((await response.json())["data"]["activeTargets"])
+
+
+@contextlib.asynccontextmanager
+async def running_prometheus(folder: Path, configuration: str) -> AsyncIterator[Prometheus]:
+    """Prometheus with that configuration, ready; killed at the end."""
+    assert PROMETHEUS is not None
+    file = folder / "prometheus.yml"
+    await asyncio.to_thread(file.write_text, configuration)
+    address = f"127.0.0.1:{free_port()}"
+    command = [
+        PROMETHEUS, f"--config.file={file}", f"--storage.tsdb.path={folder / 'tsdb'}",
+        f"--web.listen-address={address}", "--log.level=warn",
+    ]  # fmt: skip
+    async with (
+        child_process(command, log=folder / "prometheus.log") as child,
+        aiohttp.ClientSession() as session,
+    ):
+        prometheus = Prometheus(f"http://{address}", session)
+        await _ready(prometheus, child)
+        yield prometheus
+
+
+async def _ready(prometheus: Prometheus, child: Child) -> None:
+    async with asyncio.timeout(START_SECONDS):
+        while True:
+            assert child.running, child.text()
+            with contextlib.suppress(aiohttp.ClientConnectionError):
+                async with prometheus.session.get(f"{prometheus.url}/-/ready") as response:
+                    if response.status == 200:
+                        return
+            await asyncio.sleep(0.1)

@@ -1,0 +1,64 @@
+"""An agent's site whose functions send their telemetry to endpoints of their accounts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nvcf_broker.kv import KvMirror
+from nvcf_proto.ids import new_id
+from nvcf_proto.models import (
+    TELEMETRIES_BUCKET,
+    FunctionVersion,
+    Instance,
+    Telemetries,
+    TelemetryEndpoint,
+    TelemetryProtocol,
+    TelemetryProvider,
+    TelemetryType,
+)
+from tests.support.agent_site import HEALTH, STEADY, Site
+
+DUMP = "import json\n(shared / 'seen').write_text(json.dumps(dict(os.environ)))\n"
+
+
+async def add_endpoint(site: Site, address: str, **changes: Any) -> TelemetryEndpoint:
+    """An endpoint of the site's account, stored as the gateway stores it."""
+    made = TelemetryEndpoint(
+        id=new_id(),
+        name="backend",
+        nca_id="account",
+        endpoint=address,
+        protocol=TelemetryProtocol.GRPC,
+        provider=TelemetryProvider.OTEL_COLLECTOR,
+        types=tuple(TelemetryType),
+        created_at=0.0,
+    )
+    made = replace(made, **changes)
+    bucket = KvMirror(site.client, TELEMETRIES_BUCKET, TelemetryEndpoint.from_json, TelemetryEndpoint.to_json)
+    async with bucket:
+        await bucket.ready()
+        await bucket.put(made.id, made)
+    return made
+
+
+async def watched_version(site: Site, endpoint: TelemetryEndpoint, script: str = "") -> FunctionVersion:
+    """A version all of whose telemetry goes to the endpoint; its instances write their environment down."""
+    version = await site.version(script or HEALTH + DUMP + STEADY)
+    chosen = replace(version, telemetries=Telemetries(endpoint.id, endpoint.id, endpoint.id))
+    await site.versions.put(chosen.id, chosen)
+    return chosen
+
+
+def home(site: Site, instance: Instance) -> Path:
+    """Folder of an instance."""
+    return site.data / "instances" / instance.id
+
+
+async def environment(site: Site, instance: Instance) -> dict[str, str]:
+    """What the instance's process was given."""
+    text = await asyncio.to_thread((home(site, instance) / "shared" / "seen").read_text)
+    return dict(json.loads(text))

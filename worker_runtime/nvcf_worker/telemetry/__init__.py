@@ -1,0 +1,1 @@
+"""What a worker tells: figures of all requests, spans of those whose trace is sampled, metering events."""

@@ -1,0 +1,205 @@
+"""What all requests of a worker share for telemetry, and the worker's start as a trace."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from opentelemetry import trace
+from opentelemetry.trace import Link, Span, Status, StatusCode
+
+from nvcf_otel import names, spans
+from nvcf_proto import subjects
+from nvcf_proto.environment import NVCF_SCALING_TRACEPARENT, TRACEPARENT
+from nvcf_worker.active import ActiveRequest
+from nvcf_worker.telemetry.load import load
+from nvcf_worker.telemetry.telling import Telling
+from nvcf_worker.telemetry.told import Told, Untold
+from nvcf_worker.work import Work
+
+if TYPE_CHECKING:
+    from nvcf_otel.setup import Telemetry
+    from nvcf_worker.telemetry.figures import Figures
+    from nvcf_worker.telemetry.metering import Metering
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who the worker is."""
+
+    function_id: str
+    version_id: str
+    instance_id: str
+    function_name: str = ""
+
+
+class NoTelemetry:
+    """Nothing is told."""
+
+    def __init__(self) -> None:
+        self.broker: Counter[str] = Counter()
+
+    def request(self, active: ActiveRequest) -> Told:
+        """A request arrived and its task runs."""
+        return Untold(active)
+
+    def ready(self) -> None:
+        """Requests are taken from now on."""
+
+    def refresh_failed(self) -> None:
+        """The worker token could not be renewed."""
+
+    def health_checked(self, healthy: bool) -> None:
+        """The function's server was asked how it is."""
+
+    def environment(self) -> dict[str, str]:
+        """What a child process of the function gets."""
+        return {}
+
+
+class WorkerTelemetry:
+    """One worker's. `running` are the requests in work and when they arrived, for the busy time so far."""
+
+    def __init__(
+        self,
+        sdk: Telemetry,
+        identity: Identity,
+        figures: Figures,
+        metering: Metering | None,
+        environ: Mapping[str, str],
+    ) -> None:
+        self.sdk = sdk
+        self.figures = figures
+        self.broker = figures.broker
+        self.metering = metering
+        self.tracer = trace.get_tracer("nvcf_worker")
+        self.tracing = spans.is_tracing()
+        self.follows_parents = self.tracing and spans.follows_parents()
+        self.running: dict[int, float] = {}
+        self.start = InstanceStart(self.tracer, identity, environ)
+        self._identity = identity
+        self._attributes = {
+            names.MESSAGING_SYSTEM: names.NATS,
+            names.MESSAGING_OPERATION_NAME: "process",
+            names.MESSAGING_OPERATION_TYPE: "process",
+            names.FUNCTION_ID: identity.function_id,
+            names.FUNCTION_VERSION_ID: identity.version_id,
+            names.INSTANCE_ID: identity.instance_id,
+            **({names.FUNCTION_NAME: identity.function_name} if identity.function_name else {}),
+        }
+        self._first = True
+
+    def request(self, active: ActiveRequest) -> Told:
+        """A request arrived and its task runs."""
+        told = Telling(self, active)
+        self._first = False
+        return told
+
+    def ready(self) -> None:
+        """Requests are taken from now on."""
+        self.start.ready()
+        if self.metering is not None:
+            self.metering.ready()
+
+    def refresh_failed(self) -> None:
+        """The worker token could not be renewed."""
+        self.figures.refresh_failures += 1
+
+    def health_checked(self, healthy: bool) -> None:
+        """The function's server was asked how it is."""
+        self.figures.health_checks["success" if healthy else "failure"] += 1
+
+    def environment(self) -> dict[str, str]:
+        """What a child process of the function gets: its spans belong below the start of the instance."""
+        return self.start.carrier()
+
+    def shutdown(self, seconds: float) -> None:
+        """Send what is queued, in `seconds` at most. Blocks."""
+        self.start.ready()
+        if self.metering is not None:
+            self.metering.close(seconds / 2)
+        self.sdk.shutdown(seconds)
+
+    def first_links(self) -> Sequence[Link]:
+        """Of the first request of an instance: to the start of the instance and the decision behind it."""
+        return self.start.links() if self._first else ()
+
+    def request_attributes(self, work: Work) -> dict[str, str | int | bool]:
+        """Attributes of the span of a request."""
+        return {
+            **self._attributes,
+            names.MESSAGING_DESTINATION_NAME: subjects.request_stream(work.region, self._identity.version_id),
+            names.MESSAGING_MESSAGE_ID: work.request_id,
+            names.MESSAGING_MESSAGE_BODY_SIZE: work.message.ByteSize(),
+            names.REQUEST_ID: work.request_id,
+            names.ATTEMPT: work.attempt,
+            names.FAAS_COLDSTART: self._first,
+        }
+
+
+@dataclass
+class InstanceStart:
+    """The start of an instance as a trace: below the agent's span, which the environment names."""
+
+    tracer: trace.Tracer
+    identity: Identity
+    environ: Mapping[str, str]
+    span: Span = field(init=False)
+    _over: bool = False
+
+    def __post_init__(self) -> None:
+        parent = spans.parsed(self.environ.get(TRACEPARENT))
+        self.span = self.tracer.start_span(
+            names.START_INSTANCE,
+            context=spans.below(parent),
+            attributes={
+                names.FUNCTION_ID: self.identity.function_id,
+                names.FUNCTION_VERSION_ID: self.identity.version_id,
+                names.INSTANCE_ID: self.identity.instance_id,
+            },
+        )
+
+    def carrier(self) -> dict[str, str]:
+        """Environment by which a child process makes its spans below this one."""
+        text = spans.traceparent(self.span.get_span_context())
+        return {} if text is None else {TRACEPARENT: text}
+
+    def links(self) -> Sequence[Link]:
+        """To this start and to the scaling decision behind it, as far as they are known."""
+        scaling = spans.parsed(self.environ.get(NVCF_SCALING_TRACEPARENT))
+        own = self.span.get_span_context()
+        return (*spans.link(scaling), *spans.link(own if own.is_valid else None))
+
+    def ready(self) -> None:
+        """Requests are taken from now on; only the first call counts."""
+        if not self._over:
+            self._over = True
+            self.span.end()
+
+    def failed(self, error: BaseException) -> None:
+        """It will never be ready."""
+        if not self._over:
+            self.span.set_attribute(names.ERROR_TYPE, type(error).__name__)
+            self.span.set_status(Status(StatusCode.ERROR, str(error)))
+            self.ready()
+
+
+async def loaded(telemetry: WorkerTelemetry | NoTelemetry, setting_up: Awaitable[None]) -> None:
+    """Await the set-up of the function in this process, and tell how it went."""
+    if not isinstance(telemetry, WorkerTelemetry):
+        await setting_up
+        return
+    try:
+        await load(telemetry.start.carrier(), setting_up)
+    except Exception as error:
+        telemetry.start.failed(error)
+        raise
+
+
+def page(telemetry: WorkerTelemetry | NoTelemetry) -> Callable[[str], tuple[bytes, str]] | None:
+    """Makes the worker's metrics page, if there is one."""
+    if isinstance(telemetry, WorkerTelemetry) and telemetry.sdk.has_page:
+        return telemetry.sdk.page
+    return None

@@ -1,0 +1,47 @@
+"""Which certificate authorities a worker trusts: the system's, and those of NVCF_ROOT_CA_FILE."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+
+from nvcf_worker.errors import ConfigurationError
+
+ROOT_CA_FILE = "NVCF_ROOT_CA_FILE"
+"""Own addition: PEM file of a private authority whose certificates gateway, broker and stores have."""
+
+_SYSTEM_FILE = "SSL_CERT_FILE"
+_GRPC_FILE = "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"
+
+
+def client_context(environ: Mapping[str, str] = os.environ) -> ssl.SSLContext:
+    """For connections by HTTP and to the broker. Raises ConfigurationError."""
+    context = ssl.create_default_context()
+    file = environ.get(ROOT_CA_FILE)
+    if file:
+        try:
+            context.load_verify_locations(cafile=file)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigurationError(
+                f"{ROOT_CA_FILE} is {file!r}, which cannot be used: {error.strerror or error}. "
+                "It must be a file of certificates in PEM form."
+            ) from error
+    return context
+
+
+def grpc_roots(environ: Mapping[str, str] = os.environ) -> bytes | None:
+    """Certificates in PEM form for gRPC, which knows nothing of the system's; None: those it comes with.
+
+    NVCF_ROOT_CA_FILE, else SSL_CERT_FILE, unless gRPC's own variable names a file. Raises ConfigurationError.
+    """
+    private = environ.get(ROOT_CA_FILE)
+    file = private or ("" if environ.get(_GRPC_FILE) else environ.get(_SYSTEM_FILE))
+    if not file:
+        return None
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        name = ROOT_CA_FILE if private else _SYSTEM_FILE
+        raise ConfigurationError(f"{name} is {file!r}, which cannot be read: {error.strerror}") from error

@@ -1,0 +1,220 @@
+"""Checks of single values, and how checks of parts make one of the whole. No annotations here."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime
+import enum
+import typing
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+Where = tuple[str | int, ...]
+Problem = tuple[Where, str]
+Converter = Callable[[Any, Where], Any]
+
+
+class Invalid(Exception):
+    """A value does not fit. `problems` are pairs of the place and what is wrong there."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__(f"{len(problems)} problems")
+        self.problems = problems
+
+
+def name_of(annotation: Any) -> str:
+    """An annotation as people write it."""
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return annotation.__name__
+    return str(annotation).replace("typing.", "")
+
+
+def expected(what: str, where: Where) -> Invalid:
+    """The error of a value that is something else."""
+    return Invalid([(where, f"expected {what}")])
+
+
+def anything(value: Any, where: Where) -> Any:
+    """No check."""
+    return value
+
+
+def nothing(value: Any, where: Where) -> None:
+    """Null."""
+    if value is not None:
+        raise expected("null", where)
+
+
+def _text(value: Any, where: Where) -> str:
+    if not isinstance(value, str):
+        raise expected("a text", where)
+    return value
+
+
+def _boolean(value: Any, where: Where) -> bool:
+    if not isinstance(value, bool):
+        raise expected("true or false", where)
+    return value
+
+
+def _boolean_text(value: Any, where: Where) -> bool:
+    known = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False,
+             "off": False}  # fmt: skip
+    found = known.get(str(value).strip().lower())
+    if found is None:
+        raise expected("true or false", where)
+    return found
+
+
+def _whole(value: Any, where: Where) -> int:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise expected("a whole number", where)
+    return value
+
+
+def _whole_text(value: Any, where: Where) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise expected("a whole number", where) from None
+
+
+def _number(value: Any, where: Where) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise expected("a number", where)
+    return float(value)
+
+
+def _number_text(value: Any, where: Where) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise expected("a number", where) from None
+
+
+def _base64(value: Any, where: Where) -> bytes:
+    try:
+        return base64.b64decode(_text(value, where), validate=True)
+    except binascii.Error:
+        raise expected("base64", where) from None
+
+
+def _parsed(parse: Callable[[str], Any], what: str) -> Converter:
+    def convert(value: Any, where: Where) -> Any:
+        try:
+            return parse(_text(value, where))
+        except ValueError:
+            raise expected(what, where) from None
+
+    return convert
+
+
+def json_object(value: Any, where: Where) -> dict[str, Any]:
+    """A JSON object."""
+    if not isinstance(value, dict):
+        raise expected("an object", where)
+    return value
+
+
+def json_array(value: Any, where: Where) -> list[Any]:
+    """A JSON array."""
+    if not isinstance(value, list):
+        raise expected("an array", where)
+    return value
+
+
+def one_of_enum(kind: type[enum.Enum], *, text: bool) -> Converter:
+    """A member of an enumeration, given by its value."""
+    return one_of({member.value: member for member in kind}, text=text)
+
+
+def one_of(known: Mapping[Any, Any], *, text: bool) -> Converter:
+    """One of the known values; each stands for what it is mapped to."""
+    by_text = {str(value): result for value, result in known.items()}
+
+    def convert(value: Any, where: Where) -> Any:
+        for candidate, result in known.items():
+            if type(candidate) is type(value) and candidate == value:
+                return result
+        if text and value in by_text:
+            return by_text[value]
+        raise expected("one of " + ", ".join(repr(candidate) for candidate in known), where)
+
+    return convert
+
+
+def union(converters: list[Converter], annotation: Any) -> Converter:
+    """What the first of several checks takes."""
+
+    def convert(value: Any, where: Where) -> Any:
+        deepest: Invalid | None = None
+        for converter in converters:
+            try:
+                return converter(value, where)
+            except Invalid as error:
+                # What failed furthest inside is what was meant.
+                if deepest is None or len(error.problems[0][0]) > len(deepest.problems[0][0]):
+                    deepest = error
+        if deepest is not None and len(deepest.problems[0][0]) > len(where):
+            raise deepest
+        raise expected(name_of(annotation), where)
+
+    return convert
+
+
+def items(make: Callable[[list[Any]], Any], item: Converter) -> Converter:
+    """An array whose entries all pass one check."""
+
+    def convert(value: Any, where: Where) -> Any:
+        values = json_array(value, where)
+        return make(collect([(index, item, entry) for index, entry in enumerate(values)], where))
+
+    return convert
+
+
+def values_of(item: Converter) -> Converter:
+    """An object whose members all pass one check."""
+
+    def convert(value: Any, where: Where) -> Any:
+        members = json_object(value, where)
+        found = collect([(name, item, entry) for name, entry in members.items()], where)
+        return dict(zip(members, found, strict=True))
+
+    return convert
+
+
+def collect(steps: Iterable[tuple[str | int, Converter, Any]], where: Where) -> list[Any]:
+    """Convert everything, and raise all problems at once."""
+    values: list[Any] = []
+    problems: list[Problem] = []
+    for key, convert, value in steps:
+        try:
+            values.append(convert(value, (*where, key)))
+        except Invalid as error:
+            problems += error.problems
+    if problems:
+        raise Invalid(problems)
+    return values
+
+
+FROM_JSON: dict[Any, Converter] = {
+    Any: anything,
+    object: anything,
+    None: nothing,
+    type(None): nothing,
+    str: _text,
+    bool: _boolean,
+    int: _whole,
+    float: _number,
+    bytes: _base64,
+    uuid.UUID: _parsed(uuid.UUID, "a UUID"),
+    datetime.datetime: _parsed(datetime.datetime.fromisoformat, "a date and time (ISO 8601)"),
+    datetime.date: _parsed(datetime.date.fromisoformat, "a date (ISO 8601)"),
+    dict: json_object,
+    list: json_array,
+}
+FROM_TEXT: dict[Any, Converter] = {bool: _boolean_text, int: _whole_text, float: _number_text}
