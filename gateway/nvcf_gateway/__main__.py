@@ -9,19 +9,22 @@ import sys
 from collections.abc import Sequence
 
 from nvcf_broker.errors import BrokerError
-from nvcf_gateway.app import running_gateway
+from nvcf_gateway.app import new_gateway_id, running_gateway
 from nvcf_gateway.config import GatewayConfig, parse_arguments
 from nvcf_gateway.errors import SetupError
+from nvcf_otel.errors import TelemetryError
 from nvcf_otel.logs import configure_logging
+from nvcf_otel.service import metrics_host, observed, service_telemetry
+from nvcf_otel.setup import Telemetry
 
 
-async def serve(config: GatewayConfig) -> None:
+async def serve(config: GatewayConfig, gateway_id: str, telemetry: Telemetry) -> None:
     """Run until told to stop, or until the broker has closed the connection for good."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with running_gateway(config) as gateway:
+    async with running_gateway(config, gateway_id) as gateway, observed(telemetry, gateway.client):
         ready = {
             "event": "ready",
             "http": gateway.http,
@@ -30,6 +33,9 @@ async def serve(config: GatewayConfig) -> None:
         }
         if gateway.sessions is not None:
             ready["sessions"] = gateway.sessions
+        metrics = metrics_host(telemetry, config.metrics)
+        if metrics is not None:
+            ready["metrics"] = metrics
         print(json.dumps(ready), flush=True)  # noqa: T201 # how a supervisor learns the addresses
         stopped = asyncio.create_task(stop.wait())
         closed = asyncio.create_task(gateway.client.wait_closed())
@@ -47,9 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = parse_arguments(arguments)
         configure_logging(config.log_level, component="gateway")
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(serve(config))
-    except (SetupError, BrokerError) as error:
+        gateway_id = new_gateway_id()
+        with service_telemetry(
+            "gateway", gateway_id, config.metrics, {"cloud.region": config.region}
+        ) as telemetry:
+            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+                runner.run(serve(config, gateway_id, telemetry))
+    except (SetupError, BrokerError, TelemetryError) as error:
         print(f"nvcf-gateway: {error}", file=sys.stderr)  # noqa: T201
         return 1
     except KeyboardInterrupt:

@@ -1,25 +1,35 @@
-"""Routes about access (keys, shared functions, rate limits), events, clusters, and the description of all."""
+"""Routes about access (keys, shared functions, rate limits), what happens, and the description of all."""
 
 from __future__ import annotations
 
 from nvcf_gateway.api_keys import ApiKeys
 from nvcf_gateway.auth import Authenticator
+from nvcf_gateway.dashboard.routes import dashboard_routes
+from nvcf_gateway.dashboard.tickets import Seals
 from nvcf_gateway.events import EventLog, Events
+from nvcf_gateway.figures.routes import FiguresRoute
 from nvcf_gateway.http import Route
 from nvcf_gateway.management import Management
 from nvcf_gateway.openapi import serve_document
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.sharing import Authorizations, RateLimits
+from nvcf_gateway.telemetries import TelemetryEndpoints
 
 
 def access_routes(
-    authenticator: Authenticator, registry: Registry, management: Management, log: EventLog
+    authenticator: Authenticator,
+    registry: Registry,
+    management: Management,
+    log: EventLog,
+    figures: FiguresRoute,
+    seals: Seals | None,
 ) -> list[Route]:
-    """What the HTTP door serves of them."""
+    """What the HTTP door serves of them; without `seals` no dashboard."""
     events = Events(authenticator, registry, log)
     keys = ApiKeys(authenticator, registry)
     sharing = Authorizations(registry, management)
     limits = RateLimits(registry, management)
+    telemetries = TelemetryEndpoints(authenticator, registry)
     authorizations = "/v2/nvcf/functions/{function_id}/authorizations"
     rate_limit = "/v2/nvcf/functions/{function_id}/versions/{version_id}/rate-limit"
     return [
@@ -33,7 +43,14 @@ def access_routes(
         ("PUT", rate_limit, limits.put),
         ("GET", rate_limit, limits.get),
         ("DELETE", rate_limit, limits.delete),
+        ("POST", "/v2/nvcf/telemetries", telemetries.create),
+        ("GET", "/v2/nvcf/telemetries", telemetries.list_all),
+        ("GET", "/v2/nvcf/telemetries/{telemetry_id}", telemetries.get),
+        ("PUT", "/v2/nvcf/telemetries/{telemetry_id}", telemetries.change),
+        ("DELETE", "/v2/nvcf/telemetries/{telemetry_id}", telemetries.delete),
         ("GET", "/v2/nvcf/events", events.events),
         ("GET", "/v2/nvcf/clusters", events.clusters),
+        ("GET", "/v2/nvcf/figures", figures.get),
         ("GET", "/openapi.json", serve_document),
+        *([] if seals is None else dashboard_routes(authenticator, seals)),
     ]

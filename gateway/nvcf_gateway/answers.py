@@ -32,6 +32,32 @@ def path_headers(
     return headers
 
 
+def pass_through_headers(head: ResponseHead, request_id: str) -> list[Header]:
+    """Headers of a pass-through answer: the function's, CORS included, and the three the contract adds."""
+    own = {names.NVCF_REQID.lower(), names.NVCF_STATUS.lower()}
+    headers = [(name, value) for name, value in head.headers if name.lower() not in own]
+    return headers + _identity(head.status, request_id)
+
+
+def _identity(status: int, request_id: str) -> list[Header]:
+    return [
+        (names.NVCF_STATUS, exec_status(status)),
+        (names.NVCF_REQID, request_id),
+        ("Access-Control-Expose-Headers", names.NVCF_REQID.lower()),
+    ]
+
+
+def raw_time_out(request_id: str) -> web.Response:
+    """504 of pexec and pass-through without a body."""
+    return web.Response(status=504, headers=CIMultiDict(_identity(504, request_id)))
+
+
+def wrapped_time_out(request_id: str) -> web.Response:
+    """504 of exec."""
+    answer = {"reqId": request_id, "status": exec_status(504), "errorCode": 504}
+    return json_response(504, answer, headers=_identity(504, request_id))
+
+
 def raw_progress(request_id: str, status: str, cors: Mapping[str, str]) -> web.Response:
     """202 of pexec without a body."""
     headers: CIMultiDict[str] = CIMultiDict(

@@ -14,7 +14,6 @@ import grpc
 from aiohttp import web
 
 from nvcf_broker.connection import BrokerClient, connect_broker
-from nvcf_broker.objects import ObjectBucket
 from nvcf_broker.requests import BrokerRequests
 from nvcf_gateway.access_routes import access_routes
 from nvcf_gateway.asking import WorkerDoor
@@ -26,11 +25,18 @@ from nvcf_gateway.bad_requests import SERVER_LOG
 from nvcf_gateway.blobs import LargeResults
 from nvcf_gateway.callout import QUEUE_GROUP, AuthCallout, load_account_seed
 from nvcf_gateway.config import GatewayConfig
+from nvcf_gateway.dashboard.tickets import Seals
 from nvcf_gateway.demand import Demand
 from nvcf_gateway.deployments import Deployments
 from nvcf_gateway.errors import QueueError, SetupError
 from nvcf_gateway.events import EventLog
+from nvcf_gateway.exhausted import MAX_DELIVERIES_SUBJECT, ExhaustedRequests
+from nvcf_gateway.exhausted import QUEUE_GROUP as EXHAUSTED_GROUP
+from nvcf_gateway.figures.gather import Gatherer
+from nvcf_gateway.figures.queues import Queues
+from nvcf_gateway.figures.routes import FiguresRoute
 from nvcf_gateway.grpc_decoding import Decoding
+from nvcf_gateway.health_service import Health
 from nvcf_gateway.http import HttpDoor
 from nvcf_gateway.idempotency import Idempotency
 from nvcf_gateway.invoke import Invoker
@@ -44,12 +50,18 @@ from nvcf_gateway.polling import Poller
 from nvcf_gateway.queue import RequestQueue
 from nvcf_gateway.ratelimit.limiter import RateLimiter
 from nvcf_gateway.ratelimit.shared import SharedCounts
+from nvcf_gateway.regional import RegionalBuckets
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.rescue import QUEUE_GROUP as RESCUE_GROUP
 from nvcf_gateway.rescue import Rescue
 from nvcf_gateway.results import ResultStore
 from nvcf_gateway.sessions.service import Sessions
 from nvcf_gateway.signing_keys import SigningKeys
+from nvcf_gateway.telemetry.exchange import Doors
+from nvcf_gateway.telemetry.figures import Figures
+from nvcf_gateway.telemetry.observed import observe
+from nvcf_gateway.telemetry.sending import SendingTelemetry
+from nvcf_gateway.telemetry.sessions import SessionTelemetry
 from nvcf_gateway.tls import grpc_credentials, server_context
 from nvcf_gateway.tracking import Tracking
 from nvcf_gateway.waiting import Waiting
@@ -76,13 +88,17 @@ class RunningGateway:
     sessions: str | None = None
 
 
+def new_gateway_id() -> str:
+    """An id for one process; it is part of subjects."""
+    return new_id().replace("-", "")
+
+
 @contextlib.asynccontextmanager
-async def running_gateway(config: GatewayConfig) -> AsyncIterator[RunningGateway]:
+async def running_gateway(config: GatewayConfig, gateway_id: str) -> AsyncIterator[RunningGateway]:
     """Serve until the context is left; callers that wait then get `SHUTDOWN_GRACE` seconds.
 
     Raises SetupError and BrokerError when the gateway cannot start.
     """
-    gateway_id = new_id().replace("-", "")
     async with AsyncExitStack() as stack:
         keys = await asyncio.to_thread(SigningKeys, config.signing_key)
         stack.push_async_callback(_end, asyncio.create_task(keys.follow(), name="signing keys"))
@@ -99,8 +115,13 @@ async def running_gateway(config: GatewayConfig) -> AsyncIterator[RunningGateway
         shared = SharedCounts(client, requests, gateway_id)
         await shared.start(stack)
         limiter = RateLimiter(shared, owner)
-        parts = await _parts(config, gateway_id, client, requests, registry, tokens, owner, limiter, keys)
+        parts = await _parts(
+            config, gateway_id, client, requests, registry, tokens, owner, limiter, keys, shared
+        )
         stack.push_async_callback(_end, asyncio.create_task(parts.demand.report(), name="demand reports"))
+        exhausted = ExhaustedRequests(requests, parts.queue, owner, config.regions, registry.versions.keys)
+        await client.subscribe(MAX_DELIVERIES_SUBJECT, queue=EXHAUSTED_GROUP, cb=exhausted.advised)
+        stack.push_async_callback(_end, asyncio.create_task(exhausted.sweep(), name="sweep of the queues"))
         replies = InlineReplies(parts.pending, owner)
         await client.subscribe(inline_reply_subjects(gateway_id), cb=replies.received)
         if config.callout_seed is not None:
@@ -110,9 +131,10 @@ async def running_gateway(config: GatewayConfig) -> AsyncIterator[RunningGateway
         await client.flush(timeout=5)
         service = WorkerService(
             registry, parts.queue, tokens, config.region, config.regions, parts.assets, parts.large
-        )  # type: ignore[abstract] # the base answers UNIMPLEMENTED
+        )
         server = _grpc_server(service)
         add_services(server, parts.authenticator, parts.authorizer, registry, limiter)
+        Health(lambda: client.is_connected).add_to(server)
         grpc_address = await _serve_grpc(stack, config, server)
         parts.http_address.append(await _serve_http(stack, config, parts.door))
         sessions = await _serve_sessions(stack, config, parts, client, requests, owner, limiter)
@@ -130,6 +152,7 @@ class _Parts:
     assets: Assets
     large: LargeResults
     demand: Demand
+    telemetry: SessionTelemetry
 
 
 async def _parts(
@@ -142,6 +165,7 @@ async def _parts(
     owner: TaskOwner,
     limiter: RateLimiter,
     keys: SigningKeys,
+    shared: SharedCounts,
 ) -> _Parts:
     http_address: list[str] = []
 
@@ -152,7 +176,7 @@ async def _parts(
 
     pending = PendingRequests()
     queue = RequestQueue(client, requests, config, registry.queue_depth)
-    tracking = Tracking(requests, config)
+    tracking = Tracking(client, requests, config)
     idempotency = Idempotency(requests, config)
     results = {region: ResultStore(client, requests, config, region) for region in config.regions}
     try:
@@ -162,10 +186,16 @@ async def _parts(
             await store.start()
     except QueueError as error:
         raise SetupError(str(error)) from None
-    keeping = Keeping(config, requests, results[config.region], tracking)
-    authenticator, authorizer = Authenticator(registry), Authorizer(registry)
+    bodies = RegionalBuckets(client, requests, config, "bodies", ttl=config.results_ttl)
+    keeping = Keeping(config, bodies, results[config.region], tracking)
+    seals = Seals(lambda: keys.ring.link_keys())
+    authenticator, authorizer = Authenticator(registry, seals=seals), Authorizer(registry)
     demand = Demand(client, gateway_id, registry.index, time.time)
-    waiting = Waiting(config, gateway_id, attach_url, queue, pending, keeping, owner, demand)
+    figures = Figures("http" if config.tls_cert is None else "https")
+    doors, telemetry = Doors(figures), SendingTelemetry(figures, config.region)
+    sessions = SessionTelemetry(doors, telemetry)
+    observe(figures, demand, sessions)
+    waiting = Waiting(config, gateway_id, attach_url, queue, pending, keeping, owner, demand, telemetry)
     worker_door = WorkerDoor(config, gateway_id, attach_url, requests, pending)
     poller = Poller(
         worker_door,
@@ -179,21 +209,13 @@ async def _parts(
         idempotency,
     )
     links = Links(lambda: keys.ring.link_keys(), lambda: config.public_url or attach_url())
-    large = LargeResults(
-        ObjectBucket(
-            requests,
-            f"nvcf_large_{config.region}",
-            ttl=config.results_ttl,
-            max_bytes=config.results_max_bytes,
-            replicas=config.replicas,
-        ),
-        links,
-        config.large_body_bytes,
+    results_bytes = config.results_max_bytes
+    large_results = RegionalBuckets(
+        client, requests, config, "large", ttl=config.results_ttl, max_bytes=results_bytes
     )
-    asset_bucket = ObjectBucket(
-        requests, f"nvcf_assets_{config.region}", ttl=config.assets_ttl, replicas=config.replicas
-    )
-    assets = Assets(authenticator, asset_bucket, links, config.large_body_bytes)
+    large = LargeResults(large_results, links, config.large_body_bytes)
+    asset_buckets = RegionalBuckets(client, requests, config, "assets", ttl=config.assets_ttl)
+    assets = Assets(authenticator, asset_buckets, links, config.large_body_bytes)
     once = Once(waiting, keeping, idempotency)
     invoker = Invoker(
         config, registry, authenticator, authorizer, waiting, keeping, once, poller, limiter, assets, large
@@ -202,6 +224,8 @@ async def _parts(
     await client.subscribe(rescue_subject("*"), queue=RESCUE_GROUP, cb=rescue.asked)
     management = Management(authenticator, registry, queue)
     deployments = Deployments(authenticator, registry, queue, management, tokens)
+    gatherer = Gatherer(client, gateway_id, demand.history, lambda: shared.members)
+    await gatherer.start()
     door = HttpDoor(
         invoker,
         poller,
@@ -211,9 +235,19 @@ async def _parts(
         assets,
         large,
         lambda: client.is_connected,
-        access_routes(authenticator, registry, management, EventLog(client, requests)),
+        doors,
+        access_routes(
+            authenticator,
+            registry,
+            management,
+            EventLog(client, requests),
+            FiguresRoute(authenticator, registry, gatherer, Queues(requests, config.regions)),
+            seals if config.dashboard else None,
+        ),
     )
-    return _Parts(door, queue, pending, http_address, authenticator, authorizer, assets, large, demand)
+    return _Parts(
+        door, queue, pending, http_address, authenticator, authorizer, assets, large, demand, sessions
+    )
 
 
 async def _serve_sessions(
@@ -228,7 +262,16 @@ async def _serve_sessions(
     if config.sessions is None and config.session_proxy is None:
         return None
     sessions = Sessions(
-        config, parts.authenticator, parts.authorizer, parts.queue, client, requests, owner, limiter
+        config,
+        parts.authenticator,
+        parts.authorizer,
+        parts.queue,
+        client,
+        requests,
+        owner,
+        limiter,
+        parts.demand,
+        parts.telemetry,
     )
     await sessions.start(stack)
     parts.door.sessions = sessions
@@ -238,7 +281,13 @@ async def _serve_sessions(
 def _grpc_server(service: WorkerService) -> grpc.aio.Server:
     server = grpc.aio.server(
         interceptors=[Decoding()],
-        options=[("grpc.max_receive_message_length", 64 * 1024), ("grpc.so_reuseport", 0)],
+        options=[
+            ("grpc.max_receive_message_length", 64 * 1024),
+            ("grpc.so_reuseport", 0),
+            # Clients in Go may ping every 10 s, calls under way or not.
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),
+        ],
     )
     nvcf_pb2_grpc.add_WorkerServicer_to_server(service, server)
     return server

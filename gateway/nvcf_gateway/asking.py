@@ -18,6 +18,7 @@ from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import CallerGone
 from nvcf_gateway.pending import Keeper, Outcome, Pending, PendingRequests
 from nvcf_gateway.sinks import Sink
+from nvcf_gateway.telemetry.sending import asking, passed_on
 from nvcf_gateway.tracking import Tracked
 from nvcf_gateway.work import Delivery, Work, build_request, message_headers
 from nvcf_proto.h1 import RequestHead
@@ -59,6 +60,14 @@ class Asked(Enum):
     """The answer went to the store meanwhile."""
 
 
+class Taken(Enum):
+    """Whether a worker has the question."""
+
+    YES = auto()
+    NO = auto()
+    PERHAPS = auto()
+
+
 class WorkerDoor:
     """Lets a worker answer a poll as it answers a request: by the tokens of this very poll."""
 
@@ -80,12 +89,22 @@ class WorkerDoor:
         """No answer of the request is taken here any more."""
         pending = self._pending.detached(request_id)
         if pending is not None:
+            pending.tell(answered=False)
             self._pending.remove(pending)
 
-    async def ask(self, poll: Poll, sink: Sink, keeper: Keeper | None, parked: asyncio.Event) -> Asked:
+    async def ask(
+        self,
+        poll: Poll,
+        sink: Sink,
+        keeper: Keeper | None,
+        parked: asyncio.Event,
+        park: Callable[[], tuple[Sink, Keeper]],
+    ) -> Asked:
         """Ask, and wait for the answer in `sink` until the poll's deadline, or until it is parked.
 
-        `keeper` stores an inline answer before the worker learns that it was delivered.
+        `keeper` stores an inline answer before the worker learns that it was delivered. A worker that has
+        been asked answers by this poll's tokens and no others: when the caller stops waiting first, the
+        answer goes where `park` says.
         """
         request_id = poll.tracked.request_id
         head = RequestHead("GET", poll.version.inference_url, poll.headers)
@@ -93,22 +112,38 @@ class WorkerDoor:
         pending = Pending(request_id, poll.version.id, sink, body, head, keeper=keeper)
         pending.longest = asyncio.get_running_loop().time() + CALL_MAX_SECONDS
         self._pending.add(pending)
+        taken = Taken.PERHAPS
         try:
-            if not await self._acknowledged(poll, pending):
+            with asking(poll.version, request_id):
+                taken = await self._acknowledged(poll, pending)
+            if taken is not Taken.YES:
                 return Asked.NOT_ACKNOWLEDGED
+            pending.keep = park
             pending.set_deadline(poll.deadline)
-            return await self._outcome(pending, sink, parked)
+            asked = await self._outcome(pending, sink, parked)
+            if asked is Asked.PARKED:
+                taken = Taken.NO
+            return asked
         finally:
-            pending.clear_deadline()
-            self._pending.remove(pending)
-            if not pending.outcome.done():
-                if pending.streaming is None:
-                    pending.outcome.cancel()
-                else:
-                    # The caller has left in the middle of the answer: it is taken to its end, and kept.
-                    pending.carry_on()
+            self._let_go(pending, taken, park)
 
-    async def _acknowledged(self, poll: Poll, pending: Pending) -> bool:
+    def _let_go(self, pending: Pending, taken: Taken, park: Callable[[], tuple[Sink, Keeper]]) -> None:
+        pending.clear_deadline()
+        if pending.outcome.done() and not pending.detached:
+            self._pending.remove(pending)
+        elif pending.streaming is not None:
+            # The caller has left in the middle of the answer: it is taken to its end, and kept.
+            self._pending.remove(pending)
+            pending.carry_on()
+        elif taken is Taken.NO:
+            self._pending.remove(pending)
+            pending.outcome.cancel()
+        else:
+            if not pending.detached:
+                pending.outlive(*park())
+            self._pending.keep_for(pending, CALL_MAX_SECONDS)
+
+    async def _acknowledged(self, poll: Poll, pending: Pending) -> Taken:
         work = Work(
             request_id=pending.request_id,
             nca_id=poll.caller.nca_id,
@@ -123,33 +158,40 @@ class WorkerDoor:
         )
         inline = self._config.inline_reply_bytes
         reply = inline_reply_subject(self._gateway_id, pending.inline_token) if inline else None
-        headers = message_headers(dict(poll.headers), reply, inline)
+        headers = message_headers(passed_on(dict(poll.headers)), reply, inline)
         subjects = (
             version_polling_subject(pending.version_id, pending.request_id),
             polling_subject(pending.request_id),
         )
+        taken = Taken.NO
         for subject in subjects:
             try:
                 await self._requests.request(subject, payload, timeout=ACKNOWLEDGE_TIMEOUT, headers=headers)
-            except (nats.errors.NoRespondersError, TimeoutError):
+            except nats.errors.NoRespondersError:
                 continue
-            return True
+            except TimeoutError:
+                # Somebody listens, busy with an earlier poll perhaps, and may take it later.
+                taken = Taken.PERHAPS
+                continue
+            return Taken.YES
         # An answer without an acknowledgement is an answer all the same.
-        return not pending.open
+        return taken if pending.open else Taken.YES
 
     @staticmethod
     async def _outcome(pending: Pending, sink: Sink, parked: asyncio.Event) -> Asked:
         noticed = asyncio.ensure_future(parked.wait())
-        either: set[asyncio.Future[Any]] = {pending.outcome, noticed}
+        # At the deadline the door gets another one, for whoever comes later.
+        outcome = pending.outcome
+        either: set[asyncio.Future[Any]] = {outcome, noticed}
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if pending.streaming is not None:
-                await asyncio.wait({pending.outcome})
+                await asyncio.wait({outcome})
         finally:
             noticed.cancel()
-        if not pending.outcome.done():
+        if not outcome.done():
             return Asked.PARKED
-        match pending.outcome.result():
+        match outcome.result():
             case Outcome.INLINE if pending.inline is not None:
                 try:
                     await sink.complete(*pending.inline)
@@ -158,7 +200,7 @@ class WorkerDoor:
                 return Asked.ANSWERED
             case Outcome.STREAMED:
                 return Asked.ANSWERED
-            case Outcome.TIME_OVER if pending.streaming is None:
+            case Outcome.TIME_OVER if pending.detached or pending.streaming is None:
                 return Asked.TIME_OVER
             case _:
                 sink.abort()

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterable
 from aiohttp import web
 
 from nvcf_broker.errors import BrokerError
-from nvcf_broker.objects import ObjectBucket, StoredObject
+from nvcf_broker.objects import StoredObject
 from nvcf_gateway.auth import Authenticator, Caller
 from nvcf_gateway.blobs import (
     LINK_LIFE,
@@ -25,6 +25,7 @@ from nvcf_gateway.blobs import (
 from nvcf_gateway.errors import HttpProblem, invalid_field
 from nvcf_gateway.links import Links
 from nvcf_gateway.management import json_body
+from nvcf_gateway.regional import Found, RegionalBuckets
 from nvcf_gateway.replies import json_response
 from nvcf_proto.errors import InvalidId, InvalidRecord
 from nvcf_proto.ids import new_id, parse_id
@@ -38,9 +39,11 @@ _ANNOUNCED = "announced"
 class Assets:
     """Handlers of `/v2/nvcf/assets…`, and what invocations ask."""
 
-    def __init__(self, authenticator: Authenticator, bucket: ObjectBucket, links: Links, limit: int) -> None:
+    def __init__(
+        self, authenticator: Authenticator, buckets: RegionalBuckets, links: Links, limit: int
+    ) -> None:
         self._authenticator = authenticator
-        self._bucket = bucket
+        self._buckets = buckets
         self._links = links
         self._limit = limit
 
@@ -57,7 +60,7 @@ class Assets:
         asset_id = new_id()
         headers = {**asset_headers(caller.nca_id, content_type, description), _ANNOUNCED: "true"}
         try:
-            await self._bucket.put(asset_id, _nothing(), headers)
+            await self._buckets.put(asset_id, _nothing(), headers)
         except BrokerError as error:
             raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
         until = time.time() + UPLOAD_LINK_LIFE
@@ -73,11 +76,12 @@ class Assets:
         """PUT /v2/nvcf/assets/{assetId}: the upload link."""
         asset_id = values["asset_id"]
         self._links.check(request.query, "asset-put", asset_id, time.time())
-        announced = await self._found(asset_id)
-        if announced is None:
+        found = await self._found(asset_id)
+        if found is None:
             raise HttpProblem(404, f"no asset {asset_id}")
+        bucket, announced = found
         headers = {name: value for name, value in announced.headers.items() if name != _ANNOUNCED}
-        await upload(request, self._bucket, asset_id, headers, self._limit)
+        await upload(request, bucket, asset_id, headers, self._limit)
         return web.Response(status=200)
 
     async def get(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
@@ -85,14 +89,14 @@ class Assets:
         asset_id = values["asset_id"]
         if "seal" in request.query:
             self._links.check(request.query, "asset-get", asset_id, time.time())
-            return await download(request, self._bucket, asset_id, "application/octet-stream")
+            return await download(request, self._buckets, asset_id, "application/octet-stream")
         return json_response(200, {"asset": shown_asset(await self._own(self._caller(request), asset_id))})
 
     async def delete(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """DELETE /v2/nvcf/assets/{assetId}."""
         stored = await self._own(self._caller(request), values["asset_id"])
         try:
-            await self._bucket.delete(stored.name)
+            await self._buckets.delete(stored.name)
         except BrokerError as error:
             raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
         return web.Response(status=204)
@@ -118,10 +122,10 @@ class Assets:
 
         For workers, which learn of an asset only from the request that names it.
         """
-        stored = await self._found(asset_id)
-        if stored is None or _ANNOUNCED in stored.headers:
+        found = await self._found(asset_id)
+        if found is None or _ANNOUNCED in found[1].headers:
             return None
-        return stored.headers["content-type"]
+        return found[1].headers["content-type"]
 
     def _caller(self, request: web.BaseRequest) -> Caller:
         caller = self._authenticator.caller(request.headers)
@@ -130,17 +134,18 @@ class Assets:
 
     async def _own(self, caller: Caller, asset_id: str) -> StoredObject:
         try:
-            stored = await self._found(parse_id(asset_id, "asset id"))
+            found = await self._found(parse_id(asset_id, "asset id"))
         except InvalidId:
-            stored = None
+            found = None
+        stored = None if found is None else found[1]
         # A foreign asset is told like a missing one: its id is all there is to guess.
         if stored is None or _ANNOUNCED in stored.headers or stored.headers.get("account") != caller.nca_id:
             raise HttpProblem(404, f"no asset {asset_id[:64]}")
         return stored
 
-    async def _found(self, asset_id: str) -> StoredObject | None:
+    async def _found(self, asset_id: str) -> Found | None:
         try:
-            return await self._bucket.find(asset_id)
+            return await self._buckets.find(asset_id)
         except BrokerError as error:
             raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
 

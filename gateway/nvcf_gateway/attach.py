@@ -15,7 +15,7 @@ from nvcf_gateway.bodies import BodySuperseded, BodyTooLarge
 from nvcf_gateway.errors import AnsweredElsewhere, CallerGone, HttpProblem
 from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.pending import Outcome, Pending, PendingRequests
-from nvcf_gateway.sinks import checked_head
+from nvcf_gateway.sinks import SERVER, checked_head
 from nvcf_proto import headers as names
 from nvcf_proto.errors import H1Error
 from nvcf_proto.h1 import ResponseDecoder, ResponseHead, encode_request_head, encode_response_head
@@ -43,9 +43,8 @@ class Attach:
         if pending is None or not pending.take_body(_attempt(request)):
             raise HttpProblem(401, "the token is unknown or used")
         whole = request.headers.get("Accept", "").strip().lower() == names.OCTET_STREAM_H1
-        response = web.StreamResponse(
-            headers={"Content-Type": names.OCTET_STREAM_H1 if whole else names.OCTET_STREAM}
-        )
+        kind = names.OCTET_STREAM_H1 if whole else names.OCTET_STREAM
+        response = web.StreamResponse(headers={"Content-Type": kind, "Server": SERVER})
         first = _whole_head(pending) if whole else b""
         if pending.body.rest_length is not None:
             response.content_length = len(first) + pending.body.rest_length
@@ -86,6 +85,7 @@ class Attach:
         self, request: web.BaseRequest, pending: Pending, head: ResponseHead, rest: bytes
     ) -> None:
         sink = pending.sink
+        pending.status = head.status
         try:
             try:
                 await sink.start(head)
@@ -120,11 +120,8 @@ class Attach:
     def _delivered(self, pending: Pending, head: ResponseHead) -> None:
         if not pending.detached:
             pending.settle(Outcome.STREAMED)
-        elif head.status == 202:
-            # No result yet: the worker goes on and comes again.
+        elif not self._pending.answered(pending, head.status):
             pending.reopen()
-        else:
-            self._pending.remove(pending)
 
 
 def _broke(pending: Pending) -> None:
@@ -208,8 +205,8 @@ class InlineReplies:
             pending.give_way()
             return await message.respond(b"")
         if pending.detached:
-            if head.status != 202:
-                self._pending.remove(pending)
+            pending.tell(answered=True)
+            self._pending.answered(pending, head.status)
         elif not pending.take_inline(head, body):
             return await _refuse(message, 410)
         return await message.respond(b"")

@@ -6,8 +6,9 @@ import hmac
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from nvcf_gateway.dashboard.tickets import InvalidTicket, Purpose, Seals, looks_sealed
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.routing import Target
@@ -21,11 +22,12 @@ _INVALID = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
 
 @dataclass(frozen=True)
 class Caller:
-    """An authenticated caller."""
+    """An authenticated caller; one that is `viewing` has a session of the dashboard in place of its key."""
 
     nca_id: str
     subject: str
     key: ApiKey
+    viewing: bool = False
 
     def require(self, scope: Scope) -> None:
         """Raise HttpProblem 403 unless the caller's key carries `scope`."""
@@ -63,16 +65,21 @@ def read_bearer(value: str) -> str:
 class Authenticator:
     """Checks API keys against their stored hashes, which every replica mirrors."""
 
-    def __init__(self, registry: Registry, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, registry: Registry, clock: Callable[[], float] = time.time, seals: Seals | None = None
+    ) -> None:
         self._registry = registry
         self._clock = clock
+        self._seals = seals
 
     def caller(self, headers: Mapping[str, str]) -> Caller:
         """The caller whose API key the request carries. Raises HttpProblem 401."""
         return self.identify(bearer_token(headers))
 
     def identify(self, token: str) -> Caller:
-        """The caller whose API key this is. Raises HttpProblem 401: unknown, revoked or expired."""
+        """Whose API key or session this is. Raises HttpProblem 401: unknown, revoked or expired."""
+        if looks_sealed(token):
+            return replace(self._sealed(token, Purpose.SESSION), viewing=True)
         try:
             record = self._registry.keys.get(api_key_id(token))
         except InvalidToken:
@@ -85,6 +92,25 @@ class Authenticator:
         if not record.is_live(self._clock()):
             raise HttpProblem(401, "the API key has expired", headers=_INVALID)
         return Caller(record.nca_id, f"apikey:{record.id}", record)
+
+    def ticket_holder(self, token: str) -> Caller | None:
+        """The caller whose ticket this is; None if it is something else. Raises HttpProblem 401."""
+        if not token.startswith(f"nvcf-{Purpose.TICKET}-"):
+            return None
+        return self._sealed(token, Purpose.TICKET)
+
+    def _sealed(self, token: str, purpose: Purpose) -> Caller:
+        """Somebody who may read what the key behind a sealed text may read, while that key is good."""
+        if self._seals is None:
+            raise HttpProblem(401, "the API key is not valid", headers=_INVALID)
+        try:
+            record = self._registry.keys.get(self._seals.read(token, purpose, self._clock()))
+        except InvalidTicket as error:
+            raise HttpProblem(401, str(error), headers=_INVALID) from None
+        if record is None or not record.is_live(self._clock()):
+            raise HttpProblem(401, f"the API key of this {purpose} is no longer valid", headers=_INVALID)
+        scopes = (Scope.LIST,) if record.allows(Scope.LIST) else ()
+        return Caller(record.nca_id, f"apikey:{record.id}", replace(record, scopes=scopes))
 
 
 class Authorizer:

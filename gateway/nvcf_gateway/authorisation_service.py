@@ -189,17 +189,22 @@ class RateLimitService(ratelimiter_pb2_grpc.RateLimitServiceServicer):
     async def RateLimit(  # noqa: N802 # the contract's name
         self, request: ratelimiter_pb2.RateLimitRequest, context: Context[Any, Any]
     ) -> ratelimiter_pb2.RateLimitResponse:
-        """Count one call; a version without a policy allows all."""
+        """Count one call; a version without a policy allows all, and so does one that is not there."""
         async with _refusing(context):
             service = self._desk.service(context)
             if not request.ncaId:
                 raise HttpProblem(400, "ncaId is missing")
-            version = self._desk.version(service, request.functionId, request.functionVersionId)
+            try:
+                policy = self._desk.version(service, request.functionId, request.functionVersionId).rate_limit
+            except HttpProblem as problem:
+                # Whether it exists is for others to say, who can answer the caller in their own words.
+                if problem.status != 404:
+                    raise
+                policy = None
         result = ratelimiter_pb2.RateLimitResponse.ALLOW
-        if version.rate_limit is not None:
-            grant = await self._limiter.check(
-                version.rate_limit, version.id, request.ncaId, request.clientAuthSubject
-            )
+        if policy is not None:
+            version_id = parse_id(request.functionVersionId, "functionVersionId")
+            grant = await self._limiter.check(policy, version_id, request.ncaId, request.clientAuthSubject)
             if not grant.granted:
                 result = ratelimiter_pb2.RateLimitResponse.DISALLOW
         return ratelimiter_pb2.RateLimitResponse(result=result)

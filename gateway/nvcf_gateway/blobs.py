@@ -14,6 +14,8 @@ from nvcf_broker.errors import BrokerError
 from nvcf_broker.objects import BucketFullError, ObjectBucket, StoredObject
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.links import Links
+from nvcf_gateway.regional import RegionalBuckets
+from nvcf_gateway.sinks import SERVER
 
 _log = logging.getLogger(__name__)
 
@@ -46,17 +48,25 @@ async def _limited(request: web.BaseRequest, limit: int) -> AsyncIterator[bytes]
 
 
 async def download(
-    request: web.BaseRequest, bucket: ObjectBucket, name: str, content_type: str
+    request: web.BaseRequest, buckets: RegionalBuckets, name: str, content_type: str
 ) -> web.StreamResponse:
     """Stream an object. Raises HttpProblem 404 and 503."""
     try:
-        stored = await bucket.find(name)
+        found = await buckets.find(name)
     except BrokerError as error:
         raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
-    if stored is None:
+    if found is None:
         raise HttpProblem(404, "there is no such object (any more)")
+    bucket, stored = found
     kind = stored.headers.get("content-type", content_type)
-    response = web.StreamResponse(headers={"Content-Type": kind, "X-Content-Type-Options": "nosniff"})
+    headers = {
+        "Content-Type": kind,
+        "X-Content-Type-Options": "nosniff",
+        # Anybody's HTML, on the origin where the dashboard keeps its session.
+        "Content-Security-Policy": "sandbox; default-src 'none'",
+        "Server": SERVER,
+    }
+    response = web.StreamResponse(headers=headers)
     response.content_length = stored.size
     await response.prepare(request)
     try:
@@ -74,8 +84,8 @@ async def download(
 class LargeResults:
     """Zipped results beyond the direct size: the worker uploads, the caller follows a 302."""
 
-    def __init__(self, bucket: ObjectBucket, links: Links, limit: int) -> None:
-        self._bucket = bucket
+    def __init__(self, buckets: RegionalBuckets, links: Links, limit: int) -> None:
+        self._buckets = buckets
         self._links = links
         self._limit = limit
 
@@ -94,14 +104,14 @@ class LargeResults:
         request_id = values["request_id"]
         self._links.check(request.query, "result-put", request_id, time.time())
         kind = request.headers.get("Content-Type", "application/zip")
-        await upload(request, self._bucket, request_id, {"content-type": kind[:256]}, self._limit)
+        await upload(request, self._buckets.own, request_id, {"content-type": kind[:256]}, self._limit)
         return web.Response(status=200)
 
     async def get(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """GET /v2/nvcf/results/{requestId}."""
         request_id = values["request_id"]
         self._links.check(request.query, "result-get", request_id, time.time())
-        return await download(request, self._bucket, request_id, "application/zip")
+        return await download(request, self._buckets, request_id, "application/zip")
 
 
 def _result_path(request_id: str) -> str:

@@ -13,6 +13,10 @@ from nvcf_proto.streams import DEFAULT_ACK_WAIT_SECONDS, DEFAULT_PLACEMENT_TAG_K
 KIB = 1024
 MIB = 1024 * KIB
 
+DEFAULT_IDLE_TIMEOUT = 330.0
+"""Workers in Go keep idle connections for 300 s and cannot send an answer a second time that was on its way
+when the connection was closed: the worker has to be the one that closes."""
+
 
 @dataclass(frozen=True)
 class GatewayConfig:
@@ -38,7 +42,7 @@ class GatewayConfig:
     public_url: str | None = None
     large_body_bytes: int = 16 * 1024 * MIB
     kept_body_bytes: int = 1024 * MIB
-    idle_timeout: float = 75.0
+    idle_timeout: float = DEFAULT_IDLE_TIMEOUT
     assets_ttl: float = 30 * 24 * 3600.0
     results_ttl: float = 24 * 3600.0
     results_max_bytes: int = 4 * 1024 * MIB
@@ -49,6 +53,8 @@ class GatewayConfig:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     wide_inbox: bool = False
+    dashboard: bool = True
+    metrics: str | None = None
     log_level: str = "INFO"
 
 
@@ -100,6 +106,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> GatewayConfig:
         tls_cert=values.tls_cert,
         tls_key=values.tls_key,
         wide_inbox=values.wide_inbox,
+        dashboard=not values.no_dashboard,
+        metrics=values.metrics,
         log_level=values.log_level,
     )
 
@@ -126,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--regions", default="", help="all regions, with commas")
     add("--attach-url", metavar="URL", help="where workers reach this replica (default: the HTTP address)")
     add("--public-url", metavar="URL", help="where callers reach the gateway (default: the attach URL)")
-    add("--idle-timeout", type=float, default=75.0, metavar="SECONDS",
+    add("--idle-timeout", type=float, default=DEFAULT_IDLE_TIMEOUT, metavar="SECONDS",
         help="a connection without a complete request head for this long is closed")  # fmt: skip
     add("--ack-wait", type=float, default=DEFAULT_ACK_WAIT_SECONDS, metavar="SECONDS",
         help="silence of a worker after which its requests go to another")  # fmt: skip
@@ -153,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tls-key", type=Path, metavar="FILE", help="private key (PEM) of --tls-cert")
     add("--wide-inbox", action="store_true",
         help="let workers use any inbox: only for workers of other makes, see docs/security.md")  # fmt: skip
+    add("--no-dashboard", action="store_true", help="do not serve the built-in page /dashboard/")
     add(
         "--results-ttl",
         type=float,
@@ -162,5 +171,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--results-max-mib", type=int, default=4096, metavar="MIB", help="room for them; the oldest go first")
     add("--results-max-count", type=int, default=100_000, metavar="N", help="how many of them at most")
+    add("--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus there (default: not)")
     add("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     return parser

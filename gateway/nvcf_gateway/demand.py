@@ -8,14 +8,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import nats.errors
 from nats.aio.client import Client
 
 from nvcf_broker.connection import describe_error
+from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.figures.history import History
 from nvcf_gateway.registry import VersionIndex
+from nvcf_otel.spans import TRACEPARENT
 from nvcf_proto.compute import DEMAND_REPORT_SECONDS, DemandReport, demand_subject, wake_subject
 
 _log = logging.getLogger(__name__)
@@ -64,8 +67,16 @@ class Counter:
         return False
 
 
+@dataclass(slots=True)
+class Tally:
+    """What became of one request, as far as it is known when it no longer waits here."""
+
+    answered: bool = False
+    failed: bool = False
+
+
 class Demand:
-    """Counts this replica's requests and reports them."""
+    """Counts this replica's requests and reports them; `history` remembers the last minutes."""
 
     def __init__(
         self, client: Client, gateway_id: str, index: VersionIndex, clock: Callable[[], float]
@@ -75,29 +86,43 @@ class Demand:
         self._index = index
         self._clock = clock
         self._counters: dict[str, Counter] = {}
+        self.history = History(clock())
 
     @contextlib.contextmanager
-    def counted(self, version_id: str) -> Iterator[Callable[[], None]]:
-        """Count one request while it waits; the yielded function marks it as answered."""
+    def counted(self, version_id: str) -> Iterator[Tally]:
+        """Count one request while it waits; the yielded tally is to say what became of it."""
+        began = self._clock()
         counter = self._counters.get(version_id)
         if counter is None:
-            counter = self._counters[version_id] = Counter(updated_at=self._clock())
-        counter.arrived(self._clock())
-        completed = False
-
-        def answered() -> None:
-            nonlocal completed
-            completed = True
-
+            counter = self._counters[version_id] = Counter(updated_at=began)
+        counter.arrived(began)
+        self.history.arrived(version_id, began)
+        tally = Tally()
         try:
-            yield answered
+            yield tally
+        except HttpProblem as problem:
+            tally.failed = problem.status >= 500
+            raise
         finally:
-            counter.left(self._clock(), completed=completed)
+            now = self._clock()
+            counter.left(now, completed=tally.answered)
+            seconds = now - began if tally.answered else None
+            self.history.left(version_id, now, seconds, failed=tally.failed)
 
-    async def queued(self, version_id: str, request_id: str) -> None:
-        """A request has been queued: wake the autoscaler when nobody is there to take it."""
-        if not self._index.is_running(version_id):
-            await self._client.publish(wake_subject(version_id), request_id.encode())
+    def waiting(self) -> list[tuple[str, int]]:
+        """Versions with the number of their requests that wait here; may be called from any thread."""
+        return [(version_id, counter.waiting) for version_id, counter in tuple(self._counters.items())]
+
+    async def queued(self, version_id: str, request_id: str, trace: Mapping[str, str]) -> bool:
+        """A request has been queued: wake the autoscaler if nobody is there to take it. Whether that was so.
+
+        `trace` is the request's own trace context, which the autoscaler's decision links to.
+        """
+        if self._index.is_running(version_id):
+            return False
+        headers = {TRACEPARENT: trace[TRACEPARENT]} if TRACEPARENT in trace else None
+        await self._client.publish(wake_subject(version_id), request_id.encode(), headers=headers)
+        return True
 
     async def report(self) -> None:
         """Publish reports until cancelled."""

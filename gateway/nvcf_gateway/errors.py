@@ -20,8 +20,11 @@ class SetupError(GatewayError):
 class HttpProblem(GatewayError):
     """An answer other than the one asked for: becomes `application/problem+json`.
 
-    `headers` are added to the answer; `members` to the document.
+    `headers` are added to the answer; `members` to the document. `reason` is what it is counted by where its
+    status does not say it.
     """
+
+    reason: str | None = None
 
     def __init__(
         self,
@@ -40,6 +43,15 @@ class HttpProblem(GatewayError):
     def status(self) -> int:
         """HTTP status."""
         return self.problem.status
+
+
+class NoRoom(HttpProblem):
+    """429: the queue of the version is full."""
+
+    reason = "queue-full"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(429, detail, headers={"Retry-After": "1"})
 
 
 def invalid_field(error: InvalidRecord) -> HttpProblem:

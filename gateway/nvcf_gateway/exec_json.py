@@ -42,6 +42,8 @@ def parse_exec(body: bytes) -> ExecRequest:
                 seconds = header.integer("pollDurationSeconds", minimum=-(2**31))
                 poll = checked_poll_seconds(seconds, header.path("pollDurationSeconds"))
             assets = header.texts("inputAssetReferences")
+        if "requestBody" not in value:
+            raise InvalidRecord("requestBody", "is missing")
     except InvalidRecord as error:
         raise invalid_field(error) from None
     return ExecRequest(json.dumps(value.get("requestBody"), ensure_ascii=False).encode(), poll, assets)

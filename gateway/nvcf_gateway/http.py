@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 
 from aiohttp import web
 
@@ -20,6 +21,9 @@ from nvcf_gateway.polling import Poller
 from nvcf_gateway.replies import json_response, problem_response
 from nvcf_gateway.routing import PathTable, Target, pass_through_target
 from nvcf_gateway.sessions.service import Sessions
+from nvcf_gateway.sinks import SERVER
+from nvcf_gateway.telemetry.exchange import Doors, Exchange
+from nvcf_otel import names
 from nvcf_proto.ids import new_id
 from nvcf_proto.settings import ATTACH_PATH
 
@@ -28,6 +32,16 @@ _log = logging.getLogger(__name__)
 Handler = Callable[[web.BaseRequest, dict[str, str]], Awaitable[web.StreamResponse]]
 Route = tuple[str, str, Handler]
 """Method, path pattern and what serves it."""
+
+
+@dataclass(frozen=True)
+class _Served:
+    """A route. `kind`: it invokes a function or asks for an answer. `own`: it begins traces of its own."""
+
+    handler: Handler
+    pattern: str
+    kind: str | None = None
+    own: bool = True
 
 
 class HttpDoor:
@@ -43,17 +57,24 @@ class HttpDoor:
         assets: Assets,
         large: LargeResults,
         is_healthy: Callable[[], bool],
+        telemetry: Doors,
         more: Iterable[Route] = (),
     ) -> None:
         self.sessions: Sessions | None = None
+        self._telemetry = telemetry
         self._invoker = invoker
         self._is_healthy = is_healthy
-        self._table: PathTable[Handler] = PathTable()
+        self._table: PathTable[_Served] = PathTable()
         self._add_calls(attach, poller)
         self._add_management(management, deployments)
         self._add_objects(assets, large)
         for route in more:
-            self._table.add(*route)
+            self._add(*route)
+
+    def _add(
+        self, method: str, pattern: str, handler: Handler, kind: str | None = None, *, own: bool = True
+    ) -> None:
+        self._table.add(method, pattern, _Served(handler, pattern, kind, own))
 
     @property
     def routes(self) -> list[tuple[str, str]]:
@@ -61,19 +82,19 @@ class HttpDoor:
         return self._table.routes()
 
     def _add_calls(self, attach: Attach, poller: Poller) -> None:
-        add = self._table.add
-        add("GET", "/v2/nvcf/pexec/status/{request_id}", poller.pexec)
+        add = self._add
+        add("GET", "/v2/nvcf/pexec/status/{request_id}", poller.pexec, names.POLL)
         add("DELETE", "/v2/nvcf/pexec/status/{request_id}", poller.cancel)
-        add("GET", "/v2/nvcf/exec/status/{request_id}", poller.exec)
+        add("GET", "/v2/nvcf/exec/status/{request_id}", poller.exec, names.POLL)
         for kind, call in (("exec", self._exec), ("pexec", self._pexec)):
-            add("POST", f"/v2/nvcf/{kind}/functions/{{function_id}}", call)
-            add("POST", f"/v2/nvcf/{kind}/functions/{{function_id}}/versions/{{version_id}}", call)
-        add("GET", ATTACH_PATH, lambda request, _: attach.get(request))
-        add("POST", ATTACH_PATH, lambda request, _: attach.post(request))
-        add("GET", "/health", self._health)
+            add("POST", f"/v2/nvcf/{kind}/functions/{{function_id}}", call, kind)
+            add("POST", f"/v2/nvcf/{kind}/functions/{{function_id}}/versions/{{version_id}}", call, kind)
+        add("GET", ATTACH_PATH, lambda request, _: attach.get(request), own=False)
+        add("POST", ATTACH_PATH, lambda request, _: attach.post(request), own=False)
+        add("GET", "/health", self._health, own=False)
 
     def _add_objects(self, assets: Assets, large: LargeResults) -> None:
-        add = self._table.add
+        add = self._add
         add("POST", "/v2/nvcf/assets", assets.create)
         add("GET", "/v2/nvcf/assets/{asset_id}", assets.get)
         add("DELETE", "/v2/nvcf/assets/{asset_id}", assets.delete)
@@ -83,7 +104,7 @@ class HttpDoor:
             add(method, "/v2/nvcf/results/{request_id}", large.put)
 
     def _add_management(self, management: Management, deployments: Deployments) -> None:
-        add = self._table.add
+        add = self._add
         functions = "/v2/nvcf/functions"
         versions = functions + "/{function_id}/versions"
         add("POST", functions, management.create_function)
@@ -104,23 +125,36 @@ class HttpDoor:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
-        if request.content.is_eof():
-            return await self._handle(request)
-        # Its body is still on the way: reading may have to stand still for long.
-        with watched(request.transport):
-            return await self._handle(request)
+        exchange = self._telemetry.exchange(request.method, request.headers)
+        try:
+            if request.content.is_eof():
+                response = await self._handle(request, exchange)
+            else:
+                # Its body is still on the way: reading may have to stand still for long.
+                with watched(request.transport):
+                    response = await self._handle(request, exchange)
+        except BaseException as error:
+            exchange.end(None, error)
+            raise
+        exchange.end(response.status)
+        if not response.prepared:
+            response.headers.setdefault("Server", SERVER)
+        return response
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _handle(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
         path_route = False
         try:
             if self.sessions is not None and self.sessions.takes(request):
+                exchange.routed("", path=request.path)
                 return await self.sessions.upgrade(request)
             target = pass_through_target(request.headers, request.headers.get("Host", ""))
             if target is not None:
+                exchange.routed("", names.PASS_THROUGH, path=request.raw_path.partition("?")[0])
                 return await self._invoker.pass_through(request, target)
             path_route = True
-            return await self._by_path(request)
+            return await self._by_path(request, exchange)
         except HttpProblem as problem:
+            exchange.problem = problem
             return _failed(request, problem, path_route)
         except ConnectionError:
             # The caller or worker at the other end is gone; there is nobody to answer.
@@ -128,21 +162,23 @@ class HttpDoor:
         except Exception:  # noqa: BLE001 # told to the log with an id, and to the caller without its insides
             identifier = new_id()
             _log.exception("internal error", extra={"error_id": identifier, "path": request.path})
-            return _failed(request, HttpProblem(500, f"internal error {identifier}"), path_route)
+            exchange.problem = HttpProblem(500, f"internal error {identifier}")
+            return _failed(request, exchange.problem, path_route)
 
-    async def _by_path(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _by_path(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
         path = request.raw_path.split("?", 1)[0]
         found = self._table.find(path)
         if request.method == "OPTIONS":
             return web.Response(status=200, headers=preflight_headers(request.headers))
         if found is None:
             raise HttpProblem(404, f"nothing is served at {path[:256]}")
-        handlers, values = found
-        handler = handlers.get(request.method)
-        if handler is None:
-            allowed = ", ".join(sorted(handlers))
+        served, values = found
+        route = served.get(request.method)
+        if route is None:
+            allowed = ", ".join(sorted(served))
             raise HttpProblem(405, f"{request.method} is not served here", headers={"Allow": allowed})
-        response = await handler(request, values)
+        exchange.routed(route.pattern, route.kind, path=path, roots=route.own)
+        response = await route.handler(request, values)
         if not response.prepared:
             response.headers.update(response_headers(request.headers))
         return response

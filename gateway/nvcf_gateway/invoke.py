@@ -7,14 +7,17 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from aiohttp import web
-from multidict import CIMultiDict
+from opentelemetry import trace
 
 from nvcf_gateway.answers import (
     PENDING_EVALUATION,
+    pass_through_headers,
     path_headers,
     raw_progress,
+    raw_time_out,
     wrapped_answer,
     wrapped_progress,
+    wrapped_time_out,
 )
 from nvcf_gateway.assets import Assets
 from nvcf_gateway.auth import Authenticator, Authorizer, Caller
@@ -41,15 +44,20 @@ from nvcf_gateway.ratelimit.limiter import RateLimiter
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.routing import Target
 from nvcf_gateway.sinks import CollectSink, StreamSink
+from nvcf_gateway.telemetry.exchange import of_version
 from nvcf_gateway.waiting import Ended, Waiting
 from nvcf_gateway.work import AssetReference, forwarded_headers
+from nvcf_otel import names as telemetry
+from nvcf_otel import spans
 from nvcf_proto import headers as names
 from nvcf_proto.h1 import RequestHead, ResponseHead
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import FunctionVersion
-from nvcf_proto.settings import MAX_DIRECT_RESPONSE, MAX_INLINE_BODY
+from nvcf_proto.settings import MAX_DIRECT_RESPONSE, MAX_INLINE_BODY, POLL_SECONDS_MAX
 
 READ_AHEAD_PATIENCE = 5.0
+
+_tracer = trace.get_tracer("nvcf_gateway")
 
 
 class Invoker:
@@ -85,8 +93,12 @@ class Invoker:
         """Any method and path, straight to the function."""
         caller, version = await self._admit(request, target)
         call = await self._call(request, caller, version, target=request.raw_path, path_route=False)
-        sink = StreamSink(request, lambda head: [*head.headers, (names.NVCF_REQID, call.request_id)])
-        return self._answer(request, call, await self._waiting.run(call, sink, request.headers), sink)
+        sink = StreamSink(
+            request,
+            lambda head: pass_through_headers(head, call.request_id),
+            lambda head: self._before_progress(head, call),
+        )
+        return await self._answer(request, call, await self._waiting.run(call, sink, request.headers), sink)
 
     async def pexec(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         """Raw body in and out."""
@@ -102,7 +114,7 @@ class Invoker:
             lambda head: path_headers(head, call.request_id, cors),
             lambda head: self._before_progress(head, call),
         )
-        return self._answer(request, call, await self._once.run(call, sink, request.headers), sink)
+        return await self._answer(request, call, await self._once.run(call, sink, request.headers), sink)
 
     async def exec(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         """JSON wrapper in and out."""
@@ -110,16 +122,14 @@ class Invoker:
         await expect_continue(request)
         wrapped = parse_exec(await read_all(request, self._config.exec_body_bytes))
         seconds = wrapped.poll_seconds or caller_poll_seconds(request, path_route=True)
-        headers = [
-            (name, value)
-            for name, value in forwarded_headers(raw_headers(request), seconds, pass_through=False)
-            if name.lower() not in ("content-type", "content-length")
-        ]
-        headers += [("Content-Type", "application/json"), ("Content-Length", str(len(wrapped.body)))]
+        # The wrapper is what the headers of an exec call describe: none of them is for the function.
+        inner = [("Content-Type", "application/json"), ("Content-Length", str(len(wrapped.body)))]
+        keep = self._keep_queued(request, version)
+        told = self._told_seconds(seconds, keep=keep)
+        headers = forwarded_headers(inner, told, self._config.region, pass_through=False)
         body = self._body(BytesSource(wrapped.body), len(wrapped.body), version)
         await self._read_ahead(request, body, MAX_INLINE_BODY)
         head = RequestHead("POST", version.inference_url, headers)
-        keep = self._keep_queued(request, version)
         call = Call(caller, version, head, body, seconds, new_id(), time.time(), keep_queued=keep)
         claimed = await self._once.claim(request, call)
         if isinstance(claimed, Claim):
@@ -128,18 +138,20 @@ class Invoker:
         sink = CollectSink(MAX_DIRECT_RESPONSE)
         ended = await self._once.run(call, sink, request.headers)
         if ended is Ended.KEPT:
-            return wrapped_progress(call.request_id, PENDING_EVALUATION)
+            return wrapped_progress(call.request_id, await self._kept_word(call))
         if ended is Ended.TIME_OVER:
-            return _timed_out(request, call.request_id)
+            return _timed_out(request, call.request_id, wrapped=True)
         if sink.head is None or ended is Ended.BROKEN:
             raise HttpProblem(502, "the worker left in the middle of its answer")
         await self._before_progress(sink.head, call)
         return wrapped_answer(call.request_id, sink.head, sink.body)
 
     async def _admit(self, request: web.BaseRequest, target: Target) -> tuple[Caller, FunctionVersion]:
-        caller = self._authenticator.caller(request.headers)
-        version = self._authorizer.version(caller, target)
-        await self._limiter.admit(version, caller.nca_id, caller.subject)
+        with spans.child(_tracer, telemetry.AUTHORISE):
+            caller = self._authenticator.caller(request.headers)
+            version = self._authorizer.version(caller, target)
+            of_version(version)
+            await self._limiter.admit(version, caller.nca_id, caller.subject)
         return caller, version
 
     async def _call(
@@ -154,7 +166,10 @@ class Invoker:
         seconds = caller_poll_seconds(request, path_route=path_route)
         keep = path_route and self._keep_queued(request, version)
         full = flag(request, names.NVCF_FEATURE_STREAM_FULL_REQUEST, default=False)
-        headers = forwarded_headers(raw_headers(request), seconds, pass_through=not path_route)
+        told = self._told_seconds(seconds, keep=keep)
+        headers = forwarded_headers(
+            raw_headers(request), told, self._config.region, pass_through=not path_route
+        )
         started = time.time()
         body = self._body(request.content, request.content_length, version)
         if request.can_read_body:
@@ -179,6 +194,12 @@ class Invoker:
             for asset_id, url, content_type in await self._assets.references(call.caller, asset_ids)
         )
         return replace(call, assets=assets, large_response_url=self._large.upload_url(call.request_id))
+
+    def _told_seconds(self, seconds: int, *, keep: bool) -> int:
+        # A worker of another make fails what it takes later than the poll time it is told, and gives up what
+        # nobody polls for. What is kept is answered at its poll time by the gateway, so the worker has all
+        # the time there is.
+        return POLL_SECONDS_MAX if keep and self._config.wide_inbox else seconds
 
     def _keep_queued(self, request: web.BaseRequest, version: FunctionVersion) -> bool:
         deployment = self._registry.deployments.get(version.id)
@@ -212,10 +233,19 @@ class Invoker:
             except QueueError as error:
                 raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
 
-    @staticmethod
-    def _answer(request: web.BaseRequest, call: Call, ended: Ended, sink: StreamSink) -> web.StreamResponse:
+    async def _kept_word(self, call: Call) -> str:
+        """The status of a kept call: our workers say themselves that they are at it, others have been told
+        that they have more time."""
+        if not self._config.wide_inbox:
+            return PENDING_EVALUATION
+        return await self._poller.status_word(call.version.id, call.request_id, self._config.region)
+
+    async def _answer(
+        self, request: web.BaseRequest, call: Call, ended: Ended, sink: StreamSink
+    ) -> web.StreamResponse:
         if ended is Ended.KEPT:
-            return raw_progress(call.request_id, PENDING_EVALUATION, response_headers(request.headers))
+            word = await self._kept_word(call)
+            return raw_progress(call.request_id, word, response_headers(request.headers))
         if ended is Ended.TIME_OVER:
             return _timed_out(request, call.request_id)
         if sink.response is None:
@@ -228,8 +258,8 @@ def _asset_ids(request: web.BaseRequest) -> list[str]:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
-def _timed_out(request: web.BaseRequest, request_id: str) -> web.StreamResponse:
-    headers: CIMultiDict[str] = CIMultiDict({names.NVCF_REQID: request_id})
+def _timed_out(request: web.BaseRequest, request_id: str, *, wrapped: bool = False) -> web.StreamResponse:
+    response = wrapped_time_out(request_id) if wrapped else raw_time_out(request_id)
     if not request.content.at_eof():
-        headers["Connection"] = "close"
-    return web.Response(status=504, headers=headers)
+        response.headers["Connection"] = "close"
+    return response

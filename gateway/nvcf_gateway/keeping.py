@@ -6,21 +6,21 @@ finds it, and the tracking record by which a poll finds the version.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.objects import ObjectBucket, StoredObject
-from nvcf_broker.requests import BrokerRequests
 from nvcf_gateway.calls import Call
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import QueueError
 from nvcf_gateway.parking import NO_RESULT, NO_RESULT_OF_KEY, ParkingSink
 from nvcf_gateway.pending import Keeper, Pending, PendingRequests
+from nvcf_gateway.regional import RegionalBuckets
 from nvcf_gateway.results import ResultStore
 from nvcf_gateway.sinks import Sink
+from nvcf_gateway.telemetry.exchange import own_trace
 from nvcf_gateway.tracking import Tracked, Tracking
 from nvcf_proto.h1 import ResponseHead
 
@@ -53,14 +53,12 @@ class Keeping:
     """Makes requests outlive their callers, and this replica."""
 
     def __init__(
-        self, config: GatewayConfig, requests: BrokerRequests, results: ResultStore, tracking: Tracking
+        self, config: GatewayConfig, bodies: RegionalBuckets, results: ResultStore, tracking: Tracking
     ) -> None:
         self._config = config
         self._results = results
         self._tracking = tracking
-        self._bodies = ObjectBucket(
-            requests, f"nvcf_bodies_{config.region}", ttl=config.results_ttl, replicas=config.replicas
-        )
+        self._bodies = bodies
 
     def destination(self, call: Call) -> tuple[Sink, Keeper]:
         """Where the answer of `call` goes once its caller has stopped waiting."""
@@ -123,6 +121,7 @@ class Keeping:
                 call.version.id,
                 int(call.started * 1e9),
                 stays=call.survives,
+                trace=own_trace(),
             )
         )
 
@@ -138,8 +137,8 @@ class Keeping:
                         "request not kept: its body is still coming", extra={"request_id": call.request_id}
                     )
                     return False
-                stored = await self._bodies.put(call.request_id, call.body.stream())
-                pending.body = StoredBody(self._bodies, stored)
+                stored = await self._bodies.put(call.request_id, call.body.stream(), {})
+                pending.body = StoredBody(self._bodies.own, stored)
             await self.track(call)
         except (BrokerError, QueueError, OSError) as error:
             _log.warning("request not kept: %s", error, extra={"request_id": call.request_id})
@@ -151,12 +150,12 @@ class Keeping:
         """Keep the door open for the answer as long as it would be kept itself."""
         registry.remove(pending)
         registry.add_detached(pending)
-        asyncio.get_running_loop().call_later(self._config.results_ttl, registry.remove, pending)
+        registry.keep_for(pending, self._config.results_ttl)
 
     async def stored_body(self, request_id: str) -> StoredBody | None:
         """The kept body of a request, None if all of it is in the message. Raises BrokerError."""
-        stored = await self._bodies.find(request_id)
-        return None if stored is None else StoredBody(self._bodies, stored)
+        found = await self._bodies.find(request_id)
+        return None if found is None else StoredBody(*found)
 
     async def drop_body(self, request_id: str) -> None:
         """Forget the kept body. Raises BrokerError."""

@@ -16,15 +16,33 @@ from nvcf_gateway.errors import HttpProblem, QueueError, invalid_field
 from nvcf_gateway.queue import RequestQueue
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.replies import json_response
+from nvcf_otel.byoo.plan import plan
 from nvcf_proto.errors import InvalidId, InvalidRecord
 from nvcf_proto.ids import new_id, parse_id
-from nvcf_proto.models import NAME_PATTERN, Function, FunctionType, FunctionVersion, ProcessSource, Scope
+from nvcf_proto.models import (
+    NAME_PATTERN,
+    Function,
+    FunctionType,
+    FunctionVersion,
+    ProcessSource,
+    Scope,
+    Telemetries,
+)
 from nvcf_proto.records import Fields, load_object
 
 MAX_BODY = 1024 * 1024
 BODY_PATIENCE = 30.0
 _VERSION_FIELDS = frozenset(
-    ("name", "inferenceUrl", "description", "tags", "functionType", "containerImage", "process")
+    (
+        "name",
+        "inferenceUrl",
+        "description",
+        "tags",
+        "functionType",
+        "containerImage",
+        "process",
+        "telemetries",
+    )
 )
 
 
@@ -79,6 +97,9 @@ def build_version(
         function_type=FunctionType(fields.text("functionType", "DEFAULT", choices=list(FunctionType))),
         container_image=image,
         process=process,
+        telemetries=Telemetries.from_fields(fields.object("telemetries"))
+        if fields.has("telemetries")
+        else None,
     )
 
 
@@ -184,14 +205,16 @@ class Management:
         _own(caller, function.nca_id, function_id)
         return function
 
-    @staticmethod
     def _version(
-        fields: Fields, caller: Caller, function_id: str, now: float, name: str | None = None
+        self, fields: Fields, caller: Caller, function_id: str, now: float, name: str | None = None
     ) -> FunctionVersion:
         try:
-            return build_version(
+            version = build_version(
                 fields, function_id=function_id, version_id=new_id(), nca_id=caller.nca_id, now=now, name=name
             )
+            for each in plan(version.telemetries, self._registry.telemetries.get, caller.nca_id).unknown:
+                raise InvalidRecord(f"telemetries.{each.kind.value.lower()}TelemetryId", each.why)
+            return version
         except InvalidRecord as error:
             raise invalid_field(error) from None
 
@@ -223,6 +246,7 @@ class Management:
             "containerImage": version.container_image,
             "process": version.process.to_dict() if version.process else None,
             "rateLimit": version.rate_limit.to_dict() if version.rate_limit else None,
+            "telemetries": version.telemetries.to_dict() if version.telemetries else None,
             "createdAt": timestamp(version.created_at),
             "instances": len(instances),
         }

@@ -37,7 +37,7 @@ Keeper = Callable[[ResponseHead, bytes], Awaitable[bool]]
 """Stores an answer; False when another one is stored already."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Pending:
     """One request whose answer is taken here, for a caller that waits or for the result store.
 
@@ -60,12 +60,17 @@ class Pending:
     longest: float = float("inf")
     """Loop time at which even a streamed answer is cut off."""
     timer: asyncio.TimerHandle | None = None
-    keep: tuple[Sink, Keeper] | None = None
+    expiry: asyncio.TimerHandle | None = None
+    keep: Callable[[], tuple[Sink, Keeper]] | None = None
     """Where the answer goes when the deadline passes first; None: nobody wants it then."""
     detached: bool = False
     problem: HttpProblem | None = None
     body_attempt: int = 0
     streaming: asyncio.Task[object] | None = None
+    status: int = 0
+    """HTTP status of the answer, 0 before there is one."""
+    on_answer: Callable[[bool], None] | None = None
+    """Told once: True at the first answer that a worker brings, False when none is wanted any more."""
 
     @property
     def open(self) -> bool:
@@ -77,7 +82,9 @@ class Pending:
         if not self.open:
             return False
         self.inline = (head, body)
+        self.status = head.status
         self.outcome.set_result(Outcome.INLINE)
+        self.tell(answered=True)
         return True
 
     def begin_stream(self, task: asyncio.Task[object] | None) -> bool:
@@ -88,9 +95,16 @@ class Pending:
         if not self.open or task is None:
             return False
         self.streaming = task
+        self.tell(answered=True)
         if self.timer is not None:
             self.set_deadline(self.longest)
         return True
+
+    def tell(self, *, answered: bool) -> None:
+        """A worker has brought an answer, or none will be taken any more."""
+        if self.on_answer is not None:
+            told, self.on_answer = self.on_answer, None
+            told(answered)
 
     def reopen(self) -> None:
         """Take back an accepted stream, so that another delivery may answer."""
@@ -108,7 +122,7 @@ class Pending:
             return
         if self.keep is not None and self.open:
             # In one step with the end of the wait: a worker that answers now finds the door open.
-            self.sink, self.keeper = self.keep
+            self.sink, self.keeper = self.keep()
             self.outcome, self.detached = _new_outcome(), True
         outcome.set_result(Outcome.TIME_OVER)
 
@@ -185,12 +199,36 @@ class PendingRequests:
         self._by_id[pending.request_id] = pending
         self.add(pending)
 
+    def keep_for(self, pending: Pending, seconds: float) -> None:
+        """Forget the request in so many seconds, unless that happens before."""
+        if pending.expiry is not None:
+            pending.expiry.cancel()
+        pending.expiry = asyncio.get_running_loop().call_later(seconds, self._expired, pending)
+
+    def _expired(self, pending: Pending) -> None:
+        pending.tell(answered=False)
+        self.remove(pending)
+
+    def answered(self, pending: Pending, status: int) -> bool:
+        """A request that no caller waits for has an answer; whether its door is closed thereby.
+
+        After a 202 the worker goes on and comes again: to the door of the request, never to that of a poll.
+        """
+        if status == 202 and self._by_id.get(pending.request_id) is pending:
+            return False
+        self.remove(pending)
+        return True
+
     def detached(self, request_id: str) -> Pending | None:
         """The request of that id for which this replica stores an answer."""
         return self._by_id.get(request_id)
 
     def remove(self, pending: Pending) -> None:
         """Forget the request; its tokens are void from here on."""
+        if pending.expiry is not None:
+            # A timer that is only left to run would hold the request, and its body, for a day.
+            pending.expiry.cancel()
+            pending.expiry = None
         self._by_response.pop(pending.response_token, None)
         self._by_inline.pop(pending.inline_token, None)
         if pending.request_token is not None:

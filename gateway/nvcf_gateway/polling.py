@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 
 from aiohttp import web
 
@@ -28,11 +29,12 @@ from nvcf_gateway.idempotency import Claim, Idempotency
 from nvcf_gateway.keeping import Keeping
 from nvcf_gateway.once import MAX_KEPT_STREAM
 from nvcf_gateway.owner import TaskOwner
-from nvcf_gateway.parking import NO_RESULT_OF_KEY, TeeSink
+from nvcf_gateway.parking import NO_RESULT, NO_RESULT_OF_KEY, TeeSink
 from nvcf_gateway.pending import Keeper
 from nvcf_gateway.queue import RequestQueue
 from nvcf_gateway.results import ResultStore
 from nvcf_gateway.sinks import CollectSink, Sink, StreamSink
+from nvcf_gateway.telemetry.exchange import of_request, of_version
 from nvcf_gateway.tracking import Tracked, Tracking
 from nvcf_gateway.work import forwarded_headers
 from nvcf_proto.errors import H1Error, InvalidId
@@ -93,7 +95,9 @@ class Poller:
         )
         now = asyncio.get_running_loop().time()
         deadline = now + call.poll_seconds + GATEWAY_EXTRA_WAIT
-        headers = forwarded_headers(raw_headers(request), call.poll_seconds, pass_through=False)
+        headers = forwarded_headers(
+            raw_headers(request), call.poll_seconds, self._queue.region, pass_through=False
+        )
         lost_after = now + JOIN_PATIENCE
         poll = Poll(
             call.caller, tracked, version, headers, deadline, call.started, stays=True, lost_after=lost_after
@@ -108,6 +112,14 @@ class Poller:
                 await self._idempotency.release(claim)
             detail = "the first call with this Idempotency-Key came to nothing: send it again"
             raise HttpProblem(503, detail, headers={"Retry-After": "0"}) from None
+
+    async def status_word(self, version_id: str, request_id: str, region: str) -> str:
+        """How far a request is that nobody has answered."""
+        try:
+            place = await self._queue.place(version_id, request_id, region)
+        except QueueError:
+            return PENDING_EVALUATION
+        return PENDING_EVALUATION if place == "queued" else IN_PROGRESS
 
     async def _raw(self, request: web.BaseRequest, poll: Poll) -> web.StreamResponse:
         cors = response_headers(request.headers)
@@ -156,8 +168,10 @@ class Poller:
         if tracked is None:
             raise HttpProblem(404, f"no request {request_id}: unknown, or answered already")
         version = self._authorizer.followed(caller, tracked.function_id, tracked.version_id)
+        of_version(version)
+        of_request(request_id, tracked.trace)
         deadline = asyncio.get_running_loop().time() + seconds + GATEWAY_EXTRA_WAIT
-        headers = forwarded_headers(raw_headers(request), seconds, pass_through=False)
+        headers = forwarded_headers(raw_headers(request), seconds, self._queue.region, pass_through=False)
         return Poll(caller, tracked, version, headers, deadline, time.time(), stays=tracked.stays)
 
     async def _find(self, request_id: str) -> Tracked | None:
@@ -185,7 +199,9 @@ class Poller:
                 try:
                     if await self._hand_out(poll, sink):
                         return None
-                    asked = await self._door.ask(poll, *self._kept(poll, sink), announced)
+                    asked = await self._door.ask(
+                        poll, *self._kept(poll, sink), announced, partial(self._parking, poll)
+                    )
                     if asked is Asked.ANSWERED:
                         await self._delivered(poll, sink.head)
                         return None
@@ -217,6 +233,13 @@ class Poller:
             return TeeSink(sink, self._keeping.sink(*of), MAX_KEPT_STREAM, always=False), None
         parking = self._keeping.sink(*of, no_result=NO_RESULT_OF_KEY)
         return TeeSink(sink, parking, MAX_KEPT_STREAM), self._keeping.keeper_for(*of, NO_RESULT_OF_KEY)
+
+    def _parking(self, poll: Poll) -> tuple[Sink, Keeper]:
+        """Where an answer goes that comes when this poll is over."""
+        tracked = poll.tracked
+        of = (tracked.request_id, tracked.function_id, tracked.version_id, self._store(tracked))
+        no_result = NO_RESULT_OF_KEY if poll.stays else NO_RESULT
+        return self._keeping.sink(*of, no_result=no_result), self._keeping.keeper_for(*of, no_result)
 
     async def _hand_out(self, poll: Poll, sink: Sink) -> bool:
         store = self._store(poll.tracked)

@@ -16,6 +16,7 @@ from nvcf_broker.connection import BrokerClient, describe_error
 from nvcf_broker.requests import BrokerRequests
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import QueueError, QueueFull
+from nvcf_gateway.placement import placement_tag
 from nvcf_gateway.timing import publish_delay
 from nvcf_proto import streams, subjects
 
@@ -77,14 +78,12 @@ class RequestQueue:
             self._ensured.add(key)
 
     async def _create_stream(self, region: str, version_id: str) -> None:
-        # Only a broker cluster knows placement.
-        clustered = bool(self._client._server_info.get("cluster"))
         config = streams.request_stream_config(
             region,
             version_id,
             replicas=self._config.replicas,
             max_queued=self._depth(version_id),
-            placement_tag=f"{self._config.placement_tag_key}:{region}" if clustered else None,
+            placement_tag=placement_tag(self._client, self._config, region),
         )
         error = await self._api(f"STREAM.CREATE.{config['name']}", config)
         if error is None:
@@ -104,13 +103,20 @@ class RequestQueue:
 
     async def _create_consumer(self, region: str, version_id: str) -> None:
         stream = subjects.request_stream(region, version_id)
-        config = streams.request_consumer_config(region, version_id, ack_wait_seconds=self._config.ack_wait)
+        config = streams.request_consumer_config(
+            region, version_id, ack_wait_seconds=self._config.ack_wait, max_deliver=self._max_deliver()
+        )
         error = await self._api(
             f"CONSUMER.DURABLE.CREATE.{stream}.{config['durable_name']}",
             {"stream_name": stream, "config": config},
         )
         if error is not None:
             raise QueueError(f"cannot create consumer {config['durable_name']}: {error.get('description')}")
+
+    def _max_deliver(self) -> int:
+        # Workers of other makes give back what two regions send for one slot, which counts as a delivery.
+        given_back = self._config.wide_inbox and len(self._config.regions) > 1
+        return streams.DEFAULT_MAX_DELIVER * (10 if given_back else 1)
 
     async def delete(self, version_id: str) -> None:
         """Delete the version's streams in all regions, queued requests included. Raises QueueError."""
@@ -187,6 +193,30 @@ class RequestQueue:
         # Gone already is what was wanted.
         if error is not None and error.get("code") not in (400, 404, 500):
             raise QueueError(f"cannot remove the request: {error.get('description')}")
+
+    async def stored(self, version_id: str, sequence: int, region: str) -> dict[str, Any] | None:
+        """One message as STREAM.MSG.GET gives it; None when it is not there (any more). Raises QueueError."""
+        stream = subjects.request_stream(region, version_id)
+        found = (await self._answer(f"STREAM.MSG.GET.{stream}", {"seq": sequence})).get("message")
+        return found if isinstance(found, dict) else None
+
+    async def stuck(self, version_id: str) -> int | None:
+        """Sequence of a message of the own region that is kept and never delivered again. Raises QueueError.
+
+        Such a message has been delivered and is not awaited by the consumer any more, and yet it is there: an
+        acknowledged one would be removed, which may take a moment in a cluster.
+        """
+        stream = subjects.request_stream(self.region, version_id)
+        state = (await self._answer(f"STREAM.INFO.{stream}", {})).get("state", {})
+        if not state.get("messages"):
+            return None
+        consumer = subjects.request_consumer(self.region, version_id)
+        info = await self._answer(f"CONSUMER.INFO.{stream}.{consumer}", {})
+        if "error" in info:
+            return None
+        done_with = "ack_floor" if info.get("num_ack_pending") else "delivered"
+        first = int(state["first_seq"])
+        return first if first <= int(info.get(done_with, {}).get("stream_seq", 0)) else None
 
     async def cancel(self, version_id: str, request_id: str) -> None:
         """Tell all workers of the version that nobody waits for the request."""

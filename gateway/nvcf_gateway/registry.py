@@ -21,6 +21,7 @@ from nvcf_proto.models import (
     FunctionVersion,
     Instance,
     InstanceState,
+    TelemetryEndpoint,
     VersionStatus,
 )
 from nvcf_proto.records import Fields
@@ -28,12 +29,13 @@ from nvcf_proto.streams import MAX_QUEUED_REQUESTS
 
 
 class VersionIndex:
-    """Which versions of a function are deployed, and how many of their instances run."""
+    """Which versions of a function are deployed, and their instances."""
 
     def __init__(self) -> None:
         self._function_of: dict[str, str] = {}
         self._deployed: dict[str, set[str]] = {}
         self._running: dict[str, set[str]] = {}
+        self._instances: dict[str, dict[str, Instance]] = {}
 
     def deployment_changed(self, version_id: str, deployment: Deployment | None) -> None:
         """Take in a change of the deployments bucket."""
@@ -51,6 +53,7 @@ class VersionIndex:
     def instance_changed(self, key: str, instance: Instance | None) -> None:
         """Take in a change of the instances bucket; `key` is `VERSION.INSTANCE`."""
         version_id, _, instance_id = key.partition(".")
+        self._remember(version_id, instance_id, instance)
         if instance is not None and instance.state is InstanceState.RUNNING:
             self._running.setdefault(version_id, set()).add(instance_id)
             return
@@ -59,6 +62,19 @@ class VersionIndex:
             running.discard(instance_id)
             if not running:
                 del self._running[version_id]
+
+    def _remember(self, version_id: str, instance_id: str, instance: Instance | None) -> None:
+        if instance is not None:
+            self._instances.setdefault(version_id, {})[instance_id] = instance
+            return
+        known = self._instances.get(version_id, {})
+        known.pop(instance_id, None)
+        if not known:
+            self._instances.pop(version_id, None)
+
+    def instances(self, version_id: str) -> list[Instance]:
+        """Records of a version's instances."""
+        return list(self._instances.get(version_id, {}).values())
 
     def deployed(self, function_id: str) -> list[str]:
         """Ids of the function's deployed versions."""
@@ -127,6 +143,13 @@ class Registry:
         self.clusters = KvMirror(
             client, CLUSTERS_BUCKET, Cluster.from_json, Cluster.to_json, replicas=replicas
         )
+        self.telemetries = KvMirror(
+            client,
+            models.TELEMETRIES_BUCKET,
+            TelemetryEndpoint.from_json,
+            TelemetryEndpoint.to_json,
+            replicas=replicas,
+        )
 
     async def start(self, stack: AsyncExitStack) -> None:
         """Follow all buckets until `stack` is closed; returns when each has been read once."""
@@ -136,6 +159,7 @@ class Registry:
         await stack.enter_async_context(self.instances)
         await stack.enter_async_context(self.keys)
         await stack.enter_async_context(self.clusters)
+        await stack.enter_async_context(self.telemetries)
         await asyncio.gather(
             self.functions.ready(),
             self.versions.ready(),
@@ -143,6 +167,7 @@ class Registry:
             self.instances.ready(),
             self.keys.ready(),
             self.clusters.ready(),
+            self.telemetries.ready(),
         )
 
     async def bootstrap_keys(self, path: Path) -> None:
@@ -161,8 +186,10 @@ class Registry:
 
     def instances_of(self, version_id: str) -> list[Instance]:
         """Records of a version's instances, oldest first."""
-        found = [instance for instance in self.instances.values() if instance.version_id == version_id]
-        return sorted(found, key=lambda instance: (instance.created_at, instance.id))
+        # All versions are listed at once: each must not look at every instance there is.
+        return sorted(
+            self.index.instances(version_id), key=lambda instance: (instance.created_at, instance.id)
+        )
 
     def versions_of(self, function_id: str) -> list[FunctionVersion]:
         """A function's versions, oldest first."""

@@ -16,6 +16,7 @@ from opentelemetry import metrics
 from nvcf_broker.objects import BucketFullError, ObjectBucket, StoredObject
 from nvcf_broker.requests import BrokerRequests
 from nvcf_gateway.config import GatewayConfig
+from nvcf_gateway.placement import bucket_options
 from nvcf_proto.h1 import ResponseHead
 
 _log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class ResultStore:
             f"nvcf_results_{region}",
             ttl=config.results_ttl,
             max_bytes=config.results_max_bytes,
-            replicas=config.replicas,
+            **bucket_options(client, config, region),
         )
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._count = 0

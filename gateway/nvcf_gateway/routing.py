@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from nvcf_gateway.errors import HttpProblem
 from nvcf_proto.errors import InvalidId
 from nvcf_proto.headers import FUNCTION_ID, FUNCTION_VERSION_ID
 from nvcf_proto.ids import is_id, parse_id
@@ -25,18 +24,12 @@ class Target:
 def pass_through_target(headers: Mapping[str, str], host: str) -> Target | None:
     """The target of a pass-through request, or None for a path route.
 
-    Headers win, then the first one or two UUID labels of the host name. Raises HttpProblem 400 for a
-    routing header that is no UUID.
+    Headers win, then the first one or two UUID labels of the host name. A routing header that is no UUID
+    counts as absent, and so does a version without a function beside it.
     """
-    function_id = headers.get(FUNCTION_ID)
-    version_id = headers.get(FUNCTION_VERSION_ID)
+    function_id = _routing_id(headers.get(FUNCTION_ID))
     if function_id is not None:
-        return Target(
-            _routing_id(function_id, FUNCTION_ID),
-            None if version_id is None else _routing_id(version_id, FUNCTION_VERSION_ID),
-        )
-    if version_id is not None:
-        raise HttpProblem(400, f"header {FUNCTION_VERSION_ID} needs {FUNCTION_ID} beside it")
+        return Target(function_id, _routing_id(headers.get(FUNCTION_VERSION_ID)))
     return _host_target(host)
 
 
@@ -52,11 +45,11 @@ def _host_target(host: str) -> Target | None:
     return Target(labels[0])
 
 
-def _routing_id(text: str, name: str) -> str:
+def _routing_id(text: str | None) -> str | None:
     try:
-        return parse_id(text.strip(), name)
-    except InvalidId as error:
-        raise HttpProblem(400, f"header {error}") from None
+        return None if text is None else parse_id(text.strip(), "routing header")
+    except InvalidId:
+        return None
 
 
 class PathTable(Generic[T]):

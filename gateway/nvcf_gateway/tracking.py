@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import nats.errors
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from nvcf_broker.connection import describe_error
 from nvcf_broker.requests import BrokerRequests
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import QueueError
+from nvcf_gateway.placement import placement_tag
+from nvcf_otel.spans import TRACEPARENT
 from nvcf_proto import streams, subjects
 from nvcf_proto.pb import nvcf_pb2
 
@@ -37,19 +41,26 @@ class Tracked:
     requested_at: int
     stays: bool = False
     """Whether its answer stays after it has been handed out, for calls that are repeated with its key."""
+    trace: str | None = None
+    """Traceparent of the call that queued it, where that is recorded."""
 
 
 class Tracking:
     """The tracking streams of all regions; writes go to the gateway's own."""
 
-    def __init__(self, requests: BrokerRequests, config: GatewayConfig) -> None:
+    def __init__(self, client: Client, requests: BrokerRequests, config: GatewayConfig) -> None:
+        self._client = client
         self._requests = requests
         self._config = config
 
     async def ensure(self) -> None:
         """Create the streams eagerly: a direct get on a missing one only times out. Raises QueueError."""
         for region in self._config.regions:
-            config = streams.tracking_stream_config(region, replicas=self._config.replicas)
+            config = streams.tracking_stream_config(
+                region,
+                replicas=self._config.replicas,
+                placement_tag=placement_tag(self._client, self._config, region),
+            )
             answer = await self._call(f"{subjects.API_PREFIX}.STREAM.CREATE.{config['name']}", _json(config))
             error = json.loads(answer.data).get("error")
             if error is not None and error.get("err_code") != _STREAM_NAME_IN_USE:
@@ -62,8 +73,10 @@ class Tracking:
         )
         message.requestTime.FromNanoseconds(tracked.requested_at)
         subject = subjects.tracking_subject(tracked.region, tracked.request_id)
-        headers = {STAYS: "1"} if tracked.stays else None
-        answer = await self._call(subject, message.SerializeToString(), headers)
+        headers = {STAYS: "1"} if tracked.stays else {}
+        if tracked.trace is not None:
+            headers[TRACEPARENT] = tracked.trace
+        answer = await self._call(subject, message.SerializeToString(), headers or None)
         error = json.loads(answer.data).get("error")
         if error is not None:
             raise QueueError(f"cannot track the request: {error.get('description')}")
@@ -77,7 +90,7 @@ class Tracking:
             answer = await self._call(name, _json({"last_by_subj": subject}))
             headers = answer.headers or {}
             if not headers.get("Status"):
-                return _tracked(request_id, region, answer.data, stays=STAYS in headers)
+                return _tracked(request_id, region, answer.data, headers)
         return None
 
     async def forget(self, tracked: Tracked) -> None:
@@ -93,7 +106,7 @@ class Tracking:
             raise QueueError(f"the broker did not answer: {describe_error(error)}") from error
 
 
-def _tracked(request_id: str, region: str, data: bytes, *, stays: bool) -> Tracked:
+def _tracked(request_id: str, region: str, data: bytes, headers: Mapping[str, str]) -> Tracked:
     message = nvcf_pb2.WorkerResultTracking.FromString(data)
     return Tracked(
         request_id,
@@ -101,7 +114,8 @@ def _tracked(request_id: str, region: str, data: bytes, *, stays: bool) -> Track
         message.functionId,
         message.functionVersionId,
         message.requestTime.ToNanoseconds(),
-        stays,
+        STAYS in headers,
+        headers.get(TRACEPARENT),
     )
 
 

@@ -7,16 +7,18 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from enum import Enum, auto
+from functools import partial
 
 from nvcf_gateway.calls import Call
 from nvcf_gateway.config import GatewayConfig
-from nvcf_gateway.demand import Demand
-from nvcf_gateway.errors import CallerGone, HttpProblem, QueueError, QueueFull
+from nvcf_gateway.demand import Demand, Tally
+from nvcf_gateway.errors import CallerGone, HttpProblem, NoRoom, QueueError, QueueFull
 from nvcf_gateway.keeping import Keeping
 from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.pending import Outcome, Pending, PendingRequests
 from nvcf_gateway.queue import RequestQueue
 from nvcf_gateway.sinks import Sink
+from nvcf_gateway.telemetry.sending import SendingTelemetry
 from nvcf_gateway.work import Delivery, Work, build_request, message_headers
 from nvcf_proto.h1 import H1Error
 from nvcf_proto.ids import new_id
@@ -56,8 +58,10 @@ class Waiting:
         keeping: Keeping,
         owner: TaskOwner,
         demand: Demand,
+        telemetry: SendingTelemetry,
     ) -> None:
         self._demand = demand
+        self._telemetry = telemetry
         self._config = config
         self._gateway_id = gateway_id
         self._attach_url = attach_url
@@ -72,13 +76,12 @@ class Waiting:
         `trace` holds the caller's trace headers. With `keeper` an inline answer is parked before the
         worker learns that it was delivered. Raises HttpProblem 413, 429, 500 and 504.
         """
-        with self._demand.counted(call.version.id) as answered:
-            ended = await self._run(call, sink, trace, keeper=keeper)
-            if ended is Ended.ANSWERED:
-                answered()
-            return ended
+        with self._demand.counted(call.version.id) as tally:
+            return await self._run(call, sink, trace, tally, keeper=keeper)
 
-    async def _run(self, call: Call, sink: Sink, trace: Mapping[str, str], *, keeper: bool) -> Ended:
+    async def _run(
+        self, call: Call, sink: Sink, trace: Mapping[str, str], tally: Tally, *, keeper: bool
+    ) -> Ended:
         loop = asyncio.get_running_loop()
         # The poll time counts from when the call arrived, its body included.
         began = loop.time() - (time.time() - call.started)
@@ -94,13 +97,16 @@ class Waiting:
         ended = Ended.BROKEN
         self._pending.add(pending)
         try:
-            sequence = await self._publish(call, pending, trace, deadline)
+            sequence, sent = await self._publish(call, pending, trace, deadline)
             if call.keep_queued:
-                pending.keep = self._keeping.destination(call)
+                pending.keep = partial(self._keeping.destination, call)
             pending.set_deadline(deadline)
             published = True
-            await self._demand.queued(call.version.id, call.request_id)
+            if await self._demand.queued(call.version.id, call.request_id, sent):
+                pending.on_answer = self._telemetry.cold_start(call.version, call.request_id)
             ended = await self._wait(call, pending, sink, sequence)
+            tally.answered = ended is Ended.ANSWERED
+            tally.failed = pending.status >= 500 if tally.answered else ended is not Ended.KEPT
             return ended
         except StillQueued:
             ended = Ended.KEPT
@@ -164,7 +170,8 @@ class Waiting:
 
     async def _publish(
         self, call: Call, pending: Pending, trace: Mapping[str, str], deadline: float
-    ) -> int | None:
+    ) -> tuple[int | None, Mapping[str, str]]:
+        """Queue the call; its stream sequence, and the trace context that went with it."""
         work = Work(
             request_id=call.request_id,
             nca_id=call.caller.nca_id,
@@ -180,13 +187,15 @@ class Waiting:
         payload = build_request(work, delivery, call.body.prefix, full_by_attach=call.full_by_attach)
         inline = self._config.inline_reply_bytes
         reply = inline_reply_subject(self._gateway_id, pending.inline_token) if inline else None
+        sending = self._telemetry.sending(call.version, call.request_id, len(payload), trace)
+        headers = message_headers(sending.carrier, reply, inline)
         try:
-            async with asyncio.timeout_at(deadline):
-                return await self._queue.publish(
-                    call.version.id, call.request_id, payload, message_headers(trace, reply, inline)
-                )
+            with sending:
+                async with asyncio.timeout_at(deadline):
+                    sequence = await self._queue.publish(call.version.id, call.request_id, payload, headers)
+            return sequence, headers
         except QueueFull as error:
-            raise HttpProblem(429, str(error), headers={"Retry-After": "1"}) from None
+            raise NoRoom(str(error)) from None
         except (QueueError, TimeoutError) as error:
             detail = str(error) or "the queue did not take the request within the poll time"
             _log.error("%s", detail, extra={"request_id": call.request_id})
@@ -194,6 +203,7 @@ class Waiting:
 
     def _forget(self, call: Call, pending: Pending, sequence: int | None, *, withdraw: bool) -> None:
         self._pending.remove(pending)
+        pending.tell(answered=False)
         if not pending.outcome.done():
             pending.outcome.cancel()
         if pending.streaming is not None and withdraw:

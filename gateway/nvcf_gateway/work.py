@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -14,8 +13,8 @@ from nvcf_proto.settings import MAX_DIRECT_RESPONSE
 
 Header = tuple[str, str]
 
-# Routing and credentials are for the gateway; nobody behind it needs them.
-_GATEWAY_ONLY = frozenset(("authorization", "expect", names.FUNCTION_ID, names.FUNCTION_VERSION_ID))
+# Credentials, and what the gateway has answered itself; the region is what the gateway says it is.
+_GATEWAY_ONLY = frozenset(("authorization", "expect", names.NVCF_INVOCATION_REGION.lower()))
 _TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -61,8 +60,10 @@ def header_text(raw: bytes) -> str:
         return raw.decode("latin-1")
 
 
-def forwarded_headers(headers: Iterable[Header], poll_seconds: int, *, pass_through: bool) -> list[Header]:
-    """The caller's headers as the worker gets them, NVCF-POLL-SECONDS made explicit."""
+def forwarded_headers(
+    headers: Iterable[Header], poll_seconds: int, region: str, *, pass_through: bool
+) -> list[Header]:
+    """The caller's headers as the worker gets them; poll time and region are always said."""
     poll = names.NVCF_POLL_SECONDS.lower()
     kept = [
         (name, value)
@@ -70,6 +71,7 @@ def forwarded_headers(headers: Iterable[Header], poll_seconds: int, *, pass_thro
         if (lowered := name.lower()) not in _GATEWAY_ONLY and lowered != poll
     ]
     kept.append((names.NVCF_POLL_SECONDS, str(poll_seconds)))
+    kept.append((names.NVCF_INVOCATION_REGION, region))
     if pass_through:
         kept.append((names.NVCF_FEATURE_DISABLE_COMPATIBILITY, "true"))
     return kept
@@ -110,11 +112,13 @@ def build_request(work: Work, delivery: Delivery, body: bytes, *, full_by_attach
 def message_headers(
     caller: Mapping[str, str], reply_subject: str | None, reply_max_bytes: int
 ) -> dict[str, str]:
-    """NATS headers of the message: W3C trace context (made up when absent) and the inline reply [ext]."""
+    """NATS headers of the message: W3C trace context and the inline reply [ext].
+
+    Without a trace of the caller or the gateway there is none: the worker decides whether to begin one.
+    """
+    found: dict[str, str] = {}
     if _TRACEPARENT.fullmatch(caller.get("traceparent", "")):
         found = {name: caller[name] for name in _TRACE_HEADERS if name in caller and caller[name].isascii()}
-    else:
-        found = {"traceparent": f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"}
     if reply_subject is not None:
         found[names.REPLY_SUBJECT] = reply_subject
         found[names.REPLY_MAX_BYTES] = str(reply_max_bytes)

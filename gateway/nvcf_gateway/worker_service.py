@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class WorkerService(nvcf_pb2_grpc.WorkerServicer):
-    """ConnectOnce and ProvisionRegionalWorker; the other calls answer UNIMPLEMENTED."""
+    """What a worker calls. Artifacts are part of the image here: there are none to fetch."""
 
     def __init__(
         self,
@@ -130,18 +130,73 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
             answer.inputAssetReference.contentType = content_type
             yield answer
 
+    async def MultipartLargeUploadCredentials(  # noqa: N802
+        self, request: nvcf_pb2.MultipartLargeUploadCredentialsRequest, context: Context[Any, Any]
+    ) -> nvcf_pb2.MultipartLargeUploadCredentialsResponse:
+        """Refused: results are uploaded to `largeResponseUrl` in one piece, whatever their size."""
+        await self._authorise(context, function_id=request.functionId, version_id=request.functionVersionId)
+        detail = "there is no S3 store here: upload to largeResponseUrl"
+        await abort(context, grpc.StatusCode.FAILED_PRECONDITION, detail)
+
+    async def RequestArtifacts(  # noqa: N802
+        self, request: nvcf_pb2.ArtifactsRequest, context: Context[Any, Any]
+    ) -> nvcf_pb2.ArtifactsResponse:
+        """No artifacts."""
+        await self._bearer(context)
+        return nvcf_pb2.ArtifactsResponse()
+
+    async def StreamArtifacts(  # noqa: N802
+        self, request: nvcf_pb2.ArtifactsRequest, context: Context[Any, Any]
+    ) -> AsyncIterator[nvcf_pb2.StreamedArtifactFile]:
+        """No artifacts: the stream ends at once."""
+        await self._bearer(context)
+        files: tuple[nvcf_pb2.StreamedArtifactFile, ...] = ()
+        for file in files:
+            yield file
+
+    async def RequestInstanceCredentials(  # noqa: N802
+        self, request: nvcf_pb2.InstanceCredentialsRequest, context: Context[Any, Any]
+    ) -> nvcf_pb2.InstanceCredentialsResponse:
+        """A signed statement of which instance the worker is."""
+        claims = await self._authorise(
+            context,
+            function_id=request.functionId,
+            version_id=request.functionVersionId,
+            instance_id=request.instanceId,
+        )
+        token, expires = self._tokens.assertion(claims, "instance", time.time())
+        answer = nvcf_pb2.InstanceCredentialsResponse(instanceCredentialsToken=token)
+        answer.expiration.FromSeconds(int(expires))
+        return answer
+
+    async def RequestSecretCredentials(  # noqa: N802
+        self, request: nvcf_pb2.SecretCredentialsRequest, context: Context[Any, Any]
+    ) -> nvcf_pb2.SecretCredentialsResponse:
+        """A signed statement for a store of secrets."""
+        claims = await self._authorise(
+            context, function_id=request.functionId, version_id=request.functionVersionId
+        )
+        token, expires = self._tokens.assertion(claims, "secrets", time.time())
+        answer = nvcf_pb2.SecretCredentialsResponse(secretCredentialsToken=token)
+        answer.expiration.FromSeconds(int(expires))
+        return answer
+
+    async def RequestFunctionMetadataCredentials(  # noqa: N802
+        self, request: nvcf_pb2.FunctionMetadataCredentialsRequest, context: Context[Any, Any]
+    ) -> nvcf_pb2.FunctionMetadataCredentialsResponse:
+        """A signed statement of which function it is; workers hand it to the function itself."""
+        claims = await self._authorise(
+            context, function_id=request.functionId, version_id=request.functionVersionId
+        )
+        token, expires = self._tokens.assertion(claims, "function-metadata", time.time())
+        answer = nvcf_pb2.FunctionMetadataCredentialsResponse(functionMetadataCredentialsToken=token)
+        answer.expiration.FromSeconds(int(expires))
+        return answer
+
     async def _authorise(
         self, context: Context[Any, Any], *, function_id: str, version_id: str, instance_id: str | None = None
     ) -> WorkerClaims:
-        token = bearer(context)
-        if token is None:
-            await abort(
-                context, grpc.StatusCode.UNAUTHENTICATED, "metadata authorization: Bearer <token> is missing"
-            )
-        try:
-            claims = self._tokens.verify(token, time.time())
-        except InvalidWorkerToken as error:
-            await abort(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
+        claims = await self._bearer(context)
         try:
             function_id, version_id = (
                 parse_id(function_id, "functionId"),
@@ -158,6 +213,17 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
         if self._registry.versions.get(version_id) is None:
             await abort(context, grpc.StatusCode.NOT_FOUND, f"no version {version_id}")
         return claims
+
+    async def _bearer(self, context: Context[Any, Any]) -> WorkerClaims:
+        token = bearer(context)
+        if token is None:
+            await abort(
+                context, grpc.StatusCode.UNAUTHENTICATED, "metadata authorization: Bearer <token> is missing"
+            )
+        try:
+            return self._tokens.verify(token, time.time())
+        except InvalidWorkerToken as error:
+            await abort(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
 
     async def _ensure(
         self, context: Context[Any, Any], version_id: str, region: str, *, again: bool = False

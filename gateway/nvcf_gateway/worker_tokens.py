@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jwt
@@ -43,14 +44,25 @@ class WorkerTokens:
         self, *, function_id: str, version_id: str, instance_id: str, nca_id: str, now: float
     ) -> tuple[str, float]:
         """A new token and when it expires."""
-        expires = int(now + self._life)
+        claims = WorkerClaims(instance_id, function_id, version_id, nca_id, now + self._life)
+        return self._sign(claims, WORKER_TOKEN_AUDIENCE, now)
+
+    def assertion(self, worker: WorkerClaims, purpose: str, now: float) -> tuple[str, float]:
+        """Who a worker is, said to somebody else than the platform, and until when.
+
+        `purpose` becomes the audience: the platform itself takes no such token.
+        """
+        return self._sign(replace(worker, expires_at=now + self._life), purpose, now)
+
+    def _sign(self, worker: WorkerClaims, audience: str, now: float) -> tuple[str, float]:
+        expires = int(worker.expires_at)
         claims = {
             "iss": WORKER_TOKEN_ISSUER,
-            "aud": WORKER_TOKEN_AUDIENCE,
-            "sub": instance_id,
-            "fn": function_id,
-            "ver": version_id,
-            "nca": nca_id,
+            "aud": audience,
+            "sub": worker.instance_id,
+            "fn": worker.function_id,
+            "ver": worker.version_id,
+            "nca": worker.nca_id,
             "iat": int(now),
             "exp": expires,
         }

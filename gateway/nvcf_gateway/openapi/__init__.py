@@ -10,15 +10,17 @@ from typing import Any
 from aiohttp import web
 
 from nvcf_gateway.openapi.calls import invocations, objects, others
+from nvcf_gateway.openapi.dashboard import DASHBOARD_SCHEMAS, dashboard
 from nvcf_gateway.openapi.management import deployments, functions, keys
-from nvcf_gateway.openapi.schemas import KEY_ID, SCHEMAS, UUID
+from nvcf_gateway.openapi.schemas import KEY_ID, SCHEMAS, TEXT, UUID
+from nvcf_gateway.openapi.telemetries import TELEMETRY_SCHEMAS, telemetries
 
 
 def _path_parameters(path: str) -> list[dict[str, Any]]:
     names = [segment[1:-1] for segment in path.split("/") if segment.startswith("{")]
+    schemas = {"key_id": KEY_ID, "file": TEXT}
     return [
-        {"name": name, "in": "path", "required": True, "schema": KEY_ID if name == "key_id" else UUID}
-        for name in names
+        {"name": name, "in": "path", "required": True, "schema": schemas.get(name, UUID)} for name in names
     ]
 
 
@@ -26,7 +28,8 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
 def document() -> dict[str, Any]:
     """The OpenAPI document."""
     paths: dict[str, dict[str, Any]] = {}
-    for part in (invocations(), functions(), deployments(), keys(), objects(), others()):
+    parts = (functions(), deployments(), telemetries(), keys(), objects(), dashboard(), others())
+    for part in (invocations(), *parts):
         for path, operations in part.items():
             parameters = _path_parameters(path)
             paths[path] = {**({"parameters": parameters} if parameters else {}), **operations}
@@ -43,7 +46,7 @@ def document() -> dict[str, Any]:
         "security": [{"key": []}],
         "paths": paths,
         "components": {
-            "schemas": SCHEMAS,
+            "schemas": {**SCHEMAS, **DASHBOARD_SCHEMAS, **TELEMETRY_SCHEMAS},
             "securitySchemes": {
                 "key": {
                     "type": "http",

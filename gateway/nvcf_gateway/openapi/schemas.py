@@ -77,6 +77,7 @@ _VERSION_FIELDS: dict[str, Schema] = {
     "functionType": {**one_of(FunctionType), "default": "DEFAULT"},
     "containerImage": {"type": "string", "pattern": "^[\\x21-\\x7e]+$", "maxLength": 1024},
     "process": ref("Process"),
+    "telemetries": ref("Telemetries"),
 }
 _ONE_SOURCE = "Give either containerImage or process."
 _POSITIVE: Schema = {"type": "integer", "minimum": 1, "maximum": 1000}

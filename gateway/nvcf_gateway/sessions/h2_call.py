@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from h2.errors import ErrorCodes
 
@@ -13,8 +13,21 @@ from nvcf_gateway.sessions.h2_end import H2End
 from nvcf_gateway.sessions.h2_parts import Outgoing, RawHeader
 from nvcf_proto.headers import PROBLEM_JSON
 
-if TYPE_CHECKING:
-    from nvcf_gateway.sessions.h2_session import H2Session
+
+class CallSession(Protocol):
+    """What a call needs of its session."""
+
+    def more(self, worker_id: int) -> None:
+        """The call has something for the worker."""
+
+    def credit(self, worker_id: int, size: int) -> None:
+        """The caller has taken `size` bytes."""
+
+    def drop(self, call: Call, code: int) -> None:
+        """The caller gave the call up."""
+
+    def response_sent(self, call: Call) -> None:
+        """The caller has the whole response."""
 
 
 class Call:
@@ -42,7 +55,7 @@ class Call:
         self.grpc = grpc
         self.bodiless = bodiless
         self.head: list[RawHeader] = []
-        self.session: H2Session | None = None
+        self.session: CallSession | None = None
         self.worker_id: int | None = None
         self.to_worker = Outgoing(lambda size: caller.credit(caller_id, size))
         self.to_caller = Outgoing(self._credit_worker)

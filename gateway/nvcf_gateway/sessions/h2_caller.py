@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+from collections.abc import Coroutine
 
 from h2.errors import ErrorCodes
 
@@ -13,7 +14,9 @@ from nvcf_gateway.sessions.h2_call import Call, new_call
 from nvcf_gateway.sessions.h2_end import H2End
 from nvcf_gateway.sessions.h2_parts import RawHeader
 from nvcf_gateway.sessions.h2_session import H2Session
+from nvcf_gateway.sessions.h2_websocket import WEBSOCKET, H2Socket
 from nvcf_gateway.sessions.opening import Admission, SessionOpener
+from nvcf_gateway.sessions.resets import ResetBudget
 from nvcf_gateway.sessions.routing import read_call
 from nvcf_gateway.sessions.wire import Wire
 from nvcf_proto.ids import new_id
@@ -41,10 +44,13 @@ class H2Caller:
         self._done = asyncio.Event()
         self._group: asyncio.TaskGroup
         self._tasks: set[asyncio.Task[None]] = set()
+        # WebSockets are sessions of their own.
+        self._sockets: set[asyncio.Task[None]] = set()
         self._refusing = False
         self._goaway = False
         self._orderly = False
         self._served = 0
+        self._resets = ResetBudget(asyncio.get_running_loop().time())
 
     async def run(self) -> None:
         """Until the caller is gone; sessions end with it."""
@@ -109,11 +115,20 @@ class H2Caller:
     def _route(self, call: Call, headers: list[RawHeader]) -> None:
         text = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
         pseudo = {name: value for name, value in text if name.startswith(":")}
-        if pseudo.get(":method") == "CONNECT":
-            raise HttpProblem(501, "CONNECT is not served here")
+        connects = pseudo.get(":method") == "CONNECT"
+        if connects != (pseudo.get(":protocol") == WEBSOCKET):
+            raise HttpProblem(501, "CONNECT is served for WebSocket only")
         plain = [pair for pair in text if not pair[0].startswith(":")]
-        read = read_call(plain, pseudo.get(":authority") or dict(plain).get("host", ""))
+        authority = pseudo.get(":authority") or dict(plain).get("host", "")
+        read = read_call(plain, authority)
         admission = self._opener.admit(read)
+        if connects:
+            self._check_room()
+            socket = H2Socket(call, admission, self._opener, self._maybe_over)
+            socket.task = self._spawn(socket.run(pseudo.get(":path", "/"), authority, plain))
+            self._sockets.add(socket.task)
+            socket.task.add_done_callback(self._sockets.discard)
+            return
         call.head = [
             *(pair for pair in headers if pair[0].startswith(b":")),
             *((name.encode("latin-1"), value.encode("latin-1")) for name, value in read.headers),
@@ -125,8 +140,7 @@ class H2Caller:
         session = self._sessions.get(key)
         if session is not None:
             return session
-        if len(self._sessions) >= MAX_SESSIONS:
-            raise HttpProblem(429, f"one connection may have {MAX_SESSIONS} sessions")
+        self._check_room()
         broken = self._broken.pop(key, None)
         if broken is not None and admission.call.request_id is None:
             # Not insisted on: a worker that is gone for good is replaced.
@@ -135,10 +149,18 @@ class H2Caller:
             )
         session = H2Session(admission, self._maybe_over, self._session_over)
         self._sessions[key] = session
-        task = self._group.create_task(self._open(session, dict(headers)))
+        self._spawn(self._open(session, dict(headers)))
+        return session
+
+    def _check_room(self) -> None:
+        if len(self._sessions) + len(self._sockets) >= MAX_SESSIONS:
+            raise HttpProblem(429, f"one connection may have {MAX_SESSIONS} sessions")
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = self._group.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return session
+        return task
 
     def _key(self, admission: Admission) -> Key:
         function_id, version_id, subject, request_id = admission.key
@@ -186,6 +208,10 @@ class H2Caller:
             call.to_worker.drop()
             if call.session is not None:
                 call.session.drop(call, code)
+            if not self._resets.take(asyncio.get_running_loop().time()):
+                _log.info("HTTP/2 connection given up: the caller resets too many of its calls")
+                self._end.close(ErrorCodes.ENHANCE_YOUR_CALM)
+                self._done.set()
             self._check_done()
 
     def on_finished(self, stream_id: int) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 import h2.events as ev
 from h2.config import H2Configuration
 from h2.errors import ErrorCodes
-from h2.exceptions import H2Error, NoSuchStreamError, ProtocolError, StreamClosedError
+from h2.exceptions import H2Error, NoSuchStreamError, ProtocolError, StreamClosedError, StreamIDTooLowError
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import GoAwayFrame
 
@@ -71,6 +71,8 @@ class H2End:
         }
         if not self._client:
             del settings[SettingCodes.ENABLE_PUSH]
+            # WebSocket over HTTP/2 (RFC 8441).
+            settings[SettingCodes.ENABLE_CONNECT_PROTOCOL] = 1
         connection = self._connection
         connection.local_settings = Settings(client=self._client, initial_values=settings)
         connection.max_inbound_frame_size = MAX_FRAME
@@ -199,7 +201,8 @@ class H2End:
         """Send a response's head; `outgoing` (None for an informational one) follows."""
         try:
             self._connection.send_headers(stream_id, headers, end_stream=end)
-        except StreamClosedError:
+        except (StreamClosedError, StreamIDTooLowError):
+            # Reset by the peer, in the very bytes that opened it perhaps; h2 may have forgotten it already.
             return
         if outgoing is not None:
             outgoing.finished = end

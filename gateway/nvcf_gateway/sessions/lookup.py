@@ -15,6 +15,7 @@ from nvcf_broker.connection import BrokerClient, describe_error
 from nvcf_broker.requests import BrokerRequests
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import QueueError
+from nvcf_gateway.placement import placement_tag
 from nvcf_proto import streams, subjects
 from nvcf_proto.pb import nvcf_pb2
 
@@ -46,11 +47,10 @@ class SessionLookup:
     async def ensure(self) -> None:
         """Create the own region's stream if it is missing. Raises QueueError."""
         region = self._config.region
-        clustered = bool(self._client._server_info.get("cluster"))
         config = streams.session_lookup_stream_config(
             region,
             replicas=self._config.replicas,
-            placement_tag=f"{self._config.placement_tag_key}:{region}" if clustered else None,
+            placement_tag=placement_tag(self._client, self._config, region),
         )
         error = (await self._api(f"STREAM.CREATE.{config['name']}", config)).get("error")
         if error is not None and error.get("err_code") != _STREAM_NAME_IN_USE:

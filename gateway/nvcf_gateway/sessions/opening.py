@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nvcf_gateway.auth import Authenticator, Authorizer, Caller
-from nvcf_gateway.errors import HttpProblem, QueueError, QueueFull
+from nvcf_gateway.demand import Demand
+from nvcf_gateway.errors import HttpProblem, NoRoom, QueueError, QueueFull
 from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.queue import RequestQueue
 from nvcf_gateway.ratelimit.limiter import RateLimiter
@@ -19,6 +20,7 @@ from nvcf_gateway.sessions.links import Expected, LinkTable
 from nvcf_gateway.sessions.lookup import Found, SessionLookup
 from nvcf_gateway.sessions.routing import SessionCall
 from nvcf_gateway.sessions.wire import Wire
+from nvcf_gateway.telemetry.sessions import SessionTelemetry
 from nvcf_gateway.work import message_headers
 from nvcf_proto import headers as names
 from nvcf_proto import subjects
@@ -96,7 +98,10 @@ class SessionOpener:
         owner: TaskOwner,
         proxy_url: Callable[[], str],
         limiter: RateLimiter,
+        demand: Demand,
+        telemetry: SessionTelemetry,
     ) -> None:
+        self._telemetry = telemetry
         self._authenticator = authenticator
         self._authorizer = authorizer
         self._queue = queue
@@ -105,6 +110,7 @@ class SessionOpener:
         self._owner = owner
         self._proxy_url = proxy_url
         self._limiter = limiter
+        self._demand = demand
 
     def admit(self, call: SessionCall) -> Admission:
         """Authenticate and authorise. Raises HttpProblem."""
@@ -116,6 +122,12 @@ class SessionOpener:
 
         `trace` are the caller's headers that may carry a W3C trace context.
         """
+        with self._telemetry.opening(admission.version, trace) as carrier:
+            opened = await self._open(admission, carrier)
+        self._telemetry.linked(opened.wire)
+        return opened
+
+    async def _open(self, admission: Admission, trace: Mapping[str, str]) -> Opened:
         try:
             async with asyncio.timeout(SESSION_LINK_TIMEOUT):
                 if admission.call.request_id is not None:
@@ -128,7 +140,7 @@ class SessionOpener:
         except TimeoutError:
             raise no_worker() from None
         except QueueFull as error:
-            raise HttpProblem(429, str(error), headers={"Retry-After": "1"}) from None
+            raise NoRoom(str(error)) from None
         except QueueError as error:
             _log.error("%s", error)
             raise HttpProblem(503, str(error)) from None
@@ -140,10 +152,13 @@ class SessionOpener:
         linked = False
         with self._links.expect(request_id) as expected:
             payload = self._work(expected, admission.caller)
-            headers = message_headers(trace, None, 0)
+            sending = self._telemetry.sending(version, request_id, len(payload), trace)
+            headers = message_headers(sending.carrier, None, 0)
             headers[names.RECONNECT_SUBJECT] = subjects.version_reconnect_subject(version.id, request_id)
             try:
-                sequence = await self._queue.publish(version.id, request_id, payload, headers)
+                with sending:
+                    sequence = await self._queue.publish(version.id, request_id, payload, headers)
+                await self._demand.queued(version.id, request_id, sending.carrier)
                 wire = await expected.take()
                 linked = True
             finally:

@@ -61,6 +61,7 @@ def read_call(headers: Iterable[Header], host: str) -> SessionCall:
     for name, value in pairs:
         if name.lower() in _ROUTING:
             found[name] = value.strip()
+    _check_ids(found)
     target = pass_through_target(found, host)
     if target is None:
         raise HttpProblem(400, f"header {FUNCTION_ID} is missing: it names the function to call")
@@ -75,6 +76,16 @@ def read_call(headers: Iterable[Header], host: str) -> SessionCall:
         insists=insists,
         accepted=None if protocols.kept else protocols.public,
     )
+
+
+def _check_ids(found: CIMultiDict[str]) -> None:
+    # Here nothing else could be meant by them; an empty one is how some clients say "not given".
+    for name in (FUNCTION_ID, FUNCTION_VERSION_ID):
+        try:
+            if found.get(name):
+                parse_id(found[name], f"header {name}")
+        except InvalidId as error:
+            raise HttpProblem(400, str(error)) from None
 
 
 def _protocols(values: Iterable[str]) -> _Protocols:

@@ -11,6 +11,7 @@ from nvcf_broker.connection import BrokerClient
 from nvcf_broker.requests import BrokerRequests
 from nvcf_gateway.auth import Authenticator, Authorizer
 from nvcf_gateway.config import GatewayConfig
+from nvcf_gateway.demand import Demand
 from nvcf_gateway.errors import QueueError
 from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.queue import RequestQueue
@@ -22,6 +23,7 @@ from nvcf_gateway.sessions.lookup import SessionLookup
 from nvcf_gateway.sessions.opening import SessionOpener
 from nvcf_gateway.sessions.proxy import ProxyDoor
 from nvcf_gateway.sessions.upgrade import HttpUpgrade
+from nvcf_gateway.telemetry.sessions import SessionTelemetry
 from nvcf_gateway.tls import server_context
 from nvcf_proto.settings import TUNNEL_PATH
 
@@ -44,12 +46,23 @@ class Sessions:
         requests: BrokerRequests,
         owner: TaskOwner,
         limiter: RateLimiter,
+        demand: Demand,
+        telemetry: SessionTelemetry,
     ) -> None:
         self._config = config
         self._lookup = SessionLookup(client, requests, config)
         links = LinkTable()
         self._opener = SessionOpener(
-            authenticator, authorizer, queue, self._lookup, links, owner, lambda: self._proxy_url, limiter
+            authenticator,
+            authorizer,
+            queue,
+            self._lookup,
+            links,
+            owner,
+            lambda: self._proxy_url,
+            limiter,
+            demand,
+            telemetry,
         )
         self._proxy = Listener(ProxyDoor(links).serve)
         self._door = CallerDoor(self._opener)

@@ -17,6 +17,7 @@ from nvcf_gateway.sessions.h1_side import H1Side, raw, text
 from nvcf_gateway.sessions.opening import Opened, SessionOpener
 from nvcf_gateway.sessions.routing import SessionCall, read_call
 from nvcf_gateway.sessions.wire import READ_BUFFER
+from nvcf_gateway.sinks import SERVER
 from nvcf_proto.h1 import encode_response_head
 
 Header = tuple[str, str]
@@ -162,8 +163,11 @@ class HttpUpgrade:
     ) -> web.StreamResponse:
         headers = response_headers(text(event), opened.request_id, switched=False)
         response = web.StreamResponse(status=event.status_code, reason=event.reason.decode("latin-1"))
+        response.headers["Server"] = SERVER
         for name, value in headers:
-            if name.lower() != "transfer-encoding":
+            if name.lower() == "server":
+                response.headers["Server"] = value
+            elif name.lower() != "transfer-encoding":
                 response.headers.add(name, value)
         await response.prepare(request)
         while isinstance(part := await worker.next(), h11.Data):

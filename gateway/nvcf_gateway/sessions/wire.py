@@ -53,6 +53,9 @@ class Wire(asyncio.Protocol):
         self._drained.set()
         self._gone = asyncio.Event()
         self._paused = False
+        self.sent = 0
+        self.received = 0
+        self.on_lost: Callable[[], None] | None = None
         self.transport: asyncio.Transport
         self.at_eof = False
         self.is_lost = False
@@ -68,6 +71,7 @@ class Wire(asyncio.Protocol):
             self._connected(self)
 
     def data_received(self, data: bytes) -> None:
+        self.received += len(data)
         if self._receiver is not None:
             self._receiver.received(data)
             return
@@ -91,6 +95,8 @@ class Wire(asyncio.Protocol):
         self._gone.set()
         self._arrived.set()
         self._drained.set()
+        if self.on_lost is not None:
+            self.on_lost()
         if self._receiver is not None:
             self._receiver.lost(exc)
 
@@ -157,6 +163,7 @@ class Wire(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         """Send; what is written to a connection that is gone is dropped."""
         if not self.is_lost:
+            self.sent += len(data)
             self.transport.write(data)
 
     def write_eof(self) -> None:

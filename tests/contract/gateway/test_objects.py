@@ -96,6 +96,22 @@ async def test_links_are_good_for_their_purpose_only(platform: Platform) -> None
         await task
 
 
+async def test_a_browser_runs_nothing_that_comes_by_a_link(platform: Platform) -> None:
+    """Anybody's HTML would run on the origin of the dashboard, and read with its session."""
+    version = await platform.deployed_version()
+    asset = await uploaded(platform, b"<script>alert(1)</script>", "text/html")
+    async with peer_worker(platform, version) as worker:
+        task = asyncio.create_task(
+            call(platform, "POST", version.pexec, b"", NVCF_INPUT_ASSET_REFERENCES=asset)
+        )
+        work = await worker.pull()
+        async with platform.session.get(work.request.inputAssetReference[0].reference) as response:
+            assert response.status == 200
+            assert response.headers["Content-Security-Policy"].startswith("sandbox;")
+        await work.answer()
+        await task
+
+
 async def test_pass_through_has_no_large_response_url(platform: Platform) -> None:
     version = await platform.deployed_version()
     async with peer_worker(platform, version) as worker:

@@ -50,7 +50,9 @@ async def test_message_carries_the_request(platform: Platform) -> None:
     version = await platform.deployed_version(inferenceUrl="/v1/run?mode=a")
     async with peer_worker(platform, version) as worker:
         before = time.time()
-        task, work = await pulled(platform, worker, version.pexec, X_Custom="yes", Content_Type="text/plain")
+        trace = f"00-{'a' * 32}-{'b' * 16}-01"
+        headers = {"X_Custom": "yes", "Content_Type": "text/plain", "Traceparent": trace}
+        task, work = await pulled(platform, worker, version.pexec, **headers)
         request = work.request
         assert work.message.subject == f"rq.local.{version.id}.{request.requestId}"
         assert request.ncaId == "account-one"
@@ -64,7 +66,7 @@ async def test_message_carries_the_request(platform: Platform) -> None:
         assert "authorization" not in work.headers
         assert not work.connection.HasField("requestAuthorizationToken")
         assert work.message.headers is not None
-        assert work.message.headers["traceparent"].startswith("00-")
+        assert work.message.headers["traceparent"] == trace
         assert request.maxDirectResponseSizeBytes == 5 * 1024 * 1024
         assert (await work.answer(b"done", "201 Created", "X-Mine: 1", "Connection: X-Hop", "X-Hop: 1"))[
             0
@@ -380,13 +382,14 @@ async def test_pass_through_keeps_the_request_as_it_is(platform: Platform) -> No
         assert work.request.requestMethod == "PATCH"
         assert work.request.requestPath == "/a%2Fb/c?x=1&y=%20"
         assert work.headers["nvcf-feature-disable-worker-compatibility"] == "true"
-        assert "function-id" not in work.headers
+        assert work.headers["function-id"] == version.function_id
         assert work.request.largeResponseUrl == ""
         await work.answer(b"through", "200 OK", "Set-Cookie: a=1", "Set-Cookie: b=2")
         answer = await task
         assert answer.body == b"through"
         assert answer.headers.getall("set-cookie") == ["a=1", "b=2"]
-        assert "access-control-expose-headers" not in answer.headers
+        assert answer.headers["nvcf-status"] == "fulfilled"
+        assert answer.headers["access-control-expose-headers"] == "nvcf-reqid"
 
 
 @pytest.mark.parametrize("with_version", [True, False])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import signal
 import time
 from collections import Counter
@@ -239,6 +240,7 @@ async def test_services_read_policies_and_are_refused_without_right(platform: Pl
         assert found is grpc.StatusCode.NOT_FOUND
     async with limiter(platform.gateway, platform) as ask:
         assert await ask(unlimited)
+        assert await ask(dataclasses.replace(version, id=new_id())), "unknown ones pass"
         assert await code(ask(version, "")) is grpc.StatusCode.INVALID_ARGUMENT
 
 

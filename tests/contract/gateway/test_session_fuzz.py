@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from h2.connection import H2Connection
+from h2.events import ResponseReceived
 
 from tests.support.peer_tunnel import tunnel_worker
 from tests.support.peer_worker import peer_worker
@@ -149,3 +150,28 @@ async def test_mutated_inputs_are_refused_or_served(platform: Platform, seed: in
     assert "internal error" not in log
     assert "Traceback" not in log
     assert platform.gateway.child.running
+
+
+async def test_a_call_that_is_reset_in_the_bytes_that_open_it_costs_nobody_else_anything(
+    platform: Platform,
+) -> None:
+    version = await platform.deployed_version()
+    host, _, port = platform.gateway.sessions.partition(":")
+    pseudo = [(":method", "POST"), (":path", "/x/y"), (":scheme", "http"), (":authority", "a")]
+    key = dict(routing(platform, version))["authorization"]
+    refused = [*pseudo, ("authorization", key), ("function-id", "no-uuid")]
+    connection = H2Connection()
+    connection.initiate_connection()
+    connection.send_headers(1, refused)
+    connection.reset_stream(1)
+    connection.send_headers(3, refused, end_stream=True)
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(connection.data_to_send())
+    answered: list[int | None] = []
+    async with asyncio.timeout(10):
+        while 3 not in answered:
+            data = await reader.read(65536)
+            assert data, "the gateway closed the connection"
+            events = connection.receive_data(data)
+            answered += [event.stream_id for event in events if isinstance(event, ResponseReceived)]
+    writer.close()

@@ -14,10 +14,14 @@ import grpc
 import pytest
 import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric import ec
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import ConnectionTerminated
 from nats.aio.msg import Msg
 
-from tests.contract.gateway.test_tls import Authority
+from nvcf_proto.compute import wake_subject
 from tests.functions.grpc_service import Service, start_service
+from tests.support.authority import Authority
 from tests.support.peer_tunnel import TunnelWorker, copy, dial, tunnel_worker
 from tests.support.peer_worker import peer_worker
 from tests.support.platform import Platform, Version, eventually, running_platform
@@ -529,3 +533,57 @@ async def test_sessions_over_tls_with_alpn(platform: Platform, tmp_path: Path) -
     async with platform.session.get(f"https://{gateway.sessions}/", ssl=context) as response:
         assert response.status == 400
     await server.stop(0)
+
+
+async def test_a_caller_that_resets_call_after_call_is_sent_away(platform: Platform) -> None:
+    """Rapid reset: thousands of streams that are given up as soon as they are opened."""
+    async with grpc_function(platform) as (version, _service, tunnel):
+        host, _, port = platform.gateway.sessions.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        connection = H2Connection()
+        connection.initiate_connection()
+        pseudo = [(":method", "POST"), (":path", "/s/m"), (":scheme", "http"), (":authority", "a")]
+        headers = [*pseudo, *routing(platform, version), ("content-type", "application/grpc")]
+        ended: list[ConnectionTerminated] = []
+        stream, cut = 1, False
+        async with asyncio.timeout(30):
+            while not ended and not cut:
+                for _ in range(50):
+                    connection.send_headers(stream, headers)
+                    connection.reset_stream(stream)
+                    stream += 2
+                writer.write(connection.data_to_send())
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.01):
+                        try:
+                            data = await reader.read(65536)
+                        except ConnectionError:
+                            # What was still being sent to a closed connection wipes out the farewell.
+                            data = b""
+                        cut = not data
+                        events = connection.receive_data(data)
+                        ended = [event for event in events if isinstance(event, ConnectionTerminated)]
+        writer.close()
+        assert cut or [event.error_code for event in ended] == [ErrorCodes.ENHANCE_YOUR_CALM]
+        assert stream < 20_000
+        async with grpc_channel(platform.gateway, routing(platform, version)) as channel:
+            assert await channel.call("Echo", b"others are served") == b"others are served"
+        assert len(tunnel.works) <= 2
+
+
+async def test_a_session_that_meets_no_instance_wakes_the_autoscaler(platform: Platform) -> None:
+    version = await platform.deployed_version()
+    client = await platform.broker_client()
+    try:
+        wakes = await client.subscribe(wake_subject(version.id))
+        await client.flush()
+        async with peer_worker(platform, version) as worker:
+            async with grpc_channel(platform.gateway, routing(platform, version)) as channel:
+                call = channel.call("Echo", b"")
+                work = await worker.pull()
+                wake = await wakes.next_msg(timeout=10)
+                assert wake.data.decode() == work.request.requestId
+                call.cancel()
+            await work.ack()
+    finally:
+        await client.close()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 
 import aiohttp
@@ -16,67 +14,18 @@ import grpc.aio
 import pytest
 import pytest_asyncio
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import NameOID
 
 from nvcf_gateway.config import GatewayConfig, parse_arguments
 from nvcf_gateway.errors import SetupError
 from nvcf_gateway.tls import server_context
 from nvcf_proto.pb import ratelimiter_pb2, ratelimiter_pb2_grpc
+from tests.support.authority import Authority
 from tests.support.platform import Gateway, Platform, running_platform
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ECHO = Path(__file__).parents[2] / "functions" / "echo.py"
-Key = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
-
-
-class Authority:
-    """A private certificate authority."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
-        certificate = (
-            self._builder(self._name, self._key)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .sign(self._key, hashes.SHA256())
-        )
-        self.file = directory / "authority.pem"
-        self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-
-    def _builder(self, name: x509.Name, key: Key) -> x509.CertificateBuilder:
-        now = datetime.datetime.now(datetime.UTC)
-        return (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(self._name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(minutes=5))
-            .not_valid_after(now + datetime.timedelta(days=1))
-        )
-
-    def issue(self, chain: Path, key_file: Path, key: Key) -> int:
-        """Put a new certificate of 127.0.0.1 into place, as an installer does; returns its serial number."""
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "gateway")])
-        address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
-        certificate = (
-            self._builder(name, key).add_extension(address, critical=False).sign(self._key, hashes.SHA256())
-        )
-        pem = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        for path, content in (
-            (key_file, pem),
-            (chain, certificate.public_bytes(serialization.Encoding.PEM)),
-        ):
-            fresh = path.with_suffix(".new")
-            fresh.write_bytes(content)
-            fresh.rename(path)
-        return certificate.serial_number
 
 
 @dataclass
@@ -165,7 +114,10 @@ async def test_grpc_is_served_over_tls(secured: Secured) -> None:
         assert answer.result == ratelimiter_pb2.RateLimitResponse.ALLOW
 
 
-async def test_a_worker_trusts_a_private_authority_named_in_its_environment(secured: Secured) -> None:
+@pytest.mark.parametrize("variable", ["NVCF_ROOT_CA_FILE", "SSL_CERT_FILE"])
+async def test_a_worker_trusts_a_private_authority_named_in_its_environment(
+    secured: Secured, variable: str
+) -> None:
     """The attach URL is https, and the answer goes there: this gateway takes none over the broker."""
     platform = secured.platform
     version = await platform.deployed_version()
@@ -175,10 +127,7 @@ async def test_a_worker_trusts_a_private_authority_named_in_its_environment(secu
         ECHO,
         "echo",
         gateway=tls,
-        environment={
-            "SSL_CERT_FILE": str(secured.authority.file),
-            "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(secured.authority.file),
-        },
+        environment={variable: str(secured.authority.file)},
     )
     body = b"x" * 100_000
     async with platform.session.post(

@@ -23,7 +23,7 @@ class Anything:
 def test_paths_and_methods_are_those_of_the_table() -> None:
     parts: dict[str, Any] = {name: Anything() for name in inspect.signature(HttpDoor).parameters}
     nothing: Any = Anything()
-    door = HttpDoor(**{**parts, "more": access_routes(nothing, nothing, nothing, nothing)})
+    door = HttpDoor(**{**parts, "more": access_routes(*[nothing] * 6)})
     described = {
         (method.upper(), path)
         for path, operations in document()["paths"].items()

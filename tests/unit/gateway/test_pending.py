@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 from hypothesis import given
@@ -46,7 +48,7 @@ async def test_the_end_of_the_poll_time_hands_over_in_one_step() -> None:
     pending = made()
     caller = pending.outcome
     store = CollectSink(100)
-    pending.keep = (store, keeper)
+    pending.keep = lambda: (store, keeper)
     pending.set_deadline(asyncio.get_running_loop().time())
     assert await caller is Outcome.TIME_OVER
     assert pending.open
@@ -57,7 +59,7 @@ async def test_the_end_of_the_poll_time_hands_over_in_one_step() -> None:
 
 async def test_a_stream_that_has_begun_is_not_bound_by_the_poll_time() -> None:
     pending = made()
-    pending.keep = (CollectSink(100), keeper)
+    pending.keep = lambda: (CollectSink(100), keeper)
     pending.longest = asyncio.get_running_loop().time() + 0.05
     pending.set_deadline(asyncio.get_running_loop().time() + 0.01)
     assert pending.begin_stream(asyncio.current_task())
@@ -105,6 +107,42 @@ async def test_tokens_are_void_once_a_request_is_forgotten() -> None:
         registry.detached("q"),
     ):
         assert found is None
+
+
+async def test_a_request_that_is_forgotten_takes_no_memory_until_its_time_is_over() -> None:
+    registry = PendingRequests()
+    pending = made()
+    registry.add_detached(pending)
+    registry.keep_for(pending, 3600)
+    held = weakref.ref(pending.sink)
+    registry.remove(pending)
+    del pending
+    gc.collect()
+    assert held() is None
+
+
+async def test_whoever_waits_for_an_answer_is_told_when_the_time_is_over() -> None:
+    registry = PendingRequests()
+    pending = made()
+    told: list[bool] = []
+    pending.on_answer = told.append
+    registry.add_detached(pending)
+    registry.keep_for(pending, 0.0)
+    async with asyncio.timeout(10):
+        while len(registry):
+            await asyncio.sleep(0)
+    assert told == [False]
+
+
+@pytest.mark.parametrize(("by_id", "status", "open_"), [(True, 200, 0), (True, 202, 1), (False, 202, 0)])
+async def test_a_202_leaves_only_the_door_of_the_request_itself_open(
+    by_id: bool, status: int, open_: int
+) -> None:
+    registry = PendingRequests()
+    pending = made()
+    (registry.add_detached if by_id else registry.add)(pending)
+    assert registry.answered(pending, status) == (not open_)
+    assert len(registry) == open_
 
 
 @pytest.mark.parametrize("times", [2, 5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from urllib.parse import unquote_to_bytes
 
@@ -13,8 +14,11 @@ from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.sessions.door import PREFACE, is_http2
 from nvcf_gateway.sessions.failures import grpc_status, is_grpc, percent_encode
 from nvcf_gateway.sessions.h1_caller import request_headers, response_headers, wants_upgrade
+from nvcf_gateway.sessions.h2_call import Call
+from nvcf_gateway.sessions.h2_websocket import H2Socket, accept_of
 from nvcf_gateway.sessions.links import LinkTable
 from nvcf_gateway.sessions.proxy import claimed_ids, connect_target, told_error
+from nvcf_gateway.sessions.resets import ResetBudget
 from nvcf_gateway.sessions.routing import SessionCall, read_call
 from nvcf_proto.h1 import RequestHead
 
@@ -252,3 +256,59 @@ async def test_a_token_is_good_once_and_for_its_request_only() -> None:
     with links.expect(Q) as second:
         assert second.token != expected.token
     assert links.claim(second.token, Q) is None
+
+
+def test_resets_are_bounded_and_forgiven() -> None:
+    budget = ResetBudget(10.0, burst=3, per_second=2)
+    assert [budget.take(10.0) for _ in range(5)] == [True, True, True, False, False]
+    assert [budget.take(11.0) for _ in range(3)] == [True, True, False]
+    assert [budget.take(99.0) for _ in range(4)] == [True, True, True, False]
+
+
+@given(st.lists(st.floats(0, 1, allow_nan=False), max_size=60))
+def test_no_more_resets_pass_than_the_bounds_say(pauses: list[float]) -> None:
+    now, passed = 0.0, 0
+    budget = ResetBudget(now, burst=5, per_second=3)
+    for pause in pauses:
+        now += pause
+        passed += budget.take(now)
+    assert passed <= 5 + 3 * now + 1e-6
+
+
+def test_the_handshake_s_proof_is_that_of_the_standard() -> None:
+    assert accept_of("dGhlIHNhbXBsZSBub25jZQ==") == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", "RFC 6455 section 1.3"
+
+
+class _StuckWire:
+    """A function that reads nothing."""
+
+    def write(self, data: bytes) -> None:
+        self.written = data
+
+    async def drain(self) -> None:
+        await asyncio.Event().wait()
+
+
+class _CallersEnd:
+    """Notes what the caller may send again."""
+
+    def __init__(self) -> None:
+        self.credited = 0
+
+    def credit(self, stream_id: int, size: int) -> None:
+        self.credited += size
+
+
+async def test_a_websocket_that_is_cut_off_gives_all_of_its_window_back() -> None:
+    end, wire = _CallersEnd(), _StuckWire()
+    call = Call(end, 1, grpc=False, bodiless=False)  # type: ignore[arg-type]
+    socket = H2Socket(call, None, None, lambda _: None)  # type: ignore[arg-type]
+    call.request_data(b"a" * 100)
+    call.request_data(b"b" * 10)
+    upward = asyncio.create_task(socket._pass_upward(wire))  # type: ignore[arg-type]
+    while not hasattr(wire, "written"):
+        await asyncio.sleep(0)
+    upward.cancel()
+    await asyncio.wait({upward})
+    call.discard_request()
+    assert end.credited == 110

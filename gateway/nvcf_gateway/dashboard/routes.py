@@ -1,0 +1,108 @@
+"""Routes of the built-in page: `/dashboard…`, `/v2/nvcf/dashboard/{tickets,sessions}`."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from importlib import resources
+
+from aiohttp import web
+
+from nvcf_gateway.auth import Authenticator, Caller, bearer_token
+from nvcf_gateway.dashboard.tickets import Purpose, Seals
+from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.http import Route
+from nvcf_gateway.management import timestamp
+from nvcf_gateway.replies import json_response
+from nvcf_proto.models import Scope
+
+PATH = "/dashboard"
+_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+PAGE_HEADERS = {
+    # Nothing but this gateway's own files and answers, whatever finds its way into the page.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+
+
+class Page:
+    """The files of the page, read once."""
+
+    def __init__(self) -> None:
+        folder = resources.files("nvcf_gateway.dashboard") / "static"
+        self._files = {
+            each.name: (each.read_bytes(), _TYPES[each.name.rpartition(".")[2]])
+            for each in folder.iterdir()
+            if each.name.rpartition(".")[2] in _TYPES
+        }
+
+    async def folder(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """GET /dashboard/: the page itself."""
+        return self._served("index.html", request)
+
+    async def file(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """GET /dashboard/{file}."""
+        return self._served(values["file"], request)
+
+    def _served(self, name: str, request: web.BaseRequest) -> web.StreamResponse:
+        if name not in self._files:
+            raise HttpProblem(404, f"nothing is served at {PATH}/{name[:64]}")
+        body, content_type = self._files[name]
+        tag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'
+        headers = {**PAGE_HEADERS, "ETag": tag}
+        if request.headers.get("If-None-Match") == tag:
+            return web.Response(status=304, headers=headers)
+        return web.Response(body=body, headers={**headers, "Content-Type": f"{content_type}; charset=utf-8"})
+
+
+async def _to_folder(request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+    # Relative, so that it holds behind a proxy too. A browser keeps the fragment.
+    return web.Response(status=308, headers={"Location": "dashboard/"})
+
+
+class DashboardAccess:
+    """Handlers of tickets and sessions."""
+
+    def __init__(self, authenticator: Authenticator, seals: Seals) -> None:
+        self._authenticator = authenticator
+        self._seals = seals
+
+    async def ticket(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """POST /v2/nvcf/dashboard/tickets: with an API key, a ticket for the page's address."""
+        caller = self._authenticator.caller(request.headers)
+        caller.require(Scope.LIST)
+        if caller.viewing:
+            raise HttpProblem(403, "a session cannot make tickets: use an API key")
+        return self._made(Purpose.TICKET, caller)
+
+    async def session(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """POST /v2/nvcf/dashboard/sessions: with a ticket or an API key, a session to read with."""
+        token = bearer_token(request.headers)
+        caller = self._authenticator.ticket_holder(token) or self._authenticator.identify(token)
+        caller.require(Scope.LIST)
+        if caller.viewing:
+            raise HttpProblem(403, "a session cannot prolong itself: use an API key")
+        return self._made(Purpose.SESSION, caller)
+
+    def _made(self, purpose: Purpose, caller: Caller) -> web.StreamResponse:
+        text, until = self._seals.make(purpose, caller.key.id, time.time())
+        shown = {purpose.value: text, "expiresAt": timestamp(until), "ncaId": caller.nca_id}
+        return json_response(200, shown, headers=[("Cache-Control", "no-store")])
+
+
+def dashboard_routes(authenticator: Authenticator, seals: Seals) -> list[Route]:
+    """What the HTTP door serves of the page."""
+    access, page = DashboardAccess(authenticator, seals), Page()
+    return [
+        ("POST", "/v2/nvcf/dashboard/tickets", access.ticket),
+        ("POST", "/v2/nvcf/dashboard/sessions", access.session),
+        ("GET", PATH, _to_folder),
+        ("GET", f"{PATH}/", page.folder),
+        ("GET", f"{PATH}/{{file}}", page.file),
+    ]

@@ -1,0 +1,1 @@
+"""What the dashboard and `nvcf top` show: calls of the last minutes, and queues as they are now."""

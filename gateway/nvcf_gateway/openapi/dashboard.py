@@ -1,0 +1,124 @@
+"""Routes of the built-in page and of the figures it shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nvcf_gateway.openapi.parts import KEYED, Operation, json_answer, operation_of
+from nvcf_gateway.openapi.schemas import NAME, TEXT, TIME, UUID, Schema, many, ref, thing
+
+_NUMBER: Schema = {"type": "number", "minimum": 0}
+_COUNT: Schema = {"type": "integer", "minimum": 0}
+
+
+def _or_null(schema: Schema, **more: Any) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}], **more}
+
+
+_RATES: dict[str, Schema] = {
+    "waiting": {**_COUNT, "description": "Calls whose callers wait."},
+    "arrivalsPerSecond": _NUMBER,
+    "answersPerSecond": _NUMBER,
+    "failuresPerSecond": {**_NUMBER, "description": "Answers with status 5xx, and calls without an answer."},
+    "latency": _or_null(
+        thing({"p50": _NUMBER, "p90": _NUMBER, "p99": _NUMBER}, "p50", "p90", "p99"),
+        description="Seconds until the whole answer was there; null without answers.",
+    ),
+}
+DASHBOARD_SCHEMAS: dict[str, Schema] = {
+    "Figures": thing(
+        {
+            "at": TIME,
+            "since": {**TIME, "description": "Before that not all gateways have counted."},
+            "gateways": thing({"answered": _COUNT, "known": _COUNT}, "answered", "known"),
+            "windowSeconds": _COUNT,
+            "stepSeconds": _COUNT,
+            "versions": many(
+                thing(
+                    {
+                        "functionVersionId": UUID,
+                        "functionId": UUID,
+                        "functionName": NAME,
+                        **_RATES,
+                        "queue": _or_null(
+                            thing(
+                                {"queued": _COUNT, "inFlight": _COUNT, "oldestSeconds": _or_null(_NUMBER)},
+                                "queued",
+                                "inFlight",
+                                "oldestSeconds",
+                            ),
+                            description="Null when the broker did not answer in time.",
+                        ),
+                    },
+                    "functionVersionId",
+                    "functionId",
+                    "functionName",
+                    "queue",
+                    *_RATES,
+                )
+            ),
+            "series": many(
+                thing({"at": {**_COUNT, "description": "Unix time in seconds."}, **_RATES}, "at", *_RATES)
+            ),
+        },
+        "at",
+        "since",
+        "gateways",
+        "windowSeconds",
+        "stepSeconds",
+        "versions",
+        "series",
+    ),
+    "Ticket": thing({"ticket": TEXT, "expiresAt": TIME, "ncaId": TEXT}, "ticket", "expiresAt", "ncaId"),
+    "Session": thing({"session": TEXT, "expiresAt": TIME, "ncaId": TEXT}, "session", "expiresAt", "ncaId"),
+}
+
+
+def dashboard() -> dict[str, dict[str, Operation]]:
+    """Figures, the page's files, its tickets and sessions."""
+
+    def make(name: str, summary: str, answers: Any, problems: tuple[int, ...], **more: Any) -> Operation:
+        return operation_of(name, summary, answers, problems, tag="dashboard", **more)
+
+    page = {"description": "The page.", "content": {"text/html": {"schema": {}}}}
+    file = {"description": "A file of the page.", "content": {"*/*": {"schema": {}}}}
+    same = {"description": "As the browser has it."}
+    base = "/v2/nvcf/dashboard"
+    return {
+        "/v2/nvcf/figures": {
+            "get": make(
+                "readFigures",
+                "How the account's deployed versions are doing: queues, rates and latencies.",
+                {200: json_answer(ref("Figures"))},
+                KEYED,
+                parameters=({"name": "functionVersionId", "in": "query", "schema": UUID},),
+            )
+        },
+        f"{base}/tickets": {
+            "post": make(
+                "makeTicket",
+                "A ticket that opens the dashboard, good for two minutes.",
+                {200: json_answer(ref("Ticket"))},
+                KEYED,
+            )
+        },
+        f"{base}/sessions": {
+            "post": make(
+                "openSession",
+                "With a ticket or a key: a session that reads for twelve hours, as the key may read.",
+                {200: json_answer(ref("Session"))},
+                KEYED,
+            )
+        },
+        "/dashboard": {
+            "get": make(
+                "findPage", "To the page.", {308: {"description": "To /dashboard/."}}, (400,), security=False
+            )
+        },
+        "/dashboard/": {
+            "get": make("page", "The built-in page.", {200: page, 304: same}, (400,), security=False)
+        },
+        "/dashboard/{file}": {
+            "get": make("pageFile", "Its files.", {200: file, 304: same}, (400, 404), security=False)
+        },
+    }
