@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -15,22 +16,30 @@ from pathlib import Path
 import aiohttp
 import nats.errors
 
+from nvcf_agent.accounts import AccountTelemetry
 from nvcf_agent.agent import Agent
 from nvcf_agent.backends.process import ProcessBackend
-from nvcf_agent.environment import Endpoints
+from nvcf_agent.environment import Endpoints, WorkerTelemetry
 from nvcf_agent.errors import AgentError
+from nvcf_agent.handback import HandBack
 from nvcf_agent.heartbeat import Heartbeat
 from nvcf_agent.memory import Memory
 from nvcf_agent.messages import Consumer, Source, ensure_stream
 from nvcf_agent.options import attributes, cluster_id, inventory, parse_arguments
 from nvcf_agent.records import Records
 from nvcf_agent.store import FileStore
+from nvcf_agent.targets import TargetsFile
+from nvcf_agent.telemetry import AgentTelemetry
 from nvcf_agent.tokens import GatewayTokens
 from nvcf_broker.connection import BrokerClient, connect_broker, describe_error
 from nvcf_broker.errors import BrokerError, BrokerUnavailableError
 from nvcf_broker.files import private_directory
 from nvcf_broker.kv import KvMirror
+from nvcf_otel import names
+from nvcf_otel.errors import TelemetryError
 from nvcf_otel.logs import configure_logging
+from nvcf_otel.service import metrics_host, observed, service_telemetry
+from nvcf_otel.setup import Telemetry
 from nvcf_proto.compute import (
     CREATE_STREAM,
     CREATE_SUBJECTS,
@@ -41,7 +50,14 @@ from nvcf_proto.compute import (
     event_stream_config,
     terminate_subject,
 )
-from nvcf_proto.models import INSTANCES_BUCKET, VERSIONS_BUCKET, FunctionVersion, Instance
+from nvcf_proto.models import (
+    INSTANCES_BUCKET,
+    TELEMETRIES_BUCKET,
+    VERSIONS_BUCKET,
+    FunctionVersion,
+    Instance,
+    TelemetryEndpoint,
+)
 from nvcf_proto.settings import INFERENCE_READY_TIMEOUT
 
 _log = logging.getLogger(__name__)
@@ -70,7 +86,7 @@ def read_key(path: Path) -> str:
     return key
 
 
-async def serve(options: argparse.Namespace) -> None:
+async def serve(options: argparse.Namespace, telemetry: Telemetry) -> None:
     """Run the agent until SIGTERM or SIGINT. Raises `AgentError` and `BrokerError`."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -80,9 +96,10 @@ async def serve(options: argparse.Namespace) -> None:
     client = await connect_broker(options.nats, options.nats_credentials, name=f"agent {options.cluster}")
     try:
         async with aiohttp.ClientSession() as session, contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(observed(telemetry, client))
             tokens = GatewayTokens(session, options.gateway_http, key)
             agent = await _make_agent(options, client, tokens, stack)
-            await _work(options, client, agent, stop)
+            await _work(client, agent, stop, _cluster(options), _ready(options, telemetry))
     except nats.errors.Error as error:
         raise BrokerUnavailableError(f"cannot use the broker: {describe_error(error)}") from error
     finally:
@@ -101,10 +118,18 @@ async def _make_agent(
         client, VERSIONS_BUCKET, FunctionVersion.from_json, FunctionVersion.to_json, on_change=on_change
     )
     instances = KvMirror(client, INSTANCES_BUCKET, Instance.from_json, Instance.to_json, on_change=on_change)
-    for mirror in (versions, instances):
+    telemetries = KvMirror(client, TELEMETRIES_BUCKET, TelemetryEndpoint.from_json, TelemetryEndpoint.to_json)
+    for mirror in (versions, instances, telemetries):
         await stack.enter_async_context(mirror)
-    await asyncio.gather(versions.ready(), instances.ready())
-    backend = ProcessBackend(options.data, inventory(options), cgroup=options.cgroup)
+    await asyncio.gather(versions.ready(), instances.ready(), telemetries.ready())
+    backend = ProcessBackend(
+        options.data, inventory(options), cgroup=options.cgroup, collector=options.collector
+    )
+    capacity = await backend.capacity()
+    telemetry = AgentTelemetry(options.cluster)
+    operators = WorkerTelemetry.of(
+        os.environ, metrics=options.worker_metrics, passed_on=options.worker_telemetry
+    )
     agent = Agent(
         cluster=options.cluster,
         backend=backend,
@@ -113,12 +138,25 @@ async def _make_agent(
         versions=versions,
         tokens=tokens,
         endpoints=Endpoints(grpc=options.worker_grpc, nats=options.worker_nats),
-        inventory=await backend.capacity(),
+        inventory=capacity,
+        telemetry=telemetry,
+        worker_telemetry=operators,
+        accounts=AccountTelemetry(
+            telemetries.get,
+            (options.telemetry_secrets or options.data / "telemetry-secrets").absolute(),
+            operators,
+            options.cluster,
+        ),
+        targets=TargetsFile(options.data.absolute() / "metrics" / "instances.json")
+        if options.worker_metrics
+        else None,
+        hand_back=HandBack(client, options.data.absolute() / "instances"),
         grace=options.grace,
         ready_timeout=options.max_ready_seconds or INFERENCE_READY_TIMEOUT,
         keep_finished=options.keep_finished,
         woken=woken,
     )
+    telemetry.observe(capacity, lambda: [each.held for each in agent.requests()])
     await agent.adopt()
     return agent
 
@@ -127,12 +165,16 @@ def _consumers(client: BrokerClient, agent: Agent) -> tuple[Consumer, Consumer]:
     cluster = agent.cluster
     creations = Source(CREATE_STREAM, CREATE_SUBJECTS, cluster_create_filter(cluster), cluster)
     terminations = Source(TERMINATE_STREAM, TERMINATE_SUBJECTS, terminate_subject(cluster), cluster)
-    return Consumer(client, creations, agent.create), Consumer(client, terminations, agent.terminate)
+    timed = agent.telemetry.timed
+    return (
+        Consumer(client, creations, timed("create", agent.create)),
+        Consumer(client, terminations, timed("terminate", agent.terminate)),
+    )
 
 
-async def _work(options: argparse.Namespace, client: BrokerClient, agent: Agent, stop: asyncio.Event) -> None:
-    cluster = Cluster(
-        id=agent.cluster,
+def _cluster(options: argparse.Namespace) -> Cluster:
+    return Cluster(
+        id=options.cluster,
         region=options.region,
         heartbeat_at=0.0,
         pools=(),
@@ -140,13 +182,25 @@ async def _work(options: argparse.Namespace, client: BrokerClient, agent: Agent,
         backend="process",
         attributes=attributes(options),
     )
+
+
+def _ready(options: argparse.Namespace, telemetry: Telemetry) -> dict[str, str]:
+    """The line on standard output that says that the agent works."""
+    line = {"event": "ready", "cluster": str(options.cluster)}
+    metrics = metrics_host(telemetry, options.metrics)
+    return line if metrics is None else {**line, "metrics": metrics}
+
+
+async def _work(
+    client: BrokerClient, agent: Agent, stop: asyncio.Event, cluster: Cluster, ready: dict[str, str]
+) -> None:
     heartbeat = Heartbeat(client, cluster, agent.pools, time.time, agent.changed)
     consumers = _consumers(client, agent)
     await ensure_stream(client, event_stream_config())
     for consumer in consumers:
         await consumer.ensure()
     await heartbeat.ensure()
-    sys.stdout.write(json.dumps({"event": "ready", "cluster": agent.cluster}) + "\n")
+    sys.stdout.write(json.dumps(ready) + "\n")
     sys.stdout.flush()
     async with asyncio.TaskGroup() as group:
         lost = group.create_task(_raise_when_closed(client))
@@ -179,8 +233,11 @@ def main() -> None:
         inventory(options)
         attributes(options)
         with only_agent(options.data.absolute()):
-            asyncio.run(serve(options))
-    except* (AgentError, BrokerError, OSError) as group:
+            identity = f"{options.cluster}-{os.getpid()}"
+            about = {"cloud.region": options.region, names.CLUSTER: options.cluster}
+            with service_telemetry("agent", identity, options.metrics, about) as telemetry:
+                asyncio.run(serve(options, telemetry))
+    except* (AgentError, BrokerError, TelemetryError, OSError) as group:
         for error in _leaves(group):
             _log.error("%s", error)
         sys.exit(1)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from nvcf_agent import request as requests
 from nvcf_agent.absence import Absences
+from nvcf_agent.accounts import AccountTelemetry
 from nvcf_agent.actions import (
     KEEP_FINISHED_SECONDS,
     Clean,
@@ -20,15 +21,18 @@ from nvcf_agent.actions import (
     next_action,
     next_retry,
 )
-from nvcf_agent.backends.interface import Backend, Ended
-from nvcf_agent.environment import Endpoints, InstanceSpec
+from nvcf_agent.backends.interface import Backend, Ended, Event, Ready
+from nvcf_agent.environment import NO_TELEMETRY, Endpoints, InstanceSpec, WorkerTelemetry
 from nvcf_agent.errors import LaunchError, Refused, StartError, StoreError
+from nvcf_agent.handback import HandBack
 from nvcf_agent.intake import take_creation, take_termination
 from nvcf_agent.inventory import Inventory
 from nvcf_agent.memory import Memory
 from nvcf_agent.outcomes import after_event, after_failed_start
 from nvcf_agent.records import Published, Records
 from nvcf_agent.request import DEFAULT_GRACE_SECONDS, Request
+from nvcf_agent.targets import TargetsFile
+from nvcf_agent.telemetry import AgentTelemetry
 from nvcf_agent.tokens import TokenSource
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.kv import KvMirror
@@ -43,6 +47,7 @@ _LONGEST_SLEEP_SECONDS = 5.0
 _RETRY_SECONDS = 0.5
 # A record or version that is not seen may only be late; what is gone for so long is gone.
 _GONE_AFTER_SECONDS = 5.0
+_VERSION_SECONDS = 2.0
 
 
 @dataclass
@@ -57,6 +62,11 @@ class Agent:
     tokens: TokenSource
     endpoints: Endpoints
     inventory: Inventory
+    telemetry: AgentTelemetry
+    worker_telemetry: WorkerTelemetry = NO_TELEMETRY
+    accounts: AccountTelemetry | None = None
+    targets: TargetsFile | None = None
+    hand_back: HandBack | None = None
     grace: float = DEFAULT_GRACE_SECONDS
     ready_timeout: float = INFERENCE_READY_TIMEOUT
     keep_finished: float = KEEP_FINISHED_SECONDS
@@ -237,9 +247,13 @@ class Agent:
 
     async def _start(self, instance_id: str) -> None:
         order, share = self._requests[instance_id].order, self._requests[instance_id].share
-        version = self.versions.get(order.version_id)
+        version = await self._version(order.version_id)
+        trace = self.telemetry.starting(self._requests[instance_id])
         try:
             token = await self.tokens.worker_token(instance_id, order.function_id, order.version_id)
+            telemetry = self.worker_telemetry
+            if self.accounts is not None:
+                telemetry = await self.accounts.of(version, replace(order, instance_ids=(instance_id,)))
             spec = InstanceSpec(
                 order=order,
                 share=share,
@@ -247,15 +261,21 @@ class Agent:
                 endpoints=self.endpoints,
                 worker_token=token,
                 tags=version.tags if version is not None else (),
+                trace=trace,
+                telemetry=telemetry,
             )
             if self._stopping or self._requests[instance_id].is_ending:
+                self.telemetry.failed(instance_id, "not wanted any more")
                 return
             running = await self.backend.create(spec)
         except (StartError, LaunchError, Refused) as error:
             _log.warning("instance %s cannot start: %s", instance_id, error)
+            self.telemetry.failed(instance_id, str(error))
             request = self._requests[instance_id]
             self._set(after_failed_start(request, error, now=self.monotonic(), wall=self.wall()))
             return
+        if self.targets is not None:
+            self.targets.serves(instance_id, running.metrics)
         self._set(
             requests.launched(
                 self._requests[instance_id],
@@ -267,7 +287,15 @@ class Agent:
             )
         )
 
+    async def _version(self, version_id: str) -> FunctionVersion | None:
+        """Its record, which may come later than an order for it: they take different ways."""
+        with contextlib.suppress(TimeoutError):
+            await self.versions.wait_for(lambda known: version_id in known, _VERSION_SECONDS)
+        return self.versions.get(version_id)
+
     async def _clean(self, instance_id: str) -> None:
+        if self.hand_back is not None:
+            await self.hand_back.of(instance_id, self._requests[instance_id].order.version_id)
         await self.backend.forget(instance_id)
         self._requests[instance_id] = replace(self._requests[instance_id], cleaned=True)
 
@@ -289,8 +317,18 @@ class Agent:
                 continue
             if isinstance(event, Ended) and not request.is_ending:
                 _log.warning("instance %s ended: %s", request.id, event.reason)
+            self._tell(request, event)
             self._set(after_event(request, event, now=self.monotonic(), wall=self.wall()))
             self.wake()
+
+    def _tell(self, request: Request, event: Event) -> None:
+        match event:
+            case Ready():
+                self.telemetry.ready(request.id)
+            case Ended(_, reason, category):
+                self.telemetry.ended(request, category.value, reason)
+                if self.targets is not None:
+                    self.targets.serves(request.id, None)
 
     # --- reporting
 
@@ -316,6 +354,8 @@ class Agent:
             _log.error("%s", error)
             return False
         listed = list(self._requests.values())
+        if self.targets is not None:
+            await self.targets.update(listed)
         result = await self.records.publish(listed, self.memory.ended, self.wall(), self.keep_finished)
         self._take_in(listed, result)
         return result.complete

@@ -47,6 +47,30 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="SECONDS",
         help="how long the record of an ended instance can be read",
     )
+    parser.add_argument("--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus there")
+    parser.add_argument(
+        "--worker-metrics",
+        action="store_true",
+        help="instances serve theirs on 127.0.0.1; DIR/metrics/instances.json says where",
+    )
+    parser.add_argument(
+        "--worker-telemetry",
+        action="store_true",
+        help="instances get this process' OTEL_ variables, credentials in them included",
+    )
+    parser.add_argument(
+        "--telemetry-secrets",
+        type=Path,
+        metavar="DIR",
+        help="secret files of the accounts' telemetry endpoints [default: telemetry-secrets in --data]",
+    )
+    parser.add_argument(
+        "--collector",
+        type=Path,
+        metavar="PROGRAM",
+        help="an OpenTelemetry Collector (contrib), run beside each instance whose telemetry needs one; "
+        "without it only its configuration is written",
+    )
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     _add_cluster(parser)
     return parser.parse_args(arguments)

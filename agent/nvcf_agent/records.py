@@ -12,7 +12,7 @@ from nvcf_agent.verdicts import Closed, Missing, Write, compare, strays
 from nvcf_broker.errors import BrokerError, KeyExistsError, RevisionConflictError
 from nvcf_broker.kv import KvMirror
 from nvcf_proto.compute import Event, event_subject
-from nvcf_proto.models import Instance
+from nvcf_proto.models import Instance, InstanceState
 
 _log = logging.getLogger(__name__)
 
@@ -112,6 +112,8 @@ class Records:
     async def _tell(self, request: Request, record: Instance) -> None:
         """An event for people. Not worth holding anything up: it is sent and not waited for."""
         reason = (record.reason or "").partition("\n")[0]
+        if record.state is InstanceState.RUNNING and record.ready_at and not (reason or record.restarts):
+            reason = f"ready after {record.ready_at - record.created_at:.1f} s"
         text = f"instance {record.id} on {self._cluster}: {request.phase.value}"
         event = Event(
             at=record.updated_at,

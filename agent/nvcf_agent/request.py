@@ -248,8 +248,9 @@ def interrupted(request: Request, reason: str, wall: float) -> Request:
 def instance_record(request: Request) -> Instance:
     """The record in the instances bucket. A FAILED one's reason is `CATEGORY: text`."""
     order, reason = request.order, request.reason
-    if request.phase is Phase.FAILED and request.category is not None:
-        reason = f"{request.category}: {reason or 'no reason known'}"
+    category = request.category if request.phase is Phase.FAILED else None
+    if category is not None:
+        reason = f"{category}: {reason or 'no reason known'}"
     return Instance(
         id=request.id,
         function_id=order.function_id,
@@ -268,4 +269,5 @@ def instance_record(request: Request) -> Instance:
         gpu=order.gpu,
         visible_devices=request.share.visible_devices,
         draining_since=request.draining_since,
+        category=category.value if category is not None else None,
     )

@@ -101,6 +101,6 @@ def strays(
             found.append(Stray(record.key, over))
         elif record.state is not InstanceState.PENDING:
             text = f"{LOST}: the agent of cluster {cluster} knows nothing of it"
-            failed = record.changed(wall, state=InstanceState.FAILED, reason=text, pid=None)
+            failed = record.changed(wall, state=InstanceState.FAILED, category=LOST, reason=text, pid=None)
             found.append(Stray(record.key, failed))
     return found

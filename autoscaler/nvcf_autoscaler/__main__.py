@@ -20,17 +20,24 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from nvcf_autoscaler.errors import AutoscalerError
+from nvcf_autoscaler.fairness import TURN
 from nvcf_autoscaler.shell.actuation import Actuator
 from nvcf_autoscaler.shell.control import Control
 from nvcf_autoscaler.shell.lease import LEASES_BUCKET, Lease, LeaseRecord
 from nvcf_autoscaler.shell.look import LOST_AFTER, Looker
 from nvcf_autoscaler.shell.service import AutoscalerService
 from nvcf_autoscaler.shell.world import World
+from nvcf_autoscaler.telemetry.board import Board
+from nvcf_autoscaler.telemetry.record import Recorder
 from nvcf_broker.connection import BrokerClient, connect_broker, describe_error
 from nvcf_broker.errors import BrokerError, BrokerUnavailableError
 from nvcf_broker.kv import KvMirror
 from nvcf_broker.requests import BrokerRequests
+from nvcf_otel.errors import TelemetryError
 from nvcf_otel.logs import configure_logging
+from nvcf_otel.service import metrics_host, observed, service_telemetry
+from nvcf_otel.setup import Telemetry
+from nvcf_otel.spans import parse
 from nvcf_proto import compute
 from nvcf_proto.compute import DemandReport
 from nvcf_proto.errors import ContractError
@@ -53,7 +60,9 @@ class Options:
     regions: tuple[str, ...]
     replicas: int
     lost_after: float
+    turn: float
     grpc: str | None
+    metrics: str | None
     log_level: str
 
 
@@ -75,7 +84,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Options:
         metavar="SECONDS",
         help="instances of a cluster that was silent for so long are replaced elsewhere",
     )
+    add(
+        "--turn",
+        type=float,
+        default=TURN,
+        metavar="SECONDS",
+        help="how long a version keeps its only instance while others have none and GPUs are short",
+    )
     add("--grpc", metavar="HOST:PORT", help="also serve nvcf.Autoscaler there, in plain text")
+    add("--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus there (default: not)")
     add("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     values = parser.parse_args(arguments)
     regions = tuple(part.strip() for part in values.regions.split(",") if part.strip())
@@ -86,12 +103,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Options:
         regions or ("local",),
         values.replicas,
         values.lost_after,
+        values.turn,
         values.grpc,
+        values.metrics,
         values.log_level,
     )
 
 
-async def serve(options: Options) -> None:
+async def serve(options: Options, telemetry: Telemetry) -> None:
     """Run until told to stop."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -102,6 +121,7 @@ async def serve(options: Options) -> None:
             options.nats, options.nats_credentials, name=f"autoscaler_{options.replica_id}"
         )
         stack.push_async_callback(client.close)
+        await stack.enter_async_context(observed(telemetry, client))
         requests = BrokerRequests(client)
         await requests.start()
         await _ensure_streams(requests, options.replicas)
@@ -122,8 +142,17 @@ async def serve(options: Options) -> None:
                 control.wake_short()
 
         world = World(client, changed, capacity_changed, options.replicas)
+        board = Board(lambda: lease.held)
+        board.observe()
         looker = Looker(
-            world, requests, Actuator(client, requests, world), lease, options.regions, options.lost_after
+            world,
+            requests,
+            Actuator(client, requests, world),
+            lease,
+            options.regions,
+            Recorder(board),
+            options.lost_after,
+            options.turn,
         )
         control = Control(looker, world.version_ids, lambda: lease.held)
         await world.start(stack)
@@ -131,6 +160,9 @@ async def serve(options: Options) -> None:
         ready = {"event": "ready", "replicaId": options.replica_id}
         if options.grpc is not None:
             ready["grpc"] = await _serve_grpc(stack, options, client, world)
+        metrics = metrics_host(telemetry, options.metrics)
+        if metrics is not None:
+            ready["metrics"] = metrics
         print(json.dumps(ready), flush=True)  # noqa: T201
         await _run(stop, lease, control)
         await lease.give_up()
@@ -179,7 +211,7 @@ async def _listen(client: Client, control: Control) -> None:
         control.in_use(report.version_id)
 
     async def woken(message: Msg) -> None:
-        control.wake(message.subject.rpartition(".")[2])
+        control.asked(message.subject.rpartition(".")[2], parse(message.headers or {}))
 
     await client.subscribe(compute.DEMAND_SUBJECTS, cb=reported)
     await client.subscribe(compute.WAKE_SUBJECTS, cb=woken)
@@ -208,8 +240,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     configure_logging(options.log_level, component="autoscaler")
     try:
-        asyncio.run(serve(options))
-    except (BrokerError, AutoscalerError) as error:
+        with service_telemetry("autoscaler", options.replica_id, options.metrics, {}) as telemetry:
+            asyncio.run(serve(options, telemetry))
+    except (BrokerError, AutoscalerError, TelemetryError) as error:
         print(f"nvcf-autoscaler: {error}", file=sys.stderr)  # noqa: T201
         return 1
     except KeyboardInterrupt:

@@ -64,8 +64,9 @@ def measure(
     slots = max(seen.in_flight + drain, steady)
     if seen.queued + seen.in_flight > 0:
         slots = max(slots, 1)
-    elif load < 1.0:
-        # Idle, and idle more often than not: whether to stay warm is the keep plan's question.
+    elif load < 1.0 or settings.scale_to_zero_delay is not None:
+        # Idle, and idle more often than not, or the deployment says how long idle is too long: whether to
+        # stay warm is the keep plan's question.
         slots = 0
     return Demand(slots, load, steady, window, drain, service)
 

@@ -57,6 +57,8 @@ def hold(
     levels, rises = touch(levels, needed, now)
     keep_further = further.keep if needed else min(first.keep, further.keep)
     level, until = held(levels, now, first.keep, keep_further)
+    # Kept, not started again: what has left meanwhile (or was lost) comes back when it is needed.
+    level = min(level, max(existing, needed))
     answer = Hold(needed, _NEVER)
     if level > needed:
         keep = keep_further if level > 1 else first.keep

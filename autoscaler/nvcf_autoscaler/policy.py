@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from nvcf_autoscaler.decision import Decision, Desired, Part
+from nvcf_autoscaler.decision import Counted, Decision, Desired, Part
 from nvcf_autoscaler.demand import Demand, measure
 from nvcf_autoscaler.hold import hold
 from nvcf_autoscaler.memory import Memory
@@ -41,7 +41,7 @@ def decide(now: float, seen: Observation, settings: ScalingSettings, memory: Mem
         demand = measure(now, seen, rates, crowd, settings, startup)
         rates = rates._replace(load=demand.load)
         needed = -(-demand.slots // settings.slots)
-        parts.append(_explain_demand(demand, seen, settings))
+        parts.append(_explain_demand(demand, seen, settings, guessed=rates.completed < 1))
     recheck = _next_look(now, seen, needed, settings)
     if seen.queued:
         late, due = _late(now, seen, startup)
@@ -49,8 +49,10 @@ def decide(now: float, seen: Observation, settings: ScalingSettings, memory: Mem
         if late:
             needed += late
             parts.append(("{} more for start-ups older than {:.3g} s", (late, startup.overdue)))
-    # A level above what the deployment allows is not worth remembering.
-    needed = min(needed, settings.max_level)
+    if needed > settings.max_level:
+        # A level above what the deployment allows is not worth remembering.
+        needed = settings.max_level
+        parts.append(("{} at most, by the deployment", (settings.max_instances,)))
     kept, learnt = hold(now, seen, needed, settings, memory, startup)
     recheck = min(recheck, kept.recheck_at)
     if kept.why:
@@ -73,16 +75,23 @@ def decide(now: float, seen: Observation, settings: ScalingSettings, memory: Mem
         Desired(spec.id, count) for spec, count in zip(settings.specifications, placed.counts, strict=True)
     ]
     missing = -(-placed.missing_slots // settings.slots)
-    return Decision(tuple(desired), after, recheck, missing, tuple(parts))
+    return Decision(tuple(desired), after, recheck, missing, tuple(parts), needed)
 
 
-def _explain_demand(demand: Demand, seen: Observation, settings: ScalingSettings) -> Part:
+def _explain_demand(demand: Demand, seen: Observation, settings: ScalingSettings, *, guessed: bool) -> Part:
     if demand.slots == 0:
         return ("nothing queued or in flight", ())
     if demand.drain and seen.in_flight + demand.drain >= demand.steady:
         return (
-            "{} queued and {} in flight at {:.2g} s each: {} more slots for a start within {:g} s",
-            (seen.queued, seen.in_flight, demand.service, demand.drain, settings.wait_slo),
+            "{} queued and {} in flight at {:.2g} s each{}: {} for a start within {:g} s",
+            (
+                seen.queued,
+                seen.in_flight,
+                demand.service,
+                " (none has ended yet)" if guessed else "",
+                Counted(demand.drain, "more slot"),
+                settings.wait_slo,
+            ),
         )
     if demand.steady >= max(1, seen.in_flight):
         return (
@@ -132,7 +141,5 @@ def _explain_capacity(placed: Spread, settings: ScalingSettings, parts: list[Par
     if placed.spilled:
         parts.append(("{} on a less preferred specification", (placed.spilled,)))
     if placed.missing_slots:
-        if sum(placed.counts) >= settings.max_instances:
-            parts.append(("{} at most, by the deployment", (settings.max_instances,)))
-        else:
-            parts.append(("no capacity for {} more slots", (placed.missing_slots,)))
+        missing = -(-placed.missing_slots // settings.slots)
+        parts.append(("no capacity for {}", (Counted(missing, "more instance"),)))

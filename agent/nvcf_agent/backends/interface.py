@@ -11,12 +11,15 @@ from nvcf_agent.request import Category
 
 @dataclass(frozen=True)
 class Running:
-    """An instance that the backend runs, as far as it can tell about it."""
+    """An instance that the backend runs, as far as it can tell about it; `metrics` is where it serves its
+    own, HOST:PORT.
+    """
 
     instance_id: str
     log_path: str
     pid: int | None = None
     health_port: int | None = None
+    metrics: str | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nvcf_agent.backends.collector import FILE, run_collector, write_configuration
 from nvcf_agent.backends.exits import describe_end
 from nvcf_agent.backends.interface import Ended, Event, Ready, Running, Unready
 from nvcf_agent.cgroups import Group, Groups, LimitsUnavailable, machine_oom_kills
@@ -43,6 +44,7 @@ class _Child:
     limits: Limits
     group: Group | None
     machine_oom_kills: int
+    has_collector: bool = False
     told_to_leave: bool = False
     errors: Tail = field(default_factory=Tail)
     task: asyncio.Task[None] | None = None
@@ -52,13 +54,22 @@ class ProcessBackend:
     """Runs instances below `data`: folders in `instances/ID/`, output in `logs/FUNCTION/ID.log`.
 
     `cgroup` is the control group (version 2) that limited instances are put below; None: the agent's own.
+    `collector` is the program run beside instances whose telemetry needs one.
     """
 
-    def __init__(self, data: Path, inventory: Inventory | None = None, *, cgroup: Path | None = None) -> None:
+    def __init__(
+        self,
+        data: Path,
+        inventory: Inventory | None = None,
+        *,
+        cgroup: Path | None = None,
+        collector: Path | None = None,
+    ) -> None:
         self._data = data.absolute()
         self._instances = self._data / "instances"
         self._inventory = inventory or Inventory()
         self._cgroup = cgroup
+        self._collector = collector
         self._groups: Groups | None = None
         self._children: dict[str, _Child] = {}
         self._events: asyncio.Queue[Event] = asyncio.Queue()
@@ -98,7 +109,7 @@ class ProcessBackend:
         return child.running
 
     async def _start(self, spec: InstanceSpec, source: ProcessSource) -> _Child:
-        places = await asyncio.to_thread(self._make_places, spec.instance_id)
+        places = await asyncio.to_thread(self._make_places, spec)
         path = self._log_path(spec)
         virtual_env = await asyncio.to_thread(_check_source, source)
         group = await asyncio.to_thread(self._make_group, spec)
@@ -115,27 +126,70 @@ class ProcessBackend:
         except ProcessError as error:
             log.close()
             raise LaunchError(str(error)) from error
-        running = Running(spec.instance_id, str(path), pid=process.pid, health_port=places.health_port)
+        running = Running(
+            spec.instance_id,
+            str(path),
+            pid=process.pid,
+            health_port=places.health_port,
+            metrics=places.metrics,
+        )
         kills = await asyncio.to_thread(machine_oom_kills)
-        return _Child(running, process, places.health_port, log, spec.limits, group, kills)
+        return _Child(
+            running,
+            process,
+            places.health_port,
+            log,
+            spec.limits,
+            group,
+            kills,
+            has_collector=places.collector is not None,
+        )
 
     def _make_group(self, spec: InstanceSpec) -> Group | None:
         if self._groups is None or not spec.limits.any:
             return None
         return self._groups.make(spec.instance_id, spec.limits)
 
-    def _make_places(self, instance_id: str) -> InstancePlaces:
-        home = private_directory(self._instances / instance_id)
+    def _make_places(self, spec: InstanceSpec) -> InstancePlaces:
+        home = private_directory(self._instances / spec.instance_id)
         taken = {child.health_port for child in self._children.values()}
-        port = free_port()
-        while port in taken:
-            port = free_port()
+        taken |= {_port(child.running.metrics) for child in self._children.values() if child.running.metrics}
+        port = _free_port(taken)
+        taken.add(port)
+        metrics_port = _free_port(taken) if spec.telemetry.metrics else None
+        collector = self._make_collector(spec, home, {*taken, metrics_port or 0})
         return InstancePlaces(
             shared=private_directory(home / "shared"),
             assets=private_directory(home / "assets"),
             responses=private_directory(home / "responses"),
             health_port=port,
+            metrics=None if metrics_port is None else f"127.0.0.1:{metrics_port}",
+            collector=collector,
         )
+
+    def _make_collector(self, spec: InstanceSpec, home: Path, taken: set[int]) -> str | None:
+        """Where the instance's collector takes OTLP over gRPC; None if it has none."""
+        if spec.telemetry.collector is None:
+            return None
+
+        def port() -> int:
+            found = _free_port(taken)
+            taken.add(found)
+            return found
+
+        try:
+            placement = write_configuration(spec.telemetry.collector, home, port)
+        except (OSError, UnicodeDecodeError) as error:
+            # Telemetry never keeps a function from starting.
+            _log.warning("telemetry of instance %s is left out: %s", spec.instance_id, error)
+            return None
+        if self._collector is None:
+            _log.warning(
+                "telemetry of instance %s needs a collector: run one on %s, or give the agent --collector",
+                spec.instance_id,
+                home / FILE,
+            )
+        return f"{placement.host}:{placement.grpc_port}"
 
     def _log_path(self, spec: InstanceSpec) -> Path:
         # Function names follow a pattern without slashes; a message of another origin may not.
@@ -154,8 +208,11 @@ class ProcessBackend:
                     if stream is not None
                 ]
                 watching = group.create_task(self._report_readiness(child))
+                beside = group.create_task(self._run_collector(child))
                 await child.process.wait()
                 watching.cancel()
+                # Only now: the worker's last words were to pass through it.
+                beside.cancel()
                 # Whatever it started and left in its group ends with it.
                 code = await stop_process(child.process, 0)
                 await asyncio.wait(pumps, timeout=_DRAIN_SECONDS)
@@ -166,6 +223,11 @@ class ProcessBackend:
             child.log.close()
             del self._children[child.running.instance_id]
             self._events.put_nowait(self._end_of(child, code))
+
+    async def _run_collector(self, child: _Child) -> None:
+        home = self._instances / child.running.instance_id
+        if self._collector is not None and child.has_collector:
+            await run_collector(self._collector, home)
 
     def _end_of(self, child: _Child, code: int) -> Ended:
         in_group = child.group.oom_kills() if child.group is not None else 0
@@ -220,6 +282,17 @@ class ProcessBackend:
     async def close(self, grace: float) -> None:
         """End all instances at the same time: a process cannot outlive its agent."""
         await asyncio.gather(*(self.delete(instance_id, grace) for instance_id in list(self._children)))
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+def _free_port(taken: Collection[int]) -> int:
+    port = free_port()
+    while port in taken:
+        port = free_port()
+    return port
 
 
 def _modified(path: Path) -> float:

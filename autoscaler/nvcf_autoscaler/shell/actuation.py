@@ -33,6 +33,7 @@ MESSAGE_LIFE = 60.0
 TERMINATION_GRACE = 30.0
 PUBLISH_TIMEOUT = 3.0
 AT_ONCE = 8
+LOST = "lost"
 
 _meter = metrics.get_meter("nvcf_autoscaler")
 _created = _meter.create_counter("nvcf.autoscaler.instances.created", unit="{instance}")
@@ -172,7 +173,9 @@ class Actuator:
         entry = self._world.instances.entry(instance.key)
         if entry is None:
             return
-        closed = entry.value.changed(time.time(), state=InstanceState.FAILED, reason=f"lost: {reason}")
+        closed = entry.value.changed(
+            time.time(), state=InstanceState.FAILED, category=LOST, reason=f"{LOST}: {reason}"
+        )
         await self._world.instances.update(instance.key, closed, entry.revision)
         _lost.add(1)
         _log.warning("instance %s given up: %s", instance.id, reason)

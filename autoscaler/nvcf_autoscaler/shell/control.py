@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from opentelemetry.trace import SpanContext
+
 from nvcf_autoscaler.shell.watched import SHORTEST_BETWEEN_LOOKS, Watched
 from nvcf_broker.errors import BrokerError, RevisionConflictError
 from nvcf_broker.requests import raise_if_cancelled
@@ -53,8 +55,15 @@ class Control:
         self.watched(version_id).woken = True
         self._wake.set()
 
+    def asked(self, version_id: str, by: SpanContext | None) -> None:
+        """A request has met no instance: look at once. `by` is the trace that it belongs to."""
+        self.watched(version_id).asked(time.time(), by)
+        self.wake(version_id)
+
     def wake_all(self) -> None:
         """This replica leads from now on."""
+        for watched in self._watched.values():
+            watched.took_over()
         for version_id in self._version_ids():
             self.wake(version_id)
 

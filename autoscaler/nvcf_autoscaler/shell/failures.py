@@ -1,6 +1,6 @@
 """What failed instances teach: clusters to leave alone for a while, and when to try again. Pure.
 
-Agents keep the records of failed instances for some minutes; a FAILED one's reason is `CATEGORY: text`.
+Agents keep the records of failed instances for some minutes, with the category of the failure.
 Times are Unix seconds.
 """
 
@@ -39,7 +39,8 @@ def lessons(now: float, instances: Iterable[Instance]) -> Failures:
     for each in everything:
         if each.state is not InstanceState.FAILED:
             continue
-        category = (each.reason or "").partition(":")[0]
+        # Agents of an earlier release tell the category in the reason alone.
+        category = each.category or (each.reason or "").partition(":")[0]
         if category not in AVOID_SECONDS:
             crashes.append(each)
             continue

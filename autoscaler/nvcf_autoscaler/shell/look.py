@@ -6,28 +6,28 @@ import asyncio
 import logging
 import re
 import time
-from dataclasses import dataclass
-
-from opentelemetry import metrics, trace
 
 from nvcf_autoscaler.decision import Decision
 from nvcf_autoscaler.errors import InvalidSettings
+from nvcf_autoscaler.fairness import TURN
 from nvcf_autoscaler.observation import Observation
-from nvcf_autoscaler.placement import Cluster, Requirement, place, room
+from nvcf_autoscaler.placement import Cluster, place, room
 from nvcf_autoscaler.policy import decide
 from nvcf_autoscaler.settings import ScalingSettings
 from nvcf_autoscaler.shell import plan
 from nvcf_autoscaler.shell.actuation import Actuator
-from nvcf_autoscaler.shell.failures import Failures, lessons
+from nvcf_autoscaler.shell.case import Case
+from nvcf_autoscaler.shell.failures import lessons
 from nvcf_autoscaler.shell.lease import Lease
 from nvcf_autoscaler.shell.mapping import requirement_of, settings_of, specifications_of
 from nvcf_autoscaler.shell.orders import carried_out
 from nvcf_autoscaler.shell.queues import QueueState, read_queue
+from nvcf_autoscaler.shell.rations import Rations, claims_of, possible_clusters
 from nvcf_autoscaler.shell.view import (
     OVER,
-    Standing,
     by_cluster,
     clusters_for,
+    devices_of,
     silent,
     specification_seen,
     standing,
@@ -36,40 +36,22 @@ from nvcf_autoscaler.shell.view import (
 )
 from nvcf_autoscaler.shell.watched import Watched
 from nvcf_autoscaler.shell.world import World
+from nvcf_autoscaler.telemetry.record import Counts, Recorder
 from nvcf_broker.requests import BrokerRequests
 from nvcf_proto.compute import SILENT_AFTER_SECONDS
-from nvcf_proto.models import Deployment, DeploymentSpecification, FunctionVersion, Instance
+from nvcf_proto.models import Deployment, FunctionVersion, Instance
 
 _log = logging.getLogger(__name__)
-_tracer = trace.get_tracer("nvcf_autoscaler")
-_desired = metrics.get_meter("nvcf_autoscaler").create_gauge(
-    "nvcf.autoscaler.instances.desired", unit="{instance}", description="Per function version."
-)
 
 # How long a silent cluster's instances count. Shorter than the policy's own LOST_AFTER: queued requests wait.
 LOST_AFTER = 30.0
 UNDEPLOYED_PATIENCE = 30.0
 UNDEPLOYED_LOOKS = 1.0
+# A turn at GPUs that are short is so many requests long, at least.
+TURN_SERVICES = 10.0
 ENDED_RECORD_LIFE = 600.0
 # Seconds and counts change with each look; what is told again is what is otherwise new.
 _NUMBERS = re.compile(r"\d+")
-
-
-@dataclass(frozen=True)
-class Case:
-    """A deployed version at one instant."""
-
-    now: float
-    version: FunctionVersion
-    deployment: Deployment
-    watched: Watched
-    settings: ScalingSettings
-    specifications: dict[str, DeploymentSpecification]
-    requirements: dict[str, Requirement]
-    queue: QueueState
-    clusters: tuple[Cluster, ...]
-    stands: Standing
-    failures: Failures
 
 
 class Looker:
@@ -84,8 +66,11 @@ class Looker:
         actuator: Actuator,
         lease: Lease,
         regions: tuple[str, ...],
+        recorder: Recorder,
         lost_after: float = LOST_AFTER,
+        turn: float = TURN,
     ) -> None:
+        self._recorder = recorder
         self._world = world
         self._requests = requests
         self._actuator = actuator
@@ -94,10 +79,13 @@ class Looker:
         self._lost_after = lost_after
         self._silent_after = min(SILENT_AFTER_SECONDS, lost_after)
         self._acting = asyncio.Lock()
+        self._rations = Rations()
+        self._turn = turn
 
     async def look(self, version_id: str, watched: Watched) -> float:
         """One look; returns when the next one is due (Unix seconds). Raises BrokerError."""
-        queue = await read_queue(self._requests, self._regions, version_id)
+        began = time.time()
+        queue = await read_queue(self._requests, self._regions, version_id, watched.ages)
         async with self._acting:
             if not self._lease.held:
                 return time.time()
@@ -114,7 +102,9 @@ class Looker:
                 await self._trouble(version, watched, f"the deployment cannot be scaled: {error}")
                 return float("inf")
             case = self._case(now, version, deployment, watched, settings, queue)
-            return await self._keep(case)
+            due = await self._keep(case)
+            self._recorder.looked(began)
+            return due
 
     def _case(
         self,
@@ -143,6 +133,7 @@ class Looker:
             stands=standing(now, instances, requirements, clusters, self._lost_after),
             # What an earlier deployment of the version met says nothing about this one.
             failures=lessons(now, (each for each in instances if each.created_at >= deployment.created_at)),
+            rations=self._rations.of(now, version.id, self._world.devices()),
         )
 
     async def _keep(self, case: Case) -> float:
@@ -153,7 +144,12 @@ class Looker:
         case.watched.memory = decision.memory
         order = self._world.orders.get(case.version.id)
         decision = carried_out(case.now, decision, order, case.settings, observation.specifications)
+        self._record(case, observation, decision)
+        self._claim(case, decision)
         unplaced = await self._carry_out(case, decision)
+        if case.stands.up:
+            # Whoever met none waits for these, or has been served.
+            case.watched.answered()
         case.watched.short = bool(unplaced or decision.missing)
         due = decision.recheck_at
         if case.failures.retry_at:
@@ -162,10 +158,47 @@ class Looker:
             due = min(due, until)
         return due
 
+    def _record(self, case: Case, observation: Observation, decision: Decision) -> None:
+        specifications = case.specifications
+        self._recorder.saw(
+            case.version,
+            case.watched,
+            case.queue,
+            self._world.instances_of(case.version.id),
+            {key: devices_of(spec) for key, spec in specifications.items()},
+            sum(
+                seen.running * specifications[seen.id].max_request_concurrency
+                for seen in observation.specifications
+            ),
+            _counts(decision),
+        )
+
     def _room_for(self, case: Case, specification_id: str) -> tuple[Cluster, ...]:
         taken = unreported(self._world.instances.values(), case.clusters, self._world.pending_devices())
         avoided = case.failures.avoided.keys() | silent(case.now, case.clusters, self._silent_after)
-        return clusters_for(case.specifications[specification_id], case.clusters, taken, avoided)
+        spec, ration = case.specifications[specification_id], case.rations.get(specification_id)
+        if ration is not None:
+            there = by_cluster(case.holding(specification_id))
+            ration = {cluster: count - there.get(cluster, 0) for cluster, count in ration.items()}
+        return clusters_for(spec, case.clusters, taken, avoided, ration)
+
+    def _claim(self, case: Case, decision: Decision) -> None:
+        """Tell what this version wants, for the shares of all."""
+        left_alone = case.failures.avoided.keys() | silent(case.now, case.clusters, self._silent_after)
+        clusters = {
+            key: possible_clusters(requirement, case.clusters, left_alone)
+            for key, requirement in case.requirements.items()
+        }
+        # What does not start shall not push out what runs.
+        broken = bool(case.failures.retry_at)
+        # Long requests are not to be broken off time and again.
+        service = case.watched.memory.rates.service_time(case.queue.in_flight, 0.0)
+        turn = max(self._turn, TURN_SERVICES * service)
+        claims = claims_of(
+            case.version.id, case.specifications, case.settings, case.stands, decision, clusters, turn
+        )
+        gpus = {key: spec.gpu for key, spec in case.specifications.items()}
+        self._rations.take(case.now, case.version.id, gpus, {} if broken else claims)
 
     def _observe(self, case: Case) -> Observation:
         specifications = []
@@ -217,6 +250,7 @@ class Looker:
                 if not self._lease.held:
                     return unplaced
                 await self._actuator.do(case.version, case.deployment, action, decision.reason)
+                self._recorder.created(case.watched)
         case.watched.trouble = ""
         kind = _NUMBERS.sub("", refusal)
         if refusal and kind != case.watched.refusal:
@@ -226,24 +260,26 @@ class Looker:
 
     async def _carry_out(self, case: Case, decision: Decision) -> int:
         """Announce a decision that is new, and act; returns how many instances found no room."""
-        counts = tuple((each.specification_id, each.instances) for each in decision.desired)
+        counts = _counts(decision)
         if case.watched.told == (counts, decision.missing):
             return await self._act(case, decision)
+        span = self._recorder.decided(case.version, case.watched, decision, counts, len(case.stands.up))
         case.watched.told = (counts, decision.missing)
-        attributes: dict[str, str | int] = {
-            "nvcf.function.version.id": case.version.id,
-            "nvcf.autoscaler.desired": decision.total,
-            "nvcf.autoscaler.up": len(case.stands.up),
-            "nvcf.autoscaler.reason": decision.reason,
-        }
-        with _tracer.start_as_current_span("nvcf.autoscaler.decision", attributes=attributes):
+        with span:
             await self._announce(case, decision)
             return await self._act(case, decision)
 
     async def _act(self, case: Case, decision: Decision) -> int:
         unplaced = await self._grow(case, decision)
         desired = {each.specification_id: each.instances for each in decision.desired}
-        for action in plan.shrink(case.stands, desired, unplaced):
+        current = case.stands.current
+        started = sum(max(0, count - len(current[key])) for key, count in desired.items()) - unplaced
+        actions = plan.shrink(case.stands, desired, max(unplaced, decision.missing), started)
+        if not actions:
+            rations = self._rations.of(case.now, case.version.id, self._world.devices())
+            for key, ration in rations.items():
+                actions += plan.give_up(case.holding(key), ration)
+        for action in actions:
             if not self._lease.held:
                 break
             await self._actuator.do(case.version, case.deployment, action)
@@ -251,7 +287,6 @@ class Looker:
 
     async def _announce(self, case: Case, decision: Decision) -> None:
         version = case.version
-        _desired.set(decision.total, {"nvcf.function.version.id": version.id})
         _log.info("%s: %s", version.name, decision.reason, extra={"version_id": version.id})
         await self._actuator.tell(
             version,
@@ -259,6 +294,7 @@ class Looker:
             decision.reason,
             desired=str(decision.total),
             up=str(len(case.stands.up)),
+            kinds=case.kinds(decision),
             missing=str(decision.missing),
             queued=str(case.queue.queued),
             inFlight=str(case.queue.in_flight),
@@ -281,6 +317,7 @@ class Looker:
         queue: QueueState,
     ) -> float:
         instances = self._world.instances_of(version_id)
+        self._rations.drop(version_id)
         if watched.undeployed_since is None:
             watched.undeployed_since = now
         clusters = self._world.placement_clusters()
@@ -297,7 +334,10 @@ class Looker:
                 await self._actuator.tell(version, version_id, f"0 instances: {action.reason}", desired="0")
             await self._actuator.end(version, action)
         watched.told = None
+        if version is not None:
+            self._recorder.saw(version, watched, queue, instances, {}, 0, ())
         if all(each.state in OVER for each in instances):
+            self._recorder.gone(version_id)
             return float("inf")
         return now + UNDEPLOYED_LOOKS
 
@@ -305,3 +345,7 @@ class Looker:
         for instance in instances:
             if instance.state in OVER and now - instance.updated_at > ENDED_RECORD_LIFE:
                 await self._actuator.remove(instance)
+
+
+def _counts(decision: Decision) -> Counts:
+    return tuple((each.specification_id, each.instances) for each in decision.desired)

@@ -90,4 +90,4 @@ def carried_out(
     )
     total = order.total if order.total is not None else sum(order.single.values())
     parts = (("{} ordered over gRPC", (total,)),)
-    return replace(decision, desired=desired, missing=missing, parts=parts, recheck_at=recheck)
+    return replace(decision, desired=desired, missing=missing, parts=parts, recheck_at=recheck, needed=total)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nvcf_autoscaler.placement import Placement, endings
@@ -11,6 +11,8 @@ from nvcf_proto.models import Instance, InstanceState
 
 PENDING_EXPIRES = 20.0
 RESEND_AFTER = 3.0
+# A deployment that changes without room for both forms gives up this part of its instances at a time.
+LEAVE_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,11 @@ def housekeeping(now: float, stands: Standing) -> list[Action]:
     return actions
 
 
-def shrink(stands: Standing, desired: Mapping[str, int], unplaced: int = 0) -> list[Action]:
+def shrink(stands: Standing, desired: Mapping[str, int], unplaced: int = 0, started: int = 0) -> list[Action]:
     """Which instances end: those beyond what is desired, and stale ones once their successors serve.
 
-    `unplaced` successors found no room: as many stale ones make some.
+    `unplaced` successors found no room: stale ones make some, a few at a time. `started` are those that were
+    ordered just now.
     """
     actions: list[Action] = []
     for specification_id, instances in stands.current.items():
@@ -92,12 +95,37 @@ def shrink(stands: Standing, desired: Mapping[str, int], unplaced: int = 0) -> l
             actions.append(Terminate(_last(instances, excess), "fewer instances are needed"))
     if stands.stale:
         running = sum(each.state is InstanceState.RUNNING for each in stands.up)
-        wanted = sum(desired.values())
-        if running >= min(wanted, len(stands.stale)):
+        if not unplaced and running >= min(sum(desired.values()), len(stands.stale)):
             actions.append(Terminate(stands.stale, "the deployment has changed"))
         elif unplaced:
-            making_room = _last(stands.stale, unplaced)
-            actions.append(Terminate(making_room, "the deployment has changed, and its successor needs room"))
+            making_room = _last(stands.stale, min(unplaced, _may_leave(stands, started)))
+            if making_room:
+                reason = "the deployment has changed, and its successor needs room"
+                actions.append(Terminate(making_room, reason))
+    return actions
+
+
+def _may_leave(stands: Standing, started: int) -> int:
+    """How many stale instances may leave before their successors serve: a quarter of all, one at least.
+
+    Those that are on their way, out or in, count.
+    """
+    starting = started + sum(each.state is not InstanceState.RUNNING for each in stands.up)
+    under_way = len(stands.ending) + starting
+    everything = len(stands.stale) + len(stands.up)
+    return max(1, everything // LEAVE_AT_ONCE) - under_way
+
+
+def give_up(instances: Iterable[Instance], ration: Mapping[str, int]) -> list[Action]:
+    """Which instances end because other versions are to have what they take; `ration` is by cluster."""
+    there: dict[str, list[Instance]] = {}
+    for each in instances:
+        there.setdefault(each.cluster_id, []).append(each)
+    actions: list[Action] = []
+    for cluster_id, group in there.items():
+        excess = len(group) - ration.get(cluster_id, 0)
+        if excess > 0:
+            actions.append(Terminate(_last(group, excess), "other versions wait for what it takes"))
     return actions
 
 

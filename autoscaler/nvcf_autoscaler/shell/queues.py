@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
+from datetime import datetime
 
 import nats.errors
 
+from nvcf_autoscaler.telemetry.age import QueueAge
 from nvcf_broker.connection import describe_error
 from nvcf_broker.errors import BrokerUnavailableError
 from nvcf_broker.requests import BrokerRequests
@@ -17,16 +20,28 @@ TIMEOUT = 3.0
 
 @dataclass(frozen=True)
 class QueueState:
-    """`stored` counts all requests ever queued, which outlives any gateway's counters."""
+    """`stored` counts all requests ever queued, which outlives any gateway's counters. `age` is for how many
+    seconds the oldest waiting one has waited.
+    """
 
     queued: int = 0
     in_flight: int = 0
     stored: int = 0
+    age: float = 0.0
 
 
-async def read_queue(requests: BrokerRequests, regions: tuple[str, ...], version_id: str) -> QueueState:
-    """The version's queues added up; a missing one is empty. Raises BrokerUnavailableError."""
+async def read_queue(
+    requests: BrokerRequests,
+    regions: tuple[str, ...],
+    version_id: str,
+    ages: dict[str, QueueAge] | None = None,
+) -> QueueState:
+    """The version's queues added up; a missing one is empty. Raises BrokerUnavailableError.
+
+    `ages` is what is remembered of each region's queue between two calls.
+    """
     queued = in_flight = stored = 0
+    oldest = 0.0
     for region in regions:
         stream = subjects.request_stream(region, version_id)
         consumer = subjects.request_consumer(region, version_id)
@@ -39,7 +54,32 @@ async def read_queue(requests: BrokerRequests, regions: tuple[str, ...], version
         info = json.loads(answer.data)
         if "error" in info:
             continue
-        queued += int(info.get("num_pending", 0))
+        pending, delivered = (
+            int(info.get("num_pending", 0)),
+            int(info.get("delivered", {}).get("stream_seq", 0)),
+        )
+        queued += pending
         in_flight += int(info.get("num_ack_pending", 0))
-        stored += int(info.get("delivered", {}).get("stream_seq", 0)) + int(info.get("num_pending", 0))
-    return QueueState(queued, in_flight, stored)
+        stored += delivered + pending
+        if ages is not None:
+            known = ages.setdefault(region, QueueAge())
+            age = known.sample(time.time(), delivered, pending)
+            if age is None:
+                age = known.began(time.time(), await _first_stored(requests, stream))
+            oldest = max(oldest, age)
+    return QueueState(queued, in_flight, stored, oldest)
+
+
+async def _first_stored(requests: BrokerRequests, stream: str) -> float:
+    """When the oldest request in the stream was stored, waiting or in work (Unix seconds)."""
+    try:
+        answer = await requests.request(f"{subjects.API_PREFIX}.STREAM.INFO.{stream}", b"", timeout=TIMEOUT)
+    except (nats.errors.Error, TimeoutError) as error:
+        raise BrokerUnavailableError(f"stream {stream}: {describe_error(error)}") from error
+    text = str(json.loads(answer.data).get("state", {}).get("first_ts", ""))
+    try:
+        at = datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return time.time()
+    # An empty stream has the year 1.
+    return at if at > 0 else time.time()

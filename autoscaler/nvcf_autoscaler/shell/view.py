@@ -145,8 +145,12 @@ def clusters_for(
     clusters: Iterable[Cluster],
     taken: Mapping[tuple[str, str], int],
     avoided: Iterable[str] = (),
+    most: Mapping[str, int] | None = None,
 ) -> tuple[Cluster, ...]:
-    """Clusters with what is free in them for instances of one specification; pools count devices."""
+    """Clusters with what is free in them for instances of one specification; pools count devices.
+
+    `most` bounds the instances in each cluster, where there is such a bound.
+    """
     devices = devices_of(spec)
     avoid = set(avoided)
     seen = []
@@ -154,7 +158,10 @@ def clusters_for(
         free = cluster.free(spec.gpu, spec.instance_type) - taken.get((cluster.id, spec.gpu), 0)
         if cluster.id in avoid:
             free = 0
-        capacity = Capacity(spec.gpu, spec.instance_type, max(0, free) // devices)
+        instances = max(0, free) // devices
+        if most is not None:
+            instances = min(instances, max(0, most.get(cluster.id, 0)))
+        capacity = Capacity(spec.gpu, spec.instance_type, instances)
         seen.append(replace(cluster, capacity=(capacity,)))
     return tuple(seen)
 

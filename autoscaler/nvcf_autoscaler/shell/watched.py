@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from opentelemetry.trace import SpanContext
+
 from nvcf_autoscaler.memory import Memory
 from nvcf_autoscaler.observation import Activity
 from nvcf_autoscaler.shell.demand import Arrivals, GatewayTime, SlotTime
+from nvcf_autoscaler.telemetry.age import QueueAge
 
 # A version that is woken again and again is looked at this often.
 SHORTEST_BETWEEN_LOOKS = 0.05
+MOST_LINKS = 16
 
 
 @dataclass
@@ -17,7 +21,9 @@ class Watched:
     """Times are Unix seconds.
 
     `told` is what was last announced. `short`: some instances found no room. `refusal` and `trouble` are
-    the last words about that, and about settings or starts that fail.
+    the last words about that, and about settings or starts that fail. `asked_at` and `asked_by`: since when
+    requests have met no instance, and which traces some of them belong to. `held_until`: up to when its
+    instances' GPU time has been counted.
     """
 
     known_since: float = 0.0
@@ -35,6 +41,27 @@ class Watched:
     short: bool = False
     refusal: str = ""
     trouble: str = ""
+    asked_at: float | None = None
+    asked_by: list[SpanContext] = field(default_factory=list)
+    ages: dict[str, QueueAge] = field(default_factory=dict)
+    held_until: float | None = None
+
+    def asked(self, now: float, by: SpanContext | None) -> None:
+        """A request, part of the trace `by`, has met no instance."""
+        if self.asked_at is None:
+            self.asked_at = now
+        if by is not None and by.trace_flags.sampled and len(self.asked_by) < MOST_LINKS:
+            self.asked_by.append(by)
+
+    def answered(self) -> None:
+        """Something has been done about that."""
+        self.asked_at = None
+        self.asked_by.clear()
+
+    def took_over(self) -> None:
+        """Another replica led meanwhile: it has counted what was held, and answered who asked."""
+        self.held_until = None
+        self.answered()
 
     @property
     def due_at(self) -> float:

@@ -104,6 +104,15 @@ class World:
         """All clusters, with the instants at which this process last heard of them."""
         return clusters_of((record, heard_at) for heard_at, record in self._heard.values())
 
+    def devices(self) -> dict[str, dict[str, int]]:
+        """How many devices of each kind each cluster has in all, taken or free."""
+        found: dict[str, dict[str, int]] = {}
+        for _, record in self._heard.values():
+            for pool in record.pools:
+                there = found.setdefault(pool.gpu, {})
+                there[record.id] = max(there.get(record.id, 0), pool.instances_total)
+        return found
+
     def pending_devices(self) -> dict[str, int]:
         """Devices that instances will take whose agents have not chosen any yet, by key."""
         found = {}

@@ -13,6 +13,7 @@ from nvcf_agent.inventory import Inventory, Share
 from nvcf_agent.memory import Memory
 from nvcf_agent.request import Phase, Request
 from nvcf_agent.store import FileStore
+from nvcf_agent.telemetry import AgentTelemetry
 from nvcf_proto.ids import new_id
 from tests.unit.agent.orders import CLUSTER, order
 
@@ -77,6 +78,7 @@ async def test_what_still_runs_goes_on_and_what_nobody_asked_for_ends(tmp_path: 
         tokens=unused,
         endpoints=Endpoints("", ""),
         inventory=await pods.capacity(),
+        telemetry=AgentTelemetry(CLUSTER),
         wall=time.time,
     )
     await agent.adopt()

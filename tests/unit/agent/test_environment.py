@@ -7,6 +7,7 @@ from nvcf_agent.environment import (
     Endpoints,
     InstancePlaces,
     InstanceSpec,
+    WorkerTelemetry,
     worker_command,
     worker_environment,
 )
@@ -73,3 +74,28 @@ def test_programs_of_the_functions_python_come_first() -> None:
     bare = worker_environment(SPEC, source, PLACES, {}, None)
     assert bare["PATH"] == "/venv/bin"
     assert "VIRTUAL_ENV" not in bare
+
+
+def test_a_start_continues_its_trace_and_knows_the_decision_behind_it() -> None:
+    spec = replace(SPEC, trace="00-a-b-01", order=replace(SPEC.order, trace_parent="00-a-c-01"))
+    made = worker_environment(spec, SOURCE, replace(PLACES, metrics="127.0.0.1:9"), {}, None)
+    assert (made["TRACEPARENT"], made["NVCF_SCALING_TRACEPARENT"]) == ("00-a-b-01", "00-a-c-01")
+    assert made["NVCF_METRICS_ADDRESS"] == "127.0.0.1:9"
+    bare = worker_environment(SPEC, SOURCE, PLACES, {}, None)
+    assert not {"TRACEPARENT", "NVCF_SCALING_TRACEPARENT", "NVCF_METRICS_ADDRESS"} & bare.keys()
+
+
+def test_telemetry_variables_reach_functions_only_where_the_operator_says_so() -> None:
+    environ = {
+        "OTEL_EXPORTER_OTLP_HEADERS": "api-key=secret",
+        "OTEL_TRACES_SAMPLER_ARG": "0.5",
+        "OTEL_SERVICE_NAME": "my-agent",
+        "HOME": "/home/u",
+    }
+    assert WorkerTelemetry.of(environ, metrics=True, passed_on=False) == WorkerTelemetry(metrics=True)
+    passed_on = WorkerTelemetry.of(environ, metrics=False, passed_on=True)
+    source = replace(SOURCE, environment={"OTEL_TRACES_SAMPLER_ARG": "1"})
+    made = worker_environment(replace(SPEC, telemetry=passed_on), source, PLACES, {}, None)
+    assert made["OTEL_EXPORTER_OTLP_HEADERS"] == "api-key=secret"
+    assert made["OTEL_TRACES_SAMPLER_ARG"] == "1"
+    assert "OTEL_SERVICE_NAME" not in made

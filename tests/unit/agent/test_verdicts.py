@@ -99,6 +99,7 @@ def test_records_without_a_request() -> None:
         assert lost.record is not None
         assert lost.record.state is InstanceState.FAILED
         assert lost.record.reason == "lost: the agent of cluster here knows nothing of it"
+        assert lost.record.category == "lost"
         # What was made of it is stable.
         assert found(lost.record, wall=300) == []
     finished = record(InstanceState.FAILED)

@@ -61,6 +61,7 @@ def instance_lists(draw: st.DrawFn) -> list[Instance]:
                     st.sampled_from((None, "capacity: full", "lost: silent", "unsupported: no B", "crash: 1"))
                 ),
                 restarts=draw(st.integers(0, 1)),
+                category=draw(st.sampled_from((None, "capacity", "lost", "crash"))),
             )
         )
     return found

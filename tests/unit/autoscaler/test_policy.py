@@ -82,6 +82,19 @@ def test_a_new_leader_without_memory_does_not_end_what_runs() -> None:
     assert later.total == 1
 
 
+def test_what_is_only_kept_is_not_started_again() -> None:
+    chosen = settings()
+    busy = observe(4, in_flight=4, busy_since=0.0)
+    memory = decide(10.0, busy, chosen, decide(0.0, busy, chosen, Memory()).memory).memory
+    kept = decide(
+        10.5, observe(4, completions=3, busy_seconds=40.0, in_flight=1, busy_since=0.0), chosen, memory
+    )
+    fewer = observe(2, completions=3, busy_seconds=40.0, in_flight=1, busy_since=0.0)
+
+    assert kept.total == 4
+    assert decide(10.5, fewer, chosen, memory).total == 2
+
+
 def test_a_fixed_scale_to_zero_delay_is_kept_to_the_second() -> None:
     chosen = ScalingSettings((SpecificationSettings("gpu0", 0, 4),), scale_to_zero_delay=77.0)
     memory = decide(10.0, observe(1, in_flight=1, busy_since=10.0), chosen, Memory()).memory
@@ -89,6 +102,27 @@ def test_a_fixed_scale_to_zero_delay_is_kept_to_the_second() -> None:
     decision = decide(12.0, observe(1, completions=1, idle_since=11.0), chosen, memory)
 
     assert decision.recheck_at == pytest.approx(88.0)
+
+
+def test_after_a_burst_the_delay_counts_from_the_last_request() -> None:
+    """Not from when the burst has left the arrival rate, a minute later."""
+    chosen = ScalingSettings((SpecificationSettings("gpu0", 0, 4),), scale_to_zero_delay=3.0)
+    memory = Memory()
+    for second in range(10):
+        done = 12 * second
+        burst = observe(
+            4, queued=120 - done - 4, in_flight=4, arrivals=120, completions=done, busy_seconds=4.0 * second,
+            busy_since=0.0,
+        )  # fmt: skip
+        memory = decide(float(second), burst, chosen, memory).memory
+    idle = observe(4, arrivals=120, completions=120, busy_seconds=40.0, idle_since=10.0)
+
+    first = decide(10.0, idle, chosen, memory)
+    second_look = decide(first.recheck_at + 0.01, idle, chosen, first.memory)
+    last = decide(13.01, idle, chosen, second_look.memory)
+
+    assert first.total >= 1
+    assert last.total == 0
 
 
 def test_a_timer_is_learnt_and_the_instance_is_warm_ahead_of_it() -> None:
@@ -147,8 +181,19 @@ def test_missing_capacity_is_told() -> None:
     decision = decide(0.0, seen, settings(), Memory())
 
     assert decision.total == 1
-    assert decision.missing > 0
-    assert "no capacity" in decision.reason
+    assert decision.missing == 15
+    assert decision.reason.endswith("16 at most, by the deployment; no capacity for 15 more instances")
+
+
+def test_a_number_of_one_is_said_in_the_singular() -> None:
+    seen = observe(0, queued=1, busy_since=0.0, available=0)
+
+    reason = decide(0.0, seen, settings(), Memory()).reason
+
+    assert reason == (
+        "0 instances: 1 queued and 0 in flight at 2 s each (none has ended yet): "
+        "1 more slot for a start within 5 s; no capacity for 1 more instance"
+    )
 
 
 def test_custom_details_scale_by_utilisation() -> None:

@@ -79,6 +79,17 @@ async def test_a_replica_that_does_not_lead_looks_at_nothing() -> None:
         await until(lambda: looks.seen == ["v"])
 
 
+async def test_what_another_leader_has_counted_is_not_counted_again() -> None:
+    control = Control(Looks(nothing), lambda: {"v"}, lambda: True)
+    watched = control.watched("v")
+    watched.held_until = time.time() - 3600
+    watched.asked(time.time() - 3600, None)
+    control.wake_all()
+    assert watched.held_until is None
+    assert watched.asked_at is None
+    assert watched.woken
+
+
 async def test_a_failed_look_is_repeated_and_hurts_no_other_version() -> None:
     async def failing(version_id: str) -> float:
         if version_id == "bad":

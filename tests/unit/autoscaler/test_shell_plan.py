@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from nvcf_autoscaler.placement import Cluster, Placement, Requirement
 from nvcf_autoscaler.shell.failures import AVOID_SECONDS, LONGEST_WAIT, lessons
 from nvcf_autoscaler.shell.plan import (
+    LEAVE_AT_ONCE,
     PENDING_EXPIRES,
     RESEND_AFTER,
     Create,
@@ -16,6 +17,7 @@ from nvcf_autoscaler.shell.plan import (
     Resend,
     ResendEnd,
     Terminate,
+    give_up,
     grow,
     housekeeping,
     shrink,
@@ -61,8 +63,13 @@ def test_no_more_end_than_are_too_many(
     # Stale ones serve until others do, or until they are in their way, or nobody is needed.
     kept_stale = [each for each in stands.stale if each.id not in ids]
     running = sum(each.state is InstanceState.RUNNING for each in stands.up)
-    if running < min(sum(desired.values()), len(stands.stale)):
-        assert len(kept_stale) == max(0, len(stands.stale) - unplaced)
+    if unplaced or running < min(sum(desired.values()), len(stands.stale)):
+        # A few at a time, and no more while some are on their way out or in.
+        leaving = len(stands.stale) - len(kept_stale)
+        under_way = len(stands.ending) + len(stands.up) - running
+        assert leaving <= max(1, (len(stands.stale) + len(stands.up)) // LEAVE_AT_ONCE)
+        assert leaving <= unplaced
+        assert leaving or not unplaced or under_way or not stands.stale
     else:
         assert not kept_stale
 
@@ -128,6 +135,29 @@ def test_the_last_stale_one_serves_until_its_successor_does() -> None:
     assert "needs room" in action.reason
 
 
+def test_without_room_for_both_the_old_ones_leave_one_after_the_other() -> None:
+    stale = [instance(number, specification_id="0-A-process-2x0") for number in range(4)]
+
+    def leaving(*others: Instance, started: int = 0) -> int:
+        actions = shrink(stands_of(*stale, *others), {SPECIFICATIONS[0]: len(others)}, 4, started)
+        return sum(len(each.instances) for each in actions if isinstance(each, Terminate))
+
+    assert leaving() == 1
+    assert leaving(instance(9, draining_since=NOW)) == 0
+    assert leaving(started=1) == 0
+    assert leaving(instance(9, state=InstanceState.STARTING)) == 0
+    assert leaving(instance(9)) == 1
+
+
+def test_what_others_are_to_have_is_given_up_where_they_are_to_have_it() -> None:
+    here, there = [instance(1), instance(2)], instance(3, cluster_id="two")
+    (action,) = give_up([*here, there], {"one": 1, "two": 1})
+    assert isinstance(action, Terminate)
+    assert len(action.instances) == 1
+    assert action.instances[0] in here
+    assert give_up([*here, there], {"one": 2, "two": 5}) == []
+
+
 def test_growing_follows_the_placement() -> None:
     placement = Placement((("one", 2), ("two", 1)), 1, ())
     assert grow("key", placement) == [Create("key", "one", 2), Create("key", "two", 1)]
@@ -160,6 +190,7 @@ def test_a_cluster_that_refused_is_left_alone_for_a_while() -> None:
     assert not learnt.retry_at
     assert not lessons(NOW, [failed(1, "capacity: full", 3.0)]).avoided
     assert lessons(NOW, [failed(1, "unsupported: no A", 50.0)]).avoided
+    assert lessons(NOW, [failed(1, "told in other words", 1.0, category="capacity")]).avoided
 
 
 def test_starts_that_fail_are_tried_again_ever_more_rarely() -> None:

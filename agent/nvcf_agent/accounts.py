@@ -1,0 +1,101 @@
+"""What an account wants of a function's telemetry, as what an instance gets: variables, or a collector."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nvcf_agent.environment import CollectorOrder, WorkerTelemetry
+from nvcf_otel import names
+from nvcf_otel.byoo import Plan, plan, secret_files
+from nvcf_otel.byoo.plan import direct_environment
+from nvcf_proto.compute import CreationMessage
+from nvcf_proto.models import FunctionVersion, TelemetryEndpoint, TelemetryType
+
+_log = logging.getLogger(__name__)
+
+# What says where telemetry goes, and with which credentials.
+_DESTINATION = "OTEL_EXPORTER_OTLP_"
+_SWITCHES = frozenset(f"OTEL_{kind.value}_EXPORTER" for kind in TelemetryType)
+
+
+@dataclass(frozen=True)
+class AccountTelemetry:
+    """`lookup` finds endpoints; their secrets are files in `secrets`. `operator`: what all workers get."""
+
+    lookup: Callable[[str], TelemetryEndpoint | None]
+    secrets: Path
+    operator: WorkerTelemetry
+    cluster: str
+
+    async def of(self, version: FunctionVersion | None, order: CreationMessage) -> WorkerTelemetry:
+        """What one new instance gets.
+
+        Telemetry never keeps a function from starting: what cannot be used is logged and left out.
+        """
+        if version is None or version.telemetries is None:
+            return self.operator
+        wanted = plan(version.telemetries, self.lookup, version.nca_id)
+        usable = await asyncio.to_thread(self._usable, wanted, version)
+        variables = without_destination(self.operator.variables)
+        if not usable.endpoints:
+            return replace(self.operator, variables=variables)
+        if usable.direct:
+            try:
+                own = await asyncio.to_thread(direct_environment, usable.endpoints, self._read, self._path)
+            except (OSError, UnicodeDecodeError) as error:
+                _log.warning("telemetry of %s is left out: cannot read its secret: %s", version.name, error)
+                own = {}
+            return replace(self.operator, variables={**variables, **own})
+        collector = CollectorOrder(usable.endpoints, str(self.secrets), self._resource(version, order))
+        return replace(self.operator, variables=variables, collector=collector)
+
+    def _usable(self, wanted: Plan, version: FunctionVersion) -> Plan:
+        for each in wanted.unknown:
+            _log.warning("%s of %s are left out: %s", each.kind.lower(), version.name, each.why)
+        found: dict[TelemetryType, TelemetryEndpoint] = {}
+        for kind, endpoint in wanted.endpoints.items():
+            problem = self._unusable(secret_files(endpoint))
+            if problem is None:
+                found[kind] = endpoint
+            else:
+                _log.warning("%s of %s are left out: %s", kind.lower(), version.name, problem)
+        return Plan(found, wanted.unknown)
+
+    def _unusable(self, files: tuple[str, ...]) -> str | None:
+        missing = [name for name in files if not (self.secrets / name).is_file()]
+        if missing:
+            return f"{self.secrets} has no {', '.join(missing)}"
+        for name in files:
+            try:
+                self._read(name)
+            except OSError as error:
+                return f"{self.secrets / name} cannot be read: {error.strerror or error}"
+            except UnicodeDecodeError:
+                return f"{self.secrets / name} is no text (certificates and keys are needed in PEM form)"
+        return None
+
+    def _path(self, name: str) -> str:
+        return str(self.secrets / name)
+
+    def _read(self, name: str) -> str:
+        return (self.secrets / name).read_text(encoding="utf-8")
+
+    def _resource(self, version: FunctionVersion, order: CreationMessage) -> dict[str, str]:
+        return {
+            names.CLUSTER: self.cluster,
+            names.FUNCTION_ID: version.function_id,
+            names.FUNCTION_NAME: version.name,
+            names.FUNCTION_VERSION_ID: version.id,
+            names.INSTANCE_ID: order.instance_ids[0],
+        }
+
+
+def without_destination(variables: Mapping[str, str]) -> dict[str, str]:
+    """The operator's variables for a worker that sends to its account's endpoints: not where, nor as whom."""
+    return {
+        name: value
+        for name, value in variables.items()
+        if not name.startswith(_DESTINATION) and name not in _SWITCHES
+    }

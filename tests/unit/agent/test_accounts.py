@@ -1,0 +1,222 @@
+"""What instances get of their accounts' wishes about telemetry."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nvcf_agent.accounts import AccountTelemetry, without_destination
+from nvcf_agent.backends.collector import FILE, run_collector, write_configuration
+from nvcf_agent.backends.process import ProcessBackend
+from nvcf_agent.environment import CollectorOrder, WorkerTelemetry, worker_environment
+from nvcf_proto.ids import new_id
+from nvcf_proto.models import (
+    FunctionVersion,
+    Telemetries,
+    TelemetryEndpoint,
+    TelemetryProtocol,
+    TelemetryProvider,
+    TelemetryType,
+)
+from tests.support.processes import eventually
+from tests.unit.agent.orders import order
+from tests.unit.agent.test_environment import PLACES, SOURCE, SPEC
+
+OPERATOR = WorkerTelemetry(
+    metrics=True,
+    variables={
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://operator:4317",
+        "OTEL_EXPORTER_OTLP_HEADERS": "authorization=operators",
+        "OTEL_METRIC_EXPORT_INTERVAL": "5000",
+    },
+)
+GENERIC = TelemetryEndpoint(
+    id=new_id(),
+    name="own",
+    nca_id="one",
+    endpoint="https://own.example.com:4317",
+    protocol=TelemetryProtocol.GRPC,
+    provider=TelemetryProvider.OTEL_COLLECTOR,
+    types=tuple(TelemetryType),
+    created_at=0.0,
+    secret="own",
+)
+GRAFANA = replace(
+    GENERIC,
+    id=new_id(),
+    name="grafana",
+    provider=TelemetryProvider.GRAFANA_CLOUD,
+    protocol=TelemetryProtocol.HTTP,
+    endpoint="https://otlp-gateway.example.com/otlp",
+    secret="grafana",
+)
+
+
+def version(telemetries: Telemetries | None) -> FunctionVersion:
+    return FunctionVersion(
+        id=new_id(), function_id=new_id(), name="f", nca_id="one", created_at=0.0, telemetries=telemetries
+    )
+
+
+def of(folder: Path, chosen: FunctionVersion | None) -> WorkerTelemetry:
+    there = {each.id: each for each in (GENERIC, GRAFANA)}
+    accounts = AccountTelemetry(there.get, folder, OPERATOR, "local")
+    return asyncio.run(accounts.of(chosen, order()))
+
+
+def test_a_function_without_a_wish_gets_the_operators(tmp_path: Path) -> None:
+    assert of(tmp_path, None) == OPERATOR
+    assert of(tmp_path, version(None)) == OPERATOR
+
+
+def test_the_sdk_sends_straight_where_it_can_with_the_secret_from_its_file(tmp_path: Path) -> None:
+    (tmp_path / "own").write_text("token\n")
+    given = of(tmp_path, version(Telemetries(traces=GENERIC.id)))
+    assert given.variables["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] == "https://own.example.com:4317"
+    assert given.variables["OTEL_EXPORTER_OTLP_TRACES_HEADERS"] == "authorization=Bearer%20token"
+    assert given.variables["OTEL_METRIC_EXPORT_INTERVAL"] == "5000"
+    assert given.metrics
+    assert given.collector is None
+    # The account's own backend must not be given what is the operator's.
+    assert "operator" not in str(given)
+
+
+def test_what_needs_a_collector_gets_one(tmp_path: Path) -> None:
+    for name in ("own", "grafana-instanceId", "grafana-apiKey"):
+        (tmp_path / name).write_text("x")
+    chosen = version(Telemetries(metrics=GRAFANA.id, traces=GENERIC.id))
+    given = of(tmp_path, chosen)
+    assert given.collector is not None
+    assert given.collector.endpoints == {TelemetryType.METRICS: GRAFANA, TelemetryType.TRACES: GENERIC}
+    assert given.collector.resource["nvcf.function.version.id"] == chosen.id
+    assert given.variables == {"OTEL_METRIC_EXPORT_INTERVAL": "5000"}
+
+
+def test_what_cannot_be_used_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "own").write_text("token")
+    with caplog.at_level(logging.WARNING):
+        given = of(tmp_path, version(Telemetries(logs=GENERIC.id, metrics=GRAFANA.id, traces=new_id())))
+    assert given.variables["OTEL_METRICS_EXPORTER"] == "none"
+    assert given.variables["OTEL_TRACES_EXPORTER"] == "none"
+    assert "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT" in given.variables
+    assert f"metrics of f are left out: {tmp_path} has no grafana-instanceId, grafana-apiKey" in caplog.text
+    assert "traces of f are left out: there is no such telemetry endpoint" in caplog.text
+
+
+@pytest.mark.parametrize("telemetry", ["direct", "through a collector"])
+def test_a_secret_that_cannot_be_read_costs_its_telemetry_and_not_the_function(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, telemetry: str
+) -> None:
+    """Certificates come in a binary form, too; an agent that stumbled over one would end all instances."""
+    for name in ("own", "grafana-instanceId", "grafana-apiKey"):
+        (tmp_path / name).write_bytes(b"\xff\xfe")
+    endpoint = GENERIC if telemetry == "direct" else GRAFANA
+    with caplog.at_level(logging.WARNING):
+        given = of(tmp_path, version(Telemetries(traces=endpoint.id)))
+    assert given.collector is None
+    assert given.variables == without_destination(OPERATOR.variables)
+    assert "traces of f are left out" in caplog.text
+    assert "no text" in caplog.text
+
+
+def test_what_the_operator_switched_off_for_itself_is_not_off_for_an_account(tmp_path: Path) -> None:
+    assert without_destination({"OTEL_TRACES_EXPORTER": "none", "OTEL_BSP_SCHEDULE_DELAY": "1"}) == {
+        "OTEL_BSP_SCHEDULE_DELAY": "1"
+    }
+
+
+def test_nothing_usable_sends_nothing_anywhere(tmp_path: Path) -> None:
+    given = of(tmp_path, version(Telemetries(metrics=GRAFANA.id)))
+    assert given.variables == without_destination(OPERATOR.variables)
+    assert given.collector is None
+
+
+def test_the_worker_sends_to_its_collector_unless_the_function_says_otherwise() -> None:
+    wish = CollectorOrder({TelemetryType.TRACES: GRAFANA}, "/secrets", {})
+    spec = replace(SPEC, telemetry=WorkerTelemetry(collector=wish))
+    places = replace(PLACES, collector="127.0.0.1:5")
+    made = worker_environment(spec, SOURCE, places, {}, None)
+    assert made["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://127.0.0.1:5"
+    assert made["OTEL_LOGS_EXPORTER"] == "none"
+    own = replace(SOURCE, environment={"OTEL_EXPORTER_OTLP_ENDPOINT": "http://mine"})
+    assert worker_environment(spec, own, places, {}, None)["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://mine"
+
+
+def test_a_collector_that_cannot_be_set_up_keeps_no_function_from_starting(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its secret may go between the look and the copy."""
+    wish = CollectorOrder({TelemetryType.TRACES: GRAFANA}, str(tmp_path / "nothing"), {})
+    spec = replace(SPEC, telemetry=WorkerTelemetry(collector=wish))
+    with caplog.at_level(logging.WARNING):
+        assert ProcessBackend(tmp_path)._make_collector(spec, tmp_path, set()) is None
+    assert "is left out" in caplog.text
+
+
+def collector_order(folder: Path) -> CollectorOrder:
+    (folder / "grafana-instanceId").write_text("12345\n")
+    (folder / "grafana-apiKey").write_text("key$1\n")
+    return CollectorOrder({TelemetryType.TRACES: GRAFANA}, str(folder), {"nvcf.instance.id": "i"})
+
+
+def test_the_configuration_and_its_secrets_lie_beside_the_instance_for_its_owner_alone(
+    tmp_path: Path,
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    ports = iter(range(20_000, 20_010))
+    placement = write_configuration(collector_order(tmp_path), home, lambda: next(ports))
+    configuration = yaml.safe_load((home / FILE).read_text())
+    listens = configuration["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"]
+    assert listens == f"127.0.0.1:{placement.grpc_port}"
+    assert (home / "secrets" / "grafana-apiKey").read_text() == "key$1"
+    for path in (home / FILE, home / "secrets" / "grafana-apiKey"):
+        assert path.stat().st_mode & 0o077 == 0
+        assert "key$1" not in (home / FILE).read_text()
+
+
+async def test_a_collector_that_ends_is_started_again_and_ends_with_its_instance(tmp_path: Path) -> None:
+    program = tmp_path / "otelcol"
+    program.write_text(
+        f"#!{sys.executable}\n"
+        "import os, pathlib, sys, time\n"
+        "assert sys.argv[1:] == ['--config', 'HOME/collector.yaml'.replace('HOME', os.getcwd())]\n"
+        "seen = pathlib.Path('seen')\n"
+        "first = not seen.exists()\n"
+        "seen.write_text(str(os.getpid()))\n"
+        "time.sleep(0 if first else 600)\n"
+    )
+    program.chmod(0o700)
+    home = tmp_path / "home"
+    home.mkdir()
+    running = asyncio.create_task(run_collector(program, home))
+    seen = home / "seen"
+    pids: set[str] = set()
+
+    def twice() -> bool:
+        if seen.exists() and seen.read_text():
+            pids.add(seen.read_text())
+        return len(pids) == 2
+
+    await eventually(twice, "it was started a second time")
+    last = int(seen.read_text())
+    running.cancel()
+    await asyncio.wait({running})
+    with pytest.raises(ProcessLookupError):
+        os.kill(last, 0)
+
+
+async def test_a_collector_that_is_not_there_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = asyncio.create_task(run_collector(tmp_path / "nothing", tmp_path))
+    await eventually(lambda: "does not start: cannot start" in caplog.text, "it was said")
+    running.cancel()
+    await asyncio.wait({running})

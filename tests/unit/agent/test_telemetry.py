@@ -1,0 +1,149 @@
+"""Starts of instances as spans and figures, and the file by which Prometheus finds instances."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from nvcf_agent import request as requests
+from nvcf_agent import telemetry
+from nvcf_agent.inventory import Share
+from nvcf_agent.request import Request
+from nvcf_agent.targets import TargetsFile, document
+from nvcf_agent.telemetry import AgentTelemetry
+from nvcf_otel import histograms
+from nvcf_otel.histograms import Histogram
+from tests.unit.agent.orders import CLUSTER, order
+
+DECISION = f"00-{'a' * 32}-{'b' * 16}-01"
+
+
+def accepted(**changes: Any) -> Request:
+    return requests.accepted(order(**changes), Share(slots=1), 1.0)
+
+
+def started(**changes: Any) -> Request:
+    return requests.launched(
+        requests.creating(accepted(**changes), wall=2.0),
+        pid=1,
+        health_port=1,
+        log_path="l",
+        now=0.0,
+        wall=2.0,
+    )
+
+
+@pytest.fixture(autouse=True)
+def own_histograms(monkeypatch: pytest.MonkeyPatch) -> dict[str, Histogram]:
+    found: dict[str, Histogram] = {}
+    monkeypatch.setattr(histograms, "HISTOGRAMS", found)
+    return found
+
+
+@pytest.fixture
+def exporter(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
+    found = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(found))
+    monkeypatch.setattr(telemetry, "_tracer", provider.get_tracer("test"))
+    yield found
+    provider.shutdown()
+
+
+def finished(exporter: InMemorySpanExporter) -> list[ReadableSpan]:
+    return list(exporter.get_finished_spans())
+
+
+def test_a_start_is_part_of_the_decision_and_ends_when_the_instance_serves(
+    exporter: InMemorySpanExporter, own_histograms: dict[str, Histogram]
+) -> None:
+    agent, request = AgentTelemetry(CLUSTER), accepted(trace_parent=DECISION)
+    passed_on = agent.starting(request)
+    assert finished(exporter) == []
+    agent.ready(request.id)
+    agent.ready(request.id)
+    (span,) = finished(exporter)
+    assert (span.name, span.status.is_ok) == ("create instance", True)
+    assert span.parent is not None
+    assert f"00-{span.parent.trace_id:032x}-{span.parent.span_id:016x}-01" == DECISION
+    assert passed_on == f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-01"
+    assert (span.attributes or {})["nvcf.instance.id"] == request.id
+    (series,) = own_histograms["nvcf.instance.start.duration"].all()
+    assert (series.attributes, sum(series.counts)) == ({"nvcf.cluster.id": CLUSTER, "nvcf.gpu": "CPU"}, 1)
+
+
+def test_one_that_fails_says_how(
+    exporter: InMemorySpanExporter, own_histograms: dict[str, Histogram]
+) -> None:
+    agent, request = AgentTelemetry(CLUSTER), started()
+    agent.starting(request)
+    agent.ended(request, "crash", "exit code 1\nTraceback")
+    (span,) = finished(exporter)
+    assert span.status.status_code is trace.StatusCode.ERROR
+    assert span.status.description == "exit code 1"
+    assert (span.attributes or {})["nvcf.category"] == "crash"
+    assert own_histograms == {}
+
+
+def test_one_that_was_told_to_leave_before_it_served_was_asked_to(exporter: InMemorySpanExporter) -> None:
+    agent, request = AgentTelemetry(CLUSTER), started()
+    agent.starting(request)
+    agent.ended(requests.terminating(request, "x", 1.0, 3.0), "crash", "ended")
+    (span,) = finished(exporter)
+    assert (span.attributes or {})["nvcf.category"] == "asked"
+
+
+def test_without_an_sdk_the_decisions_context_is_passed_on() -> None:
+    agent = AgentTelemetry(CLUSTER)
+    assert agent.starting(accepted(trace_parent=DECISION)) == DECISION
+    assert agent.starting(accepted()) is None
+
+
+def test_only_instances_with_a_process_and_an_address_are_targets() -> None:
+    one, two, three = started(), started(), accepted()
+    addresses = {one.id: "127.0.0.1:1", three.id: "127.0.0.1:3"}
+    (found,) = document([one, two, three], addresses)
+    assert found["targets"] == ["127.0.0.1:1"]
+    assert found["labels"] == {
+        "job": "nvcf-worker",
+        "nvcf_cluster_id": CLUSTER,
+        "nvcf_function_id": one.order.function_id,
+        "nvcf_function_name": "hello",
+        "nvcf_function_version_id": one.order.version_id,
+        "nvcf_instance_id": one.id,
+    }
+
+
+async def test_the_file_follows_and_is_written_only_when_it_changes(tmp_path: Path) -> None:
+    path = tmp_path / "metrics" / "instances.json"
+    targets, request = TargetsFile(path), started()
+    await targets.update([request])
+    assert json.loads(path.read_text()) == []
+    targets.serves(request.id, "127.0.0.1:1")
+    await targets.update([request])
+    assert [each["targets"] for each in json.loads(path.read_text())] == [["127.0.0.1:1"]]
+    before = path.stat().st_ino
+    await targets.update([replace(request, reason="x")])
+    assert path.stat().st_ino == before
+    targets.serves(request.id, None)
+    await targets.update([request])
+    assert json.loads(path.read_text()) == []
+
+
+async def test_a_file_that_cannot_be_written_holds_nothing_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "metrics").write_text("in the way")
+    targets = TargetsFile(tmp_path / "metrics" / "instances.json")
+    for _ in range(3):
+        await targets.update([])
+    assert caplog.text.count("cannot write") == 1
