@@ -41,6 +41,11 @@ class Api:
         self._target = target
         self._session: aiohttp.ClientSession | None = None
 
+    @property
+    def url(self) -> str:
+        """The platform's address."""
+        return self._target.url
+
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             headers={"Authorization": f"Bearer {self._target.key}", "User-Agent": "nvcf"},
@@ -115,6 +120,10 @@ class Api:
     async def clusters(self) -> list[Json]:
         """Cluster records as their agents last wrote them."""
         return _objects(await self.call("GET", "/v2/nvcf/clusters"), "clusters")
+
+    async def telemetries(self) -> list[Json]:
+        """The account's telemetry endpoints."""
+        return _objects(await self.call("GET", "/v2/nvcf/telemetries"), "telemetries")
 
     async def events(
         self, version_id: str | None = None, *, kind: str | None = None, limit: int = 100

@@ -15,6 +15,7 @@ from nvcf_cli.catalog import find_function
 from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.progress import judge
 from nvcf_cli.scaling import Scale
+from nvcf_cli.telemetry import chosen, reference
 from nvcf_proto.models import NAME_PATTERN
 
 POLL_SECONDS = 0.1
@@ -30,11 +31,13 @@ class DeployRequest:
     python: Path
     environment: dict[str, str] = field(default_factory=dict)
     scale: Scale = field(default_factory=Scale)
+    telemetry: tuple[str, ...] = ()
 
-    def version(self) -> Json:
+    def version(self, telemetries: Json | None = None) -> Json:
         """Body of the management API's creation call."""
         return {
             "name": self.name,
+            **({"telemetries": telemetries} if telemetries else {}),
             "process": {
                 "python": str(self.python),
                 "file": str(self.file),
@@ -127,7 +130,8 @@ async def deploy(
     """
     began = time.monotonic()
     known = find_function(await api.functions(), request.name)
-    version = await api.create_version(request.version(), known.id if known else None)
+    telemetries = reference(chosen(await api.telemetries(), request.telemetry)) if request.telemetry else None
+    version = await api.create_version(request.version(telemetries), known.id if known else None)
     function_id, version_id = str(version["id"]), str(version["versionId"])
     show("deploying")
     await api.deploy(function_id, version_id, request.scale.deployment())

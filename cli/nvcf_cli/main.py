@@ -8,7 +8,19 @@ import typer
 from rich.text import Text
 
 from nvcf_broker.errors import BrokerError
-from nvcf_cli.commands import calls, compute, deploy, functions, local, new, scaling
+from nvcf_cli.commands import (
+    calls,
+    compute,
+    dashboard,
+    deploy,
+    functions,
+    local,
+    metrics,
+    new,
+    scaling,
+    telemetry,
+    top,
+)
 from nvcf_cli.errors import CliError
 from nvcf_cli.screen import console
 
@@ -50,8 +62,12 @@ app.command("instances")(compute.instances)
 app.command("clusters")(compute.clusters)
 app.command("scaling")(scaling.scaling)
 app.command("events")(scaling.events)
+app.command("top")(top.top)
+app.command("dashboard")(dashboard.dashboard)
+app.add_typer(telemetry.app, name="telemetry")
 app.command("invoke")(calls.invoke_command)
 app.command("logs")(calls.logs)
+app.command("metrics")(metrics.metrics)
 
 
 def main() -> None:

@@ -1,8 +1,10 @@
 """Command lines of the local platform's processes. Secrets are passed as files. Pure."""
 
+import os
 import signal
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,14 @@ class Addresses:
     nats: str
     nats_credentials: Path | None
     callout_seed: Path | None
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    """Where each process serves its metrics, by its name; without one it serves none."""
+    sessions: str | None = None
+    """Where the gateway takes gRPC and WebSocket callers; without one it takes none."""
+
+    def metrics_flags(self, child: str) -> list[str]:
+        """What a process is told about that."""
+        return ["--metrics", self.metrics[child]] if child in self.metrics else []
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,8 @@ class ClusterPlan:
     """The clusters that this machine is divided into, all alike.
 
     `gpus` simulated GPUs called `gpu` and `cpu_slots` instances without one in each (None: the agent's
-    default); `memory` (like 512M) and `cpus` limit every instance.
+    default); `memory` (like 512M) and `cpus` limit every instance. `collector` is the program run beside
+    instances whose telemetry needs one.
     """
 
     count: int = 1
@@ -45,6 +56,7 @@ class ClusterPlan:
     cpu_slots: int | None = None
     memory: str | None = None
     cpus: float | None = None
+    collector: Path | None = None
 
     def ids(self) -> list[str]:
         """`local`, or `local-1`, `local-2`, ..."""
@@ -64,12 +76,16 @@ class ClusterPlan:
             parse_size(self.memory or "1M")
         except AgentError as error:
             raise UsageError(str(error)) from error
+        if self.collector is not None and not os.access(self.collector, os.X_OK):
+            raise UsageError(f"--collector {self.collector}: there is no such program")
 
     def flags(self) -> list[str]:
         """What an agent is told about its cluster."""
         flags = ["--gpu", f"{self.gpu}={self.gpus}"] if self.gpus else []
         if self.cpu_slots is not None:
             flags += ["--cpu-slots", str(self.cpu_slots)]
+        if self.collector is not None:
+            flags += ["--collector", str(self.collector)]
         limits = [f"memory={self.memory}"] if self.memory is not None else []
         if self.cpus is not None:
             limits.append(f"cpus={self.cpus:g}")
@@ -82,9 +98,11 @@ def gateway_spec(installation: Installation, addresses: Addresses, log_level: st
     command += ["--nats", addresses.nats, "--signing-key", str(installation.signing_key)]
     command += ["--bootstrap-keys", str(installation.bootstrap_keys)]
     command += ["--region", "local", "--regions", "local"]
+    command += ["--sessions", addresses.sessions] if addresses.sessions is not None else []
     command += _credentials(addresses)
     if addresses.callout_seed is not None:
         command += ["--callout-seed", str(addresses.callout_seed)]
+    command += addresses.metrics_flags("gateway")
     command += ["--log-level", log_level.upper()]
     return ChildSpec("gateway", command, installation.log("gateway"))
 
@@ -99,7 +117,11 @@ def agent_spec(
     command += ["--worker-nats", addresses.nats, "--key-file", str(installation.agent_key)]
     command += ["--cluster", cluster, "--data", str(installation.cluster(cluster))]
     command += ["--grace", str(AGENT_GRACE_SECONDS), *plan.flags()]
+    command += ["--telemetry-secrets", str(installation.telemetry_secrets)]
     command += _credentials(addresses)
+    # Platform and functions are one user's: what that user sets for the one is meant for the others too.
+    command += ["--worker-telemetry", *addresses.metrics_flags(name)]
+    command += ["--worker-metrics"] if addresses.metrics else []
     command += ["--log-level", log_level.lower()]
     grace = AGENT_GRACE_SECONDS + _AGENT_EXTRA_SECONDS
     return ChildSpec(name, command, installation.log(name), grace=grace)
@@ -109,6 +131,7 @@ def autoscaler_spec(installation: Installation, addresses: Addresses, log_level:
     """The autoscaler's command line."""
     command = [sys.executable, "-m", "nvcf_autoscaler", "--nats", addresses.nats]
     command += _credentials(addresses)
+    command += addresses.metrics_flags("autoscaler")
     command += ["--log-level", log_level.upper()]
     return ChildSpec("autoscaler", command, installation.log("autoscaler"))
 

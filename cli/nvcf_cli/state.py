@@ -3,7 +3,8 @@
 `state.json` exists while the platform runs and is ready:
 
     {"pid", "url", "grpc", "nats", "keyFile", "data", "startedAt",
-     "children": {NAME: {"pid", "state": "starting" | "running" | "waiting", "restarts"}}}
+     "children": {NAME: {"pid", "state": "starting" | "running" | "waiting", "restarts"}},
+     "metrics": {NAME: "HOST:PORT"}, "sessions": "HOST:PORT" or null}
 """
 
 import contextlib
@@ -60,8 +61,23 @@ class Installation:
         return self.data / "signing-key.pem"
 
     @property
+    def prometheus(self) -> Path:
+        """Configuration with which Prometheus collects everything."""
+        return self.data / "prometheus.yml"
+
+    @property
+    def targets(self) -> Path:
+        """Where the platform's own processes serve their metrics; those of instances lie beside it."""
+        return self.data / "metrics" / "platform.json"
+
+    @property
     def broker(self) -> Path:
         return self.data / "broker"
+
+    @property
+    def telemetry_secrets(self) -> Path:
+        """Secret files of telemetry endpoints, for the agents."""
+        return self.data / "telemetry-secrets"
 
     def log(self, child: str) -> Path:
         """Log file of one of the platform's own processes."""
@@ -98,6 +114,8 @@ class PlatformState:
     data: str
     started_at: float
     children: dict[str, ChildState] = field(default_factory=dict)
+    metrics: dict[str, str] = field(default_factory=dict)
+    sessions: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON members, as in the module's description."""
@@ -110,6 +128,8 @@ class PlatformState:
             "data": self.data,
             "startedAt": self.started_at,
             "children": {name: asdict(child) for name, child in self.children.items()},
+            "metrics": self.metrics,
+            "sessions": self.sessions,
         }
 
     @classmethod
@@ -124,6 +144,8 @@ class PlatformState:
             data=str(document["data"]),
             started_at=float(document["startedAt"]),
             children={name: ChildState(**child) for name, child in document["children"].items()},
+            metrics={str(name): str(address) for name, address in document.get("metrics", {}).items()},
+            sessions=document.get("sessions"),
         )
 
 

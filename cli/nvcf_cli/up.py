@@ -12,14 +12,16 @@ from typing import Any
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.process import free_port, port_is_free
 from nvcf_broker.server import LocalBroker
-from nvcf_cli.errors import CliError
+from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.keys import ensure_keys
 from nvcf_cli.parts import Addresses, ClusterPlan, agent_spec, autoscaler_spec, broker_spec, gateway_spec
+from nvcf_cli.scrape import write_scrape_files
 from nvcf_cli.state import Installation, PlatformState, write_state
 from nvcf_cli.supervisor import Change, Child, ChildSpec, Tree
 
 DEFAULT_HTTP_PORT = 8080
 _HOST = "127.0.0.1"
+_MAX_PORT = 65535
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,9 @@ class UpOptions:
     nats_credentials: Path | None = None
     callout_seed: Path | None = None
     clusters: ClusterPlan = field(default_factory=ClusterPlan)
+    metrics: bool = True
     log_level: str = "info"
+    sessions: str | None = None
 
 
 def choose_http_port(wanted: int | None) -> int:
@@ -44,6 +48,25 @@ def choose_http_port(wanted: int | None) -> int:
     if not port_is_free(wanted):
         raise CliError(f"port {wanted} is taken: choose another one with --http-port (0 takes any)")
     return wanted
+
+
+def choose_sessions(wanted: str | None) -> str | None:
+    """Where gRPC and WebSocket callers come in: HOST:PORT as wanted, port 0 = any that is free.
+
+    Raises `UsageError` for text that is no address and `CliError` if nothing can listen there.
+    """
+    if wanted is None:
+        return None
+    host, separator, port = wanted.rpartition(":")
+    if not separator or not (port.isascii() and port.isdigit()) or int(port) > _MAX_PORT:
+        raise UsageError(f"--sessions {wanted}: HOST:PORT expected, e.g. 127.0.0.1:8090")
+    host, number = host or _HOST, int(port)
+    # The gateway itself finds out about IPv6.
+    if number and (":" in host or port_is_free(number, host)):
+        return f"{host}:{number}"
+    if number or ":" in host:
+        raise CliError(f"nothing can listen on {wanted}: choose another port with --sessions")
+    return f"{host}:{free_port(host)}"
 
 
 @dataclass
@@ -80,7 +103,10 @@ class Platform:
             data=str(self.installation.data),
             started_at=time.time(),
             children=dict(self._children),
+            metrics=dict(addresses.metrics),
+            sessions=addresses.sessions,
         )
+        write_scrape_files(self.installation, addresses.metrics)
         write_state(self.installation, self.state)
         return self.state
 
@@ -89,12 +115,23 @@ class Platform:
         options = self.options
         http = f"{_HOST}:{choose_http_port(options.http_port)}"
         grpc = f"{_HOST}:{free_port()}"
+        metrics = self._metrics_addresses()
+        sessions = choose_sessions(options.sessions)
         if options.nats is not None:
-            return Addresses(http, grpc, options.nats, options.nats_credentials, options.callout_seed)
+            credentials, seed = options.nats_credentials, options.callout_seed
+            return Addresses(http, grpc, options.nats, credentials, seed, metrics, sessions)
         broker = LocalBroker(self.installation.broker)
         await asyncio.to_thread(broker.prepare)
         await self._add(broker_spec(broker))
-        return Addresses(http, grpc, broker.url, broker.credentials_file, broker.callout_seed_file)
+        credentials, seed = broker.credentials_file, broker.callout_seed_file
+        return Addresses(http, grpc, broker.url, credentials, seed, metrics, sessions)
+
+    def _metrics_addresses(self) -> dict[str, str]:
+        if not self.options.metrics:
+            return {}
+        plan = self.options.clusters
+        names = ["gateway", *(plan.child(each) for each in plan.ids()), "autoscaler"]
+        return {name: f"{_HOST}:{free_port()}" for name in names}
 
     async def _start_rest(self, addresses: Addresses) -> None:
         here, plan, level = self.installation, self.options.clusters, self.options.log_level

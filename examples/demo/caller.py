@@ -61,7 +61,9 @@ class Caller:
     async def __aenter__(self) -> Self:
         timeout = aiohttp.ClientTimeout(total=PATIENCE + 10, connect=5)
         headers = {"authorization": f"Bearer {self._key}", "nvcf-poll-seconds": str(PATIENCE)}
-        self._session = aiohttp.ClientSession(timeout=timeout, headers=headers)
+        # No limit of connections: a burst must not keep the questions about it waiting.
+        connector = aiohttp.TCPConnector(limit=0)
+        self._session = aiohttp.ClientSession(timeout=timeout, headers=headers, connector=connector)
         return self
 
     async def __aexit__(

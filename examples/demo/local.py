@@ -42,11 +42,11 @@ class Platform:
     def was_started(self) -> bool:
         return self._up is not None
 
-    async def start(self, step: Step) -> None:
+    async def start(self, step: Step, *flags: str) -> None:
         """Returns when the gateway answers; sets `url` and `key`. Raises `DemoFailure`."""
         self._data.mkdir(parents=True)
         with self._log.open("wb") as log:
-            self._up = await self._spawn("up", "--http-port", "0", stdout=log.fileno())
+            self._up = await self._spawn("up", "--http-port", "0", *flags, stdout=log.fileno())
         deadline = time.monotonic() + START_DEADLINE
         while not self._read_state():
             if self._up.returncode is not None:
@@ -69,9 +69,9 @@ class Platform:
             raise DemoFailure(f"what nvcf up says of itself cannot be understood ({error!r})") from error
         return True
 
-    async def deploy(self, step: Step, file: Path, name: str, instances: int) -> None:
+    async def deploy(self, step: Step, file: Path, name: str, *flags: str) -> None:
         """Returns when the function can be called. Raises `DemoFailure` with what the command said."""
-        await self._command(step, "deploy", str(file), "--name", name, "--instances", str(instances))
+        await self._command(step, "deploy", str(file), "--name", name, *flags)
         self.notice()
 
     async def stop(self, step: Step) -> str:

@@ -17,11 +17,14 @@ from examples.demo.failure import DemoFailure
 from examples.demo.local import Platform
 from examples.demo.reading import Score
 from examples.demo.rescue import Rescue, kill_and_wait
+from examples.demo.scaling import IDLE_SECONDS, MOST_INSTANCES, Scaled, show_scaling
 from examples.demo.screen import Screen
 from examples.ocr.images import make_samples
 
 EXAMPLES = Path(__file__).resolve().parents[1]
 OCR_INSTANCES = 2
+CLUSTERS = ("local-1", "local-2")
+GPUS = 4
 # A picture that is read without a fault, so that the answer after the kill has only one right form.
 LONG_PICTURE = "plain"
 LOG_LINE = 240
@@ -34,6 +37,7 @@ class Results:
     score: Score
     streamed: Streamed
     rescue: Rescue
+    scaled: Scaled
 
 
 async def run(screen: Screen, *, keep: bool) -> int:
@@ -88,8 +92,8 @@ async def _show(screen: Screen, platform: Platform) -> Results:
         step.result = "all there"
     await _start(screen, platform)
     async with Caller(platform.url, platform.key) as caller:
-        ocr = await _deploy(screen, platform, caller, "ocr", instances=OCR_INSTANCES)
-        stream = await _deploy(screen, platform, caller, "stream", instances=1)
+        ocr = await _deploy(screen, platform, caller, "ocr", "--instances", str(OCR_INSTANCES))
+        stream = await _deploy(screen, platform, caller, "stream", "--instances", "1")
         screen.heading(f"2  {len(samples)} pictures, read by a model on the CPU ({OCR_INSTANCES} instances)")
         readings, score = await read_pictures(screen, caller, ocr, samples)
         screen.heading("3  An event stream, live")
@@ -97,23 +101,27 @@ async def _show(screen: Screen, platform: Platform) -> Results:
         screen.heading("4  A worker is killed in the middle of a request")
         sample = next(sample for sample in samples if sample.scene.name == LONG_PICTURE)
         rescue = await kill_and_wait(screen, caller, ocr, sample, readings)
-    return Results(score, streamed, rescue)
+        screen.heading(f"5  From no instance to {MOST_INSTANCES} on {len(CLUSTERS)} clusters, and back")
+        bounds = ("--min", "0", "--max", str(MOST_INSTANCES), "--gpu", "SIM")
+        idle = ("--scale-to-zero-delay", f"{IDLE_SECONDS:g}")
+        slow = await _deploy(screen, platform, caller, "slow_start", *bounds, *idle)
+        scaled = await show_scaling(screen, caller, slow, CLUSTERS)
+    return Results(score, streamed, rescue, scaled)
 
 
 async def _start(screen: Screen, platform: Platform) -> None:
-    async with screen.step("nvcf up") as step:
-        await platform.start(step)
-        step.result = f"broker, gateway and agent run; gateway at {platform.url}"
+    flags = ("--clusters", str(len(CLUSTERS)), "--gpus", str(GPUS))
+    async with screen.step(" ".join(("nvcf up", *flags))) as step:
+        await platform.start(step, *flags)
+        step.result = f"broker, autoscaler, {len(CLUSTERS)} clusters of {GPUS} simulated GPUs; {platform.url}"
 
 
-async def _deploy(
-    screen: Screen, platform: Platform, caller: Caller, name: str, *, instances: int
-) -> Function:
+async def _deploy(screen: Screen, platform: Platform, caller: Caller, name: str, *flags: str) -> Function:
     file = EXAMPLES / name / "function.py"
-    async with screen.step(f"nvcf deploy examples/{name}/function.py --name {name}") as step:
-        await platform.deploy(step, file, name, instances)
+    async with screen.step(" ".join(("nvcf deploy", f"{name}/function.py", *flags))) as step:
+        await platform.deploy(step, file, name, *flags)
         function = await find_function(caller, name)
-        step.result = f"function {function.id[:8]}, {instances} instance{'s' * (instances > 1)} ready"
+        step.result = f"function {function.id[:8]}"
     return function
 
 
@@ -139,7 +147,7 @@ async def _stop(screen: Screen, platform: Platform) -> str | None:
     """Stops everything; a sentence about it, or None when something had to be killed."""
     if not platform.was_started:
         return "nothing was started"
-    screen.heading("5  The end")
+    screen.heading("6  The end")
     try:
         async with screen.step("nvcf down") as step:
             step.result = await platform.stop(step)
@@ -150,7 +158,7 @@ async def _stop(screen: Screen, platform: Platform) -> str | None:
 
 
 def _summarise(screen: Screen, results: Results, stopped: str, seconds: float) -> None:
-    rescue = results.rescue
+    rescue, scaled = results.rescue, results.scaled
     screen.heading("Summary")
     screen.line(f"  Read       {results.score}.")
     screen.line(
@@ -159,6 +167,10 @@ def _summarise(screen: Screen, results: Results, stopped: str, seconds: float) -
     screen.line(
         f"  Survived   SIGKILL of a worker {rescue.killed_at:.1f} s into a request; "
         f"another process answered it {rescue.after_kill:.1f} s later."
+    )
+    screen.line(
+        f"  Scaled     cold start {scaled.first:.1f} s; {scaled.answered} of {scaled.answered} answered by "
+        f"{scaled.instances} instances on {scaled.clusters} clusters; none {scaled.to_zero:.1f} s later."
     )
     screen.line(f"  Stopped    {stopped}.")
     screen.line(f"[green]✓[/green] All done in {seconds:.0f} s.")

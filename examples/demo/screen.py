@@ -18,7 +18,7 @@ LOG_INTERVAL = 3.0
 TERMINAL_INTERVAL = 0.2
 LOG_WIDTH = 118
 # For terminals and logs that are not in UTF-8.
-PLAIN_SIGNS = {"✓": "ok", "✗": "x", "…": "...", "■": "#", "“": '"', "”": '"'}
+PLAIN_SIGNS = {"✓": "ok", "✗": "x", "…": "...", "■": "#", "□": "+", "“": '"', "”": '"'}
 PLAIN_ERRORS = "nvcf-demo-plain-signs"
 
 

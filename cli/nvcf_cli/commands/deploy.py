@@ -97,6 +97,10 @@ def deploy_command(
         str | None,
         typer.Option(metavar="PATH", help="The function's Python. [default: nvcf's own]", show_default=False),
     ] = None,
+    telemetry: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A telemetry endpoint to send to; repeatable."),
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Wait until --min instances are ready.")] = True,
     timeout: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="For --wait.")] = 1800.0,
     data: DataOption = None,
@@ -142,6 +146,7 @@ def deploy_command(
         python=find_python(python),
         environment=parse_environment(env or []),
         scale=scale,
+        telemetry=tuple(telemetry or ()),
     )
 
     async def work(api: Api) -> Deployed:

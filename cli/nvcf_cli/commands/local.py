@@ -67,6 +67,21 @@ def up(
         float | None,
         typer.Option(min=0.01, metavar="NUMBER", help="Limit of each instance.", show_default=False),
     ] = None,
+    collector: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PROGRAM",
+            help="An OpenTelemetry Collector, run beside instances whose telemetry needs one.",
+            show_default=False,
+        ),
+    ] = None,
+    sessions: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Take gRPC and WebSocket callers there.", show_default=False),
+    ] = None,
+    metrics: Annotated[
+        bool, typer.Option(help="Serve metrics for Prometheus; nvcf metrics tells where.")
+    ] = True,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return once it is up; nvcf down ends it.")
     ] = False,
@@ -82,13 +97,15 @@ def up(
       nvcf up --http-port 9000 --data ./platform
       nvcf up --detach
       nvcf up --clusters 2 --gpus 4
+      nvcf up --sessions 127.0.0.1:8090
       nvcf up --nats nats://broker:4222 --nats-credentials broker.credentials
     """
     if log_level.lower() not in ("debug", "info", "warning", "error"):
         raise UsageError(f"--log-level {log_level}: debug, info, warning or error expected")
     if nats is None and (nats_credentials or callout_seed):
         raise UsageError("--nats-credentials and --callout-seed belong to a broker given by --nats")
-    plan = ClusterPlan(clusters, gpus, gpu_name, cpu_slots, memory, cpus)
+    program = collector.expanduser().absolute() if collector else None
+    plan = ClusterPlan(clusters, gpus, gpu_name, cpu_slots, memory, cpus, program)
     plan.check()
     installation = Access(data=data).installation
     if detach:
@@ -101,7 +118,9 @@ def up(
         nats_credentials=nats_credentials.absolute() if nats_credentials else None,
         callout_seed=callout_seed.absolute() if callout_seed else None,
         clusters=plan,
+        metrics=metrics,
         log_level=log_level.lower(),
+        sessions=sessions,
     )
     out = console()
 
@@ -117,10 +136,11 @@ def up(
 def greeting(state: PlatformState) -> str:
     """What a user needs to know once the platform is up; names the key's file, never the key."""
     key = shlex.quote(state.key_file)
+    sessions = f"  sessions   {state.sessions}\n" if state.sessions is not None else ""
     return f"""nvcf is up
 
   gateway    {state.url}
-  broker     {state.nats}
+{sessions}  broker     {state.nats}
   admin key  {state.key_file}
   data       {state.data}
 

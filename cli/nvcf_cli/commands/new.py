@@ -39,3 +39,4 @@ def new(
         Text(f"\nNext:\n  cd {shlex.quote(str(target))}\n  pip install -r requirements.txt pytest && pytest")
     )
     out.print(Text(f"  {TEMPLATES[template].run}"))
+    out.print(Text(f"  nvcf deploy function.py --name {shlex.quote(name)}    # with nvcf up"))

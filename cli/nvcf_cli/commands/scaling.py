@@ -88,11 +88,20 @@ def scaling(
         print_json({"name": found.name, "instances": instances, "decisions": decisions})
         return
     console().print(Text(f"{found.name}: {instances_text(instances)}"))
-    rows = [
-        (age(each.get("at")), cell(each.get("data") or {}, "desired"), cell(each, "text"))
-        for each in reversed(decisions)
-    ]
+    rows = [(age(each.get("at")), *decision_text(each)) for each in reversed(decisions)]
     print_table(("AGE", "INSTANCES", "WHY"), rows, "nothing has been decided yet")
+
+
+def decision_text(event: Json) -> tuple[str, str]:
+    """How many instances there were to be, and why; no number for what was no decision. Pure.
+
+    Several GPU specifications are told apart: `2 H100, 1 L40S`.
+    """
+    data = event.get("data") or {}
+    desired, kinds = cell(data, "desired"), cell(data, "kinds")
+    first, separator, why = cell(event, "text").partition(": ")
+    counted = bool(desired and separator) and first.split(" ")[0] == desired
+    return kinds if "," in kinds else desired, why if counted else cell(event, "text")
 
 
 def instances_text(instances: Iterable[Json]) -> str:

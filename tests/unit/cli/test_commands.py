@@ -3,6 +3,9 @@
 import json
 import os
 import re
+import socket
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from nvcf_cli.main import run
 from nvcf_cli.parts import Addresses, ClusterPlan, agent_spec, autoscaler_spec, gateway_spec
 from nvcf_cli.progress import judge
 from nvcf_cli.scaling import Scale
+from nvcf_cli.scrape import instance_targets, write_scrape_files
 from nvcf_cli.screen import age
 from nvcf_cli.state import (
     ChildState,
@@ -40,9 +44,10 @@ from nvcf_cli.state import (
     running_pid,
     write_state,
 )
+from nvcf_cli.supervisor import ChildSpec
 from nvcf_cli.tailing import LogFile, readable
 from nvcf_cli.target import find_target
-from nvcf_cli.up import choose_http_port
+from nvcf_cli.up import choose_http_port, choose_sessions
 from nvcf_proto.models import NAME_PATTERN, ApiKey, Scope
 from nvcf_proto.records import Fields
 
@@ -332,9 +337,74 @@ def test_command_lines_of_the_parts_hold_files_and_no_secrets(tmp_path: Path) ->
     assert (only.name, f"--data {tmp_path} " in " ".join(only.command)) == ("agent", True)
 
 
+def test_each_part_is_told_where_to_serve_its_metrics(tmp_path: Path) -> None:
+    installation = Installation(tmp_path)
+    metrics = {name: f"127.0.0.1:{port}" for port, name in enumerate(("gateway", "agent", "autoscaler"), 10)}
+    addresses = Addresses("127.0.0.1:1", "127.0.0.1:2", "nats://127.0.0.1:3", None, None, metrics)
+    bare = replace(addresses, metrics={})
+    makers: list[Callable[[Addresses], ChildSpec]] = [
+        lambda each: gateway_spec(installation, each, "info"),
+        lambda each: agent_spec(installation, each, ClusterPlan(), "local", "info"),
+        lambda each: autoscaler_spec(installation, each, "info"),
+    ]
+    for make, address in zip(makers, metrics.values(), strict=True):
+        assert f"--metrics {address}" in " ".join(make(addresses).command)
+        assert "--metrics" not in make(bare).command
+    assert "--worker-metrics" in makers[1](addresses).command
+    assert "--worker-metrics" not in makers[1](bare).command
+
+
+def test_prometheus_finds_processes_and_instances_of_all_clusters(tmp_path: Path) -> None:
+    installation = Installation(tmp_path)
+    write_scrape_files(installation, {"gateway": "127.0.0.1:1", "agent-local-2": "127.0.0.1:2"})
+    groups = json.loads(installation.targets.read_text())
+    assert [(each["targets"], each["labels"]["job"]) for each in groups] == [
+        (["127.0.0.1:1"], "nvcf-gateway"),
+        (["127.0.0.1:2"], "nvcf-agent"),
+    ]
+    text = installation.prometheus.read_text()
+    assert f'"{tmp_path}/metrics/*.json"' in text
+    assert f'"{tmp_path}/clusters/local-2/metrics/*.json"' in text
+    assert instance_targets(installation) == []
+    labels = {"nvcf_function_name": "hello"}
+    for folder, address in ((tmp_path, "127.0.0.1:3"), (tmp_path / "clusters" / "local-2", "127.0.0.1:4")):
+        (folder / "metrics").mkdir(parents=True, exist_ok=True)
+        listed = [{"targets": [address], "labels": labels}]
+        (folder / "metrics" / "instances.json").write_text(json.dumps(listed))
+    assert instance_targets(installation) == [(labels, "127.0.0.1:3"), (labels, "127.0.0.1:4")]
+    (tmp_path / "metrics" / "instances.json").write_text("half writt")
+    assert instance_targets(installation) == [(labels, "127.0.0.1:4")]
+
+
 def test_ports() -> None:
     assert choose_http_port(0) > 0
     assert choose_http_port(None) > 0
+
+
+def test_the_address_of_sessions() -> None:
+    assert choose_sessions(None) is None
+    assert choose_sessions("[::1]:8090") == "[::1]:8090"
+    assert re.fullmatch(r"127\.0\.0\.1:[1-9]\d+", choose_sessions(":0") or "")
+    for wrong in ("8090", "host", "host:port", "host:65536", "host:"):
+        with pytest.raises(UsageError, match="HOST:PORT"):
+            choose_sessions(wrong)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(CliError, match="--sessions"):
+            choose_sessions(f"127.0.0.1:{taken.getsockname()[1]}")
+
+
+def test_where_sessions_come_in_is_told_to_the_gateway_and_to_the_user(tmp_path: Path) -> None:
+    installation = Installation(tmp_path)
+    with_sessions = Addresses("a:1", "a:2", "nats://a:3", None, None, sessions="127.0.0.1:8090")
+    assert "--sessions 127.0.0.1:8090" in " ".join(gateway_spec(installation, with_sessions, "info").command)
+    bare = Addresses("a:1", "a:2", "nats://a:3", None, None)
+    assert "--sessions" not in gateway_spec(installation, bare, "info").command
+    state = replace(state_of(tmp_path), sessions="127.0.0.1:8090")
+    assert "sessions   127.0.0.1:8090" in greeting(state)
+    assert PlatformState.from_dict(state.to_dict()) == state
+    assert "  sessions " not in greeting(state_of(tmp_path))
 
 
 def test_the_greeting_names_the_keys_file(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """How instances and decisions are shown."""
 
-from nvcf_cli.commands.scaling import instances_text
+from nvcf_cli.commands.scaling import decision_text, instances_text
 
 
 def test_instances_are_counted_by_state_and_cluster() -> None:
@@ -17,3 +17,19 @@ def test_instances_are_counted_by_state_and_cluster() -> None:
 
 def test_ended_instances_are_no_instances() -> None:
     assert instances_text([{"state": "COMPLETED", "clusterId": "one"}]) == "no instances"
+
+
+def test_decisions_say_their_number_once_and_tell_kinds_apart() -> None:
+    text = "3 instances: 9 queued: really"
+    assert decision_text({"text": text, "data": {"desired": "3", "kinds": "3 SIM"}}) == (
+        "3",
+        "9 queued: really",
+    )
+    several = {"text": text, "data": {"desired": "3", "kinds": "2 FAST, 1 SLOW"}}
+    assert decision_text(several) == ("2 FAST, 1 SLOW", "9 queued: really")
+
+
+def test_what_was_no_decision_is_shown_as_it_is() -> None:
+    event = {"text": "no place for 1 (one: full)", "data": None}
+    assert decision_text(event) == ("", "no place for 1 (one: full)")
+    assert decision_text({}) == ("", "")

@@ -1,0 +1,236 @@
+"""`nvcf telemetry add`, `list`, `rm`, `render`."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from nvcf_cli.api import Api, Json
+from nvcf_cli.options import Access, DataOption, JsonOption, KeyFileOption, UrlOption
+from nvcf_cli.screen import cell, console, print_json, print_table
+from nvcf_cli.telemetry import chosen, creation, find_endpoint, missing_files, pairs, render, word
+from nvcf_otel.byoo import Placement
+from nvcf_otel.byoo.collector import SECRETS_DIRECTORY
+from nvcf_proto.models import TelemetryAuth, TelemetryProvider
+
+app = typer.Typer(
+    help="Where logs, metrics and traces go: your own backends.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+EndpointArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="The endpoint's name.", show_default=False)
+]
+
+
+@app.command()
+def add(
+    name: EndpointArgument,
+    endpoint: Annotated[
+        str, typer.Option(metavar="URL", help="Its address; the site for Datadog.", show_default=False)
+    ],
+    provider: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="otel-collector (anything that speaks OTLP), prometheus, victoriametrics, grafana-cloud, "
+            "datadog, splunk, azure-monitor, dynatrace, servicenow, kratos or kratos-thanos.",
+        ),
+    ] = "otel-collector",
+    protocol: Annotated[
+        str | None, typer.Option(metavar="http|grpc", help="[default: http]", show_default=False)
+    ] = None,
+    type_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--type", metavar="logs|metrics|traces", help="Repeatable. [default: all the provider takes]"
+        ),
+    ] = None,
+    secret: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The name of its secret's files.", show_default=False),
+    ] = None,
+    auth: Annotated[
+        str | None,
+        typer.Option(metavar="none|bearer|basic|mtls", help="Where the provider leaves it open."),
+    ] = None,
+    header: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A header; repeatable.")
+    ] = None,
+    secret_header: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=KEY", help="A header whose value is a key of the secret; repeatable."),
+    ] = None,
+    private_ca: Annotated[
+        bool, typer.Option("--private-ca", help="The secret has the certificate authority, caFile.")
+    ] = False,
+    allow_metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="REGEX", help="Only the platform's metrics and those that match one; repeatable."
+        ),
+    ] = None,
+    sampled_percent: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=100,
+            help="Traces to keep, besides those with errors and slow ones. [default: what callers and the "
+            "platform sample]",
+            show_default=False,
+        ),
+    ] = None,
+    slow_seconds: Annotated[
+        float | None,
+        typer.Option(min=0.001, max=3600, help="What counts as slow. [default: 1]", show_default=False),
+    ] = None,
+    data: DataOption = None,
+    url: UrlOption = None,
+    key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a telemetry endpoint that functions can send to.
+
+    Its secret stays out of the platform: each key of it is a file NAME-KEY (NAME, if it is one value) in the
+    agents' folder of telemetry secrets.
+
+    \b
+    Examples:
+      nvcf telemetry add tempo --endpoint http://127.0.0.1:4317 --protocol grpc
+      nvcf telemetry add grafana --provider grafana-cloud --secret grafana \\
+          --endpoint https://otlp-gateway-prod-eu-west-2.grafana.net/otlp --sampled-percent 10
+      nvcf telemetry add vendor --endpoint https://ingest.example.com --secret vendor \\
+          --auth mtls --secret-header x-api-key=apiKey
+    """
+    body = creation(
+        name,
+        provider=word(TelemetryProvider, "--provider", provider),
+        endpoint=endpoint,
+        protocol=protocol,
+        types=type_ or (),
+        secret=secret,
+        configuration={
+            "auth": word(TelemetryAuth, "--auth", auth).value if auth is not None else None,
+            "headers": pairs("--header", header or ()),
+            "secretHeaders": pairs("--secret-header", secret_header or ()),
+            "privateCa": private_ca,
+            "allowMetrics": allow_metric,
+            "sampledPercent": sampled_percent,
+            "slowSeconds": slow_seconds,
+        },
+    )
+    access = Access(data, url, key_file)
+    answer = asyncio.run(access.use(lambda api: api.call("POST", "/v2/nvcf/telemetries", body)))
+    made: Json = answer["telemetry"]
+    if as_json:
+        print_json(made)
+        return
+    out = console()
+    out.print(Text(f"{name}: functions can use it now (nvcf deploy --telemetry {name})"))
+    folder = None if url is not None else access.installation.telemetry_secrets
+    if files := missing_files(made, folder):
+        place = "the agents' folder of telemetry secrets" if folder is None else str(folder)
+        out.print(Text(f"  to be put into {place}: {', '.join(files)}", style="dim"))
+
+
+@app.command("list")
+def list_all(
+    data: DataOption = None,
+    url: UrlOption = None,
+    key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the account's telemetry endpoints."""
+    endpoints = asyncio.run(Access(data, url, key_file).use(lambda api: api.telemetries()))
+    if as_json:
+        print_json(endpoints)
+        return
+    rows = [
+        (
+            cell(each, "name"),
+            cell(each, "provider"),
+            " ".join(str(kind).lower() for kind in each.get("types", [])),
+            cell(each, "protocol").lower(),
+            cell(each.get("secret") or {}, "name"),
+            cell(each, "endpoint"),
+        )
+        for each in endpoints
+    ]
+    columns = ("NAME", "PROVIDER", "TAKES", "OVER", "SECRET", "ENDPOINT")
+    print_table(columns, rows, "no telemetry endpoints: try nvcf telemetry add")
+
+
+@app.command("rm")
+def remove(
+    name: EndpointArgument,
+    data: DataOption = None,
+    url: UrlOption = None,
+    key_file: KeyFileOption = None,
+) -> None:
+    """Remove a telemetry endpoint that no function uses."""
+
+    async def work(api: Api) -> None:
+        found = find_endpoint(await api.telemetries(), name)
+        await api.call("DELETE", f"/v2/nvcf/telemetries/{found['telemetryId']}")
+
+    asyncio.run(Access(data, url, key_file).use(work))
+    console().print(Text(f"{name}: removed"))
+
+
+@app.command("render")
+def render_command(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME...",
+            help="Endpoints; each kind of telemetry goes to the first one that takes it.",
+            show_default=False,
+        ),
+    ],
+    host: Annotated[str, typer.Option(help="Where the collector listens.")] = Placement.host,
+    secrets: Annotated[str, typer.Option(metavar="DIR", help="Its secret files.")] = SECRETS_DIRECTORY,
+    storage: Annotated[str, typer.Option(metavar="DIR", help="Its queues.")] = Placement.storage,
+    memory: Annotated[int, typer.Option(min=32, metavar="MIB", help="What it may use.")] = (
+        Placement.memory_mib
+    ),
+    scrape: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST:PORT", help="A Prometheus endpoint (/metrics) to read; repeatable."),
+    ] = None,
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A resource attribute for everything; repeatable."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="[default: standard output]")
+    ] = None,
+    data: DataOption = None,
+    url: UrlOption = None,
+    key_file: KeyFileOption = None,
+) -> None:
+    """Write the OpenTelemetry Collector's configuration for some endpoints.
+
+    \b
+    Examples:
+      nvcf telemetry render grafana > collector.yaml
+      nvcf telemetry render splunk prometheus --host 0.0.0.0 --scrape gateway:9464
+    """
+    placement = Placement(
+        host=host,
+        secrets=secrets,
+        storage=storage,
+        memory_mib=memory,
+        scrape=tuple(scrape or ()),
+        resource=pairs("--attribute", attribute or ()),
+    )
+    endpoints = asyncio.run(Access(data, url, key_file).use(lambda api: api.telemetries()))
+    text = render(chosen(endpoints, names), placement)
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        output.write_text(text, encoding="utf-8")
