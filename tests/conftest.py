@@ -6,6 +6,13 @@ import os
 
 from hypothesis import settings
 
+# Read when gRPC is imported. Tests start processes while gRPC's threads run; what gRPC would do in the child
+# between fork and exec can end it. The processes under test get what they would get without this.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+import grpc  # noqa: F401
+
+os.environ.pop("GRPC_ENABLE_FORK_SUPPORT", None)
+
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")

@@ -12,11 +12,13 @@ from tests.bench import (
     bodies,
     idle,
     imports,
+    install,
     isolation,
     peers,
     ratelimit,
     scaling,
     streams,
+    telemetry,
     throughput,
     tunnel,
     waiting,
@@ -34,9 +36,10 @@ BENCHMARKS: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
     "streams": streams.run,
     "idle": idle.run,
     "scaling": scaling.run,
+    "telemetry": telemetry.run,
 }
-ON_REQUEST: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"peers": peers.run}
-"""Benchmarks that take minutes; not part of a run without names."""
+ON_REQUEST: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"peers": peers.run, "install": install.run}
+"""Benchmarks that install packages and take minutes; not part of a run without names."""
 
 
 def main() -> int:

@@ -115,11 +115,12 @@ async def _ours(folder: Path) -> dict[str, dict[int, Measured]]:
         return await _measure(platform.gateway.url + version.pexec, platform.authorization(), views)
 
 
-async def _python_of(peer: Peer) -> Path:
-    """A Python with the peer installed. Raises Unavailable."""
-    home = VENVS / f"{peer.packages[0].partition('>')[0].partition('[')[0]}-{sys.version_info.minor}"
+async def python_of(peer: Peer, *, afresh: bool = False) -> Path:
+    """A Python with the peer installed; `afresh`: in a new environment. Raises Unavailable."""
+    first = peer.packages[0].partition(">")[0].partition("[")[0].partition(" ")[0]
+    home = VENVS / f"{first}-{sys.version_info.minor}"
     python, mark = home / "bin" / "python", home / "installed"
-    if mark.exists():
+    if mark.exists() and not afresh:
         return python
     print(f"installing {', '.join(peer.packages)} into {home}", flush=True)
     await asyncio.to_thread(venv.create, home, clear=True, with_pip=True)
@@ -157,7 +158,7 @@ async def _until_served(url: str, child: Child) -> None:
 
 
 async def _theirs(peer: Peer, folder: Path) -> dict[int, Measured]:
-    python = await _python_of(peer)
+    python = await python_of(peer)
     (folder / "peer.py").write_text(peer.program)
     port = free_port()
     environment = {"PATH": f"{python.parent}:/usr/bin:/bin", "HOME": str(folder), "DO_NOT_TRACK": "1"}

@@ -106,6 +106,7 @@ def test_demo_shows_everything_and_leaves_nothing(tmp_path: Path) -> None:
     assert_pictures(output)
     assert_stream(output)
     assert_rescue(output)
+    assert_scaling(output)
     assert re.search(r"Stopped +\d+ processes ended in [\d.]+ s, none is left", output)
 
 
@@ -134,11 +135,24 @@ def assert_rescue(output: str) -> None:
     assert killed[1] != answered[1]
 
 
+def assert_scaling(output: str) -> None:
+    """From zero, over a cold start and a burst, to four instances on two clusters, and back."""
+    assert re.search(r"^ +[\d.]+ s  answered: the whole cold start", output, re.MULTILINE)
+    burst = r"120 of 120 answered in [\d.]+ s, by 4 instances: 2 on local-1 and 2 on local-2"
+    assert re.search(burst, output)
+    assert "back to zero, its GPUs are free" in output
+    reasons = re.findall(r"^ +(\d+) instances?: .", output, re.MULTILINE)
+    assert reasons[:2] == ["0", "1"]
+    assert "4" in reasons
+    assert reasons[-1] == "0"
+    assert "Scaled" in output
+
+
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_demo_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     with running_demo(tmp_path) as demo:
-        demo.wait_for_output("gateway at http://")
+        demo.wait_for_output("simulated GPUs; http://")
         demo.process.send_signal(number)
         assert demo.wait() == 130, demo.output
         assert demo.processes() == []
@@ -149,7 +163,7 @@ def test_interrupted_demo_leaves_nothing(tmp_path: Path, number: signal.Signals)
 @pytest.mark.timeout(180)
 def test_failure_is_said_in_one_line_with_the_logs_and_leaves_nothing(tmp_path: Path) -> None:
     with running_demo(tmp_path) as demo:
-        demo.wait_for_output("gateway at http://")
+        demo.wait_for_output("simulated GPUs; http://")
         demo.find("nvcf", " up").kill()
         assert demo.wait() == 1, demo.output
         wait_until(lambda: demo.processes() == [])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,18 +16,22 @@ import pytest
 from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.main import run
 from nvcf_cli.scaffold import TEMPLATES, project, render, write_project
+from tests.support.nats_server import free_port
 from tests.support.platform import running_platform
 
 BIN = Path(sys.executable).parent
+BASH = shutil.which("bash") or "bash"
 BODIES = {
     "hello": {"name": "Ada"},
-    "stream": {"text": "one two"},
-    "batch": {"text": "hello"},
-    "class": {"text": "good"},
+    "stream": {"text": "a great idea"},
+    "batch": {"text": "a great idea"},
+    "class": {"text": "a great idea"},
     "sidecar": {"name": "Ada"},
     "asgi": {"name": "Ada"},
 }
-ANSWERS = {"hello": "Ada!", "stream": "two", "batch": "2", "class": "1", "sidecar": "Ada!", "asgi": "Ada!"}
+ANSWERS = {
+    "hello": "Ada!", "stream": "great", "batch": ":6", "class": ":2", "sidecar": "Ada!", "asgi": "Ada!",
+}  # fmt: skip
 
 
 def needs(template: str) -> None:
@@ -94,6 +100,63 @@ async def test_every_template_serves_on_the_platform(tmp_path: Path) -> None:
         async with asyncio.TaskGroup() as group:
             for template in TEMPLATES:
                 group.create_task(one(template))
+
+
+def readme_command(folder: Path, word: str) -> str:
+    """The line of a project's README that begins with `word`."""
+    lines = (folder / "README.md").read_text().splitlines()
+    return next(line.strip() for line in lines if line.startswith(f"    {word}"))
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A platform on this machine; the environment in which the `nvcf` command finds it."""
+    home = tmp_path_factory.mktemp("platform")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NVC")}
+    environment |= {"NVCF_HOME": str(home), "PATH": f"{BIN}:{environment['PATH']}"}
+    try:
+        subprocess.run(
+            [str(BIN / "nvcf"), "up", "--detach", "--http-port", "0"],
+            env=environment, check=True, capture_output=True, timeout=100,
+        )  # fmt: skip
+        yield environment
+    finally:
+        subprocess.run([str(BIN / "nvcf"), "down", "--kill"], env=environment, check=False, timeout=60)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the READMEs use curl")
+@pytest.mark.xdist_group("nvcf_new")
+@pytest.mark.parametrize("template", list(TEMPLATES))
+def test_its_readme_works_as_written(template: str, up: dict[str, str], tmp_path: Path) -> None:
+    """Run on its own and called with curl, then deployed and invoked: each line of its README."""
+    needs(template)
+    name = f"my-{template}"
+    folder = tmp_path / name
+    write_project(folder, project(name, template))
+
+    def shell(line: str) -> str:
+        done = subprocess.run(
+            [BASH, "-c", line], cwd=folder, env=up, capture_output=True, text=True, timeout=100, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    port = free_port()
+    run_it = f"{TEMPLATES[template].run} --port {port}"
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        served = subprocess.Popen(
+            [BASH, "-c", f"exec {run_it}"], cwd=folder, env=up, stdout=file, stderr=file
+        )
+    try:
+        curl = readme_command(folder, "curl").replace("localhost:8000", f"127.0.0.1:{port}")
+        retried = curl.replace("curl ", "curl -sS --fail --retry 30 --retry-delay 1 --retry-connrefused ", 1)
+        assert ANSWERS[template] in shell(retried), log.read_text()
+    finally:
+        served.terminate()
+        assert served.wait(20) is not None
+    shell(readme_command(folder, "nvcf deploy"))
+    assert ANSWERS[template] in shell(readme_command(folder, "nvcf invoke"))
 
 
 def test_what_cannot_be_made_is_told(tmp_path: Path) -> None:

@@ -500,3 +500,43 @@ async def test_a_crashed_autoscaler_comes_back_and_changes_nothing(local: Local)
     await local.ok("deploy", local.write("other.py", HELLO), "--name", "other")
     after = {each["instanceId"]: each for each in await local.instances()}
     assert all(after[each["instanceId"]]["pid"] == each["pid"] for each in before)
+
+
+async def test_every_process_and_every_instance_serves_metrics_where_nvcf_metrics_says(local: Local) -> None:
+    await local.start("--clusters", "2")
+    await local.ok("deploy", local.write("hello.py", HELLO))
+    await local.hello()
+
+    async def addresses() -> dict[str, str]:
+        told = (await local.run("metrics", "--json")).json()
+        return {
+            **told["platform"],
+            **{each["nvcf_function_name"]: each["address"] for each in told["instances"]},
+        }
+
+    async with asyncio.timeout(WAIT):
+        while len(found := await addresses()) < 5:
+            await asyncio.sleep(0.2)
+    expected = {
+        "gateway": "nvcf_invocation_duration_seconds_count{",
+        "agent-local-1": 'nvcf_cluster_gpus{nvcf_cluster_id="local-1"',
+        "agent-local-2": 'nvcf_cluster_gpus{nvcf_cluster_id="local-2"',
+        "autoscaler": "nvcf_instances{",
+        "hello": "nvcf_handler_duration_seconds_count{",
+    }
+    assert found.keys() == expected.keys()
+    async with aiohttp.ClientSession() as session:
+        for name, text in expected.items():
+            async with session.get(f"http://{found[name]}/metrics") as response:
+                assert text in await response.text(), name
+    shown = await local.ok("metrics")
+    assert all(address in shown for address in found.values())
+    assert str(local.data / "prometheus.yml") in shown
+    assert await local.ok("metrics", "--config") == (local.data / "prometheus.yml").read_text()
+
+
+async def test_without_metrics_nothing_listens_for_them(local: Local) -> None:
+    await local.start("--no-metrics")
+    ran = await local.run("metrics")
+    assert (ran.code, "--no-metrics" in ran.err) == (1, True)
+    assert (await local.status())["metrics"] == {}

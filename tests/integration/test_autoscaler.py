@@ -269,23 +269,6 @@ async def test_a_broker_that_was_killed_costs_no_instance(tmp_path: Path) -> Non
         assert {each.id for each in plane.live(version)} == before
 
 
-async def test_a_killed_agent_costs_no_instance_more_than_it_held(tmp_path: Path) -> None:
-    async with running_plane(tmp_path, gateway=("--ack-wait", "5")) as plane:
-        await plane.start_agent("one")
-        await plane.start_agent("two")
-        version = await plane.deploy({"minInstances": 2, "maxInstances": 2}, SECONDS="0.05")
-        await plane.until(lambda: len(plane.running(version)) == 2, "two instances")
-        before = {each.id for each in plane.live(version)}
-        async with load(plane, version) as running:
-            await plane.until(lambda: len(running.answers) > 20, "load")
-            plane.agents["one"].kill(signal.SIGKILL)
-            await plane.agents["one"].wait()
-            await plane.start_agent("one")
-            await plane.until(lambda: len(plane.running(version)) == 2, "both again")
-        assert running.statuses().keys() == {200}
-        assert {each.id for each in plane.live(version)} == before
-
-
 async def test_an_end_that_overtakes_its_creation_wins(tmp_path: Path) -> None:
     async with running_plane(tmp_path) as plane:
         agent = await plane.start_agent()

@@ -49,6 +49,22 @@ async def call(
         return answer
 
 
+async def test_hello(platform: Platform) -> None:
+    version = await served(platform, "hello")
+    answer = await call(platform, version, json={"name": "Ada"})
+    assert await answer.json() == {"greeting": "Hello, Ada!"}
+    assert (await call(platform, version, json={})).status == 400
+
+
+async def test_stream(platform: Platform) -> None:
+    version = await served(platform, "stream")
+    answer = await call(platform, version, json={"text": "one two three", "pace": 0})
+    assert answer.content_type == "text/event-stream"
+    text = await answer.text()
+    assert all(word in text for word in ("one", "two", "three"))
+    assert (await call(platform, version, json={"pace": -1})).status == 400
+
+
 async def test_fastapi_sidecar(platform: Platform) -> None:
     pytest.importorskip("fastapi", reason="the extra `examples` is not installed")
     version = await served(platform, "fastapi_sidecar", concurrency=8)

@@ -1,0 +1,45 @@
+"""docs/sessions.md: every command runs as it is written, on a port that is free."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from nvcf_broker.process import free_port
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "sessions.md"
+NVCF = Path(sys.executable).with_name("nvcf")
+BASH = shutil.which("bash") or "bash"
+
+
+def commands() -> str:
+    """The page's shell blocks in order."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return "set -euo pipefail\n" + "".join(blocks).replace("8090", str(free_port()))
+
+
+def test_every_command_runs_as_written(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NVCF_")}
+    environment |= {"HOME": str(tmp_path), "PATH": f"{NVCF.parent}:{environment['PATH']}"}
+    try:
+        done = subprocess.run(
+            [BASH, "-c", commands()],
+            cwd=tmp_path,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+    finally:
+        subprocess.run([str(NVCF), "down", "--kill"], env=environment, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout
+    assert "you said: hello" in done.stdout
+    assert re.search(r"^  sessions   127\.0\.0\.1:\d+$", done.stdout, re.MULTILINE), done.stdout
+    assert done.stdout.rstrip().endswith("everything is stopped")

@@ -1,0 +1,152 @@
+"""Requests whose last delivery dies with its worker: the caller is told, and nothing stays in the queue."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from nats.aio.client import Client
+
+from nvcf_broker.connection import connect_broker
+from nvcf_broker.requests import BrokerRequests
+from nvcf_gateway.config import GatewayConfig
+from nvcf_gateway.exhausted import ExhaustedRequests
+from nvcf_gateway.owner import TaskOwner
+from nvcf_gateway.queue import RequestQueue
+from tests.support.platform import Platform, Version, messages_in, running_platform
+from tests.support.worker_host import eventually
+
+DELIVERIES = 5
+ACK_WAIT = "1"
+
+
+async def call(platform: Platform, version: Version, **headers: str) -> tuple[int, dict[str, Any], str]:
+    async with platform.session.post(
+        platform.gateway.url + version.pexec, json={}, headers={**platform.authorization(), **headers}
+    ) as response:
+        body = await response.read()
+        return response.status, json.loads(body) if body else {}, response.headers.get("NVCF-REQID", "")
+
+
+async def die_over(client: Client, version: Version, times: int) -> None:
+    """Take the request so often, as workers do that are killed over it at once."""
+    stream = f"rq_local_{version.id}"
+    inbox = client.new_inbox()
+    taken = await client.subscribe(inbox)
+    for _ in range(times):
+        await client.publish(
+            f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{stream}_workers",
+            json.dumps({"batch": 1, "expires": 20_000_000_000}).encode(),
+            reply=inbox,
+        )
+        message = await taken.next_msg(timeout=20)
+        assert message.data, message.headers
+    await taken.unsubscribe()
+
+
+async def wait_as_worker(client: Client, version: Version) -> None:
+    """Ask for more: the broker looks for messages only while somebody wants some."""
+    stream = f"rq_local_{version.id}"
+    inbox = client.new_inbox()
+    await client.subscribe(inbox)
+    await client.publish(
+        f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{stream}_workers",
+        json.dumps({"batch": 1, "expires": 30_000_000_000}).encode(),
+        reply=inbox,
+    )
+
+
+async def test_a_caller_whose_request_kills_every_worker_is_told(tmp_path: Path) -> None:
+    async with running_platform(tmp_path, gateways=2, flags=("--ack-wait", ACK_WAIT)) as platform:
+        version = await platform.deployed_version()
+        client = await connect_broker(platform.broker.url, platform.broker.credentials_file, name="test")
+        try:
+            waiting = asyncio.create_task(call(platform, version))
+            await eventually(lambda: _queued(client, version, 1), "the request is queued")
+            await die_over(client, version, DELIVERIES)
+            assert not waiting.done()
+            await wait_as_worker(client, version)
+            async with asyncio.timeout(20):
+                status, problem, request_id = await waiting
+            assert status == 500
+            assert problem["type"] == "urn:nvcf-worker-service:problem-details:too-many-deliveries"
+            assert request_id in problem["detail"]
+            assert f"{DELIVERIES} times" in problem["detail"]
+            await platform.queue_is_empty(version)
+        finally:
+            await client.close()
+
+
+async def test_whoever_comes_back_when_the_gateway_of_the_call_is_gone_is_told(tmp_path: Path) -> None:
+    async with running_platform(tmp_path, gateways=2, flags=("--ack-wait", ACK_WAIT)) as platform:
+        version = await platform.deployed_version()
+        client = await connect_broker(platform.broker.url, platform.broker.credentials_file, name="test")
+        try:
+            waiting = asyncio.create_task(call(platform, version, **{"Idempotency-Key": "again"}))
+            await eventually(lambda: _queued(client, version, 1), "the request is queued")
+            platform.gateway.child.kill()
+            await asyncio.wait([waiting])
+            assert waiting.exception() is not None
+            await die_over(client, version, DELIVERIES)
+            await wait_as_worker(client, version)
+            await platform.queue_is_empty(version)
+            platform.gateways.pop(0)
+            status, problem, _ = await call(platform, version, **{"Idempotency-Key": "again"})
+            assert (status, problem["title"]) == (500, "Too Many Deliveries")
+        finally:
+            await client.close()
+
+
+async def test_a_sweep_ends_what_was_missed(tmp_path: Path) -> None:
+    async with running_platform(tmp_path, flags=("--ack-wait", ACK_WAIT)) as platform:
+        version = await platform.deployed_version()
+        client = await connect_broker(platform.broker.url, platform.broker.credentials_file, name="test")
+        try:
+            waiting = asyncio.create_task(call(platform, version))
+            await eventually(lambda: _queued(client, version, 1), "the request is queued")
+            platform.gateway.child.kill()
+            await asyncio.wait([waiting])
+            waiting.exception()
+            advisories = await client.subscribe("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.*.*")
+            await die_over(client, version, DELIVERIES)
+            await wait_as_worker(client, version)
+            await advisories.next_msg(timeout=20)
+            assert await _queued(client, version, 1)
+            requests = BrokerRequests(client)
+            await requests.start()
+            config = GatewayConfig(("", 0), ("", 0), platform.broker.url, tmp_path / "key")
+            queue = RequestQueue(client, requests, config)
+            async with TaskOwner() as owner:
+                sweep = ExhaustedRequests(requests, queue, owner, ("local",), lambda: (version.id,))
+                await sweep.sweep_one(version.id)
+            assert await _queued(client, version, 0)
+        finally:
+            await client.close()
+
+
+async def test_a_sweep_leaves_alone_what_waits_and_what_is_in_work(tmp_path: Path) -> None:
+    async with running_platform(tmp_path) as platform:
+        version = await platform.deployed_version()
+        client = await connect_broker(platform.broker.url, platform.broker.credentials_file, name="test")
+        calls = [asyncio.create_task(call(platform, version)) for _ in range(3)]
+        try:
+            await eventually(lambda: _queued(client, version, 3), "the requests are queued")
+            await die_over(client, version, 1)
+            requests = BrokerRequests(client)
+            await requests.start()
+            config = GatewayConfig(("", 0), ("", 0), platform.broker.url, tmp_path / "key")
+            queue = RequestQueue(client, requests, config)
+            assert await queue.stuck(version.id) is None
+        finally:
+            for waiting in calls:
+                waiting.cancel()
+            await client.close()
+
+
+async def _queued(client: Client, version: Version, number: int) -> bool:
+    try:
+        return await messages_in(client, f"rq_local_{version.id}") == number
+    except KeyError:
+        return number == 0

@@ -1,0 +1,61 @@
+"""Claims of idempotency keys against a real broker: giving one up never takes a newer one along."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from nvcf_broker.connection import connect_broker
+from nvcf_broker.requests import BrokerRequests
+from nvcf_broker.server import LocalBroker
+from nvcf_gateway.config import GatewayConfig
+from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.idempotency import Idempotency
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def claims(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Idempotency]:
+    directory: Path = tmp_path_factory.mktemp("claims")
+    async with LocalBroker(directory) as broker:
+        client = await connect_broker(broker.url, broker.credentials_file, name="test")
+        requests = BrokerRequests(client)
+        await requests.start()
+        config = GatewayConfig(("127.0.0.1", 0), ("127.0.0.1", 0), broker.url, directory / "signing.pem")
+        made = Idempotency(requests, config)
+        await made.ensure()
+        yield made
+        await client.close()
+
+
+async def test_a_claim_is_given_up_only_as_far_as_it_was_seen(claims: Idempotency) -> None:
+    of = ("account", "function", "version")
+    first = await claims.claim(*of, "key", "print")
+    follower = await claims.claim(*of, "key", "print")
+    assert (first.first, follower.first) == (True, False)
+    assert follower.request_id == first.request_id
+    await claims.release(follower)
+    newer = await claims.claim(*of, "key", "print")
+    assert newer.first, "the key is free again"
+    # Others who followed the first one give it up later: the newer claim has to survive that.
+    await claims.release(follower)
+    await claims.release(first)
+    known = await claims.claim(*of, "key", "print")
+    assert (known.first, known.request_id) == (False, newer.request_id)
+    await claims.release(newer)
+    assert (await claims.claim(*of, "key", "print")).first
+
+
+async def test_giving_up_one_key_leaves_the_others(claims: Idempotency) -> None:
+    of = ("account", "function", "version")
+    one, two = await claims.claim(*of, "one", "print"), await claims.claim(*of, "two", "print")
+    await claims.release(one)
+    assert not (await claims.claim(*of, "two", "print")).first
+    with pytest.raises(HttpProblem) as refused:
+        await claims.claim(*of, "two", "another print")
+    assert refused.value.status == 422
+    assert two.first
