@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nvcf_agent.environment import CollectorOrder, WorkerTelemetry
 from nvcf_otel import names
-from nvcf_otel.byoo import Plan, plan, secret_files
+from nvcf_otel.byoo import Plan, account_folder, plan, secret_files
 from nvcf_otel.byoo.plan import direct_environment
 from nvcf_proto.compute import CreationMessage
 from nvcf_proto.models import FunctionVersion, TelemetryEndpoint, TelemetryType
@@ -22,7 +22,9 @@ _SWITCHES = frozenset(f"OTEL_{kind.value}_EXPORTER" for kind in TelemetryType)
 
 @dataclass(frozen=True)
 class AccountTelemetry:
-    """`lookup` finds endpoints; their secrets are files in `secrets`. `operator`: what all workers get."""
+    """`lookup` finds endpoints; their secrets are files in `secrets`/ACCOUNT, so that no account can name
+    another one's. `operator`: what all workers get.
+    """
 
     lookup: Callable[[str], TelemetryEndpoint | None]
     secrets: Path
@@ -37,50 +39,25 @@ class AccountTelemetry:
         if version is None or version.telemetries is None:
             return self.operator
         wanted = plan(version.telemetries, self.lookup, version.nca_id)
-        usable = await asyncio.to_thread(self._usable, wanted, version)
+        folder = self.secrets / account_folder(version.nca_id)
+        usable = await asyncio.to_thread(_usable, folder, wanted, version)
         variables = without_destination(self.operator.variables)
         if not usable.endpoints:
             return replace(self.operator, variables=variables)
         if usable.direct:
             try:
-                own = await asyncio.to_thread(direct_environment, usable.endpoints, self._read, self._path)
+                own = await asyncio.to_thread(
+                    direct_environment,
+                    usable.endpoints,
+                    lambda name: _read(folder, name),
+                    lambda name: str(folder / name),
+                )
             except (OSError, UnicodeDecodeError) as error:
                 _log.warning("telemetry of %s is left out: cannot read its secret: %s", version.name, error)
                 own = {}
             return replace(self.operator, variables={**variables, **own})
-        collector = CollectorOrder(usable.endpoints, str(self.secrets), self._resource(version, order))
+        collector = CollectorOrder(usable.endpoints, str(folder), self._resource(version, order))
         return replace(self.operator, variables=variables, collector=collector)
-
-    def _usable(self, wanted: Plan, version: FunctionVersion) -> Plan:
-        for each in wanted.unknown:
-            _log.warning("%s of %s are left out: %s", each.kind.lower(), version.name, each.why)
-        found: dict[TelemetryType, TelemetryEndpoint] = {}
-        for kind, endpoint in wanted.endpoints.items():
-            problem = self._unusable(secret_files(endpoint))
-            if problem is None:
-                found[kind] = endpoint
-            else:
-                _log.warning("%s of %s are left out: %s", kind.lower(), version.name, problem)
-        return Plan(found, wanted.unknown)
-
-    def _unusable(self, files: tuple[str, ...]) -> str | None:
-        missing = [name for name in files if not (self.secrets / name).is_file()]
-        if missing:
-            return f"{self.secrets} has no {', '.join(missing)}"
-        for name in files:
-            try:
-                self._read(name)
-            except OSError as error:
-                return f"{self.secrets / name} cannot be read: {error.strerror or error}"
-            except UnicodeDecodeError:
-                return f"{self.secrets / name} is no text (certificates and keys are needed in PEM form)"
-        return None
-
-    def _path(self, name: str) -> str:
-        return str(self.secrets / name)
-
-    def _read(self, name: str) -> str:
-        return (self.secrets / name).read_text(encoding="utf-8")
 
     def _resource(self, version: FunctionVersion, order: CreationMessage) -> dict[str, str]:
         return {
@@ -90,6 +67,37 @@ class AccountTelemetry:
             names.FUNCTION_VERSION_ID: version.id,
             names.INSTANCE_ID: order.instance_ids[0],
         }
+
+
+def _usable(folder: Path, wanted: Plan, version: FunctionVersion) -> Plan:
+    for each in wanted.unknown:
+        _log.warning("%s of %s are left out: %s", each.kind.lower(), version.name, each.why)
+    found: dict[TelemetryType, TelemetryEndpoint] = {}
+    for kind, endpoint in wanted.endpoints.items():
+        problem = _unusable(folder, secret_files(endpoint))
+        if problem is None:
+            found[kind] = endpoint
+        else:
+            _log.warning("%s of %s are left out: %s", kind.lower(), version.name, problem)
+    return Plan(found, wanted.unknown)
+
+
+def _unusable(folder: Path, files: tuple[str, ...]) -> str | None:
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing:
+        return f"{folder} has no {', '.join(missing)}"
+    for name in files:
+        try:
+            _read(folder, name)
+        except OSError as error:
+            return f"{folder / name} cannot be read: {error.strerror or error}"
+        except UnicodeDecodeError:
+            return f"{folder / name} is no text (certificates and keys are needed in PEM form)"
+    return None
+
+
+def _read(folder: Path, name: str) -> str:
+    return (folder / name).read_text(encoding="utf-8")
 
 
 def without_destination(variables: Mapping[str, str]) -> dict[str, str]:

@@ -62,7 +62,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--telemetry-secrets",
         type=Path,
         metavar="DIR",
-        help="secret files of the accounts' telemetry endpoints [default: telemetry-secrets in --data]",
+        help="secrets of telemetry endpoints, a folder an account [default: telemetry-secrets in --data]",
     )
     parser.add_argument(
         "--collector",

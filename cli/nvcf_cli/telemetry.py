@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from nvcf_cli.api import Json
 from nvcf_cli.errors import CliError, UsageError
-from nvcf_otel.byoo import Placement, collector_text, secret_files
+from nvcf_otel.byoo import Placement, account_folder, collector_text, secret_files
 from nvcf_otel.byoo.providers import PROVIDERS
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.models import TelemetryEndpoint, TelemetryProtocol, TelemetryProvider, TelemetryType
@@ -123,6 +123,7 @@ def render(found: Mapping[TelemetryType, TelemetryEndpoint], placement: Placemen
 
 
 def missing_files(endpoint: Json, folder: Path | None) -> list[str]:
-    """Files of the endpoint's secret that are not in `folder`; all of them without one."""
-    names = secret_files(_record(endpoint))
-    return [name for name in names if folder is None or not (folder / name).is_file()]
+    """Files of the endpoint's secret, as ACCOUNT/NAME, that are not in `folder`; all of them without one."""
+    record = _record(endpoint)
+    paths = [f"{account_folder(record.nca_id)}/{name}" for name in secret_files(record)]
+    return [path for path in paths if folder is None or not (folder / path).is_file()]

@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import logging
 import socket
+import socketserver
 import threading
 from collections.abc import Callable
 
@@ -60,6 +61,11 @@ class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     # A whole fleet may be scraped at the same moment.
     request_queue_size = 64
+
+    def server_bind(self) -> None:
+        """Bind, without asking a name server what this host is called, as HTTPServer does."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = "", int(self.server_address[1])
 
 
 class _Server6(_Server):

@@ -20,6 +20,9 @@ that do nothing. Callers get theirs by sending a
 sampled `traceparent`; functions that take a second can well afford to record all.
 """
 
+MAX_DIGITS = 10
+"""Of numbers: a hundred days in milliseconds. A timer that is told more ends the thread that sends."""
+
 
 class Protocol(Enum):
     """How OTLP is spoken."""
@@ -225,9 +228,9 @@ class _Reader:
         text = self._environ.get(name, "").strip()
         if not text:
             return default
-        if text.isascii() and text.isdigit():
+        if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS:
             return int(text)
-        self._problem(f"{name} is {text[:32]!r}; it must be a whole number")
+        self._problem(f"{name} is {text[:32]!r}; it must be a whole number of {MAX_DIGITS} digits at most")
         return default
 
     def _problem(self, text: str) -> None:

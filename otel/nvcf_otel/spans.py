@@ -104,6 +104,7 @@ class _Planned(threading.local):
 planned = _Planned()
 _MASK = (1 << 64) - 1
 _bound: int | None = None
+_bound_text = ""
 
 
 def decide_roots(ratio: float | None) -> None:
@@ -111,21 +112,54 @@ def decide_roots(ratio: float | None) -> None:
 
     Set by whoever sets up the provider, whose sampler has the same ratio and whose ids come from `planned`.
     """
-    global _bound  # as the provider, there is one a process
+    global _bound, _bound_text  # as the provider, there is one a process
     _bound = None if ratio is None else round(ratio * (1 << 64))
+    all_wanted = _bound is not None and _bound > _MASK
+    # Greater than any hexadecimal digits if all are wanted.
+    _bound_text = "gg" if all_wanted else f"{_bound or 0:016x}"
 
 
-def root(tracer: Tracer, name: str, kind: SpanKind = SpanKind.INTERNAL, **more: Any) -> Span:
-    """The first span of a new trace; `more` as `start_span` takes it.
+def trace_id_of(request_id: str) -> int:
+    """The id of the trace that begins with a request (a UUID): its own, with bytes 0 and 8 exchanged.
+
+    Samplers look at the last 64 bits of an id, and W3C's random flag promises that the last 56 are random. In
+    a UUID the last 64 begin with a constant.
+    """
+    digits = request_id.replace("-", "")
+    return int(digits[16:18] + digits[2:16] + digits[:2] + digits[18:], 16)
+
+
+def begins(request_id: str) -> bool:
+    """Whether a span should be made for the root of this request's trace.
+
+    The specification's ratio sampler, asked with `trace_id_of`: all processes with the same ratio decide the
+    same, and need not tell each other. True where only the provider's sampler knows.
+    """
+    if _bound is None:
+        return True
+    # Hexadecimal digits compare as the numbers do, and the first two say no to most.
+    first = request_id[:2]
+    if first > _bound_text[:2]:
+        return False
+    return first + request_id[21:23] + request_id[24:] < _bound_text
+
+
+def root(
+    tracer: Tracer,
+    name: str,
+    kind: SpanKind = SpanKind.INTERNAL,
+    *,
+    request_id: str | None = None,
+    **more: Any,
+) -> Span:
+    """The first span of a new trace, that of `request_id` if there is one; `more` as `start_span` takes it.
 
     One that is not sampled costs a tenth of what the SDK takes for it, and most are not: the decision is made
     here as the specification's ratio sampler makes it, and the SDK only makes those that it will record.
     """
+    trace_id = (random.getrandbits(128) or 1) if request_id is None else trace_id_of(request_id)
     bound = _bound
-    if bound is None:
-        return tracer.start_span(name, context=Context(), kind=kind, **more)
-    trace_id = random.getrandbits(128) or 1
-    if trace_id & _MASK >= bound:
+    if bound is not None and trace_id & _MASK >= bound:
         span_id = random.getrandbits(64) or 1
         return trace.NonRecordingSpan(SpanContext(trace_id, span_id, False, _FLAGS[0], _NO_STATE))
     planned.trace_id = trace_id
@@ -133,6 +167,34 @@ def root(tracer: Tracer, name: str, kind: SpanKind = SpanKind.INTERNAL, **more: 
         return tracer.start_span(name, context=Context(), kind=kind, **more)
     finally:
         planned.trace_id = None
+
+
+class Unrecorded(trace.NonRecordingSpan):
+    """The span of a request whose trace is not recorded: spans below it are not either.
+
+    Its ids are made when somebody asks for them, which for most requests nobody does.
+    """
+
+    __slots__ = ("_known", "_request_id")
+
+    def __init__(self, request_id: str) -> None:
+        self._request_id = request_id
+        self._known: SpanContext | None = None
+
+    def get_span_context(self) -> SpanContext:
+        """The same each time."""
+        if self._known is None:
+            trace_id, span_id = trace_id_of(self._request_id), random.getrandbits(64) or 1
+            self._known = SpanContext(trace_id, span_id, False, _FLAGS[0], _NO_STATE)
+        return self._known
+
+
+(_SPAN_KEY,) = trace.set_span_in_context(trace.INVALID_SPAN, Context())
+
+
+def unrecorded(request_id: str) -> Context:
+    """The context of a request for which `begins` is false."""
+    return Context({_SPAN_KEY: Unrecorded(request_id)})
 
 
 def link(context: SpanContext | None, attributes: Mapping[str, Any] | None = None) -> Sequence[Link]:

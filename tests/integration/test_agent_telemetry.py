@@ -20,7 +20,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
 
 
 async def test_a_worker_is_told_where_its_account_wants_telemetry_and_with_which_secret(site: Site) -> None:
-    secrets = site.data / "telemetry-secrets"
+    secrets = site.data / "telemetry-secrets" / "account"
     secrets.mkdir(parents=True)
     (secrets / "own").write_text("the-token\n")
     await site.start_agent()
@@ -66,4 +66,4 @@ async def test_a_secret_that_is_not_there_costs_the_telemetry_and_not_the_functi
     (instance,) = await site.running(version)
     seen = await environment(site, instance)
     assert not any(name.startswith("OTEL_EXPORTER") for name in seen)
-    await eventually(lambda: f"{site.data / 'telemetry-secrets'} has no lost" in site.log())
+    await eventually(lambda: f"{site.data / 'telemetry-secrets' / 'account'} has no lost" in site.log())

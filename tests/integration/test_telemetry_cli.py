@@ -35,7 +35,7 @@ async def test_from_add_to_render_to_rm(tmp_path: Path) -> None:
             platform, "add", "grafana", "--provider", "grafana-cloud", "--secret", "grafana-prod",
             "--endpoint", "https://otlp-gateway.example.com/otlp", "--sampled-percent", "0",
         )  # fmt: skip
-        assert "grafana-prod-instanceId, grafana-prod-apiKey" in output
+        assert "/grafana-prod-instanceId, " in output
         output, _ = await nvcf(
             platform, "add", "prom", "--provider", "prometheus", "--json", "--secret", "prom",
             "--endpoint", "https://prom.example.com/write",

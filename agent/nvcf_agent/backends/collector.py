@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from nvcf_proto import environment as names
 
 _log = logging.getLogger(__name__)
 
+# Which certificate authorities the machine trusts.
+_INHERITED = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 FILE = "collector.yaml"
 LOG = "collector.log"
 # Time to send, or to write down, what it still holds.
@@ -52,7 +55,11 @@ async def run_collector(program: Path, home: Path) -> None:
     """Keep a collector running on an instance's configuration until cancelled."""
     pause = _FIRST_PAUSE
     # The variable marks it as something of this instance's, should the agent be killed.
-    environment = {"PATH": "/usr/bin:/bin", names.SHARED_CONFIG_DIR: str(home / "shared")}
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        names.SHARED_CONFIG_DIR: str(home / "shared"),
+        **{name: os.environ[name] for name in _INHERITED if name in os.environ},
+    }
     while True:
         try:
             code = await _run_once([str(program), "--config", str(home / FILE)], environment, home)

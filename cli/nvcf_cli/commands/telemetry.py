@@ -97,7 +97,7 @@ def add(
     """Make a telemetry endpoint that functions can send to.
 
     Its secret stays out of the platform: each key of it is a file NAME-KEY (NAME, if it is one value) in the
-    agents' folder of telemetry secrets.
+    account's part of the agents' folder of telemetry secrets.
 
     \b
     Examples:

@@ -14,6 +14,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from nvcf_gateway.errors import HttpProblem
 from nvcf_otel import names, spans
+from nvcf_proto.ids import new_id
 from nvcf_proto.models import FunctionVersion
 
 if TYPE_CHECKING:
@@ -39,6 +40,13 @@ def own_trace() -> str | None:
     return spans.traceparent(exchange.span.get_span_context())
 
 
+def new_request_id() -> str:
+    """The id for the request that the current exchange queues. Ask once an exchange."""
+    exchange = _current.get()
+    planned = None if exchange is None else exchange.new_request_id
+    return planned or new_id()
+
+
 def of_version(version: FunctionVersion) -> None:
     """The current exchange is about this version."""
     exchange = _current.get()
@@ -62,7 +70,9 @@ def known_method(method: str) -> str:
 class Exchange:
     """Make one when a request arrives, say its route when that is known, and end it with the answer's status.
 
-    `carrier` holds the trace context to pass on where no span of ours stands in between.
+    `carrier` holds the trace context to pass on where no span of ours stands in between. `new_request_id` is
+    the id of the request that this exchange queues: one that begins a trace decides by it whether that is
+    recorded, as the worker does, so that the many that are not need not carry it there.
     """
 
     __slots__ = (
@@ -74,6 +84,7 @@ class Exchange:
         "_route",
         "_token",
         "carrier",
+        "new_request_id",
         "problem",
         "queued",
         "request_id",
@@ -94,6 +105,7 @@ class Exchange:
         self.version: FunctionVersion | None = None
         self.problem: HttpProblem | None = None
         self.request_id: str | None = None
+        self.new_request_id: str | None = None
         self.queued = False
         _current.set(self)
 
@@ -109,13 +121,17 @@ class Exchange:
         if parent is None:
             if not roots:
                 return
+            if kind is not None:
+                self.new_request_id = new_id()
+                if not spans.begins(self.new_request_id):
+                    return
         elif doors.follows_parents and not parent.trace_flags.sampled:
             # Nothing to record, and its own trace context goes on as it is.
             return
         self._path = path
         name = f"{self._method} {route or kind or ''}".rstrip()
         if parent is None:
-            span = spans.root(doors.tracer, name, SpanKind.SERVER)
+            span = spans.root(doors.tracer, name, SpanKind.SERVER, request_id=self.new_request_id)
         else:
             span = doors.tracer.start_span(name, spans.below(parent), SpanKind.SERVER)
         if span.is_recording():

@@ -6,7 +6,7 @@ needs, `plan` decides between the SDK's own exporters and a collector, `collecto
 
 from nvcf_otel.byoo.collector import Placement, collector_configuration, collector_text
 from nvcf_otel.byoo.plan import Plan, Unknown, plan
-from nvcf_otel.byoo.providers import PROVIDERS, Provider, check_endpoint, secret_files
+from nvcf_otel.byoo.providers import PROVIDERS, Provider, account_folder, check_endpoint, secret_files
 
 __all__ = [
     "PROVIDERS",
@@ -14,6 +14,7 @@ __all__ = [
     "Plan",
     "Provider",
     "Unknown",
+    "account_folder",
     "check_endpoint",
     "collector_configuration",
     "collector_text",

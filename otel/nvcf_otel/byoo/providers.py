@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.models import (
@@ -122,6 +122,12 @@ def secret_keys(endpoint: TelemetryEndpoint) -> tuple[str, ...]:
 def file_name(secret: str, key: str) -> str:
     """Name of the file that holds one key of a secret."""
     return f"{secret}-{key}" if key else secret
+
+
+def account_folder(nca_id: str) -> str:
+    """Name of an account's own folder of secret files: its id, with %XX for what is not plain in it."""
+    name = quote(nca_id, safe="")
+    return name if name.strip(".") else name.replace(".", "%2E") or "%"
 
 
 def secret_files(endpoint: TelemetryEndpoint) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from nvcf_agent.accounts import AccountTelemetry, without_destination
 from nvcf_agent.backends.collector import FILE, run_collector, write_configuration
 from nvcf_agent.backends.process import ProcessBackend
 from nvcf_agent.environment import CollectorOrder, WorkerTelemetry, worker_environment
+from nvcf_otel.byoo import account_folder
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import (
     FunctionVersion,
@@ -65,6 +66,13 @@ def version(telemetries: Telemetries | None) -> FunctionVersion:
     )
 
 
+def account(secrets: Path) -> Path:
+    """Where the secrets of the function's account are."""
+    folder = secrets / "one"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 def of(folder: Path, chosen: FunctionVersion | None) -> WorkerTelemetry:
     there = {each.id: each for each in (GENERIC, GRAFANA)}
     accounts = AccountTelemetry(there.get, folder, OPERATOR, "local")
@@ -77,7 +85,7 @@ def test_a_function_without_a_wish_gets_the_operators(tmp_path: Path) -> None:
 
 
 def test_the_sdk_sends_straight_where_it_can_with_the_secret_from_its_file(tmp_path: Path) -> None:
-    (tmp_path / "own").write_text("token\n")
+    (account(tmp_path) / "own").write_text("token\n")
     given = of(tmp_path, version(Telemetries(traces=GENERIC.id)))
     assert given.variables["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] == "https://own.example.com:4317"
     assert given.variables["OTEL_EXPORTER_OTLP_TRACES_HEADERS"] == "authorization=Bearer%20token"
@@ -90,7 +98,7 @@ def test_the_sdk_sends_straight_where_it_can_with_the_secret_from_its_file(tmp_p
 
 def test_what_needs_a_collector_gets_one(tmp_path: Path) -> None:
     for name in ("own", "grafana-instanceId", "grafana-apiKey"):
-        (tmp_path / name).write_text("x")
+        (account(tmp_path) / name).write_text("x")
     chosen = version(Telemetries(metrics=GRAFANA.id, traces=GENERIC.id))
     given = of(tmp_path, chosen)
     assert given.collector is not None
@@ -100,13 +108,16 @@ def test_what_needs_a_collector_gets_one(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_used_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "own").write_text("token")
+    (account(tmp_path) / "own").write_text("token")
     with caplog.at_level(logging.WARNING):
         given = of(tmp_path, version(Telemetries(logs=GENERIC.id, metrics=GRAFANA.id, traces=new_id())))
     assert given.variables["OTEL_METRICS_EXPORTER"] == "none"
     assert given.variables["OTEL_TRACES_EXPORTER"] == "none"
     assert "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT" in given.variables
-    assert f"metrics of f are left out: {tmp_path} has no grafana-instanceId, grafana-apiKey" in caplog.text
+    assert (
+        f"metrics of f are left out: {tmp_path / 'one'} has no grafana-instanceId, grafana-apiKey"
+        in caplog.text
+    )
     assert "traces of f are left out: there is no such telemetry endpoint" in caplog.text
 
 
@@ -116,7 +127,7 @@ def test_a_secret_that_cannot_be_read_costs_its_telemetry_and_not_the_function(
 ) -> None:
     """Certificates come in a binary form, too; an agent that stumbled over one would end all instances."""
     for name in ("own", "grafana-instanceId", "grafana-apiKey"):
-        (tmp_path / name).write_bytes(b"\xff\xfe")
+        (account(tmp_path) / name).write_bytes(b"\xff\xfe")
     endpoint = GENERIC if telemetry == "direct" else GRAFANA
     with caplog.at_level(logging.WARNING):
         given = of(tmp_path, version(Telemetries(traces=endpoint.id)))
@@ -130,6 +141,26 @@ def test_what_the_operator_switched_off_for_itself_is_not_off_for_an_account(tmp
     assert without_destination({"OTEL_TRACES_EXPORTER": "none", "OTEL_BSP_SCHEDULE_DELAY": "1"}) == {
         "OTEL_BSP_SCHEDULE_DELAY": "1"
     }
+
+
+@pytest.mark.parametrize("place", [".", "two", "one/.."])
+def test_the_secret_of_another_account_is_out_of_reach(tmp_path: Path, place: str) -> None:
+    account(tmp_path)
+    (tmp_path / place).mkdir(exist_ok=True)
+    (tmp_path / place / "own").write_text("theirs")
+    assert of(tmp_path, version(Telemetries(traces=GENERIC.id))).variables == without_destination(
+        OPERATOR.variables
+    )
+
+
+def test_no_accounts_folder_is_elsewhere() -> None:
+    assert [account_folder(each) for each in ("a-1_B.c", "..", ".", "a/../b", "")] == [
+        "a-1_B.c",
+        "%2E%2E",
+        "%2E",
+        "a%2F..%2Fb",
+        "%",
+    ]
 
 
 def test_nothing_usable_sends_nothing_anywhere(tmp_path: Path) -> None:
@@ -211,6 +242,23 @@ async def test_a_collector_that_ends_is_started_again_and_ends_with_its_instance
     await asyncio.wait({running})
     with pytest.raises(ProcessLookupError):
         os.kill(last, 0)
+
+
+async def test_a_collector_trusts_the_authorities_that_its_machine_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And sees nothing else of the agent's environment."""
+    monkeypatch.setenv("SSL_CERT_FILE", "/own/ca.pem")
+    monkeypatch.setenv("NVCF_API_KEY", "the agent's")
+    program, seen = tmp_path / "otelcol", tmp_path / "seen"
+    program.write_text(f"#!/bin/sh\nenv > {seen}.new\nmv {seen}.new {seen}\nsleep 600\n")
+    program.chmod(0o700)
+    running = asyncio.create_task(run_collector(program, tmp_path))
+    await eventually(seen.exists, "it runs")
+    running.cancel()
+    await asyncio.wait({running})
+    assert "SSL_CERT_FILE=/own/ca.pem\n" in seen.read_text()
+    assert "NVCF_API_KEY" not in seen.read_text()
 
 
 async def test_a_collector_that_is_not_there_is_said(

@@ -114,9 +114,10 @@ def test_renders_what_was_chosen() -> None:
 
 
 def test_says_which_secret_files_are_missing(tmp_path: Path) -> None:
-    assert missing_files(PROMETHEUS, None) == ["prom-clientCert", "prom-clientKey"]
-    (tmp_path / "prom-clientCert").write_text("x")
-    assert missing_files(PROMETHEUS, tmp_path) == ["prom-clientKey"]
+    assert missing_files(PROMETHEUS, None) == ["one/prom-clientCert", "one/prom-clientKey"]
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "prom-clientCert").write_text("x")
+    assert missing_files(PROMETHEUS, tmp_path) == ["one/prom-clientKey"]
     assert missing_files(TEMPO, tmp_path) == []
 
 

@@ -25,6 +25,7 @@ from nvcf_gateway.telemetry.sessions import SessionTelemetry
 from nvcf_otel import histograms, names, spans
 from nvcf_otel.cardinality import OTHER, Bounded
 from nvcf_otel.histograms import Histogram
+from nvcf_proto.ids import is_id
 
 TRACE = "a" * 32
 SAMPLED, UNSAMPLED = f"00-{TRACE}-{'b' * 16}-01", f"00-{TRACE}-{'b' * 16}-00"
@@ -165,6 +166,30 @@ def test_a_trace_that_is_not_recorded_begins_here_all_the_same(doors: Doors) -> 
     assert found.carrier["baggage"] == "user=1"
     found.end(200)
     assert spans_of(doors) == []
+
+
+def test_a_call_that_begins_a_trace_decides_by_the_id_of_its_request(doors: Doors) -> None:
+    spans.decide_roots(0.5)
+    try:
+        decided = set()
+        for _ in range(64):
+            headers = {"baggage": "user=1"}
+            found = begun(doors, headers)
+            request_id = exchanges.new_request_id()
+            decided.add(spans.begins(request_id))
+            # What is not recorded is not told to the worker, which comes to the same decision.
+            assert (found.carrier is headers) == (not spans.begins(request_id))
+            found.end(200)
+        assert decided == {True, False}
+    finally:
+        spans.decide_roots(None)
+
+
+def test_only_a_call_that_begins_a_trace_has_its_id_early(doors: Doors) -> None:
+    found = begun(doors, {"traceparent": UNSAMPLED})
+    assert found.new_request_id is None
+    assert is_id(exchanges.new_request_id())
+    found.end(200)
 
 
 def test_a_sampled_caller_gets_a_span(doors: Doors) -> None:

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import Histogram as SdkHistogram
@@ -58,6 +58,7 @@ def points(reader: InMemoryMetricReader, histogram: Histogram) -> list[Histogram
     ]
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 2), max_size=50))
 def test_it_counts_as_the_sdk_does(values: list[float]) -> None:
     ours, name = made(), "test.sdk"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -104,6 +105,14 @@ def test_the_page_is_served_and_nothing_else(server: MetricsServer) -> None:
     assert status == 200
     assert b"nvcf_worker_slots 8.0" in body
     assert get(server.port, "/secret")[0] == 404
+
+
+def test_listening_asks_no_name_server(monkeypatch: pytest.MonkeyPatch, reader: PrometheusReader) -> None:
+    def resolved(*_: object) -> str:
+        raise AssertionError("without a network this takes as long as the resolver is patient")
+
+    monkeypatch.setattr(socket, "getfqdn", resolved)
+    MetricsServer("127.0.0.1:0", reader.page).close()
 
 
 def test_an_address_that_is_taken_is_told(server: MetricsServer) -> None:

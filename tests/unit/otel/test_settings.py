@@ -139,3 +139,11 @@ def test_headers_times_queues_and_files() -> None:
 def test_no_environment_raises(text: str, environ: dict[str, str]) -> None:
     pairs(text)
     settings_from({**environ, "OTEL_EXPORTER_OTLP_HEADERS": text, "OTEL_BSP_SCHEDULE_DELAY": text})
+
+
+@pytest.mark.parametrize("text", ["9" * 16, "9" * 5000])
+def test_numbers_beyond_what_a_timer_takes_are_not_followed(text: str) -> None:
+    found = settings_from({"OTEL_BSP_SCHEDULE_DELAY": text, "OTEL_METRIC_EXPORT_INTERVAL": text})
+    assert found.spans.delay == 5.0
+    assert found.metric_interval == 60.0
+    assert len(found.problems) == 2

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from uuid import UUID, uuid4
+
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
+from opentelemetry.sdk.trace.sampling import Decision, ParentBasedTraceIdRatio, TraceIdRatioBased
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from nvcf_otel import spans
+from nvcf_otel.pipeline import PlannedIds
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -84,3 +88,58 @@ def test_children_are_made_only_of_recorded_spans() -> None:
     assert child.parent is not None
     assert child.parent.span_id == parent.context.span_id
     assert dict(child.attributes or {}) == {"a": 1}
+
+
+# --- traces that begin with a request
+
+
+@pytest.fixture
+def ratio(request: pytest.FixtureRequest) -> Iterator[float]:
+    spans.decide_roots(request.param)
+    yield request.param
+    spans.decide_roots(None)
+
+
+RATIOS = pytest.mark.parametrize("ratio", [0.0, 1e-6, 0.01, 0.5, 1.0], indirect=True)
+
+
+@RATIOS
+@given(st.uuids(version=4))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_request_begins_a_trace_where_the_sampler_would_have_it(ratio: float, request_id: UUID) -> None:
+    trace_id = spans.trace_id_of(str(request_id))
+    theirs = TraceIdRatioBased(ratio).should_sample(None, trace_id, "request")
+    assert spans.begins(str(request_id)) == (theirs.decision is Decision.RECORD_AND_SAMPLE)
+    assert f"{trace_id:032x}"[2:16] == request_id.hex[2:16]
+
+
+@pytest.mark.parametrize("ratio", [0.25], indirect=True)
+def test_a_quarter_of_the_requests_begin_one_and_it_has_their_id(ratio: float) -> None:
+    provider = TracerProvider(sampler=ParentBasedTraceIdRatio(ratio), id_generator=PlannedIds())
+    tracer = provider.get_tracer("test")
+    ids = [str(uuid4()) for _ in range(4000)]
+    found = {each: spans.root(tracer, "root", request_id=each) for each in ids}
+    recorded = {each for each, span in found.items() if span.is_recording()}
+    assert 800 < len(recorded) < 1200
+    assert recorded == {each for each in ids if spans.begins(each)}
+    for each, span in found.items():
+        assert span.get_span_context().trace_id == spans.trace_id_of(each)
+
+
+def test_without_a_ratio_only_the_sampler_knows() -> None:
+    assert spans.begins(str(uuid4()))
+
+
+def test_below_a_request_that_is_not_recorded_nothing_is() -> None:
+    provider = TracerProvider(sampler=ParentBasedTraceIdRatio(1.0))
+    request_id = str(uuid4())
+    context = spans.unrecorded(request_id)
+    below = provider.get_tracer("test").start_span("think", context)
+    assert not below.is_recording()
+    own = trace.get_current_span(context).get_span_context()
+    # Whoever asks gets ids, the same each time, for logs and for calls of its own.
+    assert own.is_valid
+    assert own == trace.get_current_span(context).get_span_context()
+    assert below.get_span_context().trace_id == own.trace_id == spans.trace_id_of(request_id)
+    carrier = spans.carrier(trace.get_current_span(context))
+    assert carrier["traceparent"].endswith("-00")
