@@ -15,6 +15,7 @@ from nats.aio.client import Client, Server
 
 from nvcf_broker.configuration import read_credentials
 from nvcf_broker.errors import BrokerError, BrokerRefusedError, BrokerUnavailableError
+from nvcf_broker.requests import end_task
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +74,9 @@ class BrokerClient(Client):
             self._pending_data_size = 0
         with contextlib.suppress(OSError):
             await super().close()
+        # The library waits for its attempts to reconnect for a moment only.
+        if self._reconnection_task is not None and self._reconnection_task is not asyncio.current_task():
+            await end_task(self._reconnection_task)
         self._closed_for_good.set()
 
     async def _told_disconnected(self) -> None:
@@ -215,10 +219,7 @@ async def _establish(client: BrokerClient, servers: list[str], **options: Any) -
 
 
 async def _abandon(client: BrokerClient, attempt: "asyncio.Future[None]") -> None:
-    attempt.cancel()
-    await asyncio.wait({attempt})
-    if not attempt.cancelled():
-        attempt.exception()
+    await end_task(attempt)
     # Half-open state of the library; whatever it complains about, the first error is the one to report.
     with contextlib.suppress(Exception):
         async with asyncio.timeout(1):

@@ -13,6 +13,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 _NO_RESPONDERS = "503"
+_ENDS_WITHIN = 0.2
 
 
 class BrokerRequests:
@@ -60,3 +61,16 @@ def raise_if_cancelled() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+async def end_task(task: "asyncio.Future[None]") -> None:
+    """Cancel a task of the library's until it has ended.
+
+    Before Python 3.12 it may lose a cancellation that meets e.g. a refused connection, and goes on for ever.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=_ENDS_WITHIN)
+    if not task.cancelled():
+        # Whoever needs it asks again.
+        task.exception()

@@ -87,6 +87,15 @@ def bad(request: SyncRequest) -> None:
     raise BadInput("not like this")
 
 
+class Panic(BaseException):
+    """As extensions written in Rust raise it."""
+
+
+@app.route("/panics")
+async def panics(request: Request) -> None:
+    raise Panic("index out of bounds")
+
+
 @app.route("/fails")
 def fails(request: SyncRequest) -> None:
     raise KeyError("inside")

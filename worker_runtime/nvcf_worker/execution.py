@@ -200,7 +200,7 @@ def _close_iterator(iterator: Iterator[Any]) -> None:
         return
     try:
         close()
-    except Exception:
+    except BaseException:
         log.exception("the handler's generator failed while it was closed")
 
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import nats.errors
 from nats.aio.client import Client, Server
 
+from nvcf_broker.requests import end_task
 from nvcf_proto import settings, subjects
 from nvcf_proto.environment import NKEY_SEED, NVCF_FQDN_NATS
 from nvcf_proto.tokens import encode_broker_token
@@ -102,26 +103,33 @@ async def open_connection(
         return choose_server(servers, random.random())  # noqa: S311 - jitter
 
     connection = Client()
+    connecting = asyncio.ensure_future(
+        connection.connect(
+            servers=list(config.nats_servers),
+            name=subjects.worker_connection_name(config.version_id, config.instance_id),
+            inbox_prefix=subjects.worker_inbox_prefix(config.version_id, config.instance_id),
+            connect_timeout=settings.NATS_CONNECT_TIMEOUT,
+            ping_interval=settings.NATS_PING_INTERVAL,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=FIRST_RETRY,  # type: ignore[arg-type] # any number of seconds works
+            reconnect_to_server_handler=next_server,
+            pending_size=PENDING_BYTES,
+            error_cb=on_error,
+            disconnected_cb=on_disconnect,
+            reconnected_cb=on_reconnect,
+            closed_cb=on_closed,
+            lame_duck_mode_cb=on_lame_duck,
+            tls=_tls(config.nats_servers),
+            **authentication(config, token),
+        )
+    )
     try:
-        async with asyncio.timeout(limit):
-            await connection.connect(
-                servers=list(config.nats_servers),
-                name=subjects.worker_connection_name(config.version_id, config.instance_id),
-                inbox_prefix=subjects.worker_inbox_prefix(config.version_id, config.instance_id),
-                connect_timeout=settings.NATS_CONNECT_TIMEOUT,
-                ping_interval=settings.NATS_PING_INTERVAL,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=FIRST_RETRY,  # type: ignore[arg-type] # any number of seconds works
-                reconnect_to_server_handler=next_server,
-                pending_size=PENDING_BYTES,
-                error_cb=on_error,
-                disconnected_cb=on_disconnect,
-                reconnected_cb=on_reconnect,
-                closed_cb=on_closed,
-                lame_duck_mode_cb=on_lame_duck,
-                tls=_tls(config.nats_servers),
-                **authentication(config, token),
-            )
+        try:
+            async with asyncio.timeout(limit):
+                await asyncio.wait({connecting})
+        finally:
+            await end_task(connecting)
+        connecting.result()
     except asyncio.CancelledError:
         await connection.close()
         raise
@@ -136,3 +144,10 @@ async def open_connection(
     except nats.errors.Error as error:
         raise ConfigurationError(f"{NVCF_FQDN_NATS} or {NKEY_SEED} is unusable: {error}") from error
     return connection
+
+
+async def close_connection(connection: Client) -> None:
+    """Close it for good, and end its attempts to reconnect; the library waits for those a moment only."""
+    await connection.close()
+    if connection._reconnection_task is not None:
+        await end_task(connection._reconnection_task)

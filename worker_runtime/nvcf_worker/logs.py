@@ -44,6 +44,16 @@ def current_trace_id() -> str | None:
     return f"{span.trace_id:032x}" if span.trace_id else None
 
 
+def current_trace() -> dict[str, str]:
+    """Headers of the current span; none where there is none, or OpenTelemetry's API is not in use at all."""
+    trace: Any = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return {}
+    from nvcf_otel import spans
+
+    return spans.carrier(trace.get_current_span())
+
+
 class Ids(logging.Filter):
     """Adds the ids when the record is made, in the thread and task that made it."""
 

@@ -152,9 +152,9 @@ class StreamPost:
                     chunk = await source.__anext__()
                 except StopAsyncIteration:
                     break
-                except (asyncio.CancelledError, GeneratorExit):
+                except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
                     raise
-                except (Exception, SystemExit) as error:
+                except BaseException as error:
                     raise StreamBroken("the handler failed in the middle of its answer") from error
                 if self._interrupted:
                     raise self._left()

@@ -55,8 +55,10 @@ class Reception:
         except MalformedWork as error:
             log.error("ignored a malformed poll on %s: %s", message.subject, error)
             return
+        conversation = active.conversation
+        # First, so that a conversation that closes meanwhile answers this poll as well.
+        conversation.polled(poll.door, poll_due(poll))
         await self._inflight.send(message.reply, TAKEN)
-        active.conversation.polled(poll.door, poll_due(poll))
 
     async def receive(self, message: Msg, region: str, limits: ConsumerLimits) -> None:
         """Take a message of a request stream: start it, or hand it back when there is no slot."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
+from nvcf_worker import logs
 from nvcf_worker.body import RequestBody
 from nvcf_worker.cancellation import Cancellation
 from nvcf_worker.errors import BadInput
@@ -196,7 +197,7 @@ class RequestInfo:
     @property
     def trace_context(self) -> Mapping[str, str]:
         """W3C trace context to hand on: `traceparent` and, if there are any, `tracestate` and `baggage`."""
-        trace = self._work.trace or {}
+        trace = self._work.trace or logs.current_trace()
         return {name: trace[name] for name in TRACE_HEADERS if name in trace}
 
     @property

@@ -50,6 +50,8 @@ from nvcf_worker.whole_request import whole_request
 log = logging.getLogger("nvcf_worker")
 
 SOURCE = "inference-service"
+LEAVING_SECONDS = 0.5
+"""After these a broken worker asks for nothing more, and a request that it hands back goes to another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,9 @@ class Runner:
         except WorkerError as error:
             told.failed(error)
             self._ended_by(active, error)
-        except Exception as error:
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:
             told.failed(error)
             log.exception("the worker failed to handle a request")
         finally:
@@ -136,7 +140,8 @@ class Runner:
                 active.end = active.end or End.RETRY_LATER
             case Fatal():
                 log.critical("this instance is broken: %s", error)
-                active.end = active.end or End.HANDED_BACK
+                active.retry_after = LEAVING_SECONDS
+                active.end = active.end or End.RETRY_LATER
                 self._services.broken(str(error))
             case Undeliverable():
                 log.error("the answer could not be delivered: %s", error)
@@ -210,7 +215,10 @@ class Runner:
             if active.end is not None:
                 raise asyncio.CancelledError from None
             log.exception("the handler failed")
-        except (Exception, SystemExit):
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        # Extensions written in Rust panic with a class that is no Exception.
+        except BaseException:
             log.exception("the handler failed")
         detail = f"The function failed to handle request {request_id}."
         return problem_reply(Problem("Internal Server Error", 500, detail, SOURCE))

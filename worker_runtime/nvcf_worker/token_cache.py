@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+# Of what can be written as a date.
+_LAST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
+
 
 @dataclass(frozen=True)
 class CachedToken:
@@ -35,17 +38,22 @@ def load(path: Path) -> CachedToken | None:
         expiry, instance_id = members.get("expiry"), members.get("instanceId")
         return CachedToken(
             token=str(members["access_token"]),
-            expires_at=None if expiry is None else datetime.fromisoformat(expiry).timestamp(),
+            expires_at=None if expiry is None else _unix_time(datetime.fromisoformat(expiry)),
             instance_id=None if instance_id is None else str(instance_id),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _unix_time(moment: datetime) -> float | None:
+    # Go's zero time, which it writes for one that is not known.
+    return None if moment.year == 1 else moment.timestamp()
 
 
 def store(path: Path, cached: CachedToken) -> None:
     """Replace the cache file, mode 0600. Raises OSError."""
     members = {"access_token": cached.token, "token_type": "Bearer"}
-    if cached.expires_at is not None:
+    if cached.expires_at is not None and 0 <= cached.expires_at <= _LAST:
         members["expiry"] = datetime.fromtimestamp(cached.expires_at, UTC).isoformat()
     if cached.instance_id is not None:
         members["instanceId"] = cached.instance_id

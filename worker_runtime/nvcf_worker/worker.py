@@ -28,6 +28,7 @@ from nvcf_worker.health import health_server
 from nvcf_worker.inflight import InFlight
 from nvcf_worker.limits.adaptive import Adaptive
 from nvcf_worker.limits.measured import MeasuredExecutor
+from nvcf_worker.link import close_connection
 from nvcf_worker.loading import RunBlocking, begin_all, end_all
 from nvcf_worker.reception import Reception, release
 from nvcf_worker.replies import ReplyInbox
@@ -188,8 +189,7 @@ class Worker:
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(self._work())]
             await self._stopping.wait()
-            if self._session is not None:
-                await self._drain(self._session)
+            await self._drain(self._session)
             for task in running:
                 task.cancel()
 
@@ -260,7 +260,7 @@ class Worker:
             log.warning("broker session ended: %s", group.exceptions[0])
         finally:
             self._session = None
-            await connection.close()
+            await close_connection(connection)
         if not self._stopping.is_set():
             log.warning("the broker closed the connection (%s); connecting anew", connection.last_error)
             await asyncio.sleep(TICK)
@@ -298,11 +298,12 @@ class Worker:
 
     # --- leaving ---------------------------------------------------------------------------------
 
-    async def _drain(self, session: Session) -> None:
+    async def _drain(self, session: Session | None) -> None:
         self._draining = True
         self._reception.draining = True
         log.info("leaving: %d requests in work", len(self._inflight))
-        await session.stop()
+        if session is not None:
+            await session.stop()
         await self._reception.finish(self._grace)
         if self._session is not None and self._session.connection.is_connected:
             try:

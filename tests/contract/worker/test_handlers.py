@@ -228,6 +228,18 @@ async def leaves_async(request: Request) -> Any:
     raise SystemExit(3)
 
 
+class Panic(BaseException):
+    """As extensions written in Rust raise it."""
+
+
+def panics(request: SyncRequest) -> Any:
+    raise Panic("index out of bounds")
+
+
+async def panics_async(request: Request) -> Any:
+    raise Panic("index out of bounds")
+
+
 async def cancels_itself(request: Request) -> Any:
     raise asyncio.CancelledError
 
@@ -246,6 +258,8 @@ def bad_header(request: SyncRequest) -> Any:
         no_json,
         leaves,
         leaves_async,
+        panics,
+        panics_async,
         cancels_itself,
         bad_header,
     ],

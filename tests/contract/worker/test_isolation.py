@@ -59,6 +59,8 @@ async def test_errors_cross_over_as_what_they_are(
     assert "KeyError: 'inside'" in worker.process.text()
     assert "in fails" in worker.process.text()
     assert (await ask(gateway, "/later")).json() == {"attempt": 2}
+    assert (await ask(gateway, "/panics")).status == 500
+    assert "Panic: index out of bounds" in worker.process.text()
 
 
 async def test_a_body_is_streamed_to_the_child(gateway: PeerGateway, start_isolated: StartIsolated) -> None:

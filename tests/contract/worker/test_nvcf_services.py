@@ -218,6 +218,46 @@ async def test_polls_are_answered_after_the_connection_was_closed_for_good(
     assert (await poll.answer()).body == b"done"
 
 
+async def test_a_worker_that_leaves_while_the_broker_is_away_finishes_what_it_has(tmp_path: Path) -> None:
+    """Its connection was closed for good and there is no other one yet, but the way to the caller stands."""
+    broker = CalloutBroker(tmp_path / "nats")
+    broker.start()
+    peer = PeerServices(broker)
+    await peer.start()
+    go_on, begun = asyncio.Event(), asyncio.Event()
+
+    async def handler(request: Request) -> bytes:
+        begun.set()
+        await go_on.wait()
+        return b"done"
+
+    worker = local_worker(handler, worker_config(peer, broker, tmp_path, nats_servers=(broker.address,)))
+    try:
+        await worker.ready()
+        call = await peer.call()
+        await begun.wait()
+        broker.kill()
+        session = worker.worker._session
+        assert session is not None
+        await session.connection.close()
+        await eventually(lambda: worker.worker._session is None, "no connection")
+        worker.worker.stop(20.0)
+        leaving = asyncio.create_task(asyncio.wait({worker.task}))
+        await asyncio.sleep(0)
+        go_on.set()
+        assert (await call.answer()).body == b"done"
+        async with asyncio.timeout(20):
+            await leaving
+    finally:
+        await worker.stop()
+        # The peer's connections could not be closed while they try in vain.
+        broker.start()
+        await eventually(lambda: peer.connection.is_connected, "the peer is back")
+        await eventually(lambda: peer.callout._connection.is_connected, "the callout is back")
+        await peer.stop()
+        broker.kill()
+
+
 async def test_an_empty_rest_of_a_body(services: PeerServices, serve: StartServed) -> None:
     """A chunked body that is all there already makes a token all the same: its end is not known."""
     await serve(echo).ready()

@@ -83,6 +83,37 @@ async def test_a_slow_reader_slows_the_generator(gateway: PeerGateway, start_wor
         await worker.stop()
 
 
+class Panic(BaseException):
+    """As extensions written in Rust raise it."""
+
+
+@pytest.mark.parametrize("kind", ["sync", "async", "closing"])
+async def test_a_stream_that_panics_is_over_for_the_queue(
+    gateway: PeerGateway, start_worker: StartWorker, kind: str
+) -> None:
+    def generator(request: SyncRequest) -> Iterator[str]:
+        yield "one"
+        raise Panic("index out of bounds")
+
+    async def async_generator(request: Request) -> AsyncIterator[Any]:
+        yield "one"
+        raise Panic("index out of bounds")
+
+    def at_the_end(request: SyncRequest) -> Iterator[Any]:
+        try:
+            yield "one"
+            yield object()
+        finally:
+            raise Panic("index out of bounds")
+
+    worker = start_worker({"sync": generator, "async": async_generator, "closing": at_the_end}[kind])
+    await worker.ready()
+    call = await gateway.invoke()
+    with pytest.raises(BrokenResponse):
+        await call.answer()
+    await eventually(lambda: worker.worker.in_work == 0, "nothing is in work")
+
+
 @pytest.mark.parametrize("kind", ["sync", "async"])
 async def test_a_stream_that_fails_never_looks_complete(
     gateway: PeerGateway, start_worker: StartWorker, kind: str, caplog: pytest.LogCaptureFixture

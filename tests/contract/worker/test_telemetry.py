@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from nvcf_otel import compatible, instruments
+from nvcf_otel import compatible, instruments, spans
 from nvcf_otel.instrument import Kind
 from nvcf_proto.ids import new_id
 from tests.support.nats_server import NatsServer, free_port
@@ -205,6 +205,29 @@ async def test_unsampled_requests_make_no_spans_but_figures(
     worker.send_signal(signal.SIGTERM)
     assert await worker.exit_code() == 0
     assert not [span for span in backend.spans() if span.trace_id == TRACE]
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+async def test_a_request_without_a_trace_is_recorded_as_a_whole_or_not_at_all(
+    gateway: PeerGateway, start: Start, backend: OtlpReceiver, isolation: str
+) -> None:
+    worker = start(ISOLATION=isolation, OTEL_TRACES_SAMPLER_ARG="0.5", **backend.environment())
+    await worker.ready()
+    recorded = set()
+    for _ in range(16):
+        call = await gateway.invoke(b"{}", path="/plain")
+        trace_id = f"{spans.trace_id_of(call.request_id):032x}"
+        async with asyncio.timeout(30):
+            told = (await call.answer()).json()["traceparent"]
+        # The gateway knows from the id, too, and says nothing of a trace that is not recorded.
+        sampled = spans.trace_id_of(call.request_id) & (1 << 64) - 1 < 1 << 63
+        assert (told[3:35], int(told[-2:], 16) & 1) == (trace_id, sampled)
+        if sampled:
+            recorded.add(trace_id)
+    worker.send_signal(signal.SIGTERM)
+    assert await worker.exit_code() == 0
+    assert {span.trace_id for span in backend.spans("process")} == recorded
+    assert {span.trace_id for span in backend.spans("think")} == recorded
 
 
 async def metrics(port: int, accept: str = "") -> str:

@@ -152,6 +152,17 @@ def test_the_commands_target(target: str, parts: tuple[str, str | None]) -> None
     assert split_target(target) == parts
 
 
+def test_a_cached_token_without_an_end_and_one_with_an_impossible_one(tmp_path: Path) -> None:
+    """Go writes a time that is not known as the first day of the year 1."""
+    path = tmp_path / "nvcf-worker-token.json"
+    path.write_text('{"access_token": "t", "token_type": "Bearer", "expiry": "0001-01-01T00:00:00Z"}')
+    cached = load(path)
+    assert cached is not None
+    assert cached.usable("any", 1795514400.0)
+    store(path, CachedToken("t", 1e15, "i"))
+    assert load(path) == CachedToken("t", None, "i")
+
+
 def test_the_token_cache(tmp_path: Path) -> None:
     path = tmp_path / "nvcf-worker-token.json"
     assert load(path) is None

@@ -121,11 +121,11 @@ class Batcher:
                 await StepBatch(steps, live, self._settings.buffer, self._name).run()
                 return
             results = results_of(result, len(live), self._name)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             if task is not None and task.cancelling():
                 raise
             self._fail(live, BatchError(f"{self._name} let a cancellation of its own escape"))
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - handed to whoever waits
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
             told.failed(error)
             await self._attempt_failed(live, error, told)
         else:

@@ -98,7 +98,9 @@ class StepLoop:
         try:
             sequence.state = await self._caller.call(self._model.start, sequence.item)
             sequence.started = True
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - handed to whoever waits
+        except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
             sequence.outlet.end(error)
 
     async def _step(self, ready: list[Sequence]) -> None:
@@ -108,7 +110,9 @@ class StepLoop:
             outputs = await self._caller.call(self._model.step, [one.state for one in ready])
             for sequence, output in zip(ready, results_of(outputs, len(ready), name), strict=True):
                 sequence.outlet.give(output)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - handed to whoever waits
+        except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
             # A step that failed may have touched any of its sequences; those that sat it out are untouched.
             log.warning("%s failed in a step of %d sequences", name, len(ready))
             for sequence in ready:
@@ -122,5 +126,7 @@ class StepLoop:
             if sequence.started and self._model.finish is not None:
                 try:
                     await self._caller.call(self._model.finish, sequence.state)
-                except (Exception, SystemExit):
+                except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
+                    raise
+                except BaseException:
                     log.exception("%s failed to finish a sequence", self._model.name)

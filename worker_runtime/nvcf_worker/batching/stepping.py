@@ -42,7 +42,9 @@ class StepBatch:
         except asyncio.CancelledError:
             self._end(BatchError(f"{self._name} was stopped"))
             raise
-        except (Exception, SystemExit) as error:
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:
             if not self._handed_out:
                 raise
             self._end(error)

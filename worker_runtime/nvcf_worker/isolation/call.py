@@ -8,6 +8,7 @@ import pickle
 from collections import deque
 from typing import Protocol
 
+from nvcf_worker import logs
 from nvcf_worker.errors import ProcessDied
 from nvcf_worker.execution import Outcome, StreamReply
 from nvcf_worker.extras import RequestExtras
@@ -241,7 +242,7 @@ def start_of(request: Request, tries: int) -> Start:
         attempt=tries,
         received_at=work.received_at,
         region=work.region,
-        trace=dict(work.trace) if work.trace is not None else None,
+        trace=dict(work.trace) if work.trace is not None else logs.current_trace() or None,
         method=request.method,
         target=request.target,
         sent=request._sent,

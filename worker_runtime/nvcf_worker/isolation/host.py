@@ -95,6 +95,9 @@ class ProcessHost:
         # Handlers that are still busy after the worker's grace are not waited for again.
         patience = [BUSY_PATIENCE if child.calls else STOP_PATIENCE for child in running]
         await asyncio.gather(*(child.stop(wait) for child, wait in zip(running, patience, strict=True)))
+        for call in [call for child in running for call in child.calls.values()]:
+            # Nobody watches any more, and whoever has cancelled it waits for its end.
+            call.child_died(ProcessDied("The worker is leaving."), alone=False)
 
     async def _launch(self, index: int) -> None:
         child = await ChildProcess.launch(

@@ -84,7 +84,9 @@ class ServedCall:
                 self._send(Frame.FAILED, pack_error(RuntimeError("the handler let a cancellation escape")))
             else:
                 self._send(Frame.GONE)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the worker logs it and answers
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - the worker logs it and answers
             self._send(Frame.FAILED, pack_error(error))
         finally:
             self.active.interruptible = False

@@ -236,7 +236,7 @@ async def _pass_on(outcome: StreamReply, call: Call) -> None:
             chunk = await outcome.source.__anext__()
         except StopAsyncIteration:
             return
-        except (asyncio.CancelledError, GeneratorExit):
+        except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             raise StreamBroken("the handler failed in the middle of its answer") from error

@@ -65,7 +65,14 @@ class Telling:
         if work.attempt > 1:
             figures.redeliveries += 1
         parent = None if work.trace is None else spans.parse(work.trace)
-        if shared.tracing and (parent is None or parent.trace_flags.sampled or not shared.follows_parents):
+        if not shared.tracing:
+            pass
+        elif parent is None:
+            if spans.begins(work.request_id):
+                self._open(None)
+            else:
+                self._token = otel_context.attach(spans.unrecorded(work.request_id))
+        elif parent.trace_flags.sampled or not shared.follows_parents:
             self._open(parent)
         figures.queue.record(max(0.0, work.received_at - request_time(work)), self._span)
         shared.running[id(self)] = self._arrived
@@ -79,7 +86,10 @@ class Telling:
         arrived_ns = int(work.received_at * 1e9)
         more: dict[str, Any] = {"start_time": arrived_ns, "links": shared.first_links()}
         if parent is None:
-            span = spans.root(shared.tracer, names.PROCESS_REQUEST, SpanKind.CONSUMER, **more)
+            request_id = work.request_id
+            span = spans.root(
+                shared.tracer, names.PROCESS_REQUEST, SpanKind.CONSUMER, request_id=request_id, **more
+            )
         else:
             context = spans.below(parent)
             span = shared.tracer.start_span(names.PROCESS_REQUEST, context, SpanKind.CONSUMER, **more)

@@ -69,6 +69,23 @@ async def test_an_item_whose_result_is_an_exception_fails_alone() -> None:
     assert results[2] == 2
 
 
+class Panic(BaseException):
+    """As extensions written in Rust raise it."""
+
+
+async def test_a_batch_that_panics_leaves_nobody_waiting() -> None:
+    @batch(max_wait=0)
+    def inverse(items: list[int]) -> list[float]:
+        if 0 in items:
+            raise Panic("attempt to divide by zero")
+        return [1 / item for item in items]
+
+    async with asyncio.timeout(10):
+        results = await gather(inverse, [1, 0, 4])
+    assert results[::2] == [1.0, 0.25]
+    assert isinstance(results[1], Panic)
+
+
 async def test_a_batch_that_raises_is_tried_again_item_by_item() -> None:
     calls: list[list[int]] = []
 

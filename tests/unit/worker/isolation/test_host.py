@@ -53,6 +53,9 @@ class Child:
         await self.exited.wait()
         return -9
 
+    async def stop(self, patience: float) -> None:
+        self.exited.set()
+
     def answer(self) -> None:
         for call in tuple(self.calls.values()):
             call.on_frame(Frame.REPLY, Answer(200, [], b"").pack())
@@ -125,6 +128,27 @@ async def test_what_was_in_a_child_that_dies_is_repeated_when_it_is_dead(
     await until(lambda: other.calls)
     other.answer()
     assert isinstance(await outcome, Reply)
+
+
+async def test_requests_of_a_child_that_dies_do_not_keep_a_worker_from_leaving(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(host_module, "ChildProcess", Child)
+    monkeypatch.setattr(Child, "launched", [], raising=False)
+    monkeypatch.setattr(Child, "refuses", [], raising=False)
+    host, door = ProcessHost(["x"], [{}], 2), Door()
+    await host.start()
+    watching = asyncio.create_task(host.watch(door))
+    outcome = asyncio.create_task(host.handle(asked("first")))
+    await until(lambda: Child.launched[0].calls)
+    Child.launched[0].cut.set()
+    await asyncio.sleep(0)
+    watching.cancel()
+    outcome.cancel()
+    await asyncio.wait([watching])
+    await host.stop()
+    done, _ = await asyncio.wait([outcome], timeout=10)
+    assert done == {outcome}
 
 
 @pytest.mark.parametrize(
