@@ -144,17 +144,18 @@ async def serve(options: Options, telemetry: Telemetry) -> None:
         world = World(client, changed, capacity_changed, options.replicas)
         board = Board(lambda: lease.held)
         board.observe()
+        recorder = Recorder(board)
         looker = Looker(
             world,
             requests,
             Actuator(client, requests, world),
             lease,
             options.regions,
-            Recorder(board),
+            recorder,
             options.lost_after,
             options.turn,
         )
-        control = Control(looker, world.version_ids, lambda: lease.held)
+        control = Control(looker, world.version_ids, lambda: lease.held, recorder.gone)
         await world.start(stack)
         await _listen(client, control)
         ready = {"event": "ready", "replicaId": options.replica_id}

@@ -87,14 +87,22 @@ class Idempotency:
         if error is not None and error.get("err_code") != _STREAM_NAME_IN_USE:
             raise QueueError(f"cannot create bucket {_BUCKET}: {error.get('description')}")
 
-    async def claim(self, account: str, function_id: str, version_id: str, key: str, print_: str) -> Claim:
-        """Claim `key` for a new request, or learn which one has it.
+    async def claim(
+        self,
+        account: str,
+        function_id: str,
+        version_id: str,
+        key: str,
+        print_: str,
+        request_id: str | None = None,
+    ) -> Claim:
+        """Claim `key` for a new request (of that id, or any), or learn which one has it.
 
         Raises HttpProblem 422 when the key was used for another request, QueueError.
         """
         digest = hashlib.sha256(f"{account}\0{function_id}\0{key}".encode()).hexdigest()
         subject = f"$KV.{_BUCKET}.{digest}"
-        request_id = new_id()
+        request_id = request_id or new_id()
         record = {
             "requestId": request_id,
             "versionId": version_id,

@@ -36,7 +36,7 @@ from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.cors import response_headers
 from nvcf_gateway.errors import HttpProblem, QueueError
 from nvcf_gateway.exec_json import parse_exec
-from nvcf_gateway.idempotency import Claim
+from nvcf_gateway.idempotency import HEADER, Claim
 from nvcf_gateway.keeping import Keeping
 from nvcf_gateway.once import Once
 from nvcf_gateway.polling import Poller
@@ -44,18 +44,18 @@ from nvcf_gateway.ratelimit.limiter import RateLimiter
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.routing import Target
 from nvcf_gateway.sinks import CollectSink, StreamSink
-from nvcf_gateway.telemetry.exchange import of_version
+from nvcf_gateway.telemetry.exchange import new_request_id, of_version
 from nvcf_gateway.waiting import Ended, Waiting
 from nvcf_gateway.work import AssetReference, forwarded_headers
 from nvcf_otel import names as telemetry
 from nvcf_otel import spans
 from nvcf_proto import headers as names
 from nvcf_proto.h1 import RequestHead, ResponseHead
-from nvcf_proto.ids import new_id
 from nvcf_proto.models import FunctionVersion
 from nvcf_proto.settings import MAX_DIRECT_RESPONSE, MAX_INLINE_BODY, POLL_SECONDS_MAX
 
 READ_AHEAD_PATIENCE = 5.0
+_COMING_BACK = (HEADER, names.NVCF_KEEP_QUEUED)
 
 _tracer = trace.get_tracer("nvcf_gateway")
 
@@ -122,15 +122,17 @@ class Invoker:
         await expect_continue(request)
         wrapped = parse_exec(await read_all(request, self._config.exec_body_bytes))
         seconds = wrapped.poll_seconds or caller_poll_seconds(request, path_route=True)
-        # The wrapper is what the headers of an exec call describe: none of them is for the function.
-        inner = [("Content-Type", "application/json"), ("Content-Length", str(len(wrapped.body)))]
+        # The wrapper is what the headers of an exec call describe: none of them is for the function. Two say
+        # that somebody may come back for the answer, which its worker has to know [ext].
+        inner = [(name, request.headers[name]) for name in _COMING_BACK if name in request.headers]
+        inner += [("Content-Type", "application/json"), ("Content-Length", str(len(wrapped.body)))]
         keep = self._keep_queued(request, version)
         told = self._told_seconds(seconds, keep=keep)
         headers = forwarded_headers(inner, told, self._config.region, pass_through=False)
         body = self._body(BytesSource(wrapped.body), len(wrapped.body), version)
         await self._read_ahead(request, body, MAX_INLINE_BODY)
         head = RequestHead("POST", version.inference_url, headers)
-        call = Call(caller, version, head, body, seconds, new_id(), time.time(), keep_queued=keep)
+        call = Call(caller, version, head, body, seconds, new_request_id(), time.time(), keep_queued=keep)
         claimed = await self._once.claim(request, call)
         if isinstance(claimed, Claim):
             return await self._poller.joined(request, claimed, call, wrapped=True)
@@ -181,7 +183,7 @@ class Invoker:
             head,
             body,
             seconds,
-            new_id(),
+            new_request_id(),
             started,
             full_by_attach=full,
             keep_queued=keep,

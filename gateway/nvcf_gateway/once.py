@@ -42,7 +42,7 @@ class Once:
         print_ = fingerprint(call.head.method, call.body.length, call.body.prefix)
         try:
             claim = await self._idempotency.claim(
-                call.caller.nca_id, call.version.function_id, call.version.id, key, print_
+                call.caller.nca_id, call.version.function_id, call.version.id, key, print_, call.request_id
             )
             if not claim.first:
                 return claim

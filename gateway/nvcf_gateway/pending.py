@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -203,7 +204,10 @@ class PendingRequests:
         """Forget the request in so many seconds, unless that happens before."""
         if pending.expiry is not None:
             pending.expiry.cancel()
-        pending.expiry = asyncio.get_running_loop().call_later(seconds, self._expired, pending)
+        # In a context of its own: the caller's holds all that its exchange was about.
+        pending.expiry = asyncio.get_running_loop().call_later(
+            seconds, self._expired, pending, context=contextvars.Context()
+        )
 
     def _expired(self, pending: Pending) -> None:
         pending.tell(answered=False)

@@ -127,11 +127,17 @@ class RequestQueue:
                 raise QueueError(f"cannot delete the queue: {error.get('description')}")
 
     async def publish(
-        self, version_id: str, request_id: str, payload: bytes, headers: dict[str, str]
+        self,
+        version_id: str,
+        request_id: str,
+        payload: bytes,
+        headers: dict[str, str],
+        answered: Callable[[], bool] = lambda: False,
     ) -> int | None:
         """Store a request; returns its stream sequence, None when it was stored before.
 
-        Raises QueueFull, and QueueError when the last retry has failed.
+        `answered` tells whether a worker has answered it: then only the acknowledgement was lost, and
+        storing it again would run it again. Raises QueueFull, and QueueError when the last retry has failed.
         """
         attempt = 0
         while True:
@@ -151,6 +157,8 @@ class RequestQueue:
                     extra={"request_id": request_id},
                 )  # fmt: skip
                 await asyncio.sleep(delay)
+                if answered():
+                    return None
 
     async def _publish_once(
         self, version_id: str, request_id: str, payload: bytes, headers: dict[str, str]
@@ -171,11 +179,11 @@ class RequestQueue:
         """Where a request is: waiting, with a worker, or not in the queue at all. Raises QueueError."""
         stream = subjects.request_stream(region, version_id)
         subject = subjects.request_subject(region, version_id, request_id)
-        found = await self._answer(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
-        if "error" in found:
+        found = await self._known(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
+        if found is None:
             return None
         consumer = subjects.request_consumer(region, version_id)
-        info = await self._answer(f"CONSUMER.INFO.{stream}.{consumer}", {})
+        info = await self._known(f"CONSUMER.INFO.{stream}.{consumer}", {}) or {}
         delivered = int(info.get("delivered", {}).get("stream_seq", 0))
         return "in work" if int(found["message"]["seq"]) <= delivered else "queued"
 
@@ -225,6 +233,16 @@ class RequestQueue:
     async def _api(self, name: str, body: dict[str, Any]) -> dict[str, Any] | None:
         error_body = (await self._answer(name, body)).get("error")
         return error_body if isinstance(error_body, dict) else None
+
+    async def _known(self, name: str, body: dict[str, Any]) -> dict[str, Any] | None:
+        """What the broker knows; None for what is not there, QueueError when it cannot say."""
+        answer = await self._answer(name, body)
+        error = answer.get("error")
+        if error is None:
+            return answer
+        if error.get("code") == 404:
+            return None
+        raise QueueError(f"the broker cannot say where the request is: {error.get('description')}")
 
     async def _answer(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
         try:

@@ -192,7 +192,9 @@ class Waiting:
         try:
             with sending:
                 async with asyncio.timeout_at(deadline):
-                    sequence = await self._queue.publish(call.version.id, call.request_id, payload, headers)
+                    sequence = await self._queue.publish(
+                        call.version.id, call.request_id, payload, headers, lambda: not pending.open
+                    )
             return sequence, headers
         except QueueFull as error:
             raise NoRoom(str(error)) from None

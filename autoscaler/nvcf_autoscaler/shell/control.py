@@ -34,9 +34,18 @@ class Looks(Protocol):
 
 
 class Control:
-    """Looks after all versions while this replica leads."""
+    """Looks after all versions while this replica leads; `gone` is told which are not there any more, and
+    again until they are forgotten.
+    """
 
-    def __init__(self, looks: Looks, version_ids: Callable[[], set[str]], leads: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        looks: Looks,
+        version_ids: Callable[[], set[str]],
+        leads: Callable[[], bool],
+        gone: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._gone = gone
         self._looks = looks
         self._version_ids = version_ids
         self._leads = leads
@@ -126,5 +135,6 @@ class Control:
     def _forget(self, now: float, version_ids: set[str]) -> None:
         for version_id in self._watched.keys() - version_ids:
             watched = self._watched[version_id]
+            self._gone(version_id)
             if now - max(watched.looked_at, watched.known_since) > FORGET_AFTER:
                 del self._watched[version_id]

@@ -52,7 +52,10 @@ async def read_queue(
         except (nats.errors.Error, TimeoutError) as error:
             raise BrokerUnavailableError(f"queue of {version_id}: {describe_error(error)}") from error
         info = json.loads(answer.data)
-        if "error" in info:
+        refusal = info.get("error")
+        if refusal is not None and refusal.get("code") != 404:
+            raise BrokerUnavailableError(f"queue of {version_id}: {refusal.get('description')}")
+        if refusal is not None:
             continue
         pending, delivered = (
             int(info.get("num_pending", 0)),

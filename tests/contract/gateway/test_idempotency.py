@@ -89,6 +89,9 @@ async def test_exec_joins_too(platform: Platform) -> None:
             for _ in range(2)
         ]
         work = await worker.pull()
+        # Only so does the worker know that somebody may come back for an answer whose way is lost.
+        told = {pair.key.lower(): pair.value for pair in work.request.requestHeaders}
+        assert told["idempotency-key"] == "e"
         await work.answer(b"[1]", "200 OK", "Content-Type: application/json")
         answers = await asyncio.gather(*calls)
         assert [answer.json["response"] for answer in answers] == [[1], [1]]

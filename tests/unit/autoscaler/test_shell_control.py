@@ -90,6 +90,19 @@ async def test_what_another_leader_has_counted_is_not_counted_again() -> None:
     assert watched.woken
 
 
+async def test_a_version_that_is_undeployed_without_instances_is_told_no_more() -> None:
+    versions = {"v"}
+    gone: list[str] = []
+    looks = Looks(nothing)
+    control = Control(looks, lambda: set(versions), lambda: True, gone.append)
+    async with Running(control):
+        await until(lambda: looks.seen == ["v"])
+        assert not gone
+        versions.clear()
+        control.wake("v")
+        await until(lambda: "v" in gone)
+
+
 async def test_a_failed_look_is_repeated_and_hurts_no_other_version() -> None:
     async def failing(version_id: str) -> float:
         if version_id == "bad":

@@ -1,0 +1,67 @@
+"""What a queue says of itself when the broker has no answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from nvcf_gateway.config import GatewayConfig
+from nvcf_gateway.errors import QueueError
+from nvcf_gateway.queue import RequestQueue
+
+V = "22222222-2222-4222-8222-222222222222"
+Q = "33333333-3333-4333-8333-333333333333"
+NO_MESSAGE = {"code": 404, "err_code": 10037, "description": "no message found"}
+NO_STREAM = {"code": 404, "err_code": 10059, "description": "stream not found"}
+UNAVAILABLE = {"code": 503, "err_code": 10008, "description": "JetStream system temporarily unavailable"}
+
+
+def queue(*answers: dict[str, Any]) -> RequestQueue:
+    """One whose broker gives these answers."""
+    left = list(answers)
+
+    async def request(*_: object, **__: object) -> SimpleNamespace:
+        return SimpleNamespace(data=json.dumps(left.pop(0)).encode())
+
+    requests = cast(Any, SimpleNamespace(request=request))
+    config = GatewayConfig(("", 0), ("", 0), "", Path("key"))
+    return RequestQueue(cast(Any, None), requests, config, lambda _: 1)
+
+
+@pytest.mark.parametrize("error", [NO_MESSAGE, NO_STREAM])
+async def test_a_request_that_is_not_there_is_nowhere(error: dict[str, Any]) -> None:
+    assert await queue({"error": error}).place(V, Q, "local") is None
+
+
+async def test_a_request_is_not_lost_because_the_broker_cannot_say_where_it_is() -> None:
+    with pytest.raises(QueueError, match="temporarily unavailable"):
+        await queue({"error": UNAVAILABLE}).place(V, Q, "local")
+    with pytest.raises(QueueError, match="temporarily unavailable"):
+        await queue({"message": {"seq": 1}}, {"error": UNAVAILABLE}).place(V, Q, "local")
+
+
+async def test_a_request_that_was_answered_is_not_stored_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its acknowledgement was lost, not the request: stored again, it would run again."""
+    published: list[str] = []
+    monkeypatch.setattr("nvcf_gateway.queue.publish_delay", lambda attempt, _: 0.0 if attempt < 3 else None)
+
+    async def request(subject: str, *_: object, **__: object) -> SimpleNamespace:
+        published.append(subject)
+        raise TimeoutError
+
+    config = GatewayConfig(("", 0), ("", 0), "", Path("key"))
+    of = RequestQueue(cast(Any, None), cast(Any, SimpleNamespace(request=request)), config, lambda _: 1)
+
+    async def ensured(*_: object, **__: object) -> None:
+        return None
+
+    monkeypatch.setattr(of, "ensure", ensured)
+    assert await of.publish(V, Q, b"", {}, lambda: True) is None
+    assert len(published) == 1
+    with pytest.raises(QueueError):
+        await of.publish(V, Q, b"", {})
+    assert len(published) == 4
