@@ -51,14 +51,21 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: st
         # The last column gives way on a narrow terminal.
         table.add_column(column, no_wrap=True, overflow="ellipsis" if column == columns[-1] else "fold")
     for row in listed:
-        table.add_row(*(Text(cell, style=_STATE_STYLES.get(cell, "")) for cell in row))
+        table.add_row(*(Text(visible(cell), style=_STATE_STYLES.get(cell, "")) for cell in row))
     out.print(table)
 
 
 def cell(record: dict[str, Any], name: str) -> str:
     """A member of a JSON object as a table's cell; empty if it is not there."""
     value = record.get(name)
-    return "" if value is None else str(value)
+    return "" if value is None else visible(str(value))
+
+
+def visible(text: str) -> str:
+    """Text of others, such as the last words of a function, without what a terminal would obey."""
+    return "".join(
+        each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}" for each in text
+    )
 
 
 def age(timestamp: object, now: datetime | None = None) -> str:

@@ -18,7 +18,7 @@ from nvcf_cli.commands.scaling import decision_text
 from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.figures import Picture, Row, picture, rate_text, seconds_text, share_text, sparkline
 from nvcf_cli.options import Access, DataOption, JsonOption, KeyFileOption, UrlOption
-from nvcf_cli.screen import age, cell, console, print_json
+from nvcf_cli.screen import age, cell, console, print_json, visible
 
 _STATES = {"RUNNING": "green", "STARTING": "yellow", "PENDING": "yellow", "TERMINATING": "dim"}
 _STATUS = {"ACTIVE": "green", "ERROR": "bold red", "DEPLOYING": "yellow"}
@@ -167,7 +167,7 @@ def _functions(rows: tuple[Row, ...], wide: bool) -> RenderableType:
     for row in rows:
         values = _numbers(row)
         table.add_row(
-            Text(row.function),
+            Text(visible(row.function)),
             Text(row.status.lower(), _STATUS.get(row.status, "")),
             _states(row.instances),
             *(values[title] for title in numbers),
@@ -211,5 +211,5 @@ def _decisions(now: Picture, room: int | None) -> RenderableType:
     for each in now.decisions[: 10 if room is None else room]:
         wanted, why = decision_text(each)
         change = f"{cell(each.get('data') or {}, 'up')} → {wanted}" if wanted else ""
-        table.add_row(age(each.get("at")), cell(each, "functionName"), change, Text(why))
+        table.add_row(age(each.get("at")), cell(each, "functionName"), change, Text(visible(why)))
     return table

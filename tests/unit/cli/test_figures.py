@@ -57,6 +57,17 @@ def shown(width: int = 140, **more: Any) -> str:
     return out.getvalue()
 
 
+def test_a_terminal_obeys_nothing_that_a_function_said() -> None:
+    said = "\x1b[2J\x1b]0;owned\x07\x9b31m"
+    event = {**EVENTS[0], "text": f"2 instances: {said}", "functionName": said}
+    functions = [{**each, "name": said} for each in FUNCTIONS]
+    out = io.StringIO()
+    now = picture(FIGURES, functions, INSTANCES, CLUSTERS, [event])
+    Console(file=out, width=140, color_system=None).print(render(now))
+    assert "owned" in out.getvalue()
+    assert not set("\x1b\x07\x9b") & set(out.getvalue())
+
+
 def test_the_busiest_is_first_and_what_is_not_deployed_is_left_out() -> None:
     now = picture(FIGURES, FUNCTIONS, INSTANCES, CLUSTERS, EVENTS)
     assert [row.function for row in now.rows] == ["ocr", "new"]
