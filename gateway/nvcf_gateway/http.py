@@ -183,11 +183,11 @@ class HttpDoor:
             response.headers.update(response_headers(request.headers))
         return response
 
-    async def _exec(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        return await self._invoker.exec(request, _target(values))
+    def _exec(self, request: web.BaseRequest, values: dict[str, str]) -> Awaitable[web.StreamResponse]:
+        return self._invoker.exec(request, _target(values))
 
-    async def _pexec(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        return await self._invoker.pexec(request, _target(values))
+    def _pexec(self, request: web.BaseRequest, values: dict[str, str]) -> Awaitable[web.StreamResponse]:
+        return self._invoker.pexec(request, _target(values))
 
     async def _health(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         if self._is_healthy():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import replace
+from typing import Any
 
 from aiohttp import web
 
@@ -54,11 +55,14 @@ class Once:
             raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
         return claimed
 
-    async def run(self, call: Call, sink: Sink, trace: Mapping[str, str]) -> Ended:
+    def run(self, call: Call, sink: Sink, trace: Mapping[str, str]) -> Coroutine[Any, Any, Ended]:
         """Wait for the answer as Waiting.run does; an answer under a key is parked as well."""
         claim = self._claims.pop(call.request_id, None)
         if claim is None:
-            return await self._waiting.run(call, sink, trace)
+            return self._waiting.run(call, sink, trace)
+        return self._run(claim, call, sink, trace)
+
+    async def _run(self, claim: Claim, call: Call, sink: Sink, trace: Mapping[str, str]) -> Ended:
         tee = TeeSink(sink, self._keeping.sink_of(call), MAX_KEPT_STREAM)
         try:
             ended = await self._waiting.run(call, tee, trace, keeper=True)

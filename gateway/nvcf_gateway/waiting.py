@@ -104,7 +104,10 @@ class Waiting:
             published = True
             if await self._demand.queued(call.version.id, call.request_id, sent):
                 pending.on_answer = self._telemetry.cold_start(call.version, call.request_id)
-            ended = await self._wait(call, pending, sink, sequence)
+            # Thousands wait here at a time: what is no longer needed goes, and nothing is called to wait.
+            del sent
+            outcome = await pending.outcome
+            ended = await self._ended(outcome, call, pending, sink)
             tally.answered = ended is Ended.ANSWERED
             tally.failed = pending.status >= 500 if tally.answered else ended is not Ended.KEPT
             return ended
@@ -122,8 +125,7 @@ class Waiting:
                 stays = ended is Ended.ANSWERED or (ended is Ended.BROKEN and call.survives and published)
                 self._forget(call, pending, sequence, withdraw=not stays)
 
-    async def _wait(self, call: Call, pending: Pending, sink: Sink, sequence: int | None) -> Ended:
-        outcome = await pending.outcome
+    async def _ended(self, outcome: Outcome, call: Call, pending: Pending, sink: Sink) -> Ended:
         if outcome is Outcome.TIME_OVER:
             if pending.streaming is not None:
                 sink.abort()
