@@ -11,6 +11,17 @@ from typing import Self
 _log = logging.getLogger(__name__)
 
 
+async def end_both(one: asyncio.Task[None], other: asyncio.Task[None]) -> None:
+    """Cancel two tasks and wait for them; what they raised is taken note of and dropped."""
+    tasks = {one, other}
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()
+
+
 class TaskOwner:
     """Runs tasks until they end; on exit it waits `patience` seconds for them, then cancels them."""
 

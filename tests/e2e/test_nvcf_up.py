@@ -479,6 +479,12 @@ async def test_several_clusters_with_gpus_on_one_machine(local: Local) -> None:
     assert {each["instanceId"] for each in before} <= {each["instanceId"] for each in after}
     running = [each for each in after if each["state"] == "RUNNING"]
     assert Counter((each["clusterId"], each["gpu"], each["visibleDevices"]) for each in running) == places
+    # More than there is: what is wanted beyond waits, and the command says so.
+    full = await local.run(
+        "deploy", file, "--name", "too-many", "--gpu", "SIM", "--instances", "5", "--timeout", "3"
+    )
+    assert full.code == 1
+    assert "not ready after 3 s" in full.err
     await local.ok("down")
     assert local.processes() == []
 

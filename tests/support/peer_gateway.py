@@ -96,6 +96,7 @@ class PeerGateway:
         self.connects: list[str] = []
         self.provisions: list[str] = []
         self.refusal: grpc.StatusCode | None = None
+        self.refused = 0
         self.connect_answer: Callable[[nvcf_pb2.WorkerConnectOnceResponse], None] | None = None
         self.inline = "answer"
         self.fail_posts = 0
@@ -445,6 +446,7 @@ class _Service(nvcf_pb2_grpc.WorkerServicer):
     async def _check(self, context: Any) -> str:
         gateway = self._gateway
         if gateway.refusal is not None:
+            gateway.refused += 1
             await context.abort(gateway.refusal, "refused by the test")
         metadata = dict(context.invocation_metadata())
         token = str(metadata.get("authorization", "")).removeprefix("Bearer ")

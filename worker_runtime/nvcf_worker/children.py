@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,29 +45,3 @@ def _program(name: str, environment: Mapping[str, str]) -> str:
     if found is None:
         raise ConfigurationError(f"cannot start {name}: there is no such program")
     return os.path.abspath(found)
-
-
-async def end(process: asyncio.subprocess.Process, grace: float) -> None:
-    """SIGTERM for the leader, `grace` seconds of patience, then SIGKILL for what is left of the group."""
-    try:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(grace):
-                    await process.wait()
-    finally:
-        # macOS says "not permitted" of a group of zombies.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-    await process.wait()
-
-
-def describe_exit(code: int) -> str:
-    """An exit code as asyncio reports it, in words: `exit code 3`, `killed by SIGKILL`."""
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"killed by signal {-code}"

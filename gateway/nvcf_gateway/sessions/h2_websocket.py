@@ -13,6 +13,7 @@ import h11
 from h2.errors import ErrorCodes
 
 from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.owner import end_both
 from nvcf_gateway.sessions.failures import worker_left
 from nvcf_gateway.sessions.h1_caller import request_headers
 from nvcf_gateway.sessions.h1_side import H1Side, raw, text
@@ -176,12 +177,7 @@ class H2Socket:
                     await asyncio.wait({downward})
             downward.result()
         finally:
-            for task in (upward, downward):
-                task.cancel()
-            await asyncio.wait({upward, downward})
-            for task in (upward, downward):
-                if not task.cancelled():
-                    task.exception()
+            await end_both(upward, downward)
         self._call.discard_request()
         self._call.response_end(None)
         return function_first

@@ -10,6 +10,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.owner import end_both
 from nvcf_gateway.routing import pass_through_target
 from nvcf_gateway.sessions.failures import worker_left
 from nvcf_gateway.sessions.h1_caller import request_headers, response_headers, wants_upgrade
@@ -149,12 +150,7 @@ class HttpUpgrade:
             await asyncio.wait({upward, downward}, return_when=asyncio.FIRST_COMPLETED)
             ended_by_function = downward.done() and downward.exception() is None and not upward.done()
         finally:
-            for task in (upward, downward):
-                task.cancel()
-            await asyncio.wait({upward, downward})
-            for task in (upward, downward):
-                if not task.cancelled():
-                    task.exception()
+            await end_both(upward, downward)
         return ended_by_function
 
     @staticmethod

@@ -154,7 +154,7 @@ async def test_a_version_that_is_not_active_yet_is_waited_for(
     """Theirs answers PERMISSION_DENIED until the version's deployment has begun; section 5: for 5 min."""
     services.refusal = grpc.StatusCode.PERMISSION_DENIED
     worker = serve(echo)
-    await asyncio.sleep(0.5)
+    await eventually(lambda: services.refused >= 2, "asked again after a refusal")
     assert not worker.task.done()
     services.refusal = None
     await worker.ready()

@@ -6,7 +6,7 @@ import enum
 import signal
 from collections import OrderedDict
 
-from nvcf_worker.children import describe_exit
+from nvcf_broker.process import describe_exit
 
 MAX_TRIES = 3
 REMEMBERED = 1024

@@ -11,7 +11,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nvcf_worker.children import CREDENTIALS, describe_exit, end
+from nvcf_broker.process import describe_exit, stop_process
+from nvcf_worker.children import CREDENTIALS
 from nvcf_worker.errors import ConfigurationError, NotReady
 from nvcf_worker.isolation.call import Call
 from nvcf_worker.isolation.channel import Channel
@@ -106,7 +107,7 @@ class ChildProcess:
     async def kill(self) -> None:
         """End it now, with what it has started."""
         self.channel.abort()
-        await end(self.process, 0)
+        await stop_process(self.process, 0)
 
     async def stop(self, patience: float) -> None:
         """Let it tear down and exit; kill it when that takes longer than `patience` seconds."""

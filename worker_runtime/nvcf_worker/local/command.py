@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from nvcf_broker.process import stop_process
 from nvcf_worker import children
 from nvcf_worker.errors import ConfigurationError, HandlerError, WorkerError
 from nvcf_worker.handlers import classify, is_asgi
@@ -134,7 +135,7 @@ async def _reloading(target: str, folder: Path, listener: socket.socket) -> int:
         try:
             seen = await _until_changed(folder, seen, stopped)
         finally:
-            await children.end(child, END_GRACE)
+            await stop_process(child, END_GRACE)
     return 0
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
+from nvcf_broker.process import describe_exit, stop_process
 from nvcf_worker import children
 from nvcf_worker.errors import NotReady, ServerEnded
 from nvcf_worker.lifecycle import Admission
@@ -61,7 +62,7 @@ class Server:
         """End the process, if the worker has started it, and close the connections."""
         await self.upstream.close()
         if self._process is not None:
-            await children.end(self._process, END_GRACE)
+            await stop_process(self._process, END_GRACE)
 
     async def _while_alive(self, work: Coroutine[Any, Any, None]) -> None:
         if self._process is None:
@@ -74,7 +75,7 @@ class Server:
             if ending.done():
                 self._ended.set()
                 raise ServerEnded(
-                    f"{self._settings.command[0]} ended by itself: {children.describe_exit(ending.result())}"
+                    f"{self._settings.command[0]} ended by itself: {describe_exit(ending.result())}"
                 )
             working.result()
         finally:
