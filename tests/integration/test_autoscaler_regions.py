@@ -14,7 +14,7 @@ import pytest
 from nvcf_proto.models import INSTANCES_BUCKET, InstanceState
 from tests.support.cluster import running_cluster
 from tests.support.compute import Plane, running_plane_on
-from tests.support.platform import Gateway, Version
+from tests.support.platform import Gateway, Version, messages_in
 
 pytestmark = [pytest.mark.xdist_group("regions"), pytest.mark.timeout(240)]
 
@@ -26,6 +26,12 @@ async def leader_of(plane: Plane, stream: str) -> str:
     """The server that leads a stream."""
     answer = await plane.client.request(f"$JS.API.STREAM.INFO.{stream}", b"", timeout=5)
     return str(json.loads(answer.data)["cluster"]["leader"])
+
+
+async def queued(plane: Plane, version: Version) -> int:
+    """Requests in the queues of both regions."""
+    streams = [f"rq_{region}_{version.id}" for region in ("east", "west")]
+    return sum([await messages_in(plane.client, stream) for stream in streams])
 
 
 async def answered(plane: Plane, gateway: Gateway, version: Version, number: int) -> dict[str, Any]:
@@ -90,16 +96,25 @@ async def test_demand_of_both_regions_counts_and_either_wakes(tmp_path: Path) ->
         assert answer["id"] == 1
         await plane.until(lambda: not plane.live(version), "back to zero")
         both = [(gateway, number) for number in range(40) for gateway in (east, west)]
-        answers = await asyncio.gather(
-            *(answered(plane, gateway, version, 100 + index) for index, (gateway, _) in enumerate(both))
-        )
+        # It looks when all are queued, so that its reason tells of all.
+        plane.autoscalers[0].kill(signal.SIGSTOP)
+        async with asyncio.TaskGroup() as callers:
+            calls = [
+                callers.create_task(answered(plane, gateway, version, 100 + index))
+                for index, (gateway, _) in enumerate(both)
+            ]
+            async with asyncio.timeout(30):
+                while await queued(plane, version) < 80:
+                    await asyncio.sleep(0.05)
+            plane.autoscalers[0].kill(signal.SIGCONT)
+        answers = [call.result() for call in calls]
         assert sorted(each["id"] for each in answers) == [100 + index for index in range(80)]
         assert len({each["instance"] for each in answers}) == 4
         # The reason counts the queues of both regions together.
         told = [
             event for event in plane.events if event.version_id == version.id and event.data.get("queued")
         ]
-        assert max(int(event.data["queued"]) for event in told) > 40
+        assert max(int(event.data["queued"]) for event in told) == 80
         await plane.until(lambda: not plane.live(version), "back to zero")
         assert {each.state for each in plane.of(version)} == {InstanceState.COMPLETED}
 
