@@ -15,58 +15,58 @@ from aiohttp import web
 
 from nvcf_broker.connection import BrokerClient, connect_broker
 from nvcf_broker.requests import BrokerRequests
-from nvcf_gateway.access_routes import access_routes
-from nvcf_gateway.asking import WorkerDoor
-from nvcf_gateway.assets import Assets
-from nvcf_gateway.attach import Attach, InlineReplies
-from nvcf_gateway.auth import Authenticator, Authorizer
-from nvcf_gateway.authorisation_service import add_services
-from nvcf_gateway.bad_requests import SERVER_LOG
-from nvcf_gateway.blobs import LargeResults
-from nvcf_gateway.callout import QUEUE_GROUP, AuthCallout, load_account_seed
+from nvcf_gateway.access.authorization import Authenticator, Authorizer
+from nvcf_gateway.access.broker_callout import QUEUE_GROUP, AuthCallout, load_account_seed
+from nvcf_gateway.access.dashboard_tickets import Seals
+from nvcf_gateway.access.signed_links import Links
+from nvcf_gateway.access.signing_keys import SigningKeys
+from nvcf_gateway.access.worker_tokens import WorkerTokens
 from nvcf_gateway.config import GatewayConfig
-from nvcf_gateway.dashboard.tickets import Seals
-from nvcf_gateway.demand import Demand
-from nvcf_gateway.deployments import Deployments
 from nvcf_gateway.errors import QueueError, SetupError
-from nvcf_gateway.events import EventLog
-from nvcf_gateway.exhausted import MAX_DELIVERIES_SUBJECT, ExhaustedRequests
-from nvcf_gateway.exhausted import QUEUE_GROUP as EXHAUSTED_GROUP
-from nvcf_gateway.figures.gather import Gatherer
-from nvcf_gateway.figures.queues import Queues
-from nvcf_gateway.figures.routes import FiguresRoute
-from nvcf_gateway.grpc_decoding import Decoding
-from nvcf_gateway.health_service import Health
-from nvcf_gateway.http import HttpDoor
-from nvcf_gateway.idempotency import Idempotency
-from nvcf_gateway.invoke import Invoker
-from nvcf_gateway.keeping import Keeping
-from nvcf_gateway.links import Links
-from nvcf_gateway.management import Management
-from nvcf_gateway.once import Once
+from nvcf_gateway.exchange.attach import Attach, InlineReplies
+from nvcf_gateway.exchange.pending import PendingRequests
+from nvcf_gateway.http.bad_requests import SERVER_LOG
+from nvcf_gateway.http.tls import grpc_credentials, server_context
+from nvcf_gateway.invocation.idempotent import Once
+from nvcf_gateway.invocation.invoke import Invoker
+from nvcf_gateway.invocation.waiting import Waiting
+from nvcf_gateway.management.deployments import Deployments
+from nvcf_gateway.management.events import EventLog
+from nvcf_gateway.management.functions import Management
+from nvcf_gateway.management.routes import access_routes
+from nvcf_gateway.objects.assets import Assets
+from nvcf_gateway.objects.large_results import LargeResults
 from nvcf_gateway.owner import TaskOwner
-from nvcf_gateway.pending import PendingRequests
-from nvcf_gateway.polling import Poller
-from nvcf_gateway.queue import RequestQueue
+from nvcf_gateway.queue.demand import Demand
+from nvcf_gateway.queue.regional_buckets import RegionalBuckets
+from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.ratelimit.limiter import RateLimiter
 from nvcf_gateway.ratelimit.shared import SharedCounts
-from nvcf_gateway.regional import RegionalBuckets
 from nvcf_gateway.registry import Registry
-from nvcf_gateway.rescue import QUEUE_GROUP as RESCUE_GROUP
-from nvcf_gateway.rescue import Rescue
-from nvcf_gateway.results import ResultStore
+from nvcf_gateway.results.dead_letters import MAX_DELIVERIES_SUBJECT, ExhaustedRequests
+from nvcf_gateway.results.dead_letters import QUEUE_GROUP as EXHAUSTED_GROUP
+from nvcf_gateway.results.fallback import QUEUE_GROUP as RESCUE_GROUP
+from nvcf_gateway.results.fallback import Rescue
+from nvcf_gateway.results.handoff import Keeping
+from nvcf_gateway.results.idempotency_keys import Idempotency
+from nvcf_gateway.results.status import Poller
+from nvcf_gateway.results.store import ResultStore
+from nvcf_gateway.results.tracking import Tracking
+from nvcf_gateway.results.worker_query import WorkerDoor
+from nvcf_gateway.rpc.authorisation_service import add_services
+from nvcf_gateway.rpc.decoding import Decoding
+from nvcf_gateway.rpc.health_service import Health
+from nvcf_gateway.rpc.worker_service import WorkerService
+from nvcf_gateway.server import HttpDoor
 from nvcf_gateway.sessions.service import Sessions
-from nvcf_gateway.signing_keys import SigningKeys
-from nvcf_gateway.telemetry.exchange import Doors
-from nvcf_gateway.telemetry.figures import Figures
-from nvcf_gateway.telemetry.observed import observe
-from nvcf_gateway.telemetry.sending import SendingTelemetry
+from nvcf_gateway.stats.gather import Gatherer
+from nvcf_gateway.stats.queues import Queues
+from nvcf_gateway.stats.routes import FiguresRoute
+from nvcf_gateway.telemetry.enqueue_span import SendingTelemetry
+from nvcf_gateway.telemetry.gauges import observe
+from nvcf_gateway.telemetry.http_span import Doors
+from nvcf_gateway.telemetry.metrics import Figures
 from nvcf_gateway.telemetry.sessions import SessionTelemetry
-from nvcf_gateway.tls import grpc_credentials, server_context
-from nvcf_gateway.tracking import Tracking
-from nvcf_gateway.waiting import Waiting
-from nvcf_gateway.worker_service import WorkerService
-from nvcf_gateway.worker_tokens import WorkerTokens
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2_grpc
 from nvcf_proto.subjects import AUTH_CALLOUT_SUBJECT, inline_reply_subjects, rescue_subject

@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.message import DecodeError
 
-from nvcf_gateway.attach import _decode_inline
-from nvcf_gateway.callout import read_claims
-from nvcf_gateway.deployments import deployment_of
+from nvcf_gateway.access.broker_callout import read_claims
+from nvcf_gateway.access.worker_tokens import InvalidWorkerToken, WorkerTokens
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.exec_json import parse_exec, wrap_answer
-from nvcf_gateway.idempotency import checked_key
-from nvcf_gateway.management import build_version
+from nvcf_gateway.exchange.attach import _decode_inline
+from nvcf_gateway.exchange.exec_json import parse_exec, wrap_answer
+from nvcf_gateway.exchange.sinks import checked_head
+from nvcf_gateway.http.durations import poll_seconds
+from nvcf_gateway.http.responses import json_response
+from nvcf_gateway.http.routing import pass_through_target
+from nvcf_gateway.management.deployments import deployment_of
+from nvcf_gateway.management.functions import build_version
 from nvcf_gateway.ratelimit.policy import parse_rates
-from nvcf_gateway.replies import json_response
-from nvcf_gateway.routing import pass_through_target
-from nvcf_gateway.sinks import checked_head
-from nvcf_gateway.timing import poll_seconds
-from nvcf_gateway.worker_tokens import InvalidWorkerToken, WorkerTokens
+from nvcf_gateway.results.idempotency_keys import checked_key
 from nvcf_proto.errors import ContractError
 from nvcf_proto.h1 import RequestDecoder, ResponseDecoder, ResponseHead
 from nvcf_proto.ids import new_id
@@ -32,9 +32,9 @@ from nvcf_proto.problem import parse_problem
 from nvcf_proto.records import Fields, load_object
 from nvcf_proto.tokens import decode_broker_token
 from nvcf_worker.errors import MalformedWork
-from nvcf_worker.puller import read_limits
-from nvcf_worker.work import delivery_attempt, parse_work
-from nvcf_worker.work import poll_seconds as worker_poll_seconds
+from nvcf_worker.message import delivery_attempt, parse_work
+from nvcf_worker.message import poll_seconds as worker_poll_seconds
+from nvcf_worker.queue.puller import read_limits
 from tests.fuzz import corpus
 from tests.fuzz.mutation import Mutator
 

@@ -15,13 +15,13 @@ LIMIT = 1000
 GATEWAY = """
 import sys
 from typing import Any
-from nvcf_gateway.demand import Demand
+from nvcf_gateway.queue.demand import Demand
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.registry import VersionIndex
-from nvcf_gateway.telemetry.exchange import Doors
-from nvcf_gateway.telemetry.figures import Figures
-from nvcf_gateway.telemetry.observed import observe
-from nvcf_gateway.telemetry.sending import SendingTelemetry
+from nvcf_gateway.telemetry.http_span import Doors
+from nvcf_gateway.telemetry.metrics import Figures
+from nvcf_gateway.telemetry.gauges import observe
+from nvcf_gateway.telemetry.enqueue_span import SendingTelemetry
 from nvcf_gateway.telemetry.sessions import SessionTelemetry
 from nvcf_otel.setup import start_telemetry
 from nvcf_proto.ids import new_id

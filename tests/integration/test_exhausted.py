@@ -12,9 +12,9 @@ from nats.aio.client import Client
 from nvcf_broker.connection import connect_broker
 from nvcf_broker.requests import BrokerRequests
 from nvcf_gateway.config import GatewayConfig
-from nvcf_gateway.exhausted import ExhaustedRequests
 from nvcf_gateway.owner import TaskOwner
-from nvcf_gateway.queue import RequestQueue
+from nvcf_gateway.queue.request_queue import RequestQueue
+from nvcf_gateway.results.dead_letters import ExhaustedRequests
 from tests.support.platform import Platform, Version, messages_in, running_platform
 from tests.support.worker_host import eventually
 

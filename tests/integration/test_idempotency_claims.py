@@ -13,7 +13,7 @@ from nvcf_broker.requests import BrokerRequests
 from nvcf_broker.server import LocalBroker
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.idempotency import Idempotency
+from nvcf_gateway.results.idempotency_keys import Idempotency
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from nvcf_worker.config import GrpcEndpoint, WorkerConfig
-from nvcf_worker.handlers import classify
+from nvcf_worker.control.config import GrpcEndpoint, WorkerConfig
+from nvcf_worker.function.handlers import classify
 from nvcf_worker.worker import Worker
 from tests.support.nats_server import NatsServer
 from tests.support.peer_gateway import PeerGateway

@@ -16,9 +16,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nvcf_worker.batching.continuous_decorator import continuous_batch
-    from nvcf_worker.batching.decorator import batch
-    from nvcf_worker.batching.streams import Finished
     from nvcf_worker.errors import (
         BadInput,
         BatchError,
@@ -31,18 +28,21 @@ if TYPE_CHECKING:
         RetryLater,
         WorkerError,
     )
-    from nvcf_worker.limits.adaptive import Adaptive
-    from nvcf_worker.limits.limit import Limit
-    from nvcf_worker.proxy.command import sidecar
-    from nvcf_worker.request import Request, SyncRequest
-    from nvcf_worker.response import Response
-    from nvcf_worker.routes import App
-    from nvcf_worker.secret_files import secrets
+    from nvcf_worker.function.app import App
+    from nvcf_worker.function.limit import Limit
+    from nvcf_worker.function.request import Request, SyncRequest
+    from nvcf_worker.function.response import Response
+    from nvcf_worker.function.secrets import secrets
+    from nvcf_worker.function.typed.binding import Query
+    from nvcf_worker.run.batching.continuous_decorator import continuous_batch
+    from nvcf_worker.run.batching.decorator import batch
+    from nvcf_worker.run.batching.streams import Finished
+    from nvcf_worker.run.limits.adaptive import Adaptive
     from nvcf_worker.serving import serve
+    from nvcf_worker.sidecar_command import sidecar
     from nvcf_worker.tasks.context import Task
     from nvcf_worker.tasks.running import task
     from nvcf_worker.telemetry.tokens import tokens
-    from nvcf_worker.typed.binding import Query
 
 __all__ = [
     "Adaptive",
@@ -74,30 +74,30 @@ __all__ = [
 ]
 
 _HOME = {
-    "Adaptive": "limits.adaptive",
-    "App": "routes",
+    "Adaptive": "run.limits.adaptive",
+    "App": "function.app",
     "BadInput": "errors",
     "BatchError": "errors",
     "BodyUnavailable": "errors",
     "Fatal": "errors",
-    "Finished": "batching.streams",
+    "Finished": "run.batching.streams",
     "FunctionError": "errors",
     "InvalidInput": "errors",
-    "Limit": "limits.limit",
+    "Limit": "function.limit",
     "NotFound": "errors",
-    "Query": "typed.binding",
-    "Request": "request",
+    "Query": "function.typed.binding",
+    "Request": "function.request",
     "RequestCancelled": "errors",
-    "Response": "response",
+    "Response": "function.response",
     "RetryLater": "errors",
-    "SyncRequest": "request",
+    "SyncRequest": "function.request",
     "Task": "tasks.context",
     "WorkerError": "errors",
-    "batch": "batching.decorator",
-    "continuous_batch": "batching.continuous_decorator",
-    "secrets": "secret_files",
+    "batch": "run.batching.decorator",
+    "continuous_batch": "run.batching.continuous_decorator",
+    "secrets": "function.secrets",
     "serve": "serving",
-    "sidecar": "proxy.command",
+    "sidecar": "sidecar_command",
     "task": "tasks.running",
     "tokens": "telemetry.tokens",
 }

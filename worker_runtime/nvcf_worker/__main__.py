@@ -15,7 +15,7 @@ from nvcf_worker.serving import has_served, serve
 
 DEFAULT_NAME = "handler"
 EXIT_USAGE = 2
-COMMANDS = {"sidecar": "nvcf_worker.proxy.command", "run": "nvcf_worker.local.command"}
+COMMANDS = {"sidecar": "nvcf_worker.sidecar_command", "run": "nvcf_worker.local.command"}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,15 +8,15 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from nvcf_worker.active import ActiveRequest, End
-from nvcf_worker.conversation import poll_due
-from nvcf_worker.deliveries import exhausted, slotless_delay
 from nvcf_worker.errors import MalformedWork
-from nvcf_worker.inflight import ACK, NAK, TERMINATE, InFlight, nak_later
-from nvcf_worker.puller import ConsumerLimits
-from nvcf_worker.slots import Slots
-from nvcf_worker.tunnel import Tunnels
-from nvcf_worker.work import parse_work
+from nvcf_worker.exchange.exchange import poll_due
+from nvcf_worker.message import parse_work
+from nvcf_worker.queue.delivery import ActiveRequest, End
+from nvcf_worker.queue.inflight import ACK, NAK, TERMINATE, InFlight, nak_later
+from nvcf_worker.queue.puller import ConsumerLimits
+from nvcf_worker.queue.redelivery import exhausted, slotless_delay
+from nvcf_worker.queue.slots import Slots
+from nvcf_worker.sessions.tunnel import Tunnels
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg

@@ -14,14 +14,6 @@ from pathlib import Path
 from typing import Protocol
 
 from nvcf_proto.problem import Problem
-from nvcf_worker import logs
-from nvcf_worker.active import ActiveRequest, End
-from nvcf_worker.assets import AssetFetcher
-from nvcf_worker.body import RequestBody
-from nvcf_worker.body_download import fetch_body
-from nvcf_worker.channels import Channels
-from nvcf_worker.conversation import Conversation
-from nvcf_worker.deliveries import exhausted, last_run
 from nvcf_worker.errors import (
     CallerGone,
     DeliveryError,
@@ -34,18 +26,26 @@ from nvcf_worker.errors import (
     Undeliverable,
     WorkerError,
 )
-from nvcf_worker.execution import Executor, Outcome, request_type
-from nvcf_worker.extras import RequestExtras
-from nvcf_worker.files import RequestFiles
-from nvcf_worker.inflight import ACK, NAK, InFlight, nak_later
-from nvcf_worker.large_results import LargeResults
-from nvcf_worker.posting import StreamBroken
-from nvcf_worker.request import FunctionContext
-from nvcf_worker.response import Reply, problem_reply
-from nvcf_worker.telemetry.told import Told, Untold
+from nvcf_worker.exchange.assets import AssetFetcher
+from nvcf_worker.exchange.exchange import Conversation
+from nvcf_worker.exchange.extras import RequestExtras
+from nvcf_worker.exchange.fetch_body import fetch_body
+from nvcf_worker.exchange.fetch_request import whole_request
+from nvcf_worker.exchange.files import RequestFiles
+from nvcf_worker.exchange.large_results import LargeResults
+from nvcf_worker.exchange.post import StreamBroken
+from nvcf_worker.exchange.transports import Channels
+from nvcf_worker.function.body import RequestBody
+from nvcf_worker.function.request import FunctionContext
+from nvcf_worker.function.response import Reply, problem_reply
+from nvcf_worker.process import logs
+from nvcf_worker.queue.delivery import ActiveRequest, End
+from nvcf_worker.queue.inflight import ACK, NAK, InFlight, nak_later
+from nvcf_worker.queue.redelivery import exhausted, last_run
+from nvcf_worker.run.executor import Executor, Outcome, request_type
+from nvcf_worker.sessions.tunnel import Tunnels
+from nvcf_worker.telemetry.observer import Told, Untold
 from nvcf_worker.telemetry.worker import NoTelemetry
-from nvcf_worker.tunnel import Tunnels
-from nvcf_worker.whole_request import whole_request
 
 log = logging.getLogger("nvcf_worker")
 

@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nvcf_proto.environment import DEFAULT_SHARED_CONFIG_DIR, SHARED_CONFIG_DIR
-from nvcf_worker import exits, lifecycle, logs
 from nvcf_worker.errors import HandlerError, WorkerError
-from nvcf_worker.handlers import Handler, classify, is_asgi
-from nvcf_worker.isolation.child import is_child, serve_requests
-from nvcf_worker.limits.adaptive import Adaptive
-from nvcf_worker.limits.choice import choose, useful_slots
+from nvcf_worker.function.handlers import Handler, classify, is_asgi
+from nvcf_worker.process import companions as lifecycle
+from nvcf_worker.process import exit_reason as exits
+from nvcf_worker.process import logs
+from nvcf_worker.run.limits.adaptive import Adaptive
+from nvcf_worker.run.limits.choice import choose, useful_slots
+from nvcf_worker.run.processes.child import is_child, serve_requests
 
 if TYPE_CHECKING:
-    from nvcf_worker.routes import App
+    from nvcf_worker.function.app import App
     from nvcf_worker.worker import Worker
 
 log = logging.getLogger("nvcf_worker")
@@ -100,7 +102,7 @@ def serve(
         return
     companion: lifecycle.Companion | None = None
     if asgi is not None or is_asgi(handler):
-        from nvcf_worker.asgi.host import AsgiHost
+        from nvcf_worker.run.asgi.host import AsgiHost
 
         host = AsgiHost(asgi if asgi is not None else handler)
         handler, companion = host.handle, host
@@ -111,7 +113,7 @@ def serve(
         set_up_logging(log_level)
         serve_requests(checked, companion)
     if isolation == "process":
-        from nvcf_worker.isolation.setup import hosted
+        from nvcf_worker.run.processes.setup import hosted
 
         checked, companion, concurrency = hosted(checked, processes, concurrency, retry=retry_crashed)
     elif isolation != "thread":
@@ -188,7 +190,7 @@ async def _serve(
     metrics: str | None,
 ) -> str:
     # Imported here so that `import nvcf_worker` stays light and a wrong handler is told without delay.
-    from nvcf_worker.config import WorkerConfig
+    from nvcf_worker.control.config import WorkerConfig
     from nvcf_worker.telemetry.running import telling
     from nvcf_worker.worker import Worker
 

@@ -7,21 +7,21 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nvcf_proto.environment import SHARED_CONFIG_DIR
-from nvcf_worker.assets import AssetFetcher, HttpClient
-from nvcf_worker.attach import AttachClient
-from nvcf_worker.channels import Channels, Listen
-from nvcf_worker.config import WorkerConfig
-from nvcf_worker.delivery import Deliverer
-from nvcf_worker.enrolment import Enrolment
+from nvcf_worker.control.config import WorkerConfig
+from nvcf_worker.control.registration import Enrolment
 from nvcf_worker.errors import JournalError
-from nvcf_worker.files import default_directory
-from nvcf_worker.journal import FILE_NAME, Journal
-from nvcf_worker.large_results import LargeResults
-from nvcf_worker.rescue import Rescuer
+from nvcf_worker.exchange.assets import AssetFetcher, HttpClient
+from nvcf_worker.exchange.attach import AttachClient
+from nvcf_worker.exchange.deliver import Deliverer
+from nvcf_worker.exchange.fallback_gateway import Rescuer
+from nvcf_worker.exchange.files import default_directory
+from nvcf_worker.exchange.large_results import LargeResults
+from nvcf_worker.exchange.transports import Channels, Listen
+from nvcf_worker.queue.journal import FILE_NAME, Journal
 from nvcf_worker.runner import Services
 
 if TYPE_CHECKING:
-    from nvcf_worker.replies import ReplyInbox
+    from nvcf_worker.queue.reply_inbox import ReplyInbox
 
 log = logging.getLogger("nvcf_worker")
 

@@ -15,32 +15,32 @@ import nats.errors
 
 from nvcf_otel.process import LoopLag
 from nvcf_proto import settings
-from nvcf_worker.assets import HttpClient
-from nvcf_worker.attach import AttachClient
-from nvcf_worker.config import WorkerConfig
-from nvcf_worker.enrolment import Enrolment
+from nvcf_worker.control.config import WorkerConfig
+from nvcf_worker.control.registration import Enrolment
 from nvcf_worker.errors import InstanceBroken, WorkerError, first_error
-from nvcf_worker.execution import Executor
-from nvcf_worker.files import ProgressFiles
-from nvcf_worker.function_headers import constant_headers
-from nvcf_worker.handlers import Handler
-from nvcf_worker.health import health_server
-from nvcf_worker.inflight import InFlight
-from nvcf_worker.limits.adaptive import Adaptive
-from nvcf_worker.limits.measured import MeasuredExecutor
-from nvcf_worker.link import close_connection
-from nvcf_worker.loading import RunBlocking, begin_all, end_all
+from nvcf_worker.exchange.assets import HttpClient
+from nvcf_worker.exchange.attach import AttachClient
+from nvcf_worker.exchange.files import ProgressFiles
+from nvcf_worker.function.function_headers import constant_headers
+from nvcf_worker.function.handlers import Handler
+from nvcf_worker.function.loading import RunBlocking, begin_all, end_all
+from nvcf_worker.function.request import FunctionContext
+from nvcf_worker.process.health import health_server
+from nvcf_worker.queue.connect import close_connection
+from nvcf_worker.queue.inflight import InFlight
+from nvcf_worker.queue.reply_inbox import ReplyInbox
+from nvcf_worker.queue.session import Session, open_session
+from nvcf_worker.queue.slots import Slots
 from nvcf_worker.reception import Reception, release
-from nvcf_worker.replies import ReplyInbox
-from nvcf_worker.request import FunctionContext
+from nvcf_worker.run.executor import Executor
+from nvcf_worker.run.limits.adaptive import Adaptive
+from nvcf_worker.run.limits.measured import MeasuredExecutor
+from nvcf_worker.run.stall_detector import LoopWatch
+from nvcf_worker.run.threads import ThreadPool
 from nvcf_worker.runner import Runner
-from nvcf_worker.session import Session, open_session
-from nvcf_worker.slots import Slots
+from nvcf_worker.sessions.tunnel import Tunnels
 from nvcf_worker.telemetry.observed import Sights, observe
 from nvcf_worker.telemetry.worker import NoTelemetry, WorkerTelemetry, loaded, page
-from nvcf_worker.threads import ThreadPool
-from nvcf_worker.tunnel import Tunnels
-from nvcf_worker.watch import LoopWatch
 from nvcf_worker.wiring import channels, open_journal, services
 
 log = logging.getLogger("nvcf_worker")

@@ -8,12 +8,12 @@ from importlib import resources
 
 from aiohttp import web
 
-from nvcf_gateway.auth import Authenticator, Caller, bearer_token
-from nvcf_gateway.dashboard.tickets import Purpose, Seals
+from nvcf_gateway.access.authorization import Authenticator, Caller, bearer_token
+from nvcf_gateway.access.dashboard_tickets import Purpose, Seals
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.http import Route
-from nvcf_gateway.management import timestamp
-from nvcf_gateway.replies import json_response
+from nvcf_gateway.http.responses import json_response
+from nvcf_gateway.management.functions import timestamp
+from nvcf_gateway.server import Route
 from nvcf_proto.models import Scope
 
 PATH = "/dashboard"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nvcf_gateway.events import MAX_LIMIT
+from nvcf_gateway.management.events import MAX_LIMIT
 from nvcf_gateway.openapi.parts import KEYED, NOTHING, Operation, json_answer, operation_of
 from nvcf_gateway.openapi.schemas import EVENT_KIND, UUID, ref
 

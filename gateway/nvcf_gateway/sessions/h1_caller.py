@@ -10,11 +10,11 @@ from typing import TypeVar
 import h11
 
 from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.sessions.connection import Splice, Wire
 from nvcf_gateway.sessions.failures import describe, grpc_trailers, is_grpc, worker_left
 from nvcf_gateway.sessions.h1_side import Event, H1Side, raw, text
 from nvcf_gateway.sessions.opening import Admission, Opened, SessionOpener
 from nvcf_gateway.sessions.routing import SessionCall, read_call, response_additions
-from nvcf_gateway.sessions.wire import Splice, Wire
 from nvcf_proto.headers import PROBLEM_JSON, strip_hop_by_hop
 
 _log = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ from collections.abc import Coroutine
 from h2.errors import ErrorCodes
 
 from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.sessions.connection import Wire
 from nvcf_gateway.sessions.h2_call import Call, new_call
 from nvcf_gateway.sessions.h2_end import H2End
 from nvcf_gateway.sessions.h2_parts import RawHeader
@@ -18,7 +19,6 @@ from nvcf_gateway.sessions.h2_websocket import WEBSOCKET, H2Socket
 from nvcf_gateway.sessions.opening import Admission, SessionOpener
 from nvcf_gateway.sessions.resets import ResetBudget
 from nvcf_gateway.sessions.routing import read_call
-from nvcf_gateway.sessions.wire import Wire
 from nvcf_proto.ids import new_id
 
 _log = logging.getLogger(__name__)

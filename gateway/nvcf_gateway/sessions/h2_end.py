@@ -17,6 +17,7 @@ from h2.exceptions import H2Error, NoSuchStreamError, ProtocolError, StreamClose
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import GoAwayFrame
 
+from nvcf_gateway.sessions.connection import Wire
 from nvcf_gateway.sessions.h2_parts import (
     CONNECTION_WINDOW,
     DEFAULT_WINDOW,
@@ -30,7 +31,6 @@ from nvcf_gateway.sessions.h2_parts import (
     Outgoing,
     RawHeader,
 )
-from nvcf_gateway.sessions.wire import Wire
 
 _log = logging.getLogger(__name__)
 

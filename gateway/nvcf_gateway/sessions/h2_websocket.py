@@ -14,6 +14,7 @@ from h2.errors import ErrorCodes
 
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.owner import end_both
+from nvcf_gateway.sessions.connection import HALF_CLOSED_SECONDS, READ_BUFFER, Wire
 from nvcf_gateway.sessions.failures import worker_left
 from nvcf_gateway.sessions.h1_caller import request_headers
 from nvcf_gateway.sessions.h1_side import H1Side, raw, text
@@ -21,7 +22,6 @@ from nvcf_gateway.sessions.h2_call import Call
 from nvcf_gateway.sessions.h2_parts import RawHeader
 from nvcf_gateway.sessions.opening import Admission, Opened, SessionOpener
 from nvcf_gateway.sessions.routing import response_additions
-from nvcf_gateway.sessions.wire import HALF_CLOSED_SECONDS, READ_BUFFER, Wire
 from nvcf_proto.headers import strip_hop_by_hop
 from nvcf_proto.ids import new_id
 

@@ -9,19 +9,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nvcf_gateway.auth import Authenticator, Authorizer, Caller
-from nvcf_gateway.demand import Demand
+from nvcf_gateway.access.authorization import Authenticator, Authorizer, Caller
 from nvcf_gateway.errors import HttpProblem, NoRoom, QueueError, QueueFull
 from nvcf_gateway.owner import TaskOwner
-from nvcf_gateway.queue import RequestQueue
+from nvcf_gateway.queue.demand import Demand
+from nvcf_gateway.queue.message import message_headers
+from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.ratelimit.limiter import RateLimiter
+from nvcf_gateway.sessions.connection import Wire
 from nvcf_gateway.sessions.failures import no_worker
-from nvcf_gateway.sessions.links import Expected, LinkTable
-from nvcf_gateway.sessions.lookup import Found, SessionLookup
 from nvcf_gateway.sessions.routing import SessionCall
-from nvcf_gateway.sessions.wire import Wire
+from nvcf_gateway.sessions.session_records import Found, SessionLookup
+from nvcf_gateway.sessions.worker_links import Expected, LinkTable
 from nvcf_gateway.telemetry.sessions import SessionTelemetry
-from nvcf_gateway.work import message_headers
 from nvcf_proto import headers as names
 from nvcf_proto import subjects
 from nvcf_proto.ids import new_id

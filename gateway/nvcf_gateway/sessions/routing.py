@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from multidict import CIMultiDict
 
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.routing import Target, pass_through_target
+from nvcf_gateway.http.routing import Target, pass_through_target
 from nvcf_proto.errors import InvalidId
 from nvcf_proto.headers import FUNCTION_ID, FUNCTION_VERSION_ID, NVCF_REQID, WORKER_SET
 from nvcf_proto.ids import parse_id

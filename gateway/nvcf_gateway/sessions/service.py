@@ -9,22 +9,22 @@ from aiohttp import web
 
 from nvcf_broker.connection import BrokerClient
 from nvcf_broker.requests import BrokerRequests
-from nvcf_gateway.auth import Authenticator, Authorizer
+from nvcf_gateway.access.authorization import Authenticator, Authorizer
 from nvcf_gateway.config import GatewayConfig
-from nvcf_gateway.demand import Demand
 from nvcf_gateway.errors import QueueError
+from nvcf_gateway.http.tls import server_context
 from nvcf_gateway.owner import TaskOwner
-from nvcf_gateway.queue import RequestQueue
+from nvcf_gateway.queue.demand import Demand
+from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.ratelimit.limiter import RateLimiter
-from nvcf_gateway.sessions.connections import Listener
-from nvcf_gateway.sessions.door import CallerDoor
-from nvcf_gateway.sessions.links import LinkTable
-from nvcf_gateway.sessions.lookup import SessionLookup
+from nvcf_gateway.sessions.accept import Listener
+from nvcf_gateway.sessions.listener import CallerDoor
 from nvcf_gateway.sessions.opening import SessionOpener
 from nvcf_gateway.sessions.proxy import ProxyDoor
+from nvcf_gateway.sessions.session_records import SessionLookup
 from nvcf_gateway.sessions.upgrade import HttpUpgrade
+from nvcf_gateway.sessions.worker_links import LinkTable
 from nvcf_gateway.telemetry.sessions import SessionTelemetry
-from nvcf_gateway.tls import server_context
 from nvcf_proto.settings import TUNNEL_PATH
 
 _log = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.sessions.wire import Wire
-from nvcf_gateway.telemetry.exchange import Doors
-from nvcf_gateway.telemetry.figures import Version
-from nvcf_gateway.telemetry.sending import Sending, SendingTelemetry
+from nvcf_gateway.sessions.connection import Wire
+from nvcf_gateway.telemetry.enqueue_span import Sending, SendingTelemetry
+from nvcf_gateway.telemetry.http_span import Doors
+from nvcf_gateway.telemetry.metrics import Version
 from nvcf_otel import names, spans
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from nvcf_gateway.dashboard.tickets import Purpose, Seals
-from nvcf_gateway.links import derive_key
-from nvcf_gateway.signing_keys import load_signing_key
+from nvcf_gateway.access.dashboard_tickets import Purpose, Seals
+from nvcf_gateway.access.signed_links import derive_key
+from nvcf_gateway.access.signing_keys import load_signing_key
 from tests.contract.gateway.test_polling import call
 from tests.support.peer_worker import peer_worker
 from tests.support.platform import Platform, Version, running_platform

@@ -15,8 +15,8 @@ import pytest
 import pytest_asyncio
 from nats.aio.client import Client
 
-from nvcf_gateway.signing_keys import SigningKeys, make_key
-from nvcf_gateway.worker_tokens import WorkerTokens, load_signing_key
+from nvcf_gateway.access.signing_keys import SigningKeys, make_key
+from nvcf_gateway.access.worker_tokens import WorkerTokens, load_signing_key
 from nvcf_proto.ids import new_id
 from tests.support.peer_worker import broker_token, connect_once
 from tests.support.platform import ACCOUNT, Gateway, Platform, Version, running_platform

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from nvcf_worker.asgi.host import AsgiHost
 from nvcf_worker.errors import NotReady
+from nvcf_worker.run.asgi.host import AsgiHost
 from tests.contract.worker.conftest import StartProcess, StartWorker
 from tests.functions import asgi_app
 from tests.support.peer_gateway import BrokenResponse, PeerGateway

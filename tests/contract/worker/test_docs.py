@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 import nvcf_worker
-from nvcf_worker.asgi.host import AsgiHost
-from nvcf_worker.handlers import is_asgi
-from nvcf_worker.proxy.settings import Arguments, read_settings
+from nvcf_worker.function.handlers import is_asgi
+from nvcf_worker.run.asgi.host import AsgiHost
+from nvcf_worker.run.sidecar.settings import Arguments, read_settings
 from tests.contract.worker.conftest import StartWorker
 from tests.support.peer_gateway import Call, PeerGateway
 

@@ -11,8 +11,9 @@ from typing import Any
 import grpc
 import pytest
 
-from nvcf_worker import Request, Response, SyncRequest, large_results
-from nvcf_worker.backoff import Backoff
+from nvcf_worker import Request, Response, SyncRequest
+from nvcf_worker.exchange import large_results
+from nvcf_worker.process.backoff import Backoff
 from tests.contract.worker.services import StartServed
 from tests.support.peer_nvcf_services import PeerServices, StrictService
 

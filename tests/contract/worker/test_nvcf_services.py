@@ -13,7 +13,9 @@ import pytest
 
 from nvcf_proto import subjects
 from nvcf_proto.pb import nvcf_pb2
-from nvcf_worker import Request, Response, body_download, waiters
+from nvcf_worker import Request, Response
+from nvcf_worker.exchange import fetch_body as body_download
+from nvcf_worker.exchange import waiters
 from tests.contract.worker.services import StartServed, settled
 from tests.support.peer_nvcf_broker import CalloutBroker
 from tests.support.peer_nvcf_services import PeerServices

@@ -168,7 +168,7 @@ async def test_the_attempt_is_counted(gateway: PeerGateway, start_worker: StartW
 async def test_trace_context_reaches_the_handler_and_the_log(
     gateway: PeerGateway, start_worker: StartWorker
 ) -> None:
-    from nvcf_worker import logs
+    from nvcf_worker.process import logs
 
     def plain(request: SyncRequest) -> str:
         return json.dumps([logs.current_trace_id(), logs.request_id.get()])

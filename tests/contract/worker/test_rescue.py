@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from nvcf_worker import Request, SyncRequest, body_download, waiters
+from nvcf_worker import Request, SyncRequest
+from nvcf_worker.exchange import fetch_body as body_download
+from nvcf_worker.exchange import waiters
 from tests.contract.worker.conftest import StartWorker
 from tests.support.nats_server import free_port
 from tests.support.peer_gateway import PeerGateway

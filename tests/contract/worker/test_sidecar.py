@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from nvcf_worker.proxy.upstream import Upstream
+from nvcf_worker.run.sidecar.upstream import Upstream
 from tests.contract.worker.conftest import StartWorker
 from tests.support.nats_server import free_port
 from tests.support.peer_gateway import BrokenResponse, PeerGateway

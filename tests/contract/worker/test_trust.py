@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from nvcf_worker.config import GrpcEndpoint, WorkerConfig
+from nvcf_worker.control.config import GrpcEndpoint, WorkerConfig
+from nvcf_worker.control.tls import ROOT_CA_FILE, client_context, grpc_roots
 from nvcf_worker.errors import ConfigurationError, StartupError
-from nvcf_worker.link import open_connection
-from nvcf_worker.trust import ROOT_CA_FILE, client_context, grpc_roots
+from nvcf_worker.queue.connect import open_connection
 from tests.support.authority import Authority
 from tests.support.nats_server import NatsServer
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvcf_gateway.bodies import BodySuperseded, CallerBody
+from nvcf_gateway.exchange.bodies import BodySuperseded, CallerBody
 
 
 class Source:

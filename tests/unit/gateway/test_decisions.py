@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvcf_gateway.config import parse_arguments
-from nvcf_gateway.cors import preflight_headers, response_headers
 from nvcf_gateway.errors import HttpProblem, SetupError
-from nvcf_gateway.exec_json import wrap_answer
-from nvcf_gateway.queue import classify_publish_error
+from nvcf_gateway.exchange.exec_json import wrap_answer
+from nvcf_gateway.http.cors import preflight_headers, response_headers
+from nvcf_gateway.http.durations import poll_seconds, publish_delay
+from nvcf_gateway.http.routing import PathTable, Target, pass_through_target
+from nvcf_gateway.queue.message import forwarded_headers, header_text, message_headers
+from nvcf_gateway.queue.request_queue import classify_publish_error
 from nvcf_gateway.registry import VersionIndex, version_status
-from nvcf_gateway.routing import PathTable, Target, pass_through_target
-from nvcf_gateway.timing import poll_seconds, publish_delay
-from nvcf_gateway.work import forwarded_headers, header_text, message_headers
 from nvcf_proto.h1 import ResponseHead
 from nvcf_proto.models import Deployment, Instance, InstanceState, VersionStatus
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvcf_gateway.demand import REPEAT_REPORTS, Counter
+from nvcf_gateway.queue.demand import REPEAT_REPORTS, Counter
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.sampled_from(["arrive", "answer", "leave"])), max_size=60))

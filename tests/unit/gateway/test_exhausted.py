@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from nvcf_gateway import exhausted
-from nvcf_gateway.exhausted import ExhaustedRequests
+from nvcf_gateway.results import dead_letters as exhausted
+from nvcf_gateway.results.dead_letters import ExhaustedRequests
 
 
 class Denying:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvcf_gateway.figures.history import (
+from nvcf_gateway.stats.history import (
     BOUNDS,
     MOST_VERSIONS,
     STEP_SECONDS,
@@ -18,7 +18,7 @@ from nvcf_gateway.figures.history import (
     percentile,
     step_at,
 )
-from nvcf_gateway.figures.view import Figures, InvalidFigures, Recent, shown_recent, shown_series
+from nvcf_gateway.stats.view import Figures, InvalidFigures, Recent, shown_recent, shown_series
 
 NOW = 1_000_000.0
 WAITS = st.lists(st.floats(0.00072, 4000), min_size=1, max_size=60)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nvcf_gateway.access.signed_links import Links, derive_key
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.links import Links, derive_key
 
 OLD, NEW = derive_key(b"old"), derive_key(b"new")
 

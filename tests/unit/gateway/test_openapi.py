@@ -6,9 +6,9 @@ import inspect
 import json
 from typing import Any
 
-from nvcf_gateway.access_routes import access_routes
-from nvcf_gateway.http import HttpDoor
+from nvcf_gateway.management.routes import access_routes
 from nvcf_gateway.openapi import document
+from nvcf_gateway.server import HttpDoor
 
 METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
 

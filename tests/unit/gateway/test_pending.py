@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvcf_gateway.bodies import CallerBody
-from nvcf_gateway.calls import BytesSource
-from nvcf_gateway.pending import Outcome, Pending, PendingRequests
-from nvcf_gateway.sinks import CollectSink
+from nvcf_gateway.exchange.bodies import CallerBody
+from nvcf_gateway.exchange.call import BytesSource
+from nvcf_gateway.exchange.pending import Outcome, Pending, PendingRequests
+from nvcf_gateway.exchange.sinks import CollectSink
 from nvcf_proto.h1 import RequestHead, ResponseHead
 
 HEAD = ResponseHead(200)

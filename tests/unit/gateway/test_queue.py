@@ -11,7 +11,7 @@ import pytest
 
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import QueueError
-from nvcf_gateway.queue import RequestQueue
+from nvcf_gateway.queue.request_queue import RequestQueue
 
 V = "22222222-2222-4222-8222-222222222222"
 Q = "33333333-3333-4333-8333-333333333333"
@@ -47,7 +47,9 @@ async def test_a_request_is_not_lost_because_the_broker_cannot_say_where_it_is()
 async def test_a_request_that_was_answered_is_not_stored_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its acknowledgement was lost, not the request: stored again, it would run again."""
     published: list[str] = []
-    monkeypatch.setattr("nvcf_gateway.queue.publish_delay", lambda attempt, _: 0.0 if attempt < 3 else None)
+    monkeypatch.setattr(
+        "nvcf_gateway.queue.request_queue.publish_delay", lambda attempt, _: 0.0 if attempt < 3 else None
+    )
 
     async def request(subject: str, *_: object, **__: object) -> SimpleNamespace:
         published.append(subject)

@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.sessions.door import PREFACE, is_http2
 from nvcf_gateway.sessions.failures import grpc_status, is_grpc, percent_encode
 from nvcf_gateway.sessions.h1_caller import request_headers, response_headers, wants_upgrade
 from nvcf_gateway.sessions.h2_call import Call
 from nvcf_gateway.sessions.h2_websocket import H2Socket, accept_of
-from nvcf_gateway.sessions.links import LinkTable
+from nvcf_gateway.sessions.listener import PREFACE, is_http2
 from nvcf_gateway.sessions.proxy import claimed_ids, connect_target, told_error
 from nvcf_gateway.sessions.resets import ResetBudget
 from nvcf_gateway.sessions.routing import SessionCall, read_call
+from nvcf_gateway.sessions.worker_links import LinkTable
 from nvcf_proto.h1 import RequestHead
 
 F = "11111111-1111-4111-8111-111111111111"

@@ -16,11 +16,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 
 from nvcf_gateway.errors import HttpProblem, NoRoom
-from nvcf_gateway.sessions.wire import Wire
-from nvcf_gateway.telemetry import exchange as exchanges
-from nvcf_gateway.telemetry.exchange import OTHER_METHOD, Doors, Exchange, known_method
-from nvcf_gateway.telemetry.figures import Figures, known_status, reason_of
-from nvcf_gateway.telemetry.sending import SendingTelemetry
+from nvcf_gateway.sessions.connection import Wire
+from nvcf_gateway.telemetry import http_span as exchanges
+from nvcf_gateway.telemetry.enqueue_span import SendingTelemetry
+from nvcf_gateway.telemetry.http_span import OTHER_METHOD, Doors, Exchange, known_method
+from nvcf_gateway.telemetry.metrics import Figures, known_status, reason_of
 from nvcf_gateway.telemetry.sessions import SessionTelemetry
 from nvcf_otel import histograms, names, spans
 from nvcf_otel.cardinality import OTHER, Bounded

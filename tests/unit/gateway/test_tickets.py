@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvcf_gateway.dashboard.tickets import LIFE_SECONDS, InvalidTicket, Purpose, Seals, looks_sealed
+from nvcf_gateway.access.dashboard_tickets import LIFE_SECONDS, InvalidTicket, Purpose, Seals, looks_sealed
 from nvcf_proto.apikeys import new_api_key
 
 NOW = 1_800_000_000.0

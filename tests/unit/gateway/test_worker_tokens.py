@@ -14,9 +14,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from nvcf_gateway.access.signing_keys import FIRST_KEY_NAME, SigningKeys, make_key
+from nvcf_gateway.access.worker_tokens import InvalidWorkerToken, WorkerTokens
 from nvcf_gateway.errors import SetupError
-from nvcf_gateway.signing_keys import FIRST_KEY_NAME, SigningKeys, make_key
-from nvcf_gateway.worker_tokens import InvalidWorkerToken, WorkerTokens
 from nvcf_proto.ids import new_id
 
 NOW = 1_800_000_000.0

@@ -16,13 +16,13 @@ import nvcf_worker
 from nvcf_proto.errors import H1Error
 from nvcf_worker import Response
 from nvcf_worker.__main__ import split_target
+from nvcf_worker.control.token_cache import CachedToken, load, store
 from nvcf_worker.errors import HandlerError
-from nvcf_worker.handlers import Kind, classify
-from nvcf_worker.multimap import Headers, MultiMap
-from nvcf_worker.posting import pieces
-from nvcf_worker.puller import read_limits
-from nvcf_worker.response import encode_item, item_media_type, reply_of
-from nvcf_worker.token_cache import CachedToken, load, store
+from nvcf_worker.exchange.post import pieces
+from nvcf_worker.function.handlers import Kind, classify
+from nvcf_worker.function.headers import Headers, MultiMap
+from nvcf_worker.function.response import encode_item, item_media_type, reply_of
+from nvcf_worker.queue.puller import read_limits
 
 
 def test_the_import_is_light() -> None:

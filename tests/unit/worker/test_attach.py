@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from nvcf_worker.attach import AttachClient
 from nvcf_worker.errors import GatewayGone
-from nvcf_worker.work import AttachTarget
+from nvcf_worker.exchange.attach import AttachClient
+from nvcf_worker.message import AttachTarget
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a full backlog refuses connections")

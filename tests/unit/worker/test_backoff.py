@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvcf_worker.backoff import Backoff, in_progress_interval, refresh_delay
-from nvcf_worker.link import RECONNECT_BACKOFF, choose_server
+from nvcf_worker.process.backoff import Backoff, in_progress_interval, refresh_delay
+from nvcf_worker.queue.connect import RECONNECT_BACKOFF, choose_server
 
 RANDOMNESS = st.floats(0, 1, exclude_max=True)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from nvcf_worker.config import GrpcEndpoint, WorkerConfig, grpc_endpoint, nats_servers
+from nvcf_worker.control.config import GrpcEndpoint, WorkerConfig, grpc_endpoint, nats_servers
 from nvcf_worker.errors import ConfigurationError
-from nvcf_worker.function_headers import constant_headers, function_headers
-from nvcf_worker.link import authentication
+from nvcf_worker.function.function_headers import constant_headers, function_headers
+from nvcf_worker.queue.connect import authentication
 
 ENVIRONMENT = {
     "NVCF_WORKER_TOKEN": "t",

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from nvcf_worker import handover
-from nvcf_worker.channels import Channels
 from nvcf_worker.errors import CallerGone, GatewayGone, Undeliverable
-from nvcf_worker.handover import Handover
-from nvcf_worker.response import Reply
-from nvcf_worker.waiters import Waiter, Waiters
-from nvcf_worker.work import AttachTarget, Door
+from nvcf_worker.exchange import handover
+from nvcf_worker.exchange.handover import Handover
+from nvcf_worker.exchange.transports import Channels
+from nvcf_worker.exchange.waiters import Waiter, Waiters
+from nvcf_worker.function.response import Reply
+from nvcf_worker.message import AttachTarget, Door
 
 NEVER = float("inf")
 
@@ -56,7 +56,7 @@ async def test_between_two_tries_there_is_always_a_pause(
         now[0] += handover.LOOK_AGAIN.delay(attempt, 0.0)
 
     monkeypatch.setattr(answer, "_pause", pause)
-    monkeypatch.setattr("nvcf_worker.handover.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("nvcf_worker.exchange.handover.time.monotonic", lambda: now[0])
     with pytest.raises((CallerGone, Undeliverable)):
         await answer.run()
     assert shut.asked == pauses[0] + 1

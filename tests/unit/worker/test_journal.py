@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nvcf_worker.errors import JournalError
-from nvcf_worker.journal import ENTRY, Journal, Leftover, read_leftovers
+from nvcf_worker.queue.journal import ENTRY, Journal, Leftover, read_leftovers
 
 SUBJECT = "$JS.ACK.rq_local_v.rq_local_v_workers.1.2.3.4.5"
 

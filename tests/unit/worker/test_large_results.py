@@ -15,13 +15,13 @@ import pytest
 
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2
-from nvcf_worker import large_results
-from nvcf_worker.assets import AssetFetcher, HttpClient
 from nvcf_worker.errors import AssetUnavailable, ControlError, ResultNotDelivered
-from nvcf_worker.execution import StreamReply
-from nvcf_worker.files import RequestFiles
-from nvcf_worker.large_results import LargeResults, as_problem
-from nvcf_worker.response import Reply
+from nvcf_worker.exchange import large_results
+from nvcf_worker.exchange.assets import AssetFetcher, HttpClient
+from nvcf_worker.exchange.files import RequestFiles
+from nvcf_worker.exchange.large_results import LargeResults, as_problem
+from nvcf_worker.function.response import Reply
+from nvcf_worker.run.executor import StreamReply
 
 JSON = [("content-type", "application/json")]
 

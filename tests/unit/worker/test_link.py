@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nvcf_worker import link
+from nvcf_worker.queue import connect as link
 
 
 async def stubborn() -> None:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from nvcf_worker import reception as reception_module
-from nvcf_worker.active import ActiveRequest
-from nvcf_worker.inflight import InFlight
-from nvcf_worker.puller import ConsumerLimits
+from nvcf_worker.queue.delivery import ActiveRequest
+from nvcf_worker.queue.inflight import InFlight
+from nvcf_worker.queue.puller import ConsumerLimits
+from nvcf_worker.queue.slots import Slots
 from nvcf_worker.reception import Reception
-from nvcf_worker.slots import Slots
 from tests.unit.worker.test_work import message
 
 

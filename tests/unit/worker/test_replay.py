@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvcf_worker.execution import AsyncSource
-from nvcf_worker.replay import LIMIT, ReplaySource
+from nvcf_worker.exchange.replay import LIMIT, ReplaySource
+from nvcf_worker.run.executor import AsyncSource
 
 
 async def items(chunks: list[bytes], error: BaseException | None = None) -> AsyncIterator[bytes]:

@@ -8,7 +8,7 @@ import pytest
 
 from nvcf_worker import App
 from nvcf_worker.errors import HandlerError, MethodNotAllowed, NotFound
-from nvcf_worker.handlers import Handler, Kind, classify
+from nvcf_worker.function.handlers import Handler, Kind, classify
 
 
 def app_of(*routes: tuple[str, tuple[str, ...]]) -> Handler:

@@ -8,12 +8,12 @@ import pytest
 
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2
-from nvcf_worker.active import ActiveRequest
-from nvcf_worker.inflight import InFlight
-from nvcf_worker.puller import ConsumerLimits
+from nvcf_worker.message import parse_work
+from nvcf_worker.queue.delivery import ActiveRequest
+from nvcf_worker.queue.inflight import InFlight
+from nvcf_worker.queue.puller import ConsumerLimits
 from nvcf_worker.runner import Runner
-from nvcf_worker.telemetry.told import Untold
-from nvcf_worker.work import parse_work
+from nvcf_worker.telemetry.observer import Untold
 
 
 class Broken:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nvcf_worker.secret_files import Secrets
+from nvcf_worker.function.secrets import Secrets
 
 
 def replace(path: Path, text: str) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import nats.errors
 import pytest
 
-from nvcf_worker import puller as pullers
-from nvcf_worker.files import _tell
-from nvcf_worker.puller import RegionPuller
-from nvcf_worker.session import Session
-from nvcf_worker.slots import Slots
+from nvcf_worker.exchange.files import _tell
+from nvcf_worker.queue import puller as pullers
+from nvcf_worker.queue.puller import RegionPuller
+from nvcf_worker.queue.session import Session
+from nvcf_worker.queue.slots import Slots
 
 
 class Identity:

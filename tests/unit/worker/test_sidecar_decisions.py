@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvcf_proto.errors import H1Error
-from nvcf_worker.durations import parse_duration
 from nvcf_worker.errors import ConfigurationError
-from nvcf_worker.proxy.command import split_command
-from nvcf_worker.proxy.probes import health_request, health_status
-from nvcf_worker.proxy.readiness import FAILURES_TO_LOSE, Readiness, Turn
-from nvcf_worker.proxy.relay import request_headers, response_headers
-from nvcf_worker.proxy.settings import Arguments, read_settings
+from nvcf_worker.process.durations import parse_duration
+from nvcf_worker.run.sidecar.probes import health_request, health_status
+from nvcf_worker.run.sidecar.readiness import FAILURES_TO_LOSE, Readiness, Turn
+from nvcf_worker.run.sidecar.relay import request_headers, response_headers
+from nvcf_worker.run.sidecar.settings import Arguments, read_settings
+from nvcf_worker.sidecar_command import split_command
 
 
 @pytest.mark.parametrize(

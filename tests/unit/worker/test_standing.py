@@ -6,11 +6,11 @@ from typing import cast
 
 import pytest
 
-from nvcf_worker import control as controls
-from nvcf_worker.backoff import Backoff
-from nvcf_worker.control import Connected, ControlPlane, connect_at_start
+from nvcf_worker.control import worker_service as controls
+from nvcf_worker.control.worker_service import Connected, ControlPlane, connect_at_start
 from nvcf_worker.errors import ControlError, StartupError
-from nvcf_worker.link import denied_subject
+from nvcf_worker.process.backoff import Backoff
+from nvcf_worker.queue.connect import denied_subject
 
 
 @pytest.mark.parametrize(

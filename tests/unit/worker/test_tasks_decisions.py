@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvcf_worker import exits
 from nvcf_worker.errors import ConfigurationError
-from nvcf_worker.exits import ExitReason
+from nvcf_worker.process import exit_reason as exits
+from nvcf_worker.process.exit_reason import ExitReason
 from nvcf_worker.tasks import archive
 from nvcf_worker.tasks.outcome import Stop, outcome
 from nvcf_worker.tasks.progress import ProgressFile, checked_name, rfc3339

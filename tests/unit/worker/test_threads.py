@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from nvcf_worker.cancellation import Cancellation
-from nvcf_worker.threads import ThreadPool, ThreadStream
+from nvcf_worker.function.cancellation import Cancellation
+from nvcf_worker.run.threads import ThreadPool, ThreadStream
 
 
 @pytest.fixture

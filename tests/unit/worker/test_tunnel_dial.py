@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nvcf_worker.errors import TunnelError
-from nvcf_worker.tunnel_dial import ProxyAddress, proxy_address
+from nvcf_worker.sessions.dial import ProxyAddress, proxy_address
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import pytest
 from nvcf_proto import settings
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2
-from nvcf_worker.active import ActiveRequest
-from nvcf_worker.tunnel import Tunnels, TunnelSession
-from nvcf_worker.work import parse_work
+from nvcf_worker.message import parse_work
+from nvcf_worker.queue.delivery import ActiveRequest
+from nvcf_worker.sessions.tunnel import Tunnels, TunnelSession
 from tests.support.worker_host import eventually
 
 

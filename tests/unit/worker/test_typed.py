@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvcf_worker.errors import BadInput, HandlerError, InvalidInput
-from nvcf_worker.multimap import MultiMap
-from nvcf_worker.typed.binding import Plan, Query, plan_of
-from nvcf_worker.typed.checks import Invalid
-from nvcf_worker.typed.conversion import form_of
-from nvcf_worker.typed.plain import plain_form
+from nvcf_worker.function.headers import MultiMap
+from nvcf_worker.function.typed.binding import Plan, Query, plan_of
+from nvcf_worker.function.typed.checks import Invalid
+from nvcf_worker.function.typed.conversion import form_of
+from nvcf_worker.function.typed.plain import plain_form
 
 
 class Colour(enum.Enum):

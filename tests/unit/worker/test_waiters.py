@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvcf_worker.deliveries import exhausted, last_run
-from nvcf_worker.waiters import (
+from nvcf_worker.exchange.waiters import (
     HOLD_SECONDS,
     NEVER,
     RESCUE_SECONDS,
@@ -20,7 +19,8 @@ from nvcf_worker.waiters import (
     next_step,
     read_progress,
 )
-from nvcf_worker.work import AttachTarget, Door
+from nvcf_worker.message import AttachTarget, Door
+from nvcf_worker.queue.redelivery import exhausted, last_run
 
 DOOR = Door(AttachTarget("http://gateway", None, "token", None))
 

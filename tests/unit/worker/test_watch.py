@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nvcf_worker.watch import LagWatch, LoopWatch
+from nvcf_worker.run.stall_detector import LagWatch, LoopWatch
 
 
 def test_a_warning_once_and_at_each_doubling() -> None:
@@ -55,8 +55,8 @@ def hog() -> None:
 async def test_the_handler_and_its_request_are_named(
     act: Callable[[], None], words: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nvcf_worker.watch.LOOK_SECONDS", 0.02)
-    monkeypatch.setattr("nvcf_worker.watch.BEAT_SECONDS", 0.02)
+    monkeypatch.setattr("nvcf_worker.run.stall_detector.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("nvcf_worker.run.stall_detector.BEAT_SECONDS", 0.02)
 
     class Work:
         request_id = "the-request"

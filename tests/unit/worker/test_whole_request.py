@@ -10,11 +10,11 @@ import pytest
 
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2
-from nvcf_worker import whole_request as whole
-from nvcf_worker.active import ActiveRequest
-from nvcf_worker.body import RequestBody
 from nvcf_worker.errors import BodyUnavailable
-from nvcf_worker.work import parse_work
+from nvcf_worker.exchange import fetch_request as whole
+from nvcf_worker.function.body import RequestBody
+from nvcf_worker.message import parse_work
+from nvcf_worker.queue.delivery import ActiveRequest
 
 
 class Download:

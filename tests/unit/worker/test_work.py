@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nvcf_proto.pb import nvcf_pb2
 from nvcf_worker.errors import MalformedWork
-from nvcf_worker.work import delivery_attempt, parse_work, poll_seconds, request_time
+from nvcf_worker.message import delivery_attempt, parse_work, poll_seconds, request_time
 
 ACK = "$JS.ACK.s.c.2.10.11.1700000000000000000.0"
 

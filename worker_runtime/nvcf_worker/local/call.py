@@ -12,9 +12,9 @@ from nvcf_proto.headers import NVCF_REQID
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2
 from nvcf_proto.settings import MAX_DIRECT_RESPONSE
-from nvcf_worker.active import ActiveRequest, End
-from nvcf_worker.response import HeaderPairs
-from nvcf_worker.work import Work, parse_work
+from nvcf_worker.function.response import HeaderPairs
+from nvcf_worker.message import Work, parse_work
+from nvcf_worker.queue.delivery import ActiveRequest, End
 
 REGION = "local"
 TARGET = "http://local.invalid"

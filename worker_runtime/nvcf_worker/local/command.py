@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from nvcf_broker.process import stop_process
-from nvcf_worker import children
 from nvcf_worker.errors import ConfigurationError, HandlerError, WorkerError
-from nvcf_worker.handlers import classify, is_asgi
+from nvcf_worker.function.handlers import classify, is_asgi
 from nvcf_worker.local.watching import changed, marks
+from nvcf_worker.process import children
 from nvcf_worker.serving import capture, has_served, loop_factory, set_up_logging
 
 LOOK_INTERVAL = 0.3
@@ -103,9 +103,9 @@ def serve_file(target: str, listener: socket.socket) -> None:
 
 async def _serve(handler: Any, asgi: Any, media_type: str | None, listener: socket.socket) -> None:
     # Late, so that a wrong argument is told without waiting for these imports.
-    from nvcf_worker.asgi.host import AsgiHost
     from nvcf_worker.local.function import LocalFunction
     from nvcf_worker.local.http import LocalServer
+    from nvcf_worker.run.asgi.host import AsgiHost
 
     host = AsgiHost(asgi if asgi is not None else handler) if asgi is not None or is_asgi(handler) else None
     checked = classify(handler if host is None else host.handle, media_type)

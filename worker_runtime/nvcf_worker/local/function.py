@@ -12,28 +12,28 @@ from typing import Any, cast
 
 from nvcf_proto.headers import NVCF_PERCENT_COMPLETE
 from nvcf_proto.pb import nvcf_pb2
-from nvcf_worker.assets import AssetFetcher, HttpClient
-from nvcf_worker.attach import AttachClient, HttpDownload
-from nvcf_worker.channels import Channels
-from nvcf_worker.delivery import Deliverer
 from nvcf_worker.errors import CallerGone, ControlError
-from nvcf_worker.execution import Executor, Outcome, StreamReply
-from nvcf_worker.files import RequestFiles
-from nvcf_worker.handlers import Handler
-from nvcf_worker.inflight import InFlight
-from nvcf_worker.large_results import LargeResults, as_problem
-from nvcf_worker.lifecycle import Companion
-from nvcf_worker.loading import RunBlocking, begin_all, end_all
+from nvcf_worker.exchange.assets import AssetFetcher, HttpClient
+from nvcf_worker.exchange.attach import AttachClient, HttpDownload
+from nvcf_worker.exchange.deliver import Deliverer
+from nvcf_worker.exchange.fallback_gateway import Rescuer
+from nvcf_worker.exchange.files import RequestFiles
+from nvcf_worker.exchange.large_results import LargeResults, as_problem
+from nvcf_worker.exchange.post import StreamBroken
+from nvcf_worker.exchange.transports import Channels
+from nvcf_worker.function.handlers import Handler
+from nvcf_worker.function.loading import RunBlocking, begin_all, end_all
+from nvcf_worker.function.request import FunctionContext
+from nvcf_worker.function.response import Reply
 from nvcf_worker.local.call import Call, LocalDownload, Progress, answer_headers
-from nvcf_worker.posting import StreamBroken
-from nvcf_worker.puller import ConsumerLimits
-from nvcf_worker.request import FunctionContext
-from nvcf_worker.rescue import Rescuer
-from nvcf_worker.response import Reply
+from nvcf_worker.message import AttachTarget, Door
+from nvcf_worker.process.companions import Companion
+from nvcf_worker.queue.inflight import InFlight
+from nvcf_worker.queue.puller import ConsumerLimits
+from nvcf_worker.run.executor import Executor, Outcome, StreamReply
+from nvcf_worker.run.threads import ThreadPool
 from nvcf_worker.runner import Runner, Services
-from nvcf_worker.threads import ThreadPool
-from nvcf_worker.tunnel import Tunnels
-from nvcf_worker.work import AttachTarget, Door
+from nvcf_worker.sessions.tunnel import Tunnels
 
 log = logging.getLogger("nvcf_worker")
 

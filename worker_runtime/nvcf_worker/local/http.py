@@ -12,9 +12,9 @@ from aiohttp import ClientConnectionResetError, web
 from nvcf_proto.headers import NVCF_FEATURE_DISABLE_COMPATIBILITY, strip_hop_by_hop
 from nvcf_proto.problem import Problem
 from nvcf_proto.settings import MAX_INLINE_BODY
+from nvcf_worker.function.response import HeaderPairs, problem_reply
 from nvcf_worker.local.call import Call
 from nvcf_worker.local.function import LocalFunction
-from nvcf_worker.response import HeaderPairs, problem_reply
 
 log = logging.getLogger("nvcf_worker")
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nvcf_worker.cancellation import Cancellation
+from nvcf_worker.function.cancellation import Cancellation
 from nvcf_worker.tasks.progress import ProgressFile
 from nvcf_worker.tasks.settings import RESULTS_DIR, TaskSettings
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from nvcf_worker.exits import ExitReason
+from nvcf_worker.process.exit_reason import ExitReason
 
 COMPLETED = 0
 FAILED = 1

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nvcf_worker.exits import write_atomically
+from nvcf_worker.process.exit_reason import write_atomically
 
 log = logging.getLogger("nvcf_worker")
 

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nvcf_worker import exits
 from nvcf_worker.errors import ConfigurationError, HandlerError, WorkerError
-from nvcf_worker.exits import ExitReason
-from nvcf_worker.lifecycle import TERMINATION_NOTICE_FILE
+from nvcf_worker.process import exit_reason as exits
+from nvcf_worker.process.companions import TERMINATION_NOTICE_FILE
+from nvcf_worker.process.exit_reason import ExitReason
 from nvcf_worker.serving import mark_served, set_up_logging
 from nvcf_worker.tasks.context import Task
 from nvcf_worker.tasks.outcome import COMPLETED, outcome

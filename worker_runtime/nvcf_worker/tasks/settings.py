@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvcf_proto.environment import DEFAULT_SHARED_CONFIG_DIR, SHARED_CONFIG_DIR
-from nvcf_worker.durations import parse_duration
 from nvcf_worker.errors import ConfigurationError
+from nvcf_worker.process.durations import parse_duration
 
 # The contract's names.
 RESULTS_DIR = "NVCT_RESULTS_DIR"

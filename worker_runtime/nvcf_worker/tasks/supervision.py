@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from nvcf_worker import exits
+from nvcf_worker.process import exit_reason as exits
 from nvcf_worker.tasks.outcome import Stop, stopped
 from nvcf_worker.tasks.progress import ProgressFile
 from nvcf_worker.tasks.settings import TaskSettings

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import aiohttp
 
-from nvcf_worker.backoff import Backoff
 from nvcf_worker.errors import WorkerError
+from nvcf_worker.process.backoff import Backoff
 from nvcf_worker.tasks import archive
 
 log = logging.getLogger("nvcf_worker")

@@ -22,8 +22,8 @@ from nvcf_otel import names
 from nvcf_otel.delivery import Delivery, Drops, Reports
 from nvcf_otel.settings import QueueSettings
 from nvcf_proto import environment as env
-from nvcf_worker.config import WorkerConfig
-from nvcf_worker.work import Work
+from nvcf_worker.control.config import WorkerConfig
+from nvcf_worker.message import Work
 
 METERING = "NVCF_METERING"
 """Own addition: `stdout`, `stderr` or the path of a file that lines are appended to; off if unset."""

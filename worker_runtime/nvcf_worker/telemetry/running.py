@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from nvcf_worker.config import WorkerConfig
+from nvcf_worker.control.config import WorkerConfig
 from nvcf_worker.telemetry.setup import SHUTDOWN_SECONDS, worker_telemetry
 from nvcf_worker.telemetry.worker import NoTelemetry, WorkerTelemetry
 

@@ -13,8 +13,8 @@ from nvcf_otel.errors import TelemetryError
 from nvcf_otel.settings import settings_from
 from nvcf_otel.setup import Telemetry, start_telemetry
 from nvcf_proto import environment as env
-from nvcf_worker import logs
-from nvcf_worker.config import WorkerConfig
+from nvcf_worker.control.config import WorkerConfig
+from nvcf_worker.process import logs
 from nvcf_worker.telemetry import values
 from nvcf_worker.telemetry.figures import Figures
 from nvcf_worker.telemetry.metering import metering_from

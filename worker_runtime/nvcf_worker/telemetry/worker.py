@@ -13,11 +13,11 @@ from opentelemetry.trace import Link, Span, Status, StatusCode
 from nvcf_otel import names, spans
 from nvcf_proto import subjects
 from nvcf_proto.environment import NVCF_SCALING_TRACEPARENT, TRACEPARENT
-from nvcf_worker.active import ActiveRequest
+from nvcf_worker.message import Work
+from nvcf_worker.queue.delivery import ActiveRequest
 from nvcf_worker.telemetry.load import load
-from nvcf_worker.telemetry.telling import Telling
-from nvcf_worker.telemetry.told import Told, Untold
-from nvcf_worker.work import Work
+from nvcf_worker.telemetry.observer import Told, Untold
+from nvcf_worker.telemetry.request import Telling
 
 if TYPE_CHECKING:
     from nvcf_otel.setup import Telemetry

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nvcf_worker.errors import WorkerError
+from nvcf_worker.function.headers import Headers
+from nvcf_worker.function.response import HeaderPairs
 from nvcf_worker.local.call import Progress
-from nvcf_worker.multimap import Headers
-from nvcf_worker.response import HeaderPairs
 
 
 class CallFailed(WorkerError):

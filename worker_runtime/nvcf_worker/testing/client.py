@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterat
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from nvcf_worker.handlers import classify, is_asgi
-from nvcf_worker.lifecycle import Companion
+from nvcf_worker.function.handlers import classify, is_asgi
 from nvcf_worker.local.call import Call
 from nvcf_worker.local.function import LocalFunction
+from nvcf_worker.process.companions import Companion
 from nvcf_worker.testing.answers import CallFailed, Collector, Result, StreamFailed
 from nvcf_worker.testing.pending import Pending, Stream
 
@@ -49,7 +49,7 @@ class TestClient:
     ) -> None:
         companion: Companion | None = None
         if asgi is not None or is_asgi(handler):
-            from nvcf_worker.asgi.host import AsgiHost
+            from nvcf_worker.run.asgi.host import AsgiHost
 
             host = AsgiHost(asgi if asgi is not None else handler)
             handler, companion = host.handle, host

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
+from nvcf_worker.function.headers import Headers
 from nvcf_worker.local.call import Call, Progress
-from nvcf_worker.multimap import Headers
 from nvcf_worker.testing.answers import CallFailed, Result
 
 

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from nvcf_proto.headers import NVCF_REQID
 from nvcf_worker.errors import WorkerError
-from nvcf_worker.multimap import Headers
+from nvcf_worker.function.headers import Headers
 from nvcf_worker.testing.answers import Result
 
 START_SECONDS = 60.0

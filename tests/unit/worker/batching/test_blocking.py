@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from nvcf_worker import BadInput, Finished, SyncRequest, batch, continuous_batch
+from nvcf_worker.run.threads import handler_thread
 from nvcf_worker.testing import TestClient
-from nvcf_worker.threads import handler_thread
 
 
 def test_threads_of_many_requests_fill_one_batch() -> None:

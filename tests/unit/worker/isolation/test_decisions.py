@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nvcf_worker.isolation.crash import REMEMBERED, Suspects, Verdict, describe_death, next_start, verdict
-from nvcf_worker.isolation.dispatch import Dispatcher
-from nvcf_worker.isolation.gpus import attached_gpus, child_environments, split
+from nvcf_worker.run.processes.crash import REMEMBERED, Suspects, Verdict, describe_death, next_start, verdict
+from nvcf_worker.run.processes.dispatch import Dispatcher
+from nvcf_worker.run.processes.gpus import attached_gpus, child_environments, split
 
 
 @pytest.mark.parametrize(

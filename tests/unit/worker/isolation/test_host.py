@@ -12,12 +12,12 @@ import pytest
 import pytest_asyncio
 
 from nvcf_worker.errors import ConfigurationError, WorkerError
-from nvcf_worker.isolation import host as host_module
-from nvcf_worker.isolation.call import Call
-from nvcf_worker.isolation.frames import Frame
-from nvcf_worker.isolation.host import ProcessHost
-from nvcf_worker.isolation.packing import Answer
-from nvcf_worker.response import Reply
+from nvcf_worker.function.response import Reply
+from nvcf_worker.run.processes import host as host_module
+from nvcf_worker.run.processes.call import Call
+from nvcf_worker.run.processes.frames import Frame
+from nvcf_worker.run.processes.host import ProcessHost
+from nvcf_worker.run.processes.packing import Answer
 
 
 class Child:

@@ -18,8 +18,8 @@ from nvcf_worker.errors import (
     MethodNotAllowed,
     RetryLater,
 )
-from nvcf_worker.isolation.frames import HEAD, MAX_PAYLOAD, Frame, FrameDecoder, encode
-from nvcf_worker.isolation.packing import Answer, pack_error, unpack_error
+from nvcf_worker.run.processes.frames import HEAD, MAX_PAYLOAD, Frame, FrameDecoder, encode
+from nvcf_worker.run.processes.packing import Answer, pack_error, unpack_error
 
 
 @given(

@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from nvcf_worker.execution import Outcome, StreamReply
-from nvcf_worker.limits.guard import within
-from nvcf_worker.limits.limit import Limit
-from nvcf_worker.response import Reply
+from nvcf_worker.function.limit import Limit
+from nvcf_worker.function.response import Reply
+from nvcf_worker.run.executor import Outcome, StreamReply
+from nvcf_worker.run.limits.within import within
 
 REPLY = Reply(200, [], b"")
 

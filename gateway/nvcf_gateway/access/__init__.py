@@ -1,0 +1,1 @@
+"""Who may do what: authorization, tokens, signed links, the broker's auth callout."""

@@ -1,0 +1,156 @@
+"""Auth callout: the broker asks here whether a worker may connect, and what it may touch (section 8).
+
+Source of the claims' form: NATS auth callout (ADR-26). Requests and answers are JWTs signed with
+Ed25519 nkeys, header `{"typ": "JWT", "alg": "ed25519-nkey"}`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import nkeys
+from nats.aio.msg import Msg
+
+from nvcf_gateway.access.worker_tokens import InvalidWorkerToken, WorkerTokens
+from nvcf_gateway.errors import GatewayError, SetupError
+from nvcf_gateway.registry import Registry
+from nvcf_proto.errors import InvalidToken
+from nvcf_proto.ids import new_id
+from nvcf_proto.subjects import Permissions, worker_permissions
+from nvcf_proto.tokens import WorkerClaims, decode_broker_token
+
+_log = logging.getLogger(__name__)
+
+QUEUE_GROUP = "nvcf-gateways"
+BROKER_ACCOUNT = "WORKERS"
+_JWT_HEADER = {"typ": "JWT", "alg": "ed25519-nkey"}
+
+
+class _Refused(GatewayError):
+    """The connection is not allowed."""
+
+
+def load_account_seed(path: Path) -> nkeys.KeyPair:
+    """The account nkey that signs answers. Raises SetupError."""
+    try:
+        return nkeys.from_seed(bytearray(path.read_bytes().strip()))
+    except OSError as error:
+        raise SetupError(f"cannot read the callout seed {path}: {error.strerror}") from error
+    except (nkeys.NkeysError, ValueError) as error:
+        raise SetupError(f"the callout seed {path} is no nkey seed") from error
+
+
+def _segment(value: dict[str, Any]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(value, separators=(",", ":")).encode()).rstrip(b"=").decode()
+
+
+def sign(claims: dict[str, Any], account: nkeys.KeyPair) -> str:
+    """A JWT signed with an nkey."""
+    signed = f"{_segment(_JWT_HEADER)}.{_segment(claims)}"
+    signature = base64.urlsafe_b64encode(account.sign(signed.encode())).rstrip(b"=").decode()
+    return f"{signed}.{signature}"
+
+
+def read_claims(token: bytes) -> dict[str, Any]:
+    """The claims of a JWT that came from the broker itself. Raises ValueError."""
+    segment = token.split(b".")[1]
+    claims = json.loads(base64.urlsafe_b64decode(segment + b"=" * (-len(segment) % 4)))
+    if not isinstance(claims, dict):
+        raise TypeError("claims are no object")
+    return claims
+
+
+def user_claims(
+    user_nkey: str, issuer: str, permissions: Permissions, *, name: str, now: float, expires_at: float
+) -> dict[str, Any]:
+    """Claims of the user JWT: the connection's permissions and when it is cut off."""
+    return {
+        "jti": new_id(),
+        "iat": int(now),
+        "exp": int(expires_at),
+        "iss": issuer,
+        "sub": user_nkey,
+        "aud": BROKER_ACCOUNT,
+        "name": name,
+        "nats": {
+            "pub": {"allow": list(permissions.publish)},
+            "sub": {"allow": list(permissions.subscribe)},
+            "resp": {"max": 1, "ttl": 60_000_000_000},
+            "subs": -1,
+            "data": -1,
+            "payload": -1,
+            "type": "user",
+            "version": 2,
+        },
+    }
+
+
+class AuthCallout:
+    """Answers the broker's questions about connecting workers."""
+
+    def __init__(
+        self,
+        account: nkeys.KeyPair,
+        registry: Registry,
+        tokens: WorkerTokens,
+        regions: tuple[str, ...],
+        *,
+        wide_inbox: bool = False,
+    ) -> None:
+        self._account = account
+        self._issuer = account.public_key.decode()
+        self._registry = registry
+        self._tokens = tokens
+        self._regions = regions
+        self._wide_inbox = wide_inbox
+
+    async def asked(self, message: Msg) -> None:
+        """Answer one question; whatever cannot be read stays unanswered, which refuses."""
+        try:
+            request = read_claims(message.data)["nats"]
+            user_nkey, server = str(request["user_nkey"]), str(request["server_id"]["id"])
+            options = dict(request["connect_opts"])
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+            _log.warning("auth callout: question cannot be read: %s", error)
+            return
+        now = time.time()
+        answer: dict[str, Any] = {"type": "authorization_response", "version": 2}
+        try:
+            claims = self._check(str(options.get("auth_token") or ""), now)
+            user = user_claims(
+                user_nkey,
+                self._issuer,
+                worker_permissions(
+                    self._regions, claims.version_id, claims.instance_id, wide_inbox=self._wide_inbox
+                ),
+                name=claims.instance_id,
+                now=now,
+                expires_at=claims.expires_at,
+            )
+            answer["jwt"] = sign(user, self._account)
+        except _Refused as refusal:
+            _log.warning("broker connection refused: %s", refusal, extra={"client": options.get("name")})
+            answer["error"] = str(refusal)
+        response = {
+            "jti": new_id(),
+            "iat": int(now),
+            "iss": self._issuer,
+            "sub": user_nkey,
+            "aud": server,
+            "nats": answer,
+        }
+        await message.respond(sign(response, self._account).encode())
+
+    def _check(self, broker_token: str, now: float) -> WorkerClaims:
+        try:
+            claims = self._tokens.verify(decode_broker_token(broker_token), now)
+        except (InvalidToken, InvalidWorkerToken) as error:
+            raise _Refused(str(error)) from None
+        if self._registry.versions.get(claims.version_id) is None:
+            raise _Refused(f"no version {claims.version_id}")
+        return claims

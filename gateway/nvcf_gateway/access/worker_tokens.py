@@ -1,0 +1,112 @@
+"""Worker tokens: EdDSA (Ed25519) JWTs scoped to one function, version and instance."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from nvcf_gateway.access.signing_keys import KeyRing, SigningKeys, load_signing_key, signing_key
+from nvcf_gateway.errors import GatewayError
+from nvcf_proto.settings import WORKER_TOKEN_LIFE
+from nvcf_proto.tokens import WORKER_TOKEN_AUDIENCE, WORKER_TOKEN_ISSUER, WorkerClaims
+
+__all__ = ["ALGORITHM", "InvalidWorkerToken", "WorkerTokens", "load_signing_key"]
+
+ALGORITHM = "EdDSA"
+_CLAIMS = ("iss", "aud", "sub", "fn", "ver", "nca", "iat", "exp")
+
+
+class InvalidWorkerToken(GatewayError):
+    """A worker token is forged, expired or no worker token at all."""
+
+
+class WorkerTokens:
+    """Signs and checks worker tokens. Times are Unix seconds and passed in.
+
+    With `SigningKeys` the keys may change at any time: the newest one signs, and what any of them has signed
+    is good. Tokens name their key (`kid`); those of before, which name none, are tried with all.
+    """
+
+    def __init__(self, keys: Ed25519PrivateKey | SigningKeys, life: float = WORKER_TOKEN_LIFE) -> None:
+        self._keys = keys if isinstance(keys, SigningKeys) else None
+        self._ring = keys.ring if isinstance(keys, SigningKeys) else KeyRing((signing_key(keys),))
+        self._life = life
+
+    @property
+    def ring(self) -> KeyRing:
+        """The keys of now."""
+        return self._ring if self._keys is None else self._keys.ring
+
+    def issue(
+        self, *, function_id: str, version_id: str, instance_id: str, nca_id: str, now: float
+    ) -> tuple[str, float]:
+        """A new token and when it expires."""
+        claims = WorkerClaims(instance_id, function_id, version_id, nca_id, now + self._life)
+        return self._sign(claims, WORKER_TOKEN_AUDIENCE, now)
+
+    def assertion(self, worker: WorkerClaims, purpose: str, now: float) -> tuple[str, float]:
+        """Who a worker is, said to somebody else than the platform, and until when.
+
+        `purpose` becomes the audience: the platform itself takes no such token.
+        """
+        return self._sign(replace(worker, expires_at=now + self._life), purpose, now)
+
+    def _sign(self, worker: WorkerClaims, audience: str, now: float) -> tuple[str, float]:
+        expires = int(worker.expires_at)
+        claims = {
+            "iss": WORKER_TOKEN_ISSUER,
+            "aud": audience,
+            "sub": worker.instance_id,
+            "fn": worker.function_id,
+            "ver": worker.version_id,
+            "nca": worker.nca_id,
+            "iat": int(now),
+            "exp": expires,
+        }
+        signer = self.ring.signer
+        token = jwt.encode(claims, signer.private, algorithm=ALGORITHM, headers={"kid": signer.key_id})
+        return token, float(expires)
+
+    def verify(self, token: str, now: float) -> WorkerClaims:
+        """What a genuine, live token says. Raises InvalidWorkerToken."""
+        try:
+            claims = self._decode(token)
+            found = WorkerClaims(
+                instance_id=str(claims["sub"]),
+                function_id=str(claims["fn"]),
+                version_id=str(claims["ver"]),
+                nca_id=str(claims["nca"]),
+                expires_at=float(claims["exp"]),
+            )
+        except (jwt.InvalidTokenError, TypeError, ValueError) as error:
+            raise InvalidWorkerToken("not a valid worker token") from error
+        if found.expires_at <= now:
+            raise InvalidWorkerToken("the worker token has expired")
+        return found
+
+    def _decode(self, token: str) -> dict[str, Any]:
+        key_id = jwt.get_unverified_header(token).get("kid")
+        candidates = self.ring.candidates(key_id)
+        if not candidates and self._keys is not None:
+            # Perhaps signed by another replica with a key that has just come.
+            self._keys.refresh_if_due()
+            candidates = self.ring.candidates(key_id)
+        error: jwt.InvalidTokenError = jwt.InvalidTokenError("signed with an unknown key")
+        for key in candidates:
+            try:
+                decoded: dict[str, Any] = jwt.decode(
+                    token,
+                    key.public,
+                    algorithms=[ALGORITHM],
+                    audience=WORKER_TOKEN_AUDIENCE,
+                    issuer=WORKER_TOKEN_ISSUER,
+                    options={"require": list(_CLAIMS), "verify_exp": False, "verify_iat": False},
+                )
+            except jwt.InvalidTokenError as failed:
+                error = failed
+            else:
+                return decoded
+        raise error

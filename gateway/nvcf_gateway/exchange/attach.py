@@ -1,0 +1,234 @@
+"""The workers' doors to a waiting caller: `request-attach` (section 3) and the inline reply [ext]."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+
+from aiohttp import web
+from google.protobuf.message import DecodeError
+from nats.aio.msg import Msg
+
+from nvcf_gateway.access.authorization import bearer_token
+from nvcf_gateway.errors import AnsweredElsewhere, CallerGone, HttpProblem
+from nvcf_gateway.exchange.bodies import BodySuperseded, BodyTooLarge
+from nvcf_gateway.exchange.pending import Outcome, Pending, PendingRequests
+from nvcf_gateway.exchange.sinks import SERVER, checked_head
+from nvcf_gateway.owner import TaskOwner
+from nvcf_proto import headers as names
+from nvcf_proto.errors import H1Error
+from nvcf_proto.h1 import ResponseDecoder, ResponseHead, encode_request_head, encode_response_head
+from nvcf_proto.pb import nvcf_pb2
+from nvcf_proto.settings import MAX_RESPONSE_HEADERS
+
+_log = logging.getLogger(__name__)
+
+DELIVERY_ATTEMPT = "Nvcf-Delivery-Attempt"
+"""[ext] How often the queue has delivered the request, stated by our workers on GET attach."""
+
+HEAD_TIMEOUT = 30.0
+_ATTEMPT = re.compile(r"[1-9][0-9]{0,5}")
+
+
+class Attach:
+    """HTTP side: GET hands out the caller's body, POST takes the answer."""
+
+    def __init__(self, pending: PendingRequests) -> None:
+        self._pending = pending
+
+    async def get(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Stream the rest of the caller's body, or the whole request as h1."""
+        pending = self._pending.by_request_token(bearer_token(request.headers))
+        if pending is None or not pending.take_body(_attempt(request)):
+            raise HttpProblem(401, "the token is unknown or used")
+        whole = request.headers.get("Accept", "").strip().lower() == names.OCTET_STREAM_H1
+        kind = names.OCTET_STREAM_H1 if whole else names.OCTET_STREAM
+        response = web.StreamResponse(headers={"Content-Type": kind, "Server": SERVER})
+        first = _whole_head(pending) if whole else b""
+        if pending.body.rest_length is not None:
+            response.content_length = len(first) + pending.body.rest_length
+        try:
+            await response.prepare(request)
+            if first:
+                await response.write(first)
+            async for chunk in pending.body.stream():
+                await response.write(chunk)
+            await response.write_eof()
+        except BodyTooLarge as error:
+            pending.reject(HttpProblem(413, str(error)))
+            _abort(request)
+        except (BodySuperseded, OSError) as error:
+            if not isinstance(error, ConnectionError):
+                _log.warning("body delivery ended: %s", error, extra={"request_id": pending.request_id})
+            _abort(request)
+        return response
+
+    async def post(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Take an answer: its head decides, from then on the body flows straight to the caller."""
+        pending = self._pending.by_response_token(bearer_token(request.headers))
+        if pending is None or not pending.open:
+            raise HttpProblem(401, "the token is unknown or used")
+        if request.content_type != names.OCTET_STREAM_H1:
+            raise HttpProblem(415, f"Content-Type must be {names.OCTET_STREAM_H1}")
+        decoder = ResponseDecoder()
+        try:
+            head, rest = await _read_head(request, decoder)
+        except H1Error as error:
+            raise HttpProblem(400, f"malformed response: {error}") from None
+        if not pending.begin_stream(asyncio.current_task()):
+            raise HttpProblem(401, "the token is unknown or used")
+        await self._stream(request, pending, head, rest)
+        return web.Response(status=200)
+
+    async def _stream(
+        self, request: web.BaseRequest, pending: Pending, head: ResponseHead, rest: bytes
+    ) -> None:
+        sink = pending.sink
+        pending.status = head.status
+        try:
+            try:
+                await sink.start(head)
+            except CallerGone:
+                raise HttpProblem(500, "the caller is gone") from None
+            if rest:
+                await sink.write(rest)
+            async for chunk in request.content.iter_any():
+                await sink.write(chunk)
+            await sink.finish()
+        except AnsweredElsewhere:
+            pending.settle(Outcome.BROKEN)
+        except CallerGone:
+            pending.settle(Outcome.STREAMED)
+        except H1Error as error:
+            _broke(pending)
+            raise HttpProblem(400, f"malformed response: {error}") from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if pending.outcome.cancelled() and task is not None:
+                # It is the caller that left, not the worker: the worker gets its 200.
+                task.uncancel()
+                return
+            _broke(pending)
+            raise
+        except Exception:
+            _broke(pending)
+            raise
+        else:
+            self._delivered(pending, head)
+
+    def _delivered(self, pending: Pending, head: ResponseHead) -> None:
+        if not pending.detached:
+            pending.settle(Outcome.STREAMED)
+        elif not self._pending.answered(pending, head.status):
+            pending.reopen()
+
+
+def _broke(pending: Pending) -> None:
+    if pending.detached:
+        # Nothing of it has been shown to anybody: the next delivery may answer.
+        pending.reopen()
+    else:
+        pending.settle(Outcome.BROKEN)
+
+
+def _attempt(request: web.BaseRequest) -> int | None:
+    text = request.headers.get(DELIVERY_ATTEMPT, "")
+    return int(text) if _ATTEMPT.fullmatch(text) else None
+
+
+def _whole_head(pending: Pending) -> bytes:
+    return (
+        encode_request_head(pending.head.method, pending.head.target, pending.head.headers)
+        + pending.body.prefix
+    )
+
+
+async def _read_head(request: web.BaseRequest, decoder: ResponseDecoder) -> tuple[ResponseHead, bytes]:
+    try:
+        async with asyncio.timeout(HEAD_TIMEOUT):
+            async for chunk in request.content.iter_any():
+                match decoder.feed(chunk):
+                    case [ResponseHead() as head]:
+                        return checked_head(head), b""
+                    case [ResponseHead() as head, bytes() as rest]:
+                        return checked_head(head), rest
+    except TimeoutError:
+        raise HttpProblem(408, f"no complete response head within {HEAD_TIMEOUT:g} s") from None
+    decoder.close()
+    raise H1Error("ended before the head was complete")
+
+
+def _abort(request: web.BaseRequest) -> None:
+    if request.transport is not None:
+        request.transport.abort()
+
+
+class InlineReplies:
+    """Broker side: complete small answers in one message."""
+
+    def __init__(self, pending: PendingRequests, owner: TaskOwner) -> None:
+        self._pending = pending
+        self._owner = owner
+
+    async def received(self, message: Msg) -> None:
+        """Hand an answer to its caller and acknowledge it.
+
+        Refused with 410 when nobody waits for it, 400 when it is malformed.
+        """
+        token = message.subject.rsplit(".", 1)[1]
+        pending = self._pending.by_inline_token(token)
+        if pending is None:
+            return await _refuse(message, 410)
+        try:
+            head, body = _decode_inline(message.data, bodiless=pending.head.method == "HEAD")
+        except (DecodeError, H1Error) as error:
+            _log.warning("inline reply refused: %s", error, extra={"request_id": pending.request_id})
+            return await _refuse(message, 400)
+        if pending.keeper is not None:
+            # Storing takes a while, and the next reply shall not wait for it.
+            return self._owner.spawn(self._keep(message, pending, head, body), f"keep {pending.request_id}")
+        if not pending.take_inline(head, body):
+            return await _refuse(message, 410)
+        return await message.respond(b"")
+
+    async def _keep(self, message: Msg, pending: Pending, head: ResponseHead, body: bytes) -> None:
+        """Store the answer, then acknowledge it; no answer makes the worker try request-attach."""
+        if pending.keeper is None or not pending.open:
+            return await _refuse(message, 410)
+        try:
+            kept = await pending.keeper(head, body)
+        except HttpProblem:
+            return None
+        if not kept:
+            # Another execution was faster: this one is done with, and the caller gets that one's answer.
+            pending.give_way()
+            return await message.respond(b"")
+        if pending.detached:
+            pending.tell(answered=True)
+            self._pending.answered(pending, head.status)
+        elif not pending.take_inline(head, body):
+            return await _refuse(message, 410)
+        return await message.respond(b"")
+
+
+async def _refuse(message: Msg, status: int) -> None:
+    if message.reply:
+        await message._client.publish(message.reply, b"", headers={names.REPLY_STATUS: str(status)})
+
+
+def _decode_inline(data: bytes, *, bodiless: bool) -> tuple[ResponseHead, bytes]:
+    reply = nvcf_pb2.InlineResponse.FromString(data)
+    if not reply.endOfResponse:
+        raise H1Error("an inline reply must be complete (endOfResponse)")
+    headers = [(pair.key, pair.value) for pair in reply.headers]
+    if len(headers) > MAX_RESPONSE_HEADERS:
+        raise H1Error(f"more than {MAX_RESPONSE_HEADERS} headers")
+    status = reply.httpStatusCode if reply.HasField("httpStatusCode") else 200
+    # Encoding checks names and values as strictly as a decoded head has been.
+    encode_response_head(status, headers)
+    head = checked_head(ResponseHead(status, headers))
+    length = next((value for name, value in head.headers if name.lower() == "content-length"), None)
+    if length is not None and int(length) != len(reply.body) and not bodiless:
+        raise H1Error("Content-Length is not the length of the body")
+    return head, reply.body

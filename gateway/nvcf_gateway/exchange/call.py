@@ -1,0 +1,117 @@
+"""One authorised invocation, and how it is read from a caller's HTTP request."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from nvcf_gateway.access.authorization import Caller
+from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.exchange.bodies import CallerBody
+from nvcf_gateway.http.durations import poll_seconds
+from nvcf_gateway.queue.message import AssetReference, header_text
+from nvcf_proto import headers as names
+from nvcf_proto.h1 import RequestHead
+from nvcf_proto.models import FunctionVersion
+
+Header = tuple[str, str]
+
+BODY_PATIENCE = 120.0
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One invocation, ready to be queued.
+
+    `started` is Unix time in seconds. `keep_queued`: at the end of the poll time the request stays.
+    """
+
+    caller: Caller
+    version: FunctionVersion
+    head: RequestHead
+    body: CallerBody
+    poll_seconds: int
+    request_id: str
+    started: float
+    full_by_attach: bool = False
+    large_response_url: str = ""
+    assets: tuple[AssetReference, ...] = ()
+    keep_queued: bool = False
+    survives: bool = False
+    """Whether it goes on when its caller leaves, because somebody may ask for it again."""
+
+
+class BytesSource:
+    """Bytes in memory as a body source."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._offset = 0
+
+    async def read(self, n: int = -1) -> bytes:
+        """Up to `n` bytes."""
+        end = len(self._data) if n < 0 else self._offset + n
+        part = self._data[self._offset : end]
+        self._offset += len(part)
+        return part
+
+    def at_eof(self) -> bool:
+        """Whether everything has been read."""
+        return self._offset >= len(self._data)
+
+    def is_eof(self) -> bool:
+        """Everything is there from the start."""
+        return True
+
+
+def raw_headers(request: web.BaseRequest) -> list[Header]:
+    """The caller's headers in order and with their names as sent."""
+    return [(header_text(name), header_text(value)) for name, value in request.raw_headers]
+
+
+def caller_poll_seconds(request: web.BaseRequest, *, path_route: bool) -> int:
+    """The caller's poll time. Raises HttpProblem 400."""
+    return poll_seconds(
+        request.headers.get(names.NVCF_POLL_SECONDS),
+        accept=request.headers.get("Accept"),
+        path_route=path_route,
+    )
+
+
+def flag(request: web.BaseRequest, name: str, default: bool) -> bool:
+    """A true/false header. Raises HttpProblem 400 for anything else."""
+    value = request.headers.get(name)
+    if value is None:
+        return default
+    if value.strip().lower() not in ("true", "false"):
+        raise HttpProblem(400, f"header {name} is true or false")
+    return value.strip().lower() == "true"
+
+
+async def expect_continue(request: web.BaseRequest) -> None:
+    """Ask a caller that waits for it to send its body."""
+    if request.headers.get("Expect", "").lower() == "100-continue" and not request.content.at_eof():
+        await request.writer.write(_CONTINUE)
+        # What was written is no part of the response whose size the writer counts.
+        request.writer.output_size = 0
+
+
+async def read_all(request: web.BaseRequest, limit: int, patience: float = BODY_PATIENCE) -> bytes:
+    """The whole body. Raises HttpProblem 413 beyond `limit` bytes, 408 after `patience` seconds."""
+    problem = HttpProblem(413, f"the body is at most {limit} bytes here; pexec takes larger ones")
+    if request.content_length is not None and request.content_length > limit:
+        raise problem
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(patience):
+            async for chunk in request.content.iter_any():
+                size += len(chunk)
+                if size > limit:
+                    raise problem
+                parts.append(chunk)
+    except TimeoutError:
+        raise HttpProblem(408, f"the body did not arrive within {patience:g} s") from None
+    return b"".join(parts)

@@ -1,0 +1,92 @@
+"""The JSON wrapper of exec (section 4): reading its request, writing its answer."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from nvcf_gateway.errors import invalid_field
+from nvcf_gateway.http.durations import checked_poll_seconds
+from nvcf_proto import headers as names
+from nvcf_proto.errors import InvalidRecord
+from nvcf_proto.h1 import ResponseHead
+from nvcf_proto.records import Fields, load_object
+
+DEEP = 300
+"""More brackets than this may be deeper nested than the JSON encoder can follow."""
+
+_PERCENT = re.compile(r"[0-9]{1,3}")
+
+
+@dataclass(frozen=True)
+class ExecRequest:
+    """An unwrapped exec request; `body` is the inner JSON, `poll_seconds` None when not given."""
+
+    body: bytes
+    poll_seconds: int | None = None
+    asset_ids: tuple[str, ...] = field(default=())
+
+
+def parse_exec(body: bytes) -> ExecRequest:
+    """Unwrap `{"requestHeader": {...}, "requestBody": any JSON}`. Raises HttpProblem 400 naming the field."""
+    try:
+        value = load_object(body)
+        fields = Fields(value)
+        poll: int | None = None
+        assets: tuple[str, ...] = ()
+        if fields.has("requestHeader"):
+            header = fields.object("requestHeader")
+            if header.has("pollDurationSeconds"):
+                seconds = header.integer("pollDurationSeconds", minimum=-(2**31))
+                poll = checked_poll_seconds(seconds, header.path("pollDurationSeconds"))
+            assets = header.texts("inputAssetReferences")
+        if "requestBody" not in value:
+            raise InvalidRecord("requestBody", "is missing")
+    except InvalidRecord as error:
+        raise invalid_field(error) from None
+    return ExecRequest(json.dumps(value.get("requestBody"), ensure_ascii=False).encode(), poll, assets)
+
+
+def wrap_answer(request_id: str, head: ResponseHead, body: bytes) -> tuple[int, dict[str, Any]]:
+    """HTTP status and JSON of an exec answer; absent members are left out."""
+    headers = {name.lower(): value for name, value in head.headers}
+    percent = _percent(headers.get(names.NVCF_PERCENT_COMPLETE.lower()))
+    answer: dict[str, Any] = {"reqId": request_id, "status": exec_status(head.status)}
+    if head.status == 302:
+        answer |= {"responseReference": headers.get("location"), "percentComplete": 100}
+        return 200, {key: value for key, value in answer.items() if value is not None}
+    if head.status == 202:
+        answer["percentComplete"] = percent
+    elif head.status < 400:
+        answer["percentComplete"] = 100
+        if head.status == 200:
+            answer["response"] = _json(body)
+    else:
+        answer["errorCode"] = head.status
+    return head.status, {key: value for key, value in answer.items() if value is not None}
+
+
+def exec_status(status: int) -> str:
+    """`in-progress` for 202, `fulfilled` for other 2xx and 3xx, `errored` else."""
+    if status == 202:
+        return "in-progress"
+    return "fulfilled" if status < 400 else "errored"
+
+
+def _percent(text: str | None) -> int | None:
+    return int(text) if text is not None and _PERCENT.fullmatch(text) else None
+
+
+def _json(body: bytes) -> Any:
+    if not body:
+        return None
+    try:
+        value = json.loads(body.decode("utf-8-sig"))
+        if b"\\u" in body or body.count(b"[") + body.count(b"{") > DEEP:
+            # Half a surrogate pair, or nesting at the limit, could not be written again.
+            json.dumps([[[value]]], ensure_ascii=False).encode()
+        return value
+    except (ValueError, RecursionError):
+        return body.decode(errors="replace")

@@ -1,0 +1,1 @@
+"""HTTP plumbing: routing, CORS, TLS, responses, disconnects."""

@@ -1,0 +1,1 @@
+"""Invoking functions: enqueue, wait for the response, idempotent execution."""

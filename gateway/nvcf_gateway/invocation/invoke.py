@@ -1,0 +1,267 @@
+"""The callers' invocation routes: exec, pexec and pass-through."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+
+from aiohttp import web
+from opentelemetry import trace
+
+from nvcf_gateway.access.authorization import Authenticator, Authorizer, Caller
+from nvcf_gateway.config import GatewayConfig
+from nvcf_gateway.errors import HttpProblem, QueueError
+from nvcf_gateway.exchange.bodies import BodyTooLarge, ByteSource, CallerBody
+from nvcf_gateway.exchange.call import (
+    BytesSource,
+    Call,
+    caller_poll_seconds,
+    expect_continue,
+    flag,
+    raw_headers,
+    read_all,
+)
+from nvcf_gateway.exchange.exec_json import parse_exec
+from nvcf_gateway.exchange.response_headers import (
+    PENDING_EVALUATION,
+    pass_through_headers,
+    path_headers,
+    raw_progress,
+    raw_time_out,
+    wrapped_answer,
+    wrapped_progress,
+    wrapped_time_out,
+)
+from nvcf_gateway.exchange.sinks import CollectSink, StreamSink
+from nvcf_gateway.http.cors import response_headers
+from nvcf_gateway.http.routing import Target
+from nvcf_gateway.invocation.idempotent import Once
+from nvcf_gateway.invocation.waiting import Ended, Waiting
+from nvcf_gateway.objects.assets import Assets
+from nvcf_gateway.objects.large_results import LargeResults
+from nvcf_gateway.queue.message import AssetReference, forwarded_headers
+from nvcf_gateway.ratelimit.limiter import RateLimiter
+from nvcf_gateway.registry import Registry
+from nvcf_gateway.results.handoff import Keeping
+from nvcf_gateway.results.idempotency_keys import HEADER, Claim
+from nvcf_gateway.results.status import Poller
+from nvcf_gateway.telemetry.http_span import new_request_id, of_version
+from nvcf_otel import names as telemetry
+from nvcf_otel import spans
+from nvcf_proto import headers as names
+from nvcf_proto.h1 import RequestHead, ResponseHead
+from nvcf_proto.models import FunctionVersion
+from nvcf_proto.settings import MAX_DIRECT_RESPONSE, MAX_INLINE_BODY, POLL_SECONDS_MAX
+
+READ_AHEAD_PATIENCE = 5.0
+_COMING_BACK = (HEADER, names.NVCF_KEEP_QUEUED)
+
+_tracer = trace.get_tracer("nvcf_gateway")
+
+
+class Invoker:
+    """Invocations of this replica."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        registry: Registry,
+        authenticator: Authenticator,
+        authorizer: Authorizer,
+        waiting: Waiting,
+        keeping: Keeping,
+        once: Once,
+        poller: Poller,
+        limiter: RateLimiter,
+        assets: Assets,
+        large: LargeResults,
+    ) -> None:
+        self._config = config
+        self._registry = registry
+        self._authenticator = authenticator
+        self._authorizer = authorizer
+        self._waiting = waiting
+        self._keeping = keeping
+        self._once = once
+        self._poller = poller
+        self._limiter = limiter
+        self._assets = assets
+        self._large = large
+
+    async def pass_through(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
+        """Any method and path, straight to the function."""
+        caller, version = await self._admit(request, target)
+        call = await self._call(request, caller, version, target=request.raw_path, path_route=False)
+        sink = StreamSink(
+            request,
+            lambda head: pass_through_headers(head, call.request_id),
+            lambda head: self._before_progress(head, call),
+        )
+        return await self._answer(request, call, await self._waiting.run(call, sink, request.headers), sink)
+
+    async def pexec(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
+        """Raw body in and out."""
+        caller, version = await self._admit(request, target)
+        call = await self._call(request, caller, version, target=version.inference_url, path_route=True)
+        cors = list(response_headers(request.headers).items())
+        claimed = await self._once.claim(request, call)
+        if isinstance(claimed, Claim):
+            return await self._poller.joined(request, claimed, call, wrapped=False)
+        call = await self._with_objects(claimed, _asset_ids(request))
+        sink = StreamSink(
+            request,
+            lambda head: path_headers(head, call.request_id, cors),
+            lambda head: self._before_progress(head, call),
+        )
+        return await self._answer(request, call, await self._once.run(call, sink, request.headers), sink)
+
+    async def exec(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
+        """JSON wrapper in and out."""
+        caller, version = await self._admit(request, target)
+        await expect_continue(request)
+        wrapped = parse_exec(await read_all(request, self._config.exec_body_bytes))
+        seconds = wrapped.poll_seconds or caller_poll_seconds(request, path_route=True)
+        # The wrapper is what the headers of an exec call describe: none of them is for the function. Two say
+        # that somebody may come back for the answer, which its worker has to know [ext].
+        inner = [(name, request.headers[name]) for name in _COMING_BACK if name in request.headers]
+        inner += [("Content-Type", "application/json"), ("Content-Length", str(len(wrapped.body)))]
+        keep = self._keep_queued(request, version)
+        told = self._told_seconds(seconds, keep=keep)
+        headers = forwarded_headers(inner, told, self._config.region, pass_through=False)
+        body = self._body(BytesSource(wrapped.body), len(wrapped.body), version)
+        await self._read_ahead(request, body, MAX_INLINE_BODY)
+        head = RequestHead("POST", version.inference_url, headers)
+        call = Call(caller, version, head, body, seconds, new_request_id(), time.time(), keep_queued=keep)
+        claimed = await self._once.claim(request, call)
+        if isinstance(claimed, Claim):
+            return await self._poller.joined(request, claimed, call, wrapped=True)
+        call = await self._with_objects(claimed, wrapped.asset_ids or _asset_ids(request))
+        sink = CollectSink(MAX_DIRECT_RESPONSE)
+        ended = await self._once.run(call, sink, request.headers)
+        if ended is Ended.KEPT:
+            return wrapped_progress(call.request_id, await self._kept_word(call))
+        if ended is Ended.TIME_OVER:
+            return _timed_out(request, call.request_id, wrapped=True)
+        if sink.head is None or ended is Ended.BROKEN:
+            raise HttpProblem(502, "the worker left in the middle of its answer")
+        await self._before_progress(sink.head, call)
+        return wrapped_answer(call.request_id, sink.head, sink.body)
+
+    async def _admit(self, request: web.BaseRequest, target: Target) -> tuple[Caller, FunctionVersion]:
+        with spans.child(_tracer, telemetry.AUTHORISE):
+            caller = self._authenticator.caller(request.headers)
+            version = self._authorizer.version(caller, target)
+            of_version(version)
+            await self._limiter.admit(version, caller.nca_id, caller.subject)
+        return caller, version
+
+    async def _call(
+        self,
+        request: web.BaseRequest,
+        caller: Caller,
+        version: FunctionVersion,
+        *,
+        target: str,
+        path_route: bool,
+    ) -> Call:
+        seconds = caller_poll_seconds(request, path_route=path_route)
+        keep = path_route and self._keep_queued(request, version)
+        full = flag(request, names.NVCF_FEATURE_STREAM_FULL_REQUEST, default=False)
+        told = self._told_seconds(seconds, keep=keep)
+        headers = forwarded_headers(
+            raw_headers(request), told, self._config.region, pass_through=not path_route
+        )
+        started = time.time()
+        body = self._body(request.content, request.content_length, version)
+        if request.can_read_body:
+            await self._read_ahead(request, body, 0 if full else MAX_INLINE_BODY)
+        head = RequestHead(request.method, target, headers)
+        return Call(
+            caller,
+            version,
+            head,
+            body,
+            seconds,
+            new_request_id(),
+            started,
+            full_by_attach=full,
+            keep_queued=keep,
+        )
+
+    async def _with_objects(self, call: Call, asset_ids: Iterable[str]) -> Call:
+        """The call with its input assets and the place for a large result. Raises HttpProblem 404."""
+        assets = tuple(
+            AssetReference(asset_id, url, content_type)
+            for asset_id, url, content_type in await self._assets.references(call.caller, asset_ids)
+        )
+        return replace(call, assets=assets, large_response_url=self._large.upload_url(call.request_id))
+
+    def _told_seconds(self, seconds: int, *, keep: bool) -> int:
+        # A worker of another make fails what it takes later than the poll time it is told, and gives up what
+        # nobody polls for. What is kept is answered at its poll time by the gateway, so the worker has all
+        # the time there is.
+        return POLL_SECONDS_MAX if keep and self._config.wide_inbox else seconds
+
+    def _keep_queued(self, request: web.BaseRequest, version: FunctionVersion) -> bool:
+        deployment = self._registry.deployments.get(version.id)
+        return flag(request, names.NVCF_KEEP_QUEUED, deployment is not None and deployment.keep_queued)
+
+    @staticmethod
+    async def _read_ahead(request: web.BaseRequest, body: CallerBody, limit: int) -> None:
+        try:
+            # Before the caller is asked to send what would not be taken.
+            body.check_announced()
+            await expect_continue(request)
+            await body.read_ahead(limit, READ_AHEAD_PATIENCE)
+        except BodyTooLarge as error:
+            raise HttpProblem(413, str(error)) from None
+
+    def _body(self, source: ByteSource, length: int | None, version: FunctionVersion) -> CallerBody:
+        deployment = self._registry.deployments.get(version.id)
+        return CallerBody(
+            source,
+            length,
+            max_bytes=None if deployment is None else deployment.max_body_bytes,
+            spool_memory_bytes=self._config.spool_memory_bytes,
+            directory=self._config.spool_directory,
+        )
+
+    async def _before_progress(self, head: ResponseHead, call: Call) -> None:
+        """A 202 is only said once the request can be found by a poll."""
+        if head.status == 202:
+            try:
+                await self._keeping.track(call)
+            except QueueError as error:
+                raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
+
+    async def _kept_word(self, call: Call) -> str:
+        """The status of a kept call: our workers say themselves that they are at it, others have been told
+        that they have more time."""
+        if not self._config.wide_inbox:
+            return PENDING_EVALUATION
+        return await self._poller.status_word(call.version.id, call.request_id, self._config.region)
+
+    async def _answer(
+        self, request: web.BaseRequest, call: Call, ended: Ended, sink: StreamSink
+    ) -> web.StreamResponse:
+        if ended is Ended.KEPT:
+            word = await self._kept_word(call)
+            return raw_progress(call.request_id, word, response_headers(request.headers))
+        if ended is Ended.TIME_OVER:
+            return _timed_out(request, call.request_id)
+        if sink.response is None:
+            raise HttpProblem(502, "the worker left in the middle of its answer")
+        return sink.response
+
+
+def _asset_ids(request: web.BaseRequest) -> list[str]:
+    value = request.headers.get(names.NVCF_INPUT_ASSET_REFERENCES, "")
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _timed_out(request: web.BaseRequest, request_id: str, *, wrapped: bool = False) -> web.StreamResponse:
+    response = wrapped_time_out(request_id) if wrapped else raw_time_out(request_id)
+    if not request.content.at_eof():
+        response.headers["Connection"] = "close"
+    return response

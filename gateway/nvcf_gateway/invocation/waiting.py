@@ -1,0 +1,238 @@
+"""Queueing one call and waiting for its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from enum import Enum, auto
+from functools import partial
+
+from nvcf_gateway.config import GatewayConfig
+from nvcf_gateway.errors import CallerGone, HttpProblem, NoRoom, QueueError, QueueFull
+from nvcf_gateway.exchange.call import Call
+from nvcf_gateway.exchange.pending import Outcome, Pending, PendingRequests
+from nvcf_gateway.exchange.sinks import Sink
+from nvcf_gateway.owner import TaskOwner
+from nvcf_gateway.queue.demand import Demand, Tally
+from nvcf_gateway.queue.message import Delivery, Work, build_request, message_headers
+from nvcf_gateway.queue.request_queue import RequestQueue
+from nvcf_gateway.results.handoff import Keeping
+from nvcf_gateway.telemetry.enqueue_span import SendingTelemetry
+from nvcf_proto.h1 import H1Error
+from nvcf_proto.ids import new_id
+from nvcf_proto.settings import CALL_MAX_SECONDS, GATEWAY_EXTRA_WAIT
+from nvcf_proto.subjects import inline_reply_subject
+
+_log = logging.getLogger(__name__)
+
+
+class Ended(Enum):
+    """How a wait ended."""
+
+    ANSWERED = auto()
+    """The sink has the whole answer."""
+    BROKEN = auto()
+    """The answer broke off; the sink was aborted."""
+    TIME_OVER = auto()
+    """No answer came, and the request is withdrawn."""
+    KEPT = auto()
+    """No answer came; the request stays queued and can be polled."""
+
+
+class StillQueued(HttpProblem):
+    """No answer, and nothing certain: a repeated call with the same key finds out."""
+
+
+class Waiting:
+    """Calls that wait at this replica."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        gateway_id: str,
+        attach_url: Callable[[], str],
+        queue: RequestQueue,
+        pending: PendingRequests,
+        keeping: Keeping,
+        owner: TaskOwner,
+        demand: Demand,
+        telemetry: SendingTelemetry,
+    ) -> None:
+        self._demand = demand
+        self._telemetry = telemetry
+        self._config = config
+        self._gateway_id = gateway_id
+        self._attach_url = attach_url
+        self._queue = queue
+        self._pending = pending
+        self._keeping = keeping
+        self._owner = owner
+
+    async def run(self, call: Call, sink: Sink, trace: Mapping[str, str], *, keeper: bool = False) -> Ended:
+        """Queue the call and wait for its answer in `sink`.
+
+        `trace` holds the caller's trace headers. With `keeper` an inline answer is parked before the
+        worker learns that it was delivered. Raises HttpProblem 413, 429, 500 and 504.
+        """
+        with self._demand.counted(call.version.id) as tally:
+            return await self._run(call, sink, trace, tally, keeper=keeper)
+
+    async def _run(
+        self, call: Call, sink: Sink, trace: Mapping[str, str], tally: Tally, *, keeper: bool
+    ) -> Ended:
+        loop = asyncio.get_running_loop()
+        # The poll time counts from when the call arrived, its body included.
+        began = loop.time() - (time.time() - call.started)
+        pending = Pending(call.request_id, call.version.id, sink, call.body, call.head)
+        pending.longest = began + CALL_MAX_SECONDS
+        if call.full_by_attach or not call.body.complete:
+            pending.request_token = new_id()
+        if keeper:
+            pending.keeper = self._keeping.keeper(call)
+        deadline = began + call.poll_seconds + GATEWAY_EXTRA_WAIT
+        sequence: int | None = None
+        published = False
+        ended = Ended.BROKEN
+        self._pending.add(pending)
+        try:
+            sequence, sent = await self._publish(call, pending, trace, deadline)
+            if call.keep_queued:
+                pending.keep = partial(self._keeping.destination, call)
+            pending.set_deadline(deadline)
+            published = True
+            if await self._demand.queued(call.version.id, call.request_id, sent):
+                pending.on_answer = self._telemetry.cold_start(call.version, call.request_id)
+            # Thousands wait here at a time: what is no longer needed goes, and nothing is called to wait.
+            del sent
+            outcome = await pending.outcome
+            ended = await self._ended(outcome, call, pending, sink)
+            tally.answered = ended is Ended.ANSWERED
+            tally.failed = pending.status >= 500 if tally.answered else ended is not Ended.KEPT
+            return ended
+        except StillQueued:
+            ended = Ended.KEPT
+            raise
+        except asyncio.CancelledError:
+            if call.survives and published and self._outlive(call, pending, sequence):
+                ended = Ended.KEPT
+            raise
+        finally:
+            pending.clear_deadline()
+            if ended is not Ended.KEPT:
+                # A worker that left in the middle of its answer may come back with it, or another one.
+                stays = ended is Ended.ANSWERED or (ended is Ended.BROKEN and call.survives and published)
+                self._forget(call, pending, sequence, withdraw=not stays)
+
+    async def _ended(self, outcome: Outcome, call: Call, pending: Pending, sink: Sink) -> Ended:
+        if outcome is Outcome.TIME_OVER:
+            if pending.streaming is not None:
+                sink.abort()
+                raise HttpProblem(504, "the call took longer than a call may last")
+            if pending.detached and await self._kept(call, pending):
+                self._keeping.promised(pending, self._pending)
+                return Ended.KEPT
+            return Ended.TIME_OVER
+        if outcome is Outcome.REJECTED and pending.problem is not None:
+            raise pending.problem
+        if outcome is Outcome.BROKEN:
+            sink.abort()
+            return Ended.BROKEN
+        if outcome is Outcome.INLINE:
+            await _hand_over(pending, sink)
+        return Ended.ANSWERED
+
+    async def _kept(self, call: Call, pending: Pending) -> bool:
+        try:
+            return await self._keeping.keep(call, pending)
+        except QueueError as error:
+            if not call.survives:
+                return False
+            self._keeping.promised(pending, self._pending)
+            raise StillQueued(503, str(error), headers={"Retry-After": "1"}) from None
+
+    def _outlive(self, call: Call, pending: Pending, sequence: int | None) -> bool:
+        """The caller has left and the call goes on; False when its answer is there already."""
+        if pending.inline is not None or (pending.outcome.done() and not pending.outcome.cancelled()):
+            return False
+        pending.outlive(*self._keeping.destination(call))
+        self._keeping.promised(pending, self._pending)
+        self._owner.spawn(self._secure(call, pending, sequence), f"keep {call.request_id}")
+        return True
+
+    async def _secure(self, call: Call, pending: Pending, sequence: int | None) -> None:
+        try:
+            kept = await self._keeping.keep(call, pending)
+        except QueueError:
+            # It stays where it is: whoever repeats the call with its key finds it, or finds it lost.
+            return
+        if not kept:
+            self._forget(call, pending, sequence, withdraw=True)
+
+    async def _publish(
+        self, call: Call, pending: Pending, trace: Mapping[str, str], deadline: float
+    ) -> tuple[int | None, Mapping[str, str]]:
+        """Queue the call; its stream sequence, and the trace context that went with it."""
+        work = Work(
+            request_id=call.request_id,
+            nca_id=call.caller.nca_id,
+            subject=call.caller.subject,
+            method=call.head.method,
+            path=call.head.target,
+            headers=call.head.headers,
+            requested_at=int(call.started * 1e9),
+            large_response_url=call.large_response_url,
+            assets=call.assets,
+        )
+        delivery = Delivery(self._attach_url(), pending.response_token, pending.request_token)
+        payload = build_request(work, delivery, call.body.prefix, full_by_attach=call.full_by_attach)
+        inline = self._config.inline_reply_bytes
+        reply = inline_reply_subject(self._gateway_id, pending.inline_token) if inline else None
+        sending = self._telemetry.sending(call.version, call.request_id, len(payload), trace)
+        headers = message_headers(sending.carrier, reply, inline)
+        try:
+            with sending:
+                async with asyncio.timeout_at(deadline):
+                    sequence = await self._queue.publish(
+                        call.version.id, call.request_id, payload, headers, lambda: not pending.open
+                    )
+            return sequence, headers
+        except QueueFull as error:
+            raise NoRoom(str(error)) from None
+        except (QueueError, TimeoutError) as error:
+            detail = str(error) or "the queue did not take the request within the poll time"
+            _log.error("%s", detail, extra={"request_id": call.request_id})
+            raise HttpProblem(500, detail) from None
+
+    def _forget(self, call: Call, pending: Pending, sequence: int | None, *, withdraw: bool) -> None:
+        self._pending.remove(pending)
+        pending.tell(answered=False)
+        if not pending.outcome.done():
+            pending.outcome.cancel()
+        if pending.streaming is not None and withdraw:
+            pending.streaming.cancel()
+        call.body.close()
+        if withdraw:
+            self._owner.spawn(self._withdraw(call, sequence), f"withdraw {call.request_id}")
+
+    async def _withdraw(self, call: Call, sequence: int | None) -> None:
+        """Nobody waits any more: tell the workers and take the request out of the queue."""
+        try:
+            await self._queue.cancel(call.version.id, call.request_id)
+            await self._queue.remove(call.version.id, call.request_id, sequence)
+        except QueueError as error:
+            _log.warning("%s", error, extra={"request_id": call.request_id})
+
+
+async def _hand_over(pending: Pending, sink: Sink) -> None:
+    assert pending.inline is not None  # noqa: S101 # set together with Outcome.INLINE
+    head, body = pending.inline
+    try:
+        await sink.complete(head, body)
+    except CallerGone:
+        # Delivered as far as the worker is concerned.
+        return
+    except H1Error as error:
+        sink.abort()
+        _log.warning("inline answer dropped: %s", error, extra={"request_id": pending.request_id})

@@ -1,0 +1,1 @@
+"""Management API: functions, deployments, keys, sharing, telemetry endpoints, events."""

@@ -1,0 +1,127 @@
+"""Management API: functions shared with other accounts, and rate limits of versions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from aiohttp import web
+
+from nvcf_gateway.errors import HttpProblem, invalid_field
+from nvcf_gateway.http.responses import json_response
+from nvcf_gateway.management.functions import Management, json_body
+from nvcf_gateway.management.update import amend
+from nvcf_gateway.registry import Registry
+from nvcf_proto.errors import InvalidRecord
+from nvcf_proto.models import (
+    ACCOUNT_PATTERN,
+    MAX_ACCOUNTS_IN_LIST,
+    Function,
+    FunctionVersion,
+    RateLimit,
+    Scope,
+)
+from nvcf_proto.records import Fields
+
+_RATE_LIMIT_FIELDS = frozenset(("rate", "excludedNcaIds", "perNcaIdConfigs", "perUserRate", "syncCheck"))
+
+
+def read_parties(fields: Fields) -> tuple[str, ...]:
+    """Account ids out of `{"authorizedParties": [{"ncaId": …}]}`. Raises InvalidRecord."""
+
+    def account(party: Fields) -> str:
+        party.only(("ncaId",))
+        return party.text("ncaId", pattern=ACCOUNT_PATTERN)
+
+    fields.only(("authorizedParties",))
+    if not fields.has("authorizedParties"):
+        raise InvalidRecord("authorizedParties", "missing; expected a list of objects")
+    accounts = fields.objects("authorizedParties", account)
+    if len(accounts) > MAX_ACCOUNTS_IN_LIST:
+        raise InvalidRecord("authorizedParties", f"more than {MAX_ACCOUNTS_IN_LIST} accounts")
+    return tuple(dict.fromkeys(accounts))
+
+
+class Authorizations:
+    """Handlers of `/v2/nvcf/functions/{id}/authorizations`: which accounts may invoke all its versions."""
+
+    def __init__(self, registry: Registry, management: Management) -> None:
+        self._registry = registry
+        self._management = management
+
+    async def put(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """PUT: these accounts, and no others."""
+        function = self._management.function(request, Scope.MANAGE, values)
+        try:
+            accounts = read_parties(await json_body(request))
+        except InvalidRecord as error:
+            raise invalid_field(error) from None
+        return await self._write(function, accounts)
+
+    async def get(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """GET: the accounts."""
+        return _shown(self._management.function(request, Scope.LIST, values))
+
+    async def delete(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """DELETE: no account but the function's own."""
+        return await self._write(self._management.function(request, Scope.MANAGE, values), ())
+
+    async def _write(self, function: Function, accounts: tuple[str, ...]) -> web.StreamResponse:
+        others = tuple(account for account in accounts if account != function.nca_id)
+        changed = await amend(
+            self._registry.functions, function.id, lambda record: replace(record, authorized=others)
+        )
+        if changed is None:
+            raise HttpProblem(404, f"no function {function.id}")
+        return _shown(changed)
+
+
+def _shown(function: Function) -> web.StreamResponse:
+    parties = [{"ncaId": account} for account in function.authorized]
+    shown = {"id": function.id, "ncaId": function.nca_id, "authorizedParties": parties}
+    return json_response(200, {"function": shown})
+
+
+class RateLimits:
+    """Handlers of `/v2/nvcf/functions/{id}/versions/{vid}/rate-limit`."""
+
+    def __init__(self, registry: Registry, management: Management) -> None:
+        self._registry = registry
+        self._management = management
+
+    async def put(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """PUT: a policy instead of the one before."""
+        version = self._management.authorised_version(request, Scope.MANAGE, values)
+        fields = await json_body(request)
+        try:
+            fields.only(_RATE_LIMIT_FIELDS)
+            policy = RateLimit.from_fields(fields)
+        except InvalidRecord as error:
+            raise invalid_field(error) from None
+        return json_response(200, _policy(await self._write(version, policy)))
+
+    async def get(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """GET: the policy; 404 when the version has none."""
+        version = self._management.authorised_version(request, Scope.LIST, values)
+        if version.rate_limit is None:
+            raise HttpProblem(404, f"version {version.id} has no rate limit")
+        return json_response(200, _policy(version))
+
+    async def delete(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """DELETE: no limits."""
+        version = self._management.authorised_version(request, Scope.MANAGE, values)
+        await self._write(version, None)
+        return web.Response(status=204)
+
+    async def _write(self, version: FunctionVersion, policy: RateLimit | None) -> FunctionVersion:
+        changed = await amend(
+            self._registry.versions, version.id, lambda record: replace(record, rate_limit=policy)
+        )
+        if changed is None:
+            raise HttpProblem(404, f"function {version.function_id} has no version {version.id}")
+        return changed
+
+
+def _policy(version: FunctionVersion) -> dict[str, Any]:
+    config = None if version.rate_limit is None else version.rate_limit.to_dict()
+    return {"functionId": version.function_id, "functionVersionId": version.id, "config": config}

@@ -1,0 +1,146 @@
+"""Management API: where an account wants its telemetry (NVIDIA's `/v2/nvcf/telemetries`, by its names)."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+from aiohttp import web
+
+from nvcf_gateway.access.authorization import Authenticator, Caller
+from nvcf_gateway.errors import HttpProblem, invalid_field
+from nvcf_gateway.http.responses import json_response
+from nvcf_gateway.management.functions import json_body, path_id, stored, timestamp
+from nvcf_gateway.management.update import amend
+from nvcf_gateway.registry import Registry
+from nvcf_otel.byoo.providers import check_endpoint, secret_files
+from nvcf_proto.errors import InvalidRecord
+from nvcf_proto.models import FunctionVersion, Scope, TelemetryEndpoint
+from nvcf_proto.records import Fields
+
+MAX_ENDPOINTS = 64
+_CHANGED = frozenset(("endpoint", "protocol", "provider", "types", "secret", "configuration"))
+_CREATED = _CHANGED | {"name"}
+_NAMESPACE = uuid.UUID("5f0f3c52-3a3e-4b0e-9a51-6f6f5a4c3b1d")
+
+
+def endpoint_id(nca_id: str, name: str) -> str:
+    """The id of an account's endpoint: it follows from the name, so that no name is there twice."""
+    return str(uuid.uuid5(_NAMESPACE, f"{nca_id}\0{name}"))
+
+
+def read_endpoint(fields: Fields, nca_id: str, now: float, name: str | None = None) -> TelemetryEndpoint:
+    """An endpoint out of a request's body; `name` is given when it exists already.
+
+    As in the peer's API the secret's name is the endpoint's where none is given. Raises InvalidRecord.
+    """
+    fields.only(_CREATED if name is None else _CHANGED)
+    if name is None:
+        secret = fields.object("secret") if fields.has("secret") else None
+        name = fields.text("name") if fields.has("name") or secret is None else secret.text("name")
+    made = TelemetryEndpoint.from_fields(
+        fields.adding(telemetryId=endpoint_id(nca_id, name), name=name, ncaId=nca_id, createdAt=now)
+    )
+    check_endpoint(made)
+    return made
+
+
+class TelemetryEndpoints:
+    """Handlers of `/v2/nvcf/telemetries…`."""
+
+    def __init__(self, authenticator: Authenticator, registry: Registry) -> None:
+        self._authenticator = authenticator
+        self._registry = registry
+
+    async def create(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """POST /v2/nvcf/telemetries: a new endpoint; 409 if the account has one of that name."""
+        caller = self._manager(request)
+        made = _read(await json_body(request), caller.nca_id, time.time())
+        if len(self._of(caller)) >= MAX_ENDPOINTS:
+            raise HttpProblem(409, f"the account has {MAX_ENDPOINTS} telemetry endpoints already: delete one")
+        if self._registry.telemetries.get(made.id) is not None:
+            raise HttpProblem(409, f"there is a telemetry endpoint {made.name!r} already: change it (PUT)")
+        await stored(self._registry.telemetries.create(made.id, made))
+        return json_response(200, {"telemetry": shown_endpoint(made)})
+
+    async def list_all(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """GET /v2/nvcf/telemetries: the account's endpoints by name."""
+        caller = self._reader(request)
+        return json_response(200, {"telemetries": [shown_endpoint(each) for each in self._of(caller)]})
+
+    async def get(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """GET /v2/nvcf/telemetries/{id}."""
+        return json_response(200, {"telemetry": shown_endpoint(self._own(self._reader(request), values))})
+
+    async def change(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """PUT /v2/nvcf/telemetries/{id} [ext]: all but its name; instances that start from now on use it."""
+        caller = self._manager(request)
+        known = self._own(caller, values)
+        made = _read(await json_body(request), caller.nca_id, known.created_at, known.name)
+        for version in self._users(known):
+            chosen = version.telemetries.by_type() if version.telemetries else {}
+            lost = [kind for kind, each in chosen.items() if each == known.id and kind not in made.types]
+            if lost:
+                raise HttpProblem(409, f"{_named(version)} sends its {lost[0].value} there")
+        if await amend(self._registry.telemetries, known.id, lambda _: made) is None:
+            raise HttpProblem(404, f"no telemetry endpoint {known.id}")
+        return json_response(200, {"telemetry": shown_endpoint(made)})
+
+    async def delete(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """DELETE /v2/nvcf/telemetries/{id}: 409 while a version uses it."""
+        known = self._own(self._manager(request), values)
+        for version in self._users(known):
+            raise HttpProblem(409, f"{_named(version)} uses it: delete that version first")
+        await stored(self._registry.telemetries.delete(known.id))
+        return web.Response(status=204)
+
+    def _manager(self, request: web.BaseRequest) -> Caller:
+        caller = self._authenticator.caller(request.headers)
+        caller.require(Scope.MANAGE)
+        caller.require_unlimited("manage telemetry endpoints")
+        return caller
+
+    def _reader(self, request: web.BaseRequest) -> Caller:
+        caller = self._authenticator.caller(request.headers)
+        caller.require(Scope.LIST)
+        return caller
+
+    def _of(self, caller: Caller) -> list[TelemetryEndpoint]:
+        found = [each for each in self._registry.telemetries.values() if each.nca_id == caller.nca_id]
+        return sorted(found, key=lambda each: each.name)
+
+    def _own(self, caller: Caller, values: dict[str, str]) -> TelemetryEndpoint:
+        wanted = path_id(values, "telemetry_id")
+        endpoint = self._registry.telemetries.get(wanted)
+        # Another account's endpoint is as unknown as one that is not there.
+        if endpoint is None or endpoint.nca_id != caller.nca_id:
+            raise HttpProblem(404, f"no telemetry endpoint {wanted}")
+        return endpoint
+
+    def _users(self, endpoint: TelemetryEndpoint) -> list[FunctionVersion]:
+        return [
+            version
+            for version in self._registry.versions.values()
+            if version.telemetries and endpoint.id in version.telemetries.by_type().values()
+        ]
+
+
+def _read(fields: Fields, nca_id: str, now: float, name: str | None = None) -> TelemetryEndpoint:
+    try:
+        return read_endpoint(fields, nca_id, now, name)
+    except InvalidRecord as error:
+        raise invalid_field(error) from None
+
+
+def _named(version: FunctionVersion) -> str:
+    return f"version {version.id} of {version.name}"
+
+
+def shown_endpoint(endpoint: TelemetryEndpoint) -> dict[str, Any]:
+    """An endpoint as the management API shows it; `secretFiles` are what must lie on the clusters."""
+    shown = {key: value for key, value in endpoint.to_dict().items() if value is not None}
+    shown["createdAt"] = timestamp(endpoint.created_at)
+    if files := secret_files(endpoint):
+        shown["secretFiles"] = list(files)
+    return shown

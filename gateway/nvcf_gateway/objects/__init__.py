@@ -1,0 +1,1 @@
+"""Assets and large results in the object store."""

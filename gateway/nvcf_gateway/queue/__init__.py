@@ -1,0 +1,1 @@
+"""Request queues: streams, messages, demand, region placement."""

@@ -1,0 +1,1 @@
+"""Stored results: retention, polls, idempotency keys, dead letters."""

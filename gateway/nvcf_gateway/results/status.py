@@ -1,0 +1,292 @@
+"""Status routes: asking for the answer of a request that was answered 202 (section 4, poll)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from functools import partial
+
+from aiohttp import web
+
+from nvcf_broker.errors import BrokerError
+from nvcf_gateway.access.authorization import Authenticator, Authorizer
+from nvcf_gateway.errors import CallerGone, HttpProblem, QueueError
+from nvcf_gateway.exchange.call import Call, caller_poll_seconds, raw_headers
+from nvcf_gateway.exchange.pending import Keeper
+from nvcf_gateway.exchange.response_headers import (
+    IN_PROGRESS,
+    PENDING_EVALUATION,
+    path_headers,
+    raw_progress,
+    wrapped_answer,
+    wrapped_progress,
+)
+from nvcf_gateway.exchange.sinks import CollectSink, Sink, StreamSink
+from nvcf_gateway.http.cors import response_headers
+from nvcf_gateway.invocation.idempotent import MAX_KEPT_STREAM
+from nvcf_gateway.owner import TaskOwner
+from nvcf_gateway.queue.message import forwarded_headers
+from nvcf_gateway.queue.request_queue import RequestQueue
+from nvcf_gateway.results.handoff import Keeping
+from nvcf_gateway.results.idempotency_keys import Claim, Idempotency
+from nvcf_gateway.results.store import ResultStore
+from nvcf_gateway.results.store_sink import NO_RESULT, NO_RESULT_OF_KEY, TeeSink
+from nvcf_gateway.results.tracking import Tracked, Tracking
+from nvcf_gateway.results.worker_query import Asked, Poll, WorkerDoor
+from nvcf_gateway.telemetry.http_span import of_request, of_version
+from nvcf_proto.errors import H1Error, InvalidId
+from nvcf_proto.h1 import ResponseHead
+from nvcf_proto.ids import parse_id
+from nvcf_proto.settings import GATEWAY_EXTRA_WAIT, MAX_DIRECT_RESPONSE
+
+_log = logging.getLogger(__name__)
+
+ASK_AGAIN = 1.0
+DISCARD_DELAY = 60.0
+JOIN_PATIENCE = 10.0
+NOT_ACKNOWLEDGED = "worker did not acknowledge the status request."
+
+
+class Poller:
+    """Answers polls: from the parked results, from the worker that holds the request, or by waiting."""
+
+    def __init__(
+        self,
+        door: WorkerDoor,
+        authenticator: Authenticator,
+        authorizer: Authorizer,
+        queue: RequestQueue,
+        results: Mapping[str, ResultStore],
+        tracking: Tracking,
+        keeping: Keeping,
+        owner: TaskOwner,
+        idempotency: Idempotency,
+    ) -> None:
+        self._idempotency = idempotency
+        self._door = door
+        self._authenticator = authenticator
+        self._authorizer = authorizer
+        self._queue = queue
+        self._results = results
+        self._tracking = tracking
+        self._keeping = keeping
+        self._owner = owner
+
+    async def pexec(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """GET /v2/nvcf/pexec/status/{requestId}."""
+        return await self._raw(request, await self._poll(request, values))
+
+    async def exec(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """GET /v2/nvcf/exec/status/{requestId}."""
+        return await self._wrapped(await self._poll(request, values))
+
+    async def joined(
+        self, request: web.BaseRequest, claim: Claim, call: Call, *, wrapped: bool
+    ) -> web.StreamResponse:
+        """Follow the request that an idempotency key stands for; `call` is the repeated one."""
+        version = self._authorizer.followed(call.caller, call.version.function_id, claim.version_id)
+        if claim.region not in self._results:
+            raise HttpProblem(503, f"the call with this Idempotency-Key is in region {claim.region}")
+        tracked = Tracked(
+            claim.request_id, claim.region, version.function_id, version.id, int(call.started * 1e9), True
+        )
+        now = asyncio.get_running_loop().time()
+        deadline = now + call.poll_seconds + GATEWAY_EXTRA_WAIT
+        headers = forwarded_headers(
+            raw_headers(request), call.poll_seconds, self._queue.region, pass_through=False
+        )
+        lost_after = now + JOIN_PATIENCE
+        poll = Poll(
+            call.caller, tracked, version, headers, deadline, call.started, stays=True, lost_after=lost_after
+        )
+        try:
+            return await (self._wrapped(poll) if wrapped else self._raw(request, poll))
+        except HttpProblem as problem:
+            if problem.status != 504:
+                raise
+            # Its gateway died before it was queued, or its answer has been dropped.
+            with contextlib.suppress(QueueError):
+                await self._idempotency.release(claim)
+            detail = "the first call with this Idempotency-Key came to nothing: send it again"
+            raise HttpProblem(503, detail, headers={"Retry-After": "0"}) from None
+
+    async def status_word(self, version_id: str, request_id: str, region: str) -> str:
+        """How far a request is that nobody has answered."""
+        try:
+            place = await self._queue.place(version_id, request_id, region)
+        except QueueError:
+            return PENDING_EVALUATION
+        return PENDING_EVALUATION if place == "queued" else IN_PROGRESS
+
+    async def _raw(self, request: web.BaseRequest, poll: Poll) -> web.StreamResponse:
+        cors = response_headers(request.headers)
+        request_id = poll.tracked.request_id
+        sink = StreamSink(request, lambda head: path_headers(head, request_id, list(cors.items())))
+        status = await self._answer(poll, sink)
+        if status is not None:
+            return raw_progress(request_id, status, cors)
+        if sink.response is None:
+            raise HttpProblem(502, "the worker left in the middle of its answer")
+        return sink.response
+
+    async def _wrapped(self, poll: Poll) -> web.StreamResponse:
+        sink = CollectSink(MAX_DIRECT_RESPONSE)
+        status = await self._answer(poll, sink)
+        if status is not None:
+            return wrapped_progress(poll.tracked.request_id, status)
+        if sink.head is None:
+            raise HttpProblem(502, "the worker left in the middle of its answer")
+        return wrapped_answer(poll.tracked.request_id, sink.head, sink.body)
+
+    async def cancel(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """[ext] DELETE /v2/nvcf/pexec/status/{requestId}: nobody wants the answer any more."""
+        tracked = (await self._poll(request, values)).tracked
+        try:
+            await self._queue.cancel(tracked.version_id, tracked.request_id)
+            await self._queue.remove(tracked.version_id, tracked.request_id, None, tracked.region)
+            await self._store(tracked).discard(tracked.request_id)
+            await self._keeping.drop_body(tracked.request_id)
+            await self._tracking.forget(tracked)
+        except (QueueError, BrokerError) as error:
+            raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
+        self._door.close(tracked.request_id)
+        return web.Response(status=204)
+
+    async def _poll(self, request: web.BaseRequest, values: dict[str, str]) -> Poll:
+        caller = self._authenticator.caller(request.headers)
+        seconds = caller_poll_seconds(request, path_route=True)
+        try:
+            request_id = parse_id(values["request_id"], "request id")
+            tracked = await self._find(request_id)
+        except InvalidId as error:
+            raise HttpProblem(404, str(error)) from None
+        except (QueueError, BrokerError) as error:
+            raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
+        if tracked is None:
+            raise HttpProblem(404, f"no request {request_id}: unknown, or answered already")
+        version = self._authorizer.followed(caller, tracked.function_id, tracked.version_id)
+        of_version(version)
+        of_request(request_id, tracked.trace)
+        deadline = asyncio.get_running_loop().time() + seconds + GATEWAY_EXTRA_WAIT
+        headers = forwarded_headers(raw_headers(request), seconds, self._queue.region, pass_through=False)
+        return Poll(caller, tracked, version, headers, deadline, time.time(), stays=tracked.stays)
+
+    async def _find(self, request_id: str) -> Tracked | None:
+        """Where the request is: by its tracking record, else by a parked answer, which lives longer."""
+        tracked = await self._tracking.find(request_id)
+        if tracked is not None:
+            return tracked
+        for region, store in self._results.items():
+            parked = await store.find(request_id)
+            if parked is not None:
+                # Asked for before, or old: in either case somebody else decides how long it stays.
+                return Tracked(request_id, region, parked.function_id, parked.version_id, 0, stays=True)
+        return None
+
+    def _store(self, tracked: Tracked) -> ResultStore:
+        return self._results[tracked.region]
+
+    async def _answer(self, poll: Poll, sink: CollectSink | StreamSink) -> str | None:
+        """Answer into `sink`, or return the status word of a 202."""
+        loop = asyncio.get_running_loop()
+        store, request_id = self._store(poll.tracked), poll.tracked.request_id
+        with store.announcement(request_id) as announced:
+            while True:
+                announced.clear()
+                try:
+                    if await self._hand_out(poll, sink):
+                        return None
+                    asked = await self._door.ask(
+                        poll, *self._kept(poll, sink), announced, partial(self._parking, poll)
+                    )
+                    if asked is Asked.ANSWERED:
+                        await self._delivered(poll, sink.head)
+                        return None
+                    if asked is Asked.BROKEN:
+                        raise HttpProblem(502, "the worker left in the middle of its answer")
+                    if asked is Asked.TIME_OVER:
+                        return await self._still(poll, IN_PROGRESS)
+                    if asked is Asked.NOT_ACKNOWLEDGED:
+                        place = await self._queue.place(
+                            poll.tracked.version_id, request_id, poll.tracked.region
+                        )
+                        # A claimed request may not have reached the queue yet.
+                        lost = place is None and (not poll.stays or loop.time() >= poll.lost_after)
+                        if lost and not announced.is_set() and await store.find(request_id) is None:
+                            raise HttpProblem(504, NOT_ACKNOWLEDGED)
+                        if loop.time() >= poll.deadline:
+                            return await self._still(
+                                poll, PENDING_EVALUATION if place == "queued" else IN_PROGRESS
+                            )
+                except (QueueError, BrokerError) as error:
+                    raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
+                await _wait(announced, min(ASK_AGAIN, poll.deadline - loop.time()))
+
+    def _kept(self, poll: Poll, sink: Sink) -> tuple[Sink, Keeper | None]:
+        """Where a worker's answer goes: kept as well when others may ask for it, or this caller leaves."""
+        store, tracked = self._store(poll.tracked), poll.tracked
+        of = (tracked.request_id, tracked.function_id, tracked.version_id, store)
+        if not poll.stays:
+            return TeeSink(sink, self._keeping.sink(*of), MAX_KEPT_STREAM, always=False), None
+        parking = self._keeping.sink(*of, no_result=NO_RESULT_OF_KEY)
+        return TeeSink(sink, parking, MAX_KEPT_STREAM), self._keeping.keeper_for(*of, NO_RESULT_OF_KEY)
+
+    def _parking(self, poll: Poll) -> tuple[Sink, Keeper]:
+        """Where an answer goes that comes when this poll is over."""
+        tracked = poll.tracked
+        of = (tracked.request_id, tracked.function_id, tracked.version_id, self._store(tracked))
+        no_result = NO_RESULT_OF_KEY if poll.stays else NO_RESULT
+        return self._keeping.sink(*of, no_result=no_result), self._keeping.keeper_for(*of, no_result)
+
+    async def _hand_out(self, poll: Poll, sink: Sink) -> bool:
+        store = self._store(poll.tracked)
+        parked = await store.find(poll.tracked.request_id)
+        if parked is None:
+            return False
+        try:
+            await sink.start(parked.head)
+            async for chunk in store.read(parked):
+                await sink.write(chunk)
+            await sink.finish()
+        except (BrokerError, H1Error) as error:
+            _log.warning("parked result: %s", error, extra={"request_id": poll.tracked.request_id})
+            sink.abort()
+            raise HttpProblem(503, "the stored answer cannot be read now") from None
+        except CallerGone:
+            # Kept: the caller may ask again.
+            return True
+        await self._delivered(poll, parked.head)
+        return True
+
+    async def _delivered(self, poll: Poll, head: ResponseHead | None) -> None:
+        """Any answer but 202 ends the request's record; what is parked goes a little later.
+
+        Not at once: another poll may be reading it.
+        """
+        if head is not None and head.status == 202:
+            await self._tracking.record(poll.tracked)
+            return
+        await self._tracking.forget(poll.tracked)
+        if poll.stays:
+            return
+        self._owner.spawn_later(
+            DISCARD_DELAY, lambda: self._discard(poll.tracked), f"discard {poll.tracked.request_id}"
+        )
+
+    async def _discard(self, tracked: Tracked) -> None:
+        await self._store(tracked).discard(tracked.request_id)
+        await self._keeping.drop_body(tracked.request_id)
+
+    async def _still(self, poll: Poll, status: str) -> str:
+        # A record lives an hour: as long as somebody asks, it is renewed.
+        await self._tracking.record(poll.tracked)
+        return status
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(max(0.0, seconds)):
+            await event.wait()

@@ -1,0 +1,212 @@
+"""The HTTP door: pass-through first, then routes by path; every failure becomes problem+json."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.exchange.attach import Attach
+from nvcf_gateway.exchange.sinks import SERVER
+from nvcf_gateway.http.cors import preflight_headers, response_headers
+from nvcf_gateway.http.disconnects import watched
+from nvcf_gateway.http.responses import json_response, problem_response
+from nvcf_gateway.http.routing import PathTable, Target, pass_through_target
+from nvcf_gateway.invocation.invoke import Invoker
+from nvcf_gateway.management.deployments import Deployments
+from nvcf_gateway.management.functions import Management, path_id
+from nvcf_gateway.objects.assets import Assets
+from nvcf_gateway.objects.large_results import UPLOAD_METHODS, LargeResults
+from nvcf_gateway.results.status import Poller
+from nvcf_gateway.sessions.service import Sessions
+from nvcf_gateway.telemetry.http_span import Doors, Exchange
+from nvcf_otel import names
+from nvcf_proto.ids import new_id
+from nvcf_proto.settings import ATTACH_PATH
+
+_log = logging.getLogger(__name__)
+
+Handler = Callable[[web.BaseRequest, dict[str, str]], Awaitable[web.StreamResponse]]
+Route = tuple[str, str, Handler]
+"""Method, path pattern and what serves it."""
+
+
+@dataclass(frozen=True)
+class _Served:
+    """A route. `kind`: it invokes a function or asks for an answer. `own`: it begins traces of its own."""
+
+    handler: Handler
+    pattern: str
+    kind: str | None = None
+    own: bool = True
+
+
+class HttpDoor:
+    """Dispatches callers' and workers' HTTP requests."""
+
+    def __init__(
+        self,
+        invoker: Invoker,
+        poller: Poller,
+        attach: Attach,
+        management: Management,
+        deployments: Deployments,
+        assets: Assets,
+        large: LargeResults,
+        is_healthy: Callable[[], bool],
+        telemetry: Doors,
+        more: Iterable[Route] = (),
+    ) -> None:
+        self.sessions: Sessions | None = None
+        self._telemetry = telemetry
+        self._invoker = invoker
+        self._is_healthy = is_healthy
+        self._table: PathTable[_Served] = PathTable()
+        self._add_calls(attach, poller)
+        self._add_management(management, deployments)
+        self._add_objects(assets, large)
+        for route in more:
+            self._add(*route)
+
+    def _add(
+        self, method: str, pattern: str, handler: Handler, kind: str | None = None, *, own: bool = True
+    ) -> None:
+        self._table.add(method, pattern, _Served(handler, pattern, kind, own))
+
+    @property
+    def routes(self) -> list[tuple[str, str]]:
+        """Methods and path patterns of all path routes."""
+        return self._table.routes()
+
+    def _add_calls(self, attach: Attach, poller: Poller) -> None:
+        add = self._add
+        add("GET", "/v2/nvcf/pexec/status/{request_id}", poller.pexec, names.POLL)
+        add("DELETE", "/v2/nvcf/pexec/status/{request_id}", poller.cancel)
+        add("GET", "/v2/nvcf/exec/status/{request_id}", poller.exec, names.POLL)
+        for kind, call in (("exec", self._exec), ("pexec", self._pexec)):
+            add("POST", f"/v2/nvcf/{kind}/functions/{{function_id}}", call, kind)
+            add("POST", f"/v2/nvcf/{kind}/functions/{{function_id}}/versions/{{version_id}}", call, kind)
+        add("GET", ATTACH_PATH, lambda request, _: attach.get(request), own=False)
+        add("POST", ATTACH_PATH, lambda request, _: attach.post(request), own=False)
+        add("GET", "/health", self._health, own=False)
+
+    def _add_objects(self, assets: Assets, large: LargeResults) -> None:
+        add = self._add
+        add("POST", "/v2/nvcf/assets", assets.create)
+        add("GET", "/v2/nvcf/assets/{asset_id}", assets.get)
+        add("DELETE", "/v2/nvcf/assets/{asset_id}", assets.delete)
+        add("GET", "/v2/nvcf/results/{request_id}", large.get)
+        for method in UPLOAD_METHODS:
+            add(method, "/v2/nvcf/assets/{asset_id}", assets.put)
+            add(method, "/v2/nvcf/results/{request_id}", large.put)
+
+    def _add_management(self, management: Management, deployments: Deployments) -> None:
+        add = self._add
+        functions = "/v2/nvcf/functions"
+        versions = functions + "/{function_id}/versions"
+        add("POST", functions, management.create_function)
+        add("GET", functions, management.list_functions)
+        add("GET", functions + "/{function_id}", management.list_versions)
+        add("DELETE", functions + "/{function_id}", management.delete_function)
+        add("POST", versions, management.create_version)
+        add("GET", versions, management.list_versions)
+        add("GET", versions + "/{version_id}", management.get_version)
+        add("DELETE", versions + "/{version_id}", management.delete_version)
+        deployment = "/v2/nvcf/deployments/functions/{function_id}/versions/{version_id}"
+        add("POST", deployment, deployments.deploy)
+        add("PUT", deployment, deployments.update)
+        add("GET", deployment, deployments.get)
+        add("DELETE", deployment, deployments.undeploy)
+        add("GET", "/v2/nvcf/instances", deployments.instances)
+        add("POST", "/v2/nvcf/agents/worker-tokens", deployments.worker_token)
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request."""
+        exchange = self._telemetry.exchange(request.method, request.headers)
+        try:
+            if request.content.is_eof():
+                response = await self._handle(request, exchange)
+            else:
+                # Its body is still on the way: reading may have to stand still for long.
+                with watched(request.transport):
+                    response = await self._handle(request, exchange)
+        except BaseException as error:
+            exchange.end(None, error)
+            raise
+        exchange.end(response.status)
+        if not response.prepared:
+            response.headers.setdefault("Server", SERVER)
+        return response
+
+    async def _handle(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
+        path_route = False
+        try:
+            if self.sessions is not None and self.sessions.takes(request):
+                exchange.routed("", path=request.path)
+                return await self.sessions.upgrade(request)
+            target = pass_through_target(request.headers, request.headers.get("Host", ""))
+            if target is not None:
+                exchange.routed("", names.PASS_THROUGH, path=request.raw_path.partition("?")[0])
+                return await self._invoker.pass_through(request, target)
+            path_route = True
+            return await self._by_path(request, exchange)
+        except HttpProblem as problem:
+            exchange.problem = problem
+            return _failed(request, problem, path_route)
+        except ConnectionError:
+            # The caller or worker at the other end is gone; there is nobody to answer.
+            raise
+        except Exception:  # noqa: BLE001 # told to the log with an id, and to the caller without its insides
+            identifier = new_id()
+            _log.exception("internal error", extra={"error_id": identifier, "path": request.path})
+            exchange.problem = HttpProblem(500, f"internal error {identifier}")
+            return _failed(request, exchange.problem, path_route)
+
+    async def _by_path(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
+        path = request.raw_path.split("?", 1)[0]
+        found = self._table.find(path)
+        if request.method == "OPTIONS":
+            return web.Response(status=200, headers=preflight_headers(request.headers))
+        if found is None:
+            raise HttpProblem(404, f"nothing is served at {path[:256]}")
+        served, values = found
+        route = served.get(request.method)
+        if route is None:
+            allowed = ", ".join(sorted(served))
+            raise HttpProblem(405, f"{request.method} is not served here", headers={"Allow": allowed})
+        exchange.routed(route.pattern, route.kind, path=path, roots=route.own)
+        response = await route.handler(request, values)
+        if not response.prepared:
+            response.headers.update(response_headers(request.headers))
+        return response
+
+    def _exec(self, request: web.BaseRequest, values: dict[str, str]) -> Awaitable[web.StreamResponse]:
+        return self._invoker.exec(request, _target(values))
+
+    def _pexec(self, request: web.BaseRequest, values: dict[str, str]) -> Awaitable[web.StreamResponse]:
+        return self._invoker.pexec(request, _target(values))
+
+    async def _health(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        if self._is_healthy():
+            return json_response(200, {"status": "ok"})
+        raise HttpProblem(503, "the broker is not reachable", headers={"Retry-After": "1"})
+
+
+def _target(values: dict[str, str]) -> Target:
+    version = path_id(values, "version_id") if "version_id" in values else None
+    return Target(path_id(values, "function_id"), version)
+
+
+def _failed(request: web.BaseRequest, problem: HttpProblem, path_route: bool) -> web.StreamResponse:
+    if request.writer.output_size > 0:
+        # Part of another answer is out already: only a cut connection tells that it is void.
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("answer aborted")
+    response = problem_response(problem)
+    if path_route:
+        response.headers.update(response_headers(request.headers))
+    return response

@@ -1,0 +1,127 @@
+"""Where a session's worker is found again: the lookup stream and the reconnect subjects (section 7)."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import nats.errors
+from google.protobuf.message import DecodeError
+
+from nvcf_broker.connection import BrokerClient, describe_error
+from nvcf_broker.requests import BrokerRequests
+from nvcf_gateway.config import GatewayConfig
+from nvcf_gateway.errors import QueueError
+from nvcf_gateway.queue.placement import placement_tag
+from nvcf_proto import streams, subjects
+from nvcf_proto.pb import nvcf_pb2
+
+_log = logging.getLogger(__name__)
+
+API_TIMEOUT = 5.0
+_STREAM_NAME_IN_USE = 10058
+_NOT_FOUND = 404
+
+
+@dataclass(frozen=True)
+class Found:
+    """A session that its worker has registered."""
+
+    region: str
+    function_id: str
+    version_id: str
+    nca_id: str
+
+
+class SessionLookup:
+    """Reads what workers register, and asks them to dial again."""
+
+    def __init__(self, client: BrokerClient, requests: BrokerRequests, config: GatewayConfig) -> None:
+        self._client = client
+        self._requests = requests
+        self._config = config
+
+    async def ensure(self) -> None:
+        """Create the own region's stream if it is missing. Raises QueueError."""
+        region = self._config.region
+        config = streams.session_lookup_stream_config(
+            region,
+            replicas=self._config.replicas,
+            placement_tag=placement_tag(self._client, self._config, region),
+        )
+        error = (await self._api(f"STREAM.CREATE.{config['name']}", config)).get("error")
+        if error is not None and error.get("err_code") != _STREAM_NAME_IN_USE:
+            raise QueueError(f"cannot create stream {config['name']}: {error.get('description')}")
+
+    async def find(self, request_id: str) -> Found | None:
+        """The session `request_id`, looked for in the own region first. Raises QueueError."""
+        regions = (self._config.region, *(r for r in self._config.regions if r != self._config.region))
+        for region in regions:
+            found = await self._find_in(region, request_id)
+            if found is not None:
+                return found
+        return None
+
+    async def _find_in(self, region: str, request_id: str) -> Found | None:
+        # The version is not known here. MSG.GET takes a wildcard and reaches the stream in any region.
+        subject = subjects.session_lookup_subject(region, "*", request_id)
+        stream = subjects.session_lookup_stream(region)
+        answer = await self._api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
+        error = answer.get("error")
+        if error is not None:
+            if error.get("code") != _NOT_FOUND:
+                _log.warning("session lookup in region %s: %s", region, error.get("description"))
+            return None
+        try:
+            data = base64.b64decode(answer["message"].get("data", ""))
+            record = nvcf_pb2.StatefulSessionTracking.FromString(data)
+        except (DecodeError, KeyError, TypeError, ValueError) as error:
+            _log.warning("session record of %s cannot be read: %s", request_id, error)
+            return None
+        if not record.functionVersionId:
+            return None
+        return Found(region, record.functionId, record.functionVersionId, record.invokerNcaId)
+
+    async def forget(self, found: Found, request_id: str) -> None:
+        """Remove a session's record. Raises QueueError."""
+        subject = subjects.session_lookup_subject(found.region, found.version_id, request_id)
+        stream = subjects.session_lookup_stream(found.region)
+        error = (await self._api(f"STREAM.PURGE.{stream}", {"filter": subject})).get("error")
+        if error is not None and error.get("code") != _NOT_FOUND:
+            raise QueueError(f"cannot remove the session record: {error.get('description')}")
+
+    async def ask_to_dial(self, version_id: str, request_id: str, payload: bytes, timeout: float) -> bool:
+        """Send a reconnect message; False when no worker holds the session.
+
+        [ext] First on the version's own subject, the only one our workers may listen on; then on the
+        contract's, for workers of others. An answer is not required: the link itself is one.
+        Raises QueueError.
+        """
+        for subject in (
+            subjects.version_reconnect_subject(version_id, request_id),
+            subjects.reconnect_subject(request_id),
+        ):
+            try:
+                await self._requests.request(subject, payload, timeout=timeout)
+            except nats.errors.NoRespondersError:
+                continue
+            except TimeoutError:
+                pass
+            except nats.errors.Error as error:
+                raise QueueError(f"the broker did not take it: {describe_error(error)}") from error
+            return True
+        return False
+
+    async def _api(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
+        try:
+            answer = await self._requests.request(
+                f"{subjects.API_PREFIX}.{name}", json.dumps(body).encode(), timeout=API_TIMEOUT
+            )
+        except nats.errors.NoRespondersError:
+            return {"error": {"code": _NOT_FOUND, "description": "no such stream"}}
+        except (nats.errors.Error, TimeoutError) as error:
+            raise QueueError(f"the broker did not answer: {describe_error(error)}") from error
+        return dict(json.loads(answer.data))

@@ -1,0 +1,1 @@
+"""The WorkerService: settings, registration, token renewal."""

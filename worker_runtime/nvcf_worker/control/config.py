@@ -1,0 +1,199 @@
+"""The worker's settings, read from the environment of protocol.md section 5."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from nvcf_proto import environment as env
+from nvcf_proto.errors import InvalidId
+from nvcf_proto.ids import parse_id
+from nvcf_proto.settings import HEALTH_PORT
+from nvcf_worker.control import tls as trust
+from nvcf_worker.errors import ConfigurationError
+
+GRPC_TLS = "NVCF_GRPC_TLS"
+"""Own addition: `true` or `false` overrides what the address of the WorkerService implies."""
+
+_REQUIRED = (
+    env.NVCF_WORKER_TOKEN,
+    env.NVCF_FQDN_GRPC,
+    env.NVCF_FQDN_NATS,
+    env.INSTANCE_ID,
+    env.FUNCTION_ID,
+    env.FUNCTION_VERSION_ID,
+)
+
+
+@dataclass(frozen=True)
+class GrpcEndpoint:
+    """Where the WorkerService listens (`host:port`) and whether it speaks TLS."""
+
+    target: str
+    tls: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerConfig:
+    """Settings of one worker process. `health_port` 0 means no health server."""
+
+    worker_token: str
+    grpc: GrpcEndpoint
+    nats_servers: tuple[str, ...]
+    instance_id: str
+    function_id: str
+    version_id: str
+    shared_dir: Path
+    function_name: str = ""
+    nca_id: str = ""
+    nkey_seed: str | None = None
+    concurrency: int = 1
+    health_port: int = 0
+    instance_type: str = ""
+    environment: str = ""
+    backend: str = ""
+    zone: str = ""
+    session_port: int | None = None
+    asset_dir: Path | None = None
+    response_dir: Path | None = None
+    compatibility_disabled: bool = False
+
+    @classmethod
+    def from_environment(
+        cls, environ: Mapping[str, str], *, concurrency: int | None = None, session_port: int | None = None
+    ) -> WorkerConfig:
+        """Read the settings. Raises ConfigurationError naming each variable that is wrong."""
+        missing = [name for name in _REQUIRED if not environ.get(name)]
+        if missing:
+            raise ConfigurationError(
+                f"environment variables not set: {', '.join(missing)}. The platform sets them for an "
+                "instance; to try a function on this machine use `nvcf deploy`."
+            )
+        if environ.get(trust.ROOT_CA_FILE):
+            # Unusable ones are told now and not with the first connection.
+            trust.client_context(environ)
+        return cls(
+            worker_token=environ[env.NVCF_WORKER_TOKEN],
+            grpc=grpc_endpoint(environ[env.NVCF_FQDN_GRPC], environ.get(GRPC_TLS)),
+            nats_servers=nats_servers(environ[env.NVCF_FQDN_NATS]),
+            instance_id=_instance_id(environ[env.INSTANCE_ID]),
+            function_id=_uuid(environ, env.FUNCTION_ID),
+            version_id=_uuid(environ, env.FUNCTION_VERSION_ID),
+            shared_dir=Path(environ.get(env.SHARED_CONFIG_DIR) or env.DEFAULT_SHARED_CONFIG_DIR),
+            function_name=environ.get(env.FUNCTION_NAME, ""),
+            nca_id=environ.get(env.NCA_ID, ""),
+            nkey_seed=environ.get(env.NKEY_SEED) or None,
+            concurrency=_concurrency(environ, concurrency),
+            health_port=_number(environ, env.HEALTH_PORT, HEALTH_PORT, 0, 65535),
+            instance_type=environ.get(env.INSTANCE_TYPE, ""),
+            environment=environ.get(env.ICMS_ENVIRONMENT, ""),
+            backend=environ.get(env.CLOUD_PROVIDER, ""),
+            zone=environ.get(env.ZONE_NAME, ""),
+            asset_dir=_path(environ, env.BASE_ASSET_DIR),
+            response_dir=_path(environ, env.BASE_RESPONSE_DIR),
+            compatibility_disabled=_flag(environ, env.V3_BACKWARDS_COMPATIBILITY_DISABLED),
+            session_port=session_port or _number(environ, env.INFERENCE_PORT, 0, 1, 65535) or None,
+        )
+
+
+def _concurrency(environ: Mapping[str, str], argument: int | None) -> int:
+    if argument is None:
+        # NVIDIA's platform may say 0 for a version without a setting of its own.
+        return max(1, _number(environ, env.MAX_REQUEST_CONCURRENCY, 1, 0, 16_384))
+    if not 1 <= argument <= 16_384:
+        raise ConfigurationError(f"concurrency is {argument}; it must be 1 to 16384")
+    return argument
+
+
+def _number(environ: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    text = environ.get(name, "").strip()
+    if not text:
+        return default
+    if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+        raise ConfigurationError(f"{name} is {text[:32]!r}; it must be a whole number from {low} to {high}")
+    return int(text)
+
+
+def _path(environ: Mapping[str, str], name: str) -> Path | None:
+    text = environ.get(name, "").strip()
+    return Path(text) if text else None
+
+
+def _flag(environ: Mapping[str, str], name: str) -> bool:
+    return environ.get(name, "").strip().lower() in ("true", "1", "yes")
+
+
+def _uuid(environ: Mapping[str, str], name: str) -> str:
+    try:
+        return parse_id(environ[name], name)
+    except InvalidId as error:
+        raise ConfigurationError(str(error)) from error
+
+
+_INSTANCE_ID = re.compile(r"[A-Za-z0-9_:-]+(?:\.[A-Za-z0-9_:-]+)*")
+
+
+def _instance_id(text: str) -> str:
+    # It is part of a broker subject and of a folder's name.
+    if len(text) > 128 or not _INSTANCE_ID.fullmatch(text):
+        raise ConfigurationError(
+            f"{env.INSTANCE_ID} is {text[:64]!r}; it must be letters, digits, '-', '_', ':' and single dots "
+            "between them, 128 at most"
+        )
+    return text
+
+
+def grpc_endpoint(address: str, tls: str | None = None) -> GrpcEndpoint:
+    """Read `host:port`, `http://host:port` or `https://host[:port]`.
+
+    Without a scheme a loopback host is taken for cleartext and anything else for TLS; `tls`
+    ("true" or "false") overrides. Raises ConfigurationError.
+    """
+    text = address.strip()
+    parts = urlsplit(text if "://" in text else f"//{text}")
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ConfigurationError(f"{env.NVCF_FQDN_GRPC} is {address!r}: {error}") from error
+    if not host or parts.scheme not in ("", "http", "https", "grpc", "grpcs"):
+        raise ConfigurationError(f"{env.NVCF_FQDN_GRPC} is {address!r}; expected host:port or a http(s) URL")
+    secure = _implied_tls(parts.scheme, host)
+    if tls is not None and tls.strip():
+        if tls.strip().lower() not in ("true", "false"):
+            raise ConfigurationError(f"{GRPC_TLS} is {tls!r}; it must be true or false")
+        secure = tls.strip().lower() == "true"
+    shown = f"[{host}]" if ":" in host else host
+    return GrpcEndpoint(f"{shown}:{port or (443 if secure else 80)}", secure)
+
+
+def _implied_tls(scheme: str, host: str) -> bool:
+    if scheme in ("https", "grpcs"):
+        return True
+    return not scheme and not _is_loopback(host)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def nats_servers(text: str) -> tuple[str, ...]:
+    """Split a comma list of NATS URLs; bare `host[:port]` means `nats://`. Raises ConfigurationError."""
+    servers = [part.strip() for part in text.split(",") if part.strip()]
+    for server in servers:
+        scheme = server.split("://", 1)[0] if "://" in server else "nats"
+        if scheme not in ("nats", "tls", "ws", "wss"):
+            raise ConfigurationError(
+                f"{env.NVCF_FQDN_NATS} has the URL {server!r}; expected nats:// or tls://"
+            )
+    if not servers:
+        raise ConfigurationError(f"{env.NVCF_FQDN_NATS} names no server")
+    return tuple(server if "://" in server else f"nats://{server}" for server in servers)

@@ -1,0 +1,1 @@
+"""One request's way between queue, handler and callers: bodies, files, responses, polls."""

@@ -1,0 +1,276 @@
+"""Results that are too large for the way back, or files: zipped, uploaded, answered 302 (section 4)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import random
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Protocol
+
+import aiohttp
+
+from nvcf_proto import headers as names
+from nvcf_proto.pb import nvcf_pb2
+from nvcf_proto.problem import Problem, problem_for
+from nvcf_worker.errors import ControlError, ResultNotDelivered, WorkerError
+from nvcf_worker.exchange.assets import EXPIRED, HttpClient, exact
+from nvcf_worker.exchange.files import RequestFiles
+from nvcf_worker.function.response import HeaderPairs, Reply, problem_reply
+from nvcf_worker.process.backoff import Backoff
+from nvcf_worker.run.executor import Outcome, StreamReply
+
+log = logging.getLogger("nvcf_worker")
+
+ATTEMPTS = 5
+BACKOFF = Backoff(first=0.3, limit=10.0)
+COMPRESSION_LEVEL = 1
+MAX_DETAIL = 4096
+SOURCE = "inference-service"
+ABOUT_THE_BODY = frozenset(
+    (
+        "content-type",
+        "content-length",
+        "content-encoding",
+        "content-range",
+        "etag",
+        "digest",
+        "content-digest",
+    )
+)
+
+
+class ResultCredentials(Protocol):
+    """Who says where large results go and where callers find them."""
+
+    async def refresh_upload(self, request_id: str, api: str) -> str:
+        """A new upload address, from the service at `api` (directResponseUrl). Raises ControlError."""
+
+    async def download_url(self, request_id: str, nca_id: str) -> str:
+        """Where the caller gets an uploaded result. Raises ControlError."""
+
+
+class LargeResults:
+    """Compatibility mode's last steps with a complete answer."""
+
+    def __init__(self, http: HttpClient, credentials: ResultCredentials) -> None:
+        self._http = http
+        self._credentials = credentials
+
+    async def finish(
+        self, message: nvcf_pb2.WorkerInvokeFunctionRequest, outcome: Outcome, files: RequestFiles | None
+    ) -> Outcome:
+        """What the caller gets instead of `outcome`; most often that very outcome.
+
+        A stream is sent as it comes unless its size is known and too large, or there are files already when
+        it begins. Raises ResultNotDelivered.
+        """
+        try:
+            return await self._finish(message, outcome, files)
+        except BaseException:
+            if isinstance(outcome, StreamReply):
+                await outcome.source.aclose()
+            raise
+
+    async def _finish(
+        self, message: nvcf_pb2.WorkerInvokeFunctionRequest, outcome: Outcome, files: RequestFiles | None
+    ) -> Outcome:
+        if outcome.status >= 400:
+            if is_problem(outcome.headers):
+                return outcome
+            return as_problem(outcome if isinstance(outcome, Reply) else await _beginning(outcome))
+        found = await asyncio.to_thread(files.results) if files is not None and files.output_made else []
+        size = len(outcome.body) if isinstance(outcome, Reply) else outcome.length or 0
+        limit = message.maxDirectResponseSizeBytes
+        if not found and not (message.largeResponseUrl and limit and size > limit):
+            return outcome
+        url = message.largeResponseUrl or await self._place(message)
+        base = None if files is None else files.output_path
+        if isinstance(outcome, Reply):
+            return await self._upload(message, url, outcome.body, found, base)
+        spooled = await spool(outcome)
+        try:
+            return await self._upload(message, url, spooled, found, base)
+        finally:
+            await asyncio.to_thread(spooled.unlink, missing_ok=True)
+
+    async def _place(self, message: nvcf_pb2.WorkerInvokeFunctionRequest) -> str:
+        """An upload address for a call that came without one."""
+        try:
+            url = await self._credentials.refresh_upload(message.requestId, message.directResponseUrl)
+        except ControlError as error:
+            log.info("no address to upload a result to: %s", error)
+            url = ""
+        if not url:
+            raise ResultNotDelivered(
+                "the function left files in its output directory, and this call has no place for them"
+            )
+        return url
+
+    async def _upload(
+        self,
+        message: nvcf_pb2.WorkerInvokeFunctionRequest,
+        url: str,
+        body: bytes | Path,
+        found: Sequence[Path],
+        base: Path | None,
+    ) -> Reply:
+        request_id = message.requestId
+        descriptor, name = await asyncio.to_thread(tempfile.mkstemp, ".zip", "nvcf-result-")
+        archive, file = Path(name), os.fdopen(descriptor, "wb")
+        try:
+            await asyncio.to_thread(pack, file, request_id, body, found, base)
+            await self._put(message, url, archive)
+            location = await self._credentials.download_url(request_id, message.ncaId)
+        except ControlError as error:
+            log.error("the large result has no address to be fetched from: %s", error)
+            raise ResultNotDelivered("the result was too large to be sent directly") from None
+        except (OSError, ValueError) as error:
+            log.error("the large result could not be packed: %s", error)
+            raise ResultNotDelivered("the result was too large to be sent directly") from None
+        finally:
+            # Also of one that is still written: its thread cannot be interrupted, and closes it.
+            await asyncio.to_thread(archive.unlink, missing_ok=True)
+        return Reply(302, [("location", location)], b"")
+
+    async def _put(self, message: nvcf_pb2.WorkerInvokeFunctionRequest, url: str, archive: Path) -> None:
+        problem = ""
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                await asyncio.sleep(BACKOFF.delay(attempt - 1, random.random()))  # noqa: S311 - jitter
+            try:
+                status = await self._put_once(url, archive)
+                if status < 300:
+                    return
+                problem = f"the store answered {status}"
+                if status in EXPIRED:
+                    api = message.directResponseUrl
+                    url = await self._credentials.refresh_upload(message.requestId, api)
+            except ControlError as error:
+                problem = str(error)
+                if error.permanent:
+                    break
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+                problem = f"{type(error).__name__}: {error}"
+        log.error("the large result could not be uploaded: %s", problem)
+        raise ResultNotDelivered("the result was too large to be sent directly and could not be stored")
+
+    async def _put_once(self, url: str, archive: Path) -> int:
+        file = await asyncio.to_thread(archive.open, "rb")
+        try:
+            headers = {"Content-Type": "application/zip"}
+            async with self._http.session().put(exact(url), data=file, headers=headers) as response:
+                return response.status
+        finally:
+            await asyncio.to_thread(file.close)
+
+
+async def spool(stream: StreamReply) -> Path:
+    """A streamed body in a temporary file. Raises ResultNotDelivered when it breaks off or finds no room."""
+    descriptor, name = await asyncio.to_thread(tempfile.mkstemp, ".body", "nvcf-result-")
+    path, file = Path(name), os.fdopen(descriptor, "wb")
+    try:
+        await asyncio.to_thread(file.write, stream.first)
+        while True:
+            try:
+                chunk = await stream.source.__anext__()
+            except StopAsyncIteration:
+                break
+            await asyncio.to_thread(file.write, chunk)
+    except BaseException as error:
+        await asyncio.to_thread(path.unlink, missing_ok=True)
+        if not isinstance(error, Exception) or isinstance(error, WorkerError):
+            raise
+        log.error("the large result broke off", exc_info=error)
+        raise ResultNotDelivered("the function failed in the middle of its answer") from None
+    finally:
+        await asyncio.to_thread(file.close)
+        await stream.source.aclose()
+    return path
+
+
+def pack(
+    file: IO[bytes], request_id: str, body: bytes | Path, found: Sequence[Path], base: Path | None
+) -> None:
+    """A zip archive into `file`: the files by their names below `base`, the body as `ID.response`.
+
+    Written to disk first because object stores want the length of an upload in advance. Closes `file`. Raises
+    OSError, and ValueError for a name that is no text.
+    """
+    with (
+        file,
+        zipfile.ZipFile(
+            file,
+            "w",
+            zipfile.ZIP_DEFLATED,
+            compresslevel=COMPRESSION_LEVEL,
+            allowZip64=True,
+            # Files of 1970 are common; the format begins in 1980.
+            strict_timestamps=False,
+        ) as archive,
+    ):
+        for item in found:
+            archive.write(item, str(item.relative_to(base)) if base is not None else item.name)
+        if isinstance(body, Path):
+            archive.write(body, f"{request_id}.response")
+        elif body:
+            archive.writestr(f"{request_id}.response", body)
+
+
+def _media_type(headers: HeaderPairs) -> str:
+    return next((value for name, value in headers if name.lower() == "content-type"), "")
+
+
+def is_problem(headers: HeaderPairs) -> bool:
+    """Whether an answer is a problem document already."""
+    return _media_type(headers).partition(";")[0].strip().lower() == names.PROBLEM_JSON
+
+
+async def _beginning(stream: StreamReply) -> Reply:
+    """An error that comes as a stream: as much of it as a problem document could say, the rest is dropped."""
+    body = bytearray(stream.first)
+    try:
+        while len(body) <= MAX_DETAIL:
+            body += await stream.source.__anext__()
+    except StopAsyncIteration:
+        pass
+    except Exception as error:  # noqa: BLE001 - what came is enough
+        log.info("an answer of %d broke off: %s", stream.status, error)
+    finally:
+        await stream.source.aclose()
+    return Reply(stream.status, stream.headers, bytes(body))
+
+
+def as_problem(reply: Reply) -> Reply:
+    """An answer >= 400 as problem+json, with its `{"error": ...}` or short text as detail (section 5)."""
+    if is_problem(reply.headers):
+        return reply
+    encoded = any(name.lower() == "content-encoding" for name, _ in reply.headers)
+    detail = None if encoded else error_detail(reply.body, _media_type(reply.headers))
+    problem: Problem = problem_for(reply.status, detail, source=SOURCE)
+    kept = [pair for pair in reply.headers if pair[0].lower() not in ABOUT_THE_BODY]
+    made = problem_reply(problem)
+    return Reply(made.status, [*kept, *made.headers], made.body)
+
+
+def error_detail(body: bytes, media_type: str) -> str | None:
+    """What an error's body says: its member `error` or `detail`, else its text if that is short."""
+    if len(body) > MAX_DETAIL:
+        return None
+    try:
+        members = json.loads(body)
+    except (ValueError, RecursionError):
+        members = None
+    if isinstance(members, dict):
+        said = members.get("error", members.get("detail"))
+        if said is None:
+            return None
+        return said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
+    if media_type.startswith("text/plain") and body:
+        return body.decode(errors="replace")
+    return None

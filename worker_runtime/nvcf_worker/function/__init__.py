@@ -1,0 +1,1 @@
+"""What a function's author sees: handlers, routes, requests, responses."""

@@ -1,0 +1,119 @@
+"""What kind of handler was given to `serve`."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import inspect
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nvcf_worker.errors import HandlerError
+from nvcf_worker.function.loading import Loading, of_class, of_instance
+from nvcf_worker.function.typed.binding import bound, plan_of
+
+if TYPE_CHECKING:
+    from nvcf_worker.function.app import Router
+    from nvcf_worker.function.limit import Limit
+
+
+class Kind(enum.Enum):
+    """How a handler is run: on a thread or on the event loop."""
+
+    SYNC = "sync"
+    ASYNC = "async"
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A checked handler. `media_type` is the default Content-Type of its answers.
+
+    `loading`: objects to set up before the first request. `router` chooses between several handlers. `limit`:
+    of this handler's own requests in work. `elsewhere`: it only hands requests to other processes.
+    """
+
+    call: Callable[[Any], Any]
+    kind: Kind
+    media_type: str | None
+    name: str
+    loading: tuple[Loading, ...] = ()
+    router: Router | None = None
+    limit: Limit | None = None
+    elsewhere: bool = False
+
+    def select(self, method: str, path: str) -> tuple[Handler, dict[str, str]]:
+        """The handler for a request and its path parameters. Raises NotFound and MethodNotAllowed."""
+        return (self, {}) if self.router is None else self.router.match(method, path)
+
+
+def classify(
+    handler: object,
+    media_type: str | None = None,
+    *,
+    path_names: Collection[str] = (),
+    from_query: bool = False,
+) -> Handler:
+    """Check a handler and find out how to run it.
+
+    Plain functions and generators run on threads, coroutine functions and async generators on the
+    loop; `functools.partial`, bound methods and instances with `__call__` are looked through; of a class one
+    instance is made when the worker starts. `path_names` and `from_query` say where a route's typed
+    parameters come from. Raises HandlerError for anything that cannot be called with one request.
+    """
+    as_handler = getattr(handler, "as_handler", None)
+    if as_handler is not None and not isinstance(handler, type):
+        made: Handler = as_handler(media_type)
+        return made
+    if isinstance(handler, type):
+        loading: Loading | None = of_class(handler)
+        inner = inspect.getattr_static(handler, "__call__")
+        name = handler.__name__
+    elif callable(handler):
+        loading = of_instance(handler)
+        inner = _unwrap(handler)
+        name = getattr(inner, "__qualname__", type(handler).__name__)
+    else:
+        raise HandlerError(f"a handler must be callable; got {type(handler).__name__}")
+    loops = inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)
+    loops = loops or getattr(inner, "runs_on_loop", False)
+    plan = plan_of(inner, _signature(handler, inner), path_names=path_names, from_query=from_query)
+    call: Callable[..., Any] = handler if loading is None else loading
+    if plan is not None:
+        call = bound(call, plan, loops=loops)
+    return Handler(
+        call, Kind.ASYNC if loops else Kind.SYNC, media_type, name, () if loading is None else (loading,)
+    )
+
+
+def _signature(handler: Callable[..., Any], inner: Callable[..., Any]) -> inspect.Signature | None:
+    try:
+        if not isinstance(handler, type):
+            return inspect.signature(handler)
+        signature = inspect.signature(inner)
+    except ValueError:  # some built-in callables have no signature to check
+        return None
+    # Of a class it is that of its method __call__, without self.
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+def is_asgi(candidate: object) -> bool:
+    """Whether this is an ASGI 3 application: three parameters named scope, receive and send.
+
+    Instances (FastAPI, Starlette) are looked through; anything else has to be named by `serve(asgi=...)`.
+    """
+    if isinstance(candidate, type) or not callable(candidate):
+        return False
+    try:
+        parameters = list(inspect.signature(candidate).parameters)
+    except (TypeError, ValueError):
+        return False
+    return parameters == ["scope", "receive", "send"]
+
+
+def _unwrap(handler: Callable[..., Any]) -> Callable[..., Any]:
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    if inspect.isfunction(handler) or inspect.ismethod(handler) or inspect.isbuiltin(handler):
+        return handler
+    return type(handler).__call__

@@ -1,0 +1,309 @@
+"""The request as handlers see it: `Request` for coroutines, `SyncRequest` for plain functions."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from urllib.parse import parse_qsl
+
+from nvcf_worker.errors import BadInput
+from nvcf_worker.function.body import RequestBody
+from nvcf_worker.function.cancellation import Cancellation
+from nvcf_worker.function.function_headers import NamedFiles, function_headers
+from nvcf_worker.function.headers import Headers, MultiMap
+from nvcf_worker.message import Work, poll_seconds, request_time
+from nvcf_worker.process import logs
+
+if TYPE_CHECKING:
+    from nvcf_worker.exchange.files import Asset
+
+
+FUNCTION_LOG = logging.getLogger("function")
+TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
+
+
+class Extras(Protocol):
+    """What a request offers beyond being read; supplied by whoever runs handlers."""
+
+    @property
+    def assets(self) -> Mapping[str, Asset]:
+        """Downloaded assets by id."""
+
+    @property
+    def output_dir(self) -> Path:
+        """The output directory; exists from the first use on."""
+
+    def named_files(self) -> NamedFiles | None:
+        """What the headers say about files (protocol.md section 5)."""
+
+    def progress(self, percent: float, partial: Any) -> None:
+        """Report progress, from any thread."""
+
+
+class Caller(NamedTuple):
+    """Who invoked the function: the subject of the caller's credentials and its account."""
+
+    subject: str
+    nca_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionContext:
+    """What all requests of a worker have in common."""
+
+    function_id: str
+    version_id: str
+    headers: list[tuple[str, str]]
+
+
+class RequestInfo:
+    """What both kinds of request share. Derived values are computed when first asked for."""
+
+    __slots__ = (
+        "_body",
+        "_context",
+        "_deadline",
+        "_extras",
+        "_headers",
+        "_sent",
+        "_target",
+        "_work",
+        "cancelled",
+        "method",
+        "path_params",
+    )
+
+    def __init__(
+        self,
+        work: Work,
+        context: FunctionContext,
+        body: RequestBody,
+        cancelled: Cancellation,
+        *,
+        method: str,
+        target: str,
+        sent: list[tuple[str, str]] | None = None,
+        path_params: Mapping[str, str] | None = None,
+        extras: Extras | None = None,
+    ) -> None:
+        self._work = work
+        self._context = context
+        self._body = body
+        self._target = target
+        self._sent = sent
+        self._headers: Headers | None = None
+        self._deadline = 0.0
+        self._extras = extras
+        self.cancelled = cancelled
+        self.method = method
+        self.path_params: Mapping[str, str] = path_params or {}
+
+    @property
+    def id(self) -> str:
+        """The request's id, a UUID."""
+        return self._work.request_id
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first delivery of this request, 2 when an earlier worker failed to answer it, ..."""
+        return self._work.attempt
+
+    @property
+    def path(self) -> str:
+        """The path as it was sent, percent-encoding included, without the query."""
+        return self._target.partition("?")[0] or "/"
+
+    @property
+    def query(self) -> MultiMap:
+        """Decoded query parameters."""
+        return MultiMap(parse_qsl(self._target.partition("?")[2], keep_blank_values=True))
+
+    @property
+    def headers(self) -> Headers:
+        """The caller's headers and those that the platform adds (protocol.md section 5)."""
+        if self._headers is None:
+            message = self._work.message
+            self._headers = Headers(
+                function_headers(
+                    self._with_trace(self._sent_headers()),
+                    self._context.headers,
+                    request_id=self._work.request_id,
+                    subject=message.subject,
+                    nca_id=message.ncaId,
+                    max_response_bytes=message.maxDirectResponseSizeBytes,
+                    seconds_left=self.time_left,
+                    files=None if self._extras is None else self._extras.named_files(),
+                )
+            )
+        return self._headers
+
+    def _with_trace(self, sent: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The caller's headers, with the trace context that is current here in place of the caller's own."""
+        trace = self.trace_context
+        if "traceparent" not in trace:
+            return sent
+        kept = [pair for pair in sent if pair[0].lower() not in ("traceparent", "tracestate")]
+        return kept + [(name, trace[name]) for name in ("traceparent", "tracestate") if name in trace]
+
+    @property
+    def target(self) -> str:
+        """Path and query as they were sent."""
+        return self._target
+
+    @property
+    def whole_body(self) -> bytes | None:
+        """The body if all of it is here already; None when the rest would have to be fetched."""
+        return self._body.whole
+
+    @property
+    def caller(self) -> Caller:
+        """Who invoked the function."""
+        return Caller(self._work.message.subject, self._work.message.ncaId)
+
+    @property
+    def function_id(self) -> str:
+        """Id of the function that was invoked."""
+        return self._context.function_id
+
+    @property
+    def function_version_id(self) -> str:
+        """Id of the version that was invoked."""
+        return self._context.version_id
+
+    @property
+    def deadline(self) -> datetime:
+        """When the caller stops waiting (UTC): the time of the request plus its poll time."""
+        return datetime.fromtimestamp(self._deadline_seconds(), UTC)
+
+    @property
+    def time_left(self) -> float:
+        """Seconds until the deadline; negative when it has passed."""
+        return self._deadline_seconds() - time.time()
+
+    @property
+    def idempotency_key(self) -> str | None:
+        """The caller's `Idempotency-Key`: the same for each repetition of one logical call."""
+        return next(
+            (value for name, value in self._sent_headers() if name.lower() == "idempotency-key"), None
+        )
+
+    @property
+    def trace_context(self) -> Mapping[str, str]:
+        """W3C trace context to hand on: `traceparent` and, if there are any, `tracestate` and `baggage`."""
+        trace = self._work.trace or logs.current_trace()
+        return {name: trace[name] for name in TRACE_HEADERS if name in trace}
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose lines carry this request's id, from whichever thread."""
+        return logging.LoggerAdapter(FUNCTION_LOG, {"request_id": self._work.request_id})
+
+    @property
+    def assets(self) -> Mapping[str, Asset]:
+        """The input assets by id, downloaded: `open(request.assets[id])`, `.path`, `.content_type`."""
+        return {} if self._extras is None else self._extras.assets
+
+    @property
+    def output_dir(self) -> Path:
+        """A directory for result files: what is in it at the end is zipped, uploaded and answered as 302.
+
+        Removed afterwards. Only exec and pexec calls can carry files.
+        """
+        if self._extras is None:
+            raise RuntimeError("this request has no output directory")
+        return self._extras.output_dir
+
+    def progress(self, percent: float, partial: Any = None) -> None:
+        """Tell whoever waits how far it is: 0 to 100, and a partial result that JSON can say, if any.
+
+        The caller, or a poll, is answered 202 with it and may poll again. Without effect on pass-through
+        calls and event streams. May be called from any thread.
+        """
+        if self._extras is not None:
+            self._extras.progress(percent, partial)
+
+    def _deadline_seconds(self) -> float:
+        if not self._deadline:
+            wait = poll_seconds((name.lower(), value) for name, value in self._sent_headers())
+            self._deadline = request_time(self._work) + wait
+        return self._deadline
+
+    def _sent_headers(self) -> list[tuple[str, str]]:
+        if self._sent is None:
+            self._sent = [(pair.key, pair.value) for pair in self._work.message.requestHeaders]
+        return self._sent
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} {self.method} {self._target}>"
+
+
+class Request(RequestInfo):
+    """The request of a coroutine function or an async generator."""
+
+    __slots__ = ()
+
+    async def read(self) -> bytes:
+        """The whole body. Raises BodyUnavailable when the gateway cannot supply the rest of it."""
+        whole = self._body.whole
+        return whole if whole is not None else await self._body.read()
+
+    async def json(self) -> Any:
+        """The body as JSON. Raises BadInput (answered with 400) when it is none."""
+        return _parse_json(await self.read())
+
+    def stream(self) -> AsyncIterator[bytes]:
+        """The body in chunks as they arrive; can be iterated once."""
+        return self._body.stream()
+
+
+class SyncRequest(RequestInfo):
+    """The request of a plain function or a generator, which run on a thread: reads block."""
+
+    __slots__ = ("_loop",)
+
+    _loop: asyncio.AbstractEventLoop
+
+    def attach_loop(self, loop: asyncio.AbstractEventLoop) -> SyncRequest:
+        """Name the loop that fetches bodies."""
+        self._loop = loop
+        return self
+
+    def read(self) -> bytes:
+        """The whole body. Raises BodyUnavailable, or RequestCancelled when the caller left meanwhile."""
+        whole = self._body.whole
+        if whole is not None:
+            return whole
+        return asyncio.run_coroutine_threadsafe(self._body.read(), self._loop).result()
+
+    def json(self) -> Any:
+        """The body as JSON. Raises BadInput (answered with 400) when it is none."""
+        return _parse_json(self.read())
+
+    def stream(self) -> Iterator[bytes]:
+        """The body in chunks as they arrive; can be iterated once."""
+        whole = self._body.whole
+        if whole is not None:
+            if whole:
+                yield whole
+            return
+        chunks = self._body.stream()
+        while (chunk := asyncio.run_coroutine_threadsafe(_next(chunks), self._loop).result()) is not None:
+            yield chunk
+
+
+async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(chunks, None)
+
+
+def _parse_json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise BadInput(f"the request body is not valid JSON: {error}") from None

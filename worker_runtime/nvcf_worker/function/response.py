@@ -1,0 +1,132 @@
+"""What handlers return, and its form on the wire."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from nvcf_proto import h1
+from nvcf_proto.headers import PROBLEM_JSON, strip_hop_by_hop
+from nvcf_proto.problem import Problem
+from nvcf_proto.settings import MAX_RESPONSE_HEAD_BYTES, MAX_RESPONSE_HEADERS
+from nvcf_worker.function.typed.plain import plain_form
+
+OCTETS = "application/octet-stream"
+TEXT = "text/plain; charset=utf-8"
+JSON = "application/json"
+JSON_LINES = "application/x-ndjson"
+
+HeaderPairs = list[tuple[str, str]]
+
+_to_json = json.JSONEncoder(
+    separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=plain_form
+).encode
+
+
+class Response:
+    """An answer with status and headers of its own.
+
+    `body` is bytes, str, a JSON-able object, None, or an iterator or async iterator of such items, each
+    of which is sent at once. `media_type` sets Content-Type; without it the type follows from the body.
+    """
+
+    __slots__ = ("body", "headers", "media_type", "status")
+
+    def __init__(
+        self,
+        body: Any = None,
+        status: int = 200,
+        headers: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
+        media_type: str | None = None,
+    ) -> None:
+        if not 200 <= status <= 599:
+            raise ValueError(f"status is {status}; a response has 200 to 599")
+        self.body = body
+        self.status = status
+        pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
+        self.headers = [(str(name), str(value)) for name, value in pairs]
+        self.media_type = media_type
+
+    def __repr__(self) -> str:
+        return f"Response(status={self.status}, media_type={self.media_type!r})"
+
+
+class Reply(NamedTuple):
+    """A complete answer, ready to be sent."""
+
+    status: int
+    headers: HeaderPairs
+    body: bytes
+
+
+def is_stream(value: object) -> bool:
+    """Whether a handler's result is sent item by item: iterators are, lists and tuples are not."""
+    return isinstance(value, Iterator | AsyncIterator)
+
+
+def encode_body(value: Any) -> tuple[bytes, str]:
+    """A complete body and its default media type. Raises TypeError or ValueError for what JSON cannot say."""
+    if isinstance(value, bytes):
+        return value, OCTETS
+    if isinstance(value, str):
+        return value.encode(), TEXT
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value), OCTETS
+    return _to_json(value).encode(), JSON
+
+
+def encode_item(item: Any) -> bytes:
+    """One item of a stream: bytes as they are, text as UTF-8, anything else as a line of JSON."""
+    if isinstance(item, bytes):
+        return item
+    if isinstance(item, str):
+        return item.encode()
+    if isinstance(item, bytearray | memoryview):
+        return bytes(item)
+    return _to_json(item).encode() + b"\n"
+
+
+def item_media_type(item: Any) -> str:
+    """Default media type of a stream that begins with this item."""
+    if isinstance(item, bytes | bytearray | memoryview):
+        return OCTETS
+    return TEXT if isinstance(item, str) else JSON_LINES
+
+
+def reply_of(result: Any, media_type: str | None) -> Reply:
+    """The complete answer for a handler's result that is no stream.
+
+    `media_type` is the function's default. Raises TypeError, ValueError or H1Error when the result
+    cannot be sent.
+    """
+    if result is None:
+        return Reply(204, [], b"")
+    if not isinstance(result, Response):
+        body, natural = encode_body(result)
+        return Reply(200, [("content-type", media_type or natural)], body)
+    body, natural = (b"", "") if result.body is None else encode_body(result.body)
+    return Reply(result.status, response_headers(result, media_type or natural), body)
+
+
+def response_headers(response: Response, default_type: str) -> HeaderPairs:
+    """Headers of a Response, without those that only concern a connection.
+
+    Raises H1Error for headers that cannot be sent, ValueError for too many."""
+    pairs = [pair for pair in strip_hop_by_hop(response.headers) if pair[0].lower() != "content-length"]
+    if response.media_type is not None:
+        pairs = [pair for pair in pairs if pair[0].lower() != "content-type"]
+        pairs.append(("content-type", response.media_type))
+    elif default_type and not any(name.lower() == "content-type" for name, _ in pairs):
+        pairs.append(("content-type", default_type))
+    # One place is left for the Content-Length that delivery adds.
+    if len(pairs) >= MAX_RESPONSE_HEADERS:
+        raise ValueError(f"a response may have {MAX_RESPONSE_HEADERS - 1} headers; this one has {len(pairs)}")
+    if len(h1.encode_response_head(response.status, pairs)) > MAX_RESPONSE_HEAD_BYTES - 64:
+        raise ValueError(f"the response's headers exceed {MAX_RESPONSE_HEAD_BYTES} bytes")
+    return pairs
+
+
+def problem_reply(problem: Problem) -> Reply:
+    """A problem document as an answer."""
+    return Reply(problem.status, [("content-type", PROBLEM_JSON)], problem.to_json())

@@ -1,0 +1,1 @@
+"""The worker's own process: loops, children, health, logs, exit reasons."""

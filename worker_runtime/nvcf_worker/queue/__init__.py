@@ -1,0 +1,1 @@
+"""Pulling requests from the broker: connection, pulls, slots, in-flight signals, redelivery."""

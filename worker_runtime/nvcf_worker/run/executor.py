@@ -1,0 +1,241 @@
+"""Running handlers of every kind; their results become a `Reply` or a `StreamReply`."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from nvcf_worker.function.handlers import Handler, Kind
+from nvcf_worker.function.request import Request, SyncRequest
+from nvcf_worker.function.response import (
+    OCTETS,
+    HeaderPairs,
+    Reply,
+    Response,
+    encode_item,
+    is_stream,
+    item_media_type,
+    reply_of,
+    response_headers,
+)
+from nvcf_worker.queue.delivery import ActiveRequest
+from nvcf_worker.run.limits.within import within
+from nvcf_worker.run.threads import Announce, HandlerThread, ThreadPool, ThreadStream, handler_thread
+
+log = logging.getLogger("nvcf_worker")
+
+_END = object()
+
+
+class Source(Protocol):
+    """The rest of a streamed body."""
+
+    async def __anext__(self) -> bytes: ...
+
+    async def aclose(self) -> None:
+        """Stop the handler and wait until it has really ended."""
+
+
+@dataclass(slots=True)
+class StreamReply:
+    """An answer whose body is still being made: its head, the first chunk and the rest."""
+
+    status: int
+    headers: HeaderPairs
+    first: bytes
+    source: Source
+    # Bytes of the whole body where that is known before it is complete.
+    length: int | None = None
+    # Whether any of it has been sent.
+    begun: bool = False
+    # Whether the handler is left to come to its next item when a receiver leaves, so that it can go on.
+    patient: bool = False
+    # Whether its receiver may well be gone: then a refusal is awaited before more than the head is sent.
+    cautious: bool = False
+
+
+Outcome = Reply | StreamReply
+
+
+class Executor:
+    """Runs one worker's handler."""
+
+    def __init__(self, handler: Handler, pool: ThreadPool, loop: asyncio.AbstractEventLoop) -> None:
+        self._handler = handler
+        self._pool = pool
+        self._loop = loop
+
+    @property
+    def request_type(self) -> type[Request] | type[SyncRequest]:
+        """The kind of request that the handler takes, where there are no routes."""
+        return request_type(self._handler)
+
+    def select(self, method: str, target: str) -> tuple[Handler, dict[str, str]]:
+        """The handler for a request line and its path parameters. Raises NotFound and MethodNotAllowed."""
+        return self._handler.select(method, target.partition("?")[0] or "/")
+
+    async def run(
+        self, request: Request | SyncRequest, active: ActiveRequest, handler: Handler | None = None
+    ) -> Outcome:
+        """Call the handler. Raises whatever the handler raises before its first item."""
+        handler = handler or self._handler
+        if handler.limit is not None:
+            return await within(handler.limit, functools.partial(self._run, request, active, handler))
+        return await self._run(request, active, handler)
+
+    async def _run(self, request: Request | SyncRequest, active: ActiveRequest, handler: Handler) -> Outcome:
+        if isinstance(request, SyncRequest):
+            request.attach_loop(self._loop)
+            return await self._on_thread(lambda: handler.call(request), active, handler)
+        result = handler.call(request)
+        if inspect.isawaitable(result):
+            result = await result
+        return await self._finish(result, active, handler)
+
+    async def _finish(self, result: Any, active: ActiveRequest, handler: Handler) -> Outcome:
+        if isinstance(result, Reply | StreamReply):  # from a server or an ASGI application: sent as it is
+            return result
+        body = result.body if isinstance(result, Response) else result
+        if isinstance(body, AsyncIterator):
+            response = result if isinstance(result, Response) else None
+            return await _open_async(body, response, handler.media_type)
+        if is_stream(body):
+            return await self._on_thread(lambda: result, active, handler)
+        return reply_of(result, handler.media_type)
+
+    async def _on_thread(self, call: Callable[[], Any], active: ActiveRequest, handler: Handler) -> Outcome:
+        media_type = handler.media_type
+        loop = self._loop
+
+        def job(announce: Announce) -> Any:
+            # In the job's own copy of the context.
+            handler_thread.set(HandlerThread(loop, active.cancelled))
+            result = call()
+            body = result.body if isinstance(result, Response) else result
+            if isinstance(body, Iterator):
+                response = result if isinstance(result, Response) else None
+                return _run_iterator(body, response, media_type, loop, announce, active)
+            if inspect.isawaitable(body) or isinstance(body, AsyncIterator):
+                return result
+            return reply_of(result, media_type)
+
+        # A thread cannot be interrupted: a cancelled request keeps its slot until the thread is done.
+        active.interruptible = False
+        try:
+            outcome = await self._pool.start(job)
+        finally:
+            active.interruptible = True
+        if active.end is not None:
+            if isinstance(outcome, StreamReply):
+                await outcome.source.aclose()
+            raise asyncio.CancelledError
+        if isinstance(outcome, Reply | StreamReply):
+            return outcome
+        # A plain function that returned a coroutine or an async iterator, e.g. a lambda around one.
+        if inspect.isawaitable(outcome):
+            outcome = await outcome
+        return await self._finish(outcome, active, handler)
+
+
+def request_type(handler: Handler) -> type[Request] | type[SyncRequest]:
+    """The kind of request that a handler takes."""
+    return Request if handler.kind is Kind.ASYNC else SyncRequest
+
+
+def _stream_head(
+    response: Response | None, first: Any, media_type: str | None
+) -> tuple[int, HeaderPairs, bytes]:
+    if isinstance(first, Response):
+        response, first = first, first.body
+        if is_stream(first):
+            raise TypeError("a Response that a generator yields must not be a stream itself")
+    chunk = b"" if first is None or first is _END else encode_item(first)
+    default = media_type or (item_media_type(first) if chunk else OCTETS)
+    if response is None:
+        return 200, [("content-type", default)], chunk
+    return response.status, response_headers(response, default), chunk
+
+
+def _run_iterator(
+    iterator: Iterator[Any],
+    response: Response | None,
+    media_type: str | None,
+    loop: asyncio.AbstractEventLoop,
+    announce: Announce,
+    active: ActiveRequest,
+) -> Reply | None:
+    """Iterate to the end on the thread that made the iterator, and close it there."""
+    stream: ThreadStream | None = None
+    error: BaseException | None = None
+    try:
+        first = next(iterator, _END)
+        status, headers, chunk = _stream_head(response, first, media_type)
+        if first is _END:
+            return Reply(status, headers, b"")
+        stream = ThreadStream(loop)
+        announce(StreamReply(status, headers, chunk, stream))
+        while not active.cancelled and not stream.closed:
+            item = next(iterator, _END)
+            if item is _END or not stream.put(encode_item(item)):
+                break
+    except BaseException as raised:
+        if stream is None:
+            raise
+        error = raised
+    finally:
+        _close_iterator(iterator)
+        if stream is not None:
+            stream.finish(error)
+    return None
+
+
+def _close_iterator(iterator: Iterator[Any]) -> None:
+    close = getattr(iterator, "close", None)
+    if close is None:
+        return
+    try:
+        close()
+    except BaseException:
+        log.exception("the handler's generator failed while it was closed")
+
+
+async def _open_async(
+    iterator: AsyncIterator[Any], response: Response | None, media_type: str | None
+) -> Outcome:
+    source = AsyncSource(iterator)
+    try:
+        first = await anext(iterator, _END)
+        status, headers, chunk = _stream_head(response, first, media_type)
+    except BaseException:
+        await source.aclose()
+        raise
+    if first is _END:
+        return Reply(status, headers, b"")
+    return StreamReply(status, headers, chunk, source)
+
+
+class AsyncSource:
+    """An async generator of items as a source of chunks; iterated and closed by the request's own task."""
+
+    __slots__ = ("_iterator", "_next")
+
+    def __init__(self, iterator: AsyncIterator[Any]) -> None:
+        self._iterator = iterator
+        self._next = iterator.__anext__
+
+    async def __anext__(self) -> bytes:
+        return encode_item(await self._next())
+
+    async def aclose(self) -> None:
+        close = getattr(self._iterator, "aclose", None)
+        if close is None:
+            return
+        try:
+            await close()
+        except Exception:
+            log.exception("the handler's generator failed while it was closed")

@@ -1,0 +1,141 @@
+"""One child process: started, ready, in use, gone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nvcf_broker.process import describe_exit, stop_process
+from nvcf_worker.errors import ConfigurationError, NotReady
+from nvcf_worker.process.children import CREDENTIALS
+from nvcf_worker.run.processes.call import Call
+from nvcf_worker.run.processes.channel import Channel
+from nvcf_worker.run.processes.child import CHANNEL_FD
+from nvcf_worker.run.processes.frames import Frame
+from nvcf_worker.telemetry import values
+from nvcf_worker.telemetry.running import current
+
+log = logging.getLogger("nvcf_worker")
+
+END_PATIENCE = 2.0
+LAUNCH = Path(__file__).with_name("launch.py")
+
+
+class ChildProcess:
+    """Made by `launch`. `calls` are those it has in work, by number."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.calls: dict[int, Call] = {}
+        self.channel: Channel
+        self.process: asyncio.subprocess.Process
+        self.started_at = time.monotonic()
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @classmethod
+    async def launch(
+        cls, index: int, command: Sequence[str], changes: Mapping[str, str], timeout: float
+    ) -> ChildProcess:
+        """Start a child and wait until it takes requests.
+
+        Raises NotReady when it ends before or is not ready within `timeout` seconds, ConfigurationError
+        when it cannot be started at all. No process is left behind then.
+        """
+        child = cls(index)
+        ours, theirs = socket.socketpair()
+        try:
+            child.process = await _spawn(command, changes, theirs.fileno())
+            child.channel = await Channel.over(ours, child._on_frame)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        try:
+            await child._until_ready(timeout)
+        except BaseException:
+            await child.kill()
+            raise
+        return child
+
+    async def _until_ready(self, timeout: float) -> None:
+        await asyncio.wait(
+            [self._ready, self.channel.closed], timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+        )
+        if self._ready.done():
+            return
+        if not self.channel.closed.done():
+            raise NotReady(f"process {self.index} was not ready within {timeout:g} s")
+        code = await self.exit_code()
+        raise NotReady(
+            f"process {self.index} ended before it was ready ({describe_exit(code)}); its log says why"
+        )
+
+    def _on_frame(self, kind: Frame, number: int, payload: bytes) -> None:
+        if kind is Frame.READY:
+            if not self._ready.done():
+                self._ready.set_result(None)
+        elif kind is Frame.FIGURE:
+            values.received(payload)
+        elif (call := self.calls.get(number)) is not None:
+            call.on_frame(kind, payload)
+
+    def begin(self, call: Call) -> None:
+        """Run a request here."""
+        self.calls[call.number] = call
+        call.begin(self.channel)
+
+    async def cut_off(self) -> None:
+        """Wait until it hears nothing any more, which is the end of it."""
+        await asyncio.wait([self.channel.closed])
+
+    async def exit_code(self) -> int:
+        """Of a child that is cut off, as asyncio reports it: it ends at once, or is ended."""
+        try:
+            async with asyncio.timeout(END_PATIENCE):
+                await self.process.wait()
+        except TimeoutError:
+            await self.kill()
+        return self.process.returncode if self.process.returncode is not None else 0
+
+    async def kill(self) -> None:
+        """End it now, with what it has started."""
+        self.channel.abort()
+        await stop_process(self.process, 0)
+
+    async def stop(self, patience: float) -> None:
+        """Let it tear down and exit; kill it when that takes longer than `patience` seconds."""
+        self.channel.send(Frame.STOP)
+        try:
+            async with asyncio.timeout(patience):
+                await self.process.wait()
+        except TimeoutError:
+            log.warning("process %d did not end within %g s and is killed", self.index, patience)
+        finally:
+            await self.kill()
+
+
+async def _spawn(
+    command: Sequence[str], changes: Mapping[str, str], descriptor: int
+) -> asyncio.subprocess.Process:
+    """Start a child in a session of its own, so that ctrl-C reaches it only through the worker."""
+    environment = {name: value for name, value in os.environ.items() if name not in CREDENTIALS}
+    environment |= {**changes, **current().environment(), CHANNEL_FD: str(descriptor)}
+    launcher = [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid())]
+    try:
+        return await asyncio.create_subprocess_exec(
+            *launcher,
+            *command,
+            env=environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=[descriptor],
+        )
+    except OSError as error:
+        raise ConfigurationError(f"cannot start a child process: {error.strerror or error}") from error

@@ -1,0 +1,141 @@
+"""The user's server beside the worker: started, waited for, watched, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from nvcf_broker.process import describe_exit, stop_process
+from nvcf_worker.errors import NotReady, ServerEnded
+from nvcf_worker.process import children
+from nvcf_worker.process.companions import Admission
+from nvcf_worker.run.sidecar.probes import probe
+from nvcf_worker.run.sidecar.readiness import Readiness, Turn
+from nvcf_worker.run.sidecar.settings import SidecarSettings
+from nvcf_worker.run.sidecar.upstream import Upstream, wait_for_end
+from nvcf_worker.telemetry.running import current
+
+log = logging.getLogger("nvcf_worker")
+
+END_GRACE = 10.0
+END_NOTICED_WITHIN = 0.5
+HAND_BACK_PATIENCE = 5.0
+
+
+class Server:
+    """A worker's companion: the server on a port, and its process where the worker starts it."""
+
+    def __init__(self, settings: SidecarSettings) -> None:
+        self._settings = settings.with_free_port()
+        self.upstream = Upstream(self._settings.host, self._settings.port, self._trouble)
+        self._process: asyncio.subprocess.Process | None = None
+        self._ended = asyncio.Event()
+        self._doubt = asyncio.Event()
+        self._readiness = Readiness(self._settings.ready_timeout, self._settings.interval, time.monotonic())
+
+    @property
+    def port(self) -> int:
+        """Where the server listens."""
+        return self._settings.port
+
+    async def start(self) -> None:
+        """Start the command, if there is one, and wait until the health check is passed.
+
+        Raises ConfigurationError, ServerEnded, or NotReady after the ready time-out.
+        """
+        self._readiness.since = time.monotonic()
+        if self._settings.command:
+            environment = {**os.environ, **current().environment(), "PORT": str(self.port)}
+            self._process = await children.spawn(self._settings.command_line(), environment)
+            log.info("started %s (process %d)", self._settings.command[0], self._process.pid)
+        await self._while_alive(self._until_ready())
+
+    async def watch(self, admission: Admission) -> None:
+        """Check it for ever; pauses and resumes the worker. Raises ServerEnded or NotReady."""
+        await self._while_alive(self._keep_checking(admission))
+
+    async def stop(self) -> None:
+        """End the process, if the worker has started it, and close the connections."""
+        await self.upstream.close()
+        if self._process is not None:
+            await stop_process(self._process, END_GRACE)
+
+    async def _while_alive(self, work: Coroutine[Any, Any, None]) -> None:
+        if self._process is None:
+            await work
+            return
+        working = asyncio.ensure_future(work)
+        ending = asyncio.ensure_future(self._process.wait())
+        try:
+            await asyncio.wait((working, ending), return_when=asyncio.FIRST_COMPLETED)
+            if ending.done():
+                self._ended.set()
+                raise ServerEnded(
+                    f"{self._settings.command[0]} ended by itself: {describe_exit(ending.result())}"
+                )
+            working.result()
+        finally:
+            working.cancel()
+            ending.cancel()
+            await asyncio.gather(working, ending, return_exceptions=True)
+
+    async def _check(self) -> str | None:
+        problem = await probe(self._settings.check)
+        current().health_checked(problem is None)
+        return problem
+
+    async def _until_ready(self) -> None:
+        while True:
+            problem = await self._check()
+            turn = self._readiness.checked(problem is None, time.monotonic())
+            if turn is Turn.READY:
+                log.info("the function's server on port %d is ready", self.port)
+                return
+            if turn is Turn.GIVEN_UP:
+                raise self._given_up(problem)
+            await asyncio.sleep(self._readiness.pause(time.monotonic()))
+
+    async def _keep_checking(self, admission: Admission) -> None:
+        while True:
+            await self._pause()
+            problem = await self._check()
+            match self._readiness.checked(problem is None, time.monotonic()):
+                case Turn.LOST:
+                    log.error(
+                        "the function's server is unhealthy (%s): no requests until it is well", problem
+                    )
+                    admission.pause()
+                case Turn.READY:
+                    log.info("the function's server is healthy again")
+                    admission.resume()
+                case Turn.GIVEN_UP:
+                    raise self._given_up(problem)
+                case Turn.NOTHING:
+                    pass
+
+    async def _pause(self) -> None:
+        self._doubt.clear()
+        try:
+            async with asyncio.timeout(self._readiness.pause(time.monotonic())):
+                await self._doubt.wait()
+        except TimeoutError:
+            pass
+
+    def _given_up(self, problem: str | None) -> NotReady:
+        check = self._settings.check
+        where = f"{check.protocol} port {check.port}{check.endpoint if check.protocol == 'http' else ''}"
+        waited = f"{self._settings.ready_timeout:g} s"
+        return NotReady(f"the function's server was not ready for {waited} ({where}): {problem}")
+
+    async def _trouble(self) -> None:
+        """A request could not be passed on: check now.
+
+        When the process has ended, the worker is about to hand its requests back: it waits for that.
+        """
+        self._doubt.set()
+        if self._process is not None:
+            await wait_for_end(self._ended, END_NOTICED_WITHIN, HAND_BACK_PATIENCE)

@@ -1,0 +1,214 @@
+"""Passing requests on to the user's HTTP server, streaming both ways."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import SimpleNamespace
+
+import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
+
+from nvcf_proto import settings
+from nvcf_proto.errors import ContractError
+from nvcf_worker.function.request import Request
+from nvcf_worker.function.response import Reply
+from nvcf_worker.run.executor import Outcome, StreamReply
+from nvcf_worker.run.sidecar import relay
+
+log = logging.getLogger("nvcf_worker")
+
+CONNECT_TIMEOUT = 5.0
+IDLE_CONNECTION_SECONDS = 1.5
+COLLECTED_BODY = 64 * 1024
+MAX_HEADER_FIELD = 64 * 1024
+
+_NO_AUTOMATIC_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+
+
+async def _no_loss() -> None:
+    return None
+
+
+class Upstream:
+    """Client of one server at `http://host:port`.
+
+    `on_trouble` is awaited when the server could not be reached, before the caller is told so.
+    """
+
+    def __init__(self, host: str, port: int, on_trouble: Callable[[], Awaitable[None]] = _no_loss) -> None:
+        self._base = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self._on_trouble = on_trouble
+        self._session: aiohttp.ClientSession | None = None
+
+    def _http(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            traces = aiohttp.TraceConfig()
+            traces.on_connection_reuseconn.append(_note_reuse)
+            self._session = aiohttp.ClientSession(
+                # Idle connections are given up before common servers close them (2 to 5 s).
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_SECONDS),
+                timeout=aiohttp.ClientTimeout(total=settings.CALL_MAX_SECONDS, sock_connect=CONNECT_TIMEOUT),
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=_NO_AUTOMATIC_HEADERS,
+                trace_configs=[traces],
+                max_line_size=MAX_HEADER_FIELD,
+                max_field_size=MAX_HEADER_FIELD,
+            )
+        return self._session
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def handle(self, request: Request) -> Outcome:
+        """Serve one request; the handler of a sidecar's worker. Raises BodyUnavailable."""
+        body = _Body(request)
+        try:
+            response = await self._send(request, body)
+        except TimeoutError as error:
+            return await self._failed(body, error) if _is_connect_timeout(error) else relay.too_slow()
+        except (aiohttp.ClientResponseError, aiohttp.InvalidURL) as error:
+            return relay.unusable(_words(error))
+        except (aiohttp.ClientError, OSError) as error:
+            return await self._failed(body, error)
+        try:
+            return await _outcome(response, request.method)
+        except (ValueError, ContractError) as error:
+            response.close()
+            return relay.unusable(str(error))
+        except (aiohttp.ClientError, OSError) as error:
+            response.close()
+            await self._on_trouble()
+            return relay.unusable(f"it broke off: {_words(error)}")
+        except BaseException:
+            response.close()
+            raise
+
+    async def _send(self, request: Request, body: _Body) -> aiohttp.ClientResponse:
+        pairs = request.headers.pairs()
+        has_body = body.streamed or bool(request.whole_body)
+        headers = CIMultiDict(relay.request_headers(pairs, keep_length=body.streamed, has_body=has_body))
+        target = request.target if request.target.startswith("/") else f"/{request.target}"
+        url = URL(self._base + target, encoded=True)
+        attempt = SimpleNamespace(reused=False)
+        while True:
+            try:
+                return await self._http().request(
+                    request.method,
+                    url,
+                    headers=headers,
+                    data=body.data(),
+                    allow_redirects=False,
+                    trace_request_ctx=attempt,
+                )
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                # The server closed an idle connection just then. Requests are delivered at least once in any
+                # case, so this one may be sent again.
+                if not attempt.reused or body.streamed:
+                    raise
+                attempt = SimpleNamespace(reused=False)
+
+    async def _failed(self, body: _Body, error: Exception) -> Reply:
+        if body.error is not None:
+            raise body.error
+        await self._on_trouble()
+        log.warning("the function's server cannot be reached: %s", _words(error))
+        return relay.unreachable(_words(error))
+
+
+async def _note_reuse(
+    _: aiohttp.ClientSession, context: SimpleNamespace, __: aiohttp.TraceConnectionReuseconnParams
+) -> None:
+    context.trace_request_ctx.reused = True
+
+
+class _Body:
+    """The request's body on its way to the server."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self.streamed = request.whole_body is None
+        self.error: Exception | None = None
+
+    def data(self) -> bytes | AsyncIterator[bytes] | None:
+        return self._stream() if self.streamed else self._request.whole_body or None
+
+    async def _stream(self) -> AsyncIterator[bytes]:
+        # aiohttp keeps the head back until there is something to send with it, the server shall not wait.
+        yield b""
+        try:
+            async for chunk in self._request.stream():
+                yield chunk
+        except Exception as error:
+            # aiohttp makes a connection error of it; the caller shall hear what it was.
+            self.error = error
+            raise
+
+
+async def _outcome(response: aiohttp.ClientResponse, method: str) -> Outcome:
+    pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in response.raw_headers]
+    length = response.content_length
+    if relay.has_no_body(response.status, method):
+        headers = relay.response_headers(response.status, method, pairs, complete=True)
+        response.release()
+        return Reply(response.status, headers, b"")
+    if (length is not None and length <= COLLECTED_BODY) or response.content.is_eof():
+        headers = relay.response_headers(response.status, method, pairs, complete=True)
+        return Reply(response.status, headers, await response.read())
+    first = b""
+    if response.status >= 400 and length is None:
+        # An error is looked at as a whole (compatibility mode makes a problem document of it).
+        first = await _beginning(response.content)
+        if response.content.at_eof():
+            headers = relay.response_headers(response.status, method, pairs, complete=True)
+            return Reply(response.status, headers, first)
+    headers = relay.response_headers(response.status, method, pairs, complete=False)
+    return StreamReply(response.status, headers, first, _Stream(response), length)
+
+
+async def _beginning(content: aiohttp.StreamReader) -> bytes:
+    """Up to COLLECTED_BODY bytes, and what came with the last of them."""
+    found = bytearray()
+    while len(found) < COLLECTED_BODY and (chunk := await content.readany()):
+        found += chunk
+    return bytes(found)
+
+
+class _Stream:
+    """The rest of an answer. Read no faster than the caller takes it."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+
+    async def __anext__(self) -> bytes:
+        chunk = await self._response.content.readany()
+        if not chunk:
+            raise StopAsyncIteration
+        return chunk
+
+    async def aclose(self) -> None:
+        """Close the connection of an unfinished answer: the server sees its caller leave."""
+        self._response.close()
+
+
+def _is_connect_timeout(error: TimeoutError) -> bool:
+    return isinstance(error, aiohttp.ConnectionTimeoutError)
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+async def wait_for_end(ended: asyncio.Event, within: float, then: float) -> None:
+    """Wait `within` seconds for `ended`; if it comes, `then` seconds more, to be cancelled meanwhile."""
+    try:
+        async with asyncio.timeout(within):
+            await ended.wait()
+    except TimeoutError:
+        return
+    await asyncio.sleep(then)

@@ -1,0 +1,133 @@
+"""Noticing that something keeps the event loop, or the whole interpreter, from running.
+
+While it lasts no in-progress signal leaves, and after the consumer's ack wait the queue delivers the
+requests again. The decision is in `LagWatch`; around it a thread that looks and a timer that shows life.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from types import FrameType
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from nvcf_worker.queue.delivery import ActiveRequest
+
+log = logging.getLogger("nvcf_worker")
+
+BEAT_SECONDS = 0.5
+LOOK_SECONDS = 0.5
+THRESHOLD = 2.0
+NAMED = 5
+_FRAMES = 6
+
+
+class Silence(NamedTuple):
+    """How long the loop did not run, in seconds. `interpreter`: nor did the watching thread, which only the
+    interpreter lock can do. `told`: it has been warned about already."""
+
+    seconds: float
+    interpreter: bool
+    told: bool
+
+
+class LagWatch:
+    """When to warn: once and at each doubling. `beat` and `look` are told the time in seconds."""
+
+    def __init__(self, threshold: float, now: float) -> None:
+        self._threshold = threshold
+        self._beat = now
+        self._looked = now
+        self._next = threshold
+
+    def beat(self, now: float) -> Silence | None:
+        """The loop runs; the silence that is over now, if it was too long."""
+        lag, self._beat = now - self._beat, now
+        told = self._next > self._threshold
+        self._next = self._threshold
+        if lag < self._threshold:
+            return None
+        # The loop may be the first to run again, before the watching thread could say anything.
+        return Silence(lag, now - self._looked >= self._threshold, told)
+
+    def look(self, now: float) -> Silence | None:
+        """From the watching thread: a silence that goes on, if it is to be told."""
+        slept, self._looked = now - self._looked, now
+        lag = now - self._beat
+        if lag < self._next:
+            return None
+        while self._next <= lag:
+            self._next *= 2
+        return Silence(lag, slept >= self._threshold, told=False)
+
+
+class LoopWatch:
+    """Watches the loop that it was made in. `requests`: those in work; `handler`: its name for the log."""
+
+    def __init__(
+        self,
+        handler: str,
+        requests: Callable[[], Iterable[ActiveRequest]],
+        *,
+        threshold: float = THRESHOLD,
+    ) -> None:
+        self._handler = handler
+        self._requests = requests
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+        self._watch = LagWatch(threshold, time.monotonic())
+        self._stopped = threading.Event()
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        threading.Thread(target=self._look, name="nvcf-watch", daemon=True).start()
+        try:
+            while True:
+                over = self._watch.beat(time.monotonic())
+                if over is not None and over.told:
+                    log.warning("the event loop runs again after %.1f s", over.seconds)
+                elif over is not None:
+                    self._warn(over, blocked=False)
+                await asyncio.sleep(BEAT_SECONDS)
+        finally:
+            self._stopped.set()
+
+    def _look(self) -> None:
+        while not self._stopped.wait(LOOK_SECONDS):
+            found = self._watch.look(time.monotonic())
+            if found is not None:
+                self._warn(found, blocked=True)
+
+    def _warn(self, silence: Silence, *, blocked: bool) -> None:
+        """`blocked`: the loop is still stuck, so that what it is busy with can be named."""
+        lag, interpreter, _ = silence
+        requests = tuple(self._requests())
+        blocked = blocked and not interpreter
+        running = self._running(requests) if blocked else None
+        suspects = [running] if running is not None else list(requests)
+        names = ", ".join(active.work.request_id for active in suspects[:NAMED])
+        more = f" and {len(suspects) - NAMED} more" if len(suspects) > NAMED else ""
+        what = "held the interpreter lock" if interpreter else "blocked the event loop"
+        log.warning(
+            "%s %s for %.1f s; in work: %s%s. Meanwhile no request is kept alive. Blocking calls belong into "
+            'plain functions; native code that keeps the lock needs serve(..., isolation="process").%s',
+            self._handler, what, lag, names or "nothing", more, self._where() if blocked else "",
+            extra={"request_id": suspects[0].work.request_id} if len(suspects) == 1 else None,
+        )  # fmt: skip
+
+    def _running(self, requests: Iterable[ActiveRequest]) -> ActiveRequest | None:
+        """The request whose task is what the loop is busy with."""
+        task = asyncio.current_task(self._loop)
+        return next((active for active in requests if active.task is not None and active.task is task), None)
+
+    def _where(self) -> str:
+        frame: FrameType | None = sys._current_frames().get(self._loop_thread)
+        if frame is None:
+            return ""
+        return "\n" + "".join(traceback.format_stack(frame)[-_FRAMES:]).rstrip()

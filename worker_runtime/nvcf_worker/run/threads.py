@@ -1,0 +1,204 @@
+"""Threads for blocking handlers, and the bounded hand-over of what they produce to the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+from nvcf_worker.function.cancellation import Cancellation
+
+
+class HandlerThread(NamedTuple):
+    """What a handler's thread belongs to: the loop that delivers its answer, and the request's flag."""
+
+    loop: asyncio.AbstractEventLoop
+    cancelled: Cancellation
+
+
+handler_thread: contextvars.ContextVar[HandlerThread] = contextvars.ContextVar("nvcf_handler_thread")
+"""Set where a plain handler runs."""
+
+_Job = Callable[[], None]
+Announce = Callable[[Any], None]
+
+
+class ThreadPool:
+    """Grows to as many threads as jobs are under way; used from the event loop.
+
+    The threads are daemons: a handler that never returns must not keep the process from ending.
+    Leaner than ThreadPoolExecutor with run_in_executor: one wake-up of the loop a job.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._threads = 0
+        self._busy = 0
+        self._waiting: set[asyncio.Future[Any]] = set()
+
+    def start(self, call: Callable[[Announce], Any]) -> asyncio.Future[Any]:
+        """Run `call` on a thread in a copy of the current context; the future gets its result.
+
+        `call` receives a function with which it can settle the future early and go on working.
+        """
+        future = self._loop.create_future()
+        context = contextvars.copy_context()
+
+        def announce(value: Any) -> None:
+            self._loop.call_soon_threadsafe(_set_result, future, value)
+
+        def job() -> None:
+            result, error = None, None
+            try:
+                result = context.run(call, announce)
+            except BaseException as raised:  # noqa: BLE001 - handed to whoever awaits the job
+                error = raised
+            try:
+                self._loop.call_soon_threadsafe(self._finish, future, result, error)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                return
+
+        self._busy += 1
+        self._waiting.add(future)
+        self._queue.put(job)
+        if self._busy > self._threads:
+            self._threads += 1
+            threading.Thread(target=self._work, name=f"nvcf-handler-{self._threads}", daemon=True).start()
+        return future
+
+    def _work(self) -> None:
+        while (job := self._queue.get()) is not None:
+            job()
+            # A long wait for the next job must not keep the last one's arguments and result alive.
+            del job
+
+    def _finish(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+        self._busy -= 1
+        self._waiting.discard(future)
+        if future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        elif isinstance(error, StopIteration):  # a future cannot carry it
+            future.set_exception(RuntimeError("handler raised StopIteration"))
+        else:
+            future.set_exception(error)
+
+    def close(self) -> None:
+        """Let idle threads end and fail the jobs that still run (their threads are left behind)."""
+        for _ in range(self._threads):
+            self._queue.put(None)
+        for future in tuple(self._waiting):
+            future.cancel()
+        self._waiting.clear()
+
+
+class ThreadStream:
+    """Byte chunks from a producer thread to the loop, at most `LIMIT` bytes (and one chunk) ahead.
+
+    What has piled up is handed over in one piece, so a fast producer costs one wake-up of the loop for
+    many items; an item that is alone is handed over at once.
+    """
+
+    LIMIT = 64 * 1024
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._changed = threading.Condition()
+        self._chunks: deque[bytes] = deque()
+        self._size = 0
+        self._closed = False
+        self._finished = False
+        self._error: BaseException | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, chunk: bytes) -> bool:
+        """Producer's side: hand over a chunk, waiting while the consumer is behind. False: stop producing."""
+        with self._changed:
+            while self._size >= self.LIMIT and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                return False
+            self._chunks.append(chunk)
+            self._size += len(chunk)
+            waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            self._wake(waiter)
+        return True
+
+    @property
+    def closed(self) -> bool:
+        """Whether the consumer has left."""
+        return self._closed
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """Producer's side: nothing more comes."""
+        with self._changed:
+            self._finished = True
+            self._error = error
+            waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            self._wake(waiter)
+
+    def _wake(self, waiter: asyncio.Future[None]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(_set_result, waiter, None)
+        except RuntimeError:  # the loop is closed
+            self._closed = True
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while True:
+            with self._changed:
+                if self._chunks:
+                    return self._take()
+                if self._finished:
+                    if self._error is not None:
+                        raise self._error
+                    raise StopAsyncIteration
+                waiter = self._waiter = self._loop.create_future()
+            await waiter
+
+    def _take(self) -> bytes:
+        chunks = self._chunks
+        chunk = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        if self._size >= self.LIMIT:
+            self._changed.notify()
+        self._size = 0
+        return chunk
+
+    async def aclose(self) -> None:
+        """Consumer's side: stop the producer at its next item and wait until it has really ended.
+
+        The wait goes on through cancellation, which is passed on afterwards.
+        """
+        with self._changed:
+            self._closed = True
+            self._chunks.clear()
+            self._size = 0
+            self._changed.notify()
+        cancelled = False
+        while True:
+            with self._changed:
+                if self._finished:
+                    break
+                waiter = self._waiter = self._loop.create_future()
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                cancelled = True
+        if cancelled:
+            raise asyncio.CancelledError
+
+
+def _set_result(future: asyncio.Future[Any], value: Any) -> None:
+    if not future.done():
+        future.set_result(value)

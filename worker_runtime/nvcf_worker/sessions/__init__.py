@@ -1,0 +1,1 @@
+"""Stateful sessions: tunnels between a gateway and the function's own server."""
