@@ -18,17 +18,16 @@ import nats.errors
 
 from nvcf_agent.accounts import AccountTelemetry
 from nvcf_agent.agent import Agent
+from nvcf_agent.backends.environment import Endpoints, WorkerTelemetry
 from nvcf_agent.backends.process import ProcessBackend
-from nvcf_agent.environment import Endpoints, WorkerTelemetry
 from nvcf_agent.errors import AgentError
-from nvcf_agent.handback import HandBack
 from nvcf_agent.heartbeat import Heartbeat
-from nvcf_agent.memory import Memory
 from nvcf_agent.messages import Consumer, Source, ensure_stream
 from nvcf_agent.options import attributes, cluster_id, inventory, parse_arguments
+from nvcf_agent.prometheus_sd import TargetsFile
 from nvcf_agent.records import Records
-from nvcf_agent.store import FileStore
-from nvcf_agent.targets import TargetsFile
+from nvcf_agent.requeue import HandBack
+from nvcf_agent.state.persisted_state import FileStore, Memory
 from nvcf_agent.telemetry import AgentTelemetry
 from nvcf_agent.tokens import GatewayTokens
 from nvcf_broker.connection import BrokerClient, connect_broker, describe_error

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nvcf_agent.environment import CollectorOrder, WorkerTelemetry
+from nvcf_agent.backends.environment import CollectorOrder, WorkerTelemetry
 from nvcf_otel import names
 from nvcf_otel.byoo import Plan, account_folder, plan, secret_files
 from nvcf_otel.byoo.plan import direct_environment

@@ -7,10 +7,15 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
-from nvcf_agent import request as requests
-from nvcf_agent.absence import Absences
 from nvcf_agent.accounts import AccountTelemetry
-from nvcf_agent.actions import (
+from nvcf_agent.backends.environment import NO_TELEMETRY, Endpoints, InstanceSpec, WorkerTelemetry
+from nvcf_agent.backends.interface import Backend
+from nvcf_agent.errors import LaunchError, Refused, StartError, StoreError
+from nvcf_agent.prometheus_sd import TargetsFile
+from nvcf_agent.records import Published, Records
+from nvcf_agent.requeue import HandBack
+from nvcf_agent.state import transitions
+from nvcf_agent.state.actions import (
     KEEP_FINISHED_SECONDS,
     Clean,
     Delete,
@@ -21,17 +26,12 @@ from nvcf_agent.actions import (
     next_action,
     next_retry,
 )
-from nvcf_agent.backends.interface import Backend, Ended, Event, Ready
-from nvcf_agent.environment import NO_TELEMETRY, Endpoints, InstanceSpec, WorkerTelemetry
-from nvcf_agent.errors import LaunchError, Refused, StartError, StoreError
-from nvcf_agent.handback import HandBack
-from nvcf_agent.intake import take_creation, take_termination
-from nvcf_agent.inventory import Inventory
-from nvcf_agent.memory import Memory
-from nvcf_agent.outcomes import after_event, after_failed_start
-from nvcf_agent.records import Published, Records
-from nvcf_agent.request import DEFAULT_GRACE_SECONDS, Request
-from nvcf_agent.targets import TargetsFile
+from nvcf_agent.state.inventory import Inventory
+from nvcf_agent.state.managed_instance import DEFAULT_GRACE_SECONDS, Request
+from nvcf_agent.state.message_handlers import take_creation, take_termination
+from nvcf_agent.state.persisted_state import Memory
+from nvcf_agent.state.record_changes import Absences
+from nvcf_agent.state.transitions import Ended, Event, Ready, after_event, after_failed_start
 from nvcf_agent.telemetry import AgentTelemetry
 from nvcf_agent.tokens import TokenSource
 from nvcf_broker.errors import BrokerError
@@ -97,7 +97,7 @@ class Agent:
                 )
             else:
                 text = "the agent was restarted"
-                self._requests[request.id] = requests.interrupted(request, text, self.wall())
+                self._requests[request.id] = transitions.interrupted(request, text, self.wall())
         for instance_id in running.keys() - mine.keys():
             _log.warning("ending instance %s: nobody asked for it", instance_id)
             await self.backend.delete(instance_id, 0)
@@ -206,15 +206,15 @@ class Agent:
         )
         match action:
             case Start():
-                self._set(requests.creating(request, wall=wall))
+                self._set(transitions.creating(request, wall=wall))
                 self._spawn(group, request.id, lambda: self._start(request.id))
             case Delete(grace):
                 self._spawn(group, request.id, lambda: self.backend.delete(request.id, grace))
             case GiveUp(verdict):
-                self._set(requests.given_up(request, verdict))
+                self._set(transitions.given_up(request, verdict))
                 self._spawn(group, request.id, lambda: self.backend.delete(request.id, self.grace))
             case Settle():
-                self._set(requests.settled(request, wall))
+                self._set(transitions.settled(request, wall))
                 self.wake()
             case Clean():
                 self._spawn(group, request.id, lambda: self._clean(request.id))
@@ -277,7 +277,7 @@ class Agent:
         if self.targets is not None:
             self.targets.serves(instance_id, running.metrics)
         self._set(
-            requests.launched(
+            transitions.launched(
                 self._requests[instance_id],
                 pid=running.pid,
                 health_port=running.health_port,
@@ -343,7 +343,7 @@ class Agent:
                 self._end(request, "its version was deleted")
 
     def _end(self, request: Request, reason: str) -> None:
-        self._set(requests.terminating(request, reason, self.grace, self.wall()))
+        self._set(transitions.terminating(request, reason, self.grace, self.wall()))
         self.wake()
 
     async def _report(self) -> bool:
@@ -382,6 +382,6 @@ class Agent:
         alive = {each.instance_id for each in await self.backend.list()}
         for request in list(self._requests.values()):
             if request.id not in alive:
-                stopped = requests.interrupted(request, "the agent was stopped", self.wall())
-                self._requests[request.id] = requests.settled(stopped, self.wall())
+                stopped = transitions.interrupted(request, "the agent was stopped", self.wall())
+                self._requests[request.id] = transitions.settled(stopped, self.wall())
         await self._report()

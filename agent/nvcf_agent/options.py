@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from nvcf_agent.actions import KEEP_FINISHED_SECONDS
 from nvcf_agent.errors import AgentError
-from nvcf_agent.inventory import (
+from nvcf_agent.state.actions import KEEP_FINISHED_SECONDS
+from nvcf_agent.state.inventory import (
     DEFAULT_CPU_SLOTS,
     DEFAULT_TYPE,
     Inventory,
@@ -14,7 +14,7 @@ from nvcf_agent.inventory import (
     parse_gpus,
     parse_instance_type,
 )
-from nvcf_agent.request import DEFAULT_GRACE_SECONDS
+from nvcf_agent.state.managed_instance import DEFAULT_GRACE_SECONDS
 from nvcf_proto.compute import subject_token
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import nats.errors
 from nats.aio.client import Client
 
-from nvcf_agent.request import Request
-from nvcf_agent.verdicts import Closed, Missing, Write, compare, strays
+from nvcf_agent.state.managed_instance import Request
+from nvcf_agent.state.record_changes import Closed, Missing, Write, compare, strays
 from nvcf_broker.errors import BrokerError, KeyExistsError, RevisionConflictError
 from nvcf_broker.kv import KvMirror
 from nvcf_proto.compute import Event, event_subject

@@ -8,8 +8,8 @@ from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
-from nvcf_agent.inventory import Inventory, Share
-from nvcf_agent.request import Request
+from nvcf_agent.state.inventory import Inventory, Share
+from nvcf_agent.state.managed_instance import Request
 from nvcf_otel import instruments, names, spans
 from nvcf_otel.histograms import histogram
 

@@ -19,16 +19,16 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from nvcf_autoscaler.controller.actuation import Actuator
+from nvcf_autoscaler.controller.cache import World
+from nvcf_autoscaler.controller.lease import LEASES_BUCKET, Lease, LeaseRecord
+from nvcf_autoscaler.controller.loop import Control
+from nvcf_autoscaler.controller.reconcile import LOST_AFTER, Looker
+from nvcf_autoscaler.controller.recorder import Recorder
+from nvcf_autoscaler.controller.service import AutoscalerService
 from nvcf_autoscaler.errors import AutoscalerError
-from nvcf_autoscaler.fairness import TURN
-from nvcf_autoscaler.shell.actuation import Actuator
-from nvcf_autoscaler.shell.control import Control
-from nvcf_autoscaler.shell.lease import LEASES_BUCKET, Lease, LeaseRecord
-from nvcf_autoscaler.shell.look import LOST_AFTER, Looker
-from nvcf_autoscaler.shell.service import AutoscalerService
-from nvcf_autoscaler.shell.world import World
-from nvcf_autoscaler.telemetry.board import Board
-from nvcf_autoscaler.telemetry.record import Recorder
+from nvcf_autoscaler.placement.fairness import TURN
+from nvcf_autoscaler.telemetry.snapshot import Board
 from nvcf_broker.connection import BrokerClient, connect_broker, describe_error
 from nvcf_broker.errors import BrokerError, BrokerUnavailableError
 from nvcf_broker.kv import KvMirror

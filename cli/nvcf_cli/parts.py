@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nvcf_agent.errors import AgentError
-from nvcf_agent.inventory import parse_gpus, parse_size
+from nvcf_agent.state.inventory import parse_gpus, parse_size
 from nvcf_broker.server import LocalBroker
 from nvcf_cli.errors import UsageError
 from nvcf_cli.state import Installation

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nvcf_agent.output import RotatingLog, Tail, pump
+from nvcf_agent.backends.output import RotatingLog, Tail, pump
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.process import RestartPolicy, describe_exit, signal_group, spawn, stop_process
 from nvcf_cli.errors import CliError

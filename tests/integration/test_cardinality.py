@@ -51,10 +51,10 @@ sys.stdout.buffer.write(telemetry.page()[0])
 
 AUTOSCALER = """
 import sys
-from nvcf_autoscaler.shell.queues import QueueState
-from nvcf_autoscaler.shell.watched import Watched
-from nvcf_autoscaler.telemetry.board import Board
-from nvcf_autoscaler.telemetry.record import Recorder
+from nvcf_autoscaler.controller.queues import QueueState
+from nvcf_autoscaler.controller.version_state import Watched
+from nvcf_autoscaler.telemetry.snapshot import Board
+from nvcf_autoscaler.controller.recorder import Recorder
 from nvcf_otel.setup import start_telemetry
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import FunctionVersion, Instance, InstanceState

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from nvcf_agent.environment import CollectorOrder
+from nvcf_agent.backends.environment import CollectorOrder
 from nvcf_broker.errors import ProcessError
 from nvcf_broker.files import private_directory, write_private
 from nvcf_broker.process import describe_exit, spawn, stop_process

@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from nvcf_agent.environment import InstanceSpec
-from nvcf_agent.inventory import Inventory
-from nvcf_agent.request import Category
+from nvcf_agent.backends.environment import InstanceSpec
+from nvcf_agent.state.inventory import Inventory
+from nvcf_agent.state.transitions import Event
 
 
 @dataclass(frozen=True)
@@ -20,33 +20,6 @@ class Running:
     pid: int | None = None
     health_port: int | None = None
     metrics: str | None = None
-
-
-@dataclass(frozen=True)
-class Ready:
-    """The instance's health check answers 200, for the first time or again."""
-
-    instance_id: str
-
-
-@dataclass(frozen=True)
-class Unready:
-    """The instance runs, and its health check has stopped answering 200."""
-
-    instance_id: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The instance is gone, asked for or not; `reason` says how and with which last words."""
-
-    instance_id: str
-    reason: str
-    category: Category = Category.CRASH
-
-
-Event = Ready | Unready | Ended
 
 
 class Backend(Protocol):

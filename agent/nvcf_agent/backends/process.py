@@ -11,16 +11,16 @@ from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nvcf_agent.backends.cgroups import Group, Groups, LimitsUnavailable, describe_end, machine_oom_kills
 from nvcf_agent.backends.collector import FILE, run_collector, write_configuration
-from nvcf_agent.backends.exits import describe_end
-from nvcf_agent.backends.interface import Ended, Event, Ready, Running, Unready
-from nvcf_agent.cgroups import Group, Groups, LimitsUnavailable, machine_oom_kills
-from nvcf_agent.environment import InstancePlaces, InstanceSpec, worker_command, worker_environment
+from nvcf_agent.backends.environment import InstancePlaces, InstanceSpec, worker_command, worker_environment
+from nvcf_agent.backends.health import readiness
+from nvcf_agent.backends.interface import Running
+from nvcf_agent.backends.orphans import kill_leftovers
+from nvcf_agent.backends.output import RotatingLog, Tail, generation, pump
 from nvcf_agent.errors import LaunchError, StartError, Unsupported
-from nvcf_agent.health import readiness
-from nvcf_agent.inventory import Inventory, Limits
-from nvcf_agent.leftovers import kill_leftovers
-from nvcf_agent.output import RotatingLog, Tail, generation, pump
+from nvcf_agent.state.inventory import Inventory, Limits
+from nvcf_agent.state.transitions import Ended, Event, Ready, Unready
 from nvcf_broker.errors import ProcessError
 from nvcf_broker.files import private_directory
 from nvcf_broker.process import free_port, signal_group, spawn, stop_process

@@ -11,7 +11,7 @@ from array import array
 from collections import deque
 from heapq import heappop, heappush
 
-from nvcf_autoscaler.observation import Activity, Observation, SpecificationObservation
+from nvcf_autoscaler.policy.observation import Activity, Observation, SpecificationObservation
 from nvcf_autoscaler.simulate.model import FunctionResult, SimulatedFunction
 from nvcf_autoscaler.simulate.policies.base import NEVER, Policy
 

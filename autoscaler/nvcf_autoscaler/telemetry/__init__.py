@@ -1,1 +1,1 @@
-"""What the leading autoscaler tells: queues, instances, GPU time and its own decisions."""
+"""Metrics of the autoscaler."""

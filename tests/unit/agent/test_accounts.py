@@ -14,8 +14,8 @@ import yaml
 
 from nvcf_agent.accounts import AccountTelemetry, without_destination
 from nvcf_agent.backends.collector import FILE, run_collector, write_configuration
+from nvcf_agent.backends.environment import CollectorOrder, WorkerTelemetry, worker_environment
 from nvcf_agent.backends.process import ProcessBackend
-from nvcf_agent.environment import CollectorOrder, WorkerTelemetry, worker_environment
 from nvcf_otel.byoo import account_folder
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import (

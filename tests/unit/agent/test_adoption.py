@@ -5,14 +5,14 @@ from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Any
 
-from nvcf_agent import request as requests
 from nvcf_agent.agent import Agent
-from nvcf_agent.backends.interface import Event, Running
-from nvcf_agent.environment import Endpoints, InstanceSpec
-from nvcf_agent.inventory import Inventory, Share
-from nvcf_agent.memory import Memory
-from nvcf_agent.request import Phase, Request
-from nvcf_agent.store import FileStore
+from nvcf_agent.backends.environment import Endpoints, InstanceSpec
+from nvcf_agent.backends.interface import Running
+from nvcf_agent.state import transitions
+from nvcf_agent.state.inventory import Inventory, Share
+from nvcf_agent.state.managed_instance import Phase, Request
+from nvcf_agent.state.persisted_state import FileStore, Memory
+from nvcf_agent.state.transitions import Event
 from nvcf_agent.telemetry import AgentTelemetry
 from nvcf_proto.ids import new_id
 from tests.unit.agent.orders import CLUSTER, order
@@ -55,16 +55,16 @@ class Pods:
 
 
 def running(cluster: str = CLUSTER) -> Request:
-    request = requests.accepted(order(cluster_id=cluster), Share(slots=1), 1.0)
-    request = requests.launched(request, pid=1, health_port=None, log_path="/log", now=1.0, wall=1.0)
-    return requests.ready(request, 2.0)
+    request = transitions.accepted(order(cluster_id=cluster), Share(slots=1), 1.0)
+    request = transitions.launched(request, pid=1, health_port=None, log_path="/log", now=1.0, wall=1.0)
+    return transitions.ready(request, 2.0)
 
 
 async def test_what_still_runs_goes_on_and_what_nobody_asked_for_ends(tmp_path: Path) -> None:
     kept, lost, foreign, stranger = running(), running(), running("elsewhere"), new_id()
-    leaving = requests.terminating(running(), "x", 5.0, 3.0)
-    over = requests.settled(requests.interrupted(leaving, "", 4.0), 4.0)
-    leaving = requests.terminating(running(), "x", 5.0, 3.0)
+    leaving = transitions.terminating(running(), "x", 5.0, 3.0)
+    over = transitions.settled(transitions.interrupted(leaving, "", 4.0), 4.0)
+    leaving = transitions.terminating(running(), "x", 5.0, 3.0)
     store = FileStore(tmp_path)
     await store.save([kept, lost, leaving, over, foreign])
     pods = Pods([kept.id, leaving.id, stranger])

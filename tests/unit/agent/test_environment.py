@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from nvcf_agent.environment import (
+from nvcf_agent.backends.environment import (
     Endpoints,
     InstancePlaces,
     InstanceSpec,
@@ -11,7 +11,7 @@ from nvcf_agent.environment import (
     worker_command,
     worker_environment,
 )
-from nvcf_agent.inventory import Limits, Share
+from nvcf_agent.state.inventory import Limits, Share
 from nvcf_proto.models import ProcessSource
 from tests.unit.agent.orders import order
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from nats.aio.client import Client
 
-from nvcf_agent.handback import HandBack, held_now
+from nvcf_agent.requeue import HandBack, held_now
 from nvcf_proto.journal import (
     ENTRY,
     ENTRY_STRUCT,

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvcf_agent.intake import take_creation, take_termination
-from nvcf_agent.inventory import Inventory
-from nvcf_agent.request import Category, Phase, Request
+from nvcf_agent.state.inventory import Inventory
+from nvcf_agent.state.managed_instance import Category, Phase, Request
+from nvcf_agent.state.message_handlers import take_creation, take_termination
 from nvcf_proto.compute import TerminationMessage
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import Instance, InstanceState

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvcf_agent.errors import AgentError, NoCapacity, Refused, Unsupported
-from nvcf_agent.inventory import Inventory, Limits, Share, parse_gpus, parse_instance_type
+from nvcf_agent.state.inventory import Inventory, Limits, Share, parse_gpus, parse_instance_type
 from nvcf_proto.compute import GpuPool
 from tests.unit.agent.orders import order
 

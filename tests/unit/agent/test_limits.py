@@ -8,10 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from nvcf_agent.backends.exits import describe_end
-from nvcf_agent.cgroups import Group, Groups, LimitsUnavailable, limit_files, oom_kills, own_group
-from nvcf_agent.inventory import Limits
-from nvcf_agent.request import Category
+from nvcf_agent.backends.cgroups import (
+    Group,
+    Groups,
+    LimitsUnavailable,
+    describe_end,
+    limit_files,
+    oom_kills,
+    own_group,
+)
+from nvcf_agent.state.inventory import Limits
+from nvcf_agent.state.managed_instance import Category
 
 MOUNTS = """24 1 0:22 / /sys rw,nosuid - sysfs sysfs rw
 31 24 0:27 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate

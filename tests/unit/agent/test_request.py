@@ -7,10 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nvcf_agent import request as requests
-from nvcf_agent.actions import Clean, Delete, Forget, GiveUp, Settle, Start, next_action, next_retry
-from nvcf_agent.inventory import Share
-from nvcf_agent.request import RESTART_LIMIT, RESTARTS, Category, Phase, Request, instance_record
+from nvcf_agent.state import transitions
+from nvcf_agent.state.actions import Clean, Delete, Forget, GiveUp, Settle, Start, next_action, next_retry
+from nvcf_agent.state.inventory import Share
+from nvcf_agent.state.managed_instance import (
+    Category,
+    Phase,
+    Request,
+    instance_record,
+)
+from nvcf_agent.state.transitions import RESTART_LIMIT, RESTARTS
 from nvcf_proto.models import Instance, InstanceState
 from tests.unit.agent.orders import order
 
@@ -18,34 +24,34 @@ SHARE = Share(devices=(3,))
 
 
 def fresh() -> Request:
-    return requests.accepted(order(), SHARE, wall=1.0)
+    return transitions.accepted(order(), SHARE, wall=1.0)
 
 
 def launched(request: Request, now: float = 0.0) -> Request:
-    request = requests.creating(request, wall=now)
-    return requests.launched(request, pid=7, health_port=8, log_path="/log", now=now, wall=now)
+    request = transitions.creating(request, wall=now)
+    return transitions.launched(request, pid=7, health_port=8, log_path="/log", now=now, wall=now)
 
 
 def running() -> Request:
-    return requests.ready(launched(fresh()), 5.0)
+    return transitions.ready(launched(fresh()), 5.0)
 
 
 def ended(request: Request, now: float = 0.0, reason: str = "exit code 1") -> Request:
-    return requests.ended(request, Category.CRASH, reason, now=now, wall=now)
+    return transitions.ended(request, Category.CRASH, reason, now=now, wall=now)
 
 
 def test_a_good_life() -> None:
     request = fresh()
     assert (request.phase, instance_record(request).state) == (Phase.PENDING, InstanceState.PENDING)
-    request = requests.creating(request, wall=2.0)
+    request = transitions.creating(request, wall=2.0)
     assert (request.phase, instance_record(request).state) == (Phase.CREATING, InstanceState.STARTING)
     request = launched(request)
     record = instance_record(request)
     assert (request.phase, record.pid, record.restarts) == (Phase.STARTING, 7, 0)
     assert (record.visible_devices, record.gpu, record.specification_id) == ("3", "CPU", "0-CPU-process")
-    request = requests.ready(request, 5.0)
+    request = transitions.ready(request, 5.0)
     assert (request.phase, instance_record(request).ready_at) == (Phase.RUNNING, 5.0)
-    request = requests.terminating(request, "undeployed", 9.0, 6.0)
+    request = transitions.terminating(request, "undeployed", 9.0, 6.0)
     assert (request.phase, request.grace, request.draining_since) == (Phase.TERMINATING, 9.0, 6.0)
     assert request.held == SHARE
     request = ended(request, 7.0, "exit code 0")
@@ -73,7 +79,7 @@ def test_between_two_tries_the_crash_is_readable() -> None:
     record = instance_record(request)
     assert (record.state, record.reason, record.pid) == (InstanceState.STARTING, "exit code 1", None)
     assert launched(request).reason == "exit code 1"
-    assert requests.ready(launched(request), 9.0).reason is None
+    assert transitions.ready(launched(request), 9.0).reason is None
 
 
 def test_a_long_run_makes_good_for_earlier_crashes() -> None:
@@ -85,7 +91,7 @@ def test_a_long_run_makes_good_for_earlier_crashes() -> None:
 
 
 def test_a_postponed_start_is_no_restart_and_tried_again_soon() -> None:
-    request = requests.postponed(requests.creating(fresh(), wall=0.0), "no token", now=0.0, wall=0.0)
+    request = transitions.postponed(transitions.creating(fresh(), wall=0.0), "no token", now=0.0, wall=0.0)
     assert (request.phase, request.reason, request.failures) == (Phase.CREATING, "waiting: no token", 0)
     assert 0 < request.retry_at <= 3
     request = launched(request)
@@ -93,32 +99,32 @@ def test_a_postponed_start_is_no_restart_and_tried_again_soon() -> None:
 
 
 def test_unready_is_not_dead() -> None:
-    request = requests.unready(running(), "not ready any more (HTTP 503)", now=50.0, wall=50.0)
+    request = transitions.unready(running(), "not ready any more (HTTP 503)", now=50.0, wall=50.0)
     assert (request.phase, request.has_process, request.ready_at) == (Phase.STARTING, True, None)
     assert request.reason == "waiting: not ready any more (HTTP 503)"
     assert next_action(request, 70.0, 70.0, ready_timeout=30) is None
     assert isinstance(next_action(request, 90.0, 90.0, ready_timeout=30), GiveUp)
-    assert requests.ready(request, 60.0).reason is None
+    assert transitions.ready(request, 60.0).reason is None
 
 
 def test_one_that_never_gets_ready_is_given_up_once_and_fails() -> None:
     request = launched(fresh(), 0.0)
     action = next_action(request, 61.0, 61.0, ready_timeout=60)
     assert action == GiveUp("not ready after 60 s")
-    request = requests.given_up(request, action.verdict)
+    request = transitions.given_up(request, action.verdict)
     assert next_action(request, 61.0, 61.0, ready_timeout=60) is None
     request = ended(request, reason="killed by SIGTERM")
     assert instance_record(request).reason == "not-ready: not ready after 60 s\nkilled by SIGTERM"
 
 
 def test_a_second_termination_can_only_shorten() -> None:
-    request = requests.terminating(running(), "a", 30.0, 100.0)
-    assert requests.terminating(request, "b", 60.0, 101.0) is request
-    assert requests.terminating(request, "b", 29.5, 101.0) is request
-    shorter = requests.terminating(request, "b", 5.0, 101.0)
+    request = transitions.terminating(running(), "a", 30.0, 100.0)
+    assert transitions.terminating(request, "b", 60.0, 101.0) is request
+    assert transitions.terminating(request, "b", 29.5, 101.0) is request
+    shorter = transitions.terminating(request, "b", 5.0, 101.0)
     assert (shorter.grace, shorter.reason) == (5.0, "a")
     over = ended(request)
-    assert requests.terminating(over, "b", 0.0, 102.0) is over
+    assert transitions.terminating(over, "b", 0.0, 102.0) is over
 
 
 @pytest.mark.parametrize(
@@ -127,33 +133,33 @@ def test_a_second_termination_can_only_shorten() -> None:
         (fresh, Phase.PENDING),
         (running, Phase.CREATING),
         (lambda: launched(fresh()), Phase.CREATING),
-        (lambda: requests.terminating(running(), "x", 1.0, 1.0), Phase.TERMINATING),
-        (lambda: ended(requests.terminating(running(), "x", 1.0, 1.0)), Phase.COMPLETED),
+        (lambda: transitions.terminating(running(), "x", 1.0, 1.0), Phase.TERMINATING),
+        (lambda: ended(transitions.terminating(running(), "x", 1.0, 1.0)), Phase.COMPLETED),
     ],
 )
 def test_after_the_agents_own_end(make: object, phase: Phase) -> None:
     assert callable(make)
-    after = requests.interrupted(make(), "the agent was restarted", 9.0)
+    after = transitions.interrupted(make(), "the agent was restarted", 9.0)
     assert (after.phase, after.has_process, after.pid) == (phase, False, None)
-    assert requests.settled(after, 9.0).phase is (Phase.COMPLETED if phase is Phase.TERMINATING else phase)
+    assert transitions.settled(after, 9.0).phase is (Phase.COMPLETED if phase is Phase.TERMINATING else phase)
 
 
 def test_a_restarted_one_counts_its_new_process_as_a_restart() -> None:
-    assert launched(requests.interrupted(running(), "x", 9.0)).restarts == 1
+    assert launched(transitions.interrupted(running(), "x", 9.0)).restarts == 1
 
 
 def test_what_is_to_be_done() -> None:
     wall = 100.0
     assert next_action(fresh(), 0.0, wall) == Start()
-    later = replace(requests.creating(fresh(), wall=wall), retry_at=5.0)
+    later = replace(transitions.creating(fresh(), wall=wall), retry_at=5.0)
     assert next_action(later, 4.0, wall) is None
     assert next_action(later, 5.0, wall) == Start()
     assert next_retry([later, running()], 4.0) == 1.0
     assert next_retry([running()], 4.0) == float("inf")
     assert next_action(running(), 0.0, wall) is None
-    leaving = requests.terminating(running(), "x", 7.0, wall)
+    leaving = transitions.terminating(running(), "x", 7.0, wall)
     assert next_action(leaving, 0.0, wall) == Delete(7.0)
-    assert next_action(requests.terminating(fresh(), "x", 7.0, wall), 0.0, wall) == Settle()
+    assert next_action(transitions.terminating(fresh(), "x", 7.0, wall), 0.0, wall) == Settle()
     over = ended(leaving, wall)
     assert next_action(over, 0.0, wall) == Clean()
     over = replace(over, cleaned=True)
@@ -163,7 +169,7 @@ def test_what_is_to_be_done() -> None:
 
 
 def test_reasons_are_bounded() -> None:
-    record = instance_record(requests.rejected(running(), Category.OUT_OF_MEMORY, "x" * 9000, 1.0))
+    record = instance_record(transitions.rejected(running(), Category.OUT_OF_MEMORY, "x" * 9000, 1.0))
     assert Instance.from_json(record.to_json()) == record
 
 
@@ -189,15 +195,15 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: not self.request.is_ending and not self.request.has_process)
     @rule()
     def postpone(self) -> None:
-        self.request = requests.postponed(self.request, "no token", now=self.now, wall=self.now)
+        self.request = transitions.postponed(self.request, "no token", now=self.now, wall=self.now)
 
     @rule()
     def become_ready(self) -> None:
-        self.request = requests.ready(self.request, self.now)
+        self.request = transitions.ready(self.request, self.now)
 
     @rule()
     def become_unready(self) -> None:
-        self.request = requests.unready(self.request, "HTTP 503", now=self.now, wall=self.now)
+        self.request = transitions.unready(self.request, "HTTP 503", now=self.now, wall=self.now)
 
     @precondition(lambda self: self.request.has_process)
     @rule()
@@ -207,15 +213,15 @@ class Life(RuleBasedStateMachine):
     @rule(grace=st.floats(0, 60))
     def terminate(self, grace: float) -> None:
         self.ordered_to_leave = self.ordered_to_leave or not self.request.is_final
-        self.request = requests.terminating(self.request, "x", grace, self.now)
+        self.request = transitions.terminating(self.request, "x", grace, self.now)
 
     @rule()
     def agent_dies(self) -> None:
-        self.request = requests.interrupted(self.request, "the agent was restarted", self.now)
+        self.request = transitions.interrupted(self.request, "the agent was restarted", self.now)
 
     @rule()
     def settle(self) -> None:
-        self.request = requests.settled(self.request, self.now)
+        self.request = transitions.settled(self.request, self.now)
 
     @invariant()
     def final_is_final(self) -> None:
@@ -264,7 +270,7 @@ def test_doing_what_is_to_be_done_always_ends_where_it_should(events: list[str])
             case Delete():
                 request = ended(request, now)
             case Settle():
-                request = requests.settled(request, now)
+                request = transitions.settled(request, now)
             case Clean():
                 request = replace(request, cleaned=True)
             case _:
@@ -272,11 +278,11 @@ def test_doing_what_is_to_be_done_always_ends_where_it_should(events: list[str])
         if event == "die" and request.has_process:
             request = ended(request, now)
         elif event == "terminate" and not told:
-            request, told = requests.terminating(request, "x", 1.0, now), True
+            request, told = transitions.terminating(request, "x", 1.0, now), True
         else:
-            request = requests.ready(request, now)
+            request = transitions.ready(request, now)
     if told or request.phase is Phase.FAILED:
         assert request.is_final
-        assert told or events.count("die") >= requests.RESTART_LIMIT
+        assert told or events.count("die") >= transitions.RESTART_LIMIT
     else:
         assert request.phase is Phase.RUNNING

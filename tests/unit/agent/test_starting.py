@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nvcf_agent import request as requests
 from nvcf_agent.accounts import AccountTelemetry
 from nvcf_agent.agent import Agent
+from nvcf_agent.backends.environment import Endpoints, InstanceSpec, WorkerTelemetry
 from nvcf_agent.backends.interface import Running
-from nvcf_agent.environment import Endpoints, InstanceSpec, WorkerTelemetry
-from nvcf_agent.inventory import Inventory, Share
+from nvcf_agent.state import transitions
+from nvcf_agent.state.inventory import Inventory, Share
 from nvcf_agent.telemetry import AgentTelemetry
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import FunctionVersion, Telemetries
@@ -84,7 +84,7 @@ async def test_a_version_that_arrives_after_its_order_keeps_its_telemetry(tmp_pa
         telemetry=AgentTelemetry(CLUSTER),
         accounts=AccountTelemetry(lambda _: None, tmp_path, OPERATOR, CLUSTER),
     )
-    request = requests.accepted(asked, Share(slots=1), 1.0)
-    agent._requests[request.id] = requests.creating(request, wall=1.0)
+    request = transitions.accepted(asked, Share(slots=1), 1.0)
+    agent._requests[request.id] = transitions.creating(request, wall=1.0)
     await agent._start(request.id)
     assert [spec.telemetry.variables for spec in backend.asked] == [{}]

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvcf_agent import request as requests
 from nvcf_agent.errors import StoreError
-from nvcf_agent.inventory import Share
-from nvcf_agent.request import Category, Phase, Request
-from nvcf_agent.store import FileStore, from_fields, remembered, to_dict
+from nvcf_agent.state import transitions
+from nvcf_agent.state.inventory import Share
+from nvcf_agent.state.managed_instance import Category, Phase, Request
+from nvcf_agent.state.persisted_state import FileStore, from_fields, remembered, to_dict
 from nvcf_proto.records import Fields
 from tests.unit.agent.orders import order
 
@@ -52,10 +52,10 @@ def test_what_is_remembered_is_read_back(request: Request) -> None:
 async def test_requests_and_ended_ids_outlive_the_agent(tmp_path: Path) -> None:
     store = FileStore(tmp_path / "requests")
     assert await store.load() == ([], {})
-    first = requests.accepted(order(), Share(slots=1), 1.0)
-    second = requests.accepted(order(), Share(devices=(1,)), 2.0)
+    first = transitions.accepted(order(), Share(slots=1), 1.0)
+    second = transitions.accepted(order(), Share(devices=(1,)), 2.0)
     await store.save([first, second])
-    await store.save([requests.terminating(first, "x", 9.0, 3.0)])
+    await store.save([transitions.terminating(first, "x", 9.0, 3.0)])
     await store.save_ended({"a": 5.0})
     again = FileStore(tmp_path / "requests")
     found, ended = await again.load()
@@ -71,7 +71,7 @@ async def test_requests_and_ended_ids_outlive_the_agent(tmp_path: Path) -> None:
 
 async def test_what_cannot_be_read_is_set_aside_and_not_lost(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
-    good = requests.accepted(order(), Share(slots=1), 1.0)
+    good = transitions.accepted(order(), Share(slots=1), 1.0)
     await store.save([good])
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "older.json").write_text("{}")
@@ -86,4 +86,4 @@ async def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = FileStore(tmp_path / "file" / "requests")
     with pytest.raises(StoreError, match="cannot use the agent's folder"):
-        await store.save([replace(requests.accepted(order(), Share(), 1.0))])
+        await store.save([replace(transitions.accepted(order(), Share(), 1.0))])

@@ -14,11 +14,11 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from nvcf_agent import request as requests
 from nvcf_agent import telemetry
-from nvcf_agent.inventory import Share
-from nvcf_agent.request import Request
-from nvcf_agent.targets import TargetsFile, document
+from nvcf_agent.prometheus_sd import TargetsFile, document
+from nvcf_agent.state import transitions
+from nvcf_agent.state.inventory import Share
+from nvcf_agent.state.managed_instance import Request
 from nvcf_agent.telemetry import AgentTelemetry
 from nvcf_otel import histograms
 from nvcf_otel.histograms import Histogram
@@ -28,12 +28,12 @@ DECISION = f"00-{'a' * 32}-{'b' * 16}-01"
 
 
 def accepted(**changes: Any) -> Request:
-    return requests.accepted(order(**changes), Share(slots=1), 1.0)
+    return transitions.accepted(order(**changes), Share(slots=1), 1.0)
 
 
 def started(**changes: Any) -> Request:
-    return requests.launched(
-        requests.creating(accepted(**changes), wall=2.0),
+    return transitions.launched(
+        transitions.creating(accepted(**changes), wall=2.0),
         pid=1,
         health_port=1,
         log_path="l",
@@ -97,7 +97,7 @@ def test_one_that_fails_says_how(
 def test_one_that_was_told_to_leave_before_it_served_was_asked_to(exporter: InMemorySpanExporter) -> None:
     agent, request = AgentTelemetry(CLUSTER), started()
     agent.starting(request)
-    agent.ended(requests.terminating(request, "x", 1.0, 3.0), "crash", "ended")
+    agent.ended(transitions.terminating(request, "x", 1.0, 3.0), "crash", "ended")
     (span,) = finished(exporter)
     assert (span.attributes or {})["nvcf.category"] == "asked"
 

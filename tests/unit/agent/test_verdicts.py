@@ -4,24 +4,23 @@ from dataclasses import replace
 
 import pytest
 
-from nvcf_agent import request as requests
-from nvcf_agent.absence import Absences
-from nvcf_agent.inventory import Share
-from nvcf_agent.request import Category, Request, instance_record
-from nvcf_agent.verdicts import Closed, Fine, Missing, Stray, Write, compare, strays
+from nvcf_agent.state import transitions
+from nvcf_agent.state.inventory import Share
+from nvcf_agent.state.managed_instance import Category, Request, instance_record
+from nvcf_agent.state.record_changes import Absences, Closed, Fine, Missing, Stray, Write, compare, strays
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import Instance, InstanceState
 from tests.unit.agent.orders import CLUSTER, order
 
 
 def accepted() -> Request:
-    return requests.accepted(order(), Share(slots=1), 1.0)
+    return transitions.accepted(order(), Share(slots=1), 1.0)
 
 
 def running() -> Request:
-    request = requests.creating(accepted(), wall=2.0)
-    request = requests.launched(request, pid=7, health_port=8, log_path="/log", now=2.0, wall=2.0)
-    return requests.ready(request, 3.0)
+    request = transitions.creating(accepted(), wall=2.0)
+    request = transitions.launched(request, pid=7, health_port=8, log_path="/log", now=2.0, wall=2.0)
+    return transitions.ready(request, 3.0)
 
 
 def test_a_record_follows_its_request() -> None:
@@ -35,7 +34,7 @@ def test_a_first_record_is_made_and_a_lost_one_is_not_made_again() -> None:
     request = running()
     assert compare(request, None) == Write(instance_record(request))
     assert compare(replace(request, published=True), None) == Missing()
-    over = requests.rejected(request, Category.CRASH, "x", 4.0)
+    over = transitions.rejected(request, Category.CRASH, "x", 4.0)
     assert compare(replace(over, published=True), None) == Fine()
 
 
@@ -50,7 +49,7 @@ def test_a_record_that_somebody_closed_ends_the_instance(state: InstanceState) -
     request = running()
     stored = replace(instance_record(request), state=state, reason="silent for 60 s")
     assert compare(request, stored) == Closed("its record was closed: silent for 60 s")
-    over = requests.rejected(request, Category.CRASH, "x", 4.0)
+    over = transitions.rejected(request, Category.CRASH, "x", 4.0)
     assert compare(over, stored) == Fine()
 
 
@@ -58,7 +57,7 @@ def test_what_the_autoscaler_announced_is_not_taken_back() -> None:
     request = running()
     announced = replace(instance_record(request), state=InstanceState.TERMINATING, draining_since=4.0)
     assert compare(request, announced) == Fine()
-    leaving = requests.terminating(request, "x", 1.0, 5.0)
+    leaving = transitions.terminating(request, "x", 1.0, 5.0)
     assert compare(leaving, announced) == Write(instance_record(leaving))
     chosen = replace(instance_record(request), draining_since=4.0, reason="idle")
     assert compare(request, chosen) == Fine()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nvcf_autoscaler.observation import Activity, Observation, SpecificationObservation
-from nvcf_autoscaler.settings import ScalingSettings, SpecificationSettings
+from nvcf_autoscaler.policy.observation import Activity, Observation, SpecificationObservation
+from nvcf_autoscaler.policy.settings import ScalingSettings, SpecificationSettings
 
 
 def settings(

@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from nvcf_autoscaler.placement import Capacity, Cluster
+from nvcf_autoscaler.placement.place import Capacity, Cluster
 from nvcf_proto.models import Instance, InstanceState
 
 VERSION = "11111111-1111-4111-8111-111111111111"

@@ -9,7 +9,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvcf_autoscaler.fairness import TURN, Claim, Plan, share
+from nvcf_autoscaler.placement.fairness import TURN, Claim, Plan, share
 
 NOW = 1000.0
 CLUSTERS = ("one", "two", "three")

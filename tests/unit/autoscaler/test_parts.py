@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from nvcf_autoscaler.erlang import slots_for
-from nvcf_autoscaler.idle import Gaps, make_plan
-from nvcf_autoscaler.levels import Level, held, touch
-from nvcf_autoscaler.settings import DEFAULT_TUNING
-from nvcf_autoscaler.startup import Startup, estimate, overdue, racers
+from nvcf_autoscaler.policy.demand import slots_for
+from nvcf_autoscaler.policy.idle import Gaps, make_plan
+from nvcf_autoscaler.policy.settings import DEFAULT_TUNING
+from nvcf_autoscaler.policy.stabilisation import Level, held, touch
+from nvcf_autoscaler.policy.startup import Startup, estimate, overdue, racers
 
 
 def _waiting_share(load: float, slots: int) -> float:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from nvcf_autoscaler.placement import (
+from nvcf_autoscaler.placement.place import (
     LOST_AFTER,
     SILENT_AFTER,
     Capacity,

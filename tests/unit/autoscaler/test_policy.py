@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from nvcf_autoscaler.errors import InvalidSettings
-from nvcf_autoscaler.memory import Memory
-from nvcf_autoscaler.observation import Activity, Observation, SpecificationObservation
-from nvcf_autoscaler.policy import decide
-from nvcf_autoscaler.settings import (
+from nvcf_autoscaler.policy.decide import decide
+from nvcf_autoscaler.policy.observation import Activity, Observation, SpecificationObservation
+from nvcf_autoscaler.policy.settings import (
     ScalingDetails,
     ScalingSettings,
     SpecificationSettings,
     Stickiness,
 )
+from nvcf_autoscaler.policy.state import Memory
 from tests.unit.autoscaler.helpers import observe, settings
 
 

@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from nvcf_autoscaler.decision import Decision
-from nvcf_autoscaler.memory import Memory
-from nvcf_autoscaler.observation import Activity, Observation, SpecificationObservation
-from nvcf_autoscaler.policy import decide
-from nvcf_autoscaler.settings import ScalingSettings, SpecificationSettings
+from nvcf_autoscaler.policy.decide import Decision, decide
+from nvcf_autoscaler.policy.observation import Activity, Observation, SpecificationObservation
+from nvcf_autoscaler.policy.settings import ScalingSettings, SpecificationSettings
+from nvcf_autoscaler.policy.state import Memory
 from tests.unit.autoscaler.helpers import observe, settings
 
 _COUNTS = st.integers(0, 40)

@@ -11,7 +11,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from nvcf_autoscaler.errors import InvalidTrace
-from nvcf_autoscaler.observation import Observation
+from nvcf_autoscaler.policy.observation import Observation
 from nvcf_autoscaler.simulate.__main__ import main
 from nvcf_autoscaler.simulate.compare import POLICIES, compare, policy_named
 from nvcf_autoscaler.simulate.engine import Pool, simulate, simulate_shared

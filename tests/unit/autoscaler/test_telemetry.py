@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from nvcf_autoscaler.telemetry.age import FINENESS, QueueAge
-from nvcf_autoscaler.telemetry.board import Board, Seen
-from nvcf_autoscaler.telemetry.held import BUSY, DRAINING, IDLE, STARTING, held
-from nvcf_autoscaler.telemetry.record import devices_of, direction
+from nvcf_autoscaler.controller.queues import FINENESS, QueueAge
+from nvcf_autoscaler.controller.recorder import devices_of, direction
+from nvcf_autoscaler.telemetry.snapshot import BUSY, DRAINING, IDLE, STARTING, Board, Seen, held
 from nvcf_otel.cardinality import OTHER, Bounded
 from nvcf_proto.models import Instance, InstanceState
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from nvcf_autoscaler.observation import Observation
+from nvcf_autoscaler.policy.observation import Observation
 from nvcf_autoscaler.simulate.model import SimulatedFunction
 
 NEVER = float("inf")

@@ -14,7 +14,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-from nvcf_autoscaler.observation import Observation
+from nvcf_autoscaler.policy.observation import Observation
 from nvcf_autoscaler.simulate.model import SimulatedFunction
 from nvcf_autoscaler.simulate.policies.base import NEVER, Answer
 

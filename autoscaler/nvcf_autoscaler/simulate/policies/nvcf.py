@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nvcf_autoscaler.observation import Observation
-from nvcf_autoscaler.settings import ScalingDetails, ScalingSettings, SpecificationSettings, Stickiness
+from nvcf_autoscaler.policy.observation import Observation
+from nvcf_autoscaler.policy.settings import ScalingDetails, ScalingSettings, SpecificationSettings, Stickiness
+from nvcf_autoscaler.policy.utilisation import UtilisationMemory, utilisation_target
 from nvcf_autoscaler.simulate.model import SimulatedFunction
 from nvcf_autoscaler.simulate.policies.base import NEVER, Answer
-from nvcf_autoscaler.utilisation import UtilisationMemory, utilisation_target
 
 _UP = ScalingDetails(1.5, 75, Stickiness(120.0, 60.0))
 _DOWN = ScalingDetails(0.5, 25, Stickiness(600.0, 180.0))

@@ -1,13 +1,13 @@
-"""This project's policy: `nvcf_autoscaler.policy.decide`, as it runs in production."""
+"""This project's policy: `nvcf_autoscaler.policy.decide.decide`, as it runs in production."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nvcf_autoscaler.memory import Memory
-from nvcf_autoscaler.observation import Observation
-from nvcf_autoscaler.policy import decide
-from nvcf_autoscaler.settings import DEFAULT_TUNING, ScalingSettings, SpecificationSettings, Tuning
+from nvcf_autoscaler.policy.decide import decide
+from nvcf_autoscaler.policy.observation import Observation
+from nvcf_autoscaler.policy.settings import DEFAULT_TUNING, ScalingSettings, SpecificationSettings, Tuning
+from nvcf_autoscaler.policy.state import Memory
 from nvcf_autoscaler.simulate.model import SimulatedFunction
 from nvcf_autoscaler.simulate.policies.base import Answer
 

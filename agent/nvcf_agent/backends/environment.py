@@ -1,0 +1,159 @@
+"""The environment of a worker process (protocol.md section 5). Pure."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from nvcf_agent.state.inventory import Limits, Share
+from nvcf_otel.byoo.plan import collector_environment
+from nvcf_proto import environment as names
+from nvcf_proto.compute import CreationMessage
+from nvcf_proto.models import ProcessSource, TelemetryEndpoint, TelemetryType
+
+CUDA_VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
+# Taken over from the agent; everything else it knows, above all its credentials, stays with it.
+_INHERITED = (
+    "PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "NVCF_ROOT_CA_FILE",
+)  # fmt: skip
+_TELEMETRY_PREFIX = "OTEL_"
+_OF_THE_AGENT = frozenset(("OTEL_SERVICE_NAME",))
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """What workers dial."""
+
+    grpc: str
+    nats: str
+
+
+@dataclass(frozen=True)
+class CollectorOrder:
+    """A collector that an instance's telemetry needs beside it. `secrets` is a folder where it runs."""
+
+    endpoints: Mapping[TelemetryType, TelemetryEndpoint]
+    secrets: str
+    resource: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class WorkerTelemetry:
+    """What the operator wants of workers: `metrics` to be served, and these OTEL_ variables where a function
+    declares none of its own. They may hold credentials, which every function can then read.
+
+    `collector` is the account's wish: what the SDK cannot send by itself goes through one.
+    """
+
+    metrics: bool = False
+    variables: Mapping[str, str] = field(default_factory=dict)
+    collector: CollectorOrder | None = None
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str], *, metrics: bool, passed_on: bool) -> "WorkerTelemetry":
+        """With `passed_on` the variables of `environ`, but for what names the agent itself."""
+        own = {
+            name: value
+            for name, value in environ.items()
+            if passed_on and name.startswith(_TELEMETRY_PREFIX) and name not in _OF_THE_AGENT
+        }
+        return cls(metrics, own)
+
+
+NO_TELEMETRY = WorkerTelemetry()
+
+
+@dataclass(frozen=True)
+class InstanceSpec:
+    """Everything a backend needs to run one instance. `order` is its creation message, for it alone; `trace`
+    is the traceparent that its start continues.
+    """
+
+    order: CreationMessage
+    share: Share
+    limits: Limits
+    endpoints: Endpoints
+    worker_token: str
+    tags: tuple[str, ...] = ()
+    trace: str | None = None
+    telemetry: WorkerTelemetry = NO_TELEMETRY
+
+    @property
+    def instance_id(self) -> str:
+        return self.order.instance_ids[0]
+
+
+def worker_command(source: ProcessSource) -> list[str]:
+    """The worker's command line. It carries no secret: everyone on the machine can read it."""
+    target = source.file + (f":{source.handler}" if source.handler else "")
+    return [source.python, "-m", "nvcf_worker", target]
+
+
+@dataclass(frozen=True)
+class InstancePlaces:
+    """Folders and port that the backend chose for one instance; `metrics` and `collector` are HOST:PORT."""
+
+    shared: Path
+    assets: Path
+    responses: Path
+    health_port: int
+    metrics: str | None = None
+    collector: str | None = None
+
+
+def worker_environment(
+    spec: InstanceSpec,
+    source: ProcessSource,
+    places: InstancePlaces,
+    inherited: Mapping[str, str],
+    virtual_env: Path | None,
+) -> dict[str, str]:
+    """All variables of the worker process. The platform's win over what the function declares."""
+    result = {name: inherited[name] for name in _INHERITED if name in inherited}
+    programs = str(PurePosixPath(source.python).parent)
+    result["PATH"] = f"{programs}:{result['PATH']}" if result.get("PATH") else programs
+    if virtual_env is not None:
+        result["VIRTUAL_ENV"] = str(virtual_env)
+    result["PYTHONUNBUFFERED"] = "1"
+    result |= spec.telemetry.variables
+    if spec.telemetry.collector is not None and places.collector is not None:
+        result |= collector_environment(spec.telemetry.collector.endpoints, places.collector)
+    result |= source.environment
+    if spec.share.visible_devices is not None:
+        result[CUDA_VISIBLE_DEVICES] = spec.share.visible_devices
+    order = spec.order
+    return (
+        result
+        | _telemetry(spec, places)
+        | {
+            names.NVCF_WORKER_TOKEN: spec.worker_token,
+            names.NVCF_FQDN_GRPC: spec.endpoints.grpc,
+            names.NVCF_FQDN_NATS: spec.endpoints.nats,
+            names.INSTANCE_ID: spec.instance_id,
+            names.FUNCTION_ID: order.function_id,
+            names.FUNCTION_VERSION_ID: order.version_id,
+            names.FUNCTION_NAME: order.function_name,
+            names.FUNCTION_TAGS: json.dumps(list(spec.tags)),
+            names.NCA_ID: order.nca_id,
+            names.MAX_REQUEST_CONCURRENCY: str(order.max_request_concurrency),
+            names.HEALTH_PORT: str(places.health_port),
+            names.SHARED_CONFIG_DIR: str(places.shared),
+            names.BASE_ASSET_DIR: str(places.assets),
+            names.BASE_RESPONSE_DIR: str(places.responses),
+            names.INSTANCE_TYPE: order.instance_type,
+            names.GPU_NAME: order.gpu,
+            names.ATTACHED_GPU_COUNT: str(len(spec.share.devices)),
+            names.ZONE_NAME: order.cluster_id,
+            names.ICMS_ENVIRONMENT: "local",
+            names.CLOUD_PROVIDER: "local",
+        }
+    )
+
+
+def _telemetry(spec: InstanceSpec, places: InstancePlaces) -> dict[str, str]:
+    found = {
+        names.TRACEPARENT: spec.trace,
+        names.NVCF_SCALING_TRACEPARENT: spec.order.trace_parent,
+        names.NVCF_METRICS_ADDRESS: places.metrics,
+    }
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,0 +1,1 @@
+"""State of the agent's instances and the decisions about it."""

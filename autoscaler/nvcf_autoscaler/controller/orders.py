@@ -1,0 +1,93 @@
+"""Instance numbers that another autoscaler has ordered (AutoscaleFunction of protocol.md, 1).
+
+An order holds until the next one, but not longer than ORDER_LIFE: if whoever gives orders falls silent, the
+policy decides again. Bounds and capacity of the deployment hold for orders, too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+from nvcf_autoscaler.policy.decide import Decision, Desired
+from nvcf_autoscaler.policy.observation import SpecificationObservation
+from nvcf_autoscaler.policy.settings import ScalingSettings
+from nvcf_autoscaler.policy.spill import spread
+from nvcf_proto.models import Record
+from nvcf_proto.records import Fields
+
+ORDERS_BUCKET = "nvcf_scaling_orders"
+ORDER_LIFE = 300.0
+MOST = 100_000
+
+
+@dataclass(frozen=True)
+class Order(Record):
+    """The last orders for one version. Key: the version's id. `at` is Unix seconds.
+
+    `total` is for all specifications together, `single` for some of them by id.
+    """
+
+    version_id: str
+    at: float
+    total: int | None = None
+    single: dict[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "functionVersionId": self.version_id,
+            "at": self.at,
+            "total": self.total,
+            "single": {key: str(count) for key, count in self.single.items()},
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Self:
+        return cls(
+            version_id=fields.id("functionVersionId"),
+            at=fields.number("at"),
+            total=fields.integer("total", maximum=MOST) if fields.has("total") else None,
+            single={key: int(count) for key, count in fields.text_map("single").items()},
+        )
+
+    def ordering(self, now: float, specification_id: str | None, count: int) -> Self:
+        """The orders with one more; one for all specifications replaces those for single ones."""
+        if specification_id is None:
+            return replace(self, at=now, total=count, single={})
+        kept = self.single if self.is_live(now) else {}
+        return replace(self, at=now, total=None, single={**kept, specification_id: count})
+
+    def is_live(self, now: float) -> bool:
+        """Whether the order still holds."""
+        return now - self.at < ORDER_LIFE
+
+
+def carried_out(
+    now: float,
+    decision: Decision,
+    order: Order | None,
+    settings: ScalingSettings,
+    seen: tuple[SpecificationObservation, ...],
+) -> Decision:
+    """The decision with an order in the place of what the policy wanted."""
+    if order is None or not order.is_live(now):
+        return decision
+    recheck = min(decision.recheck_at, order.at + ORDER_LIFE)
+    if order.total is not None:
+        wanted = max(order.total, settings.min_instances)
+        placed = spread(wanted * settings.slots, settings, seen)
+        counts = dict(zip((spec.id for spec in settings.specifications), placed.counts, strict=True))
+        missing = -(-placed.missing_slots // settings.slots)
+    else:
+        bounds = {spec.id: spec for spec in settings.specifications}
+        counts = {each.specification_id: each.instances for each in decision.desired}
+        for key in order.single.keys() & bounds.keys():
+            spec = bounds[key]
+            counts[key] = max(spec.min_instances, min(spec.max_instances, order.single[key]))
+        missing = 0
+    desired = tuple(
+        Desired(each.specification_id, counts[each.specification_id]) for each in decision.desired
+    )
+    total = order.total if order.total is not None else sum(order.single.values())
+    parts = (("{} ordered over gRPC", (total,)),)
+    return replace(decision, desired=desired, missing=missing, parts=parts, recheck_at=recheck, needed=total)

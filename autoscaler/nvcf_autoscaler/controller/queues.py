@@ -1,0 +1,137 @@
+"""How many requests of a version wait and are in work, over all regions, straight from JetStream."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from datetime import datetime
+
+import nats.errors
+
+from nvcf_broker.connection import describe_error
+from nvcf_broker.errors import BrokerUnavailableError
+from nvcf_broker.requests import BrokerRequests
+from nvcf_proto import subjects
+
+FINENESS = 512
+
+
+class QueueAge:
+    """One queue. An age is late by at most the time between two samples, or too high by at most one part in
+    FINENESS of the longest that anybody has waited.
+    """
+
+    def __init__(self) -> None:
+        self._grown: list[tuple[float, int]] = []
+        self._stored: int | None = None
+
+    def sample(self, now: float, delivered: int, pending: int) -> float | None:
+        """One look at the queue: seconds that the oldest waiting request has waited, 0 if none waits.
+
+        None: it came before the first sample, see `began`.
+        """
+        stored = delivered + pending
+        known, self._stored = self._stored, stored
+        # Fewer than before: some were taken back while they waited.
+        while self._grown and self._grown[-1][1] > stored:
+            at, _ = self._grown.pop()
+            if not self._grown or self._grown[-1][1] < stored:
+                self._grown.append((at, stored))
+                break
+        if known is not None and stored > known:
+            self._came(now, stored)
+        first = next((index for index, (_, upto) in enumerate(self._grown) if upto > delivered), None)
+        if not pending or first is None:
+            self._grown.clear()
+            return None if pending else 0.0
+        del self._grown[:first]
+        return max(0.0, now - self._grown[0][0])
+
+    def began(self, now: float, at: float) -> float:
+        """What waits came at `at`, or later."""
+        if self._stored is not None:
+            self._grown.insert(0, (at, self._stored))
+        return max(0.0, now - at)
+
+    def _came(self, now: float, stored: int) -> None:
+        if self._grown:
+            last = self._grown[-1][0]
+            if now - last < (now - self._grown[0][0]) / FINENESS:
+                # An hour's backlog need not be known to the second.
+                self._grown[-1] = (last, stored)
+                return
+        self._grown.append((now, stored))
+
+
+TIMEOUT = 3.0
+
+
+@dataclass(frozen=True)
+class QueueState:
+    """`stored` counts all requests ever queued, which outlives any gateway's counters. `age` is for how many
+    seconds the oldest waiting one has waited.
+    """
+
+    queued: int = 0
+    in_flight: int = 0
+    stored: int = 0
+    age: float = 0.0
+
+
+async def read_queue(
+    requests: BrokerRequests,
+    regions: tuple[str, ...],
+    version_id: str,
+    ages: dict[str, QueueAge] | None = None,
+) -> QueueState:
+    """The version's queues added up; a missing one is empty. Raises BrokerUnavailableError.
+
+    `ages` is what is remembered of each region's queue between two calls.
+    """
+    queued = in_flight = stored = 0
+    oldest = 0.0
+    for region in regions:
+        stream = subjects.request_stream(region, version_id)
+        consumer = subjects.request_consumer(region, version_id)
+        try:
+            answer = await requests.request(
+                subjects.consumer_info_subject(stream, consumer), b"", timeout=TIMEOUT
+            )
+        except (nats.errors.Error, TimeoutError) as error:
+            raise BrokerUnavailableError(f"queue of {version_id}: {describe_error(error)}") from error
+        info = json.loads(answer.data)
+        refusal = info.get("error")
+        if refusal is not None and refusal.get("code") != 404:
+            raise BrokerUnavailableError(f"queue of {version_id}: {refusal.get('description')}")
+        if refusal is not None:
+            continue
+        pending, delivered = (
+            int(info.get("num_pending", 0)),
+            int(info.get("delivered", {}).get("stream_seq", 0)),
+        )
+        queued += pending
+        in_flight += int(info.get("num_ack_pending", 0))
+        stored += delivered + pending
+        if ages is not None:
+            known = ages.setdefault(region, QueueAge())
+            age = known.sample(time.time(), delivered, pending)
+            if age is None:
+                age = known.began(time.time(), await _first_stored(requests, stream))
+            oldest = max(oldest, age)
+    return QueueState(queued, in_flight, stored, oldest)
+
+
+async def _first_stored(requests: BrokerRequests, stream: str) -> float:
+    """When the oldest request in the stream was stored, waiting or in work (Unix seconds)."""
+    try:
+        answer = await requests.request(f"{subjects.API_PREFIX}.STREAM.INFO.{stream}", b"", timeout=TIMEOUT)
+    except (nats.errors.Error, TimeoutError) as error:
+        raise BrokerUnavailableError(f"stream {stream}: {describe_error(error)}") from error
+    text = str(json.loads(answer.data).get("state", {}).get("first_ts", ""))
+    try:
+        at = datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return time.time()
+    # An empty stream has the year 1.
+    return at if at > 0 else time.time()

@@ -1,0 +1,1 @@
+"""Placement: which clusters get instances, and how versions share short GPUs. Pure."""

@@ -1,0 +1,142 @@
+"""What each version may have while GPUs are short: everybody's claims, and the share that follows.
+
+Held by the leader alone and lost with it: a new one knows all claims again after one look at each version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from nvcf_autoscaler.placement.fairness import Claim, Plan, share
+from nvcf_autoscaler.placement.place import Cluster, Requirement
+from nvcf_autoscaler.placement.view import Standing, by_cluster, devices_of, may_be_in
+from nvcf_autoscaler.policy.decide import Decision
+from nvcf_autoscaler.policy.settings import ScalingSettings
+from nvcf_proto.models import DeploymentSpecification
+
+# A version whose demand has just gone is given the chance that it comes back, for so many seconds.
+STILL_NEEDED = 60.0
+# Every deployed version is looked at more often than this.
+FORGET_AFTER = 15.0
+
+
+@dataclass
+class _Entry:
+    """The last claim of one specification. `short`: it found no room for all it wanted."""
+
+    claim: Claim
+    gpu: str
+    short: bool
+    at: float
+    peak_at: float
+
+
+@dataclass
+class Rations:
+    """Claims of all versions, by version and specification."""
+
+    _entries: dict[tuple[str, str], _Entry] = field(default_factory=dict)
+
+    def take(self, now: float, version_id: str, gpus: Mapping[str, str], claims: Mapping[str, Claim]) -> None:
+        """The claims of a version, by specification; `gpus` is of which kind each one's devices are."""
+        self.drop(version_id, but=claims.keys())
+        for specification_id, new in claims.items():
+            key = (version_id, specification_id)
+            before = self._entries.get(key)
+            since, needed, peak_at = now, new.needed, now
+            if before is not None:
+                last = before.claim
+                same = bool(last.held) == bool(new.held) and (new.held or last.wanted)
+                since = last.since if same else now
+                if last.needed > needed and now - before.peak_at < STILL_NEEDED:
+                    needed, peak_at = min(last.needed, new.wanted), before.peak_at
+            claim = replace(new, since=since, needed=needed)
+            short = claim.wanted > claim.held
+            self._entries[key] = _Entry(claim, gpus[specification_id], short, now, peak_at)
+
+    def drop(self, version_id: str, but: Iterable[str] = ()) -> None:
+        """Forget a version's claims, but those of some specifications."""
+        kept = set(but)
+        for key in [key for key in self._entries if key[0] == version_id and key[1] not in kept]:
+            del self._entries[key]
+
+    def of(
+        self, now: float, version_id: str, devices: Mapping[str, Mapping[str, int]]
+    ) -> dict[str, dict[str, int]]:
+        """Most instances in each cluster, by specification; those that need not share are left out.
+
+        `devices` is how many there are of each kind in each cluster.
+        """
+        found: dict[str, dict[str, int]] = {}
+        plans: dict[str, Plan] = {}
+        for (owner, specification_id), entry in self._entries.items():
+            if owner != version_id:
+                continue
+            if entry.gpu not in plans:
+                plans[entry.gpu] = self._plan(now, entry.gpu, devices.get(entry.gpu, {}))
+            plan = plans[entry.gpu]
+            if plan:
+                found[specification_id] = plan[entry.claim.key]
+        return found
+
+    def _plan(self, now: float, gpu: str, devices: Mapping[str, int]) -> Plan:
+        """Empty while nobody goes short, or nobody else is there to share with."""
+        live = [each for each in self._entries.values() if each.gpu == gpu and now - each.at < FORGET_AFTER]
+        wanting = [each for each in live if each.claim.wanted or each.claim.held]
+        if len(wanting) < 2 or not any(each.short for each in wanting):
+            return {}
+        return share(now, (each.claim for each in live), devices)
+
+
+def claims_of(
+    version_id: str,
+    specifications: Mapping[str, DeploymentSpecification],
+    settings: ScalingSettings,
+    stands: Standing,
+    decision: Decision,
+    clusters: Mapping[str, frozenset[str]],
+    turn: float,
+) -> dict[str, Claim]:
+    """What a version wants after a decision, by specification. `clusters` are where each may be. Pure."""
+    desired = {each.specification_id: each.instances for each in decision.desired}
+    missing = decision.missing * settings.slots
+    needed = decision.needed * settings.slots
+    stale = list(stands.stale)
+    found: dict[str, Claim] = {}
+    for key, spec in specifications.items():
+        slots = spec.max_request_concurrency
+        wanted = min(spec.max_instances, desired.get(key, 0) + -(-missing // slots))
+        least = min(wanted, spec.min_instances)
+        serving = max(least, min(wanted, -(-needed // slots)))
+        needed = max(0, needed - serving * slots)
+        # What an earlier form of the deployment left behind makes room for its successors.
+        mine = [each for each in stale if each.gpu == spec.gpu]
+        stale = [each for each in stale if each.gpu != spec.gpu]
+        found[key] = Claim(
+            key=f"{version_id}/{key}",
+            clusters=clusters[key],
+            devices=devices_of(spec),
+            least=least,
+            needed=serving,
+            wanted=wanted,
+            since=0.0,
+            holding=by_cluster((*stands.current[key], *mine)),
+            turn=turn,
+        )
+    return found
+
+
+def possible_clusters(
+    requirement: Requirement, clusters: Iterable[Cluster], left_alone: Collection[str]
+) -> frozenset[str]:
+    """Clusters that may hold instances of a specification, and have its kind at all. Pure."""
+    kind = (requirement.gpu, requirement.instance_type)
+    return frozenset(
+        each.id
+        for each in clusters
+        if each.healthy
+        and each.id not in left_alone
+        and may_be_in(requirement, each)
+        and any((one.gpu, one.instance_type) == kind for one in each.capacity)
+    )

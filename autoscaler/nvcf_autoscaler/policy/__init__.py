@@ -1,0 +1,1 @@
+"""Scaling policy: how many instances a function version should have. Pure."""

@@ -1,0 +1,197 @@
+"""The scaling policy: `decide` turns one look at a function version into instances per GPU specification.
+
+In this order: what the demand needs now (demand.py), one more for each start-up that is late (startup.py),
+what is kept or started ahead although it is not needed now (keep_alive.py), bounds and growth limit, and last the
+GPU specifications (spill.py). Pure: the clock comes in as `now`, what is remembered goes in and out as
+Memory.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from nvcf_autoscaler.policy.demand import Demand, measure
+from nvcf_autoscaler.policy.keep_alive import hold
+from nvcf_autoscaler.policy.observation import Observation
+from nvcf_autoscaler.policy.settings import ScalingSettings
+from nvcf_autoscaler.policy.spill import Spread, spread
+from nvcf_autoscaler.policy.startup import Startup, estimate, overdue
+from nvcf_autoscaler.policy.state import Memory
+from nvcf_autoscaler.policy.utilisation import utilisation_target
+
+
+class Counted(NamedTuple):
+    """A number with its noun, for people: `1 more slot`, `4 more slots`."""
+
+    number: int
+    noun: str
+
+    def __str__(self) -> str:
+        return f"{self.number} {self.noun}{'' if self.number == 1 else 's'}"
+
+
+# A sentence with places for values, and the values: put together only when somebody reads it.
+Part = tuple[str, tuple[object, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """How many instances of one GPU specification there should be (running and starting together)."""
+
+    specification_id: str
+    instances: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Desired instances in preferred order, the new memory, and why.
+
+    Nothing but a new event (a request that finds no free slot, the first one after an idle time, an
+    instance that became ready or was lost) changes the decision before `recheck_at`.
+    `missing` is how many instances found no capacity. `parts` are the facts behind `reason`. `needed` is how
+    many instances of the preferred specification the demand asks for, without those only kept.
+    """
+
+    desired: tuple[Desired, ...]
+    memory: Memory
+    recheck_at: float
+    missing: int
+    parts: tuple[Part, ...]
+    needed: int = 0
+
+    @property
+    def total(self) -> int:
+        """Desired instances of all specifications."""
+        return sum(part.instances for part in self.desired)
+
+    @property
+    def reason(self) -> str:
+        """Why, in words, for people: `3 instances: ...`."""
+        texts = "; ".join(text.format(*values) for text, values in self.parts)
+        return f"{Counted(self.total, 'instance')}: {texts}"
+
+
+def decide(now: float, seen: Observation, settings: ScalingSettings, memory: Memory) -> Decision:
+    """How many instances of each GPU specification there should be now, and why.
+
+    `seen.specifications` has the specifications of `settings`, in the same order. The same arguments always
+    give the same answer, and the answer's memory with the same observation at the same instant gives the same
+    instances again.
+    """
+    tuning = settings.tuning
+    startup = estimate(seen.recent_startups, tuning.startup_prior, tuning.overdue_factor)
+    rates = memory.rates.after(now, seen, tuning)
+    used = memory.utilisation
+    crowd = memory.crowd_then if now == memory.crowd_at else memory.crowd
+    parts: list[Part] = []
+    if settings.scale_up is not None and settings.scale_down is not None:
+        used, needed, text = utilisation_target(now, seen, settings, used)
+        parts.append((text, ()))
+    else:
+        demand = measure(now, seen, rates, crowd, settings, startup)
+        rates = rates._replace(load=demand.load)
+        needed = -(-demand.slots // settings.slots)
+        parts.append(_explain_demand(demand, seen, settings, guessed=rates.completed < 1))
+    recheck = _next_look(now, seen, needed, settings)
+    if seen.queued:
+        late, due = _late(now, seen, startup)
+        recheck = min(recheck, due)
+        if late:
+            needed += late
+            parts.append(("{} more for start-ups older than {:.3g} s", (late, startup.overdue)))
+    if needed > settings.max_level:
+        # A level above what the deployment allows is not worth remembering.
+        needed = settings.max_level
+        parts.append(("{} at most, by the deployment", (settings.max_instances,)))
+    kept, learnt = hold(now, seen, needed, settings, memory, startup)
+    recheck = min(recheck, kept.recheck_at)
+    if kept.why:
+        parts.append(kept.why)
+    target = _at_least(kept.instances, settings, parts)
+    total = sum([spec.total for spec in seen.specifications])
+    growth_at, growth_base = memory.growth_at, memory.growth_base
+    if target > total:
+        if now - growth_at >= tuning.growth_period:
+            growth_at, growth_base = now, total
+        limited = min(target, _growth_limit(min(growth_base, total), settings))
+        if limited < target:
+            parts.append(("{} wanted, {} allowed within {:g} s", (target, limited, tuning.growth_period)))
+            recheck = min(recheck, growth_at + tuning.growth_period)
+            target = limited
+    placed = spread(target * settings.slots, settings, seen.specifications)
+    _explain_capacity(placed, settings, parts)
+    after = Memory(rates, *learnt, growth_at, growth_base, used, now, crowd)
+    desired = [
+        Desired(spec.id, count) for spec, count in zip(settings.specifications, placed.counts, strict=True)
+    ]
+    missing = -(-placed.missing_slots // settings.slots)
+    return Decision(tuple(desired), after, recheck, missing, tuple(parts), needed)
+
+
+def _explain_demand(demand: Demand, seen: Observation, settings: ScalingSettings, *, guessed: bool) -> Part:
+    if demand.slots == 0:
+        return ("nothing queued or in flight", ())
+    if demand.drain and seen.in_flight + demand.drain >= demand.steady:
+        return (
+            "{} queued and {} in flight at {:.2g} s each{}: {} for a start within {:g} s",
+            (
+                seen.queued,
+                seen.in_flight,
+                demand.service,
+                " (none has ended yet)" if guessed else "",
+                Counted(demand.drain, "more slot"),
+                settings.wait_slo,
+            ),
+        )
+    if demand.steady >= max(1, seen.in_flight):
+        return (
+            "the last {:.3g} s keep {:.2g} slots busy: {} let {:.4g} % start within {:g} s",
+            (demand.window, demand.load, demand.steady, settings.attainment * 100, settings.wait_slo),
+        )
+    return ("{} queued, {} in flight", (seen.queued, seen.in_flight))
+
+
+def _next_look(now: float, seen: Observation, needed: int, settings: ScalingSettings) -> float:
+    if needed > 1 and any(spec.running for spec in seen.specifications):
+        return now + settings.tuning.tick
+    if seen.queued or seen.in_flight or needed > 1:
+        return now + settings.tuning.calm_tick
+    return math.inf
+
+
+def _late(now: float, seen: Observation, startup: Startup) -> tuple[int, float]:
+    """Start-ups that take far longer than usual may never end. How many, and when the next one will be
+    late.
+    """
+    late = 0
+    due = math.inf
+    for spec in seen.specifications:
+        if spec.starting:
+            late += overdue(spec.starting, now, startup.overdue)
+            for created in spec.starting:
+                if now - created <= startup.overdue:
+                    due = min(due, created + startup.overdue + 1e-3)
+    return late, due
+
+
+def _at_least(target: int, settings: ScalingSettings, parts: list[Part]) -> int:
+    floor = max(settings.min_instances, settings.keep_warm)
+    if target >= floor:
+        return target
+    parts.append(("{} at least, by the deployment", (floor,)))
+    return floor
+
+
+def _growth_limit(base: int, settings: ScalingSettings) -> int:
+    tuning = settings.tuning
+    return max(base + tuning.growth_step, math.ceil(base * tuning.growth_factor), settings.min_instances)
+
+
+def _explain_capacity(placed: Spread, settings: ScalingSettings, parts: list[Part]) -> None:
+    if placed.spilled:
+        parts.append(("{} on a less preferred specification", (placed.spilled,)))
+    if placed.missing_slots:
+        missing = -(-placed.missing_slots // settings.slots)
+        parts.append(("no capacity for {}", (Counted(missing, "more instance"),)))

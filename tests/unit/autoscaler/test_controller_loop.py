@@ -1,0 +1,185 @@
+"""When versions are looked at: the loop with looks that only note that they happened."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from nvcf_autoscaler.controller.loop import AT_ONCE, Control
+from nvcf_autoscaler.controller.version_state import SHORTEST_BETWEEN_LOOKS, Watched
+from nvcf_broker.errors import BrokerUnavailableError, RevisionConflictError
+
+FAR = float("inf")
+
+
+class Looks:
+    """Notes looks; `work` is what a look does."""
+
+    def __init__(self, work: Callable[[str], Coroutine[Any, Any, float]]) -> None:
+        self.work = work
+        self.seen: list[str] = []
+
+    async def look(self, version_id: str, watched: Watched) -> float:
+        self.seen.append(version_id)
+        return await self.work(version_id)
+
+
+async def nothing(version_id: str) -> float:
+    return FAR
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+class Running:
+    """The loop for the length of a context."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    async def __aenter__(self) -> None:
+        self._task = asyncio.create_task(self._control.run())
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        await asyncio.wait({self._task})
+
+
+async def test_what_happens_during_a_look_asks_for_another() -> None:
+    gate = asyncio.Event()
+
+    async def slow(version_id: str) -> float:
+        await gate.wait()
+        return FAR
+
+    looks = Looks(slow)
+    control = Control(looks, lambda: {"v"}, lambda: True)
+    async with Running(control):
+        await until(lambda: looks.seen == ["v"])
+        control.wake("v")
+        gate.set()
+        await until(lambda: looks.seen == ["v", "v"])
+
+
+async def test_a_replica_that_does_not_lead_looks_at_nothing() -> None:
+    leads = False
+    looks = Looks(nothing)
+    control = Control(looks, lambda: {"v"}, lambda: leads)
+    async with Running(control):
+        control.wake("v")
+        await asyncio.sleep(0.1)
+        assert not looks.seen
+        leads = True
+        control.wake_all()
+        await until(lambda: looks.seen == ["v"])
+
+
+async def test_what_another_leader_has_counted_is_not_counted_again() -> None:
+    control = Control(Looks(nothing), lambda: {"v"}, lambda: True)
+    watched = control.watched("v")
+    watched.held_until = time.time() - 3600
+    watched.asked(time.time() - 3600, None)
+    control.wake_all()
+    assert watched.held_until is None
+    assert watched.asked_at is None
+    assert watched.woken
+
+
+async def test_a_version_that_is_undeployed_without_instances_is_told_no_more() -> None:
+    versions = {"v"}
+    gone: list[str] = []
+    looks = Looks(nothing)
+    control = Control(looks, lambda: set(versions), lambda: True, gone.append)
+    async with Running(control):
+        await until(lambda: looks.seen == ["v"])
+        assert not gone
+        versions.clear()
+        control.wake("v")
+        await until(lambda: "v" in gone)
+
+
+async def test_a_failed_look_is_repeated_and_hurts_no_other_version() -> None:
+    async def failing(version_id: str) -> float:
+        if version_id == "bad":
+            raise BrokerUnavailableError("no broker")
+        if version_id == "late":
+            raise RevisionConflictError("somebody was faster")
+        return FAR
+
+    looks = Looks(failing)
+    control = Control(looks, lambda: {"bad", "late", "good"}, lambda: True)
+    async with Running(control):
+        await until(lambda: min(looks.seen.count("bad"), looks.seen.count("late")) >= 2)
+    assert looks.seen.count("good") == 1
+
+
+async def test_a_version_that_is_woken_all_the_time_is_not_looked_at_all_the_time() -> None:
+    looks = Looks(nothing)
+    control = Control(looks, lambda: {"v"}, lambda: True)
+    begun = time.monotonic()
+    async with Running(control):
+        while time.monotonic() - begun < 0.5:
+            control.wake("v")
+            await asyncio.sleep(0.001)
+    took = time.monotonic() - begun
+    assert 2 <= len(looks.seen) <= took / SHORTEST_BETWEEN_LOOKS + 2
+
+
+async def test_a_woken_version_waits_for_one_group_of_others_at_most() -> None:
+    others = {f"other-{number}" for number in range(5 * AT_ONCE)}
+    control: Control
+
+    async def waking(version_id: str) -> float:
+        if len(looks.seen) == AT_ONCE:
+            control.wake("mine")
+        await asyncio.sleep(0)
+        return FAR
+
+    looks = Looks(waking)
+    ids: set[str] = set(others)
+    control = Control(looks, lambda: ids, lambda: True)
+    # Looked at just now, so that it is only due once it is woken.
+    control.watched("mine").next_look = FAR
+    ids.add("mine")
+    async with Running(control):
+        await until(lambda: "mine" in looks.seen)
+    assert looks.seen.index("mine") < 2 * AT_ONCE + 1
+
+
+async def test_what_found_no_room_is_woken_by_new_room() -> None:
+    looks = Looks(nothing)
+    control = Control(looks, lambda: {"short", "fine"}, lambda: True)
+    async with Running(control):
+        await until(lambda: len(looks.seen) == 2)
+        control.watched("short").short = True
+        control.wake_short()
+        await until(lambda: looks.seen.count("short") == 2)
+    assert looks.seen.count("fine") == 1
+
+
+async def test_a_look_that_is_due_again_at_once_does_not_spin() -> None:
+    async def eager(version_id: str) -> float:
+        return 0.0
+
+    looks = Looks(eager)
+    control = Control(looks, lambda: {"v"}, lambda: True)
+    begun = time.monotonic()
+    async with Running(control):
+        await asyncio.sleep(0.3)
+    took = time.monotonic() - begun
+    assert 2 <= len(looks.seen) <= took / SHORTEST_BETWEEN_LOOKS + 2
+
+
+async def test_a_version_in_use_is_looked_at_every_second() -> None:
+    looks = Looks(nothing)
+    control = Control(looks, lambda: {"used", "idle"}, lambda: True)
+    async with Running(control):
+        await until(lambda: len(looks.seen) == 2)
+        control.in_use("used")
+        await until(lambda: looks.seen.count("used") == 2)
+    assert looks.seen.count("idle") == 1

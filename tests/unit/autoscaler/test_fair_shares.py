@@ -1,0 +1,115 @@
+"""Claims of versions on GPUs that are short, over time."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nvcf_autoscaler.placement.fair_shares import (
+    FORGET_AFTER,
+    STILL_NEEDED,
+    Rations,
+    claims_of,
+    possible_clusters,
+)
+from nvcf_autoscaler.placement.fairness import Claim
+from nvcf_autoscaler.placement.place import Cluster, Requirement
+from nvcf_autoscaler.placement.view import standing
+from nvcf_autoscaler.policy.decide import Decision, Desired
+from nvcf_autoscaler.policy.settings import ScalingSettings, SpecificationSettings
+from nvcf_autoscaler.policy.state import Memory
+from nvcf_proto.models import DeploymentSpecification, Instance
+from tests.unit.autoscaler.records import NOW, SPECIFICATIONS, cluster, instance, instance_lists
+
+DEVICES = {"A": {"one": 4}}
+ONE = frozenset({"one"})
+
+
+def claim(version: str, wanted: int, held: int = 0, needed: int | None = None) -> Claim:
+    holding = {"one": held} if held else {}
+    return Claim(f"{version}/s", ONE, 1, 0, wanted if needed is None else needed, wanted, 0.0, holding)
+
+
+def take(rations: Rations, now: float, version: str, wanted: int, held: int = 0, **more: int) -> None:
+    rations.take(now, version, {"s": "A"}, {"s": claim(version, wanted, held, **more)})
+
+
+def test_nobody_is_bounded_while_there_is_enough_or_nobody_to_share_with() -> None:
+    rations = Rations()
+    take(rations, NOW, "a", 9, 4)
+    assert rations.of(NOW, "a", DEVICES) == {}
+    take(rations, NOW, "b", 0)
+    assert rations.of(NOW, "a", DEVICES) == {}
+    take(rations, NOW, "a", 4, 4)
+    take(rations, NOW, "b", 1, 1)
+    assert rations.of(NOW, "a", DEVICES) == {}
+
+
+def test_what_is_short_is_shared_until_the_other_wants_nothing_or_is_gone() -> None:
+    rations = Rations()
+    take(rations, NOW, "a", 9, 4)
+    take(rations, NOW, "b", 1)
+    assert rations.of(NOW, "a", DEVICES) == {"s": {"one": 3}}
+    assert rations.of(NOW, "b", DEVICES) == {"s": {"one": 1}}
+    assert rations.of(NOW, "c", DEVICES) == {}
+    take(rations, NOW + FORGET_AFTER, "a", 9, 4)
+    assert rations.of(NOW + FORGET_AFTER, "a", DEVICES) == {}, "nobody has looked at the other for long"
+    take(rations, NOW + FORGET_AFTER, "b", 1)
+    rations.drop("b")
+    assert rations.of(NOW + FORGET_AFTER, "a", DEVICES) == {}
+
+
+def test_a_version_with_a_moment_of_rest_is_not_pushed_out() -> None:
+    rations = Rations()
+    take(rations, NOW, "calm", 2, 2, needed=2)
+    take(rations, NOW + 1, "calm", 2, 2, needed=0)
+    take(rations, NOW + 1, "eager", 9, 2)
+    assert rations.of(NOW + 1, "calm", DEVICES) == {"s": {"one": 2}}
+    later = NOW + 2 + STILL_NEEDED
+    take(rations, later, "calm", 2, 2, needed=0)
+    take(rations, later, "eager", 9, 2)
+    assert rations.of(later, "calm", DEVICES) == {"s": {}}
+
+
+def decision(*counts: int, missing: int = 0, needed: int = 0) -> Decision:
+    desired = tuple(Desired(key, count) for key, count in zip(SPECIFICATIONS, counts, strict=False))
+    return Decision(desired, Memory(), 0.0, missing, (), needed)
+
+
+@given(instance_lists(), st.integers(0, 4), st.integers(0, 4), st.integers(0, 9), st.integers(0, 9))
+def test_claims_keep_to_the_deployment_and_count_every_instance_once(
+    instances: list[Instance], first: int, second: int, missing: int, needed: int
+) -> None:
+    kinds = {
+        key: DeploymentSpecification(gpu=key.split("-")[1], max_instances=5, min_instances=0)
+        for key in SPECIFICATIONS
+    }
+    settings = ScalingSettings(tuple(SpecificationSettings(key, 0, 5) for key in SPECIFICATIONS))
+    requirements = {key: Requirement(key.split("-")[1], "process") for key in SPECIFICATIONS}
+    stands = standing(NOW, instances, requirements, [cluster("one"), cluster("two")], 30.0)
+    anywhere = dict.fromkeys(SPECIFICATIONS, ONE)
+    chosen = decision(first, second, missing=missing, needed=needed)
+    claims = claims_of("v", kinds, settings, stands, chosen, anywhere, 60.0)
+    for key, each in claims.items():
+        assert each.least <= each.needed <= each.wanted <= 5
+        assert each.held >= len(stands.current[key])
+    kinds_held = {spec.gpu for spec in kinds.values()}
+    counted = len(stands.up) + sum(one.gpu in kinds_held for one in stands.stale)
+    assert sum(each.held for each in claims.values()) == counted
+
+
+def test_only_clusters_that_could_hold_it_count() -> None:
+    clusters = [cluster("one", free=0), cluster("two", gpu="B"), cluster("three")]
+    gone = Cluster("four", "local", NOW, clusters[0].capacity, healthy=False)
+    found = possible_clusters(Requirement("A", "process"), [*clusters, gone], {"three"})
+    assert found == {"one"}, "a full one counts: what it has is what is shared"
+
+
+def test_an_instance_of_before_counts_for_its_successor() -> None:
+    kinds = {SPECIFICATIONS[0]: DeploymentSpecification(gpu="A", max_instances=3, min_instances=1)}
+    settings = ScalingSettings((SpecificationSettings(SPECIFICATIONS[0], 1, 3),))
+    requirements = {SPECIFICATIONS[0]: Requirement("A", "process")}
+    old = instance(1, specification_id="0-A-process-2x0")
+    stands = standing(NOW, [old, instance(2)], requirements, [cluster()], 30.0)
+    (only,) = claims_of("v", kinds, settings, stands, decision(2), {SPECIFICATIONS[0]: ONE}, 60.0).values()
+    assert (only.held, only.least, only.wanted, only.turn) == (2, 1, 2, 60.0)
