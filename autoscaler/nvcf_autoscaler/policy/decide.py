@@ -1,9 +1,8 @@
 """The scaling policy: `decide` turns one look at a function version into instances per GPU specification.
 
-In this order: what the demand needs now (demand.py), one more for each start-up that is late (startup.py),
-what is kept or started ahead although it is not needed now (keep_alive.py), bounds and growth limit, and last the
-GPU specifications (spill.py). Pure: the clock comes in as `now`, what is remembered goes in and out as
-Memory.
+Steps: what the demand needs now (demand.py), one more instance for each late start-up (startup.py), instances
+kept or started ahead although they are not needed now (keep_alive.py), bounds and growth limit, and the GPU
+specifications (spill.py). Pure: the clock comes in as `now`, the state goes in and out as Memory.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from nvcf_autoscaler.policy.utilisation import UtilisationMemory
 class Memory(NamedTuple):
     """Empty for a version that was never seen. May be thrown away at any time: that only costs efficiency.
 
-    `levels`: see stabilisation.py. `first_gaps` are idle times of the whole version, `further_gaps` times for which
+    `levels`: stabilisation.py. `first_gaps`: idle times of the whole version, `further_gaps` times for which
     a further instance was not needed, each with the plan made from them. `crowd` is the mean number of
     requests within a start-up time after an idle time, `crowd_from` when the next such count began, and
     `crowd_then` what the decision at `crowd_at` went by: looking twice at one instant changes nothing.
