@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 TEST_WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup
 
-.PHONY: help demo test test-slow lint bench chaos fuzz clean lock collector collector-check
+.PHONY: help demo test test-slow lint docs bench chaos fuzz clean lock collector collector-check
 
 help:
 	@echo "make demo   start the platform, run real functions through it, show what happens (about a minute)"
 	@echo "make test   run the tests: real broker, gateways, workers"
 	@echo "make test-slow  the nvcf command and the demo as a user runs them, short chaos and fuzz runs"
-	@echo "make lint   ruff, mypy, and whether generated code is current"
+	@echo "make lint   ruff, mypy, whether generated files are current, and the documentation (strict)"
+	@echo "make docs   build the documentation site into build/docs"
 	@echo "make chaos  kill and stop processes under load for five minutes, and count what was lost (nothing)"
 	@echo "make fuzz   100,000 mutated inputs at each parser and each listener (an hour)"
 	@echo "make bench  measure speed and memory; prints figures and ratios"
@@ -23,7 +24,7 @@ help:
 $(VENV)/installed: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed, $(PYTHON) is older: make PYTHON=/path/to/python3.11"; exit 1; }
-	@echo "installing into $(VENV) (once; about 200 MB of packages)"
+	@echo "installing into $(VENV) (once; about 800 MB of packages)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
@@ -44,7 +45,11 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/generate_proto.py --check
-	$(BIN)/python scripts/generate_reference.py --check
+	$(MAKE) --no-print-directory docs
+
+# A broken link, a missing page or an API name that cannot be found is an error.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 chaos: $(VENV)/installed
 	$(BIN)/python -m tests.chaos
@@ -72,7 +77,7 @@ lock:
 	$(BIN)/python -m pip install --quiet pip-tools
 	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-emit-index-url \
 		--no-emit-trusted-host --no-emit-find-links --no-header \
-		--extra local --extra simulate --extra examples --extra test --output-file requirements.lock pyproject.toml
+		--extra local --extra simulate --extra examples --extra docs --extra test --output-file requirements.lock pyproject.toml
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .demo build dist

@@ -1,4 +1,4 @@
-"""Write the table of all metrics into docs/observability.md; `--check` only says whether it is fresh."""
+"""Write the table of all metrics into docs/operate/metrics.md; `--check` only says whether it is fresh."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from nvcf_otel import compatible, instruments
 from nvcf_otel.instrument import Instrument
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "observability.md"
+DOCUMENT = Path(__file__).parent.parent / "docs" / "operate" / "metrics.md"
 BEGIN = "<!-- metrics: written by scripts/generate_metrics.py -->"
 END = "<!-- end of metrics -->"
 
@@ -48,7 +48,7 @@ def main() -> int:
     fresh = document(text)
     if "--check" in sys.argv[1:]:
         if fresh != text:
-            print("docs/observability.md: the table of metrics is stale; run scripts/generate_metrics.py")
+            print("docs/operate/metrics.md: the table of metrics is stale; run scripts/generate_metrics.py")
         return int(fresh != text)
     DOCUMENT.write_text(fresh)
     return 0

@@ -160,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tls-cert", type=Path, metavar="FILE", help="certificate chain (PEM) of all listeners")
     add("--tls-key", type=Path, metavar="FILE", help="private key (PEM) of --tls-cert")
     add("--wide-inbox", action="store_true",
-        help="let workers use any inbox: only for workers of other makes, see docs/security.md")  # fmt: skip
+        help="let workers use any inbox: only for third-party workers, see operate/security.md")  # fmt: skip
     add("--no-dashboard", action="store_true", help="do not serve the built-in page /dashboard/")
     add(
         "--results-ttl",

@@ -1,4 +1,4 @@
-"""docs/calling.md, docs/rate-limits.md and docs/security.md: every command runs as it is written."""
+"""call/http.md, operate/rate-limits.md and operate/security.md in docs/: every command runs as written."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
 
 
 def test_calling(reader: Reader) -> None:
-    said = reader.follow("calling.md")
+    said = reader.follow("call/http.md")
     assert said.count("Hello, Ada!") == 4
     assert '"path":"/v1/anything"' in said
     assert "nvcf-status: fulfilled" in said.lower()
@@ -116,12 +116,12 @@ def test_calling(reader: Reader) -> None:
 
 
 def test_rate_limits(reader: Reader) -> None:
-    said = reader.follow("rate-limits.md")
+    said = reader.follow("operate/rate-limits.md")
     assert '"100-S,5000-H"' in said
 
 
 def test_security(reader: Reader) -> None:
-    said = reader.follow("security.md")
+    said = reader.follow("operate/security.md")
     assert "web shop" in said
     made = json.loads((reader.directory / "made.json").read_text())
     assert made["key"]["id"] in said

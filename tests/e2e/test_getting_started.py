@@ -1,4 +1,4 @@
-"""docs/getting-started.md: every command runs as it is written."""
+"""docs/start/first-function.md: every command runs as it is written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ELSEWHERE = ("make demo", ". .venv/bin/activate")
 
 def commands() -> list[str]:
     """The page's lines in order, block by block."""
-    page = (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "start" / "first-function.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     return [
         "\n".join(line for line in block.splitlines() if not line.startswith(ELSEWHERE)) for block in blocks

@@ -1,4 +1,4 @@
-"""docs/sessions.md: every command runs as it is written, on a port that is free."""
+"""docs/functions/sessions.md: every command runs as it is written, on a port that is free."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nvcf_broker.process import free_port
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "sessions.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "functions" / "sessions.md"
 NVCF = Path(sys.executable).with_name("nvcf")
 BASH = shutil.which("bash") or "bash"
 

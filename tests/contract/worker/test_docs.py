@@ -1,4 +1,4 @@
-"""The Python of docs/functions.md runs, and the exchanges below it are true."""
+"""The Python of docs/functions runs, and each page's exchanges return what the page shows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from nvcf_worker.run.sidecar.settings import Arguments, read_settings
 from tests.contract.worker.conftest import StartWorker
 from tests.support.peer_gateway import Call, PeerGateway
 
-PAGE = Path(__file__).parents[3] / "docs" / "functions.md"
+FOLDER = Path(__file__).parents[3] / "docs" / "functions"
+ELSEWHERE = {"sessions.md", "tasks.md"}  # they have tests of their own
+PAGES = sorted(page for page in FOLDER.glob("*.md") if page.name not in ELSEWHERE)
 _BLOCK = re.compile(r"^```(python|http)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _STATUS = "/v2/nvcf/pexec/status/"
 
@@ -30,22 +32,25 @@ _STATUS = "/v2/nvcf/pexec/status/"
 class Snippet:
     """A block of Python and the exchanges that follow it."""
 
+    page: str
     source: str
     line: int
     exchanges: list[tuple[str, str]] = field(default_factory=list)
 
 
 def snippets() -> list[Snippet]:
-    """All Python of the page."""
-    text = PAGE.read_text()
+    """Return all Python of the pages."""
     found: list[Snippet] = []
-    for match in _BLOCK.finditer(text):
-        if match.group(1) == "python":
-            found.append(Snippet(match.group(2), text[: match.start()].count("\n") + 2))
-        else:
-            for exchange in match.group(2).strip().split("\n\n"):
-                request, answer = exchange.splitlines()
-                found[-1].exchanges.append((request, answer))
+    for page in PAGES:
+        text = page.read_text()
+        for match in _BLOCK.finditer(text):
+            if match.group(1) == "python":
+                line = text[: match.start()].count("\n") + 2
+                found.append(Snippet(page.name, match.group(2), line))
+            else:
+                for exchange in match.group(2).strip().split("\n\n"):
+                    request, answer = exchange.splitlines()
+                    found[-1].exchanges.append((request, answer))
     return found
 
 
@@ -71,7 +76,7 @@ def run_tests_of(module: types.ModuleType) -> None:
             test()
 
 
-@pytest.mark.parametrize("snippet", snippets(), ids=lambda snippet: f"line-{snippet.line}")
+@pytest.mark.parametrize("snippet", snippets(), ids=lambda snippet: f"{snippet.page}-{snippet.line}")
 async def test_what_the_page_says(
     gateway: PeerGateway, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch, snippet: Snippet
 ) -> None:
@@ -81,9 +86,9 @@ async def test_what_the_page_says(
     monkeypatch.setattr(
         nvcf_worker, "sidecar", lambda *args, **options: sidecars.append(said(*args, **options))
     )
-    module = types.ModuleType(f"functions_md_{snippet.line}")
+    module = types.ModuleType(f"{Path(snippet.page).stem.replace('-', '_')}_md_{snippet.line}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    code = compile(snippet.source, f"{PAGE.name}:{snippet.line}", "exec", dont_inherit=True)
+    code = compile(snippet.source, f"{snippet.page}:{snippet.line}", "exec", dont_inherit=True)
     exec(code, module.__dict__)  # noqa: S102 # that is what is tested
     for one in sidecars:
         assert read_settings(one, {}).command
@@ -107,5 +112,6 @@ async def test_what_the_page_says(
             assert json.loads(answer.body) == json.loads(body), request
 
 
-def test_the_page_has_snippets() -> None:
-    assert len(snippets()) >= 10
+def test_the_pages_have_snippets() -> None:
+    assert len(snippets()) >= 20
+    assert sum(len(snippet.exchanges) for snippet in snippets()) >= 20

@@ -1,4 +1,4 @@
-"""Our worker behind NVIDIA's services: assets and large results (docs/interop.md)."""
+"""Our worker behind NVIDIA's services: assets and large results (docs/internals/interop.md)."""
 
 from __future__ import annotations
 

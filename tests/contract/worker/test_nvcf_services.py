@@ -1,4 +1,4 @@
-"""Our worker behind NVIDIA's broker, WorkerService and invocation service (docs/interop.md)."""
+"""Our worker behind NVIDIA's broker, WorkerService and invocation service (docs/internals/interop.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our worker behind NVIDIA's stateful proxy: what its HTTP stack does with a link (docs/interop.md)."""
+"""Worker behind NVIDIA's stateful proxy: what its HTTP stack does with a link (docs/internals/interop.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Python of docs/tasks.md runs as it is written."""
+"""The Python of docs/functions/tasks.md runs as it is written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[3] / "docs" / "tasks.md"
+PAGE = Path(__file__).parents[3] / "docs" / "functions" / "tasks.md"
 SNIPPETS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 
 

@@ -156,7 +156,7 @@ def test_a_pool_counts_what_it_gives() -> None:
 
 
 def test_ours_costs_less_and_waits_less_than_the_others_over_a_day_of_many_functions() -> None:
-    """The goal in small; docs/scaling.md has it in full."""
+    """The goal in small; docs/operate/scaling.md has it in full."""
     found = compare("day", make_day(60, 4, 6 * 3600.0), ("ours", "nvcf", "kpa", "keda"))
 
     for name in ("kpa", "keda"):
