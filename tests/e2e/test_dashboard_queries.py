@@ -22,7 +22,7 @@ OTEL = Path(__file__).resolve().parents[2] / "otel"
 ENOUGH_SECONDS = 150.0
 FUNCTIONS = Path(__file__).with_name("observed_functions.py")
 OR_ZERO = " or on () vector(0)"
-WELL = {"NvcfProcessGone", "NvcfBrokerLost", "NvcfNobodyScales", "NvcfQueueFull"}
+WELL = {"NvcfProcessGone", "NvcfBrokerLost", "NvcfNoAutoscalerLeader", "NvcfQueueFull"}
 STAND_IN_NVML = Path(__file__).with_name("stand_in_nvml.py")
 # Rightly 0 on a healthy platform that has no sessions.
 MAY_BE_NOTHING = {"Sessions", "Session traffic", "Telemetry thrown away"}

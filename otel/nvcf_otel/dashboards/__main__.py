@@ -1,4 +1,4 @@
-"""Write the dashboards into a folder, or check that it holds them."""
+"""Write the dashboards and the alerts' runbook links, or check that the files are current."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 from nvcf_otel.dashboards import function, platform, scaling
+from nvcf_otel.dashboards.alerts import RUNBOOK, with_runbook
 
 FOLDER = Path(__file__).resolve().parents[2] / "dashboards"
+ALERTS = FOLDER.parent / "prometheus" / "alerts.yml"
 
 
 def documents() -> dict[str, str]:
@@ -28,19 +30,29 @@ def documents() -> dict[str, str]:
 
 
 def main() -> int:
-    """Exit code 1 if `--check` finds a difference."""
+    """Return exit code 1 if `--check` finds a difference."""
     parser = argparse.ArgumentParser(prog="python -m nvcf_otel.dashboards", description=__doc__)
-    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER)
-    parser.add_argument("--check", action="store_true", help="change nothing, tell what differs")
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        help="folder for the dashboards and a copy of alerts.yml (default: the source tree)",
+    )
+    parser.add_argument("--runbook", default=RUNBOOK, metavar="URL", help="page that runbook_url points at")
+    parser.add_argument("--check", action="store_true", help="change nothing, print which files differ")
     arguments = parser.parse_args()
-    differing = [name for name, text in documents().items() if _text(arguments.folder / name) != text]
+    folder = arguments.folder or FOLDER
+    files = {folder / name: text for name, text in documents().items()}
+    alerts = ALERTS if arguments.folder is None else folder / ALERTS.name
+    files[alerts] = with_runbook(ALERTS.read_text(), arguments.runbook)
+    differing = [file for file, text in files.items() if _text(file) != text]
     if not arguments.check:
-        arguments.folder.mkdir(parents=True, exist_ok=True)
-        for name, text in documents().items():
-            (arguments.folder / name).write_text(text)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, text in files.items():
+            file.write_text(text)
         return 0
-    for name in differing:
-        sys.stderr.write(f"{arguments.folder / name} differs: run python -m nvcf_otel.dashboards\n")
+    for file in differing:
+        sys.stderr.write(f"{file} differs: run python -m nvcf_otel.dashboards\n")
     return 1 if differing else 0
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from nvcf_cli.state import Installation
 from nvcf_otel import instruments
 from nvcf_otel.dashboards import __main__ as generator
 from nvcf_otel.dashboards import promql
+from nvcf_otel.dashboards.alerts import RUNBOOK, with_runbook
 from nvcf_otel.instruments import Kind
 from tests.support.queries import panel_queries, substituted
 
@@ -143,6 +145,29 @@ def test_rules_are_about_metrics_that_are_exported_and_every_alert_has_a_test() 
         )
 
 
+def test_every_alert_links_to_its_section_of_the_runbook() -> None:
+    text = generator.ALERTS.read_text()
+    assert with_runbook(text) == text, "run: python -m nvcf_otel.dashboards"
+    moved = yaml.safe_load(with_runbook(text, "https://wiki.example/runbook"))
+    for group, page in (
+        (rules_of(generator.ALERTS), RUNBOOK),
+        (rules_in(moved), "https://wiki.example/runbook"),
+    ):
+        assert len(group) > 10
+        for rule in group:
+            assert rule["annotations"]["runbook_url"] == f"{page}#{rule['alert'].lower()}"
+
+
+@needs_promtool
+def test_generated_alerts_with_another_runbook_are_valid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["dashboards", str(tmp_path), "--runbook", "https://wiki.example/page"])
+    assert generator.main() == 0
+    assert {file.name for file in tmp_path.iterdir()} == {*generator.documents(), "alerts.yml"}
+    run_promtool("check", "rules", str(tmp_path / "alerts.yml"))
+
+
 def all_queries() -> list[tuple[str, str]]:
     """Panels and queries of all dashboards."""
     return [each for file in BOARDS for each in panel_queries(json.loads(file.read_text()))]
@@ -150,7 +175,12 @@ def all_queries() -> list[tuple[str, str]]:
 
 def rules_of(file: Path) -> list[dict[str, Any]]:
     """The rules of a file."""
-    return [rule for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]]
+    return rules_in(yaml.safe_load(file.read_text()))
+
+
+def rules_in(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rules of a document with groups."""
+    return [rule for group in document["groups"] for rule in group["rules"]]
 
 
 def run_promtool(*arguments: str) -> None:
