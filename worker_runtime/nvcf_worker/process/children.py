@@ -1,4 +1,4 @@
-"""Child processes of a worker; none outlives it."""
+"""Start child processes of a worker that never outlive it."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from nvcf_proto.environment import NKEY_SEED, NVCF_WORKER_TOKEN, SECRETS_ASSERTI
 from nvcf_worker.errors import ConfigurationError
 
 CREDENTIALS = (NVCF_WORKER_TOKEN, NKEY_SEED, SECRETS_ASSERTION_TOKEN)
-"""What a child never gets to see: they speak for the worker, not for the function."""
+"""Variables that a child never gets: they authenticate the worker, not the function."""
 
-_LAUNCH = str(Path(__file__).with_name("isolation") / "launch.py")
+_LAUNCHER = str(Path(__file__).with_name("launch.py"))
 
 
 async def spawn(
     command: Sequence[str], environment: Mapping[str, str], *, pass_fds: Sequence[int] = ()
 ) -> asyncio.subprocess.Process:
-    """Start a child as leader of a process group of its own, so that ctrl-C reaches it only through us.
+    """Start a child as the leader of its own session, so that Ctrl-C reaches only the worker.
 
-    It writes where the worker writes, does not see CREDENTIALS, and on Linux is killed with the thread that
-    called this. Raises ConfigurationError when it cannot be started.
+    The child writes to the worker's stdout and stderr and does not see CREDENTIALS. On Linux the kernel kills
+    it when the calling thread ends. Raises ConfigurationError if it cannot be started.
     """
-    program = _program(command[0], environment)
+    program = _find(command[0], environment)
     try:
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", _LAUNCH, str(os.getpid()), program, *command[1:]),
+            *(sys.executable, "-I", "-S", _LAUNCHER, str(os.getpid()), program, *command[1:]),
             env={name: value for name, value in environment.items() if name not in CREDENTIALS},
             stdin=asyncio.subprocess.DEVNULL,
             start_new_session=True,
@@ -40,7 +40,7 @@ async def spawn(
         raise ConfigurationError(f"cannot start {command[0]}: {reason}") from error
 
 
-def _program(name: str, environment: Mapping[str, str]) -> str:
+def _find(name: str, environment: Mapping[str, str]) -> str:
     found = shutil.which(name, path=environment.get("PATH"))
     if found is None:
         raise ConfigurationError(f"cannot start {name}: there is no such program")

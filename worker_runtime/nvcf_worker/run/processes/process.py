@@ -6,14 +6,12 @@ import asyncio
 import logging
 import os
 import socket
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from nvcf_broker.process import describe_exit, stop_process
-from nvcf_worker.errors import ConfigurationError, NotReady
-from nvcf_worker.process.children import CREDENTIALS
+from nvcf_worker.errors import NotReady
+from nvcf_worker.process.children import spawn
 from nvcf_worker.run.processes.call import Call
 from nvcf_worker.run.processes.channel import Channel
 from nvcf_worker.run.processes.child import CHANNEL_FD
@@ -24,7 +22,6 @@ from nvcf_worker.telemetry.running import current
 log = logging.getLogger("nvcf_worker")
 
 END_PATIENCE = 2.0
-LAUNCH = Path(__file__).with_name("launch.py")
 
 
 class ChildProcess:
@@ -50,7 +47,9 @@ class ChildProcess:
         child = cls(index)
         ours, theirs = socket.socketpair()
         try:
-            child.process = await _spawn(command, changes, theirs.fileno())
+            descriptor = theirs.fileno()
+            environment = {**os.environ, **changes, **current().environment(), CHANNEL_FD: str(descriptor)}
+            child.process = await spawn(command, environment, pass_fds=[descriptor])
             child.channel = await Channel.over(ours, child._on_frame)
         except BaseException:
             ours.close()
@@ -119,23 +118,3 @@ class ChildProcess:
             log.warning("process %d did not end within %g s and is killed", self.index, patience)
         finally:
             await self.kill()
-
-
-async def _spawn(
-    command: Sequence[str], changes: Mapping[str, str], descriptor: int
-) -> asyncio.subprocess.Process:
-    """Start a child in a session of its own, so that ctrl-C reaches it only through the worker."""
-    environment = {name: value for name, value in os.environ.items() if name not in CREDENTIALS}
-    environment |= {**changes, **current().environment(), CHANNEL_FD: str(descriptor)}
-    launcher = [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid())]
-    try:
-        return await asyncio.create_subprocess_exec(
-            *launcher,
-            *command,
-            env=environment,
-            stdin=asyncio.subprocess.DEVNULL,
-            start_new_session=True,
-            pass_fds=[descriptor],
-        )
-    except OSError as error:
-        raise ConfigurationError(f"cannot start a child process: {error.strerror or error}") from error
