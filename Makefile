@@ -12,7 +12,7 @@ help:
 	@echo "make demo   start the platform, run real functions through it, show what happens (about a minute)"
 	@echo "make test   run the tests: real broker, gateways, workers"
 	@echo "make test-slow  the nvcf command and the demo as a user runs them, short chaos and fuzz runs"
-	@echo "make lint   ruff, mypy, whether generated files are current, and the documentation (strict)"
+	@echo "make lint   ruff, mypy, who imports whom, whether generated files are current, and the documentation (strict)"
 	@echo "make docs   build the documentation site into build/docs"
 	@echo "make chaos  kill and stop processes under load for five minutes, and count what was lost (nothing)"
 	@echo "make fuzz   100,000 mutated inputs at each parser and each listener (an hour)"
@@ -44,6 +44,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --cache-dir .import_linter_cache
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/generate_proto.py --check
 	$(MAKE) --no-print-directory docs
 
@@ -80,5 +81,5 @@ lock:
 		--extra local --extra simulate --extra examples --extra docs --extra test --output-file requirements.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .demo build dist
+	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis .demo build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
