@@ -21,6 +21,7 @@ from nvcf_broker.files import private_directory, write_private
 from nvcf_cli.errors import CliError
 
 HOME_VARIABLE = "NVCF_HOME"
+"""Data folder of the local platform. Default: ~/.nvcf."""
 _LOCK_ATTEMPTS = 10
 
 

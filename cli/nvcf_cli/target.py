@@ -9,7 +9,9 @@ from nvcf_cli.keys import read_key
 from nvcf_cli.state import Installation, read_state
 
 URL_VARIABLE = "NVCF_URL"
+"""URL of a platform elsewhere. Default: the local platform."""
 KEY_VARIABLE = "NVCF_API_KEY"
+"""API key for that platform. Default: the local admin key."""
 
 
 def find_target(installation: Installation, url: str | None, key_file: Path | None) -> Target:

@@ -32,7 +32,7 @@ Take = Callable[[Any, Callable[..., Any] | None, str | None], None]
 
 DEFAULT_GRACE_SECONDS = 25.0
 LOG_LEVEL = "NVCF_LOG_LEVEL"
-"""Own addition: environment variable with the log level, `info` if unset."""
+"""[ext] Log level: `debug`, `info`, `warning` or `error`. Default: info."""
 
 _served = threading.Event()
 _instead: Take | None = None

@@ -17,7 +17,7 @@ from nvcf_worker.control import tls as trust
 from nvcf_worker.errors import ConfigurationError
 
 GRPC_TLS = "NVCF_GRPC_TLS"
-"""Own addition: `true` or `false` overrides what the address of the WorkerService implies."""
+"""[ext] `true` or `false`: TLS to the WorkerService. Default: TLS, but not for `http://` and loopback."""
 
 _REQUIRED = (
     env.NVCF_WORKER_TOKEN,

@@ -10,10 +10,12 @@ from pathlib import Path
 from nvcf_worker.errors import ConfigurationError
 
 ROOT_CA_FILE = "NVCF_ROOT_CA_FILE"
-"""Own addition: PEM file of a private authority whose certificates gateway, broker and stores have."""
+"""[ext] PEM file of a certificate authority to trust beside the system's. Default: none."""
 
 _SYSTEM_FILE = "SSL_CERT_FILE"
+"""[ext] PEM file to trust instead of the system's, without NVCF_ROOT_CA_FILE. Default: none."""
 _GRPC_FILE = "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"
+"""[ext] PEM file for gRPC; without NVCF_ROOT_CA_FILE it wins over SSL_CERT_FILE there. Default: none."""
 
 
 def client_context(environ: Mapping[str, str] = os.environ) -> ssl.SSLContext:

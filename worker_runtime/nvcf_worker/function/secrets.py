@@ -12,7 +12,7 @@ from typing import NamedTuple
 from nvcf_proto.environment import ESS_AGENT_CONFIG_DIR
 
 SECRETS_DIR = "NVCF_SECRETS_DIR"
-"""Own addition: environment variable with the folder of secrets."""
+"""[ext] Folder of the files behind `secrets["NAME"]`. Default: /var/secrets."""
 DEFAULT_DIRECTORY = "/var/secrets"
 JSON_FILE = "secrets.json"
 

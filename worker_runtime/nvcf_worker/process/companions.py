@@ -11,7 +11,7 @@ from typing import Protocol
 log = logging.getLogger("nvcf_worker")
 
 TERMINATION_NOTICE_FILE = "NVCF_TERMINATION_NOTICE_FILE"
-"""Own addition: environment variable; once a file of this name is there the worker drains, as on SIGTERM."""
+"""[ext] The worker drains, as on SIGTERM, once a file of this name exists. Default: none."""
 
 NOTICE_INTERVAL = 0.5
 

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from nvcf_otel.redaction import Redactor, of_environment
 
 LOG_STREAM = "NVCF_LOG_STREAM"
-"""Own addition: environment variable, where log lines go: `stderr` (default) or `stdout`."""
+"""[ext] Where log lines go: `stderr` or `stdout`. Default: stderr."""
 
 request_id: ContextVar[str | None] = ContextVar("nvcf_worker_request_id", default=None)
 

@@ -10,18 +10,22 @@ from nvcf_proto.environment import DEFAULT_SHARED_CONFIG_DIR, SHARED_CONFIG_DIR
 from nvcf_worker.errors import ConfigurationError
 from nvcf_worker.process.durations import parse_duration
 
-# The contract's names.
 RESULTS_DIR = "NVCT_RESULTS_DIR"
+"""Folder for results. Required by tasks that use `results_dir`."""
 PROGRESS_FILE = "NVCT_PROGRESS_FILE_PATH"
+"""File for progress reports. Default: none are written."""
 TASK_ID = "NVCT_TASK_ID"
+"""Id of the task. Default: empty."""
 TASK_NAME = "NVCT_TASK_NAME"
-
-# Own additions.
+"""Name of the task. Default: empty."""
 RESULTS_UPLOAD_URL = "NVCT_RESULTS_UPLOAD_URL"
-"""Where the results go as one zip file, by a single PUT (e.g. a presigned URL); not uploaded if unset."""
+"""[ext] URL that takes the results as one zip file by one PUT, e.g. a presigned one. Default: none."""
 MAX_RUNTIME = "NVCT_MAX_RUNTIME_DURATION"
+"""[ext] Longest run time, as a duration. Default: no limit."""
 TERMINATION_GRACE = "NVCT_TERMINATION_GRACE_PERIOD_DURATION"
+"""[ext] Time that a task gets to end, as a duration. Default: 25s."""
 HEARTBEAT = "NVCT_HEARTBEAT_INTERVAL"
+"""[ext] Longest time between two progress reports, as a duration. Default: 30s."""
 
 DEFAULT_GRACE_SECONDS = 25.0
 DEFAULT_HEARTBEAT_SECONDS = 30.0

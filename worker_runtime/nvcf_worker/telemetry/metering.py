@@ -26,10 +26,12 @@ from nvcf_worker.control.config import WorkerConfig
 from nvcf_worker.message import Work
 
 METERING = "NVCF_METERING"
-"""Own addition: `stdout`, `stderr` or the path of a file that lines are appended to; off if unset."""
+"""[ext] Target of metering events: `stdout`, `stderr` or the path of a file. Default: off."""
 HEARTBEAT = "NVCF_METERING_HEARTBEAT_SECONDS"
+"""[ext] Seconds between two metering events of the instance. Default: 30."""
 DEFAULT_HEARTBEAT = 30.0
 NSPECT_ID = "NVCF_NSPECT_ID"
+"""[ext] Value of `nspect_id` in metering events. Default: empty."""
 BILLING_PREFIX = "x-billing-"
 QUEUE = QueueSettings(size=16_384, batch=512, delay=0.5)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("nvcf_worker")
 
 CHANNEL_FD = "NVCF_WORKER_CHANNEL_FD"
-"""Environment variable of a child: the number of its inherited end of the socket pair."""
+"""Internal: the child's inherited end of the socket pair."""
 
 STOP_PATIENCE = 5.0
 TELEMETRY_PATIENCE = 2.0

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from nvcf_proto.environment import ATTACHED_GPU_COUNT
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""GPUs of the instance. Process isolation divides them among the children. Default: all."""
 INDEX = "NVCF_PROCESS_INDEX"
-"""Own addition: environment variable of a child, its number from 0."""
+"""[ext] Set for child processes of process isolation: the child's number, from 0."""
 COUNT = "NVCF_PROCESS_COUNT"
-"""Own addition: environment variable of a child, how many children there are."""
+"""[ext] Set for child processes of process isolation: the number of children."""
 
 
 def attached_gpus(environ: Mapping[str, str]) -> list[str]:

@@ -14,6 +14,7 @@ from nvcf_worker.run.processes.host import ProcessHost, child_command
 
 MAX_PROCESSES = 256
 GRPC_FORK = "GRPC_ENABLE_FORK_SUPPORT"
+"""Internal: read by gRPC at import."""
 
 
 def hosted(
