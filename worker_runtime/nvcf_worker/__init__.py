@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         RetryLater,
         WorkerError,
     )
+    from nvcf_worker.function.adaptive import Adaptive
     from nvcf_worker.function.app import App
     from nvcf_worker.function.limit import Limit
     from nvcf_worker.function.request import Request, SyncRequest
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from nvcf_worker.run.batching.continuous_decorator import continuous_batch
     from nvcf_worker.run.batching.decorator import batch
     from nvcf_worker.run.batching.streams import Finished
-    from nvcf_worker.run.limits.adaptive import Adaptive
     from nvcf_worker.serving import serve
     from nvcf_worker.sidecar_command import sidecar
     from nvcf_worker.tasks.context import Task
@@ -74,7 +74,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "Adaptive": "run.limits.adaptive",
+    "Adaptive": "function.adaptive",
     "App": "function.app",
     "BadInput": "errors",
     "BatchError": "errors",

@@ -37,12 +37,12 @@ from nvcf_worker.exchange.post import StreamBroken
 from nvcf_worker.exchange.transports import Channels
 from nvcf_worker.function.body import RequestBody
 from nvcf_worker.function.request import FunctionContext
-from nvcf_worker.function.response import Reply, problem_reply
+from nvcf_worker.function.response import Outcome, Reply, problem_reply
 from nvcf_worker.process import logs
 from nvcf_worker.queue.delivery import ActiveRequest, End
 from nvcf_worker.queue.inflight import ACK, NAK, InFlight, nak_later
 from nvcf_worker.queue.redelivery import exhausted, last_run
-from nvcf_worker.run.executor import Executor, Outcome, request_type
+from nvcf_worker.run.executor import Executor, request_type
 from nvcf_worker.sessions.tunnel import Tunnels
 from nvcf_worker.telemetry.observer import Told, Untold
 from nvcf_worker.telemetry.worker import NoTelemetry

@@ -21,6 +21,7 @@ from nvcf_worker.errors import InstanceBroken, WorkerError, first_error
 from nvcf_worker.exchange.assets import HttpClient
 from nvcf_worker.exchange.attach import AttachClient
 from nvcf_worker.exchange.files import ProgressFiles
+from nvcf_worker.function.adaptive import Adaptive
 from nvcf_worker.function.function_headers import constant_headers
 from nvcf_worker.function.handlers import Handler
 from nvcf_worker.function.loading import RunBlocking, begin_all, end_all
@@ -33,7 +34,6 @@ from nvcf_worker.queue.session import Session, open_session
 from nvcf_worker.queue.slots import Slots
 from nvcf_worker.reception import Reception, release
 from nvcf_worker.run.executor import Executor
-from nvcf_worker.run.limits.adaptive import Adaptive
 from nvcf_worker.run.limits.measured import MeasuredExecutor
 from nvcf_worker.run.stall_detector import LoopWatch
 from nvcf_worker.run.threads import ThreadPool

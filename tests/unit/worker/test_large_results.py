@@ -20,8 +20,7 @@ from nvcf_worker.exchange import large_results
 from nvcf_worker.exchange.assets import AssetFetcher, HttpClient
 from nvcf_worker.exchange.files import RequestFiles
 from nvcf_worker.exchange.large_results import LargeResults, as_problem
-from nvcf_worker.function.response import Reply
-from nvcf_worker.run.executor import StreamReply
+from nvcf_worker.function.response import Reply, StreamReply
 
 JSON = [("content-type", "application/json")]
 

@@ -14,9 +14,8 @@ from nvcf_proto.pb import nvcf_pb2
 from nvcf_worker.errors import CallerGone
 from nvcf_worker.exchange.attach import AttachClient
 from nvcf_worker.exchange.post import StreamPost, post_complete
-from nvcf_worker.function.response import Reply
+from nvcf_worker.function.response import Outcome, Reply, StreamReply
 from nvcf_worker.message import Door
-from nvcf_worker.run.executor import Outcome, StreamReply
 
 if TYPE_CHECKING:
     from nvcf_worker.queue.reply_inbox import ReplyInbox

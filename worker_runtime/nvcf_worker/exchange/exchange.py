@@ -17,10 +17,9 @@ from nvcf_worker.exchange.handover import Handover
 from nvcf_worker.exchange.replay import ReplaySource
 from nvcf_worker.exchange.transports import Channels
 from nvcf_worker.exchange.waiters import LATE, MARGIN, NEVER, Waiter, Waiters, compatible, wanted_again
-from nvcf_worker.function.response import Reply
+from nvcf_worker.function.response import Outcome, Reply, StreamReply
 from nvcf_worker.message import Door, Work, poll_seconds, request_time
 from nvcf_worker.queue.delivery import ActiveRequest
-from nvcf_worker.run.executor import Outcome, StreamReply
 
 log = logging.getLogger("nvcf_worker")
 

@@ -15,10 +15,9 @@ from nvcf_worker.exchange.post import StreamBroken
 from nvcf_worker.exchange.replay import ReplaySource
 from nvcf_worker.exchange.transports import Channels
 from nvcf_worker.exchange.waiters import NEVER, Step, Waiter, Waiters, next_step
-from nvcf_worker.function.response import Reply, problem_reply
+from nvcf_worker.function.response import Outcome, Reply, StreamReply, problem_reply
 from nvcf_worker.message import Door
 from nvcf_worker.process.backoff import Backoff
-from nvcf_worker.run.executor import Outcome, StreamReply
 
 log = logging.getLogger("nvcf_worker")
 

@@ -21,9 +21,8 @@ from nvcf_proto.problem import Problem, problem_for
 from nvcf_worker.errors import ControlError, ResultNotDelivered, WorkerError
 from nvcf_worker.exchange.assets import EXPIRED, HttpClient, exact
 from nvcf_worker.exchange.files import RequestFiles
-from nvcf_worker.function.response import HeaderPairs, Reply, problem_reply
+from nvcf_worker.function.response import HeaderPairs, Outcome, Reply, StreamReply, problem_reply
 from nvcf_worker.process.backoff import Backoff
-from nvcf_worker.run.executor import Outcome, StreamReply
 
 log = logging.getLogger("nvcf_worker")
 

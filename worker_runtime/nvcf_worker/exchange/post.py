@@ -12,10 +12,9 @@ import aiohttp
 from nvcf_proto import h1
 from nvcf_worker.errors import CallerGone, DeliveryError, GatewayGone, StreamLost
 from nvcf_worker.exchange.attach import AttachClient, Upload
-from nvcf_worker.function.response import Reply
+from nvcf_worker.function.response import Reply, StreamReply
 from nvcf_worker.message import AttachTarget
 from nvcf_worker.process.backoff import Backoff
-from nvcf_worker.run.executor import StreamReply
 
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter

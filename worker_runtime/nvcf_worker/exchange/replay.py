@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nvcf_worker.run.executor import Source
+    from nvcf_worker.function.response import Source
 
 LIMIT = 256 * 1024
 """Bytes that are kept: far more than a stream is ahead of the news that its caller is gone."""

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
-from nvcf_worker.run.limits.adaptive import Adaptive, AdaptiveLimit
+from nvcf_worker.function.adaptive import Adaptive, AdaptiveLimit
 
 
 class Limit:

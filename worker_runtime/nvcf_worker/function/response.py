@@ -1,10 +1,11 @@
-"""What handlers return, and its form on the wire."""
+"""The response of a handler: what handlers return, and its encoded form."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 from nvcf_proto import h1
 from nvcf_proto.headers import PROBLEM_JSON, strip_hop_by_hop
@@ -58,6 +59,36 @@ class Reply(NamedTuple):
     status: int
     headers: HeaderPairs
     body: bytes
+
+
+class Source(Protocol):
+    """The rest of a streamed body."""
+
+    async def __anext__(self) -> bytes: ...
+
+    async def aclose(self) -> None:
+        """Stop the handler and wait until it has ended."""
+
+
+@dataclass(slots=True)
+class StreamReply:
+    """A response whose body is still being made: its head, the first chunk and the rest."""
+
+    status: int
+    headers: HeaderPairs
+    first: bytes
+    source: Source
+    # Length of the whole body, where it is known before the body is complete.
+    length: int | None = None
+    # Whether a part of it has been sent.
+    begun: bool = False
+    # Whether the handler may reach its next item after a receiver has left, so that it can go on.
+    patient: bool = False
+    # Whether to wait for a refusal after the head, because the receiver may be gone.
+    cautious: bool = False
+
+
+Outcome = Reply | StreamReply
 
 
 def is_stream(value: object) -> bool:

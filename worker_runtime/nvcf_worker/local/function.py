@@ -24,13 +24,13 @@ from nvcf_worker.exchange.transports import Channels
 from nvcf_worker.function.handlers import Handler
 from nvcf_worker.function.loading import RunBlocking, begin_all, end_all
 from nvcf_worker.function.request import FunctionContext
-from nvcf_worker.function.response import Reply
+from nvcf_worker.function.response import Outcome, Reply, StreamReply
 from nvcf_worker.local.call import Call, LocalDownload, Progress, answer_headers
 from nvcf_worker.message import AttachTarget, Door
 from nvcf_worker.process.companions import Companion
 from nvcf_worker.queue.inflight import InFlight
 from nvcf_worker.queue.puller import ConsumerLimits
-from nvcf_worker.run.executor import Executor, Outcome, StreamReply
+from nvcf_worker.run.executor import Executor
 from nvcf_worker.run.threads import ThreadPool
 from nvcf_worker.runner import Runner, Services
 from nvcf_worker.sessions.tunnel import Tunnels

@@ -6,17 +6,20 @@ import asyncio
 import functools
 import inspect
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
 
 from nvcf_worker.function.handlers import Handler, Kind
+from nvcf_worker.function.limit import Limit
 from nvcf_worker.function.request import Request, SyncRequest
 from nvcf_worker.function.response import (
     OCTETS,
     HeaderPairs,
+    Outcome,
     Reply,
     Response,
+    Source,
+    StreamReply,
     encode_item,
     is_stream,
     item_media_type,
@@ -24,42 +27,11 @@ from nvcf_worker.function.response import (
     response_headers,
 )
 from nvcf_worker.queue.delivery import ActiveRequest
-from nvcf_worker.run.limits.within import within
 from nvcf_worker.run.threads import Announce, HandlerThread, ThreadPool, ThreadStream, handler_thread
 
 log = logging.getLogger("nvcf_worker")
 
 _END = object()
-
-
-class Source(Protocol):
-    """The rest of a streamed body."""
-
-    async def __anext__(self) -> bytes: ...
-
-    async def aclose(self) -> None:
-        """Stop the handler and wait until it has really ended."""
-
-
-@dataclass(slots=True)
-class StreamReply:
-    """An answer whose body is still being made: its head, the first chunk and the rest."""
-
-    status: int
-    headers: HeaderPairs
-    first: bytes
-    source: Source
-    # Bytes of the whole body where that is known before it is complete.
-    length: int | None = None
-    # Whether any of it has been sent.
-    begun: bool = False
-    # Whether the handler is left to come to its next item when a receiver leaves, so that it can go on.
-    patient: bool = False
-    # Whether its receiver may well be gone: then a refusal is awaited before more than the head is sent.
-    cautious: bool = False
-
-
-Outcome = Reply | StreamReply
 
 
 class Executor:
@@ -239,3 +211,39 @@ class AsyncSource:
             await close()
         except Exception:
             log.exception("the handler's generator failed while it was closed")
+
+
+async def within(limit: Limit, run: Callable[[], Awaitable[Outcome]]) -> Outcome:
+    """Hold a permit of `limit` while `run` makes its response; for a stream, until the stream is closed."""
+    began = await limit.take()
+    try:
+        outcome = await run()
+    except BaseException:
+        limit.give_back()
+        raise
+    if isinstance(outcome, StreamReply):
+        # The latency of a stream is that of its first item: the rest depends on its reader.
+        limit.sample(began)
+        outcome.source = _LimitedSource(outcome.source, limit)
+    else:
+        limit.give_back(began)
+    return outcome
+
+
+class _LimitedSource:
+    """A stream that holds a permit until it is closed."""
+
+    def __init__(self, source: Source, limit: Limit) -> None:
+        self._source = source
+        self._limit: Limit | None = limit
+
+    async def __anext__(self) -> bytes:
+        return await self._source.__anext__()
+
+    async def aclose(self) -> None:
+        try:
+            await self._source.aclose()
+        finally:
+            limit, self._limit = self._limit, None
+            if limit is not None:
+                limit.give_back()

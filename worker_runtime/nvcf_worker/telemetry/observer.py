@@ -7,8 +7,8 @@ from typing import Protocol
 from opentelemetry import context as otel_context
 
 from nvcf_otel import spans
+from nvcf_worker.function.response import Outcome
 from nvcf_worker.queue.delivery import ActiveRequest
-from nvcf_worker.run.executor import Outcome
 
 
 class Told(Protocol):

@@ -13,9 +13,9 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanContext, SpanKind, Status, StatusCode
 
 from nvcf_otel import names, spans
+from nvcf_worker.function.response import Outcome, StreamReply
 from nvcf_worker.message import request_time
 from nvcf_worker.queue.delivery import ActiveRequest, End
-from nvcf_worker.run.executor import Outcome, StreamReply
 
 if TYPE_CHECKING:
     from nvcf_worker.telemetry.worker import WorkerTelemetry

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvcf_worker.errors import HandlerError
-from nvcf_worker.run.limits.adaptive import Adaptive, AdaptiveLimit
+from nvcf_worker.function.adaptive import Adaptive, AdaptiveLimit
 
 Latency = Callable[[int, float], float]
 

@@ -7,9 +7,8 @@ import asyncio
 import pytest
 
 from nvcf_worker.function.limit import Limit
-from nvcf_worker.function.response import Reply
-from nvcf_worker.run.executor import Outcome, StreamReply
-from nvcf_worker.run.limits.within import within
+from nvcf_worker.function.response import Outcome, Reply, StreamReply
+from nvcf_worker.run.executor import within
 
 REPLY = Reply(200, [], b"")
 

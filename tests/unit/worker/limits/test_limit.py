@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nvcf_worker.function.adaptive import Adaptive
 from nvcf_worker.function.limit import Limit
 from nvcf_worker.queue.slots import Slots
-from nvcf_worker.run.limits.adaptive import Adaptive
 from nvcf_worker.run.limits.choice import choose, most
 
 

@@ -9,12 +9,11 @@ from typing import Any, NoReturn
 
 from nvcf_worker.errors import HandlerError
 from nvcf_worker.function.request import Request
-from nvcf_worker.function.response import Reply
+from nvcf_worker.function.response import Outcome, Reply, StreamReply
 from nvcf_worker.process.companions import Admission
 from nvcf_worker.run.asgi.exchange import Exchange
 from nvcf_worker.run.asgi.lifespan import Application, Lifespan
 from nvcf_worker.run.asgi.scope import http_scope
-from nvcf_worker.run.executor import Outcome, StreamReply
 from nvcf_worker.run.sidecar.relay import has_no_body, response_headers
 
 log = logging.getLogger("nvcf_worker")

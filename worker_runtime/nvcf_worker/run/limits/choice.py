@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nvcf_proto.environment import MAX_REQUEST_CONCURRENCY
-from nvcf_worker.run.limits.adaptive import Adaptive
+from nvcf_worker.function.adaptive import Adaptive
 
 
 def choose(

@@ -6,11 +6,12 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from nvcf_worker.function.adaptive import Adaptive, AdaptiveLimit
 from nvcf_worker.function.handlers import Handler
 from nvcf_worker.function.request import Request, SyncRequest
+from nvcf_worker.function.response import Outcome
 from nvcf_worker.queue.delivery import ActiveRequest
-from nvcf_worker.run.executor import Executor, Outcome
-from nvcf_worker.run.limits.adaptive import Adaptive, AdaptiveLimit
+from nvcf_worker.run.executor import Executor
 from nvcf_worker.run.threads import ThreadPool
 
 

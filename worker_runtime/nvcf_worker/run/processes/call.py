@@ -11,9 +11,8 @@ from typing import Protocol
 from nvcf_worker.errors import ProcessDied
 from nvcf_worker.exchange.extras import RequestExtras
 from nvcf_worker.function.request import Request
-from nvcf_worker.function.response import Reply
+from nvcf_worker.function.response import Outcome, Reply, StreamReply
 from nvcf_worker.process import logs
-from nvcf_worker.run.executor import Outcome, StreamReply
 from nvcf_worker.run.processes.channel import Channel
 from nvcf_worker.run.processes.frames import PIECE, WINDOW, Frame
 from nvcf_worker.run.processes.packing import Answer, FilePlaces, Start, pack_error, unpack_error

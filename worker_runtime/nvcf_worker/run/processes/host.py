@@ -13,9 +13,9 @@ from typing import Protocol, runtime_checkable
 from nvcf_worker.errors import ProcessDied, RetryLater, WorkerError, first_error
 from nvcf_worker.exchange.extras import RequestExtras
 from nvcf_worker.function.request import Request
+from nvcf_worker.function.response import Outcome
 from nvcf_worker.process.backoff import Backoff
 from nvcf_worker.process.companions import Admission
-from nvcf_worker.run.executor import Outcome
 from nvcf_worker.run.processes.call import Call
 from nvcf_worker.run.processes.crash import Suspects, Verdict, describe_death, next_start, verdict
 from nvcf_worker.run.processes.dispatch import Dispatcher

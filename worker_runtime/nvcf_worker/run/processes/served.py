@@ -12,11 +12,11 @@ from nvcf_proto.pb import nvcf_pb2
 from nvcf_worker.errors import BodyUnavailable
 from nvcf_worker.function.body import Download, RequestBody
 from nvcf_worker.function.request import FunctionContext
-from nvcf_worker.function.response import Reply
+from nvcf_worker.function.response import Outcome, Reply, StreamReply
 from nvcf_worker.message import NOWHERE, Work
 from nvcf_worker.process import logs
 from nvcf_worker.queue.delivery import ActiveRequest, End
-from nvcf_worker.run.executor import Executor, Outcome, StreamReply, request_type
+from nvcf_worker.run.executor import Executor, request_type
 from nvcf_worker.run.processes.channel import Channel
 from nvcf_worker.run.processes.child_extras import ChildExtras
 from nvcf_worker.run.processes.frames import PIECE, WINDOW, Frame

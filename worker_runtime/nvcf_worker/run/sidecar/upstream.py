@@ -14,8 +14,7 @@ from yarl import URL
 from nvcf_proto import settings
 from nvcf_proto.errors import ContractError
 from nvcf_worker.function.request import Request
-from nvcf_worker.function.response import Reply
-from nvcf_worker.run.executor import Outcome, StreamReply
+from nvcf_worker.function.response import Outcome, Reply, StreamReply
 from nvcf_worker.run.sidecar import relay
 
 log = logging.getLogger("nvcf_worker")
