@@ -27,7 +27,7 @@ from nvcf_gateway.exchange.attach import Attach, InlineReplies
 from nvcf_gateway.exchange.pending import PendingRequests
 from nvcf_gateway.http.bad_requests import SERVER_LOG
 from nvcf_gateway.http.tls import grpc_credentials, server_context
-from nvcf_gateway.invocation.idempotent import Once
+from nvcf_gateway.invocation.idempotent import IdempotentCalls
 from nvcf_gateway.invocation.invoke import Invoker
 from nvcf_gateway.invocation.waiting import Waiting
 from nvcf_gateway.management.deployments import Deployments
@@ -216,9 +216,19 @@ async def _parts(
     large = LargeResults(large_results, links, config.large_body_bytes)
     asset_buckets = RegionalBuckets(client, requests, config, "assets", ttl=config.assets_ttl)
     assets = Assets(authenticator, asset_buckets, links, config.large_body_bytes)
-    once = Once(waiting, keeping, idempotency)
+    idempotent = IdempotentCalls(waiting, keeping, idempotency, owner)
     invoker = Invoker(
-        config, registry, authenticator, authorizer, waiting, keeping, once, poller, limiter, assets, large
+        config,
+        registry,
+        authenticator,
+        authorizer,
+        waiting,
+        keeping,
+        idempotent,
+        poller,
+        limiter,
+        assets,
+        large,
     )
     rescue = Rescue(config, gateway_id, attach_url, registry, queue, pending, keeping, owner, results)
     await client.subscribe(rescue_subject("*"), queue=RESCUE_GROUP, cb=rescue.asked)

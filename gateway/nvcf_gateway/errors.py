@@ -54,6 +54,10 @@ class NoRoom(HttpProblem):
         super().__init__(429, detail, headers={"Retry-After": "1"})
 
 
+class NotEnqueued(HttpProblem):
+    """500: the request could not be put into the queue, and is certainly not in it."""
+
+
 def invalid_field(error: InvalidRecord) -> HttpProblem:
     """400 that names the offending field in its member `field`."""
     return HttpProblem(400, str(error), field=error.field)
@@ -75,5 +79,9 @@ class QueueError(GatewayError):
     """A request could not be put into the queue."""
 
 
-class QueueFull(QueueError):
+class NotStored(QueueError):
+    """The broker has refused a request: it is certainly not in the queue."""
+
+
+class QueueFull(NotStored):
     """The queue of a version holds as many requests as it may."""

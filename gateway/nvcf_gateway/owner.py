@@ -6,9 +6,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 async def end_both(one: asyncio.Task[None], other: asyncio.Task[None]) -> None:
@@ -26,15 +28,16 @@ class TaskOwner:
     """Runs tasks until they end; on exit it waits `patience` seconds for them, then cancels them."""
 
     def __init__(self, patience: float = 5.0) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._timers: set[asyncio.TimerHandle] = set()
         self._patience = patience
 
-    def spawn(self, work: Coroutine[None, None, None], name: str) -> None:
-        """Run `work`; what it raises is logged."""
+    def spawn(self, work: Coroutine[Any, Any, T], name: str, *, logged: bool = True) -> asyncio.Task[T]:
+        """Run `work`. An exception of it is logged, unless the one who awaits the task gets it."""
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._ended if logged else self._tasks.discard)
+        return task
 
     def spawn_later(self, delay: float, work: Callable[[], Coroutine[None, None, None]], name: str) -> None:
         """Run `work()` in `delay` seconds, unless the owner has ended by then."""
@@ -46,7 +49,7 @@ class TaskOwner:
         timer = asyncio.get_running_loop().call_later(delay, due)
         self._timers.add(timer)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("%s failed", task.get_name(), exc_info=error)

@@ -187,7 +187,8 @@ class InlineReplies:
             return await _refuse(message, 400)
         if pending.keeper is not None:
             # Storing takes a while, and the next reply shall not wait for it.
-            return self._owner.spawn(self._keep(message, pending, head, body), f"keep {pending.request_id}")
+            self._owner.spawn(self._keep(message, pending, head, body), f"keep {pending.request_id}")
+            return None
         if not pending.take_inline(head, body):
             return await _refuse(message, 410)
         return await message.respond(b"")

@@ -1,18 +1,21 @@
-"""Running a call at most once for each idempotency key ([ext])."""
+"""Execute a call at most once for each idempotency key ([ext])."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from aiohttp import web
 
-from nvcf_gateway.errors import HttpProblem, QueueError
+from nvcf_gateway.errors import HttpProblem, NotEnqueued, QueueError
 from nvcf_gateway.exchange.call import Call
 from nvcf_gateway.exchange.sinks import Sink
 from nvcf_gateway.invocation.waiting import Ended, Waiting
+from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.results.handoff import Keeping
 from nvcf_gateway.results.idempotency_keys import HEADER, Claim, Idempotency, checked_key, fingerprint
 from nvcf_gateway.results.store_sink import NO_RESULT_OF_KEY, TeeSink
@@ -23,60 +26,140 @@ MAX_KEPT_STREAM = 64 * 1024 * 1024
 """A streamed answer beyond this is not kept for repeated calls, bytes."""
 
 
-class Once:
-    """Runs calls; those with a key are claimed, kept and parked."""
+def holds_key(ended: Ended | BaseException, status: int) -> bool:
+    """Decide whether a key still stands for its call after the attempt to enqueue and execute the call.
 
-    def __init__(self, waiting: Waiting, keeping: Keeping, idempotency: Idempotency) -> None:
-        self._waiting = waiting
-        self._keeping = keeping
-        self._idempotency = idempotency
-        self._claims: dict[str, Claim] = {}
+    `ended` is the result of the attempt, `status` that of the response. The key is free again when nothing
+    of the call can be executed any more and there is no response to repeat. In all unclear cases it stays:
+    a request that the broker has not acknowledged may be in the queue all the same, and so may one whose
+    caller left meanwhile. A second execution must not start beside it. The repeated call then follows the
+    first one, and frees the key when the request is found nowhere.
+    """
+    match ended:
+        case NotEnqueued():
+            return False
+        case HttpProblem():
+            # Below 500 the request is refused or withdrawn; above it may be queued all the same.
+            return ended.status >= 500
+        case Ended.TIME_OVER:
+            return False
+        case Ended.ANSWERED:
+            return status not in NO_RESULT_OF_KEY - {202}
+        case _:
+            return True
 
-    async def claim(self, request: web.BaseRequest, call: Call) -> Call | Claim:
-        """The call to run, or the claim of an earlier one to follow.
 
-        Raises HttpProblem 400 (malformed key), 422 (key of another request) and 503.
-        """
-        key = checked_key(request.headers.get(HEADER))
+class Execution:
+    """One call's hold on its idempotency key, as an `async with` block.
+
+    `call` is the call to execute, with a key or without. If another call has the key already, `earlier` is
+    that one's claim, and there is nothing to execute. Every way out of the block frees the key, unless
+    `holds_key` says that the key still stands for this call.
+    """
+
+    __slots__ = ("_calls", "_claim", "_held", "_request", "call", "earlier")
+
+    def __init__(self, calls: IdempotentCalls, request: web.BaseRequest, call: Call) -> None:
+        self._calls = calls
+        self._request = request
+        self._claim: Claim | None = None
+        self._held = False
+        self.call = call
+        self.earlier: Claim | None = None
+
+    async def __aenter__(self) -> Self:
+        key = checked_key(self._request.headers.get(HEADER))
         if key is None:
-            return call
-        print_ = fingerprint(call.head.method, call.body.length, call.body.prefix)
+            return self
         try:
-            claim = await self._idempotency.claim(
-                call.caller.nca_id, call.version.function_id, call.version.id, key, print_, call.request_id
-            )
+            claim = await self._calls.claim(self.call, key)
             if not claim.first:
-                return claim
+                self.earlier = claim
+                return self
+            self._claim = claim
             # The caller may come back for it, so it outlives both the caller and the poll time.
-            claimed = replace(call, request_id=claim.request_id, keep_queued=True, survives=True)
-            self._claims[claim.request_id] = claim
-            await self._keeping.track(claimed)
-        except QueueError as error:
-            raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
-        return claimed
+            self.call = replace(self.call, request_id=claim.request_id, keep_queued=True, survives=True)
+            await self._calls.keeping.track(self.call)
+        except BaseException as error:
+            await self._leave()
+            if isinstance(error, QueueError):
+                raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._leave()
+
+    async def _leave(self) -> None:
+        if self._claim is not None and not self._held:
+            await self._calls.release(self._claim)
 
     def run(self, call: Call, sink: Sink, trace: Mapping[str, str]) -> Coroutine[Any, Any, Ended]:
-        """Wait for the answer as Waiting.run does; an answer under a key is parked as well."""
-        claim = self._claims.pop(call.request_id, None)
-        if claim is None:
-            return self._waiting.run(call, sink, trace)
-        return self._run(claim, call, sink, trace)
+        """Wait for the response as Waiting.run does; with a key the response is stored as well."""
+        if self._claim is None:
+            return self._calls.waiting.run(call, sink, trace)
+        return self._run(self._claim, call, sink, trace)
 
     async def _run(self, claim: Claim, call: Call, sink: Sink, trace: Mapping[str, str]) -> Ended:
-        tee = TeeSink(sink, self._keeping.sink_of(call), MAX_KEPT_STREAM)
+        calls = self._calls
+        tee = TeeSink(sink, calls.keeping.sink_of(call), MAX_KEPT_STREAM)
+        self._held = True
         try:
-            ended = await self._waiting.run(call, tee, trace, keeper=True)
-        except HttpProblem as problem:
-            # After a failure of ours it may be queued all the same: those who follow the key find out.
-            if problem.status < 500:
-                await self._release(claim)
+            ended = await calls.waiting.run(call, tee, trace, lambda: calls.release(claim))
+        except BaseException as error:
+            self._held = holds_key(error, tee.status)
             raise
-        if ended is Ended.TIME_OVER or (ended is Ended.ANSWERED and tee.status in NO_RESULT_OF_KEY - {202}):
-            await self._release(claim)
+        self._held = holds_key(ended, tee.status)
         return ended
 
+
+class IdempotentCalls:
+    """Executes calls; those with a key are claimed, tracked and stored."""
+
+    def __init__(
+        self, waiting: Waiting, keeping: Keeping, idempotency: Idempotency, owner: TaskOwner
+    ) -> None:
+        self.waiting = waiting
+        self.keeping = keeping
+        self._idempotency = idempotency
+        self._owner = owner
+
+    def execution(self, request: web.BaseRequest, call: Call) -> Execution:
+        """Return the block in which to execute `call`.
+
+        Entering it raises HttpProblem 400 (malformed key), 422 (key of another request) and 503.
+        """
+        return Execution(self, request, call)
+
+    async def claim(self, call: Call, key: str) -> Claim:
+        """Claim `key` for `call`, or learn which request has it. Raises HttpProblem 422, QueueError."""
+        digest = fingerprint(call.head.method, call.body.length, call.body.prefix)
+        claiming = self._owner.spawn(
+            self._idempotency.claim(
+                call.caller.nca_id, call.version.function_id, call.version.id, key, digest, call.request_id
+            ),
+            f"claim {call.request_id}",
+            logged=False,
+        )
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            # The caller left while the broker was asked: what it gives is given back.
+            self._owner.spawn(self._release_when_made(claiming), f"free the key of {call.request_id}")
+            raise
+
+    async def _release_when_made(self, claiming: asyncio.Task[Claim]) -> None:
+        await asyncio.wait({claiming})
+        if not claiming.cancelled() and claiming.exception() is None and claiming.result().first:
+            await self._release(claiming.result())
+
+    async def release(self, claim: Claim) -> None:
+        """Free the key of a call that came to nothing, also when the task that awaits this is cancelled."""
+        await asyncio.shield(self._owner.spawn(self._release(claim), f"free the key of {claim.request_id}"))
+
     async def _release(self, claim: Claim) -> None:
-        """The call came to nothing: the next one with its key starts anew."""
         try:
             await self._idempotency.release(claim)
         except QueueError as error:

@@ -36,7 +36,7 @@ from nvcf_gateway.exchange.response_headers import (
 from nvcf_gateway.exchange.sinks import CollectSink, StreamSink
 from nvcf_gateway.http.cors import response_headers
 from nvcf_gateway.http.routing import Target
-from nvcf_gateway.invocation.idempotent import Once
+from nvcf_gateway.invocation.idempotent import IdempotentCalls
 from nvcf_gateway.invocation.waiting import Ended, Waiting
 from nvcf_gateway.objects.assets import Assets
 from nvcf_gateway.objects.large_results import LargeResults
@@ -44,7 +44,7 @@ from nvcf_gateway.queue.message import AssetReference, forwarded_headers
 from nvcf_gateway.ratelimit.limiter import RateLimiter
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.results.handoff import Keeping
-from nvcf_gateway.results.idempotency_keys import HEADER, Claim
+from nvcf_gateway.results.idempotency_keys import HEADER
 from nvcf_gateway.results.status import Poller
 from nvcf_gateway.telemetry.http_span import new_request_id, of_version
 from nvcf_otel import names as telemetry
@@ -71,7 +71,7 @@ class Invoker:
         authorizer: Authorizer,
         waiting: Waiting,
         keeping: Keeping,
-        once: Once,
+        idempotent: IdempotentCalls,
         poller: Poller,
         limiter: RateLimiter,
         assets: Assets,
@@ -83,7 +83,7 @@ class Invoker:
         self._authorizer = authorizer
         self._waiting = waiting
         self._keeping = keeping
-        self._once = once
+        self._idempotent = idempotent
         self._poller = poller
         self._limiter = limiter
         self._assets = assets
@@ -105,16 +105,17 @@ class Invoker:
         caller, version = await self._admit(request, target)
         call = await self._call(request, caller, version, target=version.inference_url, path_route=True)
         cors = list(response_headers(request.headers).items())
-        claimed = await self._once.claim(request, call)
-        if isinstance(claimed, Claim):
-            return await self._poller.joined(request, claimed, call, wrapped=False)
-        call = await self._with_objects(claimed, _asset_ids(request))
-        sink = StreamSink(
-            request,
-            lambda head: path_headers(head, call.request_id, cors),
-            lambda head: self._before_progress(head, call),
-        )
-        return await self._answer(request, call, await self._once.run(call, sink, request.headers), sink)
+        async with self._idempotent.execution(request, call) as execution:
+            if execution.earlier is not None:
+                return await self._poller.joined(request, execution.earlier, call, wrapped=False)
+            call = await self._with_objects(execution.call, _asset_ids(request))
+            sink = StreamSink(
+                request,
+                lambda head: path_headers(head, call.request_id, cors),
+                lambda head: self._before_progress(head, call),
+            )
+            ended = await execution.run(call, sink, request.headers)
+        return await self._answer(request, call, ended, sink)
 
     async def exec(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         """JSON wrapper in and out."""
@@ -133,12 +134,12 @@ class Invoker:
         await self._read_ahead(request, body, MAX_INLINE_BODY)
         head = RequestHead("POST", version.inference_url, headers)
         call = Call(caller, version, head, body, seconds, new_request_id(), time.time(), keep_queued=keep)
-        claimed = await self._once.claim(request, call)
-        if isinstance(claimed, Claim):
-            return await self._poller.joined(request, claimed, call, wrapped=True)
-        call = await self._with_objects(claimed, wrapped.asset_ids or _asset_ids(request))
-        sink = CollectSink(MAX_DIRECT_RESPONSE)
-        ended = await self._once.run(call, sink, request.headers)
+        async with self._idempotent.execution(request, call) as execution:
+            if execution.earlier is not None:
+                return await self._poller.joined(request, execution.earlier, call, wrapped=True)
+            call = await self._with_objects(execution.call, wrapped.asset_ids or _asset_ids(request))
+            sink = CollectSink(MAX_DIRECT_RESPONSE)
+            ended = await execution.run(call, sink, request.headers)
         if ended is Ended.KEPT:
             return wrapped_progress(call.request_id, await self._kept_word(call))
         if ended is Ended.TIME_OVER:

@@ -5,12 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum, auto
 from functools import partial
 
 from nvcf_gateway.config import GatewayConfig
-from nvcf_gateway.errors import CallerGone, HttpProblem, NoRoom, QueueError, QueueFull
+from nvcf_gateway.errors import (
+    CallerGone,
+    HttpProblem,
+    NoRoom,
+    NotEnqueued,
+    NotStored,
+    QueueError,
+    QueueFull,
+)
 from nvcf_gateway.exchange.call import Call
 from nvcf_gateway.exchange.pending import Outcome, Pending, PendingRequests
 from nvcf_gateway.exchange.sinks import Sink
@@ -70,17 +78,28 @@ class Waiting:
         self._keeping = keeping
         self._owner = owner
 
-    async def run(self, call: Call, sink: Sink, trace: Mapping[str, str], *, keeper: bool = False) -> Ended:
+    async def run(
+        self,
+        call: Call,
+        sink: Sink,
+        trace: Mapping[str, str],
+        withdrawn: Callable[[], Awaitable[None]] | None = None,
+    ) -> Ended:
         """Queue the call and wait for its answer in `sink`.
 
-        `trace` holds the caller's trace headers. With `keeper` an inline answer is parked before the
-        worker learns that it was delivered. Raises HttpProblem 413, 429, 500 and 504.
+        `trace` holds the caller's trace headers. `withdrawn` is called if the caller leaves and the call
+        cannot go on without it. Raises HttpProblem 413, 429, 500 and 504.
         """
         with self._demand.counted(call.version.id) as tally:
-            return await self._run(call, sink, trace, tally, keeper=keeper)
+            return await self._run(call, sink, trace, tally, withdrawn)
 
     async def _run(
-        self, call: Call, sink: Sink, trace: Mapping[str, str], tally: Tally, *, keeper: bool
+        self,
+        call: Call,
+        sink: Sink,
+        trace: Mapping[str, str],
+        tally: Tally,
+        withdrawn: Callable[[], Awaitable[None]] | None,
     ) -> Ended:
         loop = asyncio.get_running_loop()
         # The poll time counts from when the call arrived, its body included.
@@ -89,7 +108,8 @@ class Waiting:
         pending.longest = began + CALL_MAX_SECONDS
         if call.full_by_attach or not call.body.complete:
             pending.request_token = new_id()
-        if keeper:
+        if call.survives:
+            # An inline answer is stored before the worker learns that it was delivered.
             pending.keeper = self._keeping.keeper(call)
         deadline = began + call.poll_seconds + GATEWAY_EXTRA_WAIT
         sequence: int | None = None
@@ -115,7 +135,7 @@ class Waiting:
             ended = Ended.KEPT
             raise
         except asyncio.CancelledError:
-            if call.survives and published and self._outlive(call, pending, sequence):
+            if call.survives and published and self._outlive(call, pending, sequence, withdrawn):
                 ended = Ended.KEPT
             raise
         finally:
@@ -152,16 +172,28 @@ class Waiting:
             self._keeping.promised(pending, self._pending)
             raise StillQueued(503, str(error), headers={"Retry-After": "1"}) from None
 
-    def _outlive(self, call: Call, pending: Pending, sequence: int | None) -> bool:
+    def _outlive(
+        self,
+        call: Call,
+        pending: Pending,
+        sequence: int | None,
+        withdrawn: Callable[[], Awaitable[None]] | None,
+    ) -> bool:
         """The caller has left and the call goes on; False when its answer is there already."""
         if pending.inline is not None or (pending.outcome.done() and not pending.outcome.cancelled()):
             return False
         pending.outlive(*self._keeping.destination(call))
         self._keeping.promised(pending, self._pending)
-        self._owner.spawn(self._secure(call, pending, sequence), f"keep {call.request_id}")
+        self._owner.spawn(self._secure(call, pending, sequence, withdrawn), f"keep {call.request_id}")
         return True
 
-    async def _secure(self, call: Call, pending: Pending, sequence: int | None) -> None:
+    async def _secure(
+        self,
+        call: Call,
+        pending: Pending,
+        sequence: int | None,
+        withdrawn: Callable[[], Awaitable[None]] | None,
+    ) -> None:
         try:
             kept = await self._keeping.keep(call, pending)
         except QueueError:
@@ -169,6 +201,8 @@ class Waiting:
             return
         if not kept:
             self._forget(call, pending, sequence, withdraw=True)
+            if withdrawn is not None:
+                await withdrawn()
 
     async def _publish(
         self, call: Call, pending: Pending, trace: Mapping[str, str], deadline: float
@@ -193,17 +227,21 @@ class Waiting:
         headers = message_headers(sending.carrier, reply, inline)
         try:
             with sending:
-                async with asyncio.timeout_at(deadline):
-                    sequence = await self._queue.publish(
-                        call.version.id, call.request_id, payload, headers, lambda: not pending.open
-                    )
+                sequence = await self._queue.publish(
+                    call.version.id,
+                    call.request_id,
+                    payload,
+                    headers,
+                    deadline=deadline,
+                    answered=lambda: not pending.open,
+                )
             return sequence, headers
         except QueueFull as error:
             raise NoRoom(str(error)) from None
-        except (QueueError, TimeoutError) as error:
-            detail = str(error) or "the queue did not take the request within the poll time"
-            _log.error("%s", detail, extra={"request_id": call.request_id})
-            raise HttpProblem(500, detail) from None
+        except QueueError as error:
+            _log.error("%s", error, extra={"request_id": call.request_id})
+            kind = NotEnqueued if isinstance(error, NotStored) else HttpProblem
+            raise kind(500, str(error)) from None
 
     def _forget(self, call: Call, pending: Pending, sequence: int | None, *, withdraw: bool) -> None:
         self._pending.remove(pending)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import random
@@ -15,7 +16,7 @@ from nats.aio.msg import Msg
 from nvcf_broker.connection import BrokerClient, describe_error
 from nvcf_broker.requests import BrokerRequests
 from nvcf_gateway.config import GatewayConfig
-from nvcf_gateway.errors import QueueError, QueueFull
+from nvcf_gateway.errors import NotStored, QueueError, QueueFull
 from nvcf_gateway.http.durations import publish_delay
 from nvcf_gateway.queue.placement import placement_tag
 from nvcf_proto import streams, subjects
@@ -132,46 +133,61 @@ class RequestQueue:
         request_id: str,
         payload: bytes,
         headers: dict[str, str],
+        *,
+        deadline: float | None = None,
         answered: Callable[[], bool] = lambda: False,
     ) -> int | None:
-        """Store a request; returns its stream sequence, None when it was stored before.
+        """Store a request and return its stream sequence, or None if it was stored before.
 
         `answered` tells whether a worker has answered it: then only the acknowledgement was lost, and
-        storing it again would run it again. Raises QueueFull, and QueueError when the last retry has failed.
+        storing it again would run it again. At `deadline` (loop time) no further attempt is made. Raises
+        QueueFull; NotStored if the broker has refused each attempt; QueueError if one may have succeeded.
         """
         attempt = 0
-        while True:
-            try:
-                return await self._publish_once(version_id, request_id, payload, headers)
-            except QueueFull:
-                raise
-            except (QueueError, nats.errors.Error, TimeoutError) as error:
-                attempt += 1
-                delay = publish_delay(attempt, self._random.random())
-                if delay is None:
-                    raise QueueError(
-                        f"the queue did not take the request: {describe_error(error)}"
-                    ) from error
-                _log.warning(
-                    "publish failed, trying again in %.1f s: %s", delay, describe_error(error),
-                    extra={"request_id": request_id},
-                )  # fmt: skip
-                await asyncio.sleep(delay)
-                if answered():
-                    return None
+        failure: type[QueueError] = NotStored
+        cause: Exception | None = None
+        try:
+            async with asyncio.timeout_at(deadline):
+                while True:
+                    before, failure = failure, QueueError
+                    try:
+                        return await self._publish_once(version_id, request_id, payload, headers)
+                    except QueueFull:
+                        raise
+                    except NotStored as error:
+                        failure, cause = before, error
+                    except (QueueError, nats.errors.Error, TimeoutError) as error:
+                        cause = error
+                    attempt += 1
+                    delay = publish_delay(attempt, self._random.random())
+                    if delay is None:
+                        text = f"the queue did not take the request: {describe_error(cause)}"
+                        raise failure(text) from cause
+                    _log.warning(
+                        "publish failed, trying again in %.1f s: %s", delay, describe_error(cause),
+                        extra={"request_id": request_id},
+                    )  # fmt: skip
+                    await asyncio.sleep(delay)
+                    if answered():
+                        return None
+        except TimeoutError:
+            raise failure("the queue did not take the request within the poll time") from cause
 
     async def _publish_once(
         self, version_id: str, request_id: str, payload: bytes, headers: dict[str, str]
     ) -> int | None:
-        await self.ensure(version_id)
         subject = subjects.request_subject(self.region, version_id, request_id)
-        try:
-            answer = await self._requests.request(subject, payload, timeout=API_TIMEOUT, headers=headers)
-        except nats.errors.NoRespondersError:
-            # No stream listens: somebody deleted it behind our back.
-            await self.ensure(version_id, again=True)
-            answer = await self._requests.request(subject, payload, timeout=API_TIMEOUT, headers=headers)
-        return _stored_sequence(answer)
+        # The second time round no stream has listened: somebody deleted it behind our back.
+        for again in (False, True):
+            try:
+                await self.ensure(version_id, again=again)
+            except QueueError as error:
+                raise NotStored(str(error)) from error
+            with contextlib.suppress(nats.errors.NoRespondersError):
+                return _stored_sequence(
+                    await self._requests.request(subject, payload, timeout=API_TIMEOUT, headers=headers)
+                )
+        raise NotStored("no stream of the broker takes requests of this version")
 
     async def place(
         self, version_id: str, request_id: str, region: str
@@ -267,4 +283,4 @@ def _stored_sequence(answer: Msg) -> int | None:
         case "full":
             raise QueueFull("the queue of this version is full")
         case _:
-            raise QueueError(description)
+            raise NotStored(description)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import nats.errors
 import pytest
 
 from nvcf_gateway.config import GatewayConfig
-from nvcf_gateway.errors import QueueError
+from nvcf_gateway.errors import NotStored, QueueError
 from nvcf_gateway.queue.request_queue import RequestQueue
 
 V = "22222222-2222-4222-8222-222222222222"
@@ -62,8 +64,51 @@ async def test_a_request_that_was_answered_is_not_stored_again(monkeypatch: pyte
         return None
 
     monkeypatch.setattr(of, "ensure", ensured)
-    assert await of.publish(V, Q, b"", {}, lambda: True) is None
+    assert await of.publish(V, Q, b"", {}, answered=lambda: True) is None
     assert len(published) == 1
     with pytest.raises(QueueError):
         await of.publish(V, Q, b"", {})
     assert len(published) == 4
+
+
+REFUSED = {"error": {"code": 400, "err_code": 10054, "description": "message size exceeds maximum allowed"}}
+LOST = TimeoutError()
+
+
+@pytest.mark.parametrize(
+    ("answers", "certain"),
+    [
+        ([REFUSED, REFUSED], True),
+        ([nats.errors.NoRespondersError()] * 4, True),
+        ([LOST, LOST], False),
+        ([LOST, REFUSED], False),
+        ([REFUSED, LOST], False),
+    ],
+)
+@pytest.mark.parametrize("late", [True, False])
+async def test_a_request_is_certainly_not_queued_only_if_each_attempt_was_refused(
+    monkeypatch: pytest.MonkeyPatch, answers: list[Any], certain: bool, late: bool
+) -> None:
+    """`late`: the deadline ends the attempts, else their number does."""
+    delays = {1: 0.0, 2: 60.0 if late else None}
+    monkeypatch.setattr("nvcf_gateway.queue.request_queue.publish_delay", lambda attempt, _: delays[attempt])
+    left = list(answers)
+
+    async def request(*_: object, **__: object) -> SimpleNamespace:
+        answer = left.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return SimpleNamespace(data=json.dumps(answer).encode())
+
+    config = GatewayConfig(("", 0), ("", 0), "", Path("key"))
+    of = RequestQueue(cast(Any, None), cast(Any, SimpleNamespace(request=request)), config, lambda _: 1)
+
+    async def ensured(*_: object, **__: object) -> None:
+        return None
+
+    monkeypatch.setattr(of, "ensure", ensured)
+    deadline = asyncio.get_running_loop().time() + 0.2
+    with pytest.raises(QueueError) as raised:
+        await of.publish(V, Q, b"", {}, deadline=deadline if late else None)
+    assert isinstance(raised.value, NotStored) == certain
+    assert not left
