@@ -1,1 +1,1 @@
-"""Run-to-completion code: `task(main)`."""
+"""Tasks: code that runs to completion, started by `task(main)`."""

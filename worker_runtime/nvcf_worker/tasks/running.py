@@ -1,8 +1,9 @@
-"""`task`: run a main function to its end, with everything the platform expects of a task."""
+"""`task`: run a main function to its end as the platform expects it of a task."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 import os
@@ -18,9 +19,8 @@ from nvcf_worker.process import exit_reason as exits
 from nvcf_worker.process.companions import TERMINATION_NOTICE_FILE
 from nvcf_worker.process.exit_reason import ExitReason
 from nvcf_worker.serving import mark_served, set_up_logging
-from nvcf_worker.tasks.context import Task
-from nvcf_worker.tasks.outcome import COMPLETED, outcome
-from nvcf_worker.tasks.progress import ProgressFile
+from nvcf_worker.tasks.context import ProgressFile, Task
+from nvcf_worker.tasks.lifetime import COMPLETED, outcome
 from nvcf_worker.tasks.settings import TaskSettings, read_settings
 from nvcf_worker.tasks.supervision import Supervisor
 
@@ -34,21 +34,23 @@ def task(
     grace_seconds: float | None = None,
     log_level: str | None = None,
 ) -> None:
-    """Run `main(task)` to its end, then end the process unless all went well.
+    """Run `main(task)` to its end; exit the process unless the task is complete.
 
     main: a function or coroutine function with one argument, the `Task`. It runs in the main thread.
     max_seconds: maximum run time; default NVCT_MAX_RUNTIME_DURATION, else none.
-    grace_seconds: how long main may go on once it was told to end, default 25 s. Coroutines are cancelled
-        then, plain functions see `task.cancelled`; after the grace period the process is ended.
+    grace_seconds: how long main may go on after it was asked to end, default 25 s. When it is asked to end,
+        coroutines are cancelled and plain functions see `task.cancelled`. After the grace period the process
+        exits.
     log_level: default NVCF_LOG_LEVEL, else "info".
 
-    While main runs, the progress file (NVCT_PROGRESS_FILE_PATH) is kept fresh every 30 s. Afterwards the
-    folder NVCT_RESULTS_DIR is sent as one zip file to NVCT_RESULTS_UPLOAD_URL where that is set, also
-    what a task that failed or was ended has left there.
+    While main runs, the progress file (NVCT_PROGRESS_FILE_PATH) is updated every 30 s. Afterwards the folder
+    NVCT_RESULTS_DIR is sent as one zip file to NVCT_RESULTS_UPLOAD_URL if that is set. The results of a task
+    that failed or was stopped are sent, too.
 
-    Returns when the task is complete. Else exits: 1 main failed or the results could not be sent, 2 unusable
-    settings, 124 maximum run time, 143 told to end; `sys.exit(n)` in main is kept. The reason is left in
-    SHARED_CONFIG_DIR. Raises HandlerError when main cannot be called with one argument.
+    Returns when the task is complete. Otherwise the process exits with code 1 (main failed, or the results
+    could not be sent), 2 (invalid settings), 124 (maximum run time), 143 (terminated) or with the code of
+    `sys.exit(n)` in main. The reason is written to SHARED_CONFIG_DIR. Raises HandlerError if main cannot be
+    called with one argument.
     """
     _check(main)
     mark_served()
@@ -58,7 +60,7 @@ def task(
     except ConfigurationError as error:
         log.critical("%s", error)
         raise SystemExit(error.exit_code) from None
-    reason = _Run(main, settings).to_its_end()
+    reason = _Run(main, settings).run()
     exits.record(settings.shared_dir, reason)
     if reason.code != COMPLETED:
         log.critical("%s", reason.text)
@@ -77,10 +79,6 @@ def _check(main: Callable[[Task], Any]) -> None:
         pass
 
 
-def _cancel_from_outside(loop: asyncio.AbstractEventLoop, running: asyncio.Future[Any]) -> None:
-    loop.call_soon_threadsafe(running.cancel)
-
-
 class _Run:
     """One run of a main function."""
 
@@ -89,14 +87,14 @@ class _Run:
         self._settings = settings
         self._progress = ProgressFile(settings.progress_file, settings.id, settings.name)
         self._task = Task(settings, self._progress, time.time())
-        self._cancel_main: Callable[[], None] | None = None
+        self._cancel_main: Callable[[], object] | None = None
         self._lock = threading.Lock()
         notice = os.environ.get(TERMINATION_NOTICE_FILE)
         self._supervisor = Supervisor(
-            settings, self._progress, Path(notice) if notice else None, self._told_to_end
+            settings, self._progress, Path(notice) if notice else None, self._on_stop
         )
 
-    def to_its_end(self) -> ExitReason:
+    def run(self) -> ExitReason:
         self._supervisor.start()
         try:
             error = self._run_main()
@@ -104,7 +102,7 @@ class _Run:
             if reason.code == COMPLETED and self._progress.percent < 100:
                 self._progress.update(100)
             else:
-                self._progress.beat()
+                self._progress.heartbeat()
             return self._send_results(reason)
         finally:
             self._supervisor.finish()
@@ -126,7 +124,7 @@ class _Run:
         loop = asyncio.get_running_loop()
         running = asyncio.ensure_future(coroutine)
         with self._lock:
-            self._cancel_main = lambda: _cancel_from_outside(loop, running)
+            self._cancel_main = functools.partial(loop.call_soon_threadsafe, running.cancel)
             if self._task.cancelled:
                 running.cancel()
         try:
@@ -135,8 +133,8 @@ class _Run:
             with self._lock:
                 self._cancel_main = None
 
-    def _told_to_end(self) -> None:
-        """On the supervisor's thread."""
+    def _on_stop(self) -> None:
+        # Called on the supervisor's thread.
         self._task.cancelled.set()
         with self._lock:
             if self._cancel_main is not None:
@@ -152,7 +150,7 @@ class _Run:
             asyncio.run(upload(folder, url))
         except WorkerError as error:
             log.error("%s", error)
-            # How the task itself ended counts more, unless that was well.
+            # The end of the task itself is reported first, unless it was complete.
             if reason.code == COMPLETED:
                 return ExitReason(error.exit_code, error.category, str(error))
         return reason

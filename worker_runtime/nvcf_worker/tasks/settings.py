@@ -1,4 +1,4 @@
-"""A task's settings: arguments, else its environment, else defaults. No I/O."""
+"""Read a task's settings from arguments, the environment and defaults. No I/O."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DEFAULT_HEARTBEAT_SECONDS = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings:
-    """Settings of one task. Seconds; None for `max_seconds` is no limit, for paths and URL: not wanted."""
+    """Settings of one task. Times are in seconds; None means no limit, no file or no upload."""
 
     id: str
     name: str
@@ -49,12 +49,12 @@ class TaskSettings:
 def read_settings(
     environ: Mapping[str, str], *, max_seconds: float | None = None, grace_seconds: float | None = None
 ) -> TaskSettings:
-    """Combine arguments and environment. Raises ConfigurationError naming what is wrong."""
+    """Combine arguments and environment. Raises ConfigurationError that names the wrong variable."""
     results = environ.get(RESULTS_DIR)
     progress = environ.get(PROGRESS_FILE)
     url = environ.get(RESULTS_UPLOAD_URL) or None
     if url is not None and not url.startswith(("http://", "https://")):
-        raise ConfigurationError(f"{RESULTS_UPLOAD_URL} is no http(s) URL")
+        raise ConfigurationError(f"{RESULTS_UPLOAD_URL} is not an http(s) URL")
     if url is not None and not results:
         raise ConfigurationError(f"{RESULTS_UPLOAD_URL} is set, but {RESULTS_DIR} names no folder to upload")
     if max_seconds is None and environ.get(MAX_RUNTIME, "").strip():

@@ -1,4 +1,4 @@
-"""Watching over a task's main function from a thread beside it."""
+"""Supervise a task's main function from a second thread."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 from nvcf_worker.process import exit_reason as exits
-from nvcf_worker.tasks.outcome import Stop, stopped
-from nvcf_worker.tasks.progress import ProgressFile
+from nvcf_worker.process.companions import NOTICE_INTERVAL
+from nvcf_worker.tasks.context import ProgressFile
+from nvcf_worker.tasks.lifetime import Due, Stop, Timing, stopped
 from nvcf_worker.tasks.settings import TaskSettings
-from nvcf_worker.tasks.timing import Due, Timing
 
 log = logging.getLogger("nvcf_worker")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-NOTICE_INTERVAL = 0.5
 
 
 class Supervisor:
-    """Heartbeats, maximum run time, grace period, signals and notices.
+    """Handles heartbeats, the maximum run time, the grace period, signals and termination notices.
 
-    Signals reach it through a wake-up descriptor, so they count even while main is deep in a library that
-    does not return to Python. Main stays in the main thread, where libraries expect it.
+    Signals reach it through a wake-up descriptor, so they work even while main is in a library that does not
+    return to Python. Main stays in the main thread, where libraries expect it. `on_stop` is called once, on
+    the supervisor's thread, when the task has to end.
     """
 
     def __init__(
@@ -37,14 +36,14 @@ class Supervisor:
         settings: TaskSettings,
         progress: ProgressFile,
         notice: Path | None,
-        tell: Callable[[], None],
+        on_stop: Callable[[], None],
     ) -> None:
         self.stop: Stop | None = None
         self.why = ""
         self._settings = settings
         self._progress = progress
         self._notice = notice
-        self._tell = tell
+        self._on_stop = on_stop
         self._signals = 0
         self._over = False
         self._timing = Timing(
@@ -57,16 +56,17 @@ class Supervisor:
         self._thread = threading.Thread(target=self._run, name="nvcf-task-supervisor", daemon=True)
 
     def start(self) -> None:
-        """Begin. Call it from the main thread."""
+        """Start supervising. Signals are handled only if this is called on the main thread."""
         self._writer.setblocking(False)
         if threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
             for number in SIGNALS:
-                signal.signal(number, _ignored)
+                # The supervisor's thread reads the signal from the descriptor.
+                signal.signal(number, lambda *_: None)
         self._thread.start()
 
     def finish(self) -> None:
-        """Main and everything after it is over."""
+        """Stop supervising and restore the default signal handlers."""
         self._over = True
         if threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(-1)
@@ -78,7 +78,7 @@ class Supervisor:
         self._writer.close()
 
     def _run(self) -> None:
-        self._progress.beat()
+        self._progress.heartbeat()
         while not self._over:
             now = time.monotonic()
             for due in self._timing.due(now):
@@ -94,29 +94,27 @@ class Supervisor:
             except TimeoutError:
                 continue
             for number in received:
-                self._signalled(number)
+                if number in SIGNALS:
+                    self._on_signal(signal.Signals(number))
 
     def _act(self, due: Due, now: float) -> None:
         match due:
-            case Due.BEAT:
-                self._progress.beat()
+            case Due.HEARTBEAT:
+                self._progress.heartbeat()
             case Due.STOP:
                 limit = self._settings.max_seconds
                 self._end(Stop.MAX_RUNTIME, f"the maximum run time of {limit:g} s is over", now)
-            case Due.FORCE:
-                self._force("; it did not end within its grace period")
+            case Due.KILL:
+                self._kill("; it did not end within its grace period")
 
-    def _signalled(self, number: int) -> None:
-        if number not in SIGNALS:
-            return
-        name = signal.Signals(number).name
-        if number != signal.SIGUSR1:
+    def _on_signal(self, number: signal.Signals) -> None:
+        if number is not signal.SIGUSR1:
             self._signals += 1
         if self._signals > 1:
-            log.critical("second signal; leaving now")
-            self._force("; a second signal ended it at once", 128 + number)
-        log.info("%s received", name)
-        self._end(Stop.TERMINATED, f"{name} received", time.monotonic())
+            log.critical("second signal; exiting now")
+            self._kill("; a second signal ended it at once", 128 + number)
+        log.info("%s received", number.name)
+        self._end(Stop.TERMINATED, f"{number.name} received", time.monotonic())
 
     def _end(self, stop: Stop, why: str, now: float) -> None:
         if self.stop is not None:
@@ -124,16 +122,12 @@ class Supervisor:
         self.stop, self.why = stop, why
         log.warning("the task has to end within %g s: %s", self._settings.grace_seconds, why)
         self._timing.stop(now)
-        self._tell()
+        self._on_stop()
 
-    def _force(self, how: str, code: int | None = None) -> None:
+    def _kill(self, how: str, code: int | None = None) -> None:
         reason = stopped(self.stop or Stop.TERMINATED, self.why + how)
         log.critical("%s", reason.text)
         exits.record(self._settings.shared_dir, reason)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(reason.code if code is None else code)
-
-
-def _ignored(number: int, frame: FrameType | None) -> None:
-    """The supervisor has it already."""
