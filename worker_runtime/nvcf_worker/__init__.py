@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from nvcf_worker.function.typed.binding import Query
     from nvcf_worker.run.batching.continuous_decorator import continuous_batch
     from nvcf_worker.run.batching.decorator import batch
-    from nvcf_worker.run.batching.streams import Finished
+    from nvcf_worker.run.batching.settings import Finished
     from nvcf_worker.serving import serve
     from nvcf_worker.sidecar_command import sidecar
     from nvcf_worker.tasks.context import Task
@@ -80,7 +80,7 @@ _HOME = {
     "BatchError": "errors",
     "BodyUnavailable": "errors",
     "Fatal": "errors",
-    "Finished": "run.batching.streams",
+    "Finished": "run.batching.settings",
     "FunctionError": "errors",
     "InvalidInput": "errors",
     "Limit": "function.limit",

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from nvcf_worker.errors import BadInput, BatchError, Fatal, HandlerError, RetryLater
 from nvcf_worker.function.handlers import Kind, classify
 from nvcf_worker.process import logs
-from nvcf_worker.run.batching.decorator import batch, suggested_concurrency
-from nvcf_worker.run.batching.streams import Finished
+from nvcf_worker.run.batching.decorator import batch
+from nvcf_worker.run.batching.settings import Finished, suggested_concurrency
 
 
 async def gather(function: Any, items: list[Any]) -> list[Any]:

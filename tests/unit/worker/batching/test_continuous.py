@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nvcf_worker.errors import BadInput, HandlerError
 from nvcf_worker.function.handlers import Kind, classify
 from nvcf_worker.run.batching.continuous_decorator import ContinuousBatch, continuous_batch
-from nvcf_worker.run.batching.streams import Finished
+from nvcf_worker.run.batching.settings import Finished
 
 
 class Counter:

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nvcf_worker.run.batching.active_set import ActiveSet
-from nvcf_worker.run.batching.plan import BatchPlanner, Entry
+from nvcf_worker.run.batching.plan import ActiveSet, BatchPlanner, Entry
 
 
 def items(batch: list[Entry[int]]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Running batches: items come in one by one, go through the function together, leave one by one."""
+"""Run batches: items arrive one by one, go through the batch function together, and leave one by one."""
 
 from __future__ import annotations
 
@@ -8,41 +8,36 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from nvcf_worker.errors import BatchError, Fatal, RetryLater
-from nvcf_worker.run.batching.calling import Caller
+from nvcf_worker.run.batching.calling import FunctionCaller
 from nvcf_worker.run.batching.items import Waiting, results_of
 from nvcf_worker.run.batching.plan import BatchPlanner, Entry
 from nvcf_worker.run.batching.settings import BatchSettings
-from nvcf_worker.run.batching.stepping import StepBatch
-from nvcf_worker.run.batching.telemetry import BatchTold
+from nvcf_worker.run.batching.streams import StepBatch
+from nvcf_worker.run.batching.telemetry import BatchTelemetry
 
 log = logging.getLogger("nvcf_worker")
 
 
 class Batcher:
-    """Batches of one function in one event loop."""
+    """The batches of one function in one event loop."""
 
     def __init__(self, function: Callable[[list[Any]], Any], settings: BatchSettings, name: str) -> None:
         self._function = function
         self._settings = settings
         self._name = name
         self.loop = asyncio.get_running_loop()
-        self._caller = Caller(self.loop)
+        self._caller = FunctionCaller(self.loop)
         self._plan: BatchPlanner[Waiting] = BatchPlanner(
             settings.max_size, settings.max_wait, settings.max_cost
         )
         self._running: set[asyncio.Task[None]] = set()
         self._timer: asyncio.Handle | None = None
-        self._looking = False
-
-    @property
-    def waiting(self) -> int:
-        """Items that are in no batch yet."""
-        return len(self._plan)
+        self._scheduled = False
 
     async def submit(self, item: Any) -> Any:
-        """The function's result for one item. Raises what the function raised for it.
+        """Return the function's result for one item. Raises what the function raised for it.
 
-        A caller that is cancelled takes its item out of the batch; when all items of a running batch have
+        A caller that is cancelled takes its item out of the batch. When all items of a running batch have
         left, an async batch function is cancelled, too.
         """
         settings = self._settings
@@ -51,10 +46,10 @@ class Batcher:
         future: asyncio.Future[Any] = self.loop.create_future()
         waiting = Waiting(item, future)
         entry = self._plan.add(waiting, bucket=bucket, cost=cost, now=self.loop.time())
-        # Looked at after the other callers of this turn of the loop have submitted theirs.
-        if not self._looking:
-            self._looking = True
-            self.loop.call_soon(self._look)
+        # Later in this iteration of the loop, so that its other callers have submitted their items.
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._start_due)
         try:
             return await future
         except asyncio.CancelledError:
@@ -62,9 +57,9 @@ class Batcher:
                 waiting.on_leave()
             raise
 
-    def _look(self) -> None:
-        """Start what is due and has a free place, and come back when the next batch is due."""
-        self._looking = False
+    def _start_due(self) -> None:
+        """Start the batches that are due, as far as `parallel` allows, and set a timer for the next one."""
+        self._scheduled = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -73,34 +68,34 @@ class Batcher:
             if not batch:
                 due = self._plan.due_at()
                 if due is not None:
-                    self._timer = self.loop.call_at(due, self._look)
+                    self._timer = self.loop.call_at(due, self._start_due)
                 return
             self._start(batch)
 
     def _start(self, batch: list[Entry[Waiting]]) -> None:
         items = [entry.item for entry in batch]
         waited = self.loop.time() - min(entry.arrived for entry in batch)
-        told = BatchTold(self._name, [item.member for item in items], waited)
-        task = self.loop.create_task(self._run(items, told), context=told.context)
+        telemetry = BatchTelemetry(self._name, [item.member for item in items], waited)
+        task = self.loop.create_task(self._run(items, telemetry), context=telemetry.context)
         self._running.add(task)
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         if not self.loop.is_closed():
-            self._look()
+            self._start_due()
 
-    async def _run(self, batch: list[Waiting], told: BatchTold) -> None:
+    async def _run(self, batch: list[Waiting], telemetry: BatchTelemetry) -> None:
         try:
-            await self._attempt(batch, told)
+            await self._attempt(batch, telemetry)
         except asyncio.CancelledError:
-            # Either nobody waits any more, or the loop is being shut down.
+            # All callers have left, or the loop is being shut down.
             for waiting in batch:
                 waiting.cancel()
         finally:
-            told.end()
+            telemetry.end()
 
-    async def _attempt(self, batch: list[Waiting], told: BatchTold) -> None:
+    async def _attempt(self, batch: list[Waiting], telemetry: BatchTelemetry) -> None:
         live = [waiting for waiting in batch if not waiting.gone]
         if not live:
             return
@@ -124,16 +119,18 @@ class Batcher:
         except (asyncio.CancelledError, GeneratorExit):
             if task is not None and task.cancelling():
                 raise
-            self._fail(live, BatchError(f"{self._name} let a cancellation of its own escape"))
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
-            told.failed(error)
-            await self._attempt_failed(live, error, told)
+            self._fail(live, BatchError(f"{self._name} raised a cancellation of its own"))
+        except BaseException as error:  # noqa: BLE001 - raised at the callers
+            telemetry.failed(error)
+            await self._retry_alone(live, error, telemetry)
         else:
             for waiting, one in zip(live, results, strict=True):
                 waiting.succeed(one)
 
-    async def _attempt_failed(self, live: list[Waiting], error: BaseException, told: BatchTold) -> None:
-        # What the function says about the instance or the moment holds for each item.
+    async def _retry_alone(
+        self, live: list[Waiting], error: BaseException, telemetry: BatchTelemetry
+    ) -> None:
+        # These errors concern the instance or the moment, so they apply to every item.
         for_all = isinstance(error, BatchError | RetryLater | Fatal)
         if len(live) == 1 or for_all or not self._settings.isolate:
             self._fail(live, error)
@@ -143,7 +140,7 @@ class Batcher:
             self._name, len(live), type(error).__name__, error,
         )  # fmt: skip
         for waiting in live:
-            await self._attempt([waiting], told)
+            await self._attempt([waiting], telemetry)
 
     @staticmethod
     def _fail(batch: list[Waiting], error: BaseException) -> None:

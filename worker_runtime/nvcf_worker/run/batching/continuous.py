@@ -1,4 +1,4 @@
-"""Continuous batching: one loop of steps that new requests join and finished ones leave at any step."""
+"""Continuous batching: one loop of steps that requests can join and leave at any step."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 from nvcf_otel import names
 from nvcf_otel.worker_instruments import BATCH_SIZE
 from nvcf_worker.errors import BatchError
-from nvcf_worker.run.batching.active_set import ActiveSet
-from nvcf_worker.run.batching.calling import Caller
+from nvcf_worker.run.batching.calling import FunctionCaller
 from nvcf_worker.run.batching.items import results_of
+from nvcf_worker.run.batching.plan import ActiveSet
+from nvcf_worker.run.batching.settings import ContinuousSettings
 from nvcf_worker.run.batching.streams import ItemStream, Outlet
 from nvcf_worker.telemetry.values import tell
 
@@ -23,7 +24,7 @@ log = logging.getLogger("nvcf_worker")
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The parts of the user's class; all but `step` may be missing."""
+    """The methods of the user's class; `start` and `finish` are optional."""
 
     name: str
     step: Callable[[list[Any]], Any]
@@ -32,7 +33,7 @@ class Model:
 
 
 class Sequence:
-    """One request's way through the loop."""
+    """One request in the loop: its item, its stream, and the state that the model keeps for it."""
 
     __slots__ = ("item", "outlet", "started", "state")
 
@@ -46,26 +47,26 @@ class Sequence:
 class StepLoop:
     """Runs the steps of one model in one event loop while there are sequences.
 
-    A sequence whose reader is `buffer` outputs behind sits steps out, and so holds nobody up.
+    A sequence whose reader is `buffer` outputs behind is left out of steps, so it does not delay the others.
     """
 
-    def __init__(self, model: Model, *, max_active: int, max_cost: float | None, buffer: int) -> None:
+    def __init__(self, model: Model, settings: ContinuousSettings) -> None:
         self.loop = asyncio.get_running_loop()
         self._model = model
         self._attributes = {names.BATCH_FUNCTION: model.name}
-        self._set: ActiveSet[Sequence] = ActiveSet(max_active, max_cost)
-        self._buffer = buffer
-        self._caller = Caller(self.loop)
+        self._set: ActiveSet[Sequence] = ActiveSet(settings.max_active, settings.max_cost)
+        self._buffer = settings.buffer
+        self._caller = FunctionCaller(self.loop)
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def open(self, item: Any, cost: float = 1.0) -> ItemStream:
-        """Let an item join; its outputs come out of the stream."""
+        """Let an item join, and return the stream of its outputs."""
         sequence = Sequence(item, Outlet(self._buffer, self._changed.set))
         self._set.add(sequence, cost)
         self._changed.set()
         if self._task is None:
-            # An empty context: the loop belongs to no single request.
+            # In an empty context: the loop does not belong to one request.
             self._task = self.loop.create_task(self._run(), context=contextvars.Context())
         return ItemStream(sequence.outlet)
 
@@ -80,12 +81,12 @@ class StepLoop:
                 ready = [one for one in active if one.outlet.open and not one.outlet.full]
                 if ready:
                     await self._step(ready)
-                    # A step that never waits must not keep the readers from the loop.
+                    # A step that never waits must not keep the readers from the event loop.
                     await asyncio.sleep(0)
                 elif active and all(one.outlet.open for one in active):
                     await self._changed.wait()
         finally:
-            # Nothing can come between the last look at the set and this.
+            # There is no await between the last look at the set and this, so no sequence is overlooked.
             self._task = None
             for sequence in [*self._set.active, *self._set.waiting]:
                 sequence.outlet.end(BatchError(f"{self._model.name} was stopped"))
@@ -100,7 +101,7 @@ class StepLoop:
             sequence.started = True
         except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
             raise
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
+        except BaseException as error:  # noqa: BLE001 - raised at the reader
             sequence.outlet.end(error)
 
     async def _step(self, ready: list[Sequence]) -> None:
@@ -112,8 +113,8 @@ class StepLoop:
                 sequence.outlet.give(output)
         except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
             raise
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
-            # A step that failed may have touched any of its sequences; those that sat it out are untouched.
+        except BaseException as error:  # noqa: BLE001 - raised at the readers
+            # A failed step may have changed any of its sequences, but none that was left out of it.
             log.warning("%s failed in a step of %d sequences", name, len(ready))
             for sequence in ready:
                 sequence.outlet.end(error)

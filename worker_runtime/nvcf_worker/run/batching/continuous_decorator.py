@@ -1,4 +1,4 @@
-"""`@continuous_batch`: a class with a `step` becomes a handler that streams to many callers at once."""
+"""`@continuous_batch`: turn a class with a `step` into a handler that streams to many callers at once."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from nvcf_worker.errors import HandlerError
-from nvcf_worker.run.batching.calling import runs_on_loop
-from nvcf_worker.run.batching.decorator import Suggesting
-from nvcf_worker.run.batching.settings import at_least_one
+from nvcf_worker.run.batching.calling import runs_on_loop, wait_for
+from nvcf_worker.run.batching.settings import ContinuousSettings, SuggestsConcurrency
 
 
 def continuous_batch(
@@ -23,49 +22,39 @@ def continuous_batch(
 ) -> Callable[[Any], ContinuousBatch]:
     """Run the steps of the decorated class for up to `max_active` requests at once; each gets a stream.
 
-    The class (or an instance) has, each plain or a coroutine function, all called one after the other and
+    The class (or an instance) has the following methods, plain or async. They are called one after the other,
     the plain ones on one thread:
 
-    - `step(active)`: one step of all active requests. `active` is a list of what `start` returned; the result
-      is a list of outputs in the same order: a value for the stream, None for nothing in this step,
-      `Finished(value)` for the end of that stream, an exception for the failure of that one.
-    - `start(item)`, optional: called when an item becomes active; returns its state. Without it the item is.
-    - `finish(state)`, optional: called when a stream has ended, failed or lost its caller.
-    - `setup()` and `teardown()`, optional: once, before the first request and after the last.
+    - `step(active)`: one step of all active requests. `active` is a list of what `start` returned. The result
+      is a list of outputs in the same order: a value for the stream, None for no output in this step,
+      `Finished(value)` for the end of that stream, an exception for the failure of that stream.
+    - `start(item)`, optional: called when an item becomes active; returns its state. Default: the item.
+    - `finish(state)`, optional: called when a stream has ended, has failed or has lost its caller.
+    - `setup()` and `teardown()`, optional: called once, before the first request and after the last.
 
-    New requests join at the next step. max_active: requests that take part in a step at most. size,
-    max_cost: what an item costs and the budget of all active ones. prepare: makes the item of a request, for
-    each by itself. buffer: outputs that may wait for a reader; a slower one sits steps out, the others go on.
+    New requests join at the next step.
 
-    Raises HandlerError for a class without `step` and for settings that make no sense.
+    max_active: maximum number of requests in a step.
+    size, max_cost: the cost of an item, and the budget of all active items.
+    prepare: makes the item from a request, for each request separately.
+    buffer: how many outputs may wait for a reader. A slower reader is left out of steps; the others go on.
+
+    Raises HandlerError for a class without `step` and for invalid settings.
     """
     if not isinstance(max_active, int):
         raise HandlerError("write @continuous_batch(), with parentheses")
-    at_least_one("max_active", max_active)
-    at_least_one("buffer", buffer)
-    if (size is None) != (max_cost is None):
-        raise HandlerError("@continuous_batch takes size and max_cost together")
-
-    def decorate(model: Any) -> ContinuousBatch:
-        return ContinuousBatch(model, max_active, size, max_cost, prepare, buffer)
-
-    return decorate
+    settings = ContinuousSettings(
+        max_active=max_active, size=size, max_cost=max_cost, prepare=prepare, buffer=buffer
+    )
+    return lambda model: ContinuousBatch(model, settings)
 
 
-class ContinuousBatch(Suggesting):
-    """A handler: called with one request or item, it gives that one's stream of outputs."""
+class ContinuousBatch(SuggestsConcurrency):
+    """A handler: a call with one request or item returns the stream of its outputs."""
 
     runs_on_loop = True
 
-    def __init__(
-        self,
-        model: Any,
-        max_active: int,
-        size: Callable[[Any], float] | None,
-        max_cost: float | None,
-        prepare: Callable[[Any], Any] | None,
-        buffer: int,
-    ) -> None:
+    def __init__(self, model: Any, settings: ContinuousSettings) -> None:
         if not callable(getattr(model, "step", None)):
             raise HandlerError("@continuous_batch decorates a class with a method step(active)")
         kind = model if isinstance(model, type) else type(model)
@@ -75,20 +64,16 @@ class ContinuousBatch(Suggesting):
         self.__module__ = kind.__module__
         self._make: Callable[[], Any] = model if isinstance(model, type) else lambda: model
         self._model: Any = None
-        self._max_active = max_active
-        self._size = size
-        self._max_cost = max_cost
-        self._prepare = prepare
-        self._buffer = buffer
+        self._settings = settings
         self._preparer: Any = None
         self._loop: Any = None
         self._setting_up: asyncio.Lock | None = None
-        # Twice as many as fit, so that one waits for each place that becomes free.
-        self.suggested_concurrency = 2 * max_active
+        # Twice as many as fit, so that a request waits for each place that becomes free.
+        self.suggested_concurrency = 2 * settings.max_active
         self.register()
 
     async def setup(self) -> None:
-        """Make the model and call its `setup`; also done by the first request."""
+        """Make the model and call its `setup`. The first request does this if nobody has done it before."""
         self._setting_up = self._setting_up or asyncio.Lock()
         async with self._setting_up:
             if self._model is not None:
@@ -103,38 +88,36 @@ class ContinuousBatch(Suggesting):
         await _call(getattr(model, "teardown", None))
 
     async def __call__(self, item: Any, /) -> AsyncIterator[Any]:
-        """The stream of one item's outputs. Raises what `prepare`, `size` or the model's `setup` raises."""
+        """Return the stream of one item's outputs. Raises what `prepare`, `size` or `setup` raises."""
         if self._model is None:
             await self.setup()
         loop = self._loop
         if loop is None or loop.loop is not asyncio.get_running_loop():
             loop = self._begin()
         prepared = await self._preparer.item(item)
-        stream: AsyncIterator[Any] = loop.open(prepared, self._size(prepared) if self._size else 1.0)
+        size = self._settings.size
+        stream: AsyncIterator[Any] = loop.open(prepared, size(prepared) if size else 1.0)
         return stream
 
     def blocking(self, item: Any, /) -> Iterator[Any]:
-        """The stream of one item's outputs as a plain iterator, from a plain handler, whose thread waits.
+        """Return the stream of one item as a plain iterator, in a plain handler, whose thread waits for it.
 
-        Raises as a call does, RequestCancelled when the request's caller leaves meanwhile, RuntimeError in
-        coroutines and on threads that are no handler's.
+        Raises what a call raises, RequestCancelled if the request is cancelled meanwhile, RuntimeError in
+        coroutines and on threads that do not run a handler.
         """
-        from nvcf_worker.run.batching.blocking import wait_for
-
         stream: Iterator[Any] = wait_for(lambda: self(item))
         return stream
 
     def _begin(self) -> Any:
-        from nvcf_worker.run.batching.adapting import Preparer
+        # Imported here so that the decorator does not slow down the import of a function.
         from nvcf_worker.run.batching.continuous import Model, StepLoop
+        from nvcf_worker.run.batching.items import Preparer
 
         model = self._model
         start = getattr(model, "start", None)
-        self._preparer = Preparer(self._prepare, sync_items=not runs_on_loop(start or model.step))
+        self._preparer = Preparer(self._settings.prepare, sync_items=not runs_on_loop(start or model.step))
         parts = Model(self.__name__, model.step, start, getattr(model, "finish", None))
-        self._loop = StepLoop(
-            parts, max_active=self._max_active, max_cost=self._max_cost, buffer=self._buffer
-        )
+        self._loop = StepLoop(parts, self._settings)
         return self._loop
 
 

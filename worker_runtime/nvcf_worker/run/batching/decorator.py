@@ -1,34 +1,16 @@
-"""`@batch`: a function of many items becomes one that is called with one."""
+"""`@batch`: turn a function of many items into a function that is called with one item."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import inspect
-import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
 
 from nvcf_worker.errors import HandlerError
-from nvcf_worker.run.batching.calling import runs_on_loop
-from nvcf_worker.run.batching.settings import BatchSettings, seconds
-
-_in_this_process: weakref.WeakSet[Suggesting] = weakref.WeakSet()
-
-
-class Suggesting:
-    """Something that works best with several requests in work at once."""
-
-    suggested_concurrency = 1
-
-    def register(self) -> None:
-        """Let `suggested_concurrency()` know of it."""
-        _in_this_process.add(self)
-
-
-def suggested_concurrency() -> int:
-    """Slots that the batch functions of this process can fill; 1 if there are none."""
-    return max((one.suggested_concurrency for one in _in_this_process), default=1)
+from nvcf_worker.run.batching.calling import runs_on_loop, wait_for
+from nvcf_worker.run.batching.settings import BatchSettings, SuggestsConcurrency, seconds
 
 
 def batch(
@@ -43,26 +25,26 @@ def batch(
     parallel: int = 1,
     buffer: int = 256,
 ) -> Callable[[Callable[..., Any]], Batched]:
-    """Collect the items of several calls and give them to the decorated function as one list.
+    """Collect the items of several calls and pass them to the decorated function as one list.
 
-    The decorated function (or method) may be plain (it runs on a thread of its own, always the same one) or
-    a coroutine function. It returns one result an item, in order; a result that is an exception is raised
-    for that item alone. As a generator, plain or async, it yields one list a step, with one output an item:
-    None is nothing in this step, `Finished(value)` the end of this item's stream, an exception its failure.
-    What comes out is called with one item and awaited; given to `serve`, items are requests.
+    The decorated function (or method) may be plain (it runs on a thread, always the same one) or async. It
+    returns one result per item, in order; a result that is an exception is raised for that item only. A
+    generator, plain or async, yields one list per step, with one output per item: None for no output in this
+    step, `Finished(value)` for the end of this item's stream, an exception for its failure. The decorated
+    function is called with one item and awaited. When it is given to `serve`, items are requests.
 
-    max_size: items in a batch at most.
-    max_wait: seconds, or text such as "5ms", that the oldest item waits for others at most; with all places
-        for running batches taken it waits until one is free.
-    bucket: key of an item; only items with equal keys come into one batch.
-    size, max_cost: what an item costs, and the budget of a batch. An item above the budget goes alone.
-    prepare: makes the item of a request (parsing, decoding), for each request by itself.
+    max_size: maximum number of items in a batch.
+    max_wait: how long the oldest item waits for others: seconds, or text like "5ms". While `parallel` batches
+        are running it waits until one of them has ended.
+    bucket: key of an item; only items with equal keys share a batch.
+    size, max_cost: the cost of an item, and the budget of a batch. An item above the budget goes alone.
+    prepare: makes the item from a request (parsing, decoding), for each request separately.
     isolate: when the function raises on a batch, call it again with each item alone, so that only the bad
-        ones fail. Switch it off where a call must not be repeated.
-    parallel: batches that run at once.
-    buffer: outputs of a stream that may wait for its reader before the generator waits.
+        items fail. Switch it off if a call must not be repeated.
+    parallel: maximum number of batches that run at once.
+    buffer: how many outputs of a stream may wait for its reader before the generator waits.
 
-    Raises HandlerError for settings that make no sense.
+    Raises HandlerError for invalid settings.
     """
     if callable(max_size):
         raise HandlerError("write @batch(), with parentheses")
@@ -80,8 +62,8 @@ def batch(
     return lambda function: Batched(function, settings)
 
 
-class Batched(Suggesting):
-    """A batch function, to be called with one item; of a method, each instance has its own batches."""
+class Batched(SuggestsConcurrency):
+    """A batch function, called with one item. If it is a method, each instance has its own batches."""
 
     runs_on_loop = True
 
@@ -99,27 +81,25 @@ class Batched(Suggesting):
         self.register()
 
     async def __call__(self, item: Any, /) -> Any:
-        """The result for one item, which may be a stream. Raises what the function raised for it."""
+        """Return the result for one item, which may be a stream. Raises what the function raised for it."""
         batcher = self._batcher
         if batcher is None or batcher.loop is not asyncio.get_running_loop():
             batcher = self._begin()
         return await batcher.submit(await self._preparer.item(item))
 
     def blocking(self, item: Any, /) -> Any:
-        """The result for one item, from a plain handler, whose thread waits for it.
+        """Return the result for one item, in a plain handler, whose thread waits for it.
 
-        A stream comes as a plain iterator. Raises what the function raised for the item, RequestCancelled
-        when the request's caller leaves meanwhile, RuntimeError in coroutines and on threads that are no
-        handler's.
+        A stream becomes a plain iterator. Raises what the function raised for the item, RequestCancelled if
+        the request is cancelled meanwhile, RuntimeError in coroutines and on threads that do not run a
+        handler.
         """
-        from nvcf_worker.run.batching.blocking import wait_for
-
         return wait_for(lambda: self(item))
 
     def _begin(self) -> Any:
-        # Imported here so that the decorator costs a function nothing at import.
-        from nvcf_worker.run.batching.adapting import Preparer
+        # Imported here so that the decorator does not slow down the import of a function.
         from nvcf_worker.run.batching.batcher import Batcher
+        from nvcf_worker.run.batching.items import Preparer
 
         name = getattr(self._function, "__qualname__", type(self._function).__name__)
         self._preparer = Preparer(self._settings.prepare, sync_items=not runs_on_loop(self._function))
@@ -133,7 +113,7 @@ class Batched(Suggesting):
     def __get__(self, instance: Any, owner: type | None = None) -> Batched:
         if instance is None:
             return self
-        # Under another name than the attribute's: special methods such as __call__ are looked up on the type.
+        # Not under the attribute's own name: special methods such as __call__ are looked up on the type.
         key = f"_batched_{self._attribute}"
         members = getattr(instance, "__dict__", None)
         if members is None:

@@ -1,4 +1,4 @@
-"""An item on its way through a batch, and the results of a batch."""
+"""Items of a batch: made from requests, waiting for results, matched with the results of the function."""
 
 from __future__ import annotations
 
@@ -7,11 +7,59 @@ from collections.abc import Callable
 from typing import Any
 
 from nvcf_worker.errors import BatchError
+from nvcf_worker.function.request import Request, SyncRequest
+from nvcf_worker.run.batching.calling import runs_on_loop
 from nvcf_worker.run.batching.telemetry import Member
+from nvcf_worker.run.threads import ThreadPool
+
+
+class Preparer:
+    """Makes items from requests. Anything that is not a request is an item already.
+
+    prepare: the user's own step, run for each request separately: a coroutine function gets the `Request`, a
+        plain function gets a `SyncRequest` on a thread. Without it the request is the item.
+    sync_items: whether the batch function is a plain function, whose items are `SyncRequest`s.
+    The body is always read first, so that no item makes its batch wait for an upload.
+    """
+
+    def __init__(self, prepare: Callable[[Any], Any] | None, *, sync_items: bool) -> None:
+        self._prepare = prepare
+        self._sync_items = sync_items
+        self._pool: ThreadPool | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def item(self, given: Any) -> Any:
+        """Return the item of one call. Raises what `prepare` raises, e.g. BadInput."""
+        if not isinstance(given, Request):
+            return given
+        await given.read()
+        prepare = self._prepare
+        if prepare is None:
+            return as_sync(given) if self._sync_items else given
+        if runs_on_loop(prepare):
+            return await prepare(given)
+        request = as_sync(given)
+        return await self._threads().start(lambda announce: prepare(request))
+
+    def _threads(self) -> ThreadPool:
+        loop = asyncio.get_running_loop()
+        if self._pool is None or self._loop is not loop:
+            self._pool, self._loop = ThreadPool(loop), loop
+        return self._pool
+
+
+def as_sync(request: Request) -> SyncRequest:
+    """Return the same request with blocking reads."""
+    twin = SyncRequest.__new__(SyncRequest)
+    for kind in type(request).__mro__:
+        for name in getattr(kind, "__slots__", ()):
+            if hasattr(request, name):
+                setattr(twin, name, getattr(request, name))
+    return twin.attach_loop(asyncio.get_running_loop())
 
 
 class Waiting:
-    """An item and whoever waits for its result."""
+    """An item and the future through which its caller gets the result."""
 
     __slots__ = ("_future", "item", "member", "on_leave")
 
@@ -19,16 +67,16 @@ class Waiting:
         self.item = item
         self.member = Member()
         self.on_leave: Callable[[], None] | None = None
-        # Forgotten once it is settled: a result that is a stream must not be kept alive from here.
+        # Dropped once it is settled: a result that is a stream must not be kept alive by its item.
         self._future: asyncio.Future[Any] | None = future
 
     @property
     def gone(self) -> bool:
-        """Whether nobody waits any more, or the result is there."""
+        """Whether the caller has left or has its result."""
         return self._future is None or self._future.done()
 
     def succeed(self, result: Any) -> None:
-        """Hand the result over; one that is an exception is raised where the item came from."""
+        """Give the result to the caller; a result that is an exception is raised there."""
         if isinstance(result, BaseException):
             self.fail(result)
             return
@@ -37,19 +85,19 @@ class Waiting:
             future.set_result(result)
 
     def fail(self, error: BaseException) -> None:
-        """Raise `error` where the item came from."""
+        """Raise `error` at the caller."""
         future, self._future = self._future, None
         if future is not None and not future.done():
-            future.set_exception(carried(error))
+            future.set_exception(portable(error))
 
     def cancel(self) -> None:
-        """Let the waiting one be cancelled."""
+        """Cancel the caller's wait."""
         if self._future is not None:
             self._future.cancel()
 
 
-def carried(error: BaseException) -> BaseException:
-    """What a future can carry and a caller cannot take for the end of its own request or of the process."""
+def portable(error: BaseException) -> BaseException:
+    """Return the error, wrapped in BatchError if it would end more than the call in which it is raised."""
     if not isinstance(error, StopIteration | StopAsyncIteration | asyncio.CancelledError | SystemExit):
         return error
     wrapped = BatchError(f"the batch function raised {type(error).__name__}")
@@ -58,11 +106,11 @@ def carried(error: BaseException) -> BaseException:
 
 
 def results_of(result: Any, count: int, name: str) -> list[Any]:
-    """The results of a batch, one an item. Raises BatchError when they are not as many as the items."""
+    """Return the results of a batch as a list. Raises BatchError unless there is one for each item."""
     if isinstance(result, str | bytes | bytearray | dict) or not hasattr(result, "__iter__"):
         raise BatchError(
             f"{name} returned {type(result).__name__} for a batch of {count}; "
-            "it must return a list with one result an item"
+            "it must return a list with one result per item"
         )
     results = list(result)
     if len(results) != count:

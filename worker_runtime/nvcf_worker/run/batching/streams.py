@@ -1,32 +1,22 @@
-"""One item's stream out of a batch that makes the outputs of many."""
+"""Streams out of a batch: each step makes one output per item, and each item has its own stream."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
-from nvcf_worker.run.batching.items import carried
-
-
-class Finished:
-    """In place of an output: this item's stream ends here, after `value` if one is given."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any = None) -> None:
-        self.value = value
-
-    def __repr__(self) -> str:
-        return "Finished()" if self.value is None else f"Finished({self.value!r})"
+from nvcf_worker.errors import BatchError
+from nvcf_worker.run.batching.items import Waiting, portable, results_of
+from nvcf_worker.run.batching.settings import Finished
 
 
 class Outlet:
-    """The batch's end of an item's stream. Used on the event loop only.
+    """The batch's end of one item's stream. Used on the event loop only.
 
-    `limit` is how many outputs may wait for the reader; `on_change` is called when there is room again
-    and when the reader has left.
+    limit: how many outputs may wait for the reader. on_change: called when the reader has made room, and when
+    it has left.
     """
 
     def __init__(self, limit: int, on_change: Callable[[], None]) -> None:
@@ -40,7 +30,7 @@ class Outlet:
 
     @property
     def full(self) -> bool:
-        """Whether the reader is so far behind that it should get nothing more for now."""
+        """Whether the reader is too far behind to get more outputs now."""
         return len(self._outputs) >= self._limit and not self.abandoned
 
     @property
@@ -49,7 +39,7 @@ class Outlet:
         return not self.ended and not self.abandoned
 
     def give(self, output: Any) -> None:
-        """Hand over what a step made for this item: None is nothing, an exception fails this item alone."""
+        """Take the item's output of one step. None means no output; an exception fails this item only."""
         if not self.open:
             return
         if isinstance(output, BaseException):
@@ -63,21 +53,21 @@ class Outlet:
             self._wake()
 
     def end(self, error: BaseException | None = None) -> None:
-        """Nothing more comes; the reader gets what is there and then the error, if any."""
+        """End the stream: the reader gets the outputs that wait and then the error, if any."""
         if not self.ended:
             self.ended = True
-            self._error = None if error is None else carried(error)
+            self._error = None if error is None else portable(error)
             self._wake()
 
     def abandon(self) -> None:
-        """The reader has left."""
+        """Drop the outputs: the reader has left."""
         if not self.abandoned:
             self.abandoned = True
             self._outputs.clear()
             self._on_change()
 
     async def next(self) -> Any:
-        """The next output. Raises StopAsyncIteration, or the error of the batch."""
+        """Return the next output. Raises StopAsyncIteration at the end, or the error of the batch."""
         while not self._outputs:
             if self._error is not None:
                 raise self._error
@@ -98,7 +88,7 @@ class Outlet:
 
 
 class ItemStream(AsyncIterator[Any]):
-    """The reader's end: an async iterator of one item's outputs."""
+    """The reader's end of one item's stream."""
 
     __slots__ = ("_outlet",)
 
@@ -109,9 +99,82 @@ class ItemStream(AsyncIterator[Any]):
         return await self._outlet.next()
 
     async def aclose(self) -> None:
-        """Want nothing more: the item leaves the batch."""
+        """Stop reading: the item leaves the batch."""
         self._outlet.abandon()
 
     def __del__(self) -> None:
-        # A stream that nobody holds any more must not keep its batch waiting for room.
+        # A stream that was dropped must not keep its batch waiting for room.
         self._outlet.abandon()
+
+
+class StepBatch:
+    """Runs a batch function that is a generator, and passes the outputs of each step to the items' streams.
+
+    Until the first step a failure is the failure of the call, so that it can be tried again. With the first
+    step the callers get their streams; a later failure ends the streams that are still open. The generator
+    waits for a reader that is `buffer` outputs behind.
+    """
+
+    def __init__(
+        self, steps: AsyncGenerator[Any, None], batch: list[Waiting], buffer: int, name: str
+    ) -> None:
+        self._steps = steps
+        self._batch = batch
+        self._name = name
+        self._changed = asyncio.Event()
+        self._outlets = [Outlet(buffer, self._changed.set) for _ in batch]
+        self._started = False
+
+    async def run(self) -> None:
+        """Run the generator to its end, or until no stream is open any more."""
+        try:
+            async for step in self._steps:
+                outputs = results_of(step, len(self._batch), self._name)
+                if not self._started:
+                    self._hand_out_streams(outputs)
+                for outlet, output in zip(self._outlets, outputs, strict=True):
+                    outlet.give(output)
+                if not await self._room():
+                    break
+            if not self._started:
+                self._hand_out_streams([None] * len(self._batch))
+            self._end(None)
+        except asyncio.CancelledError:
+            self._end(BatchError(f"{self._name} was stopped"))
+            raise
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:
+            if not self._started:
+                raise
+            self._end(error)
+        finally:
+            await self._steps.aclose()
+
+    def _hand_out_streams(self, outputs: list[Any]) -> None:
+        self._started = True
+        for waiting, outlet, output in zip(self._batch, self._outlets, outputs, strict=True):
+            if waiting.gone:
+                outlet.abandon()
+            elif isinstance(output, BaseException):
+                waiting.fail(output)
+                outlet.end()
+            else:
+                waiting.succeed(ItemStream(outlet))
+
+    async def _room(self) -> bool:
+        """Wait until every open stream has room. Return False if no stream is open any more."""
+        while True:
+            still_open = [outlet for outlet in self._outlets if outlet.open]
+            if not still_open:
+                return False
+            if not any(outlet.full for outlet in still_open):
+                # A generator that never waits must not keep the readers from the event loop.
+                await asyncio.sleep(0)
+                return True
+            self._changed.clear()
+            await self._changed.wait()
+
+    def _end(self, error: BaseException | None) -> None:
+        for outlet in self._outlets:
+            outlet.end(error)

@@ -26,8 +26,8 @@ def choose(
 
 def useful_slots() -> int:
     """What the batch functions of this program can fill; 1 without any."""
-    decorator: Any = sys.modules.get("nvcf_worker.run.batching.decorator")
-    return 1 if decorator is None else int(decorator.suggested_concurrency())
+    settings: Any = sys.modules.get("nvcf_worker.run.batching.settings")
+    return 1 if settings is None else int(settings.suggested_concurrency())
 
 
 def most(concurrency: int | Adaptive | None, environ: Mapping[str, str]) -> int:
