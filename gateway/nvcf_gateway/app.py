@@ -10,23 +10,21 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-import grpc
 from aiohttp import web
 
 from nvcf_broker.connection import BrokerClient, connect_broker
 from nvcf_broker.requests import BrokerRequests
 from nvcf_gateway.access.authorization import Authenticator, Authorizer
 from nvcf_gateway.access.broker_callout import QUEUE_GROUP, AuthCallout, load_account_seed
-from nvcf_gateway.access.dashboard_tickets import Seals
-from nvcf_gateway.access.signed_links import Links
+from nvcf_gateway.access.signed_tokens import DashboardTokens, SignedUrls
 from nvcf_gateway.access.signing_keys import SigningKeys
 from nvcf_gateway.access.worker_tokens import WorkerTokens
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import QueueError, SetupError
 from nvcf_gateway.exchange.attach import Attach, InlineReplies
 from nvcf_gateway.exchange.pending import PendingRequests
-from nvcf_gateway.http.bad_requests import SERVER_LOG
-from nvcf_gateway.http.tls import grpc_credentials, server_context
+from nvcf_gateway.http.connections import SERVER_LOG
+from nvcf_gateway.http.tls import server_context
 from nvcf_gateway.invocation.idempotent import IdempotentCalls
 from nvcf_gateway.invocation.invoke import Invoker
 from nvcf_gateway.invocation.waiting import Waiting
@@ -41,7 +39,7 @@ from nvcf_gateway.queue.demand import Demand
 from nvcf_gateway.queue.regional_buckets import RegionalBuckets
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.ratelimit.limiter import RateLimiter
-from nvcf_gateway.ratelimit.shared import SharedCounts
+from nvcf_gateway.ratelimit.shared import SharedCounters
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.results.dead_letters import MAX_DELIVERIES_SUBJECT, ExhaustedRequests
 from nvcf_gateway.results.dead_letters import QUEUE_GROUP as EXHAUSTED_GROUP
@@ -53,9 +51,8 @@ from nvcf_gateway.results.status import Poller
 from nvcf_gateway.results.store import ResultStore
 from nvcf_gateway.results.tracking import Tracking
 from nvcf_gateway.results.worker_query import WorkerDoor
-from nvcf_gateway.rpc.authorisation_service import add_services
-from nvcf_gateway.rpc.decoding import Decoding
-from nvcf_gateway.rpc.health_service import Health
+from nvcf_gateway.rpc.authorization_service import add_authorization_services
+from nvcf_gateway.rpc.server import new_server, serve
 from nvcf_gateway.rpc.worker_service import WorkerService
 from nvcf_gateway.server import HttpDoor
 from nvcf_gateway.sessions.service import Sessions
@@ -112,7 +109,7 @@ async def running_gateway(config: GatewayConfig, gateway_id: str) -> AsyncIterat
         owner = await stack.enter_async_context(TaskOwner())
         requests = BrokerRequests(client)
         await requests.start()
-        shared = SharedCounts(client, requests, gateway_id)
+        shared = SharedCounters(client, requests, gateway_id)
         await shared.start(stack)
         limiter = RateLimiter(shared, owner)
         parts = await _parts(
@@ -127,15 +124,15 @@ async def running_gateway(config: GatewayConfig, gateway_id: str) -> AsyncIterat
         if config.callout_seed is not None:
             account = await asyncio.to_thread(load_account_seed, config.callout_seed)
             callout = AuthCallout(account, registry, tokens, config.regions, wide_inbox=config.wide_inbox)
-            await client.subscribe(AUTH_CALLOUT_SUBJECT, queue=QUEUE_GROUP, cb=callout.asked)
+            await client.subscribe(AUTH_CALLOUT_SUBJECT, queue=QUEUE_GROUP, cb=callout.on_request)
         await client.flush(timeout=5)
         service = WorkerService(
             registry, parts.queue, tokens, config.region, config.regions, parts.assets, parts.large
         )
-        server = _grpc_server(service)
-        add_services(server, parts.authenticator, parts.authorizer, registry, limiter)
-        Health(lambda: client.is_connected).add_to(server)
-        grpc_address = await _serve_grpc(stack, config, server)
+        server = new_server(lambda: client.is_connected)
+        nvcf_pb2_grpc.add_WorkerServicer_to_server(service, server)
+        add_authorization_services(server, parts.authenticator, parts.authorizer, registry, limiter)
+        grpc_address = await serve(stack, config, server)
         parts.http_address.append(await _serve_http(stack, config, parts.door))
         sessions = await _serve_sessions(stack, config, parts, client, requests, owner, limiter)
         yield RunningGateway(gateway_id, parts.http_address[0], grpc_address, client, parts.pending, sessions)
@@ -165,7 +162,7 @@ async def _parts(
     owner: TaskOwner,
     limiter: RateLimiter,
     keys: SigningKeys,
-    shared: SharedCounts,
+    shared: SharedCounters,
 ) -> _Parts:
     http_address: list[str] = []
 
@@ -188,8 +185,8 @@ async def _parts(
         raise SetupError(str(error)) from None
     bodies = RegionalBuckets(client, requests, config, "bodies", ttl=config.results_ttl)
     keeping = Keeping(config, bodies, results[config.region], tracking)
-    seals = Seals(lambda: keys.ring.link_keys())
-    authenticator, authorizer = Authenticator(registry, seals=seals), Authorizer(registry)
+    dashboard_tokens = DashboardTokens(lambda: keys.ring.mac_keys())
+    authenticator, authorizer = Authenticator(registry, dashboard_tokens), Authorizer(registry)
     demand = Demand(client, gateway_id, registry.index, time.time)
     figures = Figures("http" if config.tls_cert is None else "https")
     doors, telemetry = Doors(figures), SendingTelemetry(figures, config.region)
@@ -208,14 +205,14 @@ async def _parts(
         owner,
         idempotency,
     )
-    links = Links(lambda: keys.ring.link_keys(), lambda: config.public_url or attach_url())
+    urls = SignedUrls(lambda: keys.ring.mac_keys(), lambda: config.public_url or attach_url())
     results_bytes = config.results_max_bytes
     large_results = RegionalBuckets(
         client, requests, config, "large", ttl=config.results_ttl, max_bytes=results_bytes
     )
-    large = LargeResults(large_results, links, config.large_body_bytes)
+    large = LargeResults(large_results, urls, config.large_body_bytes)
     asset_buckets = RegionalBuckets(client, requests, config, "assets", ttl=config.assets_ttl)
-    assets = Assets(authenticator, asset_buckets, links, config.large_body_bytes)
+    assets = Assets(authenticator, asset_buckets, urls, config.large_body_bytes)
     idempotent = IdempotentCalls(waiting, keeping, idempotency, owner)
     invoker = Invoker(
         config,
@@ -252,7 +249,7 @@ async def _parts(
             management,
             EventLog(client, requests),
             FiguresRoute(authenticator, registry, gatherer, Queues(requests, config.regions)),
-            seals if config.dashboard else None,
+            dashboard_tokens if config.dashboard else None,
         ),
     )
     return _Parts(
@@ -286,38 +283,6 @@ async def _serve_sessions(
     await sessions.start(stack)
     parts.door.sessions = sessions
     return sessions.address
-
-
-def _grpc_server(service: WorkerService) -> grpc.aio.Server:
-    server = grpc.aio.server(
-        interceptors=[Decoding()],
-        options=[
-            ("grpc.max_receive_message_length", 64 * 1024),
-            ("grpc.so_reuseport", 0),
-            # Clients in Go may ping every 10 s, calls under way or not.
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),
-        ],
-    )
-    nvcf_pb2_grpc.add_WorkerServicer_to_server(service, server)
-    return server
-
-
-async def _serve_grpc(stack: AsyncExitStack, config: GatewayConfig, server: grpc.aio.Server) -> str:
-    host, port = config.grpc
-    credentials = grpc_credentials(config)
-    try:
-        if credentials is None:
-            bound = server.add_insecure_port(f"{host}:{port}")
-        else:
-            bound = server.add_secure_port(f"{host}:{port}", credentials)
-    except RuntimeError as error:
-        raise SetupError(
-            f"cannot listen on {host}:{port} (gRPC): is the port taken? Choose --grpc"
-        ) from error
-    await server.start()
-    stack.push_async_callback(server.stop, 1.0)
-    return f"{host}:{bound}"
 
 
 async def _serve_http(stack: AsyncExitStack, config: GatewayConfig, door: HttpDoor) -> str:

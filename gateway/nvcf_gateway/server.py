@@ -11,9 +11,14 @@ from aiohttp import web
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.exchange.attach import Attach
 from nvcf_gateway.exchange.sinks import SERVER
-from nvcf_gateway.http.cors import preflight_headers, response_headers
-from nvcf_gateway.http.disconnects import watched
-from nvcf_gateway.http.responses import json_response, problem_response
+from nvcf_gateway.http.connections import abort_on_disconnect
+from nvcf_gateway.http.responses import (
+    cors_headers,
+    internal_error,
+    json_response,
+    preflight_headers,
+    problem_response,
+)
 from nvcf_gateway.http.routing import PathTable, Target, pass_through_target
 from nvcf_gateway.invocation.invoke import Invoker
 from nvcf_gateway.management.deployments import Deployments
@@ -24,7 +29,6 @@ from nvcf_gateway.results.status import Poller
 from nvcf_gateway.sessions.service import Sessions
 from nvcf_gateway.telemetry.http_span import Doors, Exchange
 from nvcf_otel import names
-from nvcf_proto.ids import new_id
 from nvcf_proto.settings import ATTACH_PATH
 
 _log = logging.getLogger(__name__)
@@ -131,7 +135,7 @@ class HttpDoor:
                 response = await self._handle(request, exchange)
             else:
                 # Its body is still on the way: reading may have to stand still for long.
-                with watched(request.transport):
+                with abort_on_disconnect(request.transport):
                     response = await self._handle(request, exchange)
         except BaseException as error:
             exchange.end(None, error)
@@ -160,9 +164,7 @@ class HttpDoor:
             # The caller or worker at the other end is gone; there is nobody to answer.
             raise
         except Exception:  # noqa: BLE001 # told to the log with an id, and to the caller without its insides
-            identifier = new_id()
-            _log.exception("internal error", extra={"error_id": identifier, "path": request.path})
-            exchange.problem = HttpProblem(500, f"internal error {identifier}")
+            exchange.problem = internal_error(_log, path=request.path)
             return _failed(request, exchange.problem, path_route)
 
     async def _by_path(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
@@ -180,7 +182,7 @@ class HttpDoor:
         exchange.routed(route.pattern, route.kind, path=path, roots=route.own)
         response = await route.handler(request, values)
         if not response.prepared:
-            response.headers.update(response_headers(request.headers))
+            response.headers.update(cors_headers(request.headers))
         return response
 
     def _exec(self, request: web.BaseRequest, values: dict[str, str]) -> Awaitable[web.StreamResponse]:
@@ -208,5 +210,5 @@ def _failed(request: web.BaseRequest, problem: HttpProblem, path_route: bool) ->
         raise ConnectionResetError("answer aborted")
     response = problem_response(problem)
     if path_route:
-        response.headers.update(response_headers(request.headers))
+        response.headers.update(cors_headers(request.headers))
     return response

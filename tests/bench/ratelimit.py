@@ -19,7 +19,7 @@ from nvcf_broker.server import LocalBroker
 from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.ratelimit.limiter import RateLimiter
 from nvcf_gateway.ratelimit.members import owner_of
-from nvcf_gateway.ratelimit.shared import SharedCounts
+from nvcf_gateway.ratelimit.shared import SharedCounters
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import RateLimit
 
@@ -36,7 +36,7 @@ async def _replica(broker: LocalBroker, name: str) -> AsyncIterator[RateLimiter]
         owner = await stack.enter_async_context(TaskOwner())
         requests = BrokerRequests(client)
         await requests.start()
-        shared = SharedCounts(client, requests, name)
+        shared = SharedCounters(client, requests, name)
         await shared.start(stack)
         yield RateLimiter(shared, owner)
 
@@ -52,10 +52,10 @@ async def _measure(
         while left > 0:
             left -= 1
             begun = time.perf_counter()
-            await limiter.check(policy, version_id, "account", "apikey:000000000000")
+            await limiter.acquire(policy, version_id, "account", "apikey:000000000000")
             latencies.append(time.perf_counter() - begun)
 
-    await limiter.check(policy, version_id, "account", "apikey:000000000000")
+    await limiter.acquire(policy, version_id, "account", "apikey:000000000000")
     cpu, begun = time.process_time(), time.perf_counter()
     async with asyncio.TaskGroup() as group:
         for _ in range(concurrency):

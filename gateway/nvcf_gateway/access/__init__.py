@@ -1,1 +1,1 @@
-"""Who may do what: authorization, tokens, signed links, the broker's auth callout."""
+"""Access control: authentication, authorization, tokens, signed URLs, the broker's auth callout."""

@@ -1,6 +1,6 @@
-"""Auth callout: the broker asks here whether a worker may connect, and what it may touch (section 8).
+"""Auth callout: the broker asks whether a worker may connect, and what it may access (protocol.md section 8).
 
-Source of the claims' form: NATS auth callout (ADR-26). Requests and answers are JWTs signed with
+The form of the claims is that of NATS auth callout (ADR-26). Requests and responses are JWTs signed with
 Ed25519 nkeys, header `{"typ": "JWT", "alg": "ed25519-nkey"}`.
 """
 
@@ -36,13 +36,13 @@ class _Refused(GatewayError):
 
 
 def load_account_seed(path: Path) -> nkeys.KeyPair:
-    """The account nkey that signs answers. Raises SetupError."""
+    """Read the account nkey that signs responses. Raises SetupError."""
     try:
         return nkeys.from_seed(bytearray(path.read_bytes().strip()))
     except OSError as error:
         raise SetupError(f"cannot read the callout seed {path}: {error.strerror}") from error
     except (nkeys.NkeysError, ValueError) as error:
-        raise SetupError(f"the callout seed {path} is no nkey seed") from error
+        raise SetupError(f"the callout seed {path} is not an nkey seed") from error
 
 
 def _segment(value: dict[str, Any]) -> str:
@@ -50,25 +50,25 @@ def _segment(value: dict[str, Any]) -> str:
 
 
 def sign(claims: dict[str, Any], account: nkeys.KeyPair) -> str:
-    """A JWT signed with an nkey."""
+    """Return the claims as a JWT signed with an nkey."""
     signed = f"{_segment(_JWT_HEADER)}.{_segment(claims)}"
     signature = base64.urlsafe_b64encode(account.sign(signed.encode())).rstrip(b"=").decode()
     return f"{signed}.{signature}"
 
 
 def read_claims(token: bytes) -> dict[str, Any]:
-    """The claims of a JWT that came from the broker itself. Raises ValueError."""
+    """Return the claims of a JWT from the broker, unverified. Raises ValueError, TypeError and IndexError."""
     segment = token.split(b".")[1]
     claims = json.loads(base64.urlsafe_b64decode(segment + b"=" * (-len(segment) % 4)))
     if not isinstance(claims, dict):
-        raise TypeError("claims are no object")
+        raise TypeError("the claims are not a JSON object")
     return claims
 
 
 def user_claims(
     user_nkey: str, issuer: str, permissions: Permissions, *, name: str, now: float, expires_at: float
 ) -> dict[str, Any]:
-    """Claims of the user JWT: the connection's permissions and when it is cut off."""
+    """Return the claims of the user JWT: the permissions of the connection and when it is closed."""
     return {
         "jti": new_id(),
         "iat": int(now),
@@ -91,7 +91,7 @@ def user_claims(
 
 
 class AuthCallout:
-    """Answers the broker's questions about connecting workers."""
+    """Handles the broker's requests about connecting workers."""
 
     def __init__(
         self,
@@ -109,17 +109,17 @@ class AuthCallout:
         self._regions = regions
         self._wide_inbox = wide_inbox
 
-    async def asked(self, message: Msg) -> None:
-        """Answer one question; whatever cannot be read stays unanswered, which refuses."""
+    async def on_request(self, message: Msg) -> None:
+        """Respond to one request. Without a response, as for an unreadable request, the broker refuses."""
         try:
             request = read_claims(message.data)["nats"]
             user_nkey, server = str(request["user_nkey"]), str(request["server_id"]["id"])
             options = dict(request["connect_opts"])
         except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-            _log.warning("auth callout: question cannot be read: %s", error)
+            _log.warning("auth callout: the request cannot be read: %s", error)
             return
         now = time.time()
-        answer: dict[str, Any] = {"type": "authorization_response", "version": 2}
+        decision: dict[str, Any] = {"type": "authorization_response", "version": 2}
         try:
             claims = self._check(str(options.get("auth_token") or ""), now)
             user = user_claims(
@@ -132,17 +132,17 @@ class AuthCallout:
                 now=now,
                 expires_at=claims.expires_at,
             )
-            answer["jwt"] = sign(user, self._account)
+            decision["jwt"] = sign(user, self._account)
         except _Refused as refusal:
             _log.warning("broker connection refused: %s", refusal, extra={"client": options.get("name")})
-            answer["error"] = str(refusal)
+            decision["error"] = str(refusal)
         response = {
             "jti": new_id(),
             "iat": int(now),
             "iss": self._issuer,
             "sub": user_nkey,
             "aud": server,
-            "nats": answer,
+            "nats": decision,
         }
         await message.respond(sign(response, self._account).encode())
 
@@ -152,5 +152,5 @@ class AuthCallout:
         except (InvalidToken, InvalidWorkerToken) as error:
             raise _Refused(str(error)) from None
         if self._registry.versions.get(claims.version_id) is None:
-            raise _Refused(f"no version {claims.version_id}")
+            raise _Refused(f"there is no version {claims.version_id}")
         return claims

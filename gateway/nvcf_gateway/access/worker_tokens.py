@@ -1,4 +1,4 @@
-"""Worker tokens: EdDSA (Ed25519) JWTs scoped to one function, version and instance."""
+"""Worker tokens: EdDSA (Ed25519) JWTs for one function, version and instance."""
 
 from __future__ import annotations
 
@@ -8,26 +8,24 @@ from typing import Any
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from nvcf_gateway.access.signing_keys import KeyRing, SigningKeys, load_signing_key, signing_key
+from nvcf_gateway.access.signing_keys import KeyRing, SigningKeys, signing_key
 from nvcf_gateway.errors import GatewayError
 from nvcf_proto.settings import WORKER_TOKEN_LIFE
 from nvcf_proto.tokens import WORKER_TOKEN_AUDIENCE, WORKER_TOKEN_ISSUER, WorkerClaims
-
-__all__ = ["ALGORITHM", "InvalidWorkerToken", "WorkerTokens", "load_signing_key"]
 
 ALGORITHM = "EdDSA"
 _CLAIMS = ("iss", "aud", "sub", "fn", "ver", "nca", "iat", "exp")
 
 
 class InvalidWorkerToken(GatewayError):
-    """A worker token is forged, expired or no worker token at all."""
+    """A worker token is forged or expired, or the text is not a worker token."""
 
 
 class WorkerTokens:
     """Signs and checks worker tokens. Times are Unix seconds and passed in.
 
-    With `SigningKeys` the keys may change at any time: the newest one signs, and what any of them has signed
-    is good. Tokens name their key (`kid`); those of before, which name none, are tried with all.
+    With `SigningKeys` the keys may change at any time: the newest one signs, all of them verify. A token
+    names its key (`kid`); older tokens name none and are tried with all keys.
     """
 
     def __init__(self, keys: Ed25519PrivateKey | SigningKeys, life: float = WORKER_TOKEN_LIFE) -> None:
@@ -37,20 +35,20 @@ class WorkerTokens:
 
     @property
     def ring(self) -> KeyRing:
-        """The keys of now."""
+        """The current keys."""
         return self._ring if self._keys is None else self._keys.ring
 
     def issue(
         self, *, function_id: str, version_id: str, instance_id: str, nca_id: str, now: float
     ) -> tuple[str, float]:
-        """A new token and when it expires."""
+        """Return a new token and when it expires."""
         claims = WorkerClaims(instance_id, function_id, version_id, nca_id, now + self._life)
         return self._sign(claims, WORKER_TOKEN_AUDIENCE, now)
 
     def assertion(self, worker: WorkerClaims, purpose: str, now: float) -> tuple[str, float]:
-        """Who a worker is, said to somebody else than the platform, and until when.
+        """Return a token by which a worker proves its identity to third parties, and when it expires.
 
-        `purpose` becomes the audience: the platform itself takes no such token.
+        `purpose` becomes the audience, so the platform itself does not accept the token.
         """
         return self._sign(replace(worker, expires_at=now + self._life), purpose, now)
 
@@ -71,7 +69,7 @@ class WorkerTokens:
         return token, float(expires)
 
     def verify(self, token: str, now: float) -> WorkerClaims:
-        """What a genuine, live token says. Raises InvalidWorkerToken."""
+        """Return the claims of a valid token. Raises InvalidWorkerToken."""
         try:
             claims = self._decode(token)
             found = WorkerClaims(
@@ -91,7 +89,7 @@ class WorkerTokens:
         key_id = jwt.get_unverified_header(token).get("kid")
         candidates = self.ring.candidates(key_id)
         if not candidates and self._keys is not None:
-            # Perhaps signed by another replica with a key that has just come.
+            # Another replica may have signed it with a key that has just been added.
             self._keys.refresh_if_due()
             candidates = self.ring.candidates(key_id)
         error: jwt.InvalidTokenError = jwt.InvalidTokenError("signed with an unknown key")

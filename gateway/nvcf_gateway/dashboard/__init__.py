@@ -1,1 +1,1 @@
-"""The built-in page: its files, and the tickets and sessions it reads with."""
+"""The built-in dashboard: its static files, and the tickets and sessions that give it read access."""

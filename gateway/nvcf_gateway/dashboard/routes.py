@@ -1,4 +1,4 @@
-"""Routes of the built-in page: `/dashboard…`, `/v2/nvcf/dashboard/{tickets,sessions}`."""
+"""Routes of the dashboard: `/dashboard…`, `/v2/nvcf/dashboard/{tickets,sessions}`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib import resources
 from aiohttp import web
 
 from nvcf_gateway.access.authorization import Authenticator, Caller, bearer_token
-from nvcf_gateway.access.dashboard_tickets import Purpose, Seals
+from nvcf_gateway.access.signed_tokens import DashboardTokens, TokenKind
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.http.responses import json_response
 from nvcf_gateway.management.functions import timestamp
@@ -19,7 +19,7 @@ from nvcf_proto.models import Scope
 PATH = "/dashboard"
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 PAGE_HEADERS = {
-    # Nothing but this gateway's own files and answers, whatever finds its way into the page.
+    # Only this gateway's own files and API, whatever content gets into the page.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -32,7 +32,7 @@ PAGE_HEADERS = {
 
 
 class Page:
-    """The files of the page, read once."""
+    """The static files of the dashboard, read once."""
 
     def __init__(self) -> None:
         folder = resources.files("nvcf_gateway.dashboard") / "static"
@@ -43,14 +43,14 @@ class Page:
         }
 
     async def folder(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """GET /dashboard/: the page itself."""
-        return self._served("index.html", request)
+        """Handle GET /dashboard/: the page itself."""
+        return self._serve("index.html", request)
 
     async def file(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """GET /dashboard/{file}."""
-        return self._served(values["file"], request)
+        """Handle GET /dashboard/{file}."""
+        return self._serve(values["file"], request)
 
-    def _served(self, name: str, request: web.BaseRequest) -> web.StreamResponse:
+    def _serve(self, name: str, request: web.BaseRequest) -> web.StreamResponse:
         if name not in self._files:
             raise HttpProblem(404, f"nothing is served at {PATH}/{name[:64]}")
         body, content_type = self._files[name]
@@ -62,43 +62,43 @@ class Page:
 
 
 async def _to_folder(request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-    # Relative, so that it holds behind a proxy too. A browser keeps the fragment.
+    # Relative, so that it works behind a proxy too. A browser keeps the fragment.
     return web.Response(status=308, headers={"Location": "dashboard/"})
 
 
 class DashboardAccess:
-    """Handlers of tickets and sessions."""
+    """Handlers that issue tickets and sessions."""
 
-    def __init__(self, authenticator: Authenticator, seals: Seals) -> None:
+    def __init__(self, authenticator: Authenticator, tokens: DashboardTokens) -> None:
         self._authenticator = authenticator
-        self._seals = seals
+        self._tokens = tokens
 
     async def ticket(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """POST /v2/nvcf/dashboard/tickets: with an API key, a ticket for the page's address."""
+        """Handle POST /v2/nvcf/dashboard/tickets: exchange an API key for a ticket."""
         caller = self._authenticator.caller(request.headers)
         caller.require(Scope.LIST)
         if caller.viewing:
-            raise HttpProblem(403, "a session cannot make tickets: use an API key")
-        return self._made(Purpose.TICKET, caller)
+            raise HttpProblem(403, "a session cannot create tickets: use an API key")
+        return self._issue(TokenKind.TICKET, caller)
 
     async def session(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """POST /v2/nvcf/dashboard/sessions: with a ticket or an API key, a session to read with."""
+        """Handle POST /v2/nvcf/dashboard/sessions: exchange a ticket or an API key for a session."""
         token = bearer_token(request.headers)
         caller = self._authenticator.ticket_holder(token) or self._authenticator.identify(token)
         caller.require(Scope.LIST)
         if caller.viewing:
-            raise HttpProblem(403, "a session cannot prolong itself: use an API key")
-        return self._made(Purpose.SESSION, caller)
+            raise HttpProblem(403, "a session cannot extend itself: use an API key")
+        return self._issue(TokenKind.SESSION, caller)
 
-    def _made(self, purpose: Purpose, caller: Caller) -> web.StreamResponse:
-        text, until = self._seals.make(purpose, caller.key.id, time.time())
-        shown = {purpose.value: text, "expiresAt": timestamp(until), "ncaId": caller.nca_id}
+    def _issue(self, kind: TokenKind, caller: Caller) -> web.StreamResponse:
+        text, until = self._tokens.make(kind, caller.key.id, time.time())
+        shown = {kind.value: text, "expiresAt": timestamp(until), "ncaId": caller.nca_id}
         return json_response(200, shown, headers=[("Cache-Control", "no-store")])
 
 
-def dashboard_routes(authenticator: Authenticator, seals: Seals) -> list[Route]:
-    """What the HTTP door serves of the page."""
-    access, page = DashboardAccess(authenticator, seals), Page()
+def dashboard_routes(authenticator: Authenticator, tokens: DashboardTokens) -> list[Route]:
+    """Return the routes of the dashboard."""
+    access, page = DashboardAccess(authenticator, tokens), Page()
     return [
         ("POST", "/v2/nvcf/dashboard/tickets", access.ticket),
         ("POST", "/v2/nvcf/dashboard/sessions", access.session),

@@ -1,1 +1,1 @@
-"""HTTP plumbing: routing, CORS, TLS, responses, disconnects."""
+"""HTTP plumbing: routing, TLS, responses, CORS, connections that go wrong."""

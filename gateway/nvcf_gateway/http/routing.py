@@ -1,4 +1,4 @@
-"""Where a caller's request goes (section 4): pass-through first, then by path."""
+"""Routing of callers' requests (section 4): pass-through first, then by path."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Target:
-    """The function a caller wants and, if named, its version."""
+    """The function that a caller names, and its version if the caller names one."""
 
     function_id: str
     version_id: str | None = None
 
 
 def pass_through_target(headers: Mapping[str, str], host: str) -> Target | None:
-    """The target of a pass-through request, or None for a path route.
+    """Return the target of a pass-through request, or None for a path route.
 
-    Headers win, then the first one or two UUID labels of the host name. A routing header that is no UUID
-    counts as absent, and so does a version without a function beside it.
+    Headers come first, then the first one or two UUID labels of the host name. A routing header that is not a
+    UUID counts as absent, and so does a version without a function.
     """
     function_id = _routing_id(headers.get(FUNCTION_ID))
     if function_id is not None:
@@ -34,7 +34,7 @@ def pass_through_target(headers: Mapping[str, str], host: str) -> Target | None:
 
 
 def _host_target(host: str) -> Target | None:
-    # A UUID label has 36 characters: anything shorter needs no look.
+    # A UUID label has 36 characters.
     if len(host) < 36:
         return None
     labels = host.lower().split(":", 1)[0].split(".")
@@ -53,9 +53,9 @@ def _routing_id(text: str | None) -> str | None:
 
 
 class PathTable(Generic[T]):
-    """Routes by method and path; `{name}` in a pattern takes one segment.
+    """Routes by method and path; `{name}` in a pattern matches one segment.
 
-    Small on purpose: it stands on the request path, and a pattern is nothing but literals and names.
+    Small on purpose: it is on the request path, and a pattern has only literals and names.
     """
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class PathTable(Generic[T]):
         self._patterns[len(segments)].append((segments, {method: handler}))
 
     def routes(self) -> list[tuple[str, str]]:
-        """Methods and patterns of all routes, sorted."""
+        """Return methods and patterns of all routes, sorted."""
         found = [(method, path) for path, methods in self._literal.items() for method in methods]
         for same_length in self._patterns.values():
             for segments, methods in same_length:
@@ -83,7 +83,7 @@ class PathTable(Generic[T]):
         return sorted(found)
 
     def find(self, path: str) -> tuple[dict[str, T], dict[str, str]] | None:
-        """Handlers by method and the values of the pattern's names, or None for an unknown path."""
+        """Return the handlers by method and the values of the pattern's names; None for an unknown path."""
         literal = self._literal.get(path)
         if literal is not None:
             return literal, {}

@@ -21,29 +21,31 @@ Stamp = tuple[int, ...]
 
 
 class CertificateFiles:
-    """A certificate chain and its private key, and whether they have changed since last asked.
+    """The files of a certificate chain and its private key, checked for changes.
 
-    The look at the files happens within a TLS handshake, at most once in `CHECK_SECONDS`: it is a matter
-    of microseconds beside the handshake's own arithmetic, and needs no task that owns it.
+    The check runs inside a TLS handshake, at most once in `CHECK_SECONDS`. It takes microseconds, little
+    beside the handshake itself, and needs no task of its own.
     """
 
     def __init__(self, chain: Path, key: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self.chain = chain
         self.key = key
         self._clock = clock
-        self._looked = clock()
+        self._checked = clock()
         self._stamp = self._now()
 
     def changed(self) -> bool:
-        """Whether the files are others than when this last said yes."""
+        """Whether the files have changed since this last returned True."""
         now = self._clock()
-        if now - self._looked < CHECK_SECONDS:
+        if now - self._checked < CHECK_SECONDS:
             return False
-        self._looked = now
+        self._checked = now
         try:
             stamp = self._now()
         except OSError as error:
-            _log.warning("cannot look at the certificate: %s; the old one stays", error)
+            _log.warning(
+                "cannot check the certificate files: %s; the previous certificate stays in use", error
+            )
             return False
         if stamp == self._stamp:
             return False
@@ -52,15 +54,15 @@ class CertificateFiles:
 
     def _now(self) -> Stamp:
         found = [path.stat() for path in (self.chain, self.key)]
-        # The inode too: an installer renames a new file into place, perhaps within the clock's grain.
+        # The inode too: an installer may rename a new file into place within the clock's resolution.
         return tuple(part for each in found for part in (each.st_ino, each.st_mtime_ns, each.st_size))
 
 
 def server_context(config: GatewayConfig, *, alpn: Sequence[str] = ()) -> ssl.SSLContext | None:
-    """The context of a listener, or None when the gateway serves in the clear.
+    """Return the TLS context of a listener, or None when the gateway serves without TLS.
 
-    TLS 1.2 and newer. Every handshake uses the newest certificate; one that cannot be read is logged and the
-    old one stays. `alpn` are the protocols offered, best first. Raises SetupError.
+    TLS 1.2 and newer. Every handshake uses the newest certificate. If it cannot be read, this is logged and
+    the previous one stays in use. `alpn` are the protocols offered, best first. Raises SetupError.
     """
     files = _files(config)
     if files is None:
@@ -74,9 +76,9 @@ def server_context(config: GatewayConfig, *, alpn: Sequence[str] = ()) -> ssl.SS
                 current = _load(files, alpn)
                 _log.info("certificate read again", extra={"file": str(files.chain)})
             except SetupError as error:
-                _log.error("%s; the old certificate stays", error)
-        # A context of its own for each certificate: loading into the old one would keep a second
-        # certificate beside it when the kind of key changes.
+                _log.error("%s; the previous certificate stays in use", error)
+        # Each certificate gets its own context: loading a key of another kind into the previous one would
+        # keep both certificates.
         connection.context = current
 
     context.sni_callback = choose
@@ -84,7 +86,7 @@ def server_context(config: GatewayConfig, *, alpn: Sequence[str] = ()) -> ssl.SS
 
 
 def grpc_credentials(config: GatewayConfig) -> grpc.ServerCredentials | None:
-    """The same for a gRPC server. Raises SetupError."""
+    """Return the TLS credentials of a gRPC server, or None without TLS. Raises SetupError."""
     files = _files(config)
     if files is None:
         return None
@@ -97,7 +99,7 @@ def grpc_credentials(config: GatewayConfig) -> grpc.ServerCredentials | None:
             _load(files, ())
             return _grpc_pair(files)
         except (SetupError, OSError) as error:
-            _log.error("%s; the old certificate stays", error)
+            _log.error("%s; the previous certificate stays in use", error)
             return None
 
     try:

@@ -34,7 +34,7 @@ from nvcf_gateway.exchange.response_headers import (
     wrapped_time_out,
 )
 from nvcf_gateway.exchange.sinks import CollectSink, StreamSink
-from nvcf_gateway.http.cors import response_headers
+from nvcf_gateway.http.responses import cors_headers
 from nvcf_gateway.http.routing import Target
 from nvcf_gateway.invocation.idempotent import IdempotentCalls
 from nvcf_gateway.invocation.waiting import Ended, Waiting
@@ -104,7 +104,7 @@ class Invoker:
         """Raw body in and out."""
         caller, version = await self._admit(request, target)
         call = await self._call(request, caller, version, target=version.inference_url, path_route=True)
-        cors = list(response_headers(request.headers).items())
+        cors = list(cors_headers(request.headers).items())
         async with self._idempotent.execution(request, call) as execution:
             if execution.earlier is not None:
                 return await self._poller.joined(request, execution.earlier, call, wrapped=False)
@@ -248,7 +248,7 @@ class Invoker:
     ) -> web.StreamResponse:
         if ended is Ended.KEPT:
             word = await self._kept_word(call)
-            return raw_progress(call.request_id, word, response_headers(request.headers))
+            return raw_progress(call.request_id, word, cors_headers(request.headers))
         if ended is Ended.TIME_OVER:
             return _timed_out(request, call.request_id)
         if sink.response is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nvcf_gateway.access.authorization import Authenticator
-from nvcf_gateway.access.dashboard_tickets import Seals
+from nvcf_gateway.access.signed_tokens import DashboardTokens
 from nvcf_gateway.dashboard.routes import dashboard_routes
 from nvcf_gateway.management.api_keys import ApiKeys
 from nvcf_gateway.management.events import EventLog, Events
@@ -22,9 +22,9 @@ def access_routes(
     management: Management,
     log: EventLog,
     figures: FiguresRoute,
-    seals: Seals | None,
+    dashboard_tokens: DashboardTokens | None,
 ) -> list[Route]:
-    """What the HTTP door serves of them; without `seals` no dashboard."""
+    """Return their routes; without `dashboard_tokens` there is no dashboard."""
     events = Events(authenticator, registry, log)
     keys = ApiKeys(authenticator, registry)
     sharing = Authorizations(registry, management)
@@ -52,5 +52,5 @@ def access_routes(
         ("GET", "/v2/nvcf/clusters", events.clusters),
         ("GET", "/v2/nvcf/figures", figures.get),
         ("GET", "/openapi.json", serve_document),
-        *([] if seals is None else dashboard_routes(authenticator, seals)),
+        *([] if dashboard_tokens is None else dashboard_routes(authenticator, dashboard_tokens)),
     ]

@@ -1,1 +1,1 @@
-"""Assets and large results in the object store."""
+"""Input assets and large results in the object store."""

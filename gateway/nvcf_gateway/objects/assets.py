@@ -1,54 +1,48 @@
 """Input assets: uploaded once, named in `NVCF-INPUT-ASSET-REFERENCES`, fetched by the worker (section 4).
 
-An asset is announced with its content type, which gives its id and an upload link; uploading makes it.
-What is announced but never uploaded does not exist.
+An asset is announced with its content type, which returns its id and an upload URL. The upload creates it: an
+asset that was announced but never uploaded does not exist.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncIterator, Iterable
 
 from aiohttp import web
 
-from nvcf_broker.errors import BrokerError
 from nvcf_broker.objects import StoredObject
 from nvcf_gateway.access.authorization import Authenticator, Caller
-from nvcf_gateway.access.signed_links import Links
+from nvcf_gateway.access.signed_tokens import SignedUrls
 from nvcf_gateway.errors import HttpProblem, invalid_field
 from nvcf_gateway.http.responses import json_response
 from nvcf_gateway.management.functions import json_body
-from nvcf_gateway.objects.large_results import (
-    LINK_LIFE,
-    UPLOAD_LINK_LIFE,
-    asset_headers,
-    download,
-    shown_asset,
-    upload,
-)
+from nvcf_gateway.objects.large_results import URL_LIFE, download, store_errors, upload
 from nvcf_gateway.queue.regional_buckets import Found, RegionalBuckets
 from nvcf_proto.errors import InvalidId, InvalidRecord
 from nvcf_proto.ids import new_id, parse_id
 from nvcf_proto.models import Scope
 
+UPLOAD_URL_LIFE = 3600.0
 MAX_REFERENCES = 64
 _PATH = "/v2/nvcf/assets"
 _ANNOUNCED = "announced"
 
 
 class Assets:
-    """Handlers of `/v2/nvcf/assets…`, and what invocations ask."""
+    """Handlers of `/v2/nvcf/assets…`, and the assets that an invocation names."""
 
     def __init__(
-        self, authenticator: Authenticator, buckets: RegionalBuckets, links: Links, limit: int
+        self, authenticator: Authenticator, buckets: RegionalBuckets, urls: SignedUrls, limit: int
     ) -> None:
         self._authenticator = authenticator
         self._buckets = buckets
-        self._links = links
+        self._urls = urls
         self._limit = limit
 
     async def create(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """POST /v2/nvcf/assets: announce an asset; the answer says where to upload it."""
+        """Handle POST /v2/nvcf/assets: announce an asset and return where to upload it."""
         caller = self._caller(request)
         fields = await json_body(request)
         try:
@@ -58,24 +52,27 @@ class Assets:
         except InvalidRecord as error:
             raise invalid_field(error) from None
         asset_id = new_id()
-        headers = {**asset_headers(caller.nca_id, content_type, description), _ANNOUNCED: "true"}
-        try:
-            await self._buckets.put(asset_id, _nothing(), headers)
-        except BrokerError as error:
-            raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
-        until = time.time() + UPLOAD_LINK_LIFE
-        answer = {
+        headers = {
+            "account": caller.nca_id,
+            "content-type": content_type,
+            "description": json.dumps(description),
+            _ANNOUNCED: "true",
+        }
+        with store_errors():
+            await self._buckets.put(asset_id, _empty(), headers)
+        until = time.time() + UPLOAD_URL_LIFE
+        announced = {
             "assetId": asset_id,
-            "uploadUrl": self._links.make(f"{_PATH}/{asset_id}", "asset-put", asset_id, expires_at=until),
+            "uploadUrl": self._urls.make(f"{_PATH}/{asset_id}", "asset-put", asset_id, expires_at=until),
             "contentType": content_type,
             "description": description,
         }
-        return json_response(200, answer)
+        return json_response(200, announced)
 
     async def put(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """PUT /v2/nvcf/assets/{assetId}: the upload link."""
+        """Handle PUT /v2/nvcf/assets/{assetId}: the upload URL."""
         asset_id = values["asset_id"]
-        self._links.check(request.query, "asset-put", asset_id, time.time())
+        self._urls.check(request.query, "asset-put", asset_id, time.time())
         found = await self._found(asset_id)
         if found is None:
             raise HttpProblem(404, f"no asset {asset_id}")
@@ -85,42 +82,46 @@ class Assets:
         return web.Response(status=200)
 
     async def get(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """GET /v2/nvcf/assets/{assetId}: the asset's description, or by its link the asset itself."""
+        """Handle GET /v2/nvcf/assets/{assetId}: its description, or by a signed URL the asset itself."""
         asset_id = values["asset_id"]
         if "seal" in request.query:
-            self._links.check(request.query, "asset-get", asset_id, time.time())
+            self._urls.check(request.query, "asset-get", asset_id, time.time())
             return await download(request, self._buckets, asset_id, "application/octet-stream")
-        return json_response(200, {"asset": shown_asset(await self._own(self._caller(request), asset_id))})
+        stored = await self._own(self._caller(request), asset_id)
+        asset = {
+            "assetId": stored.name,
+            "contentType": stored.headers.get("content-type", "application/octet-stream"),
+            "description": json.loads(stored.headers.get("description", '""')),
+        }
+        return json_response(200, {"asset": asset})
 
     async def delete(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """DELETE /v2/nvcf/assets/{assetId}."""
+        """Handle DELETE /v2/nvcf/assets/{assetId}."""
         stored = await self._own(self._caller(request), values["asset_id"])
-        try:
+        with store_errors():
             await self._buckets.delete(stored.name)
-        except BrokerError as error:
-            raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
         return web.Response(status=204)
 
     async def references(self, caller: Caller, ids: Iterable[str]) -> list[tuple[str, str, str]]:
-        """Asset id, download link and content type of each. Raises HttpProblem 400 and 404."""
+        """Return id, download URL and content type of each asset. Raises HttpProblem 400 and 404."""
         wanted = list(dict.fromkeys(ids))
         if len(wanted) > MAX_REFERENCES:
             raise HttpProblem(400, f"at most {MAX_REFERENCES} assets can be referenced")
         found = []
         for asset_id in wanted:
             stored = await self._own(caller, asset_id)
-            found.append((stored.name, self.link(stored.name), stored.headers["content-type"]))
+            found.append((stored.name, self.download_url(stored.name), stored.headers["content-type"]))
         return found
 
-    def link(self, asset_id: str) -> str:
-        """A fresh download link."""
-        until = time.time() + LINK_LIFE
-        return self._links.make(f"{_PATH}/{asset_id}", "asset-get", asset_id, expires_at=until)
+    def download_url(self, asset_id: str) -> str:
+        """Return a new download URL."""
+        until = time.time() + URL_LIFE
+        return self._urls.make(f"{_PATH}/{asset_id}", "asset-get", asset_id, expires_at=until)
 
     async def content_type(self, asset_id: str) -> str | None:
-        """Content type of an asset, None if there is none. Raises HttpProblem 503.
+        """Return the content type of an asset, None if there is none. Raises HttpProblem 503.
 
-        For workers, which learn of an asset only from the request that names it.
+        For workers: they know an asset only from the request that names it, so the account is not checked.
         """
         found = await self._found(asset_id)
         if found is None or _ANNOUNCED in found[1].headers:
@@ -138,19 +139,17 @@ class Assets:
         except InvalidId:
             found = None
         stored = None if found is None else found[1]
-        # A foreign asset is told like a missing one: its id is all there is to guess.
+        # An asset of another account looks like a missing one, so that nobody can probe for ids.
         if stored is None or _ANNOUNCED in stored.headers or stored.headers.get("account") != caller.nca_id:
             raise HttpProblem(404, f"no asset {asset_id[:64]}")
         return stored
 
     async def _found(self, asset_id: str) -> Found | None:
-        try:
+        with store_errors():
             return await self._buckets.find(asset_id)
-        except BrokerError as error:
-            raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
 
 
-async def _nothing() -> AsyncIterator[bytes]:
+async def _empty() -> AsyncIterator[bytes]:
     nothing: tuple[bytes, ...] = ()
     for part in nothing:
         yield part

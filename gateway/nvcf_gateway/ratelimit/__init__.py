@@ -1,5 +1,5 @@
-"""Rate limits of function versions: exact within a replica, shared by all of them through the broker.
+"""Rate limits of callers, counted over all replicas of the gateway.
 
-`policy`, `window`, `book`, `members` and `budget` decide and do no I/O; `shared` talks to the other replicas;
-`limiter` is what the doors call.
+`policy` says which limits hold, `counters` and `permits` count, `members` assigns each version to one
+replica, `shared` and `messages` connect the replicas, and `limiter` decides about one call.
 """

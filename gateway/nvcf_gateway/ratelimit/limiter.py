@@ -1,9 +1,8 @@
-"""What the doors ask: may this call pass? And the answer of those that may not."""
+"""The rate limiter of one replica: may this call pass, and the 429 response of a call that may not."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import math
 import time
 from collections import deque
@@ -11,115 +10,115 @@ from dataclasses import dataclass, field
 
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.owner import TaskOwner
-from nvcf_gateway.ratelimit.book import Grant
-from nvcf_gateway.ratelimit.budget import Budget
+from nvcf_gateway.ratelimit.counters import Grant
+from nvcf_gateway.ratelimit.permits import Permits
 from nvcf_gateway.ratelimit.policy import Limit, limits_of
-from nvcf_gateway.ratelimit.shared import SharedCounts
+from nvcf_gateway.ratelimit.shared import SharedCounters
 from nvcf_proto.models import FunctionVersion, RateLimit
 
 IDLE_SECONDS = 60.0
-MANY_BUDGETS = 50_000
+MANY_BUCKETS = 50_000
 CROWDED_SECONDS = 5.0
 
 
 @dataclass
-class _Desk:
-    """The callers under one set of limits. Those that come while the owner is asked wait together, and are
-    asked for by one question."""
+class _Bucket:
+    """The callers under one set of limits. Calls that arrive while a request to the owner runs wait together,
+    and the next request covers all of them."""
 
     owner_key: str
-    budget: Budget
+    permits: Permits
     waiting: deque[asyncio.Future[Grant]] = field(default_factory=deque)
-    asking: bool = False
+    requesting: bool = False
 
 
 class RateLimiter:
     """Rate limits of this replica's callers."""
 
-    def __init__(self, shared: SharedCounts, owner: TaskOwner) -> None:
+    def __init__(self, shared: SharedCounters, owner: TaskOwner) -> None:
         self._shared = shared
         self._owner = owner
-        self._desks: dict[tuple[tuple[Limit, ...], bool], _Desk] = {}
-        self._tidied = time.monotonic()
+        self._buckets: dict[tuple[tuple[Limit, ...], bool], _Bucket] = {}
+        self._swept = time.monotonic()
 
     async def admit(self, version: FunctionVersion, nca_id: str, subject: str) -> None:
         """Count one call of `subject` (account `nca_id`) of the version. Raises HttpProblem 429."""
         if version.rate_limit is None:
             return
-        grant = await self.check(version.rate_limit, version.id, nca_id, subject)
+        grant = await self.acquire(version.rate_limit, version.id, nca_id, subject)
         if not grant.granted:
-            raise refusal(grant)
+            raise too_many_requests(grant)
 
-    async def check(self, policy: RateLimit, version_id: str, nca_id: str, subject: str) -> Grant:
+    async def acquire(self, policy: RateLimit, version_id: str, nca_id: str, subject: str) -> Grant:
         """Count one call if all limits allow it: `granted` is 1, else 0."""
-        limits = _limits(policy, version_id, nca_id, subject)
+        limits = limits_of(policy, version_id, nca_id, subject)
         if not limits:
             return Grant(1)
-        desk = self._desk(version_id, limits, borrows=not policy.sync_check)
+        bucket = self._bucket(version_id, limits, borrows=not policy.sync_check)
         now = time.monotonic()
-        known = None if desk.waiting else desk.budget.decide(now)
-        if known is None and self._shared.owns(version_id) and not desk.waiting:
-            known = self._shared.take_here(limits, 1)
-            desk.budget.answered(known, 1, now, now)
+        known = None if bucket.waiting else bucket.permits.acquire(now)
+        if known is None and self._shared.owns(version_id) and not bucket.waiting:
+            known = self._shared.acquire_locally(limits, 1)
+            bucket.permits.granted(known, 1, now, now)
         if known is None:
-            return await self._ask(desk)
-        if known.granted and not desk.asking and desk.budget.runs_low(now):
-            self._start_asking(desk)
+            return await self._wait(bucket)
+        if known.granted and not bucket.requesting and bucket.permits.runs_low(now):
+            self._start_request(bucket)
         return known
 
-    def _desk(self, version_id: str, limits: tuple[Limit, ...], *, borrows: bool) -> _Desk:
+    def _bucket(self, version_id: str, limits: tuple[Limit, ...], *, borrows: bool) -> _Bucket:
         key = (limits, borrows)
-        desk = self._desks.get(key)
-        if desk is None:
-            self._tidy()
-            desk = self._desks[key] = _Desk(version_id, Budget(limits, borrows))
-        return desk
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            self._sweep()
+            bucket = self._buckets[key] = _Bucket(version_id, Permits(limits, borrows))
+        return bucket
 
-    def _tidy(self) -> None:
+    def _sweep(self) -> None:
         now = time.monotonic()
-        pause = IDLE_SECONDS if len(self._desks) < MANY_BUDGETS else CROWDED_SECONDS
-        if now - self._tidied < pause:
+        pause = IDLE_SECONDS if len(self._buckets) < MANY_BUCKETS else CROWDED_SECONDS
+        if now - self._swept < pause:
             return
-        self._tidied = now
-        for key, desk in list(self._desks.items()):
-            # What is known to be used up is asked anew when the caller comes back: no count is lost here.
-            if not desk.asking and now - desk.budget.last_use > pause:
-                del self._desks[key]
+        self._swept = now
+        for key, bucket in list(self._buckets.items()):
+            # No count is lost: when the caller comes back, the owner is asked again.
+            if not bucket.requesting and now - bucket.permits.last_use > pause:
+                del self._buckets[key]
 
-    async def _ask(self, desk: _Desk) -> Grant:
+    async def _wait(self, bucket: _Bucket) -> Grant:
         future: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
-        desk.waiting.append(future)
-        if not desk.asking:
-            self._start_asking(desk)
+        bucket.waiting.append(future)
+        if not bucket.requesting:
+            self._start_request(bucket)
         return await future
 
-    def _start_asking(self, desk: _Desk) -> None:
-        desk.asking = True
-        self._owner.spawn(self._ask_for_all(desk), "rate limit question")
+    def _start_request(self, bucket: _Bucket) -> None:
+        bucket.requesting = True
+        self._owner.spawn(self._request_for_all(bucket), "rate limit request")
 
-    async def _ask_for_all(self, desk: _Desk) -> None:
-        """Ask until nobody waits. A caller that left meanwhile leaves its grant to the next one."""
+    async def _request_for_all(self, bucket: _Bucket) -> None:
+        """Ask the owner until no call waits. A caller that has left leaves its grant to the next one."""
         try:
             while True:
-                asked_for = len(desk.waiting)
-                asked_at = time.monotonic()
-                wanted = asked_for + desk.budget.advance()
-                grant = await self._shared.take(desk.owner_key, desk.budget.limits, wanted)
-                passing = desk.budget.answered(grant, asked_for, asked_at, time.monotonic())
-                self._answer(desk, asked_for, passing, grant)
-                if not desk.waiting:
+                needed = len(bucket.waiting)
+                requested_at = time.monotonic()
+                wanted = needed + bucket.permits.advance()
+                grant = await self._shared.acquire(bucket.owner_key, bucket.permits.limits, wanted)
+                passing = bucket.permits.granted(grant, needed, requested_at, time.monotonic())
+                self._resolve(bucket, needed, passing, grant)
+                if not bucket.waiting:
                     return
         finally:
-            desk.asking = False
-            for future in desk.waiting:
+            bucket.requesting = False
+            for future in bucket.waiting:
                 # Only when this task was cancelled: the process ends.
                 future.cancel()
-            desk.waiting.clear()
+            bucket.waiting.clear()
 
     @staticmethod
-    def _answer(desk: _Desk, asked_for: int, passing: int, grant: Grant) -> None:
-        for _ in range(asked_for):
-            future = desk.waiting.popleft()
+    def _resolve(bucket: _Bucket, needed: int, passing: int, grant: Grant) -> None:
+        for _ in range(needed):
+            future = bucket.waiting.popleft()
             if future.done():
                 continue
             if passing:
@@ -129,13 +128,8 @@ class RateLimiter:
                 future.set_result(Grant(0, grant.violated, grant.retry_after))
 
 
-@functools.lru_cache(maxsize=16384)
-def _limits(policy: RateLimit, version_id: str, nca_id: str, subject: str) -> tuple[Limit, ...]:
-    return limits_of(policy, version_id, nca_id, subject)
-
-
-def refusal(grant: Grant) -> HttpProblem:
-    """429 with Retry-After and the RateLimit headers (draft-ietf-httpapi-ratelimit-headers)."""
+def too_many_requests(grant: Grant) -> HttpProblem:
+    """Return 429 with Retry-After and the RateLimit headers (draft-ietf-httpapi-ratelimit-headers)."""
     limit, seconds = grant.violated, max(1, math.ceil(grant.retry_after))
     headers = {"Retry-After": str(seconds)}
     if limit is None:

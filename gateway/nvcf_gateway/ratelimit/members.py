@@ -1,15 +1,16 @@
-"""Which gateway replicas there are, and which of them counts a version's calls. Pure."""
+"""The gateway replicas that are alive, and which of them counts the calls of a version. Pure."""
 
 from __future__ import annotations
 
 import hashlib
 
 LIFE_SECONDS = 3.5
-"""How long a replica that gives no sign of life is still taken for alive."""
+"""How long a replica counts as alive after its last heartbeat."""
+MAX_CACHED_OWNERS = 100_000
 
 
 def owner_of(key: str, members: frozenset[str]) -> str:
-    """The member that owns `key`, by rendezvous hashing: few keys move when members change."""
+    """Return the member that owns `key`, by rendezvous hashing: few keys move when members change."""
 
     def weight(member: str) -> tuple[bytes, str]:
         return hashlib.blake2b(f"{key} {member}".encode(), digest_size=8).digest(), member
@@ -22,44 +23,44 @@ class Members:
 
     def __init__(self, own: str) -> None:
         self.own = own
-        self._heard: dict[str, float] = {}
+        self._last_seen: dict[str, float] = {}
         self._alive = frozenset((own,))
         self._owners: dict[str, str] = {}
 
-    def heard(self, member: str, now: float) -> bool:
-        """A sign of life; True if the member was not known."""
+    def seen(self, member: str, now: float) -> bool:
+        """Record a heartbeat; return True if the member is new."""
         if member == self.own:
             return False
-        new = member not in self._heard
-        self._heard[member] = now
+        new = member not in self._last_seen
+        self._last_seen[member] = now
         if new:
             self._changed()
         return new
 
-    def gone(self, member: str) -> None:
-        """The member has left or does not answer; its next sign of life brings it back."""
-        if self._heard.pop(member, None) is not None:
+    def remove(self, member: str) -> None:
+        """Remove a member that has left or does not respond; its next heartbeat brings it back."""
+        if self._last_seen.pop(member, None) is not None:
             self._changed()
 
     def expire(self, now: float) -> None:
-        """Forget members that have been silent for too long."""
-        for member, heard in list(self._heard.items()):
-            if now - heard > LIFE_SECONDS:
-                self.gone(member)
+        """Remove members without a recent heartbeat."""
+        for member, seen in list(self._last_seen.items()):
+            if now - seen > LIFE_SECONDS:
+                self.remove(member)
 
     def alive(self) -> frozenset[str]:
-        """All members, this one included."""
+        """Return all members, this one included."""
         return self._alive
 
     def owner(self, key: str) -> str:
-        """The member that owns `key`."""
+        """Return the member that owns `key`."""
         found = self._owners.get(key)
         if found is None:
-            if len(self._owners) > 100_000:
+            if len(self._owners) > MAX_CACHED_OWNERS:
                 self._owners.clear()
             found = self._owners[key] = owner_of(key, self._alive)
         return found
 
     def _changed(self) -> None:
-        self._alive = frozenset((self.own, *self._heard))
+        self._alive = frozenset((self.own, *self._last_seen))
         self._owners.clear()

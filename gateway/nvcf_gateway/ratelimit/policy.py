@@ -1,9 +1,12 @@
-"""Which limits hold for a call: pure functions of the version's policy and the caller."""
+"""The limits that hold for a call: pure functions of the version's policy and the caller."""
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
 
 from nvcf_proto.models import RateLimit
 
@@ -19,37 +22,37 @@ class Rate:
     seconds: int
 
 
-@dataclass(frozen=True)
-class Limit:
-    """One limit that a call has to keep: at most `calls` of `key` within any `seconds`.
+class Limit(msgspec.Struct, frozen=True, array_like=True):
+    """One limit of a call: at most `calls` of `key` within any `seconds`.
 
-    The key does not contain the number of calls: what was used stays used when the number is changed.
+    The key does not contain the number of calls: when the number is changed, what was used stays used.
     """
 
     name: str
     key: str
     calls: int
-    seconds: int
+    seconds: Annotated[int, msgspec.Meta(ge=1)]
 
 
 @functools.lru_cache(maxsize=4096)
 def parse_rates(text: str) -> tuple[Rate, ...]:
-    """Rates out of `5-S,300-H`; of two with the same window the stricter one. Raises ValueError."""
+    """Parse rates like `5-S,300-H`; of two with the same window the stricter one holds. Raises ValueError."""
     strictest: dict[int, int] = {}
     for part in text.split(","):
         calls, _, unit = part.partition("-")
         seconds = _SECONDS.get(unit)
         if seconds is None or not calls.isdecimal():
-            raise ValueError(f"{part!r} is no rate: N-S, N-M, N-H or N-D expected")
+            raise ValueError(f"{part!r} is not a rate: write N-S, N-M, N-H or N-D")
         strictest[seconds] = min(int(calls), strictest.get(seconds, int(calls)))
     return tuple(Rate(calls, seconds) for seconds, calls in sorted(strictest.items()))
 
 
+@functools.lru_cache(maxsize=16384)
 def limits_of(policy: RateLimit, version_id: str, nca_id: str, subject: str) -> tuple[Limit, ...]:
-    """All limits that a call by `subject` of account `nca_id` has to keep; empty = unlimited.
+    """Return all limits of a call by `subject` of account `nca_id`; empty = unlimited.
 
-    An account's own rate replaces the rate for everybody, which does not hold for excluded accounts. The
-    rate of a user holds in addition, for everybody who is known (protocol.md section 4, last paragraph).
+    An account's own rate replaces the general rate. The general rate does not hold for excluded accounts. The
+    rate per user holds in addition, for every known user (protocol.md section 4, last paragraph).
     """
     limits: list[Limit] = []
     account = _account_rate(policy, nca_id)

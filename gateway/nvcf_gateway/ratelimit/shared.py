@@ -1,9 +1,9 @@
-"""The counts that all gateway replicas share, over the broker (core messages, nothing stored).
+"""Counts that all gateway replicas share, over the broker (core messages, nothing is stored).
 
-Each version is counted by one replica, its owner: the others ask it. Owners tell all replicas what they have
-granted, so that whoever takes a version over from one that died knows its counts but for the last moments.
-An owner that does not answer costs a call at most `OWNER_PATIENCE` seconds, twice; then this replica decides
-by what it knows itself: calls are never held up by an outage.
+One replica counts the calls of a version: its owner. The others ask it. An owner sends its grants to all
+replicas, so that the replica that takes a version over from a dead owner knows all counts except the last
+moments. An owner that does not respond costs a call at most `OWNER_TIMEOUT` seconds, twice. After that this
+replica decides by its own counts: an outage never holds a call up.
 """
 
 from __future__ import annotations
@@ -13,44 +13,54 @@ import logging
 import time
 from contextlib import AsyncExitStack
 
+import msgspec
 import nats.errors
 from nats.aio.msg import Msg
 from opentelemetry import metrics
 
 from nvcf_broker.connection import BrokerClient, describe_error
 from nvcf_broker.requests import BrokerRequests, raise_if_cancelled
-from nvcf_gateway.ratelimit import wire
-from nvcf_gateway.ratelimit.book import Book, Grant
+from nvcf_gateway.ratelimit.counters import Counters, Grant
 from nvcf_gateway.ratelimit.members import Members
+from nvcf_gateway.ratelimit.messages import (
+    Acquire,
+    GrantCounts,
+    Granted,
+    Heartbeat,
+    InvalidMessage,
+    decode,
+    encode,
+    portions,
+)
 from nvcf_gateway.ratelimit.policy import Limit
 from nvcf_proto import subjects
 
 _log = logging.getLogger(__name__)
 
-OWNER_PATIENCE = 0.25
-JOIN_PATIENCE = 0.5
-SIGN_OF_LIFE_SECONDS = 1.0
+OWNER_TIMEOUT = 0.25
+JOIN_TIMEOUT = 0.5
+HEARTBEAT_SECONDS = 1.0
 COUNTS_LAG_SECONDS = 0.01
-COMPLAIN_SECONDS = 10.0
+WARN_EVERY_SECONDS = 10.0
 
 _meter = metrics.get_meter("nvcf_gateway")
 _failed_open = _meter.create_counter(
     "nvcf_gateway_rate_limit_local_decisions",
-    description="Rate limit decisions made without the replica that counts: it or the broker did not answer",
+    description="Rate limit decisions of this replica alone, because the owner or the broker did not respond",
 )
 
 
-class SharedCounts:
+class SharedCounters:
     """One replica's part in counting. Run it with `start`."""
 
     def __init__(self, client: BrokerClient, requests: BrokerRequests, gateway_id: str) -> None:
         self._client = client
         self._requests = requests
         self._id = gateway_id
-        self._book = Book()
+        self._counters = Counters()
         self._members = Members(gateway_id)
-        self._dirty = asyncio.Event()
-        self._complained = -COMPLAIN_SECONDS
+        self._changed = asyncio.Event()
+        self._warned = -WARN_EVERY_SECONDS
         self._rejoin = False
         self.local_decisions = 0
 
@@ -60,157 +70,155 @@ class SharedCounts:
         return self._members.alive()
 
     async def start(self, stack: AsyncExitStack) -> None:
-        """Learn who else there is, and take part until `stack` is closed."""
+        """Find the other replicas, and take part until `stack` is closed."""
         subscribe = self._client.subscribe
-        await subscribe(subjects.RATE_LIMIT_COUNTS_SUBJECT, cb=self._counts_told)
-        await subscribe(subjects.RATE_LIMIT_MEMBERS_SUBJECT, cb=self._members_told)
-        await subscribe(subjects.rate_limit_take_subject(self._id), cb=self._asked)
+        await subscribe(subjects.RATE_LIMIT_COUNTS_SUBJECT, cb=self._on_counts)
+        await subscribe(subjects.RATE_LIMIT_MEMBERS_SUBJECT, cb=self._on_heartbeat)
+        await subscribe(subjects.rate_limit_take_subject(self._id), cb=self._on_acquire)
         await self._client.flush(timeout=5)
         await self._join()
-        await subscribe(subjects.RATE_LIMIT_JOIN_SUBJECT, cb=self._joined)
+        await subscribe(subjects.RATE_LIMIT_JOIN_SUBJECT, cb=self._on_join)
         await self._client.flush(timeout=5)
-        stack.callback(self._client.on_reconnect(self._reconnected))
+        stack.callback(self._client.on_reconnect(self._on_reconnect))
         task = asyncio.create_task(self._run(), name="rate limit counts")
         stack.push_async_callback(self._stop, task)
 
     async def _join(self) -> None:
-        body = wire.encode_members([self._id])
+        body = encode(Heartbeat([self._id]))
         try:
-            answer = await self._requests.request(
-                subjects.RATE_LIMIT_JOIN_SUBJECT, body, timeout=JOIN_PATIENCE
+            response = await self._requests.request(
+                subjects.RATE_LIMIT_JOIN_SUBJECT, body, timeout=JOIN_TIMEOUT
             )
         except (nats.errors.Error, TimeoutError):
-            return  # nobody else is there yet
-        await self._members_told(answer)
+            return  # no other replica is there yet
+        await self._on_heartbeat(response)
 
     async def _stop(self, task: asyncio.Task[None]) -> None:
         task.cancel()
         await asyncio.wait({task})
         if self._client.is_connected:
-            await self._publish(
-                subjects.RATE_LIMIT_MEMBERS_SUBJECT, wire.encode_members([self._id], gone=True)
-            )
+            await self._publish(subjects.RATE_LIMIT_MEMBERS_SUBJECT, Heartbeat([self._id], gone=True))
 
     # --- decisions
 
     def owns(self, owner_key: str) -> bool:
-        """Whether this replica is the one that counts."""
+        """Whether this replica counts the calls of `owner_key`."""
         return self._members.owner(owner_key) == self._id
 
-    async def take(self, owner_key: str, limits: tuple[Limit, ...], wanted: int) -> Grant:
+    async def acquire(self, owner_key: str, limits: tuple[Limit, ...], wanted: int) -> Grant:
         """Grant as many of `wanted` calls as the limits allow; never raises, never waits for long."""
         for _ in range(2):
             owner = self._members.owner(owner_key)
             if owner == self._id:
-                return self.take_here(limits, wanted)
+                return self.acquire_locally(limits, wanted)
             if not self._client.is_connected:
                 break
             try:
-                answer = await self._requests.request(
+                response = await self._requests.request(
                     subjects.rate_limit_take_subject(owner),
-                    wire.encode_take(limits, wanted),
-                    timeout=OWNER_PATIENCE,
+                    encode(Acquire(limits, wanted)),
+                    timeout=OWNER_TIMEOUT,
                 )
-                return wire.decode_grant(answer.data, limits)
-            except (nats.errors.Error, TimeoutError, wire.InvalidMessage) as error:
-                self._complain(f"replica {owner} does not answer: {describe_error(error)}")
-                self._members.gone(owner)
+                return decode(response.data, Granted).grant(limits)
+            except (nats.errors.Error, TimeoutError, InvalidMessage) as error:
+                self._warn(f"replica {owner} does not respond: {describe_error(error)}")
+                self._members.remove(owner)
         self.local_decisions += 1
         _failed_open.add(1)
-        self._complain("limits are kept by each replica alone for now")
-        return self.take_here(limits, wanted)
+        self._warn("each replica applies the limits alone for now")
+        return self.acquire_locally(limits, wanted)
 
-    def take_here(self, limits: tuple[Limit, ...], wanted: int) -> Grant:
-        """Decide by what this replica knows."""
-        grant = self._book.take(limits, wanted, time.time())
+    def acquire_locally(self, limits: tuple[Limit, ...], wanted: int) -> Grant:
+        """Decide by the counts of this replica."""
+        grant = self._counters.acquire(limits, wanted, time.time())
         if grant.granted:
-            self._dirty.set()
+            self._changed.set()
         return grant
 
-    def _complain(self, text: str) -> None:
+    def _warn(self, text: str) -> None:
         now = time.monotonic()
-        if now - self._complained >= COMPLAIN_SECONDS:
-            self._complained = now
+        if now - self._warned >= WARN_EVERY_SECONDS:
+            self._warned = now
             _log.warning("rate limits: %s", text, extra={"local_decisions": self.local_decisions})
 
-    # --- messages
+    # --- messages of other replicas
 
-    async def _asked(self, message: Msg) -> None:
+    async def _on_acquire(self, message: Msg) -> None:
         try:
-            limits, wanted = wire.decode_take(message.data)
-        except wire.InvalidMessage as error:
-            self._complain(str(error))
+            request = decode(message.data, Acquire)
+        except InvalidMessage as error:
+            self._warn(str(error))
             return
-        # Whoever asks takes this replica for the owner. If the two see different members, the counts
-        # still add up: each knows what the other has granted.
-        grant = self.take_here(limits, wanted)
-        await self._publish(message.reply, wire.encode_grant(grant, limits))
+        # The sender takes this replica for the owner. If the two see different members, the counts still add
+        # up: each knows what the other has granted.
+        grant = self.acquire_locally(request.limits, request.wanted)
+        await self._publish(message.reply, Granted.of(grant, request.limits))
 
-    async def _counts_told(self, message: Msg) -> None:
+    async def _on_counts(self, message: Msg) -> None:
         try:
-            replica, counts = wire.decode_counts(message.data)
-        except wire.InvalidMessage as error:
-            self._complain(str(error))
+            counts = decode(message.data, GrantCounts)
+        except InvalidMessage as error:
+            self._warn(str(error))
             return
-        if replica != self._id:
-            self._book.merge(replica, counts)
+        if counts.replica != self._id:
+            self._counters.merge(counts.replica, counts.by_slot())
 
-    async def _members_told(self, message: Msg) -> None:
+    async def _on_heartbeat(self, message: Msg) -> None:
         try:
-            members, gone = wire.decode_members(message.data)
-        except wire.InvalidMessage as error:
-            self._complain(str(error))
+            heartbeat = decode(message.data, Heartbeat)
+        except InvalidMessage as error:
+            self._warn(str(error))
             return
-        for member in members:
-            if gone:
-                self._members.gone(member)
-            elif self._members.heard(member, time.monotonic()):
+        for member in heartbeat.members:
+            if heartbeat.gone:
+                self._members.remove(member)
+            elif self._members.seen(member, time.monotonic()):
                 _log.info("rate limits: replica joined", extra={"replica": member})
-                await self._tell_everything()
+                await self._publish_everything()
 
-    async def _joined(self, message: Msg) -> None:
-        await self._members_told(message)
-        await self._publish(message.reply, wire.encode_members(self._members.alive()))
+    async def _on_join(self, message: Msg) -> None:
+        await self._on_heartbeat(message)
+        await self._publish(message.reply, Heartbeat(sorted(self._members.alive())))
 
-    def _reconnected(self) -> None:
-        # What was told meanwhile has not reached this replica, nor its own word the others.
+    def _on_reconnect(self) -> None:
+        # This replica has missed messages of the others, and they have missed its own.
         self._rejoin = True
-        self._dirty.set()
+        self._changed.set()
 
-    # --- telling
+    # --- publishing
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._tell_counts())
-            group.create_task(self._give_signs_of_life())
+            group.create_task(self._publish_changes())
+            group.create_task(self._publish_heartbeats())
 
-    async def _tell_counts(self) -> None:
+    async def _publish_changes(self) -> None:
         while True:
-            await self._dirty.wait()
-            self._dirty.clear()
+            await self._changed.wait()
+            self._changed.clear()
             if self._rejoin:
                 self._rejoin = False
-                await self._publish(subjects.RATE_LIMIT_MEMBERS_SUBJECT, wire.encode_members([self._id]))
-                await self._tell_everything()
-            if (changes := self._book.changes()) and len(self._members.alive()) > 1:
-                await self._publish(subjects.RATE_LIMIT_COUNTS_SUBJECT, wire.encode_counts(self._id, changes))
+                await self._publish(subjects.RATE_LIMIT_MEMBERS_SUBJECT, Heartbeat([self._id]))
+                await self._publish_everything()
+            if (changes := self._counters.changes()) and len(self._members.alive()) > 1:
+                await self._publish(subjects.RATE_LIMIT_COUNTS_SUBJECT, GrantCounts.of(self._id, changes))
             await asyncio.sleep(COUNTS_LAG_SECONDS)
 
-    async def _tell_everything(self) -> None:
-        for portion in wire.portions(self._book.everything()):
-            await self._publish(subjects.RATE_LIMIT_COUNTS_SUBJECT, wire.encode_counts(self._id, portion))
+    async def _publish_everything(self) -> None:
+        for portion in portions(self._counters.everything()):
+            await self._publish(subjects.RATE_LIMIT_COUNTS_SUBJECT, GrantCounts.of(self._id, portion))
 
-    async def _give_signs_of_life(self) -> None:
+    async def _publish_heartbeats(self) -> None:
         while True:
             if self._client.is_connected:
-                await self._publish(subjects.RATE_LIMIT_MEMBERS_SUBJECT, wire.encode_members([self._id]))
+                await self._publish(subjects.RATE_LIMIT_MEMBERS_SUBJECT, Heartbeat([self._id]))
             self._members.expire(time.monotonic())
-            self._book.forget(time.time())
-            await asyncio.sleep(SIGN_OF_LIFE_SECONDS)
+            self._counters.forget(time.time())
+            await asyncio.sleep(HEARTBEAT_SECONDS)
 
-    async def _publish(self, subject: str, body: bytes) -> None:
+    async def _publish(self, subject: str, message: msgspec.Struct) -> None:
         try:
-            await self._client.publish(subject, body)
+            await self._client.publish(subject, encode(message))
             raise_if_cancelled()
         except (nats.errors.Error, OSError) as error:
-            self._complain(f"cannot tell the other replicas: {describe_error(error)}")
+            self._warn(f"cannot send to the other replicas: {describe_error(error)}")

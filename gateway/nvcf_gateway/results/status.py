@@ -25,7 +25,7 @@ from nvcf_gateway.exchange.response_headers import (
     wrapped_progress,
 )
 from nvcf_gateway.exchange.sinks import CollectSink, Sink, StreamSink
-from nvcf_gateway.http.cors import response_headers
+from nvcf_gateway.http.responses import cors_headers
 from nvcf_gateway.invocation.idempotent import MAX_KEPT_STREAM
 from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.queue.message import forwarded_headers
@@ -122,7 +122,7 @@ class Poller:
         return PENDING_EVALUATION if place == "queued" else IN_PROGRESS
 
     async def _raw(self, request: web.BaseRequest, poll: Poll) -> web.StreamResponse:
-        cors = response_headers(request.headers)
+        cors = cors_headers(request.headers)
         request_id = poll.tracked.request_id
         sink = StreamSink(request, lambda head: path_headers(head, request_id, list(cors.items())))
         status = await self._answer(poll, sink)

@@ -1,32 +1,37 @@
-"""The WorkerService over gRPC (section 1): what a worker calls before and while it pulls."""
+"""The Worker service over gRPC (section 1): what a worker calls before and while it pulls."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Protocol
 
-import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
 from grpc.aio import ServicerContext as Context
 
 from nvcf_gateway.access.worker_tokens import InvalidWorkerToken, WorkerTokens
-from nvcf_gateway.errors import QueueError
+from nvcf_gateway.errors import HttpProblem, QueueError
 from nvcf_gateway.objects.assets import Assets
 from nvcf_gateway.objects.large_results import LargeResults
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.registry import Registry
-from nvcf_gateway.rpc.refusals import abort, bearer
-from nvcf_proto.errors import InvalidId
-from nvcf_proto.ids import parse_id
+from nvcf_gateway.rpc.status import abort, bearer, checked_id
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
 from nvcf_proto.tokens import WorkerClaims
 
 _log = logging.getLogger(__name__)
 
 
+class _WorkerRequest(Protocol):
+    """The fields that all requests of a worker share."""
+
+    functionId: str  # noqa: N815 # the contract's name
+    functionVersionId: str  # noqa: N815 # the contract's name
+
+
 class WorkerService(nvcf_pb2_grpc.WorkerServicer):
-    """What a worker calls. Artifacts are part of the image here: there are none to fetch."""
+    """Handlers of a worker's calls. Artifacts are part of the image here, so there are none to fetch."""
 
     def __init__(
         self,
@@ -49,14 +54,9 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
     async def ConnectOnce(  # noqa: N802 # the contract's name
         self, request: nvcf_pb2.WorkerConnect, context: Context[Any, Any]
     ) -> nvcf_pb2.WorkerConnectOnceResponse:
-        """Check the worker, make sure it has a queue, give it a fresh token and the regions."""
-        claims = await self._authorise(
-            context,
-            function_id=request.functionId,
-            version_id=request.functionVersionId,
-            instance_id=request.instanceId,
-        )
-        await self._ensure(context, claims.version_id, self._region)
+        """Check the worker, ensure that it has a queue, and return a new token and the regions."""
+        claims = await self._authorize(context, request, request.instanceId)
+        await self._ensure_queue(context, claims.version_id, self._region)
         token, expires = self._tokens.issue(
             function_id=claims.function_id,
             version_id=claims.version_id,
@@ -64,50 +64,42 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
             nca_id=claims.nca_id,
             now=time.time(),
         )
-        answer = nvcf_pb2.WorkerConnectOnceResponse(
-            connectedRegion=self._region,
-            otherRegions=[region for region in self._regions if region != self._region],
-            nvcfWorkerToken=token,
-        )
-        answer.expiration.FromSeconds(int(expires))
         _log.info(
             "worker connected", extra={"instance_id": claims.instance_id, "version_id": claims.version_id}
         )
-        return answer
+        return nvcf_pb2.WorkerConnectOnceResponse(
+            connectedRegion=self._region,
+            otherRegions=[region for region in self._regions if region != self._region],
+            nvcfWorkerToken=token,
+            expiration=Timestamp(seconds=int(expires)),
+        )
 
     async def ProvisionRegionalWorker(  # noqa: N802
         self, request: nvcf_pb2.ProvisionWorkerRequest, context: Context[Any, Any]
     ) -> nvcf_pb2.ProvisionWorkerResponse:
-        """Make sure the version has a queue in the region."""
-        claims = await self._authorise(
-            context,
-            function_id=request.functionId,
-            version_id=request.functionVersionId,
-            instance_id=request.instanceId,
-        )
+        """Ensure that the version has a queue in the region."""
+        claims = await self._authorize(context, request, request.instanceId)
         if request.regionToProvision not in self._regions:
-            await abort(
-                context,
-                grpc.StatusCode.INVALID_ARGUMENT,
-                f"no region {request.regionToProvision[:64]!r}; there are {', '.join(self._regions)}",
-            )
-        await self._ensure(context, claims.version_id, request.regionToProvision, again=True)
+            regions = ", ".join(self._regions)
+            detail = f"there is no region {request.regionToProvision[:64]!r}; the regions are {regions}"
+            await abort(context, HttpProblem(400, detail))
+        await self._ensure_queue(context, claims.version_id, request.regionToProvision, again=True)
         return nvcf_pb2.ProvisionWorkerResponse()
 
     async def RefreshLargeUploadCredentials(  # noqa: N802
         self, request: nvcf_pb2.RefreshLargeUploadCredentialsRequest, context: Context[Any, Any]
     ) -> nvcf_pb2.RefreshLargeUploadCredentialsResponse:
-        """A fresh link for the upload of a large result."""
-        await self._authorise(context, function_id=request.functionId, version_id=request.functionVersionId)
-        url = self._large.upload_url(await _request_id(request.requestId, context))
+        """Return a new URL for the upload of a large result."""
+        await self._authorize(context, request)
+        url = self._large.upload_url(await _id(context, request.requestId, "requestId"))
         return nvcf_pb2.RefreshLargeUploadCredentialsResponse(largeResponseUrl=url)
 
     async def RequestLargeResponseDownloadCredentials(  # noqa: N802
         self, request: nvcf_pb2.LargeResponseDownloadCredentialsRequest, context: Context[Any, Any]
     ) -> nvcf_pb2.LargeResponseDownloadCredentialsResponse:
-        """The link that the caller of a large result is sent to."""
-        await self._authorise(context, function_id=request.functionId, version_id=request.functionVersionId)
-        url = self._large.download_url(await _request_id(request.requestId, context))
+        """Return the URL to which the caller of a large result is redirected."""
+        await self._authorize(context, request)
+        url = self._large.download_url(await _id(context, request.requestId, "requestId"))
         return nvcf_pb2.LargeResponseDownloadCredentialsResponse(largeResponseDownloadUrl=url)
 
     async def RefreshAssetDownloadCredentials(  # noqa: N802
@@ -115,41 +107,38 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
         request_iterator: AsyncIterator[nvcf_pb2.RefreshAssetDownloadCredentialsRequest],
         context: Context[Any, Any],
     ) -> AsyncIterator[nvcf_pb2.RefreshAssetDownloadCredentialsResponse]:
-        """Fresh links for input assets, one answer for each question."""
+        """Return new URLs for input assets, one response for each request."""
         async for request in request_iterator:
-            await self._authorise(
-                context, function_id=request.functionId, version_id=request.functionVersionId
-            )
-            asset_id = await _request_id(request.assetId, context, "assetId")
+            await self._authorize(context, request)
+            asset_id = await _id(context, request.assetId, "assetId")
             content_type = await self._assets.content_type(asset_id)
             if content_type is None:
-                await abort(context, grpc.StatusCode.NOT_FOUND, f"no asset {asset_id}")
-            answer = nvcf_pb2.RefreshAssetDownloadCredentialsResponse()
-            answer.inputAssetReference.assetId = asset_id
-            answer.inputAssetReference.reference = self._assets.link(asset_id)
-            answer.inputAssetReference.contentType = content_type
-            yield answer
+                await abort(context, HttpProblem(404, f"no asset {asset_id}"))
+            response = nvcf_pb2.RefreshAssetDownloadCredentialsResponse()
+            response.inputAssetReference.assetId = asset_id
+            response.inputAssetReference.reference = self._assets.download_url(asset_id)
+            response.inputAssetReference.contentType = content_type
+            yield response
 
     async def MultipartLargeUploadCredentials(  # noqa: N802
         self, request: nvcf_pb2.MultipartLargeUploadCredentialsRequest, context: Context[Any, Any]
     ) -> nvcf_pb2.MultipartLargeUploadCredentialsResponse:
-        """Refused: results are uploaded to `largeResponseUrl` in one piece, whatever their size."""
-        await self._authorise(context, function_id=request.functionId, version_id=request.functionVersionId)
-        detail = "there is no S3 store here: upload to largeResponseUrl"
-        await abort(context, grpc.StatusCode.FAILED_PRECONDITION, detail)
+        """Refuse: results of any size are uploaded to `largeResponseUrl` in one piece."""
+        await self._authorize(context, request)
+        await abort(context, HttpProblem(412, "there is no S3 store here: upload to largeResponseUrl"))
 
     async def RequestArtifacts(  # noqa: N802
         self, request: nvcf_pb2.ArtifactsRequest, context: Context[Any, Any]
     ) -> nvcf_pb2.ArtifactsResponse:
-        """No artifacts."""
-        await self._bearer(context)
+        """Return no artifacts."""
+        await self._authenticate(context)
         return nvcf_pb2.ArtifactsResponse()
 
     async def StreamArtifacts(  # noqa: N802
         self, request: nvcf_pb2.ArtifactsRequest, context: Context[Any, Any]
     ) -> AsyncIterator[nvcf_pb2.StreamedArtifactFile]:
-        """No artifacts: the stream ends at once."""
-        await self._bearer(context)
+        """Stream no artifacts: the stream ends at once."""
+        await self._authenticate(context)
         files: tuple[nvcf_pb2.StreamedArtifactFile, ...] = ()
         for file in files:
             yield file
@@ -157,85 +146,62 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
     async def RequestInstanceCredentials(  # noqa: N802
         self, request: nvcf_pb2.InstanceCredentialsRequest, context: Context[Any, Any]
     ) -> nvcf_pb2.InstanceCredentialsResponse:
-        """A signed statement of which instance the worker is."""
-        claims = await self._authorise(
-            context,
-            function_id=request.functionId,
-            version_id=request.functionVersionId,
-            instance_id=request.instanceId,
-        )
-        token, expires = self._tokens.assertion(claims, "instance", time.time())
-        answer = nvcf_pb2.InstanceCredentialsResponse(instanceCredentialsToken=token)
-        answer.expiration.FromSeconds(int(expires))
-        return answer
+        """Return a signed token that names the worker's instance."""
+        claims = await self._authorize(context, request, request.instanceId)
+        token, expiration = self._assertion(claims, "instance")
+        return nvcf_pb2.InstanceCredentialsResponse(instanceCredentialsToken=token, expiration=expiration)
 
     async def RequestSecretCredentials(  # noqa: N802
         self, request: nvcf_pb2.SecretCredentialsRequest, context: Context[Any, Any]
     ) -> nvcf_pb2.SecretCredentialsResponse:
-        """A signed statement for a store of secrets."""
-        claims = await self._authorise(
-            context, function_id=request.functionId, version_id=request.functionVersionId
-        )
-        token, expires = self._tokens.assertion(claims, "secrets", time.time())
-        answer = nvcf_pb2.SecretCredentialsResponse(secretCredentialsToken=token)
-        answer.expiration.FromSeconds(int(expires))
-        return answer
+        """Return a signed token for a store of secrets."""
+        token, expiration = self._assertion(await self._authorize(context, request), "secrets")
+        return nvcf_pb2.SecretCredentialsResponse(secretCredentialsToken=token, expiration=expiration)
 
     async def RequestFunctionMetadataCredentials(  # noqa: N802
         self, request: nvcf_pb2.FunctionMetadataCredentialsRequest, context: Context[Any, Any]
     ) -> nvcf_pb2.FunctionMetadataCredentialsResponse:
-        """A signed statement of which function it is; workers hand it to the function itself."""
-        claims = await self._authorise(
-            context, function_id=request.functionId, version_id=request.functionVersionId
+        """Return a signed token that names the function; workers hand it to the function itself."""
+        token, expiration = self._assertion(await self._authorize(context, request), "function-metadata")
+        return nvcf_pb2.FunctionMetadataCredentialsResponse(
+            functionMetadataCredentialsToken=token, expiration=expiration
         )
-        token, expires = self._tokens.assertion(claims, "function-metadata", time.time())
-        answer = nvcf_pb2.FunctionMetadataCredentialsResponse(functionMetadataCredentialsToken=token)
-        answer.expiration.FromSeconds(int(expires))
-        return answer
 
-    async def _authorise(
-        self, context: Context[Any, Any], *, function_id: str, version_id: str, instance_id: str | None = None
+    def _assertion(self, claims: WorkerClaims, purpose: str) -> tuple[str, Timestamp]:
+        token, expires = self._tokens.assertion(claims, purpose, time.time())
+        return token, Timestamp(seconds=int(expires))
+
+    async def _authorize(
+        self, context: Context[Any, Any], request: _WorkerRequest, instance_id: str | None = None
     ) -> WorkerClaims:
-        claims = await self._bearer(context)
-        try:
-            function_id, version_id = (
-                parse_id(function_id, "functionId"),
-                parse_id(version_id, "functionVersionId"),
-            )
-        except InvalidId as error:
-            await abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        claims = await self._authenticate(context)
+        function_id = await _id(context, request.functionId, "functionId")
+        version_id = await _id(context, request.functionVersionId, "functionVersionId")
         if not claims.covers(function_id=function_id, version_id=version_id, instance_id=instance_id):
-            await abort(
-                context,
-                grpc.StatusCode.PERMISSION_DENIED,
-                "the worker token is for another function or instance",
-            )
+            await abort(context, HttpProblem(403, "the worker token is for another function or instance"))
         if self._registry.versions.get(version_id) is None:
-            await abort(context, grpc.StatusCode.NOT_FOUND, f"no version {version_id}")
+            await abort(context, HttpProblem(404, f"no version {version_id}"))
         return claims
 
-    async def _bearer(self, context: Context[Any, Any]) -> WorkerClaims:
-        token = bearer(context)
-        if token is None:
-            await abort(
-                context, grpc.StatusCode.UNAUTHENTICATED, "metadata authorization: Bearer <token> is missing"
-            )
+    async def _authenticate(self, context: Context[Any, Any]) -> WorkerClaims:
         try:
-            return self._tokens.verify(token, time.time())
+            return self._tokens.verify(bearer(context), time.time())
         except InvalidWorkerToken as error:
-            await abort(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
+            await abort(context, HttpProblem(401, str(error)))
+        except HttpProblem as problem:
+            await abort(context, problem)
 
-    async def _ensure(
+    async def _ensure_queue(
         self, context: Context[Any, Any], version_id: str, region: str, *, again: bool = False
     ) -> None:
         try:
             await self._queue.ensure(version_id, region, again=again)
         except QueueError as error:
-            await abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
+            await abort(context, HttpProblem(503, str(error)))
 
 
-async def _request_id(text: str, context: Context[Any, Any], what: str = "requestId") -> str:
+async def _id(context: Context[Any, Any], text: str, field: str) -> str:
     try:
-        return parse_id(text, what)
-    except InvalidId as error:
-        await abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return checked_id(text, field)
+    except HttpProblem as problem:
+        await abort(context, problem)

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from nvcf_gateway.access.dashboard_tickets import Purpose, Seals
-from nvcf_gateway.access.signed_links import derive_key
+from nvcf_gateway.access.signed_tokens import DashboardTokens, TokenKind, derive_key
 from nvcf_gateway.access.signing_keys import load_signing_key
 from tests.contract.gateway.test_polling import call
 from tests.support.peer_worker import peer_worker
@@ -111,17 +110,21 @@ async def test_a_session_sees_no_more_than_its_key(platform: Platform) -> None:
 
 async def test_what_is_over_or_wrong_is_refused(platform: Platform, tmp_path: Path) -> None:
     key_id = platform.keys["admin"].split("-")[1]
-    here = Seals(
+    here = DashboardTokens(
         lambda: (derive_key(load_signing_key(platform.directory / "signing.pem").private_bytes_raw()),)
     )
-    there = Seals(lambda: (b"x" * 32,))
-    over = here.make(Purpose.TICKET, key_id, time.time() - 200)[0]
+    there = DashboardTokens(lambda: (b"x" * 32,))
+    over = here.make(TokenKind.TICKET, key_id, time.time() - 200)[0]
     assert await status(platform, SESSIONS, over, "POST") == 401
-    assert await status(platform, SESSIONS, there.make(Purpose.TICKET, key_id, time.time())[0], "POST") == 401
     assert (
-        await status(platform, SESSIONS, here.make(Purpose.TICKET, "0" * 12, time.time())[0], "POST") == 401
+        await status(platform, SESSIONS, there.make(TokenKind.TICKET, key_id, time.time())[0], "POST") == 401
     )
-    assert await status(platform, SESSIONS, here.make(Purpose.TICKET, key_id, time.time())[0], "POST") == 200
+    assert (
+        await status(platform, SESSIONS, here.make(TokenKind.TICKET, "0" * 12, time.time())[0], "POST") == 401
+    )
+    assert (
+        await status(platform, SESSIONS, here.make(TokenKind.TICKET, key_id, time.time())[0], "POST") == 200
+    )
     assert await status(platform, TICKETS, platform.keys["invoke"], "POST") == 403
     assert await status(platform, "/v2/nvcf/figures", platform.keys["invoke"]) == 403
     assert await status(platform, "/v2/nvcf/figures?functionVersionId=x", platform.keys["list"]) == 400

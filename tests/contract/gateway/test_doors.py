@@ -10,7 +10,8 @@ import nats.errors
 import pytest
 from nats.aio.client import Client
 
-from nvcf_gateway.access.worker_tokens import WorkerTokens, load_signing_key
+from nvcf_gateway.access.signing_keys import load_signing_key
+from nvcf_gateway.access.worker_tokens import WorkerTokens
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
 from tests.support.peer_worker import broker_token, connect_once, peer_worker

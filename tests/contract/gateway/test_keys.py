@@ -15,8 +15,8 @@ import pytest
 import pytest_asyncio
 from nats.aio.client import Client
 
-from nvcf_gateway.access.signing_keys import SigningKeys, make_key
-from nvcf_gateway.access.worker_tokens import WorkerTokens, load_signing_key
+from nvcf_gateway.access.signing_keys import SigningKeys, create_key, load_signing_key
+from nvcf_gateway.access.worker_tokens import WorkerTokens
 from nvcf_proto.ids import new_id
 from tests.support.peer_worker import broker_token, connect_once
 from tests.support.platform import ACCOUNT, Gateway, Platform, Version, running_platform
@@ -223,7 +223,7 @@ async def test_signing_keys_are_rotated_without_a_token_lost(two: Platform) -> N
         return answer.nvcfWorkerToken
 
     fresh = folder / "later.pem"
-    make_key(folder / "later.new")
+    create_key(folder / "later.new")
     os.utime(folder / "later.new", (time.time() + 5, time.time() + 5))
     (folder / "later.new").rename(fresh)
     new_key = SigningKeys(folder).ring.signer.key_id

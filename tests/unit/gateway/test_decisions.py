@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from nvcf_gateway.config import parse_arguments
 from nvcf_gateway.errors import HttpProblem, SetupError
 from nvcf_gateway.exchange.exec_json import wrap_answer
-from nvcf_gateway.http.cors import preflight_headers, response_headers
 from nvcf_gateway.http.durations import poll_seconds, publish_delay
+from nvcf_gateway.http.responses import cors_headers, preflight_headers
 from nvcf_gateway.http.routing import PathTable, Target, pass_through_target
 from nvcf_gateway.queue.message import forwarded_headers, header_text, message_headers
 from nvcf_gateway.queue.request_queue import classify_publish_error
@@ -210,7 +210,7 @@ def test_trace_context_passes_and_none_is_made_up() -> None:
 
 
 def test_cors_mirrors_what_was_asked() -> None:
-    assert "Access-Control-Allow-Origin" not in response_headers({})
+    assert "Access-Control-Allow-Origin" not in cors_headers({})
     answer = preflight_headers({"Origin": "o", "Access-Control-Request-Method": "PUT"})
     assert answer["Access-Control-Allow-Methods"] == "PUT"
     assert answer["Access-Control-Max-Age"] == "86400"

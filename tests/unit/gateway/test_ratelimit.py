@@ -8,13 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvcf_gateway.ratelimit import wire
-from nvcf_gateway.ratelimit.book import Book, Grant
-from nvcf_gateway.ratelimit.budget import LARGEST_SHARE, Budget, loan_seconds
-from nvcf_gateway.ratelimit.limiter import refusal
+from nvcf_gateway.ratelimit.counters import HOLD, Counters, Grant, Window
+from nvcf_gateway.ratelimit.limiter import too_many_requests
 from nvcf_gateway.ratelimit.members import LIFE_SECONDS, Members, owner_of
+from nvcf_gateway.ratelimit.messages import (
+    Acquire,
+    GrantCounts,
+    Granted,
+    Heartbeat,
+    InvalidMessage,
+    decode,
+    encode,
+)
+from nvcf_gateway.ratelimit.permits import LARGEST_SHARE, Permits, loan_seconds
 from nvcf_gateway.ratelimit.policy import Limit, Rate, limits_of, parse_rates
-from nvcf_gateway.ratelimit.window import HOLD, Window
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.models import FunctionVersion, RateLimit
 from nvcf_proto.records import Fields
@@ -145,11 +152,11 @@ ARRIVALS = st.lists(
 def test_no_interval_sees_more_calls_than_the_limit_though_grants_are_used_late(
     arrivals: list[tuple[float, int, float]], calls: int, begin: float
 ) -> None:
-    book, now, used = Book(), NOW + begin, []
+    counters, now, used = Counters(), NOW + begin, []
     only = limit(calls, 1)
     for gap, wanted, late in arrivals:
         now += gap
-        grant = book.take([only], wanted, now)
+        grant = counters.acquire([only], wanted, now)
         assert 0 <= grant.granted <= wanted
         used += [now + late * 0.999 * loan_seconds((only,))] * grant.granted
     assert most_in_any_interval(used, 1.0) <= calls
@@ -159,87 +166,91 @@ def test_no_interval_sees_more_calls_than_the_limit_though_grants_are_used_late(
 def test_retry_after_is_when_a_call_passes_again_and_not_before(
     arrivals: list[tuple[float, int, float]], calls: int
 ) -> None:
-    book, now = Book(), NOW
+    counters, now = Counters(), NOW
     only = limit(calls, 1)
     for gap, wanted, part in arrivals:
         now += gap
-        grant = book.take([only], wanted, now)
+        grant = counters.acquire([only], wanted, now)
         if grant.violated is None:
             continue
         assert grant.retry_after > 0
-        assert book.take([only], 1, now + grant.retry_after * min(part, 0.98)).granted == 0
-        assert book.take([only], 0, now + grant.retry_after + 1e-6) == Grant(0)
+        assert counters.acquire([only], 1, now + grant.retry_after * min(part, 0.98)).granted == 0
+        assert counters.acquire([only], 0, now + grant.retry_after + 1e-6) == Grant(0)
         now += grant.retry_after + 1e-6
-        assert book.take([only], 1, now).granted == 1
+        assert counters.acquire([only], 1, now).granted == 1
 
 
 def test_a_full_limit_is_used_to_the_full() -> None:
-    book = Book()
-    assert book.take([limit(100)], 150, NOW).granted == 100
-    assert book.take([limit(100)], 1, NOW + 60).granted == 0
-    assert book.take([limit(100)], 150, NOW + 60 * 1.03).granted == 100
+    counters = Counters()
+    assert counters.acquire([limit(100)], 150, NOW).granted == 100
+    assert counters.acquire([limit(100)], 1, NOW + 60).granted == 0
+    assert counters.acquire([limit(100)], 150, NOW + 60 * 1.03).granted == 100
 
 
 def test_a_call_that_one_limit_refuses_counts_for_none() -> None:
-    book = Book()
+    counters = Counters()
     account, user = limit(10, key="account"), limit(2, key="user")
-    assert [book.take([account, user], 1, NOW).granted for _ in range(5)] == [1, 1, 0, 0, 0]
+    assert [counters.acquire([account, user], 1, NOW).granted for _ in range(5)] == [1, 1, 0, 0, 0]
     other = limit(100, key="other user")
-    assert book.take([account, other], 20, NOW).granted == 8
+    assert counters.acquire([account, other], 20, NOW).granted == 8
 
 
 def test_a_changed_number_keeps_what_was_used() -> None:
-    book = Book()
-    assert book.take([limit(10)], 10, NOW).granted == 10
-    assert book.take([limit(12)], 10, NOW).granted == 2
-    assert book.take([limit(3)], 1, NOW).granted == 0
+    counters = Counters()
+    assert counters.acquire([limit(10)], 10, NOW).granted == 10
+    assert counters.acquire([limit(12)], 10, NOW).granted == 2
+    assert counters.acquire([limit(3)], 1, NOW).granted == 0
 
 
 def test_zero_refuses_every_call() -> None:
-    grant = Book().take([limit(0)], 1, NOW)
+    grant = Counters().acquire([limit(0)], 1, NOW)
     assert (grant.granted, grant.retry_after) == (0, 60)
 
 
 def test_what_no_longer_counts_is_forgotten() -> None:
-    book = Book()
+    counters = Counters()
     for number in range(50):
-        book.take([limit(5, 1, str(number))], 1, NOW)
-    book.forget(NOW + 0.5)
-    assert len(book) == 50
-    book.forget(NOW + 1.1)
-    assert len(book) == 0
+        counters.acquire([limit(5, 1, str(number))], 1, NOW)
+    counters.forget(NOW + 0.5)
+    assert len(counters) == 50
+    counters.forget(NOW + 1.1)
+    assert len(counters) == 0
 
 
 # --- several replicas
 
 
 @given(
-    takes=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 40)), max_size=60),
+    acquired=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 40)), max_size=60),
     order=st.randoms(use_true_random=False),
 )
-def test_counts_told_late_twice_and_out_of_order_add_up(takes: list[tuple[int, int]], order: object) -> None:
-    books = [Book() for _ in range(3)]
+def test_counts_told_late_twice_and_out_of_order_add_up(
+    acquired: list[tuple[int, int]], order: object
+) -> None:
+    replicas = [Counters() for _ in range(3)]
     only = limit(10_000)
-    told: list[tuple[str, object]] = []
-    for number, (replica, wanted) in enumerate(takes):
-        books[replica].take([only], wanted, NOW + number * 0.01)
-        told.append((str(replica), books[replica].changes()))
-    told = [(str(n), dict(part)) for n, book in enumerate(books) for part in book.everything()] + told * 2
-    order.shuffle(told)  # type: ignore[attr-defined]
-    reader = Book()
-    for name, counts in told:
-        reader.merge(name, wire.decode_counts(wire.encode_counts("r", counts))[1])  # type: ignore[arg-type]
-    total = sum(wanted for _, wanted in takes)
-    assert reader.take([only], 10_000, NOW + 1).granted == 10_000 - total
+    messages: list[tuple[str, object]] = []
+    for number, (replica, wanted) in enumerate(acquired):
+        replicas[replica].acquire([only], wanted, NOW + number * 0.01)
+        messages.append((str(replica), replicas[replica].changes()))
+    messages = [
+        (str(n), dict(part)) for n, counters in enumerate(replicas) for part in counters.everything()
+    ] + messages * 2
+    order.shuffle(messages)  # type: ignore[attr-defined]
+    reader = Counters()
+    for name, counts in messages:
+        reader.merge(name, decode(encode(GrantCounts.of("r", counts)), GrantCounts).by_slot())  # type: ignore[arg-type]
+    total = sum(wanted for _, wanted in acquired)
+    assert reader.acquire([only], 10_000, NOW + 1).granted == 10_000 - total
 
 
 def test_a_new_owner_goes_on_where_the_old_one_stopped() -> None:
-    old, new = Book(), Book()
-    old.take([limit(10)], 7, NOW)
+    old, new = Counters(), Counters()
+    old.acquire([limit(10)], 7, NOW)
     new.merge("old", old.changes())
-    assert new.take([limit(10)], 9, NOW + 1).granted == 3
+    assert new.acquire([limit(10)], 9, NOW + 1).granted == 3
     old.merge("new", new.changes())
-    assert old.take([limit(10)], 1, NOW + 2).granted == 0
+    assert old.acquire([limit(10)], 1, NOW + 2).granted == 0
 
 
 @given(st.sets(st.integers(0, 50).map(str), min_size=2, max_size=8))
@@ -253,14 +264,14 @@ def test_only_the_keys_of_a_lost_member_move(members: set[str]) -> None:
 
 def test_members_come_and_go() -> None:
     members = Members("a")
-    assert members.heard("b", 0)
-    assert not members.heard("b", 1)
-    assert not members.heard("a", 1)
+    assert members.seen("b", 0)
+    assert not members.seen("b", 1)
+    assert not members.seen("a", 1)
     assert members.alive() == {"a", "b"}
     assert {members.owner(str(key)) for key in range(50)} == {"a", "b"}
     members.expire(1 + LIFE_SECONDS + 0.1)
     assert {members.owner(str(key)) for key in range(50)} == {"a"}
-    assert members.heard("b", 9)
+    assert members.seen("b", 9)
 
 
 def test_window_counts_of_slots_long_past_do_not_matter() -> None:
@@ -277,63 +288,79 @@ def test_window_counts_of_slots_long_past_do_not_matter() -> None:
 # --- borrowing
 
 
-def test_a_budget_borrows_what_was_lately_used_within_bounds() -> None:
+def test_permits_borrow_as_many_as_were_used_lately_within_bounds() -> None:
     only = (limit(1000),)
-    budget = Budget(only, borrows=True)
-    assert budget.decide(0.0) is None
-    assert budget.advance() == 1
-    assert budget.answered(Grant(2), needed=1, asked_at=0.0, now=0.01) == 1
-    assert budget.decide(0.02) == Grant(1)
-    assert budget.decide(0.03) is None
+    permits = Permits(only, borrows=True)
+    assert permits.acquire(0.0) is None
+    assert permits.advance() == 1
+    assert permits.granted(Grant(2), needed=1, requested_at=0.0, now=0.01) == 1
+    assert permits.acquire(0.02) == Grant(1)
+    assert permits.acquire(0.03) is None
     for _ in range(100):
-        budget.decide(0.04)
-    assert budget.advance() == 1000 * LARGEST_SHARE
+        permits.acquire(0.04)
+    assert permits.advance() == 1000 * LARGEST_SHARE
 
 
 def test_a_loan_ends() -> None:
-    budget = Budget((limit(1000),), borrows=True)
-    budget.decide(0.0)
-    budget.answered(Grant(9), needed=1, asked_at=0.0, now=0.1)
-    assert budget.decide(loan_seconds(budget.limits) - 0.01) == Grant(1)
-    assert budget.decide(loan_seconds(budget.limits)) is None
+    permits = Permits((limit(1000),), borrows=True)
+    permits.acquire(0.0)
+    permits.granted(Grant(9), needed=1, requested_at=0.0, now=0.1)
+    assert permits.acquire(loan_seconds(permits.limits) - 0.01) == Grant(1)
+    assert permits.acquire(loan_seconds(permits.limits)) is None
 
 
 def test_the_synchronous_check_borrows_nothing() -> None:
-    budget = Budget((limit(1000),), borrows=False)
-    budget.decide(0.0)
-    assert budget.advance() == 0
+    permits = Permits((limit(1000),), borrows=False)
+    permits.acquire(0.0)
+    assert permits.advance() == 0
 
 
 def test_a_refusal_is_known_until_there_is_room() -> None:
     only = limit(10)
-    budget = Budget((only,), borrows=True)
-    assert budget.decide(0.0) is None
-    assert budget.answered(Grant(1, only, 30.0), needed=5, asked_at=0.0, now=1.0) == 1
-    assert budget.decide(11.0) == Grant(0, only, 20.0)
-    assert budget.decide(31.0) is None
+    permits = Permits((only,), borrows=True)
+    assert permits.acquire(0.0) is None
+    assert permits.granted(Grant(1, only, 30.0), needed=5, requested_at=0.0, now=1.0) == 1
+    assert permits.acquire(11.0) == Grant(0, only, 20.0)
+    assert permits.acquire(31.0) is None
 
 
-# --- words
+# --- messages
 
 
 @given(st.binary(max_size=200))
-def test_unreadable_messages_are_told_apart(body: bytes) -> None:
-    for read in (wire.decode_take, wire.decode_counts, wire.decode_members):
-        with pytest.raises(wire.InvalidMessage):
-            read(body)
-    with pytest.raises(wire.InvalidMessage):
-        wire.decode_grant(body, ())
+def test_unreadable_messages_are_refused(body: bytes) -> None:
+    for kind in (Acquire, GrantCounts, Heartbeat, Granted):
+        with pytest.raises(InvalidMessage):
+            decode(body, kind)
 
 
-def test_questions_and_answers_arrive_as_sent() -> None:
+@pytest.mark.parametrize("wanted", [-1, 10**9 + 1])
+def test_a_request_with_numbers_out_of_range_is_refused(wanted: int) -> None:
+    with pytest.raises(InvalidMessage):
+        decode(encode(Acquire((limit(3),), wanted)), Acquire)
+    with pytest.raises(InvalidMessage):
+        decode(encode(Acquire((limit(3, 0),), 1)), Acquire)
+
+
+def test_requests_and_responses_arrive_as_sent() -> None:
     limits = (limit(3), limit(9, 1, "other"))
-    assert wire.decode_take(wire.encode_take(limits, 7)) == (limits, 7)
+    assert decode(encode(Acquire(limits, 7)), Acquire) == Acquire(limits, 7)
     for grant in (Grant(7), Grant(2, limits[1], 0.25)):
-        assert wire.decode_grant(wire.encode_grant(grant, limits), limits) == grant
+        assert decode(encode(Granted.of(grant, limits)), Granted).grant(limits) == grant
+    with pytest.raises(InvalidMessage):
+        Granted(1, 2, 0.0).grant(limits)
+
+
+def test_messages_keep_their_form_between_releases() -> None:
+    only = limit(3)
+    assert encode(Acquire((only,), 7)) == b'{"limits":[["account-minute","k",3,60]],"wanted":7}'
+    assert encode(Granted.of(Grant(2, only, 0.5), (only,))) == b'{"granted":2,"violated":0,"after":0.5}'
+    assert encode(GrantCounts.of("a", {"k": (60, {5: 1})})) == b'{"replica":"a","counts":{"k":[60,[[5,1]]]}}'
+    assert encode(Heartbeat(["a"])) == b'{"members":["a"],"gone":false}'
 
 
 def test_a_refused_call_is_told_when_to_come_back() -> None:
-    problem = refusal(Grant(0, limit(10), 12.3))
+    problem = too_many_requests(Grant(0, limit(10), 12.3))
     assert problem.status == 429
     assert problem.headers == {
         "Retry-After": "13",

@@ -14,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from nvcf_gateway.access.signing_keys import FIRST_KEY_NAME, SigningKeys, make_key
+from nvcf_gateway.access.signing_keys import FIRST_KEY_NAME, SigningKeys, create_key
 from nvcf_gateway.access.worker_tokens import InvalidWorkerToken, WorkerTokens
 from nvcf_gateway.errors import SetupError
 from nvcf_proto.ids import new_id
@@ -30,7 +30,7 @@ def issue(tokens: WorkerTokens, now: float = NOW) -> str:
 
 
 def add(folder: Path, name: str, age: float) -> None:
-    make_key(folder / name)
+    create_key(folder / name)
     changed = time.time() - age
     os.utime(folder / name, (changed, changed))
 
@@ -65,7 +65,7 @@ def test_the_newest_key_signs_and_all_verify(tmp_path: Path) -> None:
 
 def test_of_files_of_the_same_second_the_last_name_signs(tmp_path: Path) -> None:
     for name in ("2026-02.pem", "2026-03.pem", "2026-01.pem"):
-        make_key(tmp_path / name)
+        create_key(tmp_path / name)
         os.utime(tmp_path / name, (1_700_000_000.1, 1_700_000_000.9))
     alone = SigningKeys(tmp_path / "2026-03.pem").ring.signer.key_id
     assert SigningKeys(tmp_path).ring.signer.key_id == alone
@@ -108,7 +108,7 @@ def test_forged_tokens_are_refused(tmp_path: Path) -> None:
     public = keys.ring.signer.public.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
     head, body, signature = good.split(".")
     none = base64.urlsafe_b64encode(json.dumps({"alg": "none", "kid": kid(good)}).encode()).decode()
-    make_key(tmp_path / "foreign.key")
+    create_key(tmp_path / "foreign.key")
     foreign = SigningKeys(tmp_path / "foreign.key").ring.signer.private
     forged = [
         "",

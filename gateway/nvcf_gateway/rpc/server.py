@@ -1,0 +1,161 @@
+"""The gRPC server: how it decodes messages, its health service, and its listener."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from nvcf_gateway.config import GatewayConfig
+from nvcf_gateway.errors import SetupError
+from nvcf_gateway.http.tls import grpc_credentials
+
+CHECK_EVERY_SECONDS = 1.0
+# `HealthCheckResponse` of the gRPC health checking protocol: field 1 is the status.
+_SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"
+_UNREADABLE = object()
+
+Context = grpc.aio.ServicerContext
+
+
+def new_server(is_healthy: Callable[[], bool]) -> grpc.aio.Server:
+    """Return a server with the health service; `is_healthy` speaks for all services of the port."""
+    server = grpc.aio.server(
+        interceptors=[Decoding()],
+        options=[
+            ("grpc.max_receive_message_length", 64 * 1024),
+            ("grpc.so_reuseport", 0),
+            # Clients in Go may ping every 10 s, with and without calls in flight.
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),
+        ],
+    )
+    _add_health_service(server, is_healthy)
+    return server
+
+
+async def serve(stack: AsyncExitStack, config: GatewayConfig, server: grpc.aio.Server) -> str:
+    """Listen until `stack` is closed; return `host:port` as bound. Raises SetupError."""
+    host, port = config.grpc
+    credentials = grpc_credentials(config)
+    try:
+        if credentials is None:
+            bound = server.add_insecure_port(f"{host}:{port}")
+        else:
+            bound = server.add_secure_port(f"{host}:{port}", credentials)
+    except RuntimeError as error:
+        raise SetupError(
+            f"cannot listen on {host}:{port} (gRPC): is the port taken? Choose --grpc"
+        ) from error
+    await server.start()
+    stack.push_async_callback(server.stop, 1.0)
+    return f"{host}:{bound}"
+
+
+def _add_health_service(server: grpc.aio.Server, is_healthy: Callable[[], bool]) -> None:
+    """Serve `grpc.health.v1.Health`, for invocation services and load balancers."""
+
+    def status() -> bytes:
+        return _SERVING if is_healthy() else _NOT_SERVING
+
+    async def check(request: bytes, context: Context[Any, Any]) -> bytes:
+        return status()
+
+    async def watch(request: bytes, context: Context[Any, Any]) -> AsyncIterator[bytes]:
+        sent = b""
+        while True:
+            current = status()
+            if current != sent:
+                yield current
+                sent = current
+            await asyncio.sleep(CHECK_EVERY_SECONDS)
+
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+        "Check": grpc.unary_unary_rpc_method_handler(check),
+        "Watch": grpc.unary_stream_rpc_method_handler(watch),
+    }
+    handler = grpc.method_handlers_generic_handler("grpc.health.v1.Health", handlers)
+    server.add_generic_rpc_handlers((handler,))
+
+
+class Decoding(grpc.aio.ServerInterceptor):
+    """Refuses undecodable messages as INVALID_ARGUMENT, and methods that are not served as UNIMPLEMENTED.
+
+    By itself the library logs a traceback for each, and anybody may send them.
+    """
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Return the handler of a call, wrapped."""
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.request_deserializer is None:
+            return handler
+        decode, encode = _lenient(handler.request_deserializer), handler.response_serializer
+        if not handler.request_streaming and not handler.response_streaming:
+            return grpc.unary_unary_rpc_method_handler(_unary(handler.unary_unary), decode, encode)
+        if not handler.request_streaming:
+            return grpc.unary_stream_rpc_method_handler(_streaming(handler.unary_stream), decode, encode)
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(_streaming(handler.stream_stream), decode, encode)
+        return handler
+
+
+def _lenient(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def decode_or_mark(data: bytes) -> Any:
+        try:
+            return decode(data)
+        except DecodeError:
+            return _UNREADABLE
+
+    return decode_or_mark
+
+
+async def _check(message: Any, context: Context[Any, Any]) -> None:
+    if message is _UNREADABLE:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message cannot be decoded")
+
+
+async def _checked(messages: AsyncIterator[Any], context: Context[Any, Any]) -> AsyncIterator[Any]:
+    async for message in messages:
+        await _check(message, context)
+        yield message
+
+
+async def _not_served(context: Context[Any, Any]) -> None:
+    # Generated base classes raise NotImplementedError for methods that are not served.
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not served here")
+
+
+def _unary(serve: Any) -> Any:
+    async def wrapped(message: Any, context: Context[Any, Any]) -> Any:
+        await _check(message, context)
+        try:
+            return await serve(message, context)
+        except NotImplementedError:
+            await _not_served(context)
+
+    return wrapped
+
+
+def _streaming(serve: Any) -> Any:
+    # An async generator, like the handler it wraps: grpc.aio tells handlers apart by that.
+    async def wrapped(request: Any, context: Context[Any, Any]) -> AsyncIterator[Any]:
+        if isinstance(request, AsyncIterator):
+            request = _checked(request, context)
+        else:
+            await _check(request, context)
+        try:
+            async for response in serve(request, context):
+                yield response
+        except NotImplementedError:
+            await _not_served(context)
+
+    return wrapped

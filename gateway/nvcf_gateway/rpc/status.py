@@ -1,0 +1,49 @@
+"""Shared by all gRPC services of the gateway: the caller's token, and errors as gRPC status."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import grpc
+from grpc.aio import ServicerContext as Context
+
+from nvcf_gateway.errors import HttpProblem
+from nvcf_proto.errors import InvalidId
+from nvcf_proto.ids import parse_id
+
+_CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    409: grpc.StatusCode.ALREADY_EXISTS,
+    412: grpc.StatusCode.FAILED_PRECONDITION,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    501: grpc.StatusCode.UNIMPLEMENTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+def bearer(context: Context[Any, Any]) -> str:
+    """Return the token of the metadata `authorization: Bearer <token>`. Raises HttpProblem 401."""
+    for key, value in context.invocation_metadata() or ():
+        if key == "authorization" and isinstance(value, str):
+            scheme, _, token = value.partition(" ")
+            if scheme.lower() == "bearer" and token.strip():
+                return token.strip()
+    raise HttpProblem(401, "metadata authorization: Bearer <token> is missing")
+
+
+def checked_id(text: str, field: str) -> str:
+    """Return an id in its canonical form. Raises HttpProblem 400."""
+    try:
+        return parse_id(text, field)
+    except InvalidId as error:
+        raise HttpProblem(400, str(error)) from None
+
+
+async def abort(context: Context[Any, Any], problem: HttpProblem) -> NoReturn:
+    """End the call with the gRPC status of a problem (section 4, read backwards)."""
+    await context.abort(_CODES.get(problem.status, grpc.StatusCode.INTERNAL), str(problem))
+    raise AssertionError("abort always raises")
