@@ -2,62 +2,68 @@
 
 import contextlib
 
-import nats.errors
-import nats.js.errors
-from nats.aio.client import Client
-from nats.js import api
-
-from nvcf_broker.connection import describe_error
-from nvcf_broker.errors import BrokerError, BrokerUnavailableError, KeyExistsError, RevisionConflictError
+from nvcf_broker.errors import BrokerError, JetStreamError, KeyExistsError, RevisionConflictError
+from nvcf_broker.jetstream import NANOSECONDS, ConsumerInfo, JetStream, Requester, StreamInfo
 from nvcf_broker.records import Update, parse_update, valid_key
 
-REQUEST_SECONDS = 5.0
 # A deletion leaves a marker so that followers learn of it; a resync finds what a follower missed after that.
 MARKER_LIFE = "1h"
-_WRONG_LAST_SEQUENCE = (10071, 10164)
-_STREAM_NAME_IN_USE = 10058
+DUPLICATE_WINDOW_SECONDS = 120
+INACTIVE_SECONDS = 60
 
 
 class Bucket:
     """A bucket's stream. Writes return what a follower of the bucket will see of them."""
 
-    def __init__(self, client: Client, name: str, *, replicas: int = 1) -> None:
+    def __init__(self, requests: Requester, name: str, *, replicas: int = 1) -> None:
         self.name = name
         self.stream = f"KV_{name}"
         self.prefix = f"$KV.{name}."
-        self._js = client.jetstream(timeout=REQUEST_SECONDS)
+        self._jetstream = JetStream(requests)
         self._replicas = replicas
 
-    async def ensure(self) -> api.StreamInfo:
-        """Make the bucket if it is missing (file storage, one value a key). Raises errors of `nats`."""
-        with contextlib.suppress(nats.js.errors.NotFoundError):
-            return await self._js.stream_info(self.stream)
-        config = api.KeyValueConfig(
-            bucket=self.name, history=1, storage=api.StorageType.FILE, replicas=self._replicas, direct=True
-        )
-        try:
-            await self._js.create_key_value(config)
-        except nats.js.errors.APIError as error:
-            # Another process made it in between.
-            if error.err_code != _STREAM_NAME_IN_USE:
-                raise
-        return await self._js.stream_info(self.stream)
+    async def ensure(self) -> StreamInfo:
+        """Make the bucket if it is missing (file storage, one value a key). Raises `BrokerError`."""
+        found = await self._jetstream.stream_info(self.stream)
+        if found is None:
+            await self._jetstream.create_stream(
+                {
+                    "name": self.stream,
+                    "subjects": [f"{self.prefix}>"],
+                    "storage": "file",
+                    "num_replicas": self._replicas,
+                    "discard": "new",
+                    "max_msgs_per_subject": 1,
+                    "duplicate_window": DUPLICATE_WINDOW_SECONDS * NANOSECONDS,
+                    "allow_direct": True,
+                    "allow_rollup_hdrs": True,
+                    "allow_msg_ttl": True,
+                    "deny_delete": True,
+                }
+            )
+            found = await self._jetstream.stream_info(self.stream)
+        if found is None:
+            raise BrokerError(f"the bucket {self.name} is gone again")
+        return found
 
-    async def follow(self, deliver_subject: str, heartbeat: float) -> api.ConsumerInfo:
-        """Send every key's last message, then all new ones, to a subject. Raises errors of `nats`."""
-        config = api.ConsumerConfig(
-            deliver_subject=deliver_subject,
-            filter_subject=f"{self.prefix}>",
-            deliver_policy=api.DeliverPolicy.LAST_PER_SUBJECT,
-            ack_policy=api.AckPolicy.NONE,
-            max_deliver=1,
-            mem_storage=True,
-            num_replicas=1,
-            idle_heartbeat=heartbeat,
-            flow_control=True,
-            inactive_threshold=60.0,
+    async def follow(self, deliver_subject: str, heartbeat: float) -> ConsumerInfo:
+        """Send every key's last message, then all new ones, to a subject. Raises `BrokerError`."""
+        return await self._jetstream.create_consumer(
+            self.stream,
+            {
+                "deliver_subject": deliver_subject,
+                "filter_subject": f"{self.prefix}>",
+                "deliver_policy": "last_per_subject",
+                "ack_policy": "none",
+                "replay_policy": "instant",
+                "max_deliver": 1,
+                "mem_storage": True,
+                "num_replicas": 1,
+                "idle_heartbeat": int(heartbeat * NANOSECONDS),
+                "flow_control": True,
+                "inactive_threshold": INACTIVE_SECONDS * NANOSECONDS,
+            },
         )
-        return await self._js.add_consumer(self.stream, config)
 
     async def put(self, key: str, data: bytes, revision: int | None = None) -> Update:
         """Write, if `revision` is given only when that is the latest (0: none yet). Raises `BrokerError`."""
@@ -83,28 +89,17 @@ class Bucket:
         if not valid_key(key):
             raise BrokerError(f"{key!r} cannot be a key in {self.name}")
         if revision is not None:
-            headers = headers | {api.Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(revision)}
+            headers = headers | {"Nats-Expected-Last-Subject-Sequence": str(revision)}
         try:
-            ack = await self._js.publish(
-                self.prefix + key, data, timeout=REQUEST_SECONDS, headers=headers or None
-            )
-        except nats.js.errors.APIError as error:
-            if error.err_code in _WRONG_LAST_SEQUENCE:
+            action = f"cannot write {key} to {self.name}"
+            return await self._jetstream.publish(self.prefix + key, data, headers or None, action=action)
+        except JetStreamError as error:
+            if error.conflict:
                 raise RevisionConflictError(f"{key} in {self.name} was changed meanwhile") from error
-            raise BrokerError(f"cannot write {key} to {self.name}: {error.description}") from error
-        except (nats.errors.Error, TimeoutError) as error:
-            raise BrokerUnavailableError(
-                f"cannot write {key} to {self.name}: {describe_error(error)}"
-            ) from error
-        return ack.seq
+            raise
 
     async def _last_message(self, key: str) -> Update | None:
-        try:
-            message = await self._js.get_last_msg(self.stream, self.prefix + key)
-        except nats.js.errors.NotFoundError:
+        message = await self._jetstream.message(self.stream, last_by_subj=self.prefix + key)
+        if message is None:
             return None
-        except (nats.errors.Error, TimeoutError) as error:
-            raise BrokerUnavailableError(
-                f"cannot read {key} of {self.name}: {describe_error(error)}"
-            ) from error
-        return parse_update(key, message.data or b"", message.headers, message.seq or 0)
+        return parse_update(key, message.data, message.headers, message.sequence)

@@ -1,5 +1,11 @@
 """Errors of the broker package. Every message names the way out where there is one."""
 
+from collections.abc import Mapping
+from typing import Any
+
+STREAM_NAME_IN_USE = 10058
+WRONG_LAST_SEQUENCE = (10071, 10164)
+
 
 class BrokerError(Exception):
     """Root of this package's errors; its text is one line and fit for a terminal."""
@@ -15,6 +21,33 @@ class BrokerUnavailableError(BrokerError):
 
 class BrokerRefusedError(BrokerError):
     """The broker is there and does not accept the credentials."""
+
+
+class NoListenerError(BrokerUnavailableError):
+    """Nobody listens on the subject: its stream is missing, or JetStream is not ready."""
+
+
+class JetStreamError(BrokerError):
+    """JetStream refuses a call.
+
+    `code` is the status as in HTTP, `err_code` is JetStream's own number (nats-server, server/errors.json).
+    """
+
+    def __init__(self, action: str, error: Mapping[str, Any]) -> None:
+        self.code = int(error.get("code", 500))
+        self.err_code = int(error.get("err_code", 0))
+        self.description = str(error.get("description", error))
+        super().__init__(f"{action}: {self.description}")
+
+    @property
+    def exists(self) -> bool:
+        """Whether a stream of that name exists already."""
+        return self.err_code == STREAM_NAME_IN_USE
+
+    @property
+    def conflict(self) -> bool:
+        """Whether the subject's last sequence is not the expected one."""
+        return self.err_code in WRONG_LAST_SEQUENCE
 
 
 class KeyExistsError(BrokerError):

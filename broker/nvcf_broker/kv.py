@@ -235,13 +235,13 @@ class KvMirror(Generic[T]):
         session = self._session = _Session()
         self._reconnected.clear()
         info = await self._bucket.ensure()
-        self._records.begin(str(info.created), info.state.last_seq)
+        self._records.begin(info.created, info.last_sequence)
         subscription = await self._client.subscribe(self._client.new_inbox(), cb=session.take)
         consumer = ""
         try:
             created = await self._bucket.follow(subscription.subject, HEARTBEAT_SECONDS)
             consumer = created.name
-            if not created.num_pending:
+            if not created.pending:
                 await self._snapshot_read()
             await self._read(session, asyncio.get_running_loop().time() + self._resync_seconds)
         finally:

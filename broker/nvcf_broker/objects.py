@@ -7,6 +7,7 @@ Chunks are fetched one by one with direct gets: the reader's pace is the transfe
 """
 
 import base64
+import contextlib
 import datetime
 import hashlib
 import json
@@ -14,19 +15,13 @@ from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import nats.errors
 from nats.aio.msg import Msg
 from nats.nuid import NUID
 
-from nvcf_broker.connection import describe_error
-from nvcf_broker.errors import BrokerError, BrokerUnavailableError
-from nvcf_broker.requests import BrokerRequests
+from nvcf_broker.errors import BrokerError, JetStreamError
+from nvcf_broker.jetstream import NANOSECONDS, JetStream, Requester
 
 CHUNK_BYTES = 128 * 1024
-REQUEST_SECONDS = 5.0
-_NANOSECONDS = 1_000_000_000
-_STREAM_NAME_IN_USE = 10058
-_WRONG_LAST_SEQUENCE = (10071, 10164)
 
 
 class ObjectMissingError(BrokerError):
@@ -61,7 +56,7 @@ class ObjectBucket:
 
     def __init__(
         self,
-        requests: BrokerRequests,
+        requests: Requester,
         bucket: str,
         *,
         ttl: float = 0.0,
@@ -71,7 +66,7 @@ class ObjectBucket:
     ) -> None:
         self.bucket = bucket
         self.max_bytes = max_bytes
-        self._requests = requests
+        self._jetstream = JetStream(requests)
         self._stream = f"OBJ_{bucket}"
         self._config: dict[str, Any] = {
             "name": self._stream,
@@ -80,7 +75,7 @@ class ObjectBucket:
             "storage": "file",
             "num_replicas": replicas,
             "discard": "new",
-            "max_age": int(ttl * _NANOSECONDS),
+            "max_age": int(ttl * NANOSECONDS),
             "max_bytes": max_bytes,
             "allow_rollup_hdrs": True,
             "allow_direct": True,
@@ -92,13 +87,9 @@ class ObjectBucket:
 
     async def ensure(self) -> None:
         """Create the bucket where it is missing. Raises BrokerError."""
-        if self._made:
-            return
-        answer = await self._api(f"STREAM.CREATE.{self._stream}", self._config)
-        error = answer.get("error")
-        if error is not None and error.get("err_code") != _STREAM_NAME_IN_USE:
-            raise BrokerError(f"cannot create bucket {self.bucket}: {error.get('description')}")
-        self._made = True
+        if not self._made:
+            await self._jetstream.create_stream(self._config)
+            self._made = True
 
     async def put(
         self,
@@ -145,7 +136,9 @@ class ObjectBucket:
                 guards["Nats-Expected-Last-Subject-Sequence"] = "0"
             sequence = await self._store(self._meta(name), json.dumps(info).encode(), guards)
         except BaseException:
-            await self._purge(subject)
+            # What it failed of is the error to report.
+            with contextlib.suppress(BrokerError):
+                await self._purge(subject)
             raise
         if earlier is not None:
             await self._purge(f"$O.{self.bucket}.C.{earlier.nuid}")
@@ -153,7 +146,7 @@ class ObjectBucket:
 
     async def find(self, name: str) -> StoredObject | None:
         """The object's metadata, None if there is none. Raises BrokerError."""
-        message = await self._direct({"last_by_subj": self._meta(name)})
+        message = await self._direct(last_by_subj=self._meta(name))
         return None if message is None else _stored(message)
 
     async def read(self, stored: StoredObject) -> AsyncIterator[bytes]:
@@ -161,7 +154,7 @@ class ObjectBucket:
         subject = f"$O.{self.bucket}.C.{stored.nuid}"
         sequence = 1
         for _ in range(stored.chunks):
-            message = await self._direct({"seq": sequence, "next_by_subj": subject})
+            message = await self._direct(seq=sequence, next_by_subj=subject)
             if message is None:
                 raise ObjectMissingError(f"object {stored.name} has been deleted")
             sequence = int((message.headers or {})["Nats-Sequence"]) + 1
@@ -178,22 +171,20 @@ class ObjectBucket:
 
     async def oldest(self) -> StoredObject | None:
         """The object whose metadata was written first. Raises BrokerError."""
-        message = await self._direct({"seq": 1, "next_by_subj": f"$O.{self.bucket}.M.>"})
+        message = await self._direct(seq=1, next_by_subj=f"$O.{self.bucket}.M.>")
         return None if message is None else _stored(message)
 
     async def usage(self) -> tuple[int, int]:
         """Number of objects and bytes stored. Raises BrokerError."""
         await self.ensure()
-        body = {"subjects_filter": f"$O.{self.bucket}.M.>"}
-        answer = await self._api(f"STREAM.INFO.{self._stream}", body)
-        state = answer.get("state", {})
-        return len(state.get("subjects") or ()), int(state.get("bytes", 0))
+        found = await self._jetstream.stream_info(self._stream, subjects_filter=f"$O.{self.bucket}.M.>")
+        return (0, 0) if found is None else (len(found.subjects), found.size)
 
     async def bytes_used(self) -> int:
         """Bytes the bucket takes on disk, headers and metadata included. Raises BrokerError."""
         await self.ensure()
-        answer = await self._api(f"STREAM.INFO.{self._stream}", {})
-        return int(answer.get("state", {}).get("bytes", 0))
+        found = await self._jetstream.stream_info(self._stream)
+        return 0 if found is None else found.size
 
     @staticmethod
     def overhead(size: int) -> int:
@@ -204,43 +195,24 @@ class ObjectBucket:
         return f"$O.{self.bucket}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
 
     async def _store(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> int:
-        message = await self._request(subject, data, headers)
-        answer = json.loads(message.data)
-        error = answer.get("error")
-        if error is None:
-            return int(answer["seq"])
-        description = str(error.get("description", ""))
-        if error.get("err_code") in _WRONG_LAST_SEQUENCE:
-            raise ObjectExistsError(f"bucket {self.bucket} holds an object of that name already")
-        if "maximum" in description:
-            raise BucketFullError(f"bucket {self.bucket} is full")
-        raise BrokerError(f"cannot write to bucket {self.bucket}: {description}")
+        try:
+            action = f"cannot write to bucket {self.bucket}"
+            return await self._jetstream.publish(subject, data, headers, action=action)
+        except JetStreamError as error:
+            if error.conflict:
+                raise ObjectExistsError(
+                    f"bucket {self.bucket} holds an object of that name already"
+                ) from None
+            if "maximum" in error.description:
+                raise BucketFullError(f"bucket {self.bucket} is full") from None
+            raise
 
-    async def _direct(self, query: dict[str, Any]) -> Msg | None:
+    async def _direct(self, **query: Any) -> Msg | None:
         await self.ensure()
-        message = await self._request(f"$JS.API.DIRECT.GET.{self._stream}", json.dumps(query).encode())
-        status = (message.headers or {}).get("Status")
-        if status == "404":
-            return None
-        if status is not None:
-            raise BrokerError(
-                f"cannot read bucket {self.bucket}: {(message.headers or {}).get('Description')}"
-            )
-        return message
+        return await self._jetstream.direct_get(self._stream, **query)
 
     async def _purge(self, subject: str) -> None:
-        await self._api(f"STREAM.PURGE.{self._stream}", {"filter": subject})
-
-    async def _api(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
-        message = await self._request(f"$JS.API.{name}", json.dumps(body).encode())
-        answer = json.loads(message.data)
-        return answer if isinstance(answer, dict) else {}
-
-    async def _request(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> Msg:
-        try:
-            return await self._requests.request(subject, data, timeout=REQUEST_SECONDS, headers=headers)
-        except (nats.errors.Error, TimeoutError) as error:
-            raise BrokerUnavailableError(f"bucket {self.bucket}: {describe_error(error)}") from error
+        await self._jetstream.purge(self._stream, subject)
 
 
 def _stored(message: Msg) -> StoredObject:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from nvcf_broker.connection import BrokerClient, connect_broker
+from nvcf_broker.errors import BrokerError
 from nvcf_broker.requests import BrokerRequests
 from nvcf_gateway.access.authorization import Authenticator, Authorizer
 from nvcf_gateway.access.broker_callout import QUEUE_GROUP, AuthCallout, load_account_seed
@@ -20,7 +21,7 @@ from nvcf_gateway.access.signed_tokens import DashboardTokens, SignedUrls
 from nvcf_gateway.access.signing_keys import SigningKeys
 from nvcf_gateway.access.worker_tokens import WorkerTokens
 from nvcf_gateway.config import GatewayConfig
-from nvcf_gateway.errors import QueueError, SetupError
+from nvcf_gateway.errors import SetupError
 from nvcf_gateway.exchange.attach import Attach, InlineReplies
 from nvcf_gateway.exchange.pending import PendingRequests
 from nvcf_gateway.http.connections import SERVER_LOG
@@ -181,7 +182,7 @@ async def _parts(
         await idempotency.ensure()
         for store in results.values():
             await store.start()
-    except QueueError as error:
+    except BrokerError as error:
         raise SetupError(str(error)) from None
     bodies = RegionalBuckets(client, requests, config, "bodies", ttl=config.results_ttl)
     keeping = Keeping(config, bodies, results[config.region], tracking)

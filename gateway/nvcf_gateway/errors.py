@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nvcf_broker.errors import BrokerError
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.problem import Problem, problem_for
 
@@ -75,11 +76,7 @@ class WorkerGone(GatewayError):
     """The worker left in the middle of its answer."""
 
 
-class QueueError(GatewayError):
-    """A request could not be put into the queue."""
-
-
-class NotStored(QueueError):
+class NotStored(BrokerError):
     """The broker has refused a request: it is certainly not in the queue."""
 
 

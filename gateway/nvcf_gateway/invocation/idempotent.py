@@ -11,7 +11,8 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from nvcf_gateway.errors import HttpProblem, NotEnqueued, QueueError
+from nvcf_broker.errors import BrokerError
+from nvcf_gateway.errors import HttpProblem, NotEnqueued
 from nvcf_gateway.exchange.call import Call
 from nvcf_gateway.exchange.sinks import Sink
 from nvcf_gateway.invocation.waiting import Ended, Waiting
@@ -82,7 +83,7 @@ class Execution:
             await self._calls.keeping.track(self.call)
         except BaseException as error:
             await self._leave()
-            if isinstance(error, QueueError):
+            if isinstance(error, BrokerError):
                 raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
             raise
         return self
@@ -134,7 +135,7 @@ class IdempotentCalls:
         return Execution(self, request, call)
 
     async def claim(self, call: Call, key: str) -> Claim:
-        """Claim `key` for `call`, or learn which request has it. Raises HttpProblem 422, QueueError."""
+        """Claim `key` for `call`, or learn which request has it. Raises HttpProblem 422, BrokerError."""
         digest = fingerprint(call.head.method, call.body.length, call.body.prefix)
         claiming = self._owner.spawn(
             self._idempotency.claim(
@@ -162,5 +163,5 @@ class IdempotentCalls:
     async def _release(self, claim: Claim) -> None:
         try:
             await self._idempotency.release(claim)
-        except QueueError as error:
+        except BrokerError as error:
             _log.warning("idempotency key not released: %s", error, extra={"request_id": claim.request_id})

@@ -9,9 +9,10 @@ from dataclasses import replace
 from aiohttp import web
 from opentelemetry import trace
 
+from nvcf_broker.errors import BrokerError
 from nvcf_gateway.access.authorization import Authenticator, Authorizer, Caller
 from nvcf_gateway.config import GatewayConfig
-from nvcf_gateway.errors import HttpProblem, QueueError
+from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.exchange.bodies import BodyTooLarge, ByteSource, CallerBody
 from nvcf_gateway.exchange.call import (
     BytesSource,
@@ -233,7 +234,7 @@ class Invoker:
         if head.status == 202:
             try:
                 await self._keeping.track(call)
-            except QueueError as error:
+            except BrokerError as error:
                 raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
 
     async def _kept_word(self, call: Call) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum, auto
 from functools import partial
 
+from nvcf_broker.errors import BrokerError
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import (
     CallerGone,
@@ -16,7 +17,6 @@ from nvcf_gateway.errors import (
     NoRoom,
     NotEnqueued,
     NotStored,
-    QueueError,
     QueueFull,
 )
 from nvcf_gateway.exchange.call import Call
@@ -166,7 +166,7 @@ class Waiting:
     async def _kept(self, call: Call, pending: Pending) -> bool:
         try:
             return await self._keeping.keep(call, pending)
-        except QueueError as error:
+        except BrokerError as error:
             if not call.survives:
                 return False
             self._keeping.promised(pending, self._pending)
@@ -196,7 +196,7 @@ class Waiting:
     ) -> None:
         try:
             kept = await self._keeping.keep(call, pending)
-        except QueueError:
+        except BrokerError:
             # It stays where it is: whoever repeats the call with its key finds it, or finds it lost.
             return
         if not kept:
@@ -238,7 +238,7 @@ class Waiting:
             return sequence, headers
         except QueueFull as error:
             raise NoRoom(str(error)) from None
-        except QueueError as error:
+        except BrokerError as error:
             _log.error("%s", error, extra={"request_id": call.request_id})
             kind = NotEnqueued if isinstance(error, NotStored) else HttpProblem
             raise kind(500, str(error)) from None
@@ -259,7 +259,7 @@ class Waiting:
         try:
             await self._queue.cancel(call.version.id, call.request_id)
             await self._queue.remove(call.version.id, call.request_id, sequence)
-        except QueueError as error:
+        except BrokerError as error:
             _log.warning("%s", error, extra={"request_id": call.request_id})
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from aiohttp import web
 
+from nvcf_broker.errors import BrokerError
 from nvcf_gateway.access.authorization import Authenticator
 from nvcf_gateway.access.worker_tokens import WorkerTokens
-from nvcf_gateway.errors import HttpProblem, QueueError, invalid_field
+from nvcf_gateway.errors import HttpProblem, invalid_field
 from nvcf_gateway.http.responses import json_response
 from nvcf_gateway.management.functions import Management, json_body, stored, timestamp
 from nvcf_gateway.queue.request_queue import RequestQueue
@@ -62,7 +63,7 @@ class Deployments:
         try:
             # Before the first instance: its start must not depend on making the stream.
             await self._queue.ensure(version.id, again=True)
-        except QueueError as error:
+        except BrokerError as error:
             raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
         return json_response(200, {"deployment": self._shown(version, deployment)})
 
@@ -79,7 +80,7 @@ class Deployments:
         await stored(self._registry.deployments.update(version.id, deployment, entry.revision))
         try:
             await self._queue.ensure(version.id, again=True)
-        except QueueError as error:
+        except BrokerError as error:
             raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
         return json_response(200, {"deployment": self._shown(version, deployment)})
 

@@ -17,9 +17,11 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from nvcf_broker.connection import describe_error
-from nvcf_broker.requests import BrokerRequests, raise_if_cancelled
+from nvcf_broker.errors import BrokerError, BrokerUnavailableError
+from nvcf_broker.jetstream import JetStream, Requester
+from nvcf_broker.requests import raise_if_cancelled
 from nvcf_gateway.access.authorization import Authenticator
-from nvcf_gateway.errors import HttpProblem, QueueError
+from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.http.responses import json_response
 from nvcf_gateway.management.functions import timestamp
 from nvcf_gateway.registry import Registry
@@ -43,11 +45,11 @@ TIMEOUT = 5.0
 
 
 class EventLog:
-    """Reads the event stream. Raises QueueError when the broker does not answer."""
+    """Reads the event stream. Raises BrokerError when the broker does not answer."""
 
-    def __init__(self, client: Client, requests: BrokerRequests) -> None:
+    def __init__(self, client: Client, requests: Requester) -> None:
         self._client = client
-        self._requests = requests
+        self._jetstream = JetStream(requests, TIMEOUT)
 
     async def newest(self, wanted: set[str], kind: str | None, limit: int) -> list[Event]:
         """Up to `limit` events of the versions `wanted`, newest first."""
@@ -68,14 +70,9 @@ class EventLog:
 
     async def _bounds(self) -> tuple[int, int]:
         """First and last sequence of the stream; an empty one ends before it begins."""
-        name = f"{subjects.API_PREFIX}.STREAM.INFO.{compute.EVENTS_STREAM}"
-        try:
-            answer = await self._requests.request(name, b"", timeout=TIMEOUT)
-        except (nats.errors.Error, TimeoutError) as error:
-            raise QueueError(f"events cannot be read: {describe_error(error)}") from error
-        state = json.loads(answer.data).get("state")
+        stream = await self._jetstream.stream_info(compute.EVENTS_STREAM)
         # Without a stream nothing has happened yet.
-        return (1, 0) if state is None else (int(state["first_seq"]), int(state["last_seq"]))
+        return (1, 0) if stream is None else (stream.first_sequence, stream.last_sequence)
 
     async def _between(self, subject: str, start: int, before: int) -> list[Event]:
         """Events of a subject with `start` <= sequence < `before`, oldest first."""
@@ -108,7 +105,7 @@ class EventLog:
                 while "Status" not in ((message := await arrived.get()).headers or {}):
                     messages.append(message)
         except (nats.errors.Error, TimeoutError) as error:
-            raise QueueError(f"events cannot be read: {describe_error(error)}") from error
+            raise BrokerUnavailableError(f"events cannot be read: {describe_error(error)}") from error
         finally:
             await subscription.unsubscribe()
         raise_if_cancelled()
@@ -145,7 +142,7 @@ class Events:
         }
         try:
             found = await self._log.newest(wanted, kind, limit)
-        except QueueError as error:
+        except BrokerError as error:
             raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
         return json_response(200, {"events": [_shown_event(event) for event in found]})
 

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from nvcf_broker.errors import BrokerError, KeyExistsError, RevisionConflictError
 from nvcf_gateway.access.authorization import Authenticator, Caller
-from nvcf_gateway.errors import HttpProblem, QueueError, invalid_field
+from nvcf_gateway.errors import HttpProblem, invalid_field
 from nvcf_gateway.exchange.call import read_all
 from nvcf_gateway.http.responses import json_response
 from nvcf_gateway.queue.request_queue import RequestQueue
@@ -225,7 +225,7 @@ class Management:
     async def _delete(self, version: FunctionVersion) -> None:
         try:
             await self._queue.delete(version.id)
-        except QueueError as error:
+        except BrokerError as error:
             raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
         await stored(self._registry.versions.delete(version.id))
 

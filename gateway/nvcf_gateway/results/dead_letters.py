@@ -8,7 +8,6 @@ which one gateway takes care; a sweep finds what was missed while no gateway ran
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import logging
 import random
@@ -19,8 +18,9 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from nvcf_broker.connection import describe_error
+from nvcf_broker.errors import BrokerError
+from nvcf_broker.jetstream import StoredMessage
 from nvcf_broker.requests import BrokerRequests
-from nvcf_gateway.errors import QueueError
 from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_proto import headers as names
@@ -76,13 +76,10 @@ def _stream_parts(stream: str) -> tuple[str, str, str]:
     return prefix, region, parse_id(version, "version id")
 
 
-def read_stored(message: dict[str, object]) -> Stored:
-    """The member `message` of a STREAM.MSG.GET answer. Raises InvalidId."""
-    request_id = parse_id(str(message.get("subject", "")).rpartition(".")[2], "request id")
-    block = base64.b64decode(str(message.get("hdrs") or "")).decode(errors="replace")
-    pairs = (line.partition(":") for line in block.split("\r\n"))
-    reply = next((value.strip() for name, _, value in pairs if name == names.REPLY_SUBJECT), None)
-    return Stored(request_id, reply)
+def read_stored(message: StoredMessage) -> Stored:
+    """Read a message of a request stream. Raises InvalidId."""
+    request_id = parse_id(message.subject.rpartition(".")[2], "request id")
+    return Stored(request_id, message.headers.get(names.REPLY_SUBJECT))
 
 
 def too_many_deliveries(request_id: str, deliveries: int) -> bytes:
@@ -141,14 +138,14 @@ class ExhaustedRequests:
                     return
                 await self._end(Exhausted(self._queue.region, version_id, sequence, 0))
                 ended = sequence
-        except QueueError as error:
+        except BrokerError as error:
             _log.warning("%s; the queue of %s is looked at later", error, version_id)
 
     async def end(self, found: Exhausted) -> None:
         """Answer the caller and remove the message."""
         try:
             await self._end(found)
-        except QueueError as error:
+        except BrokerError as error:
             _log.warning("%s; a sweep will find the message", error)
 
     async def _end(self, found: Exhausted) -> None:

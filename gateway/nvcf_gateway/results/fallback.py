@@ -15,7 +15,6 @@ from nats.aio.msg import Msg
 
 from nvcf_broker.errors import BrokerError
 from nvcf_gateway.config import GatewayConfig
-from nvcf_gateway.errors import QueueError
 from nvcf_gateway.exchange.bodies import Body, CallerBody
 from nvcf_gateway.exchange.call import BytesSource
 from nvcf_gateway.exchange.pending import Pending, PendingRequests
@@ -75,7 +74,7 @@ class Rescue:
         except InvalidId as error:
             _log.warning("rescue: %s", error)
             found = None
-        except (QueueError, BrokerError) as error:
+        except BrokerError as error:
             # No answer: the worker asks again.
             _log.warning("rescue: %s", error)
             return

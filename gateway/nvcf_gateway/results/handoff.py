@@ -13,7 +13,6 @@ from pathlib import Path
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.objects import ObjectBucket, StoredObject
 from nvcf_gateway.config import GatewayConfig
-from nvcf_gateway.errors import QueueError
 from nvcf_gateway.exchange.call import Call
 from nvcf_gateway.exchange.pending import Keeper, Pending, PendingRequests
 from nvcf_gateway.exchange.sinks import Sink
@@ -112,7 +111,7 @@ class Keeping:
         )
 
     async def track(self, call: Call) -> None:
-        """Write the tracking record. Raises QueueError."""
+        """Write the tracking record. Raises BrokerError."""
         await self._tracking.record(
             Tracked(
                 call.request_id,
@@ -128,7 +127,7 @@ class Keeping:
     async def keep(self, call: Call, pending: Pending) -> bool:
         """Store what a later delivery needs; False when its body is not there in time.
 
-        Raises QueueError when the broker does not take it.
+        Raises BrokerError when the broker does not take it.
         """
         try:
             if pending.request_token is not None:
@@ -140,9 +139,9 @@ class Keeping:
                 stored = await self._bodies.put(call.request_id, call.body.stream(), {})
                 pending.body = StoredBody(self._bodies.own, stored)
             await self.track(call)
-        except (BrokerError, QueueError, OSError) as error:
+        except (BrokerError, OSError) as error:
             _log.warning("request not kept: %s", error, extra={"request_id": call.request_id})
-            raise QueueError(f"the request could not be kept: {error}") from error
+            raise BrokerError(f"the request could not be kept: {error}") from error
         call.body.close()
         return True
 

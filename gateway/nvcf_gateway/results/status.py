@@ -13,7 +13,7 @@ from aiohttp import web
 
 from nvcf_broker.errors import BrokerError
 from nvcf_gateway.access.authorization import Authenticator, Authorizer
-from nvcf_gateway.errors import CallerGone, HttpProblem, QueueError
+from nvcf_gateway.errors import CallerGone, HttpProblem
 from nvcf_gateway.exchange.call import Call, caller_poll_seconds, raw_headers
 from nvcf_gateway.exchange.pending import Keeper
 from nvcf_gateway.exchange.response_headers import (
@@ -108,7 +108,7 @@ class Poller:
             if problem.status != 504:
                 raise
             # Its gateway died before it was queued, or its answer has been dropped.
-            with contextlib.suppress(QueueError):
+            with contextlib.suppress(BrokerError):
                 await self._idempotency.release(claim)
             detail = "the first call with this Idempotency-Key came to nothing: send it again"
             raise HttpProblem(503, detail, headers={"Retry-After": "0"}) from None
@@ -117,7 +117,7 @@ class Poller:
         """How far a request is that nobody has answered."""
         try:
             place = await self._queue.place(version_id, request_id, region)
-        except QueueError:
+        except BrokerError:
             return PENDING_EVALUATION
         return PENDING_EVALUATION if place == "queued" else IN_PROGRESS
 
@@ -150,7 +150,7 @@ class Poller:
             await self._store(tracked).discard(tracked.request_id)
             await self._keeping.drop_body(tracked.request_id)
             await self._tracking.forget(tracked)
-        except (QueueError, BrokerError) as error:
+        except BrokerError as error:
             raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
         self._door.close(tracked.request_id)
         return web.Response(status=204)
@@ -163,7 +163,7 @@ class Poller:
             tracked = await self._find(request_id)
         except InvalidId as error:
             raise HttpProblem(404, str(error)) from None
-        except (QueueError, BrokerError) as error:
+        except BrokerError as error:
             raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
         if tracked is None:
             raise HttpProblem(404, f"no request {request_id}: unknown, or answered already")
@@ -221,7 +221,7 @@ class Poller:
                             return await self._still(
                                 poll, PENDING_EVALUATION if place == "queued" else IN_PROGRESS
                             )
-                except (QueueError, BrokerError) as error:
+                except BrokerError as error:
                     raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
                 await _wait(announced, min(ASK_AGAIN, poll.deadline - loop.time()))
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import nats.errors
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 
-from nvcf_broker.connection import describe_error
-from nvcf_broker.requests import BrokerRequests
+from nvcf_broker.jetstream import JetStream, Requester
 from nvcf_gateway.config import GatewayConfig
-from nvcf_gateway.errors import QueueError
 from nvcf_gateway.queue.placement import placement_tag
 from nvcf_otel.spans import TRACEPARENT
 from nvcf_proto import streams, subjects
@@ -23,11 +17,8 @@ from nvcf_proto.pb import nvcf_pb2
 
 _log = logging.getLogger(__name__)
 
-API_TIMEOUT = 5.0
 STAYS = "Nvcf-Answer-Stays"
 """[ext] Header of the record of a request that has an idempotency key."""
-
-_STREAM_NAME_IN_USE = 10058
 
 
 @dataclass(frozen=True)
@@ -48,26 +39,23 @@ class Tracked:
 class Tracking:
     """The tracking streams of all regions; writes go to the gateway's own."""
 
-    def __init__(self, client: Client, requests: BrokerRequests, config: GatewayConfig) -> None:
+    def __init__(self, client: Client, requests: Requester, config: GatewayConfig) -> None:
         self._client = client
-        self._requests = requests
+        self._jetstream = JetStream(requests)
         self._config = config
 
     async def ensure(self) -> None:
-        """Create the streams eagerly: a direct get on a missing one only times out. Raises QueueError."""
+        """Create the streams eagerly: a direct get on a missing one only times out. Raises BrokerError."""
         for region in self._config.regions:
             config = streams.tracking_stream_config(
                 region,
                 replicas=self._config.replicas,
                 placement_tag=placement_tag(self._client, self._config, region),
             )
-            answer = await self._call(f"{subjects.API_PREFIX}.STREAM.CREATE.{config['name']}", _json(config))
-            error = json.loads(answer.data).get("error")
-            if error is not None and error.get("err_code") != _STREAM_NAME_IN_USE:
-                raise QueueError(f"cannot create stream {config['name']}: {error.get('description')}")
+            await self._jetstream.create_stream(config)
 
     async def record(self, tracked: Tracked) -> None:
-        """Remember a request; a record that is there already is renewed. Raises QueueError."""
+        """Remember a request; a record that is there already is renewed. Raises BrokerError."""
         message = nvcf_pb2.WorkerResultTracking(
             functionId=tracked.function_id, functionVersionId=tracked.version_id
         )
@@ -76,34 +64,23 @@ class Tracking:
         headers = {STAYS: "1"} if tracked.stays else {}
         if tracked.trace is not None:
             headers[TRACEPARENT] = tracked.trace
-        answer = await self._call(subject, message.SerializeToString(), headers or None)
-        error = json.loads(answer.data).get("error")
-        if error is not None:
-            raise QueueError(f"cannot track the request: {error.get('description')}")
+        await self._jetstream.publish(subject, message.SerializeToString(), headers or None)
 
     async def find(self, request_id: str) -> Tracked | None:
-        """The request's record: own region first, then the others. Raises QueueError."""
+        """The request's record: own region first, then the others. Raises BrokerError."""
         own = self._config.region
         for region in (own, *(each for each in self._config.regions if each != own)):
             subject = subjects.tracking_subject(region, request_id)
-            name = f"{subjects.API_PREFIX}.DIRECT.GET.{subjects.tracking_stream(region)}"
-            answer = await self._call(name, _json({"last_by_subj": subject}))
-            headers = answer.headers or {}
-            if not headers.get("Status"):
-                return _tracked(request_id, region, answer.data, headers)
+            stored = await self._jetstream.direct_get(subjects.tracking_stream(region), last_by_subj=subject)
+            if stored is not None:
+                return _tracked(request_id, region, stored.data, stored.headers or {})
         return None
 
     async def forget(self, tracked: Tracked) -> None:
-        """Remove the record. Raises QueueError."""
+        """Remove the record. Raises BrokerError."""
         stream = subjects.tracking_stream(tracked.region)
         subject = subjects.tracking_subject(tracked.region, tracked.request_id)
-        await self._call(f"{subjects.API_PREFIX}.STREAM.PURGE.{stream}", _json({"filter": subject}))
-
-    async def _call(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> Msg:
-        try:
-            return await self._requests.request(subject, payload, timeout=API_TIMEOUT, headers=headers)
-        except (nats.errors.Error, TimeoutError) as error:
-            raise QueueError(f"the broker did not answer: {describe_error(error)}") from error
+        await self._jetstream.purge(stream, subject)
 
 
 def _tracked(request_id: str, region: str, data: bytes, headers: Mapping[str, str]) -> Tracked:
@@ -117,7 +94,3 @@ def _tracked(request_id: str, region: str, data: bytes, headers: Mapping[str, st
         STAYS in headers,
         headers.get(TRACEPARENT),
     )
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return json.dumps(value).encode()

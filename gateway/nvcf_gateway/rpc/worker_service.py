@@ -10,8 +10,9 @@ from typing import Any, Protocol
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc.aio import ServicerContext as Context
 
+from nvcf_broker.errors import BrokerError
 from nvcf_gateway.access.worker_tokens import InvalidWorkerToken, WorkerTokens
-from nvcf_gateway.errors import HttpProblem, QueueError
+from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.objects.assets import Assets
 from nvcf_gateway.objects.large_results import LargeResults
 from nvcf_gateway.queue.request_queue import RequestQueue
@@ -196,7 +197,7 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
     ) -> None:
         try:
             await self._queue.ensure(version_id, region, again=again)
-        except QueueError as error:
+        except BrokerError as error:
             await abort(context, HttpProblem(503, str(error)))
 
 

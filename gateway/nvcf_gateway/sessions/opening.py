@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nvcf_broker.errors import BrokerError
 from nvcf_gateway.access.authorization import Authenticator, Authorizer, Caller
-from nvcf_gateway.errors import HttpProblem, NoRoom, QueueError, QueueFull
+from nvcf_gateway.errors import HttpProblem, NoRoom, QueueFull
 from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.queue.demand import Demand
 from nvcf_gateway.queue.message import message_headers
@@ -141,7 +142,7 @@ class SessionOpener:
             raise no_worker() from None
         except QueueFull as error:
             raise NoRoom(str(error)) from None
-        except QueueError as error:
+        except BrokerError as error:
             _log.error("%s", error)
             raise HttpProblem(503, str(error)) from None
 
@@ -219,7 +220,7 @@ class SessionOpener:
         try:
             await self._queue.cancel(version_id, request_id)
             await self._queue.remove(version_id, request_id, sequence)
-        except QueueError as error:
+        except BrokerError as error:
             _log.warning("%s", error, extra={"request_id": request_id})
 
 

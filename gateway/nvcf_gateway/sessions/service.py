@@ -8,10 +8,10 @@ from contextlib import AsyncExitStack
 from aiohttp import web
 
 from nvcf_broker.connection import BrokerClient
+from nvcf_broker.errors import BrokerError
 from nvcf_broker.requests import BrokerRequests
 from nvcf_gateway.access.authorization import Authenticator, Authorizer
 from nvcf_gateway.config import GatewayConfig
-from nvcf_gateway.errors import QueueError
 from nvcf_gateway.http.tls import server_context
 from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.queue.demand import Demand
@@ -76,7 +76,7 @@ class Sessions:
         config = self._config
         try:
             await self._lookup.ensure()
-        except QueueError as error:
+        except BrokerError as error:
             # Sessions work without it; only coming back to one does not.
             _log.error("%s", error)
         bound = await self._proxy.start(

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import logging
 from dataclasses import dataclass
-from typing import Any
 
 import nats.errors
 from google.protobuf.message import DecodeError
 
 from nvcf_broker.connection import BrokerClient, describe_error
+from nvcf_broker.errors import BrokerUnavailableError, JetStreamError, NoListenerError
+from nvcf_broker.jetstream import JetStream
 from nvcf_broker.requests import BrokerRequests
 from nvcf_gateway.config import GatewayConfig
-from nvcf_gateway.errors import QueueError
 from nvcf_gateway.queue.placement import placement_tag
 from nvcf_proto import streams, subjects
 from nvcf_proto.pb import nvcf_pb2
 
 _log = logging.getLogger(__name__)
 
-API_TIMEOUT = 5.0
-_STREAM_NAME_IN_USE = 10058
 _NOT_FOUND = 404
 
 
@@ -42,22 +38,21 @@ class SessionLookup:
     def __init__(self, client: BrokerClient, requests: BrokerRequests, config: GatewayConfig) -> None:
         self._client = client
         self._requests = requests
+        self._jetstream = JetStream(requests)
         self._config = config
 
     async def ensure(self) -> None:
-        """Create the own region's stream if it is missing. Raises QueueError."""
+        """Create the own region's stream if it is missing. Raises BrokerError."""
         region = self._config.region
         config = streams.session_lookup_stream_config(
             region,
             replicas=self._config.replicas,
             placement_tag=placement_tag(self._client, self._config, region),
         )
-        error = (await self._api(f"STREAM.CREATE.{config['name']}", config)).get("error")
-        if error is not None and error.get("err_code") != _STREAM_NAME_IN_USE:
-            raise QueueError(f"cannot create stream {config['name']}: {error.get('description')}")
+        await self._jetstream.create_stream(config)
 
     async def find(self, request_id: str) -> Found | None:
-        """The session `request_id`, looked for in the own region first. Raises QueueError."""
+        """The session `request_id`, looked for in the own region first. Raises BrokerError."""
         regions = (self._config.region, *(r for r in self._config.regions if r != self._config.region))
         for region in regions:
             found = await self._find_in(region, request_id)
@@ -69,16 +64,16 @@ class SessionLookup:
         # The version is not known here. MSG.GET takes a wildcard and reaches the stream in any region.
         subject = subjects.session_lookup_subject(region, "*", request_id)
         stream = subjects.session_lookup_stream(region)
-        answer = await self._api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
-        error = answer.get("error")
-        if error is not None:
-            if error.get("code") != _NOT_FOUND:
-                _log.warning("session lookup in region %s: %s", region, error.get("description"))
+        try:
+            message = await self._jetstream.message(stream, last_by_subj=subject)
+        except (JetStreamError, NoListenerError) as error:
+            _log.warning("session lookup in region %s: %s", region, error)
+            return None
+        if message is None:
             return None
         try:
-            data = base64.b64decode(answer["message"].get("data", ""))
-            record = nvcf_pb2.StatefulSessionTracking.FromString(data)
-        except (DecodeError, KeyError, TypeError, ValueError) as error:
+            record = nvcf_pb2.StatefulSessionTracking.FromString(message.data)
+        except (DecodeError, ValueError) as error:
             _log.warning("session record of %s cannot be read: %s", request_id, error)
             return None
         if not record.functionVersionId:
@@ -86,19 +81,21 @@ class SessionLookup:
         return Found(region, record.functionId, record.functionVersionId, record.invokerNcaId)
 
     async def forget(self, found: Found, request_id: str) -> None:
-        """Remove a session's record. Raises QueueError."""
+        """Remove a session's record. Raises BrokerError."""
         subject = subjects.session_lookup_subject(found.region, found.version_id, request_id)
         stream = subjects.session_lookup_stream(found.region)
-        error = (await self._api(f"STREAM.PURGE.{stream}", {"filter": subject})).get("error")
-        if error is not None and error.get("code") != _NOT_FOUND:
-            raise QueueError(f"cannot remove the session record: {error.get('description')}")
+        try:
+            await self._jetstream.purge(stream, subject)
+        except JetStreamError as error:
+            if error.code != _NOT_FOUND:
+                raise
 
     async def ask_to_dial(self, version_id: str, request_id: str, payload: bytes, timeout: float) -> bool:
         """Send a reconnect message; False when no worker holds the session.
 
         [ext] First on the version's own subject, the only one our workers may listen on; then on the
         contract's, for workers of others. An answer is not required: the link itself is one.
-        Raises QueueError.
+        Raises BrokerError.
         """
         for subject in (
             subjects.version_reconnect_subject(version_id, request_id),
@@ -111,17 +108,8 @@ class SessionLookup:
             except TimeoutError:
                 pass
             except nats.errors.Error as error:
-                raise QueueError(f"the broker did not take it: {describe_error(error)}") from error
+                raise BrokerUnavailableError(
+                    f"the broker did not take it: {describe_error(error)}"
+                ) from error
             return True
         return False
-
-    async def _api(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
-        try:
-            answer = await self._requests.request(
-                f"{subjects.API_PREFIX}.{name}", json.dumps(body).encode(), timeout=API_TIMEOUT
-            )
-        except nats.errors.NoRespondersError:
-            return {"error": {"code": _NOT_FOUND, "description": "no such stream"}}
-        except (nats.errors.Error, TimeoutError) as error:
-            raise QueueError(f"the broker did not answer: {describe_error(error)}") from error
-        return dict(json.loads(answer.data))

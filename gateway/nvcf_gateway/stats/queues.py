@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-import nats.errors
-
-from nvcf_broker.requests import BrokerRequests
+from nvcf_broker.errors import BrokerError
+from nvcf_broker.jetstream import JetStream, Requester
 from nvcf_proto import subjects
 
 LIFE_SECONDS = 1.0
@@ -39,8 +37,8 @@ class Queue:
 class Queues:
     """Reads queues."""
 
-    def __init__(self, requests: BrokerRequests, regions: tuple[str, ...]) -> None:
-        self._requests = requests
+    def __init__(self, requests: Requester, regions: tuple[str, ...]) -> None:
+        self._jetstream = JetStream(requests, TIMEOUT)
         self._regions = regions
         self._seen: dict[str, tuple[float, Queue]] = {}
 
@@ -64,7 +62,7 @@ class Queues:
         try:
             for region in self._regions:
                 total = total.joined(await self._region(region, version_id))
-        except (nats.errors.Error, TimeoutError, ValueError):
+        except (BrokerError, ValueError):
             return None
         if len(self._seen) >= MOST_KEPT:
             self._seen.clear()
@@ -74,22 +72,22 @@ class Queues:
     async def _region(self, region: str, version_id: str) -> Queue:
         stream = subjects.request_stream(region, version_id)
         consumer = subjects.request_consumer(region, version_id)
-        answer = await self._requests.request(
-            subjects.consumer_info_subject(stream, consumer), b"", timeout=TIMEOUT
-        )
-        info = json.loads(answer.data)
-        queued, in_flight = int(info.get("num_pending", 0)), int(info.get("num_ack_pending", 0))
-        if not queued:
-            return Queue(0, in_flight)
-        delivered = int(info.get("delivered", {}).get("stream_seq", 0))
-        return Queue(queued, in_flight, await self._age(region, version_id, delivered + 1))
+        info = await self._jetstream.consumer_info(stream, consumer)
+        if info is None:
+            return Queue()
+        if not info.pending:
+            return Queue(0, info.ack_pending)
+        age = await self._age(region, version_id, info.delivered + 1)
+        return Queue(info.pending, info.ack_pending, age)
 
     async def _age(self, region: str, version_id: str, sequence: int) -> float | None:
         """Seconds since the first message from `sequence` on was stored; None if it is gone by now."""
-        target = f"{subjects.API_PREFIX}.DIRECT.GET.{subjects.request_stream(region, version_id)}"
-        query = {"seq": sequence, "next_by_subj": subjects.request_subjects(region, version_id)}
-        answer = await self._requests.request(target, json.dumps(query).encode(), timeout=TIMEOUT)
-        stamp = (answer.headers or {}).get("Nats-Time-Stamp")
+        message = await self._jetstream.direct_get(
+            subjects.request_stream(region, version_id),
+            seq=sequence,
+            next_by_subj=subjects.request_subjects(region, version_id),
+        )
+        stamp = None if message is None else (message.headers or {}).get("Nats-Time-Stamp")
         if stamp is None:
             return None
         return max(0.0, time.time() - datetime.fromisoformat(stamp).timestamp())

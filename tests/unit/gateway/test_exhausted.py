@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from nvcf_broker.jetstream import StoredMessage
 from nvcf_gateway.results import dead_letters as exhausted
 from nvcf_gateway.results.dead_letters import ExhaustedRequests
 
@@ -22,8 +23,8 @@ class Denying:
     async def stuck(self, version_id: str) -> int:
         return 7
 
-    async def stored(self, version_id: str, sequence: int, region: str) -> dict[str, object]:
-        return {"subject": "rq.here.v.no-request"}
+    async def stored(self, version_id: str, sequence: int, region: str) -> StoredMessage:
+        return StoredMessage("rq.here.v.no-request", 7, b"", {})
 
     async def remove(self, *_: object) -> None:
         self.removals += 1

@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import pytest
 
-from nvcf_gateway.errors import CallerGone, HttpProblem, NoRoom, NotEnqueued, QueueError
+from nvcf_broker.errors import BrokerError
+from nvcf_gateway.errors import CallerGone, HttpProblem, NoRoom, NotEnqueued
 from nvcf_gateway.exchange.bodies import CallerBody
 from nvcf_gateway.exchange.call import BytesSource, Call
 from nvcf_gateway.invocation.idempotent import Execution, IdempotentCalls, holds_key
@@ -146,7 +147,7 @@ async def test_a_failure_before_the_queue_frees_the_key(error: Exception) -> Non
 
 
 async def test_a_call_that_cannot_be_tracked_frees_the_key() -> None:
-    parts = Parts(track_error=QueueError("no stream"))
+    parts = Parts(track_error=BrokerError("no stream"))
     async with TaskOwner() as owner:
         with pytest.raises(HttpProblem) as raised:
             await executed(parts, owner)
@@ -155,7 +156,7 @@ async def test_a_call_that_cannot_be_tracked_frees_the_key() -> None:
 
 
 async def test_a_claim_that_fails_is_nobodys() -> None:
-    parts = Parts(claim_error=QueueError("the broker did not answer"))
+    parts = Parts(claim_error=BrokerError("the broker did not answer"))
     async with TaskOwner() as owner:
         with pytest.raises(HttpProblem) as raised:
             await executed(parts, owner)

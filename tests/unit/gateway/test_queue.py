@@ -11,8 +11,9 @@ from typing import Any, cast
 import nats.errors
 import pytest
 
+from nvcf_broker.errors import BrokerError
 from nvcf_gateway.config import GatewayConfig
-from nvcf_gateway.errors import NotStored, QueueError
+from nvcf_gateway.errors import NotStored
 from nvcf_gateway.queue.request_queue import RequestQueue
 
 V = "22222222-2222-4222-8222-222222222222"
@@ -40,9 +41,9 @@ async def test_a_request_that_is_not_there_is_nowhere(error: dict[str, Any]) -> 
 
 
 async def test_a_request_is_not_lost_because_the_broker_cannot_say_where_it_is() -> None:
-    with pytest.raises(QueueError, match="temporarily unavailable"):
+    with pytest.raises(BrokerError, match="temporarily unavailable"):
         await queue({"error": UNAVAILABLE}).place(V, Q, "local")
-    with pytest.raises(QueueError, match="temporarily unavailable"):
+    with pytest.raises(BrokerError, match="temporarily unavailable"):
         await queue({"message": {"seq": 1}}, {"error": UNAVAILABLE}).place(V, Q, "local")
 
 
@@ -66,7 +67,7 @@ async def test_a_request_that_was_answered_is_not_stored_again(monkeypatch: pyte
     monkeypatch.setattr(of, "ensure", ensured)
     assert await of.publish(V, Q, b"", {}, answered=lambda: True) is None
     assert len(published) == 1
-    with pytest.raises(QueueError):
+    with pytest.raises(BrokerError):
         await of.publish(V, Q, b"", {})
     assert len(published) == 4
 
@@ -108,7 +109,7 @@ async def test_a_request_is_certainly_not_queued_only_if_each_attempt_was_refuse
 
     monkeypatch.setattr(of, "ensure", ensured)
     deadline = asyncio.get_running_loop().time() + 0.2
-    with pytest.raises(QueueError) as raised:
+    with pytest.raises(BrokerError) as raised:
         await of.publish(V, Q, b"", {}, deadline=deadline if late else None)
     assert isinstance(raised.value, NotStored) == certain
     assert not left
