@@ -22,7 +22,7 @@ from nvcf_agent.backends.environment import Endpoints, WorkerTelemetry
 from nvcf_agent.backends.process import ProcessBackend
 from nvcf_agent.errors import AgentError
 from nvcf_agent.heartbeat import Heartbeat
-from nvcf_agent.messages import Consumer, Source, ensure_stream
+from nvcf_agent.messages import Consumer, Source
 from nvcf_agent.options import attributes, cluster_id, inventory, parse_arguments
 from nvcf_agent.prometheus_sd import TargetsFile
 from nvcf_agent.records import Records
@@ -33,6 +33,7 @@ from nvcf_agent.tokens import GatewayTokens
 from nvcf_broker.connection import BrokerClient, connect_broker, describe_error
 from nvcf_broker.errors import BrokerError, BrokerUnavailableError
 from nvcf_broker.files import private_directory
+from nvcf_broker.jetstream import JetStream
 from nvcf_broker.kv import KvMirror
 from nvcf_otel import names
 from nvcf_otel.errors import TelemetryError
@@ -195,7 +196,7 @@ async def _work(
 ) -> None:
     heartbeat = Heartbeat(client, cluster, agent.pools, time.time, agent.changed)
     consumers = _consumers(client, agent)
-    await ensure_stream(client, event_stream_config())
+    await JetStream(client).create_stream(event_stream_config())
     for consumer in consumers:
         await consumer.ensure()
     await heartbeat.ensure()

@@ -14,12 +14,14 @@ from typing import Any
 import nats.errors
 from nats.aio.msg import Msg
 
-from nvcf_agent.errors import AgentError, StoreError
+from nvcf_agent.errors import StoreError
 from nvcf_broker.connection import BrokerClient, describe_error
+from nvcf_broker.errors import BrokerError
+from nvcf_broker.jetstream import NANOSECONDS, JetStream
 from nvcf_broker.requests import raise_if_cancelled
 from nvcf_proto.compute import cluster_consumer, work_stream_config
 from nvcf_proto.errors import ContractError
-from nvcf_proto.subjects import API_PREFIX, next_message_subject
+from nvcf_proto.subjects import next_message_subject
 
 _log = logging.getLogger(__name__)
 
@@ -30,9 +32,6 @@ RETRY_SECONDS = 1.0
 PULL_SECONDS = 30.0
 HEARTBEAT_SECONDS = 5.0
 SILENCE_SECONDS = 3 * HEARTBEAT_SECONDS
-API_TIMEOUT_SECONDS = 5.0
-_NANOSECONDS = 1_000_000_000
-_STREAM_NAME_IN_USE = 10058
 _IDLE_HEARTBEAT = "100"
 _CONSUMER_GONE = "409"
 
@@ -57,23 +56,9 @@ class Source:
             "durable_name": self.consumer,
             "filter_subject": self.filter_subject,
             "ack_policy": "explicit",
-            "ack_wait": int(ACK_WAIT_SECONDS * _NANOSECONDS),
+            "ack_wait": int(ACK_WAIT_SECONDS * NANOSECONDS),
             "max_deliver": -1,
         }
-
-
-async def ensure_stream(client: BrokerClient, config: dict[str, Any]) -> None:
-    """Make a stream if it is missing. Raises `AgentError` and errors of `nats`."""
-    await _api(client, f"STREAM.CREATE.{config['name']}", config, but=_STREAM_NAME_IN_USE)
-
-
-async def _api(client: BrokerClient, name: str, body: dict[str, Any], *, but: int = 0) -> None:
-    data = json.dumps(body).encode()
-    answer = await client.request(f"{API_PREFIX}.{name}", data, timeout=API_TIMEOUT_SECONDS)
-    raise_if_cancelled()
-    error = json.loads(answer.data).get("error")
-    if error and error.get("err_code") != but:
-        raise AgentError(f"the broker refuses {name}: {error.get('description', error)}")
 
 
 class Consumer:
@@ -98,15 +83,13 @@ class Consumer:
         self._arrived: asyncio.Queue[Msg | None] = asyncio.Queue()
 
     async def ensure(self) -> None:
-        """Make stream and consumer where they are missing. Raises `AgentError` and errors of `nats`."""
+        """Make stream and consumer where they are missing. Raises `BrokerError`."""
         source = self._source
-        config = work_stream_config(source.stream, source.stream_subjects, self._replicas)
-        await ensure_stream(self._client, config)
-        await _api(
-            self._client,
-            f"CONSUMER.DURABLE.CREATE.{source.stream}.{source.consumer}",
-            {"stream_name": source.stream, "config": source.consumer_config()},
+        jetstream = JetStream(self._client)
+        await jetstream.create_stream(
+            work_stream_config(source.stream, source.stream_subjects, self._replicas)
         )
+        await jetstream.create_consumer(source.stream, source.consumer_config())
 
     async def run(self) -> None:
         """Read until cancelled; outlives every outage of the broker."""
@@ -118,7 +101,7 @@ class Consumer:
                 try:
                     await self.ensure()
                     await self._read(subscription.subject)
-                except (AgentError, nats.errors.Error, OSError, TimeoutError, ValueError) as error:
+                except (BrokerError, nats.errors.Error, OSError, TimeoutError, ValueError) as error:
                     _log.warning(
                         "cannot read %s: %s, trying again", self._source.stream, describe_error(error)
                     )
@@ -154,8 +137,8 @@ class Consumer:
     async def _pull(self, inbox: str) -> None:
         ask = {
             "batch": BATCH,
-            "expires": int(PULL_SECONDS * _NANOSECONDS),
-            "idle_heartbeat": int(HEARTBEAT_SECONDS * _NANOSECONDS),
+            "expires": int(PULL_SECONDS * NANOSECONDS),
+            "idle_heartbeat": int(HEARTBEAT_SECONDS * NANOSECONDS),
         }
         subject = next_message_subject(self._source.stream, self._source.consumer)
         await self._client.publish(subject, json.dumps(ask).encode(), reply=inbox)

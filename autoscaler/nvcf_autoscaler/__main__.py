@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
@@ -29,8 +28,9 @@ from nvcf_autoscaler.controller.service import AutoscalerService
 from nvcf_autoscaler.errors import AutoscalerError
 from nvcf_autoscaler.placement.fairness import TURN
 from nvcf_autoscaler.telemetry.snapshot import Board
-from nvcf_broker.connection import BrokerClient, connect_broker, describe_error
-from nvcf_broker.errors import BrokerError, BrokerUnavailableError
+from nvcf_broker.connection import BrokerClient, connect_broker
+from nvcf_broker.errors import BrokerError
+from nvcf_broker.jetstream import JetStream
 from nvcf_broker.kv import KvMirror
 from nvcf_broker.requests import BrokerRequests
 from nvcf_otel.errors import TelemetryError
@@ -46,8 +46,6 @@ from nvcf_proto.models import API_KEYS_BUCKET, ApiKey
 from nvcf_proto.pb import nvcf_pb2_grpc
 
 _log = logging.getLogger(__name__)
-
-_STREAM_NAME_IN_USE = 10058
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ async def serve(options: Options, telemetry: Telemetry) -> None:
         await stack.enter_async_context(observed(telemetry, client))
         requests = BrokerRequests(client)
         await requests.start()
-        await _ensure_streams(requests, options.replicas)
+        await _ensure_streams(JetStream(requests), options.replicas)
         leases = KvMirror(
             client, LEASES_BUCKET, LeaseRecord.from_json, LeaseRecord.to_json, replicas=options.replicas
         )
@@ -219,21 +217,13 @@ async def _listen(client: Client, control: Control) -> None:
     await client.flush(timeout=5)
 
 
-async def _ensure_streams(requests: BrokerRequests, replicas: int) -> None:
+async def _ensure_streams(jetstream: JetStream, replicas: int) -> None:
     for config in (
         compute.work_stream_config(compute.CREATE_STREAM, compute.CREATE_SUBJECTS, replicas),
         compute.work_stream_config(compute.TERMINATE_STREAM, compute.TERMINATE_SUBJECTS, replicas),
         compute.event_stream_config(replicas),
     ):
-        try:
-            answer = await requests.request(
-                f"$JS.API.STREAM.CREATE.{config['name']}", json.dumps(config).encode(), timeout=5
-            )
-        except (nats.errors.Error, TimeoutError) as error:
-            raise BrokerUnavailableError(f"stream {config['name']}: {describe_error(error)}") from error
-        problem = json.loads(answer.data).get("error")
-        if problem is not None and problem.get("err_code") != _STREAM_NAME_IN_USE:
-            raise BrokerError(f"cannot create stream {config['name']}: {problem.get('description')}")
+        await jetstream.create_stream(config)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

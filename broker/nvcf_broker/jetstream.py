@@ -17,8 +17,8 @@ from nats.aio.msg import Msg
 from nvcf_broker.connection import describe_error
 from nvcf_broker.errors import BrokerUnavailableError, JetStreamError, NoListenerError
 from nvcf_broker.requests import raise_if_cancelled
+from nvcf_proto.subjects import API_PREFIX
 
-API_PREFIX = "$JS.API"
 TIMEOUT_SECONDS = 5.0
 NANOSECONDS = 1_000_000_000
 _MISSING = 404

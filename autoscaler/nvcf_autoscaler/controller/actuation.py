@@ -8,7 +8,6 @@ is harmless.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 
@@ -20,8 +19,8 @@ from nvcf_autoscaler.controller.cache import World
 from nvcf_autoscaler.controller.mapping import specifications_of
 from nvcf_autoscaler.controller.plan import Action, Create, GiveUp, Resend, ResendEnd, Terminate
 from nvcf_broker.connection import describe_error
-from nvcf_broker.errors import BrokerUnavailableError, RevisionConflictError
-from nvcf_broker.requests import BrokerRequests
+from nvcf_broker.errors import RevisionConflictError
+from nvcf_broker.jetstream import JetStream, Requester
 from nvcf_proto import compute
 from nvcf_proto.compute import CreationMessage, Event, TerminationMessage
 from nvcf_proto.ids import new_id
@@ -44,9 +43,9 @@ _lost = _meter.create_counter("nvcf.autoscaler.instances.lost", unit="{instance}
 class Actuator:
     """Carries out actions of one version. All methods raise BrokerError."""
 
-    def __init__(self, client: Client, requests: BrokerRequests, world: World) -> None:
+    def __init__(self, client: Client, requests: Requester, world: World) -> None:
         self._client = client
-        self._requests = requests
+        self._jetstream = JetStream(requests, PUBLISH_TIMEOUT)
         self._world = world
 
     async def do(
@@ -199,10 +198,4 @@ class Actuator:
 
     async def _publish(self, subject: str, body: bytes, message_id: str) -> None:
         headers = {"Nats-Msg-Id": message_id}
-        try:
-            answer = await self._requests.request(subject, body, timeout=PUBLISH_TIMEOUT, headers=headers)
-        except (nats.errors.Error, TimeoutError) as error:
-            raise BrokerUnavailableError(f"cannot publish to {subject}: {describe_error(error)}") from error
-        problem = json.loads(answer.data).get("error")
-        if problem is not None:
-            raise BrokerUnavailableError(f"cannot publish to {subject}: {problem.get('description')}")
+        await self._jetstream.publish(subject, body, headers, action=f"cannot publish to {subject}")

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from datetime import datetime
 
-import nats.errors
-
-from nvcf_broker.connection import describe_error
-from nvcf_broker.errors import BrokerUnavailableError
-from nvcf_broker.requests import BrokerRequests
+from nvcf_broker.jetstream import JetStream, Requester
 from nvcf_proto import subjects
 
 FINENESS = 512
@@ -80,55 +75,41 @@ class QueueState:
 
 
 async def read_queue(
-    requests: BrokerRequests,
+    requests: Requester,
     regions: tuple[str, ...],
     version_id: str,
     ages: dict[str, QueueAge] | None = None,
 ) -> QueueState:
-    """The version's queues added up; a missing one is empty. Raises BrokerUnavailableError.
+    """The version's queues added up; a missing one is empty. Raises BrokerError.
 
     `ages` is what is remembered of each region's queue between two calls.
     """
+    jetstream = JetStream(requests, TIMEOUT)
     queued = in_flight = stored = 0
     oldest = 0.0
     for region in regions:
         stream = subjects.request_stream(region, version_id)
         consumer = subjects.request_consumer(region, version_id)
-        try:
-            answer = await requests.request(
-                subjects.consumer_info_subject(stream, consumer), b"", timeout=TIMEOUT
-            )
-        except (nats.errors.Error, TimeoutError) as error:
-            raise BrokerUnavailableError(f"queue of {version_id}: {describe_error(error)}") from error
-        info = json.loads(answer.data)
-        refusal = info.get("error")
-        if refusal is not None and refusal.get("code") != 404:
-            raise BrokerUnavailableError(f"queue of {version_id}: {refusal.get('description')}")
-        if refusal is not None:
+        info = await jetstream.consumer_info(stream, consumer)
+        if info is None:
             continue
-        pending, delivered = (
-            int(info.get("num_pending", 0)),
-            int(info.get("delivered", {}).get("stream_seq", 0)),
-        )
+        pending, delivered = info.pending, info.delivered
         queued += pending
-        in_flight += int(info.get("num_ack_pending", 0))
+        in_flight += info.ack_pending
         stored += delivered + pending
         if ages is not None:
             known = ages.setdefault(region, QueueAge())
             age = known.sample(time.time(), delivered, pending)
             if age is None:
-                age = known.began(time.time(), await _first_stored(requests, stream))
+                age = known.began(time.time(), await _first_stored(jetstream, stream))
             oldest = max(oldest, age)
     return QueueState(queued, in_flight, stored, oldest)
 
 
-async def _first_stored(requests: BrokerRequests, stream: str) -> float:
+async def _first_stored(jetstream: JetStream, stream: str) -> float:
     """When the oldest request in the stream was stored, waiting or in work (Unix seconds)."""
-    try:
-        answer = await requests.request(f"{subjects.API_PREFIX}.STREAM.INFO.{stream}", b"", timeout=TIMEOUT)
-    except (nats.errors.Error, TimeoutError) as error:
-        raise BrokerUnavailableError(f"stream {stream}: {describe_error(error)}") from error
-    text = str(json.loads(answer.data).get("state", {}).get("first_ts", ""))
+    info = await jetstream.stream_info(stream)
+    text = "" if info is None else info.first_time
     try:
         at = datetime.fromisoformat(text).timestamp()
     except ValueError:

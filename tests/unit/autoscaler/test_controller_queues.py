@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from nvcf_autoscaler.controller.queues import QueueState, read_queue
-from nvcf_broker.errors import BrokerUnavailableError
+from nvcf_broker.errors import BrokerError
 from nvcf_broker.requests import BrokerRequests
 
 V = "22222222-2222-4222-8222-222222222222"
@@ -34,5 +34,5 @@ async def test_queues_are_added_up_and_a_missing_one_is_empty() -> None:
 
 async def test_a_queue_that_cannot_be_read_is_not_an_empty_one() -> None:
     # An empty one would be reason enough to end the instances that work on it.
-    with pytest.raises(BrokerUnavailableError, match="temporarily unavailable"):
+    with pytest.raises(BrokerError, match="temporarily unavailable"):
         await read_queue(broker(UNAVAILABLE), ("a",), V)
