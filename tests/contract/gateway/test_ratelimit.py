@@ -5,51 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import signal
-import time
 from collections import Counter
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import grpc
 import grpc.aio
 import pytest
-import pytest_asyncio
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from nvcf_gateway.ratelimit.members import owner_of
 from nvcf_proto.ids import new_id
-from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc, ratelimiter_pb2, ratelimiter_pb2_grpc
-from tests.support.platform import ACCOUNT, Gateway, Platform, Version, running_platform
+from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
+from tests.support.platform import ACCOUNT, Platform
+from tests.support.rate_limits import limited, limiter, path_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-ALLOW = ratelimiter_pb2.RateLimitResponse.ALLOW
-# The longest that a call may be held up by replicas or a broker that do not answer: generous on purpose.
-LONGEST_DECISION = 3.0
-
-
-def path_of(version: Version) -> str:
-    return f"/v2/nvcf/functions/{version.function_id}/versions/{version.id}/rate-limit"
-
-
-async def limited(platform: Platform, version: Version | None = None, **policy: Any) -> Version:
-    """A deployed version with a policy that every gateway has heard of."""
-    version = version or await platform.deployed_version()
-    await platform.call("PUT", path_of(version), policy)
-    for gateway in platform.gateways:
-        async with asyncio.timeout(10):
-            while await status_of(platform, gateway, version) != 200:
-                await asyncio.sleep(0.02)
-    return version
-
-
-async def status_of(platform: Platform, gateway: Gateway, version: Version) -> int:
-    headers = platform.authorization()
-    async with platform.session.get(gateway.url + path_of(version), headers=headers) as response:
-        return response.status
 
 
 async def call(
@@ -186,27 +157,6 @@ async def test_users_accounts_and_exclusions(platform: Platform) -> None:
 # --- services
 
 
-@contextlib.asynccontextmanager
-async def limiter(gateway: Gateway, platform: Platform, key: str = "admin") -> AsyncIterator[Any]:
-    """The gateway's rate limiter, asked as another service would."""
-    metadata = (("authorization", platform.authorization(key)["Authorization"]),)
-    async with grpc.aio.insecure_channel(gateway.grpc) as channel:
-        stub: ratelimiter_pb2_grpc.RateLimitServiceAsyncStub
-        stub = ratelimiter_pb2_grpc.RateLimitServiceStub(channel)
-
-        async def ask(version: Version, account: str = "a", subject: str = "") -> bool:
-            request = ratelimiter_pb2.RateLimitRequest(
-                ncaId=account,
-                functionId=version.function_id,
-                functionVersionId=version.id,
-                clientAuthSubject=subject,
-            )
-            answer = await stub.RateLimit(request, metadata=metadata, timeout=20)
-            return answer.result == ALLOW
-
-        yield ask
-
-
 async def code(awaitable: Any) -> grpc.StatusCode:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await awaitable
@@ -288,128 +238,6 @@ async def test_services_authorise_clients(platform: Platform) -> None:
 
 
 # --- four replicas
-
-
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def four(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Platform]:
-    """Four gateways on one broker."""
-    async with running_platform(tmp_path_factory.mktemp("four"), gateways=4) as running:
-        yield running
-
-
-class Hammer:
-    """Callers of all gateways at once, who count what passes."""
-
-    def __init__(self) -> None:
-        self.passed = 0
-        self.refused = 0
-        self.slowest = 0.0
-
-    async def caller(self, ask: Any, version: Version, until: float) -> None:
-        """One caller, who stops at `until` or when its gateway is gone."""
-        while (begun := time.monotonic()) < until:
-            try:
-                passed = await ask(version)
-            except grpc.aio.AioRpcError as error:
-                if error.code() is grpc.StatusCode.UNAVAILABLE:
-                    return
-                raise
-            self.slowest = max(self.slowest, time.monotonic() - begun)
-            self.passed += passed
-            self.refused += not passed
-
-
-async def hammer(
-    platform: Platform, version: Version, seconds: float, during: Any = None, callers: int = 4
-) -> Hammer:
-    """All living gateways get `callers` callers each."""
-    counts = Hammer()
-    async with contextlib.AsyncExitStack() as stack:
-        living = [gateway for gateway in platform.gateways if gateway.child.running]
-        asks = [await stack.enter_async_context(limiter(gateway, platform)) for gateway in living]
-        until = time.monotonic() + seconds
-        async with asyncio.TaskGroup() as group:
-            for ask in asks:
-                for _ in range(callers):
-                    group.create_task(counts.caller(ask, version, until))
-            if during is not None:
-                group.create_task(during(counts))
-    return counts
-
-
-@pytest.mark.parametrize("sync", [True, False])
-async def test_four_replicas_let_no_more_pass_than_one_percent_over_the_limit(
-    four: Platform, sync: bool
-) -> None:
-    version = await limited(four, rate="400-H", syncCheck=sync)
-    counts = await hammer(four, version, 3.0)
-    assert counts.refused > 100
-    # Nothing is lost with the synchronous check; otherwise a replica may hold a small unused loan.
-    assert (400 if sync else 360) <= counts.passed <= (400 if sync else 404)
-    async with limiter(four.gateway, four) as ask:
-        assert await ask(version, "another account")
-
-
-@pytest.mark.parametrize("sync", [True, False])
-async def test_over_many_windows_the_sum_stays_within_one_percent(four: Platform, sync: bool) -> None:
-    version = await limited(four, rate="50-S", syncCheck=sync)
-    begun = time.monotonic()
-    counts = await hammer(four, version, 4.2)
-    windows = int(time.monotonic() - begun) + 1
-    assert counts.passed <= 50 * windows * 1.01
-    assert counts.passed >= 50 * 3
-
-
-async def counted_by(platform: Platform, gateway: Gateway, **policy: Any) -> Version:
-    """A limited version that this gateway counts."""
-    members = frozenset(each.id for each in platform.gateways)
-    for _ in range(100):
-        version = await platform.create_version()
-        if owner_of(version.id, members) == gateway.id:
-            break
-    await platform.deploy(version)
-    return await limited(platform, version, **policy)
-
-
-async def test_the_death_of_the_replica_that_counts_frees_no_budget_and_holds_nobody_up(
-    four: Platform,
-) -> None:
-    version = await counted_by(four, four.gateways[-1], rate="1000-H", syncCheck=True)
-
-    async def kill_it(counts: Hammer) -> None:
-        while counts.passed < 300:
-            await asyncio.sleep(0.005)
-        four.gateways.pop().child.kill()
-
-    counts = await hammer(four, version, 4.0, kill_it)
-    assert counts.slowest < LONGEST_DECISION
-    # What the dead one granted in its last moments may be unknown to its heir; what it granted and did
-    # not get out any more is lost.
-    assert 950 <= counts.passed <= 1050
-
-
-async def test_a_frozen_replica_holds_calls_up_only_shortly(four: Platform) -> None:
-    version = await counted_by(four, four.gateways[-1], rate="1000000-H", syncCheck=True)
-    frozen = four.gateways.pop()
-    frozen.child.kill(signal.SIGSTOP)
-    try:
-        counts = await hammer(four, version, 3.0)
-    finally:
-        frozen.child.kill(signal.SIGCONT)
-    assert counts.passed > 100
-    assert counts.refused == 0
-    assert counts.slowest < LONGEST_DECISION
-
-
-async def test_without_the_broker_calls_pass_within_each_replicas_own_limit(four: Platform) -> None:
-    version = await limited(four, rate="100-H", syncCheck=True)
-    await four.broker.stop(grace=0)
-    try:
-        counts = await hammer(four, version, 2.0)
-    finally:
-        await four.broker.start()
-    assert counts.slowest < LONGEST_DECISION
-    assert 100 <= counts.passed <= 100 * len(four.gateways)
 
 
 async def test_connection_errors_are_no_part_of_it(platform: Platform) -> None:

@@ -1,0 +1,58 @@
+"""Versions with rate limits, and the limiter as a service, for the tests of both."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from nvcf_proto.pb import ratelimiter_pb2, ratelimiter_pb2_grpc
+from tests.support.platform import Gateway, Platform, Version
+
+ALLOW = ratelimiter_pb2.RateLimitResponse.ALLOW
+
+
+def path_of(version: Version) -> str:
+    return f"/v2/nvcf/functions/{version.function_id}/versions/{version.id}/rate-limit"
+
+
+async def limited(platform: Platform, version: Version | None = None, **policy: Any) -> Version:
+    """A deployed version with a policy that every gateway has heard of."""
+    version = version or await platform.deployed_version()
+    await platform.call("PUT", path_of(version), policy)
+    for gateway in platform.gateways:
+        async with asyncio.timeout(10):
+            while await status_of(platform, gateway, version) != 200:
+                await asyncio.sleep(0.02)
+    return version
+
+
+async def status_of(platform: Platform, gateway: Gateway, version: Version) -> int:
+    headers = platform.authorization()
+    async with platform.session.get(gateway.url + path_of(version), headers=headers) as response:
+        return response.status
+
+
+@contextlib.asynccontextmanager
+async def limiter(gateway: Gateway, platform: Platform, key: str = "admin") -> AsyncIterator[Any]:
+    """The gateway's rate limiter, asked as another service would."""
+    metadata = (("authorization", platform.authorization(key)["Authorization"]),)
+    async with grpc.aio.insecure_channel(gateway.grpc) as channel:
+        stub: ratelimiter_pb2_grpc.RateLimitServiceAsyncStub
+        stub = ratelimiter_pb2_grpc.RateLimitServiceStub(channel)
+
+        async def ask(version: Version, account: str = "a", subject: str = "") -> bool:
+            request = ratelimiter_pb2.RateLimitRequest(
+                ncaId=account,
+                functionId=version.function_id,
+                functionVersionId=version.id,
+                clientAuthSubject=subject,
+            )
+            answer = await stub.RateLimit(request, metadata=metadata, timeout=20)
+            return answer.result == ALLOW
+
+        yield ask
