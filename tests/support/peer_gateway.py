@@ -11,74 +11,22 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterable, Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 import grpc.aio
 import nats
 from aiohttp import web
-from google.protobuf.timestamp_pb2 import Timestamp
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
+from tests.support.peer_calls import BrokenResponse, Call
 from tests.support.peer_store import PeerStore
+from tests.support.peer_worker_service import WorkerService, timestamp
 
 REGION = "local"
 WAIT = 20.0
-
-
-class BrokenResponse(Exception):
-    """The worker did not complete the response body."""
-
-
-@dataclass
-class Answer:
-    """A complete response."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    def json(self) -> Any:
-        """The body as JSON."""
-        return json.loads(self.body)
-
-
-@dataclass
-class Call:
-    """One invocation as its caller sees it."""
-
-    request_id: str
-    response_token: str
-    request_token: str | None
-    rest: AsyncIterable[bytes] | None
-    head: asyncio.Future[tuple[int, dict[str, str]]]
-    chunks: asyncio.Queue[bytes | BrokenResponse | None] = field(
-        default_factory=lambda: asyncio.Queue(maxsize=1)
-    )
-    via: list[str] = field(default_factory=list)
-    accept: list[str] = field(default_factory=list)
-    attempts: list[str] = field(default_factory=list)
-    posts: int = 0
-
-    async def answer(self) -> Answer:
-        """The complete response. Raises BrokenResponse."""
-        async with asyncio.timeout(WAIT):
-            status, headers = await self.head
-            body = b"".join([chunk async for chunk in self.iterate()])
-        return Answer(status, headers, body)
-
-    async def iterate(self) -> Any:
-        """The body chunk by chunk."""
-        while True:
-            chunk = await self.chunks.get()
-            if chunk is None:
-                return
-            if isinstance(chunk, BrokenResponse):
-                raise chunk
-            yield chunk
 
 
 class PeerGateway:
@@ -127,7 +75,7 @@ class PeerGateway:
         )
         await self.connection.subscribe(f"nvcf.attach.{self.version_id}", cb=self._on_rescue)
         self._grpc = grpc.aio.server()
-        nvcf_pb2_grpc.add_WorkerServicer_to_server(_Service(self), self._grpc)  # type: ignore[abstract] # unserved calls answer UNIMPLEMENTED
+        nvcf_pb2_grpc.add_WorkerServicer_to_server(WorkerService(self), self._grpc)  # type: ignore[abstract] # unserved calls answer UNIMPLEMENTED
         self.grpc_address = f"127.0.0.1:{self._grpc.add_insecure_port('127.0.0.1:0')}"
         await self._grpc.start()
         application = web.Application(client_max_size=64 * 1024 * 1024)
@@ -251,7 +199,7 @@ class PeerGateway:
             subject="caller-1",
             maxDirectResponseSizeBytes=5_242_880,
         )
-        message.requestTime.CopyFrom(_timestamp(time.time() - age))
+        message.requestTime.CopyFrom(timestamp(time.time() - age))
         for asset_id, reference in assets:
             message.inputAssetReference.add(assetId=asset_id, reference=reference, contentType="text/x")
         if large:
@@ -314,7 +262,7 @@ class PeerGateway:
         message = nvcf_pb2.WorkerInvokeFunctionRequest(
             requestId=call.request_id, requestMethod="GET", requestPath="/"
         )
-        message.requestTime.CopyFrom(_timestamp(time.time()))
+        message.requestTime.CopyFrom(timestamp(time.time()))
         message.requestHeaders.add(key="NVCF-POLL-SECONDS", value=str(seconds))
         self._configure(message.statelessConfig, poll)
         space = "" if plain else f"{self.version_id}."
@@ -437,65 +385,6 @@ class PeerGateway:
             await call.chunks.put(rest)
         async for chunk in request.content.iter_any():
             await call.chunks.put(chunk)
-
-
-class _Service(nvcf_pb2_grpc.WorkerServicer):
-    def __init__(self, gateway: PeerGateway) -> None:
-        self._gateway = gateway
-
-    async def _check(self, context: Any) -> str:
-        gateway = self._gateway
-        if gateway.refusal is not None:
-            gateway.refused += 1
-            await context.abort(gateway.refusal, "refused by the test")
-        metadata = dict(context.invocation_metadata())
-        token = str(metadata.get("authorization", "")).removeprefix("Bearer ")
-        if token not in gateway.accepted_tokens:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "unknown worker token")
-        return token
-
-    async def ConnectOnce(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
-        token = await self._check(context)
-        gateway = self._gateway
-        assert request.functionVersionId == gateway.version_id
-        gateway.connects.append(token)
-        fresh = f"token-{uuid.uuid4()}"
-        gateway.accepted_tokens.add(fresh)
-        answer = nvcf_pb2.WorkerConnectOnceResponse(
-            connectedRegion=gateway.regions[0], otherRegions=gateway.regions[1:], nvcfWorkerToken=fresh
-        )
-        answer.expiration.CopyFrom(_timestamp(time.time() + gateway.token_life))
-        if gateway.connect_answer is not None:
-            gateway.connect_answer(answer)
-        return answer
-
-    async def ProvisionRegionalWorker(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
-        await self._check(context)
-        self._gateway.provisions.append(request.regionToProvision)
-        await self._gateway.provision(request.regionToProvision)
-        return nvcf_pb2.ProvisionWorkerResponse()
-
-    async def RefreshLargeUploadCredentials(self, request: Any, context: Any) -> Any:  # noqa: N802
-        await self._check(context)
-        url = self._gateway.store.refreshed_url(request.requestId)
-        return nvcf_pb2.RefreshLargeUploadCredentialsResponse(largeResponseUrl=url)
-
-    async def RefreshAssetDownloadCredentials(self, requests: Any, context: Any) -> Any:  # noqa: N802
-        await self._check(context)
-        async for request in requests:
-            reference = nvcf_pb2.InputAssetReference(
-                assetId=request.assetId, reference=self._gateway.store.fresh_asset_url(request.assetId)
-            )
-            yield nvcf_pb2.RefreshAssetDownloadCredentialsResponse(inputAssetReference=reference)
-
-    async def RequestLargeResponseDownloadCredentials(self, request: Any, context: Any) -> Any:  # noqa: N802
-        await self._check(context)
-        url = self._gateway.store.download_url(request.requestId)
-        return nvcf_pb2.LargeResponseDownloadCredentialsResponse(largeResponseDownloadUrl=url)
-
-
-def _timestamp(seconds: float) -> Timestamp:
-    return Timestamp(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))
 
 
 async def _ignore(_: Exception) -> None:

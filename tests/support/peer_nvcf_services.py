@@ -21,8 +21,10 @@ import grpc
 from aiohttp import web
 
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
-from tests.support.peer_gateway import REGION, Call, PeerGateway, _Service, _timestamp
+from tests.support.peer_calls import Call
+from tests.support.peer_gateway import REGION, PeerGateway
 from tests.support.peer_nvcf_broker import Callout, CalloutBroker
+from tests.support.peer_worker_service import WorkerService, timestamp
 
 MAX_HEAD = 8192 + 4096 * 100
 MAX_HEADERS = 64
@@ -104,7 +106,7 @@ class PeerServices(PeerGateway):
             directResponseUrl=f"http://{self.grpc_address}",
             **fields,
         )
-        message.requestTime.CopyFrom(_timestamp(time.time()))
+        message.requestTime.CopyFrom(timestamp(time.time()))
         self._configure(message.statelessConfig, call)
         self.callers[call.response_token] = Caller()
         return message
@@ -128,7 +130,7 @@ class PeerServices(PeerGateway):
         message = self.message(
             call, requestMethod=method, requestPath=path, requestBody=body, largeResponseUrl=large_url
         )
-        message.requestTime.CopyFrom(_timestamp(time.time() - age))
+        message.requestTime.CopyFrom(timestamp(time.time() - age))
         if api is not None:
             message.directResponseUrl = api
         for asset_id, reference in assets:
@@ -285,7 +287,7 @@ class PeerServices(PeerGateway):
         return response
 
 
-class StrictService(_Service):
+class StrictService(WorkerService):
     """Another region's WorkerService. `asked` are the request ids that it was asked about."""
 
     def __init__(self, services: PeerServices) -> None:

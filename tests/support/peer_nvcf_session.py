@@ -8,8 +8,9 @@ import json
 from urllib.parse import urlsplit
 
 from nvcf_proto.pb import nvcf_pb2
+from tests.support.peer_nvcf_attach import Inbox
 from tests.support.peer_nvcf_http import request_head
-from tests.support.peer_nvcf_worker import Inbox, NvcfWorker
+from tests.support.peer_nvcf_worker import NvcfWorker
 from tests.support.peer_tunnel import Stream, copy
 
 Request = nvcf_pb2.WorkerInvokeFunctionRequest

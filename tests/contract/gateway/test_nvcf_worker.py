@@ -15,7 +15,8 @@ import pytest_asyncio
 
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
-from tests.support.peer_nvcf_worker import Function, NvcfWorker, Reply, Seen, nvcf_worker
+from tests.support.peer_nvcf_attach import Function, Reply, Seen
+from tests.support.peer_nvcf_worker import NvcfWorker, nvcf_worker
 from tests.support.platform import Platform, Version, eventually, running_platform
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

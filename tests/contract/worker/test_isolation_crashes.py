@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.contract.worker.isolated_worker import StartIsolated, ask
-from tests.support.peer_gateway import BrokenResponse, PeerGateway
+from tests.support.peer_calls import BrokenResponse
+from tests.support.peer_gateway import PeerGateway
 from tests.support.worker_host import eventually
 
 

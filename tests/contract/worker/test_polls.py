@@ -11,7 +11,8 @@ import pytest
 
 from nvcf_worker import Request, SyncRequest
 from tests.contract.worker.conftest import StartWorker
-from tests.support.peer_gateway import Answer, Call, PeerGateway
+from tests.support.peer_calls import Answer, Call
+from tests.support.peer_gateway import PeerGateway
 from tests.support.worker_host import eventually
 
 

@@ -16,7 +16,8 @@ import pytest
 
 from tests.contract.worker.conftest import StartProcess
 from tests.support.nats_server import free_port
-from tests.support.peer_gateway import Call, PeerGateway
+from tests.support.peer_calls import Call
+from tests.support.peer_gateway import PeerGateway
 from tests.support.worker_host import eventually
 
 HANDLER = """

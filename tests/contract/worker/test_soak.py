@@ -10,7 +10,8 @@ from typing import Any
 
 from nvcf_worker import Request, SyncRequest
 from tests.contract.worker.conftest import StartWorker
-from tests.support.peer_gateway import BrokenResponse, Call, PeerGateway
+from tests.support.peer_calls import BrokenResponse, Call
+from tests.support.peer_gateway import PeerGateway
 from tests.support.worker_host import eventually
 
 SLOTS = 8

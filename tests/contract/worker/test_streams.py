@@ -11,7 +11,8 @@ import pytest
 
 from nvcf_worker import Request, SyncRequest
 from tests.contract.worker.conftest import StartWorker
-from tests.support.peer_gateway import BrokenResponse, PeerGateway
+from tests.support.peer_calls import BrokenResponse
+from tests.support.peer_gateway import PeerGateway
 from tests.support.worker_host import eventually
 
 

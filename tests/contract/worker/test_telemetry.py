@@ -18,7 +18,8 @@ from nvcf_proto.ids import new_id
 from tests.support.nats_server import NatsServer, free_port
 from tests.support.otlp_receiver import Mode, OtlpReceiver
 from tests.support.otlp_views import Span
-from tests.support.peer_gateway import Answer, PeerGateway
+from tests.support.peer_calls import Answer
+from tests.support.peer_gateway import PeerGateway
 from tests.support.worker_host import WorkerProcess, eventually
 
 FUNCTION = Path(__file__).parent.parent.parent / "functions" / "telling.py"
