@@ -51,7 +51,7 @@ lint: $(VENV)/installed
 
 # A broken link, a missing page or an API name that cannot be found is an error.
 docs: $(VENV)/installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 chaos: $(VENV)/installed
 	$(BIN)/python -m tests.chaos

@@ -1,4 +1,4 @@
-"""docs/functions/sessions.md: every command runs as it is written, on a port that is free."""
+"""The pages on sessions: every command runs as it is written, on a port that is free."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from pathlib import Path
 
 from nvcf_broker.process import free_port
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "functions" / "sessions.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGES = (DOCS / "functions" / "sessions.md", DOCS / "call" / "sessions.md")
 NVCF = Path(sys.executable).with_name("nvcf")
 BASH = shutil.which("bash") or "bash"
 
 
 def commands() -> str:
-    """The page's shell blocks in order."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    """Return the pages' shell blocks in order."""
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     return "set -euo pipefail\n" + "".join(blocks).replace("8090", str(free_port()))
 
 
