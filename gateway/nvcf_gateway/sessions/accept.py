@@ -8,8 +8,8 @@ import logging
 import ssl
 from collections.abc import Awaitable, Callable
 
+from nvcf_broker.wire import Wire
 from nvcf_gateway.errors import SetupError
-from nvcf_gateway.sessions.connection import Wire
 
 _log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import h11
 
+from nvcf_broker.wire import Splice, Wire
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.sessions.connection import Splice, Wire
 from nvcf_gateway.sessions.failures import describe, grpc_trailers, is_grpc, worker_left
 from nvcf_gateway.sessions.h1_side import Event, H1Side, raw, text
 from nvcf_gateway.sessions.opening import Admission, Opened, SessionOpener

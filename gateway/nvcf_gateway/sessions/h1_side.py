@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import h11
 
-from nvcf_gateway.sessions.connection import Wire
+from nvcf_broker.wire import Wire
 
 Event = (
     h11.Request

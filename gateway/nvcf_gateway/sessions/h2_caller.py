@@ -9,8 +9,8 @@ from collections.abc import Coroutine
 
 from h2.errors import ErrorCodes
 
+from nvcf_broker.wire import Wire
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.sessions.connection import Wire
 from nvcf_gateway.sessions.h2_call import Call, new_call
 from nvcf_gateway.sessions.h2_end import H2End
 from nvcf_gateway.sessions.h2_parts import RawHeader

@@ -17,7 +17,7 @@ from h2.exceptions import H2Error, NoSuchStreamError, ProtocolError, StreamClose
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import GoAwayFrame
 
-from nvcf_gateway.sessions.connection import Wire
+from nvcf_broker.wire import Wire
 from nvcf_gateway.sessions.h2_parts import (
     CONNECTION_WINDOW,
     DEFAULT_WINDOW,

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 import h11
 from h2.errors import ErrorCodes
 
+from nvcf_broker.wire import HALF_CLOSED_SECONDS, READ_BUFFER, Wire
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.owner import end_both
-from nvcf_gateway.sessions.connection import HALF_CLOSED_SECONDS, READ_BUFFER, Wire
 from nvcf_gateway.sessions.failures import worker_left
 from nvcf_gateway.sessions.h1_caller import request_headers
 from nvcf_gateway.sessions.h1_side import H1Side, raw, text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from nvcf_gateway.sessions.connection import Wire
+from nvcf_broker.wire import Wire
 from nvcf_gateway.sessions.h1_caller import H1Caller
 from nvcf_gateway.sessions.h2_caller import H2Caller
 from nvcf_gateway.sessions.opening import SessionOpener

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nvcf_broker.errors import BrokerError
+from nvcf_broker.wire import Wire
 from nvcf_gateway.access.authorization import Authenticator, Authorizer, Caller
 from nvcf_gateway.errors import HttpProblem, NoRoom, QueueFull
 from nvcf_gateway.owner import TaskOwner
@@ -17,7 +18,6 @@ from nvcf_gateway.queue.demand import Demand
 from nvcf_gateway.queue.message import message_headers
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.ratelimit.limiter import RateLimiter
-from nvcf_gateway.sessions.connection import Wire
 from nvcf_gateway.sessions.failures import no_worker
 from nvcf_gateway.sessions.routing import SessionCall
 from nvcf_gateway.sessions.session_records import Found, SessionLookup

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 
 from multidict import CIMultiDict
 
+from nvcf_broker.wire import Wire
 from nvcf_gateway.access.authorization import bearer_token
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.sessions.connection import Wire
 from nvcf_gateway.sessions.worker_links import LinkTable
 from nvcf_proto.errors import InvalidId
 from nvcf_proto.h1 import H1Error, RequestDecoder, RequestHead, encode_response_head

@@ -9,11 +9,11 @@ import h11
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
+from nvcf_broker.wire import READ_BUFFER
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.exchange.sinks import SERVER
 from nvcf_gateway.http.routing import pass_through_target
 from nvcf_gateway.owner import end_both
-from nvcf_gateway.sessions.connection import READ_BUFFER
 from nvcf_gateway.sessions.failures import worker_left
 from nvcf_gateway.sessions.h1_caller import request_headers, response_headers, wants_upgrade
 from nvcf_gateway.sessions.h1_side import H1Side, raw, text

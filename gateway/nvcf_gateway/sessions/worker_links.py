@@ -8,8 +8,8 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from nvcf_broker.wire import Wire
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.sessions.connection import Wire
 
 
 @dataclass(eq=False)

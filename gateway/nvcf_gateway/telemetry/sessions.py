@@ -10,8 +10,8 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
+from nvcf_broker.wire import Wire
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.sessions.connection import Wire
 from nvcf_gateway.telemetry.enqueue_span import Sending, SendingTelemetry
 from nvcf_gateway.telemetry.http_span import Doors
 from nvcf_gateway.telemetry.metrics import Version

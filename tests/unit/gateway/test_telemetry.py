@@ -15,8 +15,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 
+from nvcf_broker.wire import Wire
 from nvcf_gateway.errors import HttpProblem, NoRoom
-from nvcf_gateway.sessions.connection import Wire
 from nvcf_gateway.telemetry import http_span as exchanges
 from nvcf_gateway.telemetry.enqueue_span import SendingTelemetry
 from nvcf_gateway.telemetry.http_span import OTHER_METHOD, Doors, Exchange, known_method

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from nvcf_broker.wire import Wire
 from nvcf_proto import settings
 from nvcf_proto.errors import H1Error
 from nvcf_proto.h1 import ResponseDecoder, ResponseHead, encode_request_head
@@ -14,7 +15,6 @@ from nvcf_worker.control.tls import client_context
 from nvcf_worker.errors import TunnelError
 from nvcf_worker.message import TunnelTarget
 from nvcf_worker.process.backoff import Backoff
-from nvcf_worker.sessions.wire import Wire
 
 CONNECT_SECONDS = 5.0
 HEAD_SECONDS = 10.0
@@ -79,7 +79,7 @@ async def _dial_once(address: ProxyAddress, token: str, request_id: str, refusal
         ]
         if refusal is not None:
             headers.append((TUNNEL_ERROR, refusal))
-        wire.transport.write(encode_request_head("CONNECT", address.path, headers))
+        wire.write(encode_request_head("CONNECT", address.path, headers))
         async with asyncio.timeout(HEAD_SECONDS):
             head = await _read_head(wire)
     except BaseException as error:
@@ -109,15 +109,16 @@ async def _connect(address: ProxyAddress) -> Wire:
 async def _read_head(wire: Wire) -> ResponseHead:
     decoder = ResponseDecoder(max_head_bytes=_MAX_HEAD)
     while True:
-        await wire.arrived.wait()
-        wire.arrived.clear()
-        data, wire.held = bytes(wire.held), bytearray()
+        try:
+            data = await wire.read()
+        except ConnectionError:
+            data = b""
+        if not data:
+            raise TunnelError("the gateway closed the connection")
         parts = decoder.feed(data)
         if parts:
             head = parts[0]
             # The function's caller may have spoken already.
-            wire.held[:0] = b"".join(part for part in parts[1:] if isinstance(part, bytes))
+            wire.unread(b"".join(part for part in parts[1:] if isinstance(part, bytes)))
             if isinstance(head, ResponseHead):
                 return head
-        if wire.at_eof or wire.lost:
-            raise TunnelError("the gateway closed the connection")

@@ -11,6 +11,7 @@ import nats.errors
 from google.protobuf.message import DecodeError
 
 from nvcf_broker.requests import raise_if_cancelled
+from nvcf_broker.wire import Splice, Wire
 from nvcf_proto import settings
 from nvcf_proto.pb import nvcf_pb2
 from nvcf_worker.errors import MalformedWork, TunnelError
@@ -18,7 +19,6 @@ from nvcf_worker.message import TunnelTarget, tunnel_target
 from nvcf_worker.queue.delivery import ActiveRequest, End
 from nvcf_worker.sessions.dial import dial
 from nvcf_worker.sessions.record import SessionRecord
-from nvcf_worker.sessions.wire import Joint, Wire
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -205,11 +205,11 @@ class TunnelSession:
             gateway.close()
             return
         self._linked = True
-        joint = Joint(gateway, function)
-        await joint.run()
+        splice = Splice(gateway, function, right_waits=True)
+        await splice.run()
         # A function that closes first has finished.
-        if joint.first_ended is gateway:
-            self._gateway_ended(joint.broken)
+        if splice.first_ended is gateway:
+            self._gateway_ended(splice.first_broken)
 
     def _gateway_ended(self, broken: bool) -> None:
         """Whether its caller may come back.

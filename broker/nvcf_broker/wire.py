@@ -1,4 +1,4 @@
-"""A connection between two processes as this package uses it: read in pieces, or received as it comes."""
+"""Raw TCP and TLS connections: read in pieces, given to a receiver, or spliced with another one."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ _KEEPALIVE = (
 
 
 class Receiver(Protocol):
-    """Who gets a wire's bytes and changes of state, on the event loop."""
+    """Takes a wire's bytes and changes of state, on the event loop."""
 
     def received(self, data: bytes) -> None:
-        """Bytes arrived."""
+        """Take bytes that arrived."""
 
     def ended(self) -> None:
-        """The peer sends nothing more."""
+        """Learn that the peer sends nothing more."""
 
     def lost(self, error: Exception | None) -> None:
-        """The connection is gone; `error` is None when it was closed in order."""
+        """Learn that the connection is gone; `error` is None when it was closed in order."""
 
     def writable(self) -> None:
-        """Writing may go on."""
+        """Learn that writing may go on."""
 
 
 class Wire(asyncio.Protocol):
-    """One connection. Without a receiver what arrives is kept, and reading pauses at `READ_BUFFER`."""
+    """One connection. Without a receiver it buffers what arrives, and pauses reading at `READ_BUFFER`."""
 
     def __init__(self, connected: Callable[[Wire], None] | None = None) -> None:
         self._connected = connected
@@ -112,16 +112,16 @@ class Wire(asyncio.Protocol):
 
     @property
     def writing_paused(self) -> bool:
-        """Whether the peer reads more slowly than is written."""
+        """Whether the peer reads more slowly than this side writes."""
         return not self._drained.is_set()
 
     @property
     def congested(self) -> bool:
-        """Whether far more waits to be written than flow control would let through."""
+        """Whether more bytes wait to be written than flow control should ever allow."""
         return self.transport.get_write_buffer_size() > WRITE_LIMIT
 
     def attach(self, receiver: Receiver) -> None:
-        """Give everything from here on, and what was kept, to `receiver`."""
+        """Give the buffered bytes and everything that follows to `receiver`."""
         self._receiver = receiver
         if self._buffer:
             kept, self._buffer = bytes(self._buffer), bytearray()
@@ -138,7 +138,7 @@ class Wire(asyncio.Protocol):
         self._arrived.set()
 
     async def read(self) -> bytes:
-        """The next bytes, b"" at the end. Raises ConnectionError when the connection broke."""
+        """Return the next bytes, b"" at the end. Raises ConnectionError when the connection broke."""
         while not self._buffer:
             if self.is_lost and self.error is not None:
                 raise ConnectionResetError(str(self.error))
@@ -161,13 +161,13 @@ class Wire(asyncio.Protocol):
             raise ConnectionResetError("the connection is gone")
 
     def write(self, data: bytes) -> None:
-        """Send; what is written to a connection that is gone is dropped."""
+        """Send bytes. They are dropped when the connection is gone."""
         if not self.is_lost:
             self.sent += len(data)
             self.transport.write(data)
 
     def write_eof(self) -> None:
-        """Send nothing more. A connection that cannot be half closed is closed."""
+        """Close the sending half. A connection that cannot be half closed is closed."""
         if self.is_lost:
             return
         if not self.transport.can_write_eof():
@@ -177,7 +177,7 @@ class Wire(asyncio.Protocol):
             self.transport.write_eof()
 
     def pause(self) -> None:
-        """Read nothing until `resume`."""
+        """Stop reading until `resume`."""
         if not self._paused and not self.is_lost:
             self._paused = True
             self.transport.pause_reading()
@@ -189,18 +189,18 @@ class Wire(asyncio.Protocol):
             self.transport.resume_reading()
 
     def close(self) -> None:
-        """Send what waits, then close."""
+        """Send what is still buffered, then close."""
         self.transport.close()
 
     def abort(self) -> None:
-        """Close at once, so that the peer sees a broken connection."""
+        """Reset the connection at once, so that the peer sees an error."""
         if not self.is_lost:
             reset_on_close(self.transport.get_extra_info("socket"))
             self.transport.abort()
 
 
 def set_keepalive(sock: socket.socket | None) -> None:
-    """Notice within about a minute that a peer is gone."""
+    """Set TCP keep-alive, so that a dead peer is noticed within about a minute."""
     if sock is None:
         return
     for name, level, value in _KEEPALIVE:
@@ -211,7 +211,7 @@ def set_keepalive(sock: socket.socket | None) -> None:
 
 
 def reset_on_close(sock: socket.socket | None) -> None:
-    """Make the coming close a reset (RST), which a peer can tell from an orderly end."""
+    """Turn the next close into a reset (RST), which a peer can tell from an orderly end."""
     if sock is not None:
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -220,23 +220,40 @@ def reset_on_close(sock: socket.socket | None) -> None:
 class _Flow:
     """One direction of a splice: from `source`, whose receiver it is, to `sink`."""
 
-    def __init__(self, splice: Splice, source: Wire, sink: Wire) -> None:
+    def __init__(self, splice: Splice, source: Wire, sink: Wire, *, held: bool = False) -> None:
         self._splice = splice
         self._source = source
         self._sink = sink
+        self._held: bytearray | None = bytearray() if held else None
         self.over = False
 
     def received(self, data: bytes) -> None:
+        if self._held is not None:
+            self._held += data
+            if len(self._held) >= READ_BUFFER:
+                self._source.pause()
+            return
+        self._splice.release()
         self._sink.write(data)
         if self._sink.writing_paused:
             self._source.pause()
 
+    def release(self) -> None:
+        """Send what was held back, and hold nothing back from now on."""
+        held, self._held = self._held, None
+        if held:
+            self._sink.write(bytes(held))
+        if not self._sink.writing_paused:
+            self._source.resume()
+
     def ended(self) -> None:
+        self._splice.release()
         self.over = True
         self._sink.write_eof()
         self._splice.flow_ended(self._source)
 
     def lost(self, error: Exception | None) -> None:
+        self._splice.release()
         self.over = True
         if error is not None:
             self._sink.abort()
@@ -249,22 +266,30 @@ class _Flow:
 
 
 class Splice:
-    """Two wires joined: bytes and ends of one become those of the other, each at the slower one's pace."""
+    """Two wires joined: bytes and ends of one become those of the other, each at the slower one's pace.
 
-    def __init__(self, left: Wire, right: Wire) -> None:
+    `first_ended` is the wire whose peer closed first, `first_broken` whether that was an error, `broken`
+    whether any of the two broke. With `right_waits`, bytes from `right` are held back until `left` has sent
+    something: HTTP/2 servers send before their client does, and a proxy that takes over its connection after
+    its reply to CONNECT may lose what comes in between.
+    """
+
+    def __init__(self, left: Wire, right: Wire, *, right_waits: bool = False) -> None:
         loop = asyncio.get_running_loop()
         self._loop = loop
         self._wires = (left, right)
         self._done: asyncio.Future[None] = loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self.first_ended: Wire | None = None
+        self.first_broken = False
         self.broken = False
-        self._flows = (_Flow(self, left, right), _Flow(self, right, left))
+        self._flows = (_Flow(self, left, right), _Flow(self, right, left, held=right_waits))
+        self._holding = right_waits
         left.attach(self._flows[0])
         right.attach(self._flows[1])
 
     async def run(self) -> None:
-        """Until both are closed; they are cut when this is cancelled."""
+        """Wait until both are closed. Reset them when this is cancelled."""
         try:
             await self._done
         finally:
@@ -273,8 +298,14 @@ class Splice:
             for wire in self._wires:
                 wire.abort()
 
+    def release(self) -> None:
+        """Let the bytes of `right` through."""
+        if self._holding:
+            self._holding = False
+            self._flows[1].release()
+
     def flow_ended(self, source: Wire) -> None:
-        """`source` has sent its last byte."""
+        """Note that `source` has sent its last byte."""
         if self.first_ended is None:
             self.first_ended = source
             self._timer = self._loop.call_later(HALF_CLOSED_SECONDS, self._cut)
@@ -283,9 +314,9 @@ class Splice:
                 wire.close()
 
     def wire_lost(self, source: Wire, error: Exception | None) -> None:
-        """`source` is gone."""
+        """Note that `source` is gone."""
         if self.first_ended is None:
-            self.first_ended = source
+            self.first_ended, self.first_broken = source, error is not None
         self.broken = self.broken or error is not None
         if all(wire.is_lost for wire in self._wires) and not self._done.done():
             self._done.set_result(None)
