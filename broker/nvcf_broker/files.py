@@ -1,4 +1,4 @@
-"""Private files: written whole or not at all, readable by their owner only."""
+"""Private folders, and files that are replaced as a whole or not at all."""
 
 import os
 import tempfile
@@ -6,21 +6,31 @@ from pathlib import Path
 
 
 def private_directory(path: Path) -> Path:
-    """Make a folder (and its parents) that only its owner can enter; an existing one is closed to others."""
+    """Create a folder (and its parents) that only its owner can enter; close an existing one to others."""
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.chmod(0o700)
     return path
 
 
 def write_private(path: Path, content: str) -> None:
-    """Replace a file by `content` in one step, mode 0600. Raises OSError."""
+    """Replace a file with mode 0600, and wait until it is on the disk. Raises OSError."""
+    replace_file(path, content.encode(), durable=True)
+
+
+def replace_file(path: Path, content: bytes, *, mode: int = 0o600, durable: bool = False) -> None:
+    """Replace a file in one step, so that readers see either the old content or the new. Raises OSError.
+
+    durable: wait until the content is on the disk.
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.chmod(temporary, mode)
+        os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

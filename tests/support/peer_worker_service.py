@@ -67,8 +67,8 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
 
     async def ProvisionRegionalWorker(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
         await self._check(context)
-        self._gateway.provisions.append(request.regionToProvision)
         await self._gateway.provision(request.regionToProvision)
+        self._gateway.provisions.append(request.regionToProvision)
         return nvcf_pb2.ProvisionWorkerResponse()
 
     async def RefreshLargeUploadCredentials(self, request: Any, context: Any) -> Any:  # noqa: N802

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nvcf_proto.environment import SHARED_CONFIG_DIR
 from nvcf_worker.control.config import WorkerConfig
-from nvcf_worker.control.registration import Enrolment
+from nvcf_worker.control.registration import Registration
 from nvcf_worker.errors import JournalError
 from nvcf_worker.exchange.assets import AssetFetcher, HttpClient
 from nvcf_worker.exchange.attach import AttachClient
@@ -40,7 +40,7 @@ def channels(
 
 
 def services(
-    config: WorkerConfig, stores: HttpClient, enrolment: Enrolment, broken: Callable[[str], None]
+    config: WorkerConfig, stores: HttpClient, registration: Registration, broken: Callable[[str], None]
 ) -> Services:
     """Directories, assets and large results. Blocks: it empties directories of a predecessor."""
     base = None
@@ -49,8 +49,8 @@ def services(
     return Services(
         config.asset_dir or (base or config.shared_dir) / "assets",
         config.response_dir or (base or config.shared_dir) / "responses",
-        AssetFetcher(stores, enrolment),
-        LargeResults(stores, enrolment),
+        AssetFetcher(stores, registration),
+        LargeResults(stores, registration),
         broken,
     )
 

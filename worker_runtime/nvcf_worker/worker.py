@@ -16,7 +16,7 @@ import nats.errors
 from nvcf_otel.process import LoopLag
 from nvcf_proto import settings
 from nvcf_worker.control.config import WorkerConfig
-from nvcf_worker.control.registration import Enrolment
+from nvcf_worker.control.registration import Registration
 from nvcf_worker.errors import InstanceBroken, WorkerError, first_error
 from nvcf_worker.exchange.assets import HttpClient
 from nvcf_worker.exchange.attach import AttachClient
@@ -67,8 +67,8 @@ class Worker:
         self._adaptive = adaptive
         self._telemetry = telemetry or NoTelemetry()
         self._lag = LoopLag()
-        self._enrolment = Enrolment(config)
-        self._enrolment.renewal_failed = self._telemetry.refresh_failed
+        self._registration = Registration(config)
+        self._registration.renewal_failed = self._telemetry.refresh_failed
         self._attach = AttachClient()
         self._slots = Slots(config.concurrency, self._slot_freed)
         self._stopping = asyncio.Event()
@@ -139,7 +139,7 @@ class Worker:
         runner = Runner(
             self._executor(pool, loop),
             channels(self._config, self._attach, self._replies, self._listen),
-            await asyncio.to_thread(services, self._config, self._stores, self._enrolment, self._break),
+            await asyncio.to_thread(services, self._config, self._stores, self._registration, self._break),
             self._inflight,
             lambda: self._context,
             functools.partial(release, self._slots),
@@ -195,11 +195,11 @@ class Worker:
 
     async def _work(self) -> None:
         started = time.monotonic()
-        await self._enrolment.begin()
+        await self._registration.register()
         self._standing_changed()
         enrolled = time.monotonic() - started
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._enrolment.keep(self._standing_changed))
+            tasks.create_task(self._registration.keep_renewed(self._standing_changed))
             tasks.create_task(self._housekeeping())
             tasks.create_task(LoopWatch(self._handler.name, lambda: self._inflight).run())
             tasks.create_task(ProgressFiles(self._inflight).watch())
@@ -220,14 +220,14 @@ class Worker:
             slots=lambda: self._slots.limit,
             busy=lambda: self._slots.busy,
             connection=lambda: None if self._session is None else self._session.connection,
-            regions=lambda: self._enrolment.connected.regions,
+            regions=lambda: self._registration.connected.regions,
             broker_address=urlsplit(self._config.nats_servers[0]).hostname or "",
             lag=self._lag,
         )
         observe(telemetry, sights)
 
     def _standing_changed(self) -> None:
-        connected = self._enrolment.connected
+        connected = self._registration.connected
         self._context = FunctionContext(
             self._config.function_id,
             self._config.version_id,
@@ -241,7 +241,7 @@ class Worker:
     async def _one_session(self, limit: float | None) -> None:
         session = await open_session(
             self._config,
-            self._enrolment,
+            self._registration,
             self._slots,
             self._reception,
             self._connection_ready,

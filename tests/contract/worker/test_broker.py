@@ -153,7 +153,7 @@ async def test_a_changed_region_list_restarts_the_pull(
         call = await own_gateway.invoke(region.encode(), region=region)
         assert (await call.answer()).body == region.encode()
     own_gateway.regions = ["new"]
-    await eventually(lambda: worker.worker._enrolment.connected.regions == ("new",), "told")
+    await eventually(lambda: worker.worker._registration.connected.regions == ("new",), "new regions")
     assert (await (await own_gateway.invoke(b"a", region="new")).answer()).body == b"a"
     await worker.stop()
 
@@ -165,7 +165,7 @@ async def test_a_token_that_is_refused_after_its_expiry_ends_the_worker(
     worker = local_worker(echo, worker_config(own_gateway, own_broker, tmp_path))
     await worker.ready()
     own_gateway.accepted_tokens.clear()
-    with pytest.raises(Exception, match="has expired and is not renewed"):
+    with pytest.raises(Exception, match="has expired and could not be renewed"):
         async with asyncio.timeout(20):
             await worker.task
 

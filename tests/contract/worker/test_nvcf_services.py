@@ -146,7 +146,7 @@ async def test_answers_to_connect_once_with_less_in_them(
     await worker.ready()
     assert (await (await services.call(b"a")).answer()).body == b"a"
     odd = change is _with_odd_regions
-    assert worker.worker._enrolment.connected.regions == (("local", "far") if odd else ("local",))
+    assert worker.worker._registration.connected.regions == (("local", "far") if odd else ("local",))
     assert "" not in services.provisions
 
 

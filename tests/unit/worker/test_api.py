@@ -16,7 +16,7 @@ import nvcf_worker
 from nvcf_proto.errors import H1Error
 from nvcf_worker import Response
 from nvcf_worker.__main__ import split_target
-from nvcf_worker.control.token_cache import CachedToken, load, store
+from nvcf_worker.control.registration import CachedToken, load_token, store_token
 from nvcf_worker.errors import HandlerError
 from nvcf_worker.exchange.post import pieces
 from nvcf_worker.function.handlers import Kind, classify
@@ -156,30 +156,30 @@ def test_a_cached_token_without_an_end_and_one_with_an_impossible_one(tmp_path: 
     """Go writes a time that is not known as the first day of the year 1."""
     path = tmp_path / "nvcf-worker-token.json"
     path.write_text('{"access_token": "t", "token_type": "Bearer", "expiry": "0001-01-01T00:00:00Z"}')
-    cached = load(path)
+    cached = load_token(path)
     assert cached is not None
     assert cached.usable("any", 1795514400.0)
-    store(path, CachedToken("t", 1e15, "i"))
-    assert load(path) == CachedToken("t", None, "i")
+    store_token(path, CachedToken("t", 1e15, "i"))
+    assert load_token(path) == CachedToken("t", None, "i")
 
 
 def test_the_token_cache(tmp_path: Path) -> None:
     path = tmp_path / "nvcf-worker-token.json"
-    assert load(path) is None
+    assert load_token(path) is None
     expires_at = round(time.time()) + 100.0
-    store(path, CachedToken("t", expires_at, "i"))
+    store_token(path, CachedToken("t", expires_at, "i"))
     assert path.stat().st_mode & 0o777 == 0o600
-    cached = load(path)
+    cached = load_token(path)
     assert cached == CachedToken("t", expires_at, "i")
     assert cached.usable("i", expires_at - 1)
     assert not cached.usable("i", expires_at)
     assert not cached.usable("other", 0.0)
     for text in ("", "{", "[]", "{}", '{"access_token": "t", "expiry": "soon"}', "3"):
         path.write_text(text)
-        assert load(path) is None
+        assert load_token(path) is None
     # As a container beside the worker writes it in Go.
     path.write_text('{"access_token":"t","expiry":"2026-11-24T10:00:00.123456789Z"}')
-    cached = load(path)
+    cached = load_token(path)
     assert cached is not None
     assert cached.expires_at == pytest.approx(1795514400.123456)
     assert cached.usable("any", 1795514400.0)

@@ -6,8 +6,9 @@ from typing import cast
 
 import pytest
 
-from nvcf_worker.control import worker_service as controls
-from nvcf_worker.control.worker_service import Connected, ControlPlane, connect_at_start
+from nvcf_worker.control import registration
+from nvcf_worker.control.registration import connect_at_start
+from nvcf_worker.control.worker_service import Connected, WorkerService
 from nvcf_worker.errors import ControlError, StartupError
 from nvcf_worker.process.backoff import Backoff
 from nvcf_worker.queue.connect import denied_subject
@@ -61,9 +62,9 @@ AWAY = ControlError("UNAVAILABLE", permanent=False)
 async def test_which_token_is_shown_at_the_start(
     errors: list[ControlError], shown: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(controls, "START_BACKOFF", Backoff(first=0.001, limit=0.001))
+    monkeypatch.setattr(registration, "START_BACKOFF", Backoff(first=0.001, limit=0.001))
     control = Refusing(*errors)
-    await connect_at_start(cast(ControlPlane, control), ["cached", "given"])
+    await connect_at_start(cast(WorkerService, control), ["cached", "given"])
     assert control.shown == shown
 
 
@@ -73,5 +74,5 @@ async def test_which_token_is_shown_at_the_start(
 async def test_when_the_start_is_given_up(errors: list[ControlError], limit: float, tries: int) -> None:
     control = Refusing(*errors)
     with pytest.raises(StartupError):
-        await connect_at_start(cast(ControlPlane, control), ["given"], limit=limit)
+        await connect_at_start(cast(WorkerService, control), ["given"], limit=limit)
     assert len(control.shown) == tries

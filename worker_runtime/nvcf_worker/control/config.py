@@ -1,4 +1,4 @@
-"""The worker's settings, read from the environment of protocol.md section 5."""
+"""Read the worker's settings from the environment (protocol.md, section 5.1)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nvcf_proto import environment as env
 from nvcf_proto.errors import InvalidId
 from nvcf_proto.ids import parse_id
 from nvcf_proto.settings import HEALTH_PORT
-from nvcf_worker.control import tls as trust
+from nvcf_worker.control.tls import ROOT_CA_FILE, client_context
 from nvcf_worker.errors import ConfigurationError
 
 GRPC_TLS = "NVCF_GRPC_TLS"
@@ -31,7 +31,7 @@ _REQUIRED = (
 
 @dataclass(frozen=True)
 class GrpcEndpoint:
-    """Where the WorkerService listens (`host:port`) and whether it speaks TLS."""
+    """Address of the WorkerService (`host:port`), and whether it uses TLS."""
 
     target: str
     tls: bool
@@ -39,7 +39,7 @@ class GrpcEndpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
-    """Settings of one worker process. `health_port` 0 means no health server."""
+    """Settings of one worker process. With `health_port` 0 there is no health server."""
 
     worker_token: str
     grpc: GrpcEndpoint
@@ -66,16 +66,16 @@ class WorkerConfig:
     def from_environment(
         cls, environ: Mapping[str, str], *, concurrency: int | None = None, session_port: int | None = None
     ) -> WorkerConfig:
-        """Read the settings. Raises ConfigurationError naming each variable that is wrong."""
+        """Read the settings. Raises ConfigurationError that names the wrong variable."""
         missing = [name for name in _REQUIRED if not environ.get(name)]
         if missing:
             raise ConfigurationError(
                 f"environment variables not set: {', '.join(missing)}. The platform sets them for an "
                 "instance; to try a function on this machine use `nvcf deploy`."
             )
-        if environ.get(trust.ROOT_CA_FILE):
-            # Unusable ones are told now and not with the first connection.
-            trust.client_context(environ)
+        if environ.get(ROOT_CA_FILE):
+            # An invalid file is reported now, not with the first connection.
+            client_context(environ)
         return cls(
             worker_token=environ[env.NVCF_WORKER_TOKEN],
             grpc=grpc_endpoint(environ[env.NVCF_FQDN_GRPC], environ.get(GRPC_TLS)),
@@ -102,7 +102,7 @@ class WorkerConfig:
 
 def _concurrency(environ: Mapping[str, str], argument: int | None) -> int:
     if argument is None:
-        # NVIDIA's platform may say 0 for a version without a setting of its own.
+        # NVIDIA's platform sets 0 for a version that has no setting of its own.
         return max(1, _number(environ, env.MAX_REQUEST_CONCURRENCY, 1, 0, 16_384))
     if not 1 <= argument <= 16_384:
         raise ConfigurationError(f"concurrency is {argument}; it must be 1 to 16384")
@@ -138,7 +138,7 @@ _INSTANCE_ID = re.compile(r"[A-Za-z0-9_:-]+(?:\.[A-Za-z0-9_:-]+)*")
 
 
 def _instance_id(text: str) -> str:
-    # It is part of a broker subject and of a folder's name.
+    # The id is part of a broker subject and of the name of a folder.
     if len(text) > 128 or not _INSTANCE_ID.fullmatch(text):
         raise ConfigurationError(
             f"{env.INSTANCE_ID} is {text[:64]!r}; it must be letters, digits, '-', '_', ':' and single dots "
@@ -148,10 +148,10 @@ def _instance_id(text: str) -> str:
 
 
 def grpc_endpoint(address: str, tls: str | None = None) -> GrpcEndpoint:
-    """Read `host:port`, `http://host:port` or `https://host[:port]`.
+    """Parse `host:port`, `http://host:port` or `https://host[:port]`.
 
-    Without a scheme a loopback host is taken for cleartext and anything else for TLS; `tls`
-    ("true" or "false") overrides. Raises ConfigurationError.
+    Without a scheme, loopback hosts use cleartext and all others TLS; `tls` ("true" or "false") overrides it.
+    Raises ConfigurationError.
     """
     text = address.strip()
     parts = urlsplit(text if "://" in text else f"//{text}")
@@ -186,7 +186,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def nats_servers(text: str) -> tuple[str, ...]:
-    """Split a comma list of NATS URLs; bare `host[:port]` means `nats://`. Raises ConfigurationError."""
+    """Split a comma-separated list of NATS URLs; `host[:port]` means `nats://`. Raises ConfigurationError."""
     servers = [part.strip() for part in text.split(",") if part.strip()]
     for server in servers:
         scheme = server.split("://", 1)[0] if "://" in server else "nats"

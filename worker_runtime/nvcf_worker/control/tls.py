@@ -1,4 +1,4 @@
-"""Which certificate authorities a worker trusts: the system's, and those of NVCF_ROOT_CA_FILE."""
+"""TLS settings of a worker: it trusts the authorities of the system and of NVCF_ROOT_CA_FILE."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _GRPC_FILE = "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"
 
 
 def client_context(environ: Mapping[str, str] = os.environ) -> ssl.SSLContext:
-    """For connections by HTTP and to the broker. Raises ConfigurationError."""
+    """Return the TLS context for HTTP and broker connections. Raises ConfigurationError."""
     context = ssl.create_default_context()
     file = environ.get(ROOT_CA_FILE)
     if file:
@@ -28,15 +28,16 @@ def client_context(environ: Mapping[str, str] = os.environ) -> ssl.SSLContext:
         except (OSError, ssl.SSLError) as error:
             raise ConfigurationError(
                 f"{ROOT_CA_FILE} is {file!r}, which cannot be used: {error.strerror or error}. "
-                "It must be a file of certificates in PEM form."
+                "It must be a file of certificates in PEM format."
             ) from error
     return context
 
 
 def grpc_roots(environ: Mapping[str, str] = os.environ) -> bytes | None:
-    """Certificates in PEM form for gRPC, which knows nothing of the system's; None: those it comes with.
+    """Return the root certificates for gRPC in PEM format; None: the certificates that gRPC includes.
 
-    NVCF_ROOT_CA_FILE, else SSL_CERT_FILE, unless gRPC's own variable names a file. Raises ConfigurationError.
+    gRPC does not use the system's certificates. The file is NVCF_ROOT_CA_FILE, else SSL_CERT_FILE unless
+    gRPC's own variable names a file. Raises ConfigurationError.
     """
     private = environ.get(ROOT_CA_FILE)
     file = private or ("" if environ.get(_GRPC_FILE) else environ.get(_SYSTEM_FILE))

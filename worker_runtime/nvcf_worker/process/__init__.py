@@ -1,1 +1,1 @@
-"""The worker's own process: loops, children, health, logs, exit reasons."""
+"""The worker's own process: child processes, companions, health, logs, exit reasons, durations."""

@@ -1,12 +1,12 @@
-"""What runs beside a worker: a server or application that must be up first, and notices of termination."""
+"""Companions of a worker: a server or application that must run before and beside it; termination notices."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 log = logging.getLogger("nvcf_worker")
 
@@ -17,42 +17,42 @@ NOTICE_INTERVAL = 0.5
 
 
 class Admission(Protocol):
-    """The worker's door."""
+    """Lets a companion stop and start the intake of requests."""
 
     def pause(self) -> None:
-        """Let no further request in; the worker is not ready."""
+        """Take no further requests; the worker is not ready."""
 
     def resume(self) -> None:
-        """Let requests in again."""
+        """Take requests again."""
 
 
 class Companion(Protocol):
-    """What a worker's function lives in, e.g. a server process."""
+    """What a worker's function depends on, e.g. a server process."""
 
     async def start(self) -> None:
-        """Return when requests can be served. Raises WorkerError when that will not be."""
+        """Return when requests can be served. Raises WorkerError if that will not happen."""
 
     async def watch(self, admission: Admission) -> None:
-        """Look after it while requests are served, until cancelled. Raises WorkerError when it is lost."""
+        """Monitor it while requests are served, until cancelled. Raises WorkerError if it is lost."""
 
     async def stop(self) -> None:
-        """End it; called once, after the last request, however it went before."""
+        """End it. Called once, after the last request, also when `start` has failed."""
 
 
 class Served(Admission, Protocol):
-    """What `accompany` needs of a worker."""
+    """The part of a worker that `accompany` uses."""
 
     async def run(self) -> None:
         """Serve until `stop`."""
 
     def stop(self, grace_seconds: float | None = None) -> None:
-        """Leave; with 0 the requests in work are handed back."""
+        """Drain; with 0 seconds the requests in flight go back to the queue at once."""
 
 
 async def accompany(worker: Served, companion: Companion) -> None:
-    """Run both: requests are taken once the companion has started, and handed back when it is lost.
+    """Run both: requests are taken once the companion has started, and given back if it is lost.
 
-    Raises the WorkerError of whichever ended first.
+    Raises the WorkerError of the one that ended first.
     """
     worker.pause()
     serving = asyncio.create_task(worker.run())
@@ -76,32 +76,29 @@ async def _tend(worker: Served, companion: Companion) -> None:
 
 
 async def cancelled(*tasks: asyncio.Task[None]) -> None:
-    """Cancel tasks and wait for their end; what they raise has been told or does not matter any more."""
+    """Cancel tasks and wait for their end. Their errors are ignored: they are logged or no longer matter."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def beside(work: Awaitable[None], watchers: Iterable[Awaitable[None]]) -> None:
-    """Await `work` with `watchers` running until it is done. A watcher that ends early is no matter."""
-    running = [asyncio.ensure_future(watcher) for watcher in watchers]
+async def beside(work: Coroutine[Any, Any, None], watchers: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Await `work` while `watchers` run. The end of a watcher has no effect."""
+    running = [asyncio.create_task(watcher) for watcher in watchers]
     try:
         await work
     finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await cancelled(*running)
 
 
 async def watch_for_notice(path: Path, leave: Callable[[str], None]) -> None:
-    """Call `leave` once with a reason as soon as there is a file at `path`.
+    """Call `leave` once, with a reason, as soon as a file exists at `path`.
 
-    Looked for twice a second: such a file is written by another container into a shared volume, where no
-    file system event would arrive.
+    The file is polled: another container writes it to a shared volume, where no file system event arrives.
     """
     while True:
         if await asyncio.to_thread(path.exists):
             break
         await asyncio.sleep(NOTICE_INTERVAL)
-    log.info("notice of termination: %s is there", path)
+    log.info("notice of termination: %s exists", path)
     leave(f"notice of termination in {path}")

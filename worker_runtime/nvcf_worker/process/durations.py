@@ -1,4 +1,4 @@
-"""Lengths of time as settings write them."""
+"""Parse durations in settings."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _ISO = re.compile(
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of `90`, `1.5`, `1m30s`, `500ms` (as Go writes them) or `PT1M30S` (ISO 8601).
+    """Return the seconds of `90`, `1.5`, `1m30s`, `500ms` (Go's format) or `PT1M30S` (ISO 8601).
 
-    Raises ValueError for anything else, negative lengths included.
+    Raises ValueError for anything else, also for negative durations.
     """
     text = text.strip()
     if _PLAIN.fullmatch(text):
@@ -27,5 +27,5 @@ def parse_duration(text: str) -> float:
         return sum(float(value) * _UNITS[unit] for unit, value in iso.groupdict().items() if value)
     parts = _PART.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ValueError(f"{text[:32]!r} is no length of time; write 90, 1m30s or PT1M30S")
+        raise ValueError(f"{text[:32]!r} is not a duration; write 90, 1m30s or PT1M30S")
     return sum(float(number) * _UNITS[unit] for number, unit in parts)

@@ -1,4 +1,4 @@
-"""Health endpoints `/v1/health/live` and `/v1/health/ready` (protocol.md section 5), and `/metrics`."""
+"""Health endpoints `/v1/health/live` and `/v1/health/ready` (protocol.md, section 5.3), and `/metrics`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from nvcf_proto.environment import HEALTH_PORT, NVCF_METRICS_ADDRESS
 from nvcf_worker.errors import ConfigurationError
 
 Page = Callable[[str], tuple[bytes, str]]
-METRICS_OFF = f"metrics are off; {NVCF_METRICS_ADDRESS}=health switches them on\n"
+METRICS_OFF = f"metrics are off; set {NVCF_METRICS_ADDRESS}=health to turn them on\n"
 
 
 @asynccontextmanager
 async def health_server(
     port: int, ready: Callable[[], bool], page: Page | None = None
 ) -> AsyncIterator[None]:
-    """Answer health checks on all interfaces while the context lasts; port 0 means no server.
+    """Serve health checks on all interfaces while the context is open; with port 0 there is no server.
 
-    `page` makes the text and media type of `/metrics` for an Accept header; it may block.
+    page: returns the text and media type of `/metrics` for an Accept header; it may block.
 
-    Raises ConfigurationError when the port cannot be used.
+    Raises ConfigurationError if the port cannot be used.
     """
     if port == 0:
         yield

@@ -1,4 +1,4 @@
-"""Logging of a worker: JSON lines with request and trace id, or readable lines on a terminal."""
+"""Logging of a worker: JSON lines with request id and trace id, or readable lines on a terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ request_id: ContextVar[str | None] = ContextVar("nvcf_worker_request_id", defaul
 
 
 def attach_trace(carrier: Mapping[str, str]) -> object:
-    """Make the W3C trace context of NATS headers current; returns what `detach_trace` takes."""
+    """Make the W3C trace context of NATS headers current; return the token for `detach_trace`."""
     from opentelemetry import context
 
     from nvcf_otel import spans
@@ -36,7 +36,7 @@ def detach_trace(token: object) -> None:
 
 
 def current_trace_id() -> str | None:
-    """Trace id of the current span, if the OpenTelemetry API is in use at all."""
+    """Return the trace id of the current span; None if there is none or OpenTelemetry is not imported."""
     trace: Any = sys.modules.get("opentelemetry.trace")
     if trace is None:
         return None
@@ -45,7 +45,7 @@ def current_trace_id() -> str | None:
 
 
 def current_trace() -> dict[str, str]:
-    """Headers of the current span; none where there is none, or OpenTelemetry's API is not in use at all."""
+    """Return the headers of the current span; empty if there is none or OpenTelemetry is not imported."""
     trace: Any = sys.modules.get("opentelemetry.trace")
     if trace is None:
         return {}
@@ -55,10 +55,10 @@ def current_trace() -> dict[str, str]:
 
 
 class Ids(logging.Filter):
-    """Adds the ids when the record is made, in the thread and task that made it."""
+    """Adds request id and trace id to a record, in the thread and task that made it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        # A logger that is bound to a request has named it already.
+        # The logger of a request has set the id already.
         if getattr(record, "request_id", None) is None:
             record.request_id = request_id.get()
         record.trace_id = current_trace_id()
@@ -66,7 +66,7 @@ class Ids(logging.Filter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line; secrets in it are replaced."""
+    """Formats a record as one line of JSON; secrets are replaced."""
 
     def __init__(self, redact: Redactor | None = None) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """Time, level, request and text for people; secrets in it are replaced."""
+    """Formats a record as time, level, request and text for people; secrets are replaced."""
 
     def __init__(self, redact: Redactor | None = None) -> None:
         super().__init__()
@@ -109,9 +109,9 @@ def _timestamp(created: float) -> str:
 
 
 def set_up(level: str, stream: TextIO | None = None) -> None:
-    """Send all logging to `stream`, unless the function has configured logging itself.
+    """Send all log records to `stream`, unless the function has configured logging itself.
 
-    Without a stream it is what NVCF_LOG_STREAM says: `stderr` (default) or `stdout`.
+    Default stream: NVCF_LOG_STREAM, `stderr` or `stdout`. Raises ValueError for an unknown level.
     """
     root = logging.getLogger()
     logging.getLogger("nvcf_worker").setLevel(level.upper())

@@ -13,7 +13,7 @@ import nats.errors
 
 from nvcf_proto import settings, subjects
 from nvcf_worker.control.config import WorkerConfig
-from nvcf_worker.control.registration import Enrolment
+from nvcf_worker.control.registration import Registration
 from nvcf_worker.queue.connect import open_connection
 from nvcf_worker.queue.puller import Provision, Receiver, RegionPuller
 from nvcf_worker.queue.reply_inbox import ReplyInbox
@@ -207,7 +207,7 @@ class Session:
 
 async def open_session(
     config: WorkerConfig,
-    enrolment: Enrolment,
+    registration: Registration,
     slots: Slots,
     owner: Owner,
     on_ready: Callable[[bool], Awaitable[None]],
@@ -243,7 +243,7 @@ async def open_session(
 
     connection = await open_connection(
         config,
-        enrolment.token,
+        registration.token,
         on_reconnect=on_reconnect,
         on_closed=on_closed,
         on_lame_duck=on_lame_duck,
@@ -251,6 +251,6 @@ async def open_session(
         limit=limit,
         counts=counts,
     )
-    regions = () if idle() else enrolment.connected.regions
-    session = Session(config, connection, regions, slots, owner, enrolment.provision, on_ready)
+    regions = () if idle() else registration.connected.regions
+    session = Session(config, connection, regions, slots, owner, registration.provision, on_ready)
     return session

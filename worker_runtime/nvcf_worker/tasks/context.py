@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from nvcf_broker.files import replace_file
 from nvcf_worker.function.cancellation import Cancellation
-from nvcf_worker.process.exit_reason import write_atomically
 from nvcf_worker.tasks.settings import RESULTS_DIR, TaskSettings
 
 log = logging.getLogger("nvcf_worker")
@@ -123,7 +123,7 @@ class ProgressFile:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path, json.dumps(self._members, ensure_ascii=False).encode())
+            replace_file(self._path, json.dumps(self._members, ensure_ascii=False).encode(), mode=0o644)
         except OSError as error:
             # A full disk must not end hours of work; the next report may succeed.
             log.error("the progress file %s could not be written: %s", self._path, error)
