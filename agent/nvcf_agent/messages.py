@@ -1,4 +1,6 @@
-"""A cluster's creation and termination messages: work queues, one durable consumer a cluster (section 6).
+"""A cluster's creation and termination messages: work queues, one durable consumer a cluster.
+
+See protocol.md, section 6.2.
 
 A message is acknowledged when its handler has returned: what it asks for has been written down by then.
 """

@@ -1,4 +1,4 @@
-"""The platform's HTTP API as the commands use it (protocol.md section 4 and the management routes)."""
+"""The platform's HTTP API as the commands use it (protocol.md, section 4 and the management routes)."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Names of the environment variables of a worker (protocol.md, section 5).
+"""Names of the environment variables of a worker (protocol.md, section 5.1).
 
 The text below each name is its entry in docs/operate/configuration.md.
 """

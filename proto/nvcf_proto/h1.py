@@ -1,4 +1,6 @@
-"""Codec of `application/octet-stream+h1` bodies (section 3): an HTTP/1.1 head, then raw body bytes.
+"""Codec of `application/octet-stream+h1` bodies: an HTTP/1.1 head, then raw body bytes.
+
+See protocol.md, section 3.4.
 
 The body is not framed: it ends where the surrounding HTTP message ends. Decoding is incremental;
 grammar as in RFC 9112 sections 3 to 5, strict where leniency would let two readers disagree:

@@ -1,15 +1,15 @@
-"""HTTP and NATS header names and media types of the contract (sections 2 to 5)."""
+"""HTTP and NATS header names and media types of the contract (protocol.md, sections 2 to 5 and 7)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-# Answered to callers (section 4).
+# Answered to callers (protocol.md, section 4.4).
 NVCF_REQID = "NVCF-REQID"
 NVCF_STATUS = "NVCF-STATUS"
 NVCF_PERCENT_COMPLETE = "NVCF-PERCENT-COMPLETE"
 
-# Sent by callers (section 4).
+# Sent by callers (protocol.md, section 4.4).
 NVCF_POLL_SECONDS = "NVCF-POLL-SECONDS"
 NVCF_INPUT_ASSET_REFERENCES = "NVCF-INPUT-ASSET-REFERENCES"
 NVCF_KEEP_QUEUED = "NVCF-KEEP-QUEUED"
@@ -18,7 +18,7 @@ NVCF_FEATURE_DISABLE_COMPATIBILITY = "nvcf-feature-disable-worker-compatibility"
 FUNCTION_ID = "function-id"
 FUNCTION_VERSION_ID = "function-version-id"
 
-# Set by the worker for the function (section 5); never taken from a caller.
+# Set by the worker for the function (protocol.md, section 5.4); never taken from a caller.
 NVCF_SUB = "NVCF-SUB"
 NVCF_NCAID = "NVCF-NCAID"
 NVCF_FUNCTION_NAME = "NVCF-FUNCTION-NAME"
@@ -57,13 +57,13 @@ WORKER_SET: frozenset[str] = frozenset(
 )
 """Lower-case names that only the worker may set on what the function sees."""
 
-# NATS headers of the inline reply (section 2, [ext]).
+# NATS headers of the inline reply [ext] (protocol.md, section 2.10).
 REPLY_SUBJECT = "Nvcf-Reply-Subject"
 REPLY_MAX_BYTES = "Nvcf-Reply-Max-Bytes"
 REPLY_STATUS = "Nvcf-Reply-Status"
 
-# Stateful sessions (section 7, [ext]): on the queued request, where the worker listens for reconnects; on the
-# worker's CONNECT, why it cannot serve the session (`STATUS TEXT`).
+# Stateful sessions [ext] (protocol.md, section 7): on the queued request, where the worker listens for
+# reconnects; on the worker's CONNECT, why it cannot serve the session (`STATUS TEXT`).
 RECONNECT_SUBJECT = "Nvcf-Reconnect-Subject"
 TUNNEL_ERROR = "Nvcf-Tunnel-Error"
 

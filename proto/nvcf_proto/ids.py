@@ -1,4 +1,4 @@
-"""Ids of functions, versions, requests and instances: UUIDs as lower-case text (section 2)."""
+"""Ids of functions, versions, requests and instances: UUIDs as lower-case text (protocol.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Errors on the wire: `application/problem+json` (RFC 9457) with the contract's type URNs (section 3)."""
+"""Errors on the wire: `application/problem+json` (RFC 9457) with the contract's type URNs.
+
+See protocol.md, section 3.5.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Worker and broker (section 2).
+# Worker and broker (protocol.md, section 2).
 IN_PROGRESS_INTERVAL = 10.0
 IN_PROGRESS_MAX_FAILURES = 10
 PULL_IDLE_HEARTBEAT = 5.0
@@ -12,14 +12,14 @@ NATS_CONNECT_TIMEOUT = 5
 NATS_MAX_RECONNECT_WAIT = 15.0
 LAME_DUCK_MAX_DELAY = 10.0
 
-# Worker tokens (section 5).
+# Worker tokens (protocol.md, section 5.2).
 CONNECT_START_TIMEOUT = 300.0
 CONNECT_REFRESH_MIN = 20 * 60.0
 CONNECT_REFRESH_MAX = 30 * 60.0
 CONNECT_REFRESH_LIFE_SHARE = 0.9
 WORKER_TOKEN_LIFE = 3 * 3600.0
 
-# Bodies (sections 3 and 4).
+# Bodies (protocol.md, sections 3 and 4).
 MAX_INLINE_BODY = 32 * 1024
 MAX_DIRECT_RESPONSE = 5 * 1024 * 1024
 ATTACH_HEAD_TIMEOUT = 5.0
@@ -27,7 +27,7 @@ ATTACH_PATH = "/v2/nvcf/worker/request-attach"
 MAX_RESPONSE_HEADERS = 64
 MAX_RESPONSE_HEAD_BYTES = 417_792
 
-# Poll time (section 4).
+# Poll time (protocol.md, section 4.3).
 POLL_SECONDS_MIN = 1
 POLL_SECONDS_MAX = 3600
 POLL_SECONDS_DEFAULT = 60
@@ -38,7 +38,7 @@ PUBLISH_ATTEMPTS = 5
 PUBLISH_FIRST_DELAY = 1.0
 AUTH_CACHE_SECONDS = 60.0
 
-# Stateful sessions (section 7).
+# Stateful sessions (protocol.md, section 7).
 TUNNEL_PATH = "/v1/proxy"
 SESSION_LINK_TIMEOUT = 30.0
 SESSION_RECONNECT_WAIT = 30.0
@@ -46,7 +46,7 @@ SESSION_REGISTER_INTERVAL = 20 * 60.0
 TUNNEL_DIAL_ATTEMPTS = 5
 TUNNEL_DIAL_FIRST_DELAY = 0.01
 
-# Health (section 5).
+# Health (protocol.md, section 5.3).
 HEALTH_PORT = 8080
 HEALTH_LIVE_PATH = "/v1/health/live"
 HEALTH_READY_PATH = "/v1/health/ready"

@@ -1,4 +1,4 @@
-"""JetStream settings of the contract's streams and consumers (section 2).
+"""JetStream settings of the contract's streams and consumers (protocol.md, section 2.3).
 
 Each function returns the JSON object of the JetStream API, durations in nanoseconds. Source of
 the field names: NATS JetStream API, `$JS.API.STREAM.CREATE` and `$JS.API.CONSUMER.DURABLE.CREATE`.

@@ -1,4 +1,7 @@
-"""Names of NATS streams, consumers and subjects (section 2), and what a worker may touch (section 8)."""
+"""Names of NATS streams, consumers and subjects and what a worker may touch.
+
+See protocol.md, sections 2.2 and 8.
+"""
 
 from __future__ import annotations
 
@@ -148,7 +151,7 @@ class Permissions:
 def worker_permissions(
     regions: Iterable[str], version_id: str, instance_id: str, *, wide_inbox: bool = False
 ) -> Permissions:
-    """Least privileges of a worker's broker connection (section 8).
+    """Least privileges of a worker's broker connection (protocol.md, section 8).
 
     Everything is granted by name for each region in `regions`. `wide_inbox` adds what workers of other makes
     need: `_INBOX.>`, the polling and reconnect subjects that name no version, and the purge by which they

@@ -14,7 +14,7 @@ WORKER_TOKEN_AUDIENCE = "worker"
 
 
 def encode_broker_token(worker_token: str) -> str:
-    """The NATS CONNECT token that carries a worker token (section 2, unpadded base64url of JSON)."""
+    """The NATS CONNECT token that carries a worker token (protocol.md, section 2.1)."""
     payload = json.dumps(
         {"account": "Worker", "pluginName": "webhook", "payload": worker_token}, separators=(",", ":")
     )

@@ -35,7 +35,7 @@ async def fetched(platform: Platform, url: str, method: str = "GET", data: bytes
 
 
 async def test_streams_and_buckets_lie_in_their_region(regions: Running) -> None:
-    """Section 2: placement tag `KEY:R`, for everything that belongs to one region."""
+    """Placement tag `KEY:R` for everything that belongs to one region (protocol.md, section 2.3)."""
     cluster, platform = regions
     gateway = platform.gateways[0]
     body = json.dumps({"contentType": "text/plain"})

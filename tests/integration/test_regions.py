@@ -85,7 +85,7 @@ def started(notes: Path) -> list[str]:
 
 
 async def test_queues_are_placed_by_region_tag(regions: Running) -> None:
-    """Section 2: placement tag `aws-region:R`."""
+    """Placement tag `aws-region:R` (protocol.md, section 2.3)."""
     cluster, platform = regions
     version = await platform.deployed_version()
     await both_queues(platform, version)
@@ -99,7 +99,7 @@ async def test_queues_are_placed_by_region_tag(regions: Running) -> None:
 
 
 async def test_a_worker_serves_all_regions_its_own_first(regions: Running, tmp_path: Path) -> None:
-    """Section 2, worker pull: primary region preferred, secondary regions only with free slots."""
+    """Primary region preferred, others only with free slots (protocol.md, section 2.5)."""
     _, platform = regions
     east, west = platform.gateways
     version = await platform.deployed_version()
@@ -126,7 +126,7 @@ async def test_a_worker_serves_all_regions_its_own_first(regions: Running, tmp_p
 
 
 async def test_a_request_is_polled_in_another_region(regions: Running, tmp_path: Path) -> None:
-    """Section 4, poll: the tracking record is looked up in the own region, then in the others."""
+    """The tracking record is looked up in the own region, then in the others (protocol.md, section 4.11)."""
     _, platform = regions
     east, west = platform.gateways
     version = await platform.deployed_version()

@@ -1,4 +1,4 @@
-"""The gateway's half of a session, written from protocol.md section 7 alone, to test the worker against."""
+"""The gateway's half of a session, written from protocol.md, section 7 alone, to test the worker against."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The worker's half of a session, written from protocol.md section 7 alone: CONNECT, then raw bytes."""
+"""The worker's half of a session, written from protocol.md, section 7 alone: CONNECT, then raw bytes."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ H1 = "application/octet-stream+h1"
 
 
 def broker_token(worker_token: str) -> str:
-    """Section 2: unpadded base64url of a JSON object."""
+    """Unpadded base64url of a JSON object (protocol.md, section 2.1)."""
     text = json.dumps({"account": "Worker", "pluginName": "webhook", "payload": worker_token})
     return base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode()
 
@@ -146,7 +146,7 @@ class PeerWorker:
 async def peer_worker(
     platform: Platform, version: Version, *, gateway: Gateway | None = None
 ) -> AsyncIterator[PeerWorker]:
-    """A worker connected as section 5 and 2 say."""
+    """A worker connected as in protocol.md, sections 2.1 and 5.2."""
     instance = new_id()
     token = await platform.worker_token(version, instance)
     connected = await connect_once(

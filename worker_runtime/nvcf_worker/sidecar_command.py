@@ -46,7 +46,7 @@ def sidecar(
     ready_timeout: how long the server may take to become healthy, default 30 min; exit code 4 after that.
 
     What is not given is taken from INFERENCE_PORT, INFERENCE_HEALTH_* and INFERENCE_READY_TIMEOUT
-    (protocol.md section 5). Raises ConfigurationError for unusable arguments.
+    (protocol.md, section 5.1). Raises ConfigurationError for unusable arguments.
     """
     settings = read_settings(
         Arguments(

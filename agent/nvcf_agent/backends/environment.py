@@ -1,4 +1,4 @@
-"""The environment of a worker process (protocol.md section 5). Pure."""
+"""The environment of a worker process (protocol.md, section 5.1). Pure."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Asking an instance whether it is ready (protocol.md section 5, HEALTH_PORT)."""
+"""Asking an instance whether it is ready (protocol.md, section 5.3)."""
 
 import asyncio
 from collections.abc import AsyncIterator

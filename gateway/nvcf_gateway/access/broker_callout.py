@@ -1,4 +1,6 @@
-"""Auth callout: the broker asks whether a worker may connect, and what it may access (protocol.md section 8).
+"""Auth callout: the broker asks whether a worker may connect, and what it may access.
+
+See protocol.md, section 8.
 
 The form of the claims is that of NATS auth callout (ADR-26). Requests and responses are JWTs signed with
 Ed25519 nkeys, header `{"typ": "JWT", "alg": "ed25519-nkey"}`.

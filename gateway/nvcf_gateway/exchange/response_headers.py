@@ -1,4 +1,4 @@
-"""Answers of exec and pexec: what the contract adds to the function's own (section 4)."""
+"""Answers of exec and pexec: what the contract adds to the function's own (protocol.md, section 4.4)."""
 
 from __future__ import annotations
 

@@ -44,7 +44,10 @@ class Sink(Protocol):
 
 
 def checked_head(head: ResponseHead) -> ResponseHead:
-    """The head to pass on, hop-by-hop headers removed. Raises H1Error for what section 4 forbids."""
+    """The head to pass on, hop-by-hop headers removed. Raises H1Error for what is forbidden.
+
+    See protocol.md, section 3.3.
+    """
     if head.status < 200:
         raise H1Error(f"status {head.status} is no final status")
     if any(name.lower() == "transfer-encoding" for name, _ in head.headers):

@@ -1,4 +1,7 @@
-"""The poll time of a call, and the delay before a failed publish is tried again (section 4)."""
+"""The poll time of a call, and the delay before a failed publish is tried again.
+
+See protocol.md, section 4.3.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Large results in the broker's object store: the worker uploads, the caller is redirected (section 4)."""
+"""Large results in the broker's object store: the worker uploads, the caller is redirected.
+
+See protocol.md, section 4.8.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The message that travels through the queue: building it from a caller's request (sections 1 to 4)."""
+"""The message that travels through the queue: building it from a caller's request.
+
+See protocol.md, section 1.3.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Where a region's streams and buckets live in a broker cluster, and in how many copies (section 2)."""
+"""Where a region's streams and buckets live in a broker cluster, and in how many copies.
+
+See protocol.md, section 2.3.
+"""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def read_stored(message: StoredMessage) -> Stored:
 
 
 def too_many_deliveries(request_id: str, deliveries: int) -> bytes:
-    """The answer as an inline reply (section 2)."""
+    """The answer as an inline reply (protocol.md, section 2.12)."""
     times = f"{deliveries} times" if deliveries else "as often as the queue allows"
     problem = Problem(
         "Too Many Deliveries", 500, f"Request {request_id} was delivered {times} and never answered."

@@ -1,4 +1,6 @@
-"""gRPC services for third-party services: may this caller invoke, and how often (sections 1 and 4).
+"""gRPC services for third-party services: may this caller invoke, and how often.
+
+See protocol.md, sections 1.4 and 1.5.
 
 The services authenticate with API keys of the scope `service`, or `admin` of the account that owns the
 function.

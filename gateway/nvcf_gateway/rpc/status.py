@@ -44,6 +44,6 @@ def checked_id(text: str, field: str) -> str:
 
 
 async def abort(context: Context[Any, Any], problem: HttpProblem) -> NoReturn:
-    """End the call with the gRPC status of a problem (section 4, read backwards)."""
+    """End the call with the gRPC status of a problem (the reverse of protocol.md, section 4.2)."""
     await context.abort(_CODES.get(problem.status, grpc.StatusCode.INTERNAL), str(problem))
     raise AssertionError("abort always raises")

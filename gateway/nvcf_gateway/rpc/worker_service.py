@@ -1,4 +1,4 @@
-"""The Worker service over gRPC (section 1): what a worker calls before and while it pulls."""
+"""The Worker service over gRPC (protocol.md, section 1.2): what a worker calls before and while it pulls."""
 
 from __future__ import annotations
 

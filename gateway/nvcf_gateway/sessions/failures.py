@@ -1,4 +1,4 @@
-"""How a refusal reaches a session's caller: as gRPC status or as HTTP status (protocol.md section 7)."""
+"""How a refusal reaches a session's caller: as gRPC status or as HTTP status (protocol.md, section 7.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a session's caller asks for, read from its headers alone (protocol.md section 7)."""
+"""What a session's caller asks for, read from its headers alone (protocol.md, section 7.1)."""
 
 from __future__ import annotations
 

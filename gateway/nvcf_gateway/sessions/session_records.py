@@ -1,4 +1,7 @@
-"""Where a session's worker is found again: the lookup stream and the reconnect subjects (section 7)."""
+"""Where a session's worker is found again: the lookup stream and the reconnect subjects.
+
+See protocol.md, section 7.4.
+"""
 
 from __future__ import annotations
 

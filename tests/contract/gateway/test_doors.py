@@ -1,4 +1,7 @@
-"""Tokens, routing and malformed input at every door: a clear 4xx, never a 500 (sections 3 to 5, 8)."""
+"""Tokens, routing and malformed input at every door: a clear 4xx, never a 500.
+
+See protocol.md, sections 3 to 5 and 8.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""exec: the JSON wrapper (protocol.md section 4)."""
+"""exec: the JSON wrapper (protocol.md, section 4.6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""API keys, shared functions, worker tokens and the broker's doors, on two gateways (sections 4 and 8)."""
+"""API keys, shared functions, worker tokens and the broker's doors, on two gateways.
+
+See protocol.md, sections 4 and 8.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What callers of NVIDIA's invocation service rely on beyond the words of section 4, byte by byte."""
+"""What callers of NVIDIA's invocation service rely on beyond protocol.md, section 4, byte by byte."""
 
 from __future__ import annotations
 

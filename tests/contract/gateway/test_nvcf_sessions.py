@@ -1,4 +1,7 @@
-"""NVIDIA's worker in a session (section 7): CONNECT as Go writes it, reconnect, purge; and two regions."""
+"""NVIDIA's worker in a session: CONNECT as Go writes it, reconnect, purge; and two regions.
+
+See protocol.md, section 7.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""NVIDIA's worker behind our gateway (sections 1 to 5 and 8): it does as its sources say, and is served."""
+"""NVIDIA's worker behind our gateway: it does as its sources say, and is served.
+
+See protocol.md, sections 1 to 5 and 8.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Large results and input assets (protocol.md sections 1 and 4)."""
+"""Large results and input assets (protocol.md, sections 4.7 and 4.8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""pexec as callers and workers see it (protocol.md sections 2 to 4), against a hand-driven peer worker."""
+"""pexec as callers and workers see it (protocol.md, sections 2 to 4), against a hand-driven peer worker."""
 
 from __future__ import annotations
 

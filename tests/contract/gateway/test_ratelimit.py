@@ -1,4 +1,7 @@
-"""Rate limits as callers and services meet them (section 4), on one replica and on four."""
+"""Rate limits as callers and services meet them, on one replica and on four.
+
+See protocol.md, sections 1.5 and 4.12.
+"""
 
 from __future__ import annotations
 

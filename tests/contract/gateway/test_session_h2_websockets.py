@@ -1,4 +1,7 @@
-"""Section 7 at the gateway: WebSocket over HTTP/2 (RFC 8441), against a real WebSocket server."""
+"""Sessions at the gateway: WebSocket over HTTP/2 (RFC 8441), against a real WebSocket server.
+
+See protocol.md, section 7.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Section 7 at the gateway: WebSocket and plain HTTP/1.1 callers, on both ports, against a peer's worker."""
+"""Sessions at the gateway: WebSocket and plain HTTP/1.1 callers, on both ports, against a peer's worker.
+
+See protocol.md, section 7.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Section 7 at the gateway: gRPC and WebSocket callers, links, reconnects, against a peer's worker."""
+"""Sessions at the gateway: gRPC and WebSocket callers, links, reconnects, against a peer's worker.
+
+See protocol.md, section 7.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""202, polls and other ways back: compatibility mode against a peer's gateway (protocol.md sections 2, 4)."""
+"""202, polls and other ways back: compatibility mode against a peer's gateway.
+
+See protocol.md, sections 2 and 4.
+"""
 
 from __future__ import annotations
 

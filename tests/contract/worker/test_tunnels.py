@@ -1,4 +1,7 @@
-"""Section 7 at the worker: dialling back, raw bytes to the function's port, records, reconnects, ends."""
+"""Sessions at the worker: dialling back, raw bytes to the function's port, records, reconnects, ends.
+
+See protocol.md, section 7.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTTP side of `request-attach` (protocol.md section 3): fetching request bodies, sending responses."""
+"""HTTP side of `request-attach` (protocol.md, section 3): fetching request bodies, sending responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Results that are too large for the way back, or files: zipped, uploaded, answered 302 (section 4)."""
+"""Results that are too large for the way back, or files: zipped, uploaded, answered 302.
+
+See protocol.md, section 4.8.
+"""
 
 from __future__ import annotations
 
@@ -246,7 +249,10 @@ async def _beginning(stream: StreamReply) -> Reply:
 
 
 def as_problem(reply: Reply) -> Reply:
-    """An answer >= 400 as problem+json, with its `{"error": ...}` or short text as detail (section 5)."""
+    """An answer >= 400 as problem+json, with its `{"error": ...}` or short text as detail.
+
+    See protocol.md, section 5.5.
+    """
     if is_problem(reply.headers):
         return reply
     encoded = any(name.lower() == "content-encoding" for name, _ in reply.headers)

@@ -1,4 +1,7 @@
-"""Answers by POST `request-attach` (protocol.md section 3): complete ones again and again, streams once."""
+"""Answers by POST `request-attach`: complete ones again and again, streams once.
+
+See protocol.md, section 3.3.
+"""
 
 from __future__ import annotations
 

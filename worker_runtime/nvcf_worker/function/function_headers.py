@@ -1,4 +1,7 @@
-"""The headers a handler sees (protocol.md section 5): the caller's, without what only the worker may set."""
+"""The headers a handler sees: the caller's, without what only the worker may set.
+
+See protocol.md, section 5.4.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opening the worker's broker connection (protocol.md section 2, Connection)."""
+"""Opening the worker's broker connection (protocol.md, section 2.1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pulling requests of one region (protocol.md section 2, Worker pull)."""
+"""Pulling requests of one region (protocol.md, section 2.5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests over NATS with many answers awaited at once: the inline reply (protocol.md section 2, [ext])."""
+"""Requests over NATS with many answers awaited at once: the inline reply (protocol.md, section 2.10)."""
 
 from __future__ import annotations
 

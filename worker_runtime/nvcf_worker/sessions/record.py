@@ -1,4 +1,7 @@
-"""What a session tells the broker: where it is found again, and that it listens (protocol.md section 7)."""
+"""What a session tells the broker: where it is found again, and that it listens.
+
+See protocol.md, section 7.4.
+"""
 
 from __future__ import annotations
 

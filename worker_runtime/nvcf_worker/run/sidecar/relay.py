@@ -48,7 +48,8 @@ def response_headers(
     """Headers of a server's answer as they go to the gateway.
 
     Content-Length of a complete answer is set by whoever delivers it; of an answer to HEAD and of a stream
-    it stays as the server said. Raises ValueError for what the contract does not carry (section 4).
+    it stays as the server said. Raises ValueError for what the contract does not carry
+    (protocol.md, section 3.4).
     """
     drop_length = status in _BODILESS or (complete and method != "HEAD")
     kept = [

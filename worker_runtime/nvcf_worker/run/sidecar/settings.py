@@ -1,4 +1,4 @@
-"""Settings of a sidecar: arguments, else the environment of protocol.md section 5, else defaults."""
+"""Settings of a sidecar: arguments, else the environment of protocol.md, section 5.1, else defaults."""
 
 from __future__ import annotations
 
