@@ -32,7 +32,7 @@ from nvcf_broker.connection import BrokerClient, connect_broker
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.jetstream import JetStream
 from nvcf_broker.kv import KvMirror
-from nvcf_broker.requests import BrokerRequests
+from nvcf_broker.requests import ReplyInbox
 from nvcf_otel.errors import TelemetryError
 from nvcf_otel.logs import configure_logging
 from nvcf_otel.service import metrics_host, observed, service_telemetry
@@ -120,7 +120,7 @@ async def serve(options: Options, telemetry: Telemetry) -> None:
         )
         stack.push_async_callback(client.close)
         await stack.enter_async_context(observed(telemetry, client))
-        requests = BrokerRequests(client)
+        requests = ReplyInbox(client)
         await requests.start()
         await _ensure_streams(JetStream(requests), options.replicas)
         leases = KvMirror(

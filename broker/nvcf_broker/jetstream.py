@@ -25,7 +25,7 @@ _MISSING = 404
 
 
 class Requester(Protocol):
-    """Publishes and waits for one reply: `BrokerRequests`, or a `nats` client."""
+    """Publishes and waits for one reply: `ReplyInbox`, or a `nats` client."""
 
     async def request(
         self, subject: str, payload: bytes, *, timeout: float, headers: dict[str, str] | None = None

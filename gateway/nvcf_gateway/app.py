@@ -14,7 +14,7 @@ from aiohttp import web
 
 from nvcf_broker.connection import BrokerClient, connect_broker
 from nvcf_broker.errors import BrokerError
-from nvcf_broker.requests import BrokerRequests
+from nvcf_broker.requests import ReplyInbox
 from nvcf_gateway.access.authorization import Authenticator, Authorizer
 from nvcf_gateway.access.broker_callout import QUEUE_GROUP, AuthCallout, load_account_seed
 from nvcf_gateway.access.signed_tokens import DashboardTokens, SignedUrls
@@ -108,7 +108,7 @@ async def running_gateway(config: GatewayConfig, gateway_id: str) -> AsyncIterat
         if config.bootstrap_keys is not None:
             await registry.bootstrap_keys(config.bootstrap_keys)
         owner = await stack.enter_async_context(TaskOwner())
-        requests = BrokerRequests(client)
+        requests = ReplyInbox(client)
         await requests.start()
         shared = SharedCounters(client, requests, gateway_id)
         await shared.start(stack)
@@ -157,7 +157,7 @@ async def _parts(
     config: GatewayConfig,
     gateway_id: str,
     client: BrokerClient,
-    requests: BrokerRequests,
+    requests: ReplyInbox,
     registry: Registry,
     tokens: WorkerTokens,
     owner: TaskOwner,
@@ -263,7 +263,7 @@ async def _serve_sessions(
     config: GatewayConfig,
     parts: _Parts,
     client: BrokerClient,
-    requests: BrokerRequests,
+    requests: ReplyInbox,
     owner: TaskOwner,
     limiter: RateLimiter,
 ) -> str | None:

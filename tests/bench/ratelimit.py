@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from nvcf_broker.connection import connect_broker
-from nvcf_broker.requests import BrokerRequests
+from nvcf_broker.requests import ReplyInbox
 from nvcf_broker.server import LocalBroker
 from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.ratelimit.limiter import RateLimiter
@@ -34,7 +34,7 @@ async def _replica(broker: LocalBroker, name: str) -> AsyncIterator[RateLimiter]
         client = await connect_broker(broker.url, broker.credentials_file, name=name)
         stack.push_async_callback(client.close)
         owner = await stack.enter_async_context(TaskOwner())
-        requests = BrokerRequests(client)
+        requests = ReplyInbox(client)
         await requests.start()
         shared = SharedCounters(client, requests, name)
         await shared.start(stack)

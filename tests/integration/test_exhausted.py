@@ -10,7 +10,7 @@ from typing import Any
 from nats.aio.client import Client
 
 from nvcf_broker.connection import connect_broker
-from nvcf_broker.requests import BrokerRequests
+from nvcf_broker.requests import ReplyInbox
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.queue.request_queue import RequestQueue
@@ -114,7 +114,7 @@ async def test_a_sweep_ends_what_was_missed(tmp_path: Path) -> None:
             await wait_as_worker(client, version)
             await advisories.next_msg(timeout=20)
             assert await _queued(client, version, 1)
-            requests = BrokerRequests(client)
+            requests = ReplyInbox(client)
             await requests.start()
             config = GatewayConfig(("", 0), ("", 0), platform.broker.url, tmp_path / "key")
             queue = RequestQueue(client, requests, config)
@@ -134,7 +134,7 @@ async def test_a_sweep_leaves_alone_what_waits_and_what_is_in_work(tmp_path: Pat
         try:
             await eventually(lambda: _queued(client, version, 3), "the requests are queued")
             await die_over(client, version, 1)
-            requests = BrokerRequests(client)
+            requests = ReplyInbox(client)
             await requests.start()
             config = GatewayConfig(("", 0), ("", 0), platform.broker.url, tmp_path / "key")
             queue = RequestQueue(client, requests, config)

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from nvcf_broker.connection import connect_broker
-from nvcf_broker.requests import BrokerRequests
+from nvcf_broker.requests import ReplyInbox
 from nvcf_broker.server import LocalBroker
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import HttpProblem
@@ -23,7 +23,7 @@ async def claims(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Idem
     directory: Path = tmp_path_factory.mktemp("claims")
     async with LocalBroker(directory) as broker:
         client = await connect_broker(broker.url, broker.credentials_file, name="test")
-        requests = BrokerRequests(client)
+        requests = ReplyInbox(client)
         await requests.start()
         config = GatewayConfig(("127.0.0.1", 0), ("127.0.0.1", 0), broker.url, directory / "signing.pem")
         made = Idempotency(requests, config)

@@ -11,18 +11,18 @@ import pytest_asyncio
 
 from nvcf_broker.connection import connect_broker
 from nvcf_broker.objects import BucketFullError, ObjectBucket, ObjectExistsError, ObjectMissingError
-from nvcf_broker.requests import BrokerRequests
+from nvcf_broker.requests import ReplyInbox
 from nvcf_broker.server import LocalBroker
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def connected(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[BrokerRequests, object]]:
+async def connected(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[ReplyInbox, object]]:
     directory: Path = tmp_path_factory.mktemp("broker")
     async with LocalBroker(directory) as broker:
         client = await connect_broker(broker.url, broker.credentials_file, name="test")
-        requests = BrokerRequests(client)
+        requests = ReplyInbox(client)
         await requests.start()
         yield requests, client
         await client.close()
@@ -39,7 +39,7 @@ async def read(bucket: ObjectBucket, name: str) -> bytes:
     return b"".join([chunk async for chunk in bucket.read(stored)])
 
 
-async def test_what_is_put_is_read(connected: tuple[BrokerRequests, object]) -> None:
+async def test_what_is_put_is_read(connected: tuple[ReplyInbox, object]) -> None:
     bucket = ObjectBucket(connected[0], "plain")
     assert await bucket.find("a") is None
     assert await bucket.oldest() is None
@@ -63,7 +63,7 @@ async def test_what_is_put_is_read(connected: tuple[BrokerRequests, object]) -> 
     assert await bucket.find("a") is None
 
 
-async def test_the_library_reads_it_too(connected: tuple[BrokerRequests, object]) -> None:
+async def test_the_library_reads_it_too(connected: tuple[ReplyInbox, object]) -> None:
     bucket = ObjectBucket(connected[0], "shared")
     data = b"0123456789" * 50_000
     await bucket.put("name with / and .", parts(data))
@@ -73,7 +73,7 @@ async def test_the_library_reads_it_too(connected: tuple[BrokerRequests, object]
     assert await read(bucket, "theirs") == data
 
 
-async def test_a_full_bucket_says_so_and_keeps_nothing(connected: tuple[BrokerRequests, object]) -> None:
+async def test_a_full_bucket_says_so_and_keeps_nothing(connected: tuple[ReplyInbox, object]) -> None:
     bucket = ObjectBucket(connected[0], "small", max_bytes=400_000)
     await bucket.put("one", parts(bytes(200_000)))
     with pytest.raises(BucketFullError):
@@ -83,7 +83,7 @@ async def test_a_full_bucket_says_so_and_keeps_nothing(connected: tuple[BrokerRe
     await bucket.put("two", parts(bytes(300_000)))
 
 
-async def test_a_source_that_breaks_leaves_nothing(connected: tuple[BrokerRequests, object]) -> None:
+async def test_a_source_that_breaks_leaves_nothing(connected: tuple[ReplyInbox, object]) -> None:
     bucket = ObjectBucket(connected[0], "broken")
 
     async def broken() -> AsyncIterator[bytes]:
@@ -96,7 +96,7 @@ async def test_a_source_that_breaks_leaves_nothing(connected: tuple[BrokerReques
     assert await bucket.usage() == (0, 0)
 
 
-async def test_the_first_of_several_writers_wins(connected: tuple[BrokerRequests, object]) -> None:
+async def test_the_first_of_several_writers_wins(connected: tuple[ReplyInbox, object]) -> None:
     bucket = ObjectBucket(connected[0], "first")
     await bucket.ensure()
     results = await asyncio.gather(

@@ -21,7 +21,7 @@ from nvcf_worker.queue.journal import FILE_NAME, Journal
 from nvcf_worker.runner import Services
 
 if TYPE_CHECKING:
-    from nvcf_worker.queue.reply_inbox import ReplyInbox
+    from nvcf_broker.requests import ReplyInbox
 
 log = logging.getLogger("nvcf_worker")
 

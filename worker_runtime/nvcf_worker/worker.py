@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import nats.errors
 
+from nvcf_broker.requests import ReplyInbox
 from nvcf_otel.process import LoopLag
 from nvcf_proto import settings
 from nvcf_worker.control.config import WorkerConfig
@@ -29,7 +30,6 @@ from nvcf_worker.function.request import FunctionContext
 from nvcf_worker.process.health import health_server
 from nvcf_worker.queue.connect import close_connection
 from nvcf_worker.queue.inflight import InFlight
-from nvcf_worker.queue.reply_inbox import ReplyInbox
 from nvcf_worker.queue.session import Session, open_session
 from nvcf_worker.queue.slots import Slots
 from nvcf_worker.reception import Reception, release

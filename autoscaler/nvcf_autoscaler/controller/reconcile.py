@@ -36,7 +36,7 @@ from nvcf_autoscaler.placement.view import (
 from nvcf_autoscaler.policy.decide import Decision, decide
 from nvcf_autoscaler.policy.observation import Observation
 from nvcf_autoscaler.policy.settings import ScalingSettings
-from nvcf_broker.requests import BrokerRequests
+from nvcf_broker.requests import ReplyInbox
 from nvcf_proto.compute import SILENT_AFTER_SECONDS
 from nvcf_proto.models import Deployment, FunctionVersion, Instance
 
@@ -61,7 +61,7 @@ class Looker:
     def __init__(
         self,
         world: World,
-        requests: BrokerRequests,
+        requests: ReplyInbox,
         actuator: Actuator,
         lease: Lease,
         regions: tuple[str, ...],

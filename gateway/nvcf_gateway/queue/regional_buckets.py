@@ -9,7 +9,7 @@ from nats.aio.client import Client
 
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.objects import ObjectBucket, StoredObject
-from nvcf_broker.requests import BrokerRequests
+from nvcf_broker.requests import ReplyInbox
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.queue.placement import bucket_options
 
@@ -24,7 +24,7 @@ class RegionalBuckets:
     def __init__(
         self,
         client: Client,
-        requests: BrokerRequests,
+        requests: ReplyInbox,
         config: GatewayConfig,
         kind: str,
         *,

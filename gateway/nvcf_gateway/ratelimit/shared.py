@@ -19,7 +19,7 @@ from nats.aio.msg import Msg
 from opentelemetry import metrics
 
 from nvcf_broker.connection import BrokerClient, describe_error
-from nvcf_broker.requests import BrokerRequests, raise_if_cancelled
+from nvcf_broker.requests import ReplyInbox, raise_if_cancelled
 from nvcf_gateway.ratelimit.counters import Counters, Grant
 from nvcf_gateway.ratelimit.members import Members
 from nvcf_gateway.ratelimit.messages import (
@@ -53,7 +53,7 @@ _failed_open = _meter.create_counter(
 class SharedCounters:
     """One replica's part in counting. Run it with `start`."""
 
-    def __init__(self, client: BrokerClient, requests: BrokerRequests, gateway_id: str) -> None:
+    def __init__(self, client: BrokerClient, requests: ReplyInbox, gateway_id: str) -> None:
         self._client = client
         self._requests = requests
         self._id = gateway_id

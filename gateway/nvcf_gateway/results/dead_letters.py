@@ -20,7 +20,7 @@ from nats.aio.msg import Msg
 from nvcf_broker.connection import describe_error
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.jetstream import StoredMessage
-from nvcf_broker.requests import BrokerRequests
+from nvcf_broker.requests import ReplyInbox
 from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_proto import headers as names
@@ -98,7 +98,7 @@ class ExhaustedRequests:
 
     def __init__(
         self,
-        requests: BrokerRequests,
+        requests: ReplyInbox,
         queue: RequestQueue,
         owner: TaskOwner,
         regions: Collection[str],

@@ -14,7 +14,7 @@ from nats.aio.msg import Msg
 from opentelemetry import metrics
 
 from nvcf_broker.objects import BucketFullError, ObjectBucket, StoredObject
-from nvcf_broker.requests import BrokerRequests
+from nvcf_broker.requests import ReplyInbox
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.queue.placement import bucket_options
 from nvcf_proto.h1 import ResponseHead
@@ -45,7 +45,7 @@ class ParkedResult:
 class ResultStore:
     """Parked answers of one region, bounded in life, size and number; the oldest go first."""
 
-    def __init__(self, client: Client, requests: BrokerRequests, config: GatewayConfig, region: str) -> None:
+    def __init__(self, client: Client, requests: ReplyInbox, config: GatewayConfig, region: str) -> None:
         self._client = client
         self._max_count = config.results_max_count
         self._bucket = ObjectBucket(

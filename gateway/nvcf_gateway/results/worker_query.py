@@ -10,7 +10,7 @@ from typing import Any
 
 import nats.errors
 
-from nvcf_broker.requests import BrokerRequests
+from nvcf_broker.requests import ReplyInbox
 from nvcf_gateway.access.authorization import Caller
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import CallerGone
@@ -76,7 +76,7 @@ class WorkerDoor:
         config: GatewayConfig,
         gateway_id: str,
         attach_url: Callable[[], str],
-        requests: BrokerRequests,
+        requests: ReplyInbox,
         pending: PendingRequests,
     ) -> None:
         self._config = config

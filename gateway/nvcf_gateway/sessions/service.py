@@ -9,7 +9,7 @@ from aiohttp import web
 
 from nvcf_broker.connection import BrokerClient
 from nvcf_broker.errors import BrokerError
-from nvcf_broker.requests import BrokerRequests
+from nvcf_broker.requests import ReplyInbox
 from nvcf_gateway.access.authorization import Authenticator, Authorizer
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.http.tls import server_context
@@ -43,7 +43,7 @@ class Sessions:
         authorizer: Authorizer,
         queue: RequestQueue,
         client: BrokerClient,
-        requests: BrokerRequests,
+        requests: ReplyInbox,
         owner: TaskOwner,
         limiter: RateLimiter,
         demand: Demand,

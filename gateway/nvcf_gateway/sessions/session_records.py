@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from nvcf_broker.connection import BrokerClient, describe_error
 from nvcf_broker.errors import BrokerUnavailableError, JetStreamError, NoListenerError
 from nvcf_broker.jetstream import JetStream
-from nvcf_broker.requests import BrokerRequests
+from nvcf_broker.requests import ReplyInbox
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.queue.placement import placement_tag
 from nvcf_proto import streams, subjects
@@ -38,7 +38,7 @@ class Found:
 class SessionLookup:
     """Reads what workers register, and asks them to dial again."""
 
-    def __init__(self, client: BrokerClient, requests: BrokerRequests, config: GatewayConfig) -> None:
+    def __init__(self, client: BrokerClient, requests: ReplyInbox, config: GatewayConfig) -> None:
         self._client = client
         self._requests = requests
         self._jetstream = JetStream(requests)

@@ -10,7 +10,7 @@ import pytest
 
 from nvcf_autoscaler.controller.queues import QueueState, read_queue
 from nvcf_broker.errors import BrokerError
-from nvcf_broker.requests import BrokerRequests
+from nvcf_broker.requests import ReplyInbox
 
 V = "22222222-2222-4222-8222-222222222222"
 THERE = {"num_pending": 3, "num_ack_pending": 2, "delivered": {"stream_seq": 7}}
@@ -18,14 +18,14 @@ NO_STREAM = {"error": {"code": 404, "err_code": 10059, "description": "stream no
 UNAVAILABLE = {"error": {"code": 503, "err_code": 10008, "description": "temporarily unavailable"}}
 
 
-def broker(*answers: dict[str, Any]) -> BrokerRequests:
+def broker(*answers: dict[str, Any]) -> ReplyInbox:
     """One that gives these answers."""
     left = list(answers)
 
     async def request(*_: object, **__: object) -> SimpleNamespace:
         return SimpleNamespace(data=json.dumps(left.pop(0)).encode())
 
-    return cast(BrokerRequests, SimpleNamespace(request=request))
+    return cast(ReplyInbox, SimpleNamespace(request=request))
 
 
 async def test_queues_are_added_up_and_a_missing_one_is_empty() -> None:

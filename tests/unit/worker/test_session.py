@@ -98,7 +98,7 @@ async def test_nobody_waits_for_an_answer_of_a_session_that_ended_before_it_stoo
     async def on_ready(first: bool) -> None:
         waiting.append(
             asyncio.create_task(
-                made.replies.request("s", b"", deadline=time.monotonic() + 2, on_sent=lambda: None)
+                made.replies.ask("s", b"", deadline=time.monotonic() + 2, on_sent=lambda: None)
             )
         )
         await asyncio.sleep(0)

@@ -18,7 +18,7 @@ from nvcf_worker.function.response import Outcome, Reply, StreamReply
 from nvcf_worker.message import Door
 
 if TYPE_CHECKING:
-    from nvcf_worker.queue.reply_inbox import ReplyInbox
+    from nvcf_broker.requests import ReplyInbox
 
 log = logging.getLogger("nvcf_worker")
 
@@ -63,7 +63,7 @@ class Deliverer:
         on_sent = written if len(inbox) < MAX_UNCONFIRMED else _nothing
         try:
             deadline = time.monotonic() + INLINE_ANSWER_TIMEOUT
-            answer = await inbox.request(door.reply_subject, encoded, deadline=deadline, on_sent=on_sent)
+            answer = await inbox.ask(door.reply_subject, encoded, deadline=deadline, on_sent=on_sent)
         except nats.errors.Error as error:
             log.debug("inline reply could not be sent: %s", error)
             return False

@@ -17,7 +17,7 @@ from nvcf_worker.exchange.deliver import INLINE_ANSWER_TIMEOUT
 from nvcf_worker.message import Door, parse_door
 
 if TYPE_CHECKING:
-    from nvcf_worker.queue.reply_inbox import ReplyInbox
+    from nvcf_broker.requests import ReplyInbox
 
 log = logging.getLogger("nvcf_worker")
 
@@ -44,7 +44,7 @@ class Rescuer:
         # As long as inline replies wait: the inbox expires its entries in the order of their requests.
         deadline = time.monotonic() + INLINE_ANSWER_TIMEOUT
         try:
-            answer = await inbox.request(
+            answer = await inbox.ask(
                 self._subject, request_id.encode(), deadline=deadline, on_sent=lambda: None
             )
         except nats.errors.Error as error:

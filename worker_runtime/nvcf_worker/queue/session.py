@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import nats.errors
 
+from nvcf_broker.requests import ReplyInbox
 from nvcf_proto import settings, subjects
 from nvcf_worker.control.config import WorkerConfig
 from nvcf_worker.control.registration import Registration
 from nvcf_worker.queue.connect import open_connection
 from nvcf_worker.queue.puller import Provision, Receiver, RegionPuller
-from nvcf_worker.queue.reply_inbox import ReplyInbox
 from nvcf_worker.queue.slots import Slots
 
 if TYPE_CHECKING:
