@@ -57,13 +57,12 @@ from nvcf_gateway.rpc.server import new_server, serve
 from nvcf_gateway.rpc.worker_service import WorkerService
 from nvcf_gateway.server import HttpDoor
 from nvcf_gateway.sessions.service import Sessions
-from nvcf_gateway.stats.gather import Gatherer
+from nvcf_gateway.stats.collector import SnapshotCollector
 from nvcf_gateway.stats.queues import Queues
-from nvcf_gateway.stats.routes import FiguresRoute
-from nvcf_gateway.telemetry.enqueue_span import SendingTelemetry
-from nvcf_gateway.telemetry.gauges import observe
-from nvcf_gateway.telemetry.http_span import Doors
-from nvcf_gateway.telemetry.metrics import Figures
+from nvcf_gateway.stats.routes import StatsRoute
+from nvcf_gateway.telemetry.enqueue_span import EnqueueTelemetry
+from nvcf_gateway.telemetry.http_span import HttpTelemetry
+from nvcf_gateway.telemetry.metrics import GatewayMetrics, register_gauges
 from nvcf_gateway.telemetry.sessions import SessionTelemetry
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2_grpc
@@ -189,10 +188,10 @@ async def _parts(
     dashboard_tokens = DashboardTokens(lambda: keys.ring.mac_keys())
     authenticator, authorizer = Authenticator(registry, dashboard_tokens), Authorizer(registry)
     demand = Demand(client, gateway_id, registry.index, time.time)
-    figures = Figures("http" if config.tls_cert is None else "https")
-    doors, telemetry = Doors(figures), SendingTelemetry(figures, config.region)
-    sessions = SessionTelemetry(doors, telemetry)
-    observe(figures, demand, sessions)
+    metrics = GatewayMetrics("http" if config.tls_cert is None else "https")
+    http_telemetry, telemetry = HttpTelemetry(metrics), EnqueueTelemetry(metrics, config.region)
+    sessions = SessionTelemetry(http_telemetry, telemetry)
+    register_gauges(metrics, demand.waiting, sessions)
     waiting = Waiting(config, gateway_id, attach_url, queue, pending, keeping, owner, demand, telemetry)
     worker_door = WorkerDoor(config, gateway_id, attach_url, requests, pending)
     poller = Poller(
@@ -232,8 +231,8 @@ async def _parts(
     await client.subscribe(rescue_subject("*"), queue=RESCUE_GROUP, cb=rescue.asked)
     management = Management(authenticator, registry, queue)
     deployments = Deployments(authenticator, registry, queue, management, tokens)
-    gatherer = Gatherer(client, gateway_id, demand.history, lambda: shared.members)
-    await gatherer.start()
+    collector = SnapshotCollector(client, gateway_id, demand.history, lambda: shared.members)
+    await collector.start()
     door = HttpDoor(
         invoker,
         poller,
@@ -243,13 +242,13 @@ async def _parts(
         assets,
         large,
         lambda: client.is_connected,
-        doors,
+        http_telemetry,
         access_routes(
             authenticator,
             registry,
             management,
             EventLog(client, requests),
-            FiguresRoute(authenticator, registry, gatherer, Queues(requests, config.regions)),
+            StatsRoute(authenticator, registry, collector, Queues(requests, config.regions)),
             dashboard_tokens if config.dashboard else None,
         ),
     )

@@ -27,7 +27,7 @@ from nvcf_gateway.objects.assets import Assets
 from nvcf_gateway.objects.large_results import UPLOAD_METHODS, LargeResults
 from nvcf_gateway.results.status import Poller
 from nvcf_gateway.sessions.service import Sessions
-from nvcf_gateway.telemetry.http_span import Doors, Exchange
+from nvcf_gateway.telemetry.http_span import HttpTelemetry, RequestTelemetry
 from nvcf_otel import names
 from nvcf_proto.settings import ATTACH_PATH
 
@@ -61,7 +61,7 @@ class HttpDoor:
         assets: Assets,
         large: LargeResults,
         is_healthy: Callable[[], bool],
-        telemetry: Doors,
+        telemetry: HttpTelemetry,
         more: Iterable[Route] = (),
     ) -> None:
         self.sessions: Sessions | None = None
@@ -129,45 +129,45 @@ class HttpDoor:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
-        exchange = self._telemetry.exchange(request.method, request.headers)
+        telemetry = self._telemetry.request(request.method, request.headers)
         try:
             if request.content.is_eof():
-                response = await self._handle(request, exchange)
+                response = await self._handle(request, telemetry)
             else:
                 # Its body is still on the way: reading may have to stand still for long.
                 with abort_on_disconnect(request.transport):
-                    response = await self._handle(request, exchange)
+                    response = await self._handle(request, telemetry)
         except BaseException as error:
-            exchange.end(None, error)
+            telemetry.end(None, error)
             raise
-        exchange.end(response.status)
+        telemetry.end(response.status)
         if not response.prepared:
             response.headers.setdefault("Server", SERVER)
         return response
 
-    async def _handle(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
+    async def _handle(self, request: web.BaseRequest, telemetry: RequestTelemetry) -> web.StreamResponse:
         path_route = False
         try:
             if self.sessions is not None and self.sessions.takes(request):
-                exchange.routed("", path=request.path)
+                telemetry.set_route("", path=request.path)
                 return await self.sessions.upgrade(request)
             target = pass_through_target(request.headers, request.headers.get("Host", ""))
             if target is not None:
-                exchange.routed("", names.PASS_THROUGH, path=request.raw_path.partition("?")[0])
+                telemetry.set_route("", names.PASS_THROUGH, path=request.raw_path.partition("?")[0])
                 return await self._invoker.pass_through(request, target)
             path_route = True
-            return await self._by_path(request, exchange)
+            return await self._by_path(request, telemetry)
         except HttpProblem as problem:
-            exchange.problem = problem
+            telemetry.problem = problem
             return _failed(request, problem, path_route)
         except ConnectionError:
             # The caller or worker at the other end is gone; there is nobody to answer.
             raise
         except Exception:  # noqa: BLE001 # told to the log with an id, and to the caller without its insides
-            exchange.problem = internal_error(_log, path=request.path)
-            return _failed(request, exchange.problem, path_route)
+            telemetry.problem = internal_error(_log, path=request.path)
+            return _failed(request, telemetry.problem, path_route)
 
-    async def _by_path(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
+    async def _by_path(self, request: web.BaseRequest, telemetry: RequestTelemetry) -> web.StreamResponse:
         path = request.raw_path.split("?", 1)[0]
         found = self._table.find(path)
         if request.method == "OPTIONS":
@@ -179,7 +179,7 @@ class HttpDoor:
         if route is None:
             allowed = ", ".join(sorted(served))
             raise HttpProblem(405, f"{request.method} is not served here", headers={"Allow": allowed})
-        exchange.routed(route.pattern, route.kind, path=path, roots=route.own)
+        telemetry.set_route(route.pattern, route.kind, path=path, may_start_trace=route.own)
         response = await route.handler(request, values)
         if not response.prepared:
             response.headers.update(cors_headers(request.headers))

@@ -18,34 +18,33 @@ from typing import Any
 from nvcf_gateway.queue.demand import Demand
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.registry import VersionIndex
-from nvcf_gateway.telemetry.http_span import Doors
-from nvcf_gateway.telemetry.metrics import Figures
-from nvcf_gateway.telemetry.gauges import observe
-from nvcf_gateway.telemetry.enqueue_span import SendingTelemetry
+from nvcf_gateway.telemetry.http_span import HttpTelemetry
+from nvcf_gateway.telemetry.metrics import GatewayMetrics, register_gauges
+from nvcf_gateway.telemetry.enqueue_span import EnqueueTelemetry
 from nvcf_gateway.telemetry.sessions import SessionTelemetry
 from nvcf_otel.setup import start_telemetry
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import FunctionVersion
 
 telemetry = start_telemetry("gateway", instance_id="g", environ={}, page=True)
-figures, nothing = Figures(), None
+metrics, nothing = GatewayMetrics(), None
 demand = Demand(nothing, "g", VersionIndex(), lambda: 1.0)
-doors, sending = Doors(figures), SendingTelemetry(figures, "local")
-observe(figures, demand, SessionTelemetry(doors, sending))
+http, sending = HttpTelemetry(metrics), EnqueueTelemetry(metrics, "local")
+register_gauges(metrics, demand.waiting, SessionTelemetry(http, sending))
 methods = ["POST", "GET", "BREW", "post", *(f"M{number}" for number in range(100))]
 for number in range(int(sys.argv[1])):
     version = FunctionVersion(new_id(), new_id(), f"function-{number}", "account", 1.0)
     with demand.counted(version.id) as tally:
-        exchange = doors.exchange(methods[number % len(methods)], {})
-        exchange.routed("/v2/nvcf/pexec/functions/{function_id}", "pexec", path=f"/{number}")
-        exchange.version = version
+        request = http.request(methods[number % len(methods)], {})
+        request.set_route("/v2/nvcf/pexec/functions/{function_id}", "pexec", path=f"/{number}")
+        request.version = version
         if number % 10:
-            with sending.sending(version, new_id(), 10, {}):
+            with sending.enqueue(version, new_id(), 10, {}):
                 pass
             sending.cold_start(version, new_id())(True)
         else:
-            exchange.problem = HttpProblem(400 + number % 97)
-        exchange.end(400 + number % 97 if number % 10 == 0 else 200 + number % 800)
+            request.problem = HttpProblem(400 + number % 97)
+        request.end(400 + number % 97 if number % 10 == 0 else 200 + number % 800)
 sys.stdout.buffer.write(telemetry.page()[0])
 """
 

@@ -47,7 +47,7 @@ from nvcf_gateway.registry import Registry
 from nvcf_gateway.results.handoff import Keeping
 from nvcf_gateway.results.idempotency_keys import HEADER
 from nvcf_gateway.results.status import Poller
-from nvcf_gateway.telemetry.http_span import new_request_id, of_version
+from nvcf_gateway.telemetry.http_span import new_request_id, set_version
 from nvcf_otel import names as telemetry
 from nvcf_otel import spans
 from nvcf_proto import headers as names
@@ -154,7 +154,7 @@ class Invoker:
         with spans.child(_tracer, telemetry.AUTHORISE):
             caller = self._authenticator.caller(request.headers)
             version = self._authorizer.version(caller, target)
-            of_version(version)
+            set_version(version)
             await self._limiter.admit(version, caller.nca_id, caller.subject)
         return caller, version
 

@@ -27,7 +27,7 @@ from nvcf_gateway.queue.demand import Demand, Tally
 from nvcf_gateway.queue.message import Delivery, Work, build_request, message_headers
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.results.handoff import Keeping
-from nvcf_gateway.telemetry.enqueue_span import SendingTelemetry
+from nvcf_gateway.telemetry.enqueue_span import EnqueueTelemetry
 from nvcf_proto.h1 import H1Error
 from nvcf_proto.ids import new_id
 from nvcf_proto.settings import CALL_MAX_SECONDS, GATEWAY_EXTRA_WAIT
@@ -66,7 +66,7 @@ class Waiting:
         keeping: Keeping,
         owner: TaskOwner,
         demand: Demand,
-        telemetry: SendingTelemetry,
+        telemetry: EnqueueTelemetry,
     ) -> None:
         self._demand = demand
         self._telemetry = telemetry
@@ -223,7 +223,7 @@ class Waiting:
         payload = build_request(work, delivery, call.body.prefix, full_by_attach=call.full_by_attach)
         inline = self._config.inline_reply_bytes
         reply = inline_reply_subject(self._gateway_id, pending.inline_token) if inline else None
-        sending = self._telemetry.sending(call.version, call.request_id, len(payload), trace)
+        sending = self._telemetry.enqueue(call.version, call.request_id, len(payload), trace)
         headers = message_headers(sending.carrier, reply, inline)
         try:
             with sending:

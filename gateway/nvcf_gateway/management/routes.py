@@ -13,7 +13,7 @@ from nvcf_gateway.management.telemetry_endpoints import TelemetryEndpoints
 from nvcf_gateway.openapi import serve_document
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.server import Route
-from nvcf_gateway.stats.routes import FiguresRoute
+from nvcf_gateway.stats.routes import StatsRoute
 
 
 def access_routes(
@@ -21,7 +21,7 @@ def access_routes(
     registry: Registry,
     management: Management,
     log: EventLog,
-    figures: FiguresRoute,
+    stats: StatsRoute,
     dashboard_tokens: DashboardTokens | None,
 ) -> list[Route]:
     """Return their routes; without `dashboard_tokens` there is no dashboard."""
@@ -50,7 +50,7 @@ def access_routes(
         ("DELETE", "/v2/nvcf/telemetries/{telemetry_id}", telemetries.delete),
         ("GET", "/v2/nvcf/events", events.events),
         ("GET", "/v2/nvcf/clusters", events.clusters),
-        ("GET", "/v2/nvcf/figures", figures.get),
+        ("GET", "/v2/nvcf/figures", stats.get),
         ("GET", "/openapi.json", serve_document),
         *([] if dashboard_tokens is None else dashboard_routes(authenticator, dashboard_tokens)),
     ]

@@ -20,7 +20,7 @@ from nvcf_gateway.queue.regional_buckets import RegionalBuckets
 from nvcf_gateway.results.store import ResultStore
 from nvcf_gateway.results.store_sink import NO_RESULT, NO_RESULT_OF_KEY, ParkingSink
 from nvcf_gateway.results.tracking import Tracked, Tracking
-from nvcf_gateway.telemetry.http_span import own_trace
+from nvcf_gateway.telemetry.http_span import current_traceparent
 from nvcf_proto.h1 import ResponseHead
 
 _log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class Keeping:
                 call.version.id,
                 int(call.started * 1e9),
                 stays=call.survives,
-                trace=own_trace(),
+                trace=current_traceparent(),
             )
         )
 

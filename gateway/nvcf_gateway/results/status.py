@@ -36,7 +36,7 @@ from nvcf_gateway.results.store import ResultStore
 from nvcf_gateway.results.store_sink import NO_RESULT, NO_RESULT_OF_KEY, TeeSink
 from nvcf_gateway.results.tracking import Tracked, Tracking
 from nvcf_gateway.results.worker_query import Asked, Poll, WorkerDoor
-from nvcf_gateway.telemetry.http_span import of_request, of_version
+from nvcf_gateway.telemetry.http_span import set_request, set_version
 from nvcf_proto.errors import H1Error, InvalidId
 from nvcf_proto.h1 import ResponseHead
 from nvcf_proto.ids import parse_id
@@ -168,8 +168,8 @@ class Poller:
         if tracked is None:
             raise HttpProblem(404, f"no request {request_id}: unknown, or answered already")
         version = self._authorizer.followed(caller, tracked.function_id, tracked.version_id)
-        of_version(version)
-        of_request(request_id, tracked.trace)
+        set_version(version)
+        set_request(request_id, tracked.trace)
         deadline = asyncio.get_running_loop().time() + seconds + GATEWAY_EXTRA_WAIT
         headers = forwarded_headers(raw_headers(request), seconds, self._queue.region, pass_through=False)
         return Poll(caller, tracked, version, headers, deadline, time.time(), stays=tracked.stays)

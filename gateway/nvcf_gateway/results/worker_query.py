@@ -20,7 +20,7 @@ from nvcf_gateway.exchange.pending import Keeper, Outcome, Pending, PendingReque
 from nvcf_gateway.exchange.sinks import Sink
 from nvcf_gateway.queue.message import Delivery, Work, build_request, message_headers
 from nvcf_gateway.results.tracking import Tracked
-from nvcf_gateway.telemetry.enqueue_span import asking, passed_on
+from nvcf_gateway.telemetry.enqueue_span import outgoing_context, poll_span
 from nvcf_proto.h1 import RequestHead
 from nvcf_proto.models import FunctionVersion
 from nvcf_proto.settings import CALL_MAX_SECONDS
@@ -114,7 +114,7 @@ class WorkerDoor:
         self._pending.add(pending)
         taken = Taken.PERHAPS
         try:
-            with asking(poll.version, request_id):
+            with poll_span(poll.version, request_id):
                 taken = await self._acknowledged(poll, pending)
             if taken is not Taken.YES:
                 return Asked.NOT_ACKNOWLEDGED
@@ -158,7 +158,7 @@ class WorkerDoor:
         )
         inline = self._config.inline_reply_bytes
         reply = inline_reply_subject(self._gateway_id, pending.inline_token) if inline else None
-        headers = message_headers(passed_on(dict(poll.headers)), reply, inline)
+        headers = message_headers(outgoing_context(dict(poll.headers)), reply, inline)
         subjects = (
             version_polling_subject(pending.version_id, pending.request_id),
             polling_subject(pending.request_id),

@@ -125,7 +125,7 @@ class SessionOpener:
         """
         with self._telemetry.opening(admission.version, trace) as carrier:
             opened = await self._open(admission, carrier)
-        self._telemetry.linked(opened.wire)
+        self._telemetry.connected(opened.wire)
         return opened
 
     async def _open(self, admission: Admission, trace: Mapping[str, str]) -> Opened:
@@ -153,7 +153,7 @@ class SessionOpener:
         linked = False
         with self._links.expect(request_id) as expected:
             payload = self._work(expected, admission.caller)
-            sending = self._telemetry.sending(version, request_id, len(payload), trace)
+            sending = self._telemetry.enqueue(version, request_id, len(payload), trace)
             headers = message_headers(sending.carrier, None, 0)
             headers[names.RECONNECT_SUBJECT] = subjects.version_reconnect_subject(version.id, request_id)
             try:

@@ -1,1 +1,1 @@
-"""What the dashboard and `nvcf top` show: calls of the last minutes, and queues as they are now."""
+"""Statistics for the dashboard and `nvcf top`: calls of the last minutes, and current queues."""

@@ -1,8 +1,8 @@
-"""One replica's calls of the last quarter of an hour, in steps of five seconds. Pure: the clock is passed in.
+"""One replica's calls of the last 15 minutes, in steps of five seconds. Pure: the time is passed in.
 
-Steps are numbered by Unix time, so that those of several replicas can be added up. Where nothing happened
-there is no step. How many requests waited at the end of a step follows from how many wait now and who came
-and went since.
+Steps are numbered by Unix time, so that those of several replicas can be added. A step without events does
+not exist. How many requests waited at the end of a step follows from how many wait now, and from the
+arrivals and departures since.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from itertools import islice
 
 STEP_SECONDS = 5
 STEPS = 180
-MOST_VERSIONS = 1000
-# Two bounds an octave from 1 ms to over an hour: a percentile is at most 41 % off, mostly far less (what is
-# faster than 0.7 ms counts as 0.7 ms).
+MAX_VERSIONS = 1000
+# Two bounds per octave from 1 ms to over an hour: a percentile is at most 41 % off, mostly far less. Anything
+# faster than 0.7 ms counts as 0.7 ms.
 BOUNDS = tuple(0.001 * 2 ** (exponent / 2) for exponent in range(45))
-"""Upper bounds of the latency buckets in seconds; one more bucket takes the rest."""
+"""Upper bounds of the latency buckets in seconds; one more bucket is for the rest."""
 
 
 def step_at(now: float) -> int:
-    """Number of the step that a time (Unix seconds) falls into."""
+    """Return the number of the step of a time (Unix seconds)."""
     return int(now // STEP_SECONDS)
 
 
 @dataclass(slots=True)
 class Step:
-    """Counts of one step. `left` are all that no longer wait, whatever became of them."""
+    """Counts of one step. `left` counts all calls that ceased to wait, for any reason."""
 
     arrivals: int = 0
     left: int = 0
@@ -46,7 +46,7 @@ class Step:
             self.latencies[bucket] = self.latencies.get(bucket, 0) + count
 
     def to_list(self) -> list[int]:
-        """Compact form: the four counts, then pairs of bucket and count."""
+        """Return the compact form: the four counts, then pairs of bucket and count."""
         pairs = [number for pair in sorted(self.latencies.items()) for number in pair]
         return [self.arrivals, self.left, self.answered, self.failed, *pairs]
 
@@ -75,25 +75,25 @@ class _Version:
 
 
 class History:
-    """What happened to each version's calls at this replica since `since`; times are Unix seconds."""
+    """Calls of each version at this replica since `since`; times are Unix seconds."""
 
     def __init__(self, since: float) -> None:
         self.since = since
         self._versions: dict[str, _Version] = {}
 
     def arrived(self, version_id: str, now: float) -> None:
-        """One more call waits."""
+        """Count a call that waits from now on."""
         version = self._versions.pop(version_id, None)
         if version is None:
             self._make_room()
             version = _Version()
-        # At the end: the order is that of the last arrivals.
+        # Moved to the end: the order is that of the last arrivals.
         self._versions[version_id] = version
         version.waiting += 1
         version.step(step_at(now)).arrivals += 1
 
     def left(self, version_id: str, now: float, seconds: float | None, *, failed: bool) -> None:
-        """One call less waits; `seconds` is how long its answer took, None if it got none."""
+        """Count a call that ceases to wait; `seconds` is the time to its response, None if it got none."""
         version = self._versions.get(version_id)
         if version is None:
             return
@@ -107,20 +107,20 @@ class History:
             step.latencies[bucket] = step.latencies.get(bucket, 0) + 1
 
     def waiting(self, version_id: str) -> int:
-        """How many calls of a version wait here now."""
+        """Return how many calls of a version wait here now."""
         version = self._versions.get(version_id)
         return 0 if version is None else version.waiting
 
     def after(self, version_id: str, number: int) -> Iterable[tuple[int, Step]]:
-        """A version's steps with numbers above `number`, oldest first."""
+        """Return a version's steps with numbers above `number`, oldest first."""
         version = self._versions.get(version_id)
         if version is None:
             return ()
         return [(each, step) for each, step in version.steps.items() if each > number]
 
     def _make_room(self) -> None:
-        """The versions that nobody has called the longest go, unless somebody waits for them."""
-        excess = len(self._versions) - MOST_VERSIONS + 1
+        """Drop the versions that were not called for longest, except those with waiting calls."""
+        excess = len(self._versions) - MAX_VERSIONS + 1
         if excess <= 0:
             return
         idle = (key for key, version in self._versions.items() if version.waiting == 0)
@@ -129,9 +129,9 @@ class History:
 
 
 def percentile(latencies: dict[int, int], share: float) -> float | None:
-    """Seconds below which the `share` (0..1) of the calls were answered; None without calls.
+    """Return the latency in seconds that the `share` (0..1) of the calls did not exceed; None without calls.
 
-    Within a bucket calls are taken to lie evenly on a logarithmic scale.
+    Calls are assumed to be spread evenly inside a bucket, on a logarithmic scale.
     """
     total = sum(latencies.values())
     if total == 0:

@@ -1,4 +1,4 @@
-"""Queues as they are now, read from JetStream; who asks again within a second gets the same answer."""
+"""The current state of queues, read from JetStream and cached for a second."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from nvcf_broker.errors import BrokerError
 from nvcf_broker.jetstream import JetStream, Requester
 from nvcf_proto import subjects
 
-LIFE_SECONDS = 1.0
+CACHE_SECONDS = 1.0
 TIMEOUT = 2.0
-AT_ONCE = 16
-MOST_KEPT = 10_000
+MAX_CONCURRENT = 16
+MAX_CACHED = 10_000
 
 
 @dataclass(frozen=True)
 class Queue:
-    """One version, all regions together: requests that wait, that workers hold, and the oldest one's age."""
+    """A version's queue over all regions: requests that wait and are in flight, age of the oldest."""
 
     queued: int = 0
     in_flight: int = 0
     oldest_seconds: float | None = None
 
-    def joined(self, other: Queue) -> Queue:
-        """Both together."""
+    def plus(self, other: Queue) -> Queue:
+        """Return the sum of both."""
         ages = [each for each in (self.oldest_seconds, other.oldest_seconds) if each is not None]
         return Queue(
             self.queued + other.queued, self.in_flight + other.in_flight, max(ages) if ages else None
@@ -35,7 +35,7 @@ class Queue:
 
 
 class Queues:
-    """Reads queues."""
+    """Reads the queues of versions."""
 
     def __init__(self, requests: Requester, regions: tuple[str, ...]) -> None:
         self._jetstream = JetStream(requests, TIMEOUT)
@@ -43,8 +43,8 @@ class Queues:
         self._seen: dict[str, tuple[float, Queue]] = {}
 
     async def read(self, versions: Iterable[str]) -> dict[str, Queue]:
-        """State of these versions' queues. One whose broker does not answer in time is left out."""
-        gate = asyncio.Semaphore(AT_ONCE)
+        """Return the queues of these versions, without those whose broker does not reply in time."""
+        gate = asyncio.Semaphore(MAX_CONCURRENT)
 
         async def one(version_id: str) -> tuple[str, Queue | None]:
             async with gate:
@@ -56,15 +56,15 @@ class Queues:
     async def _version(self, version_id: str) -> Queue | None:
         now = time.monotonic()
         seen = self._seen.get(version_id)
-        if seen is not None and now - seen[0] < LIFE_SECONDS:
+        if seen is not None and now - seen[0] < CACHE_SECONDS:
             return seen[1]
         total = Queue()
         try:
             for region in self._regions:
-                total = total.joined(await self._region(region, version_id))
+                total = total.plus(await self._region(region, version_id))
         except (BrokerError, ValueError):
             return None
-        if len(self._seen) >= MOST_KEPT:
+        if len(self._seen) >= MAX_CACHED:
             self._seen.clear()
         self._seen[version_id] = (now, total)
         return total
@@ -81,7 +81,7 @@ class Queues:
         return Queue(info.pending, info.ack_pending, age)
 
     async def _age(self, region: str, version_id: str, sequence: int) -> float | None:
-        """Seconds since the first message from `sequence` on was stored; None if it is gone by now."""
+        """Return the age in seconds of the first message from `sequence` on; None if there is none."""
         message = await self._jetstream.direct_get(
             subjects.request_stream(region, version_id),
             seq=sequence,

@@ -1,1 +1,1 @@
-"""What the gateway tells about its requests: figures of all, spans of those whose trace is sampled."""
+"""Telemetry of requests: metrics of all, spans of those whose trace is sampled."""

@@ -1,4 +1,4 @@
-"""Requests on their way into the queue, and those that find nobody there: cold starts."""
+"""Telemetry of requests on their way into the queue, and of cold starts."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Self
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
-from nvcf_gateway.telemetry.http_span import current, of_request
-from nvcf_gateway.telemetry.metrics import Figures, Version
+from nvcf_gateway.telemetry.http_span import current, set_request
+from nvcf_gateway.telemetry.metrics import GatewayMetrics, Version
 from nvcf_otel import names, spans
 from nvcf_proto import subjects
 
 _tracer = trace.get_tracer("nvcf_gateway")
 
 
-def passed_on(caller: Mapping[str, str]) -> Mapping[str, str]:
-    """The trace context for a message that is sent now; `caller` are the caller's own headers."""
+def outgoing_context(caller: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the trace context for a message that is sent now; `caller` are the caller's own headers."""
     span = trace.get_current_span()
     if span.is_recording():
         return _below(span, caller)
-    exchange = current()
-    return caller if exchange is None else exchange.carrier
+    telemetry = current()
+    return caller if telemetry is None else telemetry.carrier
 
 
 def _below(span: Span, caller: Mapping[str, str]) -> dict[str, str]:
@@ -36,8 +36,8 @@ def _below(span: Span, caller: Mapping[str, str]) -> dict[str, str]:
     return carrier
 
 
-def asking(version: Version, request_id: str) -> AbstractContextManager[Span]:
-    """Wrap asking a worker for its answer."""
+def poll_span(version: Version, request_id: str) -> AbstractContextManager[Span]:
+    """Return a span around the query for a worker's response."""
     return spans.child(
         _tracer,
         names.SEND_POLL,
@@ -54,15 +54,15 @@ def asking(version: Version, request_id: str) -> AbstractContextManager[Span]:
     )
 
 
-class Sending:
-    """Publishing one request. `carrier` is the trace context that goes with the message."""
+class EnqueueSpan:
+    """The publishing of one request, as a context manager. `carrier` is the trace context for the message."""
 
-    __slots__ = ("_began", "_figures", "_span", "_version", "carrier")
+    __slots__ = ("_began", "_metrics", "_span", "_version", "carrier")
 
     def __init__(
-        self, figures: Figures, version: Version, span: Span | None, carrier: Mapping[str, str]
+        self, metrics: GatewayMetrics, version: Version, span: Span | None, carrier: Mapping[str, str]
     ) -> None:
-        self._figures = figures
+        self._metrics = metrics
         self._version = version
         self._span = span
         self._began = perf_counter()
@@ -76,10 +76,10 @@ class Sending:
     ) -> None:
         span = self._span
         if error is None:
-            self._figures.enqueued(self._version).record(perf_counter() - self._began, span)
-            exchange = current()
-            if exchange is not None:
-                exchange.queued = True
+            self._metrics.enqueued(self._version).record(perf_counter() - self._began, span)
+            telemetry = current()
+            if telemetry is not None:
+                telemetry.queued = True
         if span is not None:
             if error is not None:
                 span.set_attribute(names.ERROR_TYPE, type(error).__name__)
@@ -87,20 +87,21 @@ class Sending:
             span.end()
 
 
-class SendingTelemetry:
-    """Makes these for one gateway."""
+class EnqueueTelemetry:
+    """Telemetry of one gateway's queue."""
 
-    def __init__(self, figures: Figures, region: str) -> None:
-        self._figures = figures
+    def __init__(self, metrics: GatewayMetrics, region: str) -> None:
+        self._metrics = metrics
         self._region = region
 
-    def sending(self, version: Version, request_id: str, size: int, caller: Mapping[str, str]) -> Sending:
-        """Wrap publishing a request; `caller` are the headers whose trace context goes on as it is where
-        nothing is recorded.
+    def enqueue(self, version: Version, request_id: str, size: int, caller: Mapping[str, str]) -> EnqueueSpan:
+        """Return a context manager around publishing a request.
+
+        `caller` are the caller's headers: if nothing is recorded, their trace context is passed on unchanged.
         """
-        of_request(request_id)
+        set_request(request_id)
         if not trace.get_current_span().is_recording():
-            return Sending(self._figures, version, None, passed_on(caller))
+            return EnqueueSpan(self._metrics, version, None, outgoing_context(caller))
         span = _tracer.start_span(
             names.SEND_REQUEST,
             kind=SpanKind.PRODUCER,
@@ -116,11 +117,14 @@ class SendingTelemetry:
                 names.FUNCTION_VERSION_ID: version.id,
             },
         )
-        return Sending(self._figures, version, span, _below(span, caller))
+        return EnqueueSpan(self._metrics, version, span, _below(span, caller))
 
     def cold_start(self, version: Version, request_id: str) -> Callable[[bool], None]:
-        """A request was queued and nobody is there; call the result with whether it was answered, once."""
-        self._figures.met_no_instance(version)
+        """Record that a request was queued while no instance ran.
+
+        Call the result once, with whether a worker has responded.
+        """
+        self._metrics.found_no_instance(version)
         began, began_at = perf_counter(), time.time_ns()
         parent = trace.get_current_span()
         span: Span | None = None
@@ -135,12 +139,12 @@ class SendingTelemetry:
                 },
             )
 
-        def ended(answered: bool) -> None:
-            if answered:
-                self._figures.cold_start(version).record(perf_counter() - began, span)
+        def ended(responded: bool) -> None:
+            if responded:
+                self._metrics.cold_start(version).record(perf_counter() - began, span)
             if span is not None:
-                if not answered:
-                    span.set_status(Status(StatusCode.ERROR, "nobody waits for the answer any more"))
+                if not responded:
+                    span.set_status(Status(StatusCode.ERROR, "nobody waits for the response any more"))
                 span.end()
 
         return ended

@@ -1,11 +1,10 @@
-"""One HTTP request as telemetry sees it, from its head to its answer."""
+"""Telemetry of one HTTP request: metrics always, a span if the trace is sampled."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextvars import ContextVar, Token
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -13,71 +12,73 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.telemetry.metrics import GatewayMetrics
 from nvcf_otel import names, spans
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import FunctionVersion
 
-if TYPE_CHECKING:
-    from nvcf_gateway.telemetry.metrics import Figures
-
 _METHODS = frozenset(("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"))
 OTHER_METHOD = "_OTHER"
-"""What the semantic conventions call a method that is none of HTTP's own."""
+"""The semantic conventions' name for a method that HTTP does not define."""
 
-_current: ContextVar[Exchange | None] = ContextVar("nvcf_gateway_exchange", default=None)
+_current: ContextVar[RequestTelemetry | None] = ContextVar("nvcf_gateway_request", default=None)
 
 
-def current() -> Exchange | None:
-    """The exchange that this task serves."""
+def current() -> RequestTelemetry | None:
+    """Return the telemetry of the HTTP request that this task serves."""
     return _current.get()
 
 
-def own_trace() -> str | None:
-    """Traceparent of the span of this task's exchange, where it is recorded."""
-    exchange = _current.get()
-    if exchange is None or exchange.span is None:
+def current_traceparent() -> str | None:
+    """Return the traceparent of the current HTTP request's span; None if it is not recorded."""
+    telemetry = _current.get()
+    if telemetry is None or telemetry.span is None:
         return None
-    return spans.traceparent(exchange.span.get_span_context())
+    return spans.traceparent(telemetry.span.get_span_context())
 
 
 def new_request_id() -> str:
-    """The id for the request that the current exchange queues. Ask once an exchange."""
-    exchange = _current.get()
-    planned = None if exchange is None else exchange.new_request_id
+    """Return the id for the request that the current HTTP request queues. Call it once per HTTP request."""
+    telemetry = _current.get()
+    planned = None if telemetry is None else telemetry.new_request_id
     return planned or new_id()
 
 
-def of_version(version: FunctionVersion) -> None:
-    """The current exchange is about this version."""
-    exchange = _current.get()
-    if exchange is not None:
-        exchange.version = version
+def set_version(version: FunctionVersion) -> None:
+    """Record which version the current HTTP request is about."""
+    telemetry = _current.get()
+    if telemetry is not None:
+        telemetry.version = version
 
 
-def of_request(request_id: str, began_as: str | None = None) -> None:
-    """The current exchange is about this request; `began_as`: traceparent of the call that queued it."""
-    exchange = _current.get()
-    if exchange is not None:
-        exchange.request_id = request_id
-        exchange.links(began_as)
+def set_request(request_id: str, began_as: str | None = None) -> None:
+    """Record which request the current HTTP request is about.
+
+    `began_as` is the traceparent of the call that queued it.
+    """
+    telemetry = _current.get()
+    if telemetry is not None:
+        telemetry.request_id = request_id
+        telemetry.add_link(began_as)
 
 
 def known_method(method: str) -> str:
-    """The method as an attribute: callers can make up any number of others."""
+    """Return the method as an attribute: callers can invent any number of methods."""
     return method if method in _METHODS else OTHER_METHOD
 
 
-class Exchange:
-    """Make one when a request arrives, say its route when that is known, and end it with the answer's status.
+class RequestTelemetry:
+    """Telemetry of one HTTP request: create it on arrival, set the route, end it with the response's status.
 
-    `carrier` holds the trace context to pass on where no span of ours stands in between. `new_request_id` is
-    the id of the request that this exchange queues: one that begins a trace decides by it whether that is
-    recorded, as the worker does, so that the many that are not need not carry it there.
+    `carrier` holds the trace context to pass on where no span of ours is in between. `new_request_id` is
+    the id of the request that this HTTP request queues. A call that begins a trace decides by this id
+    whether the trace is recorded. The worker decides by the same id, so unrecorded requests need not carry
+    a trace context.
     """
 
     __slots__ = (
         "_began",
-        "_doors",
+        "_http",
         "_kind",
         "_method",
         "_path",
@@ -92,9 +93,9 @@ class Exchange:
         "version",
     )
 
-    def __init__(self, doors: Doors, method: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, http: HttpTelemetry, method: str, headers: Mapping[str, str]) -> None:
         self._began = perf_counter()
-        self._doors = doors
+        self._http = http
         self._method = known_method(method)
         self._path = ""
         self._route = ""
@@ -109,31 +110,35 @@ class Exchange:
         self.queued = False
         _current.set(self)
 
-    def routed(self, route: str, kind: str | None = None, *, path: str = "", roots: bool = True) -> None:
-        """The request's route is known. `kind` is set for those that invoke a function or ask for its answer;
-        without `roots` it is part of a caller's trace or of none.
+    def set_route(
+        self, route: str, kind: str | None = None, *, path: str = "", may_start_trace: bool = True
+    ) -> None:
+        """Set the route, and start a span if the trace is recorded.
+
+        `kind` is set for requests that invoke a function or poll for its response. Without
+        `may_start_trace` the request belongs to the caller's trace or to none.
         """
         self._route, self._kind = route, kind
-        doors = self._doors
-        if not doors.tracing:
+        http = self._http
+        if not http.tracing:
             return
         parent = spans.parse(self.carrier)
         if parent is None:
-            if not roots:
+            if not may_start_trace:
                 return
             if kind is not None:
                 self.new_request_id = new_id()
                 if not spans.begins(self.new_request_id):
                     return
-        elif doors.follows_parents and not parent.trace_flags.sampled:
-            # Nothing to record, and its own trace context goes on as it is.
+        elif http.follows_parents and not parent.trace_flags.sampled:
+            # Nothing to record: the caller's trace context is passed on unchanged.
             return
         self._path = path
         name = f"{self._method} {route or kind or ''}".rstrip()
         if parent is None:
-            span = spans.root(doors.tracer, name, SpanKind.SERVER, request_id=self.new_request_id)
+            span = spans.root(http.tracer, name, SpanKind.SERVER, request_id=self.new_request_id)
         else:
-            span = doors.tracer.start_span(name, spans.below(parent), SpanKind.SERVER)
+            span = http.tracer.start_span(name, spans.below(parent), SpanKind.SERVER)
         if span.is_recording():
             self.span = span
             self._token = otel_context.attach(trace.set_span_in_context(span))
@@ -144,24 +149,24 @@ class Exchange:
             own["baggage"] = baggage
         self.carrier = own
 
-    def links(self, traceparent: str | None) -> None:
-        """What this exchange is about began elsewhere."""
+    def add_link(self, traceparent: str | None) -> None:
+        """Link the span to the call that queued the request."""
         context = spans.parsed(traceparent) if self.span is not None else None
         if self.span is not None and context is not None:
             self.span.add_link(context)
 
     def end(self, status: int | None, error: BaseException | None = None) -> None:
-        """The answer is complete, or went no further; `status` is None when there was none."""
+        """Record the end of the response; `status` is None if there was no response."""
         took = perf_counter() - self._began
         span, version = self.span, self.version
-        figures = self._doors.figures
-        figures.http(self._method, self._route, status, error).record(took, span)
+        metrics = self._http.metrics
+        metrics.http(self._method, self._route, status, error).record(took, span)
         outcome = None
         if self._kind is not None:
             outcome = self._outcome(status)
-            figures.invocation(version, self._kind, outcome).record(took, span)
+            metrics.invocation(version, self._kind, outcome).record(took, span)
             if outcome == names.REJECTED:
-                figures.rejected(self._kind, self.problem)
+                metrics.rejected(self._kind, self.problem)
         if span is not None:
             if self._token is not None:
                 otel_context.detach(self._token)
@@ -169,7 +174,7 @@ class Exchange:
 
     def _outcome(self, status: int | None) -> str:
         if status is None:
-            # An answer that cannot be taken back was cut off, or nobody was left to read it.
+            # The response was cut off after its head was sent, or the caller has left.
             return names.GONE if self.problem is None else names.ERRORED
         if self.problem is not None and not self.queued and status < 500:
             return names.REJECTED
@@ -184,7 +189,7 @@ class Exchange:
         found: dict[str, str | int | None] = {
             names.HTTP_REQUEST_METHOD: self._method,
             names.HTTP_ROUTE: self._route or None,
-            names.URL_SCHEME: self._doors.figures.scheme,
+            names.URL_SCHEME: self._http.metrics.scheme,
             names.URL_PATH: self._path,
             names.HTTP_RESPONSE_STATUS_CODE: status,
             names.OUTCOME: outcome,
@@ -203,15 +208,15 @@ class Exchange:
         span.end()
 
 
-class Doors:
-    """What all exchanges of a gateway share."""
+class HttpTelemetry:
+    """Telemetry that all HTTP requests of a gateway share."""
 
-    def __init__(self, figures: Figures) -> None:
-        self.figures = figures
+    def __init__(self, metrics: GatewayMetrics) -> None:
+        self.metrics = metrics
         self.tracer = trace.get_tracer("nvcf_gateway")
         self.tracing = spans.is_tracing()
         self.follows_parents = self.tracing and spans.follows_parents()
 
-    def exchange(self, method: str, headers: Mapping[str, str]) -> Exchange:
-        """A request has arrived."""
-        return Exchange(self, method, headers)
+    def request(self, method: str, headers: Mapping[str, str]) -> RequestTelemetry:
+        """Return the telemetry of a request that has just arrived."""
+        return RequestTelemetry(self, method, headers)

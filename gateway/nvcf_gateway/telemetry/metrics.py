@@ -1,10 +1,14 @@
-"""Figures of one gateway: integers and buckets on the request path, read when somebody collects them."""
+"""Metrics of one gateway: integers and buckets on the request path, read when they are collected."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Protocol
+
+from opentelemetry import metrics as otel_metrics
+from opentelemetry.metrics import CallbackOptions, Observation
 
 from nvcf_gateway.errors import HttpProblem
 from nvcf_otel import instruments, names
@@ -12,7 +16,7 @@ from nvcf_otel.cardinality import OTHER, Bounded
 from nvcf_otel.histograms import Series, histogram
 
 UNKNOWN = "none"
-"""Stands for the function of a request that was refused before its function was known."""
+"""Function of a request that was refused before its function was known."""
 
 _STATUSES = frozenset(HTTPStatus)
 _REASONS = {
@@ -29,12 +33,12 @@ _REASONS = {
 }
 
 Ids = tuple[str, str]
-"""Function id and version id as attributes: real ones, or those that stand for many."""
+"""Function id and version id as attributes: real ones, or the placeholders for all others."""
 OTHERS: Ids = (OTHER, OTHER)
 
 
 class Version(Protocol):
-    """What is counted by: a function version."""
+    """The parts of a function version that metrics need."""
 
     @property
     def id(self) -> str: ...
@@ -43,19 +47,19 @@ class Version(Protocol):
 
 
 def known_status(status: int) -> int:
-    """The status as an attribute: functions answer any number; those without a name become their class."""
+    """Return the status as an attribute: an unregistered status becomes its class, as 299 becomes 200."""
     return status if status in _STATUSES else status // 100 * 100
 
 
 def reason_of(problem: HttpProblem | None) -> str:
-    """Why a request was refused, as an attribute."""
+    """Return why a request was refused, as an attribute."""
     if problem is None:
         return "other"
     return problem.reason or _REASONS.get(problem.status, "other")
 
 
-class Figures:
-    """All figures of a gateway. Used on the event loop; observed from any thread."""
+class GatewayMetrics:
+    """All metrics of a gateway. Written on the event loop, collected from any thread."""
 
     def __init__(self, scheme: str = "http", versions: Bounded | None = None) -> None:
         self.versions = Bounded() if versions is None else versions
@@ -72,7 +76,7 @@ class Figures:
     # --- on the request path
 
     def http(self, method: str, route: str, status: int | None, error: BaseException | None = None) -> Series:
-        """Durations of HTTP requests; without a status the connection ended by `error`."""
+        """Return the durations of HTTP requests; without a status the connection ended with `error`."""
         key = (method, route, type(error).__name__ if status is None else status)
         series = self._http.get(key)
         if series is None:
@@ -92,7 +96,7 @@ class Figures:
         return series
 
     def ids(self, version: Version | None) -> Ids:
-        """A version as attributes."""
+        """Return a version as attributes."""
         if version is None:
             return UNKNOWN, UNKNOWN
         found = self._ids.get(version.id)
@@ -103,11 +107,11 @@ class Figures:
         return OTHERS
 
     def known_ids(self, version_id: str) -> Ids:
-        """A version that calls came for, as attributes; may be called from any thread."""
+        """Return a version that was called before as attributes. Callable from any thread."""
         return self._ids.get(version_id, OTHERS)
 
     def invocation(self, version: Version | None, kind: str, outcome: str) -> Series:
-        """Durations of calls."""
+        """Return the durations of calls."""
         key = (self.ids(version), kind, outcome)
         series = self._invocations.get(key)
         if series is None:
@@ -116,11 +120,11 @@ class Figures:
         return series
 
     def enqueued(self, version: Version) -> Series:
-        """Durations of publishing."""
+        """Return the durations of publishing requests."""
         return self._of(instruments.ENQUEUE_DURATION, self._enqueued, version)
 
     def cold_start(self, version: Version) -> Series:
-        """Durations from the queue to the first answer, for requests that met no instance."""
+        """Return the durations from the queue to the first response, for requests that found no instance."""
         return self._of(instruments.COLD_START_DURATION, self._cold, version)
 
     def _of(self, instrument: instruments.Instrument, known: dict[Ids, Series], version: Version) -> Series:
@@ -130,12 +134,12 @@ class Figures:
             series = known[ids] = histogram(instrument).series(attributes_of(ids))
         return series
 
-    def met_no_instance(self, version: Version) -> None:
-        """A request was queued while no instance of its version ran."""
+    def found_no_instance(self, version: Version) -> None:
+        """Count a request that was queued while no instance of its version ran."""
         self.cold_starts[self.ids(version)] += 1
 
     def rejected(self, kind: str, problem: HttpProblem | None) -> None:
-        """A call was refused before it was queued."""
+        """Count a call that was refused before it was queued."""
         self.refused[kind, reason_of(problem)] += 1
 
     def _release(self, version_id: str) -> None:
@@ -155,5 +159,55 @@ class Figures:
 
 
 def attributes_of(ids: Ids) -> dict[str, str]:
-    """Metric attributes of a version."""
+    """Return the metric attributes of a version."""
     return {names.FUNCTION_ID: ids[0], names.FUNCTION_VERSION_ID: ids[1]}
+
+
+class SessionCounts(Protocol):
+    """The totals of sessions that are collected."""
+
+    @property
+    def active(self) -> int: ...
+    def bytes(self) -> tuple[int, int]: ...
+
+
+def register_gauges(
+    metrics: GatewayMetrics, waiting: Callable[[], Iterable[tuple[str, int]]], sessions: SessionCounts
+) -> None:
+    """Register the metrics that are read only when collected.
+
+    `waiting` returns version ids and how many calls wait. Collection runs on the reader's thread, so only
+    whole values are read.
+    """
+    meter = otel_metrics.get_meter("nvcf_gateway")
+
+    def active(_: CallbackOptions) -> Iterable[Observation]:
+        counts: Counter[Ids] = Counter()
+        for version_id, count in waiting():
+            counts[metrics.known_ids(version_id)] += count
+        return [Observation(count, attributes_of(ids)) for ids, count in counts.items()]
+
+    def cold_starts(_: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(count, attributes_of(ids)) for ids, count in list(metrics.cold_starts.items())]
+
+    def refused(_: CallbackOptions) -> Iterable[Observation]:
+        return [
+            Observation(count, {names.ROUTE: kind, names.REASON: reason})
+            for (kind, reason), count in list(metrics.refused.items())
+        ]
+
+    def active_sessions(_: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(sessions.active)]
+
+    def tunnel_bytes(_: CallbackOptions) -> Iterable[Observation]:
+        to_workers, to_callers = sessions.bytes()
+        return [
+            Observation(to_workers, {names.DIRECTION: "to-worker"}),
+            Observation(to_callers, {names.DIRECTION: "to-caller"}),
+        ]
+
+    instruments.INVOCATION_ACTIVE.create(meter, active)
+    instruments.INVOCATION_COLD_STARTS.create(meter, cold_starts)
+    instruments.INVOCATION_REJECTED.create(meter, refused)
+    instruments.SESSIONS_ACTIVE.create(meter, active_sessions)
+    instruments.TUNNEL_BYTES.create(meter, tunnel_bytes)

@@ -1,9 +1,8 @@
-"""Figures out of histories, and their form between replicas and for callers. Pure."""
+"""Snapshots of histories, and their JSON form for other replicas and for callers. Pure."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -11,38 +10,38 @@ from nvcf_gateway.errors import GatewayError
 from nvcf_gateway.stats.history import STEP_SECONDS, STEPS, History, Step, percentile, step_at
 
 WINDOW_STEPS = 12
-"""Rates and percentiles of a version are those of the last minute."""
+"""Rates and percentiles of a version cover the last minute."""
 SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
-class InvalidFigures(GatewayError):
-    """Another replica's figures cannot be read."""
+class InvalidSnapshot(GatewayError):
+    """The snapshot of another replica cannot be read."""
 
 
 @dataclass
 class Recent:
-    """One version: calls that wait now, and the last minute added up."""
+    """One version: calls that wait now, and the sum of the last minute."""
 
     waiting: int = 0
     window: Step = field(default_factory=Step)
 
     def add(self, other: Recent) -> None:
-        """Add another replica's."""
+        """Add the counts of another replica."""
         self.waiting += other.waiting
         self.window.add(other.window)
 
 
 @dataclass
-class Figures:
-    """What some replicas have seen of some versions; `since` is when the last of them began to look."""
+class Snapshot:
+    """Counts of some versions at some replicas; `since` is when the last of them started."""
 
     since: float = 0.0
     versions: dict[str, Recent] = field(default_factory=dict)
     steps: dict[int, Step] = field(default_factory=dict)
-    """All those versions together."""
+    """All versions together."""
 
-    def take(self, history: History, version_id: str, now: float) -> None:
-        """Add what a history holds of one version."""
+    def add_history(self, history: History, version_id: str, now: float) -> None:
+        """Add one version of a history."""
         newest = step_at(now)
         recent = self.versions[version_id] = Recent(history.waiting(version_id))
         for number, step in history.after(version_id, newest - STEPS):
@@ -50,8 +49,8 @@ class Figures:
             if number > newest - WINDOW_STEPS:
                 recent.window.add(step)
 
-    def add(self, other: Figures) -> None:
-        """Add another replica's."""
+    def add(self, other: Snapshot) -> None:
+        """Add the counts of another replica."""
         self.since = max(self.since, other.since)
         for version_id, recent in other.versions.items():
             self.versions.setdefault(version_id, Recent()).add(recent)
@@ -59,7 +58,7 @@ class Figures:
             self.steps.setdefault(number, Step()).add(step)
 
     def to_json(self) -> bytes:
-        """Form between replicas; versions of which nothing is known are left out."""
+        """Return the form for other replicas; versions without counts are left out."""
         known = {
             version_id: [recent.waiting, *recent.window.to_list()]
             for version_id, recent in self.versions.items()
@@ -72,7 +71,7 @@ class Figures:
 
     @classmethod
     def from_json(cls, body: bytes) -> Self:
-        """Raises InvalidFigures."""
+        """Read the form of `to_json`. Raises InvalidSnapshot."""
         try:
             value = json.loads(body)
             versions = {
@@ -82,11 +81,11 @@ class Figures:
             steps = {int(numbers[0]): Step.from_list(numbers[1:]) for numbers in value["steps"]}
             return cls(float(value["since"]), versions, steps)
         except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-            raise InvalidFigures(f"figures of another gateway cannot be read: {error}") from error
+            raise InvalidSnapshot(f"cannot read the snapshot of another gateway: {error}") from error
 
 
-def shown_series(steps: dict[int, Step], waiting: int, since: float, now: float) -> list[dict[str, Any]]:
-    """Complete steps, oldest first, that began after `since`; rates are per second.
+def series_json(steps: dict[int, Step], waiting: int, since: float, now: float) -> list[dict[str, Any]]:
+    """Return the complete steps that began after `since`, oldest first; rates are per second.
 
     `waiting` is how many calls wait now.
     """
@@ -101,8 +100,8 @@ def shown_series(steps: dict[int, Step], waiting: int, since: float, now: float)
     return shown[::-1]
 
 
-def shown_recent(recent: Recent, since: float, now: float) -> dict[str, Any]:
-    """A version's last minute, or what there is of it."""
+def recent_json(recent: Recent, since: float, now: float) -> dict[str, Any]:
+    """Return the rates of a version over the last minute, or since `since` if that is later."""
     begin = (step_at(now) - WINDOW_STEPS + 1) * STEP_SECONDS
     return {"waiting": recent.waiting, **_rates(recent.window, max(1.0, now - max(begin, since)))}
 
@@ -112,16 +111,11 @@ def _rates(step: Step, seconds: float) -> dict[str, Any]:
         "arrivalsPerSecond": round(step.arrivals / seconds, 3),
         "answersPerSecond": round(step.answered / seconds, 3),
         "failuresPerSecond": round(step.failed / seconds, 3),
-        "latency": shown_latency(step.latencies),
+        "latency": latency_json(step.latencies),
     }
 
 
-def shown_latency(latencies: dict[int, int]) -> dict[str, float] | None:
-    """Percentiles in seconds; None without answers."""
+def latency_json(latencies: dict[int, int]) -> dict[str, float] | None:
+    """Return percentiles in seconds; None without responses."""
     found = {name: percentile(latencies, share) for name, share in SHARES.items()}
     return {name: round(value, 6) for name, value in found.items() if value is not None} or None
-
-
-def counted(versions: Iterable[Recent]) -> int:
-    """How many calls wait now, over versions."""
-    return sum(each.waiting for each in versions)
