@@ -31,6 +31,7 @@ class BrokerFiles:
 
     @property
     def configuration(self) -> Path:
+        """The configuration of the broker."""
         return self.directory / "nats.conf"
 
     @property
@@ -45,14 +46,17 @@ class BrokerFiles:
 
     @property
     def identity(self) -> Path:
+        """Port and name of the broker, kept over restarts."""
         return self.directory / "server.json"
 
     @property
     def store(self) -> Path:
+        """Folder of JetStream's data."""
         return self.directory / "jetstream"
 
     @property
     def log(self) -> Path:
+        """Log of the broker."""
         return self.directory / "nats.log"
 
 

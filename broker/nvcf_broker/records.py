@@ -36,6 +36,7 @@ class Update:
 
     @property
     def deleted(self) -> bool:
+        """Whether the message is a deletion."""
         return self.data is None
 
 
@@ -94,6 +95,7 @@ class Records(Generic[T]):
 
     @property
     def is_complete(self) -> bool:
+        """Whether the snapshot has been seen."""
         return self._complete
 
     def complete(self) -> list[str]:

@@ -107,18 +107,22 @@ class LocalBroker:
 
     @property
     def credentials_file(self) -> Path:
+        """File with the credentials of the platform's connections."""
         return self.files.credentials
 
     @property
     def callout_seed_file(self) -> Path:
+        """File with the seed of the auth callout."""
         return self.files.callout_seed
 
     @property
     def pid(self) -> int | None:
+        """Process id of the broker, None while it does not run."""
         return self._process.pid if self.running and self._process else None
 
     @property
     def running(self) -> bool:
+        """Whether the broker runs."""
         return self._process is not None and self._process.returncode is None
 
     def prepare(self) -> None:

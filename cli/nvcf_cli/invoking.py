@@ -30,6 +30,7 @@ class Call:
 
     @property
     def passes_through(self) -> bool:
+        """Whether the call goes to the function as it is."""
         return self.path is not None or (self.method or "POST").upper() != "POST"
 
 

@@ -39,26 +39,32 @@ class Installation:
 
     @property
     def state(self) -> Path:
+        """What runs, and where it listens."""
         return self.data / "state.json"
 
     @property
     def lock(self) -> Path:
+        """Held by `nvcf up` while it runs."""
         return self.data / "up.lock"
 
     @property
     def admin_key(self) -> Path:
+        """API key of the commands."""
         return self.data / "admin.key"
 
     @property
     def agent_key(self) -> Path:
+        """API key of the agents."""
         return self.data / "agent.key"
 
     @property
     def bootstrap_keys(self) -> Path:
+        """Records of the API keys, for the gateway."""
         return self.data / "bootstrap-keys.json"
 
     @property
     def signing_key(self) -> Path:
+        """Key that signs worker tokens."""
         return self.data / "signing-key.pem"
 
     @property
@@ -73,6 +79,7 @@ class Installation:
 
     @property
     def broker(self) -> Path:
+        """Folder of the broker."""
         return self.data / "broker"
 
     @property

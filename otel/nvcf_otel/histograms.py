@@ -29,13 +29,24 @@ class Described(Protocol):
     """What a histogram needs of its instrument; `buckets` are upper bounds, ascending, inclusive."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the instrument."""
+        ...
+
     @property
-    def unit(self) -> str: ...
+    def unit(self) -> str:
+        """Unit of its values."""
+        ...
+
     @property
-    def description(self) -> str: ...
+    def description(self) -> str:
+        """Text for people."""
+        ...
+
     @property
-    def buckets(self) -> Sequence[float] | None: ...
+    def buckets(self) -> Sequence[float] | None:
+        """Upper bounds; None for the usual ones."""
+        ...
 
 
 class Series:

@@ -80,6 +80,7 @@ class InstanceSpec:
 
     @property
     def instance_id(self) -> str:
+        """Id of the instance."""
         return self.order.instance_ids[0]
 
 

@@ -48,6 +48,7 @@ class RotatingLog:
         self.path.chmod(0o600)
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 

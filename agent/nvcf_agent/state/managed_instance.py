@@ -97,10 +97,12 @@ class Request:
 
     @property
     def is_final(self) -> bool:
+        """Whether nothing more will happen."""
         return self.phase in FINAL
 
     @property
     def is_ending(self) -> bool:
+        """Whether it is ending or has ended."""
         return self.phase is Phase.TERMINATING or self.is_final
 
     @property

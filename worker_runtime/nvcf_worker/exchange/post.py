@@ -88,6 +88,7 @@ class StreamPost:
         self._broke = False
 
     async def run(self, written: Callable[[], None]) -> None:
+        """Send the stream; raises as `Deliverer.deliver` does."""
         head = h1.encode_response_head(self._reply.status, self._reply.headers)
         tries = _Tries()
         async for _ in tries:
