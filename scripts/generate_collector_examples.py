@@ -13,6 +13,7 @@ from nvcf_proto.models import (
     TelemetryEndpoint,
     TelemetryProtocol,
     TelemetryProvider,
+    TelemetrySecret,
     TelemetrySettings,
     TelemetryType,
 )
@@ -58,7 +59,7 @@ def endpoint(
         provider=provider,
         types=tuple(sorted(about.types)),
         created_at=0.0,
-        secret=name if secret == "" else secret,
+        secret=None if secret is None else TelemetrySecret(secret or name),
         settings=settings or TelemetrySettings(),
     )
     check_endpoint(made)

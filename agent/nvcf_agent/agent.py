@@ -253,7 +253,7 @@ class Agent:
             token = await self.tokens.worker_token(instance_id, order.function_id, order.version_id)
             telemetry = self.worker_telemetry
             if self.accounts is not None:
-                telemetry = await self.accounts.of(version, replace(order, instance_ids=(instance_id,)))
+                telemetry = await self.accounts.of(version, order.replace(instance_ids=(instance_id,)))
             spec = InstanceSpec(
                 order=order,
                 share=share,

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import nats.errors
 from nats.aio.client import Client
@@ -36,7 +36,7 @@ class Heartbeat:
 
     async def beat(self, *, draining: bool = False) -> None:
         """Write the record once; a broker that is away is told once."""
-        record = replace(self.cluster, heartbeat_at=self.wall(), pools=self.pools(), draining=draining)
+        record = self.cluster.replace(heartbeat_at=self.wall(), pools=self.pools(), draining=draining)
         try:
             await Bucket(self.client, CLUSTERS_BUCKET).put(self.cluster.id, record.to_json())
         except (BrokerError, nats.errors.Error, OSError) as error:

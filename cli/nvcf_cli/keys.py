@@ -7,9 +7,9 @@ from pathlib import Path
 from nvcf_broker.files import write_private
 from nvcf_cli.errors import CliError
 from nvcf_cli.state import Installation
-from nvcf_proto.apikeys import api_key_id, hash_api_key, new_api_key
 from nvcf_proto.errors import ContractError
 from nvcf_proto.models import ApiKey, Scope
+from nvcf_proto.models.keys import api_key_id, hash_api_key, new_api_key
 
 LOCAL_ACCOUNT = "local"
 

@@ -13,7 +13,6 @@ from nvcf_otel.byoo.providers import PROVIDERS
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.models import TelemetryEndpoint, TelemetryProtocol, TelemetryProvider, TelemetryType
 from nvcf_proto.models.telemetries import TELEMETRY_NAME_PATTERN
-from nvcf_proto.records import Fields
 
 W = TypeVar("W", bound=StrEnum)
 
@@ -110,7 +109,7 @@ def reference(found: Mapping[TelemetryType, TelemetryEndpoint]) -> Json:
 
 def _record(shown: Json) -> TelemetryEndpoint:
     try:
-        return TelemetryEndpoint.from_fields(Fields(shown).adding(createdAt=0.0))
+        return TelemetryEndpoint.from_dict({**shown, "createdAt": 0.0})
     except InvalidRecord as error:
         raise CliError(f"the platform describes an endpoint that this nvcf does not know: {error}") from error
 

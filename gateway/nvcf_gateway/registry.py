@@ -24,7 +24,6 @@ from nvcf_proto.models import (
     TelemetryEndpoint,
     VersionStatus,
 )
-from nvcf_proto.records import Fields
 from nvcf_proto.streams import MAX_QUEUED_REQUESTS
 
 
@@ -210,6 +209,6 @@ class Registry:
 def _read_keys(path: Path) -> list[ApiKey]:
     try:
         values = json.loads(path.read_bytes())
-        return [ApiKey.from_fields(Fields(value, f"[{index}]")) for index, value in enumerate(values)]
+        return [ApiKey.from_dict(value, f"[{index}]") for index, value in enumerate(values)]
     except (OSError, ValueError, TypeError, AttributeError, InvalidRecord) as error:
         raise SetupError(f"cannot read the bootstrap keys {path}: {error}") from error

@@ -19,10 +19,10 @@ from nvcf_gateway.http.responses import (
     preflight_headers,
     problem_response,
 )
-from nvcf_gateway.http.routing import PathTable, Target, pass_through_target
+from nvcf_gateway.http.routing import PathTable, Target, pass_through_target, path_id
 from nvcf_gateway.invocation.invoke import Invoker
 from nvcf_gateway.management.deployments import Deployments
-from nvcf_gateway.management.functions import Management, path_id
+from nvcf_gateway.management.functions import Management
 from nvcf_gateway.objects.assets import Assets
 from nvcf_gateway.objects.large_results import UPLOAD_METHODS, LargeResults
 from nvcf_gateway.results.status import Poller

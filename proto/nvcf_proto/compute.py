@@ -8,12 +8,13 @@ order: the instance ids are chosen by who asks, so that doing a thing again does
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Annotated, Any
+
+from msgspec import Meta, field
 
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.models import ProcessSource, Record
-from nvcf_proto.records import Fields
+from nvcf_proto.models.record import Count, Id, Text
 
 CREATE_STREAM = "nvca_create"
 TERMINATE_STREAM = "nvca_terminate"
@@ -114,282 +115,104 @@ MOST_CONCURRENT = 65_536
 LONGEST_LIFE = 24 * 3600.0
 LONGEST_GRACE = 24 * 3600.0
 
-
-def _instance_ids(fields: Fields) -> tuple[str, ...]:
-    found = fields.texts("instanceIds")
-    if len(found) > MOST_INSTANCES:
-        raise InvalidRecord(
-            fields.path("instanceIds"), f"more than {MOST_INSTANCES} instances in one message"
-        )
-    return found
+InstanceIds = Annotated[tuple[str, ...], Meta(max_length=MOST_INSTANCES)]
+Counter = Annotated[int, Meta(ge=0, le=2**62)]
 
 
-def _within(fields: Fields, name: str, default: float, most: float) -> float:
-    value = fields.number(name, default)
-    if not 0 <= value <= most:
-        raise InvalidRecord(fields.path(name), f"expected 0 to {most:g} seconds, got {value:g}")
-    return value
-
-
-def _expiry(fields: Fields) -> float:
-    """What never expired would have to be remembered for ever."""
-    expires_at = fields.number("expiresAt")
-    if expires_at - fields.number("issuedAt") > LONGEST_LIFE:
-        raise InvalidRecord(fields.path("expiresAt"), f"more than {LONGEST_LIFE:g} seconds after issuedAt")
-    return expires_at
-
-
-@dataclass(frozen=True)
-class CreationMessage(Record):
+class CreationMessage(Record, frozen=True, kw_only=True):
     """Create these instances in one cluster. Times are Unix seconds; an expired message is dropped.
 
     Exactly one of `process` and `container_image` is set.
     """
 
-    message_id: str
-    cluster_id: str
-    function_id: str
-    version_id: str
-    function_name: str
-    nca_id: str
-    specification_id: str
-    gpu: str
-    instance_type: str
-    gpus_per_instance: int
-    max_request_concurrency: int
-    instance_ids: tuple[str, ...]
+    message_id: Text
+    cluster_id: Text
+    function_id: Id
+    version_id: Id = field(name="functionVersionId")
+    function_name: Text
+    nca_id: Text
+    specification_id: Text = field(name="gpuSpecificationId")
+    gpu: Text
+    instance_type: Text
+    gpus_per_instance: Annotated[int, Meta(ge=0, le=MOST_GPUS)] = 0
+    max_request_concurrency: Annotated[int, Meta(ge=1, le=MOST_CONCURRENT)] = 1
+    instance_ids: InstanceIds = ()
     issued_at: float
     expires_at: float
     process: ProcessSource | None = None
-    container_image: str | None = None
-    reason: str | None = None
-    trace_parent: str | None = None
+    container_image: Text | None = None
+    reason: Text | None = None
+    trace_parent: Text | None = field(name="traceparent", default=None)
+
+    def __post_init__(self) -> None:
+        # What never expired would have to be remembered for ever.
+        if self.expires_at - self.issued_at > LONGEST_LIFE:
+            raise InvalidRecord("expiresAt", f"more than {LONGEST_LIFE:g} seconds after issuedAt")
 
     @property
     def subject(self) -> str:
-        """Where the message is published."""
+        """Subject on which the message is published."""
         return create_subject(self.nca_id, self.cluster_id, self.gpu, self.instance_type)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "messageId": self.message_id,
-            "clusterId": self.cluster_id,
-            "functionId": self.function_id,
-            "functionVersionId": self.version_id,
-            "functionName": self.function_name,
-            "ncaId": self.nca_id,
-            "gpuSpecificationId": self.specification_id,
-            "gpu": self.gpu,
-            "instanceType": self.instance_type,
-            "gpusPerInstance": self.gpus_per_instance,
-            "maxRequestConcurrency": self.max_request_concurrency,
-            "instanceIds": list(self.instance_ids),
-            "issuedAt": self.issued_at,
-            "expiresAt": self.expires_at,
-            "process": self.process.to_dict() if self.process else None,
-            "containerImage": self.container_image,
-            "reason": self.reason,
-            "traceparent": self.trace_parent,
-        }
 
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Self:
-        return cls(
-            message_id=fields.text("messageId"),
-            cluster_id=fields.text("clusterId"),
-            function_id=fields.id("functionId"),
-            version_id=fields.id("functionVersionId"),
-            function_name=fields.text("functionName"),
-            nca_id=fields.text("ncaId"),
-            specification_id=fields.text("gpuSpecificationId"),
-            gpu=fields.text("gpu"),
-            instance_type=fields.text("instanceType"),
-            gpus_per_instance=fields.integer("gpusPerInstance", 0, maximum=MOST_GPUS),
-            max_request_concurrency=fields.integer(
-                "maxRequestConcurrency", 1, minimum=1, maximum=MOST_CONCURRENT
-            ),
-            instance_ids=_instance_ids(fields),
-            issued_at=fields.number("issuedAt"),
-            expires_at=_expiry(fields),
-            process=ProcessSource.from_fields(fields.object("process")) if fields.has("process") else None,
-            container_image=fields.optional_text("containerImage"),
-            reason=fields.optional_text("reason"),
-            trace_parent=fields.optional_text("traceparent"),
-        )
-
-
-@dataclass(frozen=True)
-class TerminationMessage(Record):
+class TerminationMessage(Record, frozen=True, kw_only=True):
     """End these instances of one cluster; they have `grace_seconds` to finish what they hold."""
 
-    message_id: str
-    cluster_id: str
-    version_id: str
-    instance_ids: tuple[str, ...]
-    grace_seconds: float
+    message_id: Text
+    cluster_id: Text
+    version_id: Id = field(name="functionVersionId")
+    instance_ids: InstanceIds = ()
+    grace_seconds: Annotated[float, Meta(ge=0.0, le=LONGEST_GRACE)] = 30.0
     issued_at: float
-    reason: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "messageId": self.message_id,
-            "clusterId": self.cluster_id,
-            "functionVersionId": self.version_id,
-            "instanceIds": list(self.instance_ids),
-            "graceSeconds": self.grace_seconds,
-            "issuedAt": self.issued_at,
-            "reason": self.reason,
-        }
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Self:
-        return cls(
-            message_id=fields.text("messageId"),
-            cluster_id=fields.text("clusterId"),
-            version_id=fields.id("functionVersionId"),
-            instance_ids=_instance_ids(fields),
-            grace_seconds=_within(fields, "graceSeconds", 30.0, LONGEST_GRACE),
-            issued_at=fields.number("issuedAt"),
-            reason=fields.optional_text("reason"),
-        )
+    reason: Text | None = None
 
 
-@dataclass(frozen=True)
-class GpuPool(Record):
+class GpuPool(Record, frozen=True):
     """Instances of one kind that a cluster can hold. `instances_free` is what could be created now."""
 
-    gpu: str
-    instance_type: str
-    instances_total: int
-    instances_free: int
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "gpu": self.gpu,
-            "instanceType": self.instance_type,
-            "instancesTotal": self.instances_total,
-            "instancesFree": self.instances_free,
-        }
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Self:
-        return cls(
-            gpu=fields.text("gpu"),
-            instance_type=fields.text("instanceType"),
-            instances_total=fields.integer("instancesTotal"),
-            instances_free=fields.integer("instancesFree"),
-        )
+    gpu: Text
+    instance_type: Text
+    instances_total: Count
+    instances_free: Count
 
 
-@dataclass(frozen=True)
-class Cluster(Record):
+class Cluster(Record, frozen=True):
     """A cluster as its agent reports it every HEARTBEAT_SECONDS. Key: the cluster's id."""
 
-    id: str
-    region: str
+    id: Text = field(name="clusterId")
+    region: Text
     heartbeat_at: float
-    pools: tuple[GpuPool, ...]
-    group: str | None = None
-    backend: str = "process"
+    pools: tuple[GpuPool, ...] = ()
+    group: Text | None = field(name="clusterGroup", default=None)
+    backend: Text = "process"
     attributes: dict[str, str] = field(default_factory=dict)
     draining: bool = False
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "clusterId": self.id,
-            "region": self.region,
-            "clusterGroup": self.group,
-            "backend": self.backend,
-            "attributes": self.attributes,
-            "draining": self.draining,
-            "heartbeatAt": self.heartbeat_at,
-            "pools": [pool.to_dict() for pool in self.pools],
-        }
 
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Self:
-        return cls(
-            id=fields.text("clusterId"),
-            region=fields.text("region"),
-            heartbeat_at=fields.number("heartbeatAt"),
-            pools=fields.objects("pools", GpuPool.from_fields),
-            group=fields.optional_text("clusterGroup"),
-            backend=fields.text("backend", "process"),
-            attributes=fields.text_map("attributes"),
-            draining=fields.boolean("draining", False),
-        )
-
-
-@dataclass(frozen=True)
-class DemandReport(Record):
+class DemandReport(Record, frozen=True):
     """One gateway's counters of a version since its start: only differences mean something.
 
     `busy_seconds` is the integral of requests that wait here over time.
     """
 
-    gateway_id: str
-    version_id: str
+    gateway_id: Text
+    version_id: Id = field(name="functionVersionId")
     at: float
-    arrivals: int
-    completions: int
-    waiting: int
+    arrivals: Counter
+    completions: Counter
+    waiting: Count
     busy_seconds: float
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "gatewayId": self.gateway_id,
-            "functionVersionId": self.version_id,
-            "at": self.at,
-            "arrivals": self.arrivals,
-            "completions": self.completions,
-            "waiting": self.waiting,
-            "busySeconds": self.busy_seconds,
-        }
 
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Self:
-        return cls(
-            gateway_id=fields.text("gatewayId"),
-            version_id=fields.id("functionVersionId"),
-            at=fields.number("at"),
-            arrivals=fields.integer("arrivals", maximum=2**62),
-            completions=fields.integer("completions", maximum=2**62),
-            waiting=fields.integer("waiting"),
-            busy_seconds=fields.number("busySeconds"),
-        )
-
-
-@dataclass(frozen=True)
-class Event(Record):
+class Event(Record, frozen=True):
     """Something that changed, for people: `nvcf events` and `nvcf scaling` list them.
 
     `kind` is one of `deployment`, `scaling`, `instance`, `cluster`; `data` holds details as strings.
     """
 
     at: float
-    kind: str
-    version_id: str
-    text: str
-    function_name: str | None = None
+    kind: Text
+    version_id: Text = field(name="functionVersionId")
+    text: Text
+    function_name: Text | None = None
     data: dict[str, str] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "at": self.at,
-            "kind": self.kind,
-            "functionVersionId": self.version_id,
-            "functionName": self.function_name,
-            "text": self.text,
-            "data": self.data,
-        }
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Self:
-        return cls(
-            at=fields.number("at"),
-            kind=fields.text("kind"),
-            version_id=fields.text("functionVersionId"),
-            text=fields.text("text"),
-            function_name=fields.optional_text("functionName"),
-            data=fields.text_map("data"),
-        )

@@ -28,6 +28,7 @@ from nvcf_proto.models import (
     TelemetryEndpoint,
     TelemetryProtocol,
     TelemetryProvider,
+    TelemetrySecret,
     TelemetrySettings,
     TelemetryType,
 )
@@ -145,7 +146,7 @@ def test_secrets_come_out_of_their_files(
 ) -> None:
     vendor = {"x-api-key": "apiKey"} if auth is TelemetryAuth.NONE else {}
     settings = TelemetrySettings(auth=auth, secret_headers=vendor)
-    made = to(backend, TelemetryProtocol.HTTP, settings=settings, secret="key")
+    made = to(backend, TelemetryProtocol.HTTP, settings=settings, secret=TelemetrySecret("key"))
     collector = collect({TelemetryType.TRACES: made}, secrets)
     send_spans(collector, "work")
     backend.wait_for(lambda: backend.spans("work"), "the span arrived")

@@ -20,6 +20,7 @@ from nvcf_gateway.exchange.sinks import checked_head
 from nvcf_gateway.http.durations import poll_seconds
 from nvcf_gateway.http.responses import json_response
 from nvcf_gateway.http.routing import pass_through_target
+from nvcf_gateway.management.bodies import DeploymentCreation, FunctionCreation
 from nvcf_gateway.management.deployments import deployment_of
 from nvcf_gateway.management.functions import build_version
 from nvcf_gateway.ratelimit.policy import parse_rates
@@ -29,7 +30,6 @@ from nvcf_proto.h1 import RequestDecoder, ResponseDecoder, ResponseHead
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import ApiKey, Deployment, Function, FunctionVersion, Instance
 from nvcf_proto.problem import parse_problem
-from nvcf_proto.records import Fields, load_object
 from nvcf_proto.tokens import decode_broker_token
 from nvcf_worker.errors import MalformedWork
 from nvcf_worker.message import delivery_attempt, parse_work
@@ -91,27 +91,19 @@ def _exec_body(data: bytes, _: Mutator) -> None:
 
 
 def _function_body(data: bytes, _: Mutator) -> None:
-    try:
-        fields = Fields(load_object(data))
-    except ContractError as error:
-        raise HttpProblem(400, str(error)) from None
-    version = build_version(
-        fields, function_id=corpus.FUNCTION, version_id=corpus.VERSION, nca_id="a", now=1.0
-    )
-    FunctionVersion.from_json(version.to_json())
+    FunctionVersion.from_json(_version(data).to_json())
 
 
-_VERSION = build_version(
-    Fields(load_object(corpus.FUNCTION_BODIES[0])),
-    function_id=corpus.FUNCTION,
-    version_id=corpus.VERSION,
-    nca_id="a",
-    now=1.0,
-)
+def _version(data: bytes) -> FunctionVersion:
+    wanted = FunctionCreation.from_json(data)
+    return build_version(wanted, Function(corpus.FUNCTION, wanted.name, "a", 1.0), corpus.VERSION, 1.0)
+
+
+_VERSION = _version(corpus.FUNCTION_BODIES[0])
 
 
 def _deployment_body(data: bytes, _: Mutator) -> None:
-    deployment = deployment_of(_VERSION, Fields(load_object(data)), 1.0)
+    deployment = deployment_of(_VERSION, DeploymentCreation.from_json(data), 1.0)
     Deployment.from_json(deployment.to_json())
 
 

@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -103,7 +102,7 @@ async def test_messages_that_come_twice_late_or_in_the_wrong_order_do_no_harm(si
     message = await site.create(version)
     await site.send(message)
     (before,) = await site.running(version)
-    await site.send(replace(message, message_id=new_id()))
+    await site.send(message.replace(message_id=new_id()))
     expired = site.order(version, expires_at=time.time() - 1)
     await site.send(expired)
     never = site.order(version)
@@ -112,7 +111,7 @@ async def test_messages_that_come_twice_late_or_in_the_wrong_order_do_no_harm(si
     await site.states(version, RUNNING, COMPLETED)
     await site.send(never)
     await site.client.jetstream().publish("Create.NVCA.account.local.CPU.process", b"{broken")
-    await site.send(replace(site.order(version), instance_ids=("../../escape",)))
+    await site.send(site.order(version).replace(instance_ids=("../../escape",)))
     last = await site.create(version)
     await site.until(version, lambda them: sum(map(is_running, them)) == 2)
     found = {each.id: each for each in site.of(version)}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nvcf_proto.models import TelemetrySettings
+from nvcf_proto.models import TelemetrySecret, TelemetrySettings
 from tests.support.agent_site import Site, eventually, running_site
 from tests.support.telemetry_site import add_endpoint, environment, home, watched_version
 
@@ -24,7 +24,7 @@ async def test_a_worker_is_told_where_its_account_wants_telemetry_and_with_which
     secrets.mkdir(parents=True)
     (secrets / "own").write_text("the-token\n")
     await site.start_agent()
-    endpoint = await add_endpoint(site, "https://own.example.com:4317", secret="own")
+    endpoint = await add_endpoint(site, "https://own.example.com:4317", secret=TelemetrySecret("own"))
     version = await watched_version(site, endpoint)
     await site.create(version)
     (instance,) = await site.running(version)
@@ -60,7 +60,7 @@ async def test_a_collectors_configuration_lies_beside_an_instance_that_needs_one
 
 async def test_a_secret_that_is_not_there_costs_the_telemetry_and_not_the_function(site: Site) -> None:
     await site.start_agent()
-    endpoint = await add_endpoint(site, "https://own.example.com:4317", secret="lost")
+    endpoint = await add_endpoint(site, "https://own.example.com:4317", secret=TelemetrySecret("lost"))
     version = await watched_version(site, endpoint)
     await site.create(version)
     (instance,) = await site.running(version)

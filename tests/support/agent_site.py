@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,7 @@ class Site:
             expires_at=now + 60,
             process=version.process,
         )
-        return replace(message, **changes)
+        return message.replace(**changes)
 
     async def announce(self, message: CreationMessage) -> None:
         """The PENDING records, as the autoscaler makes them before it sends the message."""

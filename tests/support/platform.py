@@ -17,9 +17,9 @@ from nats.aio.client import Client
 
 from nvcf_broker.configuration import read_credentials
 from nvcf_broker.server import LocalBroker
-from nvcf_proto.apikeys import api_key_id, hash_api_key, new_api_key
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import ApiKey, Scope
+from nvcf_proto.models.keys import api_key_id, hash_api_key, new_api_key
 from tests.support.processes import Child, end, eventually, python, start
 
 ACCOUNT = "account-one"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ async def add_endpoint(site: Site, address: str, **changes: Any) -> TelemetryEnd
         types=tuple(TelemetryType),
         created_at=0.0,
     )
-    made = replace(made, **changes)
+    made = made.replace(**changes)
     bucket = KvMirror(site.client, TELEMETRIES_BUCKET, TelemetryEndpoint.from_json, TelemetryEndpoint.to_json)
     async with bucket:
         await bucket.ready()
@@ -48,7 +47,7 @@ async def add_endpoint(site: Site, address: str, **changes: Any) -> TelemetryEnd
 async def watched_version(site: Site, endpoint: TelemetryEndpoint, script: str = "") -> FunctionVersion:
     """A version all of whose telemetry goes to the endpoint; its instances write their environment down."""
     version = await site.version(script or HEALTH + DUMP + STEADY)
-    chosen = replace(version, telemetries=Telemetries(endpoint.id, endpoint.id, endpoint.id))
+    chosen = version.replace(telemetries=Telemetries(endpoint.id, endpoint.id, endpoint.id))
     await site.versions.put(chosen.id, chosen)
     return chosen
 

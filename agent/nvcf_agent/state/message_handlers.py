@@ -5,7 +5,7 @@ known, and creating it again does nothing.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from nvcf_agent.errors import NoCapacity, Unsupported
 from nvcf_agent.state import transitions
@@ -53,7 +53,7 @@ def take_creation(
         if why is not None:
             ignored.append(f"instance {instance_id}: {why}")
             continue
-        order = replace(message, instance_ids=(instance_id,))
+        order = message.replace(instance_ids=(instance_id,))
         created_at = record.created_at if record is not None else None
         request = _admit(order, inventory, shares, wall, created_at, draining)
         shares.append(request.held)

@@ -14,7 +14,7 @@ from nvcf_agent.state.managed_instance import Category, Phase, Request
 from nvcf_broker.files import private_directory, write_private
 from nvcf_proto.compute import CreationMessage
 from nvcf_proto.errors import InvalidRecord
-from nvcf_proto.records import Fields, load_object
+from nvcf_proto.models.record import Count, Record, Text, decode_object
 
 _log = logging.getLogger(__name__)
 
@@ -23,53 +23,46 @@ T = TypeVar("T")
 ENDED_FILE = "ended"
 
 
+class _StoredRequest(Record, frozen=True, kw_only=True):
+    order: CreationMessage
+    phase: Phase
+    created_at: float
+    updated_at: float
+    slots: Count = 0
+    devices: tuple[str, ...] = ()
+    category: Category | None = None
+    reason: Text | None = None
+    restarts: Count = 0
+    has_run: bool = False
+    log_path: Text | None = None
+    ready_at: float | None = None
+    draining_since: float | None = None
+    grace: float = 30.0
+    published: bool = False
+
+
+_SAME = [name for name in _StoredRequest.__struct_fields__ if name not in ("slots", "devices")]
+
+
 def to_dict(request: Request) -> dict[str, Any]:
-    """What is remembered of a request; the inverse of `from_fields`."""
-    return {
-        "order": request.order.to_dict(),
-        "phase": request.phase.value,
-        "createdAt": request.created_at,
-        "updatedAt": request.updated_at,
-        "slots": request.share.slots,
-        "devices": [str(device) for device in request.share.devices],
-        "category": request.category.value if request.category else None,
-        "reason": request.reason,
-        "restarts": request.restarts,
-        "hasRun": request.has_run,
-        "logPath": request.log_path,
-        "readyAt": request.ready_at,
-        "drainingSince": request.draining_since,
-        "grace": request.grace,
-        "published": request.published,
-    }
-
-
-def from_fields(fields: Fields) -> Request:
-    """Read a remembered request. Raises `InvalidRecord`."""
-    order = CreationMessage.from_fields(fields.object("order"))
-    if len(order.instance_ids) != 1:
-        raise InvalidRecord(fields.path("order"), "expected one instance")
-    devices = fields.texts("devices")
-    if not all(device.isdigit() for device in devices):
-        raise InvalidRecord(fields.path("devices"), "expected numbers")
-    return Request(
-        order=order,
-        phase=Phase(fields.text("phase", choices=list(Phase))),
-        created_at=fields.number("createdAt"),
-        updated_at=fields.number("updatedAt"),
-        share=Share(fields.integer("slots", 0), tuple(int(each) for each in devices)),
-        category=Category(fields.text("category", choices=list(Category)))
-        if fields.has("category")
-        else None,
-        reason=fields.optional_text("reason"),
-        restarts=fields.integer("restarts", 0),
-        has_run=fields.boolean("hasRun", False),
-        log_path=fields.optional_text("logPath"),
-        ready_at=fields.number("readyAt") if fields.has("readyAt") else None,
-        draining_since=fields.number("drainingSince") if fields.has("drainingSince") else None,
-        grace=fields.number("grace", 30.0),
-        published=fields.boolean("published", False),
+    """Return what is remembered of a request; the inverse of `from_dict`."""
+    stored = _StoredRequest(
+        slots=request.share.slots,
+        devices=tuple(str(device) for device in request.share.devices),
+        **{name: getattr(request, name) for name in _SAME},
     )
+    return stored.to_dict()
+
+
+def from_dict(members: Any) -> Request:
+    """Read a remembered request. Raises `InvalidRecord`."""
+    stored = _StoredRequest.from_dict(members)
+    if len(stored.order.instance_ids) != 1:
+        raise InvalidRecord("order", "expected one instance")
+    if not all(device.isdigit() for device in stored.devices):
+        raise InvalidRecord("devices", "expected numbers")
+    share = Share(stored.slots, tuple(int(each) for each in stored.devices))
+    return Request(share=share, **{name: getattr(stored, name) for name in _SAME})
 
 
 class Store(Protocol):
@@ -106,7 +99,7 @@ class FileStore:
         requests = []
         for path in sorted(self._directory.glob("*.json")):
             try:
-                requests.append(from_fields(Fields(load_object(path.read_bytes(), path.name))))
+                requests.append(from_dict(decode_object(path.read_bytes(), path.name)))
             except (InvalidRecord, ValueError) as error:
                 _log.error("cannot read the request in %s, it is set aside: %s", path, error)
                 path.replace(path.with_suffix(".unreadable"))

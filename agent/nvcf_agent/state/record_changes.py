@@ -5,7 +5,7 @@ that took the cluster for dead writes FAILED or removes the record, and then the
 """
 
 from collections.abc import Collection, Hashable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from nvcf_agent.state.actions import KEEP_FINISHED_SECONDS
 from nvcf_agent.state.managed_instance import Phase, Request, instance_record
@@ -61,7 +61,7 @@ def compare(request: Request, stored: Instance | None) -> Verdict:
     if stored.draining_since is not None and wanted.draining_since is None:
         # The autoscaler has chosen it and says why; its message is on its way.
         reason = wanted.reason or stored.reason
-        wanted = replace(wanted, draining_since=stored.draining_since, reason=reason)
+        wanted = wanted.replace(draining_since=stored.draining_since, reason=reason)
     return Fine() if stored == wanted else Write(wanted)
 
 

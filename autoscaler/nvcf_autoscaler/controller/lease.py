@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated
+
+from msgspec import Meta
 
 from nvcf_broker.errors import BrokerError, KeyExistsError, RevisionConflictError
 from nvcf_broker.kv import KvMirror
 from nvcf_broker.requests import raise_if_cancelled
-from nvcf_proto.models import Record
-from nvcf_proto.records import Fields
+from nvcf_proto.models.record import Record, Text
 
 _log = logging.getLogger(__name__)
 
@@ -27,19 +27,11 @@ RENEW_EVERY = 0.5
 SAFE_SHARE = 0.7
 
 
-@dataclass(frozen=True)
-class LeaseRecord(Record):
+class LeaseRecord(Record, frozen=True):
     """Who leads; `count` changes with each renewal."""
 
-    holder: str
-    count: int
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"holder": self.holder, "count": self.count}
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Self:
-        return cls(fields.text("holder"), fields.integer("count", maximum=2**62))
+    holder: Text
+    count: Annotated[int, Meta(ge=0, le=2**62)]
 
 
 class Turn:

@@ -52,8 +52,8 @@ def _details(rule: ScalingRule | None) -> ScalingDetails | None:
     if rule is None:
         return None
     stickiness = None
-    if rule.stickiness_size is not None:
-        stickiness = Stickiness(rule.stickiness_size, rule.stickiness_threshold or 0.0)
+    if rule.stickiness is not None:
+        stickiness = Stickiness(rule.stickiness.size, rule.stickiness.threshold)
     return ScalingDetails(rule.factor, rule.threshold, stickiness, rule.metric)
 
 

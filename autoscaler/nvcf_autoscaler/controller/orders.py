@@ -6,56 +6,54 @@ policy decides again. Bounds and capacity of the deployment hold for orders, too
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from dataclasses import replace
+from typing import Annotated, Any, Self
+
+from msgspec import Meta, field
 
 from nvcf_autoscaler.policy.decide import Decision, Desired
 from nvcf_autoscaler.policy.observation import SpecificationObservation
 from nvcf_autoscaler.policy.settings import ScalingSettings
 from nvcf_autoscaler.policy.spill import spread
-from nvcf_proto.models import Record
-from nvcf_proto.records import Fields
+from nvcf_proto.models.record import Id, Record
 
 ORDERS_BUCKET = "nvcf_scaling_orders"
 ORDER_LIFE = 300.0
 MOST = 100_000
 
 
-@dataclass(frozen=True)
-class Order(Record):
+class Order(Record, frozen=True):
     """The last orders for one version. Key: the version's id. `at` is Unix seconds.
 
     `total` is for all specifications together, `single` for some of them by id.
     """
 
-    version_id: str
+    version_id: Id = field(name="functionVersionId")
     at: float
-    total: int | None = None
+    total: Annotated[int, Meta(ge=0, le=MOST)] | None = None
     single: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "functionVersionId": self.version_id,
-            "at": self.at,
-            "total": self.total,
-            "single": {key: str(count) for key, count in self.single.items()},
-        }
+        """Return the JSON members; the counts in `single` are strings."""
+        return {**super().to_dict(), "single": {key: str(count) for key, count in self.single.items()}}
 
     @classmethod
-    def from_fields(cls, fields: Fields) -> Self:
-        return cls(
-            version_id=fields.id("functionVersionId"),
-            at=fields.number("at"),
-            total=fields.integer("total", maximum=MOST) if fields.has("total") else None,
-            single={key: int(count) for key, count in fields.text_map("single").items()},
-        )
+    def from_dict(cls, members: Any, path: str = "") -> Self:
+        """Build a record from JSON members. Raises InvalidRecord."""
+        if isinstance(members, dict) and isinstance(members.get("single"), dict):
+            counts = {
+                key: int(count) if isinstance(count, str) and count.isdecimal() else count
+                for key, count in members["single"].items()
+            }
+            members = {**members, "single": counts}
+        return super().from_dict(members, path)
 
     def ordering(self, now: float, specification_id: str | None, count: int) -> Self:
         """The orders with one more; one for all specifications replaces those for single ones."""
         if specification_id is None:
-            return replace(self, at=now, total=count, single={})
+            return self.replace(at=now, total=count, single={})
         kept = self.single if self.is_live(now) else {}
-        return replace(self, at=now, total=None, single={**kept, specification_id: count})
+        return self.replace(at=now, total=None, single={**kept, specification_id: count})
 
     def is_live(self, now: float) -> bool:
         """Whether the order still holds."""

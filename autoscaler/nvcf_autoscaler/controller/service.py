@@ -19,7 +19,6 @@ from nvcf_autoscaler.controller.orders import MOST, Order
 from nvcf_autoscaler.errors import AutoscalerError
 from nvcf_broker.errors import BrokerError, KeyExistsError, RevisionConflictError
 from nvcf_broker.kv import KvMirror
-from nvcf_proto.apikeys import api_key_id, hash_api_key
 from nvcf_proto.errors import InvalidId, InvalidToken
 from nvcf_proto.ids import parse_id
 from nvcf_proto.models import (
@@ -31,6 +30,7 @@ from nvcf_proto.models import (
     ScalingRule,
     Scope,
 )
+from nvcf_proto.models.keys import api_key_id, hash_api_key
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
 
 ATTEMPTS = 5
@@ -65,9 +65,9 @@ def details_of(rule: ScalingRule | None) -> nvcf_pb2.ScalingDetails | None:
     if rule is None:
         return None
     details = nvcf_pb2.ScalingDetails(metric=rule.metric, factor=rule.factor, threshold=rule.threshold)
-    if rule.stickiness_size is not None:
-        details.stickiness.size.CopyFrom(_duration(rule.stickiness_size))
-        details.stickiness.threshold.CopyFrom(_duration(rule.stickiness_threshold or 0.0))
+    if rule.stickiness is not None:
+        details.stickiness.size.CopyFrom(_duration(rule.stickiness.size))
+        details.stickiness.threshold.CopyFrom(_duration(rule.stickiness.threshold))
     return details
 
 

@@ -17,9 +17,9 @@ from nvcf_gateway.access.signed_tokens import (
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.http.routing import Target
 from nvcf_gateway.registry import Registry
-from nvcf_proto.apikeys import api_key_id, hash_api_key
 from nvcf_proto.errors import InvalidToken
 from nvcf_proto.models import ApiKey, FunctionVersion, Scope
+from nvcf_proto.models.keys import api_key_id, hash_api_key
 
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 _INVALID = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
@@ -121,7 +121,7 @@ class Authenticator:
         if record is None or not record.is_live(self._clock()):
             raise HttpProblem(401, f"the API key of this {kind} is no longer valid", headers=_INVALID)
         scopes = (Scope.LIST,) if record.allows(Scope.LIST) else ()
-        return Caller(record.nca_id, f"apikey:{record.id}", replace(record, scopes=scopes))
+        return Caller(record.nca_id, f"apikey:{record.id}", record.replace(scopes=scopes))
 
 
 class Authorizer:

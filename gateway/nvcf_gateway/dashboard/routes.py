@@ -11,8 +11,7 @@ from aiohttp import web
 from nvcf_gateway.access.authorization import Authenticator, Caller, bearer_token
 from nvcf_gateway.access.signed_tokens import DashboardTokens, TokenKind
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.http.responses import json_response
-from nvcf_gateway.management.functions import timestamp
+from nvcf_gateway.http.responses import json_response, timestamp
 from nvcf_gateway.server import Route
 from nvcf_proto.models import Scope
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -18,7 +17,6 @@ from nvcf_proto.models import FunctionVersion
 
 Header = tuple[str, str]
 
-BODY_PATIENCE = 120.0
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -97,21 +95,3 @@ async def expect_continue(request: web.BaseRequest) -> None:
         await request.writer.write(_CONTINUE)
         # What was written is no part of the response whose size the writer counts.
         request.writer.output_size = 0
-
-
-async def read_all(request: web.BaseRequest, limit: int, patience: float = BODY_PATIENCE) -> bytes:
-    """The whole body. Raises HttpProblem 413 beyond `limit` bytes, 408 after `patience` seconds."""
-    problem = HttpProblem(413, f"the body is at most {limit} bytes here; pexec takes larger ones")
-    if request.content_length is not None and request.content_length > limit:
-        raise problem
-    parts, size = [], 0
-    try:
-        async with asyncio.timeout(patience):
-            async for chunk in request.content.iter_any():
-                size += len(chunk)
-                if size > limit:
-                    raise problem
-                parts.append(chunk)
-    except TimeoutError:
-        raise HttpProblem(408, f"the body did not arrive within {patience:g} s") from None
-    return b"".join(parts)

@@ -5,19 +5,28 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from nvcf_gateway.errors import invalid_field
 from nvcf_gateway.http.durations import checked_poll_seconds
 from nvcf_proto import headers as names
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.h1 import ResponseHead
-from nvcf_proto.records import Fields, load_object
+from nvcf_proto.models import Record
 
 DEEP = 300
 """More brackets than this may be deeper nested than the JSON encoder can follow."""
 
 _PERCENT = re.compile(r"[0-9]{1,3}")
+
+
+class RequestHeader(Record, frozen=True):
+    """What an exec request says besides the function's input."""
+
+    poll_duration_seconds: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
+    input_asset_references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -32,21 +41,33 @@ class ExecRequest:
 def parse_exec(body: bytes) -> ExecRequest:
     """Unwrap `{"requestHeader": {...}, "requestBody": any JSON}`. Raises HttpProblem 400 naming the field."""
     try:
-        value = load_object(body)
-        fields = Fields(value)
-        poll: int | None = None
-        assets: tuple[str, ...] = ()
-        if fields.has("requestHeader"):
-            header = fields.object("requestHeader")
-            if header.has("pollDurationSeconds"):
-                seconds = header.integer("pollDurationSeconds", minimum=-(2**31))
-                poll = checked_poll_seconds(seconds, header.path("pollDurationSeconds"))
-            assets = header.texts("inputAssetReferences")
+        value = _object(body)
+        given = value.get("requestHeader")
+        header = RequestHeader() if given is None else RequestHeader.from_dict(given, "requestHeader")
         if "requestBody" not in value:
             raise InvalidRecord("requestBody", "is missing")
+        inner = json.dumps(value["requestBody"], ensure_ascii=False).encode()
     except InvalidRecord as error:
         raise invalid_field(error) from None
-    return ExecRequest(json.dumps(value.get("requestBody"), ensure_ascii=False).encode(), poll, assets)
+    poll = header.poll_duration_seconds
+    if poll is not None:
+        poll = checked_poll_seconds(poll, "requestHeader.pollDurationSeconds")
+    return ExecRequest(inner, poll, header.input_asset_references)
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    """Parse an object. NaN and infinite numbers in it are left to the function."""
+    try:
+        text = body.decode("utf-8-sig")
+        value = json.loads(text)
+        if "\\u" in text:
+            # An escape may stand for half a surrogate pair: no text that could be written again.
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise InvalidRecord("body", f"not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidRecord("body", "expected a JSON object")
+    return value
 
 
 def wrap_answer(request_id: str, head: ResponseHead, body: bytes) -> tuple[int, dict[str, Any]]:

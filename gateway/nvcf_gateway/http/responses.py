@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
@@ -20,6 +21,11 @@ from nvcf_proto.ids import new_id
 
 MAX_AGE_SECONDS = 86_400
 _VARY = "origin, access-control-request-method, access-control-request-headers"
+
+
+def timestamp(seconds: float) -> str:
+    """Return Unix seconds as RFC 3339 in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def json_response(

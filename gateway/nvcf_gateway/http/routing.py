@@ -6,11 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from nvcf_gateway.errors import HttpProblem
 from nvcf_proto.errors import InvalidId
 from nvcf_proto.headers import FUNCTION_ID, FUNCTION_VERSION_ID
 from nvcf_proto.ids import is_id, parse_id
 
 T = TypeVar("T")
+
+
+def path_id(values: dict[str, str], name: str) -> str:
+    """Return a UUID from the path. Raises HttpProblem 404: nothing can exist under another name."""
+    try:
+        return parse_id(values[name], name)
+    except InvalidId as error:
+        raise HttpProblem(404, str(error)) from None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from nvcf_gateway.exchange.call import (
     expect_continue,
     flag,
     raw_headers,
-    read_all,
 )
 from nvcf_gateway.exchange.exec_json import parse_exec
 from nvcf_gateway.exchange.response_headers import (
@@ -35,6 +34,7 @@ from nvcf_gateway.exchange.response_headers import (
     wrapped_time_out,
 )
 from nvcf_gateway.exchange.sinks import CollectSink, StreamSink
+from nvcf_gateway.http.bodies import read_all
 from nvcf_gateway.http.responses import cors_headers
 from nvcf_gateway.http.routing import Target
 from nvcf_gateway.invocation.idempotent import IdempotentCalls

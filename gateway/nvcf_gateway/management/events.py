@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from typing import Any
 
 import nats.errors
 from aiohttp import web
@@ -23,10 +22,10 @@ from nvcf_broker.requests import raise_if_cancelled
 from nvcf_gateway.access.authorization import Authenticator
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.http.responses import json_response
-from nvcf_gateway.management.functions import timestamp
+from nvcf_gateway.management.resources import shown, unavailable
 from nvcf_gateway.registry import Registry
 from nvcf_proto import compute, subjects
-from nvcf_proto.compute import Cluster, Event
+from nvcf_proto.compute import Event
 from nvcf_proto.errors import ContractError
 from nvcf_proto.ids import is_id
 from nvcf_proto.models import Scope
@@ -143,14 +142,14 @@ class Events:
         try:
             found = await self._log.newest(wanted, kind, limit)
         except BrokerError as error:
-            raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
-        return json_response(200, {"events": [_shown_event(event) for event in found]})
+            raise unavailable(error) from None
+        return json_response(200, {"events": [shown(event, "at") for event in found]})
 
     async def clusters(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """GET /v2/nvcf/clusters: all clusters, as their agents last reported them."""
         self._authenticator.caller(request.headers).require(Scope.LIST)
         found = sorted(self._registry.clusters.values(), key=lambda cluster: cluster.id)
-        return json_response(200, {"clusters": [_shown_cluster(cluster) for cluster in found]})
+        return json_response(200, {"clusters": [shown(cluster, "heartbeatAt") for cluster in found]})
 
 
 def _query(request: web.BaseRequest) -> tuple[str | None, str | None, int]:
@@ -165,13 +164,3 @@ def _query(request: web.BaseRequest) -> tuple[str | None, str | None, int]:
     if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= MAX_LIMIT):
         raise HttpProblem(400, f"limit: expected 1 to {MAX_LIMIT}", field="limit")
     return version_id, kind, int(text)
-
-
-def _shown_event(event: Event) -> dict[str, Any]:
-    shown = {**event.to_dict(), "at": timestamp(event.at)}
-    return {key: value for key, value in shown.items() if value is not None}
-
-
-def _shown_cluster(cluster: Cluster) -> dict[str, Any]:
-    shown = {**cluster.to_dict(), "heartbeatAt": timestamp(cluster.heartbeat_at)}
-    return {key: value for key, value in shown.items() if value is not None}

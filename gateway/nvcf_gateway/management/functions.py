@@ -3,103 +3,46 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable
-from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
 
-from nvcf_broker.errors import BrokerError, KeyExistsError, RevisionConflictError
+from nvcf_broker.errors import BrokerError
 from nvcf_gateway.access.authorization import Authenticator, Caller
 from nvcf_gateway.errors import HttpProblem, invalid_field
-from nvcf_gateway.exchange.call import read_all
+from nvcf_gateway.http.bodies import read_record
 from nvcf_gateway.http.responses import json_response
+from nvcf_gateway.http.routing import path_id
+from nvcf_gateway.management.bodies import FunctionCreation, VersionCreation
+from nvcf_gateway.management.resources import shown, stored, unavailable
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.registry import Registry
 from nvcf_otel.byoo.plan import plan
-from nvcf_proto.errors import InvalidId, InvalidRecord
-from nvcf_proto.ids import new_id, parse_id
-from nvcf_proto.models import (
-    NAME_PATTERN,
-    Function,
-    FunctionType,
-    FunctionVersion,
-    ProcessSource,
-    Scope,
-    Telemetries,
-)
-from nvcf_proto.records import Fields, load_object
-
-MAX_BODY = 1024 * 1024
-BODY_PATIENCE = 30.0
-_VERSION_FIELDS = frozenset(
-    (
-        "name",
-        "inferenceUrl",
-        "description",
-        "tags",
-        "functionType",
-        "containerImage",
-        "process",
-        "telemetries",
-    )
-)
-
-
-def timestamp(seconds: float) -> str:
-    """Unix seconds as RFC 3339 in UTC."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def path_id(values: dict[str, str], name: str) -> str:
-    """A UUID out of the path. Raises HttpProblem 404: nothing can live under another name."""
-    try:
-        return parse_id(values[name], name)
-    except InvalidId as error:
-        raise HttpProblem(404, str(error)) from None
-
-
-async def json_body(request: web.BaseRequest) -> Fields:
-    """The request's JSON object. Raises HttpProblem 400, 408 and 413."""
-    body = await read_all(request, MAX_BODY, BODY_PATIENCE)
-    try:
-        return Fields(load_object(body))
-    except InvalidRecord as error:
-        raise invalid_field(error) from None
+from nvcf_proto.errors import InvalidRecord
+from nvcf_proto.ids import new_id
+from nvcf_proto.models import Function, FunctionVersion, Scope
 
 
 def build_version(
-    fields: Fields, *, function_id: str, version_id: str, nca_id: str, now: float, name: str | None = None
+    wanted: VersionCreation, function: Function, version_id: str, now: float
 ) -> FunctionVersion:
-    """A version out of a creation body; `name` is given when the function exists already.
-
-    Raises InvalidRecord naming the field.
-    """
-    fields.only(_VERSION_FIELDS)
-    if name is None or fields.has("name"):
-        given = fields.text("name", pattern=NAME_PATTERN)
-        if name is not None and given != name:
-            raise InvalidRecord("name", f"the function's name is {name!r} and cannot be changed by a version")
-        name = given
-    process = ProcessSource.from_fields(fields.object("process")) if fields.has("process") else None
-    image = fields.optional_text("containerImage", pattern=r"[\x21-\x7e]+", max_length=1024)
-    if (process is None) == (image is None):
-        raise InvalidRecord("containerImage", "give either containerImage or process")
+    """Return the record of a new version. Raises InvalidRecord when it has another name than its function."""
+    if wanted.name not in (None, function.name):
+        reason = f"the function's name is {function.name!r} and cannot be changed by a version"
+        raise InvalidRecord("name", reason)
     return FunctionVersion(
         id=version_id,
-        function_id=function_id,
-        name=name,
-        nca_id=nca_id,
+        function_id=function.id,
+        name=function.name,
+        nca_id=function.nca_id,
         created_at=now,
-        inference_url=fields.text("inferenceUrl", "/", pattern=r"/[\x21-\x7e]*", max_length=2048),
-        description=fields.optional_text("description", max_length=1024),
-        tags=fields.texts("tags"),
-        function_type=FunctionType(fields.text("functionType", "DEFAULT", choices=list(FunctionType))),
-        container_image=image,
-        process=process,
-        telemetries=Telemetries.from_fields(fields.object("telemetries"))
-        if fields.has("telemetries")
-        else None,
+        inference_url=wanted.inference_url,
+        description=wanted.description,
+        tags=wanted.tags,
+        function_type=wanted.function_type,
+        container_image=wanted.container_image,
+        process=wanted.process,
+        telemetries=wanted.telemetries,
     )
 
 
@@ -115,9 +58,9 @@ class Management:
         """POST /v2/nvcf/functions: a function with its first version."""
         caller = self._caller(request, Scope.MANAGE)
         caller.require_unlimited("create functions")
-        fields, now = await json_body(request), time.time()
-        version = self._version(fields, caller, new_id(), now)
-        function = Function(version.function_id, version.name, caller.nca_id, now)
+        wanted = await read_record(request, FunctionCreation)
+        function = Function(new_id(), wanted.name, caller.nca_id, time.time())
+        version = self._version(wanted, function, function.created_at)
         await stored(self._registry.functions.create(function.id, function))
         await stored(self._registry.versions.create(version.id, version))
         return json_response(200, {"function": self._shown(version)})
@@ -126,7 +69,7 @@ class Management:
         """POST /v2/nvcf/functions/{id}/versions."""
         caller = self._caller(request, Scope.MANAGE)
         function = self._function(caller, path_id(values, "function_id"))
-        version = self._version(await json_body(request), caller, function.id, time.time(), function.name)
+        version = self._version(await read_record(request, VersionCreation), function, time.time())
         await stored(self._registry.versions.create(version.id, version))
         return json_response(200, {"function": self._shown(version)})
 
@@ -205,14 +148,10 @@ class Management:
         _own(caller, function.nca_id, function_id)
         return function
 
-    def _version(
-        self, fields: Fields, caller: Caller, function_id: str, now: float, name: str | None = None
-    ) -> FunctionVersion:
+    def _version(self, wanted: VersionCreation, function: Function, now: float) -> FunctionVersion:
         try:
-            version = build_version(
-                fields, function_id=function_id, version_id=new_id(), nca_id=caller.nca_id, now=now, name=name
-            )
-            for each in plan(version.telemetries, self._registry.telemetries.get, caller.nca_id).unknown:
+            version = build_version(wanted, function, new_id(), now)
+            for each in plan(version.telemetries, self._registry.telemetries.get, function.nca_id).unknown:
                 raise InvalidRecord(f"telemetries.{each.kind.value.lower()}TelemetryId", each.why)
             return version
         except InvalidRecord as error:
@@ -226,44 +165,23 @@ class Management:
         try:
             await self._queue.delete(version.id)
         except BrokerError as error:
-            raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
+            raise unavailable(error) from None
         await stored(self._registry.versions.delete(version.id))
 
     def _shown(self, version: FunctionVersion) -> dict[str, Any]:
         instances = self._registry.instances_of(version.id)
         failed = [instance.reason for instance in instances if instance.reason]
-        shown = {
+        return {
+            **shown(version, "createdAt"),
             "id": version.function_id,
             "versionId": version.id,
-            "name": version.name,
-            "ncaId": version.nca_id,
             "status": self._registry.status_of(version).value,
-            "statusReason": failed[-1] if failed else None,
-            "inferenceUrl": version.inference_url,
-            "functionType": version.function_type.value,
-            "description": version.description,
-            "tags": list(version.tags),
-            "containerImage": version.container_image,
-            "process": version.process.to_dict() if version.process else None,
-            "rateLimit": version.rate_limit.to_dict() if version.rate_limit else None,
-            "telemetries": version.telemetries.to_dict() if version.telemetries else None,
-            "createdAt": timestamp(version.created_at),
+            **({"statusReason": failed[-1]} if failed else {}),
             "instances": len(instances),
         }
-        return {key: value for key, value in shown.items() if value is not None}
 
 
 def _own(caller: Caller, nca_id: str, function_id: str) -> None:
     if caller.nca_id != nca_id:
         raise HttpProblem(403, "the API key belongs to another account than the function")
     caller.require_function(function_id)
-
-
-async def stored(write: Awaitable[object]) -> None:
-    """Await a write to the registry. Raises HttpProblem 409 and 503."""
-    try:
-        await write
-    except (KeyExistsError, RevisionConflictError) as error:
-        raise HttpProblem(409, str(error)) from None
-    except BrokerError as error:
-        raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None

@@ -8,7 +8,7 @@ from nvcf_gateway.dashboard.routes import dashboard_routes
 from nvcf_gateway.management.api_keys import ApiKeys
 from nvcf_gateway.management.events import EventLog, Events
 from nvcf_gateway.management.functions import Management
-from nvcf_gateway.management.sharing import Authorizations, RateLimits
+from nvcf_gateway.management.sharing import RateLimits, Sharing
 from nvcf_gateway.management.telemetry_endpoints import TelemetryEndpoints
 from nvcf_gateway.openapi import serve_document
 from nvcf_gateway.registry import Registry
@@ -27,7 +27,7 @@ def access_routes(
     """Return their routes; without `dashboard_tokens` there is no dashboard."""
     events = Events(authenticator, registry, log)
     keys = ApiKeys(authenticator, registry)
-    sharing = Authorizations(registry, management)
+    sharing = Sharing(registry, management)
     limits = RateLimits(registry, management)
     telemetries = TelemetryEndpoints(authenticator, registry)
     authorizations = "/v2/nvcf/functions/{function_id}/authorizations"

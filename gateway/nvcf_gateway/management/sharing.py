@@ -2,47 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
 
-from nvcf_gateway.errors import HttpProblem, invalid_field
+from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.http.bodies import read_record
 from nvcf_gateway.http.responses import json_response
-from nvcf_gateway.management.functions import Management, json_body
-from nvcf_gateway.management.update import amend
+from nvcf_gateway.management.bodies import Authorizations, RateLimitPolicy
+from nvcf_gateway.management.functions import Management
+from nvcf_gateway.management.resources import update
 from nvcf_gateway.registry import Registry
-from nvcf_proto.errors import InvalidRecord
-from nvcf_proto.models import (
-    ACCOUNT_PATTERN,
-    MAX_ACCOUNTS_IN_LIST,
-    Function,
-    FunctionVersion,
-    RateLimit,
-    Scope,
-)
-from nvcf_proto.records import Fields
-
-_RATE_LIMIT_FIELDS = frozenset(("rate", "excludedNcaIds", "perNcaIdConfigs", "perUserRate", "syncCheck"))
+from nvcf_proto.models import Function, FunctionVersion, RateLimit, Scope
 
 
-def read_parties(fields: Fields) -> tuple[str, ...]:
-    """Account ids out of `{"authorizedParties": [{"ncaId": …}]}`. Raises InvalidRecord."""
-
-    def account(party: Fields) -> str:
-        party.only(("ncaId",))
-        return party.text("ncaId", pattern=ACCOUNT_PATTERN)
-
-    fields.only(("authorizedParties",))
-    if not fields.has("authorizedParties"):
-        raise InvalidRecord("authorizedParties", "missing; expected a list of objects")
-    accounts = fields.objects("authorizedParties", account)
-    if len(accounts) > MAX_ACCOUNTS_IN_LIST:
-        raise InvalidRecord("authorizedParties", f"more than {MAX_ACCOUNTS_IN_LIST} accounts")
-    return tuple(dict.fromkeys(accounts))
-
-
-class Authorizations:
+class Sharing:
     """Handlers of `/v2/nvcf/functions/{id}/authorizations`: which accounts may invoke all its versions."""
 
     def __init__(self, registry: Registry, management: Management) -> None:
@@ -52,11 +26,8 @@ class Authorizations:
     async def put(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """PUT: these accounts, and no others."""
         function = self._management.function(request, Scope.MANAGE, values)
-        try:
-            accounts = read_parties(await json_body(request))
-        except InvalidRecord as error:
-            raise invalid_field(error) from None
-        return await self._write(function, accounts)
+        wanted = await read_record(request, Authorizations)
+        return await self._write(function, tuple(party.nca_id for party in wanted.authorized_parties))
 
     async def get(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """GET: the accounts."""
@@ -67,9 +38,9 @@ class Authorizations:
         return await self._write(self._management.function(request, Scope.MANAGE, values), ())
 
     async def _write(self, function: Function, accounts: tuple[str, ...]) -> web.StreamResponse:
-        others = tuple(account for account in accounts if account != function.nca_id)
-        changed = await amend(
-            self._registry.functions, function.id, lambda record: replace(record, authorized=others)
+        others = tuple(dict.fromkeys(account for account in accounts if account != function.nca_id))
+        changed = await update(
+            self._registry.functions, function.id, lambda record: record.replace(authorized=others)
         )
         if changed is None:
             raise HttpProblem(404, f"no function {function.id}")
@@ -92,12 +63,8 @@ class RateLimits:
     async def put(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """PUT: a policy instead of the one before."""
         version = self._management.authorised_version(request, Scope.MANAGE, values)
-        fields = await json_body(request)
-        try:
-            fields.only(_RATE_LIMIT_FIELDS)
-            policy = RateLimit.from_fields(fields)
-        except InvalidRecord as error:
-            raise invalid_field(error) from None
+        wanted = await read_record(request, RateLimitPolicy)
+        policy = RateLimit.from_dict(wanted.to_dict())
         return json_response(200, _policy(await self._write(version, policy)))
 
     async def get(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
@@ -114,8 +81,8 @@ class RateLimits:
         return web.Response(status=204)
 
     async def _write(self, version: FunctionVersion, policy: RateLimit | None) -> FunctionVersion:
-        changed = await amend(
-            self._registry.versions, version.id, lambda record: replace(record, rate_limit=policy)
+        changed = await update(
+            self._registry.versions, version.id, lambda record: record.replace(rate_limit=policy)
         )
         if changed is None:
             raise HttpProblem(404, f"function {version.function_id} has no version {version.id}")

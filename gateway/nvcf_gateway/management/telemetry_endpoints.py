@@ -10,18 +10,17 @@ from aiohttp import web
 
 from nvcf_gateway.access.authorization import Authenticator, Caller
 from nvcf_gateway.errors import HttpProblem, invalid_field
+from nvcf_gateway.http.bodies import read_record
 from nvcf_gateway.http.responses import json_response
-from nvcf_gateway.management.functions import json_body, path_id, stored, timestamp
-from nvcf_gateway.management.update import amend
+from nvcf_gateway.http.routing import path_id
+from nvcf_gateway.management.bodies import TelemetryChange, TelemetryCreation
+from nvcf_gateway.management.resources import shown, stored, update
 from nvcf_gateway.registry import Registry
 from nvcf_otel.byoo.providers import check_endpoint, secret_files
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.models import FunctionVersion, Scope, TelemetryEndpoint
-from nvcf_proto.records import Fields
 
 MAX_ENDPOINTS = 64
-_CHANGED = frozenset(("endpoint", "protocol", "provider", "types", "secret", "configuration"))
-_CREATED = _CHANGED | {"name"}
 _NAMESPACE = uuid.UUID("5f0f3c52-3a3e-4b0e-9a51-6f6f5a4c3b1d")
 
 
@@ -30,20 +29,25 @@ def endpoint_id(nca_id: str, name: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"{nca_id}\0{name}"))
 
 
-def read_endpoint(fields: Fields, nca_id: str, now: float, name: str | None = None) -> TelemetryEndpoint:
-    """An endpoint out of a request's body; `name` is given when it exists already.
-
-    As in the peer's API the secret's name is the endpoint's where none is given. Raises InvalidRecord.
-    """
-    fields.only(_CREATED if name is None else _CHANGED)
-    if name is None:
-        secret = fields.object("secret") if fields.has("secret") else None
-        name = fields.text("name") if fields.has("name") or secret is None else secret.text("name")
-    made = TelemetryEndpoint.from_fields(
-        fields.adding(telemetryId=endpoint_id(nca_id, name), name=name, ncaId=nca_id, createdAt=now)
+def build_endpoint(wanted: TelemetryChange, name: str, nca_id: str, now: float) -> TelemetryEndpoint:
+    """Return the record of an endpoint. Raises HttpProblem 400 for what its provider does not take."""
+    endpoint = TelemetryEndpoint(
+        id=endpoint_id(nca_id, name),
+        name=name,
+        nca_id=nca_id,
+        endpoint=wanted.endpoint,
+        protocol=wanted.protocol,
+        provider=wanted.provider,
+        types=wanted.types,
+        created_at=now,
+        secret=wanted.secret,
+        settings=wanted.settings,
     )
-    check_endpoint(made)
-    return made
+    try:
+        check_endpoint(endpoint)
+    except InvalidRecord as error:
+        raise invalid_field(error) from None
+    return endpoint
 
 
 class TelemetryEndpoints:
@@ -56,7 +60,10 @@ class TelemetryEndpoints:
     async def create(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """POST /v2/nvcf/telemetries: a new endpoint; 409 if the account has one of that name."""
         caller = self._manager(request)
-        made = _read(await json_body(request), caller.nca_id, time.time())
+        wanted = await read_record(request, TelemetryCreation)
+        # As in NVIDIA's API the secret's name serves where no other is given.
+        name = wanted.name or (wanted.secret.name if wanted.secret else "")
+        made = build_endpoint(wanted, name, caller.nca_id, time.time())
         if len(self._of(caller)) >= MAX_ENDPOINTS:
             raise HttpProblem(409, f"the account has {MAX_ENDPOINTS} telemetry endpoints already: delete one")
         if self._registry.telemetries.get(made.id) is not None:
@@ -77,13 +84,14 @@ class TelemetryEndpoints:
         """PUT /v2/nvcf/telemetries/{id} [ext]: all but its name; instances that start from now on use it."""
         caller = self._manager(request)
         known = self._own(caller, values)
-        made = _read(await json_body(request), caller.nca_id, known.created_at, known.name)
+        wanted = await read_record(request, TelemetryChange)
+        made = build_endpoint(wanted, known.name, caller.nca_id, known.created_at)
         for version in self._users(known):
             chosen = version.telemetries.by_type() if version.telemetries else {}
             lost = [kind for kind, each in chosen.items() if each == known.id and kind not in made.types]
             if lost:
                 raise HttpProblem(409, f"{_named(version)} sends its {lost[0].value} there")
-        if await amend(self._registry.telemetries, known.id, lambda _: made) is None:
+        if await update(self._registry.telemetries, known.id, lambda _: made) is None:
             raise HttpProblem(404, f"no telemetry endpoint {known.id}")
         return json_response(200, {"telemetry": shown_endpoint(made)})
 
@@ -111,11 +119,11 @@ class TelemetryEndpoints:
         return sorted(found, key=lambda each: each.name)
 
     def _own(self, caller: Caller, values: dict[str, str]) -> TelemetryEndpoint:
-        wanted = path_id(values, "telemetry_id")
-        endpoint = self._registry.telemetries.get(wanted)
-        # Another account's endpoint is as unknown as one that is not there.
+        telemetry_id = path_id(values, "telemetry_id")
+        endpoint = self._registry.telemetries.get(telemetry_id)
+        # An endpoint of another account looks like a missing one.
         if endpoint is None or endpoint.nca_id != caller.nca_id:
-            raise HttpProblem(404, f"no telemetry endpoint {wanted}")
+            raise HttpProblem(404, f"no telemetry endpoint {telemetry_id}")
         return endpoint
 
     def _users(self, endpoint: TelemetryEndpoint) -> list[FunctionVersion]:
@@ -126,21 +134,11 @@ class TelemetryEndpoints:
         ]
 
 
-def _read(fields: Fields, nca_id: str, now: float, name: str | None = None) -> TelemetryEndpoint:
-    try:
-        return read_endpoint(fields, nca_id, now, name)
-    except InvalidRecord as error:
-        raise invalid_field(error) from None
-
-
 def _named(version: FunctionVersion) -> str:
     return f"version {version.id} of {version.name}"
 
 
 def shown_endpoint(endpoint: TelemetryEndpoint) -> dict[str, Any]:
-    """An endpoint as the management API shows it; `secretFiles` are what must lie on the clusters."""
-    shown = {key: value for key, value in endpoint.to_dict().items() if value is not None}
-    shown["createdAt"] = timestamp(endpoint.created_at)
-    if files := secret_files(endpoint):
-        shown["secretFiles"] = list(files)
-    return shown
+    """Return an endpoint as the API shows it; `secretFiles` are the files that the clusters must have."""
+    files = secret_files(endpoint)
+    return {**shown(endpoint, "createdAt"), **({"secretFiles": list(files)} if files else {})}

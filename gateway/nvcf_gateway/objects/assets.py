@@ -9,25 +9,37 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator, Iterable
+from typing import Annotated
 
 from aiohttp import web
+from msgspec import Meta
 
 from nvcf_broker.objects import StoredObject
 from nvcf_gateway.access.authorization import Authenticator, Caller
 from nvcf_gateway.access.signed_tokens import SignedUrls
-from nvcf_gateway.errors import HttpProblem, invalid_field
+from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.http.bodies import read_record
 from nvcf_gateway.http.responses import json_response
-from nvcf_gateway.management.functions import json_body
 from nvcf_gateway.objects.large_results import URL_LIFE, download, store_errors, upload
 from nvcf_gateway.queue.regional_buckets import Found, RegionalBuckets
-from nvcf_proto.errors import InvalidId, InvalidRecord
+from nvcf_proto.errors import InvalidId
 from nvcf_proto.ids import new_id, parse_id
 from nvcf_proto.models import Scope
+from nvcf_proto.models.record import Record, matching
 
 UPLOAD_URL_LIFE = 3600.0
 MAX_REFERENCES = 64
 _PATH = "/v2/nvcf/assets"
 _ANNOUNCED = "announced"
+
+
+class AssetCreation(Record, frozen=True, forbid_unknown_fields=True):
+    """An asset that is announced."""
+
+    content_type: Annotated[
+        str, matching(r"[\x21-\x7e]+/[\x20-\x7e]+", max_length=256, examples=["image/png"])
+    ]
+    description: Annotated[str, Meta(max_length=1024)] = ""
 
 
 class Assets:
@@ -44,18 +56,12 @@ class Assets:
     async def create(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle POST /v2/nvcf/assets: announce an asset and return where to upload it."""
         caller = self._caller(request)
-        fields = await json_body(request)
-        try:
-            fields.only(("contentType", "description"))
-            content_type = fields.text("contentType", max_length=256, pattern=r"[\x21-\x7e]+/[\x20-\x7e]+")
-            description = fields.text("description", "", max_length=1024)
-        except InvalidRecord as error:
-            raise invalid_field(error) from None
+        wanted = await read_record(request, AssetCreation)
         asset_id = new_id()
         headers = {
             "account": caller.nca_id,
-            "content-type": content_type,
-            "description": json.dumps(description),
+            "content-type": wanted.content_type,
+            "description": json.dumps(wanted.description),
             _ANNOUNCED: "true",
         }
         with store_errors():
@@ -64,8 +70,8 @@ class Assets:
         announced = {
             "assetId": asset_id,
             "uploadUrl": self._urls.make(f"{_PATH}/{asset_id}", "asset-put", asset_id, expires_at=until),
-            "contentType": content_type,
-            "description": description,
+            "contentType": wanted.content_type,
+            "description": wanted.description,
         }
         return json_response(200, announced)
 

@@ -64,9 +64,9 @@ def limits_of(policy: RateLimit, version_id: str, nca_id: str, subject: str) -> 
 
 
 def _account_rate(policy: RateLimit, nca_id: str) -> str | None:
-    for account, rate in policy.account_rates:
-        if account == nca_id:
-            return rate
+    for own in policy.account_rates:
+        if own.nca_id == nca_id:
+            return own.rate
     return None if nca_id in policy.excluded else policy.rate
 
 

@@ -172,8 +172,8 @@ class RateLimitPolicyService(nvcf_pb2_grpc.RateLimitServicer):
             rate=policy.rate,
             excludedNcaIds=policy.excluded,
             perNcaIdConfigs=[
-                nvcf_pb2.RateLimitPolicyResponse.PerNcaIdConfig(ncaId=account, rate=rate)
-                for account, rate in policy.account_rates
+                nvcf_pb2.RateLimitPolicyResponse.PerNcaIdConfig(ncaId=each.nca_id, rate=each.rate)
+                for each in policy.account_rates
             ],
             perUserRate=policy.user_rate,
         )

@@ -9,8 +9,7 @@ from aiohttp import web
 
 from nvcf_gateway.access.authorization import Authenticator, Caller
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.http.responses import json_response
-from nvcf_gateway.management.functions import timestamp
+from nvcf_gateway.http.responses import json_response, timestamp
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.stats.collector import SnapshotCollector
 from nvcf_gateway.stats.history import STEP_SECONDS

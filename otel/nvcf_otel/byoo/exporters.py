@@ -56,7 +56,7 @@ class _Scene:
         return f"{self.endpoint.provider.value}-{self.endpoint.name}-{self.kind.value.lower()}"
 
     def path(self, key: str) -> str:
-        return str(self.secrets / file_name(self.endpoint.secret or "", key))
+        return str(self.secrets / file_name(self.endpoint.secret_name, key))
 
     def reference(self, key: str) -> str:
         return f"${{file:{self.path(key)}}}"

@@ -114,7 +114,7 @@ def _grpc_address(address: str) -> str:
 
 def _headers(endpoint: TelemetryEndpoint, read: Read) -> dict[str, str]:
     def secret(key: str) -> str:
-        return read(file_name(endpoint.secret or "", key)).strip()
+        return read(file_name(endpoint.secret_name, key)).strip()
 
     settings = endpoint.settings
     headers = {**settings.headers, **{name: secret(key) for name, key in settings.secret_headers.items()}}
@@ -128,7 +128,7 @@ def _headers(endpoint: TelemetryEndpoint, read: Read) -> dict[str, str]:
 
 
 def _certificates(endpoint: TelemetryEndpoint, path: Path) -> dict[str, str]:
-    name = endpoint.secret or ""
+    name = endpoint.secret_name
     files = {}
     if authentication(endpoint) is TelemetryAuth.MTLS:
         files["CLIENT_CERTIFICATE"] = path(file_name(name, "clientCert"))

@@ -134,7 +134,7 @@ def secret_files(endpoint: TelemetryEndpoint) -> tuple[str, ...]:
     """Names of the files that must be there before anything can be sent to the endpoint."""
     if endpoint.secret is None:
         return ()
-    return tuple(file_name(endpoint.secret, key) for key in secret_keys(endpoint))
+    return tuple(file_name(endpoint.secret_name, key) for key in secret_keys(endpoint))
 
 
 def referenced_files(endpoint: TelemetryEndpoint) -> frozenset[str]:
@@ -146,7 +146,7 @@ def referenced_files(endpoint: TelemetryEndpoint) -> frozenset[str]:
     provider = PROVIDERS[endpoint.provider]
     keys = {*endpoint.settings.secret_headers.values(), *(provider.keys if provider.referenced else ())}
     keys -= set(AUTH_KEYS[TelemetryAuth.MTLS])
-    return frozenset(file_name(endpoint.secret or "", key) for key in keys)
+    return frozenset(file_name(endpoint.secret_name, key) for key in keys)
 
 
 def as_referenced(secret: str) -> str:

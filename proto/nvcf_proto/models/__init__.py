@@ -1,16 +1,19 @@
 """Records of the platform's state: JetStream key-value buckets, their keys and their JSON values.
 
-Times are Unix seconds. `from_json` raises InvalidRecord naming the field; fields that a newer writer
-added are ignored.
+Times are Unix seconds. `from_json` raises InvalidRecord, which names the field; fields that a newer writer
+added are ignored. These modules need msgspec: a worker imports none of them.
 """
 
-from nvcf_proto.models.base import Record
 from nvcf_proto.models.deployments import (
     DEPLOYMENTS_BUCKET,
+    INSTANCES_BUCKET,
     Deployment,
     DeploymentSpecification,
+    Instance,
+    InstanceState,
     ScalingPreferences,
     ScalingRule,
+    Stickiness,
 )
 from nvcf_proto.models.functions import (
     ACCOUNT_PATTERN,
@@ -19,15 +22,16 @@ from nvcf_proto.models.functions import (
     NAME_PATTERN,
     RATE_PATTERN,
     VERSIONS_BUCKET,
+    AccountRate,
     Function,
+    FunctionType,
     FunctionVersion,
     ProcessSource,
     RateLimit,
-    account_list,
+    VersionStatus,
 )
-from nvcf_proto.models.instances import INSTANCES_BUCKET, Instance
-from nvcf_proto.models.keys import API_KEYS_BUCKET, ApiKey
-from nvcf_proto.models.kinds import FunctionType, InstanceState, Scope, VersionStatus
+from nvcf_proto.models.keys import API_KEYS_BUCKET, ApiKey, Scope
+from nvcf_proto.models.record import Record
 from nvcf_proto.models.telemetries import (
     TELEMETRIES_BUCKET,
     Telemetries,
@@ -35,6 +39,7 @@ from nvcf_proto.models.telemetries import (
     TelemetryEndpoint,
     TelemetryProtocol,
     TelemetryProvider,
+    TelemetrySecret,
     TelemetrySettings,
     TelemetryType,
 )
@@ -50,6 +55,7 @@ __all__ = [
     "RATE_PATTERN",
     "TELEMETRIES_BUCKET",
     "VERSIONS_BUCKET",
+    "AccountRate",
     "ApiKey",
     "Deployment",
     "DeploymentSpecification",
@@ -64,13 +70,14 @@ __all__ = [
     "ScalingPreferences",
     "ScalingRule",
     "Scope",
+    "Stickiness",
     "Telemetries",
     "TelemetryAuth",
     "TelemetryEndpoint",
     "TelemetryProtocol",
     "TelemetryProvider",
+    "TelemetrySecret",
     "TelemetrySettings",
     "TelemetryType",
     "VersionStatus",
-    "account_list",
 ]

@@ -7,13 +7,14 @@ function version); DYNATRACE and `configuration` go beyond it ([ext]).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar
+
+from msgspec import Meta, field
+from msgspec.structs import force_setattr
 
 from nvcf_proto.errors import InvalidRecord
-from nvcf_proto.models.base import Record
-from nvcf_proto.records import Fields
+from nvcf_proto.models.record import Id, Record, Text, matching
 
 TELEMETRIES_BUCKET = "nvcf_telemetries"
 
@@ -74,8 +75,7 @@ class TelemetryAuth(StrEnum):
     MTLS = "MTLS"
 
 
-@dataclass(frozen=True)
-class TelemetrySettings(Record):
+class TelemetrySettings(Record, frozen=True, forbid_unknown_fields=True):
     """[ext] What an endpoint needs beyond its provider's own defaults. No secrets.
 
     `secret_headers` maps header names to keys of the secret, `headers` to plain values. `allow_metrics` are
@@ -84,192 +84,133 @@ class TelemetrySettings(Record):
     those that callers and the platform sample.
     """
 
-    auth: TelemetryAuth | None = None
-    headers: dict[str, str] = field(default_factory=dict)
-    secret_headers: dict[str, str] = field(default_factory=dict)
-    private_ca: bool = False
-    allow_metrics: tuple[str, ...] = ()
-    sampled_percent: float | None = None
-    slow_seconds: float | None = None
+    auth: Annotated[TelemetryAuth, Meta(description="For providers that leave it open.")] | None = None
+    headers: Annotated[
+        dict[str, str], Meta(max_length=MAX_HEADERS, description="Plain values by header name.")
+    ] = field(default_factory=dict)
+    secret_headers: Annotated[
+        dict[str, str], Meta(max_length=MAX_HEADERS, description="Keys of the secret by header name.")
+    ] = field(default_factory=dict)
+    private_ca: Annotated[bool, Meta(description="Whether the secret has the CA's certificate, caFile.")] = (
+        False
+    )
+    allow_metrics: Annotated[
+        tuple[str, ...],
+        Meta(
+            max_length=MAX_PATTERNS,
+            description="Regular expressions (RE2): only the platform's metrics and these are sent.",
+        ),
+    ] = ()
+    sampled_percent: (
+        Annotated[
+            float,
+            Meta(
+                ge=0.0,
+                le=100.0,
+                description="Share of the traces that is kept besides those with errors and slow ones.",
+            ),
+        ]
+        | None
+    ) = None
+    slow_seconds: Annotated[float, Meta(ge=0.001, le=3600.0)] | None = None
+
+    def __post_init__(self) -> None:
+        _check_headers("headers", self.headers, PLAIN_PATTERN)
+        _check_headers("secretHeaders", self.secret_headers, SECRET_KEY_PATTERN)
+        for index, text in enumerate(self.allow_metrics):
+            _check_expression(f"allowMetrics[{index}]", text)
 
     def to_dict(self) -> dict[str, Any]:
-        members = {
-            "auth": self.auth.value if self.auth else None,
-            "headers": self.headers or None,
-            "secretHeaders": self.secret_headers or None,
-            "privateCa": self.private_ca or None,
-            "allowMetrics": list(self.allow_metrics) or None,
-            "sampledPercent": self.sampled_percent,
-            "slowSeconds": self.slow_seconds,
-        }
-        return {key: value for key, value in members.items() if value is not None}
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Self:
-        fields.only(
-            (
-                "auth",
-                "headers",
-                "secretHeaders",
-                "privateCa",
-                "allowMetrics",
-                "sampledPercent",
-                "slowSeconds",
-            )
-        )
-        return cls(
-            auth=TelemetryAuth(fields.text("auth", choices=list(TelemetryAuth)))
-            if fields.has("auth")
-            else None,
-            headers=_headers(fields, "headers", PLAIN_PATTERN),
-            secret_headers=_headers(fields, "secretHeaders", SECRET_KEY_PATTERN),
-            private_ca=fields.boolean("privateCa", False) if fields.has("privateCa") else False,
-            allow_metrics=_patterns(fields, "allowMetrics"),
-            sampled_percent=_bounded(fields, "sampledPercent", 0.0, 100.0),
-            slow_seconds=_bounded(fields, "slowSeconds", 0.001, 3600.0),
-        )
+        """Return the JSON members that say something."""
+        members = super().to_dict()
+        numbers = ("sampledPercent", "slowSeconds")
+        return {name: value for name, value in members.items() if value or name in numbers}
 
 
-def _headers(fields: Fields, name: str, pattern: str) -> dict[str, str]:
-    found = fields.text_map(name) if fields.has(name) else {}
-    if len(found) > MAX_HEADERS:
-        raise InvalidRecord(fields.path(name), f"more than {MAX_HEADERS} headers")
-    for header, value in found.items():
+def _check_headers(name: str, headers: dict[str, str], pattern: str) -> None:
+    for header, value in headers.items():
         if not re.fullmatch(HEADER_PATTERN, header):
-            raise InvalidRecord(fields.path(name), f"{header[:64]!r} is no header name")
+            raise InvalidRecord(name, f"{header[:64]!r} is no header name")
         if not re.fullmatch(pattern, value):
-            raise InvalidRecord(f"{fields.path(name)}.{header}", f"does not match {pattern}")
-    return found
+            raise InvalidRecord(f"{name}.{header}", f"does not match {pattern}")
 
 
-def _patterns(fields: Fields, name: str) -> tuple[str, ...]:
-    found = fields.texts(name) if fields.has(name) else ()
-    if len(found) > MAX_PATTERNS:
-        raise InvalidRecord(fields.path(name), f"more than {MAX_PATTERNS} expressions")
-    for index, text in enumerate(found):
-        path = f"{fields.path(name)}[{index}]"
-        if not 0 < len(text) <= MAX_PATTERN_LENGTH or not text.isascii() or not text.isprintable():
-            raise InvalidRecord(path, f"expected 1 to {MAX_PATTERN_LENGTH} printable ASCII characters")
-        if "$" in text:
-            raise InvalidRecord(path, "expressions are matched whole; leave out $")
-        if _NOT_RE2.search(text):
-            raise InvalidRecord(path, "only what RE2 knows: no lookarounds, named groups, back references")
-        try:
-            re.compile(text)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise InvalidRecord(path, f"no regular expression: {error}") from None
-    return found
+def _check_expression(place: str, text: str) -> None:
+    if not 0 < len(text) <= MAX_PATTERN_LENGTH or not text.isascii() or not text.isprintable():
+        raise InvalidRecord(place, f"expected 1 to {MAX_PATTERN_LENGTH} printable ASCII characters")
+    if "$" in text:
+        raise InvalidRecord(place, "expressions are matched whole; leave out $")
+    if _NOT_RE2.search(text):
+        raise InvalidRecord(place, "only what RE2 knows: no lookarounds, named groups, back references")
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise InvalidRecord(place, f"no regular expression: {error}") from None
 
 
-def _bounded(fields: Fields, name: str, minimum: float, maximum: float) -> float | None:
-    if not fields.has(name):
-        return None
-    value = fields.number(name)
-    if not minimum <= value <= maximum:
-        raise InvalidRecord(fields.path(name), f"expected {minimum:g} to {maximum:g}, got {value:g}")
-    return value
+TelemetryName = Annotated[str, matching(TELEMETRY_NAME_PATTERN)]
+Address = Annotated[
+    str,
+    matching(
+        r"[\x21-\x23\x25-\x7e]+",
+        max_length=2048,
+        description="Its address; for DATADOG the site, such as datadoghq.com.",
+    ),
+]
+TelemetryTypes = Annotated[tuple[TelemetryType, ...], Meta(min_length=1)]
 
 
-@dataclass(frozen=True)
-class TelemetryEndpoint(Record):
+class TelemetrySecret(Record, frozen=True, forbid_unknown_fields=True):
+    """The name under which the credentials lie in files on the clusters; never their values."""
+
+    hints: ClassVar[dict[str, str]] = {
+        "value": "secrets are not kept here: put each key of it into a file NAME-KEY (or NAME, if it has one "
+        "key) in the agents' folder of telemetry secrets, and give its name only"
+    }
+
+    name: TelemetryName
+
+
+class TelemetryEndpoint(Record, frozen=True):
     """One place that takes an account's telemetry. Key: its id.
 
     `secret` is the name under which its credentials lie where the instances run; their values are never here.
     """
 
-    id: str
-    name: str
-    nca_id: str
-    endpoint: str
+    id: Id = field(name="telemetryId")
+    name: TelemetryName
+    nca_id: Text
+    endpoint: Address
     protocol: TelemetryProtocol
     provider: TelemetryProvider
-    types: tuple[TelemetryType, ...]
+    types: TelemetryTypes
     created_at: float
-    secret: str | None = None
-    settings: TelemetrySettings = TelemetrySettings()
+    secret: TelemetrySecret | None = None
+    settings: TelemetrySettings = field(name="configuration", default=TelemetrySettings())
+
+    def __post_init__(self) -> None:
+        force_setattr(self, "types", tuple(dict.fromkeys(self.types)))
+
+    @property
+    def secret_name(self) -> str:
+        """Name of the endpoint's secret; empty without one."""
+        return self.secret.name if self.secret else ""
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "telemetryId": self.id,
-            "name": self.name,
-            "ncaId": self.nca_id,
-            "endpoint": self.endpoint,
-            "protocol": self.protocol.value,
-            "provider": self.provider.value,
-            "types": [each.value for each in self.types],
-            "createdAt": self.created_at,
-            "secret": {"name": self.secret} if self.secret else None,
-            "configuration": self.settings.to_dict() or None,
-        }
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Self:
-        return cls(
-            id=fields.id("telemetryId"),
-            name=fields.text("name", pattern=TELEMETRY_NAME_PATTERN),
-            nca_id=fields.text("ncaId"),
-            endpoint=fields.text("endpoint", max_length=2048, pattern=r"[\x21-\x23\x25-\x7e]+"),
-            protocol=TelemetryProtocol(fields.text("protocol", choices=list(TelemetryProtocol))),
-            provider=TelemetryProvider(fields.text("provider", choices=list(TelemetryProvider))),
-            types=_types(fields),
-            created_at=fields.number("createdAt"),
-            secret=_secret(fields.object("secret")) if fields.has("secret") else None,
-            settings=TelemetrySettings.from_fields(fields.object("configuration"))
-            if fields.has("configuration")
-            else TelemetrySettings(),
-        )
+        """Return the JSON members, without an empty configuration."""
+        members = super().to_dict()
+        return {name: value for name, value in members.items() if value or name != "configuration"}
 
 
-def _types(fields: Fields) -> tuple[TelemetryType, ...]:
-    found = []
-    for index, text in enumerate(fields.texts("types")):
-        if text not in set(TelemetryType):
-            raise InvalidRecord(
-                f"{fields.path('types')}[{index}]", f"expected one of {', '.join(sorted(TelemetryType))}"
-            )
-        found.append(TelemetryType(text))
-    if not found:
-        raise InvalidRecord(fields.path("types"), "name at least one of LOGS, METRICS, TRACES")
-    return tuple(dict.fromkeys(found))
-
-
-def _secret(fields: Fields) -> str:
-    if fields.has("value"):
-        raise InvalidRecord(
-            fields.path("value"),
-            "secrets are not kept here: put each key of it into a file NAME-KEY (or NAME, if it has one key) "
-            "in the agents' folder of telemetry secrets, and give its name only",
-        )
-    fields.only(("name",))
-    return fields.text("name", pattern=TELEMETRY_NAME_PATTERN)
-
-
-@dataclass(frozen=True)
-class Telemetries(Record):
+class Telemetries(Record, frozen=True, forbid_unknown_fields=True):
     """The endpoints that a version's logs, metrics and traces go to, by id."""
 
-    logs: str | None = None
-    metrics: str | None = None
-    traces: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        members = {
-            "logsTelemetryId": self.logs,
-            "metricsTelemetryId": self.metrics,
-            "tracesTelemetryId": self.traces,
-        }
-        return {key: value for key, value in members.items() if value is not None}
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Self:
-        def chosen(name: str) -> str | None:
-            return fields.id(name) if fields.has(name) else None
-
-        fields.only(("logsTelemetryId", "metricsTelemetryId", "tracesTelemetryId"))
-        return cls(chosen("logsTelemetryId"), chosen("metricsTelemetryId"), chosen("tracesTelemetryId"))
+    logs: Id | None = field(name="logsTelemetryId", default=None)
+    metrics: Id | None = field(name="metricsTelemetryId", default=None)
+    traces: Id | None = field(name="tracesTelemetryId", default=None)
 
     def by_type(self) -> dict[TelemetryType, str]:
-        """Ids of the chosen endpoints."""
+        """Return the ids of the chosen endpoints."""
         chosen = {
             TelemetryType.LOGS: self.logs,
             TelemetryType.METRICS: self.metrics,

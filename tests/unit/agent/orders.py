@@ -1,6 +1,5 @@
 """Creation messages for tests, and strategies of them."""
 
-from dataclasses import replace
 from typing import Any
 
 from nvcf_proto.compute import CreationMessage
@@ -30,4 +29,4 @@ def order(*instance_ids: str, **changes: Any) -> CreationMessage:
         expires_at=60.0,
         process=SOURCE,
     )
-    return replace(message, **changes)
+    return message.replace(**changes)

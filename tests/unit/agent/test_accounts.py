@@ -24,6 +24,7 @@ from nvcf_proto.models import (
     TelemetryEndpoint,
     TelemetryProtocol,
     TelemetryProvider,
+    TelemetrySecret,
     TelemetryType,
 )
 from tests.support.processes import eventually
@@ -47,16 +48,15 @@ GENERIC = TelemetryEndpoint(
     provider=TelemetryProvider.OTEL_COLLECTOR,
     types=tuple(TelemetryType),
     created_at=0.0,
-    secret="own",
+    secret=TelemetrySecret("own"),
 )
-GRAFANA = replace(
-    GENERIC,
+GRAFANA = GENERIC.replace(
     id=new_id(),
     name="grafana",
     provider=TelemetryProvider.GRAFANA_CLOUD,
     protocol=TelemetryProtocol.HTTP,
     endpoint="https://otlp-gateway.example.com/otlp",
-    secret="grafana",
+    secret=TelemetrySecret("grafana"),
 )
 
 
@@ -176,7 +176,7 @@ def test_the_worker_sends_to_its_collector_unless_the_function_says_otherwise() 
     made = worker_environment(spec, SOURCE, places, {}, None)
     assert made["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://127.0.0.1:5"
     assert made["OTEL_LOGS_EXPORTER"] == "none"
-    own = replace(SOURCE, environment={"OTEL_EXPORTER_OTLP_ENDPOINT": "http://mine"})
+    own = SOURCE.replace(environment={"OTEL_EXPORTER_OTLP_ENDPOINT": "http://mine"})
     assert worker_environment(spec, own, places, {}, None)["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://mine"
 
 

@@ -40,7 +40,7 @@ PLACES = InstancePlaces(Path("/d/shared"), Path("/d/assets"), Path("/d/responses
 
 def test_the_command_names_file_and_handler_and_no_secret() -> None:
     assert worker_command(SOURCE) == ["/venv/bin/python", "-m", "nvcf_worker", "/code/f.py:run"]
-    assert worker_command(replace(SOURCE, handler=None))[-1] == "/code/f.py"
+    assert worker_command(SOURCE.replace(handler=None))[-1] == "/code/f.py"
 
 
 def test_the_platform_wins_over_the_function_and_keeps_its_own() -> None:
@@ -63,12 +63,12 @@ def test_the_platform_wins_over_the_function_and_keeps_its_own() -> None:
 def test_an_instance_without_a_gpu_sees_what_the_function_declares() -> None:
     spec = replace(SPEC, share=Share(slots=1))
     assert worker_environment(spec, SOURCE, PLACES, {}, None)["CUDA_VISIBLE_DEVICES"] == "7"
-    bare = replace(SOURCE, environment={})
+    bare = SOURCE.replace(environment={})
     assert "CUDA_VISIBLE_DEVICES" not in worker_environment(spec, bare, PLACES, {}, None)
 
 
 def test_programs_of_the_functions_python_come_first() -> None:
-    source = replace(SOURCE, environment={})
+    source = SOURCE.replace(environment={})
     made = worker_environment(SPEC, source, PLACES, {"PATH": "/usr/bin"}, None)
     assert made["PATH"] == "/venv/bin:/usr/bin"
     bare = worker_environment(SPEC, source, PLACES, {}, None)
@@ -77,7 +77,7 @@ def test_programs_of_the_functions_python_come_first() -> None:
 
 
 def test_a_start_continues_its_trace_and_knows_the_decision_behind_it() -> None:
-    spec = replace(SPEC, trace="00-a-b-01", order=replace(SPEC.order, trace_parent="00-a-c-01"))
+    spec = replace(SPEC, trace="00-a-b-01", order=SPEC.order.replace(trace_parent="00-a-c-01"))
     made = worker_environment(spec, SOURCE, replace(PLACES, metrics="127.0.0.1:9"), {}, None)
     assert (made["TRACEPARENT"], made["NVCF_SCALING_TRACEPARENT"]) == ("00-a-b-01", "00-a-c-01")
     assert made["NVCF_METRICS_ADDRESS"] == "127.0.0.1:9"
@@ -94,7 +94,7 @@ def test_telemetry_variables_reach_functions_only_where_the_operator_says_so() -
     }
     assert WorkerTelemetry.of(environ, metrics=True, passed_on=False) == WorkerTelemetry(metrics=True)
     passed_on = WorkerTelemetry.of(environ, metrics=False, passed_on=True)
-    source = replace(SOURCE, environment={"OTEL_TRACES_SAMPLER_ARG": "1"})
+    source = SOURCE.replace(environment={"OTEL_TRACES_SAMPLER_ARG": "1"})
     made = worker_environment(replace(SPEC, telemetry=passed_on), source, PLACES, {}, None)
     assert made["OTEL_EXPORTER_OTLP_HEADERS"] == "api-key=secret"
     assert made["OTEL_TRACES_SAMPLER_ARG"] == "1"

@@ -1,6 +1,5 @@
 """Messages: twice, late, in any order, for somebody else."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -87,7 +86,14 @@ def test_what_is_no_id_never_becomes_a_file_name(text: str) -> None:
 
 
 def termination(*ids: str, grace: float = 5.0, cluster: str = CLUSTER) -> TerminationMessage:
-    return TerminationMessage("m", cluster, new_id(), ids, grace, 0.0, None)
+    return TerminationMessage(
+        message_id="m",
+        cluster_id=cluster,
+        version_id=new_id(),
+        instance_ids=ids,
+        grace_seconds=grace,
+        issued_at=0.0,
+    )
 
 
 def test_a_termination_ends_what_is_known_and_remembers_the_rest() -> None:
@@ -154,4 +160,4 @@ def test_copies_of_messages_change_nothing_and_no_order_revives_or_overbooks(
 def test_the_order_keeps_everything_else_of_the_message() -> None:
     message = order(reason="more requests", max_request_concurrency=4)
     (request,) = take(message).requests
-    assert request.order == replace(message, instance_ids=(request.id,))
+    assert request.order == message.replace(instance_ids=(request.id,))

@@ -14,8 +14,7 @@ from nvcf_agent.errors import StoreError
 from nvcf_agent.state import transitions
 from nvcf_agent.state.inventory import Share
 from nvcf_agent.state.managed_instance import Category, Phase, Request
-from nvcf_agent.state.persisted_state import FileStore, from_fields, remembered, to_dict
-from nvcf_proto.records import Fields
+from nvcf_agent.state.persisted_state import FileStore, from_dict, remembered, to_dict
 from tests.unit.agent.orders import order
 
 times = st.floats(0, 1e10)
@@ -46,7 +45,7 @@ anything = st.builds(
 @given(anything)
 def test_what_is_remembered_is_read_back(request: Request) -> None:
     stored = json.loads(json.dumps(to_dict(request)))
-    assert from_fields(Fields(stored)) == remembered(request)
+    assert from_dict(stored) == remembered(request)
 
 
 async def test_requests_and_ended_ids_outlive_the_agent(tmp_path: Path) -> None:

@@ -40,14 +40,14 @@ def test_a_first_record_is_made_and_a_lost_one_is_not_made_again() -> None:
 
 def test_the_autoscalers_own_pending_record_is_left_as_it_is() -> None:
     request = accepted()
-    stored = replace(instance_record(request), updated_at=0.2)
+    stored = instance_record(request).replace(updated_at=0.2)
     assert compare(request, stored) == Fine()
 
 
 @pytest.mark.parametrize("state", [InstanceState.FAILED, InstanceState.COMPLETED])
 def test_a_record_that_somebody_closed_ends_the_instance(state: InstanceState) -> None:
     request = running()
-    stored = replace(instance_record(request), state=state, reason="silent for 60 s")
+    stored = instance_record(request).replace(state=state, reason="silent for 60 s")
     assert compare(request, stored) == Closed("its record was closed: silent for 60 s")
     over = transitions.rejected(request, Category.CRASH, "x", 4.0)
     assert compare(over, stored) == Fine()
@@ -55,13 +55,13 @@ def test_a_record_that_somebody_closed_ends_the_instance(state: InstanceState) -
 
 def test_what_the_autoscaler_announced_is_not_taken_back() -> None:
     request = running()
-    announced = replace(instance_record(request), state=InstanceState.TERMINATING, draining_since=4.0)
+    announced = instance_record(request).replace(state=InstanceState.TERMINATING, draining_since=4.0)
     assert compare(request, announced) == Fine()
     leaving = transitions.terminating(request, "x", 1.0, 5.0)
     assert compare(leaving, announced) == Write(instance_record(leaving))
-    chosen = replace(instance_record(request), draining_since=4.0, reason="idle")
+    chosen = instance_record(request).replace(draining_since=4.0, reason="idle")
     assert compare(request, chosen) == Fine()
-    marked = replace(instance_record(accepted()), draining_since=4.0)
+    marked = instance_record(accepted()).replace(draining_since=4.0)
     verdict = compare(request, marked)
     assert isinstance(verdict, Write)
     assert verdict.record.draining_since == 4.0

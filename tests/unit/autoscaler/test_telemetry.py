@@ -102,7 +102,7 @@ def instance(state: InstanceState = InstanceState.RUNNING, gpu: str | None = "H1
         (instance(InstanceState.PENDING), {("H100", "c", STARTING): 20.0}),
         (instance(InstanceState.STARTING), {("H100", "c", STARTING): 20.0}),
         (instance(), {("H100", "c", BUSY): 5.0, ("H100", "c", IDLE): 15.0}),
-        (replace(instance(), draining_since=1.0), {("H100", "c", DRAINING): 20.0}),
+        (instance().replace(draining_since=1.0), {("H100", "c", DRAINING): 20.0}),
         (instance(InstanceState.TERMINATING), {("H100", "c", DRAINING): 20.0}),
         (instance(InstanceState.FAILED), {}),
         (instance(InstanceState.COMPLETED), {}),
@@ -125,7 +125,7 @@ def test_no_time_is_lost_or_made(states: list[InstanceState], busy: float, secon
     [("0,1,2", "a", 3), ("5", "a", 1), (None, "a", 2), (None, "gone", 1), (None, None, 1)],
 )
 def test_devices_of_an_instance(visible: str | None, specification: str | None, expected: int) -> None:
-    each = replace(instance(), visible_devices=visible, specification_id=specification)
+    each = instance().replace(visible_devices=visible, specification_id=specification)
     assert devices_of(each, {"a": 2}) == expected
 
 

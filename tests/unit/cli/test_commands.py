@@ -49,7 +49,6 @@ from nvcf_cli.tailing import LogFile, readable
 from nvcf_cli.target import find_target
 from nvcf_cli.up import choose_http_port, choose_sessions
 from nvcf_proto.models import NAME_PATTERN, ApiKey, Scope
-from nvcf_proto.records import Fields
 
 
 @pytest.mark.parametrize(
@@ -288,7 +287,7 @@ def test_keys_are_made_once_and_recorded_as_hashes(tmp_path: Path) -> None:
     assert read_key(installation.admin_key) == first
     text = installation.bootstrap_keys.read_text()
     assert first not in text
-    records = [ApiKey.from_fields(Fields(value)) for value in json.loads(text)]
+    records = [ApiKey.from_dict(value) for value in json.loads(text)]
     assert [each.scopes for each in records] == [(Scope.ADMIN,), (Scope.AGENT,)]
     installation.agent_key.write_text("nonsense")
     with pytest.raises(CliError, match="delete it"):

@@ -13,7 +13,6 @@ from nvcf_cli.scaling import Scale, bounds, gpus
 from nvcf_cli.state import Installation
 from nvcf_proto.compute import Cluster, GpuPool
 from nvcf_proto.models import Deployment
-from nvcf_proto.records import Fields
 
 
 @pytest.mark.parametrize(
@@ -51,8 +50,9 @@ def read(scale: Scale) -> Deployment:
     """As a gateway would read the body."""
     version = "11111111-1111-4111-8111-111111111111"
     body = scale.deployment()
-    fields = Fields(body).adding(functionVersionId=version, functionId=version, createdAt=1.0)
-    return Deployment.from_fields(fields)
+    return Deployment.from_dict(
+        {**body, "functionVersionId": version, "functionId": version, "createdAt": 1.0}
+    )
 
 
 def test_a_deployment_says_what_the_platform_understands() -> None:

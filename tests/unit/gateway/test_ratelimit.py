@@ -23,8 +23,7 @@ from nvcf_gateway.ratelimit.messages import (
 from nvcf_gateway.ratelimit.permits import LARGEST_SHARE, Permits, loan_seconds
 from nvcf_gateway.ratelimit.policy import Limit, Rate, limits_of, parse_rates
 from nvcf_proto.errors import InvalidRecord
-from nvcf_proto.models import FunctionVersion, RateLimit
-from nvcf_proto.records import Fields
+from nvcf_proto.models import AccountRate, FunctionVersion, RateLimit
 
 # The machine may be busy with other tests.
 settings.register_profile("patient", deadline=None)
@@ -62,21 +61,23 @@ def test_rates(text: str, rates: tuple[Rate, ...]) -> None:
 def test_malformed_rates_name_the_field(text: str) -> None:
     for name in ("rate", "perUserRate"):
         with pytest.raises(InvalidRecord) as caught:
-            RateLimit.from_fields(Fields({name: text}))
+            RateLimit.from_dict({name: text})
         assert caught.value.field == name
     with pytest.raises(InvalidRecord) as caught:
-        RateLimit.from_fields(Fields({"perNcaIdConfigs": [{"ncaId": "a", "rate": text}]}))
+        RateLimit.from_dict({"perNcaIdConfigs": [{"ncaId": "a", "rate": text}]})
     assert caught.value.field == "perNcaIdConfigs[0].rate"
 
 
 def test_two_rates_of_one_account_are_refused() -> None:
     entry = {"ncaId": "a", "rate": "1-S"}
     with pytest.raises(InvalidRecord) as caught:
-        RateLimit.from_fields(Fields({"perNcaIdConfigs": [entry, entry]}))
+        RateLimit.from_dict({"perNcaIdConfigs": [entry, entry]})
     assert caught.value.field == "perNcaIdConfigs[1].ncaId"
 
 
-POLICY = RateLimit(rate="10-S", excluded=("x", "own"), account_rates=(("own", "3-M"),), user_rate="2-S")
+POLICY = RateLimit(
+    rate="10-S", excluded=("x", "own"), account_rates=(AccountRate("own", "3-M"),), user_rate="2-S"
+)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ POLICY = RateLimit(rate="10-S", excluded=("x", "own"), account_rates=(("own", "3
         (POLICY, "own", "u", [("account-minute", 3), ("user-second", 2)]),
         (RateLimit(), "a", "u", []),
         (RateLimit(rate="5-S,300-H"), "a", "u", [("account-second", 5), ("account-hour", 300)]),
-        (RateLimit(account_rates=(("own", "1-D"),)), "a", "u", []),
+        (RateLimit(account_rates=(AccountRate("own", "1-D"),)), "a", "u", []),
     ],
 )
 def test_which_limits_hold(
@@ -120,7 +121,7 @@ def test_a_record_without_a_rate_limit_stays_readable() -> None:
         excluded=st.lists(st.from_regex(r"[a-z0-9]{1,9}", fullmatch=True), unique=True).map(tuple),
         account_rates=st.dictionaries(
             st.from_regex(r"[a-z0-9]{1,9}", fullmatch=True), st.just("1-S"), max_size=5
-        ).map(lambda each: tuple(each.items())),
+        ).map(lambda each: tuple(AccountRate(*one) for one in each.items())),
         sync_check=st.booleans(),
     )
 )

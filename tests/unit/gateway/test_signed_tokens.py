@@ -18,7 +18,7 @@ from nvcf_gateway.access.signed_tokens import (
     is_dashboard_token,
 )
 from nvcf_gateway.errors import HttpProblem
-from nvcf_proto.apikeys import new_api_key
+from nvcf_proto.models.keys import new_api_key
 
 OLD, NEW = derive_key(b"old"), derive_key(b"new")
 

@@ -6,7 +6,6 @@ import importlib.util
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +36,10 @@ from nvcf_proto.models import (
     TelemetryEndpoint,
     TelemetryProtocol,
     TelemetryProvider,
+    TelemetrySecret,
     TelemetrySettings,
     TelemetryType,
 )
-from nvcf_proto.records import Fields
 from tests.unit.otel.collector_fields import problems
 
 ROOT = Path(__file__).parents[3]
@@ -61,9 +60,9 @@ def endpoint(
         provider=provider,
         types=tuple(sorted(about.types)),
         created_at=1.0,
-        secret="prod-secret",
+        secret=TelemetrySecret("prod-secret"),
     )
-    return replace(made, **changes)
+    return made.replace(**changes)
 
 
 def rendered(made: TelemetryEndpoint, placement: Placement | None = None) -> dict[str, Any]:
@@ -147,7 +146,7 @@ class TestChecks:
     def test_knows_which_files_the_collector_reads_as_references(self, provider: TelemetryProvider) -> None:
         made = endpoint(provider)
         if provider not in (TelemetryProvider.DATADOG, TelemetryProvider.AZURE_MONITOR):
-            made = replace(made, settings=TelemetrySettings(secret_headers={"x-key": "k"}))
+            made = made.replace(settings=TelemetrySettings(secret_headers={"x-key": "k"}))
         text = collector_text(dict.fromkeys(made.types, made), Placement(secrets="/s"))
         assert set(re.findall(r"\$\{file:/s/([\w-]+)\}", text)) == referenced_files(made)
         assert as_referenced("a$b${env:HOME}$$\n") == "a$$b$${env:HOME}$$$$"
@@ -186,7 +185,7 @@ class TestRecords:
     def test_refuse_what_cannot_be_meant(self, member: str, value: Any, text: str) -> None:
         body = {**endpoint().to_dict(), member: value}
         with pytest.raises(InvalidRecord, match=re.escape(text)):
-            TelemetryEndpoint.from_fields(Fields(body))
+            TelemetryEndpoint.from_dict(body)
 
 
 class TestExamples:
@@ -255,7 +254,9 @@ class TestCollector:
             ("http://c", None): ("c:4317", {"insecure": True}),
         }
         for (address, secret), (host, tls) in wanted.items():
-            made = endpoint(endpoint=address, secret=secret, protocol=grpc)
+            made = endpoint(
+                endpoint=address, secret=TelemetrySecret(secret) if secret else None, protocol=grpc
+            )
             exporter = exporters(rendered(made))["otlp/OTEL_COLLECTOR-prod-logs"]
             assert (exporter["endpoint"], exporter.get("tls")) == (host, tls)
 

@@ -11,8 +11,9 @@ from google.protobuf.descriptor import Descriptor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvcf_proto import apikeys, headers, ids, models, problem, streams, subjects, tokens
+from nvcf_proto import headers, ids, models, problem, streams, subjects, tokens
 from nvcf_proto.errors import ContractError, InvalidId, InvalidRecord, InvalidToken
+from nvcf_proto.models import keys
 from nvcf_proto.pb import nvcf_pb2, ratelimiter_pb2
 
 V = "0b0e0a52-6f4c-4d3a-9d59-9e3f0f0c1a2b"
@@ -165,12 +166,12 @@ def test_hop_by_hop_headers_and_those_that_connection_names_go() -> None:
 
 
 def test_api_key_form() -> None:
-    key = apikeys.new_api_key()
-    assert key.startswith(f"nvcf-{apikeys.api_key_id(key)}-")
-    assert len(apikeys.hash_api_key(key)) == 64
+    key = keys.new_api_key()
+    assert key.startswith(f"nvcf-{keys.api_key_id(key)}-")
+    assert len(keys.hash_api_key(key)) == 64
     for bad in ("", "nvcf-", key[:-1], key + "x", key.upper()):
         with pytest.raises(InvalidToken):
-            apikeys.api_key_id(bad)
+            keys.api_key_id(bad)
 
 
 def test_records_round_trip() -> None:

@@ -1,0 +1,45 @@
+"""Reading the whole body of a request, as bytes or as a record."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+from aiohttp import web
+
+from nvcf_gateway.errors import HttpProblem, invalid_field
+from nvcf_proto.errors import InvalidRecord
+from nvcf_proto.models.record import Record, decode_object
+
+BODY_TIMEOUT = 120.0
+MAX_RECORD = 1024 * 1024
+RECORD_TIMEOUT = 30.0
+
+R = TypeVar("R", bound=Record)
+
+
+async def read_all(request: web.BaseRequest, limit: int, timeout: float = BODY_TIMEOUT) -> bytes:
+    """Read the whole body. Raises HttpProblem 413 beyond `limit` bytes, 408 after `timeout` seconds."""
+    problem = HttpProblem(413, f"the body is at most {limit} bytes here; pexec takes larger ones")
+    if request.content_length is not None and request.content_length > limit:
+        raise problem
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(timeout):
+            async for chunk in request.content.iter_any():
+                size += len(chunk)
+                if size > limit:
+                    raise problem
+                parts.append(chunk)
+    except TimeoutError:
+        raise HttpProblem(408, f"the body did not arrive within {timeout:g} s") from None
+    return b"".join(parts)
+
+
+async def read_record(request: web.BaseRequest, kind: type[R]) -> R:
+    """Read a JSON body as a record. Raises HttpProblem 400, 408 and 413."""
+    body = await read_all(request, MAX_RECORD, RECORD_TIMEOUT)
+    try:
+        return kind.from_dict(decode_object(body))
+    except InvalidRecord as error:
+        raise invalid_field(error) from None
