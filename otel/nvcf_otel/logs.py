@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Collection
 from typing import Any, TextIO
 
 from nvcf_otel.redaction import Redactor, of_environment
@@ -19,31 +20,36 @@ def _time(record: logging.LogRecord) -> str:
     return f"{seconds}.{int(record.msecs):03d}Z"
 
 
-def _extras(record: logging.LogRecord) -> dict[str, Any]:
+def _extras(record: logging.LogRecord, names: Collection[str] | None = None) -> dict[str, Any]:
+    if names is not None:
+        return {name: value for name in names if (value := getattr(record, name, None)) is not None}
     return {key: value for key, value in vars(record).items() if key not in _STANDARD and value is not None}
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, then `fixed` and the record's extras.
+    """Formats a record as one line of JSON: time (UTC), level, logger, message, `fixed` members, extras.
 
-    Secrets in texts are replaced.
+    `extras` names the extras to show; None shows all of them. Secrets in texts are replaced.
     """
 
-    def __init__(self, redact: Redactor | None = None, **fixed: str) -> None:
+    def __init__(
+        self, redact: Redactor | None = None, *, extras: Collection[str] | None = None, **fixed: str
+    ) -> None:
         super().__init__()
         self._redact = redact or Redactor()
+        self._extras = extras
         self._fixed = fixed
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
             "time": _time(record),
-            "level": record.levelname,
+            "level": record.levelname.lower(),
             "logger": record.name,
             "message": self._redact(record.getMessage()),
             **self._fixed,
             **{
                 key: self._redact(value) if isinstance(value, str) else value
-                for key, value in _extras(record).items()
+                for key, value in _extras(record, self._extras).items()
             },
         }
         if record.exc_info:

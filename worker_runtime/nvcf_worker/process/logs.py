@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any, TextIO
 
+from nvcf_otel.logs import JsonFormatter
 from nvcf_otel.redaction import Redactor, of_environment
 
 LOG_STREAM = "NVCF_LOG_STREAM"
@@ -65,29 +65,6 @@ class Ids(logging.Filter):
         return True
 
 
-class JsonFormatter(logging.Formatter):
-    """Formats a record as one line of JSON; secrets are replaced."""
-
-    def __init__(self, redact: Redactor | None = None) -> None:
-        super().__init__()
-        self._redact = redact or Redactor()
-
-    def format(self, record: logging.LogRecord) -> str:
-        members: dict[str, Any] = {
-            "time": _timestamp(record.created),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": self._redact(record.getMessage()),
-        }
-        for name in ("request_id", "trace_id"):
-            value = getattr(record, name, None)
-            if value:
-                members[name] = value
-        if record.exc_info:
-            members["exception"] = self._redact(self.formatException(record.exc_info))
-        return json.dumps(members, ensure_ascii=False)
-
-
 class TextFormatter(logging.Formatter):
     """Formats a record as time, level, request and text for people; secrets are replaced."""
 
@@ -101,11 +78,6 @@ class TextFormatter(logging.Formatter):
         where = f" [{request[:8]}]" if request else ""
         line = f"{clock} {record.levelname.lower():7}{where} {record.getMessage()}"
         return self._redact(f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line)
-
-
-def _timestamp(created: float) -> str:
-    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(created))
-    return f"{whole}.{int(created % 1 * 1000):03d}Z"
 
 
 def set_up(level: str, stream: TextIO | None = None) -> None:
@@ -122,6 +94,8 @@ def set_up(level: str, stream: TextIO | None = None) -> None:
     redact = of_environment(os.environ)
     handler = logging.StreamHandler(stream)
     handler.addFilter(Ids())
-    handler.setFormatter(TextFormatter(redact) if stream.isatty() else JsonFormatter(redact))
+    handler.setFormatter(
+        TextFormatter(redact) if stream.isatty() else JsonFormatter(redact, extras=("request_id", "trace_id"))
+    )
     root.addHandler(handler)
     root.setLevel(level.upper())
