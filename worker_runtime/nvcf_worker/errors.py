@@ -93,7 +93,10 @@ class GatewayGone(DeliveryError):
 
 
 class StreamLost(DeliveryError):
-    """The connection broke while an answer was streamed, so that it cannot be sent again."""
+    """The connection broke while a response was streamed, so that it cannot be sent again."""
+
+    wanted_again = False
+    """Whether somebody may still ask for the response."""
 
 
 class Undeliverable(DeliveryError):

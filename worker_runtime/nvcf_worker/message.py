@@ -29,8 +29,8 @@ class AttachTarget:
     request_token: str | None
 
 
-class Door(NamedTuple):
-    """One way to somebody who waits: `request-attach` and, if the gateway offers it, the inline reply."""
+class ReplyAddress(NamedTuple):
+    """Where a caller is reached: `request-attach` and, if the gateway offers it, the inline reply."""
 
     target: AttachTarget
     reply_subject: str | None = None
@@ -51,7 +51,10 @@ class TunnelTarget:
 
 @dataclass(slots=True)
 class Work:
-    """One request from the queue. `ack_subject` changes when the broker delivers it again."""
+    """One request from the queue. `ack_subject` changes when the broker delivers it again.
+
+    attempt: 1 for the first delivery. max_deliver: how often the queue delivers it; 0 for no limit.
+    """
 
     message: nvcf_pb2.WorkerInvokeFunctionRequest
     request_id: str
@@ -65,15 +68,22 @@ class Work:
     trace: Mapping[str, str] | None
     tunnel: TunnelTarget | None = None
     reconnect_subject: str | None = None
+    max_deliver: int = 0
 
     @property
-    def door(self) -> Door:
-        """The way to the caller that the message names."""
-        return Door(self.target, self.reply_subject, self.reply_max_bytes)
+    def reply_address(self) -> ReplyAddress:
+        """The address of the caller that the message names."""
+        return ReplyAddress(self.target, self.reply_subject, self.reply_max_bytes)
 
 
 def parse_work(
-    data: bytes, ack_subject: str, nats_headers: Mapping[str, str] | None, *, region: str, now: float
+    data: bytes,
+    ack_subject: str,
+    nats_headers: Mapping[str, str] | None,
+    *,
+    region: str,
+    now: float,
+    max_deliver: int = 0,
 ) -> Work:
     """Read a message of a request stream. `now` is the Unix time of its arrival.
 
@@ -108,6 +118,7 @@ def parse_work(
         trace=trace,
         tunnel=tunnel_target(message) if stateful else None,
         reconnect_subject=reconnect,
+        max_deliver=max_deliver,
     )
 
 
@@ -123,17 +134,17 @@ def tunnel_target(message: nvcf_pb2.WorkerInvokeFunctionRequest) -> TunnelTarget
     raise MalformedWork("statefulConfig has no http1Config")
 
 
-def parse_door(data: bytes, nats_headers: Mapping[str, str] | None) -> Door:
-    """The door in an answer to a worker whose gateway is gone: an encoded StatelessConfig ([ext]).
+def parse_reply_address(data: bytes, nats_headers: Mapping[str, str] | None) -> ReplyAddress:
+    """Read the address that a fallback gateway offers: an encoded StatelessConfig ([ext]).
 
     Raises MalformedWork.
     """
     try:
         config = nvcf_pb2.StatelessConfig.FromString(data)
     except DecodeError as error:
-        raise MalformedWork("the answer is no StatelessConfig") from error
+        raise MalformedWork("the reply is no StatelessConfig") from error
     subject, limit = _inline_reply(nats_headers) if nats_headers else (None, 0)
-    return Door(_target(config, present=True), subject, limit)
+    return ReplyAddress(_target(config, present=True), subject, limit)
 
 
 def _target(config: nvcf_pb2.StatelessConfig, *, present: bool) -> AttachTarget:

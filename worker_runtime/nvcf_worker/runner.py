@@ -1,4 +1,4 @@
-"""The way of one request: request object, handler, delivery, acknowledgement."""
+"""Runs one request: request object, handler, response, and how it is acknowledged."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from nvcf_proto.pb import nvcf_pb2
 from nvcf_proto.problem import Problem
 from nvcf_worker.errors import (
     CallerGone,
@@ -26,193 +27,216 @@ from nvcf_worker.errors import (
     Undeliverable,
     WorkerError,
 )
-from nvcf_worker.exchange.assets import AssetFetcher
-from nvcf_worker.exchange.exchange import Conversation
-from nvcf_worker.exchange.extras import RequestExtras
-from nvcf_worker.exchange.fetch_body import fetch_body
-from nvcf_worker.exchange.fetch_request import whole_request
-from nvcf_worker.exchange.files import RequestFiles
-from nvcf_worker.exchange.large_results import LargeResults
+from nvcf_worker.exchange.exchange import Exchange
+from nvcf_worker.exchange.exchanges import Exchanges
+from nvcf_worker.exchange.fetch import fetch_body, fetch_request
+from nvcf_worker.exchange.files import FileContext, RequestFiles
 from nvcf_worker.exchange.post import StreamBroken
-from nvcf_worker.exchange.transports import Channels
 from nvcf_worker.function.body import RequestBody
-from nvcf_worker.function.request import FunctionContext
+from nvcf_worker.function.cancellation import CancelScope, End
+from nvcf_worker.function.request import Asset, FunctionContext
 from nvcf_worker.function.response import Outcome, Reply, problem_reply
+from nvcf_worker.message import Work
 from nvcf_worker.process import logs
-from nvcf_worker.queue.delivery import ActiveRequest, End
-from nvcf_worker.queue.inflight import ACK, NAK, InFlight, nak_later
-from nvcf_worker.queue.redelivery import exhausted, last_run
+from nvcf_worker.queue.inflight import ACK, NAK, exhausted, last_run, nak_later
 from nvcf_worker.run.executor import Executor, request_type
 from nvcf_worker.sessions.tunnel import Tunnels
-from nvcf_worker.telemetry.observer import Told, Untold
-from nvcf_worker.telemetry.worker import NoTelemetry
+from nvcf_worker.telemetry.observer import NoopObserver, RequestObserver
 
 log = logging.getLogger("nvcf_worker")
 
 SOURCE = "inference-service"
-LEAVING_SECONDS = 0.5
-"""After these a broken worker asks for nothing more, and a request that it hands back goes to another one."""
+DRAIN_SECONDS = 0.5
+"""After these a broken worker pulls nothing more, so a request that it returns goes to another one."""
+
+
+class Assets(Protocol):
+    """Fetches input assets."""
+
+    async def fetch(self, message: nvcf_pb2.WorkerInvokeFunctionRequest, directory: Path) -> dict[str, Asset]:
+        """Download all assets of a request into `directory`. Raises AssetUnavailable."""
+
+
+class Results(Protocol):
+    """Finishes responses of compatibility mode."""
+
+    async def finish(
+        self, message: nvcf_pb2.WorkerInvokeFunctionRequest, outcome: Outcome, files: RequestFiles | None
+    ) -> Outcome:
+        """Return the response that the caller gets. Raises ResultNotDelivered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What requests may need: their directories, assets, large results; `broken` ends the worker."""
+    """What requests may need: their directories, assets, large results. `broken` ends the worker."""
 
     asset_base: Path
     output_base: Path
-    assets: AssetFetcher
-    results: LargeResults
+    assets: Assets
+    results: Results
     broken: Callable[[str], None]
 
 
 class Telemetry(Protocol):
-    """Who is told of requests."""
+    """Makes observers of requests."""
 
-    def request(self, active: ActiveRequest) -> Told:
-        """One begins; called in its own task."""
+    def request(self, work: Work, scope: CancelScope) -> RequestObserver:
+        """Return the observer of a request; called in the request's own task."""
 
 
 class Runner:
-    """Runs requests; each call of `run` is one request and never raises but for cancellation at exit."""
+    """Runs the requests of one worker. `context` returns what all requests have in common."""
 
     def __init__(
         self,
         executor: Executor,
-        channels: Channels,
+        exchanges: Exchanges,
         services: Services,
-        inflight: InFlight,
         context: Callable[[], FunctionContext],
-        release: Callable[[ActiveRequest], None],
-        tunnels: Tunnels,
+        tunnels: Tunnels | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
         self._executor = executor
-        self._channels = channels
+        self._exchanges = exchanges
         self._services = services
-        self._inflight = inflight
         self._context = context
-        self._release = release
         self._tunnels = tunnels
-        self._telemetry = telemetry or NoTelemetry()
+        self._telemetry = telemetry
 
-    async def run(self, active: ActiveRequest) -> None:
-        """Run one request to its acknowledgement."""
-        token = logs.request_id.set(active.work.request_id)
-        told = active.told = self._told(active)
+    async def run(self, work: Work, scope: CancelScope, release: Callable[[], None]) -> bytes | None:
+        """Run one request; return how to acknowledge it, None for not at all.
+
+        `release` is called, once or more, when the request needs its slot no longer. Never raises but for
+        cancellation when the process ends.
+        """
+        token = logs.request_id.set(work.request_id)
+        observer = self._observe(work, scope)
+        retry_after = 0.0
         try:
-            active.interruptible = True
-            if active.end is None:
-                await (
-                    self._answer(active, told) if active.work.tunnel is None else self._tunnels.run(active)
-                )
+            scope.interruptible = True
+            if scope.end is None:
+                if work.tunnel is None:
+                    await self._respond(work, scope, observer, release)
+                elif self._tunnels is not None:
+                    await self._tunnels.run(work, scope)
         except asyncio.CancelledError:
-            if active.end is None:
+            if scope.end is None:
                 raise
-            log.info("request stopped: %s", active.end.value)
+            log.info("request stopped: %s", scope.end.value)
         except WorkerError as error:
-            told.failed(error)
-            self._ended_by(active, error)
+            observer.failed(error)
+            retry_after = self._ended_by(work, scope, error)
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:
-            told.failed(error)
+            observer.failed(error)
             log.exception("the worker failed to handle a request")
         finally:
-            self._end(active, token, told)
-        await self._inflight.settle(active, verdict(active))
+            self._end(scope, token, observer, release)
+        return ack_of(scope.end, retry_after, limited=bool(work.max_deliver))
 
-    def _told(self, active: ActiveRequest) -> Told:
+    def _observe(self, work: Work, scope: CancelScope) -> RequestObserver:
         try:
-            return self._telemetry.request(active)
+            if self._telemetry is not None:
+                return self._telemetry.request(work, scope)
         except Exception:
             # E.g. of a span processor of the function's own; the request goes on without.
             log.exception("telemetry of the request failed")
-            return Untold(active)
+        return NoopObserver(work.trace)
 
-    def _ended_by(self, active: ActiveRequest, error: WorkerError) -> None:
-        """Say what an error means, and decide whether the request is tried again."""
+    def _ended_by(self, work: Work, scope: CancelScope, error: WorkerError) -> float:
+        """Log an error, and decide whether the request is tried again; return after how many seconds."""
         match error:
             case CallerGone():
                 log.info("request abandoned: %s", error)
             case RetryLater():
                 log.info("request goes back to the queue: %s", error)
-                active.retry_after = error.after
-                active.end = active.end or End.RETRY_LATER
+                scope.end = scope.end or End.RETRY_LATER
+                return error.after
             case Fatal():
                 log.critical("this instance is broken: %s", error)
-                active.retry_after = LEAVING_SECONDS
-                active.end = active.end or End.RETRY_LATER
+                scope.end = scope.end or End.RETRY_LATER
                 self._services.broken(str(error))
+                return DRAIN_SECONDS
             case Undeliverable():
-                log.error("the answer could not be delivered: %s", error)
-                active.end = active.end or End.UNREACHABLE
+                log.error("the response could not be delivered: %s", error)
+                scope.end = scope.end or End.UNREACHABLE
             case StreamBroken():
-                log.error("the answer broke off: %s", error, exc_info=error.__cause__)
+                log.error("the response broke off: %s", error, exc_info=error.__cause__)
                 if isinstance(error.__cause__, Fatal):
                     self._services.broken(str(error.__cause__))
-            case StreamLost():
-                log.error("the answer broke off: %s", error)
-                if _may_be_repeated(active):
-                    active.end = active.end or End.HANDED_BACK
+            case StreamLost(wanted_again=wanted):
+                log.error("the response broke off: %s", error)
+                if wanted and not last_run(work.attempt, work.max_deliver):
+                    scope.end = scope.end or End.HANDED_BACK
             case TunnelError():
-                log.error("the session did not come about: %s", error)
+                log.error("the session could not be connected: %s", error)
             case DeliveryError():
-                log.error("the answer could not be delivered: %s", error)
+                log.error("the response could not be delivered: %s", error)
             case _:
                 log.error("the worker failed to handle a request", exc_info=error)
+        return 0.0
 
-    def _end(self, active: ActiveRequest, token: Token[str | None], told: Told) -> None:
-        active.interruptible = False
-        self._release(active)
-        if active.body is not None:
-            active.body.abort()
+    def _end(
+        self,
+        scope: CancelScope,
+        token: Token[str | None],
+        observer: RequestObserver,
+        release: Callable[[], None],
+    ) -> None:
+        scope.interruptible = False
+        release()
+        if scope.body is not None:
+            scope.body.abort()
         try:
-            told.end()
+            observer.end()
         except Exception:
             log.exception("telemetry of the request failed")
         logs.request_id.reset(token)
 
-    async def _answer(self, active: ActiveRequest, told: Told) -> None:
-        conversation = active.conversation = Conversation(active, self._channels)
-        message = active.work.message
+    async def _respond(
+        self, work: Work, scope: CancelScope, observer: RequestObserver, release: Callable[[], None]
+    ) -> None:
+        exchange = self._exchanges.open(work, scope)
         try:
             try:
-                outcome = await self._outcome(active, conversation, told)
-                if conversation.compatible:
-                    outcome = await self._services.results.finish(message, outcome, active.files)
+                response = await self._response(exchange, observer)
+                if exchange.compatible:
+                    response = await self._services.results.finish(work.message, response, exchange.files)
             except FunctionError as error:
-                outcome = _function_error(error)
-            told.delivering(outcome)
-            await conversation.deliver(outcome, functools.partial(self._release, active))
-            told.delivered()
+                response = _function_error(error)
+            observer.delivering(response)
+            await exchange.deliver(response, release)
+            observer.delivered()
+        except StreamLost as error:
+            error.wanted_again = exchange.wanted_again
+            raise
         finally:
-            await conversation.close()
-            if active.files is not None:
-                await active.files.remove()
+            await self._exchanges.close(exchange)
 
-    async def _outcome(self, active: ActiveRequest, conversation: Conversation, told: Told) -> Outcome:
-        request_id = active.work.request_id
-        if exhausted(active.work.attempt, active.max_deliver):
-            log.error("not run again: delivered %d times", active.work.attempt)
-            detail = f"Request {request_id} was delivered {active.work.attempt} times and never answered."
+    async def _response(self, exchange: Exchange, observer: RequestObserver) -> Outcome:
+        work, scope = exchange.work, exchange.scope
+        if exhausted(work.attempt, work.max_deliver):
+            log.error("not run again: delivered %d times", work.attempt)
+            detail = f"Request {work.request_id} was delivered {work.attempt} times and never answered."
             return problem_reply(Problem("Too Many Deliveries", 500, detail))
         try:
-            return await self._run(active, conversation, told)
+            return await self._run(exchange, observer)
         except FunctionError:
             raise
         except (RetryLater, Fatal) as error:
-            if not last_run(active.work.attempt, active.max_deliver):
+            if not last_run(work.attempt, work.max_deliver):
                 raise
             if isinstance(error, Fatal):
                 self._services.broken(str(error))
-            return _no_more_tries(error, request_id)
+            return _no_more_tries(error, work.request_id)
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if active.end is not None or (task is not None and task.cancelling()):
+            if scope.end is not None or (task is not None and task.cancelling()):
                 raise
             log.exception("the handler let a cancellation of its own escape")
         except RequestCancelled:
-            if active.end is not None:
+            if scope.end is not None:
                 raise asyncio.CancelledError from None
             log.exception("the handler failed")
         except (KeyboardInterrupt, GeneratorExit):
@@ -220,49 +244,52 @@ class Runner:
         # Extensions written in Rust panic with a class that is no Exception.
         except BaseException:
             log.exception("the handler failed")
-        detail = f"The function failed to handle request {request_id}."
-        return problem_reply(Problem("Internal Server Error", 500, detail, SOURCE))
+        return _failed(work.request_id)
 
-    async def _run(self, active: ActiveRequest, conversation: Conversation, told: Told) -> Outcome:
-        message = active.work.message
+    async def _run(self, exchange: Exchange, observer: RequestObserver) -> Outcome:
+        work, scope = exchange.work, exchange.scope
+        message = work.message
         if message.requestMethod:
-            opener = functools.partial(fetch_body, active, self._channels, conversation, whole_request=False)
-            whole = active.work.target.request_token is None
-            active.body = RequestBody(message.requestBody, None if whole else opener)
+            opener = functools.partial(fetch_body, exchange, whole_request=False)
+            whole = work.target.request_token is None
+            body = scope.body = RequestBody(message.requestBody, None if whole else opener)
             method, target = message.requestMethod, message.requestPath
             sent = [(pair.key, pair.value) for pair in message.requestHeaders]
         else:
-            head, active.body = await whole_request(active, self._channels, conversation)
+            head, body = await fetch_request(exchange)
+            scope.body = body
             method, target, sent = head.method, head.target, head.headers
-        conversation.begin(sent, time.time())
+        exchange.begin(sent, time.time(), compatibility=self._exchanges.compatibility)
         handler, parameters = self._executor.select(method, target)
         services = self._services
-        files = active.files = RequestFiles(services.asset_base, services.output_base, active.work.request_id)
+        files = exchange.files = RequestFiles(services.asset_base, services.output_base, work.request_id)
         if message.inputAssetReference:
             files.assets = await services.assets.fetch(message, files.asset_dir)
-        extras = RequestExtras(
-            files,
-            conversation,
-            asyncio.get_running_loop(),
-            carries_files=conversation.compatible,
+        context = FileContext(
+            files, exchange.progress, asyncio.get_running_loop(), carries_files=exchange.compatible
         )
-        told.handler_begins()
+        observer.handler_begins()
         request = request_type(handler)(
-            active.work,
+            work,
             self._context(),
-            active.body,
-            active.cancelled,
+            body,
+            scope.cancelled,
             method=method,
             target=target,
             sent=sent,
             path_params=parameters,
-            extras=extras,
+            context=context,
         )
         try:
-            return told.handler_answered(await self._executor.run(request, active, handler))
+            return observer.handler_answered(await self._executor.run(request, scope, handler))
         except BaseException as error:
-            told.handler_failed(error)
+            observer.handler_failed(error)
             raise
+
+
+def _failed(request_id: str) -> Reply:
+    detail = f"The function failed to handle request {request_id}."
+    return problem_reply(Problem("Internal Server Error", 500, detail, SOURCE))
 
 
 def _function_error(error: FunctionError) -> Reply:
@@ -272,30 +299,31 @@ def _function_error(error: FunctionError) -> Reply:
 
 
 def _no_more_tries(error: RetryLater | Fatal, request_id: str) -> Reply:
-    """The queue would not deliver the request again, so its caller is told."""
-    if isinstance(error, RetryLater):
-        detail = f"The function cannot take request {request_id} now; try again later."
-        reply = problem_reply(Problem("Service Unavailable", 503, detail, SOURCE))
-        return Reply(503, [("retry-after", str(max(1, math.ceil(error.after)))), *reply.headers], reply.body)
-    detail = f"The function failed to handle request {request_id}."
-    return problem_reply(Problem("Internal Server Error", 500, detail, SOURCE))
+    """Return the response for a request that the queue would not deliver again."""
+    if isinstance(error, Fatal):
+        return _failed(request_id)
+    detail = f"The function cannot take request {request_id} now; try again later."
+    reply = problem_reply(Problem("Service Unavailable", 503, detail, SOURCE))
+    return Reply(503, [("retry-after", str(max(1, math.ceil(error.after)))), *reply.headers], reply.body)
 
 
-def _may_be_repeated(active: ActiveRequest) -> bool:
-    """Whether a request whose stream was lost is worth another try: somebody may come back for it."""
-    wanted = active.conversation is not None and active.conversation.wanted_again
-    return wanted and not last_run(active.work.attempt, active.max_deliver)
+def ack_of(end: End | None, retry_after: float, *, limited: bool) -> bytes | None:
+    """Return how to acknowledge a request that ended; None for not at all.
 
-
-def verdict(active: ActiveRequest) -> bytes | None:
-    """What the broker is told: an abandoned request must not be tried again, one that was given up must."""
-    if active.end is End.HANDED_BACK:
-        return NAK
-    if active.end is End.RETRY_LATER:
-        return nak_later(active.retry_after)
-    # Lost: the broker has long redelivered it by itself; whoever has it now must not be disturbed.
-    # Unreachable: it is delivered again when its ack wait is over, and then perhaps a gateway is there. Where
-    # the queue sets no limit that would go on for ever, for a caller whose gateway is gone.
-    if active.end is End.UNREACHABLE:
-        return None if active.max_deliver else ACK
-    return None if active.end is End.CONNECTION_LOST else ACK
+    An abandoned request must not be tried again, one that was given up must. limited: whether the queue
+    delivers a request only a number of times.
+    """
+    match end:
+        case End.HANDED_BACK:
+            return NAK
+        case End.RETRY_LATER:
+            return nak_later(retry_after)
+        case End.CONNECTION_LOST:
+            # The broker has long redelivered it; whoever has it now must not be disturbed.
+            return None
+        case End.UNREACHABLE:
+            # It is delivered again when its ack wait is over, and perhaps a gateway is there then. Without a
+            # limit that would go on for ever, for a caller whose gateway is gone.
+            return None if limited else ACK
+        case _:
+            return ACK

@@ -19,6 +19,7 @@ from nvcf_worker.function.handlers import Handler, classify, is_asgi
 from nvcf_worker.process import companions as lifecycle
 from nvcf_worker.process import exit_reason as exits
 from nvcf_worker.process import logs
+from nvcf_worker.process.loops import loop_factory
 from nvcf_worker.run.limits.choice import choose, useful_slots
 from nvcf_worker.run.processes.child import is_child, serve_requests
 
@@ -169,16 +170,6 @@ def set_up_logging(level: str | None) -> None:
         logs.set_up(level or os.environ.get(LOG_LEVEL) or "info")
     except ValueError as error:
         raise SystemExit(f"log level: {error}") from None
-
-
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where it is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
 
 
 async def _serve(

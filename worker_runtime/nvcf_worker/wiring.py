@@ -4,39 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from nvcf_proto.environment import SHARED_CONFIG_DIR
 from nvcf_worker.control.config import WorkerConfig
 from nvcf_worker.control.registration import Registration
 from nvcf_worker.errors import JournalError
 from nvcf_worker.exchange.assets import AssetFetcher, HttpClient
-from nvcf_worker.exchange.attach import AttachClient
-from nvcf_worker.exchange.deliver import Deliverer
-from nvcf_worker.exchange.fallback_gateway import Rescuer
 from nvcf_worker.exchange.files import default_directory
 from nvcf_worker.exchange.large_results import LargeResults
-from nvcf_worker.exchange.transports import Channels, Listen
 from nvcf_worker.queue.journal import FILE_NAME, Journal
 from nvcf_worker.runner import Services
 
-if TYPE_CHECKING:
-    from nvcf_broker.requests import ReplyInbox
-
 log = logging.getLogger("nvcf_worker")
-
-
-def channels(
-    config: WorkerConfig, attach: AttachClient, replies: Callable[[], ReplyInbox | None], listen: Listen
-) -> Channels:
-    """The ways to callers."""
-    return Channels(
-        Deliverer(attach, replies),
-        attach,
-        Rescuer(config.version_id, replies),
-        listen,
-        config.compatibility_disabled,
-    )
 
 
 def services(

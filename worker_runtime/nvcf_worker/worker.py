@@ -6,9 +6,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from typing import Any
 from urllib.parse import urlsplit
 
 import nats.errors
@@ -18,10 +16,12 @@ from nvcf_otel.process import LoopLag
 from nvcf_proto import settings
 from nvcf_worker.control.config import WorkerConfig
 from nvcf_worker.control.registration import Registration
+from nvcf_worker.dispatcher import Dispatcher
 from nvcf_worker.errors import InstanceBroken, WorkerError, first_error
 from nvcf_worker.exchange.assets import HttpClient
 from nvcf_worker.exchange.attach import AttachClient
-from nvcf_worker.exchange.files import ProgressFiles
+from nvcf_worker.exchange.exchanges import Exchanges
+from nvcf_worker.exchange.transport import GatewayTransport, Unlisten
 from nvcf_worker.function.adaptive import Adaptive
 from nvcf_worker.function.function_headers import constant_headers
 from nvcf_worker.function.handlers import Handler
@@ -32,7 +32,6 @@ from nvcf_worker.queue.connect import close_connection
 from nvcf_worker.queue.inflight import InFlight
 from nvcf_worker.queue.session import Session, open_session
 from nvcf_worker.queue.slots import Slots
-from nvcf_worker.reception import Reception, release
 from nvcf_worker.run.executor import Executor
 from nvcf_worker.run.limits.measured import MeasuredExecutor
 from nvcf_worker.run.stall_detector import LoopWatch
@@ -41,7 +40,7 @@ from nvcf_worker.runner import Runner
 from nvcf_worker.sessions.tunnel import Tunnels
 from nvcf_worker.telemetry.observed import Sights, observe
 from nvcf_worker.telemetry.worker import NoTelemetry, WorkerTelemetry, loaded, page
-from nvcf_worker.wiring import channels, open_journal, services
+from nvcf_worker.wiring import open_journal, services
 
 log = logging.getLogger("nvcf_worker")
 
@@ -84,7 +83,8 @@ class Worker:
         self._stores = HttpClient()
         self._broken: str | None = None
         self._inflight: InFlight
-        self._reception: Reception
+        self._exchanges: Exchanges
+        self._dispatcher: Dispatcher
         self._blocking: RunBlocking
 
     @property
@@ -136,17 +136,19 @@ class Worker:
         pool = ThreadPool(loop)
         self._inflight = InFlight(open_journal(self._config))
         self._blocking = lambda call: pool.start(lambda _: call())
+        self._exchanges = Exchanges(
+            GatewayTransport(self._config.version_id, self._attach, self._replies, self._listen),
+            compatibility=not self._config.compatibility_disabled,
+        )
         runner = Runner(
             self._executor(pool, loop),
-            channels(self._config, self._attach, self._replies, self._listen),
+            self._exchanges,
             await asyncio.to_thread(services, self._config, self._stores, self._registration, self._break),
-            self._inflight,
             lambda: self._context,
-            functools.partial(release, self._slots),
             self._tunnels,
             self._telemetry,
         )
-        self._reception = Reception(self._inflight, self._slots, self._tunnels, runner.run)
+        self._dispatcher = Dispatcher(self._inflight, self._slots, self._exchanges, self._tunnels, runner.run)
         try:
             async with AsyncExitStack() as stack:
                 stack.push_async_callback(self._attach.close)
@@ -182,7 +184,7 @@ class Worker:
     async def _unload(self) -> None:
         await end_all(self._handler.loading, self._blocking)
 
-    async def _listen(self, request_id: str) -> Callable[[], Coroutine[Any, Any, None]] | None:
+    async def _listen(self, request_id: str) -> Unlisten | None:
         return None if self._session is None else await self._session.listen(request_id)
 
     async def _run_until_stopped(self) -> None:
@@ -202,7 +204,7 @@ class Worker:
             tasks.create_task(self._registration.keep_renewed(self._standing_changed))
             tasks.create_task(self._housekeeping())
             tasks.create_task(LoopWatch(self._handler.name, lambda: self._inflight).run())
-            tasks.create_task(ProgressFiles(self._inflight).watch())
+            tasks.create_task(self._exchanges.watch_progress_files())
             if isinstance(self._telemetry, WorkerTelemetry):
                 self._observe(self._telemetry)
                 tasks.create_task(self._lag.watch())
@@ -243,7 +245,7 @@ class Worker:
             self._config,
             self._registration,
             self._slots,
-            self._reception,
+            self._dispatcher,
             self._connection_ready,
             self._telemetry.broker,
             # A connection that was lost while leaving is only needed for the last acknowledgements.
@@ -269,11 +271,10 @@ class Worker:
         """A connection stands (again): settle what is due before anything is pulled."""
         if first:
             await self._inflight.send_unsent()
-            await self._inflight.hand_back_leftovers()
+            await self._inflight.nak_leftovers()
             if self._session is not None:
                 await self._tunnels.listen_again(self._session.connection)
-                talks = (each.conversation for each in self._inflight if each.conversation is not None)
-                await asyncio.gather(*(talk.listen_again() for talk in talks))
+                await self._exchanges.listen_again()
             log.info("connected to the broker")
             self._telemetry.ready()
         await self._inflight.signal(time.monotonic())
@@ -287,7 +288,7 @@ class Worker:
             await asyncio.sleep(TICK)
             now = time.monotonic()
             await self._inflight.signal_if_due(now)
-            self._inflight.tick(time.time())
+            self._exchanges.tick(time.time())
             if self._session is not None:
                 self._session.replies.expire(now)
                 self._session.wake()
@@ -300,11 +301,11 @@ class Worker:
 
     async def _drain(self, session: Session | None) -> None:
         self._draining = True
-        self._reception.draining = True
-        log.info("leaving: %d requests in work", len(self._inflight))
+        self._dispatcher.draining = True
+        log.info("leaving: %d requests in flight", len(self._inflight))
         if session is not None:
             await session.stop()
-        await self._reception.finish(self._grace)
+        await self._dispatcher.finish(self._grace)
         if self._session is not None and self._session.connection.is_connected:
             try:
                 await self._session.connection.flush(FLUSH_TIMEOUT)

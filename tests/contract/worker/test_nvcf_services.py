@@ -14,8 +14,7 @@ import pytest
 from nvcf_proto import subjects
 from nvcf_proto.pb import nvcf_pb2
 from nvcf_worker import Request, Response
-from nvcf_worker.exchange import fetch_body as body_download
-from nvcf_worker.exchange import waiters
+from nvcf_worker.exchange import fetch, waiters
 from tests.contract.worker.services import StartServed, settled
 from tests.support.peer_nvcf_broker import CalloutBroker
 from tests.support.peer_nvcf_services import PeerServices
@@ -347,8 +346,8 @@ async def test_a_service_that_is_gone_is_not_served_for_ever(
 ) -> None:
     """Nobody takes over from a replica of theirs; without a limit of deliveries only the acknowledgement
     ends it (section 2: an abandoned request must not be tried again)."""
-    for module in (waiters, body_download):
-        monkeypatch.setattr(module, "RESCUE_SECONDS", 0.5)
+    for module in (waiters, fetch):
+        monkeypatch.setattr(module, "FALLBACK_SECONDS", 0.5)
     worker = serve(echo)
     await worker.ready()
     services.http_url = "http://127.0.0.1:1"

@@ -214,7 +214,7 @@ async def test_requests_that_cannot_finish_in_time_go_back(
     await eventually(lambda: _in_work(gateway, 1), "in work")
     process.send_signal(signal.SIGTERM)
     assert await process.exit_code() == 0
-    assert "handing 1 unfinished requests back" in process.text()
+    assert "returning 1 unfinished requests to the queue" in process.text()
     start_process(HANDLER.replace('float(request.query.get("sleep", "0"))', "0"), instance="instance-2")
     assert (await call.answer()).json() == {"attempt": 2, "body": "long"}
 

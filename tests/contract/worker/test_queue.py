@@ -142,10 +142,10 @@ async def test_a_request_that_is_delivered_twice_runs_once(
     call = await gateway.invoke()
     await eventually(lambda: runs == 1, "running")
     # Handing it back behind the worker's back has the same effect as a passed ack wait.
-    active = next(iter(worker.worker._inflight))
-    await gateway.connection.publish(active.work.ack_subject, b"-NAK")
-    first = active.work.ack_subject
-    await eventually(lambda: active.work.ack_subject != first, "delivered again")
+    delivery = next(iter(worker.worker._inflight))
+    await gateway.connection.publish(delivery.work.ack_subject, b"-NAK")
+    first = delivery.work.ack_subject
+    await eventually(lambda: delivery.work.ack_subject != first, "delivered again")
     go_on.set()
     assert (await call.answer()).body == b"once"
     assert runs == 1

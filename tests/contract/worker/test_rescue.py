@@ -8,8 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from nvcf_worker import Request, SyncRequest
-from nvcf_worker.exchange import fetch_body as body_download
-from nvcf_worker.exchange import waiters
+from nvcf_worker.exchange import fetch, waiters
 from tests.contract.worker.conftest import StartWorker
 from tests.support.nats_server import free_port
 from tests.support.peer_gateway import PeerGateway
@@ -117,8 +116,8 @@ async def test_a_restarted_gateway_that_forgot_the_request_takes_its_answer(
 async def test_without_any_gateway_the_request_is_left_to_be_delivered_again(
     gateway: PeerGateway, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiters, "RESCUE_SECONDS", 0.5)
-    monkeypatch.setattr(body_download, "RESCUE_SECONDS", 0.5)
+    monkeypatch.setattr(waiters, "FALLBACK_SECONDS", 0.5)
+    monkeypatch.setattr(fetch, "FALLBACK_SECONDS", 0.5)
     worker = start_worker(echo)
     await worker.ready()
     url, gateway.http_url = gateway.http_url, dead()

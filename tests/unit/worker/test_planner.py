@@ -118,12 +118,12 @@ class BrokerAndWorker(RuleBasedStateMachine):
         if not self.pulls[at]:
             del self.pulls[at]
         self.planner.delivered(self.now)
-        assert self.slots.take(), "a request arrived without a slot"
+        assert self.slots.acquire(), "a request arrived without a slot"
 
     @precondition(lambda self: self.slots.busy)
     @rule()
     def finish(self) -> None:
-        self.slots.give_back()
+        self.slots.release()
 
     @precondition(lambda self: self.pulls)
     @rule(data=st.data(), code=st.sampled_from([(408, "Request Timeout"), (409, "Batch Completed")]))
@@ -162,12 +162,12 @@ def test_slots_never_go_below_zero_or_above_their_total(total: int, steps: list[
     taken = 0
     for take in steps:
         if take:
-            assert slots.take() is (taken < total)
+            assert slots.acquire() is (taken < total)
             taken = min(total, taken + 1)
         elif taken:
-            slots.give_back()
+            slots.release()
             taken -= 1
         assert (slots.busy, slots.free) == (taken, total - taken)
     if not taken:
         with pytest.raises(RuntimeError):
-            slots.give_back()
+            slots.release()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvcf_worker.exchange.replay import LIMIT, ReplaySource
+from nvcf_worker.exchange.response_delivery import REPLAY_LIMIT, ReplaySource
 from nvcf_worker.run.executor import AsyncSource
 
 
@@ -41,7 +41,7 @@ async def test_every_start_gives_everything(chunks: list[bytes], starts: list[in
 
 
 async def test_what_was_too_long_cannot_be_repeated() -> None:
-    source = ReplaySource(AsyncSource(items([bytes(LIMIT), b"x"])))
+    source = ReplaySource(AsyncSource(items([bytes(REPLAY_LIMIT), b"x"])))
     assert len(await take(source, 1)) == 1
     assert source.rewind()
     assert len(await take(source, 2)) == 2

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2
-from nvcf_worker.message import parse_work
-from nvcf_worker.queue.delivery import ActiveRequest
+from nvcf_worker.dispatcher import Dispatcher
+from nvcf_worker.exchange.exchanges import Exchanges
+from nvcf_worker.function.cancellation import CancelScope
+from nvcf_worker.message import Work
 from nvcf_worker.queue.inflight import InFlight
 from nvcf_worker.queue.puller import ConsumerLimits
+from nvcf_worker.queue.slots import Slots
 from nvcf_worker.runner import Runner
-from nvcf_worker.telemetry.observer import Untold
+from nvcf_worker.telemetry.observer import NoopObserver
 
 
 class Broken:
@@ -22,14 +26,14 @@ class Broken:
     def __init__(self, where: str) -> None:
         self._where = where
 
-    def request(self, active: ActiveRequest) -> Any:
+    def request(self, work: Work, scope: CancelScope) -> Any:
         """One begins."""
         if self._where == "begin":
             raise ValueError("telemetry")
-        told: Any = Untold(active)
+        observer: Any = NoopObserver(work.trace)
         if self._where == "end":
-            told.end = self._end
-        return told
+            observer.end = self._end
+        return observer
 
     def _end(self) -> None:
         raise ValueError("telemetry")
@@ -40,7 +44,7 @@ class Sessions:
 
     ran = 0
 
-    async def run(self, active: ActiveRequest) -> None:
+    async def run(self, work: Work, scope: CancelScope) -> None:
         """One."""
         self.ran += 1
 
@@ -51,16 +55,15 @@ async def test_telemetry_that_fails_costs_neither_the_request_nor_its_slot(where
     message = nvcf_pb2.WorkerInvokeFunctionRequest(requestId=new_id())
     http1 = message.statefulConfig.connectionConfigs.add().http1Config
     http1.proxyURI, http1.proxyAuthorizationToken = "http://gateway:1", "token"
-    inflight, sessions, freed = InFlight(None), Sessions(), list[ActiveRequest]()
-    active = inflight.add(
-        parse_work(message.SerializeToString(), "ack", None, region="r", now=0.0), ConsumerLimits()
-    )
+    inflight, sessions, slots = InFlight(None), Sessions(), Slots(1, lambda: None)
     nothing: Any = None
     tunnels: Any = sessions
-    runner = Runner(
-        nothing, nothing, nothing, inflight, nothing, freed.append, tunnels, Broken(where)
-    )  # fmt: skip
-    await runner.run(active)
+    runner = Runner(nothing, nothing, nothing, nothing, tunnels, Broken(where))
+    dispatcher = Dispatcher(inflight, slots, Exchanges(nothing), tunnels, runner.run)
+    sent: Any = SimpleNamespace(data=message.SerializeToString(), reply="ack", headers=None, subject="rq")
+    await dispatcher.receive(sent, "r", ConsumerLimits())
+    assert (len(inflight), slots.busy) == (1, 1)
+    await dispatcher.finish(5.0)
     assert sessions.ran == 1
-    assert freed == [active]
+    assert slots.busy == 0
     assert len(inflight) == 0

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import nats.errors
 import pytest
 
-from nvcf_worker.exchange.files import _tell
+from nvcf_worker.exchange.exchanges import Exchanges
 from nvcf_worker.queue import puller as pullers
 from nvcf_worker.queue.puller import RegionPuller
 from nvcf_worker.queue.session import Session
@@ -155,22 +154,24 @@ async def test_a_pull_that_is_cancelled_together_with_an_answer_ends(
     assert pullers.LOOK_UP_TIMEOUT < 20
 
 
-class Heard:
-    """A conversation that hears of progress."""
+class Reported:
+    """An exchange that gets progress."""
 
     def __init__(self) -> None:
-        self.heard: list[Any] = []
+        self.reported: list[Any] = []
 
     def progress(self, percent: float, partial: Any) -> None:
         """As the real one."""
-        self.heard.append(percent)
+        self.reported.append(percent)
 
 
 @pytest.mark.parametrize(
     "text", [b'{"partialResponse":' + b"[" * 100_000, b'{"progress":1' + b"0" * 400 + b"}", b"[1]", b"\xff"]
 )
 def test_a_progress_file_of_any_content_does_not_end_the_worker(text: bytes) -> None:
-    conversation = Heard()
-    active: Any = SimpleNamespace(conversation=conversation, work=SimpleNamespace(request_id="q"))
-    _tell(active, text)
-    assert conversation.heard == []
+    transport: Any = None
+    exchange: Any = Reported()
+    exchanges = Exchanges(transport)
+    exchanges._open["q"] = exchange
+    exchanges.progress("q", text)
+    assert exchange.reported == []

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from nvcf_worker.queue.inflight import slotless_delay
 from nvcf_worker.queue.planner import NOTHING_AFTER, PullPlanner
-from nvcf_worker.queue.redelivery import slotless_delay
 
 
 def test_a_region_is_empty_when_a_pull_stays_without_an_answer() -> None:

@@ -12,8 +12,8 @@ import pytest
 from nvcf_proto import settings
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2
-from nvcf_worker.message import parse_work
-from nvcf_worker.queue.delivery import ActiveRequest
+from nvcf_worker.function.cancellation import CancelScope
+from nvcf_worker.message import Work, parse_work
 from nvcf_worker.sessions.tunnel import Tunnels, TunnelSession
 from tests.support.worker_host import eventually
 
@@ -25,11 +25,11 @@ async def listener(
     return server, server.sockets[0].getsockname()[1]
 
 
-def session_request(port: int) -> ActiveRequest:
+def session_request(port: int) -> Work:
     message = nvcf_pb2.WorkerInvokeFunctionRequest(requestId=new_id())
     http1 = message.statefulConfig.connectionConfigs.add().http1Config
     http1.proxyURI, http1.proxyAuthorizationToken = f"http://127.0.0.1:{port}", "token"
-    return ActiveRequest(parse_work(message.SerializeToString(), "", None, region="r", now=0.0), 0.0)
+    return parse_work(message.SerializeToString(), "", None, region="r", now=0.0)
 
 
 async def test_a_session_that_is_cancelled_while_it_dials_leaves_the_function_alone() -> None:
@@ -50,7 +50,7 @@ async def test_a_session_that_is_cancelled_while_it_dials_leaves_the_function_al
 
     (proxy_server, proxy_port), (server, port) = await listener(proxy), await listener(function)
     running = asyncio.create_task(
-        Tunnels(port, new_id(), new_id(), lambda: None).run(session_request(proxy_port))
+        Tunnels(port, new_id(), new_id(), lambda: None).run(session_request(proxy_port), CancelScope())
     )
     async with asyncio.timeout(20):
         await dialled.wait()
@@ -67,7 +67,7 @@ async def test_a_record_that_is_renewed_just_when_its_session_ends_does_not_hold
     """The library's request swallows a cancellation that comes together with the answer."""
     monkeypatch.setattr(settings, "SESSION_REGISTER_INTERVAL", 0.0)
     connection: Any = object()
-    session = TunnelSession(session_request(1), 1, new_id(), new_id(), lambda: connection)
+    session = TunnelSession(session_request(1), CancelScope(), 1, new_id(), new_id(), lambda: connection)
     asked = asyncio.Event()
 
     class Record:

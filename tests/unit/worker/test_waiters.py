@@ -8,25 +8,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nvcf_worker.exchange.exchanges import read_progress
 from nvcf_worker.exchange.waiters import (
-    HOLD_SECONDS,
+    FALLBACK_SECONDS,
     NEVER,
-    RESCUE_SECONDS,
+    RETENTION_SECONDS,
     Step,
     Waiter,
     Waiters,
     compatible,
     next_step,
-    read_progress,
 )
-from nvcf_worker.message import AttachTarget, Door
-from nvcf_worker.queue.redelivery import exhausted, last_run
+from nvcf_worker.message import AttachTarget, ReplyAddress
+from nvcf_worker.queue.inflight import exhausted, last_run
 
-DOOR = Door(AttachTarget("http://gateway", None, "token", None))
+ADDRESS = ReplyAddress(AttachTarget("http://gateway", None, "token", None))
 
 
 def waiter(due: float = 10.0) -> Waiter:
-    return Waiter(DOOR, due)
+    return Waiter(ADDRESS, due)
 
 
 def test_everybody_is_told_at_the_end_of_their_time_and_once() -> None:
@@ -47,7 +47,7 @@ def test_progress_is_told_to_who_waits_and_kept_for_the_next() -> None:
     first, never = waiter(), waiter(NEVER)
     waiters.waiting += [first, never]
     assert waiters.progressed(10, None) == [first]
-    assert waiters.told
+    assert waiters.may_poll
     assert waiters.progressed(20, {"a": 1}) == []
     second = waiter()
     assert waiters.add(second) == [second]
@@ -84,17 +84,17 @@ def test_nobody_is_answered_twice_or_forgotten(steps: list[tuple[str, float]]) -
     ("situation", "step"),
     [
         ({"refused": True}, Step.ABANDON),
-        ({"refused": True, "told": True}, Step.ABANDON),
+        ({"refused": True, "may_poll": True}, Step.ABANDON),
         ({"gone": True}, Step.ABANDON),
-        ({"gone": True, "told": True}, Step.WAIT),
-        ({"told": True, "waited": RESCUE_SECONDS + 1}, Step.WAIT),
-        ({"told": True, "waited": HOLD_SECONDS}, Step.ABANDON),
-        ({"waited": RESCUE_SECONDS - 1}, Step.WAIT),
-        ({"waited": RESCUE_SECONDS}, Step.GIVE_UP),
+        ({"gone": True, "may_poll": True}, Step.WAIT),
+        ({"may_poll": True, "waited": FALLBACK_SECONDS + 1}, Step.WAIT),
+        ({"may_poll": True, "waited": RETENTION_SECONDS}, Step.ABANDON),
+        ({"waited": FALLBACK_SECONDS - 1}, Step.WAIT),
+        ({"waited": FALLBACK_SECONDS}, Step.GIVE_UP),
     ],
 )
 def test_what_becomes_of_an_answer_that_nobody_takes(situation: dict[str, Any], step: Step) -> None:
-    usual = {"refused": False, "gone": False, "told": False, "waited": 0.0}
+    usual = {"refused": False, "gone": False, "may_poll": False, "waited": 0.0}
     assert next_step(**{**usual, **situation}) is step
 
 

@@ -7,10 +7,10 @@ import ctypes
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
+from nvcf_worker.function.cancellation import CancelScope
 from nvcf_worker.run.stall_detector import LagWatch, LoopWatch
 
 
@@ -61,12 +61,12 @@ async def test_the_handler_and_its_request_are_named(
     class Work:
         request_id = "the-request"
 
-    class Active:
+    class Delivered:
         work = Work()
-        task: asyncio.Task[Any] | None = None
+        scope = CancelScope()
 
-    active = Active()
-    watch = LoopWatch("Model.predict", lambda: [active], threshold=0.2)  # type: ignore[list-item]
+    delivery = Delivered()
+    watch = LoopWatch("Model.predict", lambda: [delivery], threshold=0.2)  # type: ignore[list-item]
     running = asyncio.create_task(watch.run())
     await asyncio.sleep(0.1)
 
@@ -77,8 +77,8 @@ async def test_the_handler_and_its_request_are_named(
             act()
 
     with caplog.at_level(logging.WARNING, "nvcf_worker"):
-        active.task = asyncio.create_task(request())
-        await active.task
+        delivery.scope.task = asyncio.create_task(request())
+        await delivery.scope.task
         async with asyncio.timeout(20):
             while words not in caplog.text:
                 await asyncio.sleep(0.02)

@@ -1,8 +1,8 @@
-"""The worker's side of all that callers of one request hear: progress, polls, the answer, other ways back.
+"""One request's callers: progress, polls and the response.
 
-One request, any number of people who wait for it one after the other or at once (protocol.md sections 2, 4):
-the call itself by its own door, polls by theirs, and a gateway that keeps the answer when nobody waits. The
-decisions are in `waiters`.
+Any number of callers may wait for one request, one after the other or at once (protocol.md sections 2, 4):
+the call itself at its own reply address, polls at theirs, and a gateway that retains the response when nobody
+waits. The decisions are in `waiters`.
 """
 
 from __future__ import annotations
@@ -13,100 +13,110 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from nvcf_worker.errors import CallerGone, DeliveryError
-from nvcf_worker.exchange.handover import Handover
-from nvcf_worker.exchange.replay import ReplaySource
-from nvcf_worker.exchange.transports import Channels
+from nvcf_worker.exchange.files import RequestFiles
+from nvcf_worker.exchange.response_delivery import Backlog, ReplaySource, ResponseDelivery
+from nvcf_worker.exchange.transport import Transport, Unlisten
 from nvcf_worker.exchange.waiters import LATE, MARGIN, NEVER, Waiter, Waiters, compatible, wanted_again
+from nvcf_worker.function.cancellation import CancelScope
 from nvcf_worker.function.response import Outcome, Reply, StreamReply
-from nvcf_worker.message import Door, Work, poll_seconds, request_time
-from nvcf_worker.queue.delivery import ActiveRequest
+from nvcf_worker.message import ReplyAddress, Work, poll_seconds, request_time
 
 log = logging.getLogger("nvcf_worker")
 
-LEAVING_PATIENCE = 10.0
+CLOSE_TIMEOUT = 10.0
 
 
-class Conversation:
-    """Used on the event loop only. `compatible` is known once the request's headers are."""
+class Exchange:
+    """Used on the event loop only. `compatible` is known once the request's headers are.
+
+    address: where the call itself is answered. files: the request's directories, once it has any.
+    """
 
     __slots__ = (
-        "_active",
-        "_channels",
-        "_final",
-        "_handover",
+        "_backlog",
+        "_delivery",
+        "_response",
         "_tasks",
         "_unlisten",
         "_waiters",
         "_wanted_again",
+        "address",
         "closed",
         "compatible",
-        "door",
+        "files",
+        "scope",
+        "transport",
+        "work",
     )
 
-    def __init__(self, active: ActiveRequest, channels: Channels) -> None:
-        self._active = active
-        self._channels = channels
-        self.door: Door = active.work.door
-        self._waiters = Waiters()
-        self._waiters.waiting.append(Waiter(self.door, NEVER))
-        self._final: Outcome | None = None
-        self._handover: Handover | None = None
-        self._tasks: set[asyncio.Task[None]] | None = None
-        self._unlisten: Callable[[], Coroutine[Any, Any, None]] | None = None
-        self._wanted_again = False
+    def __init__(self, work: Work, scope: CancelScope, transport: Transport, backlog: Backlog) -> None:
+        self.work = work
+        self.scope = scope
+        self.transport = transport
+        self.address = work.reply_address
+        self.files: RequestFiles | None = None
         self.compatible = False
         self.closed = False
+        self._backlog = backlog
+        self._waiters = Waiters()
+        self._waiters.waiting.append(Waiter(self.address, NEVER))
+        self._response: Outcome | None = None
+        self._delivery: ResponseDelivery | None = None
+        self._tasks: set[asyncio.Task[None]] | None = None
+        self._unlisten: Unlisten | None = None
+        self._wanted_again = False
 
-    def begin(self, headers: list[tuple[str, str]], now: float) -> None:
-        """The request's headers are known: decide on compatibility mode. `now` is Unix time.
+    def begin(self, headers: list[tuple[str, str]], now: float, *, compatibility: bool) -> None:
+        """Decide on compatibility mode by the request's headers. `now` is Unix time.
 
-        A call that arrives when its gateway waits no more is never told 202: it has done that, or is gone.
+        A call that arrives when its gateway waits no more never gets a 202: its gateway has sent one, or is
+        gone.
         """
         lowered = [(name.lower(), value) for name, value in headers]
-        self.compatible = compatible(lowered, disabled=self._channels.compatibility_disabled)
+        self.compatible = compatible(lowered, disabled=not compatibility)
         self._wanted_again = wanted_again(lowered)
         if not self.compatible:
             return
-        due = request_time(self._active.work) + poll_seconds(lowered) - MARGIN
+        due = request_time(self.work) + poll_seconds(lowered) - MARGIN
         if due + LATE > now:
             self._waiters.waiting[0].due = due
-        elif self._active.work.attempt > 1:
-            # It is still in the queue although its time is over: an earlier worker has told its caller.
-            self._waiters.told = True
+        elif self.work.attempt > 1:
+            # It is still in the queue although its time is over: an earlier worker has sent the 202.
+            self._waiters.may_poll = True
 
     # --- progress and polls -----------------------------------------------------------------------
 
     @property
     def wanted_again(self) -> bool:
-        """Whether somebody may still ask for the answer when the way to whoever waited is lost."""
-        return self._wanted_again or self._waiters.told
+        """Whether somebody may still ask for the response when the connection to its caller is lost."""
+        return self._wanted_again or self._waiters.may_poll
 
     @property
     def _unfinished(self) -> bool:
-        """Whether those who wait can only be told of progress: there is no answer, or another one gets it."""
-        return self._final is None or (self._handover is not None and self._handover.streaming)
+        """Whether callers can only get progress: there is no response, or another caller is getting it."""
+        return self._response is None or (self._delivery is not None and self._delivery.streaming)
 
     def tick(self, now: float) -> None:
-        """Tell those whose time is over how far it is. `now` is Unix time."""
+        """Send 202 with the current progress to callers whose poll time has expired. `now` is Unix time."""
         if self._unfinished and self._waiters.next_due <= now:
-            self._tell(self._waiters.overdue(now))
+            self._report(self._waiters.overdue(now))
 
     def progress(self, percent: float, partial: Any) -> None:
-        """The handler reports progress; who waits is told at once."""
+        """Send progress that the handler reports to all who wait."""
         if self._unfinished:
-            self._tell(self._waiters.progressed(percent, partial))
+            self._report(self._waiters.progressed(percent, partial))
 
-    def polled(self, door: Door, due: float) -> None:
-        """Somebody polls and waits until `due` (Unix time). Not to be called once `closed`."""
+    def polled(self, address: ReplyAddress, due: float) -> None:
+        """Add a poll that waits until `due` (Unix time). Not to be called once `closed`."""
         if not self.compatible:
             due = NEVER
-        tell = self._waiters.add(Waiter(door, due))
+        report = self._waiters.add(Waiter(address, due))
         if self._unfinished:
-            self._tell(tell)
-        elif self._handover is not None:
-            self._handover.somebody_came()
+            self._report(report)
+        elif self._delivery is not None:
+            self._delivery.polled()
 
-    def _tell(self, found: Iterable[Waiter]) -> None:
+    def _report(self, found: Iterable[Waiter]) -> None:
         found = tuple(found)
         if not found:
             return
@@ -117,23 +127,23 @@ class Conversation:
             self._waiters.partial = None
             reply = self._waiters.progress_reply()
         for waiter in found:
-            self._spawn(self._send_progress(waiter.door, reply))
+            self._spawn(self._send_progress(waiter.address, reply))
 
-    async def _send_progress(self, door: Door, reply: Reply) -> None:
-        if door.reply_subject is None and self._unlisten is None:
+    async def _send_progress(self, address: ReplyAddress, reply: Reply) -> None:
+        if address.reply_subject is None and self._unlisten is None:
             # Before the caller knows that it shall poll.
-            self._unlisten = await self._channels.listen(self._active.work.request_id)
+            self._unlisten = await self.transport.listen(self.work.request_id)
         try:
-            await self._channels.deliverer.deliver(door, reply, _nothing)
+            await self.transport.deliver(address, reply, _nothing)
         except CallerGone as error:
-            log.info("nobody was there to be told of the progress: %s", error)
+            log.info("nobody was there to get the progress: %s", error)
         except DeliveryError as error:
-            log.warning("the progress could not be told: %s", error)
+            log.warning("the progress could not be sent: %s", error)
 
     async def listen_again(self) -> None:
-        """The broker connection was replaced: whoever was told to poll is heard on the new one."""
+        """Subscribe to this request's polls on a new broker connection, if its callers may poll."""
         if self._unlisten is not None and not self.closed:
-            self._unlisten = await self._channels.listen(self._active.work.request_id)
+            self._unlisten = await self.transport.listen(self.work.request_id)
 
     def _spawn(self, step: Coroutine[Any, Any, None]) -> None:
         if self._tasks is None:
@@ -142,61 +152,65 @@ class Conversation:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    # --- the answer ---------------------------------------------------------------------------------
+    # --- the response -------------------------------------------------------------------------------
 
-    async def deliver(self, outcome: Outcome, written: Callable[[], None]) -> None:
-        """Get the answer to all who wait, or to a gateway that keeps it.
+    async def deliver(self, response: Outcome, sent: Callable[[], None]) -> None:
+        """Deliver the response to all who wait, or to a gateway that retains it.
 
-        `written` is called when the answer no longer needs its slot. Raises CallerGone when nobody wants
-        it, Undeliverable when no way was found in time, another DeliveryError when a stream broke.
+        `sent` is called when the response no longer needs its slot. Raises CallerGone when nobody wants it,
+        Undeliverable when no gateway was found in time, another DeliveryError when a stream broke.
         """
-        self._final = outcome
-        if isinstance(outcome, StreamReply) and (self.wanted_again or self._active.work.attempt > 1):
-            outcome.source, outcome.patient = ReplaySource(outcome.source), True
-            # The first worker's way may have ended with it.
-            outcome.cautious = self._active.work.attempt > 1
+        self._response = response
+        repeated = self.work.attempt > 1
+        if isinstance(response, StreamReply) and (self.wanted_again or repeated):
+            response.source, response.patient = ReplaySource(response.source), True
+            # The gateway that waited for the first worker may be gone.
+            response.cautious = repeated
         try:
-            self._handover = Handover(
-                self._active.work.request_id,
-                self._channels,
+            self._delivery = ResponseDelivery(
+                self.work.request_id,
+                self.transport,
+                self._backlog,
                 self._waiters,
-                outcome,
-                kept=self._wanted_again,
-                own_door=lambda: self.door,
-                written=written,
+                response,
+                retained=self._wanted_again,
+                address=lambda: self.address,
+                sent=sent,
             )
-            await self._handover.run()
+            await self._delivery.run()
         finally:
-            if isinstance(outcome, StreamReply):
-                await outcome.source.aclose()
+            if isinstance(response, StreamReply):
+                await response.source.aclose()
 
-    def use(self, door: Door) -> None:
-        """The request's own gateway is gone: what is left to say goes through this door."""
+    def use(self, address: ReplyAddress) -> None:
+        """Send everything from now on to a gateway that stands in for the request's own."""
         for waiter in self._waiters.waiting:
-            if waiter.door is self.door:
-                waiter.door, waiter.due = door, NEVER
-        self.door = door
+            if waiter.address is self.address:
+                waiter.address, waiter.due = address, NEVER
+        self.address = address
 
     # --- the end --------------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        """Answer who came late, and end what is still being told."""
+        """Answer polls that came late, and finish sending progress."""
         self.closed = True
-        if self._active.end is None and self._final is not None:
-            late = [waiter.door for waiter in self._waiters.take_all() if waiter.due != NEVER]
-            reply = self._final if isinstance(self._final, Reply) else self._waiters.progress_reply()
-            for door in late:
-                self._spawn(self._send_progress(door, reply))
+        if self.scope.end is None and self._response is not None:
+            late = [waiter.address for waiter in self._waiters.take_all() if waiter.due != NEVER]
+            reply = self._response if isinstance(self._response, Reply) else self._waiters.progress_reply()
+            for address in late:
+                self._spawn(self._send_progress(address, reply))
         if self._tasks:
-            _, unfinished = await asyncio.wait(self._tasks, timeout=LEAVING_PATIENCE)
+            _, unfinished = await asyncio.wait(self._tasks, timeout=CLOSE_TIMEOUT)
             for task in unfinished:
                 task.cancel()
         if self._unlisten is not None:
             await self._unlisten()
+        if self.files is not None:
+            await self.files.remove()
 
 
 def poll_due(poll: Work) -> float:
-    """When a poll wants its 202 at the latest, Unix time."""
+    """Return when a poll wants its 202 at the latest, Unix time."""
     sent = ((pair.key.lower(), pair.value) for pair in poll.message.requestHeaders)
     return request_time(poll) + poll_seconds(sent) - MARGIN
 

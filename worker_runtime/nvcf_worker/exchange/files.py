@@ -1,4 +1,4 @@
-"""Files of requests: input assets, the output directory, the progress file (protocol.md sections 4 and 5)."""
+"""Directories of a request: input assets and output files (protocol.md sections 4 and 5)."""
 
 from __future__ import annotations
 
@@ -7,38 +7,22 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from nvcf_worker.exchange.waiters import read_progress
-
-if TYPE_CHECKING:
-    from nvcf_worker.queue.delivery import ActiveRequest
+from nvcf_worker.function.function_headers import NamedFiles
+from nvcf_worker.function.request import Asset
 
 log = logging.getLogger("nvcf_worker")
 
 PROGRESS_FILE = "progress"
-LOOK_INTERVAL = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Asset:
-    """An input asset on disk."""
-
-    id: str
-    path: Path
-    content_type: str
-
-    def __fspath__(self) -> str:
-        return str(self.path)
 
 
 def default_directory(shared_dir: Path, instance_id: str) -> Path:
-    """Where files of requests go when the environment does not say; emptied of what a killed worker left.
+    """Return where files of requests go when the environment does not say; empty it.
 
-    In the shared configuration directory, or among the temporary files where that cannot be written.
+    It is in the shared configuration directory, or among the temporary files where that cannot be written.
     """
     if os.access(shared_dir, os.W_OK):
         path = shared_dir / "requests"
@@ -49,7 +33,7 @@ def default_directory(shared_dir: Path, instance_id: str) -> Path:
 
 
 class RequestFiles:
-    """The directories of one request. They are made when they are needed; usable from any thread."""
+    """The directories of one request, made when they are needed. Usable from any thread."""
 
     __slots__ = ("_asset_base", "_output_base", "_request_id", "assets", "output_made")
 
@@ -62,42 +46,42 @@ class RequestFiles:
 
     @property
     def bases(self) -> tuple[Path, Path]:
-        """Where the worker keeps the assets and the output directories of all its requests."""
+        """Return where the assets and the output directories of all requests are."""
         return self._asset_base, self._output_base
 
     @property
     def asset_dir(self) -> Path:
-        """Where the request's input assets are, one file an asset id."""
+        """Return the directory of the input assets, one file an asset id."""
         return self._asset_base / self._request_id
 
     @property
     def output_path(self) -> Path:
-        """Name of the output directory, which may not be there yet."""
+        """Return the path of the output directory, which may not exist yet."""
         return self._output_base / self._request_id
 
     @property
     def output_dir(self) -> Path:
-        """Where files of a large result go; made, empty, by the first call."""
+        """Return the output directory; the first call makes it, empty."""
         path = self.output_path
         if not self.output_made:
-            # What an earlier try left, whose process was killed, is no part of this one's result.
+            # Files of an earlier try, whose process was killed, are no part of this result.
             _remove([path])
             path.mkdir(parents=True, mode=0o700)
             self.output_made = True
         return path
 
     def results(self) -> list[Path]:
-        """Files that the function left, sorted; the progress file and those being written are none."""
+        """Return the files that the function left, sorted, without the progress file."""
         return sorted(_files(self.output_path)) if self.output_made else []
 
     def forget_results(self) -> None:
-        """Delete what a try left that is repeated. Blocks."""
+        """Delete the files of a try that is repeated. Blocks."""
         if self.output_made:
             self.output_made = False
             _remove([self.output_path])
 
     async def remove(self) -> None:
-        """Delete what was made."""
+        """Delete the directories that were made."""
         made = [self.asset_dir] if self.assets else []
         if self.output_made:
             made.append(self.output_path)
@@ -124,61 +108,55 @@ def _remove(directories: Iterable[Path]) -> None:
             log.warning("%s could not be removed: %s", directory, error)
 
 
-class ProgressFiles:
-    """Watches the progress files of a worker's requests."""
+class FileContext:
+    """The RequestContext of a request in this process: its files, and its progress.
 
-    def __init__(self, requests: Iterable[ActiveRequest]) -> None:
-        self._requests = requests
+    report: takes progress, on `loop`. carries_files: whether the output directory is read in the end, so that
+    the headers name it; this is compatibility mode.
+    """
 
-    async def watch(self) -> None:
-        """Look twice a second, until cancelled; each change is told to who waits."""
-        seen: dict[str, tuple[int, int]] = {}
-        while True:
-            await asyncio.sleep(LOOK_INTERVAL)
-            watched = {
-                active.work.request_id: active
-                for active in self._requests
-                if active.files is not None and active.files.output_made
-            }
-            if not watched:
-                seen.clear()
-                continue
-            paths = {
-                name: active.files.output_path / PROGRESS_FILE
-                for name, active in watched.items()
-                if active.files is not None
-            }
-            changes, seen = await asyncio.to_thread(changed, paths, seen)
-            for request_id, content in changes.items():
-                _tell(watched[request_id], content)
+    __slots__ = ("_loop", "_report", "carries_files", "files")
 
+    def __init__(
+        self,
+        files: RequestFiles,
+        report: Callable[[float, Any], None],
+        loop: asyncio.AbstractEventLoop,
+        *,
+        carries_files: bool,
+    ) -> None:
+        self.files = files
+        self.carries_files = carries_files
+        self._report = report
+        self._loop = loop
 
-def changed(
-    paths: Mapping[str, Path], seen: Mapping[str, tuple[int, int]]
-) -> tuple[dict[str, bytes], dict[str, tuple[int, int]]]:
-    """Contents of the files that changed since `seen`, and what has been seen now."""
-    contents: dict[str, bytes] = {}
-    now: dict[str, tuple[int, int]] = {}
-    for name, path in paths.items():
+    @property
+    def assets(self) -> Mapping[str, Asset]:
+        return self.files.assets
+
+    @property
+    def output_dir(self) -> Path:
+        return self.files.output_dir
+
+    def named_files(self) -> NamedFiles | None:
+        output = str(self.files.output_dir) if self.carries_files else ""
+        if not output and not self.files.assets:
+            return None
+        return NamedFiles(str(self.files.asset_dir), tuple(self.files.assets), output)
+
+    def progress(self, percent: float, partial: Any) -> None:
+        check_percent(percent)
         try:
-            status = path.stat()
-            mark = (status.st_mtime_ns, status.st_size)
-            if seen.get(name) != mark:
-                contents[name] = path.read_bytes()
-        except OSError:
-            # Not there (yet), or just being replaced.
-            continue
-        now[name] = mark
-    return contents, now
+            on_loop = asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            on_loop = False
+        if on_loop:
+            self._report(percent, partial)
+        else:
+            self._loop.call_soon_threadsafe(self._report, percent, partial)
 
 
-def _tell(active: ActiveRequest, content: bytes) -> None:
-    if active.conversation is None or not content:
-        return
-    try:
-        percent, partial = read_progress(content)
-    except ValueError as error:
-        # A writer that does not replace the file in one step is seen in the middle of it.
-        log.debug("progress file of %s: %s", active.work.request_id, error)
-        return
-    active.conversation.progress(percent, partial)
+def check_percent(percent: object) -> None:
+    """Raise TypeError unless `percent` is a number."""
+    if isinstance(percent, bool) or not isinstance(percent, int | float):
+        raise TypeError(f"percent is {percent!r}; it must be a number from 0 to 100")

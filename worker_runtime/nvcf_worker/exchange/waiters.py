@@ -1,20 +1,19 @@
-"""Who waits for the answer of one request, and when they are told how far it is. Decisions only.
+"""Who waits for the response of one request, and when they get a 202. Decisions only, no I/O.
 
-Compatibility mode (protocol.md sections 2, 4 and 5): whoever waits, the first caller or a poll, is answered
-202 at the end of its poll time or when there is progress to tell; what is finished goes to all who wait then.
+Compatibility mode (protocol.md sections 2, 4 and 5): whoever waits, the first caller or a poll, gets 202 at
+the end of its poll time or when there is new progress; the finished response goes to all who wait then.
 """
 
 from __future__ import annotations
 
 import enum
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from nvcf_proto import headers as names
 from nvcf_worker.function.response import Reply, encode_body
-from nvcf_worker.message import Door
+from nvcf_worker.message import ReplyAddress
 
 MARGIN = 0.5
 """Seconds before the end of a poll time at which its 202 is due; the gateway waits 2 s beyond it."""
@@ -23,17 +22,17 @@ LATE = MARGIN + 1.0
 """Seconds after `due` within which a 202 still finds its gateway waiting, the time it takes included."""
 
 NEVER = float("inf")
-HOLD_SECONDS = 3600.0
-"""How long a finished answer waits for a poll: as long as the gateway's record of the request lives."""
-RESCUE_SECONDS = 60.0
-"""How long a way to the caller is looked for when its gateway is gone and it was not told to poll."""
+RETENTION_SECONDS = 3600.0
+"""How long a finished response waits for a poll: as long as the gateway's record of the request lives."""
+FALLBACK_SECONDS = 60.0
+"""How long a fallback gateway is looked for when the caller has had no 202 and so does not poll."""
 
 
 @dataclass(eq=False, slots=True)
 class Waiter:
     """A caller or a poll. `due` is the Unix time at which it gets a 202 at the latest."""
 
-    door: Door
+    address: ReplyAddress
     due: float
 
 
@@ -44,45 +43,45 @@ class Waiters:
     waiting: list[Waiter] = field(default_factory=list)
     percent: float = 0.0
     partial: Any = None
-    told: bool = False
-    """Whether somebody was answered 202 and may come back."""
-    news: bool = False
-    """Whether there is progress that nobody has been told."""
+    may_poll: bool = False
+    """Whether somebody got a 202 and so may poll."""
+    unsent: bool = False
+    """Whether nobody has been sent the newest progress."""
 
     @property
     def next_due(self) -> float:
-        """When the next 202 is due, Unix time."""
+        """Return when the next 202 is due, Unix time."""
         return min((waiter.due for waiter in self.waiting), default=NEVER)
 
     def add(self, waiter: Waiter) -> list[Waiter]:
-        """Somebody new waits; returns whom to tell at once: the newcomer when there is untold progress."""
+        """Add a waiter; return who gets a 202 at once: the new one, when there is unsent progress."""
         self.waiting.append(waiter)
-        return self._tell([waiter]) if self.news and waiter.due != NEVER else []
+        return self._take([waiter]) if self.unsent and waiter.due != NEVER else []
 
     def progressed(self, percent: float, partial: Any) -> list[Waiter]:
-        """There is progress; returns whom to tell. `percent` is cut to 0..100."""
+        """Store new progress; return who gets a 202. `percent` is cut to 0..100."""
         self.percent = min(100.0, max(0.0, percent))
         self.partial = partial
-        self.news = True
-        return self._tell([waiter for waiter in self.waiting if waiter.due != NEVER])
+        self.unsent = True
+        return self._take([waiter for waiter in self.waiting if waiter.due != NEVER])
 
     def overdue(self, now: float) -> list[Waiter]:
-        """Whose time is over; they are to be told."""
-        return self._tell([waiter for waiter in self.waiting if waiter.due <= now])
+        """Return those whose poll time has expired; they get a 202."""
+        return self._take([waiter for waiter in self.waiting if waiter.due <= now])
 
     def take_all(self) -> list[Waiter]:
-        """Everybody, to be answered for good."""
+        """Remove and return everybody; they get the response."""
         found, self.waiting = self.waiting, []
         return found
 
-    def _tell(self, found: list[Waiter]) -> list[Waiter]:
+    def _take(self, found: list[Waiter]) -> list[Waiter]:
         if found:
             self.waiting = [waiter for waiter in self.waiting if waiter not in found]
-            self.told, self.news = True, False
+            self.may_poll, self.unsent = True, False
         return found
 
     def progress_reply(self) -> Reply:
-        """The 202 (protocol.md section 4). Raises TypeError or ValueError when JSON cannot say `partial`."""
+        """Make the 202 (protocol.md section 4). Raises TypeError or ValueError when `partial` is no JSON."""
         headers = [(names.NVCF_PERCENT_COMPLETE.lower(), str(int(self.percent)))]
         if self.partial is None:
             return Reply(202, headers, b"")
@@ -91,7 +90,7 @@ class Waiters:
 
 
 def wanted_again(headers: Iterable[tuple[str, str]]) -> bool:
-    """Whether a caller may come back for the answer although its connection is lost. Lower-case names."""
+    """Return whether a caller may come back when its connection is lost. Header names are lower-case."""
     keep = names.NVCF_KEEP_QUEUED.lower()
     return any(
         name == "idempotency-key" or (name == keep and value.strip().lower() == "true")
@@ -100,31 +99,30 @@ def wanted_again(headers: Iterable[tuple[str, str]]) -> bool:
 
 
 class Step(enum.Enum):
-    """What to do with a finished answer that nobody present takes."""
+    """What to do with a finished response that nobody has taken."""
 
-    ABANDON = "nobody wants the answer any more"
-    WAIT = "look again a little later"
+    ABANDON = "nobody wants the response any more"
+    WAIT = "try again a little later"
     GIVE_UP = "leave the request to be delivered again"
 
 
-def next_step(*, refused: bool, gone: bool, told: bool, waited: float) -> Step:
-    """What to do when no gateway offered another way back.
+def next_step(*, refused: bool, gone: bool, may_poll: bool, waited: float) -> Step:
+    """Decide what to do when no fallback gateway was found.
 
-    refused: a gateway said that nobody can want the answer. gone: a gateway said that the caller has left
-    or answered already. told: somebody was answered 202 and may poll. waited: seconds since the answer was
-    ready.
+    refused: a gateway said that nobody can want the response. gone: a gateway said that the caller has left
+    or has its response. may_poll: somebody got a 202. waited: seconds since the response was ready.
     """
-    if refused or (gone and not told):
+    if refused or (gone and not may_poll):
         return Step.ABANDON
-    if waited < (HOLD_SECONDS if told else RESCUE_SECONDS):
+    if waited < (RETENTION_SECONDS if may_poll else FALLBACK_SECONDS):
         return Step.WAIT
-    return Step.ABANDON if told else Step.GIVE_UP
+    return Step.ABANDON if may_poll else Step.GIVE_UP
 
 
 def compatible(headers: Iterable[tuple[str, str]], *, disabled: bool) -> bool:
-    """Whether a request is served in compatibility mode: not pass-through, not an event stream.
+    """Return whether a request is served in compatibility mode: not pass-through, not an event stream.
 
-    `headers` by lower-case names; `disabled` is V3_BACKWARDS_COMPATIBILITY_DISABLED.
+    Header names are lower-case. disabled: V3_BACKWARDS_COMPATIBILITY_DISABLED.
     """
     if disabled:
         return False
@@ -134,20 +132,3 @@ def compatible(headers: Iterable[tuple[str, str]], *, disabled: bool) -> bool:
         if name == "accept" and value.strip().lower() == names.EVENT_STREAM:
             return False
     return True
-
-
-def read_progress(text: bytes) -> tuple[float, Any]:
-    """Percent and partial response of a progress file (protocol.md section 5). Raises ValueError."""
-    try:
-        members = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    if not isinstance(members, dict):
-        raise ValueError("it is no JSON object")
-    percent = members.get("progress", 0)
-    if isinstance(percent, bool) or not isinstance(percent, int | float):
-        raise ValueError(f"progress is {percent!r}; it must be a number from 0 to 100")
-    try:
-        return float(percent), members.get("partialResponse")
-    except OverflowError as error:
-        raise ValueError("progress must be a number from 0 to 100") from error

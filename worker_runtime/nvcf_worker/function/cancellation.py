@@ -1,8 +1,12 @@
-"""The flag that tells a handler that nobody waits for its answer any more."""
+"""Cancelling a request: the flag that its handler sees, and the scope that stops the handler."""
 
 from __future__ import annotations
 
+import asyncio
+import enum
 import threading
+
+from nvcf_worker.function.body import RequestBody
 
 
 class Cancellation:
@@ -18,7 +22,7 @@ class Cancellation:
         return self._is_set
 
     def is_set(self) -> bool:
-        """Whether the request was cancelled."""
+        """Return whether the request was cancelled."""
         return self._is_set
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -31,10 +35,50 @@ class Cancellation:
         return self._event.wait(timeout)
 
     def set(self) -> None:
-        """Raise the flag."""
+        """Set the flag and wake all threads that wait for it."""
         self._is_set = True
         if self._event is not None:
             self._event.set()
 
     def __repr__(self) -> str:
         return f"Cancellation({self._is_set})"
+
+
+class End(enum.Enum):
+    """Why a request was stopped before its response was delivered."""
+
+    CALLER_GONE = "the caller is gone"
+    CONNECTION_LOST = "the broker could not be told that the request is in flight"
+    HANDED_BACK = "the worker is leaving"
+    RETRY_LATER = "the function asked for another try"
+    UNREACHABLE = "no gateway could be reached"
+    SESSION_CUT = "the worker is leaving and cut the session"
+
+
+class CancelScope:
+    """Stops one request. `end` is the reason why it was stopped, None while it may go on.
+
+    task: the task that runs the request. body: aborted together with the request.
+    """
+
+    __slots__ = ("body", "cancelled", "end", "interruptible", "task")
+
+    def __init__(self) -> None:
+        self.cancelled = Cancellation()
+        self.body: RequestBody | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.end: End | None = None
+        # True only while the task runs code that settles the request when it is cancelled: a task that is
+        # cancelled before its first step never runs at all.
+        self.interruptible = False
+
+    def stop(self, end: End) -> None:
+        """Cancel the coroutine of the request; a thread sees the flag. Only the first call counts."""
+        if self.end is not None:
+            return
+        self.end = end
+        self.cancelled.set()
+        if self.body is not None:
+            self.body.abort()
+        if self.interruptible and self.task is not None:
+            self.task.cancel()

@@ -48,16 +48,16 @@ class Limit:
     @contextlib.asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
         """Hold one place. Who is cancelled while waiting gives up its turn."""
-        began = await self.take()
+        began = await self.acquire()
         try:
             yield
         except BaseException:
-            self.give_back()
+            self.release()
             raise
-        self.give_back(began)
+        self.release(began)
 
-    async def take(self) -> float:
-        """Take a place, which `give_back` has to return; gives the time at which it was taken."""
+    async def acquire(self) -> float:
+        """Take a place, which `release` has to return; gives the time at which it was taken."""
         if not self._waiting and self.in_work < self.limit:
             self.in_work += 1
             return self._clock()
@@ -68,7 +68,7 @@ class Limit:
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 # The turn came together with the cancellation.
-                self.give_back()
+                self.release()
             raise
         return self._clock()
 
@@ -77,7 +77,7 @@ class Limit:
         if self._adaptive is not None:
             self._adaptive.finished(began=began, now=self._clock(), in_work=self.in_work)
 
-    def give_back(self, began: float | None = None) -> None:
+    def release(self, began: float | None = None) -> None:
         """Return a place; `began`, what `take` gave, makes the time a sample of latency."""
         if began is not None:
             self.sample(began)

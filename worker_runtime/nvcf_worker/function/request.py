@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
 from nvcf_worker.errors import BadInput
@@ -21,27 +21,35 @@ from nvcf_worker.function.headers import Headers, MultiMap
 from nvcf_worker.message import Work, poll_seconds, request_time
 from nvcf_worker.process import logs
 
-if TYPE_CHECKING:
-    from nvcf_worker.exchange.files import Asset
-
-
 FUNCTION_LOG = logging.getLogger("function")
 TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
 
 
-class Extras(Protocol):
-    """What a request offers beyond being read; supplied by whoever runs handlers."""
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """An input asset of a request, on disk."""
+
+    id: str
+    path: Path
+    content_type: str
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+class RequestContext(Protocol):
+    """What a request offers besides its own content; whoever runs the handler supplies it."""
 
     @property
     def assets(self) -> Mapping[str, Asset]:
-        """Downloaded assets by id."""
+        """Return the downloaded assets by id."""
 
     @property
     def output_dir(self) -> Path:
-        """The output directory; exists from the first use on."""
+        """Return the output directory; it exists from the first use on."""
 
     def named_files(self) -> NamedFiles | None:
-        """What the headers say about files (protocol.md section 5)."""
+        """Return what the headers say about files (protocol.md section 5)."""
 
     def progress(self, percent: float, partial: Any) -> None:
         """Report progress, from any thread."""
@@ -70,7 +78,7 @@ class RequestInfo:
         "_body",
         "_context",
         "_deadline",
-        "_extras",
+        "_function",
         "_headers",
         "_sent",
         "_target",
@@ -83,7 +91,7 @@ class RequestInfo:
     def __init__(
         self,
         work: Work,
-        context: FunctionContext,
+        function: FunctionContext,
         body: RequestBody,
         cancelled: Cancellation,
         *,
@@ -91,16 +99,16 @@ class RequestInfo:
         target: str,
         sent: list[tuple[str, str]] | None = None,
         path_params: Mapping[str, str] | None = None,
-        extras: Extras | None = None,
+        context: RequestContext | None = None,
     ) -> None:
         self._work = work
-        self._context = context
+        self._function = function
         self._body = body
         self._target = target
         self._sent = sent
         self._headers: Headers | None = None
         self._deadline = 0.0
-        self._extras = extras
+        self._context = context
         self.cancelled = cancelled
         self.method = method
         self.path_params: Mapping[str, str] = path_params or {}
@@ -133,13 +141,13 @@ class RequestInfo:
             self._headers = Headers(
                 function_headers(
                     self._with_trace(self._sent_headers()),
-                    self._context.headers,
+                    self._function.headers,
                     request_id=self._work.request_id,
                     subject=message.subject,
                     nca_id=message.ncaId,
                     max_response_bytes=message.maxDirectResponseSizeBytes,
                     seconds_left=self.time_left,
-                    files=None if self._extras is None else self._extras.named_files(),
+                    files=None if self._context is None else self._context.named_files(),
                 )
             )
         return self._headers
@@ -170,12 +178,12 @@ class RequestInfo:
     @property
     def function_id(self) -> str:
         """Id of the function that was invoked."""
-        return self._context.function_id
+        return self._function.function_id
 
     @property
     def function_version_id(self) -> str:
         """Id of the version that was invoked."""
-        return self._context.version_id
+        return self._function.version_id
 
     @property
     def deadline(self) -> datetime:
@@ -208,7 +216,7 @@ class RequestInfo:
     @property
     def assets(self) -> Mapping[str, Asset]:
         """The input assets by id, downloaded: `open(request.assets[id])`, `.path`, `.content_type`."""
-        return {} if self._extras is None else self._extras.assets
+        return {} if self._context is None else self._context.assets
 
     @property
     def output_dir(self) -> Path:
@@ -216,9 +224,9 @@ class RequestInfo:
 
         Removed afterwards. Only exec and pexec calls can carry files.
         """
-        if self._extras is None:
+        if self._context is None:
             raise RuntimeError("this request has no output directory")
-        return self._extras.output_dir
+        return self._context.output_dir
 
     def progress(self, percent: float, partial: Any = None) -> None:
         """Tell whoever waits how far it is: 0 to 100, and a partial result that JSON can say, if any.
@@ -226,8 +234,8 @@ class RequestInfo:
         The caller, or a poll, is answered 202 with it and may poll again. Without effect on pass-through
         calls and event streams. May be called from any thread.
         """
-        if self._extras is not None:
-            self._extras.progress(percent, partial)
+        if self._context is not None:
+            self._context.progress(percent, partial)
 
     def _deadline_seconds(self) -> float:
         if not self._deadline:

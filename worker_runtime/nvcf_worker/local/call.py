@@ -12,9 +12,9 @@ from nvcf_proto.headers import NVCF_REQID
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2
 from nvcf_proto.settings import MAX_DIRECT_RESPONSE
+from nvcf_worker.function.cancellation import CancelScope, End
 from nvcf_worker.function.response import HeaderPairs
 from nvcf_worker.message import Work, parse_work
-from nvcf_worker.queue.delivery import ActiveRequest, End
 
 REGION = "local"
 TARGET = "http://local.invalid"
@@ -57,7 +57,7 @@ class Call:
     id: str = field(default_factory=new_id)
     progress: list[Progress] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
-    active: ActiveRequest | None = None
+    scope: CancelScope = field(default_factory=CancelScope)
     task: asyncio.Task[None] | None = None
     started: bool = False
     finished: bool = False
@@ -84,12 +84,15 @@ class Call:
         else:
             http1.requestAuthorizationToken = self.id
         subject = f"$JS.ACK.local.local.{self.attempt}.1.1.1.0"
-        return parse_work(message.SerializeToString(), subject, None, region=REGION, now=time.time())
+        # One delivery: nobody would deliver a request again, so `RetryLater` is answered at once.
+        return parse_work(
+            message.SerializeToString(), subject, None, region=REGION, now=time.time(), max_deliver=1
+        )
 
     def cancel(self) -> None:
         """The caller leaves."""
-        if self.active is not None and not self.finished:
-            self.active.stop(End.CALLER_GONE)
+        if not self.finished:
+            self.scope.stop(End.CALLER_GONE)
 
     async def wait(self) -> None:
         """Until the request has ended, whichever way."""

@@ -16,7 +16,8 @@ from nvcf_worker.errors import ConfigurationError, HandlerError, WorkerError
 from nvcf_worker.function.handlers import classify, is_asgi
 from nvcf_worker.local.watching import changed, marks
 from nvcf_worker.process import children
-from nvcf_worker.serving import capture, has_served, loop_factory, set_up_logging
+from nvcf_worker.process.loops import loop_factory
+from nvcf_worker.serving import capture, has_served, set_up_logging
 
 LOOK_INTERVAL = 0.3
 END_GRACE = 5.0

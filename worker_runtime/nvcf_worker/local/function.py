@@ -8,32 +8,27 @@ import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from nvcf_proto.headers import NVCF_PERCENT_COMPLETE
 from nvcf_proto.pb import nvcf_pb2
-from nvcf_worker.errors import CallerGone, ControlError
-from nvcf_worker.exchange.assets import AssetFetcher, HttpClient
-from nvcf_worker.exchange.attach import AttachClient, HttpDownload
-from nvcf_worker.exchange.deliver import Deliverer
-from nvcf_worker.exchange.fallback_gateway import Rescuer
+from nvcf_worker.errors import CallerGone
+from nvcf_worker.exchange.exchanges import Exchanges
 from nvcf_worker.exchange.files import RequestFiles
-from nvcf_worker.exchange.large_results import LargeResults, as_problem
+from nvcf_worker.exchange.large_results import as_problem
 from nvcf_worker.exchange.post import StreamBroken
-from nvcf_worker.exchange.transports import Channels
+from nvcf_worker.exchange.transport import NoGateway
+from nvcf_worker.function.body import Download
 from nvcf_worker.function.handlers import Handler
 from nvcf_worker.function.loading import RunBlocking, begin_all, end_all
-from nvcf_worker.function.request import FunctionContext
+from nvcf_worker.function.request import Asset, FunctionContext
 from nvcf_worker.function.response import Outcome, Reply, StreamReply
 from nvcf_worker.local.call import Call, LocalDownload, Progress, answer_headers
-from nvcf_worker.message import AttachTarget, Door
+from nvcf_worker.message import AttachTarget, ReplyAddress, Work
 from nvcf_worker.process.companions import Companion
-from nvcf_worker.queue.inflight import InFlight
-from nvcf_worker.queue.puller import ConsumerLimits
 from nvcf_worker.run.executor import Executor
 from nvcf_worker.run.threads import ThreadPool
 from nvcf_worker.runner import Runner, Services
-from nvcf_worker.sessions.tunnel import Tunnels
 
 log = logging.getLogger("nvcf_worker")
 
@@ -41,9 +36,6 @@ FUNCTION_ID = "00000000-0000-4000-8000-000000000001"
 VERSION_ID = "00000000-0000-4000-8000-000000000002"
 POLL_FOR_EVER = 1e12
 """Unix time until which a local caller goes on waiting after it was told of progress."""
-
-# One delivery: nobody would deliver a request again, so `RetryLater` is answered at once.
-_LIMITS = ConsumerLimits(max_deliver=1)
 
 
 class LocalFunction:
@@ -55,12 +47,10 @@ class LocalFunction:
         self._handler = handler
         self._companion = companion
         self._calls: dict[str, Call] = {}
-        self._inflight = InFlight(None)
         self._pool: ThreadPool | None = None
         self._runner: Runner
         self._blocking: RunBlocking
         self._directory: tempfile.TemporaryDirectory[str] | None = None
-        self._http = HttpClient()
 
     async def start(self) -> None:
         """Set the function up. Raises WorkerError when that fails."""
@@ -71,25 +61,14 @@ class LocalFunction:
         self._directory = tempfile.TemporaryDirectory(prefix="nvcf-local-")
         base = Path(self._directory.name)
         context = FunctionContext(FUNCTION_ID, VERSION_ID, [("NVCF-FUNCTION-NAME", self._handler.name)])
+        transport = _LocalTransport(self._calls)
+        transport.exchanges = exchanges = Exchanges(transport)
+        files = _LocalFiles(self._calls)
         self._runner = Runner(
             Executor(self._handler, pool, loop),
-            Channels(
-                _LocalDeliverer(self._calls),
-                _LocalAttach(self._calls),
-                Rescuer(VERSION_ID, lambda: None),
-                _no_polls,
-            ),
-            Services(
-                base / "assets",
-                base / "results",
-                AssetFetcher(self._http, _NoCredentials()),
-                _LocalResults(self._http, self._calls),
-                self._break,
-            ),
-            self._inflight,
+            exchanges,
+            Services(base / "assets", base / "results", files, files, self._break),
             lambda: context,
-            lambda _: None,
-            Tunnels(None, FUNCTION_ID, VERSION_ID, lambda: None),
         )
         try:
             await begin_all(self._handler.loading, self._blocking)
@@ -109,20 +88,18 @@ class LocalFunction:
         if self._pool is not None:
             await end_all(self._handler.loading, self._blocking)
             self._pool.close()
-        await self._http.close()
         if self._directory is not None:
             self._directory.cleanup()
 
     def begin(self, call: Call) -> None:
         """Start a call; its answer goes to its sink, `call.wait()` waits for its end."""
-        call.active = self._inflight.add(call.work(), _LIMITS)
+        work = call.work()
         self._calls[call.id] = call
-        call.task = call.active.task = asyncio.create_task(self._run(call))
+        call.task = call.scope.task = asyncio.create_task(self._run(call, work))
 
-    async def _run(self, call: Call) -> None:
-        assert call.active is not None  # noqa: S101 # set by begin
+    async def _run(self, call: Call, work: Work) -> None:
         try:
-            await self._runner.run(call.active)
+            await self._runner.run(work, call.scope, _nothing)
         finally:
             del self._calls[call.id]
 
@@ -130,42 +107,18 @@ class LocalFunction:
         self.broken = reason
 
 
-async def _no_polls(request_id: str) -> None:
-    """Local callers never leave to poll."""
+def _nothing() -> None:
+    """A local request holds no slot."""
 
 
-class _NoCredentials:
-    """There is no platform to ask."""
-
-    async def refresh_asset(self, request_id: str, asset_id: str, api: str) -> str:
-        raise ControlError("there is no platform", permanent=True)
-
-    async def refresh_upload(self, request_id: str, api: str) -> str:
-        raise ControlError("there is no platform", permanent=True)
-
-    async def download_url(self, request_id: str, nca_id: str) -> str:
-        raise ControlError("there is no platform", permanent=True)
-
-
-class _LocalAttach(AttachClient):
-    """Bodies come from the callers' iterators."""
+class _LocalFiles:
+    """Local requests have no assets; result files, and large bodies, are passed on as they are."""
 
     def __init__(self, calls: dict[str, Call]) -> None:
-        super().__init__()
         self._calls = calls
 
-    async def fetch(self, target: AttachTarget, *, whole_request: bool, attempt: int) -> HttpDownload:
-        body = self._calls[target.request_token or ""].body
-        assert not isinstance(body, bytes)  # noqa: S101 # those have no token
-        return cast(HttpDownload, LocalDownload(body))
-
-
-class _LocalResults(LargeResults):
-    """Result files are handed over as they are, large bodies too."""
-
-    def __init__(self, http: HttpClient, calls: dict[str, Call]) -> None:
-        super().__init__(http, _NoCredentials())
-        self._calls = calls
+    async def fetch(self, message: nvcf_pb2.WorkerInvokeFunctionRequest, directory: Path) -> dict[str, Asset]:
+        return {}
 
     async def finish(
         self, message: nvcf_pb2.WorkerInvokeFunctionRequest, outcome: Outcome, files: RequestFiles | None
@@ -182,35 +135,53 @@ def _contents(files: RequestFiles) -> dict[str, bytes]:
     return {path.relative_to(base).as_posix(): path.read_bytes() for path in files.results()}
 
 
-class _LocalDeliverer(Deliverer):
-    """Answers go to the callers' sinks. A caller that is told of progress polls again at once."""
+class _LocalTransport:
+    """Carries bodies from the callers' iterators, and responses to their sinks.
+
+    A caller that gets progress polls again at once.
+    """
+
+    exchanges: Exchanges
 
     def __init__(self, calls: dict[str, Call]) -> None:
-        super().__init__(AttachClient(), lambda: None)
         self._calls = calls
 
-    async def deliver(self, door: Door, outcome: Outcome, written: Callable[[], None]) -> None:
-        call = self._calls.get(door.target.response_token)
-        if call is None or call.active is None or call.active.end is not None:
+    async def fetch(self, target: AttachTarget, *, whole_request: bool, attempt: int) -> Download:
+        body = self._calls[target.request_token or ""].body
+        assert not isinstance(body, bytes)  # noqa: S101 # those have no token
+        return LocalDownload(body)
+
+    async def find_gateway(self, request_id: str) -> ReplyAddress | NoGateway:
+        return NoGateway.NO_ANSWER
+
+    async def listen(self, request_id: str) -> None:
+        """Local callers never leave to poll."""
+
+    async def post(self, address: ReplyAddress, reply: Reply) -> None:
+        """The caller has seen its stream break."""
+
+    async def deliver(self, address: ReplyAddress, response: Outcome, sent: Callable[[], None]) -> None:
+        call = self._calls.get(address.target.response_token)
+        if call is None or call.scope.end is not None:
             raise CallerGone("the caller is gone")
-        if isinstance(outcome, Reply) and (told := _progress_of(outcome)) is not None:
-            call.progress.append(told)
-            log.info("progress of request %s: %g %%", call.id, told.percent)
-            if call.active.conversation is not None:
-                call.active.conversation.polled(door, POLL_FOR_EVER)
+        if isinstance(response, Reply) and (progress := _progress_of(response)) is not None:
+            call.progress.append(progress)
+            log.info("progress of request %s: %g %%", call.id, progress.percent)
+            if self.exchanges.is_open(call.id):
+                self.exchanges.polled(call.id, address, POLL_FOR_EVER)
             return
         call.started = True
-        headers = answer_headers(outcome.headers, call.id)
-        if isinstance(outcome, Reply):
-            await call.sink.start(outcome.status, headers, len(outcome.body))
-            if outcome.body:
-                await call.sink.write(outcome.body)
+        headers = answer_headers(response.headers, call.id)
+        if isinstance(response, Reply):
+            await call.sink.start(response.status, headers, len(response.body))
+            if response.body:
+                await call.sink.write(response.body)
         else:
-            await call.sink.start(outcome.status, headers, outcome.length)
-            await _pass_on(outcome, call)
+            await call.sink.start(response.status, headers, response.length)
+            await _pass_on(response, call)
         await call.sink.finish()
         call.finished = True
-        written()
+        sent()
 
 
 def _progress_of(reply: Reply) -> Progress | None:
@@ -227,13 +198,13 @@ def _progress_of(reply: Reply) -> Progress | None:
     return Progress(float(percent), partial)
 
 
-async def _pass_on(outcome: StreamReply, call: Call) -> None:
-    chunk = outcome.first
+async def _pass_on(response: StreamReply, call: Call) -> None:
+    chunk = response.first
     while True:
         if chunk:
             await call.sink.write(chunk)
         try:
-            chunk = await outcome.source.__anext__()
+            chunk = await response.source.__anext__()
         except StopAsyncIteration:
             return
         except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):

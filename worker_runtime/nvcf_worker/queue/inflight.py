@@ -1,4 +1,9 @@
-"""The requests in work: finding, signalling, settling them."""
+"""The requests in flight: keep them alive at the broker, and acknowledge them.
+
+A request that kills its worker on every try must end with a response to its caller, and only a worker that
+gets it delivered can send that. So the last delivery runs nothing: its response is "too many deliveries". Of
+the consumer's 5 deliveries 4 are tries.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +16,11 @@ from typing import TYPE_CHECKING
 import nats.errors
 
 from nvcf_proto import settings
+from nvcf_worker.function.cancellation import End
 from nvcf_worker.message import Work
 from nvcf_worker.process.backoff import in_progress_interval
-from nvcf_worker.queue.delivery import ActiveRequest, End
+from nvcf_worker.queue.delivery import Delivery
 from nvcf_worker.queue.journal import Journal
-from nvcf_worker.queue.puller import ConsumerLimits
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -27,94 +32,114 @@ NAK = b"-NAK"
 IN_PROGRESS = b"+WPI"
 TERMINATE = b"+TERM"
 
+MAX_UNSENT = 10_000
+"""Acknowledgements that are kept while there is no connection."""
+
 
 def nak_later(seconds: float) -> bytes:
-    """A NAK after which the broker waits before it delivers again (NATS ADR-15)."""
+    """Encode a NAK after which the broker waits before it delivers the request again (NATS ADR-15)."""
     return b'-NAK {"delay": %d}' % int(seconds * 1e9)
 
 
-MAX_UNSENT = 10_000
+def slotless_delay(attempt: int) -> float:
+    """Return the seconds before a request that found no slot is delivered again.
+
+    The queue counts each delivery, run or not, and allows only a few. Without a delay they would be used up
+    within milliseconds while all workers are busy. attempt: 1 for the first delivery.
+    """
+    return float(0.1 * 4.0 ** min(attempt - 1, 4))
+
+
+def exhausted(attempt: int, max_deliver: int) -> bool:
+    """Return whether this delivery must not run, but only get an error response.
+
+    attempt: 1 for the first delivery. max_deliver: the consumer's limit; 0 for none. Without a limit the
+    attempt means nothing: busy third-party workers hand requests back at once, again and again. A consumer
+    that delivers only once leaves no choice but to run the request.
+    """
+    return max_deliver > 1 and attempt >= max_deliver
+
+
+def last_run(attempt: int, max_deliver: int) -> bool:
+    """Return whether a request that goes back to the queue now would not run again."""
+    return exhausted(attempt + 1, max_deliver) or max_deliver == 1
 
 
 class InFlight:
-    """Table of active requests, their journal entries and their acknowledgements."""
+    """Table of the requests in flight, with their journal entries and acknowledgements."""
 
     def __init__(self, journal: Journal | None) -> None:
         self._journal = journal
-        self._active: dict[str, ActiveRequest] = {}
+        self._deliveries: dict[str, Delivery] = {}
         self._connection: Client | None = None
-        # Acknowledgements that no connection would take; sent by the next one.
+        # Acknowledgements that no connection would take; the next connection sends them.
         self._unsent: deque[tuple[str, bytes]] = deque(maxlen=MAX_UNSENT)
         self._interval = settings.IN_PROGRESS_INTERVAL
         self._signalled_at = 0.0
 
     def __len__(self) -> int:
-        return len(self._active)
+        return len(self._deliveries)
 
-    def __iter__(self) -> Iterator[ActiveRequest]:
-        return iter(tuple(self._active.values()))
+    def __iter__(self) -> Iterator[Delivery]:
+        return iter(tuple(self._deliveries.values()))
 
-    def get(self, request_id: str) -> ActiveRequest | None:
-        """The active request with this id."""
-        return self._active.get(request_id)
+    def get(self, request_id: str) -> Delivery | None:
+        """Return the request with this id."""
+        return self._deliveries.get(request_id)
 
     def use(self, connection: Client) -> None:
-        """Acknowledge through this connection from now on."""
+        """Send acknowledgements through this connection from now on."""
         self._connection = connection
 
-    def add(self, work: Work, limits: ConsumerLimits) -> ActiveRequest:
-        """Enter a request into table and journal."""
-        ack_wait = limits.ack_wait
-        active = ActiveRequest(work, time.monotonic())
-        active.max_deliver = limits.max_deliver
-        self._active[work.request_id] = active
+    def add(self, work: Work, ack_wait: float) -> Delivery:
+        """Add a request to the table and to the journal."""
+        delivery = Delivery(work)
+        self._deliveries[work.request_id] = delivery
         if self._journal is not None:
-            active.journal_slot = self._journal.add(work.ack_subject, now=work.received_at, ack_wait=ack_wait)
+            delivery.journal_slot = self._journal.add(
+                work.ack_subject, now=work.received_at, ack_wait=ack_wait
+            )
         self._interval = min(self._interval, in_progress_interval(ack_wait))
-        return active
+        return delivery
 
-    def adopt_redelivery(self, active: ActiveRequest, work: Work, ack_wait: float) -> None:
-        """The broker delivered a request again that is still in work here: go on with the new delivery."""
-        log.warning("request %s was delivered again while it is in work", work.request_id)
-        active.work.ack_subject = work.ack_subject
-        active.failed_signals = 0
+    def adopt_redelivery(self, delivery: Delivery, work: Work, ack_wait: float) -> None:
+        """Acknowledge by the newer delivery: the broker delivered a request again that still runs here."""
+        log.warning("request %s was delivered again while it is in flight", work.request_id)
+        delivery.work.ack_subject = work.ack_subject
+        delivery.failed_signals = 0
         if self._journal is not None:
-            self._journal.remove(active.journal_slot)
-            active.journal_slot = self._journal.add(work.ack_subject, now=work.received_at, ack_wait=ack_wait)
+            self._journal.remove(delivery.journal_slot)
+            delivery.journal_slot = self._journal.add(
+                work.ack_subject, now=work.received_at, ack_wait=ack_wait
+            )
 
-    def tick(self, now: float) -> None:
-        """Tell whoever's poll time is over how far its request is. `now` is Unix time."""
-        for active in self:
-            if active.conversation is not None:
-                active.conversation.tick(now)
-
-    async def settle(self, active: ActiveRequest, verdict: bytes | None) -> None:
-        """Acknowledge or hand back a request (None: tell the broker nothing) and forget it."""
-        if self._active.pop(active.work.request_id, None) is None:
+    async def settle(self, delivery: Delivery, ack: bytes | None) -> None:
+        """Acknowledge a request (None: send the broker nothing) and remove it."""
+        if self._deliveries.pop(delivery.work.request_id, None) is None:
             return
-        if verdict is not None:
-            await self.send(active.work.ack_subject, verdict)
+        if ack is not None:
+            await self.send(delivery.work.ack_subject, ack)
         if self._journal is not None:
-            self._journal.remove(active.journal_slot)
+            self._journal.remove(delivery.journal_slot)
 
-    async def send(self, ack_subject: str, verdict: bytes) -> None:
+    async def send(self, ack_subject: str, ack: bytes) -> None:
         """Send an acknowledgement, now or as soon as there is a connection."""
         connection = self._connection
         try:
             if connection is not None and not connection.is_closed:
-                await connection.publish(ack_subject, verdict)
+                await connection.publish(ack_subject, ack)
                 return
         except nats.errors.Error as error:
             log.debug("acknowledgement kept for later: %s", error)
-        self._unsent.append((ack_subject, verdict))
+        self._unsent.append((ack_subject, ack))
 
     async def send_unsent(self) -> None:
-        """Send what earlier connections would not take."""
+        """Send the acknowledgements that earlier connections would not take."""
         for _ in range(len(self._unsent)):
             await self.send(*self._unsent.popleft())
 
-    async def hand_back_leftovers(self) -> None:
-        """Return what a killed predecessor held to the queue."""
+    async def nak_leftovers(self) -> None:
+        """Return the requests of a predecessor that was killed to the queue."""
         if self._journal is None or not self._journal.leftovers:
             return
         now = time.time()
@@ -122,12 +147,12 @@ class InFlight:
         for entry in held:
             await self.send(entry.ack_subject, NAK)
         if held:
-            log.warning("handed back %d requests that a killed predecessor held", len(held))
+            log.warning("returned %d requests of a killed predecessor to the queue", len(held))
         try:
             if held and self._connection is not None:
                 await self._connection.flush()
         except nats.errors.Error as error:
-            log.warning("could not hand them back now: %s", error)
+            log.warning("they could not be returned now: %s", error)
             return
         self._journal.forget_leftovers()
 
@@ -137,28 +162,28 @@ class InFlight:
             await self.signal(now)
 
     async def signal(self, now: float) -> None:
-        """Tell the broker that all requests are being worked on; stop those that could not be for long."""
+        """Send in-progress signals for all requests; stop those that have had none for too long."""
         self._signalled_at = now
-        if not self._active:
+        if not self._deliveries:
             return
         if self._journal is not None and self._connection is not None and self._connection.is_connected:
             self._journal.heartbeat(time.time())
-        for active in self:
-            if await self._signal(active):
-                active.failed_signals = 0
+        for delivery in self:
+            if await self._signal(delivery):
+                delivery.failed_signals = 0
                 continue
-            active.failed_signals += 1
-            if active.failed_signals >= settings.IN_PROGRESS_MAX_FAILURES:
-                log.error("request %s: %s", active.work.request_id, End.CONNECTION_LOST.value)
-                active.stop(End.CONNECTION_LOST)
+            delivery.failed_signals += 1
+            if delivery.failed_signals >= settings.IN_PROGRESS_MAX_FAILURES:
+                log.error("request %s: %s", delivery.work.request_id, End.CONNECTION_LOST.value)
+                delivery.scope.stop(End.CONNECTION_LOST)
 
-    async def _signal(self, active: ActiveRequest) -> bool:
+    async def _signal(self, delivery: Delivery) -> bool:
         connection = self._connection
-        # While disconnected nats-py would only buffer the signal, which tells the broker nothing.
+        # While disconnected, nats-py would only buffer the signal.
         if connection is None or not connection.is_connected:
             return False
         try:
-            await connection.publish(active.work.ack_subject, IN_PROGRESS)
+            await connection.publish(delivery.work.ack_subject, IN_PROGRESS)
         except nats.errors.Error:
             return False
         return True

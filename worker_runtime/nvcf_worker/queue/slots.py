@@ -34,14 +34,14 @@ class Slots:
         """Places that are not taken; none while paused."""
         return 0 if self.paused else max(0, self.limit - self.busy)
 
-    def take(self) -> bool:
+    def acquire(self) -> bool:
         """Take one place; False when there is none."""
         if self.paused or self.busy >= self.limit:
             return False
         self.busy += 1
         return True
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Free one place and tell whoever pulls."""
         if self.busy <= 0:
             raise RuntimeError("more slots given back than taken")

@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
+from nvcf_worker.function.cancellation import CancelScope
 from nvcf_worker.function.handlers import Handler, Kind
 from nvcf_worker.function.limit import Limit
 from nvcf_worker.function.request import Request, SyncRequest
@@ -26,7 +27,6 @@ from nvcf_worker.function.response import (
     reply_of,
     response_headers,
 )
-from nvcf_worker.queue.delivery import ActiveRequest
 from nvcf_worker.run.threads import Announce, HandlerThread, ThreadPool, ThreadStream, handler_thread
 
 log = logging.getLogger("nvcf_worker")
@@ -52,24 +52,24 @@ class Executor:
         return self._handler.select(method, target.partition("?")[0] or "/")
 
     async def run(
-        self, request: Request | SyncRequest, active: ActiveRequest, handler: Handler | None = None
+        self, request: Request | SyncRequest, scope: CancelScope, handler: Handler | None = None
     ) -> Outcome:
         """Call the handler. Raises whatever the handler raises before its first item."""
         handler = handler or self._handler
         if handler.limit is not None:
-            return await within(handler.limit, functools.partial(self._run, request, active, handler))
-        return await self._run(request, active, handler)
+            return await within(handler.limit, functools.partial(self._run, request, scope, handler))
+        return await self._run(request, scope, handler)
 
-    async def _run(self, request: Request | SyncRequest, active: ActiveRequest, handler: Handler) -> Outcome:
+    async def _run(self, request: Request | SyncRequest, scope: CancelScope, handler: Handler) -> Outcome:
         if isinstance(request, SyncRequest):
             request.attach_loop(self._loop)
-            return await self._on_thread(lambda: handler.call(request), active, handler)
+            return await self._on_thread(lambda: handler.call(request), scope, handler)
         result = handler.call(request)
         if inspect.isawaitable(result):
             result = await result
-        return await self._finish(result, active, handler)
+        return await self._finish(result, scope, handler)
 
-    async def _finish(self, result: Any, active: ActiveRequest, handler: Handler) -> Outcome:
+    async def _finish(self, result: Any, scope: CancelScope, handler: Handler) -> Outcome:
         if isinstance(result, Reply | StreamReply):  # from a server or an ASGI application: sent as it is
             return result
         body = result.body if isinstance(result, Response) else result
@@ -77,32 +77,32 @@ class Executor:
             response = result if isinstance(result, Response) else None
             return await _open_async(body, response, handler.media_type)
         if is_stream(body):
-            return await self._on_thread(lambda: result, active, handler)
+            return await self._on_thread(lambda: result, scope, handler)
         return reply_of(result, handler.media_type)
 
-    async def _on_thread(self, call: Callable[[], Any], active: ActiveRequest, handler: Handler) -> Outcome:
+    async def _on_thread(self, call: Callable[[], Any], scope: CancelScope, handler: Handler) -> Outcome:
         media_type = handler.media_type
         loop = self._loop
 
         def job(announce: Announce) -> Any:
             # In the job's own copy of the context.
-            handler_thread.set(HandlerThread(loop, active.cancelled))
+            handler_thread.set(HandlerThread(loop, scope.cancelled))
             result = call()
             body = result.body if isinstance(result, Response) else result
             if isinstance(body, Iterator):
                 response = result if isinstance(result, Response) else None
-                return _run_iterator(body, response, media_type, loop, announce, active)
+                return _run_iterator(body, response, media_type, loop, announce, scope)
             if inspect.isawaitable(body) or isinstance(body, AsyncIterator):
                 return result
             return reply_of(result, media_type)
 
         # A thread cannot be interrupted: a cancelled request keeps its slot until the thread is done.
-        active.interruptible = False
+        scope.interruptible = False
         try:
             outcome = await self._pool.start(job)
         finally:
-            active.interruptible = True
-        if active.end is not None:
+            scope.interruptible = True
+        if scope.end is not None:
             if isinstance(outcome, StreamReply):
                 await outcome.source.aclose()
             raise asyncio.CancelledError
@@ -111,7 +111,7 @@ class Executor:
         # A plain function that returned a coroutine or an async iterator, e.g. a lambda around one.
         if inspect.isawaitable(outcome):
             outcome = await outcome
-        return await self._finish(outcome, active, handler)
+        return await self._finish(outcome, scope, handler)
 
 
 def request_type(handler: Handler) -> type[Request] | type[SyncRequest]:
@@ -139,7 +139,7 @@ def _run_iterator(
     media_type: str | None,
     loop: asyncio.AbstractEventLoop,
     announce: Announce,
-    active: ActiveRequest,
+    scope: CancelScope,
 ) -> Reply | None:
     """Iterate to the end on the thread that made the iterator, and close it there."""
     stream: ThreadStream | None = None
@@ -151,7 +151,7 @@ def _run_iterator(
             return Reply(status, headers, b"")
         stream = ThreadStream(loop)
         announce(StreamReply(status, headers, chunk, stream))
-        while not active.cancelled and not stream.closed:
+        while not scope.cancelled and not stream.closed:
             item = next(iterator, _END)
             if item is _END or not stream.put(encode_item(item)):
                 break
@@ -215,18 +215,18 @@ class AsyncSource:
 
 async def within(limit: Limit, run: Callable[[], Awaitable[Outcome]]) -> Outcome:
     """Hold a permit of `limit` while `run` makes its response; for a stream, until the stream is closed."""
-    began = await limit.take()
+    began = await limit.acquire()
     try:
         outcome = await run()
     except BaseException:
-        limit.give_back()
+        limit.release()
         raise
     if isinstance(outcome, StreamReply):
         # The latency of a stream is that of its first item: the rest depends on its reader.
         limit.sample(began)
         outcome.source = _LimitedSource(outcome.source, limit)
     else:
-        limit.give_back(began)
+        limit.release(began)
     return outcome
 
 
@@ -246,4 +246,4 @@ class _LimitedSource:
         finally:
             limit, self._limit = self._limit, None
             if limit is not None:
-                limit.give_back()
+                limit.release()

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from nvcf_worker.queue.delivery import ActiveRequest
+    from nvcf_worker.queue.delivery import Delivery
 
 log = logging.getLogger("nvcf_worker")
 
@@ -68,12 +68,12 @@ class LagWatch:
 
 
 class LoopWatch:
-    """Watches the loop that it was made in. `requests`: those in work; `handler`: its name for the log."""
+    """Watches the loop that it was made in. `requests`: those in flight; `handler`: its name for the log."""
 
     def __init__(
         self,
         handler: str,
-        requests: Callable[[], Iterable[ActiveRequest]],
+        requests: Callable[[], Iterable[Delivery]],
         *,
         threshold: float = THRESHOLD,
     ) -> None:
@@ -111,20 +111,20 @@ class LoopWatch:
         blocked = blocked and not interpreter
         running = self._running(requests) if blocked else None
         suspects = [running] if running is not None else list(requests)
-        names = ", ".join(active.work.request_id for active in suspects[:NAMED])
+        names = ", ".join(delivery.work.request_id for delivery in suspects[:NAMED])
         more = f" and {len(suspects) - NAMED} more" if len(suspects) > NAMED else ""
         what = "held the interpreter lock" if interpreter else "blocked the event loop"
         log.warning(
-            "%s %s for %.1f s; in work: %s%s. Meanwhile no request is kept alive. Blocking calls belong into "
-            'plain functions; native code that keeps the lock needs serve(..., isolation="process").%s',
+            "%s %s for %.1f s; in flight: %s%s. Meanwhile no request is kept alive. Blocking calls belong "
+            'into plain functions; native code that keeps the lock needs serve(..., isolation="process").%s',
             self._handler, what, lag, names or "nothing", more, self._where() if blocked else "",
             extra={"request_id": suspects[0].work.request_id} if len(suspects) == 1 else None,
         )  # fmt: skip
 
-    def _running(self, requests: Iterable[ActiveRequest]) -> ActiveRequest | None:
+    def _running(self, requests: Iterable[Delivery]) -> Delivery | None:
         """The request whose task is what the loop is busy with."""
         task = asyncio.current_task(self._loop)
-        return next((active for active in requests if active.task is not None and active.task is task), None)
+        return next((one for one in requests if one.scope.task is not None and one.scope.task is task), None)
 
     def _where(self) -> str:
         frame: FrameType | None = sys._current_frames().get(self._loop_thread)

@@ -15,8 +15,8 @@ from nvcf_broker.wire import Splice, Wire
 from nvcf_proto import settings
 from nvcf_proto.pb import nvcf_pb2
 from nvcf_worker.errors import MalformedWork, TunnelError
-from nvcf_worker.message import TunnelTarget, tunnel_target
-from nvcf_worker.queue.delivery import ActiveRequest, End
+from nvcf_worker.function.cancellation import CancelScope, End
+from nvcf_worker.message import TunnelTarget, Work, tunnel_target
 from nvcf_worker.sessions.dial import dial
 from nvcf_worker.sessions.record import SessionRecord
 
@@ -52,20 +52,22 @@ class Tunnels:
         self._connection = connection
         self._sessions: dict[str, TunnelSession] = {}
 
-    async def run(self, active: ActiveRequest) -> None:
+    async def run(self, work: Work, scope: CancelScope) -> None:
         """One session, from its first link to its end. Raises TunnelError when it never came to be."""
-        target = active.work.tunnel
+        target = work.tunnel
         assert target is not None  # noqa: S101 # only sessions come here
         if self._port is None:
             log.error("a session was refused: %s", NO_PORT)
-            (await dial(target, active.work.request_id, NO_PORT)).close()
+            (await dial(target, work.request_id, NO_PORT)).close()
             return
-        session = TunnelSession(active, self._port, self._function_id, self._version_id, self._connection)
-        self._sessions[active.work.request_id] = session
+        session = TunnelSession(
+            work, scope, self._port, self._function_id, self._version_id, self._connection
+        )
+        self._sessions[work.request_id] = session
         try:
             await session.run(target)
         finally:
-            del self._sessions[active.work.request_id]
+            del self._sessions[work.request_id]
 
     def caller_left(self, request_id: str) -> bool:
         """The caller left in order; False when the session has no link yet, or there is none."""
@@ -83,16 +85,18 @@ class TunnelSession:
 
     def __init__(
         self,
-        active: ActiveRequest,
+        work: Work,
+        scope: CancelScope,
         port: int,
         function_id: str,
         version_id: str,
         connection: Callable[[], Client | None],
     ) -> None:
-        self._active = active
+        self._work = work
+        self._scope = scope
         self._port = port
         self._connection = connection
-        self.record = SessionRecord(active.work, function_id, version_id, self._on_reconnect)
+        self.record = SessionRecord(work, function_id, version_id, self._on_reconnect)
         self._links: set[asyncio.Task[None]] = set()
         self._group: asyncio.TaskGroup
         self._changed = asyncio.Event()
@@ -115,9 +119,9 @@ class TunnelSession:
                 self._ended = True
                 renewing.cancel()
         except asyncio.CancelledError:
-            if self._linked and self._active.end is End.HANDED_BACK:
+            if self._linked and self._scope.end is End.HANDED_BACK:
                 # Its caller hangs on this very process: nobody else could go on with it.
-                self._active.end = End.SESSION_CUT
+                self._scope.end = End.SESSION_CUT
             raise
         finally:
             self._ended = True
@@ -183,7 +187,7 @@ class TunnelSession:
         self._changed.set()
 
     async def _link(self, target: TunnelTarget) -> None:
-        request_id = self._active.work.request_id
+        request_id = self._work.request_id
         function: Wire | None = None
         refusal: str | None = None
         try:
@@ -217,7 +221,7 @@ class TunnelSession:
         One that leaves says so, before or after: by a cancel where the gateway has a reconnect subject of its
         own, elsewhere the orderly end of its link is enough.
         """
-        if broken or self._active.work.reconnect_subject is not None or self._balance > 0:
+        if broken or self._work.reconnect_subject is not None or self._balance > 0:
             self._balance -= 1
         else:
             self._left_silently += 1
@@ -229,7 +233,7 @@ class TunnelSession:
         except (DecodeError, MalformedWork) as error:
             log.error("dropped a malformed reconnect: %s", error)
             return
-        if self._ended or request.requestId != self._active.work.request_id or len(self._links) >= MAX_LINKS:
+        if self._ended or request.requestId != self._work.request_id or len(self._links) >= MAX_LINKS:
             return
         log.info("the caller comes back")
         self._add(target)

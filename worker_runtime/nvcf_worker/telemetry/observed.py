@@ -52,7 +52,7 @@ def observe(telemetry: WorkerTelemetry, sights: Sights) -> None:
 
     def busy_seconds() -> float:
         now = perf_counter()
-        return figures.busy_seconds + sum(now - since for since in tuple(telemetry.running.values()))
+        return figures.busy_seconds + sum(now - since for since in tuple(telemetry.requests.running.values()))
 
     ours(own.WORKER_SLOTS, sights.slots)
     ours(own.WORKER_SLOTS_BUSY, sights.busy)

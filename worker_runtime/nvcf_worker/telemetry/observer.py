@@ -1,46 +1,46 @@
-"""What the way of a request reports to telemetry, and what becomes of it without any."""
+"""Observer interface for one request's life cycle, with a no-op implementation for when telemetry is off."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from opentelemetry import context as otel_context
 
 from nvcf_otel import spans
 from nvcf_worker.function.response import Outcome
-from nvcf_worker.queue.delivery import ActiveRequest
 
 
-class Told(Protocol):
-    """What the way of a request reports; each at most once, in this order, and `end` in any case."""
+class RequestObserver(Protocol):
+    """Gets the events of one request: each at most once, in this order, and `end` in any case."""
 
     def handler_begins(self) -> None:
         """The handler is called next."""
 
     def handler_failed(self, error: BaseException) -> None:
-        """It raised."""
+        """The handler raised."""
 
-    def handler_answered(self, outcome: Outcome) -> Outcome:
-        """It has an answer; streams are to be read from the one that is returned."""
+    def handler_answered(self, response: Outcome) -> Outcome:
+        """The handler has a response. A stream has to be read from the response that is returned."""
 
-    def delivering(self, outcome: Outcome) -> None:
-        """The answer goes to whoever waits."""
+    def delivering(self, response: Outcome) -> None:
+        """The response is sent to whoever waits."""
 
     def delivered(self) -> None:
-        """It has arrived."""
+        """The response has arrived."""
 
     def failed(self, error: BaseException) -> None:
-        """The request came to nothing, or the answer did not arrive."""
+        """The request failed, or its response did not arrive."""
 
     def end(self) -> None:
         """The request is over."""
 
 
-class Untold:
-    """Without telemetry. The trace context goes on to the function's own spans all the same."""
+class NoopObserver:
+    """Records nothing. The trace context still passes on to the function's own spans."""
 
-    def __init__(self, active: ActiveRequest) -> None:
-        parent = None if active.work.trace is None else spans.parse(active.work.trace)
+    def __init__(self, trace: Mapping[str, str] | None) -> None:
+        parent = None if trace is None else spans.parse(trace)
         self._token = None if parent is None else otel_context.attach(spans.below(parent))
 
     def handler_begins(self) -> None:
@@ -49,10 +49,10 @@ class Untold:
     def handler_failed(self, error: BaseException) -> None:
         return None
 
-    def handler_answered(self, outcome: Outcome) -> Outcome:
-        return outcome
+    def handler_answered(self, response: Outcome) -> Outcome:
+        return response
 
-    def delivering(self, outcome: Outcome) -> None:
+    def delivering(self, response: Outcome) -> None:
         return None
 
     def delivered(self) -> None:

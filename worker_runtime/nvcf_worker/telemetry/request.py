@@ -1,8 +1,9 @@
-"""One request as telemetry sees it, from its arrival to its end."""
+"""Telemetry of one request, from its arrival to its end."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import Token
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -10,24 +11,68 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 
 from nvcf_otel import names, spans
-from nvcf_worker.function.response import Outcome, StreamReply
-from nvcf_worker.message import request_time
-from nvcf_worker.queue.delivery import ActiveRequest, End
+from nvcf_proto import subjects
+from nvcf_worker.function.cancellation import CancelScope, End
+from nvcf_worker.function.response import Outcome, Source, StreamReply
+from nvcf_worker.message import Work, request_time
 
 if TYPE_CHECKING:
-    from nvcf_worker.telemetry.worker import WorkerTelemetry
+    from nvcf_worker.telemetry.figures import Figures
+    from nvcf_worker.telemetry.metering import Metering
 
 _CONTEXT_HEADERS = ("tracestate", "baggage")
 
 
-class Telling:
-    """With telemetry: figures always, spans where the trace is sampled. Used by the request's own task."""
+class RequestInstruments:
+    """What the telemetry of all requests of a worker shares.
+
+    running: when each request in flight arrived, for the busy time so far. attributes: of every request's
+    span. start_links: returns the links of the first request of an instance.
+    """
+
+    def __init__(
+        self,
+        figures: Figures,
+        metering: Metering | None,
+        version_id: str,
+        attributes: Mapping[str, str | int | bool],
+        start_links: Callable[[], Sequence[Link]],
+    ) -> None:
+        self.figures = figures
+        self.metering = metering
+        self.tracer = trace.get_tracer("nvcf_worker")
+        self.tracing = spans.is_tracing()
+        self.follows_parents = self.tracing and spans.follows_parents()
+        self.running: dict[int, float] = {}
+        self.first = True
+        self._version_id = version_id
+        self._attributes = attributes
+        self._start_links = start_links
+
+    def links(self) -> Sequence[Link]:
+        """Return the links of a request's span: the first request has links to the start of its instance."""
+        return self._start_links() if self.first else ()
+
+    def request_attributes(self, work: Work) -> dict[str, str | int | bool]:
+        """Return the attributes of a request's span."""
+        return {
+            **self._attributes,
+            names.MESSAGING_DESTINATION_NAME: subjects.request_stream(work.region, self._version_id),
+            names.MESSAGING_MESSAGE_ID: work.request_id,
+            names.MESSAGING_MESSAGE_BODY_SIZE: work.message.ByteSize(),
+            names.REQUEST_ID: work.request_id,
+            names.ATTEMPT: work.attempt,
+            names.FAAS_COLDSTART: self.first,
+        }
+
+
+class RequestTelemetry:
+    """Records metrics always, and spans where the trace is sampled. Used by the request's own task."""
 
     __slots__ = (
-        "_active",
         "_answered",
         "_arrived",
         "_delivery",
@@ -35,18 +80,21 @@ class Telling:
         "_handler_at",
         "_handler_done",
         "_handler_span",
+        "_scope",
         "_session",
         "_shared",
         "_span",
         "_status",
         "_stream_span",
         "_token",
+        "_work",
         "bytes",
     )
 
-    def __init__(self, shared: WorkerTelemetry, active: ActiveRequest) -> None:
+    def __init__(self, shared: RequestInstruments, work: Work, scope: CancelScope) -> None:
         self._arrived = perf_counter()
-        self._active = active
+        self._work = work
+        self._scope = scope
         self._shared = shared
         self._handler_at = 0.0
         self._handler_done = 0.0
@@ -57,10 +105,10 @@ class Telling:
         self._handler_span: Span | None = None
         self._stream_span: Span | None = None
         self._delivery: Span | None = None
-        self._session = active.work.tunnel is not None
+        self._session = work.tunnel is not None
         self._token: Token[Context] | None = None
         self.bytes = 0
-        work, figures = active.work, shared.figures
+        figures = shared.figures
         figures.requests += 1
         if work.attempt > 1:
             figures.redeliveries += 1
@@ -82,9 +130,9 @@ class Telling:
             self._token = otel_context.attach(spans.below(parent))
 
     def _open(self, parent: SpanContext | None) -> None:
-        shared, work = self._shared, self._active.work
+        shared, work = self._shared, self._work
         arrived_ns = int(work.received_at * 1e9)
-        more: dict[str, Any] = {"start_time": arrived_ns, "links": shared.first_links()}
+        more: dict[str, Any] = {"start_time": arrived_ns, "links": shared.links()}
         if parent is None:
             request_id = work.request_id
             span = spans.root(
@@ -109,44 +157,44 @@ class Telling:
     # --- the handler
 
     def handler_begins(self) -> None:
-        """Spans and logs of the function join the handler's span from here on."""
+        """Start the handler's span; spans and logs of the function belong to it from here on."""
         self._handler_at = perf_counter()
         self._shared.figures.before_seconds += self._handler_at - self._arrived
         if self._span is not None:
             handler = self._handler_span = self._shared.tracer.start_span(names.HANDLER)
             otel_context.attach(trace.set_span_in_context(handler))
-            work = self._active.work
+            work = self._work
             known = work.trace or {}
             kept = {name: known[name] for name in _CONTEXT_HEADERS if name in known}
-            # Whoever goes on from here, a child process or a server, is below the handler.
+            # The trace goes on below the handler, in a child process or a server.
             work.trace = kept | spans.carrier(handler)
 
     def handler_failed(self, error: BaseException) -> None:
-        """It raised; errors that are answers are no failures of the function's code."""
+        """Record what the handler raised."""
         self._error = error
-        outcome = names.GONE if self._active.end is not None else names.ERRORED
+        outcome = names.GONE if self._scope.end is not None else names.ERRORED
         if self._handler_span is not None and outcome is names.ERRORED:
             self._handler_span.record_exception(error)
             self._handler_span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
         self._handler_over(outcome)
 
-    def handler_answered(self, outcome: Outcome) -> Outcome:
-        """A complete answer, or the head and first item of a stream."""
-        if not isinstance(outcome, StreamReply):
-            self._handler_over(_outcome_of(outcome.status))
-            return outcome
+    def handler_answered(self, response: Outcome) -> Outcome:
+        """Record a complete response, or the head and first item of a stream."""
+        if not isinstance(response, StreamReply):
+            self._handler_over(_outcome_of(response.status))
+            return response
         self._shared.figures.first_item.record(perf_counter() - self._handler_at, self._handler_span)
         if self._span is not None and self._handler_span is not None:
             self._handler_span.add_event(names.FIRST_ITEM)
             self._stream_span = self._shared.tracer.start_span(
                 names.STREAM, context=trace.set_span_in_context(self._span)
             )
-        outcome.source = CountedSource(outcome.source, self, outcome.status, 1 if outcome.first else 0)
-        self.bytes += len(outcome.first)
-        return outcome
+        response.source = CountedSource(response.source, self, response.status, 1 if response.first else 0)
+        self.bytes += len(response.first)
+        return response
 
     def stream_over(self, items: int, status: int, *, complete: bool) -> None:
-        """The stream was read to its end, or nobody reads on."""
+        """Record the end of a stream: it was read to its end, or nobody reads on."""
         self._shared.figures.items += items
         if self._stream_span is not None:
             self._stream_span.set_attribute(names.STREAMED_ITEMS, items)
@@ -166,27 +214,27 @@ class Telling:
             self._handler_span.set_attribute(names.OUTCOME, outcome)
             self._handler_span.end()
 
-    # --- the answer
+    # --- the response
 
-    def delivering(self, outcome: Outcome) -> None:
-        """The answer goes to whoever waits."""
-        self._status = outcome.status
-        if not isinstance(outcome, StreamReply):
-            self.bytes += len(outcome.body)
+    def delivering(self, response: Outcome) -> None:
+        """Start the span of the delivery."""
+        self._status = response.status
+        if not isinstance(response, StreamReply):
+            self.bytes += len(response.body)
         if self._span is not None:
             self._delivery = self._shared.tracer.start_span(
                 names.DELIVER, context=trace.set_span_in_context(self._span), kind=SpanKind.CLIENT
             )
 
     def delivered(self) -> None:
-        """It has arrived."""
+        """End the span of the delivery."""
         self._answered = True
         if self._delivery is not None:
             self._delivery.end()
             self._delivery = None
 
     def failed(self, error: BaseException) -> None:
-        """The request came to nothing, or the answer did not arrive."""
+        """Record why the request failed."""
         self._error = error
         if self._delivery is not None:
             self._delivery.set_attribute(names.ERROR_TYPE, type(error).__name__)
@@ -195,7 +243,7 @@ class Telling:
     # --- the end
 
     def end(self) -> None:
-        """The request is over."""
+        """Record the request as a whole."""
         now = perf_counter()
         shared, figures = self._shared, self._shared.figures
         if shared.running.pop(id(self), None) is None:
@@ -203,7 +251,7 @@ class Telling:
         if self._delivery is not None:
             self._delivery.end()
         if self._handler_at and not self._handler_done:
-            self._handler_over(names.GONE if self._active.end is not None else names.ERRORED)
+            self._handler_over(names.GONE if self._scope.end is not None else names.ERRORED)
         whole = now - self._arrived
         figures.busy_seconds += whole
         if self._handler_done:
@@ -221,21 +269,21 @@ class Telling:
             otel_context.detach(self._token)
         if shared.metering is not None:
             seconds = self._handler_done - self._handler_at if self._handler_done else 0.0
-            shared.metering.invocation(self._active.work, outcome, seconds, self.bytes)
+            shared.metering.invocation(self._work, outcome, seconds, self.bytes)
 
     def _outcome(self) -> str:
         if self._answered:
             return _outcome_of(self._status)
-        if self._session and self._error is None and self._active.end is None:
+        if self._session and self._error is None and self._scope.end is None:
             self._shared.figures.sessions += 1
             return names.FULFILLED
-        return names.ERRORED if self._active.end is None else names.GONE
+        return names.ERRORED if self._scope.end is None else names.GONE
 
     def _finish(self, span: Span, outcome: str) -> None:
         span.set_attribute(names.OUTCOME, outcome)
         if self._status:
             span.set_attribute(names.HTTP_RESPONSE_STATUS_CODE, self._status)
-        end = self._active.end
+        end = self._scope.end
         if outcome is names.ERRORED and (not self._answered or self._status >= 500):
             why = str(self._status) if self._error is None else type(self._error).__name__
             span.set_attribute(names.ERROR_TYPE, why)
@@ -251,38 +299,37 @@ def _outcome_of(status: int) -> str:
 
 
 class CountedSource:
-    """The rest of a streamed body, with its items counted."""
+    """The rest of a streamed body; counts its items and bytes."""
 
-    __slots__ = ("_inner", "_items", "_over", "_status", "_told")
+    __slots__ = ("_inner", "_items", "_over", "_status", "_telemetry")
 
-    def __init__(self, inner: object, told: Telling, status: int, items: int) -> None:
+    def __init__(self, inner: Source, telemetry: RequestTelemetry, status: int, items: int) -> None:
         self._inner = inner
-        self._told = told
+        self._telemetry = telemetry
         self._status = status
         self._items = items
         self._over = False
 
     async def __anext__(self) -> bytes:
         try:
-            chunk: bytes = await self._inner.__anext__()  # type: ignore[attr-defined] # a Source
+            chunk = await self._inner.__anext__()
         except StopAsyncIteration:
             self._end(complete=True)
             raise
         except Exception as error:
-            self._told.handler_failed(error)
+            self._telemetry.handler_failed(error)
             raise
         self._items += 1
-        self._told.bytes += len(chunk)
+        self._telemetry.bytes += len(chunk)
         return chunk
 
     async def aclose(self) -> None:
-        """Stop the handler and wait until it has really ended."""
         try:
-            await self._inner.aclose()  # type: ignore[attr-defined] # a Source
+            await self._inner.aclose()
         finally:
             self._end(complete=False)
 
     def _end(self, *, complete: bool) -> None:
         if not self._over:
             self._over = True
-            self._told.stream_over(self._items, self._status, complete=complete)
+            self._telemetry.stream_over(self._items, self._status, complete=complete)

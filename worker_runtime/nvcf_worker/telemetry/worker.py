@@ -1,4 +1,4 @@
-"""What all requests of a worker share for telemetry, and the worker's start as a trace."""
+"""Telemetry of a worker, and the start of its instance as a trace."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from opentelemetry import trace
 from opentelemetry.trace import Link, Span, Status, StatusCode
 
 from nvcf_otel import names, spans
-from nvcf_proto import subjects
 from nvcf_proto.environment import NVCF_SCALING_TRACEPARENT, TRACEPARENT
+from nvcf_worker.function.cancellation import CancelScope
 from nvcf_worker.message import Work
-from nvcf_worker.queue.delivery import ActiveRequest
 from nvcf_worker.telemetry.load import load
-from nvcf_worker.telemetry.observer import Told, Untold
-from nvcf_worker.telemetry.request import Telling
+from nvcf_worker.telemetry.observer import NoopObserver, RequestObserver
+from nvcf_worker.telemetry.request import RequestInstruments, RequestTelemetry
 
 if TYPE_CHECKING:
     from nvcf_otel.setup import Telemetry
@@ -36,14 +35,14 @@ class Identity:
 
 
 class NoTelemetry:
-    """Nothing is told."""
+    """Records nothing."""
 
     def __init__(self) -> None:
         self.broker: Counter[str] = Counter()
 
-    def request(self, active: ActiveRequest) -> Told:
-        """A request arrived and its task runs."""
-        return Untold(active)
+    def request(self, work: Work, scope: CancelScope) -> RequestObserver:
+        """Return the observer of a request; called in the request's own task."""
+        return NoopObserver(work.trace)
 
     def ready(self) -> None:
         """Requests are taken from now on."""
@@ -60,7 +59,7 @@ class NoTelemetry:
 
 
 class WorkerTelemetry:
-    """One worker's. `running` are the requests in work and when they arrived, for the busy time so far."""
+    """Metrics, traces and usage events of one worker."""
 
     def __init__(
         self,
@@ -74,13 +73,8 @@ class WorkerTelemetry:
         self.figures = figures
         self.broker = figures.broker
         self.metering = metering
-        self.tracer = trace.get_tracer("nvcf_worker")
-        self.tracing = spans.is_tracing()
-        self.follows_parents = self.tracing and spans.follows_parents()
-        self.running: dict[int, float] = {}
-        self.start = InstanceStart(self.tracer, identity, environ)
-        self._identity = identity
-        self._attributes = {
+        self.start = InstanceStart(trace.get_tracer("nvcf_worker"), identity, environ)
+        attributes: dict[str, str | int | bool] = {
             names.MESSAGING_SYSTEM: names.NATS,
             names.MESSAGING_OPERATION_NAME: "process",
             names.MESSAGING_OPERATION_TYPE: "process",
@@ -89,13 +83,15 @@ class WorkerTelemetry:
             names.INSTANCE_ID: identity.instance_id,
             **({names.FUNCTION_NAME: identity.function_name} if identity.function_name else {}),
         }
-        self._first = True
+        self.requests = RequestInstruments(
+            figures, metering, identity.version_id, attributes, self.start.links
+        )
 
-    def request(self, active: ActiveRequest) -> Told:
-        """A request arrived and its task runs."""
-        told = Telling(self, active)
-        self._first = False
-        return told
+    def request(self, work: Work, scope: CancelScope) -> RequestObserver:
+        """Return the observer of a request; called in the request's own task."""
+        observer = RequestTelemetry(self.requests, work, scope)
+        self.requests.first = False
+        return observer
 
     def ready(self) -> None:
         """Requests are taken from now on."""
@@ -121,22 +117,6 @@ class WorkerTelemetry:
         if self.metering is not None:
             self.metering.close(seconds / 2)
         self.sdk.shutdown(seconds)
-
-    def first_links(self) -> Sequence[Link]:
-        """Of the first request of an instance: to the start of the instance and the decision behind it."""
-        return self.start.links() if self._first else ()
-
-    def request_attributes(self, work: Work) -> dict[str, str | int | bool]:
-        """Attributes of the span of a request."""
-        return {
-            **self._attributes,
-            names.MESSAGING_DESTINATION_NAME: subjects.request_stream(work.region, self._identity.version_id),
-            names.MESSAGING_MESSAGE_ID: work.request_id,
-            names.MESSAGING_MESSAGE_BODY_SIZE: work.message.ByteSize(),
-            names.REQUEST_ID: work.request_id,
-            names.ATTEMPT: work.attempt,
-            names.FAAS_COLDSTART: self._first,
-        }
 
 
 @dataclass

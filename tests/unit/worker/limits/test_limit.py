@@ -112,12 +112,12 @@ def test_slots_follow_the_lowest_limit_that_somebody_sets() -> None:
     assert slots.free == 8
     slots.set_limit("latency", 3)
     slots.set_limit("processes", 4)
-    assert all(slots.take() for _ in range(3))
-    assert not slots.take()
+    assert all(slots.acquire() for _ in range(3))
+    assert not slots.acquire()
     slots.set_limit("latency", 2)
     assert slots.free == 0
     assert freed == []
     slots.set_limit("latency", 10)
     assert (slots.free, freed) == (1, [1])
-    slots.give_back()
+    slots.release()
     assert slots.free == 2

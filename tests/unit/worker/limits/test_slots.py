@@ -30,14 +30,14 @@ class SlotMachine(RuleBasedStateMachine):
     @rule()
     def take(self) -> None:
         expected = not self.paused and self.busy < self.limit
-        assert self.slots.take() is expected
+        assert self.slots.acquire() is expected
         self.busy += expected
 
     @precondition(lambda self: self.busy)
     @rule()
-    def give_back(self) -> None:
+    def release(self) -> None:
         before = self.woken
-        self.slots.give_back()
+        self.slots.release()
         self.busy -= 1
         assert self.woken == before + 1
 
@@ -64,4 +64,4 @@ TestSlots = SlotMachine.TestCase
 
 def test_more_cannot_be_given_back_than_was_taken() -> None:
     with pytest.raises(RuntimeError):
-        Slots(1, lambda: None).give_back()
+        Slots(1, lambda: None).release()

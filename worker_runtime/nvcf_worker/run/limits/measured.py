@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 
 from nvcf_worker.function.adaptive import Adaptive, AdaptiveLimit
+from nvcf_worker.function.cancellation import CancelScope
 from nvcf_worker.function.handlers import Handler
 from nvcf_worker.function.request import Request, SyncRequest
 from nvcf_worker.function.response import Outcome
-from nvcf_worker.queue.delivery import ActiveRequest
 from nvcf_worker.run.executor import Executor
 from nvcf_worker.run.threads import ThreadPool
 
@@ -37,13 +37,13 @@ class MeasuredExecutor(Executor):
         resize(self._limit.limit)
 
     async def run(
-        self, request: Request | SyncRequest, active: ActiveRequest, handler: Handler | None = None
+        self, request: Request | SyncRequest, scope: CancelScope, handler: Handler | None = None
     ) -> Outcome:
         """Run a request and take its latency, if it succeeds."""
         began = time.monotonic()
         self._in_work += 1
         try:
-            outcome = await super().run(request, active, handler)
+            outcome = await super().run(request, scope, handler)
             if self._limit.finished(began=began, now=time.monotonic(), in_work=self._in_work):
                 self._resize(self._limit.limit)
         finally:

@@ -9,7 +9,7 @@ from collections import deque
 from typing import Protocol
 
 from nvcf_worker.errors import ProcessDied
-from nvcf_worker.exchange.extras import RequestExtras
+from nvcf_worker.exchange.files import FileContext
 from nvcf_worker.function.request import Request
 from nvcf_worker.function.response import Outcome, Reply, StreamReply
 from nvcf_worker.process import logs
@@ -86,8 +86,8 @@ class Call:
             self._tell_progress(payload)
         elif kind is Frame.OUTPUT:
             # From here on the worker looks for result files, and removes the directory in the end.
-            if isinstance(self.request._extras, RequestExtras):
-                self.request._extras.files.output_made = True
+            if isinstance(self.request._context, FileContext):
+                self.request._context.files.output_made = True
         elif kind is Frame.STREAM:
             self._begin_stream(Answer.unpack(payload))
         else:
@@ -230,8 +230,8 @@ class CallStream:
 
 def start_of(request: Request, tries: int) -> Start:
     """What a child needs of a request to make its own; `tries` is what it is told as `attempt`."""
-    work, context, extras = request._work, request._context, request._extras
-    known = extras if isinstance(extras, RequestExtras) else None
+    work, function, context = request._work, request._function, request._context
+    known = context if isinstance(context, FileContext) else None
     body = request.whole_body
     message = type(work.message)()
     message.CopyFrom(work.message)
@@ -246,14 +246,14 @@ def start_of(request: Request, tries: int) -> Start:
         target=request.target,
         sent=request._sent,
         body=body if body is not None and len(body) <= PIECE else None,
-        function_id=context.function_id,
-        version_id=context.version_id,
-        headers=context.headers,
+        function_id=function.function_id,
+        version_id=function.version_id,
+        headers=function.headers,
         files=None if known is None else places_of(known),
     )
 
 
-def places_of(extras: RequestExtras) -> FilePlaces:
+def places_of(context: FileContext) -> FilePlaces:
     """Where a request's files are."""
-    asset_base, output_base = extras.files.bases
-    return FilePlaces(str(asset_base), str(output_base), dict(extras.files.assets), extras.carries_files)
+    asset_base, output_base = context.files.bases
+    return FilePlaces(str(asset_base), str(output_base), dict(context.files.assets), context.carries_files)

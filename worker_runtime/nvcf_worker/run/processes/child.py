@@ -35,7 +35,7 @@ def is_child() -> bool:
 def serve_requests(handler: Handler, companion: Companion | None) -> NoReturn:
     """Run the worker's requests until it says stop or is gone; does not return."""
     # Imported here: `serve` of an ordinary worker needs none of it.
-    from nvcf_worker.serving import loop_factory
+    from nvcf_worker.process.loops import loop_factory
     from nvcf_worker.telemetry.setup import child_telemetry
 
     # Taken out, so that processes which the function starts do not think they are children of a worker.
@@ -102,7 +102,7 @@ class ChildServer:
         if kind == Frame.START:
             call = self._calls[number] = ServedCall(self.executor, self.channel, number, payload)
             task = asyncio.create_task(call.run())
-            call.active.task = task
+            call.scope.task = task
             self._tasks.add(task)
             task.add_done_callback(lambda done: self._ended(number, done))
         elif kind == Frame.STOP:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Protocol, runtime_checkable
 
 from nvcf_worker.errors import ProcessDied, RetryLater, WorkerError, first_error
-from nvcf_worker.exchange.extras import RequestExtras
+from nvcf_worker.exchange.files import FileContext
 from nvcf_worker.function.request import Request
 from nvcf_worker.function.response import Outcome
 from nvcf_worker.process.backoff import Backoff
@@ -176,8 +176,8 @@ class ProcessHost:
                     raise
                 if decided is Verdict.HAND_BACK:
                     raise RetryLater(error.detail, after=0.0) from error
-            if isinstance(request._extras, RequestExtras):
-                await asyncio.to_thread(request._extras.files.forget_results)
+            if isinstance(request._context, FileContext):
+                await asyncio.to_thread(request._context.files.forget_results)
         raise AssertionError("unreachable")
 
     async def _run(self, call: Call, *, repeated: bool) -> Outcome:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from nvcf_worker.errors import Fatal, FunctionError, HandlerFailed, RequestCancelled, RetryLater
-from nvcf_worker.exchange.files import Asset
+from nvcf_worker.function.request import Asset
 from nvcf_worker.function.response import HeaderPairs
 
 KNOWN = (FunctionError, RetryLater, Fatal, RequestCancelled)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import AsyncIterator
 
 from nvcf_proto.pb import nvcf_pb2
 from nvcf_worker.errors import BodyUnavailable
 from nvcf_worker.function.body import Download, RequestBody
+from nvcf_worker.function.cancellation import CancelScope, End
 from nvcf_worker.function.request import FunctionContext
 from nvcf_worker.function.response import Outcome, Reply, StreamReply
 from nvcf_worker.message import NOWHERE, Work
 from nvcf_worker.process import logs
-from nvcf_worker.queue.delivery import ActiveRequest, End
 from nvcf_worker.run.executor import Executor, request_type
 from nvcf_worker.run.processes.channel import Channel
-from nvcf_worker.run.processes.child_extras import ChildExtras
+from nvcf_worker.run.processes.child_context import ChildContext
 from nvcf_worker.run.processes.frames import PIECE, WINDOW, Frame
 from nvcf_worker.run.processes.packing import Answer, Start, pack_error, unpack_error
 
@@ -37,9 +36,10 @@ class ServedCall:
         self._credit = WINDOW
         self._credited = asyncio.Event()
         self._upload: Upload | None = None
-        self.active = ActiveRequest(self._work(), time.monotonic())
+        self.scope = CancelScope()
+        self._work = self._read_work()
 
-    def _work(self) -> Work:
+    def _read_work(self) -> Work:
         start = self._start
         message = nvcf_pb2.WorkerInvokeFunctionRequest.FromString(start.message)
         return Work(
@@ -67,20 +67,20 @@ class ServedCall:
 
     def cancel(self) -> None:
         """Stop the handler."""
-        self.active.stop(End.CALLER_GONE)
+        self.scope.stop(End.CALLER_GONE)
 
     async def run(self) -> None:
         """Run the request to its end; never raises."""
-        logs.request_id.set(self.active.work.request_id)
-        if self.active.work.trace is not None:
-            logs.attach_trace(self.active.work.trace)
+        logs.request_id.set(self._work.request_id)
+        if self._work.trace is not None:
+            logs.attach_trace(self._work.trace)
         try:
-            self.active.interruptible = True
-            if self.active.end is not None:
+            self.scope.interruptible = True
+            if self.scope.end is not None:
                 raise asyncio.CancelledError
             await self._deliver(await self._run_handler())
         except asyncio.CancelledError:
-            if self.active.end is None:
+            if self.scope.end is None:
                 self._send(Frame.FAILED, pack_error(RuntimeError("the handler let a cancellation escape")))
             else:
                 self._send(Frame.GONE)
@@ -89,28 +89,28 @@ class ServedCall:
         except BaseException as error:  # noqa: BLE001 - the worker logs it and answers
             self._send(Frame.FAILED, pack_error(error))
         finally:
-            self.active.interruptible = False
+            self.scope.interruptible = False
 
     async def _run_handler(self) -> Outcome:
         start = self._start
         handler, parameters = self._executor.select(start.method, start.target)
         body = RequestBody(start.body or b"", self._open if start.body is None else None)
-        self.active.body = body
-        extras = None
+        self.scope.body = body
+        context = None
         if start.files is not None:
-            extras = ChildExtras(start.files, self.active.work.request_id, self._send_from_anywhere)
+            context = ChildContext(start.files, self._work.request_id, self._send_from_anywhere)
         request = request_type(handler)(
-            self.active.work,
+            self._work,
             FunctionContext(start.function_id, start.version_id, start.headers),
             body,
-            self.active.cancelled,
+            self.scope.cancelled,
             method=start.method,
             target=start.target,
             sent=start.sent,
             path_params=parameters,
-            extras=extras,
+            context=context,
         )
-        return await self._executor.run(request, self.active, handler)
+        return await self._executor.run(request, self.scope, handler)
 
     async def _open(self) -> Download:
         self._upload = Upload(self._channel, self._number)

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from nvcf_worker import reception as reception_module
-from nvcf_worker.queue.delivery import ActiveRequest
+from nvcf_worker import dispatcher as dispatcher_module
+from nvcf_worker.dispatcher import Dispatcher
 from nvcf_worker.queue.inflight import InFlight
 from nvcf_worker.queue.puller import ConsumerLimits
 from nvcf_worker.queue.slots import Slots
-from nvcf_worker.reception import Reception
 from tests.unit.worker.test_work import message
 
 
@@ -30,22 +29,23 @@ class Connection:
 
 
 async def test_a_thread_whose_caller_has_left_is_not_handed_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reception_module, "HAND_BACK_WAIT", 0.01)
+    monkeypatch.setattr(dispatcher_module, "HAND_BACK_WAIT", 0.01)
     inflight, connection, done = InFlight(None), Connection(), asyncio.Event()
     inflight.use(connection)  # type: ignore[arg-type]
 
-    async def like_a_thread(active: ActiveRequest) -> None:
+    async def like_a_thread(*_: Any) -> None:
         await done.wait()
 
+    exchanges: Any = None
     tunnels: Any = SimpleNamespace(caller_left=lambda request_id: False)
-    reception = Reception(inflight, Slots(2, lambda: None), tunnels, like_a_thread)
+    dispatcher = Dispatcher(inflight, Slots(2, lambda: None), exchanges, tunnels, like_a_thread)
     requests = [message(), message()]
     left, wanted = (each.requestId for each in requests)
     for each in requests:
         reply = f"ack.{each.requestId}"
         sent: Any = SimpleNamespace(data=each.SerializeToString(), reply=reply, headers=None, subject="rq")
-        await reception.receive(sent, "here", ConsumerLimits())
-    reception.cancel_request(left)
-    await reception.finish(0.0)
+        await dispatcher.receive(sent, "here", ConsumerLimits())
+    dispatcher.cancel_request(left)
+    await dispatcher.finish(0.0)
     assert sorted(connection.published) == sorted([(f"ack.{left}", b"+ACK"), (f"ack.{wanted}", b"-NAK")])
     done.set()

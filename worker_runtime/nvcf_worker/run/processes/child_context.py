@@ -8,14 +8,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nvcf_worker.exchange.files import Asset, RequestFiles
+from nvcf_worker.exchange.files import RequestFiles, check_percent
 from nvcf_worker.function.function_headers import NamedFiles
+from nvcf_worker.function.request import Asset
 from nvcf_worker.run.processes.frames import Frame
 from nvcf_worker.run.processes.packing import FilePlaces
 
 
-class ChildExtras:
-    """Files are shared with the worker, which fetches, uploads and removes them; progress is told to it."""
+class ChildContext:
+    """The RequestContext in a child process.
+
+    The worker fetches, uploads and removes the files, which both processes share; progress is sent to it.
+    """
 
     def __init__(self, places: FilePlaces, request_id: str, tell: Callable[[Frame, bytes], None]) -> None:
         self._places = places
@@ -50,6 +54,5 @@ class ChildExtras:
 
     def progress(self, percent: float, partial: Any) -> None:
         """Report progress, from any thread. Raises what pickle raises for a partial that JSON cannot say."""
-        if isinstance(percent, bool) or not isinstance(percent, int | float):
-            raise TypeError(f"percent is {percent!r}; it must be a number from 0 to 100")
+        check_percent(percent)
         self._tell(Frame.PROGRESS, pickle.dumps((percent, partial)))

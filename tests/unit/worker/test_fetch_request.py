@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +12,9 @@ import pytest
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2
 from nvcf_worker.errors import BodyUnavailable
-from nvcf_worker.exchange import fetch_request as whole
+from nvcf_worker.exchange import fetch
 from nvcf_worker.function.body import RequestBody
 from nvcf_worker.message import parse_work
-from nvcf_worker.queue.delivery import ActiveRequest
 
 
 class Download:
@@ -41,14 +41,14 @@ def begin(download: Download, monkeypatch: pytest.MonkeyPatch) -> asyncio.Task[A
     http1 = message.statelessConfig.connectionConfigs.add().http1Config
     http1.targetURI, http1.responseAuthorizationToken = "http://gateway:1/", "token"
     http1.requestAuthorizationToken = "other"
-    active = ActiveRequest(parse_work(message.SerializeToString(), "", None, region="r", now=0.0), 0.0)
+    work = parse_work(message.SerializeToString(), "", None, region="r", now=0.0)
+    exchange: Any = SimpleNamespace(work=work)
 
     async def fetch_body(*_: Any, **__: Any) -> Download:
         return download
 
-    monkeypatch.setattr(whole, "fetch_body", fetch_body)
-    nothing: Any = None
-    return asyncio.create_task(whole.whole_request(active, nothing, nothing))
+    monkeypatch.setattr(fetch, "fetch_body", fetch_body)
+    return asyncio.create_task(fetch.fetch_request(exchange))
 
 
 async def test_a_body_that_nobody_reads_is_given_up_with_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
