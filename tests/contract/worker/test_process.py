@@ -168,7 +168,7 @@ async def test_a_killed_worker_hands_its_requests_to_its_successor(
     assert time.monotonic() - started < 15
     assert sorted(answer["body"] for answer in answers) == ["0", "1"]
     assert [answer["attempt"] for answer in answers] == [2, 2]
-    assert "handed back 2 requests" in second.text()
+    assert "returned 2 requests" in second.text()
     await eventually(lambda: _empty(gateway), "each answered once")
 
 

@@ -74,7 +74,7 @@ class Route:
     handler: Handler
 
 
-class Router:
+class RouteTable:
     """Finds the handler of a request: paths without parameters first, then in the order they were added."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
@@ -189,7 +189,7 @@ class App:
                 handler = dataclasses.replace(handler, limit=limit)
             routes.append(Route(pattern, methods, handler))
             loading += handler.loading
-        return Handler(_unrouted, Kind.ASYNC, media_type, "App", tuple(loading), Router(routes))
+        return Handler(_unrouted, Kind.ASYNC, media_type, "App", tuple(loading), RouteTable(routes))
 
     def _lives(self) -> list[_Hooks]:
         names = ("setup", "warmup", "teardown")

@@ -7,14 +7,13 @@ import functools
 import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nvcf_worker.errors import HandlerError
 from nvcf_worker.function.loading import Loading, of_class, of_instance
 from nvcf_worker.function.typed.binding import bound, plan_of
 
 if TYPE_CHECKING:
-    from nvcf_worker.function.app import Router
     from nvcf_worker.function.limit import Limit
 
 
@@ -23,6 +22,13 @@ class Kind(enum.Enum):
 
     SYNC = "sync"
     ASYNC = "async"
+
+
+class Router(Protocol):
+    """Chooses between the handlers of several routes."""
+
+    def match(self, method: str, path: str) -> tuple[Handler, dict[str, str]]:
+        """Return a request's handler and its path parameters. Raises NotFound and MethodNotAllowed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,7 @@ class Door:
 
 
 def asked(name: str) -> Any:
-    return SimpleNamespace(id=name, attempt=1, whole_body=b"", _extras=None)
+    return SimpleNamespace(id=name, attempt=1, whole_body=b"", _context=None)
 
 
 async def until(condition: Any) -> None:
