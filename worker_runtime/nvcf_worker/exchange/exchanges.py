@@ -111,7 +111,7 @@ def changed(
 
 
 def read_progress(text: bytes) -> tuple[float, Any]:
-    """Return percent and partial response of a progress file (protocol.md section 5). Raises ValueError."""
+    """Return percent and partial response of a progress file (protocol.md, section 5). Raises ValueError."""
     try:
         members = json.loads(text)
     except RecursionError as error:

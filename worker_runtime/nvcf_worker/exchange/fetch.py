@@ -65,7 +65,7 @@ async def fetch_body(exchange: Exchange, *, whole_request: bool) -> Download:
 
 
 async def fetch_request(exchange: Exchange) -> tuple[RequestHead, RequestBody]:
-    """Fetch a request's head, and as much of its body as comes with it (protocol.md section 3, `+h1`).
+    """Fetch a request's head, and as much of its body as comes with it (protocol.md, section 3, `+h1`).
 
     Headers of the message come first: by them the gateway tells the worker e.g. of pass-through, and it
     leaves them out of the caller's request. Raises BodyUnavailable.

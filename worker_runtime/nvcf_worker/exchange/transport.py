@@ -1,7 +1,7 @@
 """The connection between a worker and the gateways of its requests.
 
 `Transport` is what an exchange needs. `GatewayTransport` implements it by NATS and HTTP: a response goes by
-inline reply, else by POST `request-attach`; the wire protocol is in docs/reference/protocol.md, section 3.
+inline reply, else by POST `request-attach`; see protocol.md, section 3.
 """
 
 from __future__ import annotations
@@ -114,9 +114,7 @@ class GatewayTransport:
         on_sent = sent if len(inbox) < MAX_UNCONFIRMED else _nothing
         try:
             deadline = time.monotonic() + REPLY_TIMEOUT
-            confirmed = await inbox.ask(
-                address.reply_subject, encoded, deadline=deadline, on_sent=on_sent
-            )
+            confirmed = await inbox.ask(address.reply_subject, encoded, deadline=deadline, on_sent=on_sent)
         except nats.errors.Error as error:
             log.debug("the inline reply could not be sent: %s", error)
             return False

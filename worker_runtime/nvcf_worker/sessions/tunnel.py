@@ -1,4 +1,4 @@
-"""Stateful sessions: bytes between a gateway and the function's own server (protocol.md section 7)."""
+"""Stateful sessions: bytes between a gateway and the function's own server (protocol.md, section 7)."""
 
 from __future__ import annotations
 
