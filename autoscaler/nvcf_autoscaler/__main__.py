@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -19,15 +18,15 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from nvcf_autoscaler.controller.actuation import Actuator
-from nvcf_autoscaler.controller.cache import World
+from nvcf_autoscaler.controller.cache import Cache
 from nvcf_autoscaler.controller.lease import LEASES_BUCKET, Lease, LeaseRecord
-from nvcf_autoscaler.controller.loop import Control
-from nvcf_autoscaler.controller.reconcile import LOST_AFTER, Looker
+from nvcf_autoscaler.controller.loop import ControlLoop
+from nvcf_autoscaler.controller.reconcile import LOST_AFTER, Reconciler
 from nvcf_autoscaler.controller.recorder import Recorder
 from nvcf_autoscaler.controller.service import AutoscalerService
 from nvcf_autoscaler.errors import AutoscalerError
-from nvcf_autoscaler.placement.fairness import TURN
-from nvcf_autoscaler.telemetry.snapshot import Board
+from nvcf_autoscaler.placement.fairness import TIME_SLICE
+from nvcf_autoscaler.telemetry.snapshot import Snapshots
 from nvcf_broker.connection import BrokerClient, connect_broker
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.jetstream import JetStream
@@ -48,68 +47,45 @@ from nvcf_proto.pb import nvcf_pb2_grpc
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Options:
-    """Settings of one replica."""
-
-    nats: str
-    nats_credentials: Path | None
-    replica_id: str
-    regions: tuple[str, ...]
-    replicas: int
-    lost_after: float
-    turn: float
-    grpc: str | None
-    metrics: str | None
-    log_level: str
-
-
-def parse_arguments(arguments: Sequence[str] | None = None) -> Options:
-    """Read the command line."""
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of one replica."""
     parser = argparse.ArgumentParser(
         prog="nvcf-autoscaler", description="Keep as many instances as the demand needs, and say why."
     )
     add = parser.add_argument
     add("--nats", default="nats://127.0.0.1:4222", metavar="URL", help="broker, several with commas")
     add("--nats-credentials", type=Path, metavar="FILE", help="one line user:password, mode 0600")
-    add("--replica-id", default="", help="name of this replica, like no other one's (default: made up)")
-    add("--regions", default="local", help="regions whose queues count, with commas")
+    add("--replica-id", default="", help="unique name of this replica (default: random)")
+    add("--regions", type=_regions, default="local", help="regions whose queues count, with commas")
     add("--replicas", type=int, default=1, help="copies of streams and buckets in a broker cluster")
     add(
         "--lost-after",
         type=float,
         default=LOST_AFTER,
         metavar="SECONDS",
-        help="instances of a cluster that was silent for so long are replaced elsewhere",
+        help="replace the instances of a cluster that sends no heartbeat for this time",
     )
     add(
         "--turn",
         type=float,
-        default=TURN,
+        default=TIME_SLICE,
         metavar="SECONDS",
-        help="how long a version keeps its only instance while others have none and GPUs are short",
+        help="least time that a version keeps its only instance while GPUs are short and others have none",
     )
     add("--grpc", metavar="HOST:PORT", help="also serve nvcf.Autoscaler there, in plain text")
     add("--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus there (default: not)")
     add("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
-    values = parser.parse_args(arguments)
-    regions = tuple(part.strip() for part in values.regions.split(",") if part.strip())
-    return Options(
-        values.nats,
-        values.nats_credentials,
-        values.replica_id or new_id(),
-        regions or ("local",),
-        values.replicas,
-        values.lost_after,
-        values.turn,
-        values.grpc,
-        values.metrics,
-        values.log_level,
-    )
+    options = parser.parse_args(arguments)
+    options.replica_id = options.replica_id or new_id()
+    return options
 
 
-async def serve(options: Options, telemetry: Telemetry) -> None:
-    """Run until told to stop."""
+def _regions(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip()) or ("local",)
+
+
+async def serve(options: argparse.Namespace, telemetry: Telemetry) -> None:
+    """Run until SIGTERM or SIGINT."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -129,53 +105,51 @@ async def serve(options: Options, telemetry: Telemetry) -> None:
         await stack.enter_async_context(leases)
         await leases.ready()
         lease = Lease(leases, "autoscaler", options.replica_id, time.monotonic)
-        control: Control | None = None
-
-        def changed(version_id: str) -> None:
-            if control is not None:
-                control.wake(version_id)
-
-        def capacity_changed() -> None:
-            if control is not None:
-                control.wake_short()
-
-        world = World(client, changed, capacity_changed, options.replicas)
-        board = Board(lambda: lease.held)
-        board.observe()
-        recorder = Recorder(board)
-        looker = Looker(
-            world,
+        snapshots = Snapshots(lambda: lease.held)
+        snapshots.register()
+        recorder = Recorder(snapshots)
+        # The cache is read before the control loop runs, but its callbacks need the loop.
+        cache = Cache(
+            client,
+            lambda version_id: control.wake(version_id),
+            lambda: control.wake_waiting_for_capacity(),
+            options.replicas,
+        )
+        reconciler = Reconciler(
+            cache,
             requests,
-            Actuator(client, requests, world),
+            Actuator(client, requests, cache),
             lease,
             options.regions,
             recorder,
             options.lost_after,
             options.turn,
         )
-        control = Control(looker, world.version_ids, lambda: lease.held, recorder.gone)
-        await world.start(stack)
+        control = ControlLoop(reconciler, cache.version_ids, lambda: lease.held, recorder.gone)
+        await cache.start(stack)
         await _listen(client, control)
         ready = {"event": "ready", "replicaId": options.replica_id}
         if options.grpc is not None:
-            ready["grpc"] = await _serve_grpc(stack, options, client, world)
+            ready["grpc"] = await _serve_grpc(stack, options, client, cache)
         metrics = metrics_host(telemetry, options.metrics)
         if metrics is not None:
             ready["metrics"] = metrics
         print(json.dumps(ready), flush=True)  # noqa: T201
         await _run(stop, lease, control)
-        await lease.give_up()
+        await lease.release()
 
 
-async def _serve_grpc(stack: AsyncExitStack, options: Options, client: BrokerClient, world: World) -> str:
-    address = options.grpc or ""
+async def _serve_grpc(
+    stack: AsyncExitStack, options: argparse.Namespace, client: BrokerClient, cache: Cache
+) -> str:
+    address: str = options.grpc
     keys = KvMirror(client, API_KEYS_BUCKET, ApiKey.from_json, ApiKey.to_json, replicas=options.replicas)
     await stack.enter_async_context(keys)
     await keys.ready()
     server = grpc.aio.server(
         options=[("grpc.max_receive_message_length", 64 * 1024), ("grpc.so_reuseport", 0)]
     )
-    nvcf_pb2_grpc.add_AutoscalerServicer_to_server(AutoscalerService(world, world.orders, keys), server)
+    nvcf_pb2_grpc.add_AutoscalerServicer_to_server(AutoscalerService(cache, cache.orders, keys), server)
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:
@@ -187,30 +161,30 @@ async def _serve_grpc(stack: AsyncExitStack, options: Options, client: BrokerCli
     return f"{address.rpartition(':')[0]}:{port}"
 
 
-async def _run(stop: asyncio.Event, lease: Lease, control: Control) -> None:
-    def led(held: bool) -> None:
+async def _run(stop: asyncio.Event, lease: Lease, control: ControlLoop) -> None:
+    def leadership_changed(held: bool) -> None:
         if held:
             control.wake_all()
 
     async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(lease.keep(led)), tasks.create_task(control.run())]
+        running = [tasks.create_task(lease.keep(leadership_changed)), tasks.create_task(control.run())]
         await stop.wait()
         for task in running:
             task.cancel()
 
 
-async def _listen(client: Client, control: Control) -> None:
+async def _listen(client: Client, control: ControlLoop) -> None:
     async def reported(message: Msg) -> None:
         try:
             report = DemandReport.from_json(message.data)
         except ContractError as error:
             _log.warning("demand report ignored: %s", error)
             return
-        control.watched(report.version_id).gateways.take(report)
+        control.state_of(report.version_id).gateways.add(report)
         control.in_use(report.version_id)
 
     async def woken(message: Msg) -> None:
-        control.asked(message.subject.rpartition(".")[2], parse(message.headers or {}))
+        control.cold_start(message.subject.rpartition(".")[2], parse(message.headers or {}))
 
     await client.subscribe(compute.DEMAND_SUBJECTS, cb=reported)
     await client.subscribe(compute.WAKE_SUBJECTS, cb=woken)
@@ -227,7 +201,7 @@ async def _ensure_streams(jetstream: JetStream, replicas: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     options = parse_arguments(arguments)
     configure_logging(options.log_level, component="autoscaler")
     try:

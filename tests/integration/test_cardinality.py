@@ -51,8 +51,8 @@ sys.stdout.buffer.write(telemetry.page()[0])
 AUTOSCALER = """
 import sys
 from nvcf_autoscaler.controller.queues import QueueState
-from nvcf_autoscaler.controller.version_state import Watched
-from nvcf_autoscaler.telemetry.snapshot import Board
+from nvcf_autoscaler.controller.version_state import VersionState
+from nvcf_autoscaler.telemetry.snapshot import Snapshots
 from nvcf_autoscaler.controller.recorder import Recorder
 from nvcf_otel.setup import start_telemetry
 from nvcf_proto.ids import new_id
@@ -60,18 +60,18 @@ from nvcf_proto.models import FunctionVersion, Instance, InstanceState
 
 telemetry = start_telemetry("autoscaler", instance_id="a", environ={}, page=True)
 now = 1000.0
-board = Board(lambda: True)
-board.observe()
-recorder = Recorder(board, lambda: now)
+snapshots = Snapshots(lambda: True)
+snapshots.register()
+recorder = Recorder(snapshots, lambda: now)
 names = [f"function-{number}" for number in range(int(sys.argv[1]))]
 versions = [FunctionVersion(new_id(), new_id(), name, "account", 1.0) for name in names]
-watched = [Watched() for _ in versions]
+watched = [VersionState() for _ in versions]
 for now in (1000.0, 1001.0):
     for version, memory in zip(versions, watched):
         instance = Instance(
             new_id(), version.function_id, version.id, "cluster", InstanceState.RUNNING, 1.0, 1.0, gpu="H100"
         )
-        recorder.saw(version, memory, QueueState(1, 1, 2, 5.0), [instance], {}, 2, (("0-H100", 1),))
+        recorder.observed(version, memory, QueueState(1, 1, 2, 5.0), [instance], {}, 2, (("0-H100", 1),))
 sys.stdout.buffer.write(telemetry.page()[0])
 """
 

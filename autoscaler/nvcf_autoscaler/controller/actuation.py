@@ -1,8 +1,7 @@
-"""Making decisions happen: instance records first, messages after.
+"""Carries out decisions: writes the instance record first, then sends the message.
 
-The record is what counts: a replica that dies between the two leaves a PENDING (or draining) record, and
-whoever leads next sends the message again. Agents do nothing for what they know already, so sending twice
-is harmless.
+If a replica dies between the two, a PENDING (or draining) record remains and the next leader sends the
+message again. Agents ignore messages they know, so sending twice is harmless.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import nats.errors
 from nats.aio.client import Client
 from opentelemetry import metrics, propagate
 
-from nvcf_autoscaler.controller.cache import World
+from nvcf_autoscaler.controller.cache import Cache
 from nvcf_autoscaler.controller.mapping import specifications_of
 from nvcf_autoscaler.controller.plan import Action, Create, GiveUp, Resend, ResendEnd, Terminate
 from nvcf_broker.connection import describe_error
@@ -43,15 +42,15 @@ _lost = _meter.create_counter("nvcf.autoscaler.instances.lost", unit="{instance}
 class Actuator:
     """Carries out actions of one version. All methods raise BrokerError."""
 
-    def __init__(self, client: Client, requests: Requester, world: World) -> None:
+    def __init__(self, client: Client, requests: Requester, cache: Cache) -> None:
         self._client = client
         self._jetstream = JetStream(requests, PUBLISH_TIMEOUT)
-        self._world = world
+        self._cache = cache
 
-    async def do(
+    async def apply(
         self, version: FunctionVersion, deployment: Deployment, action: Action, reason: str = ""
     ) -> None:
-        """Carry out one action of a deployed version; `reason` is why there are more instances."""
+        """Carry out one action of a deployed version. `reason` goes into creation messages."""
         match action:
             case Create():
                 await self._create(version, deployment, action, reason)
@@ -61,7 +60,7 @@ class Actuator:
                 await self.end(version, action)
 
     async def end(self, version: FunctionVersion | None, action: Action) -> None:
-        """Carry out an action that ends instances; others need a deployment."""
+        """Carry out an action that ends instances. Other actions need a deployment and are ignored."""
         match action:
             case Terminate():
                 await self._terminate(action)
@@ -76,12 +75,12 @@ class Actuator:
     async def _create(
         self, version: FunctionVersion, deployment: Deployment, action: Create, reason: str
     ) -> None:
-        left = action.count
-        while left:
-            now = min(left, AT_ONCE)
-            left -= now
+        for first in range(0, action.count, AT_ONCE):
             results = await asyncio.gather(
-                *(self._create_one(version, deployment, action, reason) for _ in range(now)),
+                *(
+                    self._create_one(version, deployment, action, reason)
+                    for _ in range(min(AT_ONCE, action.count - first))
+                ),
                 return_exceptions=True,
             )
             for result in results:
@@ -103,7 +102,7 @@ class Actuator:
             specification_id=action.specification_id,
             gpu=specifications_of(deployment)[action.specification_id].gpu,
         )
-        await self._world.instances.create(instance.key, instance)
+        await self._cache.instances.create(instance.key, instance)
         _created.add(1)
         await self._send_creation(version, deployment, instance, reason)
 
@@ -141,14 +140,14 @@ class Actuator:
         now = time.time()
         clusters: dict[str, list[Instance]] = {}
         for instance in action.instances:
-            entry = self._world.instances.entry(instance.key)
+            entry = self._cache.instances.entry(instance.key)
             if entry is None:
                 continue
             changed = entry.value.changed(now, draining_since=now, reason=action.reason)
             try:
-                await self._world.instances.update(instance.key, changed, entry.revision)
+                await self._cache.instances.update(instance.key, changed, entry.revision)
             except RevisionConflictError:
-                # What the agent wrote meanwhile wins; the next look decides anew.
+                # The agent's change wins. The next reconcile decides again.
                 continue
             clusters.setdefault(instance.cluster_id, []).append(instance)
         for instances in clusters.values():
@@ -156,7 +155,7 @@ class Actuator:
             _ended.add(len(instances))
 
     async def _send_end(self, instances: tuple[Instance, ...], reason: str, message_id: str) -> None:
-        """Tell one cluster to end instances of one version."""
+        """Send a termination message for instances of one version in one cluster."""
         message = TerminationMessage(
             message_id=message_id,
             cluster_id=instances[0].cluster_id,
@@ -169,32 +168,34 @@ class Actuator:
         await self._publish(compute.terminate_subject(message.cluster_id), message.to_json(), message_id)
 
     async def _give_up(self, version: FunctionVersion | None, instance: Instance, reason: str) -> None:
-        entry = self._world.instances.entry(instance.key)
+        entry = self._cache.instances.entry(instance.key)
         if entry is None:
             return
         closed = entry.value.changed(
             time.time(), state=InstanceState.FAILED, category=LOST, reason=f"{LOST}: {reason}"
         )
-        await self._world.instances.update(instance.key, closed, entry.revision)
+        await self._cache.instances.update(instance.key, closed, entry.revision)
         _lost.add(1)
         _log.warning("instance %s given up: %s", instance.id, reason)
         text = f"instance {instance.id} on {instance.cluster_id} given up: {reason}"
-        await self.tell(version, instance.version_id, text, instanceId=instance.id)
+        await self.emit_event(version, instance.version_id, text, instanceId=instance.id)
 
     async def remove(self, instance: Instance) -> None:
-        """Remove the record of an instance that ended long ago and whose agent does not do it."""
-        entry = self._world.instances.entry(instance.key)
+        """Remove the record of an instance that ended long ago, in case its agent does not."""
+        entry = self._cache.instances.entry(instance.key)
         if entry is not None:
-            await self._world.instances.delete(instance.key, entry.revision)
+            await self._cache.instances.delete(instance.key, entry.revision)
 
-    async def tell(self, version: FunctionVersion | None, version_id: str, text: str, **data: str) -> None:
-        """Record a scaling event for people; a lost one is no harm."""
+    async def emit_event(
+        self, version: FunctionVersion | None, version_id: str, text: str, **data: str
+    ) -> None:
+        """Publish a scaling event for users. It is not waited for and may get lost."""
         name = None if version is None else version.name
         event = Event(time.time(), "scaling", version_id, text, function_name=name, data=data)
         try:
             await self._client.publish(compute.event_subject(version_id), event.to_json())
         except (nats.errors.Error, OSError) as error:
-            _log.debug("event not recorded: %s", describe_error(error))
+            _log.debug("event not published: %s", describe_error(error))
 
     async def _publish(self, subject: str, body: bytes, message_id: str) -> None:
         headers = {"Nats-Msg-Id": message_id}

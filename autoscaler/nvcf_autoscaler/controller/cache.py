@@ -1,4 +1,4 @@
-"""The platform's records as the autoscaler sees them: mirrors of the key-value buckets."""
+"""Cache of the platform's records: mirrors of the key-value buckets."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from typing import TypeVar
 
 from nvcf_autoscaler.controller.mapping import clusters_of, specifications_of
 from nvcf_autoscaler.controller.orders import ORDERS_BUCKET, Order
@@ -22,14 +23,17 @@ from nvcf_proto.models import (
     FunctionVersion,
     Instance,
     InstanceState,
+    Record,
 )
 
+R = TypeVar("R", bound=Record)
 
-class World:
-    """Versions, deployments, instances and clusters.
 
-    `changed(version_id)` is called when something of a version changes, `capacity_changed()` when a cluster
-    comes, goes or has other things free.
+class Cache:
+    """Versions, deployments, instances, clusters and orders.
+
+    `changed(version_id)` is called when a record of a version changes, `capacity_changed()` when a cluster
+    appears, disappears, or has other capacity.
     """
 
     def __init__(
@@ -43,69 +47,45 @@ class World:
         self._capacity_changed = capacity_changed
         self._heard: dict[str, tuple[float, Cluster]] = {}
         self._by_version: dict[str, dict[str, Instance]] = {}
-        self.versions = KvMirror(
-            client,
-            VERSIONS_BUCKET,
-            FunctionVersion.from_json,
-            FunctionVersion.to_json,
-            on_change=lambda key, _: changed(key),
-            replicas=replicas,
-        )
-        self.deployments = KvMirror(
-            client,
-            DEPLOYMENTS_BUCKET,
-            Deployment.from_json,
-            Deployment.to_json,
-            on_change=lambda key, _: changed(key),
-            replicas=replicas,
-        )
-        self.instances = KvMirror(
-            client,
-            INSTANCES_BUCKET,
-            Instance.from_json,
-            Instance.to_json,
-            on_change=self._instance_changed,
-            replicas=replicas,
-        )
-        self.clusters = KvMirror(
-            client,
-            CLUSTERS_BUCKET,
-            Cluster.from_json,
-            Cluster.to_json,
-            on_change=self._cluster_changed,
-            replicas=replicas,
-        )
-        self.orders = KvMirror(
-            client,
-            ORDERS_BUCKET,
-            Order.from_json,
-            Order.to_json,
-            on_change=lambda key, _: changed(key),
-            replicas=replicas,
-        )
+
+        def version_changed(key: str, _: object) -> None:
+            changed(key)
+
+        def mirror(
+            bucket: str, record: type[R], on_change: Callable[[str, R | None], None] = version_changed
+        ) -> KvMirror[R]:
+            return KvMirror(
+                client, bucket, record.from_json, record.to_json, on_change=on_change, replicas=replicas
+            )
+
+        self.versions = mirror(VERSIONS_BUCKET, FunctionVersion)
+        self.deployments = mirror(DEPLOYMENTS_BUCKET, Deployment)
+        self.orders = mirror(ORDERS_BUCKET, Order)
+        self.instances = mirror(INSTANCES_BUCKET, Instance, self._instance_changed)
+        self.clusters = mirror(CLUSTERS_BUCKET, Cluster, self._cluster_changed)
 
     async def start(self, stack: AsyncExitStack) -> None:
-        """Follow all buckets until `stack` is closed; returns when each has been read once."""
+        """Follow all buckets until `stack` is closed. Returns when each has been read once."""
         mirrors = (self.versions, self.deployments, self.instances, self.clusters, self.orders)
         for mirror in mirrors:
             await stack.enter_async_context(mirror)
         await asyncio.gather(*(mirror.ready() for mirror in mirrors))
 
     def version_ids(self) -> set[str]:
-        """Versions that are deployed or still have instances."""
+        """Return the versions that are deployed or still have instances."""
         return {*self.deployments.keys(), *self._by_version}
 
     def instances_of(self, version_id: str) -> list[Instance]:
-        """Records of a version's instances, oldest first."""
+        """Return the records of a version's instances, oldest first."""
         found = self._by_version.get(version_id, {}).values()
         return sorted(found, key=lambda each: (each.created_at, each.id))
 
     def placement_clusters(self) -> tuple[PlacementCluster, ...]:
-        """All clusters, with the instants at which this process last heard of them."""
+        """Return all clusters, with the instants of their last heartbeats."""
         return clusters_of((record, heard_at) for heard_at, record in self._heard.values())
 
     def devices(self) -> dict[str, dict[str, int]]:
-        """How many devices of each kind each cluster has in all, taken or free."""
+        """Return the total of devices, taken or free, by kind and cluster."""
         found: dict[str, dict[str, int]] = {}
         for _, record in self._heard.values():
             for pool in record.pools:
@@ -114,7 +94,7 @@ class World:
         return found
 
     def pending_devices(self) -> dict[str, int]:
-        """Devices that instances will take whose agents have not chosen any yet, by key."""
+        """Return how many devices each pending instance will take, by its key."""
         found = {}
         for version_id, instances in self._by_version.items():
             pending = [each for each in instances.values() if each.state is InstanceState.PENDING]

@@ -1,8 +1,8 @@
-"""One leader among replicas: a lease in a key-value bucket, renewed while it is held.
+"""Leader election among replicas: a lease in a key-value bucket, renewed while it is held.
 
-A replica takes the lease over when its record has not changed for TTL as seen by its own clock, so clocks
-need not agree. Who holds it stops acting well before others may take it: a leader that was paused finds its
-time over before its first action.
+A replica takes the lease when its record has not changed for TTL on the replica's own clock, so clocks need
+not agree. The holder stops acting well before others may take the lease: a leader that was paused finds its
+lease expired before its next action.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ SAFE_SHARE = 0.7
 
 
 class LeaseRecord(Record, frozen=True):
-    """Who leads; `count` changes with each renewal."""
+    """The leader. `count` changes with each renewal."""
 
     holder: Text
     count: Annotated[int, Meta(ge=0, le=2**62)]
 
 
-class Turn:
-    """Whether the replica `holder` may write the lease. Pure: instants of any clock that only grows."""
+class ObservedLease:
+    """The lease as the replica `holder` has observed it, with instants of a monotonic clock. Pure."""
 
     def __init__(self, holder: str) -> None:
         self._holder = holder
@@ -43,7 +43,7 @@ class Turn:
         self._seen_at = float("-inf")
 
     def may_take(self, stored: tuple[int, LeaseRecord] | None, now: float) -> bool:
-        """With what is `stored` now (revision and record): it is free, one's own, or over."""
+        """Return whether the stored lease (revision and record) is free, held by this replica, or expired."""
         if stored is None:
             return True
         revision, record = stored
@@ -52,7 +52,7 @@ class Turn:
         return record.holder == self._holder or now - self._seen_at >= TTL
 
     def wrote(self, revision: int, now: float) -> None:
-        """The lease has been written by this replica."""
+        """Note that this replica has written the lease."""
         self._seen_revision, self._seen_at = revision, now
 
 
@@ -66,16 +66,16 @@ class Lease:
         self._key = key
         self._holder = holder
         self._clock = clock
-        self._turn = Turn(holder)
+        self._observed = ObservedLease(holder)
         self._held_until = float("-inf")
 
     @property
     def held(self) -> bool:
-        """Whether this replica leads now."""
+        """Whether this replica leads."""
         return self._clock() < self._held_until
 
     async def keep(self, changed: Callable[[bool], None]) -> None:
-        """Take and renew the lease until cancelled; `changed(held)` is called at each change."""
+        """Take and renew the lease until cancelled. `changed(held)` is called at each change."""
         before = False
         while True:
             raise_if_cancelled()
@@ -91,19 +91,19 @@ class Lease:
                 changed(before)
             await asyncio.sleep(RENEW_EVERY)
 
-    async def give_up(self) -> None:
-        """Let another replica lead at once."""
+    async def release(self) -> None:
+        """Release the lease, so that another replica leads at once."""
         entry = self._mirror.entry(self._key)
         self._held_until = float("-inf")
         if entry is not None and entry.value.holder == self._holder:
             try:
                 await self._mirror.delete(self._key, entry.revision)
             except BrokerError as error:
-                _log.info("lease not given up: %s", error)
+                _log.info("lease not released: %s", error)
 
     async def _try(self, now: float) -> bool:
         entry = self._mirror.entry(self._key)
-        if not self._turn.may_take(None if entry is None else (entry.revision, entry.value), now):
+        if not self._observed.may_take(None if entry is None else (entry.revision, entry.value), now):
             return False
         try:
             if entry is None:
@@ -113,5 +113,5 @@ class Lease:
                 revision = await self._mirror.update(self._key, record, entry.revision)
         except (KeyExistsError, RevisionConflictError):
             return False
-        self._turn.wrote(revision, self._clock())
+        self._observed.wrote(revision, self._clock())
         return True

@@ -1,5 +1,6 @@
-"""The control loop: who is looked at when. Versions are looked at when something happens to them, when the
-policy asked for it, and every few seconds anyway.
+"""The control loop: when each version is reconciled.
+
+A version is reconciled when something happens to it, when the policy asks for it, and every few seconds.
 """
 
 from __future__ import annotations
@@ -12,88 +13,91 @@ from typing import Protocol
 
 from opentelemetry.trace import SpanContext
 
-from nvcf_autoscaler.controller.version_state import SHORTEST_BETWEEN_LOOKS, Watched
+from nvcf_autoscaler.controller.version_state import MIN_RECONCILE_INTERVAL, VersionState
 from nvcf_broker.errors import BrokerError, RevisionConflictError
 from nvcf_broker.requests import raise_if_cancelled
 
 _log = logging.getLogger(__name__)
 
-LONGEST_BETWEEN_LOOKS = 5.0
-# While requests come, their number and that of those in work are sampled this often.
-IN_USE_BETWEEN_LOOKS = 1.0
-LONGEST_PAUSE = 0.25
-AFTER_FAILURE = 1.0
+MAX_RECONCILE_INTERVAL = 5.0
+# While requests come, the requests queued and in flight are sampled this often.
+ACTIVE_RECONCILE_INTERVAL = 1.0
+MAX_PAUSE = 0.25
+RETRY_INTERVAL = 1.0
 FORGET_AFTER = 600.0
 AT_ONCE = 16
 
 
-class Looks(Protocol):
-    """Looks at one version and acts; returns when to look again (Unix seconds). Raises BrokerError."""
+class VersionReconciler(Protocol):
+    """Reconciles one version."""
 
-    async def look(self, version_id: str, watched: Watched) -> float: ...
+    async def reconcile(self, version_id: str, state: VersionState) -> float:
+        """Reconcile a version and return when it is due again (Unix seconds). Raises BrokerError."""
+        ...
 
 
-class Control:
-    """Looks after all versions while this replica leads; `gone` is told which are not there any more, and
-    again until they are forgotten.
+class ControlLoop:
+    """Reconciles all versions while this replica leads.
+
+    `gone` is called with each version that does not exist any more, repeatedly until it is forgotten.
     """
 
     def __init__(
         self,
-        looks: Looks,
+        reconciler: VersionReconciler,
         version_ids: Callable[[], set[str]],
         leads: Callable[[], bool],
         gone: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._gone = gone
-        self._looks = looks
+        self._reconciler = reconciler
         self._version_ids = version_ids
         self._leads = leads
-        self._watched: dict[str, Watched] = {}
+        self._states: dict[str, VersionState] = {}
         self._wake = asyncio.Event()
 
-    def watched(self, version_id: str) -> Watched:
-        """The memory of one version."""
-        found = self._watched.get(version_id)
+    def state_of(self, version_id: str) -> VersionState:
+        """Return the state of one version; a new one starts empty."""
+        found = self._states.get(version_id)
         if found is None:
-            found = self._watched[version_id] = Watched(known_since=time.time())
+            found = self._states[version_id] = VersionState(known_since=time.time())
         return found
 
     def wake(self, version_id: str) -> None:
-        """Something happened to a version: look at once."""
-        self.watched(version_id).woken = True
+        """Reconcile a version at once, because something happened to it."""
+        self.state_of(version_id).woken = True
         self._wake.set()
 
-    def asked(self, version_id: str, by: SpanContext | None) -> None:
-        """A request has met no instance: look at once. `by` is the trace that it belongs to."""
-        self.watched(version_id).asked(time.time(), by)
+    def cold_start(self, version_id: str, by: SpanContext | None) -> None:
+        """Reconcile a version at once, because a request of the trace `by` has met no instance."""
+        self.state_of(version_id).cold_start(time.time(), by)
         self.wake(version_id)
 
     def wake_all(self) -> None:
-        """This replica leads from now on."""
-        for watched in self._watched.values():
-            watched.took_over()
+        """Reconcile all versions, because this replica leads from now on."""
+        for state in self._states.values():
+            state.gained_leadership()
         for version_id in self._version_ids():
             self.wake(version_id)
 
-    def wake_short(self) -> None:
-        """There may be room for what found none."""
-        for version_id, watched in self._watched.items():
-            if watched.short:
+    def wake_waiting_for_capacity(self) -> None:
+        """Reconcile the versions that lack capacity, because there may be some now."""
+        for version_id, state in self._states.items():
+            if state.lacks_capacity:
                 self.wake(version_id)
 
     def in_use(self, version_id: str) -> None:
-        """Requests come: look often enough to see how many are in work."""
-        watched = self.watched(version_id)
-        # Not worth waking the loop: there is a report of each version each second.
-        watched.next_look = min(watched.next_look, watched.looked_at + IN_USE_BETWEEN_LOOKS)
+        """Reconcile a version often enough to see how many requests are in flight."""
+        state = self.state_of(version_id)
+        # This does not wake the loop, since each version reports every second.
+        state.reconcile_at = min(state.reconcile_at, state.reconciled_at + ACTIVE_RECONCILE_INTERVAL)
 
     async def run(self) -> None:
-        """Look after versions until cancelled; does nothing while another replica leads."""
+        """Reconcile versions until cancelled. Does nothing while another replica leads."""
         while True:
             raise_if_cancelled()
             self._wake.clear()
-            delay = LONGEST_PAUSE
+            delay = MAX_PAUSE
             if self._leads():
                 delay = await self._round()
             try:
@@ -103,38 +107,38 @@ class Control:
                 continue
 
     async def _round(self) -> float:
-        """Look at the versions that are due, woken ones first; seconds until the next one is."""
+        """Reconcile the versions that are due, woken ones first. Return the seconds until the next one."""
         now = time.time()
         version_ids = self._version_ids()
         self._forget(now, version_ids)
-        due = [each for each in version_ids if self.watched(each).due_at <= now]
-        due.sort(key=lambda each: (not self.watched(each).woken, self.watched(each).due_at))
+        due = [each for each in version_ids if self.state_of(each).due_at <= now]
+        due.sort(key=lambda each: (not self.state_of(each).woken, self.state_of(each).due_at))
         async with asyncio.TaskGroup() as tasks:
             for version_id in due[:AT_ONCE]:
-                tasks.create_task(self._look(version_id, self.watched(version_id)))
-        next_at = min((self.watched(each).due_at for each in version_ids), default=float("inf"))
-        return min(LONGEST_PAUSE, max(0.0, next_at - time.time()))
+                tasks.create_task(self._reconcile(version_id, self.state_of(version_id)))
+        next_at = min((self.state_of(each).due_at for each in version_ids), default=float("inf"))
+        return min(MAX_PAUSE, max(0.0, next_at - time.time()))
 
-    async def _look(self, version_id: str, watched: Watched) -> None:
+    async def _reconcile(self, version_id: str, state: VersionState) -> None:
         now = time.time()
-        # What happens from here on asks for another look.
-        watched.woken = False
-        watched.looked_at = now
-        watched.next_look = now + LONGEST_BETWEEN_LOOKS
+        # A wake-up from here on asks for another reconcile.
+        state.woken = False
+        state.reconciled_at = now
+        state.reconcile_at = now + MAX_RECONCILE_INTERVAL
         try:
-            due = await self._looks.look(version_id, watched)
-            watched.next_look = min(watched.next_look, max(due, now + SHORTEST_BETWEEN_LOOKS))
+            due = await self._reconciler.reconcile(version_id, state)
+            state.reconcile_at = min(state.reconcile_at, max(due, now + MIN_RECONCILE_INTERVAL))
         except RevisionConflictError as error:
-            # Somebody was faster; what they wrote is on its way here and wakes this version.
+            # Another writer was faster. Its change will wake this version.
             _log.debug("%s", error, extra={"version_id": version_id})
-            watched.next_look = now + AFTER_FAILURE
+            state.reconcile_at = now + RETRY_INTERVAL
         except BrokerError as error:
             _log.warning("%s", error, extra={"version_id": version_id})
-            watched.next_look = now + AFTER_FAILURE
+            state.reconcile_at = now + RETRY_INTERVAL
 
     def _forget(self, now: float, version_ids: set[str]) -> None:
-        for version_id in self._watched.keys() - version_ids:
-            watched = self._watched[version_id]
+        for version_id in self._states.keys() - version_ids:
+            state = self._states[version_id]
             self._gone(version_id)
-            if now - max(watched.looked_at, watched.known_since) > FORGET_AFTER:
-                del self._watched[version_id]
+            if now - max(state.reconciled_at, state.known_since) > FORGET_AFTER:
+                del self._states[version_id]

@@ -1,4 +1,4 @@
-"""From the platform's records to what policy and placement understand. Pure."""
+"""Maps the platform's records to the values of policy and placement. Pure."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from nvcf_proto.models import Deployment, DeploymentSpecification, ScalingRule
 
 
 def specifications_of(deployment: Deployment) -> dict[str, DeploymentSpecification]:
-    """A deployment's specifications by id, in preferred order.
+    """Return a deployment's specifications by id, in preferred order.
 
-    Ids say all that an instance is started with: if that changes, the instance is one of another
-    specification and is replaced.
+    The id contains everything that an instance is started with. If that changes, the instance belongs to
+    another specification and is replaced.
     """
     return {
         f"{spec.id(index)}-{spec.max_request_concurrency}x{spec.gpus_per_instance}": spec
@@ -24,7 +24,7 @@ def specifications_of(deployment: Deployment) -> dict[str, DeploymentSpecificati
 
 
 def settings_of(deployment: Deployment) -> ScalingSettings:
-    """Bounds and preferences of a deployment. Raises InvalidSettings."""
+    """Return the scaling settings of a deployment. Raises InvalidSettings."""
     specifications = tuple(
         SpecificationSettings(
             id=specification_id,
@@ -58,7 +58,7 @@ def _details(rule: ScalingRule | None) -> ScalingDetails | None:
 
 
 def requirement_of(spec: DeploymentSpecification) -> Requirement:
-    """What a specification asks of a cluster."""
+    """Return what a specification requires of a cluster."""
     return Requirement(
         gpu=spec.gpu,
         instance_type=spec.instance_type,
@@ -70,7 +70,7 @@ def requirement_of(spec: DeploymentSpecification) -> Requirement:
 
 
 def clusters_of(records: Iterable[tuple[Cluster, float]]) -> tuple[PlacementCluster, ...]:
-    """Clusters with the instants at which they were last heard (on this process' clock)."""
+    """Return clusters for placement, with the instants of their last heartbeats on this process' clock."""
     return tuple(
         PlacementCluster(
             id=record.id,

@@ -1,7 +1,7 @@
-"""Instance numbers that another autoscaler has ordered (AutoscaleFunction of protocol.md, 1).
+"""Instance numbers ordered by another autoscaler (AutoscaleFunction).
 
-An order holds until the next one, but not longer than ORDER_LIFE: if whoever gives orders falls silent, the
-policy decides again. Bounds and capacity of the deployment hold for orders, too.
+An order holds until the next one, at most ORDER_LIFE: if the other autoscaler stops, the policy decides
+again. The deployment's bounds and capacity apply to orders too.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from nvcf_proto.models.record import Id, Record
 
 ORDERS_BUCKET = "nvcf_scaling_orders"
 ORDER_LIFE = 300.0
-MOST = 100_000
+MAX_INSTANCES = 100_000
 
 
 class Order(Record, frozen=True):
     """The last orders for one version. Key: the version's id. `at` is Unix seconds.
 
-    `total` is for all specifications together, `single` for some of them by id.
+    `total` is for all specifications together, `single` for some of them, by id.
     """
 
     version_id: Id = field(name="functionVersionId")
     at: float
-    total: Annotated[int, Meta(ge=0, le=MOST)] | None = None
+    total: Annotated[int, Meta(ge=0, le=MAX_INSTANCES)] | None = None
     single: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -49,28 +49,28 @@ class Order(Record, frozen=True):
         return super().from_dict(members, path)
 
     def ordering(self, now: float, specification_id: str | None, count: int) -> Self:
-        """The orders with one more; one for all specifications replaces those for single ones."""
+        """Return the orders with one more. An order for all specifications replaces those for single ones."""
         if specification_id is None:
             return self.replace(at=now, total=count, single={})
         kept = self.single if self.is_live(now) else {}
         return self.replace(at=now, total=None, single={**kept, specification_id: count})
 
     def is_live(self, now: float) -> bool:
-        """Whether the order still holds."""
+        """Return whether the order still holds."""
         return now - self.at < ORDER_LIFE
 
 
-def carried_out(
+def apply_order(
     now: float,
     decision: Decision,
     order: Order | None,
     settings: ScalingSettings,
     seen: tuple[SpecificationObservation, ...],
 ) -> Decision:
-    """The decision with an order in the place of what the policy wanted."""
+    """Return the decision with the order in place of the policy's wish."""
     if order is None or not order.is_live(now):
         return decision
-    recheck = min(decision.recheck_at, order.at + ORDER_LIFE)
+    recheck = min(decision.requeue_at, order.at + ORDER_LIFE)
     if order.total is not None:
         wanted = max(order.total, settings.min_instances)
         placed = spread(wanted * settings.slots, settings, seen)
@@ -88,4 +88,4 @@ def carried_out(
     )
     total = order.total if order.total is not None else sum(order.single.values())
     parts = (("{} ordered over gRPC", (total,)),)
-    return replace(decision, desired=desired, missing=missing, parts=parts, recheck_at=recheck, needed=total)
+    return replace(decision, desired=desired, missing=missing, parts=parts, requeue_at=recheck, needed=total)

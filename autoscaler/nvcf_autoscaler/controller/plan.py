@@ -1,4 +1,4 @@
-"""What has to be done so that a version has the instances it should. Pure; times are Unix seconds."""
+"""Actions that bring a version to the desired instances. Pure; times are Unix seconds."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nvcf_autoscaler.placement.place import Placement, endings
-from nvcf_autoscaler.placement.view import Standing, placed
+from nvcf_autoscaler.placement.view import InstanceGroups, placed
 from nvcf_proto.models import Instance, InstanceState
 
 PENDING_EXPIRES = 20.0
 RESEND_AFTER = 3.0
-# A deployment that changes without room for both forms gives up this part of its instances at a time.
-LEAVE_AT_ONCE = 4
+# When a deployment changes without room for both forms, 1/4 of its instances end at a time.
+REPLACED_PART = 4
 
 
 @dataclass(frozen=True)
 class Create:
-    """New instances of one specification in one cluster."""
+    """Create instances of one specification in one cluster."""
 
     specification_id: str
     cluster_id: str
@@ -26,14 +26,14 @@ class Create:
 
 @dataclass(frozen=True)
 class Resend:
-    """The creation message of an instance whose agent has not answered; sending it twice does nothing."""
+    """Send a creation message again, because the agent has not answered; duplicates are ignored."""
 
     instance: Instance
 
 
 @dataclass(frozen=True)
 class Terminate:
-    """Instances that end, and why."""
+    """End instances, with the reason."""
 
     instances: tuple[Instance, ...]
     reason: str
@@ -41,7 +41,7 @@ class Terminate:
 
 @dataclass(frozen=True)
 class ResendEnd:
-    """The termination message of an instance whose agent has not answered; `attempt` counts them."""
+    """Send a termination message again, because the agent has not answered."""
 
     instance: Instance
     attempt: int
@@ -49,7 +49,7 @@ class ResendEnd:
 
 @dataclass(frozen=True)
 class GiveUp:
-    """An instance that nobody runs: its record is closed, so that it is replaced."""
+    """Close the record of an instance that no agent runs, so that it is replaced."""
 
     instance: Instance
     reason: str
@@ -58,12 +58,12 @@ class GiveUp:
 Action = Create | Resend | Terminate | ResendEnd | GiveUp
 
 
-def housekeeping(now: float, stands: Standing) -> list[Action]:
-    """What the records themselves ask for, whatever is desired."""
+def housekeeping(now: float, groups: InstanceGroups) -> list[Action]:
+    """Return the actions that the records require, whatever is desired."""
     actions: list[Action] = [
-        GiveUp(each, f"nothing was heard of cluster {each.cluster_id}") for each in stands.lost
+        GiveUp(each, f"nothing was heard of cluster {each.cluster_id}") for each in groups.lost
     ]
-    for instance in (*stands.up, *stands.stale):
+    for instance in (*groups.up, *groups.stale):
         if instance.state is not InstanceState.PENDING:
             continue
         age = now - instance.created_at
@@ -71,7 +71,7 @@ def housekeeping(now: float, stands: Standing) -> list[Action]:
             actions.append(GiveUp(instance, f"no agent took it up within {PENDING_EXPIRES:g} s"))
         elif age > RESEND_AFTER:
             actions.append(Resend(instance))
-    for instance in stands.ending:
+    for instance in groups.ending:
         if instance.state is InstanceState.TERMINATING or instance.draining_since is None:
             continue
         waited = now - instance.draining_since
@@ -82,48 +82,50 @@ def housekeeping(now: float, stands: Standing) -> list[Action]:
     return actions
 
 
-def shrink(stands: Standing, desired: Mapping[str, int], unplaced: int = 0, started: int = 0) -> list[Action]:
-    """Which instances end: those beyond what is desired, and stale ones once their successors serve.
+def shrink(
+    groups: InstanceGroups, desired: Mapping[str, int], unplaced: int = 0, started: int = 0
+) -> list[Action]:
+    """End instances beyond what is desired, and stale ones once their successors serve.
 
-    `unplaced` successors found no room: stale ones make some, a few at a time. `started` are those that were
-    ordered just now.
+    If `unplaced` successors found no room, stale instances make room, a few at a time. `started` is how many
+    instances were created just now.
     """
     actions: list[Action] = []
-    for specification_id, instances in stands.current.items():
+    for specification_id, instances in groups.current.items():
         excess = len(instances) - desired.get(specification_id, 0)
         if excess > 0:
             actions.append(Terminate(_last(instances, excess), "fewer instances are needed"))
-    if stands.stale:
-        running = sum(each.state is InstanceState.RUNNING for each in stands.up)
-        if not unplaced and running >= min(sum(desired.values()), len(stands.stale)):
-            actions.append(Terminate(stands.stale, "the deployment has changed"))
+    if groups.stale:
+        running = sum(each.state is InstanceState.RUNNING for each in groups.up)
+        if not unplaced and running >= min(sum(desired.values()), len(groups.stale)):
+            actions.append(Terminate(groups.stale, "the deployment has changed"))
         elif unplaced:
-            making_room = _last(stands.stale, min(unplaced, _may_leave(stands, started)))
+            making_room = _last(groups.stale, min(unplaced, _replaceable(groups, started)))
             if making_room:
                 reason = "the deployment has changed, and its successor needs room"
                 actions.append(Terminate(making_room, reason))
     return actions
 
 
-def _may_leave(stands: Standing, started: int) -> int:
-    """How many stale instances may leave before their successors serve: a quarter of all, one at least.
+def _replaceable(groups: InstanceGroups, started: int) -> int:
+    """Return how many stale instances may end before their successors serve.
 
-    Those that are on their way, out or in, count.
+    That is a quarter of all, at least one, less those that start or end now.
     """
-    starting = started + sum(each.state is not InstanceState.RUNNING for each in stands.up)
-    under_way = len(stands.ending) + starting
-    everything = len(stands.stale) + len(stands.up)
-    return max(1, everything // LEAVE_AT_ONCE) - under_way
+    starting = started + sum(each.state is not InstanceState.RUNNING for each in groups.up)
+    under_way = len(groups.ending) + starting
+    everything = len(groups.stale) + len(groups.up)
+    return max(1, everything // REPLACED_PART) - under_way
 
 
-def give_up(instances: Iterable[Instance], ration: Mapping[str, int]) -> list[Action]:
-    """Which instances end because other versions are to have what they take; `ration` is by cluster."""
+def reclaim(instances: Iterable[Instance], fair_share: Mapping[str, int]) -> list[Action]:
+    """End instances beyond the fair share, which is by cluster, in favour of other versions."""
     there: dict[str, list[Instance]] = {}
     for each in instances:
         there.setdefault(each.cluster_id, []).append(each)
     actions: list[Action] = []
     for cluster_id, group in there.items():
-        excess = len(group) - ration.get(cluster_id, 0)
+        excess = len(group) - fair_share.get(cluster_id, 0)
         if excess > 0:
             actions.append(Terminate(_last(group, excess), "other versions wait for what it takes"))
     return actions
@@ -135,15 +137,15 @@ def _last(instances: Sequence[Instance], count: int) -> tuple[Instance, ...]:
 
 
 def grow(specification_id: str, placement: Placement) -> list[Action]:
-    """New instances as placed."""
+    """Create instances as placed."""
     return [Create(specification_id, cluster_id, count) for cluster_id, count in placement.assigned]
 
 
-def undeployed(
-    stands: Standing, *, queue_empty: bool, since: float, now: float, patience: float
+def undeploy(
+    groups: InstanceGroups, *, queue_empty: bool, since: float, now: float, patience: float
 ) -> list[Action]:
-    """A version that is no longer deployed: what is queued is served first, for `patience` seconds."""
-    rest: Sequence[Instance] = (*stands.up, *stands.stale)
+    """End the instances of an undeployed version, once its queue is empty or `patience` seconds are over."""
+    rest: Sequence[Instance] = (*groups.up, *groups.stale)
     if not rest or (not queue_empty and now - since < patience):
         return []
     return [Terminate(tuple(rest), "the version is not deployed any more")]

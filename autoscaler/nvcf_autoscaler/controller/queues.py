@@ -1,4 +1,4 @@
-"""How many requests of a version wait and are in work, over all regions, straight from JetStream."""
+"""Requests of a version that are queued and in flight, over all regions, read from JetStream."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from datetime import datetime
 from nvcf_broker.jetstream import JetStream, Requester
 from nvcf_proto import subjects
 
-FINENESS = 512
+TIMEOUT = 3.0
+# An age is too high by at most this part of the longest wait in the queue.
+RESOLUTION = 512
 
 
 class QueueAge:
-    """One queue. An age is late by at most the time between two samples, or too high by at most one part in
-    FINENESS of the longest that anybody has waited.
+    """How long the oldest waiting request of a queue has waited. Pure; instants are Unix seconds.
+
+    JetStream reports how many requests were delivered and how many wait, but not since when. Requests are
+    delivered in order, so it is enough to remember when the number of stored requests grew. An age is late by
+    at most the time between two samples.
     """
 
     def __init__(self) -> None:
@@ -22,20 +27,20 @@ class QueueAge:
         self._stored: int | None = None
 
     def sample(self, now: float, delivered: int, pending: int) -> float | None:
-        """One look at the queue: seconds that the oldest waiting request has waited, 0 if none waits.
+        """Add a sample and return the age of the oldest waiting request, 0 if none waits.
 
-        None: it came before the first sample, see `began`.
+        None if it came before the first sample. Then call `began`.
         """
         stored = delivered + pending
         known, self._stored = self._stored, stored
-        # Fewer than before: some were taken back while they waited.
+        # Fewer than before: some were cancelled while they waited.
         while self._grown and self._grown[-1][1] > stored:
             at, _ = self._grown.pop()
             if not self._grown or self._grown[-1][1] < stored:
                 self._grown.append((at, stored))
                 break
         if known is not None and stored > known:
-            self._came(now, stored)
+            self._add(now, stored)
         first = next((index for index, (_, upto) in enumerate(self._grown) if upto > delivered), None)
         if not pending or first is None:
             self._grown.clear()
@@ -44,29 +49,24 @@ class QueueAge:
         return max(0.0, now - self._grown[0][0])
 
     def began(self, now: float, at: float) -> float:
-        """What waits came at `at`, or later."""
+        """Set the instant at which the first waiting request came, and return its age."""
         if self._stored is not None:
             self._grown.insert(0, (at, self._stored))
         return max(0.0, now - at)
 
-    def _came(self, now: float, stored: int) -> None:
+    def _add(self, now: float, stored: int) -> None:
         if self._grown:
             last = self._grown[-1][0]
-            if now - last < (now - self._grown[0][0]) / FINENESS:
-                # An hour's backlog need not be known to the second.
+            if now - last < (now - self._grown[0][0]) / RESOLUTION:
+                # A long backlog does not need exact instants.
                 self._grown[-1] = (last, stored)
                 return
         self._grown.append((now, stored))
 
 
-TIMEOUT = 3.0
-
-
 @dataclass(frozen=True)
 class QueueState:
-    """`stored` counts all requests ever queued, which outlives any gateway's counters. `age` is for how many
-    seconds the oldest waiting one has waited.
-    """
+    """Requests of a version. `stored` counts all ever queued; `age` is that of the oldest waiting one."""
 
     queued: int = 0
     in_flight: int = 0
@@ -80,9 +80,9 @@ async def read_queue(
     version_id: str,
     ages: dict[str, QueueAge] | None = None,
 ) -> QueueState:
-    """The version's queues added up; a missing one is empty. Raises BrokerError.
+    """Return the sum of the version's queues. A missing queue is empty. Raises BrokerError.
 
-    `ages` is what is remembered of each region's queue between two calls.
+    `ages` keeps the state of each region's queue between two calls.
     """
     jetstream = JetStream(requests, TIMEOUT)
     queued = in_flight = stored = 0
@@ -107,12 +107,12 @@ async def read_queue(
 
 
 async def _first_stored(jetstream: JetStream, stream: str) -> float:
-    """When the oldest request in the stream was stored, waiting or in work (Unix seconds)."""
+    """Return when the oldest request in the stream was stored, waiting or in flight (Unix seconds)."""
     info = await jetstream.stream_info(stream)
     text = "" if info is None else info.first_time
     try:
         at = datetime.fromisoformat(text).timestamp()
     except ValueError:
         return time.time()
-    # An empty stream has the year 1.
+    # The first_ts of an empty stream is in the year 1.
     return at if at > 0 else time.time()

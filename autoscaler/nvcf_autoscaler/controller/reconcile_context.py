@@ -1,43 +1,97 @@
-"""Everything about one version at one instant: what a look works with."""
+"""Everything that reconciling works with: one deployed version at one instant."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nvcf_autoscaler.controller.queues import QueueState
-from nvcf_autoscaler.controller.version_state import Watched
+from nvcf_autoscaler.controller.version_state import VersionState
 from nvcf_autoscaler.placement.failures import Failures
-from nvcf_autoscaler.placement.place import Cluster, Requirement
-from nvcf_autoscaler.placement.view import Standing
+from nvcf_autoscaler.placement.place import Cluster, Requirement, room
+from nvcf_autoscaler.placement.view import InstanceGroups, by_cluster, clusters_for, specification_seen
 from nvcf_autoscaler.policy.decide import Decision
+from nvcf_autoscaler.policy.observation import Observation
 from nvcf_autoscaler.policy.settings import ScalingSettings
 from nvcf_proto.models import Deployment, DeploymentSpecification, FunctionVersion, Instance
 
 
 @dataclass(frozen=True)
-class Case:
-    """A deployed version at one instant."""
+class ReconcileContext:
+    """A deployed version at one instant. `avoided` are the clusters that get no new instances."""
 
     now: float
     version: FunctionVersion
     deployment: Deployment
-    watched: Watched
+    state: VersionState
     settings: ScalingSettings
     specifications: dict[str, DeploymentSpecification]
     requirements: dict[str, Requirement]
     queue: QueueState
     clusters: tuple[Cluster, ...]
-    stands: Standing
+    groups: InstanceGroups
     failures: Failures
-    rations: dict[str, dict[str, int]]
+    avoided: frozenset[str]
+    fair_shares: dict[str, dict[str, int]]
 
     def holding(self, specification_id: str) -> list[Instance]:
-        """Instances that take devices as this specification does, earlier forms included."""
+        """Return the instances that take the devices of a specification, of earlier deployments too."""
         gpu = self.specifications[specification_id].gpu
-        return [*self.stands.current[specification_id], *(one for one in self.stands.stale if one.gpu == gpu)]
+        current = self.groups.current[specification_id]
+        return [*current, *(one for one in self.groups.stale if one.gpu == gpu)]
 
     def kinds(self, decision: Decision) -> str:
-        """Instances of each GPU specification, `2 H100, 1 L40S`."""
+        """Return the desired instances by GPU as text, `2 H100, 1 L40S`."""
         return ", ".join(
             f"{each.instances} {self.specifications[each.specification_id].gpu}" for each in decision.desired
+        )
+
+    def clusters_for(
+        self, specification_id: str, taken: Mapping[tuple[str, str], int]
+    ) -> tuple[Cluster, ...]:
+        """Return the clusters with their room for a specification, within this version's fair share.
+
+        `taken` are devices that the last heartbeats do not include.
+        """
+        share = self.fair_shares.get(specification_id)
+        if share is not None:
+            there = by_cluster(self.holding(specification_id))
+            share = {cluster: count - there.get(cluster, 0) for cluster, count in share.items()}
+        return clusters_for(self.specifications[specification_id], self.clusters, taken, self.avoided, share)
+
+    def observe(self, taken: Mapping[tuple[str, str], int]) -> Observation:
+        """Return the policy's observation, and add this sample to the version's counters."""
+        existing = by_cluster(self.groups.up)
+        specifications = tuple(
+            specification_seen(
+                key,
+                self.groups.current[key],
+                room(self.now, self.requirements[key], self.clusters_for(key, taken), existing),
+            )
+            for key in self.specifications
+        )
+        queue, state = self.queue, self.state
+        state.arrivals.sample(queue.stored)
+        state.slots.sample(self.now, queue.in_flight, self.running_slots)
+        state.activity = state.activity.seen(self.now, queue.queued + queue.in_flight > 0)
+        arrivals = state.arrivals.count
+        return Observation(
+            arrivals=arrivals,
+            completions=max(0, arrivals - queue.queued - queue.in_flight),
+            busy_seconds=state.slots.busy_seconds,
+            queued=queue.queued,
+            in_flight=queue.in_flight,
+            specifications=specifications,
+            activity=state.activity,
+            recent_startups=tuple(state.startups.values()),
+            demand_seconds=state.gateways.seconds,
+            slot_seconds=state.slots.slot_seconds,
+        )
+
+    @property
+    def running_slots(self) -> int:
+        """Requests that the running instances can serve at a time."""
+        return sum(
+            spec.max_request_concurrency * self.groups.running(key)
+            for key, spec in self.specifications.items()
         )

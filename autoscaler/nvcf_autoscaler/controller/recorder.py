@@ -1,4 +1,4 @@
-"""From one look at a version to figures, and the spans of what was decided."""
+"""Records what the controller sees and decides: metrics, and a span per decision."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span
 
 from nvcf_autoscaler.controller.queues import QueueState
-from nvcf_autoscaler.controller.version_state import Watched
+from nvcf_autoscaler.controller.version_state import VersionState
 from nvcf_autoscaler.policy.decide import Decision
-from nvcf_autoscaler.telemetry.snapshot import Board, Seen, held
+from nvcf_autoscaler.telemetry.snapshot import Snapshots, VersionSnapshot, gpu_seconds
 from nvcf_otel import instruments, names
 from nvcf_otel.histograms import histogram
 from nvcf_otel.spans import link
@@ -23,12 +23,13 @@ from nvcf_proto.models import FunctionVersion, Instance
 _tracer = trace.get_tracer("nvcf_autoscaler")
 
 Counts = tuple[tuple[str, int], ...]
+"""Desired instances by GPU specification."""
 
 
 def direction(before: Counts | None, up: int, now: Counts) -> str | None:
-    """What a decision does: `up`, `down`, `spill` (as many, of other specifications), None when nothing.
+    """Return what a decision changes: `up`, `down`, `spill` (as many, of other specifications), or None.
 
-    `before` are the counts decided last; where nothing was, `up` instances are there.
+    `before` are the counts decided last; if there are none, `up` instances exist.
     """
     wanted = sum(count for _, count in now)
     was = up if before is None else sum(count for _, count in before)
@@ -38,39 +39,40 @@ def direction(before: Counts | None, up: int, now: Counts) -> str | None:
 
 
 def devices_of(instance: Instance, devices: Mapping[str, int]) -> int:
-    """GPUs, or the one slot, that an instance holds: as its agent tells, else as its specification says."""
+    """Return the GPUs (or CPU slot) that an instance holds, by its agent or else by its specification."""
     if instance.visible_devices:
         return instance.visible_devices.count(",") + 1
     return devices.get(instance.specification_id or "", 1)
 
 
 class Recorder:
-    """Tells what the leader sees and decides. `clock` is Unix time in seconds."""
+    """Records the leader's view of versions. `clock` returns Unix seconds."""
 
-    def __init__(self, board: Board, clock: Callable[[], float] = time.time) -> None:
-        self._board = board
+    def __init__(self, snapshots: Snapshots, clock: Callable[[], float] = time.time) -> None:
+        self._snapshots = snapshots
         self._clock = clock
         self._decisions = instruments.SCALING_DECISIONS.create(metrics.get_meter("nvcf_autoscaler"))
-        self._looks = histogram(instruments.SCALING_DECISION_DURATION).series({})
+        self._durations = histogram(instruments.SCALING_DECISION_DURATION).series({})
         self._wake_ups = histogram(instruments.WAKE_UP_DURATION).series({})
 
-    def saw(
+    def observed(
         self,
         version: FunctionVersion,
-        watched: Watched,
+        state: VersionState,
         queue: QueueState,
         instances: Iterable[Instance],
         devices: Mapping[str, int],
         slots: int,
         counts: Counts,
     ) -> None:
-        """One look: what is there, and what was decided (`counts`). `devices` are those that one instance of
-        a GPU specification takes, `slots` those of running instances.
+        """Record what exists and what was decided (`counts`).
+
+        `devices` are those of one instance by GPU specification, `slots` those of running instances.
         """
         now = self._clock()
         everything = list(instances)
-        self._board.looked(
-            Seen(
+        self._snapshots.update(
+            VersionSnapshot(
                 function_id=version.function_id,
                 version_id=version.id,
                 name=version.name,
@@ -85,28 +87,26 @@ class Recorder:
             )
         )
         busy = min(1.0, queue.in_flight / slots) if slots else 0.0
-        seconds, watched.held_until = max(0.0, now - (watched.held_until or now)), now
+        seconds, state.gpu_time_until = max(0.0, now - (state.gpu_time_until or now)), now
         if seconds:
-            amounts = held(seconds, everything, lambda each: devices_of(each, devices), busy)
-            self._board.add_gpu_time(version.id, amounts)
+            amounts = gpu_seconds(seconds, everything, lambda each: devices_of(each, devices), busy)
+            self._snapshots.add_gpu_time(version.id, amounts)
 
     def gone(self, version_id: str) -> None:
-        """Nothing is left of a version."""
-        self._board.forget(version_id)
+        """Forget a version of which nothing is left."""
+        self._snapshots.forget(version_id)
 
-    def looked(self, began: float) -> None:
-        """A look that began at `began` is over."""
-        self._looks.record(self._clock() - began)
+    def reconciled(self, began: float) -> None:
+        """Record the duration of a reconcile that began at `began`."""
+        self._durations.record(self._clock() - began)
 
-    def decided(
-        self, version: FunctionVersion, watched: Watched, decision: Decision, counts: Counts, up: int
+    def decision_span(
+        self, version: FunctionVersion, state: VersionState, decision: Decision, counts: Counts, up: int
     ) -> AbstractContextManager[Span]:
-        """Wrap announcing and carrying out a decision that is new: a trace of its own, which links to the
-        requests that asked for it.
-        """
-        told = direction(None if watched.told is None else watched.told[0], up, counts)
-        if told is not None:
-            self._decisions.add(1, {names.DIRECTION: told})
+        """Return a span around a new decision. It links to the requests that caused the decision."""
+        change = direction(None if state.announced is None else state.announced[0], up, counts)
+        if change is not None:
+            self._decisions.add(1, {names.DIRECTION: change})
         attributes: dict[str, str | int] = {
             names.FUNCTION_ID: version.function_id,
             names.FUNCTION_VERSION_ID: version.id,
@@ -115,15 +115,15 @@ class Recorder:
             names.UP: up,
             names.MISSING: decision.missing,
             names.REASON: decision.reason,
-            **({} if told is None else {names.DIRECTION: told}),
+            **({} if change is None else {names.DIRECTION: change}),
         }
-        links = [each for asked_by in watched.asked_by for each in link(asked_by)]
+        links = [each for context in state.cold_start_traces for each in link(context)]
         return _tracer.start_as_current_span(
             names.SCALING_DECISION, context=Context(), attributes=attributes, links=links
         )
 
-    def created(self, watched: Watched) -> None:
-        """Creation messages are on their way."""
-        if watched.asked_at is not None:
-            self._wake_ups.record(self._clock() - watched.asked_at, trace.get_current_span())
-        watched.answered()
+    def created(self, state: VersionState) -> None:
+        """Record how long requests without an instance waited for the creation messages."""
+        if state.cold_start_at is not None:
+            self._wake_ups.record(self._clock() - state.cold_start_at, trace.get_current_span())
+        state.cold_start_handled()

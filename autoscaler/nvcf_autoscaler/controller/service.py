@@ -1,5 +1,6 @@
-"""The gRPC service nvcf.Autoscaler (protocol.md, 1): what a deployment says about scaling, and orders of
-another autoscaler. Every replica answers; orders are records, which the leader carries out.
+"""The gRPC service nvcf.Autoscaler: a deployment's scaling settings, and orders of another autoscaler.
+
+Every replica serves it. Orders are records, which the leader carries out.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from grpc.aio import ServicerContext as Context
 
-from nvcf_autoscaler.controller.cache import World
+from nvcf_autoscaler.controller.cache import Cache
 from nvcf_autoscaler.controller.mapping import specifications_of
-from nvcf_autoscaler.controller.orders import MOST, Order
+from nvcf_autoscaler.controller.orders import MAX_INSTANCES, Order
 from nvcf_autoscaler.errors import AutoscalerError
 from nvcf_broker.errors import BrokerError, KeyExistsError, RevisionConflictError
 from nvcf_broker.kv import KvMirror
@@ -37,7 +38,7 @@ ATTEMPTS = 5
 
 
 class Refusal(AutoscalerError):
-    """A call that is refused."""
+    """A call is refused."""
 
     def __init__(self, code: grpc.StatusCode, text: str) -> None:
         super().__init__(text)
@@ -45,7 +46,7 @@ class Refusal(AutoscalerError):
 
 
 def key_of(token: str | None, keys: KvMirror[ApiKey], now: float) -> ApiKey:
-    """The live key that a bearer token is. Raises Refusal."""
+    """Return the live API key of a bearer token. Raises Refusal."""
     wrong = Refusal(grpc.StatusCode.UNAUTHENTICATED, "an API key is needed: authorization: Bearer KEY")
     if token is None:
         raise wrong
@@ -53,7 +54,7 @@ def key_of(token: str | None, keys: KvMirror[ApiKey], now: float) -> ApiKey:
         record = keys.get(api_key_id(token))
     except InvalidToken:
         raise wrong from None
-    # The comparison runs for unknown keys too, so that its time tells nothing.
+    # Unknown keys are compared too, so that the time reveals nothing.
     expected = record.secret_hash if record is not None else "0" * 64
     if not hmac.compare_digest(expected, hash_api_key(token)) or record is None or not record.is_live(now):
         raise wrong
@@ -61,7 +62,7 @@ def key_of(token: str | None, keys: KvMirror[ApiKey], now: float) -> ApiKey:
 
 
 def details_of(rule: ScalingRule | None) -> nvcf_pb2.ScalingDetails | None:
-    """A rule in its gRPC form."""
+    """Return a rule as a gRPC message."""
     if rule is None:
         return None
     details = nvcf_pb2.ScalingDetails(metric=rule.metric, factor=rule.factor, threshold=rule.threshold)
@@ -76,8 +77,8 @@ def _duration(seconds: float) -> Duration:
     return Duration(seconds=whole, nanos=round((seconds - whole) * 1e9))
 
 
-def answer_of(instances: list[Instance], required: int) -> nvcf_pb2.AutoscalerResponse:
-    """How a version stands, of which `required` instances are ordered."""
+def response_of(instances: list[Instance], required: int) -> nvcf_pb2.AutoscalerResponse:
+    """Return the state of a version of which `required` instances are ordered."""
     states = Counter(
         InstanceState.TERMINATING
         if each.draining_since is not None and each.state is not InstanceState.COMPLETED
@@ -99,10 +100,10 @@ def answer_of(instances: list[Instance], required: int) -> nvcf_pb2.AutoscalerRe
 
 
 class AutoscalerService(nvcf_pb2_grpc.AutoscalerServicer):
-    """Callers are API keys with the scope `service`, or `deploy` of the account the function belongs to."""
+    """Serves API keys with the scope `service`, or `deploy` of the account that the function belongs to."""
 
-    def __init__(self, world: World, orders: KvMirror[Order], keys: KvMirror[ApiKey]) -> None:
-        self._world = world
+    def __init__(self, cache: Cache, orders: KvMirror[Order], keys: KvMirror[ApiKey]) -> None:
+        self._cache = cache
         self._orders = orders
         self._keys = keys
 
@@ -111,9 +112,9 @@ class AutoscalerService(nvcf_pb2_grpc.AutoscalerServicer):
         request: nvcf_pb2.DeploymentConfigurationRequest,
         context: Context[Any, Any],
     ) -> nvcf_pb2.DeploymentConfigurationResponse:
-        """Scaling details by GPU specification id; unset where the policy decides."""
+        """Return scaling details by GPU specification id, unset where the policy decides."""
         try:
-            _, deployment = self._asked(context, request.functionId, request.functionVersionId)
+            _, deployment = self._authorise(context, request.functionId, request.functionVersionId)
         except Refusal as refusal:
             await _refuse(context, refusal)
         scaling = deployment.scaling
@@ -129,13 +130,14 @@ class AutoscalerService(nvcf_pb2_grpc.AutoscalerServicer):
     ) -> nvcf_pb2.AutoscalerResponse:
         """Order a number of instances, within the deployment's bounds."""
         try:
-            version, deployment = self._asked(context, request.functionId, request.functionVersionId)
+            version, deployment = self._authorise(context, request.functionId, request.functionVersionId)
             wanted = request.gpuSpecificationId if request.HasField("gpuSpecificationId") else None
             if wanted is not None and wanted not in specifications_of(deployment):
                 raise Refusal(grpc.StatusCode.NOT_FOUND, "the deployment has no such gpuSpecificationId")
-            if not 0 <= request.requiredNumberOfInstances <= MOST:
+            if not 0 <= request.requiredNumberOfInstances <= MAX_INSTANCES:
                 raise Refusal(
-                    grpc.StatusCode.INVALID_ARGUMENT, f"requiredNumberOfInstances: expected 0 to {MOST}"
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    f"requiredNumberOfInstances: expected 0 to {MAX_INSTANCES}",
                 )
             await self._order(version.id, wanted, request.requiredNumberOfInstances)
         except Refusal as refusal:
@@ -144,10 +146,10 @@ class AutoscalerService(nvcf_pb2_grpc.AutoscalerServicer):
             await _refuse(context, Refusal(grpc.StatusCode.UNAVAILABLE, str(error)))
         instances = [
             each
-            for each in self._world.instances_of(version.id)
+            for each in self._cache.instances_of(version.id)
             if wanted is None or each.specification_id == wanted
         ]
-        return answer_of(instances, request.requiredNumberOfInstances)
+        return response_of(instances, request.requiredNumberOfInstances)
 
     async def _order(self, version_id: str, specification_id: str | None, count: int) -> None:
         now = time.time()
@@ -166,7 +168,7 @@ class AutoscalerService(nvcf_pb2_grpc.AutoscalerServicer):
                 return
         raise Refusal(grpc.StatusCode.ABORTED, "the orders are being changed by others: try again")
 
-    def _asked(
+    def _authorise(
         self, context: Context[Any, Any], function_id: str, version_id: str
     ) -> tuple[FunctionVersion, Deployment]:
         key = key_of(_bearer(context), self._keys, time.time())
@@ -175,13 +177,13 @@ class AutoscalerService(nvcf_pb2_grpc.AutoscalerServicer):
             version_id = parse_id(version_id, "functionVersionId")
         except InvalidId as error:
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
-        version = self._world.versions.get(version_id)
+        version = self._cache.versions.get(version_id)
         mine = version is not None and key.nca_id == version.nca_id and key.allows(Scope.DEPLOY)
         if not (key.allows(Scope.SERVICE) or mine) or not key.covers(function_id):
             raise Refusal(
                 grpc.StatusCode.PERMISSION_DENIED, "the key may not scale this function (service, deploy)"
             )
-        deployment = self._world.deployments.get(version_id)
+        deployment = self._cache.deployments.get(version_id)
         if version is None or version.function_id != function_id or deployment is None:
             raise Refusal(grpc.StatusCode.NOT_FOUND, f"version {version_id} is not deployed")
         return version, deployment

@@ -1,4 +1,4 @@
-"""What is remembered of one version between looks. Lost with the process: that costs only efficiency."""
+"""What the controller remembers of one version between two reconciles. Losing it costs only efficiency."""
 
 from __future__ import annotations
 
@@ -8,37 +8,40 @@ from opentelemetry.trace import SpanContext
 
 from nvcf_autoscaler.controller.queues import QueueAge
 from nvcf_autoscaler.policy.observation import Activity
-from nvcf_autoscaler.policy.state import Memory
+from nvcf_autoscaler.policy.state import PolicyState
 from nvcf_proto.compute import DemandReport
+
+# A version that is woken again and again is reconciled this often.
+MIN_RECONCILE_INTERVAL = 0.05
+MAX_LINKS = 16
 
 
 @dataclass
 class Arrivals:
-    """Requests that ever came, from samples of how many the queue has stored.
+    """Count all requests ever queued, from samples of how many the queue has stored.
 
-    The queue's number is exact and not late, and it outlives gateways; it falls when requests are cancelled
-    before they were delivered, or when the queue is made anew. What it had before the first sample counts
-    once.
+    The queue's number is exact and outlives gateways. It falls when requests are cancelled before they were
+    delivered, or when the queue is created again. What it holds at the first sample counts once.
     """
 
     count: int = 0
-    _last: int | None = None
+    _last: int = 0
 
     def sample(self, stored: int) -> None:
-        """One look at the queue."""
-        self.count += max(0, stored - (0 if self._last is None else self._last))
+        """Add one sample of the queue."""
+        self.count += max(0, stored - self._last)
         self._last = stored
 
 
 @dataclass
 class GatewayTime:
-    """Integral over time of requests that wait at gateways, which come, go and start again."""
+    """Integral over time of the requests that wait at gateways, which come, go and restart."""
 
     seconds: float = 0.0
     _last: dict[str, DemandReport] = field(default_factory=dict)
 
-    def take(self, report: DemandReport) -> None:
-        """Add what is new in a gateway's report; an older report than the last one says nothing."""
+    def add(self, report: DemandReport) -> None:
+        """Add what is new in a gateway's report. Reports older than its last one are ignored."""
         last = self._last.get(report.gateway_id)
         if last is not None and report.at <= last.at:
             return
@@ -59,7 +62,7 @@ class SlotTime:
     _slots: int = 0
 
     def sample(self, now: float, in_flight: int, slots: int) -> None:
-        """One look: what was seen last held until now."""
+        """Add one sample. The values of the last one count until now."""
         if self._at is not None:
             passed = max(0.0, now - self._at)
             self.busy_seconds += self._in_flight * passed
@@ -67,59 +70,58 @@ class SlotTime:
         self._at, self._in_flight, self._slots = now, in_flight, slots
 
 
-# A version that is woken again and again is looked at this often.
-SHORTEST_BETWEEN_LOOKS = 0.05
-MOST_LINKS = 16
-
-
 @dataclass
-class Watched:
-    """Times are Unix seconds.
+class VersionState:
+    """State of one version. Instants are Unix seconds.
 
-    `told` is what was last announced. `short`: some instances found no room. `refusal` and `trouble` are
-    the last words about that, and about settings or starts that fail. `asked_at` and `asked_by`: since when
-    requests have met no instance, and which traces some of them belong to. `held_until`: up to when its
-    instances' GPU time has been counted.
+    - `announced` are the instance counts and the lack of capacity last announced.
+    - `lacks_capacity`: some instances found no room. `last_refusal` and `last_problem` are the last texts
+      about that, and about settings or starts that fail.
+    - `cold_start_at` is since when requests have met no instance, `cold_start_traces` the traces of some of
+      them.
+    - `gpu_time_until` is the instant up to which its instances' GPU time has been counted.
     """
 
     known_since: float = 0.0
     arrivals: Arrivals = field(default_factory=Arrivals)
     gateways: GatewayTime = field(default_factory=GatewayTime)
     slots: SlotTime = field(default_factory=SlotTime)
-    memory: Memory = field(default_factory=Memory)
+    policy_state: PolicyState = field(default_factory=PolicyState)
     activity: Activity = field(default_factory=Activity)
     startups: dict[str, float] = field(default_factory=dict)
     woken: bool = False
-    next_look: float = 0.0
-    looked_at: float = 0.0
+    reconcile_at: float = 0.0
+    reconciled_at: float = 0.0
     undeployed_since: float | None = None
-    told: tuple[tuple[tuple[str, int], ...], int] | None = None
-    short: bool = False
-    refusal: str = ""
-    trouble: str = ""
-    asked_at: float | None = None
-    asked_by: list[SpanContext] = field(default_factory=list)
-    ages: dict[str, QueueAge] = field(default_factory=dict)
-    held_until: float | None = None
+    announced: tuple[tuple[tuple[str, int], ...], int] | None = None
+    lacks_capacity: bool = False
+    last_refusal: str = ""
+    last_problem: str = ""
+    cold_start_at: float | None = None
+    cold_start_traces: list[SpanContext] = field(default_factory=list)
+    queue_ages: dict[str, QueueAge] = field(default_factory=dict)
+    gpu_time_until: float | None = None
 
-    def asked(self, now: float, by: SpanContext | None) -> None:
-        """A request, part of the trace `by`, has met no instance."""
-        if self.asked_at is None:
-            self.asked_at = now
-        if by is not None and by.trace_flags.sampled and len(self.asked_by) < MOST_LINKS:
-            self.asked_by.append(by)
+    def cold_start(self, now: float, by: SpanContext | None) -> None:
+        """Note that a request, part of the trace `by`, has met no instance."""
+        if self.cold_start_at is None:
+            self.cold_start_at = now
+        if by is not None and by.trace_flags.sampled and len(self.cold_start_traces) < MAX_LINKS:
+            self.cold_start_traces.append(by)
 
-    def answered(self) -> None:
-        """Something has been done about that."""
-        self.asked_at = None
-        self.asked_by.clear()
+    def cold_start_handled(self) -> None:
+        """Forget the requests that met no instance: instances are on their way, or there are some."""
+        self.cold_start_at = None
+        self.cold_start_traces.clear()
 
-    def took_over(self) -> None:
-        """Another replica led meanwhile: it has counted what was held, and answered who asked."""
-        self.held_until = None
-        self.answered()
+    def gained_leadership(self) -> None:
+        """Forget what the leader until now has counted and handled."""
+        self.gpu_time_until = None
+        self.cold_start_handled()
 
     @property
     def due_at(self) -> float:
-        """When the version is to be looked at."""
-        return min(self.next_look, self.looked_at + SHORTEST_BETWEEN_LOOKS) if self.woken else self.next_look
+        """When the version is to be reconciled."""
+        if not self.woken:
+            return self.reconcile_at
+        return min(self.reconcile_at, self.reconciled_at + MIN_RECONCILE_INTERVAL)

@@ -1,7 +1,7 @@
-"""What failed instances teach: clusters to leave alone for a while, and when to try again. Pure.
+"""Back-off after failed instances: clusters to avoid for a while, and when to try again. Pure.
 
-Agents keep the records of failed instances for some minutes, with the category of the failure.
-Times are Unix seconds.
+Agents keep the records of failed instances for some minutes, with the category of the failure. Times are Unix
+seconds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from nvcf_proto.models import Instance, InstanceState
 
-# By category, how long a cluster that refused or lost an instance gets no other one of the version.
+# How long a cluster gets no instance of a version after it refused or lost one, by category.
 AVOID_SECONDS = {"capacity": 2.0, "unsupported": 60.0, "lost": 20.0}
 FIRST_WAIT = 1.0
 LONGEST_WAIT = 120.0
@@ -19,18 +19,18 @@ LONGEST_WAIT = 120.0
 
 @dataclass(frozen=True)
 class Failures:
-    """`avoided`: clusters, until when and why. `retry_at`: no new instance before that; `text` says why."""
+    """`avoided`: clusters, until when and why. `retry_at`: no new instance before then; `text` says why."""
 
     avoided: dict[str, tuple[float, str]] = field(default_factory=dict)
     retry_at: float = 0.0
     text: str = ""
 
 
-def lessons(now: float, instances: Iterable[Instance]) -> Failures:
-    """What a version's records say about trying again now.
+def assess_failures(now: float, instances: Iterable[Instance]) -> Failures:
+    """Return the back-off that follows from a version's records.
 
-    A function that does not start is tried again after a wait that doubles with each failure since an
-    instance was last ready.
+    A function that does not start is retried after a wait that doubles with each failure since an instance
+    was last ready.
     """
     everything = list(instances)
     served = max((each.ready_at or 0.0 for each in everything), default=0.0)
@@ -39,7 +39,7 @@ def lessons(now: float, instances: Iterable[Instance]) -> Failures:
     for each in everything:
         if each.state is not InstanceState.FAILED:
             continue
-        # Agents of an earlier release tell the category in the reason alone.
+        # Agents of an earlier release write the category only into the reason.
         category = each.category or (each.reason or "").partition(":")[0]
         if category not in AVOID_SECONDS:
             crashes.append(each)

@@ -1,6 +1,6 @@
-"""What each version may have while GPUs are short: everybody's claims, and the share that follows.
+"""Fair shares while GPUs are short: the claims of all versions, and what each may have.
 
-Held by the leader alone and lost with it: a new one knows all claims again after one look at each version.
+Only the leader keeps them. A new leader knows all claims after it has reconciled each version once.
 """
 
 from __future__ import annotations
@@ -8,22 +8,22 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from nvcf_autoscaler.placement.fairness import Claim, Plan, share
+from nvcf_autoscaler.placement.fairness import Claim, Plan, max_min_shares
 from nvcf_autoscaler.placement.place import Cluster, Requirement
-from nvcf_autoscaler.placement.view import Standing, by_cluster, devices_of, may_be_in
+from nvcf_autoscaler.placement.view import InstanceGroups, by_cluster, devices_of
 from nvcf_autoscaler.policy.decide import Decision
 from nvcf_autoscaler.policy.settings import ScalingSettings
 from nvcf_proto.models import DeploymentSpecification
 
-# A version whose demand has just gone is given the chance that it comes back, for so many seconds.
+# Demand that has just gone still counts for so many seconds, since it may come back.
 STILL_NEEDED = 60.0
-# Every deployed version is looked at more often than this.
+# Every deployed version is reconciled more often than this.
 FORGET_AFTER = 15.0
 
 
 @dataclass
 class _Entry:
-    """The last claim of one specification. `short`: it found no room for all it wanted."""
+    """The last claim of one specification. `short`: it holds fewer instances than it wants."""
 
     claim: Claim
     gpu: str
@@ -33,13 +33,15 @@ class _Entry:
 
 
 @dataclass
-class Rations:
+class FairShares:
     """Claims of all versions, by version and specification."""
 
     _entries: dict[tuple[str, str], _Entry] = field(default_factory=dict)
 
-    def take(self, now: float, version_id: str, gpus: Mapping[str, str], claims: Mapping[str, Claim]) -> None:
-        """The claims of a version, by specification; `gpus` is of which kind each one's devices are."""
+    def record(
+        self, now: float, version_id: str, gpus: Mapping[str, str], claims: Mapping[str, Claim]
+    ) -> None:
+        """Record the claims of a version, and the GPU kind of each, by specification."""
         self.drop(version_id, but=claims.keys())
         for specification_id, new in claims.items():
             key = (version_id, specification_id)
@@ -56,7 +58,7 @@ class Rations:
             self._entries[key] = _Entry(claim, gpus[specification_id], short, now, peak_at)
 
     def drop(self, version_id: str, but: Iterable[str] = ()) -> None:
-        """Forget a version's claims, but those of some specifications."""
+        """Drop a version's claims, except those of some specifications."""
         kept = set(but)
         for key in [key for key in self._entries if key[0] == version_id and key[1] not in kept]:
             del self._entries[key]
@@ -64,9 +66,9 @@ class Rations:
     def of(
         self, now: float, version_id: str, devices: Mapping[str, Mapping[str, int]]
     ) -> dict[str, dict[str, int]]:
-        """Most instances in each cluster, by specification; those that need not share are left out.
+        """Return the most instances by specification and cluster; without an entry, nothing is limited.
 
-        `devices` is how many there are of each kind in each cluster.
+        `devices` is the total by kind and cluster.
         """
         found: dict[str, dict[str, int]] = {}
         plans: dict[str, Plan] = {}
@@ -81,28 +83,28 @@ class Rations:
         return found
 
     def _plan(self, now: float, gpu: str, devices: Mapping[str, int]) -> Plan:
-        """Empty while nobody goes short, or nobody else is there to share with."""
+        """Return the shares; empty while no claim is short, or only one version has claims."""
         live = [each for each in self._entries.values() if each.gpu == gpu and now - each.at < FORGET_AFTER]
         wanting = [each for each in live if each.claim.wanted or each.claim.held]
         if len(wanting) < 2 or not any(each.short for each in wanting):
             return {}
-        return share(now, (each.claim for each in live), devices)
+        return max_min_shares(now, (each.claim for each in live), devices)
 
 
 def claims_of(
     version_id: str,
     specifications: Mapping[str, DeploymentSpecification],
     settings: ScalingSettings,
-    stands: Standing,
+    groups: InstanceGroups,
     decision: Decision,
     clusters: Mapping[str, frozenset[str]],
-    turn: float,
+    time_slice: float,
 ) -> dict[str, Claim]:
-    """What a version wants after a decision, by specification. `clusters` are where each may be. Pure."""
+    """Return what a version wants after a decision, by specification. `clusters` are where each may be."""
     desired = {each.specification_id: each.instances for each in decision.desired}
     missing = decision.missing * settings.slots
     needed = decision.needed * settings.slots
-    stale = list(stands.stale)
+    stale = list(groups.stale)
     found: dict[str, Claim] = {}
     for key, spec in specifications.items():
         slots = spec.max_request_concurrency
@@ -110,7 +112,7 @@ def claims_of(
         least = min(wanted, spec.min_instances)
         serving = max(least, min(wanted, -(-needed // slots)))
         needed = max(0, needed - serving * slots)
-        # What an earlier form of the deployment left behind makes room for its successors.
+        # Instances of an earlier form of the deployment make room for their successors.
         mine = [each for each in stale if each.gpu == spec.gpu]
         stale = [each for each in stale if each.gpu != spec.gpu]
         found[key] = Claim(
@@ -121,22 +123,22 @@ def claims_of(
             needed=serving,
             wanted=wanted,
             since=0.0,
-            holding=by_cluster((*stands.current[key], *mine)),
-            turn=turn,
+            holding=by_cluster((*groups.current[key], *mine)),
+            time_slice=time_slice,
         )
     return found
 
 
 def possible_clusters(
-    requirement: Requirement, clusters: Iterable[Cluster], left_alone: Collection[str]
+    requirement: Requirement, clusters: Iterable[Cluster], avoided: Collection[str]
 ) -> frozenset[str]:
-    """Clusters that may hold instances of a specification, and have its kind at all. Pure."""
+    """Return the clusters that may hold instances of a specification and have its GPU and type."""
     kind = (requirement.gpu, requirement.instance_type)
     return frozenset(
         each.id
         for each in clusters
         if each.healthy
-        and each.id not in left_alone
-        and may_be_in(requirement, each)
+        and each.id not in avoided
+        and requirement.permits(each)
         and any((one.gpu, one.instance_type) == kind for one in each.capacity)
     )

@@ -1,9 +1,9 @@
-"""Who gets how many instances where, when several function versions want more GPUs than there are. Pure.
+"""Max-min fair shares for function versions that together want more GPUs than there are. Pure.
 
-Max-min fairness by progressive filling (Bertsekas and Gallager, *Data Networks*, 6.5.2): whoever has least
-gets the next instance, as long as it wants one and there is room. In three rounds: the least that each
-deployment demands, then what requests need, then what is only kept warm. Where not even one instance each
-is possible, versions take turns.
+Progressive filling (Bertsekas and Gallager, *Data Networks*, 6.5.2): the version with the least gets the next
+instance, as long as it wants one and there is room. There are three rounds: the minimum of each deployment,
+what requests need, and what is only kept warm. If not even one instance each is possible, versions alternate
+in time slices.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-# How long an only instance stays, at least, before a version that has none may take its place, in seconds:
-# many start-ups long, so that most of the time is work.
-TURN = 60.0
+# Least seconds that a version keeps its only instance while others have none. Much longer than a start-up,
+# so that most of the time is work.
+TIME_SLICE = 60.0
 
 Plan = dict[str, dict[str, int]]
 _Rank = tuple[int, int, float, str]
@@ -25,10 +25,10 @@ _Rank = tuple[int, int, float, str]
 class Claim:
     """What one version wants of one kind of GPU.
 
-    `devices` is what an instance takes, `holding` its present instances by cluster. `least`, `needed` and
-    `wanted` are instances: by the deployment, for requests, and with those kept warm. `since` is the
-    instant (Unix seconds) from which it has held any or, holding none, has waited. `turn` is how long its
-    only instance is safe from those who wait (seconds).
+    `devices` is what an instance takes, `holding` its present instances by cluster. Instance counts: `least`
+    by the deployment, `needed` for requests, `wanted` with those kept warm. `since` is the instant (Unix
+    seconds) from which it has held any or, holding none, has waited. Its only instance is safe from others
+    for `time_slice` seconds.
     """
 
     key: str
@@ -39,31 +39,31 @@ class Claim:
     wanted: int
     since: float
     holding: Mapping[str, int] = field(default_factory=dict)
-    turn: float = TURN
+    time_slice: float = TIME_SLICE
 
     @property
     def held(self) -> int:
-        """Instances in all clusters."""
+        """Present instances in all clusters."""
         return sum(self.holding.values())
 
     def rank(self, now: float, count: int) -> _Rank:
-        """Who comes next, lowest first, when this one has been given `count` so far."""
+        """Return the place in the order of filling, lowest first, with `count` instances given so far."""
         devices = count * self.devices
         if count:
-            # Nobody moves for the sake of a draw.
+            # A tie moves no instance.
             return (devices, 0 if self.held > count else 1, self.since, self.key)
         if not self.held:
             return (devices, 1, self.since, self.key)
-        if now - self.since < self.turn:
+        if now - self.since < self.time_slice:
             return (devices, 0, self.since, self.key)
         return (devices, 2, -self.since, self.key)
 
 
-def share(now: float, claims: Iterable[Claim], devices: Mapping[str, int]) -> Plan:
-    """Instances by claim and cluster that each may have. `devices` is what each cluster has in all.
+def max_min_shares(now: float, claims: Iterable[Claim], devices: Mapping[str, int]) -> Plan:
+    """Return the instances that each claim may have, by cluster. `devices` is the total of each cluster.
 
-    Never more than a cluster has, nor than a claim wants; nobody goes without what nobody else is given.
-    The order of `claims` does not matter.
+    Never more than a cluster has or a claim wants, and nothing that is wanted stays unused. The order of
+    `claims` does not matter.
     """
     everybody = sorted(claims, key=lambda each: each.key)
     room = dict(devices)
@@ -105,7 +105,7 @@ def _fill(
 def _choose(
     claim: Claim, hungry: Iterable[Claim], room: Mapping[str, int], given: Mapping[str, int]
 ) -> str | None:
-    """A cluster with room: one that nobody less free to choose waits for, then one where it is already."""
+    """Return a cluster with room: not contested by less flexible claims, then one in use already."""
     possible = [each for each in claim.clusters if room.get(each, 0) >= claim.devices]
     if len(possible) < 2:
         return possible[0] if possible else None

@@ -1,19 +1,17 @@
-"""Which clusters get new instances, which instances end, and which are lost. Pure; times are Unix seconds."""
+"""Which clusters get new instances, and which instances end. Pure; times are Unix seconds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-# A cluster that was not heard of for this long gets nothing; after the second time its instances are
-# replaced.
+# A cluster without a heartbeat for this long gets no new instances.
 SILENT_AFTER = 15.0
-LOST_AFTER = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Free instances of one kind, as the cluster last reported."""
+    """Free instances of one GPU and instance type, as last reported."""
 
     gpu: str
     instance_type: str
@@ -22,7 +20,7 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A cluster as its last heartbeat described it. `heard_at` is when that came."""
+    """A cluster as described by its last heartbeat, which came at `heard_at`."""
 
     id: str
     region: str
@@ -33,7 +31,7 @@ class Cluster:
     healthy: bool = True
 
     def free(self, gpu: str, instance_type: str) -> int:
-        """Free instances of a kind; never negative."""
+        """Return the free instances of a kind; never negative."""
         return sum(
             max(0, one.free) for one in self.capacity if one.gpu == gpu and one.instance_type == instance_type
         )
@@ -41,10 +39,10 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """What a GPU specification asks of a cluster. Empty means any; `clusters` and `regions` are in
-    preferred order.
+    """What a GPU specification requires of a cluster. Empty means any.
 
-    `max_per_cluster` bounds this version's instances in one cluster.
+    `clusters` and `regions` are in preferred order. `max_per_cluster` bounds this version's instances in a
+    cluster.
     """
 
     gpu: str
@@ -56,7 +54,7 @@ class Requirement:
     max_per_cluster: int | None = None
 
     def refusal(self, cluster: Cluster, now: float) -> str | None:
-        """Why this cluster gets nothing, in words; None if it may."""
+        """Return why this cluster gets no instance, as text; None if it may."""
         if now - cluster.heard_at > SILENT_AFTER:
             return f"silent for {now - cluster.heard_at:.0f} s"
         if not cluster.healthy:
@@ -74,8 +72,22 @@ class Requirement:
             return f"no free {self.instance_type} with {self.gpu}"
         return None
 
+    def permits(self, cluster: Cluster) -> bool:
+        """Return whether a cluster is one of those named, whatever its state and capacity."""
+        return (
+            (not self.clusters or cluster.id in self.clusters)
+            and (not self.regions or cluster.region in self.regions)
+            and (not self.groups or cluster.group in self.groups)
+            and self.attributes <= cluster.attributes
+        )
+
+    def free(self, cluster: Cluster, existing: int, pending: int) -> int:
+        """Return how many more instances fit, with `existing` of this version and `pending` not reported."""
+        free = cluster.free(self.gpu, self.instance_type) - max(0, pending)
+        return free if self.max_per_cluster is None else min(free, self.max_per_cluster - existing)
+
     def rank(self, cluster: Cluster) -> tuple[int, int]:
-        """Place in the preferred order, lowest first."""
+        """Return the place in the preferred order, lowest first."""
         return (
             self.clusters.index(cluster.id) if self.clusters else 0,
             self.regions.index(cluster.region) if self.regions else 0,
@@ -84,9 +96,7 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Instances for each cluster (in the order of preference), how many found no place, and why not, by
-    cluster.
-    """
+    """Instances by cluster in preferred order, how many found no place, and the refusals by cluster."""
 
     assigned: tuple[tuple[str, int], ...]
     unplaced: int
@@ -94,7 +104,7 @@ class Placement:
 
     @property
     def reason(self) -> str:
-        """In words, for people."""
+        """The placement as text."""
         parts = [f"{count} in {cluster}" for cluster, count in self.assigned]
         if self.unplaced:
             why = "; ".join(f"{cluster}: {text}" for cluster, text in self.refusals)
@@ -112,11 +122,10 @@ def place(
 ) -> Placement:
     """Choose clusters for `count` new instances.
 
-    The preferred clusters are filled first; among equally preferred ones each instance goes to the cluster
-    with the fewest of this version (`existing`, by cluster), then to the one with most room, then by id.
-    `pending` are instances of any version of this kind that were sent to a cluster after its last
-    heartbeat. Never places more than is free, nor in a cluster that is silent. Always gives the same
-    answer, whatever the order of `clusters`.
+    Preferred clusters are filled first. Among equally preferred ones, each instance goes to the cluster with
+    the fewest instances of this version (`existing`, by cluster), then the most room, then the lowest id.
+    `pending` are instances of this kind of any version that were sent to a cluster after its last heartbeat.
+    Never places more than is free, nor in a silent cluster. The order of `clusters` does not matter.
     """
     there = dict(existing or {})
     sent = pending or {}
@@ -126,9 +135,7 @@ def place(
     for cluster in sorted(clusters, key=lambda one: one.id):
         refusal = requirement.refusal(cluster, now)
         if refusal is None:
-            free = cluster.free(requirement.gpu, requirement.instance_type) - max(0, sent.get(cluster.id, 0))
-            if requirement.max_per_cluster is not None:
-                free = min(free, requirement.max_per_cluster - there.get(cluster.id, 0))
+            free = requirement.free(cluster, there.get(cluster.id, 0), sent.get(cluster.id, 0))
             if free > 0:
                 room[cluster.id] = free
                 ranks[cluster.id] = requirement.rank(cluster)
@@ -157,21 +164,18 @@ def room(
     existing: Mapping[str, int] | None = None,
     pending: Mapping[str, int] | None = None,
 ) -> int:
-    """How many more instances could be placed now: `SpecificationObservation.available`."""
-    total = 0
-    for cluster in clusters:
-        if requirement.refusal(cluster, now) is None:
-            free = cluster.free(requirement.gpu, requirement.instance_type)
-            free -= max(0, (pending or {}).get(cluster.id, 0))
-            if requirement.max_per_cluster is not None:
-                free = min(free, requirement.max_per_cluster - (existing or {}).get(cluster.id, 0))
-            total += max(0, free)
-    return total
+    """Return how many more instances could be placed now: `SpecificationObservation.available`."""
+    there, sent = existing or {}, pending or {}
+    return sum(
+        max(0, requirement.free(cluster, there.get(cluster.id, 0), sent.get(cluster.id, 0)))
+        for cluster in clusters
+        if requirement.refusal(cluster, now) is None
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """An instance and where it is. `ready` is False while it starts; `idle_since` is None while it serves."""
+    """An instance and its cluster. `ready` is False while it starts; `idle_since` is None while it serves."""
 
     id: str
     cluster_id: str
@@ -181,18 +185,8 @@ class Placed:
     idle_since: float | None = None
 
 
-def lost(now: float, instances: Iterable[Placed], clusters: Iterable[Cluster]) -> tuple[Placed, ...]:
-    """Instances in clusters that were silent too long, or are gone: not to be counted, so that others
-    replace them.
-    """
-    alive = {cluster.id for cluster in clusters if now - cluster.heard_at <= LOST_AFTER}
-    return tuple(instance for instance in instances if instance.cluster_id not in alive)
-
-
 def endings(instances: Sequence[Placed], count: int) -> tuple[Placed, ...]:
-    """Which `count` instances end: starting ones (newest first), then the idle longest, then the least
-    busy.
-    """
+    """Return the `count` instances to end: starting ones (newest first), the longest idle, the least busy."""
 
     def order(one: Placed) -> tuple[int, float, str]:
         if not one.ready:

@@ -1,4 +1,4 @@
-"""Instances and clusters of a version as policy and placement see them. Pure; times are Unix seconds."""
+"""Records of instances and clusters, prepared for policy and placement. Pure; times are Unix seconds."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ UP = frozenset((InstanceState.PENDING, InstanceState.STARTING, InstanceState.RUN
 OVER = frozenset((InstanceState.COMPLETED, InstanceState.FAILED))
 CPU = "CPU"
 RECENT_STARTUPS = 8
-# How far apart the clocks of a cluster and of this process may be.
+# Tolerated difference between the clocks of a cluster and of this process.
 CLOCKS_DIFFER = 10.0
 
 
 @dataclass(frozen=True)
-class Standing:
-    """A version's instances, sorted by what they count for.
+class InstanceGroups:
+    """A version's instances, grouped by what they count for.
 
-    `current`: by specification id. `stale`: of specifications, or in clusters, that the deployment no longer
-    has. `lost`: in clusters that were silent too long, or are gone. `ending`: told to leave.
+    `current`: by specification id. `stale`: of a specification or in a cluster that the deployment no longer
+    has. `lost`: in a cluster that is gone or was silent too long. `ending`: draining or terminating.
     """
 
     current: dict[str, tuple[Instance, ...]]
@@ -33,18 +33,22 @@ class Standing:
 
     @property
     def up(self) -> tuple[Instance, ...]:
-        """All that count as capacity of the deployment as it is now."""
+        """All instances that count as capacity of the present deployment."""
         return tuple(instance for group in self.current.values() for instance in group)
 
+    def running(self, specification_id: str) -> int:
+        """Return the number of running instances of one specification."""
+        return sum(each.state is InstanceState.RUNNING for each in self.current[specification_id])
 
-def standing(
+
+def group_instances(
     now: float,
     instances: Iterable[Instance],
     requirements: Mapping[str, Requirement],
     clusters: Sequence[Cluster],
     lost_after: float,
-) -> Standing:
-    """Sort a version's instance records. `requirements`: of its specifications by id, in preferred order."""
+) -> InstanceGroups:
+    """Group a version's instance records. `requirements` are by specification id, in preferred order."""
     by_id = {cluster.id: cluster for cluster in clusters}
     heard = {cluster.id for cluster in clusters if now - cluster.heard_at <= lost_after}
     current: dict[str, list[Instance]] = {specification_id: [] for specification_id in requirements}
@@ -59,26 +63,16 @@ def standing(
             lost.append(instance)
         elif instance.draining_since is not None or instance.state is InstanceState.TERMINATING:
             ending.append(instance)
-        elif requirement is None or not may_be_in(requirement, by_id[instance.cluster_id]):
+        elif requirement is None or not requirement.permits(by_id[instance.cluster_id]):
             stale.append(instance)
         else:
             current[instance.specification_id or ""].append(instance)
     groups = {key: tuple(group) for key, group in current.items()}
-    return Standing(groups, tuple(stale), tuple(lost), tuple(ending))
-
-
-def may_be_in(requirement: Requirement, cluster: Cluster) -> bool:
-    """Whether a cluster is one of those a specification names, whatever its state and capacity."""
-    return (
-        (not requirement.clusters or cluster.id in requirement.clusters)
-        and (not requirement.regions or cluster.region in requirement.regions)
-        and (not requirement.groups or cluster.group in requirement.groups)
-        and requirement.attributes <= cluster.attributes
-    )
+    return InstanceGroups(groups, tuple(stale), tuple(lost), tuple(ending))
 
 
 def placed(instance: Instance) -> Placed:
-    """An instance as placement sees it."""
+    """Return an instance as placement sees it."""
     return Placed(
         id=instance.id,
         cluster_id=instance.cluster_id,
@@ -90,7 +84,7 @@ def placed(instance: Instance) -> Placed:
 def specification_seen(
     specification_id: str, instances: Sequence[Instance], available: int | None
 ) -> SpecificationObservation:
-    """Instances of one specification for the policy."""
+    """Return the policy's observation of one specification's instances."""
     starting = sorted(each.created_at for each in instances if each.state is not InstanceState.RUNNING)
     return SpecificationObservation(
         id=specification_id,
@@ -101,8 +95,10 @@ def specification_seen(
 
 
 def startups(known: Mapping[str, float], instances: Iterable[Instance]) -> dict[str, float]:
-    """Times from creation to ready by instance id, newest last; `known` are those from before, whose
-    records may be gone. An instance that was started again tells nothing about a start from nothing.
+    """Return the last start-up times by instance id, newest last.
+
+    `known` are earlier ones, whose records may be gone. Restarted instances are left out, since their
+    start-up began before the restart.
     """
     found = dict(known)
     ready = [each for each in instances if each.ready_at is not None and not each.restarts]
@@ -113,21 +109,21 @@ def startups(known: Mapping[str, float], instances: Iterable[Instance]) -> dict[
 
 
 def by_cluster(instances: Iterable[Instance]) -> dict[str, int]:
-    """How many instances each cluster has."""
+    """Return the number of instances by cluster."""
     return dict(Counter(each.cluster_id for each in instances))
 
 
 def devices_of(spec: DeploymentSpecification) -> int:
-    """What one instance takes of a cluster's pool: its GPUs, or one slot."""
+    """Return what one instance takes of a cluster's pool: its GPUs, or one CPU slot."""
     return 1 if spec.gpu == CPU else max(1, spec.gpus_per_instance)
 
 
 def unreported(
     instances: Iterable[Instance], clusters: Sequence[Cluster], pending_devices: Mapping[str, int]
 ) -> dict[tuple[str, str], int]:
-    """Devices by cluster and GPU that a cluster's last heartbeat cannot have counted as taken yet.
+    """Return the devices, by cluster and GPU, that the last heartbeats cannot include yet.
 
-    `pending_devices` is how many an instance takes whose agent has not chosen any yet, by its key.
+    `pending_devices` is what a pending instance will take, by its key.
     """
     heard = {cluster.id: cluster.heard_at for cluster in clusters}
     taken: Counter[tuple[str, str]] = Counter()
@@ -147,9 +143,9 @@ def clusters_for(
     avoided: Iterable[str] = (),
     most: Mapping[str, int] | None = None,
 ) -> tuple[Cluster, ...]:
-    """Clusters with what is free in them for instances of one specification; pools count devices.
+    """Return the clusters with their free instances of one specification; pools count devices.
 
-    `most` bounds the instances in each cluster, where there is such a bound.
+    `most` bounds the instances in each cluster, if given.
     """
     devices = devices_of(spec)
     avoid = set(avoided)
@@ -167,10 +163,10 @@ def clusters_for(
 
 
 def silent(now: float, clusters: Iterable[Cluster], after: float) -> set[str]:
-    """Clusters that were not heard of for `after` seconds: they get nothing."""
+    """Return the clusters without a heartbeat for `after` seconds: they get no new instances."""
     return {cluster.id for cluster in clusters if now - cluster.heard_at > after}
 
 
 def first_heard(now: float, heartbeat_at: float) -> float:
-    """When a cluster was last heard whose record was found at the start: a leftover is not a sign of life."""
+    """Return when a cluster whose record already existed was last heard; an old record is no sign of life."""
     return now if now - heartbeat_at <= CLOCKS_DIFFER else min(now, heartbeat_at)

@@ -1,8 +1,8 @@
-"""The scaling policy: `decide` turns one look at a function version into instances per GPU specification.
+"""The scaling policy: `decide` turns an observation of a function version into instances per specification.
 
 Steps: what the demand needs now (demand.py), one more instance for each late start-up (startup.py), instances
 kept or started ahead although they are not needed now (keep_alive.py), bounds and growth limit, and the GPU
-specifications (spill.py). Pure: the clock comes in as `now`, the state goes in and out as Memory.
+specifications (spill.py). Pure: the clock comes in as `now`, the state goes in and out as PolicyState.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from nvcf_autoscaler.policy.demand import Demand, measure
-from nvcf_autoscaler.policy.keep_alive import hold
+from nvcf_autoscaler.policy.keep_alive import keep_alive
 from nvcf_autoscaler.policy.observation import Observation
 from nvcf_autoscaler.policy.settings import ScalingSettings
 from nvcf_autoscaler.policy.spill import Spread, spread
 from nvcf_autoscaler.policy.startup import Startup, estimate, overdue
-from nvcf_autoscaler.policy.state import Memory
+from nvcf_autoscaler.policy.state import PolicyState
 from nvcf_autoscaler.policy.utilisation import utilisation_target
 
 
 class Counted(NamedTuple):
-    """A number with its noun, for people: `1 more slot`, `4 more slots`."""
+    """A number with its noun: `1 more slot`, `4 more slots`."""
 
     number: int
     noun: str
@@ -31,13 +31,13 @@ class Counted(NamedTuple):
         return f"{self.number} {self.noun}{'' if self.number == 1 else 's'}"
 
 
-# A sentence with places for values, and the values: put together only when somebody reads it.
+# A format string and its values. They are formatted only when somebody reads the reason.
 Part = tuple[str, tuple[object, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """How many instances of one GPU specification there should be (running and starting together)."""
+    """The instances that one GPU specification should have, running and starting together."""
 
     specification_id: str
     instances: int
@@ -45,17 +45,17 @@ class Desired:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Desired instances in preferred order, the new memory, and why.
+    """Desired instances in preferred order, the new state, and why.
 
-    Nothing but a new event (a request that finds no free slot, the first one after an idle time, an
-    instance that became ready or was lost) changes the decision before `recheck_at`.
-    `missing` is how many instances found no capacity. `parts` are the facts behind `reason`. `needed` is how
-    many instances of the preferred specification the demand asks for, without those only kept.
+    Until the instant `requeue_at`, only a new event changes the decision: a request that finds no free slot,
+    the first request after an idle time, an instance that becomes ready or is lost. `missing` is the number
+    of instances without capacity. `needed` is the demand in instances of the preferred specification, without
+    those that are only kept. `parts` are the facts behind `reason`.
     """
 
     desired: tuple[Desired, ...]
-    memory: Memory
-    recheck_at: float
+    state: PolicyState
+    requeue_at: float
     missing: int
     parts: tuple[Part, ...]
     needed: int = 0
@@ -67,66 +67,66 @@ class Decision:
 
     @property
     def reason(self) -> str:
-        """Why, in words, for people: `3 instances: ...`."""
+        """The reason as text: `3 instances: ...`."""
         texts = "; ".join(text.format(*values) for text, values in self.parts)
         return f"{Counted(self.total, 'instance')}: {texts}"
 
 
-def decide(now: float, seen: Observation, settings: ScalingSettings, memory: Memory) -> Decision:
-    """How many instances of each GPU specification there should be now, and why.
+def decide(now: float, seen: Observation, settings: ScalingSettings, state: PolicyState) -> Decision:
+    """Return how many instances of each GPU specification there should be now, and why.
 
-    `seen.specifications` has the specifications of `settings`, in the same order. The same arguments always
-    give the same answer, and the answer's memory with the same observation at the same instant gives the same
-    instances again.
+    `seen.specifications` must list the specifications of `settings` in the same order. The same arguments
+    always give the same decision. Deciding again with its state, the same observation and the same instant
+    gives the same instances.
     """
     tuning = settings.tuning
     startup = estimate(seen.recent_startups, tuning.startup_prior, tuning.overdue_factor)
-    rates = memory.rates.after(now, seen, tuning)
-    used = memory.utilisation
-    crowd = memory.crowd_then if now == memory.crowd_at else memory.crowd
+    rates = state.rates.after(now, seen, tuning)
+    used = state.utilisation
+    burst = state.burst_then if now == state.burst_at else state.burst
     parts: list[Part] = []
     if settings.scale_up is not None and settings.scale_down is not None:
         used, needed, text = utilisation_target(now, seen, settings, used)
         parts.append((text, ()))
     else:
-        demand = measure(now, seen, rates, crowd, settings, startup)
+        demand = measure(now, seen, rates, burst, settings, startup)
         rates = rates._replace(load=demand.load)
         needed = -(-demand.slots // settings.slots)
         parts.append(_explain_demand(demand, seen, settings, guessed=rates.completed < 1))
-    recheck = _next_look(now, seen, needed, settings)
+    requeue_at = _requeue_at(now, seen, needed, settings)
     if seen.queued:
         late, due = _late(now, seen, startup)
-        recheck = min(recheck, due)
+        requeue_at = min(requeue_at, due)
         if late:
             needed += late
             parts.append(("{} more for start-ups older than {:.3g} s", (late, startup.overdue)))
-    if needed > settings.max_level:
-        # A level above what the deployment allows is not worth remembering.
-        needed = settings.max_level
+    if needed > settings.max_preferred:
+        # A count above what the deployment allows is not worth remembering.
+        needed = settings.max_preferred
         parts.append(("{} at most, by the deployment", (settings.max_instances,)))
-    kept, learnt = hold(now, seen, needed, settings, memory, startup)
-    recheck = min(recheck, kept.recheck_at)
+    kept, learnt = keep_alive(now, seen, needed, settings, state, startup)
+    requeue_at = min(requeue_at, kept.requeue_at)
     if kept.why:
         parts.append(kept.why)
     target = _at_least(kept.instances, settings, parts)
     total = sum([spec.total for spec in seen.specifications])
-    growth_at, growth_base = memory.growth_at, memory.growth_base
+    growth_at, growth_base = state.growth_at, state.growth_base
     if target > total:
         if now - growth_at >= tuning.growth_period:
             growth_at, growth_base = now, total
         limited = min(target, _growth_limit(min(growth_base, total), settings))
         if limited < target:
             parts.append(("{} wanted, {} allowed within {:g} s", (target, limited, tuning.growth_period)))
-            recheck = min(recheck, growth_at + tuning.growth_period)
+            requeue_at = min(requeue_at, growth_at + tuning.growth_period)
             target = limited
     placed = spread(target * settings.slots, settings, seen.specifications)
     _explain_capacity(placed, settings, parts)
-    after = Memory(rates, *learnt, growth_at, growth_base, used, now, crowd)
+    after = PolicyState(rates, *learnt, growth_at, growth_base, used, now, burst)
     desired = [
         Desired(spec.id, count) for spec, count in zip(settings.specifications, placed.counts, strict=True)
     ]
     missing = -(-placed.missing_slots // settings.slots)
-    return Decision(tuple(desired), after, recheck, missing, tuple(parts), needed)
+    return Decision(tuple(desired), after, requeue_at, missing, tuple(parts), needed)
 
 
 def _explain_demand(demand: Demand, seen: Observation, settings: ScalingSettings, *, guessed: bool) -> Part:
@@ -152,7 +152,7 @@ def _explain_demand(demand: Demand, seen: Observation, settings: ScalingSettings
     return ("{} queued, {} in flight", (seen.queued, seen.in_flight))
 
 
-def _next_look(now: float, seen: Observation, needed: int, settings: ScalingSettings) -> float:
+def _requeue_at(now: float, seen: Observation, needed: int, settings: ScalingSettings) -> float:
     if needed > 1 and any(spec.running for spec in seen.specifications):
         return now + settings.tuning.tick
     if seen.queued or seen.in_flight or needed > 1:
@@ -161,9 +161,7 @@ def _next_look(now: float, seen: Observation, needed: int, settings: ScalingSett
 
 
 def _late(now: float, seen: Observation, startup: Startup) -> tuple[int, float]:
-    """Start-ups that take far longer than usual may never end. How many, and when the next one will be
-    late.
-    """
+    """Return how many start-ups are late, since these may never end, and when the next one will be late."""
     late = 0
     due = math.inf
     for spec in seen.specifications:

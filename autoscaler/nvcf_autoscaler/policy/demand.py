@@ -1,4 +1,4 @@
-"""How many slots the present demand needs: Little's law, Erlang's formula, and the drain of the queue."""
+"""Slots that the present demand needs: Little's law, Erlang's delay formula (M/M/n), drain of the queue."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import NamedTuple
 from nvcf_autoscaler.policy.observation import Observation
 from nvcf_autoscaler.policy.rates import Rates
 from nvcf_autoscaler.policy.settings import ScalingSettings
-from nvcf_autoscaler.policy.startup import Startup, racers
+from nvcf_autoscaler.policy.startup import Startup, hedged_starts
 
 
 class Demand(NamedTuple):
-    """Slots needed now, and what that follows from.
+    """Slots needed now, and the quantities behind them.
 
-    `load` is the mean number of slots that the arrivals keep busy (arrival rate times service time), `steady`
-    the slots for it, `window` the seconds it was taken over, `drain` the slots wanted for the queue beyond
-    those in use, `service` the mean service time in seconds.
+    `load` is the mean number of slots that arrivals keep busy (arrival rate times service time), `window` the
+    seconds it was taken over, `steady` the slots for it. `drain` is the slots for the queue beyond those in
+    use, `service` the mean service time in seconds.
     """
 
     slots: int
@@ -29,7 +29,7 @@ class Demand(NamedTuple):
 
 
 class _Queue(NamedTuple):
-    """What the drain of a queue depends on; `within` is in seconds, `load` in slots."""
+    """A queue to drain within `within` seconds; `load` is in slots."""
 
     waiting: int
     running: int
@@ -38,9 +38,9 @@ class _Queue(NamedTuple):
     within: float
 
     def slots(self, ready_in: float) -> int:
-        """Slots that, ready in so many seconds, start the rest of the queue `within` seconds.
+        """Return the slots that, ready in `ready_in` seconds, start the rest of the queue in time.
 
-        The rest is what the running slots do not work off until then beyond new arrivals.
+        The rest is what the running slots do not finish until then besides new arrivals.
         """
         worked_off = max(0.0, self.running - self.load) / self.service * (ready_in + self.within)
         left = self.waiting - worked_off
@@ -48,33 +48,32 @@ class _Queue(NamedTuple):
 
 
 def measure(
-    now: float, seen: Observation, rates: Rates, crowd: float, settings: ScalingSettings, startup: Startup
+    now: float, seen: Observation, rates: Rates, burst: float, settings: ScalingSettings, startup: Startup
 ) -> Demand:
-    """What the demand needs now. `rates` already holds this observation."""
+    """Return what the demand needs now. `rates` already includes this observation."""
     tuning = settings.tuning
     service = max(rates.service_time(seen.in_flight, tuning.service_prior), 1e-3)
     window = rates.stable_window(tuning)
-    rate = rates.per_second(now, seen.arrivals, window, tuning.stable_doubt)
-    panic = rates.per_second(now, seen.arrivals, tuning.panic_window, tuning.panic_doubt)
+    rate = rates.per_second(now, seen.arrivals, window, tuning.stable_margin)
+    panic = rates.per_second(now, seen.arrivals, tuning.panic_window, tuning.panic_margin)
     if panic > rate:
         rate, window = panic, tuning.panic_window
     load = _steadied(rate * service, rates.load, service, window, tuning.load_band)
     steady = _steady_slots(load, service, settings)
-    drain = _drain_slots(now, seen, settings, startup, load, service, crowd) if seen.queued else 0
+    drain = _drain_slots(now, seen, settings, startup, load, service, burst) if seen.queued else 0
     slots = max(seen.in_flight + drain, steady)
     if seen.queued + seen.in_flight > 0:
         slots = max(slots, 1)
     elif load < 1.0 or settings.scale_to_zero_delay is not None:
-        # Idle, and idle more often than not, or the deployment says how long idle is too long: whether to
-        # stay warm is the keep plan's question.
+        # Mostly idle, or the deployment sets a scale-to-zero delay: keep-alive decides whether to stay warm.
         slots = 0
     return Demand(slots, load, steady, window, drain, service)
 
 
 def _steadied(load: float, before: float, service: float, window: float, band: float) -> float:
-    """The load, or the one gone by before if that is higher by no more than chance makes it.
+    """Return the load, or the one used before if that is higher only by chance.
 
-    Arrivals counted over a window make a load with this deviation; following it down would flap.
+    A load from arrivals counted over a window has this deviation. Following it down would flap.
     """
     deviation = math.sqrt(before * service / window)
     return before if load < before <= load + band * deviation else load
@@ -93,9 +92,9 @@ def _drain_slots(
     startup: Startup,
     load: float,
     service: float,
-    crowd: float,
+    burst: float,
 ) -> int:
-    """Slots beyond those in use for the queue: new ones, and starting ones that are still of use."""
+    """Return the slots for the queue beyond those in use: new ones, and starting ones that still help."""
     tuning = settings.tuning
     running = starting = 0
     soonest = startup.usual
@@ -106,28 +105,27 @@ def _drain_slots(
             soonest = min(soonest, max(0.0, startup.usual - (now - created)))
     waiting = seen.queued
     if running == 0:
-        # Until the first instance is ready, about as many will wait as the last few times.
-        waiting = max(waiting, math.floor(crowd * tuning.crowd_share))
+        # Until the first instance is ready, about as many requests will wait as the last few times.
+        waiting = max(waiting, math.floor(burst * tuning.burst_share))
     queue = _Queue(waiting, running, load, service, settings.wait_slo * tuning.drain_share)
     wanted = queue.slots(startup.usual)
     if starting:
-        # What is starting already is of use sooner than anything new.
+        # Instances that are starting already help sooner than new ones.
         wanted = max(wanted, min(starting, queue.slots(soonest)))
     if running == 0:
-        wanted = max(wanted, settings.slots * racers(waiting, startup, tuning.race_price))
+        wanted = max(wanted, settings.slots * hedged_starts(waiting, startup, tuning.hedge_price))
     return wanted
 
 
-# Loads are rounded up to this grid, so that the cache hits and noise in the load does not move the answer.
+# Loads are rounded up to this grid, so that the cache hits and noise does not change the result.
 _GRID = 1.02
 _EXACT_UP_TO = 400.0
 
 
 def slots_for(load: float, patience: float, miss_share: float) -> int:
-    """The least number of slots with which at most `miss_share` of requests wait longer than `patience`.
+    """Return the fewest slots with which at most `miss_share` of requests wait longer than `patience`.
 
-    `load` is arrivals per second times seconds of service; `patience` is in units of the service time.
-    Grows with the load. Zero for no load.
+    `load` is arrivals per second times service time; `patience` is in service times. Zero for no load.
     """
     if load <= 1e-3:
         return 0
@@ -139,7 +137,7 @@ def slots_for(load: float, patience: float, miss_share: float) -> int:
 def _slots(step: int, patience: float, miss_share: float) -> int:
     load = _GRID**step
     if load > _EXACT_UP_TO:
-        # Square-root staffing: the exact sum has nothing to add at this size.
+        # Square-root staffing is exact enough at this size.
         return math.ceil(load + 2.5 * math.sqrt(load))
     blocking = 1.0
     slots = 0

@@ -1,12 +1,14 @@
 """How long an idle instance is kept, and whether one is started ahead of the next request.
 
-After the hybrid histogram policy of Shahrad et al., "Serverless in the Wild: Characterizing and Optimizing
-the Serverless Workload at a Large Cloud Provider" (USENIX ATC 2020): the distribution of a function's own
-idle times decides a keep-alive window and a pre-warming window, within bounds, with a cautious prior until
-it is known. Two things differ. The distribution is the last few idle times themselves, so that a window can
-be narrower than a histogram's bin (a start-up takes seconds, the paper's bins are minutes). And the windows
-are not fixed percentiles but the ones that would have cost least, idle GPU time against start-ups, each
-cold start being worth `price` start-up times on top of the one it takes: a break-even ("ski rental") rule.
+Based on the hybrid histogram policy of Shahrad et al., "Serverless in the Wild: Characterizing and Optimizing
+the Serverless Workload at a Large Cloud Provider" (USENIX ATC 2020). The distribution of a function's own
+idle times decides a keep-alive window and a pre-warming window, within bounds, with a cautious prior at
+first.
+
+Two things differ from the paper. The distribution is the last idle times themselves, so a window can be
+narrower than a histogram's bin: a start-up takes seconds, the paper's bins are minutes. The windows are not
+fixed percentiles but those that would have cost least, idle GPU time against start-ups. A cold start costs
+`price` start-up times on top of the one it takes: a break-even ("ski rental") rule.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 from nvcf_autoscaler.policy.settings import Tuning
 
 REMEMBERED = 48
-# The prior: idle times that every function is taken to have had, in units of its start-up time.
+# The prior: idle times assumed of every function, in units of its start-up time.
 _PRIOR = (0.2, 1.0, 6.0, 40.0)
 _KEEP_SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 _WINDOW_SHARES = ((0.0, 1.0), (0.05, 0.95), (0.1, 0.9), (0.25, 0.75))
@@ -26,9 +28,9 @@ _PREWARM_FROM = 5
 
 @dataclass(frozen=True, slots=True)
 class KeepPlan:
-    """Keep for `keep` seconds of idleness; be warm again from `warm_from` (start) to `warm_until`, if set.
+    """Keep for `keep` idle seconds; start again at `warm_from` and stay until `warm_until`, if set.
 
-    `learnt_from` is the number of idle times behind it, `start` the start-up time it was made for.
+    `learnt_from` is the number of idle times behind the plan, `start` the start-up time it was made for.
     """
 
     keep: float
@@ -46,21 +48,21 @@ class Gaps:
     seen: int = 0
 
     def adding(self, gaps: Sequence[float]) -> Gaps:
-        """These gaps and some more."""
+        """Return the gaps with more added."""
         return Gaps((*self.recent, *gaps)[-REMEMBERED:], self.seen + len(gaps))
 
 
 def plan_is_stale(plan: KeepPlan, gaps: Gaps, start: float) -> bool:
-    """Whether a plan should be made again: a sixth more is known, or start-ups take another time."""
+    """Return whether to plan again: a sixth more gaps are known, or the start-up time has changed."""
     if gaps.seen - plan.learnt_from >= max(1, min(plan.learnt_from, REMEMBERED) // 6):
         return True
     return abs(start - plan.start) > 0.1 * plan.start
 
 
 def make_plan(gaps: Gaps, start: float, price: float, tuning: Tuning, *, ahead: bool = True) -> KeepPlan:
-    """The cheapest plan for idle times like these, when a start-up takes `start` seconds.
+    """Return the cheapest plan for idle times like these when a start-up takes `start` seconds.
 
-    Without `ahead` only the keep window is chosen.
+    Without `ahead`, choose only the keep-alive window.
     """
     known = sorted(gaps.recent)
     sample = sorted((*known, *(share * start for share in _PRIOR)))
@@ -91,7 +93,7 @@ def make_plan(gaps: Gaps, start: float, price: float, tuning: Tuning, *, ahead: 
 
 
 def _best_keep(sample: Sequence[float], cold: float, keep_min: float, keep_max: float) -> tuple[float, float]:
-    """Keep windows worth trying end just after a known idle time. Returns the window and its total cost."""
+    """Return the cheapest keep-alive window and its cost. Only ends just after a known gap are tried."""
     best, cost = keep_min, sum(min(gap, keep_min) + (cold if gap > keep_min else 0.0) for gap in sample)
     below = 0.0
     for index, gap in enumerate(sample):
@@ -106,11 +108,10 @@ def _best_keep(sample: Sequence[float], cold: float, keep_min: float, keep_max: 
 
 
 def _beyond(known: Sequence[float], cold: float, tail: float) -> float:
-    """Seconds to keep beyond the longest idle time known.
+    """Return the seconds to keep beyond the longest known idle time.
 
-    Where nearly all idle times are worth bridging, so is one that is a little longer than any seen so far:
-    as if the upper half of them were exponential, in which case waiting on is always as good as it was at
-    first.
+    If nearly all idle times are worth bridging, one slightly longer than all of them is too. The upper half
+    is taken as exponential, so that waiting longer is as good as it was at first.
     """
     middle = _quantile(known, 0.5)
     upper = [gap - middle for gap in known if gap > middle]
@@ -119,7 +120,7 @@ def _beyond(known: Sequence[float], cold: float, tail: float) -> float:
 
 
 def _windows(late: Sequence[float], start: float) -> Iterator[tuple[float, float]]:
-    """From when to start, and until when to stay, for the middle of these idle times, with a margin."""
+    """Yield when to start and until when to stay for the middle of these idle times, with a margin."""
     for low, high in _WINDOW_SHARES:
         first, last = _quantile(late, low), _quantile(late, high)
         margin = max(1.0, 0.1 * (last - first), 0.01 * last)

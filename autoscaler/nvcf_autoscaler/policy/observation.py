@@ -1,8 +1,7 @@
-"""What the policy is told about one function version: counters and instants, never rates.
+"""Observations of one function version: counters and instants, never rates.
 
-Counters only grow (from the moment the version was deployed, or from the autoscaler's start: only
-differences are used), so an observation that is read twice, or late, says nothing wrong.
-All times are seconds on the same clock as `now`.
+Counters only grow, and the policy uses only their differences. An observation that is read twice or late is
+therefore still correct. All times are seconds on the same clock as `now`.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from dataclasses import dataclass, replace
 class SpecificationObservation:
     """Instances of one GPU specification.
 
-    `starting` holds the creation instants of instances that are not ready yet, oldest first. `available`
-    is how many more instances could be placed now (see `placement.room`); None means unknown, taken as
-    unlimited. Draining and terminating instances are not counted anywhere here.
+    `starting` holds the creation instants of instances that are not ready yet, oldest first. `available` is
+    the number of instances that could be placed now; None means unlimited. Draining and terminating instances
+    are not counted.
     """
 
     id: str
@@ -43,7 +42,7 @@ class Activity:
     idle_before: float = 0.0
 
     def seen(self, now: float, busy: bool) -> Activity:
-        """The activity after one more look; what a shell that polls feeds with `queued + in_flight > 0`."""
+        """Return the activity after one more observation; `busy` is `queued + in_flight > 0`."""
         if busy and (self.idle_since is not None or self.busy_since is None):
             gap = 0.0 if self.idle_since is None or self.busy_since is None else now - self.idle_since
             return Activity(None, now, gap)
@@ -54,13 +53,12 @@ class Activity:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One look at a function version.
+    """One observation of a function version.
 
     `arrivals` and `completions` count requests. `busy_seconds` is the integral of requests in flight over
-    time (slot-seconds used so far), from which, with `completions`, Little's law gives the service time.
-    `demand_seconds` (integral of queued + in flight) and `slot_seconds` (integral of running slots) are
-    only needed where a deployment scales by utilisation or by a comparison policy.
-    `recent_startups` are the last few measured times from creation to ready, newest last.
+    time; with `completions`, Little's law gives the service time. `demand_seconds` (integral of queued + in
+    flight) and `slot_seconds` (integral of running slots) are needed only to scale by utilisation or by a
+    comparison policy. `recent_startups` are the last measured times from creation to ready, newest last.
     """
 
     arrivals: int

@@ -1,4 +1,4 @@
-"""Arrival rate and service time from counters: what Little's law needs."""
+"""Arrival rate and service time, computed from counters."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import NamedTuple
 from nvcf_autoscaler.policy.observation import Observation
 from nvcf_autoscaler.policy.settings import Tuning
 
-# Samples this far apart resolve both windows well enough: the panic window, and the stable one.
+# Samples this far apart resolve the panic window and the stable window.
 _SPACING = 2.5
 _SAMPLES = 24
-# The service time forgets half of what it knows over about this many completions.
+# The service time forgets half of its past over this many completions.
 _SERVICE_HALF_LIFE = 200.0
 
 
@@ -25,8 +25,8 @@ class Sample(NamedTuple):
 class Rates(NamedTuple):
     """Arrivals over the last stable window, and decayed sums whose quotient is the service time.
 
-    `counted_busy` and `counted_completions` are the counters that the sums go up to.
-    `load` is the load that the last decision went by.
+    `counted_busy` and `counted_completions` are the counters that the sums include. `load` is the load that
+    the last decision used.
     """
 
     samples: tuple[Sample, ...] = ()
@@ -37,9 +37,9 @@ class Rates(NamedTuple):
     load: float = 0.0
 
     def after(self, now: float, seen: Observation, tuning: Tuning) -> Rates:
-        """With this observation's counters. Taking the same one in twice changes nothing.
+        """Return the rates with this observation added. Adding it twice changes nothing.
 
-        Counters that went back (the observer started again) are taken as unchanged.
+        A counter that decreased (the observer restarted) counts as unchanged.
         """
         samples = self.samples
         window = self.stable_window(tuning)
@@ -61,24 +61,24 @@ class Rates(NamedTuple):
         )
 
     def stable_window(self, tuning: Tuning) -> float:
-        """Seconds over which the arrival rate is taken: longer where few long requests make it noisy."""
+        """Return the seconds to take the arrival rate over: more where few long requests make it noisy."""
         if self.completed < 1:
             return tuning.stable_window
         window = tuning.stable_services * self.busy / self.completed
         return max(tuning.stable_window, min(tuning.stable_window_max, window))
 
     def service_time(self, in_flight: int, prior: float) -> float:
-        """Mean seconds of service: slot-seconds used for each completed request (Little's law).
+        """Return the mean service time: slot-seconds used per completed request (Little's law).
 
-        The prior counts as one request. While none has completed, what those in flight have taken so far is
-        the least it can be, so that long requests show before they end.
+        The prior counts as one request. Until a request completes, the time that those in flight have taken
+        so far is the lower bound, so that long requests count before they end.
         """
         if self.completed < 1:
             return max(prior, self.busy / max(1, in_flight))
         return (self.busy + prior) / (self.completed + 1.0)
 
-    def per_second(self, now: float, arrivals: int, window: float, doubt: float) -> float:
-        """Arrivals per second over a window, shaded down by `doubt` standard deviations of the count."""
+    def per_second(self, now: float, arrivals: int, window: float, margin: float) -> float:
+        """Return arrivals per second over a window, lowered by `margin` standard deviations of the count."""
         since = now - window
         base = self.samples[0]
         for sample in self.samples:
@@ -86,5 +86,5 @@ class Rates(NamedTuple):
             if sample.at >= since:
                 break
         count = max(0, arrivals - base.arrivals)
-        # A window that has only just begun says little: it counts as a third of its length at least.
-        return max(0.0, count - doubt * math.sqrt(count)) / max(now - base.at, window / 3.0)
+        # A window that has just begun says little: it counts as at least a third of its length.
+        return max(0.0, count - margin * math.sqrt(count)) / max(now - base.at, window / 3.0)

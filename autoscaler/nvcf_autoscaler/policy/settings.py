@@ -1,6 +1,4 @@
-"""What a deployment says about scaling, and the constants of the policy. Seconds unless a name says
-otherwise.
-"""
+"""Scaling settings of a deployment, and the constants of the policy. Times are seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from nvcf_autoscaler.errors import InvalidSettings
 
 @dataclass(frozen=True, slots=True)
 class Stickiness:
-    """A metric must be past its threshold for `threshold` seconds within the last `size` (protocol.md, 1)."""
+    """A metric must be past its threshold for `threshold` seconds within the last `size` seconds."""
 
     size: float
     threshold: float
@@ -25,7 +23,7 @@ class Stickiness:
 
 @dataclass(frozen=True, slots=True)
 class ScalingDetails:
-    """Multiply the instance count by `factor` past `threshold` percent (ScalingDetails of protocol.md, 1)."""
+    """Multiply the instance count by `factor` past `threshold` percent (ScalingDetails of NVCF)."""
 
     factor: float
     threshold: int
@@ -43,7 +41,7 @@ class ScalingDetails:
 
 @dataclass(frozen=True, slots=True)
 class SpecificationSettings:
-    """Bounds of one GPU specification."""
+    """Bounds of one GPU specification. Raises InvalidSettings."""
 
     id: str
     min_instances: int = 0
@@ -62,40 +60,42 @@ class SpecificationSettings:
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """Constants of the policy. They belong to the shape of the problem, not to a deployment.
+    """Constants of the policy. They belong to the problem, not to a deployment.
 
-    - Rates: the stable window is `stable_services` service times long, within its bounds (few long requests
-      make a noisy rate). An arrival count is shaded down by `..._doubt` standard deviations; a load is not
-      followed down by less than `load_band` of them.
-    - Idling: avoiding a cold start is worth `first_price` start-up times of GPU time for each request that
-      would wait (at most `crowd_most` of them count), `further_price` for a further instance. Where nearly
-      all idle times are bridged, `tail` mean excesses more are. Idle times below `gap_min` teach nothing.
-    - Starting: the queue is to be drained within `drain_share` of the SLO once new instances are ready. From
-      zero, `crowd_share` of the crowd that usually follows is taken as waiting already, and more instances
-      start while a second of waiting saved is worth 1 / `race_price` seconds of start-up. A start-up is late
-      at `overdue_factor` times the usual. Growth within `growth_period` is at most `growth_step` instances or
+    - Rates: the stable window is `stable_services` service times long, within its bounds, because few long
+      requests make a noisy rate. The confidence margin `..._margin` lowers an arrival count by that many
+      standard deviations. The load is not lowered by less than `load_band` standard deviations.
+    - Idle times: avoiding a cold start is worth `first_price` start-up times of GPU time for each request
+      that would wait (at most `burst_max` of them), and `further_price` for a further instance. If nearly all
+      idle times are bridged, the window is `tail` mean excesses longer. Idle times below `gap_min` are
+      ignored.
+    - Starts: the queue should be drained within `drain_share` of the SLO once new instances are ready. From
+      zero, `burst_share` of the usual cold-start burst counts as waiting, and hedged starts are added while a
+      second of waiting saved is worth 1 / `hedge_price` seconds of start-up. A start-up is late at
+      `overdue_factor` times the usual. Growth within `growth_period` is at most `growth_step` instances or
       `growth_factor` times, whichever is more.
-    - Looks: every `tick` while several instances serve, every `calm_tick` while one does or the first starts.
+    - Decisions: every `tick` while several instances serve, every `calm_tick` while one does or the first
+      starts.
     """
 
     stable_window: float = 60.0
     stable_window_max: float = 300.0
     stable_services: float = 5.0
-    stable_doubt: float = 1.0
+    stable_margin: float = 1.0
     load_band: float = 0.5
     panic_window: float = 10.0
-    panic_doubt: float = 2.0
+    panic_margin: float = 2.0
     first_price: float = 3.0
     further_price: float = 0.5
-    crowd_most: float = 8.0
-    crowd_share: float = 1.0
+    burst_max: float = 8.0
+    burst_share: float = 1.0
     gap_min: float = 5.0
     tail: float = 3.0
     keep_min: float = 2.0
     keep_max: float = 3600.0
     prewarm_max: float = 4 * 3600.0
     drain_share: float = 0.1
-    race_price: float = 4.0
+    hedge_price: float = 4.0
     overdue_factor: float = 1.5
     startup_prior: float = 30.0
     service_prior: float = 2.0
@@ -111,12 +111,12 @@ DEFAULT_TUNING = Tuning()
 
 @dataclass(frozen=True, slots=True)
 class ScalingSettings:
-    """One deployment. `specifications` are in preferred order.
+    """Settings of one deployment. `specifications` are in preferred order. Raises InvalidSettings.
 
-    `wait_slo` is the time within which a request should start, `attainment` the share that should.
-    `target_utilisation` (0..1) replaces the queueing model; `scale_to_zero_delay` replaces the learnt idle
-    window; `keep_warm` is a floor on instances of all specifications together. `scale_up` and `scale_down`,
-    given together, replace the demand model by NVCF's utilisation rule. Raises InvalidSettings.
+    `wait_slo` is the time within which the share `attainment` of requests should start. `target_utilisation`
+    (0..1) replaces the queueing model, and `scale_to_zero_delay` the learnt idle window. `keep_warm` is the
+    least number of instances of all specifications together. `scale_up` and `scale_down`, given together,
+    replace the demand model by NVCF's utilisation rule.
     """
 
     specifications: tuple[SpecificationSettings, ...]
@@ -156,21 +156,21 @@ class ScalingSettings:
 
     @property
     def slots(self) -> int:
-        """Requests that one instance of the preferred specification serves at a time: the unit of a level."""
+        """Requests that one instance of the preferred specification serves at a time."""
         return self.specifications[0].max_request_concurrency
 
     @property
     def min_instances(self) -> int:
-        """Floor of all specifications together."""
+        """Least instances of all specifications together."""
         return sum(spec.min_instances for spec in self.specifications)
 
     @property
     def max_instances(self) -> int:
-        """Ceiling of all specifications together."""
+        """Most instances of all specifications together."""
         return sum(spec.max_instances for spec in self.specifications)
 
     @property
-    def max_level(self) -> int:
-        """The ceiling in units of the preferred specification's instances, rounded up."""
+    def max_preferred(self) -> int:
+        """Most slots, in instances of the preferred specification, rounded up."""
         slots = sum(spec.max_instances * spec.max_request_concurrency for spec in self.specifications)
         return -(-slots // self.slots)

@@ -1,6 +1,4 @@
-"""From a level to instances of each GPU specification: preferred order, bounds, capacity, and no moving
-about.
-"""
+"""Spread slots over GPU specifications: preferred order, bounds, capacity, and no needless moves."""
 
 from __future__ import annotations
 
@@ -12,9 +10,7 @@ from nvcf_autoscaler.policy.settings import ScalingSettings, SpecificationSettin
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Instances per specification (in preferred order), slots that found no capacity, and spilled
-    instances.
-    """
+    """Instances per specification in preferred order, slots without capacity, and spilled instances."""
 
     counts: tuple[int, ...]
     missing_slots: int
@@ -22,11 +18,11 @@ class Spread:
 
 
 def spread(slots: int, settings: ScalingSettings, seen: tuple[SpecificationObservation, ...]) -> Spread:
-    """Choose how many instances of each specification give `slots` slots.
+    """Return how many instances of each specification give `slots` slots.
 
-    Instances that exist are used before new ones are made, the preferred ones first; so what spilled over
-    stays until it is not needed, and is the first to go. New ones go to the first specification that has
-    room below its maximum and free capacity.
+    Existing instances are used before new ones are made, preferred ones first. Spilled instances therefore
+    stay until they are not needed, and are the first to end. New ones go to the first specification with room
+    below its maximum and with free capacity.
     """
     existing = {spec.id: spec for spec in seen}
     specs = settings.specifications

@@ -1,8 +1,8 @@
-"""Stickiness: each level of the instance count is held for a while after it was last needed.
+"""Stabilisation: keep each further instance for a while after it was last needed.
 
-Level k is "at least k instances are needed". The instants at which levels were last needed fall with the
-height, so a stack with one entry per distinct instant holds them all, and one look costs the entries that
-it changes, however many instances there are.
+The k-th instance is needed while at least k instances are recommended. The instant of its last need falls as
+k grows. A stack with one entry per distinct instant therefore describes every k, and a decision costs only
+the entries that it changes, however many instances there are.
 """
 
 from __future__ import annotations
@@ -11,60 +11,62 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 
-class Level(NamedTuple):
-    """The levels up to `height` were last needed at `at`; those up to the next entry's height, later."""
+class Recommendation(NamedTuple):
+    """Instances up to number `instances` were last needed at `at`; those of the next entry, later."""
 
-    height: int
+    instances: int
     at: float
 
 
-# One rise over many levels says the same thing many times; that much weight is enough.
+Recommendations = tuple[Recommendation, ...]
+
+# A rise over many instances repeats the same gap; this many copies give it enough weight.
 _COPIES = 4
 
 
-def touch(levels: tuple[Level, ...], needed: int, now: float) -> tuple[tuple[Level, ...], tuple[float, ...]]:
-    """Note that `needed` instances are needed now. The last entry is always the last look.
+def record(past: Recommendations, needed: int, now: float) -> tuple[Recommendations, tuple[float, ...]]:
+    """Add that `needed` instances are needed now. The last entry is always the last decision.
 
-    Returns the levels, and for levels above the first that were unneeded and are needed again, for how long.
+    Return the stack, and for how long each instance beyond the first that is needed again was not needed.
     """
-    if not levels:
-        return (Level(needed, now),), ()
-    last = levels[-1]
-    if last.height == needed:
-        return (*levels[:-1], Level(needed, now)), ()
-    if last.height > needed:
-        return (*levels, Level(needed, now)), ()
-    kept = list(levels[:-1])
+    if not past:
+        return (Recommendation(needed, now),), ()
+    last = past[-1]
+    if last.instances >= needed:
+        kept = past[:-1] if last.instances == needed else past
+        return (*kept, Recommendation(needed, now)), ()
+    stack = list(past[:-1])
     gaps: list[float] = []
-    floor = max(last.height, 1)
-    while kept and kept[-1].height <= needed:
-        level = kept.pop()
-        _add_gap(gaps, now - level.at, level.height - floor)
-        floor = max(floor, level.height)
-    if kept:
-        _add_gap(gaps, now - kept[-1].at, needed - floor)
-    kept.append(Level(needed, now))
-    return tuple(kept), tuple(gaps)
+    floor = max(last.instances, 1)
+    while stack and stack[-1].instances <= needed:
+        entry = stack.pop()
+        _add_gap(gaps, now - entry.at, entry.instances - floor)
+        floor = max(floor, entry.instances)
+    if stack:
+        _add_gap(gaps, now - stack[-1].at, needed - floor)
+    return (*stack, Recommendation(needed, now)), tuple(gaps)
 
 
-def _add_gap(gaps: list[float], seconds: float, levels: int) -> None:
-    if seconds > 0 and levels > 0:
-        gaps.extend([seconds] * min(levels, _COPIES))
+def _add_gap(gaps: list[float], seconds: float, instances: int) -> None:
+    if seconds > 0 and instances > 0:
+        gaps.extend([seconds] * min(instances, _COPIES))
 
 
-def held(levels: Sequence[Level], now: float, keep_first: float, keep_further: float) -> tuple[int, float]:
-    """The highest level still held, and the instant at which that ends (infinity if none is)."""
-    for height, at in levels:
-        if height > 1 and at + keep_further > now:
-            return height, at + keep_further
-    for height, at in reversed(levels):
-        if height > 0:
+def stabilised(
+    past: Sequence[Recommendation], now: float, keep_first: float, keep_further: float
+) -> tuple[int, float]:
+    """Return the instance count to keep, and the instant at which that ends (infinity if none is kept)."""
+    for instances, at in past:
+        if instances > 1 and at + keep_further > now:
+            return instances, at + keep_further
+    for instances, at in reversed(past):
+        if instances > 0:
             return (1, at + keep_first) if at + keep_first > now else (0, float("inf"))
     return 0, float("inf")
 
 
-def forget(levels: tuple[Level, ...], now: float, age: float) -> tuple[Level, ...]:
-    """Drop what was last needed longer ago than `age`: the next rise to it teaches nothing."""
-    if not levels or levels[0].at >= now - age:
-        return levels
-    return tuple(level for level in levels[:-1] if level.at >= now - age) + levels[-1:]
+def expire(past: Recommendations, now: float, age: float) -> Recommendations:
+    """Drop entries older than `age`, except the last one: a gap that long teaches nothing."""
+    if not past or past[0].at >= now - age:
+        return past
+    return tuple(entry for entry in past[:-1] if entry.at >= now - age) + past[-1:]

@@ -1,4 +1,4 @@
-"""How long instances take from creation to ready, and which of the starting ones are late."""
+"""Start-up times from creation to ready, and which start-ups are late."""
 
 from __future__ import annotations
 
@@ -11,17 +11,13 @@ from functools import lru_cache
 _PRIOR_WEIGHT = 1.0
 _PRIOR_SPREAD = 0.2
 _MIN_SECONDS = 0.05
-# By how many standard deviations the first of n start-ups is ahead of the usual one, and the gain of the
-# n-th.
+# By how many standard deviations the first of n start-ups is faster than the mean (n from 1).
 _FIRST_OF = (0.0, 0.564, 0.846, 1.029, 1.163, 1.267, 1.352, 1.424)
 
 
 @dataclass(frozen=True, slots=True)
 class Startup:
-    """Usual start-up time and the age beyond which a starting instance is overdue, in seconds.
-
-    `spread` is the standard deviation of the logarithm.
-    """
+    """Usual start-up time, the age at which a start-up is overdue, and the deviation of the logarithm."""
 
     usual: float
     overdue: float
@@ -30,10 +26,10 @@ class Startup:
 
 @lru_cache(maxsize=4096)
 def estimate(recent: tuple[float, ...], prior: float, overdue_factor: float) -> Startup:
-    """Learn from measured start-up times.
+    """Estimate from measured start-up times.
 
-    The usual time is their geometric mean (one very slow start must not double it). Overdue is the larger
-    of `overdue_factor` times that and the mean plus two deviations, both of the logarithm.
+    The usual time is their geometric mean, so that one very slow start does not double it. Overdue is the
+    larger of `overdue_factor` times that, and the mean of the logarithms plus two deviations.
     """
     if not recent:
         return Startup(prior, prior * overdue_factor * 2.0, _PRIOR_SPREAD)
@@ -47,14 +43,14 @@ def estimate(recent: tuple[float, ...], prior: float, overdue_factor: float) -> 
 
 
 def overdue(starting: Sequence[float], now: float, limit: float) -> int:
-    """How many of these creation instants lie further back than a start-up should take."""
+    """Return how many of these creation instants are more than `limit` seconds ago."""
     return sum(1 for created in starting if now - created > limit)
 
 
-def racers(waiting: int, startup: Startup, price: float) -> int:
-    """How many instances to start from zero so that the first is ready sooner, while `waiting` requests wait.
+def hedged_starts(waiting: int, startup: Startup, price: float) -> int:
+    """Return how many instances to start from zero at once, so that the first one is ready sooner.
 
-    Another one is worth its start-up time if it saves the requests together as much waiting, at `price`.
+    A further start pays if it saves the `waiting` requests enough waiting time in total, valued at `price`.
     """
     count = 1
     while count < len(_FIRST_OF):

@@ -1,6 +1,4 @@
-"""What the policy remembers of one function version between decisions. Immutable: a decision returns a new
-one.
-"""
+"""The policy's state for one function version. Immutable: a decision returns a new one."""
 
 from __future__ import annotations
 
@@ -8,31 +6,33 @@ from typing import NamedTuple
 
 from nvcf_autoscaler.policy.idle import Gaps, KeepPlan
 from nvcf_autoscaler.policy.rates import Rates, Sample
-from nvcf_autoscaler.policy.stabilisation import Level
-from nvcf_autoscaler.policy.utilisation import UtilisationMemory
+from nvcf_autoscaler.policy.stabilisation import Recommendations
+from nvcf_autoscaler.policy.utilisation import UtilisationState
 
 
-class Memory(NamedTuple):
-    """Empty for a version that was never seen. May be thrown away at any time: that only costs efficiency.
+class PolicyState(NamedTuple):
+    """Empty for a new version. Losing it costs only efficiency.
 
-    `levels`: stabilisation.py. `first_gaps`: idle times of the whole version, `further_gaps` times for which
-    a further instance was not needed, each with the plan made from them. `crowd` is the mean number of
-    requests within a start-up time after an idle time, `crowd_from` when the next such count began, and
-    `crowd_then` what the decision at `crowd_at` went by: looking twice at one instant changes nothing.
-    `growth_base` is the instance count when the present growth period began, at `growth_at`.
+    - `recommendations`: see stabilisation.py.
+    - `first_gaps` are idle times of the whole version, `further_gaps` times in which a further instance was
+      not needed. Each has the plan made from it.
+    - `burst` is the mean number of requests within one start-up time after an idle time. `burst_from` is
+      where the present count began. `burst_then` is the value that the decision at `burst_at` used, so that a
+      second decision at the same instant gives the same answer.
+    - `growth_base` is the instance count at `growth_at`, when the present growth period began.
     """
 
     rates: Rates = Rates()
-    levels: tuple[Level, ...] = ()
+    recommendations: Recommendations = ()
     busy_since: float | None = None
     first_gaps: Gaps = Gaps()
     further_gaps: Gaps = Gaps()
     first_plan: KeepPlan | None = None
     further_plan: KeepPlan | None = None
-    crowd: float = 1.0
-    crowd_from: Sample | None = None
+    burst: float = 1.0
+    burst_from: Sample | None = None
     growth_at: float = float("-inf")
     growth_base: int = 0
-    utilisation: UtilisationMemory = UtilisationMemory()
-    crowd_at: float = float("-inf")
-    crowd_then: float = 1.0
+    utilisation: UtilisationState = UtilisationState()
+    burst_at: float = float("-inf")
+    burst_then: float = 1.0

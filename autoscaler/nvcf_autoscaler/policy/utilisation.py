@@ -1,8 +1,8 @@
-"""Scaling by utilisation, for deployments that set scaleUpDetails and scaleDownDetails (protocol.md, 1).
+"""Scaling by utilisation, for deployments that set scaleUpDetails and scaleDownDetails.
 
-From the public description (NVIDIA Cloud Functions documentation, "Configure Function Autoscaling"): past
-`threshold` percent of utilisation for the stickiness, the present instance count is multiplied by `factor`;
-a version with recent requests has at least one instance, one without goes to its minimum.
+Follows NVIDIA Cloud Functions documentation, "Configure Function Autoscaling". When utilisation is past
+`threshold` percent for the stickiness, the present instance count is multiplied by `factor`. A version with
+recent requests has at least one instance; one without goes to its minimum.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from nvcf_autoscaler.policy.observation import Observation
 from nvcf_autoscaler.policy.settings import ScalingDetails, ScalingSettings
 
-# A shorter stretch than this gives no utilisation worth the name.
+# Utilisation over a shorter stretch is too noisy.
 _STRETCH = 5.0
 _NO_STICKINESS = 60.0
 
@@ -26,7 +26,7 @@ class UtilisationSample(NamedTuple):
     utilisation: float
 
 
-class UtilisationMemory(NamedTuple):
+class UtilisationState(NamedTuple):
     """Samples within the longest window, the counters at the last one, and the target then."""
 
     samples: tuple[UtilisationSample, ...] = ()
@@ -37,33 +37,33 @@ class UtilisationMemory(NamedTuple):
 
 
 def utilisation_target(
-    now: float, seen: Observation, settings: ScalingSettings, memory: UtilisationMemory
-) -> tuple[UtilisationMemory, int, str]:
-    """The target by utilisation, and the reason. Raises ValueError without scale_up and scale_down."""
+    now: float, seen: Observation, settings: ScalingSettings, state: UtilisationState
+) -> tuple[UtilisationState, int, str]:
+    """Return the target by utilisation and the reason. Raises ValueError without scale_up and scale_down."""
     up, down = settings.scale_up, settings.scale_down
     if up is None or down is None:
         raise ValueError("utilisation_target needs scale_up and scale_down")
     total = sum(spec.total for spec in seen.specifications)
-    memory = _sample(now, seen, memory, max(_size(up), _size(down)))
+    state = _sample(now, seen, state, max(_size(up), _size(down)))
     busy = seen.queued + seen.in_flight > 0
-    target = memory.target or total
+    target = state.target or total
     if target == 0:
-        return (memory._replace(target=1), 1, "the first instance") if busy else (memory, 0, "nothing to do")
+        return (state._replace(target=1), 1, "the first instance") if busy else (state, 0, "nothing to do")
     text = "utilisation within its thresholds"
-    if total and past(memory.samples, up, now, above=True):
+    if total and past(state.samples, up, now, above=True):
         target = math.ceil(total * up.factor)
         text = f"utilisation above {up.threshold} %: {total} times {up.factor:g}"
-        memory = memory._replace(samples=())
-    elif total and past(memory.samples, down, now, above=False):
+        state = state._replace(samples=())
+    elif total and past(state.samples, down, now, above=False):
         target = max(1 if busy else 0, math.floor(total * down.factor))
         text = f"utilisation below {down.threshold} %: {total} times {down.factor:g}"
-        memory = memory._replace(samples=())
+        state = state._replace(samples=())
     target = min(target, settings.max_instances)
-    return memory._replace(target=target), target, text
+    return state._replace(target=target), target, text
 
 
 def past(samples: tuple[UtilisationSample, ...], details: ScalingDetails, now: float, *, above: bool) -> bool:
-    """Whether utilisation was past the threshold for the stickiness (without one: for all of a minute)."""
+    """Return whether utilisation was past the threshold for the stickiness (default: a whole minute)."""
     size = _size(details)
     needed = details.stickiness.threshold if details.stickiness else size
     seconds = observed = 0.0
@@ -82,14 +82,14 @@ def _size(details: ScalingDetails) -> float:
     return details.stickiness.size if details.stickiness else _NO_STICKINESS
 
 
-def _sample(now: float, seen: Observation, memory: UtilisationMemory, size: float) -> UtilisationMemory:
-    since = memory.at
+def _sample(now: float, seen: Observation, state: UtilisationState, size: float) -> UtilisationState:
+    since = state.at
     if since is not None and now - since < _STRETCH:
-        return memory
-    samples = memory.samples
-    slots = seen.slot_seconds - memory.slots
+        return state
+    samples = state.samples
+    slots = seen.slot_seconds - state.slots
     if since is not None and slots > 0:
-        used = min(1.0, max(0.0, (seen.busy_seconds - memory.busy) / slots))
+        used = min(1.0, max(0.0, (seen.busy_seconds - state.busy) / slots))
         samples = (*samples, UtilisationSample(now, now - since, used))
         samples = tuple(sample for sample in samples if sample.at > now - size)
-    return UtilisationMemory(samples, now, seen.busy_seconds, seen.slot_seconds, memory.target)
+    return UtilisationState(samples, now, seen.busy_seconds, seen.slot_seconds, state.target)

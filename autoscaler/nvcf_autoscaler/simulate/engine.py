@@ -260,7 +260,7 @@ class FunctionRun:
         self._decisions += 1
         self._decided_at = instant
         answer = self._run.decide(instant, self._observe())
-        self._decide_at = max(answer.recheck_at, instant + 1e-3)
+        self._decide_at = max(answer.requeue_at, instant + 1e-3)
         self._wake_queued = answer.wake_queued
         changed = False
         for spec, desired in enumerate(answer.desired):

@@ -91,7 +91,7 @@ def _on_off(
 
 
 def _flash(rng: random.Random, horizon: float) -> Iterator[float]:
-    """A low steady load, and one crowd that comes within seconds and ebbs away over minutes."""
+    """A low steady load, and one burst that comes within seconds and ebbs away over minutes."""
     base, peak = log_uniform(rng, 0.01, 0.3), log_uniform(rng, 2.0, 15.0)
     begins, decay = rng.uniform(0.2, 0.7) * horizon, log_uniform(rng, 120.0, 1200.0)
 

@@ -1,4 +1,4 @@
-"""What was seen last of each version, for whoever collects figures."""
+"""Metrics of versions: the last snapshot of each, and the GPU time that instances held."""
 
 from __future__ import annotations
 
@@ -14,15 +14,24 @@ from nvcf_otel.cardinality import OTHER, Bounded
 from nvcf_proto.models import Instance, InstanceState
 
 Ids = tuple[str, str]
-"""Function id and version id as attributes: real ones, or those that stand for many."""
+"""Function id and version id as attributes, or `OTHERS` for those beyond the limit."""
 OTHERS: Ids = (OTHER, OTHER)
 Kind = tuple[str, str, str]
 """State, cluster and GPU of instances."""
 
 
+STARTING = "starting"
+IDLE = "idle"
+BUSY = "busy"
+DRAINING = "draining"
+
+GpuTimeKey = tuple[str, str, str]
+"""GPU, cluster and phase."""
+
+
 @dataclass(frozen=True)
-class Seen:
-    """One version at one look. `queue_age` is in seconds, `desired` by GPU specification."""
+class VersionSnapshot:
+    """One version at one instant. `queue_age` is in seconds, `desired` by GPU specification."""
 
     function_id: str
     version_id: str
@@ -36,16 +45,16 @@ class Seen:
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is nothing to tell of it."""
+        """Whether the version has no requests and no instances."""
         return not (
             self.queued or self.in_flight or self.instances or any(count for _, count in self.desired)
         )
 
 
-class Board:
-    """Versions as the leader saw them last; empty while another replica leads.
+class Snapshots:
+    """The last snapshot of each version; reported only while this replica leads.
 
-    Written on the event loop, observed from any thread. Idle versions claim none of the bounded attributes.
+    Written on the event loop, observed from any thread. Idle versions take none of the bounded attributes.
     """
 
     def __init__(self, leads: Callable[[], bool], versions: Bounded | None = None) -> None:
@@ -53,28 +62,28 @@ class Board:
         self._bounded = Bounded() if versions is None else versions
         self._bounded.on_release(self._release)
         self._ids: dict[str, Ids] = {}
-        self._seen: dict[str, Seen] = {}
-        self._gpu_time: defaultdict[tuple[Ids, Held], float] = defaultdict(float)
+        self._seen: dict[str, VersionSnapshot] = {}
+        self._gpu_time: defaultdict[tuple[Ids, GpuTimeKey], float] = defaultdict(float)
 
-    def looked(self, seen: Seen) -> None:
-        """A version has been looked at."""
+    def update(self, seen: VersionSnapshot) -> None:
+        """Store the snapshot of a version."""
         if seen.is_idle and seen.version_id not in self._ids:
             self._seen.pop(seen.version_id, None)
             return
         self._claim(seen)
         self._seen[seen.version_id] = seen
 
-    def add_gpu_time(self, version_id: str, held: Mapping[Held, float]) -> None:
-        """Its instances held so much since the last look."""
+    def add_gpu_time(self, version_id: str, held: Mapping[GpuTimeKey, float]) -> None:
+        """Add the seconds that a version's instances held since its last snapshot."""
         ids = self._ids.get(version_id, OTHERS)
         for key, seconds in held.items():
             self._gpu_time[ids, key] += seconds
 
     def forget(self, version_id: str) -> None:
-        """A version is gone, with all its instances."""
+        """Drop a version that is gone with all its instances."""
         self._seen.pop(version_id, None)
 
-    def _claim(self, seen: Seen) -> None:
+    def _claim(self, seen: VersionSnapshot) -> None:
         if not seen.is_idle and self._bounded.admits(seen.version_id):
             self._ids.setdefault(seen.version_id, (seen.function_id, seen.version_id))
 
@@ -83,10 +92,8 @@ class Board:
         for key in [each for each in self._gpu_time if each[0] == ids]:
             del self._gpu_time[key]
 
-    # --- observed
-
-    def observe(self) -> None:
-        """Let everything be collected."""
+    def register(self) -> None:
+        """Create the instruments."""
         meter = metrics.get_meter("nvcf_autoscaler")
         instruments.QUEUE_DEPTH.create(meter, self._sums(lambda seen: seen.queued))
         instruments.QUEUE_AGE.create(meter, self._oldest)
@@ -97,12 +104,14 @@ class Board:
         instruments.GPU_TIME.create(meter, self._gpu_seconds)
         instruments.FUNCTION_INFO.create(meter, self._info)
 
-    def _all(self) -> list[tuple[Ids, Seen]]:
+    def _all(self) -> list[tuple[Ids, VersionSnapshot]]:
         if not self._leads():
             return []
         return [(self._ids.get(key, OTHERS), seen) for key, seen in list(self._seen.items())]
 
-    def _sums(self, value: Callable[[Seen], int]) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def _sums(
+        self, value: Callable[[VersionSnapshot], int]
+    ) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observed(_: CallbackOptions) -> Iterable[Observation]:
             sums: Counter[Ids] = Counter()
             for ids, seen in self._all():
@@ -125,12 +134,7 @@ class Board:
         return [
             Observation(
                 count,
-                {
-                    **attributes_of(ids),
-                    names.INSTANCE_STATE: state,
-                    names.CLUSTER: cluster,
-                    names.GPU: gpu,
-                },
+                {**attributes_of(ids), names.INSTANCE_STATE: state, names.CLUSTER: cluster, names.GPU: gpu},
             )
             for (ids, (state, cluster, gpu)), count in counts.items()
         ]
@@ -171,27 +175,18 @@ class Board:
 
 
 def attributes_of(ids: Ids) -> dict[str, str]:
-    """Metric attributes of a version."""
+    """Return the metric attributes of a version."""
     return {names.FUNCTION_ID: ids[0], names.FUNCTION_VERSION_ID: ids[1]}
 
 
-STARTING = "starting"
-IDLE = "idle"
-BUSY = "busy"
-DRAINING = "draining"
-
-Held = tuple[str, str, str]
-"""GPU, cluster and phase."""
-
-
-def held(
+def gpu_seconds(
     seconds: float, instances: Iterable[Instance], devices: Callable[[Instance], int], busy: float
-) -> dict[Held, float]:
-    """Device seconds that these instances held in the last `seconds`.
+) -> dict[GpuTimeKey, float]:
+    """Return the device seconds that these instances held in the last `seconds`. Pure.
 
-    `busy` is the share (0..1) of running instances' slots that held a request.
+    `busy` is the share (0..1) of the running instances' slots that served a request.
     """
-    found: defaultdict[Held, float] = defaultdict(float)
+    found: defaultdict[GpuTimeKey, float] = defaultdict(float)
     for each in instances:
         amount = seconds * devices(each)
         gpu, cluster = each.gpu or "CPU", each.cluster_id

@@ -5,22 +5,22 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvcf_autoscaler.controller.lease import RENEW_EVERY, SAFE_SHARE, TTL, LeaseRecord, Turn
+from nvcf_autoscaler.controller.lease import RENEW_EVERY, SAFE_SHARE, TTL, LeaseRecord, ObservedLease
 
 A, B = "a", "b"
 
 
 def test_a_free_lease_is_taken() -> None:
-    assert Turn(A).may_take(None, 0.0)
+    assert ObservedLease(A).may_take(None, 0.0)
 
 
 def test_ones_own_lease_is_renewed() -> None:
-    turn = Turn(A)
+    turn = ObservedLease(A)
     assert turn.may_take((1, LeaseRecord(A, 1)), 0.0)
 
 
 def test_a_lease_that_does_not_change_is_taken_over() -> None:
-    turn = Turn(B)
+    turn = ObservedLease(B)
     held = (1, LeaseRecord(A, 1))
     assert not turn.may_take(held, 10.0)
     assert not turn.may_take(held, 10.0 + TTL - 0.01)
@@ -28,7 +28,7 @@ def test_a_lease_that_does_not_change_is_taken_over() -> None:
 
 
 def test_each_renewal_starts_the_wait_anew() -> None:
-    turn = Turn(B)
+    turn = ObservedLease(B)
     for number in range(20):
         assert not turn.may_take((number, LeaseRecord(A, number)), number * RENEW_EVERY)
 
@@ -49,7 +49,7 @@ def test_a_leader_stops_before_another_may_begin() -> None:
 )
 def test_two_never_lead_at_once(steps: list[tuple[str, float, bool]]) -> None:
     """Replicas try in any order and at any pace; now and then a write is lost after it was allowed."""
-    turns = {A: Turn(A), B: Turn(B)}
+    turns = {A: ObservedLease(A), B: ObservedLease(B)}
     until = {A: float("-inf"), B: float("-inf")}
     stored: tuple[int, LeaseRecord] | None = None
     now = 0.0

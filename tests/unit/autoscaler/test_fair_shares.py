@@ -1,4 +1,4 @@
-"""Claims of versions on GPUs that are short, over time."""
+"""Claims of versions on short GPUs, over time."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 from nvcf_autoscaler.placement.fair_shares import (
     FORGET_AFTER,
     STILL_NEEDED,
-    Rations,
+    FairShares,
     claims_of,
     possible_clusters,
 )
 from nvcf_autoscaler.placement.fairness import Claim
 from nvcf_autoscaler.placement.place import Cluster, Requirement
-from nvcf_autoscaler.placement.view import standing
+from nvcf_autoscaler.placement.view import group_instances
 from nvcf_autoscaler.policy.decide import Decision, Desired
 from nvcf_autoscaler.policy.settings import ScalingSettings, SpecificationSettings
-from nvcf_autoscaler.policy.state import Memory
+from nvcf_autoscaler.policy.state import PolicyState
 from nvcf_proto.models import DeploymentSpecification, Instance
 from tests.unit.autoscaler.records import NOW, SPECIFICATIONS, cluster, instance, instance_lists
 
@@ -30,50 +30,52 @@ def claim(version: str, wanted: int, held: int = 0, needed: int | None = None) -
     return Claim(f"{version}/s", ONE, 1, 0, wanted if needed is None else needed, wanted, 0.0, holding)
 
 
-def take(rations: Rations, now: float, version: str, wanted: int, held: int = 0, **more: int) -> None:
-    rations.take(now, version, {"s": "A"}, {"s": claim(version, wanted, held, **more)})
+def record(
+    fair_shares: FairShares, now: float, version: str, wanted: int, held: int = 0, **more: int
+) -> None:
+    fair_shares.record(now, version, {"s": "A"}, {"s": claim(version, wanted, held, **more)})
 
 
 def test_nobody_is_bounded_while_there_is_enough_or_nobody_to_share_with() -> None:
-    rations = Rations()
-    take(rations, NOW, "a", 9, 4)
-    assert rations.of(NOW, "a", DEVICES) == {}
-    take(rations, NOW, "b", 0)
-    assert rations.of(NOW, "a", DEVICES) == {}
-    take(rations, NOW, "a", 4, 4)
-    take(rations, NOW, "b", 1, 1)
-    assert rations.of(NOW, "a", DEVICES) == {}
+    fair_shares = FairShares()
+    record(fair_shares, NOW, "a", 9, 4)
+    assert fair_shares.of(NOW, "a", DEVICES) == {}
+    record(fair_shares, NOW, "b", 0)
+    assert fair_shares.of(NOW, "a", DEVICES) == {}
+    record(fair_shares, NOW, "a", 4, 4)
+    record(fair_shares, NOW, "b", 1, 1)
+    assert fair_shares.of(NOW, "a", DEVICES) == {}
 
 
 def test_what_is_short_is_shared_until_the_other_wants_nothing_or_is_gone() -> None:
-    rations = Rations()
-    take(rations, NOW, "a", 9, 4)
-    take(rations, NOW, "b", 1)
-    assert rations.of(NOW, "a", DEVICES) == {"s": {"one": 3}}
-    assert rations.of(NOW, "b", DEVICES) == {"s": {"one": 1}}
-    assert rations.of(NOW, "c", DEVICES) == {}
-    take(rations, NOW + FORGET_AFTER, "a", 9, 4)
-    assert rations.of(NOW + FORGET_AFTER, "a", DEVICES) == {}, "nobody has looked at the other for long"
-    take(rations, NOW + FORGET_AFTER, "b", 1)
-    rations.drop("b")
-    assert rations.of(NOW + FORGET_AFTER, "a", DEVICES) == {}
+    fair_shares = FairShares()
+    record(fair_shares, NOW, "a", 9, 4)
+    record(fair_shares, NOW, "b", 1)
+    assert fair_shares.of(NOW, "a", DEVICES) == {"s": {"one": 3}}
+    assert fair_shares.of(NOW, "b", DEVICES) == {"s": {"one": 1}}
+    assert fair_shares.of(NOW, "c", DEVICES) == {}
+    record(fair_shares, NOW + FORGET_AFTER, "a", 9, 4)
+    assert fair_shares.of(NOW + FORGET_AFTER, "a", DEVICES) == {}, "the other claim is too old"
+    record(fair_shares, NOW + FORGET_AFTER, "b", 1)
+    fair_shares.drop("b")
+    assert fair_shares.of(NOW + FORGET_AFTER, "a", DEVICES) == {}
 
 
 def test_a_version_with_a_moment_of_rest_is_not_pushed_out() -> None:
-    rations = Rations()
-    take(rations, NOW, "calm", 2, 2, needed=2)
-    take(rations, NOW + 1, "calm", 2, 2, needed=0)
-    take(rations, NOW + 1, "eager", 9, 2)
-    assert rations.of(NOW + 1, "calm", DEVICES) == {"s": {"one": 2}}
+    fair_shares = FairShares()
+    record(fair_shares, NOW, "calm", 2, 2, needed=2)
+    record(fair_shares, NOW + 1, "calm", 2, 2, needed=0)
+    record(fair_shares, NOW + 1, "eager", 9, 2)
+    assert fair_shares.of(NOW + 1, "calm", DEVICES) == {"s": {"one": 2}}
     later = NOW + 2 + STILL_NEEDED
-    take(rations, later, "calm", 2, 2, needed=0)
-    take(rations, later, "eager", 9, 2)
-    assert rations.of(later, "calm", DEVICES) == {"s": {}}
+    record(fair_shares, later, "calm", 2, 2, needed=0)
+    record(fair_shares, later, "eager", 9, 2)
+    assert fair_shares.of(later, "calm", DEVICES) == {"s": {}}
 
 
 def decision(*counts: int, missing: int = 0, needed: int = 0) -> Decision:
     desired = tuple(Desired(key, count) for key, count in zip(SPECIFICATIONS, counts, strict=False))
-    return Decision(desired, Memory(), 0.0, missing, (), needed)
+    return Decision(desired, PolicyState(), 0.0, missing, (), needed)
 
 
 @given(instance_lists(), st.integers(0, 4), st.integers(0, 4), st.integers(0, 9), st.integers(0, 9))
@@ -86,15 +88,15 @@ def test_claims_keep_to_the_deployment_and_count_every_instance_once(
     }
     settings = ScalingSettings(tuple(SpecificationSettings(key, 0, 5) for key in SPECIFICATIONS))
     requirements = {key: Requirement(key.split("-")[1], "process") for key in SPECIFICATIONS}
-    stands = standing(NOW, instances, requirements, [cluster("one"), cluster("two")], 30.0)
+    groups = group_instances(NOW, instances, requirements, [cluster("one"), cluster("two")], 30.0)
     anywhere = dict.fromkeys(SPECIFICATIONS, ONE)
     chosen = decision(first, second, missing=missing, needed=needed)
-    claims = claims_of("v", kinds, settings, stands, chosen, anywhere, 60.0)
+    claims = claims_of("v", kinds, settings, groups, chosen, anywhere, 60.0)
     for key, each in claims.items():
         assert each.least <= each.needed <= each.wanted <= 5
-        assert each.held >= len(stands.current[key])
+        assert each.held >= len(groups.current[key])
     kinds_held = {spec.gpu for spec in kinds.values()}
-    counted = len(stands.up) + sum(one.gpu in kinds_held for one in stands.stale)
+    counted = len(groups.up) + sum(one.gpu in kinds_held for one in groups.stale)
     assert sum(each.held for each in claims.values()) == counted
 
 
@@ -110,6 +112,6 @@ def test_an_instance_of_before_counts_for_its_successor() -> None:
     settings = ScalingSettings((SpecificationSettings(SPECIFICATIONS[0], 1, 3),))
     requirements = {SPECIFICATIONS[0]: Requirement("A", "process")}
     old = instance(1, specification_id="0-A-process-2x0")
-    stands = standing(NOW, [old, instance(2)], requirements, [cluster()], 30.0)
-    (only,) = claims_of("v", kinds, settings, stands, decision(2), {SPECIFICATIONS[0]: ONE}, 60.0).values()
-    assert (only.held, only.least, only.wanted, only.turn) == (2, 1, 2, 60.0)
+    groups = group_instances(NOW, [old, instance(2)], requirements, [cluster()], 30.0)
+    (only,) = claims_of("v", kinds, settings, groups, decision(2), {SPECIFICATIONS[0]: ONE}, 60.0).values()
+    assert (only.held, only.least, only.wanted, only.time_slice) == (2, 1, 2, 60.0)

@@ -1,4 +1,4 @@
-"""The parts of the policy: Erlang's formula, keep windows, levels, start-up times, spread over
+"""The parts of the policy: Erlang's formula, keep-alive windows, stabilisation, start-up times, spread over
 specifications.
 """
 
@@ -7,15 +7,15 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import event, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from nvcf_autoscaler.policy.demand import slots_for
 from nvcf_autoscaler.policy.idle import Gaps, make_plan
 from nvcf_autoscaler.policy.settings import DEFAULT_TUNING
-from nvcf_autoscaler.policy.stabilisation import Level, held, touch
-from nvcf_autoscaler.policy.startup import Startup, estimate, overdue, racers
+from nvcf_autoscaler.policy.stabilisation import Recommendations, record, stabilised
+from nvcf_autoscaler.policy.startup import Startup, estimate, hedged_starts, overdue
 
 
 def _waiting_share(load: float, slots: int) -> float:
@@ -43,12 +43,20 @@ def test_slots_grow_with_the_load(load: float, more: float, patience: float) -> 
     assert slots_for(load, patience, 0.01) <= slots_for(load + more, patience, 0.01)
 
 
-@given(st.lists(st.floats(0.1, 20000), max_size=60), st.floats(0.5, 300), st.floats(0, 20))
-@examples(max_examples=100, deadline=None)
+IDLE_TIMES = st.lists(st.floats(0.1, 20000), max_size=60) | st.builds(
+    lambda period, jitter: [period + each for each in jitter],
+    st.floats(60, 7200),
+    st.lists(st.floats(0, 5), min_size=8, max_size=48),
+)
+
+
+@given(IDLE_TIMES, st.floats(0.5, 300), st.floats(0, 20))
+@examples(max_examples=100)
 def test_keep_plans_stay_within_their_bounds(idle: list[float], start: float, price: float) -> None:
     plan = make_plan(Gaps().adding(idle), start, price, DEFAULT_TUNING)
 
     assert DEFAULT_TUNING.keep_min <= plan.keep <= DEFAULT_TUNING.keep_max
+    event(f"pre-warming window: {plan.warm_from is not None}")
     if plan.warm_from is not None:
         assert plan.warm_until is not None
         assert plan.keep <= plan.warm_from < plan.warm_until <= DEFAULT_TUNING.prewarm_max
@@ -73,20 +81,20 @@ def test_a_regular_idle_time_opens_a_narrow_window() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.floats(0.1, 100)), min_size=1, max_size=40))
-def test_levels_remember_when_each_was_last_needed(looks: list[tuple[int, float]]) -> None:
-    """Against the plain way to keep it: one instant for each level."""
-    levels: tuple[Level, ...] = ()
+def test_recommendations_remember_when_each_instance_was_last_needed(steps: list[tuple[int, float]]) -> None:
+    """Against the plain way to keep it: one instant for each instance."""
+    past: Recommendations = ()
     last: dict[int, float] = {}
     now = 0.0
-    for needed, passed in looks:
+    for needed, passed in steps:
         now += passed
-        levels, gaps = touch(levels, needed, now)
+        past, gaps = record(past, needed, now)
         assert all(gap > 0 for gap in gaps)
-        for level in range(1, needed + 1):
-            last[level] = now
+        for count in range(1, needed + 1):
+            last[count] = now
         for keep in (5.0, 50.0):
-            expected = max((level for level, at in last.items() if at + keep > now), default=0)
-            assert held(levels, now, keep, keep)[0] == expected
+            expected = max((count for count, at in last.items() if at + keep > now), default=0)
+            assert stabilised(past, now, keep, keep)[0] == expected
 
 
 def test_start_up_times_are_learnt_and_late_ones_counted() -> None:
@@ -97,7 +105,9 @@ def test_start_up_times_are_learnt_and_late_ones_counted() -> None:
 
 
 @given(st.integers(0, 1000), st.floats(0, 2), st.floats(0, 10))
-def test_never_more_start_in_a_race_than_requests_wait(waiting: int, spread: float, price: float) -> None:
-    count = racers(waiting, Startup(30.0, 45.0, spread), price)
+def test_hedged_starts_are_never_more_than_the_waiting_requests(
+    waiting: int, spread: float, price: float
+) -> None:
+    count = hedged_starts(waiting, Startup(30.0, 45.0, spread), price)
 
     assert 1 <= count <= max(1, min(8, waiting))

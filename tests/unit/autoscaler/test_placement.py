@@ -11,14 +11,12 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from nvcf_autoscaler.placement.place import (
-    LOST_AFTER,
     SILENT_AFTER,
     Capacity,
     Cluster,
     Placed,
     Requirement,
     endings,
-    lost,
     place,
     room,
 )
@@ -125,13 +123,6 @@ def test_the_reason_names_what_is_wrong_with_each_cluster() -> None:
     assert reason.startswith("1 in a, no place for 1")
     for text in ("a: full", "b: silent for 40 s", "c: unhealthy", "d: no free one with H100"):
         assert text in reason
-
-
-def test_instances_of_a_long_silent_or_unknown_cluster_are_lost() -> None:
-    fleet = [cluster("a", 1), cluster("b", 1, age=SILENT_AFTER + 1), cluster("c", 1, age=LOST_AFTER + 1)]
-    instances = [Placed(name, name, 0.0, ready=True) for name in ("a", "b", "c", "gone")]
-
-    assert [one.id for one in lost(NOW, instances, fleet)] == ["c", "gone"]
 
 
 def test_starting_ones_end_first_then_the_idle_longest_then_the_least_busy() -> None:

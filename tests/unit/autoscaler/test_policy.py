@@ -13,20 +13,20 @@ from nvcf_autoscaler.policy.settings import (
     SpecificationSettings,
     Stickiness,
 )
-from nvcf_autoscaler.policy.state import Memory
+from nvcf_autoscaler.policy.state import PolicyState
 from tests.unit.autoscaler.helpers import observe, settings
 
 
 def test_nothing_to_do_at_zero() -> None:
-    decision = decide(0.0, observe(0, idle_since=0.0), settings(), Memory())
+    decision = decide(0.0, observe(0, idle_since=0.0), settings(), PolicyState())
 
     assert decision.total == 0
-    assert decision.recheck_at == float("inf")
+    assert decision.requeue_at == float("inf")
     assert "nothing queued" in decision.reason
 
 
 def test_the_first_request_starts_an_instance_at_once() -> None:
-    decision = decide(100.0, observe(0, queued=1, busy_since=100.0), settings(), Memory())
+    decision = decide(100.0, observe(0, queued=1, busy_since=100.0), settings(), PolicyState())
 
     assert decision.total == 1
     assert "1 queued" in decision.reason
@@ -35,7 +35,7 @@ def test_the_first_request_starts_an_instance_at_once() -> None:
 def test_a_burst_is_drained_within_the_slo_once_instances_are_ready() -> None:
     seen = observe(0, queued=500, completions=1000, busy_seconds=1000.0, busy_since=0.0, arrivals=1500)
 
-    decision = decide(0.0, seen, settings((0, 1000)), Memory())
+    decision = decide(0.0, seen, settings((0, 1000)), PolicyState())
 
     # Growth is limited at first; what is allowed is asked for.
     assert decision.total == 32
@@ -45,13 +45,13 @@ def test_a_burst_is_drained_within_the_slo_once_instances_are_ready() -> None:
 def test_starting_instances_count() -> None:
     seen = observe(0, queued=2, starting=(95.0, 95.0), busy_since=95.0)
 
-    assert decide(100.0, seen, settings(), Memory()).total == 2
+    assert decide(100.0, seen, settings(), PolicyState()).total == 2
 
 
 def test_a_start_up_that_takes_far_too_long_is_replaced_while_requests_wait() -> None:
     seen = observe(0, queued=1, starting=(0.0,), busy_since=0.0)
 
-    decision = decide(100.0, seen, settings(), Memory())
+    decision = decide(100.0, seen, settings(), PolicyState())
 
     assert decision.total == 2
     assert "older than" in decision.reason
@@ -59,15 +59,15 @@ def test_a_start_up_that_takes_far_too_long_is_replaced_while_requests_wait() ->
 
 def test_an_idle_instance_is_kept_for_a_while_and_then_given_up() -> None:
     chosen = settings()
-    memory = decide(10.0, observe(1, in_flight=1, busy_since=10.0), chosen, Memory()).memory
+    state = decide(10.0, observe(1, in_flight=1, busy_since=10.0), chosen, PolicyState()).state
     idle = observe(1, completions=1, busy_seconds=1.0, idle_since=11.0)
 
-    kept = decide(11.5, idle, chosen, memory)
-    gone = decide(kept.recheck_at + 0.01, idle, chosen, kept.memory)
+    kept = decide(11.5, idle, chosen, state)
+    gone = decide(kept.requeue_at + 0.01, idle, chosen, kept.state)
 
     assert kept.total == 1
     assert "kept until unneeded" in kept.reason
-    assert 11.5 < kept.recheck_at < 3600
+    assert 11.5 < kept.requeue_at < 3600
     assert gone.total == 0
 
 
@@ -75,8 +75,8 @@ def test_a_new_leader_without_memory_does_not_end_what_runs() -> None:
     chosen = settings()
     seen = observe(5, in_flight=1, busy_since=0.0)
 
-    first = decide(100.0, seen, chosen, Memory())
-    later = decide(100.0 + 3600.0, seen, chosen, first.memory)
+    first = decide(100.0, seen, chosen, PolicyState())
+    later = decide(100.0 + 3600.0, seen, chosen, first.state)
 
     assert first.total == 5
     assert later.total == 1
@@ -85,41 +85,41 @@ def test_a_new_leader_without_memory_does_not_end_what_runs() -> None:
 def test_what_is_only_kept_is_not_started_again() -> None:
     chosen = settings()
     busy = observe(4, in_flight=4, busy_since=0.0)
-    memory = decide(10.0, busy, chosen, decide(0.0, busy, chosen, Memory()).memory).memory
+    state = decide(10.0, busy, chosen, decide(0.0, busy, chosen, PolicyState()).state).state
     kept = decide(
-        10.5, observe(4, completions=3, busy_seconds=40.0, in_flight=1, busy_since=0.0), chosen, memory
+        10.5, observe(4, completions=3, busy_seconds=40.0, in_flight=1, busy_since=0.0), chosen, state
     )
     fewer = observe(2, completions=3, busy_seconds=40.0, in_flight=1, busy_since=0.0)
 
     assert kept.total == 4
-    assert decide(10.5, fewer, chosen, memory).total == 2
+    assert decide(10.5, fewer, chosen, state).total == 2
 
 
 def test_a_fixed_scale_to_zero_delay_is_kept_to_the_second() -> None:
     chosen = ScalingSettings((SpecificationSettings("gpu0", 0, 4),), scale_to_zero_delay=77.0)
-    memory = decide(10.0, observe(1, in_flight=1, busy_since=10.0), chosen, Memory()).memory
+    state = decide(10.0, observe(1, in_flight=1, busy_since=10.0), chosen, PolicyState()).state
 
-    decision = decide(12.0, observe(1, completions=1, idle_since=11.0), chosen, memory)
+    decision = decide(12.0, observe(1, completions=1, idle_since=11.0), chosen, state)
 
-    assert decision.recheck_at == pytest.approx(88.0)
+    assert decision.requeue_at == pytest.approx(88.0)
 
 
 def test_after_a_burst_the_delay_counts_from_the_last_request() -> None:
     """Not from when the burst has left the arrival rate, a minute later."""
     chosen = ScalingSettings((SpecificationSettings("gpu0", 0, 4),), scale_to_zero_delay=3.0)
-    memory = Memory()
+    state = PolicyState()
     for second in range(10):
         done = 12 * second
         burst = observe(
             4, queued=120 - done - 4, in_flight=4, arrivals=120, completions=done, busy_seconds=4.0 * second,
             busy_since=0.0,
         )  # fmt: skip
-        memory = decide(float(second), burst, chosen, memory).memory
+        state = decide(float(second), burst, chosen, state).state
     idle = observe(4, arrivals=120, completions=120, busy_seconds=40.0, idle_since=10.0)
 
-    first = decide(10.0, idle, chosen, memory)
-    second_look = decide(first.recheck_at + 0.01, idle, chosen, first.memory)
-    last = decide(13.01, idle, chosen, second_look.memory)
+    first = decide(10.0, idle, chosen, state)
+    between = decide(first.requeue_at + 0.01, idle, chosen, first.state)
+    last = decide(13.01, idle, chosen, between.state)
 
     assert first.total >= 1
     assert last.total == 0
@@ -128,22 +128,22 @@ def test_after_a_burst_the_delay_counts_from_the_last_request() -> None:
 def test_a_timer_is_learnt_and_the_instance_is_warm_ahead_of_it() -> None:
     """Every ten minutes one request: given up soon after it, started again shortly before the next."""
     chosen = settings()
-    memory = Memory()
+    state = PolicyState()
     served = 0
     for turn in range(1, 21):
         at = 600.0 * turn
         queued = observe(
             0, queued=1, completions=served, busy_seconds=served * 1.0, busy_since=at, idle_before=599.0
         )
-        memory = decide(at, queued, chosen, memory).memory
+        state = decide(at, queued, chosen, state).state
         served += 1
         idle = observe(1, completions=served, busy_seconds=served * 1.0, idle_since=at + 1.0)
-        memory = decide(at + 1.0, idle, chosen, memory).memory
+        state = decide(at + 1.0, idle, chosen, state).state
     last = 600.0 * 20 + 1.0
 
     def total_after(seconds: float) -> int:
         seen = observe(0, completions=served, busy_seconds=served * 1.0, idle_since=last)
-        return decide(last + seconds, seen, chosen, memory).total
+        return decide(last + seconds, seen, chosen, state).total
 
     assert total_after(300.0) == 0
     assert total_after(575.0) == 1
@@ -153,14 +153,14 @@ def test_a_timer_is_learnt_and_the_instance_is_warm_ahead_of_it() -> None:
 def test_minimum_and_keep_warm_are_floors() -> None:
     idle = observe(0, idle_since=0.0)
 
-    assert decide(0.0, idle, settings((2, 8)), Memory()).total == 2
-    assert decide(0.0, idle, settings((0, 8), keep_warm=3), Memory()).total == 3
+    assert decide(0.0, idle, settings((2, 8)), PolicyState()).total == 2
+    assert decide(0.0, idle, settings((0, 8), keep_warm=3), PolicyState()).total == 3
 
 
 def test_what_finds_no_capacity_spills_to_the_next_specification() -> None:
     seen = observe(2, 0, queued=60, in_flight=2, available=1, busy_since=0.0)
 
-    decision = decide(0.0, seen, settings((0, 8), (0, 8)), Memory())
+    decision = decide(0.0, seen, settings((0, 8), (0, 8)), PolicyState())
 
     assert decision.desired[0].instances == 3
     assert decision.desired[1].instances > 0
@@ -170,7 +170,7 @@ def test_what_finds_no_capacity_spills_to_the_next_specification() -> None:
 def test_spilled_instances_stay_when_the_preferred_kind_has_room_again() -> None:
     seen = observe(2, 3, in_flight=5, available=6, busy_since=0.0)
 
-    decision = decide(0.0, seen, settings((0, 8), (0, 8)), Memory())
+    decision = decide(0.0, seen, settings((0, 8), (0, 8)), PolicyState())
 
     assert [part.instances for part in decision.desired] == [2, 3]
 
@@ -178,7 +178,7 @@ def test_spilled_instances_stay_when_the_preferred_kind_has_room_again() -> None
 def test_missing_capacity_is_told() -> None:
     seen = observe(1, queued=60, in_flight=1, available=0, busy_since=0.0)
 
-    decision = decide(0.0, seen, settings(), Memory())
+    decision = decide(0.0, seen, settings(), PolicyState())
 
     assert decision.total == 1
     assert decision.missing == 15
@@ -188,7 +188,7 @@ def test_missing_capacity_is_told() -> None:
 def test_a_number_of_one_is_said_in_the_singular() -> None:
     seen = observe(0, queued=1, busy_since=0.0, available=0)
 
-    reason = decide(0.0, seen, settings(), Memory()).reason
+    reason = decide(0.0, seen, settings(), PolicyState()).reason
 
     assert reason == (
         "0 instances: 1 queued and 0 in flight at 2 s each (none has ended yet): "
@@ -202,7 +202,7 @@ def test_custom_details_scale_by_utilisation() -> None:
         scale_up=ScalingDetails(2.0, 75, Stickiness(60.0, 20.0)),
         scale_down=ScalingDetails(0.5, 25),
     )
-    memory = Memory()
+    state = PolicyState()
     total = 0
     for step in range(8):
         now = step * 10.0
@@ -210,8 +210,8 @@ def test_custom_details_scale_by_utilisation() -> None:
         seen = type(seen)(
             seen.arrivals, 0, 2 * now, 0, 2, seen.specifications, Activity(None, 0.0), (), 2 * now, 2 * now
         )
-        decision = decide(now, seen, chosen, memory)
-        memory, total = decision.memory, decision.total
+        decision = decide(now, seen, chosen, state)
+        state, total = decision.state, decision.total
         if total > 2:
             break
 
@@ -241,13 +241,13 @@ def test_settings_that_contradict_themselves_are_refused(wrong: object, text: st
 
 
 def test_what_is_learnt_at_a_look_does_not_change_that_look() -> None:
-    """Found by the property test: a crowd counted at this look made the same look want one more instance."""
+    """Found by the property test: a burst counted at this look made the same look want one more instance."""
     settings = ScalingSettings((SpecificationSettings("a", 0, 2, 1),), wait_slo=1.0)
 
     def seen(queued: int, in_flight: int) -> Observation:
         specifications = (SpecificationObservation("a"),)
         return Observation(queued, 0, 0.0, queued, in_flight, specifications, Activity(None, 1.0))
 
-    memory = decide(1.0, seen(0, 8), settings, Memory()).memory
-    once = decide(31.0, seen(1, 0), settings, memory)
-    assert decide(31.0, seen(1, 0), settings, once.memory).desired == once.desired
+    state = decide(1.0, seen(0, 8), settings, PolicyState()).state
+    once = decide(31.0, seen(1, 0), settings, state)
+    assert decide(31.0, seen(1, 0), settings, once.state).desired == once.desired

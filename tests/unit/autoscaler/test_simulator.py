@@ -53,7 +53,7 @@ def functions(draw: st.DrawFn) -> SimulatedFunction:
 
 
 @given(functions(), st.sampled_from([*POLICIES, "fixed:2"]))
-@examples(max_examples=120, deadline=None)
+@examples(max_examples=120)
 def test_every_request_is_served_once_and_gpu_time_covers_the_work(one: SimulatedFunction, name: str) -> None:
     result = simulate(one, policy_named(name), 3, trace=True)
 
@@ -69,7 +69,7 @@ def test_every_request_is_served_once_and_gpu_time_covers_the_work(one: Simulate
 
 
 @given(functions(), st.integers(1, 6))
-@examples(max_examples=100, deadline=None)
+@examples(max_examples=100)
 def test_nobody_serves_without_any_wait_for_less_than_the_oracle(one: SimulatedFunction, count: int) -> None:
     """With no wait allowed and room for all, the oracle's plan is the true minimum."""
     strict = function(

@@ -1,4 +1,4 @@
-"""What the leader tells: ages of queues, GPU time, and figures of any number of versions."""
+"""Metrics of the leader: ages of queues, GPU time, and snapshots of any number of versions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from nvcf_autoscaler.controller.queues import FINENESS, QueueAge
+from nvcf_autoscaler.controller.queues import RESOLUTION, QueueAge
 from nvcf_autoscaler.controller.recorder import devices_of, direction
-from nvcf_autoscaler.telemetry.snapshot import BUSY, DRAINING, IDLE, STARTING, Board, Seen, held
+from nvcf_autoscaler.telemetry.snapshot import (
+    BUSY,
+    DRAINING,
+    IDLE,
+    STARTING,
+    Snapshots,
+    VersionSnapshot,
+    gpu_seconds,
+)
 from nvcf_otel.cardinality import OTHER, Bounded
 from nvcf_proto.models import Instance, InstanceState
 
@@ -69,15 +77,15 @@ def test_a_long_backlog_takes_little_memory() -> None:
     age.sample(0.0, 0, 0)
     for now in range(1, 10_000):
         assert age.sample(float(now), 0, now) == now - 1
-    assert len(age._grown) < 4 * FINENESS
-    told = []
+    assert len(age._grown) < 4 * RESOLUTION
+    ages = []
     for delivered in range(0, 9_999, 100):
         seconds = age.sample(10_000.0, delivered, 9_999 - delivered)
         true = 10_000.0 - (delivered + 1)
         assert seconds is not None
-        assert true <= seconds <= true + 10_000 / FINENESS
-        told.append(seconds)
-    assert all(one >= other for one, other in pairwise(told))
+        assert true <= seconds <= true + 10_000 / RESOLUTION
+        ages.append(seconds)
+    assert all(one >= other for one, other in pairwise(ages))
 
 
 # --- GPU time
@@ -110,13 +118,13 @@ def instance(state: InstanceState = InstanceState.RUNNING, gpu: str | None = "H1
     ],
 )
 def test_what_an_instance_holds(each: Instance, expected: dict[tuple[str, str, str], float]) -> None:
-    assert held(10.0, [each], lambda _: 2, busy=0.25) == expected
+    assert gpu_seconds(10.0, [each], lambda _: 2, busy=0.25) == expected
 
 
 @given(st.lists(st.sampled_from(InstanceState), max_size=20), st.floats(0, 1), st.floats(0, 100))
 def test_no_time_is_lost_or_made(states: list[InstanceState], busy: float, seconds: float) -> None:
     over = (InstanceState.COMPLETED, InstanceState.FAILED)
-    found = held(seconds, [instance(state) for state in states], lambda _: 1, busy)
+    found = gpu_seconds(seconds, [instance(state) for state in states], lambda _: 1, busy)
     assert sum(found.values()) == pytest.approx(seconds * sum(state not in over for state in states))
 
 
@@ -153,15 +161,15 @@ def test_direction(
     assert direction(before, up, now) == expected
 
 
-# --- the board
+# --- snapshots
 
 
 def collected(observe: Callable[[CallbackOptions], Iterable[Observation]]) -> list[Observation]:
     return list(observe(CallbackOptions()))
 
 
-def seen(number: int, **changes: object) -> Seen:
-    base = Seen(
+def seen(number: int, **changes: object) -> VersionSnapshot:
+    base = VersionSnapshot(
         function_id=f"f{number}",
         version_id=f"v{number}",
         name=f"function-{number}",
@@ -174,24 +182,24 @@ def seen(number: int, **changes: object) -> Seen:
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
-def every_gauge(board: Board) -> dict[str, list[Observation]]:
+def every_gauge(snapshots: Snapshots) -> dict[str, list[Observation]]:
     return {
-        "depth": collected(board._sums(lambda each: each.queued)),
-        "age": collected(board._oldest),
-        "instances": collected(board._instances),
-        "desired": collected(board._desired),
-        "utilisation": collected(board._utilisation),
-        "gpu": collected(board._gpu_seconds),
-        "info": collected(board._info),
+        "depth": collected(snapshots._sums(lambda each: each.queued)),
+        "age": collected(snapshots._oldest),
+        "instances": collected(snapshots._instances),
+        "desired": collected(snapshots._desired),
+        "utilisation": collected(snapshots._utilisation),
+        "gpu": collected(snapshots._gpu_seconds),
+        "info": collected(snapshots._info),
     }
 
 
 def test_ten_thousand_functions_are_a_thousand_series_and_nothing_is_missing_in_the_sums() -> None:
-    board = Board(lambda: True)
+    snapshots = Snapshots(lambda: True)
     for number in range(10_000):
-        board.looked(seen(number, queue_age=float(number)))
-        board.add_gpu_time(f"v{number}", {("H100", "c", IDLE): 1.0})
-    found = every_gauge(board)
+        snapshots.update(seen(number, queue_age=float(number)))
+        snapshots.add_gpu_time(f"v{number}", {("H100", "c", IDLE): 1.0})
+    found = every_gauge(snapshots)
     assert {name: len(points) for name, points in found.items()} == {
         "depth": 1001,
         "age": 1001,
@@ -208,35 +216,35 @@ def test_ten_thousand_functions_are_a_thousand_series_and_nothing_is_missing_in_
 
 
 def test_idle_versions_do_not_take_the_places_of_those_in_use() -> None:
-    board = Board(lambda: True, Bounded(limit=2))
+    snapshots = Snapshots(lambda: True, Bounded(limit=2))
     for number in range(100):
-        board.looked(seen(number, queued=0, in_flight=0, slots=0, instances={}, desired=()))
-    assert every_gauge(board)["depth"] == []
-    board.looked(seen(99))
-    (point,) = every_gauge(board)["depth"]
+        snapshots.update(seen(number, queued=0, in_flight=0, slots=0, instances={}, desired=()))
+    assert every_gauge(snapshots)["depth"] == []
+    snapshots.update(seen(99))
+    (point,) = every_gauge(snapshots)["depth"]
     assert point.attributes == {"nvcf.function.id": "f99", "nvcf.function.version.id": "v99"}
     for number in range(90, 100):
-        board.looked(seen(number))
+        snapshots.update(seen(number))
     found = {
         point.attributes and point.attributes["nvcf.function.version.id"]
-        for point in every_gauge(board)["depth"]
+        for point in every_gauge(snapshots)["depth"]
     }
     assert found == {"v99", "v90", OTHER}
 
 
 def test_a_version_that_has_come_to_rest_says_zero() -> None:
-    board = Board(lambda: True)
-    board.looked(seen(1))
-    board.looked(seen(1, queued=0, in_flight=0, slots=0, instances={}, desired=()))
-    (point,) = every_gauge(board)["depth"]
+    snapshots = Snapshots(lambda: True)
+    snapshots.update(seen(1))
+    snapshots.update(seen(1, queued=0, in_flight=0, slots=0, instances={}, desired=()))
+    (point,) = every_gauge(snapshots)["depth"]
     assert point.value == 0
-    board.forget("v1")
-    assert every_gauge(board)["depth"] == []
+    snapshots.forget("v1")
+    assert every_gauge(snapshots)["depth"] == []
 
 
 def test_a_replica_that_does_not_lead_says_nothing_of_versions() -> None:
     leads = True
-    board = Board(lambda: leads)
-    board.looked(seen(1))
+    snapshots = Snapshots(lambda: leads)
+    snapshots.update(seen(1))
     leads = False
-    assert [name for name, points in every_gauge(board).items() if points] == []
+    assert [name for name, points in every_gauge(snapshots).items() if points] == []

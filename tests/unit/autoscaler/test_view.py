@@ -1,4 +1,4 @@
-"""What the shell makes of records: each instance counts once, and no room is given twice."""
+"""Views of records: each instance counts once, and no room is given twice."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from nvcf_autoscaler.placement.view import (
     UP,
     clusters_for,
     first_heard,
-    may_be_in,
-    standing,
+    group_instances,
     startups,
     unreported,
 )
@@ -36,12 +35,12 @@ LOST_AFTER = 30.0
 def test_every_living_instance_counts_in_exactly_one_way(
     instances: list[Instance], clusters: list[Cluster]
 ) -> None:
-    stands = standing(NOW, instances, ANYWHERE, clusters, LOST_AFTER)
-    counted = [each.id for group in (stands.up, stands.stale, stands.lost, stands.ending) for each in group]
+    groups = group_instances(NOW, instances, ANYWHERE, clusters, LOST_AFTER)
+    counted = [each.id for group in (groups.up, groups.stale, groups.lost, groups.ending) for each in group]
     assert sorted(counted) == sorted(each.id for each in instances if each.state not in OVER)
     heard = {one.id for one in clusters if NOW - one.heard_at <= LOST_AFTER}
-    assert all(each.cluster_id not in heard for each in stands.lost)
-    for key, group in stands.current.items():
+    assert all(each.cluster_id not in heard for each in groups.lost)
+    for key, group in groups.current.items():
         for each in group:
             assert each.specification_id == key
             assert each.state in UP
@@ -49,17 +48,25 @@ def test_every_living_instance_counts_in_exactly_one_way(
             assert each.cluster_id in heard
 
 
+def test_instances_of_a_long_silent_or_unknown_cluster_are_lost() -> None:
+    clusters = [cluster("a"), cluster("b", heard_ago=LOST_AFTER - 1), cluster("c", heard_ago=LOST_AFTER + 1)]
+    names = ("a", "b", "c", "gone")
+    instances = [instance(number, cluster_id=name) for number, name in enumerate(names)]
+    groups = group_instances(NOW, instances, ANYWHERE, clusters, LOST_AFTER)
+    assert [each.cluster_id for each in groups.lost] == ["c", "gone"]
+
+
 def test_an_instance_outside_of_the_named_clusters_is_stale() -> None:
     only_two = {SPECIFICATIONS[0]: Requirement("A", "process", clusters=("two",))}
     both = (cluster("one"), cluster("two"))
-    stands = standing(NOW, [instance(1), instance(2, cluster_id="two")], only_two, both, LOST_AFTER)
-    assert [each.id for each in stands.stale] == [instance(1).id]
-    assert [each.id for each in stands.up] == [instance(2).id]
+    groups = group_instances(NOW, [instance(1), instance(2, cluster_id="two")], only_two, both, LOST_AFTER)
+    assert [each.id for each in groups.stale] == [instance(1).id]
+    assert [each.id for each in groups.up] == [instance(2).id]
 
 
 def test_a_full_cluster_may_hold_what_it_holds() -> None:
-    assert may_be_in(Requirement("A", "process", regions=("local",)), cluster(free=0, heard_ago=20))
-    assert not may_be_in(Requirement("A", "process", attributes=frozenset({"disk=fast"})), cluster())
+    assert Requirement("A", "process", regions=("local",)).permits(cluster(free=0, heard_ago=20))
+    assert not Requirement("A", "process", attributes=frozenset({"disk=fast"})).permits(cluster())
 
 
 @given(instance_lists(), cluster_lists, st.integers(0, 3))

@@ -19,7 +19,7 @@ class Answer:
     """
 
     desired: tuple[int, ...]
-    recheck_at: float
+    requeue_at: float
     wake_queued: bool
 
 
@@ -27,7 +27,7 @@ class Run(Protocol):
     """One policy at work on one function; it may keep state."""
 
     def decide(self, now: float, seen: Observation) -> Answer:
-        """Called at time 0, at `recheck_at`, and at the wake-ups the policy asked for."""
+        """Called at time 0, at `requeue_at`, and at the wake-ups the policy asked for."""
         ...
 
 

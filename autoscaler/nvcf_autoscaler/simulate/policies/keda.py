@@ -86,5 +86,5 @@ class KedaRun:
         ticks = math.floor((now - self._phase) / interval + 1e-6) + 1
         return self._phase + ticks * interval
 
-    def _answer(self, desired: int, recheck: float, *, wake: bool = False) -> Answer:
-        return Answer((desired, *self._others), recheck, wake)
+    def _answer(self, desired: int, requeue_at: float, *, wake: bool = False) -> Answer:
+        return Answer((desired, *self._others), requeue_at, wake)

@@ -96,6 +96,6 @@ class KnativeRun:
             self._zero_since = now
         return 0 if now - self._zero_since >= self._policy.grace else min(1, total)
 
-    def _answer(self, desired: int, recheck: float, *, wake: bool) -> Answer:
+    def _answer(self, desired: int, requeue_at: float, *, wake: bool) -> Answer:
         low, high = self._bounds
-        return Answer((max(low, min(high, desired)), *self._others), recheck, wake)
+        return Answer((max(low, min(high, desired)), *self._others), requeue_at, wake)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from nvcf_autoscaler.policy.observation import Observation
 from nvcf_autoscaler.policy.settings import ScalingDetails, ScalingSettings, SpecificationSettings, Stickiness
-from nvcf_autoscaler.policy.utilisation import UtilisationMemory, utilisation_target
+from nvcf_autoscaler.policy.utilisation import UtilisationState, utilisation_target
 from nvcf_autoscaler.simulate.model import SimulatedFunction
 from nvcf_autoscaler.simulate.policies.base import NEVER, Answer
 
@@ -57,7 +57,7 @@ class NvcfRun:
             scale_up=policy.up,
             scale_down=policy.down,
         )
-        self._memory = UtilisationMemory()
+        self._state = UtilisationState()
         self._phase = (sum(map(ord, function.name)) * 7.3) % policy.interval
 
     def decide(self, now: float, seen: Observation) -> Answer:
@@ -71,9 +71,9 @@ class NvcfRun:
         if total == 0 and (now - self._phase) % policy.interval > 0.01:
             return Answer((0, *self._others), following, False)
         if idle_since is not None and now - idle_since >= policy.idle_timeout and self._low == 0:
-            self._memory = UtilisationMemory()
+            self._state = UtilisationState()
             return Answer((0, *self._others), NEVER, True)
-        self._memory, target, _ = utilisation_target(now, seen, self._settings, self._memory)
+        self._state, target, _ = utilisation_target(now, seen, self._settings, self._state)
         target = max(1, self._low, target)
-        self._memory = self._memory._replace(target=target)
+        self._state = self._state._replace(target=target)
         return Answer((target, *self._others), following, False)

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from nvcf_autoscaler.policy.decide import decide
 from nvcf_autoscaler.policy.observation import Observation
 from nvcf_autoscaler.policy.settings import DEFAULT_TUNING, ScalingSettings, SpecificationSettings, Tuning
-from nvcf_autoscaler.policy.state import Memory
+from nvcf_autoscaler.policy.state import PolicyState
 from nvcf_autoscaler.simulate.model import SimulatedFunction
 from nvcf_autoscaler.simulate.policies.base import Answer
 
 
 def settings_of(function: SimulatedFunction, tuning: Tuning = DEFAULT_TUNING) -> ScalingSettings:
-    """The deployment that a simulated function stands for."""
+    """The deployment that a simulated function groups for."""
     return ScalingSettings(
         tuple(
             SpecificationSettings(
@@ -36,21 +36,21 @@ class Ours:
     tuning: Tuning = field(default=DEFAULT_TUNING)
 
     def start(self, function: SimulatedFunction) -> OursRun:
-        """Begin with an empty memory."""
+        """Begin with an empty state."""
         return OursRun(settings_of(function, self.tuning))
 
 
 class OursRun:
-    """Carries the memory from decision to decision."""
+    """Carries the state from decision to decision."""
 
     def __init__(self, settings: ScalingSettings) -> None:
         self._settings = settings
         self._most = settings.max_instances
-        self._memory = Memory()
+        self._state = PolicyState()
 
     def decide(self, now: float, seen: Observation) -> Answer:
         """See policy.decide."""
-        decision = decide(now, seen, self._settings, self._memory)
-        self._memory = decision.memory
+        decision = decide(now, seen, self._settings, self._state)
+        self._state = decision.state
         desired = tuple([part.instances for part in decision.desired])
-        return Answer(desired, decision.recheck_at, sum(desired) < self._most)
+        return Answer(desired, decision.requeue_at, sum(desired) < self._most)
