@@ -16,7 +16,7 @@ from nvcf_gateway.access.signing_keys import load_signing_key
 from nvcf_gateway.access.worker_tokens import WorkerTokens
 from nvcf_proto.ids import new_id
 from tests.support.peer_worker import broker_token
-from tests.support.platform import ACCOUNT, Platform, Version, running_platform
+from tests.support.platform import ACCOUNT, Gateway, Platform, Version, running_platform
 from tests.support.processes import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
