@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from nvcf_worker import sidecar_command as sidecar
+from nvcf_worker import sidecar
 
 SERVER = (
     *(sys.executable, "-m", "uvicorn", "app:app", "--app-dir", str(Path(__file__).parent)),

@@ -1,4 +1,4 @@
-"""`sidecar()` and `nvcf-worker sidecar`."""
+"""Sidecar mode as a function, `sidecar()`, and as a command, `nvcf-worker sidecar`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from nvcf_worker.function.handlers import Handler, Kind
 from nvcf_worker.run.sidecar.settings import (
     DEFAULT_HEALTH_INTERVAL,
     DEFAULT_HOST,
-    Arguments,
     read_settings,
 )
 from nvcf_worker.serving import DEFAULT_GRACE_SECONDS, run_worker
@@ -34,36 +33,39 @@ def sidecar(
     log_level: str | None = None,
     metrics: str | None = None,
 ) -> None:
-    """Serve requests with an HTTP server that listens on `port`; returns as `serve` does.
+    """Serve requests with an HTTP server that listens on `port`. Returns as `serve` does.
 
-    command: start this as a child process; `{port}` in it is replaced, and PORT set. It is ended after the
-        last request; when it ends by itself, the worker does too, with exit code 5. With a command port 0
-        means any free port.
-    health: path to GET (http) or service to ask for (grpc); without one, the port only has to be open.
-    health_protocol: "http", "grpc" (grpc.health.v1) or "tcp". health_port: default `port`.
-    health_timeout: seconds, or text like "2s"; default 10 s. health_expect: HTTP status, default 200.
+    command: starts the server as a child process. `{port}` in it is replaced by the port, and PORT is set.
+        The process is ended after the last request. If it ends by itself, the worker exits with code 5. With
+        a command, port 0 means any free port.
+    health: path to GET (http), or service to check (grpc). Default: the port has to accept connections.
+    health_protocol: "http", "grpc" (grpc.health.v1) or "tcp".
+    health_port: default `port`.
+    health_timeout: time for one check: seconds, or text like "2s"; default 10 s.
+    health_expect: HTTP status of a healthy server, default 200.
+    health_interval: seconds between two checks of a healthy server.
+    ready_timeout: how long the server may take to become healthy, default 30 min. After that the worker
+        exits with code 4.
     metrics: HOST:PORT where Prometheus finds the worker's metrics, or "health" for the health port.
-    ready_timeout: how long the server may take to become healthy, default 30 min; exit code 4 after that.
+    concurrency, grace_seconds, log_level: as for `serve`.
 
-    What is not given is taken from INFERENCE_PORT, INFERENCE_HEALTH_* and INFERENCE_READY_TIMEOUT
-    (protocol.md, section 5.1). Raises ConfigurationError for unusable arguments.
+    Defaults come from INFERENCE_PORT, INFERENCE_HEALTH_* and INFERENCE_READY_TIMEOUT (protocol.md, section
+    5.1). Raises ConfigurationError for invalid arguments.
     """
     settings = read_settings(
-        Arguments(
-            port=port,
-            host=host,
-            health=health,
-            health_protocol=health_protocol,
-            health_port=health_port,
-            health_timeout=health_timeout,
-            health_expect=health_expect,
-            health_interval=health_interval,
-            ready_timeout=ready_timeout,
-            command=command,
-        ),
         os.environ,
+        port=port,
+        host=host,
+        health=health,
+        health_protocol=health_protocol,
+        health_port=health_port,
+        health_timeout=health_timeout,
+        health_expect=health_expect,
+        health_interval=health_interval,
+        ready_timeout=ready_timeout,
+        command=command,
     )
-    # Imported late: it needs the HTTP client, which `import nvcf_worker` must not.
+    # Imported here because it imports the HTTP client, which `import nvcf_worker` must not.
     from nvcf_worker.run.sidecar.server import Server
 
     server = Server(settings)
@@ -80,56 +82,67 @@ def sidecar(
 
 
 def parser() -> argparse.ArgumentParser:
-    """Arguments of `nvcf-worker sidecar`."""
+    """Return the parser of `nvcf-worker sidecar`."""
     result = argparse.ArgumentParser(
         prog="nvcf-worker sidecar",
         description="Serve a function with an HTTP server that listens on a port of this machine.",
         epilog="Example: nvcf-worker sidecar --port 8000 --health /ready -- uvicorn main:app --port 8000",
     )
-    result.add_argument("--port", type=int, help="of the server [INFERENCE_PORT]; 0: any free one")
-    result.add_argument("--host", default=DEFAULT_HOST, help="of the server [%(default)s]")
-    result.add_argument("--health", metavar="/PATH", help="health check [INFERENCE_HEALTH_ENDPOINT]")
+    result.add_argument("--port", type=int, help="port of the server [INFERENCE_PORT]; 0: any free port")
+    result.add_argument("--host", default=DEFAULT_HOST, help="host of the server [%(default)s]")
     result.add_argument(
-        "--health-protocol", choices=("http", "grpc", "tcp"), help="[http with --health, else tcp]"
+        "--health", metavar="/PATH", help="path of the health check [INFERENCE_HEALTH_ENDPOINT]"
     )
-    result.add_argument("--health-port", type=int, help="[the server's]")
-    result.add_argument("--health-timeout", metavar="TIME", help="of one check, e.g. 2s [10s]")
-    result.add_argument("--health-expect", type=int, metavar="STATUS", help="of a healthy answer [200]")
-    result.add_argument("--health-interval", type=float, default=DEFAULT_HEALTH_INTERVAL, metavar="SECONDS")
-    result.add_argument("--ready-timeout", metavar="TIME", help="until the first healthy answer [30m]")
-    result.add_argument("--concurrency", type=int, metavar="N", help="requests at once [1]")
-    result.add_argument("--metrics", metavar="HOST:PORT", help="of Prometheus metrics [NVCF_METRICS_ADDRESS]")
-    result.add_argument("--grace", type=float, default=DEFAULT_GRACE_SECONDS, metavar="SECONDS")
-    result.add_argument("command", nargs="*", metavar="-- COMMAND", help="start the server with this")
+    result.add_argument(
+        "--health-protocol",
+        choices=("http", "grpc", "tcp"),
+        help="protocol of the health check [http with --health, else tcp]",
+    )
+    result.add_argument("--health-port", type=int, help="port of the health check [the server's]")
+    result.add_argument(
+        "--health-timeout", metavar="TIME", help="time-out of one health check, e.g. 2s [10s]"
+    )
+    result.add_argument(
+        "--health-expect", type=int, metavar="STATUS", help="HTTP status of a healthy server [200]"
+    )
+    result.add_argument(
+        "--health-interval",
+        type=float,
+        default=DEFAULT_HEALTH_INTERVAL,
+        metavar="SECONDS",
+        help="seconds between two health checks [%(default)g]",
+    )
+    result.add_argument("--ready-timeout", metavar="TIME", help="time until the server is healthy [30m]")
+    result.add_argument(
+        "--concurrency", type=int, metavar="N", help="maximum number of requests in flight [1]"
+    )
+    result.add_argument(
+        "--metrics", metavar="HOST:PORT", help="address of Prometheus metrics [NVCF_METRICS_ADDRESS]"
+    )
+    result.add_argument(
+        "--grace",
+        dest="grace_seconds",
+        type=float,
+        default=DEFAULT_GRACE_SECONDS,
+        metavar="SECONDS",
+        help="time that requests in flight get after SIGTERM [%(default)g]",
+    )
+    result.add_argument("command", nargs="*", metavar="-- COMMAND", help="command that starts the server")
     return result
 
 
 def main(arguments: list[str]) -> None:
-    """Entry point. Raises ConfigurationError."""
-    # argparse would take the server's own flags for ours.
+    """Run `nvcf-worker sidecar`. Raises ConfigurationError."""
+    # Split here: argparse would take the flags of the server's command for ours.
     ours, command = split_command(arguments)
-    said = parser().parse_args(ours)
-    if said.command:
-        raise ConfigurationError(f"unexpected {said.command[0]!r}; the server's command comes after '--'")
-    sidecar(
-        said.port,
-        command=command,
-        host=said.host,
-        health=said.health,
-        health_protocol=said.health_protocol,
-        health_port=said.health_port,
-        health_timeout=said.health_timeout,
-        health_expect=said.health_expect,
-        health_interval=said.health_interval,
-        ready_timeout=said.ready_timeout,
-        concurrency=said.concurrency,
-        grace_seconds=said.grace,
-        metrics=said.metrics,
-    )
+    options = vars(parser().parse_args(ours))
+    if unexpected := options.pop("command"):
+        raise ConfigurationError(f"unexpected {unexpected[0]!r}; the server's command comes after '--'")
+    sidecar(command=command, **options)
 
 
 def split_command(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """What comes before the first `--` and what comes after it."""
+    """Return the arguments before the first `--` and those after it."""
     if "--" not in arguments:
         return arguments, []
     at = arguments.index("--")

@@ -17,7 +17,7 @@ import pytest
 import nvcf_worker
 from nvcf_worker.function.handlers import is_asgi
 from nvcf_worker.run.asgi.host import AsgiHost
-from nvcf_worker.run.sidecar.settings import Arguments, read_settings
+from nvcf_worker.run.sidecar.settings import SidecarSettings, read_settings
 from tests.contract.worker.conftest import StartWorker
 from tests.support.peer_calls import Call
 from tests.support.peer_gateway import PeerGateway
@@ -65,9 +65,9 @@ async def ask(gateway: PeerGateway, request: str, earlier: Call | None) -> Call:
     return await gateway.invoke("".join(body).encode(), method=method, path=path, headers=headers, large=True)
 
 
-def said(port: int, *, concurrency: int = 1, **options: Any) -> Arguments:
-    """What a call of `sidecar` says about the server."""
-    return Arguments(port=port, **options)
+def settings_of(port: int, *, concurrency: int = 1, **options: Any) -> SidecarSettings:
+    """Return the settings that follow from a call of `sidecar`."""
+    return read_settings({}, port=port, **options)
 
 
 def run_tests_of(module: types.ModuleType) -> None:
@@ -83,16 +83,16 @@ async def test_what_the_page_says(
 ) -> None:
     served: list[tuple[Any, dict[str, Any]]] = []
     monkeypatch.setattr(nvcf_worker, "serve", lambda handler, **options: served.append((handler, options)))
-    sidecars: list[Arguments] = []
+    sidecars: list[SidecarSettings] = []
     monkeypatch.setattr(
-        nvcf_worker, "sidecar", lambda *args, **options: sidecars.append(said(*args, **options))
+        nvcf_worker, "sidecar", lambda *args, **options: sidecars.append(settings_of(*args, **options))
     )
     module = types.ModuleType(f"{Path(snippet.page).stem.replace('-', '_')}_md_{snippet.line}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     code = compile(snippet.source, f"{snippet.page}:{snippet.line}", "exec", dont_inherit=True)
     exec(code, module.__dict__)  # noqa: S102 # that is what is tested
     for one in sidecars:
-        assert read_settings(one, {}).command
+        assert one.command
     await asyncio.to_thread(run_tests_of, module)
     for handler, options in served:
         if is_asgi(handler):

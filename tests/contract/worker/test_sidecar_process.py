@@ -175,7 +175,7 @@ async def test_what_cannot_be_served_is_told(
 async def test_unusable_arguments_are_told_in_one_line(start_sidecar: StartSidecar) -> None:
     process = start_sidecar("--health", "/ready")
     assert await process.exit_code() == 2
-    assert process.text().strip() == "nvcf-worker: no port: say --port, or set INFERENCE_PORT"
+    assert process.text().strip() == "nvcf-worker: no port: give --port, or set INFERENCE_PORT"
 
 
 async def test_grpc_health(gateway: PeerGateway, start_sidecar: StartSidecar) -> None:

@@ -1,4 +1,4 @@
-"""Decisions around a user's server: settings, readiness, headers, health messages, lengths of time."""
+"""Decisions around a user's server: settings, readiness, headers, health messages, durations."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ from hypothesis import strategies as st
 from nvcf_proto.errors import H1Error
 from nvcf_worker.errors import ConfigurationError
 from nvcf_worker.process.durations import parse_duration
-from nvcf_worker.run.sidecar.probes import health_request, health_status
-from nvcf_worker.run.sidecar.readiness import FAILURES_TO_LOSE, Readiness, Turn
+from nvcf_worker.run.sidecar.health import (
+    FAILURES_TO_LOSE,
+    Change,
+    Readiness,
+    health_request,
+    health_status,
+)
 from nvcf_worker.run.sidecar.relay import request_headers, response_headers
-from nvcf_worker.run.sidecar.settings import Arguments, read_settings
+from nvcf_worker.run.sidecar.settings import read_settings
 from nvcf_worker.sidecar_command import split_command
 
 
@@ -26,13 +31,13 @@ from nvcf_worker.sidecar_command import split_command
         ("PT10S", 10), ("pt1m30s", 90), ("P1DT2H", 93600), ("PT0.5S", 0.5), ("0", 0), ("10us", 1e-5),
     ],
 )  # fmt: skip
-def test_lengths_of_time(text: str, seconds: float) -> None:
+def test_durations(text: str, seconds: float) -> None:
     assert parse_duration(text) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("text", ["", "s", "-1", "1x", "P", "PT", "1s 2s", "1e3", "inf", "1m-30s", "\u0661"])
-def test_what_is_no_length_of_time(text: str) -> None:
-    with pytest.raises(ValueError, match="length of time"):
+def test_what_is_not_a_duration(text: str) -> None:
+    with pytest.raises(ValueError, match="not a duration"):
         parse_duration(text)
 
 
@@ -42,8 +47,8 @@ def test_no_text_breaks_the_parser(text: str) -> None:
         assert parse_duration(text) >= 0
 
 
-def settings(environ: dict[str, str] | None = None, **said: Any) -> Any:
-    return read_settings(Arguments(**said), environ or {})
+def settings(environ: dict[str, str] | None = None, **given: Any) -> Any:
+    return read_settings(environ or {}, **given)
 
 
 def test_a_port_is_enough() -> None:
@@ -67,28 +72,28 @@ def test_the_environment_of_the_platform() -> None:
     check = found.check
     assert (check.protocol, check.port, check.endpoint) == ("http", 9001, "/v2/health/ready")
     assert (check.timeout, check.expected) == (2.0, 204)
-    said = settings(environ, port=1, health="/x", health_port=2, health_timeout=3, ready_timeout="4s")
-    assert (said.port, said.check.endpoint, said.check.port) == (1, "/x", 2)
-    assert (said.check.timeout, said.ready_timeout) == (3.0, 4.0)
+    given = settings(environ, port=1, health="/x", health_port=2, health_timeout=3, ready_timeout="4s")
+    assert (given.port, given.check.endpoint, given.check.port) == (1, "/x", 2)
+    assert (given.check.timeout, given.ready_timeout) == (3.0, 4.0)
 
 
 @pytest.mark.parametrize(
-    ("environ", "said", "words"),
+    ("environ", "given", "words"),
     [
         ({}, {}, "no port"),
-        ({"INFERENCE_PORT": "x"}, {}, "whole number"),
+        ({"INFERENCE_PORT": "x"}, {}, "integer"),
         ({}, {"port": 70000}, "65535"),
         ({}, {"port": 0}, "needs a command"),
         ({}, {"port": 1, "health": "ready"}, "begins with '/'"),
-        ({}, {"port": 1, "health_protocol": "udp"}, "http, grpc and tcp"),
+        ({}, {"port": 1, "health_protocol": "udp"}, "http, grpc or tcp"),
         ({"INFERENCE_HEALTH_TIMEOUT": "soon"}, {"port": 1}, "INFERENCE_HEALTH_TIMEOUT"),
         ({"INFERENCE_READY_TIMEOUT": "0"}, {"port": 1}, "above 0"),
         ({"INFERENCE_HEALTH_EXPECTED_RESPONSE_CODE": "99"}, {"port": 1}, "200 to 599"),
     ],
 )
-def test_unusable_settings_say_why(environ: dict[str, str], said: dict[str, Any], words: str) -> None:
+def test_unusable_settings_say_why(environ: dict[str, str], given: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
-        settings(environ, **said)
+        settings(environ, **given)
 
 
 def test_any_free_port_reaches_command_and_check() -> None:
@@ -102,35 +107,35 @@ def test_any_free_port_reaches_command_and_check() -> None:
 
 def test_readiness_in_order() -> None:
     state = Readiness(ready_timeout=60, interval=5, since=0)
-    assert state.checked(False, 1) is Turn.NOTHING
+    assert state.checked(False, 1) is Change.NOTHING
     assert state.pause(1) == 0.1
     assert state.pause(30) == 1.0
-    assert state.checked(True, 31) is Turn.READY
+    assert state.checked(True, 31) is Change.READY
     assert state.pause(31) == 5
-    assert state.checked(False, 36) is Turn.NOTHING
+    assert state.checked(False, 36) is Change.NOTHING
     assert state.pause(36) == 1.0
-    assert state.checked(False, 37) is Turn.NOTHING
-    assert state.checked(False, 38) is Turn.LOST
-    assert state.checked(False, 97) is Turn.NOTHING
-    assert state.checked(False, 98) is Turn.GIVEN_UP
+    assert state.checked(False, 37) is Change.NOTHING
+    assert state.checked(False, 38) is Change.LOST
+    assert state.checked(False, 97) is Change.NOTHING
+    assert state.checked(False, 98) is Change.GIVEN_UP
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 20)), max_size=80))
-def test_readiness_holds_its_promises(checks: list[tuple[bool, float]]) -> None:
+def test_readiness_follows_the_checks(checks: list[tuple[bool, float]]) -> None:
     """Ready exactly after a good check until enough bad ones in a row; given up only after the time-out."""
     state, now, bad, ready, since = Readiness(60, 5, 0), 0.0, 0, False, 0.0
     for healthy, passed in checks:
         now += passed
-        turn = state.checked(healthy, now)
+        change = state.checked(healthy, now)
         bad = 0 if healthy else bad + 1
         if healthy:
-            assert turn is (Turn.NOTHING if ready else Turn.READY)
+            assert change is (Change.NOTHING if ready else Change.READY)
             ready = True
         elif ready and bad >= FAILURES_TO_LOSE:
-            assert turn is Turn.LOST
+            assert change is Change.LOST
             ready, since = False, now
         else:
-            assert turn is (Turn.GIVEN_UP if not ready and now - since >= 60 else Turn.NOTHING)
+            assert change is (Change.GIVEN_UP if not ready and now - since >= 60 else Change.NOTHING)
         assert state.ready is ready
         assert 0 <= state.pause(now) <= 5
 

@@ -1,1 +1,1 @@
-"""ASGI 3 applications served in process, without any port: `serve(app)`."""
+"""ASGI 3 applications served in the worker's process, without a port: `serve(app)`."""

@@ -1,4 +1,4 @@
-"""Running an ASGI application as a worker's function."""
+"""Run an ASGI application as the function of a worker, in the worker's process."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ from nvcf_worker.errors import HandlerError
 from nvcf_worker.function.request import Request
 from nvcf_worker.function.response import Outcome, Reply, StreamReply
 from nvcf_worker.process.companions import Admission
-from nvcf_worker.run.asgi.exchange import Exchange
+from nvcf_worker.run.asgi.cycle import Cycle, http_scope
 from nvcf_worker.run.asgi.lifespan import Application, Lifespan
-from nvcf_worker.run.asgi.scope import http_scope
 from nvcf_worker.run.sidecar.relay import has_no_body, response_headers
 
 log = logging.getLogger("nvcf_worker")
 
 LEAVE_PATIENCE = 0.5
-"""Seconds that an application has to end by itself after `http.disconnect`, before it is cancelled."""
+"""Seconds in which an application may end by itself after `http.disconnect`; then it is cancelled."""
 
 SHUTDOWN_PATIENCE = 10.0
 FIRST_CHUNK_WAIT = 0.02
 
 
 class AsgiHost:
-    """One application in this process; a worker's handler (`handle`) and companion.
+    """One application in this process, as the handler (`handle`) and the companion of a worker.
 
-    Beside the usual keys a scope has `state` (the lifespan's) and `extensions["nvcf"]["request"]`, the
-    worker's Request.
+    In addition to the usual keys, a scope has `state` (of the lifespan) and `extensions["nvcf"]["request"]`,
+    the worker's Request.
     """
 
     def __init__(self, application: Any, *, root_path: str = "") -> None:
@@ -38,33 +37,33 @@ class AsgiHost:
         self._application: Application = application
         self._root_path = root_path.rstrip("/")
         self._lifespan = Lifespan(application)
-        # Calls whose answer is complete and that still run, e.g. for Starlette's background tasks.
-        self._lasting: set[asyncio.Task[None]] = set()
+        # Calls that still run after their response was complete, e.g. for Starlette's background tasks.
+        self._background: set[asyncio.Task[None]] = set()
 
-    # --- companion -------------------------------------------------------------------------------
+    # --- companion
 
     async def start(self) -> None:
-        """Start the application's lifespan. Raises NotReady when it fails."""
+        """Start the application's lifespan. Raises NotReady if that fails."""
         await self._lifespan.start()
 
     async def watch(self, admission: Admission) -> None:
-        """Nothing to look after: the application lives in this process."""
+        """Do nothing until cancelled: the application cannot be lost, because it runs in this process."""
         await asyncio.get_running_loop().create_future()
 
     async def stop(self) -> None:
-        """Let background work finish, then end the lifespan."""
-        if self._lasting:
-            _, late = await asyncio.wait(self._lasting, timeout=SHUTDOWN_PATIENCE)
+        """Wait for background work, then end the lifespan."""
+        if self._background:
+            _, late = await asyncio.wait(self._background, timeout=SHUTDOWN_PATIENCE)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
         await self._lifespan.stop(SHUTDOWN_PATIENCE)
 
-    # --- requests --------------------------------------------------------------------------------
+    # --- requests
 
     async def handle(self, request: Request) -> Outcome:
         """Serve one request. Raises what the application raises before its first chunk."""
-        exchange = Exchange(request)
+        cycle = Cycle(request)
         scope = http_scope(
             request.method,
             request.target,
@@ -73,102 +72,98 @@ class AsgiHost:
             state=self._lifespan.state,
             extensions={"nvcf": {"request": request}},
         )
-        call = asyncio.create_task(self._call(scope, exchange))
-        call.add_done_callback(lambda _: exchange.ended())
-        answer = _Answer(exchange, call, self._lasting)
+        call = asyncio.create_task(self._call(scope, cycle))
+        call.add_done_callback(lambda _: cycle.ended())
+        rest = _Rest(cycle, call, self._background)
         try:
-            return await self._outcome(exchange, answer, request.method)
+            return await self._outcome(cycle, rest, request.method)
         except BaseException:
-            await answer.aclose()
+            await rest.aclose()
             raise
 
-    async def _call(self, scope: dict[str, Any], exchange: Exchange) -> None:
-        await self._application(scope, exchange.receive, exchange.send)
+    async def _call(self, scope: dict[str, Any], cycle: Cycle) -> None:
+        await self._application(scope, cycle.receive, cycle.send)
 
-    async def _outcome(self, exchange: Exchange, answer: _Answer, method: str) -> Outcome:
-        await exchange.started()
-        if not exchange.status:
-            answer.raise_failure()
-        if not exchange.has_chunk:
+    async def _outcome(self, cycle: Cycle, rest: _Rest, method: str) -> Outcome:
+        await cycle.started()
+        if not cycle.status:
+            rest.raise_failure()
+        if not cycle.has_chunk:
             await asyncio.sleep(0)
-        if not exchange.has_chunk:
-            # A head without a body yet. Soon there is one, or the head has to go alone.
+        if not cycle.has_chunk:
+            # The head came without a body. Wait a moment for the first chunk, then send the head alone.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FIRST_CHUNK_WAIT):
-                    await exchange.came()
-        if not exchange.has_chunk and answer.call_ended:
-            answer.raise_failure()
-        first = exchange.take() if exchange.has_chunk else b""
-        ends_here = has_no_body(exchange.status, method)
-        complete = exchange.complete or ends_here
-        headers = response_headers(exchange.status, method, exchange.headers, complete=complete)
+                    await cycle.came()
+        if not cycle.has_chunk and rest.call_ended:
+            rest.raise_failure()
+        first = cycle.take() if cycle.has_chunk else b""
+        ends_here = has_no_body(cycle.status, method)
+        complete = cycle.complete or ends_here
+        headers = response_headers(cycle.status, method, cycle.headers, complete=complete)
         if not complete:
             length = next((value for name, value in headers if name.lower() == "content-length"), "")
-            return StreamReply(
-                exchange.status, headers, first, answer, int(length) if length.isdigit() else None
-            )
-        if exchange.complete:
-            answer.release()
+            return StreamReply(cycle.status, headers, first, rest, int(length) if length.isdigit() else None)
+        if cycle.complete:
+            rest.release()
         else:
-            await answer.aclose()
-        return Reply(exchange.status, headers, b"" if ends_here else first)
+            await rest.aclose()
+        return Reply(cycle.status, headers, b"" if ends_here else first)
 
 
-class _Answer:
-    """The rest of an answer, and the application's call that makes it."""
+class _Rest:
+    """The rest of a streamed response, and the application's call that makes it."""
 
-    def __init__(
-        self, exchange: Exchange, call: asyncio.Task[None], lasting: set[asyncio.Task[None]]
-    ) -> None:
-        self._exchange = exchange
+    def __init__(self, cycle: Cycle, call: asyncio.Task[None], background: set[asyncio.Task[None]]) -> None:
+        self._cycle = cycle
         self._call = call
-        self._lasting = lasting
+        self._background = background
 
     @property
     def call_ended(self) -> bool:
-        """Whether the application's call is over."""
+        """Whether the application's call has ended."""
         return self._call.done()
 
     def raise_failure(self) -> NoReturn:
-        """The call is over without a complete answer: raise what it raised."""
+        """Raise the error of a call that has ended without a complete response."""
         self._call.result()
-        raise RuntimeError("the application returned without completing its answer")
+        raise RuntimeError("the application returned without completing its response")
 
     async def __anext__(self) -> bytes:
-        if not self._exchange.has_chunk:
-            if self._exchange.complete:
+        if not self._cycle.has_chunk:
+            if self._cycle.complete:
                 raise StopAsyncIteration
-            await self._exchange.came()
-            if not self._exchange.has_chunk:
+            await self._cycle.came()
+            if not self._cycle.has_chunk:
                 self.raise_failure()
-        return self._exchange.take()
+        return self._cycle.take()
 
     def release(self) -> None:
-        """The answer is complete; what the call still does is its own matter."""
-        self._exchange.disconnect()
+        """Let the call go on in the background: its response is complete."""
+        self._cycle.disconnect()
         if self._call.done():
             _report(self._call)
             return
-        self._lasting.add(self._call)
-        self._call.add_done_callback(self._lasting.discard)
+        self._background.add(self._call)
+        self._call.add_done_callback(self._background.discard)
         self._call.add_done_callback(_report)
 
     async def aclose(self) -> None:
-        """The answer is complete, or nobody wants the rest: wait until the application has ended."""
-        if self._exchange.complete and not self._exchange.has_chunk:
+        """Release a complete response; otherwise disconnect the application and wait until it has ended."""
+        if self._cycle.complete and not self._cycle.has_chunk:
             self.release()
             return
-        self._exchange.disconnect()
+        self._cycle.disconnect()
         if not self._call.done():
             await asyncio.wait((self._call,), timeout=LEAVE_PATIENCE)
         if not self._call.done():
             self._call.cancel()
             await asyncio.wait((self._call,))
         if not self._call.cancelled():
-            # Its failure has been told already, or comes from the caller's leaving.
+            # Retrieved and ignored: the failure was reported, or is a result of the disconnect.
             self._call.exception()
 
 
 def _report(call: asyncio.Task[None]) -> None:
     if not call.cancelled() and (error := call.exception()) is not None:
-        log.error("the application failed after its answer was complete", exc_info=error)
+        log.error("the application failed after its response was complete", exc_info=error)

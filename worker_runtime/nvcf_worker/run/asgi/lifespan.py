@@ -1,4 +1,4 @@
-"""The lifespan protocol (ASGI Lifespan 2.0): the application's own start and end."""
+"""Start and shutdown of an ASGI application by the lifespan protocol (ASGI Lifespan 2.0)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from nvcf_worker.errors import NotReady
-from nvcf_worker.run.asgi.scope import LIFESPAN_VERSION
 
 log = logging.getLogger("nvcf_worker")
 
 Application = Callable[..., Awaitable[Any]]
 
+LIFESPAN_VERSION = {"version": "3.0", "spec_version": "2.0"}
+
 
 class Lifespan:
-    """One application's lifespan. `state` is what it left for its requests; None when it has no lifespan."""
+    """The lifespan of one application. `state` is passed to its requests; None if it has no lifespan."""
 
     def __init__(self, application: Application) -> None:
         self.state: dict[str, Any] | None = None
@@ -27,7 +28,7 @@ class Lifespan:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Return when the application has started. Raises NotReady when it says that it cannot."""
+        """Return when the application has started. Raises NotReady if it fails to."""
         self._started = asyncio.get_running_loop().create_future()
         self.state = {}
         self._task = asyncio.create_task(self._run(self._started))
@@ -35,7 +36,7 @@ class Lifespan:
         await asyncio.shield(self._started)
 
     async def stop(self, patience: float) -> None:
-        """Tell the application to end and wait for it, at most `patience` seconds."""
+        """Ask the application to shut down, and wait for it, at most `patience` seconds."""
         if self._task is None:
             return
         if not self._task.done():
@@ -60,8 +61,8 @@ class Lifespan:
         try:
             await self._application(scope, receive, self._send)
         except Exception as error:
-            # By the specification an application without a lifespan raises. It does so before it asks for
-            # its first message; after that it is the start that failed.
+            # By the specification, an application without a lifespan raises before it asks for its first
+            # message. An error after that means that the start has failed.
             if asked and not started.done():
                 log.exception("the application's start failed")
                 self._settle(NotReady(f"the application did not start: {type(error).__name__}: {error}"))

@@ -1,1 +1,1 @@
-"""Serving a user's own HTTP server without a line of code: `nvcf-worker sidecar`."""
+"""Sidecar mode: serve a function with the user's own HTTP server (`nvcf-worker sidecar`)."""

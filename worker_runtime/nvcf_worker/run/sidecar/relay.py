@@ -1,4 +1,4 @@
-"""What passes between the caller and the user's server, and what does not. No I/O."""
+"""Headers and errors between the caller and the user's server. No I/O."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _BODILESS = frozenset((204, 304))
 def request_headers(
     pairs: Iterable[tuple[str, str]], *, keep_length: bool, has_body: bool = False
 ) -> HeaderPairs:
-    """Headers for the user's server.
+    """Return the request headers for the user's server.
 
-    Hop-by-hop headers go, as does Expect (the gateway has answered it). The server is addressed by its own
-    name, so the caller's Host becomes X-Forwarded-Host unless there is one. Content-Length stays only when
-    the body is streamed under it. A body of exec or pexec that has no type is JSON; pass-through adds none.
+    Hop-by-hop headers are removed, and so is Expect, to which the gateway has responded. The server gets its
+    own name as Host, and the caller's as X-Forwarded-Host unless there is one. Content-Length is kept only
+    for a streamed body. A body of exec or pexec without a Content-Type is JSON; pass-through adds none.
     """
     kept: HeaderPairs = []
     host, forwarded, typed = "", False, not has_body
@@ -45,11 +45,11 @@ def request_headers(
 def response_headers(
     status: int, method: str, pairs: Iterable[tuple[str, str]], *, complete: bool
 ) -> HeaderPairs:
-    """Headers of a server's answer as they go to the gateway.
+    """Return the response headers for the gateway.
 
-    Content-Length of a complete answer is set by whoever delivers it; of an answer to HEAD and of a stream
-    it stays as the server said. Raises ValueError for what the contract does not carry
-    (protocol.md, section 3.4).
+    The Content-Length of a complete response is removed, because delivery sets it; for HEAD and for streams
+    the server's value is kept. Raises ValueError if there are more headers than the contract allows
+    (protocol.md, section 3.3).
     """
     drop_length = status in _BODILESS or (complete and method != "HEAD")
     kept = [
@@ -57,33 +57,33 @@ def response_headers(
         for name, value in strip_hop_by_hop(pairs)
         if not (drop_length and name.lower() == "content-length")
     ]
-    # One place is left for the Content-Length that delivery adds.
+    # One header is reserved for the Content-Length that delivery adds.
     if len(kept) >= MAX_RESPONSE_HEADERS:
-        raise ValueError(f"its answer has {len(kept)} headers; {MAX_RESPONSE_HEADERS - 1} can be passed on")
+        raise ValueError(f"its response has {len(kept)} headers; the maximum is {MAX_RESPONSE_HEADERS - 1}")
     if len(h1.encode_response_head(status, kept)) > MAX_RESPONSE_HEAD_BYTES - 64:
-        raise ValueError(f"the headers of its answer exceed {MAX_RESPONSE_HEAD_BYTES} bytes")
+        raise ValueError(f"the headers of its response exceed {MAX_RESPONSE_HEAD_BYTES} bytes")
     return kept
 
 
 def has_no_body(status: int, method: str) -> bool:
-    """Whether an answer ends with its head, whatever its headers say (RFC 9112 section 6.3)."""
+    """Whether a response has no body, whatever its headers say (RFC 9112 section 6.3)."""
     return method == "HEAD" or status in _BODILESS
 
 
 def unreachable(reason: str) -> Reply:
-    """The server could not be reached, or the connection broke before it answered."""
+    """Return the response for a server that cannot be reached, or whose connection broke too early."""
     return problem_reply(
         problem_for(502, f"The function's server cannot be reached: {reason}", source=CONNECTION)
     )
 
 
 def unusable(reason: str) -> Reply:
-    """The server answered something that is no answer."""
+    """Return the response for a server whose own response is not valid HTTP or too large to pass on."""
     return problem_reply(
-        Problem("Bad Gateway", 502, f"The function's server gave no usable answer: {reason}", SERVICE)
+        Problem("Bad Gateway", 502, f"The function's server sent no usable response: {reason}", SERVICE)
     )
 
 
 def too_slow() -> Reply:
-    """The server did not answer within the longest call there is."""
-    return problem_reply(problem_for(504, "The function's server did not answer in time", source=SERVICE))
+    """Return the response for a server that did not respond within the maximum time of a call."""
+    return problem_reply(problem_for(504, "The function's server did not respond in time", source=SERVICE))

@@ -1,8 +1,9 @@
-"""The user's server beside the worker: started, waited for, watched, ended."""
+"""The companion of a sidecar's worker: starts the user's server, waits for it, monitors it, ends it."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -13,37 +14,36 @@ from nvcf_broker.process import describe_exit, stop_process
 from nvcf_worker.errors import NotReady, ServerEnded
 from nvcf_worker.process import children
 from nvcf_worker.process.companions import Admission
-from nvcf_worker.run.sidecar.probes import probe
-from nvcf_worker.run.sidecar.readiness import Readiness, Turn
+from nvcf_worker.run.sidecar.health import Change, Readiness, probe
 from nvcf_worker.run.sidecar.settings import SidecarSettings
-from nvcf_worker.run.sidecar.upstream import Upstream, wait_for_end
+from nvcf_worker.run.sidecar.upstream import Upstream
 from nvcf_worker.telemetry.running import current
 
 log = logging.getLogger("nvcf_worker")
 
 END_GRACE = 10.0
-END_NOTICED_WITHIN = 0.5
-HAND_BACK_PATIENCE = 5.0
+END_NOTICED_SECONDS = 0.5
+HAND_BACK_SECONDS = 5.0
 
 
 class Server:
-    """A worker's companion: the server on a port, and its process where the worker starts it."""
+    """A server on a port, and its process if the worker starts it."""
 
     def __init__(self, settings: SidecarSettings) -> None:
         self._settings = settings.with_free_port()
-        self.upstream = Upstream(self._settings.host, self._settings.port, self._trouble)
+        self.upstream = Upstream(self._settings.host, self._settings.port, self._on_unreachable)
         self._process: asyncio.subprocess.Process | None = None
         self._ended = asyncio.Event()
-        self._doubt = asyncio.Event()
+        self._check_now = asyncio.Event()
         self._readiness = Readiness(self._settings.ready_timeout, self._settings.interval, time.monotonic())
 
     @property
     def port(self) -> int:
-        """Where the server listens."""
+        """The port on which the server listens."""
         return self._settings.port
 
     async def start(self) -> None:
-        """Start the command, if there is one, and wait until the health check is passed.
+        """Start the command, if there is one, and wait until the server is healthy.
 
         Raises ConfigurationError, ServerEnded, or NotReady after the ready time-out.
         """
@@ -55,11 +55,14 @@ class Server:
         await self._while_alive(self._until_ready())
 
     async def watch(self, admission: Admission) -> None:
-        """Check it for ever; pauses and resumes the worker. Raises ServerEnded or NotReady."""
+        """Check the server until cancelled; pause the worker while it is unhealthy.
+
+        Raises ServerEnded or NotReady.
+        """
         await self._while_alive(self._keep_checking(admission))
 
     async def stop(self) -> None:
-        """End the process, if the worker has started it, and close the connections."""
+        """Close the connections, and end the process if the worker has started it."""
         await self.upstream.close()
         if self._process is not None:
             await stop_process(self._process, END_GRACE)
@@ -83,47 +86,42 @@ class Server:
             ending.cancel()
             await asyncio.gather(working, ending, return_exceptions=True)
 
-    async def _check(self) -> str | None:
+    async def _check(self) -> tuple[Change, str | None]:
         problem = await probe(self._settings.check)
         current().health_checked(problem is None)
-        return problem
+        return self._readiness.checked(problem is None, time.monotonic()), problem
 
     async def _until_ready(self) -> None:
         while True:
-            problem = await self._check()
-            turn = self._readiness.checked(problem is None, time.monotonic())
-            if turn is Turn.READY:
+            change, problem = await self._check()
+            if change is Change.READY:
                 log.info("the function's server on port %d is ready", self.port)
                 return
-            if turn is Turn.GIVEN_UP:
+            if change is Change.GIVEN_UP:
                 raise self._given_up(problem)
             await asyncio.sleep(self._readiness.pause(time.monotonic()))
 
     async def _keep_checking(self, admission: Admission) -> None:
         while True:
-            await self._pause()
-            problem = await self._check()
-            match self._readiness.checked(problem is None, time.monotonic()):
-                case Turn.LOST:
+            self._check_now.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._readiness.pause(time.monotonic())):
+                    await self._check_now.wait()
+            change, problem = await self._check()
+            match change:
+                case Change.LOST:
                     log.error(
-                        "the function's server is unhealthy (%s): no requests until it is well", problem
+                        "the function's server is unhealthy (%s); no requests are taken until it is healthy",
+                        problem,
                     )
                     admission.pause()
-                case Turn.READY:
+                case Change.READY:
                     log.info("the function's server is healthy again")
                     admission.resume()
-                case Turn.GIVEN_UP:
+                case Change.GIVEN_UP:
                     raise self._given_up(problem)
-                case Turn.NOTHING:
+                case Change.NOTHING:
                     pass
-
-    async def _pause(self) -> None:
-        self._doubt.clear()
-        try:
-            async with asyncio.timeout(self._readiness.pause(time.monotonic())):
-                await self._doubt.wait()
-        except TimeoutError:
-            pass
 
     def _given_up(self, problem: str | None) -> NotReady:
         check = self._settings.check
@@ -131,11 +129,16 @@ class Server:
         waited = f"{self._settings.ready_timeout:g} s"
         return NotReady(f"the function's server was not ready for {waited} ({where}): {problem}")
 
-    async def _trouble(self) -> None:
-        """A request could not be passed on: check now.
+    async def _on_unreachable(self) -> None:
+        """Check now, because a request could not be passed on.
 
-        When the process has ended, the worker is about to hand its requests back: it waits for that.
+        If the process has ended, the worker is about to give its requests back to the queue. Then wait, so
+        that the request is given back, too, and not answered with an error.
         """
-        self._doubt.set()
+        self._check_now.set()
         if self._process is not None:
-            await wait_for_end(self._ended, END_NOTICED_WITHIN, HAND_BACK_PATIENCE)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(END_NOTICED_SECONDS):
+                    await self._ended.wait()
+            if self._ended.is_set():
+                await asyncio.sleep(HAND_BACK_SECONDS)

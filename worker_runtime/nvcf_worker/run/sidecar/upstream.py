@@ -1,8 +1,7 @@
-"""Passing requests on to the user's HTTP server, streaming both ways."""
+"""Pass requests on to the user's HTTP server, with streams in both directions."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import SimpleNamespace
@@ -27,19 +26,17 @@ MAX_HEADER_FIELD = 64 * 1024
 _NO_AUTOMATIC_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
 
-async def _no_loss() -> None:
-    return None
-
-
 class Upstream:
     """Client of one server at `http://host:port`.
 
-    `on_trouble` is awaited when the server could not be reached, before the caller is told so.
+    on_unreachable: awaited if the server cannot be reached, before the caller gets an error.
     """
 
-    def __init__(self, host: str, port: int, on_trouble: Callable[[], Awaitable[None]] = _no_loss) -> None:
+    def __init__(
+        self, host: str, port: int, on_unreachable: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         self._base = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        self._on_trouble = on_trouble
+        self._on_unreachable = on_unreachable
         self._session: aiohttp.ClientSession | None = None
 
     def _http(self) -> aiohttp.ClientSession:
@@ -47,7 +44,7 @@ class Upstream:
             traces = aiohttp.TraceConfig()
             traces.on_connection_reuseconn.append(_note_reuse)
             self._session = aiohttp.ClientSession(
-                # Idle connections are given up before common servers close them (2 to 5 s).
+                # Idle connections are closed before common servers close them (2 to 5 s).
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_SECONDS),
                 timeout=aiohttp.ClientTimeout(total=settings.CALL_MAX_SECONDS, sock_connect=CONNECT_TIMEOUT),
                 auto_decompress=False,
@@ -65,12 +62,13 @@ class Upstream:
             await self._session.close()
 
     async def handle(self, request: Request) -> Outcome:
-        """Serve one request; the handler of a sidecar's worker. Raises BodyUnavailable."""
+        """Serve one request; this is the handler of a sidecar's worker. Raises BodyUnavailable."""
         body = _Body(request)
         try:
             response = await self._send(request, body)
         except TimeoutError as error:
-            return await self._failed(body, error) if _is_connect_timeout(error) else relay.too_slow()
+            connecting = isinstance(error, aiohttp.ConnectionTimeoutError)
+            return await self._failed(body, error) if connecting else relay.too_slow()
         except (aiohttp.ClientResponseError, aiohttp.InvalidURL) as error:
             return relay.unusable(_words(error))
         except (aiohttp.ClientError, OSError) as error:
@@ -82,8 +80,8 @@ class Upstream:
             return relay.unusable(str(error))
         except (aiohttp.ClientError, OSError) as error:
             response.close()
-            await self._on_trouble()
-            return relay.unusable(f"it broke off: {_words(error)}")
+            await self._report_unreachable()
+            return relay.unusable(f"the connection broke: {_words(error)}")
         except BaseException:
             response.close()
             raise
@@ -106,8 +104,8 @@ class Upstream:
                     trace_request_ctx=attempt,
                 )
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                # The server closed an idle connection just then. Requests are delivered at least once in any
-                # case, so this one may be sent again.
+                # The server closed an idle connection at this moment. Requests are delivered at least once in
+                # any case, so this one may be sent again.
                 if not attempt.reused or body.streamed:
                     raise
                 attempt = SimpleNamespace(reused=False)
@@ -115,9 +113,13 @@ class Upstream:
     async def _failed(self, body: _Body, error: Exception) -> Reply:
         if body.error is not None:
             raise body.error
-        await self._on_trouble()
+        await self._report_unreachable()
         log.warning("the function's server cannot be reached: %s", _words(error))
         return relay.unreachable(_words(error))
+
+    async def _report_unreachable(self) -> None:
+        if self._on_unreachable is not None:
+            await self._on_unreachable()
 
 
 async def _note_reuse(
@@ -127,7 +129,7 @@ async def _note_reuse(
 
 
 class _Body:
-    """The request's body on its way to the server."""
+    """The body of a request on its way to the server."""
 
     def __init__(self, request: Request) -> None:
         self._request = request
@@ -138,13 +140,13 @@ class _Body:
         return self._stream() if self.streamed else self._request.whole_body or None
 
     async def _stream(self) -> AsyncIterator[bytes]:
-        # aiohttp keeps the head back until there is something to send with it, the server shall not wait.
+        # aiohttp holds the head back until there is data to send with it; the server must not wait for that.
         yield b""
         try:
             async for chunk in self._request.stream():
                 yield chunk
         except Exception as error:
-            # aiohttp makes a connection error of it; the caller shall hear what it was.
+            # aiohttp turns it into a connection error; the caller must get the original one.
             self.error = error
             raise
 
@@ -161,7 +163,7 @@ async def _outcome(response: aiohttp.ClientResponse, method: str) -> Outcome:
         return Reply(response.status, headers, await response.read())
     first = b""
     if response.status >= 400 and length is None:
-        # An error is looked at as a whole (compatibility mode makes a problem document of it).
+        # Errors are collected, because compatibility mode turns them into problem documents.
         first = await _beginning(response.content)
         if response.content.at_eof():
             headers = relay.response_headers(response.status, method, pairs, complete=True)
@@ -171,7 +173,7 @@ async def _outcome(response: aiohttp.ClientResponse, method: str) -> Outcome:
 
 
 async def _beginning(content: aiohttp.StreamReader) -> bytes:
-    """Up to COLLECTED_BODY bytes, and what came with the last of them."""
+    """Read about COLLECTED_BODY bytes: up to the end of the chunk that reaches this size."""
     found = bytearray()
     while len(found) < COLLECTED_BODY and (chunk := await content.readany()):
         found += chunk
@@ -179,7 +181,7 @@ async def _beginning(content: aiohttp.StreamReader) -> bytes:
 
 
 class _Stream:
-    """The rest of an answer. Read no faster than the caller takes it."""
+    """The rest of a streamed response, read as fast as the caller reads it."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
@@ -191,23 +193,9 @@ class _Stream:
         return chunk
 
     async def aclose(self) -> None:
-        """Close the connection of an unfinished answer: the server sees its caller leave."""
+        """Close the connection of an unfinished response, so that the server sees its caller leave."""
         self._response.close()
-
-
-def _is_connect_timeout(error: TimeoutError) -> bool:
-    return isinstance(error, aiohttp.ConnectionTimeoutError)
 
 
 def _words(error: BaseException) -> str:
     return str(error) or type(error).__name__
-
-
-async def wait_for_end(ended: asyncio.Event, within: float, then: float) -> None:
-    """Wait `within` seconds for `ended`; if it comes, `then` seconds more, to be cancelled meanwhile."""
-    try:
-        async with asyncio.timeout(within):
-            await ended.wait()
-    except TimeoutError:
-        return
-    await asyncio.sleep(then)
