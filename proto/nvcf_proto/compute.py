@@ -1,4 +1,6 @@
-"""The compute plane's messages and records (section 6): creation, termination, clusters, demand, events.
+"""The compute plane's messages and records: creation, termination, clusters, demand, events.
+
+See protocol.md, section 6.
 
 Subjects: `Create.NVCA.{ncaId}.{clusterID}.{gpu}.{instanceType}` and `Terminate.NVCA.{clusterID}`. The
 contract fixes their shape and the consumers' names; bodies are JSON. Messages may arrive twice and out of

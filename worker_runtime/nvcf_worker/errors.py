@@ -117,7 +117,7 @@ class RequestCancelled(WorkerError):
 class FunctionError(WorkerError):
     """An answer other than success, raised by a handler; its text goes to the caller.
 
-    `status` is the HTTP status, `title` the problem document's title (protocol.md, section 3).
+    `status` is the HTTP status, `title` the problem document's title (protocol.md, section 3.5).
     """
 
     status = 500

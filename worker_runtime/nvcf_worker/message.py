@@ -18,7 +18,7 @@ from nvcf_worker.errors import MalformedWork
 
 @dataclass(frozen=True, slots=True)
 class AttachTarget:
-    """Where `request-attach` is reached (protocol.md, section 3).
+    """Where `request-attach` is reached (protocol.md, section 3.1).
 
     `request_token` is None when the message carries the whole body.
     """
@@ -43,7 +43,7 @@ NOWHERE = AttachTarget("", None, "", None)
 
 @dataclass(frozen=True, slots=True)
 class TunnelTarget:
-    """Where a session's link is dialled to (protocol.md, section 7)."""
+    """Where a session's link is dialled to (protocol.md, section 7.3)."""
 
     url: str
     token: str
@@ -192,7 +192,7 @@ def delivery_attempt(ack_subject: str) -> int:
 
 
 def poll_seconds(headers: Iterable[tuple[str, str]]) -> int:
-    """The poll time that request headers (lower-case names) ask for (protocol.md, section 4, Time)."""
+    """The poll time that request headers (lower-case names) ask for (protocol.md, section 4.3)."""
     accept = ""
     for name, value in headers:
         if name == "nvcf-poll-seconds":

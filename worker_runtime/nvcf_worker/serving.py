@@ -93,7 +93,7 @@ def serve(
     metrics: HOST:PORT where Prometheus finds `/metrics`, or "health" for the health port; default
         NVCF_METRICS_ADDRESS, else nowhere.
 
-    The settings come from the environment (protocol.md, section 5). Raises HandlerError for an unusable
+    The settings come from the environment (protocol.md, section 5.1). Raises HandlerError for an unusable
     handler; exits with code 2 for an unusable environment and 1 when the platform or the broker does
     not take the worker, with the reason in the log.
     """

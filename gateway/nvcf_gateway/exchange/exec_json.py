@@ -1,4 +1,4 @@
-"""The JSON wrapper of exec (section 4): reading its request, writing its answer."""
+"""The JSON wrapper of exec (protocol.md, section 4.6): reading its request, writing its answer."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Responses that the gateway makes itself, and the CORS headers of the path routes.
 
-CORS is permissive, preflight responses are valid for a day (section 4). Credentials travel in the
-Authorization header, which a foreign page cannot make a browser send, so it is safe to mirror the origin.
+CORS is permissive, preflight responses are valid for a day (protocol.md, section 4.13). Credentials
+travel in the Authorization header, which a foreign page cannot make a browser send, so it is safe to mirror
+the origin.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Routing of callers' requests (section 4): pass-through first, then by path."""
+"""Routing of callers' requests (protocol.md, section 4.1): pass-through first, then by path."""
 
 from __future__ import annotations
 

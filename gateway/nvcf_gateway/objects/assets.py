@@ -1,4 +1,6 @@
-"""Input assets: uploaded once, named in `NVCF-INPUT-ASSET-REFERENCES`, fetched by the worker (section 4).
+"""Input assets: uploaded once, named in `NVCF-INPUT-ASSET-REFERENCES`, fetched by the worker.
+
+See protocol.md, section 4.7.
 
 An asset is announced with its content type, which returns its id and an upload URL. The upload creates it: an
 asset that was announced but never uploaded does not exist.

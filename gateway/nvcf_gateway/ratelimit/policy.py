@@ -52,7 +52,7 @@ def limits_of(policy: RateLimit, version_id: str, nca_id: str, subject: str) -> 
     """Return all limits of a call by `subject` of account `nca_id`; empty = unlimited.
 
     An account's own rate replaces the general rate. The general rate does not hold for excluded accounts. The
-    rate per user holds in addition, for every known user (protocol.md section 4, last paragraph).
+    rate per user holds in addition, for every known user (protocol.md, section 1.5).
     """
     limits: list[Limit] = []
     account = _account_rate(policy, nca_id)

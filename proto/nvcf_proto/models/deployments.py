@@ -64,7 +64,10 @@ class Stickiness(Record, frozen=True):
 
 
 class ScalingRule(Record, frozen=True, forbid_unknown_fields=True):
-    """ScalingDetails of section 1: past `threshold` percent the instance count is multiplied by `factor`."""
+    """ScalingDetails: past `threshold` percent the instance count is multiplied by `factor`.
+
+    See protocol.md, section 1.6.
+    """
 
     factor: float
     threshold: Annotated[int, Meta(ge=0, le=100)]

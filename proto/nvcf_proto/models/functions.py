@@ -68,7 +68,7 @@ class AccountRate(Record, frozen=True, forbid_unknown_fields=True):
 
 
 class RateLimit(Record, frozen=True):
-    """Rate limits of a version; JSON as RateLimitPolicyResponse (protocol.md section 1), and `syncCheck`.
+    """Rate limits of a version; JSON as RateLimitPolicyResponse (protocol.md, section 1.5), and `syncCheck`.
 
     A rate is `N-S`, `N-M`, `N-H` or `N-D`, calls per second, minute, hour or day, or several of them with
     commas, all of which hold. `rate` is what each account may call unless `account_rates` has an

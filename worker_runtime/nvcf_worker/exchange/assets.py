@@ -1,4 +1,4 @@
-"""Fetching input assets before a handler runs (protocol.md, sections 1 and 5)."""
+"""Fetching input assets before a handler runs (protocol.md, section 4.7)."""
 
 from __future__ import annotations
 

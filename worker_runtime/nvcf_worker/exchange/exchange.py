@@ -1,6 +1,7 @@
 """One request's callers: progress, polls and the response.
 
-Any number of callers may wait for one request, one after the other or at once (protocol.md, sections 2, 4):
+Any number of callers may wait for one request, one after the other or at once
+(protocol.md, sections 2.8 and 5.5):
 the call itself at its own reply address, polls at theirs, and a gateway that retains the response when nobody
 waits. The decisions are in `waiters`.
 """

@@ -1,6 +1,6 @@
 """Who waits for the response of one request, and when they get a 202. Decisions only, no I/O.
 
-Compatibility mode (protocol.md, sections 2, 4 and 5): whoever waits, the first caller or a poll, gets 202 at
+Compatibility mode (protocol.md, sections 2.8 and 5.5): whoever waits, the first caller or a poll, gets 202 at
 the end of its poll time or when there is new progress; the finished response goes to all who wait then.
 """
 
@@ -81,7 +81,10 @@ class Waiters:
         return found
 
     def progress_reply(self) -> Reply:
-        """Make the 202 (protocol.md, section 4). Raises TypeError or ValueError when `partial` is no JSON."""
+        """Make the 202. Raises TypeError or ValueError when `partial` is no JSON.
+
+        See protocol.md, section 5.5.
+        """
         headers = [(names.NVCF_PERCENT_COMPLETE.lower(), str(int(self.percent)))]
         if self.partial is None:
             return Reply(202, headers, b"")

@@ -49,7 +49,7 @@ class RequestContext(Protocol):
         """Return the output directory; it exists from the first use on."""
 
     def named_files(self) -> NamedFiles | None:
-        """Return what the headers say about files (protocol.md, section 5)."""
+        """Return what the headers say about files (protocol.md, section 5.4)."""
 
     def progress(self, percent: float, partial: Any) -> None:
         """Report progress, from any thread."""
@@ -135,7 +135,7 @@ class RequestInfo:
 
     @property
     def headers(self) -> Headers:
-        """The caller's headers and those that the platform adds (protocol.md, section 5)."""
+        """The caller's headers and those that the platform adds (protocol.md, section 5.4)."""
         if self._headers is None:
             message = self._work.message
             self._headers = Headers(

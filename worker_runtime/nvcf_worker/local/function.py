@@ -185,7 +185,7 @@ class _LocalTransport:
 
 
 def _progress_of(reply: Reply) -> Progress | None:
-    """What a 202 with NVCF-PERCENT-COMPLETE says (protocol.md, section 4); None for any other answer."""
+    """What a 202 with NVCF-PERCENT-COMPLETE says (protocol.md, section 4.4); None for any other answer."""
     percent = dict(reply.headers).get(NVCF_PERCENT_COMPLETE.lower())
     if reply.status != 202 or percent is None:
         return None

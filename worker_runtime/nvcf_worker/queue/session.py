@@ -77,7 +77,7 @@ class Session:
         return self.connection.is_connected and any(puller.ready for puller in self._pullers)
 
     async def listen(self, request_id: str) -> Callable[[], Coroutine[Any, Any, None]] | None:
-        """Take polls of one request as the contract names them (protocol.md, section 2, polling).
+        """Take polls of one request as the contract names them (protocol.md, section 2.8).
 
         Only for requests of gateways that do not know the version's own polling subject. Returns how to
         end it. A broker that does not permit it only says so in the log.

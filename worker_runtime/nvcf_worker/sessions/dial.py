@@ -1,4 +1,4 @@
-"""Dialling a gateway's session proxy: HTTP/1.1 CONNECT, then raw bytes (protocol.md, section 7)."""
+"""Dialling a gateway's session proxy: HTTP/1.1 CONNECT, then raw bytes (protocol.md, section 7.3)."""
 
 from __future__ import annotations
 
