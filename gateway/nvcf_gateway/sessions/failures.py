@@ -1,4 +1,4 @@
-"""How a refusal reaches a session's caller: as gRPC status or as HTTP status (protocol.md, section 7.2)."""
+"""Errors for a session's caller, as gRPC status or as HTTP status (protocol.md, section 7.2)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from nvcf_gateway.errors import HttpProblem
 
 UNKNOWN, UNAVAILABLE = 2, 14
 
-# Source of the numbers: google.rpc.Code. 499 and 402 have no code of their own.
+# The numbers are those of google.rpc.Code.
 _GRPC_STATUS = {
     400: 3,
     401: 16,
@@ -29,37 +29,37 @@ _GRPC_STATUS = {
 
 
 def is_grpc(content_type: str) -> bool:
-    """Whether a call wants its failures in the form of gRPC."""
+    """Whether a call expects errors in the form of gRPC."""
     return content_type.lower().startswith("application/grpc")
 
 
 def grpc_status(http_status: int) -> int:
-    """The gRPC status code of an HTTP status."""
+    """Return the gRPC status code of an HTTP status."""
     return _GRPC_STATUS.get(http_status, UNKNOWN)
 
 
 def percent_encode(text: str) -> str:
-    """A grpc-message: UTF-8 with everything but printable ASCII, and '%', as %XX (gRPC over HTTP/2)."""
+    """Encode a grpc-message: UTF-8, with '%' and everything but printable ASCII as %XX (gRPC over HTTP/2)."""
     return "".join(
         chr(byte) if 0x20 <= byte <= 0x7E and byte != 0x25 else f"%{byte:02X}" for byte in text.encode()
     )
 
 
 def grpc_trailers(http_status: int, message: str) -> list[tuple[str, str]]:
-    """`grpc-status` and `grpc-message` of a failure."""
+    """Return `grpc-status` and `grpc-message` of an error."""
     return [("grpc-status", str(grpc_status(http_status))), ("grpc-message", percent_encode(message))]
 
 
 def describe(problem: HttpProblem) -> str:
-    """A failure in one line."""
+    """Return a problem as one line."""
     return problem.problem.detail or problem.problem.title
 
 
 def no_worker() -> HttpProblem:
-    """No worker dialled back in time."""
+    """Return the problem that no worker connected in time."""
     return HttpProblem(504, "no worker took the session in time; is an instance of the function running?")
 
 
 def worker_left() -> HttpProblem:
-    """The worker's link broke before the answer was complete."""
+    """Return the problem that the tunnel broke before the response was complete."""
     return HttpProblem(503, "the worker left the session; call again for a new one")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine
 from typing import TypeVar
 
 import h11
@@ -12,10 +12,17 @@ import h11
 from nvcf_broker.wire import Splice, Wire
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.sessions.failures import describe, grpc_trailers, is_grpc, worker_left
-from nvcf_gateway.sessions.h1_side import Event, H1Side, raw, text
+from nvcf_gateway.sessions.h1 import (
+    Event,
+    H1Peer,
+    decode_headers,
+    request_headers,
+    response_headers,
+    wants_upgrade,
+)
 from nvcf_gateway.sessions.opening import Admission, Opened, SessionOpener
-from nvcf_gateway.sessions.routing import SessionCall, read_call, response_additions
-from nvcf_proto.headers import PROBLEM_JSON, strip_hop_by_hop
+from nvcf_gateway.sessions.routing import Header, SessionCall, encode_headers, read_call
+from nvcf_proto.headers import PROBLEM_JSON
 
 _log = logging.getLogger(__name__)
 
@@ -23,56 +30,16 @@ HEAD_SECONDS = 10.0
 IDLE_SECONDS = 75.0
 
 T = TypeVar("T")
-Header = tuple[str, str]
 Key = tuple[str, str | None, str, str | None]
 
 
-def wants_upgrade(headers: Iterable[Header]) -> str | None:
-    """The protocol that a request asks to switch to; None without one, and for h2c, which may be ignored."""
-    upgrade, connection = "", ""
-    for name, value in headers:
-        lowered = name.lower()
-        if lowered == "upgrade":
-            upgrade = value.strip()
-        elif lowered == "connection":
-            connection += "," + value.lower()
-    asked = "upgrade" in (token.strip() for token in connection.split(","))
-    return upgrade if asked and upgrade and upgrade.lower() != "h2c" else None
-
-
-def request_headers(call: SessionCall, additions: list[Header], upgrade: str | None) -> list[Header]:
-    """Headers of a request as the function gets them."""
-    headers = [*strip_hop_by_hop(call.headers), *additions]
-    if upgrade is not None:
-        headers += [("Connection", "Upgrade"), ("Upgrade", upgrade)]
-    if any(name.lower() == "transfer-encoding" for name, _ in call.headers):
-        headers.append(("Transfer-Encoding", "chunked"))
-    return headers
-
-
-def response_headers(
-    headers: list[Header], request_id: str, *, switched: bool, accepted: str | None = None
-) -> list[Header]:
-    """Headers of a response as the caller gets them."""
-    kept = strip_hop_by_hop(headers)
-    names = {name.lower() for name, _ in headers}
-    if switched:
-        kept += [(name, value) for name, value in headers if name.lower() == "upgrade"]
-        kept.append(("Connection", "Upgrade"))
-        if accepted is not None and "sec-websocket-protocol" not in names:
-            kept.append(("Sec-WebSocket-Protocol", accepted))
-    elif "transfer-encoding" in names:
-        kept.append(("Transfer-Encoding", "chunked"))
-    return [*kept, *response_additions(request_id)]
-
-
 class H1Caller:
-    """One connection."""
+    """One connection of a caller."""
 
     def __init__(self, wire: Wire, opener: SessionOpener) -> None:
         self._opener = opener
-        self._caller = H1Side(wire, h11.SERVER)
-        self._sessions: dict[Key, tuple[Opened, H1Side]] = {}
+        self._caller = H1Peer(wire, h11.SERVER)
+        self._sessions: dict[Key, tuple[Opened, H1Peer]] = {}
         self._orderly = False
         self._leaving = False
         self._idle = True
@@ -80,12 +47,12 @@ class H1Caller:
         self._task: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Until the caller is gone; sessions end with it."""
+        """Serve the connection until the caller is gone; its sessions end with it."""
         self._task = asyncio.current_task()
-        patience = HEAD_SECONDS
+        timeout = HEAD_SECONDS
         try:
-            while not self._leaving and await self._one(patience):
-                patience = IDLE_SECONDS
+            while not self._leaving and await self._serve_next(timeout):
+                timeout = IDLE_SECONDS
                 self._caller.connection.start_next_cycle()
         except (ConnectionError, h11.RemoteProtocolError, h11.LocalProtocolError) as error:
             _log.info("HTTP/1.1 caller: %s", error)
@@ -99,15 +66,15 @@ class H1Caller:
             self._caller.wire.close()
 
     def leave(self) -> None:
-        """This gateway is about to stop."""
+        """Close the connection after the current request: the gateway stops."""
         self._leaving = True
         if self._idle and self._task is not None:
             self._task.cancel()
 
-    async def _one(self, patience: float) -> bool:
-        """Serve one request; whether the connection may have another."""
+    async def _serve_next(self, timeout: float) -> bool:
+        """Serve one request; return whether the connection may have another."""
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(timeout):
                 event = await self._caller.next()
         except TimeoutError:
             self._orderly = True
@@ -120,15 +87,15 @@ class H1Caller:
             return False
         self._idle = False
         self._bodiless = event.method == b"HEAD"
-        headers = text(event)
+        headers = decode_headers(event)
         content_type = _first(headers, "content-type")
         try:
-            again = await self._serve(event, headers)
+            reusable = await self._serve(event, headers)
         except HttpProblem as problem:
             await self._refuse(problem, content_type)
-            again = False
+            reusable = False
         self._idle = True
-        return again
+        return reusable
 
     async def _serve(self, event: h11.Request, headers: list[Header]) -> bool:
         call = read_call(headers, _first(headers, "host"))
@@ -136,7 +103,7 @@ class H1Caller:
         upgrade = wants_upgrade(headers)
         request = h11.Request(
             method=event.method, target=event.target,
-            headers=raw(request_headers(call, opened.additions, upgrade)),
+            headers=encode_headers(request_headers(call, opened.additions, upgrade)),
         )  # fmt: skip
         try:
             await worker.send(request)
@@ -151,7 +118,7 @@ class H1Caller:
             self._caller.wire.abort()
             return False
 
-    async def _session(self, admission: Admission, headers: dict[str, str]) -> tuple[Opened, H1Side]:
+    async def _session(self, admission: Admission, headers: dict[str, str]) -> tuple[Opened, H1Peer]:
         key = admission.key
         known = self._sessions.get(key)
         if known is not None and _reusable(known[1]):
@@ -160,12 +127,12 @@ class H1Caller:
         if known is not None:
             self._drop(known[0])
         opened = await self._while_caller_stays(self._opener.open(admission, headers))
-        session = opened, H1Side(opened.wire, h11.CLIENT)
+        session = opened, H1Peer(opened.wire, h11.CLIENT)
         self._sessions[key] = session
         return session
 
     async def _while_caller_stays(self, work: Coroutine[None, None, T]) -> T:
-        """The result of `work`, cancelled when the caller leaves. Raises ConnectionError then."""
+        """Return the result of `work`. Cancels it and raises ConnectionError when the caller leaves."""
         working = asyncio.create_task(work)
         gone = asyncio.create_task(self._caller.wire.wait_gone())
         try:
@@ -183,17 +150,18 @@ class H1Caller:
 
     # --- one request and its response
 
-    async def _exchange(self, opened: Opened, worker: H1Side) -> bool:
+    async def _exchange(self, opened: Opened, worker: H1Peer) -> bool:
         sending = asyncio.create_task(self._send_body(worker))
         try:
-            await self._while_caller_stays(self._answer(opened, worker))
-            # A function that answered without reading on leaves both sides in the middle of the request.
+            await self._while_caller_stays(self._relay_response(opened, worker))
+            # A function that responds without reading the whole request leaves both sides in the middle of
+            # it.
             complete = sending.done() and not sending.cancelled() and sending.exception() is None
         finally:
             await _stopped(sending)
-        return complete and _finished(self._caller) and not self._leaving
+        return complete and self._caller.is_done and not self._leaving
 
-    async def _send_body(self, worker: H1Side) -> None:
+    async def _send_body(self, worker: H1Peer) -> None:
         while True:
             event = await self._caller.next()
             if not isinstance(event, h11.Data | h11.EndOfMessage):
@@ -202,7 +170,7 @@ class H1Caller:
             if isinstance(event, h11.EndOfMessage):
                 return
 
-    async def _answer(self, opened: Opened, worker: H1Side) -> None:
+    async def _relay_response(self, opened: Opened, worker: H1Peer) -> None:
         while True:
             event = await worker.next()
             if isinstance(event, h11.InformationalResponse):
@@ -221,41 +189,43 @@ class H1Caller:
 
     # --- upgrade
 
-    async def _upgrade(self, opened: Opened, worker: H1Side, call: SessionCall) -> bool:
+    async def _upgrade(self, opened: Opened, worker: H1Peer, call: SessionCall) -> bool:
         await worker.send(h11.EndOfMessage())
-        # h11 on the caller's side pauses only after the end of the (empty) request.
+        # On the caller's side h11 pauses only after the end of the (empty) request.
         if not isinstance(await self._caller.next(), h11.EndOfMessage):
-            raise HttpProblem(400, "a request that asks for an upgrade cannot have a body here")
+            raise HttpProblem(400, "a request that asks for an upgrade cannot have a body")
         event = await self._while_caller_stays(worker.next())
         if not isinstance(event, h11.InformationalResponse):
             return await self._not_switched(opened, worker, event)
-        headers = response_headers(text(event), opened.request_id, switched=True, accepted=call.accepted)
+        headers = response_headers(
+            decode_headers(event), opened.request_id, switched=True, accepted=call.accepted
+        )
         await self._caller.send(
             h11.InformationalResponse(
-                status_code=event.status_code, headers=raw(headers), reason=event.reason
+                status_code=event.status_code, headers=encode_headers(headers), reason=event.reason
             )
         )
-        for side in (worker, self._caller):
-            side.release()
+        for peer in (worker, self._caller):
+            peer.release()
         splice = Splice(self._caller.wire, opened.wire)
         await splice.run()
         if splice.first_ended is opened.wire and not splice.broken:
-            # The function, which sees the orderly end of its protocol, closes first. Its worker knows.
+            # The function saw the orderly end of its protocol and closed first, so its worker knows already.
             self._orderly = True
             self._drop(opened)
         return False
 
-    async def _not_switched(self, opened: Opened, worker: H1Side, event: Event) -> bool:
+    async def _not_switched(self, opened: Opened, worker: H1Peer, event: Event) -> bool:
         if not isinstance(event, h11.Response):
             raise ConnectionResetError("the function closed the connection")
         await self._send_response(opened, event)
-        await self._while_caller_stays(self._answer(opened, worker))
-        return _finished(self._caller) and not self._leaving
+        await self._while_caller_stays(self._relay_response(opened, worker))
+        return self._caller.is_done and not self._leaving
 
     async def _send_response(self, opened: Opened, event: h11.Response) -> None:
-        headers = response_headers(text(event), opened.request_id, switched=False)
+        headers = response_headers(decode_headers(event), opened.request_id, switched=False)
         await self._caller.send(
-            h11.Response(status_code=event.status_code, headers=raw(headers), reason=event.reason)
+            h11.Response(status_code=event.status_code, headers=encode_headers(headers), reason=event.reason)
         )
 
     async def _refuse(self, problem: HttpProblem, content_type: str) -> None:
@@ -273,18 +243,14 @@ class H1Caller:
             status, body = problem.status, problem.problem.to_json()
             headers = [("content-type", PROBLEM_JSON), *problem.headers.items()]
         headers += [("content-length", str(len(body))), ("connection", "close")]
-        await self._caller.send(h11.Response(status_code=status, headers=raw(headers)))
+        await self._caller.send(h11.Response(status_code=status, headers=encode_headers(headers)))
         if body and not self._bodiless:
             await self._caller.send(h11.Data(data=body))
         await self._caller.send(h11.EndOfMessage())
 
 
-def _reusable(worker: H1Side) -> bool:
-    return not worker.wire.is_lost and not worker.wire.at_eof and _finished(worker)
-
-
-def _finished(side: H1Side) -> bool:
-    return side.connection.our_state is h11.DONE and side.connection.their_state is h11.DONE
+def _reusable(worker: H1Peer) -> bool:
+    return not worker.wire.is_lost and not worker.wire.at_eof and worker.is_done
 
 
 def _first(headers: list[Header], wanted: str) -> str:
@@ -292,7 +258,7 @@ def _first(headers: list[Header], wanted: str) -> str:
 
 
 async def _stopped(task: asyncio.Task[T]) -> None:
-    """Cancel a task and wait for its end; what it raised was looked at by whoever awaited it."""
+    """Cancel a task and wait for its end; its exception was handled where it was awaited."""
     task.cancel()
     await asyncio.wait({task})
     if not task.cancelled():

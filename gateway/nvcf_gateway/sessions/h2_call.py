@@ -1,4 +1,4 @@
-"""One HTTP/2 call between its two ends, and the forms in which it can fail."""
+"""One HTTP/2 call between caller and worker, and the forms in which it can fail."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ from h2.errors import ErrorCodes
 
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.sessions.failures import describe, grpc_trailers, is_grpc
-from nvcf_gateway.sessions.h2_end import H2End
-from nvcf_gateway.sessions.h2_parts import Outgoing, RawHeader
+from nvcf_gateway.sessions.h2_endpoint import H2Endpoint
+from nvcf_gateway.sessions.h2_sender import Outgoing
+from nvcf_gateway.sessions.routing import Header, RawHeader, encode_headers
 from nvcf_proto.headers import PROBLEM_JSON
 
 
 class CallSession(Protocol):
-    """What a call needs of its session."""
+    """The part of a session that a call needs."""
 
     def more(self, worker_id: int) -> None:
-        """The call has something for the worker."""
+        """Continue with a call that has something for the worker."""
 
     def credit(self, worker_id: int, size: int) -> None:
-        """The caller has taken `size` bytes."""
+        """Let the worker send more: the caller has taken `size` bytes."""
 
-    def drop(self, call: Call, code: int) -> None:
-        """The caller gave the call up."""
+    def drop(self, call: H2Call, code: int) -> None:
+        """End a call that the caller has reset."""
 
-    def response_sent(self, call: Call) -> None:
-        """The caller has the whole response."""
+    def response_sent(self, call: H2Call) -> None:
+        """Record that the caller has the whole response."""
 
 
-class Call:
-    """A call of the caller's stream `caller_id`. Used on the event loop only."""
+class H2Call:
+    """The call on the caller's stream `caller_id`. Used on the event loop only."""
 
     __slots__ = (
         "bodiless",
@@ -49,7 +50,7 @@ class Call:
         "worker_id",
     )
 
-    def __init__(self, caller: H2End, caller_id: int, *, grpc: bool, bodiless: bool) -> None:
+    def __init__(self, caller: H2Endpoint, caller_id: int, *, grpc: bool, bodiless: bool) -> None:
         self.caller = caller
         self.caller_id = caller_id
         self.grpc = grpc
@@ -76,7 +77,7 @@ class Call:
     # --- from the caller
 
     def request_data(self, data: bytes) -> None:
-        """The caller sent data."""
+        """Pass data of the caller to the worker."""
         if self.discards:
             self.caller.credit(self.caller_id, len(data))
             return
@@ -85,7 +86,7 @@ class Call:
         self._more_to_worker()
 
     def request_end(self, trailers: list[RawHeader] | None) -> None:
-        """The caller ended its half."""
+        """Pass the end of the request to the worker."""
         if self.request_ended:
             return
         self.request_ended = True
@@ -100,19 +101,19 @@ class Call:
     # --- from the worker
 
     def response_head(self, headers: list[RawHeader], ended: bool) -> None:
-        """The function's response began."""
+        """Pass the head of the response to the caller."""
         self.response_started = True
         self.response_ended = ended
         self.caller.send_head(self.caller_id, headers, self.to_caller, end=ended)
 
     def response_data(self, data: bytes) -> None:
-        """The function sent data."""
+        """Pass data of the function to the caller."""
         self.to_caller.chunks.append(data)
         self.to_caller.size += len(data)
         self.caller.more(self.caller_id)
 
     def response_end(self, trailers: list[RawHeader] | None) -> None:
-        """The function ended its half."""
+        """Pass the end of the response to the caller."""
         if self.response_ended:
             return
         self.response_ended = True
@@ -123,27 +124,27 @@ class Call:
     # --- failing
 
     def discard_request(self) -> None:
-        """Nobody reads what the caller still sends."""
+        """Drop what the caller still sends."""
         self.discards = True
         self.to_worker.drop()
 
-    def fail(self, problem: HttpProblem, extra: Iterable[tuple[str, str]] = ()) -> None:
-        """Answer with a refusal, in the form that fits how far the answer has come."""
+    def fail(self, problem: HttpProblem, extra: Iterable[Header] = ()) -> None:
+        """Report an error to the caller, in the form that the state of the response allows."""
         self.discard_request()
         if self.response_ended:
             return
         if not self.response_started:
             self._refuse(problem, extra)
         elif self.grpc:
-            self.response_end(_raw(grpc_trailers(problem.status, describe(problem))))
+            self.response_end(encode_headers(grpc_trailers(problem.status, describe(problem))))
         else:
             self.give_up(ErrorCodes.INTERNAL_ERROR)
 
-    def _refuse(self, problem: HttpProblem, extra: Iterable[tuple[str, str]]) -> None:
+    def _refuse(self, problem: HttpProblem, extra: Iterable[Header]) -> None:
         if self.grpc:
             head = [(":status", "200"), ("content-type", "application/grpc"), *extra]
             trailers = grpc_trailers(problem.status, describe(problem))
-            self.response_head(_raw([*head, *trailers]), True)
+            self.response_head(encode_headers([*head, *trailers]), True)
             return
         body = problem.problem.to_json()
         head = [
@@ -153,10 +154,10 @@ class Call:
             *((name.lower(), value) for name, value in problem.headers.items()),
             *extra,
         ]
-        self.response_head(_raw(head), self.bodiless)
+        self.response_head(encode_headers(head), self.bodiless)
         if self.bodiless:
             return
-        # Not the worker's data: nobody waits for a credit.
+        # The data is not the worker's, so nobody waits for a credit.
         self.to_caller.credit = _no_credit
         self.response_data(body)
         self.response_end(None)
@@ -172,16 +173,12 @@ def _no_credit(_size: int) -> None:
     return
 
 
-def _raw(headers: Iterable[tuple[str, str]]) -> list[RawHeader]:
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-
-
-def new_call(caller: H2End, caller_id: int, headers: list[RawHeader]) -> Call:
-    """A call from its head."""
+def new_call(caller: H2Endpoint, caller_id: int, headers: list[RawHeader]) -> H2Call:
+    """Return a new call with the head of its request."""
     content_type, method = b"", b""
     for name, value in headers:
         if name == b"content-type":
             content_type = value
         elif name == b":method":
             method = value
-    return Call(caller, caller_id, grpc=is_grpc(content_type.decode("latin-1")), bodiless=method == b"HEAD")
+    return H2Call(caller, caller_id, grpc=is_grpc(content_type.decode("latin-1")), bodiless=method == b"HEAD")

@@ -1,4 +1,4 @@
-"""A caller's HTTP/2 connection: its streams become calls of sessions (protocol.md section 7)."""
+"""A caller's HTTP/2 connection: its streams become calls of sessions (protocol.md, section 7.2)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from h2.errors import ErrorCodes
 
 from nvcf_broker.wire import Wire
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.sessions.h2_call import Call, new_call
-from nvcf_gateway.sessions.h2_end import H2End
-from nvcf_gateway.sessions.h2_parts import RawHeader
+from nvcf_gateway.http.responses import internal_error
+from nvcf_gateway.sessions.h2_call import H2Call, new_call
+from nvcf_gateway.sessions.h2_endpoint import H2Endpoint
+from nvcf_gateway.sessions.h2_protocol import ResetBucket
 from nvcf_gateway.sessions.h2_session import H2Session
-from nvcf_gateway.sessions.h2_websocket import WEBSOCKET, H2Socket
+from nvcf_gateway.sessions.h2_websocket import WEBSOCKET, H2WebSocket
 from nvcf_gateway.sessions.opening import Admission, SessionOpener
-from nvcf_gateway.sessions.resets import ResetBudget
-from nvcf_gateway.sessions.routing import read_call
-from nvcf_proto.ids import new_id
+from nvcf_gateway.sessions.routing import Header, RawHeader, encode_headers, read_call
 
 _log = logging.getLogger(__name__)
 
@@ -30,39 +29,39 @@ Key = tuple[str, str | None, str, str | None]
 
 
 class H2Caller:
-    """One connection. Implements `h2_parts.Events` for the caller's end."""
+    """One connection of a caller. Implements `h2_protocol.Events` for the caller's endpoint."""
 
     def __init__(self, wire: Wire, opener: SessionOpener) -> None:
         self._wire = wire
         self._opener = opener
-        self._end = H2End(wire, self, client=False)
-        self._calls: dict[int, Call] = {}
+        self._endpoint = H2Endpoint(wire, self, client=False)
+        self._calls: dict[int, H2Call] = {}
         self._sessions: dict[Key, H2Session] = {}
         self._leaving: set[H2Session] = set()
-        # Sessions whose link broke: their workers may still hold them.
+        # Sessions whose tunnel broke: their workers may still hold them.
         self._broken: dict[Key, str] = {}
         self._done = asyncio.Event()
         self._group: asyncio.TaskGroup
         self._tasks: set[asyncio.Task[None]] = set()
-        # WebSockets are sessions of their own.
+        # Each WebSocket is a session of its own.
         self._sockets: set[asyncio.Task[None]] = set()
         self._refusing = False
         self._goaway = False
         self._orderly = False
         self._served = 0
-        self._resets = ResetBudget(asyncio.get_running_loop().time())
+        self._resets = ResetBucket(asyncio.get_running_loop().time())
 
     async def run(self) -> None:
-        """Until the caller is gone; sessions end with it."""
+        """Serve the connection until the caller is gone; its sessions end with it."""
         try:
             async with asyncio.TaskGroup() as self._group:
-                self._end.start()
+                self._endpoint.start()
                 await self._until_done()
                 for task in tuple(self._tasks):
                     task.cancel()
         finally:
             self._close_sessions()
-            self._end.close()
+            self._endpoint.close()
 
     async def _until_done(self) -> None:
         served = -1
@@ -76,7 +75,7 @@ class H2Caller:
                 served = self._served
 
     def _close_sessions(self) -> None:
-        # A caller that leaves because this gateway does will come back through another one.
+        # A caller that leaves because this gateway stops will return through another gateway.
         orderly = self._orderly and not self._refusing
         for session in (*self._sessions.values(), *self._leaving):
             if orderly and session.opened is not None:
@@ -84,9 +83,9 @@ class H2Caller:
             session.close(broken=not orderly)
 
     def leave(self) -> None:
-        """This gateway is about to stop: let running calls finish, take no further ones."""
+        """Let running calls finish and take no further ones: the gateway stops."""
         self._refusing = True
-        self._end.announce_leaving()
+        self._endpoint.announce_leaving()
         self._check_done()
 
     def _check_done(self) -> None:
@@ -94,15 +93,15 @@ class H2Caller:
             self._orderly = self._goaway
             self._done.set()
 
-    # --- Events of the caller's end
+    # --- events of the caller's endpoint
 
     def on_head(self, stream_id: int, headers: list[RawHeader], ended: bool) -> None:
-        """A new call."""
+        """Start a new call."""
         self._served += 1
         if self._refusing or self._done.is_set():
-            self._end.reset(stream_id, ErrorCodes.REFUSED_STREAM)
+            self._endpoint.reset(stream_id, ErrorCodes.REFUSED_STREAM)
             return
-        call = new_call(self._end, stream_id, headers)
+        call = new_call(self._endpoint, stream_id, headers)
         self._calls[stream_id] = call
         if ended:
             call.request_end(None)
@@ -112,7 +111,7 @@ class H2Caller:
             call.fail(problem)
             self._maybe_over(call)
 
-    def _route(self, call: Call, headers: list[RawHeader]) -> None:
+    def _route(self, call: H2Call, headers: list[RawHeader]) -> None:
         text = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
         pseudo = {name: value for name, value in text if name.startswith(":")}
         connects = pseudo.get(":method") == "CONNECT"
@@ -124,18 +123,18 @@ class H2Caller:
         admission = self._opener.admit(read)
         if connects:
             self._check_room()
-            socket = H2Socket(call, admission, self._opener, self._maybe_over)
+            socket = H2WebSocket(call, admission, self._opener, self._maybe_over)
             socket.task = self._spawn(socket.run(pseudo.get(":path", "/"), authority, plain))
             self._sockets.add(socket.task)
             socket.task.add_done_callback(self._sockets.discard)
             return
         call.head = [
             *(pair for pair in headers if pair[0].startswith(b":")),
-            *((name.encode("latin-1"), value.encode("latin-1")) for name, value in read.headers),
+            *encode_headers(read.headers),
         ]
         self._session(admission, plain).add(call)
 
-    def _session(self, admission: Admission, headers: list[tuple[str, str]]) -> H2Session:
+    def _session(self, admission: Admission, headers: list[Header]) -> H2Session:
         key = self._key(admission)
         session = self._sessions.get(key)
         if session is not None:
@@ -143,7 +142,7 @@ class H2Caller:
         self._check_room()
         broken = self._broken.pop(key, None)
         if broken is not None and admission.call.request_id is None:
-            # Not insisted on: a worker that is gone for good is replaced.
+            # Without `insists`: if the worker is gone for good, a new session replaces it.
             admission = dataclasses.replace(
                 admission, call=dataclasses.replace(admission.call, request_id=broken)
             )
@@ -166,7 +165,7 @@ class H2Caller:
         function_id, version_id, subject, request_id = admission.key
         if request_id is None:
             return admission.key
-        # A caller that repeats the id it was told is in that session already.
+        # A caller that repeats the id of its current session is in that session already.
         without = (function_id, version_id, subject, None)
         session = self._sessions.get(without)
         if session is not None and session.opened is not None and session.opened.request_id == request_id:
@@ -175,47 +174,45 @@ class H2Caller:
 
     async def _open(self, session: H2Session, headers: dict[str, str]) -> None:
         try:
-            session.link(await self._opener.open(session.admission, headers))
+            session.connect(await self._opener.open(session.admission, headers))
         except HttpProblem as problem:
             session.fail(problem)
-        except Exception:  # noqa: BLE001 # told to the log with an id, and to the caller without its insides
-            identifier = new_id()
-            _log.exception("internal error", extra={"error_id": identifier})
-            session.fail(HttpProblem(500, f"internal error {identifier}"))
+        except Exception:  # noqa: BLE001 # logged with an id; the caller gets the id only
+            session.fail(internal_error(_log))
 
     def on_informational(self, stream_id: int, headers: list[RawHeader]) -> None:
-        """A server gets none."""
+        """Ignore: a server receives none."""
 
     def on_data(self, stream_id: int, data: bytes) -> None:
-        """Part of a request."""
+        """Pass data of a request on."""
         call = self._calls.get(stream_id)
         if call is None:
-            self._end.credit(stream_id, len(data))
+            self._endpoint.credit(stream_id, len(data))
         else:
             call.request_data(data)
 
     def on_end(self, stream_id: int, trailers: list[RawHeader] | None) -> None:
-        """The end of a request."""
+        """Pass the end of a request on."""
         call = self._calls.get(stream_id)
         if call is not None:
             call.request_end(trailers)
             self._maybe_over(call)
 
     def on_reset(self, stream_id: int, code: int) -> None:
-        """The caller gave a call up."""
+        """End the call, and close the connection of a caller that resets too often."""
         call = self._calls.pop(stream_id, None)
         if call is not None:
             call.to_worker.drop()
             if call.session is not None:
                 call.session.drop(call, code)
-            if not self._resets.take(asyncio.get_running_loop().time()):
-                _log.info("HTTP/2 connection given up: the caller resets too many of its calls")
-                self._end.close(ErrorCodes.ENHANCE_YOUR_CALM)
+            if not self._resets.acquire(asyncio.get_running_loop().time()):
+                _log.info("HTTP/2 connection closed: the caller resets too many of its calls")
+                self._endpoint.close(ErrorCodes.ENHANCE_YOUR_CALM)
                 self._done.set()
             self._check_done()
 
     def on_finished(self, stream_id: int) -> None:
-        """The caller has a whole response."""
+        """Complete the call if its request is complete too."""
         call = self._calls.get(stream_id)
         if call is None:
             return
@@ -225,31 +222,31 @@ class H2Caller:
             self._maybe_over(call)
 
     def on_room(self) -> None:
-        """A server opens no streams."""
+        """Ignore: a server opens no streams."""
 
     def on_goaway(self, last_stream_id: int) -> None:
-        """The caller opens no further streams."""
+        """Close the connection after the running calls."""
         self._goaway = True
         self._check_done()
 
     def on_eof(self) -> None:
-        """The caller closed its half: with calls running that is an accident."""
+        """Close the connection. With calls in flight the caller's end counts as an accident."""
         self._orderly = self._goaway or not self._calls
         self._done.set()
 
     def on_lost(self, error: Exception | None) -> None:
-        """The connection is gone."""
+        """Close the sessions: the connection is gone."""
         if not self._done.is_set():
             self._orderly = error is None and (self._goaway or not self._calls)
             self._done.set()
 
     # --- ends
 
-    def _maybe_over(self, call: Call) -> None:
+    def _maybe_over(self, call: H2Call) -> None:
         if not call.over or self._calls.pop(call.caller_id, None) is None:
             return
         if not call.request_ended:
-            self._end.reset(call.caller_id, ErrorCodes.NO_ERROR)
+            self._endpoint.reset(call.caller_id, ErrorCodes.NO_ERROR)
         self._check_done()
 
     def _session_over(self, session: H2Session) -> None:

@@ -1,4 +1,4 @@
-"""One session of an HTTP/2 caller: its calls, and the worker's end once a worker has dialled in."""
+"""One session of an HTTP/2 caller: its calls, and the endpoint of the worker once a worker has connected."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ from h2.errors import ErrorCodes
 
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.sessions.failures import worker_left
-from nvcf_gateway.sessions.h2_call import Call
-from nvcf_gateway.sessions.h2_end import H2End
-from nvcf_gateway.sessions.h2_parts import RawHeader
+from nvcf_gateway.sessions.h2_call import H2Call
+from nvcf_gateway.sessions.h2_endpoint import H2Endpoint
 from nvcf_gateway.sessions.opening import Admission, Opened
-from nvcf_gateway.sessions.routing import response_additions
+from nvcf_gateway.sessions.routing import RawHeader, encode_headers, response_additions
 
 
 class H2Session:
-    """Calls that share one worker link. Implements `h2_parts.Events` for the worker's end.
+    """Calls that share one tunnel. Implements `h2_protocol.Events` for the worker's endpoint.
 
-    `call_over(call)` is told when a call needs nothing more of its session, `session_over(self)` when the
-    session takes no further calls.
+    `call_over(call)` is called when a call is complete, `session_over(self)` when the session takes no
+    further calls.
     """
 
     def __init__(
         self,
         admission: Admission,
-        call_over: Callable[[Call], None],
+        call_over: Callable[[H2Call], None],
         session_over: Callable[[H2Session], None],
     ) -> None:
         self.admission = admission
@@ -34,36 +33,36 @@ class H2Session:
         self.over = False
         self._call_over = call_over
         self._session_over = session_over
-        self._end: H2End | None = None
-        self._waiting: deque[Call] = deque()
-        self._calls: dict[int, Call] = {}
+        self._endpoint: H2Endpoint | None = None
+        self._waiting: deque[H2Call] = deque()
+        self._calls: dict[int, H2Call] = {}
         self._request_additions: list[RawHeader] = []
         self._response_additions: list[RawHeader] = []
 
     @property
     def busy(self) -> bool:
-        """Whether calls are waiting or running."""
+        """Whether calls wait or run."""
         return bool(self._waiting or self._calls)
 
     # --- from the caller's side
 
-    def add(self, call: Call) -> None:
-        """One more call."""
+    def add(self, call: H2Call) -> None:
+        """Add a call."""
         call.session = self
         self._waiting.append(call)
         self._start_waiting()
 
-    def link(self, opened: Opened) -> None:
-        """A worker has dialled in."""
+    def connect(self, opened: Opened) -> None:
+        """Use the tunnel of a worker."""
         self.opened = opened
-        self._request_additions = _raw(opened.additions)
-        self._response_additions = _raw(response_additions(opened.request_id))
-        self._end = H2End(opened.wire, self, client=True)
-        self._end.start()
+        self._request_additions = encode_headers(opened.additions)
+        self._response_additions = encode_headers(response_additions(opened.request_id))
+        self._endpoint = H2Endpoint(opened.wire, self, client=True)
+        self._endpoint.start()
         self._start_waiting()
 
     def fail(self, problem: HttpProblem) -> None:
-        """There will be no worker."""
+        """Fail all calls: there will be no worker."""
         self.over = True
         waiting, self._waiting = self._waiting, deque()
         for call in waiting:
@@ -71,42 +70,42 @@ class H2Session:
             self._maybe_over(call)
         self._session_over(self)
 
-    def drop(self, call: Call, code: int) -> None:
-        """The caller gave a call up."""
+    def drop(self, call: H2Call, code: int) -> None:
+        """End a call that the caller has reset."""
         if call.worker_id is None:
             self._waiting = deque(each for each in self._waiting if each is not call)
-        elif self._calls.pop(call.worker_id, None) is not None and self._end is not None:
-            self._end.reset(call.worker_id, code)
+        elif self._calls.pop(call.worker_id, None) is not None and self._endpoint is not None:
+            self._endpoint.reset(call.worker_id, code)
         call.to_caller.drop()
         self._after_call()
 
     def more(self, worker_id: int) -> None:
-        """A call has something for the worker."""
-        if self._end is not None:
-            self._end.more(worker_id)
+        """Continue with a call that has something for the worker."""
+        if self._endpoint is not None:
+            self._endpoint.more(worker_id)
 
     def credit(self, worker_id: int, size: int) -> None:
-        """The caller has taken `size` bytes."""
-        if self._end is not None:
-            self._end.credit(worker_id, size)
+        """Let the worker send more: the caller has taken `size` bytes."""
+        if self._endpoint is not None:
+            self._endpoint.credit(worker_id, size)
 
     def close(self, *, broken: bool) -> None:
-        """The caller is gone; `broken` lets the worker wait for its return."""
+        """Close the session: the caller is gone. With `broken` the worker waits for its return."""
         self.over = True
-        if self._end is not None:
-            self._end.close(broken=broken)
+        if self._endpoint is not None:
+            self._endpoint.close(broken=broken)
 
     def _start_waiting(self) -> None:
-        end = self._end
-        while end is not None and not self.over and self._waiting and end.room():
+        endpoint = self._endpoint
+        while endpoint is not None and not self.over and self._waiting and endpoint.room():
             call = self._waiting.popleft()
-            call.worker_id = end.open_stream([*call.head, *self._request_additions], call.to_worker)
+            call.worker_id = endpoint.open_stream([*call.head, *self._request_additions], call.to_worker)
             self._calls[call.worker_id] = call
 
-    # --- Events of the worker's end
+    # --- events of the worker's endpoint
 
     def on_head(self, stream_id: int, headers: list[RawHeader], ended: bool) -> None:
-        """The function answers."""
+        """Pass the head of a response on."""
         call = self._calls.get(stream_id)
         if call is not None:
             call.response_head([*headers, *self._response_additions], ended)
@@ -115,13 +114,13 @@ class H2Session:
                 self._start_waiting()
 
     def on_informational(self, stream_id: int, headers: list[RawHeader]) -> None:
-        """The function says 1xx."""
+        """Pass a 1xx response on."""
         call = self._calls.get(stream_id)
         if call is not None:
             call.caller.send_head(call.caller_id, headers, None)
 
     def on_data(self, stream_id: int, data: bytes) -> None:
-        """The function sends data."""
+        """Pass data of a response on."""
         call = self._calls.get(stream_id)
         if call is None:
             self.credit(stream_id, len(data))
@@ -129,14 +128,14 @@ class H2Session:
             call.response_data(data)
 
     def on_end(self, stream_id: int, trailers: list[RawHeader] | None) -> None:
-        """The function has answered."""
+        """Pass the end of a response on."""
         call = self._calls.get(stream_id)
         if call is not None:
             call.response_end(trailers)
             self._start_waiting()
 
     def on_reset(self, stream_id: int, code: int) -> None:
-        """The function gave the call up; after a complete answer it only wants to hear no more."""
+        """Reset the call; after a complete response only stop sending the request."""
         call = self._calls.pop(stream_id, None)
         if call is None:
             return
@@ -148,17 +147,17 @@ class H2Session:
         self._after_call()
 
     def on_finished(self, stream_id: int) -> None:
-        """The worker has the whole request."""
+        """Complete the call if its response is complete too."""
         call = self._calls.get(stream_id)
         if call is not None:
             self._maybe_over(call)
 
     def on_room(self) -> None:
-        """The function takes more streams."""
+        """Start waiting calls."""
         self._start_waiting()
 
     def on_goaway(self, last_stream_id: int) -> None:
-        """The function takes no further streams; those above the last one it will not look at."""
+        """Take no further calls, and refuse those that the function has not processed."""
         self._leave()
         for worker_id in [number for number in self._calls if number > last_stream_id]:
             self._refused(self._calls.pop(worker_id))
@@ -168,34 +167,34 @@ class H2Session:
         self._after_call()
 
     def on_eof(self) -> None:
-        """The function, or the worker, closed the link."""
-        if self._end is not None:
-            self._end.close()
+        """Close the tunnel: the function or the worker has closed it."""
+        if self._endpoint is not None:
+            self._endpoint.close()
         self.on_lost(None)
 
     def on_lost(self, error: Exception | None) -> None:
-        """The link is gone."""
+        """Fail all calls: the tunnel is gone."""
         self._leave()
         calls = [*self._calls.values(), *self._waiting]
         self._calls.clear()
         self._waiting.clear()
-        told = response_additions(self.opened.request_id) if self.opened is not None else ()
+        extra = response_additions(self.opened.request_id) if self.opened is not None else ()
         for call in calls:
-            call.fail(worker_left(), told)
+            call.fail(worker_left(), extra)
             self._maybe_over(call)
 
     # --- ends
 
-    def response_sent(self, call: Call) -> None:
-        """The caller has the whole response."""
+    def response_sent(self, call: H2Call) -> None:
+        """Complete the call: the caller has the whole response."""
         self._maybe_over(call)
 
-    def _refused(self, call: Call) -> None:
-        # Tells a caller that the call was not looked at: gRPC tries it again by itself.
+    def _refused(self, call: H2Call) -> None:
+        # REFUSED_STREAM says that the call was not processed: gRPC clients retry it by themselves.
         call.give_up(ErrorCodes.REFUSED_STREAM)
         self._maybe_over(call)
 
-    def _maybe_over(self, call: Call) -> None:
+    def _maybe_over(self, call: H2Call) -> None:
         if not call.over:
             return
         if call.worker_id is not None and call.to_worker.finished:
@@ -209,9 +208,5 @@ class H2Session:
             self._session_over(self)
 
     def _after_call(self) -> None:
-        if self.over and not self.busy and self._end is not None:
-            self._end.close()
-
-
-def _raw(headers: list[tuple[str, str]]) -> list[RawHeader]:
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+        if self.over and not self.busy and self._endpoint is not None:
+            self._endpoint.close()

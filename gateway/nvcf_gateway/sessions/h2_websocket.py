@@ -1,4 +1,4 @@
-"""One WebSocket of an HTTP/2 caller (RFC 8441): a session of its own, whose function speaks HTTP/1.1."""
+"""One WebSocket of an HTTP/2 caller (RFC 8441): a session of its own. The function speaks HTTP/1.1."""
 
 from __future__ import annotations
 
@@ -14,37 +14,33 @@ from h2.errors import ErrorCodes
 
 from nvcf_broker.wire import HALF_CLOSED_SECONDS, READ_BUFFER, Wire
 from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.http.responses import internal_error
 from nvcf_gateway.owner import end_both
 from nvcf_gateway.sessions.failures import worker_left
-from nvcf_gateway.sessions.h1_caller import request_headers
-from nvcf_gateway.sessions.h1_side import H1Side, raw, text
-from nvcf_gateway.sessions.h2_call import Call
-from nvcf_gateway.sessions.h2_parts import RawHeader
+from nvcf_gateway.sessions.h1 import H1Peer, decode_headers, request_headers
+from nvcf_gateway.sessions.h2_call import H2Call
 from nvcf_gateway.sessions.opening import Admission, Opened, SessionOpener
-from nvcf_gateway.sessions.routing import response_additions
+from nvcf_gateway.sessions.routing import Header, RawHeader, encode_headers, response_additions
 from nvcf_proto.headers import strip_hop_by_hop
-from nvcf_proto.ids import new_id
 
 _log = logging.getLogger(__name__)
 
 WEBSOCKET = "websocket"
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-# HTTP/1.1's proof that the function speaks WebSocket is between the gateway and the function.
+# The handshake of HTTP/1.1 is between the gateway and the function.
 _HANDSHAKE = frozenset(("host", "sec-websocket-key", "sec-websocket-accept", "content-length"))
 
-Header = tuple[str, str]
+
+def accept_key(key: str) -> str:
+    """Return the Sec-WebSocket-Accept for a Sec-WebSocket-Key (RFC 6455 section 4.2.2)."""
+    return base64.b64encode(hashlib.sha1(key.encode() + _GUID).digest()).decode()  # noqa: S324 # required by the RFC
 
 
-def accept_of(key: str) -> str:
-    """The Sec-WebSocket-Accept that belongs to a Sec-WebSocket-Key (RFC 6455 section 4.2.2)."""
-    return base64.b64encode(hashlib.sha1(key.encode() + _GUID).digest()).decode()  # noqa: S324 # as the RFC says
-
-
-class H2Socket:
-    """Stands where `H2Session` stands for other calls, for the stream of one CONNECT. `task` runs it."""
+class H2WebSocket:
+    """The session of one CONNECT, in place of `H2Session`. `task` runs it."""
 
     def __init__(
-        self, call: Call, admission: Admission, opener: SessionOpener, call_over: Callable[[Call], None]
+        self, call: H2Call, admission: Admission, opener: SessionOpener, call_over: Callable[[H2Call], None]
     ) -> None:
         self._call = call
         self._admission = admission
@@ -56,30 +52,28 @@ class H2Socket:
         call.session = self
         call.worker_id = 0
 
-    # --- what a call tells its session
+    # --- called by the call
 
     def more(self, worker_id: int) -> None:
-        """The caller has sent something."""
+        """Continue with what the caller has sent."""
         self._more.set()
 
     def credit(self, worker_id: int, size: int) -> None:
-        """The caller has taken `size` bytes."""
+        """Let the function send more: the caller has taken `size` bytes."""
         self._taken.set()
 
-    def drop(self, call: Call, code: int) -> None:
-        """The caller gave it up."""
+    def drop(self, call: H2Call, code: int) -> None:
+        """End the session: the caller has reset the stream."""
         call.to_caller.drop()
         if self.task is not None:
             self.task.cancel()
 
-    def response_sent(self, call: Call) -> None:
-        """The caller has everything."""
+    def response_sent(self, call: H2Call) -> None:
+        """Complete the call."""
         self._call_over(call)
 
-    # --- its life
-
     async def run(self, path: str, authority: str, headers: list[Header]) -> None:
-        """From the caller's request to the end of both directions."""
+        """Serve the session from the caller's request to the end of both directions."""
         try:
             await self._serve(path, authority, headers)
         except HttpProblem as problem:
@@ -90,23 +84,21 @@ class H2Socket:
                 self._call.give_up(ErrorCodes.CONNECT_ERROR)
             else:
                 self._call.fail(worker_left())
-        except Exception:  # noqa: BLE001 # told to the log with an id, and to the caller without its insides
-            identifier = new_id()
-            _log.exception("internal error", extra={"error_id": identifier})
-            self._call.fail(HttpProblem(500, f"internal error {identifier}"))
+        except Exception:  # noqa: BLE001 # logged with an id; the caller gets the id only
+            self._call.fail(internal_error(_log))
         self._call_over(self._call)
 
     async def _serve(self, path: str, authority: str, headers: list[Header]) -> None:
         key = base64.b64encode(secrets.token_bytes(16)).decode()
-        # What cannot be passed on is not worth a worker's time.
+        # A request that cannot be passed on must not occupy a worker.
         self._request(path, authority, key, [])
         opened = await self._opener.open(self._admission, dict(headers))
         orderly = False
         try:
-            worker = H1Side(opened.wire, h11.CLIENT)
+            worker = H1Peer(opened.wire, h11.CLIENT)
             await worker.send(self._request(path, authority, key, opened.additions))
             await worker.send(h11.EndOfMessage())
-            orderly = await self._answer(worker, opened, key)
+            orderly = await self._relay_response(worker, opened, key)
         finally:
             if orderly:
                 self._opener.ended(opened)
@@ -119,26 +111,26 @@ class H2Socket:
         headers = [pair for pair in passed if pair[0].lower() not in _HANDSHAKE]
         headers += [("Host", authority), ("Sec-WebSocket-Key", key)]
         try:
-            return h11.Request(method="GET", target=path.encode("latin-1"), headers=raw(headers))
+            return h11.Request(method="GET", target=path.encode("latin-1"), headers=encode_headers(headers))
         except h11.LocalProtocolError as error:
             raise HttpProblem(400, str(error)) from None
 
-    async def _answer(self, worker: H1Side, opened: Opened, key: str) -> bool:
-        """Pass the function's answer on; whether the session has ended as it should."""
+    async def _relay_response(self, worker: H1Peer, opened: Opened, key: str) -> bool:
+        """Pass the function's response on; return whether the session ended in order."""
         event = await worker.next()
         while isinstance(event, h11.InformationalResponse) and event.status_code != 101:
             event = await worker.next()
         if isinstance(event, h11.Response):
-            await self._refused(worker, opened, event)
+            await self._relay_refusal(worker, opened, event)
             return True
         if not isinstance(event, h11.InformationalResponse):
             raise worker_left()
-        answered = {name.lower(): value for name, value in text(event)}
-        if answered.get("sec-websocket-accept") != accept_of(key):
-            raise HttpProblem(502, "the function's answer to the WebSocket handshake is wrong")
-        head = self._head(200, text(event), opened)
+        fields = {name.lower(): value for name, value in decode_headers(event)}
+        if fields.get("sec-websocket-accept") != accept_key(key):
+            raise HttpProblem(502, "the function's response to the WebSocket handshake is wrong")
+        head = self._head(200, decode_headers(event), opened)
         accepted = self._admission.call.accepted
-        if accepted is not None and "sec-websocket-protocol" not in answered:
+        if accepted is not None and "sec-websocket-protocol" not in fields:
             head.append((b"sec-websocket-protocol", accepted.encode("latin-1")))
         self._call.response_head(head, False)
         worker.release()
@@ -148,13 +140,15 @@ class H2Socket:
     def _head(status: int, headers: Iterable[Header], opened: Opened) -> list[RawHeader]:
         kept = [pair for pair in strip_hop_by_hop(list(headers)) if pair[0].lower() != "sec-websocket-accept"]
         lowered = [(name.lower(), value) for name, value in (*kept, *response_additions(opened.request_id))]
-        return [(b":status", b"%d" % status), *raw(lowered)]
+        return [(b":status", b"%d" % status), *encode_headers(lowered)]
 
-    async def _refused(self, worker: H1Side, opened: Opened, event: h11.Response) -> None:
+    async def _relay_refusal(self, worker: H1Peer, opened: Opened, event: h11.Response) -> None:
         if event.status_code < 300:
-            # Over HTTP/2 such a status would say that the WebSocket is open.
-            raise HttpProblem(501, f"the function answered the WebSocket handshake with {event.status_code}")
-        self._call.response_head(self._head(event.status_code, text(event), opened), False)
+            # Over HTTP/2 such a status would mean that the WebSocket is open.
+            raise HttpProblem(
+                501, f"the function responded to the WebSocket handshake with {event.status_code}"
+            )
+        self._call.response_head(self._head(event.status_code, decode_headers(event), opened), False)
         self._call.discard_request()
         while isinstance(part := await worker.next(), h11.Data):
             await self._downward(bytes(part.data))
@@ -165,7 +159,7 @@ class H2Socket:
     # --- the open WebSocket
 
     async def _relay(self, wire: Wire) -> bool:
-        """Pass bytes; whether the function ended first, as the protocol wants."""
+        """Pass bytes in both directions; return whether the function ended first, as it should."""
         upward = asyncio.create_task(self._pass_upward(wire))
         downward = asyncio.create_task(self._pass_downward(wire))
         try:
@@ -193,7 +187,7 @@ class H2Socket:
                 try:
                     await wire.drain()
                 finally:
-                    # The caller's connection has other calls, which must not want for it.
+                    # The connection's window belongs to other calls too, so return the credit in any case.
                     waiting.credit(len(chunk))
             if waiting.ended:
                 waiting.finished = True
@@ -206,7 +200,7 @@ class H2Socket:
             await self._downward(data)
 
     async def _downward(self, data: bytes) -> None:
-        """Give the caller bytes, at its pace."""
+        """Send bytes to the caller at its pace."""
         self._call.response_data(data)
         while self._call.to_caller.size > READ_BUFFER:
             self._taken.clear()

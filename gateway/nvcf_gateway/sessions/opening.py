@@ -1,4 +1,4 @@
-"""Getting a worker for a session: one queued request, or a message to the worker that holds it already."""
+"""Opening of sessions: queue a request for a new one, or ask the worker that still holds an old one."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from nvcf_gateway.queue.message import message_headers
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.ratelimit.limiter import RateLimiter
 from nvcf_gateway.sessions.failures import no_worker
-from nvcf_gateway.sessions.routing import SessionCall
-from nvcf_gateway.sessions.session_records import Found, SessionLookup
-from nvcf_gateway.sessions.worker_links import Expected, LinkTable
+from nvcf_gateway.sessions.routing import Header, SessionCall
+from nvcf_gateway.sessions.session_records import SessionLookup, SessionRecord
+from nvcf_gateway.sessions.tunnels import ExpectedTunnel, TunnelTable
 from nvcf_gateway.telemetry.sessions import SessionTelemetry
 from nvcf_proto import headers as names
 from nvcf_proto import subjects
@@ -32,12 +32,10 @@ from nvcf_proto.settings import SESSION_LINK_TIMEOUT
 
 _log = logging.getLogger(__name__)
 
-Header = tuple[str, str]
-
 
 @dataclass(frozen=True)
 class Admission:
-    """A call whose caller may make it. `key` is the same for calls that share a session."""
+    """An authorized call."""
 
     caller: Caller
     version: FunctionVersion
@@ -45,14 +43,14 @@ class Admission:
 
     @property
     def key(self) -> tuple[str, str | None, str, str | None]:
-        """What the calls of one connection must have in common to share a session."""
+        """The key that calls of one connection must have in common to share a session."""
         target = self.call.target
         return target.function_id, target.version_id, self.caller.subject, self.call.request_id
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A session with its link. `additions` are headers for the function, said by the platform."""
+    """A session with its tunnel. `additions` are headers of the platform for the function."""
 
     request_id: str
     version: FunctionVersion
@@ -61,22 +59,22 @@ class Opened:
 
 
 def build_work(
-    request_id: str, caller: Caller, region: str, proxy_url: str, token: str, requested_at: int
+    request_id: str, caller: Caller, region: str, tunnel_url: str, token: str, requested_at: int
 ) -> bytes:
-    """The encoded WorkerInvokeFunctionRequest of a session; `requested_at` in Unix nanoseconds."""
+    """Return the encoded WorkerInvokeFunctionRequest of a session; `requested_at` in Unix nanoseconds."""
     message = nvcf_pb2.WorkerInvokeFunctionRequest(
         requestId=request_id, ncaId=caller.nca_id, subject=caller.subject
     )
     message.requestTime.FromNanoseconds(requested_at)
     message.statefulConfig.nvcfRegionOfInvoker = region
     connection = message.statefulConfig.connectionConfigs.add().http1Config
-    connection.proxyURI = proxy_url
+    connection.proxyURI = tunnel_url
     connection.proxyAuthorizationToken = token
     return message.SerializeToString()
 
 
 def function_headers(request_id: str, caller: Caller, version: FunctionVersion) -> list[Header]:
-    """Headers of section 5 that the gateway can say; in a tunnel nobody else could add them."""
+    """Return the headers that the gateway adds for the function; in a tunnel the worker cannot add them."""
     return [
         (names.NVCF_REQID.lower(), request_id),
         (names.NVCF_SUB.lower(), caller.subject),
@@ -95,9 +93,9 @@ class SessionOpener:
         authorizer: Authorizer,
         queue: RequestQueue,
         lookup: SessionLookup,
-        links: LinkTable,
+        tunnels: TunnelTable,
         owner: TaskOwner,
-        proxy_url: Callable[[], str],
+        tunnel_url: Callable[[], str],
         limiter: RateLimiter,
         demand: Demand,
         telemetry: SessionTelemetry,
@@ -107,21 +105,21 @@ class SessionOpener:
         self._authorizer = authorizer
         self._queue = queue
         self._lookup = lookup
-        self._links = links
+        self._tunnels = tunnels
         self._owner = owner
-        self._proxy_url = proxy_url
+        self._tunnel_url = tunnel_url
         self._limiter = limiter
         self._demand = demand
 
     def admit(self, call: SessionCall) -> Admission:
-        """Authenticate and authorise. Raises HttpProblem."""
+        """Authenticate and authorize a call. Raises HttpProblem."""
         caller = self._authenticator.caller(call.authorization)
         return Admission(caller, self._authorizer.version(caller, call.target), call)
 
     async def open(self, admission: Admission, trace: Mapping[str, str]) -> Opened:
-        """A session for the call: the one it asks for, else a new one. Raises HttpProblem.
+        """Open a session for a call: the one it asks for, else a new one. Raises HttpProblem.
 
-        `trace` are the caller's headers that may carry a W3C trace context.
+        `trace` are the caller's headers, which may carry a W3C trace context.
         """
         with self._telemetry.opening(admission.version, trace) as carrier:
             opened = await self._open(admission, carrier)
@@ -136,7 +134,7 @@ class SessionOpener:
                     if opened is not None:
                         return opened
                     if admission.call.insists:
-                        raise HttpProblem(404, f"there is no session {admission.call.request_id} any more")
+                        raise HttpProblem(404, f"session {admission.call.request_id} has ended")
                 return await self._open_new(admission, trace)
         except TimeoutError:
             raise no_worker() from None
@@ -150,8 +148,8 @@ class SessionOpener:
         request_id, version = new_id(), admission.version
         await self._limiter.admit(version, admission.caller.nca_id, admission.caller.subject)
         sequence: int | None = None
-        linked = False
-        with self._links.expect(request_id) as expected:
+        connected = False
+        with self._tunnels.expect(request_id) as expected:
             payload = self._work(expected, admission.caller)
             sending = self._telemetry.enqueue(version, request_id, len(payload), trace)
             headers = message_headers(sending.carrier, None, 0)
@@ -160,10 +158,10 @@ class SessionOpener:
                 with sending:
                     sequence = await self._queue.publish(version.id, request_id, payload, headers)
                 await self._demand.queued(version.id, request_id, sending.carrier)
-                wire = await expected.take()
-                linked = True
+                wire = await expected.wait()
+                connected = True
             finally:
-                if not linked:
+                if not connected:
                     self._owner.spawn(
                         self._withdraw(version.id, request_id, sequence), f"withdraw {request_id}"
                     )
@@ -179,28 +177,28 @@ class SessionOpener:
             version = self._authorizer.version(admission.caller, named)
         else:
             version = admission.version
-        with self._links.expect(request_id) as expected:
+        with self._tunnels.expect(request_id) as expected:
             payload = self._work(expected, admission.caller)
-            asking = asyncio.create_task(
-                self._lookup.ask_to_dial(found.version_id, request_id, payload, SESSION_LINK_TIMEOUT)
+            reconnect = asyncio.create_task(
+                self._lookup.request_reconnect(found.version_id, request_id, payload, SESSION_LINK_TIMEOUT)
             )
             try:
-                either: set[asyncio.Future[Any]] = {asking, expected.link}
+                either: set[asyncio.Future[Any]] = {reconnect, expected.wire}
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-                if asking.done() and not expected.link.done() and not asking.result():
+                if reconnect.done() and not expected.wire.done() and not reconnect.result():
                     await self._lookup.forget(found, request_id)
                     return None
-                wire = await expected.take()
+                wire = await expected.wait()
             finally:
-                asking.cancel()
+                reconnect.cancel()
         return self._opened(admission.caller, version, request_id, wire)
 
-    def _work(self, expected: Expected, caller: Caller) -> bytes:
+    def _work(self, expected: ExpectedTunnel, caller: Caller) -> bytes:
         return build_work(
             expected.request_id,
             caller,
             self._queue.region,
-            self._proxy_url(),
+            self._tunnel_url(),
             expected.token,
             time.time_ns(),
         )
@@ -210,7 +208,7 @@ class SessionOpener:
         return Opened(request_id, version, wire, function_headers(request_id, caller, version))
 
     def ended(self, opened: Opened) -> None:
-        """The caller left in order: its worker need not wait for it to come back."""
+        """End a session whose caller left in order: its worker need not wait for a return."""
         self._owner.spawn(self._end(opened), f"end session {opened.request_id}")
 
     async def _end(self, opened: Opened) -> None:
@@ -224,7 +222,7 @@ class SessionOpener:
             _log.warning("%s", error, extra={"request_id": request_id})
 
 
-def _may_return(admission: Admission, found: Found) -> bool:
+def _may_return(admission: Admission, found: SessionRecord) -> bool:
     target = admission.call.target
     return (
         found.function_id == target.function_id

@@ -1,4 +1,4 @@
-"""What a session's caller asks for, read from its headers alone (protocol.md, section 7.1)."""
+"""Headers of a session's call: where it goes, and what the function receives (protocol.md, section 7.1)."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from nvcf_proto.headers import FUNCTION_ID, FUNCTION_VERSION_ID, NVCF_REQID, WOR
 from nvcf_proto.ids import parse_id
 
 REQUEST_ID = "nvcf-request-id"
-"""Header, `Sec-WebSocket-Protocol` entry and cookie by which a caller asks for its old session."""
+"""Header, `Sec-WebSocket-Protocol` entry and cookie by which a caller returns to its session."""
 
 _PROTOCOLS = "sec-websocket-protocol"
 _BEARER = re.compile(r"bearer(?: |%20|\.)", re.IGNORECASE)
 _ROUTING = frozenset(("authorization", FUNCTION_ID, FUNCTION_VERSION_ID, REQUEST_ID, NVCF_REQID.lower()))
-# Routing and credentials are the gateway's; what the function may trust, only the platform says.
+# Routing and credentials are for the gateway; headers that the function may trust only the platform sets.
 _DROPPED = _ROUTING | WORKER_SET
 
 Header = tuple[str, str]
+RawHeader = tuple[bytes, bytes]
 
 
 @dataclass(frozen=True)
 class SessionCall:
-    """One call: where it goes, and its headers as the function shall see them.
+    """One call: where it goes, and its headers for the function.
 
-    `request_id` names the session to go back to, `insists` whether another one would not do (it came from a
-    header and not from a cookie, which a browser sends whether it is meant or not). `accepted` is the
-    `Sec-WebSocket-Protocol` entry to answer with when the function selects none: a browser that offered
-    entries takes no answer without one.
+    `request_id` names the session to return to. `insists` means that a new session is no substitute: the id
+    came from a header, not from a cookie, which a browser sends in any case. `accepted` is the
+    `Sec-WebSocket-Protocol` entry to respond with when the function selects none: a browser that offered
+    entries accepts no response without one.
     """
 
     target: Target
@@ -46,7 +47,7 @@ class SessionCall:
 
 @dataclass
 class _Protocols:
-    """A `Sec-WebSocket-Protocol` header taken apart: routing values by name, and what is the function's."""
+    """A parsed `Sec-WebSocket-Protocol` header: routing values by name, and the entries for the function."""
 
     values: dict[str, str] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
@@ -54,7 +55,7 @@ class _Protocols:
 
 
 def read_call(headers: Iterable[Header], host: str) -> SessionCall:
-    """Read one call's headers. Raises HttpProblem 400 without a function or with a malformed id."""
+    """Parse the headers of one call. Raises HttpProblem 400 without a function or with a malformed id."""
     pairs = list(headers)
     protocols = _protocols(value for name, value in pairs if name.lower() == _PROTOCOLS)
     found: CIMultiDict[str] = CIMultiDict(protocols.values)
@@ -79,7 +80,7 @@ def read_call(headers: Iterable[Header], host: str) -> SessionCall:
 
 
 def _check_ids(found: CIMultiDict[str]) -> None:
-    # Here nothing else could be meant by them; an empty one is how some clients say "not given".
+    # On a session these headers can mean nothing else. Some clients send an empty one for "not given".
     for name in (FUNCTION_ID, FUNCTION_VERSION_ID):
         try:
             if found.get(name):
@@ -98,7 +99,7 @@ def _protocols(values: Iterable[str]) -> _Protocols:
                 result.kept.append(entry)
             continue
         if lowered == "authorization":
-            # An entry is a token and cannot hold the blank after "Bearer".
+            # An entry is a token, so it cannot contain the blank after "Bearer".
             value = f"Bearer {_BEARER.sub('', value, count=1)}"
         else:
             result.public = result.public or entry
@@ -140,14 +141,21 @@ def _cookie(pairs: list[Header]) -> str | None:
                 try:
                     return parse_id(text.strip('"'), REQUEST_ID)
                 except InvalidId:
-                    # A cookie is nobody's decision: a broken one is as good as none.
+                    # A browser sends cookies by itself: ignore a broken one.
                     return None
     return None
 
 
 def response_additions(request_id: str) -> list[Header]:
-    """Headers added to every response of a session."""
+    """Return the headers added to every response of a session."""
     return [
         (NVCF_REQID.lower(), request_id),
         ("set-cookie", f"{REQUEST_ID}={request_id}; Path=/; HttpOnly; SameSite=Lax"),
+    ]
+
+
+def encode_headers(headers: Iterable[Header]) -> list[RawHeader]:
+    """Return headers as the bytes that came in; h11 by itself accepts only ASCII text."""
+    return [
+        (name.encode("latin-1", "replace"), value.encode("latin-1", "replace")) for name, value in headers
     ]

@@ -1,4 +1,4 @@
-"""Where a session's worker is found again: the lookup stream and the reconnect subjects.
+"""Records of sessions: how to find and reach the worker of an old session.
 
 See protocol.md, section 7.4.
 """
@@ -26,7 +26,7 @@ _NOT_FOUND = 404
 
 
 @dataclass(frozen=True)
-class Found:
+class SessionRecord:
     """A session that its worker has registered."""
 
     region: str
@@ -36,7 +36,7 @@ class Found:
 
 
 class SessionLookup:
-    """Reads what workers register, and asks them to dial again."""
+    """Reads the records of workers, and asks workers to connect again."""
 
     def __init__(self, client: BrokerClient, requests: ReplyInbox, config: GatewayConfig) -> None:
         self._client = client
@@ -45,7 +45,7 @@ class SessionLookup:
         self._config = config
 
     async def ensure(self) -> None:
-        """Create the own region's stream if it is missing. Raises BrokerError."""
+        """Create the stream of this region if it is missing. Raises BrokerError."""
         region = self._config.region
         config = streams.session_lookup_stream_config(
             region,
@@ -54,8 +54,8 @@ class SessionLookup:
         )
         await self._jetstream.create_stream(config)
 
-    async def find(self, request_id: str) -> Found | None:
-        """The session `request_id`, looked for in the own region first. Raises BrokerError."""
+    async def find(self, request_id: str) -> SessionRecord | None:
+        """Return the record of a session, from this region first. Raises BrokerError."""
         regions = (self._config.region, *(r for r in self._config.regions if r != self._config.region))
         for region in regions:
             found = await self._find_in(region, request_id)
@@ -63,8 +63,8 @@ class SessionLookup:
                 return found
         return None
 
-    async def _find_in(self, region: str, request_id: str) -> Found | None:
-        # The version is not known here. MSG.GET takes a wildcard and reaches the stream in any region.
+    async def _find_in(self, region: str, request_id: str) -> SessionRecord | None:
+        # The version is unknown here. MSG.GET accepts a wildcard and reaches the stream in any region.
         subject = subjects.session_lookup_subject(region, "*", request_id)
         stream = subjects.session_lookup_stream(region)
         try:
@@ -81,9 +81,9 @@ class SessionLookup:
             return None
         if not record.functionVersionId:
             return None
-        return Found(region, record.functionId, record.functionVersionId, record.invokerNcaId)
+        return SessionRecord(region, record.functionId, record.functionVersionId, record.invokerNcaId)
 
-    async def forget(self, found: Found, request_id: str) -> None:
+    async def forget(self, found: SessionRecord, request_id: str) -> None:
         """Remove a session's record. Raises BrokerError."""
         subject = subjects.session_lookup_subject(found.region, found.version_id, request_id)
         stream = subjects.session_lookup_stream(found.region)
@@ -93,11 +93,13 @@ class SessionLookup:
             if error.code != _NOT_FOUND:
                 raise
 
-    async def ask_to_dial(self, version_id: str, request_id: str, payload: bytes, timeout: float) -> bool:
-        """Send a reconnect message; False when no worker holds the session.
+    async def request_reconnect(
+        self, version_id: str, request_id: str, payload: bytes, timeout: float
+    ) -> bool:
+        """Send a reconnect message; return False when no worker holds the session.
 
-        [ext] First on the version's own subject, the only one our workers may listen on; then on the
-        contract's, for workers of others. An answer is not required: the link itself is one.
+        [ext] First on the subject of the version, the only one that our workers may listen on; then on the
+        contract's, for third-party workers. A reply is not required: the tunnel itself is one.
         Raises BrokerError.
         """
         for subject in (
@@ -112,7 +114,7 @@ class SessionLookup:
                 pass
             except nats.errors.Error as error:
                 raise BrokerUnavailableError(
-                    f"the broker did not take it: {describe_error(error)}"
+                    f"the broker did not accept the reconnect message: {describe_error(error)}"
                 ) from error
             return True
         return False

@@ -1,4 +1,4 @@
-"""WebSocket upgrades on the ordinary HTTP port: the same tunnel, with aiohttp at the caller's end."""
+"""WebSocket upgrades on the HTTP port: the same tunnels, with aiohttp on the caller's side."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from nvcf_gateway.exchange.sinks import SERVER
 from nvcf_gateway.http.routing import pass_through_target
 from nvcf_gateway.owner import end_both
 from nvcf_gateway.sessions.failures import worker_left
-from nvcf_gateway.sessions.h1_caller import request_headers, response_headers, wants_upgrade
-from nvcf_gateway.sessions.h1_side import H1Side, raw, text
+from nvcf_gateway.sessions.h1 import (
+    H1Peer,
+    decode_headers,
+    request_headers,
+    response_headers,
+    wants_upgrade,
+)
 from nvcf_gateway.sessions.opening import Opened, SessionOpener
-from nvcf_gateway.sessions.routing import SessionCall, read_call
+from nvcf_gateway.sessions.routing import Header, SessionCall, encode_headers, read_call
 from nvcf_proto.h1 import encode_response_head
-
-Header = tuple[str, str]
 
 
 class _Switched(web.StreamResponse):
-    """What the handler returns when the connection is no longer HTTP: nothing more is to be sent."""
+    """Response after which nothing more is sent: the connection is no longer HTTP."""
 
     def __init__(self) -> None:
         super().__init__(status=101)
@@ -39,7 +42,7 @@ class _Switched(web.StreamResponse):
 
 
 class _RawInput:
-    """Stands in for aiohttp's WebSocket reader: takes the connection's bytes as they come."""
+    """Replaces aiohttp's WebSocket reader: takes the connection's bytes as they come."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -49,7 +52,7 @@ class _RawInput:
         self._paused = False
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
-        """Called by aiohttp."""
+        """Take bytes from aiohttp."""
         self._buffer += data
         self._arrived.set()
         if len(self._buffer) >= READ_BUFFER and not self._paused:
@@ -58,12 +61,12 @@ class _RawInput:
         return False, b""
 
     def feed_eof(self) -> None:
-        """Called by aiohttp."""
+        """Take the end of the input from aiohttp."""
         self._ended = True
         self._arrived.set()
 
     async def read(self) -> bytes:
-        """The next bytes, b"" at the end."""
+        """Return the next bytes, b"" at the end."""
         while not self._buffer:
             if self._ended:
                 return b""
@@ -83,26 +86,26 @@ class HttpUpgrade:
         self._opener = opener
 
     def takes(self, request: web.BaseRequest) -> bool:
-        """Whether it is a WebSocket upgrade for a function."""
+        """Whether a request is a WebSocket upgrade for a function."""
         headers = request.headers
         if headers.get("Upgrade", "").lower() != "websocket" or "Sec-WebSocket-Key" not in headers:
             return False
         with contextlib.suppress(HttpProblem):
             read_call(_headers(request), headers.get("Host", ""))
             return True
-        # Told to the caller by the ordinary way, unless that would not even see a function in it.
+        # An invalid call: take it, and so refuse it, if the ordinary routes would see a function in it.
         return pass_through_target(headers, headers.get("Host", "")) is not None
 
     async def serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Tunnel one request to its end. Raises HttpProblem."""
+        """Serve one request through a tunnel. Raises HttpProblem."""
         headers = _headers(request)
         call = read_call(headers, request.headers.get("Host", ""))
-        # What cannot be passed on is not worth a worker's time.
+        # A request that cannot be passed on must not occupy a worker.
         _request(request, call, [], headers)
         opened = await self._opener.open(self._opener.admit(call), request.headers)
         orderly = False
         try:
-            worker = H1Side(opened.wire, h11.CLIENT)
+            worker = H1Peer(opened.wire, h11.CLIENT)
             await worker.send(_request(request, call, opened.additions, headers))
             await worker.send(h11.EndOfMessage())
             event = await worker.next()
@@ -111,7 +114,7 @@ class HttpUpgrade:
                 return _Switched()
             if not isinstance(event, h11.Response):
                 raise worker_left()
-            response = await self._refused(request, opened, worker, event)
+            response = await self._relay_refusal(request, opened, worker, event)
             self._opener.ended(opened)
             orderly = True
             return response
@@ -129,20 +132,22 @@ class HttpUpgrade:
         self,
         request: web.BaseRequest,
         opened: Opened,
-        worker: H1Side,
+        worker: H1Peer,
         call: SessionCall,
         event: h11.InformationalResponse,
     ) -> bool:
-        """Pass raw bytes until both sides have ended; whether the function ended first, as it should."""
+        """Pass raw bytes until both sides end; return whether the function ended first, as it should."""
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the caller left")
-        headers = response_headers(text(event), opened.request_id, switched=True, accepted=call.accepted)
+        headers = response_headers(
+            decode_headers(event), opened.request_id, switched=True, accepted=call.accepted
+        )
         reason = event.reason.decode("latin-1")
         await request.writer.write(encode_response_head(event.status_code, headers, reason))
         worker.release()
         source = _RawInput(transport)
-        # The hook that aiohttp's own WebSocketResponse uses to get a connection's bytes.
+        # aiohttp's own WebSocketResponse gets a connection's bytes this way too.
         request.protocol.set_parser(source)  # type: ignore[arg-type]
         upward = asyncio.create_task(_upward(source, opened))
         downward = asyncio.create_task(_downward(request, opened))
@@ -154,10 +159,10 @@ class HttpUpgrade:
         return ended_by_function
 
     @staticmethod
-    async def _refused(
-        request: web.BaseRequest, opened: Opened, worker: H1Side, event: h11.Response
+    async def _relay_refusal(
+        request: web.BaseRequest, opened: Opened, worker: H1Peer, event: h11.Response
     ) -> web.StreamResponse:
-        headers = response_headers(text(event), opened.request_id, switched=False)
+        headers = response_headers(decode_headers(event), opened.request_id, switched=False)
         response = web.StreamResponse(status=event.status_code, reason=event.reason.decode("latin-1"))
         response.headers["Server"] = SERVER
         for name, value in headers:
@@ -179,7 +184,7 @@ def _request(
         return h11.Request(
             method=request.method,
             target=request.raw_path.encode("utf-8", "surrogateescape"),
-            headers=raw(request_headers(call, additions, wants_upgrade(headers))),
+            headers=encode_headers(request_headers(call, additions, wants_upgrade(headers))),
         )
     except h11.LocalProtocolError as error:
         raise HttpProblem(400, str(error)) from None

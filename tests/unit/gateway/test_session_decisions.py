@@ -1,4 +1,4 @@
-"""What sessions decide without any I/O: routing, refusals, first bytes, tokens."""
+"""Decisions of sessions, without I/O: routing, refusals, first bytes, tokens."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.sessions.failures import grpc_status, is_grpc, percent_encode
-from nvcf_gateway.sessions.h1_caller import request_headers, response_headers, wants_upgrade
-from nvcf_gateway.sessions.h2_call import Call
-from nvcf_gateway.sessions.h2_websocket import H2Socket, accept_of
+from nvcf_gateway.sessions.h1 import request_headers, response_headers, wants_upgrade
+from nvcf_gateway.sessions.h2_call import H2Call
+from nvcf_gateway.sessions.h2_protocol import ResetBucket
+from nvcf_gateway.sessions.h2_websocket import H2WebSocket, accept_key
 from nvcf_gateway.sessions.listener import PREFACE, is_http2
-from nvcf_gateway.sessions.proxy import claimed_ids, connect_target, told_error
-from nvcf_gateway.sessions.resets import ResetBudget
 from nvcf_gateway.sessions.routing import SessionCall, read_call
-from nvcf_gateway.sessions.worker_links import LinkTable
+from nvcf_gateway.sessions.tunnels import TunnelTable, check_target, read_credentials, tunnel_error
 from nvcf_proto.h1 import RequestHead
 
 F = "11111111-1111-4111-8111-111111111111"
@@ -115,7 +114,7 @@ def test_the_old_session_is_named_by_header_then_protocol_then_cookie(
         [(PROTOCOLS, "function-id.x")],
     ],
 )
-def test_what_names_no_function_is_refused(headers: list[tuple[str, str]]) -> None:
+def test_a_call_that_names_no_function_is_refused(headers: list[tuple[str, str]]) -> None:
     with pytest.raises(HttpProblem) as raised:
         read_call(headers, "")
     assert raised.value.status == 400
@@ -203,16 +202,16 @@ def head(method: str, target: str, *headers: tuple[str, str]) -> RequestHead:
 
 @pytest.mark.parametrize("target", ["/v1/proxy", "/v1/proxy?x=1", "host:80", "http://host/v1/proxy"])
 def test_workers_connect_in_any_form(target: str) -> None:
-    connect_target(head("CONNECT", target))
+    check_target(head("CONNECT", target))
 
 
 @pytest.mark.parametrize(
     ("method", "target", "status"),
     [("GET", "/v1/proxy", 405), ("CONNECT", "/", 404), ("CONNECT", "/v2", 404)],
 )
-def test_other_requests_are_refused_at_the_workers_door(method: str, target: str, status: int) -> None:
+def test_other_requests_are_refused_at_the_tunnel_endpoint(method: str, target: str, status: int) -> None:
     with pytest.raises(HttpProblem) as raised:
-        connect_target(head(method, target))
+        check_target(head(method, target))
     assert raised.value.status == status
 
 
@@ -225,9 +224,9 @@ def test_other_requests_are_refused_at_the_workers_door(method: str, target: str
         ([("Authorization", "Bearer t"), ("X-Request-ID", "x")], 400),
     ],
 )
-def test_a_dial_needs_token_and_id(headers: list[tuple[str, str]], status: int) -> None:
+def test_a_tunnel_needs_token_and_id(headers: list[tuple[str, str]], status: int) -> None:
     with pytest.raises(HttpProblem) as raised:
-        claimed_ids(head("CONNECT", "/v1/proxy", *headers))
+        read_credentials(head("CONNECT", "/v1/proxy", *headers))
     assert raised.value.status == status
 
 
@@ -240,43 +239,43 @@ def test_a_dial_needs_token_and_id(headers: list[tuple[str, str]], status: int) 
     ],
 )
 def test_a_workers_reason_is_read(text: str, expected: tuple[int, str]) -> None:
-    problem = told_error([("nvcf-tunnel-error", text)])
+    problem = tunnel_error([("nvcf-tunnel-error", text)])
     assert problem is not None
     assert (problem.status, problem.problem.detail) == expected
-    assert told_error([]) is None
+    assert tunnel_error([]) is None
 
 
 async def test_a_token_is_good_once_and_for_its_request_only() -> None:
-    links = LinkTable()
-    with links.expect(Q) as expected:
-        assert links.claim(expected.token, F) is None
-        assert links.claim("other", Q) is None
-        assert links.claim(expected.token, Q) is expected
-        assert links.claim(expected.token, Q) is None
-    with links.expect(Q) as second:
+    tunnels = TunnelTable()
+    with tunnels.expect(Q) as expected:
+        assert tunnels.claim(expected.token, F) is None
+        assert tunnels.claim("other", Q) is None
+        assert tunnels.claim(expected.token, Q) is expected
+        assert tunnels.claim(expected.token, Q) is None
+    with tunnels.expect(Q) as second:
         assert second.token != expected.token
-    assert links.claim(second.token, Q) is None
+    assert tunnels.claim(second.token, Q) is None
 
 
 def test_resets_are_bounded_and_forgiven() -> None:
-    budget = ResetBudget(10.0, burst=3, per_second=2)
-    assert [budget.take(10.0) for _ in range(5)] == [True, True, True, False, False]
-    assert [budget.take(11.0) for _ in range(3)] == [True, True, False]
-    assert [budget.take(99.0) for _ in range(4)] == [True, True, True, False]
+    bucket = ResetBucket(10.0, burst=3, per_second=2)
+    assert [bucket.acquire(10.0) for _ in range(5)] == [True, True, True, False, False]
+    assert [bucket.acquire(11.0) for _ in range(3)] == [True, True, False]
+    assert [bucket.acquire(99.0) for _ in range(4)] == [True, True, True, False]
 
 
 @given(st.lists(st.floats(0, 1, allow_nan=False), max_size=60))
 def test_no_more_resets_pass_than_the_bounds_say(pauses: list[float]) -> None:
     now, passed = 0.0, 0
-    budget = ResetBudget(now, burst=5, per_second=3)
+    bucket = ResetBucket(now, burst=5, per_second=3)
     for pause in pauses:
         now += pause
-        passed += budget.take(now)
+        passed += bucket.acquire(now)
     assert passed <= 5 + 3 * now + 1e-6
 
 
 def test_the_handshake_s_proof_is_that_of_the_standard() -> None:
-    assert accept_of("dGhlIHNhbXBsZSBub25jZQ==") == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", "RFC 6455 section 1.3"
+    assert accept_key("dGhlIHNhbXBsZSBub25jZQ==") == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", "RFC 6455 section 1.3"
 
 
 class _StuckWire:
@@ -289,7 +288,7 @@ class _StuckWire:
         await asyncio.Event().wait()
 
 
-class _CallersEnd:
+class _CallersEndpoint:
     """Notes what the caller may send again."""
 
     def __init__(self) -> None:
@@ -300,9 +299,9 @@ class _CallersEnd:
 
 
 async def test_a_websocket_that_is_cut_off_gives_all_of_its_window_back() -> None:
-    end, wire = _CallersEnd(), _StuckWire()
-    call = Call(end, 1, grpc=False, bodiless=False)  # type: ignore[arg-type]
-    socket = H2Socket(call, None, None, lambda _: None)  # type: ignore[arg-type]
+    end, wire = _CallersEndpoint(), _StuckWire()
+    call = H2Call(end, 1, grpc=False, bodiless=False)  # type: ignore[arg-type]
+    socket = H2WebSocket(call, None, None, lambda _: None)  # type: ignore[arg-type]
     call.request_data(b"a" * 100)
     call.request_data(b"b" * 10)
     upward = asyncio.create_task(socket._pass_upward(wire))  # type: ignore[arg-type]
