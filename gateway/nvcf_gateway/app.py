@@ -44,14 +44,14 @@ from nvcf_gateway.ratelimit.shared import SharedCounters
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.results.dead_letters import MAX_DELIVERIES_SUBJECT, ExhaustedRequests
 from nvcf_gateway.results.dead_letters import QUEUE_GROUP as EXHAUSTED_GROUP
-from nvcf_gateway.results.fallback import QUEUE_GROUP as RESCUE_GROUP
-from nvcf_gateway.results.fallback import Rescue
-from nvcf_gateway.results.handoff import Keeping
+from nvcf_gateway.results.fallback import QUEUE_GROUP as FALLBACK_GROUP
+from nvcf_gateway.results.fallback import FallbackLookup
 from nvcf_gateway.results.idempotency_keys import Idempotency
+from nvcf_gateway.results.retention import Retention
 from nvcf_gateway.results.status import Poller
 from nvcf_gateway.results.store import ResultStore
 from nvcf_gateway.results.tracking import Tracking
-from nvcf_gateway.results.worker_query import WorkerDoor
+from nvcf_gateway.results.worker_query import WorkerQuery
 from nvcf_gateway.rpc.authorization_service import add_authorization_services
 from nvcf_gateway.rpc.server import new_server, serve
 from nvcf_gateway.rpc.worker_service import WorkerService
@@ -184,7 +184,7 @@ async def _parts(
     except BrokerError as error:
         raise SetupError(str(error)) from None
     bodies = RegionalBuckets(client, requests, config, "bodies", ttl=config.results_ttl)
-    keeping = Keeping(config, bodies, results[config.region], tracking)
+    retention = Retention(config, bodies, results, tracking)
     dashboard_tokens = DashboardTokens(lambda: keys.ring.mac_keys())
     authenticator, authorizer = Authenticator(registry, dashboard_tokens), Authorizer(registry)
     demand = Demand(client, gateway_id, registry.index, time.time)
@@ -192,16 +192,16 @@ async def _parts(
     http_telemetry, telemetry = HttpTelemetry(metrics), EnqueueTelemetry(metrics, config.region)
     sessions = SessionTelemetry(http_telemetry, telemetry)
     register_gauges(metrics, demand.waiting, sessions)
-    waiting = Waiting(config, gateway_id, attach_url, queue, pending, keeping, owner, demand, telemetry)
-    worker_door = WorkerDoor(config, gateway_id, attach_url, requests, pending)
+    waiting = Waiting(config, gateway_id, attach_url, queue, pending, retention, owner, demand, telemetry)
+    worker_query = WorkerQuery(config, gateway_id, attach_url, requests, pending)
     poller = Poller(
-        worker_door,
+        worker_query,
         authenticator,
         authorizer,
         queue,
         results,
         tracking,
-        keeping,
+        retention,
         owner,
         idempotency,
     )
@@ -213,22 +213,22 @@ async def _parts(
     large = LargeResults(large_results, urls, config.large_body_bytes)
     asset_buckets = RegionalBuckets(client, requests, config, "assets", ttl=config.assets_ttl)
     assets = Assets(authenticator, asset_buckets, urls, config.large_body_bytes)
-    idempotent = IdempotentCalls(waiting, keeping, idempotency, owner)
+    idempotent = IdempotentCalls(waiting, retention, idempotency, owner)
     invoker = Invoker(
         config,
         registry,
         authenticator,
         authorizer,
         waiting,
-        keeping,
+        retention,
         idempotent,
         poller,
         limiter,
         assets,
         large,
     )
-    rescue = Rescue(config, gateway_id, attach_url, registry, queue, pending, keeping, owner, results)
-    await client.subscribe(rescue_subject("*"), queue=RESCUE_GROUP, cb=rescue.asked)
+    fallback = FallbackLookup(config, gateway_id, attach_url, registry, queue, pending, retention, owner)
+    await client.subscribe(rescue_subject("*"), queue=FALLBACK_GROUP, cb=fallback.asked)
     management = Management(authenticator, registry, queue)
     deployments = Deployments(authenticator, registry, queue, management, tokens)
     collector = SnapshotCollector(client, gateway_id, demand.history, lambda: shared.members)

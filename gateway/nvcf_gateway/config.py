@@ -57,6 +57,11 @@ class GatewayConfig:
     metrics: str | None = None
     log_level: str = "INFO"
 
+    @property
+    def own_region_first(self) -> tuple[str, ...]:
+        """All regions, in the order in which something is looked for."""
+        return (self.region, *(region for region in self.regions if region != self.region))
+
 
 def parse_address(text: str) -> tuple[str, int]:
     """`host:port` or `[v6]:port`. Raises SetupError."""

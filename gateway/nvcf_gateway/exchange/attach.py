@@ -13,8 +13,9 @@ from nats.aio.msg import Msg
 from nvcf_gateway.access.authorization import bearer_token
 from nvcf_gateway.errors import AnsweredElsewhere, CallerGone, HttpProblem
 from nvcf_gateway.exchange.bodies import BodySuperseded, BodyTooLarge
-from nvcf_gateway.exchange.pending import Outcome, Pending, PendingRequests
+from nvcf_gateway.exchange.pending import Pending, PendingRequests
 from nvcf_gateway.exchange.sinks import SERVER, checked_head
+from nvcf_gateway.exchange.states import State
 from nvcf_gateway.owner import TaskOwner
 from nvcf_proto import headers as names
 from nvcf_proto.errors import H1Error
@@ -97,39 +98,26 @@ class Attach:
                 await sink.write(chunk)
             await sink.finish()
         except AnsweredElsewhere:
-            pending.settle(Outcome.BROKEN)
+            pending.supersede()
         except CallerGone:
-            pending.settle(Outcome.STREAMED)
+            pending.finish_stream()
         except H1Error as error:
-            _broke(pending)
+            pending.break_stream()
             raise HttpProblem(400, f"malformed response: {error}") from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if pending.outcome.cancelled() and task is not None:
-                # It is the caller that left, not the worker: the worker gets its 200.
+            if pending.state is State.ANSWERED and task is not None:
+                # The caller left, not the worker: the worker gets its 200.
                 task.uncancel()
                 return
-            _broke(pending)
+            pending.break_stream()
             raise
         except Exception:
-            _broke(pending)
+            pending.break_stream()
             raise
         else:
-            self._delivered(pending, head)
-
-    def _delivered(self, pending: Pending, head: ResponseHead) -> None:
-        if not pending.detached:
-            pending.settle(Outcome.STREAMED)
-        elif not self._pending.answered(pending, head.status):
-            pending.reopen()
-
-
-def _broke(pending: Pending) -> None:
-    if pending.detached:
-        # Nothing of it has been shown to anybody: the next delivery may answer.
-        pending.reopen()
-    else:
-        pending.settle(Outcome.BROKEN)
+            comes_again = pending.detached and self._pending.stored(pending, head.status)
+            pending.finish_stream(comes_again=comes_again)
 
 
 def _attempt(request: web.BaseRequest) -> int | None:
@@ -185,29 +173,30 @@ class InlineReplies:
         except (DecodeError, H1Error) as error:
             _log.warning("inline reply refused: %s", error, extra={"request_id": pending.request_id})
             return await _refuse(message, 400)
-        if pending.keeper is not None:
+        if pending.inline_storage is not None:
             # Storing takes a while, and the next reply shall not wait for it.
-            self._owner.spawn(self._keep(message, pending, head, body), f"keep {pending.request_id}")
+            self._owner.spawn(self._store(message, pending, head, body), f"store {pending.request_id}")
             return None
         if not pending.take_inline(head, body):
             return await _refuse(message, 410)
         return await message.respond(b"")
 
-    async def _keep(self, message: Msg, pending: Pending, head: ResponseHead, body: bytes) -> None:
-        """Store the answer, then acknowledge it; no answer makes the worker try request-attach."""
-        if pending.keeper is None or not pending.open:
+    async def _store(self, message: Msg, pending: Pending, head: ResponseHead, body: bytes) -> None:
+        """Store the response, then acknowledge it. Without an acknowledgement the worker tries attach."""
+        storage = pending.inline_storage
+        if storage is None or not pending.open:
             return await _refuse(message, 410)
         try:
-            kept = await pending.keeper(head, body)
+            first = await storage.save(head, body)
         except HttpProblem:
             return None
-        if not kept:
-            # Another execution was faster: this one is done with, and the caller gets that one's answer.
+        if not first:
+            # Another execution was faster: this one is done, and the caller gets that one's response.
             pending.give_way()
             return await message.respond(b"")
         if pending.detached:
-            pending.tell(answered=True)
-            self._pending.answered(pending, head.status)
+            pending.notify(answered=True)
+            pending.finish_inline(comes_again=self._pending.stored(pending, head.status))
         elif not pending.take_inline(head, body):
             return await _refuse(message, 410)
         return await message.respond(b"")

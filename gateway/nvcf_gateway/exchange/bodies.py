@@ -239,6 +239,34 @@ class CallerBody:
         self._spool.close()
 
 
+class BytesSource:
+    """Bytes in memory as the source of a body."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._offset = 0
+
+    async def read(self, n: int = -1) -> bytes:
+        """Up to `n` bytes."""
+        end = len(self._data) if n < 0 else self._offset + n
+        part = self._data[self._offset : end]
+        self._offset += len(part)
+        return part
+
+    def at_eof(self) -> bool:
+        """Whether everything has been read."""
+        return self._offset >= len(self._data)
+
+    def is_eof(self) -> bool:
+        """Everything is there from the start."""
+        return True
+
+
+def empty_body() -> CallerBody:
+    """Return the body of a request that has none."""
+    return CallerBody(BytesSource(b""), 0, spool_memory_bytes=0)
+
+
 async def _finished(work: Coroutine[None, None, None]) -> None:
     """Await `work` to its end even when cancelled: bytes taken from the caller must reach the spool."""
     task = asyncio.ensure_future(work)

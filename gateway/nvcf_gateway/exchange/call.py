@@ -38,31 +38,9 @@ class Call:
     large_response_url: str = ""
     assets: tuple[AssetReference, ...] = ()
     keep_queued: bool = False
-    survives: bool = False
-    """Whether it goes on when its caller leaves, because somebody may ask for it again."""
-
-
-class BytesSource:
-    """Bytes in memory as a body source."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._offset = 0
-
-    async def read(self, n: int = -1) -> bytes:
-        """Up to `n` bytes."""
-        end = len(self._data) if n < 0 else self._offset + n
-        part = self._data[self._offset : end]
-        self._offset += len(part)
-        return part
-
-    def at_eof(self) -> bool:
-        """Whether everything has been read."""
-        return self._offset >= len(self._data)
-
-    def is_eof(self) -> bool:
-        """Everything is there from the start."""
-        return True
+    keyed: bool = False
+    """Whether it has an idempotency key: it goes on if its caller leaves, since its response may be fetched
+    later."""
 
 
 def raw_headers(request: web.BaseRequest) -> list[Header]:

@@ -1,49 +1,61 @@
-"""Requests whose callers wait at this replica, and the tokens by which workers reach them."""
+"""Requests whose responses are taken at this replica, and the tokens by which workers reach them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Protocol
 
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.exchange.bodies import Body
 from nvcf_gateway.exchange.sinks import Sink
+from nvcf_gateway.exchange.states import Event, State, transition
 from nvcf_proto.h1 import RequestHead, ResponseHead
 from nvcf_proto.ids import new_id
 
 
 class Outcome(Enum):
-    """How the delivery of an answer ended."""
+    """How the wait of a caller ended."""
 
     INLINE = auto()
-    """`Pending.inline` holds the whole answer."""
+    """`Pending.inline` holds the whole response."""
     STREAMED = auto()
     """The sink has got everything."""
     BROKEN = auto()
     """The worker left or sent nonsense after the head."""
     TIME_OVER = auto()
-    """The deadline has passed first."""
+    """The deadline has passed first. The request is detached if its response is stored."""
+    CUT_OFF = auto()
+    """The longest duration of a call has passed in the middle of the response."""
     REJECTED = auto()
-    """`Pending.problem` is the caller's answer: the request itself cannot be served."""
+    """`Pending.problem` is the response: the request itself cannot be served."""
+
+
+class Storage(Protocol):
+    """Where the response of one request is stored."""
+
+    def sink(self) -> Sink:
+        """Return a sink that stores a streamed response."""
+        ...
+
+    async def save(self, head: ResponseHead, body: bytes) -> bool:
+        """Store a complete response; return False if another one is stored already."""
+        ...
 
 
 def _new_outcome() -> asyncio.Future[Outcome]:
     return asyncio.get_running_loop().create_future()
 
 
-Keeper = Callable[[ResponseHead, bytes], Awaitable[bool]]
-"""Stores an answer; False when another one is stored already."""
-
-
 @dataclass(eq=False, slots=True)
 class Pending:
-    """One request whose answer is taken here, for a caller that waits or for the result store.
+    """One request whose response is taken here, for a caller that waits or for the result store.
 
-    The response token and the inline token are each good for one answer; whichever comes first
-    closes both. A delivery that breaks before its head was complete changes nothing.
+    The response token and the inline token are each good for one response; the first of them that is used
+    closes both. A delivery that breaks before its head is complete changes nothing.
     """
 
     request_id: str
@@ -54,118 +66,154 @@ class Pending:
     response_token: str = field(default_factory=new_id)
     inline_token: str = field(default_factory=new_id)
     request_token: str | None = None
+    state: State = State.WAITING
     outcome: asyncio.Future[Outcome] = field(default_factory=_new_outcome)
     inline: tuple[ResponseHead, bytes] | None = None
-    keeper: Keeper | None = None
-    """Stores an inline answer before the worker is told that it is delivered."""
+    storage: Storage | None = None
+    """Where the response goes once no caller waits for it; None: nobody wants it then."""
+    stores_inline: bool = False
+    """Whether an inline response is stored before the worker is told that it is delivered."""
     longest: float = float("inf")
-    """Loop time at which even a streamed answer is cut off."""
+    """Loop time at which even a streamed response is cut off."""
     timer: asyncio.TimerHandle | None = None
     expiry: asyncio.TimerHandle | None = None
-    keep: Callable[[], tuple[Sink, Keeper]] | None = None
-    """Where the answer goes when the deadline passes first; None: nobody wants it then."""
-    detached: bool = False
     problem: HttpProblem | None = None
     body_attempt: int = 0
     streaming: asyncio.Task[object] | None = None
+    """The task that receives the response."""
     status: int = 0
-    """HTTP status of the answer, 0 before there is one."""
-    on_answer: Callable[[bool], None] | None = None
-    """Told once: True at the first answer that a worker brings, False when none is wanted any more."""
+    """HTTP status of the response, 0 before there is one."""
+    on_response: Callable[[bool], None] | None = None
+    """Called once: with True for the first response that a worker brings, with False when none is wanted
+    any more."""
+
+    def _apply(self, event: Event) -> bool:
+        """Change the state; return False if `event` comes too late."""
+        state = transition(self.state, event)
+        if state is None:
+            return False
+        self.state = state
+        return True
+
+    def _settle(self, outcome: Outcome) -> None:
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)
 
     @property
     def open(self) -> bool:
-        """Whether an answer is still wanted and none has begun."""
-        return self.streaming is None and self.inline is None and not self.outcome.done()
+        """Whether a response is still wanted and none has begun."""
+        # A caller's task that was cancelled cancels the outcome, and decides a little later what follows.
+        return self.state is State.DETACHED or (self.state is State.WAITING and not self.outcome.cancelled())
+
+    @property
+    def detached(self) -> bool:
+        """Whether no caller waits any more and the response is stored."""
+        return self.state is State.DETACHED or self.state is State.STORING
+
+    @property
+    def inline_storage(self) -> Storage | None:
+        """Where an inline response has to be stored before it is acknowledged, if anywhere."""
+        return self.storage if self.stores_inline or self.state is State.DETACHED else None
 
     def take_inline(self, head: ResponseHead, body: bytes) -> bool:
-        """Accept a complete answer; False when it comes too late."""
-        if not self.open:
+        """Accept a complete response; return False if it comes too late."""
+        if not self.open or not self._apply(Event.INLINE):
             return False
         self.inline = (head, body)
         self.status = head.status
-        self.outcome.set_result(Outcome.INLINE)
-        self.tell(answered=True)
+        self._settle(Outcome.INLINE)
+        self.notify(answered=True)
         return True
 
     def begin_stream(self, task: asyncio.Task[object] | None) -> bool:
-        """Accept the head of a streamed answer delivered by `task`; False when it comes too late.
+        """Accept the head of a response that `task` streams; return False if it comes too late.
 
         From here on the poll time no longer counts, only the longest duration of a call.
         """
-        if not self.open or task is None:
+        if not self.open or task is None or not self._apply(Event.HEAD):
             return False
         self.streaming = task
-        self.tell(answered=True)
+        self.notify(answered=True)
         if self.timer is not None:
             self.set_deadline(self.longest)
         return True
 
-    def tell(self, *, answered: bool) -> None:
-        """A worker has brought an answer, or none will be taken any more."""
-        if self.on_answer is not None:
-            told, self.on_answer = self.on_answer, None
-            told(answered)
+    def finish_stream(self, *, comes_again: bool = False) -> None:
+        """Note that the response is complete; `comes_again`: it was a 202 to which the worker adds."""
+        if self._apply(Event.PROGRESS if comes_again else Event.FINISHED):
+            self._settle(Outcome.STREAMED)
 
-    def reopen(self) -> None:
-        """Take back an accepted stream, so that another delivery may answer."""
-        self.streaming = None
+    def finish_inline(self, *, comes_again: bool) -> None:
+        """Note that a complete response is in the store; `comes_again` as for `finish_stream`."""
+        self._apply(Event.PROGRESS if comes_again else Event.INLINE)
+
+    def break_stream(self) -> None:
+        """Note that the response broke off. If nobody has seen any of it, another delivery may answer."""
+        if self._apply(Event.BROKE):
+            self._settle(Outcome.BROKEN)
+
+    def supersede(self) -> None:
+        """Note that the streamed response is void: another execution has answered first."""
+        if self._apply(Event.FINISHED):
+            self._settle(Outcome.BROKEN)
+
+    def reject(self, problem: HttpProblem) -> None:
+        """End the wait with `problem`: the request itself turned out to be one that is not served."""
+        if self.open and self._apply(Event.REJECTED):
+            self.problem = problem
+            self._settle(Outcome.REJECTED)
+
+    def notify(self, *, answered: bool) -> None:
+        """Call `on_response`, once."""
+        if self.on_response is not None:
+            callback, self.on_response = self.on_response, None
+            callback(answered)
 
     def set_deadline(self, when: float) -> None:
-        """Settle with TIME_OVER at `when` (loop time) unless something else comes first."""
+        """End the wait at `when` (loop time) unless something else ends it before."""
         self.clear_deadline()
-        self.timer = asyncio.get_running_loop().call_at(when, self._time_over)
-
-    def _time_over(self) -> None:
-        self.timer = None
-        outcome = self.outcome
-        if outcome.done():
-            return
-        if self.keep is not None and self.open:
-            # In one step with the end of the wait: a worker that answers now finds the door open.
-            self.sink, self.keeper = self.keep()
-            self.outcome, self.detached = _new_outcome(), True
-        outcome.set_result(Outcome.TIME_OVER)
-
-    def give_way(self) -> None:
-        """The answer is in the store already, from elsewhere: the caller need not wait here any longer."""
-        if self.timer is not None and self.open:
-            self.clear_deadline()
-            self._time_over()
+        self.timer = asyncio.get_running_loop().call_at(when, self._expire)
 
     def clear_deadline(self) -> None:
-        """No deadline any more."""
+        """Remove the deadline."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
 
-    def outlive(self, sink: Sink, keeper: Keeper) -> None:
-        """The caller has left: whatever comes from now on goes to `sink` and `keeper`.
+    def _expire(self) -> None:
+        self.timer = None
+        if self.outcome.done():
+            return
+        outcome = Outcome.CUT_OFF if self.state is State.STREAMING else Outcome.TIME_OVER
+        if self.storage is not None and self.state is State.WAITING:
+            # In one step with the end of the wait: a worker that answers now is still welcome.
+            self.detach()
+        else:
+            self._apply(Event.EXPIRED)
+        self._settle(outcome)
 
-        An answer that is being streamed stays with its own sink, which has to cope with that.
+    def give_way(self) -> None:
+        """End the wait as at its deadline: another execution's response is in the store already."""
+        if self.timer is not None and self.open:
+            self.clear_deadline()
+            self._expire()
+
+    def detach(self) -> None:
+        """Let the response go to the store, since the caller no longer waits.
+
+        A response that is being streamed stays with its own sink, which has to cope with that.
         """
         self.clear_deadline()
-        if self.streaming is None:
-            self.sink, self.keeper = sink, keeper
-        self.outcome, self.detached = _new_outcome(), True
+        if self._apply(Event.LEFT) and self.state is State.DETACHED and self.storage is not None:
+            self.sink = self.storage.sink()
 
-    def reject(self, problem: HttpProblem) -> None:
-        """The request itself turned out to be one that is not served."""
-        if self.open:
-            self.problem = problem
-            self.settle(Outcome.REJECTED)
-
-    def carry_on(self) -> None:
-        """The caller has left in the middle of a streamed answer, whose sink copes with that."""
-        self.outcome, self.detached = _new_outcome(), True
-
-    def settle(self, outcome: Outcome) -> None:
-        """Tell the caller's side how the delivery ended."""
-        if not self.outcome.done():
-            self.outcome.set_result(outcome)
+    def withdraw(self) -> None:
+        """Take no response any more."""
+        self._apply(Event.WITHDRAWN)
+        self.outcome.cancel()
 
     def take_body(self, attempt: int | None) -> bool:
-        """Whether a delivery may fetch the body; the token is good once for each delivery attempt.
+        """Return whether a delivery may fetch the body; the token is good once for each delivery attempt.
 
         `attempt` is the delivery count a worker of ours states ([ext]), None for other workers.
         """
@@ -177,7 +225,7 @@ class Pending:
 
 
 class PendingRequests:
-    """All requests that wait here, found by their tokens."""
+    """All requests whose responses are taken here, found by their tokens."""
 
     def __init__(self) -> None:
         self._by_response: dict[str, Pending] = {}
@@ -195,12 +243,14 @@ class PendingRequests:
         if pending.request_token is not None:
             self._by_request[pending.request_token] = pending
 
-    def add_detached(self, pending: Pending) -> None:
-        """Let workers reach a request that no caller waits for; found by its id as well."""
+    def retain(self, pending: Pending, seconds: float) -> None:
+        """Let workers reach a request that no caller waits for, for so many seconds; its id finds it too."""
+        self.remove(pending)
         self._by_id[pending.request_id] = pending
         self.add(pending)
+        self.expire(pending, seconds)
 
-    def keep_for(self, pending: Pending, seconds: float) -> None:
+    def expire(self, pending: Pending, seconds: float) -> None:
         """Forget the request in so many seconds, unless that happens before."""
         if pending.expiry is not None:
             pending.expiry.cancel()
@@ -210,21 +260,21 @@ class PendingRequests:
         )
 
     def _expired(self, pending: Pending) -> None:
-        pending.tell(answered=False)
+        pending.notify(answered=False)
         self.remove(pending)
 
-    def answered(self, pending: Pending, status: int) -> bool:
-        """A request that no caller waits for has an answer; whether its door is closed thereby.
+    def stored(self, pending: Pending, status: int) -> bool:
+        """Note that the response of a detached request is stored; return whether the worker comes again.
 
-        After a 202 the worker goes on and comes again: to the door of the request, never to that of a poll.
+        After a 202 it does, by the tokens of the request itself and never by those of a poll.
         """
-        if status == 202 and self._by_id.get(pending.request_id) is pending:
-            return False
-        self.remove(pending)
-        return True
+        comes_again = status == 202 and self._by_id.get(pending.request_id) is pending
+        if not comes_again:
+            self.remove(pending)
+        return comes_again
 
     def detached(self, request_id: str) -> Pending | None:
-        """The request of that id for which this replica stores an answer."""
+        """Return the request of that id for which this replica stores a response."""
         return self._by_id.get(request_id)
 
     def remove(self, pending: Pending) -> None:
@@ -241,13 +291,13 @@ class PendingRequests:
             del self._by_id[pending.request_id]
 
     def by_response_token(self, token: str) -> Pending | None:
-        """The request whose answer `token` may deliver."""
+        """Return the request whose response `token` may deliver."""
         return self._by_response.get(token)
 
     def by_inline_token(self, token: str) -> Pending | None:
-        """The request whose answer `token` may deliver inline."""
+        """Return the request whose response `token` may deliver inline."""
         return self._by_inline.get(token)
 
     def by_request_token(self, token: str) -> Pending | None:
-        """The request whose body `token` may fetch."""
+        """Return the request whose body `token` may fetch."""
         return self._by_request.get(token)

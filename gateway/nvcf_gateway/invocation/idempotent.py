@@ -17,14 +17,11 @@ from nvcf_gateway.exchange.call import Call
 from nvcf_gateway.exchange.sinks import Sink
 from nvcf_gateway.invocation.waiting import Ended, Waiting
 from nvcf_gateway.owner import TaskOwner
-from nvcf_gateway.results.handoff import Keeping
 from nvcf_gateway.results.idempotency_keys import HEADER, Claim, Idempotency, checked_key, fingerprint
-from nvcf_gateway.results.store_sink import NO_RESULT_OF_KEY, TeeSink
+from nvcf_gateway.results.result_writer import TeeSink, is_result
+from nvcf_gateway.results.retention import Retention
 
 _log = logging.getLogger(__name__)
-
-MAX_KEPT_STREAM = 64 * 1024 * 1024
-"""A streamed answer beyond this is not kept for repeated calls, bytes."""
 
 
 def holds_key(ended: Ended | BaseException, status: int) -> bool:
@@ -45,7 +42,7 @@ def holds_key(ended: Ended | BaseException, status: int) -> bool:
         case Ended.TIME_OVER:
             return False
         case Ended.ANSWERED:
-            return status not in NO_RESULT_OF_KEY - {202}
+            return status == 202 or is_result(status, keyed=True)
         case _:
             return True
 
@@ -79,8 +76,8 @@ class Execution:
                 return self
             self._claim = claim
             # The caller may come back for it, so it outlives both the caller and the poll time.
-            self.call = replace(self.call, request_id=claim.request_id, keep_queued=True, survives=True)
-            await self._calls.keeping.track(self.call)
+            self.call = replace(self.call, request_id=claim.request_id, keep_queued=True, keyed=True)
+            await self._calls.retention.track(self.call)
         except BaseException as error:
             await self._leave()
             if isinstance(error, BrokerError):
@@ -105,7 +102,7 @@ class Execution:
 
     async def _run(self, claim: Claim, call: Call, sink: Sink, trace: Mapping[str, str]) -> Ended:
         calls = self._calls
-        tee = TeeSink(sink, calls.keeping.sink_of(call), MAX_KEPT_STREAM)
+        tee = TeeSink(sink, calls.retention.kept_call(call).sink())
         self._held = True
         try:
             ended = await calls.waiting.run(call, tee, trace, lambda: calls.release(claim))
@@ -120,10 +117,10 @@ class IdempotentCalls:
     """Executes calls; those with a key are claimed, tracked and stored."""
 
     def __init__(
-        self, waiting: Waiting, keeping: Keeping, idempotency: Idempotency, owner: TaskOwner
+        self, waiting: Waiting, retention: Retention, idempotency: Idempotency, owner: TaskOwner
     ) -> None:
         self.waiting = waiting
-        self.keeping = keeping
+        self.retention = retention
         self._idempotency = idempotency
         self._owner = owner
 

@@ -13,9 +13,8 @@ from nvcf_broker.errors import BrokerError
 from nvcf_gateway.access.authorization import Authenticator, Authorizer, Caller
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.exchange.bodies import BodyTooLarge, ByteSource, CallerBody
+from nvcf_gateway.exchange.bodies import BodyTooLarge, ByteSource, BytesSource, CallerBody
 from nvcf_gateway.exchange.call import (
-    BytesSource,
     Call,
     caller_poll_seconds,
     expect_continue,
@@ -44,8 +43,8 @@ from nvcf_gateway.objects.large_results import LargeResults
 from nvcf_gateway.queue.message import AssetReference, forwarded_headers
 from nvcf_gateway.ratelimit.limiter import RateLimiter
 from nvcf_gateway.registry import Registry
-from nvcf_gateway.results.handoff import Keeping
 from nvcf_gateway.results.idempotency_keys import HEADER
+from nvcf_gateway.results.retention import Retention
 from nvcf_gateway.results.status import Poller
 from nvcf_gateway.telemetry.http_span import new_request_id, set_version
 from nvcf_otel import names as telemetry
@@ -56,7 +55,7 @@ from nvcf_proto.models import FunctionVersion
 from nvcf_proto.settings import MAX_DIRECT_RESPONSE, MAX_INLINE_BODY, POLL_SECONDS_MAX
 
 READ_AHEAD_PATIENCE = 5.0
-_COMING_BACK = (HEADER, names.NVCF_KEEP_QUEUED)
+_REPEATABLE = (HEADER, names.NVCF_KEEP_QUEUED)
 
 _tracer = trace.get_tracer("nvcf_gateway")
 
@@ -71,7 +70,7 @@ class Invoker:
         authenticator: Authenticator,
         authorizer: Authorizer,
         waiting: Waiting,
-        keeping: Keeping,
+        retention: Retention,
         idempotent: IdempotentCalls,
         poller: Poller,
         limiter: RateLimiter,
@@ -83,7 +82,7 @@ class Invoker:
         self._authenticator = authenticator
         self._authorizer = authorizer
         self._waiting = waiting
-        self._keeping = keeping
+        self._retention = retention
         self._idempotent = idempotent
         self._poller = poller
         self._limiter = limiter
@@ -108,7 +107,7 @@ class Invoker:
         cors = list(cors_headers(request.headers).items())
         async with self._idempotent.execution(request, call) as execution:
             if execution.earlier is not None:
-                return await self._poller.joined(request, execution.earlier, call, wrapped=False)
+                return await self._poller.follow(request, execution.earlier, call, wrapped=False)
             call = await self._with_objects(execution.call, _asset_ids(request))
             sink = StreamSink(
                 request,
@@ -126,7 +125,7 @@ class Invoker:
         seconds = wrapped.poll_seconds or caller_poll_seconds(request, path_route=True)
         # The wrapper is what the headers of an exec call describe: none of them is for the function. Two say
         # that somebody may come back for the answer, which its worker has to know [ext].
-        inner = [(name, request.headers[name]) for name in _COMING_BACK if name in request.headers]
+        inner = [(name, request.headers[name]) for name in _REPEATABLE if name in request.headers]
         inner += [("Content-Type", "application/json"), ("Content-Length", str(len(wrapped.body)))]
         keep = self._keep_queued(request, version)
         told = self._told_seconds(seconds, keep=keep)
@@ -137,7 +136,7 @@ class Invoker:
         call = Call(caller, version, head, body, seconds, new_request_id(), time.time(), keep_queued=keep)
         async with self._idempotent.execution(request, call) as execution:
             if execution.earlier is not None:
-                return await self._poller.joined(request, execution.earlier, call, wrapped=True)
+                return await self._poller.follow(request, execution.earlier, call, wrapped=True)
             call = await self._with_objects(execution.call, wrapped.asset_ids or _asset_ids(request))
             sink = CollectSink(MAX_DIRECT_RESPONSE)
             ended = await execution.run(call, sink, request.headers)
@@ -233,7 +232,7 @@ class Invoker:
         """A 202 is only said once the request can be found by a poll."""
         if head.status == 202:
             try:
-                await self._keeping.track(call)
+                await self._retention.track(call)
             except BrokerError as error:
                 raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
 

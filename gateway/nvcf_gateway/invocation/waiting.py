@@ -1,4 +1,4 @@
-"""Queueing one call and waiting for its answer."""
+"""Enqueue one call and wait for its response."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum, auto
-from functools import partial
 
 from nvcf_broker.errors import BrokerError
 from nvcf_gateway.config import GatewayConfig
@@ -22,11 +21,12 @@ from nvcf_gateway.errors import (
 from nvcf_gateway.exchange.call import Call
 from nvcf_gateway.exchange.pending import Outcome, Pending, PendingRequests
 from nvcf_gateway.exchange.sinks import Sink
+from nvcf_gateway.exchange.states import State
 from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.queue.demand import Demand, Tally
 from nvcf_gateway.queue.message import Delivery, Work, build_request, message_headers
 from nvcf_gateway.queue.request_queue import RequestQueue
-from nvcf_gateway.results.handoff import Keeping
+from nvcf_gateway.results.retention import Retention
 from nvcf_gateway.telemetry.enqueue_span import EnqueueTelemetry
 from nvcf_proto.h1 import H1Error
 from nvcf_proto.ids import new_id
@@ -35,22 +35,37 @@ from nvcf_proto.subjects import inline_reply_subject
 
 _log = logging.getLogger(__name__)
 
+Withdrawn = Callable[[], Awaitable[None]]
+
 
 class Ended(Enum):
     """How a wait ended."""
 
     ANSWERED = auto()
-    """The sink has the whole answer."""
+    """The sink has the whole response."""
     BROKEN = auto()
-    """The answer broke off; the sink was aborted."""
+    """The response broke off; the sink was aborted."""
     TIME_OVER = auto()
-    """No answer came, and the request is withdrawn."""
+    """No response came, and the request is withdrawn."""
+    REJECTED = auto()
+    """The request cannot be served, and is withdrawn."""
     KEPT = auto()
-    """No answer came; the request stays queued and can be polled."""
+    """No response came; the request stays queued and can be polled."""
 
 
 class StillQueued(HttpProblem):
-    """No answer, and nothing certain: a repeated call with the same key finds out."""
+    """No response, and nothing certain: a repeated call with the same key finds out."""
+
+
+def stays_queued(ended: Ended, *, keyed: bool, published: bool) -> bool:
+    """Decide whether a request that nobody waits for any more stays in the queue.
+
+    An answered one is removed by its worker. If a worker left in the middle of its response, the queue
+    delivers the request again, and a call that repeats the key gets the next response.
+    """
+    if ended is Ended.BROKEN:
+        return keyed and published
+    return ended in (Ended.ANSWERED, Ended.KEPT)
 
 
 class Waiting:
@@ -63,7 +78,7 @@ class Waiting:
         attach_url: Callable[[], str],
         queue: RequestQueue,
         pending: PendingRequests,
-        keeping: Keeping,
+        retention: Retention,
         owner: TaskOwner,
         demand: Demand,
         telemetry: EnqueueTelemetry,
@@ -75,17 +90,13 @@ class Waiting:
         self._attach_url = attach_url
         self._queue = queue
         self._pending = pending
-        self._keeping = keeping
+        self._retention = retention
         self._owner = owner
 
     async def run(
-        self,
-        call: Call,
-        sink: Sink,
-        trace: Mapping[str, str],
-        withdrawn: Callable[[], Awaitable[None]] | None = None,
+        self, call: Call, sink: Sink, trace: Mapping[str, str], withdrawn: Withdrawn | None = None
     ) -> Ended:
-        """Queue the call and wait for its answer in `sink`.
+        """Enqueue the call and wait for its response in `sink`.
 
         `trace` holds the caller's trace headers. `withdrawn` is called if the caller leaves and the call
         cannot go on without it. Raises HttpProblem 413, 429, 500 and 504.
@@ -94,12 +105,7 @@ class Waiting:
             return await self._run(call, sink, trace, tally, withdrawn)
 
     async def _run(
-        self,
-        call: Call,
-        sink: Sink,
-        trace: Mapping[str, str],
-        tally: Tally,
-        withdrawn: Callable[[], Awaitable[None]] | None,
+        self, call: Call, sink: Sink, trace: Mapping[str, str], tally: Tally, withdrawn: Withdrawn | None
     ) -> Ended:
         loop = asyncio.get_running_loop()
         # The poll time counts from when the call arrived, its body included.
@@ -108,9 +114,9 @@ class Waiting:
         pending.longest = began + CALL_MAX_SECONDS
         if call.full_by_attach or not call.body.complete:
             pending.request_token = new_id()
-        if call.survives:
-            # An inline answer is stored before the worker learns that it was delivered.
-            pending.keeper = self._keeping.keeper(call)
+        if call.keep_queued:
+            pending.storage = self._retention.kept_call(call)
+            pending.stores_inline = call.keyed
         deadline = began + call.poll_seconds + GATEWAY_EXTRA_WAIT
         sequence: int | None = None
         published = False
@@ -118,16 +124,16 @@ class Waiting:
         self._pending.add(pending)
         try:
             sequence, sent = await self._publish(call, pending, trace, deadline)
-            if call.keep_queued:
-                pending.keep = partial(self._keeping.destination, call)
             pending.set_deadline(deadline)
             published = True
             if await self._demand.queued(call.version.id, call.request_id, sent):
-                pending.on_answer = self._telemetry.cold_start(call.version, call.request_id)
+                pending.on_response = self._telemetry.cold_start(call.version, call.request_id)
             # Thousands wait here at a time: what is no longer needed goes, and nothing is called to wait.
             del sent
             outcome = await pending.outcome
             ended = await self._ended(outcome, call, pending, sink)
+            if ended is Ended.REJECTED and pending.problem is not None:
+                raise pending.problem
             tally.answered = ended is Ended.ANSWERED
             tally.failed = pending.status >= 500 if tally.answered else ended is not Ended.KEPT
             return ended
@@ -135,67 +141,58 @@ class Waiting:
             ended = Ended.KEPT
             raise
         except asyncio.CancelledError:
-            if call.survives and published and self._outlive(call, pending, sequence, withdrawn):
+            if call.keyed and published and self._outlive(call, pending, sequence, withdrawn):
                 ended = Ended.KEPT
             raise
         finally:
             pending.clear_deadline()
             if ended is not Ended.KEPT:
-                # A worker that left in the middle of its answer may come back with it, or another one.
-                stays = ended is Ended.ANSWERED or (ended is Ended.BROKEN and call.survives and published)
+                stays = stays_queued(ended, keyed=call.keyed, published=published)
                 self._forget(call, pending, sequence, withdraw=not stays)
 
     async def _ended(self, outcome: Outcome, call: Call, pending: Pending, sink: Sink) -> Ended:
-        if outcome is Outcome.TIME_OVER:
-            if pending.streaming is not None:
+        match outcome:
+            case Outcome.TIME_OVER:
+                kept = pending.storage is not None and await self._keep(call, pending)
+                return Ended.KEPT if kept else Ended.TIME_OVER
+            case Outcome.REJECTED:
+                return Ended.REJECTED
+            case Outcome.CUT_OFF:
                 sink.abort()
                 raise HttpProblem(504, "the call took longer than a call may last")
-            if pending.detached and await self._kept(call, pending):
-                self._keeping.promised(pending, self._pending)
-                return Ended.KEPT
-            return Ended.TIME_OVER
-        if outcome is Outcome.REJECTED and pending.problem is not None:
-            raise pending.problem
-        if outcome is Outcome.BROKEN:
-            sink.abort()
-            return Ended.BROKEN
-        if outcome is Outcome.INLINE:
-            await _hand_over(pending, sink)
+            case Outcome.BROKEN:
+                sink.abort()
+                return Ended.BROKEN
+            case Outcome.INLINE:
+                await _complete(pending, sink)
         return Ended.ANSWERED
 
-    async def _kept(self, call: Call, pending: Pending) -> bool:
+    async def _keep(self, call: Call, pending: Pending) -> bool:
+        if pending.state is not State.ANSWERED:
+            self._pending.retain(pending, self._config.results_ttl)
         try:
-            return await self._keeping.keep(call, pending)
+            return await self._retention.keep(call, pending)
         except BrokerError as error:
-            if not call.survives:
+            if not call.keyed:
                 return False
-            self._keeping.promised(pending, self._pending)
             raise StillQueued(503, str(error), headers={"Retry-After": "1"}) from None
 
     def _outlive(
-        self,
-        call: Call,
-        pending: Pending,
-        sequence: int | None,
-        withdrawn: Callable[[], Awaitable[None]] | None,
+        self, call: Call, pending: Pending, sequence: int | None, withdrawn: Withdrawn | None
     ) -> bool:
-        """The caller has left and the call goes on; False when its answer is there already."""
-        if pending.inline is not None or (pending.outcome.done() and not pending.outcome.cancelled()):
+        """Let the call go on without its caller; return False if its response is there already."""
+        if pending.state is State.ANSWERED:
             return False
-        pending.outlive(*self._keeping.destination(call))
-        self._keeping.promised(pending, self._pending)
+        pending.detach()
+        self._pending.retain(pending, self._config.results_ttl)
         self._owner.spawn(self._secure(call, pending, sequence, withdrawn), f"keep {call.request_id}")
         return True
 
     async def _secure(
-        self,
-        call: Call,
-        pending: Pending,
-        sequence: int | None,
-        withdrawn: Callable[[], Awaitable[None]] | None,
+        self, call: Call, pending: Pending, sequence: int | None, withdrawn: Withdrawn | None
     ) -> None:
         try:
-            kept = await self._keeping.keep(call, pending)
+            kept = await self._retention.keep(call, pending)
         except BrokerError:
             # It stays where it is: whoever repeats the call with its key finds it, or finds it lost.
             return
@@ -207,7 +204,7 @@ class Waiting:
     async def _publish(
         self, call: Call, pending: Pending, trace: Mapping[str, str], deadline: float
     ) -> tuple[int | None, Mapping[str, str]]:
-        """Queue the call; its stream sequence, and the trace context that went with it."""
+        """Enqueue the call; return its stream sequence and the trace context that went with it."""
         work = Work(
             request_id=call.request_id,
             nca_id=call.caller.nca_id,
@@ -245,17 +242,16 @@ class Waiting:
 
     def _forget(self, call: Call, pending: Pending, sequence: int | None, *, withdraw: bool) -> None:
         self._pending.remove(pending)
-        pending.tell(answered=False)
-        if not pending.outcome.done():
-            pending.outcome.cancel()
-        if pending.streaming is not None and withdraw:
-            pending.streaming.cancel()
+        pending.notify(answered=False)
+        pending.withdraw()
         call.body.close()
         if withdraw:
+            if pending.streaming is not None:
+                pending.streaming.cancel()
             self._owner.spawn(self._withdraw(call, sequence), f"withdraw {call.request_id}")
 
     async def _withdraw(self, call: Call, sequence: int | None) -> None:
-        """Nobody waits any more: tell the workers and take the request out of the queue."""
+        """Cancel the request at its worker and take it out of the queue."""
         try:
             await self._queue.cancel(call.version.id, call.request_id)
             await self._queue.remove(call.version.id, call.request_id, sequence)
@@ -263,7 +259,7 @@ class Waiting:
             _log.warning("%s", error, extra={"request_id": call.request_id})
 
 
-async def _hand_over(pending: Pending, sink: Sink) -> None:
+async def _complete(pending: Pending, sink: Sink) -> None:
     assert pending.inline is not None  # noqa: S101 # set together with Outcome.INLINE
     head, body = pending.inline
     try:
@@ -273,4 +269,4 @@ async def _hand_over(pending: Pending, sink: Sink) -> None:
         return
     except H1Error as error:
         sink.abort()
-        _log.warning("inline answer dropped: %s", error, extra={"request_id": pending.request_id})
+        _log.warning("inline response dropped: %s", error, extra={"request_id": pending.request_id})

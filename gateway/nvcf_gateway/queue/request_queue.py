@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 _NOT_THERE = (400, 404, 500)
 
 PublishFailure = Literal["stored", "full", "retry"]
+Place = Literal["queued", "in flight"]
+"""Whether a request waits in the queue, or a worker has it."""
 
 
 def classify_publish_error(description: str) -> PublishFailure:
@@ -176,17 +178,15 @@ class RequestQueue:
                         raise NotStored(error.description) from error
         raise NotStored("no stream of the broker takes requests of this version")
 
-    async def place(
-        self, version_id: str, request_id: str, region: str
-    ) -> Literal["queued", "in work"] | None:
-        """Where a request is: waiting, with a worker, or not in the queue at all. Raises BrokerError."""
+    async def place(self, version_id: str, request_id: str, region: str) -> Place | None:
+        """Find out where a request is; None if it is not in the queue at all. Raises BrokerError."""
         stream = subjects.request_stream(region, version_id)
         subject = subjects.request_subject(region, version_id, request_id)
         found = await self._jetstream.message(stream, last_by_subj=subject)
         if found is None:
             return None
         consumer = await self._jetstream.consumer_info(stream, subjects.request_consumer(region, version_id))
-        return "in work" if consumer is not None and found.sequence <= consumer.delivered else "queued"
+        return "in flight" if consumer is not None and found.sequence <= consumer.delivered else "queued"
 
     async def remove(
         self, version_id: str, request_id: str, sequence: int | None, region: str | None = None

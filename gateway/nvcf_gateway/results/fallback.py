@@ -1,29 +1,28 @@
-"""Another way back for a worker whose gateway is gone ([ext]).
+"""A fallback gateway for a worker whose request's gateway is gone ([ext]).
 
-The message of a request names the replica that held the caller. When that one is dead, a worker of ours asks
-`nvcf.attach.V` (body: the request id); any replica answers with a StatelessConfig of its own and the NATS
-headers of an inline reply, and parks what the worker delivers there. 410 in `Nvcf-Reply-Status`: nobody can
-want the answer any more. The broker lets a worker ask for its own version only.
+The message of a request names the replica that holds the caller. If that replica is dead, a worker of ours
+asks `nvcf.attach.V` (body: the request id). Any replica answers with a StatelessConfig of its own and the
+NATS headers of an inline reply, and stores what the worker delivers there. The reply 410 in
+`Nvcf-Reply-Status` means that nobody can want the response any more. The broker lets a worker ask for its
+own version only.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from nats.aio.msg import Msg
 
 from nvcf_broker.errors import BrokerError
 from nvcf_gateway.config import GatewayConfig
-from nvcf_gateway.exchange.bodies import Body, CallerBody
-from nvcf_gateway.exchange.call import BytesSource
+from nvcf_gateway.exchange.bodies import empty_body
 from nvcf_gateway.exchange.pending import Pending, PendingRequests
+from nvcf_gateway.exchange.states import State
 from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.registry import Registry
-from nvcf_gateway.results.handoff import Keeping
-from nvcf_gateway.results.store import ResultStore
-from nvcf_gateway.results.store_sink import NO_RESULT, NO_RESULT_OF_KEY
+from nvcf_gateway.results.retention import Retention
 from nvcf_proto import headers as names
 from nvcf_proto.errors import InvalidId
 from nvcf_proto.h1 import RequestHead
@@ -37,7 +36,7 @@ _log = logging.getLogger(__name__)
 QUEUE_GROUP = "nvcf-gateways"
 
 
-class Rescue:
+class FallbackLookup:
     """Answers workers that have lost the gateway of a request."""
 
     def __init__(
@@ -48,35 +47,33 @@ class Rescue:
         registry: Registry,
         queue: RequestQueue,
         pending: PendingRequests,
-        keeping: Keeping,
+        retention: Retention,
         owner: TaskOwner,
-        results: Mapping[str, ResultStore],
     ) -> None:
-        self._results = results
         self._config = config
         self._gateway_id = gateway_id
         self._attach_url = attach_url
         self._registry = registry
         self._queue = queue
         self._pending = pending
-        self._keeping = keeping
+        self._retention = retention
         self._owner = owner
 
     async def asked(self, message: Msg) -> None:
-        """Take one question; answering it needs the broker, so it runs beside the next one."""
+        """Take one query; answering it needs the broker, so it runs beside the next one."""
         self._owner.spawn(self._answer(message), "answer a worker whose gateway is gone")
 
     async def _answer(self, message: Msg) -> None:
         version = self._registry.versions.get(message.subject.rpartition(".")[2])
         try:
             request_id = parse_id(message.data.decode(errors="replace"), "request id")
-            found = None if version is None else await self._door(version, request_id)
+            found = None if version is None else await self._reply_address(version, request_id)
         except InvalidId as error:
-            _log.warning("rescue: %s", error)
+            _log.warning("fallback lookup: %s", error)
             found = None
         except BrokerError as error:
             # No answer: the worker asks again.
-            _log.warning("rescue: %s", error)
+            _log.warning("fallback lookup: %s", error)
             return
         if not message.reply:
             return
@@ -85,37 +82,34 @@ class Rescue:
             return
         await message._client.publish(message.reply, self._config_of(found), headers=self._headers(found))
 
-    async def _door(self, version: FunctionVersion, request_id: str) -> Pending | None:
-        """A door for the request's answer; None when it is no longer in the queue."""
+    async def _reply_address(self, version: FunctionVersion, request_id: str) -> Pending | None:
+        """Open a reply address for the request; return None if it is no longer in the queue."""
         region = await self._region_of(version.id, request_id)
         if region is None:
             return None
-        store = self._results[region]
         earlier = self._pending.detached(request_id)
         if earlier is not None:
             self._pending.remove(earlier)
-        stored = await self._keeping.stored_body(request_id)
-        body: Body = stored or CallerBody(BytesSource(b""), 0, spool_memory_bytes=0)
-        of = (request_id, version.function_id, version.id)
-        # Without a body it may have been lost with its gateway, which a worker says by a 502.
-        no_result = NO_RESULT if stored is not None else NO_RESULT_OF_KEY
+        body = await self._retention.stored_body(request_id)
+        # If no body is stored it may have been lost with its gateway. A worker reports that by a 502, which
+        # must not become the result.
+        kept = self._retention.kept(request_id, (version.function_id, version.id), region, keyed=body is None)
         pending = Pending(
             request_id,
             version.id,
-            self._keeping.sink(*of, store, no_result),
-            body,
+            kept.sink(),
+            body or empty_body(),
             RequestHead("POST", version.inference_url, []),
-            request_token=None if stored is None else new_id(),
-            keeper=self._keeping.keeper_for(*of, store, no_result),
-            detached=True,
+            request_token=None if body is None else new_id(),
+            state=State.DETACHED,
+            storage=kept,
         )
-        self._keeping.promised(pending, self._pending)
+        self._pending.retain(pending, self._config.results_ttl)
         return pending
 
     async def _region_of(self, version_id: str, request_id: str) -> str | None:
-        """The region whose queue holds the request: any replica may be asked, of any region."""
-        own = self._config.region
-        for region in (own, *(each for each in self._config.regions if each != own)):
+        """Find the region whose queue holds the request; a worker may ask a replica of any region."""
+        for region in self._config.own_region_first:
             if await self._queue.place(version_id, request_id, region) is not None:
                 return region
         return None

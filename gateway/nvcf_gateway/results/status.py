@@ -1,4 +1,4 @@
-"""Status routes: asking for the answer of a request that was answered 202 (section 4, poll)."""
+"""Status routes: polls for the response of a request that was answered 202 (section 4, poll)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping
-from functools import partial
 
 from aiohttp import web
 
@@ -15,7 +14,6 @@ from nvcf_broker.errors import BrokerError
 from nvcf_gateway.access.authorization import Authenticator, Authorizer
 from nvcf_gateway.errors import CallerGone, HttpProblem
 from nvcf_gateway.exchange.call import Call, caller_poll_seconds, raw_headers
-from nvcf_gateway.exchange.pending import Keeper
 from nvcf_gateway.exchange.response_headers import (
     IN_PROGRESS,
     PENDING_EVALUATION,
@@ -26,16 +24,15 @@ from nvcf_gateway.exchange.response_headers import (
 )
 from nvcf_gateway.exchange.sinks import CollectSink, Sink, StreamSink
 from nvcf_gateway.http.responses import cors_headers
-from nvcf_gateway.invocation.idempotent import MAX_KEPT_STREAM
 from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.queue.message import forwarded_headers
-from nvcf_gateway.queue.request_queue import RequestQueue
-from nvcf_gateway.results.handoff import Keeping
+from nvcf_gateway.queue.request_queue import Place, RequestQueue
 from nvcf_gateway.results.idempotency_keys import Claim, Idempotency
+from nvcf_gateway.results.result_writer import TeeSink
+from nvcf_gateway.results.retention import Retention
 from nvcf_gateway.results.store import ResultStore
-from nvcf_gateway.results.store_sink import NO_RESULT, NO_RESULT_OF_KEY, TeeSink
 from nvcf_gateway.results.tracking import Tracked, Tracking
-from nvcf_gateway.results.worker_query import Asked, Poll, WorkerDoor
+from nvcf_gateway.results.worker_query import Poll, QueryResult, WorkerQuery
 from nvcf_gateway.telemetry.http_span import set_request, set_version
 from nvcf_proto.errors import H1Error, InvalidId
 from nvcf_proto.h1 import ResponseHead
@@ -44,35 +41,49 @@ from nvcf_proto.settings import GATEWAY_EXTRA_WAIT, MAX_DIRECT_RESPONSE
 
 _log = logging.getLogger(__name__)
 
-ASK_AGAIN = 1.0
+QUERY_INTERVAL = 1.0
 DISCARD_DELAY = 60.0
-JOIN_PATIENCE = 10.0
+FOLLOW_PATIENCE = 10.0
+"""How long a call that repeats an idempotency key waits for the first one to appear, seconds."""
 NOT_ACKNOWLEDGED = "worker did not acknowledge the status request."
 
 
+def status_of(place: Place | None) -> str:
+    """Return the status of a request that nobody has answered."""
+    return PENDING_EVALUATION if place == "queued" else IN_PROGRESS
+
+
+def is_lost(place: Place | None, poll: Poll, now: float) -> bool:
+    """Decide whether a request that no worker knows is lost; it may be stored all the same.
+
+    A request with an idempotency key may not have reached the queue yet.
+    """
+    return place is None and (not poll.tracked.retained or now >= poll.lost_after)
+
+
 class Poller:
-    """Answers polls: from the parked results, from the worker that holds the request, or by waiting."""
+    """Answers polls: from the stored results, from the worker that holds the request, or by waiting."""
 
     def __init__(
         self,
-        door: WorkerDoor,
+        query: WorkerQuery,
         authenticator: Authenticator,
         authorizer: Authorizer,
         queue: RequestQueue,
         results: Mapping[str, ResultStore],
         tracking: Tracking,
-        keeping: Keeping,
+        retention: Retention,
         owner: TaskOwner,
         idempotency: Idempotency,
     ) -> None:
         self._idempotency = idempotency
-        self._door = door
+        self._query = query
         self._authenticator = authenticator
         self._authorizer = authorizer
         self._queue = queue
         self._results = results
         self._tracking = tracking
-        self._keeping = keeping
+        self._retention = retention
         self._owner = owner
 
     async def pexec(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
@@ -83,7 +94,7 @@ class Poller:
         """GET /v2/nvcf/exec/status/{requestId}."""
         return await self._wrapped(await self._poll(request, values))
 
-    async def joined(
+    async def follow(
         self, request: web.BaseRequest, claim: Claim, call: Call, *, wrapped: bool
     ) -> web.StreamResponse:
         """Follow the request that an idempotency key stands for; `call` is the repeated one."""
@@ -98,28 +109,24 @@ class Poller:
         headers = forwarded_headers(
             raw_headers(request), call.poll_seconds, self._queue.region, pass_through=False
         )
-        lost_after = now + JOIN_PATIENCE
-        poll = Poll(
-            call.caller, tracked, version, headers, deadline, call.started, stays=True, lost_after=lost_after
-        )
+        poll = Poll(call.caller, tracked, version, headers, deadline, call.started, now + FOLLOW_PATIENCE)
         try:
             return await (self._wrapped(poll) if wrapped else self._raw(request, poll))
         except HttpProblem as problem:
             if problem.status != 504:
                 raise
-            # Its gateway died before it was queued, or its answer has been dropped.
+            # Its gateway died before it was queued, or its response has been dropped.
             with contextlib.suppress(BrokerError):
                 await self._idempotency.release(claim)
             detail = "the first call with this Idempotency-Key came to nothing: send it again"
             raise HttpProblem(503, detail, headers={"Retry-After": "0"}) from None
 
     async def status_word(self, version_id: str, request_id: str, region: str) -> str:
-        """How far a request is that nobody has answered."""
+        """Look up the status of a request that nobody has answered."""
         try:
-            place = await self._queue.place(version_id, request_id, region)
+            return status_of(await self._queue.place(version_id, request_id, region))
         except BrokerError:
             return PENDING_EVALUATION
-        return PENDING_EVALUATION if place == "queued" else IN_PROGRESS
 
     async def _raw(self, request: web.BaseRequest, poll: Poll) -> web.StreamResponse:
         cors = cors_headers(request.headers)
@@ -142,17 +149,17 @@ class Poller:
         return wrapped_answer(poll.tracked.request_id, sink.head, sink.body)
 
     async def cancel(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """[ext] DELETE /v2/nvcf/pexec/status/{requestId}: nobody wants the answer any more."""
+        """[ext] DELETE /v2/nvcf/pexec/status/{requestId}: cancel the request."""
         tracked = (await self._poll(request, values)).tracked
         try:
             await self._queue.cancel(tracked.version_id, tracked.request_id)
             await self._queue.remove(tracked.version_id, tracked.request_id, None, tracked.region)
             await self._store(tracked).discard(tracked.request_id)
-            await self._keeping.drop_body(tracked.request_id)
+            await self._retention.drop_body(tracked.request_id)
             await self._tracking.forget(tracked)
         except BrokerError as error:
             raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
-        self._door.close(tracked.request_id)
+        self._query.close(tracked.request_id)
         return web.Response(status=204)
 
     async def _poll(self, request: web.BaseRequest, values: dict[str, str]) -> Poll:
@@ -172,105 +179,93 @@ class Poller:
         set_request(request_id, tracked.trace)
         deadline = asyncio.get_running_loop().time() + seconds + GATEWAY_EXTRA_WAIT
         headers = forwarded_headers(raw_headers(request), seconds, self._queue.region, pass_through=False)
-        return Poll(caller, tracked, version, headers, deadline, time.time(), stays=tracked.stays)
+        return Poll(caller, tracked, version, headers, deadline, time.time())
 
     async def _find(self, request_id: str) -> Tracked | None:
-        """Where the request is: by its tracking record, else by a parked answer, which lives longer."""
+        """Find a request by its tracking record, else by its stored response, which lives longer."""
         tracked = await self._tracking.find(request_id)
         if tracked is not None:
             return tracked
         for region, store in self._results.items():
-            parked = await store.find(request_id)
-            if parked is not None:
-                # Asked for before, or old: in either case somebody else decides how long it stays.
-                return Tracked(request_id, region, parked.function_id, parked.version_id, 0, stays=True)
+            stored = await store.find(request_id)
+            if stored is not None:
+                # Fetched before, or old: in either case something else decides how long it remains.
+                return Tracked(request_id, region, stored.function_id, stored.version_id, 0, retained=True)
         return None
 
     def _store(self, tracked: Tracked) -> ResultStore:
         return self._results[tracked.region]
 
     async def _answer(self, poll: Poll, sink: CollectSink | StreamSink) -> str | None:
-        """Answer into `sink`, or return the status word of a 202."""
+        """Answer into `sink`, or return the status of a 202."""
         loop = asyncio.get_running_loop()
-        store, request_id = self._store(poll.tracked), poll.tracked.request_id
-        with store.announcement(request_id) as announced:
+        tracked, store = poll.tracked, self._store(poll.tracked)
+        kept = self._retention.kept(
+            tracked.request_id,
+            (tracked.function_id, tracked.version_id),
+            tracked.region,
+            keyed=tracked.retained,
+        )
+        with store.announcement(tracked.request_id) as announced:
             while True:
                 announced.clear()
                 try:
-                    if await self._hand_out(poll, sink):
+                    if await self._fetch(poll, sink):
                         return None
-                    asked = await self._door.ask(
-                        poll, *self._kept(poll, sink), announced, partial(self._parking, poll)
-                    )
-                    if asked is Asked.ANSWERED:
-                        await self._delivered(poll, sink.head)
-                        return None
-                    if asked is Asked.BROKEN:
-                        raise HttpProblem(502, "the worker left in the middle of its answer")
-                    if asked is Asked.TIME_OVER:
-                        return await self._still(poll, IN_PROGRESS)
-                    if asked is Asked.NOT_ACKNOWLEDGED:
-                        place = await self._queue.place(
-                            poll.tracked.version_id, request_id, poll.tracked.region
-                        )
-                        # A claimed request may not have reached the queue yet.
-                        lost = place is None and (not poll.stays or loop.time() >= poll.lost_after)
-                        if lost and not announced.is_set() and await store.find(request_id) is None:
-                            raise HttpProblem(504, NOT_ACKNOWLEDGED)
-                        if loop.time() >= poll.deadline:
-                            return await self._still(
-                                poll, PENDING_EVALUATION if place == "queued" else IN_PROGRESS
+                    # Stored besides if others may ask for it, else only if this caller leaves.
+                    tee = TeeSink(sink, kept.sink(), always=tracked.retained)
+                    match await self._query.ask(poll, tee, kept, announced):
+                        case QueryResult.ANSWERED:
+                            await self._delivered(poll, sink.head)
+                            return None
+                        case QueryResult.BROKEN:
+                            raise HttpProblem(502, "the worker left in the middle of its answer")
+                        case QueryResult.TIME_OVER:
+                            return await self._still(poll, IN_PROGRESS)
+                        case QueryResult.NOT_ACKNOWLEDGED:
+                            place = await self._queue.place(
+                                tracked.version_id, tracked.request_id, tracked.region
                             )
+                            lost = is_lost(place, poll, loop.time()) and not announced.is_set()
+                            if lost and await store.find(tracked.request_id) is None:
+                                raise HttpProblem(504, NOT_ACKNOWLEDGED)
+                            if loop.time() >= poll.deadline:
+                                return await self._still(poll, status_of(place))
                 except BrokerError as error:
                     raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
-                await _wait(announced, min(ASK_AGAIN, poll.deadline - loop.time()))
+                await _wait(announced, min(QUERY_INTERVAL, poll.deadline - loop.time()))
 
-    def _kept(self, poll: Poll, sink: Sink) -> tuple[Sink, Keeper | None]:
-        """Where a worker's answer goes: kept as well when others may ask for it, or this caller leaves."""
-        store, tracked = self._store(poll.tracked), poll.tracked
-        of = (tracked.request_id, tracked.function_id, tracked.version_id, store)
-        if not poll.stays:
-            return TeeSink(sink, self._keeping.sink(*of), MAX_KEPT_STREAM, always=False), None
-        parking = self._keeping.sink(*of, no_result=NO_RESULT_OF_KEY)
-        return TeeSink(sink, parking, MAX_KEPT_STREAM), self._keeping.keeper_for(*of, NO_RESULT_OF_KEY)
-
-    def _parking(self, poll: Poll) -> tuple[Sink, Keeper]:
-        """Where an answer goes that comes when this poll is over."""
-        tracked = poll.tracked
-        of = (tracked.request_id, tracked.function_id, tracked.version_id, self._store(tracked))
-        no_result = NO_RESULT_OF_KEY if poll.stays else NO_RESULT
-        return self._keeping.sink(*of, no_result=no_result), self._keeping.keeper_for(*of, no_result)
-
-    async def _hand_out(self, poll: Poll, sink: Sink) -> bool:
+    async def _fetch(self, poll: Poll, sink: Sink) -> bool:
+        """Answer from the result store; return False if there is nothing."""
         store = self._store(poll.tracked)
-        parked = await store.find(poll.tracked.request_id)
-        if parked is None:
+        stored = await store.find(poll.tracked.request_id)
+        if stored is None:
             return False
         try:
-            await sink.start(parked.head)
-            async for chunk in store.read(parked):
+            await sink.start(stored.head)
+            async for chunk in store.read(stored):
                 await sink.write(chunk)
             await sink.finish()
         except (BrokerError, H1Error) as error:
-            _log.warning("parked result: %s", error, extra={"request_id": poll.tracked.request_id})
+            _log.warning("stored result: %s", error, extra={"request_id": poll.tracked.request_id})
             sink.abort()
             raise HttpProblem(503, "the stored answer cannot be read now") from None
         except CallerGone:
-            # Kept: the caller may ask again.
+            # It remains: the caller may ask again.
             return True
-        await self._delivered(poll, parked.head)
+        await self._delivered(poll, stored.head)
         return True
 
     async def _delivered(self, poll: Poll, head: ResponseHead | None) -> None:
-        """Any answer but 202 ends the request's record; what is parked goes a little later.
+        """End the tracking record after any response but 202; delete the stored result a little later.
 
-        Not at once: another poll may be reading it.
+        Not at once, because another poll may be reading it.
         """
         if head is not None and head.status == 202:
             await self._tracking.record(poll.tracked)
             return
         await self._tracking.forget(poll.tracked)
-        if poll.stays:
+        if poll.tracked.retained:
             return
         self._owner.spawn_later(
             DISCARD_DELAY, lambda: self._discard(poll.tracked), f"discard {poll.tracked.request_id}"
@@ -278,7 +273,7 @@ class Poller:
 
     async def _discard(self, tracked: Tracked) -> None:
         await self._store(tracked).discard(tracked.request_id)
-        await self._keeping.drop_body(tracked.request_id)
+        await self._retention.drop_body(tracked.request_id)
 
     async def _still(self, poll: Poll, status: str) -> str:
         # A record lives an hour: as long as somebody asks, it is renewed.

@@ -1,4 +1,4 @@
-"""Answers that nobody waits for, kept until somebody asks; any replica hands them out ([ext], section 4)."""
+"""Responses that nobody waits for, stored until a poll fetches them from any replica ([ext], section 4)."""
 
 from __future__ import annotations
 
@@ -25,16 +25,18 @@ RESULT_SUBJECTS = "nvcf.result"
 COUNT_CHECK_EVERY = 64
 
 _evicted = metrics.get_meter("nvcf_gateway").create_counter(
-    "nvcf.gateway.results.evicted", unit="{result}", description="Parked results dropped to make room"
+    "nvcf.gateway.results.evicted", unit="{result}", description="Stored results dropped to make room"
 )
-_parked = metrics.get_meter("nvcf_gateway").create_counter(
-    "nvcf.gateway.results.parked", unit="{result}", description="Results kept because nobody waited for them"
+_stored = metrics.get_meter("nvcf_gateway").create_counter(
+    "nvcf.gateway.results.parked",
+    unit="{result}",
+    description="Results that nobody waited for",
 )
 
 
 @dataclass(frozen=True)
-class ParkedResult:
-    """A kept answer; its body is read with `ResultStore.read`."""
+class StoredResult:
+    """A stored response; `ResultStore.read` reads its body."""
 
     function_id: str
     version_id: str
@@ -43,7 +45,7 @@ class ParkedResult:
 
 
 class ResultStore:
-    """Parked answers of one region, bounded in life, size and number; the oldest go first."""
+    """Stored responses of one region, bounded in life, size and number; the oldest go first."""
 
     def __init__(self, client: Client, requests: ReplyInbox, config: GatewayConfig, region: str) -> None:
         self._client = client
@@ -59,11 +61,11 @@ class ResultStore:
         self._count = 0
 
     async def start(self) -> None:
-        """Make the bucket and listen for results that other replicas park. Raises BrokerError."""
+        """Create the bucket and listen for results that other replicas store. Raises BrokerError."""
         await self._bucket.ensure()
         await self._client.subscribe(f"{RESULT_SUBJECTS}.*", cb=self._announced)
 
-    async def park(
+    async def save(
         self,
         request_id: str,
         function_id: str,
@@ -73,10 +75,9 @@ class ResultStore:
         *,
         size: int,
     ) -> None:
-        """Keep an answer of `size` bytes and tell all replicas.
+        """Store a response of `size` bytes and announce it to all replicas.
 
-        The first answer of a request is the one that counts. Raises ObjectExistsError for a later one,
-        BrokerError.
+        Only the first response of a request counts. Raises ObjectExistsError for a later one, BrokerError.
         """
         headers = {
             "function": function_id,
@@ -86,29 +87,29 @@ class ResultStore:
         }
         await self._make_room(size)
         await self._bucket.put(request_id, body, headers, replace=False)
-        _parked.add(1)
+        _stored.add(1)
         await self._client.publish(f"{RESULT_SUBJECTS}.{request_id}", b"")
 
-    async def find(self, request_id: str) -> ParkedResult | None:
-        """The kept answer of a request, None if there is none. Raises BrokerError."""
+    async def find(self, request_id: str) -> StoredResult | None:
+        """Return the stored response of a request, None if there is none. Raises BrokerError."""
         stored = await self._bucket.find(request_id)
         if stored is None:
             return None
         headers = [(str(name), str(value)) for name, value in json.loads(stored.headers["headers"])]
         head = ResponseHead(int(stored.headers["status"]), headers)
-        return ParkedResult(stored.headers["function"], stored.headers["version"], head, stored)
+        return StoredResult(stored.headers["function"], stored.headers["version"], head, stored)
 
-    def read(self, result: ParkedResult) -> AsyncIterator[bytes]:
-        """The answer's body. Raises BrokerError while it is read."""
+    def read(self, result: StoredResult) -> AsyncIterator[bytes]:
+        """Read the body of a response. Raises BrokerError on the way."""
         return self._bucket.read(result.stored)
 
     async def discard(self, request_id: str) -> None:
-        """Forget an answer. Raises BrokerError."""
+        """Delete a response. Raises BrokerError."""
         await self._bucket.delete(request_id)
 
     @contextlib.contextmanager
     def announcement(self, request_id: str) -> Iterator[asyncio.Event]:
-        """An event that is set when an answer of the request is parked, by whichever replica."""
+        """Return an event that is set when any replica stores a response of the request."""
         event = asyncio.Event()
         self._waiting.setdefault(request_id, set()).add(event)
         try:
@@ -124,7 +125,7 @@ class ResultStore:
             event.set()
 
     async def _make_room(self, size: int) -> None:
-        # Counting reads all names: not for every answer.
+        # Counting reads all names: not for every response.
         self._count += 1
         if self._count % COUNT_CHECK_EVERY == 1:
             count, _ = await self._bucket.usage()
@@ -145,5 +146,5 @@ class ResultStore:
         if oldest is None or not await self._bucket.delete(oldest.name):
             return False
         _evicted.add(1)
-        _log.warning("parked result dropped to make room", extra={"request_id": oldest.name})
+        _log.warning("stored result dropped to make room", extra={"request_id": oldest.name})
         return True

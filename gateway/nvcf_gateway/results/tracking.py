@@ -30,8 +30,8 @@ class Tracked:
     function_id: str
     version_id: str
     requested_at: int
-    stays: bool = False
-    """Whether its answer stays after it has been handed out, for calls that are repeated with its key."""
+    retained: bool = False
+    """Whether its response remains after a poll fetched it, for calls that are repeated with its key."""
     trace: str | None = None
     """Traceparent of the call that queued it, where that is recorded."""
 
@@ -61,15 +61,14 @@ class Tracking:
         )
         message.requestTime.FromNanoseconds(tracked.requested_at)
         subject = subjects.tracking_subject(tracked.region, tracked.request_id)
-        headers = {STAYS: "1"} if tracked.stays else {}
+        headers = {STAYS: "1"} if tracked.retained else {}
         if tracked.trace is not None:
             headers[TRACEPARENT] = tracked.trace
         await self._jetstream.publish(subject, message.SerializeToString(), headers or None)
 
     async def find(self, request_id: str) -> Tracked | None:
-        """The request's record: own region first, then the others. Raises BrokerError."""
-        own = self._config.region
-        for region in (own, *(each for each in self._config.regions if each != own)):
+        """Return a request's record, from the own region first. Raises BrokerError."""
+        for region in self._config.own_region_first:
             subject = subjects.tracking_subject(region, request_id)
             stored = await self._jetstream.direct_get(subjects.tracking_stream(region), last_by_subj=subject)
             if stored is not None:

@@ -1,8 +1,9 @@
-"""Asking the worker that holds a request for its answer, or how far it is (section 2, polling)."""
+"""Ask the worker that holds a request for its response, or how far it is (section 2, polling)."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -14,11 +15,12 @@ from nvcf_broker.requests import ReplyInbox
 from nvcf_gateway.access.authorization import Caller
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import CallerGone
-from nvcf_gateway.exchange.bodies import CallerBody
-from nvcf_gateway.exchange.call import BytesSource
-from nvcf_gateway.exchange.pending import Keeper, Outcome, Pending, PendingRequests
+from nvcf_gateway.exchange.bodies import empty_body
+from nvcf_gateway.exchange.pending import Outcome, Pending, PendingRequests
 from nvcf_gateway.exchange.sinks import Sink
+from nvcf_gateway.exchange.states import State
 from nvcf_gateway.queue.message import Delivery, Work, build_request, message_headers
+from nvcf_gateway.results.result_writer import KeptRequest
 from nvcf_gateway.results.tracking import Tracked
 from nvcf_gateway.telemetry.enqueue_span import outgoing_context, poll_span
 from nvcf_proto.h1 import RequestHead
@@ -41,34 +43,68 @@ class Poll:
     started: float
     lost_after: float = 0.0
     """Loop time until which a request that is found nowhere may still be on its way to the queue."""
-    stays: bool = False
-    """Whether a parked answer stays for others who ask with the same idempotency key."""
 
 
-class Asked(Enum):
-    """What came of it."""
+class QueryResult(Enum):
+    """What a query came to."""
 
     NOT_ACKNOWLEDGED = auto()
     """No worker holds the request."""
     ANSWERED = auto()
-    """The sink has an answer, a 202 perhaps."""
+    """The sink has a response, perhaps a 202."""
     TIME_OVER = auto()
     """A worker holds it and did not answer in time."""
     BROKEN = auto()
-    """The answer broke off; the sink was aborted."""
-    PARKED = auto()
-    """The answer went to the store meanwhile."""
+    """The response broke off; the sink was aborted."""
+    STORED = auto()
+    """The response went to the store meanwhile."""
 
 
-class Taken(Enum):
-    """Whether a worker has the question."""
+class Acknowledged(Enum):
+    """Whether a worker has taken the query."""
 
     YES = auto()
     NO = auto()
     PERHAPS = auto()
 
 
-class WorkerDoor:
+class Afterwards(Enum):
+    """What becomes of the reply address of a query whose caller no longer waits."""
+
+    VOID = auto()
+    """It is void."""
+    CARRY_ON = auto()
+    """The response that has begun is taken to its end, and no other."""
+    STORE = auto()
+    """A response that still comes is stored."""
+
+
+def afterwards(state: State, acknowledged: Acknowledged) -> Afterwards:
+    """Decide what becomes of a query's reply address."""
+    match state:
+        case State.ANSWERED:
+            return Afterwards.VOID
+        case State.STREAMING | State.STORING:
+            return Afterwards.CARRY_ON
+        case State.WAITING if acknowledged is Acknowledged.NO:
+            return Afterwards.VOID
+        case _:
+            # A worker that has the query answers by this address and by no other.
+            return Afterwards.STORE
+
+
+def query_result(outcome: Outcome) -> QueryResult:
+    """Return what a query came to whose wait ended so."""
+    match outcome:
+        case Outcome.INLINE | Outcome.STREAMED:
+            return QueryResult.ANSWERED
+        case Outcome.TIME_OVER:
+            return QueryResult.TIME_OVER
+        case _:
+            return QueryResult.BROKEN
+
+
+class WorkerQuery:
     """Lets a worker answer a poll as it answers a request: by the tokens of this very poll."""
 
     def __init__(
@@ -86,64 +122,59 @@ class WorkerDoor:
         self._pending = pending
 
     def close(self, request_id: str) -> None:
-        """No answer of the request is taken here any more."""
+        """Take no response of the request here any more."""
         pending = self._pending.detached(request_id)
         if pending is not None:
-            pending.tell(answered=False)
+            pending.notify(answered=False)
             self._pending.remove(pending)
 
-    async def ask(
-        self,
-        poll: Poll,
-        sink: Sink,
-        keeper: Keeper | None,
-        parked: asyncio.Event,
-        park: Callable[[], tuple[Sink, Keeper]],
-    ) -> Asked:
-        """Ask, and wait for the answer in `sink` until the poll's deadline, or until it is parked.
+    async def ask(self, poll: Poll, sink: Sink, kept: KeptRequest, stored: asyncio.Event) -> QueryResult:
+        """Query the worker, and wait for its response in `sink` until the poll's deadline or until `stored`.
 
-        `keeper` stores an inline answer before the worker learns that it was delivered. A worker that has
-        been asked answers by this poll's tokens and no others: when the caller stops waiting first, the
-        answer goes where `park` says.
+        A worker that has the query answers by this poll's tokens and no others: if the caller stops waiting
+        first, the response goes to `kept`.
         """
         request_id = poll.tracked.request_id
         head = RequestHead("GET", poll.version.inference_url, poll.headers)
-        body = CallerBody(BytesSource(b""), 0, spool_memory_bytes=0)
-        pending = Pending(request_id, poll.version.id, sink, body, head, keeper=keeper)
+        pending = Pending(
+            request_id,
+            poll.version.id,
+            sink,
+            empty_body(),
+            head,
+            storage=kept,
+            stores_inline=poll.tracked.retained,
+        )
         pending.longest = asyncio.get_running_loop().time() + CALL_MAX_SECONDS
         self._pending.add(pending)
-        taken = Taken.PERHAPS
+        acknowledged = Acknowledged.PERHAPS
         try:
             with poll_span(poll.version, request_id):
-                taken = await self._acknowledged(poll, pending)
-            if taken is not Taken.YES:
-                return Asked.NOT_ACKNOWLEDGED
-            pending.keep = park
+                acknowledged = await self._acknowledged(poll, pending)
+            if acknowledged is not Acknowledged.YES:
+                return QueryResult.NOT_ACKNOWLEDGED
             pending.set_deadline(poll.deadline)
-            asked = await self._outcome(pending, sink, parked)
-            if asked is Asked.PARKED:
-                taken = Taken.NO
-            return asked
+            result = await self._result(pending, sink, stored)
+            if result is QueryResult.STORED:
+                acknowledged = Acknowledged.NO
+            return result
         finally:
-            self._let_go(pending, taken, park)
+            self._release(pending, acknowledged)
 
-    def _let_go(self, pending: Pending, taken: Taken, park: Callable[[], tuple[Sink, Keeper]]) -> None:
+    def _release(self, pending: Pending, acknowledged: Acknowledged) -> None:
         pending.clear_deadline()
-        if pending.outcome.done() and not pending.detached:
-            self._pending.remove(pending)
-        elif pending.streaming is not None:
-            # The caller has left in the middle of the answer: it is taken to its end, and kept.
-            self._pending.remove(pending)
-            pending.carry_on()
-        elif taken is Taken.NO:
-            self._pending.remove(pending)
-            pending.outcome.cancel()
-        else:
-            if not pending.detached:
-                pending.outlive(*park())
-            self._pending.keep_for(pending, CALL_MAX_SECONDS)
+        match afterwards(pending.state, acknowledged):
+            case Afterwards.VOID:
+                self._pending.remove(pending)
+                pending.withdraw()
+            case Afterwards.CARRY_ON:
+                self._pending.remove(pending)
+                pending.detach()
+            case Afterwards.STORE:
+                pending.detach()
+                self._pending.expire(pending, CALL_MAX_SECONDS)
 
-    async def _acknowledged(self, poll: Poll, pending: Pending) -> Taken:
+    async def _acknowledged(self, poll: Poll, pending: Pending) -> Acknowledged:
         work = Work(
             request_id=pending.request_id,
             nca_id=poll.caller.nca_id,
@@ -163,7 +194,7 @@ class WorkerDoor:
             version_polling_subject(pending.version_id, pending.request_id),
             polling_subject(pending.request_id),
         )
-        taken = Taken.NO
+        acknowledged = Acknowledged.NO
         for subject in subjects:
             try:
                 await self._requests.request(subject, payload, timeout=ACKNOWLEDGE_TIMEOUT, headers=headers)
@@ -171,37 +202,29 @@ class WorkerDoor:
                 continue
             except TimeoutError:
                 # Somebody listens, busy with an earlier poll perhaps, and may take it later.
-                taken = Taken.PERHAPS
+                acknowledged = Acknowledged.PERHAPS
                 continue
-            return Taken.YES
-        # An answer without an acknowledgement is an answer all the same.
-        return taken if pending.open else Taken.YES
+            return Acknowledged.YES
+        # A response without an acknowledgement is a response all the same.
+        return acknowledged if pending.open else Acknowledged.YES
 
     @staticmethod
-    async def _outcome(pending: Pending, sink: Sink, parked: asyncio.Event) -> Asked:
-        noticed = asyncio.ensure_future(parked.wait())
-        # At the deadline the door gets another one, for whoever comes later.
+    async def _result(pending: Pending, sink: Sink, stored: asyncio.Event) -> QueryResult:
+        noticed = asyncio.ensure_future(stored.wait())
         outcome = pending.outcome
         either: set[asyncio.Future[Any]] = {outcome, noticed}
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if pending.streaming is not None:
+            if pending.state is State.STREAMING:
                 await asyncio.wait({outcome})
         finally:
             noticed.cancel()
         if not outcome.done():
-            return Asked.PARKED
-        match outcome.result():
-            case Outcome.INLINE if pending.inline is not None:
-                try:
-                    await sink.complete(*pending.inline)
-                except CallerGone:
-                    return Asked.ANSWERED
-                return Asked.ANSWERED
-            case Outcome.STREAMED:
-                return Asked.ANSWERED
-            case Outcome.TIME_OVER if pending.detached or pending.streaming is None:
-                return Asked.TIME_OVER
-            case _:
-                sink.abort()
-                return Asked.BROKEN
+            return QueryResult.STORED
+        result = query_result(outcome.result())
+        if result is QueryResult.BROKEN:
+            sink.abort()
+        elif pending.inline is not None:
+            with contextlib.suppress(CallerGone):
+                await sink.complete(*pending.inline)
+        return result

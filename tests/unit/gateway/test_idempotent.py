@@ -12,8 +12,8 @@ import pytest
 
 from nvcf_broker.errors import BrokerError
 from nvcf_gateway.errors import CallerGone, HttpProblem, NoRoom, NotEnqueued
-from nvcf_gateway.exchange.bodies import CallerBody
-from nvcf_gateway.exchange.call import BytesSource, Call
+from nvcf_gateway.exchange.bodies import empty_body
+from nvcf_gateway.exchange.call import Call
 from nvcf_gateway.invocation.idempotent import Execution, IdempotentCalls, holds_key
 from nvcf_gateway.invocation.waiting import Ended, StillQueued
 from nvcf_gateway.owner import TaskOwner
@@ -81,8 +81,8 @@ class Parts:
         if self.track_error is not None:
             raise self.track_error
 
-    def sink_of(self, call: Call) -> Any:
-        return None
+    def kept_call(self, call: Call) -> Any:
+        return SimpleNamespace(sink=lambda: None)
 
     async def run(self, call: Call, sink: Any, trace: Any, withdrawn: Any = None) -> Ended:
         await self._step("run")
@@ -91,10 +91,9 @@ class Parts:
 
 
 def a_call() -> Call:
-    body = CallerBody(BytesSource(b""), 0, spool_memory_bytes=0)
     caller = SimpleNamespace(nca_id="account")
     version = SimpleNamespace(id="v", function_id="f")
-    return Call(cast(Any, caller), cast(Any, version), RequestHead("POST", "/"), body, 1, "q", 0.0)
+    return Call(cast(Any, caller), cast(Any, version), RequestHead("POST", "/"), empty_body(), 1, "q", 0.0)
 
 
 async def executed(
@@ -117,14 +116,14 @@ async def test_without_a_key_nothing_is_claimed() -> None:
     async with TaskOwner() as owner:
         execution = await executed(parts, owner, key=None)
     assert (parts.claimed, parts.released) == ([], [])
-    assert not execution.call.survives
+    assert not execution.call.keyed
 
 
 async def test_a_call_that_is_answered_holds_its_key() -> None:
     parts = Parts()
     async with TaskOwner() as owner:
         execution = await executed(parts, owner)
-    assert execution.call.survives
+    assert execution.call.keyed
     assert execution.call.keep_queued
     assert (parts.claimed, parts.released) == (["k"], [])
 

@@ -1,4 +1,4 @@
-"""A waiting request takes one answer, by whichever door is first, and loses none at the end of its time."""
+"""A waiting request takes one response, by the first token used, and loses none at the end of its time."""
 
 from __future__ import annotations
 
@@ -10,26 +10,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvcf_gateway.exchange.bodies import CallerBody
-from nvcf_gateway.exchange.call import BytesSource
+from nvcf_gateway.exchange.bodies import empty_body
 from nvcf_gateway.exchange.pending import Outcome, Pending, PendingRequests
-from nvcf_gateway.exchange.sinks import CollectSink
+from nvcf_gateway.exchange.sinks import CollectSink, Sink
 from nvcf_proto.h1 import RequestHead, ResponseHead
 
 HEAD = ResponseHead(200)
 
 
 def made() -> Pending:
-    body = CallerBody(BytesSource(b""), 0, spool_memory_bytes=0)
-    return Pending("q", "v", CollectSink(100), body, RequestHead("POST", "/"), request_token="r")
+    return Pending("q", "v", CollectSink(100), empty_body(), RequestHead("POST", "/"), request_token="r")
 
 
-async def keeper(head: ResponseHead, body: bytes) -> bool:
+class Store:
     """Stands for the result store."""
-    return True
+
+    def __init__(self) -> None:
+        self.made = CollectSink(100)
+
+    def sink(self) -> Sink:
+        return self.made
+
+    async def save(self, head: ResponseHead, body: bytes) -> bool:
+        return True
 
 
-async def test_the_first_door_wins() -> None:
+async def test_the_first_token_wins() -> None:
     pending = made()
     assert pending.take_inline(HEAD, b"a")
     assert not pending.take_inline(HEAD, b"b")
@@ -39,36 +45,36 @@ async def test_the_first_door_wins() -> None:
     other = made()
     assert other.begin_stream(asyncio.current_task())
     assert not other.take_inline(HEAD, b"b")
-    other.settle(Outcome.STREAMED)
-    other.settle(Outcome.BROKEN)
+    other.finish_stream()
+    other.break_stream()
     assert await other.outcome is Outcome.STREAMED
 
 
 async def test_the_end_of_the_poll_time_hands_over_in_one_step() -> None:
     pending = made()
     caller = pending.outcome
-    store = CollectSink(100)
-    pending.keep = lambda: (store, keeper)
+    store = pending.storage = Store()
     pending.set_deadline(asyncio.get_running_loop().time())
     assert await caller is Outcome.TIME_OVER
     assert pending.open
     assert pending.detached
-    assert pending.sink is store
+    assert pending.sink is store.made
+    assert pending.inline_storage is store
     assert pending.begin_stream(asyncio.current_task())
 
 
 async def test_a_stream_that_has_begun_is_not_bound_by_the_poll_time() -> None:
     pending = made()
-    pending.keep = lambda: (CollectSink(100), keeper)
+    pending.storage = Store()
     pending.longest = asyncio.get_running_loop().time() + 0.05
     pending.set_deadline(asyncio.get_running_loop().time() + 0.01)
     assert pending.begin_stream(asyncio.current_task())
-    assert await pending.outcome is Outcome.TIME_OVER
+    assert await pending.outcome is Outcome.CUT_OFF
     assert not pending.detached
     assert asyncio.get_running_loop().time() >= pending.longest - 0.001
 
 
-async def test_without_a_store_time_over_closes_the_door() -> None:
+async def test_without_a_store_no_response_is_taken_after_the_deadline() -> None:
     pending = made()
     pending.set_deadline(asyncio.get_running_loop().time())
     assert await pending.outcome is Outcome.TIME_OVER
@@ -91,7 +97,7 @@ def test_the_body_is_handed_out_once_for_each_delivery(attempts: list[int | None
 async def test_tokens_are_void_once_a_request_is_forgotten() -> None:
     registry = PendingRequests()
     pending = made()
-    registry.add_detached(pending)
+    registry.retain(pending, 3600)
     assert registry.by_response_token(pending.response_token) is pending
     assert registry.by_inline_token(pending.inline_token) is pending
     assert registry.by_request_token("r") is pending
@@ -112,8 +118,7 @@ async def test_tokens_are_void_once_a_request_is_forgotten() -> None:
 async def test_a_request_that_is_forgotten_takes_no_memory_until_its_time_is_over() -> None:
     registry = PendingRequests()
     pending = made()
-    registry.add_detached(pending)
-    registry.keep_for(pending, 3600)
+    registry.retain(pending, 3600)
     held = weakref.ref(pending.sink)
     registry.remove(pending)
     del pending
@@ -121,13 +126,12 @@ async def test_a_request_that_is_forgotten_takes_no_memory_until_its_time_is_ove
     assert held() is None
 
 
-async def test_whoever_waits_for_an_answer_is_told_when_the_time_is_over() -> None:
+async def test_the_observer_is_told_when_the_time_is_over() -> None:
     registry = PendingRequests()
     pending = made()
     told: list[bool] = []
-    pending.on_answer = told.append
-    registry.add_detached(pending)
-    registry.keep_for(pending, 0.0)
+    pending.on_response = told.append
+    registry.retain(pending, 0.0)
     async with asyncio.timeout(10):
         while len(registry):
             await asyncio.sleep(0)
@@ -135,13 +139,13 @@ async def test_whoever_waits_for_an_answer_is_told_when_the_time_is_over() -> No
 
 
 @pytest.mark.parametrize(("by_id", "status", "open_"), [(True, 200, 0), (True, 202, 1), (False, 202, 0)])
-async def test_a_202_leaves_only_the_door_of_the_request_itself_open(
+async def test_after_a_202_only_the_tokens_of_the_request_itself_stay_valid(
     by_id: bool, status: int, open_: int
 ) -> None:
     registry = PendingRequests()
     pending = made()
-    (registry.add_detached if by_id else registry.add)(pending)
-    assert registry.answered(pending, status) == (not open_)
+    registry.retain(pending, 3600) if by_id else registry.add(pending)
+    assert registry.stored(pending, status) == bool(open_)
     assert len(registry) == open_
 
 
@@ -151,3 +155,38 @@ async def test_tokens_are_never_the_same(times: int) -> None:
         token for _ in range(times) for each in [made()] for token in (each.response_token, each.inline_token)
     }
     assert len(tokens) == 2 * times
+
+
+async def test_a_stream_that_the_caller_left_is_taken_to_its_end() -> None:
+    pending = made()
+    pending.storage = Store()
+    caller = pending.sink
+    assert pending.begin_stream(asyncio.current_task())
+    pending.outcome.cancel()
+    pending.detach()
+    assert pending.sink is caller, "which stores what the caller does not take"
+    pending.break_stream()
+    assert pending.open, "nobody has seen any of it"
+    assert pending.begin_stream(asyncio.current_task())
+    pending.finish_stream()
+    assert not pending.open
+
+
+async def test_a_caller_that_is_leaving_takes_nothing() -> None:
+    """Its task decides in a moment what becomes of the call."""
+    pending = made()
+    pending.outcome.cancel()
+    assert not pending.take_inline(HEAD, b"")
+    assert not pending.begin_stream(asyncio.current_task())
+    pending.storage = Store()
+    pending.detach()
+    assert pending.begin_stream(asyncio.current_task())
+
+
+async def test_a_response_that_is_in_the_store_already_ends_the_wait() -> None:
+    pending = made()
+    pending.storage = Store()
+    pending.set_deadline(asyncio.get_running_loop().time() + 3600)
+    pending.give_way()
+    assert await pending.outcome is Outcome.TIME_OVER
+    assert pending.detached

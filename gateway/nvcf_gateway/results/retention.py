@@ -1,0 +1,114 @@
+"""Requests that outlive their callers ([ext] of section 4): they stay queued, and their responses are stored.
+
+Before the gateway may say 202, three things must be there: the request in the queue (it is), its body where
+any replica finds it, and the tracking record by which a poll finds the version.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Mapping
+
+from nvcf_broker.errors import BrokerError
+from nvcf_broker.objects import ObjectBucket, StoredObject
+from nvcf_gateway.config import GatewayConfig
+from nvcf_gateway.exchange.call import Call
+from nvcf_gateway.exchange.pending import Pending
+from nvcf_gateway.queue.regional_buckets import RegionalBuckets
+from nvcf_gateway.results.result_writer import KeptRequest
+from nvcf_gateway.results.store import ResultStore
+from nvcf_gateway.results.tracking import Tracked, Tracking
+from nvcf_gateway.telemetry.http_span import current_traceparent
+
+_log = logging.getLogger(__name__)
+
+BODY_PATIENCE = 5.0
+
+
+class StoredBody:
+    """The part of a request's body that did not fit into its message, in the object store."""
+
+    prefix = b""
+
+    def __init__(self, bucket: ObjectBucket, stored: StoredObject) -> None:
+        self._bucket = bucket
+        self._stored = stored
+
+    @property
+    def rest_length(self) -> int | None:
+        return self._stored.size
+
+    def stream(self) -> AsyncIterator[bytes]:
+        return self._bucket.read(self._stored)
+
+    def close(self) -> None:
+        pass
+
+
+class Retention:
+    """Makes requests outlive their callers, and this replica."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        bodies: RegionalBuckets,
+        results: Mapping[str, ResultStore],
+        tracking: Tracking,
+    ) -> None:
+        self._config = config
+        self._results = results
+        self._tracking = tracking
+        self._bodies = bodies
+
+    def kept(self, request_id: str, version: tuple[str, str], region: str, *, keyed: bool) -> KeptRequest:
+        """Return where the response of a request is stored. `version`: ids of function and version."""
+        return KeptRequest(self._config, self._results[region], request_id, *version, keyed)
+
+    def kept_call(self, call: Call) -> KeptRequest:
+        """Return where the response of `call` is stored."""
+        version = (call.version.function_id, call.version.id)
+        return self.kept(call.request_id, version, self._config.region, keyed=call.keyed)
+
+    async def track(self, call: Call) -> None:
+        """Write the tracking record. Raises BrokerError."""
+        await self._tracking.record(
+            Tracked(
+                call.request_id,
+                self._config.region,
+                call.version.function_id,
+                call.version.id,
+                int(call.started * 1e9),
+                retained=call.keyed,
+                trace=current_traceparent(),
+            )
+        )
+
+    async def keep(self, call: Call, pending: Pending) -> bool:
+        """Store what a later delivery needs; return False if the body is not there in time.
+
+        Raises BrokerError if the broker does not take it.
+        """
+        try:
+            if pending.request_token is not None:
+                if not await call.body.receive_all(BODY_PATIENCE, self._config.kept_body_bytes):
+                    _log.info(
+                        "request not kept: its body is still coming", extra={"request_id": call.request_id}
+                    )
+                    return False
+                stored = await self._bodies.put(call.request_id, call.body.stream(), {})
+                pending.body = StoredBody(self._bodies.own, stored)
+            await self.track(call)
+        except (BrokerError, OSError) as error:
+            _log.warning("request not kept: %s", error, extra={"request_id": call.request_id})
+            raise BrokerError(f"the request could not be kept: {error}") from error
+        call.body.close()
+        return True
+
+    async def stored_body(self, request_id: str) -> StoredBody | None:
+        """Return the stored body of a request, None if all of it is in the message. Raises BrokerError."""
+        found = await self._bodies.find(request_id)
+        return None if found is None else StoredBody(*found)
+
+    async def drop_body(self, request_id: str) -> None:
+        """Delete the stored body. Raises BrokerError."""
+        await self._bodies.delete(request_id)
