@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from nvcf_proto.compute import wake_subject
 from tests.contract.gateway.test_polling import Answer, call
 from tests.support.peer_worker import PeerWorker, peer_worker
 from tests.support.platform import Platform, Version, messages_in
@@ -122,7 +123,10 @@ async def test_an_upload_that_breaks_off(platform: Platform) -> None:
     version = await platform.deployed_version()
     host, port = platform.gateway.url.removeprefix("http://").split(":")
     data = b"x" * 100_000
+    client = await platform.broker_client()
     async with peer_worker(platform, version) as worker:
+        queued = await client.subscribe(wake_subject(version.id))
+        await client.flush()
         cancels = await worker.client.subscribe(f"nvcf.cancel.{version.id}")
         await worker.client.flush()
         before = await keys_held(platform)
@@ -133,6 +137,8 @@ async def test_an_upload_that_breaks_off(platform: Platform) -> None:
             + data[:40_000]
         )
         work = await worker.pull()
+        # The gateway knows that the request is in the queue; else it keeps the key.
+        await queued.next_msg(timeout=10)
         writer.transport.abort()
         assert (await cancels.next_msg(timeout=10)).data.decode() == work.request.requestId
         await work.ack()
@@ -141,6 +147,7 @@ async def test_an_upload_that_breaks_off(platform: Platform) -> None:
             while await keys_held(platform) > before:
                 await asyncio.sleep(0.02)
         await repeated(platform, worker, version, "pexec", "upload", data)
+    await client.close()
     await platform.queue_is_empty(version)
 
 
