@@ -239,6 +239,6 @@ def test_trouble_of_all_kinds() -> None:
     with pytest.raises(HandlerError):
         TestClient(3)  # type: ignore[arg-type]
     with TestClient(lambda request: time.sleep(0.4), timeout=0.1) as client:
-        with pytest.raises(TimeoutError, match="no answer"):
+        with pytest.raises(TimeoutError, match="no response"):
             client.post()
         client._timeout = 20

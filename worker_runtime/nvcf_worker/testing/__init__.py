@@ -1,4 +1,4 @@
-"""Testing functions: `TestClient` calls a handler in memory, `testing.plugin` has the real platform.
+"""Test functions: `TestClient` calls a handler in memory, `testing.plugin` runs a real platform.
 
 from nvcf_worker.testing import TestClient
 
@@ -7,6 +7,7 @@ def test_greets():
         assert client.post(json={"name": "Ada"}).json() == {"greeting": "Hello, Ada!"}
 """
 
-from nvcf_worker.testing.client import CallFailed, Pending, Result, Stream, StreamFailed, TestClient
+from nvcf_worker.testing.client import TestClient
+from nvcf_worker.testing.results import CallFailed, Pending, Result, Stream, StreamFailed
 
 __all__ = ["CallFailed", "Pending", "Result", "Stream", "StreamFailed", "TestClient"]

@@ -1,4 +1,4 @@
-"""`TestClient`: a function in memory, called by plain synchronous code."""
+"""`TestClient`: run a function in memory and call it from synchronous code."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from nvcf_worker.function.handlers import classify, is_asgi
 from nvcf_worker.local.call import Call
 from nvcf_worker.local.function import LocalFunction
 from nvcf_worker.process.companions import Companion
-from nvcf_worker.testing.answers import CallFailed, Collector, Result, StreamFailed
-from nvcf_worker.testing.pending import Pending, Stream
-
-__all__ = ["CallFailed", "Pending", "Result", "Stream", "StreamFailed", "TestClient"]
+from nvcf_worker.testing.results import Collector, Pending, Result, Stream
 
 T = TypeVar("T")
 Body = bytes | str | Iterable[bytes] | None
@@ -27,17 +24,18 @@ _UNSET = object()
 
 
 class TestClient:
-    """Calls a handler as a worker would run it: same requests, results, errors, streams and cancellation.
+    """Calls a handler as a worker runs it: same requests, results, errors, streams and cancellation.
 
-    handler: whatever `serve` takes, ASGI applications included. media_type, asgi: as for `serve`.
+    handler: anything that `serve` accepts, also an ASGI application.
+    asgi, media_type: as for `serve`.
     timeout: seconds that any single step may take.
 
-    A context manager; `setup` runs at its begin (else with the first call), `teardown` at its end. Calls
-    from several threads are fine. Raises HandlerError for an unusable handler, WorkerError when it cannot
-    be set up.
+    A context manager: `setup` runs when it is entered (otherwise with the first call), `teardown` when it is
+    left. Several threads may call it. Raises HandlerError for an invalid handler, WorkerError if its setup
+    fails.
     """
 
-    __test__ = False  # to pytest its name looks like a test class
+    __test__ = False  # pytest takes the name for a test class
 
     def __init__(
         self,
@@ -59,8 +57,6 @@ class TestClient:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
-    # --- life ------------------------------------------------------------------------------------
-
     def __enter__(self) -> Self:
         self._running()
         return self
@@ -71,7 +67,7 @@ class TestClient:
         self.close()
 
     def close(self) -> None:
-        """Cancel what is in work and tear the function down; may be called more than once."""
+        """Cancel the requests in flight and tear the function down. Repeated calls have no effect."""
         with self._lock:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
@@ -86,7 +82,7 @@ class TestClient:
 
     @property
     def broken(self) -> str | None:
-        """What a handler said with `Fatal`: the worker would leave now."""
+        """The text of a `Fatal` that a handler has raised, after which a worker would exit."""
         return self._function.broken
 
     def _running(self) -> asyncio.AbstractEventLoop:
@@ -113,13 +109,13 @@ class TestClient:
         except TimeoutError:
             if not future.done():
                 future.cancel()
-                raise TimeoutError(f"no answer within {timeout or self._timeout:g} s") from None
+                raise TimeoutError(f"no response within {timeout or self._timeout:g} s") from None
             raise
 
-    # --- calls -----------------------------------------------------------------------------------
+    # --- calls
 
     def __call__(self, json: Any = _UNSET, **options: Any) -> Any:
-        """POST and return the decoded answer: JSON, text, else bytes; None for 204. Raises CallFailed."""
+        """POST and return the decoded response: JSON, text or bytes; None for 204. Raises CallFailed."""
         result = self.request("POST", "/", json=json, **options).raise_for_status()
         if result.status == 204:
             return None
@@ -128,26 +124,26 @@ class TestClient:
         return result.text if result.media_type.startswith("text/") else result.body
 
     def post(self, path: str = "/", **options: Any) -> Result:
-        """`request("POST", ...)`."""
+        """Call `request("POST", ...)`."""
         return self.request("POST", path, **options)
 
     def get(self, path: str = "/", **options: Any) -> Result:
-        """`request("GET", ...)`."""
+        """Call `request("GET", ...)`."""
         return self.request("GET", path, **options)
 
     def request(
         self, method: str, path: str = "/", *, timeout: float | None = None, **options: Any
     ) -> Result:
-        """One complete answer; `options` as for `start`. Raises StreamFailed, TimeoutError."""
+        """Return the complete response; `options` as for `start`. Raises StreamFailed, TimeoutError."""
         return self.start(method, path, **options).result(timeout)
 
     def batch(self, inputs: Iterable[Any], path: str = "/", *, method: str = "POST") -> list[Result]:
-        """Call with each input as JSON, all at the same time; results in the order of the inputs."""
+        """Call with each input as JSON, all at once. Return the results in the order of the inputs."""
         pending = [self.start(method, path, json=one) for one in inputs]
         return [one.result() for one in pending]
 
     def stream(self, method: str = "POST", path: str = "/", **options: Any) -> Stream:
-        """A context manager over the answer, chunk by chunk; `options` as for `start`."""
+        """Return a context manager that reads the response chunk by chunk; `options` as for `start`."""
         return Stream(self.start(method, path, **options))
 
     def start(
@@ -162,10 +158,13 @@ class TestClient:
         subject: str = "local",
         nca_id: str = "local",
     ) -> Pending:
-        """Begin a call and do not wait.
+        """Start a call without waiting for its response.
 
-        json, data: the body; data may be an iterator of chunks, which is read as the handler asks for it.
-        attempt: which delivery of the request this is. subject, nca_id: who calls.
+        json: the body as JSON.
+        data: the body; an iterator of chunks is read as fast as the handler reads the body.
+        headers: headers of the request.
+        attempt: number of this delivery of the request, from 1.
+        subject, nca_id: the caller.
         """
         pairs = list(headers.items() if isinstance(headers, Mapping) else headers or ())
         body: bytes | AsyncIterator[bytes]
@@ -181,11 +180,10 @@ class TestClient:
             body = _from_iterator(iter(data))
 
         async def begin() -> Pending:
-            call = Call(
-                Collector(), method, path, pairs, body, attempt=attempt, subject=subject, nca_id=nca_id
-            )
+            collector = Collector()
+            call = Call(collector, method, path, pairs, body, attempt=attempt, subject=subject, nca_id=nca_id)
             self._function.begin(call)
-            return Pending(self._await, call)
+            return Pending(self._await, call, collector)
 
         return self._await(begin())
 

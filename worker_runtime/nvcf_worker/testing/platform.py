@@ -1,4 +1,4 @@
-"""A whole platform for integration tests: `nvcf up` in a folder of its own. Needs the extra `local`."""
+"""A complete platform for integration tests: `nvcf up` in its own folder. Needs the extra `local`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any, Self
 from nvcf_proto.headers import NVCF_REQID
 from nvcf_worker.errors import WorkerError
 from nvcf_worker.function.headers import Headers
-from nvcf_worker.testing.answers import Result
+from nvcf_worker.testing.results import Result
 
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
@@ -28,14 +28,14 @@ _UNSET = object()
 
 
 class PlatformError(WorkerError):
-    """The platform, or a function on it, could not be started; the text holds what it said."""
+    """The platform, or a function on it, could not be started; the text includes its output."""
 
 
 class LocalPlatform:
-    """Broker, gateway and agent as processes of this machine; a context manager.
+    """Broker, gateway, autoscaler and agent as processes on this machine; a context manager.
 
-    It is driven through the `nvcf` command and HTTP only, as any user does: the worker library knows
-    nothing of the other components. Raises PlatformError when it cannot be started.
+    It is controlled only through the `nvcf` command and HTTP, as by any user, because the worker library does
+    not import the other components. Raises PlatformError if it cannot be started.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,7 +60,7 @@ class LocalPlatform:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
-                # Ctrl-C in pytest is for pytest, which ends this in order.
+                # Ctrl-C must reach only pytest, which then stops the platform.
                 start_new_session=True,
             )
         try:
@@ -76,7 +76,7 @@ class LocalPlatform:
         self.stop()
 
     def stop(self) -> None:
-        """End everything; what does not end in order is killed."""
+        """Stop the platform; kill it if it does not stop in time."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -106,7 +106,7 @@ class LocalPlatform:
         raise PlatformError(f"the platform did not start: {log.read_text(errors='replace')[-2000:]}")
 
     def nvcf(self, *arguments: str, check: bool = True) -> str:
-        """Run an `nvcf` command on this platform; returns its output. Raises PlatformError when it fails."""
+        """Run an `nvcf` command on this platform and return its output. Raises PlatformError if it fails."""
         done = subprocess.run(
             [sys.executable, "-m", "nvcf_cli", *arguments],
             env=self._environment,
@@ -139,15 +139,15 @@ class LocalPlatform:
     def call(
         self, method: str, path: str, body: bytes, headers: Iterable[tuple[str, str]], timeout: float
     ) -> Result:
-        """One HTTP call of the gateway with the admin key. Redirects are not followed."""
+        """Call the gateway with the admin key. Redirects are not followed. `timeout` is in seconds."""
         request = urllib.request.Request(self.url + path, data=body, method=method)  # noqa: S310 - our gateway
         request.add_header("Authorization", f"Bearer {self._key}")
         for name, value in headers:
             request.add_header(name, value)
         opener = urllib.request.build_opener(_NoRedirect)
         try:
-            with opener.open(request, timeout=timeout) as answer:
-                return _result(answer.status, answer.headers.items(), answer.read())
+            with opener.open(request, timeout=timeout) as response:
+                return _result(response.status, response.headers.items(), response.read())
         except urllib.error.HTTPError as error:
             with error:
                 return _result(error.code, error.headers.items(), error.read())
@@ -169,7 +169,7 @@ class DeployedFunction:
         headers: Mapping[str, str] | None = None,
         timeout: float = 60.0,
     ) -> Result:
-        """Invoke it (pexec)."""
+        """Invoke the function (pexec). `timeout` is in seconds."""
         path = f"/v2/nvcf/pexec/functions/{self.id}"
         return self._call("POST", path, json, data, headers or {}, timeout)
 
@@ -183,11 +183,11 @@ class DeployedFunction:
         headers: Mapping[str, str] | None = None,
         timeout: float = 60.0,
     ) -> Result:
-        """A pass-through call: the function sees this method and path."""
+        """Make a pass-through call: the function gets this method and path. `timeout` is in seconds."""
         return self._call(method, path, json, data, {**(headers or {}), "function-id": self.id}, timeout)
 
     def logs(self) -> str:
-        """What its instances have printed."""
+        """Return what the function's instances have written to stdout and stderr."""
         return self._platform.nvcf("logs", self.name, "--raw")
 
     def _call(
@@ -207,7 +207,7 @@ class DeployedFunction:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A 302 is an answer of the platform, not a detour."""
+    """Returns a 302 of the platform as it is."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None

@@ -1,4 +1,4 @@
-"""pytest fixtures; `pytest_plugins = ["nvcf_worker.testing.plugin"]` in a conftest.py turns them on."""
+"""pytest fixtures, enabled by `pytest_plugins = ["nvcf_worker.testing.plugin"]` in a conftest.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nvcf_worker.testing.platform import LocalPlatform
 
 @pytest.fixture(scope="session")
 def nvcf_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPlatform]:
-    """A platform of the test session (of each worker process under pytest-xdist): `.deploy(...)`.
+    """Start a platform for the test session (one per worker process under pytest-xdist); see `deploy`.
 
     Needs the extra `local`.
     """
