@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from tests.support.platform import running_platform
+from tests.support.platform.gateways import running_platform
 
 FUNCTIONS = Path(__file__).parent.parent / "functions"
 GIB = 2**30

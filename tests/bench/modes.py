@@ -14,8 +14,9 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from tests.support.platform import Platform, Version, running_platform
-from tests.support.processes import Child, eventually
+from tests.support.platform.gateways import Platform, Version, running_platform
+from tests.support.platform.processes import Child
+from tests.support.waiting import eventually
 
 FUNCTION = Path(__file__).parent.parent / "functions" / "bench_modes.py"
 

@@ -23,9 +23,9 @@ import aiohttp
 import psutil
 
 from tests.bench.peer_servers import PEERS, Peer
-from tests.support.nats_server import free_port
-from tests.support.platform import running_platform
-from tests.support.processes import Child, end, start
+from tests.support.platform.gateways import running_platform
+from tests.support.platform.nats_server import free_port
+from tests.support.platform.processes import Child, end, start
 
 FUNCTIONS = Path(__file__).parent.parent / "functions"
 VENVS = Path(tempfile.gettempdir()) / "nvcf-bench-peers"

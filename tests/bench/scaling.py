@@ -8,8 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.support.compute import Plane, running_plane
-from tests.support.platform import Version
+from tests.support.platform.compute_plane import Plane, running_plane
+from tests.support.platform.gateways import Version
 
 ROUNDS = 10
 OTHERS = 50

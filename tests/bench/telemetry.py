@@ -21,9 +21,9 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from tests.support.nats_server import free_port
-from tests.support.platform import Platform, Version, running_platform
-from tests.support.processes import eventually
+from tests.support.platform.gateways import Platform, Version, running_platform
+from tests.support.platform.nats_server import free_port
+from tests.support.waiting import eventually
 
 FUNCTIONS = Path(__file__).parent.parent / "functions"
 BODY = json.dumps({"data": "x" * 1010}).encode()

@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from tests.support.platform import Platform, Version, running_platform
+from tests.support.platform.gateways import Platform, Version, running_platform
 
 FUNCTIONS = Path(__file__).parent.parent / "functions"
 BODY = json.dumps({"data": "x" * 1010}).encode()

@@ -14,9 +14,9 @@ from pathlib import Path
 import grpc.aio
 from websockets.asyncio.client import ClientConnection, connect
 
-from tests.support.platform import Platform, Version, running_platform
-from tests.support.processes import child_process
-from tests.support.session_callers import Channel, grpc_channel, routing
+from tests.support.http.session_callers import Channel, grpc_channel, routing
+from tests.support.platform.gateways import Platform, Version, running_platform
+from tests.support.platform.processes import child_process
 
 FUNCTIONS = Path(__file__).parent.parent / "functions"
 MIB = 1024 * 1024

@@ -7,7 +7,7 @@ import resource
 import tempfile
 from pathlib import Path
 
-from tests.support.platform import Platform, Version, messages_in, running_platform
+from tests.support.platform.gateways import Platform, Version, messages_in, running_platform
 
 CALLERS = 10_000
 

@@ -19,9 +19,9 @@ from nvcf_broker.server import LocalBroker
 from nvcf_proto.ids import new_id
 from tests.chaos.plan import Event, Harm
 from tests.chaos.relay import Relay
-from tests.support.cluster import BrokerCluster
-from tests.support.platform import Platform, Version, running_platform
-from tests.support.processes import Child
+from tests.support.platform.broker_cluster import BrokerCluster
+from tests.support.platform.gateways import Platform, Version, running_platform
+from tests.support.platform.processes import Child
 
 FUNCTION = Path(__file__).parents[1] / "functions" / "executions.py"
 ACK_WAIT = 6

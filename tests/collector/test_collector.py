@@ -33,7 +33,7 @@ from nvcf_proto.models import (
     TelemetryType,
 )
 from tests.collector.conftest import ROOT, Collector, Start
-from tests.support.otlp_receiver import Mode, OtlpReceiver
+from tests.support.otlp.receiver import Mode, OtlpReceiver
 
 EXAMPLES = sorted((ROOT / "otel" / "examples").glob("*.yaml"))
 # Modules that they need are not in the registries.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.support.platform import Platform, running_platform
+from tests.support.platform.gateways import Platform, running_platform
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")

@@ -16,8 +16,8 @@ import pytest
 import pytest_asyncio
 
 from nvcf_broker.process import spawn
-from tests.support.browser import Tab, browser_tab, needs_chromium
-from tests.support.local_up import LocalUp, environment, local_up
+from tests.support.http.browser import Tab, browser_tab, needs_chromium
+from tests.support.platform.nvcf_up import LocalUp, environment, local_up
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 FAST = """

@@ -13,9 +13,9 @@ import aiohttp
 import pytest
 import yaml
 
-from tests.support.local_up import LocalUp, local_up
-from tests.support.prometheus import Prometheus, needs_prometheus, running_prometheus
-from tests.support.queries import panel_queries, share_queries, substituted
+from tests.support.otlp.prometheus import Prometheus, needs_prometheus, running_prometheus
+from tests.support.otlp.queries import panel_queries, share_queries, substituted
+from tests.support.platform.nvcf_up import LocalUp, local_up
 
 pytestmark = [needs_prometheus, pytest.mark.timeout(420)]
 OTEL = Path(__file__).resolve().parents[2] / "otel"

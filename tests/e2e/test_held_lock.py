@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.nats_server import NatsServer
-from tests.support.peer_gateway import PeerGateway
-from tests.support.worker_host import WorkerProcess, eventually
+from tests.support.peers.gateway import PeerGateway
+from tests.support.platform.nats_server import NatsServer
+from tests.support.platform.workers import WorkerProcess
+from tests.support.waiting import eventually
 
 ISOLATED = Path(__file__).parent.parent / "functions" / "isolated.py"
 HOLD_SECONDS = 60

@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from nvcf_broker.process import spawn
-from tests.support.nvcf_command import HELLO, WAIT, Local, eventually
+from tests.support.platform.nvcf_command import HELLO, WAIT, Local
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ import pytest
 
 from nvcf_broker.process import free_port
 from nvcf_broker.server import LocalBroker
-from tests.support.nvcf_command import HELLO, SLOW, WAIT, Local, eventually
+from tests.support.platform.nvcf_command import HELLO, SLOW, WAIT, Local
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

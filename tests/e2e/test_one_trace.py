@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.compute import Plane, deployment_path, running_plane_on
-from tests.support.otlp_receiver import OtlpReceiver
-from tests.support.otlp_views import Span
-from tests.support.platform import Gateway, Version, running_platform
-from tests.support.processes import eventually
+from tests.support.otlp.receiver import OtlpReceiver
+from tests.support.otlp.views import Span
+from tests.support.platform.compute_plane import Plane, deployment_path, running_plane_on
+from tests.support.platform.gateways import Gateway, Version, running_platform
+from tests.support.waiting import eventually
 
 FUNCTION = Path(__file__).parent.parent / "functions" / "traced.py"
 GATEWAY, AUTOSCALER, AGENT, WORKER = "nvcf-gateway", "nvcf-autoscaler", "nvcf-agent", "traced"

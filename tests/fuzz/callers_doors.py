@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from tests.fuzz import corpus
 from tests.fuzz.mutation import Mutator
 from tests.fuzz.scene import Budget, Report, Scene, until
-from tests.support.peer_worker import ATTACH, H1
+from tests.support.peers.worker import ATTACH, H1
 
 AT_ONCE = 6
 READ_PATIENCE = 0.3

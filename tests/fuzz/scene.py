@@ -12,9 +12,9 @@ from nats.aio.client import Client
 
 from nvcf_proto.ids import new_id
 from tests.fuzz.mutation import Mutator
-from tests.support.peer_worker import PeerWorker, peer_worker
-from tests.support.platform import Platform, Version, running_platform
-from tests.support.processes import Child
+from tests.support.peers.worker import PeerWorker, peer_worker
+from tests.support.platform.gateways import Platform, Version, running_platform
+from tests.support.platform.processes import Child
 
 FUNCTION = Path(__file__).parents[1] / "functions" / "echo.py"
 

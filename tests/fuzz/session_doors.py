@@ -10,9 +10,9 @@ from tests.contract.gateway.test_session_fuzz import CONNECT, http1, http2
 from tests.fuzz.callers_doors import AT_ONCE
 from tests.fuzz.mutation import Mutator
 from tests.fuzz.scene import Budget, Report, Scene, until
-from tests.support.peer_tunnel import tunnel_worker
-from tests.support.peer_worker import peer_worker
-from tests.support.session_callers import grpc_channel, routing
+from tests.support.http.session_callers import grpc_channel, routing
+from tests.support.peers.tunnel import tunnel_worker
+from tests.support.peers.worker import peer_worker
 
 READ_PATIENCE = 0.1
 

@@ -18,8 +18,8 @@ from nvcf_proto.pb import nvcf_pb2
 from tests.fuzz import corpus
 from tests.fuzz.callers_doors import printable
 from tests.fuzz.scene import Budget, Report, Scene, until
-from tests.support.peer_worker import H1, Work
-from tests.support.platform import messages_in
+from tests.support.peers.worker import H1, Work
+from tests.support.platform.gateways import messages_in
 
 PULL_PATIENCE = 20.0
 STUCK_SECONDS = 40.0

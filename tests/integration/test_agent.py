@@ -15,16 +15,8 @@ from nvcf_broker.process import spawn
 from nvcf_proto.compute import CREATE_STREAM, EVENTS_STREAM, Event
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import InstanceState
-from tests.support.agent_site import (
-    HEALTH,
-    STEADY,
-    WAIT,
-    Site,
-    alive,
-    eventually,
-    is_running,
-    running_site,
-)
+from tests.support.platform.agents import HEALTH, STEADY, WAIT, Site, alive, is_running, running_site
+from tests.support.waiting import eventually
 
 PENDING, STARTING, RUNNING = InstanceState.PENDING, InstanceState.STARTING, InstanceState.RUNNING
 TERMINATING, COMPLETED, FAILED = InstanceState.TERMINATING, InstanceState.COMPLETED, InstanceState.FAILED

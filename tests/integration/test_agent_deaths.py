@@ -11,16 +11,8 @@ import pytest
 from nvcf_proto.compute import CREATE_STREAM
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import InstanceState
-from tests.support.agent_site import (
-    HEALTH,
-    STEADY,
-    WAIT,
-    Site,
-    alive,
-    eventually,
-    is_running,
-    running_site,
-)
+from tests.support.platform.agents import HEALTH, STEADY, WAIT, Site, alive, is_running, running_site
+from tests.support.waiting import eventually
 
 PENDING, STARTING, RUNNING = InstanceState.PENDING, InstanceState.STARTING, InstanceState.RUNNING
 

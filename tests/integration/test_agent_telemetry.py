@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from nvcf_proto.models import TelemetrySecret, TelemetrySettings
-from tests.support.agent_site import Site, eventually, running_site
-from tests.support.telemetry_site import add_endpoint, environment, home, watched_version
+from tests.support.otlp.telemetry_site import add_endpoint, environment, home, watched_version
+from tests.support.platform.agents import Site, running_site
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from nvcf_proto.models import InstanceState
-from tests.support.compute import Plane, load, running_plane
+from tests.support.platform.compute_plane import Plane, load, running_plane
 
 FROM_ZERO = {"minInstances": 0, "maxInstances": 4}
 SOON = {"scaleToZeroDelay": 1.0}

@@ -13,8 +13,8 @@ import pytest
 
 from nvcf_proto.journal import FILE_NAME, read_leftovers
 from nvcf_proto.models import Instance, InstanceState
-from tests.support.compute import Load, Plane, load, running_plane
-from tests.support.platform import Version
+from tests.support.platform.compute_plane import Load, Plane, load, running_plane
+from tests.support.platform.gateways import Version
 
 FIXED = {"gpu": "SIM", "minInstances": 4, "maxInstances": 4}
 SOON_REDELIVERED = ("--ack-wait", "5")

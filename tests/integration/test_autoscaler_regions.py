@@ -12,9 +12,9 @@ import aiohttp
 import pytest
 
 from nvcf_proto.models import INSTANCES_BUCKET, InstanceState
-from tests.support.cluster import running_cluster
-from tests.support.compute import Plane, running_plane_on
-from tests.support.platform import Gateway, Version, messages_in
+from tests.support.platform.broker_cluster import running_cluster
+from tests.support.platform.compute_plane import Plane, running_plane_on
+from tests.support.platform.gateways import Gateway, Version, messages_in
 
 pytestmark = [pytest.mark.xdist_group("regions"), pytest.mark.timeout(240)]
 

@@ -10,8 +10,8 @@ import pytest
 
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
-from tests.support.compute import running_plane
-from tests.support.processes import python, start
+from tests.support.platform.compute_plane import running_plane
+from tests.support.platform.processes import python, start
 
 UP = {"factor": 2.0, "threshold": 80, "stickiness": {"size": 60, "threshold": 30.5}}
 DOWN = {"factor": 0.5, "threshold": 20}

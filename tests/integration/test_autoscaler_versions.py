@@ -6,8 +6,8 @@ import asyncio
 from collections import Counter
 from pathlib import Path
 
-from tests.support.compute import Answer, Plane, load, running_plane
-from tests.support.platform import Version
+from tests.support.platform.compute_plane import Answer, Plane, load, running_plane
+from tests.support.platform.gateways import Version
 
 FROM_ZERO = {"minInstances": 0, "maxInstances": 2}
 SOON = {"scaleToZeroDelay": 1.0}

@@ -13,8 +13,9 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.platform import Platform, Version, running_platform
-from tests.support.processes import Child, eventually
+from tests.support.platform.gateways import Platform, Version, running_platform
+from tests.support.platform.processes import Child
+from tests.support.waiting import eventually
 
 FUNCTIONS = Path(__file__).parent.parent / "functions"
 

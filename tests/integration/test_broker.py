@@ -8,7 +8,7 @@ import secrets
 import stat
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from nvcf_broker.errors import (
 )
 from nvcf_broker.process import free_port
 from nvcf_broker.server import LocalBroker
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
@@ -43,12 +44,6 @@ async def client(broker: LocalBroker) -> AsyncIterator[BrokerClient]:
     connection = await connect_broker(broker.url, broker.credentials_file, name="test")
     yield connection
     await connection.close()
-
-
-async def eventually(condition: Callable[[], bool], timeout: float = 20.0) -> None:
-    async with asyncio.timeout(timeout):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 class Callout:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from nvcf_broker.errors import (
 )
 from nvcf_broker.kv import KvMirror
 from nvcf_broker.server import LocalBroker
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
@@ -47,12 +48,6 @@ def mirror_of(
     client: BrokerClient, bucket: str = "things", *, resync_seconds: float = 60.0
 ) -> KvMirror[dict[str, Any]]:
     return KvMirror(client, bucket, decode_record, encode_record, resync_seconds=resync_seconds)
-
-
-async def eventually(condition: Callable[[], bool], timeout: float = 20.0) -> None:
-    async with asyncio.timeout(timeout):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 async def test_a_mirror_follows_others_and_sees_its_own_writes_at_once(client: BrokerClient) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.platform import Platform, Version, running_platform
-from tests.support.worker_host import eventually
+from tests.support.platform.gateways import Platform, Version, running_platform
+from tests.support.waiting import eventually
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -15,8 +15,8 @@ from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.results.dead_letters import ExhaustedRequests
-from tests.support.platform import Platform, Version, messages_in, running_platform
-from tests.support.worker_host import eventually
+from tests.support.platform.gateways import Platform, Version, messages_in, running_platform
+from tests.support.waiting import eventually
 
 DELIVERIES = 5
 ACK_WAIT = "1"

@@ -13,9 +13,9 @@ import pytest_asyncio
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
 from tests.integration.test_regions import Running, call, stream_info
-from tests.support.cluster import running_cluster
-from tests.support.peer_worker import ATTACH, peer_worker
-from tests.support.platform import Platform
+from tests.support.peers.worker import ATTACH, peer_worker
+from tests.support.platform.broker_cluster import running_cluster
+from tests.support.platform.gateways import Platform
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("regions")]
 

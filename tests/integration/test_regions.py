@@ -14,9 +14,9 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from tests.support.cluster import BrokerCluster, running_cluster
-from tests.support.peer_worker import peer_worker
-from tests.support.platform import Gateway, Platform, Version
+from tests.support.peers.worker import peer_worker
+from tests.support.platform.broker_cluster import BrokerCluster, running_cluster
+from tests.support.platform.gateways import Gateway, Platform, Version
 
 FUNCTION = Path(__file__).parents[1] / "functions" / "executions.py"
 STATUS = "/v2/nvcf/pexec/status/"

@@ -17,9 +17,9 @@ from websockets.asyncio.client import connect
 from nvcf_proto.ids import new_id
 from tests.functions.grpc_service import Service, start_service
 from tests.functions.websocket_service import start_websockets
-from tests.support.platform import Platform, Version, eventually, running_platform
-from tests.support.processes import Child
-from tests.support.session_callers import Channel, grpc_channel, routing
+from tests.support.http.session_callers import Channel, grpc_channel, routing
+from tests.support.platform.gateways import Platform, Version, eventually, running_platform
+from tests.support.platform.processes import Child
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

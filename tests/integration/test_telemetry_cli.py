@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.support.platform import Platform, running_platform
+from tests.support.platform.gateways import Platform, running_platform
 
 
 async def nvcf(platform: Platform, *arguments: str, code: int = 0) -> tuple[str, str]:

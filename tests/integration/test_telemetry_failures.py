@@ -13,9 +13,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.support.otlp_receiver import Mode, OtlpReceiver
-from tests.support.platform import Platform, Version, eventually, running_platform
-from tests.support.processes import Child
+from tests.support.otlp.receiver import Mode, OtlpReceiver
+from tests.support.platform.gateways import Platform, Version, eventually, running_platform
+from tests.support.platform.processes import Child
 
 ECHO = Path(__file__).parents[1] / "functions" / "echo.py"
 CALLERS = 8

@@ -9,7 +9,7 @@ from typing import Any
 from examples.batch.function import Network, spirals
 from examples.isolation.function import primes_below
 
-from tests.support.platform import Platform, Version, running_platform
+from tests.support.platform.gateways import Platform, Version, running_platform
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 

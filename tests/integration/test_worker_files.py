@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.platform import Platform, Version, running_platform
-from tests.support.processes import eventually
+from tests.support.platform.gateways import Platform, Version, running_platform
+from tests.support.waiting import eventually
 
 FUNCTIONS = Path(__file__).parent.parent / "functions"
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.platform import Gateway, Platform, Version, running_platform
-from tests.support.processes import Child, eventually
+from tests.support.platform.gateways import Gateway, Platform, Version, running_platform
+from tests.support.platform.processes import Child
+from tests.support.waiting import eventually
 
 FUNCTIONS = Path(__file__).parent.parent / "functions"
 PEXEC = "/v2/nvcf/pexec/status/"

@@ -14,8 +14,8 @@ import pytest_asyncio
 from nvcf_gateway.access.signed_tokens import DashboardTokens, TokenKind, derive_key
 from nvcf_gateway.access.signing_keys import load_signing_key
 from tests.contract.gateway.test_polling import call
-from tests.support.peer_worker import peer_worker
-from tests.support.platform import Platform, Version, running_platform
+from tests.support.peers.worker import peer_worker
+from tests.support.platform.gateways import Platform, Version, running_platform
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 SESSIONS = "/v2/nvcf/dashboard/sessions"

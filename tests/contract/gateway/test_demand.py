@@ -9,8 +9,8 @@ import pytest
 
 from nvcf_proto.compute import DemandReport, demand_subject, wake_subject
 from tests.contract.gateway.test_polling import call
-from tests.support.peer_worker import peer_worker
-from tests.support.platform import Platform
+from tests.support.peers.worker import peer_worker
+from tests.support.platform.gateways import Platform
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

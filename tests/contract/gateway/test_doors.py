@@ -17,9 +17,9 @@ from nvcf_gateway.access.signing_keys import load_signing_key
 from nvcf_gateway.access.worker_tokens import WorkerTokens
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
-from tests.support.peer_worker import broker_token, connect_once, peer_worker
-from tests.support.platform import Platform
-from tests.support.processes import eventually
+from tests.support.peers.worker import broker_token, connect_once, peer_worker
+from tests.support.platform.gateways import Platform
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -22,7 +22,7 @@ from nvcf_proto.compute import (
     event_subject,
 )
 from nvcf_proto.ids import new_id
-from tests.support.platform import Platform
+from tests.support.platform.gateways import Platform
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

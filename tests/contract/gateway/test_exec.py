@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.peer_worker import PeerWorker, Work, peer_worker
-from tests.support.platform import Platform, Version
+from tests.support.peers.worker import PeerWorker, Work, peer_worker
+from tests.support.platform.gateways import Platform, Version
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -10,8 +10,8 @@ import pytest
 
 from nvcf_proto.pb import nvcf_pb2
 from tests.contract.gateway.test_polling import PEXEC, call
-from tests.support.peer_worker import Work, peer_worker
-from tests.support.platform import Platform
+from tests.support.peers.worker import Work, peer_worker
+from tests.support.platform.gateways import Platform
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -12,8 +12,8 @@ import pytest
 
 from nvcf_proto.compute import wake_subject
 from tests.contract.gateway.test_polling import Answer, call
-from tests.support.peer_worker import PeerWorker, peer_worker
-from tests.support.platform import Platform, Version, messages_in
+from tests.support.peers.worker import PeerWorker, peer_worker
+from tests.support.platform.gateways import Platform, Version, messages_in
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -16,9 +16,9 @@ import pytest_asyncio
 from nvcf_gateway.access.signing_keys import SigningKeys, create_key, load_signing_key
 from nvcf_gateway.access.worker_tokens import WorkerTokens
 from nvcf_proto.ids import new_id
-from tests.support.peer_worker import connect_once
-from tests.support.platform import ACCOUNT, Gateway, Platform, Version, running_platform
-from tests.support.processes import eventually
+from tests.support.peers.worker import connect_once
+from tests.support.platform.gateways import ACCOUNT, Gateway, Platform, Version, running_platform
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.contract.gateway.test_polling import call
-from tests.support.peer_worker import peer_worker
-from tests.support.platform import Platform, Version
-from tests.support.processes import eventually
+from tests.support.peers.worker import peer_worker
+from tests.support.platform.gateways import Platform, Version
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

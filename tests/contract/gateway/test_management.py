@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nvcf_proto.ids import new_id
-from tests.support.platform import Platform
+from tests.support.platform.gateways import Platform
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.peer_nvcf_http import Answer, GoClient
-from tests.support.peer_worker import peer_worker
-from tests.support.platform import Platform
+from tests.support.peers.nvcf_http import Answer, GoClient
+from tests.support.peers.worker import peer_worker
+from tests.support.platform.gateways import Platform
 
 UNKNOWN = "3b241101-e2bb-4255-8caf-4136c566a962"
 

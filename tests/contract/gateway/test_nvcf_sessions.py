@@ -16,12 +16,12 @@ import pytest_asyncio
 
 from tests.contract.gateway.test_nvcf_worker import call, echo
 from tests.functions.grpc_service import start_service
-from tests.support.peer_nvcf_attach import Reply, Seen
-from tests.support.peer_nvcf_session import SessionHalf
-from tests.support.peer_nvcf_worker import nvcf_worker
-from tests.support.peer_worker import peer_worker
-from tests.support.platform import Platform, Version, eventually, messages_in, running_platform
-from tests.support.session_callers import grpc_channel, routing
+from tests.support.http.session_callers import grpc_channel, routing
+from tests.support.peers.nvcf_attach import Reply, Seen
+from tests.support.peers.nvcf_session import SessionHalf
+from tests.support.peers.nvcf_worker import nvcf_worker
+from tests.support.peers.worker import peer_worker
+from tests.support.platform.gateways import Platform, Version, eventually, messages_in, running_platform
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -18,9 +18,9 @@ import pytest_asyncio
 
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
-from tests.support.peer_nvcf_attach import Function, Reply, Seen
-from tests.support.peer_nvcf_worker import NvcfWorker, nvcf_worker
-from tests.support.platform import Platform, Version, eventually, running_platform
+from tests.support.peers.nvcf_attach import Function, Reply, Seen
+from tests.support.peers.nvcf_worker import NvcfWorker, nvcf_worker
+from tests.support.platform.gateways import Platform, Version, eventually, running_platform
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -288,7 +288,7 @@ async def test_a_kept_request_in_work_needs_no_polls_to_stay_alive(platform: Pla
 
 async def test_large_results_by_upload_and_302(platform: Platform) -> None:
     """Below 20 MiB the zip is put to the request's link, and the answer points to the download link."""
-    from tests.support.peer_nvcf_worker import fetched
+    from tests.support.peers.nvcf_worker import fetched
 
     upload: list[str] = []
     async with served(platform, echo) as (version, worker):

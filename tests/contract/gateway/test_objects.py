@@ -12,8 +12,8 @@ import pytest
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
 from tests.contract.gateway.test_polling import call
-from tests.support.peer_worker import PeerWorker, peer_worker
-from tests.support.platform import Platform, Version
+from tests.support.peers.worker import PeerWorker, peer_worker
+from tests.support.platform.gateways import Platform, Version
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

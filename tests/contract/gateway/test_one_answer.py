@@ -13,8 +13,8 @@ import pytest
 from nvcf_proto.pb import nvcf_pb2
 from tests.contract.gateway.test_idempotency import rescued
 from tests.contract.gateway.test_polling import EXEC, PEXEC, call, progress
-from tests.support.peer_worker import ATTACH, Work, peer_worker
-from tests.support.platform import Platform, Version, running_platform
+from tests.support.peers.worker import ATTACH, Work, peer_worker
+from tests.support.platform.gateways import Platform, Version, running_platform
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

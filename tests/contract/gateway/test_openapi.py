@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.support.platform import Platform, running_platform
+from tests.support.platform.gateways import Platform, running_platform
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -74,7 +74,11 @@ async def run(described: Platform, *arguments: str) -> None:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         cwd=described.directory,
-        env={**os.environ, "SCHEMATHESIS_HOOKS": "tests.support.schemathesis_hooks", "PYTHONPATH": str(ROOT)},
+        env={
+            **os.environ,
+            "SCHEMATHESIS_HOOKS": "tests.support.http.schemathesis_hooks",
+            "PYTHONPATH": str(ROOT),
+        },
     )
     try:
         output, _ = await process.communicate()

@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from nvcf_proto.pb import nvcf_pb2
-from tests.support.peer_worker import peer_worker
-from tests.support.pexec import call, pulled
-from tests.support.platform import Platform, Version
+from tests.support.peers.worker import peer_worker
+from tests.support.platform.gateways import Platform, Version
+from tests.support.platform.pexec import call, pulled
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

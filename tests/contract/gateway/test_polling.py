@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from nvcf_proto.pb import nvcf_pb2
-from tests.support.peer_worker import PeerWorker, Work, peer_worker
-from tests.support.platform import Gateway, Platform, Version
+from tests.support.peers.worker import PeerWorker, Work, peer_worker
+from tests.support.platform.gateways import Gateway, Platform, Version
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -20,8 +20,8 @@ from websockets.exceptions import InvalidStatus
 
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
-from tests.support.platform import ACCOUNT, Platform
-from tests.support.rate_limits import limited, limiter, path_of
+from tests.support.platform.gateways import ACCOUNT, Platform
+from tests.support.platform.rate_limits import limited, limiter, path_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

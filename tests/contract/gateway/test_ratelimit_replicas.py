@@ -15,8 +15,8 @@ import pytest
 import pytest_asyncio
 
 from nvcf_gateway.ratelimit.members import owner_of
-from tests.support.platform import Gateway, Platform, Version, running_platform
-from tests.support.rate_limits import limited, limiter
+from tests.support.platform.gateways import Gateway, Platform, Version, running_platform
+from tests.support.platform.rate_limits import limited, limiter
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -9,9 +9,9 @@ import aiohttp
 import pytest
 
 from nvcf_proto.ids import new_id
-from tests.support.peer_worker import peer_worker
-from tests.support.pexec import pulled
-from tests.support.platform import Platform
+from tests.support.peers.worker import peer_worker
+from tests.support.platform.gateways import Platform
+from tests.support.platform.pexec import pulled
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

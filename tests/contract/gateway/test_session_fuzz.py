@@ -15,10 +15,10 @@ import pytest_asyncio
 from h2.connection import H2Connection
 from h2.events import ResponseReceived
 
-from tests.support.peer_tunnel import tunnel_worker
-from tests.support.peer_worker import peer_worker
-from tests.support.platform import Platform, Version, running_platform
-from tests.support.session_callers import grpc_channel, routing
+from tests.support.http.session_callers import grpc_channel, routing
+from tests.support.peers.tunnel import tunnel_worker
+from tests.support.peers.worker import peer_worker
+from tests.support.platform.gateways import Platform, Version, running_platform
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

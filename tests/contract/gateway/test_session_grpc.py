@@ -15,9 +15,9 @@ from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated
 
-from tests.support.platform import Platform, eventually, running_platform
-from tests.support.session_callers import Channel, grpc_channel, routing
-from tests.support.session_function import grpc_function
+from tests.support.http.session_callers import Channel, grpc_channel, routing
+from tests.support.platform.gateways import Platform, eventually, running_platform
+from tests.support.platform.session_function import grpc_function
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

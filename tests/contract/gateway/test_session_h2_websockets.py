@@ -15,11 +15,11 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 
 from tests.contract.gateway.test_session_websockets import FLAGS, websocket_function
-from tests.support.h2_websocket import h2_websockets
-from tests.support.peer_tunnel import tunnel_worker
-from tests.support.peer_worker import peer_worker
-from tests.support.platform import Platform, eventually, running_platform
-from tests.support.session_callers import grpc_channel, routing
+from tests.support.http.h2_websocket import h2_websockets
+from tests.support.http.session_callers import grpc_channel, routing
+from tests.support.peers.tunnel import tunnel_worker
+from tests.support.peers.worker import peer_worker
+from tests.support.platform.gateways import Platform, eventually, running_platform
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

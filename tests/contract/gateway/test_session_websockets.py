@@ -19,10 +19,10 @@ from websockets.exceptions import ConnectionClosedError, ConnectionClosedOK, Inv
 from websockets.typing import Subprotocol
 
 from tests.functions.websocket_service import WebSocketService, start_websockets
-from tests.support.peer_tunnel import TunnelWorker, tunnel_worker
-from tests.support.peer_worker import peer_worker
-from tests.support.platform import Platform, Version, eventually, running_platform
-from tests.support.session_callers import routing
+from tests.support.http.session_callers import routing
+from tests.support.peers.tunnel import TunnelWorker, tunnel_worker
+from tests.support.peers.worker import peer_worker
+from tests.support.platform.gateways import Platform, Version, eventually, running_platform
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

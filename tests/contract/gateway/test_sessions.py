@@ -21,12 +21,12 @@ from nats.aio.msg import Msg
 
 from nvcf_proto.compute import wake_subject
 from tests.functions.grpc_service import start_service
-from tests.support.authority import Authority
-from tests.support.peer_tunnel import copy, dial
-from tests.support.peer_worker import peer_worker
-from tests.support.platform import Platform, eventually, running_platform
-from tests.support.session_callers import Channel, grpc_channel, routing
-from tests.support.session_function import grpc_function
+from tests.support.http.authority import Authority
+from tests.support.http.session_callers import Channel, grpc_channel, routing
+from tests.support.peers.tunnel import copy, dial
+from tests.support.peers.worker import peer_worker
+from tests.support.platform.gateways import Platform, eventually, running_platform
+from tests.support.platform.session_function import grpc_function
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -8,7 +8,7 @@ import pytest
 
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import Scope
-from tests.support.platform import Platform
+from tests.support.platform.gateways import Platform
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

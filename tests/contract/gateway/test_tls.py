@@ -20,8 +20,8 @@ from nvcf_gateway.config import GatewayConfig, parse_arguments
 from nvcf_gateway.errors import SetupError
 from nvcf_gateway.http.tls import server_context
 from nvcf_proto.pb import ratelimiter_pb2, ratelimiter_pb2_grpc
-from tests.support.authority import Authority
-from tests.support.platform import Gateway, Platform, running_platform
+from tests.support.http.authority import Authority
+from tests.support.platform.gateways import Gateway, Platform, running_platform
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

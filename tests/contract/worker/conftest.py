@@ -10,9 +10,9 @@ import pytest
 
 from tests.contract.worker.isolated_worker import start_isolated  # noqa: F401 - a fixture
 from tests.contract.worker.services import callout_broker, serve, services  # noqa: F401 - fixtures
-from tests.support.nats_server import NatsServer
-from tests.support.peer_gateway import PeerGateway
-from tests.support.worker_host import LocalWorker, WorkerProcess, local_worker, worker_config
+from tests.support.peers.gateway import PeerGateway
+from tests.support.platform.nats_server import NatsServer
+from tests.support.platform.workers import LocalWorker, WorkerProcess, local_worker, worker_config
 
 StartWorker = Callable[..., LocalWorker]
 StartProcess = Callable[..., WorkerProcess]

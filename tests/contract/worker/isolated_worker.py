@@ -10,9 +10,10 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.nats_server import NatsServer
-from tests.support.peer_gateway import PeerGateway
-from tests.support.worker_host import WorkerProcess, eventually
+from tests.support.peers.gateway import PeerGateway
+from tests.support.platform.nats_server import NatsServer
+from tests.support.platform.workers import WorkerProcess
+from tests.support.waiting import eventually
 
 FUNCTION = Path(__file__).parent.parent.parent / "functions" / "isolated.py"
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.peer_nvcf_broker import CalloutBroker
-from tests.support.peer_nvcf_services import PeerServices
-from tests.support.worker_host import LocalWorker, local_worker, worker_config
+from tests.support.peers.nvcf_broker import CalloutBroker
+from tests.support.peers.nvcf_services import PeerServices
+from tests.support.platform.workers import LocalWorker, local_worker, worker_config
 
 StartServed = Callable[..., LocalWorker]
 

@@ -14,9 +14,10 @@ from nvcf_worker.errors import NotReady
 from nvcf_worker.run.asgi.host import AsgiHost
 from tests.contract.worker.conftest import StartProcess, StartWorker
 from tests.functions import asgi_app
-from tests.support.peer_calls import BrokenResponse
-from tests.support.peer_gateway import PeerGateway
-from tests.support.worker_host import LocalWorker, eventually
+from tests.support.peers.calls import BrokenResponse
+from tests.support.peers.gateway import PeerGateway
+from tests.support.platform.workers import LocalWorker
+from tests.support.waiting import eventually
 
 SOURCE = Path(asgi_app.__file__).read_text()
 

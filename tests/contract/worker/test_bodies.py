@@ -9,7 +9,7 @@ from typing import Any
 
 from nvcf_worker import Request, SyncRequest
 from tests.contract.worker.conftest import StartWorker
-from tests.support.peer_gateway import PeerGateway
+from tests.support.peers.gateway import PeerGateway
 
 INLINE = b"i" * 32 * 1024
 

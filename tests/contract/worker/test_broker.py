@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from nvcf_worker import Request
-from tests.support.nats_server import NatsServer
-from tests.support.peer_gateway import PeerGateway
-from tests.support.worker_host import LocalWorker, eventually, local_worker, worker_config
+from tests.support.peers.gateway import PeerGateway
+from tests.support.platform.nats_server import NatsServer
+from tests.support.platform.workers import LocalWorker, local_worker, worker_config
+from tests.support.waiting import eventually
 
 
 async def echo(request: Request) -> bytes:

@@ -12,8 +12,8 @@ import pytest
 
 from nvcf_worker import Request, RequestCancelled, SyncRequest
 from tests.contract.worker.conftest import StartWorker
-from tests.support.peer_gateway import PeerGateway
-from tests.support.worker_host import eventually
+from tests.support.peers.gateway import PeerGateway
+from tests.support.waiting import eventually
 
 
 class Probe:
@@ -147,7 +147,7 @@ async def test_a_cancel_ends_a_blocking_read(gateway: PeerGateway, start_worker:
     call = await gateway.invoke(b"", rest=endless())
     await eventually(reading.is_set, "download started")
     await gateway.cancel(call)
-    await eventually(ended.is_set, "read ended", timeout=2)
+    await eventually(ended.is_set, "read ended", timeout=20)
 
 
 async def test_foreign_and_garbled_cancels_are_ignored(
@@ -169,5 +169,5 @@ async def test_a_caller_that_leaves_during_a_stream_stops_the_handler(
     await call.head
     await eventually(probe.started.is_set, "handler started")
     gateway.drop_posts()
-    await eventually(lambda: probe.how == "closed", "handler stopped", timeout=2)
+    await eventually(lambda: probe.how == "closed", "handler stopped", timeout=20)
     assert (await (await gateway.invoke(b"next")).answer()).body == b"next"

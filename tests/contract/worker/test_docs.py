@@ -19,8 +19,8 @@ from nvcf_worker.function.handlers import is_asgi
 from nvcf_worker.run.asgi.host import AsgiHost
 from nvcf_worker.run.sidecar.settings import SidecarSettings, read_settings
 from tests.contract.worker.conftest import StartWorker
-from tests.support.peer_calls import Call
-from tests.support.peer_gateway import PeerGateway
+from tests.support.peers.calls import Call
+from tests.support.peers.gateway import PeerGateway
 
 FOLDER = Path(__file__).parents[3] / "docs" / "functions"
 ELSEWHERE = {"sessions.md", "tasks.md"}  # they have tests of their own

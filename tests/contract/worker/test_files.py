@@ -11,8 +11,8 @@ import pytest
 
 from nvcf_worker import Response, SyncRequest
 from tests.contract.worker.conftest import StartWorker
-from tests.support.peer_gateway import PeerGateway
-from tests.support.worker_host import eventually
+from tests.support.peers.gateway import PeerGateway
+from tests.support.waiting import eventually
 
 
 def _nothing_left(directory: Path) -> bool:

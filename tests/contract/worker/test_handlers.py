@@ -13,7 +13,7 @@ import pytest
 
 from nvcf_worker import BadInput, Request, Response, SyncRequest
 from tests.contract.worker.conftest import StartWorker
-from tests.support.peer_gateway import PeerGateway
+from tests.support.peers.gateway import PeerGateway
 
 
 def plain(request: SyncRequest) -> Any:

@@ -12,8 +12,8 @@ import pytest
 
 from tests.contract.worker.conftest import StartProcess
 from tests.contract.worker.isolated_worker import StartIsolated, ask
-from tests.support.peer_gateway import PeerGateway
-from tests.support.worker_host import eventually
+from tests.support.peers.gateway import PeerGateway
+from tests.support.waiting import eventually
 
 
 async def test_all_kinds_of_handlers_answer_from_another_process(

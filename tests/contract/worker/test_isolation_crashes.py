@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.contract.worker.isolated_worker import StartIsolated, ask
-from tests.support.peer_calls import BrokenResponse
-from tests.support.peer_gateway import PeerGateway
-from tests.support.worker_host import eventually
+from tests.support.peers.calls import BrokenResponse
+from tests.support.peers.gateway import PeerGateway
+from tests.support.waiting import eventually
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ import pytest
 from nvcf_worker import App, Fatal, NotFound, Request, RetryLater, SyncRequest
 from nvcf_worker.errors import InstanceBroken, StartupError
 from tests.contract.worker.conftest import StartProcess, StartWorker
-from tests.support.peer_gateway import PeerGateway
-from tests.support.worker_host import WAIT, eventually
+from tests.support.peers.gateway import PeerGateway
+from tests.support.platform.workers import WAIT
+from tests.support.waiting import eventually
 
 
 async def _empty(gateway: PeerGateway) -> bool:

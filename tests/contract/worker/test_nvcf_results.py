@@ -15,7 +15,7 @@ from nvcf_worker import Request, Response, SyncRequest
 from nvcf_worker.exchange import large_results
 from nvcf_worker.process.backoff import Backoff
 from tests.contract.worker.services import StartServed
-from tests.support.peer_nvcf_services import PeerServices, StrictService
+from tests.support.peers.nvcf_services import PeerServices, StrictService
 
 LARGE = 5 * 1024 * 1024 + 1
 SIGNED = (

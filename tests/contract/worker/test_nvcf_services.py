@@ -16,9 +16,10 @@ from nvcf_proto.pb import nvcf_pb2
 from nvcf_worker import Request, Response
 from nvcf_worker.exchange import fetch, waiters
 from tests.contract.worker.services import StartServed, settled
-from tests.support.peer_nvcf_broker import CalloutBroker
-from tests.support.peer_nvcf_services import PeerServices
-from tests.support.worker_host import eventually, local_worker, worker_config
+from tests.support.peers.nvcf_broker import CalloutBroker
+from tests.support.peers.nvcf_services import PeerServices
+from tests.support.platform.workers import local_worker, worker_config
+from tests.support.waiting import eventually
 
 
 async def echo(request: Request) -> Any:

@@ -16,8 +16,8 @@ import pytest
 from nvcf_proto import settings
 from nvcf_proto.pb import nvcf_pb2
 from tests.contract.worker.services import StartServed, settled
-from tests.support.peer_nvcf_services import PeerServices
-from tests.support.worker_host import eventually
+from tests.support.peers.nvcf_services import PeerServices
+from tests.support.waiting import eventually
 
 LOOKUP_STREAM = "stateful_session_lookup_local"
 # As a server in Go answers a CONNECT that it is about to take over.

@@ -14,9 +14,9 @@ import pytest
 
 from nvcf_worker import Request, SyncRequest
 from tests.contract.worker.conftest import StartWorker
-from tests.support.peer_calls import Answer, Call
-from tests.support.peer_gateway import PeerGateway
-from tests.support.worker_host import eventually
+from tests.support.peers.calls import Answer, Call
+from tests.support.peers.gateway import PeerGateway
+from tests.support.waiting import eventually
 
 
 class Stage:

@@ -15,10 +15,10 @@ import psutil
 import pytest
 
 from tests.contract.worker.conftest import StartProcess
-from tests.support.nats_server import free_port
-from tests.support.peer_calls import Call
-from tests.support.peer_gateway import PeerGateway
-from tests.support.worker_host import eventually
+from tests.support.peers.calls import Call
+from tests.support.peers.gateway import PeerGateway
+from tests.support.platform.nats_server import free_port
+from tests.support.waiting import eventually
 
 HANDLER = """
 import sys, time

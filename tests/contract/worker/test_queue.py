@@ -11,8 +11,8 @@ import pytest
 from nvcf_proto.pb import nvcf_pb2
 from nvcf_worker import Request, SyncRequest
 from tests.contract.worker.conftest import StartWorker
-from tests.support.peer_gateway import PeerGateway
-from tests.support.worker_host import eventually
+from tests.support.peers.gateway import PeerGateway
+from tests.support.waiting import eventually
 
 
 def echo(request: SyncRequest) -> bytes:

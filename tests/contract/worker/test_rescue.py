@@ -10,9 +10,9 @@ import pytest
 from nvcf_worker import Request, SyncRequest
 from nvcf_worker.exchange import fetch, waiters
 from tests.contract.worker.conftest import StartWorker
-from tests.support.nats_server import free_port
-from tests.support.peer_gateway import PeerGateway
-from tests.support.worker_host import eventually
+from tests.support.peers.gateway import PeerGateway
+from tests.support.platform.nats_server import free_port
+from tests.support.waiting import eventually
 
 
 async def _empty(gateway: PeerGateway) -> bool:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from nvcf_worker.local.watching import changed, marks
 from tests.functions import asgi_app
-from tests.support.worker_host import eventually
+from tests.support.waiting import eventually
 
 FUNCTION = """
 from helper import WORD

@@ -12,11 +12,11 @@ import pytest
 
 from nvcf_worker.run.sidecar.upstream import Upstream
 from tests.contract.worker.conftest import StartWorker
-from tests.support.nats_server import free_port
-from tests.support.peer_calls import BrokenResponse
-from tests.support.peer_gateway import PeerGateway
-from tests.support.user_server import Script, Seen, UserServer, answering, user_server
-from tests.support.worker_host import eventually
+from tests.support.http.user_server import Script, Seen, UserServer, answering, user_server
+from tests.support.peers.calls import BrokenResponse
+from tests.support.peers.gateway import PeerGateway
+from tests.support.platform.nats_server import free_port
+from tests.support.waiting import eventually
 
 
 @contextlib.asynccontextmanager

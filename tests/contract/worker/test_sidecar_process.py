@@ -16,9 +16,10 @@ import pytest
 
 from tests.contract.worker.conftest import StartProcess
 from tests.functions import plain_server
-from tests.support.nats_server import NatsServer, free_port
-from tests.support.peer_gateway import PeerGateway
-from tests.support.worker_host import WorkerProcess, eventually
+from tests.support.peers.gateway import PeerGateway
+from tests.support.platform.nats_server import NatsServer, free_port
+from tests.support.platform.workers import WorkerProcess
+from tests.support.waiting import eventually
 
 SERVER = plain_server.__file__
 START = [sys.executable, SERVER, "{port}"]

@@ -10,9 +10,9 @@ from typing import Any
 
 from nvcf_worker import Request, SyncRequest
 from tests.contract.worker.conftest import StartWorker
-from tests.support.peer_calls import BrokenResponse, Call
-from tests.support.peer_gateway import PeerGateway
-from tests.support.worker_host import eventually
+from tests.support.peers.calls import BrokenResponse, Call
+from tests.support.peers.gateway import PeerGateway
+from tests.support.waiting import eventually
 
 SLOTS = 8
 

@@ -11,9 +11,9 @@ import pytest
 
 from nvcf_worker import Request, SyncRequest
 from tests.contract.worker.conftest import StartWorker
-from tests.support.peer_calls import BrokenResponse
-from tests.support.peer_gateway import PeerGateway
-from tests.support.worker_host import eventually
+from tests.support.peers.calls import BrokenResponse
+from tests.support.peers.gateway import PeerGateway
+from tests.support.waiting import eventually
 
 
 async def test_each_item_is_there_before_the_next_is_made(

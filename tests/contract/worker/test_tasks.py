@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from tests.support.worker_host import eventually
+from tests.support.waiting import eventually
 
 HEAD = "import asyncio, signal, sys, time\nfrom nvcf_worker import Task, task\n"
 

@@ -15,12 +15,13 @@ import pytest
 from nvcf_otel import compatible, instruments, spans
 from nvcf_otel.instrument import Kind
 from nvcf_proto.ids import new_id
-from tests.support.nats_server import NatsServer, free_port
-from tests.support.otlp_receiver import Mode, OtlpReceiver
-from tests.support.otlp_views import Span
-from tests.support.peer_calls import Answer
-from tests.support.peer_gateway import PeerGateway
-from tests.support.worker_host import WorkerProcess, eventually
+from tests.support.otlp.receiver import Mode, OtlpReceiver
+from tests.support.otlp.views import Span
+from tests.support.peers.calls import Answer
+from tests.support.peers.gateway import PeerGateway
+from tests.support.platform.nats_server import NatsServer, free_port
+from tests.support.platform.workers import WorkerProcess
+from tests.support.waiting import eventually
 
 FUNCTION = Path(__file__).parent.parent.parent / "functions" / "telling.py"
 TRACE = "0af7651916cd43dd8448eb211c80319c"

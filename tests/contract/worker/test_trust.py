@@ -13,8 +13,8 @@ from nvcf_worker.control.config import GrpcEndpoint, WorkerConfig
 from nvcf_worker.control.tls import ROOT_CA_FILE, client_context, grpc_roots
 from nvcf_worker.errors import ConfigurationError, StartupError
 from nvcf_worker.queue.connect import open_connection
-from tests.support.authority import Authority
-from tests.support.nats_server import NatsServer
+from tests.support.http.authority import Authority
+from tests.support.platform.nats_server import NatsServer
 
 
 class TlsServer(NatsServer):

@@ -14,9 +14,9 @@ import pytest
 
 from nvcf_proto import settings
 from tests.contract.worker.conftest import StartWorker
-from tests.support.peer_gateway import PeerGateway
-from tests.support.peer_proxy import PeerProxy, peer_proxy
-from tests.support.worker_host import eventually
+from tests.support.peers.gateway import PeerGateway
+from tests.support.peers.proxy import PeerProxy, peer_proxy
+from tests.support.waiting import eventually
 
 
 class EchoServer:
@@ -245,7 +245,7 @@ async def test_a_cancel_before_the_link_ends_it(
 
     await eventually(in_work, "the worker has it")
     await proxy.cancel(request_id)
-    await eventually(lambda: settled(gateway), "acknowledged", timeout=3)
+    await eventually(lambda: settled(gateway), "acknowledged")
     assert not proxy.dials
 
 
@@ -263,7 +263,7 @@ async def test_a_function_without_a_port_is_told_to_the_gateway(
 async def test_a_long_session_is_kept_from_redelivery(
     broker: Any, function: EchoServer, tmp_path: Any
 ) -> None:
-    from tests.support.worker_host import local_worker, worker_config
+    from tests.support.platform.workers import local_worker, worker_config
 
     gateway = PeerGateway(broker.url, ack_wait=2.0)
     await gateway.start()

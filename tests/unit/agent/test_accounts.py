@@ -27,7 +27,7 @@ from nvcf_proto.models import (
     TelemetrySecret,
     TelemetryType,
 )
-from tests.support.processes import eventually
+from tests.support.waiting import eventually
 from tests.unit.agent.orders import order
 from tests.unit.agent.test_environment import PLACES, SOURCE, SPEC
 

@@ -10,6 +10,7 @@ from typing import Any
 from nvcf_autoscaler.controller.loop import AT_ONCE, ControlLoop
 from nvcf_autoscaler.controller.version_state import MIN_RECONCILE_INTERVAL, VersionState
 from nvcf_broker.errors import BrokerUnavailableError, RevisionConflictError
+from tests.support.waiting import eventually
 
 FAR = float("inf")
 
@@ -28,12 +29,6 @@ class VersionReconciler:
 
 async def nothing(version_id: str) -> float:
     return FAR
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 class Running:
@@ -60,10 +55,10 @@ async def test_what_happens_during_a_look_asks_for_another() -> None:
     reconciler = VersionReconciler(slow)
     control = ControlLoop(reconciler, lambda: {"v"}, lambda: True)
     async with Running(control):
-        await until(lambda: reconciler.seen == ["v"])
+        await eventually(lambda: reconciler.seen == ["v"])
         control.wake("v")
         gate.set()
-        await until(lambda: reconciler.seen == ["v", "v"])
+        await eventually(lambda: reconciler.seen == ["v", "v"])
 
 
 async def test_a_replica_that_does_not_lead_looks_at_nothing() -> None:
@@ -76,7 +71,7 @@ async def test_a_replica_that_does_not_lead_looks_at_nothing() -> None:
         assert not reconciler.seen
         leads = True
         control.wake_all()
-        await until(lambda: reconciler.seen == ["v"])
+        await eventually(lambda: reconciler.seen == ["v"])
 
 
 async def test_what_another_leader_has_counted_is_not_counted_again() -> None:
@@ -96,11 +91,11 @@ async def test_a_version_that_is_undeployed_without_instances_is_told_no_more() 
     reconciler = VersionReconciler(nothing)
     control = ControlLoop(reconciler, lambda: set(versions), lambda: True, gone.append)
     async with Running(control):
-        await until(lambda: reconciler.seen == ["v"])
+        await eventually(lambda: reconciler.seen == ["v"])
         assert not gone
         versions.clear()
         control.wake("v")
-        await until(lambda: "v" in gone)
+        await eventually(lambda: "v" in gone)
 
 
 async def test_a_failed_look_is_repeated_and_hurts_no_other_version() -> None:
@@ -114,7 +109,7 @@ async def test_a_failed_look_is_repeated_and_hurts_no_other_version() -> None:
     reconciler = VersionReconciler(failing)
     control = ControlLoop(reconciler, lambda: {"bad", "late", "good"}, lambda: True)
     async with Running(control):
-        await until(lambda: min(reconciler.seen.count("bad"), reconciler.seen.count("late")) >= 2)
+        await eventually(lambda: min(reconciler.seen.count("bad"), reconciler.seen.count("late")) >= 2)
     assert reconciler.seen.count("good") == 1
 
 
@@ -147,7 +142,7 @@ async def test_a_woken_version_waits_for_one_group_of_others_at_most() -> None:
     control.state_of("mine").reconcile_at = FAR
     ids.add("mine")
     async with Running(control):
-        await until(lambda: "mine" in reconciler.seen)
+        await eventually(lambda: "mine" in reconciler.seen)
     assert reconciler.seen.index("mine") < 2 * AT_ONCE + 1
 
 
@@ -155,10 +150,10 @@ async def test_what_found_no_room_is_woken_by_new_room() -> None:
     reconciler = VersionReconciler(nothing)
     control = ControlLoop(reconciler, lambda: {"short", "fine"}, lambda: True)
     async with Running(control):
-        await until(lambda: len(reconciler.seen) == 2)
+        await eventually(lambda: len(reconciler.seen) == 2)
         control.state_of("short").lacks_capacity = True
         control.wake_waiting_for_capacity()
-        await until(lambda: reconciler.seen.count("short") == 2)
+        await eventually(lambda: reconciler.seen.count("short") == 2)
     assert reconciler.seen.count("fine") == 1
 
 
@@ -179,7 +174,7 @@ async def test_a_version_in_use_is_looked_at_every_second() -> None:
     reconciler = VersionReconciler(nothing)
     control = ControlLoop(reconciler, lambda: {"used", "idle"}, lambda: True)
     async with Running(control):
-        await until(lambda: len(reconciler.seen) == 2)
+        await eventually(lambda: len(reconciler.seen) == 2)
         control.in_use("used")
-        await until(lambda: reconciler.seen.count("used") == 2)
+        await eventually(lambda: reconciler.seen.count("used") == 2)
     assert reconciler.seen.count("idle") == 1

@@ -20,7 +20,7 @@ from nvcf_otel.dashboards import __main__ as generator
 from nvcf_otel.dashboards import promql
 from nvcf_otel.dashboards.alerts import RUNBOOK, with_runbook
 from nvcf_otel.instruments import Kind
-from tests.support.queries import panel_queries, substituted
+from tests.support.otlp.queries import panel_queries, substituted
 
 ROOT = Path(__file__).resolve().parents[3] / "otel"
 BOARDS = sorted((ROOT / "dashboards").glob("*.json"))

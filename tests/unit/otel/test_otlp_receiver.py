@@ -23,7 +23,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 
-from tests.support.otlp_receiver import Mode, OtlpReceiver
+from tests.support.otlp.receiver import Mode, OtlpReceiver
 
 RESOURCE = Resource.create({"service.name": "shop", "service.instance.id": "one"})
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.support.otlp_receiver import OtlpReceiver
+from tests.support.otlp.receiver import OtlpReceiver
 
 # In a process of its own, for the SDK's providers are global.
 PROGRAM = """

@@ -15,7 +15,7 @@ from nvcf_proto.pb import nvcf_pb2
 from nvcf_worker.function.cancellation import CancelScope
 from nvcf_worker.message import Work, parse_work
 from nvcf_worker.sessions.tunnel import Tunnels, TunnelSession
-from tests.support.worker_host import eventually
+from tests.support.waiting import eventually
 
 
 async def listener(

@@ -18,6 +18,7 @@ from nvcf_worker.run.processes.call import Call
 from nvcf_worker.run.processes.frames import Frame
 from nvcf_worker.run.processes.host import ProcessHost
 from nvcf_worker.run.processes.packing import Answer
+from tests.support.waiting import eventually
 
 
 class Child:
@@ -78,12 +79,6 @@ def asked(name: str) -> Any:
     return SimpleNamespace(id=name, attempt=1, whole_body=b"", _context=None)
 
 
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
 @pytest_asyncio.fixture
 async def running(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[ProcessHost, Door]]:
     """A host of two children."""
@@ -106,9 +101,9 @@ async def test_a_child_that_hears_nothing_gets_nothing_while_it_dies(
     host, door = running
     dying, other = Child.launched
     dying.cut.set()
-    await until(lambda: door.limit == 2)
+    await eventually(lambda: door.limit == 2)
     outcome = asyncio.create_task(host.handle(asked("innocent")))
-    await until(lambda: dying.calls or other.calls)
+    await eventually(lambda: dying.calls or other.calls)
     assert not dying.calls
     other.answer()
     assert isinstance(await outcome, Reply)
@@ -120,12 +115,12 @@ async def test_what_was_in_a_child_that_dies_is_repeated_when_it_is_dead(
     host, _ = running
     dying, other = Child.launched
     outcome = asyncio.create_task(host.handle(asked("first")))
-    await until(lambda: dying.calls)
+    await eventually(lambda: dying.calls)
     dying.cut.set()
     await asyncio.sleep(0)
     assert not other.calls
     dying.exited.set()
-    await until(lambda: other.calls)
+    await eventually(lambda: other.calls)
     other.answer()
     assert isinstance(await outcome, Reply)
 
@@ -140,7 +135,7 @@ async def test_requests_of_a_child_that_dies_do_not_keep_a_worker_from_leaving(
     await host.start()
     watching = asyncio.create_task(host.watch(door))
     outcome = asyncio.create_task(host.handle(asked("first")))
-    await until(lambda: Child.launched[0].calls)
+    await eventually(lambda: Child.launched[0].calls)
     Child.launched[0].cut.set()
     await asyncio.sleep(0)
     watching.cancel()
@@ -161,7 +156,7 @@ async def test_a_child_that_cannot_be_started_now_is_started_later(
     dying = Child.launched[0]
     dying.cut.set()
     dying.exited.set()
-    await until(lambda: len(Child.launched) == 3)
+    await eventually(lambda: len(Child.launched) == 3)
     assert Child.launched[2].index == 0
 
 

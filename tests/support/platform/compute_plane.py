@@ -29,8 +29,9 @@ from nvcf_proto.compute import (
     Event,
 )
 from nvcf_proto.models import INSTANCES_BUCKET, Instance, InstanceState
-from tests.support.platform import Platform, Version, running_platform
-from tests.support.processes import Child, python, start
+from tests.support.platform.gateways import Platform, Version, running_platform
+from tests.support.platform.processes import Child, python, start
+from tests.support.waiting import eventually
 
 WAIT = 60.0
 OVER = (InstanceState.COMPLETED, InstanceState.FAILED)
@@ -203,12 +204,7 @@ class Plane:
 
     async def until(self, condition: Callable[[], bool], what: str, timeout: float = WAIT) -> None:
         """Wait for something about records or events."""
-        try:
-            async with asyncio.timeout(timeout):
-                while not condition():
-                    await asyncio.sleep(0.02)
-        except TimeoutError:
-            raise AssertionError(f"not within {timeout:g} s: {what}\n{self.story()}") from None
+        await eventually(condition, what, timeout, story=self.story)
 
     def story(self) -> str:
         """What happened, for a failed test."""

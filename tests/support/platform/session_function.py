@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from tests.functions.grpc_service import Service, start_service
-from tests.support.peer_tunnel import TunnelWorker, tunnel_worker
-from tests.support.peer_worker import peer_worker
-from tests.support.platform import Platform, Version
+from tests.support.peers.tunnel import TunnelWorker, tunnel_worker
+from tests.support.peers.worker import peer_worker
+from tests.support.platform.gateways import Platform, Version
 
 
 @contextlib.asynccontextmanager

@@ -19,7 +19,7 @@ from nvcf_proto.models import (
     TelemetryProvider,
     TelemetryType,
 )
-from tests.support.agent_site import HEALTH, STEADY, Site
+from tests.support.platform.agents import HEALTH, STEADY, Site
 
 DUMP = "import json\n(shared / 'seen').write_text(json.dumps(dict(os.environ)))\n"
 

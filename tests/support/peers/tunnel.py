@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from nats.aio.subscription import Subscription
 
 from nvcf_proto.pb import nvcf_pb2
-from tests.support.peer_worker import PeerWorker, Work
+from tests.support.peers.worker import PeerWorker, Work
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 

@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from nvcf_proto.pb import ratelimiter_pb2, ratelimiter_pb2_grpc
-from tests.support.platform import Gateway, Platform, Version
+from tests.support.platform.gateways import Gateway, Platform, Version
 
 ALLOW = ratelimiter_pb2.RateLimitResponse.ALLOW
 

@@ -21,9 +21,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
-from tests.support.peer_calls import BrokenResponse, Call
-from tests.support.peer_store import PeerStore
-from tests.support.peer_worker_service import WorkerService, timestamp
+from tests.support.peers.calls import BrokenResponse, Call
+from tests.support.peers.store import PeerStore
+from tests.support.peers.worker_service import WorkerService, timestamp
 
 REGION = "local"
 WAIT = 20.0

@@ -8,10 +8,10 @@ import json
 from urllib.parse import urlsplit
 
 from nvcf_proto.pb import nvcf_pb2
-from tests.support.peer_nvcf_attach import Inbox
-from tests.support.peer_nvcf_http import request_head
-from tests.support.peer_nvcf_worker import NvcfWorker
-from tests.support.peer_tunnel import Stream, copy
+from tests.support.peers.nvcf_attach import Inbox
+from tests.support.peers.nvcf_http import request_head
+from tests.support.peers.nvcf_worker import NvcfWorker
+from tests.support.peers.tunnel import Stream, copy
 
 Request = nvcf_pb2.WorkerInvokeFunctionRequest
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 import grpc.aio
 
 from tests.functions.grpc_service import LIMITS, SERVICE
-from tests.support.platform import Gateway, Platform, Version
+from tests.support.platform.gateways import Gateway, Platform, Version
 
 Metadata = tuple[tuple[str, str], ...]
 

@@ -6,8 +6,8 @@ import asyncio
 
 import aiohttp
 
-from tests.support.peer_worker import PeerWorker, Work
-from tests.support.platform import Platform
+from tests.support.peers.worker import PeerWorker, Work
+from tests.support.platform.gateways import Platform
 
 
 class Answer:

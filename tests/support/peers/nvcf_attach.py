@@ -15,8 +15,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from nvcf_proto.pb import nvcf_pb2
-from tests.support.peer_nvcf_http import Answer, GoClient
-from tests.support.peer_worker import ATTACH, H1
+from tests.support.peers.nvcf_http import Answer, GoClient
+from tests.support.peers.worker import ATTACH, H1
 
 Request = nvcf_pb2.WorkerInvokeFunctionRequest
 

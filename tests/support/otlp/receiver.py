@@ -19,7 +19,7 @@ import threading
 from types import TracebackType
 from typing import Protocol
 
-from tests.support.otlp_records import Records
+from tests.support.otlp.records import Records
 
 
 class Mode(enum.Enum):
@@ -126,7 +126,7 @@ class OtlpReceiver(Records):
             held.close()
 
     def _open_doors(self) -> None:
-        from tests.support import otlp_doors
+        from tests.support.otlp import listeners as otlp_doors
 
         if self._mode is Mode.DEAD:
             return

@@ -21,10 +21,10 @@ import grpc
 from aiohttp import web
 
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
-from tests.support.peer_calls import Call
-from tests.support.peer_gateway import REGION, PeerGateway
-from tests.support.peer_nvcf_broker import Callout, CalloutBroker
-from tests.support.peer_worker_service import WorkerService, timestamp
+from tests.support.peers.calls import Call
+from tests.support.peers.gateway import REGION, PeerGateway
+from tests.support.peers.nvcf_broker import Callout, CalloutBroker
+from tests.support.peers.worker_service import WorkerService, timestamp
 
 MAX_HEAD = 8192 + 4096 * 100
 MAX_HEADERS = 64

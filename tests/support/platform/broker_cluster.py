@@ -16,7 +16,7 @@ from nvcf_broker.connection import connect_broker
 from nvcf_broker.files import write_private
 from nvcf_broker.process import free_port
 from nvcf_broker.server import LocalBroker
-from tests.support.platform import Platform, running_platform
+from tests.support.platform.gateways import Platform, running_platform
 
 FORM_TIMEOUT = 40.0
 

@@ -7,31 +7,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from nvcf_worker.control.config import GrpcEndpoint, WorkerConfig
 from nvcf_worker.function.handlers import classify
 from nvcf_worker.worker import Worker
-from tests.support.nats_server import NatsServer
-from tests.support.peer_gateway import PeerGateway
+from tests.support.peers.gateway import PeerGateway
+from tests.support.platform.nats_server import NatsServer
+from tests.support.waiting import eventually
 
 WAIT = 20.0
-
-
-async def eventually(
-    condition: Callable[[], bool | Awaitable[bool]], what: str, timeout: float = WAIT
-) -> None:
-    """Wait until a condition holds."""
-    deadline = time.monotonic() + timeout
-    while True:
-        result = condition()
-        if result if isinstance(result, bool) else await result:
-            return
-        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
-        await asyncio.sleep(0.01)
 
 
 class LocalWorker:

@@ -12,7 +12,7 @@ import grpc.aio
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
-from tests.support.peer_store import PeerStore
+from tests.support.peers.store import PeerStore
 
 
 class Registry(Protocol):

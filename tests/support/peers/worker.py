@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
-from tests.support.platform import Gateway, Platform, Version
+from tests.support.platform.gateways import Gateway, Platform, Version
 
 ATTACH = "/v2/nvcf/worker/request-attach"
 H1 = "application/octet-stream+h1"

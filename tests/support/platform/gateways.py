@@ -20,7 +20,8 @@ from nvcf_broker.server import LocalBroker
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import ApiKey, Scope
 from nvcf_proto.models.keys import api_key_id, hash_api_key, new_api_key
-from tests.support.processes import Child, end, eventually, python, start
+from tests.support.platform.processes import Child, end, python, start
+from tests.support.waiting import eventually
 
 ACCOUNT = "account-one"
 

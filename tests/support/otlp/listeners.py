@@ -22,7 +22,7 @@ from opentelemetry.proto.collector.logs.v1 import logs_service_pb2
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
-from tests.support.otlp_receiver import Mode, OtlpReceiver
+from tests.support.otlp.receiver import Mode, OtlpReceiver
 
 MAX_BYTES = 64 * 1024 * 1024
 # An answer that no protobuf decoder takes: a field of a wire type that does not exist.

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from nvcf_broker.process import free_port
-from tests.support.processes import Child, child_process
+from tests.support.platform.processes import Child, child_process
 
 PROMETHEUS = shutil.which("prometheus")
 needs_prometheus = pytest.mark.skipif(

@@ -12,7 +12,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from tests.support.otlp_views import Attributes, Log, Point, Span, logs_of, matches, points_of, spans_of
+from tests.support.otlp.views import Attributes, Log, Point, Span, logs_of, matches, points_of, spans_of
 
 Message = ExportTraceServiceRequest | ExportMetricsServiceRequest | ExportLogsServiceRequest
 
@@ -62,7 +62,7 @@ class Records:
             self._spans, self._points, self._logs, self._exports = [], [], [], []
 
     def wait_for(self, condition: Callable[[], object], what: str, timeout: float = 20.0) -> None:
-        """Block until `condition()` holds. Coroutines use `eventually` of tests.support.processes."""
+        """Block until `condition()` holds. Coroutines use `tests.support.waiting`."""
         deadline = time.monotonic() + timeout
         with self._changed:
             while not condition():

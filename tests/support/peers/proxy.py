@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from nvcf_proto.pb import nvcf_pb2
-from tests.support.peer_gateway import PeerGateway
+from tests.support.peers.gateway import PeerGateway
 
 LOOKUP_STREAM = "stateful_session_lookup_local"
 

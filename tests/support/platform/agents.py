@@ -267,12 +267,6 @@ def alive(pid: int | None) -> bool:
         return False
 
 
-async def eventually(condition: Callable[[], bool], timeout: float = WAIT) -> None:
-    async with asyncio.timeout(timeout):
-        while not condition():
-            await asyncio.sleep(0.02)
-
-
 @contextlib.asynccontextmanager
 async def token_route() -> AsyncIterator[Tokens]:
     tokens = Tokens()

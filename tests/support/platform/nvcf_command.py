@@ -5,7 +5,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from nvcf_broker.process import spawn
+from tests.support.waiting import eventually
 
 WAIT = 60.0
 
@@ -31,6 +32,7 @@ SLOW = """
 import os, time
 from pathlib import Path
 from nvcf_worker import Request
+from tests.support.waiting import eventually
 
 def handler(request: Request) -> str:
     first = Path(os.environ["MARKER"])
@@ -135,9 +137,3 @@ def processes_of(data: Path) -> Iterator[psutil.Process]:
                 ours = variables.get("NVCF_HOME") == str(data)
                 if ours or variables.get("SHARED_CONFIG_DIR", "").startswith(f"{data}/"):
                     yield process
-
-
-async def eventually(condition: Callable[[], bool], timeout: float = WAIT) -> None:
-    async with asyncio.timeout(timeout):
-        while not condition():
-            await asyncio.sleep(0.05)

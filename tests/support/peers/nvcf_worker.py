@@ -22,10 +22,10 @@ from nats.aio.msg import Msg
 
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
-from tests.support.peer_nvcf_attach import AlreadySent, Attachment, Function, Inbox, Reply, Seen, problem
-from tests.support.peer_nvcf_http import GoClient
-from tests.support.peer_worker import broker_token
-from tests.support.platform import Gateway, Platform, Version
+from tests.support.peers.nvcf_attach import AlreadySent, Attachment, Function, Inbox, Reply, Seen, problem
+from tests.support.peers.nvcf_http import GoClient
+from tests.support.peers.worker import broker_token
+from tests.support.platform.gateways import Gateway, Platform, Version
 
 Request = nvcf_pb2.WorkerInvokeFunctionRequest
 SECOND = 1_000_000_000

@@ -21,7 +21,7 @@ import nkeys
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from tests.support.nats_server import NatsServer
+from tests.support.platform.nats_server import NatsServer
 
 SERVICE = "service:secret"
 CALLOUT = "callout:secret"
