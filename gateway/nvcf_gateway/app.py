@@ -32,7 +32,6 @@ from nvcf_gateway.invocation.waiting import Waiting
 from nvcf_gateway.management.deployments import Deployments
 from nvcf_gateway.management.events import EventLog
 from nvcf_gateway.management.functions import Management
-from nvcf_gateway.management.routes import access_routes
 from nvcf_gateway.objects.assets import Assets
 from nvcf_gateway.objects.large_results import LargeResults
 from nvcf_gateway.owner import TaskOwner
@@ -52,6 +51,7 @@ from nvcf_gateway.results.status import Poller
 from nvcf_gateway.results.store import ResultStore
 from nvcf_gateway.results.tracking import Tracking
 from nvcf_gateway.results.worker_query import WorkerQuery
+from nvcf_gateway.routes import access_routes
 from nvcf_gateway.rpc.authorization_service import add_authorization_services
 from nvcf_gateway.rpc.server import new_server, serve
 from nvcf_gateway.rpc.worker_service import WorkerService

@@ -11,17 +11,14 @@ from aiohttp import web
 
 from nvcf_gateway.openapi.calls import invocations, objects, others
 from nvcf_gateway.openapi.dashboard import DASHBOARD_SCHEMAS, dashboard
-from nvcf_gateway.openapi.management import deployments, functions, keys
-from nvcf_gateway.openapi.schemas import KEY_ID, SCHEMAS, TEXT, UUID
-from nvcf_gateway.openapi.telemetries import TELEMETRY_SCHEMAS, telemetries
+from nvcf_gateway.openapi.management import deployments, functions, keys, telemetries
+from nvcf_gateway.openapi.schemas import KEY_ID, TEXT, UUID, schemas
 
 
 def _path_parameters(path: str) -> list[dict[str, Any]]:
     names = [segment[1:-1] for segment in path.split("/") if segment.startswith("{")]
-    schemas = {"key_id": KEY_ID, "file": TEXT}
-    return [
-        {"name": name, "in": "path", "required": True, "schema": schemas.get(name, UUID)} for name in names
-    ]
+    known = {"key_id": KEY_ID, "file": TEXT}
+    return [{"name": name, "in": "path", "required": True, "schema": known.get(name, UUID)} for name in names]
 
 
 @functools.cache
@@ -46,7 +43,7 @@ def document() -> dict[str, Any]:
         "security": [{"key": []}],
         "paths": paths,
         "components": {
-            "schemas": {**SCHEMAS, **DASHBOARD_SCHEMAS, **TELEMETRY_SCHEMAS},
+            "schemas": {**schemas(), **DASHBOARD_SCHEMAS},
             "securitySchemes": {
                 "key": {
                     "type": "http",

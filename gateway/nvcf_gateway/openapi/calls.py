@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 from nvcf_gateway.openapi.parts import (
     ANY_ANSWER,
@@ -85,31 +85,26 @@ def invocations() -> dict[str, dict[str, Operation]]:
 
 def objects() -> dict[str, dict[str, Operation]]:
     """Assets and large results."""
-
-    def make(name: str, summary: str, answers: Any, problems: tuple[int, ...], **more: Any) -> Operation:
-        return operation_of(name, summary, answers, problems, tag="objects", **more)
-
-    sealed = {"security": False, "parameters": SEAL}
+    make = partial(operation_of, tag="objects")
+    sealed = partial(make, security=False, parameters=SEAL)
     storing = (400, 403, 404, 413, 503, 507)
     uploads = {
-        method: make(
+        method: sealed(
             f"{method}Asset",
             "Upload an asset to its link.",
             {200: NOTHING},
             storing,
             raw_body="*/*",
-            **sealed,
         )
         for method in ("put", "post")
     }
     results = {
-        method: make(
+        method: sealed(
             f"{method}Result",
             "Workers: upload a large result to its link.",
             {200: NOTHING},
             storing,
             raw_body="*/*",
-            **sealed,
         )
         for method in ("put", "post")
     }
@@ -135,12 +130,11 @@ def objects() -> dict[str, dict[str, Operation]]:
             **uploads,
         },
         "/v2/nvcf/results/{request_id}": {
-            "get": make(
+            "get": sealed(
                 "getResult",
                 "A large result, by its link.",
                 {200: bytes_of_it},
                 (400, 403, 404, 503),
-                **sealed,
             ),
             **results,
         },

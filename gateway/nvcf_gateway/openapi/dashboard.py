@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from nvcf_gateway.openapi.parts import KEYED, Operation, json_answer, operation_of
@@ -76,9 +77,7 @@ DASHBOARD_SCHEMAS: dict[str, Schema] = {
 
 def dashboard() -> dict[str, dict[str, Operation]]:
     """Figures, the page's files, its tickets and sessions."""
-
-    def make(name: str, summary: str, answers: Any, problems: tuple[int, ...], **more: Any) -> Operation:
-        return operation_of(name, summary, answers, problems, tag="dashboard", **more)
+    make = partial(operation_of, tag="dashboard")
 
     page = {"description": "The page.", "content": {"text/html": {"schema": {}}}}
     file = {"description": "A file of the page.", "content": {"*/*": {"schema": {}}}}

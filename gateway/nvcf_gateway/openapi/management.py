@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 from nvcf_gateway.management.events import MAX_LIMIT
 from nvcf_gateway.openapi.parts import KEYED, NOTHING, Operation, json_answer, operation_of
@@ -17,8 +17,7 @@ def functions() -> dict[str, dict[str, Operation]]:
     version = f"{named}/versions/{{version_id}}"
     found = (*KEYED, 404)
 
-    def make(name: str, summary: str, answers: Any, problems: tuple[int, ...], **more: Any) -> Operation:
-        return operation_of(name, summary, answers, problems, tag="functions", **more)
+    make = partial(operation_of, tag="functions")
 
     return {
         base: {
@@ -76,7 +75,7 @@ def functions() -> dict[str, dict[str, Operation]]:
                 "Set the version's rate limits.",
                 {200: json_answer(ref("RateLimitAnswer"))},
                 (*found, 413, 409),
-                body=ref("RateLimit"),
+                body=ref("RateLimitPolicy"),
             ),
             "get": make(
                 "getRateLimit",
@@ -94,8 +93,7 @@ def deployments() -> dict[str, dict[str, Operation]]:
     found = (*KEYED, 404)
     deployment = json_answer(ref("DeploymentAnswer"))
 
-    def make(name: str, summary: str, answers: Any, problems: tuple[int, ...], **more: Any) -> Operation:
-        return operation_of(name, summary, answers, problems, tag="deployments", **more)
+    make = partial(operation_of, tag="deployments")
 
     return {
         "/v2/nvcf/deployments/functions/{function_id}/versions/{version_id}": {
@@ -164,9 +162,7 @@ def deployments() -> dict[str, dict[str, Operation]]:
 
 def keys() -> dict[str, dict[str, Operation]]:
     """API keys."""
-
-    def make(name: str, summary: str, answers: Any, problems: tuple[int, ...], **more: Any) -> Operation:
-        return operation_of(name, summary, answers, problems, tag="keys", **more)
+    make = partial(operation_of, tag="keys")
 
     return {
         "/v2/nvcf/keys": {
@@ -182,5 +178,46 @@ def keys() -> dict[str, dict[str, Operation]]:
         "/v2/nvcf/keys/{key_id}": {
             "get": make("getKey", "One API key.", {200: json_answer(ref("KeyAnswer"))}, (*KEYED, 404)),
             "delete": make("revokeKey", "Revoke an API key.", {204: NOTHING}, (*KEYED, 404, 409)),
+        },
+    }
+
+
+def telemetries() -> dict[str, dict[str, Operation]]:
+    """Telemetry endpoints of an account."""
+    one, found = json_answer(ref("TelemetryAnswer")), (*KEYED, 404)
+
+    make = partial(operation_of, tag="telemetries")
+
+    return {
+        "/v2/nvcf/telemetries": {
+            "post": make(
+                "createTelemetry",
+                "A new telemetry endpoint of the account.",
+                {200: one},
+                (*KEYED, 413, 409),
+                body=ref("TelemetryCreation"),
+            ),
+            "get": make(
+                "listTelemetries",
+                "The account's telemetry endpoints.",
+                {200: json_answer(ref("TelemetryList"))},
+                KEYED,
+            ),
+        },
+        "/v2/nvcf/telemetries/{telemetry_id}": {
+            "get": make("getTelemetry", "One telemetry endpoint.", {200: one}, found),
+            "put": make(
+                "changeTelemetry",
+                "Change all of it but its name; instances that start from then on use it.",
+                {200: one},
+                (*found, 413, 409),
+                body=ref("TelemetryChange"),
+            ),
+            "delete": make(
+                "deleteTelemetry",
+                "Delete a telemetry endpoint that no version uses.",
+                {204: NOTHING},
+                (*found, 409),
+            ),
         },
     }

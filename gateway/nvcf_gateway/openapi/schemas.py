@@ -1,17 +1,28 @@
-"""JSON schemas of the HTTP API's documents (OpenAPI 3.1, JSON Schema 2020-12)."""
+"""JSON schemas of the HTTP API's documents (OpenAPI 3.1, JSON Schema 2020-12).
+
+Those of bodies and stored records are generated from the records. An answer differs from what is stored by
+a few members, and its times are RFC 3339.
+"""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import msgspec
+
+from nvcf_gateway.management import bodies
+from nvcf_gateway.management.events import KINDS
+from nvcf_gateway.objects.assets import AssetCreation
+from nvcf_proto.compute import Cluster, Event
 from nvcf_proto.models import (
-    ACCOUNT_PATTERN,
-    MAX_ACCOUNTS_IN_LIST,
     NAME_PATTERN,
-    RATE_PATTERN,
-    FunctionType,
-    InstanceState,
-    Scope,
+    ApiKey,
+    Deployment,
+    FunctionVersion,
+    Instance,
+    Record,
+    TelemetryEndpoint,
     VersionStatus,
 )
 
@@ -20,74 +31,192 @@ Schema = dict[str, Any]
 UUID: Schema = {"type": "string", "format": "uuid"}
 TEXT: Schema = {"type": "string"}
 TIME: Schema = {"type": "string", "format": "date-time"}
-ACCOUNT: Schema = {"type": "string", "pattern": f"^{ACCOUNT_PATTERN}$"}
+INTEGER: Schema = {"type": "integer"}
 NAME: Schema = {"type": "string", "pattern": f"^{NAME_PATTERN}$"}
-RATE: Schema = {
-    "type": "string",
-    "pattern": f"^{RATE_PATTERN}$",
-    "examples": ["100-S", "5-S,300-H"],
-    "description": "N-S, N-M, N-H or N-D: calls per second, minute, hour or day; several with commas.",
-}
 KEY_ID: Schema = {"type": "string", "pattern": "^[0-9a-f]{12}$"}
-EVENT_KIND: Schema = {"type": "string", "enum": ["deployment", "scaling", "instance", "cluster"]}
+EVENT_KIND: Schema = {"type": "string", "enum": list(KINDS)}
+_PREFIX = "#/components/schemas/"
+_NULL: Schema = {"type": "null"}
+
+_BODIES = (
+    bodies.Authorizations,
+    bodies.DeploymentCreation,
+    bodies.FunctionCreation,
+    bodies.KeyCreation,
+    bodies.RateLimitPolicy,
+    bodies.TelemetryChange,
+    bodies.TelemetryCreation,
+    bodies.VersionCreation,
+    bodies.WorkerTokenRequest,
+    AssetCreation,
+)
+_STORED = (ApiKey, Cluster, Deployment, Event, FunctionVersion, Instance, TelemetryEndpoint)
+_NAMES = {"ProcessSource": "Process", "ScalingPreferences": "Scaling"}
 
 
 def ref(name: str) -> Schema:
-    """A reference to one of `SCHEMAS`."""
-    return {"$ref": f"#/components/schemas/{name}"}
+    """Return a reference to the schema of that name."""
+    return {"$ref": _PREFIX + name}
 
 
-def thing(properties: dict[str, Schema], *required: str, closed: bool = False, **more: Any) -> Schema:
-    """An object that is answered, or with `closed` one that is sent.
-
-    Of what is sent, unknown members are refused, and null stands for a member that is left out.
-    """
-    if closed:
-        properties = {
-            name: member if name in required else {"anyOf": [member, {"type": "null"}]}
-            for name, member in properties.items()
-        }
-    schema: Schema = {"type": "object", "properties": properties, **more}
-    if required:
-        schema["required"] = list(required)
-    if closed:
-        schema["additionalProperties"] = False
-    return schema
+def thing(properties: dict[str, Schema], *required: str, **more: Any) -> Schema:
+    """Return the schema of an object."""
+    return {"type": "object", "properties": properties, "required": list(required), **more}
 
 
 def many(items: Schema, **more: Any) -> Schema:
-    """A list."""
+    """Return the schema of a list."""
     return {"type": "array", "items": items, **more}
 
 
-def _number(minimum: float, maximum: float, description: str | None = None) -> Schema:
-    schema: Schema = {"type": "number", "minimum": minimum, "maximum": maximum}
-    return schema if description is None else {**schema, "description": description}
-
-
 def one_of(values: Any) -> Schema:
-    """A text out of an enumeration."""
+    """Return the schema of an enumeration."""
     return {"type": "string", "enum": [each.value for each in values]}
 
 
-_VERSION_FIELDS: dict[str, Schema] = {
-    "inferenceUrl": {"type": "string", "pattern": "^/[\\x21-\\x7e]*$", "maxLength": 2048, "default": "/"},
-    "description": {"type": "string", "maxLength": 1024},
-    "tags": many(TEXT),
-    "functionType": {**one_of(FunctionType), "default": "DEFAULT"},
-    "containerImage": {"type": "string", "pattern": "^[\\x21-\\x7e]+$", "maxLength": 1024},
-    "process": ref("Process"),
-    "telemetries": ref("Telemetries"),
-}
-_ONE_SOURCE = "Give either containerImage or process."
-_POSITIVE: Schema = {"type": "integer", "minimum": 1, "maximum": 1000}
+@functools.cache
+def _generated() -> dict[str, Schema]:
+    """Return the schemas of all records by name, in the form that this document has."""
+    _, components = msgspec.json.schema_components((*_BODIES, *_STORED), ref_template=_PREFIX + "{name}")
+    found = {_NAMES.get(name, name): _tidied(schema) for name, schema in components.items()}
+    for schema in found.values():
+        if "enum" in schema:
+            schema["type"] = "string"
+        elif schema.get("additionalProperties") is False:
+            _accept_null(schema)
+    return found
 
-SCHEMAS: dict[str, Schema] = {
+
+def _tidied(schema: Any) -> Any:
+    """Drop what says nothing, and write patterns as JSON Schema has them."""
+    if isinstance(schema, list):
+        return [_tidied(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    tidied = {name: _tidied(value) for name, value in schema.items() if name != "title"}
+    default = tidied.get("default")
+    if default is None or isinstance(default, (list, dict)) or default == 0 < tidied.get("minimum", 0):
+        tidied.pop("default", None)
+    if isinstance(pattern := tidied.get("pattern"), str):
+        tidied["pattern"] = pattern.replace(r"\Z", "$")
+        if tidied.get("format") == "uuid":
+            del tidied["pattern"]
+    if "$ref" in tidied:
+        name = tidied["$ref"].removeprefix(_PREFIX)
+        tidied["$ref"] = _PREFIX + _NAMES.get(name, name)
+    return tidied
+
+
+def _accept_null(schema: Schema) -> None:
+    """Say that null stands for a member that is left out of a body."""
+    for name, member in schema["properties"].items():
+        if name not in schema["required"] and _NULL not in member.get("anyOf", ()):
+            schema["properties"][name] = {"anyOf": [member, _NULL]}
+
+
+def _answer(
+    record: type[Record],
+    times: tuple[str, ...],
+    /,
+    *,
+    without: tuple[str, ...] = (),
+    required: tuple[str, ...] = (),
+    **more: Schema,
+) -> Schema:
+    """Return the schema of a stored record as it is answered: with `more` members, and `times` as text."""
+    schema = _generated()[record.__name__]
+    properties: dict[str, Schema] = {}
+    for name, member in {**schema["properties"], **dict.fromkeys(times, TIME), **more}.items():
+        if name not in without:
+            kinds = [each for each in member.get("anyOf", ()) if each != _NULL]
+            plain = kinds[0] if len(kinds) == 1 else member
+            properties[name] = {key: value for key, value in plain.items() if key != "default"}
+    return thing(properties, *(name for name in schema["required"] if name in properties), *required)
+
+
+def _listed(name: str, member: str, schema: Schema) -> dict[str, Schema]:
+    return {name: thing({member: many(schema)}, member)}
+
+
+def _wrapped(name: str, member: str) -> dict[str, Schema]:
+    return {f"{name}Answer": thing({member: ref(name)}, member)}
+
+
+def schemas() -> dict[str, Schema]:
+    """Return the schemas of all documents but the dashboard's."""
+    stored = {kind.__name__ for kind in _STORED}
+    return {
+        **{name: schema for name, schema in _generated().items() if name not in stored},
+        **_answers(),
+        **_wrapped("Version", "function"),
+        **_listed("VersionList", "functions", ref("Version")),
+        **_wrapped("Deployment", "deployment"),
+        **_listed("InstanceList", "instances", _answer(Instance, ("createdAt", "updatedAt", "readyAt"))),
+        **_listed("EventList", "events", _answer(Event, ("at",), kind=EVENT_KIND, functionVersionId=UUID)),
+        **_listed("ClusterList", "clusters", _answer(Cluster, ("heartbeatAt",), required=("pools",))),
+        **_wrapped("Key", "key"),
+        **_listed("KeyList", "keys", ref("Key")),
+        **_wrapped("Telemetry", "telemetry"),
+        **_listed("TelemetryList", "telemetries", ref("Telemetry")),
+        **_OTHERS,
+    }
+
+
+def _answers() -> dict[str, Schema]:
+    """Return the schemas of what is answered about stored records."""
+    shown_once: Schema = {
+        "type": "string",
+        "description": "The key itself: shown when it is made, never again.",
+    }
+    files = many(TEXT, description="Files that must lie in the agents' folder of secrets.")
+    return {
+        "Version": _answer(
+            FunctionVersion,
+            ("createdAt",),
+            without=("functionId",),
+            required=("versionId", "status"),
+            versionId=UUID,
+            status=one_of(VersionStatus),
+            statusReason=TEXT,
+            instances=INTEGER,
+        ),
+        "Deployment": _answer(
+            Deployment,
+            ("createdAt",),
+            required=("deploymentSpecifications",),
+            ncaId=TEXT,
+            functionName=TEXT,
+            functionStatus=one_of(VersionStatus),
+        ),
+        "Key": _answer(
+            ApiKey, ("createdAt", "expiresAt"), without=("secretHash", "revokedAt"), key=shown_once
+        ),
+        "Telemetry": _answer(TelemetryEndpoint, ("createdAt",), secretFiles=files),
+        "AuthorizationsAnswer": thing(
+            {
+                "function": thing(
+                    {"id": UUID, "ncaId": TEXT, "authorizedParties": many(ref("Party"))},
+                    "id",
+                    "authorizedParties",
+                )
+            },
+            "function",
+        ),
+        "RateLimitAnswer": thing(
+            {"functionId": UUID, "functionVersionId": UUID, "config": ref("RateLimit")},
+            "functionId",
+            "functionVersionId",
+            "config",
+        ),
+    }
+
+
+_OTHERS: dict[str, Schema] = {
     "Problem": thing(
         {
             "type": TEXT,
             "title": TEXT,
-            "status": {"type": "integer"},
+            "status": INTEGER,
             "detail": TEXT,
             "field": {"type": "string", "description": "Path of the offending field of the body."},
             "violated-policies": many(TEXT, description="Rate limits that the call would have broken."),
@@ -97,270 +226,7 @@ SCHEMAS: dict[str, Schema] = {
         "status",
         description="RFC 9457.",
     ),
-    "Process": thing(
-        {
-            "python": {"type": "string", "pattern": "^/.+$"},
-            "file": {"type": "string", "pattern": "^/.+$"},
-            "workingDirectory": {"type": "string", "pattern": "^/.*$"},
-            "handler": {"type": ["string", "null"], "pattern": "^[A-Za-z_][A-Za-z0-9_]*$"},
-            "environment": {"type": "object", "additionalProperties": TEXT},
-        },
-        "python",
-        "file",
-        "workingDirectory",
-    ),
-    "FunctionCreation": thing(
-        {"name": NAME, **_VERSION_FIELDS}, "name", closed=True, description=_ONE_SOURCE
-    ),
-    "VersionCreation": thing({"name": NAME, **_VERSION_FIELDS}, closed=True, description=_ONE_SOURCE),
-    "Version": thing(
-        {
-            "id": UUID,
-            "versionId": UUID,
-            "name": NAME,
-            "ncaId": TEXT,
-            "status": one_of(VersionStatus),
-            "statusReason": TEXT,
-            **_VERSION_FIELDS,
-            "rateLimit": ref("RateLimit"),
-            "createdAt": TIME,
-            "instances": {"type": "integer"},
-        },
-        "id",
-        "versionId",
-        "name",
-        "ncaId",
-        "status",
-        "createdAt",
-    ),
-    "VersionAnswer": thing({"function": ref("Version")}, "function"),
-    "VersionList": thing({"functions": many(ref("Version"))}, "functions"),
-    "RateLimit": thing(
-        {
-            "rate": RATE,
-            "excludedNcaIds": many(ACCOUNT, maxItems=MAX_ACCOUNTS_IN_LIST),
-            "perNcaIdConfigs": many(
-                thing({"ncaId": ACCOUNT, "rate": RATE}, "ncaId", "rate", closed=True),
-                maxItems=MAX_ACCOUNTS_IN_LIST,
-            ),
-            "perUserRate": RATE,
-            "syncCheck": {"type": "boolean", "default": False},
-        },
-        closed=True,
-    ),
-    "RateLimitAnswer": thing(
-        {"functionId": UUID, "functionVersionId": UUID, "config": ref("RateLimit")},
-        "functionId",
-        "functionVersionId",
-        "config",
-    ),
-    "Authorizations": thing(
-        {
-            "authorizedParties": many(
-                thing({"ncaId": ACCOUNT}, "ncaId", closed=True), maxItems=MAX_ACCOUNTS_IN_LIST
-            )
-        },
-        "authorizedParties",
-        closed=True,
-    ),
-    "AuthorizationsAnswer": thing(
-        {
-            "function": thing(
-                {"id": UUID, "ncaId": TEXT, "authorizedParties": many(thing({"ncaId": TEXT}, "ncaId"))},
-                "id",
-                "authorizedParties",
-            )
-        },
-        "function",
-    ),
-    "DeploymentCreation": thing(
-        {
-            "deploymentSpecifications": many(ref("DeploymentSpecification"), minItems=1),
-            "keepQueued": {"type": "boolean", "default": True},
-            "maxQueueDepth": {"type": "integer", "minimum": 1, "maximum": 100_000},
-            "maxBodyBytes": {"type": "integer", "minimum": 1, "maximum": 2**63 - 1},
-            "scaling": ref("Scaling"),
-        },
-        "deploymentSpecifications",
-        closed=True,
-    ),
-    "Scaling": thing(
-        {
-            "waitSlo": _number(0.001, 3600, "Seconds that a request may wait."),
-            "targetUtilisation": _number(0.01, 1),
-            "scaleToZeroDelay": _number(0, 604_800, "Seconds without a request."),
-            "keepWarm": {"type": "integer", "minimum": 0, "maximum": 1000},
-            "scaleUpDetails": ref("ScalingRule"),
-            "scaleDownDetails": ref("ScalingRule"),
-        },
-        closed=True,
-        description="scaleUpDetails and scaleDownDetails belong together.",
-    ),
-    "ScalingRule": thing(
-        {
-            "metric": {"type": "string", "enum": ["utilization"]},
-            "factor": {"type": "number"},
-            "threshold": {"type": "integer", "minimum": 0, "maximum": 100},
-            "stickiness": thing(
-                {
-                    "size": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 3600},
-                    "threshold": {"type": "number", "minimum": 0, "description": "Below size."},
-                },
-                "size",
-                "threshold",
-            ),
-        },
-        "factor",
-        "threshold",
-        closed=True,
-    ),
-    "DeploymentSpecification": thing(
-        {
-            "gpu": {"type": "string", "maxLength": 128, "default": "CPU"},
-            "instanceType": {"type": "string", "maxLength": 128, "default": "process"},
-            "minInstances": {"type": "integer", "minimum": 0, "maximum": 1000, "default": 1},
-            "maxInstances": {**_POSITIVE, "description": "At least minInstances."},
-            "maxRequestConcurrency": {**_POSITIVE, "maximum": 1024, "default": 1},
-            "clusters": many(TEXT),
-            "regions": many(TEXT),
-            "clusterGroup": {"type": "string", "maxLength": 128},
-            "attributes": {"type": "object", "additionalProperties": TEXT},
-            "gpusPerInstance": {"type": "integer", "minimum": 0, "maximum": 64, "default": 0},
-        }
-    ),
-    "Deployment": thing(
-        {
-            "functionId": UUID,
-            "functionVersionId": UUID,
-            "functionName": TEXT,
-            "functionStatus": one_of(VersionStatus),
-            "createdAt": TIME,
-            "deploymentSpecifications": many(ref("DeploymentSpecification")),
-            "keepQueued": {"type": "boolean"},
-            "maxQueueDepth": {"type": "integer"},
-            "maxBodyBytes": {"type": "integer"},
-            "scaling": ref("Scaling"),
-        },
-        "functionId",
-        "functionVersionId",
-        "deploymentSpecifications",
-    ),
-    "DeploymentAnswer": thing({"deployment": ref("Deployment")}, "deployment"),
-    "InstanceList": thing(
-        {
-            "instances": many(
-                thing(
-                    {
-                        "instanceId": UUID,
-                        "functionId": UUID,
-                        "functionVersionId": UUID,
-                        "clusterId": TEXT,
-                        "state": one_of(InstanceState),
-                        "createdAt": TIME,
-                        "updatedAt": TIME,
-                        "readyAt": TIME,
-                    },
-                    "instanceId",
-                    "state",
-                )
-            )
-        },
-        "instances",
-    ),
-    "EventList": thing(
-        {
-            "events": many(
-                thing(
-                    {
-                        "at": TIME,
-                        "kind": EVENT_KIND,
-                        "functionVersionId": UUID,
-                        "functionName": TEXT,
-                        "text": TEXT,
-                        "data": {"type": "object", "additionalProperties": TEXT},
-                    },
-                    "at",
-                    "kind",
-                    "functionVersionId",
-                    "text",
-                )
-            )
-        },
-        "events",
-    ),
-    "ClusterList": thing(
-        {
-            "clusters": many(
-                thing(
-                    {
-                        "clusterId": TEXT,
-                        "region": TEXT,
-                        "clusterGroup": TEXT,
-                        "backend": TEXT,
-                        "attributes": {"type": "object", "additionalProperties": TEXT},
-                        "draining": {"type": "boolean"},
-                        "heartbeatAt": TIME,
-                        "pools": many(
-                            thing(
-                                {
-                                    "gpu": TEXT,
-                                    "instanceType": TEXT,
-                                    "instancesTotal": {"type": "integer"},
-                                    "instancesFree": {"type": "integer"},
-                                },
-                                "gpu",
-                                "instanceType",
-                                "instancesTotal",
-                                "instancesFree",
-                            )
-                        ),
-                    },
-                    "clusterId",
-                    "region",
-                    "heartbeatAt",
-                    "pools",
-                )
-            )
-        },
-        "clusters",
-    ),
-    "WorkerTokenRequest": thing(
-        {"instanceId": UUID, "functionId": UUID, "functionVersionId": UUID},
-        "instanceId",
-        "functionId",
-        "functionVersionId",
-        closed=True,
-    ),
     "WorkerToken": thing({"token": TEXT, "expiration": TIME}, "token", "expiration"),
-    "KeyCreation": thing(
-        {
-            "scopes": many(one_of(Scope), minItems=1),
-            "description": {"type": "string", "maxLength": 1024},
-            "functionIds": many(UUID, minItems=1, maxItems=256),
-            "expiresAt": {**TIME, "description": "In the future."},
-            "ncaId": {**ACCOUNT, "description": "Another account than the caller's: scope service."},
-        },
-        "scopes",
-        closed=True,
-    ),
-    "Key": thing(
-        {
-            "id": KEY_ID,
-            "ncaId": TEXT,
-            "scopes": many(one_of(Scope)),
-            "description": TEXT,
-            "functionIds": many(UUID),
-            "createdAt": TIME,
-            "expiresAt": TIME,
-            "key": {"type": "string", "description": "The key itself: shown when it is made, never again."},
-        },
-        "id",
-        "ncaId",
-        "scopes",
-        "createdAt",
-    ),
-    "KeyAnswer": thing({"key": ref("Key")}, "key"),
-    "KeyList": thing({"keys": many(ref("Key"))}, "keys"),
     "ExecRequest": thing(
         {
             "requestHeader": thing(
@@ -386,19 +252,6 @@ SCHEMAS: dict[str, Schema] = {
         },
         "reqId",
         "status",
-    ),
-    "AssetCreation": thing(
-        {
-            "contentType": {
-                "type": "string",
-                "maxLength": 256,
-                "pattern": "^[\\x21-\\x7e]+/[\\x20-\\x7e]+$",
-                "examples": ["image/png"],
-            },
-            "description": {"type": "string", "maxLength": 1024},
-        },
-        "contentType",
-        closed=True,
     ),
     "AssetAnnounced": thing(
         {"assetId": UUID, "uploadUrl": TEXT, "contentType": TEXT, "description": TEXT},

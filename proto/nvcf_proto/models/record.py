@@ -167,12 +167,18 @@ def _inside(path: str, kind: inspect.Type, value: Any, step: str) -> tuple[str, 
         return f"{path}.{step}" if path else step, _core(types[step]), value[step]
     if isinstance(kind, inspect.DictType):
         # msgspec does not say which member of a map it means.
-        right = str if isinstance(kind.value_type, inspect.StrType) else int
-        wrong = [name for name, each in value.items() if not isinstance(each, right)]
+        fits = functools.partial(_fits, _core(kind.value_type))
+        wrong = [name for name, each in value.items() if not fits(each)]
         return f"{path}.{wrong[0]}", _core(kind.value_type), value[wrong[0]]
     if isinstance(kind, inspect.VarTupleType):
         return f"{path}[{step}]", _core(kind.item_type), value[int(step)]
     raise LookupError(step)
+
+
+def _fits(kind: inspect.Type, value: Any) -> bool:
+    if isinstance(kind, inspect.StrType):
+        return isinstance(value, str) and (kind.pattern is None or bool(re.search(kind.pattern, value)))
+    return isinstance(value, int)
 
 
 def _reason(kind: inspect.Type, value: Any) -> str:

@@ -75,6 +75,11 @@ class TelemetryAuth(StrEnum):
     MTLS = "MTLS"
 
 
+Plain = Annotated[str, matching(PLAIN_PATTERN)]
+SecretKey = Annotated[str, matching(SECRET_KEY_PATTERN)]
+Expression = Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": MAX_PATTERN_LENGTH})]
+
+
 class TelemetrySettings(Record, frozen=True, forbid_unknown_fields=True):
     """[ext] What an endpoint needs beyond its provider's own defaults. No secrets.
 
@@ -86,16 +91,16 @@ class TelemetrySettings(Record, frozen=True, forbid_unknown_fields=True):
 
     auth: Annotated[TelemetryAuth, Meta(description="For providers that leave it open.")] | None = None
     headers: Annotated[
-        dict[str, str], Meta(max_length=MAX_HEADERS, description="Plain values by header name.")
+        dict[str, Plain], Meta(max_length=MAX_HEADERS, description="Plain values by header name.")
     ] = field(default_factory=dict)
     secret_headers: Annotated[
-        dict[str, str], Meta(max_length=MAX_HEADERS, description="Keys of the secret by header name.")
+        dict[str, SecretKey], Meta(max_length=MAX_HEADERS, description="Keys of the secret by header name.")
     ] = field(default_factory=dict)
     private_ca: Annotated[bool, Meta(description="Whether the secret has the CA's certificate, caFile.")] = (
         False
     )
     allow_metrics: Annotated[
-        tuple[str, ...],
+        tuple[Expression, ...],
         Meta(
             max_length=MAX_PATTERNS,
             description="Regular expressions (RE2): only the platform's metrics and these are sent.",
@@ -115,8 +120,10 @@ class TelemetrySettings(Record, frozen=True, forbid_unknown_fields=True):
     slow_seconds: Annotated[float, Meta(ge=0.001, le=3600.0)] | None = None
 
     def __post_init__(self) -> None:
-        _check_headers("headers", self.headers, PLAIN_PATTERN)
-        _check_headers("secretHeaders", self.secret_headers, SECRET_KEY_PATTERN)
+        for place, headers in (("headers", self.headers), ("secretHeaders", self.secret_headers)):
+            for header in headers:
+                if not re.fullmatch(HEADER_PATTERN, header):
+                    raise InvalidRecord(place, f"{header[:64]!r} is no header name")
         for index, text in enumerate(self.allow_metrics):
             _check_expression(f"allowMetrics[{index}]", text)
 
@@ -125,14 +132,6 @@ class TelemetrySettings(Record, frozen=True, forbid_unknown_fields=True):
         members = super().to_dict()
         numbers = ("sampledPercent", "slowSeconds")
         return {name: value for name, value in members.items() if value or name in numbers}
-
-
-def _check_headers(name: str, headers: dict[str, str], pattern: str) -> None:
-    for header, value in headers.items():
-        if not re.fullmatch(HEADER_PATTERN, header):
-            raise InvalidRecord(name, f"{header[:64]!r} is no header name")
-        if not re.fullmatch(pattern, value):
-            raise InvalidRecord(f"{name}.{header}", f"does not match {pattern}")
 
 
 def _check_expression(place: str, text: str) -> None:

@@ -6,8 +6,8 @@ import inspect
 import json
 from typing import Any
 
-from nvcf_gateway.management.routes import access_routes
 from nvcf_gateway.openapi import document
+from nvcf_gateway.routes import access_routes
 from nvcf_gateway.server import HttpDoor
 
 METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
