@@ -12,28 +12,28 @@ Nothing heavy is imported before `serve` runs.
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nvcf_worker.errors import (
         BadInput,
-        BatchError,
-        BodyUnavailable,
         Fatal,
         FunctionError,
+        HTTPError,
         InvalidInput,
         NotFound,
         RequestCancelled,
         RetryLater,
-        WorkerError,
     )
     from nvcf_worker.function.adaptive import Adaptive
     from nvcf_worker.function.app import App
+    from nvcf_worker.function.headers import Headers
     from nvcf_worker.function.limit import Limit
-    from nvcf_worker.function.request import Request, SyncRequest
+    from nvcf_worker.function.request import Asset, Caller, Request, SyncRequest
     from nvcf_worker.function.response import Response
-    from nvcf_worker.function.secrets import secrets
+    from nvcf_worker.function.secrets import secret, secrets
     from nvcf_worker.function.typed.binding import Query
     from nvcf_worker.run.batching.continuous_decorator import continuous_batch
     from nvcf_worker.run.batching.decorator import batch
@@ -43,16 +43,19 @@ if TYPE_CHECKING:
     from nvcf_worker.tasks.context import Task
     from nvcf_worker.tasks.running import task
     from nvcf_worker.telemetry.tokens import tokens
+    from nvcf_worker.testing.client import TestClient
 
 __all__ = [
     "Adaptive",
     "App",
+    "Asset",
     "BadInput",
-    "BatchError",
-    "BodyUnavailable",
+    "Caller",
     "Fatal",
     "Finished",
     "FunctionError",
+    "HTTPError",
+    "Headers",
     "InvalidInput",
     "Limit",
     "NotFound",
@@ -63,9 +66,10 @@ __all__ = [
     "RetryLater",
     "SyncRequest",
     "Task",
-    "WorkerError",
+    "TestClient",
     "batch",
     "continuous_batch",
+    "secret",
     "secrets",
     "serve",
     "sidecar",
@@ -76,12 +80,14 @@ __all__ = [
 _HOME = {
     "Adaptive": "function.adaptive",
     "App": "function.app",
+    "Asset": "function.request",
     "BadInput": "errors",
-    "BatchError": "errors",
-    "BodyUnavailable": "errors",
+    "Caller": "function.request",
     "Fatal": "errors",
     "Finished": "run.batching.settings",
     "FunctionError": "errors",
+    "HTTPError": "errors",
+    "Headers": "function.headers",
     "InvalidInput": "errors",
     "Limit": "function.limit",
     "NotFound": "errors",
@@ -92,9 +98,10 @@ _HOME = {
     "RetryLater": "errors",
     "SyncRequest": "function.request",
     "Task": "tasks.context",
-    "WorkerError": "errors",
+    "TestClient": "testing.client",
     "batch": "run.batching.decorator",
     "continuous_batch": "run.batching.continuous_decorator",
+    "secret": "function.secrets",
     "secrets": "function.secrets",
     "serve": "serving",
     "sidecar": "sidecar_command",
@@ -102,9 +109,19 @@ _HOME = {
     "tokens": "telemetry.tokens",
 }
 
+_DEPRECATED = frozenset(("BatchError", "BodyUnavailable", "WorkerError"))
+"""Names of an earlier release; they are in nvcf_worker.errors."""
+
 
 def __getattr__(name: str) -> Any:
     home = _HOME.get(name)
+    if name in _DEPRECATED:
+        warnings.warn(
+            f"import {name} from nvcf_worker.errors; the next release of nvcf_worker exports it no more",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(import_module(f"{__name__}.errors"), name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{home}"), name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class WorkerError(Exception):
     """Root of the package's errors. One that ends the worker gives exit code and category of the reason."""
@@ -128,6 +130,24 @@ class FunctionError(WorkerError):
         self.detail = detail
         self.headers: list[tuple[str, str]] = []
         self.extra: dict[str, object] = {}
+
+
+class HTTPError(FunctionError):
+    """An error response of any status from 400 to 599: `raise HTTPError(429, "one call at a time")`.
+
+    headers: sent with the response, e.g. Retry-After.
+    """
+
+    def __init__(self, status: int, detail: str = "", *, headers: Mapping[str, str] | None = None) -> None:
+        if not 400 <= status <= 599:
+            raise ValueError(f"status is {status}; an error has 400 to 599")
+        # Here, because `serve` must import little before it checks its arguments.
+        from nvcf_proto.problem import reason_phrase
+
+        super().__init__(detail)
+        self.status = status
+        self.title = reason_phrase(status)
+        self.headers = list((headers or {}).items())
 
 
 class BadInput(FunctionError):

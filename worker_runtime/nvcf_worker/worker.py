@@ -25,7 +25,7 @@ from nvcf_worker.exchange.transport import GatewayTransport, Unlisten
 from nvcf_worker.function.adaptive import Adaptive
 from nvcf_worker.function.function_headers import constant_headers
 from nvcf_worker.function.handlers import Handler
-from nvcf_worker.function.loading import RunBlocking, begin_all, end_all
+from nvcf_worker.function.loading import RunBlocking, begin_all, end_all, until_unhealthy
 from nvcf_worker.function.request import FunctionContext
 from nvcf_worker.process.health import health_server
 from nvcf_worker.queue.connect import close_connection
@@ -143,7 +143,7 @@ class Worker:
         runner = Runner(
             self._executor(pool, loop),
             self._exchanges,
-            await asyncio.to_thread(services, self._config, self._stores, self._registration, self._break),
+            await asyncio.to_thread(services, self._config, self._stores, self._registration, self.fail),
             lambda: self._context,
             self._tunnels,
             self._telemetry,
@@ -175,8 +175,8 @@ class Worker:
         resize = functools.partial(self.limit_slots, "latency")
         return MeasuredExecutor(self._handler, pool, loop, self._adaptive, resize)
 
-    def _break(self, reason: str) -> None:
-        """A handler found the instance broken: not ready from now on, drained, then `run` raises."""
+    def fail(self, reason: str) -> None:
+        """Drain and leave, because the instance is broken: `run` raises InstanceBroken in the end."""
         if self._broken is None:
             self._broken = reason
             self.stop()
@@ -212,10 +212,18 @@ class Worker:
                     tasks.create_task(self._telemetry.metering.beat())
             setting_up = begin_all(self._handler.loading, self._blocking)
             await (setting_up if self._handler.elsewhere else loaded(self._telemetry, setting_up))
+            tasks.create_task(self._watch_health())
             limit: float | None = settings.CONNECT_START_TIMEOUT - enrolled
             while True:
                 await self._one_session(limit)
                 limit = None
+
+    async def _watch_health(self) -> None:
+        if self._handler.elsewhere:
+            return
+        reason = await until_unhealthy(self._handler.loading, self._blocking)
+        log.critical("this instance is unhealthy: %s", reason)
+        self.fail(reason)
 
     def _observe(self, telemetry: WorkerTelemetry) -> None:
         sights = Sights(

@@ -8,11 +8,13 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from nvcf_worker import App, Fatal, NotFound, Request, RetryLater, SyncRequest
 from nvcf_worker.errors import InstanceBroken, StartupError
 from tests.contract.worker.conftest import StartProcess, StartWorker
+from tests.support.nats_server import free_port
 from tests.support.peers.gateway import PeerGateway
 from tests.support.platform.workers import WAIT
 from tests.support.waiting import eventually
@@ -313,3 +315,43 @@ async def test_what_a_request_knows(
     record = next(record for record in caplog.records if record.name == "function")
     assert record.getMessage() == "seen by the function"
     assert record.__dict__["request_id"] == call.request_id
+
+
+UNHEALTHY = """
+import asyncio, os, pathlib
+from nvcf_worker import serve
+class Model:
+    def health(self):
+        return not pathlib.Path(os.environ["BROKEN"]).exists()
+    async def __call__(self, request):
+        pathlib.Path(os.environ["BROKEN"]).touch()
+        while not pathlib.Path(os.environ["GATE"]).exists():
+            await asyncio.sleep(0.05)
+        return "finished"
+if __name__ == "__main__":
+    serve(Model, isolation=os.environ["ISOLATION"])
+"""
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+async def test_an_unhealthy_instance_finishes_its_requests_and_leaves(
+    gateway: PeerGateway, start_process: StartProcess, tmp_path: Path, isolation: str
+) -> None:
+    gate = tmp_path / "gate"
+    port = free_port()
+    variables = {"BROKEN": str(tmp_path / "broken"), "GATE": str(gate), "ISOLATION": isolation}
+    variables["HEALTH_PORT"] = str(port)
+    process = start_process(UNHEALTHY, environment=variables)
+    await process.ready()
+    call = await gateway.invoke()
+    await eventually(lambda: "leaving: 1 requests in flight" in process.text(), "drains")
+    async with aiohttp.ClientSession() as session:
+        async with session.get(f"http://127.0.0.1:{port}/v1/health/ready") as response:
+            assert response.status == 503
+    assert not call.head.done()
+    gate.touch()
+    assert (await call.answer()).body == b"finished"
+    assert await process.exit_code() == 3
+    reason = json.loads((tmp_path / "instance-1" / "nvcf-worker-exit.json").read_text())
+    assert (reason["code"], reason["category"]) == (3, "fatal")
+    assert reason["text"].endswith("Model: health returned False")

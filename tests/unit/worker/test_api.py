@@ -14,7 +14,7 @@ import pytest
 
 import nvcf_worker
 from nvcf_proto.errors import H1Error
-from nvcf_worker import Response
+from nvcf_worker import Response, errors
 from nvcf_worker.__main__ import split_target
 from nvcf_worker.control.registration import CachedToken, load_token, store_token
 from nvcf_worker.errors import HandlerError
@@ -38,6 +38,34 @@ def test_every_public_name_can_be_had() -> None:
     assert set(nvcf_worker.__all__) <= set(dir(nvcf_worker))
     with pytest.raises(AttributeError):
         _ = nvcf_worker.nothing
+
+
+@pytest.mark.parametrize("name", ["BatchError", "BodyUnavailable", "WorkerError"])
+def test_names_of_an_earlier_release_can_be_had_with_a_warning(name: str) -> None:
+    assert name not in nvcf_worker.__all__
+    with pytest.warns(DeprecationWarning, match=r"from nvcf_worker\.errors"):
+        assert getattr(nvcf_worker, name) is getattr(errors, name)
+
+
+def test_an_http_error_has_any_error_status() -> None:
+    error = nvcf_worker.HTTPError(429, "slow down", headers={"Retry-After": "5"})
+    assert (error.status, error.title, error.detail) == (429, "Too Many Requests", "slow down")
+    assert error.headers == [("Retry-After", "5")]
+    with pytest.raises(ValueError, match="400 to 599"):
+        nvcf_worker.HTTPError(200)
+
+
+@pytest.mark.parametrize(
+    ("name", "right"), [("set_up", "setup"), ("tearDown", "teardown"), ("health_check", "health")]
+)
+def test_a_hook_with_nearly_the_right_name_is_warned_about(name: str, right: str) -> None:
+    def call(self: Any, request: Any) -> Any: ...
+
+    kind = type("Model", (), {name: lambda self: None, "__call__": call})
+    with pytest.warns(UserWarning, match=f"Model.{name} is never called; name it {right}"):
+        classify(kind)
+    with pytest.warns(UserWarning, match=f"name it {right}"):
+        classify(kind())
 
 
 def plain(request: Any) -> Any: ...

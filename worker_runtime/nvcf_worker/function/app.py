@@ -168,7 +168,7 @@ class App:
         self._hooks["teardown"].append(function)
         return function
 
-    def as_handler(self, media_type: str | None = None) -> Handler:
+    def _as_handler(self, media_type: str | None = None) -> Handler:
         """All routes as one handler. Raises HandlerError naming the route that is unusable."""
         if not self._routes:
             raise HandlerError("the App has no routes")

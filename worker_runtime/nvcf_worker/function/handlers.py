@@ -67,7 +67,7 @@ def classify(
     instance is made when the worker starts. `path_names` and `from_query` say where a route's typed
     parameters come from. Raises HandlerError for anything that cannot be called with one request.
     """
-    as_handler = getattr(handler, "as_handler", None)
+    as_handler = getattr(handler, "_as_handler", None)
     if as_handler is not None and not isinstance(handler, type):
         made: Handler = as_handler(media_type)
         return made

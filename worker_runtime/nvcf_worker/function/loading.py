@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import logging
 import time
+import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -17,14 +18,27 @@ RunBlocking = Callable[[Callable[[], Any]], Awaitable[Any]]
 """Runs a blocking function on a thread."""
 
 TEARDOWN_SECONDS = 10.0
-_STEPS = ("setup", "warmup", "teardown")
+HEALTH_INTERVAL = 5.0
+HEALTH_TIMEOUT = 60.0
+_STEPS = ("setup", "warmup", "teardown", "health")
+_NEAR_MISSES = {
+    "set_up": "setup",
+    "setUp": "setup",
+    "warm_up": "warmup",
+    "warmUp": "warmup",
+    "tear_down": "teardown",
+    "tearDown": "teardown",
+    "is_healthy": "health",
+    "health_check": "health",
+    "healthcheck": "health",
+}
 
 
 class Loading:
     """The life of one handler object. `make` creates it; with an instance at hand it returns that.
 
-    `setup`, then `warmup`, before the first request; `teardown` after the last; each may be missing, plain
-    (run on a thread) or a coroutine function.
+    `setup`, then `warmup`, run before the first request, `teardown` after the last, and `health` every
+    HEALTH_INTERVAL seconds in between. Each may be missing, plain (run on a thread) or a coroutine function.
     """
 
     def __init__(self, make: Callable[[], Any], name: str) -> None:
@@ -73,13 +87,28 @@ class Loading:
         except Exception:
             log.exception("%s: teardown failed", self.name)
 
-    async def _step(self, name: str, blocking: RunBlocking) -> None:
+    @property
+    def has_health(self) -> bool:
+        """Whether the object has a `health` hook."""
+        return callable(getattr(self._instance, "health", None))
+
+    async def check(self, blocking: RunBlocking) -> str | None:
+        """Call `health`; return why the object is unhealthy, None when it is healthy."""
+        try:
+            async with asyncio.timeout(HEALTH_TIMEOUT):
+                healthy = await self._step("health", blocking)
+        except TimeoutError:
+            return f"{self.name}: health did not return within {HEALTH_TIMEOUT:.0f} s"
+        except Exception as error:  # noqa: BLE001 - any error means that the object is unhealthy
+            return f"{self.name}: health raised {type(error).__name__}: {error}"
+        return f"{self.name}: health returned False" if healthy is not None and not healthy else None
+
+    async def _step(self, name: str, blocking: RunBlocking) -> Any:
         step = getattr(self._instance, name, None)
         if step is None:
-            return
+            return None
         result = step() if inspect.iscoroutinefunction(step) else await blocking(step)
-        if inspect.isawaitable(result):
-            await result
+        return await result if inspect.isawaitable(result) else result
 
 
 def of_class(kind: type) -> Loading:
@@ -94,6 +123,7 @@ def of_class(kind: type) -> Loading:
         ) from error
     except ValueError:  # a class without a signature
         pass
+    _warn_of_near_misses(kind)
     return Loading(kind, kind.__name__)
 
 
@@ -101,9 +131,29 @@ def of_instance(handler: object) -> Loading | None:
     """The life of a handler object that has one; None for functions and objects without it."""
     if inspect.isroutine(handler):
         return None
+    _warn_of_near_misses(type(handler))
     if not any(callable(getattr(handler, name, None)) for name in _STEPS):
         return None
     return Loading(lambda: handler, type(handler).__name__)
+
+
+def _warn_of_near_misses(kind: type) -> None:
+    for name, hook in _NEAR_MISSES.items():
+        if callable(getattr(kind, name, None)) and not hasattr(kind, hook):
+            warnings.warn(f"{kind.__name__}.{name} is never called; name it {hook}", stacklevel=2)
+
+
+async def until_unhealthy(loading: Sequence[Loading], blocking: RunBlocking) -> str:
+    """Call all `health` hooks every HEALTH_INTERVAL seconds; return why the first object is unhealthy."""
+    watched = [one for one in loading if one.has_health]
+    while watched:
+        await asyncio.sleep(HEALTH_INTERVAL)
+        for one in watched:
+            reason = await one.check(blocking)
+            if reason is not None:
+                return reason
+    never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    return await never
 
 
 async def begin_all(loading: Sequence[Loading], blocking: RunBlocking) -> None:

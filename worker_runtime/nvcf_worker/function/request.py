@@ -166,7 +166,7 @@ class RequestInfo:
         return self._target
 
     @property
-    def whole_body(self) -> bytes | None:
+    def _whole_body(self) -> bytes | None:
         """The body if all of it is here already; None when the rest would have to be fetched."""
         return self._body.whole
 
@@ -278,7 +278,7 @@ class SyncRequest(RequestInfo):
 
     _loop: asyncio.AbstractEventLoop
 
-    def attach_loop(self, loop: asyncio.AbstractEventLoop) -> SyncRequest:
+    def _attach_loop(self, loop: asyncio.AbstractEventLoop) -> SyncRequest:
         """Name the loop that fetches bodies."""
         self._loop = loop
         return self

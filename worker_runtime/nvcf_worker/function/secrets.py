@@ -103,3 +103,8 @@ def _members(text: str) -> dict[str, str]:
 
 secrets = Secrets()
 """The worker's secrets."""
+
+
+def secret(name: str) -> str:
+    """Return the present value of a secret, as `secrets[name]`. Raises KeyError when there is none."""
+    return secrets[name]

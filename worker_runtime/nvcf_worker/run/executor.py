@@ -62,7 +62,7 @@ class Executor:
 
     async def _run(self, request: Request | SyncRequest, scope: CancelScope, handler: Handler) -> Outcome:
         if isinstance(request, SyncRequest):
-            request.attach_loop(self._loop)
+            request._attach_loop(self._loop)
             return await self._on_thread(lambda: handler.call(request), scope, handler)
         result = handler.call(request)
         if inspect.isawaitable(result):

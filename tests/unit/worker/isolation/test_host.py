@@ -76,7 +76,7 @@ class Door:
 
 
 def asked(name: str) -> Any:
-    return SimpleNamespace(id=name, attempt=1, whole_body=b"", _context=None)
+    return SimpleNamespace(id=name, attempt=1, _whole_body=b"", _context=None)
 
 
 @pytest_asyncio.fixture

@@ -98,7 +98,7 @@ class Cycle:
                 # The rest of the body is not available: for the application its caller has left.
                 self._disconnected.set()
                 raise
-            self._body_read = chunk is None or self._request.whole_body is not None
+            self._body_read = chunk is None or self._request._whole_body is not None
             return {"type": "http.request", "body": chunk or b"", "more_body": not self._body_read}
         await self._disconnected.wait()
         return {"type": "http.disconnect"}

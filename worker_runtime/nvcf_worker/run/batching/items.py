@@ -55,7 +55,7 @@ def as_sync(request: Request) -> SyncRequest:
         for name in getattr(kind, "__slots__", ()):
             if hasattr(request, name):
                 setattr(twin, name, getattr(request, name))
-    return twin.attach_loop(asyncio.get_running_loop())
+    return twin._attach_loop(asyncio.get_running_loop())
 
 
 class Waiting:

@@ -62,7 +62,7 @@ class Call:
     @property
     def repeatable(self) -> bool:
         """Whether another child could run it: its body is here, or has not been asked for yet."""
-        return self.request.whole_body is not None or self._upload is None
+        return self.request._whole_body is not None or self._upload is None
 
     def cancel(self) -> None:
         """Stop the handler; `ended` is set when it has stopped."""
@@ -232,7 +232,7 @@ def start_of(request: Request, tries: int) -> Start:
     """What a child needs of a request to make its own; `tries` is what it is told as `attempt`."""
     work, function, context = request._work, request._function, request._context
     known = context if isinstance(context, FileContext) else None
-    body = request.whole_body
+    body = request._whole_body
     message = type(work.message)()
     message.CopyFrom(work.message)
     message.requestBody = b""

@@ -69,7 +69,7 @@ async def _serve(handler: Handler, end: socket.socket, companion: Companion | No
     server = ChildServer(handler, asyncio.get_running_loop())
     channel = server.channel = await Channel.over(end, server.on_frame)
     values.listen(server.tell)
-    async with living(handler, companion):
+    async with living(handler, companion, lambda reason: channel.send(Frame.UNHEALTHY, 0, reason.encode())):
         channel.send(Frame.READY)
         await asyncio.wait([channel.closed, server.stopping], return_when=asyncio.FIRST_COMPLETED)
         await server.end_calls()

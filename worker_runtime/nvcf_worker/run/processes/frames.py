@@ -43,6 +43,7 @@ class Frame(enum.IntEnum):
     PROGRESS = 19  # C: the handler tells how far it is
     OUTPUT = 20  # C: the handler made the output directory
     FIGURE = 21  # C: a value for the worker's figures, of no call
+    UNHEALTHY = 22  # C: why the function is unhealthy, of no call
 
 
 def encode(kind: Frame, call: int, payload: bytes = b"") -> bytes:

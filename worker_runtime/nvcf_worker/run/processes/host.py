@@ -39,6 +39,14 @@ class HasSlots(Protocol):
         """Have at most so many requests in work from now on, as far as `source` knows."""
 
 
+@runtime_checkable
+class CanFail(Protocol):
+    """A worker that leaves when its instance is broken."""
+
+    def fail(self, reason: str) -> None:
+        """Drain and leave."""
+
+
 class ProcessHost:
     """Runs requests in `len(environments)` child processes, each `per_child` at once at most.
 
@@ -101,7 +109,7 @@ class ProcessHost:
 
     async def _launch(self, index: int) -> None:
         child = await ChildProcess.launch(
-            index, self._command, self._environments[index], self._ready_timeout
+            index, self._command, self._environments[index], self._ready_timeout, self._unhealthy
         )
         self._children[index] = child
         self._dispatcher.came_up(index)
@@ -129,6 +137,11 @@ class ProcessHost:
                 continue
             self._tell_capacity()
             self._place()
+
+    def _unhealthy(self, reason: str) -> None:
+        log.critical("this instance is unhealthy: %s", reason)
+        if isinstance(self._admission, CanFail):
+            self._admission.fail(reason)
 
     def _lost(self, child: ChildProcess, code: int, calls: Set[Call], *, alone: bool) -> None:
         self._children[child.index] = None

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from nvcf_worker.function.handlers import Handler
-from nvcf_worker.function.loading import begin_all, end_all
+from nvcf_worker.function.loading import begin_all, end_all, until_unhealthy
 from nvcf_worker.process.companions import Companion, cancelled
 from nvcf_worker.run.threads import ThreadPool
 from nvcf_worker.telemetry.load import load
@@ -26,8 +26,13 @@ class _OpenDoor:
 
 
 @contextlib.asynccontextmanager
-async def living(handler: Handler, companion: Companion | None) -> AsyncIterator[None]:
-    """Set everything up, and tear it down afterwards. Raises WorkerError when it cannot be set up."""
+async def living(
+    handler: Handler, companion: Companion | None, unhealthy: Callable[[str], None]
+) -> AsyncIterator[None]:
+    """Set everything up, and tear it down afterwards. Raises WorkerError when it cannot be set up.
+
+    `unhealthy` is called with a reason when a handler object becomes unhealthy.
+    """
     pool = ThreadPool(asyncio.get_running_loop())
 
     def blocking(call: Callable[[], Any]) -> Awaitable[Any]:
@@ -41,4 +46,9 @@ async def living(handler: Handler, companion: Companion | None) -> AsyncIterator
             stack.push_async_callback(cancelled, watching)
         stack.push_async_callback(end_all, handler.loading, blocking)
         await load(os.environ, begin_all(handler.loading, blocking))
+
+        async def watch_health() -> None:
+            unhealthy(await until_unhealthy(handler.loading, blocking))
+
+        stack.push_async_callback(cancelled, asyncio.create_task(watch_health()))
         yield

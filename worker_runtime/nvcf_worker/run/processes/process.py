@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from nvcf_broker.process import describe_exit, stop_process
 from nvcf_worker.errors import NotReady
@@ -27,8 +27,9 @@ END_PATIENCE = 2.0
 class ChildProcess:
     """Made by `launch`. `calls` are those it has in work, by number."""
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, unhealthy: Callable[[str], None]) -> None:
         self.index = index
+        self._unhealthy = unhealthy
         self.calls: dict[int, Call] = {}
         self.channel: Channel
         self.process: asyncio.subprocess.Process
@@ -37,14 +38,19 @@ class ChildProcess:
 
     @classmethod
     async def launch(
-        cls, index: int, command: Sequence[str], changes: Mapping[str, str], timeout: float
+        cls,
+        index: int,
+        command: Sequence[str],
+        changes: Mapping[str, str],
+        timeout: float,
+        unhealthy: Callable[[str], None],
     ) -> ChildProcess:
-        """Start a child and wait until it takes requests.
+        """Start a child and wait until it takes requests. It calls `unhealthy` when its function is.
 
         Raises NotReady when it ends before or is not ready within `timeout` seconds, ConfigurationError
         when it cannot be started at all. No process is left behind then.
         """
-        child = cls(index)
+        child = cls(index, unhealthy)
         ours, theirs = socket.socketpair()
         try:
             descriptor = theirs.fileno()
@@ -80,6 +86,8 @@ class ChildProcess:
         if kind is Frame.READY:
             if not self._ready.done():
                 self._ready.set_result(None)
+        elif kind is Frame.UNHEALTHY:
+            self._unhealthy(f"process {self.index}: {payload.decode(errors='replace')}")
         elif kind is Frame.FIGURE:
             values.received(payload)
         elif (call := self.calls.get(number)) is not None:

@@ -88,7 +88,7 @@ class Upstream:
 
     async def _send(self, request: Request, body: _Body) -> aiohttp.ClientResponse:
         pairs = request.headers.pairs()
-        has_body = body.streamed or bool(request.whole_body)
+        has_body = body.streamed or bool(request._whole_body)
         headers = CIMultiDict(relay.request_headers(pairs, keep_length=body.streamed, has_body=has_body))
         target = request.target if request.target.startswith("/") else f"/{request.target}"
         url = URL(self._base + target, encoded=True)
@@ -133,11 +133,11 @@ class _Body:
 
     def __init__(self, request: Request) -> None:
         self._request = request
-        self.streamed = request.whole_body is None
+        self.streamed = request._whole_body is None
         self.error: Exception | None = None
 
     def data(self) -> bytes | AsyncIterator[bytes] | None:
-        return self._stream() if self.streamed else self._request.whole_body or None
+        return self._stream() if self.streamed else self._request._whole_body or None
 
     async def _stream(self) -> AsyncIterator[bytes]:
         # aiohttp holds the head back until there is data to send with it; the server must not wait for that.
