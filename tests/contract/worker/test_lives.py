@@ -14,8 +14,8 @@ import pytest
 from nvcf_worker import App, Fatal, NotFound, Request, RetryLater, SyncRequest
 from nvcf_worker.errors import InstanceBroken, StartupError
 from tests.contract.worker.conftest import StartProcess, StartWorker
-from tests.support.nats_server import free_port
 from tests.support.peers.gateway import PeerGateway
+from tests.support.platform.nats_server import free_port
 from tests.support.platform.workers import WAIT
 from tests.support.waiting import eventually
 
