@@ -65,19 +65,20 @@ class Tree:
         return self._texts[name]
 
     def exists(self, name: str) -> bool:
-        """Return whether there is a file or folder of this name. `*` and `{a,b}` are patterns."""
+        """Return whether a file or folder has this path or ends with it. `*` and `{a,b}` are patterns."""
         return all(self._exists(each) for each in _expanded(name.rstrip("/")))
 
     def _exists(self, name: str) -> bool:
         if "*" not in name:
-            return name in self.known or name in self.folders
+            return name in self.tails
         pattern = re.compile("[^/]*".join(re.escape(part) for part in name.split("*")))
-        return any(pattern.fullmatch(each) for each in (*self.files, *self.folders))
+        return any(pattern.fullmatch(each) for each in self.tails)
 
     @cached_property
-    def names(self) -> set[str]:
-        """The names of all files without their folders."""
-        return {Path(name).name for name in self.files}
+    def tails(self) -> set[str]:
+        """The paths of all files and folders, and what is left of them without their first folders."""
+        parts = [name.split("/") for name in (*self.files, *self.folders)]
+        return {"/".join(each[start:]) for each in parts for start in range(len(each))}
 
     def anchors(self, name: str) -> set[str]:
         """Return the anchors of a Markdown file: those of its headings, and those that it sets itself."""
@@ -183,23 +184,20 @@ def missing_paths(tree: Tree) -> list[str]:
 def _is_there(tree: Tree, tops: set[str], name: str, text: str) -> bool:
     """Return whether a text in backticks is no path of this tree, or one that exists.
 
-    A path may count from the top of the tree, from the page's folder, or from the package beside a README.
+    A path may count from any folder: READMEs name the files of their package.
     """
     folder = Path(name).parent.as_posix()
     top, _, rest = text.partition("/")
+    if tree.exists(text) or tree.exists(_joined(folder, text) or text):
+        return True
     if not rest:
         # A user's own file in an example is none of ours.
         ours = not folder.startswith(("docs", "examples")) or text.startswith(("test_", "peer_"))
-        return not (ours and text.endswith(".py")) or text in tree.names or "*" in text
+        return not (ours and text.endswith(".py"))
     is_ours = _OURS.fullmatch(text) or (
         top in tops and _SUFFIX.fullmatch(text.rstrip("/").rpartition("/")[2])
     )
-    if not is_ours or top.isupper():
-        return True
-    starts = [".", folder, *(each for each in tree.folders if Path(each).parent.as_posix() == folder)]
-    if any(tree.exists(found) for start in starts if (found := _joined(start, text)) is not None):
-        return True
-    return top not in tops and folder.startswith(("docs", "examples"))
+    return not is_ours or top.isupper() or (top not in tops and folder.startswith(("docs", "examples")))
 
 
 def wrong_citations(tree: Tree) -> list[str]:

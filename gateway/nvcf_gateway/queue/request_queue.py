@@ -1,4 +1,7 @@
-"""The durable queue: streams made on first use, requests published, removed and cancelled (section 2)."""
+"""The durable queue: streams made on first use, requests published, removed and cancelled.
+
+See protocol.md, section 2.
+"""
 
 from __future__ import annotations
 

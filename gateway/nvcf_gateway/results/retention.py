@@ -1,4 +1,6 @@
-"""Requests that outlive their callers ([ext] of section 4): they stay queued, and their responses are stored.
+"""Requests that outlive their callers: they stay queued, and their responses are stored.
+
+See protocol.md, section 4.
 
 Before the gateway may say 202, three things must be there: the request in the queue (it is), its body where
 any replica finds it, and the tracking record by which a poll finds the version.

@@ -1,4 +1,7 @@
-"""Responses that nobody waits for, stored until a poll fetches them from any replica ([ext], section 4)."""
+"""Responses that nobody waits for, stored until a poll fetches them from any replica.
+
+See protocol.md, section 4.9.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which version a request belongs to, remembered once a 202 was answered (section 2, request tracking)."""
+"""Which version a request belongs to, remembered once a 202 was answered (protocol.md, section 2.7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ask the worker that holds a request for its response, or how far it is (section 2, polling)."""
+"""Ask the worker that holds a request for its response, or how far it is (protocol.md, section 2.8)."""
 
 from __future__ import annotations
 

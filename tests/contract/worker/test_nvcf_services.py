@@ -35,7 +35,10 @@ async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
 async def test_the_permissions_of_their_callout_are_enough(
     services: PeerServices, serve: StartServed, callout_broker: CalloutBroker
 ) -> None:
-    """Section 8: with them alone requests, polls, cancels and other regions work; what is ours is denied."""
+    """With them alone requests, polls, cancels and other regions work; what is ours is denied.
+
+    See protocol.md, section 8.
+    """
     before = callout_broker.violations()
     services.regions = ["local", "far"]
     go_on = asyncio.Event()
@@ -153,7 +156,10 @@ async def test_answers_to_connect_once_with_less_in_them(
 async def test_a_version_that_is_not_active_yet_is_waited_for(
     services: PeerServices, serve: StartServed
 ) -> None:
-    """Theirs answers PERMISSION_DENIED until the version's deployment has begun; section 5: for 5 min."""
+    """Theirs answers PERMISSION_DENIED until the version's deployment has begun: for 5 min.
+
+    See protocol.md, section 5.2.
+    """
     services.refusal = grpc.StatusCode.PERMISSION_DENIED
     worker = serve(echo)
     await eventually(lambda: services.refused >= 2, "asked again after a refusal")
@@ -346,7 +352,7 @@ async def test_a_service_that_is_gone_is_not_served_for_ever(
     services: PeerServices, serve: StartServed, rest: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody takes over from a replica of theirs; without a limit of deliveries only the acknowledgement
-    ends it (section 2: an abandoned request must not be tried again)."""
+    ends it (protocol.md, section 2.6): an abandoned request must not be tried again."""
     for module in (waiters, fetch):
         monkeypatch.setattr(module, "FALLBACK_SECONDS", 0.5)
     worker = serve(echo)
