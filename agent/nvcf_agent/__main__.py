@@ -24,10 +24,10 @@ from nvcf_agent.errors import AgentError
 from nvcf_agent.heartbeat import Heartbeat
 from nvcf_agent.messages import Consumer, Source
 from nvcf_agent.options import attributes, cluster_id, inventory, parse_arguments
-from nvcf_agent.prometheus_sd import TargetsFile
+from nvcf_agent.prometheus_sd import PrometheusTargets
 from nvcf_agent.records import Records
-from nvcf_agent.requeue import HandBack
-from nvcf_agent.state.persisted_state import FileStore, Memory
+from nvcf_agent.requeue import Requeue
+from nvcf_agent.state.persisted_state import FileStore, PersistedState
 from nvcf_agent.telemetry import AgentTelemetry
 from nvcf_agent.tokens import GatewayTokens
 from nvcf_broker.connection import BrokerClient, connect_broker, describe_error
@@ -65,7 +65,7 @@ _log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def only_agent(data: Path) -> Iterator[None]:
-    """Hold the data folder for this process. Raises `AgentError` if another agent has it."""
+    """Lock the data folder for this process. Raises `AgentError` if another agent has it."""
     private_directory(data)
     with (data / "agent.lock").open("w") as lock:
         try:
@@ -76,13 +76,13 @@ def only_agent(data: Path) -> Iterator[None]:
 
 
 def read_key(path: Path) -> str:
-    """The API key in a file. Raises `AgentError`."""
+    """Return the API key in a file. Raises `AgentError`."""
     try:
         key = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise AgentError(f"cannot read the key file {path}: {error}") from error
     if not key or "\n" in key:
-        raise AgentError(f"{path} does not hold one API key")
+        raise AgentError(f"the key file {path} must contain exactly one API key")
     return key
 
 
@@ -133,7 +133,7 @@ async def _make_agent(
     agent = Agent(
         cluster=options.cluster,
         backend=backend,
-        memory=Memory(FileStore(options.data.absolute() / "requests")),
+        persisted=PersistedState(FileStore(options.data.absolute() / "requests")),
         records=Records(client, instances, options.cluster),
         versions=versions,
         tokens=tokens,
@@ -147,16 +147,16 @@ async def _make_agent(
             operators,
             options.cluster,
         ),
-        targets=TargetsFile(options.data.absolute() / "metrics" / "instances.json")
+        targets=PrometheusTargets(options.data.absolute() / "metrics" / "instances.json")
         if options.worker_metrics
         else None,
-        hand_back=HandBack(client, options.data.absolute() / "instances"),
+        requeue=Requeue(client, options.data.absolute() / "instances"),
         grace=options.grace,
         ready_timeout=options.max_ready_seconds or INFERENCE_READY_TIMEOUT,
         keep_finished=options.keep_finished,
         woken=woken,
     )
-    telemetry.observe(capacity, lambda: [each.held for each in agent.requests()])
+    telemetry.register_gpus(capacity, lambda: [each.held for each in agent.instances()])
     await agent.adopt()
     return agent
 
@@ -185,7 +185,7 @@ def _cluster(options: argparse.Namespace) -> Cluster:
 
 
 def _ready(options: argparse.Namespace, telemetry: Telemetry) -> dict[str, str]:
-    """The line on standard output that says that the agent works."""
+    """Return the line for standard output that reports readiness."""
     line = {"event": "ready", "cluster": str(options.cluster)}
     metrics = metrics_host(telemetry, options.metrics)
     return line if metrics is None else {**line, "metrics": metrics}
@@ -208,7 +208,7 @@ async def _work(
 
         async def leave() -> None:
             await stop.wait()
-            # Nobody counts on this cluster from here on, and what it ends is not to be replaced in it.
+            # From here on the cluster gets no new instances, and those it ends are replaced elsewhere.
             for task in tasks:
                 task.cancel()
             await heartbeat.beat(draining=True)
@@ -225,7 +225,7 @@ async def _raise_when_closed(client: BrokerClient) -> None:
 
 
 def main() -> None:
-    """Entry point; one line on standard error and exit code 1 for what the user can act on."""
+    """Run the command. An error the user can act on is one line on standard error and exit code 1."""
     options = parse_arguments()
     configure_logging(options.log_level.upper(), component="agent")
     try:

@@ -1,4 +1,4 @@
-"""What an account wants of a function's telemetry, as what an instance gets: variables, or a collector."""
+"""The telemetry of an account's functions: environment variables or a collector for each instance."""
 
 import asyncio
 import logging
@@ -15,15 +15,17 @@ from nvcf_proto.models import FunctionVersion, TelemetryEndpoint, TelemetryType
 
 _log = logging.getLogger(__name__)
 
-# What says where telemetry goes, and with which credentials.
+# Variables with the destination and credentials of telemetry.
 _DESTINATION = "OTEL_EXPORTER_OTLP_"
 _SWITCHES = frozenset(f"OTEL_{kind.value}_EXPORTER" for kind in TelemetryType)
 
 
 @dataclass(frozen=True)
 class AccountTelemetry:
-    """`lookup` finds endpoints; their secrets are files in `secrets`/ACCOUNT, so that no account can name
-    another one's. `operator`: what all workers get.
+    """Resolves telemetry endpoints of accounts.
+
+    `lookup` finds endpoints. Their secrets are files in `secrets`/ACCOUNT, so no account can use another
+    one's. `operator` is the telemetry of all workers.
     """
 
     lookup: Callable[[str], TelemetryEndpoint | None]
@@ -32,9 +34,9 @@ class AccountTelemetry:
     cluster: str
 
     async def of(self, version: FunctionVersion | None, order: CreationMessage) -> WorkerTelemetry:
-        """What one new instance gets.
+        """Return the telemetry settings of a new instance.
 
-        Telemetry never keeps a function from starting: what cannot be used is logged and left out.
+        Telemetry never prevents a start: an unusable endpoint is logged and left out.
         """
         if version is None or version.telemetries is None:
             return self.operator
@@ -92,7 +94,7 @@ def _unusable(folder: Path, files: tuple[str, ...]) -> str | None:
         except OSError as error:
             return f"{folder / name} cannot be read: {error.strerror or error}"
         except UnicodeDecodeError:
-            return f"{folder / name} is no text (certificates and keys are needed in PEM form)"
+            return f"{folder / name} is no text (certificates and keys must be in PEM form)"
     return None
 
 
@@ -101,7 +103,7 @@ def _read(folder: Path, name: str) -> str:
 
 
 def without_destination(variables: Mapping[str, str]) -> dict[str, str]:
-    """The operator's variables for a worker that sends to its account's endpoints: not where, nor as whom."""
+    """Return the operator's variables without destination and credentials, for an account with its own."""
     return {
         name: value
         for name, value in variables.items()

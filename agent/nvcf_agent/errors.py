@@ -1,4 +1,4 @@
-"""Errors of the agent. Every text is one line that can be shown to the user as it is."""
+"""Errors of the agent. Every text is one line for the user."""
 
 
 class AgentError(Exception):
@@ -6,15 +6,15 @@ class AgentError(Exception):
 
 
 class StoreError(AgentError):
-    """What the agent has to remember cannot be written or read."""
+    """The agent's state cannot be stored or read."""
 
 
 class StartError(AgentError):
-    """An instance could not be started for a reason outside the function; it will be tried again."""
+    """An instance could not start for a reason outside the function. It is tried again."""
 
 
 class TokenError(StartError):
-    """The gateway gave no worker token for an instance."""
+    """The gateway issued no worker token for an instance."""
 
 
 class LaunchError(AgentError):

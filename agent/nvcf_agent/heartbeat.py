@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Heartbeat:
-    """Tells everyone that this cluster lives and what is free. `changed` asks for a beat at once."""
+    """Writes the cluster's record. `changed` requests a beat at once."""
 
     client: Client
     cluster: Cluster
@@ -35,13 +35,13 @@ class Heartbeat:
         await self.beat()
 
     async def beat(self, *, draining: bool = False) -> None:
-        """Write the record once; a broker that is away is told once."""
+        """Write the record once. An unavailable broker is logged once."""
         record = self.cluster.replace(heartbeat_at=self.wall(), pools=self.pools(), draining=draining)
         try:
             await Bucket(self.client, CLUSTERS_BUCKET).put(self.cluster.id, record.to_json())
         except (BrokerError, nats.errors.Error, OSError) as error:
             if not self._failing:
-                _log.warning("cannot report the cluster: %s", describe_error(error))
+                _log.warning("cannot write the cluster's record: %s", describe_error(error))
             self._failing = True
         else:
             self._failing = False
@@ -49,12 +49,12 @@ class Heartbeat:
 
     async def run(self) -> None:
         """Beat until cancelled."""
-        told: tuple[GpuPool, ...] | None = None
+        reported: tuple[GpuPool, ...] | None = None
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HEARTBEAT_SECONDS):
-                    while self.pools() == told:
+                    while self.pools() == reported:
                         self.changed.clear()
                         await self.changed.wait()
-            told = self.pools()
+            reported = self.pools()
             await self.beat()

@@ -2,7 +2,7 @@
 
 See protocol.md, section 6.2.
 
-A message is acknowledged when its handler has returned: what it asks for has been written down by then.
+A message is acknowledged when its handler has returned. By then, what it asks for is persisted.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from nvcf_proto.subjects import next_message_subject
 _log = logging.getLogger(__name__)
 
 BATCH = 32
-# Taking a message in is a matter of milliseconds, and doing it twice does nothing.
+# Handling a message takes milliseconds, and handling it twice changes nothing.
 ACK_WAIT_SECONDS = 5.0
 RETRY_SECONDS = 1.0
 PULL_SECONDS = 30.0
@@ -40,7 +40,7 @@ _CONSUMER_GONE = "409"
 
 @dataclass(frozen=True)
 class Source:
-    """One of the two work queues as a cluster reads it."""
+    """One of the two work queues, filtered for a cluster."""
 
     stream: str
     stream_subjects: str
@@ -64,10 +64,10 @@ class Source:
 
 
 class Consumer:
-    """Hands every message of a source to `handle`, one after the other.
+    """Passes each message of a source to `handle`, one at a time.
 
-    `handle` raises `ContractError` for a message that can never be understood (it is dropped), `StoreError`
-    for one that has to come again.
+    `handle` raises `ContractError` for an invalid message, which is dropped, and `StoreError` for one that
+    has to be delivered again.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Consumer:
         self._arrived: asyncio.Queue[Msg | None] = asyncio.Queue()
 
     async def ensure(self) -> None:
-        """Make stream and consumer where they are missing. Raises `BrokerError`."""
+        """Create stream and consumer if they are missing. Raises `BrokerError`."""
         source = self._source
         jetstream = JetStream(self._client)
         await jetstream.create_stream(
@@ -94,7 +94,7 @@ class Consumer:
         await jetstream.create_consumer(source.stream, source.consumer_config())
 
     async def run(self) -> None:
-        """Read until cancelled; outlives every outage of the broker."""
+        """Read messages until cancelled, across outages of the broker."""
         remove = self._client.on_reconnect(lambda: self._arrived.put_nowait(None))
         subscription = await self._client.subscribe(self._client.new_inbox(), cb=self._take)
         try:
@@ -117,7 +117,7 @@ class Consumer:
         self._arrived.put_nowait(message)
 
     async def _read(self, inbox: str) -> None:
-        """Pull and handle until something is doubtful: silence, a reconnect, a consumer that is gone."""
+        """Pull and handle messages until the broker is silent, reconnects, or the consumer is gone."""
         while True:
             await self._pull(inbox)
             left = BATCH
@@ -133,7 +133,7 @@ class Consumer:
                 elif status == _CONSUMER_GONE:
                     return
                 elif status != _IDLE_HEARTBEAT:
-                    # The pull has expired: the next one.
+                    # The pull has expired, so send the next one.
                     left = 0
 
     async def _pull(self, inbox: str) -> None:
@@ -153,7 +153,7 @@ class Consumer:
             _log.error("a message on %s is dropped: %s", message.subject, error)
             await message.term()
         except StoreError as error:
-            _log.error("a message on %s has to wait: %s", message.subject, error)
+            _log.error("a message on %s is delivered again: %s", message.subject, error)
             await message.nak(delay=RETRY_SECONDS)
         else:
             await message.ack()

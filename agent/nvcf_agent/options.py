@@ -19,18 +19,20 @@ from nvcf_proto.compute import subject_token
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line; argparse ends the process with exit code 2 for a wrong one."""
+    """Parse the command line. argparse exits with code 2 for a wrong one."""
     parser = argparse.ArgumentParser(
         prog="nvcf-agent",
-        description="Runs the instances that are asked of this cluster as processes of this machine.",
+        description="Run the instances of one cluster as processes of this machine.",
     )
     parser.add_argument("--nats", required=True, metavar="URL", help="the broker, nats://HOST:PORT")
     parser.add_argument("--nats-credentials", type=Path, metavar="FILE", help="one line user:password")
-    parser.add_argument("--gateway-http", required=True, metavar="URL", help="where worker tokens come from")
+    parser.add_argument(
+        "--gateway-http", required=True, metavar="URL", help="gateway that issues worker tokens"
+    )
     parser.add_argument(
         "--worker-grpc", required=True, metavar="HOST:PORT", help="the gateway's gRPC address"
     )
-    parser.add_argument("--worker-nats", required=True, metavar="URL", help="the broker as workers dial it")
+    parser.add_argument("--worker-nats", required=True, metavar="URL", help="the broker as workers reach it")
     parser.add_argument("--key-file", required=True, type=Path, metavar="FILE", help="API key, scope agent")
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="requests, folders and logs")
     parser.add_argument(
@@ -38,31 +40,31 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         type=float,
         default=DEFAULT_GRACE_SECONDS,
         metavar="SECONDS",
-        help="time to finish requests after SIGTERM, before SIGKILL, where no message says another",
+        help="default time to finish requests between SIGTERM and SIGKILL",
     )
     parser.add_argument(
         "--keep-finished",
         type=float,
         default=KEEP_FINISHED_SECONDS,
         metavar="SECONDS",
-        help="how long the record of an ended instance can be read",
+        help="how long the record of an ended instance stays",
     )
     parser.add_argument("--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus there")
     parser.add_argument(
         "--worker-metrics",
         action="store_true",
-        help="instances serve theirs on 127.0.0.1; DIR/metrics/instances.json says where",
+        help="instances serve metrics on 127.0.0.1; DIR/metrics/instances.json lists them",
     )
     parser.add_argument(
         "--worker-telemetry",
         action="store_true",
-        help="instances get this process' OTEL_ variables, credentials in them included",
+        help="instances get this process' OTEL_ variables, including credentials in them",
     )
     parser.add_argument(
         "--telemetry-secrets",
         type=Path,
         metavar="DIR",
-        help="secrets of telemetry endpoints, a folder an account [default: telemetry-secrets in --data]",
+        help="secrets of telemetry endpoints, one folder per account [default: telemetry-secrets in --data]",
     )
     parser.add_argument(
         "--collector",
@@ -86,7 +88,7 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="something a deployment can ask for",
+        help="attribute that a deployment can require",
     )
     group.add_argument(
         "--gpu",
@@ -96,7 +98,7 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
         help="GPUs of one kind; instances see theirs by CUDA_VISIBLE_DEVICES",
     )
     group.add_argument(
-        "--cpu-slots", type=int, default=DEFAULT_CPU_SLOTS, help="most instances without a GPU"
+        "--cpu-slots", type=int, default=DEFAULT_CPU_SLOTS, help="largest number of instances without a GPU"
     )
     group.add_argument(
         "--instance-type",
@@ -109,12 +111,12 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
         "--cgroup", type=Path, metavar="DIR", help="control group (version 2) for limited instances"
     )
     group.add_argument(
-        "--max-ready-seconds", type=float, metavar="SECONDS", help="for the start of an instance"
+        "--max-ready-seconds", type=float, metavar="SECONDS", help="longest start of an instance"
     )
 
 
 def cluster_id(options: argparse.Namespace) -> str:
-    """The cluster's id. Raises `AgentError` for one that cannot be a part of a subject."""
+    """Return the cluster's id. Raises `AgentError` if it cannot be part of a subject."""
     text = str(options.cluster)
     if subject_token(text) != text:
         raise AgentError(f"--cluster {text}: letters, digits, '_' and '-' only")
@@ -122,7 +124,7 @@ def cluster_id(options: argparse.Namespace) -> str:
 
 
 def attributes(options: argparse.Namespace) -> dict[str, str]:
-    """The cluster's attributes. Raises `AgentError`."""
+    """Return the cluster's attributes. Raises `AgentError`."""
     found = {}
     for text in options.attribute:
         name, separator, value = text.partition("=")
@@ -133,7 +135,7 @@ def attributes(options: argparse.Namespace) -> dict[str, str]:
 
 
 def inventory(options: argparse.Namespace) -> Inventory:
-    """What the cluster has. Raises `AgentError`."""
+    """Return the cluster's inventory. Raises `AgentError`."""
     if options.cpu_slots < 0:
         raise AgentError(f"--cpu-slots {options.cpu_slots}: 0 or more expected")
     gpus = tuple(parse_gpus(text) for text in options.gpu)

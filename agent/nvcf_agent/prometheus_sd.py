@@ -1,4 +1,4 @@
-"""Where instances serve their metrics, as a file that Prometheus follows.
+"""Service discovery for Prometheus: a file that lists where instances serve metrics.
 
 Format: https://prometheus.io/docs/prometheus/latest/configuration/configuration/#file_sd_config
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nvcf_agent.state.managed_instance import Request
+from nvcf_agent.state.managed_instance import ManagedInstance
 from nvcf_broker.files import private_directory, write_private
 
 _log = logging.getLogger(__name__)
@@ -18,27 +18,27 @@ _log = logging.getLogger(__name__)
 JOB = "nvcf-worker"
 
 
-def document(requests: Iterable[Request], addresses: Mapping[str, str]) -> list[dict[str, Any]]:
-    """One group of targets an instance that has a process; `addresses` by instance id, `host:port`."""
+def document(instances: Iterable[ManagedInstance], addresses: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return one target group per instance with a process; `addresses` are HOST:PORT by instance id."""
     return [
         {
-            "targets": [addresses[request.id]],
+            "targets": [addresses[instance.id]],
             "labels": {
                 "job": JOB,
-                "nvcf_cluster_id": request.order.cluster_id,
-                "nvcf_function_id": request.order.function_id,
-                "nvcf_function_name": request.order.function_name,
-                "nvcf_function_version_id": request.order.version_id,
-                "nvcf_instance_id": request.id,
+                "nvcf_cluster_id": instance.order.cluster_id,
+                "nvcf_function_id": instance.order.function_id,
+                "nvcf_function_name": instance.order.function_name,
+                "nvcf_function_version_id": instance.order.version_id,
+                "nvcf_instance_id": instance.id,
             },
         }
-        for request in sorted(requests, key=lambda each: each.id)
-        if request.has_process and request.id in addresses
+        for instance in sorted(instances, key=lambda each: each.id)
+        if instance.has_process and instance.id in addresses
     ]
 
 
-class TargetsFile:
-    """Keeps `path` up to date; a file that cannot be written is told once and holds nothing up."""
+class PrometheusTargets:
+    """Keeps the file `path` up to date. A failed write is logged once and blocks nothing."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -46,16 +46,16 @@ class TargetsFile:
         self._written: str | None = None
         self._failing = False
 
-    def serves(self, instance_id: str, address: str | None) -> None:
-        """An instance serves its metrics there, or nowhere."""
+    def set_address(self, instance_id: str, address: str | None) -> None:
+        """Set where an instance serves metrics; None for nowhere."""
         if address is None:
             self._addresses.pop(instance_id, None)
         else:
             self._addresses[instance_id] = address
 
-    async def update(self, requests: Iterable[Request]) -> None:
-        """Write the file if it says something else."""
-        text = json.dumps(document(requests, self._addresses), indent=1) + "\n"
+    async def update(self, instances: Iterable[ManagedInstance]) -> None:
+        """Write the file if its content has changed."""
+        text = json.dumps(document(instances, self._addresses), indent=1) + "\n"
         if text == self._written:
             return
         try:

@@ -1,4 +1,4 @@
-"""What an agent tells: starts of instances as spans, how long they take, how they end, what is free."""
+"""Telemetry of the agent: spans and durations of starts, exits of instances, free GPUs."""
 
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -9,12 +9,12 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from nvcf_agent.state.inventory import Inventory, Share
-from nvcf_agent.state.managed_instance import Request
+from nvcf_agent.state.managed_instance import ManagedInstance
 from nvcf_otel import instruments, names, spans
 from nvcf_otel.histograms import histogram
 
 ASKED = "asked"
-"""Category of an end that somebody asked for."""
+"""Category of a requested end."""
 
 _tracer = trace.get_tracer("nvcf_agent")
 
@@ -27,20 +27,20 @@ class _Start:
 
 
 class AgentTelemetry:
-    """Used on the event loop."""
+    """Records spans and metrics. Used on the event loop."""
 
     def __init__(self, cluster: str) -> None:
         self._cluster = cluster
         self._starts: dict[str, _Start] = {}
         self._exits = instruments.INSTANCE_EXITS.create(metrics.get_meter("nvcf_agent"))
 
-    def starting(self, request: Request) -> str | None:
-        """A process is about to be started for an instance; the traceparent that it continues.
+    def starting(self, instance: ManagedInstance) -> str | None:
+        """Begin the span of a start, and return the traceparent for the instance.
 
-        Its span lasts until the instance serves, or is not going to.
+        The span lasts until the instance serves or its start has failed.
         """
-        order = request.order
-        self.failed(request.id, "started anew")
+        order = instance.order
+        self.failed(instance.id, "started anew")
         span = _tracer.start_span(
             names.CREATE_INSTANCE,
             context=spans.below(spans.parsed(order.trace_parent)),
@@ -49,18 +49,18 @@ class AgentTelemetry:
                 names.FUNCTION_ID: order.function_id,
                 names.FUNCTION_VERSION_ID: order.version_id,
                 names.FUNCTION_NAME: order.function_name,
-                names.INSTANCE_ID: request.id,
+                names.INSTANCE_ID: instance.id,
                 names.CLUSTER: self._cluster,
                 names.GPU: order.gpu,
-                names.RESTARTS: request.restarts,
+                names.RESTARTS: instance.restarts,
             },
         )
-        self._starts[request.id] = _Start(span, time.perf_counter(), order.gpu)
+        self._starts[instance.id] = _Start(span, time.perf_counter(), order.gpu)
         # Without an SDK the span has the creation message's own context, or none.
         return spans.traceparent(span.get_span_context()) or order.trace_parent
 
     def ready(self, instance_id: str) -> None:
-        """An instance serves."""
+        """Record that an instance serves."""
         start = self._starts.pop(instance_id, None)
         if start is None:
             return
@@ -71,25 +71,25 @@ class AgentTelemetry:
         start.span.end()
 
     def failed(self, instance_id: str, reason: str) -> None:
-        """An instance that was starting is not going to serve."""
+        """Record that a start has failed."""
         start = self._starts.pop(instance_id, None)
         if start is not None:
             start.span.set_status(Status(StatusCode.ERROR, reason.partition("\n")[0]))
             start.span.end()
 
-    def ended(self, request: Request, category: str, reason: str) -> None:
-        """An instance's process has ended; `request` as it was before."""
-        category = ASKED if request.is_ending else category
+    def ended(self, instance: ManagedInstance, category: str, reason: str) -> None:
+        """Record the end of a process; `instance` is its state before."""
+        category = ASKED if instance.is_ending else category
         self._exits.add(1, {names.CLUSTER: self._cluster, names.CATEGORY: category})
-        start = self._starts.get(request.id)
+        start = self._starts.get(instance.id)
         if start is not None:
             start.span.set_attribute(names.CATEGORY, category)
-        self.failed(request.id, reason)
+        self.failed(instance.id, reason)
 
     def timed(
         self, kind: str, handle: Callable[[bytes], Awaitable[None]]
     ) -> Callable[[bytes], Awaitable[None]]:
-        """`handle` with its durations told."""
+        """Return `handle` with its duration recorded."""
         series = histogram(instruments.AGENT_MESSAGE_DURATION).series(
             {names.CLUSTER: self._cluster, names.MESSAGE_KIND: kind}
         )
@@ -103,8 +103,8 @@ class AgentTelemetry:
 
         return timed
 
-    def observe(self, inventory: Inventory, held: Callable[[], list[Share]]) -> None:
-        """Let what is free and taken be collected; `held` is called on another thread."""
+    def register_gpus(self, inventory: Inventory, held: Callable[[], list[Share]]) -> None:
+        """Create the gauge of free and used GPUs; `held` is called on another thread."""
 
         def gpus(_: CallbackOptions) -> Iterable[Observation]:
             counts = {pool.gpu: pool for pool in inventory.pools(held())}

@@ -1,4 +1,4 @@
-"""An instance's first worker token, asked for at the gateway's HTTP API."""
+"""An instance's first worker token, requested from the gateway's HTTP API."""
 
 from typing import Protocol
 
@@ -7,14 +7,14 @@ import aiohttp
 from nvcf_agent.errors import TokenError
 
 PATH = "/v2/nvcf/agents/worker-tokens"
-ASK_TIMEOUT_SECONDS = 10.0
+TIMEOUT_SECONDS = 10.0
 
 
 class TokenSource(Protocol):
-    """Where worker tokens come from."""
+    """A source of worker tokens."""
 
     async def worker_token(self, instance_id: str, function_id: str, version_id: str) -> str:
-        """A fresh token for one instance. Raises `TokenError`."""
+        """Return a new token for one instance. Raises `TokenError`."""
         ...
 
 
@@ -33,7 +33,7 @@ class GatewayTokens:
                 self._url,
                 json=body,
                 headers=self._headers,
-                timeout=aiohttp.ClientTimeout(total=ASK_TIMEOUT_SECONDS),
+                timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
                 allow_redirects=False,
             ) as response:
                 if response.status != 200:
@@ -44,5 +44,5 @@ class GatewayTokens:
             raise TokenError(f"the gateway gave no worker token: {reason}") from error
         token = answer.get("token") if isinstance(answer, dict) else None
         if not isinstance(token, str) or not token:
-            raise TokenError("the gateway answered without a worker token")
+            raise TokenError("the gateway's response has no worker token")
         return token

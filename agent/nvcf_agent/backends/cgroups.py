@@ -1,7 +1,7 @@
 """Limits of instances by control groups, version 2 (cgroups(7), the kernel's cgroup-v2 document).
 
 Each limited instance gets a group of its own below a group of its agent. That needs the controllers `memory`
-and `cpu` and the right to make groups; where that is missing the agent says so once and runs instances
+and `cpu` and the right to create groups. Where this is missing, the agent logs it once and runs instances
 without limits.
 """
 
@@ -21,17 +21,17 @@ _log = logging.getLogger(__name__)
 
 CPU_PERIOD_MICROSECONDS = 100_000
 _CONTROLLERS = ("memory", "cpu")
-# The shell puts itself into the group before it becomes the program: nothing of it ever runs outside.
+# The shell enters the group and then becomes the program, so nothing of it ever runs outside.
 _ENTER = 'echo 0 > "$1" && shift && exec "$@"'
 _ENTER_NAME = "nvcf-limits"
 
 
 def limit_files(limits: Limits) -> dict[str, str]:
-    """What is written into a group's files for these limits. Pure."""
+    """Return the contents of a group's files for these limits. Pure."""
     files = {}
     if limits.memory is not None:
         files["memory.max"] = str(limits.memory)
-        # An instance at its limit is to end with a reason, not to crawl.
+        # An instance at its limit ends with a reason instead of swapping.
         files["memory.swap.max"] = "0"
         files["memory.oom.group"] = "1"
     if limits.cpus is not None:
@@ -40,7 +40,7 @@ def limit_files(limits: Limits) -> dict[str, str]:
 
 
 def oom_kills(events: str) -> int:
-    """The counter `oom_kill` out of the text of a `memory.events` or `/proc/vmstat`. Pure."""
+    """Return the counter `oom_kill` in the text of a `memory.events` or `/proc/vmstat`. Pure."""
     for line in events.splitlines():
         name, _, count = line.partition(" ")
         if name == "oom_kill" and count.strip().isdigit():
@@ -49,7 +49,7 @@ def oom_kills(events: str) -> int:
 
 
 def own_group(mountinfo: str, cgroup: str) -> Path | None:
-    """This process's group of version 2 as a path, by /proc/self/mountinfo and /proc/self/cgroup. Pure."""
+    """Return this process' group by the texts of /proc/self/mountinfo and /proc/self/cgroup. Pure."""
     mount = None
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
@@ -62,27 +62,27 @@ def own_group(mountinfo: str, cgroup: str) -> Path | None:
 
 
 class LimitsUnavailable(Exception):
-    """Control groups cannot be used here; the text says why and what would help."""
+    """Control groups cannot be used here. The text says why and what helps."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The control group of one instance. Its calls block for the time of a write to a kernel file."""
+    """The control group of one instance. Its methods block for a write to a kernel file."""
 
     path: Path
 
     def command(self, command: Sequence[str]) -> list[str]:
-        """A command line that runs `command` in the group, as the same process."""
+        """Return a command line that runs `command` in the group, as the same process."""
         return ["/bin/sh", "-c", _ENTER, _ENTER_NAME, str(self.path / "cgroup.procs"), *command]
 
     def oom_kills(self) -> int:
-        """How many of its processes the kernel has killed because the group was out of memory."""
+        """Return how many processes the kernel has killed because the group was out of memory."""
         with contextlib.suppress(OSError):
             return oom_kills((self.path / "memory.events").read_text())
         return 0
 
     def remove(self) -> None:
-        """End everything in it and remove it. What resists (a process in the kernel's hands) is told."""
+        """Kill everything in the group and remove it. A group that stays is logged."""
         with contextlib.suppress(OSError):
             (self.path / "cgroup.kill").write_text("1")
         try:
@@ -101,7 +101,7 @@ class Groups:
 
     @classmethod
     def open(cls, data: Path, parent: Path | None = None) -> "Groups":
-        """Make the agent's group below `parent` (default: its own group) and ask for the controllers.
+        """Create the agent's group below `parent` (default: its own group), and enable the controllers.
 
         Raises `LimitsUnavailable`.
         """
@@ -132,7 +132,7 @@ class Groups:
         return groups
 
     def make(self, instance_id: str, limits: Limits) -> Group:
-        """The group of an instance with its limits set. Raises OSError."""
+        """Create the group of an instance with its limits. Raises OSError."""
         path = self._home / instance_id
         path.mkdir(exist_ok=True)
         for name, text in limit_files(limits).items():
@@ -161,7 +161,7 @@ def _found_group() -> Path | None:
 
 
 def machine_oom_kills() -> int:
-    """How many processes the kernel has killed for want of memory so far; 0 where it does not tell."""
+    """Return how many processes the kernel has killed for lack of memory; 0 where that is unknown."""
     with contextlib.suppress(OSError):
         return oom_kills(Path("/proc/vmstat").read_text())
     return 0
@@ -173,21 +173,21 @@ _MIB = 2**20
 def describe_end(
     code: int,
     *,
-    told_to_leave: bool,
+    terminating: bool,
     limit: int | None,
     group_oom_kills: int,
     machine_oom_kills: int,
 ) -> tuple[Category, str]:
-    """Category and first line of the reason.
+    """Return the category of an exit and the first line of its reason. Pure.
 
-    `code` is an exit code as `asyncio` reports it, `limit` the instance's memory limit in bytes;
-    `group_oom_kills` counts those of the kernel in the instance's own group, `machine_oom_kills` those on the
-    whole machine while it ran, which are a guess at this process only.
+    `code` is an exit code as `asyncio` reports it, `limit` the instance's memory limit in bytes.
+    `group_oom_kills` are those in the instance's group, `machine_oom_kills` those on the machine while it
+    ran, which may be of others.
     """
     how = describe_exit(code)
     if group_oom_kills > 0:
         size = f" of {limit // _MIB} MiB" if limit is not None else ""
         return Category.OUT_OF_MEMORY, f"out of memory: it reached its limit{size} ({how})"
-    if code == -signal.SIGKILL and machine_oom_kills > 0 and not told_to_leave:
+    if code == -signal.SIGKILL and machine_oom_kills > 0 and not terminating:
         return Category.OUT_OF_MEMORY, f"out of memory: the machine had none left ({how})"
     return Category.CRASH, how

@@ -1,4 +1,4 @@
-"""The OpenTelemetry Collector beside an instance: its configuration as a file, and the program itself."""
+"""The OpenTelemetry Collector beside an instance: its configuration file and its process."""
 
 import asyncio
 import logging
@@ -16,20 +16,20 @@ from nvcf_proto import environment as names
 
 _log = logging.getLogger(__name__)
 
-# Which certificate authorities the machine trusts.
+# Certificate authorities that the machine trusts.
 _INHERITED = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 FILE = "collector.yaml"
 LOG = "collector.log"
-# Time to send, or to write down, what it still holds.
+# Time to send or store what it still holds.
 GRACE_SECONDS = 5.0
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
 
 
 def write_configuration(order: CollectorOrder, home: Path, port: Callable[[], int]) -> Placement:
-    """Write `collector.yaml` and copies of the secrets it needs into an instance's folder.
+    """Write `collector.yaml` and copies of its secrets into an instance's folder. Raises OSError.
 
-    `port` gives free ports. Raises OSError.
+    `port` returns a free port.
     """
     storage = private_directory(home / "collector")
     secrets = private_directory(home / "secrets")
@@ -54,7 +54,7 @@ def write_configuration(order: CollectorOrder, home: Path, port: Callable[[], in
 async def run_collector(program: Path, home: Path) -> None:
     """Keep a collector running on an instance's configuration until cancelled."""
     pause = _FIRST_PAUSE
-    # The variable marks it as something of this instance's, should the agent be killed.
+    # The variable marks the process as this instance's, so that the next agent finds it as an orphan.
     environment = {
         "PATH": "/usr/bin:/bin",
         names.SHARED_CONFIG_DIR: str(home / "shared"),

@@ -12,7 +12,7 @@ from nvcf_proto.compute import CreationMessage
 from nvcf_proto.models import ProcessSource, TelemetryEndpoint, TelemetryType
 
 CUDA_VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
-# Taken over from the agent; everything else it knows, above all its credentials, stays with it.
+# CreationResult over from the agent; everything else it knows, above all its credentials, stays with it.
 _INHERITED = (
     "PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "NVCF_ROOT_CA_FILE",
 )  # fmt: skip
@@ -22,7 +22,7 @@ _OF_THE_AGENT = frozenset(("OTEL_SERVICE_NAME",))
 
 @dataclass(frozen=True)
 class Endpoints:
-    """What workers dial."""
+    """Addresses that workers connect to."""
 
     grpc: str
     nats: str
@@ -30,7 +30,7 @@ class Endpoints:
 
 @dataclass(frozen=True)
 class CollectorOrder:
-    """A collector that an instance's telemetry needs beside it. `secrets` is a folder where it runs."""
+    """A collector that an instance needs. `secrets` is a folder on the machine where it runs."""
 
     endpoints: Mapping[TelemetryType, TelemetryEndpoint]
     secrets: str
@@ -39,10 +39,11 @@ class CollectorOrder:
 
 @dataclass(frozen=True)
 class WorkerTelemetry:
-    """What the operator wants of workers: `metrics` to be served, and these OTEL_ variables where a function
-    declares none of its own. They may hold credentials, which every function can then read.
+    """Telemetry of a worker.
 
-    `collector` is the account's wish: what the SDK cannot send by itself goes through one.
+    `metrics`: it serves metrics. `variables` are the operator's OTEL_ variables; a function's own ones win.
+    They may hold credentials, which every function can then read. `collector` sends what the SDK cannot send
+    by itself.
     """
 
     metrics: bool = False
@@ -51,7 +52,7 @@ class WorkerTelemetry:
 
     @classmethod
     def of(cls, environ: Mapping[str, str], *, metrics: bool, passed_on: bool) -> "WorkerTelemetry":
-        """With `passed_on` the variables of `environ`, but for what names the agent itself."""
+        """Return the operator's settings; with `passed_on`, the agent's OTEL_ variables except its name."""
         own = {
             name: value
             for name, value in environ.items()
@@ -65,8 +66,9 @@ NO_TELEMETRY = WorkerTelemetry()
 
 @dataclass(frozen=True)
 class InstanceSpec:
-    """Everything a backend needs to run one instance. `order` is its creation message, for it alone; `trace`
-    is the traceparent that its start continues.
+    """Everything a backend needs to run one instance.
+
+    `order` is its creation message, for it alone. `trace` is the traceparent of its start.
     """
 
     order: CreationMessage
@@ -85,14 +87,14 @@ class InstanceSpec:
 
 
 def worker_command(source: ProcessSource) -> list[str]:
-    """The worker's command line. It carries no secret: everyone on the machine can read it."""
+    """Return the worker's command line. It has no secret, since everyone on the machine can read it."""
     target = source.file + (f":{source.handler}" if source.handler else "")
     return [source.python, "-m", "nvcf_worker", target]
 
 
 @dataclass(frozen=True)
 class InstancePlaces:
-    """Folders and port that the backend chose for one instance; `metrics` and `collector` are HOST:PORT."""
+    """Folders and ports of one instance; `metrics` and `collector` are HOST:PORT."""
 
     shared: Path
     assets: Path
@@ -109,7 +111,7 @@ def worker_environment(
     inherited: Mapping[str, str],
     virtual_env: Path | None,
 ) -> dict[str, str]:
-    """All variables of the worker process. The platform's win over what the function declares."""
+    """Return all variables of the worker process. The platform's win over the function's."""
     result = {name: inherited[name] for name in _INHERITED if name in inherited}
     programs = str(PurePosixPath(source.python).parent)
     result["PATH"] = f"{programs}:{result['PATH']}" if result.get("PATH") else programs

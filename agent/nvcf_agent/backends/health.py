@@ -5,25 +5,25 @@ from collections.abc import AsyncIterator
 
 from nvcf_proto.settings import HEALTH_READY_PATH
 
-ASK_TIMEOUT_SECONDS = 2.0
+PROBE_TIMEOUT_SECONDS = 2.0
 FIRST_INTERVAL_SECONDS = 0.05
 LONGEST_INTERVAL_SECONDS = 0.5
 READY_INTERVAL_SECONDS = 2.0
-# A single missed answer may be a busy machine; so many in a row are the instance's own.
+# One missed response may come from a busy machine. So many in a row mean that the instance is not ready.
 FAILURES_UNTIL_UNREADY = 3
 
 
-async def ask(port: int, host: str = "127.0.0.1") -> str | None:
-    """None if the health port answers the ready path with 200, else why not. One short-lived connection."""
+async def probe(port: int, host: str = "127.0.0.1") -> str | None:
+    """Return None if the ready path answers 200, else why not. Uses one short-lived connection."""
     writer = None
     try:
-        async with asyncio.timeout(ASK_TIMEOUT_SECONDS):
+        async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
             reader, writer = await asyncio.open_connection(host, port)
             request = f"GET {HEALTH_READY_PATH} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n"
             writer.write(request.encode())
             status_line = await reader.readline()
     except TimeoutError:
-        return f"no answer within {ASK_TIMEOUT_SECONDS:g} s"
+        return f"no answer within {PROBE_TIMEOUT_SECONDS:g} s"
     except (OSError, ValueError):
         return "no answer"
     finally:
@@ -36,19 +36,19 @@ async def ask(port: int, host: str = "127.0.0.1") -> str | None:
 
 
 async def readiness(port: int) -> AsyncIterator[str | None]:
-    """Each change for ever: None once it is ready, then why it is so no longer, and so on.
+    """Yield each change: None once the instance is ready, then why it is not ready any more, and so on.
 
-    Without a deadline of its own: whoever waits knows the instance's.
+    There is no deadline. The caller knows the instance's.
     """
     while True:
         interval = FIRST_INTERVAL_SECONDS
-        while await ask(port) is not None:
+        while await probe(port) is not None:
             await asyncio.sleep(interval)
             interval = min(LONGEST_INTERVAL_SECONDS, interval * 1.2)
         yield None
         failures, why = 0, ""
         while failures < FAILURES_UNTIL_UNREADY:
             await asyncio.sleep(READY_INTERVAL_SECONDS)
-            answer = await ask(port)
+            answer = await probe(port)
             failures, why = (failures + 1, answer) if answer is not None else (0, "")
         yield why

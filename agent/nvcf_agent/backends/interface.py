@@ -1,4 +1,4 @@
-"""What the agent needs of whatever runs its instances: processes here, pods in a Kubernetes cluster."""
+"""Interface of a backend that runs instances: processes, or pods in a Kubernetes cluster."""
 
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
@@ -11,9 +11,7 @@ from nvcf_agent.state.transitions import Event
 
 @dataclass(frozen=True)
 class Running:
-    """An instance that the backend runs, as far as it can tell about it; `metrics` is where it serves its
-    own, HOST:PORT.
-    """
+    """An instance that the backend runs. `metrics` is where it serves metrics, HOST:PORT."""
 
     instance_id: str
     log_path: str
@@ -23,46 +21,48 @@ class Running:
 
 
 class Backend(Protocol):
-    """Runs instances. Calls may be repeated: creating what is there, deleting what is gone does nothing.
+    """Runs instances.
 
-    The agent decides what runs and when; a backend restarts nothing by itself and keeps no state that it
-    cannot find again: after the agent's own restart `list` is all that counts.
+    Calls may be repeated: creating an existing instance or deleting a missing one does nothing. The agent
+    decides what runs and when. A backend restarts nothing, and keeps no state that it cannot find again:
+    after a restart of the agent, only `list` counts.
     """
 
     async def prepare(self, known: Collection[str]) -> None:
-        """Called once, first: end and remove whatever belongs to none of the `known` instances."""
+        """End and remove what belongs to none of the `known` instances. Called once, first."""
         ...
 
     async def create(self, spec: InstanceSpec) -> Running:
         """Start an instance.
 
-        Raises `StartError` (try again), `LaunchError` (its own settings do not start) or `Refused` (never).
+        Raises `StartError` (retry), `LaunchError` (the function's settings do not start) or `Refused`
+        (never).
         """
         ...
 
     async def delete(self, instance_id: str, grace: float) -> None:
-        """Ask it to leave, end it after `grace` seconds. Returns when nothing of it runs any more.
+        """Ask an instance to end, and kill it after `grace` seconds. Returns when nothing of it runs.
 
         A second call with less time shortens the first one.
         """
         ...
 
     async def forget(self, instance_id: str) -> None:
-        """Remove what was kept for its next start. Its log stays readable for a while."""
+        """Remove the files for its next start. Its log stays for a while."""
         ...
 
     async def list(self) -> list[Running]:
-        """What runs now."""
+        """Return the running instances."""
         ...
 
     def watch(self) -> AsyncIterator[Event]:
-        """Everything that happens to instances, in order; one consumer."""
+        """Yield all events of instances in order, to one consumer."""
         ...
 
     async def capacity(self) -> Inventory:
-        """All that instances may have here, taken or not."""
+        """Return everything that instances can use here, taken or not."""
         ...
 
     async def close(self, grace: float) -> None:
-        """The agent stops. What cannot live without it is ended, after `grace` seconds at most."""
+        """End what cannot outlive the agent, within `grace` seconds."""
         ...

@@ -1,7 +1,8 @@
-"""Finding and ending what an agent that was killed has left behind.
+"""Finds and kills orphans: processes that a killed agent has left behind.
 
-The kernel ends the workers themselves (PR_SET_PDEATHSIG); a process that a worker started is told by nobody.
-It is recognised by the instance folder in its environment, which belongs to this agent's data folder alone.
+The kernel kills the workers with the agent (PR_SET_PDEATHSIG), but not the processes that workers started.
+These are recognised by the instance folder in their environment, which only this agent's data folder
+contains.
 """
 
 import os
@@ -11,10 +12,10 @@ from pathlib import Path
 from nvcf_proto import environment as names
 
 
-def find_leftovers(instances: Path, processes: Path = Path("/proc")) -> list[int]:
-    """Process ids whose environment names a folder below `instances` as SHARED_CONFIG_DIR.
+def find_orphans(instances: Path, processes: Path = Path("/proc")) -> list[int]:
+    """Return the ids of processes whose SHARED_CONFIG_DIR is below `instances`. Empty without /proc.
 
-    Empty where there is no /proc. Processes of other users cannot be read and are none of ours.
+    Processes of other users cannot be read and are never orphans of this agent.
     """
     marker = f"{names.SHARED_CONFIG_DIR}={instances}/".encode()
     found = []
@@ -28,10 +29,10 @@ def find_leftovers(instances: Path, processes: Path = Path("/proc")) -> list[int
     return found
 
 
-def kill_leftovers(instances: Path) -> list[int]:
-    """SIGKILL to everything that `find_leftovers` finds; returns their ids. Blocking."""
+def kill_orphans(instances: Path) -> list[int]:
+    """Kill all orphans and return their ids. Blocking."""
     killed = []
-    for pid in find_leftovers(instances):
+    for pid in find_orphans(instances):
         try:
             os.kill(pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):

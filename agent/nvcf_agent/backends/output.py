@@ -1,4 +1,4 @@
-"""What an instance prints: a log file of bounded size, and its last words."""
+"""Output of an instance: a log file of bounded size, and the last lines."""
 
 import asyncio
 import logging
@@ -15,9 +15,9 @@ _CHUNK_BYTES = 64 * 1024
 
 
 class RotatingLog:
-    """Appends to a file; when it is full it becomes `NAME.1`, the one before `NAME.2`, and so on.
+    """A log file. When it is full it becomes `NAME.1`, the one before `NAME.2`, and so on.
 
-    Its calls block for the time of a write to a local file: use it from a thread.
+    Its methods block for a write to a local file, so call them from a thread.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class RotatingLog:
         path.chmod(0o600)
 
     def write(self, data: bytes) -> None:
-        """Append. The file is set aside before it would grow over its limit, between two writes."""
+        """Append data. The file is rotated before a write would exceed the limit."""
         if self._file.tell() and self._file.tell() + len(data) > self._limit:
             self._rotate()
         self._file.write(data)
@@ -53,7 +53,7 @@ class RotatingLog:
 
 
 def generation(path: Path, number: int) -> Path:
-    """The file that holds generation `number` of a log; 0 is the current one."""
+    """Return the file of generation `number` of a log; 0 is the current one."""
     return path if number == 0 else path.with_name(f"{path.name}.{number}")
 
 
@@ -66,11 +66,11 @@ class Tail:
         self._open = b""
 
     def feed(self, data: bytes) -> None:
-        """Take in the next bytes, cut anywhere."""
+        """Add bytes, which may end anywhere in a line."""
         *whole, self._open = (self._open + data).split(b"\n")
         for line in whole:
             self._add(line)
-        # A line without an end is bounded too; UTF-8 takes at most 4 bytes a character.
+        # An unfinished line is bounded too. UTF-8 takes at most 4 bytes per character.
         self._open = self._open[: 4 * self._characters]
 
     def _add(self, line: bytes) -> None:
@@ -79,7 +79,7 @@ class Tail:
             self._lines.append(text[: self._characters])
 
     def lines(self) -> list[str]:
-        """The last lines without empty ones, an unfinished one included."""
+        """Return the last lines that are not empty, including an unfinished one."""
         if self._open.strip():
             self._add(self._open)
             self._open = b""
@@ -87,9 +87,9 @@ class Tail:
 
 
 async def pump(stream: asyncio.StreamReader, log: RotatingLog, tail: Tail | None) -> None:
-    """Copy a child's output to its log (and its tail) until it ends.
+    """Copy a process' output to its log (and its tail) until it ends.
 
-    What cannot be written (disk full) is dropped: a function must not stand still because of its log.
+    Output that cannot be written (disk full) is dropped, so that the function does not block.
     """
     failing = False
     while data := await stream.read(_CHUNK_BYTES):

@@ -16,7 +16,7 @@ from nvcf_agent.backends.collector import FILE, run_collector, write_configurati
 from nvcf_agent.backends.environment import InstancePlaces, InstanceSpec, worker_command, worker_environment
 from nvcf_agent.backends.health import readiness
 from nvcf_agent.backends.interface import Running
-from nvcf_agent.backends.orphans import kill_leftovers
+from nvcf_agent.backends.orphans import kill_orphans
 from nvcf_agent.backends.output import RotatingLog, Tail, generation, pump
 from nvcf_agent.errors import LaunchError, StartError, Unsupported
 from nvcf_agent.state.inventory import Inventory, Limits
@@ -28,7 +28,7 @@ from nvcf_proto.models import ProcessSource
 
 _log = logging.getLogger(__name__)
 
-# A process that a worker started may keep its pipes open; the worker's own output has arrived by then.
+# How long to read on after the worker has ended. A process that it started may keep its pipes open.
 _DRAIN_SECONDS = 2.0
 _LOGS_KEPT = 20
 
@@ -45,16 +45,16 @@ class _Child:
     group: Group | None
     machine_oom_kills: int
     has_collector: bool = False
-    told_to_leave: bool = False
+    terminating: bool = False
     errors: Tail = field(default_factory=Tail)
     task: asyncio.Task[None] | None = None
 
 
 class ProcessBackend:
-    """Runs instances below `data`: folders in `instances/ID/`, output in `logs/FUNCTION/ID.log`.
+    """Runs instances as processes, with folders in `instances/ID/` and output in `logs/FUNCTION/ID.log`.
 
-    `cgroup` is the control group (version 2) that limited instances are put below; None: the agent's own.
-    `collector` is the program run beside instances whose telemetry needs one.
+    `cgroup` is the control group (version 2) above those of limited instances; None: the agent's own.
+    `collector` is the program to run beside instances whose telemetry needs one.
     """
 
     def __init__(
@@ -76,10 +76,10 @@ class ProcessBackend:
 
     async def prepare(self, known: Collection[str]) -> None:
         await asyncio.to_thread(private_directory, self._instances)
-        # An agent that was killed took its workers with it, so nothing of what is known runs either.
-        killed = await asyncio.to_thread(kill_leftovers, self._instances)
+        # Workers end with their agent, so no known instance runs.
+        killed = await asyncio.to_thread(kill_orphans, self._instances)
         if killed:
-            _log.warning("ended %d processes that an earlier agent left behind", len(killed))
+            _log.warning("killed %d orphaned processes of an earlier agent", len(killed))
         await asyncio.to_thread(self._open_groups)
         for entry in await asyncio.to_thread(lambda: list(self._instances.iterdir())):
             if entry.name not in known:
@@ -168,7 +168,7 @@ class ProcessBackend:
         )
 
     def _make_collector(self, spec: InstanceSpec, home: Path, taken: set[int]) -> str | None:
-        """Where the instance's collector takes OTLP over gRPC; None if it has none."""
+        """Write the collector's configuration. Return its OTLP address (gRPC); None without a collector."""
         if spec.telemetry.collector is None:
             return None
 
@@ -180,7 +180,7 @@ class ProcessBackend:
         try:
             placement = write_configuration(spec.telemetry.collector, home, port)
         except (OSError, UnicodeDecodeError) as error:
-            # Telemetry never keeps a function from starting.
+            # Telemetry never prevents a start.
             _log.warning("telemetry of instance %s is left out: %s", spec.instance_id, error)
             return None
         if self._collector is None:
@@ -192,12 +192,12 @@ class ProcessBackend:
         return f"{placement.host}:{placement.grpc_port}"
 
     def _log_path(self, spec: InstanceSpec) -> Path:
-        # Function names follow a pattern without slashes; a message of another origin may not.
+        # Function names have no slashes, but a message of another origin may.
         folder = re.sub(r"[^A-Za-z0-9_.-]", "_", spec.order.function_name).lstrip(".") or "function"
         return self._data / "logs" / folder / f"{spec.instance_id}.log"
 
     async def _live(self, child: _Child) -> None:
-        """Everything from the start of a process to the report of its end."""
+        """Accompany a process from its start to the report of its end."""
         code = -signal.SIGKILL.value
         try:
             async with asyncio.TaskGroup() as group:
@@ -211,9 +211,9 @@ class ProcessBackend:
                 beside = group.create_task(self._run_collector(child))
                 await child.process.wait()
                 watching.cancel()
-                # Only now: the worker's last words were to pass through it.
+                # The collector ends after the worker, to send the worker's last telemetry.
                 beside.cancel()
-                # Whatever it started and left in its group ends with it.
+                # Processes that the worker left in its group end with it.
                 code = await stop_process(child.process, 0)
                 await asyncio.wait(pumps, timeout=_DRAIN_SECONDS)
                 for each in pumps:
@@ -236,7 +236,7 @@ class ProcessBackend:
             child.group.remove()
         category, how = describe_end(
             code,
-            told_to_leave=child.told_to_leave,
+            terminating=child.terminating,
             limit=child.limits.memory,
             group_oom_kills=in_group,
             machine_oom_kills=on_machine,
@@ -253,7 +253,7 @@ class ProcessBackend:
         child = self._children.get(instance_id)
         if child is None or child.task is None:
             return
-        child.told_to_leave = True
+        child.terminating = True
         await stop_process(child.process, grace)
         await asyncio.wait({child.task})
 
@@ -280,7 +280,7 @@ class ProcessBackend:
         return self._inventory
 
     async def close(self, grace: float) -> None:
-        """End all instances at the same time: a process cannot outlive its agent."""
+        """End all instances concurrently, since a process cannot outlive its agent."""
         await asyncio.gather(*(self.delete(instance_id, grace) for instance_id in list(self._children)))
 
 
@@ -302,7 +302,7 @@ def _modified(path: Path) -> float:
 
 
 def _check_source(source: ProcessSource) -> Path | None:
-    """The virtual environment that the interpreter belongs to, if any. Raises `LaunchError`."""
+    """Return the interpreter's virtual environment, if any. Raises `LaunchError`."""
     if not os.access(source.python, os.X_OK):
         raise LaunchError(f"cannot start {source.python}: there is no such program")
     root = Path(source.python).parent.parent

@@ -1,84 +1,84 @@
-"""What an agent has to do about a request, judged by its state alone, never by what happened. Pure."""
+"""The next action for an instance, derived from its state alone (level-triggered). Pure."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from nvcf_agent.state.managed_instance import Phase, Request
+from nvcf_agent.state.managed_instance import ManagedInstance, Phase
 from nvcf_proto.settings import INFERENCE_READY_TIMEOUT
 
-# How long a finished instance can be looked at.
+# How long the record of an ended instance stays.
 KEEP_FINISHED_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
 class Start:
-    """Start its process."""
+    """Start the process."""
 
 
 @dataclass(frozen=True)
 class Delete:
-    """Tell its process to leave and see to it."""
+    """End the process within `grace` seconds."""
 
     grace: float
 
 
 @dataclass(frozen=True)
 class GiveUp:
-    """End a process that does not become ready."""
+    """End a process that does not become ready, for this reason."""
 
-    verdict: str
+    give_up_reason: str
 
 
 @dataclass(frozen=True)
-class Settle:
-    """Nothing runs of what was to leave."""
+class Complete:
+    """Mark as completed: nothing of a terminating instance runs."""
 
 
 @dataclass(frozen=True)
 class Clean:
-    """Remove the files of what is finished."""
+    """Remove the files of an ended instance."""
 
 
 @dataclass(frozen=True)
 class Forget:
-    """Its record has been readable long enough."""
+    """Remove the record of an instance that ended long ago."""
 
 
-Action = Start | Delete | GiveUp | Settle | Clean | Forget
+Action = Start | Delete | GiveUp | Complete | Clean | Forget
 
 
 def next_action(
-    request: Request,
+    instance: ManagedInstance,
     now: float,
     wall: float,
     *,
     ready_timeout: float = INFERENCE_READY_TIMEOUT,
     keep_finished: float = KEEP_FINISHED_SECONDS,
 ) -> Action | None:
-    """The one thing to do for a request for which nothing is being done. None: wait."""
-    if request.is_final:
-        return _finished(request, wall, keep_finished)
-    if request.phase is Phase.TERMINATING:
-        return Delete(request.grace) if request.has_process else Settle()
-    if not request.has_process:
-        return Start() if request.retry_at <= now else None
-    overdue = request.phase is Phase.STARTING and now - request.waiting_since > ready_timeout
-    if overdue and request.verdict is None:
+    """Return the next action for an instance without a running action. None: wait."""
+    if instance.is_final:
+        return _finished(instance, wall, keep_finished)
+    if instance.phase is Phase.TERMINATING:
+        return Delete(instance.grace) if instance.has_process else Complete()
+    if not instance.has_process:
+        return Start() if instance.retry_at <= now else None
+    overdue = instance.phase is Phase.STARTING and now - instance.waiting_since > ready_timeout
+    if overdue and instance.give_up_reason is None:
         return GiveUp(f"not ready after {ready_timeout:g} s")
     return None
 
 
-def _finished(request: Request, wall: float, keep_finished: float) -> Action | None:
-    if request.has_process:
+def _finished(instance: ManagedInstance, wall: float, keep_finished: float) -> Action | None:
+    if instance.has_process:
         return Delete(0.0)
-    if not request.cleaned:
+    if not instance.cleaned:
         return Clean()
-    # A late copy of its creation message must still be recognised.
-    until = max(request.updated_at + keep_finished, request.order.expires_at)
+    # A late copy of its creation message must still be recognised as known.
+    until = max(instance.updated_at + keep_finished, instance.order.expires_at)
     return Forget() if wall > until else None
 
 
-def next_retry(requests: Iterable[Request], now: float) -> float:
-    """Seconds until the first postponed start is due; infinite if there is none."""
-    due = [each.retry_at - now for each in requests if not each.has_process and not each.is_ending]
+def next_retry(instances: Iterable[ManagedInstance], now: float) -> float:
+    """Return the seconds until the first postponed start is due; infinite if there is none."""
+    due = [each.retry_at - now for each in instances if not each.has_process and not each.is_ending]
     return min((delay for delay in due if delay > 0), default=float("inf"))

@@ -1,7 +1,7 @@
-"""What a cluster has, what its instances take of it, and what is left. Pure.
+"""A cluster's inventory: what it has, what its instances take, and what is free. Pure.
 
-What is taken follows from the instances alone, so nothing can leak: an instance holds its share from the
-moment it is accepted until nothing of it runs any more.
+What is taken is computed from the instances, so nothing can leak. An instance holds its share from the moment
+it is accepted until nothing of it runs.
 """
 
 import re
@@ -19,24 +19,23 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclass(frozen=True)
 class Limits:
-    """Most that one instance may use: bytes of memory, processors (0.5 is half of one). None: no limit."""
+    """Limits of one instance: bytes of memory, processors (0.5 is half of one). None: no limit."""
 
     memory: int | None = None
     cpus: float | None = None
 
     @property
     def any(self) -> bool:
-        """Whether something is limited at all."""
+        """Whether anything is limited."""
         return self.memory is not None or self.cpus is not None
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """Everything of a cluster that instances can have.
+    """Everything that instances of a cluster can use.
 
-    `gpus` are names with counts; devices are numbered through in this order, as CUDA numbers them. `types`
-    are the instance types of this cluster with their limits. A CPU instance takes a slot, a GPU instance
-    its GPUs (at least one).
+    `gpus` are names with counts. Devices are numbered in this order, as CUDA does. `types` are the cluster's
+    instance types with their limits. A CPU instance takes a slot, a GPU instance at least one GPU.
     """
 
     cpu_slots: int = DEFAULT_CPU_SLOTS
@@ -44,7 +43,7 @@ class Inventory:
     types: tuple[tuple[str, Limits], ...] = ((DEFAULT_TYPE, Limits()),)
 
     def limits(self, instance_type: str) -> Limits:
-        """Limits of an instance type. Raises `Unsupported` for one that is not here."""
+        """Return the limits of an instance type. Raises `Unsupported` for an unknown one."""
         for name, limits in self.types:
             if name == instance_type:
                 return limits
@@ -52,7 +51,7 @@ class Inventory:
         raise Unsupported(f"this cluster has no instance type {instance_type}, only {known}")
 
     def devices(self, gpu: str) -> tuple[int, ...]:
-        """Numbers of the GPUs of one name."""
+        """Return the device numbers of the GPUs of one name."""
         first = 0
         found: list[int] = []
         for name, count in self.gpus:
@@ -62,7 +61,7 @@ class Inventory:
         return tuple(found)
 
     def place(self, order: CreationMessage, taken: Iterable["Share"]) -> "Share":
-        """The share that a new instance gets. Raises `NoCapacity` and `Unsupported`."""
+        """Return the share of a new instance. Raises `NoCapacity` and `Unsupported`."""
         self.limits(order.instance_type)
         held = list(taken)
         if order.gpu == CPU:
@@ -86,7 +85,7 @@ class Inventory:
         return tuple(device for device in there if device not in taken)
 
     def pools(self, taken: Iterable["Share"]) -> tuple[GpuPool, ...]:
-        """What the cluster reports: CPU slots and single GPUs for each instance type; types share them."""
+        """Return the pools of the heartbeat: CPU slots and single GPUs by instance type; types share them."""
         held = list(taken)
         kinds = {CPU: (self.cpu_slots, max(0, self.cpu_slots - sum(share.slots for share in held)))}
         for name in dict(self.gpus):
@@ -102,19 +101,19 @@ class Inventory:
 
 @dataclass(frozen=True)
 class Share:
-    """What one instance holds: CPU slots and numbers of GPUs."""
+    """What one instance holds: CPU slots and device numbers of GPUs."""
 
     slots: int = 0
     devices: tuple[int, ...] = ()
 
     @property
     def visible_devices(self) -> str | None:
-        """As CUDA_VISIBLE_DEVICES; None for an instance without GPUs."""
+        """The value of CUDA_VISIBLE_DEVICES; None for an instance without GPUs."""
         return ",".join(map(str, self.devices)) or None
 
 
 def parse_gpus(text: str) -> tuple[str, int]:
-    """`NAME=COUNT`. Raises `AgentError`."""
+    """Parse `NAME=COUNT`. Raises `AgentError`."""
     name, separator, count = text.partition("=")
     if not separator or not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", name) or name == CPU:
         raise AgentError(f"--gpu {text}: NAME=COUNT expected, for example L40S=4")
@@ -124,7 +123,7 @@ def parse_gpus(text: str) -> tuple[str, int]:
 
 
 def parse_instance_type(text: str) -> tuple[str, Limits]:
-    """`NAME[,memory=SIZE][,cpus=NUMBER]`, sizes like 512M or 2G (powers of 1024). Raises `AgentError`."""
+    """Parse `NAME[,memory=SIZE][,cpus=NUMBER]`, sizes as of `parse_size`. Raises `AgentError`."""
     name, *parts = text.split(",")
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", name):
         raise AgentError(f"--instance-type {text}: NAME[,memory=SIZE][,cpus=NUMBER] expected")
@@ -138,14 +137,14 @@ def parse_instance_type(text: str) -> tuple[str, Limits]:
 
 
 def parse_size(value: str) -> int:
-    """Bytes out of `512M`, `2G` (powers of 1024). Raises `AgentError`."""
+    """Return the bytes of `512M`, `2G` (powers of 1024). Raises `AgentError`."""
     match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)(i?B)?", value)
     if match is None or int(match[1]) == 0:
-        raise AgentError(f"{value} is no size of memory, write 512M or 2G")
+        raise AgentError(f"{value} is not a memory size: write 512M or 2G")
     return int(match[1]) * _UNITS[match[2]]
 
 
 def _processors(value: str, text: str) -> float:
     if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,3})?", value) or float(value) < 0.01:
-        raise AgentError(f"--instance-type {text}: cpus={value} is no number of processors (0.01 and more)")
+        raise AgentError(f"--instance-type {text}: cpus={value} is not a number of processors (0.01 or more)")
     return float(value)

@@ -1,12 +1,4 @@
-"""The states of one requested instance and what moves it from one to the next. Pure; times are passed in.
-
-    PENDING -> CREATING -> STARTING -> RUNNING -> TERMINATING -> COMPLETED
-                  ^           |  ^        |
-                  |           v  |        v        (not ready any more: back to STARTING)
-                  +-- its process ended: again, a few times, then FAILED with a category and a text
-
-FAILED and COMPLETED are final. `now` is in seconds of a monotonic clock, `wall` Unix time.
-"""
+"""An instance of the agent, its phases, and its record. See transitions.py for what moves it on."""
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -22,7 +14,7 @@ DEFAULT_GRACE_SECONDS = 30.0
 
 
 class Phase(StrEnum):
-    """Where a request is on its way."""
+    """State of an instance in its agent."""
 
     PENDING = "PENDING"
     CREATING = "CREATING"
@@ -34,7 +26,7 @@ class Phase(StrEnum):
 
 
 class Category(StrEnum):
-    """Why a request failed; the record's reason begins with it."""
+    """Why an instance failed. The record's reason begins with it."""
 
     CAPACITY = "capacity"
     UNSUPPORTED = "unsupported"
@@ -57,11 +49,11 @@ _STATES = {
 
 
 @dataclass(frozen=True)
-class Request:
-    """One instance as its agent knows it. `order` is its creation message, for this instance alone.
+class ManagedInstance:
+    """One instance of the agent. `order` is its creation message, for this instance alone.
 
-    The first block is remembered over restarts of the agent, the second is known to the running one only.
-    `published`: its record has been seen or written, so that a missing one was removed by somebody.
+    The first block of fields is persisted, the second belongs to the running agent. `published`: its record
+    has been seen or written, so a missing record was removed.
     """
 
     order: CreationMessage
@@ -87,27 +79,27 @@ class Request:
     launched_at: float = 0.0
     waiting_since: float = 0.0
     retry_at: float = 0.0
-    verdict: str | None = None
+    give_up_reason: str | None = None
     cleaned: bool = False
 
     @property
     def id(self) -> str:
-        """The instance's id."""
+        """Id of the instance."""
         return self.order.instance_ids[0]
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing more will happen."""
+        """Whether the instance has ended."""
         return self.phase in FINAL
 
     @property
     def is_ending(self) -> bool:
-        """Whether it is ending or has ended."""
+        """Whether the instance ends or has ended."""
         return self.phase is Phase.TERMINATING or self.is_final
 
     @property
     def held(self) -> Share:
-        """What it takes of the cluster's inventory now."""
+        """The instance's present share of the cluster's inventory."""
         return NOTHING if self.is_final and not self.has_process else self.share
 
     def _to(self, phase: Phase, wall: float, reason: str | None) -> Self:
@@ -115,29 +107,29 @@ class Request:
         return replace(self, phase=phase, updated_at=wall, reason=text)
 
 
-def instance_record(request: Request) -> Instance:
-    """The record in the instances bucket. A FAILED one's reason is `CATEGORY: text`."""
-    order, reason = request.order, request.reason
-    category = request.category if request.phase is Phase.FAILED else None
+def instance_record(instance: ManagedInstance) -> Instance:
+    """Return the record for the instances bucket. The reason of a FAILED one is `CATEGORY: text`."""
+    order, reason = instance.order, instance.reason
+    category = instance.category if instance.phase is Phase.FAILED else None
     if category is not None:
         reason = f"{category}: {reason or 'no reason known'}"
     return Instance(
-        id=request.id,
+        id=instance.id,
         function_id=order.function_id,
         version_id=order.version_id,
         cluster_id=order.cluster_id,
-        state=_STATES[request.phase],
-        updated_at=request.updated_at,
-        created_at=request.created_at,
-        pid=request.pid,
-        restarts=request.restarts,
+        state=_STATES[instance.phase],
+        updated_at=instance.updated_at,
+        created_at=instance.created_at,
+        pid=instance.pid,
+        restarts=instance.restarts,
         reason=reason,
-        log_path=request.log_path,
-        health_port=request.health_port,
-        ready_at=request.ready_at,
+        log_path=instance.log_path,
+        health_port=instance.health_port,
+        ready_at=instance.ready_at,
         specification_id=order.specification_id,
         gpu=order.gpu,
-        visible_devices=request.share.visible_devices,
-        draining_since=request.draining_since,
+        visible_devices=instance.share.visible_devices,
+        draining_since=instance.draining_since,
         category=category.value if category is not None else None,
     )

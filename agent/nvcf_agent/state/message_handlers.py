@@ -1,6 +1,6 @@
-"""What creation and termination messages mean to this cluster. Pure.
+"""Handlers of creation and termination messages. Pure.
 
-Messages arrive twice, late and in any order. An instance id that was ever taken on, refused or ended here is
+Messages arrive twice, late and in any order. An instance id that was ever accepted, refused or ended here is
 known, and creating it again does nothing.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from nvcf_agent.errors import NoCapacity, Unsupported
 from nvcf_agent.state import transitions
 from nvcf_agent.state.inventory import Inventory, Share
-from nvcf_agent.state.managed_instance import Category, Request
+from nvcf_agent.state.managed_instance import Category, ManagedInstance
 from nvcf_proto.compute import CreationMessage, TerminationMessage
 from nvcf_proto.ids import is_id
 from nvcf_proto.models import Instance, InstanceState
@@ -19,14 +19,14 @@ _OVER = (InstanceState.TERMINATING, InstanceState.COMPLETED, InstanceState.FAILE
 
 
 @dataclass(frozen=True)
-class Taken:
-    """Outcome of a creation message: new requests, refused ones included, and why others are none."""
+class CreationResult:
+    """New instances of a creation message, refused ones included, and why other ids were ignored."""
 
-    requests: tuple[Request, ...] = ()
+    instances: tuple[ManagedInstance, ...] = ()
     ignored: tuple[str, ...] = ()
 
 
-def take_creation(
+def handle_creation(
     message: CreationMessage,
     *,
     cluster: str,
@@ -36,15 +36,14 @@ def take_creation(
     records: Mapping[str, Instance],
     wall: float,
     draining: bool = False,
-) -> Taken:
-    """The requests that a creation message makes at Unix time `wall`.
+) -> CreationResult:
+    """Return the instances that a creation message makes at Unix time `wall`.
 
-    `held` is what present instances take, `known` the ids that were seen before, `records` the instance
-    records by id as far as there are any.
+    `held` is what present instances take, `known` the ids seen before, `records` the existing records by id.
     """
     if message.cluster_id != cluster:
-        return Taken(ignored=(f"it is for cluster {message.cluster_id}",))
-    made: list[Request] = []
+        return CreationResult(ignored=(f"it is for cluster {message.cluster_id}",))
+    made: list[ManagedInstance] = []
     ignored: list[str] = []
     shares = list(held)
     for instance_id in dict.fromkeys(message.instance_ids):
@@ -55,16 +54,16 @@ def take_creation(
             continue
         order = message.replace(instance_ids=(instance_id,))
         created_at = record.created_at if record is not None else None
-        request = _admit(order, inventory, shares, wall, created_at, draining)
-        shares.append(request.held)
-        made.append(request)
-    return Taken(tuple(made), tuple(ignored))
+        instance = _admit(order, inventory, shares, wall, created_at, draining)
+        shares.append(instance.held)
+        made.append(instance)
+    return CreationResult(tuple(made), tuple(ignored))
 
 
 def _not_wanted(
     message: CreationMessage, instance_id: str, known: Collection[str], record: Instance | None, wall: float
 ) -> str | None:
-    # It becomes the name of a folder and of a file.
+    # The id becomes the name of a folder and of a file.
     if not is_id(instance_id):
         return "that is no id"
     if instance_id in known:
@@ -85,7 +84,7 @@ def _admit(
     wall: float,
     created_at: float | None,
     draining: bool,
-) -> Request:
+) -> ManagedInstance:
     try:
         if draining:
             raise NoCapacity("this cluster's agent is stopping")
@@ -98,28 +97,28 @@ def _admit(
 
 
 @dataclass(frozen=True)
-class Ended:
-    """Outcome of a termination message: changed requests, and ids never heard of, to be remembered."""
+class TerminationResult:
+    """Instances changed by a termination message, and unknown ids, which are to be persisted."""
 
-    requests: tuple[Request, ...] = ()
+    instances: tuple[ManagedInstance, ...] = ()
     unknown: tuple[str, ...] = ()
 
 
-def take_termination(
-    message: TerminationMessage, *, cluster: str, known: Mapping[str, Request], wall: float
-) -> Ended:
-    """What a termination message changes. One that overtook its creation message is remembered."""
+def handle_termination(
+    message: TerminationMessage, *, cluster: str, known: Mapping[str, ManagedInstance], wall: float
+) -> TerminationResult:
+    """Return what a termination message changes. It may arrive before its creation message."""
     if message.cluster_id != cluster:
-        return Ended()
-    changed: list[Request] = []
+        return TerminationResult()
+    changed: list[ManagedInstance] = []
     unknown: list[str] = []
     reason = message.reason or "the autoscaler asked for it"
     for instance_id in dict.fromkeys(message.instance_ids):
-        request = known.get(instance_id)
-        if request is None:
+        instance = known.get(instance_id)
+        if instance is None:
             unknown.append(instance_id)
             continue
-        after = transitions.terminating(request, reason, message.grace_seconds, wall)
-        if after is not request:
+        after = transitions.terminating(instance, reason, message.grace_seconds, wall)
+        if after is not instance:
             changed.append(after)
-    return Ended(tuple(changed), tuple(unknown))
+    return TerminationResult(tuple(changed), tuple(unknown))

@@ -1,16 +1,20 @@
-"""What the running agent has already written down, so that nothing is written twice or left out."""
+"""The agent's persisted state: its instances, and the ids that were ended before they came.
+
+`DIR/ID.json` holds one instance, mode 0600. It is replaced in one step and synced before the message is
+acknowledged. `DIR/ended` lists the ended ids. The environment that a function declares may contain its
+secrets.
+"""
 
 import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from nvcf_agent.errors import StoreError
 from nvcf_agent.state.inventory import Share
-from nvcf_agent.state.managed_instance import Category, Phase, Request
+from nvcf_agent.state.managed_instance import Category, ManagedInstance, Phase
 from nvcf_broker.files import private_directory, write_private
 from nvcf_proto.compute import CreationMessage
 from nvcf_proto.errors import InvalidRecord
@@ -23,7 +27,9 @@ T = TypeVar("T")
 ENDED_FILE = "ended"
 
 
-class _StoredRequest(Record, frozen=True, kw_only=True):
+class StoredInstance(Record, frozen=True, kw_only=True):
+    """The persisted part of a ManagedInstance."""
+
     order: CreationMessage
     phase: Phase
     created_at: float
@@ -40,70 +46,71 @@ class _StoredRequest(Record, frozen=True, kw_only=True):
     grace: float = 30.0
     published: bool = False
 
+    @classmethod
+    def of(cls, instance: ManagedInstance) -> Self:
+        """Return the persisted part of an instance."""
+        return cls(
+            slots=instance.share.slots,
+            devices=tuple(str(device) for device in instance.share.devices),
+            **{name: getattr(instance, name) for name in _SAME},
+        )
 
-_SAME = [name for name in _StoredRequest.__struct_fields__ if name not in ("slots", "devices")]
+    def restored(self) -> ManagedInstance:
+        """Return the instance. Raises `InvalidRecord`."""
+        if len(self.order.instance_ids) != 1:
+            raise InvalidRecord("order", "expected one instance")
+        if not all(device.isdigit() for device in self.devices):
+            raise InvalidRecord("devices", "expected numbers")
+        share = Share(self.slots, tuple(int(each) for each in self.devices))
+        return ManagedInstance(share=share, **{name: getattr(self, name) for name in _SAME})
 
 
-def to_dict(request: Request) -> dict[str, Any]:
-    """Return what is remembered of a request; the inverse of `from_dict`."""
-    stored = _StoredRequest(
-        slots=request.share.slots,
-        devices=tuple(str(device) for device in request.share.devices),
-        **{name: getattr(request, name) for name in _SAME},
-    )
-    return stored.to_dict()
-
-
-def from_dict(members: Any) -> Request:
-    """Read a remembered request. Raises `InvalidRecord`."""
-    stored = _StoredRequest.from_dict(members)
-    if len(stored.order.instance_ids) != 1:
-        raise InvalidRecord("order", "expected one instance")
-    if not all(device.isdigit() for device in stored.devices):
-        raise InvalidRecord("devices", "expected numbers")
-    share = Share(stored.slots, tuple(int(each) for each in stored.devices))
-    return Request(share=share, **{name: getattr(stored, name) for name in _SAME})
+_SAME = [name for name in StoredInstance.__struct_fields__ if name not in ("slots", "devices")]
 
 
 class Store(Protocol):
-    """Where requests are remembered: files here, custom resources in a Kubernetes cluster."""
+    """Where the state is persisted: files here, custom resources in a Kubernetes cluster.
 
-    async def load(self) -> tuple[list[Request], dict[str, float]]:
-        """All requests, and the ids ended before they came with the Unix time until which that counts."""
+    Every call raises `StoreError` when it fails.
+    """
+
+    async def load(self) -> tuple[list[ManagedInstance], dict[str, float]]:
+        """Return all instances, and the ids ended before they came with the Unix times to keep them."""
         ...
 
-    async def save(self, requests: Iterable[Request]) -> None:
-        """Remember these as they are now; durable when it returns. Raises `StoreError`."""
+    async def save(self, instances: Iterable[StoredInstance]) -> None:
+        """Store instances durably."""
         ...
 
     async def forget(self, instance_id: str) -> None:
-        """Drop one."""
+        """Remove an instance."""
         ...
 
     async def save_ended(self, ended: dict[str, float]) -> None:
-        """Remember ids that were ended before they came. Raises `StoreError`."""
+        """Store the ids that were ended before they came."""
         ...
 
 
 class FileStore:
-    """Requests as files of one folder. What cannot be read is set aside and told, never guessed at."""
+    """Stores the state as files of one folder. An unreadable file is renamed and logged."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    async def load(self) -> tuple[list[Request], dict[str, float]]:
+    async def load(self) -> tuple[list[ManagedInstance], dict[str, float]]:
         return await _in_thread(self._load)
 
-    def _load(self) -> tuple[list[Request], dict[str, float]]:
+    def _load(self) -> tuple[list[ManagedInstance], dict[str, float]]:
         private_directory(self._directory)
-        requests = []
+        instances = []
         for path in sorted(self._directory.glob("*.json")):
             try:
-                requests.append(from_dict(decode_object(path.read_bytes(), path.name)))
+                members = decode_object(path.read_bytes(), path.name)
+                instances.append(StoredInstance.from_dict(members).restored())
             except (InvalidRecord, ValueError) as error:
-                _log.error("cannot read the request in %s, it is set aside: %s", path, error)
+                _log.error("cannot read the instance in %s, the file is renamed: %s", path, error)
                 path.replace(path.with_suffix(".unreadable"))
-        return requests, self._load_ended()
+        return instances, self._load_ended()
 
     def _load_ended(self) -> dict[str, float]:
         try:
@@ -115,13 +122,14 @@ class FileStore:
             _log.error("cannot read %s: %s", self._directory / ENDED_FILE, error)
             return {}
 
-    async def save(self, requests: Iterable[Request]) -> None:
-        listed = list(requests)
+    async def save(self, instances: Iterable[StoredInstance]) -> None:
+        listed = list(instances)
         await _in_thread(lambda: self._save(listed))
 
-    def _save(self, requests: list[Request]) -> None:
-        for request in requests:
-            write_private(self._directory / f"{request.id}.json", json.dumps(to_dict(request)))
+    def _save(self, instances: list[StoredInstance]) -> None:
+        for instance in instances:
+            instance_id = instance.order.instance_ids[0]
+            write_private(self._directory / f"{instance_id}.json", json.dumps(instance.to_dict()))
 
     async def forget(self, instance_id: str) -> None:
         await _in_thread(lambda: (self._directory / f"{instance_id}.json").unlink(missing_ok=True))
@@ -138,54 +146,40 @@ async def _in_thread(work: Callable[[], T]) -> T:
         raise StoreError(f"cannot use the agent's folder: {error}") from error
 
 
-def remembered(request: Request) -> Request:
-    """Only what is remembered of a request; two that look alike need not be saved again."""
-    return replace(
-        request,
-        has_process=False,
-        pid=None,
-        health_port=None,
-        failures=0,
-        postponements=0,
-        launched_at=0.0,
-        waiting_since=0.0,
-        retry_at=0.0,
-        verdict=None,
-        cleaned=False,
-    )
+class PersistedState:
+    """What the store holds, so that nothing is written twice or left out.
 
-
-class Memory:
-    """Requests as the store has them, and the ids that were ended before they came (until a Unix time)."""
+    `ended` are ids that were ended before they came, each with the Unix time it is kept until.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._saved: dict[str, Request] = {}
+        self._saved: dict[str, StoredInstance] = {}
         self.ended: dict[str, float] = {}
 
-    async def load(self, cluster: str) -> list[Request]:
-        """The requests of a cluster that an earlier run remembered. Raises `StoreError`."""
+    async def load(self, cluster: str) -> list[ManagedInstance]:
+        """Return the instances of a cluster that an earlier run stored. Raises `StoreError`."""
         found, self.ended = await self._store.load()
         mine = [each for each in found if each.order.cluster_id == cluster]
-        self._saved = {each.id: remembered(each) for each in mine}
+        self._saved = {each.id: StoredInstance.of(each) for each in mine}
         return mine
 
-    async def save(self, listed: Iterable[Request]) -> None:
-        """Write down what has changed of these. Raises `StoreError`."""
-        kept = {each.id: remembered(each) for each in listed}
-        fresh = {key: each for key, each in kept.items() if self._saved.get(key) != each}
+    async def save(self, listed: Iterable[ManagedInstance]) -> None:
+        """Store what has changed of these instances. Raises `StoreError`."""
+        stored = {each.id: StoredInstance.of(each) for each in listed}
+        fresh = {key: each for key, each in stored.items() if self._saved.get(key) != each}
         if fresh:
             await self._store.save(fresh.values())
             self._saved |= fresh
 
     async def save_ended(self, instance_ids: Iterable[str], *, until: float, wall: float) -> None:
-        """Remember ids that were ended before they came, and drop what is over. Raises `StoreError`."""
+        """Add ids that were ended before they came, and drop expired ones. Raises `StoreError`."""
         ended = {key: end for key, end in self.ended.items() if end > wall}
         ended |= dict.fromkeys(instance_ids, until)
         await self._store.save_ended(ended)
         self.ended = ended
 
     async def forget(self, instance_id: str) -> None:
-        """Drop a request. Raises `StoreError`."""
+        """Remove an instance. Raises `StoreError`."""
         await self._store.forget(instance_id)
         self._saved.pop(instance_id, None)

@@ -1,14 +1,14 @@
-"""How an agent's requests and the records in the instances bucket are brought together. Pure.
+"""Differences between the agent's instances and the records in the instances bucket. Pure.
 
-From its creation message on, an instance's record is its agent's. Others may only close it: an autoscaler
-that took the cluster for dead writes FAILED or removes the record, and then the instance must not go on.
+From its creation message on, an instance's record belongs to its agent. Others may only close it: an
+autoscaler that takes the cluster for dead writes FAILED or removes the record. Then the instance must end.
 """
 
 from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass
 
 from nvcf_agent.state.actions import KEEP_FINISHED_SECONDS
-from nvcf_agent.state.managed_instance import Phase, Request, instance_record
+from nvcf_agent.state.managed_instance import ManagedInstance, Phase, instance_record
 from nvcf_proto.models import Instance, InstanceState
 
 _FINAL = (InstanceState.COMPLETED, InstanceState.FAILED)
@@ -16,58 +16,58 @@ LOST = "lost"
 
 
 @dataclass(frozen=True)
-class Fine:
+class Unchanged:
     """Nothing to write."""
 
 
 @dataclass(frozen=True)
 class Write:
-    """The record is to become this."""
+    """The record has to become this."""
 
     record: Instance
 
 
 @dataclass(frozen=True)
 class Missing:
-    """The record was there and is not any more."""
+    """The record existed and was removed."""
 
 
 @dataclass(frozen=True)
 class Closed:
-    """Somebody else has ended the instance."""
+    """Another process has closed the record."""
 
     reason: str
 
 
-Verdict = Fine | Write | Missing | Closed
+RecordChange = Unchanged | Write | Missing | Closed
 
 
-def compare(request: Request, stored: Instance | None) -> Verdict:
-    """What a request's record, as it is stored now, asks for."""
-    wanted = instance_record(request)
+def compare(instance: ManagedInstance, stored: Instance | None) -> RecordChange:
+    """Return the change that the stored record of an instance requires."""
+    wanted = instance_record(instance)
     if stored is None:
-        if not request.published:
+        if not instance.published:
             return Write(wanted)
-        return Fine() if request.is_final else Missing()
-    if request.is_final and stored.state in _FINAL:
-        return Fine()
+        return Unchanged() if instance.is_final else Missing()
+    if instance.is_final and stored.state in _FINAL:
+        return Unchanged()
     if stored.state in _FINAL:
         return Closed(f"its record was closed: {stored.reason or stored.state.value}")
-    if stored.state is InstanceState.TERMINATING and not request.is_ending:
-        # Announced by the autoscaler; the message that says how is on its way.
-        return Fine()
-    if request.phase is Phase.PENDING and stored.state is InstanceState.PENDING:
-        return Fine()
+    if stored.state is InstanceState.TERMINATING and not instance.is_ending:
+        # Announced by the autoscaler. The termination message is on its way.
+        return Unchanged()
+    if instance.phase is Phase.PENDING and stored.state is InstanceState.PENDING:
+        return Unchanged()
     if stored.draining_since is not None and wanted.draining_since is None:
-        # The autoscaler has chosen it and says why; its message is on its way.
+        # The autoscaler has written why it ends. The termination message is on its way.
         reason = wanted.reason or stored.reason
         wanted = wanted.replace(draining_since=stored.draining_since, reason=reason)
-    return Fine() if stored == wanted else Write(wanted)
+    return Unchanged() if stored == wanted else Write(wanted)
 
 
 @dataclass(frozen=True)
 class Stray:
-    """A record of this cluster that no request of its agent belongs to; `record` None removes it."""
+    """A record of this cluster without an instance. `record` is its replacement; None removes it."""
 
     key: str
     record: Instance | None
@@ -82,10 +82,10 @@ def strays(
     wall: float,
     keep_finished: float = KEEP_FINISHED_SECONDS,
 ) -> list[Stray]:
-    """What becomes of this cluster's records without a request.
+    """Return the changes to this cluster's records without an instance.
 
-    A PENDING one waits for its creation message, unless the instance was `ended` before; whether it waits
-    too long is the autoscaler's to say.
+    A PENDING record waits for its creation message, unless its id is in `ended`. The autoscaler decides when
+    it has waited too long.
     """
     found: list[Stray] = []
     for record in records:
@@ -106,21 +106,21 @@ def strays(
     return found
 
 
-class Absences:
-    """Since when which thing has been missing without a break; times in seconds of a monotonic clock."""
+class MissingFor:
+    """For how long things have been missing without a break, in seconds of a monotonic clock."""
 
     def __init__(self, gone_after: float) -> None:
         self._gone_after = gone_after
         self._since: dict[Hashable, float] = {}
 
-    def lasts(self, thing: Hashable, missing: bool, now: float) -> bool:
-        """Note whether it is missing now; True once it has been so for long enough."""
+    def exceeded(self, thing: Hashable, missing: bool, now: float) -> bool:
+        """Note whether a thing is missing now. Return True once it has been missing for `gone_after`."""
         if not missing:
             self._since.pop(thing, None)
             return False
         return now - self._since.setdefault(thing, now) >= self._gone_after
 
     def drop(self, instance_id: str) -> None:
-        """Forget what is noted about an instance."""
+        """Forget an instance."""
         for kind in ("version", "record"):
             self._since.pop((kind, instance_id), None)

@@ -1,16 +1,26 @@
-"""What moves an instance from one state to the next: messages, starts that fail, and backend events. Pure."""
+"""State transitions of an instance: messages, failed starts and backend events. Pure; times are passed in.
+
+    PENDING -> CREATING -> STARTING -> RUNNING -> TERMINATING -> COMPLETED
+                  ^           |  ^        |
+                  |           v  |        v        (not ready any more: back to STARTING)
+                  +-- its process ended: again, a few times, then FAILED with a category and a text
+
+FAILED and COMPLETED are final. `now` is in seconds of a monotonic clock, `wall` Unix time. Every function
+returns the instance after the transition; an instance in a state without that transition is returned as it
+was.
+"""
 
 from dataclasses import dataclass, replace
 
 from nvcf_agent.errors import LaunchError, Refused, StartError
 from nvcf_agent.state.inventory import Share
-from nvcf_agent.state.managed_instance import Category, Phase, Request
+from nvcf_agent.state.managed_instance import Category, ManagedInstance, Phase
 from nvcf_broker.process import RestartPolicy
 from nvcf_proto.compute import CreationMessage
 
 RESTARTS = RestartPolicy(initial=0.5, factor=2.0, maximum=30.0, stable_after=30.0)
 RESTART_LIMIT = 6
-# Not the function's fault: the gateway is starting or away, and answers again as soon as it is there.
+# For causes outside the function, such as a gateway that starts.
 POSTPONEMENTS = RestartPolicy(initial=0.2, factor=2.0, maximum=3.0, stable_after=0.0)
 SHORTEST_POSTPONEMENT = 0.2
 WAITING = "waiting: "
@@ -18,14 +28,14 @@ WAITING = "waiting: "
 
 @dataclass(frozen=True)
 class Ready:
-    """The instance's health check answers 200, for the first time or again."""
+    """The health check answers 200, for the first time or again."""
 
     instance_id: str
 
 
 @dataclass(frozen=True)
 class Unready:
-    """The instance runs, and its health check has stopped answering 200."""
+    """The instance runs, but its health check no longer answers 200."""
 
     instance_id: str
     reason: str
@@ -33,7 +43,7 @@ class Unready:
 
 @dataclass(frozen=True)
 class Ended:
-    """The instance is gone, asked for or not; `reason` says how and with which last words."""
+    """The process has ended. `reason` says how, with the end of its error output."""
 
     instance_id: str
     reason: str
@@ -43,42 +53,50 @@ class Ended:
 Event = Ready | Unready | Ended
 
 
-def accepted(order: CreationMessage, share: Share, wall: float, created_at: float | None = None) -> Request:
-    """A request that this cluster has taken on; `created_at` is its record's."""
-    return Request(order, Phase.PENDING, created_at or wall, wall, share)
+def accepted(
+    order: CreationMessage, share: Share, wall: float, created_at: float | None = None
+) -> ManagedInstance:
+    """Return a new instance that this cluster accepts; `created_at` is its record's."""
+    return ManagedInstance(order, Phase.PENDING, created_at or wall, wall, share)
 
 
 def refused(
     order: CreationMessage, category: Category, reason: str, wall: float, created_at: float | None = None
-) -> Request:
-    """A request that this cluster does not take on."""
-    request = Request(order, Phase.FAILED, created_at or wall, wall, category=category, cleaned=True)
-    return request._to(Phase.FAILED, wall, reason)
+) -> ManagedInstance:
+    """Return a new instance that this cluster refuses."""
+    instance = ManagedInstance(order, Phase.FAILED, created_at or wall, wall, category=category, cleaned=True)
+    return instance._to(Phase.FAILED, wall, reason)
 
 
-def creating(request: Request, *, wall: float) -> Request:
-    """Its process is about to be started. A crash stays readable until it serves, a wait is over."""
-    kept = None if (request.reason or "").startswith(WAITING) else request.reason
-    moved = replace(request, verdict=None, ready_at=None, has_process=False, pid=None)
+def creating(instance: ManagedInstance, *, wall: float) -> ManagedInstance:
+    """Move to CREATING. The reason of a crash stays until the instance serves, that of a wait goes."""
+    kept = None if (instance.reason or "").startswith(WAITING) else instance.reason
+    moved = replace(instance, give_up_reason=None, ready_at=None, has_process=False, pid=None)
     return moved._to(Phase.CREATING, wall, kept)
 
 
-def postponed(request: Request, reason: str, *, now: float, wall: float) -> Request:
-    """It could not be started for a reason that lies outside the function; tried again soon."""
-    if request.is_ending:
-        return request
-    count = request.postponements + 1
+def postponed(instance: ManagedInstance, reason: str, *, now: float, wall: float) -> ManagedInstance:
+    """Schedule another start soon, after one that failed for a reason outside the function."""
+    if instance.is_ending:
+        return instance
+    count = instance.postponements + 1
     delay = max(SHORTEST_POSTPONEMENT, POSTPONEMENTS.delay(count))
-    moved = replace(request, postponements=count, retry_at=now + delay, has_process=False)
+    moved = replace(instance, postponements=count, retry_at=now + delay, has_process=False)
     return moved._to(Phase.CREATING, wall, WAITING + reason)
 
 
 def launched(
-    request: Request, *, pid: int | None, health_port: int | None, log_path: str, now: float, wall: float
-) -> Request:
-    """Its process runs and is not ready yet. Every process but the first counts as a restart."""
+    instance: ManagedInstance,
+    *,
+    pid: int | None,
+    health_port: int | None,
+    log_path: str,
+    now: float,
+    wall: float,
+) -> ManagedInstance:
+    """Move to STARTING: the process runs. Every process after the first counts as a restart."""
     moved = replace(
-        request,
+        instance,
         has_process=True,
         has_run=True,
         pid=pid,
@@ -87,106 +105,108 @@ def launched(
         launched_at=now,
         waiting_since=now,
         postponements=0,
-        restarts=request.restarts + request.has_run,
+        restarts=instance.restarts + instance.has_run,
     )
     return moved if moved.is_ending else moved._to(Phase.STARTING, wall, moved.reason)
 
 
-def ready(request: Request, wall: float) -> Request:
-    """Its health check answers."""
-    if request.phase is not Phase.STARTING or not request.has_process:
-        return request
-    return replace(request, ready_at=wall)._to(Phase.RUNNING, wall, None)
+def ready(instance: ManagedInstance, wall: float) -> ManagedInstance:
+    """Move to RUNNING: the health check answers 200."""
+    if instance.phase is not Phase.STARTING or not instance.has_process:
+        return instance
+    return replace(instance, ready_at=wall)._to(Phase.RUNNING, wall, None)
 
 
-def unready(request: Request, reason: str, *, now: float, wall: float) -> Request:
-    """Its health check does not answer any more, its process runs on."""
-    if request.phase is not Phase.RUNNING:
-        return request
-    moved = replace(request, ready_at=None, waiting_since=now)
+def unready(instance: ManagedInstance, reason: str, *, now: float, wall: float) -> ManagedInstance:
+    """Move back to STARTING: the health check no longer answers 200, but the process runs."""
+    if instance.phase is not Phase.RUNNING:
+        return instance
+    moved = replace(instance, ready_at=None, waiting_since=now)
     return moved._to(Phase.STARTING, wall, WAITING + reason)
 
 
-def ended(request: Request, category: Category, reason: str, *, now: float, wall: float) -> Request:
-    """Its process is gone: as asked for, or to be started again, or too often."""
-    gone = replace(request, has_process=False, pid=None, health_port=None)
-    if request.is_final:
+def ended(
+    instance: ManagedInstance, category: Category, reason: str, *, now: float, wall: float
+) -> ManagedInstance:
+    """Record the end of the process: complete, schedule a restart, or fail after too many."""
+    gone = replace(instance, has_process=False, pid=None, health_port=None)
+    if instance.is_final:
         return gone
-    if request.phase is Phase.TERMINATING:
-        return gone._to(Phase.COMPLETED, wall, request.reason)
-    if request.verdict is not None:
+    if instance.phase is Phase.TERMINATING:
+        return gone._to(Phase.COMPLETED, wall, instance.reason)
+    if instance.give_up_reason is not None:
         gone = replace(gone, category=Category.NOT_READY)
-        return gone._to(Phase.FAILED, wall, f"{request.verdict}\n{reason}")
-    failures = RESTARTS.failures_after(request.failures, now - request.launched_at)
+        return gone._to(Phase.FAILED, wall, f"{instance.give_up_reason}\n{reason}")
+    failures = RESTARTS.failures_after(instance.failures, now - instance.launched_at)
     gone = replace(gone, failures=failures, retry_at=now + RESTARTS.delay(failures), ready_at=None)
     if failures >= RESTART_LIMIT:
         return replace(gone, category=category)._to(Phase.FAILED, wall, reason)
     return gone._to(Phase.CREATING, wall, reason)
 
 
-def not_launched(request: Request, reason: str, *, now: float, wall: float) -> Request:
-    """Its own settings do not start; as if its process had ended at once."""
-    return ended(replace(request, launched_at=now), Category.CRASH, reason, now=now, wall=wall)
+def not_launched(instance: ManagedInstance, reason: str, *, now: float, wall: float) -> ManagedInstance:
+    """Record a start that the function's settings prevent, as a process that ended at once."""
+    return ended(replace(instance, launched_at=now), Category.CRASH, reason, now=now, wall=wall)
 
 
-def rejected(request: Request, category: Category, reason: str, wall: float) -> Request:
-    """The backend will never run it."""
-    if request.is_ending:
-        return request
-    return replace(request, category=category)._to(Phase.FAILED, wall, reason)
+def rejected(instance: ManagedInstance, category: Category, reason: str, wall: float) -> ManagedInstance:
+    """Fail an instance that the backend refuses to run."""
+    if instance.is_ending:
+        return instance
+    return replace(instance, category=category)._to(Phase.FAILED, wall, reason)
 
 
-def terminating(request: Request, reason: str, grace: float, wall: float) -> Request:
-    """It has been told to finish what it holds and to leave. A second order can only shorten its time."""
-    if request.is_final:
-        return request
-    if request.phase is Phase.TERMINATING:
-        left = max(0.0, request.grace - (wall - (request.draining_since or wall)))
-        return replace(request, grace=grace, draining_since=wall) if grace < left else request
-    moved = replace(request, grace=max(0.0, grace), draining_since=wall)
+def terminating(instance: ManagedInstance, reason: str, grace: float, wall: float) -> ManagedInstance:
+    """Move to TERMINATING. A second order can only shorten the grace period."""
+    if instance.is_final:
+        return instance
+    if instance.phase is Phase.TERMINATING:
+        left = max(0.0, instance.grace - (wall - (instance.draining_since or wall)))
+        return replace(instance, grace=grace, draining_since=wall) if grace < left else instance
+    moved = replace(instance, grace=max(0.0, grace), draining_since=wall)
     return moved._to(Phase.TERMINATING, wall, reason)
 
 
-def given_up(request: Request, verdict: str) -> Request:
-    """Its process is being ended for a reason that its exit code will not tell."""
-    return replace(request, verdict=verdict)
+def given_up(instance: ManagedInstance, give_up_reason: str) -> ManagedInstance:
+    """Note why the process is ended, since its exit code does not show that."""
+    return replace(instance, give_up_reason=give_up_reason)
 
 
-def settled(request: Request, wall: float) -> Request:
-    """It was to leave and nothing of it runs."""
-    if request.phase is not Phase.TERMINATING or request.has_process:
-        return request
-    return request._to(Phase.COMPLETED, wall, request.reason)
+def completed(instance: ManagedInstance, wall: float) -> ManagedInstance:
+    """Complete a terminating instance of which nothing runs."""
+    if instance.phase is not Phase.TERMINATING or instance.has_process:
+        return instance
+    return instance._to(Phase.COMPLETED, wall, instance.reason)
 
 
-def interrupted(request: Request, reason: str, wall: float) -> Request:
-    """Its process ended with its agent, which starts it again: after a stop, or found so after a crash."""
-    if request.is_ending:
-        return replace(request, has_process=False, pid=None)
-    moved = replace(request, has_process=False, pid=None, health_port=None, retry_at=0.0, ready_at=None)
-    phase = Phase.PENDING if request.phase is Phase.PENDING else Phase.CREATING
+def interrupted(instance: ManagedInstance, reason: str, wall: float) -> ManagedInstance:
+    """Record that the process ended with the agent; the next agent starts it again."""
+    if instance.is_ending:
+        return replace(instance, has_process=False, pid=None)
+    moved = replace(instance, has_process=False, pid=None, health_port=None, retry_at=0.0, ready_at=None)
+    phase = Phase.PENDING if instance.phase is Phase.PENDING else Phase.CREATING
     return moved._to(phase, wall, None if phase is Phase.PENDING else WAITING + reason)
 
 
-def after_event(request: Request, event: Event, *, now: float, wall: float) -> Request:
-    """The request after something happened to its instance."""
+def after_event(instance: ManagedInstance, event: Event, *, now: float, wall: float) -> ManagedInstance:
+    """Return the instance after an event of its backend."""
     match event:
         case Ready():
-            return ready(request, wall)
+            return ready(instance, wall)
         case Unready(_, reason):
-            return unready(request, reason, now=now, wall=wall)
+            return unready(instance, reason, now=now, wall=wall)
         case Ended(_, reason, category):
-            return ended(request, category, reason, now=now, wall=wall)
+            return ended(instance, category, reason, now=now, wall=wall)
 
 
 def after_failed_start(
-    request: Request, error: StartError | LaunchError | Refused, *, now: float, wall: float
-) -> Request:
-    """The request after its instance could not be started: again soon, again as after a crash, or never."""
+    instance: ManagedInstance, error: StartError | LaunchError | Refused, *, now: float, wall: float
+) -> ManagedInstance:
+    """Return the instance after a failed start: retried soon, retried as after a crash, or never."""
     match error:
         case StartError():
-            return postponed(request, str(error), now=now, wall=wall)
+            return postponed(instance, str(error), now=now, wall=wall)
         case LaunchError():
-            return not_launched(request, str(error), now=now, wall=wall)
+            return not_launched(instance, str(error), now=now, wall=wall)
         case _:
-            return rejected(request, Category.UNSUPPORTED, str(error), wall)
+            return rejected(instance, Category.UNSUPPORTED, str(error), wall)

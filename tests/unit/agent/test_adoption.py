@@ -10,8 +10,8 @@ from nvcf_agent.backends.environment import Endpoints, InstanceSpec
 from nvcf_agent.backends.interface import Running
 from nvcf_agent.state import transitions
 from nvcf_agent.state.inventory import Inventory, Share
-from nvcf_agent.state.managed_instance import Phase, Request
-from nvcf_agent.state.persisted_state import FileStore, Memory
+from nvcf_agent.state.managed_instance import ManagedInstance, Phase
+from nvcf_agent.state.persisted_state import FileStore, PersistedState, StoredInstance
 from nvcf_agent.state.transitions import Event
 from nvcf_agent.telemetry import AgentTelemetry
 from nvcf_proto.ids import new_id
@@ -54,25 +54,25 @@ class Pods:
         return None
 
 
-def running(cluster: str = CLUSTER) -> Request:
-    request = transitions.accepted(order(cluster_id=cluster), Share(slots=1), 1.0)
-    request = transitions.launched(request, pid=1, health_port=None, log_path="/log", now=1.0, wall=1.0)
-    return transitions.ready(request, 2.0)
+def running(cluster: str = CLUSTER) -> ManagedInstance:
+    instance = transitions.accepted(order(cluster_id=cluster), Share(slots=1), 1.0)
+    instance = transitions.launched(instance, pid=1, health_port=None, log_path="/log", now=1.0, wall=1.0)
+    return transitions.ready(instance, 2.0)
 
 
-async def test_what_still_runs_goes_on_and_what_nobody_asked_for_ends(tmp_path: Path) -> None:
+async def test_what_still_runs_goes_on_and_unknown_instances_end(tmp_path: Path) -> None:
     kept, lost, foreign, stranger = running(), running(), running("elsewhere"), new_id()
     leaving = transitions.terminating(running(), "x", 5.0, 3.0)
-    over = transitions.settled(transitions.interrupted(leaving, "", 4.0), 4.0)
+    over = transitions.completed(transitions.interrupted(leaving, "", 4.0), 4.0)
     leaving = transitions.terminating(running(), "x", 5.0, 3.0)
     store = FileStore(tmp_path)
-    await store.save([kept, lost, leaving, over, foreign])
+    await store.save(map(StoredInstance.of, (kept, lost, leaving, over, foreign)))
     pods = Pods([kept.id, leaving.id, stranger])
     unused: Any = None
     agent = Agent(
         cluster=CLUSTER,
         backend=pods,
-        memory=Memory(store),
+        persisted=PersistedState(store),
         records=unused,
         versions=unused,
         tokens=unused,
@@ -82,7 +82,7 @@ async def test_what_still_runs_goes_on_and_what_nobody_asked_for_ends(tmp_path: 
         wall=time.time,
     )
     await agent.adopt()
-    found = {each.id: each for each in agent.requests()}
+    found = {each.id: each for each in agent.instances()}
     assert {key: each.phase for key, each in found.items()} == {
         kept.id: Phase.RUNNING,
         lost.id: Phase.CREATING,

@@ -152,6 +152,6 @@ def test_how_a_process_ended(
     code: int, told: bool, group: int, machine: int, category: Category, words: str
 ) -> None:
     found = describe_end(
-        code, told_to_leave=told, limit=64 * 2**20, group_oom_kills=group, machine_oom_kills=machine
+        code, terminating=told, limit=64 * 2**20, group_oom_kills=group, machine_oom_kills=machine
     )
     assert found == (category, words)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvcf_agent.backends.orphans import find_leftovers
+from nvcf_agent.backends.orphans import find_orphans
 from nvcf_agent.backends.output import RotatingLog, Tail, generation, pump
 
 
@@ -76,4 +76,4 @@ def test_leftovers_are_those_whose_folder_is_ours(tmp_path: Path) -> None:
         variables = [b"HOME=/"] + ([f"SHARED_CONFIG_DIR={folder}".encode()] if folder else [])
         (process / "environ").write_bytes(b"\0".join(variables))
     (tmp_path / "proc" / "104").mkdir()
-    assert find_leftovers(instances, tmp_path / "proc") == [101]
+    assert find_orphans(instances, tmp_path / "proc") == [101]

@@ -75,7 +75,7 @@ async def test_a_version_that_arrives_after_its_order_keeps_its_telemetry(tmp_pa
     agent = Agent(
         cluster=CLUSTER,
         backend=backend,  # type: ignore[arg-type]
-        memory=unused,  # type: ignore[arg-type]
+        persisted=unused,  # type: ignore[arg-type]
         records=unused,  # type: ignore[arg-type]
         versions=versions,  # type: ignore[arg-type]
         tokens=tokens,
@@ -84,7 +84,7 @@ async def test_a_version_that_arrives_after_its_order_keeps_its_telemetry(tmp_pa
         telemetry=AgentTelemetry(CLUSTER),
         accounts=AccountTelemetry(lambda _: None, tmp_path, OPERATOR, CLUSTER),
     )
-    request = transitions.accepted(asked, Share(slots=1), 1.0)
-    agent._requests[request.id] = transitions.creating(request, wall=1.0)
-    await agent._start(request.id)
+    instance = transitions.accepted(asked, Share(slots=1), 1.0)
+    agent._instances[instance.id] = transitions.creating(instance, wall=1.0)
+    await agent._start(instance.id)
     assert [spec.telemetry.variables for spec in backend.asked] == [{}]

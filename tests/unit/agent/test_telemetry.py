@@ -15,10 +15,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from nvcf_agent import telemetry
-from nvcf_agent.prometheus_sd import TargetsFile, document
+from nvcf_agent.prometheus_sd import PrometheusTargets, document
 from nvcf_agent.state import transitions
 from nvcf_agent.state.inventory import Share
-from nvcf_agent.state.managed_instance import Request
+from nvcf_agent.state.managed_instance import ManagedInstance
 from nvcf_agent.telemetry import AgentTelemetry
 from nvcf_otel import histograms
 from nvcf_otel.histograms import Histogram
@@ -27,11 +27,11 @@ from tests.unit.agent.orders import CLUSTER, order
 DECISION = f"00-{'a' * 32}-{'b' * 16}-01"
 
 
-def accepted(**changes: Any) -> Request:
+def accepted(**changes: Any) -> ManagedInstance:
     return transitions.accepted(order(**changes), Share(slots=1), 1.0)
 
 
-def started(**changes: Any) -> Request:
+def started(**changes: Any) -> ManagedInstance:
     return transitions.launched(
         transitions.creating(accepted(**changes), wall=2.0),
         pid=1,
@@ -66,17 +66,17 @@ def finished(exporter: InMemorySpanExporter) -> list[ReadableSpan]:
 def test_a_start_is_part_of_the_decision_and_ends_when_the_instance_serves(
     exporter: InMemorySpanExporter, own_histograms: dict[str, Histogram]
 ) -> None:
-    agent, request = AgentTelemetry(CLUSTER), accepted(trace_parent=DECISION)
-    passed_on = agent.starting(request)
+    agent, instance = AgentTelemetry(CLUSTER), accepted(trace_parent=DECISION)
+    passed_on = agent.starting(instance)
     assert finished(exporter) == []
-    agent.ready(request.id)
-    agent.ready(request.id)
+    agent.ready(instance.id)
+    agent.ready(instance.id)
     (span,) = finished(exporter)
     assert (span.name, span.status.is_ok) == ("create instance", True)
     assert span.parent is not None
     assert f"00-{span.parent.trace_id:032x}-{span.parent.span_id:016x}-01" == DECISION
     assert passed_on == f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-01"
-    assert (span.attributes or {})["nvcf.instance.id"] == request.id
+    assert (span.attributes or {})["nvcf.instance.id"] == instance.id
     (series,) = own_histograms["nvcf.instance.start.duration"].all()
     assert (series.attributes, sum(series.counts)) == ({"nvcf.cluster.id": CLUSTER, "nvcf.gpu": "CPU"}, 1)
 
@@ -84,9 +84,9 @@ def test_a_start_is_part_of_the_decision_and_ends_when_the_instance_serves(
 def test_one_that_fails_says_how(
     exporter: InMemorySpanExporter, own_histograms: dict[str, Histogram]
 ) -> None:
-    agent, request = AgentTelemetry(CLUSTER), started()
-    agent.starting(request)
-    agent.ended(request, "crash", "exit code 1\nTraceback")
+    agent, instance = AgentTelemetry(CLUSTER), started()
+    agent.starting(instance)
+    agent.ended(instance, "crash", "exit code 1\nTraceback")
     (span,) = finished(exporter)
     assert span.status.status_code is trace.StatusCode.ERROR
     assert span.status.description == "exit code 1"
@@ -95,9 +95,9 @@ def test_one_that_fails_says_how(
 
 
 def test_one_that_was_told_to_leave_before_it_served_was_asked_to(exporter: InMemorySpanExporter) -> None:
-    agent, request = AgentTelemetry(CLUSTER), started()
-    agent.starting(request)
-    agent.ended(transitions.terminating(request, "x", 1.0, 3.0), "crash", "ended")
+    agent, instance = AgentTelemetry(CLUSTER), started()
+    agent.starting(instance)
+    agent.ended(transitions.terminating(instance, "x", 1.0, 3.0), "crash", "ended")
     (span,) = finished(exporter)
     assert (span.attributes or {})["nvcf.category"] == "asked"
 
@@ -125,17 +125,17 @@ def test_only_instances_with_a_process_and_an_address_are_targets() -> None:
 
 async def test_the_file_follows_and_is_written_only_when_it_changes(tmp_path: Path) -> None:
     path = tmp_path / "metrics" / "instances.json"
-    targets, request = TargetsFile(path), started()
-    await targets.update([request])
+    targets, instance = PrometheusTargets(path), started()
+    await targets.update([instance])
     assert json.loads(path.read_text()) == []
-    targets.serves(request.id, "127.0.0.1:1")
-    await targets.update([request])
+    targets.set_address(instance.id, "127.0.0.1:1")
+    await targets.update([instance])
     assert [each["targets"] for each in json.loads(path.read_text())] == [["127.0.0.1:1"]]
     before = path.stat().st_ino
-    await targets.update([replace(request, reason="x")])
+    await targets.update([replace(instance, reason="x")])
     assert path.stat().st_ino == before
-    targets.serves(request.id, None)
-    await targets.update([request])
+    targets.set_address(instance.id, None)
+    await targets.update([instance])
     assert json.loads(path.read_text()) == []
 
 
@@ -143,7 +143,7 @@ async def test_a_file_that_cannot_be_written_holds_nothing_up(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "metrics").write_text("in the way")
-    targets = TargetsFile(tmp_path / "metrics" / "instances.json")
+    targets = PrometheusTargets(tmp_path / "metrics" / "instances.json")
     for _ in range(3):
         await targets.update([])
     assert caplog.text.count("cannot write") == 1

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from nats.aio.client import Client
 
-from nvcf_agent.requeue import HandBack, held_now
+from nvcf_agent.requeue import Requeue, requeueable
 from nvcf_proto.journal import (
     ENTRY,
     ENTRY_STRUCT,
@@ -44,7 +44,7 @@ def journal(*subjects: str | bytes, instance: str = INSTANCE, started: float = N
 
 @pytest.mark.parametrize("text", [subject(), subject(new=True)])
 def test_requests_of_its_own_version_go_back(text: str) -> None:
-    assert [each.ack_subject for each in held_now(journal(text), INSTANCE, VERSION, NOW)] == [text]
+    assert [each.ack_subject for each in requeueable(journal(text), INSTANCE, VERSION, NOW)] == [text]
 
 
 @pytest.mark.parametrize(
@@ -60,15 +60,15 @@ def test_requests_of_its_own_version_go_back(text: str) -> None:
     ],
 )
 def test_nothing_else_does_whatever_the_function_wrote_there(text: str) -> None:
-    assert held_now(journal(text), INSTANCE, VERSION, NOW) == []
+    assert requeueable(journal(text), INSTANCE, VERSION, NOW) == []
 
 
 def test_what_the_broker_delivers_again_by_itself_is_left_to_it() -> None:
-    assert held_now(journal(subject(), started=NOW - 29.5), INSTANCE, VERSION, NOW) == []
+    assert requeueable(journal(subject(), started=NOW - 29.5), INSTANCE, VERSION, NOW) == []
 
 
 def test_another_instances_journal_is_not_touched() -> None:
-    assert held_now(journal(subject(), instance=OTHER), INSTANCE, VERSION, NOW) == []
+    assert requeueable(journal(subject(), instance=OTHER), INSTANCE, VERSION, NOW) == []
 
 
 class Published:
@@ -94,8 +94,8 @@ def place(folder: Path) -> Path:
 async def test_a_journal_is_read_and_its_requests_are_published(tmp_path: Path) -> None:
     place(tmp_path).write_bytes(journal(subject(), subject(f"rq_west_{VERSION}")))
     client = Published()
-    hand_back = HandBack(cast("Client", client), tmp_path, lambda: NOW)
-    assert await hand_back.of(INSTANCE, VERSION) == 2
+    requeue = Requeue(cast("Client", client), tmp_path, lambda: NOW)
+    assert await requeue.of(INSTANCE, VERSION) == 2
     assert client.subjects == [subject(), subject(f"rq_west_{VERSION}")]
 
 
@@ -111,5 +111,5 @@ async def test_a_place_without_a_journal_holds_nothing_up(tmp_path: Path, kind: 
     }
     made[kind]()
     client = Published()
-    assert await HandBack(cast("Client", client), tmp_path).of(INSTANCE, VERSION) == 0
+    assert await Requeue(cast("Client", client), tmp_path).of(INSTANCE, VERSION) == 0
     assert client.subjects == []

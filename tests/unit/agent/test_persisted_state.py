@@ -1,4 +1,4 @@
-"""What an agent remembers."""
+"""The agent's persisted state."""
 
 import json
 import os
@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from nvcf_agent.errors import StoreError
 from nvcf_agent.state import transitions
 from nvcf_agent.state.inventory import Share
-from nvcf_agent.state.managed_instance import Category, Phase, Request
-from nvcf_agent.state.persisted_state import FileStore, from_dict, remembered, to_dict
+from nvcf_agent.state.managed_instance import Category, ManagedInstance, Phase
+from nvcf_agent.state.persisted_state import FileStore, StoredInstance
 from tests.unit.agent.orders import order
 
 times = st.floats(0, 1e10)
 anything = st.builds(
-    Request,
+    ManagedInstance,
     order=st.builds(
         lambda gpu, count: order(gpu=gpu, gpus_per_instance=count), st.text(max_size=9), st.integers(0, 9)
     ),
@@ -43,18 +43,20 @@ anything = st.builds(
 
 
 @given(anything)
-def test_what_is_remembered_is_read_back(request: Request) -> None:
-    stored = json.loads(json.dumps(to_dict(request)))
-    assert from_dict(stored) == remembered(request)
+def test_what_is_stored_is_read_back(instance: ManagedInstance) -> None:
+    stored = json.loads(json.dumps(StoredInstance.of(instance).to_dict()))
+    persisted = replace(instance, has_process=False, pid=None, failures=0)
+    assert StoredInstance.from_dict(stored).restored() == persisted
+    assert StoredInstance.of(persisted) == StoredInstance.of(instance)
 
 
-async def test_requests_and_ended_ids_outlive_the_agent(tmp_path: Path) -> None:
+async def test_instances_and_ended_ids_outlive_the_agent(tmp_path: Path) -> None:
     store = FileStore(tmp_path / "requests")
     assert await store.load() == ([], {})
     first = transitions.accepted(order(), Share(slots=1), 1.0)
     second = transitions.accepted(order(), Share(devices=(1,)), 2.0)
-    await store.save([first, second])
-    await store.save([transitions.terminating(first, "x", 9.0, 3.0)])
+    await store.save(map(StoredInstance.of, (first, second)))
+    await store.save([StoredInstance.of(transitions.terminating(first, "x", 9.0, 3.0))])
     await store.save_ended({"a": 5.0})
     again = FileStore(tmp_path / "requests")
     found, ended = await again.load()
@@ -71,7 +73,7 @@ async def test_requests_and_ended_ids_outlive_the_agent(tmp_path: Path) -> None:
 async def test_what_cannot_be_read_is_set_aside_and_not_lost(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
     good = transitions.accepted(order(), Share(slots=1), 1.0)
-    await store.save([good])
+    await store.save([StoredInstance.of(good)])
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "older.json").write_text("{}")
     (tmp_path / "ended").write_text("[1]")
@@ -81,8 +83,8 @@ async def test_what_cannot_be_read_is_set_aside_and_not_lost(tmp_path: Path) -> 
     assert {"broken.unreadable", "older.unreadable"} <= set(os.listdir(tmp_path))
 
 
-async def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+async def test_a_folder_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = FileStore(tmp_path / "file" / "requests")
     with pytest.raises(StoreError, match="cannot use the agent's folder"):
-        await store.save([replace(transitions.accepted(order(), Share(), 1.0))])
+        await store.save([StoredInstance.of(transitions.accepted(order(), Share(), 1.0))])

@@ -6,65 +6,74 @@ import pytest
 
 from nvcf_agent.state import transitions
 from nvcf_agent.state.inventory import Share
-from nvcf_agent.state.managed_instance import Category, Request, instance_record
-from nvcf_agent.state.record_changes import Absences, Closed, Fine, Missing, Stray, Write, compare, strays
+from nvcf_agent.state.managed_instance import Category, ManagedInstance, instance_record
+from nvcf_agent.state.record_changes import (
+    Closed,
+    Missing,
+    MissingFor,
+    Stray,
+    Unchanged,
+    Write,
+    compare,
+    strays,
+)
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import Instance, InstanceState
 from tests.unit.agent.orders import CLUSTER, order
 
 
-def accepted() -> Request:
+def accepted() -> ManagedInstance:
     return transitions.accepted(order(), Share(slots=1), 1.0)
 
 
-def running() -> Request:
-    request = transitions.creating(accepted(), wall=2.0)
-    request = transitions.launched(request, pid=7, health_port=8, log_path="/log", now=2.0, wall=2.0)
-    return transitions.ready(request, 3.0)
+def running() -> ManagedInstance:
+    instance = transitions.creating(accepted(), wall=2.0)
+    instance = transitions.launched(instance, pid=7, health_port=8, log_path="/log", now=2.0, wall=2.0)
+    return transitions.ready(instance, 3.0)
 
 
 def test_a_record_follows_its_request() -> None:
     pending = instance_record(accepted())
-    request = running()
-    assert compare(request, pending) == Write(instance_record(request))
-    assert compare(request, instance_record(request)) == Fine()
+    instance = running()
+    assert compare(instance, pending) == Write(instance_record(instance))
+    assert compare(instance, instance_record(instance)) == Unchanged()
 
 
 def test_a_first_record_is_made_and_a_lost_one_is_not_made_again() -> None:
-    request = running()
-    assert compare(request, None) == Write(instance_record(request))
-    assert compare(replace(request, published=True), None) == Missing()
-    over = transitions.rejected(request, Category.CRASH, "x", 4.0)
-    assert compare(replace(over, published=True), None) == Fine()
+    instance = running()
+    assert compare(instance, None) == Write(instance_record(instance))
+    assert compare(replace(instance, published=True), None) == Missing()
+    over = transitions.rejected(instance, Category.CRASH, "x", 4.0)
+    assert compare(replace(over, published=True), None) == Unchanged()
 
 
 def test_the_autoscalers_own_pending_record_is_left_as_it_is() -> None:
-    request = accepted()
-    stored = instance_record(request).replace(updated_at=0.2)
-    assert compare(request, stored) == Fine()
+    instance = accepted()
+    stored = instance_record(instance).replace(updated_at=0.2)
+    assert compare(instance, stored) == Unchanged()
 
 
 @pytest.mark.parametrize("state", [InstanceState.FAILED, InstanceState.COMPLETED])
 def test_a_record_that_somebody_closed_ends_the_instance(state: InstanceState) -> None:
-    request = running()
-    stored = instance_record(request).replace(state=state, reason="silent for 60 s")
-    assert compare(request, stored) == Closed("its record was closed: silent for 60 s")
-    over = transitions.rejected(request, Category.CRASH, "x", 4.0)
-    assert compare(over, stored) == Fine()
+    instance = running()
+    stored = instance_record(instance).replace(state=state, reason="silent for 60 s")
+    assert compare(instance, stored) == Closed("its record was closed: silent for 60 s")
+    over = transitions.rejected(instance, Category.CRASH, "x", 4.0)
+    assert compare(over, stored) == Unchanged()
 
 
 def test_what_the_autoscaler_announced_is_not_taken_back() -> None:
-    request = running()
-    announced = instance_record(request).replace(state=InstanceState.TERMINATING, draining_since=4.0)
-    assert compare(request, announced) == Fine()
-    leaving = transitions.terminating(request, "x", 1.0, 5.0)
+    instance = running()
+    announced = instance_record(instance).replace(state=InstanceState.TERMINATING, draining_since=4.0)
+    assert compare(instance, announced) == Unchanged()
+    leaving = transitions.terminating(instance, "x", 1.0, 5.0)
     assert compare(leaving, announced) == Write(instance_record(leaving))
-    chosen = instance_record(request).replace(draining_since=4.0, reason="idle")
-    assert compare(request, chosen) == Fine()
+    chosen = instance_record(instance).replace(draining_since=4.0, reason="idle")
+    assert compare(instance, chosen) == Unchanged()
     marked = instance_record(accepted()).replace(draining_since=4.0)
-    verdict = compare(request, marked)
-    assert isinstance(verdict, Write)
-    assert verdict.record.draining_since == 4.0
+    give_up_reason = compare(instance, marked)
+    assert isinstance(give_up_reason, Write)
+    assert give_up_reason.record.draining_since == 4.0
 
 
 def record(state: InstanceState, *, cluster: str = CLUSTER, updated_at: float = 0.0) -> Instance:
@@ -107,10 +116,10 @@ def test_records_without_a_request() -> None:
 
 
 def test_only_what_is_missing_for_long_and_without_a_break_is_gone() -> None:
-    absences = Absences(5.0)
-    assert not absences.lasts("a", True, 0.0)
-    assert not absences.lasts("a", True, 4.9)
-    assert absences.lasts("a", True, 5.0)
-    assert not absences.lasts("a", False, 5.1)
-    assert not absences.lasts("a", True, 5.2)
-    assert not absences.lasts("b", True, 100.0)
+    absences = MissingFor(5.0)
+    assert not absences.exceeded("a", True, 0.0)
+    assert not absences.exceeded("a", True, 4.9)
+    assert absences.exceeded("a", True, 5.0)
+    assert not absences.exceeded("a", False, 5.1)
+    assert not absences.exceeded("a", True, 5.2)
+    assert not absences.exceeded("b", True, 100.0)

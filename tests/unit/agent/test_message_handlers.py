@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvcf_agent.state.inventory import Inventory
-from nvcf_agent.state.managed_instance import Category, Phase, Request
-from nvcf_agent.state.message_handlers import take_creation, take_termination
+from nvcf_agent.state.managed_instance import Category, ManagedInstance, Phase
+from nvcf_agent.state.message_handlers import handle_creation, handle_termination
 from nvcf_proto.compute import TerminationMessage
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import Instance, InstanceState
@@ -26,7 +26,7 @@ def take(message: Any, **changes: Any) -> Any:
         "records": {},
         "wall": 1.0,
     }
-    return take_creation(message, **{**given, **changes})
+    return handle_creation(message, **{**given, **changes})
 
 
 def record(instance_id: str, state: InstanceState, cluster: str = CLUSTER) -> dict[str, Instance]:
@@ -37,18 +37,18 @@ def record(instance_id: str, state: InstanceState, cluster: str = CLUSTER) -> di
 def test_each_instance_becomes_a_request_of_its_own() -> None:
     first, second = new_id(), new_id()
     taken = take(order(first, second, first), records=record(first, InstanceState.PENDING))
-    assert [each.id for each in taken.requests] == [first, second]
-    assert [each.order.instance_ids for each in taken.requests] == [(first,), (second,)]
-    assert [each.created_at for each in taken.requests] == [0.5, 1.0]
+    assert [each.id for each in taken.instances] == [first, second]
+    assert [each.order.instance_ids for each in taken.instances] == [(first,), (second,)]
+    assert [each.created_at for each in taken.instances] == [0.5, 1.0]
 
 
 def test_beyond_capacity_it_is_refused_at_once() -> None:
     taken = take(order(*(new_id() for _ in range(5))))
-    assert [each.phase for each in taken.requests] == [Phase.PENDING] * 3 + [Phase.FAILED] * 2
-    assert {each.category for each in taken.requests[3:]} == {Category.CAPACITY}
-    (refused,) = take(order(gpu="H100")).requests
+    assert [each.phase for each in taken.instances] == [Phase.PENDING] * 3 + [Phase.FAILED] * 2
+    assert {each.category for each in taken.instances[3:]} == {Category.CAPACITY}
+    (refused,) = take(order(gpu="H100")).instances
     assert refused.category is Category.UNSUPPORTED
-    (late,) = take(order(), draining=True).requests
+    (late,) = take(order(), draining=True).instances
     assert (late.category, late.reason) == (Category.CAPACITY, "this cluster's agent is stopping")
 
 
@@ -70,19 +70,19 @@ def test_what_is_not_wanted_any_more_is_ignored(changes: dict[str, Any], words: 
     if isinstance(changes.get("records"), InstanceState):
         changes = {"records": record(instance_id, changes["records"])}
     taken = take(order(instance_id), **changes)
-    assert taken.requests == ()
+    assert taken.instances == ()
     assert words in taken.ignored[0]
 
 
 def test_a_record_of_another_cluster_is_not_touched() -> None:
     instance_id = new_id()
     taken = take(order(instance_id), records=record(instance_id, InstanceState.RUNNING, "there"))
-    assert taken.requests == ()
+    assert taken.instances == ()
 
 
 @pytest.mark.parametrize("text", ["", "../../etc", "a/b", "x" * 36, "DB8AD0AD-5391-48E4-9964-92B26CFAAF2F"])
 def test_what_is_no_id_never_becomes_a_file_name(text: str) -> None:
-    assert take(order(text)).requests == ()
+    assert take(order(text)).instances == ()
 
 
 def termination(*ids: str, grace: float = 5.0, cluster: str = CLUSTER) -> TerminationMessage:
@@ -97,22 +97,24 @@ def termination(*ids: str, grace: float = 5.0, cluster: str = CLUSTER) -> Termin
 
 
 def test_a_termination_ends_what_is_known_and_remembers_the_rest() -> None:
-    (request,) = take(order()).requests
+    (instance,) = take(order()).instances
     unknown = new_id()
-    ended = take_termination(
-        termination(request.id, unknown, unknown), cluster=CLUSTER, known={request.id: request}, wall=2.0
+    ended = handle_termination(
+        termination(instance.id, unknown, unknown), cluster=CLUSTER, known={instance.id: instance}, wall=2.0
     )
-    (after,) = ended.requests
+    (after,) = ended.instances
     assert (after.phase, after.grace, after.reason) == (
         Phase.TERMINATING,
         5.0,
         "the autoscaler asked for it",
     )
     assert ended.unknown == (unknown,)
-    again = take_termination(termination(request.id), cluster=CLUSTER, known={request.id: after}, wall=3.0)
-    assert again.requests == ()
-    foreign = take_termination(
-        termination(request.id, cluster="there"), cluster=CLUSTER, known={request.id: request}, wall=2.0
+    again = handle_termination(
+        termination(instance.id), cluster=CLUSTER, known={instance.id: after}, wall=3.0
+    )
+    assert again.instances == ()
+    foreign = handle_termination(
+        termination(instance.id, cluster="there"), cluster=CLUSTER, known={instance.id: instance}, wall=2.0
     )
     assert foreign == type(foreign)()
 
@@ -124,18 +126,18 @@ messages = st.one_of(
 )
 
 
-def play(sequence: list[Any]) -> tuple[dict[str, Request], set[str]]:
-    known: dict[str, Request] = {}
+def play(sequence: list[Any]) -> tuple[dict[str, ManagedInstance], set[str]]:
+    known: dict[str, ManagedInstance] = {}
     ended: set[str] = set()
     for message in sequence:
         if isinstance(message, TerminationMessage):
-            outcome = take_termination(message, cluster=CLUSTER, known=known, wall=1.0)
-            known |= {each.id: each for each in outcome.requests}
+            outcome = handle_termination(message, cluster=CLUSTER, known=known, wall=1.0)
+            known |= {each.id: each for each in outcome.instances}
             ended |= set(outcome.unknown)
         else:
             held = [each.held for each in known.values()]
             taken = take(message, known=known.keys() | ended, held=held, inventory=Inventory(cpu_slots=2))
-            known |= {each.id: each for each in taken.requests}
+            known |= {each.id: each for each in taken.instances}
     return known, ended
 
 
@@ -158,6 +160,6 @@ def test_copies_of_messages_change_nothing_and_no_order_revives_or_overbooks(
 
 
 def test_the_order_keeps_everything_else_of_the_message() -> None:
-    message = order(reason="more requests", max_request_concurrency=4)
-    (request,) = take(message).requests
-    assert request.order == message.replace(instance_ids=(request.id,))
+    message = order(reason="more instances", max_request_concurrency=4)
+    (instance,) = take(message).instances
+    assert instance.order == message.replace(instance_ids=(instance.id,))
