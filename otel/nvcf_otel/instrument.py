@@ -1,6 +1,6 @@
-"""One figure that a part of the platform tells: name, kind, unit, meaning and attributes. No SDK.
+"""One metric: name, kind, unit, description and attributes. Does not import the SDK.
 
-Names and units follow OpenTelemetry's conventions; `prometheus_name` is what Prometheus calls them.
+Names and units follow OpenTelemetry's conventions; `prometheus_name` is the name in Prometheus.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from opentelemetry.metrics import Meter
 
 
 class Kind(Enum):
-    """OpenTelemetry's kinds of instruments; those that are observed say a value when somebody collects."""
+    """OpenTelemetry's kinds of instruments. Observed ones call back for their values at a collection."""
 
     COUNTER = "counter"
     UP_DOWN = "up_down_counter"
@@ -27,7 +28,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Instrument:
-    """One figure. `buckets` are a histogram's upper bounds, inclusive."""
+    """Description of one metric. `buckets` are a histogram's inclusive upper bounds."""
 
     name: str
     kind: Kind
@@ -38,11 +39,11 @@ class Instrument:
 
     @property
     def prometheus_name(self) -> str:
-        """Its name in Prometheus."""
+        """Return its name in Prometheus."""
         return prometheus_name(self.name, self.kind, self.unit)
 
     def create(self, meter: Meter, *callbacks: Any) -> Any:
-        """The meter's instrument; observed ones take their callbacks."""
+        """Create the meter's instrument. An observed one takes its callbacks."""
         if self.kind in _OBSERVED:
             make = getattr(meter, f"create_{self.kind.value}")
             return make(self.name, callbacks=list(callbacks), unit=self.unit, description=self.description)
@@ -58,7 +59,7 @@ _UNITS = {"s": "seconds", "ms": "milliseconds", "By": "bytes", "%": "percent", "
 
 
 def prometheus_name(name: str, kind: Kind, unit: str) -> str:
-    """The rules of OpenTelemetry's "Prometheus and OpenMetrics compatibility" specification."""
+    """Return the name by OpenTelemetry's "Prometheus and OpenMetrics compatibility" specification."""
     text = re.sub(r"_+", "_", re.sub(r"[^a-zA-Z0-9_:]", "_", name))
     counts = kind in (Kind.COUNTER, Kind.OBSERVED_COUNTER)
     suffix = "" if unit.startswith("{") else _UNITS.get(unit, "")
@@ -69,3 +70,21 @@ def prometheus_name(name: str, kind: Kind, unit: str) -> str:
     if suffix and not text.endswith(suffix):
         text = f"{text}_{suffix}"
     return f"{text}_total" if counts else text
+
+
+def _make(
+    kind: Kind,
+    name: str,
+    unit: str,
+    description: str,
+    attributes: tuple[str, ...] = (),
+    buckets: tuple[float, ...] | None = None,
+) -> Instrument:
+    return Instrument(name, kind, unit, description, attributes, buckets)
+
+
+counter = partial(_make, Kind.COUNTER)
+histogram = partial(_make, Kind.HISTOGRAM)
+observed_counter = partial(_make, Kind.OBSERVED_COUNTER)
+observed_up_down = partial(_make, Kind.OBSERVED_UP_DOWN)
+observed_gauge = partial(_make, Kind.OBSERVED_GAUGE)

@@ -1,9 +1,9 @@
-"""Figures of workers, and of every process about itself and its GPUs."""
+"""Metrics of workers, and of every process about itself and its GPUs."""
 
 from __future__ import annotations
 
 from nvcf_otel import names
-from nvcf_otel.instrument import Instrument, Kind
+from nvcf_otel.instrument import Instrument, histogram, observed_counter, observed_gauge, observed_up_down
 
 WORK_BUCKETS = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1200.0,
@@ -16,111 +16,73 @@ TOKEN_BUCKETS = (
     1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262144.0, 1048576.0, 4194304.0,
     16777216.0, 67108864.0,
 )  # fmt: skip
-"""What the semantic conventions ask for."""
+"""Buckets that the semantic conventions ask for."""
 
 _VERSION = (names.FUNCTION_ID, names.FUNCTION_VERSION_ID)
 _GPU = (names.HW_ID, names.HW_NAME)
 
-REQUEST_QUEUE_DURATION = Instrument(
+REQUEST_QUEUE_DURATION = histogram(
     "nvcf.request.queue.duration",
-    Kind.HISTOGRAM,
     "s",
-    "From the gateway's taking of a request to its arrival at a worker.",
+    "From the arrival of a request at the gateway to its arrival at a worker.",
     _VERSION,
     WORK_BUCKETS,
 )
-HANDLER_DURATION = Instrument(
+HANDLER_DURATION = histogram(
     "nvcf.handler.duration",
-    Kind.HISTOGRAM,
     "s",
-    "The handler's work on a request, streams to their last item.",
+    "Run time of the handler, for streams up to the last item.",
     (*_VERSION, names.OUTCOME),
     WORK_BUCKETS,
 )
-WORKER_SLOTS = Instrument(
-    "nvcf.worker.slots",
-    Kind.OBSERVED_GAUGE,
-    "{slot}",
-    "Requests that the worker takes at once.",
-    _VERSION,
+WORKER_SLOTS = observed_gauge(
+    "nvcf.worker.slots", "{slot}", "Requests that the worker can run at the same time.", _VERSION
 )
-WORKER_SLOTS_BUSY = Instrument(
-    "nvcf.worker.slots.busy",
-    Kind.OBSERVED_GAUGE,
-    "{slot}",
-    "Those that hold a request.",
-    _VERSION,
-)
-BATCH_SIZE = Instrument(
+WORKER_SLOTS_BUSY = observed_gauge("nvcf.worker.slots.busy", "{slot}", "Slots in use.", _VERSION)
+BATCH_SIZE = histogram(
     "nvcf.batch.size",
-    Kind.HISTOGRAM,
     "{item}",
-    "Items that went through a batch function together.",
+    "Items in one call of a batch function.",
     (*_VERSION, names.BATCH_FUNCTION),
     SIZE_BUCKETS,
 )
-BATCH_WAIT_DURATION = Instrument(
+BATCH_WAIT_DURATION = histogram(
     "nvcf.batch.wait.duration",
-    Kind.HISTOGRAM,
     "s",
-    "How long the oldest item of a batch waited for the others.",
+    "Wait of the oldest item of a batch.",
     (*_VERSION, names.BATCH_FUNCTION),
     WAIT_BUCKETS,
 )
-STREAM_ITEMS = Instrument(
-    "nvcf.stream.items", Kind.OBSERVED_COUNTER, "{item}", "Items of streamed answers.", _VERSION
-)
-STREAM_FIRST_ITEM_DURATION = Instrument(
+STREAM_ITEMS = observed_counter("nvcf.stream.items", "{item}", "Items of streamed responses.", _VERSION)
+STREAM_FIRST_ITEM_DURATION = histogram(
     "nvcf.stream.first_item.duration",
-    Kind.HISTOGRAM,
     "s",
-    "From the call of the handler to the first item of a streamed answer.",
+    "From the call of the handler to the first item of a streamed response.",
     _VERSION,
     WORK_BUCKETS,
 )
-REQUEST_REDELIVERIES = Instrument(
-    "nvcf.request.redeliveries",
-    Kind.OBSERVED_COUNTER,
-    "{request}",
-    "Requests that the queue delivered again.",
-    _VERSION,
+REQUEST_REDELIVERIES = observed_counter(
+    "nvcf.request.redeliveries", "{request}", "Requests that the queue delivered again.", _VERSION
 )
-INSTANCE_LOAD_DURATION = Instrument(
-    "nvcf.instance.load.duration",
-    Kind.HISTOGRAM,
-    "s",
-    "Setting up the function: setup and warmup.",
-    _VERSION,
-    LOAD_BUCKETS,
+INSTANCE_LOAD_DURATION = histogram(
+    "nvcf.instance.load.duration", "s", "Time of the function's setup and warm-up.", _VERSION, LOAD_BUCKETS
 )
-TOKEN_USAGE = Instrument(
+TOKEN_USAGE = histogram(
     "gen_ai.client.token.usage",
-    Kind.HISTOGRAM,
     "{token}",
     "Tokens of requests, as the function reports them.",
     (*_VERSION, names.GEN_AI_OPERATION, names.GEN_AI_PROVIDER, names.GEN_AI_TOKEN_TYPE, names.GEN_AI_MODEL),
     TOKEN_BUCKETS,
 )
-GPU_UTILIZATION = Instrument(
-    "hw.gpu.utilization", Kind.OBSERVED_GAUGE, "1", "Share of time in which the GPU ran something.", _GPU
+GPU_UTILIZATION = observed_gauge("hw.gpu.utilization", "1", "Share of time in which the GPU was busy.", _GPU)
+GPU_MEMORY_USAGE = observed_up_down("hw.gpu.memory.usage", "By", "GPU memory in use.", _GPU)
+GPU_MEMORY_LIMIT = observed_up_down("hw.gpu.memory.limit", "By", "GPU memory in total.", _GPU)
+PROCESS_CPU_TIME = observed_counter("process.cpu.time", "s", "CPU time of the process.", (names.CPU_MODE,))
+PROCESS_MEMORY_USAGE = observed_up_down(
+    "process.memory.usage", "By", "Physical memory that the process holds."
 )
-GPU_MEMORY_USAGE = Instrument(
-    "hw.gpu.memory.usage", Kind.OBSERVED_UP_DOWN, "By", "Memory of the GPU that is taken.", _GPU
-)
-GPU_MEMORY_LIMIT = Instrument(
-    "hw.gpu.memory.limit", Kind.OBSERVED_UP_DOWN, "By", "Memory that the GPU has.", _GPU
-)
-PROCESS_CPU_TIME = Instrument(
-    "process.cpu.time", Kind.OBSERVED_COUNTER, "s", "CPU time of the process.", (names.CPU_MODE,)
-)
-PROCESS_MEMORY_USAGE = Instrument(
-    "process.memory.usage", Kind.OBSERVED_UP_DOWN, "By", "Physical memory that the process holds."
-)
-EVENT_LOOP_LAG = Instrument(
-    "nvcf.event_loop.lag",
-    Kind.OBSERVED_GAUGE,
-    "s",
-    "The longest that the event loop came late in the last minute.",
+EVENT_LOOP_LAG = observed_gauge(
+    "nvcf.event_loop.lag", "s", "Longest delay of the event loop in the last minute."
 )
 
 ALL: tuple[Instrument, ...] = tuple(each for each in list(globals().values()) if isinstance(each, Instrument))
