@@ -88,19 +88,21 @@ async def picture(tab: Tab, path: Path) -> None:
 
 
 @needs_chromium
-async def test_an_empty_platform_says_what_to_do(up: LocalUp, tmp_path: Path) -> None:
-    if json.loads(await up.ok("functions", "--all", "--json")):
-        pytest.skip("functions are there already: another test ran first")
-    async with page(up, tmp_path / "profile") as tab:
+async def test_an_empty_platform_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "up").mkdir()
+    async with (
+        local_up(tmp_path / "up", "--clusters", "2", "--gpus", "2") as up,
+        page(up, tmp_path / "profile") as tab,
+    ):
         await tab.until("#functions .empty", lambda text: "nvcf deploy function.py" in text)
         assert "No calls in this time" in await tab.text("#chart-rate")
-        assert "Nothing has been decided yet" in await tab.text("#decisions .empty")
+        assert "No scaling decisions yet" in await tab.text("#decisions .empty")
         await tab.until("#clusters tbody", lambda text: "0 of 2 SIM process" in text)
         assert tab.logged == []
 
 
 @needs_chromium
-async def test_the_page_shows_what_goes_on_and_keeps_secrets(up: LocalUp, tmp_path: Path) -> None:
+async def test_the_page_shows_the_platform_and_keeps_secrets(up: LocalUp, tmp_path: Path) -> None:
     fast = await up.deploy("fast", FAST)
     slow = await up.deploy("slow", SLOW, "--min", "0", "--max", "3", "--gpu", "SIM")
     async with calls(up, fast=fast, slow=slow), page(up, tmp_path / "profile") as tab:
@@ -166,10 +168,10 @@ async def test_rows_with_one_key_leave_nothing_behind(up: LocalUp, tmp_path: Pat
 async def test_of_thousands_of_functions_the_busiest_are_shown(up: LocalUp, tmp_path: Path) -> None:
     async with page(up, tmp_path / "browser") as tab:
         shown = await tab.run(
-            """import("./board.js").then(({ Board }) => {
-                const board = new Board(() => null);
+            """import("./overview.js").then(({ Overview }) => {
+                const overview = new Overview(() => null);
                 const ids = [...Array(5000).keys()].map(String);
-                board.showFunctions({
+                overview.showFunctions({
                     functions: ids.map((id) => ({ versionId: id, name: `f${id}`, status: "ACTIVE" })),
                     instances: ids.map((id) => ({ functionVersionId: id, state: "RUNNING" })),
                     figures: { versions: [{ functionVersionId: "4999", answersPerSecond: 1, queue: null }] },
@@ -186,13 +188,13 @@ async def test_of_thousands_of_functions_the_busiest_are_shown(up: LocalUp, tmp_
 
 
 @needs_chromium
-async def test_a_key_signs_in_and_a_wrong_one_is_told(up: LocalUp, tmp_path: Path) -> None:
+async def test_a_key_signs_in_and_a_wrong_one_is_refused(up: LocalUp, tmp_path: Path) -> None:
     async with browser_tab(tmp_path / "profile") as tab:
         await tab.open(f"{up.url}/dashboard/#ticket=nvcf-ticket-0123456789ab-1234567890-" + "x" * 43)
-        await tab.until("#door-why", lambda text: "not valid" in text)
+        await tab.until("#sign-in-error", lambda text: "not valid" in text)
         await tab.type("#key", "nvcf-wrong")
         await tab.click("#key-form button")
-        await tab.until("#door-why", lambda text: "the API key is not valid" in text)
+        await tab.until("#sign-in-error", lambda text: "the API key is not valid" in text)
         await tab.type("#key", up.key)
         await tab.click("#key-form button")
         await tab.until("#pulse", lambda text: text.startswith("live"))
@@ -200,18 +202,18 @@ async def test_a_key_signs_in_and_a_wrong_one_is_told(up: LocalUp, tmp_path: Pat
         await tab.do("Page.reload")
         await tab.until("#pulse", lambda text: text.startswith("live"))
         await tab.click("#leave")
-        await tab.until("#door h1", lambda text: text == "Sign in to read")
+        await tab.until("#sign-in h1", lambda text: text == "Sign in to read")
         assert await tab.run("sessionStorage.length") <= 1
 
 
 @needs_chromium
-async def test_a_gateway_that_is_gone_is_told_and_found_again(up: LocalUp, tmp_path: Path) -> None:
+async def test_a_lost_gateway_is_reported_and_found_again(up: LocalUp, tmp_path: Path) -> None:
     async with page(up, tmp_path / "profile") as tab:
         await tab.until("#pulse", lambda text: text.startswith("live"))
         pid = up.state["children"]["gateway"]["pid"]
         os.kill(pid, signal.SIGSTOP)
         try:
-            await tab.until("#notices", lambda text: "has not answered in time" in text and "is from" in text)
+            await tab.until("#notices", lambda text: "not responded in time" in text and "is from" in text)
             assert await tab.text("#pulse") == "not live"
         finally:
             os.kill(pid, signal.SIGKILL)
@@ -219,19 +221,19 @@ async def test_a_gateway_that_is_gone_is_told_and_found_again(up: LocalUp, tmp_p
         assert await tab.text("#notices") == ""
 
 
-async def test_top_tells_the_same_in_the_terminal(up: LocalUp) -> None:
-    function_id = await up.deploy("told", FAST)
-    async with calls(up, told=function_id):
+async def test_top_shows_the_same_in_the_terminal(up: LocalUp) -> None:
+    function_id = await up.deploy("counted", FAST)
+    async with calls(up, counted=function_id):
         async with asyncio.timeout(60):
             while True:
-                shown = json.loads(await up.ok("top", "told", "--once", "--json"))
+                shown = json.loads(await up.ok("top", "counted", "--once", "--json"))
                 (row,) = shown["functions"]
                 if row["answers"] > 0 and row["instances"].get("RUNNING") == 1 and row["p99"]:
                     break
                 await asyncio.sleep(0.2)
-        assert {each["functionName"] for each in shown["decisions"]} == {"told"}
+        assert {each["functionName"] for each in shown["decisions"]} == {"counted"}
         text = await up.ok("top", "--once")
-    assert "told" in text
+    assert "counted" in text
     assert "answered" in text
     code, _, err = await up.run("top")
     assert code == 2
@@ -260,7 +262,7 @@ async def test_top_is_live_in_a_terminal_until_ctrl_c(up: LocalUp) -> None:
             while shown.count(b"arriving") < 3:
                 shown += await asyncio.to_thread(os.read, ours, 65536)
         process.send_signal(signal.SIGINT)
-        # Its last words have to be read, or it waits for room to say them.
+        # Read its last output, or it blocks on writing.
         async with asyncio.timeout(30):
             while process.returncode is None:
                 with contextlib.suppress(OSError):

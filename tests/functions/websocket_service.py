@@ -10,6 +10,9 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
+FLOOD_BYTES = 256 * 1024
+"""Size of each message of `/flood`."""
+
 
 class WebSocketService:
     """Echoes; path `/refuse` is refused, `/count` sends numbers until the peer leaves."""
@@ -33,7 +36,7 @@ class WebSocketService:
         assert connection.request is not None
         if connection.request.path == "/flood":
             while True:
-                await connection.send(bytes(256 * 1024))
+                await connection.send(bytes(FLOOD_BYTES))
                 self.sent += 1
         async for message in connection:
             await connection.send(message)

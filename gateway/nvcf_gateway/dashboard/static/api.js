@@ -1,27 +1,27 @@
-// The gateway's API as the page uses it, and the session it reads with.
+// The parts of the gateway's API that the page uses, and the session it reads with.
 
 const BASE = new URL("..", import.meta.url).href.replace(/\/$/, "");
-const PATIENCE = 10_000;
-const EVENTS_EVERY = 6_000;
-const KEPT = "nvcf.session";
+const TIMEOUT_MS = 10_000;
+const EVENTS_INTERVAL_MS = 6_000;
+const STORAGE_KEY = "nvcf.session";
 
-export class Refused extends Error {
+export class ApiError extends Error {
   constructor(status, text) {
     super(text);
     this.status = status;
   }
 }
 
-// A session lives as long as this tab: another tab, or the next day, signs in anew.
+// A session lives as long as this tab: another tab has to sign in again.
 export function session() {
-  return sessionStorage.getItem(KEPT);
+  return sessionStorage.getItem(STORAGE_KEY);
 }
 
-export function leave() {
-  sessionStorage.removeItem(KEPT);
+export function signOut() {
+  sessionStorage.removeItem(STORAGE_KEY);
 }
 
-// The ticket in the address leaves it at once, so that it stays in no history and no copied link.
+// Removes the ticket from the address at once, so that it stays in no history and no copied link.
 export function ticketFromAddress() {
   const ticket = new URLSearchParams(location.hash.slice(1)).get("ticket");
   if (location.hash) history.replaceState(null, "", location.pathname);
@@ -29,12 +29,12 @@ export function ticketFromAddress() {
 }
 
 export async function signIn(credential) {
-  const answer = await call("POST", "/v2/nvcf/dashboard/sessions", credential);
-  sessionStorage.setItem(KEPT, answer.session);
-  sessionStorage.setItem(`${KEPT}.account`, answer.ncaId);
+  const issued = await call("POST", "/v2/nvcf/dashboard/sessions", credential);
+  sessionStorage.setItem(STORAGE_KEY, issued.session);
+  sessionStorage.setItem(`${STORAGE_KEY}.account`, issued.ncaId);
 }
 
-export const account = () => sessionStorage.getItem(`${KEPT}.account`) ?? "";
+export const account = () => sessionStorage.getItem(`${STORAGE_KEY}.account`) ?? "";
 
 export async function read(versionId, before) {
   const get = (path) => call("GET", `/v2/nvcf/${path}`, session());
@@ -46,24 +46,24 @@ export async function read(versionId, before) {
     get("figures"),
     versionId ? get(`figures?${one}`) : null,
   ]);
-  const seen = {
+  const data = {
     functions: functions.functions,
     instances: instances.instances,
     clusters: clusters.clusters,
     figures,
     chosen: chosen ?? figures,
   };
-  return { ...seen, ...(await happened(seen, versionId, one, before, get)) };
+  return { ...data, ...(await readEvents(data, versionId, one, before, get)) };
 }
 
-// Events are the dearest question, and there are hardly new ones while instances and versions stay as they are.
-async function happened(seen, versionId, one, before, get) {
+// Events are the most expensive request, and rarely change while instances and versions do not.
+async function readEvents(data, versionId, one, before, get) {
   const states = [
-    ...seen.instances.map((each) => `${each.instanceId} ${each.state}`),
-    ...seen.functions.map((each) => `${each.versionId} ${each.status}`),
+    ...data.instances.map((each) => `${each.instanceId} ${each.state}`),
+    ...data.functions.map((each) => `${each.versionId} ${each.status}`),
   ].join();
   const same = before && before.versionId === versionId && before.states === states;
-  if (same && Date.now() - before.readAt < EVENTS_EVERY) {
+  if (same && Date.now() - before.readAt < EVENTS_INTERVAL_MS) {
     const { scaling, events, readAt } = before;
     return { scaling, events, readAt, states, versionId };
   }
@@ -88,13 +88,13 @@ async function call(method, path, credential) {
       headers: { Authorization: `Bearer ${credential}` },
       cache: "no-store",
       credentials: "omit",
-      signal: AbortSignal.timeout(PATIENCE),
+      signal: AbortSignal.timeout(TIMEOUT_MS),
     });
   } catch (error) {
     const late = error.name === "TimeoutError";
-    throw new Refused(0, late ? "The gateway has not answered in time." : "The gateway does not answer.");
+    throw new ApiError(0, late ? "The gateway has not responded in time." : "The gateway does not respond.");
   }
   const document = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Refused(response.status, document.detail ?? document.title ?? `HTTP ${response.status}`);
+  if (!response.ok) throw new ApiError(response.status, document.detail ?? document.title ?? `HTTP ${response.status}`);
   return document;
 }

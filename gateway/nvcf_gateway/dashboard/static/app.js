@@ -1,21 +1,22 @@
-// Signing in, asking every two seconds, and saying honestly when that does not work.
+// Signs in, reads the API every two seconds, and reports when that fails.
 
-import { Refused, account, leave, read, session, signIn, ticketFromAddress } from "./api.js";
-import { Board } from "./board.js";
+import { ApiError, account, read, session, signIn, signOut, ticketFromAddress } from "./api.js";
+import { Overview } from "./overview.js";
 import { byId, h } from "./dom.js";
 import { clock, short } from "./format.js";
 
-const EVERY = 2000;
-const PAUSE = 4;
-const LONGEST_WAIT = 15_000;
+const INTERVAL_MS = 2000;
+// The pause after a read is at least so many times as long as the read itself.
+const PAUSE_FACTOR = 4;
+const MAX_BACKOFF_MS = 15_000;
 const THEME = "nvcf.theme";
 
-let board = null;
+let overview = null;
 let chosen = null;
 let timer = 0;
 let round = 0;
 let failures = 0;
-let seenAt = null;
+let shownAt = null;
 let last = null;
 
 function setTheme(name) {
@@ -37,31 +38,31 @@ function notices(...texts) {
   byId("notices").replaceChildren(...shown);
 }
 
-function showDoor(why) {
+function showSignIn(error) {
   round += 1;
   clearTimeout(timer);
-  leave();
+  signOut();
   chosen = null;
   last = null;
-  byId("board").hidden = true;
+  byId("overview").hidden = true;
   byId("leave").hidden = true;
   byId("scope").hidden = true;
   byId("account").textContent = "";
-  byId("door").hidden = false;
-  byId("door-why").hidden = !why;
-  byId("door-why").textContent = why ?? "";
+  byId("sign-in").hidden = false;
+  byId("sign-in-error").hidden = !error;
+  byId("sign-in-error").textContent = error ?? "";
   notices();
   pulse("", "");
   byId("key").focus();
 }
 
-function showBoard() {
-  byId("door").hidden = true;
-  byId("board").hidden = false;
+function showOverview() {
+  byId("sign-in").hidden = true;
+  byId("overview").hidden = false;
   byId("leave").hidden = false;
   byId("account").textContent = account();
-  board ??= new Board(choose);
-  again(0);
+  overview ??= new Overview(choose);
+  schedule(0);
 }
 
 function choose(versionId, name) {
@@ -71,69 +72,69 @@ function choose(versionId, name) {
     h("span", {}, `${name} ${short(versionId)}`),
     h("button", { class: "quiet", type: "button", title: "All functions", onclick: () => choose(null) }, "×"),
   );
-  again(0);
+  schedule(0);
 }
 
-function again(delay) {
+function schedule(delay) {
   clearTimeout(timer);
   round += 1;
   const mine = round;
-  timer = setTimeout(() => look(mine), delay);
+  timer = setTimeout(() => refresh(mine), delay);
 }
 
-async function look(mine) {
+async function refresh(mine) {
   if (document.hidden) {
     pulse("", "paused");
     return;
   }
   const began = performance.now();
   try {
-    const seen = await read(chosen, last);
-    // Something else was chosen meanwhile, or the user has left.
+    const data = await read(chosen, last);
+    // Another version was chosen meanwhile, or the user has signed out.
     if (mine !== round) return;
     failures = 0;
-    last = seen;
-    seenAt = Date.now() / 1000;
-    show(seen);
-    // Where answering takes long, of thousands of functions say, there is little else that the gateway would do.
-    again(Math.max(EVERY, PAUSE * (performance.now() - began)));
+    last = data;
+    shownAt = Date.now() / 1000;
+    show(data);
+    // If a response takes long, with thousands of functions for example, reading less often spares the gateway.
+    schedule(Math.max(INTERVAL_MS, PAUSE_FACTOR * (performance.now() - began)));
   } catch (error) {
     if (mine !== round) return;
-    if (!(error instanceof Refused)) console.error(error);
-    if (error.status === 401 || error.status === 403) showDoor(`${error.message}.`);
+    if (!(error instanceof ApiError)) console.error(error);
+    if (error.status === 401 || error.status === 403) showSignIn(`${error.message}.`);
     else fail(error);
   }
 }
 
-function show(seen) {
-  byId("board").classList.remove("stale");
-  const { gateways, versions } = seen.figures;
+function show(data) {
+  byId("overview").classList.remove("stale");
+  const { gateways, versions } = data.figures;
   const missing = gateways.known - gateways.answered;
   notices(
-    missing > 0 && [`${missing} of ${gateways.known} gateways did not answer in time: rates and counts are too low.`],
-    versions.some((each) => each.queue === null) && ["The broker did not say in time how long some queues are."],
+    missing > 0 && [`${missing} of ${gateways.known} gateways did not respond in time: rates and counts are too low.`],
+    versions.some((each) => each.queue === null) && ["The broker did not report the length of some queues in time."],
   );
-  pulse("live", `live, ${clock(seenAt, true)}`);
-  board.show(seen, chosen);
+  pulse("live", `live, ${clock(shownAt, true)}`);
+  overview.show(data, chosen);
 }
 
 function fail(error) {
   failures += 1;
-  const wait = Math.min(LONGEST_WAIT, EVERY * 2 ** (failures - 1));
-  byId("board").classList.add("stale");
-  const old = seenAt ? ` What is shown is from ${clock(seenAt, true)}.` : "";
-  const text = error instanceof Refused ? error.message : `The page has a fault: ${error.message}.`;
-  notices([`${text.replace(/[.]?$/, ".")}${old} Trying again in ${wait / 1000} s.`, "bad"]);
+  const wait = Math.min(MAX_BACKOFF_MS, INTERVAL_MS * 2 ** (failures - 1));
+  byId("overview").classList.add("stale");
+  const age = shownAt ? ` The data is from ${clock(shownAt, true)}.` : "";
+  const text = error instanceof ApiError ? error.message : `Error in the page: ${error.message}.`;
+  notices([`${text.replace(/[.]?$/, ".")}${age} Trying again in ${wait / 1000} s.`, "bad"]);
   pulse("stale", "not live");
-  again(wait);
+  schedule(wait);
 }
 
 async function enter(credential) {
   try {
     await signIn(credential);
-    showBoard();
+    showOverview();
   } catch (error) {
-    showDoor(`${error.message.replace(/[.]?$/, ".")}`);
+    showSignIn(`${error.message.replace(/[.]?$/, ".")}`);
   }
 }
 
@@ -142,7 +143,7 @@ byId("theme").addEventListener("click", () => {
   localStorage.setItem(THEME, name);
   setTheme(name);
 });
-byId("leave").addEventListener("click", () => showDoor());
+byId("leave").addEventListener("click", () => showSignIn());
 byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const key = byId("key").value.trim();
@@ -150,7 +151,7 @@ byId("key-form").addEventListener("submit", (event) => {
   if (key) enter(key);
 });
 document.addEventListener("visibilitychange", () => {
-  if (!document.hidden && session()) again(0);
+  if (!document.hidden && session()) schedule(0);
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => setTheme(preferredTheme()));
 addEventListener("hashchange", start);
@@ -159,8 +160,8 @@ function start() {
   setTheme(preferredTheme());
   const ticket = ticketFromAddress();
   if (ticket) enter(ticket);
-  else if (session()) showBoard();
-  else showDoor();
+  else if (session()) showOverview();
+  else showSignIn();
 }
 
 start();

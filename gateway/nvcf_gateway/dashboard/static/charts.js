@@ -107,7 +107,7 @@ export class Chart {
   }
 }
 
-// Where there is no value, or none for two steps, there is no line.
+// Splits a line where a value is missing, or where two steps are missing.
 function parts(points, step) {
   const found = [];
   let part = [];
@@ -123,7 +123,7 @@ function parts(points, step) {
 }
 
 function straight(part, x, y) {
-  // A lone point is drawn as a short line: otherwise it would not be seen.
+  // Draw a single point as a short line, or it would be invisible.
   const points = part.length > 1 ? part : [part[0], [part[0][0] + 2, part[0][1]]];
   return points.map(([time, value], index) => `${index ? "L" : "M"}${x(time).toFixed(1)},${y(value).toFixed(1)}`).join("");
 }

@@ -1,4 +1,4 @@
-// Making and changing elements. Everything that comes from the platform goes in as text, never as markup.
+// Creates and changes elements. Data of the platform is inserted as text, never as markup.
 
 export const byId = (id) => document.getElementById(id);
 
@@ -20,7 +20,7 @@ export function svg(tag, attributes = {}, text) {
   return element;
 }
 
-// A table whose rows stay the same elements while their content changes: focus, selection and scroll stay put.
+// A table that keeps its row elements while their content changes, so focus, selection and scroll position stay.
 // Columns: {title, class}. Rows: {key, class, onclick, cells: [text | {text, class, title, make}]}.
 export class Table {
   constructor(host, title, columns) {
@@ -51,7 +51,7 @@ export class Table {
       if (known.element === place) place = place.nextSibling;
       else this.body.insertBefore(known.element, place);
     }
-    // All that is left, by place and not by key: of two rows with one key only the last is known.
+    // Remove what is left, by position and not by key: of two rows with the same key only the last is known.
     while (place) {
       const stale = place;
       place = place.nextSibling;

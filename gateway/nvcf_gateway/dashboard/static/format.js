@@ -1,4 +1,4 @@
-// Numbers, times and durations as people read them.
+// Formats numbers, times and durations for people.
 
 export const DASH = "–";
 
@@ -50,7 +50,7 @@ export function clock(unixSeconds, withSeconds = false) {
 
 const UUID = /\b([0-9a-f]{8})(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b/g;
 
-// The first line of a text, its ids shortened.
+// The first line of a text, with shortened ids.
 export const brief = (text) => text.split("\n")[0].replace(UUID, "$1");
 
 export const short = (id) => String(id ?? "").slice(0, 8);

@@ -1,4 +1,4 @@
-// What the board shows, out of what the gateway said.
+// The overview: tiles, charts and tables, made from the API's data.
 
 import { Chart } from "./charts.js";
 import { Table, byId, h } from "./dom.js";
@@ -12,14 +12,14 @@ const COLORS = {
 const SILENT_AFTER = 10;
 const RECORD_LIFE = 300;
 const SPAN = 900;
-const MOST_ROWS = 300;
+const MAX_ROWS = 300;
 
-export class Board {
+export class Overview {
   constructor(choose) {
     this.choose = choose;
     const per = (value) => (value === null || value === undefined ? DASH : `${rate(value)}/s`);
     this.rate = new Chart(byId("chart-rate"), "Throughput", [
-      { name: "answers", color: "good", area: true, format: per },
+      { name: "responses", color: "good", area: true, format: per },
       { name: "failures", color: "bad", format: per },
     ]);
     this.latency = new Chart(byId("chart-latency"), "Latency", [
@@ -31,10 +31,10 @@ export class Board {
       { name: "waiting", color: "blue", area: true, whole: true, format: count },
     ]);
     this.instanceChart = new Chart(byId("chart-instances"), "Instances", [
-      { name: "wanted", color: "busy", step: true, whole: true, format: count },
+      { name: "desired", color: "busy", step: true, whole: true, format: count },
       { name: "running", color: "good", step: true, area: true, format: count },
     ]);
-    const numbers = ["Queued", "In work", "Oldest", "Answers", "Failures", "p50", "p99"];
+    const numbers = ["Queued", "In flight", "Oldest", "Responses", "Failures", "p50", "p99"];
     this.functions = new Table(byId("functions"), "Functions", [
       { title: "Function", class: "name" }, { title: "Version" }, { title: "Status" }, { title: "Instances" },
       ...numbers.map((title) => ({ title, class: "n" })),
@@ -54,43 +54,43 @@ export class Board {
     ]);
   }
 
-  show(seen, chosen) {
-    const now = Date.parse(seen.figures.at) / 1000;
-    const names = new Map(seen.functions.map((each) => [each.versionId, each.name]));
+  show(data, chosen) {
+    const now = Date.parse(data.figures.at) / 1000;
+    const names = new Map(data.functions.map((each) => [each.versionId, each.name]));
     const mine = (list) => (chosen ? list.filter((each) => each.functionVersionId === chosen) : list);
-    const living = mine(seen.instances).filter((each) => LIVING.includes(each.state) || each.state === "FAILED");
-    this.showTiles(seen, mine(seen.instances));
-    this.showCharts(seen, mine(seen.instances), now);
-    this.showFunctions(seen, chosen);
+    const living = mine(data.instances).filter((each) => LIVING.includes(each.state) || each.state === "FAILED");
+    this.showTiles(data, mine(data.instances));
+    this.showCharts(data, mine(data.instances), now);
+    this.showFunctions(data, chosen);
     this.showInstances(living, names, now);
-    this.showDecisions(seen.scaling, names, now);
-    this.showClusters(seen.clusters, now);
-    this.showEvents(seen.events, names, now);
-    const { since, gateways } = seen.figures;
+    this.showDecisions(data.scaling, names, now);
+    this.showClusters(data.clusters, now);
+    this.showEvents(data.events, names, now);
+    const { since, gateways } = data.figures;
     byId("foot").textContent =
-      `Rates and percentiles: the last ${seen.figures.windowSeconds} s of calls whose callers waited, ` +
+      `Rates and percentiles: the last ${data.figures.windowSeconds} s of calls whose callers waited, ` +
       `as ${gateways.known === 1 ? "the gateway has" : `${gateways.known} gateways have`} counted since ` +
       `${clock(Date.parse(since) / 1000, true)}. Sessions (gRPC, WebSocket) are not in them.`;
   }
 
-  showTiles(seen, instances) {
-    const { versions, series } = seen.chosen;
+  showTiles(data, instances) {
+    const { versions, series } = data.chosen;
     const sum = (pick) => versions.reduce((total, each) => total + (pick(each) ?? 0), 0);
-    const answers = sum((each) => each.answersPerSecond);
+    const responses = sum((each) => each.answersPerSecond);
     const failures = sum((each) => each.failuresPerSecond);
-    const ended = Math.max(answers, sum((each) => each.arrivalsPerSecond), failures);
+    const ended = Math.max(responses, sum((each) => each.arrivalsPerSecond), failures);
     const latest = versions.length === 1 ? versions[0].latency : (series.findLast((each) => each.latency)?.latency ?? null);
     const oldest = Math.max(...versions.map((each) => each.queue?.oldestSeconds ?? -1), -1);
     const unread = versions.some((each) => each.queue === null);
     const states = (state) => instances.filter((each) => each.state === state).length;
     const busy = states("STARTING") + states("PENDING");
     const tiles = [
-      ["Answers", rate(answers), "/s", `${rate(sum((each) => each.arrivalsPerSecond))}/s arriving`],
+      ["Responses", rate(responses), "/s", `${rate(sum((each) => each.arrivalsPerSecond))}/s arriving`],
       ["Failures", percent(failures, ended), "", failures ? `${rate(failures)}/s` : "none in the last minute", failures && "bad"],
-      ["Latency p50", seconds(latest?.p50), "", latest ? `p99 ${seconds(latest.p99)}` : "no answers lately"],
-      ["Callers waiting", count(sum((each) => each.waiting)), "", `${count(sum((each) => each.queue?.inFlight))} in work`],
+      ["Latency p50", seconds(latest?.p50), "", latest ? `p99 ${seconds(latest.p99)}` : "no recent responses"],
+      ["Callers waiting", count(sum((each) => each.waiting)), "", `${count(sum((each) => each.queue?.inFlight))} in flight`],
       ["Queued", unread ? DASH : count(sum((each) => each.queue?.queued)), "",
-        unread ? "the broker has not answered" : oldest >= 0 ? `oldest ${seconds(oldest)}` : "nothing waits for a worker"],
+        unread ? "the broker has not responded" : oldest >= 0 ? `oldest ${seconds(oldest)}` : "no request waits"],
       ["Instances", count(states("RUNNING")), "running",
         [busy && `${busy} starting`, states("TERMINATING") && `${states("TERMINATING")} ending`].filter(Boolean).join(", ") || "none starting or ending"],
     ];
@@ -103,25 +103,25 @@ export class Board {
     );
   }
 
-  showCharts(seen, instances, now) {
-    const { series, stepSeconds } = seen.chosen;
+  showCharts(data, instances, now) {
+    const { series, stepSeconds } = data.chosen;
     const line = (pick) => series.map((each) => [each.at + stepSeconds / 2, pick(each)]);
     const called = series.some((each) => each.arrivalsPerSecond || each.answersPerSecond || each.waiting);
     const quiet = "No calls in this time";
     const rates = called ? [line((each) => each.answersPerSecond), line((each) => each.failuresPerSecond)] : [[], []];
     this.rate.show(rates, now, quiet);
     const share = (name) => line((each) => each.latency?.[name] ?? null);
-    this.latency.show([share("p50"), share("p90"), share("p99")], now, "No answers in this time");
+    this.latency.show([share("p50"), share("p90"), share("p99")], now, "No responses in this time");
     this.waiting.show([called ? line((each) => each.waiting) : []], now, quiet);
-    this.instanceChart.show([wanted(seen.scaling, now), running(instances, now)], now, "No instances in this time");
+    this.instanceChart.show([desired(data.scaling, now), running(instances, now)], now, "No instances in this time");
   }
 
-  showFunctions(seen, chosen) {
-    const figures = new Map(seen.figures.versions.map((each) => [each.functionVersionId, each]));
-    const listed = seen.functions.filter((each) => each.status !== "INACTIVE");
-    const inactive = seen.functions.length - listed.length;
+  showFunctions(data, chosen) {
+    const figures = new Map(data.figures.versions.map((each) => [each.functionVersionId, each]));
+    const listed = data.functions.filter((each) => each.status !== "INACTIVE");
+    const inactive = data.functions.length - listed.length;
     const instances = new Map(listed.map((each) => [each.versionId, []]));
-    for (const each of seen.instances) instances.get(each.functionVersionId)?.push(each);
+    for (const each of data.instances) instances.get(each.functionVersionId)?.push(each);
     const rows = busiest(listed, figures, chosen).map((each) => {
       const now = figures.get(each.versionId);
       const own = instances.get(each.versionId);
@@ -137,7 +137,7 @@ export class Board {
           { text: short(each.versionId), title: each.versionId },
           state(each.status, each.status === "ERROR" ? each.statusReason : ""),
           counted(own),
-          now?.queue ? count(now.queue.queued) : { text: DASH, title: now ? "the broker has not answered in time" : "" },
+          now?.queue ? count(now.queue.queued) : { text: DASH, title: now ? "the broker has not responded in time" : "" },
           now?.queue ? count(now.queue.inFlight) : DASH,
           now?.queue?.oldestSeconds != null ? seconds(now.queue.oldestSeconds) : DASH,
           now ? `${rate(now.answersPerSecond)}/s` : DASH,
@@ -148,17 +148,17 @@ export class Board {
       };
     });
     const empty = inactive
-      ? `Nothing is deployed: ${inactive} versions are there, but have no instances and take no calls.`
+      ? `Nothing is deployed: ${inactive} versions exist, but have no instances and accept no calls.`
       : "No functions yet. Deploy one:  nvcf deploy function.py";
     const many = rows.length < listed.length ? `the busiest ${rows.length} of ${listed.length}` : "";
-    const hint = chosen ? "click again for all" : rows.length > 1 ? "click one to see only that" : "";
+    const hint = chosen ? "click again to show all" : rows.length > 1 ? "click a function to show only it" : "";
     this.functions.show(rows, { note: [many, hint].filter(Boolean).join("; "), empty });
   }
 
   showInstances(instances, names, now) {
     const order = (each) => LIVING.indexOf(each.state) + (each.state === "FAILED" ? 9 : 0);
     const sorted = [...instances].sort((a, b) => order(a) - order(b) || b.createdAt.localeCompare(a.createdAt));
-    const rows = sorted.slice(0, MOST_ROWS).map((each) => ({
+    const rows = sorted.slice(0, MAX_ROWS).map((each) => ({
       key: each.instanceId,
       cells: [
         names.get(each.functionVersionId) ?? short(each.functionVersionId),
@@ -171,8 +171,8 @@ export class Board {
       ],
     }));
     this.instances.show(rows, {
-      note: instances.length > MOST_ROWS ? `the first ${MOST_ROWS} of ${instances.length}` : "",
-      empty: "No instances. They start when requests come, or at once where a deployment asks for some.",
+      note: instances.length > MAX_ROWS ? `the first ${MAX_ROWS} of ${instances.length}` : "",
+      empty: "No instances. They start when requests arrive, or at once if the deployment has a minimum.",
     });
   }
 
@@ -186,7 +186,7 @@ export class Board {
         { text: brief(why(each)), title: each.text, class: each.data?.desired == null || Number(each.data.missing) > 0 ? "busy" : "" },
       ],
     }));
-    this.decisions.show(rows, { note: "up → wanted", empty: "Nothing has been decided yet." });
+    this.decisions.show(rows, { note: "up → desired", empty: "No scaling decisions yet." });
   }
 
   showClusters(clusters, now) {
@@ -196,12 +196,12 @@ export class Board {
       return each.pools.map((pool) => ({
         key: `${each.clusterId} ${pool.gpu} ${pool.instanceType}`,
         cells: [
-          each.clusterId, state(condition, silent ? `last heard of ${age(each.heartbeatAt, now)} ago` : ""),
+          each.clusterId, state(condition, silent ? `last heartbeat ${age(each.heartbeatAt, now)} ago` : ""),
           [each.region, each.clusterGroup].filter(Boolean).join(", "), meter(pool),
         ],
       }));
     });
-    this.clusters.show(rows, { empty: "No cluster has reported: without an agent nothing can start." });
+    this.clusters.show(rows, { empty: "No cluster is connected: instances need an agent to start them." });
   }
 
   showEvents(events, names, now) {
@@ -214,16 +214,16 @@ export class Board {
         { text: brief(each.text), title: each.text },
       ],
     }));
-    this.events.show(rows, { empty: "Nothing has happened yet." });
+    this.events.show(rows, { empty: "No events yet." });
   }
 }
 
-// A page of thousands of rows would do nothing but draw. `figures` come busiest first.
+// Thousands of rows would be too slow to draw. `figures` come busiest first.
 function busiest(listed, figures, chosen) {
-  if (listed.length <= MOST_ROWS) return listed;
+  if (listed.length <= MAX_ROWS) return listed;
   const places = new Map([...figures.keys()].map((id, place) => [id, place]));
   const place = ({ versionId }) => (versionId === chosen ? -1 : (places.get(versionId) ?? places.size));
-  return [...listed].sort((a, b) => place(a) - place(b)).slice(0, MOST_ROWS);
+  return [...listed].sort((a, b) => place(a) - place(b)).slice(0, MAX_ROWS);
 }
 
 function state(name, title) {
@@ -235,11 +235,11 @@ function state(name, title) {
 function change(data) {
   if (data.desired == null) return DASH;
   const text = `${data.up ?? "?"} → ${data.desired}`;
-  // Where there are several GPU specifications, how many of which.
+  // With several GPU specifications, the count of each.
   return data.kinds?.includes(",") ? { text: `${text} (${data.kinds})`, title: data.kinds } : text;
 }
 
-// "2 instances: reason" beside a column that says 2 already.
+// Removes the count from "2 instances: reason": another column shows it.
 function why(event) {
   const [first, ...rest] = event.text.split(": ");
   return rest.length && first.split(" ")[0] === event.data?.desired ? rest.join(": ") : event.text;
@@ -268,21 +268,21 @@ function meter(pool) {
   };
 }
 
-// How many instances all versions together were to have, after each decision.
-function wanted(events, now) {
+// The desired number of instances of all versions after each decision.
+function desired(events, now) {
   const last = new Map();
   const points = [];
   for (const each of [...events].reverse()) {
-    const desired = Number(each.data?.desired ?? NaN);
-    if (Number.isNaN(desired)) continue;
-    last.set(each.functionVersionId, desired);
+    const count = Number(each.data?.desired ?? NaN);
+    if (Number.isNaN(count)) continue;
+    last.set(each.functionVersionId, count);
     const total = [...last.values()].reduce((sum, value) => sum + value, 0);
     points.push([Date.parse(each.at) / 1000, total]);
   }
   return within(points, now, now - SPAN);
 }
 
-// Out of the instances' own records; those that ended are remembered for five minutes only.
+// From the instances' records; the platform keeps those of ended instances for five minutes.
 function running(instances, now) {
   const changes = instances.flatMap((each) => {
     if (!each.readyAt) return [];
@@ -295,12 +295,12 @@ function running(instances, now) {
   return within(points, now, now - RECORD_LIFE);
 }
 
-// A step line from `begin` on: it starts with what held then and goes on to now.
+// A step line from `begin` until now; it starts with the value at `begin`.
 function within(points, now, begin) {
   if (!points.length) return [];
   const inside = points.filter(([time]) => time > begin && time <= now);
-  const held = points.findLast(([time]) => time <= begin);
-  const start = held ? [[begin, held[1]]] : [];
+  const before = points.findLast(([time]) => time <= begin);
+  const start = before ? [[begin, before[1]]] : [];
   const line = [...start, ...inside];
   return line.length ? [...line, [now, line.at(-1)[1]]] : [];
 }
