@@ -20,11 +20,14 @@ from nvcf_gateway.access.broker_callout import QUEUE_GROUP, AuthCallout, load_ac
 from nvcf_gateway.access.signed_tokens import DashboardTokens, SignedUrls
 from nvcf_gateway.access.signing_keys import SigningKeys
 from nvcf_gateway.access.worker_tokens import WorkerTokens
+from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.config import GatewayConfig
+from nvcf_gateway.dashboard.routes import dashboard_routes
 from nvcf_gateway.errors import SetupError
 from nvcf_gateway.exchange.attach import Attach, InlineReplies
 from nvcf_gateway.exchange.pending import PendingRequests
 from nvcf_gateway.http.connections import SERVER_LOG
+from nvcf_gateway.http.routing import Route
 from nvcf_gateway.http.tls import server_context
 from nvcf_gateway.invocation.idempotent import IdempotentCalls
 from nvcf_gateway.invocation.invoke import Invoker
@@ -32,9 +35,10 @@ from nvcf_gateway.invocation.waiting import Waiting
 from nvcf_gateway.management.deployments import Deployments
 from nvcf_gateway.management.events import EventLog
 from nvcf_gateway.management.functions import Management
+from nvcf_gateway.management.routes import management_routes
 from nvcf_gateway.objects.assets import Assets
 from nvcf_gateway.objects.large_results import LargeResults
-from nvcf_gateway.owner import TaskOwner
+from nvcf_gateway.openapi import serve_document
 from nvcf_gateway.queue.demand import Demand
 from nvcf_gateway.queue.regional_buckets import RegionalBuckets
 from nvcf_gateway.queue.request_queue import RequestQueue
@@ -51,11 +55,10 @@ from nvcf_gateway.results.status import Poller
 from nvcf_gateway.results.store import ResultStore
 from nvcf_gateway.results.tracking import Tracking
 from nvcf_gateway.results.worker_query import WorkerQuery
-from nvcf_gateway.routes import access_routes
 from nvcf_gateway.rpc.authorization_service import add_authorization_services
 from nvcf_gateway.rpc.server import new_server, serve
 from nvcf_gateway.rpc.worker_service import WorkerService
-from nvcf_gateway.server import HttpDoor
+from nvcf_gateway.server import HttpServer
 from nvcf_gateway.sessions.service import Sessions
 from nvcf_gateway.stats.collector import SnapshotCollector
 from nvcf_gateway.stats.queues import Queues
@@ -106,7 +109,7 @@ async def running_gateway(config: GatewayConfig, gateway_id: str) -> AsyncIterat
         await registry.start(stack)
         if config.bootstrap_keys is not None:
             await registry.bootstrap_keys(config.bootstrap_keys)
-        owner = await stack.enter_async_context(TaskOwner())
+        owner = await stack.enter_async_context(BackgroundTasks())
         requests = ReplyInbox(client)
         await requests.start()
         shared = SharedCounters(client, requests, gateway_id)
@@ -133,14 +136,14 @@ async def running_gateway(config: GatewayConfig, gateway_id: str) -> AsyncIterat
         nvcf_pb2_grpc.add_WorkerServicer_to_server(service, server)
         add_authorization_services(server, parts.authenticator, parts.authorizer, registry, limiter)
         grpc_address = await serve(stack, config, server)
-        parts.http_address.append(await _serve_http(stack, config, parts.door))
+        parts.http_address.append(await _serve_http(stack, config, parts.server))
         sessions = await _serve_sessions(stack, config, parts, client, requests, owner, limiter)
         yield RunningGateway(gateway_id, parts.http_address[0], grpc_address, client, parts.pending, sessions)
 
 
 @dataclass(frozen=True)
 class _Parts:
-    door: HttpDoor
+    server: HttpServer
     queue: RequestQueue
     pending: PendingRequests
     http_address: list[str]
@@ -159,7 +162,7 @@ async def _parts(
     requests: ReplyInbox,
     registry: Registry,
     tokens: WorkerTokens,
-    owner: TaskOwner,
+    owner: BackgroundTasks,
     limiter: RateLimiter,
     keys: SigningKeys,
     shared: SharedCounters,
@@ -233,28 +236,38 @@ async def _parts(
     deployments = Deployments(authenticator, registry, queue, management, tokens)
     collector = SnapshotCollector(client, gateway_id, demand.history, lambda: shared.members)
     await collector.start()
-    door = HttpDoor(
+    stats = StatsRoute(authenticator, registry, collector, Queues(requests, config.regions))
+    server = HttpServer(
         invoker,
         poller,
         Attach(pending),
-        management,
-        deployments,
-        assets,
-        large,
         lambda: client.is_connected,
         http_telemetry,
-        access_routes(
-            authenticator,
-            registry,
-            management,
-            EventLog(client, requests),
-            StatsRoute(authenticator, registry, collector, Queues(requests, config.regions)),
-            dashboard_tokens if config.dashboard else None,
+        http_routes(
+            management_routes(authenticator, registry, management, deployments, EventLog(client, requests)),
+            assets,
+            large,
+            stats,
+            dashboard_routes(authenticator, dashboard_tokens) if config.dashboard else [],
         ),
     )
     return _Parts(
-        door, queue, pending, http_address, authenticator, authorizer, assets, large, demand, sessions
+        server, queue, pending, http_address, authenticator, authorizer, assets, large, demand, sessions
     )
+
+
+def http_routes(
+    management: list[Route], assets: Assets, large: LargeResults, stats: StatsRoute, dashboard: list[Route]
+) -> list[Route]:
+    """Return all routes besides those that the server adds for calls."""
+    return [
+        *management,
+        *assets.routes(),
+        *large.routes(),
+        ("GET", "/v2/nvcf/figures", stats.get),
+        ("GET", "/openapi.json", serve_document),
+        *dashboard,
+    ]
 
 
 async def _serve_sessions(
@@ -263,7 +276,7 @@ async def _serve_sessions(
     parts: _Parts,
     client: BrokerClient,
     requests: ReplyInbox,
-    owner: TaskOwner,
+    owner: BackgroundTasks,
     limiter: RateLimiter,
 ) -> str | None:
     if config.sessions is None and config.session_proxy is None:
@@ -281,13 +294,13 @@ async def _serve_sessions(
         parts.telemetry,
     )
     await sessions.start(stack)
-    parts.door.sessions = sessions
+    parts.server.sessions = sessions
     return sessions.address
 
 
-async def _serve_http(stack: AsyncExitStack, config: GatewayConfig, door: HttpDoor) -> str:
-    server = web.Server(
-        door.handle,
+async def _serve_http(stack: AsyncExitStack, config: GatewayConfig, server: HttpServer) -> str:
+    web_server = web.Server(
+        server.handle,
         handler_cancellation=True,
         access_log=None,
         logger=SERVER_LOG,
@@ -298,7 +311,7 @@ async def _serve_http(stack: AsyncExitStack, config: GatewayConfig, door: HttpDo
         max_line_size=16 * 1024,
         max_field_size=16 * 1024,
     )
-    runner = web.ServerRunner(server)
+    runner = web.ServerRunner(web_server)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     host, port = config.http

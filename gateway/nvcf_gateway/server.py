@@ -1,4 +1,4 @@
-"""The HTTP door: pass-through first, then routes by path; every failure becomes problem+json."""
+"""The HTTP server: pass-through first, then routes by path; every failure becomes problem+json."""
 
 from __future__ import annotations
 
@@ -10,21 +10,17 @@ from aiohttp import web
 
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.exchange.attach import Attach
-from nvcf_gateway.exchange.sinks import SERVER
 from nvcf_gateway.http.connections import abort_on_disconnect
 from nvcf_gateway.http.responses import (
+    SERVER,
     cors_headers,
     internal_error,
     json_response,
     preflight_headers,
     problem_response,
 )
-from nvcf_gateway.http.routing import PathTable, Target, pass_through_target, path_id
+from nvcf_gateway.http.routing import Handler, PathTable, Route, Target, pass_through_target, path_id
 from nvcf_gateway.invocation.invoke import Invoker
-from nvcf_gateway.management.deployments import Deployments
-from nvcf_gateway.management.functions import Management
-from nvcf_gateway.objects.assets import Assets
-from nvcf_gateway.objects.large_results import UPLOAD_METHODS, LargeResults
 from nvcf_gateway.results.status import Poller
 from nvcf_gateway.sessions.service import Sessions
 from nvcf_gateway.telemetry.http_span import HttpTelemetry, RequestTelemetry
@@ -32,10 +28,6 @@ from nvcf_otel import names
 from nvcf_proto.settings import ATTACH_PATH
 
 _log = logging.getLogger(__name__)
-
-Handler = Callable[[web.BaseRequest, dict[str, str]], Awaitable[web.StreamResponse]]
-Route = tuple[str, str, Handler]
-"""Method, path pattern and what serves it."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +40,7 @@ class _Served:
     own: bool = True
 
 
-class HttpDoor:
+class HttpServer:
     """Dispatches callers' and workers' HTTP requests."""
 
     def __init__(
@@ -56,13 +48,9 @@ class HttpDoor:
         invoker: Invoker,
         poller: Poller,
         attach: Attach,
-        management: Management,
-        deployments: Deployments,
-        assets: Assets,
-        large: LargeResults,
         is_healthy: Callable[[], bool],
         telemetry: HttpTelemetry,
-        more: Iterable[Route] = (),
+        routes: Iterable[Route],
     ) -> None:
         self.sessions: Sessions | None = None
         self._telemetry = telemetry
@@ -70,9 +58,7 @@ class HttpDoor:
         self._is_healthy = is_healthy
         self._table: PathTable[_Served] = PathTable()
         self._add_calls(attach, poller)
-        self._add_management(management, deployments)
-        self._add_objects(assets, large)
-        for route in more:
+        for route in routes:
             self._add(*route)
 
     def _add(
@@ -96,36 +82,6 @@ class HttpDoor:
         add("GET", ATTACH_PATH, lambda request, _: attach.get(request), own=False)
         add("POST", ATTACH_PATH, lambda request, _: attach.post(request), own=False)
         add("GET", "/health", self._health, own=False)
-
-    def _add_objects(self, assets: Assets, large: LargeResults) -> None:
-        add = self._add
-        add("POST", "/v2/nvcf/assets", assets.create)
-        add("GET", "/v2/nvcf/assets/{asset_id}", assets.get)
-        add("DELETE", "/v2/nvcf/assets/{asset_id}", assets.delete)
-        add("GET", "/v2/nvcf/results/{request_id}", large.get)
-        for method in UPLOAD_METHODS:
-            add(method, "/v2/nvcf/assets/{asset_id}", assets.put)
-            add(method, "/v2/nvcf/results/{request_id}", large.put)
-
-    def _add_management(self, management: Management, deployments: Deployments) -> None:
-        add = self._add
-        functions = "/v2/nvcf/functions"
-        versions = functions + "/{function_id}/versions"
-        add("POST", functions, management.create_function)
-        add("GET", functions, management.list_functions)
-        add("GET", functions + "/{function_id}", management.list_versions)
-        add("DELETE", functions + "/{function_id}", management.delete_function)
-        add("POST", versions, management.create_version)
-        add("GET", versions, management.list_versions)
-        add("GET", versions + "/{version_id}", management.get_version)
-        add("DELETE", versions + "/{version_id}", management.delete_version)
-        deployment = "/v2/nvcf/deployments/functions/{function_id}/versions/{version_id}"
-        add("POST", deployment, deployments.deploy)
-        add("PUT", deployment, deployments.update)
-        add("GET", deployment, deployments.get)
-        add("DELETE", deployment, deployments.undeploy)
-        add("GET", "/v2/nvcf/instances", deployments.instances)
-        add("POST", "/v2/nvcf/agents/worker-tokens", deployments.worker_token)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""

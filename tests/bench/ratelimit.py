@@ -16,7 +16,7 @@ from pathlib import Path
 from nvcf_broker.connection import connect_broker
 from nvcf_broker.requests import ReplyInbox
 from nvcf_broker.server import LocalBroker
-from nvcf_gateway.owner import TaskOwner
+from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.ratelimit.limiter import RateLimiter
 from nvcf_gateway.ratelimit.members import owner_of
 from nvcf_gateway.ratelimit.shared import SharedCounters
@@ -33,7 +33,7 @@ async def _replica(broker: LocalBroker, name: str) -> AsyncIterator[RateLimiter]
     async with contextlib.AsyncExitStack() as stack:
         client = await connect_broker(broker.url, broker.credentials_file, name=name)
         stack.push_async_callback(client.close)
-        owner = await stack.enter_async_context(TaskOwner())
+        owner = await stack.enter_async_context(BackgroundTasks())
         requests = ReplyInbox(client)
         await requests.start()
         shared = SharedCounters(client, requests, name)

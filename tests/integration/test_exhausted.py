@@ -11,8 +11,8 @@ from nats.aio.client import Client
 
 from nvcf_broker.connection import connect_broker
 from nvcf_broker.requests import ReplyInbox
+from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.config import GatewayConfig
-from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.results.dead_letters import ExhaustedRequests
 from tests.support.platform.gateways import Platform, Version, messages_in, running_platform
@@ -118,7 +118,7 @@ async def test_a_sweep_ends_what_was_missed(tmp_path: Path) -> None:
             await requests.start()
             config = GatewayConfig(("", 0), ("", 0), platform.broker.url, tmp_path / "key")
             queue = RequestQueue(client, requests, config)
-            async with TaskOwner() as owner:
+            async with BackgroundTasks() as owner:
                 sweep = ExhaustedRequests(requests, queue, owner, ("local",), lambda: (version.id,))
                 await sweep.sweep_one(version.id)
             assert await _queued(client, version, 0)

@@ -12,7 +12,7 @@ from nvcf_gateway.access.authorization import Authenticator, Caller, bearer_toke
 from nvcf_gateway.access.signed_tokens import DashboardTokens, TokenKind
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.http.responses import json_response, timestamp
-from nvcf_gateway.server import Route
+from nvcf_gateway.http.routing import Route
 from nvcf_proto.models import Scope
 
 PATH = "/dashboard"

@@ -11,12 +11,13 @@ from google.protobuf.message import DecodeError
 from nats.aio.msg import Msg
 
 from nvcf_gateway.access.authorization import bearer_token
+from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.errors import AnsweredElsewhere, CallerGone, HttpProblem
 from nvcf_gateway.exchange.bodies import BodySuperseded, BodyTooLarge
 from nvcf_gateway.exchange.pending import Pending, PendingRequests
-from nvcf_gateway.exchange.sinks import SERVER, checked_head
+from nvcf_gateway.exchange.sinks import checked_head
 from nvcf_gateway.exchange.states import State
-from nvcf_gateway.owner import TaskOwner
+from nvcf_gateway.http.responses import SERVER
 from nvcf_proto import headers as names
 from nvcf_proto.errors import H1Error
 from nvcf_proto.h1 import ResponseDecoder, ResponseHead, encode_request_head, encode_response_head
@@ -155,7 +156,7 @@ def _abort(request: web.BaseRequest) -> None:
 class InlineReplies:
     """Broker side: complete small answers in one message."""
 
-    def __init__(self, pending: PendingRequests, owner: TaskOwner) -> None:
+    def __init__(self, pending: PendingRequests, owner: BackgroundTasks) -> None:
         self._pending = pending
         self._owner = owner
 

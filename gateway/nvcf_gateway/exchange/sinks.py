@@ -10,11 +10,11 @@ from aiohttp import ClientConnectionResetError, web
 from multidict import CIMultiDict
 
 from nvcf_gateway.errors import CallerGone, WorkerGone
+from nvcf_gateway.http.responses import SERVER
 from nvcf_proto.errors import H1Error
 from nvcf_proto.h1 import ResponseHead
 from nvcf_proto.headers import strip_hop_by_hop
 
-SERVER = "nvcf-gateway"
 _BODILESS = frozenset((204, 304))
 _LENGTH = re.compile(r"[0-9]{1,18}")
 

@@ -20,6 +20,8 @@ from nvcf_gateway.errors import HttpProblem
 from nvcf_proto.headers import PROBLEM_JSON
 from nvcf_proto.ids import new_id
 
+SERVER = "nvcf-gateway"
+"""Value of the header `Server`."""
 MAX_AGE_SECONDS = 86_400
 _VARY = "origin, access-control-request-method, access-control-request-headers"
 

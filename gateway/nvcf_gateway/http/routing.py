@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from aiohttp import web
 
 from nvcf_gateway.errors import HttpProblem
 from nvcf_proto.errors import InvalidId
@@ -12,6 +14,10 @@ from nvcf_proto.headers import FUNCTION_ID, FUNCTION_VERSION_ID
 from nvcf_proto.ids import is_id, parse_id
 
 T = TypeVar("T")
+
+Handler = Callable[[web.BaseRequest, dict[str, str]], Awaitable[web.StreamResponse]]
+Route = tuple[str, str, Handler]
+"""Method, path pattern, and what serves it."""
 
 
 def path_id(values: dict[str, str], name: str) -> str:

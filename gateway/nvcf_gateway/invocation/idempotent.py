@@ -12,11 +12,11 @@ from typing import Any, Self
 from aiohttp import web
 
 from nvcf_broker.errors import BrokerError
+from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.errors import HttpProblem, NotEnqueued
 from nvcf_gateway.exchange.call import Call
 from nvcf_gateway.exchange.sinks import Sink
 from nvcf_gateway.invocation.waiting import Ended, Waiting
-from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.results.idempotency_keys import HEADER, Claim, Idempotency, checked_key, fingerprint
 from nvcf_gateway.results.result_writer import TeeSink, is_result
 from nvcf_gateway.results.retention import Retention
@@ -117,7 +117,7 @@ class IdempotentCalls:
     """Executes calls; those with a key are claimed, tracked and stored."""
 
     def __init__(
-        self, waiting: Waiting, retention: Retention, idempotency: Idempotency, owner: TaskOwner
+        self, waiting: Waiting, retention: Retention, idempotency: Idempotency, owner: BackgroundTasks
     ) -> None:
         self.waiting = waiting
         self.retention = retention

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum, auto
 
 from nvcf_broker.errors import BrokerError
+from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import (
     CallerGone,
@@ -22,7 +23,6 @@ from nvcf_gateway.exchange.call import Call
 from nvcf_gateway.exchange.pending import Outcome, Pending, PendingRequests
 from nvcf_gateway.exchange.sinks import Sink
 from nvcf_gateway.exchange.states import State
-from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.queue.demand import Demand, Tally
 from nvcf_gateway.queue.message import Delivery, Work, build_request, message_headers
 from nvcf_gateway.queue.request_queue import RequestQueue
@@ -79,7 +79,7 @@ class Waiting:
         queue: RequestQueue,
         pending: PendingRequests,
         retention: Retention,
-        owner: TaskOwner,
+        owner: BackgroundTasks,
         demand: Demand,
         telemetry: EnqueueTelemetry,
     ) -> None:

@@ -22,7 +22,8 @@ from nvcf_gateway.access.signed_tokens import SignedUrls
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.http.bodies import read_record
 from nvcf_gateway.http.responses import json_response
-from nvcf_gateway.objects.large_results import URL_LIFE, download, store_errors, upload
+from nvcf_gateway.http.routing import Route
+from nvcf_gateway.objects.large_results import UPLOAD_METHODS, URL_LIFE, download, store_errors, upload
 from nvcf_gateway.queue.regional_buckets import Found, RegionalBuckets
 from nvcf_proto.errors import InvalidId
 from nvcf_proto.ids import new_id, parse_id
@@ -54,6 +55,16 @@ class Assets:
         self._buckets = buckets
         self._urls = urls
         self._limit = limit
+
+    def routes(self) -> list[Route]:
+        """Return the routes of assets."""
+        asset = "/v2/nvcf/assets/{asset_id}"
+        return [
+            ("POST", "/v2/nvcf/assets", self.create),
+            ("GET", asset, self.get),
+            ("DELETE", asset, self.delete),
+            *((method, asset, self.put) for method in UPLOAD_METHODS),
+        ]
 
     async def create(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle POST /v2/nvcf/assets: announce an asset and return where to upload it."""

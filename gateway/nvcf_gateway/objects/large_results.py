@@ -16,7 +16,8 @@ from nvcf_broker.errors import BrokerError
 from nvcf_broker.objects import BucketFullError, ObjectBucket, StoredObject
 from nvcf_gateway.access.signed_tokens import SignedUrls
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.exchange.sinks import SERVER
+from nvcf_gateway.http.responses import SERVER
+from nvcf_gateway.http.routing import Route
 from nvcf_gateway.queue.regional_buckets import RegionalBuckets
 
 _log = logging.getLogger(__name__)
@@ -103,6 +104,11 @@ class LargeResults:
         """Return the URL where the caller gets the result of a request."""
         until = time.time() + URL_LIFE
         return self._urls.make(_result_path(request_id), "result-get", request_id, expires_at=until)
+
+    def routes(self) -> list[Route]:
+        """Return the routes of large results."""
+        result = "/v2/nvcf/results/{request_id}"
+        return [("GET", result, self.get), *((method, result, self.put) for method in UPLOAD_METHODS)]
 
     async def put(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle PUT /v2/nvcf/results/{requestId}."""

@@ -8,8 +8,8 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
+from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.ratelimit.counters import Grant
 from nvcf_gateway.ratelimit.permits import Permits
 from nvcf_gateway.ratelimit.policy import Limit, limits_of
@@ -35,7 +35,7 @@ class _Bucket:
 class RateLimiter:
     """Rate limits of this replica's callers."""
 
-    def __init__(self, shared: SharedCounters, owner: TaskOwner) -> None:
+    def __init__(self, shared: SharedCounters, owner: BackgroundTasks) -> None:
         self._shared = shared
         self._owner = owner
         self._buckets: dict[tuple[tuple[Limit, ...], bool], _Bucket] = {}

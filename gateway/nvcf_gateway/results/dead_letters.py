@@ -21,7 +21,7 @@ from nvcf_broker.connection import describe_error
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.jetstream import StoredMessage
 from nvcf_broker.requests import ReplyInbox
-from nvcf_gateway.owner import TaskOwner
+from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_proto import headers as names
 from nvcf_proto.errors import InvalidId
@@ -100,7 +100,7 @@ class ExhaustedRequests:
         self,
         requests: ReplyInbox,
         queue: RequestQueue,
-        owner: TaskOwner,
+        owner: BackgroundTasks,
         regions: Collection[str],
         versions: Callable[[], Iterable[str]],
     ) -> None:

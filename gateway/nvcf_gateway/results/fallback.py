@@ -15,11 +15,11 @@ from collections.abc import Callable
 from nats.aio.msg import Msg
 
 from nvcf_broker.errors import BrokerError
+from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.exchange.bodies import empty_body
 from nvcf_gateway.exchange.pending import Pending, PendingRequests
 from nvcf_gateway.exchange.states import State
-from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.results.retention import Retention
@@ -48,7 +48,7 @@ class FallbackLookup:
         queue: RequestQueue,
         pending: PendingRequests,
         retention: Retention,
-        owner: TaskOwner,
+        owner: BackgroundTasks,
     ) -> None:
         self._config = config
         self._gateway_id = gateway_id

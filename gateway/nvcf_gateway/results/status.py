@@ -12,6 +12,7 @@ from aiohttp import web
 
 from nvcf_broker.errors import BrokerError
 from nvcf_gateway.access.authorization import Authenticator, Authorizer
+from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.errors import CallerGone, HttpProblem
 from nvcf_gateway.exchange.call import Call, caller_poll_seconds, raw_headers
 from nvcf_gateway.exchange.response_headers import (
@@ -24,7 +25,6 @@ from nvcf_gateway.exchange.response_headers import (
 )
 from nvcf_gateway.exchange.sinks import CollectSink, Sink, StreamSink
 from nvcf_gateway.http.responses import cors_headers
-from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.queue.message import forwarded_headers
 from nvcf_gateway.queue.request_queue import Place, RequestQueue
 from nvcf_gateway.results.idempotency_keys import Claim, Idempotency
@@ -73,7 +73,7 @@ class Poller:
         results: Mapping[str, ResultStore],
         tracking: Tracking,
         retention: Retention,
-        owner: TaskOwner,
+        owner: BackgroundTasks,
         idempotency: Idempotency,
     ) -> None:
         self._idempotency = idempotency

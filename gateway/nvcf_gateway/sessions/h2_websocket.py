@@ -13,9 +13,9 @@ import h11
 from h2.errors import ErrorCodes
 
 from nvcf_broker.wire import HALF_CLOSED_SECONDS, READ_BUFFER, Wire
+from nvcf_gateway.background import end_both
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.http.responses import internal_error
-from nvcf_gateway.owner import end_both
 from nvcf_gateway.sessions.failures import worker_left
 from nvcf_gateway.sessions.h1 import H1Peer, decode_headers, request_headers
 from nvcf_gateway.sessions.h2_call import H2Call

@@ -12,8 +12,8 @@ from typing import Any
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.wire import Wire
 from nvcf_gateway.access.authorization import Authenticator, Authorizer, Caller
+from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.errors import HttpProblem, NoRoom, QueueFull
-from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.queue.demand import Demand
 from nvcf_gateway.queue.message import message_headers
 from nvcf_gateway.queue.request_queue import RequestQueue
@@ -94,7 +94,7 @@ class SessionOpener:
         queue: RequestQueue,
         lookup: SessionLookup,
         tunnels: TunnelTable,
-        owner: TaskOwner,
+        owner: BackgroundTasks,
         tunnel_url: Callable[[], str],
         limiter: RateLimiter,
         demand: Demand,

@@ -11,9 +11,9 @@ from nvcf_broker.connection import BrokerClient
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.requests import ReplyInbox
 from nvcf_gateway.access.authorization import Authenticator, Authorizer
+from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.http.tls import server_context
-from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.queue.demand import Demand
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.ratelimit.limiter import RateLimiter
@@ -42,7 +42,7 @@ class Sessions:
         queue: RequestQueue,
         client: BrokerClient,
         requests: ReplyInbox,
-        owner: TaskOwner,
+        owner: BackgroundTasks,
         limiter: RateLimiter,
         demand: Demand,
         telemetry: SessionTelemetry,

@@ -10,10 +10,10 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 from nvcf_broker.wire import READ_BUFFER
+from nvcf_gateway.background import end_both
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.exchange.sinks import SERVER
+from nvcf_gateway.http.responses import SERVER
 from nvcf_gateway.http.routing import pass_through_target
-from nvcf_gateway.owner import end_both
 from nvcf_gateway.sessions.failures import worker_left
 from nvcf_gateway.sessions.h1 import (
     H1Peer,

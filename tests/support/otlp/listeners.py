@@ -131,7 +131,7 @@ def _retry_info(seconds: float) -> bytes:
     return bytes(status.SerializeToString())
 
 
-class HttpDoor:
+class HttpServer:
     """OTLP over HTTP with protobuf bodies on `port`."""
 
     def __init__(self, receiver: OtlpReceiver, port: int) -> None:

@@ -135,7 +135,7 @@ class OtlpReceiver(Records):
         else:
             self._doors = [
                 otlp_doors.GrpcDoor(self, self.grpc_port),
-                otlp_doors.HttpDoor(self, self.http_port),
+                otlp_doors.HttpServer(self, self.http_port),
             ]
 
     def _close_doors(self) -> None:

@@ -11,12 +11,12 @@ from typing import Any, cast
 import pytest
 
 from nvcf_broker.errors import BrokerError
+from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.errors import CallerGone, HttpProblem, NoRoom, NotEnqueued
 from nvcf_gateway.exchange.bodies import empty_body
 from nvcf_gateway.exchange.call import Call
 from nvcf_gateway.invocation.idempotent import Execution, IdempotentCalls, holds_key
 from nvcf_gateway.invocation.waiting import Ended, StillQueued
-from nvcf_gateway.owner import TaskOwner
 from nvcf_gateway.results.idempotency_keys import Claim
 from nvcf_proto.h1 import RequestHead
 
@@ -97,7 +97,7 @@ def a_call() -> Call:
 
 
 async def executed(
-    parts: Parts, owner: TaskOwner, *, key: str | None = "k", error: Exception | None = None
+    parts: Parts, owner: BackgroundTasks, *, key: str | None = "k", error: Exception | None = None
 ) -> Execution:
     """One call as the routes execute it; `error` is what its assets come to."""
     calls = IdempotentCalls(cast(Any, parts), cast(Any, parts), cast(Any, parts), owner)
@@ -113,7 +113,7 @@ async def executed(
 
 async def test_without_a_key_nothing_is_claimed() -> None:
     parts = Parts()
-    async with TaskOwner() as owner:
+    async with BackgroundTasks() as owner:
         execution = await executed(parts, owner, key=None)
     assert (parts.claimed, parts.released) == ([], [])
     assert not execution.call.keyed
@@ -121,7 +121,7 @@ async def test_without_a_key_nothing_is_claimed() -> None:
 
 async def test_a_call_that_is_answered_holds_its_key() -> None:
     parts = Parts()
-    async with TaskOwner() as owner:
+    async with BackgroundTasks() as owner:
         execution = await executed(parts, owner)
     assert execution.call.keyed
     assert execution.call.keep_queued
@@ -130,7 +130,7 @@ async def test_a_call_that_is_answered_holds_its_key() -> None:
 
 async def test_the_key_of_another_call_is_not_freed() -> None:
     parts = Parts(first=False)
-    async with TaskOwner() as owner:
+    async with BackgroundTasks() as owner:
         execution = await executed(parts, owner)
     assert execution.earlier is not None
     assert parts.released == []
@@ -139,7 +139,7 @@ async def test_the_key_of_another_call_is_not_freed() -> None:
 @pytest.mark.parametrize("error", [HttpProblem(404), HttpProblem(503), RuntimeError()])
 async def test_a_failure_before_the_queue_frees_the_key(error: Exception) -> None:
     parts = Parts()
-    async with TaskOwner() as owner:
+    async with BackgroundTasks() as owner:
         with pytest.raises(type(error)):
             await executed(parts, owner, error=error)
         assert parts.released == ["q"], "before the caller learns of it"
@@ -147,7 +147,7 @@ async def test_a_failure_before_the_queue_frees_the_key(error: Exception) -> Non
 
 async def test_a_call_that_cannot_be_tracked_frees_the_key() -> None:
     parts = Parts(track_error=BrokerError("no stream"))
-    async with TaskOwner() as owner:
+    async with BackgroundTasks() as owner:
         with pytest.raises(HttpProblem) as raised:
             await executed(parts, owner)
     assert raised.value.status == 503
@@ -156,7 +156,7 @@ async def test_a_call_that_cannot_be_tracked_frees_the_key() -> None:
 
 async def test_a_claim_that_fails_is_nobodys() -> None:
     parts = Parts(claim_error=BrokerError("the broker did not answer"))
-    async with TaskOwner() as owner:
+    async with BackgroundTasks() as owner:
         with pytest.raises(HttpProblem) as raised:
             await executed(parts, owner)
     assert raised.value.status == 503
@@ -171,7 +171,7 @@ async def test_a_caller_that_leaves_frees_the_key_unless_its_call_may_be_queued(
     blocked: str, released: list[str]
 ) -> None:
     parts = Parts(blocked=blocked)
-    async with TaskOwner() as owner:
+    async with BackgroundTasks() as owner:
         task = asyncio.create_task(executed(parts, owner))
         await parts.reached.wait()
         task.cancel()
@@ -183,6 +183,6 @@ async def test_a_caller_that_leaves_frees_the_key_unless_its_call_may_be_queued(
 
 async def test_a_wait_that_comes_to_nothing_frees_the_key() -> None:
     parts = Parts(outcome=lambda: Ended.TIME_OVER)
-    async with TaskOwner() as owner:
+    async with BackgroundTasks() as owner:
         await executed(parts, owner)
     assert parts.released == ["q"]

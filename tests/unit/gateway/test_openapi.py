@@ -1,4 +1,4 @@
-"""The description of the HTTP API says what the door serves, no more and no less."""
+"""The description of the HTTP API says what the server serves, no more and no less."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import inspect
 import json
 from typing import Any
 
+from nvcf_gateway.app import http_routes
+from nvcf_gateway.dashboard.routes import dashboard_routes
+from nvcf_gateway.management.routes import management_routes
+from nvcf_gateway.objects.assets import Assets
+from nvcf_gateway.objects.large_results import LargeResults
 from nvcf_gateway.openapi import document
-from nvcf_gateway.routes import access_routes
-from nvcf_gateway.server import HttpDoor
+from nvcf_gateway.server import HttpServer
 
 METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
 
@@ -21,16 +25,19 @@ class Anything:
 
 
 def test_paths_and_methods_are_those_of_the_table() -> None:
-    parts: dict[str, Any] = {name: Anything() for name in inspect.signature(HttpDoor).parameters}
+    parts: dict[str, Any] = {name: Anything() for name in inspect.signature(HttpServer).parameters}
     nothing: Any = Anything()
-    door = HttpDoor(**{**parts, "more": access_routes(*[nothing] * 6)})
+    management = management_routes(nothing, nothing, nothing, nothing, nothing)
+    assets, large = Assets(nothing, nothing, nothing, 0), LargeResults(nothing, nothing, 0)
+    routes = http_routes(management, assets, large, nothing, dashboard_routes(nothing, nothing))
+    server = HttpServer(**{**parts, "routes": routes})
     described = {
         (method.upper(), path)
         for path, operations in document()["paths"].items()
         for method in operations
         if method in METHODS
     }
-    assert described == set(door.routes)
+    assert described == set(server.routes)
 
 
 def test_every_reference_leads_somewhere_and_nothing_is_left_over() -> None:

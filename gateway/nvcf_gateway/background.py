@@ -24,7 +24,7 @@ async def end_both(one: asyncio.Task[None], other: asyncio.Task[None]) -> None:
             task.exception()
 
 
-class TaskOwner:
+class BackgroundTasks:
     """Runs tasks until they end; on exit it waits `patience` seconds for them, then cancels them."""
 
     def __init__(self, patience: float = 5.0) -> None:

@@ -1,38 +1,51 @@
-"""Routes about access (keys, shared functions, rate limits), what happens, and the description of all."""
+"""Routes of the management API."""
 
 from __future__ import annotations
 
 from nvcf_gateway.access.authorization import Authenticator
-from nvcf_gateway.access.signed_tokens import DashboardTokens
-from nvcf_gateway.dashboard.routes import dashboard_routes
+from nvcf_gateway.http.routing import Route
 from nvcf_gateway.management.api_keys import ApiKeys
+from nvcf_gateway.management.deployments import Deployments
 from nvcf_gateway.management.events import EventLog, Events
 from nvcf_gateway.management.functions import Management
 from nvcf_gateway.management.sharing import RateLimits, Sharing
 from nvcf_gateway.management.telemetry_endpoints import TelemetryEndpoints
-from nvcf_gateway.openapi import serve_document
 from nvcf_gateway.registry import Registry
-from nvcf_gateway.server import Route
-from nvcf_gateway.stats.routes import StatsRoute
 
 
-def access_routes(
+def management_routes(
     authenticator: Authenticator,
     registry: Registry,
     management: Management,
+    deployments: Deployments,
     log: EventLog,
-    stats: StatsRoute,
-    dashboard_tokens: DashboardTokens | None,
 ) -> list[Route]:
-    """Return their routes; without `dashboard_tokens` there is no dashboard."""
+    """Return the routes of functions, deployments, keys, sharing, rate limits, telemetry and events."""
     events = Events(authenticator, registry, log)
     keys = ApiKeys(authenticator, registry)
     sharing = Sharing(registry, management)
     limits = RateLimits(registry, management)
     telemetries = TelemetryEndpoints(authenticator, registry)
-    authorizations = "/v2/nvcf/functions/{function_id}/authorizations"
-    rate_limit = "/v2/nvcf/functions/{function_id}/versions/{version_id}/rate-limit"
+    functions = "/v2/nvcf/functions"
+    versions = functions + "/{function_id}/versions"
+    deployment = "/v2/nvcf/deployments/functions/{function_id}/versions/{version_id}"
+    authorizations = functions + "/{function_id}/authorizations"
+    rate_limit = versions + "/{version_id}/rate-limit"
     return [
+        ("POST", functions, management.create_function),
+        ("GET", functions, management.list_functions),
+        ("GET", functions + "/{function_id}", management.list_versions),
+        ("DELETE", functions + "/{function_id}", management.delete_function),
+        ("POST", versions, management.create_version),
+        ("GET", versions, management.list_versions),
+        ("GET", versions + "/{version_id}", management.get_version),
+        ("DELETE", versions + "/{version_id}", management.delete_version),
+        ("POST", deployment, deployments.deploy),
+        ("PUT", deployment, deployments.update),
+        ("GET", deployment, deployments.get),
+        ("DELETE", deployment, deployments.undeploy),
+        ("GET", "/v2/nvcf/instances", deployments.instances),
+        ("POST", "/v2/nvcf/agents/worker-tokens", deployments.worker_token),
         ("POST", "/v2/nvcf/keys", keys.create),
         ("GET", "/v2/nvcf/keys", keys.list),
         ("GET", "/v2/nvcf/keys/{key_id}", keys.get),
@@ -50,7 +63,4 @@ def access_routes(
         ("DELETE", "/v2/nvcf/telemetries/{telemetry_id}", telemetries.delete),
         ("GET", "/v2/nvcf/events", events.events),
         ("GET", "/v2/nvcf/clusters", events.clusters),
-        ("GET", "/v2/nvcf/figures", stats.get),
-        ("GET", "/openapi.json", serve_document),
-        *([] if dashboard_tokens is None else dashboard_routes(authenticator, dashboard_tokens)),
     ]
