@@ -41,9 +41,14 @@ class Version(Protocol):
     """The parts of a function version that metrics need."""
 
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """The version's id."""
+        ...
+
     @property
-    def function_id(self) -> str: ...
+    def function_id(self) -> str:
+        """The id of its function."""
+        ...
 
 
 def known_status(status: int) -> int:
@@ -167,8 +172,13 @@ class SessionCounts(Protocol):
     """The totals of sessions that are collected."""
 
     @property
-    def active(self) -> int: ...
-    def bytes(self) -> tuple[int, int]: ...
+    def active(self) -> int:
+        """Sessions that are open."""
+        ...
+
+    def bytes(self) -> tuple[int, int]:
+        """Return the bytes from callers, and to them."""
+        ...
 
 
 def register_gauges(

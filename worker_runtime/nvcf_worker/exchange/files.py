@@ -1,4 +1,4 @@
-"""Directories of a request: input assets and output files (protocol.md, sections 4.7 and 4.8 and 5.6)."""
+"""Directories of a request: input assets and output files (protocol.md, sections 4.7, 4.8 and 5.6)."""
 
 from __future__ import annotations
 

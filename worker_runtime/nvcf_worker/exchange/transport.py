@@ -54,6 +54,7 @@ class Transport(Protocol):
         """
 
     async def post(self, address: ReplyAddress, reply: Reply) -> None:
+        """Deliver by POST."""
         """Deliver a complete response by POST alone. Raises as `deliver`."""
 
     async def fetch(self, target: AttachTarget, *, whole_request: bool, attempt: int) -> Download:
