@@ -1,11 +1,7 @@
 """Decisions of the commands, without a platform."""
 
 import json
-import os
 import re
-import socket
-from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,6 @@ from hypothesis import strategies as st
 from nvcf_cli.api import problem_text
 from nvcf_cli.catalog import find_function, require_function
 from nvcf_cli.commands.calls import read_data
-from nvcf_cli.commands.local import greeting
 from nvcf_cli.deploying import (
     DeployRequest,
     find_file,
@@ -28,27 +23,12 @@ from nvcf_cli.deploying import (
 )
 from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.invoking import Call, guess_content_type, parse_headers, request_of
-from nvcf_cli.keys import ensure_keys, read_key
 from nvcf_cli.main import run
-from nvcf_cli.parts import Addresses, ClusterPlan, agent_spec, autoscaler_spec, gateway_spec
 from nvcf_cli.progress import judge
 from nvcf_cli.scaling import Scale
-from nvcf_cli.scrape import instance_targets, write_scrape_files
 from nvcf_cli.screen import age
-from nvcf_cli.state import (
-    ChildState,
-    Installation,
-    PlatformState,
-    only_platform,
-    read_state,
-    running_pid,
-    write_state,
-)
-from nvcf_cli.supervisor import ChildSpec
 from nvcf_cli.tailing import LogFile, readable
-from nvcf_cli.target import find_target
-from nvcf_cli.up import choose_http_port, choose_sessions
-from nvcf_proto.models import NAME_PATTERN, ApiKey, Scope
+from nvcf_proto.models import NAME_PATTERN
 
 
 @pytest.mark.parametrize(
@@ -250,166 +230,6 @@ def test_a_log_is_read_from_its_end_and_followed_over_a_rotation(tmp_path: Path)
     path.write_text("fresh\n")
     assert log.new_lines() == ["fresh"]
     assert LogFile(path).last_lines(0) == []
-
-
-def state_of(tmp_path: Path) -> PlatformState:
-    return PlatformState(
-        pid=os.getpid(),
-        url="http://127.0.0.1:1",
-        grpc="127.0.0.1:2",
-        nats="nats://127.0.0.1:3",
-        key_file=str(tmp_path / "admin.key"),
-        data=str(tmp_path),
-        started_at=1.0,
-        children={"gateway": ChildState(7, "running", 2)},
-    )
-
-
-def test_only_the_holder_of_the_lock_counts_as_running(tmp_path: Path) -> None:
-    installation = Installation(tmp_path / "data")
-    assert running_pid(installation) is None
-    with only_platform(installation):
-        assert read_state(installation) is None
-        write_state(installation, state_of(tmp_path))
-        assert running_pid(installation) == os.getpid()
-        assert read_state(installation) == state_of(tmp_path)
-        with pytest.raises(CliError, match="already up"), only_platform(installation):
-            pass
-    assert running_pid(installation) is None
-    assert not installation.state.exists()
-
-
-def test_keys_are_made_once_and_recorded_as_hashes(tmp_path: Path) -> None:
-    installation = Installation(tmp_path)
-    ensure_keys(installation)
-    first = read_key(installation.admin_key)
-    ensure_keys(installation)
-    assert read_key(installation.admin_key) == first
-    text = installation.bootstrap_keys.read_text()
-    assert first not in text
-    records = [ApiKey.from_dict(value) for value in json.loads(text)]
-    assert [each.scopes for each in records] == [(Scope.ADMIN,), (Scope.AGENT,)]
-    installation.agent_key.write_text("nonsense")
-    with pytest.raises(CliError, match="delete it"):
-        ensure_keys(installation)
-
-
-def test_which_platform_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("NVCF_URL", "NVCF_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    installation, key = Installation(tmp_path), tmp_path / "key"
-    key.write_text("the key\n".replace(" ", "-"))
-    with pytest.raises(CliError, match="nvcf up"):
-        find_target(installation, None, None)
-    with pytest.raises(UsageError, match="NVCF_API_KEY"):
-        find_target(installation, "http://h", None)
-    with pytest.raises(UsageError, match="http://"):
-        find_target(installation, "h:80", key)
-    assert find_target(installation, "http://h/", key).url == "http://h"
-    monkeypatch.setenv("NVCF_URL", "https://there")
-    monkeypatch.setenv("NVCF_API_KEY", "k")
-    target = find_target(installation, None, None)
-    assert (target.url, target.key) == ("https://there", "k")
-
-
-def test_command_lines_of_the_parts_hold_files_and_no_secrets(tmp_path: Path) -> None:
-    installation = Installation(tmp_path)
-    ensure_keys(installation)
-    addresses = Addresses("127.0.0.1:1", "127.0.0.1:2", "nats://127.0.0.1:3", tmp_path / "c", tmp_path / "s")
-    plan = ClusterPlan(2, gpus=4, memory="1G", cpus=0.5)
-    specs = [
-        gateway_spec(installation, addresses, "info"),
-        autoscaler_spec(installation, addresses, "info"),
-        *(agent_spec(installation, addresses, plan, cluster, "info") for cluster in plan.ids()),
-    ]
-    for spec in specs:
-        line = " ".join(spec.command)
-        assert str(tmp_path / "c") in line
-        assert not any(read_key(path) in line for path in (installation.admin_key, installation.agent_key))
-    bare = Addresses("127.0.0.1:1", "127.0.0.1:2", "nats://broker:4222", None, None)
-    assert "--nats-credentials" not in gateway_spec(installation, bare, "info").command
-    assert [spec.name for spec in specs[2:]] == ["agent-local-1", "agent-local-2"]
-    line = " ".join(specs[2].command)
-    assert "--gpu SIM=4 --instance-type process,memory=1G,cpus=0.5" in line
-    assert f"--data {tmp_path}/clusters/local-1" in line
-    only = agent_spec(installation, addresses, ClusterPlan(), "local", "info")
-    assert (only.name, f"--data {tmp_path} " in " ".join(only.command)) == ("agent", True)
-
-
-def test_each_part_is_told_where_to_serve_its_metrics(tmp_path: Path) -> None:
-    installation = Installation(tmp_path)
-    metrics = {name: f"127.0.0.1:{port}" for port, name in enumerate(("gateway", "agent", "autoscaler"), 10)}
-    addresses = Addresses("127.0.0.1:1", "127.0.0.1:2", "nats://127.0.0.1:3", None, None, metrics)
-    bare = replace(addresses, metrics={})
-    makers: list[Callable[[Addresses], ChildSpec]] = [
-        lambda each: gateway_spec(installation, each, "info"),
-        lambda each: agent_spec(installation, each, ClusterPlan(), "local", "info"),
-        lambda each: autoscaler_spec(installation, each, "info"),
-    ]
-    for make, address in zip(makers, metrics.values(), strict=True):
-        assert f"--metrics {address}" in " ".join(make(addresses).command)
-        assert "--metrics" not in make(bare).command
-    assert "--worker-metrics" in makers[1](addresses).command
-    assert "--worker-metrics" not in makers[1](bare).command
-
-
-def test_prometheus_finds_processes_and_instances_of_all_clusters(tmp_path: Path) -> None:
-    installation = Installation(tmp_path)
-    write_scrape_files(installation, {"gateway": "127.0.0.1:1", "agent-local-2": "127.0.0.1:2"})
-    groups = json.loads(installation.targets.read_text())
-    assert [(each["targets"], each["labels"]["job"]) for each in groups] == [
-        (["127.0.0.1:1"], "nvcf-gateway"),
-        (["127.0.0.1:2"], "nvcf-agent"),
-    ]
-    text = installation.prometheus.read_text()
-    assert f'"{tmp_path}/metrics/*.json"' in text
-    assert f'"{tmp_path}/clusters/local-2/metrics/*.json"' in text
-    assert instance_targets(installation) == []
-    labels = {"nvcf_function_name": "hello"}
-    for folder, address in ((tmp_path, "127.0.0.1:3"), (tmp_path / "clusters" / "local-2", "127.0.0.1:4")):
-        (folder / "metrics").mkdir(parents=True, exist_ok=True)
-        listed = [{"targets": [address], "labels": labels}]
-        (folder / "metrics" / "instances.json").write_text(json.dumps(listed))
-    assert instance_targets(installation) == [(labels, "127.0.0.1:3"), (labels, "127.0.0.1:4")]
-    (tmp_path / "metrics" / "instances.json").write_text("half writt")
-    assert instance_targets(installation) == [(labels, "127.0.0.1:4")]
-
-
-def test_ports() -> None:
-    assert choose_http_port(0) > 0
-    assert choose_http_port(None) > 0
-
-
-def test_the_address_of_sessions() -> None:
-    assert choose_sessions(None) is None
-    assert choose_sessions("[::1]:8090") == "[::1]:8090"
-    assert re.fullmatch(r"127\.0\.0\.1:[1-9]\d+", choose_sessions(":0") or "")
-    for wrong in ("8090", "host", "host:port", "host:65536", "host:"):
-        with pytest.raises(UsageError, match="HOST:PORT"):
-            choose_sessions(wrong)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        with pytest.raises(CliError, match="--sessions"):
-            choose_sessions(f"127.0.0.1:{taken.getsockname()[1]}")
-
-
-def test_where_sessions_come_in_is_told_to_the_gateway_and_to_the_user(tmp_path: Path) -> None:
-    installation = Installation(tmp_path)
-    with_sessions = Addresses("a:1", "a:2", "nats://a:3", None, None, sessions="127.0.0.1:8090")
-    assert "--sessions 127.0.0.1:8090" in " ".join(gateway_spec(installation, with_sessions, "info").command)
-    bare = Addresses("a:1", "a:2", "nats://a:3", None, None)
-    assert "--sessions" not in gateway_spec(installation, bare, "info").command
-    state = replace(state_of(tmp_path), sessions="127.0.0.1:8090")
-    assert "sessions   127.0.0.1:8090" in greeting(state)
-    assert PlatformState.from_dict(state.to_dict()) == state
-    assert "  sessions " not in greeting(state_of(tmp_path))
-
-
-def test_the_greeting_names_the_keys_file(tmp_path: Path) -> None:
-    text = greeting(state_of(tmp_path))
-    assert f"$(cat {tmp_path}/admin.key)" in text
-    assert "http://127.0.0.1:1" in text
 
 
 @pytest.mark.parametrize(
