@@ -54,7 +54,6 @@ class Transport(Protocol):
         """
 
     async def post(self, address: ReplyAddress, reply: Reply) -> None:
-        """Deliver by POST."""
         """Deliver a complete response by POST alone. Raises as `deliver`."""
 
     async def fetch(self, target: AttachTarget, *, whole_request: bool, attempt: int) -> Download:
@@ -101,6 +100,7 @@ class GatewayTransport:
             await post_complete(self._attach, address.target, response, sent)
 
     async def post(self, address: ReplyAddress, reply: Reply) -> None:
+        """Deliver a complete response by POST alone. Raises as `deliver`."""
         await post_complete(self._attach, address.target, reply, _nothing)
 
     async def _reply_inline(self, address: ReplyAddress, reply: Reply, sent: Callable[[], None]) -> bool:
