@@ -47,6 +47,7 @@ lint: $(VENV)/installed
 	$(BIN)/lint-imports --cache-dir .import_linter_cache
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/generate_proto.py --check
 	$(BIN)/python scripts/generate_docs.py --check
+	$(BIN)/python scripts/check_house.py
 	$(MAKE) --no-print-directory docs
 
 # A broken link, a missing page or an API name that cannot be found is an error.

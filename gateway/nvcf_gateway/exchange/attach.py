@@ -1,4 +1,7 @@
-"""The workers' doors to a waiting caller: `request-attach` (section 3) and the inline reply [ext]."""
+"""Delivery by workers to a waiting caller: `request-attach` and the inline reply [ext].
+
+See protocol.md, section 3.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Status routes: polls for the response of a request that was answered 202 (section 4, poll)."""
+"""Status routes: polls for the response of a request that was answered 202 (protocol.md, section 4.11)."""
 
 from __future__ import annotations
 

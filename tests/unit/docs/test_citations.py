@@ -1,4 +1,4 @@
-"""The checks of links, file paths and citations, on trees made for the purpose."""
+"""The checks of links, file paths and citations: of this tree, and on trees made for the purpose."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from scripts.check_links import PROTOCOL, Tree, broken_links, missing_paths, wrong_citations
+from scripts.check_links import PROTOCOL, Tree, broken_links, check, missing_paths, wrong_citations
 
 SECTIONS = "# The protocol\n\n## 2. NATS\n\n### 2.1 Names\n\n## 5. The worker\n"
 
@@ -18,6 +18,10 @@ def tree(root: Path, files: Mapping[str, str]) -> Tree:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return Tree(root, {PROTOCOL, *files})
+
+
+def test_all_links_paths_and_citations_of_this_tree_lead_somewhere() -> None:
+    assert check(Tree()) == []
 
 
 @pytest.mark.parametrize(
