@@ -182,7 +182,7 @@ async def _serve(
 ) -> str:
     # Imported here so that `import nvcf_worker` stays light and a wrong handler is told without delay.
     from nvcf_worker.control.config import WorkerConfig
-    from nvcf_worker.telemetry.running import telling
+    from nvcf_worker.telemetry.setup import worker_telemetry
     from nvcf_worker.worker import Worker
 
     chosen = choose(concurrency, os.environ, useful=useful_slots())
@@ -191,7 +191,7 @@ async def _serve(
     config = WorkerConfig.from_environment(
         os.environ, concurrency=total if isinstance(total, int) else None, session_port=session_port
     )
-    async with telling(config, metrics) as telemetry:
+    async with worker_telemetry(config, metrics) as telemetry:
         worker = Worker(handler, config, grace_seconds=grace_seconds, adaptive=adaptive, telemetry=telemetry)
         log.info("serving %s with %d slots", handler.name, config.concurrency)
         return await _run(worker, companion)

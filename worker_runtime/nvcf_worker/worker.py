@@ -38,7 +38,7 @@ from nvcf_worker.run.stall_detector import LoopWatch
 from nvcf_worker.run.threads import ThreadPool
 from nvcf_worker.runner import Runner
 from nvcf_worker.sessions.tunnel import Tunnels
-from nvcf_worker.telemetry.observed import Sights, observe
+from nvcf_worker.telemetry.metrics import GaugeSources, observe
 from nvcf_worker.telemetry.worker import NoTelemetry, WorkerTelemetry, loaded, page
 from nvcf_worker.wiring import open_journal, services
 
@@ -226,7 +226,7 @@ class Worker:
         self.fail(reason)
 
     def _observe(self, telemetry: WorkerTelemetry) -> None:
-        sights = Sights(
+        sources = GaugeSources(
             slots=lambda: self._slots.limit,
             busy=lambda: self._slots.busy,
             connection=lambda: None if self._session is None else self._session.connection,
@@ -234,7 +234,7 @@ class Worker:
             broker_address=urlsplit(self._config.nats_servers[0]).hostname or "",
             lag=self._lag,
         )
-        observe(telemetry, sights)
+        observe(telemetry.metrics, telemetry.requests.running, sources)
 
     def _standing_changed(self) -> None:
         connected = self._registration.connected

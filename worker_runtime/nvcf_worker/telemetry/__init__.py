@@ -1,1 +1,1 @@
-"""What a worker tells: figures of all requests, spans of those whose trace is sampled, metering events."""
+"""Telemetry of a worker: metrics, spans of sampled requests, metering events."""

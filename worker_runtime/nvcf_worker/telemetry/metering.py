@@ -1,8 +1,8 @@
 """Metering events: a JSON line for each invocation, and a heartbeat for each instance.
 
 The format is that of NVIDIA's worker (https://github.com/NVIDIA/nvcf, src/libraries/go/worker/metering), plus
-`duration_seconds`, `instance_id` and `attempt` in the properties of an invocation. Lines are written by a
-thread of their own; when it cannot keep up they are dropped and counted, as other telemetry is.
+`duration_seconds`, `instance_id` and `attempt` in the properties of an invocation. A thread of its own writes
+the lines. If it cannot keep up, events are dropped and counted, as other telemetry is.
 """
 
 from __future__ import annotations
@@ -40,52 +40,61 @@ READY = "ready"
 
 
 class Instance(NamedTuple):
-    """What all events of an instance say."""
+    """The values that all events of an instance share. `common` are properties of both kinds of events."""
 
     environment: str
     nca_id: str
     nspect_id: str
-    instance_id: str
-    instance_type: str
-    backend: str
-    function_id: str
-    version_id: str
-    gpus: int
-    gpu_type: str
     region: str
-    tags: tuple[str, ...]
+    common: Mapping[str, Any]
 
     @classmethod
     def of(cls, config: WorkerConfig, environ: Mapping[str, str]) -> Instance:
-        """From the worker's settings and environment."""
+        """Return the instance that the worker's settings and environment describe."""
         gpus = environ.get(env.ATTACHED_GPU_COUNT, "")
-        return cls(
-            environment=config.environment,
-            nca_id=config.nca_id,
-            nspect_id=environ.get(NSPECT_ID, ""),
-            instance_id=config.instance_id,
-            instance_type=config.instance_type,
-            backend=config.backend,
-            function_id=config.function_id,
-            version_id=config.version_id,
-            gpus=int(gpus) if gpus.isascii() and gpus.isdigit() else 0,
-            gpu_type=environ.get(env.GPU_NAME, ""),
-            region=config.zone,
-            tags=tags_of(environ.get(env.FUNCTION_TAGS, "")),
-        )
+        tags = tags_of(environ.get(env.FUNCTION_TAGS, ""))
+        common = {
+            "instance_type": config.instance_type,
+            "instance_id": config.instance_id,
+            "backend": config.backend,
+            "function_id": config.function_id,
+            "function_version_id": config.version_id,
+            "gpus": int(gpus) if gpus.isascii() and gpus.isdigit() else 0,
+            "gpu_type": environ.get(env.GPU_NAME, ""),
+            "owner_nca_id": config.nca_id,
+            **({"user_function_tags": tags} if tags else {}),
+        }
+        nspect_id = environ.get(NSPECT_ID, "")
+        return cls(config.environment, config.nca_id, nspect_id, config.zone, common)
+
+    def event(self, at: float, message: str, kind: str, nca_id: str, properties: object) -> dict[str, Any]:
+        """Return an event of the instance. `at` is a Unix time in seconds."""
+        return {
+            "level": "info",
+            "msg": message,
+            "env": self.environment,
+            "data": {
+                "timestamp": datetime.fromtimestamp(at, UTC).isoformat().replace("+00:00", "Z"),
+                "transaction_id": str(uuid.uuid4()),
+                "nca_id": nca_id,
+                "nspect_id": self.nspect_id,
+                "event_type": kind,
+                "properties": properties,
+            },
+        }
 
 
-def tags_of(text: str) -> tuple[str, ...]:
-    """FUNCTION_TAGS: a JSON list or a comma list."""
+def tags_of(text: str) -> list[str]:
+    """Return the tags in FUNCTION_TAGS: a JSON list or a comma-separated list."""
     try:
         found = json.loads(text)
     except ValueError:
         found = text.split(",")
-    return tuple(str(each).strip() for each in found if str(each).strip()) if isinstance(found, list) else ()
+    return [str(each).strip() for each in found if str(each).strip()] if isinstance(found, list) else []
 
 
 class Invocation(NamedTuple):
-    """One invocation. `at` is Unix time; `seconds` were spent in the handler."""
+    """One invocation. `at` is a Unix time; `seconds` is the duration of the handler, `size` is in bytes."""
 
     at: float
     request_id: str
@@ -97,79 +106,39 @@ class Invocation(NamedTuple):
     attempt: int
     billing: Mapping[str, str]
 
+    def event(self, instance: Instance) -> dict[str, Any]:
+        """Return the event of the invocation."""
+        properties = {
+            **instance.common,
+            "request_id": self.request_id,
+            "sub": self.subject,
+            "size": self.size,
+            "duration": math.ceil(self.seconds),
+            "response_type": "FULFILLED" if self.outcome == names.FULFILLED else "ERRORED",
+            **({"region": instance.region} if instance.region else {}),
+            **({"billing_headers": dict(self.billing)} if self.billing else {}),
+            "duration_seconds": round(self.seconds, 6),
+            "attempt": self.attempt,
+        }
+        return instance.event(self.at, "metering event", "NVCF_Invocation", self.nca_id, properties)
+
 
 class Heartbeat(NamedTuple):
-    """The instance is there; `seconds` since the heartbeat before."""
+    """A sign of life of the instance, `seconds` after the heartbeat before."""
 
     at: float
     status: str
     seconds: float
 
-
-def invocation_event(instance: Instance, event: Invocation) -> dict[str, Any]:
-    """The event of an invocation."""
-    properties = {
-        "request_id": event.request_id,
-        "sub": event.subject,
-        "instance_type": instance.instance_type,
-        "backend": instance.backend,
-        "function_id": instance.function_id,
-        "function_version_id": instance.version_id,
-        "size": event.size,
-        "duration": math.ceil(event.seconds),
-        "response_type": "FULFILLED" if event.outcome == names.FULFILLED else "ERRORED",
-        "gpus": instance.gpus,
-        "gpu_type": instance.gpu_type,
-        "owner_nca_id": instance.nca_id,
-        **({"region": instance.region} if instance.region else {}),
-        **({"user_function_tags": list(instance.tags)} if instance.tags else {}),
-        **({"billing_headers": dict(event.billing)} if event.billing else {}),
-        "duration_seconds": round(event.seconds, 6),
-        "instance_id": instance.instance_id,
-        "attempt": event.attempt,
-    }
-    return _event(instance, event.at, "metering event", "NVCF_Invocation", event.nca_id, properties)
-
-
-def heartbeat_event(instance: Instance, event: Heartbeat) -> dict[str, Any]:
-    """The event of a heartbeat."""
-    properties = {
-        "instance_type": instance.instance_type,
-        "instance_id": instance.instance_id,
-        "backend": instance.backend,
-        "function_id": instance.function_id,
-        "function_version_id": instance.version_id,
-        "duration": round(event.seconds, 6),
-        "status": event.status,
-        "gpus": instance.gpus,
-        "gpu_type": instance.gpu_type,
-        "owner_nca_id": instance.nca_id,
-        **({"user_function_tags": list(instance.tags)} if instance.tags else {}),
-    }
-    message, kind = "infrastructure metering event", "NVCF_Infrastructure"
-    return _event(instance, event.at, message, kind, instance.nca_id, properties)
-
-
-def _event(
-    instance: Instance, at: float, message: str, kind: str, nca_id: str, properties: dict[str, Any]
-) -> dict[str, Any]:
-    return {
-        "level": "info",
-        "msg": message,
-        "env": instance.environment,
-        "data": {
-            "timestamp": datetime.fromtimestamp(at, UTC).isoformat().replace("+00:00", "Z"),
-            "transaction_id": str(uuid.uuid4()),
-            "nca_id": nca_id,
-            "nspect_id": instance.nspect_id,
-            "event_type": kind,
-            "properties": properties,
-        },
-    }
+    def event(self, instance: Instance) -> dict[str, Any]:
+        """Return the event of the heartbeat."""
+        properties = {**instance.common, "duration": round(self.seconds, 6), "status": self.status}
+        message, kind = "infrastructure metering event", "NVCF_Infrastructure"
+        return instance.event(self.at, message, kind, instance.nca_id, properties)
 
 
 class Metering:
-    """Events of one instance. `invocation` and `heartbeat` are called on the event loop."""
+    """The metering of one instance. `invocation` and `heartbeat` are called on the event loop."""
 
     def __init__(
         self,
@@ -178,7 +147,6 @@ class Metering:
         interval: float = DEFAULT_HEARTBEAT,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._instance = instance
         self._interval = interval
         self._clock = clock
         self._beat_at = clock()
@@ -194,7 +162,10 @@ class Metering:
         self.heartbeat()
 
     def invocation(self, work: Work, outcome: str, seconds: float, size: int) -> None:
-        """A request is over; `outcome` as in nvcf_otel.names, `size` the bytes of its answer."""
+        """Report a request that has ended.
+
+        outcome: a name of nvcf_otel.names. seconds: duration of the handler. size: bytes of the response.
+        """
         message = work.message
         billing = {
             pair.key.lower(): pair.value
@@ -216,25 +187,25 @@ class Metering:
         )
 
     def heartbeat(self) -> None:
-        """The instance is there."""
+        """Report that the instance is alive."""
         now = self._clock()
         self._delivery.put(Heartbeat(now, self._status, max(0.0, now - self._beat_at)))
         self._beat_at = now
 
     def ready(self) -> None:
-        """Requests are taken from now on."""
+        """Change the status to ready: requests are taken from now on."""
         if self._status != READY:
             self.heartbeat()
             self._status = READY
 
     async def beat(self) -> None:
-        """Tell each `interval` seconds that the instance is there, until cancelled."""
+        """Send a heartbeat every `interval` seconds until cancelled."""
         while True:
             await asyncio.sleep(self._interval)
             self.heartbeat()
 
     def close(self, seconds: float) -> None:
-        """The last heartbeat, and write what is queued. Blocks."""
+        """Send a last heartbeat and write what is queued, in at most `seconds`. Blocks."""
         self.heartbeat()
         self._delivery.close(seconds)
 
@@ -244,7 +215,7 @@ class _Written(NamedTuple):
 
 
 class _Lines:
-    """Where events are written. Used by the thread of the queue."""
+    """Writes the events. Used on the thread of the queue."""
 
     def __init__(self, instance: Instance, target: str) -> None:
         self._instance = instance
@@ -256,26 +227,19 @@ class _Lines:
             self._stream = sys.stdout if target == "stdout" else sys.stderr
 
     def export(self, batch: Sequence[Invocation | Heartbeat], /) -> _Written:
-        """Write a line for each."""
-        lines = [json.dumps(self._event(each), ensure_ascii=False) for each in batch]
-        # One write, so that lines of the function do not come in between.
+        lines = [json.dumps(each.event(self._instance), ensure_ascii=False) for each in batch]
+        # One write, so that output of the function does not come in between.
         self._stream.write("\n".join(lines) + "\n")
         self._stream.flush()
         return _Written()
 
-    def _event(self, event: Invocation | Heartbeat) -> dict[str, Any]:
-        if isinstance(event, Invocation):
-            return invocation_event(self._instance, event)
-        return heartbeat_event(self._instance, event)
-
     def shutdown(self) -> None:
-        """Close a file."""
         if self._own:
             self._stream.close()
 
 
 def metering_from(config: WorkerConfig, environ: Mapping[str, str]) -> Metering | None:
-    """What NVCF_METERING asks for."""
+    """Return the metering that NVCF_METERING asks for; None if it is off."""
     target = environ.get(METERING, "").strip()
     if not target or target.lower() in ("off", "none", "0", "false"):
         return None

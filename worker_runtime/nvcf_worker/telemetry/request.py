@@ -20,8 +20,8 @@ from nvcf_worker.function.response import Outcome, Source, StreamReply
 from nvcf_worker.message import Work, request_time
 
 if TYPE_CHECKING:
-    from nvcf_worker.telemetry.figures import Figures
     from nvcf_worker.telemetry.metering import Metering
+    from nvcf_worker.telemetry.metrics import WorkerMetrics
 
 _CONTEXT_HEADERS = ("tracestate", "baggage")
 
@@ -35,13 +35,13 @@ class RequestInstruments:
 
     def __init__(
         self,
-        figures: Figures,
+        metrics: WorkerMetrics,
         metering: Metering | None,
         version_id: str,
         attributes: Mapping[str, str | int | bool],
         start_links: Callable[[], Sequence[Link]],
     ) -> None:
-        self.figures = figures
+        self.metrics = metrics
         self.metering = metering
         self.tracer = trace.get_tracer("nvcf_worker")
         self.tracing = spans.is_tracing()
@@ -108,10 +108,10 @@ class RequestTelemetry:
         self._session = work.tunnel is not None
         self._token: Token[Context] | None = None
         self.bytes = 0
-        figures = shared.figures
-        figures.requests += 1
+        metrics = shared.metrics
+        metrics.requests += 1
         if work.attempt > 1:
-            figures.redeliveries += 1
+            metrics.redeliveries += 1
         parent = None if work.trace is None else spans.parse(work.trace)
         if not shared.tracing:
             pass
@@ -122,7 +122,7 @@ class RequestTelemetry:
                 self._token = otel_context.attach(spans.unrecorded(work.request_id))
         elif parent.trace_flags.sampled or not shared.follows_parents:
             self._open(parent)
-        figures.queue.record(max(0.0, work.received_at - request_time(work)), self._span)
+        metrics.queue.record(max(0.0, work.received_at - request_time(work)), self._span)
         shared.running[id(self)] = self._arrived
         if self._span is not None:
             self._token = otel_context.attach(trace.set_span_in_context(self._span))
@@ -159,7 +159,7 @@ class RequestTelemetry:
     def handler_begins(self) -> None:
         """Start the handler's span; spans and logs of the function belong to it from here on."""
         self._handler_at = perf_counter()
-        self._shared.figures.before_seconds += self._handler_at - self._arrived
+        self._shared.metrics.before_seconds += self._handler_at - self._arrived
         if self._span is not None:
             handler = self._handler_span = self._shared.tracer.start_span(names.HANDLER)
             otel_context.attach(trace.set_span_in_context(handler))
@@ -183,7 +183,7 @@ class RequestTelemetry:
         if not isinstance(response, StreamReply):
             self._handler_over(_outcome_of(response.status))
             return response
-        self._shared.figures.first_item.record(perf_counter() - self._handler_at, self._handler_span)
+        self._shared.metrics.first_item.record(perf_counter() - self._handler_at, self._handler_span)
         if self._span is not None and self._handler_span is not None:
             self._handler_span.add_event(names.FIRST_ITEM)
             self._stream_span = self._shared.tracer.start_span(
@@ -195,7 +195,7 @@ class RequestTelemetry:
 
     def stream_over(self, items: int, status: int, *, complete: bool) -> None:
         """Record the end of a stream: it was read to its end, or nobody reads on."""
-        self._shared.figures.items += items
+        self._shared.metrics.items += items
         if self._stream_span is not None:
             self._stream_span.set_attribute(names.STREAMED_ITEMS, items)
             self._stream_span.end()
@@ -207,9 +207,9 @@ class RequestTelemetry:
             return
         self._handler_done = perf_counter()
         took = self._handler_done - self._handler_at
-        figures = self._shared.figures
-        figures.handler_seconds += took
-        figures.handler(outcome).record(took, self._handler_span)
+        metrics = self._shared.metrics
+        metrics.handler_seconds += took
+        metrics.handler(outcome).record(took, self._handler_span)
         if self._handler_span is not None:
             self._handler_span.set_attribute(names.OUTCOME, outcome)
             self._handler_span.end()
@@ -245,7 +245,7 @@ class RequestTelemetry:
     def end(self) -> None:
         """Record the request as a whole."""
         now = perf_counter()
-        shared, figures = self._shared, self._shared.figures
+        shared, metrics = self._shared, self._shared.metrics
         if shared.running.pop(id(self), None) is None:
             return
         if self._delivery is not None:
@@ -253,16 +253,16 @@ class RequestTelemetry:
         if self._handler_at and not self._handler_done:
             self._handler_over(names.GONE if self._scope.end is not None else names.ERRORED)
         whole = now - self._arrived
-        figures.busy_seconds += whole
+        metrics.busy_seconds += whole
         if self._handler_done:
-            figures.after_seconds += now - self._handler_done
-        figures.latency.record(whole, self._span)
-        figures.response_bytes += self.bytes
+            metrics.after_seconds += now - self._handler_done
+        metrics.latency.record(whole, self._span)
+        metrics.response_bytes += self.bytes
         outcome = self._outcome()
         if outcome is names.FULFILLED or self._answered:
-            figures.answered += 1
+            metrics.answered += 1
         else:
-            figures.failed += 1
+            metrics.failed += 1
         if self._span is not None:
             self._finish(self._span, outcome)
         if self._token is not None:
@@ -275,7 +275,7 @@ class RequestTelemetry:
         if self._answered:
             return _outcome_of(self._status)
         if self._session and self._error is None and self._scope.end is None:
-            self._shared.figures.sessions += 1
+            self._shared.metrics.sessions += 1
             return names.FULFILLED
         return names.ERRORED if self._scope.end is None else names.GONE
 

@@ -1,12 +1,13 @@
-"""Setting a worker's telemetry up, in the worker itself and in its child processes."""
+"""Set up telemetry in a worker and in its child processes."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from nvcf_otel import names
 from nvcf_otel.errors import TelemetryError
@@ -15,25 +16,51 @@ from nvcf_otel.setup import Telemetry, start_telemetry
 from nvcf_proto import environment as env
 from nvcf_worker.control.config import WorkerConfig
 from nvcf_worker.process import logs
-from nvcf_worker.telemetry import values
-from nvcf_worker.telemetry.figures import Figures
+from nvcf_worker.telemetry import measurements
+from nvcf_worker.telemetry.measurements import Measurement
 from nvcf_worker.telemetry.metering import metering_from
+from nvcf_worker.telemetry.metrics import WorkerMetrics
 from nvcf_worker.telemetry.worker import Identity, NoTelemetry, WorkerTelemetry
 
 log = logging.getLogger("nvcf_worker")
 
 ON_HEALTH_PORT = "health"
-"""Value of NVCF_METRICS_ADDRESS: `/metrics` at HEALTH_PORT, and no port of its own."""
+"""Value of NVCF_METRICS_ADDRESS: `/metrics` on HEALTH_PORT, without a port of its own."""
 
 SHUTDOWN_SECONDS = 3.0
 
+_current: WorkerTelemetry | NoTelemetry = NoTelemetry()
 
-def worker_telemetry(
+
+def current() -> WorkerTelemetry | NoTelemetry:
+    """Return the telemetry of the worker that runs in this process."""
+    return _current
+
+
+@contextlib.asynccontextmanager
+async def worker_telemetry(
+    config: WorkerConfig, address: str | None
+) -> AsyncIterator[WorkerTelemetry | NoTelemetry]:
+    """Set up the worker's telemetry; at the end, send what is still queued.
+
+    address: of the metrics, HOST:PORT or `health`; default NVCF_METRICS_ADDRESS.
+    """
+    global _current  # there is one worker per process
+    telemetry = _current = start_worker_telemetry(config, address)
+    try:
+        yield telemetry
+    finally:
+        _current = NoTelemetry()
+        if isinstance(telemetry, WorkerTelemetry):
+            await asyncio.to_thread(telemetry.shutdown, SHUTDOWN_SECONDS)
+
+
+def start_worker_telemetry(
     config: WorkerConfig, address: str | None, environ: Mapping[str, str] = os.environ
 ) -> WorkerTelemetry | NoTelemetry:
-    """What the environment and `address` (HOST:PORT or `health`) ask for. To be called on the event loop.
+    """Start the telemetry that `environ` and `address` ask for. Called on the event loop.
 
-    Telemetry that cannot be set up is told in the log, and the worker works without.
+    If telemetry cannot be set up, the error is logged and the worker runs without it.
     """
     wanted = address or environ.get(env.NVCF_METRICS_ADDRESS, "").strip() or None
     version = {names.FUNCTION_ID: config.function_id, names.FUNCTION_VERSION_ID: config.version_id}
@@ -51,7 +78,7 @@ def worker_telemetry(
             **arguments,  # type: ignore[arg-type]
         )
     except TelemetryError as error:
-        log.error("%s; the worker goes on without", error)
+        log.error("%s; the worker runs without telemetry", error)
         sdk = start_telemetry("worker", **arguments)  # type: ignore[arg-type]
     metering = metering_from(config, environ)
     if not sdk.enabled and metering is None:
@@ -64,14 +91,13 @@ def worker_telemetry(
         "nca_id": config.nca_id,
         "instance_id": config.instance_id,
     }
-    figures = Figures(version, peer)
-    values.listen(_on_loop(lambda value: values.record(value, version)))
+    measurements.listen(_on_loop(lambda measurement: measurements.record(measurement, version)))
     identity = Identity(config.function_id, config.version_id, config.instance_id, config.function_name)
-    return WorkerTelemetry(sdk, identity, figures, metering, environ)
+    return WorkerTelemetry(sdk, identity, WorkerMetrics(version, peer), metering, environ)
 
 
 def resource_attributes(config: WorkerConfig) -> dict[str, str]:
-    """Who the worker is, by OpenTelemetry's conventions for functions and by the platform's own names."""
+    """Return the worker's resource attributes, by OpenTelemetry's conventions and by the platform's own."""
     return {
         "service.name": config.function_name or "nvcf-worker",
         names.FAAS_NAME: config.function_name or config.function_id,
@@ -88,21 +114,24 @@ def resource_attributes(config: WorkerConfig) -> dict[str, str]:
     }
 
 
-def _on_loop(record: Callable[[values.Value], None]) -> values.Listener:
-    """Histograms are written on the event loop alone; handlers tell values from their threads."""
+def _on_loop(record: Callable[[Measurement], None]) -> measurements.Listener:
+    """Return a listener for any thread that records on the event loop, where histograms are written."""
     loop, thread = asyncio.get_running_loop(), threading.get_ident()
 
-    def listener(value: values.Value) -> None:
+    def listener(measurement: Measurement) -> None:
         if threading.get_ident() == thread:
-            record(value)
+            record(measurement)
         elif not loop.is_closed():
-            loop.call_soon_threadsafe(record, value)
+            loop.call_soon_threadsafe(record, measurement)
 
     return listener
 
 
 def child_telemetry(environ: Mapping[str, str] = os.environ) -> Telemetry:
-    """A child's own exporters: spans, logs and figures of the function. The platform's are its worker's."""
+    """Start the exporters of a child process: for spans, logs and metrics of the function itself.
+
+    The metrics of the platform are exported by the worker.
+    """
     instance = environ.get(env.INSTANCE_ID, "")
     name = environ.get(env.FUNCTION_NAME, "")
     telemetry = start_telemetry(

@@ -14,14 +14,14 @@ from nvcf_otel import names, spans
 from nvcf_proto.environment import NVCF_SCALING_TRACEPARENT, TRACEPARENT
 from nvcf_worker.function.cancellation import CancelScope
 from nvcf_worker.message import Work
-from nvcf_worker.telemetry.load import load
+from nvcf_worker.telemetry.measurements import measure_load
 from nvcf_worker.telemetry.observer import NoopObserver, RequestObserver
 from nvcf_worker.telemetry.request import RequestInstruments, RequestTelemetry
 
 if TYPE_CHECKING:
     from nvcf_otel.setup import Telemetry
-    from nvcf_worker.telemetry.figures import Figures
     from nvcf_worker.telemetry.metering import Metering
+    from nvcf_worker.telemetry.metrics import WorkerMetrics
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,13 @@ class WorkerTelemetry:
         self,
         sdk: Telemetry,
         identity: Identity,
-        figures: Figures,
+        metrics: WorkerMetrics,
         metering: Metering | None,
         environ: Mapping[str, str],
     ) -> None:
         self.sdk = sdk
-        self.figures = figures
-        self.broker = figures.broker
+        self.metrics = metrics
+        self.broker = metrics.broker
         self.metering = metering
         self.start = InstanceStart(trace.get_tracer("nvcf_worker"), identity, environ)
         attributes: dict[str, str | int | bool] = {
@@ -84,7 +84,7 @@ class WorkerTelemetry:
             **({names.FUNCTION_NAME: identity.function_name} if identity.function_name else {}),
         }
         self.requests = RequestInstruments(
-            figures, metering, identity.version_id, attributes, self.start.links
+            metrics, metering, identity.version_id, attributes, self.start.links
         )
 
     def request(self, work: Work, scope: CancelScope) -> RequestObserver:
@@ -101,11 +101,11 @@ class WorkerTelemetry:
 
     def refresh_failed(self) -> None:
         """The worker token could not be renewed."""
-        self.figures.refresh_failures += 1
+        self.metrics.refresh_failures += 1
 
     def health_checked(self, healthy: bool) -> None:
         """The function's server was asked how it is."""
-        self.figures.health_checks["success" if healthy else "failure"] += 1
+        self.metrics.health_checks["success" if healthy else "failure"] += 1
 
     def environment(self) -> dict[str, str]:
         """What a child process of the function gets: its spans belong below the start of the instance."""
@@ -172,7 +172,7 @@ async def loaded(telemetry: WorkerTelemetry | NoTelemetry, setting_up: Awaitable
         await setting_up
         return
     try:
-        await load(telemetry.start.carrier(), setting_up)
+        await measure_load(telemetry.start.carrier(), setting_up)
     except Exception as error:
         telemetry.start.failed(error)
         raise

@@ -17,7 +17,7 @@ from nvcf_worker.run.batching.items import results_of
 from nvcf_worker.run.batching.plan import ActiveSet
 from nvcf_worker.run.batching.settings import ContinuousSettings
 from nvcf_worker.run.batching.streams import ItemStream, Outlet
-from nvcf_worker.telemetry.values import tell
+from nvcf_worker.telemetry.measurements import measure
 
 log = logging.getLogger("nvcf_worker")
 
@@ -106,7 +106,7 @@ class StepLoop:
 
     async def _step(self, ready: list[Sequence]) -> None:
         name = self._model.name
-        tell(BATCH_SIZE.name, len(ready), self._attributes)
+        measure(BATCH_SIZE.name, len(ready), self._attributes)
         try:
             outputs = await self._caller.call(self._model.step, [one.state for one in ready])
             for sequence, output in zip(ready, results_of(outputs, len(ready), name), strict=True):

@@ -12,7 +12,7 @@ from opentelemetry.trace import Link, Span, Status, StatusCode
 
 from nvcf_otel import names
 from nvcf_otel.worker_instruments import BATCH_SIZE, BATCH_WAIT_DURATION
-from nvcf_worker.telemetry.values import tell
+from nvcf_worker.telemetry.measurements import measure
 
 _tracer = trace.get_tracer("nvcf_worker")
 
@@ -43,8 +43,8 @@ class BatchTelemetry:
     def __init__(self, function: str, members: Sequence[Member], waited: float) -> None:
         self._span = _batch_span(function, members)
         attributes = {names.BATCH_FUNCTION: function}
-        tell(BATCH_SIZE.name, len(members), attributes, self._span)
-        tell(BATCH_WAIT_DURATION.name, waited, attributes, self._span)
+        measure(BATCH_SIZE.name, len(members), attributes, self._span)
+        measure(BATCH_WAIT_DURATION.name, waited, attributes, self._span)
         # Empty except for the span of the batch: a batch does not belong to one request, so its logs must not
         # carry the id of the request that happened to complete it.
         self.context = Context()

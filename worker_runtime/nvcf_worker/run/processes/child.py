@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nvcf_worker.function.handlers import Handler
     from nvcf_worker.process.companions import Companion
     from nvcf_worker.run.processes.served import ServedCall
-    from nvcf_worker.telemetry.values import Value
+    from nvcf_worker.telemetry.measurements import Measurement
 
 log = logging.getLogger("nvcf_worker")
 
@@ -64,11 +64,11 @@ async def _serve(handler: Handler, end: socket.socket, companion: Companion | No
     from nvcf_worker.run.processes.channel import Channel
     from nvcf_worker.run.processes.frames import Frame
     from nvcf_worker.run.processes.lives import living
-    from nvcf_worker.telemetry import values
+    from nvcf_worker.telemetry import measurements
 
     server = ChildServer(handler, asyncio.get_running_loop())
     channel = server.channel = await Channel.over(end, server.on_frame)
-    values.listen(server.tell)
+    measurements.listen(server.tell)
     async with living(handler, companion, lambda reason: channel.send(Frame.UNHEALTHY, 0, reason.encode())):
         channel.send(Frame.READY)
         await asyncio.wait([channel.closed, server.stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -111,7 +111,7 @@ class ChildServer:
         elif (present := self._calls.get(number)) is not None:
             present.on_frame(kind, payload)
 
-    def tell(self, value: Value) -> None:
+    def tell(self, value: Measurement) -> None:
         """A value for the worker's figures, from any thread."""
         from nvcf_worker.run.processes.frames import Frame
 

@@ -12,7 +12,7 @@ from nvcf_worker.function.handlers import Handler
 from nvcf_worker.function.loading import begin_all, end_all, until_unhealthy
 from nvcf_worker.process.companions import Companion, cancelled
 from nvcf_worker.run.threads import ThreadPool
-from nvcf_worker.telemetry.load import load
+from nvcf_worker.telemetry.measurements import measure_load
 
 
 class _OpenDoor:
@@ -45,7 +45,7 @@ async def living(
             watching = asyncio.create_task(companion.watch(_OpenDoor()))
             stack.push_async_callback(cancelled, watching)
         stack.push_async_callback(end_all, handler.loading, blocking)
-        await load(os.environ, begin_all(handler.loading, blocking))
+        await measure_load(os.environ, begin_all(handler.loading, blocking))
 
         async def watch_health() -> None:
             unhealthy(await until_unhealthy(handler.loading, blocking))

@@ -16,8 +16,8 @@ from nvcf_worker.run.processes.call import Call
 from nvcf_worker.run.processes.channel import Channel
 from nvcf_worker.run.processes.child import CHANNEL_FD
 from nvcf_worker.run.processes.frames import Frame
-from nvcf_worker.telemetry import values
-from nvcf_worker.telemetry.running import current
+from nvcf_worker.telemetry import measurements
+from nvcf_worker.telemetry.setup import current
 
 log = logging.getLogger("nvcf_worker")
 
@@ -89,7 +89,7 @@ class ChildProcess:
         elif kind is Frame.UNHEALTHY:
             self._unhealthy(f"process {self.index}: {payload.decode(errors='replace')}")
         elif kind is Frame.FIGURE:
-            values.received(payload)
+            measurements.received(payload)
         elif (call := self.calls.get(number)) is not None:
             call.on_frame(kind, payload)
 

@@ -17,7 +17,7 @@ from nvcf_worker.process.companions import Admission
 from nvcf_worker.run.sidecar.health import Change, Readiness, probe
 from nvcf_worker.run.sidecar.settings import SidecarSettings
 from nvcf_worker.run.sidecar.upstream import Upstream
-from nvcf_worker.telemetry.running import current
+from nvcf_worker.telemetry.setup import current
 
 log = logging.getLogger("nvcf_worker")
 
