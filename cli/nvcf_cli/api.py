@@ -110,20 +110,20 @@ class Api:
 
     async def functions(self) -> list[Json]:
         """All versions of all functions of the account."""
-        return _objects(await self.call("GET", "/v2/nvcf/functions"), "functions")
+        return objects(await self.call("GET", "/v2/nvcf/functions"), "functions")
 
     async def instances(self, version_id: str | None = None) -> list[Json]:
         """Instance records, of one version or of all."""
         query = f"?functionVersionId={version_id}" if version_id else ""
-        return _objects(await self.call("GET", f"/v2/nvcf/instances{query}"), "instances")
+        return objects(await self.call("GET", f"/v2/nvcf/instances{query}"), "instances")
 
     async def clusters(self) -> list[Json]:
         """Cluster records as their agents last wrote them."""
-        return _objects(await self.call("GET", "/v2/nvcf/clusters"), "clusters")
+        return objects(await self.call("GET", "/v2/nvcf/clusters"), "clusters")
 
     async def telemetries(self) -> list[Json]:
         """The account's telemetry endpoints."""
-        return _objects(await self.call("GET", "/v2/nvcf/telemetries"), "telemetries")
+        return objects(await self.call("GET", "/v2/nvcf/telemetries"), "telemetries")
 
     async def events(
         self, version_id: str | None = None, *, kind: str | None = None, limit: int = 100
@@ -131,7 +131,7 @@ class Api:
         """What happened, newest first, to one version or to all."""
         query = {"functionVersionId": version_id, "kind": kind, "limit": str(limit)}
         text = urlencode({name: value for name, value in query.items() if value is not None})
-        return _objects(await self.call("GET", f"/v2/nvcf/events?{text}"), "events")
+        return objects(await self.call("GET", f"/v2/nvcf/events?{text}"), "events")
 
     async def create_version(self, body: Json, function_id: str | None) -> Json:
         """A new function (`function_id` None) or a new version of one; returns its description."""
@@ -165,7 +165,8 @@ def _deployment(function_id: str, version_id: str) -> str:
     return f"/v2/nvcf/deployments/functions/{function_id}/versions/{version_id}"
 
 
-def _objects(answer: Json, name: str) -> list[Json]:
+def objects(answer: Json, name: str) -> list[Json]:
+    """Return the objects in the list `name` of an answer; none if it has no such list."""
     values = answer.get(name)
     return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
 

@@ -13,12 +13,15 @@ from pathlib import Path
 from nvcf_cli.api import Api, ApiProblem, Json
 from nvcf_cli.catalog import find_function
 from nvcf_cli.errors import CliError, UsageError
-from nvcf_cli.progress import judge
-from nvcf_cli.scaling import Scale
+from nvcf_cli.scale import Scale
 from nvcf_cli.telemetry import chosen, reference
 from nvcf_proto.models import NAME_PATTERN
 
 POLL_SECONDS = 0.1
+# What an agent puts before the reason of an instance that waits for something outside the function.
+WAITING = "waiting: "
+# Failures of a place, not of the function: the platform tries others.
+_ELSEWHERE = ("capacity", "lost")
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,44 @@ def check_name(name: str) -> str:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far the instances of a version are. `failure` is set once one of them died."""
+
+    ready: int
+    text: str
+    failure: str | None = None
+    log_path: str | None = None
+
+
+def progress_of(instances: list[Json], wanted: int) -> Progress:
+    """Read the instance records of a version that is being deployed."""
+    ready = sum(each.get("state") == "RUNNING" for each in instances)
+    waiting = None
+    for each in instances:
+        reason = str(each.get("reason") or "")
+        category, text = split_reason(reason) if each.get("state") == "FAILED" else ("", reason)
+        if not reason or each.get("state") not in ("FAILED", "STARTING", "PENDING"):
+            continue
+        if category in _ELSEWHERE or each.get("state") == "PENDING" or reason.startswith(WAITING):
+            waiting = text.removeprefix(WAITING).splitlines()[0]
+            continue
+        # A dead process is started again at once: its record says STARTING, and still carries the reason.
+        return Progress(ready, "failed", text, each.get("logPath"))
+    if ready < wanted and waiting is not None:
+        return Progress(ready, f"waiting: {waiting}")
+    if not instances:
+        return Progress(0, "waiting for an instance")
+    return Progress(ready, f"starting ({ready} of {wanted} ready)" if wanted > 1 else "starting")
+
+
+def split_reason(reason: str) -> tuple[str, str]:
+    """A failed instance's reason, `CATEGORY: text`, as (category, text); no category is empty."""
+    category, separator, text = reason.partition(": ")
+    plain = category.replace("-", "")
+    return (category, text) if separator and plain.isalpha() and plain.islower() else ("", reason)
+
+
+@dataclass(frozen=True)
 class Deployed:
     """The outcome: ids, seconds until ready (None if not waited for), number of old versions ended."""
 
@@ -157,7 +198,7 @@ async def _wait_ready(
     try:
         async with asyncio.timeout(timeout):
             while True:
-                progress = judge(await api.instances(version_id), wanted)
+                progress = progress_of(await api.instances(version_id), wanted)
                 if progress.ready >= wanted:
                     return
                 text = progress.text

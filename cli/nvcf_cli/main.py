@@ -15,8 +15,6 @@ from nvcf_cli.commands import (
     deploy,
     functions,
     local,
-    metrics,
-    new,
     scaling,
     telemetry,
     top,
@@ -51,7 +49,7 @@ def root(
         os.environ["NVCF_DEBUG"] = "1"
 
 
-app.command("new")(new.new)
+app.command("new")(functions.new)
 app.command("up")(local.up)
 app.command("down")(local.down)
 app.command("status")(local.status)
@@ -67,7 +65,7 @@ app.command("dashboard")(dashboard.dashboard)
 app.add_typer(telemetry.app, name="telemetry")
 app.command("invoke")(calls.invoke_command)
 app.command("logs")(calls.logs)
-app.command("metrics")(metrics.metrics)
+app.command("metrics")(local.metrics)
 
 
 def main() -> None:

@@ -83,7 +83,7 @@ def age(timestamp: object, now: datetime | None = None) -> str:
     return f"{seconds}s"
 
 
-class Progress:
+class StatusLine:
     """One changing line on a terminal; elsewhere each new text is a line."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class Progress:
         self._status = self._console.status("") if self._console.is_terminal else None
         self._last = ""
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "StatusLine":
         if self._status is not None:
             self._status.start()
         return self

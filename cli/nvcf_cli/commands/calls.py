@@ -11,11 +11,11 @@ import aiohttp
 import typer
 from rich.text import Text
 
+from nvcf_cli.access import Access, DataOption, KeyFileOption, NameArgument, UrlOption
 from nvcf_cli.api import Api, Json
 from nvcf_cli.catalog import FINISHED, require_function
 from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.invoking import Call, invoke, parse_headers
-from nvcf_cli.options import Access, DataOption, KeyFileOption, NameArgument, UrlOption
 from nvcf_cli.screen import console
 from nvcf_cli.tailing import LogFile, follow, readable
 
@@ -89,7 +89,7 @@ def invoke_command(
         await invoke(api, call, write=writer, head=_show_head if include else None)
 
     writer = _Writer()
-    asyncio.run(Access(data, url, key_file).use(work))
+    Access(data, url, key_file).run(work)
     writer.finish()
 
 
@@ -157,7 +157,7 @@ def logs(
         if following:
             await _follow(paths, files, show)
 
-    asyncio.run(access.use(work))
+    access.run(work)
 
 
 async def _follow(

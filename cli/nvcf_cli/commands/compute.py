@@ -1,15 +1,14 @@
 """`nvcf instances`, `clusters`."""
 
-import asyncio
 import time
 from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
+from nvcf_cli.access import Access, DataOption, JsonOption, KeyFileOption, UrlOption
 from nvcf_cli.api import Api, Json
 from nvcf_cli.catalog import require_function
-from nvcf_cli.options import Access, DataOption, JsonOption, KeyFileOption, UrlOption
 from nvcf_cli.screen import age, cell, print_json, print_table
 from nvcf_proto.compute import SILENT_AFTER_SECONDS
 from nvcf_proto.models import InstanceState
@@ -44,7 +43,7 @@ def instances(
             found = [each for each in found if each.get("functionVersionId") in wanted]
         return found, names
 
-    found, names = asyncio.run(Access(data, url, key_file).use(work))
+    found, names = Access(data, url, key_file).run(work)
     if not everything:
         found = [each for each in found if each.get("state") != InstanceState.COMPLETED]
     if as_json:
@@ -89,7 +88,7 @@ def clusters(
       nvcf clusters
       nvcf clusters --json
     """
-    found = asyncio.run(Access(data, url, key_file).use(lambda api: api.clusters()))
+    found = Access(data, url, key_file).run(lambda api: api.clusters())
     if as_json:
         print_json(found)
         return

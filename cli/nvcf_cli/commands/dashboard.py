@@ -1,6 +1,5 @@
 """`nvcf dashboard`: the platform's built-in page."""
 
-import asyncio
 import os
 import sys
 import webbrowser
@@ -9,9 +8,9 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from nvcf_cli.access import Access, DataOption, KeyFileOption, UrlOption
 from nvcf_cli.api import Api, ApiProblem
 from nvcf_cli.errors import CliError
-from nvcf_cli.options import Access, DataOption, KeyFileOption, UrlOption
 from nvcf_cli.screen import console
 
 _NO_PAGE = 404
@@ -36,7 +35,7 @@ def dashboard(
       nvcf dashboard --no-browser
     """
     access = Access(data, url, key_file)
-    address = asyncio.run(access.use(page_address))
+    address = access.run(page_address)
     if no_browser or not has_display(dict(os.environ), sys.platform) or not webbrowser.open(address):
         # The address alone on standard output, for `xdg-open $(nvcf dashboard --no-browser)`.
         sys.stdout.write(address + "\n")

@@ -1,11 +1,11 @@
 """`nvcf deploy`."""
 
-import asyncio
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
+from nvcf_cli.access import Access, DataOption, JsonOption, KeyFileOption, UrlOption
 from nvcf_cli.api import Api
 from nvcf_cli.deploying import (
     Deployed,
@@ -19,9 +19,8 @@ from nvcf_cli.deploying import (
     parse_environment,
     split_target,
 )
-from nvcf_cli.options import Access, DataOption, JsonOption, KeyFileOption, UrlOption
-from nvcf_cli.scaling import Scale, bounds, gpus
-from nvcf_cli.screen import Progress, console, print_json
+from nvcf_cli.scale import Scale, bounds, gpus
+from nvcf_cli.screen import StatusLine, console, print_json
 from nvcf_cli.tailing import readable
 
 
@@ -150,17 +149,17 @@ def deploy_command(
     )
 
     async def work(api: Api) -> Deployed:
-        with Progress() as progress:
+        with StatusLine() as status:
             return await deploy(
                 api,
                 request,
                 wait=wait,
                 timeout=timeout,
-                show=lambda text: progress.show(f"{request.name}: {text}"),
+                show=lambda text: status.show(f"{request.name}: {text}"),
             )
 
     try:
-        done = asyncio.run(Access(data, url, key_file).use(work))
+        done = Access(data, url, key_file).run(work)
     except DeployFailed as failure:
         out = console(stderr=True)
         for line in failure.words:

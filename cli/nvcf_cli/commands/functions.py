@@ -1,15 +1,48 @@
-"""`nvcf undeploy`, `functions`."""
+"""`nvcf new`, `functions`, `undeploy`."""
 
-import asyncio
+import shlex
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
+from nvcf_cli.access import Access, DataOption, JsonOption, KeyFileOption, NameArgument, UrlOption
 from nvcf_cli.api import Api
 from nvcf_cli.catalog import INACTIVE, require_function
-from nvcf_cli.options import Access, DataOption, JsonOption, KeyFileOption, NameArgument, UrlOption
+from nvcf_cli.scaffold import TEMPLATES, project, write_project
 from nvcf_cli.screen import age, cell, console, print_json, print_table
+
+
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The function's name.", show_default=False)],
+    template: Annotated[
+        str, typer.Option("--template", "-t", help=f"One of {', '.join(TEMPLATES)}.")
+    ] = "hello",
+    folder: Annotated[
+        Path | None,
+        typer.Option("--folder", metavar="DIR", help="[default: the name, here]", show_default=False),
+    ] = None,
+) -> None:
+    """Write a folder for a new function: code, test, Dockerfile, requirements, README.
+
+    \b
+    Examples:
+      nvcf new greeter
+      nvcf new speaker --template stream
+      nvcf new api --template asgi --folder functions/api
+    """
+    target = folder or Path(name)
+    written = write_project(target, project(name, template))
+    out = console()
+    out.print(Text(f"{name}: {len(written)} files in {target}"))
+    for path in written:
+        out.print(Text(f"  {path.name}", style="dim"))
+    out.print(
+        Text(f"\nNext:\n  cd {shlex.quote(str(target))}\n  pip install -r requirements.txt pytest && pytest")
+    )
+    out.print(Text(f"  {TEMPLATES[template].run}"))
+    out.print(Text(f"  nvcf deploy function.py --name {shlex.quote(name)}    # with nvcf up"))
 
 
 def undeploy(
@@ -38,7 +71,7 @@ def undeploy(
             await api.call("DELETE", f"/v2/nvcf/functions/{found.id}")
         return count
 
-    count = asyncio.run(Access(data, url, key_file).use(work))
+    count = Access(data, url, key_file).run(work)
     text = f"{name}: undeployed" if count else f"{name}: was not deployed"
     console().print(Text(f"{text}, removed" if delete else text))
 
@@ -59,7 +92,7 @@ def functions(
       nvcf functions
       nvcf functions --all --json
     """
-    listed = asyncio.run(Access(data, url, key_file).use(lambda api: api.functions()))
+    listed = Access(data, url, key_file).run(lambda api: api.functions())
     shown = [each for each in listed if everything or each.get("status") != INACTIVE]
     if as_json:
         print_json(shown)

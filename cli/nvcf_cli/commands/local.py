@@ -1,4 +1,4 @@
-"""`nvcf up`, `nvcf down`, `nvcf status`."""
+"""`nvcf up`, `nvcf down`, `nvcf status`, `nvcf metrics`: the platform on this machine."""
 
 import asyncio
 import contextlib
@@ -15,12 +15,13 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from nvcf_cli.access import Access, DataOption, JsonOption
 from nvcf_cli.errors import CliError, UsageError
-from nvcf_cli.options import Access, DataOption, JsonOption
-from nvcf_cli.parts import SIMULATED_GPU, ClusterPlan
+from nvcf_cli.local.platform import UpOptions, run_platform
+from nvcf_cli.local.processes import SIMULATED_GPU, ClusterPlan
+from nvcf_cli.local.scrape import configuration, instance_targets
+from nvcf_cli.local.state import Installation, PlatformState, only_platform, read_state, running_pid
 from nvcf_cli.screen import age, console, print_json, print_table
-from nvcf_cli.state import Installation, PlatformState, only_platform, read_state, running_pid
-from nvcf_cli.up import UpOptions, run_platform
 
 _START_SECONDS = 100.0
 _STOP_SECONDS = 60.0
@@ -263,3 +264,44 @@ def _show(state: PlatformState) -> None:
         for name, child in state.children.items()
     ]
     print_table(("PROCESS", "STATE", "PID", "RESTARTS"), rows, "")
+
+
+def metrics(
+    data: DataOption = None,
+    config: Annotated[bool, typer.Option("--config", help="Print Prometheus' configuration.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show where the platform on this machine serves its metrics, and how Prometheus collects them.
+
+    \b
+    Examples:
+      nvcf metrics
+      prometheus --config.file=$HOME/.nvcf/prometheus.yml
+      nvcf metrics --config
+    """
+    installation = Access(data=data).installation
+    if config:
+        typer.echo(configuration(installation), nl=False)
+        return
+    state = read_state(installation)
+    if state is None:
+        raise CliError(f"no platform runs on {installation.data}: nvcf up starts it")
+    instances = instance_targets(installation)
+    if as_json:
+        found = [{"address": address, **labels} for labels, address in instances]
+        print_json(
+            {"platform": state.metrics, "instances": found, "prometheus": str(installation.prometheus)}
+        )
+        return
+    if not state.metrics:
+        raise CliError("the platform serves no metrics: it was started with --no-metrics")
+    rows = [(name, f"http://{address}/metrics") for name, address in state.metrics.items()]
+    rows += [
+        (
+            f"{labels.get('nvcf_function_name', '?')} {labels.get('nvcf_instance_id', '')[:8]}",
+            f"http://{address}/metrics",
+        )
+        for labels, address in instances
+    ]
+    print_table(("PROCESS", "METRICS"), rows, "")
+    console().print(Text(f"\nprometheus --config.file={installation.prometheus}"))

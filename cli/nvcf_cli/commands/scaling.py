@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from nvcf_cli.access import Access, DataOption, JsonOption, KeyFileOption, NameArgument, UrlOption
 from nvcf_cli.api import Api, Json
 from nvcf_cli.catalog import Found, require_function
-from nvcf_cli.options import Access, DataOption, JsonOption, KeyFileOption, NameArgument, UrlOption
 from nvcf_cli.screen import age, cell, console, print_json, print_table
 from nvcf_proto.models import InstanceState
 
@@ -44,7 +44,7 @@ def events(
             return await api.events(kind=kind, limit=limit)
         return await _events_of(api, require_function(await api.functions(), name), kind, limit)
 
-    found = asyncio.run(Access(data, url, key_file).use(work))
+    found = Access(data, url, key_file).run(work)
     if as_json:
         print_json(found)
         return
@@ -83,7 +83,7 @@ def scaling(
         instances = [each for each in await api.instances() if each.get("functionVersionId") in versions]
         return found, instances, await _events_of(api, found, "scaling", limit)
 
-    found, instances, decisions = asyncio.run(Access(data, url, key_file).use(work))
+    found, instances, decisions = Access(data, url, key_file).run(work)
     if as_json:
         print_json({"name": found.name, "instances": instances, "decisions": decisions})
         return

@@ -1,6 +1,5 @@
 """`nvcf telemetry add`, `list`, `rm`, `render`."""
 
-import asyncio
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,8 +7,8 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from nvcf_cli.access import Access, DataOption, JsonOption, KeyFileOption, UrlOption
 from nvcf_cli.api import Api, Json
-from nvcf_cli.options import Access, DataOption, JsonOption, KeyFileOption, UrlOption
 from nvcf_cli.screen import cell, console, print_json, print_table
 from nvcf_cli.telemetry import chosen, creation, find_endpoint, missing_files, pairs, render, word
 from nvcf_otel.byoo import Placement
@@ -125,7 +124,7 @@ def add(
         },
     )
     access = Access(data, url, key_file)
-    answer = asyncio.run(access.use(lambda api: api.call("POST", "/v2/nvcf/telemetries", body)))
+    answer = access.run(lambda api: api.call("POST", "/v2/nvcf/telemetries", body))
     made: Json = answer["telemetry"]
     if as_json:
         print_json(made)
@@ -146,7 +145,7 @@ def list_all(
     as_json: JsonOption = False,
 ) -> None:
     """List the account's telemetry endpoints."""
-    endpoints = asyncio.run(Access(data, url, key_file).use(lambda api: api.telemetries()))
+    endpoints = Access(data, url, key_file).run(lambda api: api.telemetries())
     if as_json:
         print_json(endpoints)
         return
@@ -178,7 +177,7 @@ def remove(
         found = find_endpoint(await api.telemetries(), name)
         await api.call("DELETE", f"/v2/nvcf/telemetries/{found['telemetryId']}")
 
-    asyncio.run(Access(data, url, key_file).use(work))
+    Access(data, url, key_file).run(work)
     console().print(Text(f"{name}: removed"))
 
 
@@ -228,7 +227,7 @@ def render_command(
         scrape=tuple(scrape or ()),
         resource=pairs("--attribute", attribute or ()),
     )
-    endpoints = asyncio.run(Access(data, url, key_file).use(lambda api: api.telemetries()))
+    endpoints = Access(data, url, key_file).run(lambda api: api.telemetries())
     text = render(chosen(endpoints, names), placement)
     if output is None:
         sys.stdout.write(text)

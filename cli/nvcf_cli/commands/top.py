@@ -11,14 +11,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from nvcf_cli.access import Access, DataOption, JsonOption, KeyFileOption, UrlOption
 from nvcf_cli.api import Api, ApiProblem
 from nvcf_cli.catalog import require_function
 from nvcf_cli.commands.compute import pools_text
 from nvcf_cli.commands.scaling import decision_text
 from nvcf_cli.errors import CliError, UsageError
-from nvcf_cli.figures import Picture, Row, picture, rate_text, seconds_text, share_text, sparkline
-from nvcf_cli.options import Access, DataOption, JsonOption, KeyFileOption, UrlOption
 from nvcf_cli.screen import age, cell, console, print_json, visible
+from nvcf_cli.snapshot import Row, Snapshot, rate_text, seconds_text, share_text, snapshot, sparkline
 
 _STATES = {"RUNNING": "green", "STARTING": "yellow", "PENDING": "yellow", "TERMINATING": "dim"}
 _STATUS = {"ACTIVE": "green", "ERROR": "bold red", "DEPLOYING": "yellow"}
@@ -58,7 +58,7 @@ def top(
 
     async def work(api: Api) -> None:
         if once:
-            now = await look(api, name)
+            now = await fetch_snapshot(api, name)
             if as_json:
                 print_json(now.to_dict())
             else:
@@ -69,40 +69,40 @@ def top(
         else:
             await _watch(api, name, interval)
 
-    asyncio.run(Access(data, url, key_file).use(work))
+    Access(data, url, key_file).run(work)
 
 
-async def look(api: Api, name: str | None = None) -> Picture:
+async def fetch_snapshot(api: Api, name: str | None = None) -> Snapshot:
     """Ask once. Raises `CliError`."""
     functions = await api.functions()
     versions = None
     if name is not None:
         versions = frozenset(str(each["versionId"]) for each in require_function(functions, name).versions)
-    figures, instances, clusters, events = await asyncio.gather(
+    metrics, instances, clusters, events = await asyncio.gather(
         api.call("GET", "/v2/nvcf/figures"),
         api.instances(),
         api.clusters(),
         api.events(kind="scaling", limit=_DECISIONS),
     )
-    return picture(figures, functions, instances, clusters, events, versions)
+    return snapshot(metrics, functions, instances, clusters, events, versions)
 
 
 async def _lines(api: Api, name: str | None, interval: float) -> None:
     while True:
-        now = await look(api, name)
+        now = await fetch_snapshot(api, name)
         print_json(now.to_dict(), indent=None)
         sys.stdout.flush()
         await asyncio.sleep(interval)
 
 
 async def _watch(api: Api, name: str | None, interval: float) -> None:
-    shown = await look(api, name)
+    shown = await fetch_snapshot(api, name)
     failures = 0
     with Live(console=console(), screen=True, auto_refresh=False) as live:
         while True:
             trouble = None
             try:
-                shown, failures = await look(api, name), 0
+                shown, failures = await fetch_snapshot(api, name), 0
             except ApiProblem as problem:
                 if problem.status in (401, 403):
                     raise
@@ -117,7 +117,7 @@ async def _watch(api: Api, name: str | None, interval: float) -> None:
 
 
 def render(
-    now: Picture, trouble: str | None = None, *, width: int = _WIDE, height: int | None = None
+    now: Snapshot, trouble: str | None = None, *, width: int = _WIDE, height: int | None = None
 ) -> RenderableType:
     """A picture for a terminal of that size; `trouble` is why it is not of this moment."""
     parts: list[RenderableType] = [_headline(now)]
@@ -135,7 +135,7 @@ def render(
     return Group(*parts)
 
 
-def _headline(now: Picture) -> Text:
+def _headline(now: Snapshot) -> Text:
     states = now.instances
     text = Text()
     text.append(f"{rate_text(now.total('answers'))}/s answered", "bold")
@@ -200,7 +200,7 @@ def _states(instances: dict[str, int]) -> Text:
     return text if text else Text("none", "dim")
 
 
-def _decisions(now: Picture, room: int | None) -> RenderableType:
+def _decisions(now: Snapshot, room: int | None) -> RenderableType:
     if not now.decisions:
         return Text("nothing has been decided yet", style="dim")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)

@@ -19,13 +19,13 @@ from nvcf_cli.deploying import (
     find_python,
     name_from_file,
     parse_environment,
+    progress_of,
     split_target,
 )
 from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.invoking import Call, guess_content_type, parse_headers, request_of
 from nvcf_cli.main import run
-from nvcf_cli.progress import judge
-from nvcf_cli.scaling import Scale
+from nvcf_cli.scale import Scale
 from nvcf_cli.screen import age
 from nvcf_cli.tailing import LogFile, readable
 from nvcf_proto.models import NAME_PATTERN
@@ -111,7 +111,7 @@ def record(state: str, reason: str | None = None, **more: Any) -> dict[str, Any]
 def test_progress_of_a_deployment(
     records: list[dict[str, Any]], ready: int, text: str, failure: str | None
 ) -> None:
-    progress = judge(records, max(1, len(records)))
+    progress = progress_of(records, max(1, len(records)))
     assert (progress.ready, progress.text, progress.failure) == (ready, text, failure)
 
 

@@ -7,10 +7,10 @@ import pytest
 
 from nvcf_cli.commands.calls import _log_paths
 from nvcf_cli.commands.compute import cluster_state, gpu_text, pools_text
+from nvcf_cli.deploying import split_reason
 from nvcf_cli.errors import CliError, UsageError
-from nvcf_cli.progress import split_reason
-from nvcf_cli.scaling import Scale, bounds, gpus
-from nvcf_cli.state import Installation
+from nvcf_cli.local.state import Installation
+from nvcf_cli.scale import Scale, bounds, gpus
 from nvcf_proto.compute import Cluster, GpuPool
 from nvcf_proto.models import Deployment
 

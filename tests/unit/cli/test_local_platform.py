@@ -8,14 +8,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from nvcf_cli.access import find_target, read_key
 from nvcf_cli.commands.local import greeting
 from nvcf_cli.errors import CliError, UsageError
-from nvcf_cli.keys import ensure_keys, read_key
-from nvcf_cli.parts import Addresses, ClusterPlan, agent_spec, autoscaler_spec, gateway_spec
-from nvcf_cli.scrape import instance_targets, write_scrape_files
-from nvcf_cli.state import (
+from nvcf_cli.local.platform import choose_http_port, choose_sessions, ensure_keys
+from nvcf_cli.local.processes import Addresses, ClusterPlan, agent_spec, autoscaler_spec, gateway_spec
+from nvcf_cli.local.scrape import instance_targets, write_scrape_files
+from nvcf_cli.local.state import (
     ChildState,
     Installation,
     PlatformState,
@@ -24,9 +26,7 @@ from nvcf_cli.state import (
     running_pid,
     write_state,
 )
-from nvcf_cli.supervisor import ChildSpec
-from nvcf_cli.target import find_target
-from nvcf_cli.up import choose_http_port, choose_sessions
+from nvcf_cli.local.supervisor import ChildSpec
 from nvcf_proto.models import ApiKey, Scope
 
 
@@ -178,9 +178,9 @@ def test_where_sessions_come_in_is_told_to_the_gateway_and_to_the_user(tmp_path:
     assert "--sessions 127.0.0.1:8090" in " ".join(gateway_spec(installation, with_sessions, "info").command)
     bare = Addresses("a:1", "a:2", "nats://a:3", None, None)
     assert "--sessions" not in gateway_spec(installation, bare, "info").command
-    state = replace(state_of(tmp_path), sessions="127.0.0.1:8090")
+    state = msgspec.structs.replace(state_of(tmp_path), sessions="127.0.0.1:8090")
     assert "sessions   127.0.0.1:8090" in greeting(state)
-    assert PlatformState.from_dict(state.to_dict()) == state
+    assert msgspec.convert(state.to_dict(), PlatformState) == state
     assert "  sessions " not in greeting(state_of(tmp_path))
 
 

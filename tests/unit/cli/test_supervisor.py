@@ -13,7 +13,7 @@ import pytest
 from nvcf_broker.errors import BrokerUnavailableError
 from nvcf_broker.process import RestartPolicy
 from nvcf_cli.errors import CliError
-from nvcf_cli.supervisor import Change, Child, ChildSpec, Tree
+from nvcf_cli.local.supervisor import Change, Child, ChildSpec, Tree
 
 WAIT = 30.0
 READY = "import json, os, signal, sys, time\nprint(json.dumps({'event': 'ready', 'port': 7}), flush=True)\n"

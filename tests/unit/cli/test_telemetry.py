@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from nvcf_cli.errors import CliError, UsageError
+from nvcf_cli.local.processes import Addresses, ClusterPlan, agent_spec
+from nvcf_cli.local.state import Installation
 from nvcf_cli.main import run
-from nvcf_cli.parts import Addresses, ClusterPlan, agent_spec
-from nvcf_cli.state import Installation
 from nvcf_cli.telemetry import chosen, creation, find_endpoint, missing_files, pairs, reference, render, word
 from nvcf_otel.byoo import Placement
 from nvcf_proto.ids import new_id

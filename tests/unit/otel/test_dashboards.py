@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from nvcf_cli.scrape import write_scrape_files
-from nvcf_cli.state import Installation
+from nvcf_cli.local.scrape import write_scrape_files
+from nvcf_cli.local.state import Installation
 from nvcf_otel import instruments
 from nvcf_otel.dashboards import __main__ as generator
 from nvcf_otel.dashboards import promql

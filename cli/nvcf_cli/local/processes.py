@@ -12,8 +12,8 @@ from nvcf_agent.errors import AgentError
 from nvcf_agent.state.inventory import parse_gpus, parse_size
 from nvcf_broker.server import LocalBroker
 from nvcf_cli.errors import UsageError
-from nvcf_cli.state import Installation
-from nvcf_cli.supervisor import ChildSpec
+from nvcf_cli.local.state import Installation
+from nvcf_cli.local.supervisor import ChildSpec
 
 LOCAL_CLUSTER = "local"
 SIMULATED_GPU = "SIM"

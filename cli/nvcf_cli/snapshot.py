@@ -1,19 +1,20 @@
-"""What `nvcf top` shows, out of what the platform says. Pure."""
+"""What `nvcf top` shows, made from what the API returns. Pure."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-from nvcf_cli.api import Json
+import msgspec
+
+from nvcf_cli.api import Json, objects
 from nvcf_cli.catalog import INACTIVE
 
 _LIVING = ("RUNNING", "STARTING", "PENDING", "TERMINATING")
 _BARS = "▁▂▃▄▅▆▇█"
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(msgspec.Struct, frozen=True, rename="camel"):
     """One deployed version. Rates are per second, latencies and ages seconds; None: not known."""
 
     function: str
@@ -33,7 +34,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Snapshot:
     """Everything at one instant."""
 
     at: str
@@ -52,7 +53,7 @@ class Picture:
         return {
             "at": self.at,
             "gateways": {"answered": self.gateways[0], "known": self.gateways[1]},
-            "functions": [_camel(asdict(row)) for row in self.rows],
+            "functions": [msgspec.to_builtins(row) for row in self.rows],
             "clusters": list(self.clusters),
             "decisions": list(self.decisions),
         }
@@ -70,16 +71,16 @@ class Picture:
         return total
 
 
-def picture(
-    figures: Json,
+def snapshot(
+    metrics: Json,
     functions: Iterable[Json],
     instances: Iterable[Json],
     clusters: Iterable[Json],
     events: Iterable[Json],
     wanted: frozenset[str] | None = None,
-) -> Picture:
+) -> Snapshot:
     """Put the answers of the API together; `wanted` limits it to these versions."""
-    known = {str(each.get("functionVersionId")): each for each in _objects(figures, "versions")}
+    known = {str(each.get("functionVersionId")): each for each in objects(metrics, "versions")}
     alive: dict[str, Counter[str]] = {}
     for each in instances:
         if each.get("state") in _LIVING:
@@ -91,21 +92,21 @@ def picture(
         for each in functions
         if each.get("status") != INACTIVE and (wanted is None or each.get("versionId") in wanted)
     ]
-    gateways = figures.get("gateways") or {}
-    return Picture(
-        at=str(figures.get("at", "")),
+    gateways = metrics.get("gateways") or {}
+    return Snapshot(
+        at=str(metrics.get("at", "")),
         rows=tuple(sorted(rows, key=lambda row: (-row.answers, -row.waiting, row.function))),
         decisions=tuple(e for e in events if wanted is None or e.get("functionVersionId") in wanted),
-        answered=tuple(float(each.get("answersPerSecond") or 0) for each in _objects(figures, "series")),
-        step_seconds=float(figures.get("stepSeconds") or 5),
+        answered=tuple(float(each.get("answersPerSecond") or 0) for each in objects(metrics, "series")),
+        step_seconds=float(metrics.get("stepSeconds") or 5),
         gateways=(int(gateways.get("answered", 1)), int(gateways.get("known", 1))),
         clusters=tuple(clusters),
     )
 
 
-def _row(function: Json, figures: Json, alive: Counter[str]) -> Row:
-    queue = figures.get("queue") or {}
-    latency = figures.get("latency") or {}
+def _row(function: Json, metrics: Json, alive: Counter[str]) -> Row:
+    queue = metrics.get("queue") or {}
+    latency = metrics.get("latency") or {}
     return Row(
         function=str(function.get("name", "")),
         version_id=str(function.get("versionId", "")),
@@ -114,10 +115,10 @@ def _row(function: Json, figures: Json, alive: Counter[str]) -> Row:
         queued=queue.get("queued"),
         in_flight=queue.get("inFlight"),
         oldest=queue.get("oldestSeconds"),
-        waiting=int(figures.get("waiting") or 0),
-        arrivals=float(figures.get("arrivalsPerSecond") or 0),
-        answers=float(figures.get("answersPerSecond") or 0),
-        failures=float(figures.get("failuresPerSecond") or 0),
+        waiting=int(metrics.get("waiting") or 0),
+        arrivals=float(metrics.get("arrivalsPerSecond") or 0),
+        answers=float(metrics.get("answersPerSecond") or 0),
+        failures=float(metrics.get("failuresPerSecond") or 0),
         p50=latency.get("p50"),
         p90=latency.get("p90"),
         p99=latency.get("p99"),
@@ -152,16 +153,3 @@ def rate_text(value: float) -> str:
 def share_text(part: float, whole: float) -> str:
     """A share in percent; `-` of nothing."""
     return "-" if whole <= 0 else f"{min(1.0, part / whole):.2%}" if part else "0%"
-
-
-def _camel(values: dict[str, Any]) -> dict[str, Any]:
-    def name(text: str) -> str:
-        first, *rest = text.split("_")
-        return first + "".join(part.title() for part in rest)
-
-    return {name(key): value for key, value in values.items()}
-
-
-def _objects(value: Json, name: str) -> list[Json]:
-    listed = value.get(name)
-    return [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from nvcf_agent.backends.output import RotatingLog, Tail, pump
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.process import RestartPolicy, describe_exit, signal_group, spawn, stop_process
 from nvcf_cli.errors import CliError
-from nvcf_cli.state import ChildState
+from nvcf_cli.local.state import ChildState
 
 _log = logging.getLogger(__name__)
 
@@ -107,8 +109,8 @@ class Child:
     def _where(self) -> str:
         return f"see {self.spec.log}"
 
-    def _told(self, text: str | None = None, **changes: Any) -> None:
-        self._state = ChildState(**{**vars(self._state), **changes})
+    def _set_state(self, text: str | None = None, **changes: Any) -> None:
+        self._state = msgspec.structs.replace(self._state, **changes)
         self.on_change(Change(self.spec.name, self._state, text))
 
     async def _keep_running(self) -> None:
@@ -123,11 +125,11 @@ class Child:
             if self._stopping.is_set():
                 return
             if not self._was_ready.is_set():
-                raise CliError(f"the {self.spec.name} does not start ({how}): {_last_word(tail)}")
+                raise CliError(f"the {self.spec.name} does not start ({how}): {_last_line(tail)}")
             failures = self.restarts.failures_after(failures, self.monotonic() - began)
             delay = self.restarts.delay(failures)
             when = f"in {delay:g} s" if delay else "now"
-            self._told(
+            self._set_state(
                 f"the {self.spec.name} ended ({how}), starting it again {when}: {self._where()}",
                 pid=None,
                 state="waiting",
@@ -147,7 +149,7 @@ class Child:
                 stderr=asyncio.subprocess.PIPE,
                 death_signal=self.spec.death_signal,
             )
-            self._told(pid=process.pid, state="starting")
+            self._set_state(pid=process.pid, state="starting")
             if self._stopping.is_set():
                 return await stop_process(process, 0)
             async with asyncio.TaskGroup() as group:
@@ -181,7 +183,7 @@ class Child:
             return
         if process.returncode is None:
             self._was_ready.set()
-            self._told(state="running")
+            self._set_state(state="running")
         await _pump(process.stdout, log, None)
 
 
@@ -198,7 +200,7 @@ def _json_object(line: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _last_word(tail: Tail) -> str:
+def _last_line(tail: Tail) -> str:
     lines = tail.lines()
     if not lines:
         return "it said nothing"

@@ -1,25 +1,40 @@
 """`nvcf up`: broker, gateway, agents and autoscaler as one supervised tree."""
 
 import asyncio
+import json
 import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from nvcf_broker.errors import BrokerError
+from nvcf_broker.files import write_private
 from nvcf_broker.process import free_port, port_is_free
 from nvcf_broker.server import LocalBroker
+from nvcf_cli.access import read_key
 from nvcf_cli.errors import CliError, UsageError
-from nvcf_cli.keys import ensure_keys
-from nvcf_cli.parts import Addresses, ClusterPlan, agent_spec, autoscaler_spec, broker_spec, gateway_spec
-from nvcf_cli.scrape import write_scrape_files
-from nvcf_cli.state import Installation, PlatformState, write_state
-from nvcf_cli.supervisor import Change, Child, ChildSpec, Tree
+from nvcf_cli.local.processes import (
+    Addresses,
+    ClusterPlan,
+    agent_spec,
+    autoscaler_spec,
+    broker_spec,
+    gateway_spec,
+)
+from nvcf_cli.local.scrape import write_scrape_files
+from nvcf_cli.local.state import Installation, PlatformState, write_state
+from nvcf_cli.local.supervisor import Change, Child, ChildSpec, Tree
+from nvcf_proto.errors import ContractError
+from nvcf_proto.models import ApiKey, Scope
+from nvcf_proto.models.keys import api_key_id, hash_api_key, new_api_key
 
 DEFAULT_HTTP_PORT = 8080
+LOCAL_ACCOUNT = "local"
 _HOST = "127.0.0.1"
 _MAX_PORT = 65535
 
@@ -67,6 +82,34 @@ def choose_sessions(wanted: str | None) -> str | None:
     if number or ":" in host:
         raise CliError(f"nothing can listen on {wanted}: choose another port with --sessions")
     return f"{host}:{free_port(host)}"
+
+
+def ensure_keys(installation: Installation) -> None:
+    """Make the admin key, the agent's key, and the records (hashes only) that a gateway takes them from."""
+    records = [
+        _ensure_key(installation.admin_key, Scope.ADMIN, "made by nvcf up for its user"),
+        _ensure_key(installation.agent_key, Scope.AGENT, "made by nvcf up for its agent"),
+    ]
+    document = json.dumps([record.to_dict() for record in records], indent=1)
+    write_private(installation.bootstrap_keys, document + "\n")
+
+
+def _ensure_key(path: Path, scope: Scope, description: str) -> ApiKey:
+    if not path.exists():
+        write_private(path, new_api_key() + "\n")
+    text = read_key(path)
+    try:
+        key_id = api_key_id(text)
+    except ContractError as error:
+        raise CliError(f"{path} holds no API key: delete it to get a new one") from error
+    return ApiKey(
+        id=key_id,
+        secret_hash=hash_api_key(text),
+        nca_id=LOCAL_ACCOUNT,
+        scopes=(scope,),
+        created_at=time.time(),
+        description=description,
+    )
 
 
 @dataclass
@@ -150,7 +193,7 @@ class Platform:
         elif self.state is not None and change.state.state == "running":
             self.say(f"the {change.name} is back")
         if self.state is not None:
-            self.state = replace(self.state, children=dict(self._children))
+            self.state = msgspec.structs.replace(self.state, children=dict(self._children))
             write_state(self.installation, self.state)
 
     async def stop(self) -> None:

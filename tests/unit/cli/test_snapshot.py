@@ -12,9 +12,9 @@ from rich.console import Console
 
 from nvcf_cli.commands.dashboard import has_display
 from nvcf_cli.commands.top import render
-from nvcf_cli.figures import picture, rate_text, seconds_text, share_text, sparkline
+from nvcf_cli.snapshot import rate_text, seconds_text, share_text, snapshot, sparkline
 
-FIGURES: dict[str, Any] = {
+METRICS: dict[str, Any] = {
     "at": "2026-11-24T09:00:00Z",
     "gateways": {"answered": 1, "known": 2},
     "versions": [
@@ -52,7 +52,7 @@ CLUSTERS = [{"clusterId": "berlin", "pools": [{"gpu": "H100", "instancesFree": 1
 
 def shown(width: int = 140, **more: Any) -> str:
     out = io.StringIO()
-    now = picture(FIGURES, FUNCTIONS, INSTANCES, CLUSTERS, EVENTS)
+    now = snapshot(METRICS, FUNCTIONS, INSTANCES, CLUSTERS, EVENTS)
     Console(file=out, width=width, color_system=None).print(render(now, **more))
     return out.getvalue()
 
@@ -62,27 +62,27 @@ def test_a_terminal_obeys_nothing_that_a_function_said() -> None:
     event = {**EVENTS[0], "text": f"2 instances: {said}", "functionName": said}
     functions = [{**each, "name": said} for each in FUNCTIONS]
     out = io.StringIO()
-    now = picture(FIGURES, functions, INSTANCES, CLUSTERS, [event])
+    now = snapshot(METRICS, functions, INSTANCES, CLUSTERS, [event])
     Console(file=out, width=140, color_system=None).print(render(now))
     assert "owned" in out.getvalue()
     assert not set("\x1b\x07\x9b") & set(out.getvalue())
 
 
 def test_the_busiest_is_first_and_what_is_not_deployed_is_left_out() -> None:
-    now = picture(FIGURES, FUNCTIONS, INSTANCES, CLUSTERS, EVENTS)
+    now = snapshot(METRICS, FUNCTIONS, INSTANCES, CLUSTERS, EVENTS)
     assert [row.function for row in now.rows] == ["ocr", "new"]
     ocr, new = now.rows
     assert (ocr.queued, ocr.in_flight, ocr.oldest, ocr.p99) == (4, 2, 12.0, 1.5)
     assert ocr.instances == {"RUNNING": 2}
     assert (new.queued, new.p50, new.answers) == (None, None, 0.0)
     assert now.total("queued") == 4
-    only = picture(FIGURES, FUNCTIONS, INSTANCES, CLUSTERS, EVENTS, frozenset({"v2"}))
+    only = snapshot(METRICS, FUNCTIONS, INSTANCES, CLUSTERS, EVENTS, frozenset({"v2"}))
     assert [row.function for row in only.rows] == ["new"]
     assert only.decisions == ()
 
 
 def test_the_document_has_the_same_in_the_apis_spelling() -> None:
-    document = picture(FIGURES, FUNCTIONS, INSTANCES, CLUSTERS, EVENTS).to_dict()
+    document = snapshot(METRICS, FUNCTIONS, INSTANCES, CLUSTERS, EVENTS).to_dict()
     assert document["functions"][0]["inFlight"] == 2
     assert document["functions"][0]["versionId"] == "v1"
     assert document["gateways"] == {"answered": 1, "known": 2}
@@ -103,7 +103,7 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
 
 
 def test_an_empty_platform_is_not_an_error() -> None:
-    now = picture({}, [], [], [], [])
+    now = snapshot({}, [], [], [], [])
     out = io.StringIO()
     Console(file=out, width=100).print(render(now))
     assert "nothing is deployed" in out.getvalue()

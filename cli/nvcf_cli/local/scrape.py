@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nvcf_broker.files import private_directory, write_private
-from nvcf_cli.state import Installation
+from nvcf_cli.local.state import Installation
 
 
 def platform_targets(metrics: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -13,9 +13,11 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
+
+import msgspec
 
 from nvcf_broker.files import private_directory, write_private
 from nvcf_cli.errors import CliError
@@ -101,8 +103,7 @@ class Installation:
         return [folder / "logs" / name for folder in folders]
 
 
-@dataclass(frozen=True)
-class ChildState:
+class ChildState(msgspec.Struct, frozen=True):
     """One of the platform's processes."""
 
     pid: int | None = None
@@ -110,9 +111,8 @@ class ChildState:
     restarts: int = 0
 
 
-@dataclass(frozen=True)
-class PlatformState:
-    """What a running `nvcf up` tells other commands."""
+class PlatformState(msgspec.Struct, frozen=True, rename="camel"):
+    """What a running `nvcf up` reports to other commands."""
 
     pid: int
     url: str
@@ -121,40 +121,14 @@ class PlatformState:
     key_file: str
     data: str
     started_at: float
-    children: dict[str, ChildState] = field(default_factory=dict)
-    metrics: dict[str, str] = field(default_factory=dict)
+    children: dict[str, ChildState] = msgspec.field(default_factory=dict)
+    metrics: dict[str, str] = msgspec.field(default_factory=dict)
     sessions: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON members, as in the module's description."""
-        return {
-            "pid": self.pid,
-            "url": self.url,
-            "grpc": self.grpc,
-            "nats": self.nats,
-            "keyFile": self.key_file,
-            "data": self.data,
-            "startedAt": self.started_at,
-            "children": {name: asdict(child) for name, child in self.children.items()},
-            "metrics": self.metrics,
-            "sessions": self.sessions,
-        }
-
-    @classmethod
-    def from_dict(cls, document: dict[str, Any]) -> "PlatformState":
-        """Read JSON members. Raises ValueError, KeyError or TypeError for others."""
-        return cls(
-            pid=int(document["pid"]),
-            url=str(document["url"]),
-            grpc=str(document["grpc"]),
-            nats=str(document["nats"]),
-            key_file=str(document["keyFile"]),
-            data=str(document["data"]),
-            started_at=float(document["startedAt"]),
-            children={name: ChildState(**child) for name, child in document["children"].items()},
-            metrics={str(name): str(address) for name, address in document.get("metrics", {}).items()},
-            sessions=document.get("sessions"),
-        )
+        """Return the JSON members, as in the module's description."""
+        members: dict[str, Any] = msgspec.to_builtins(self)
+        return members
 
 
 def write_state(installation: Installation, state: PlatformState) -> None:
@@ -167,8 +141,8 @@ def read_state(installation: Installation) -> PlatformState | None:
     if running_pid(installation) is None:
         return None
     try:
-        return PlatformState.from_dict(json.loads(installation.state.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return msgspec.json.decode(installation.state.read_bytes(), type=PlatformState)
+    except (OSError, ValueError):
         return None
 
 
