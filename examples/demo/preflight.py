@@ -9,7 +9,7 @@ from pathlib import Path
 
 from examples.demo.failure import DemoFailure
 
-MODULES = ("nvcf_cli", "nvcf_gateway", "nvcf_agent", "rapidocr_onnxruntime", "PIL")
+MODULES = ("nvcf_cli", "nvcf_gateway", "nvcf_agent", "rapidocr", "PIL")
 LOAD_DEADLINE = 60.0
 
 

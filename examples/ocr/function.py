@@ -3,8 +3,8 @@
     nvcf deploy examples/ocr/function.py --name ocr
     nvcf invoke ocr --data @picture.png
 
-The models (detector, direction classifier, recogniser) come inside the rapidocr-onnxruntime wheel and run
-on the CPU. A function file is loaded by itself, so everything it needs is in here.
+The models (detector, direction classifier, recogniser) come inside the rapidocr wheel and run on the CPU.
+A function file is loaded by itself, so everything it needs is in here.
 """
 
 from __future__ import annotations
@@ -50,17 +50,21 @@ def load() -> Callable[[Any], Any]:
     """Loads the models and reads one blank page, so that the first caller does not pay for it."""
     # ONNX Runtime's wheels send usage data to their maker unless this is set before they are imported.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    from rapidocr_onnxruntime import RapidOCR
+    from rapidocr import RapidOCR
 
     # An instance shares the machine with its neighbours: one thread each, more instances for more throughput.
     cv2.setNumThreads(1)
     model: Callable[[Any], Any] = RapidOCR(
-        intra_op_num_threads=1,
-        inter_op_num_threads=1,
-        # The detector gets the short side enlarged to this; the default, 736, is ten times slower.
-        det_limit_side_len=224,
-        # How far a found line is widened before it is read: with less, blanks between words get lost.
-        det_unclip_ratio=2.2,
+        params={
+            "Global.log_level": "warning",
+            "EngineConfig.onnxruntime.intra_op_num_threads": 1,
+            "EngineConfig.onnxruntime.inter_op_num_threads": 1,
+            # The detector gets the short side enlarged to this; the default, 736, is much slower.
+            "Det.limit_type": "min",
+            "Det.limit_side_len": 224,
+            # How far a found line is widened before it is read: with less, blanks between words get lost.
+            "Det.unclip_ratio": 2.2,
+        }
     )
     model(np.full((320, 320, 3), 255, dtype=np.uint8))
     return model
@@ -102,10 +106,16 @@ def parse_passes(text: str | None) -> int:
 def read_lines(picture: Image.Image) -> list[dict[str, Any]]:
     """Lines from top to bottom; `box`: four corners in pixels, clockwise from where the line starts."""
     with MODEL_LOCK:
-        found, _ = MODEL(picture)
+        found = MODEL(picture)
+    if not found.txts:
+        return []
     return [
-        {"text": text, "confidence": round(float(score), 4), "box": [[round(x), round(y)] for x, y in box]}
-        for box, text, score in found or ()
+        {
+            "text": text,
+            "confidence": round(float(score), 4),
+            "box": [[round(float(x)), round(float(y))] for x, y in box],
+        }
+        for box, text, score in zip(found.boxes, found.txts, found.scores, strict=True)
     ]
 
 
