@@ -119,7 +119,7 @@ def _default(action: argparse.Action) -> str:
 
 def stated(text: str, default: str) -> tuple[str, str]:
     """Return a help text without its `[default: ...]`, and the default that it states."""
-    found = re.search(r"\s*[\[(]default: (.*?)[\])]$", text)
+    found = re.search(r"\s*(?:[\[(]default: |\[)(.*?)[\])]$", text)
     return (text.replace(found.group(0), ""), found.group(1)) if found else (text, default)
 
 

@@ -25,7 +25,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         description="Run the instances of one cluster as processes of this machine.",
     )
     parser.add_argument("--nats", required=True, metavar="URL", help="the broker, nats://HOST:PORT")
-    parser.add_argument("--nats-credentials", type=Path, metavar="FILE", help="one line user:password")
+    parser.add_argument(
+        "--nats-credentials", type=Path, metavar="FILE", help="file with the line user:password for it"
+    )
     parser.add_argument(
         "--gateway-http", required=True, metavar="URL", help="gateway that issues worker tokens"
     )
@@ -33,8 +35,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--worker-grpc", required=True, metavar="HOST:PORT", help="the gateway's gRPC address"
     )
     parser.add_argument("--worker-nats", required=True, metavar="URL", help="the broker as workers reach it")
-    parser.add_argument("--key-file", required=True, type=Path, metavar="FILE", help="API key, scope agent")
-    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="requests, folders and logs")
+    parser.add_argument(
+        "--key-file", required=True, type=Path, metavar="FILE", help="file with an API key of the scope agent"
+    )
+    parser.add_argument(
+        "--data", required=True, type=Path, metavar="DIR", help="folder for requests, instances and logs"
+    )
     parser.add_argument(
         "--grace",
         type=float,
@@ -49,7 +55,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="SECONDS",
         help="how long the record of an ended instance stays",
     )
-    parser.add_argument("--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus there")
+    parser.add_argument(
+        "--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus here [default: off]"
+    )
     parser.add_argument(
         "--worker-metrics",
         action="store_true",
@@ -73,16 +81,21 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="an OpenTelemetry Collector (contrib), run beside each instance whose telemetry needs one; "
         "without it only its configuration is written",
     )
-    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    parser.add_argument(
+        "--log-level",
+        default="info",
+        choices=["debug", "info", "warning", "error"],
+        help="least level of log records",
+    )
     _add_cluster(parser)
     return parser.parse_args(arguments)
 
 
 def _add_cluster(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the cluster")
-    group.add_argument("--cluster", default="local", metavar="ID", help="this cluster's id")
-    group.add_argument("--region", default="local", metavar="NAME", help="the region it lies in")
-    group.add_argument("--cluster-group", metavar="NAME", help="the group it belongs to")
+    group.add_argument("--cluster", default="local", metavar="ID", help="id of this cluster")
+    group.add_argument("--region", default="local", metavar="NAME", help="region of this cluster")
+    group.add_argument("--cluster-group", metavar="NAME", help="group of this cluster")
     group.add_argument(
         "--attribute",
         action="append",
@@ -111,7 +124,10 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
         "--cgroup", type=Path, metavar="DIR", help="control group (version 2) for limited instances"
     )
     group.add_argument(
-        "--max-ready-seconds", type=float, metavar="SECONDS", help="longest start of an instance"
+        "--max-ready-seconds",
+        type=float,
+        metavar="SECONDS",
+        help="longest start of an instance [default: 1800]",
     )
 
 

@@ -53,11 +53,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         prog="nvcf-autoscaler", description="Keep as many instances as the demand needs, and say why."
     )
     add = parser.add_argument
-    add("--nats", default="nats://127.0.0.1:4222", metavar="URL", help="broker, several with commas")
-    add("--nats-credentials", type=Path, metavar="FILE", help="one line user:password, mode 0600")
-    add("--replica-id", default="", help="unique name of this replica (default: random)")
-    add("--regions", type=_regions, default="local", help="regions whose queues count, with commas")
-    add("--replicas", type=int, default=1, help="copies of streams and buckets in a broker cluster")
+    add("--nats", default="nats://127.0.0.1:4222", metavar="URL",
+        help="URL of the broker; several, separated by commas")  # fmt: skip
+    add("--nats-credentials", type=Path, metavar="FILE",
+        help="file with the line user:password for the broker")  # fmt: skip
+    add("--replica-id", default="", metavar="NAME", help="unique name of this replica (default: random)")
+    add("--regions", type=_regions, default="local", help="regions whose queues count, separated by commas")
+    add("--replicas", type=int, default=1, metavar="N",
+        help="copies of streams and buckets in a broker cluster")  # fmt: skip
     add(
         "--lost-after",
         type=float,
@@ -72,9 +75,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="SECONDS",
         help="least time that a version keeps its only instance while GPUs are short and others have none",
     )
-    add("--grpc", metavar="HOST:PORT", help="also serve nvcf.Autoscaler there, in plain text")
-    add("--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus there (default: not)")
-    add("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    add("--grpc", metavar="HOST:PORT",
+        help="also serve nvcf.Autoscaler (gRPC) here, without TLS (default: off)")  # fmt: skip
+    add("--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus here (default: off)")
+    add("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"],
+        help="least level of log records")  # fmt: skip
     options = parser.parse_args(arguments)
     options.replica_id = options.replica_id or new_id()
     return options

@@ -122,46 +122,55 @@ def _parser() -> argparse.ArgumentParser:
         prog="nvcf-gateway", description="Take callers' requests, queue them for workers and answer."
     )
     add = parser.add_argument
-    add("--http", default="127.0.0.1:8080", metavar="HOST:PORT", help="callers and request-attach")
-    add("--grpc", default="127.0.0.1:9090", metavar="HOST:PORT", help="WorkerService")
-    add("--nats", default="nats://127.0.0.1:4222", metavar="URL", help="broker, several with commas")
-    add("--nats-credentials", type=Path, metavar="FILE", help="one line user:password, mode 0600")
+    add("--http", default="127.0.0.1:8080", metavar="HOST:PORT",
+        help="listen here for callers and for request-attach")  # fmt: skip
+    add("--grpc", default="127.0.0.1:9090", metavar="HOST:PORT", help="listen here for workers (gRPC)")
+    add("--nats", default="nats://127.0.0.1:4222", metavar="URL",
+        help="URL of the broker; several, separated by commas")  # fmt: skip
+    add("--nats-credentials", type=Path, metavar="FILE",
+        help="file with the line user:password for the broker")  # fmt: skip
     add("--signing-key", type=Path, required=True, metavar="FILE",
-        help="Ed25519 key (PEM), made if missing; or a folder: the newest signs, all verify")  # fmt: skip
+        help="Ed25519 key (PEM), created if missing; or a folder: the newest signs, all verify")  # fmt: skip
     add(
         "--callout-seed",
         type=Path,
         metavar="FILE",
-        help="account nkey seed: answer the broker's auth callout",
+        help="seed of the account key that signs answers to the broker's auth callout",
     )
-    add("--bootstrap-keys", type=Path, metavar="FILE", help="JSON list of API key records to create")
-    add("--region", default="local", help="this gateway's region")
-    add("--regions", default="", help="all regions, with commas")
-    add("--attach-url", metavar="URL", help="where workers reach this replica (default: the HTTP address)")
-    add("--public-url", metavar="URL", help="where callers reach the gateway (default: the attach URL)")
+    add("--bootstrap-keys", type=Path, metavar="FILE",
+        help="JSON list of API key records to create at the start")  # fmt: skip
+    add("--region", default="local", help="region of this gateway")
+    add("--regions", default="", help="all regions, separated by commas (default: the own one)")
+    add("--attach-url", metavar="URL",
+        help="URL at which workers reach this replica (default: the HTTP address)")  # fmt: skip
+    add("--public-url", metavar="URL",
+        help="URL at which callers reach the gateway (default: the attach URL)")  # fmt: skip
     add("--idle-timeout", type=float, default=DEFAULT_IDLE_TIMEOUT, metavar="SECONDS",
-        help="a connection without a complete request head for this long is closed")  # fmt: skip
+        help="close a connection without a complete request head after this time")  # fmt: skip
     add("--ack-wait", type=float, default=DEFAULT_ACK_WAIT_SECONDS, metavar="SECONDS",
-        help="silence of a worker after which its requests go to another")  # fmt: skip
-    add("--replicas", type=int, default=1, help="copies of each request stream in a broker cluster")
-    add("--placement-tag-key", default=DEFAULT_PLACEMENT_TAG_KEY, help="broker tag that names a region")
+        help="deliver the requests of a worker again after this time without a sign of life")  # fmt: skip
+    add("--replicas", type=int, default=1, metavar="N",
+        help="copies of each stream and bucket in a broker cluster")  # fmt: skip
+    add("--placement-tag-key", default=DEFAULT_PLACEMENT_TAG_KEY,
+        help="tag of a broker node that names its region")  # fmt: skip
     add(
         "--inline-reply-bytes",
         type=int,
         default=256 * KIB,
-        help="largest answer taken over the broker; 0 = none",
+        help="largest response that is sent over the broker; 0: none",
     )
     add(
         "--spool-directory",
         type=Path,
         metavar="DIR",
-        help="for request bodies in transit (default: temp folder)",
+        help="folder for request bodies in transit (default: the system's temporary folder)",
     )
-    add("--sessions", metavar="HOST:PORT", help="gRPC and WebSocket callers (default: none)")
+    add("--sessions", metavar="HOST:PORT",
+        help="listen here for gRPC and WebSocket sessions (default: no sessions)")  # fmt: skip
     add("--session-proxy", metavar="HOST:PORT",
-        help="where workers dial back for sessions (default with --sessions: any free port)")  # fmt: skip
+        help="listen here for workers of sessions (default: with --sessions any free port)")  # fmt: skip
     add("--session-proxy-url", metavar="URL",
-        help="where workers reach that, path /v1/proxy included (default: its own address)")  # fmt: skip
+        help="URL at which workers reach that, with the path /v1/proxy (default: its address)")  # fmt: skip
     add("--tls-cert", type=Path, metavar="FILE", help="certificate chain (PEM) of all listeners")
     add("--tls-key", type=Path, metavar="FILE", help="private key (PEM) of --tls-cert")
     add("--wide-inbox", action="store_true",
@@ -172,10 +181,13 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=24 * 3600.0,
         metavar="SECONDS",
-        help="life of answers kept for polls",
+        help="how long results and idempotency keys are stored",
     )
-    add("--results-max-mib", type=int, default=4096, metavar="MIB", help="room for them; the oldest go first")
-    add("--results-max-count", type=int, default=100_000, metavar="N", help="how many of them at most")
-    add("--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus there (default: not)")
-    add("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    add("--results-max-mib", type=int, default=4096, metavar="MIB",
+        help="space for stored results; the oldest go first")  # fmt: skip
+    add("--results-max-count", type=int, default=100_000, metavar="N",
+        help="number of stored results; the oldest go first")  # fmt: skip
+    add("--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus here (default: off)")
+    add("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"],
+        help="least level of log records")  # fmt: skip
     return parser

@@ -33,8 +33,8 @@ def parser() -> argparse.ArgumentParser:
         epilog="Example: nvcf-worker run function.py --reload",
     )
     result.add_argument("target", metavar="FILE[:NAME]")
-    result.add_argument("--port", type=int, default=DEFAULT_PORT, help="[%(default)s]; 0: any free one")
-    result.add_argument("--host", default="127.0.0.1", help="[%(default)s]")
+    result.add_argument("--port", type=int, default=DEFAULT_PORT, help="port to serve on; 0: any free port")
+    result.add_argument("--host", default="127.0.0.1", help="address to serve on")
     result.add_argument("--reload", action="store_true", help="start again when a file of the folder changes")
     result.add_argument("--fd", type=int, help=argparse.SUPPRESS)
     return result
