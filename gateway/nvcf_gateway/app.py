@@ -194,7 +194,7 @@ async def _parts(
     metrics = GatewayMetrics("http" if config.tls_cert is None else "https")
     http_telemetry, telemetry = HttpTelemetry(metrics), EnqueueTelemetry(metrics, config.region)
     sessions = SessionTelemetry(http_telemetry, telemetry)
-    register_gauges(metrics, demand.waiting, sessions)
+    register_gauges(metrics, demand.waiting, lambda: sessions.active, sessions.bytes)
     waiting = Waiting(config, gateway_id, attach_url, queue, pending, retention, owner, demand, telemetry)
     worker_query = WorkerQuery(config, gateway_id, attach_url, requests, pending)
     poller = Poller(

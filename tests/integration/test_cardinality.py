@@ -30,7 +30,8 @@ telemetry = start_telemetry("gateway", instance_id="g", environ={}, page=True)
 metrics, nothing = GatewayMetrics(), None
 demand = Demand(nothing, "g", VersionIndex(), lambda: 1.0)
 http, sending = HttpTelemetry(metrics), EnqueueTelemetry(metrics, "local")
-register_gauges(metrics, demand.waiting, SessionTelemetry(http, sending))
+sessions = SessionTelemetry(http, sending)
+register_gauges(metrics, demand.waiting, lambda: sessions.active, sessions.bytes)
 methods = ["POST", "GET", "BREW", "post", *(f"M{number}" for number in range(100))]
 for number in range(int(sys.argv[1])):
     version = FunctionVersion(new_id(), new_id(), f"function-{number}", "account", 1.0)

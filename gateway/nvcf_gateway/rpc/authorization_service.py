@@ -104,8 +104,7 @@ class InvocationService(nvcf_pb2_grpc.InvocationServicer):
             nvcf_pb2.ClientInvokeResponse.FunctionVersion(
                 functionVersionId=version.id,
                 defaultInvocationPath=version.inference_url,
-                hasRateLimit=version.rate_limit is not None,
-                syncCheck=version.rate_limit is not None and version.rate_limit.sync_check,
+                **_rate_limit_flags(version),
             )
             for version in versions
         ]
@@ -138,8 +137,7 @@ class ProxyService(nvcf_pb2_grpc.ProxyServicer):
             nvcf_pb2.ProxyAuthResponse.FunctionVersion(
                 functionVersionId=version.id,
                 type=_TYPES[version.function_type],
-                hasRateLimit=version.rate_limit is not None,
-                syncCheck=version.rate_limit is not None and version.rate_limit.sync_check,
+                **_rate_limit_flags(version),
             )
             for version in versions
         ]
@@ -233,6 +231,11 @@ async def _aborting(context: Context[Any, Any]) -> AsyncIterator[None]:
         yield
     except HttpProblem as problem:
         await abort(context, problem)
+
+
+def _rate_limit_flags(version: FunctionVersion) -> Any:
+    policy = version.rate_limit
+    return {"hasRateLimit": policy is not None, "syncCheck": policy is not None and policy.sync_check}
 
 
 def _given(request: Any, field: str) -> str | None:

@@ -8,21 +8,11 @@ import grpc
 from grpc.aio import ServicerContext as Context
 
 from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.http.grpc_status import grpc_status
 from nvcf_proto.errors import InvalidId
 from nvcf_proto.ids import parse_id
 
-_CODES = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
-    401: grpc.StatusCode.UNAUTHENTICATED,
-    403: grpc.StatusCode.PERMISSION_DENIED,
-    404: grpc.StatusCode.NOT_FOUND,
-    409: grpc.StatusCode.ALREADY_EXISTS,
-    412: grpc.StatusCode.FAILED_PRECONDITION,
-    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    501: grpc.StatusCode.UNIMPLEMENTED,
-    503: grpc.StatusCode.UNAVAILABLE,
-    504: grpc.StatusCode.DEADLINE_EXCEEDED,
-}
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def bearer(context: Context[Any, Any]) -> str:
@@ -45,5 +35,5 @@ def checked_id(text: str, field: str) -> str:
 
 async def abort(context: Context[Any, Any], problem: HttpProblem) -> NoReturn:
     """End the call with the gRPC status of a problem (the reverse of protocol.md, section 4.2)."""
-    await context.abort(_CODES.get(problem.status, grpc.StatusCode.INTERNAL), str(problem))
+    await context.abort(_CODES[grpc_status(problem.status)], str(problem))
     raise AssertionError("abort always raises")

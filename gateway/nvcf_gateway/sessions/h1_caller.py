@@ -11,7 +11,7 @@ import h11
 
 from nvcf_broker.wire import Splice, Wire
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.sessions.failures import describe, grpc_trailers, is_grpc, worker_left
+from nvcf_gateway.http.grpc_status import grpc_trailers, is_grpc
 from nvcf_gateway.sessions.h1 import (
     Event,
     H1Peer,
@@ -20,7 +20,7 @@ from nvcf_gateway.sessions.h1 import (
     response_headers,
     wants_upgrade,
 )
-from nvcf_gateway.sessions.opening import Admission, Opened, SessionOpener
+from nvcf_gateway.sessions.opening import Admission, Opened, SessionOpener, worker_left
 from nvcf_gateway.sessions.routing import Header, SessionCall, encode_headers, read_call
 from nvcf_proto.headers import PROBLEM_JSON
 
@@ -237,7 +237,7 @@ class H1Caller:
             status, body = 200, b""
             headers = [
                 ("content-type", content_type),
-                *grpc_trailers(problem.status, describe(problem)),
+                *grpc_trailers(problem),
             ]
         else:
             status, body = problem.status, problem.problem.to_json()

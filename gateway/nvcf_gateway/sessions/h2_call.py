@@ -8,7 +8,7 @@ from typing import Protocol
 from h2.errors import ErrorCodes
 
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.sessions.failures import describe, grpc_trailers, is_grpc
+from nvcf_gateway.http.grpc_status import grpc_trailers, is_grpc
 from nvcf_gateway.sessions.h2_endpoint import H2Endpoint
 from nvcf_gateway.sessions.h2_sender import Outgoing
 from nvcf_gateway.sessions.routing import Header, RawHeader, encode_headers
@@ -136,14 +136,14 @@ class H2Call:
         if not self.response_started:
             self._refuse(problem, extra)
         elif self.grpc:
-            self.response_end(encode_headers(grpc_trailers(problem.status, describe(problem))))
+            self.response_end(encode_headers(grpc_trailers(problem)))
         else:
             self.give_up(ErrorCodes.INTERNAL_ERROR)
 
     def _refuse(self, problem: HttpProblem, extra: Iterable[Header]) -> None:
         if self.grpc:
             head = [(":status", "200"), ("content-type", "application/grpc"), *extra]
-            trailers = grpc_trailers(problem.status, describe(problem))
+            trailers = grpc_trailers(problem)
             self.response_head(encode_headers([*head, *trailers]), True)
             return
         body = problem.problem.to_json()

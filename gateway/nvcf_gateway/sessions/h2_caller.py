@@ -96,7 +96,6 @@ class H2Caller:
     # --- events of the caller's endpoint
 
     def on_head(self, stream_id: int, headers: list[RawHeader], ended: bool) -> None:
-        """Start a new call."""
         self._served += 1
         if self._refusing or self._done.is_set():
             self._endpoint.reset(stream_id, ErrorCodes.REFUSED_STREAM)
@@ -184,7 +183,6 @@ class H2Caller:
         """Ignore: a server receives none."""
 
     def on_data(self, stream_id: int, data: bytes) -> None:
-        """Pass data of a request on."""
         call = self._calls.get(stream_id)
         if call is None:
             self._endpoint.credit(stream_id, len(data))
@@ -192,7 +190,6 @@ class H2Caller:
             call.request_data(data)
 
     def on_end(self, stream_id: int, trailers: list[RawHeader] | None) -> None:
-        """Pass the end of a request on."""
         call = self._calls.get(stream_id)
         if call is not None:
             call.request_end(trailers)
@@ -225,7 +222,6 @@ class H2Caller:
         """Ignore: a server opens no streams."""
 
     def on_goaway(self, last_stream_id: int) -> None:
-        """Close the connection after the running calls."""
         self._goaway = True
         self._check_done()
 

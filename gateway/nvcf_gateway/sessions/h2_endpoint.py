@@ -78,7 +78,6 @@ class H2Endpoint:
     # --- receiver of the wire
 
     def received(self, data: bytes) -> None:
-        """Process bytes from the peer."""
         if self._sender.closed:
             return
         try:
@@ -98,18 +97,15 @@ class H2Endpoint:
             self._fail(ProtocolError("the peer sends and does not read"))
 
     def ended(self) -> None:
-        """Report that the peer has closed its half."""
         if not self._sender.closed:
             self._events.on_eof()
 
     def lost(self, error: Exception | None) -> None:
-        """Report that the wire is gone."""
         if not self._sender.closed:
             self._sender.close()
             self._events.on_lost(error)
 
     def writable(self) -> None:
-        """Go on writing."""
         self._sender.pump()
 
     # --- events of h2

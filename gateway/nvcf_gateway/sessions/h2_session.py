@@ -8,10 +8,9 @@ from collections.abc import Callable
 from h2.errors import ErrorCodes
 
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.sessions.failures import worker_left
 from nvcf_gateway.sessions.h2_call import H2Call
 from nvcf_gateway.sessions.h2_endpoint import H2Endpoint
-from nvcf_gateway.sessions.opening import Admission, Opened
+from nvcf_gateway.sessions.opening import Admission, Opened, worker_left
 from nvcf_gateway.sessions.routing import RawHeader, encode_headers, response_additions
 
 
@@ -71,7 +70,6 @@ class H2Session:
         self._session_over(self)
 
     def drop(self, call: H2Call, code: int) -> None:
-        """End a call that the caller has reset."""
         if call.worker_id is None:
             self._waiting = deque(each for each in self._waiting if each is not call)
         elif self._calls.pop(call.worker_id, None) is not None and self._endpoint is not None:
@@ -80,12 +78,10 @@ class H2Session:
         self._after_call()
 
     def more(self, worker_id: int) -> None:
-        """Continue with a call that has something for the worker."""
         if self._endpoint is not None:
             self._endpoint.more(worker_id)
 
     def credit(self, worker_id: int, size: int) -> None:
-        """Let the worker send more: the caller has taken `size` bytes."""
         if self._endpoint is not None:
             self._endpoint.credit(worker_id, size)
 
@@ -105,7 +101,6 @@ class H2Session:
     # --- events of the worker's endpoint
 
     def on_head(self, stream_id: int, headers: list[RawHeader], ended: bool) -> None:
-        """Pass the head of a response on."""
         call = self._calls.get(stream_id)
         if call is not None:
             call.response_head([*headers, *self._response_additions], ended)
@@ -114,13 +109,11 @@ class H2Session:
                 self._start_waiting()
 
     def on_informational(self, stream_id: int, headers: list[RawHeader]) -> None:
-        """Pass a 1xx response on."""
         call = self._calls.get(stream_id)
         if call is not None:
             call.caller.send_head(call.caller_id, headers, None)
 
     def on_data(self, stream_id: int, data: bytes) -> None:
-        """Pass data of a response on."""
         call = self._calls.get(stream_id)
         if call is None:
             self.credit(stream_id, len(data))
@@ -128,7 +121,6 @@ class H2Session:
             call.response_data(data)
 
     def on_end(self, stream_id: int, trailers: list[RawHeader] | None) -> None:
-        """Pass the end of a response on."""
         call = self._calls.get(stream_id)
         if call is not None:
             call.response_end(trailers)
@@ -147,13 +139,11 @@ class H2Session:
         self._after_call()
 
     def on_finished(self, stream_id: int) -> None:
-        """Complete the call if its response is complete too."""
         call = self._calls.get(stream_id)
         if call is not None:
             self._maybe_over(call)
 
     def on_room(self) -> None:
-        """Start waiting calls."""
         self._start_waiting()
 
     def on_goaway(self, last_stream_id: int) -> None:
@@ -173,7 +163,6 @@ class H2Session:
         self.on_lost(None)
 
     def on_lost(self, error: Exception | None) -> None:
-        """Fail all calls: the tunnel is gone."""
         self._leave()
         calls = [*self._calls.values(), *self._waiting]
         self._calls.clear()
@@ -186,7 +175,6 @@ class H2Session:
     # --- ends
 
     def response_sent(self, call: H2Call) -> None:
-        """Complete the call: the caller has the whole response."""
         self._maybe_over(call)
 
     def _refused(self, call: H2Call) -> None:

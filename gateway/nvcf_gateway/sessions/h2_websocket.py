@@ -16,10 +16,9 @@ from nvcf_broker.wire import HALF_CLOSED_SECONDS, READ_BUFFER, Wire
 from nvcf_gateway.background import end_both
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.http.responses import internal_error
-from nvcf_gateway.sessions.failures import worker_left
 from nvcf_gateway.sessions.h1 import H1Peer, decode_headers, request_headers
 from nvcf_gateway.sessions.h2_call import H2Call
-from nvcf_gateway.sessions.opening import Admission, Opened, SessionOpener
+from nvcf_gateway.sessions.opening import Admission, Opened, SessionOpener, worker_left
 from nvcf_gateway.sessions.routing import Header, RawHeader, encode_headers, response_additions
 from nvcf_proto.headers import strip_hop_by_hop
 
@@ -55,21 +54,17 @@ class H2WebSocket:
     # --- called by the call
 
     def more(self, worker_id: int) -> None:
-        """Continue with what the caller has sent."""
         self._more.set()
 
     def credit(self, worker_id: int, size: int) -> None:
-        """Let the function send more: the caller has taken `size` bytes."""
         self._taken.set()
 
     def drop(self, call: H2Call, code: int) -> None:
-        """End the session: the caller has reset the stream."""
         call.to_caller.drop()
         if self.task is not None:
             self.task.cancel()
 
     def response_sent(self, call: H2Call) -> None:
-        """Complete the call."""
         self._call_over(call)
 
     async def run(self, path: str, authority: str, headers: list[Header]) -> None:

@@ -18,7 +18,6 @@ from nvcf_gateway.queue.demand import Demand
 from nvcf_gateway.queue.message import message_headers
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.ratelimit.limiter import RateLimiter
-from nvcf_gateway.sessions.failures import no_worker
 from nvcf_gateway.sessions.routing import Header, SessionCall
 from nvcf_gateway.sessions.session_records import SessionLookup, SessionRecord
 from nvcf_gateway.sessions.tunnels import ExpectedTunnel, TunnelTable
@@ -137,7 +136,9 @@ class SessionOpener:
                         raise HttpProblem(404, f"session {admission.call.request_id} has ended")
                 return await self._open_new(admission, trace)
         except TimeoutError:
-            raise no_worker() from None
+            raise HttpProblem(
+                504, "no worker took the session in time; is an instance of the function running?"
+            ) from None
         except QueueFull as error:
             raise NoRoom(str(error)) from None
         except BrokerError as error:
@@ -229,3 +230,8 @@ def _may_return(admission: Admission, found: SessionRecord) -> bool:
         and target.version_id in (None, found.version_id)
         and found.nca_id == admission.caller.nca_id
     )
+
+
+def worker_left() -> HttpProblem:
+    """Return the problem that the tunnel broke before the response was complete."""
+    return HttpProblem(503, "the worker left the session; call again for a new one")

@@ -14,7 +14,6 @@ from nvcf_gateway.background import end_both
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.http.responses import SERVER
 from nvcf_gateway.http.routing import pass_through_target
-from nvcf_gateway.sessions.failures import worker_left
 from nvcf_gateway.sessions.h1 import (
     H1Peer,
     decode_headers,
@@ -22,7 +21,7 @@ from nvcf_gateway.sessions.h1 import (
     response_headers,
     wants_upgrade,
 )
-from nvcf_gateway.sessions.opening import Opened, SessionOpener
+from nvcf_gateway.sessions.opening import Opened, SessionOpener, worker_left
 from nvcf_gateway.sessions.routing import Header, SessionCall, encode_headers, read_call
 from nvcf_proto.h1 import encode_response_head
 

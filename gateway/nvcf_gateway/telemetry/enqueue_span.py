@@ -13,7 +13,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from nvcf_gateway.telemetry.http_span import current, set_request
-from nvcf_gateway.telemetry.metrics import GatewayMetrics, Version
+from nvcf_gateway.telemetry.metrics import GatewayMetrics, Version, attributes_of
 from nvcf_otel import names, spans
 from nvcf_proto import subjects
 
@@ -47,11 +47,13 @@ def poll_span(version: Version, request_id: str) -> AbstractContextManager[Span]
             names.MESSAGING_OPERATION_NAME: "send",
             names.MESSAGING_OPERATION_TYPE: "send",
             names.MESSAGING_DESTINATION_NAME: "rq_polling",
-            names.REQUEST_ID: request_id,
-            names.FUNCTION_ID: version.function_id,
-            names.FUNCTION_VERSION_ID: version.id,
+            **_request_attributes(version, request_id),
         },
     )
+
+
+def _request_attributes(version: Version, request_id: str) -> dict[str, str]:
+    return {names.REQUEST_ID: request_id, **attributes_of((version.function_id, version.id))}
 
 
 class EnqueueSpan:
@@ -112,9 +114,7 @@ class EnqueueTelemetry:
                 names.MESSAGING_DESTINATION_NAME: subjects.request_stream(self._region, version.id),
                 names.MESSAGING_MESSAGE_ID: request_id,
                 names.MESSAGING_MESSAGE_BODY_SIZE: size,
-                names.REQUEST_ID: request_id,
-                names.FUNCTION_ID: version.function_id,
-                names.FUNCTION_VERSION_ID: version.id,
+                **_request_attributes(version, request_id),
             },
         )
         return EnqueueSpan(self._metrics, version, span, _below(span, caller))
@@ -132,11 +132,7 @@ class EnqueueTelemetry:
             span = _tracer.start_span(
                 names.COLD_START,
                 start_time=began_at,
-                attributes={
-                    names.REQUEST_ID: request_id,
-                    names.FUNCTION_ID: version.function_id,
-                    names.FUNCTION_VERSION_ID: version.id,
-                },
+                attributes=_request_attributes(version, request_id),
             )
 
         def ended(responded: bool) -> None:

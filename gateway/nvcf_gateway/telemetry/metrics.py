@@ -43,12 +43,10 @@ class Version(Protocol):
     @property
     def id(self) -> str:
         """The version's id."""
-        ...
 
     @property
     def function_id(self) -> str:
         """The id of its function."""
-        ...
 
 
 def known_status(status: int) -> int:
@@ -168,26 +166,16 @@ def attributes_of(ids: Ids) -> dict[str, str]:
     return {names.FUNCTION_ID: ids[0], names.FUNCTION_VERSION_ID: ids[1]}
 
 
-class SessionCounts(Protocol):
-    """The totals of sessions that are collected."""
-
-    @property
-    def active(self) -> int:
-        """Sessions that are open."""
-        ...
-
-    def bytes(self) -> tuple[int, int]:
-        """Return the bytes from callers, and to them."""
-        ...
-
-
 def register_gauges(
-    metrics: GatewayMetrics, waiting: Callable[[], Iterable[tuple[str, int]]], sessions: SessionCounts
+    metrics: GatewayMetrics,
+    waiting: Callable[[], Iterable[tuple[str, int]]],
+    sessions: Callable[[], int],
+    tunnel_bytes: Callable[[], tuple[int, int]],
 ) -> None:
     """Register the metrics that are read only when collected.
 
-    `waiting` returns version ids and how many calls wait. Collection runs on the reader's thread, so only
-    whole values are read.
+    `waiting` returns version ids and how many calls wait, `tunnel_bytes` the bytes to workers and to callers.
+    Collection runs on the reader's thread, so only whole values are read.
     """
     meter = otel_metrics.get_meter("nvcf_gateway")
 
@@ -207,10 +195,10 @@ def register_gauges(
         ]
 
     def active_sessions(_: CallbackOptions) -> Iterable[Observation]:
-        return [Observation(sessions.active)]
+        return [Observation(sessions())]
 
-    def tunnel_bytes(_: CallbackOptions) -> Iterable[Observation]:
-        to_workers, to_callers = sessions.bytes()
+    def bytes_passed(_: CallbackOptions) -> Iterable[Observation]:
+        to_workers, to_callers = tunnel_bytes()
         return [
             Observation(to_workers, {names.DIRECTION: "to-worker"}),
             Observation(to_callers, {names.DIRECTION: "to-caller"}),
@@ -220,4 +208,4 @@ def register_gauges(
     instruments.INVOCATION_COLD_STARTS.create(meter, cold_starts)
     instruments.INVOCATION_REJECTED.create(meter, refused)
     instruments.SESSIONS_ACTIVE.create(meter, active_sessions)
-    instruments.TUNNEL_BYTES.create(meter, tunnel_bytes)
+    instruments.TUNNEL_BYTES.create(meter, bytes_passed)

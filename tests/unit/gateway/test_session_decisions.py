@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.sessions.failures import grpc_status, is_grpc, percent_encode
+from nvcf_gateway.http.grpc_status import grpc_status, is_grpc, percent_encode
 from nvcf_gateway.sessions.h1 import request_headers, response_headers, wants_upgrade
 from nvcf_gateway.sessions.h2_call import H2Call
 from nvcf_gateway.sessions.h2_protocol import ResetBucket

@@ -1,4 +1,4 @@
-"""Errors for a session's caller, as gRPC status or as HTTP status (protocol.md, section 7.2)."""
+"""HTTP errors as gRPC status (protocol.md, sections 4.2 and 7.2)."""
 
 from __future__ import annotations
 
@@ -45,21 +45,7 @@ def percent_encode(text: str) -> str:
     )
 
 
-def grpc_trailers(http_status: int, message: str) -> list[tuple[str, str]]:
-    """Return `grpc-status` and `grpc-message` of an error."""
-    return [("grpc-status", str(grpc_status(http_status))), ("grpc-message", percent_encode(message))]
-
-
-def describe(problem: HttpProblem) -> str:
-    """Return a problem as one line."""
-    return problem.problem.detail or problem.problem.title
-
-
-def no_worker() -> HttpProblem:
-    """Return the problem that no worker connected in time."""
-    return HttpProblem(504, "no worker took the session in time; is an instance of the function running?")
-
-
-def worker_left() -> HttpProblem:
-    """Return the problem that the tunnel broke before the response was complete."""
-    return HttpProblem(503, "the worker left the session; call again for a new one")
+def grpc_trailers(problem: HttpProblem) -> list[tuple[str, str]]:
+    """Return `grpc-status` and `grpc-message` of a problem."""
+    message = problem.problem.detail or problem.problem.title
+    return [("grpc-status", str(grpc_status(problem.status))), ("grpc-message", percent_encode(message))]
