@@ -14,8 +14,16 @@ from nvcf_worker.exchange.exchange import poll_due
 from nvcf_worker.exchange.exchanges import Exchanges
 from nvcf_worker.function.cancellation import CancelScope, End
 from nvcf_worker.message import Work, parse_work
-from nvcf_worker.queue.delivery import Delivery
-from nvcf_worker.queue.inflight import ACK, NAK, TERMINATE, InFlight, exhausted, nak_later, slotless_delay
+from nvcf_worker.queue.inflight import (
+    ACK,
+    NAK,
+    TERMINATE,
+    Delivery,
+    InFlight,
+    exhausted,
+    nak_later,
+    slotless_delay,
+)
 from nvcf_worker.queue.puller import ConsumerLimits
 from nvcf_worker.queue.slots import Slots
 from nvcf_worker.sessions.tunnel import Tunnels

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nvcf_proto.environment import DEFAULT_SHARED_CONFIG_DIR, SHARED_CONFIG_DIR
 from nvcf_worker.errors import HandlerError, WorkerError
-from nvcf_worker.function.adaptive import Adaptive
+from nvcf_worker.function.adaptive import Adaptive, choose, useful_slots
 from nvcf_worker.function.handlers import Handler, classify, is_asgi
 from nvcf_worker.process import companions as lifecycle
 from nvcf_worker.process import exit_reason as exits
 from nvcf_worker.process import logs
 from nvcf_worker.process.loops import loop_factory
-from nvcf_worker.run.limits.choice import choose, useful_slots
 from nvcf_worker.run.processes.child import is_child, serve_requests
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import logging
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from urllib.parse import urlsplit
 
@@ -18,29 +19,30 @@ from nvcf_worker.control.config import WorkerConfig
 from nvcf_worker.control.registration import Registration
 from nvcf_worker.dispatcher import Dispatcher
 from nvcf_worker.errors import InstanceBroken, WorkerError, first_error
-from nvcf_worker.exchange.assets import HttpClient
+from nvcf_worker.exchange.assets import AssetFetcher, HttpClient
 from nvcf_worker.exchange.attach import AttachClient
 from nvcf_worker.exchange.exchanges import Exchanges
+from nvcf_worker.exchange.files import default_directory
+from nvcf_worker.exchange.large_results import LargeResults
 from nvcf_worker.exchange.transport import GatewayTransport, Unlisten
 from nvcf_worker.function.adaptive import Adaptive
-from nvcf_worker.function.function_headers import constant_headers
 from nvcf_worker.function.handlers import Handler
+from nvcf_worker.function.headers import constant_headers
 from nvcf_worker.function.loading import RunBlocking, begin_all, end_all, until_unhealthy
 from nvcf_worker.function.request import FunctionContext
 from nvcf_worker.process.health import health_server
 from nvcf_worker.queue.connect import close_connection
 from nvcf_worker.queue.inflight import InFlight
+from nvcf_worker.queue.journal import open_journal
 from nvcf_worker.queue.session import Session, open_session
 from nvcf_worker.queue.slots import Slots
-from nvcf_worker.run.executor import Executor
-from nvcf_worker.run.limits.measured import MeasuredExecutor
+from nvcf_worker.run.executor import Executor, MeasuredExecutor
 from nvcf_worker.run.stall_detector import LoopWatch
 from nvcf_worker.run.threads import ThreadPool
-from nvcf_worker.runner import Runner
+from nvcf_worker.runner import Runner, Services
 from nvcf_worker.sessions.tunnel import Tunnels
 from nvcf_worker.telemetry.metrics import GaugeSources, observe
 from nvcf_worker.telemetry.worker import NoTelemetry, WorkerTelemetry, loaded, page
-from nvcf_worker.wiring import open_journal, services
 
 log = logging.getLogger("nvcf_worker")
 
@@ -320,3 +322,19 @@ class Worker:
             except (nats.errors.Error, TimeoutError) as error:
                 log.warning("the last acknowledgements may not have arrived: %s", error)
         log.info("left")
+
+
+def services(
+    config: WorkerConfig, stores: HttpClient, registration: Registration, broken: Callable[[str], None]
+) -> Services:
+    """Directories, assets and large results. Blocks: it empties directories of a predecessor."""
+    base = None
+    if config.asset_dir is None or config.response_dir is None:
+        base = default_directory(config.shared_dir, config.instance_id)
+    return Services(
+        config.asset_dir or (base or config.shared_dir) / "assets",
+        config.response_dir or (base or config.shared_dir) / "responses",
+        AssetFetcher(stores, registration),
+        LargeResults(stores, registration),
+        broken,
+    )

@@ -9,7 +9,7 @@ import pytest
 
 from nvcf_worker.control.config import GrpcEndpoint, WorkerConfig, grpc_endpoint, nats_servers
 from nvcf_worker.errors import ConfigurationError
-from nvcf_worker.function.function_headers import constant_headers, function_headers
+from nvcf_worker.function.headers import constant_headers, function_headers
 from nvcf_worker.queue.connect import authentication
 
 ENVIRONMENT = {

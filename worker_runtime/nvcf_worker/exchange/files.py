@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nvcf_worker.function.function_headers import NamedFiles
+from nvcf_worker.function.headers import NamedFiles
 from nvcf_worker.function.request import Asset
 
 log = logging.getLogger("nvcf_worker")

@@ -1,10 +1,14 @@
-"""A concurrency limit found from latency. Values in, values out; the caller passes the clock."""
+"""The concurrency of a worker: a limit found from latency, and the default. Decisions only, no clock."""
 
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from nvcf_proto.environment import MAX_REQUEST_CONCURRENCY
 from nvcf_worker.errors import HandlerError
 
 MIN_SAMPLES = 10
@@ -97,3 +101,33 @@ class AdaptiveLimit:
         if target > self._estimate and not used:
             return
         self._estimate = max(float(self._settings.min), min(float(self._settings.max), target))
+
+
+def choose(
+    concurrency: int | Adaptive | None, environ: Mapping[str, str], *, useful: int
+) -> int | Adaptive | None:
+    """Return the argument of `serve`, else None for the deployment's number if it is above 1, else `useful`.
+
+    A deployment's 1 is only its default, and with one slot a batch never has a second item.
+    """
+    if concurrency is not None:
+        return concurrency
+    text = environ.get(MAX_REQUEST_CONCURRENCY, "").strip()
+    set_there = text not in ("", "1")
+    return None if set_there or useful <= 1 else useful
+
+
+def useful_slots() -> int:
+    """Return how many slots the batch functions of this program can fill; 1 without any."""
+    settings: Any = sys.modules.get("nvcf_worker.run.batching.settings")
+    return 1 if settings is None else int(settings.suggested_concurrency())
+
+
+def most(concurrency: int | Adaptive | None, environ: Mapping[str, str]) -> int:
+    """Return the highest number of slots. A malformed number in the environment is reported elsewhere."""
+    if isinstance(concurrency, Adaptive):
+        return concurrency.max
+    if concurrency is not None:
+        return concurrency
+    text = environ.get(MAX_REQUEST_CONCURRENCY, "").strip()
+    return int(text) if text.isascii() and text.isdigit() else 1

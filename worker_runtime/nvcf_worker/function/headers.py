@@ -1,8 +1,13 @@
-"""Read-only multi-value mappings for headers and query parameters."""
+"""Headers and query parameters as handlers see them (protocol.md, section 5.4)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from nvcf_proto import headers as names
+from nvcf_worker.control.config import WorkerConfig
 
 
 class MultiMap(Mapping[str, str]):
@@ -53,3 +58,66 @@ class Headers(MultiMap):
     @staticmethod
     def _key(name: str) -> str:
         return name.lower()
+
+
+class NamedFiles(NamedTuple):
+    """Directories that the function is told of; empty lists, and an output directory without a name, are
+    left out. Without assets their directory is a name only."""
+
+    asset_dir: str
+    asset_ids: tuple[str, ...]
+    output_dir: str
+
+
+def constant_headers(config: WorkerConfig, region: str) -> list[tuple[str, str]]:
+    """Headers that are the same for each request of this worker; those without a source are left out."""
+    candidates = (
+        (names.NVCF_FUNCTION_NAME, config.function_name),
+        (names.NVCF_FUNCTION_ID, config.function_id),
+        (names.NVCF_FUNCTION_VERSION_ID, config.version_id),
+        (names.NVCF_BACKEND, config.backend),
+        (names.NVCF_INSTANCETYPE, config.instance_type),
+        (names.NVCF_REGION, config.zone or region),
+        (names.NVCF_ENV, config.environment),
+    )
+    return [(name, value) for name, value in candidates if value]
+
+
+def function_headers(
+    sent: Iterable[tuple[str, str]],
+    constant: Iterable[tuple[str, str]],
+    *,
+    request_id: str,
+    subject: str,
+    nca_id: str,
+    max_response_bytes: int,
+    seconds_left: float,
+    files: NamedFiles | None = None,
+) -> list[tuple[str, str]]:
+    """Everything the handler sees.
+
+    Names of WORKER_SET are dropped from what the caller sent; NVCF-POLL-SECONDS becomes the time left
+    (whole seconds, at least 1).
+    """
+    poll = names.NVCF_POLL_SECONDS.lower()
+    kept = [
+        (name, value)
+        for name, value in names.strip_hop_by_hop(sent)
+        if name.lower() not in names.WORKER_SET and name.lower() != poll
+    ]
+    kept += constant
+    kept.append((names.NVCF_REQID, request_id))
+    kept.append((names.NVCF_POLL_SECONDS, str(max(1, math.ceil(seconds_left)))))
+    if subject:
+        kept.append((names.NVCF_SUB, subject))
+    if nca_id:
+        kept.append((names.NVCF_NCAID, nca_id))
+    if max_response_bytes:
+        kept.append((names.NVCF_MAX_RESPONSE_SIZE_BYTES, str(max_response_bytes)))
+    if files is not None:
+        kept.append((names.NVCF_ASSET_DIR, files.asset_dir))
+        if files.asset_ids:
+            kept.append((names.NVCF_FUNCTION_ASSET_IDS, ",".join(files.asset_ids)))
+        if files.output_dir:
+            kept.append((names.NVCF_LARGE_OUTPUT_DIR, files.output_dir))
+    return kept

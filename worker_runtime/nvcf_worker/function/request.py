@@ -16,8 +16,7 @@ from urllib.parse import parse_qsl
 from nvcf_worker.errors import BadInput
 from nvcf_worker.function.body import RequestBody
 from nvcf_worker.function.cancellation import Cancellation
-from nvcf_worker.function.function_headers import NamedFiles, function_headers
-from nvcf_worker.function.headers import Headers, MultiMap
+from nvcf_worker.function.headers import Headers, MultiMap, NamedFiles, function_headers
 from nvcf_worker.message import Work, poll_seconds, request_time
 from nvcf_worker.process import logs
 

@@ -11,7 +11,7 @@ from nvcf_proto import h1
 from nvcf_proto.headers import PROBLEM_JSON, strip_hop_by_hop
 from nvcf_proto.problem import Problem
 from nvcf_proto.settings import MAX_RESPONSE_HEAD_BYTES, MAX_RESPONSE_HEADERS
-from nvcf_worker.function.typed.plain import plain_form
+from nvcf_worker.function.typed.libraries import plain_form
 
 OCTETS = "application/octet-stream"
 TEXT = "text/plain; charset=utf-8"

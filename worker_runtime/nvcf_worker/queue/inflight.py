@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING
 import nats.errors
 
 from nvcf_proto import settings
-from nvcf_worker.function.cancellation import End
+from nvcf_worker.function.cancellation import CancelScope, End
 from nvcf_worker.message import Work
 from nvcf_worker.process.backoff import in_progress_interval
-from nvcf_worker.queue.delivery import Delivery
 from nvcf_worker.queue.journal import Journal
 
 if TYPE_CHECKING:
@@ -63,6 +62,20 @@ def exhausted(attempt: int, max_deliver: int) -> bool:
 def last_run(attempt: int, max_deliver: int) -> bool:
     """Return whether a request that goes back to the queue now would not run again."""
     return exhausted(attempt + 1, max_deliver) or max_deliver == 1
+
+
+class Delivery:
+    """A request that JetStream delivered to this worker, until it is acknowledged."""
+
+    __slots__ = ("failed_signals", "holds_slot", "journal_slot", "scope", "work")
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.scope = CancelScope()
+        self.holds_slot = True
+        self.journal_slot = -1
+        # In-progress signals in a row that could not be sent.
+        self.failed_signals = 0
 
 
 class InFlight:

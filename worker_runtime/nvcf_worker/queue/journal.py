@@ -10,11 +10,13 @@ nvcf_proto.journal.
 from __future__ import annotations
 
 import fcntl
+import logging
 import mmap
 import os
 import struct
 from pathlib import Path
 
+from nvcf_proto.environment import SHARED_CONFIG_DIR
 from nvcf_proto.journal import (
     ENTRY,
     ENTRY_STRUCT,
@@ -27,7 +29,10 @@ from nvcf_proto.journal import (
     entry_offset,
     read_leftovers,
 )
+from nvcf_worker.control.config import WorkerConfig
 from nvcf_worker.errors import JournalError
+
+log = logging.getLogger("nvcf_worker")
 
 _HEARTBEAT = struct.Struct("<d")
 
@@ -118,3 +123,14 @@ def _write_entry(pages: mmap.mmap, entry: int, subject: bytes, started: float, a
     start = offset + ENTRY_STRUCT.size
     pages[start : start + len(subject)] = subject
     ENTRY_STRUCT.pack_into(pages, offset, len(subject), started, ack_wait)
+
+
+def open_journal(config: WorkerConfig) -> Journal | None:
+    """The journal of what this instance holds; without a writable folder the worker goes on without."""
+    path = config.shared_dir / FILE_NAME
+    try:
+        config.shared_dir.mkdir(parents=True, exist_ok=True)
+        return Journal.open(path, config.instance_id, 2 * config.concurrency + 64)
+    except (OSError, JournalError) as error:
+        log.warning("no in-flight journal: %s; is %s writable?", error, SHARED_CONFIG_DIR)
+        return None

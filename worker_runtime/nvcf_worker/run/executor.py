@@ -6,9 +6,11 @@ import asyncio
 import functools
 import inspect
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
+from nvcf_worker.function.adaptive import Adaptive, AdaptiveLimit
 from nvcf_worker.function.cancellation import CancelScope
 from nvcf_worker.function.handlers import Handler, Kind
 from nvcf_worker.function.limit import Limit
@@ -41,11 +43,6 @@ class Executor:
         self._handler = handler
         self._pool = pool
         self._loop = loop
-
-    @property
-    def request_type(self) -> type[Request] | type[SyncRequest]:
-        """The kind of request that the handler takes, where there are no routes."""
-        return request_type(self._handler)
 
     def select(self, method: str, target: str) -> tuple[Handler, dict[str, str]]:
         """The handler for a request line and its path parameters. Raises NotFound and MethodNotAllowed."""
@@ -112,6 +109,42 @@ class Executor:
         if inspect.isawaitable(outcome):
             outcome = await outcome
         return await self._finish(outcome, scope, handler)
+
+
+class MeasuredExecutor(Executor):
+    """Tells `resize` the new limit when the latency of requests has moved it.
+
+    Latency is the time to the answer, of a stream to its first item: how fast the rest is read is the
+    caller's business.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        pool: ThreadPool,
+        loop: asyncio.AbstractEventLoop,
+        settings: Adaptive,
+        resize: Callable[[int], None],
+    ) -> None:
+        super().__init__(handler, pool, loop)
+        self._limit = AdaptiveLimit(settings, time.monotonic())
+        self._resize = resize
+        self._in_work = 0
+        resize(self._limit.limit)
+
+    async def run(
+        self, request: Request | SyncRequest, scope: CancelScope, handler: Handler | None = None
+    ) -> Outcome:
+        """Run a request and take its latency, if it succeeds."""
+        began = time.monotonic()
+        self._in_work += 1
+        try:
+            outcome = await super().run(request, scope, handler)
+            if self._limit.finished(began=began, now=time.monotonic(), in_work=self._in_work):
+                self._resize(self._limit.limit)
+        finally:
+            self._in_work -= 1
+        return outcome
 
 
 def request_type(handler: Handler) -> type[Request] | type[SyncRequest]:

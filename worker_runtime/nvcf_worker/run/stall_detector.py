@@ -17,7 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from nvcf_worker.queue.delivery import Delivery
+    from nvcf_worker.queue.inflight import Delivery
 
 log = logging.getLogger("nvcf_worker")
 

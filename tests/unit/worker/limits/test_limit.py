@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvcf_worker.function.adaptive import Adaptive
+from nvcf_worker.function.adaptive import Adaptive, choose, most
 from nvcf_worker.function.limit import Limit
 from nvcf_worker.queue.slots import Slots
-from nvcf_worker.run.limits.choice import choose, most
 
 
 async def test_turns_come_in_order() -> None:

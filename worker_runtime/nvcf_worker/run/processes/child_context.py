@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nvcf_worker.exchange.files import RequestFiles, check_percent
-from nvcf_worker.function.function_headers import NamedFiles
+from nvcf_worker.function.headers import NamedFiles
 from nvcf_worker.function.request import Asset
 from nvcf_worker.run.processes.frames import Frame
 from nvcf_worker.run.processes.packing import FilePlaces

@@ -6,9 +6,8 @@ import os
 import sys
 
 from nvcf_worker.errors import HandlerError
-from nvcf_worker.function.adaptive import Adaptive
+from nvcf_worker.function.adaptive import Adaptive, choose, most, useful_slots
 from nvcf_worker.function.handlers import Handler, Kind
-from nvcf_worker.run.limits.choice import choose, most, useful_slots
 from nvcf_worker.run.processes.gpus import child_environments
 from nvcf_worker.run.processes.host import ProcessHost, child_command
 
