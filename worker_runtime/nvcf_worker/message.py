@@ -38,7 +38,7 @@ class ReplyAddress(NamedTuple):
 
 
 NOWHERE = AttachTarget("", None, "", None)
-"""Of a stateful session, whose answers go through its tunnel."""
+"""The target of a stateful session, whose responses go through its tunnel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Work:
 
     @property
     def reply_address(self) -> ReplyAddress:
-        """The address of the caller that the message names."""
+        """Return the address of the caller that the message names."""
         return ReplyAddress(self.target, self.reply_subject, self.reply_max_bytes)
 
 
@@ -87,7 +87,7 @@ def parse_work(
 ) -> Work:
     """Read a message of a request stream. `now` is the Unix time of its arrival.
 
-    Raises MalformedWork with a reason when it is no request or none that this worker can serve.
+    Raises MalformedWork when it is no request, or none that this worker can serve.
     """
     try:
         message = nvcf_pb2.WorkerInvokeFunctionRequest.FromString(data)
@@ -123,7 +123,7 @@ def parse_work(
 
 
 def tunnel_target(message: nvcf_pb2.WorkerInvokeFunctionRequest) -> TunnelTarget:
-    """Where a session's link goes. Raises MalformedWork; http3Config is not taken by this worker."""
+    """Return where a session's link goes. Raises MalformedWork, also for http3Config alone."""
     for connection in message.statefulConfig.connectionConfigs:
         if connection.WhichOneof("config") != "http1Config":
             continue
@@ -178,7 +178,7 @@ def _inline_reply(nats_headers: Mapping[str, str]) -> tuple[str | None, int]:
 
 
 def delivery_attempt(ack_subject: str) -> int:
-    """How often the broker has delivered this message, from its ack subject (1 if it does not tell).
+    """Return how often the broker has delivered a message, by its ack subject; 1 if that is unknown.
 
     Forms, see NATS ADR-15: `$JS.ACK.STREAM.CONSUMER.DELIVERED.…` (9 tokens) and
     `$JS.ACK.DOMAIN.HASH.STREAM.CONSUMER.DELIVERED.…` (11 or more).
@@ -192,7 +192,7 @@ def delivery_attempt(ack_subject: str) -> int:
 
 
 def poll_seconds(headers: Iterable[tuple[str, str]]) -> int:
-    """The poll time that request headers (lower-case names) ask for (protocol.md, section 4.3)."""
+    """Return the poll time that request headers (lower-case names) ask for (protocol.md, section 4.3)."""
     accept = ""
     for name, value in headers:
         if name == "nvcf-poll-seconds":
@@ -207,7 +207,7 @@ def poll_seconds(headers: Iterable[tuple[str, str]]) -> int:
 
 
 def request_time(work: Work) -> float:
-    """Unix time at which the gateway took the request; its arrival here when the gateway does not say."""
+    """Return the Unix time at which the gateway took the request, or else of its arrival here."""
     stamp = work.message.requestTime
     if not stamp.seconds:
         return work.received_at

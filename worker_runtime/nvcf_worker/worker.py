@@ -100,7 +100,7 @@ class Worker:
         )
 
     @property
-    def in_work(self) -> int:
+    def in_flight(self) -> int:
         """Requests that were taken and are not yet acknowledged."""
         return len(self._inflight)
 

@@ -98,7 +98,7 @@ async def test_the_application_hears_that_its_caller_left(
     else:
         await eventually(lambda: len(asgi_app.NOTES) > 1, "called")
     await gateway.cancel(call)
-    await eventually(lambda: worker.worker.in_work == 0, "ended")
+    await eventually(lambda: worker.worker.in_flight == 0, "ended")
     assert asgi_app.NOTES[-1] in ([note] if note else ["http.disconnect", "CallerLeft"])
     assert worker.worker.free_slots == 4
 
@@ -107,7 +107,7 @@ async def test_work_after_the_answer_holds_nobody_up(
     gateway: PeerGateway, host: AsgiHost, worker: LocalWorker
 ) -> None:
     assert (await (await gateway.invoke(path="/background")).answer()).body == b"{}"
-    await eventually(lambda: worker.worker.in_work == 0, "acknowledged")
+    await eventually(lambda: worker.worker.in_flight == 0, "acknowledged")
     await host.stop()
     assert asgi_app.NOTES == ["startup", "background done", "shutdown"]
 

@@ -98,7 +98,7 @@ async def test_answers_while_the_broker_is_away_are_acknowledged_later(
     worker = local_worker(handler, worker_config(own_gateway, own_broker, tmp_path))
     await worker.ready()
     call = await own_gateway.invoke(b"a", reply_max_bytes=None)
-    await eventually(lambda: worker.worker.in_work == 1, "in work")
+    await eventually(lambda: worker.worker.in_flight == 1, "in work")
     own_broker.kill()
     await eventually(lambda: not worker.worker.ready, "connection loss noticed")
     go_on.set()

@@ -146,7 +146,7 @@ async def test_fatal_drains_the_worker_and_the_request_goes_to_another(
     worker = start_worker(handler)
     await worker.ready()
     other = await gateway.invoke(b"other")
-    await eventually(lambda: worker.worker.in_work == 1, "another request is in work")
+    await eventually(lambda: worker.worker.in_flight == 1, "another request is in work")
     call = await gateway.invoke(b"break")
     await eventually(lambda: not worker.worker.ready, "not ready any more")
     gate.set()

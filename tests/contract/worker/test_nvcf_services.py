@@ -344,7 +344,7 @@ async def test_an_abandoned_request_is_acknowledged(
     go_on.set()
     await eventually(lambda: settled(services), "acknowledged")
     assert runs == [call.request_id]
-    assert worker.worker.in_work == 0
+    assert worker.worker.in_flight == 0
 
 
 @pytest.mark.parametrize("rest", [False, True])

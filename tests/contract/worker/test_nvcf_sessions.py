@@ -168,7 +168,7 @@ async def test_the_function_is_not_heard_before_its_client(
     async with asyncio.timeout(20):
         assert await reader.readexactly(11) == b"SETTINGSPRI"
     writer.close()
-    await eventually(lambda: worker.worker.in_work == 0, "over")
+    await eventually(lambda: worker.worker.in_flight == 0, "over")
 
 
 async def test_a_function_that_closes_before_its_client_has_spoken(
@@ -236,4 +236,4 @@ async def test_a_caller_that_is_cut_off_comes_back_by_a_message_without_reply(
     assert await reader.readexactly(5) == b"again"
     assert await services.queued() == 1
     writer.close()
-    await eventually(lambda: worker.worker.in_work == 0, "over")
+    await eventually(lambda: worker.worker.in_flight == 0, "over")

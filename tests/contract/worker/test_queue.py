@@ -159,7 +159,7 @@ async def test_the_attempt_is_counted(gateway: PeerGateway, start_worker: StartW
     first = start_worker(forever, instance="first", grace_seconds=0.1)
     await first.ready()
     call = await gateway.invoke()
-    await eventually(lambda: first.worker.in_work == 1, "taken")
+    await eventually(lambda: first.worker.in_flight == 1, "taken")
     await first.stop()
     await start_worker(lambda request: [request.attempt], instance="second").ready()
     assert (await call.answer()).json() == [2]

@@ -122,8 +122,8 @@ async def test_without_any_gateway_the_request_is_left_to_be_delivered_again(
     await worker.ready()
     url, gateway.http_url = gateway.http_url, dead()
     await gateway.invoke(b"x", reply_max_bytes=None)
-    await eventually(lambda: worker.worker.in_work == 1, "taken")
-    await eventually(lambda: worker.worker.in_work == 0, "given up")
+    await eventually(lambda: worker.worker.in_flight == 1, "taken")
+    await eventually(lambda: worker.worker.in_flight == 0, "given up")
     gateway.http_url = url
     state = await gateway.consumer()
     assert (await gateway.queued(), state["num_ack_pending"]) == (1, 1)

@@ -91,7 +91,7 @@ async def test_nothing_leaks_and_nothing_is_lost(gateway: PeerGateway, start_wor
 
     # Callers that left may have left requests behind that no worker has pulled yet.
     await eventually(empty, "nothing is queued")
-    await eventually(lambda: all(worker.worker.in_work == 0 for worker in workers), "all settled")
+    await eventually(lambda: all(worker.worker.in_flight == 0 for worker in workers), "all settled")
     assert [worker.worker.free_slots for worker in workers] == [SLOTS, SLOTS]
     info = await gateway.consumer()
     assert info["num_ack_pending"] == 0
@@ -119,5 +119,5 @@ async def test_a_broken_stream_among_others_costs_only_itself(
         else:
             assert not isinstance(result, BaseException)
             assert result.body == b"item" * 10
-    await eventually(lambda: worker.worker.in_work == 0, "all settled")
+    await eventually(lambda: worker.worker.in_flight == 0, "all settled")
     assert worker.worker.free_slots == SLOTS

@@ -79,7 +79,7 @@ async def test_a_slow_reader_slows_the_generator(gateway: PeerGateway, start_wor
             while count[name] == last:
                 read += len(await anext(parts))
         await gateway.cancel(call)
-        await eventually(lambda: worker.worker.in_work == 0, "request ended")  # noqa: B023
+        await eventually(lambda: worker.worker.in_flight == 0, "request ended")  # noqa: B023
         call.chunks = asyncio.Queue()
         await worker.stop()
 
@@ -112,7 +112,7 @@ async def test_a_stream_that_panics_is_over_for_the_queue(
     call = await gateway.invoke()
     with pytest.raises(BrokenResponse):
         await call.answer()
-    await eventually(lambda: worker.worker.in_work == 0, "nothing is in work")
+    await eventually(lambda: worker.worker.in_flight == 0, "nothing is in work")
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])

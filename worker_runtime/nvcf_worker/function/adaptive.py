@@ -18,10 +18,10 @@ SMALLEST_FACTOR = 0.5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Adaptive:
-    """`concurrency=Adaptive(min=1, max=64)`: between these bounds, as many requests as latency allows.
+    """Settings of `concurrency=Adaptive(min=1, max=64)`: as many requests as latency allows.
 
-    tolerance: how much slower than alone a request may become, 1.5 = by half. start: the first limit,
-    `min` if it is not given. Raises HandlerError for settings that make no sense.
+    min, max: bounds of the limit. tolerance: how much slower than alone a request may become; 1.5 means by
+    half. start: the first limit; `min` by default. Raises HandlerError for settings that make no sense.
     """
 
     min: int = 1
@@ -39,7 +39,7 @@ class Adaptive:
 
 
 class AdaptiveLimit:
-    """The limit itself, fed with the latencies of finished requests.
+    """A limit that follows the latencies of finished requests.
 
     After each window of samples the limit is multiplied by `tolerance * alone / now`, the latency of
     requests that do not wait for each other over the present one (between 0.5 and 1), and raised by its
@@ -54,23 +54,24 @@ class AdaptiveLimit:
         self._estimate = float(settings.start if settings.start is not None else settings.min)
         self._alone = math.inf
         self._samples: list[float] = []
-        self._most_in_work = 0
+        self._most_in_flight = 0
         self._window_began = now
         self._probed_at = now
         self._probing = False
 
     @property
     def limit(self) -> int:
-        """Requests that may be in work now."""
+        """Return how many requests may be in flight now."""
         estimate = self._estimate / 2 if self._probing else self._estimate
         return max(self._settings.min, min(self._settings.max, int(estimate)))
 
-    def finished(self, *, began: float, now: float, in_work: int) -> bool:
-        """A request has succeeded; `in_work` counts it, too. True: the limit may have changed.
+    def finished(self, *, began: float, now: float, in_flight: int) -> bool:
+        """Add a request that has succeeded; return whether the limit may have changed.
 
-        Failed and cancelled requests are not to be told: their latency says nothing about load.
+        in_flight: requests in flight, with this one. Failed and cancelled requests must not be added: their
+        latency says nothing about load.
         """
-        self._most_in_work = max(self._most_in_work, in_work)
+        self._most_in_flight = max(self._most_in_flight, in_flight)
         if began < self._window_began:
             return False
         self._samples.append(now - began)
@@ -83,7 +84,7 @@ class AdaptiveLimit:
         # The median, without the module `statistics`, whose import costs more than all of this package's.
         latency = max(sorted(self._samples)[len(self._samples) // 2], 1e-6)
         # Half of the limit in use is enough to tell what the limit does.
-        used = self._most_in_work * 2 >= self.limit
+        used = self._most_in_flight * 2 >= self.limit
         if self._probing:
             self._alone, self._probing, self._probed_at = latency, False, now
         else:
@@ -92,7 +93,7 @@ class AdaptiveLimit:
             if used and now - self._probed_at >= PROBE_SECONDS and self.limit > self._settings.min:
                 self._probing = True
         self._samples.clear()
-        self._most_in_work = 0
+        self._most_in_flight = 0
         self._window_began = now
 
     def _adjust(self, latency: float, *, used: bool) -> None:

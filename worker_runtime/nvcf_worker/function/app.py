@@ -32,7 +32,7 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
-        """Read a path. Raises HandlerError for a malformed one."""
+        """Parse a path. Raises HandlerError for a malformed one."""
         if not text.startswith("/"):
             raise HandlerError(f"route {text!r} must begin with /")
         names = [match.group(1) for match in _PARAMETER.finditer(text)]
@@ -46,7 +46,7 @@ class Pattern:
         return cls(text, tuple(names), re.compile(_expression(text), re.DOTALL))
 
     def match(self, path: str) -> dict[str, str] | None:
-        """The decoded parameters when the path (as sent) fits."""
+        """Return the decoded parameters when the path, as it was sent, fits."""
         if self.expression is None:
             return {} if unquote(path) == self.text else None
         found = self.expression.fullmatch(path)
@@ -75,7 +75,7 @@ class Route:
 
 
 class RouteTable:
-    """Finds the handler of a request: paths without parameters first, then in the order they were added."""
+    """Finds the handler of a request: exact paths first, then patterns in the order of the routes."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         routes = tuple(routes)
@@ -86,9 +86,9 @@ class RouteTable:
                 self._exact.setdefault(route.pattern.text, []).append(route)
 
     def match(self, method: str, path: str) -> tuple[Handler, dict[str, str]]:
-        """Handler and path parameters. `path` as it was sent. Raises NotFound and MethodNotAllowed.
+        """Return handler and path parameters. Raises NotFound and MethodNotAllowed.
 
-        HEAD is served by GET where it has no route of its own.
+        path: as it was sent. HEAD goes to the route of GET where it has none of its own.
         """
         found = self._fitting(path)
         if not found:
@@ -134,7 +134,7 @@ class App:
         """Serve a path by the decorated handler, a class with `__call__` included.
 
         path: `/v1/items/{id}`; `{rest:path}` takes several segments. media_type: as for `serve`.
-        limit: of this route's requests in work, others wait in the worker; routes may share one.
+        limit: on this route's requests in flight, others wait in the worker; routes may share one.
         Raises HandlerError for a malformed path or method.
         """
         pattern = Pattern.parse(path)
@@ -169,7 +169,7 @@ class App:
         return function
 
     def _as_handler(self, media_type: str | None = None) -> Handler:
-        """All routes as one handler. Raises HandlerError naming the route that is unusable."""
+        """Return all routes as one handler. Raises HandlerError that names an unusable route."""
         if not self._routes:
             raise HandlerError("the App has no routes")
         routes = []
@@ -197,7 +197,7 @@ class App:
 
 
 class _Hooks:
-    """One function of an App as an object with that step of a life."""
+    """One function of an App as an object with that hook."""
 
     def __init__(self, name: str, hook: Callable[[], Any]) -> None:
         setattr(self, name, hook)

@@ -14,7 +14,7 @@ class Download(Protocol):
     def __aiter__(self) -> AsyncIterator[bytes]: ...
 
     def close(self) -> None:
-        """Give the connection up; a reader fails from then on."""
+        """Close the connection; a reader fails from then on."""
 
 
 Opener = Callable[[], Awaitable[Download]]
@@ -23,7 +23,7 @@ Opener = Callable[[], Awaitable[Download]]
 class RequestBody:
     """Read once, whole or as a stream. Nothing is fetched before a handler asks for it.
 
-    `download` is one that has begun already, which `opener` will return: `abort` closes it, read or not.
+    download: one that has begun already and that `opener` will return; `abort` closes it, read or not.
     """
 
     __slots__ = ("_aborted", "_download", "_inline", "_opener", "_streamed", "_whole")
@@ -38,18 +38,18 @@ class RequestBody:
 
     @property
     def whole(self) -> bytes | None:
-        """The complete body if it is here already."""
+        """Return the complete body if it is here already."""
         return self._whole
 
     async def read(self) -> bytes:
-        """The complete body. Raises BodyUnavailable when the gateway cannot supply it."""
+        """Return the complete body. Raises BodyUnavailable when the gateway cannot supply it."""
         if self._whole is None:
             chunks = [chunk async for chunk in self.stream()]
             self._whole = b"".join(chunks)
         return self._whole
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """The body in chunks as they arrive. Raises BodyUnavailable; RuntimeError the second time."""
+        """Yield the body in chunks as they arrive. Raises BodyUnavailable; RuntimeError the second time."""
         if self._whole is not None or self._opener is None:
             if self._whole:
                 yield self._whole

@@ -1,4 +1,4 @@
-"""What kind of handler was given to `serve`."""
+"""Checks a handler that was given to `serve`, and how to run it."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Router(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """A checked handler. `media_type` is the default Content-Type of its answers.
+    """A checked handler. `media_type` is the default Content-Type of its responses.
 
-    `loading`: objects to set up before the first request. `router` chooses between several handlers. `limit`:
-    of this handler's own requests in work. `elsewhere`: it only hands requests to other processes.
+    loading: objects to set up before the first request. router: chooses between several handlers. limit: on
+    this handler's own requests in flight. elsewhere: whether it only passes requests to other processes.
     """
 
     call: Callable[[Any], Any]
@@ -49,7 +49,7 @@ class Handler:
     elsewhere: bool = False
 
     def select(self, method: str, path: str) -> tuple[Handler, dict[str, str]]:
-        """The handler for a request and its path parameters. Raises NotFound and MethodNotAllowed."""
+        """Return the handler for a request, and its path parameters. Raises NotFound, MethodNotAllowed."""
         return (self, {}) if self.router is None else self.router.match(method, path)
 
 
@@ -63,8 +63,8 @@ def classify(
     """Check a handler and find out how to run it.
 
     Plain functions and generators run on threads, coroutine functions and async generators on the
-    loop; `functools.partial`, bound methods and instances with `__call__` are looked through; of a class one
-    instance is made when the worker starts. `path_names` and `from_query` say where a route's typed
+    loop. `functools.partial`, bound methods and instances with `__call__` may be given; of a class one
+    instance is created when the worker starts. `path_names` and `from_query` say where a route's typed
     parameters come from. Raises HandlerError for anything that cannot be called with one request.
     """
     as_handler = getattr(handler, "_as_handler", None)
@@ -104,9 +104,9 @@ def _signature(handler: Callable[..., Any], inner: Callable[..., Any]) -> inspec
 
 
 def is_asgi(candidate: object) -> bool:
-    """Whether this is an ASGI 3 application: three parameters named scope, receive and send.
+    """Return whether this is an ASGI 3 application: three parameters named scope, receive and send.
 
-    Instances (FastAPI, Starlette) are looked through; anything else has to be named by `serve(asgi=...)`.
+    Instances such as FastAPI's and Starlette's are recognised; others need `serve(asgi=...)`.
     """
     if isinstance(candidate, type) or not callable(candidate):
         return False

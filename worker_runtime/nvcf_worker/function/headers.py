@@ -39,11 +39,11 @@ class MultiMap(Mapping[str, str]):
         return len(self._index)
 
     def get_all(self, name: str) -> list[str]:
-        """Every value of a name in the order of the request; empty when there is none."""
+        """Return every value of a name, in the order of the request."""
         return list(self._index.get(self._key(name), ()))
 
     def pairs(self) -> tuple[tuple[str, str], ...]:
-        """Every name and value as it came."""
+        """Return every name and value as it came."""
         return self._pairs
 
     def __repr__(self) -> str:
@@ -61,8 +61,10 @@ class Headers(MultiMap):
 
 
 class NamedFiles(NamedTuple):
-    """Directories that the function is told of; empty lists, and an output directory without a name, are
-    left out. Without assets their directory is a name only."""
+    """Directories that the headers name. An empty list and an empty output directory are left out.
+
+    Without assets the asset directory is a name only.
+    """
 
     asset_dir: str
     asset_ids: tuple[str, ...]
@@ -70,7 +72,7 @@ class NamedFiles(NamedTuple):
 
 
 def constant_headers(config: WorkerConfig, region: str) -> list[tuple[str, str]]:
-    """Headers that are the same for each request of this worker; those without a source are left out."""
+    """Return the headers that are the same for each request; those without a value are left out."""
     candidates = (
         (names.NVCF_FUNCTION_NAME, config.function_name),
         (names.NVCF_FUNCTION_ID, config.function_id),
@@ -94,10 +96,10 @@ def function_headers(
     seconds_left: float,
     files: NamedFiles | None = None,
 ) -> list[tuple[str, str]]:
-    """Everything the handler sees.
+    """Return all headers that the handler sees.
 
-    Names of WORKER_SET are dropped from what the caller sent; NVCF-POLL-SECONDS becomes the time left
-    (whole seconds, at least 1).
+    Names of WORKER_SET are dropped from what the caller sent. NVCF-POLL-SECONDS becomes the time left, in
+    whole seconds, at least 1.
     """
     poll = names.NVCF_POLL_SECONDS.lower()
     kept = [

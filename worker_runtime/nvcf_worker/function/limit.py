@@ -1,4 +1,4 @@
-"""A limit that requests take their turn at: of a route, a model, a file, anything."""
+"""A limit on how many requests use something at once: a route, a model, a file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from nvcf_worker.function.adaptive import Adaptive, AdaptiveLimit
 
 
 class Limit:
-    """At most so many at once; the others wait in order. Used on one event loop.
+    """Lets at most so many run at once; the others wait in order. Used on one event loop.
 
         async with limit.place():
             ...
 
-    concurrency: a number, or `Adaptive(...)`, whose limit follows the time that places are held. What leaves
-    with an exception is no sample of latency.
+    concurrency: a number, or `Adaptive(...)`, whose limit follows the time that permits are held. A block
+    that raises is no sample of latency.
     """
 
     def __init__(self, concurrency: int | Adaptive, clock: Callable[[], float] = time.monotonic) -> None:
@@ -28,26 +28,26 @@ class Limit:
         if self._adaptive is None and self._fixed < 1:
             raise ValueError(f"a limit is a number from 1 on; got {concurrency!r}")
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self.in_work = 0
+        self.in_flight = 0
 
     @property
     def limit(self) -> int:
-        """How many may be in work now."""
+        """Return how many may run now."""
         return self._fixed if self._adaptive is None else self._adaptive.limit
 
     @property
     def free(self) -> int:
-        """Places that are not taken; 0 while the limit has sunk below what is in work."""
-        return max(0, self.limit - self.in_work)
+        """Return how many permits are free; 0 while the limit is below the number that run."""
+        return max(0, self.limit - self.in_flight)
 
     @property
     def waiting(self) -> int:
-        """How many wait for a place."""
+        """Return how many wait for a permit."""
         return sum(not future.done() for future in self._waiting)
 
     @contextlib.asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """Hold one place. Who is cancelled while waiting gives up its turn."""
+        """Hold a permit. A task that is cancelled while it waits gives up its turn."""
         began = await self.acquire()
         try:
             yield
@@ -57,9 +57,9 @@ class Limit:
         self.release(began)
 
     async def acquire(self) -> float:
-        """Take a place, which `release` has to return; gives the time at which it was taken."""
-        if not self._waiting and self.in_work < self.limit:
-            self.in_work += 1
+        """Wait for a permit; return the time at which it was acquired. `release` has to follow."""
+        if not self._waiting and self.in_flight < self.limit:
+            self.in_flight += 1
             return self._clock()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
@@ -73,18 +73,18 @@ class Limit:
         return self._clock()
 
     def sample(self, began: float) -> None:
-        """Count the time since `began` as a latency."""
+        """Add the time since `began` as a sample of latency."""
         if self._adaptive is not None:
-            self._adaptive.finished(began=began, now=self._clock(), in_work=self.in_work)
+            self._adaptive.finished(began=began, now=self._clock(), in_flight=self.in_flight)
 
     def release(self, began: float | None = None) -> None:
-        """Return a place; `began`, what `take` gave, makes the time a sample of latency."""
+        """Release a permit. `began`, which `acquire` returned, makes the time a sample of latency."""
         if began is not None:
             self.sample(began)
-        self.in_work -= 1
-        while self._waiting and self.in_work < self.limit:
+        self.in_flight -= 1
+        while self._waiting and self.in_flight < self.limit:
             turn = self._waiting.popleft()
             if not turn.done():
-                # Counted here and not by the one that wakes up: nobody else may slip in between.
-                self.in_work += 1
+                # Counted here and not by the task that wakes up, so that no other task gets the permit first.
+                self.in_flight += 1
                 turn.set_result(None)

@@ -1,4 +1,4 @@
-"""Handlers that are objects: made, set up, warmed up and torn down with the instance."""
+"""Life of handler objects: create, set up, warm up, check, tear down."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _NEAR_MISSES = {
 
 
 class Loading:
-    """The life of one handler object. `make` creates it; with an instance at hand it returns that.
+    """The life of one handler object. `make` creates the object, or returns one that exists.
 
     `setup`, then `warmup`, run before the first request, `teardown` after the last, and `health` every
     HEALTH_INTERVAL seconds in between. Each may be missing, plain (run on a thread) or a coroutine function.
@@ -50,7 +50,7 @@ class Loading:
 
     @property
     def instance(self) -> Any:
-        """The object; exists from `begin` on."""
+        """Return the object; it exists from `begin` on."""
         if not self._made:
             raise RuntimeError(f"{self.name} has not been set up")
         return self._instance
@@ -59,7 +59,7 @@ class Loading:
         return self._instance(*arguments, **named)
 
     async def begin(self, blocking: RunBlocking) -> None:
-        """Make the object, set it up and warm it up. Raises StartupError, InstanceBroken."""
+        """Create the object, set it up and warm it up. Raises StartupError, InstanceBroken."""
         started = time.monotonic()
         try:
             if not self._made:
@@ -76,7 +76,7 @@ class Loading:
         log.info("%s is set up (%.1f s)", self.name, time.monotonic() - started)
 
     async def end(self, blocking: RunBlocking) -> None:
-        """Tear the object down if it was set up, in TEARDOWN_SECONDS at most; a failure is only logged."""
+        """Tear the object down if it was set up, in at most TEARDOWN_SECONDS; a failure is only logged."""
         if not self._set_up:
             return
         try:
@@ -112,14 +112,14 @@ class Loading:
 
 
 def of_class(kind: type) -> Loading:
-    """The life of a class' only instance. Raises HandlerError for a class that cannot serve."""
+    """Return the life of a class' only instance. Raises HandlerError for a class that cannot serve."""
     if not any("__call__" in base.__dict__ for base in kind.__mro__):
         raise HandlerError(f"{kind.__name__} has no method __call__(self, request)")
     try:
         inspect.signature(kind).bind()
     except TypeError as error:
         raise HandlerError(
-            f"{kind.__name__} is made without arguments ({error}); give serve() an instance instead"
+            f"{kind.__name__} must take no arguments ({error}); give serve() an instance instead"
         ) from error
     except ValueError:  # a class without a signature
         pass
@@ -128,7 +128,7 @@ def of_class(kind: type) -> Loading:
 
 
 def of_instance(handler: object) -> Loading | None:
-    """The life of a handler object that has one; None for functions and objects without it."""
+    """Return the life of a handler object with hooks; None for functions and objects without hooks."""
     if inspect.isroutine(handler):
         return None
     _warn_of_near_misses(type(handler))

@@ -26,7 +26,7 @@ _to_json = json.JSONEncoder(
 
 
 class Response:
-    """An answer with status and headers of its own.
+    """A response with status and headers of its own.
 
     `body` is bytes, str, a JSON-able object, None, or an iterator or async iterator of such items, each
     of which is sent at once. `media_type` sets Content-Type; without it the type follows from the body.
@@ -54,7 +54,7 @@ class Response:
 
 
 class Reply(NamedTuple):
-    """A complete answer, ready to be sent."""
+    """A complete response, ready to be sent."""
 
     status: int
     headers: HeaderPairs
@@ -92,12 +92,12 @@ Outcome = Reply | StreamReply
 
 
 def is_stream(value: object) -> bool:
-    """Whether a handler's result is sent item by item: iterators are, lists and tuples are not."""
+    """Return whether a result is sent item by item: iterators are, lists and tuples are not."""
     return isinstance(value, Iterator | AsyncIterator)
 
 
 def encode_body(value: Any) -> tuple[bytes, str]:
-    """A complete body and its default media type. Raises TypeError or ValueError for what JSON cannot say."""
+    """Return a complete body and its default media type. Raises TypeError or ValueError if it is no JSON."""
     if isinstance(value, bytes):
         return value, OCTETS
     if isinstance(value, str):
@@ -108,7 +108,7 @@ def encode_body(value: Any) -> tuple[bytes, str]:
 
 
 def encode_item(item: Any) -> bytes:
-    """One item of a stream: bytes as they are, text as UTF-8, anything else as a line of JSON."""
+    """Encode an item of a stream: bytes as they are, text as UTF-8, anything else as a line of JSON."""
     if isinstance(item, bytes):
         return item
     if isinstance(item, str):
@@ -119,14 +119,14 @@ def encode_item(item: Any) -> bytes:
 
 
 def item_media_type(item: Any) -> str:
-    """Default media type of a stream that begins with this item."""
+    """Return the default media type of a stream that begins with this item."""
     if isinstance(item, bytes | bytearray | memoryview):
         return OCTETS
     return TEXT if isinstance(item, str) else JSON_LINES
 
 
 def reply_of(result: Any, media_type: str | None) -> Reply:
-    """The complete answer for a handler's result that is no stream.
+    """Return the complete response for a handler's result that is no stream.
 
     `media_type` is the function's default. Raises TypeError, ValueError or H1Error when the result
     cannot be sent.
@@ -141,9 +141,10 @@ def reply_of(result: Any, media_type: str | None) -> Reply:
 
 
 def response_headers(response: Response, default_type: str) -> HeaderPairs:
-    """Headers of a Response, without those that only concern a connection.
+    """Return the headers of a Response, without those that only concern a connection.
 
-    Raises H1Error for headers that cannot be sent, ValueError for too many."""
+    Raises H1Error for headers that cannot be sent, ValueError for too many.
+    """
     pairs = [pair for pair in strip_hop_by_hop(response.headers) if pair[0].lower() != "content-length"]
     if response.media_type is not None:
         pairs = [pair for pair in pairs if pair[0].lower() != "content-type"]
@@ -159,5 +160,5 @@ def response_headers(response: Response, default_type: str) -> HeaderPairs:
 
 
 def problem_reply(problem: Problem) -> Reply:
-    """A problem document as an answer."""
+    """Return a problem document as a response."""
     return Reply(problem.status, [("content-type", PROBLEM_JSON)], problem.to_json())

@@ -1,4 +1,4 @@
-"""`secrets["NAME"]`: values that the platform keeps in files and may change while the worker runs."""
+"""Secrets: values that the platform keeps in files and may change while the worker runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Secrets(Mapping[str, str]):
         self._lock = threading.Lock()
 
     def directories(self) -> list[Path]:
-        """Where secrets are looked for."""
+        """Return the folders that are searched for secrets."""
         candidates = (
             self._environ.get(SECRETS_DIR) or DEFAULT_DIRECTORY,
             self._environ.get(ESS_AGENT_CONFIG_DIR),

@@ -129,7 +129,7 @@ class MeasuredExecutor(Executor):
         super().__init__(handler, pool, loop)
         self._limit = AdaptiveLimit(settings, time.monotonic())
         self._resize = resize
-        self._in_work = 0
+        self._in_flight = 0
         resize(self._limit.limit)
 
     async def run(
@@ -137,13 +137,13 @@ class MeasuredExecutor(Executor):
     ) -> Outcome:
         """Run a request and take its latency, if it succeeds."""
         began = time.monotonic()
-        self._in_work += 1
+        self._in_flight += 1
         try:
             outcome = await super().run(request, scope, handler)
-            if self._limit.finished(began=began, now=time.monotonic(), in_work=self._in_work):
+            if self._limit.finished(began=began, now=time.monotonic(), in_flight=self._in_flight):
                 self._resize(self._limit.limit)
         finally:
-            self._in_work -= 1
+            self._in_flight -= 1
         return outcome
 
 

@@ -19,7 +19,7 @@ Latency = Callable[[int, float], float]
 def simulate(
     limit: AdaptiveLimit, latency: Latency, seconds: float, *, offered: int = 10_000, start: float = 0.0
 ) -> list[tuple[float, int]]:
-    """Keep `min(limit, offered)` requests in work; `latency(in_work, now)` is that of one that starts.
+    """Keep `min(limit, offered)` requests in work; `latency(in_flight, now)` is that of one that starts.
 
     Returns (time, limit) at the end of each request.
     """
@@ -29,7 +29,7 @@ def simulate(
         while len(running) < min(limit.limit, offered):
             heapq.heappush(running, (now + latency(len(running) + 1, now), now))
         now, began = heapq.heappop(running)
-        limit.finished(began=began, now=now, in_work=len(running) + 1)
+        limit.finished(began=began, now=now, in_flight=len(running) + 1)
         history.append((now, limit.limit))
     return history
 
@@ -37,7 +37,7 @@ def simulate(
 def servers(capacity: int, service: float, seed: int = 1) -> Latency:
     """`capacity` requests run at full speed, more share it; 10 % noise."""
     noise = random.Random(seed)
-    return lambda in_work, now: service * max(1.0, in_work / capacity) * noise.uniform(0.95, 1.05)
+    return lambda in_flight, now: service * max(1.0, in_flight / capacity) * noise.uniform(0.95, 1.05)
 
 
 def settled(history: list[tuple[float, int]]) -> float:
@@ -55,9 +55,9 @@ def test_it_settles_between_the_capacity_and_a_few_times_it(capacity: int, servi
 
 def test_it_reaches_the_upper_bound_where_latency_does_not_suffer() -> None:
     limit = AdaptiveLimit(Adaptive(min=1, max=32), 0.0)
-    simulate(limit, lambda in_work, now: 0.01, seconds=30)
+    simulate(limit, lambda in_flight, now: 0.01, seconds=30)
     assert limit.limit in (16, 32)  # 16 while it looks whether the latency alone has changed
-    assert max(size for _, size in simulate(limit, lambda in_work, now: 0.01, 5, start=30)) == 32
+    assert max(size for _, size in simulate(limit, lambda in_flight, now: 0.01, 5, start=30)) == 32
 
 
 def test_it_follows_a_service_that_becomes_slower_and_faster_again() -> None:
@@ -92,7 +92,7 @@ def test_whatever_the_latencies_the_bounds_hold(
     now = 0.0
     for latency in latencies:
         began, now = now, now + latency
-        limit.finished(began=began, now=now, in_work=limit.limit)
+        limit.finished(began=began, now=now, in_flight=limit.limit)
         assert low <= limit.limit <= low + more
 
 

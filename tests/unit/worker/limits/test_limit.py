@@ -20,13 +20,13 @@ async def test_turns_come_in_order() -> None:
     async def one(number: int) -> None:
         async with limit.place():
             order.append(number)
-            assert limit.in_work <= 2
+            assert limit.in_flight <= 2
             await asyncio.sleep(0)
 
     async with asyncio.timeout(10):
         await asyncio.gather(*(one(number) for number in range(20)))
     assert order == list(range(20))
-    assert (limit.in_work, limit.free, limit.waiting) == (0, 2, 0)
+    assert (limit.in_flight, limit.free, limit.waiting) == (0, 2, 0)
 
 
 async def test_an_adaptive_limit_grows_with_good_latency() -> None:
@@ -39,7 +39,7 @@ async def test_an_adaptive_limit_grows_with_good_latency() -> None:
     async with asyncio.timeout(30):
         while limit.limit < 4:
             await asyncio.gather(*(one() for _ in range(50)))
-    assert limit.in_work == 0
+    assert limit.in_flight == 0
 
 
 @settings(deadline=None, max_examples=50)
@@ -56,7 +56,7 @@ def test_no_place_is_lost_whoever_is_cancelled_or_fails(size: int, calls: list[t
 
         async def one(turns: int, how: str) -> None:
             async with limit.place():
-                assert limit.in_work <= size
+                assert limit.in_flight <= size
                 for _ in range(turns):
                     await asyncio.sleep(0)
                 if how == "fail":
@@ -71,7 +71,7 @@ def test_no_place_is_lost_whoever_is_cancelled_or_fails(size: int, calls: list[t
                 tasks[-1].cancel()
         async with asyncio.timeout(10):
             await asyncio.gather(*tasks, return_exceptions=True)
-        assert (limit.in_work, limit.waiting, limit.free) == (0, 0, size)
+        assert (limit.in_flight, limit.waiting, limit.free) == (0, 0, size)
 
     asyncio.run(scenario())
 
