@@ -6,21 +6,21 @@ from collections.abc import Mapping
 
 
 class WorkerError(Exception):
-    """Root of the package's errors. One that ends the worker gives exit code and category of the reason."""
+    """Base class of the package's errors. If one ends the worker, it has the exit code and the category."""
 
     exit_code = 1
     category = "startup"
 
 
 class ConfigurationError(WorkerError):
-    """The environment or an argument is unusable. The text says what to change; exit code 2."""
+    """The environment or an argument is unusable; exit code 2. The text says what to change."""
 
     exit_code = 2
     category = "configuration"
 
 
 class StartupError(WorkerError):
-    """The worker could not get to work, e.g. the platform refused its token; exit code 1."""
+    """The worker could not start, e.g. the platform refused its token; exit code 1."""
 
 
 class NotReady(WorkerError):
@@ -38,26 +38,26 @@ class ServerEnded(WorkerError):
 
 
 class HandlerError(WorkerError, TypeError):
-    """What was given to `serve` cannot serve requests."""
+    """The handler given to `serve` is unusable."""
 
 
 class BatchError(WorkerError):
-    """A batch function did not keep to its form, e.g. returned fewer results than it got items."""
+    """A batch function broke its contract, e.g. it returned fewer results than it got items."""
 
 
 class ChannelError(WorkerError):
-    """What came from a child process, or from the worker of one, cannot be understood."""
+    """A message between the worker and a child process cannot be read."""
 
 
 class HandlerFailed(WorkerError):
-    """A handler in a child process raised an error; its type and text, the traceback as the cause."""
+    """A handler in a child process raised an error. The text has its type, the cause its traceback."""
 
 
 class ControlError(WorkerError):
-    """A call to the WorkerService failed. `permanent` means that repeating it cannot help.
+    """A call to the WorkerService failed.
 
-    `forbidden`: it was refused for what the worker is and not for who it is, which may change while a
-    version starts up.
+    permanent: repeating the call cannot help. forbidden: the worker is known but has no permission, which may
+    change while a version starts up.
     """
 
     def __init__(self, text: str, *, permanent: bool, forbidden: bool = False) -> None:
@@ -67,7 +67,7 @@ class ControlError(WorkerError):
 
 
 class MalformedWork(WorkerError):
-    """A queue message is no request that this worker can run."""
+    """A queue message is not a request that this worker can run."""
 
 
 class JournalError(WorkerError):
@@ -75,7 +75,7 @@ class JournalError(WorkerError):
 
 
 class TunnelError(WorkerError):
-    """A session's link to the gateway did not come about. `final`: trying again cannot help."""
+    """A session's link to the gateway could not be opened. final: trying again cannot help."""
 
     def __init__(self, text: str, *, final: bool = False) -> None:
         super().__init__(text)
@@ -83,7 +83,7 @@ class TunnelError(WorkerError):
 
 
 class DeliveryError(WorkerError):
-    """A response could not be delivered and nobody waits for it any more."""
+    """A response could not be delivered."""
 
 
 class CallerGone(DeliveryError):
@@ -91,7 +91,7 @@ class CallerGone(DeliveryError):
 
 
 class GatewayGone(DeliveryError):
-    """The gateway cannot be reached; nothing of the answer has been used up."""
+    """The gateway cannot be reached; nothing of the response has been used up."""
 
 
 class StreamLost(DeliveryError):
@@ -102,11 +102,11 @@ class StreamLost(DeliveryError):
 
 
 class Undeliverable(DeliveryError):
-    """No way to the caller was found in time; the request is left to be delivered again."""
+    """No gateway was found in time; the queue delivers the request again."""
 
 
 class InstanceBroken(WorkerError):
-    """A handler raised `Fatal`: the worker leaves, so that its instance is replaced; exit code 3."""
+    """The instance is broken and leaves, so that it is replaced; exit code 3."""
 
     exit_code = 3
     category = "fatal"
@@ -117,7 +117,7 @@ class RequestCancelled(WorkerError):
 
 
 class FunctionError(WorkerError):
-    """An answer other than success, raised by a handler; its text goes to the caller.
+    """An error response, raised by a handler; its text goes to the caller.
 
     `status` is the HTTP status, `title` the problem document's title (protocol.md, section 3.5).
     """
@@ -151,7 +151,7 @@ class HTTPError(FunctionError):
 
 
 class BadInput(FunctionError):
-    """The request is at fault: answered with 400."""
+    """The request is wrong: a 400 response."""
 
     status = 400
     title = "Bad Request"
@@ -167,14 +167,14 @@ class BodyUnavailable(FunctionError):
 
 
 class NotFound(FunctionError):
-    """There is nothing under this name: answered with 404."""
+    """There is nothing under this name: a 404 response."""
 
     status = 404
     title = "Not Found"
 
 
 class MethodNotAllowed(FunctionError):
-    """The path is served, but not for this method: answered with 405 and the header Allow."""
+    """The path does not serve this method: a 405 response with the header Allow."""
 
     status = 405
     title = "Method Not Allowed"
@@ -185,7 +185,7 @@ class MethodNotAllowed(FunctionError):
 
 
 class InvalidInput(FunctionError):
-    """Parameters do not fit their types: answered with 422.
+    """Parameters do not fit their types: a 422 response.
 
     `errors` are pairs of a field (`items.0.price`, empty for the body itself) and what is wrong with it.
     """
@@ -201,7 +201,7 @@ class InvalidInput(FunctionError):
 
 
 class ProcessDied(FunctionError):
-    """The child process that ran the request died, e.g. of a fault in native code or for want of memory."""
+    """The child process that ran the request died, e.g. by a fault in native code or for lack of memory."""
 
     status = 500
     title = "Function Process Died"
@@ -215,16 +215,16 @@ class AssetUnavailable(FunctionError):
 
 
 class ResultNotDelivered(FunctionError):
-    """A large result could not be handed over."""
+    """A large result could not be stored."""
 
     status = 500
     title = "Large Result Not Delivered"
 
 
 class RetryLater(WorkerError):
-    """Not now: the request goes back to the queue and to another worker, and its caller goes on waiting.
+    """The request goes back to the queue and to another worker, while its caller waits on.
 
-    `after`: seconds until it is delivered again. The queue counts this as a delivery; at the last one the
+    after: seconds until it is delivered again. The queue counts this as a delivery; at the last one the
     caller gets 503 with Retry-After.
     """
 
@@ -238,13 +238,13 @@ class RetryLater(WorkerError):
 class Fatal(WorkerError):
     """This instance is broken, e.g. its GPU is gone.
 
-    The request goes to another worker; this one takes nothing more, finishes what it can and exits with
-    code 3, so that the instance is replaced. The text becomes the exit reason.
+    The request goes to another worker. This worker takes no more requests, finishes those in flight and
+    exits with code 3, so that the instance is replaced. The text is the exit reason.
     """
 
 
 def first_error(group: BaseExceptionGroup[WorkerError]) -> WorkerError:
-    """The first of several that happened at once: one reason is what people can act upon."""
+    """Return the first of several errors that happened at once: one reason is enough to act on."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

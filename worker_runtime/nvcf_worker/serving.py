@@ -1,4 +1,4 @@
-"""`serve`: run a handler as this process' worker until it is told to leave."""
+"""`serve`: run a handler as this process' worker until it is stopped."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ LOG_LEVEL = "NVCF_LOG_LEVEL"
 """[ext] Log level: `debug`, `info`, `warning` or `error`. Default: info."""
 
 _served = threading.Event()
-_instead: Take | None = None
+_capture_by: Take | None = None
 
 
 def has_served() -> bool:
-    """Whether `serve` was called in this process."""
+    """Return whether `serve` was called in this process."""
     return _served.is_set()
 
 
 def mark_served() -> None:
-    """Note that this process has done what it was started for."""
+    """Record that this process has done what it was started for."""
     _served.set()
 
 
 def capture(take: Take) -> None:
-    """From now on `serve` only calls `take(handler, asgi, media_type)`, which runs the function elsewhere."""
-    global _instead  # there is one `serve` a process
-    _instead = take
+    """Let `serve` only call `take(handler, asgi, media_type)` from now on; it runs the function elsewhere."""
+    global _capture_by  # there is one `serve` a process
+    _capture_by = take
 
 
 def serve(
@@ -68,14 +68,14 @@ def serve(
     session_port: int | None = None,
     metrics: str | None = None,
 ) -> None:
-    """Serve requests with `handler` until SIGTERM or SIGINT; returns when everything in work is finished.
+    """Serve requests with `handler` until SIGTERM or SIGINT; returns when all requests are finished.
 
     handler: a function, coroutine function, generator or async generator with one argument, the
         request. Plain functions and generators get a `SyncRequest` and run on threads, the others get
-        a `Request` and run on the event loop. An ASGI application (`scope, receive, send`) is taken, too.
-    asgi: an ASGI 3 application, served in this process without any port; for those that cannot be
-        told from a handler by their parameters.
-    concurrency: requests in work at once: a number, or `Adaptive(min=1, max=64)` for a limit found from
+        a `Request` and run on the event loop. An ASGI application (`scope, receive, send`) works, too.
+    asgi: an ASGI 3 application, served in this process without a port; for one that cannot be
+        recognised by its parameters.
+    concurrency: requests in flight at once: a number, or `Adaptive(min=1, max=64)` for a limit found from
         latency. Default MAX_REQUEST_CONCURRENCY; where that is 1 or not set, what the `@batch` functions of
         the program can fill (twice the largest max_size), and a slot for each process.
     isolation: "thread" runs the handler in this process, "process" in child processes, so that a crash or
@@ -83,7 +83,7 @@ def serve(
     processes: how many children; default one for each attached GPU (each sees its own), else one.
     retry_crashed: requests of a child that died are run once more, each alone in a child, before their
         callers get an error.
-    media_type: Content-Type of results that do not say otherwise, e.g. "text/event-stream".
+    media_type: default Content-Type of results, e.g. "text/event-stream".
     grace_seconds: how long requests may go on after SIGTERM; what does not finish goes back to the
         queue. A second signal ends the process at once.
     log_level: default NVCF_LOG_LEVEL, else "info".
@@ -97,8 +97,8 @@ def serve(
     not take the worker, with the reason in the log.
     """
     _served.set()
-    if _instead is not None:
-        _instead(handler, asgi, media_type)
+    if _capture_by is not None:
+        _capture_by(handler, asgi, media_type)
         return
     companion: lifecycle.Companion | None = None
     if asgi is not None or is_asgi(handler):
@@ -139,9 +139,9 @@ def run_worker(
     session_port: int | None = None,
     metrics: str | None = None,
 ) -> None:
-    """Run a worker to its end as `serve` says, with what its function lives in.
+    """Run a worker to its end, as `serve` does, together with its companion.
 
-    The reason of its end is left in SHARED_CONFIG_DIR. Exits with the code of the WorkerError that ended it.
+    The reason of its end is written to SHARED_CONFIG_DIR. Exits with the code of the WorkerError, if any.
     """
     _served.set()
     set_up_logging(log_level)
@@ -164,7 +164,7 @@ def _shared_directory() -> Path:
 
 
 def set_up_logging(level: str | None) -> None:
-    """Log as the argument, else the environment says; exits when neither is a level."""
+    """Set up logging with the level of the argument, else of the environment; exit if it is no level."""
     try:
         logs.set_up(level or os.environ.get(LOG_LEVEL) or "info")
     except ValueError as error:
@@ -179,7 +179,7 @@ async def _serve(
     session_port: int | None,
     metrics: str | None,
 ) -> str:
-    # Imported here so that `import nvcf_worker` stays light and a wrong handler is told without delay.
+    # Imported here so that `import nvcf_worker` stays light and a wrong handler is reported at once.
     from nvcf_worker.control.config import WorkerConfig
     from nvcf_worker.telemetry.setup import worker_telemetry
     from nvcf_worker.worker import Worker
@@ -213,10 +213,9 @@ async def _run(worker: Worker, companion: lifecycle.Companion | None) -> str:
 
 
 def listen_for_signals(leave: Callable[[str], None]) -> None:
-    """SIGTERM, SIGINT and SIGUSR1 (a notice of termination) call `leave`; a second one ends the process.
+    """Call `leave` on SIGTERM, SIGINT and SIGUSR1 (a notice of termination); end the process on a second one.
 
-    SIGUSR1 counts as no second signal, and none counts it as the first: the platform sends SIGTERM after
-    its notice.
+    SIGUSR1 counts neither as the first nor as the second signal: the platform sends SIGTERM after its notice.
     """
     loop = asyncio.get_running_loop()
     received: list[signal.Signals] = []

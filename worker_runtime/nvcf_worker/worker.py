@@ -1,4 +1,4 @@
-"""The worker: start-up, the broker session, token refresh, requests, leaving."""
+"""The worker: start-up, broker sessions, requests, draining."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ FLUSH_TIMEOUT = 5
 
 
 class Worker:
-    """One worker process' runtime. `grace_seconds` is how long `stop` lets requests finish."""
+    """The runtime of a worker process. `grace_seconds` is how long requests may go on after `stop`."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Worker:
 
     @property
     def ready(self) -> bool:
-        """Whether requests can arrive."""
+        """Return whether requests can arrive."""
         return (
             not self._draining
             and not self._slots.paused
@@ -101,29 +101,29 @@ class Worker:
 
     @property
     def in_flight(self) -> int:
-        """Requests that were taken and are not yet acknowledged."""
+        """Return how many requests are not yet acknowledged."""
         return len(self._inflight)
 
     @property
     def free_slots(self) -> int:
-        """Places for further requests."""
+        """Return how many slots are free."""
         return self._slots.free
 
     def stop(self, grace_seconds: float | None = None) -> None:
-        """Take no more requests, finish those in work, then return from `run`.
+        """Take no more requests, finish those in flight, then return from `run`.
 
-        `grace_seconds` replaces the time that requests have for that; with 0 they are handed back at once.
+        grace_seconds: in place of the time of the constructor; with 0 requests go back to the queue at once.
         """
         if grace_seconds is not None:
             self._grace = grace_seconds
         self._stopping.set()
 
     def limit_slots(self, source: str, limit: int) -> None:
-        """Have at most so many requests in work from now on, as far as `source` knows."""
+        """Let `source` limit the requests in flight from now on."""
         self._slots.set_limit(source, limit)
 
     def pause(self) -> None:
-        """Take no more requests until `resume`, and do not count as ready; those in work go on."""
+        """Take no more requests until `resume`, and be not ready; requests in flight go on."""
         self._slots.paused = True
         self._slot_freed()
 
@@ -133,7 +133,7 @@ class Worker:
         self._slot_freed()
 
     async def run(self) -> None:
-        """Serve until `stop`. Raises ConfigurationError or StartupError when it cannot get to work."""
+        """Serve until `stop`. Raises ConfigurationError or StartupError when it cannot start."""
         loop = asyncio.get_running_loop()
         pool = ThreadPool(loop)
         self._inflight = InFlight(open_journal(self._config))
@@ -200,10 +200,10 @@ class Worker:
     async def _work(self) -> None:
         started = time.monotonic()
         await self._registration.register()
-        self._standing_changed()
+        self._registration_changed()
         enrolled = time.monotonic() - started
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._registration.keep_renewed(self._standing_changed))
+            tasks.create_task(self._registration.keep_renewed(self._registration_changed))
             tasks.create_task(self._housekeeping())
             tasks.create_task(LoopWatch(self._handler.name, lambda: self._inflight).run())
             tasks.create_task(self._exchanges.watch_progress_files())
@@ -238,7 +238,7 @@ class Worker:
         )
         observe(telemetry.metrics, telemetry.requests.running, sources)
 
-    def _standing_changed(self) -> None:
+    def _registration_changed(self) -> None:
         connected = self._registration.connected
         self._context = FunctionContext(
             self._config.function_id,
@@ -268,7 +268,7 @@ class Worker:
         try:
             await session.run()
         except* nats.errors.Error as group:
-            # The connection went away in the middle of a call; the next session does all of it again.
+            # The connection was lost in the middle of a call; the next session repeats it.
             log.warning("broker session ended: %s", group.exceptions[0])
         finally:
             self._session = None
@@ -278,7 +278,7 @@ class Worker:
             await asyncio.sleep(TICK)
 
     async def _connection_ready(self, first: bool) -> None:
-        """A connection stands (again): settle what is due before anything is pulled."""
+        """Settle what is due on a new connection, or after a reconnect, before anything is pulled."""
         if first:
             await self._inflight.send_unsent()
             await self._inflight.nak_leftovers()
@@ -293,7 +293,7 @@ class Worker:
         return None if self._session is None else self._session.replies
 
     async def _housekeeping(self) -> None:
-        """One ticker for everything that would otherwise need a timer a request."""
+        """Run everything that would otherwise need a timer for each request."""
         while True:
             await asyncio.sleep(TICK)
             now = time.monotonic()
@@ -307,7 +307,7 @@ class Worker:
         if self._session is not None:
             self._session.wake()
 
-    # --- leaving ---------------------------------------------------------------------------------
+    # --- draining ---------------------------------------------------------------------------------
 
     async def _drain(self, session: Session | None) -> None:
         self._draining = True
@@ -327,7 +327,7 @@ class Worker:
 def services(
     config: WorkerConfig, stores: HttpClient, registration: Registration, broken: Callable[[str], None]
 ) -> Services:
-    """Directories, assets and large results. Blocks: it empties directories of a predecessor."""
+    """Make what requests need: directories, assets, large results. Blocks while it empties directories."""
     base = None
     if config.asset_dir is None or config.response_dir is None:
         base = default_directory(config.shared_dir, config.instance_id)

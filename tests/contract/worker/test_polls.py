@@ -127,7 +127,7 @@ async def test_a_gateway_that_keeps_answers_gets_it_when_nobody_polls(
     await start_worker(stage).ready()
     await _told(gateway, stage)
     await stage.steps.put("kept")
-    await eventually(lambda: bool(gateway.rescued), "a door was asked for")
+    await eventually(lambda: bool(gateway.rescued), "a fallback gateway was looked for")
     assert (await gateway.rescued[0].answer()).body == b"kept"
     await eventually(lambda: _empty(gateway), "acknowledged")
 

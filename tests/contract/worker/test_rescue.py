@@ -45,7 +45,7 @@ async def test_a_complete_answer_finds_another_door(
     await gateway.invoke(b"precious", reply_max_bytes=262_144 if stop_inline else None)
     await asyncio.sleep(0)
     gateway.http_url, gateway.rescue = url, "door"
-    await eventually(lambda: bool(gateway.rescued), "another door was asked for")
+    await eventually(lambda: bool(gateway.rescued), "a fallback gateway was looked for")
     assert (await gateway.rescued[-1].answer()).body == b"precious"
     await eventually(lambda: _empty(gateway), "acknowledged")
 
@@ -58,7 +58,7 @@ async def test_a_stream_that_has_not_begun_finds_another_door(
     url, gateway.http_url = gateway.http_url, dead()
     await gateway.invoke(b"precious", reply_max_bytes=None)
     gateway.http_url = url
-    await eventually(lambda: bool(gateway.rescued), "another door was asked for")
+    await eventually(lambda: bool(gateway.rescued), "a fallback gateway was looked for")
     assert (await gateway.rescued[-1].answer()).body == b"precious streamed"
 
 
@@ -74,7 +74,7 @@ async def test_a_body_is_fetched_from_another_gateway(
     call = await gateway.invoke(b"beginning", rest=rest(), reply_max_bytes=None)
     gateway.http_url = url
     gateway.lost.append(call)
-    await eventually(lambda: bool(gateway.rescued), "another door was asked for")
+    await eventually(lambda: bool(gateway.rescued), "a fallback gateway was looked for")
     assert (await gateway.rescued[-1].answer()).body == b"beginning and the rest"
     assert gateway.rescued[-1].attempts == ["1"]
 
@@ -88,7 +88,7 @@ async def test_a_body_that_is_gone_is_said_to_be(gateway: PeerGateway, start_wor
     url, gateway.http_url = gateway.http_url, dead()
     await gateway.invoke(b"beginning", rest=rest(), reply_max_bytes=None)
     gateway.http_url = url
-    await eventually(lambda: bool(gateway.rescued), "another door was asked for")
+    await eventually(lambda: bool(gateway.rescued), "a fallback gateway was looked for")
     assert (await gateway.rescued[-1].answer()).status == 502
 
 
@@ -108,7 +108,7 @@ async def test_a_restarted_gateway_that_forgot_the_request_takes_its_answer(
     gateway.rescue = "door"
     await start_worker(echo).ready()
     await gateway.invoke(b"again", reply_max_bytes=None, forget=True)
-    await eventually(lambda: bool(gateway.rescued), "another door was asked for")
+    await eventually(lambda: bool(gateway.rescued), "a fallback gateway was looked for")
     assert (await gateway.rescued[-1].answer()).body == b"again"
     await eventually(lambda: _empty(gateway), "acknowledged")
 
@@ -166,7 +166,7 @@ async def test_a_stream_lost_in_the_middle_goes_on_elsewhere_if_somebody_may_wan
         received += len(chunk)
     gateway.drop_posts()
     gate.set()
-    await eventually(lambda: bool(gateway.rescued), "another door was asked for")
+    await eventually(lambda: bool(gateway.rescued), "a fallback gateway was looked for")
     assert (await gateway.rescued[-1].answer()).body == b"first " + b"x" * size + b" last"
     await eventually(lambda: _empty(gateway), "acknowledged")
     assert len(attempts) == runs

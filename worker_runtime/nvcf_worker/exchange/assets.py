@@ -28,25 +28,25 @@ BACKOFF = Backoff(first=0.2, limit=5.0)
 CHUNK = 1024 * 1024
 PARALLEL = 4
 EXPIRED = frozenset((400, 401, 403, 404, 410))
-"""Statuses with which object stores answer an address whose signature has run out."""
+"""Statuses of object stores for a URL whose signature has expired."""
 
 
 class AssetCredentials(Protocol):
-    """Who renews the address of an asset."""
+    """Renews the URLs of assets."""
 
     async def refresh_asset(self, request_id: str, asset_id: str, api: str) -> str:
-        """A new address, from the service at `api` (directResponseUrl). Raises ControlError."""
+        """Return a new URL, from the service at `api` (directResponseUrl). Raises ControlError."""
 
 
 class AssetFetcher:
-    """Downloads the assets of requests, a few at once."""
+    """Downloads the assets of requests, PARALLEL at once."""
 
     def __init__(self, http: HttpClient, credentials: AssetCredentials) -> None:
         self._http = http
         self._credentials = credentials
 
     async def fetch(self, message: nvcf_pb2.WorkerInvokeFunctionRequest, directory: Path) -> dict[str, Asset]:
-        """All assets of a request, by id, as files in `directory`. Raises AssetUnavailable."""
+        """Download all assets of a request into `directory`; return them by id. Raises AssetUnavailable."""
         gate = asyncio.Semaphore(PARALLEL)
 
         async def one(reference: nvcf_pb2.InputAssetReference) -> Asset:
@@ -58,7 +58,7 @@ class AssetFetcher:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(one(reference)) for reference in message.inputAssetReference]
         except BaseException as error:
-            # Nobody else knows of those that came.
+            # Nobody else removes the files that are there already.
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
             if isinstance(error, ExceptionGroup):
                 raise error.exceptions[0] from None
@@ -114,22 +114,22 @@ class AssetFetcher:
 
 
 def exact(url: str) -> URL:
-    """An address to be sent as it is: its signature may cover every character. Raises ValueError."""
+    """Return a URL that is sent as it is: its signature may cover every character. Raises ValueError."""
     return URL(url, encoded=True)
 
 
 class HttpClient:
-    """A connection pool for object stores, opened when it is needed."""
+    """A connection pool for object stores, opened on first use."""
 
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
 
     def session(self) -> aiohttp.ClientSession:
-        """The pool."""
+        """Return the pool."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(ssl=client_context()),
-                # The time to read counts from the end of what is sent: a store that takes nothing has none.
+                # `sock_read` starts when the request is sent; a store that reads nothing has only `total`.
                 timeout=aiohttp.ClientTimeout(
                     total=settings.CALL_MAX_SECONDS, sock_connect=10.0, sock_read=60.0
                 ),

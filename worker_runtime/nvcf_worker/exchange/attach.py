@@ -1,4 +1,4 @@
-"""HTTP side of `request-attach` (protocol.md, section 3): fetching request bodies, sending responses."""
+"""HTTP client of `request-attach` (protocol.md, section 3): fetch request bodies, send responses."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class AttachClient:
 
     def _http(self) -> aiohttp.ClientSession:
         if self._session is None:
-            # Idle connections are given up well before any server would close them: a POST that meets a
-            # closed one cannot always be repeated.
+            # Idle connections are closed well before a server would do it: a POST on a closed connection
+            # cannot always be repeated.
             connector = aiohttp.TCPConnector(
                 limit=0, keepalive_timeout=IDLE_CONNECTION_SECONDS, ssl=client_context()
             )
@@ -52,9 +52,9 @@ class AttachClient:
             await self._session.close()
 
     async def fetch(self, target: AttachTarget, *, whole_request: bool, attempt: int) -> HttpDownload:
-        """Open the GET: the rest of the body, or with `whole_request` the request as `+h1`.
+        """Open the GET of the rest of the body, or with `whole_request` of the request as `+h1`.
 
-        `attempt` is how often the queue has delivered the request: the token is good once for each ([ext]).
+        attempt: how often the queue has delivered the request; the token is valid once for each ([ext]).
         Raises BodyUnavailable when no good response head has come within ATTACH_HEAD_TIMEOUT (5 s),
         GatewayGone when there is no connection.
         """
@@ -69,7 +69,7 @@ class AttachClient:
             async with asyncio.timeout(settings.ATTACH_HEAD_TIMEOUT):
                 response = await self._get(target, headers)
         except aiohttp.ConnectionTimeoutError as error:
-            # Its machine is gone, or the way there: unlike a slow gateway, others may have the body.
+            # Its machine or the network is down. Unlike with a slow gateway, another may have the body.
             raise GatewayGone("the gateway could not be reached for the request body") from error
         except TimeoutError as error:
             raise BodyUnavailable("the gateway did not hand out the request body in time") from error
@@ -95,7 +95,7 @@ class AttachClient:
         raise AssertionError("unreachable")
 
     async def post(self, target: AttachTarget, upload: Upload) -> int:
-        """Send one POST whose body is written through `upload`; returns the status.
+        """Send one POST whose body is written through `upload`; return the status.
 
         Raises aiohttp.ClientError.
         """
@@ -107,7 +107,7 @@ class AttachClient:
 
 
 class HttpDownload:
-    """A response body under way."""
+    """The body of a GET."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
@@ -120,19 +120,19 @@ class HttpDownload:
             raise BodyUnavailable("the request body broke off") from error
 
     def close(self) -> None:
-        """Give the connection up."""
+        """Close the connection."""
         self._response.close()
 
 
 class Aborted(Exception):
-    """The body will not be completed; the connection must not look as if it had been."""
+    """Breaks the connection, so that an incomplete body does not look complete."""
 
 
 class Upload(payload.Payload):
-    """A request body that is written by whoever makes it instead of being pulled by aiohttp.
+    """A request body that its producer writes, instead of aiohttp pulling it.
 
     aiohttp runs `write_with_length` in a task of its own; a handler's generator must be iterated by the
-    request's task (cancel scopes and context variables belong to it), so this only lends the writer out.
+    request's task (cancel scopes and context variables belong to it), so this only lends the writer.
     """
 
     def __init__(self, size: int | None) -> None:
@@ -145,36 +145,36 @@ class Upload(payload.Payload):
         self._written: asyncio.Future[None] = loop.create_future()
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """Not available: the body is not kept."""
+        """Raise TypeError: the body is not kept."""
         raise TypeError("an upload cannot be decoded")
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        """Lend the writer out until the body is complete."""
+        """Lend the writer until the body is complete."""
         if not self._writer.done():
             self._writer.set_result(writer)
         await self._written
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
-        """As `write`."""
+        """Lend the writer until the body is complete."""
         await self.write(writer)
 
     async def writer(self) -> AbstractStreamWriter | None:
-        """The writer once the connection stands; None when the exchange ended before."""
+        """Wait for the writer; return None when the HTTP exchange ended before there was a connection."""
         return await self._writer
 
     @property
     def lent(self) -> bool:
-        """Whether somebody got the writer, so that the body may have been begun."""
+        """Return whether the writer was lent, so that a part of the body may have been sent."""
         return self._writer.done() and not self._writer.cancelled() and self._writer.result() is not None
 
     def finish(self) -> None:
-        """The body is complete."""
+        """End the body: it is complete."""
         self.ended = True
         if not self._written.done():
             self._written.set_result(None)
 
     def abort(self) -> None:
-        """The body stays incomplete, unless `finish` came first."""
+        """End the body although it is incomplete; no effect after `finish`."""
         self.ended = True
         if not self._written.done():
             self._written.set_exception(Aborted())
@@ -182,6 +182,6 @@ class Upload(payload.Payload):
             self._written.exception()
 
     def exchange_ended(self) -> None:
-        """Whoever waits for the writer must not wait for ever."""
+        """Stop waiting for the writer: there will be none."""
         if not self._writer.done():
             self._writer.set_result(None)

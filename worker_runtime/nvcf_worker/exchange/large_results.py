@@ -1,4 +1,4 @@
-"""Results that are too large for the way back, or files: zipped, uploaded, answered 302.
+"""Results that are too large for a response, or files: they are zipped and uploaded, the caller gets 302.
 
 See protocol.md, section 4.8.
 """
@@ -48,17 +48,17 @@ ABOUT_THE_BODY = frozenset(
 
 
 class ResultCredentials(Protocol):
-    """Who says where large results go and where callers find them."""
+    """Makes URLs for the upload and the download of large results."""
 
     async def refresh_upload(self, request_id: str, api: str) -> str:
-        """A new upload address, from the service at `api` (directResponseUrl). Raises ControlError."""
+        """Return a new upload URL, from the service at `api` (directResponseUrl). Raises ControlError."""
 
     async def download_url(self, request_id: str, nca_id: str) -> str:
-        """Where the caller gets an uploaded result. Raises ControlError."""
+        """Return where the caller downloads an uploaded result. Raises ControlError."""
 
 
 class LargeResults:
-    """Compatibility mode's last steps with a complete answer."""
+    """The last steps of compatibility mode with a complete response."""
 
     def __init__(self, http: HttpClient, credentials: ResultCredentials) -> None:
         self._http = http
@@ -67,7 +67,7 @@ class LargeResults:
     async def finish(
         self, message: nvcf_pb2.WorkerInvokeFunctionRequest, outcome: Outcome, files: RequestFiles | None
     ) -> Outcome:
-        """What the caller gets instead of `outcome`; most often that very outcome.
+        """Return the response that the caller gets in place of `outcome`; most often `outcome` itself.
 
         A stream is sent as it comes unless its size is known and too large, or there are files already when
         it begins. Raises ResultNotDelivered.
@@ -102,11 +102,11 @@ class LargeResults:
             await asyncio.to_thread(spooled.unlink, missing_ok=True)
 
     async def _place(self, message: nvcf_pb2.WorkerInvokeFunctionRequest) -> str:
-        """An upload address for a call that came without one."""
+        """Return an upload URL for a call that came without one."""
         try:
             url = await self._credentials.refresh_upload(message.requestId, message.directResponseUrl)
         except ControlError as error:
-            log.info("no address to upload a result to: %s", error)
+            log.info("there is no upload URL for a result: %s", error)
             url = ""
         if not url:
             raise ResultNotDelivered(
@@ -130,13 +130,13 @@ class LargeResults:
             await self._put(message, url, archive)
             location = await self._credentials.download_url(request_id, message.ncaId)
         except ControlError as error:
-            log.error("the large result has no address to be fetched from: %s", error)
+            log.error("there is no download URL for the large result: %s", error)
             raise ResultNotDelivered("the result was too large to be sent directly") from None
         except (OSError, ValueError) as error:
             log.error("the large result could not be packed: %s", error)
             raise ResultNotDelivered("the result was too large to be sent directly") from None
         finally:
-            # Also of one that is still written: its thread cannot be interrupted, and closes it.
+            # Also while it is still written: the thread cannot be interrupted, and closes the file.
             await asyncio.to_thread(archive.unlink, missing_ok=True)
         return Reply(302, [("location", location)], b"")
 
@@ -173,7 +173,7 @@ class LargeResults:
 
 
 async def spool(stream: StreamReply) -> Path:
-    """A streamed body in a temporary file. Raises ResultNotDelivered when it breaks off or finds no room."""
+    """Write a streamed body to a temporary file. Raises ResultNotDelivered when that fails."""
     descriptor, name = await asyncio.to_thread(tempfile.mkstemp, ".body", "nvcf-result-")
     path, file = Path(name), os.fdopen(descriptor, "wb")
     try:
@@ -189,7 +189,7 @@ async def spool(stream: StreamReply) -> Path:
         if not isinstance(error, Exception) or isinstance(error, WorkerError):
             raise
         log.error("the large result broke off", exc_info=error)
-        raise ResultNotDelivered("the function failed in the middle of its answer") from None
+        raise ResultNotDelivered("the function failed in the middle of its response") from None
     finally:
         await asyncio.to_thread(file.close)
         await stream.source.aclose()
@@ -199,7 +199,7 @@ async def spool(stream: StreamReply) -> Path:
 def pack(
     file: IO[bytes], request_id: str, body: bytes | Path, found: Sequence[Path], base: Path | None
 ) -> None:
-    """A zip archive into `file`: the files by their names below `base`, the body as `ID.response`.
+    """Write a zip archive to `file`: the files by their names below `base`, the body as `ID.response`.
 
     Written to disk first because object stores want the length of an upload in advance. Closes `file`. Raises
     OSError, and ValueError for a name that is no text.
@@ -212,7 +212,7 @@ def pack(
             zipfile.ZIP_DEFLATED,
             compresslevel=COMPRESSION_LEVEL,
             allowZip64=True,
-            # Files of 1970 are common; the format begins in 1980.
+            # Files dated 1970 are common; the format starts in 1980.
             strict_timestamps=False,
         ) as archive,
     ):
@@ -229,12 +229,12 @@ def _media_type(headers: HeaderPairs) -> str:
 
 
 def is_problem(headers: HeaderPairs) -> bool:
-    """Whether an answer is a problem document already."""
+    """Return whether a response is a problem document already."""
     return _media_type(headers).partition(";")[0].strip().lower() == names.PROBLEM_JSON
 
 
 async def _beginning(stream: StreamReply) -> Reply:
-    """An error that comes as a stream: as much of it as a problem document could say, the rest is dropped."""
+    """Return the beginning of an error response that is a stream; a problem document has room for no more."""
     body = bytearray(stream.first)
     try:
         while len(body) <= MAX_DETAIL:
@@ -242,14 +242,14 @@ async def _beginning(stream: StreamReply) -> Reply:
     except StopAsyncIteration:
         pass
     except Exception as error:  # noqa: BLE001 - what came is enough
-        log.info("an answer of %d broke off: %s", stream.status, error)
+        log.info("a response of %d broke off: %s", stream.status, error)
     finally:
         await stream.source.aclose()
     return Reply(stream.status, stream.headers, bytes(body))
 
 
 def as_problem(reply: Reply) -> Reply:
-    """An answer >= 400 as problem+json, with its `{"error": ...}` or short text as detail.
+    """Return a response >= 400 as problem+json, with its `{"error": ...}` or short text as detail.
 
     See protocol.md, section 5.5.
     """
@@ -264,7 +264,7 @@ def as_problem(reply: Reply) -> Reply:
 
 
 def error_detail(body: bytes, media_type: str) -> str | None:
-    """What an error's body says: its member `error` or `detail`, else its text if that is short."""
+    """Return the detail in an error's body: its member `error` or `detail`, else its text if short."""
     if len(body) > MAX_DETAIL:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Answers by POST `request-attach`: complete ones again and again, streams once.
+"""Responses by POST `request-attach`: complete ones are repeated, streams are sent once.
 
 See protocol.md, section 3.3.
 """
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 POST_ATTEMPTS = 6
 REFUSED_ATTEMPTS = 3
 POST_BACKOFF = Backoff(first=0.05, limit=2.0)
-VERDICT_WAIT = 1.0
+STATUS_WAIT = 1.0
 REFUSAL_WAIT = 0.25
 JOINED_BODY = 64 * 1024
 PIECE = 256 * 1024
 
 
 class StreamBroken(DeliveryError):
-    """The handler failed after the head of its answer had been sent."""
+    """The handler failed after the head of its response had been sent."""
 
 
 async def post_complete(
-    attach: AttachClient, target: AttachTarget, reply: Reply, written: Callable[[], None]
+    attach: AttachClient, target: AttachTarget, reply: Reply, sent: Callable[[], None]
 ) -> None:
-    """POST a complete answer; calls `written` and raises as `Deliverer.deliver` does."""
+    """POST a complete response; call `sent` and raise as `Transport.deliver` does."""
     head = h1.encode_response_head(reply.status, _with_length(reply))
     tries = _Tries()
     async for _ in tries:
         try:
-            status = await _post_once(attach, target, head, reply.body, written)
+            status = await _post_once(attach, target, head, reply.body, sent)
         except (aiohttp.ClientError, OSError) as error:
             tries.failed(error)
             continue
@@ -55,7 +55,7 @@ async def post_complete(
 
 
 async def _post_once(
-    attach: AttachClient, target: AttachTarget, head: bytes, body: bytes, written: Callable[[], None]
+    attach: AttachClient, target: AttachTarget, head: bytes, body: bytes, sent: Callable[[], None]
 ) -> int:
     upload = Upload(len(head) + len(body))
     exchange = asyncio.create_task(attach.post(target, upload))
@@ -67,9 +67,9 @@ async def _post_once(
                 for piece in pieces(head, body):
                     await writer.write(piece)
                 upload.finish()
-                written()
+                sent()
             except (aiohttp.ClientError, OSError):
-                # The gateway answered early or the connection broke: the exchange knows which.
+                # The gateway answered early, or the connection broke; the exchange tells which.
                 upload.abort()
         return await exchange
     finally:
@@ -78,7 +78,7 @@ async def _post_once(
 
 
 class StreamPost:
-    """One POST of a streamed answer. The handler's stream is read by the calling task."""
+    """One POST of a streamed response. The calling task reads the handler's stream."""
 
     def __init__(self, attach: AttachClient, target: AttachTarget, reply: StreamReply) -> None:
         self._attach = attach
@@ -87,8 +87,8 @@ class StreamPost:
         self._interrupted = False
         self._broke = False
 
-    async def run(self, written: Callable[[], None]) -> None:
-        """Send the stream; raises as `Deliverer.deliver` does."""
+    async def run(self, sent: Callable[[], None]) -> None:
+        """Send the stream; raise as `Transport.deliver` does."""
         head = h1.encode_response_head(self._reply.status, self._reply.headers)
         tries = _Tries()
         async for _ in tries:
@@ -96,10 +96,10 @@ class StreamPost:
             try:
                 writer = await upload.writer()
                 if writer is not None:
-                    # From here on the stream is consumed, so there is no second try.
+                    # From here on the stream is consumed, so it cannot be repeated.
                     self._reply.begun = True
                     await self._write(writer, head, upload, exchange)
-                    written()
+                    sent()
                     _check(await exchange)
                     return
                 status = await exchange
@@ -107,7 +107,7 @@ class StreamPost:
             except aiohttp.ClientError as error:
                 if upload.lent:
                     upload.abort()
-                    await self._raise_verdict(exchange)
+                    await self._raise_status(exchange)
                     raise StreamLost(f"the connection to the gateway broke: {error}") from error
                 tries.failed(error)
             finally:
@@ -116,9 +116,9 @@ class StreamPost:
         raise tries.given_up()
 
     @staticmethod
-    async def _raise_verdict(exchange: asyncio.Task[int]) -> None:
-        """After a failed write: raise what the gateway said, if it answered before it closed."""
-        await asyncio.wait([exchange], timeout=VERDICT_WAIT)
+    async def _raise_status(exchange: asyncio.Task[int]) -> None:
+        """After a failed write, raise what the gateway answered before it closed the connection."""
+        await asyncio.wait([exchange], timeout=STATUS_WAIT)
         if exchange.done() and not exchange.cancelled() and exchange.exception() is None:
             _check(exchange.result())
 
@@ -134,7 +134,7 @@ class StreamPost:
                 self._broke = not done.cancelled() and done.exception() is not None
                 self._interrupted = True
                 if not self._reply.patient:
-                    # The handler may be far from its next item; nobody wants it any more.
+                    # The handler may be far from its next item, which nobody wants any more.
                     owner.cancel()
 
         exchange.add_done_callback(ended)
@@ -158,7 +158,7 @@ class StreamPost:
                 except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
                     raise
                 except BaseException as error:
-                    raise StreamBroken("the handler failed in the middle of its answer") from error
+                    raise StreamBroken("the handler failed in the middle of its response") from error
                 if self._interrupted:
                     raise self._left()
                 if chunk:
@@ -172,11 +172,11 @@ class StreamPost:
     def _left(self) -> DeliveryError:
         if self._broke:
             return StreamLost("the connection to the gateway broke")
-        return CallerGone("the gateway ended the exchange before the answer was complete")
+        return CallerGone("the gateway ended the exchange before the response was complete")
 
 
 class _Tries:
-    """Attempts at one POST, with growing pauses; a host that refuses connections gets fewer."""
+    """Tries of one POST, with growing pauses; fewer if the host refuses connections."""
 
     def __init__(self) -> None:
         self._attempt = 0
@@ -195,28 +195,28 @@ class _Tries:
         return self._attempt
 
     def failed(self, error: Exception) -> None:
-        """No connection, or it broke."""
+        """Count a try without a connection, or whose connection broke."""
         self._refused += isinstance(error, aiohttp.ClientConnectorError)
         self._problem = f"{type(error).__name__}: {error}"
 
     def answered(self, status: int) -> None:
-        """The gateway is in trouble."""
+        """Count a try that the gateway answered with an error of its own."""
         self._problem = f"the gateway answered {status}"
 
     def given_up(self) -> GatewayGone:
-        """What to raise at the end."""
+        """Return the error to raise after the last try."""
         return GatewayGone(f"gave up after {self._attempt} attempts; {self._problem}")
 
 
 def _with_length(reply: Reply) -> list[tuple[str, str]]:
-    """The headers with a Content-Length, unless it is there (answers to HEAD) or must not be."""
+    """Return the headers with a Content-Length, unless there is one (HEAD) or must be none."""
     if reply.status in (204, 304) or any(name.lower() == "content-length" for name, _ in reply.headers):
         return reply.headers
     return [*reply.headers, ("content-length", str(len(reply.body)))]
 
 
 def pieces(head: bytes, body: bytes) -> Iterator[bytes | memoryview]:
-    """Head and body in pieces that give back-pressure a chance; a small answer is one piece."""
+    """Yield head and body in pieces, for back-pressure; a small response is one piece."""
     if len(body) <= JOINED_BODY:
         yield head + body
         return
@@ -231,11 +231,11 @@ def _check(status: int) -> None:
         return
     if status == 401:
         raise CallerGone("the request is over: the gateway does not know its token any more")
-    raise DeliveryError(f"the gateway refused the answer with {status}")
+    raise DeliveryError(f"the gateway refused the response with {status}")
 
 
 def this_task() -> asyncio.Task[object]:
-    """The running task."""
+    """Return the running task."""
     task: asyncio.Task[object] | None = asyncio.current_task()
     if task is None:
         raise RuntimeError("not called from a task")
@@ -243,10 +243,10 @@ def this_task() -> asyncio.Task[object]:
 
 
 async def _ended(exchange: asyncio.Task[int]) -> None:
-    """End an exchange and collect it, so that nothing is left running."""
+    """End an HTTP exchange and collect its outcome, so that nothing is left running."""
     if not exchange.done():
         exchange.cancel()
     await asyncio.wait([exchange])
     if not exchange.cancelled():
-        # Whoever needed the outcome has it; this only marks it as seen.
+        # The outcome was used where it matters; this only marks it as retrieved.
         exchange.exception()

@@ -63,7 +63,7 @@ class Caller(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FunctionContext:
-    """What all requests of a worker have in common."""
+    """What all requests of a worker have in common: ids and constant headers."""
 
     function_id: str
     version_id: str
@@ -71,7 +71,7 @@ class FunctionContext:
 
 
 class RequestInfo:
-    """What both kinds of request share. Derived values are computed when first asked for."""
+    """What both kinds of request share. Derived values are computed on first use."""
 
     __slots__ = (
         "_body",
@@ -119,7 +119,7 @@ class RequestInfo:
 
     @property
     def attempt(self) -> int:
-        """1 for the first delivery of this request, 2 when an earlier worker failed to answer it, ..."""
+        """1 for the first delivery of this request, 2 when an earlier worker failed to respond, and so on."""
         return self._work.attempt
 
     @property
@@ -152,7 +152,7 @@ class RequestInfo:
         return self._headers
 
     def _with_trace(self, sent: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """The caller's headers, with the trace context that is current here in place of the caller's own."""
+        """Return the caller's headers with the current trace context in place of the caller's own."""
         trace = self.trace_context
         if "traceparent" not in trace:
             return sent
@@ -166,7 +166,7 @@ class RequestInfo:
 
     @property
     def _whole_body(self) -> bytes | None:
-        """The body if all of it is here already; None when the rest would have to be fetched."""
+        """Return the body if all of it is here already; None when the rest would have to be fetched."""
         return self._body.whole
 
     @property
@@ -203,13 +203,13 @@ class RequestInfo:
 
     @property
     def trace_context(self) -> Mapping[str, str]:
-        """W3C trace context to hand on: `traceparent` and, if there are any, `tracestate` and `baggage`."""
+        """W3C trace context for calls to other services: `traceparent`, `tracestate`, `baggage`."""
         trace = self._work.trace or logs.current_trace()
         return {name: trace[name] for name in TRACE_HEADERS if name in trace}
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
-        """A logger whose lines carry this request's id, from whichever thread."""
+        """A logger whose lines carry this request's id, from any thread."""
         return logging.LoggerAdapter(FUNCTION_LOG, {"request_id": self._work.request_id})
 
     @property
@@ -219,19 +219,19 @@ class RequestInfo:
 
     @property
     def output_dir(self) -> Path:
-        """A directory for result files: what is in it at the end is zipped, uploaded and answered as 302.
+        """A directory for result files: they are zipped and uploaded, and the caller gets 302 to them.
 
-        Removed afterwards. Only exec and pexec calls can carry files.
+        It is removed afterwards. Only exec and pexec calls can carry files.
         """
         if self._context is None:
             raise RuntimeError("this request has no output directory")
         return self._context.output_dir
 
     def progress(self, percent: float, partial: Any = None) -> None:
-        """Tell whoever waits how far it is: 0 to 100, and a partial result that JSON can say, if any.
+        """Report progress from 0 to 100 to the caller, with a partial result (JSON) if there is one.
 
-        The caller, or a poll, is answered 202 with it and may poll again. Without effect on pass-through
-        calls and event streams. May be called from any thread.
+        The caller, or a poll, gets 202 with it and may poll again. No effect on pass-through calls and event
+        streams. May be called from any thread.
         """
         if self._context is not None:
             self._context.progress(percent, partial)
@@ -262,7 +262,7 @@ class Request(RequestInfo):
         return whole if whole is not None else await self._body.read()
 
     async def json(self) -> Any:
-        """The body as JSON. Raises BadInput (answered with 400) when it is none."""
+        """The body as JSON. Raises BadInput (a 400 response) when it is no JSON."""
         return _parse_json(await self.read())
 
     def stream(self) -> AsyncIterator[bytes]:
@@ -278,19 +278,19 @@ class SyncRequest(RequestInfo):
     _loop: asyncio.AbstractEventLoop
 
     def _attach_loop(self, loop: asyncio.AbstractEventLoop) -> SyncRequest:
-        """Name the loop that fetches bodies."""
+        """Set the loop that fetches bodies."""
         self._loop = loop
         return self
 
     def read(self) -> bytes:
-        """The whole body. Raises BodyUnavailable, or RequestCancelled when the caller left meanwhile."""
+        """The whole body. Raises BodyUnavailable, or RequestCancelled when the caller leaves meanwhile."""
         whole = self._body.whole
         if whole is not None:
             return whole
         return asyncio.run_coroutine_threadsafe(self._body.read(), self._loop).result()
 
     def json(self) -> Any:
-        """The body as JSON. Raises BadInput (answered with 400) when it is none."""
+        """The body as JSON. Raises BadInput (a 400 response) when it is no JSON."""
         return _parse_json(self.read())
 
     def stream(self) -> Iterator[bytes]:

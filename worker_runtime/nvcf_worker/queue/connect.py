@@ -35,13 +35,13 @@ Callback = Callable[[], Awaitable[None]]
 
 
 def choose_server(servers: list[Server], randomness: float) -> tuple[Server, float]:
-    """Which server to try next and after how many seconds: the one that failed least, backing off."""
+    """Return the server to try next, which is the one that failed least, and after how many seconds."""
     best = min(servers, key=lambda server: server.reconnects)
     return best, RECONNECT_BACKOFF.delay(best.reconnects, randomness)
 
 
 def authentication(config: WorkerConfig, token: Callable[[], str]) -> dict[str, Any]:
-    """Connection options: nkey if a seed is given, none if the URL carries user info, else the token."""
+    """Return connection options: nkey if there is a seed, none if the URL has user info, else the token."""
     if config.nkey_seed is not None:
         return {"nkeys_seed_str": config.nkey_seed}
     if any(urlsplit(server).username for server in config.nats_servers):
@@ -51,13 +51,13 @@ def authentication(config: WorkerConfig, token: Callable[[], str]) -> dict[str, 
 
 
 def denied_subject(text: str) -> str | None:
-    """The subject in a broker's word that it is not permitted, in small letters as nats-py gives it."""
+    """Return the subject in a permissions error, in lower case as nats-py gives it."""
     match = _DENIED.search(text)
     return None if match is None else match[1]
 
 
 def _tls(servers: tuple[str, ...]) -> ssl.SSLContext | None:
-    """Which certificates to accept, where TLS is asked for."""
+    """Return the TLS context, if a server's URL asks for TLS."""
     return client_context() if any(urlsplit(url).scheme in ("tls", "wss") for url in servers) else None
 
 
@@ -72,20 +72,20 @@ async def open_connection(
     limit: float | None,
     counts: MutableMapping[str, int] | None = None,
 ) -> Client:
-    """Connect, trying for `limit` seconds (None: for ever). Raises StartupError with the last reason.
+    """Connect; try for `limit` seconds (None: for ever). Raises StartupError with the last reason.
 
-    `on_denied` hears of each subject that the connection may not publish or subscribe to. `counts`: where
+    on_denied: called with each subject that the connection may not publish or subscribe to. counts: where
     errors and lost connections are counted.
     """
     last: Exception | None = None
-    told_at = 0.0
+    logged_at = 0.0
 
     async def on_disconnect() -> None:
         if counts is not None and not connection.is_closed:
             counts["disconnects"] += 1
 
     async def on_error(error: Exception) -> None:
-        nonlocal last, told_at
+        nonlocal last, logged_at
         if counts is not None:
             counts["errors"] += 1
         subject = denied_subject(str(error))
@@ -94,9 +94,9 @@ async def open_connection(
             return
         last = error
         now = time.monotonic()
-        # nats-py reports each failed attempt; one line every few seconds says the same.
-        if now - told_at > settings.NATS_MAX_RECONNECT_WAIT or not told_at:
-            told_at = now
+        # nats-py reports each failed attempt; one line every few seconds is enough.
+        if now - logged_at > settings.NATS_MAX_RECONNECT_WAIT or not logged_at:
+            logged_at = now
             log.warning("broker connection: %s", str(error) or type(error).__name__)
 
     def next_server(servers: list[Server], _: dict[str, Any]) -> tuple[Server | None, float]:
@@ -136,7 +136,7 @@ async def open_connection(
     except TimeoutError:
         await connection.close()
         raise StartupError(
-            f"no connection to the broker within {limit:.0f} s: {last or 'no answer'}. "
+            f"no connection to the broker within {limit:.0f} s: {last or 'no reply'}. "
             f"Is {NVCF_FQDN_NATS} right and reachable?"
         ) from last
     except ImportError as error:
@@ -147,7 +147,7 @@ async def open_connection(
 
 
 async def close_connection(connection: Client) -> None:
-    """Close it for good, and end its attempts to reconnect; the library waits for those a moment only."""
+    """Close a connection for good, and end its attempts to reconnect, which the library leaves running."""
     await connection.close()
     if connection._reconnection_task is not None:
         await end_task(connection._reconnection_task)

@@ -2,8 +2,8 @@
 
 A small memory-mapped file in the shared configuration directory. The worker writes the ack subject of
 each request it takes and clears it when the request is settled; the kernel keeps the pages when the
-process is killed. A worker that starts again as the same instance hands back what its predecessor
-held, so redelivery takes milliseconds instead of the consumer's ack wait. Its format is in
+process is killed. A worker that starts again as the same instance returns its predecessor's requests
+to the queue, so redelivery takes milliseconds instead of the consumer's ack wait. Its format is in
 nvcf_proto.journal.
 """
 
@@ -46,13 +46,13 @@ class Journal:
         self._descriptor = descriptor
         self._pages = pages
         self.leftovers = leftovers
-        # While leftovers have not been handed back their entries stay as they are.
+        # The entries of leftovers stay until they are back in the queue.
         self._kept = len(leftovers)
         self._free = list(range(count - 1, self._kept - 1, -1))
 
     @classmethod
     def open(cls, path: Path, instance_id: str, capacity: int) -> Journal:
-        """Lock and read the file, or make it. Room for `capacity` requests beside the leftovers.
+        """Lock and read the file, or create it, with room for `capacity` requests beside the leftovers.
 
         Raises JournalError when another process holds it or the place is not writable.
         """
@@ -77,7 +77,7 @@ class Journal:
         return cls(descriptor, pages, count, leftovers)
 
     def add(self, ack_subject: str, *, now: float, ack_wait: float) -> int:
-        """Note a request; returns its entry, or -1 without room (it would merely be redelivered later)."""
+        """Add a request; return its entry, or -1 without room: it would only be redelivered later."""
         subject = ack_subject.encode()
         if not self._free or len(subject) > MAX_SUBJECT:
             return -1
@@ -86,25 +86,25 @@ class Journal:
         return entry
 
     def remove(self, entry: int) -> None:
-        """A request is settled. -1 is ignored."""
+        """Remove a settled request. -1 is ignored."""
         if entry < 0:
             return
         ENTRY_STRUCT.pack_into(self._pages, entry_offset(entry), 0, 0.0, 0.0)
         self._free.append(entry)
 
     def heartbeat(self, now: float) -> None:
-        """All noted requests are about to be signalled as in progress."""
+        """Record when the requests were last signalled as in progress."""
         _HEARTBEAT.pack_into(self._pages, HEARTBEAT_AT, now)
 
     def forget_leftovers(self) -> None:
-        """The leftovers have been handed back."""
+        """Remove the leftovers, which are back in the queue."""
         for entry in range(self._kept):
             self.remove(entry)
         self._kept = 0
         self.leftovers = []
 
     def close(self) -> None:
-        """Release the file; what is still noted stays for a successor."""
+        """Release the file; entries that are left stay for a successor."""
         self._pages.close()
         os.close(self._descriptor)
 
@@ -126,7 +126,7 @@ def _write_entry(pages: mmap.mmap, entry: int, subject: bytes, started: float, a
 
 
 def open_journal(config: WorkerConfig) -> Journal | None:
-    """The journal of what this instance holds; without a writable folder the worker goes on without."""
+    """Open this instance's journal; without a writable folder the worker runs without one."""
     path = config.shared_dir / FILE_NAME
     try:
         config.shared_dir.mkdir(parents=True, exist_ok=True)

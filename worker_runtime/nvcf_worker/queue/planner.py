@@ -12,20 +12,20 @@ MAX_WAITING_PAUSE = 1.0
 REFUSED_PAUSE = 5.0
 MISSED_HEARTBEATS = 2
 NOTHING_AFTER = 0.02
-"""Seconds without an answer to a pull after which a region counts as empty."""
+"""Seconds without a reply to a pull after which a region counts as empty."""
 
 _MAX_BATCH = re.compile(r"exceeded maxrequestbatch of (\d+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What follows from a status message: look the consumer up again, and what to log if anything."""
+class PullStatus:
+    """The effect of a status message: whether to look the consumer up again, and what to log."""
 
     look_up: bool = False
     warning: str | None = None
 
 
-_NOTHING = Verdict()
+_NOTHING = PullStatus()
 
 
 class PullPlanner:
@@ -42,15 +42,14 @@ class PullPlanner:
         self.slots = slots
         self.outstanding = 0
         self.max_batch = slots
-        self._heard_at = 0.0
+        self._last_message_at = 0.0
         self._waits_since = 0.0
         self._paused_until = 0.0
 
     def ask(self, free: int, now: float) -> int:
-        """Number of requests to ask for in one pull request now; 0 for none. Counts them as asked.
+        """Return how many requests to pull now, 0 for none; count them as outstanding.
 
-        To keep pull requests few, nothing is asked for while more than half of the slots is still
-        outstanding.
+        To keep pulls few, there is none while more than half of the slots is still outstanding.
         """
         if now < self._paused_until or self.outstanding > self.slots // 2:
             return 0
@@ -58,73 +57,74 @@ class PullPlanner:
         if batch <= 0:
             return 0
         if self.outstanding == 0:
-            self._heard_at = self._waits_since = now
+            self._last_message_at = self._waits_since = now
         self.outstanding += batch
         return batch
 
     def delivered(self, now: float) -> None:
-        """A request arrived."""
-        self._heard_at = now
+        """Count a request that arrived."""
+        self._last_message_at = now
         if self.outstanding:
             self.outstanding -= 1
 
     def has_nothing(self, now: float) -> bool:
-        """Whether the region is empty: it has been asked for more than it gives, or must not be asked."""
+        """Return whether the region is empty, or must not be pulled from now."""
         return now < self._paused_until or (self.outstanding > 0 and now - self._waits_since >= NOTHING_AFTER)
 
     def stale(self, now: float) -> bool:
-        """Whether the broker owes us something and has been silent for two idle heartbeats."""
+        """Return whether a pull is open and the broker has been silent for two idle heartbeats."""
         return (
-            self.outstanding > 0 and now - self._heard_at > MISSED_HEARTBEATS * settings.PULL_IDLE_HEARTBEAT
+            self.outstanding > 0
+            and now - self._last_message_at > MISSED_HEARTBEATS * settings.PULL_IDLE_HEARTBEAT
         )
 
     def reset(self) -> None:
-        """Forget everything asked: the broker has forgotten it too, or the pulls were withdrawn."""
+        """Forget all pulls: the broker has lost them, or they were withdrawn."""
         self.outstanding = 0
 
-    def status(self, code: int, text: str, *, pending: int | None, batch: int, now: float) -> Verdict:
-        """Digest a status message.
+    def status(self, code: int, text: str, *, pending: int | None, batch: int, now: float) -> PullStatus:
+        """Count a status message, and return its effect.
 
-        `pending` is the Nats-Pending-Messages header: how much of that pull request the broker
-        did not serve. `batch` is the size of the pull request that the message answers.
+        pending: the Nats-Pending-Messages header, how much of the pull the broker did not serve. batch: the
+        size of the pull that the message belongs to.
         """
-        self._heard_at = now
+        self._last_message_at = now
         if code == 100:
             return _NOTHING
         if code in (404, 408):
-            self._take_back(batch if pending is None else pending)
+            self._subtract(batch if pending is None else pending)
             return _NOTHING
         if code == 409:
             return self._conflict(text, pending, batch, now)
         self.reset()
         if code == 503:
-            return Verdict(look_up=True)
+            return PullStatus(look_up=True)
         self._paused_until = now + REFUSED_PAUSE
-        return Verdict(warning=f"the broker answered a pull request with {code} {text}")
+        return PullStatus(warning=f"the broker refused a pull with {code} {text}")
 
-    def _conflict(self, text: str, pending: int | None, batch: int, now: float) -> Verdict:
+    def _conflict(self, text: str, pending: int | None, batch: int, now: float) -> PullStatus:
         lowered = text.lower()
         limit = _MAX_BATCH.search(lowered)
         if limit is not None:
-            self._take_back(batch)
+            self._subtract(batch)
             self.max_batch = max(1, int(limit[1]))
-            return Verdict(warning=f"the broker allows {self.max_batch} requests a pull at most")
+            return PullStatus(warning=f"the broker allows at most {self.max_batch} requests in a pull")
         if "consumer deleted" in lowered:
             self.reset()
-            return Verdict(look_up=True)
+            return PullStatus(look_up=True)
         if "leadership change" in lowered or "server shutdown" in lowered:
             self.reset()
             self._paused_until = now + SHORT_PAUSE
-            return Verdict(look_up=True)
+            return PullStatus(look_up=True)
         if "exceeded maxwaiting" in lowered:
-            self._take_back(batch)
+            self._subtract(batch)
             self._paused_until = now + MAX_WAITING_PAUSE
             return _NOTHING
-        self._take_back(batch if pending is None else pending)
+        self._subtract(batch if pending is None else pending)
         if pending is not None:
             return _NOTHING
         self._paused_until = now + REFUSED_PAUSE
-        return Verdict(warning=f"the broker refused a pull request: {text}")
+        return PullStatus(warning=f"the broker refused a pull: {text}")
 
-    def _take_back(self, count: int) -> None:
+    def _subtract(self, count: int) -> None:
         self.outstanding = max(0, self.outstanding - count)

@@ -43,25 +43,28 @@ _CLUSTER_EXPIRES = int(CLUSTER_MAX_WAIT * 1e9)
 
 
 class ConsumerLimits(NamedTuple):
-    """Of the request consumer: seconds until it delivers again what is not acknowledged, and how often it
-    delivers at most (0: no limit)."""
+    """Limits of the request consumer.
+
+    ack_wait: seconds after which it delivers again what is not acknowledged. max_deliver: how often it
+    delivers a request at most; 0 for no limit.
+    """
 
     ack_wait: float = DEFAULT_ACK_WAIT
     max_deliver: int = 0
 
 
 class Receiver(Protocol):
-    """Who gets the requests."""
+    """Gets the requests."""
 
     async def receive(self, message: Msg, region: str, limits: ConsumerLimits) -> None:
-        """Take a request, or hand it back if there is no slot."""
+        """Take a request, or return it to the queue if there is no slot."""
 
 
 Provision = Callable[[str], Awaitable[None]]
 
 
 class RegionPuller:
-    """Keeps as many requests asked for as there are free slots. One task; `wake` makes it look again."""
+    """Keeps as many requests pulled as there are free slots. Runs in one task, which `wake` wakes up."""
 
     def __init__(
         self,
@@ -88,22 +91,22 @@ class RegionPuller:
         self._pull_subject = subjects.next_message_subject(stream, consumer)
         self._inbox = ""
         self._subscription: Subscription | None = None
-        self._given_up: list[tuple[float, Subscription]] = []
+        self._withdrawn: list[tuple[float, Subscription]] = []
         self._trouble = False
         self._stopped = False
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
-        """Slots or the connection changed, or time has passed."""
+        """Check again: slots or the connection changed, or time has passed."""
         self._wake.set()
 
     def has_nothing(self, now: float) -> bool:
-        """Whether neither this region nor a preferred one has a request at the moment."""
+        """Return whether neither this region nor a preferred one has a request at the moment."""
         here = not self.ready or self._planner.has_nothing(now)
         return here and (self._preferred is None or self._preferred.has_nothing(now))
 
     def look_up_again(self) -> None:
-        """The broker may have forgotten our pulls, e.g. after a reconnect."""
+        """Look the consumer up again: the broker may have lost the pulls, e.g. after a reconnect."""
         self._trouble = True
         self._wake.set()
 
@@ -111,7 +114,7 @@ class RegionPuller:
         """Pull until cancelled."""
         while True:
             # A new inbox each time: the broker may still hold pulls for the old one, and their requests
-            # would come on top of those asked for now.
+            # would come in addition to the new ones.
             await self.withdraw()
             raise_if_cancelled()
             await self._subscribe()
@@ -124,21 +127,21 @@ class RegionPuller:
                 self.ready = False
 
     async def stop(self) -> None:
-        """Ask for nothing more and withdraw what is asked; requests that still arrive go to the receiver.
+        """Stop pulling and withdraw all pulls; requests that still arrive go to the receiver.
 
         In a broker cluster this takes until the last pull has expired.
         """
         self._stopped = True
         self.ready = False
         await self.withdraw()
-        while self._given_up:
-            at, subscription = self._given_up[0]
+        while self._withdrawn:
+            at, subscription = self._withdrawn[0]
             left = at + EXPIRED_AFTER - time.monotonic()
             if left > 0 and self._connection.is_connected:
                 await asyncio.sleep(left)
             with contextlib.suppress(nats.errors.Error):
                 await subscription.unsubscribe()
-            self._given_up = [each for each in self._given_up if each[1] is not subscription]
+            self._withdrawn = [each for each in self._withdrawn if each[1] is not subscription]
 
     async def _pull_until_trouble(self) -> None:
         while not self._trouble:
@@ -151,7 +154,7 @@ class RegionPuller:
 
     async def _pull(self) -> None:
         if self._planner.outstanding > self._slots.free:
-            # Another region filled the slots. What this one sends now would have to go back.
+            # Another region filled the slots. Requests of this one would have to go back to the queue.
             await self.withdraw()
             await self._subscribe()
         if (
@@ -159,8 +162,8 @@ class RegionPuller:
             and self._slots.free
             and not self._preferred.has_nothing(time.monotonic())
         ):
-            # Two regions that are asked for the same slot may both send something; what goes back counts as
-            # a delivery of it, of which there are only a few.
+            # If two regions are asked for the same slot, both may send a request. One of them goes back to
+            # the queue, which counts as a delivery, and there are only a few.
             asyncio.get_running_loop().call_later(NOTHING_AFTER, self.wake)
             return
         while not self._stopped and not self._trouble and self._connection.is_connected:
@@ -168,7 +171,7 @@ class RegionPuller:
             if not batch:
                 return
             if in_cluster(self._connection):
-                # Its expiry comes before any heartbeat would be missed.
+                # It expires before a missed heartbeat would be noticed.
                 request = b'{"batch":%d,"expires":%d}' % (batch, _CLUSTER_EXPIRES)
             else:
                 request = b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}' % (batch, _EXPIRES, _HEARTBEAT)
@@ -183,16 +186,16 @@ class RegionPuller:
         self._subscription = await self._connection.subscribe(
             f"{self._inbox}.*",
             cb=functools.partial(self._on_message, self._inbox),
-            # Bounded by the number of slots already; a request dropped here would be lost for its ack wait.
+            # The slots bound it already; a request dropped here would wait for its ack wait.
             pending_bytes_limit=0,
         )
 
     async def withdraw(self) -> None:
-        """Drop the interest in all pulls; the broker then gives their requests to others.
+        """Withdraw all pulls; the broker then gives their requests to other workers.
 
         Draining first delivers what is on its way, so that nothing waits for its ack wait. In a cluster that
-        is not enough (see CLUSTER_MAX_WAIT): there pulls are listened to until they have expired, and what
-        comes goes to the receiver, which hands back what it has no slot for.
+        is not enough (see CLUSTER_MAX_WAIT): there the subscription stays until the pulls have expired, and
+        the receiver returns what it has no slot for.
         """
         subscription, self._subscription = self._subscription, None
         self._planner.reset()
@@ -210,11 +213,11 @@ class RegionPuller:
             log.debug("withdrawing pulls: %s", error)
 
     async def _listen_on(self, subscription: Subscription) -> None:
-        """Keep a subscription whose pulls are given up, until they have expired."""
+        """Keep the subscription of withdrawn pulls until they have expired."""
         now = time.monotonic()
-        self._given_up.append((now, subscription))
-        while now - self._given_up[0][0] > EXPIRED_AFTER:
-            _, expired = self._given_up.pop(0)
+        self._withdrawn.append((now, subscription))
+        while now - self._withdrawn[0][0] > EXPIRED_AFTER:
+            _, expired = self._withdrawn.pop(0)
             with contextlib.suppress(nats.errors.Error):
                 await expired.unsubscribe()
 
@@ -232,32 +235,32 @@ class RegionPuller:
 
     def _on_status(self, message: Msg, status: str) -> None:
         headers = message.headers or {}
-        verdict = self._planner.status(
+        effect = self._planner.status(
             int(status) if status.isdigit() else 0,
             headers.get("Description", ""),
             pending=_count(headers.get("Nats-Pending-Messages")),
             batch=_count(message.subject.rpartition(".")[2]) or 0,
             now=time.monotonic(),
         )
-        if verdict.warning is not None:
-            log.warning("region %s: %s", self.region, verdict.warning)
-        if verdict.look_up:
+        if effect.warning is not None:
+            log.warning("region %s: %s", self.region, effect.warning)
+        if effect.look_up:
             self._trouble = True
         if status != "100":
             self._wake.set()
 
     async def _look_up(self) -> None:
-        """Find the consumer, provisioning it when it is missing; ends when it is there."""
+        """Find the consumer, and provision it when it is missing; return when it is there."""
         attempt = 0
         while True:
             problem = await self._try_look_up()
-            # The library may swallow a cancellation that comes together with an answer.
+            # The library may swallow a cancellation that comes together with a reply.
             raise_if_cancelled()
             if problem is None:
                 self._planner.reset()
                 self._trouble = False
                 return
-            # The first look may well find nothing: a region is provisioned by its first worker.
+            # The first look-up may find nothing: a region is provisioned by its first worker.
             if attempt:
                 log.warning("region %s: %s", self.region, problem)
             await asyncio.sleep(LOOK_UP_BACKOFF.delay(attempt, random.random()))  # noqa: S311 - jitter
@@ -267,8 +270,8 @@ class RegionPuller:
         if not self._connection.is_connected:
             return "not connected to the broker"
         try:
-            answer = await self._connection.request(self._info_subject, timeout=LOOK_UP_TIMEOUT)
-            limits = read_limits(answer.data)
+            reply = await self._connection.request(self._info_subject, timeout=LOOK_UP_TIMEOUT)
+            limits = read_limits(reply.data)
         except (nats.errors.Error, ValueError) as error:
             return f"cannot look up the request consumer: {error or type(error).__name__}"
         if limits is not None:
@@ -281,13 +284,13 @@ class RegionPuller:
         return "the request consumer does not exist yet"
 
 
-def read_limits(answer: bytes) -> ConsumerLimits | None:
-    """The limits in a CONSUMER.INFO answer; None when stream or consumer does not exist.
+def read_limits(reply: bytes) -> ConsumerLimits | None:
+    """Return the limits in a CONSUMER.INFO reply; None when stream or consumer does not exist.
 
-    Raises ValueError for any other error or an answer of another form.
+    Raises ValueError for any other error, or a reply of another form.
     """
     try:
-        members = json.loads(answer)
+        members = json.loads(reply)
         error = members.get("error")
         if error is None:
             config = members["config"]
@@ -297,11 +300,11 @@ def read_limits(answer: bytes) -> ConsumerLimits | None:
             return None
         raise ValueError(str(error.get("description", error)))
     except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"unexpected answer {answer[:80]!r}") from error
+        raise ValueError(f"unexpected reply {reply[:80]!r}") from error
 
 
 def in_cluster(connection: Client) -> bool:
-    """Whether the server is one of several."""
+    """Return whether the server is part of a cluster."""
     return bool(connection._server_info.get("cluster"))
 
 

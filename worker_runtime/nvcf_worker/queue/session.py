@@ -1,4 +1,4 @@
-"""Everything that hangs on one broker connection: subscriptions, pulls, inline replies."""
+"""One broker connection and what depends on it: subscriptions, pulls, inline replies."""
 
 from __future__ import annotations
 
@@ -29,20 +29,19 @@ LISTEN_TIMEOUT = 2
 
 
 class Owner(Receiver, Protocol):
-    """What a session needs of the worker."""
+    """Gets what arrives on a session."""
 
     def cancel_request(self, request_id: str) -> None:
-        """A cancel broadcast arrived."""
+        """Handle a cancel broadcast."""
 
     async def polled(self, message: Msg) -> None:
-        """Somebody asks for the answer of a request that perhaps is in work here."""
+        """Handle a poll of a request that may be in flight here."""
 
 
 class Session:
     """One broker connection in use. `regions` in order of preference.
 
-    `on_ready(first)` is awaited when the connection stands (again): it settles what is due before anything is
-    pulled.
+    `on_ready(first)` is awaited when the connection is open (again), before anything is pulled.
     """
 
     def __init__(
@@ -73,14 +72,14 @@ class Session:
 
     @property
     def ready(self) -> bool:
-        """Whether requests of at least one region can arrive."""
+        """Return whether requests of at least one region can arrive."""
         return self.connection.is_connected and any(puller.ready for puller in self._pullers)
 
     async def listen(self, request_id: str) -> Callable[[], Coroutine[Any, Any, None]] | None:
-        """Take polls of one request as the contract names them (protocol.md, section 2.8).
+        """Subscribe to the polls of one request (protocol.md, section 2.8); return how to unsubscribe.
 
-        Only for requests of gateways that do not know the version's own polling subject. Returns how to
-        end it. A broker that does not permit it only says so in the log.
+        Only for requests of gateways that do not know the version's own polling subject. If the broker does
+        not permit it, that is only logged.
         """
         try:
             subscription = await self.connection.subscribe(
@@ -90,7 +89,7 @@ class Session:
             log.debug("no polls of %s: %s", request_id, error)
             return None
         try:
-            # The broker should know it before anybody is told to poll.
+            # The broker must know it before a caller gets a 202.
             await self.connection.flush(LISTEN_TIMEOUT)
         except (nats.errors.Error, TimeoutError) as error:
             log.debug("polls of %s come later: %s", request_id, error)
@@ -102,7 +101,7 @@ class Session:
         return end
 
     def wake(self) -> None:
-        """A slot became free: the preferred region asks first."""
+        """Wake the pullers because a slot became free; the preferred region pulls first."""
         for puller in self._pullers:
             puller.wake()
 
@@ -114,16 +113,16 @@ class Session:
             self._changed.set()
 
     def reconnected(self) -> None:
-        """The connection was lost and is there again."""
+        """Handle a reconnect."""
         self._reconnected = True
         self._changed.set()
 
     def closed(self) -> None:
-        """The connection is closed for good."""
+        """Handle that the connection is closed for good."""
         self._changed.set()
 
     def denied(self, subject: str) -> None:
-        """The broker does not permit a subject. Our own additions to the contract may well be among them."""
+        """Handle a subject that the broker does not permit, e.g. one of our extensions of the protocol."""
         known = (
             subjects.version_polling_subject(self._config.version_id, "*"),
             subjects.rescue_subject(self._config.version_id),
@@ -133,7 +132,7 @@ class Session:
         log.log(level, "the broker does not permit the subject %s", subject)
 
     def lame_duck(self) -> None:
-        """The server is about to leave."""
+        """Handle a server that is about to leave."""
         self._lame_duck = True
         self._changed.set()
 
@@ -216,9 +215,9 @@ async def open_session(
     idle: Callable[[], bool],
     limit: float | None,
 ) -> Session:
-    """Connect to the broker, trying for `limit` seconds (None: for ever), and make a session of it.
+    """Connect to the broker and make a session; try for `limit` seconds (None: for ever).
 
-    counts: where reconnects and servers in lame duck mode are counted. idle: whether nothing shall be pulled.
+    counts: where reconnects and lame-duck servers are counted. idle: returns whether to pull nothing.
     Raises StartupError.
     """
     session: Session | None = None

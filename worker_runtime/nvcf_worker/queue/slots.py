@@ -1,4 +1,4 @@
-"""Accounting of the worker's request slots."""
+"""The worker's request slots."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class Slots:
-    """`total` places for requests in work. Used on the event loop only."""
+    """`total` slots for requests in flight. Used on the event loop only."""
 
     def __init__(self, total: int, on_free: Callable[[], None]) -> None:
         if total < 1:
@@ -19,11 +19,11 @@ class Slots:
 
     @property
     def limit(self) -> int:
-        """Places that may be taken now: all of them, or fewer while somebody says so."""
+        """Return how many slots may be in use now: all, or fewer while a source limits them."""
         return min((self.total, *self._limits.values())) if self._limits else self.total
 
     def set_limit(self, source: str, limit: int) -> None:
-        """Let no more than `limit` places be taken, until `source` says otherwise."""
+        """Limit the slots in use, until `source` sets another limit."""
         before = self.limit
         self._limits[source] = limit
         if self.limit > before:
@@ -31,19 +31,19 @@ class Slots:
 
     @property
     def free(self) -> int:
-        """Places that are not taken; none while paused."""
+        """Return how many slots are free; none while paused."""
         return 0 if self.paused else max(0, self.limit - self.busy)
 
     def acquire(self) -> bool:
-        """Take one place; False when there is none."""
+        """Acquire a slot; return False when none is free."""
         if self.paused or self.busy >= self.limit:
             return False
         self.busy += 1
         return True
 
     def release(self) -> None:
-        """Free one place and tell whoever pulls."""
+        """Release a slot and notify the pullers."""
         if self.busy <= 0:
-            raise RuntimeError("more slots given back than taken")
+            raise RuntimeError("more slots released than acquired")
         self.busy -= 1
         self._on_free()

@@ -1,4 +1,4 @@
-"""Running handlers of every kind; their results become a `Reply` or a `StreamReply`."""
+"""Runs handlers of every kind; their results become a `Reply` or a `StreamReply`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Executor:
         self._loop = loop
 
     def select(self, method: str, target: str) -> tuple[Handler, dict[str, str]]:
-        """The handler for a request line and its path parameters. Raises NotFound and MethodNotAllowed."""
+        """Return the handler for a request line, and path parameters. Raises NotFound, MethodNotAllowed."""
         return self._handler.select(method, target.partition("?")[0] or "/")
 
     async def run(
@@ -112,10 +112,9 @@ class Executor:
 
 
 class MeasuredExecutor(Executor):
-    """Tells `resize` the new limit when the latency of requests has moved it.
+    """Calls `resize` with the new limit when the latency of requests has changed it.
 
-    Latency is the time to the answer, of a stream to its first item: how fast the rest is read is the
-    caller's business.
+    Latency is the time to the response, of a stream to its first item: the rest depends on its reader.
     """
 
     def __init__(
@@ -135,7 +134,7 @@ class MeasuredExecutor(Executor):
     async def run(
         self, request: Request | SyncRequest, scope: CancelScope, handler: Handler | None = None
     ) -> Outcome:
-        """Run a request and take its latency, if it succeeds."""
+        """Run a request; add its latency if it succeeds."""
         began = time.monotonic()
         self._in_flight += 1
         try:
@@ -148,7 +147,7 @@ class MeasuredExecutor(Executor):
 
 
 def request_type(handler: Handler) -> type[Request] | type[SyncRequest]:
-    """The kind of request that a handler takes."""
+    """Return the kind of request that a handler takes."""
     return Request if handler.kind is Kind.ASYNC else SyncRequest
 
 
@@ -174,7 +173,7 @@ def _run_iterator(
     announce: Announce,
     scope: CancelScope,
 ) -> Reply | None:
-    """Iterate to the end on the thread that made the iterator, and close it there."""
+    """Iterate to the end on the thread that made the iterator; close it there."""
     stream: ThreadStream | None = None
     error: BaseException | None = None
     try:
@@ -225,7 +224,7 @@ async def _open_async(
 
 
 class AsyncSource:
-    """An async generator of items as a source of chunks; iterated and closed by the request's own task."""
+    """An async generator of items as a source of chunks. The request's own task iterates and closes it."""
 
     __slots__ = ("_iterator", "_next")
 

@@ -1,4 +1,4 @@
-"""Threads for blocking handlers, and the bounded hand-over of what they produce to the event loop."""
+"""Threads for blocking handlers, and bounded streams from them to the event loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nvcf_worker.function.cancellation import Cancellation
 
 
 class HandlerThread(NamedTuple):
-    """What a handler's thread belongs to: the loop that delivers its answer, and the request's flag."""
+    """The loop that delivers the response of a handler's thread, and the cancellation of its request."""
 
     loop: asyncio.AbstractEventLoop
     cancelled: Cancellation
@@ -28,7 +28,7 @@ Announce = Callable[[Any], None]
 
 
 class ThreadPool:
-    """Grows to as many threads as jobs are under way; used from the event loop.
+    """Grows to as many threads as there are jobs; used from the event loop.
 
     The threads are daemons: a handler that never returns must not keep the process from ending.
     Leaner than ThreadPoolExecutor with run_in_executor: one wake-up of the loop a job.
@@ -42,7 +42,7 @@ class ThreadPool:
         self._waiting: set[asyncio.Future[Any]] = set()
 
     def start(self, call: Callable[[Announce], Any]) -> asyncio.Future[Any]:
-        """Run `call` on a thread in a copy of the current context; the future gets its result.
+        """Run `call` on a thread in a copy of the current context; return a future of its result.
 
         `call` receives a function with which it can settle the future early and go on working.
         """
@@ -90,7 +90,7 @@ class ThreadPool:
             future.set_exception(error)
 
     def close(self) -> None:
-        """Let idle threads end and fail the jobs that still run (their threads are left behind)."""
+        """End idle threads, and cancel the futures of running jobs, whose threads go on."""
         for _ in range(self._threads):
             self._queue.put(None)
         for future in tuple(self._waiting):
@@ -99,10 +99,10 @@ class ThreadPool:
 
 
 class ThreadStream:
-    """Byte chunks from a producer thread to the loop, at most `LIMIT` bytes (and one chunk) ahead.
+    """Byte chunks from a producer thread to the loop, at most `LIMIT` bytes and one chunk ahead.
 
-    What has piled up is handed over in one piece, so a fast producer costs one wake-up of the loop for
-    many items; an item that is alone is handed over at once.
+    Chunks that wait are joined, so a fast producer costs one wake-up of the loop for many items; a single
+    item is passed on at once.
     """
 
     LIMIT = 64 * 1024
@@ -118,7 +118,7 @@ class ThreadStream:
         self._waiter: asyncio.Future[None] | None = None
 
     def put(self, chunk: bytes) -> bool:
-        """Producer's side: hand over a chunk, waiting while the consumer is behind. False: stop producing."""
+        """Add a chunk, from the producer; wait while the consumer is behind. False means: stop producing."""
         with self._changed:
             while self._size >= self.LIMIT and not self._closed:
                 self._changed.wait()
@@ -133,11 +133,11 @@ class ThreadStream:
 
     @property
     def closed(self) -> bool:
-        """Whether the consumer has left."""
+        """Return whether the consumer has left."""
         return self._closed
 
     def finish(self, error: BaseException | None = None) -> None:
-        """Producer's side: nothing more comes."""
+        """End the stream, from the producer."""
         with self._changed:
             self._finished = True
             self._error = error
@@ -176,9 +176,9 @@ class ThreadStream:
         return chunk
 
     async def aclose(self) -> None:
-        """Consumer's side: stop the producer at its next item and wait until it has really ended.
+        """Stop the producer at its next item, from the consumer, and wait until it has ended.
 
-        The wait goes on through cancellation, which is passed on afterwards.
+        The wait goes on after a cancellation, which is raised afterwards.
         """
         with self._changed:
             self._closed = True

@@ -1,4 +1,4 @@
-"""Calling handlers with what their parameters say: the request, members of the body, path, query."""
+"""Calling handlers with typed parameters: the request, members of the body, path, query."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a handler is called: the request first if it takes it, everything else by name."""
+    """How a handler is called: the request first if it takes one, everything else by name."""
 
     takes_request: bool
     parameters: tuple[Parameter, ...]
 
     @property
     def needs_body(self) -> bool:
-        """Whether any value comes out of the body."""
+        """Whether any value comes from the body."""
         return any(parameter.source in (Source.MEMBER, Source.BODY) for parameter in self.parameters)
 
     def values(self, path: Mapping[str, str], query: Any, body: bytes) -> dict[str, Any]:
-        """Values by parameter name. `query` is a MultiMap. Raises BadInput (no JSON) and InvalidInput."""
+        """Return values by parameter name. `query` is a MultiMap. Raises BadInput (no JSON), InvalidInput."""
         content = self._content(body) if self.needs_body else None
         found: dict[str, Any] = {}
         problems: list[Problem] = []
@@ -115,7 +115,7 @@ def plan_of(
     path_names: Collection[str] = (),
     from_query: bool = False,
 ) -> Plan | None:
-    """How to call a handler with this signature; None when it just takes the request.
+    """Return how to call a handler with this signature; None when it only takes the request.
 
     function: where the annotations are; a handler without a signature takes the request. path_names:
     parameters of its route's path. from_query: whether plain parameters come from the query, as on routes
@@ -137,7 +137,7 @@ def plan_of(
     rest = [
         parameter
         for parameter in parameters[1 if takes_request else 0 :]
-        # What has a default and no annotation is the author's own affair.
+        # A parameter with a default and no annotation is not filled in.
         if parameter.name in hints or parameter.default is parameter.empty or parameter.name in path_names
     ]
     if not rest:
@@ -213,7 +213,7 @@ def _is_request(parameter: inspect.Parameter, hints: Mapping[str, Any], path_nam
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Annotations of parameters; a text where it cannot be evaluated."""
+    """Return the annotations of parameters; text for one that cannot be evaluated."""
     raw = dict(getattr(function, "__annotations__", {}))
     raw.pop("return", None)
     try:
@@ -236,7 +236,7 @@ def _evaluated(hint: Any, scope: dict[str, Any]) -> Any:
 
 
 def bound(call: Callable[..., Any], plan: Plan, *, loops: bool) -> Callable[[Any], Any]:
-    """A handler of the request alone that calls `call` as planned; `loops`: it gets a `Request`."""
+    """Return a handler of one request that calls `call` by the plan. loops: whether it gets a `Request`."""
     leading = plan.takes_request
 
     if loops:

@@ -1,4 +1,4 @@
-"""Checks of single values, and how checks of parts make one of the whole. No annotations here."""
+"""Checks of single values, and combinations of them for arrays, objects and unions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Converter = Callable[[Any, Where], Any]
 
 
 class Invalid(Exception):
-    """A value does not fit. `problems` are pairs of the place and what is wrong there."""
+    """A value does not fit its type. `problems` are pairs of a place and what is wrong there."""
 
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__(f"{len(problems)} problems")
@@ -25,24 +25,24 @@ class Invalid(Exception):
 
 
 def name_of(annotation: Any) -> str:
-    """An annotation as people write it."""
+    """Return an annotation as people write it."""
     if isinstance(annotation, type) and not typing.get_args(annotation):
         return annotation.__name__
     return str(annotation).replace("typing.", "")
 
 
 def expected(what: str, where: Where) -> Invalid:
-    """The error of a value that is something else."""
+    """Return the error for a value that is not `what`."""
     return Invalid([(where, f"expected {what}")])
 
 
 def anything(value: Any, where: Where) -> Any:
-    """No check."""
+    """Accept any value."""
     return value
 
 
 def nothing(value: Any, where: Where) -> None:
-    """Null."""
+    """Accept null."""
     if value is not None:
         raise expected("null", where)
 
@@ -114,26 +114,26 @@ def _parsed(parse: Callable[[str], Any], what: str) -> Converter:
 
 
 def json_object(value: Any, where: Where) -> dict[str, Any]:
-    """A JSON object."""
+    """Accept a JSON object."""
     if not isinstance(value, dict):
         raise expected("an object", where)
     return value
 
 
 def json_array(value: Any, where: Where) -> list[Any]:
-    """A JSON array."""
+    """Accept a JSON array."""
     if not isinstance(value, list):
         raise expected("an array", where)
     return value
 
 
 def one_of_enum(kind: type[enum.Enum], *, text: bool) -> Converter:
-    """A member of an enumeration, given by its value."""
+    """Return a check for a member of an enumeration, given by its value."""
     return one_of({member.value: member for member in kind}, text=text)
 
 
 def one_of(known: Mapping[Any, Any], *, text: bool) -> Converter:
-    """One of the known values; each stands for what it is mapped to."""
+    """Return a check for one of the known values, which maps it to its result."""
     by_text = {str(value): result for value, result in known.items()}
 
     def convert(value: Any, where: Where) -> Any:
@@ -148,7 +148,7 @@ def one_of(known: Mapping[Any, Any], *, text: bool) -> Converter:
 
 
 def union(converters: list[Converter], annotation: Any) -> Converter:
-    """What the first of several checks takes."""
+    """Return a check that accepts what any of several checks accepts."""
 
     def convert(value: Any, where: Where) -> Any:
         deepest: Invalid | None = None
@@ -156,7 +156,7 @@ def union(converters: list[Converter], annotation: Any) -> Converter:
             try:
                 return converter(value, where)
             except Invalid as error:
-                # What failed furthest inside is what was meant.
+                # The type that fits deepest is most likely the one that the caller meant.
                 if deepest is None or len(error.problems[0][0]) > len(deepest.problems[0][0]):
                     deepest = error
         if deepest is not None and len(deepest.problems[0][0]) > len(where):
@@ -177,7 +177,7 @@ def items(make: Callable[[list[Any]], Any], item: Converter) -> Converter:
 
 
 def values_of(item: Converter) -> Converter:
-    """An object whose members all pass one check."""
+    """Return a check for an object whose members all pass one check."""
 
     def convert(value: Any, where: Where) -> Any:
         members = json_object(value, where)
@@ -188,7 +188,7 @@ def values_of(item: Converter) -> Converter:
 
 
 def collect(steps: Iterable[tuple[str | int, Converter, Any]], where: Where) -> list[Any]:
-    """Convert everything, and raise all problems at once."""
+    """Convert all values; raise all problems at once."""
     values: list[Any] = []
     problems: list[Problem] = []
     for key, convert, value in steps:

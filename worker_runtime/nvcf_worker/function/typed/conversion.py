@@ -36,7 +36,7 @@ from nvcf_worker.function.typed.libraries import Form, library_form
 
 
 def form_of(annotation: Any, *, text: bool = False) -> Form:
-    """How to check values of an annotation; `text`: they come as text (path, query), not as JSON.
+    """Return how to check values of an annotation. text: they are text (path, query), not JSON.
 
     Raises HandlerError for annotations that cannot be checked.
     """

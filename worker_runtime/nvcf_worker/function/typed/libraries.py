@@ -14,14 +14,14 @@ from nvcf_worker.function.typed.checks import Converter, Invalid, Where
 
 
 class Form(NamedTuple):
-    """How an annotation is checked. `structured`: an object with named members, fit to be a whole body."""
+    """How an annotation is checked. structured: an object with named members, which may be a whole body."""
 
     convert: Converter
     structured: bool = False
 
 
 def library_form(annotation: Any) -> Form | None:
-    """How a library checks an annotation of its own; None when it is none of theirs."""
+    """Return how a library checks an annotation of its own; None when no library does."""
     metadata = getattr(annotation, "__metadata__", ())
     modules = {type(item).__module__.partition(".")[0] for item in metadata}
     base = annotation.__origin__ if metadata else annotation
@@ -66,10 +66,10 @@ def _by_msgspec(msgspec: Any, annotation: Any) -> Converter:
 
 
 def plain_form(value: Any) -> Any:
-    """One level of a value that the JSON encoder does not know; it encodes the members itself.
+    """Convert a value that the JSON encoder does not know, one level deep; the encoder does the rest.
 
-    Pydantic models, msgspec structs, dataclasses, enumerations, UUIDs, dates, bytes (base64), numpy arrays
-    and numbers. Raises TypeError for anything else.
+    Known are pydantic models, msgspec structs, dataclasses, enumerations, UUIDs, dates, bytes (base64), numpy
+    arrays and numbers. Raises TypeError for anything else.
     """
     library = _from_library(value)
     if library is not None:
