@@ -77,7 +77,7 @@ class Access:
 
 
 def find_target(installation: Installation, url: str | None, key_file: Path | None) -> Target:
-    """`--url` or NVCF_URL with `--key-file` or NVCF_API_KEY, else what `nvcf up` says of itself.
+    """Return the platform that `--url` or NVCF_URL names, else the one that `nvcf up` runs.
 
     Raises `CliError`.
     """
@@ -98,7 +98,7 @@ def find_target(installation: Installation, url: str | None, key_file: Path | No
 
 
 def read_key(path: Path) -> str:
-    """The API key in a file. Raises `CliError`."""
+    """Return the API key in a file. Raises `CliError`."""
     try:
         text = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -69,7 +69,7 @@ class Api:
         body: bytes | None = None,
         timeout: float | None = MANAGEMENT_TIMEOUT_SECONDS,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One request; its response is handed out whatever its status. `timeout`: seconds for all of it."""
+        """Send a request and yield its response, whatever its status. `timeout`: seconds for all of it."""
         if self._session is None:
             raise CliError("the API session is not open")
         limits = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT_SECONDS)
@@ -91,7 +91,7 @@ class Api:
             raise CliError(f"the connection to {self._target.url} broke: {error}") from error
 
     async def call(self, method: str, path: str, body: Json | None = None) -> Json:
-        """A management call: JSON in, JSON out; `ApiProblem` for anything but 2xx."""
+        """Send a management call with JSON and return the JSON answer; `ApiProblem` for anything but 2xx."""
         headers = {"Content-Type": "application/json"} if body is not None else {}
         data = json.dumps(body).encode() if body is not None else None
         async with self.request(method, path, headers=headers, body=data) as response:
@@ -109,32 +109,32 @@ class Api:
         return answer
 
     async def functions(self) -> list[Json]:
-        """All versions of all functions of the account."""
+        """Return all versions of all functions of the account."""
         return objects(await self.call("GET", "/v2/nvcf/functions"), "functions")
 
     async def instances(self, version_id: str | None = None) -> list[Json]:
-        """Instance records, of one version or of all."""
+        """Return the instance records of one version or of all."""
         query = f"?functionVersionId={version_id}" if version_id else ""
         return objects(await self.call("GET", f"/v2/nvcf/instances{query}"), "instances")
 
     async def clusters(self) -> list[Json]:
-        """Cluster records as their agents last wrote them."""
+        """Return the cluster records as their agents last wrote them."""
         return objects(await self.call("GET", "/v2/nvcf/clusters"), "clusters")
 
     async def telemetries(self) -> list[Json]:
-        """The account's telemetry endpoints."""
+        """Return the account's telemetry endpoints."""
         return objects(await self.call("GET", "/v2/nvcf/telemetries"), "telemetries")
 
     async def events(
         self, version_id: str | None = None, *, kind: str | None = None, limit: int = 100
     ) -> list[Json]:
-        """What happened, newest first, to one version or to all."""
+        """Return what happened to one version or to all, newest first."""
         query = {"functionVersionId": version_id, "kind": kind, "limit": str(limit)}
         text = urlencode({name: value for name, value in query.items() if value is not None})
         return objects(await self.call("GET", f"/v2/nvcf/events?{text}"), "events")
 
     async def create_version(self, body: Json, function_id: str | None) -> Json:
-        """A new function (`function_id` None) or a new version of one; returns its description."""
+        """Create a function (`function_id` None) or a version of one; return its description."""
         path = f"/v2/nvcf/functions/{function_id}/versions" if function_id else "/v2/nvcf/functions"
         answer = await self.call("POST", path, body)
         function = answer.get("function")
@@ -172,7 +172,7 @@ def objects(answer: Json, name: str) -> list[Json]:
 
 
 def problem_text(status: int, body: bytes) -> str:
-    """A problem document (or whatever came instead) as one line."""
+    """Return a problem document, or whatever came instead, as one line."""
     try:
         document = json.loads(body)
     except ValueError:

@@ -31,7 +31,7 @@ class Found:
 
 
 def find_function(functions: Iterable[Json], wanted: str) -> Found | None:
-    """The function with this name, function id or version id; None if there is none.
+    """Return the function with this name, function id or version id; None if there is none.
 
     Raises `CliError` for a name that several functions carry.
     """
@@ -56,7 +56,7 @@ def find_function(functions: Iterable[Json], wanted: str) -> Found | None:
 
 
 def require_function(functions: Iterable[Json], wanted: str) -> Found:
-    """Like `find_function`, but raises `CliError`, naming what there is, if there is none."""
+    """Return the function like `find_function`. Raises `CliError`, which lists the names, for none."""
     everything = list(functions)
     found = find_function(everything, wanted)
     if found is None:

@@ -37,7 +37,7 @@ class DeployRequest:
     telemetry: tuple[str, ...] = ()
 
     def version(self, telemetries: Json | None = None) -> Json:
-        """Body of the management API's creation call."""
+        """Return the body of the management API's creation call."""
         return {
             "name": self.name,
             **({"telemetries": telemetries} if telemetries else {}),
@@ -52,20 +52,20 @@ class DeployRequest:
 
 
 def split_target(target: str) -> tuple[str, str | None]:
-    """`FILE:NAME` -> (FILE, NAME); without a Python name after the last colon all of it is the file."""
+    """Split `FILE:NAME`; without a Python name after the last colon all of it is the file."""
     file, colon, name = target.rpartition(":")
     return (file, name) if colon and file and name.isidentifier() else (target, None)
 
 
 def name_from_file(file: Path) -> str:
-    """A function's name out of its file's; the folder's for a file that is only called `function`."""
+    """Return a function's name made from its file's, or its folder's for a file called `function`."""
     stem = file.parent.name if file.stem in ("function", "main", "app", "__main__") else file.stem
     name = re.sub(r"[^a-zA-Z0-9_.-]", "-", stem).lstrip("_.-")[:128]
     return name or "function"
 
 
 def parse_environment(pairs: Iterable[str]) -> dict[str, str]:
-    """`K=V` texts; `K` alone takes the value from the command's own environment. Raises `UsageError`."""
+    """Read `K=V` texts; `K` alone takes the value from this process. Raises `UsageError`."""
     environment = {}
     for pair in pairs:
         name, separator, value = pair.partition("=")
@@ -80,7 +80,7 @@ def parse_environment(pairs: Iterable[str]) -> dict[str, str]:
 
 
 def find_python(python: str | None) -> Path:
-    """The function's interpreter: the one given (path or command), else this one. Raises `UsageError`."""
+    """Return the function's interpreter: the given one, else this one. Raises `UsageError`."""
     if python is None:
         return Path(sys.executable)
     found = shutil.which(python)
@@ -91,7 +91,7 @@ def find_python(python: str | None) -> Path:
 
 
 def find_file(text: str) -> Path:
-    """The function's file. Raises `UsageError` if it is none."""
+    """Return the function's file. Raises `UsageError` if there is none."""
     path = Path(text).expanduser().resolve()
     if not path.is_file():
         raise UsageError(f"there is no file {text}")
@@ -99,7 +99,7 @@ def find_file(text: str) -> Path:
 
 
 def check_name(name: str) -> str:
-    """Raises `UsageError` for a name that the platform would refuse."""
+    """Return the name. Raises `UsageError` for one that the platform would refuse."""
     if not re.fullmatch(NAME_PATTERN, name):
         raise UsageError(f"--name {name}: letters, digits, '_', '.' and '-' only, a letter or digit first")
     return name
@@ -137,7 +137,7 @@ def progress_of(instances: list[Json], wanted: int) -> Progress:
 
 
 def split_reason(reason: str) -> tuple[str, str]:
-    """A failed instance's reason, `CATEGORY: text`, as (category, text); no category is empty."""
+    """Split a failed instance's reason, `CATEGORY: text`; without a category the first part is empty."""
     category, separator, text = reason.partition(": ")
     plain = category.replace("-", "")
     return (category, text) if separator and plain.isalpha() and plain.islower() else ("", reason)
@@ -217,5 +217,5 @@ async def _take_back(api: Api, function_id: str, version_id: str) -> None:
     try:
         await api.delete_version(function_id, version_id)
     except ApiProblem:
-        # It stays listed as inactive; the failure itself is what the user has to hear about.
+        # It stays listed as inactive. The user needs to see the first failure, not this one.
         return

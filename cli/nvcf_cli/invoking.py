@@ -35,7 +35,7 @@ class Call:
 
 
 def parse_headers(pairs: Iterable[str]) -> dict[str, str]:
-    """`Name: value` or `Name=value` texts. Raises `UsageError`."""
+    """Read `Name: value` or `Name=value` texts. Raises `UsageError`."""
     headers = {}
     for pair in pairs:
         colon, equals = pair.find(":"), pair.find("=")
@@ -47,7 +47,7 @@ def parse_headers(pairs: Iterable[str]) -> dict[str, str]:
 
 
 def guess_content_type(body: bytes) -> str:
-    """JSON, text or bytes, by what the body can be read as."""
+    """Return JSON, text or bytes, by what the body can be read as."""
     try:
         text = body.decode()
     except UnicodeDecodeError:
@@ -60,7 +60,7 @@ def guess_content_type(body: bytes) -> str:
 
 
 def request_of(call: Call) -> tuple[str, str, dict[str, str]]:
-    """Method, path and headers of the HTTP request for a call. Pure."""
+    """Return method, path and headers of a call's HTTP request. Pure."""
     headers = dict(call.headers)
     present = {name.lower() for name in headers}
     if call.body and "content-type" not in present:
@@ -113,7 +113,7 @@ async def _take(
     if head is not None:
         head(response)
     if response.status == 504:
-        raise CliError("no answer in time: give more with --timeout, or look at nvcf logs")
+        raise CliError("no answer in time: give more with --timeout, or see nvcf logs")
     if response.status >= 400:
         text = problem_text(response.status, await response.read())
         request_id = response.headers.get(NVCF_REQID)

@@ -69,7 +69,7 @@ app.command("metrics")(local.metrics)
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 1 it went wrong, 2 wrong use, 130 ctrl-c."""
+    """Run the command. Exit codes: 0 done, 1 it went wrong, 2 wrong use, 130 ctrl-c."""
     sys.exit(run())
 
 
@@ -84,7 +84,7 @@ def run(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader went away (`nvcf logs | head`): nothing more to say, and nowhere to say it.
+        # The reader ended (`nvcf logs | head`): nobody reads further output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (BrokerError, OSError) as error:

@@ -75,7 +75,7 @@ def render(text: str, values: dict[str, str]) -> str:
 
 
 def project(name: str, template: str) -> dict[str, str]:
-    """The files of a new function, by name. Raises UsageError for an unknown template or a bad name."""
+    """Return the files of a new function by name. Raises UsageError for a bad template or name."""
     kind = TEMPLATES.get(template)
     if kind is None:
         raise UsageError(f"there is no template {template}; there are {', '.join(TEMPLATES)}")

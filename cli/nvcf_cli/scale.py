@@ -30,7 +30,7 @@ class Scale:
     keep_warm: int | None = None
 
     def deployment(self) -> Json:
-        """Body of the management API's deployment call."""
+        """Return the body of the management API's deployment call."""
         specification: Json = {
             "gpu": self.gpu,
             "instanceType": self.instance_type,
@@ -62,7 +62,7 @@ class Scale:
 
 
 def bounds(instances: int | None, minimum: int | None, maximum: int | None) -> tuple[int, int]:
-    """Least and most instances out of `--instances`, `--min` and `--max`. Raises `UsageError`."""
+    """Return least and most instances from `--instances`, `--min` and `--max`. Raises `UsageError`."""
     if instances is not None:
         if minimum is not None or maximum is not None:
             raise UsageError("--instances sets both bounds: give either it or --min and --max")
@@ -75,7 +75,7 @@ def bounds(instances: int | None, minimum: int | None, maximum: int | None) -> t
 
 
 def gpus(gpu: str | None, gpus_per_instance: int | None) -> tuple[str, int]:
-    """GPU name and count of one instance. Raises `UsageError`."""
+    """Return GPU name and count of one instance. Raises `UsageError`."""
     if gpu is None or gpu == CPU:
         if gpus_per_instance:
             raise UsageError("--gpus-per-instance needs --gpu NAME: nvcf clusters shows what there is")

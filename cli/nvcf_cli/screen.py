@@ -27,17 +27,17 @@ _STATE_STYLES = {
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console for human readers; made anew so that it sees today's standard streams."""
+    """Return a new console, which uses the standard streams of this moment."""
     return Console(stderr=stderr, highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any, indent: int | None = 2) -> None:
-    """Machine-readable output; one line without `indent`."""
+    """Print JSON; on one line without `indent`."""
     sys.stdout.write(json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> None:
-    """A table, or the sentence `empty` if there are no rows."""
+    """Print a table, or the sentence `empty` if there are no rows."""
     listed = list(rows)
     out = console()
     if not listed:
@@ -56,20 +56,20 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: st
 
 
 def cell(record: dict[str, Any], name: str) -> str:
-    """A member of a JSON object as a table's cell; empty if it is not there."""
+    """Return a member of a JSON object as a table's cell; empty if it is missing."""
     value = record.get(name)
     return "" if value is None else visible(str(value))
 
 
 def visible(text: str) -> str:
-    """Text of others, such as the last words of a function, without what a terminal would obey."""
+    """Replace the control characters in text from outside: a terminal would obey them."""
     return "".join(
         each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}" for each in text
     )
 
 
 def age(timestamp: object, now: datetime | None = None) -> str:
-    """How long ago an RFC 3339 time was, in one unit: `42s`, `5m`, `3h`, `2d`."""
+    """Return how long ago an RFC 3339 time was, in one unit: `42s`, `5m`, `3h`, `2d`."""
     try:
         moment = datetime.fromisoformat(str(timestamp))
     except ValueError:
@@ -101,7 +101,7 @@ class StatusLine:
             self._status.stop()
 
     def show(self, text: str) -> None:
-        """Say what is going on now."""
+        """Show what is going on now."""
         if text == self._last:
             return
         self._last = text

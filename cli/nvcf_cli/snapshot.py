@@ -49,7 +49,7 @@ class Snapshot:
     clusters: tuple[Json, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON members, for `--json`."""
+        """Return the JSON members, for `--json`."""
         return {
             "at": self.at,
             "gateways": {"answered": self.gateways[0], "known": self.gateways[1]},
@@ -59,7 +59,7 @@ class Snapshot:
         }
 
     def total(self, name: str) -> float:
-        """Sum of a member over all versions; what is not known counts nothing."""
+        """Return the sum of a member over all versions; unknown values count as 0."""
         return float(sum(getattr(row, name) or 0 for row in self.rows))
 
     @property
@@ -126,7 +126,7 @@ def _row(function: Json, metrics: Json, alive: Counter[str]) -> Row:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """The last `width` values as bars; the highest is full, nothing is the lowest."""
+    """Return the last `width` values as bars; the highest is full, zero is the lowest."""
     shown = values[-width:]
     top = max(shown, default=0.0)
     if top <= 0:
@@ -135,7 +135,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def seconds_text(value: float | None) -> str:
-    """A duration in the unit that suits it: `340 ms`, `2.1 s`, `3.5 min`."""
+    """Return a duration in the unit that suits it: `340 ms`, `2.1 s`, `3.5 min`."""
     if value is None:
         return "-"
     if value < 1:
@@ -144,12 +144,12 @@ def seconds_text(value: float | None) -> str:
 
 
 def rate_text(value: float) -> str:
-    """A rate per second."""
+    """Return a rate per second."""
     return (
         "0" if value == 0 else "<0.01" if value < 0.01 else f"{value:.3g}" if value < 100 else f"{value:.0f}"
     )
 
 
 def share_text(part: float, whole: float) -> str:
-    """A share in percent; `-` of nothing."""
+    """Return a share in percent; `-` of nothing."""
     return "-" if whole <= 0 else f"{min(1.0, part / whole):.2%}" if part else "0%"

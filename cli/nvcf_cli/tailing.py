@@ -20,7 +20,7 @@ class LogFile:
     _rest: bytes = field(default=b"", repr=False)
 
     def last_lines(self, count: int) -> list[str]:
-        """The last `count` lines; `new_lines` continues behind them. Rotated files are not looked at."""
+        """Return the last `count` lines; `new_lines` continues after them. Rotated files are left out."""
         try:
             with self.path.open("rb") as file:
                 self.inode = self.path.stat().st_ino
@@ -37,7 +37,7 @@ class LogFile:
         return lines[-count:] if count else []
 
     def new_lines(self) -> list[str]:
-        """The whole lines added since the last call, of a file that was rotated from its beginning."""
+        """Return the whole lines added since the last call; a rotated file is read from its beginning."""
         try:
             status = self.path.stat()
             with self.path.open("rb") as file:
@@ -58,7 +58,7 @@ def _lines(data: bytes) -> list[str]:
 
 
 def readable(line: str) -> str:
-    """A JSON log line as `time level message`, an error's text below it; any other line as it is."""
+    """Return a JSON log line as `time level message`, with the error's text below; others as they are."""
     if not line.startswith("{"):
         return line
     try:

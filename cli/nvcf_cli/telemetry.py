@@ -18,7 +18,7 @@ W = TypeVar("W", bound=StrEnum)
 
 
 def word(kind: type[W], option: str, text: str) -> W:
-    """One of the words of `kind`, written in any case and with dashes. Raises `UsageError`."""
+    """Return a word of `kind`, which may be in any case and with dashes. Raises `UsageError`."""
     wanted = text.strip().upper().replace("-", "_")
     try:
         return kind(wanted)
@@ -28,7 +28,7 @@ def word(kind: type[W], option: str, text: str) -> W:
 
 
 def pairs(option: str, texts: Iterable[str]) -> dict[str, str]:
-    """`NAME=VALUE` texts. Raises `UsageError`."""
+    """Read `NAME=VALUE` texts. Raises `UsageError`."""
     found = {}
     for text in texts:
         name, separator, value = text.partition("=")
@@ -48,7 +48,7 @@ def creation(
     secret: str | None,
     configuration: Mapping[str, object],
 ) -> Json:
-    """Body of the management API's creation call. Raises `UsageError`."""
+    """Return the body of the management API's creation call. Raises `UsageError`."""
     if not re.fullmatch(TELEMETRY_NAME_PATTERN, name):
         raise UsageError(f"{name}: letters, digits, '_' and '-' only, at most 48 of them")
     about = PROVIDERS[provider]
@@ -75,7 +75,7 @@ def creation(
 
 
 def find_endpoint(endpoints: Iterable[Json], wanted: str) -> Json:
-    """The endpoint of this name or id. Raises `CliError`, naming what there is."""
+    """Return the endpoint of this name or id. Raises `CliError`, which lists the names."""
     everything = list(endpoints)
     for each in everything:
         if wanted in (each.get("name"), each.get("telemetryId")):
@@ -86,7 +86,7 @@ def find_endpoint(endpoints: Iterable[Json], wanted: str) -> Json:
 
 
 def chosen(endpoints: Iterable[Json], names: Iterable[str]) -> dict[TelemetryType, TelemetryEndpoint]:
-    """Which of the named endpoints takes what: each kind goes to the first one that takes it.
+    """Choose endpoints: each kind of telemetry goes to the first named one that takes it.
 
     Raises `CliError` for an unknown name, and for one that has nothing left to take.
     """
@@ -103,7 +103,7 @@ def chosen(endpoints: Iterable[Json], names: Iterable[str]) -> dict[TelemetryTyp
 
 
 def reference(found: Mapping[TelemetryType, TelemetryEndpoint]) -> Json:
-    """A version's `telemetries`."""
+    """Return a version's `telemetries`."""
     return {f"{kind.value.lower()}TelemetryId": endpoint.id for kind, endpoint in found.items()}
 
 
@@ -115,14 +115,14 @@ def _record(shown: Json) -> TelemetryEndpoint:
 
 
 def render(found: Mapping[TelemetryType, TelemetryEndpoint], placement: Placement) -> str:
-    """The collector's configuration. Raises `CliError`."""
+    """Return the collector's configuration. Raises `CliError`."""
     if not found:
         raise UsageError("name at least one telemetry endpoint")
     return collector_text(found, placement)
 
 
 def missing_files(endpoint: Json, folder: Path | None) -> list[str]:
-    """Files of the endpoint's secret, as ACCOUNT/NAME, that are not in `folder`; all of them without one."""
+    """Return the secret's files, as ACCOUNT/NAME, that are not in `folder`; all of them without one."""
     record = _record(endpoint)
     paths = [f"{account_folder(record.nca_id)}/{name}" for name in secret_files(record)]
     return [path for path in paths if folder is None or not (folder / path).is_file()]

@@ -69,7 +69,7 @@ from nvcf_gateway.telemetry.metrics import GatewayMetrics, register_gauges
 from nvcf_gateway.telemetry.sessions import SessionTelemetry
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2_grpc
-from nvcf_proto.subjects import AUTH_CALLOUT_SUBJECT, inline_reply_subjects, rescue_subject
+from nvcf_proto.subjects import AUTH_CALLOUT_SUBJECT, fallback_subject, inline_reply_subjects
 
 _log = logging.getLogger(__name__)
 
@@ -231,7 +231,7 @@ async def _parts(
         large,
     )
     fallback = FallbackLookup(config, gateway_id, attach_url, registry, queue, pending, retention, owner)
-    await client.subscribe(rescue_subject("*"), queue=FALLBACK_GROUP, cb=fallback.asked)
+    await client.subscribe(fallback_subject("*"), queue=FALLBACK_GROUP, cb=fallback.asked)
     management = Management(authenticator, registry, queue)
     deployments = Deployments(authenticator, registry, queue, management, tokens)
     collector = SnapshotCollector(client, gateway_id, demand.history, lambda: shared.members)

@@ -41,48 +41,48 @@ _NANOSECONDS = 1_000_000_000
 
 
 def subject_token(text: str) -> str:
-    """Text as one subject token: what is not a letter, digit, `-` or `_` becomes `-`."""
+    """Return text as one subject token: what is not a letter, digit, `-` or `_` becomes `-`."""
     return _NOT_TOKEN.sub("-", text) or "-"
 
 
 def create_subject(nca_id: str, cluster_id: str, gpu: str, instance_type: str) -> str:
-    """Subject of one creation message."""
+    """Return the subject of one creation message."""
     tokens = (subject_token(part) for part in (nca_id, cluster_id, gpu, instance_type))
     return "Create.NVCA." + ".".join(tokens)
 
 
 def cluster_create_filter(cluster_id: str) -> str:
-    """What a cluster's creation consumer filters on."""
+    """Return the filter of a cluster's creation consumer."""
     return f"Create.NVCA.*.{subject_token(cluster_id)}.*.*"
 
 
 def terminate_subject(cluster_id: str) -> str:
-    """Subject of a cluster's termination messages."""
+    """Return the subject of a cluster's termination messages."""
     return f"Terminate.NVCA.{subject_token(cluster_id)}"
 
 
 def cluster_consumer(stream: str, cluster_id: str) -> str:
-    """Durable consumer of one cluster on one of the two streams."""
+    """Return the durable consumer of one cluster on one of the two streams."""
     return f"{stream}-{subject_token(cluster_id)}"
 
 
 def demand_subject(version_id: str) -> str:
-    """Where gateways report a version's demand."""
+    """Return the subject on which gateways report a version's demand."""
     return f"nvcf.demand.{version_id}"
 
 
 def wake_subject(version_id: str) -> str:
-    """Where a gateway says at once that a request met no running instance."""
+    """Return the subject on which a gateway reports at once a request without a running instance."""
     return f"nvcf.wake.{version_id}"
 
 
 def event_subject(version_id: str) -> str:
-    """Where changes of a version are recorded."""
+    """Return the subject on which changes of a version are recorded."""
     return f"nvcf.event.{version_id}"
 
 
 def work_stream_config(name: str, subjects: str, replicas: int = 1) -> dict[str, Any]:
-    """JetStream settings of the creation and termination streams."""
+    """Return the JetStream settings of the creation and termination streams."""
     return {
         "name": name,
         "subjects": [subjects],
@@ -96,7 +96,7 @@ def work_stream_config(name: str, subjects: str, replicas: int = 1) -> dict[str,
 
 
 def event_stream_config(replicas: int = 1) -> dict[str, Any]:
-    """JetStream settings of the event stream."""
+    """Return the JetStream settings of the event stream."""
     return {
         "name": EVENTS_STREAM,
         "subjects": [EVENTS_SUBJECTS],

@@ -61,7 +61,7 @@ HeadT = TypeVar("HeadT", ResponseHead, RequestHead)
 
 
 def encode_response_head(status: int, headers: Iterable[Header], reason: str | None = None) -> bytes:
-    """The bytes `HTTP/1.1 STATUS REASON CRLF headers CRLF CRLF`.
+    """Return the bytes `HTTP/1.1 STATUS REASON CRLF headers CRLF CRLF`.
 
     Raises H1Error for a status outside 100..599 or a header that cannot be sent in one line.
     """
@@ -72,7 +72,7 @@ def encode_response_head(status: int, headers: Iterable[Header], reason: str | N
 
 
 def encode_request_head(method: str, target: str, headers: Iterable[Header]) -> bytes:
-    """The bytes `METHOD TARGET HTTP/1.1 CRLF headers CRLF CRLF`. Raises H1Error as its twin does."""
+    """Return the bytes `METHOD TARGET HTTP/1.1 CRLF headers CRLF CRLF`. Raises H1Error."""
     line = f"{method} {target} HTTP/1.1"
     if not _REQUEST_LINE.fullmatch(line.encode("latin-1", "replace")):
         raise H1Error("method or target cannot be sent in a request line")

@@ -1,7 +1,7 @@
 """The in-flight journal [ext]: the file in which a worker notes the requests that it holds.
 
-It lies as `FILE_NAME` in the shared configuration directory. After a kill it tells the worker that starts
-again as the same instance, or the agent that ends the instance for good, what to hand back to the queue.
+It is the file `FILE_NAME` in the shared configuration directory. After a kill the worker that starts again as
+the same instance, or the agent that ends the instance for good, reads from it which requests to requeue.
 
 Layout, little-endian: header of `ENTRY` bytes (magic, version, entry count, heartbeat as Unix time,
 instance id with its length), then entries of `ENTRY` bytes (length of the subject or 0, start as Unix
@@ -34,11 +34,11 @@ class Leftover:
     until: float
 
     def still_held(self, now: float) -> bool:
-        """Whether nobody else can have got the request yet, so that handing it back is right."""
+        """Return whether the broker has not redelivered the request yet, so that a nak is right."""
         return now < self.until - MARGIN
 
     def belongs_to(self, version_id: str) -> bool:
-        """Whether it is a request of that function version, by the stream that its subject names."""
+        """Return whether it is a request of that function version, by the stream that its subject names."""
         # $JS.ACK.STREAM.… of older brokers, $JS.ACK.DOMAIN.ACCOUNT.STREAM.… of newer ones.
         parts = self.ack_subject.split(".")
         place = {9: 2, 11: 4, 12: 4}.get(len(parts))
@@ -48,12 +48,12 @@ class Leftover:
 
 
 def entry_offset(entry: int) -> int:
-    """Where an entry begins in the file."""
+    """Return where an entry begins in the file."""
     return (entry + 1) * ENTRY
 
 
 def read_leftovers(data: bytes, instance_id: str) -> list[Leftover]:
-    """Entries of a journal file of this instance; none for another instance's or an unreadable file."""
+    """Return the entries of this instance's journal; none for another instance's or an unreadable file."""
     if len(data) < ENTRY:
         return []
     magic, version, count, heartbeat, length = HEADER_STRUCT.unpack_from(data)

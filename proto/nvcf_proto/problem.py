@@ -19,12 +19,12 @@ _NOT_KEBAB = re.compile(r"[^a-z0-9]+")
 
 
 def kebab(title: str) -> str:
-    """`Too Many Deliveries` -> `too-many-deliveries`."""
+    """Return `Too Many Deliveries` as `too-many-deliveries`."""
     return _NOT_KEBAB.sub("-", title.lower()).strip("-")
 
 
 def reason_phrase(status: int) -> str:
-    """The standard reason of an HTTP status, or `Error` for one that has none."""
+    """Return the standard reason of an HTTP status, or `Error` for one that has none."""
     try:
         return HTTPStatus(status).phrase
     except ValueError:
@@ -47,20 +47,20 @@ class Problem:
         return f"urn:{self.source}:problem-details:{kebab(self.title)}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The document's members, `detail` only when there is one."""
+        """Return the document's members, `detail` only when there is one."""
         members: dict[str, Any] = {"type": self.type, "title": self.title, "status": self.status}
         if self.detail is not None:
             members["detail"] = self.detail
         return {**self.extra, **members}
 
     def to_json(self) -> bytes:
-        """The document as UTF-8 JSON."""
+        """Return the document as UTF-8 JSON."""
         # Half of a surrogate pair, as JSON from outside may have it, stays the escape that it was.
         return json.dumps(self.to_dict(), ensure_ascii=False).encode(errors="backslashreplace")
 
 
 def problem_for(status: int, detail: str | None = None, *, source: str = "nvcf-worker-service") -> Problem:
-    """A problem titled with the status' standard reason."""
+    """Return a problem titled with the status' standard reason."""
     return Problem(reason_phrase(status), status, detail, source)
 
 

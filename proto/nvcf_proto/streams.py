@@ -33,7 +33,7 @@ def request_stream_config(
     placement_tag: str | None = None,
     max_queued: int = MAX_QUEUED_REQUESTS,
 ) -> dict[str, Any]:
-    """Settings of the stream `rq_R_V`.
+    """Return the settings of the stream `rq_R_V`.
 
     `max_queued` may be lower than the contract's for a version that wants to refuse callers earlier.
 
@@ -53,7 +53,7 @@ def request_stream_config(
 def tracking_stream_config(
     region: str, *, storage: Storage = "file", replicas: int = 1, placement_tag: str | None = None
 ) -> dict[str, Any]:
-    """Settings of the stream `requestToFunctionVersion_R`."""
+    """Return the settings of the stream `requestToFunctionVersion_R`."""
     return {
         "name": subjects.tracking_stream(region),
         "subjects": [subjects.tracking_subject(region, ">")],
@@ -66,7 +66,7 @@ def tracking_stream_config(
 def session_lookup_stream_config(
     region: str, *, storage: Storage = "file", replicas: int = 1, placement_tag: str | None = None
 ) -> dict[str, Any]:
-    """Settings of the stream `stateful_session_lookup_R`.
+    """Return the settings of the stream `stateful_session_lookup_R`.
 
     A record lives three times as long as the interval at which its worker publishes it again. A worker
     ends it with an empty message that has a time to live [ext]: it may not purge.
@@ -105,7 +105,7 @@ def request_consumer_config(
     ack_wait_seconds: float = DEFAULT_ACK_WAIT_SECONDS,
     max_deliver: int = DEFAULT_MAX_DELIVER,
 ) -> dict[str, Any]:
-    """Settings of the durable pull consumer `rq_R_V_workers`.
+    """Return the settings of the durable pull consumer `rq_R_V_workers`.
 
     `ack_wait_seconds` must be well above the workers' in-progress interval (10 s at most).
     `max_deliver` is [ext]: a request that kills its worker cannot kill every worker.

@@ -18,62 +18,62 @@ AUTH_CALLOUT_SUBJECT = "$SYS.REQ.USER.AUTH"
 
 
 def request_stream(region: str, version_id: str) -> str:
-    """Stream that holds a version's queued requests in one region."""
+    """Return the stream that holds a version's queued requests in one region."""
     return f"rq_{region}_{version_id}"
 
 
 def request_subject(region: str, version_id: str, request_id: str) -> str:
-    """Subject of one queued request."""
+    """Return the subject of one queued request."""
     return f"rq.{region}.{version_id}.{request_id}"
 
 
 def request_subjects(region: str, version_id: str) -> str:
-    """All subjects of a request stream."""
+    """Return the filter for all subjects of a request stream."""
     return f"rq.{region}.{version_id}.>"
 
 
 def request_consumer(region: str, version_id: str) -> str:
-    """Durable consumer that all workers of a version share."""
+    """Return the durable consumer that all workers of a version share."""
     return f"rq_{region}_{version_id}_workers"
 
 
 def tracking_stream(region: str) -> str:
-    """Stream that remembers which version a request id belongs to, once a 202 was answered."""
+    """Return the stream that remembers the version of each request id that was answered 202."""
     return f"requestToFunctionVersion_{region}"
 
 
 def tracking_subject(region: str, request_id: str) -> str:
-    """Subject of one tracking record."""
+    """Return the subject of one tracking record."""
     return f"requestToFunctionVersion.{region}.{request_id}"
 
 
 def polling_subject(request_id: str) -> str:
-    """Core subject on which the worker that holds a request answers polls."""
+    """Return the core subject on which the worker that holds a request answers polls."""
     return f"{POLLING_PREFIX}.{request_id}"
 
 
 def version_polling_subject(version_id: str, request_id: str) -> str:
-    """[ext] The same within the version's own space, which a worker may be granted by name."""
+    """[ext] Return the same in the version's own space, which a worker may be granted by name."""
     return f"{POLLING_PREFIX}.{version_id}.{request_id}"
 
 
-def rescue_subject(version_id: str) -> str:
-    """[ext] Where a worker asks for another way back when the gateway of a request is gone."""
+def fallback_subject(version_id: str) -> str:
+    """[ext] Return where a worker asks for a fallback gateway when a request's gateway is gone."""
     return f"nvcf.attach.{version_id}"
 
 
 def cancel_subject(version_id: str) -> str:
-    """Core subject of cancel broadcasts to all workers of a version."""
+    """Return the core subject of cancel broadcasts to all workers of a version."""
     return f"{CANCEL_PREFIX}.{version_id}"
 
 
 def reconnect_subject(request_id: str) -> str:
-    """Subject that asks a worker to dial back for a stateful session."""
+    """Return the subject that asks a worker to dial back for a stateful session."""
     return f"stateful_session.reconnect.{request_id}"
 
 
 def version_reconnect_subject(version_id: str, request_id: str) -> str:
-    """[ext] The same, in a space that only the version's own workers may listen in.
+    """[ext] Return the same, in a space in which only the version's own workers may listen.
 
     The message carries a token that opens the caller's tunnel: on the contract's subject, which names no
     version, a permission could not keep it from other functions' workers.
@@ -82,61 +82,60 @@ def version_reconnect_subject(version_id: str, request_id: str) -> str:
 
 
 def session_lookup_stream(region: str) -> str:
-    """Stream of stateful session records."""
+    """Return the stream of stateful session records."""
     return f"stateful_session_lookup_{region}"
 
 
 def session_lookup_subject(region: str, version_id: str, request_id: str) -> str:
-    """Subject of one stateful session record."""
+    """Return the subject of one stateful session record."""
     return f"stateful_session.lookup.{region}.{version_id}.{request_id}"
 
 
 def worker_connection_name(version_id: str, instance_id: str) -> str:
-    """Name a worker gives its broker connection."""
+    """Return the name that a worker gives its broker connection."""
     return f"worker_{version_id}_{instance_id}"
 
 
 def worker_inbox_prefix(version_id: str, instance_id: str) -> str:
-    """Inbox prefix of one worker: the only inboxes its connection may subscribe to."""
+    """Return the prefix of a worker's inboxes, the only ones its connection may subscribe to."""
     return f"_INBOX.{version_id}.{instance_id}"
 
 
 def inline_reply_subject(gateway_id: str, token: str) -> str:
-    """[ext] Subject of one inline reply to the gateway replica that holds the caller."""
+    """[ext] Return the subject of one inline reply to the gateway replica that holds the caller."""
     return f"{INLINE_REPLY_PREFIX}.{gateway_id}.{token}"
 
 
 def inline_reply_subjects(gateway_id: str) -> str:
-    """[ext] All inline reply subjects of one gateway replica."""
+    """[ext] Return the filter for all inline replies to one gateway replica."""
     return f"{INLINE_REPLY_PREFIX}.{gateway_id}.*"
 
 
 def rate_limit_take_subject(gateway_id: str) -> str:
-    """[ext] Requests to the gateway replica that counts a version's calls: may these calls pass?"""
+    """[ext] Return where the replica that counts a version's calls is asked whether calls may pass."""
     return f"{RATE_LIMIT_PREFIX}.take.{gateway_id}"
 
 
 RATE_LIMIT_JOIN_SUBJECT = f"{RATE_LIMIT_PREFIX}.join"
-"""[ext] A gateway that starts asks here who else there is."""
+"""[ext] A gateway that starts asks here for the other gateways."""
 
 RATE_LIMIT_MEMBERS_SUBJECT = f"{RATE_LIMIT_PREFIX}.members"
-"""[ext] Signs of life of the gateways."""
+"""[ext] Heartbeats of the gateways."""
 
 RATE_LIMIT_COUNTS_SUBJECT = f"{RATE_LIMIT_PREFIX}.counts"
-"""[ext] Counts that a gateway tells the others, who need them when it dies."""
+"""[ext] Counts of a gateway, for the others to go on with when it ends."""
 
-
-FIGURES_SUBJECT = "nvcf.figures"
-"""[ext] A gateway asks the others here what they have seen of some versions' calls lately."""
+STATISTICS_SUBJECT = "nvcf.figures"
+"""[ext] A gateway asks the others here for their statistics of some versions' recent calls."""
 
 
 def next_message_subject(stream: str, consumer: str) -> str:
-    """JetStream API subject of a pull request."""
+    """Return the JetStream API subject of a pull request."""
     return f"{API_PREFIX}.CONSUMER.MSG.NEXT.{stream}.{consumer}"
 
 
 def consumer_info_subject(stream: str, consumer: str) -> str:
-    """JetStream API subject of a consumer's state and settings."""
+    """Return the JetStream API subject of a consumer's state and settings."""
     return f"{API_PREFIX}.CONSUMER.INFO.{stream}.{consumer}"
 
 
@@ -151,13 +150,13 @@ class Permissions:
 def worker_permissions(
     regions: Iterable[str], version_id: str, instance_id: str, *, wide_inbox: bool = False
 ) -> Permissions:
-    """Least privileges of a worker's broker connection (protocol.md, section 8).
+    """Return the least privileges of a worker's broker connection (protocol.md, section 8).
 
     Everything is granted by name for each region in `regions`. `wide_inbox` adds what workers of other makes
     need: `_INBOX.>`, the polling and reconnect subjects that name no version, and the purge by which they
     end a session's record (`compatibility.wide_inbox`).
     """
-    publish = [f"{INLINE_REPLY_PREFIX}.>", rescue_subject(version_id)]
+    publish = [f"{INLINE_REPLY_PREFIX}.>", fallback_subject(version_id)]
     for region in regions:
         stream = request_stream(region, version_id)
         consumer = request_consumer(region, version_id)

@@ -14,7 +14,7 @@ WORKER_TOKEN_AUDIENCE = "worker"
 
 
 def encode_broker_token(worker_token: str) -> str:
-    """The NATS CONNECT token that carries a worker token (protocol.md, section 2.1)."""
+    """Return the NATS CONNECT token that carries a worker token (protocol.md, section 2.1)."""
     payload = json.dumps(
         {"account": "Worker", "pluginName": "webhook", "payload": worker_token}, separators=(",", ":")
     )
@@ -22,7 +22,7 @@ def encode_broker_token(worker_token: str) -> str:
 
 
 def decode_broker_token(text: str) -> str:
-    """The worker token inside a CONNECT token. Raises InvalidToken for any other form."""
+    """Return the worker token inside a CONNECT token. Raises InvalidToken for any other form."""
     try:
         padded = text.encode() + b"=" * (-len(text) % 4)
         members = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
@@ -40,7 +40,7 @@ def decode_broker_token(text: str) -> str:
 
 @dataclass(frozen=True)
 class WorkerClaims:
-    """What a worker token says about its bearer. `expires_at` is a Unix time in seconds."""
+    """Claims of a worker token about its bearer. `expires_at` is a Unix time in seconds."""
 
     instance_id: str
     function_id: str
@@ -49,7 +49,7 @@ class WorkerClaims:
     expires_at: float
 
     def covers(self, *, function_id: str, version_id: str, instance_id: str | None = None) -> bool:
-        """Whether the bearer may act for this function, version and (when given) instance."""
+        """Return whether the bearer may act for this function, version and (when given) instance."""
         return (
             self.function_id == function_id
             and self.version_id == version_id

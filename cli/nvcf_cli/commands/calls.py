@@ -23,7 +23,7 @@ _DISCOVER_SECONDS = 1.0
 
 
 def read_data(data: str | None) -> bytes:
-    """The request body: `@FILE`, `-` for standard input, else the text itself. Raises `UsageError`."""
+    """Return the request body: `@FILE`, `-` for standard input, else the text. Raises `UsageError`."""
     if data is None:
         return b""
     if data == "-":

@@ -68,7 +68,7 @@ def instances(
 
 
 def gpu_text(instance: Json) -> str:
-    """The GPU of an instance with the numbers of its devices: `L40S 0,1`. Pure."""
+    """Return an instance's GPU with the numbers of its devices: `L40S 0,1`. Pure."""
     devices = cell(instance, "visibleDevices")
     return f"{cell(instance, 'gpu')} {devices}".strip()
 
@@ -81,7 +81,7 @@ def clusters(
 ) -> None:
     """List clusters, and what is free in them.
 
-    A cluster is silent when its agent has not been heard of for a while: it gets no instances.
+    A cluster is silent when its agent has not reported for a while: it gets no new instances.
 
     \b
     Examples:
@@ -108,7 +108,7 @@ def clusters(
 
 
 def cluster_state(cluster: Json, now: float) -> str:
-    """`live`, `draining` (its agent has stopped or will) or `silent`; `now` is Unix time. Pure."""
+    """Return `live`, `draining` (its agent has stopped or will) or `silent`; `now` is Unix time. Pure."""
     heartbeat = cluster.get("heartbeatAt")
     if isinstance(heartbeat, str):
         try:
@@ -122,7 +122,7 @@ def cluster_state(cluster: Json, now: float) -> str:
 
 
 def pools_text(cluster: Json) -> str:
-    """What is free of what, `L40S 3/4, CPU 256/256`; types are named where there are several. Pure."""
+    """Return what is free, `L40S 3/4, CPU 256/256`; types are named where there are several. Pure."""
     pools = [each for each in cluster.get("pools") or [] if isinstance(each, dict)]
     several = len({each.get("instanceType") for each in pools}) > 1
     texts = []

@@ -39,13 +39,13 @@ def dashboard(
     if no_browser or not has_display(dict(os.environ), sys.platform) or not webbrowser.open(address):
         # The address alone on standard output, for `xdg-open $(nvcf dashboard --no-browser)`.
         sys.stdout.write(address + "\n")
-        console(stderr=True).print(Text("good for two minutes, for whoever has it", style="dim"))
+        console(stderr=True).print(Text("valid for two minutes, for anybody who has it", style="dim"))
         return
     console().print(Text(f"opened {address.partition('#')[0]}"))
 
 
 async def page_address(api: Api) -> str:
-    """Address of the page with a fresh ticket. Raises `CliError`."""
+    """Return the page's address with a new ticket. Raises `CliError`."""
     try:
         answer = await api.call("POST", "/v2/nvcf/dashboard/tickets")
     except ApiProblem as problem:
@@ -59,7 +59,7 @@ async def page_address(api: Api) -> str:
 
 
 def has_display(environment: dict[str, str], platform: str) -> bool:
-    """Whether a browser can be seen here; not over SSH, nor in a container. Pure."""
+    """Return whether a browser can be seen here: not over SSH, nor in a container. Pure."""
     if environment.get("SSH_CONNECTION") and not environment.get("DISPLAY"):
         return False
     if platform in ("darwin", "win32"):

@@ -81,7 +81,7 @@ def up(
         typer.Option(metavar="HOST:PORT", help="Take gRPC and WebSocket callers there.", show_default=False),
     ] = None,
     metrics: Annotated[
-        bool, typer.Option(help="Serve metrics for Prometheus; nvcf metrics tells where.")
+        bool, typer.Option(help="Serve metrics for Prometheus; nvcf metrics shows where.")
     ] = True,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return once it is up; nvcf down ends it.")
@@ -135,7 +135,7 @@ def up(
 
 
 def greeting(state: PlatformState) -> str:
-    """What a user needs to know once the platform is up; names the key's file, never the key."""
+    """Return what a user needs once the platform is up; it names the key's file, never the key."""
     key = shlex.quote(state.key_file)
     sessions = f"  sessions   {state.sessions}\n" if state.sessions is not None else ""
     return f"""nvcf is up

@@ -93,9 +93,9 @@ def scaling(
 
 
 def decision_text(event: Json) -> tuple[str, str]:
-    """How many instances there were to be, and why; no number for what was no decision. Pure.
+    """Return the wanted number of instances and the reason; no number for what was no decision. Pure.
 
-    Several GPU specifications are told apart: `2 H100, 1 L40S`.
+    Several GPU specifications are counted one by one: `2 H100, 1 L40S`.
     """
     data = event.get("data") or {}
     desired, kinds = cell(data, "desired"), cell(data, "kinds")
@@ -105,7 +105,7 @@ def decision_text(event: Json) -> tuple[str, str]:
 
 
 def instances_text(instances: Iterable[Json]) -> str:
-    """Living instances by state and cluster: `3 running (2 on one, 1 on two), 1 starting`. Pure."""
+    """Return living instances by state and cluster: `3 running (2 on one, 1 on two)`. Pure."""
     living = [each for each in instances if each.get("state") in _SHOWN]
     texts = []
     for state in _SHOWN:
@@ -117,7 +117,7 @@ def instances_text(instances: Iterable[Json]) -> str:
 
 
 async def _events_of(api: Api, found: Found, kind: str | None, limit: int) -> list[Json]:
-    """The last events of all versions of a function, newest first."""
+    """Return the last events of all versions of a function, newest first."""
     lists = await asyncio.gather(
         *(api.events(str(each["versionId"]), kind=kind, limit=limit) for each in found.versions)
     )

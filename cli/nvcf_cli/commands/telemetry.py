@@ -144,7 +144,13 @@ def list_all(
     key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the account's telemetry endpoints."""
+    """List the account's telemetry endpoints.
+
+    \b
+    Examples:
+      nvcf telemetry list
+      nvcf telemetry list --json
+    """
     endpoints = Access(data, url, key_file).run(lambda api: api.telemetries())
     if as_json:
         print_json(endpoints)
@@ -171,7 +177,12 @@ def remove(
     url: UrlOption = None,
     key_file: KeyFileOption = None,
 ) -> None:
-    """Remove a telemetry endpoint that no function uses."""
+    """Remove a telemetry endpoint that no function uses.
+
+    \b
+    Example:
+      nvcf telemetry rm grafana
+    """
 
     async def work(api: Api) -> None:
         found = find_endpoint(await api.telemetries(), name)

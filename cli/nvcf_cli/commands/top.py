@@ -73,7 +73,7 @@ def top(
 
 
 async def fetch_snapshot(api: Api, name: str | None = None) -> Snapshot:
-    """Ask once. Raises `CliError`."""
+    """Fetch what there is to show. Raises `CliError`."""
     functions = await api.functions()
     versions = None
     if name is not None:
@@ -119,7 +119,7 @@ async def _watch(api: Api, name: str | None, interval: float) -> None:
 def render(
     now: Snapshot, trouble: str | None = None, *, width: int = _WIDE, height: int | None = None
 ) -> RenderableType:
-    """A picture for a terminal of that size; `trouble` is why it is not of this moment."""
+    """Return a snapshot for a terminal of that size; `trouble` is why it is not of this moment."""
     parts: list[RenderableType] = [_headline(now)]
     if trouble is not None:
         parts.append(Text(f"not live, this is from {now.at}: {trouble}", style="bold red"))

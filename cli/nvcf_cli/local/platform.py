@@ -55,7 +55,7 @@ class UpOptions:
 
 
 def choose_http_port(wanted: int | None) -> int:
-    """The wanted port, else 8080 if it is free, else any. Raises `CliError` if the wanted one is taken."""
+    """Return the wanted port, else 8080 if it is free, else any. Raises `CliError` if it is taken."""
     if wanted is None:
         return DEFAULT_HTTP_PORT if port_is_free(DEFAULT_HTTP_PORT) else free_port()
     if wanted == 0:
@@ -66,7 +66,7 @@ def choose_http_port(wanted: int | None) -> int:
 
 
 def choose_sessions(wanted: str | None) -> str | None:
-    """Where gRPC and WebSocket callers come in: HOST:PORT as wanted, port 0 = any that is free.
+    """Return the address for gRPC and WebSocket callers: HOST:PORT, port 0 = any that is free.
 
     Raises `UsageError` for text that is no address and `CliError` if nothing can listen there.
     """
@@ -114,7 +114,7 @@ def _ensure_key(path: Path, scope: Scope, description: str) -> ApiKey:
 
 @dataclass
 class Platform:
-    """The running tree. `say` gets a sentence about everything the user should know."""
+    """The running tree. `say` gets each message to the user."""
 
     options: UpOptions
     say: Callable[[str], None]

@@ -37,7 +37,7 @@ class Addresses:
     """Where the gateway takes gRPC and WebSocket callers; without one it takes none."""
 
     def metrics_flags(self, child: str) -> list[str]:
-        """What a process is told about that."""
+        """Return the options that make a process serve its metrics."""
         return ["--metrics", self.metrics[child]] if child in self.metrics else []
 
 
@@ -59,17 +59,17 @@ class ClusterPlan:
     collector: Path | None = None
 
     def ids(self) -> list[str]:
-        """`local`, or `local-1`, `local-2`, ..."""
+        """Return `local`, or `local-1`, `local-2`, ..."""
         if self.count == 1:
             return [LOCAL_CLUSTER]
         return [f"{LOCAL_CLUSTER}-{number}" for number in range(1, self.count + 1)]
 
     def child(self, cluster: str) -> str:
-        """Name of a cluster's agent among the platform's processes."""
+        """Return the name of a cluster's agent among the platform's processes."""
         return "agent" if self.count == 1 else f"agent-{cluster}"
 
     def check(self) -> None:
-        """Raises `UsageError` for what an agent would not take."""
+        """Raise `UsageError` for what an agent would not take."""
         try:
             if self.gpus:
                 parse_gpus(f"{self.gpu}={self.gpus}")
@@ -80,7 +80,7 @@ class ClusterPlan:
             raise UsageError(f"--collector {self.collector}: there is no such program")
 
     def flags(self) -> list[str]:
-        """What an agent is told about its cluster."""
+        """Return the agent's options for its cluster."""
         flags = ["--gpu", f"{self.gpu}={self.gpus}"] if self.gpus else []
         if self.cpu_slots is not None:
             flags += ["--cpu-slots", str(self.cpu_slots)]
@@ -93,7 +93,7 @@ class ClusterPlan:
 
 
 def gateway_spec(installation: Installation, addresses: Addresses, log_level: str) -> ChildSpec:
-    """The gateway's command line."""
+    """Return how to run the gateway."""
     command = [sys.executable, "-m", "nvcf_gateway", "--http", addresses.http, "--grpc", addresses.grpc]
     command += ["--nats", addresses.nats, "--signing-key", str(installation.signing_key)]
     command += ["--bootstrap-keys", str(installation.bootstrap_keys)]
@@ -110,7 +110,7 @@ def gateway_spec(installation: Installation, addresses: Addresses, log_level: st
 def agent_spec(
     installation: Installation, addresses: Addresses, plan: ClusterPlan, cluster: str, log_level: str
 ) -> ChildSpec:
-    """The command line of one cluster's agent."""
+    """Return how to run the agent of one cluster."""
     name = plan.child(cluster)
     command = [sys.executable, "-m", "nvcf_agent", "--nats", addresses.nats]
     command += ["--gateway-http", f"http://{addresses.http}", "--worker-grpc", addresses.grpc]
@@ -128,7 +128,7 @@ def agent_spec(
 
 
 def autoscaler_spec(installation: Installation, addresses: Addresses, log_level: str) -> ChildSpec:
-    """The autoscaler's command line."""
+    """Return how to run the autoscaler."""
     command = [sys.executable, "-m", "nvcf_autoscaler", "--nats", addresses.nats]
     command += _credentials(addresses)
     command += addresses.metrics_flags("autoscaler")
@@ -142,7 +142,7 @@ def _credentials(addresses: Addresses) -> list[str]:
 
 
 def broker_spec(broker: LocalBroker) -> ChildSpec:
-    """The local broker, already prepared."""
+    """Return how to run the local broker, which is prepared already."""
 
     async def wait_ready(_line: dict[str, Any]) -> None:
         await broker.wait_ready()

@@ -13,7 +13,7 @@ from nvcf_cli.local.state import Installation
 
 
 def platform_targets(metrics: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The platform's own processes as target groups. Pure."""
+    """Return the platform's own processes as target groups. Pure."""
     return [
         {"targets": [address], "labels": {"job": f"nvcf-{_component(name)}", "nvcf_process": name}}
         for name, address in metrics.items()
@@ -25,13 +25,13 @@ def _component(child: str) -> str:
 
 
 def configuration(installation: Installation) -> str:
-    """Prometheus' configuration: targets are found in files, which change as instances come and go."""
+    """Return Prometheus' configuration: it finds targets in files, which change with the instances."""
     # Prometheus takes an asterisk in the last part of a path only, so that each cluster is named.
     files = [folder / "metrics" / "*.json" for folder in _folders(installation)]
     # A JSON string is a YAML string.
     listed = "\n".join(f"          - {json.dumps(str(path))}" for path in files)
     return f"""\
-# Made anew by each `nvcf up`. To look at this platform: prometheus --config.file={installation.prometheus}
+# Each `nvcf up` writes this file anew. To use it: prometheus --config.file={installation.prometheus}
 global:
   scrape_interval: 5s
 scrape_configs:
@@ -58,7 +58,7 @@ def _folders(installation: Installation) -> list[Path]:
 
 
 def instance_targets(installation: Installation) -> list[tuple[dict[str, str], str]]:
-    """Labels and addresses of the instances that agents have listed; unreadable files count as empty."""
+    """Return labels and addresses of the instances that agents list; unreadable files are skipped."""
     found: list[tuple[dict[str, str], str]] = []
     for folder in _folders(installation):
         try:

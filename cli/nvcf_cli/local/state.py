@@ -1,4 +1,4 @@
-"""The data folder of a local platform: its files, the lock of `nvcf up`, and what that tells other commands.
+"""The data folder of a local platform: its files, the lock of `nvcf up`, and its reports to other commands.
 
 `state.json` exists while the platform runs and is ready:
 
@@ -28,7 +28,7 @@ _LOCK_ATTEMPTS = 10
 
 
 def default_data_folder() -> Path:
-    """`$NVCF_HOME`, or `~/.nvcf`."""
+    """Return `$NVCF_HOME`, or `~/.nvcf`."""
     configured = os.environ.get(HOME_VARIABLE)
     return Path(configured).expanduser().absolute() if configured else Path.home() / ".nvcf"
 
@@ -94,11 +94,11 @@ class Installation:
         return self.data / f"{child}.log"
 
     def cluster(self, cluster: str) -> Path:
-        """Data folder of a cluster's agent; that of the only cluster is the platform's own."""
+        """Return the data folder of a cluster's agent; that of the only cluster is the platform's own."""
         return self.data if cluster == "local" else self.data / "clusters" / cluster
 
     def function_logs(self, name: str) -> list[Path]:
-        """Folders with the logs of a function's instances, one a cluster."""
+        """Return the folders with the logs of a function's instances, one for each cluster."""
         folders = [self.data, *sorted((self.data / "clusters").glob("*"))]
         return [folder / "logs" / name for folder in folders]
 
@@ -137,7 +137,7 @@ def write_state(installation: Installation, state: PlatformState) -> None:
 
 
 def read_state(installation: Installation) -> PlatformState | None:
-    """What the running platform says of itself; None if none runs (a stale file does not count)."""
+    """Return what the running platform reports; None if none runs (a stale file does not count)."""
     if running_pid(installation) is None:
         return None
     try:
@@ -181,7 +181,7 @@ def _take(lock: TextIO) -> bool:
 
 
 def running_pid(installation: Installation) -> int | None:
-    """Process id of the `nvcf up` that holds the data folder, or None."""
+    """Return the process id of the `nvcf up` that holds the data folder, or None."""
     try:
         with installation.lock.open("r+", encoding="utf-8") as lock:
             try:

@@ -29,7 +29,7 @@ Ready = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 async def always_ready(_line: dict[str, Any]) -> None:
-    """For children whose ready line on standard output says it all."""
+    """Return at once: for children whose ready line on standard output is enough."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ChildSpec:
 
 @dataclass(frozen=True)
 class Change:
-    """A child's state changed; `text` says what happened where it is news to the user."""
+    """A child's state changed; `text` is a message to the user, if the change needs one."""
 
     name: str
     state: ChildState
@@ -62,7 +62,7 @@ class Change:
 
 @dataclass
 class Child:
-    """One child and everything around its process. `on_change` is told about each step of its life."""
+    """One child and everything around its process. `on_change` gets each change of its state."""
 
     spec: ChildSpec
     on_change: Callable[[Change], None]
@@ -92,7 +92,7 @@ class Child:
             )
 
     async def stop(self) -> None:
-        """SIGTERM, patience, SIGKILL; it is not started again."""
+        """Send SIGTERM, wait for the grace time, then kill; the child is not started again."""
         self._stopping.set()
         if self._process is not None:
             await stop_process(self._process, self.spec.grace)
@@ -101,7 +101,7 @@ class Child:
                 await self._task
 
     def kill(self) -> None:
-        """SIGKILL at once for it and what belongs to its group."""
+        """Kill the child and its process group at once."""
         self._stopping.set()
         if self._process is not None and self._process.returncode is None:
             signal_group(self._process.pid, signal.SIGKILL)
@@ -140,7 +140,7 @@ class Child:
                     await self._stopping.wait()
 
     async def _run_once(self, tail: Tail) -> int:
-        """From its start to its end; returns the exit code."""
+        """Run the child from its start to its end; return the exit code."""
         log = await asyncio.to_thread(RotatingLog, self.spec.log)
         try:
             self._process = process = await spawn(

@@ -37,7 +37,7 @@ DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
 FIRST_WINDOW = 256
 WINDOW_GROWTH = 4
-# An account with few events among many of others gets what is found in so many of the newest.
+# The newest events that one query reads at most: an account may have few among many of others.
 MOST_READ = 20_000
 BATCH = 1024
 TIMEOUT = 5.0
@@ -51,7 +51,7 @@ class EventLog:
         self._jetstream = JetStream(requests, TIMEOUT)
 
     async def newest(self, wanted: set[str], kind: str | None, limit: int) -> list[Event]:
-        """Up to `limit` events of the versions `wanted`, newest first."""
+        """Return up to `limit` events of the versions `wanted`, newest first."""
         if not wanted:
             return []
         subject = compute.event_subject(next(iter(wanted))) if len(wanted) == 1 else compute.EVENTS_SUBJECTS
@@ -68,13 +68,13 @@ class EventLog:
         return found[:limit]
 
     async def _bounds(self) -> tuple[int, int]:
-        """First and last sequence of the stream; an empty one ends before it begins."""
+        """Return the first and last sequence of the stream; an empty one ends before it begins."""
         stream = await self._jetstream.stream_info(compute.EVENTS_STREAM)
         # Without a stream nothing has happened yet.
         return (1, 0) if stream is None else (stream.first_sequence, stream.last_sequence)
 
     async def _between(self, subject: str, start: int, before: int) -> list[Event]:
-        """Events of a subject with `start` <= sequence < `before`, oldest first."""
+        """Return events of a subject with `start` <= sequence < `before`, oldest first."""
         events: list[Event] = []
         while start < before:
             messages = await self._batch(subject, start, min(BATCH, before - start))
@@ -128,7 +128,7 @@ class Events:
         self._log = log
 
     async def events(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """GET /v2/nvcf/events[?functionVersionId=&kind=&limit=]: what happened to the account's versions."""
+        """Handle GET /v2/nvcf/events[?functionVersionId=&kind=&limit=]: list the account's events."""
         caller = self._authenticator.caller(request.headers)
         caller.require(Scope.LIST)
         version_id, kind, limit = _query(request)
@@ -146,7 +146,7 @@ class Events:
         return json_response(200, {"events": [shown(event, "at") for event in found]})
 
     async def clusters(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """GET /v2/nvcf/clusters: all clusters, as their agents last reported them."""
+        """Handle GET /v2/nvcf/clusters: list all clusters, as their agents last reported them."""
         self._authenticator.caller(request.headers).require(Scope.LIST)
         found = sorted(self._registry.clusters.values(), key=lambda cluster: cluster.id)
         return json_response(200, {"clusters": [shown(cluster, "heartbeatAt") for cluster in found]})

@@ -55,7 +55,7 @@ class Management:
         self._queue = queue
 
     async def create_function(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """POST /v2/nvcf/functions: a function with its first version."""
+        """Handle POST /v2/nvcf/functions: create a function with its first version."""
         caller = self._caller(request, Scope.MANAGE)
         caller.require_unlimited("create functions")
         wanted = await read_record(request, FunctionCreation)
@@ -66,7 +66,7 @@ class Management:
         return json_response(200, {"function": self._shown(version)})
 
     async def create_version(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """POST /v2/nvcf/functions/{id}/versions."""
+        """Handle POST /v2/nvcf/functions/{id}/versions: create a version."""
         caller = self._caller(request, Scope.MANAGE)
         function = self._function(caller, path_id(values, "function_id"))
         version = self._version(await read_record(request, VersionCreation), function, time.time())
@@ -74,7 +74,7 @@ class Management:
         return json_response(200, {"function": self._shown(version)})
 
     async def list_functions(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """GET /v2/nvcf/functions: every version of the account's functions."""
+        """Handle GET /v2/nvcf/functions: list every version of the account's functions."""
         caller = self._caller(request, Scope.LIST)
         versions = sorted(self._registry.versions.values(), key=lambda each: (each.created_at, each.id))
         shown = [
@@ -85,19 +85,19 @@ class Management:
         return json_response(200, {"functions": shown})
 
     async def list_versions(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """GET /v2/nvcf/functions/{id} and /v2/nvcf/functions/{id}/versions."""
+        """Handle GET /v2/nvcf/functions/{id} and …/versions: list the versions of a function."""
         caller = self._caller(request, Scope.LIST)
         function = self._function(caller, path_id(values, "function_id"))
         shown = [self._shown(version) for version in self._registry.versions_of(function.id)]
         return json_response(200, {"functions": shown})
 
     async def get_version(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """GET /v2/nvcf/functions/{id}/versions/{vid}."""
+        """Handle GET /v2/nvcf/functions/{id}/versions/{vid}: return one version."""
         version = self.version(self._caller(request, Scope.LIST), values)
         return json_response(200, {"function": self._shown(version)})
 
     async def delete_function(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """DELETE /v2/nvcf/functions/{id}: the function and all its versions, none of them deployed."""
+        """Handle DELETE /v2/nvcf/functions/{id}: delete a function none of whose versions is deployed."""
         caller = self._caller(request, Scope.MANAGE)
         function = self._function(caller, path_id(values, "function_id"))
         versions = self._registry.versions_of(function.id)
@@ -109,7 +109,7 @@ class Management:
         return web.Response(status=204)
 
     async def delete_version(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """DELETE /v2/nvcf/functions/{id}/versions/{vid}; the last one takes the function along."""
+        """Handle DELETE /v2/nvcf/functions/{id}/versions/{vid}; the last one takes the function along."""
         version = self.version(self._caller(request, Scope.MANAGE), values)
         self._refuse_deployed(version)
         await self._delete(version)
@@ -118,7 +118,7 @@ class Management:
         return web.Response(status=204)
 
     def version(self, caller: Caller, values: dict[str, str]) -> FunctionVersion:
-        """The version a path names. Raises HttpProblem 404 and 403."""
+        """Return the version that a path names. Raises HttpProblem 404 and 403."""
         function_id, version_id = path_id(values, "function_id"), path_id(values, "version_id")
         version = self._registry.versions.get(version_id)
         if version is None or version.function_id != function_id:
@@ -129,11 +129,11 @@ class Management:
     def authorised_version(
         self, request: web.BaseRequest, scope: Scope, values: dict[str, str]
     ) -> FunctionVersion:
-        """The version a path names, of a caller with `scope`. Raises HttpProblem 401, 403 and 404."""
+        """Return the version of a path, for a caller with `scope`. Raises HttpProblem 401, 403, 404."""
         return self.version(self._caller(request, scope), values)
 
     def function(self, request: web.BaseRequest, scope: Scope, values: dict[str, str]) -> Function:
-        """The function a path names, of a caller with `scope`. Raises HttpProblem 401, 403 and 404."""
+        """Return the function of a path, for a caller with `scope`. Raises HttpProblem 401, 403, 404."""
         return self._function(self._caller(request, scope), path_id(values, "function_id"))
 
     def _caller(self, request: web.BaseRequest, scope: Scope) -> Caller:

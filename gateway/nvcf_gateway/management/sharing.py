@@ -24,17 +24,17 @@ class Sharing:
         self._management = management
 
     async def put(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """PUT: these accounts, and no others."""
+        """Handle PUT: share the function with these accounts and no others."""
         function = self._management.function(request, Scope.MANAGE, values)
         wanted = await read_record(request, Authorizations)
         return await self._write(function, tuple(party.nca_id for party in wanted.authorized_parties))
 
     async def get(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """GET: the accounts."""
+        """Handle GET: return the accounts."""
         return _shown(self._management.function(request, Scope.LIST, values))
 
     async def delete(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """DELETE: no account but the function's own."""
+        """Handle DELETE: share the function with nobody."""
         return await self._write(self._management.function(request, Scope.MANAGE, values), ())
 
     async def _write(self, function: Function, accounts: tuple[str, ...]) -> web.StreamResponse:
@@ -61,21 +61,21 @@ class RateLimits:
         self._management = management
 
     async def put(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """PUT: a policy instead of the one before."""
+        """Handle PUT: replace the policy."""
         version = self._management.authorised_version(request, Scope.MANAGE, values)
         wanted = await read_record(request, RateLimitPolicy)
         policy = RateLimit.from_dict(wanted.to_dict())
         return json_response(200, _policy(await self._write(version, policy)))
 
     async def get(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """GET: the policy; 404 when the version has none."""
+        """Handle GET: return the policy; 404 when the version has none."""
         version = self._management.authorised_version(request, Scope.LIST, values)
         if version.rate_limit is None:
             raise HttpProblem(404, f"version {version.id} has no rate limit")
         return json_response(200, _policy(version))
 
     async def delete(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """DELETE: no limits."""
+        """Handle DELETE: remove the policy."""
         version = self._management.authorised_version(request, Scope.MANAGE, values)
         await self._write(version, None)
         return web.Response(status=204)

@@ -25,7 +25,7 @@ _NAMESPACE = uuid.UUID("5f0f3c52-3a3e-4b0e-9a51-6f6f5a4c3b1d")
 
 
 def endpoint_id(nca_id: str, name: str) -> str:
-    """The id of an account's endpoint: it follows from the name, so that no name is there twice."""
+    """Return an endpoint's id: it follows from account and name, so that a name exists only once."""
     return str(uuid.uuid5(_NAMESPACE, f"{nca_id}\0{name}"))
 
 
@@ -58,7 +58,7 @@ class TelemetryEndpoints:
         self._registry = registry
 
     async def create(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """POST /v2/nvcf/telemetries: a new endpoint; 409 if the account has one of that name."""
+        """Handle POST /v2/nvcf/telemetries: create an endpoint; 409 if the account has one of that name."""
         caller = self._manager(request)
         wanted = await read_record(request, TelemetryCreation)
         # As in NVIDIA's API the secret's name serves where no other is given.
@@ -72,16 +72,16 @@ class TelemetryEndpoints:
         return json_response(200, {"telemetry": shown_endpoint(made)})
 
     async def list_all(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """GET /v2/nvcf/telemetries: the account's endpoints by name."""
+        """Handle GET /v2/nvcf/telemetries: list the account's endpoints by name."""
         caller = self._reader(request)
         return json_response(200, {"telemetries": [shown_endpoint(each) for each in self._of(caller)]})
 
     async def get(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """GET /v2/nvcf/telemetries/{id}."""
+        """Handle GET /v2/nvcf/telemetries/{id}: return one endpoint."""
         return json_response(200, {"telemetry": shown_endpoint(self._own(self._reader(request), values))})
 
     async def change(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """PUT /v2/nvcf/telemetries/{id} [ext]: all but its name; instances that start from now on use it."""
+        """Handle PUT /v2/nvcf/telemetries/{id} [ext]: change all but the name, for later instances."""
         caller = self._manager(request)
         known = self._own(caller, values)
         wanted = await read_record(request, TelemetryChange)
@@ -96,7 +96,7 @@ class TelemetryEndpoints:
         return json_response(200, {"telemetry": shown_endpoint(made)})
 
     async def delete(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """DELETE /v2/nvcf/telemetries/{id}: 409 while a version uses it."""
+        """Handle DELETE /v2/nvcf/telemetries/{id}: delete an endpoint; 409 while a version uses it."""
         known = self._own(self._manager(request), values)
         for version in self._users(known):
             raise HttpProblem(409, f"{_named(version)} uses it: delete that version first")

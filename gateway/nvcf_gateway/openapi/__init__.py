@@ -23,7 +23,7 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
 
 @functools.cache
 def document() -> dict[str, Any]:
-    """The OpenAPI document."""
+    """Return the OpenAPI document."""
     paths: dict[str, dict[str, Any]] = {}
     parts = (functions(), deployments(), telemetries(), keys(), objects(), dashboard(), others())
     for part in (invocations(), *parts):
@@ -61,7 +61,7 @@ def _text() -> bytes:
 
 
 async def serve_document(request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-    """GET /openapi.json, without a key."""
+    """Handle GET /openapi.json, without a key."""
     return web.Response(
         body=_text(), headers={"Content-Type": "application/json", "Cache-Control": "max-age=300"}
     )

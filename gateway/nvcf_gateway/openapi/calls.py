@@ -22,7 +22,7 @@ from nvcf_proto.settings import ATTACH_PATH
 
 
 def invocations() -> dict[str, dict[str, Operation]]:
-    """exec, pexec and their status routes."""
+    """Return the routes of exec, pexec and their status."""
     calling = (*KEYED, 404, 413, 429, 500, 502, 504)
     paths: dict[str, dict[str, Operation]] = {}
     for suffix, name in (("", ""), ("/versions/{version_id}", "Version")):
@@ -84,7 +84,7 @@ def invocations() -> dict[str, dict[str, Operation]]:
 
 
 def objects() -> dict[str, dict[str, Operation]]:
-    """Assets and large results."""
+    """Return the routes of assets and large results."""
     make = partial(operation_of, tag="objects")
     sealed = partial(make, security=False, parameters=SEAL)
     storing = (400, 403, 404, 413, 503, 507)
@@ -142,7 +142,7 @@ def objects() -> dict[str, dict[str, Operation]]:
 
 
 def others() -> dict[str, dict[str, Operation]]:
-    """request-attach, health and the description itself."""
+    """Return the routes of request-attach, of health and of the description itself."""
     return {
         ATTACH_PATH: {
             "get": operation_of(

@@ -1,4 +1,4 @@
-"""Routes of the built-in page and of the figures it shows."""
+"""Routes of the built-in page and of the metrics that it shows."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ DASHBOARD_SCHEMAS: dict[str, Schema] = {
 
 
 def dashboard() -> dict[str, dict[str, Operation]]:
-    """Figures, the page's files, its tickets and sessions."""
+    """Return the routes of metrics, of the page's files, and of its tickets and sessions."""
     make = partial(operation_of, tag="dashboard")
 
     page = {"description": "The page.", "content": {"text/html": {"schema": {}}}}

@@ -10,7 +10,7 @@ from nvcf_gateway.openapi.schemas import EVENT_KIND, UUID, ref
 
 
 def functions() -> dict[str, dict[str, Operation]]:
-    """Functions, versions, sharing and rate limits."""
+    """Return the routes of functions, versions, sharing and rate limits."""
     one, many = json_answer(ref("VersionAnswer")), json_answer(ref("VersionList"))
     base = "/v2/nvcf/functions"
     named = f"{base}/{{function_id}}"
@@ -89,7 +89,7 @@ def functions() -> dict[str, dict[str, Operation]]:
 
 
 def deployments() -> dict[str, dict[str, Operation]]:
-    """Deployments, instances and what agents fetch."""
+    """Return the routes of deployments and instances, and what agents fetch."""
     found = (*KEYED, 404)
     deployment = json_answer(ref("DeploymentAnswer"))
 
@@ -161,7 +161,7 @@ def deployments() -> dict[str, dict[str, Operation]]:
 
 
 def keys() -> dict[str, dict[str, Operation]]:
-    """API keys."""
+    """Return the routes of API keys."""
     make = partial(operation_of, tag="keys")
 
     return {
@@ -183,7 +183,7 @@ def keys() -> dict[str, dict[str, Operation]]:
 
 
 def telemetries() -> dict[str, dict[str, Operation]]:
-    """Telemetry endpoints of an account."""
+    """Return the routes of telemetry endpoints."""
     one, found = json_answer(ref("TelemetryAnswer")), (*KEYED, 404)
 
     make = partial(operation_of, tag="telemetries")

@@ -65,7 +65,7 @@ def operation_of(
     parameters: tuple[dict[str, Any], ...] = (),
     security: bool = True,
 ) -> Operation:
-    """One method of a path: `answers` and `problems` are all it may answer."""
+    """Return one method of a path: `answers` and `problems` are all it may answer."""
     responses = {str(status): answer for status, answer in answers.items()}
     for status in problems:
         responses.setdefault(str(status), _problem(status))
@@ -97,7 +97,7 @@ def _problem(status: int) -> dict[str, Any]:
 
 
 def json_answer(schema: Schema, description: str = "Done.") -> dict[str, Any]:
-    """An answer with a JSON document."""
+    """Return an answer with a JSON document."""
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 

@@ -88,7 +88,7 @@ def _generated() -> dict[str, Schema]:
 
 
 def _tidied(schema: Any) -> Any:
-    """Drop what says nothing, and write patterns as JSON Schema has them."""
+    """Drop titles and empty defaults, and write patterns in the form of JSON Schema."""
     if isinstance(schema, list):
         return [_tidied(each) for each in schema]
     if not isinstance(schema, dict):
@@ -108,7 +108,7 @@ def _tidied(schema: Any) -> Any:
 
 
 def _accept_null(schema: Schema) -> None:
-    """Say that null stands for a member that is left out of a body."""
+    """Allow null for members that a body may leave out."""
     for name, member in schema["properties"].items():
         if name not in schema["required"] and _NULL not in member.get("anyOf", ()):
             schema["properties"][name] = {"anyOf": [member, _NULL]}
@@ -163,7 +163,7 @@ def schemas() -> dict[str, Schema]:
 
 
 def _answers() -> dict[str, Schema]:
-    """Return the schemas of what is answered about stored records."""
+    """Return the schemas of answers about stored records."""
     shown_once: Schema = {
         "type": "string",
         "description": "The key itself: shown when it is made, never again.",

@@ -28,7 +28,7 @@ from nvcf_proto.errors import InvalidId
 from nvcf_proto.ids import parse_id
 from nvcf_proto.pb import nvcf_pb2
 from nvcf_proto.problem import Problem
-from nvcf_proto.subjects import rescue_subject
+from nvcf_proto.subjects import fallback_subject
 
 _log = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ class ExhaustedRequests:
         if stored.reply_subject is not None and await self._tell(stored.reply_subject, answer):
             return
         # The gateway of the call is gone, or its caller has left: whoever comes back shall find the answer.
-        door = await self._request(rescue_subject(found.version_id), stored.request_id.encode())
+        door = await self._request(fallback_subject(found.version_id), stored.request_id.encode())
         subject = None if door is None or not door.headers else door.headers.get(names.REPLY_SUBJECT)
         if subject:
             await self._tell(subject, answer)

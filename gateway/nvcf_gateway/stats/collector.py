@@ -18,7 +18,7 @@ from nvcf_broker.connection import describe_error
 from nvcf_broker.requests import raise_if_cancelled
 from nvcf_gateway.stats.history import History
 from nvcf_gateway.stats.snapshot import InvalidSnapshot, Snapshot
-from nvcf_proto.subjects import FIGURES_SUBJECT
+from nvcf_proto.subjects import STATISTICS_SUBJECT
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class SnapshotCollector:
 
     async def start(self) -> None:
         """Reply to other replicas from now on."""
-        await self._client.subscribe(FIGURES_SUBJECT, cb=self._on_query)
+        await self._client.subscribe(STATISTICS_SUBJECT, cb=self._on_query)
 
     async def collect(self, versions: Sequence[str]) -> Collected:
         """Return the snapshot of these versions. Replicas that do not reply in time are left out."""
@@ -92,7 +92,7 @@ class SnapshotCollector:
             return replies
         try:
             query = {"gatewayId": self._gateway_id, "versions": list(versions)}
-            await self._client.publish(FIGURES_SUBJECT, json.dumps(query).encode(), reply=inbox)
+            await self._client.publish(STATISTICS_SUBJECT, json.dumps(query).encode(), reply=inbox)
             raise_if_cancelled()
             async with asyncio.timeout(TIMEOUT):
                 while len(replies) < others:

@@ -1,4 +1,4 @@
-"""Deployments, which say what instances a version shall have, and the instances that it has."""
+"""Deployments: the instances that a version shall have; and instances: those that it has."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class ScalingRule(Record, frozen=True, forbid_unknown_fields=True):
 
 
 class ScalingPreferences(Record, frozen=True, forbid_unknown_fields=True):
-    """What a deployment says about scaling beyond its bounds; None: the policy's own choice.
+    """A deployment's wishes about scaling, beyond its bounds; None: the policy's own choice.
 
     `wait_slo` and `scale_to_zero_delay` are seconds, `target_utilisation` is a share (0..1), `keep_warm`
     a number of instances.

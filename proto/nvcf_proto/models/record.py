@@ -135,7 +135,7 @@ def _normalised(value: Any, kind: inspect.Type) -> Any:
 
 
 def _refusal(error: msgspec.ValidationError, cls: type[Record], members: Any, path: str) -> InvalidRecord:
-    """Say what msgspec found, in terms of the field and of what is allowed in it."""
+    """Word msgspec's error: name the field, what is wrong with it, and what is allowed."""
     reason, place = str(error), ""
     if found := _PLACE.search(reason):
         reason, place = reason[: found.start()], found[1]
@@ -144,7 +144,7 @@ def _refusal(error: msgspec.ValidationError, cls: type[Record], members: Any, pa
         for name, index in _STEP.findall(place):
             path, kind, value = _inside(path, kind, value, name or index)
     except (LookupError, TypeError, ValueError):
-        # A name in the input that looks like the end of msgspec's text.
+        # A name in the input that looks like the end of msgspec's message.
         return InvalidRecord(path or cls.__name__, "has an unknown field")
     cause = error.__cause__
     if isinstance(cause, InvalidRecord):
@@ -166,7 +166,7 @@ def _inside(path: str, kind: inspect.Type, value: Any, step: str) -> tuple[str, 
         types = {field.encode_name: field.type for field in kind.fields}
         return f"{path}.{step}" if path else step, _core(types[step]), value[step]
     if isinstance(kind, inspect.DictType):
-        # msgspec does not say which member of a map it means.
+        # msgspec does not name the member of a map.
         fits = functools.partial(_fits, _core(kind.value_type))
         wrong = [name for name, each in value.items() if not fits(each)]
         return f"{path}.{wrong[0]}", _core(kind.value_type), value[wrong[0]]

@@ -128,7 +128,7 @@ class TelemetrySettings(Record, frozen=True, forbid_unknown_fields=True):
             _check_expression(f"allowMetrics[{index}]", text)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON members that say something."""
+        """Return the JSON members that differ from their defaults."""
         members = super().to_dict()
         numbers = ("sampledPercent", "slowSeconds")
         return {name: value for name, value in members.items() if value or name in numbers}

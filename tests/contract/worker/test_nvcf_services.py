@@ -60,7 +60,7 @@ async def test_the_permissions_of_their_callout_are_enough(
     assert len(services.callout.presented) == 1
     assert callout_broker.violations() - before <= {
         subjects.version_polling_subject(services.version_id, "*"),
-        subjects.rescue_subject(services.version_id),
+        subjects.fallback_subject(services.version_id),
     }
 
 

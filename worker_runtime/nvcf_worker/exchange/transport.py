@@ -16,7 +16,7 @@ import nats.errors
 
 from nvcf_proto.headers import REPLY_STATUS
 from nvcf_proto.pb import nvcf_pb2
-from nvcf_proto.subjects import rescue_subject
+from nvcf_proto.subjects import fallback_subject
 from nvcf_worker.errors import CallerGone, MalformedWork
 from nvcf_worker.exchange.attach import AttachClient
 from nvcf_worker.exchange.post import StreamPost, post_complete
@@ -86,7 +86,7 @@ class GatewayTransport:
         replies: Callable[[], ReplyInbox | None],
         listen: Callable[[str], Coroutine[Any, Any, Unlisten | None]],
     ) -> None:
-        self._lookup_subject = rescue_subject(version_id)
+        self._lookup_subject = fallback_subject(version_id)
         self._replies = replies
         self._attach = attach
         self.fetch = attach.fetch

@@ -125,7 +125,7 @@ class Session:
         """Handle a subject that the broker does not permit, e.g. one of our extensions of the protocol."""
         known = (
             subjects.version_polling_subject(self._config.version_id, "*"),
-            subjects.rescue_subject(self._config.version_id),
+            subjects.fallback_subject(self._config.version_id),
         )
         self.replies.denied(subject)
         level = logging.INFO if subject in known else logging.WARNING
