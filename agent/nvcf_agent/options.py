@@ -24,111 +24,47 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         prog="nvcf-agent",
         description="Run the instances of one cluster as processes of this machine.",
     )
-    parser.add_argument("--nats", required=True, metavar="URL", help="the broker, nats://HOST:PORT")
-    parser.add_argument(
-        "--nats-credentials", type=Path, metavar="FILE", help="file with the line user:password for it"
-    )
-    parser.add_argument(
-        "--gateway-http", required=True, metavar="URL", help="gateway that issues worker tokens"
-    )
-    parser.add_argument(
-        "--worker-grpc", required=True, metavar="HOST:PORT", help="the gateway's gRPC address"
-    )
-    parser.add_argument("--worker-nats", required=True, metavar="URL", help="the broker as workers reach it")
-    parser.add_argument(
-        "--key-file", required=True, type=Path, metavar="FILE", help="file with an API key of the scope agent"
-    )
-    parser.add_argument(
-        "--data", required=True, type=Path, metavar="DIR", help="folder for requests, instances and logs"
-    )
-    parser.add_argument(
-        "--grace",
-        type=float,
-        default=DEFAULT_GRACE_SECONDS,
-        metavar="SECONDS",
-        help="default time to finish requests between SIGTERM and SIGKILL",
-    )
-    parser.add_argument(
-        "--keep-finished",
-        type=float,
-        default=KEEP_FINISHED_SECONDS,
-        metavar="SECONDS",
-        help="how long the record of an ended instance stays",
-    )
-    parser.add_argument(
-        "--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus here [default: off]"
-    )
-    parser.add_argument(
-        "--worker-metrics",
-        action="store_true",
-        help="instances serve metrics on 127.0.0.1; DIR/metrics/instances.json lists them",
-    )
-    parser.add_argument(
-        "--worker-telemetry",
-        action="store_true",
-        help="instances get this process' OTEL_ variables, including credentials in them",
-    )
-    parser.add_argument(
-        "--telemetry-secrets",
-        type=Path,
-        metavar="DIR",
-        help="secrets of telemetry endpoints, one folder per account [default: telemetry-secrets in --data]",
-    )
-    parser.add_argument(
-        "--collector",
-        type=Path,
-        metavar="PROGRAM",
-        help="an OpenTelemetry Collector (contrib), run beside each instance whose telemetry needs one; "
-        "without it only its configuration is written",
-    )
-    parser.add_argument(
-        "--log-level",
-        default="info",
-        choices=["debug", "info", "warning", "error"],
-        help="least level of log records",
-    )
-    _add_cluster(parser)
+    add = parser.add_argument
+    add("--nats", required=True, metavar="URL", help="the broker, nats://HOST:PORT")
+    add("--nats-credentials", type=Path, metavar="FILE", help="file with the line user:password for it")
+    add("--gateway-http", required=True, metavar="URL", help="gateway that issues worker tokens")
+    add("--worker-grpc", required=True, metavar="HOST:PORT", help="the gateway's gRPC address")
+    add("--worker-nats", required=True, metavar="URL", help="the broker as workers reach it")
+    text = "file with an API key of the scope agent"
+    add("--key-file", required=True, type=Path, metavar="FILE", help=text)
+    add("--data", required=True, type=Path, metavar="DIR", help="folder for requests, instances and logs")
+    text = "default time to finish requests between SIGTERM and SIGKILL"
+    add("--grace", type=float, default=DEFAULT_GRACE_SECONDS, metavar="SECONDS", help=text)
+    text = "how long the record of an ended instance stays"
+    add("--keep-finished", type=float, default=KEEP_FINISHED_SECONDS, metavar="SECONDS", help=text)
+    add("--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus here [default: off]")
+    text = "instances serve metrics on 127.0.0.1; DIR/metrics/instances.json lists them"
+    add("--worker-metrics", action="store_true", help=text)
+    text = "instances get this process' OTEL_ variables, including credentials in them"
+    add("--worker-telemetry", action="store_true", help=text)
+    text = "secrets of telemetry endpoints, one folder per account [default: telemetry-secrets in --data]"
+    add("--telemetry-secrets", type=Path, metavar="DIR", help=text)
+    text = "an OpenTelemetry Collector (contrib), run beside each instance whose telemetry needs one; "
+    text += "without it only its configuration is written"
+    add("--collector", type=Path, metavar="PROGRAM", help=text)
+    text = "least level of log records"
+    add("--log-level", default="info", choices=["debug", "info", "warning", "error"], help=text)
+    add = parser.add_argument_group("the cluster").add_argument
+    add("--cluster", default="local", metavar="ID", help="id of this cluster")
+    add("--region", default="local", metavar="NAME", help="region of this cluster")
+    add("--cluster-group", metavar="NAME", help="group of this cluster")
+    text = "attribute that a deployment can require"
+    add("--attribute", action="append", default=[], metavar="NAME=VALUE", help=text)
+    text = "GPUs of one kind; instances see theirs by CUDA_VISIBLE_DEVICES"
+    add("--gpu", action="append", default=[], metavar="NAME=COUNT", help=text)
+    add("--cpu-slots", type=int, default=DEFAULT_CPU_SLOTS, help="largest number of instances without a GPU")
+    text = f"an instance type and the limits of its instances [default: {DEFAULT_TYPE}, without limits]"
+    form = "NAME[,memory=SIZE][,cpus=NUMBER]"
+    add("--instance-type", action="append", default=[], metavar=form, help=text)
+    add("--cgroup", type=Path, metavar="DIR", help="control group (version 2) for limited instances")
+    text = "longest start of an instance [default: 1800]"
+    add("--max-ready-seconds", type=float, metavar="SECONDS", help=text)
     return parser.parse_args(arguments)
-
-
-def _add_cluster(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("the cluster")
-    group.add_argument("--cluster", default="local", metavar="ID", help="id of this cluster")
-    group.add_argument("--region", default="local", metavar="NAME", help="region of this cluster")
-    group.add_argument("--cluster-group", metavar="NAME", help="group of this cluster")
-    group.add_argument(
-        "--attribute",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="attribute that a deployment can require",
-    )
-    group.add_argument(
-        "--gpu",
-        action="append",
-        default=[],
-        metavar="NAME=COUNT",
-        help="GPUs of one kind; instances see theirs by CUDA_VISIBLE_DEVICES",
-    )
-    group.add_argument(
-        "--cpu-slots", type=int, default=DEFAULT_CPU_SLOTS, help="largest number of instances without a GPU"
-    )
-    group.add_argument(
-        "--instance-type",
-        action="append",
-        default=[],
-        metavar="NAME[,memory=SIZE][,cpus=NUMBER]",
-        help=f"an instance type and the limits of its instances [default: {DEFAULT_TYPE}, without limits]",
-    )
-    group.add_argument(
-        "--cgroup", type=Path, metavar="DIR", help="control group (version 2) for limited instances"
-    )
-    group.add_argument(
-        "--max-ready-seconds",
-        type=float,
-        metavar="SECONDS",
-        help="longest start of an instance [default: 1800]",
-    )
 
 
 def cluster_id(options: argparse.Namespace) -> str:

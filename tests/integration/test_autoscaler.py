@@ -136,7 +136,7 @@ async def test_a_deployment_changes_in_place_under_load(tmp_path: Path) -> None:
                 "replaced by instances with GPUs",
             )
         assert running.statuses().keys() == {200}
-        # Only bounds: nobody has to go.
+        # Only bounds: no instance has to end.
         kept = {each.id for each in plane.running(version)}
         await plane.redeploy(
             version, {"minInstances": 3, "maxInstances": 3, "maxRequestConcurrency": 4, "gpu": "SIM"}
@@ -186,7 +186,8 @@ async def test_what_finds_no_room_starts_as_soon_as_there_is_some(tmp_path: Path
         version = await plane.deploy({"gpu": "SIM", **FROM_ZERO})
         waiting = asyncio.create_task(plane.ask(version))
         await plane.until(
-            lambda: any("no place for 1" in text or "no capacity" in text for text in plane.words()), "told"
+            lambda: any("no place for 1" in text or "no capacity" in text for text in plane.words()),
+            "reported",
         )
         assert not plane.of(version)
         await plane.undeploy(blocker)
@@ -235,7 +236,7 @@ async def test_a_function_that_does_not_start_is_not_tried_without_end(tmp_path:
         await plane.start_agent()
         version = await plane.deploy({}, source="raise SystemExit(3)")
         await plane.until(
-            lambda: any("failed to start" in text for text in plane.words()), "told that it waits", 120
+            lambda: any("failed to start" in text for text in plane.words()), "reported that it waits", 120
         )
         created = len(plane.of(version))
         assert created <= 3

@@ -116,7 +116,7 @@ async def test_what_an_instance_held_that_was_killed_on_its_way_out_is_not_waite
         await plane.until(lambda: bool(read_leftovers(journal.read_bytes(), instance.id)), "it is in work")
         # It is to make room for one elsewhere; in the middle of that everything there is killed.
         await plane.redeploy(first, {"gpu": "SIM", "clusters": ["two"]})
-        await plane.until(lambda: bool(plane.of(first)[0].draining_since), "it is told to leave")
+        await plane.until(lambda: bool(plane.of(first)[0].draining_since), "it is draining")
         await plane.kill_cluster("one")
         killed = time.monotonic()
         await plane.start_agent("one", "--gpu", "SIM=1")
@@ -147,7 +147,7 @@ async def test_a_killed_cluster_is_replaced_and_its_return_doubles_nothing(tmp_p
                 ),
                 "replaced on the other",
             )
-            # It comes back, with everything that it remembers: that was replaced and must not run again.
+            # It comes back with its persisted instances: these were replaced and must not run again.
             await plane.start_agent("one", "--gpu", "SIM=4")
             await plane.until(lambda: told_alike(plane, version), "records and processes agree")
             seen = len(running.answers)

@@ -96,7 +96,7 @@ async def test_demand_of_both_regions_counts_and_either_wakes(tmp_path: Path) ->
         assert answer["id"] == 1
         await plane.until(lambda: not plane.live(version), "back to zero")
         both = [(gateway, number) for number in range(40) for gateway in (east, west)]
-        # It looks when all are queued, so that its reason tells of all.
+        # It reconciles when all are queued, so that its reason counts all.
         plane.autoscalers[0].kill(signal.SIGSTOP)
         async with asyncio.TaskGroup() as callers:
             calls = [
@@ -111,10 +111,10 @@ async def test_demand_of_both_regions_counts_and_either_wakes(tmp_path: Path) ->
         assert sorted(each["id"] for each in answers) == [100 + index for index in range(80)]
         assert len({each["instance"] for each in answers}) == 4
         # The reason counts the queues of both regions together.
-        told = [
+        events = [
             event for event in plane.events if event.version_id == version.id and event.data.get("queued")
         ]
-        assert max(int(event.data["queued"]) for event in told) == 80
+        assert max(int(event.data["queued"]) for event in events) == 80
         await plane.until(lambda: not plane.live(version), "back to zero")
         assert {each.state for each in plane.of(version)} == {InstanceState.COMPLETED}
 
@@ -124,7 +124,7 @@ async def test_an_instance_that_is_gone_takes_no_later_request_with_it(
     tmp_path: Path, ending: signal.Signals
 ) -> None:
     """What a worker had asked for ends with it, on whichever node of the broker. Else a request that comes
-    later would be sent to nobody, and wait for its ack wait.
+    later would be sent to no worker, and wait for its ack wait.
     """
     file = tmp_path / "function.py"
     file.write_text("async def handler(request):\n    await request.read()\n    return {}\n")

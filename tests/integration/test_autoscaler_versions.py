@@ -6,6 +6,8 @@ import asyncio
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.support.platform.compute_plane import Answer, Plane, load, running_plane
 from tests.support.platform.gateways import Version
 
@@ -89,7 +91,9 @@ async def test_a_version_without_an_instance_gets_one_of_those_who_have_many(tmp
         assert any("other versions wait" in (each.reason or "") for each in plane.of(greedy))
 
 
-async def test_three_versions_take_turns_at_one_gpu(tmp_path: Path) -> None:
+# Longer than the limits of the waits in it.
+@pytest.mark.timeout(300)
+async def test_three_versions_share_one_gpu_in_time_slices(tmp_path: Path) -> None:
     async with running_plane(tmp_path, flags=("--turn", "3"), gateway=("--ack-wait", "5")) as plane:
         await plane.start_agent("one", "--gpu", "SIM=1")
         want = {"gpu": "SIM", "minInstances": 0, "maxInstances": 4}
@@ -100,16 +104,17 @@ async def test_three_versions_take_turns_at_one_gpu(tmp_path: Path) -> None:
             load(plane, versions[2]) as third,
         ):
             loads = (first, second, third)
-            await plane.until(lambda: all(len(each.answers) > 10 for each in loads), "a turn each", 120)
+            await plane.until(lambda: all(len(each.answers) > 10 for each in loads), "a time slice each", 120)
             counts = [len(each.answers) for each in loads]
             await plane.until(
                 lambda: all(len(one.answers) > then + 10 for one, then in zip(loads, counts, strict=True)),
-                "another turn each", 120,
+                "another time slice each", 120,
             )  # fmt: skip
         for each in loads:
             assert each.statuses().keys() == {200}
 
 
+@pytest.mark.timeout(300)
 async def test_a_deployment_that_holds_all_gpus_changes_in_place_without_a_gap(tmp_path: Path) -> None:
     async with running_plane(tmp_path) as plane:
         await plane.start_agent("one", "--gpu", "SIM=2")
@@ -134,6 +139,7 @@ async def test_a_deployment_that_holds_all_gpus_changes_in_place_without_a_gap(t
         assert fewest >= 2
 
 
+@pytest.mark.timeout(300)
 async def test_at_zero_to_n_with_all_gpus_held_by_itself_a_change_goes_through(tmp_path: Path) -> None:
     async with running_plane(tmp_path) as plane:
         await plane.start_agent("one", "--gpu", "SIM=2")

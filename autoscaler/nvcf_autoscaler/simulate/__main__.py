@@ -20,9 +20,9 @@ from nvcf_autoscaler.simulate.trace import read_csv, write_csv
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point. Returns the exit code; a wrong option or trace is one line on stderr and code 2."""
+    """Run the command and return its exit code. A wrong option or trace is one line on stderr and code 2."""
     options = _parser().parse_args(arguments)
-    # What is made here is freed by reference counting; the collector would only walk it over and over.
+    # Reference counting frees everything here. The collector would only cost time.
     gc.disable()
     try:
         began = time.process_time()
@@ -62,47 +62,37 @@ def _parser() -> argparse.ArgumentParser:
         prog="nvcf-simulate", description="Replay arrival traces against scaling policies and compare them."
     )
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument(
-        "--policies", default=",".join(ALL), help="ours, nvcf, kpa, keda, fixed, fixed:N (comma list)"
-    )
-    shared.add_argument("--seed", type=int, default=1, help="of traces and start-up times")
-    shared.add_argument(
-        "--slo", type=float, default=5.0, metavar="SECONDS", help="within which a request should start"
-    )
-    shared.add_argument(
-        "--capacity", default="", metavar="ID=GPUS", help="GPUs that all functions share (comma list)"
-    )
-    shared.add_argument(
-        "--output", type=Path, metavar="DIR", help="write figures (JSON) and pictures (PNG) there"
-    )
-    shared.add_argument("--no-oracle", action="store_true", help="leave out the limit, which takes a while")
+    add = shared.add_argument
+    add("--policies", default=",".join(ALL), help="ours, nvcf, kpa, keda, fixed, fixed:N (comma list)")
+    add("--seed", type=int, default=1, help="of traces and start-up times")
+    text = "within which a request should start"
+    add("--slo", type=float, default=5.0, metavar="SECONDS", help=text)
+    add("--capacity", default="", metavar="ID=GPUS", help="GPUs that all functions share (comma list)")
+    add("--output", type=Path, metavar="DIR", help="write numbers (JSON) and pictures (PNG) there")
+    add("--no-oracle", action="store_true", help="leave out the oracle, which takes a while")
     commands = parser.add_subparsers(dest="command", required=True)
-    replay = commands.add_parser(
-        "replay", parents=[shared], help="CSV traces: time,duration[,tokens][,function]"
-    )
-    replay.add_argument("traces", type=Path, nargs="+")
-    replay.add_argument("--concurrency", type=int, default=1, help="requests an instance serves at a time")
-    replay.add_argument("--min", type=int, default=0, help="instances of each function, at least")
-    replay.add_argument("--max", type=int, default=16, help="instances of each function, at most")
-    replay.add_argument("--gpus", type=int, default=1, help="GPUs an instance takes")
-    replay.add_argument("--startup", type=float, default=30.0, metavar="SECONDS", help="median start-up time")
-    replay.add_argument(
-        "--startup-sigma", type=float, default=0.25, help="spread of its logarithm; 0: constant"
-    )
-    replay.add_argument("--seconds-per-token", type=float, help="service time of rows that only have tokens")
-    replay.add_argument(
-        "--horizon", type=float, metavar="SECONDS", help="end of the trace (default: last arrival)"
-    )
-    families = commands.add_parser("families", parents=[shared], help="synthetic traces")
-    families.add_argument(
-        "--families", default="tuned", help="tuned, held-out, all or a comma list of " + ", ".join(FAMILIES)
-    )
-    families.add_argument("--functions", type=int, default=6, help="of each family")
-    families.add_argument("--hours", type=float, default=6.0)
-    families.add_argument("--write", type=Path, metavar="FILE", help="also write the traces as CSV")
-    day = commands.add_parser("day", parents=[shared], help="many functions of very different popularity")
-    day.add_argument("--functions", type=int, default=1000)
-    day.add_argument("--hours", type=float, default=24.0)
+    text = "CSV traces: time,duration[,tokens][,function]"
+    add = commands.add_parser("replay", parents=[shared], help=text).add_argument
+    add("traces", type=Path, nargs="+")
+    add("--concurrency", type=int, default=1, help="requests an instance serves at a time")
+    add("--min", type=int, default=0, help="instances of each function, at least")
+    add("--max", type=int, default=16, help="instances of each function, at most")
+    add("--gpus", type=int, default=1, help="GPUs an instance takes")
+    add("--startup", type=float, default=30.0, metavar="SECONDS", help="median start-up time")
+    add("--startup-sigma", type=float, default=0.25, help="spread of its logarithm; 0: constant")
+    add("--seconds-per-token", type=float, help="service time of rows that only have tokens")
+    text = "end of the trace (default: last arrival)"
+    add("--horizon", type=float, metavar="SECONDS", help=text)
+    add = commands.add_parser("families", parents=[shared], help="synthetic traces").add_argument
+    text = "tuned, held-out, all or a comma list of " + ", ".join(FAMILIES)
+    add("--families", default="tuned", help=text)
+    add("--functions", type=int, default=6, help="of each family")
+    add("--hours", type=float, default=6.0)
+    add("--write", type=Path, metavar="FILE", help="also write the traces as CSV")
+    text = "many functions of very different popularity"
+    add = commands.add_parser("day", parents=[shared], help=text).add_argument
+    add("--functions", type=int, default=1000)
+    add("--hours", type=float, default=24.0)
     return parser
 
 
@@ -112,22 +102,13 @@ def _functions(options: argparse.Namespace) -> list[tuple[str, list[SimulatedFun
     if options.functions < 1 or options.hours <= 0 or options.slo <= 0:
         raise InvalidTrace("--functions, --hours and --slo must be above 0")
     if options.command == "day":
-        return [
-            (
-                f"a day of {options.functions} functions",
-                make_day(options.functions, options.seed, options.hours * HOUR),
-            )
-        ]
+        day = make_day(options.functions, options.seed, options.hours * HOUR)
+        return [(f"a day of {options.functions} functions", day)]
     chosen = {"tuned": list(TUNED), "held-out": list(HELD_OUT), "all": list(FAMILIES)}
     names = chosen.get(options.families, options.families.split(","))
+    horizon, numbers = options.hours * HOUR, range(options.functions)
     sets = [
-        (
-            name,
-            [
-                make_function(name, options.seed, index, options.hours * HOUR, options.slo)
-                for index in range(options.functions)
-            ],
-        )
+        (name, [make_function(name, options.seed, index, horizon, options.slo) for index in numbers])
         for name in names
     ]
     everything = [function for _, functions in sets for function in functions]
@@ -181,13 +162,13 @@ def _show(found: Comparison) -> None:
 
 def _save(found: Comparison, folder: Path) -> None:
     name = "".join(letter if letter.isalnum() else "-" for letter in found.title)[:60]
-    figures = {
+    numbers = {
         "title": found.title,
         "oracleGpuSeconds": found.limit,
         "oracleGpuSecondsAtEqualAttainment": found.limit_equal,
         "policies": [one.to_dict() for one in found.summaries()],
     }
-    (folder / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    (folder / f"{name}.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     draw(found, folder / f"{name}.png")
 
 

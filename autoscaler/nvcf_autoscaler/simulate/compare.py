@@ -1,4 +1,4 @@
-"""Several policies on the same functions, with the same start-up times, beside the oracle."""
+"""Compares policies on the same functions with the same start-up times, and with the oracle."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from nvcf_autoscaler.errors import InvalidTrace
 from nvcf_autoscaler.simulate.engine import simulate, simulate_shared
 from nvcf_autoscaler.simulate.model import FunctionResult, SimulatedFunction
-from nvcf_autoscaler.simulate.policies.base import Policy
-from nvcf_autoscaler.simulate.policies.fixed import Fixed
+from nvcf_autoscaler.simulate.policies.base import Fixed, Policy
 from nvcf_autoscaler.simulate.policies.keda import Keda
 from nvcf_autoscaler.simulate.policies.knative import Knative
 from nvcf_autoscaler.simulate.policies.nvcf import NvcfLike
@@ -23,9 +22,7 @@ ALL = ("ours", "nvcf", "kpa", "keda", "fixed")
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results by policy; `limit` and `limit_equal` are the oracle's GPU-seconds at full and at ours'
-    attainment.
-    """
+    """Results by policy. `limit`, `limit_equal`: the oracle's GPU-seconds at full and at our attainment."""
 
     title: str
     functions: list[SimulatedFunction]
@@ -35,18 +32,18 @@ class Comparison:
     oracle: list[FunctionResult] = field(default_factory=list)
 
     def summaries(self) -> list[Summary]:
-        """One for each policy, the oracle last."""
+        """Return a summary per policy, the oracle last."""
         found = [summarise(name, results) for name, results in self.results.items()]
         return [*found, summarise("oracle", self.oracle)] if self.oracle else found
 
     def ours_beats(self, name: str) -> tuple[bool, bool]:
-        """Whether ours has a lower p99 wait, and fewer GPU-seconds, than another policy."""
+        """Return whether ours has a lower p99 wait, and fewer GPU-seconds, than another policy."""
         ours, other = summarise("ours", self.results["ours"]), summarise(name, self.results[name])
         return ours.p99 < other.p99, ours.gpu_seconds < other.gpu_seconds
 
 
 def policy_named(name: str) -> Policy:
-    """A policy by name; `fixed:N` has N instances. Raises InvalidTrace for an unknown one."""
+    """Return a policy by name; `fixed:N` has N instances. Raises InvalidTrace for an unknown one."""
     kind, _, number = name.partition(":")
     if kind == "fixed" and (not number or number.isdecimal()):
         return Fixed(int(number or 1))
@@ -63,9 +60,7 @@ def run_policy(
     *,
     trace: bool = False,
 ) -> list[FunctionResult]:
-    """One policy on all functions. Plain `fixed` gives each function as many instances as suit its mean
-    load.
-    """
+    """Run one policy on all functions. Plain `fixed` sizes each function for its mean load."""
     if name == "fixed":
         return [simulate(function, Fixed(_suitable(function)), seed, trace=trace) for function in functions]
     policy = policy_named(name)

@@ -1,8 +1,8 @@
-"""The event loop of one simulated function. Workers pull: a free slot takes the oldest request at once.
+"""Discrete-event simulation of functions. Workers pull: a free slot takes the oldest request at once.
 
 A function's events are arrivals (a sorted array), completions and ready instances (one heap), and the next
-decision (one number): nothing happens while nothing changes, so a rare function costs next to nothing.
-Functions only meet in a shared pool of GPUs; without one each runs to its end by itself.
+decision (one number). A rare function therefore costs almost nothing. Functions interact only through a
+shared pool of GPUs; without one, each runs to its end by itself.
 """
 
 from __future__ import annotations
@@ -15,27 +15,25 @@ from nvcf_autoscaler.policy.observation import Activity, Observation, Specificat
 from nvcf_autoscaler.simulate.model import FunctionResult, SimulatedFunction
 from nvcf_autoscaler.simulate.policies.base import NEVER, Policy
 
-# Wake-ups closer together than this are answered by one decision.
+# Wake-ups closer together than this lead to one decision.
 _WAKE_SPACING = 0.5
 _REMEMBERED_STARTUPS = 20
 STARTING, RUNNING, DRAINING, GONE = range(4)
 
 
 class Pool:
-    """GPUs that simulated functions share, by specification id; a specification without an entry has no
-    limit.
-    """
+    """GPUs that functions share, by specification id. A specification without an entry has no limit."""
 
     def __init__(self, gpus: dict[str, int]) -> None:
         self.free = dict(gpus)
 
     def room(self, specification: str, gpus: int) -> int | None:
-        """How many more instances fit; None if there is no limit."""
+        """Return how many more instances fit; None if there is no limit."""
         free = self.free.get(specification)
         return None if free is None else free // gpus
 
-    def take(self, specification: str, gpus: int) -> bool:
-        """Reserve an instance's GPUs, or say that there are too few."""
+    def acquire(self, specification: str, gpus: int) -> bool:
+        """Reserve an instance's GPUs. Return False if there are too few."""
         free = self.free.get(specification)
         if free is None:
             return True
@@ -44,8 +42,8 @@ class Pool:
         self.free[specification] = free - gpus
         return True
 
-    def give(self, specification: str, gpus: int) -> None:
-        """Hand an instance's GPUs back."""
+    def release(self, specification: str, gpus: int) -> None:
+        """Release an instance's GPUs."""
         if specification in self.free:
             self.free[specification] += gpus
 
@@ -63,7 +61,7 @@ class _Instance:
 
 
 class FunctionRun:
-    """One function under one policy. `advance` it until it returns infinity, then take `result`."""
+    """One function under one policy. Call `advance` until it returns infinity, then `result`."""
 
     def __init__(
         self,
@@ -112,7 +110,7 @@ class FunctionRun:
 
     @property
     def next_event(self) -> float:
-        """When something happens next; infinity when the function is through."""
+        """Instant of the next event; infinity when the function has ended."""
         first = self._heap[0][0] if self._heap else NEVER
         instant = min(first, self._arrivals[self._next], self._decide_at)
         if instant > self._function.horizon and not self._unfinished:
@@ -124,7 +122,7 @@ class FunctionRun:
         return bool(self._queue) or self._in_flight > 0 or self._next < len(self._function.arrivals)
 
     def advance(self, until: float) -> float:
-        """Work off all events up to and including `until`. Returns the instant of the next one."""
+        """Process all events up to and including `until`. Return the instant of the next one."""
         heap = self._heap
         arrivals = self._arrivals
         horizon = self._function.horizon
@@ -156,16 +154,14 @@ class FunctionRun:
                 self._decide(instant)
 
     def release(self) -> None:
-        """Give what is still held back to the pool: the function is through, others may not be."""
+        """Release what the function still holds, since other functions may go on."""
         if self._pool:
             for instances, spec in zip(self._alive, self._specs, strict=True):
                 for _ in instances:
-                    self._pool.give(spec.id, spec.gpus)
+                    self._pool.release(spec.id, spec.gpus)
 
     def result(self) -> FunctionResult:
-        """The figures, once `advance` has returned infinity. Instances still there are charged to the
-        horizon.
-        """
+        """Return the result after `advance` returned infinity. Remaining instances cost until the horizon."""
         function = self._function
         end = max(self._clock, function.horizon)
         gpu_seconds = self._gpu_seconds + sum(
@@ -298,7 +294,7 @@ class FunctionRun:
     def _start(self, instant: float, spec: int, count: int) -> bool:
         settings = self._specs[spec]
         for started in range(count):
-            if self._pool and not self._pool.take(settings.id, settings.gpus):
+            if self._pool and not self._pool.acquire(settings.id, settings.gpus):
                 self._refused += count - started
                 return started > 0
             instance = _Instance(spec, settings.max_request_concurrency, instant)
@@ -309,7 +305,7 @@ class FunctionRun:
         return True
 
     def _stop(self, instant: float, spec: int, count: int) -> None:
-        """Starting ones first (newest first), then the idle longest, then the least busy, which drain."""
+        """Stop starting instances (newest first), then the longest idle, then the least busy, which drain."""
         alive = self._alive[spec]
         chosen = [instance for instance in reversed(alive) if instance.state == STARTING][:count]
         if len(chosen) < count:
@@ -338,7 +334,7 @@ class FunctionRun:
         gpus = self._specs[instance.spec].gpus
         self._gpu_seconds += (instant - instance.created) * gpus
         if self._pool:
-            self._pool.give(self._specs[instance.spec].id, gpus)
+            self._pool.release(self._specs[instance.spec].id, gpus)
 
 
 def simulate(

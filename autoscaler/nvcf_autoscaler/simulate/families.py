@@ -1,7 +1,6 @@
-"""Synthetic arrival traces. Each family is a shape of demand; a seed gives its rates, durations and
-start-up times.
+"""Synthetic arrival traces. A family is a shape of demand; a seed gives rates, durations and start-up times.
 
-`TUNED` are the families whose results were looked at while the policy was written. Those in `HELD_OUT` were
+The results of the `TUNED` families were used while the policy was written. The `HELD_OUT` families were
 written after its last change and run once.
 """
 
@@ -11,6 +10,7 @@ import math
 import random
 from array import array
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 from nvcf_autoscaler.errors import InvalidTrace
 from nvcf_autoscaler.simulate.model import SimulatedFunction, SimulatedSpecification, StartupTimes, generator
@@ -21,14 +21,12 @@ Rate = Callable[[float], float]
 
 
 def log_uniform(rng: random.Random, low: float, high: float) -> float:
-    """Any order of magnitude between the two is as likely as another."""
+    """Return a number for which every order of magnitude between the two is equally likely."""
     return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 
 def thinned(rng: random.Random, rate: Rate, peak: float, horizon: float) -> Iterator[float]:
-    """Poisson arrivals at a rate that changes with time and is never above `peak` (Lewis and Shedler,
-    1979).
-    """
+    """Yield Poisson arrivals at a changing rate of at most `peak` (Lewis and Shedler, 1979)."""
     at = 0.0
     while True:
         at += rng.expovariate(peak)
@@ -67,7 +65,7 @@ def _diurnal(rng: random.Random, horizon: float) -> Iterator[float]:
 
 
 def _bursts(rng: random.Random, horizon: float) -> Iterator[float]:
-    """Quiet, and every so often minutes of heavy load."""
+    """A low load with occasional minutes of heavy load."""
     low, high = log_uniform(rng, 0.002, 0.05), log_uniform(rng, 1.0, 6.0)
     every, length = log_uniform(rng, 900.0, 7200.0), log_uniform(rng, 30.0, 300.0)
     at = rng.expovariate(1 / every)
@@ -121,7 +119,7 @@ def _periodic(rng: random.Random, horizon: float) -> Iterator[float]:
 
 
 def _on_off_markov(rng: random.Random, horizon: float) -> Iterator[float]:
-    """A session: on and off by turns, both exponentially long."""
+    """Alternating on and off periods of exponential length."""
     high, on, off = (
         log_uniform(rng, 0.05, 2.0),
         log_uniform(rng, 120.0, 1800.0),
@@ -140,7 +138,7 @@ def _heavy_tail(rng: random.Random, horizon: float) -> Iterator[float]:
 
 
 def _ramp(rng: random.Random, horizon: float) -> Iterator[float]:
-    """From nothing to full load within the first half, then a sudden end of most of it."""
+    """A ramp to full load over the first half, then a sudden drop."""
     peak, rest = log_uniform(rng, 0.5, 5.0), rng.uniform(0.02, 0.3)
 
     def rate(at: float) -> float:
@@ -150,7 +148,7 @@ def _ramp(rng: random.Random, horizon: float) -> Iterator[float]:
 
 
 def _shifts(rng: random.Random, horizon: float) -> Iterator[float]:
-    """Another rate every hour or so, with no memory."""
+    """A new independent rate about every hour."""
     length = rng.uniform(1200.0, 5400.0)
     rates = [log_uniform(rng, 0.005, 4.0) for _ in range(int(horizon / length) + 1)]
     return thinned(rng, lambda at: rates[int(at / length)], max(rates), horizon)
@@ -167,12 +165,8 @@ def _batches(rng: random.Random, horizon: float) -> Iterator[float]:
     return iter(arrivals)
 
 
-def _long(rng: random.Random, horizon: float) -> Iterator[float]:
-    return _diurnal(rng, horizon)
-
-
 def _sessions(rng: random.Random, horizon: float) -> Iterator[float]:
-    """People who come, ask several things with pauses, and leave."""
+    """Users who arrive, send several requests with pauses, and leave."""
     every, pause = log_uniform(rng, 60.0, 1800.0), log_uniform(rng, 3.0, 60.0)
     length = rng.uniform(2.0, 12.0)
     arrivals: list[float] = []
@@ -188,7 +182,7 @@ def _sessions(rng: random.Random, horizon: float) -> Iterator[float]:
 
 
 def _echoes(rng: random.Random, horizon: float) -> Iterator[float]:
-    """Self-exciting: each request may bring others soon after it (Hawkes, 1971)."""
+    """Self-exciting arrivals: each request may cause others soon after it (Hawkes, 1971)."""
     base, children, delay = log_uniform(rng, 0.005, 0.3), rng.uniform(0.3, 0.85), log_uniform(rng, 2.0, 120.0)
     arrivals = list(thinned(rng, lambda at: base, base, horizon))
     following = list(arrivals)
@@ -204,7 +198,7 @@ def _echoes(rng: random.Random, horizon: float) -> Iterator[float]:
 
 
 def _office(rng: random.Random, horizon: float) -> Iterator[float]:
-    """Steady for office hours with a break, little outside them; sharp edges."""
+    """Steady load in office hours with a break, little outside, with sharp edges."""
     busy, quiet = log_uniform(rng, 0.05, 3.0), log_uniform(rng, 0.0005, 0.01)
     opens, closes = rng.uniform(0.1, 0.25) * horizon, rng.uniform(0.75, 0.9) * horizon
     lunch = rng.uniform(0.4, 0.6) * horizon
@@ -218,7 +212,7 @@ def _office(rng: random.Random, horizon: float) -> Iterator[float]:
 
 
 def _hourly(rng: random.Random, horizon: float) -> Iterator[float]:
-    """A base load, and at the full hour a peak that lasts minutes."""
+    """A base load, and a peak of some minutes at the full hour."""
     base, peak = log_uniform(rng, 0.005, 0.5), log_uniform(rng, 0.5, 6.0)
     period, length = rng.choice([1800.0, 3600.0]), rng.uniform(60.0, 400.0)
     return thinned(rng, lambda at: base + (peak if at % period < length else 0.0), base + peak, horizon)
@@ -238,7 +232,7 @@ TUNED: dict[str, _Family] = {
     "ramp": _ramp,
     "shifts": _shifts,
     "batches": _batches,
-    "long": _long,
+    "long": _diurnal,
 }
 HELD_OUT: dict[str, _Family] = {
     "sessions": _sessions,
@@ -252,11 +246,11 @@ FAMILIES = {**TUNED, **HELD_OUT}
 def make_function(
     family: str, seed: int, index: int, horizon: float = 6 * HOUR, wait_slo: float = 5.0
 ) -> SimulatedFunction:
-    """One function of a family. Raises InvalidTrace for an unknown family."""
+    """Return one function of a family. Raises InvalidTrace for an unknown family."""
     if family not in FAMILIES:
         raise InvalidTrace(f"there is no trace family {family!r}; known: {', '.join(FAMILIES)}")
     rng = generator(seed, family, index)
-    arrivals = array("d", _first(FAMILIES[family](rng, horizon), _MAX_REQUESTS))
+    arrivals = array("d", islice(FAMILIES[family](rng, horizon), _MAX_REQUESTS))
     mean = log_uniform(rng, 20.0, 90.0) if family == "long" else log_uniform(rng, 0.3, 10.0)
     sigma = rng.uniform(0.6, 1.2) if family == "long" else rng.uniform(0.1, 0.7)
     durations = array("d", (mean * math.exp(rng.gauss(-sigma * sigma / 2, sigma)) for _ in arrivals))
@@ -272,9 +266,9 @@ def make_function(
 
 
 def _fit(arrivals: array[float], durations: array[float], slots: float, horizon: float) -> None:
-    """Shorten the durations so that the busiest twelfth of the time could be served by this many slots.
+    """Shorten the durations so that this many slots can serve the busiest twelfth of the time.
 
-    A function that is overloaded for hours says nothing about its policy: all of them run at the maximum.
+    In a function that is overloaded for hours, every policy runs at the maximum.
     """
     load = [0.0] * 12
     for arrival, duration in zip(arrivals, durations, strict=True):
@@ -284,16 +278,11 @@ def _fit(arrivals: array[float], durations: array[float], slots: float, horizon:
         durations[index] = duration * shrink
 
 
-def _first(arrivals: Iterator[float], most: int) -> Iterator[float]:
-    for _, arrival in zip(range(most), arrivals, strict=False):
-        yield arrival
-
-
 def make_day(functions: int, seed: int, horizon: float = 24 * HOUR) -> list[SimulatedFunction]:
-    """Functions as unlike each other as in "Serverless in the Wild", section 3.
+    """Return functions that differ as in "Serverless in the Wild", section 3.
 
-    Nearly half are called once an hour or less, four of five once a minute or less, and a few get most of the
-    requests; three of ten are called by a timer.
+    Nearly half are called at most once an hour, four of five at most once a minute, and a few get most of the
+    requests. Three of ten are called by a timer.
     """
     return [_day_function(generator(seed, "day", index), index, horizon) for index in range(functions)]
 
@@ -310,15 +299,11 @@ def _day_function(rng: random.Random, index: int, horizon: float) -> SimulatedFu
     if rng.random() < 0.3:
         arrivals = array("d", _renewal(rng, lambda: rng.uniform(0.99, 1.01) / rate, horizon))
     else:
-        arrivals = array(
-            "d",
-            thinned(
-                rng,
-                lambda at: rate * (1 + depth * math.cos(2 * math.pi * at / (24 * HOUR) + phase)),
-                2 * rate,
-                horizon,
-            ),
-        )
+
+        def wave(at: float) -> float:
+            return rate * (1 + depth * math.cos(2 * math.pi * at / (24 * HOUR) + phase))
+
+        arrivals = array("d", thinned(rng, wave, 2 * rate, horizon))
     mean = log_uniform(rng, 0.3, 10.0)
     durations = array("d", (mean * math.exp(rng.gauss(-0.125, 0.5)) for _ in arrivals))
     spec = SimulatedSpecification(

@@ -1,4 +1,4 @@
-"""What is simulated: functions with their arrivals, start-up times and specifications. Seconds throughout."""
+"""Simulated functions with their arrivals, start-up times and specifications. Times are seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nvcf_autoscaler.errors import InvalidTrace
 
 
 def generator(*parts: object) -> random.Random:
-    """A random generator that depends on these parts alone, on every machine and in every process."""
+    """Return a random generator that depends only on these parts, on every machine."""
     return random.Random("/".join(str(part) for part in parts))  # noqa: S311 (a simulation, no secret)
 
 
@@ -24,9 +24,7 @@ class StartupTimes:
     sigma: float = 0.25
 
     def draw(self, *parts: object) -> Iterator[float]:
-        """An endless series that depends on the parts alone: the n-th start takes the n-th value, whatever
-        the policy.
-        """
+        """Yield start-up times that depend only on the parts. The n-th start takes the n-th of them."""
         rng = generator(*parts)
         while True:
             yield self.median * math.exp(self.sigma * rng.gauss(0.0, 1.0)) if self.sigma else self.median
@@ -34,7 +32,7 @@ class StartupTimes:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedSpecification:
-    """One GPU specification of a simulated function; `gpus` are taken by each instance."""
+    """One GPU specification of a simulated function. Each instance takes `gpus`."""
 
     id: str = "gpu"
     max_instances: int = 16
@@ -63,9 +61,7 @@ class SimulatedFunction:
 
 @dataclass(frozen=True)
 class FunctionResult:
-    """What one policy did with one function. `waits[i]` belongs to request i; `changes` are (time,
-    instances).
-    """
+    """Result of one policy on one function. `waits[i]` is of request i; `changes` are (time, instances)."""
 
     name: str
     family: str

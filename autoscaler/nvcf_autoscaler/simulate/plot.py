@@ -20,9 +20,7 @@ class PlotsUnavailable(AutoscalerError):
 
 
 def draw(comparison: Comparison, path: Path) -> None:
-    """Write one PNG: cost against tail wait, waits, instances over time, and demand. Raises
-    PlotsUnavailable.
-    """
+    """Write a PNG with cost against tail wait, waits, instances and demand. Raises PlotsUnavailable."""
     try:
         import matplotlib as mpl
 
@@ -61,7 +59,7 @@ def _waits(axis: Axes, comparison: Comparison) -> None:
 
 
 def _instances(axis: Axes, comparison: Comparison) -> None:
-    """Of the function with most work, if the runs were traced."""
+    """Draw the instances of the function with most work, if the runs were traced."""
     busiest = max(range(len(comparison.functions)), key=lambda at: sum(comparison.functions[at].durations))
     for name, results in comparison.results.items():
         _steps(axis, results[busiest], name, emphasised=name == "ours")

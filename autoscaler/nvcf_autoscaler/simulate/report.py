@@ -1,4 +1,4 @@
-"""Figures of a run and the table that compares policies."""
+"""Summary of a run, and the table that compares policies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nvcf_autoscaler.simulate.model import FunctionResult
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What one policy did with a set of functions. Times in seconds, shares from 0 to 1.
+    """Results of one policy on a set of functions. Times in seconds, shares from 0 to 1.
 
     Percentiles are over all requests together; `p99_mean` is the mean of each function's own 99th percentile.
     `utilisation` is work over GPU time; it passes 1 where instances serve several requests at a time.
@@ -35,26 +35,26 @@ class Summary:
     decisions: int
 
     def to_dict(self) -> dict[str, float | int | str]:
-        """For JSON."""
+        """Return the JSON members."""
         return asdict(self)
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The value that `share` of a sorted sequence does not exceed (nearest rank); 0 for none."""
+    """Return the value that `share` of a sorted sequence does not exceed (nearest rank); 0 for none."""
     if not ordered:
         return 0.0
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def attainment(results: Sequence[FunctionResult]) -> float:
-    """The share of requests that started within their function's SLO."""
+    """Return the share of requests that started within their function's SLO."""
     total = sum(len(result.waits) for result in results)
     timely = sum(sum(1 for wait in result.waits if wait <= result.wait_slo + 1e-9) for result in results)
     return timely / total if total else 1.0
 
 
 def summarise(policy: str, results: Sequence[FunctionResult]) -> Summary:
-    """Put the figures of all functions together."""
+    """Summarise the results of all functions."""
     waits = array("d")
     own = []
     for result in results:
@@ -99,7 +99,7 @@ _COLUMNS = (
 
 
 def table(summaries: Sequence[Summary], limit: float | None = None) -> str:
-    """The comparison as text; `limit` is the oracle's GPU-seconds."""
+    """Return the comparison as text; `limit` is the oracle's GPU-seconds."""
     rows = [_COLUMNS]
     rows += [
         (

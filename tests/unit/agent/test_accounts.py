@@ -183,7 +183,7 @@ def test_the_worker_sends_to_its_collector_unless_the_function_says_otherwise() 
 def test_a_collector_that_cannot_be_set_up_keeps_no_function_from_starting(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its secret may go between the look and the copy."""
+    """The secret may be removed between the check and the copy."""
     wish = CollectorOrder({TelemetryType.TRACES: GRAFANA}, str(tmp_path / "nothing"), {})
     spec = replace(SPEC, telemetry=WorkerTelemetry(collector=wish))
     with caplog.at_level(logging.WARNING):

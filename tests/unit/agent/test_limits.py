@@ -49,7 +49,7 @@ def test_kills_are_counted() -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A folder that looks like a group; the kernel's part is played by plain files."""
+    """A folder with plain files in place of a control group."""
     (tmp_path / "cgroup.controllers").write_text("cpuset cpu memory pids\n")
     (tmp_path / "cgroup.subtree_control").write_text("cpu\n")
     return tmp_path
@@ -115,7 +115,7 @@ def test_the_kernel_enforces_a_memory_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "told", "group", "machine", "category", "words"),
+    ("code", "terminating", "group", "machine", "category", "words"),
     [
         (1, False, 0, 0, Category.CRASH, "exit code 1"),
         (0, False, 0, 3, Category.CRASH, "exit code 0"),
@@ -149,9 +149,9 @@ def test_the_kernel_enforces_a_memory_limit() -> None:
     ],
 )
 def test_how_a_process_ended(
-    code: int, told: bool, group: int, machine: int, category: Category, words: str
+    code: int, terminating: bool, group: int, machine: int, category: Category, words: str
 ) -> None:
     found = describe_end(
-        code, terminating=told, limit=64 * 2**20, group_oom_kills=group, machine_oom_kills=machine
+        code, terminating=terminating, limit=64 * 2**20, group_oom_kills=group, machine_oom_kills=machine
     )
     assert found == (category, words)

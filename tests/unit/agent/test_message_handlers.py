@@ -1,4 +1,4 @@
-"""Messages: twice, late, in any order, for somebody else."""
+"""Messages: twice, late, in any order, for other clusters."""
 
 from typing import Any
 
@@ -36,16 +36,16 @@ def record(instance_id: str, state: InstanceState, cluster: str = CLUSTER) -> di
 
 def test_each_instance_becomes_a_request_of_its_own() -> None:
     first, second = new_id(), new_id()
-    taken = take(order(first, second, first), records=record(first, InstanceState.PENDING))
-    assert [each.id for each in taken.instances] == [first, second]
-    assert [each.order.instance_ids for each in taken.instances] == [(first,), (second,)]
-    assert [each.created_at for each in taken.instances] == [0.5, 1.0]
+    created = take(order(first, second, first), records=record(first, InstanceState.PENDING))
+    assert [each.id for each in created.instances] == [first, second]
+    assert [each.order.instance_ids for each in created.instances] == [(first,), (second,)]
+    assert [each.created_at for each in created.instances] == [0.5, 1.0]
 
 
 def test_beyond_capacity_it_is_refused_at_once() -> None:
-    taken = take(order(*(new_id() for _ in range(5))))
-    assert [each.phase for each in taken.instances] == [Phase.PENDING] * 3 + [Phase.FAILED] * 2
-    assert {each.category for each in taken.instances[3:]} == {Category.CAPACITY}
+    created = take(order(*(new_id() for _ in range(5))))
+    assert [each.phase for each in created.instances] == [Phase.PENDING] * 3 + [Phase.FAILED] * 2
+    assert {each.category for each in created.instances[3:]} == {Category.CAPACITY}
     (refused,) = take(order(gpu="H100")).instances
     assert refused.category is Category.UNSUPPORTED
     (late,) = take(order(), draining=True).instances
@@ -69,15 +69,15 @@ def test_what_is_not_wanted_any_more_is_ignored(changes: dict[str, Any], words: 
         changes = {"known": {instance_id}}
     if isinstance(changes.get("records"), InstanceState):
         changes = {"records": record(instance_id, changes["records"])}
-    taken = take(order(instance_id), **changes)
-    assert taken.instances == ()
-    assert words in taken.ignored[0]
+    created = take(order(instance_id), **changes)
+    assert created.instances == ()
+    assert words in created.ignored[0]
 
 
 def test_a_record_of_another_cluster_is_not_touched() -> None:
     instance_id = new_id()
-    taken = take(order(instance_id), records=record(instance_id, InstanceState.RUNNING, "there"))
-    assert taken.instances == ()
+    created = take(order(instance_id), records=record(instance_id, InstanceState.RUNNING, "there"))
+    assert created.instances == ()
 
 
 @pytest.mark.parametrize("text", ["", "../../etc", "a/b", "x" * 36, "DB8AD0AD-5391-48E4-9964-92B26CFAAF2F"])
@@ -136,8 +136,8 @@ def play(sequence: list[Any]) -> tuple[dict[str, ManagedInstance], set[str]]:
             ended |= set(outcome.unknown)
         else:
             held = [each.held for each in known.values()]
-            taken = take(message, known=known.keys() | ended, held=held, inventory=Inventory(cpu_slots=2))
-            known |= {each.id: each for each in taken.instances}
+            created = take(message, known=known.keys() | ended, held=held, inventory=Inventory(cpu_slots=2))
+            known |= {each.id: each for each in created.instances}
     return known, ended
 
 
@@ -151,10 +151,12 @@ def test_copies_of_messages_change_nothing_and_no_order_revives_or_overbooks(
         doubled += [message, message]
     assert play(doubled) == (known, ended)
     shuffled, gone = play(data.draw(st.permutations(sequence)))
-    told = {each for one in sequence if isinstance(one, TerminationMessage) for each in one.instance_ids}
+    terminated = {
+        each for one in sequence if isinstance(one, TerminationMessage) for each in one.instance_ids
+    }
     for found, dead in ((known, ended), (shuffled, gone)):
         live = [each for each in found.values() if not each.is_ending]
-        assert not told & {each.id for each in live}
+        assert not terminated & {each.id for each in live}
         assert sum(each.held.slots for each in found.values()) <= 2
         assert not dead & found.keys()
 

@@ -1,4 +1,4 @@
-"""Starts of instances as spans and figures, and the file by which Prometheus finds instances."""
+"""Starts of instances as spans and metrics, and the service discovery file for Prometheus."""
 
 from __future__ import annotations
 

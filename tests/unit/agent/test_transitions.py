@@ -176,13 +176,13 @@ def test_reasons_are_bounded() -> None:
 
 
 class Life(RuleBasedStateMachine):
-    """One instance through any order of events; nothing is told of a process that is not there."""
+    """One instance through any order of events; no event comes from a process that does not exist."""
 
     def __init__(self) -> None:
         super().__init__()
         self.instance = fresh()
         self.now = 0.0
-        self.ordered_to_leave = False
+        self.ordered_to_end = False
         self.final: ManagedInstance | None = None
 
     @rule(seconds=st.floats(0, 100))
@@ -214,7 +214,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(grace=st.floats(0, 60))
     def terminate(self, grace: float) -> None:
-        self.ordered_to_leave = self.ordered_to_leave or not self.instance.is_final
+        self.ordered_to_end = self.ordered_to_end or not self.instance.is_final
         self.instance = transitions.terminating(self.instance, "x", grace, self.now)
 
     @rule()
@@ -222,7 +222,7 @@ class Life(RuleBasedStateMachine):
         self.instance = transitions.interrupted(self.instance, "the agent was restarted", self.now)
 
     @rule()
-    def settle(self) -> None:
+    def complete(self) -> None:
         self.instance = transitions.completed(self.instance, self.now)
 
     @invariant()
@@ -234,8 +234,8 @@ class Life(RuleBasedStateMachine):
             self.final = self.instance
 
     @invariant()
-    def what_was_told_to_leave_is_leaving(self) -> None:
-        assert not self.ordered_to_leave or self.instance.is_ending
+    def an_instance_ordered_to_end_is_ending(self) -> None:
+        assert not self.ordered_to_end or self.instance.is_ending
 
     @invariant()
     def running_means_a_process_and_failed_means_a_reason(self) -> None:
@@ -256,14 +256,14 @@ class Life(RuleBasedStateMachine):
 
 
 TestLife = Life.TestCase
-TestLife.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestLife.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 @given(st.lists(st.sampled_from(["die", "ready", "terminate"]), max_size=12))
 def test_doing_what_is_to_be_done_always_ends_where_it_should(events: list[str]) -> None:
     """Whatever happens first: left alone, an instance ends up running or final, and then rests."""
     instance, now = fresh(), 0.0
-    told = False
+    terminated = False
     for event in [*events, *[""] * 20]:
         now += 40.0
         match next_action(instance, now, now):
@@ -279,12 +279,12 @@ def test_doing_what_is_to_be_done_always_ends_where_it_should(events: list[str])
                 pass
         if event == "die" and instance.has_process:
             instance = ended(instance, now)
-        elif event == "terminate" and not told:
-            instance, told = transitions.terminating(instance, "x", 1.0, now), True
+        elif event == "terminate" and not terminated:
+            instance, terminated = transitions.terminating(instance, "x", 1.0, now), True
         else:
             instance = transitions.ready(instance, now)
-    if told or instance.phase is Phase.FAILED:
+    if terminated or instance.phase is Phase.FAILED:
         assert instance.is_final
-        assert told or events.count("die") >= transitions.RESTART_LIMIT
+        assert terminated or events.count("die") >= transitions.RESTART_LIMIT
     else:
         assert instance.phase is Phase.RUNNING

@@ -34,7 +34,7 @@ def observe(
     idle_before: float = 0.0,
     startups: tuple[float, ...] = (20.0, 20.0, 20.0),
 ) -> Observation:
-    """One look; `running` is by specification, `starting` and `available` of the first one."""
+    """One observation; `running` is by specification, `starting` and `available` of the first one."""
     specs = tuple(
         SpecificationObservation(
             f"gpu{index}", count, starting if index == 0 else (), available if index == 0 else None

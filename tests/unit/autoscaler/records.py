@@ -42,7 +42,7 @@ ages = st.floats(0, 200)
 
 @st.composite
 def instance_lists(draw: st.DrawFn) -> list[Instance]:
-    """Records as they may be found, whoever wrote them last."""
+    """Records in any state."""
     count = draw(st.integers(0, 12))
     found = []
     for number in range(count):

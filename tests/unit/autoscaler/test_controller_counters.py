@@ -22,7 +22,7 @@ def test_arrivals_only_grow(samples: list[int]) -> None:
 
 
 @given(st.lists(st.integers(0, 100)), st.integers(0, 1000))
-def test_arrivals_count_what_comes_however_often_they_are_looked_at(steps: list[int], before: int) -> None:
+def test_arrivals_count_what_comes_however_often_the_queue_is_sampled(steps: list[int], before: int) -> None:
     arrivals = Arrivals()
     arrivals.sample(before)
     total = before
@@ -44,7 +44,7 @@ def report(gateway: str, at: float, arrivals: int, busy_seconds: float) -> Deman
     return DemandReport(gateway, VERSION, at, arrivals, 0, 0, busy_seconds)
 
 
-def test_reports_that_come_late_or_twice_say_nothing() -> None:
+def test_reports_that_come_late_or_twice_add_nothing() -> None:
     time = GatewayTime()
     for each in (report("a", 1.0, 1, 10.0), report("a", 2.0, 3, 12.0), report("a", 1.5, 2, 11.0)):
         time.add(each)

@@ -1,4 +1,4 @@
-"""Who leads: never two at once, by a clock that the test turns, on a bucket in memory."""
+"""Leader election: never two leaders at once, with a clock of the test and a bucket in memory."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ def test_a_free_lease_is_taken() -> None:
 
 
 def test_ones_own_lease_is_renewed() -> None:
-    turn = ObservedLease(A)
-    assert turn.may_take((1, LeaseRecord(A, 1)), 0.0)
+    observed = ObservedLease(A)
+    assert observed.may_take((1, LeaseRecord(A, 1)), 0.0)
 
 
 def test_a_lease_that_does_not_change_is_taken_over() -> None:
-    turn = ObservedLease(B)
+    observed = ObservedLease(B)
     held = (1, LeaseRecord(A, 1))
-    assert not turn.may_take(held, 10.0)
-    assert not turn.may_take(held, 10.0 + TTL - 0.01)
-    assert turn.may_take(held, 10.0 + TTL)
+    assert not observed.may_take(held, 10.0)
+    assert not observed.may_take(held, 10.0 + TTL - 0.01)
+    assert observed.may_take(held, 10.0 + TTL)
 
 
 def test_each_renewal_starts_the_wait_anew() -> None:
-    turn = ObservedLease(B)
+    observed = ObservedLease(B)
     for number in range(20):
-        assert not turn.may_take((number, LeaseRecord(A, number)), number * RENEW_EVERY)
+        assert not observed.may_take((number, LeaseRecord(A, number)), number * RENEW_EVERY)
 
 
 def test_a_take_over_is_done_well_within_5_seconds() -> None:

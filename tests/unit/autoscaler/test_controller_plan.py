@@ -60,7 +60,7 @@ def test_no_more_end_than_are_too_many(
         assert len(left) == min(len(group), desired[key])
     others = {each.id for each in (*groups.lost, *groups.ending)}
     assert not ids & others
-    # Stale ones serve until others do, or until they are in their way, or nobody is needed.
+    # Stale instances serve until others do, until they are in their way, or until none is needed.
     kept_stale = [each for each in groups.stale if each.id not in ids]
     running = sum(each.state is InstanceState.RUNNING for each in groups.up)
     if unplaced or running < min(sum(desired.values()), len(groups.stale)):
@@ -190,7 +190,7 @@ def test_a_cluster_that_refused_is_avoided_for_a_while() -> None:
     assert not learnt.retry_at
     assert not assess_failures(NOW, [failed(1, "capacity: full", 3.0)]).avoided
     assert assess_failures(NOW, [failed(1, "unsupported: no A", 50.0)]).avoided
-    assert assess_failures(NOW, [failed(1, "told in other words", 1.0, category="capacity")]).avoided
+    assert assess_failures(NOW, [failed(1, "in other words", 1.0, category="capacity")]).avoided
 
 
 def test_starts_that_fail_are_tried_again_ever_more_rarely() -> None:

@@ -84,7 +84,7 @@ def test_capacity_silence_and_requirements_are_kept(
         assert not wanted.clusters or name in wanted.clusters
         if wanted.max_per_cluster is not None:
             assert number <= wanted.max_per_cluster
-    # What could be placed is placed, and `room` tells how much that is.
+    # What could be placed is placed, and `room` is how much that is.
     assert placed.unplaced == max(0, count - room(NOW, wanted, fleet, pending=pending))
 
 

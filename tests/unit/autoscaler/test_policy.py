@@ -1,4 +1,4 @@
-"""What a deployment's owner relies on: when instances come, stay and go, and that the reason is told."""
+"""What a deployment's owner relies on: when instances start, stay and end, and that the reason is given."""
 
 from __future__ import annotations
 
@@ -130,8 +130,8 @@ def test_a_timer_is_learnt_and_the_instance_is_warm_ahead_of_it() -> None:
     chosen = settings()
     state = PolicyState()
     served = 0
-    for turn in range(1, 21):
-        at = 600.0 * turn
+    for number in range(1, 21):
+        at = 600.0 * number
         queued = observe(
             0, queued=1, completions=served, busy_seconds=served * 1.0, busy_since=at, idle_before=599.0
         )
@@ -240,8 +240,8 @@ def test_settings_that_contradict_themselves_are_refused(wrong: object, text: st
         wrong()
 
 
-def test_what_is_learnt_at_a_look_does_not_change_that_look() -> None:
-    """Found by the property test: a burst counted at this look made the same look want one more instance."""
+def test_what_a_decision_learns_does_not_change_that_decision() -> None:
+    """Found by the property test: a burst counted now made a second decision want one more instance."""
     settings = ScalingSettings((SpecificationSettings("a", 0, 2, 1),), wait_slo=1.0)
 
     def seen(queued: int, in_flight: int) -> Observation:

@@ -17,8 +17,7 @@ from nvcf_autoscaler.simulate.compare import POLICIES, compare, policy_named
 from nvcf_autoscaler.simulate.engine import Pool, simulate, simulate_shared
 from nvcf_autoscaler.simulate.families import FAMILIES, make_day, make_function
 from nvcf_autoscaler.simulate.model import SimulatedFunction, SimulatedSpecification, StartupTimes
-from nvcf_autoscaler.simulate.policies.base import NEVER, Answer
-from nvcf_autoscaler.simulate.policies.fixed import Fixed
+from nvcf_autoscaler.simulate.policies.base import NEVER, Answer, Fixed
 from nvcf_autoscaler.simulate.policies.oracle import oracle
 from nvcf_autoscaler.simulate.trace import read_csv, write_csv
 
@@ -146,13 +145,13 @@ def test_shared_gpus_are_never_given_out_twice_and_come_back() -> None:
 def test_a_pool_counts_what_it_gives() -> None:
     pool = Pool({"gpu": 5})
 
-    assert pool.take("gpu", 4)
-    assert not pool.take("gpu", 2)
+    assert pool.acquire("gpu", 4)
+    assert not pool.acquire("gpu", 2)
     assert pool.room("gpu", 1) == 1
-    pool.give("gpu", 4)
+    pool.release("gpu", 4)
     assert pool.room("gpu", 2) == 2
     assert pool.room("other", 1) is None
-    assert pool.take("other", 99)
+    assert pool.acquire("other", 99)
 
 
 def test_ours_costs_less_and_waits_less_than_the_others_over_a_day_of_many_functions() -> None:

@@ -28,18 +28,18 @@ from nvcf_proto.models import Instance, InstanceState
 # --- ages
 
 
-def test_a_queue_that_was_seen_empty_tells_how_long_its_first_one_waits() -> None:
+def test_a_queue_that_was_empty_knows_how_long_its_first_request_waits() -> None:
     age = QueueAge()
     assert age.sample(0.0, delivered=5, pending=0) == 0.0
     assert age.sample(1.0, delivered=5, pending=1) == 0.0
     assert age.sample(4.0, delivered=5, pending=3) == 3.0
-    # The first is with a worker: what waits came between the first and the second look.
+    # The first is with a worker: what waits came between the first and the second sample.
     assert age.sample(6.0, delivered=6, pending=2) == 2.0
     assert age.sample(9.0, delivered=8, pending=0) == 0.0
     assert age.sample(20.0, delivered=8, pending=1) == 0.0
 
 
-def test_what_waited_before_the_first_look_is_asked_for() -> None:
+def test_the_age_of_requests_before_the_first_sample_is_queried() -> None:
     age = QueueAge()
     assert age.sample(100.0, delivered=2, pending=4) is None
     assert age.began(100.0, 70.0) == 30.0
@@ -47,7 +47,7 @@ def test_what_waited_before_the_first_look_is_asked_for() -> None:
     assert age.sample(102.0, delivered=6, pending=1) == 1.0
 
 
-def test_requests_that_are_taken_back_make_nobody_older() -> None:
+def test_cancelled_requests_make_no_other_one_older() -> None:
     age = QueueAge()
     age.sample(0.0, 0, 0)
     age.sample(1.0, 0, 1)
@@ -117,7 +117,7 @@ def instance(state: InstanceState = InstanceState.RUNNING, gpu: str | None = "H1
         (instance(gpu=None), {("CPU", "c", BUSY): 5.0, ("CPU", "c", IDLE): 15.0}),
     ],
 )
-def test_what_an_instance_holds(each: Instance, expected: dict[tuple[str, str, str], float]) -> None:
+def test_gpu_time_of_an_instance(each: Instance, expected: dict[tuple[str, str, str], float]) -> None:
     assert gpu_seconds(10.0, [each], lambda _: 2, busy=0.25) == expected
 
 
@@ -232,7 +232,7 @@ def test_idle_versions_do_not_take_the_places_of_those_in_use() -> None:
     assert found == {"v99", "v90", OTHER}
 
 
-def test_a_version_that_has_come_to_rest_says_zero() -> None:
+def test_a_version_that_becomes_idle_reports_zero() -> None:
     snapshots = Snapshots(lambda: True)
     snapshots.update(seen(1))
     snapshots.update(seen(1, queued=0, in_flight=0, slots=0, instances={}, desired=()))
@@ -242,7 +242,7 @@ def test_a_version_that_has_come_to_rest_says_zero() -> None:
     assert every_gauge(snapshots)["depth"] == []
 
 
-def test_a_replica_that_does_not_lead_says_nothing_of_versions() -> None:
+def test_a_replica_that_does_not_lead_reports_no_versions() -> None:
     leads = True
     snapshots = Snapshots(lambda: leads)
     snapshots.update(seen(1))

@@ -1,4 +1,4 @@
-"""What the simulator asks of a policy."""
+"""Interface of a simulated policy, and a constant number of instances as the simplest one."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ NEVER = float("inf")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Desired instances per specification and when the policy wants to be asked again.
+    """Desired instances per specification, and when to decide again.
 
-    `wake_queued`: also ask when a request finds no free slot. `reason` is only kept for inspection.
+    `wake_queued`: decide also when a request finds no free slot.
     """
 
     desired: tuple[int, ...]
@@ -24,18 +24,18 @@ class Answer:
 
 
 class Run(Protocol):
-    """One policy at work on one function; it may keep state."""
+    """A policy that runs on one function. It may keep state."""
 
     def decide(self, now: float, seen: Observation) -> Answer:
-        """Called at time 0, at `requeue_at`, and at the wake-ups the policy asked for."""
+        """Decide at time 0, at `requeue_at`, and at the wake-ups that the policy requests."""
         ...
 
 
 class Policy(Protocol):
     """A policy with its parameters.
 
-    `reaction` is the seconds from a wake-up to the decision; `wake_after_idle` asks for a wake-up by the
-    first request after that many idle seconds (NEVER: no such wake-up).
+    `reaction` is the seconds from a wake-up to the decision. `wake_after_idle` requests a wake-up by the
+    first request after that many idle seconds (NEVER: none).
     """
 
     @property
@@ -54,5 +54,32 @@ class Policy(Protocol):
         ...
 
     def start(self, function: SimulatedFunction) -> Run:
-        """Begin on a function. Only an oracle may look at its requests."""
+        """Start on a function. Only an oracle may use its requests."""
         ...
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A constant number of instances of the first specification, at most its maximum."""
+
+    instances: int = 1
+    name: str = "fixed"
+    reaction: float = 0.0
+    wake_after_idle: float = NEVER
+
+    def start(self, function: SimulatedFunction) -> FixedRun:
+        """Start all instances at once."""
+        spec = function.specifications[0]
+        others = (0,) * (len(function.specifications) - 1)
+        return FixedRun((min(self.instances, spec.max_instances), *others))
+
+
+class FixedRun:
+    """Always gives the same answer."""
+
+    def __init__(self, desired: tuple[int, ...]) -> None:
+        self._answer = Answer(desired, NEVER, False)
+
+    def decide(self, now: float, seen: Observation) -> Answer:
+        """Return the constant number."""
+        return self._answer

@@ -3,9 +3,8 @@
 Sources: KEDA documentation, "ScaledObject specification" (pollingInterval 30 s, cooldownPeriod 300 s), "NATS
 JetStream scaler" (lag = pending + unacknowledged messages of the consumer), and Kubernetes documentation,
 "Horizontal Pod Autoscaling" (evaluation every 15 s, desired = ceil(metric / target), tolerance 10 %,
-scale-down stabilisation 300 s, scale-up by at most 4 or 100 % in 15 s). KEDA itself moves between zero and
-one; the HPA does the rest. The target is one request for each slot, which suits GPU instances better than
-the default 10.
+scale-down stabilisation 300 s, scale-up by at most 4 or 100 % in 15 s). KEDA itself scales between zero and
+one, the HPA beyond. The target is one request per slot, which suits GPU instances better than the default 10.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from nvcf_autoscaler.simulate.policies.base import NEVER, Answer
 
 @dataclass(frozen=True)
 class Keda:
-    """See the module."""
+    """Parameters of KEDA and the HPA, see the module."""
 
     name: str = "keda"
     reaction: float = 0.0
@@ -33,7 +32,7 @@ class Keda:
     tolerance: float = 0.1
 
     def start(self, function: SimulatedFunction) -> KedaRun:
-        """Begin at zero."""
+        """Start at zero."""
         return KedaRun(self, function)
 
 
@@ -48,11 +47,11 @@ class KedaRun:
         self._bounds = (spec.min_instances, spec.max_instances)
         self._recommended: deque[tuple[float, int]] = deque()
         self._active_at = -NEVER
-        # Pollers of different objects are not in step.
+        # Pollers of different objects run at different phases.
         self._phase = (sum(map(ord, function.name)) * 7.3) % policy.polling
 
     def decide(self, now: float, seen: Observation) -> Answer:
-        """Poll; activate, scale by lag, or deactivate after the cool-down."""
+        """Poll, then activate, scale by lag, or deactivate after the cool-down."""
         policy = self._policy
         low, high = self._bounds
         total = seen.specifications[0].total

@@ -11,17 +11,17 @@ requests count as concurrency (the activator and the queue proxy hold them).
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
 
 from nvcf_autoscaler.policy.observation import Observation
 from nvcf_autoscaler.simulate.model import SimulatedFunction
 from nvcf_autoscaler.simulate.policies.base import NEVER, Answer
-from nvcf_autoscaler.simulate.policies.windows import CumulativeWindow
 
 
 @dataclass(frozen=True)
 class Knative:
-    """See the module."""
+    """Parameters of the KPA, see the module."""
 
     name: str = "kpa"
     reaction: float = 0.1
@@ -36,7 +36,7 @@ class Knative:
     tick: float = 2.0
 
     def start(self, function: SimulatedFunction) -> KnativeRun:
-        """Begin at zero."""
+        """Start at zero."""
         return KnativeRun(self, function)
 
 
@@ -55,14 +55,14 @@ class KnativeRun:
         self._zero_since: float | None = None
 
     def decide(self, now: float, seen: Observation) -> Answer:
-        """Stable and panic counts; the larger of both while panicking; zero after the grace period."""
+        """Decide by the stable count, or the larger panic count; zero only after the grace period."""
         policy = self._policy
         spec = seen.specifications[0]
         if spec.total == 0 and seen.queued == 0:
             self._window.clear()
             return self._answer(0, NEVER, wake=True)
         if spec.total == 0:
-            # Poked by the activator: the first sample is what waits there.
+            # Woken by the activator: the first sample is what waits there.
             self._window.clear()
             self._window.add(now - 1.0, seen.demand_seconds - seen.queued)
         self._window.add(now, seen.demand_seconds)
@@ -99,3 +99,36 @@ class KnativeRun:
     def _answer(self, desired: int, requeue_at: float, *, wake: bool) -> Answer:
         low, high = self._bounds
         return Answer((max(low, min(high, desired)), *self._others), requeue_at, wake)
+
+
+class CumulativeWindow:
+    """Keeps a growing counter for `span` seconds, for its mean growth over the last seconds."""
+
+    def __init__(self, span: float) -> None:
+        self._span = span
+        self._samples: deque[tuple[float, float]] = deque()
+
+    def add(self, now: float, value: float) -> None:
+        """Add a reading. Readings come at regular intervals."""
+        samples = self._samples
+        samples.append((now, value))
+        while len(samples) > 2 and samples[1][0] <= now - self._span:
+            samples.popleft()
+
+    def mean(self, seconds: float) -> float:
+        """Return the growth per second over the last `seconds`, or over what is known."""
+        samples = self._samples
+        if len(samples) < 2:
+            return 0.0
+        now, value = samples[-1]
+        then, before = samples[0]
+        if seconds < self._span:
+            for at, reading in reversed(samples):
+                then, before = at, reading
+                if at <= now - seconds:
+                    break
+        return (value - before) / (now - then) if now > then else 0.0
+
+    def clear(self) -> None:
+        """Drop all readings."""
+        self._samples.clear()

@@ -25,7 +25,7 @@ _DOWN = ScalingDetails(0.5, 25, Stickiness(600.0, 180.0))
 
 @dataclass(frozen=True)
 class NvcfLike:
-    """See the module."""
+    """Parameters of the rule, see the module."""
 
     name: str = "nvcf"
     reaction: float = 0.0
@@ -36,12 +36,12 @@ class NvcfLike:
     down: ScalingDetails = _DOWN
 
     def start(self, function: SimulatedFunction) -> NvcfRun:
-        """Begin at zero."""
+        """Start at zero."""
         return NvcfRun(self, function)
 
 
 class NvcfRun:
-    """The scaling loop's view of one function version."""
+    """The scaling loop of one function version."""
 
     def __init__(self, policy: NvcfLike, function: SimulatedFunction) -> None:
         self._policy = policy
@@ -61,7 +61,7 @@ class NvcfRun:
         self._phase = (sum(map(ord, function.name)) * 7.3) % policy.interval
 
     def decide(self, now: float, seen: Observation) -> Answer:
-        """Zero or one by recent invocations, else by utilisation."""
+        """Decide between zero and one by recent invocations, else by utilisation."""
         policy = self._policy
         total = seen.specifications[0].total
         idle_since = seen.activity.idle_since

@@ -1,14 +1,16 @@
-"""The limit: what a policy that knows every request beforehand would spend.
+"""The oracle: what a policy that knows every request in advance would spend.
 
-It is a plan, not a run. Requests start at the latest `wait_slo` after they arrive (or as soon as the maximum
-of instances allows), sharing slots where that saves some. The instances for it are then levels of the curve
-"slots in use": each level is busy or not, and between two busy stretches an instance is kept if that is
-cheaper than starting one in time. For a wait of zero this is the true minimum. With an SLO above zero it is
-the cheapest of several plans: with and without delaying requests, and under the least constant ceiling on
-instances that meets the attainment; the true minimum may lie lower.
+It is a plan, not a run. Requests start at most `wait_slo` after they arrive (or as soon as the maximum of
+instances allows), and share slots where that saves some. The instances are then levels of the curve "slots in
+use". Each level is busy or not, and between two busy stretches an instance is kept if that is cheaper than
+starting one in time.
 
-`attainment` below 1 lets it miss that share of requests: by a lower ceiling, or by giving up the stretches
-that cost most overhead for each request and serving those requests whenever an instance is up.
+For a wait of zero this is the true minimum. With an SLO above zero it is the cheapest of several plans: with
+and without delayed requests, and under the lowest constant ceiling on instances that meets the attainment.
+The true minimum may be lower.
+
+An `attainment` below 1 allows to miss that share of requests: by a lower ceiling, or by dropping the
+stretches with the highest overhead per request and serving their requests whenever an instance runs.
 """
 
 from __future__ import annotations
@@ -23,19 +25,19 @@ from nvcf_autoscaler.simulate.model import FunctionResult, SimulatedFunction
 
 @dataclass(frozen=True, slots=True)
 class _Stretch:
-    """One instance from its start to its end: seconds without work (start-up and idling), requests begun."""
+    """One instance from start to end: seconds without work (start-up, idle), and requests begun."""
 
     overhead: float
     requests: int
 
 
 def oracle(function: SimulatedFunction, attainment: float = 1.0) -> FunctionResult:
-    """The cheapest plan found, at this attainment. Times of start-up are taken at their mean."""
+    """Return the cheapest plan found at this attainment. Start-up times are taken at their mean."""
     spec = function.specifications[0]
     startup = spec.startup.median * math.exp(spec.startup.sigma**2 / 2.0)
     budget = int((1.0 - attainment) * len(function.arrivals))
     most = spec.max_instances
-    # (patience, ceiling, how many requests may still be given up)
+    # (patience, ceiling, how many requests may still be missed)
     plans = [(0.0, most, budget), (function.wait_slo, most, budget)]
     for missed in {0, budget}:
         ceiling = _least_ceiling(function, startup, missed)
@@ -49,13 +51,13 @@ def _plan(
     spec = function.specifications[0]
     starts = _schedule(function, patience, ceiling, startup)
     work, stretches = _stretches(starts, function.durations, spec.max_request_concurrency, startup)
-    kept = _give_up(stretches, budget)
+    kept = _drop_costliest(stretches, budget)
     seconds = (work + sum(stretch.overhead for stretch in kept)) * spec.gpus
     return _result(function, starts, seconds, len(kept))
 
 
 def _least_ceiling(function: SimulatedFunction, startup: float, budget: int) -> int:
-    """The fewest instances with which at most `budget` requests start late, or the maximum."""
+    """Return the fewest instances with which at most `budget` requests start late, or the maximum."""
     low, high = 1, function.specifications[0].max_instances
     while low < high:
         middle = (low + high) // 2
@@ -69,9 +71,7 @@ def _least_ceiling(function: SimulatedFunction, startup: float, budget: int) -> 
 
 
 def _schedule(function: SimulatedFunction, patience: float, ceiling: int, startup: float) -> array[float]:
-    """When each request starts: now if a slot is warm, else when one comes free in time, else in a new
-    slot.
-    """
+    """Return when each request starts: at once in a warm slot, when one is free in time, or in a new slot."""
     spec = function.specifications[0]
     limit = ceiling * spec.max_request_concurrency
     busy: list[float] = []
@@ -97,7 +97,7 @@ def _schedule(function: SimulatedFunction, patience: float, ceiling: int, startu
 def _stretches(
     starts: array[float], durations: array[float], slots: int, startup: float
 ) -> tuple[float, list[_Stretch]]:
-    """Instance-seconds with work, and the stretches of all levels."""
+    """Return instance-seconds with work, and the stretches of all levels."""
     events = [(start, 1) for start in starts]
     events += [(start + duration, -1) for start, duration in zip(starts, durations, strict=True)]
     events.sort()
@@ -132,10 +132,8 @@ def _stretches(
     return work, done
 
 
-def _give_up(stretches: list[_Stretch], budget: int) -> list[_Stretch]:
-    """Without the dearest stretches for each request, as far as the budget of requests goes; one always
-    stays.
-    """
+def _drop_costliest(stretches: list[_Stretch], budget: int) -> list[_Stretch]:
+    """Drop the stretches with the highest overhead per request, within the budget; one always stays."""
     ordered = sorted(stretches, key=lambda stretch: stretch.overhead / max(1, stretch.requests))
     while len(ordered) > 1 and ordered[-1].requests <= budget:
         budget -= ordered.pop().requests

@@ -13,7 +13,7 @@ from nvcf_autoscaler.simulate.policies.base import Answer
 
 
 def settings_of(function: SimulatedFunction, tuning: Tuning = DEFAULT_TUNING) -> ScalingSettings:
-    """The deployment that a simulated function groups for."""
+    """Return the deployment of a simulated function."""
     return ScalingSettings(
         tuple(
             SpecificationSettings(
@@ -28,7 +28,7 @@ def settings_of(function: SimulatedFunction, tuning: Tuning = DEFAULT_TUNING) ->
 
 @dataclass(frozen=True)
 class Ours:
-    """The wake-up reaches the decision within 0.1 s (issue 5 asks for less than that)."""
+    """A wake-up reaches the decision within 0.1 s."""
 
     name: str = "ours"
     reaction: float = 0.1
@@ -36,7 +36,7 @@ class Ours:
     tuning: Tuning = field(default=DEFAULT_TUNING)
 
     def start(self, function: SimulatedFunction) -> OursRun:
-        """Begin with an empty state."""
+        """Start with an empty state."""
         return OursRun(settings_of(function, self.tuning))
 
 
@@ -49,7 +49,7 @@ class OursRun:
         self._state = PolicyState()
 
     def decide(self, now: float, seen: Observation) -> Answer:
-        """See policy.decide."""
+        """Decide as policy.decide does."""
         decision = decide(now, seen, self._settings, self._state)
         self._state = decision.state
         desired = tuple([part.instances for part in decision.desired])
