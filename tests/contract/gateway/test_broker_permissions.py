@@ -151,7 +151,7 @@ async def test_a_connection_may_do_what_its_version_needs_in_every_region_and_no
             await worker.client.close()
 
 
-async def test_an_answer_of_the_broker_goes_nowhere_else_but_to_the_worker(two: Platform) -> None:
+async def test_a_reply_of_the_broker_goes_to_the_worker_only(two: Platform) -> None:
     """Where a permitted JetStream request is answered to is the asking worker's choice, and not checked."""
     mine, foreign = await two.deployed_version(), await two.deployed_version()
     worker, platform = RawWorker(), await two.broker_client()
@@ -172,7 +172,7 @@ async def test_an_answer_of_the_broker_goes_nowhere_else_but_to_the_worker(two: 
         await platform.close()
 
 
-async def test_wide_inboxes_only_where_the_installation_says_so(
+async def test_wide_inboxes_only_where_the_installation_allows_them(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     async with running_platform(tmp_path_factory.mktemp("wide"), flags=("--wide-inbox",)) as platform:

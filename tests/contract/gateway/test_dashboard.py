@@ -1,4 +1,4 @@
-"""The built-in page: its files, its tickets and sessions, and the figures it reads."""
+"""The dashboard: its files, its tickets and sessions, and the statistics it reads."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ async def test_a_session_sees_no_more_than_its_key(platform: Platform) -> None:
     assert one["versions"] == []
 
 
-async def test_what_is_over_or_wrong_is_refused(platform: Platform, tmp_path: Path) -> None:
+async def test_expired_and_invalid_tokens_are_refused(platform: Platform, tmp_path: Path) -> None:
     key_id = platform.keys["admin"].split("-")[1]
     here = DashboardTokens(
         lambda: (derive_key(load_signing_key(platform.directory / "signing.pem").private_bytes_raw()),)
@@ -150,7 +150,7 @@ async def figures(platform: Platform, version: Version) -> dict[str, Any]:
     return {**shown, **shown["versions"][0]}
 
 
-async def test_figures_tell_queue_waits_and_latency_of_all_gateways(two: Platform) -> None:
+async def test_statistics_hold_queue_waits_and_latency_of_all_gateways(two: Platform) -> None:
     version = await two.deployed_version()
     calls = [
         asyncio.create_task(call(two, "POST", version.pexec, b"x", gateway=gateway))
@@ -178,7 +178,7 @@ async def test_figures_tell_queue_waits_and_latency_of_all_gateways(two: Platfor
     assert now["latency"]["p50"] <= now["latency"]["p99"]
 
 
-async def test_answers_with_status_5xx_count_as_failures(platform: Platform) -> None:
+async def test_responses_with_status_5xx_count_as_failures(platform: Platform) -> None:
     version = await platform.deployed_version()
     async with peer_worker(platform, version) as worker:
         task = asyncio.create_task(call(platform, "POST", version.pexec, b"x"))
@@ -190,7 +190,7 @@ async def test_answers_with_status_5xx_count_as_failures(platform: Platform) -> 
     assert now["failuresPerSecond"] == now["answersPerSecond"]
 
 
-async def test_other_accounts_functions_are_not_in_the_figures(platform: Platform) -> None:
+async def test_other_accounts_functions_are_not_in_the_statistics(platform: Platform) -> None:
     version = await platform.deployed_version()
     shown = await platform.call("GET", "/v2/nvcf/figures", key="foreign")
     assert version.id not in {each["functionVersionId"] for each in shown["versions"]}

@@ -77,7 +77,7 @@ async def test_body_that_grows_too_large(platform: Platform) -> None:
     await platform.queue_is_empty(version)
 
 
-async def test_endless_body_that_nobody_reads_costs_nothing(platform: Platform) -> None:
+async def test_an_endless_body_without_a_reader_costs_nothing(platform: Platform) -> None:
     """Back-pressure stops the caller; that its connection is reset meanwhile is noticed all the same."""
     version = await platform.deployed_version()
     host, port = platform.gateway.url.removeprefix("http://").split(":")

@@ -73,7 +73,7 @@ async def test_a_session_from_its_request_to_its_purge(platform: Platform) -> No
             assert await channel.call("Echo", b"two") == b"two"
 
 
-async def test_a_broken_link_is_dialled_again(platform: Platform) -> None:
+async def test_a_broken_tunnel_is_connected_again(platform: Platform) -> None:
     async with serving(platform) as (version, half):
         async with grpc_channel(platform.gateway, routing(platform, version)) as channel:
             await channel.call("Echo", b"1")
@@ -116,7 +116,7 @@ async def test_its_regions(platform: Platform) -> None:
         assert (await call(platform, version.pexec))[0].status == 200
 
 
-async def test_what_is_given_back_again_and_again_is_served_in_the_end(platform: Platform) -> None:
+async def test_a_request_returned_again_and_again_is_served_in_the_end(platform: Platform) -> None:
     version = await platform.deployed_version()
     async with peer_worker(platform, version) as worker:
         task = asyncio.create_task(call(platform, version.pexec))

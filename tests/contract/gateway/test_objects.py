@@ -23,7 +23,7 @@ ASSETS = "/v2/nvcf/assets"
 async def fetched(
     platform: Platform, url: str, method: str = "GET", data: Any = None
 ) -> tuple[int, str, bytes]:
-    """Use a link as a bare HTTP client does: no Authorization header."""
+    """Use a signed URL as a bare HTTP client does: no Authorization header."""
     async with platform.session.request(method, url, data=data) as response:
         return response.status, response.headers.get("Content-Type", ""), await response.read()
 
@@ -73,17 +73,17 @@ async def test_large_result_by_upload_and_302(platform: Platform) -> None:
         response.release()
 
 
-async def test_links_are_good_for_their_purpose_only(platform: Platform) -> None:
+async def test_signed_urls_are_good_for_their_purpose_only(platform: Platform) -> None:
     version = await platform.deployed_version()
     async with peer_worker(platform, version) as worker:
         task = asyncio.create_task(call(platform, "POST", version.pexec, b""))
         work = await worker.pull()
-        link = work.request.largeResponseUrl
-        other = link.replace(work.request.requestId, new_id())
-        later = link.replace("until=", "until=9")
-        for bad in (other, later, link[:-1] + ("0" if link[-1] != "0" else "1"), link.split("?")[0]):
+        url = work.request.largeResponseUrl
+        other = url.replace(work.request.requestId, new_id())
+        later = url.replace("until=", "until=9")
+        for bad in (other, later, url[:-1] + ("0" if url[-1] != "0" else "1"), url.split("?")[0]):
             assert (await fetched(platform, bad, "PUT", b"x"))[0] == 403
-        assert (await fetched(platform, link))[0] == 403, "an upload link does not download"
+        assert (await fetched(platform, url))[0] == 403, "an upload URL does not download"
         fresh = await rpc(
             worker,
             "RefreshLargeUploadCredentials",
@@ -96,7 +96,7 @@ async def test_links_are_good_for_their_purpose_only(platform: Platform) -> None
         await task
 
 
-async def test_a_browser_runs_nothing_that_comes_by_a_link(platform: Platform) -> None:
+async def test_a_browser_runs_nothing_from_a_signed_url(platform: Platform) -> None:
     """Anybody's HTML would run on the origin of the dashboard, and read with its session."""
     version = await platform.deployed_version()
     asset = await uploaded(platform, b"<script>alert(1)</script>", "text/html")
@@ -180,9 +180,9 @@ async def test_unknown_foreign_and_announced_assets_are_404(platform: Platform) 
     version = await platform.deployed_version()
     body = json.dumps({"contentType": "text/plain"}).encode()
     announced = (await call(platform, "POST", ASSETS, body)).json["assetId"]
-    foreign_link = await call(platform, "POST", ASSETS, body, key="foreign")
-    await fetched(platform, foreign_link.json["uploadUrl"], "PUT", b"theirs")
-    for asset in (new_id(), "not-a-uuid", announced, foreign_link.json["assetId"]):
+    foreign_asset = await call(platform, "POST", ASSETS, body, key="foreign")
+    await fetched(platform, foreign_asset.json["uploadUrl"], "PUT", b"theirs")
+    for asset in (new_id(), "not-a-uuid", announced, foreign_asset.json["assetId"]):
         answer = await call(platform, "POST", version.pexec, b"", NVCF_INPUT_ASSET_REFERENCES=asset)
         assert (answer.status, answer.headers["content-type"]) == (404, "application/problem+json")
         assert (await call(platform, "GET", f"{ASSETS}/{asset}")).status == 404

@@ -87,7 +87,7 @@ async def test_only_owners_who_may_manage_set_limits(platform: Platform) -> None
 # --- callers
 
 
-async def test_a_call_beyond_the_limit_is_429_and_told_when_to_come_back(platform: Platform) -> None:
+async def test_a_call_beyond_the_limit_is_429_and_learns_when_to_retry(platform: Platform) -> None:
     for path, headers in (
         (lambda version: version.pexec, {}),
         (lambda version: version.exec, {}),

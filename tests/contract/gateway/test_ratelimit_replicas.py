@@ -106,7 +106,7 @@ async def counted_by(platform: Platform, gateway: Gateway, **policy: Any) -> Ver
     return await limited(platform, version, **policy)
 
 
-async def test_the_death_of_the_replica_that_counts_frees_no_budget_and_holds_nobody_up(
+async def test_the_death_of_the_replica_that_counts_frees_no_calls_and_delays_none(
     four: Platform,
 ) -> None:
     version = await counted_by(four, four.gateways[-1], rate="1000-H", syncCheck=True)

@@ -152,7 +152,7 @@ async def test_mutated_inputs_are_refused_or_served(platform: Platform, seed: in
     assert platform.gateway.child.running
 
 
-async def test_a_call_that_is_reset_in_the_bytes_that_open_it_costs_nobody_else_anything(
+async def test_a_call_reset_in_the_bytes_that_open_it_harms_no_other_call(
     platform: Platform,
 ) -> None:
     version = await platform.deployed_version()

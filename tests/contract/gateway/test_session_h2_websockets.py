@@ -32,7 +32,7 @@ async def platform(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pl
         yield running
 
 
-async def test_the_gateway_says_that_it_serves_it(platform: Platform) -> None:
+async def test_the_gateway_announces_that_it_serves_websockets(platform: Platform) -> None:
     async with h2_websockets(platform.gateway.sessions) as caller:
         assert caller.connection.remote_settings[SettingCodes.ENABLE_CONNECT_PROTOCOL] == 1
 
@@ -63,7 +63,7 @@ async def test_messages_pass_both_ways(platform: Platform) -> None:
 async def test_the_function_closes_and_its_session_is_over(platform: Platform) -> None:
     async with websocket_function(platform) as (version, _, tunnel):
         async with h2_websockets(platform.gateway.sessions) as caller:
-            told = await tunnel.worker.client.subscribe(f"nvcf.cancel.{version.id}")
+            cancels = await tunnel.worker.client.subscribe(f"nvcf.cancel.{version.id}")
             await tunnel.worker.client.flush()
             socket = caller.open("/", routing(platform, version))
             await socket.send("bye")
@@ -72,7 +72,7 @@ async def test_the_function_closes_and_its_session_is_over(platform: Platform) -
             async with asyncio.timeout(20):
                 await socket.ended.wait()
             request_id = (await socket.head)["nvcf-reqid"]
-            assert (await told.next_msg(10)).data.decode() == request_id
+            assert (await cancels.next_msg(10)).data.decode() == request_id
 
 
 async def test_subprotocols_and_routing_by_them(platform: Platform) -> None:
@@ -103,7 +103,7 @@ async def test_refusals(platform: Platform) -> None:
             assert await still.recv() == b"on the same connection"
 
 
-async def test_a_caller_that_resets_frees_the_link_and_others_go_on(platform: Platform) -> None:
+async def test_a_caller_that_resets_frees_the_tunnel_and_others_go_on(platform: Platform) -> None:
     async with websocket_function(platform) as (version, _, tunnel):
         async with h2_websockets(platform.gateway.sessions) as caller:
             first = caller.open("/", routing(platform, version))
@@ -137,7 +137,7 @@ async def test_a_slow_reader_holds_the_function_back(platform: Platform) -> None
                 await flood.recv()
 
 
-async def test_a_function_without_websocket_is_told_apart(platform: Platform) -> None:
+async def test_a_function_without_websocket_is_recognised(platform: Platform) -> None:
     """A 2xx that is no switch must not look like an open WebSocket."""
 
     async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -201,7 +201,7 @@ async def test_other_accounts_are_refused_on_the_http_port(platform: Platform) -
         assert raised.value.response.status_code == status
 
 
-async def test_a_broken_worker_link_closes_the_caller(platform: Platform) -> None:
+async def test_a_broken_tunnel_closes_the_caller(platform: Platform) -> None:
     async with websocket_function(platform) as (version, _service, tunnel):
         for port in PORTS:
             headers = dict(routing(platform, version))

@@ -122,7 +122,7 @@ async def test_a_worker_that_leaves_is_replaced_by_the_next_call(platform: Platf
         assert len(tunnel.works) == 2
 
 
-async def test_a_link_that_breaks_is_asked_for_again(platform: Platform) -> None:
+async def test_a_tunnel_that_breaks_is_requested_again(platform: Platform) -> None:
     async with grpc_function(platform) as (version, _service, tunnel):
         async with grpc_channel(platform.gateway, routing(platform, version)) as channel:
             await channel.call("Echo", b"1")
@@ -170,7 +170,7 @@ async def test_a_foreign_account_cannot_come_back(platform: Platform) -> None:
                 )
 
 
-async def test_the_workers_door_checks_everything(platform: Platform) -> None:
+async def test_the_tunnel_endpoint_checks_everything(platform: Platform) -> None:
     version = await platform.deployed_version()
     async with peer_worker(platform, version) as worker:
         async with grpc_channel(platform.gateway, routing(platform, version)) as channel:
@@ -203,7 +203,7 @@ async def test_the_workers_door_checks_everything(platform: Platform) -> None:
             assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_a_worker_can_say_why_it_cannot_serve(platform: Platform) -> None:
+async def test_a_worker_can_report_why_it_cannot_serve(platform: Platform) -> None:
     version = await platform.deployed_version()
     async with peer_worker(platform, version) as worker:
         async with grpc_channel(platform.gateway, routing(platform, version)) as channel:
@@ -217,7 +217,7 @@ async def test_a_worker_can_say_why_it_cannot_serve(platform: Platform) -> None:
         assert raised.value.details() == "no port"
 
 
-async def test_only_an_orderly_end_is_told_to_the_worker(platform: Platform) -> None:
+async def test_only_an_orderly_end_is_reported_to_the_worker(platform: Platform) -> None:
     async with grpc_function(platform) as (version, service, tunnel):
         cancelled: list[str] = []
 

@@ -170,7 +170,7 @@ def _grpc_address(secured: Secured) -> tuple[str, int]:
 # --- settings
 
 
-async def test_what_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> None:
+async def test_unusable_files_are_reported_in_one_line(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     chain, key = tmp_path / "a.crt", tmp_path / "a.key"
     authority.issue(chain, key, ec.generate_private_key(ec.SECP256R1()))

@@ -198,7 +198,7 @@ def test_header_bytes_are_utf8_or_latin1() -> None:
     assert header_text(b"\xe4") == "ä"
 
 
-def test_trace_context_passes_and_none_is_made_up() -> None:
+def test_trace_context_passes_and_none_is_invented() -> None:
     good = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
     passed = message_headers({"traceparent": good, "tracestate": "x=1"}, "nvcf.reply.g.t", 9)
     assert passed == {
@@ -209,7 +209,7 @@ def test_trace_context_passes_and_none_is_made_up() -> None:
     assert message_headers({"traceparent": "bad", "tracestate": "x=1"}, None, 0) == {}
 
 
-def test_cors_mirrors_what_was_asked() -> None:
+def test_cors_mirrors_the_request() -> None:
     assert "Access-Control-Allow-Origin" not in cors_headers({})
     answer = preflight_headers({"Origin": "o", "Access-Control-Request-Method": "PUT"})
     assert answer["Access-Control-Allow-Methods"] == "PUT"

@@ -208,7 +208,7 @@ def test_zero_refuses_every_call() -> None:
     assert (grant.granted, grant.retry_after) == (0, 60)
 
 
-def test_what_no_longer_counts_is_forgotten() -> None:
+def test_expired_counts_are_dropped() -> None:
     counters = Counters()
     for number in range(50):
         counters.acquire([limit(5, 1, str(number))], 1, NOW)
@@ -225,7 +225,7 @@ def test_what_no_longer_counts_is_forgotten() -> None:
     acquired=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 40)), max_size=60),
     order=st.randoms(use_true_random=False),
 )
-def test_counts_told_late_twice_and_out_of_order_add_up(
+def test_counts_that_arrive_late_twice_and_out_of_order_add_up(
     acquired: list[tuple[int, int]], order: object
 ) -> None:
     replicas = [Counters() for _ in range(3)]
@@ -360,7 +360,7 @@ def test_messages_keep_their_form_between_releases() -> None:
     assert encode(Heartbeat(["a"])) == b'{"members":["a"],"gone":false}'
 
 
-def test_a_refused_call_is_told_when_to_come_back() -> None:
+def test_a_refused_call_learns_when_to_retry() -> None:
     problem = too_many_requests(Grant(0, limit(10), 12.3))
     assert problem.status == 429
     assert problem.headers == {

@@ -265,7 +265,7 @@ def test_resets_are_bounded_and_forgiven() -> None:
 
 
 @given(st.lists(st.floats(0, 1, allow_nan=False), max_size=60))
-def test_no_more_resets_pass_than_the_bounds_say(pauses: list[float]) -> None:
+def test_no_more_resets_pass_than_the_bounds_allow(pauses: list[float]) -> None:
     now, passed = 0.0, 0
     bucket = ResetBucket(now, burst=5, per_second=3)
     for pause in pauses:

@@ -97,7 +97,7 @@ def test_other_keys_of_the_installation_stay_good_and_foreign_ones_do_not() -> N
 
 
 @given(st.integers(0, 200), st.sampled_from("0123456789abcdefXYZ_-\n"))
-def test_every_changed_character_is_noticed(position: int, character: str) -> None:
+def test_every_changed_character_is_detected(position: int, character: str) -> None:
     text, _ = TOKENS.make(TokenKind.SESSION, KEY, NOW)
     position %= len(text)
     changed = text[:position] + character + text[position + 1 :]

@@ -39,7 +39,7 @@ def kid(token: str) -> str:
     return str(jwt.get_unverified_header(token)["kid"])
 
 
-def test_a_first_key_is_made_and_private(tmp_path: Path) -> None:
+def test_a_first_key_is_created_and_private(tmp_path: Path) -> None:
     for path, file in ((tmp_path / "one.pem", tmp_path / "one.pem"), (tmp_path, tmp_path / FIRST_KEY_NAME)):
         if path == tmp_path:
             (tmp_path / "one.pem").unlink()
@@ -136,7 +136,7 @@ def test_a_token_ends(tmp_path: Path) -> None:
         tokens.verify(token, NOW + 60)
 
 
-def test_what_is_no_ed25519_key_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_file_without_an_ed25519_key_is_reported_in_one_line(tmp_path: Path) -> None:
     other = rsa.generate_private_key(65537, 2048).private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

@@ -1,4 +1,4 @@
-"""Tokens, routing and malformed input at every door: a clear 4xx, never a 500.
+"""Tokens, routing and malformed input at every listener: a clear 4xx, never a 500.
 
 See protocol.md, sections 3 to 5 and 8.
 """
@@ -80,7 +80,7 @@ async def test_a_secret_with_one_wrong_character_is_401(platform: Platform) -> N
         ("admin", "POST", "/v2/nvcf/agents/worker-tokens"),
     ],
 )
-async def test_keys_do_what_their_scopes_say_and_no_more(
+async def test_keys_may_do_what_their_scopes_allow_and_no_more(
     platform: Platform, key: str, method: str, path: str
 ) -> None:
     version = await platform.deployed_version()
@@ -132,7 +132,7 @@ async def test_malformed_headers_are_400(platform: Platform, headers: dict[str, 
         b"\x16\x03\x01\x02\x00\x01\x00",
     ],
 )
-async def test_malformed_http_is_answered_with_4xx_or_cut(platform: Platform, raw: bytes) -> None:
+async def test_malformed_http_gets_4xx_or_is_cut(platform: Platform, raw: bytes) -> None:
     host, port = platform.gateway.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(raw)
@@ -218,7 +218,7 @@ async def test_a_deleted_version_is_refused(platform: Platform) -> None:
     assert code is grpc.StatusCode.NOT_FOUND
 
 
-async def test_provision_makes_a_missing_stream_again(platform: Platform) -> None:
+async def test_provision_creates_a_missing_stream_again(platform: Platform) -> None:
     version = await platform.deployed_version()
     instance = new_id()
     token = await platform.worker_token(version, instance)
