@@ -1,1 +1,1 @@
-"""What every process says about itself: logs now, metrics and traces with the observability work."""
+"""Telemetry of all processes: logs, metrics, traces, and the configuration of collectors and dashboards."""

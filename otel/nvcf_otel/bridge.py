@@ -1,4 +1,4 @@
-"""Records of Python's logging as OpenTelemetry's, with secrets taken out."""
+"""Forward records of Python's logging to OpenTelemetry, with secrets removed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from nvcf_otel.redaction import Redactor
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 _RENAMED = {"request_id": names.REQUEST_ID}
 _LEFT_OUT = frozenset(("trace_id", "span_id"))
-# What sending telemetry says about itself must not become telemetry again.
+# Logs of the exporters themselves: exporting them would make new ones without end.
 _OURS = ("opentelemetry", "grpc._", "urllib3")
 
 
 def severity(level: int) -> SeverityNumber:
-    """OpenTelemetry's number for one of logging's levels."""
+    """Return OpenTelemetry's severity number for a level of `logging`."""
     if level < logging.DEBUG:
         return SeverityNumber.TRACE
     if level < logging.INFO:
@@ -33,7 +33,7 @@ def severity(level: int) -> SeverityNumber:
 
 
 class Bridge(logging.Handler):
-    """Hands records to a logger provider; trace and span are those of the code that logs."""
+    """Logging handler that emits records to a logger provider, in the trace context of the code that logs."""
 
     def __init__(self, provider: LoggerProvider, redactor: Redactor) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Bridge(logging.Handler):
         self._redact = redactor
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Hand one record over; what goes wrong with it is no matter of the code that logs."""
+        """Emit one record. Errors are handled as logging's own handlers do, never raised."""
         if record.name.startswith(_OURS):
             return
         try:

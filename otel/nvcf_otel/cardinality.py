@@ -1,4 +1,4 @@
-"""Metric attributes with many values (function versions) held to a bounded number. Pure."""
+"""Bound the number of values of a metric attribute, such as function versions. Pure."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _LOOK_EVERY = 10.0
 
 
 class Bounded:
-    """Lets the first `limit` values through; those idle for `idle_seconds` make room for others.
+    """Admits the first `limit` values; values idle for `idle_seconds` make room for others.
 
-    Used on one thread. `clock` is in seconds and only grows.
+    For use on one thread. `clock` is in seconds and monotonic.
     """
 
     def __init__(
@@ -35,11 +35,11 @@ class Bounded:
         return len(self._used_at)
 
     def on_release(self, listener: Callable[[str], None]) -> None:
-        """Call `listener` with each value that is let go, so that what was counted by it is dropped."""
+        """Call `listener` with each value that is released, so that its series can be dropped."""
         self._listeners.append(listener)
 
     def admits(self, value: str) -> bool:
-        """Whether `value` may be an attribute; it counts as used now."""
+        """Return whether `value` may be an attribute, and mark it as used now."""
         now = self._clock()
         if value in self._used_at or len(self._used_at) < self._limit or self._made_room(now):
             self._used_at[value] = now
@@ -47,11 +47,11 @@ class Bounded:
         return False
 
     def value(self, value: str) -> str:
-        """The value, or `OTHER`."""
+        """Return the value, or `OTHER`."""
         return value if self.admits(value) else OTHER
 
     def release(self, value: str) -> None:
-        """The value is gone for good."""
+        """Release a value that no longer exists."""
         if self._used_at.pop(value, None) is not None:
             for listener in self._listeners:
                 listener(value)

@@ -1,7 +1,7 @@
-"""The figures of NVIDIA's own worker under its own names, so that queries made for it go on working.
+"""Metrics of NVIDIA's own worker under its own names, so that existing queries keep working.
 
-Each is there twice: with the prefix `nvcf_worker_service`, by which NVIDIA's autoscaler and collector ask for
-it (https://github.com/NVIDIA/nvcf, src/libraries/go/worker/metrics), and with the short `nvcf`.
+Each exists twice: with the prefix `nvcf_worker_service`, which NVIDIA's autoscaler and collector query
+(https://github.com/NVIDIA/nvcf, src/libraries/go/worker/metrics), and with the short prefix `nvcf`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ PREFIXES = ("nvcf_worker_service", "nvcf")
 LATENCY_BUCKETS = (0.1, 0.25, 1.0, 5.0, 10.0, 30.0, 100.0, 500.0, 1000.0, 5000.0)
 
 IDS = ("function_id", "function_version_id", "nca_id", "instance_id")
-"""Attributes of all of them, by the names that NVIDIA's collector gives them."""
+"""Attributes of all of them, by the names of NVIDIA's collector."""
 
 
 def _counter(name: str, description: str, *attributes: str, unit: str = "") -> tuple[Instrument, ...]:

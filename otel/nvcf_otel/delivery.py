@@ -1,7 +1,7 @@
 """Bounded queues between a process and its telemetry backend.
 
-What is told is put into a queue that never blocks; one thread sends it. When the backend is slow or gone the
-queue fills and what is new is dropped and counted, so that nothing the process does waits for it.
+Putting an item never blocks; one thread sends. When the backend is slow or gone the queue fills, and new
+items are dropped and counted, so that the process never waits for telemetry.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 
 SAY_AGAIN = 300.0
-"""Seconds after which a backend that is still away is told of again."""
+"""Seconds after which a backend that is still unreachable is logged again."""
 
 _SUPPRESSED = "suppress_instrumentation"
 
@@ -34,32 +34,32 @@ class Exporter(Protocol[T_contra]):
     """One of the SDK's exporters."""
 
     def export(self, batch: Sequence[T_contra], /) -> Any:
-        """Send; what it returns is named SUCCESS or something else."""
+        """Export a batch. The result's name is SUCCESS or another."""
 
     def shutdown(self) -> None:
-        """Stop, also what is being sent."""
+        """Stop, and interrupt an export in progress."""
 
 
 class Drops:
-    """What was thrown away, by kind of telemetry."""
+    """Counters of dropped items by kind of telemetry."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def add(self, signal: str, count: int) -> None:
-        """So many more."""
+        """Count more dropped items."""
         with self._lock:
             self._counts[signal] += count
 
     def all(self) -> dict[str, int]:
-        """The counts so far."""
+        """Return the counts so far."""
         with self._lock:
             return dict(self._counts)
 
 
 class Reports:
-    """Says once that a backend does not take telemetry, and when it does again. `clock` in seconds."""
+    """Logs once that a backend does not accept telemetry, and when it does again. `clock` is in seconds."""
 
     def __init__(self, what: str, where: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._what = what
@@ -67,10 +67,10 @@ class Reports:
         self._clock = clock
         self._said_at: float | None = None
         self.reason = ""
-        """Why the last export failed, where that is known."""
+        """Why the last export failed, if known."""
 
     def failed(self) -> None:
-        """An export came to nothing."""
+        """Note that an export failed."""
         now = self._clock()
         if self._said_at is None or now - self._said_at >= SAY_AGAIN:
             self._said_at = now
@@ -78,7 +78,7 @@ class Reports:
             log.warning("%s cannot be sent to %s and are dropped%s", self._what, self._where, why)
 
     def succeeded(self) -> None:
-        """An export arrived."""
+        """Note that an export arrived."""
         if self._said_at is not None:
             self._said_at = None
             log.warning("%s arrive at %s again", self._what, self._where)
@@ -87,7 +87,7 @@ class Reports:
 class Delivery(Generic[T]):
     """One queue with its thread. `make` opens the exporter, in the thread that uses it.
 
-    A forked child gets a queue, a thread and an exporter of its own.
+    A forked child gets its own queue, thread and exporter.
     """
 
     def __init__(
@@ -126,7 +126,8 @@ class Delivery(Generic[T]):
             self._thread.start()
 
     def _forked(self) -> None:
-        # Locks may have been held and the thread is gone; the parent sends what it had.
+        # Locks may have been held at the fork, and the thread does not exist here. The parent sends its items
+        # itself.
         self._drops = Drops()
         self._begin()
 
@@ -141,7 +142,7 @@ class Delivery(Generic[T]):
             self._wake.set()
 
     def flush(self, seconds: float) -> bool:
-        """Wait until what is queued now has been sent or dropped; False when that took too long."""
+        """Wait until the present items are sent or dropped. Return False after `seconds`."""
         with self._sent:
             target = self._taken + len(self._queue)
         deadline = time.monotonic() + seconds
@@ -156,13 +157,13 @@ class Delivery(Generic[T]):
                 self._sent.wait(min(left, 0.1))
 
     def close(self, seconds: float) -> None:
-        """Send what is queued in `seconds` at most; the rest is dropped and counted."""
+        """Send the queued items within `seconds`. The rest is dropped and counted."""
         self.flush(seconds)
         self._closed = True
         self._wake.set()
         exporter = self._exporter
         if exporter is not None:
-            # Cuts short what hangs in a call to the backend.
+            # Interrupts a hanging call to the backend.
             exporter.shutdown()
         self._thread.join(0.2)
         left = len(self._queue)
@@ -202,11 +203,11 @@ class Delivery(Generic[T]):
             self._sent.notify_all()
 
     def _export(self, exporter: Exporter[T], batch: list[T]) -> int:
-        """Send; how many have arrived. Raises what the exporter does."""
+        """Export a batch and return how many items arrived. Raises what the exporter raises."""
         try:
             return len(batch) if getattr(exporter.export(batch), "name", "") == "SUCCESS" else 0
         except UnicodeError:
-            # Raised before anything is sent: one text with a lone surrogate, a file's name perhaps.
+            # Raised before anything is sent: one text has an unpaired surrogate, for example a file name.
             if len(batch) == 1:
                 return 0
         middle = len(batch) // 2

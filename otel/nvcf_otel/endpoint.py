@@ -1,4 +1,4 @@
-"""`/metrics` for Prometheus, on a port and threads of its own."""
+"""Serve `/metrics` for Prometheus, on a port and threads of its own."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ PATH = "/metrics"
 CLIENT_TIMEOUT = 10.0
 
 Page = Callable[[str], tuple[bytes, str]]
-"""The page's text and media type for an Accept header."""
+"""Returns the page's text and media type for an Accept header."""
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """`HOST:PORT`; an empty host is every interface, port 0 a free one. Raises MetricsAddressError."""
+    """Read `HOST:PORT`: an empty host is every interface, port 0 a free one. Raises MetricsAddressError."""
     host, colon, port = text.strip().rpartition(":")
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise MetricsAddressError(f"the address for metrics is {text!r}; it must be HOST:PORT")
@@ -30,7 +30,7 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 class MetricsServer:
-    """Serves from its making until `close`. Raises MetricsAddressError when it cannot listen."""
+    """HTTP server that runs until `close`. Raises MetricsAddressError when it cannot listen."""
 
     def __init__(self, address: str, page: Page) -> None:
         host, port = parse_address(address)
@@ -48,7 +48,7 @@ class MetricsServer:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """Return the port it listens on."""
         return int(self._server.server_address[1])
 
     def close(self) -> None:
@@ -59,11 +59,11 @@ class MetricsServer:
 
 class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
-    # A whole fleet may be scraped at the same moment.
+    # All Prometheus servers may scrape at the same moment.
     request_queue_size = 64
 
     def server_bind(self) -> None:
-        """Bind, without asking a name server what this host is called, as HTTPServer does."""
+        """Bind without the reverse DNS lookup of HTTPServer."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = "", int(self.server_address[1])
 

@@ -1,14 +1,14 @@
-"""Errors of telemetry; a message says the way out."""
+"""Errors of telemetry. Each message says what to do."""
 
 from __future__ import annotations
 
 
 class TelemetryError(Exception):
-    """Telemetry cannot be set up as asked for."""
+    """Telemetry cannot be set up as configured."""
 
 
 class MetricsAddressError(TelemetryError):
-    """The address for Prometheus is malformed or taken."""
+    """The address for Prometheus is malformed or in use."""
 
 
 class SdkMissing(TelemetryError):

@@ -1,7 +1,8 @@
-"""OpenTelemetry's own OTLP exporters, made from settings. Imports the SDK where it is used."""
+"""Create OpenTelemetry's own OTLP exporters from settings. Imports the SDK where it is used."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 from collections.abc import Callable
@@ -12,52 +13,30 @@ from nvcf_otel.delivery import Reports
 from nvcf_otel.settings import Export, Protocol
 
 _GRPC_LOGGER = "opentelemetry.exporter.otlp.proto.grpc.exporter"
-_HTTP_LOGGERS = {
-    "traces": "opentelemetry.exporter.otlp.proto.http.trace_exporter",
-    "metrics": "opentelemetry.exporter.otlp.proto.http.metric_exporter",
-    "logs": "opentelemetry.exporter.otlp.proto.http._log_exporter",
+_HTTP_LOGGER = "opentelemetry.exporter.otlp.proto.http."
+_CLASSES = {
+    "traces": ("trace_exporter", "OTLPSpanExporter"),
+    "metrics": ("metric_exporter", "OTLPMetricExporter"),
+    "logs": ("_log_exporter", "OTLPLogExporter"),
 }
 
 
 def available(protocol: Protocol) -> bool:
-    """Whether the exporters for a protocol are installed."""
+    """Return whether the exporters for a protocol are installed."""
     kind = "grpc" if protocol is Protocol.GRPC else "http"
     return importlib.util.find_spec(f"opentelemetry.exporter.otlp.proto.{kind}") is not None
 
 
 def maker(signal: str, export: Export, **more: Any) -> Callable[[], Any]:
-    """What opens the exporter for `traces`, `metrics` or `logs`; `more` goes to it as it is."""
+    """Return what opens the exporter for `traces`, `metrics` or `logs`; `more` are further arguments."""
     if export.protocol is Protocol.GRPC:
-        return lambda: _grpc_class(signal)(**_grpc_arguments(export), **more)
-    return lambda: _http_class(signal)(**_http_arguments(export), **more)
+        return lambda: _class("grpc", signal)(**_grpc_arguments(export), **more)
+    return lambda: _class("http", signal)(**_http_arguments(export), **more)
 
 
-def _grpc_class(signal: str) -> Any:
-    if signal == "traces":
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-
-        return OTLPSpanExporter
-    if signal == "metrics":
-        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-
-        return OTLPMetricExporter
-    from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter
-
-    return OTLPLogExporter
-
-
-def _http_class(signal: str) -> Any:
-    if signal == "traces":
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-        return OTLPSpanExporter
-    if signal == "metrics":
-        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-
-        return OTLPMetricExporter
-    from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
-
-    return OTLPLogExporter
+def _class(protocol: str, signal: str) -> Any:
+    module, name = _CLASSES[signal]
+    return getattr(importlib.import_module(f"opentelemetry.exporter.otlp.proto.{protocol}.{module}"), name)
 
 
 def _grpc_arguments(export: Export) -> dict[str, Any]:
@@ -97,20 +76,20 @@ def _bytes(path: str | None) -> bytes | None:
 
 
 class Reasons(logging.Handler):
-    """Takes what exporters log, which is a line for each try, as reasons; `Reports` says it once."""
+    """Stores what exporters log at each attempt as the reason that `Reports` logs once."""
 
     def __init__(self, reports: Reports) -> None:
         super().__init__(logging.WARNING)
         self._reports = reports
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Remember it."""
+        """Store the reason."""
         self._reports.reason = record.getMessage()[:500]
 
 
 def quieten(signal: str, export: Export, reports: Reports) -> Callable[[], None]:
-    """Let an exporter's complaints go nowhere but into `reports`, until the result is called."""
-    name = _GRPC_LOGGER if export.protocol is Protocol.GRPC else _HTTP_LOGGERS[signal]
+    """Send an exporter's log records only to `reports`, until the returned function is called."""
+    name = _GRPC_LOGGER if export.protocol is Protocol.GRPC else _HTTP_LOGGER + _CLASSES[signal][0]
     logger, reasons = logging.getLogger(name), Reasons(reports)
     logger.propagate = False
     logger.addHandler(reasons)

@@ -1,4 +1,4 @@
-"""GPUs through NVIDIA's management library (NVML). Without the library or a GPU there is nothing to tell."""
+"""GPU metrics from NVIDIA's management library (NVML). No metrics without the library or a GPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU: NVML's handle, the name of its product and the UUID that CUDA knows it by."""
+    """One GPU: NVML's handle, the product name and the UUID that CUDA uses."""
 
     index: int
     uuid: str
@@ -27,7 +27,7 @@ class Gpu:
 
 
 def chosen(visible: str | None, gpus: Iterable[Gpu]) -> list[Gpu]:
-    """Those that `CUDA_VISIBLE_DEVICES` leaves a process: indices or UUIDs, up to the first that is neither.
+    """Return the GPUs that `CUDA_VISIBLE_DEVICES` allows: indices or UUIDs, up to the first invalid one.
 
     https://docs.nvidia.com/cuda/cuda-c-programming-guide/#env-vars
     """
@@ -46,7 +46,7 @@ def chosen(visible: str | None, gpus: Iterable[Gpu]) -> list[Gpu]:
 
 
 class Gpus:
-    """The GPUs that this process may use. Made by `opened`."""
+    """The GPUs that this process may use. Created by `opened`."""
 
     def __init__(self, nvml: Any, gpus: list[Gpu], attributes: Mapping[str, str]) -> None:
         self._nvml = nvml
@@ -54,7 +54,7 @@ class Gpus:
         self._attributes = attributes
 
     def observe(self, meter: Meter) -> None:
-        """Let utilisation and memory be collected."""
+        """Register the metrics of utilisation and memory."""
         nvml = self._nvml
         worker_instruments.GPU_UTILIZATION.create(
             meter, self._each(lambda handle: nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100)
@@ -73,7 +73,7 @@ class Gpus:
                 try:
                     measured = value(gpu.handle)
                 except self._nvml.NVMLError:
-                    # A part of a GPU (MIG) has no utilisation, and one that fell off the bus has nothing.
+                    # A part of a GPU (MIG) has no utilisation, and a lost GPU has no values.
                     continue
                 found.append(
                     Observation(
@@ -85,7 +85,7 @@ class Gpus:
         return observed
 
     def close(self) -> None:
-        """Let go of the library."""
+        """Release the library."""
         try:
             self._nvml.nvmlShutdown()
         except self._nvml.NVMLError as error:
@@ -93,9 +93,9 @@ class Gpus:
 
 
 def opened(environ: Mapping[str, str], attributes: Mapping[str, str]) -> Gpus | None:
-    """The GPUs of this process, None if there are none or they cannot be asked.
+    """Return the GPUs of this process, None without GPUs or without access to them.
 
-    `attributes` go with each figure. Loads a library: not to be called on an event loop that is in use.
+    `attributes` go with each metric. Loads a library: do not call it on a running event loop.
     """
     try:
         import pynvml  # type: ignore[import-untyped]
@@ -104,12 +104,12 @@ def opened(environ: Mapping[str, str], attributes: Mapping[str, str]) -> Gpus | 
     try:
         pynvml.nvmlInit()
     except (pynvml.NVMLError, OSError) as error:
-        log.debug("no GPU figures: %s", error)
+        log.debug("no GPU metrics: %s", error)
         return None
     try:
         gpus = chosen(environ.get(VISIBLE_DEVICES), _all(pynvml))
     except pynvml.NVMLError as error:
-        log.warning("no GPU figures: %s", error)
+        log.warning("no GPU metrics: %s", error)
         gpus = []
     found = Gpus(pynvml, gpus, attributes)
     if not gpus:

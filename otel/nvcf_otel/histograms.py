@@ -1,8 +1,8 @@
-"""Histograms for request paths: a value costs a bisect and two additions.
+"""Histograms for request paths: recording costs a bisect and two additions.
 
-The SDK's own `record` takes about 5 µs, which is as much as all other telemetry of a request may cost. Here
-values are counted in plain integers, and `attach` adds them to whatever a reader collects, so that OTLP and
-Prometheus see no difference. Values are recorded on one thread (the event loop) and read on the reader's.
+The SDK's own `record` takes about 5 µs, as much as all other telemetry of a request. Here values are counted
+in plain integers, and `attach` adds them to what a reader collects, so OTLP and Prometheus see no difference.
+Values are recorded on one thread (the event loop) and read on the reader's.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ AttributeValue = str | int | bool
 Attributes = Mapping[str, AttributeValue]
 
 OVERFLOW: dict[str, AttributeValue] = {"otel.metric.overflow": True}
-"""Attributes of the series that takes what is beyond a histogram's limit (the specification's name)."""
+"""Attributes of the series that takes the values beyond a histogram's limit (the specification's name)."""
 SERIES_LIMIT = 4000
 
 
 class Described(Protocol):
-    """What a histogram needs of its instrument; `buckets` are upper bounds, ascending, inclusive."""
+    """What a histogram needs of its instrument; `buckets` are inclusive upper bounds in ascending order."""
 
     @property
     def name(self) -> str:
-        """Name of the instrument."""
+        """Return the name of the instrument."""
         ...
 
     @property
     def unit(self) -> str:
-        """Unit of its values."""
+        """Return the unit of its values."""
         ...
 
     @property
     def description(self) -> str:
-        """Text for people."""
+        """Return the description."""
         ...
 
     @property
     def buckets(self) -> Sequence[float] | None:
-        """Upper bounds; None for the usual ones."""
+        """Return the upper bounds; None for the default ones."""
         ...
 
 
 class Series:
-    """The values of one set of attributes."""
+    """Values of one set of attributes."""
 
     __slots__ = ("_bounds", "attributes", "counts", "exemplars", "highest", "lowest", "started", "total")
 
@@ -65,7 +65,7 @@ class Series:
         self._bounds = bounds
 
     def record(self, value: float, span: trace.Span | None = None) -> None:
-        """Count one value; with a sampled span it becomes its bucket's exemplar."""
+        """Count one value. With a sampled span it becomes its bucket's exemplar."""
         index = bisect_left(self._bounds, value)
         self.counts[index] += 1
         self.total += value
@@ -89,9 +89,9 @@ class Histogram:
         self._series: dict[tuple[tuple[str, AttributeValue], ...], Series] = {}
 
     def series(self, attributes: Attributes) -> Series:
-        """The series of these attributes, the same each time: keep it and call its `record`.
+        """Return the series of these attributes, always the same: keep it and call its `record`.
 
-        Beyond the limit of series all others share one, marked `otel.metric.overflow`.
+        Beyond the limit all other attributes share one series, marked `otel.metric.overflow`.
         """
         key = tuple(sorted(attributes.items()))
         found = self._series.get(key)
@@ -102,14 +102,14 @@ class Histogram:
         return found
 
     def forget(self, attributes: Attributes) -> None:
-        """Drop all series that have these attributes among theirs."""
+        """Drop all series that contain these attributes."""
         wanted = attributes.items()
         for key in list(self._series):
             if wanted <= dict(key).items():
                 del self._series[key]
 
     def all(self) -> list[Series]:
-        """All series as they are now; may be called from any thread."""
+        """Return the present series. May be called from any thread."""
         return list(self._series.values())
 
 
@@ -118,7 +118,7 @@ HISTOGRAMS: dict[str, Histogram] = {}
 
 
 def histogram(instrument: Described) -> Histogram:
-    """The process' histogram of an instrument, made on first use."""
+    """Return the process' histogram of an instrument, created on first use."""
     found = HISTOGRAMS.get(instrument.name)
     if found is None:
         found = HISTOGRAMS[instrument.name] = Histogram(instrument)
@@ -126,19 +126,20 @@ def histogram(instrument: Described) -> Histogram:
 
 
 def alias(instrument: Described, of: Described) -> None:
-    """Tell the values of one histogram under another instrument's name, too; buckets must be the same."""
+    """Export one histogram under another instrument's name too. Its buckets must be the same."""
     same = HISTOGRAMS[instrument.name] = Histogram(instrument)
     same._series = histogram(of)._series
 
 
 def attach(reader: MetricReader, histograms: Mapping[str, Histogram] = HISTOGRAMS) -> None:
-    """Let everything that `reader` collects from now on contain these histograms.
+    """Add these histograms to everything that `reader` collects from now on.
 
-    Call it once a reader. Points are cumulative, or deltas where the reader prefers them for histograms.
+    Call it once for each reader. Points are cumulative, or deltas where the reader prefers deltas for
+    histograms.
     """
     from opentelemetry.sdk.metrics.export import AggregationTemporality
 
-    # Keyed by classes that the SDK keeps to itself.
+    # Keyed by private classes of the SDK.
     preferred = {kind.__name__: value for kind, value in reader._instrument_class_temporality.items()}
     points = _Points(delta=preferred["_Histogram"] is AggregationTemporality.DELTA)
     receive = reader._receive_metrics
@@ -146,19 +147,19 @@ def attach(reader: MetricReader, histograms: Mapping[str, Histogram] = HISTOGRAM
     def received(metrics_data: MetricsData, timeout_millis: float = 10_000, **more: Any) -> None:
         receive(points.added(metrics_data, histograms), timeout_millis=timeout_millis, **more)
 
-    # The method that every reader has to define, and the only place where one sees what was collected.
+    # The one method that every reader must define, and the only place where collected data can be seen.
     reader._receive_metrics = received  # type: ignore[method-assign]
 
 
 class _Points:
-    """Turns series into the SDK's data points, for one reader."""
+    """Converts series into the SDK's data points, for one reader."""
 
     def __init__(self, *, delta: bool) -> None:
         self._delta = delta
         self._last: dict[int, tuple[Series, list[int], float, int]] = {}
 
     def added(self, data: MetricsData, histograms: Mapping[str, Histogram]) -> MetricsData:
-        """The data with a metric for each histogram that has values."""
+        """Return the data with a metric added for each histogram that has values."""
         from opentelemetry.sdk.metrics import export
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
@@ -182,7 +183,7 @@ class _Points:
         if not metrics:
             return data
         self._forget(histograms)
-        # Under a scope of their own: of two equal ones the SDK's exporters send the last.
+        # In a scope of its own: of two scopes with the same name the SDK's exporters send only the last.
         ours = export.ScopeMetrics(InstrumentationScope("nvcf_otel.histograms"), metrics, "")
         first, *others = data.resource_metrics
         extended = export.ResourceMetrics(first.resource, [*first.scope_metrics, ours], first.schema_url)

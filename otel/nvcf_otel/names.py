@@ -1,6 +1,6 @@
-"""Names of spans, of their attributes and of the attributes of figures.
+"""Names of spans, and of the attributes of spans and metrics.
 
-Those without `nvcf.` are OpenTelemetry's own: https://opentelemetry.io/docs/specs/semconv/
+Names without `nvcf.` are OpenTelemetry's own: https://opentelemetry.io/docs/specs/semconv/
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Spans, log records and metrics on their way to exporters. Imports the SDK; imported when it is used."""
+"""Carry spans, log records and metrics to exporters. Imports the SDK; import it only when needed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nvcf_otel.settings import SamplerSettings
 
 
 def sampler(settings: SamplerSettings) -> samplers.Sampler:
-    """The SDK's sampler of that name."""
+    """Return the SDK's sampler of that name."""
     name = settings.name
     roots: dict[str, Callable[[], samplers.Sampler]] = {
         "always_on": lambda: samplers.ALWAYS_ON,
@@ -37,38 +37,38 @@ def sampler(settings: SamplerSettings) -> samplers.Sampler:
 
 
 class PlannedIds(RandomIdGenerator):
-    """Trace ids as `spans.root` has planned them, random ones otherwise."""
+    """Id generator that uses the trace ids planned by `spans.root`, and random ids otherwise."""
 
     def generate_trace_id(self) -> int:
-        """One id."""
+        """Return one trace id."""
         trace_id, spans.planned.trace_id = spans.planned.trace_id, None
         return super().generate_trace_id() if trace_id is None else trace_id
 
 
 class SpanQueue(SpanProcessor):
-    """Puts ended spans that are sampled into a queue."""
+    """Span processor that puts sampled spans into a queue when they end."""
 
     def __init__(self, delivery: Delivery[ReadableSpan]) -> None:
         self._delivery = delivery
 
     def on_end(self, span: ReadableSpan) -> None:
-        """A span is complete."""
+        """Queue an ended span."""
         if span.context is not None and span.context.trace_flags.sampled:
             self._delivery.put(span)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Wait until all that is queued was sent or dropped."""
+        """Wait until all queued items are sent or dropped."""
         return self._delivery.flush(timeout_millis / 1000)
 
 
 class LogQueue(LogRecordProcessor):
-    """Puts log records into a queue."""
+    """Log record processor that puts records into a queue."""
 
     def __init__(self, delivery: Delivery[ReadableLogRecord]) -> None:
         self._delivery = delivery
 
     def on_emit(self, log_record: ReadWriteLogRecord) -> None:
-        """A record was made."""
+        """Queue a record."""
         self._delivery.put(
             ReadableLogRecord(
                 log_record=log_record.log_record,
@@ -79,15 +79,15 @@ class LogQueue(LogRecordProcessor):
         )
 
     def shutdown(self) -> None:
-        """Nothing is to be done: whoever owns the queue closes it."""
+        """Do nothing: the owner of the queue closes it."""
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Wait until all that is queued was sent or dropped."""
+        """Wait until all queued items are sent or dropped."""
         return self._delivery.flush(timeout_millis / 1000)
 
 
 class CountedExporter(MetricExporter):
-    """Counts collections that did not arrive. A forked child has figures of its parent, and sends none."""
+    """Exporter that counts failed exports. A forked child sends nothing: the metrics are its parent's."""
 
     def __init__(self, inner: Any, drops: Drops, reports: Reports) -> None:
         super().__init__(inner._preferred_temporality, inner._preferred_aggregation)
@@ -100,7 +100,7 @@ class CountedExporter(MetricExporter):
     def export(
         self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any
     ) -> MetricExportResult:
-        """Send one collection."""
+        """Export one collection."""
         if os.getpid() != self._process:
             return MetricExportResult.SUCCESS
         result = MetricExportResult.FAILURE
@@ -117,11 +117,11 @@ class CountedExporter(MetricExporter):
         return result
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
-        """Nothing is held here."""
+        """Do nothing: no data is held."""
         return True
 
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
-        """Stop, also what is being sent."""
+        """Stop, and interrupt an export in progress."""
         if not self._closed and os.getpid() == self._process:
             self._closed = True
             self._inner.shutdown()
@@ -130,7 +130,7 @@ class CountedExporter(MetricExporter):
 def periodic_reader(
     exporter: MetricExporter, interval: float, timeout: float
 ) -> PeriodicExportingMetricReader:
-    """Collects each `interval` seconds."""
+    """Return a reader that collects every `interval` seconds."""
     return PeriodicExportingMetricReader(
         exporter,
         export_interval_millis=interval * 1000,

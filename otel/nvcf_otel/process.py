@@ -1,4 +1,4 @@
-"""What a process uses, and how late its event loop is."""
+"""Resource use of the process, and the delay of its event loop."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _MEMORY = Path("/proc/self/statm")
 
 
 def resident_bytes() -> int:
-    """Physical memory of this process."""
+    """Return the physical memory of this process in bytes."""
     try:
         return int(_MEMORY.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
-        # Elsewhere than on Linux only the highest so far is known.
+        # Systems other than Linux only know the maximum so far.
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
@@ -33,7 +33,7 @@ _STARTED = time.time()
 
 
 def age() -> float:
-    """Seconds since this process began; elsewhere than on Linux, since this module was imported."""
+    """Return the seconds since this process started; outside Linux, since this module's import."""
     try:
         started = int(_STAT.read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
         return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
@@ -42,7 +42,7 @@ def age() -> float:
 
 
 def observe_process(meter: Meter, attributes: Mapping[str, str]) -> None:
-    """Let CPU time and memory be collected."""
+    """Register the metrics of CPU time and memory."""
 
     def cpu(_: CallbackOptions) -> Iterable[Observation]:
         times = os.times()
@@ -59,40 +59,40 @@ def observe_process(meter: Meter, attributes: Mapping[str, str]) -> None:
 
 
 class Highest:
-    """The highest of the values of the last `window` seconds. May be read from another thread."""
+    """Maximum of the values of the last `window` seconds. May be read from another thread."""
 
     def __init__(self, window: float = WINDOW) -> None:
         self._window = window
         self._values: deque[tuple[float, float]] = deque()
 
     def add(self, now: float, value: float) -> None:
-        """One value."""
+        """Add one value."""
         values = self._values
-        # Lower ones that are older can never be the highest again.
+        # Older and lower values can never be the maximum again.
         while values and values[-1][1] <= value:
             values.pop()
         values.append((now, value))
 
     def at(self, now: float) -> float:
-        """The highest at `now`; 0 if there is none."""
+        """Return the maximum at `now`, 0 without values."""
         oldest = now - self._window
         return max((value for at, value in tuple(self._values) if at >= oldest), default=0.0)
 
     def trim(self, now: float) -> None:
-        """Let old values go."""
+        """Drop old values."""
         while self._values and self._values[0][0] < now - self._window:
             self._values.popleft()
 
 
 class LoopLag:
-    """How late the running event loop comes: run `watch` as a task beside its work."""
+    """Delay of the running event loop: run `watch` as a task."""
 
     def __init__(self) -> None:
         self._highest = Highest()
 
     @property
     def seconds(self) -> float:
-        """The most of the last minute."""
+        """Return the longest delay of the last minute in seconds."""
         return self._highest.at(time.monotonic())
 
     async def watch(self) -> None:
@@ -105,5 +105,5 @@ class LoopLag:
             self._highest.trim(now)
 
     def observe(self, meter: Meter, attributes: Mapping[str, str]) -> None:
-        """Let it be collected."""
+        """Register the metric."""
         worker_instruments.EVENT_LOOP_LAG.create(meter, lambda _: [Observation(self.seconds, attributes)])

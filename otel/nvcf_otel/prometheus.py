@@ -1,7 +1,7 @@
-"""Metrics as Prometheus and OpenMetrics read them, with exemplars. Imports the SDK; imported when used.
+"""Metrics in the formats of Prometheus and OpenMetrics, with exemplars. Imports the SDK.
 
-The SDK's own exporter for Prometheus leaves exemplars out. Names and labels follow OpenTelemetry's
-"Prometheus and OpenMetrics compatibility"; texts are written by Prometheus' client library.
+The SDK's own exporter for Prometheus omits exemplars. Names and labels follow OpenTelemetry's
+"Prometheus and OpenMetrics compatibility"; Prometheus' client library writes the text.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _INVALID = re.compile(r"[^a-zA-Z0-9_]")
 
 
 class PrometheusReader(MetricReader):
-    """Collects when it is asked for a page; from any thread."""
+    """Reader that collects when a page is requested, from any thread."""
 
     def __init__(self) -> None:
         super().__init__(**series_limits())
@@ -43,7 +43,7 @@ class PrometheusReader(MetricReader):
         self._lock = threading.Lock()
 
     def page(self, accept: str = "") -> tuple[bytes, str]:
-        """The text and its media type, as a client accepts it."""
+        """Return the page and its media type, as the client accepts it."""
         with self._lock:
             self._data = None
             self.collect()
@@ -58,11 +58,11 @@ class PrometheusReader(MetricReader):
         self._data = metrics_data
 
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
-        """Nothing is held."""
+        """Do nothing: no data is held."""
 
 
 class _Collected:
-    """A registry as Prometheus' client writes it out."""
+    """A registry in the form that Prometheus' client library writes out."""
 
     def __init__(self, data: MetricsData | None) -> None:
         self._data = data
@@ -130,7 +130,7 @@ def _labels(attributes: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def label(attribute: str) -> str:
-    """An attribute's name as a label."""
+    """Return an attribute's name as a label."""
     name = _INVALID.sub("_", attribute)
     return f"key_{name}" if name[:1].isdigit() else name
 

@@ -1,9 +1,9 @@
-"""The SDK's providers for processes that fork. Imports the SDK; imported when it is used.
+"""The SDK's providers for processes that fork. Imports the SDK; import it only when needed.
 
-The SDK's own find out anew, in every forked child, what the process is called: with a pool of threads, right
-after the fork. A child that is only about to exec (`subprocess` with a `preexec_fn`, which is how a service
-ties the lives of its children to its own) then never gets there if a lock of `concurrent.futures` was taken
-over locked. Locks are made anew here as well, and nothing else is done.
+The SDK's own providers detect the process' attributes again in every forked child, with a thread pool, right
+after the fork. If a lock of `concurrent.futures` was held at the fork, a child that is about to exec
+(`subprocess` with a `preexec_fn`, by which services bind their children's life to their own) hangs for ever.
+These providers only replace the locks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 
 class ForkableMeterProvider(MeterProvider):
-    """A forked child's figures carry its parent's process id; what they are sent by sends none there."""
+    """In a forked child metrics keep the parent's process id. They are not sent from there."""
 
     def _handle_fork(self) -> None:
         self._lock = threading.Lock()
@@ -25,14 +25,14 @@ class ForkableMeterProvider(MeterProvider):
 
 
 class ForkableTracerProvider(TracerProvider):
-    """A forked child's spans carry its parent's process id."""
+    """In a forked child spans keep the parent's process id."""
 
     def _handle_fork(self) -> None:
         self._tracers_lock = threading.Lock()
 
 
 class ForkableLoggerProvider(LoggerProvider):
-    """A forked child's records carry its parent's process id."""
+    """In a forked child log records keep the parent's process id."""
 
     def _handle_fork(self) -> None:
         self._logger_cache_lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""How many series a reader lets through. Imports the SDK; imported when it is used."""
+"""Limits of the number of series of a reader. Imports the SDK; import it only when needed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from opentelemetry.sdk.metrics.export import MetricReader
 from nvcf_otel.cardinality import LIMIT
 
 SERIES_A_VERSION = 16
-"""States, phases, clusters and GPUs of a version together, at most; beyond that the SDK adds the rest up."""
+"""Maximum of a version's combinations of states, phases, clusters and GPUs. The SDK merges the rest."""
 
 
 def series_limits() -> dict[str, Any]:
-    """Arguments of a reader. The SDK's own limit of 2,000 series an instrument is two of each version.
+    """Return a reader's arguments. The SDK's default limit of 2,000 series means two for each version.
 
-    Earlier SDKs have none.
+    Earlier SDKs have no limit.
     """
     if "cardinality_limits" not in inspect.signature(MetricReader.__init__).parameters:
         return {}

@@ -1,4 +1,4 @@
-"""Secrets in texts that leave the process: known values and what looks like one. Pure."""
+"""Remove secrets from texts that leave the process: known values, and patterns of secrets. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SECRET_VARIABLES = (
     "NVCF_API_KEY",
     "NGC_API_KEY",
 )
-"""Variables of the environment whose values are secrets."""
+"""Environment variables whose values are secrets."""
 
 _SHORTEST = 8
 # Each part begins with fixed text or ends at the first character that is not its own: texts may be long,
@@ -29,7 +29,7 @@ _LIKELY = re.compile(
     r"|\bS[ACNOU][A-Z2-7]{56}\b",
     re.IGNORECASE,
 )
-# Without any of these no pattern can match: most texts are let through after one look.
+# Without any of these no pattern can match. Most texts are done after this test.
 _HINT = re.compile(r"[:=]|eyJ|nvapi-|bearer|basic|token|nkey|\bS[ACNOU][A-Z2-7]{56}", re.IGNORECASE)
 
 
@@ -41,7 +41,7 @@ class Redactor:
         self._known = re.compile("|".join(map(re.escape, values))) if values else None
 
     def __call__(self, text: str) -> str:
-        """The text without them."""
+        """Return the text without secrets."""
         if self._known is not None:
             text = self._known.sub(REDACTED, text)
         return _LIKELY.sub(_replaced, text) if _HINT.search(text) else text
@@ -52,7 +52,7 @@ def _replaced(match: re.Match[str]) -> str:
 
 
 def of_environment(environ: Mapping[str, str]) -> Redactor:
-    """One that knows the secrets of an environment."""
+    """Return a Redactor that knows the secrets of an environment."""
     headers = [
         value
         for name, text in environ.items()

@@ -1,4 +1,4 @@
-"""Who is talking: the attributes that everything a process tells carries. Pure."""
+"""Resource attributes: the identity of a process, sent with all its telemetry. Pure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ NAMESPACE = "nvcf"
 def resource_attributes(
     component: str, instance_id: str, attributes: Mapping[str, str], settings: Settings
 ) -> dict[str, str | int]:
-    """By OpenTelemetry's conventions for resources; what the environment says wins.
+    """Return the attributes of OpenTelemetry's resource conventions.
 
-    `attributes` may name the service; without that it is `nvcf-` and the component.
+    Those of the environment take precedence. `attributes` may name the service. The default is `nvcf-` and
+    the component.
     """
     found: dict[str, str | int] = {
         "service.name": f"nvcf-{component}",
@@ -38,7 +39,7 @@ def resource_attributes(
 
 
 def version() -> str:
-    """Of this distribution."""
+    """Return the version of this distribution."""
     try:
         return metadata.version(DISTRIBUTION)
     except metadata.PackageNotFoundError:

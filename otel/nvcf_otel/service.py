@@ -1,4 +1,4 @@
-"""A service's telemetry from its start to its end, and what each tells of itself: event loop and broker."""
+"""Telemetry of a service from start to end, with the metrics of its event loop and broker connection."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ _GRPC_FORK = "GRPC_ENABLE_FORK_SUPPORT"
 
 
 class Connection(Protocol):
-    """As much of a broker connection as is told of it."""
+    """The part of a broker connection that is observed."""
 
     @property
     def is_connected(self) -> bool:
-        """Whether it is up."""
+        """Return whether it is connected."""
         ...
 
     def on_reconnect(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Call `listener` after each reconnect; returns what takes it off again."""
+        """Call `listener` after each reconnect; return a function that removes it."""
         ...
 
 
 def _keep_grpc_out_of_forks() -> None:
-    """Services start processes, and nothing but exec happens after these forks.
+    """Switch off gRPC's fork handlers: services fork only to exec another program.
 
-    What gRPC does there for programs that go on without exec can end the child before its exec. The variable
-    is read when gRPC is imported, and taken back for what is started from here.
+    These handlers serve programs that go on without exec, and can end the child before its exec. gRPC reads
+    the variable at import; it is removed again for child processes.
     """
     if _GRPC_FORK in os.environ:
         return
@@ -50,7 +50,7 @@ def _keep_grpc_out_of_forks() -> None:
 def service_telemetry(
     component: str, instance_id: str, metrics_address: str | None, attributes: Mapping[str, str]
 ) -> Iterator[Telemetry]:
-    """Telemetry around a service's event loop: at the end what is queued is sent, for some seconds at most.
+    """Run a service's telemetry around its event loop, and send queued items at the end, within seconds.
 
     Raises MetricsAddressError.
     """
@@ -66,7 +66,7 @@ def service_telemetry(
 
 @contextlib.asynccontextmanager
 async def observed(telemetry: Telemetry, connection: Connection) -> AsyncIterator[None]:
-    """Tell of the running event loop and of its broker connection, if anybody listens."""
+    """Observe the running event loop and its broker connection, when telemetry is on."""
     if not telemetry.enabled:
         yield
         return
@@ -98,7 +98,7 @@ async def observed(telemetry: Telemetry, connection: Connection) -> AsyncIterato
 
 
 def metrics_host(telemetry: Telemetry, address: str | None) -> str | None:
-    """Where metrics are served, the port as bound; None without."""
+    """Return the address of the metrics with the bound port; None when there is none."""
     if address is None or telemetry.metrics_port is None:
         return None
     return f"{address.rpartition(':')[0]}:{telemetry.metrics_port}"

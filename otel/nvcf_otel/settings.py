@@ -12,20 +12,20 @@ from enum import Enum
 from urllib.parse import unquote, urlsplit
 
 DEFAULT_RATIO = 0.01
-"""Share of traces that are recorded where neither the caller nor OTEL_TRACES_SAMPLER_ARG says otherwise.
+"""Share of traces that are recorded when neither the caller nor OTEL_TRACES_SAMPLER_ARG decides.
 
-A recorded request makes some ten spans and costs about 0.5 ms of CPU over gateway and worker, more than
-an echo costs otherwise (0.3 ms): one in a hundred costs under two per cent of the throughput of functions
-that do nothing. Callers get theirs by sending a
-sampled `traceparent`; functions that take a second can well afford to record all.
+A recorded request makes about ten spans and costs about 0.5 ms of CPU over gateway and worker, more than an
+echo costs otherwise (0.3 ms). One in a hundred costs less than two per cent of the throughput of functions
+that do nothing. Callers can have theirs recorded with a sampled `traceparent`. Functions that take a second
+can record all.
 """
 
 MAX_DIGITS = 10
-"""Of numbers: a hundred days in milliseconds. A timer that is told more ends the thread that sends."""
+"""Upper bound of times: a hundred days in milliseconds. A longer timer ends the thread that sends."""
 
 
 class Protocol(Enum):
-    """How OTLP is spoken."""
+    """Transport of OTLP."""
 
     GRPC = "grpc"
     HTTP = "http/protobuf"
@@ -33,7 +33,7 @@ class Protocol(Enum):
 
 @dataclass(frozen=True)
 class Export:
-    """Where one kind of telemetry goes. `headers` may hold secrets. `timeout` in seconds."""
+    """Destination of one kind of telemetry. `headers` may hold secrets. `timeout` is in seconds."""
 
     endpoint: str
     protocol: Protocol
@@ -46,13 +46,13 @@ class Export:
 
     @property
     def insecure(self) -> bool:
-        """Whether it is spoken in clear text."""
+        """Return whether it is sent in clear text."""
         return urlsplit(self.endpoint).scheme != "https"
 
 
 @dataclass(frozen=True)
 class QueueSettings:
-    """A queue in front of an exporter: items that it holds and sends at once, seconds between sendings."""
+    """A queue in front of an exporter: its size, the batch size, and seconds between exports."""
 
     size: int = 2048
     batch: int = 512
@@ -61,7 +61,7 @@ class QueueSettings:
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """`ratio` counts for those samplers that have one."""
+    """`ratio` is for the samplers that have one."""
 
     name: str = "parentbased_traceidratio"
     ratio: float = DEFAULT_RATIO
@@ -79,7 +79,7 @@ SAMPLERS = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What the environment asks for; `problems` are what of it makes no sense and is not followed."""
+    """Settings from the environment. `problems` lists invalid ones, which are ignored."""
 
     traces: Export | None = None
     metrics: Export | None = None
@@ -96,12 +96,12 @@ class Settings:
 
     @property
     def exports(self) -> bool:
-        """Whether anything is to be sent anywhere."""
+        """Return whether anything is exported."""
         return not self.disabled and any((self.traces, self.metrics, self.logs))
 
 
 def settings_from(environ: Mapping[str, str]) -> Settings:
-    """Read them. Never raises: telemetry that is set up wrongly must not keep a service from working."""
+    """Read the settings. Never raises: invalid telemetry settings must not stop a service."""
     reader = _Reader(environ)
     return Settings(
         traces=reader.export("TRACES"),
@@ -120,7 +120,7 @@ def settings_from(environ: Mapping[str, str]) -> Settings:
 
 
 def pairs(text: str) -> dict[str, str]:
-    """`name=value,name=value` with percent-encoded values, as in W3C baggage; what is no pair is left out."""
+    """Read `name=value,name=value`, values percent-encoded as in W3C baggage. Skip invalid parts."""
     found = {}
     for part in text.split(","):
         name, equals, value = part.partition("=")
@@ -177,7 +177,7 @@ class _Reader:
     def _protocol(self, signal: str, endpoint: str) -> Protocol | None:
         text = self._signal(signal, "PROTOCOL").lower()
         if not text:
-            # The port that is registered for OTLP over HTTP; gRPC on it could only fail.
+            # The registered port of OTLP over HTTP: gRPC on it can only fail.
             return Protocol.HTTP if endpoint.rstrip("/").endswith(":4318") else Protocol.GRPC
         try:
             return Protocol(text)
@@ -203,7 +203,7 @@ class _Reader:
             return SamplerSettings()
         text = self._environ.get("OTEL_TRACES_SAMPLER_ARG", "").strip()
         if not text:
-            # One who names a sampler with a ratio and gives none gets the specification's, which is all.
+            # A named sampler without a ratio gets the specification's default, which is all.
             named = bool(self._environ.get("OTEL_TRACES_SAMPLER", "").strip())
             return SamplerSettings(name, 1.0 if named else DEFAULT_RATIO)
         try:
@@ -221,7 +221,7 @@ class _Reader:
         return QueueSettings(size, min(size, batch), self.milliseconds(f"{prefix}_SCHEDULE_DELAY", delay))
 
     def milliseconds(self, name: str, default: float) -> float:
-        """A time in seconds from a variable in milliseconds; one below a millisecond counts as unset."""
+        """Return seconds from a variable in milliseconds. Less than one millisecond counts as unset."""
         return (self._whole(name, 0) or default) / 1000
 
     def _whole(self, name: str, default: int) -> int:

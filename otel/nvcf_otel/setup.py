@@ -1,6 +1,6 @@
-"""Setting up OpenTelemetry's SDK for a process: exporters, Prometheus, logs, what the process uses.
+"""Set up OpenTelemetry's SDK for a process: exporters, Prometheus, logs, process metrics.
 
-The SDK is imported only when something asks for it, so that a process without telemetry pays nothing.
+The SDK is imported only when it is needed, so that a process without telemetry pays nothing.
 """
 
 from __future__ import annotations
@@ -30,40 +30,40 @@ SCOPE = "nvcf_otel"
 
 
 class Telemetry:
-    """What was set up; `enabled` is False when that is nothing."""
+    """The telemetry that was set up. `enabled` is False when there is none."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.enabled = False
         self.log_handler: logging.Handler | None = None
-        """What takes the process' log records to the backend, if they go there."""
+        """The handler that sends the process' log records to the backend, if there is one."""
         self._closers: list[Callable[[float], None]] = []
         self._server: MetricsServer | None = None
         self._reader: PrometheusReader | None = None
 
     @property
     def metrics_port(self) -> int | None:
-        """Where metrics are served, if they are."""
+        """Return the port of the metrics, if they are served."""
         return None if self._server is None else self._server.port
 
     @property
     def has_page(self) -> bool:
-        """Whether `page` tells metrics."""
+        """Return whether `page` has metrics."""
         return self._reader is not None
 
     def page(self, accept: str = "") -> tuple[bytes, str]:
-        """All metrics for Prometheus, and their media type. Blocks. Raises TelemetryError if off."""
+        """Return all metrics for Prometheus and their media type. Blocks. Raises TelemetryError when off."""
         if self._reader is None:
             raise TelemetryError("metrics for Prometheus are not switched on")
         return self._reader.page(accept)
 
     def shutdown(self, seconds: float = SHUTDOWN_SECONDS) -> None:
-        """Send what is still queued, in `seconds` at most, and stop. Blocks; a second call does nothing."""
+        """Send the queued items within `seconds`, and stop. Blocks; a second call does nothing."""
         closers, self._closers = self._closers, []
         if self.log_handler is not None:
             logging.getLogger().removeHandler(self.log_handler)
         deadline = time.monotonic() + seconds
-        # At the same time: one backend that hangs must not take the time of the others.
+        # At the same time: a backend that hangs must not use up the time of the others.
         threads = [threading.Thread(target=close, args=(seconds,), daemon=True) for close in closers]
         for thread in threads:
             thread.start()
@@ -82,16 +82,16 @@ def start_telemetry(
     environ: Mapping[str, str] = os.environ,
     metrics_address: str | None = None,
     page: bool = False,
-    figure_attributes: Mapping[str, str] = {},
-    own_figures: bool = True,
+    metric_attributes: Mapping[str, str] = {},
+    process_metrics: bool = True,
 ) -> Telemetry:
     """Set up what `environ` (OpenTelemetry's variables) asks for, and the global providers with it.
 
     attributes: of the resource, beside those that every process has; empty ones are left out.
     metrics_address: HOST:PORT where Prometheus finds `/metrics`.
     page: whether `Telemetry.page` shall tell metrics, whoever serves them.
-    figure_attributes: of the figures that the process tells about itself and its GPUs.
-    own_figures: whether it tells any.
+    metric_attributes: of the metrics of the process itself and its GPUs.
+    process_metrics: whether there are metrics of the process itself.
 
     Without the SDK installed, and for settings that make no sense, only a warning is logged. Raises
     MetricsAddressError when it cannot listen at `metrics_address`.
@@ -104,7 +104,7 @@ def start_telemetry(
         log.warning("%s; it is not followed", problem)
     try:
         _Setup(telemetry, component, instance_id, attributes, environ).run(
-            metrics_address, page, figure_attributes if own_figures else None
+            metrics_address, page, metric_attributes if process_metrics else None
         )
     except SdkMissing as error:
         log.warning("%s", error)
@@ -114,7 +114,7 @@ def start_telemetry(
 
 
 class _Setup:
-    """Used once, by `start_telemetry`."""
+    """The steps of `start_telemetry`. Used once."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class _Setup:
         self._drops: Drops = Drops()
 
     def run(
-        self, metrics_address: str | None, page: bool, figure_attributes: Mapping[str, str] | None
+        self, metrics_address: str | None, page: bool, metric_attributes: Mapping[str, str] | None
     ) -> None:
         """Set everything up. Raises SdkMissing, MetricsAddressError."""
         from nvcf_otel.endpoint import MetricsServer
@@ -149,7 +149,7 @@ class _Setup:
             self._telemetry._reader = self._prometheus()
             if metrics_address:
                 self._telemetry._server = MetricsServer(metrics_address, self._telemetry.page)
-        self._metrics(figure_attributes)
+        self._metrics(metric_attributes)
         if self._settings.traces is not None:
             self._traces(self._settings.traces)
         if self._settings.logs is not None:
@@ -162,7 +162,7 @@ class _Setup:
             raise SdkMissing("prometheus-client") from error
         return PrometheusReader()
 
-    def _metrics(self, figure_attributes: Mapping[str, str] | None) -> None:
+    def _metrics(self, metric_attributes: Mapping[str, str] | None) -> None:
         from opentelemetry import metrics
         from opentelemetry.sdk.metrics import MeterProvider
 
@@ -183,7 +183,7 @@ class _Setup:
             log.info("the function has set up metrics itself; the platform's are told beside them")
         else:
             metrics.set_meter_provider(provider)
-        self._own_figures(provider, figure_attributes)
+        self._process_metrics(provider, metric_attributes)
         self._telemetry._closers.append(lambda seconds: provider.shutdown(timeout_millis=seconds * 1000))
 
     def _metric_reader(self, export: Export) -> Any:
@@ -194,7 +194,7 @@ class _Setup:
         settings = self._settings
         return periodic_reader(counted, settings.metric_interval, settings.metric_timeout)
 
-    def _own_figures(self, provider: Any, attributes: Mapping[str, str] | None) -> None:
+    def _process_metrics(self, provider: Any, attributes: Mapping[str, str] | None) -> None:
         from opentelemetry.metrics import Observation
 
         from nvcf_otel import gpu, instruments, names

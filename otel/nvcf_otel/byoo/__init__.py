@@ -1,7 +1,8 @@
-"""Bring your own observability: from an account's telemetry endpoints to what sends to them.
+"""Bring your own observability: from an account's telemetry endpoints to the exporters that send to them.
 
-Pure: values in, variables or a collector's configuration out. `providers` knows what each provider takes and
-needs, `plan` decides between the SDK's own exporters and a collector, `collector` renders its configuration.
+Pure: it returns environment variables or a collector's configuration. `providers` lists what each provider
+accepts and needs, `plan` chooses between the SDK's exporters and a collector, `collector` renders its
+configuration.
 """
 
 from nvcf_otel.byoo.collector import Placement, collector_configuration, collector_text

@@ -1,4 +1,4 @@
-"""The configuration of the upstream OpenTelemetry Collector, as values and as YAML. Pure."""
+"""Configuration of the upstream OpenTelemetry Collector, as values and as YAML. Pure."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _HEADER = (
 class Placement:
     """Where a collector runs: beside one instance, or one for a cluster.
 
-    `resource` is added to everything that passes. `scrape` are `host:port` of Prometheus endpoints, served at
-    `/metrics`; of those only the platform's own metrics are taken. Ports are NVIDIA's.
+    `resource` attributes are added to all telemetry. `scrape` lists Prometheus endpoints as `host:port`,
+    served at `/metrics`; only the platform's own metrics are kept of them. The ports are NVIDIA's.
     """
 
     host: str = "127.0.0.1"
@@ -49,7 +49,10 @@ class Placement:
 def collector_configuration(
     endpoints: Mapping[TelemetryType, TelemetryEndpoint], placement: Placement
 ) -> Config:
-    """The configuration that sends each kind of telemetry to its endpoint. Raises ValueError for none."""
+    """Return the configuration that sends each kind of telemetry to its endpoint.
+
+    Raises ValueError without endpoints.
+    """
     if not endpoints:
         raise ValueError("no telemetry endpoint: there is nothing to send anything to")
     processors: dict[str, Config] = {
@@ -94,7 +97,7 @@ def collector_configuration(
 def _processors(
     endpoint: TelemetryEndpoint, kind: TelemetryType, placement: Placement, exporter: Exporter
 ) -> dict[str, Config]:
-    """Those of one pipeline behind the memory limiter, in their order."""
+    """Return the processors of one pipeline behind the memory limiter, in order."""
     chosen: dict[str, Config] = {}
     if kind is TelemetryType.METRICS:
         chosen |= metrics_filter(endpoint.settings.allow_metrics)
@@ -138,12 +141,12 @@ def _own_telemetry(placement: Placement) -> Config:
 
 
 def collector_text(endpoints: Mapping[TelemetryType, TelemetryEndpoint], placement: Placement) -> str:
-    """The configuration as YAML. Raises ValueError for no endpoint at all, ImportError without PyYAML."""
+    """Return the configuration as YAML. Raises ValueError without endpoints, ImportError without PyYAML."""
     return _HEADER + yaml_text(collector_configuration(endpoints, placement))
 
 
 def yaml_text(value: Any) -> str:
-    """Plain values as YAML in block style, members in their order. Raises ImportError without PyYAML."""
+    """Return plain values as YAML in block style, members in order. Raises ImportError without PyYAML."""
     import yaml
 
     class Dumper(yaml.SafeDumper):

@@ -1,7 +1,7 @@
 """The collector's exporters: one for each endpoint and kind of telemetry.
 
 Fields are those of the components' config structs in opentelemetry-collector 0.161 and its contrib
-repository; they are older than that, so other releases take them too.
+repository. They are older than that release, so other releases accept them too.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TIMEOUT = "10s"
 
 @dataclass(frozen=True)
 class Exporter:
-    """One exporter with the extensions it refers to and the processors that must come before it."""
+    """One exporter, with the extensions it refers to and the processors that must precede it."""
 
     id: str
     config: Config
@@ -76,7 +76,7 @@ class _Scene:
         return {"tls": tls} if tls else {}
 
     def authenticated(self) -> tuple[Config, dict[str, Config]]:
-        """Members of the exporter, and extensions, for an endpoint that says itself how."""
+        """Return the exporter's authentication members and extensions, as the endpoint asks for."""
         match authentication(self.endpoint):
             case TelemetryAuth.BEARER:
                 return self.bearer("Bearer")
@@ -88,7 +88,7 @@ class _Scene:
                 return self.tls(mutual=False), {}
 
     def bearer(self, scheme: str) -> tuple[Config, dict[str, Config]]:
-        # Read again when it changes, and as it is; a reference would be read as YAML, once.
+        # Read literally, and again when the file changes. A `${file:...}` would be read once, as YAML.
         extension = f"bearertokenauth/{self.name}"
         config: Config = {"filename": self.path(WHOLE)}
         if scheme != "Bearer":
@@ -103,7 +103,7 @@ class _Scene:
 
 
 def exporter_of(endpoint: TelemetryEndpoint, kind: TelemetryType, secrets: PurePosixPath) -> Exporter:
-    """The exporter of one kind of telemetry to an endpoint that has been checked."""
+    """Return the exporter of one kind of telemetry to an endpoint that has been validated."""
     return _BUILDERS[endpoint.provider](_Scene(endpoint, kind, secrets))
 
 
@@ -155,7 +155,7 @@ def _dynatrace(scene: _Scene) -> Exporter:
     exporter = _otlp(scene, members, extensions)
     if scene.kind is not TelemetryType.METRICS:
         return exporter
-    # It refuses sums that count from the start of a process.
+    # It refuses sums whose start is the start of a process.
     delta: Config = {"cumulativetodelta": {}}
     return Exporter(exporter.id, exporter.config, exporter.extensions, delta)
 
@@ -199,7 +199,7 @@ def _splunk(scene: _Scene) -> Exporter:
 def _datadog(scene: _Scene) -> Exporter:
     config = {
         "api": {"site": scene.endpoint.endpoint, "key": scene.reference(WHOLE)},
-        # The machine that the collector happens to run on is none of the account's.
+        # The host of the collector does not belong to the account.
         "host_metadata": {"enabled": False},
         **_lasting(),
     }

@@ -1,4 +1,4 @@
-"""How an instance's telemetry reaches its endpoints: by the SDK's exporters, or through a collector. Pure."""
+"""Choose how an instance's telemetry reaches its endpoints: the SDK's exporters or a collector. Pure."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from nvcf_proto.models import (
 )
 
 Read = Callable[[str], str]
-"""The text of a secret file, by its name. Raises OSError."""
+"""Returns the content of a secret file by its name. Raises OSError."""
 Path = Callable[[str], str]
-"""The path of a secret file, by its name."""
+"""Returns the path of a secret file by its name."""
 
 
 @dataclass(frozen=True)
 class Unknown:
-    """An endpoint that a version names and that is not there, or does not take what it is named for."""
+    """The version names an endpoint that does not exist or does not accept this kind of telemetry."""
 
     kind: TelemetryType
     endpoint_id: str
@@ -34,14 +34,14 @@ class Unknown:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where each kind of telemetry goes. `direct`: no collector is needed."""
+    """Destination of each kind of telemetry. `direct`: no collector is needed."""
 
     endpoints: Mapping[TelemetryType, TelemetryEndpoint] = field(default_factory=dict)
     unknown: tuple[Unknown, ...] = ()
 
     @property
     def direct(self) -> bool:
-        """Whether the SDK can do it alone."""
+        """Return whether the SDK's exporters can do it alone."""
         return all(is_direct(endpoint) for endpoint in self.endpoints.values())
 
 
@@ -50,9 +50,9 @@ def plan(
     lookup: Callable[[str], TelemetryEndpoint | None],
     nca_id: str,
 ) -> Plan:
-    """What a version's choice of endpoints comes to; `lookup` finds one by its id.
+    """Return the plan for a version's choice of endpoints; `lookup` finds an endpoint by its id.
 
-    An endpoint of another account than `nca_id` is as unknown as one that is not there.
+    An endpoint of another account than `nca_id` is treated as missing.
     """
     endpoints: dict[TelemetryType, TelemetryEndpoint] = {}
     unknown = []
@@ -68,7 +68,7 @@ def plan(
 
 
 def is_direct(endpoint: TelemetryEndpoint) -> bool:
-    """Whether the SDK's exporters can do all that the endpoint asks for."""
+    """Return whether the SDK's exporters support everything the endpoint asks for."""
     settings = endpoint.settings
     return (
         endpoint.provider is TelemetryProvider.OTEL_COLLECTOR
@@ -80,10 +80,10 @@ def is_direct(endpoint: TelemetryEndpoint) -> bool:
 def direct_environment(
     endpoints: Mapping[TelemetryType, TelemetryEndpoint], read: Read, path: Path
 ) -> dict[str, str]:
-    """Standard variables (OpenTelemetry's "OTLP exporter configuration") for these endpoints.
+    """Return OpenTelemetry's standard variables ("OTLP exporter configuration") for these endpoints.
 
-    Each kind of telemetry has its own; what has no endpoint is switched off. Raises OSError for a secret that
-    cannot be read.
+    Each kind of telemetry has its own variables. A kind without an endpoint is switched off. Raises OSError
+    when a secret cannot be read.
     """
     result = {}
     for kind in TelemetryType:
@@ -141,7 +141,7 @@ def _certificates(endpoint: TelemetryEndpoint, path: Path) -> dict[str, str]:
 def collector_environment(
     endpoints: Mapping[TelemetryType, TelemetryEndpoint], grpc_address: str
 ) -> dict[str, str]:
-    """Standard variables that send everything wanted to a collector at `grpc_address` (host:port)."""
+    """Return the standard variables that send the telemetry to a collector at `grpc_address` (host:port)."""
     result = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{grpc_address}",
         "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
@@ -151,7 +151,7 @@ def collector_environment(
 
 
 def _sampler(endpoints: Mapping[TelemetryType, TelemetryEndpoint]) -> dict[str, str]:
-    """All traces, where the account wants all, or a collector that sees them when they are over decides."""
+    """Record all traces when the account wants all, or a collector decides after each trace has ended."""
     traces = endpoints.get(TelemetryType.TRACES)
     wanted = traces is not None and traces.settings.sampled_percent is not None
     return {"OTEL_TRACES_SAMPLER": "always_on"} if wanted else {}

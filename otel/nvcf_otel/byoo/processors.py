@@ -1,4 +1,4 @@
-"""The collector's processors: what is let through, kept, added."""
+"""The collector's processors: filters and added attributes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ BATCH = "batch"
 
 # By OTLP names and by Prometheus names.
 PLATFORM_METRICS = r"(nvcf|nvct|http|rpc|messaging|process|hw|gen_ai|otelcol)[._][a-zA-Z0-9_.:]+"
-# What a scrape says about itself.
+# Metrics that a scrape produces about itself.
 _SCRAPE_METRICS = r"(up|scrape_[a-z_]+)"
 DEFAULT_SLOW_SECONDS = 1.0
 
 
 def batch() -> Config:
-    """Few large requests, at most a fifth of a second late."""
+    """Batch into few large requests, with a delay of at most 0.2 seconds."""
     return {"send_batch_size": 2048, "send_batch_max_size": 4096, "timeout": "200ms"}
 
 
 def resource(attributes: Mapping[str, str]) -> dict[str, Config]:
-    """Attributes that everything gets, whatever the sender says about itself."""
+    """Set attributes on all telemetry, whatever the sender has set."""
     if not attributes:
         return {}
     actions = [
@@ -33,7 +33,7 @@ def resource(attributes: Mapping[str, str]) -> dict[str, Config]:
 
 
 def metrics_filter(allowed: Sequence[str]) -> dict[str, Config]:
-    """Drop what a scrape says about itself and, where a list is given, everything that is not on it."""
+    """Drop the scrape's own metrics and, if a list is given, every metric that is not on it."""
     conditions = [f'IsMatch(name, "^{_SCRAPE_METRICS}$$")']
     if allowed:
         patterns = "|".join(f"({pattern})" for pattern in (PLATFORM_METRICS, *allowed))
@@ -46,12 +46,12 @@ def _quoted(text: str) -> str:
 
 
 def scrape_relabelling() -> list[Config]:
-    """Of a scraped endpoint, only the platform's metrics."""
+    """Keep only the platform's metrics of a scraped endpoint."""
     return [{"source_labels": ["__name__"], "regex": PLATFORM_METRICS, "action": "keep"}]
 
 
 def tail_sampling(settings: TelemetrySettings) -> dict[str, Config]:
-    """Keep a share of the traces, and always those with errors and slow ones; nothing if all are wanted."""
+    """Keep a share of the traces, and all with errors or long durations. Empty when all are wanted."""
     if settings.sampled_percent is None or settings.sampled_percent >= 100:
         return {}
     slow = DEFAULT_SLOW_SECONDS if settings.slow_seconds is None else settings.slow_seconds

@@ -1,7 +1,7 @@
-"""What each provider takes, how it is addressed and which secrets it needs.
+"""What each provider accepts, how it is addressed and which secrets it needs.
 
-Names of secret files are those of NVIDIA's collector: NAME-KEY for each key of a secret, NAME for one that is
-a single value.
+Names of secret files are those of NVIDIA's collector: NAME-KEY for each key of a secret, NAME for a secret
+that is one value.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ _ALL = frozenset(TelemetryType)
 _METRICS = frozenset((TelemetryType.METRICS,))
 _HTTP = frozenset((TelemetryProtocol.HTTP,))
 _BOTH = frozenset(TelemetryProtocol)
-# Their exporters bring a client that is not to be configured.
+# Their exporters use a client that cannot be configured.
 _OWN_CLIENT = (TelemetryProvider.DATADOG, TelemetryProvider.AZURE_MONITOR)
 _HOST = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9.-]*[a-zA-Z0-9])?(:[0-9]{1,5})?")
 
 
 @dataclass(frozen=True)
 class Provider:
-    """One provider. `auth` is what holds for a secret when the endpoint does not say.
+    """One provider. `auth` is the way of authentication when the endpoint names none.
 
-    With `keys` its way of authentication is fixed and needs these keys of the secret; `referenced`: they are
-    parts of the exporter's own configuration.
+    With `keys` the authentication is fixed and needs these keys of the secret. `referenced`: they are part of
+    the exporter's own configuration.
     """
 
     types: frozenset[TelemetryType]
@@ -104,14 +104,14 @@ PROVIDERS: Mapping[TelemetryProvider, Provider] = {
 
 
 def authentication(endpoint: TelemetryEndpoint) -> TelemetryAuth:
-    """How the sender makes itself known, where the provider leaves that open."""
+    """Return the way of authentication where the provider leaves that open."""
     if endpoint.settings.auth is not None:
         return endpoint.settings.auth
     return TelemetryAuth.NONE if endpoint.secret is None else PROVIDERS[endpoint.provider].auth
 
 
 def secret_keys(endpoint: TelemetryEndpoint) -> tuple[str, ...]:
-    """Keys that the endpoint's secret must have; `WHOLE` for a secret that is one value."""
+    """Return the keys that the endpoint's secret must have; `WHOLE` for a secret that is one value."""
     keys = [*(PROVIDERS[endpoint.provider].keys or AUTH_KEYS[authentication(endpoint)])]
     keys += endpoint.settings.secret_headers.values()
     if endpoint.settings.private_ca:
@@ -120,28 +120,28 @@ def secret_keys(endpoint: TelemetryEndpoint) -> tuple[str, ...]:
 
 
 def file_name(secret: str, key: str) -> str:
-    """Name of the file that holds one key of a secret."""
+    """Return the name of the file that holds one key of a secret."""
     return f"{secret}-{key}" if key else secret
 
 
 def account_folder(nca_id: str) -> str:
-    """Name of an account's own folder of secret files: its id, with %XX for what is not plain in it."""
+    """Return the name of an account's folder of secret files: its id, with special characters as %XX."""
     name = quote(nca_id, safe="")
     return name if name.strip(".") else name.replace(".", "%2E") or "%"
 
 
 def secret_files(endpoint: TelemetryEndpoint) -> tuple[str, ...]:
-    """Names of the files that must be there before anything can be sent to the endpoint."""
+    """Return the names of the files that must exist before anything can be sent to the endpoint."""
     if endpoint.secret is None:
         return ()
     return tuple(file_name(endpoint.secret_name, key) for key in secret_keys(endpoint))
 
 
 def referenced_files(endpoint: TelemetryEndpoint) -> frozenset[str]:
-    """Secret files that a collector's configuration refers to by `${file:…}`.
+    """Return the secret files that a collector's configuration refers to by `${file:...}`.
 
-    The collector reads these as YAML in which `$` begins a reference and `$$` is a dollar sign, and keeps a
-    line end at their end; see `as_referenced`. The others it reads as they are.
+    The collector reads these as YAML, in which `$` begins a reference and `$$` is a dollar sign, and keeps a
+    line end at their end; see `as_referenced`. It reads the other files literally.
     """
     provider = PROVIDERS[endpoint.provider]
     keys = {*endpoint.settings.secret_headers.values(), *(provider.keys if provider.referenced else ())}
@@ -150,12 +150,12 @@ def referenced_files(endpoint: TelemetryEndpoint) -> frozenset[str]:
 
 
 def as_referenced(secret: str) -> str:
-    """A secret's text as it must stand in a file that is referred to."""
+    """Return a secret's text as it must be written into a file that is referred to."""
     return secret.strip().replace("$", "$$")
 
 
 def check_endpoint(endpoint: TelemetryEndpoint) -> None:
-    """Whether the provider takes what the endpoint says. Raises InvalidRecord naming the field."""
+    """Check that the provider supports the endpoint. Raises InvalidRecord that names the field."""
     provider = PROVIDERS[endpoint.provider]
     name = endpoint.provider.value
     for index, kind in enumerate(endpoint.types):

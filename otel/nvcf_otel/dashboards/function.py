@@ -1,4 +1,4 @@
-"""For the author of a function: is it well, why is it slow, what fails, what does a cold start cost."""
+"""Dashboard for the author of a function: health, latency, errors, cold starts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nvcf_otel.dashboards import promql as q
 from nvcf_otel.dashboards.panels import chart, dashboard, heat, number, row, variable
 
 MINE = q.matches(names.FUNCTION_VERSION_ID, "version")
-# Figures under the names of NVIDIA's worker have its labels too.
+# Metrics under the names of NVIDIA's worker have its labels too.
 MINE_AS_NVIDIA = 'function_version_id=~"$version"'
 INVOCATION = "nvcf.invocation.duration"
 FAILED = f'{MINE}, {q.label(names.OUTCOME)}="{names.ERRORED}"'
@@ -17,7 +17,7 @@ PERCENTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
 
 
 def build() -> Dashboard:
-    """The dashboard."""
+    """Return the dashboard."""
     info, name = q.instrument("nvcf.function.info").prometheus_name, q.label(names.FUNCTION_NAME)
     version = q.label(names.FUNCTION_VERSION_ID)
     board = (

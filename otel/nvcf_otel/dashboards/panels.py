@@ -1,4 +1,4 @@
-"""Panels and variables as all three dashboards use them."""
+"""Panels and variables shared by all three dashboards."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Queries = Sequence[tuple[str, str]]
 
 
 def dashboard(uid: str, title: str, description: str) -> Dashboard:
-    """An empty dashboard with its data source, and links to the others."""
+    """Return an empty dashboard with its data source and links to the others."""
     others = (
         DashboardLink("Other dashboards").type(DashboardLinkType.DASHBOARDS).tags([TAG]).as_dropdown(True)
     )
@@ -67,7 +67,7 @@ def dashboard(uid: str, title: str, description: str) -> Dashboard:
 
 
 def variable(name: str, title: str, query: str, *, everything: bool = True) -> QueryVariable:
-    """A variable whose values Prometheus knows; several or all of them may be chosen."""
+    """Return a variable with values from Prometheus. Several or all can be selected."""
     made = (
         QueryVariable(name)
         .label(title)
@@ -99,7 +99,7 @@ def number(
     limits: tuple[float, float] | None = None,
     decimals: int | None = None,
 ) -> stat.Panel:
-    """One number with its course; from the first limit on yellow, from the second on red."""
+    """Return a panel with one number and its trend: yellow from the first limit on, red from the second."""
     panel = (
         stat.Panel()
         .title(title)
@@ -129,7 +129,7 @@ def chart(
     exemplars: bool = False,
     maximum: float | None = None,
 ) -> timeseries.Panel:
-    """Lines over time. With `exemplars`, points lead to traces."""
+    """Return a panel of lines over time. With `exemplars`, points link to traces."""
     panel = (
         timeseries.Panel()
         .title(title)
@@ -160,7 +160,7 @@ def chart(
 
 
 def heat(title: str, description: str, query: str, unit: str, *, width: int = 8) -> heatmap.Panel:
-    """A histogram over time."""
+    """Return a heat map of a histogram over time."""
     return (
         heatmap.Panel()
         .title(title)
@@ -177,7 +177,7 @@ def heat(title: str, description: str, query: str, unit: str, *, width: int = 8)
 def listing(
     title: str, description: str, columns: Queries, units: Sequence[str], *, width: int = 12
 ) -> table.Panel:
-    """A table by labels: one column a query, in their order."""
+    """Return a table by labels: one column for each query, in order."""
     panel = (
         table.Panel()
         .title(title)

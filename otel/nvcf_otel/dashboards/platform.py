@@ -1,4 +1,4 @@
-"""For the operator: gateways, broker, autoscaler, clusters, workers."""
+"""Dashboard for the operator: gateways, broker, autoscaler, clusters, workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HERE = q.matches(names.CLUSTER, "cluster")
 
 
 def build() -> Dashboard:
-    """The dashboard."""
+    """Return the dashboard."""
     gpus = q.instrument("nvcf.cluster.gpus").prometheus_name
     board = dashboard("nvcf-platform", "NVCF: platform", "Gateways, broker, autoscaler, clusters, workers.")
     board = board.with_variable(

@@ -1,4 +1,4 @@
-"""PromQL out of instruments. Pure, without Grafana's library."""
+"""PromQL built from instruments. Pure, without Grafana's library."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ NAME = names.FUNCTION_NAME
 
 
 def label(attribute: str) -> str:
-    """An attribute's name in Prometheus."""
+    """Return an attribute's name in Prometheus."""
     return re.sub(r"[^a-zA-Z0-9_]", "_", attribute)
 
 
 def instrument(name: str) -> Instrument:
-    """The instrument of that OpenTelemetry name. Raises KeyError."""
+    """Return the instrument of that OpenTelemetry name. Raises KeyError."""
     return {each.name: each for each in instruments.ALL}[name]
 
 
 def series(of: str, where: str = "", suffix: str = "") -> str:
-    """A selector: `of` is an instrument's name, `where` label matchers."""
+    """Return a selector: `of` is an instrument's name, `where` are label matchers."""
     found = instrument(of)
     if suffix and found.kind is not Kind.HISTOGRAM:
         raise ValueError(f"{of} is no histogram")
@@ -32,81 +32,81 @@ def series(of: str, where: str = "", suffix: str = "") -> str:
 
 
 def total(of: str, by: Iterable[str] = (), where: str = "") -> str:
-    """A gauge added up."""
+    """Sum a gauge."""
     return f"sum{_by(by)} ({series(of, where)})"
 
 
 def highest(of: str, by: Iterable[str] = (), where: str = "") -> str:
-    """The highest of a gauge."""
+    """Return the maximum of a gauge."""
     return f"max{_by(by)} ({series(of, where)})"
 
 
 def rate(of: str, by: Iterable[str] = (), where: str = "", window: str = WINDOW) -> str:
-    """A counter per second; of a histogram, how many values."""
+    """Return the rate of a counter per second; for a histogram, the rate of its values."""
     suffix = "_count" if instrument(of).kind is Kind.HISTOGRAM else ""
     return f"sum{_by(by)} (rate({series(of, where, suffix)}[{window}]))"
 
 
 def increase(of: str, by: Iterable[str] = (), where: str = "", window: str = "$__range") -> str:
-    """How much a counter grew in a time."""
+    """Return the growth of a counter over a time."""
     suffix = "_count" if instrument(of).kind is Kind.HISTOGRAM else ""
     return f"sum{_by(by)} (increase({series(of, where, suffix)}[{window}]))"
 
 
 def mean(of: str, by: Iterable[str] = (), where: str = "", window: str = WINDOW) -> str:
-    """Mean of a histogram's values."""
+    """Return the mean of a histogram's values."""
     added = f"sum{_by(by)} (rate({series(of, where, '_sum')}[{window}]))"
     return f"{added} / {rate(of, by, where, window)}"
 
 
 def quantile(share: float, of: str, by: Iterable[str] = (), where: str = "", window: str = WINDOW) -> str:
-    """A quantile of a histogram's values."""
+    """Return a quantile of a histogram's values."""
     buckets = f"sum{_by(['le', *by])} (rate({series(of, where, '_bucket')}[{window}]))"
     return f"histogram_quantile({share:g}, {buckets})"
 
 
 def quantile_now(share: float, of: str, where: str = "") -> str:
-    """A quantile over processes that are there now, of something that happens once in each.
+    """Return a quantile over the present processes, of an event that happens once in each.
 
-    A rate would show nothing: the value is there before the first scrape.
+    A rate would show nothing: the value exists before the first scrape.
     """
     return f"histogram_quantile({share:g}, sum by (le) ({series(of, where, '_bucket')}))"
 
 
 def buckets(of: str, where: str = "", window: str = WINDOW) -> str:
-    """A histogram's buckets, for a heat map."""
+    """Return a histogram's buckets, for a heat map."""
     return f"sum by (le) (increase({series(of, where, '_bucket')}[{window}]))"
 
 
 def share(part: str, whole: str) -> str:
-    """Part of a whole, 0..1; 0 where there is no part, nothing where there is no whole."""
+    """Return a share of a whole, 0..1: 0 without a part, nothing without a whole."""
     return f"({part} or 0 * {whole}) / ({whole} > 0)"
 
 
 def share_of_ended(part: str, whole: str) -> str:
-    """A share where the part is counted when a call begins and the whole when it ends: never more than 1."""
+    """Return a share, at most 1, whose part is counted when a call begins and whose whole when it ends."""
     return f"clamp_max({share(part, whole)}, 1)"
 
 
 def or_zero(query: str) -> str:
-    """A query that says 0 where there is nothing at all, which is good news."""
+    """Return 0 where the query has no series."""
     return f"{query} or on () vector(0)"
 
 
 def by_name(query: str) -> str:
-    """Values by version id as values by the function's name."""
+    """Replace version ids by function names."""
     ids, name = label(VERSION), label(NAME)
     info = f"max by ({ids}, {name}) ({series('nvcf.function.info')})"
     return f"sum by ({name}) ({query} * on ({ids}) group_left ({name}) {info})"
 
 
 def matches(attribute: str, variable: str) -> str:
-    """A matcher for a dashboard's variable."""
+    """Return a matcher for a dashboard's variable."""
     return f'{label(attribute)}=~"${variable}"'
 
 
 def living() -> str:
-    """A matcher for instances that have not ended; the others are listed for some minutes more."""
+    """Return a matcher for instances that have not ended. Ended ones stay listed for some minutes."""
     return f'{label(names.INSTANCE_STATE)}!~"COMPLETED|FAILED"'
 
 

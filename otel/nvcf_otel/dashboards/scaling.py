@@ -1,4 +1,4 @@
-"""For whoever pays: GPU hours by function and phase, decisions, spill, the price of cold starts."""
+"""Dashboard for who pays: GPU hours by function and phase, decisions, spill, cost of cold starts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from nvcf_otel.dashboards.panels import chart, dashboard, listing, number, row, 
 GPU_TIME = "nvcf.gpu.time"
 COLD = "nvcf.invocation.cold_starts"
 CALLS = "nvcf.invocation.duration"
-# Slots without a GPU are counted too, under a name of their own; they are in no bill.
+# Slots without a GPU are counted under a name of their own, and are not billed.
 CHOSEN = f'{q.matches(names.GPU, "gpu")}, {q.label(names.GPU)}!="CPU"'
 IDS = names.FUNCTION_VERSION_ID
 NAME = f"{{{{{q.label(names.FUNCTION_NAME)}}}}}"
 
 
 def build() -> Dashboard:
-    """The dashboard."""
+    """Return the dashboard."""
     gpu_time, gpu = q.instrument(GPU_TIME).prometheus_name, q.label(names.GPU)
     board = (
         dashboard("nvcf-scaling", "NVCF: scaling and cost", "What was scaled and why, and what it cost.")

@@ -1,4 +1,4 @@
-"""GPU figures through NVML: against a stand-in for its shared library, and without one."""
+"""GPU metrics from NVML: against a stand-in for its shared library, and without one."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_which_gpus_a_process_has(visible: str | None, expected: list[int]) -> N
     assert [gpu.index for gpu in chosen(visible, GPUS)] == expected
 
 
-def figures(environment: dict[str, str]) -> list[list[object]]:
+def metrics(environment: dict[str, str]) -> list[list[object]]:
     clean = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT],
@@ -81,7 +81,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_utilisation_and_memory_of_each_gpu(library: Path) -> None:
-    found = figures({"LD_LIBRARY_PATH": str(library)})
+    found = metrics({"LD_LIBRARY_PATH": str(library)})
     gib = 1 << 30
     assert sorted(found, key=str) == sorted(
         [
@@ -97,10 +97,10 @@ def test_utilisation_and_memory_of_each_gpu(library: Path) -> None:
 
 
 def test_only_gpus_that_the_process_may_use(library: Path) -> None:
-    found = figures({"LD_LIBRARY_PATH": str(library), "CUDA_VISIBLE_DEVICES": "1"})
+    found = metrics({"LD_LIBRARY_PATH": str(library), "CUDA_VISIBLE_DEVICES": "1"})
     assert {each[1] for each in found} == {SECOND}
-    assert figures({"LD_LIBRARY_PATH": str(library), "CUDA_VISIBLE_DEVICES": ""}) == []
+    assert metrics({"LD_LIBRARY_PATH": str(library), "CUDA_VISIBLE_DEVICES": ""}) == []
 
 
 def test_without_the_library_there_is_nothing_to_tell(tmp_path: Path) -> None:
-    assert figures({"LD_LIBRARY_PATH": str(tmp_path)}) == []
+    assert metrics({"LD_LIBRARY_PATH": str(tmp_path)}) == []

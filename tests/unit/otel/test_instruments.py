@@ -1,4 +1,4 @@
-"""All figures have proper names; what Prometheus calls them is what the page says."""
+"""All metrics have proper names, and the page uses their names in Prometheus."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_names_are_there_once_and_proper() -> None:
         assert each.buckets is None or list(each.buckets) == sorted(set(each.buckets)), each.name
 
 
-def test_no_two_figures_are_one_in_prometheus() -> None:
+def test_no_two_metrics_are_one_in_prometheus() -> None:
     names = [each.prometheus_name for each in instruments.ALL]
     assert len(set(names)) == len(names)
 

@@ -68,7 +68,7 @@ def start_worker_telemetry(
         "instance_id": config.instance_id,
         "attributes": resource_attributes(config),
         "environ": environ,
-        "figure_attributes": version,
+        "metric_attributes": version,
     }
     try:
         sdk = start_telemetry(
@@ -148,7 +148,7 @@ def child_telemetry(environ: Mapping[str, str] = os.environ) -> Telemetry:
             names.INSTANCE_ID: instance,
         },
         environ=environ,
-        own_figures=False,
+        process_metrics=False,
     )
     if telemetry.log_handler is not None:
         telemetry.log_handler.addFilter(logs.Ids())

@@ -22,7 +22,7 @@ telemetry.shutdown()
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
-def test_histograms_do_not_take_the_place_of_other_figures(protocol: str) -> None:
+def test_histograms_do_not_take_the_place_of_other_metrics(protocol: str) -> None:
     with OtlpReceiver() as backend:
         environment = {**os.environ, **backend.environment(protocol)}
         subprocess.run([sys.executable, "-c", PROGRAM], env=environment, check=True, timeout=60)
