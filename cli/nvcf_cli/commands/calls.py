@@ -43,7 +43,7 @@ def invoke_command(
         typer.Option("--data", "-d", metavar="@FILE|TEXT|-", help="Request body.", show_default=False),
     ] = None,
     stream: Annotated[
-        bool, typer.Option("--stream", help="Ask for an event stream, show it as it comes.")
+        bool, typer.Option("--stream", help="Ask for an event stream, show it as it arrives.")
     ] = False,
     header: Annotated[
         list[str] | None,
@@ -56,9 +56,7 @@ def invoke_command(
     method: Annotated[
         str | None, typer.Option("--method", "-X", help="HTTP method. [default: POST]", show_default=False)
     ] = None,
-    timeout: Annotated[
-        float, typer.Option(min=1, max=3600, metavar="SECONDS", help="For the answer.")
-    ] = 60.0,
+    timeout: Annotated[float, typer.Option(min=1, max=3600, metavar="SECONDS", help="Longest wait.")] = 60.0,
     include: Annotated[bool, typer.Option("--include", "-i", help="Show status and headers first.")] = False,
     data: Annotated[
         Path | None,
@@ -69,7 +67,7 @@ def invoke_command(
     url: UrlOption = None,
     key_file: KeyFileOption = None,
 ) -> None:
-    """Send a request to a function and print its answer.
+    """Send a request to a function and print its response.
 
     \b
     Examples:
@@ -119,7 +117,9 @@ def _show_head(response: aiohttp.ClientResponse) -> None:
 
 def logs(
     name: NameArgument,
-    following: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines are added.")] = False,
+    following: Annotated[
+        bool, typer.Option("--follow", "-f", help="Show lines as they are written.")
+    ] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Last lines of each instance.")] = 50,
     instance: Annotated[
         str | None, typer.Option(metavar="ID", help="Only of this instance.", show_default=False)

@@ -19,7 +19,7 @@ def instances(
         str | None, typer.Argument(metavar="[NAME]", help="Only of this function.", show_default=False)
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", "-a", help="Those that were ended lately, too.")
+        bool, typer.Option("--all", "-a", help="Also instances that ended lately.")
     ] = False,
     data: DataOption = None,
     url: UrlOption = None,

@@ -34,36 +34,38 @@ def deploy_command(
     instances: Annotated[
         int | None,
         typer.Option(
-            "--instances", "-n", min=0, max=1000, help="As many, always. [default: 1]", show_default=False
+            "--instances", "-n", min=0, max=1000, help="Fixed number. [default: 1]", show_default=False
         ),
     ] = None,
     minimum: Annotated[
         int | None,
-        typer.Option(
-            "--min", min=0, max=1000, help="Least instances; 0 lets it scale to zero.", show_default=False
-        ),
+        typer.Option("--min", min=0, max=1000, help="Least instances; 0: scale to zero.", show_default=False),
     ] = None,
     maximum: Annotated[
         int | None,
-        typer.Option("--max", min=1, max=1000, help="Most instances, on demand.", show_default=False),
+        typer.Option("--max", min=1, max=1000, help="Largest number of instances.", show_default=False),
     ] = None,
     concurrency: Annotated[
-        int, typer.Option("--concurrency", "-c", min=1, max=1024, help="Requests at a time per instance.")
+        int,
+        typer.Option("--concurrency", "-c", min=1, max=1024, help="Requests that one instance runs at once."),
     ] = 1,
     gpu: Annotated[
         str | None, typer.Option(metavar="NAME", help="Kind of GPU. [default: none]", show_default=False)
     ] = None,
     gpus_per_instance: Annotated[
-        int | None, typer.Option(min=1, max=64, help="GPUs of each. [default: 1]", show_default=False)
+        int | None,
+        typer.Option(min=1, max=64, help="GPUs for each instance. [default: 1]", show_default=False),
     ] = None,
-    instance_type: Annotated[str, typer.Option(metavar="NAME", help="A cluster's type.")] = "process",
+    instance_type: Annotated[
+        str, typer.Option(metavar="NAME", help="Instance type of the cluster.")
+    ] = "process",
     cluster: Annotated[
         list[str] | None,
-        typer.Option(metavar="ID", help="Only there; repeatable, the preferred one first."),
+        typer.Option(metavar="ID", help="Only here; repeatable, the preferred one first."),
     ] = None,
     region: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Only there; repeatable, the preferred one first."),
+        typer.Option(metavar="NAME", help="Only here; repeatable, the preferred one first."),
     ] = None,
     cluster_group: Annotated[
         str | None, typer.Option(metavar="NAME", help="Only in clusters of this group.", show_default=False)
@@ -71,22 +73,22 @@ def deploy_command(
     scale_to_zero_delay: Annotated[
         float | None,
         typer.Option(
-            min=0, metavar="SECONDS", help="Idle time before --min 0. [default: learnt]", show_default=False
+            min=0, metavar="SECONDS", help="Idle time until zero. [default: learnt]", show_default=False
         ),
     ] = None,
     target_utilisation: Annotated[
         float | None,
-        typer.Option(min=0.01, max=1, metavar="SHARE", help="How busy to keep them.", show_default=False),
+        typer.Option(min=0.01, max=1, metavar="SHARE", help="Share of busy slots.", show_default=False),
     ] = None,
     wait_slo: Annotated[
         float | None,
         typer.Option(
-            min=0.001, max=3600, metavar="SECONDS", help="How long requests may wait.", show_default=False
+            min=0.001, max=3600, metavar="SECONDS", help="Time to a request's start.", show_default=False
         ),
     ] = None,
     keep_warm: Annotated[
         int | None,
-        typer.Option(min=0, max=1000, help="Instances beyond the demand.", show_default=False),
+        typer.Option(min=0, max=1000, help="Instances that always stay.", show_default=False),
     ] = None,
     env: Annotated[
         list[str] | None,
@@ -101,7 +103,7 @@ def deploy_command(
         typer.Option(metavar="NAME", help="A telemetry endpoint to send to; repeatable."),
     ] = None,
     wait: Annotated[bool, typer.Option(help="Wait until --min instances are ready.")] = True,
-    timeout: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="For --wait.")] = 1800.0,
+    timeout: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Longest wait.")] = 1800.0,
     data: DataOption = None,
     url: UrlOption = None,
     key_file: KeyFileOption = None,

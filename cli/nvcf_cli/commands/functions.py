@@ -47,9 +47,7 @@ def new(
 
 def undeploy(
     name: NameArgument,
-    delete: Annotated[
-        bool, typer.Option("--delete", help="Remove the function too, with its queue.")
-    ] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Also delete the function and its queue.")] = False,
     data: DataOption = None,
     url: UrlOption = None,
     key_file: KeyFileOption = None,
@@ -78,7 +76,7 @@ def undeploy(
 
 def functions(
     everything: Annotated[
-        bool, typer.Option("--all", "-a", help="Versions that are not deployed, too.")
+        bool, typer.Option("--all", "-a", help="Also versions that are not deployed.")
     ] = False,
     data: DataOption = None,
     url: UrlOption = None,

@@ -14,7 +14,9 @@ from nvcf_cli.catalog import Found, require_function
 from nvcf_cli.screen import age, cell, console, print_json, print_table
 from nvcf_proto.models import InstanceState
 
-LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="As many of the last ones.")]
+LimitOption = Annotated[
+    int, typer.Option("--limit", "-n", min=1, max=1000, help="Number of the newest entries.")
+]
 _SHOWN = (InstanceState.RUNNING, InstanceState.STARTING, InstanceState.PENDING, InstanceState.TERMINATING)
 
 
@@ -23,7 +25,8 @@ def events(
         str | None, typer.Argument(metavar="[NAME]", help="Only of this function.", show_default=False)
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(metavar="KIND", help="Only scaling or instance.", show_default=False)
+        str | None,
+        typer.Option(metavar="KIND", help="Only this kind: scaling or instance.", show_default=False),
     ] = None,
     limit: LimitOption = 50,
     data: DataOption = None,

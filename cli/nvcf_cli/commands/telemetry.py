@@ -31,7 +31,7 @@ EndpointArgument = Annotated[
 def add(
     name: EndpointArgument,
     endpoint: Annotated[
-        str, typer.Option(metavar="URL", help="Its address; the site for Datadog.", show_default=False)
+        str, typer.Option(metavar="URL", help="Its URL; for Datadog the site.", show_default=False)
     ],
     provider: Annotated[
         str,
@@ -52,11 +52,11 @@ def add(
     ] = None,
     secret: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The name of its secret's files.", show_default=False),
+        typer.Option(metavar="NAME", help="Name of the secret's files.", show_default=False),
     ] = None,
     auth: Annotated[
         str | None,
-        typer.Option(metavar="none|bearer|basic|mtls", help="Where the provider leaves it open."),
+        typer.Option(metavar="none|bearer|basic|mtls", help="If the provider takes several."),
     ] = None,
     header: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A header; repeatable.")
@@ -70,23 +70,21 @@ def add(
     ] = False,
     allow_metric: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="REGEX", help="Only the platform's metrics and those that match one; repeatable."
-        ),
+        typer.Option(metavar="REGEX", help="Platform metrics and matching ones only; repeatable."),
     ] = None,
     sampled_percent: Annotated[
         float | None,
         typer.Option(
             min=0,
             max=100,
-            help="Traces to keep, besides those with errors and slow ones. [default: what callers and the "
+            help="Traces to keep besides slow and failed ones. [default: what callers and the "
             "platform sample]",
             show_default=False,
         ),
     ] = None,
     slow_seconds: Annotated[
         float | None,
-        typer.Option(min=0.001, max=3600, help="What counts as slow. [default: 1]", show_default=False),
+        typer.Option(min=0.001, max=3600, help="From when it is slow. [default: 1]", show_default=False),
     ] = None,
     data: DataOption = None,
     url: UrlOption = None,
@@ -202,10 +200,10 @@ def render_command(
             show_default=False,
         ),
     ],
-    host: Annotated[str, typer.Option(help="Where the collector listens.")] = Placement.host,
+    host: Annotated[str, typer.Option(help="Address of the collector.")] = Placement.host,
     secrets: Annotated[str, typer.Option(metavar="DIR", help="Its secret files.")] = SECRETS_DIRECTORY,
-    storage: Annotated[str, typer.Option(metavar="DIR", help="Its queues.")] = Placement.storage,
-    memory: Annotated[int, typer.Option(min=32, metavar="MIB", help="What it may use.")] = (
+    storage: Annotated[str, typer.Option(metavar="DIR", help="Folder of queues.")] = Placement.storage,
+    memory: Annotated[int, typer.Option(min=32, metavar="MIB", help="Its memory limit.")] = (
         Placement.memory_mib
     ),
     scrape: Annotated[

@@ -35,7 +35,10 @@ def top(
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Show it once and end.")] = False,
     interval: Annotated[
-        float, typer.Option("--interval", "-i", min=0.5, max=3600, metavar="SECONDS", help="How often.")
+        float,
+        typer.Option(
+            "--interval", "-i", min=0.5, max=3600, metavar="SECONDS", help="Time between two refreshes."
+        ),
     ] = 2.0,
     data: DataOption = None,
     url: UrlOption = None,

@@ -29,7 +29,7 @@ def invocations() -> dict[str, dict[str, Operation]]:
         paths[f"/v2/nvcf/pexec/functions/{{function_id}}{suffix}"] = {
             "post": operation_of(
                 f"pexec{name}",
-                "Invoke a function; body and answer pass as they are.",
+                "Invoke a function; body and response pass unchanged.",
                 {202: NOT_YET, "default": ANY_ANSWER},
                 calling,
                 tag="invocation",
@@ -40,7 +40,7 @@ def invocations() -> dict[str, dict[str, Operation]]:
         paths[f"/v2/nvcf/exec/functions/{{function_id}}{suffix}"] = {
             "post": operation_of(
                 f"exec{name}",
-                "Invoke a function with a JSON wrapper around body and answer.",
+                "Invoke a function with a JSON wrapper around body and response.",
                 {
                     200: json_answer(ref("ExecAnswer")),
                     202: json_answer(ref("ExecAnswer"), "Not answered yet."),
@@ -56,7 +56,7 @@ def invocations() -> dict[str, dict[str, Operation]]:
     paths["/v2/nvcf/pexec/status/{request_id}"] = {
         "get": operation_of(
             "pexecStatus",
-            "The answer to a request that was answered 202.",
+            "The response to a request that got 202.",
             {202: NOT_YET, "default": ANY_ANSWER},
             polling,
             tag="invocation",
@@ -69,7 +69,7 @@ def invocations() -> dict[str, dict[str, Operation]]:
     paths["/v2/nvcf/exec/status/{request_id}"] = {
         "get": operation_of(
             "execStatus",
-            "The same with a JSON wrapper around the answer.",
+            "The same with a JSON wrapper around the response.",
             {
                 200: json_answer(ref("ExecAnswer")),
                 202: json_answer(ref("ExecAnswer"), "Not answered yet."),
@@ -113,7 +113,7 @@ def objects() -> dict[str, dict[str, Operation]]:
         "/v2/nvcf/assets": {
             "post": make(
                 "createAsset",
-                "Announce an asset; the answer says where to upload it.",
+                "Announce an asset; the response says where to upload it.",
                 {200: json_answer(ref("AssetAnnounced"))},
                 (*KEYED, 413),
                 body=ref("AssetCreation"),
@@ -159,7 +159,7 @@ def others() -> dict[str, dict[str, Operation]]:
             ),
             "post": operation_of(
                 "deliverResponse",
-                "Workers: the answer to a request, an HTTP/1.1 response head and the body.",
+                "Workers: the response to a request, an HTTP/1.1 response head and the body.",
                 {200: {"description": "Delivered."}},
                 (400, 401, 408, 415, 500, 503),
                 tag="workers",

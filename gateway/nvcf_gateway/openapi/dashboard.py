@@ -20,10 +20,13 @@ _RATES: dict[str, Schema] = {
     "waiting": {**_COUNT, "description": "Calls whose callers wait."},
     "arrivalsPerSecond": _NUMBER,
     "answersPerSecond": _NUMBER,
-    "failuresPerSecond": {**_NUMBER, "description": "Answers with status 5xx, and calls without an answer."},
+    "failuresPerSecond": {
+        **_NUMBER,
+        "description": "Responses with status 5xx, and calls without a response.",
+    },
     "latency": _or_null(
         thing({"p50": _NUMBER, "p90": _NUMBER, "p99": _NUMBER}, "p50", "p90", "p99"),
-        description="Seconds until the whole answer was there; null without answers.",
+        description="Seconds until the whole response was there; null without responses.",
     ),
 }
 DASHBOARD_SCHEMAS: dict[str, Schema] = {

@@ -168,7 +168,7 @@ def keys() -> dict[str, dict[str, Operation]]:
         "/v2/nvcf/keys": {
             "post": make(
                 "createKey",
-                "A new API key. Its text is in this answer and nowhere else.",
+                "A new API key. Its text is in this response and nowhere else.",
                 {200: json_answer(ref("KeyAnswer"))},
                 (*KEYED, 413, 409),
                 body=ref("KeyCreation"),
