@@ -156,6 +156,8 @@ def test_every_alert_links_to_its_section_of_the_runbook() -> None:
         assert len(group) > 10
         for rule in group:
             assert rule["annotations"]["runbook_url"] == f"{page}#{rule['alert'].lower()}"
+    headings = re.findall(r"^#+ (Nvcf\w+)$", (ROOT.parent / RUNBOOK).read_text(), re.MULTILINE)
+    assert {rule["alert"] for rule in rules_of(generator.ALERTS)} == set(headings)
 
 
 @needs_promtool
