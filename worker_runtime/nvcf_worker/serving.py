@@ -20,7 +20,7 @@ from nvcf_worker.process import companions as lifecycle
 from nvcf_worker.process import exit_reason as exits
 from nvcf_worker.process import logs
 from nvcf_worker.process.loops import loop_factory
-from nvcf_worker.run.processes.child import is_child, serve_requests
+from nvcf_worker.run.processes.channel import is_child
 
 if TYPE_CHECKING:
     from nvcf_worker.function.app import App
@@ -110,12 +110,14 @@ def serve(
         raise HandlerError("serve() takes a handler or an ASGI application")
     checked = classify(handler, media_type)
     if is_child():
+        from nvcf_worker.run.processes.child import serve_requests
+
         set_up_logging(log_level)
         serve_requests(checked, companion)
     if isolation == "process":
-        from nvcf_worker.run.processes.setup import hosted
+        from nvcf_worker.run.processes.setup import isolate
 
-        checked, companion, concurrency = hosted(checked, processes, concurrency, retry=retry_crashed)
+        checked, companion, concurrency = isolate(checked, processes, concurrency, retry=retry_crashed)
     elif isolation != "thread":
         raise HandlerError(f'isolation is {isolation!r}; it must be "thread" or "process"')
     run_worker(

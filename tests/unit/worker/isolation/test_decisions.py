@@ -7,9 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nvcf_worker.run.processes.crash import REMEMBERED, Suspects, Verdict, describe_death, next_start, verdict
-from nvcf_worker.run.processes.dispatch import Dispatcher
-from nvcf_worker.run.processes.gpus import attached_gpus, child_environments, split
+from nvcf_worker.run.processes.dispatch import (
+    MAX_SUSPECTS,
+    CrashAction,
+    Dispatcher,
+    Suspects,
+    crash_policy,
+    describe_death,
+    next_failures,
+)
+from nvcf_worker.run.processes.setup import attached_gpus, child_environments, split
 
 
 @pytest.mark.parametrize(
@@ -31,7 +38,7 @@ def test_attached_gpus(environ: dict[str, str], gpus: list[str]) -> None:
 
 
 @given(st.integers(0, 12), st.integers(1, 12))
-def test_gpus_are_all_used_and_evenly(count: int, processes: int) -> None:
+def test_all_gpus_are_used_in_equal_shares(count: int, processes: int) -> None:
     gpus = [str(index) for index in range(count)]
     shares = split(gpus, processes)
     assert len(shares) == processes
@@ -44,7 +51,7 @@ def test_gpus_are_all_used_and_evenly(count: int, processes: int) -> None:
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_one_child_a_gpu_unless_told() -> None:
+def test_one_child_per_gpu_by_default() -> None:
     environments = child_environments({"CUDA_VISIBLE_DEVICES": "4,6"}, None)
     assert [one["CUDA_VISIBLE_DEVICES"] for one in environments] == ["4", "6"]
     assert [one["NVCF_PROCESS_INDEX"] for one in environments] == ["0", "1"]
@@ -55,18 +62,18 @@ def test_one_child_a_gpu_unless_told() -> None:
 @pytest.mark.parametrize(
     ("tries", "alone", "retry", "repeatable", "expected"),
     [
-        (1, True, True, True, Verdict.REPEAT),
-        (1, False, True, True, Verdict.REPEAT),
-        (1, False, True, False, Verdict.HAND_BACK),
-        (2, True, True, True, Verdict.FAIL),
-        (2, False, True, True, Verdict.REPEAT),
-        (2, False, True, False, Verdict.HAND_BACK),
-        (3, False, True, True, Verdict.FAIL),
-        (1, False, False, True, Verdict.FAIL),
+        (1, True, True, True, CrashAction.RETRY),
+        (1, False, True, True, CrashAction.RETRY),
+        (1, False, True, False, CrashAction.REQUEUE),
+        (2, True, True, True, CrashAction.FAIL),
+        (2, False, True, True, CrashAction.RETRY),
+        (2, False, True, False, CrashAction.REQUEUE),
+        (3, False, True, True, CrashAction.FAIL),
+        (1, False, False, True, CrashAction.FAIL),
     ],
 )
-def test_verdicts(tries: int, alone: bool, retry: bool, repeatable: bool, expected: Verdict) -> None:
-    assert verdict(tries, alone=alone, retry=retry, repeatable=repeatable) is expected
+def test_crash_policy(tries: int, alone: bool, retry: bool, repeatable: bool, expected: CrashAction) -> None:
+    assert crash_policy(tries, alone=alone, retry=retry, repeatable=repeatable) is expected
 
 
 def test_suspects_are_remembered_up_to_a_number() -> None:
@@ -75,7 +82,7 @@ def test_suspects_are_remembered_up_to_a_number() -> None:
     assert suspects.must_run_alone("first", 2)
     assert not suspects.must_run_alone("other", 2)
     assert suspects.must_run_alone("other", 3)
-    for number in range(REMEMBERED):
+    for number in range(MAX_SUSPECTS):
         suspects.add(str(number))
     assert not suspects.must_run_alone("first", 2)
 
@@ -83,12 +90,12 @@ def test_suspects_are_remembered_up_to_a_number() -> None:
 @pytest.mark.parametrize(
     ("code", "text"), [(3, "exit code 3"), (-11, "SIGSEGV"), (-9, "memory runs out"), (-200, "signal 200")]
 )
-def test_deaths_are_told_in_words(code: int, text: str) -> None:
+def test_descriptions_of_deaths(code: int, text: str) -> None:
     assert text in describe_death(code)
 
 
-def test_a_child_that_lived_long_begins_anew_with_its_back_off() -> None:
-    assert [next_start(4, lived) for lived in (0.0, 59.0, 60.0)] == [5, 5, 0]
+def test_the_backoff_starts_again_after_a_child_that_lived_long() -> None:
+    assert [next_failures(4, lived) for lived in (0.0, 59.0, 60.0)] == [5, 5, 0]
 
 
 def test_the_least_loaded_child_is_chosen() -> None:
@@ -119,7 +126,7 @@ def test_one_that_must_be_alone_gets_a_child_that_runs_empty_for_it() -> None:
     assert dispatcher.place() == (3, 0)
 
 
-def test_a_child_takes_others_again_when_the_lonely_one_is_withdrawn() -> None:
+def test_a_child_takes_others_again_when_the_exclusive_one_is_withdrawn() -> None:
     dispatcher: Dispatcher[int] = Dispatcher(1, 4)
     dispatcher.came_up(0)
     dispatcher.add(1, alone=False)
@@ -131,7 +138,7 @@ def test_a_child_takes_others_again_when_the_lonely_one_is_withdrawn() -> None:
     assert dispatcher.place() == (3, 0)
 
 
-def test_a_child_takes_others_again_when_the_lonely_one_got_another_child() -> None:
+def test_a_child_takes_others_again_when_the_exclusive_one_got_another_child() -> None:
     dispatcher: Dispatcher[int] = Dispatcher(2, 4)
     dispatcher.came_up(0)
     dispatcher.came_up(1)
@@ -157,7 +164,7 @@ class Dispatch(RuleBasedStateMachine):
         self.up: set[int] = set()
         self.waiting: dict[int, bool] = {}
         self.running: dict[int, int] = {}
-        self.lonely: set[int] = set()
+        self.exclusive: set[int] = set()
         self.number = 0
 
     @rule(alone=st.booleans())
@@ -206,7 +213,7 @@ class Dispatch(RuleBasedStateMachine):
             request, index = placed
             assert index in self.up
             if self.waiting.pop(request):
-                self.lonely.add(request)
+                self.exclusive.add(request)
             self.running[request] = index
         # Whoever waits does so for a reason: never while nothing runs anywhere.
         assert not (self.up and self.waiting and not self.running)
@@ -218,7 +225,7 @@ class Dispatch(RuleBasedStateMachine):
         for index in range(self.CHILDREN):
             load = [request for request, child in self.running.items() if child == index]
             assert len(load) <= self.PER_CHILD
-            assert len(load) <= 1 or not self.lonely & set(load)
+            assert len(load) <= 1 or not self.exclusive & set(load)
 
 
 TestDispatch = Dispatch.TestCase

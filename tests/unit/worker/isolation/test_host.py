@@ -14,22 +14,22 @@ import pytest_asyncio
 from nvcf_worker.errors import ConfigurationError, WorkerError
 from nvcf_worker.function.response import Reply
 from nvcf_worker.run.processes import host as host_module
-from nvcf_worker.run.processes.call import Call
-from nvcf_worker.run.processes.frames import Frame
+from nvcf_worker.run.processes.channel import Frame
 from nvcf_worker.run.processes.host import ProcessHost
-from nvcf_worker.run.processes.packing import Answer
+from nvcf_worker.run.processes.packing import PackedResponse
+from nvcf_worker.run.processes.remote import RemoteRequest
 from tests.support.waiting import eventually
 
 
 class Child:
-    """In place of a process: takes calls, ends when it is told to."""
+    """A stand-in for a process: takes requests, ends when a test ends it."""
 
     launched: list[Child]
     refuses: list[Exception]
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.calls: dict[int, Call] = {}
+        self.requests: dict[int, RemoteRequest] = {}
         self.process = SimpleNamespace(pid=1000 + len(self.launched))
         self.started_at = 0.0
         self.cut = asyncio.Event()
@@ -43,11 +43,11 @@ class Child:
         cls.launched.append(child)
         return child
 
-    def begin(self, call: Call) -> None:
-        self.calls[call.number] = call
-        call.begun.set()
+    def begin(self, request: RemoteRequest) -> None:
+        self.requests[request.number] = request
+        request.begun.set()
 
-    async def cut_off(self) -> None:
+    async def disconnected(self) -> None:
         await self.cut.wait()
 
     async def exit_code(self) -> int:
@@ -57,13 +57,13 @@ class Child:
     async def stop(self, patience: float) -> None:
         self.exited.set()
 
-    def answer(self) -> None:
-        for call in tuple(self.calls.values()):
-            call.on_frame(Frame.REPLY, Answer(200, [], b"").pack())
+    def respond(self) -> None:
+        for request in tuple(self.requests.values()):
+            request.on_frame(Frame.REPLY, PackedResponse(200, [], b"").pack())
 
 
-class Door:
-    """The worker, as the host tells it of its capacity."""
+class Admission:
+    """The worker, as the host sees it."""
 
     def pause(self) -> None:
         return None
@@ -80,48 +80,48 @@ def asked(name: str) -> Any:
 
 
 @pytest_asyncio.fixture
-async def running(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[ProcessHost, Door]]:
+async def running(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[ProcessHost, Admission]]:
     """A host of two children."""
     monkeypatch.setattr(host_module, "ChildProcess", Child)
     monkeypatch.setattr(Child, "launched", [], raising=False)
     monkeypatch.setattr(Child, "refuses", [], raising=False)
-    host, door = ProcessHost(["x"], [{}, {}], 2), Door()
+    host, admission = ProcessHost(["x"], [{}, {}], 2), Admission()
     await host.start()
-    watching = asyncio.create_task(host.watch(door))
+    watching = asyncio.create_task(host.watch(admission))
     try:
-        yield host, door
+        yield host, admission
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
 
 
-async def test_a_child_that_hears_nothing_gets_nothing_while_it_dies(
-    running: tuple[ProcessHost, Door],
+async def test_a_disconnected_child_gets_no_requests_while_it_dies(
+    running: tuple[ProcessHost, Admission],
 ) -> None:
-    host, door = running
+    host, admission = running
     dying, other = Child.launched
     dying.cut.set()
-    await eventually(lambda: door.limit == 2)
+    await eventually(lambda: admission.limit == 2)
     outcome = asyncio.create_task(host.handle(asked("innocent")))
-    await eventually(lambda: dying.calls or other.calls)
-    assert not dying.calls
-    other.answer()
+    await eventually(lambda: dying.requests or other.requests)
+    assert not dying.requests
+    other.respond()
     assert isinstance(await outcome, Reply)
 
 
 async def test_what_was_in_a_child_that_dies_is_repeated_when_it_is_dead(
-    running: tuple[ProcessHost, Door],
+    running: tuple[ProcessHost, Admission],
 ) -> None:
     host, _ = running
     dying, other = Child.launched
     outcome = asyncio.create_task(host.handle(asked("first")))
-    await eventually(lambda: dying.calls)
+    await eventually(lambda: dying.requests)
     dying.cut.set()
     await asyncio.sleep(0)
-    assert not other.calls
+    assert not other.requests
     dying.exited.set()
-    await eventually(lambda: other.calls)
-    other.answer()
+    await eventually(lambda: other.requests)
+    other.respond()
     assert isinstance(await outcome, Reply)
 
 
@@ -131,11 +131,11 @@ async def test_requests_of_a_child_that_dies_do_not_keep_a_worker_from_leaving(
     monkeypatch.setattr(host_module, "ChildProcess", Child)
     monkeypatch.setattr(Child, "launched", [], raising=False)
     monkeypatch.setattr(Child, "refuses", [], raising=False)
-    host, door = ProcessHost(["x"], [{}], 2), Door()
+    host, admission = ProcessHost(["x"], [{}], 2), Admission()
     await host.start()
-    watching = asyncio.create_task(host.watch(door))
+    watching = asyncio.create_task(host.watch(admission))
     outcome = asyncio.create_task(host.handle(asked("first")))
-    await eventually(lambda: Child.launched[0].calls)
+    await eventually(lambda: Child.launched[0].requests)
     Child.launched[0].cut.set()
     await asyncio.sleep(0)
     watching.cancel()
@@ -150,7 +150,7 @@ async def test_requests_of_a_child_that_dies_do_not_keep_a_worker_from_leaving(
     "error", [ConfigurationError("cannot start a child process: Cannot allocate memory"), OSError(24, "fds")]
 )
 async def test_a_child_that_cannot_be_started_now_is_started_later(
-    running: tuple[ProcessHost, Door], error: WorkerError | OSError
+    running: tuple[ProcessHost, Admission], error: WorkerError | OSError
 ) -> None:
     Child.refuses.append(error)
     dying = Child.launched[0]
@@ -172,9 +172,9 @@ def _fail() -> None:
 
 
 async def test_progress_that_only_the_child_can_make_breaks_nothing() -> None:
-    told: list[Any] = []
-    request = SimpleNamespace(id="one", progress=lambda *what: told.append(what))
-    call = Call(1, request, 1, SimpleNamespace(call_ended=lambda call: None))  # type: ignore[arg-type]
-    call.on_frame(Frame.PROGRESS, pickle.dumps((10.0, Unknown())))
-    call.on_frame(Frame.PROGRESS, pickle.dumps((20.0, None)))
-    assert told == [(20.0, None)]
+    reported: list[Any] = []
+    request = SimpleNamespace(id="one", progress=lambda *what: reported.append(what))
+    remote = RemoteRequest(1, request, 1, lambda _: None)  # type: ignore[arg-type]
+    remote.on_frame(Frame.PROGRESS, pickle.dumps((10.0, Unknown())))
+    remote.on_frame(Frame.PROGRESS, pickle.dumps((20.0, None)))
+    assert reported == [(20.0, None)]

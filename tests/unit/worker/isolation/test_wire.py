@@ -1,4 +1,4 @@
-"""Frames, errors and answers between worker and child."""
+"""Frames, errors and responses between worker and child."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from nvcf_worker.errors import (
     MethodNotAllowed,
     RetryLater,
 )
-from nvcf_worker.run.processes.frames import HEAD, MAX_PAYLOAD, Frame, FrameDecoder, encode
-from nvcf_worker.run.processes.packing import Answer, pack_error, unpack_error
+from nvcf_worker.run.processes.channel import HEAD, MAX_PAYLOAD, Frame, FrameDecoder, encode
+from nvcf_worker.run.processes.packing import PackedResponse, pack_error, unpack_error
 
 
 @given(
@@ -88,6 +88,6 @@ def test_an_error_that_cannot_be_pickled_crosses_as_text() -> None:
     assert "why" in str(crossed)
 
 
-def test_answers() -> None:
-    answer = Answer(201, [("a", "b")], b"body", 10)
-    assert Answer.unpack(answer.pack()) == answer
+def test_responses() -> None:
+    response = PackedResponse(201, [("a", "b")], b"body", 10)
+    assert PackedResponse.unpack(response.pack()) == response

@@ -1,1 +1,1 @@
-"""Handlers in child processes: what kills a child costs its own requests at most, never the worker."""
+"""Process isolation: handlers in child processes, so that a crash affects only the requests of one child."""

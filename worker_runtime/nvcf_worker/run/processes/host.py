@@ -1,4 +1,4 @@
-"""The child processes of a worker: its handler (`handle`) and companion."""
+"""The child processes of a worker: a handler that passes requests to them, and their companion."""
 
 from __future__ import annotations
 
@@ -16,10 +16,16 @@ from nvcf_worker.function.request import Request
 from nvcf_worker.function.response import Outcome
 from nvcf_worker.process.backoff import Backoff
 from nvcf_worker.process.companions import Admission
-from nvcf_worker.run.processes.call import Call
-from nvcf_worker.run.processes.crash import Suspects, Verdict, describe_death, next_start, verdict
-from nvcf_worker.run.processes.dispatch import Dispatcher
-from nvcf_worker.run.processes.process import ChildProcess
+from nvcf_worker.run.processes.child_process import ChildProcess
+from nvcf_worker.run.processes.dispatch import (
+    CrashAction,
+    Dispatcher,
+    Suspects,
+    crash_policy,
+    describe_death,
+    next_failures,
+)
+from nvcf_worker.run.processes.remote import RemoteRequest
 
 log = logging.getLogger("nvcf_worker")
 
@@ -27,16 +33,16 @@ RESTART = Backoff(first=0.1, limit=30.0)
 READY_TIMEOUT = 1800.0
 STOP_PATIENCE = 10.0
 BUSY_PATIENCE = 2.0
-REPEAT_PATIENCE = 30.0
-"""Seconds that a request whose process died waits for another one here; then the queue has it."""
+RETRY_PATIENCE = 30.0
+"""Seconds that a request whose process died waits for another process; then it goes back to the queue."""
 
 
 @runtime_checkable
 class HasSlots(Protocol):
-    """A worker that can be told how many requests it may have in work."""
+    """A worker whose number of requests in flight can be limited."""
 
     def limit_slots(self, source: str, limit: int) -> None:
-        """Have at most so many requests in work from now on, as far as `source` knows."""
+        """Limit the requests in flight to `limit`; each `source` has a limit of its own."""
 
 
 @runtime_checkable
@@ -48,10 +54,12 @@ class CanFail(Protocol):
 
 
 class ProcessHost:
-    """Runs requests in `len(environments)` child processes, each `per_child` at once at most.
+    """Runs requests in child processes, each `per_child` at once at most.
 
-    command: what starts a child; `environments` what each has in place of the worker's environment.
-    retry: whether requests of a child that died are tried once more, or fail at once.
+    command: starts a child.
+    environments: one for each child, the variables that differ from the worker's.
+    retry: whether requests of a child that died are run once more.
+    ready_timeout: seconds that a child may take to become ready.
     """
 
     def __init__(
@@ -68,20 +76,15 @@ class ProcessHost:
         self._retry = retry
         self._ready_timeout = ready_timeout
         self._children: list[ChildProcess | None] = [None] * len(environments)
-        self._dispatcher: Dispatcher[Call] = Dispatcher(len(environments), per_child)
+        self._dispatcher: Dispatcher[RemoteRequest] = Dispatcher(len(environments), per_child)
         self._numbers = itertools.count(1)
         self._suspects = Suspects()
         self._admission: Admission | None = None
 
-    @property
-    def pids(self) -> list[int | None]:
-        """Process ids of the children, None for one that is down."""
-        return [None if child is None else child.process.pid for child in self._children]
-
-    # --- companion -------------------------------------------------------------------------------
+    # --- companion
 
     async def start(self) -> None:
-        """Start all children and wait until they are ready. Raises WorkerError when one fails to."""
+        """Start all children and wait until they are ready. Raises WorkerError if one of them fails."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 for index in range(len(self._children)):
@@ -90,22 +93,22 @@ class ProcessHost:
             raise first_error(group) from None
 
     async def watch(self, admission: Admission) -> None:
-        """Start children again that died."""
+        """Restart children that die, until cancelled."""
         self._admission = admission
-        self._tell_capacity()
+        self._update_capacity()
         async with asyncio.TaskGroup() as tasks:
             for index in range(len(self._children)):
-                tasks.create_task(self._keep(index))
+                tasks.create_task(self._keep_running(index))
 
     async def stop(self) -> None:
         """Let the children tear down and end."""
         running = [child for child in self._children if child is not None]
-        # Handlers that are still busy after the worker's grace are not waited for again.
-        patience = [BUSY_PATIENCE if child.calls else STOP_PATIENCE for child in running]
+        # Handlers that are still busy have used up the worker's grace period already.
+        patience = [BUSY_PATIENCE if child.requests else STOP_PATIENCE for child in running]
         await asyncio.gather(*(child.stop(wait) for child, wait in zip(running, patience, strict=True)))
-        for call in [call for child in running for call in child.calls.values()]:
-            # Nobody watches any more, and whoever has cancelled it waits for its end.
-            call.child_died(ProcessDied("The worker is leaving."), alone=False)
+        for request in [request for child in running for request in child.requests.values()]:
+            # `watch` has ended, so nobody else would end these requests.
+            request.child_died(ProcessDied("The worker is leaving."), alone=False)
 
     async def _launch(self, index: int) -> None:
         child = await ChildProcess.launch(
@@ -115,27 +118,27 @@ class ProcessHost:
         self._dispatcher.came_up(index)
         log.info("process %d is ready (pid %d)", index, child.process.pid)
 
-    async def _keep(self, index: int) -> None:
+    async def _keep_running(self, index: int) -> None:
         failures = 0
         while True:
             child = self._children[index]
             if child is not None:
-                await child.cut_off()
-                # Before its exit code is known, which may take a while: what came to it now would be lost.
-                calls, alone = self._dispatcher.went_down(index)
-                self._tell_capacity()
+                await child.disconnected()
+                # Before the exit code is known, because requests sent to the child now would be lost.
+                requests, alone = self._dispatcher.went_down(index)
+                self._update_capacity()
                 code = await child.exit_code()
-                failures = next_start(failures, time.monotonic() - child.started_at)
-                self._lost(child, code, calls, alone=alone)
+                failures = next_failures(failures, time.monotonic() - child.started_at)
+                self._lost(child, code, requests, alone=alone)
             await asyncio.sleep(RESTART.delay(max(0, failures - 1), random.random()))  # noqa: S311 - jitter
             try:
                 await self._launch(index)
             except (WorkerError, OSError) as error:
-                # Want of memory or of descriptors, too, for which the other children must not pay.
+                # Also lack of memory or descriptors, which must not affect the other children.
                 failures += 1
-                log.error("%s; it is tried again", error)
+                log.error("%s; trying again", error)
                 continue
-            self._tell_capacity()
+            self._update_capacity()
             self._place()
 
     def _unhealthy(self, reason: str) -> None:
@@ -143,20 +146,20 @@ class ProcessHost:
         if isinstance(self._admission, CanFail):
             self._admission.fail(reason)
 
-    def _lost(self, child: ChildProcess, code: int, calls: Set[Call], *, alone: bool) -> None:
+    def _lost(self, child: ChildProcess, code: int, requests: Set[RemoteRequest], *, alone: bool) -> None:
         self._children[child.index] = None
         death = describe_death(code)
-        ids = ", ".join(sorted(call.request.id for call in calls)) or "none"
+        ids = ", ".join(sorted(request.request.id for request in requests)) or "none"
         log.error(
             "process %d (pid %d) died: %s; requests in it: %s", child.index, child.process.pid, death, ids
         )
-        for call in calls:
-            self._suspects.add(call.request.id)
-            text = f"The process that ran request {call.request.id} died: {death}."
-            call.child_died(ProcessDied(text), alone=alone)
+        for request in requests:
+            self._suspects.add(request.request.id)
+            text = f"The process that ran request {request.request.id} died: {death}."
+            request.child_died(ProcessDied(text), alone=alone)
         self._place()
 
-    def _tell_capacity(self) -> None:
+    def _update_capacity(self) -> None:
         admission, capacity = self._admission, self._dispatcher.capacity
         if admission is None:
             return
@@ -167,75 +170,69 @@ class ProcessHost:
             admission.limit_slots("processes", capacity)
         admission.resume()
 
-    # --- requests --------------------------------------------------------------------------------
+    # --- requests
 
     async def handle(self, request: Request) -> Outcome:
-        """Run one request in a child; once more, alone, in another one when its child dies.
+        """Run a request in a child; if the child dies, once more in another one, alone.
 
-        Raises what its handler raises (HandlerFailed for errors that only the child knows), ProcessDied when
-        children die over it, RetryLater when it has to be tried again elsewhere.
+        Raises what the handler raises (HandlerFailed for errors that only the child knows), ProcessDied if
+        children die because of the request, RetryLater if it has to go back to the queue.
         """
         for tries in itertools.count(request.attempt):
-            call = Call(next(self._numbers), request, tries, self)
+            remote = RemoteRequest(next(self._numbers), request, tries, self._ended)
             try:
-                return await self._run(call, repeated=tries > request.attempt)
+                return await self._run(remote, retried=tries > request.attempt)
             except ProcessDied as error:
-                if error is not call.died:
+                if error is not remote.died:
                     raise
-                decided = verdict(
-                    tries, alone=call.alone_in_death, retry=self._retry, repeatable=call.repeatable
+                action = crash_policy(
+                    tries, alone=remote.died_alone, retry=self._retry, repeatable=remote.repeatable
                 )
-                if decided is Verdict.FAIL:
+                if action is CrashAction.FAIL:
                     raise
-                if decided is Verdict.HAND_BACK:
+                if action is CrashAction.REQUEUE:
                     raise RetryLater(error.detail, after=0.0) from error
             if isinstance(request._context, FileContext):
                 await asyncio.to_thread(request._context.files.forget_results)
         raise AssertionError("unreachable")
 
-    async def _run(self, call: Call, *, repeated: bool) -> Outcome:
-        request = call.request
-        self._dispatcher.add(call, alone=self._suspects.must_run_alone(request.id, call.tries))
+    async def _run(self, remote: RemoteRequest, *, retried: bool) -> Outcome:
+        request = remote.request
+        self._dispatcher.add(remote, alone=self._suspects.must_run_alone(request.id, remote.tries))
         self._place()
         try:
-            if repeated and not await self._begun(call):
+            if retried and not await self._begun(remote):
                 raise RetryLater(f"no process was free for request {request.id} in time", after=0.0)
-            return await call.outcome
+            return await remote.outcome
         except asyncio.CancelledError:
-            if not self._dispatcher.withdraw(call):
-                call.cancel()
-                await call.wait_ended()
+            if not self._dispatcher.withdraw(remote):
+                remote.cancel()
+                await remote.wait_ended()
             self._place()
             raise
 
-    async def _begun(self, call: Call) -> bool:
-        """Wait for a repeated call's child; False when there is none for so long that others shall try."""
+    async def _begun(self, remote: RemoteRequest) -> bool:
+        """Wait until a retried request has a child. Return False if that takes too long."""
         try:
-            async with asyncio.timeout(REPEAT_PATIENCE):
-                await call.begun.wait()
+            async with asyncio.timeout(RETRY_PATIENCE):
+                await remote.begun.wait()
         except TimeoutError:
-            if self._dispatcher.withdraw(call):
+            if self._dispatcher.withdraw(remote):
                 self._place()
                 return False
         return True
 
-    def call_ended(self, call: Call) -> None:
-        """A child has done with a call."""
+    def _ended(self, remote: RemoteRequest) -> None:
         for child in self._children:
             if child is not None:
-                child.calls.pop(call.number, None)
-        self._dispatcher.ended(call)
+                child.requests.pop(remote.number, None)
+        self._dispatcher.ended(remote)
         self._place()
 
     def _place(self) -> None:
         while (placed := self._dispatcher.place()) is not None:
-            call, index = placed
+            request, index = placed
             child = self._children[index]
             if child is None:
-                raise RuntimeError(f"process {index} takes requests and is not there")
-            child.begin(call)
-
-
-def child_command(executable: str, original: Sequence[str]) -> list[str]:
-    """The command line that started this process, for a child to run the same file up to `serve`."""
-    return [executable, *original[1:]]
+                raise RuntimeError(f"process {index} takes requests but does not exist")
+            child.begin(request)

@@ -1,4 +1,4 @@
-"""Requests, answers and errors as payloads of frames."""
+"""Requests, responses and errors as payloads of frames."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from nvcf_worker.function.request import Asset
 from nvcf_worker.function.response import HeaderPairs
 
 KNOWN = (FunctionError, RetryLater, Fatal, RequestCancelled)
-"""Errors that mean something to the worker and cross over as they are."""
+"""Errors that have a meaning for the worker. They keep their type on the way to it."""
 
 
 class FilePlaces(NamedTuple):
-    """Where the worker keeps a request's files: bases of the directories, and the assets that are there."""
+    """Where the worker keeps a request's files: base directories, and the assets that were downloaded."""
 
     asset_base: str
     output_base: str
@@ -24,10 +24,10 @@ class FilePlaces(NamedTuple):
     carries_files: bool
 
 
-class Start(NamedTuple):
-    """A request on its way to a child. `body` is None when the child has to ask for it.
+class PackedRequest(NamedTuple):
+    """A request on its way to a child. `body` is None if the child has to ask for it.
 
-    A plain tuple and plain parts, which pickle in a few microseconds.
+    It is a plain tuple with plain members, because those are pickled in a few microseconds.
     """
 
     message: bytes
@@ -45,19 +45,19 @@ class Start(NamedTuple):
     files: FilePlaces | None
 
     def pack(self) -> bytes:
-        """As a payload."""
+        """Return the payload."""
         files = None if self.files is None else tuple(self.files)
         return pickle.dumps((*self[:-1], files), pickle.HIGHEST_PROTOCOL)
 
     @staticmethod
-    def unpack(payload: bytes) -> Start:
-        """From a payload."""
+    def unpack(payload: bytes) -> PackedRequest:
+        """Read a payload."""
         *parts, files = pickle.loads(payload)  # noqa: S301 - from our own worker
-        return Start._make((*parts, None if files is None else FilePlaces(*files)))
+        return PackedRequest._make((*parts, None if files is None else FilePlaces(*files)))
 
 
-class Answer(NamedTuple):
-    """A complete answer, or the beginning of a streamed one; `length` of the whole body where it is known."""
+class PackedResponse(NamedTuple):
+    """A complete response, or the start of a streamed one. `length` of the whole body is None if unknown."""
 
     status: int
     headers: HeaderPairs
@@ -65,43 +65,43 @@ class Answer(NamedTuple):
     length: int | None = None
 
     def pack(self) -> bytes:
-        """As a payload."""
+        """Return the payload."""
         return pickle.dumps(tuple(self), pickle.HIGHEST_PROTOCOL)
 
     @staticmethod
-    def unpack(payload: bytes) -> Answer:
-        """From a payload."""
-        return Answer(*pickle.loads(payload))  # noqa: S301 - from our own child
+    def unpack(payload: bytes) -> PackedResponse:
+        """Read a payload."""
+        return PackedResponse(*pickle.loads(payload))  # noqa: S301 - from our own child
 
 
 class ChildTraceback(Exception):
-    """Carries the text of a traceback from a child into the worker's log."""
+    """Carries the text of a traceback from a child to the worker's log."""
 
     def __str__(self) -> str:
         return f"in the child process:\n{self.args[0]}"
 
 
 def pack_error(error: BaseException) -> bytes:
-    """An error as a payload: those that the worker knows as they are, others as text."""
+    """Return an error as a payload: errors in KNOWN with their type, others as text."""
     trace = "".join(traceback.format_exception(error))
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, KNOWN):
-        # Not pickled as exceptions are, which would call __init__ with `args`: subclasses may want others.
+        # Not pickled as exceptions usually are, because that calls __init__ with `args`, which may not fit.
         try:
             parts = pickle.dumps((type(error), error.args, vars(error), text, trace))
             pickle.loads(parts)  # noqa: S301 - made on the line before
-        except Exception:  # noqa: BLE001 - a user's class or argument that cannot cross; the text can
+        except Exception:  # noqa: BLE001 - the user's class or a member cannot be pickled; the text can
             return pickle.dumps((None, (), {}, text, trace))
         return parts
     return pickle.dumps((None, (), {}, text, trace))
 
 
 def unpack_error(payload: bytes) -> BaseException:
-    """The error of a payload; HandlerFailed, with its text and traceback, where only the child knows it."""
+    """Return the error of a payload; HandlerFailed with text and traceback if its type is not in KNOWN."""
     try:
         kind, arguments, members, text, trace = pickle.loads(payload)  # noqa: S301 - from our own child
-    except Exception as problem:  # noqa: BLE001 - a class that only the child knows
-        return HandlerFailed(f"the handler raised an error that cannot be told: {problem}")
+    except Exception as problem:  # noqa: BLE001 - a class that only the child can import
+        return HandlerFailed(f"the handler raised an error that cannot be unpickled: {problem}")
     if kind is None:
         error: BaseException = HandlerFailed(text)
         error.__cause__ = ChildTraceback(trace)

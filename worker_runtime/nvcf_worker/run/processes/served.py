@@ -1,76 +1,77 @@
-"""One request in a child process."""
+"""A request in the child process that runs it."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import functools
+import pickle
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 from nvcf_proto.pb import nvcf_pb2
 from nvcf_worker.errors import BodyUnavailable
+from nvcf_worker.exchange.files import RequestFiles, check_percent
 from nvcf_worker.function.body import Download, RequestBody
 from nvcf_worker.function.cancellation import CancelScope, End
-from nvcf_worker.function.request import FunctionContext
+from nvcf_worker.function.headers import NamedFiles
+from nvcf_worker.function.request import Asset, FunctionContext
 from nvcf_worker.function.response import Outcome, Reply, StreamReply
 from nvcf_worker.message import NOWHERE, Work
 from nvcf_worker.process import logs
 from nvcf_worker.run.executor import Executor, request_type
-from nvcf_worker.run.processes.channel import Channel
-from nvcf_worker.run.processes.child_context import ChildContext
-from nvcf_worker.run.processes.frames import PIECE, WINDOW, Frame
-from nvcf_worker.run.processes.packing import Answer, Start, pack_error, unpack_error
+from nvcf_worker.run.processes.channel import PIECE, BodySender, Channel, Frame
+from nvcf_worker.run.processes.packing import (
+    FilePlaces,
+    PackedRequest,
+    PackedResponse,
+    pack_error,
+    unpack_error,
+)
 
-log = logging.getLogger("nvcf_worker")
 
-
-class ServedCall:
-    """Runs one call and sends what comes of it. Used on the event loop only."""
+class ServedRequest:
+    """Runs one request and sends its response. Used on the event loop only."""
 
     def __init__(self, executor: Executor, channel: Channel, number: int, payload: bytes) -> None:
         self._executor = executor
         self._channel = channel
         self._number = number
-        self._start = Start.unpack(payload)
+        self._packed = PackedRequest.unpack(payload)
         self._loop = asyncio.get_running_loop()
-        self._credit = WINDOW
-        self._credited = asyncio.Event()
-        self._upload: Upload | None = None
+        self._response = BodySender(Frame.CHUNK, number)
+        self._body: ChannelBody | None = None
         self.scope = CancelScope()
-        self._work = self._read_work()
-
-    def _read_work(self) -> Work:
-        start = self._start
-        message = nvcf_pb2.WorkerInvokeFunctionRequest.FromString(start.message)
-        return Work(
+        message = nvcf_pb2.WorkerInvokeFunctionRequest.FromString(self._packed.message)
+        self._work = Work(
             message=message,
             request_id=message.requestId,
-            region=start.region,
+            region=self._packed.region,
             ack_subject="",
-            attempt=start.attempt,
-            received_at=start.received_at,
+            attempt=self._packed.attempt,
+            received_at=self._packed.received_at,
             target=NOWHERE,
             reply_subject=None,
             reply_max_bytes=0,
-            trace=start.trace,
+            trace=self._packed.trace,
         )
 
-    def on_frame(self, kind: int, payload: bytes) -> None:
-        """A frame of this call."""
-        if kind == Frame.CANCEL:
+    def on_frame(self, kind: Frame, payload: bytes) -> None:
+        """Handle a frame of this request."""
+        if kind is Frame.CANCEL:
             self.cancel()
-        elif kind == Frame.CREDIT:
-            self._credit += int.from_bytes(payload)
-            self._credited.set()
-        elif self._upload is not None:
-            self._upload.on_frame(kind, payload)
+        elif kind is Frame.CREDIT:
+            self._response.add_credit(payload)
+        elif self._body is not None:
+            self._body.on_frame(kind, payload)
 
     def cancel(self) -> None:
-        """Stop the handler."""
+        """Cancel the handler."""
         self.scope.stop(End.CALLER_GONE)
 
     async def run(self) -> None:
-        """Run the request to its end; never raises."""
+        """Run the request to its end. Errors are sent to the worker, not raised."""
         logs.request_id.set(self._work.request_id)
         if self._work.trace is not None:
             logs.attach_trace(self._work.trace)
@@ -78,102 +79,92 @@ class ServedCall:
             self.scope.interruptible = True
             if self.scope.end is not None:
                 raise asyncio.CancelledError
-            await self._deliver(await self._run_handler())
+            response = await self._run_handler()
+            if isinstance(response, StreamReply):
+                await self._send_stream(response)
+            else:
+                await self._send_reply(response)
         except asyncio.CancelledError:
             if self.scope.end is None:
-                self._send(Frame.FAILED, pack_error(RuntimeError("the handler let a cancellation escape")))
+                self._send(Frame.FAILED, pack_error(RuntimeError("the handler raised CancelledError")))
             else:
-                self._send(Frame.GONE)
+                self._send(Frame.CANCELLED)
         except (KeyboardInterrupt, GeneratorExit):
             raise
-        except BaseException as error:  # noqa: BLE001 - the worker logs it and answers
+        except BaseException as error:  # noqa: BLE001 - the worker logs it and responds
             self._send(Frame.FAILED, pack_error(error))
         finally:
             self.scope.interruptible = False
 
     async def _run_handler(self) -> Outcome:
-        start = self._start
-        handler, parameters = self._executor.select(start.method, start.target)
-        body = RequestBody(start.body or b"", self._open if start.body is None else None)
+        packed = self._packed
+        handler, parameters = self._executor.select(packed.method, packed.target)
+        body = RequestBody(packed.body or b"", self._open_body if packed.body is None else None)
         self.scope.body = body
         context = None
-        if start.files is not None:
-            context = ChildContext(start.files, self._work.request_id, self._send_from_anywhere)
+        if packed.files is not None:
+            context = ChildContext(packed.files, self._work.request_id, self._send_from_any_thread)
         request = request_type(handler)(
             self._work,
-            FunctionContext(start.function_id, start.version_id, start.headers),
+            FunctionContext(packed.function_id, packed.version_id, packed.headers),
             body,
             self.scope.cancelled,
-            method=start.method,
-            target=start.target,
-            sent=start.sent,
+            method=packed.method,
+            target=packed.target,
+            sent=packed.sent,
             path_params=parameters,
             context=context,
         )
         return await self._executor.run(request, self.scope, handler)
 
-    async def _open(self) -> Download:
-        self._upload = Upload(self._channel, self._number)
+    async def _open_body(self) -> Download:
+        self._body = ChannelBody(self._channel, self._number)
         self._send(Frame.NEED_BODY)
-        return self._upload
+        return self._body
 
-    async def _deliver(self, outcome: Outcome) -> None:
-        if isinstance(outcome, StreamReply):
-            await self._stream(outcome)
-            return
-        await self._reply(outcome)
-
-    async def _reply(self, reply: Reply) -> None:
+    async def _send_reply(self, reply: Reply) -> None:
         body, at = reply.body, 0
         while len(body) - at > PIECE:
             self._send(Frame.PART, body[at : at + PIECE])
             at += PIECE
             await self._channel.drain()
-        self._send(Frame.REPLY, Answer(reply.status, reply.headers, body[at:] if at else body).pack())
+        last = PackedResponse(reply.status, reply.headers, body[at:] if at else body)
+        self._send(Frame.REPLY, last.pack())
 
-    async def _stream(self, reply: StreamReply) -> None:
+    async def _send_stream(self, reply: StreamReply) -> None:
         try:
             first = reply.first
-            head = Answer(reply.status, reply.headers, first[:PIECE], reply.length)
+            head = PackedResponse(reply.status, reply.headers, first[:PIECE], reply.length)
             self._send(Frame.STREAM, head.pack())
-            await self._chunk(first[PIECE:])
+            await self._response.send(self._channel, first[PIECE:])
             while True:
                 try:
                     chunk = await reply.source.__anext__()
                 except StopAsyncIteration:
                     break
-                await self._chunk(chunk)
+                await self._response.send(self._channel, chunk)
         finally:
-            # Until the handler has really ended its place counts as taken.
+            # The request holds its place in the child until the handler has ended.
             await reply.source.aclose()
         self._send(Frame.END)
-
-    async def _chunk(self, chunk: bytes) -> None:
-        for at in range(0, len(chunk), PIECE):
-            while self._credit <= 0:
-                self._credited.clear()
-                await self._credited.wait()
-            piece = chunk[at : at + PIECE]
-            self._credit -= len(piece)
-            self._send(Frame.CHUNK, piece)
 
     def _send(self, kind: Frame, payload: bytes = b"") -> None:
         self._channel.send(kind, self._number, payload)
 
-    def _send_from_anywhere(self, kind: Frame, payload: bytes) -> None:
+    def _send_from_any_thread(self, kind: Frame, payload: bytes) -> None:
         try:
             on_loop = asyncio.get_running_loop() is self._loop
         except RuntimeError:
             on_loop = False
-        # Directly where possible: what a handler tells must be sent before what it returns.
+        # Directly if possible, because progress must be sent before the response.
         if on_loop:
             self._send(kind, payload)
         else:
             self._loop.call_soon_threadsafe(self._send, kind, payload)
 
 
-class Upload:
-    """The body as it comes from the worker; more is asked for as it is read."""
+class ChannelBody:
+    """The request's body as it comes from the worker, which sends more as it is read."""
 
     def __init__(self, channel: Channel, number: int) -> None:
         self._channel = channel
@@ -183,20 +174,17 @@ class Upload:
         self._error: BaseException | None = None
         self._changed = asyncio.Event()
 
-    def on_frame(self, kind: int, payload: bytes) -> None:
-        """A piece, the end or a failure."""
-        if kind == Frame.BODY:
+    def on_frame(self, kind: Frame, payload: bytes) -> None:
+        """Take a piece, the end or an error."""
+        if kind is Frame.BODY:
             self._pieces.append(payload)
-        elif kind == Frame.BODY_END:
+        elif kind is Frame.BODY_END:
             self._ended = True
-        elif kind == Frame.BODY_FAILED:
+        elif kind is Frame.BODY_FAILED:
             self._error = unpack_error(payload)
         self._changed.set()
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._read()
-
-    async def _read(self) -> AsyncIterator[bytes]:
+    async def __aiter__(self) -> AsyncIterator[bytes]:
         while True:
             if self._pieces:
                 piece = self._pieces.popleft()
@@ -211,7 +199,50 @@ class Upload:
                 await self._changed.wait()
 
     def close(self) -> None:
-        """Nothing more is wanted."""
+        """Stop reading: a reader that waits gets BodyUnavailable."""
         if not self._ended and self._error is None:
             self._error = BodyUnavailable("the request was cancelled while its body was read")
             self._changed.set()
+
+
+class ChildContext:
+    """The RequestContext in a child process.
+
+    The worker fetches, uploads and removes the files, which both processes share; progress is sent to it.
+    """
+
+    def __init__(self, places: FilePlaces, request_id: str, send: Callable[[Frame, bytes], None]) -> None:
+        self._places = places
+        self._request_id = request_id
+        self._send = send
+
+    @functools.cached_property
+    def _files(self) -> RequestFiles:
+        places = self._places
+        return RequestFiles(Path(places.asset_base), Path(places.output_base), self._request_id)
+
+    @property
+    def assets(self) -> Mapping[str, Asset]:
+        """The downloaded assets by id."""
+        return self._places.assets
+
+    @property
+    def output_dir(self) -> Path:
+        """The output directory, created on first use."""
+        reported = self._files.output_made
+        directory = self._files.output_dir
+        if not reported:
+            self._send(Frame.OUTPUT, b"")
+        return directory
+
+    def named_files(self) -> NamedFiles | None:
+        """Return the directories as the request's headers name them; None if there are none."""
+        output = str(self.output_dir) if self._places.carries_files else ""
+        if not output and not self._places.assets:
+            return None
+        return NamedFiles(str(self._files.asset_dir), tuple(self._places.assets), output)
+
+    def progress(self, percent: float, partial: Any) -> None:
+        """Report progress, from any thread. Raises TypeError, or what pickle raises for `partial`."""
+        check_percent(percent)
+        self._send(Frame.PROGRESS, pickle.dumps((percent, partial)))

@@ -1,4 +1,4 @@
-"""One child process: started, ready, in use, gone."""
+"""One child process, as the worker sees it: started, ready, running requests, ended."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from nvcf_broker.process import describe_exit, stop_process
 from nvcf_worker.errors import NotReady
 from nvcf_worker.process.children import spawn
-from nvcf_worker.run.processes.call import Call
-from nvcf_worker.run.processes.channel import Channel
-from nvcf_worker.run.processes.child import CHANNEL_FD
-from nvcf_worker.run.processes.frames import Frame
+from nvcf_worker.run.processes.channel import CHANNEL_FD, Channel, Frame
+from nvcf_worker.run.processes.remote import RemoteRequest
 from nvcf_worker.telemetry import measurements
 from nvcf_worker.telemetry.setup import current
 
@@ -25,12 +23,12 @@ END_PATIENCE = 2.0
 
 
 class ChildProcess:
-    """Made by `launch`. `calls` are those it has in work, by number."""
+    """A process made by `launch`. `requests` are those that it runs, by number."""
 
     def __init__(self, index: int, unhealthy: Callable[[str], None]) -> None:
         self.index = index
         self._unhealthy = unhealthy
-        self.calls: dict[int, Call] = {}
+        self.requests: dict[int, RemoteRequest] = {}
         self.channel: Channel
         self.process: asyncio.subprocess.Process
         self.started_at = time.monotonic()
@@ -45,10 +43,13 @@ class ChildProcess:
         timeout: float,
         unhealthy: Callable[[str], None],
     ) -> ChildProcess:
-        """Start a child and wait until it takes requests. It calls `unhealthy` when its function is.
+        """Start a child and wait until it takes requests.
 
-        Raises NotReady when it ends before or is not ready within `timeout` seconds, ConfigurationError
-        when it cannot be started at all. No process is left behind then.
+        changes: environment variables that differ from the worker's. timeout: seconds until it must be ready.
+        unhealthy: called with a reason when the child's function becomes unhealthy.
+
+        Raises NotReady if the child ends or is not ready in time, ConfigurationError if it cannot be started.
+        Then no process is left behind.
         """
         child = cls(index, unhealthy)
         ours, theirs = socket.socketpair()
@@ -88,22 +89,22 @@ class ChildProcess:
                 self._ready.set_result(None)
         elif kind is Frame.UNHEALTHY:
             self._unhealthy(f"process {self.index}: {payload.decode(errors='replace')}")
-        elif kind is Frame.FIGURE:
+        elif kind is Frame.MEASUREMENT:
             measurements.received(payload)
-        elif (call := self.calls.get(number)) is not None:
-            call.on_frame(kind, payload)
+        elif (request := self.requests.get(number)) is not None:
+            request.on_frame(kind, payload)
 
-    def begin(self, call: Call) -> None:
-        """Run a request here."""
-        self.calls[call.number] = call
-        call.begin(self.channel)
+    def begin(self, request: RemoteRequest) -> None:
+        """Run a request in this child."""
+        self.requests[request.number] = request
+        request.begin(self.channel)
 
-    async def cut_off(self) -> None:
-        """Wait until it hears nothing any more, which is the end of it."""
+    async def disconnected(self) -> None:
+        """Wait until the channel is closed, which means that the child has ended or is about to end."""
         await asyncio.wait([self.channel.closed])
 
     async def exit_code(self) -> int:
-        """Of a child that is cut off, as asyncio reports it: it ends at once, or is ended."""
+        """Return the exit code of a disconnected child, as asyncio reports it. Kill the child if it hangs."""
         try:
             async with asyncio.timeout(END_PATIENCE):
                 await self.process.wait()
@@ -112,12 +113,12 @@ class ChildProcess:
         return self.process.returncode if self.process.returncode is not None else 0
 
     async def kill(self) -> None:
-        """End it now, with what it has started."""
+        """Kill the child and the processes that it has started."""
         self.channel.abort()
         await stop_process(self.process, 0)
 
     async def stop(self, patience: float) -> None:
-        """Let it tear down and exit; kill it when that takes longer than `patience` seconds."""
+        """Let the child tear down and exit. Kill it if that takes longer than `patience` seconds."""
         self.channel.send(Frame.STOP)
         try:
             async with asyncio.timeout(patience):
