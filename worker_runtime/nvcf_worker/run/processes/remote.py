@@ -97,8 +97,8 @@ class RemoteRequest:
         try:
             self.request.progress(*pickle.loads(payload))  # noqa: S301 - from our own child
         except Exception:
-            # E.g. a partial result of a class that only the child can import. Raised from here, the error would
-            # close the channel and so end the child and all its requests.
+            # E.g. a partial result of a class that only the child can import. The error must not get out of here:
+            # it would close the channel, and so end the child and all its requests.
             log.warning("progress of request %s cannot be reported", self.request.id, exc_info=True)
 
     def _begin_stream(self, head: PackedResponse) -> None:
