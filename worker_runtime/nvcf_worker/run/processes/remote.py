@@ -97,7 +97,7 @@ class RemoteRequest:
         try:
             self.request.progress(*pickle.loads(payload))  # noqa: S301 - from our own child
         except Exception:
-            # E.g. a partial result of a class that only the child can import. The error must not get out of here:
+            # E.g. a partial result of a class that only the child can import. It must not get out of here:
             # it would close the channel, and so end the child and all its requests.
             log.warning("progress of request %s cannot be reported", self.request.id, exc_info=True)
 
