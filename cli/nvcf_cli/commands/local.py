@@ -34,39 +34,37 @@ def up(
     http_port: Annotated[
         int | None,
         typer.Option(
-            min=0, max=65535, help="Port for callers, 0 = any. [default: 8080, else any]", show_default=False
+            min=0, max=65535, help="Port for callers; 0: any. [default: 8080, else any]", show_default=False
         ),
     ] = None,
     nats: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Use this broker instead of one of its own.", show_default=False),
+        typer.Option(metavar="URL", help="Use this broker instead of an own one.", show_default=False),
     ] = None,
     nats_credentials: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="For --nats: one line user:password.", show_default=False),
+        typer.Option(metavar="FILE", help="For --nats: line user:password.", show_default=False),
     ] = None,
     callout_seed: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="For --nats: seed of its auth callout's issuer.", show_default=False
-        ),
+        typer.Option(metavar="FILE", help="For --nats: seed of the callout issuer.", show_default=False),
     ] = None,
     clusters: Annotated[
         int, typer.Option(min=1, max=16, help="Clusters to divide this machine into, each with an agent.")
     ] = 1,
     gpus: Annotated[int, typer.Option(min=0, max=1024, help="Simulated GPUs of each cluster.")] = 0,
-    gpu_name: Annotated[str, typer.Option(metavar="NAME", help="What they are called.")] = SIMULATED_GPU,
+    gpu_name: Annotated[str, typer.Option(metavar="NAME", help="Name of these GPUs.")] = SIMULATED_GPU,
     cpu_slots: Annotated[
         int | None,
-        typer.Option(min=0, help="Most instances without a GPU in each. [default: 256]", show_default=False),
+        typer.Option(min=0, help="Instances without GPU in each. [default: 256]", show_default=False),
     ] = None,
     memory: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Limit of each instance, like 512M or 2G.", show_default=False),
+        typer.Option(metavar="SIZE", help="Memory of each instance, e.g. 512M.", show_default=False),
     ] = None,
     cpus: Annotated[
         float | None,
-        typer.Option(min=0.01, metavar="NUMBER", help="Limit of each instance.", show_default=False),
+        typer.Option(min=0.01, metavar="NUMBER", help="CPUs of each instance.", show_default=False),
     ] = None,
     collector: Annotated[
         Path | None,
@@ -78,15 +76,15 @@ def up(
     ] = None,
     sessions: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="Take gRPC and WebSocket callers there.", show_default=False),
+        typer.Option(metavar="HOST:PORT", help="Listen for gRPC and WebSocket here.", show_default=False),
     ] = None,
     metrics: Annotated[
         bool, typer.Option(help="Serve metrics for Prometheus; nvcf metrics shows where.")
     ] = True,
     detach: Annotated[
-        bool, typer.Option("--detach", "-d", help="Return once it is up; nvcf down ends it.")
+        bool, typer.Option("--detach", "-d", help="Return when it is ready; nvcf down ends it.")
     ] = False,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_level: Annotated[str, typer.Option(help="Least level: debug, info, warning or error.")] = "info",
 ) -> None:
     """Run the platform on this machine: broker, gateway, agents and autoscaler.
 
