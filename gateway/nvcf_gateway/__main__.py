@@ -19,7 +19,7 @@ from nvcf_otel.setup import Telemetry
 
 
 async def serve(config: GatewayConfig, gateway_id: str, telemetry: Telemetry) -> None:
-    """Run until told to stop, or until the broker has closed the connection for good."""
+    """Run until a signal arrives, or until the broker has closed the connection for good."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -36,7 +36,7 @@ async def serve(config: GatewayConfig, gateway_id: str, telemetry: Telemetry) ->
         metrics = metrics_host(telemetry, config.metrics)
         if metrics is not None:
             ready["metrics"] = metrics
-        print(json.dumps(ready), flush=True)  # noqa: T201 # how a supervisor learns the addresses
+        print(json.dumps(ready), flush=True)  # noqa: T201 # a supervisor reads the addresses from it
         stopped = asyncio.create_task(stop.wait())
         closed = asyncio.create_task(gateway.client.wait_closed())
         try:
@@ -49,7 +49,7 @@ async def serve(config: GatewayConfig, gateway_id: str, telemetry: Telemetry) ->
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the gateway and return the exit code."""
     try:
         config = parse_arguments(arguments)
         configure_logging(config.log_level, component="gateway")

@@ -1,4 +1,4 @@
-"""Putting a gateway process together, and its life."""
+"""Build a gateway process from its parts, and run it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from nvcf_gateway.http.routing import Route
 from nvcf_gateway.http.tls import server_context
 from nvcf_gateway.invocation.idempotent import IdempotentCalls
 from nvcf_gateway.invocation.invoke import Invoker
-from nvcf_gateway.invocation.waiting import Waiting
+from nvcf_gateway.invocation.waiting import CallRunner
 from nvcf_gateway.management.deployments import Deployments
 from nvcf_gateway.management.events import EventLog
 from nvcf_gateway.management.functions import Management
@@ -45,11 +45,11 @@ from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.ratelimit.limiter import RateLimiter
 from nvcf_gateway.ratelimit.shared import SharedCounters
 from nvcf_gateway.registry import Registry
-from nvcf_gateway.results.dead_letters import MAX_DELIVERIES_SUBJECT, ExhaustedRequests
-from nvcf_gateway.results.dead_letters import QUEUE_GROUP as EXHAUSTED_GROUP
+from nvcf_gateway.results.dead_letters import MAX_DELIVERIES_SUBJECT, DeadLetters
+from nvcf_gateway.results.dead_letters import QUEUE_GROUP as DEAD_LETTER_GROUP
 from nvcf_gateway.results.fallback import QUEUE_GROUP as FALLBACK_GROUP
 from nvcf_gateway.results.fallback import FallbackLookup
-from nvcf_gateway.results.idempotency_keys import Idempotency
+from nvcf_gateway.results.idempotency_keys import IdempotencyKeys
 from nvcf_gateway.results.retention import Retention
 from nvcf_gateway.results.status import Poller
 from nvcf_gateway.results.store import ResultStore
@@ -89,13 +89,13 @@ class RunningGateway:
 
 
 def new_gateway_id() -> str:
-    """An id for one process; it is part of subjects."""
+    """Return an id for one process; it is part of subjects."""
     return new_id().replace("-", "")
 
 
 @contextlib.asynccontextmanager
 async def running_gateway(config: GatewayConfig, gateway_id: str) -> AsyncIterator[RunningGateway]:
-    """Serve until the context is left; callers that wait then get `SHUTDOWN_GRACE` seconds.
+    """Serve until the context is left; callers that wait then have `SHUTDOWN_GRACE` seconds.
 
     Raises SetupError and BrokerError when the gateway cannot start.
     """
@@ -109,20 +109,20 @@ async def running_gateway(config: GatewayConfig, gateway_id: str) -> AsyncIterat
         await registry.start(stack)
         if config.bootstrap_keys is not None:
             await registry.bootstrap_keys(config.bootstrap_keys)
-        owner = await stack.enter_async_context(BackgroundTasks())
+        background = await stack.enter_async_context(BackgroundTasks())
         requests = ReplyInbox(client)
         await requests.start()
         shared = SharedCounters(client, requests, gateway_id)
         await shared.start(stack)
-        limiter = RateLimiter(shared, owner)
+        limiter = RateLimiter(shared, background)
         parts = await _parts(
-            config, gateway_id, client, requests, registry, tokens, owner, limiter, keys, shared
+            config, gateway_id, client, requests, registry, tokens, background, limiter, keys, shared
         )
         stack.push_async_callback(_end, asyncio.create_task(parts.demand.report(), name="demand reports"))
-        exhausted = ExhaustedRequests(requests, parts.queue, owner, config.regions, registry.versions.keys)
-        await client.subscribe(MAX_DELIVERIES_SUBJECT, queue=EXHAUSTED_GROUP, cb=exhausted.advised)
-        stack.push_async_callback(_end, asyncio.create_task(exhausted.sweep(), name="sweep of the queues"))
-        replies = InlineReplies(parts.pending, owner)
+        dead_letters = DeadLetters(requests, parts.queue, background, config.regions, registry.versions.keys)
+        await client.subscribe(MAX_DELIVERIES_SUBJECT, queue=DEAD_LETTER_GROUP, cb=dead_letters.on_advisory)
+        stack.push_async_callback(_end, asyncio.create_task(dead_letters.sweep(), name="sweep of the queues"))
+        replies = InlineReplies(parts.pending, background)
         await client.subscribe(inline_reply_subjects(gateway_id), cb=replies.received)
         if config.callout_seed is not None:
             account = await asyncio.to_thread(load_account_seed, config.callout_seed)
@@ -137,7 +137,7 @@ async def running_gateway(config: GatewayConfig, gateway_id: str) -> AsyncIterat
         add_authorization_services(server, parts.authenticator, parts.authorizer, registry, limiter)
         grpc_address = await serve(stack, config, server)
         parts.http_address.append(await _serve_http(stack, config, parts.server))
-        sessions = await _serve_sessions(stack, config, parts, client, requests, owner, limiter)
+        sessions = await _serve_sessions(stack, config, parts, client, requests, background, limiter)
         yield RunningGateway(gateway_id, parts.http_address[0], grpc_address, client, parts.pending, sessions)
 
 
@@ -162,7 +162,7 @@ async def _parts(
     requests: ReplyInbox,
     registry: Registry,
     tokens: WorkerTokens,
-    owner: BackgroundTasks,
+    background: BackgroundTasks,
     limiter: RateLimiter,
     keys: SigningKeys,
     shared: SharedCounters,
@@ -177,11 +177,11 @@ async def _parts(
     pending = PendingRequests()
     queue = RequestQueue(client, requests, config, registry.queue_depth)
     tracking = Tracking(client, requests, config)
-    idempotency = Idempotency(requests, config)
+    idempotency_keys = IdempotencyKeys(requests, config)
     results = {region: ResultStore(client, requests, config, region) for region in config.regions}
     try:
         await tracking.ensure()
-        await idempotency.ensure()
+        await idempotency_keys.ensure()
         for store in results.values():
             await store.start()
     except BrokerError as error:
@@ -195,7 +195,9 @@ async def _parts(
     http_telemetry, telemetry = HttpTelemetry(metrics), EnqueueTelemetry(metrics, config.region)
     sessions = SessionTelemetry(http_telemetry, telemetry)
     register_gauges(metrics, demand.waiting, lambda: sessions.active, sessions.bytes)
-    waiting = Waiting(config, gateway_id, attach_url, queue, pending, retention, owner, demand, telemetry)
+    runner = CallRunner(
+        config, gateway_id, attach_url, queue, pending, retention, background, demand, telemetry
+    )
     worker_query = WorkerQuery(config, gateway_id, attach_url, requests, pending)
     poller = Poller(
         worker_query,
@@ -205,8 +207,8 @@ async def _parts(
         results,
         tracking,
         retention,
-        owner,
-        idempotency,
+        background,
+        idempotency_keys,
     )
     urls = SignedUrls(lambda: keys.ring.mac_keys(), lambda: config.public_url or attach_url())
     results_bytes = config.results_max_bytes
@@ -216,13 +218,13 @@ async def _parts(
     large = LargeResults(large_results, urls, config.large_body_bytes)
     asset_buckets = RegionalBuckets(client, requests, config, "assets", ttl=config.assets_ttl)
     assets = Assets(authenticator, asset_buckets, urls, config.large_body_bytes)
-    idempotent = IdempotentCalls(waiting, retention, idempotency, owner)
+    idempotent = IdempotentCalls(runner, retention, idempotency_keys, background)
     invoker = Invoker(
         config,
         registry,
         authenticator,
         authorizer,
-        waiting,
+        runner,
         retention,
         idempotent,
         poller,
@@ -230,8 +232,8 @@ async def _parts(
         assets,
         large,
     )
-    fallback = FallbackLookup(config, gateway_id, attach_url, registry, queue, pending, retention, owner)
-    await client.subscribe(fallback_subject("*"), queue=FALLBACK_GROUP, cb=fallback.asked)
+    fallback = FallbackLookup(config, gateway_id, attach_url, registry, queue, pending, retention, background)
+    await client.subscribe(fallback_subject("*"), queue=FALLBACK_GROUP, cb=fallback.on_query)
     management = Management(authenticator, registry, queue)
     deployments = Deployments(authenticator, registry, queue, management, tokens)
     collector = SnapshotCollector(client, gateway_id, demand.history, lambda: shared.members)
@@ -276,7 +278,7 @@ async def _serve_sessions(
     parts: _Parts,
     client: BrokerClient,
     requests: ReplyInbox,
-    owner: BackgroundTasks,
+    background: BackgroundTasks,
     limiter: RateLimiter,
 ) -> str | None:
     if config.sessions is None and config.session_proxy is None:
@@ -288,7 +290,7 @@ async def _serve_sessions(
         parts.queue,
         client,
         requests,
-        owner,
+        background,
         limiter,
         parts.demand,
         parts.telemetry,

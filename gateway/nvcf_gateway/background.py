@@ -1,4 +1,4 @@
-"""Owner of work that outlives the request which began it, such as withdrawing it from the queue."""
+"""Tasks that outlive the request that began them, such as withdrawing it from the queue."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 async def end_both(one: asyncio.Task[None], other: asyncio.Task[None]) -> None:
-    """Cancel two tasks and wait for them; what they raised is taken note of and dropped."""
+    """Cancel two tasks and wait for them; drop what they raise."""
     tasks = {one, other}
     for task in tasks:
         task.cancel()
@@ -40,7 +40,7 @@ class BackgroundTasks:
         return task
 
     def spawn_later(self, delay: float, work: Callable[[], Coroutine[None, None, None]], name: str) -> None:
-        """Run `work()` in `delay` seconds, unless the owner has ended by then."""
+        """Run `work()` in `delay` seconds, unless the context has ended by then."""
 
         def due() -> None:
             self._timers.discard(timer)

@@ -14,13 +14,13 @@ KIB = 1024
 MIB = 1024 * KIB
 
 DEFAULT_IDLE_TIMEOUT = 330.0
-"""Workers in Go keep idle connections for 300 s and cannot send an answer a second time that was on its way
-when the connection was closed: the worker has to be the one that closes."""
+"""Workers in Go keep idle connections for 300 s. They cannot repeat a response that was on its way when the
+gateway closed the connection, so the worker has to close it first."""
 
 
 @dataclass(frozen=True)
 class GatewayConfig:
-    """Addresses are `host:port` (port 0 = any free one), times seconds, sizes bytes."""
+    """Settings: addresses are `host:port` (port 0: any free one), times are seconds, sizes are bytes."""
 
     http: tuple[str, int]
     grpc: tuple[str, int]
@@ -64,15 +64,15 @@ class GatewayConfig:
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """`host:port` or `[v6]:port`. Raises SetupError."""
+    """Parse `host:port` or `[v6]:port`. Raises SetupError."""
     host, separator, port = text.rpartition(":")
     if not separator or not port.isdigit() or int(port) > 65535:
-        raise SetupError(f"{text!r} is no address: host:port expected, e.g. 127.0.0.1:8080")
+        raise SetupError(f"{text!r} is not an address: host:port expected, e.g. 127.0.0.1:8080")
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> GatewayConfig:
-    """Read the command line. Raises SetupError for a value that cannot be."""
+    """Read the command line. Raises SetupError for a wrong value."""
     values = _parser().parse_args(arguments)
     regions = tuple(part.strip() for part in values.regions.split(",") if part.strip()) or (values.region,)
     for region in (values.region, *regions):

@@ -19,10 +19,10 @@ class SetupError(GatewayError):
 
 
 class HttpProblem(GatewayError):
-    """An answer other than the one asked for: becomes `application/problem+json`.
+    """A response that becomes `application/problem+json`.
 
-    `headers` are added to the answer; `members` to the document. `reason` is what it is counted by where its
-    status does not say it.
+    `headers` are added to the response, `members` to the document. `reason` is the metric attribute, if the
+    status alone does not name it.
     """
 
     reason: str | None = None
@@ -60,20 +60,20 @@ class NotEnqueued(HttpProblem):
 
 
 def invalid_field(error: InvalidRecord) -> HttpProblem:
-    """400 that names the offending field in its member `field`."""
+    """Return a 400 that names the offending field in its member `field`."""
     return HttpProblem(400, str(error), field=error.field)
 
 
 class CallerGone(GatewayError):
-    """The caller left before the answer was complete."""
+    """The caller left before the response was complete."""
 
 
 class AnsweredElsewhere(CallerGone):
-    """Another execution of the request has answered first, and this caller shall get that answer."""
+    """Another execution of the request has answered first, and the caller must get that response."""
 
 
 class WorkerGone(GatewayError):
-    """The worker left in the middle of its answer."""
+    """The worker left in the middle of its response."""
 
 
 class NotStored(BrokerError):

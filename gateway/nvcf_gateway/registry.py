@@ -1,4 +1,4 @@
-"""The platform's records as this replica sees them: mirrors of the key-value buckets, with indexes."""
+"""Mirrors of the key-value buckets that hold the platform's records, with indexes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class VersionIndex:
         self._instances: dict[str, dict[str, Instance]] = {}
 
     def deployment_changed(self, version_id: str, deployment: Deployment | None) -> None:
-        """Take in a change of the deployments bucket."""
+        """Apply a change of the deployments bucket."""
         if deployment is not None:
             self._function_of[version_id] = deployment.function_id
             self._deployed.setdefault(deployment.function_id, set()).add(version_id)
@@ -50,7 +50,7 @@ class VersionIndex:
                 del self._deployed[function_id]
 
     def instance_changed(self, key: str, instance: Instance | None) -> None:
-        """Take in a change of the instances bucket; `key` is `VERSION.INSTANCE`."""
+        """Apply a change of the instances bucket; `key` is `VERSION.INSTANCE`."""
         version_id, _, instance_id = key.partition(".")
         self._remember(version_id, instance_id, instance)
         if instance is not None and instance.state is InstanceState.RUNNING:
@@ -72,31 +72,31 @@ class VersionIndex:
             self._instances.pop(version_id, None)
 
     def instances(self, version_id: str) -> list[Instance]:
-        """Records of a version's instances."""
+        """Return the records of a version's instances."""
         return list(self._instances.get(version_id, {}).values())
 
     def deployed(self, function_id: str) -> list[str]:
-        """Ids of the function's deployed versions."""
+        """Return the ids of the function's deployed versions."""
         return sorted(self._deployed.get(function_id, ()))
 
     def is_deployed(self, version_id: str) -> bool:
-        """Whether the version shall have instances."""
+        """Return whether the version is deployed."""
         return version_id in self._function_of
 
     def is_running(self, version_id: str) -> bool:
-        """Whether at least one instance of the version is ready."""
+        """Return whether at least one instance of the version is ready."""
         return version_id in self._running
 
 
 def version_status(deployed: bool, instances: list[Instance], *, from_zero: bool = False) -> VersionStatus:
-    """What the management API shows of a version.
+    """Return the status of a version as the management API shows it.
 
-    ERROR is said only when every instance has failed: one that still starts may yet come up. A version
-    that may have no instance at all (`from_zero`) is active without one.
+    It is ERROR only if every instance has failed: one that still starts may become ready. A version that
+    may have no instance at all (`from_zero`) is active without one.
     """
     if not deployed:
         return VersionStatus.INACTIVE
-    # Those that ended in order say nothing about what comes next.
+    # Instances that ended in order say nothing about the next ones.
     states = {instance.state for instance in instances} - {InstanceState.COMPLETED, InstanceState.TERMINATING}
     if InstanceState.RUNNING in states:
         return VersionStatus.ACTIVE
@@ -151,7 +151,7 @@ class Registry:
         )
 
     async def start(self, stack: AsyncExitStack) -> None:
-        """Follow all buckets until `stack` is closed; returns when each has been read once."""
+        """Follow all buckets until `stack` is closed; return when each has been read once."""
         await stack.enter_async_context(self.functions)
         await stack.enter_async_context(self.versions)
         await stack.enter_async_context(self.deployments)
@@ -179,24 +179,24 @@ class Registry:
                     continue
 
     def queue_depth(self, version_id: str) -> int:
-        """How many requests of a version may be queued."""
+        """Return how many requests of a version may be queued."""
         deployment = self.deployments.get(version_id)
         return (deployment and deployment.max_queue_depth) or MAX_QUEUED_REQUESTS
 
     def instances_of(self, version_id: str) -> list[Instance]:
-        """Records of a version's instances, oldest first."""
-        # All versions are listed at once: each must not look at every instance there is.
+        """Return the records of a version's instances, oldest first."""
+        # A list of all versions must not search all instances for each of them.
         return sorted(
             self.index.instances(version_id), key=lambda instance: (instance.created_at, instance.id)
         )
 
     def versions_of(self, function_id: str) -> list[FunctionVersion]:
-        """A function's versions, oldest first."""
+        """Return a function's versions, oldest first."""
         found = [version for version in self.versions.values() if version.function_id == function_id]
         return sorted(found, key=lambda version: (version.created_at, version.id))
 
     def status_of(self, version: FunctionVersion) -> VersionStatus:
-        """The version's status now."""
+        """Return the version's status now."""
         deployment = self.deployments.get(version.id)
         from_zero = deployment is not None and not any(
             spec.min_instances for spec in deployment.specifications

@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Served:
-    """A route. `kind`: it invokes a function or asks for an answer. `own`: it begins traces of its own."""
+    """A route. `kind`: set if it invokes a function or polls. `own`: it begins traces of its own."""
 
     handler: Handler
     pattern: str
@@ -84,13 +84,13 @@ class HttpServer:
         add("GET", "/health", self._health, own=False)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request."""
+        """Serve one request."""
         telemetry = self._telemetry.request(request.method, request.headers)
         try:
             if request.content.is_eof():
                 response = await self._handle(request, telemetry)
             else:
-                # Its body is still on the way: reading may have to stand still for long.
+                # Its body is still on the way, and back-pressure may stop reading for long.
                 with abort_on_disconnect(request.transport):
                     response = await self._handle(request, telemetry)
         except BaseException as error:
@@ -119,7 +119,7 @@ class HttpServer:
         except ConnectionError:
             # The caller or worker at the other end is gone; there is nobody to answer.
             raise
-        except Exception:  # noqa: BLE001 # told to the log with an id, and to the caller without its insides
+        except Exception:  # noqa: BLE001 # the log gets it with an id, the caller gets only the id
             telemetry.problem = internal_error(_log, path=request.path)
             return _failed(request, telemetry.problem, path_route)
 
@@ -160,10 +160,10 @@ def _target(values: dict[str, str]) -> Target:
 
 def _failed(request: web.BaseRequest, problem: HttpProblem, path_route: bool) -> web.StreamResponse:
     if request.writer.output_size > 0:
-        # Part of another answer is out already: only a cut connection tells that it is void.
+        # Part of another response is sent already: only a cut connection tells the caller that it is void.
         if request.transport is not None:
             request.transport.abort()
-        raise ConnectionResetError("answer aborted")
+        raise ConnectionResetError("response aborted")
     response = problem_response(problem)
     if path_route:
         response.headers.update(cors_headers(request.headers))

@@ -15,7 +15,7 @@ from nvcf_gateway.access.broker_callout import read_claims
 from nvcf_gateway.access.worker_tokens import InvalidWorkerToken, WorkerTokens
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.exchange.attach import _decode_inline
-from nvcf_gateway.exchange.exec_json import parse_exec, wrap_answer
+from nvcf_gateway.exchange.exec_json import parse_exec, wrap_response
 from nvcf_gateway.exchange.sinks import checked_head
 from nvcf_gateway.http.durations import poll_seconds
 from nvcf_gateway.http.responses import json_response
@@ -82,7 +82,7 @@ def _exec_answer(data: bytes, _: Mutator) -> None:
     decoder.close()
     head, body = events[0], b"".join(part for part in events[1:] if isinstance(part, bytes))
     assert isinstance(head, ResponseHead)
-    status, value = wrap_answer(corpus.REQUEST, checked_head(head), body)
+    status, value = wrap_response(corpus.REQUEST, checked_head(head), body)
     json_response(status, value)
 
 

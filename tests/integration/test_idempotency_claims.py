@@ -13,26 +13,26 @@ from nvcf_broker.requests import ReplyInbox
 from nvcf_broker.server import LocalBroker
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.results.idempotency_keys import Idempotency
+from nvcf_gateway.results.idempotency_keys import IdempotencyKeys
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def claims(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Idempotency]:
+async def claims(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[IdempotencyKeys]:
     directory: Path = tmp_path_factory.mktemp("claims")
     async with LocalBroker(directory) as broker:
         client = await connect_broker(broker.url, broker.credentials_file, name="test")
         requests = ReplyInbox(client)
         await requests.start()
         config = GatewayConfig(("127.0.0.1", 0), ("127.0.0.1", 0), broker.url, directory / "signing.pem")
-        made = Idempotency(requests, config)
+        made = IdempotencyKeys(requests, config)
         await made.ensure()
         yield made
         await client.close()
 
 
-async def test_a_claim_is_given_up_only_as_far_as_it_was_seen(claims: Idempotency) -> None:
+async def test_a_claim_is_given_up_only_as_far_as_it_was_seen(claims: IdempotencyKeys) -> None:
     of = ("account", "function", "version")
     first = await claims.claim(*of, "key", "print")
     follower = await claims.claim(*of, "key", "print")
@@ -50,7 +50,7 @@ async def test_a_claim_is_given_up_only_as_far_as_it_was_seen(claims: Idempotenc
     assert (await claims.claim(*of, "key", "print")).first
 
 
-async def test_giving_up_one_key_leaves_the_others(claims: Idempotency) -> None:
+async def test_giving_up_one_key_leaves_the_others(claims: IdempotencyKeys) -> None:
     of = ("account", "function", "version")
     one, two = await claims.claim(*of, "one", "print"), await claims.claim(*of, "two", "print")
     await claims.release(one)

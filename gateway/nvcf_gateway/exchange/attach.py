@@ -37,7 +37,7 @@ _ATTEMPT = re.compile(r"[1-9][0-9]{0,5}")
 
 
 class Attach:
-    """HTTP side: GET hands out the caller's body, POST takes the answer."""
+    """HTTP side: GET sends the caller's body, POST takes the response."""
 
     def __init__(self, pending: PendingRequests) -> None:
         self._pending = pending
@@ -70,7 +70,7 @@ class Attach:
         return response
 
     async def post(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Take an answer: its head decides, from then on the body flows straight to the caller."""
+        """Take a response: once its head is accepted, the body is streamed to the caller."""
         pending = self._pending.by_response_token(bearer_token(request.headers))
         if pending is None or not pending.open:
             raise HttpProblem(401, "the token is unknown or used")
@@ -157,16 +157,16 @@ def _abort(request: web.BaseRequest) -> None:
 
 
 class InlineReplies:
-    """Broker side: complete small answers in one message."""
+    """Broker side: complete small responses in one message."""
 
-    def __init__(self, pending: PendingRequests, owner: BackgroundTasks) -> None:
+    def __init__(self, pending: PendingRequests, background: BackgroundTasks) -> None:
         self._pending = pending
-        self._owner = owner
+        self._background = background
 
     async def received(self, message: Msg) -> None:
-        """Hand an answer to its caller and acknowledge it.
+        """Pass a response to its caller and acknowledge it.
 
-        Refused with 410 when nobody waits for it, 400 when it is malformed.
+        It is refused with 410 if nobody waits for it, and with 400 if it is malformed.
         """
         token = message.subject.rsplit(".", 1)[1]
         pending = self._pending.by_inline_token(token)
@@ -178,8 +178,8 @@ class InlineReplies:
             _log.warning("inline reply refused: %s", error, extra={"request_id": pending.request_id})
             return await _refuse(message, 400)
         if pending.inline_storage is not None:
-            # Storing takes a while, and the next reply shall not wait for it.
-            self._owner.spawn(self._store(message, pending, head, body), f"store {pending.request_id}")
+            # Storing takes a while, and the next reply must not wait for it.
+            self._background.spawn(self._store(message, pending, head, body), f"store {pending.request_id}")
             return None
         if not pending.take_inline(head, body):
             return await _refuse(message, 410)

@@ -1,8 +1,7 @@
 """A caller's request body on its way to a worker: read ahead, streamed, and kept for a second delivery.
 
-A request whose worker dies goes to another one, which needs the body from its start again while the
-caller has long sent it. So whatever is streamed is spooled as well: a little in memory, more in an
-unnamed temporary file.
+If a worker dies, its request goes to another one, which needs the whole body again, and the caller sends it
+only once. So whatever is streamed is spooled as well: a little in memory, more in an unnamed temporary file.
 """
 
 from __future__ import annotations
@@ -29,37 +28,37 @@ class BodyTooLarge(GatewayError):
 
 
 class ByteSource(Protocol):
-    """The part of an HTTP stream that is used here."""
+    """The part of an HTTP stream that a body reads from."""
 
     async def read(self, n: int = -1) -> bytes:
-        """Up to `n` bytes, empty at the end."""
+        """Return up to `n` bytes, and none at the end."""
         ...
 
     def at_eof(self) -> bool:
-        """Whether everything has been read."""
+        """Return whether everything has been read."""
         ...
 
     def is_eof(self) -> bool:
-        """Whether everything has arrived, read or not."""
+        """Return whether everything has arrived, read or not."""
         ...
 
 
 class Body(Protocol):
-    """A request body as attach hands it out: `prefix` is in the message, the rest is streamed."""
+    """A request body as attach sends it: `prefix` is in the message, the rest is streamed."""
 
     prefix: bytes
 
     @property
     def rest_length(self) -> int | None:
-        """Bytes after the prefix, None when unknown."""
+        """Number of bytes after the prefix, None if unknown."""
         ...
 
     def stream(self) -> AsyncIterator[bytes]:
-        """The body after the prefix, from its start."""
+        """Return the bytes after the prefix, from their start."""
         ...
 
     def close(self) -> None:
-        """Give its memory and disk back."""
+        """Free its memory and disk."""
         ...
 
 
@@ -77,7 +76,7 @@ class Spool:
         self.size = 0
 
     async def append(self, data: bytes) -> None:
-        """Add bytes at the end. Raises OSError when the disk is full."""
+        """Add bytes at the end. Raises OSError if the disk is full."""
         if self._file is None and self.size + len(data) <= self._memory_bytes:
             if isinstance(self._memory, bytes):
                 self._memory = bytearray(self._memory)
@@ -87,13 +86,13 @@ class Spool:
         self.size += len(data)
 
     async def read(self, offset: int, size: int) -> bytes:
-        """Up to `size` bytes from `offset`."""
+        """Return up to `size` bytes from `offset`."""
         if self._file is None:
             return bytes(self._memory[offset : offset + size])
         return await asyncio.to_thread(self._read_from_file, offset, size)
 
     def close(self) -> None:
-        """Give memory and disk back."""
+        """Free memory and disk."""
         self._memory = b""
         if self._file is not None:
             self._file.close()
@@ -116,7 +115,7 @@ class Spool:
 
 
 class CallerBody:
-    """One request body: `prefix` travels in the message, the rest is streamed on demand."""
+    """The body of a request: `prefix` is sent in the message, the rest is streamed on demand."""
 
     __slots__ = ("_max_bytes", "_read_lock", "_reader", "_source", "_spool", "length", "prefix")
 
@@ -129,7 +128,7 @@ class CallerBody:
         directory: Path | None = None,
         max_bytes: int | None = None,
     ) -> None:
-        """A body longer than `max_bytes` ends with BodyTooLarge."""
+        """Create a body; one that is longer than `max_bytes` raises BodyTooLarge."""
         self._max_bytes = max_bytes
         self.length = length
         self.prefix = b""
@@ -145,18 +144,18 @@ class CallerBody:
 
     @property
     def rest_length(self) -> int | None:
-        """Bytes after the prefix, None when the caller did not say."""
+        """Number of bytes after the prefix, None if the caller did not announce it."""
         return None if self.length is None else self.length - len(self.prefix)
 
     async def read_ahead(self, limit: int, patience: float) -> None:
         """Read up to `limit` bytes into `prefix`, waiting `patience` seconds at most for all of it.
 
-        Raises BodyTooLarge when it is larger than it may be.
+        Raises BodyTooLarge.
         """
         parts: list[bytes] = []
         size = 0
         if self.length is not None and self.length <= limit and self._source.is_eof():
-            # Here already, as small bodies are: nothing to wait for, no timer needed.
+            # All of it is here, as with most small bodies: no timer is needed.
             self.prefix = await self._source.read(limit)
             self._check(len(self.prefix))
             return
@@ -177,9 +176,9 @@ class CallerBody:
         self._check(len(self.prefix))
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """The body after the prefix, from its start, however often it was read before.
+        """Yield the bytes after the prefix, from their start, however often they were read before.
 
-        A later call ends an earlier one with BodySuperseded. Raises OSError when spooling fails.
+        A later call ends an earlier one with BodySuperseded. Raises OSError if spooling fails.
         """
         self._reader += 1
         reader = self._reader
@@ -211,7 +210,7 @@ class CallerBody:
             return chunk
 
     def check_announced(self) -> None:
-        """Raise BodyTooLarge when the announced length is too much."""
+        """Raise BodyTooLarge if the announced length is too much."""
         self._check(self.length or 0)
 
     def _check(self, size: int) -> None:
@@ -219,9 +218,9 @@ class CallerBody:
             raise BodyTooLarge(f"the body is larger than {self._max_bytes} bytes")
 
     async def receive_all(self, patience: float, limit: int) -> bool:
-        """Take the rest from the caller into the spool.
+        """Read the rest from the caller into the spool.
 
-        False when it did not come within `patience` seconds, or is more than `limit` bytes.
+        Returns False if it does not arrive within `patience` seconds, or is more than `limit` bytes.
         """
         try:
             async with asyncio.timeout(patience):
@@ -234,7 +233,7 @@ class CallerBody:
         return True
 
     def close(self) -> None:
-        """Forget the spooled bytes."""
+        """Free the spooled bytes."""
         self._reader += 1
         self._spool.close()
 
@@ -247,18 +246,18 @@ class BytesSource:
         self._offset = 0
 
     async def read(self, n: int = -1) -> bytes:
-        """Up to `n` bytes."""
+        """Return up to `n` bytes."""
         end = len(self._data) if n < 0 else self._offset + n
         part = self._data[self._offset : end]
         self._offset += len(part)
         return part
 
     def at_eof(self) -> bool:
-        """Whether everything has been read."""
+        """Return whether everything has been read."""
         return self._offset >= len(self._data)
 
     def is_eof(self) -> bool:
-        """Everything is there from the start."""
+        """Return True: everything is there from the start."""
         return True
 
 

@@ -1,4 +1,4 @@
-"""One authorised invocation, and how it is read from a caller's HTTP request."""
+"""One authorised call, and how it is read from a caller's HTTP request."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One invocation, ready to be queued.
+    """One call, ready to be queued.
 
-    `started` is Unix time in seconds. `keep_queued`: at the end of the poll time the request stays.
+    `started` is Unix time in seconds. `keep_queued`: the request stays queued after the poll time.
     """
 
     caller: Caller
@@ -44,12 +44,12 @@ class Call:
 
 
 def raw_headers(request: web.BaseRequest) -> list[Header]:
-    """The caller's headers in order and with their names as sent."""
+    """Return the caller's headers in order, with their names as sent."""
     return [(header_text(name), header_text(value)) for name, value in request.raw_headers]
 
 
 def caller_poll_seconds(request: web.BaseRequest, *, path_route: bool) -> int:
-    """The caller's poll time. Raises HttpProblem 400."""
+    """Return the caller's poll time. Raises HttpProblem 400."""
     return poll_seconds(
         request.headers.get(names.NVCF_POLL_SECONDS),
         accept=request.headers.get("Accept"),
@@ -58,7 +58,7 @@ def caller_poll_seconds(request: web.BaseRequest, *, path_route: bool) -> int:
 
 
 def flag(request: web.BaseRequest, name: str, default: bool) -> bool:
-    """A true/false header. Raises HttpProblem 400 for anything else."""
+    """Read a true/false header. Raises HttpProblem 400 for anything else."""
     value = request.headers.get(name)
     if value is None:
         return default
@@ -68,8 +68,8 @@ def flag(request: web.BaseRequest, name: str, default: bool) -> bool:
 
 
 async def expect_continue(request: web.BaseRequest) -> None:
-    """Ask a caller that waits for it to send its body."""
+    """Send `100 Continue` to a caller that waits for it before it sends its body."""
     if request.headers.get("Expect", "").lower() == "100-continue" and not request.content.at_eof():
         await request.writer.write(_CONTINUE)
-        # What was written is no part of the response whose size the writer counts.
+        # The writer counts the size of the response, and this is no part of it.
         request.writer.output_size = 0

@@ -1,4 +1,4 @@
-"""The JSON wrapper of exec (protocol.md, section 4.6): reading its request, writing its answer."""
+"""The JSON wrapper of exec (protocol.md, section 4.6): reading its request, writing its response."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def _object(body: bytes) -> dict[str, Any]:
     return value
 
 
-def wrap_answer(request_id: str, head: ResponseHead, body: bytes) -> tuple[int, dict[str, Any]]:
-    """HTTP status and JSON of an exec answer; absent members are left out."""
+def wrap_response(request_id: str, head: ResponseHead, body: bytes) -> tuple[int, dict[str, Any]]:
+    """Return HTTP status and JSON of an exec response; absent members are left out."""
     headers = {name.lower(): value for name, value in head.headers}
     percent = _percent(headers.get(names.NVCF_PERCENT_COMPLETE.lower()))
     answer: dict[str, Any] = {"reqId": request_id, "status": exec_status(head.status)}
@@ -90,7 +90,7 @@ def wrap_answer(request_id: str, head: ResponseHead, body: bytes) -> tuple[int, 
 
 
 def exec_status(status: int) -> str:
-    """`in-progress` for 202, `fulfilled` for other 2xx and 3xx, `errored` else."""
+    """Return `in-progress` for 202, `fulfilled` for other 2xx and 3xx, else `errored`."""
     if status == 202:
         return "in-progress"
     return "fulfilled" if status < 400 else "errored"

@@ -1,4 +1,4 @@
-"""Answers of exec and pexec: what the contract adds to the function's own (protocol.md, section 4.4)."""
+"""Responses of exec and pexec: the function's own, with what the contract adds (protocol.md, section 4.4)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from nvcf_gateway.exchange.call import Header
-from nvcf_gateway.exchange.exec_json import exec_status, wrap_answer
+from nvcf_gateway.exchange.exec_json import exec_status, wrap_response
 from nvcf_gateway.http.responses import json_response
 from nvcf_proto import headers as names
 from nvcf_proto.h1 import ResponseHead
@@ -20,7 +20,7 @@ IN_PROGRESS = "in-progress"
 def path_headers(
     head: ResponseHead, request_id: str, cors: list[Header], status: str | None = None
 ) -> list[Header]:
-    """Headers of an exec or pexec answer: the function's, and what the contract adds."""
+    """Return the headers of an exec or pexec response: the function's, and those that the contract adds."""
     exposed = [value for name, value in head.headers if name.lower() == "access-control-expose-headers"]
     own = {names.NVCF_REQID.lower(), names.NVCF_STATUS.lower(), "access-control-expose-headers"}
     own |= {name.lower() for name, _ in cors}
@@ -33,7 +33,7 @@ def path_headers(
 
 
 def pass_through_headers(head: ResponseHead, request_id: str) -> list[Header]:
-    """Headers of a pass-through answer: the function's, CORS included, and the three the contract adds."""
+    """Return the headers of a pass-through response: the function's, and three that the contract adds."""
     own = {names.NVCF_REQID.lower(), names.NVCF_STATUS.lower()}
     headers = [(name, value) for name, value in head.headers if name.lower() not in own]
     return headers + _identity(head.status, request_id)
@@ -48,18 +48,18 @@ def _identity(status: int, request_id: str) -> list[Header]:
 
 
 def raw_time_out(request_id: str) -> web.Response:
-    """504 of pexec and pass-through without a body."""
+    """Return the 504 of pexec and pass-through, without a body."""
     return web.Response(status=504, headers=CIMultiDict(_identity(504, request_id)))
 
 
 def wrapped_time_out(request_id: str) -> web.Response:
-    """504 of exec."""
+    """Return the 504 of exec."""
     answer = {"reqId": request_id, "status": exec_status(504), "errorCode": 504}
     return json_response(504, answer, headers=_identity(504, request_id))
 
 
 def raw_progress(request_id: str, status: str, cors: Mapping[str, str]) -> web.Response:
-    """202 of pexec without a body."""
+    """Return the 202 of pexec, without a body."""
     headers: CIMultiDict[str] = CIMultiDict(
         path_headers(ResponseHead(202), request_id, list(cors.items()), status)
     )
@@ -67,12 +67,12 @@ def raw_progress(request_id: str, status: str, cors: Mapping[str, str]) -> web.R
 
 
 def wrapped_progress(request_id: str, status: str) -> web.Response:
-    """202 of exec."""
+    """Return the 202 of exec."""
     extra = path_headers(ResponseHead(202), request_id, [], status)
     return json_response(202, {"reqId": request_id, "status": status}, headers=extra)
 
 
-def wrapped_answer(request_id: str, head: ResponseHead, body: bytes) -> web.Response:
-    """Any other answer of exec."""
-    status, answer = wrap_answer(request_id, head, body)
+def wrapped_response(request_id: str, head: ResponseHead, body: bytes) -> web.Response:
+    """Return any other response of exec."""
+    status, answer = wrap_response(request_id, head, body)
     return json_response(status, answer, headers=path_headers(ResponseHead(head.status), request_id, []))

@@ -23,15 +23,15 @@ class Sink(Protocol):
     """Takes one response: `start`, any number of `write`, `finish`; or `abort` at any time."""
 
     async def start(self, head: ResponseHead) -> None:
-        """Take the head. Raises H1Error when it cannot be passed on, CallerGone."""
+        """Take the head. Raises H1Error if it cannot be passed on, CallerGone."""
         ...
 
     async def write(self, data: bytes) -> None:
-        """Take body bytes; returns when the caller can take more. Raises H1Error, CallerGone."""
+        """Take body bytes; return when the caller can take more. Raises H1Error, CallerGone."""
         ...
 
     async def finish(self) -> None:
-        """The body is complete. Raises H1Error when its length is not the announced one, CallerGone."""
+        """End the body. Raises H1Error if its length is not the announced one, CallerGone."""
         ...
 
     async def complete(self, head: ResponseHead, body: bytes) -> None:
@@ -39,17 +39,17 @@ class Sink(Protocol):
         ...
 
     def abort(self) -> None:
-        """The body will never be complete."""
+        """Give up: the body will never be complete."""
         ...
 
 
 def checked_head(head: ResponseHead) -> ResponseHead:
-    """The head to pass on, hop-by-hop headers removed. Raises H1Error for what is forbidden.
+    """Return the head without hop-by-hop headers. Raises H1Error for what is forbidden.
 
     See protocol.md, section 3.3.
     """
     if head.status < 200:
-        raise H1Error(f"status {head.status} is no final status")
+        raise H1Error(f"status {head.status} is not a final status")
     if any(name.lower() == "transfer-encoding" for name, _ in head.headers):
         raise H1Error("an inner Transfer-Encoding header is not allowed")
     lengths = {value for name, value in head.headers if name.lower() == "content-length"}
@@ -131,7 +131,7 @@ class StreamSink:
             body = b""
         else:
             headers["Content-Length"] = str(len(body))
-        # Unlike a streamed answer, head and body leave in one write.
+        # Unlike a streamed response, head and body leave in one write.
         response = web.Response(status=head.status, reason=head.reason or None, headers=headers, body=body)
         self.response = response
         try:
@@ -163,7 +163,7 @@ class CollectSink:
 
     @property
     def body(self) -> bytes:
-        """The body so far."""
+        """The part of the body that has arrived."""
         return bytes(self._body)
 
     async def start(self, head: ResponseHead) -> None:
@@ -180,7 +180,7 @@ class CollectSink:
 
     async def finish(self) -> None:
         if self._aborted:
-            raise WorkerGone("the worker left in the middle of its answer")
+            raise WorkerGone("the worker left in the middle of its response")
 
     def abort(self) -> None:
         self._aborted = True

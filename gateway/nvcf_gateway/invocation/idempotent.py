@@ -16,8 +16,8 @@ from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.errors import HttpProblem, NotEnqueued
 from nvcf_gateway.exchange.call import Call
 from nvcf_gateway.exchange.sinks import Sink
-from nvcf_gateway.invocation.waiting import Ended, Waiting
-from nvcf_gateway.results.idempotency_keys import HEADER, Claim, Idempotency, checked_key, fingerprint
+from nvcf_gateway.invocation.waiting import CallRunner, Ended
+from nvcf_gateway.results.idempotency_keys import HEADER, Claim, IdempotencyKeys, checked_key, fingerprint
 from nvcf_gateway.results.result_writer import TeeSink, is_result
 from nvcf_gateway.results.retention import Retention
 
@@ -95,9 +95,9 @@ class Execution:
             await self._calls.release(self._claim)
 
     def run(self, call: Call, sink: Sink, trace: Mapping[str, str]) -> Coroutine[Any, Any, Ended]:
-        """Wait for the response as Waiting.run does; with a key the response is stored as well."""
+        """Wait for the response as CallRunner.run does; with a key the response is stored as well."""
         if self._claim is None:
-            return self._calls.waiting.run(call, sink, trace)
+            return self._calls.runner.run(call, sink, trace)
         return self._run(self._claim, call, sink, trace)
 
     async def _run(self, claim: Claim, call: Call, sink: Sink, trace: Mapping[str, str]) -> Ended:
@@ -105,7 +105,7 @@ class Execution:
         tee = TeeSink(sink, calls.retention.kept_call(call).sink())
         self._held = True
         try:
-            ended = await calls.waiting.run(call, tee, trace, lambda: calls.release(claim))
+            ended = await calls.runner.run(call, tee, trace, lambda: calls.release(claim))
         except BaseException as error:
             self._held = holds_key(error, tee.status)
             raise
@@ -117,12 +117,12 @@ class IdempotentCalls:
     """Executes calls; those with a key are claimed, tracked and stored."""
 
     def __init__(
-        self, waiting: Waiting, retention: Retention, idempotency: Idempotency, owner: BackgroundTasks
+        self, runner: CallRunner, retention: Retention, keys: IdempotencyKeys, background: BackgroundTasks
     ) -> None:
-        self.waiting = waiting
+        self.runner = runner
         self.retention = retention
-        self._idempotency = idempotency
-        self._owner = owner
+        self._keys = keys
+        self._background = background
 
     def execution(self, request: web.BaseRequest, call: Call) -> Execution:
         """Return the block in which to execute `call`.
@@ -134,8 +134,8 @@ class IdempotentCalls:
     async def claim(self, call: Call, key: str) -> Claim:
         """Claim `key` for `call`, or learn which request has it. Raises HttpProblem 422, BrokerError."""
         digest = fingerprint(call.head.method, call.body.length, call.body.prefix)
-        claiming = self._owner.spawn(
-            self._idempotency.claim(
+        claiming = self._background.spawn(
+            self._keys.claim(
                 call.caller.nca_id, call.version.function_id, call.version.id, key, digest, call.request_id
             ),
             f"claim {call.request_id}",
@@ -145,7 +145,7 @@ class IdempotentCalls:
             return await asyncio.shield(claiming)
         except asyncio.CancelledError:
             # The caller left while the broker was asked: what it gives is given back.
-            self._owner.spawn(self._release_when_made(claiming), f"free the key of {call.request_id}")
+            self._background.spawn(self._release_when_made(claiming), f"free the key of {call.request_id}")
             raise
 
     async def _release_when_made(self, claiming: asyncio.Task[Claim]) -> None:
@@ -155,10 +155,12 @@ class IdempotentCalls:
 
     async def release(self, claim: Claim) -> None:
         """Free the key of a call that came to nothing, also when the task that awaits this is cancelled."""
-        await asyncio.shield(self._owner.spawn(self._release(claim), f"free the key of {claim.request_id}"))
+        await asyncio.shield(
+            self._background.spawn(self._release(claim), f"free the key of {claim.request_id}")
+        )
 
     async def _release(self, claim: Claim) -> None:
         try:
-            await self._idempotency.release(claim)
+            await self._keys.release(claim)
         except BrokerError as error:
             _log.warning("idempotency key not released: %s", error, extra={"request_id": claim.request_id})

@@ -28,8 +28,8 @@ from nvcf_gateway.exchange.response_headers import (
     path_headers,
     raw_progress,
     raw_time_out,
-    wrapped_answer,
     wrapped_progress,
+    wrapped_response,
     wrapped_time_out,
 )
 from nvcf_gateway.exchange.sinks import CollectSink, StreamSink
@@ -37,7 +37,7 @@ from nvcf_gateway.http.bodies import read_all
 from nvcf_gateway.http.responses import cors_headers
 from nvcf_gateway.http.routing import Target
 from nvcf_gateway.invocation.idempotent import IdempotentCalls
-from nvcf_gateway.invocation.waiting import Ended, Waiting
+from nvcf_gateway.invocation.waiting import CallRunner, Ended
 from nvcf_gateway.objects.assets import Assets
 from nvcf_gateway.objects.large_results import LargeResults
 from nvcf_gateway.queue.message import AssetReference, forwarded_headers
@@ -61,7 +61,7 @@ _tracer = trace.get_tracer("nvcf_gateway")
 
 
 class Invoker:
-    """Invocations of this replica."""
+    """Serves the invocation routes."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Invoker:
         registry: Registry,
         authenticator: Authenticator,
         authorizer: Authorizer,
-        waiting: Waiting,
+        runner: CallRunner,
         retention: Retention,
         idempotent: IdempotentCalls,
         poller: Poller,
@@ -81,7 +81,7 @@ class Invoker:
         self._registry = registry
         self._authenticator = authenticator
         self._authorizer = authorizer
-        self._waiting = waiting
+        self._runner = runner
         self._retention = retention
         self._idempotent = idempotent
         self._poller = poller
@@ -90,7 +90,7 @@ class Invoker:
         self._large = large
 
     async def pass_through(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
-        """Any method and path, straight to the function."""
+        """Serve any method and path as the function sees it."""
         caller, version = await self._admit(request, target)
         call = await self._call(request, caller, version, target=request.raw_path, path_route=False)
         sink = StreamSink(
@@ -98,10 +98,10 @@ class Invoker:
             lambda head: pass_through_headers(head, call.request_id),
             lambda head: self._before_progress(head, call),
         )
-        return await self._answer(request, call, await self._waiting.run(call, sink, request.headers), sink)
+        return await self._answer(request, call, await self._runner.run(call, sink, request.headers), sink)
 
     async def pexec(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
-        """Raw body in and out."""
+        """Serve a call with a raw body in and out."""
         caller, version = await self._admit(request, target)
         call = await self._call(request, caller, version, target=version.inference_url, path_route=True)
         cors = list(cors_headers(request.headers).items())
@@ -118,18 +118,18 @@ class Invoker:
         return await self._answer(request, call, ended, sink)
 
     async def exec(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
-        """JSON wrapper in and out."""
+        """Serve a call with the JSON wrapper in and out."""
         caller, version = await self._admit(request, target)
         await expect_continue(request)
         wrapped = parse_exec(await read_all(request, self._config.exec_body_bytes))
         seconds = wrapped.poll_seconds or caller_poll_seconds(request, path_route=True)
-        # The wrapper is what the headers of an exec call describe: none of them is for the function. Two say
-        # that somebody may come back for the answer, which its worker has to know [ext].
+        # The headers of an exec call describe the wrapper, so the function gets none of them but two. Those
+        # say that the caller may fetch the response later, which the worker has to know [ext].
         inner = [(name, request.headers[name]) for name in _REPEATABLE if name in request.headers]
         inner += [("Content-Type", "application/json"), ("Content-Length", str(len(wrapped.body)))]
         keep = self._keep_queued(request, version)
-        told = self._told_seconds(seconds, keep=keep)
-        headers = forwarded_headers(inner, told, self._config.region, pass_through=False)
+        worker_seconds = self._worker_poll_seconds(seconds, keep=keep)
+        headers = forwarded_headers(inner, worker_seconds, self._config.region, pass_through=False)
         body = self._body(BytesSource(wrapped.body), len(wrapped.body), version)
         await self._read_ahead(request, body, MAX_INLINE_BODY)
         head = RequestHead("POST", version.inference_url, headers)
@@ -141,13 +141,13 @@ class Invoker:
             sink = CollectSink(MAX_DIRECT_RESPONSE)
             ended = await execution.run(call, sink, request.headers)
         if ended is Ended.KEPT:
-            return wrapped_progress(call.request_id, await self._kept_word(call))
+            return wrapped_progress(call.request_id, await self._kept_status(call))
         if ended is Ended.TIME_OVER:
             return _timed_out(request, call.request_id, wrapped=True)
         if sink.head is None or ended is Ended.BROKEN:
-            raise HttpProblem(502, "the worker left in the middle of its answer")
+            raise HttpProblem(502, "the worker left in the middle of its response")
         await self._before_progress(sink.head, call)
-        return wrapped_answer(call.request_id, sink.head, sink.body)
+        return wrapped_response(call.request_id, sink.head, sink.body)
 
     async def _admit(self, request: web.BaseRequest, target: Target) -> tuple[Caller, FunctionVersion]:
         with spans.child(_tracer, telemetry.AUTHORISE):
@@ -169,9 +169,9 @@ class Invoker:
         seconds = caller_poll_seconds(request, path_route=path_route)
         keep = path_route and self._keep_queued(request, version)
         full = flag(request, names.NVCF_FEATURE_STREAM_FULL_REQUEST, default=False)
-        told = self._told_seconds(seconds, keep=keep)
+        worker_seconds = self._worker_poll_seconds(seconds, keep=keep)
         headers = forwarded_headers(
-            raw_headers(request), told, self._config.region, pass_through=not path_route
+            raw_headers(request), worker_seconds, self._config.region, pass_through=not path_route
         )
         started = time.time()
         body = self._body(request.content, request.content_length, version)
@@ -191,17 +191,17 @@ class Invoker:
         )
 
     async def _with_objects(self, call: Call, asset_ids: Iterable[str]) -> Call:
-        """The call with its input assets and the place for a large result. Raises HttpProblem 404."""
+        """Return the call with input assets and large-result URL. Raises HttpProblem 400, 404, 503."""
         assets = tuple(
             AssetReference(asset_id, url, content_type)
             for asset_id, url, content_type in await self._assets.references(call.caller, asset_ids)
         )
         return replace(call, assets=assets, large_response_url=self._large.upload_url(call.request_id))
 
-    def _told_seconds(self, seconds: int, *, keep: bool) -> int:
-        # A worker of another make fails what it takes later than the poll time it is told, and gives up what
-        # nobody polls for. What is kept is answered at its poll time by the gateway, so the worker has all
-        # the time there is.
+    def _worker_poll_seconds(self, seconds: int, *, keep: bool) -> int:
+        # A third-party worker fails a request that it takes after the poll time, and gives up one that nobody
+        # polls for. The gateway itself answers a kept request at its poll time, so that worker gets the
+        # longest poll time there is.
         return POLL_SECONDS_MAX if keep and self._config.wide_inbox else seconds
 
     def _keep_queued(self, request: web.BaseRequest, version: FunctionVersion) -> bool:
@@ -211,7 +211,7 @@ class Invoker:
     @staticmethod
     async def _read_ahead(request: web.BaseRequest, body: CallerBody, limit: int) -> None:
         try:
-            # Before the caller is asked to send what would not be taken.
+            # First: a caller must not be asked to send what is not taken.
             body.check_announced()
             await expect_continue(request)
             await body.read_ahead(limit, READ_AHEAD_PATIENCE)
@@ -229,30 +229,33 @@ class Invoker:
         )
 
     async def _before_progress(self, head: ResponseHead, call: Call) -> None:
-        """A 202 is only said once the request can be found by a poll."""
+        """Make the request known to polls before the caller gets a 202."""
         if head.status == 202:
             try:
                 await self._retention.track(call)
             except BrokerError as error:
                 raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
 
-    async def _kept_word(self, call: Call) -> str:
-        """The status of a kept call: our workers say themselves that they are at it, others have been told
-        that they have more time."""
+    async def _kept_status(self, call: Call) -> str:
+        """Return the status of a kept call.
+
+        Our workers answer 202 themselves while they execute a call; third-party workers have a longer poll
+        time and do not, so the queue is looked at.
+        """
         if not self._config.wide_inbox:
             return PENDING_EVALUATION
-        return await self._poller.status_word(call.version.id, call.request_id, self._config.region)
+        return await self._poller.status(call.version.id, call.request_id, self._config.region)
 
     async def _answer(
         self, request: web.BaseRequest, call: Call, ended: Ended, sink: StreamSink
     ) -> web.StreamResponse:
         if ended is Ended.KEPT:
-            word = await self._kept_word(call)
-            return raw_progress(call.request_id, word, cors_headers(request.headers))
+            status = await self._kept_status(call)
+            return raw_progress(call.request_id, status, cors_headers(request.headers))
         if ended is Ended.TIME_OVER:
             return _timed_out(request, call.request_id)
         if sink.response is None:
-            raise HttpProblem(502, "the worker left in the middle of its answer")
+            raise HttpProblem(502, "the worker left in the middle of its response")
         return sink.response
 
 

@@ -68,8 +68,8 @@ def stays_queued(ended: Ended, *, keyed: bool, published: bool) -> bool:
     return ended in (Ended.ANSWERED, Ended.KEPT)
 
 
-class Waiting:
-    """Calls that wait at this replica."""
+class CallRunner:
+    """Enqueues calls and waits for their responses."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Waiting:
         queue: RequestQueue,
         pending: PendingRequests,
         retention: Retention,
-        owner: BackgroundTasks,
+        background: BackgroundTasks,
         demand: Demand,
         telemetry: EnqueueTelemetry,
     ) -> None:
@@ -91,7 +91,7 @@ class Waiting:
         self._queue = queue
         self._pending = pending
         self._retention = retention
-        self._owner = owner
+        self._background = background
 
     async def run(
         self, call: Call, sink: Sink, trace: Mapping[str, str], withdrawn: Withdrawn | None = None
@@ -185,7 +185,7 @@ class Waiting:
             return False
         pending.detach()
         self._pending.retain(pending, self._config.results_ttl)
-        self._owner.spawn(self._secure(call, pending, sequence, withdrawn), f"keep {call.request_id}")
+        self._background.spawn(self._secure(call, pending, sequence, withdrawn), f"keep {call.request_id}")
         return True
 
     async def _secure(
@@ -248,7 +248,7 @@ class Waiting:
         if withdraw:
             if pending.streaming is not None:
                 pending.streaming.cancel()
-            self._owner.spawn(self._withdraw(call, sequence), f"withdraw {call.request_id}")
+            self._background.spawn(self._withdraw(call, sequence), f"withdraw {call.request_id}")
 
     async def _withdraw(self, call: Call, sequence: int | None) -> None:
         """Cancel the request at its worker and take it out of the queue."""

@@ -1,6 +1,6 @@
-"""What callers ask for, told to the autoscaler: counters every second, and a wake-up at once.
+"""Demand reports for the autoscaler: counters every second, and a wake-up at once.
 
-Reports are core messages: a lost one is made good by the next, since counters only grow.
+Reports are core messages. The next report replaces a lost one, since counters only grow.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Counter:
     unreported: int = REPEAT_REPORTS
 
     def arrived(self, now: float) -> None:
-        """One more request waits."""
+        """Count one more waiting request."""
         self.advance(now)
         self.arrivals += 1
         self.waiting += 1
         self.unreported = REPEAT_REPORTS
 
     def left(self, now: float, *, completed: bool) -> None:
-        """One request less waits."""
+        """Count one waiting request less."""
         self.advance(now)
         self.waiting -= 1
         self.completions += completed
@@ -57,7 +57,7 @@ class Counter:
         self.updated_at = now
 
     def due(self) -> bool:
-        """Whether a report is due: while requests wait, and a few times after the last change."""
+        """Return whether a report is due: while requests wait, and a few times after the last change."""
         if self.waiting > 0:
             return True
         if self.unreported > 0:
@@ -68,15 +68,16 @@ class Counter:
 
 @dataclass(slots=True)
 class Tally:
-    """What became of one request, as far as it is known when it no longer waits here."""
+    """The result of one request, as far as it is known when it no longer waits here."""
 
     answered: bool = False
     failed: bool = False
 
 
 class Counted:
-    """One request that waits, as a context manager: thousands wait at a time, and this is smaller than one
-    made of a generator.
+    """Counts one request while it waits, as a context manager.
+
+    Thousands wait at a time, and this takes less memory than a generator.
     """
 
     __slots__ = ("_began", "_clock", "_counter", "_history", "_tally", "_version_id")
@@ -106,7 +107,7 @@ class Counted:
 
 
 class Demand:
-    """Counts this replica's requests and reports them; `history` remembers the last minutes."""
+    """Counts this replica's requests and reports them; `history` covers the last minutes."""
 
     def __init__(
         self, client: Client, gateway_id: str, index: VersionIndex, clock: Callable[[], float]
@@ -119,20 +120,20 @@ class Demand:
         self.history = History(clock())
 
     def counted(self, version_id: str) -> Counted:
-        """Count one request while it waits; the tally is to say what became of it."""
+        """Count one request while it waits; the caller sets the result in the tally."""
         counter = self._counters.get(version_id)
         if counter is None:
             counter = self._counters[version_id] = Counter(updated_at=self._clock())
         return Counted(version_id, counter, self.history, self._clock)
 
     def waiting(self) -> list[tuple[str, int]]:
-        """Versions with the number of their requests that wait here; may be called from any thread."""
+        """Return versions with the number of their requests that wait here; safe in any thread."""
         return [(version_id, counter.waiting) for version_id, counter in tuple(self._counters.items())]
 
     async def queued(self, version_id: str, request_id: str, trace: Mapping[str, str]) -> bool:
-        """A request has been queued: wake the autoscaler if nobody is there to take it. Whether that was so.
+        """Wake the autoscaler if no instance can take a request that was queued; return whether that is so.
 
-        `trace` is the request's own trace context, which the autoscaler's decision links to.
+        `trace` is the request's own trace context, to which the autoscaler's decision links.
         """
         if self._index.is_running(version_id):
             return False

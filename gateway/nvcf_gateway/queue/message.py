@@ -1,4 +1,4 @@
-"""The message that travels through the queue: building it from a caller's request.
+"""The message in the queue: building it from a caller's request.
 
 See protocol.md, section 1.3.
 """
@@ -16,7 +16,7 @@ from nvcf_proto.settings import MAX_DIRECT_RESPONSE
 
 Header = tuple[str, str]
 
-# Credentials, and what the gateway has answered itself; the region is what the gateway says it is.
+# Credentials, and what the gateway answers itself; the gateway sets the region.
 _GATEWAY_ONLY = frozenset(("authorization", "expect", names.NVCF_INVOCATION_REGION.lower()))
 _TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -33,7 +33,7 @@ class AssetReference:
 
 @dataclass(frozen=True)
 class Work:
-    """What the function shall do, and for whom. `requested_at` is Unix time in nanoseconds."""
+    """The request to the function, and its caller. `requested_at` is Unix time in nanoseconds."""
 
     request_id: str
     nca_id: str
@@ -48,7 +48,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Delivery:
-    """How the worker reaches the caller: where to attach, with which tokens."""
+    """The reply address of a request: where to attach, with which tokens."""
 
     target_uri: str
     response_token: str
@@ -56,7 +56,7 @@ class Delivery:
 
 
 def header_text(raw: bytes) -> str:
-    """Header bytes as text: UTF-8 where they are that, else latin-1, so that nothing is refused."""
+    """Decode header bytes as UTF-8, or else as latin-1, so that nothing is refused."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -66,7 +66,7 @@ def header_text(raw: bytes) -> str:
 def forwarded_headers(
     headers: Iterable[Header], poll_seconds: int, region: str, *, pass_through: bool
 ) -> list[Header]:
-    """The caller's headers as the worker gets them; poll time and region are always said."""
+    """Return the headers for the worker: the caller's, and always poll time and region."""
     poll = names.NVCF_POLL_SECONDS.lower()
     kept = [
         (name, value)
@@ -81,7 +81,7 @@ def forwarded_headers(
 
 
 def build_request(work: Work, delivery: Delivery, body: bytes, *, full_by_attach: bool) -> bytes:
-    """The encoded WorkerInvokeFunctionRequest.
+    """Encode the WorkerInvokeFunctionRequest.
 
     With `full_by_attach` method, path, headers and body stay out: the worker fetches all by GET attach.
     """
@@ -115,7 +115,7 @@ def build_request(work: Work, delivery: Delivery, body: bytes, *, full_by_attach
 def message_headers(
     caller: Mapping[str, str], reply_subject: str | None, reply_max_bytes: int
 ) -> dict[str, str]:
-    """NATS headers of the message: W3C trace context and the inline reply [ext].
+    """Return the NATS headers of the message: W3C trace context and the inline reply [ext].
 
     Without a trace of the caller or the gateway there is none: the worker decides whether to begin one.
     """

@@ -13,11 +13,11 @@ from nvcf_gateway.config import GatewayConfig
 
 
 def placement_tag(client: Client, config: GatewayConfig, region: str) -> str | None:
-    """The tag `KEY:R` of a region's brokers; None where there is no cluster, which knows no placement."""
+    """Return the tag `KEY:R` of a region's brokers; None without a cluster, which has no placement."""
     clustered = bool(client._server_info.get("cluster"))
     return f"{config.placement_tag_key}:{region}" if clustered else None
 
 
 def bucket_options(client: Client, config: GatewayConfig, region: str) -> dict[str, Any]:
-    """How the object buckets of a region are made."""
+    """Return the options with which the object buckets of a region are created."""
     return {"replicas": config.replicas, "placement_tag": placement_tag(client, config, region)}

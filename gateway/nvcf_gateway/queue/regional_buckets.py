@@ -1,4 +1,4 @@
-"""The same kind of object in every region: written in the own one, looked for in all, the own first."""
+"""One kind of object in all regions: written in the own region, searched in all, the own first."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class RegionalBuckets:
         self._others = [bucket(region) for region in config.regions if region != config.region]
 
     async def find(self, name: str) -> Found | None:
-        """The object and where it is, None if no region that can be reached has it.
+        """Find an object and its bucket, None if no region that can be reached has it.
 
-        Raises BrokerError when the own region cannot be asked.
+        Raises BrokerError if the own region cannot be reached.
         """
         stored = await self.own.find(name)
         if stored is not None:
@@ -50,7 +50,7 @@ class RegionalBuckets:
             try:
                 stored = await bucket.find(name)
             except BrokerError as error:
-                _log.warning("another region cannot be asked for an object: %s", error)
+                _log.warning("another region cannot be searched for an object: %s", error)
                 continue
             if stored is not None:
                 return bucket, stored
@@ -61,7 +61,7 @@ class RegionalBuckets:
         return await self.own.put(name, data, headers)
 
     async def delete(self, name: str) -> None:
-        """Remove an object wherever it is. Raises BrokerError."""
+        """Delete an object in whichever region it is. Raises BrokerError."""
         found = await self.find(name)
         if found is not None:
             await found[0].delete(name)

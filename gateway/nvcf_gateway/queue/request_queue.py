@@ -22,7 +22,7 @@ from nvcf_proto import streams, subjects
 
 _log = logging.getLogger(__name__)
 
-# Gone already is what was wanted.
+# Error codes that say that the message is gone already.
 _NOT_THERE = (400, 404, 500)
 
 PublishFailure = Literal["stored", "full", "retry"]
@@ -31,7 +31,7 @@ Place = Literal["queued", "in flight"]
 
 
 def classify_publish_error(description: str) -> PublishFailure:
-    """What a refused publish means.
+    """Classify a refused publish.
 
     The same subject already stored is a repeated publish and counts as success; a full stream is the
     caller's 429; anything else is tried again. Source of the texts: nats-server's stream store errors.
@@ -45,7 +45,7 @@ def classify_publish_error(description: str) -> PublishFailure:
 
 
 class RequestQueue:
-    """One region's request streams, as seen by this replica."""
+    """The request streams, as this replica uses them."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class RequestQueue:
         return self._config.region
 
     async def ensure(self, version_id: str, region: str | None = None, *, again: bool = False) -> None:
-        """Create the version's stream and consumer where they are missing. Raises BrokerError."""
+        """Create the version's stream and consumer if they are missing. Raises BrokerError."""
         region = region or self.region
         key = (region, version_id)
         if key in self._ensured and not again:
@@ -91,7 +91,7 @@ class RequestQueue:
             await self._set_depth(str(config["name"]), int(config["max_msgs"]))
 
     async def _set_depth(self, stream: str, depth: int) -> None:
-        """Bring a stream that was made with other settings to the wanted depth; the rest is its maker's."""
+        """Change the depth of a stream that was created with another one, and nothing else of it."""
         found = await self._jetstream.stream_info(stream)
         if found is not None and found.config.get("max_msgs") != depth:
             await self._jetstream.update_stream({**found.config, "max_msgs": depth})
@@ -104,7 +104,7 @@ class RequestQueue:
         await self._jetstream.create_consumer(stream, config)
 
     def _max_deliver(self) -> int:
-        # Workers of other makes give back what two regions send for one slot, which counts as a delivery.
+        # Third-party workers give back what two regions send for one slot, and that counts as a delivery.
         given_back = self._config.wide_inbox and len(self._config.regions) > 1
         return streams.DEFAULT_MAX_DELIVER * (10 if given_back else 1)
 
@@ -161,7 +161,7 @@ class RequestQueue:
         self, version_id: str, request_id: str, payload: bytes, headers: dict[str, str]
     ) -> int | None:
         subject = subjects.request_subject(self.region, version_id, request_id)
-        # The second time round no stream has listened: somebody deleted it behind our back.
+        # The second attempt follows if no stream listens, because it was deleted meanwhile.
         for again in (False, True):
             try:
                 await self.ensure(version_id, again=again)
@@ -194,7 +194,7 @@ class RequestQueue:
     async def remove(
         self, version_id: str, request_id: str, sequence: int | None, region: str | None = None
     ) -> None:
-        """Take a request out of the queue, waiting or in flight. Raises BrokerError."""
+        """Remove a request from the queue, waiting or in flight. Raises BrokerError."""
         region = region or self.region
         stream = subjects.request_stream(region, version_id)
         try:
@@ -207,11 +207,11 @@ class RequestQueue:
                 raise
 
     async def stored(self, version_id: str, sequence: int, region: str) -> StoredMessage | None:
-        """One message; None when it is not there (any more). Raises BrokerError."""
+        """Return one message; None if it is not there (any more). Raises BrokerError."""
         return await self._jetstream.message(subjects.request_stream(region, version_id), seq=sequence)
 
     async def stuck(self, version_id: str) -> int | None:
-        """Sequence of a message of the own region that is kept and never delivered again. Raises BrokerError.
+        """Return the sequence of a dead letter of the own region, None without one. Raises BrokerError.
 
         Such a message has been delivered and is not awaited by the consumer any more, and yet it is there: an
         acknowledged one would be removed, which may take a moment in a cluster.
@@ -229,5 +229,5 @@ class RequestQueue:
         return queue.first_sequence if queue.first_sequence <= done_with else None
 
     async def cancel(self, version_id: str, request_id: str) -> None:
-        """Tell all workers of the version that nobody waits for the request."""
+        """Cancel a request: all workers of the version learn that nobody waits for it."""
         await self._client.publish(subjects.cancel_subject(version_id), request_id.encode())

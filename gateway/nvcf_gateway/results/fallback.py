@@ -48,7 +48,7 @@ class FallbackLookup:
         queue: RequestQueue,
         pending: PendingRequests,
         retention: Retention,
-        owner: BackgroundTasks,
+        background: BackgroundTasks,
     ) -> None:
         self._config = config
         self._gateway_id = gateway_id
@@ -57,11 +57,11 @@ class FallbackLookup:
         self._queue = queue
         self._pending = pending
         self._retention = retention
-        self._owner = owner
+        self._background = background
 
-    async def asked(self, message: Msg) -> None:
+    async def on_query(self, message: Msg) -> None:
         """Take one query; answering it needs the broker, so it runs beside the next one."""
-        self._owner.spawn(self._answer(message), "answer a worker whose gateway is gone")
+        self._background.spawn(self._answer(message), "answer a worker whose gateway is gone")
 
     async def _answer(self, message: Msg) -> None:
         version = self._registry.versions.get(message.subject.rpartition(".")[2])

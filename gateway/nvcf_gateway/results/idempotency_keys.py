@@ -1,7 +1,8 @@
-"""`Idempotency-Key` [ext]: a repeated POST joins the first instead of running again.
+"""`Idempotency-Key` [ext]: a repeated POST follows the first one instead of being executed again.
 
-Who creates the record of a key first runs; everybody else follows that request as a poll does. Records live
-as long as parked results. Source of the header's meaning: draft-ietf-httpapi-idempotency-key-header.
+The call that creates the record of a key is executed. Every other call with the key waits for that request as
+a poll does. Records live as long as stored results. Source of the header's meaning:
+draft-ietf-httpapi-idempotency-key-header.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _STREAM = f"KV_{_BUCKET}"
 
 @dataclass(frozen=True)
 class Claim:
-    """Which request a key stands for, queued in which region; `first` when this call made it.
+    """The request that a key stands for, and its region; `first`: this call has the key.
 
     `revision` is the record's sequence in its bucket.
     """
@@ -38,7 +39,7 @@ class Claim:
 
 
 def checked_key(value: str | None) -> str | None:
-    """The key of a request, None without one. Raises HttpProblem 400."""
+    """Return the key of a request, None without one. Raises HttpProblem 400."""
     if value is None:
         return None
     key = value.strip()
@@ -48,11 +49,11 @@ def checked_key(value: str | None) -> str | None:
 
 
 def fingerprint(method: str, length: int | None, prefix: bytes) -> str:
-    """What tells two requests under one key apart: method, length and beginning of the body."""
+    """Return what tells two requests with one key apart: method, length and beginning of the body."""
     return hashlib.sha256(f"{method} {length} ".encode() + prefix).hexdigest()
 
 
-class Idempotency:
+class IdempotencyKeys:
     """Claims of keys, shared by all replicas."""
 
     def __init__(self, requests: Requester, config: GatewayConfig) -> None:
@@ -62,7 +63,7 @@ class Idempotency:
         self._region = config.region
 
     async def ensure(self) -> None:
-        """Make the bucket. Raises BrokerError."""
+        """Create the bucket. Raises BrokerError."""
         config = {
             "name": _STREAM,
             "subjects": [f"$KV.{_BUCKET}.>"],
@@ -82,21 +83,21 @@ class Idempotency:
         function_id: str,
         version_id: str,
         key: str,
-        print_: str,
+        digest: str,
         request_id: str | None = None,
     ) -> Claim:
-        """Claim `key` for a new request (of that id, or any), or learn which one has it.
+        """Claim `key` for a new request (with that id, or any), or find out which request has it.
 
-        Raises HttpProblem 422 when the key was used for another request, BrokerError.
+        Raises HttpProblem 422 if the key was used for another request, BrokerError.
         """
-        digest = hashlib.sha256(f"{account}\0{function_id}\0{key}".encode()).hexdigest()
-        subject = f"$KV.{_BUCKET}.{digest}"
+        name = hashlib.sha256(f"{account}\0{function_id}\0{key}".encode()).hexdigest()
+        subject = f"$KV.{_BUCKET}.{name}"
         request_id = request_id or new_id()
         record = {
             "requestId": request_id,
             "versionId": version_id,
             "region": self._region,
-            "fingerprint": print_,
+            "fingerprint": digest,
         }
         try:
             revision = await self._jetstream.publish(
@@ -110,7 +111,7 @@ class Idempotency:
         if message is None:
             raise BrokerUnavailableError("the idempotency key has just been released: try again")
         known = json.loads(message.data)
-        if known["fingerprint"] != print_:
+        if known["fingerprint"] != digest:
             raise HttpProblem(422, f"header {HEADER}: this key was used for a request with another body")
         return Claim(
             str(known["requestId"]),
@@ -122,8 +123,8 @@ class Idempotency:
         )
 
     async def release(self, claim: Claim) -> None:
-        """Forget a key whose request came to nothing. Raises BrokerError.
+        """Free a key whose request came to nothing. Raises BrokerError.
 
-        A newer claim stays: several who followed the same request may give it up, one after the other.
+        A newer claim stays, since several calls that followed the same request may free its key in turn.
         """
         await self._jetstream.purge(_STREAM, claim.subject, before=claim.revision + 1)

@@ -20,14 +20,14 @@ from nvcf_gateway.exchange.response_headers import (
     PENDING_EVALUATION,
     path_headers,
     raw_progress,
-    wrapped_answer,
     wrapped_progress,
+    wrapped_response,
 )
 from nvcf_gateway.exchange.sinks import CollectSink, Sink, StreamSink
 from nvcf_gateway.http.responses import cors_headers
 from nvcf_gateway.queue.message import forwarded_headers
 from nvcf_gateway.queue.request_queue import Place, RequestQueue
-from nvcf_gateway.results.idempotency_keys import Claim, Idempotency
+from nvcf_gateway.results.idempotency_keys import Claim, IdempotencyKeys
 from nvcf_gateway.results.result_writer import TeeSink
 from nvcf_gateway.results.retention import Retention
 from nvcf_gateway.results.store import ResultStore
@@ -73,10 +73,10 @@ class Poller:
         results: Mapping[str, ResultStore],
         tracking: Tracking,
         retention: Retention,
-        owner: BackgroundTasks,
-        idempotency: Idempotency,
+        background: BackgroundTasks,
+        keys: IdempotencyKeys,
     ) -> None:
-        self._idempotency = idempotency
+        self._keys = keys
         self._query = query
         self._authenticator = authenticator
         self._authorizer = authorizer
@@ -84,7 +84,7 @@ class Poller:
         self._results = results
         self._tracking = tracking
         self._retention = retention
-        self._owner = owner
+        self._background = background
 
     async def pexec(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """GET /v2/nvcf/pexec/status/{requestId}."""
@@ -117,11 +117,11 @@ class Poller:
                 raise
             # Its gateway died before it was queued, or its response has been dropped.
             with contextlib.suppress(BrokerError):
-                await self._idempotency.release(claim)
+                await self._keys.release(claim)
             detail = "the first call with this Idempotency-Key came to nothing: send it again"
             raise HttpProblem(503, detail, headers={"Retry-After": "0"}) from None
 
-    async def status_word(self, version_id: str, request_id: str, region: str) -> str:
+    async def status(self, version_id: str, request_id: str, region: str) -> str:
         """Look up the status of a request that nobody has answered."""
         try:
             return status_of(await self._queue.place(version_id, request_id, region))
@@ -136,7 +136,7 @@ class Poller:
         if status is not None:
             return raw_progress(request_id, status, cors)
         if sink.response is None:
-            raise HttpProblem(502, "the worker left in the middle of its answer")
+            raise HttpProblem(502, "the worker left in the middle of its response")
         return sink.response
 
     async def _wrapped(self, poll: Poll) -> web.StreamResponse:
@@ -145,8 +145,8 @@ class Poller:
         if status is not None:
             return wrapped_progress(poll.tracked.request_id, status)
         if sink.head is None:
-            raise HttpProblem(502, "the worker left in the middle of its answer")
-        return wrapped_answer(poll.tracked.request_id, sink.head, sink.body)
+            raise HttpProblem(502, "the worker left in the middle of its response")
+        return wrapped_response(poll.tracked.request_id, sink.head, sink.body)
 
     async def cancel(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """[ext] DELETE /v2/nvcf/pexec/status/{requestId}: cancel the request."""
@@ -219,7 +219,7 @@ class Poller:
                             await self._delivered(poll, sink.head)
                             return None
                         case QueryResult.BROKEN:
-                            raise HttpProblem(502, "the worker left in the middle of its answer")
+                            raise HttpProblem(502, "the worker left in the middle of its response")
                         case QueryResult.TIME_OVER:
                             return await self._still(poll, IN_PROGRESS)
                         case QueryResult.NOT_ACKNOWLEDGED:
@@ -267,7 +267,7 @@ class Poller:
         await self._tracking.forget(poll.tracked)
         if poll.tracked.retained:
             return
-        self._owner.spawn_later(
+        self._background.spawn_later(
             DISCARD_DELAY, lambda: self._discard(poll.tracked), f"discard {poll.tracked.request_id}"
         )
 

@@ -23,7 +23,7 @@ STAYS = "Nvcf-Answer-Stays"
 
 @dataclass(frozen=True)
 class Tracked:
-    """Where a request lives. `requested_at` is Unix time in nanoseconds."""
+    """The place of a request. `requested_at` is Unix time in nanoseconds."""
 
     request_id: str
     region: str
@@ -33,7 +33,7 @@ class Tracked:
     retained: bool = False
     """Whether its response remains after a poll fetched it, for calls that are repeated with its key."""
     trace: str | None = None
-    """Traceparent of the call that queued it, where that is recorded."""
+    """Traceparent of the call that queued it, if that is recorded."""
 
 
 class Tracking:
@@ -55,7 +55,7 @@ class Tracking:
             await self._jetstream.create_stream(config)
 
     async def record(self, tracked: Tracked) -> None:
-        """Remember a request; a record that is there already is renewed. Raises BrokerError."""
+        """Write the record of a request, or renew it. Raises BrokerError."""
         message = nvcf_pb2.WorkerResultTracking(
             functionId=tracked.function_id, functionVersionId=tracked.version_id
         )

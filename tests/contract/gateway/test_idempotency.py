@@ -1,4 +1,4 @@
-"""[ext] Idempotency-Key, and the way back for a worker whose gateway is gone."""
+"""[ext] Idempotency-Key, and the fallback gateway of a worker whose gateway is gone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.platform.gateways import Platform
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_a_repeated_post_joins_the_first(platform: Platform) -> None:
+async def test_a_repeated_post_follows_the_first(platform: Platform) -> None:
     version = await platform.deployed_version()
     other = await platform.start_gateway()
     async with peer_worker(platform, version) as worker:
@@ -80,7 +80,7 @@ async def test_a_caller_that_left_finds_its_answer(platform: Platform) -> None:
         assert cancels.pending_msgs == 0
 
 
-async def test_exec_joins_too(platform: Platform) -> None:
+async def test_exec_follows_too(platform: Platform) -> None:
     version = await platform.deployed_version()
     body = json.dumps({"requestBody": {"a": 1}}).encode()
     async with peer_worker(platform, version) as worker:
@@ -89,9 +89,9 @@ async def test_exec_joins_too(platform: Platform) -> None:
             for _ in range(2)
         ]
         work = await worker.pull()
-        # Only so does the worker know that somebody may come back for an answer whose way is lost.
-        told = {pair.key.lower(): pair.value for pair in work.request.requestHeaders}
-        assert told["idempotency-key"] == "e"
+        # Only so does the worker know that somebody may fetch the response later.
+        sent = {pair.key.lower(): pair.value for pair in work.request.requestHeaders}
+        assert sent["idempotency-key"] == "e"
         await work.answer(b"[1]", "200 OK", "Content-Type: application/json")
         answers = await asyncio.gather(*calls)
         assert [answer.json["response"] for answer in answers] == [[1], [1]]
@@ -120,7 +120,7 @@ async def test_a_call_that_came_to_nothing_frees_its_key(platform: Platform) -> 
         await client.close()
 
 
-async def rescued(work: Work, version_id: str) -> Any:
+async def fallback_reply(work: Work, version_id: str) -> Any:
     return await work.client.request(f"nvcf.attach.{version_id}", work.request.requestId.encode(), timeout=10)
 
 
@@ -136,7 +136,7 @@ async def test_a_worker_whose_gateway_died_finds_another_way(platform: Platform)
         dying.child.kill()
         await dying.child.wait()
         await asyncio.wait({first})
-        answer = await rescued(work, version.id)
+        answer = await fallback_reply(work, version.id)
         config = nvcf_pb2.StatelessConfig.FromString(answer.data)
         connection = config.connectionConfigs[0].http1Config
         assert connection.targetURI in {gateway.url for gateway in platform.gateways} - {dying.url}
@@ -147,7 +147,7 @@ async def test_a_worker_whose_gateway_died_finds_another_way(platform: Platform)
         assert (again.status, again.body) == (200, b"saved")
 
 
-async def test_a_kept_request_is_rescued_with_its_body(platform: Platform) -> None:
+async def test_a_kept_request_is_found_with_its_body(platform: Platform) -> None:
     version = await platform.deployed_version()
     dying = await platform.start_gateway()
     data = b"z" * 100_000
@@ -157,7 +157,7 @@ async def test_a_kept_request_is_rescued_with_its_body(platform: Platform) -> No
     await dying.child.wait()
     async with peer_worker(platform, version) as worker:
         work = await worker.pull()
-        answer = await rescued(work, version.id)
+        answer = await fallback_reply(work, version.id)
         work.request.statelessConfig.CopyFrom(nvcf_pb2.StatelessConfig.FromString(answer.data))
         _, _, rest = await work.get()
         assert work.request.requestBody + rest == data
@@ -167,7 +167,7 @@ async def test_a_kept_request_is_rescued_with_its_body(platform: Platform) -> No
         assert result.body == b"late"
 
 
-async def test_what_is_not_queued_is_not_rescued(platform: Platform) -> None:
+async def test_what_is_not_queued_has_no_fallback(platform: Platform) -> None:
     version, foreign = await platform.deployed_version(), await platform.deployed_version()
     async with peer_worker(platform, version) as worker:
         task = asyncio.create_task(call(platform, "POST", version.pexec, b"x"))
@@ -175,7 +175,7 @@ async def test_what_is_not_queued_is_not_rescued(platform: Platform) -> None:
         await work.answer()
         await task
         await platform.queue_is_empty(version)
-        assert (await rescued(work, version.id)).headers["Nvcf-Reply-Status"] == "410"
+        assert (await fallback_reply(work, version.id)).headers["Nvcf-Reply-Status"] == "410"
         answer = await work.client.request(f"nvcf.attach.{version.id}", b"nonsense", timeout=10)
         assert (answer.headers or {})["Nvcf-Reply-Status"] == "410"
         errors: list[str] = []

@@ -205,7 +205,7 @@ async def test_a_caller_that_leaves_in_the_middle_of_a_poll_loses_nothing(platfo
         assert worker.failures == []
 
 
-async def test_a_caller_that_leaves_is_told_to_the_worker(platform: Platform) -> None:
+async def test_a_caller_that_leaves_reaches_the_worker(platform: Platform) -> None:
     started = asyncio.Event()
 
     async def endless(seen: Seen) -> Reply:
@@ -217,12 +217,12 @@ async def test_a_caller_that_leaves_is_told_to_the_worker(platform: Platform) ->
         task = asyncio.create_task(call(platform, version.pexec))
         await started.wait()
         task.cancel()
-        await eventually(lambda: len(worker.cancelled) == 1, "the worker was told")
+        await eventually(lambda: len(worker.cancelled) == 1, "the cancellation arrives")
         await eventually(lambda: worker.slots == 1, "its slot is free")
     await platform.queue_is_empty(version)
 
 
-async def test_a_time_out_is_told_to_the_worker(platform: Platform) -> None:
+async def test_a_time_out_reaches_the_worker(platform: Platform) -> None:
     async def endless(seen: Seen) -> Reply:
         await asyncio.sleep(60)
         return Reply()
@@ -234,8 +234,8 @@ async def test_a_time_out_is_told_to_the_worker(platform: Platform) -> None:
         assert (response.status, body) == (504, b"")
         assert response.headers["nvcf-status"] == "errored"
         assert response.headers["access-control-expose-headers"] == "nvcf-reqid"
-        told = [response.headers["nvcf-reqid"]]
-        await eventually(lambda: worker.cancelled == told, "the worker was told")
+        timed_out = [response.headers["nvcf-reqid"]]
+        await eventually(lambda: worker.cancelled == timed_out, "the cancellation arrives")
 
 
 async def test_signs_of_life_keep_a_request_from_being_delivered_again(platform: Platform) -> None:

@@ -93,7 +93,7 @@ async def test_inline_reply(platform: Platform) -> None:
         assert "Nvcf-Reply-Status" not in (acknowledgement.headers or {})
         answer = await task
         assert (answer.status, answer.body, answer.headers["content-type"]) == (200, b"small", "text/plain")
-        # The request has ended: neither door takes another answer.
+        # The request has ended: neither reply address takes another response.
         assert ((await work.inline(reply)).headers or {})["Nvcf-Reply-Status"] == "410"
         assert (await work.post(b"HTTP/1.1 200 OK\r\n\r\n"))[0] == 401
         await work.ack()

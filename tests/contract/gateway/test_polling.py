@@ -1,4 +1,4 @@
-"""202 and what follows: polls, kept requests, parked results (protocol.md, sections 2 and 4)."""
+"""202 and what follows: polls, kept requests, stored results (protocol.md, sections 2 and 4)."""
 
 from __future__ import annotations
 

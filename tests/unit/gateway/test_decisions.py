@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nvcf_gateway.config import parse_arguments
 from nvcf_gateway.errors import HttpProblem, SetupError
-from nvcf_gateway.exchange.exec_json import wrap_answer
+from nvcf_gateway.exchange.exec_json import wrap_response
 from nvcf_gateway.http.durations import poll_seconds, publish_delay
 from nvcf_gateway.http.responses import cors_headers, preflight_headers
 from nvcf_gateway.http.routing import PathTable, Target, pass_through_target
@@ -217,11 +217,11 @@ def test_cors_mirrors_the_request() -> None:
 
 
 def test_exec_wrapper_leaves_absent_members_out() -> None:
-    assert wrap_answer("q", ResponseHead(200), b"") == (
+    assert wrap_response("q", ResponseHead(200), b"") == (
         200, {"reqId": "q", "status": "fulfilled", "percentComplete": 100},
     )  # fmt: skip
-    assert wrap_answer("q", ResponseHead(202), b"") == (202, {"reqId": "q", "status": "in-progress"})
-    assert wrap_answer("q", ResponseHead(200), b"no json")[1]["response"] == "no json"
+    assert wrap_response("q", ResponseHead(202), b"") == (202, {"reqId": "q", "status": "in-progress"})
+    assert wrap_response("q", ResponseHead(200), b"no json")[1]["response"] == "no json"
 
 
 @pytest.mark.parametrize(

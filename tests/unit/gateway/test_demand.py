@@ -1,4 +1,4 @@
-"""Demand counters: what the autoscaler is told."""
+"""Demand counters: what is reported to the autoscaler."""
 
 from __future__ import annotations
 

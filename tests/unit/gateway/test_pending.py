@@ -126,16 +126,16 @@ async def test_a_request_that_is_forgotten_takes_no_memory_until_its_time_is_ove
     assert held() is None
 
 
-async def test_the_observer_is_told_when_the_time_is_over() -> None:
+async def test_the_observer_learns_when_the_time_is_over() -> None:
     registry = PendingRequests()
     pending = made()
-    told: list[bool] = []
-    pending.on_response = told.append
+    observed: list[bool] = []
+    pending.on_response = observed.append
     registry.retain(pending, 0.0)
     async with asyncio.timeout(10):
         while len(registry):
             await asyncio.sleep(0)
-    assert told == [False]
+    assert observed == [False]
 
 
 @pytest.mark.parametrize(("by_id", "status", "open_"), [(True, 200, 0), (True, 202, 1), (False, 202, 0)])

@@ -1,4 +1,4 @@
-"""[ext] One request, one answer: whoever asks with its key gets the same, however it was delivered."""
+"""[ext] One request, one response: each call with its key gets the same, however it was delivered."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from nvcf_proto.pb import nvcf_pb2
-from tests.contract.gateway.test_idempotency import rescued
+from tests.contract.gateway.test_idempotency import fallback_reply
 from tests.contract.gateway.test_polling import EXEC, PEXEC, call, progress
 from tests.support.peers.worker import ATTACH, Work, peer_worker
 from tests.support.platform.gateways import Platform, Version, running_platform
@@ -20,14 +20,14 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 def by_poll(work: Work, question: bytes) -> Work:
-    """The same work, answered by the door of a poll."""
+    """The same work, answered by the reply address of a poll."""
     request = nvcf_pb2.WorkerInvokeFunctionRequest.FromString(question)
     return Work(work.message, request, work.session, work.client)
 
 
-async def rescue_door(work: Work, version: Version) -> Work:
-    """The same work, answered by another door than its own."""
-    answer = await rescued(work, version.id)
+async def by_fallback(work: Work, version: Version) -> Work:
+    """The same work, answered by another reply address than its own."""
+    answer = await fallback_reply(work, version.id)
     request = nvcf_pb2.WorkerInvokeFunctionRequest(requestId=work.request.requestId)
     request.statelessConfig.CopyFrom(nvcf_pb2.StatelessConfig.FromString(answer.data))
     return Work(work.message, request, work.session, work.client)
@@ -85,8 +85,8 @@ async def test_an_answer_reaches_a_poll_again_when_the_first_was_cut_off(platfor
         status, _ = await delivery
         await questions.unsubscribe()
         if status != 200:
-            # The caller was noticed to be gone at once: the worker finds another door.
-            await (await rescue_door(work, version)).post(b"HTTP/1.1 200 OK\r\n\r\nfirst half, second half")
+            # The caller was noticed to be gone at once: the worker finds another address.
+            await (await by_fallback(work, version)).post(b"HTTP/1.1 200 OK\r\n\r\nfirst half, second half")
         await work.ack()
         found = await call(platform, "GET", path)
         assert (found.status, found.body) == (200, b"first half, second half")
@@ -129,8 +129,8 @@ async def test_the_first_of_two_executions_counts(platform: Platform) -> None:
     async with peer_worker(platform, version) as worker:
         first = asyncio.create_task(call(platform, "POST", version.pexec, b"x", Idempotency_Key="t"))
         work = await worker.pull()
-        door = await rescue_door(work, version)
-        assert (await door.post(b"HTTP/1.1 200 OK\r\n\r\none"))[0] == 200
+        fallback = await by_fallback(work, version)
+        assert (await fallback.post(b"HTTP/1.1 200 OK\r\n\r\none"))[0] == 200
         reply = nvcf_pb2.InlineResponse(body=b"two", httpStatusCode=200, endOfResponse=True)
         # Delivered, so that its worker is done with it.
         assert "Nvcf-Reply-Status" not in ((await work.inline(reply)).headers or {})
@@ -147,8 +147,8 @@ async def test_a_streamed_second_answer_is_not_shown(platform: Platform) -> None
     async with peer_worker(platform, version) as worker:
         first = asyncio.create_task(call(platform, "POST", version.pexec, b"x", Idempotency_Key="s"))
         work = await worker.pull()
-        door = await rescue_door(work, version)
-        assert (await door.post(b"HTTP/1.1 200 OK\r\n\r\none"))[0] == 200
+        fallback = await by_fallback(work, version)
+        assert (await fallback.post(b"HTTP/1.1 200 OK\r\n\r\none"))[0] == 200
         await work.post(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\ntwo")
         await work.ack()
         with contextlib.suppress(aiohttp.ClientError):
@@ -172,8 +172,8 @@ async def test_a_worker_that_breaks_off_does_not_free_the_key(platform: Platform
         await work.message.nak()
         second = await worker.pull()
         assert second.request.requestId == work.request.requestId
-        door = await rescue_door(second, version)
-        assert (await door.post(b"HTTP/1.1 200 OK\r\n\r\nwhole"))[0] == 200
+        fallback = await by_fallback(second, version)
+        assert (await fallback.post(b"HTTP/1.1 200 OK\r\n\r\nwhole"))[0] == 200
         await second.ack()
         assert (await again).body == b"whole"
 
@@ -191,10 +191,10 @@ async def test_a_body_lost_with_its_gateway_is_sent_again(platform: Platform) ->
         dying.child.kill()
         await dying.child.wait()
         await asyncio.wait({first})
-        door = await rescue_door(work, version)
-        assert not door.connection.requestAuthorizationToken
+        fallback = await by_fallback(work, version)
+        assert not fallback.connection.requestAuthorizationToken
         # What a worker says that has not got the body.
-        assert (await door.post(b"HTTP/1.1 502 Bad Gateway\r\n\r\n"))[0] == 200
+        assert (await fallback.post(b"HTTP/1.1 502 Bad Gateway\r\n\r\n"))[0] == 200
         await work.ack()
         freed = await call(platform, "POST", version.pexec, data, Idempotency_Key="body")
         assert freed.status == 503

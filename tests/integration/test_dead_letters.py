@@ -1,4 +1,4 @@
-"""Requests whose last delivery dies with its worker: the caller is told, and nothing stays in the queue."""
+"""The last delivery of a request dies with its worker: its caller gets an error, and the queue is empty."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nvcf_broker.requests import ReplyInbox
 from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.queue.request_queue import RequestQueue
-from nvcf_gateway.results.dead_letters import ExhaustedRequests
+from nvcf_gateway.results.dead_letters import DeadLetters
 from tests.support.platform.gateways import Platform, Version, messages_in, running_platform
 from tests.support.waiting import eventually
 
@@ -58,7 +58,7 @@ async def wait_as_worker(client: Client, version: Version) -> None:
     )
 
 
-async def test_a_caller_whose_request_kills_every_worker_is_told(tmp_path: Path) -> None:
+async def test_a_caller_whose_request_kills_every_worker_gets_an_error(tmp_path: Path) -> None:
     async with running_platform(tmp_path, gateways=2, flags=("--ack-wait", ACK_WAIT)) as platform:
         version = await platform.deployed_version()
         client = await connect_broker(platform.broker.url, platform.broker.credentials_file, name="test")
@@ -79,7 +79,7 @@ async def test_a_caller_whose_request_kills_every_worker_is_told(tmp_path: Path)
             await client.close()
 
 
-async def test_whoever_comes_back_when_the_gateway_of_the_call_is_gone_is_told(tmp_path: Path) -> None:
+async def test_a_poll_finds_the_error_when_the_gateway_of_the_call_is_gone(tmp_path: Path) -> None:
     async with running_platform(tmp_path, gateways=2, flags=("--ack-wait", ACK_WAIT)) as platform:
         version = await platform.deployed_version()
         client = await connect_broker(platform.broker.url, platform.broker.credentials_file, name="test")
@@ -119,7 +119,7 @@ async def test_a_sweep_ends_what_was_missed(tmp_path: Path) -> None:
             config = GatewayConfig(("", 0), ("", 0), platform.broker.url, tmp_path / "key")
             queue = RequestQueue(client, requests, config)
             async with BackgroundTasks() as owner:
-                sweep = ExhaustedRequests(requests, queue, owner, ("local",), lambda: (version.id,))
+                sweep = DeadLetters(requests, queue, owner, ("local",), lambda: (version.id,))
                 await sweep.sweep_one(version.id)
             assert await _queued(client, version, 0)
         finally:
