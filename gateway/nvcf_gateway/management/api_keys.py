@@ -13,7 +13,7 @@ from nvcf_gateway.errors import HttpProblem, invalid_field
 from nvcf_gateway.http.bodies import read_record
 from nvcf_gateway.http.responses import json_response
 from nvcf_gateway.management.bodies import KeyCreation
-from nvcf_gateway.management.resources import shown, stored, update
+from nvcf_gateway.management.resources import authorized, shown, stored, update
 from nvcf_gateway.registry import Registry
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.models import ApiKey, Scope
@@ -81,8 +81,7 @@ class ApiKeys:
         return web.Response(status=204)
 
     def _admin(self, request: web.BaseRequest) -> Caller:
-        caller = self._authenticator.caller(request.headers)
-        caller.require(Scope.ADMIN)
+        caller = authorized(self._authenticator, request, Scope.ADMIN)
         caller.require_unlimited("manage keys")
         return caller
 

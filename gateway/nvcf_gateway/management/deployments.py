@@ -15,7 +15,7 @@ from nvcf_gateway.http.bodies import read_record
 from nvcf_gateway.http.responses import json_response, timestamp
 from nvcf_gateway.management.bodies import DeploymentCreation, WorkerTokenRequest
 from nvcf_gateway.management.functions import Management
-from nvcf_gateway.management.resources import shown, stored, unavailable
+from nvcf_gateway.management.resources import authorized, shown, stored, unavailable
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.registry import Registry
 from nvcf_proto.ids import is_id
@@ -55,14 +55,14 @@ class Deployments:
 
     async def deploy(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle POST: give a version instances."""
-        version = self._version(request, Scope.DEPLOY, values)
+        version = self._management.version(request, Scope.DEPLOY, values)
         deployment = deployment_of(version, await read_record(request, DeploymentCreation), time.time())
         await stored(self._registry.deployments.create(version.id, deployment))
         return await self._with_queue(version, deployment)
 
     async def update(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle PUT: change a deployment in place; requests go on meanwhile."""
-        version = self._version(request, Scope.DEPLOY, values)
+        version = self._management.version(request, Scope.DEPLOY, values)
         entry = self._registry.deployments.entry(version.id)
         if entry is None:
             raise HttpProblem(404, f"version {version.id} is not deployed")
@@ -73,20 +73,19 @@ class Deployments:
 
     async def get(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle GET: return the deployment of a version."""
-        version = self._version(request, Scope.LIST, values)
+        version = self._management.version(request, Scope.LIST, values)
         return json_response(200, {"deployment": self._shown(version, self._deployment(version))})
 
     async def undeploy(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle DELETE: take a version's instances away; they finish what they hold."""
-        version = self._version(request, Scope.DEPLOY, values)
+        version = self._management.version(request, Scope.DEPLOY, values)
         deployment = self._deployment(version)
         await stored(self._registry.deployments.delete(version.id))
         return json_response(200, {"deployment": self._shown(version, deployment)})
 
     async def instances(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle GET /v2/nvcf/instances[?functionVersionId=]: list the account's instances."""
-        caller = self._authenticator.caller(request.headers)
-        caller.require(Scope.LIST)
+        caller = authorized(self._authenticator, request, Scope.LIST)
         wanted = request.query.get("functionVersionId")
         if wanted is not None and not is_id(wanted):
             raise HttpProblem(400, "functionVersionId: not a UUID", field="functionVersionId")
@@ -104,7 +103,7 @@ class Deployments:
 
     async def worker_token(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle POST /v2/nvcf/agents/worker-tokens: issue the first token of an instance."""
-        self._authenticator.caller(request.headers).require(Scope.AGENT)
+        authorized(self._authenticator, request, Scope.AGENT)
         wanted = await read_record(request, WorkerTokenRequest)
         version = self._registry.versions.get(wanted.version_id)
         if version is None or version.function_id != wanted.function_id:
@@ -117,11 +116,6 @@ class Deployments:
             now=time.time(),
         )
         return json_response(200, {"token": token, "expiration": timestamp(expires)})
-
-    def _version(self, request: web.BaseRequest, scope: Scope, values: dict[str, str]) -> FunctionVersion:
-        caller = self._authenticator.caller(request.headers)
-        caller.require(scope)
-        return self._management.version(caller, values)
 
     def _deployment(self, version: FunctionVersion) -> Deployment:
         deployment = self._registry.deployments.get(version.id)

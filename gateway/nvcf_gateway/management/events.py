@@ -22,7 +22,7 @@ from nvcf_broker.requests import raise_if_cancelled
 from nvcf_gateway.access.authorization import Authenticator
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.http.responses import json_response
-from nvcf_gateway.management.resources import shown, unavailable
+from nvcf_gateway.management.resources import authorized, shown, unavailable
 from nvcf_gateway.registry import Registry
 from nvcf_proto import compute, subjects
 from nvcf_proto.compute import Event
@@ -129,8 +129,7 @@ class Events:
 
     async def events(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle GET /v2/nvcf/events[?functionVersionId=&kind=&limit=]: list the account's events."""
-        caller = self._authenticator.caller(request.headers)
-        caller.require(Scope.LIST)
+        caller = authorized(self._authenticator, request, Scope.LIST)
         version_id, kind, limit = _query(request)
         wanted = {
             version.id
@@ -147,7 +146,7 @@ class Events:
 
     async def clusters(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle GET /v2/nvcf/clusters: list all clusters, as their agents last reported them."""
-        self._authenticator.caller(request.headers).require(Scope.LIST)
+        authorized(self._authenticator, request, Scope.LIST)
         found = sorted(self._registry.clusters.values(), key=lambda cluster: cluster.id)
         return json_response(200, {"clusters": [shown(cluster, "heartbeatAt") for cluster in found]})
 

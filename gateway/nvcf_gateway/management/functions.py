@@ -14,7 +14,7 @@ from nvcf_gateway.http.bodies import read_record
 from nvcf_gateway.http.responses import json_response
 from nvcf_gateway.http.routing import path_id
 from nvcf_gateway.management.bodies import FunctionCreation, VersionCreation
-from nvcf_gateway.management.resources import shown, stored, unavailable
+from nvcf_gateway.management.resources import authorized, shown, stored, unavailable
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.registry import Registry
 from nvcf_otel.byoo.plan import plan
@@ -56,7 +56,7 @@ class Management:
 
     async def create_function(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle POST /v2/nvcf/functions: create a function with its first version."""
-        caller = self._caller(request, Scope.MANAGE)
+        caller = authorized(self._authenticator, request, Scope.MANAGE)
         caller.require_unlimited("create functions")
         wanted = await read_record(request, FunctionCreation)
         function = Function(new_id(), wanted.name, caller.nca_id, time.time())
@@ -67,15 +67,14 @@ class Management:
 
     async def create_version(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle POST /v2/nvcf/functions/{id}/versions: create a version."""
-        caller = self._caller(request, Scope.MANAGE)
-        function = self._function(caller, path_id(values, "function_id"))
+        function = self.function(request, Scope.MANAGE, values)
         version = self._version(await read_record(request, VersionCreation), function, time.time())
         await stored(self._registry.versions.create(version.id, version))
         return json_response(200, {"function": self._shown(version)})
 
     async def list_functions(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle GET /v2/nvcf/functions: list every version of the account's functions."""
-        caller = self._caller(request, Scope.LIST)
+        caller = authorized(self._authenticator, request, Scope.LIST)
         versions = sorted(self._registry.versions.values(), key=lambda each: (each.created_at, each.id))
         shown = [
             self._shown(version)
@@ -86,20 +85,18 @@ class Management:
 
     async def list_versions(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle GET /v2/nvcf/functions/{id} and …/versions: list the versions of a function."""
-        caller = self._caller(request, Scope.LIST)
-        function = self._function(caller, path_id(values, "function_id"))
+        function = self.function(request, Scope.LIST, values)
         shown = [self._shown(version) for version in self._registry.versions_of(function.id)]
         return json_response(200, {"functions": shown})
 
     async def get_version(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle GET /v2/nvcf/functions/{id}/versions/{vid}: return one version."""
-        version = self.version(self._caller(request, Scope.LIST), values)
+        version = self.version(request, Scope.LIST, values)
         return json_response(200, {"function": self._shown(version)})
 
     async def delete_function(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle DELETE /v2/nvcf/functions/{id}: delete a function none of whose versions is deployed."""
-        caller = self._caller(request, Scope.MANAGE)
-        function = self._function(caller, path_id(values, "function_id"))
+        function = self.function(request, Scope.MANAGE, values)
         versions = self._registry.versions_of(function.id)
         for version in versions:
             self._refuse_deployed(version)
@@ -110,15 +107,16 @@ class Management:
 
     async def delete_version(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle DELETE /v2/nvcf/functions/{id}/versions/{vid}; the last one takes the function along."""
-        version = self.version(self._caller(request, Scope.MANAGE), values)
+        version = self.version(request, Scope.MANAGE, values)
         self._refuse_deployed(version)
         await self._delete(version)
         if not self._registry.versions_of(version.function_id):
             await stored(self._registry.functions.delete(version.function_id))
         return web.Response(status=204)
 
-    def version(self, caller: Caller, values: dict[str, str]) -> FunctionVersion:
-        """Return the version that a path names. Raises HttpProblem 404 and 403."""
+    def version(self, request: web.BaseRequest, scope: Scope, values: dict[str, str]) -> FunctionVersion:
+        """Return the version of a path, for a caller with `scope`. Raises HttpProblem 401, 403, 404."""
+        caller = authorized(self._authenticator, request, scope)
         function_id, version_id = path_id(values, "function_id"), path_id(values, "version_id")
         version = self._registry.versions.get(version_id)
         if version is None or version.function_id != function_id:
@@ -126,22 +124,10 @@ class Management:
         _own(caller, version.nca_id, function_id)
         return version
 
-    def authorised_version(
-        self, request: web.BaseRequest, scope: Scope, values: dict[str, str]
-    ) -> FunctionVersion:
-        """Return the version of a path, for a caller with `scope`. Raises HttpProblem 401, 403, 404."""
-        return self.version(self._caller(request, scope), values)
-
     def function(self, request: web.BaseRequest, scope: Scope, values: dict[str, str]) -> Function:
         """Return the function of a path, for a caller with `scope`. Raises HttpProblem 401, 403, 404."""
-        return self._function(self._caller(request, scope), path_id(values, "function_id"))
-
-    def _caller(self, request: web.BaseRequest, scope: Scope) -> Caller:
-        caller = self._authenticator.caller(request.headers)
-        caller.require(scope)
-        return caller
-
-    def _function(self, caller: Caller, function_id: str) -> Function:
+        caller = authorized(self._authenticator, request, scope)
+        function_id = path_id(values, "function_id")
         function = self._registry.functions.get(function_id)
         if function is None:
             raise HttpProblem(404, f"no function {function_id}")

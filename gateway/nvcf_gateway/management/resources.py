@@ -5,16 +5,26 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from aiohttp import web
+
 from nvcf_broker.errors import BrokerError, KeyExistsError, RevisionConflictError
 from nvcf_broker.kv import KvMirror
+from nvcf_gateway.access.authorization import Authenticator, Caller
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.http.responses import timestamp
-from nvcf_proto.models import Record
+from nvcf_proto.models import Record, Scope
 
 T = TypeVar("T")
 
 ATTEMPTS = 5
 CHANGE_TIMEOUT = 0.5
+
+
+def authorized(authenticator: Authenticator, request: web.BaseRequest, scope: Scope) -> Caller:
+    """Return the caller, who has `scope`. Raises HttpProblem 401 and 403."""
+    caller = authenticator.caller(request.headers)
+    caller.require(scope)
+    return caller
 
 
 def shown(record: Record, *times: str) -> dict[str, Any]:

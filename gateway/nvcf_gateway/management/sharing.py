@@ -62,21 +62,21 @@ class RateLimits:
 
     async def put(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle PUT: replace the policy."""
-        version = self._management.authorised_version(request, Scope.MANAGE, values)
+        version = self._management.version(request, Scope.MANAGE, values)
         wanted = await read_record(request, RateLimitPolicy)
         policy = RateLimit.from_dict(wanted.to_dict())
         return json_response(200, _policy(await self._write(version, policy)))
 
     async def get(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle GET: return the policy; 404 when the version has none."""
-        version = self._management.authorised_version(request, Scope.LIST, values)
+        version = self._management.version(request, Scope.LIST, values)
         if version.rate_limit is None:
             raise HttpProblem(404, f"version {version.id} has no rate limit")
         return json_response(200, _policy(version))
 
     async def delete(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle DELETE: remove the policy."""
-        version = self._management.authorised_version(request, Scope.MANAGE, values)
+        version = self._management.version(request, Scope.MANAGE, values)
         await self._write(version, None)
         return web.Response(status=204)
 

@@ -14,7 +14,7 @@ from nvcf_gateway.http.bodies import read_record
 from nvcf_gateway.http.responses import json_response
 from nvcf_gateway.http.routing import path_id
 from nvcf_gateway.management.bodies import TelemetryChange, TelemetryCreation
-from nvcf_gateway.management.resources import shown, stored, update
+from nvcf_gateway.management.resources import authorized, shown, stored, update
 from nvcf_gateway.registry import Registry
 from nvcf_otel.byoo.providers import check_endpoint, secret_files
 from nvcf_proto.errors import InvalidRecord
@@ -73,12 +73,19 @@ class TelemetryEndpoints:
 
     async def list_all(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle GET /v2/nvcf/telemetries: list the account's endpoints by name."""
-        caller = self._reader(request)
+        caller = authorized(self._authenticator, request, Scope.LIST)
         return json_response(200, {"telemetries": [shown_endpoint(each) for each in self._of(caller)]})
 
     async def get(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle GET /v2/nvcf/telemetries/{id}: return one endpoint."""
-        return json_response(200, {"telemetry": shown_endpoint(self._own(self._reader(request), values))})
+        return json_response(
+            200,
+            {
+                "telemetry": shown_endpoint(
+                    self._own(authorized(self._authenticator, request, Scope.LIST), values)
+                )
+            },
+        )
 
     async def change(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle PUT /v2/nvcf/telemetries/{id} [ext]: change all but the name, for later instances."""
@@ -104,14 +111,8 @@ class TelemetryEndpoints:
         return web.Response(status=204)
 
     def _manager(self, request: web.BaseRequest) -> Caller:
-        caller = self._authenticator.caller(request.headers)
-        caller.require(Scope.MANAGE)
+        caller = authorized(self._authenticator, request, Scope.MANAGE)
         caller.require_unlimited("manage telemetry endpoints")
-        return caller
-
-    def _reader(self, request: web.BaseRequest) -> Caller:
-        caller = self._authenticator.caller(request.headers)
-        caller.require(Scope.LIST)
         return caller
 
     def _of(self, caller: Caller) -> list[TelemetryEndpoint]:
