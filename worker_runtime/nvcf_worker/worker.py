@@ -42,7 +42,7 @@ from nvcf_worker.run.threads import ThreadPool
 from nvcf_worker.runner import Runner, Services
 from nvcf_worker.sessions.tunnel import Tunnels
 from nvcf_worker.telemetry.metrics import GaugeSources, observe
-from nvcf_worker.telemetry.worker import NoTelemetry, WorkerTelemetry, loaded, page
+from nvcf_worker.telemetry.worker import NoTelemetry, WorkerTelemetry
 
 log = logging.getLogger("nvcf_worker")
 
@@ -60,7 +60,7 @@ class Worker:
         *,
         grace_seconds: float = 25.0,
         adaptive: Adaptive | None = None,
-        telemetry: WorkerTelemetry | NoTelemetry | None = None,
+        telemetry: NoTelemetry | None = None,
     ) -> None:
         self._handler = handler
         self._config = config
@@ -156,7 +156,7 @@ class Worker:
                 stack.push_async_callback(self._attach.close)
                 stack.push_async_callback(self._stores.close)
                 await stack.enter_async_context(
-                    health_server(self._config.health_port, lambda: self.ready, page(self._telemetry))
+                    health_server(self._config.health_port, lambda: self.ready, self._telemetry.metrics_page)
                 )
                 stack.push_async_callback(self._unload)
                 await self._run_until_stopped()
@@ -213,7 +213,7 @@ class Worker:
                 if self._telemetry.metering is not None:
                     tasks.create_task(self._telemetry.metering.beat())
             setting_up = begin_all(self._handler.loading, self._blocking)
-            await (setting_up if self._handler.elsewhere else loaded(self._telemetry, setting_up))
+            await (setting_up if self._handler.elsewhere else self._telemetry.load(setting_up))
             tasks.create_task(self._watch_health())
             limit: float | None = settings.CONNECT_START_TIMEOUT - enrolled
             while True:

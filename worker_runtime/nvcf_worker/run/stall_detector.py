@@ -1,7 +1,7 @@
-"""Noticing that something keeps the event loop, or the whole interpreter, from running.
+"""Detects that something keeps the event loop, or the whole interpreter, from running.
 
-While it lasts no in-progress signal leaves, and after the consumer's ack wait the queue delivers the
-requests again. The decision is in `LagWatch`; around it a thread that looks and a timer that shows life.
+Meanwhile no in-progress signal is sent, and after the consumer's ack wait the queue delivers the
+requests again. `LagWatch` decides; a thread and a timer of the loop call it.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _FRAMES = 6
 
 class Silence(NamedTuple):
     """How long the loop did not run, in seconds. `interpreter`: nor did the watching thread, which only the
-    interpreter lock can do. `told`: it has been warned about already."""
+    interpreter lock can do. `warned`: whether it was logged already."""
 
     seconds: float
     interpreter: bool
-    told: bool
+    warned: bool
 
 
 class LagWatch:
-    """When to warn: once and at each doubling. `beat` and `look` are told the time in seconds."""
+    """When to warn: once and at each doubling. `beat` and `look` take the time in seconds."""
 
     def __init__(self, threshold: float, now: float) -> None:
         self._threshold = threshold
@@ -49,22 +49,22 @@ class LagWatch:
     def beat(self, now: float) -> Silence | None:
         """The loop runs; the silence that is over now, if it was too long."""
         lag, self._beat = now - self._beat, now
-        told = self._next > self._threshold
+        warned = self._next > self._threshold
         self._next = self._threshold
         if lag < self._threshold:
             return None
         # The loop may be the first to run again, before the watching thread could say anything.
-        return Silence(lag, now - self._looked >= self._threshold, told)
+        return Silence(lag, now - self._looked >= self._threshold, warned)
 
     def look(self, now: float) -> Silence | None:
-        """From the watching thread: a silence that goes on, if it is to be told."""
+        """From the watching thread: a silence that lasts, if it is time to log it."""
         slept, self._looked = now - self._looked, now
         lag = now - self._beat
         if lag < self._next:
             return None
         while self._next <= lag:
             self._next *= 2
-        return Silence(lag, slept >= self._threshold, told=False)
+        return Silence(lag, slept >= self._threshold, warned=False)
 
 
 class LoopWatch:
@@ -90,7 +90,7 @@ class LoopWatch:
         try:
             while True:
                 over = self._watch.beat(time.monotonic())
-                if over is not None and over.told:
+                if over is not None and over.warned:
                     log.warning("the event loop runs again after %.1f s", over.seconds)
                 elif over is not None:
                     self._warn(over, blocked=False)

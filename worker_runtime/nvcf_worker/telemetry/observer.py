@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 from opentelemetry import context as otel_context
 
@@ -11,8 +10,10 @@ from nvcf_otel import spans
 from nvcf_worker.function.response import Outcome
 
 
-class RequestObserver(Protocol):
+class RequestObserver:
     """Gets the events of one request: each at most once, in this order, and `end` in any case."""
+
+    __slots__ = ()
 
     def handler_begins(self) -> None:
         """The handler is called next."""
@@ -22,6 +23,7 @@ class RequestObserver(Protocol):
 
     def handler_answered(self, response: Outcome) -> Outcome:
         """The handler has a response. A stream has to be read from the response that is returned."""
+        return response
 
     def delivering(self, response: Outcome) -> None:
         """The response is sent to whoever waits."""
@@ -36,30 +38,12 @@ class RequestObserver(Protocol):
         """The request is over."""
 
 
-class NoopObserver:
+class NoopObserver(RequestObserver):
     """Records nothing. The trace context still passes on to the function's own spans."""
 
     def __init__(self, trace: Mapping[str, str] | None) -> None:
         parent = None if trace is None else spans.parse(trace)
         self._token = None if parent is None else otel_context.attach(spans.below(parent))
-
-    def handler_begins(self) -> None:
-        return None
-
-    def handler_failed(self, error: BaseException) -> None:
-        return None
-
-    def handler_answered(self, response: Outcome) -> Outcome:
-        return response
-
-    def delivering(self, response: Outcome) -> None:
-        return None
-
-    def delivered(self) -> None:
-        return None
-
-    def failed(self, error: BaseException) -> None:
-        return None
 
     def end(self) -> None:
         if self._token is not None:

@@ -18,6 +18,7 @@ from nvcf_proto import subjects
 from nvcf_worker.function.cancellation import CancelScope, End
 from nvcf_worker.function.response import Outcome, Source, StreamReply
 from nvcf_worker.message import Work, request_time
+from nvcf_worker.telemetry.observer import RequestObserver
 
 if TYPE_CHECKING:
     from nvcf_worker.telemetry.metering import Metering
@@ -69,7 +70,7 @@ class RequestInstruments:
         }
 
 
-class RequestTelemetry:
+class RequestTelemetry(RequestObserver):
     """Records metrics always, and spans where the trace is sampled. Used by the request's own task."""
 
     __slots__ = (

@@ -29,18 +29,16 @@ ON_HEALTH_PORT = "health"
 
 SHUTDOWN_SECONDS = 3.0
 
-_current: WorkerTelemetry | NoTelemetry = NoTelemetry()
+_current: NoTelemetry = NoTelemetry()
 
 
-def current() -> WorkerTelemetry | NoTelemetry:
+def current() -> NoTelemetry:
     """Return the telemetry of the worker that runs in this process."""
     return _current
 
 
 @contextlib.asynccontextmanager
-async def worker_telemetry(
-    config: WorkerConfig, address: str | None
-) -> AsyncIterator[WorkerTelemetry | NoTelemetry]:
+async def worker_telemetry(config: WorkerConfig, address: str | None) -> AsyncIterator[NoTelemetry]:
     """Set up the worker's telemetry; at the end, send what is still queued.
 
     address: of the metrics, HOST:PORT or `health`; default NVCF_METRICS_ADDRESS.
@@ -51,13 +49,12 @@ async def worker_telemetry(
         yield telemetry
     finally:
         _current = NoTelemetry()
-        if isinstance(telemetry, WorkerTelemetry):
-            await asyncio.to_thread(telemetry.shutdown, SHUTDOWN_SECONDS)
+        await asyncio.to_thread(telemetry.shutdown, SHUTDOWN_SECONDS)
 
 
 def start_worker_telemetry(
     config: WorkerConfig, address: str | None, environ: Mapping[str, str] = os.environ
-) -> WorkerTelemetry | NoTelemetry:
+) -> NoTelemetry:
     """Start the telemetry that `environ` and `address` ask for. Called on the event loop.
 
     If telemetry cannot be set up, the error is logged and the worker runs without it.

@@ -35,7 +35,10 @@ class Identity:
 
 
 class NoTelemetry:
-    """Records nothing."""
+    """Telemetry of a worker that records nothing."""
+
+    metrics_page: Callable[[str], tuple[bytes, str]] | None = None
+    """Makes the page `/metrics` on the health port."""
 
     def __init__(self) -> None:
         self.broker: Counter[str] = Counter()
@@ -44,21 +47,28 @@ class NoTelemetry:
         """Return the observer of a request; called in the request's own task."""
         return NoopObserver(work.trace)
 
+    async def load(self, setting_up: Awaitable[None]) -> None:
+        """Await the set-up of the function in this process, and record it."""
+        await setting_up
+
     def ready(self) -> None:
-        """Requests are taken from now on."""
+        """Record that the worker pulls requests; only the first call counts."""
 
     def refresh_failed(self) -> None:
-        """The worker token could not be renewed."""
+        """Count a worker token that could not be renewed."""
 
     def health_checked(self, healthy: bool) -> None:
-        """The function's server was asked how it is."""
+        """Count a health check of the function's server."""
 
     def environment(self) -> dict[str, str]:
-        """What a child process of the function gets."""
+        """Return variables for a child process: its spans belong below the start of the instance."""
         return {}
 
+    def shutdown(self, seconds: float) -> None:
+        """Send what is queued, in at most `seconds`. Blocks."""
 
-class WorkerTelemetry:
+
+class WorkerTelemetry(NoTelemetry):
     """Metrics, traces and usage events of one worker."""
 
     def __init__(
@@ -69,10 +79,13 @@ class WorkerTelemetry:
         metering: Metering | None,
         environ: Mapping[str, str],
     ) -> None:
-        self.sdk = sdk
+        super().__init__()
         self.metrics = metrics
         self.broker = metrics.broker
         self.metering = metering
+        self._sdk = sdk
+        if sdk.has_page:
+            self.metrics_page = sdk.page
         self.start = InstanceStart(trace.get_tracer("nvcf_worker"), identity, environ)
         attributes: dict[str, str | int | bool] = {
             names.MESSAGING_SYSTEM: names.NATS,
@@ -88,35 +101,36 @@ class WorkerTelemetry:
         )
 
     def request(self, work: Work, scope: CancelScope) -> RequestObserver:
-        """Return the observer of a request; called in the request's own task."""
         observer = RequestTelemetry(self.requests, work, scope)
         self.requests.first = False
         return observer
 
+    async def load(self, setting_up: Awaitable[None]) -> None:
+        try:
+            await measure_load(self.start.carrier(), setting_up)
+        except Exception as error:
+            self.start.failed(error)
+            raise
+
     def ready(self) -> None:
-        """Requests are taken from now on."""
         self.start.ready()
         if self.metering is not None:
             self.metering.ready()
 
     def refresh_failed(self) -> None:
-        """The worker token could not be renewed."""
         self.metrics.refresh_failures += 1
 
     def health_checked(self, healthy: bool) -> None:
-        """The function's server was asked how it is."""
         self.metrics.health_checks["success" if healthy else "failure"] += 1
 
     def environment(self) -> dict[str, str]:
-        """What a child process of the function gets: its spans belong below the start of the instance."""
         return self.start.carrier()
 
     def shutdown(self, seconds: float) -> None:
-        """Send what is queued, in `seconds` at most. Blocks."""
         self.start.ready()
         if self.metering is not None:
             self.metering.close(seconds / 2)
-        self.sdk.shutdown(seconds)
+        self._sdk.shutdown(seconds)
 
 
 @dataclass
@@ -142,44 +156,25 @@ class InstanceStart:
         )
 
     def carrier(self) -> dict[str, str]:
-        """Environment by which a child process makes its spans below this one."""
+        """Return the environment by which a child process makes its spans below this one."""
         text = spans.traceparent(self.span.get_span_context())
         return {} if text is None else {TRACEPARENT: text}
 
     def links(self) -> Sequence[Link]:
-        """To this start and to the scaling decision behind it, as far as they are known."""
+        """Return links to this start and to the scaling decision behind it, as far as they are known."""
         scaling = spans.parsed(self.environ.get(NVCF_SCALING_TRACEPARENT))
         own = self.span.get_span_context()
         return (*spans.link(scaling), *spans.link(own if own.is_valid else None))
 
     def ready(self) -> None:
-        """Requests are taken from now on; only the first call counts."""
+        """End the span; only the first call counts."""
         if not self._over:
             self._over = True
             self.span.end()
 
     def failed(self, error: BaseException) -> None:
-        """It will never be ready."""
+        """End the span with an error."""
         if not self._over:
             self.span.set_attribute(names.ERROR_TYPE, type(error).__name__)
             self.span.set_status(Status(StatusCode.ERROR, str(error)))
             self.ready()
-
-
-async def loaded(telemetry: WorkerTelemetry | NoTelemetry, setting_up: Awaitable[None]) -> None:
-    """Await the set-up of the function in this process, and tell how it went."""
-    if not isinstance(telemetry, WorkerTelemetry):
-        await setting_up
-        return
-    try:
-        await measure_load(telemetry.start.carrier(), setting_up)
-    except Exception as error:
-        telemetry.start.failed(error)
-        raise
-
-
-def page(telemetry: WorkerTelemetry | NoTelemetry) -> Callable[[str], tuple[bytes, str]] | None:
-    """Makes the worker's metrics page, if there is one."""
-    if isinstance(telemetry, WorkerTelemetry) and telemetry.sdk.has_page:
-        return telemetry.sdk.page
-    return None
