@@ -1,4 +1,4 @@
-"""One JetStream key-value bucket on the wire: made if missing, guarded writes, single reads."""
+"""One JetStream key-value bucket: created if missing, with guarded writes and single reads."""
 
 import contextlib
 
@@ -6,14 +6,14 @@ from nvcf_broker.errors import BrokerError, JetStreamError, KeyExistsError, Revi
 from nvcf_broker.jetstream import NANOSECONDS, ConsumerInfo, JetStream, Requester, StreamInfo
 from nvcf_broker.records import Update, parse_update, valid_key
 
-# A deletion leaves a marker so that followers learn of it; a resync finds what a follower missed after that.
+# A deletion leaves a marker for the followers. A later resync finds deletions that a follower missed.
 MARKER_LIFE = "1h"
 DUPLICATE_WINDOW_SECONDS = 120
 INACTIVE_SECONDS = 60
 
 
 class Bucket:
-    """A bucket's stream. Writes return what a follower of the bucket will see of them."""
+    """The stream of a bucket. Writes return the update that the bucket's followers will receive."""
 
     def __init__(self, requests: Requester, name: str, *, replicas: int = 1) -> None:
         self.name = name
@@ -23,7 +23,7 @@ class Bucket:
         self._replicas = replicas
 
     async def ensure(self) -> StreamInfo:
-        """Make the bucket if it is missing (file storage, one value a key). Raises `BrokerError`."""
+        """Create the bucket if it is missing (file storage, one value for each key). Raises `BrokerError`."""
         found = await self._jetstream.stream_info(self.stream)
         if found is None:
             await self._jetstream.create_stream(
@@ -47,7 +47,7 @@ class Bucket:
         return found
 
     async def follow(self, deliver_subject: str, heartbeat: float) -> ConsumerInfo:
-        """Send every key's last message, then all new ones, to a subject. Raises `BrokerError`."""
+        """Deliver every key's last message and then all new ones to a subject. Raises `BrokerError`."""
         return await self._jetstream.create_consumer(
             self.stream,
             {
@@ -66,11 +66,11 @@ class Bucket:
         )
 
     async def put(self, key: str, data: bytes, revision: int | None = None) -> Update:
-        """Write, if `revision` is given only when that is the latest (0: none yet). Raises `BrokerError`."""
+        """Write a value, with `revision` only if that is the latest (0: none yet). Raises `BrokerError`."""
         return Update(key, data, await self._publish(key, data, {}, revision))
 
     async def create(self, key: str, data: bytes) -> Update:
-        """Write where nothing is, or only the marker of a deletion. Raises `KeyExistsError`."""
+        """Write a value where there is none, or only a deletion marker. Raises `KeyExistsError`."""
         try:
             return await self.put(key, data, 0)
         except RevisionConflictError:
@@ -81,7 +81,7 @@ class Bucket:
         raise KeyExistsError(f"{key} exists already in {self.name}")
 
     async def delete(self, key: str, revision: int | None = None) -> Update:
-        """Leave a marker that expires. Raises `BrokerError`."""
+        """Write a deletion marker that expires. Raises `BrokerError`."""
         headers = {"KV-Operation": "DEL", "Nats-TTL": MARKER_LIFE}
         return Update(key, None, await self._publish(key, b"", headers, revision))
 

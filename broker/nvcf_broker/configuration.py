@@ -1,4 +1,4 @@
-"""The files of a local installation's broker and the configuration that nats-server reads."""
+"""Files of a local installation's broker, and the configuration of its nats-server."""
 
 import json
 import secrets
@@ -12,69 +12,69 @@ from nvcf_broker.errors import BrokerError
 from nvcf_broker.files import private_directory, write_private
 
 PLATFORM_ACCOUNT = "NVCF"
-# Workers have an account of their own: the broker sends the answer to a JetStream request wherever the
-# request's reply subject points, and checks no permission for that. Within this account it can do no harm.
+# Workers have an account of their own: the broker sends the reply to a JetStream request to any subject that
+# the request names, without checking permissions. Within this account it can do no harm.
 WORKER_ACCOUNT = "WORKERS"
 PLATFORM_USER = "platform"
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
-# While no gateway is there to answer, a worker's connect attempt hangs for this long before it is refused.
+# While no gateway answers the auth callout, a worker's connect attempt waits this long before it is refused.
 AUTHENTICATION_TIMEOUT_SECONDS = 3
-# First byte of an account's key in the broker's key format (3 bits of it spell the leading "A").
+# First byte of an account's key in the broker's key format (3 of its bits encode the leading "A").
 _ACCOUNT_PREFIX = nkeys.PREFIX_BYTE_ACCOUNT
 
 
 @dataclass(frozen=True)
 class BrokerFiles:
-    """Where a local broker keeps what it needs; everything is private to its owner."""
+    """Paths of a local broker's files. Only their owner can read them."""
 
     directory: Path
 
     @property
     def configuration(self) -> Path:
-        """The configuration of the broker."""
+        """Return the path of the broker's configuration."""
         return self.directory / "nats.conf"
 
     @property
     def credentials(self) -> Path:
-        """One line `user:password` of the platform's own connections (gateway, agent, autoscaler)."""
+        """Return the path of the credentials of gateway, agent and autoscaler: one line `user:password`."""
         return self.directory / "platform.credentials"
 
     @property
     def callout_seed(self) -> Path:
-        """Seed of the account key with which a gateway signs its answers to the broker's auth callout."""
+        """Return the path of the account key's seed, with which a gateway signs auth callout responses."""
         return self.directory / "callout.seed"
 
     @property
     def identity(self) -> Path:
-        """Port and name of the broker, kept over restarts."""
+        """Return the path of the broker's port and name, which survive restarts."""
         return self.directory / "server.json"
 
     @property
     def store(self) -> Path:
-        """Folder of JetStream's data."""
+        """Return the folder of JetStream's data."""
         return self.directory / "jetstream"
 
     @property
     def log(self) -> Path:
-        """Log of the broker."""
+        """Return the path of the broker's log."""
         return self.directory / "nats.log"
 
 
 @dataclass(frozen=True)
 class BrokerIdentity:
-    """What stays the same over restarts of one installation's broker."""
+    """Identity of one installation's broker, the same after restarts."""
 
     server_name: str
     port: int
 
 
 def new_account_seed() -> str:
-    """A fresh seed of an account key pair, text that starts with `SA`."""
+    """Return a new seed of an account key pair: text that starts with `SA`."""
     return bytes(nkeys.encode_seed(secrets.token_bytes(32), _ACCOUNT_PREFIX)).decode()
 
 
 def public_key(seed: str) -> str:
-    """The public half of a seed, text. Raises `BrokerError` for text that is no seed."""
+    """Return the public key of a seed. Raises `BrokerError` for text that is no seed."""
     try:
         return bytes(nkeys.from_seed(bytearray(seed.encode())).public_key).decode()
     except Exception as error:
@@ -85,7 +85,7 @@ def public_key(seed: str) -> str:
 
 
 def read_credentials(path: Path) -> tuple[str, str]:
-    """User and password from a credentials file (one line `user:password`). Raises `BrokerError`."""
+    """Return user and password from a credentials file (one line `user:password`). Raises `BrokerError`."""
     try:
         text = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -97,7 +97,7 @@ def read_credentials(path: Path) -> tuple[str, str]:
 
 
 def ensure_credentials(files: BrokerFiles) -> None:
-    """Create folder, password and callout key where they are missing; existing ones stay as they are."""
+    """Create the folder, the password and the callout key if they are missing; keep existing ones."""
     private_directory(files.directory)
     private_directory(files.store)
     if not files.credentials.exists():
@@ -107,7 +107,7 @@ def ensure_credentials(files: BrokerFiles) -> None:
 
 
 def read_identity(files: BrokerFiles) -> BrokerIdentity | None:
-    """The recorded identity; None if there is none or it is unreadable (then a new one is made)."""
+    """Return the recorded identity; None if it is missing or unreadable, then a new one is made."""
     try:
         document = json.loads(files.identity.read_text(encoding="utf-8"))
         return BrokerIdentity(server_name=str(document["serverName"]), port=int(document["port"]))
@@ -124,10 +124,10 @@ def write_identity(files: BrokerFiles, identity: BrokerIdentity) -> None:
 def render_configuration(
     identity: BrokerIdentity, *, store: Path, password: str, callout_public_key: str, tags: Sequence[str]
 ) -> str:
-    """The nats-server configuration file.
+    """Return the text of nats-server's configuration file.
 
     JSON strings are valid in that format, so every value goes through the JSON encoder: no path and no
-    password can break out of its quotes.
+    password can end its quotes.
     """
     quote = json.dumps
     return f"""# Written anew at each start of the local broker.

@@ -21,20 +21,20 @@ _log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_SECONDS = 5
 PING_INTERVAL_SECONDS = 10
-# Published while the broker is away; beyond that publishing raises OutboundBufferLimitError.
+# Limit of messages buffered during an outage, in bytes. Beyond it publishing raises OutboundBufferLimitError.
 PENDING_BYTES = 16 * 1024 * 1024
 RECONNECT_FIRST_SECONDS = 0.05
 RECONNECT_LONGEST_SECONDS = 5.0
 
 
 def reconnect_delay(attempt: int, chance: float) -> float:
-    """Seconds before reconnect attempt `attempt` (from 0); `chance` in [0, 1) spreads a crowd of clients."""
+    """Return the seconds before reconnect attempt `attempt` (from 0). `chance` in [0, 1) is the jitter."""
     longest = min(RECONNECT_LONGEST_SECONDS, RECONNECT_FIRST_SECONDS * 2.0 ** min(attempt, 32))
     return longest * (0.5 + chance / 2)
 
 
 def display_address(url: str) -> str:
-    """A broker URL without user name and password, for messages."""
+    """Return a broker URL without user name and password, for messages."""
     try:
         parts = urlsplit(url)
         port = f":{parts.port}" if parts.port else ""
@@ -44,7 +44,7 @@ def display_address(url: str) -> str:
 
 
 class BrokerClient(Client):
-    """A `nats` client that reconnects for ever and tells several listeners about it."""
+    """A `nats` client that reconnects for ever and notifies several listeners."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class BrokerClient(Client):
         self._label = "broker"
 
     def on_reconnect(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Call `listener` after each reconnect; returns a function that takes it off again."""
+        """Call `listener` after each reconnect. Return a function that removes it."""
         self._listeners.append(listener)
 
         def remove() -> None:
@@ -63,43 +63,43 @@ class BrokerClient(Client):
         return remove
 
     async def wait_closed(self) -> None:
-        """Wait until the connection is closed for good: by `close()`, or because the broker threw it out."""
+        """Wait until the connection is closed for good, by `close()` or by the broker."""
         await self._closed_for_good.wait()
 
     async def close(self) -> None:
-        """Close for good. What was published while the broker is away is dropped."""
+        """Close for good. Messages published during an outage are dropped."""
         if not self.is_connected:
-            # The library would write it to a socket that is gone, fail, and leave its closing half done.
+            # The library would write them to a closed socket, fail, and close only half of its state.
             self._pending = []
             self._pending_data_size = 0
         with contextlib.suppress(OSError):
             await super().close()
-        # The library waits for its attempts to reconnect for a moment only.
+        # The library waits only a moment for its reconnect attempts.
         if self._reconnection_task is not None and self._reconnection_task is not asyncio.current_task():
             await end_task(self._reconnection_task)
         self._closed_for_good.set()
 
-    async def _told_disconnected(self) -> None:
+    async def _on_disconnected(self) -> None:
         if not self.is_closed:
             _log.warning("%s: connection lost, reconnecting", self._label)
 
-    async def _told_reconnected(self) -> None:
+    async def _on_reconnected(self) -> None:
         _log.info("%s: connected again", self._label)
         for listener in tuple(self._listeners):
             listener()
 
-    async def _told_closed(self) -> None:
+    async def _on_closed(self) -> None:
         _log.info("%s: connection closed", self._label)
         self._closed_for_good.set()
 
-    async def _told_error(self, error: Exception) -> None:
-        # While it reconnects, each attempt fails alike: said once, at the loss.
+    async def _on_error(self, error: Exception) -> None:
+        # During an outage each attempt fails alike. The loss itself has been logged.
         level = logging.DEBUG if isinstance(error, OSError) else logging.WARNING
         _log.log(level, "%s: %s", self._label, describe_error(error))
 
 
 def describe_error(error: BaseException) -> str:
-    """A library error in one line without its decoration."""
+    """Return the text of a library error in one line without its decoration."""
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
     if isinstance(error, nats.js.errors.APIError) and error.description:
@@ -126,10 +126,10 @@ async def connect_broker(
     pending_bytes: int = PENDING_BYTES,
     inbox_prefix: str = "_INBOX",
 ) -> BrokerClient:
-    """Connect, waiting at most `timeout` seconds; from then on the client reconnects for ever by itself.
+    """Connect within `timeout` seconds. From then on the client reconnects for ever by itself.
 
-    `url` is `nats://host:port` (several separated by commas), the file holds one line `user:password`.
-    Raises `BrokerError` (one line that names the way out): unreadable credentials, refused, unreachable.
+    `url` is `nats://host:port` (several separated by commas), the file holds one line `user:password`. Raises
+    `BrokerError` (one line with the way out): unreadable credentials, refused, unreachable.
     """
     servers = [part.strip() for part in url.split(",") if part.strip()]
     user, password = (
@@ -141,11 +141,11 @@ async def connect_broker(
     last_error: list[Exception] = []
     refused = asyncio.Event()
 
-    async def told_error(error: Exception) -> None:
+    async def on_error(error: Exception) -> None:
         last_error[:] = [error]
         if connecting and _is_refusal(error):
             refused.set()
-        await client._told_error(error)
+        await client._on_error(error)
 
     def choose_server(pool: list[Server], info: dict[str, Any]) -> tuple[Server | None, float]:
         chosen = min(pool, key=lambda server: server.reconnects)
@@ -160,10 +160,10 @@ async def connect_broker(
             name=name,
             user=user,
             password=password,
-            error_cb=told_error,
-            disconnected_cb=client._told_disconnected,
-            reconnected_cb=client._told_reconnected,
-            closed_cb=client._told_closed,
+            error_cb=on_error,
+            disconnected_cb=client._on_disconnected,
+            reconnected_cb=client._on_reconnected,
+            closed_cb=client._on_closed,
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
             reconnect_time_wait=0.2,
             max_reconnect_attempts=-1,
@@ -206,7 +206,7 @@ def _raise_connect_error(error: BaseException | None, address: str) -> None:
 
 async def _establish(client: BrokerClient, servers: list[str], **options: Any) -> None:
     await client.connect(servers, **options)
-    # The library takes a connection that the server closes without an answer for a good one.
+    # The library reports success for a connection that the server closes without an answer.
     while True:
         try:
             await client.flush(CONNECT_TIMEOUT_SECONDS)
@@ -220,7 +220,7 @@ async def _establish(client: BrokerClient, servers: list[str], **options: Any) -
 
 async def _abandon(client: BrokerClient, attempt: "asyncio.Future[None]") -> None:
     await end_task(attempt)
-    # Half-open state of the library; whatever it complains about, the first error is the one to report.
+    # The library's state is half open. Only the first error is worth reporting.
     with contextlib.suppress(Exception):
         async with asyncio.timeout(1):
             await client.close()

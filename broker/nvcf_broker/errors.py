@@ -8,7 +8,7 @@ WRONG_LAST_SEQUENCE = (10071, 10164)
 
 
 class BrokerError(Exception):
-    """Root of this package's errors; its text is one line and fit for a terminal."""
+    """Base class of this package's errors. The text is one line, ready for a terminal."""
 
 
 class BrokerMissingError(BrokerError):
@@ -20,7 +20,7 @@ class BrokerUnavailableError(BrokerError):
 
 
 class BrokerRefusedError(BrokerError):
-    """The broker is there and does not accept the credentials."""
+    """The broker does not accept the credentials."""
 
 
 class NoListenerError(BrokerUnavailableError):
@@ -41,21 +41,21 @@ class JetStreamError(BrokerError):
 
     @property
     def exists(self) -> bool:
-        """Whether a stream of that name exists already."""
+        """Return whether a stream of that name exists already."""
         return self.err_code == STREAM_NAME_IN_USE
 
     @property
     def conflict(self) -> bool:
-        """Whether the subject's last sequence is not the expected one."""
+        """Return whether the subject's last sequence is not the expected one."""
         return self.err_code in WRONG_LAST_SEQUENCE
 
 
 class KeyExistsError(BrokerError):
-    """A record was to be created whose key is taken."""
+    """The key of a record to be created exists already."""
 
 
 class RevisionConflictError(BrokerError):
-    """A record was changed by somebody else since it was read: read again and decide anew."""
+    """Another process changed the record since it was read: read it again and decide anew."""
 
 
 class ProcessError(BrokerError):

@@ -1,9 +1,9 @@
-"""An in-memory mirror of a JetStream key-value bucket, and guarded writes to it.
+"""In-memory mirror of a JetStream key-value bucket, with guarded writes.
 
-The library's own watcher is not used: after the broker was away its ordered consumer is only made anew
-when a gap shows, from the sequence it saw last, so what expired or was purged meanwhile stays, and it cannot
-tell a bucket that was made anew from the old one. Here each session reads a full snapshot and then follows;
-whatever is doubtful (gap, silence, reconnect, age) ends the session, and the next one starts with a snapshot.
+The library's own watcher is not used. After an outage it continues from the last sequence it saw, so keys
+that expired or were purged meanwhile stay, and it cannot tell a bucket that was created anew from the old
+one. Here each session reads a full snapshot and then follows. A gap, silence, a reconnect or age ends the
+session, and the next one starts with a snapshot.
 """
 
 import asyncio
@@ -35,13 +35,13 @@ RESYNC_SECONDS = 60.0
 RETRY_LONGEST_SECONDS = 2.0
 
 
-class _SessionOver(Exception):
-    """The mirror has to start again from a snapshot; the text says why."""
+class _SessionEnded(Exception):
+    """The mirror must start again from a snapshot. The text says why."""
 
 
 @dataclass
 class _Session:
-    """One consumer of the bucket: what arrived (None = start again) and how far it has been read."""
+    """One consumer of the bucket: the messages that arrived (None: start again), and how many were read."""
 
     arrived: asyncio.Queue[Msg | None] = field(default_factory=asyncio.Queue)
     delivered: int = 0
@@ -54,19 +54,19 @@ class _Session:
             async with asyncio.timeout(SILENCE_SECONDS):
                 message = await self.arrived.get()
         except TimeoutError:
-            raise _SessionOver("silence") from None
+            raise _SessionEnded("silence") from None
         if message is None:
-            raise _SessionOver("reconnected")
+            raise _SessionEnded("reconnected")
         return message
 
 
 class KvMirror(Generic[T]):
     """All live records of a bucket, decoded, readable without waiting.
 
-    `decode` turns a stored value into a record; what it refuses with ValueError is logged once and left out.
-    `encode` is its inverse for writes. `on_change(key, record or None)` is called on the loop after each
-    change, in order, and must not raise. Use it as a context manager, or run `run()` in a task group.
-    Reads are as fresh as the broker's last message, and see this mirror's own writes at once.
+    `decode` turns a stored value into a record. A value that it rejects with ValueError is logged once and
+    skipped. `encode` is its inverse. `on_change(key, record or None)` is called on the loop after each
+    change, in order, and must not raise. Use the mirror as a context manager, or run `run()` in a task group.
+    Reads are as fresh as the broker's last message, and include this mirror's own writes at once.
     """
 
     def __init__(
@@ -96,24 +96,24 @@ class KvMirror(Generic[T]):
     # --- reading
 
     def get(self, key: str) -> T | None:
-        """The record under `key`, or None."""
+        """Return the record under `key`, or None."""
         entry = self._records.entries.get(key)
         return entry.value if entry is not None else None
 
     def entry(self, key: str) -> Entry[T] | None:
-        """Record and revision, for a guarded `update` or `delete`."""
+        """Return record and revision, for a guarded `update` or `delete`."""
         return self._records.entries.get(key)
 
     def items(self) -> list[tuple[str, T]]:
-        """All keys with their records, a copy."""
+        """Return a copy of all keys with their records."""
         return [(key, entry.value) for key, entry in self._records.entries.items()]
 
     def values(self) -> list[T]:
-        """All records, a copy."""
+        """Return a copy of all records."""
         return [entry.value for entry in self._records.entries.values()]
 
     def keys(self) -> list[str]:
-        """All keys, a copy."""
+        """Return a copy of all keys."""
         return list(self._records.entries)
 
     def __len__(self) -> int:
@@ -124,7 +124,7 @@ class KvMirror(Generic[T]):
 
     @property
     def is_ready(self) -> bool:
-        """Whether a first snapshot has been read completely."""
+        """Return whether a first snapshot has been read completely."""
         return self._ready.is_set()
 
     async def ready(self, timeout: float = 15.0) -> None:
@@ -138,12 +138,12 @@ class KvMirror(Generic[T]):
             ) from None
 
     async def wait_for(self, predicate: Callable[["KvMirror[T]"], bool], timeout: float) -> None:
-        """Wait until `predicate(mirror)` holds; it is asked again after each change. Raises TimeoutError."""
+        """Wait until `predicate(mirror)` holds; it is evaluated after each change. Raises TimeoutError."""
         async with asyncio.timeout(timeout), self._changed:
             await self._changed.wait_for(lambda: predicate(self))
 
     async def wait_change(self, timeout: float | None = None) -> bool:
-        """Wait for any change; False if there was none within `timeout` seconds."""
+        """Wait for any change. Return False if there was none within `timeout` seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout), self._changed:
                 await self._changed.wait()
@@ -153,9 +153,9 @@ class KvMirror(Generic[T]):
     # --- writing
 
     async def put(self, key: str, value: T) -> int:
-        """Write whatever was there before. Returns the revision.
+        """Write a record, whatever the present one is. Return the revision.
 
-        Raises `BrokerUnavailableError` when no acknowledgement came; the write may then still take effect.
+        Raises `BrokerUnavailableError` without an acknowledgement; the write may still take effect.
         """
         return await self._own(await self._bucket.put(key, self._encode(value)))
 
@@ -168,7 +168,7 @@ class KvMirror(Generic[T]):
         return await self._own(await self._bucket.put(key, self._encode(value), revision))
 
     async def delete(self, key: str, revision: int | None = None) -> None:
-        """Remove a record, if `revision` is given only that one. Raises `RevisionConflictError`."""
+        """Remove a record, with `revision` only that one. Raises `RevisionConflictError`."""
         await self._own(await self._bucket.delete(key, revision))
 
     async def _own(self, update: Update) -> int:
@@ -187,16 +187,16 @@ class KvMirror(Generic[T]):
         await self.close()
 
     async def close(self) -> None:
-        """Stop following; the records read so far stay readable."""
+        """Stop following. The records stay readable."""
         if self._task is not None:
             while not self._task.done():
-                # The library may swallow a cancellation that comes together with an answer.
+                # The library may swallow a cancellation that arrives together with a reply.
                 self._task.cancel()
                 await asyncio.wait({self._task}, timeout=1)
             self._task = None
 
     async def run(self) -> None:
-        """Follow the bucket until cancelled; outlives every outage of the broker."""
+        """Follow the bucket until cancelled, through every outage of the broker."""
         remove = (
             self._client.on_reconnect(self._interrupt) if isinstance(self._client, BrokerClient) else None
         )
@@ -206,7 +206,7 @@ class KvMirror(Generic[T]):
                 raise_if_cancelled()
                 try:
                     await self._follow()
-                except _SessionOver as over:
+                except _SessionEnded as over:
                     _log.debug("bucket %s: reading again (%s)", self.bucket, over)
                     failures = 0
                 except (nats.errors.Error, BrokerError, OSError, TimeoutError) as error:
@@ -250,7 +250,7 @@ class KvMirror(Generic[T]):
     async def _end(self, subscription: Subscription, consumer: str) -> None:
         with contextlib.suppress(nats.errors.Error):
             await subscription.unsubscribe()
-        # Best effort: the broker drops a consumer without a listener by itself.
+        # Best effort: the broker removes a consumer without a listener by itself.
         if consumer and self._client.is_connected:
             with contextlib.suppress(nats.errors.Error, OSError):
                 await self._client.publish(f"$JS.API.CONSUMER.DELETE.{self._bucket.stream}.{consumer}", b"")
@@ -260,7 +260,7 @@ class KvMirror(Generic[T]):
         while True:
             raise_if_cancelled()
             if self._records.is_complete and loop.time() >= until:
-                raise _SessionOver("periodic")
+                raise _SessionEnded("periodic")
             message = await session.next()
             if message.headers and "Status" in message.headers:
                 await self._control(session, message)
@@ -268,7 +268,7 @@ class KvMirror(Generic[T]):
             metadata = message.metadata
             session.delivered += 1
             if metadata.sequence.consumer != session.delivered:
-                raise _SessionOver("gap")
+                raise _SessionEnded("gap")
             key = message.subject[len(self._bucket.prefix) :]
             await self._apply(parse_update(key, message.data, message.headers, metadata.sequence.stream))
             if metadata.num_pending == 0:
@@ -277,23 +277,23 @@ class KvMirror(Generic[T]):
     async def _control(self, session: _Session, message: Msg) -> None:
         headers: Mapping[str, str] = message.headers or {}
         if headers.get("Status") != "100":
-            raise _SessionOver(headers.get("Description", "consumer ended"))
+            raise _SessionEnded(headers.get("Description", "consumer ended"))
         if message.reply:
             await message.respond(b"")
         last = headers.get("Nats-Last-Consumer", "")
         if last.isdigit() and int(last) != session.delivered:
-            raise _SessionOver("missed messages")
+            raise _SessionEnded("missed messages")
 
     async def _apply(self, update: Update) -> None:
         if self._records.apply(update):
-            await self._tell([update.key])
+            await self._notify([update.key])
 
     async def _snapshot_read(self) -> None:
         gone = self._records.complete()
         self._ready.set()
-        await self._tell(gone)
+        await self._notify(gone)
 
-    async def _tell(self, keys: list[str]) -> None:
+    async def _notify(self, keys: list[str]) -> None:
         if self._on_change is not None:
             for key in keys:
                 self._on_change(key, self.get(key))

@@ -1,9 +1,9 @@
 """JetStream object store, streaming in both directions.
 
-The stored form is that of the NATS object store (ADR-20: chunks on `$O.BUCKET.C.NUID`, one rolled-up
-metadata message on `$O.BUCKET.M.NAME`), so the `nats` tools read what is written here. The library's
-own class is not used: it holds whole objects in memory or needs a file, and reads without a deadline.
-Chunks are fetched one by one with direct gets: the reader's pace is the transfer's pace.
+The stored form is that of the NATS object store (ADR-20: chunks on `$O.BUCKET.C.NUID`, one rolled-up metadata
+message on `$O.BUCKET.M.NAME`), so the `nats` tools can read it. The library's own class is not used: it holds
+whole objects in memory or needs a file, and reads without a deadline. Chunks are read one by one with direct
+gets, at the reader's pace.
 """
 
 import base64
@@ -25,20 +25,20 @@ CHUNK_BYTES = 128 * 1024
 
 
 class ObjectMissingError(BrokerError):
-    """There is no object of that name (any more)."""
+    """The object does not exist, or no longer."""
 
 
 class ObjectExistsError(BrokerError):
-    """There is an object of that name already, and it was not to be replaced."""
+    """An object of that name exists already and must not be replaced."""
 
 
 class BucketFullError(BrokerError):
-    """The bucket's size limit does not leave room for the object."""
+    """The bucket's size limit leaves no room for the object."""
 
 
 @dataclass(frozen=True)
 class StoredObject:
-    """What is known of an object without reading it. `size` in bytes, `sequence` of its metadata message."""
+    """Metadata of an object. `size` is in bytes, `sequence` is that of the metadata message."""
 
     name: str
     size: int
@@ -49,9 +49,9 @@ class StoredObject:
 
 
 class ObjectBucket:
-    """One bucket; made on first use with a life of `ttl` seconds and at most `max_bytes` bytes (-1 = any).
+    """One bucket, created on first use, with a life of `ttl` seconds and at most `max_bytes` bytes (-1: any).
 
-    In a cluster `placement_tag` names the brokers that hold it.
+    In a cluster `placement_tag` names the brokers that store it.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class ObjectBucket:
         self._made = False
 
     async def ensure(self) -> None:
-        """Create the bucket where it is missing. Raises BrokerError."""
+        """Create the bucket if it is missing. Raises BrokerError."""
         if not self._made:
             await self._jetstream.create_stream(self._config)
             self._made = True
@@ -99,10 +99,10 @@ class ObjectBucket:
         *,
         replace: bool = True,
     ) -> StoredObject:
-        """Store an object; an earlier one of that name is replaced once this one is complete.
+        """Store an object. It replaces one of that name once it is complete.
 
-        Raises ObjectExistsError (for an earlier one, unless `replace`), BucketFullError, BrokerError; then
-        nothing of it stays.
+        Raises ObjectExistsError (unless `replace`), BucketFullError, BrokerError; then its chunks are
+        removed.
         """
         await self.ensure()
         earlier = await self.find(name)
@@ -136,7 +136,7 @@ class ObjectBucket:
                 guards["Nats-Expected-Last-Subject-Sequence"] = "0"
             sequence = await self._store(self._meta(name), json.dumps(info).encode(), guards)
         except BaseException:
-            # What it failed of is the error to report.
+            # The first error is the one to report.
             with contextlib.suppress(BrokerError):
                 await self._purge(subject)
             raise
@@ -145,12 +145,12 @@ class ObjectBucket:
         return StoredObject(name, size, sequence, nuid, chunks, headers or {})
 
     async def find(self, name: str) -> StoredObject | None:
-        """The object's metadata, None if there is none. Raises BrokerError."""
+        """Return the object's metadata, None if there is no such object. Raises BrokerError."""
         message = await self._direct(last_by_subj=self._meta(name))
         return None if message is None else _stored(message)
 
     async def read(self, stored: StoredObject) -> AsyncIterator[bytes]:
-        """The object's bytes. Raises ObjectMissingError when it vanishes meanwhile, BrokerError."""
+        """Yield the object's bytes. Raises ObjectMissingError if it is deleted meanwhile, BrokerError."""
         subject = f"$O.{self.bucket}.C.{stored.nuid}"
         sequence = 1
         for _ in range(stored.chunks):
@@ -161,7 +161,7 @@ class ObjectBucket:
             yield message.data
 
     async def delete(self, name: str) -> bool:
-        """Remove an object; False if there was none. Raises BrokerError."""
+        """Remove an object. Return False if there was none. Raises BrokerError."""
         stored = await self.find(name)
         if stored is None:
             return False
@@ -170,25 +170,25 @@ class ObjectBucket:
         return True
 
     async def oldest(self) -> StoredObject | None:
-        """The object whose metadata was written first. Raises BrokerError."""
+        """Return the object with the oldest metadata. Raises BrokerError."""
         message = await self._direct(seq=1, next_by_subj=f"$O.{self.bucket}.M.>")
         return None if message is None else _stored(message)
 
     async def usage(self) -> tuple[int, int]:
-        """Number of objects and bytes stored. Raises BrokerError."""
+        """Return the number of objects and the bytes stored. Raises BrokerError."""
         await self.ensure()
         found = await self._jetstream.stream_info(self._stream, subjects_filter=f"$O.{self.bucket}.M.>")
         return (0, 0) if found is None else (len(found.subjects), found.size)
 
     async def bytes_used(self) -> int:
-        """Bytes the bucket takes on disk, headers and metadata included. Raises BrokerError."""
+        """Return the bucket's size on disk in bytes, with headers and metadata. Raises BrokerError."""
         await self.ensure()
         found = await self._jetstream.stream_info(self._stream)
         return 0 if found is None else found.size
 
     @staticmethod
     def overhead(size: int) -> int:
-        """About what an object of `size` bytes takes beyond them, in bytes."""
+        """Return the approximate overhead of an object of `size` bytes, in bytes."""
         return 2048 + 128 * (size // CHUNK_BYTES + 1)
 
     def _meta(self, name: str) -> str:
@@ -228,7 +228,7 @@ def _stored(message: Msg) -> StoredObject:
 
 
 async def _blocks(data: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-    """The same bytes in blocks of CHUNK_BYTES, the last one shorter."""
+    """Yield the same bytes in blocks of CHUNK_BYTES; the last one may be shorter."""
     buffer = bytearray()
     async for part in data:
         buffer += part

