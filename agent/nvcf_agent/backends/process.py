@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -152,31 +152,36 @@ class ProcessBackend:
 
     def _make_places(self, spec: InstanceSpec) -> InstancePlaces:
         home = private_directory(self._instances / spec.instance_id)
-        taken = {child.health_port for child in self._children.values()}
-        taken |= {_port(child.running.metrics) for child in self._children.values() if child.running.metrics}
-        port = _free_port(taken)
-        taken.add(port)
-        metrics_port = _free_port(taken) if spec.telemetry.metrics else None
-        collector = self._make_collector(spec, home, {*taken, metrics_port or 0})
+        port = self._ports()
+        health_port = port()
+        metrics = f"127.0.0.1:{port()}" if spec.telemetry.metrics else None
+        collector = self._make_collector(spec, home, port)
         return InstancePlaces(
             shared=private_directory(home / "shared"),
             assets=private_directory(home / "assets"),
             responses=private_directory(home / "responses"),
-            health_port=port,
-            metrics=None if metrics_port is None else f"127.0.0.1:{metrics_port}",
+            health_port=health_port,
+            metrics=metrics,
             collector=collector,
         )
 
-    def _make_collector(self, spec: InstanceSpec, home: Path, taken: set[int]) -> str | None:
-        """Write the collector's configuration. Return its OTLP address (gRPC); None without a collector."""
-        if spec.telemetry.collector is None:
-            return None
+    def _ports(self) -> Callable[[], int]:
+        """Return a function that returns a new free port at each call."""
+        taken = {child.health_port for child in self._children.values()}
+        taken |= {_port(child.running.metrics) for child in self._children.values() if child.running.metrics}
 
         def port() -> int:
-            found = _free_port(taken)
+            while (found := free_port()) in taken:
+                continue
             taken.add(found)
             return found
 
+        return port
+
+    def _make_collector(self, spec: InstanceSpec, home: Path, port: Callable[[], int]) -> str | None:
+        """Write the collector's configuration. Return its OTLP address (gRPC); None without a collector."""
+        if spec.telemetry.collector is None:
+            return None
         try:
             placement = write_configuration(spec.telemetry.collector, home, port)
         except (OSError, UnicodeDecodeError) as error:
@@ -286,13 +291,6 @@ class ProcessBackend:
 
 def _port(address: str) -> int:
     return int(address.rpartition(":")[2])
-
-
-def _free_port(taken: Collection[int]) -> int:
-    port = free_port()
-    while port in taken:
-        port = free_port()
-    return port
 
 
 def _modified(path: Path) -> float:

@@ -83,46 +83,21 @@ def summarise(policy: str, results: Sequence[FunctionResult]) -> Summary:
     )
 
 
-_COLUMNS = (
-    "policy",
-    "GPU-hours",
-    "x oracle",
-    "p50 s",
-    "p95 s",
-    "p99 s",
-    "mean p99 s",
-    "in SLO %",
-    "cold %",
-    "starts",
-    "stops",
-)
+_COLUMNS = "policy,GPU-hours,x oracle,p50 s,p95 s,p99 s,mean p99 s,in SLO %,cold %,starts,stops"
 
 
 def table(summaries: Sequence[Summary], limit: float | None = None) -> str:
     """Return the comparison as text; `limit` is the oracle's GPU-seconds."""
-    rows = [_COLUMNS]
-    rows += [
-        (
-            one.policy,
-            f"{one.gpu_seconds / 3600:.1f}",
-            f"{one.gpu_seconds / limit:.2f}" if limit else "-",
-            f"{one.p50:.2f}",
-            f"{one.p95:.2f}",
-            f"{one.p99:.2f}",
-            f"{one.p99_mean:.2f}",
-            f"{one.attainment * 100:.1f}",
-            f"{one.cold_share * 100:.1f}",
-            str(one.starts),
-            str(one.stops),
-        )
-        for one in summaries
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    rows = [_COLUMNS.split(",")]
+    for one in summaries:
+        ratio = f"{one.gpu_seconds / limit:.2f}" if limit else "-"
+        waits = [f"{wait:.2f}" for wait in (one.p50, one.p95, one.p99, one.p99_mean)]
+        shares = [f"{share * 100:.1f}" for share in (one.attainment, one.cold_share)]
+        counts = [str(one.starts), str(one.stops)]
+        rows.append([one.policy, f"{one.gpu_seconds / 3600:.1f}", ratio, *waits, *shares, *counts])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
     return "\n".join(lines)

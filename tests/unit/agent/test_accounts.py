@@ -16,6 +16,7 @@ from nvcf_agent.accounts import AccountTelemetry, without_destination
 from nvcf_agent.backends.collector import FILE, run_collector, write_configuration
 from nvcf_agent.backends.environment import CollectorOrder, WorkerTelemetry, worker_environment
 from nvcf_agent.backends.process import ProcessBackend
+from nvcf_broker.process import free_port
 from nvcf_otel.byoo import account_folder
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import (
@@ -187,7 +188,7 @@ def test_a_collector_that_cannot_be_set_up_keeps_no_function_from_starting(
     wish = CollectorOrder({TelemetryType.TRACES: GRAFANA}, str(tmp_path / "nothing"), {})
     spec = replace(SPEC, telemetry=WorkerTelemetry(collector=wish))
     with caplog.at_level(logging.WARNING):
-        assert ProcessBackend(tmp_path)._make_collector(spec, tmp_path, set()) is None
+        assert ProcessBackend(tmp_path)._make_collector(spec, tmp_path, free_port) is None
     assert "is left out" in caplog.text
 
 

@@ -74,6 +74,21 @@ class Fixed:
         return FixedRun((min(self.instances, spec.max_instances), *others))
 
 
+class SingleRun:
+    """Base of runs that use only the first specification. `phase` is when in `interval` its loop runs."""
+
+    def __init__(self, function: SimulatedFunction, interval: float = 1.0) -> None:
+        spec = function.specifications[0]
+        self._slots = spec.max_request_concurrency
+        self._low, self._high = spec.min_instances, spec.max_instances
+        self._others = (0,) * (len(function.specifications) - 1)
+        # Loops of different functions run at different phases.
+        self._phase = (sum(map(ord, function.name)) * 7.3) % interval
+
+    def _answer(self, desired: int, requeue_at: float, *, wake: bool = False) -> Answer:
+        return Answer((desired, *self._others), requeue_at, wake)
+
+
 class FixedRun:
     """Always gives the same answer."""
 

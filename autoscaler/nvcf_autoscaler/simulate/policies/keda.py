@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from nvcf_autoscaler.policy.observation import Observation
 from nvcf_autoscaler.simulate.model import SimulatedFunction
-from nvcf_autoscaler.simulate.policies.base import NEVER, Answer
+from nvcf_autoscaler.simulate.policies.base import NEVER, Answer, SingleRun
 
 
 @dataclass(frozen=True)
@@ -36,24 +36,19 @@ class Keda:
         return KedaRun(self, function)
 
 
-class KedaRun:
+class KedaRun(SingleRun):
     """One ScaledObject and its HPA."""
 
     def __init__(self, policy: Keda, function: SimulatedFunction) -> None:
+        super().__init__(function, policy.polling)
         self._policy = policy
-        spec = function.specifications[0]
-        self._others = (0,) * (len(function.specifications) - 1)
-        self._target = spec.max_request_concurrency
-        self._bounds = (spec.min_instances, spec.max_instances)
         self._recommended: deque[tuple[float, int]] = deque()
         self._active_at = -NEVER
-        # Pollers of different objects run at different phases.
-        self._phase = (sum(map(ord, function.name)) * 7.3) % policy.polling
 
     def decide(self, now: float, seen: Observation) -> Answer:
         """Poll, then activate, scale by lag, or deactivate after the cool-down."""
         policy = self._policy
-        low, high = self._bounds
+        low, high = self._low, self._high
         total = seen.specifications[0].total
         lag = seen.queued + seen.in_flight
         if total == 0:
@@ -66,8 +61,8 @@ class KedaRun:
             self._active_at = now
         elif now - self._active_at >= policy.cooldown and low == 0:
             return self._answer(0, NEVER, wake=True)
-        desired = math.ceil(lag / self._target)
-        if abs(lag / (self._target * total) - 1.0) <= policy.tolerance:
+        desired = math.ceil(lag / self._slots)
+        if abs(lag / (self._slots * total) - 1.0) <= policy.tolerance:
             desired = total
         desired = min(max(desired, 1, low), high, total + max(4, total))
         self._recommended.append((now, desired))
@@ -84,6 +79,3 @@ class KedaRun:
     def _next(self, now: float, interval: float) -> float:
         ticks = math.floor((now - self._phase) / interval + 1e-6) + 1
         return self._phase + ticks * interval
-
-    def _answer(self, desired: int, requeue_at: float, *, wake: bool = False) -> Answer:
-        return Answer((desired, *self._others), requeue_at, wake)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from nvcf_autoscaler.policy.observation import Observation
 from nvcf_autoscaler.simulate.model import SimulatedFunction
-from nvcf_autoscaler.simulate.policies.base import NEVER, Answer
+from nvcf_autoscaler.simulate.policies.base import NEVER, Answer, SingleRun
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,13 @@ class Knative:
         return KnativeRun(self, function)
 
 
-class KnativeRun:
+class KnativeRun(SingleRun):
     """One revision's autoscaler."""
 
     def __init__(self, policy: Knative, function: SimulatedFunction) -> None:
+        super().__init__(function)
         self._policy = policy
-        spec = function.specifications[0]
-        self._others = (0,) * (len(function.specifications) - 1)
-        self._target = policy.target * spec.max_request_concurrency
-        self._bounds = (spec.min_instances, spec.max_instances)
+        self._target = policy.target * self._slots
         self._window = CumulativeWindow(policy.stable)
         self._panic_since: float | None = None
         self._panic_most = 0
@@ -60,7 +58,7 @@ class KnativeRun:
         spec = seen.specifications[0]
         if spec.total == 0 and seen.queued == 0:
             self._window.clear()
-            return self._answer(0, NEVER, wake=True)
+            return self._bounded(0, NEVER, wake=True)
         if spec.total == 0:
             # Woken by the activator: the first sample is what waits there.
             self._window.clear()
@@ -70,7 +68,7 @@ class KnativeRun:
         stable = self._clamp(math.ceil(self._window.mean(policy.stable) / self._target - 1e-9), ready)
         raw_panic = math.ceil(self._window.mean(policy.panic) / self._target - 1e-9)
         desired = self._with_panic(now, stable, self._clamp(raw_panic, ready), raw_panic / ready)
-        return self._answer(self._zero_or(now, desired, spec.total), now + policy.tick, wake=False)
+        return self._bounded(self._zero_or(now, desired, spec.total), now + policy.tick, wake=False)
 
     def _clamp(self, count: int, ready: int) -> int:
         policy = self._policy
@@ -96,9 +94,8 @@ class KnativeRun:
             self._zero_since = now
         return 0 if now - self._zero_since >= self._policy.grace else min(1, total)
 
-    def _answer(self, desired: int, requeue_at: float, *, wake: bool) -> Answer:
-        low, high = self._bounds
-        return Answer((max(low, min(high, desired)), *self._others), requeue_at, wake)
+    def _bounded(self, desired: int, requeue_at: float, *, wake: bool) -> Answer:
+        return self._answer(max(self._low, min(self._high, desired)), requeue_at, wake=wake)
 
 
 class CumulativeWindow:

@@ -17,7 +17,7 @@ from nvcf_autoscaler.policy.observation import Observation
 from nvcf_autoscaler.policy.settings import ScalingDetails, ScalingSettings, SpecificationSettings, Stickiness
 from nvcf_autoscaler.policy.utilisation import UtilisationState, utilisation_target
 from nvcf_autoscaler.simulate.model import SimulatedFunction
-from nvcf_autoscaler.simulate.policies.base import NEVER, Answer
+from nvcf_autoscaler.simulate.policies.base import NEVER, Answer, SingleRun
 
 _UP = ScalingDetails(1.5, 75, Stickiness(120.0, 60.0))
 _DOWN = ScalingDetails(0.5, 25, Stickiness(600.0, 180.0))
@@ -40,14 +40,13 @@ class NvcfLike:
         return NvcfRun(self, function)
 
 
-class NvcfRun:
+class NvcfRun(SingleRun):
     """The scaling loop of one function version."""
 
     def __init__(self, policy: NvcfLike, function: SimulatedFunction) -> None:
+        super().__init__(function, policy.interval)
         self._policy = policy
         spec = function.specifications[0]
-        self._others = (0,) * (len(function.specifications) - 1)
-        self._low = spec.min_instances
         self._settings = ScalingSettings(
             (
                 SpecificationSettings(
@@ -58,7 +57,6 @@ class NvcfRun:
             scale_down=policy.down,
         )
         self._state = UtilisationState()
-        self._phase = (sum(map(ord, function.name)) * 7.3) % policy.interval
 
     def decide(self, now: float, seen: Observation) -> Answer:
         """Decide between zero and one by recent invocations, else by utilisation."""
@@ -67,13 +65,13 @@ class NvcfRun:
         idle_since = seen.activity.idle_since
         following = now + policy.interval - (now - self._phase) % policy.interval
         if total == 0 and idle_since is not None:
-            return Answer((self._low, *self._others), NEVER, True)
+            return self._answer(self._low, NEVER, wake=True)
         if total == 0 and (now - self._phase) % policy.interval > 0.01:
-            return Answer((0, *self._others), following, False)
+            return self._answer(0, following)
         if idle_since is not None and now - idle_since >= policy.idle_timeout and self._low == 0:
             self._state = UtilisationState()
-            return Answer((0, *self._others), NEVER, True)
+            return self._answer(0, NEVER, wake=True)
         self._state, target, _ = utilisation_target(now, seen, self._settings, self._state)
         target = max(1, self._low, target)
         self._state = self._state._replace(target=target)
-        return Answer((target, *self._others), following, False)
+        return self._answer(target, following)
