@@ -1,4 +1,4 @@
-"""Worker behind NVIDIA's stateful proxy: what its HTTP stack does with a link (docs/internals/interop.md)."""
+"""Tunnels of a gateway that works as NVIDIA's proxy does: reconnects, the end of a session, its record."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ async def never_called(request: Any) -> None:
 
 @dataclass
 class Proxy:
-    """Takes links; `first` is sent in one piece with the head."""
+    """Takes tunnels; `first` is sent in one piece with the head."""
 
     services: PeerServices
     first: bytes = b""
     url: str = ""
-    links: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(
+    tunnels: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(
         default_factory=asyncio.Queue
     )
 
@@ -44,12 +44,12 @@ class Proxy:
         """One connection."""
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"CONNECT /v1/proxy HTTP/1.1\r\n")
         writer.write(HEAD + self.first)
-        self.links.put_nowait((reader, writer))
+        self.tunnels.put_nowait((reader, writer))
 
-    async def link(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """The next link."""
+    async def tunnel(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """The next tunnel."""
         async with asyncio.timeout(20):
-            return await self.links.get()
+            return await self.tunnels.get()
 
     def work(self, request_id: str) -> bytes:
         """Theirs says of a session no more than this; its HTTP/1 address has path and port."""
@@ -146,7 +146,7 @@ async def test_a_link_is_raw_whatever_its_head_says_of_framing(
     proxy.first = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
     serve(never_called, session_port=function.port)
     await proxy.queue()
-    reader, writer = await proxy.link()
+    reader, writer = await proxy.tunnel()
     async with asyncio.timeout(20):
         assert await reader.readexactly(len(proxy.first)) == proxy.first
     writer.close()
@@ -159,7 +159,7 @@ async def test_the_function_is_not_heard_before_its_client(
     function.greeting = b"SETTINGS"
     worker = serve(never_called, session_port=function.port)
     await proxy.queue()
-    reader, writer = await proxy.link()
+    reader, writer = await proxy.tunnel()
     await eventually(lambda: function.open == 1, "the function has greeted")
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.3):
@@ -181,7 +181,7 @@ async def test_a_function_that_closes_before_its_client_has_spoken(
     server = await asyncio.start_server(greet, "127.0.0.1", 0)
     serve(never_called, session_port=server.sockets[0].getsockname()[1])
     await proxy.queue()
-    reader, writer = await proxy.link()
+    reader, writer = await proxy.tunnel()
     async with asyncio.timeout(20):
         assert await reader.read() == b"bye"
     writer.close()
@@ -192,15 +192,15 @@ async def test_a_function_that_closes_before_its_client_has_spoken(
 async def test_a_caller_that_leaves_frees_the_slot_at_once(
     services: PeerServices, proxy: Proxy, function: Function, serve: StartServed
 ) -> None:
-    """Theirs broadcasts no cancel for sessions: the end of the link says that the caller has left."""
+    """Theirs broadcasts no cancel for sessions: the end of the tunnel says that the caller has left."""
     serve(never_called, session_port=function.port, concurrency=1)
     first, second = await proxy.queue(), await proxy.queue()
-    reader, writer = await proxy.link()
+    reader, writer = await proxy.tunnel()
     writer.write(b"x")
     await reader.readexactly(1)
     assert await proxy.recorded(first)
     writer.close()
-    reader, writer = await proxy.link()
+    reader, writer = await proxy.tunnel()
     writer.write(b"y")
     assert await reader.readexactly(1) == b"y"
 
@@ -222,7 +222,7 @@ async def test_a_caller_that_is_cut_off_comes_back_by_a_message_without_reply(
     monkeypatch.setattr(settings, "SESSION_RECONNECT_WAIT", 5.0)
     worker = serve(never_called, session_port=function.port)
     request_id = await proxy.queue()
-    reader, writer = await proxy.link()
+    reader, writer = await proxy.tunnel()
     writer.write(b"x")
     await reader.readexactly(1)
     # Data that nobody has read makes of the proxy's close a reset.
@@ -231,7 +231,7 @@ async def test_a_caller_that_is_cut_off_comes_back_by_a_message_without_reply(
     writer.transport.abort()
     await eventually(lambda: function.open == 0, "the function sees it")
     await services.connection.publish(f"stateful_session.reconnect.{request_id}", proxy.work(request_id))
-    reader, writer = await proxy.link()
+    reader, writer = await proxy.tunnel()
     writer.write(b"again")
     assert await reader.readexactly(5) == b"again"
     assert await services.queued() == 1

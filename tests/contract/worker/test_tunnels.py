@@ -78,16 +78,16 @@ async def test_the_worker_dials_and_passes_raw_bytes(
 ) -> None:
     start_worker(never_called, session_port=function.port)
     request_id = await proxy.queue(token="the-token")
-    link = await proxy.link()
-    assert link.line == "CONNECT /v1/proxy HTTP/1.1"
-    assert link.headers["authorization"] == "Bearer the-token"
-    assert link.headers["x-request-id"] == request_id
-    assert link.headers["host"] == proxy.url.split("/")[2]
+    tunnel = await proxy.tunnel()
+    assert tunnel.line == "CONNECT /v1/proxy HTTP/1.1"
+    assert tunnel.headers["authorization"] == "Bearer the-token"
+    assert tunnel.headers["x-request-id"] == request_id
+    assert tunnel.headers["host"] == proxy.url.split("/")[2]
     data = bytes(range(256)) * 4096
-    assert await link.echo(data) == data
+    assert await tunnel.echo(data) == data
     assert await gateway.queued() == 1, "acknowledged at its end only"
     function.close()
-    await link.ended()
+    await tunnel.ended()
     await eventually(lambda: settled(gateway), "acknowledged")
 
 
@@ -98,7 +98,7 @@ async def test_failed_dials_are_tried_again(
     proxy.answers = [status] * 5
     start_worker(never_called, session_port=function.port)
     await proxy.queue()
-    assert await (await proxy.link()).echo(b"x") == b"x"
+    assert await (await proxy.tunnel()).echo(b"x") == b"x"
     assert len(proxy.dials) == 6
 
 
@@ -128,14 +128,14 @@ async def test_the_session_is_registered_and_purged(
 ) -> None:
     start_worker(never_called, session_port=function.port)
     request_id = await proxy.queue()
-    link = await proxy.link()
-    await link.echo(b"x")
+    tunnel = await proxy.tunnel()
+    await tunnel.echo(b"x")
     record = await proxy.record(request_id)
     assert record is not None
     assert (record.functionId, record.functionVersionId) == (gateway.function_id, gateway.version_id)
     assert record.invokerNcaId == "account-1"
     function.close()
-    await link.ended()
+    await tunnel.ended()
 
     async def purged() -> bool:
         return await proxy.record(request_id) is None
@@ -149,16 +149,16 @@ async def test_a_gateway_with_a_subject_of_its_own_is_asked_for_no_purge(
     start_worker(never_called, session_port=function.port)
     subject = f"stateful_session.reconnect.{gateway.version_id}.own"
     request_id = await proxy.queue(headers={"Nvcf-Reconnect-Subject": subject})
-    link = await proxy.link()
-    await link.echo(b"x")
+    tunnel = await proxy.tunnel()
+    await tunnel.echo(b"x")
     with pytest.raises(nats.errors.NoRespondersError):
         await proxy.reconnect(request_id, "stolen")
     await proxy.reconnect(request_id, "second", subject)
-    second = await proxy.link()
+    second = await proxy.tunnel()
     assert second.headers["authorization"] == "Bearer second"
     await second.echo(b"x")
     function.close()
-    await link.ended()
+    await tunnel.ended()
     await second.ended()
 
     async def emptied() -> bool:
@@ -173,17 +173,17 @@ async def test_a_caller_that_was_cut_off_may_come_back(
 ) -> None:
     start_worker(never_called, session_port=function.port, concurrency=1)
     request_id = await proxy.queue()
-    link = await proxy.link()
-    await link.echo(b"x")
-    link.cut()
+    tunnel = await proxy.tunnel()
+    await tunnel.echo(b"x")
+    tunnel.cut()
     await eventually(lambda: function.open == 0, "the function sees it")
     await proxy.reconnect(request_id, "second")
-    back = await proxy.link()
+    back = await proxy.tunnel()
     assert back.headers["authorization"] == "Bearer second"
     assert back.headers["x-request-id"] == request_id
     assert await back.echo(b"again") == b"again"
     assert await gateway.queued() == 1
-    # Orderly now: told by a cancel, before or after the link's end.
+    # Orderly now: told by a cancel, before or after the tunnel's end.
     await proxy.cancel(request_id)
     back.writer.close()
     await eventually(lambda: settled(gateway), "acknowledged")
@@ -191,25 +191,25 @@ async def test_a_caller_that_was_cut_off_may_come_back(
         await proxy.reconnect(request_id, "third")
 
 
-async def test_a_cancel_leaves_other_links_of_the_session_alone(
+async def test_a_cancel_leaves_other_tunnels_of_the_session_alone(
     gateway: PeerGateway, proxy: PeerProxy, function: EchoServer, start_worker: StartWorker
 ) -> None:
     start_worker(never_called, session_port=function.port)
     request_id = await proxy.queue()
-    first = await proxy.link()
+    first = await proxy.tunnel()
     await first.echo(b"1")
     await proxy.reconnect(request_id, "second")
-    second = await proxy.link()
+    second = await proxy.tunnel()
     await second.echo(b"2")
     await proxy.cancel(request_id)
     first.writer.close()
-    await eventually(lambda: function.open == 1, "the first link has ended")
+    await eventually(lambda: function.open == 1, "the first tunnel has ended")
     assert await second.echo(b"still") == b"still"
-    # That good-bye was the first link's: the second caller may still come back.
+    # That good-bye was the first tunnel's: the second caller may still come back.
     second.cut()
-    await eventually(lambda: function.open == 0, "the second link has ended")
+    await eventually(lambda: function.open == 0, "the second tunnel has ended")
     await proxy.reconnect(request_id, "third")
-    third = await proxy.link()
+    third = await proxy.tunnel()
     assert await third.echo(b"back") == b"back"
     third.writer.close()
     await proxy.cancel(request_id)
@@ -227,9 +227,9 @@ async def test_the_wait_for_a_caller_ends(
     monkeypatch.setattr(settings, "SESSION_RECONNECT_WAIT", 0.3)
     start_worker(never_called, session_port=function.port)
     await proxy.queue()
-    link = await proxy.link()
-    await link.echo(b"x")
-    link.cut()
+    tunnel = await proxy.tunnel()
+    await tunnel.echo(b"x")
+    tunnel.cut()
     await eventually(lambda: settled(gateway), "acknowledged")
 
 
@@ -254,9 +254,9 @@ async def test_a_function_without_a_port_is_told_to_the_gateway(
 ) -> None:
     start_worker(never_called)
     await proxy.queue()
-    link = await proxy.link()
-    assert link.headers["nvcf-tunnel-error"].startswith("501 ")
-    assert "session_port" in link.headers["nvcf-tunnel-error"]
+    tunnel = await proxy.tunnel()
+    assert tunnel.headers["nvcf-tunnel-error"].startswith("501 ")
+    assert "session_port" in tunnel.headers["nvcf-tunnel-error"]
     await eventually(lambda: settled(gateway), "acknowledged")
 
 
@@ -271,16 +271,16 @@ async def test_a_long_session_is_kept_from_redelivery(
     try:
         async with peer_proxy(gateway) as proxy:
             request_id = await proxy.queue()
-            link = await proxy.link()
+            tunnel = await proxy.tunnel()
             loop = asyncio.get_running_loop()
             until = loop.time() + 5
             while loop.time() < until:
-                assert await link.echo(b"x") == b"x"
+                assert await tunnel.echo(b"x") == b"x"
                 await asyncio.sleep(0.1)
             assert (await gateway.consumer())["num_redelivered"] == 0
             assert len(proxy.dials) == 1
             await proxy.cancel(request_id)
-            link.writer.close()
+            tunnel.writer.close()
             await eventually(lambda: settled(gateway), "acknowledged")
     finally:
         await worker.stop()
@@ -292,11 +292,11 @@ async def test_leaving_cuts_a_session_after_the_grace_period(
 ) -> None:
     worker = start_worker(never_called, session_port=function.port, grace_seconds=0.5)
     await proxy.queue()
-    link = await proxy.link()
-    await link.echo(b"x")
+    tunnel = await proxy.tunnel()
+    await tunnel.echo(b"x")
     await worker.stop()
     with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-        await link.echo(b"x")
+        await tunnel.echo(b"x")
     # Nobody else could go on with it.
     assert await settled(gateway)
 

@@ -18,7 +18,7 @@ LOOKUP_STREAM = "stateful_session_lookup_local"
 
 
 @dataclass
-class Link:
+class Tunnel:
     """A worker's CONNECT and what follows it."""
 
     line: str
@@ -39,7 +39,7 @@ class Link:
         self.writer.close()
 
     def cut(self) -> None:
-        """Break the link, so that the worker sees an accident (RST)."""
+        """Break the tunnel, so that the worker sees an accident (RST)."""
         sock = self.writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
@@ -53,7 +53,7 @@ class PeerProxy:
     url: str = ""
     answers: list[int] = field(default_factory=list)
     dials: list[dict[str, str]] = field(default_factory=list)
-    links: asyncio.Queue[Link] = field(default_factory=asyncio.Queue)
+    tunnels: asyncio.Queue[Tunnel] = field(default_factory=asyncio.Queue)
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
@@ -66,14 +66,14 @@ class PeerProxy:
         status = self.answers.pop(0) if self.answers else 200
         writer.write(f"HTTP/1.1 {status} Whatever\r\n\r\n".encode())
         if status == 200:
-            self.links.put_nowait(Link(head[0], headers, reader, writer))
+            self.tunnels.put_nowait(Tunnel(head[0], headers, reader, writer))
         else:
             writer.close()
 
-    async def link(self) -> Link:
-        """The next link."""
+    async def tunnel(self) -> Tunnel:
+        """The next tunnel."""
         async with asyncio.timeout(20):
-            return await self.links.get()
+            return await self.tunnels.get()
 
     def work(self, request_id: str, token: str) -> nvcf_pb2.WorkerInvokeFunctionRequest:
         """A request for a session."""

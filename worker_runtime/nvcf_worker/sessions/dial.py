@@ -1,4 +1,4 @@
-"""Dialling a gateway's session proxy: HTTP/1.1 CONNECT, then raw bytes (protocol.md, section 7.3)."""
+"""Open a tunnel to a gateway: HTTP/1.1 CONNECT, then raw bytes (protocol.md, section 7.3)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BACKOFF = Backoff(first=settings.TUNNEL_DIAL_FIRST_DELAY, limit=5.0)
 
 @dataclass(frozen=True)
 class ProxyAddress:
-    """Where a proxyURI leads."""
+    """A parsed proxyURI."""
 
     host: str
     port: int
@@ -35,14 +35,14 @@ class ProxyAddress:
 
 
 def proxy_address(url: str) -> ProxyAddress:
-    """Read a proxyURI: port 80 (443 for https) and path /v1/proxy when it names none. Raises TunnelError."""
+    """Parse a proxyURI. Defaults: port 80 (443 for https), path /v1/proxy. Raises TunnelError."""
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         port = parts.port
     except ValueError as error:
         raise TunnelError(f"proxyURI is {url[:128]!r}: {error}", final=True) from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise TunnelError(f"proxyURI is no http(s) URL: {url[:128]!r}", final=True)
+        raise TunnelError(f"proxyURI is not an http(s) URL: {url[:128]!r}", final=True)
     tls = parts.scheme == "https"
     path = parts.path if parts.path not in ("", "/") else settings.TUNNEL_PATH
     if parts.query:
@@ -53,9 +53,10 @@ def proxy_address(url: str) -> ProxyAddress:
 
 
 async def dial(target: TunnelTarget, request_id: str, refusal: str | None = None) -> Wire:
-    """A link to the gateway. `refusal` ([ext], `STATUS TEXT`) tells it that this worker cannot serve.
+    """Open a tunnel to the gateway, with retries.
 
-    Raises TunnelError when the gateway does not want the link (403) or stays unreachable.
+    refusal: [ext] `STATUS TEXT`, sent to the gateway if this worker cannot serve the session. Raises
+    TunnelError if the gateway refuses the tunnel (403) or cannot be reached.
     """
     address = proxy_address(target.url)
     attempt = 0
@@ -85,11 +86,11 @@ async def _dial_once(address: ProxyAddress, token: str, request_id: str, refusal
     except BaseException as error:
         wire.abort()
         if isinstance(error, TimeoutError | H1Error):
-            raise TunnelError(f"no usable answer to CONNECT: {error or 'time-out'}") from error
+            raise TunnelError(f"no usable response to CONNECT: {error or 'time-out'}") from error
         raise
     if head.status != 200:
         wire.abort()
-        raise TunnelError(f"the gateway answered {head.status} to CONNECT", final=head.status == _FORBIDDEN)
+        raise TunnelError(f"the gateway responded {head.status} to CONNECT", final=head.status == _FORBIDDEN)
     return wire
 
 
@@ -118,7 +119,7 @@ async def _read_head(wire: Wire) -> ResponseHead:
         parts = decoder.feed(data)
         if parts:
             head = parts[0]
-            # The function's caller may have spoken already.
+            # The caller of the function may have sent data already.
             wire.unread(b"".join(part for part in parts[1:] if isinstance(part, bytes)))
             if isinstance(head, ResponseHead):
                 return head

@@ -1,7 +1,4 @@
-"""What a session tells the broker: where it is found again, and that it listens.
-
-See protocol.md, section 7.4.
-"""
+"""The record of a session in the broker, by which a gateway finds it again (protocol.md, section 7.4)."""
 
 from __future__ import annotations
 
@@ -23,14 +20,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nvcf_worker")
 
-ANSWER_SECONDS = 5.0
+RESPONSE_SECONDS = 5.0
 REGISTER_ATTEMPTS = 3
-# Long enough to be seen as the end of the record by whoever reads the stream just then.
+# Long enough that readers of the stream at this moment see it as the end of the record.
 _TOMBSTONE_LIFE = {"Nats-TTL": "1s"}
 
 
 class SessionRecord:
-    """One session's entry in the lookup stream and its subscription to reconnects."""
+    """The entry of one session in the lookup stream, and its subscription to reconnects."""
 
     def __init__(
         self, work: Work, function_id: str, version_id: str, on_reconnect: Callable[[Msg], Awaitable[None]]
@@ -46,20 +43,20 @@ class SessionRecord:
         self._subscription: Subscription | None = None
 
     async def listen(self, connection: Client) -> None:
-        """Hear of reconnects; again after the connection was replaced."""
+        """Subscribe to reconnects. Called again after the broker connection was replaced."""
         subject = self._own_subject or subjects.reconnect_subject(self._request_id)
         try:
             self._subscription = await connection.subscribe(subject, cb=self._on_reconnect)
         except nats.errors.Error as error:
-            log.warning("a caller cannot come back to this session: %s", error)
+            log.warning("callers cannot reconnect to this session: %s", error)
 
     async def register(self, connection: Client) -> None:
-        """Write the entry, or renew it."""
+        """Write or renew the entry."""
         problem: Exception | None = None
         for _ in range(REGISTER_ATTEMPTS):
             try:
-                answer = await connection.request(self._subject, self._payload, timeout=ANSWER_SECONDS)
-                error = json.loads(answer.data).get("error")
+                response = await connection.request(self._subject, self._payload, timeout=RESPONSE_SECONDS)
+                error = json.loads(response.data).get("error")
                 if error is None:
                     return
                 problem = ValueError(str(error.get("description", error)))
@@ -68,22 +65,24 @@ class SessionRecord:
                 break
             except (nats.errors.Error, ValueError) as error:
                 problem = error
-        log.warning("a caller cannot come back to this session, its record was not taken: %s", problem)
+        log.warning(
+            "callers cannot reconnect to this session, because its record was not stored: %s", problem
+        )
 
     async def forget(self, connection: Client) -> None:
-        """The session is over."""
+        """Remove the entry and the subscription: the session has ended."""
         try:
             if self._subscription is not None:
                 await self._subscription.unsubscribe()
             if self._own_subject is not None:
-                # [ext] A gateway that names a subject of its own lets workers purge nothing: an empty
-                # record takes the place of the old one and goes away by itself.
+                # [ext] A gateway that names a subject of its own does not allow workers to purge. An empty
+                # record replaces the old one and expires by itself.
                 await connection.publish(self._subject, b"", headers=_TOMBSTONE_LIFE)
                 return
             stream = subjects.session_lookup_stream(self._region)
             request = json.dumps({"filter": self._subject}).encode()
             await connection.request(
-                f"{subjects.API_PREFIX}.STREAM.PURGE.{stream}", request, timeout=ANSWER_SECONDS
+                f"{subjects.API_PREFIX}.STREAM.PURGE.{stream}", request, timeout=RESPONSE_SECONDS
             )
         except nats.errors.Error as error:
-            log.info("the session's record was not removed: %s", error)
+            log.info("the record of the session was not removed: %s", error)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nvcf_worker")
 
-MAX_LINKS = 32
+MAX_TUNNELS = 32
 FUNCTION_CONNECT_SECONDS = 5.0
 FUNCTION_RETRY_SECONDS = 0.1
 
@@ -37,7 +37,7 @@ NO_PORT = (
 
 
 class Tunnels:
-    """The sessions of one worker. `port` is the function's own on 127.0.0.1, None when it has none."""
+    """The sessions of one worker. `port`: of the function's server on 127.0.0.1; None if it has none."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Tunnels:
         self._sessions: dict[str, TunnelSession] = {}
 
     async def run(self, work: Work, scope: CancelScope) -> None:
-        """One session, from its first link to its end. Raises TunnelError when it never came to be."""
+        """Run a session from its first tunnel to its end. Raises TunnelError if no tunnel could be opened."""
         target = work.tunnel
         assert target is not None  # noqa: S101 # only sessions come here
         if self._port is None:
@@ -70,18 +70,18 @@ class Tunnels:
             del self._sessions[work.request_id]
 
     def caller_left(self, request_id: str) -> bool:
-        """The caller left in order; False when the session has no link yet, or there is none."""
+        """Note that the caller has left in order. Return False if there is no session with a tunnel."""
         session = self._sessions.get(request_id)
         return session is not None and session.caller_left()
 
     async def listen_again(self, connection: Client) -> None:
-        """The broker connection was replaced."""
+        """Renew the subscriptions of all sessions, after the broker connection was replaced."""
         for session in tuple(self._sessions.values()):
             await session.record.listen(connection)
 
 
 class TunnelSession:
-    """One session: a slot, a record, and the links of a caller that may come back."""
+    """One session: its record, and the tunnels of a caller that may reconnect."""
 
     def __init__(
         self,
@@ -97,21 +97,21 @@ class TunnelSession:
         self._port = port
         self._connection = connection
         self.record = SessionRecord(work, function_id, version_id, self._on_reconnect)
-        self._links: set[asyncio.Task[None]] = set()
+        self._tunnels: set[asyncio.Task[None]] = set()
         self._group: asyncio.TaskGroup
         self._changed = asyncio.Event()
-        self._linked = False
-        # Callers that said good-bye, less links that broke: below zero, somebody may come back.
+        self._established = False
+        # Callers that left in order, minus tunnels that ended at the gateway. Below 0: one may reconnect.
         self._balance = 0
         self._left_silently = 0
         self._failure: TunnelError | None = None
         self._ended = False
 
     async def run(self, target: TunnelTarget) -> None:
-        """Until the last link has ended and nobody has come back in time."""
+        """Run until the last tunnel has ended and no caller has reconnected in time."""
         try:
             async with asyncio.TaskGroup() as self._group:
-                # The caller may come back as soon as it has seen the first byte.
+                # The caller may reconnect as soon as it has received the first byte.
                 await self._announce()
                 renewing = self._group.create_task(self._renew())
                 self._add(target)
@@ -119,8 +119,8 @@ class TunnelSession:
                 self._ended = True
                 renewing.cancel()
         except asyncio.CancelledError:
-            if self._linked and self._scope.end is End.HANDED_BACK:
-                # Its caller hangs on this very process: nobody else could go on with it.
+            if self._established and self._scope.end is End.HANDED_BACK:
+                # Its caller is connected to this process, so no other worker could continue the session.
                 self._scope.end = End.SESSION_CUT
             raise
         finally:
@@ -128,7 +128,7 @@ class TunnelSession:
             connection = self._connection()
             if connection is not None:
                 await self.record.forget(connection)
-        if not self._linked and self._failure is not None:
+        if not self._established and self._failure is not None:
             raise self._failure
 
     async def _announce(self) -> None:
@@ -143,28 +143,31 @@ class TunnelSession:
             connection = self._connection()
             if connection is not None:
                 await self.record.register(connection)
-                # The library may swallow a cancellation that comes together with an answer.
+                # The library may lose a cancellation that arrives together with a response.
                 raise_if_cancelled()
 
     async def _until_over(self) -> None:
         while True:
-            while self._links:
+            while self._tunnels:
                 self._changed.clear()
                 await self._changed.wait()
-            if self._balance >= 0 or not self._linked:
+            if self._balance >= 0 or not self._established:
                 return
-            log.info("the caller is cut off; waiting %g s for it", settings.SESSION_RECONNECT_WAIT)
+            log.info(
+                "the caller was disconnected; waiting %g s for it to reconnect",
+                settings.SESSION_RECONNECT_WAIT,
+            )
             try:
                 async with asyncio.timeout(settings.SESSION_RECONNECT_WAIT):
-                    while not self._links and self._balance < 0:
+                    while not self._tunnels and self._balance < 0:
                         self._changed.clear()
                         await self._changed.wait()
             except TimeoutError:
                 return
 
     def caller_left(self) -> bool:
-        """The caller says that it will not come back; other links of the session go on."""
-        if not self._linked:
+        """Note that the caller will not reconnect; other tunnels of the session go on."""
+        if not self._established:
             return False
         if self._left_silently:
             self._left_silently -= 1
@@ -173,20 +176,20 @@ class TunnelSession:
         self._changed.set()
         return True
 
-    # --- links
+    # --- tunnels
 
     def _add(self, target: TunnelTarget) -> None:
         self._balance = max(0, self._balance)
-        task = self._group.create_task(self._link(target))
-        self._links.add(task)
-        task.add_done_callback(self._link_over)
+        task = self._group.create_task(self._run_tunnel(target))
+        self._tunnels.add(task)
+        task.add_done_callback(self._tunnel_ended)
         self._changed.set()
 
-    def _link_over(self, task: asyncio.Task[None]) -> None:
-        self._links.discard(task)
+    def _tunnel_ended(self, task: asyncio.Task[None]) -> None:
+        self._tunnels.discard(task)
         self._changed.set()
 
-    async def _link(self, target: TunnelTarget) -> None:
+    async def _run_tunnel(self, target: TunnelTarget) -> None:
         request_id = self._work.request_id
         function: Wire | None = None
         refusal: str | None = None
@@ -202,24 +205,24 @@ class TunnelSession:
                 function.abort()
             if not isinstance(error, TunnelError):
                 raise
-            log.warning("no link for the session: %s", error)
+            log.warning("no tunnel for the session: %s", error)
             self._failure = error
             return
         if function is None:
             gateway.close()
             return
-        self._linked = True
+        self._established = True
         splice = Splice(gateway, function, right_waits=True)
         await splice.run()
-        # A function that closes first has finished.
+        # If the function closes first, it has finished.
         if splice.first_ended is gateway:
             self._gateway_ended(splice.first_broken)
 
     def _gateway_ended(self, broken: bool) -> None:
-        """Whether its caller may come back.
+        """Decide whether the caller may reconnect.
 
-        One that leaves says so, before or after: by a cancel where the gateway has a reconnect subject of its
-        own, elsewhere the orderly end of its link is enough.
+        A gateway with a reconnect subject of its own sends a cancel, before or after this, if the caller has
+        left. With other gateways an orderly end of the tunnel means the same.
         """
         if broken or self._work.reconnect_subject is not None or self._balance > 0:
             self._balance -= 1
@@ -233,19 +236,19 @@ class TunnelSession:
         except (DecodeError, MalformedWork) as error:
             log.error("dropped a malformed reconnect: %s", error)
             return
-        if self._ended or request.requestId != self._work.request_id or len(self._links) >= MAX_LINKS:
+        if self._ended or request.requestId != self._work.request_id or len(self._tunnels) >= MAX_TUNNELS:
             return
-        log.info("the caller comes back")
+        log.info("the caller reconnects")
         self._add(target)
         try:
-            # Tells the gateway that the session lives.
+            # The response tells the gateway that the session is alive.
             await message.respond(b"")
         except nats.errors.Error as error:
-            log.debug("a reconnect was not answered: %s", error)
+            log.debug("a reconnect got no response: %s", error)
 
 
 async def connect_function(port: int) -> Wire:
-    """A connection to the function's own server; one that starts up gets a moment. Raises OSError."""
+    """Connect to the function's server, with retries for FUNCTION_CONNECT_SECONDS. Raises OSError."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + FUNCTION_CONNECT_SECONDS
     while True:

@@ -1,4 +1,4 @@
-"""Links of sessions that come to nothing."""
+"""Sessions that are cancelled early, and the renewal of their records."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def test_a_session_that_is_cancelled_while_it_dials_leaves_the_function_al
 async def test_a_record_that_is_renewed_just_when_its_session_ends_does_not_hold_the_slot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The library's request swallows a cancellation that comes together with the answer."""
+    """The library's request swallows a cancellation that comes together with the response."""
     monkeypatch.setattr(settings, "SESSION_REGISTER_INTERVAL", 0.0)
     connection: Any = object()
     session = TunnelSession(session_request(1), CancelScope(), 1, new_id(), new_id(), lambda: connection)
