@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.message import DecodeError
 
 from nvcf_gateway.access.broker_callout import read_claims
+from nvcf_gateway.access.signing_keys import SigningKeys
 from nvcf_gateway.access.worker_tokens import InvalidWorkerToken, WorkerTokens
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.exchange.attach import _decode_inline
@@ -138,7 +140,8 @@ def _records(data: bytes, _: Mutator) -> None:
             continue
 
 
-_TOKENS = WorkerTokens(Ed25519PrivateKey.generate())
+_FOLDER = tempfile.TemporaryDirectory()
+_TOKENS = WorkerTokens(SigningKeys(Path(_FOLDER.name) / "signing.pem"))
 
 
 def _worker_token(data: bytes, _: Mutator) -> None:

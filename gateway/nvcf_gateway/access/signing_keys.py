@@ -134,11 +134,6 @@ def create_key(path: Path) -> None:
         draft.unlink(missing_ok=True)
 
 
-def load_signing_key(path: Path) -> Ed25519PrivateKey:
-    """Return the key that signs; create one if there is none. Raises SetupError."""
-    return SigningKeys(path).ring.signer.private
-
-
 def _files(path: Path) -> list[Path]:
     """Return the key files, newest first: by whole seconds, then by name.
 

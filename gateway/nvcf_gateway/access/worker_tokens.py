@@ -6,9 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import jwt
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from nvcf_gateway.access.signing_keys import KeyRing, SigningKeys, signing_key
+from nvcf_gateway.access.signing_keys import SigningKeys
 from nvcf_gateway.errors import GatewayError
 from nvcf_proto.settings import WORKER_TOKEN_LIFE
 from nvcf_proto.tokens import WORKER_TOKEN_AUDIENCE, WORKER_TOKEN_ISSUER, WorkerClaims
@@ -24,19 +23,13 @@ class InvalidWorkerToken(GatewayError):
 class WorkerTokens:
     """Signs and checks worker tokens. Times are Unix seconds and passed in.
 
-    With `SigningKeys` the keys may change at any time: the newest one signs, all of them verify. A token
+    The keys may change at any time: the newest one signs, all of them verify. A token
     names its key (`kid`); older tokens name none and are tried with all keys.
     """
 
-    def __init__(self, keys: Ed25519PrivateKey | SigningKeys, life: float = WORKER_TOKEN_LIFE) -> None:
-        self._keys = keys if isinstance(keys, SigningKeys) else None
-        self._ring = keys.ring if isinstance(keys, SigningKeys) else KeyRing((signing_key(keys),))
+    def __init__(self, keys: SigningKeys, life: float = WORKER_TOKEN_LIFE) -> None:
+        self._keys = keys
         self._life = life
-
-    @property
-    def ring(self) -> KeyRing:
-        """The current keys."""
-        return self._ring if self._keys is None else self._keys.ring
 
     def issue(
         self, *, function_id: str, version_id: str, instance_id: str, nca_id: str, now: float
@@ -64,7 +57,7 @@ class WorkerTokens:
             "iat": int(now),
             "exp": expires,
         }
-        signer = self.ring.signer
+        signer = self._keys.ring.signer
         token = jwt.encode(claims, signer.private, algorithm=ALGORITHM, headers={"kid": signer.key_id})
         return token, float(expires)
 
@@ -87,11 +80,11 @@ class WorkerTokens:
 
     def _decode(self, token: str) -> dict[str, Any]:
         key_id = jwt.get_unverified_header(token).get("kid")
-        candidates = self.ring.candidates(key_id)
-        if not candidates and self._keys is not None:
+        candidates = self._keys.ring.candidates(key_id)
+        if not candidates:
             # Another replica may have signed it with a key that has just been added.
             self._keys.refresh_if_due()
-            candidates = self.ring.candidates(key_id)
+            candidates = self._keys.ring.candidates(key_id)
         error: jwt.InvalidTokenError = jwt.InvalidTokenError("signed with an unknown key")
         for key in candidates:
             try:

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 from contextlib import AsyncExitStack
+from typing import TypeVar
 
 import msgspec
 import nats.errors
@@ -34,6 +35,8 @@ from nvcf_gateway.ratelimit.messages import (
 )
 from nvcf_gateway.ratelimit.policy import Limit
 from nvcf_proto import subjects
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -143,11 +146,16 @@ class SharedCounters:
 
     # --- messages of other replicas
 
-    async def _on_acquire(self, message: Msg) -> None:
+    def _read(self, message: Msg, kind: type[T]) -> T | None:
         try:
-            request = decode(message.data, Acquire)
+            return decode(message.data, kind)
         except InvalidMessage as error:
             self._warn(str(error))
+            return None
+
+    async def _on_acquire(self, message: Msg) -> None:
+        request = self._read(message, Acquire)
+        if request is None:
             return
         # The sender takes this replica for the owner. If the two see different members, the counts still add
         # up: each knows what the other has granted.
@@ -155,19 +163,13 @@ class SharedCounters:
         await self._publish(message.reply, Granted.of(grant, request.limits))
 
     async def _on_counts(self, message: Msg) -> None:
-        try:
-            counts = decode(message.data, GrantCounts)
-        except InvalidMessage as error:
-            self._warn(str(error))
-            return
-        if counts.replica != self._id:
+        counts = self._read(message, GrantCounts)
+        if counts is not None and counts.replica != self._id:
             self._counters.merge(counts.replica, counts.by_slot())
 
     async def _on_heartbeat(self, message: Msg) -> None:
-        try:
-            heartbeat = decode(message.data, Heartbeat)
-        except InvalidMessage as error:
-            self._warn(str(error))
+        heartbeat = self._read(message, Heartbeat)
+        if heartbeat is None:
             return
         for member in heartbeat.members:
             if heartbeat.gone:

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import h11
 
 from nvcf_broker.wire import Wire
-from nvcf_gateway.sessions.routing import Header, SessionCall, response_additions
+from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.sessions.routing import Header, SessionCall, encode_headers, response_additions
 from nvcf_proto.headers import strip_hop_by_hop
 
 Event = (
@@ -60,6 +61,14 @@ class H1Peer:
 def decode_headers(event: h11.Request | h11.InformationalResponse | h11.Response) -> list[Header]:
     """Return the headers of an event as text, with names as they were written."""
     return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers.raw_items()]
+
+
+def function_request(method: str, target: bytes, headers: list[Header]) -> h11.Request:
+    """Return a request for the function. Raises HttpProblem 400 if it cannot be written as HTTP/1.1."""
+    try:
+        return h11.Request(method=method, target=target, headers=encode_headers(headers))
+    except h11.LocalProtocolError as error:
+        raise HttpProblem(400, str(error)) from None
 
 
 def wants_upgrade(headers: Iterable[Header]) -> str | None:

@@ -16,7 +16,7 @@ from nvcf_broker.wire import HALF_CLOSED_SECONDS, READ_BUFFER, Wire
 from nvcf_gateway.background import end_both
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.http.responses import internal_error
-from nvcf_gateway.sessions.h1 import H1Peer, decode_headers, request_headers
+from nvcf_gateway.sessions.h1 import H1Peer, decode_headers, function_request, request_headers
 from nvcf_gateway.sessions.h2_call import H2Call
 from nvcf_gateway.sessions.opening import Admission, Opened, SessionOpener, worker_left
 from nvcf_gateway.sessions.routing import Header, RawHeader, encode_headers, response_additions
@@ -51,7 +51,7 @@ class H2WebSocket:
         call.session = self
         call.worker_id = 0
 
-    # --- called by the call
+    # --- called by the `H2Call`
 
     def more(self, worker_id: int) -> None:
         self._more.set()
@@ -105,10 +105,7 @@ class H2WebSocket:
         passed = request_headers(self._admission.call, additions, WEBSOCKET)
         headers = [pair for pair in passed if pair[0].lower() not in _HANDSHAKE]
         headers += [("Host", authority), ("Sec-WebSocket-Key", key)]
-        try:
-            return h11.Request(method="GET", target=path.encode("latin-1"), headers=encode_headers(headers))
-        except h11.LocalProtocolError as error:
-            raise HttpProblem(400, str(error)) from None
+        return function_request("GET", path.encode("latin-1"), headers)
 
     async def _relay_response(self, worker: H1Peer, opened: Opened, key: str) -> bool:
         """Pass the function's response on; return whether the session ended in order."""

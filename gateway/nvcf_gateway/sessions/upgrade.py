@@ -17,12 +17,13 @@ from nvcf_gateway.http.routing import pass_through_target
 from nvcf_gateway.sessions.h1 import (
     H1Peer,
     decode_headers,
+    function_request,
     request_headers,
     response_headers,
     wants_upgrade,
 )
 from nvcf_gateway.sessions.opening import Opened, SessionOpener, worker_left
-from nvcf_gateway.sessions.routing import Header, SessionCall, encode_headers, read_call
+from nvcf_gateway.sessions.routing import Header, SessionCall, read_call
 from nvcf_proto.h1 import encode_response_head
 
 
@@ -179,14 +180,8 @@ class HttpUpgrade:
 def _request(
     request: web.BaseRequest, call: SessionCall, additions: list[Header], headers: list[Header]
 ) -> h11.Request:
-    try:
-        return h11.Request(
-            method=request.method,
-            target=request.raw_path.encode("utf-8", "surrogateescape"),
-            headers=encode_headers(request_headers(call, additions, wants_upgrade(headers))),
-        )
-    except h11.LocalProtocolError as error:
-        raise HttpProblem(400, str(error)) from None
+    target = request.raw_path.encode("utf-8", "surrogateescape")
+    return function_request(request.method, target, request_headers(call, additions, wants_upgrade(headers)))
 
 
 async def _upward(source: _RawInput, opened: Opened) -> None:

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from nats.aio.client import Client
 
-from nvcf_gateway.access.signing_keys import load_signing_key
+from nvcf_gateway.access.signing_keys import SigningKeys
 from nvcf_gateway.access.worker_tokens import WorkerTokens
 from nvcf_proto.ids import new_id
 from tests.support.peers.worker import broker_token
@@ -73,7 +73,7 @@ class RawWorker:
 
 
 def token_of(platform: Platform, version: Version, instance: str, life: float) -> str:
-    tokens = WorkerTokens(load_signing_key(platform.directory / "signing.pem"), life=life)
+    tokens = WorkerTokens(SigningKeys(platform.directory / "signing.pem"), life=life)
     return tokens.issue(
         function_id=version.function_id,
         version_id=version.id,

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from nvcf_gateway.access.signed_tokens import DashboardTokens, TokenKind, derive_key
-from nvcf_gateway.access.signing_keys import load_signing_key
+from nvcf_gateway.access.signed_tokens import DashboardTokens, TokenKind
+from nvcf_gateway.access.signing_keys import SigningKeys
 from tests.contract.gateway.test_polling import call
 from tests.support.peers.worker import peer_worker
 from tests.support.platform.gateways import Platform, Version, running_platform
@@ -110,9 +110,7 @@ async def test_a_session_sees_no_more_than_its_key(platform: Platform) -> None:
 
 async def test_expired_and_invalid_tokens_are_refused(platform: Platform, tmp_path: Path) -> None:
     key_id = platform.keys["admin"].split("-")[1]
-    here = DashboardTokens(
-        lambda: (derive_key(load_signing_key(platform.directory / "signing.pem").private_bytes_raw()),)
-    )
+    here = DashboardTokens(SigningKeys(platform.directory / "signing.pem").ring.mac_keys)
     there = DashboardTokens(lambda: (b"x" * 32,))
     over = here.make(TokenKind.TICKET, key_id, time.time() - 200)[0]
     assert await status(platform, SESSIONS, over, "POST") == 401

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from nvcf_gateway.access.signing_keys import SigningKeys, create_key, load_signing_key
+from nvcf_gateway.access.signing_keys import SigningKeys, create_key
 from nvcf_gateway.access.worker_tokens import WorkerTokens
 from nvcf_proto.ids import new_id
 from tests.support.peers.worker import connect_once
@@ -227,7 +227,7 @@ async def test_signing_keys_are_rotated_without_a_token_lost(two: Platform) -> N
     new_key = SigningKeys(folder).ring.signer.key_id
     assert new_key != old_key
     # At once, though perhaps no gateway has looked: signed by the newest key, and good everywhere.
-    foreseen, _ = WorkerTokens(load_signing_key(folder)).issue(
+    foreseen, _ = WorkerTokens(SigningKeys(folder)).issue(
         function_id=version.function_id,
         version_id=version.id,
         instance_id=instance,

@@ -13,7 +13,7 @@ import nats.errors
 import pytest
 from nats.aio.client import Client
 
-from nvcf_gateway.access.signing_keys import load_signing_key
+from nvcf_gateway.access.signing_keys import SigningKeys
 from nvcf_gateway.access.worker_tokens import WorkerTokens
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
@@ -193,7 +193,7 @@ async def test_connect_once_refuses_wrong_tokens(platform: Platform) -> None:
     version, other = await platform.deployed_version(), await platform.deployed_version()
     instance = new_id()
     token = await platform.worker_token(version, instance)
-    tokens = WorkerTokens(load_signing_key(platform.directory / "signing.pem"), life=60)
+    tokens = WorkerTokens(SigningKeys(platform.directory / "signing.pem"), life=60)
     expired, _ = tokens.issue(
         function_id=version.function_id, version_id=version.id, instance_id=instance, nca_id="a", now=1e9
     )

@@ -92,8 +92,9 @@ def test_keys_that_come_are_used_and_broken_files_change_nothing(tmp_path: Path)
 
 def test_tokens_of_before_that_name_no_key_are_good(tmp_path: Path) -> None:
     add(tmp_path, "a.pem", age=300)
-    old_key = SigningKeys(tmp_path).ring.signer.private
-    claims = jwt.decode(issue(WorkerTokens(old_key)), options={"verify_signature": False})
+    old = SigningKeys(tmp_path)
+    old_key = old.ring.signer.private
+    claims = jwt.decode(issue(WorkerTokens(old)), options={"verify_signature": False})
     nameless = jwt.encode(claims, old_key, algorithm="EdDSA")
     add(tmp_path, "b.pem", age=200)
     assert WorkerTokens(SigningKeys(tmp_path)).verify(nameless, NOW).instance_id == INSTANCE
