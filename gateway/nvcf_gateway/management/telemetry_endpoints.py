@@ -78,14 +78,8 @@ class TelemetryEndpoints:
 
     async def get(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle GET /v2/nvcf/telemetries/{id}: return one endpoint."""
-        return json_response(
-            200,
-            {
-                "telemetry": shown_endpoint(
-                    self._own(authorized(self._authenticator, request, Scope.LIST), values)
-                )
-            },
-        )
+        caller = authorized(self._authenticator, request, Scope.LIST)
+        return json_response(200, {"telemetry": shown_endpoint(self._own(caller, values))})
 
     async def change(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle PUT /v2/nvcf/telemetries/{id} [ext]: change all but the name, for later instances."""
