@@ -16,7 +16,6 @@ from nvcf_gateway.openapi.parts import (
     json_answer,
     operation_of,
 )
-from nvcf_gateway.openapi.schemas import ref
 from nvcf_proto.headers import OCTET_STREAM, OCTET_STREAM_H1
 from nvcf_proto.settings import ATTACH_PATH
 
@@ -42,13 +41,13 @@ def invocations() -> dict[str, dict[str, Operation]]:
                 f"exec{name}",
                 "Invoke a function with a JSON wrapper around body and response.",
                 {
-                    200: json_answer(ref("ExecAnswer")),
-                    202: json_answer(ref("ExecAnswer"), "Not answered yet."),
+                    200: json_answer("ExecAnswer"),
+                    202: json_answer("ExecAnswer", "Not answered yet."),
                     "default": ANY_ANSWER,
                 },
                 calling,
                 tag="invocation",
-                body=ref("ExecRequest"),
+                body="ExecRequest",
                 parameters=(POLL_SECONDS, KEEP_QUEUED),
             )
         }
@@ -62,17 +61,15 @@ def invocations() -> dict[str, dict[str, Operation]]:
             tag="invocation",
             parameters=(POLL_SECONDS,),
         ),
-        "delete": operation_of(
-            "cancelRequest", "Give a request up.", {204: NOTHING}, (*KEYED, 404), tag="invocation"
-        ),
+        "delete": operation_of("cancelRequest", "Give a request up.", None, (*KEYED, 404), tag="invocation"),
     }
     paths["/v2/nvcf/exec/status/{request_id}"] = {
         "get": operation_of(
             "execStatus",
             "The same with a JSON wrapper around the response.",
             {
-                200: json_answer(ref("ExecAnswer")),
-                202: json_answer(ref("ExecAnswer"), "Not answered yet."),
+                200: json_answer("ExecAnswer"),
+                202: json_answer("ExecAnswer", "Not answered yet."),
                 "default": ANY_ANSWER,
             },
             polling,
@@ -90,11 +87,7 @@ def objects() -> dict[str, dict[str, Operation]]:
     storing = (400, 403, 404, 413, 503, 507)
     uploads = {
         method: sealed(
-            f"{method}Asset",
-            "Upload an asset to its link.",
-            {200: NOTHING},
-            storing,
-            raw_body="*/*",
+            f"{method}Asset", "Upload an asset to its link.", {200: NOTHING}, storing, raw_body="*/*"
         )
         for method in ("put", "post")
     }
@@ -114,9 +107,9 @@ def objects() -> dict[str, dict[str, Operation]]:
             "post": make(
                 "createAsset",
                 "Announce an asset; the response says where to upload it.",
-                {200: json_answer(ref("AssetAnnounced"))},
-                (*KEYED, 413),
-                body=ref("AssetCreation"),
+                "AssetAnnounced",
+                KEYED,
+                body="AssetCreation",
             )
         },
         "/v2/nvcf/assets/{asset_id}": {
@@ -126,15 +119,12 @@ def objects() -> dict[str, dict[str, Operation]]:
                 {200: {**bytes_of_it, "description": "Its description, or its bytes."}},
                 (*KEYED, 404),
             ),
-            "delete": make("deleteAsset", "Delete an asset.", {204: NOTHING}, (*KEYED, 404)),
+            "delete": make("deleteAsset", "Delete an asset.", None, (*KEYED, 404)),
             **uploads,
         },
         "/v2/nvcf/results/{request_id}": {
             "get": sealed(
-                "getResult",
-                "A large result, by its link.",
-                {200: bytes_of_it},
-                (400, 403, 404, 503),
+                "getResult", "A large result, by its link.", {200: bytes_of_it}, (400, 403, 404, 503)
             ),
             **results,
         },
@@ -168,19 +158,19 @@ def others() -> dict[str, dict[str, Operation]]:
         },
         "/health": {
             "get": operation_of(
-                "health",
-                "Whether the gateway can serve.",
-                {200: json_answer(ref("Health"))},
-                (400, 503),
-                tag="health",
-                security=False,
+                "health", "Whether the gateway can serve.", "Health", (400, 503), tag="health", security=False
             )
         },
         "/openapi.json": {
             "get": operation_of(
                 "describe",
                 "This document.",
-                {200: json_answer({"type": "object"})},
+                {
+                    200: {
+                        "description": "Done.",
+                        "content": {"application/json": {"schema": {"type": "object"}}},
+                    }
+                },
                 (400,),
                 tag="health",
                 security=False,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from nvcf_gateway.openapi.parts import KEYED, Operation, json_answer, operation_of
-from nvcf_gateway.openapi.schemas import NAME, TEXT, TIME, UUID, Schema, many, ref, thing
+from nvcf_gateway.openapi.parts import KEYED, Operation, operation_of
+from nvcf_gateway.openapi.schemas import NAME, TEXT, TIME, UUID, Schema, list_of, object_of
 
 _NUMBER: Schema = {"type": "number", "minimum": 0}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
@@ -25,27 +25,27 @@ _RATES: dict[str, Schema] = {
         "description": "Responses with status 5xx, and calls without a response.",
     },
     "latency": _or_null(
-        thing({"p50": _NUMBER, "p90": _NUMBER, "p99": _NUMBER}, "p50", "p90", "p99"),
+        object_of({"p50": _NUMBER, "p90": _NUMBER, "p99": _NUMBER}, "p50", "p90", "p99"),
         description="Seconds until the whole response was there; null without responses.",
     ),
 }
 DASHBOARD_SCHEMAS: dict[str, Schema] = {
-    "Figures": thing(
+    "Figures": object_of(
         {
             "at": TIME,
             "since": {**TIME, "description": "Before that not all gateways have counted."},
-            "gateways": thing({"answered": _COUNT, "known": _COUNT}, "answered", "known"),
+            "gateways": object_of({"answered": _COUNT, "known": _COUNT}, "answered", "known"),
             "windowSeconds": _COUNT,
             "stepSeconds": _COUNT,
-            "versions": many(
-                thing(
+            "versions": list_of(
+                object_of(
                     {
                         "functionVersionId": UUID,
                         "functionId": UUID,
                         "functionName": NAME,
                         **_RATES,
                         "queue": _or_null(
-                            thing(
+                            object_of(
                                 {"queued": _COUNT, "inFlight": _COUNT, "oldestSeconds": _or_null(_NUMBER)},
                                 "queued",
                                 "inFlight",
@@ -61,8 +61,8 @@ DASHBOARD_SCHEMAS: dict[str, Schema] = {
                     *_RATES,
                 )
             ),
-            "series": many(
-                thing({"at": {**_COUNT, "description": "Unix time in seconds."}, **_RATES}, "at", *_RATES)
+            "series": list_of(
+                object_of({"at": {**_COUNT, "description": "Unix time in seconds."}, **_RATES}, "at", *_RATES)
             ),
         },
         "at",
@@ -73,8 +73,10 @@ DASHBOARD_SCHEMAS: dict[str, Schema] = {
         "versions",
         "series",
     ),
-    "Ticket": thing({"ticket": TEXT, "expiresAt": TIME, "ncaId": TEXT}, "ticket", "expiresAt", "ncaId"),
-    "Session": thing({"session": TEXT, "expiresAt": TIME, "ncaId": TEXT}, "session", "expiresAt", "ncaId"),
+    "Ticket": object_of({"ticket": TEXT, "expiresAt": TIME, "ncaId": TEXT}, "ticket", "expiresAt", "ncaId"),
+    "Session": object_of(
+        {"session": TEXT, "expiresAt": TIME, "ncaId": TEXT}, "session", "expiresAt", "ncaId"
+    ),
 }
 
 
@@ -91,24 +93,21 @@ def dashboard() -> dict[str, dict[str, Operation]]:
             "get": make(
                 "readFigures",
                 "How the account's deployed versions are doing: queues, rates and latencies.",
-                {200: json_answer(ref("Figures"))},
+                "Figures",
                 KEYED,
                 parameters=({"name": "functionVersionId", "in": "query", "schema": UUID},),
             )
         },
         f"{base}/tickets": {
             "post": make(
-                "makeTicket",
-                "A ticket that opens the dashboard, good for two minutes.",
-                {200: json_answer(ref("Ticket"))},
-                KEYED,
+                "makeTicket", "A ticket that opens the dashboard, good for two minutes.", "Ticket", KEYED
             )
         },
         f"{base}/sessions": {
             "post": make(
                 "openSession",
                 "With a ticket or a key: a session that reads for twelve hours, as the key may read.",
-                {200: json_answer(ref("Session"))},
+                "Session",
                 KEYED,
             )
         },

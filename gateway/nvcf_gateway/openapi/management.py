@@ -5,13 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 from nvcf_gateway.management.events import MAX_LIMIT
-from nvcf_gateway.openapi.parts import KEYED, NOTHING, Operation, json_answer, operation_of
-from nvcf_gateway.openapi.schemas import EVENT_KIND, UUID, ref
+from nvcf_gateway.openapi.parts import KEYED, Operation, operation_of
+from nvcf_gateway.openapi.schemas import EVENT_KIND, UUID
 
 
 def functions() -> dict[str, dict[str, Operation]]:
     """Return the routes of functions, versions, sharing and rate limits."""
-    one, many = json_answer(ref("VersionAnswer")), json_answer(ref("VersionList"))
     base = "/v2/nvcf/functions"
     named = f"{base}/{{function_id}}"
     version = f"{named}/versions/{{version_id}}"
@@ -24,48 +23,44 @@ def functions() -> dict[str, dict[str, Operation]]:
             "post": make(
                 "createFunction",
                 "A function with its first version.",
-                {200: one},
-                (*KEYED, 413, 409),
-                body=ref("FunctionCreation"),
+                "VersionAnswer",
+                (*KEYED, 409),
+                body="FunctionCreation",
             ),
-            "get": make("listFunctions", "All versions of the account's functions.", {200: many}, KEYED),
+            "get": make("listFunctions", "All versions of the account's functions.", "VersionList", KEYED),
         },
         named: {
-            "get": make("getFunction", "The versions of a function.", {200: many}, found),
-            "delete": make("deleteFunction", "A function with all versions.", {204: NOTHING}, (*found, 409)),
+            "get": make("getFunction", "The versions of a function.", "VersionList", found),
+            "delete": make("deleteFunction", "A function with all versions.", None, (*found, 409)),
         },
         f"{named}/versions": {
             "post": make(
-                "createVersion",
-                "One more version.",
-                {200: one},
-                (*found, 413, 409),
-                body=ref("VersionCreation"),
+                "createVersion", "One more version.", "VersionAnswer", (*found, 409), body="VersionCreation"
             ),
-            "get": make("listVersions", "The versions of a function.", {200: many}, found),
+            "get": make("listVersions", "The versions of a function.", "VersionList", found),
         },
         version: {
-            "get": make("getVersion", "One version.", {200: one}, found),
-            "delete": make("deleteVersion", "Delete a version.", {204: NOTHING}, (*found, 409)),
+            "get": make("getVersion", "One version.", "VersionAnswer", found),
+            "delete": make("deleteVersion", "Delete a version.", None, (*found, 409)),
         },
         f"{named}/authorizations": {
             "put": make(
                 "putAuthorizations",
                 "Share the function with these accounts and no others.",
-                {200: json_answer(ref("AuthorizationsAnswer"))},
-                (*found, 413, 409),
-                body=ref("Authorizations"),
+                "AuthorizationsAnswer",
+                (*found, 409),
+                body="Authorizations",
             ),
             "get": make(
                 "getAuthorizations",
                 "The accounts that may invoke the function.",
-                {200: json_answer(ref("AuthorizationsAnswer"))},
+                "AuthorizationsAnswer",
                 found,
             ),
             "delete": make(
                 "deleteAuthorizations",
                 "Share the function with nobody.",
-                {200: json_answer(ref("AuthorizationsAnswer"))},
+                "AuthorizationsAnswer",
                 (*found, 409),
             ),
         },
@@ -73,17 +68,12 @@ def functions() -> dict[str, dict[str, Operation]]:
             "put": make(
                 "putRateLimit",
                 "Set the version's rate limits.",
-                {200: json_answer(ref("RateLimitAnswer"))},
-                (*found, 413, 409),
-                body=ref("RateLimitPolicy"),
+                "RateLimitAnswer",
+                (*found, 409),
+                body="RateLimitPolicy",
             ),
-            "get": make(
-                "getRateLimit",
-                "The version's rate limits.",
-                {200: json_answer(ref("RateLimitAnswer"))},
-                found,
-            ),
-            "delete": make("deleteRateLimit", "No rate limits.", {204: NOTHING}, (*found, 409)),
+            "get": make("getRateLimit", "The version's rate limits.", "RateLimitAnswer", found),
+            "delete": make("deleteRateLimit", "No rate limits.", None, (*found, 409)),
         },
     }
 
@@ -91,7 +81,6 @@ def functions() -> dict[str, dict[str, Operation]]:
 def deployments() -> dict[str, dict[str, Operation]]:
     """Return the routes of deployments and instances, and what agents fetch."""
     found = (*KEYED, 404)
-    deployment = json_answer(ref("DeploymentAnswer"))
 
     make = partial(operation_of, tag="deployments")
 
@@ -100,25 +89,25 @@ def deployments() -> dict[str, dict[str, Operation]]:
             "post": make(
                 "deploy",
                 "Give a version instances.",
-                {200: deployment},
-                (*found, 413, 409),
-                body=ref("DeploymentCreation"),
+                "DeploymentAnswer",
+                (*found, 409),
+                body="DeploymentCreation",
             ),
             "put": make(
                 "changeDeployment",
                 "Change a deployment in place; requests go on meanwhile.",
-                {200: deployment},
-                (*found, 413, 409),
-                body=ref("DeploymentCreation"),
+                "DeploymentAnswer",
+                (*found, 409),
+                body="DeploymentCreation",
             ),
-            "get": make("getDeployment", "The deployment of a version.", {200: deployment}, found),
-            "delete": make("undeploy", "Take a version's instances away.", {200: deployment}, found),
+            "get": make("getDeployment", "The deployment of a version.", "DeploymentAnswer", found),
+            "delete": make("undeploy", "Take a version's instances away.", "DeploymentAnswer", found),
         },
         "/v2/nvcf/instances": {
             "get": make(
                 "listInstances",
                 "The account's instances.",
-                {200: json_answer(ref("InstanceList"))},
+                "InstanceList",
                 KEYED,
                 parameters=({"name": "functionVersionId", "in": "query", "schema": UUID},),
             )
@@ -127,7 +116,7 @@ def deployments() -> dict[str, dict[str, Operation]]:
             "get": make(
                 "listEvents",
                 "What happened to the account's versions, newest first.",
-                {200: json_answer(ref("EventList"))},
+                "EventList",
                 KEYED,
                 parameters=(
                     {"name": "functionVersionId", "in": "query", "schema": UUID},
@@ -142,19 +131,16 @@ def deployments() -> dict[str, dict[str, Operation]]:
         },
         "/v2/nvcf/clusters": {
             "get": make(
-                "listClusters",
-                "All clusters, as their agents last reported them.",
-                {200: json_answer(ref("ClusterList"))},
-                KEYED,
+                "listClusters", "All clusters, as their agents last reported them.", "ClusterList", KEYED
             )
         },
         "/v2/nvcf/agents/worker-tokens": {
             "post": make(
                 "issueWorkerToken",
                 "First token of an instance; for agents.",
-                {200: json_answer(ref("WorkerToken"))},
-                (*found, 413),
-                body=ref("WorkerTokenRequest"),
+                "WorkerToken",
+                found,
+                body="WorkerTokenRequest",
             )
         },
     }
@@ -169,22 +155,22 @@ def keys() -> dict[str, dict[str, Operation]]:
             "post": make(
                 "createKey",
                 "A new API key. Its text is in this response and nowhere else.",
-                {200: json_answer(ref("KeyAnswer"))},
-                (*KEYED, 413, 409),
-                body=ref("KeyCreation"),
+                "KeyAnswer",
+                (*KEYED, 409),
+                body="KeyCreation",
             ),
-            "get": make("listKeys", "The account's API keys.", {200: json_answer(ref("KeyList"))}, KEYED),
+            "get": make("listKeys", "The account's API keys.", "KeyList", KEYED),
         },
         "/v2/nvcf/keys/{key_id}": {
-            "get": make("getKey", "One API key.", {200: json_answer(ref("KeyAnswer"))}, (*KEYED, 404)),
-            "delete": make("revokeKey", "Revoke an API key.", {204: NOTHING}, (*KEYED, 404, 409)),
+            "get": make("getKey", "One API key.", "KeyAnswer", (*KEYED, 404)),
+            "delete": make("revokeKey", "Revoke an API key.", None, (*KEYED, 404, 409)),
         },
     }
 
 
 def telemetries() -> dict[str, dict[str, Operation]]:
     """Return the routes of telemetry endpoints."""
-    one, found = json_answer(ref("TelemetryAnswer")), (*KEYED, 404)
+    found = (*KEYED, 404)
 
     make = partial(operation_of, tag="telemetries")
 
@@ -193,31 +179,23 @@ def telemetries() -> dict[str, dict[str, Operation]]:
             "post": make(
                 "createTelemetry",
                 "A new telemetry endpoint of the account.",
-                {200: one},
-                (*KEYED, 413, 409),
-                body=ref("TelemetryCreation"),
+                "TelemetryAnswer",
+                (*KEYED, 409),
+                body="TelemetryCreation",
             ),
-            "get": make(
-                "listTelemetries",
-                "The account's telemetry endpoints.",
-                {200: json_answer(ref("TelemetryList"))},
-                KEYED,
-            ),
+            "get": make("listTelemetries", "The account's telemetry endpoints.", "TelemetryList", KEYED),
         },
         "/v2/nvcf/telemetries/{telemetry_id}": {
-            "get": make("getTelemetry", "One telemetry endpoint.", {200: one}, found),
+            "get": make("getTelemetry", "One telemetry endpoint.", "TelemetryAnswer", found),
             "put": make(
                 "changeTelemetry",
                 "Change all of it but its name; instances that start from then on use it.",
-                {200: one},
-                (*found, 413, 409),
-                body=ref("TelemetryChange"),
+                "TelemetryAnswer",
+                (*found, 409),
+                body="TelemetryChange",
             ),
             "delete": make(
-                "deleteTelemetry",
-                "Delete a telemetry endpoint that no version uses.",
-                {204: NOTHING},
-                (*found, 409),
+                "deleteTelemetry", "Delete a telemetry endpoint that no version uses.", None, (*found, 409)
             ),
         },
     }

@@ -56,18 +56,26 @@ KEEP_QUEUED = {
 def operation_of(
     name: str,
     summary: str,
-    answers: dict[int | str, Any],
+    answers: str | dict[int | str, Any] | None,
     problems: tuple[int, ...],
     *,
     tag: str,
-    body: Schema | None = None,
+    body: str | None = None,
     raw_body: str | None = None,
     parameters: tuple[dict[str, Any], ...] = (),
     security: bool = True,
 ) -> Operation:
-    """Return one method of a path: `answers` and `problems` are all it may answer."""
+    """Return one method of a path: `answers` and `problems` are all it may answer.
+
+    `answers` may be the name of the schema of a 200, or None for a 204. `body` is the name of a schema; an
+    operation with a body may answer 413.
+    """
+    if answers is None:
+        answers = {204: NOTHING}
+    elif isinstance(answers, str):
+        answers = {200: json_answer(answers)}
     responses = {str(status): answer for status, answer in answers.items()}
-    for status in problems:
+    for status in problems if body is None else (*problems, 413):
         responses.setdefault(str(status), _problem(status))
     operation: Operation = {
         "operationId": name,
@@ -76,7 +84,7 @@ def operation_of(
         "responses": dict(sorted(responses.items())),
     }
     if body is not None:
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": ref(body)}}}
     if raw_body is not None:
         operation["requestBody"] = {"content": {raw_body: {"schema": {}}}}
     if parameters:
@@ -87,18 +95,15 @@ def operation_of(
 
 
 def _problem(status: int) -> dict[str, Any]:
-    answer = {
-        "description": _REASONS[status],
-        "content": {PROBLEM_JSON: {"schema": ref("Problem")}},
-    }
+    answer = {"description": _REASONS[status], "content": {PROBLEM_JSON: {"schema": ref("Problem")}}}
     if status in _IN_ANSWERS:
         answer["headers"] = _IN_ANSWERS[status]
     return answer
 
 
-def json_answer(schema: Schema, description: str = "Done.") -> dict[str, Any]:
-    """Return an answer with a JSON document."""
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
+def json_answer(name: str, description: str = "Done.") -> dict[str, Any]:
+    """Return an answer with a JSON document of that schema."""
+    return {"description": description, "content": {"application/json": {"schema": ref(name)}}}
 
 
 NOTHING = {"description": "Done."}

@@ -59,17 +59,17 @@ def ref(name: str) -> Schema:
     return {"$ref": _PREFIX + name}
 
 
-def thing(properties: dict[str, Schema], *required: str, **more: Any) -> Schema:
+def object_of(properties: dict[str, Schema], *required: str, **more: Any) -> Schema:
     """Return the schema of an object."""
     return {"type": "object", "properties": properties, "required": list(required), **more}
 
 
-def many(items: Schema, **more: Any) -> Schema:
+def list_of(items: Schema, **more: Any) -> Schema:
     """Return the schema of a list."""
     return {"type": "array", "items": items, **more}
 
 
-def one_of(values: Any) -> Schema:
+def enum_of(values: Any) -> Schema:
     """Return the schema of an enumeration."""
     return {"type": "string", "enum": [each.value for each in values]}
 
@@ -131,15 +131,15 @@ def _answer(
             kinds = [each for each in member.get("anyOf", ()) if each != _NULL]
             plain = kinds[0] if len(kinds) == 1 else member
             properties[name] = {key: value for key, value in plain.items() if key != "default"}
-    return thing(properties, *(name for name in schema["required"] if name in properties), *required)
+    return object_of(properties, *(name for name in schema["required"] if name in properties), *required)
 
 
 def _listed(name: str, member: str, schema: Schema) -> dict[str, Schema]:
-    return {name: thing({member: many(schema)}, member)}
+    return {name: object_of({member: list_of(schema)}, member)}
 
 
 def _wrapped(name: str, member: str) -> dict[str, Schema]:
-    return {f"{name}Answer": thing({member: ref(name)}, member)}
+    return {f"{name}Answer": object_of({member: ref(name)}, member)}
 
 
 def schemas() -> dict[str, Schema]:
@@ -168,7 +168,7 @@ def _answers() -> dict[str, Schema]:
         "type": "string",
         "description": "The key itself: shown when it is made, never again.",
     }
-    files = many(TEXT, description="Files that must lie in the agents' folder of secrets.")
+    files = list_of(TEXT, description="Files that must lie in the agents' folder of secrets.")
     return {
         "Version": _answer(
             FunctionVersion,
@@ -176,7 +176,7 @@ def _answers() -> dict[str, Schema]:
             without=("functionId",),
             required=("versionId", "status"),
             versionId=UUID,
-            status=one_of(VersionStatus),
+            status=enum_of(VersionStatus),
             statusReason=TEXT,
             instances=INTEGER,
         ),
@@ -186,23 +186,23 @@ def _answers() -> dict[str, Schema]:
             required=("deploymentSpecifications",),
             ncaId=TEXT,
             functionName=TEXT,
-            functionStatus=one_of(VersionStatus),
+            functionStatus=enum_of(VersionStatus),
         ),
         "Key": _answer(
             ApiKey, ("createdAt", "expiresAt"), without=("secretHash", "revokedAt"), key=shown_once
         ),
         "Telemetry": _answer(TelemetryEndpoint, ("createdAt",), secretFiles=files),
-        "AuthorizationsAnswer": thing(
+        "AuthorizationsAnswer": object_of(
             {
-                "function": thing(
-                    {"id": UUID, "ncaId": TEXT, "authorizedParties": many(ref("Party"))},
+                "function": object_of(
+                    {"id": UUID, "ncaId": TEXT, "authorizedParties": list_of(ref("Party"))},
                     "id",
                     "authorizedParties",
                 )
             },
             "function",
         ),
-        "RateLimitAnswer": thing(
+        "RateLimitAnswer": object_of(
             {"functionId": UUID, "functionVersionId": UUID, "config": ref("RateLimit")},
             "functionId",
             "functionVersionId",
@@ -212,33 +212,33 @@ def _answers() -> dict[str, Schema]:
 
 
 _OTHERS: dict[str, Schema] = {
-    "Problem": thing(
+    "Problem": object_of(
         {
             "type": TEXT,
             "title": TEXT,
             "status": INTEGER,
             "detail": TEXT,
             "field": {"type": "string", "description": "Path of the offending field of the body."},
-            "violated-policies": many(TEXT, description="Rate limits that the call would have broken."),
+            "violated-policies": list_of(TEXT, description="Rate limits that the call would have broken."),
         },
         "type",
         "title",
         "status",
         description="RFC 9457.",
     ),
-    "WorkerToken": thing({"token": TEXT, "expiration": TIME}, "token", "expiration"),
-    "ExecRequest": thing(
+    "WorkerToken": object_of({"token": TEXT, "expiration": TIME}, "token", "expiration"),
+    "ExecRequest": object_of(
         {
-            "requestHeader": thing(
+            "requestHeader": object_of(
                 {
-                    "inputAssetReferences": many(TEXT),
+                    "inputAssetReferences": list_of(TEXT),
                     "pollDurationSeconds": {"type": "integer", "minimum": 1, "maximum": 3600},
                 }
             ),
             "requestBody": {"description": "Any JSON: the function's input."},
         }
     ),
-    "ExecAnswer": thing(
+    "ExecAnswer": object_of(
         {
             "reqId": UUID,
             "status": {
@@ -253,10 +253,10 @@ _OTHERS: dict[str, Schema] = {
         "reqId",
         "status",
     ),
-    "AssetAnnounced": thing(
+    "AssetAnnounced": object_of(
         {"assetId": UUID, "uploadUrl": TEXT, "contentType": TEXT, "description": TEXT},
         "assetId",
         "uploadUrl",
     ),
-    "Health": thing({"status": TEXT}, "status"),
+    "Health": object_of({"status": TEXT}, "status"),
 }
