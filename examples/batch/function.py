@@ -132,7 +132,7 @@ class Spirals:
         right = float(((self.network(points) > 0.5) == (labels > 0.5)).mean())
         log.info("trained in %.1f s; %.1f %% of new points right", time.monotonic() - started, right * 100)
 
-    @batch(max_size=64, max_wait="4ms", prepare=point_of)
+    @batch(max_size=64, max_wait=0.004, prepare=point_of)
     def __call__(self, points: list[tuple[float, float]]) -> list[dict[str, Any]]:
         """One multiplication per layer, however many callers there are."""
         chances = self.network(np.array(points, np.float32))

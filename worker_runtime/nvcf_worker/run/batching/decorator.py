@@ -15,7 +15,7 @@ from nvcf_worker.run.batching.settings import BatchSettings, SuggestsConcurrency
 
 def batch(
     max_size: int = 32,
-    max_wait: str | float = "5ms",
+    max_wait: float | str = 0.005,
     *,
     bucket: Callable[[Any], Hashable] | None = None,
     size: Callable[[Any], float] | None = None,
@@ -34,8 +34,8 @@ def batch(
     function is called with one item and awaited. When it is given to `serve`, items are requests.
 
     max_size: maximum number of items in a batch.
-    max_wait: how long the oldest item waits for others: seconds, or text like "5ms". While `parallel` batches
-        are running it waits until one of them has ended.
+    max_wait: seconds that the oldest item waits for others; text like "5ms" is accepted, too. While
+        `parallel` batches are running it waits until one of them has ended.
     bucket: key of an item; only items with equal keys share a batch.
     size, max_cost: the cost of an item, and the budget of a batch. An item above the budget goes alone.
     prepare: makes the item from a request (parsing, decoding), for each request separately.
