@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any, TypeVar
 
 from nvcf_broker.connection import BrokerClient
 from nvcf_broker.errors import KeyExistsError
@@ -21,10 +23,13 @@ from nvcf_proto.models import (
     FunctionVersion,
     Instance,
     InstanceState,
+    Record,
     TelemetryEndpoint,
     VersionStatus,
 )
 from nvcf_proto.streams import MAX_QUEUED_REQUESTS
+
+R = TypeVar("R", bound=Record)
 
 
 class VersionIndex:
@@ -109,65 +114,32 @@ class Registry:
     """Mirrors of all buckets; reads never wait, writes go through the mirrors."""
 
     def __init__(self, client: BrokerClient, replicas: int) -> None:
+        mirrors: list[KvMirror[Any]] = []
+
+        def mirror(
+            bucket: str, kind: type[R], on_change: Callable[[str, R | None], None] | None = None
+        ) -> KvMirror[R]:
+            made = KvMirror(
+                client, bucket, kind.from_json, kind.to_json, on_change=on_change, replicas=replicas
+            )
+            mirrors.append(made)
+            return made
+
+        self._mirrors = mirrors
         self.index = VersionIndex()
-        self.functions = KvMirror(
-            client, models.FUNCTIONS_BUCKET, Function.from_json, Function.to_json, replicas=replicas
-        )
-        self.versions = KvMirror(
-            client,
-            models.VERSIONS_BUCKET,
-            FunctionVersion.from_json,
-            FunctionVersion.to_json,
-            replicas=replicas,
-        )
-        self.deployments = KvMirror(
-            client,
-            models.DEPLOYMENTS_BUCKET,
-            Deployment.from_json,
-            Deployment.to_json,
-            on_change=self.index.deployment_changed,
-            replicas=replicas,
-        )
-        self.instances = KvMirror(
-            client,
-            models.INSTANCES_BUCKET,
-            Instance.from_json,
-            Instance.to_json,
-            on_change=self.index.instance_changed,
-            replicas=replicas,
-        )
-        self.keys = KvMirror(
-            client, models.API_KEYS_BUCKET, ApiKey.from_json, ApiKey.to_json, replicas=replicas
-        )
-        self.clusters = KvMirror(
-            client, CLUSTERS_BUCKET, Cluster.from_json, Cluster.to_json, replicas=replicas
-        )
-        self.telemetries = KvMirror(
-            client,
-            models.TELEMETRIES_BUCKET,
-            TelemetryEndpoint.from_json,
-            TelemetryEndpoint.to_json,
-            replicas=replicas,
-        )
+        self.functions = mirror(models.FUNCTIONS_BUCKET, Function)
+        self.versions = mirror(models.VERSIONS_BUCKET, FunctionVersion)
+        self.deployments = mirror(models.DEPLOYMENTS_BUCKET, Deployment, self.index.deployment_changed)
+        self.instances = mirror(models.INSTANCES_BUCKET, Instance, self.index.instance_changed)
+        self.keys = mirror(models.API_KEYS_BUCKET, ApiKey)
+        self.clusters = mirror(CLUSTERS_BUCKET, Cluster)
+        self.telemetries = mirror(models.TELEMETRIES_BUCKET, TelemetryEndpoint)
 
     async def start(self, stack: AsyncExitStack) -> None:
         """Follow all buckets until `stack` is closed; return when each has been read once."""
-        await stack.enter_async_context(self.functions)
-        await stack.enter_async_context(self.versions)
-        await stack.enter_async_context(self.deployments)
-        await stack.enter_async_context(self.instances)
-        await stack.enter_async_context(self.keys)
-        await stack.enter_async_context(self.clusters)
-        await stack.enter_async_context(self.telemetries)
-        await asyncio.gather(
-            self.functions.ready(),
-            self.versions.ready(),
-            self.deployments.ready(),
-            self.instances.ready(),
-            self.keys.ready(),
-            self.clusters.ready(),
-            self.telemetries.ready(),
-        )
+        for mirror in self._mirrors:
+            await stack.enter_async_context(mirror)
+        await asyncio.gather(*(mirror.ready() for mirror in self._mirrors))
 
     async def bootstrap_keys(self, path: Path) -> None:
         """Create the API keys of a file (JSON list of records, hashes only) that do not exist yet."""

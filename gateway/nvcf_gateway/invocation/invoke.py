@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from aiohttp import web
 from opentelemetry import trace
@@ -60,34 +60,21 @@ _REPEATABLE = (HEADER, names.NVCF_KEEP_QUEUED)
 _tracer = trace.get_tracer("nvcf_gateway")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Invoker:
     """Serves the invocation routes."""
 
-    def __init__(
-        self,
-        config: GatewayConfig,
-        registry: Registry,
-        authenticator: Authenticator,
-        authorizer: Authorizer,
-        runner: CallRunner,
-        retention: Retention,
-        idempotent: IdempotentCalls,
-        poller: Poller,
-        limiter: RateLimiter,
-        assets: Assets,
-        large: LargeResults,
-    ) -> None:
-        self._config = config
-        self._registry = registry
-        self._authenticator = authenticator
-        self._authorizer = authorizer
-        self._runner = runner
-        self._retention = retention
-        self._idempotent = idempotent
-        self._poller = poller
-        self._limiter = limiter
-        self._assets = assets
-        self._large = large
+    config: GatewayConfig
+    registry: Registry
+    authenticator: Authenticator
+    authorizer: Authorizer
+    runner: CallRunner
+    retention: Retention
+    idempotent: IdempotentCalls
+    poller: Poller
+    limiter: RateLimiter
+    assets: Assets
+    large: LargeResults
 
     async def pass_through(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         """Serve any method and path as the function sees it."""
@@ -98,16 +85,16 @@ class Invoker:
             lambda head: pass_through_headers(head, call.request_id),
             lambda head: self._before_progress(head, call),
         )
-        return await self._answer(request, call, await self._runner.run(call, sink, request.headers), sink)
+        return await self._answer(request, call, await self.runner.run(call, sink, request.headers), sink)
 
     async def pexec(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         """Serve a call with a raw body in and out."""
         caller, version = await self._admit(request, target)
         call = await self._call(request, caller, version, target=version.inference_url, path_route=True)
         cors = list(cors_headers(request.headers).items())
-        async with self._idempotent.execution(request, call) as execution:
+        async with self.idempotent.execution(request, call) as execution:
             if execution.earlier is not None:
-                return await self._poller.follow(request, execution.earlier, call, wrapped=False)
+                return await self.poller.follow(request, execution.earlier, call, wrapped=False)
             call = await self._with_objects(execution.call, _asset_ids(request))
             sink = StreamSink(
                 request,
@@ -121,7 +108,7 @@ class Invoker:
         """Serve a call with the JSON wrapper in and out."""
         caller, version = await self._admit(request, target)
         await expect_continue(request)
-        wrapped = parse_exec(await read_all(request, self._config.exec_body_bytes))
+        wrapped = parse_exec(await read_all(request, self.config.exec_body_bytes))
         seconds = wrapped.poll_seconds or caller_poll_seconds(request, path_route=True)
         # The headers of an exec call describe the wrapper, so the function gets none of them but two. Those
         # say that the caller may fetch the response later, which the worker has to know [ext].
@@ -129,14 +116,14 @@ class Invoker:
         inner += [("Content-Type", "application/json"), ("Content-Length", str(len(wrapped.body)))]
         keep = self._keep_queued(request, version)
         worker_seconds = self._worker_poll_seconds(seconds, keep=keep)
-        headers = forwarded_headers(inner, worker_seconds, self._config.region, pass_through=False)
+        headers = forwarded_headers(inner, worker_seconds, self.config.region, pass_through=False)
         body = self._body(BytesSource(wrapped.body), len(wrapped.body), version)
         await self._read_ahead(request, body, MAX_INLINE_BODY)
         head = RequestHead("POST", version.inference_url, headers)
         call = Call(caller, version, head, body, seconds, new_request_id(), time.time(), keep_queued=keep)
-        async with self._idempotent.execution(request, call) as execution:
+        async with self.idempotent.execution(request, call) as execution:
             if execution.earlier is not None:
-                return await self._poller.follow(request, execution.earlier, call, wrapped=True)
+                return await self.poller.follow(request, execution.earlier, call, wrapped=True)
             call = await self._with_objects(execution.call, wrapped.asset_ids or _asset_ids(request))
             sink = CollectSink(MAX_DIRECT_RESPONSE)
             ended = await execution.run(call, sink, request.headers)
@@ -151,10 +138,10 @@ class Invoker:
 
     async def _admit(self, request: web.BaseRequest, target: Target) -> tuple[Caller, FunctionVersion]:
         with spans.child(_tracer, telemetry.AUTHORISE):
-            caller = self._authenticator.caller(request.headers)
-            version = self._authorizer.version(caller, target)
+            caller = self.authenticator.caller(request.headers)
+            version = self.authorizer.version(caller, target)
             set_version(version)
-            await self._limiter.admit(version, caller.nca_id, caller.subject)
+            await self.limiter.admit(version, caller.nca_id, caller.subject)
         return caller, version
 
     async def _call(
@@ -171,7 +158,7 @@ class Invoker:
         full = flag(request, names.NVCF_FEATURE_STREAM_FULL_REQUEST, default=False)
         worker_seconds = self._worker_poll_seconds(seconds, keep=keep)
         headers = forwarded_headers(
-            raw_headers(request), worker_seconds, self._config.region, pass_through=not path_route
+            raw_headers(request), worker_seconds, self.config.region, pass_through=not path_route
         )
         started = time.time()
         body = self._body(request.content, request.content_length, version)
@@ -194,18 +181,18 @@ class Invoker:
         """Return the call with input assets and large-result URL. Raises HttpProblem 400, 404, 503."""
         assets = tuple(
             AssetReference(asset_id, url, content_type)
-            for asset_id, url, content_type in await self._assets.references(call.caller, asset_ids)
+            for asset_id, url, content_type in await self.assets.references(call.caller, asset_ids)
         )
-        return replace(call, assets=assets, large_response_url=self._large.upload_url(call.request_id))
+        return replace(call, assets=assets, large_response_url=self.large.upload_url(call.request_id))
 
     def _worker_poll_seconds(self, seconds: int, *, keep: bool) -> int:
         # A third-party worker fails a request that it takes after the poll time, and gives up one that nobody
         # polls for. The gateway itself answers a kept request at its poll time, so that worker gets the
         # longest poll time there is.
-        return POLL_SECONDS_MAX if keep and self._config.wide_inbox else seconds
+        return POLL_SECONDS_MAX if keep and self.config.wide_inbox else seconds
 
     def _keep_queued(self, request: web.BaseRequest, version: FunctionVersion) -> bool:
-        deployment = self._registry.deployments.get(version.id)
+        deployment = self.registry.deployments.get(version.id)
         return flag(request, names.NVCF_KEEP_QUEUED, deployment is not None and deployment.keep_queued)
 
     @staticmethod
@@ -219,20 +206,20 @@ class Invoker:
             raise HttpProblem(413, str(error)) from None
 
     def _body(self, source: ByteSource, length: int | None, version: FunctionVersion) -> CallerBody:
-        deployment = self._registry.deployments.get(version.id)
+        deployment = self.registry.deployments.get(version.id)
         return CallerBody(
             source,
             length,
             max_bytes=None if deployment is None else deployment.max_body_bytes,
-            spool_memory_bytes=self._config.spool_memory_bytes,
-            directory=self._config.spool_directory,
+            spool_memory_bytes=self.config.spool_memory_bytes,
+            directory=self.config.spool_directory,
         )
 
     async def _before_progress(self, head: ResponseHead, call: Call) -> None:
         """Make the request known to polls before the caller gets a 202."""
         if head.status == 202:
             try:
-                await self._retention.track(call)
+                await self.retention.track(call)
             except BrokerError as error:
                 raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
 
@@ -242,9 +229,9 @@ class Invoker:
         Our workers answer 202 themselves while they execute a call; third-party workers have a longer poll
         time and do not, so the queue is looked at.
         """
-        if not self._config.wide_inbox:
+        if not self.config.wide_inbox:
             return PENDING_EVALUATION
-        return await self._poller.status(call.version.id, call.request_id, self._config.region)
+        return await self.poller.status(call.version.id, call.request_id, self.config.region)
 
     async def _answer(
         self, request: web.BaseRequest, call: Call, ended: Ended, sink: StreamSink

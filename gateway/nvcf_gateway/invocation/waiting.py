@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from enum import Enum, auto
 
 from nvcf_broker.errors import BrokerError
@@ -68,30 +69,19 @@ def stays_queued(ended: Ended, *, keyed: bool, published: bool) -> bool:
     return ended in (Ended.ANSWERED, Ended.KEPT)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class CallRunner:
     """Enqueues calls and waits for their responses."""
 
-    def __init__(
-        self,
-        config: GatewayConfig,
-        gateway_id: str,
-        attach_url: Callable[[], str],
-        queue: RequestQueue,
-        pending: PendingRequests,
-        retention: Retention,
-        background: BackgroundTasks,
-        demand: Demand,
-        telemetry: EnqueueTelemetry,
-    ) -> None:
-        self._demand = demand
-        self._telemetry = telemetry
-        self._config = config
-        self._gateway_id = gateway_id
-        self._attach_url = attach_url
-        self._queue = queue
-        self._pending = pending
-        self._retention = retention
-        self._background = background
+    config: GatewayConfig
+    gateway_id: str
+    attach_url: Callable[[], str]
+    queue: RequestQueue
+    pending: PendingRequests
+    retention: Retention
+    background: BackgroundTasks
+    demand: Demand
+    telemetry: EnqueueTelemetry
 
     async def run(
         self, call: Call, sink: Sink, trace: Mapping[str, str], withdrawn: Withdrawn | None = None
@@ -101,7 +91,7 @@ class CallRunner:
         `trace` holds the caller's trace headers. `withdrawn` is called if the caller leaves and the call
         cannot go on without it. Raises HttpProblem 413, 429, 500 and 504.
         """
-        with self._demand.counted(call.version.id) as tally:
+        with self.demand.counted(call.version.id) as tally:
             return await self._run(call, sink, trace, tally, withdrawn)
 
     async def _run(
@@ -115,19 +105,19 @@ class CallRunner:
         if call.full_by_attach or not call.body.complete:
             pending.request_token = new_id()
         if call.keep_queued:
-            pending.storage = self._retention.kept_call(call)
+            pending.storage = self.retention.kept_call(call)
             pending.stores_inline = call.keyed
         deadline = began + call.poll_seconds + GATEWAY_EXTRA_WAIT
         sequence: int | None = None
         published = False
         ended = Ended.BROKEN
-        self._pending.add(pending)
+        self.pending.add(pending)
         try:
             sequence, sent = await self._publish(call, pending, trace, deadline)
             pending.set_deadline(deadline)
             published = True
-            if await self._demand.queued(call.version.id, call.request_id, sent):
-                pending.on_response = self._telemetry.cold_start(call.version, call.request_id)
+            if await self.demand.queued(call.version.id, call.request_id, sent):
+                pending.on_response = self.telemetry.cold_start(call.version, call.request_id)
             # Thousands wait here at a time: what is no longer needed goes, and nothing is called to wait.
             del sent
             outcome = await pending.outcome
@@ -169,9 +159,9 @@ class CallRunner:
 
     async def _keep(self, call: Call, pending: Pending) -> bool:
         if pending.state is not State.ANSWERED:
-            self._pending.retain(pending, self._config.results_ttl)
+            self.pending.retain(pending, self.config.results_ttl)
         try:
-            return await self._retention.keep(call, pending)
+            return await self.retention.keep(call, pending)
         except BrokerError as error:
             if not call.keyed:
                 return False
@@ -184,15 +174,15 @@ class CallRunner:
         if pending.state is State.ANSWERED:
             return False
         pending.detach()
-        self._pending.retain(pending, self._config.results_ttl)
-        self._background.spawn(self._secure(call, pending, sequence, withdrawn), f"keep {call.request_id}")
+        self.pending.retain(pending, self.config.results_ttl)
+        self.background.spawn(self._secure(call, pending, sequence, withdrawn), f"keep {call.request_id}")
         return True
 
     async def _secure(
         self, call: Call, pending: Pending, sequence: int | None, withdrawn: Withdrawn | None
     ) -> None:
         try:
-            kept = await self._retention.keep(call, pending)
+            kept = await self.retention.keep(call, pending)
         except BrokerError:
             # It stays where it is: whoever repeats the call with its key finds it, or finds it lost.
             return
@@ -216,15 +206,15 @@ class CallRunner:
             large_response_url=call.large_response_url,
             assets=call.assets,
         )
-        delivery = Delivery(self._attach_url(), pending.response_token, pending.request_token)
+        delivery = Delivery(self.attach_url(), pending.response_token, pending.request_token)
         payload = build_request(work, delivery, call.body.prefix, full_by_attach=call.full_by_attach)
-        inline = self._config.inline_reply_bytes
-        reply = inline_reply_subject(self._gateway_id, pending.inline_token) if inline else None
-        sending = self._telemetry.enqueue(call.version, call.request_id, len(payload), trace)
+        inline = self.config.inline_reply_bytes
+        reply = inline_reply_subject(self.gateway_id, pending.inline_token) if inline else None
+        sending = self.telemetry.enqueue(call.version, call.request_id, len(payload), trace)
         headers = message_headers(sending.carrier, reply, inline)
         try:
             with sending:
-                sequence = await self._queue.publish(
+                sequence = await self.queue.publish(
                     call.version.id,
                     call.request_id,
                     payload,
@@ -241,20 +231,20 @@ class CallRunner:
             raise kind(500, str(error)) from None
 
     def _forget(self, call: Call, pending: Pending, sequence: int | None, *, withdraw: bool) -> None:
-        self._pending.remove(pending)
+        self.pending.remove(pending)
         pending.notify(answered=False)
         pending.withdraw()
         call.body.close()
         if withdraw:
             if pending.streaming is not None:
                 pending.streaming.cancel()
-            self._background.spawn(self._withdraw(call, sequence), f"withdraw {call.request_id}")
+            self.background.spawn(self._withdraw(call, sequence), f"withdraw {call.request_id}")
 
     async def _withdraw(self, call: Call, sequence: int | None) -> None:
         """Cancel the request at its worker and take it out of the queue."""
         try:
-            await self._queue.cancel(call.version.id, call.request_id)
-            await self._queue.remove(call.version.id, call.request_id, sequence)
+            await self.queue.cancel(call.version.id, call.request_id)
+            await self.queue.remove(call.version.id, call.request_id, sequence)
         except BrokerError as error:
             _log.warning("%s", error, extra={"request_id": call.request_id})
 

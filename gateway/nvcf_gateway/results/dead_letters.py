@@ -12,6 +12,7 @@ import json
 import logging
 import random
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import nats.errors
@@ -93,50 +94,43 @@ def too_many_deliveries(request_id: str, deliveries: int) -> bytes:
     return message.SerializeToString()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class DeadLetters:
     """Ends dead letters. `versions` are those whose queues are swept."""
 
-    def __init__(
-        self,
-        requests: ReplyInbox,
-        queue: RequestQueue,
-        background: BackgroundTasks,
-        regions: Collection[str],
-        versions: Callable[[], Iterable[str]],
-    ) -> None:
-        self._requests = requests
-        self._queue = queue
-        self._background = background
-        self._regions = regions
-        self._versions = versions
+    requests: ReplyInbox
+    queue: RequestQueue
+    background: BackgroundTasks
+    regions: Collection[str]
+    versions: Callable[[], Iterable[str]]
 
     async def on_advisory(self, message: Msg) -> None:
         """Handle one advisory."""
         found = read_advisory(message.data)
-        if found is not None and found.region in self._regions:
-            self._background.spawn(self.end(found), f"end message {found.sequence} of {found.version_id}")
+        if found is not None and found.region in self.regions:
+            self.background.spawn(self.end(found), f"end message {found.sequence} of {found.version_id}")
 
     async def sweep(self) -> None:
         """Search the queues of the own region now and then, until cancelled."""
         while True:
             # Replicas that started together must not search at the same time.
             await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311
-            for version_id in tuple(self._versions()):
+            for version_id in tuple(self.versions()):
                 await self.sweep_one(version_id)
 
     async def sweep_one(self, version_id: str) -> None:
         """End the dead letters of one queue."""
         ended = -1
         try:
-            while (sequence := await self._queue.stuck(version_id)) is not None:
+            while (sequence := await self.queue.stuck(version_id)) is not None:
                 if sequence == ended:
                     # For example the stream denies it: the other queues must not wait for that.
                     _log.error("message %d of %s cannot be removed from its queue", sequence, version_id)
                     return
                 await asyncio.sleep(SETTLE_SECONDS)
-                if await self._queue.stuck(version_id) != sequence:
+                if await self.queue.stuck(version_id) != sequence:
                     return
-                await self._end(DeadLetter(self._queue.region, version_id, sequence, 0))
+                await self._end(DeadLetter(self.queue.region, version_id, sequence, 0))
                 ended = sequence
         except BrokerError as error:
             _log.warning("%s; the queue of %s is looked at later", error, version_id)
@@ -149,7 +143,7 @@ class DeadLetters:
             _log.warning("%s; a sweep will find the message", error)
 
     async def _end(self, found: DeadLetter) -> None:
-        message = await self._queue.stored(found.version_id, found.sequence, found.region)
+        message = await self.queue.stored(found.version_id, found.sequence, found.region)
         if message is None:
             return
         try:
@@ -161,7 +155,7 @@ class DeadLetters:
                 "request given up: its deliveries are used up", extra={"request_id": request.request_id}
             )
             await self._answer(found, request)
-        await self._queue.remove(found.version_id, "", found.sequence, found.region)
+        await self.queue.remove(found.version_id, "", found.sequence, found.region)
 
     async def _answer(self, found: DeadLetter, request: DeadRequest) -> None:
         response = too_many_deliveries(request.request_id, found.deliveries)
@@ -180,7 +174,7 @@ class DeadLetters:
 
     async def _request(self, subject: str, payload: bytes) -> Msg | None:
         try:
-            return await self._requests.request(subject, payload, timeout=REPLY_TIMEOUT)
+            return await self.requests.request(subject, payload, timeout=REPLY_TIMEOUT)
         except (nats.errors.Error, TimeoutError) as error:
             _log.debug("%s: %s", subject, describe_error(error))
             return None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from nats.aio.msg import Msg
 
@@ -36,35 +37,25 @@ _log = logging.getLogger(__name__)
 QUEUE_GROUP = "nvcf-gateways"
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class FallbackLookup:
     """Answers workers that have lost the gateway of a request."""
 
-    def __init__(
-        self,
-        config: GatewayConfig,
-        gateway_id: str,
-        attach_url: Callable[[], str],
-        registry: Registry,
-        queue: RequestQueue,
-        pending: PendingRequests,
-        retention: Retention,
-        background: BackgroundTasks,
-    ) -> None:
-        self._config = config
-        self._gateway_id = gateway_id
-        self._attach_url = attach_url
-        self._registry = registry
-        self._queue = queue
-        self._pending = pending
-        self._retention = retention
-        self._background = background
+    config: GatewayConfig
+    gateway_id: str
+    attach_url: Callable[[], str]
+    registry: Registry
+    queue: RequestQueue
+    pending: PendingRequests
+    retention: Retention
+    background: BackgroundTasks
 
     async def on_query(self, message: Msg) -> None:
         """Take one query; answering it needs the broker, so it runs beside the next one."""
-        self._background.spawn(self._answer(message), "answer a worker whose gateway is gone")
+        self.background.spawn(self._answer(message), "answer a worker whose gateway is gone")
 
     async def _answer(self, message: Msg) -> None:
-        version = self._registry.versions.get(message.subject.rpartition(".")[2])
+        version = self.registry.versions.get(message.subject.rpartition(".")[2])
         try:
             request_id = parse_id(message.data.decode(errors="replace"), "request id")
             found = None if version is None else await self._reply_address(version, request_id)
@@ -87,13 +78,13 @@ class FallbackLookup:
         region = await self._region_of(version.id, request_id)
         if region is None:
             return None
-        earlier = self._pending.detached(request_id)
+        earlier = self.pending.detached(request_id)
         if earlier is not None:
-            self._pending.remove(earlier)
-        body = await self._retention.stored_body(request_id)
+            self.pending.remove(earlier)
+        body = await self.retention.stored_body(request_id)
         # If no body is stored it may have been lost with its gateway. A worker reports that by a 502, which
         # must not become the result.
-        kept = self._retention.kept(request_id, (version.function_id, version.id), region, keyed=body is None)
+        kept = self.retention.kept(request_id, (version.function_id, version.id), region, keyed=body is None)
         pending = Pending(
             request_id,
             version.id,
@@ -104,28 +95,28 @@ class FallbackLookup:
             state=State.DETACHED,
             storage=kept,
         )
-        self._pending.retain(pending, self._config.results_ttl)
+        self.pending.retain(pending, self.config.results_ttl)
         return pending
 
     async def _region_of(self, version_id: str, request_id: str) -> str | None:
         """Find the region whose queue holds the request; a worker may ask a replica of any region."""
-        for region in self._config.own_region_first:
-            if await self._queue.place(version_id, request_id, region) is not None:
+        for region in self.config.own_region_first:
+            if await self.queue.place(version_id, request_id, region) is not None:
                 return region
         return None
 
     def _config_of(self, pending: Pending) -> bytes:
         message = nvcf_pb2.StatelessConfig()
         connection = message.connectionConfigs.add().http1Config
-        connection.targetURI = self._attach_url()
+        connection.targetURI = self.attach_url()
         connection.responseAuthorizationToken = pending.response_token
         if pending.request_token is not None:
             connection.requestAuthorizationToken = pending.request_token
         return message.SerializeToString()
 
     def _headers(self, pending: Pending) -> dict[str, str]:
-        limit = self._config.inline_reply_bytes
+        limit = self.config.inline_reply_bytes
         return {
-            names.REPLY_SUBJECT: inline_reply_subject(self._gateway_id, pending.inline_token),
+            names.REPLY_SUBJECT: inline_reply_subject(self.gateway_id, pending.inline_token),
             names.REPLY_MAX_BYTES: str(limit),
         }

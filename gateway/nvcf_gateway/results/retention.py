@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.objects import ObjectBucket, StoredObject
@@ -47,36 +48,30 @@ class StoredBody:
         pass
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Retention:
     """Makes requests outlive their callers, and this replica."""
 
-    def __init__(
-        self,
-        config: GatewayConfig,
-        bodies: RegionalBuckets,
-        results: Mapping[str, ResultStore],
-        tracking: Tracking,
-    ) -> None:
-        self._config = config
-        self._results = results
-        self._tracking = tracking
-        self._bodies = bodies
+    config: GatewayConfig
+    bodies: RegionalBuckets
+    results: Mapping[str, ResultStore]
+    tracking: Tracking
 
     def kept(self, request_id: str, version: tuple[str, str], region: str, *, keyed: bool) -> KeptRequest:
         """Return where the response of a request is stored. `version`: ids of function and version."""
-        return KeptRequest(self._config, self._results[region], request_id, *version, keyed)
+        return KeptRequest(self.config, self.results[region], request_id, *version, keyed)
 
     def kept_call(self, call: Call) -> KeptRequest:
         """Return where the response of `call` is stored."""
         version = (call.version.function_id, call.version.id)
-        return self.kept(call.request_id, version, self._config.region, keyed=call.keyed)
+        return self.kept(call.request_id, version, self.config.region, keyed=call.keyed)
 
     async def track(self, call: Call) -> None:
         """Write the tracking record. Raises BrokerError."""
-        await self._tracking.record(
+        await self.tracking.record(
             Tracked(
                 call.request_id,
-                self._config.region,
+                self.config.region,
                 call.version.function_id,
                 call.version.id,
                 int(call.started * 1e9),
@@ -92,13 +87,13 @@ class Retention:
         """
         try:
             if pending.request_token is not None:
-                if not await call.body.receive_all(BODY_PATIENCE, self._config.kept_body_bytes):
+                if not await call.body.receive_all(BODY_PATIENCE, self.config.kept_body_bytes):
                     _log.info(
                         "request not kept: its body is still coming", extra={"request_id": call.request_id}
                     )
                     return False
-                stored = await self._bodies.put(call.request_id, call.body.stream(), {})
-                pending.body = StoredBody(self._bodies.own, stored)
+                stored = await self.bodies.put(call.request_id, call.body.stream(), {})
+                pending.body = StoredBody(self.bodies.own, stored)
             await self.track(call)
         except (BrokerError, OSError) as error:
             _log.warning("request not kept: %s", error, extra={"request_id": call.request_id})
@@ -108,9 +103,9 @@ class Retention:
 
     async def stored_body(self, request_id: str) -> StoredBody | None:
         """Return the stored body of a request, None if all of it is in the message. Raises BrokerError."""
-        found = await self._bodies.find(request_id)
+        found = await self.bodies.find(request_id)
         return None if found is None else StoredBody(*found)
 
     async def drop_body(self, request_id: str) -> None:
         """Delete the stored body. Raises BrokerError."""
-        await self._bodies.delete(request_id)
+        await self.bodies.delete(request_id)

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from aiohttp import web
 
@@ -61,30 +62,19 @@ def is_lost(place: Place | None, poll: Poll, now: float) -> bool:
     return place is None and (not poll.tracked.retained or now >= poll.lost_after)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Poller:
     """Answers polls: from the stored results, from the worker that holds the request, or by waiting."""
 
-    def __init__(
-        self,
-        query: WorkerQuery,
-        authenticator: Authenticator,
-        authorizer: Authorizer,
-        queue: RequestQueue,
-        results: Mapping[str, ResultStore],
-        tracking: Tracking,
-        retention: Retention,
-        background: BackgroundTasks,
-        keys: IdempotencyKeys,
-    ) -> None:
-        self._keys = keys
-        self._query = query
-        self._authenticator = authenticator
-        self._authorizer = authorizer
-        self._queue = queue
-        self._results = results
-        self._tracking = tracking
-        self._retention = retention
-        self._background = background
+    query: WorkerQuery
+    authenticator: Authenticator
+    authorizer: Authorizer
+    queue: RequestQueue
+    results: Mapping[str, ResultStore]
+    tracking: Tracking
+    retention: Retention
+    background: BackgroundTasks
+    keys: IdempotencyKeys
 
     async def pexec(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """GET /v2/nvcf/pexec/status/{requestId}."""
@@ -98,8 +88,8 @@ class Poller:
         self, request: web.BaseRequest, claim: Claim, call: Call, *, wrapped: bool
     ) -> web.StreamResponse:
         """Follow the request that an idempotency key stands for; `call` is the repeated one."""
-        version = self._authorizer.followed(call.caller, call.version.function_id, claim.version_id)
-        if claim.region not in self._results:
+        version = self.authorizer.followed(call.caller, call.version.function_id, claim.version_id)
+        if claim.region not in self.results:
             raise HttpProblem(503, f"the call with this Idempotency-Key is in region {claim.region}")
         tracked = Tracked(
             claim.request_id, claim.region, version.function_id, version.id, int(call.started * 1e9), True
@@ -107,7 +97,7 @@ class Poller:
         now = asyncio.get_running_loop().time()
         deadline = now + call.poll_seconds + GATEWAY_EXTRA_WAIT
         headers = forwarded_headers(
-            raw_headers(request), call.poll_seconds, self._queue.region, pass_through=False
+            raw_headers(request), call.poll_seconds, self.queue.region, pass_through=False
         )
         poll = Poll(call.caller, tracked, version, headers, deadline, call.started, now + FOLLOW_PATIENCE)
         try:
@@ -117,14 +107,14 @@ class Poller:
                 raise
             # Its gateway died before it was queued, or its response has been dropped.
             with contextlib.suppress(BrokerError):
-                await self._keys.release(claim)
+                await self.keys.release(claim)
             detail = "the first call with this Idempotency-Key came to nothing: send it again"
             raise HttpProblem(503, detail, headers={"Retry-After": "0"}) from None
 
     async def status(self, version_id: str, request_id: str, region: str) -> str:
         """Look up the status of a request that nobody has answered."""
         try:
-            return status_of(await self._queue.place(version_id, request_id, region))
+            return status_of(await self.queue.place(version_id, request_id, region))
         except BrokerError:
             return PENDING_EVALUATION
 
@@ -152,18 +142,18 @@ class Poller:
         """[ext] DELETE /v2/nvcf/pexec/status/{requestId}: cancel the request."""
         tracked = (await self._poll(request, values)).tracked
         try:
-            await self._queue.cancel(tracked.version_id, tracked.request_id)
-            await self._queue.remove(tracked.version_id, tracked.request_id, None, tracked.region)
+            await self.queue.cancel(tracked.version_id, tracked.request_id)
+            await self.queue.remove(tracked.version_id, tracked.request_id, None, tracked.region)
             await self._store(tracked).discard(tracked.request_id)
-            await self._retention.drop_body(tracked.request_id)
-            await self._tracking.forget(tracked)
+            await self.retention.drop_body(tracked.request_id)
+            await self.tracking.forget(tracked)
         except BrokerError as error:
             raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
-        self._query.close(tracked.request_id)
+        self.query.close(tracked.request_id)
         return web.Response(status=204)
 
     async def _poll(self, request: web.BaseRequest, values: dict[str, str]) -> Poll:
-        caller = self._authenticator.caller(request.headers)
+        caller = self.authenticator.caller(request.headers)
         seconds = caller_poll_seconds(request, path_route=True)
         try:
             request_id = parse_id(values["request_id"], "request id")
@@ -174,19 +164,19 @@ class Poller:
             raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
         if tracked is None:
             raise HttpProblem(404, f"no request {request_id}: unknown, or answered already")
-        version = self._authorizer.followed(caller, tracked.function_id, tracked.version_id)
+        version = self.authorizer.followed(caller, tracked.function_id, tracked.version_id)
         set_version(version)
         set_request(request_id, tracked.trace)
         deadline = asyncio.get_running_loop().time() + seconds + GATEWAY_EXTRA_WAIT
-        headers = forwarded_headers(raw_headers(request), seconds, self._queue.region, pass_through=False)
+        headers = forwarded_headers(raw_headers(request), seconds, self.queue.region, pass_through=False)
         return Poll(caller, tracked, version, headers, deadline, time.time())
 
     async def _find(self, request_id: str) -> Tracked | None:
         """Find a request by its tracking record, else by its stored response, which lives longer."""
-        tracked = await self._tracking.find(request_id)
+        tracked = await self.tracking.find(request_id)
         if tracked is not None:
             return tracked
-        for region, store in self._results.items():
+        for region, store in self.results.items():
             stored = await store.find(request_id)
             if stored is not None:
                 # Fetched before, or old: in either case something else decides how long it remains.
@@ -194,13 +184,13 @@ class Poller:
         return None
 
     def _store(self, tracked: Tracked) -> ResultStore:
-        return self._results[tracked.region]
+        return self.results[tracked.region]
 
     async def _answer(self, poll: Poll, sink: CollectSink | StreamSink) -> str | None:
         """Answer into `sink`, or return the status of a 202."""
         loop = asyncio.get_running_loop()
         tracked, store = poll.tracked, self._store(poll.tracked)
-        kept = self._retention.kept(
+        kept = self.retention.kept(
             tracked.request_id,
             (tracked.function_id, tracked.version_id),
             tracked.region,
@@ -214,7 +204,7 @@ class Poller:
                         return None
                     # Stored besides if others may ask for it, else only if this caller leaves.
                     tee = TeeSink(sink, kept.sink(), always=tracked.retained)
-                    match await self._query.ask(poll, tee, kept, announced):
+                    match await self.query.ask(poll, tee, kept, announced):
                         case QueryResult.ANSWERED:
                             await self._delivered(poll, sink.head)
                             return None
@@ -223,7 +213,7 @@ class Poller:
                         case QueryResult.TIME_OVER:
                             return await self._still(poll, IN_PROGRESS)
                         case QueryResult.NOT_ACKNOWLEDGED:
-                            place = await self._queue.place(
+                            place = await self.queue.place(
                                 tracked.version_id, tracked.request_id, tracked.region
                             )
                             lost = is_lost(place, poll, loop.time()) and not announced.is_set()
@@ -262,22 +252,22 @@ class Poller:
         Not at once, because another poll may be reading it.
         """
         if head is not None and head.status == 202:
-            await self._tracking.record(poll.tracked)
+            await self.tracking.record(poll.tracked)
             return
-        await self._tracking.forget(poll.tracked)
+        await self.tracking.forget(poll.tracked)
         if poll.tracked.retained:
             return
-        self._background.spawn_later(
+        self.background.spawn_later(
             DISCARD_DELAY, lambda: self._discard(poll.tracked), f"discard {poll.tracked.request_id}"
         )
 
     async def _discard(self, tracked: Tracked) -> None:
         await self._store(tracked).discard(tracked.request_id)
-        await self._retention.drop_body(tracked.request_id)
+        await self.retention.drop_body(tracked.request_id)
 
     async def _still(self, poll: Poll, status: str) -> str:
         # A record lives an hour: as long as somebody asks, it is renewed.
-        await self._tracking.record(poll.tracked)
+        await self.tracking.record(poll.tracked)
         return status
 
 

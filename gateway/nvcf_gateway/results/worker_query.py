@@ -104,29 +104,22 @@ def query_result(outcome: Outcome) -> QueryResult:
             return QueryResult.BROKEN
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class WorkerQuery:
     """Lets a worker answer a poll as it answers a request: by the tokens of this very poll."""
 
-    def __init__(
-        self,
-        config: GatewayConfig,
-        gateway_id: str,
-        attach_url: Callable[[], str],
-        requests: ReplyInbox,
-        pending: PendingRequests,
-    ) -> None:
-        self._config = config
-        self._gateway_id = gateway_id
-        self._attach_url = attach_url
-        self._requests = requests
-        self._pending = pending
+    config: GatewayConfig
+    gateway_id: str
+    attach_url: Callable[[], str]
+    requests: ReplyInbox
+    pending: PendingRequests
 
     def close(self, request_id: str) -> None:
         """Take no response of the request here any more."""
-        pending = self._pending.detached(request_id)
+        pending = self.pending.detached(request_id)
         if pending is not None:
             pending.notify(answered=False)
-            self._pending.remove(pending)
+            self.pending.remove(pending)
 
     async def ask(self, poll: Poll, sink: Sink, kept: KeptRequest, stored: asyncio.Event) -> QueryResult:
         """Query the worker, and wait for its response in `sink` until the poll's deadline or until `stored`.
@@ -146,7 +139,7 @@ class WorkerQuery:
             stores_inline=poll.tracked.retained,
         )
         pending.longest = asyncio.get_running_loop().time() + CALL_MAX_SECONDS
-        self._pending.add(pending)
+        self.pending.add(pending)
         acknowledged = Acknowledged.PERHAPS
         try:
             with poll_span(poll.version, request_id):
@@ -165,14 +158,14 @@ class WorkerQuery:
         pending.clear_deadline()
         match afterwards(pending.state, acknowledged):
             case Afterwards.VOID:
-                self._pending.remove(pending)
+                self.pending.remove(pending)
                 pending.withdraw()
             case Afterwards.CARRY_ON:
-                self._pending.remove(pending)
+                self.pending.remove(pending)
                 pending.detach()
             case Afterwards.STORE:
                 pending.detach()
-                self._pending.expire(pending, CALL_MAX_SECONDS)
+                self.pending.expire(pending, CALL_MAX_SECONDS)
 
     async def _acknowledged(self, poll: Poll, pending: Pending) -> Acknowledged:
         work = Work(
@@ -185,10 +178,10 @@ class WorkerQuery:
             requested_at=int(poll.started * 1e9),
         )
         payload = build_request(
-            work, Delivery(self._attach_url(), pending.response_token, None), b"", full_by_attach=False
+            work, Delivery(self.attach_url(), pending.response_token, None), b"", full_by_attach=False
         )
-        inline = self._config.inline_reply_bytes
-        reply = inline_reply_subject(self._gateway_id, pending.inline_token) if inline else None
+        inline = self.config.inline_reply_bytes
+        reply = inline_reply_subject(self.gateway_id, pending.inline_token) if inline else None
         headers = message_headers(outgoing_context(dict(poll.headers)), reply, inline)
         subjects = (
             version_polling_subject(pending.version_id, pending.request_id),
@@ -197,7 +190,7 @@ class WorkerQuery:
         acknowledged = Acknowledged.NO
         for subject in subjects:
             try:
-                await self._requests.request(subject, payload, timeout=ACKNOWLEDGE_TIMEOUT, headers=headers)
+                await self.requests.request(subject, payload, timeout=ACKNOWLEDGE_TIMEOUT, headers=headers)
             except nats.errors.NoRespondersError:
                 continue
             except TimeoutError:
