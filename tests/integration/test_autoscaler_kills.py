@@ -124,7 +124,7 @@ async def test_what_an_instance_held_that_was_killed_on_its_way_out_is_not_waite
         assert (answer.status, answer.body["id"]) == (200, 7)
         assert answer.body["instance"] != instance.id
         assert time.monotonic() - killed < 25
-        assert "handed back 1 requests that it held" in plane.agents["one"].text()
+        assert "requeued 1 requests that it held" in plane.agents["one"].text()
 
 
 @pytest.mark.timeout(180)
