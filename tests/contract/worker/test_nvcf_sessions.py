@@ -1,4 +1,4 @@
-"""Tunnels of a gateway that works as NVIDIA's proxy does: reconnects, the end of a session, its record."""
+"""Worker behind the stateful proxy of NVIDIA: its HTTP stack and tunnels (docs/internals/interop.md)."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvcf_worker.local.watching import changed, marks
+from nvcf_worker.local.command import changed, marks
 from tests.functions import asgi_app
 from tests.support.waiting import eventually
 

@@ -12,7 +12,7 @@ import pytest
 
 from nvcf_worker import BadInput, Request, Response, SyncRequest
 from nvcf_worker.errors import Fatal, HandlerError, RetryLater, StartupError
-from nvcf_worker.local.call import Progress
+from nvcf_worker.local.request import Progress
 from nvcf_worker.testing import CallFailed, StreamFailed, TestClient
 from tests.functions import asgi_app
 

@@ -1,1 +1,1 @@
-"""Handlers without a platform: `nvcf-worker run`, and the ground that `nvcf_worker.testing` stands on."""
+"""Functions without a platform: `nvcf-worker run`, and the base of `nvcf_worker.testing`."""

@@ -1,4 +1,4 @@
-"""`nvcf-worker run`: a function by HTTP alone, started again when its source changes."""
+"""`nvcf-worker run`: serve a function by HTTP on this machine, and restart it when its source changes."""
 
 from __future__ import annotations
 
@@ -8,24 +8,28 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from nvcf_broker.process import stop_process
 from nvcf_worker.errors import ConfigurationError, HandlerError, WorkerError
 from nvcf_worker.function.handlers import classify, is_asgi
-from nvcf_worker.local.watching import changed, marks
 from nvcf_worker.process import children
 from nvcf_worker.process.loops import loop_factory
 from nvcf_worker.serving import capture, has_served, set_up_logging
 
-LOOK_INTERVAL = 0.3
+CHECK_INTERVAL = 0.3
 END_GRACE = 5.0
 DEFAULT_PORT = 8000
+SKIPPED = frozenset(("__pycache__", "node_modules", "venv", "site-packages"))
+MAX_FILES = 5000
+
+Marks = dict[str, tuple[int, int]]
 
 
 def parser() -> argparse.ArgumentParser:
-    """Arguments of `nvcf-worker run`."""
+    """Return the parser of `nvcf-worker run`."""
     result = argparse.ArgumentParser(
         prog="nvcf-worker run",
         description="Serve a handler by HTTP on this machine, with no platform: every path and method "
@@ -41,20 +45,22 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> None:
-    """Entry point. Raises ConfigurationError."""
-    said = parser().parse_args(arguments)
+    """Run `nvcf-worker run`. Raises ConfigurationError."""
+    options = parser().parse_args(arguments)
     set_up_logging(None)
-    listener = socket.socket(fileno=said.fd) if said.fd is not None else _listen(said.host, said.port)
+    listener = (
+        socket.socket(fileno=options.fd) if options.fd is not None else _listen(options.host, options.port)
+    )
     address = "http://{}:{}".format(*listener.getsockname()[:2])
-    if said.reload:
+    if options.reload:
         from nvcf_worker.__main__ import split_target
 
-        folder = Path(split_target(said.target)[0]).resolve().parent
-        _say(f"serving {said.target} on {address}; it starts again when a file in {folder} changes")
-        sys.exit(asyncio.run(_reloading(said.target, folder, listener)))
-    if said.fd is None:
-        _say(f"serving {said.target} on {address}")
-    serve_file(said.target, listener)
+        folder = Path(split_target(options.target)[0]).resolve().parent
+        _say(f"serving {options.target} on {address}; it starts again when a file in {folder} changes")
+        sys.exit(asyncio.run(_reloading(options.target, folder, listener)))
+    if options.fd is None:
+        _say(f"serving {options.target} on {address}")
+    serve_file(options.target, listener)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -72,7 +78,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def serve_file(target: str, listener: socket.socket) -> None:
-    """Load a file as a worker would, and serve what it would serve. Raises ConfigurationError."""
+    """Load a file as a worker does, and serve its function by HTTP. Raises ConfigurationError."""
     from nvcf_worker.__main__ import DEFAULT_NAME, load, split_target
 
     file, name = split_target(target)
@@ -86,7 +92,7 @@ def serve_file(target: str, listener: socket.socket) -> None:
     if name is None and taken:
         handler, asgi, media_type = taken[0]
     elif name is None and has_served():
-        return  # a task: it has run
+        return  # it was a task, and has run
     else:
         handler, asgi, media_type = getattr(module, name or DEFAULT_NAME, None), None, None
     if handler is None and asgi is None:
@@ -103,7 +109,7 @@ def serve_file(target: str, listener: socket.socket) -> None:
 
 
 async def _serve(handler: Any, asgi: Any, media_type: str | None, listener: socket.socket) -> None:
-    # Late, so that a wrong argument is told without waiting for these imports.
+    # Imported here, so that a wrong argument is reported without waiting for these imports.
     from nvcf_worker.local.function import LocalFunction
     from nvcf_worker.local.http import LocalServer
     from nvcf_worker.run.asgi.host import AsgiHost
@@ -123,7 +129,7 @@ async def _serve(handler: Any, asgi: Any, media_type: str | None, listener: sock
 
 
 async def _reloading(target: str, folder: Path, listener: socket.socket) -> int:
-    """Keep a child serving; the socket is ours, so requests during a restart wait instead of failing."""
+    """Run the function in a child. The socket belongs to this process, so requests wait during a restart."""
     listener.set_inheritable(True)
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -140,12 +146,10 @@ async def _reloading(target: str, folder: Path, listener: socket.socket) -> int:
     return 0
 
 
-async def _until_changed(
-    folder: Path, seen: dict[str, tuple[int, int]], stopped: asyncio.Event
-) -> dict[str, tuple[int, int]]:
+async def _until_changed(folder: Path, seen: Marks, stopped: asyncio.Event) -> Marks:
     while True:
         try:
-            async with asyncio.timeout(LOOK_INTERVAL):
+            async with asyncio.timeout(CHECK_INTERVAL):
                 await stopped.wait()
             return seen
         except TimeoutError:
@@ -157,4 +161,31 @@ async def _until_changed(
 
 
 def _say(text: str) -> None:
-    print(f"nvcf-worker: {text}", file=sys.stderr, flush=True)  # noqa: T201 - a command's answer to its user
+    print(f"nvcf-worker: {text}", file=sys.stderr, flush=True)  # noqa: T201 - output of a command
+
+
+def marks(folder: Path) -> Marks:
+    """Return modification time (ns) and size of each Python file below `folder`, by path."""
+    found: Marks = {}
+    for path in _sources(folder):
+        try:
+            status = os.stat(path)
+        except OSError:  # removed since it was listed
+            continue
+        found[path] = (status.st_mtime_ns, status.st_size)
+        if len(found) >= MAX_FILES:
+            break
+    return found
+
+
+def _sources(folder: Path) -> Iterator[str]:
+    for directory, names, files in os.walk(folder):
+        names[:] = sorted(name for name in names if name not in SKIPPED and not name.startswith("."))
+        for name in sorted(files):
+            if name.endswith(".py") and not name.startswith("."):
+                yield os.path.join(directory, name)
+
+
+def changed(before: Marks, after: Marks) -> list[str]:
+    """Return the paths that are new, gone or different, sorted."""
+    return sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))

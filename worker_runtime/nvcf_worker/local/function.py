@@ -1,4 +1,4 @@
-"""A function of any kind in this process, run by the worker's own code with no platform around it."""
+"""Run a function of any kind in this process with the worker's own code, without a platform."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nvcf_proto.headers import NVCF_PERCENT_COMPLETE
+from nvcf_proto.headers import NVCF_PERCENT_COMPLETE, NVCF_REQID
 from nvcf_proto.pb import nvcf_pb2
 from nvcf_worker.errors import CallerGone
 from nvcf_worker.exchange.exchanges import Exchanges
@@ -23,7 +23,7 @@ from nvcf_worker.function.handlers import Handler
 from nvcf_worker.function.loading import RunBlocking, begin_all, end_all
 from nvcf_worker.function.request import Asset, FunctionContext
 from nvcf_worker.function.response import Outcome, Reply, StreamReply
-from nvcf_worker.local.call import Call, LocalDownload, Progress, answer_headers
+from nvcf_worker.local.request import LocalDownload, LocalRequest, Progress, Sink
 from nvcf_worker.message import AttachTarget, ReplyAddress, Work
 from nvcf_worker.process.companions import Companion
 from nvcf_worker.run.executor import Executor
@@ -35,35 +35,35 @@ log = logging.getLogger("nvcf_worker")
 FUNCTION_ID = "00000000-0000-4000-8000-000000000001"
 VERSION_ID = "00000000-0000-4000-8000-000000000002"
 POLL_FOR_EVER = 1e12
-"""Unix time until which a local caller goes on waiting after it was told of progress."""
+"""Unix time until which a local caller waits after it got a progress report."""
 
 
 class LocalFunction:
-    """Serves calls of one function. `start` before the first, `stop` after the last; one event loop."""
+    """Serves requests to one function, in one event loop, between `start` and `stop`."""
 
     def __init__(self, handler: Handler, companion: Companion | None = None) -> None:
         self.broken: str | None = None
-        """What a handler said with `Fatal`."""
+        """The text of a `Fatal` that a handler has raised."""
         self._handler = handler
         self._companion = companion
-        self._calls: dict[str, Call] = {}
+        self._requests: dict[str, LocalRequest] = {}
         self._pool: ThreadPool | None = None
         self._runner: Runner
         self._blocking: RunBlocking
         self._directory: tempfile.TemporaryDirectory[str] | None = None
 
     async def start(self) -> None:
-        """Set the function up. Raises WorkerError when that fails."""
+        """Set the function up. Raises WorkerError if that fails."""
         loop = asyncio.get_running_loop()
         pool = self._pool = ThreadPool(loop)
         self._blocking = lambda call: pool.start(lambda _: call())
-        # The directory is a few system calls on a local disk.
+        # Not on a thread: it takes only a few system calls on a local disk.
         self._directory = tempfile.TemporaryDirectory(prefix="nvcf-local-")
         base = Path(self._directory.name)
         context = FunctionContext(FUNCTION_ID, VERSION_ID, [("NVCF-FUNCTION-NAME", self._handler.name)])
-        transport = _LocalTransport(self._calls)
+        transport = _LocalTransport(self._requests)
         transport.exchanges = exchanges = Exchanges(transport)
-        files = _LocalFiles(self._calls)
+        files = _LocalFiles(self._requests)
         self._runner = Runner(
             Executor(self._handler, pool, loop),
             exchanges,
@@ -79,10 +79,10 @@ class LocalFunction:
             raise
 
     async def stop(self) -> None:
-        """Cancel what is in work, and tear the function down."""
-        for call in tuple(self._calls.values()):
-            call.cancel()
-            await call.wait()
+        """Cancel the requests in flight, and tear the function down."""
+        for request in tuple(self._requests.values()):
+            request.cancel()
+            await request.wait()
         if self._companion is not None:
             await self._companion.stop()
         if self._pool is not None:
@@ -91,31 +91,28 @@ class LocalFunction:
         if self._directory is not None:
             self._directory.cleanup()
 
-    def begin(self, call: Call) -> None:
-        """Start a call; its answer goes to its sink, `call.wait()` waits for its end."""
-        work = call.work()
-        self._calls[call.id] = call
-        call.task = call.scope.task = asyncio.create_task(self._run(call, work))
+    def begin(self, request: LocalRequest) -> None:
+        """Start a request. Its response goes to its sink; `request.wait()` waits for its end."""
+        work = request.work()
+        self._requests[request.id] = request
+        request.task = request.scope.task = asyncio.create_task(self._run(request, work))
 
-    async def _run(self, call: Call, work: Work) -> None:
+    async def _run(self, request: LocalRequest, work: Work) -> None:
         try:
-            await self._runner.run(work, call.scope, _nothing)
+            # A local request holds no slot that has to be released.
+            await self._runner.run(work, request.scope, lambda: None)
         finally:
-            del self._calls[call.id]
+            del self._requests[request.id]
 
     def _break(self, reason: str) -> None:
         self.broken = reason
 
 
-def _nothing() -> None:
-    """A local request holds no slot."""
-
-
 class _LocalFiles:
-    """Local requests have no assets; result files, and large bodies, are passed on as they are."""
+    """Collects result files. Local requests have no assets, and large bodies are passed on as they are."""
 
-    def __init__(self, calls: dict[str, Call]) -> None:
-        self._calls = calls
+    def __init__(self, requests: dict[str, LocalRequest]) -> None:
+        self._requests = requests
 
     async def fetch(self, message: nvcf_pb2.WorkerInvokeFunctionRequest, directory: Path) -> dict[str, Asset]:
         return {}
@@ -126,7 +123,7 @@ class _LocalFiles:
         if outcome.status >= 400 and isinstance(outcome, Reply):
             return as_problem(outcome)
         if files is not None and files.output_made:
-            self._calls[message.requestId].files.update(await asyncio.to_thread(_contents, files))
+            self._requests[message.requestId].files.update(await asyncio.to_thread(_contents, files))
         return outcome
 
 
@@ -136,56 +133,55 @@ def _contents(files: RequestFiles) -> dict[str, bytes]:
 
 
 class _LocalTransport:
-    """Carries bodies from the callers' iterators, and responses to their sinks.
+    """Carries bodies from the callers' iterators, and responses to the callers' sinks.
 
-    A caller that gets progress polls again at once.
+    After a progress report the caller polls again at once.
     """
 
     exchanges: Exchanges
 
-    def __init__(self, calls: dict[str, Call]) -> None:
-        self._calls = calls
+    def __init__(self, requests: dict[str, LocalRequest]) -> None:
+        self._requests = requests
 
     async def fetch(self, target: AttachTarget, *, whole_request: bool, attempt: int) -> Download:
-        body = self._calls[target.request_token or ""].body
-        assert not isinstance(body, bytes)  # noqa: S101 # those have no token
+        body = self._requests[target.request_token or ""].body
+        assert not isinstance(body, bytes)  # noqa: S101 # requests with such a body have no token
         return LocalDownload(body)
 
     async def find_gateway(self, request_id: str) -> ReplyAddress | NoGateway:
         return NoGateway.NO_ANSWER
 
     async def listen(self, request_id: str) -> None:
-        """Local callers never leave to poll."""
+        """Do nothing: local callers poll in `deliver`."""
 
     async def post(self, address: ReplyAddress, reply: Reply) -> None:
-        """The caller has seen its stream break."""
+        """Do nothing: the caller sees that its stream broke."""
 
     async def deliver(self, address: ReplyAddress, response: Outcome, sent: Callable[[], None]) -> None:
-        call = self._calls.get(address.target.response_token)
-        if call is None or call.scope.end is not None:
+        request = self._requests.get(address.target.response_token)
+        if request is None or request.scope.end is not None:
             raise CallerGone("the caller is gone")
         if isinstance(response, Reply) and (progress := _progress_of(response)) is not None:
-            call.progress.append(progress)
-            log.info("progress of request %s: %g %%", call.id, progress.percent)
-            if self.exchanges.is_open(call.id):
-                self.exchanges.polled(call.id, address, POLL_FOR_EVER)
+            request.progress.append(progress)
+            log.info("progress of request %s: %g %%", request.id, progress.percent)
+            if self.exchanges.is_open(request.id):
+                self.exchanges.polled(request.id, address, POLL_FOR_EVER)
             return
-        call.started = True
-        headers = answer_headers(response.headers, call.id)
+        headers = [*response.headers, (NVCF_REQID.lower(), request.id)]
         if isinstance(response, Reply):
-            await call.sink.start(response.status, headers, len(response.body))
+            await request.sink.start(response.status, headers, len(response.body))
             if response.body:
-                await call.sink.write(response.body)
+                await request.sink.write(response.body)
         else:
-            await call.sink.start(response.status, headers, response.length)
-            await _pass_on(response, call)
-        await call.sink.finish()
-        call.finished = True
+            await request.sink.start(response.status, headers, response.length)
+            await _pass_on(response, request.sink)
+        await request.sink.finish()
+        request.finished = True
         sent()
 
 
 def _progress_of(reply: Reply) -> Progress | None:
-    """What a 202 with NVCF-PERCENT-COMPLETE says (protocol.md, section 4.4); None for any other answer."""
+    """Return the progress in a 202 with NVCF-PERCENT-COMPLETE (protocol.md, section 4.4); None in others."""
     percent = dict(reply.headers).get(NVCF_PERCENT_COMPLETE.lower())
     if reply.status != 202 or percent is None:
         return None
@@ -198,11 +194,11 @@ def _progress_of(reply: Reply) -> Progress | None:
     return Progress(float(percent), partial)
 
 
-async def _pass_on(response: StreamReply, call: Call) -> None:
+async def _pass_on(response: StreamReply, sink: Sink) -> None:
     chunk = response.first
     while True:
         if chunk:
-            await call.sink.write(chunk)
+            await sink.write(chunk)
         try:
             chunk = await response.source.__anext__()
         except StopAsyncIteration:
@@ -210,4 +206,4 @@ async def _pass_on(response: StreamReply, call: Call) -> None:
         except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:
-            raise StreamBroken("the handler failed in the middle of its answer") from error
+            raise StreamBroken("the handler failed in the middle of its response") from error

@@ -1,4 +1,4 @@
-"""A local function behind an HTTP port: every path and method reaches it, as in a pass-through call."""
+"""Serve a local function on an HTTP port: it gets every path and method, as in a pass-through call."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from nvcf_proto.headers import NVCF_FEATURE_DISABLE_COMPATIBILITY, strip_hop_by_
 from nvcf_proto.problem import Problem
 from nvcf_proto.settings import MAX_INLINE_BODY
 from nvcf_worker.function.response import HeaderPairs, problem_reply
-from nvcf_worker.local.call import Call
 from nvcf_worker.local.function import LocalFunction
+from nvcf_worker.local.request import LocalRequest
 
 log = logging.getLogger("nvcf_worker")
 
@@ -22,7 +22,7 @@ SHUTDOWN_SECONDS = 1.0
 
 
 class HttpSink:
-    """Writes one answer to one connection; a slow reader makes `write` wait."""
+    """Writes one response to one connection. `write` waits for a slow reader."""
 
     def __init__(self, request: web.BaseRequest) -> None:
         self._request = request
@@ -55,13 +55,13 @@ class LocalServer:
         self._function = function
         self._listener = listener
         self._runner = web.ServerRunner(
-            # The function's own log says what was asked and answered.
+            # Requests and responses are logged in `_handle`.
             web.Server(self._handle, handler_cancellation=True, access_log=None),
             handle_signals=False,
         )
 
     async def start(self) -> None:
-        """Set the function up, then accept connections. Raises WorkerError."""
+        """Set the function up, then accept connections. Raises WorkerError if the set-up fails."""
         await self._function.start()
         await self._runner.setup()
         await web.SockSite(self._runner, self._listener).start()
@@ -73,28 +73,28 @@ class LocalServer:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         sink = HttpSink(request)
-        call = Call(sink, request.method, request.raw_path, _headers(request), await _body(request))
-        self._function.begin(call)
+        local = LocalRequest(sink, request.method, request.raw_path, _headers(request), await _body(request))
+        self._function.begin(local)
         try:
-            await call.wait()
+            await local.wait()
         except asyncio.CancelledError:
-            call.cancel()
+            local.cancel()
             raise
         except (ClientConnectionResetError, ConnectionError):
-            call.cancel()
+            local.cancel()
         log.info(
             "%s %s: %s",
             request.method,
             request.raw_path,
-            sink.response.status if sink.response is not None else "no answer",
+            sink.response.status if sink.response is not None else "no response",
         )
-        if call.finished and sink.response is not None:
+        if local.finished and sink.response is not None:
             return sink.response
         if sink.response is not None and request.transport is not None:
-            # As on the platform: a stream that fails in the middle must not look complete.
+            # As on the platform, a stream that fails in the middle must not look complete.
             request.transport.abort()
             return sink.response
-        problem = Problem("Internal Server Error", 500, "The request ended without an answer.")
+        problem = Problem("Internal Server Error", 500, "The request ended without a response.")
         reply = problem_reply(problem)
         return web.Response(status=500, body=reply.body, headers=dict(reply.headers))
 

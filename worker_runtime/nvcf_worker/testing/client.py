@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from nvcf_worker.function.handlers import classify, is_asgi
-from nvcf_worker.local.call import Call
 from nvcf_worker.local.function import LocalFunction
+from nvcf_worker.local.request import LocalRequest
 from nvcf_worker.process.companions import Companion
 from nvcf_worker.testing.results import Collector, Pending, Result, Stream
 
@@ -181,9 +181,11 @@ class TestClient:
 
         async def begin() -> Pending:
             collector = Collector()
-            call = Call(collector, method, path, pairs, body, attempt=attempt, subject=subject, nca_id=nca_id)
-            self._function.begin(call)
-            return Pending(self._await, call, collector)
+            request = LocalRequest(
+                collector, method, path, pairs, body, attempt=attempt, subject=subject, nca_id=nca_id
+            )
+            self._function.begin(request)
+            return Pending(self._await, request, collector)
 
         return self._await(begin())
 

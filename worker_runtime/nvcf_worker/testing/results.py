@@ -11,7 +11,7 @@ from typing import Any, Self
 from nvcf_worker.errors import WorkerError
 from nvcf_worker.function.headers import Headers
 from nvcf_worker.function.response import HeaderPairs
-from nvcf_worker.local.call import Call, Progress
+from nvcf_worker.local.request import LocalRequest, Progress
 
 
 class CallFailed(WorkerError):
@@ -109,34 +109,34 @@ class Collector:
 class Pending:
     """A call in progress."""
 
-    def __init__(self, wait: Callable[..., Any], call: Call, collector: Collector) -> None:
+    def __init__(self, wait: Callable[..., Any], request: LocalRequest, collector: Collector) -> None:
         self._wait = wait
-        self._call = call
+        self._request = request
         self._collector = collector
         self._result: Result | None = None
 
     @property
     def request_id(self) -> str:
         """The id of the request."""
-        return self._call.id
+        return self._request.id
 
     @property
     def progress(self) -> list[Progress]:
         """The progress that the handler has reported so far."""
-        return list(self._call.progress)
+        return list(self._request.progress)
 
     @property
     def done(self) -> bool:
         """Whether the request has ended."""
-        return self._call.task is not None and self._call.task.done()
+        return self._request.task is not None and self._request.task.done()
 
     def cancel(self) -> None:
         """Leave, as a caller does, and wait until the handler has ended."""
         self._wait(self._cancel())
 
     async def _cancel(self) -> None:
-        self._call.cancel()
-        await self._call.wait()
+        self._request.cancel()
+        await self._request.wait()
 
     def result(self, timeout: float | None = None) -> Result:
         """Wait for the complete response, at most `timeout` seconds.
@@ -152,14 +152,14 @@ class Pending:
         chunks = []
         while (chunk := await self.read()) is not None:
             chunks.append(chunk)
-        await self._call.wait()
+        await self._request.wait()
         return Result(
             self._collector.status,
             self._collector.headers,
             chunks,
-            self._call.id,
+            self._request.id,
             self.progress,
-            dict(self._call.files),
+            dict(self._request.files),
         )
 
     async def head(self) -> tuple[int, Headers]:
@@ -178,8 +178,8 @@ class Pending:
         return await self._collector.read(self._task())
 
     def _task(self) -> asyncio.Task[None]:
-        assert self._call.task is not None  # noqa: S101 # set by begin
-        return self._call.task
+        assert self._request.task is not None  # noqa: S101 # set by begin
+        return self._request.task
 
 
 class Stream:

@@ -1,14 +1,13 @@
-"""One request without a platform: who waits for it, and what it is to the worker's own code."""
+"""A request without a platform: its caller, and the queue message that the worker's own code reads."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from nvcf_proto.headers import NVCF_REQID
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2
 from nvcf_proto.settings import MAX_DIRECT_RESPONSE
@@ -16,35 +15,34 @@ from nvcf_worker.function.cancellation import CancelScope, End
 from nvcf_worker.function.response import HeaderPairs
 from nvcf_worker.message import Work, parse_work
 
-REGION = "local"
 TARGET = "http://local.invalid"
-"""Nothing is ever sent there."""
+"""A reply address to which nothing is ever sent."""
 
 
 class Sink(Protocol):
-    """Takes one answer, on the event loop."""
+    """Receives one response, on the event loop."""
 
     async def start(self, status: int, headers: HeaderPairs, length: int | None) -> None:
-        """The head. `length` of the body where it is known."""
+        """Receive the head. `length` of the body in bytes is None if unknown."""
 
     async def write(self, data: bytes) -> None:
-        """A piece of the body; waits while the other side is behind."""
+        """Receive a piece of the body, and wait while the reader is behind."""
 
     async def finish(self) -> None:
-        """The body is complete."""
+        """Receive the end of the body."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One report of a handler: 0 to 100, and a partial result if there is one."""
+    """One progress report of a handler: 0 to 100, and a partial result if there is one."""
 
     percent: float
     partial: Any = None
 
 
 @dataclass(eq=False)
-class Call:
-    """A request on its way through a `LocalFunction`."""
+class LocalRequest:
+    """A request to a `LocalFunction`."""
 
     sink: Sink
     method: str
@@ -59,11 +57,10 @@ class Call:
     files: dict[str, bytes] = field(default_factory=dict)
     scope: CancelScope = field(default_factory=CancelScope)
     task: asyncio.Task[None] | None = None
-    started: bool = False
     finished: bool = False
 
     def work(self) -> Work:
-        """The queue message that a gateway would have sent, read as a worker reads it."""
+        """Return the queue message that a gateway would send, as a worker reads it."""
         message = nvcf_pb2.WorkerInvokeFunctionRequest(
             requestId=self.id,
             ncaId=self.nca_id,
@@ -71,7 +68,7 @@ class Call:
             requestMethod=self.method,
             requestPath=self.target,
             maxDirectResponseSizeBytes=MAX_DIRECT_RESPONSE,
-            # So that result files have a place to go; they are collected, not sent.
+            # Without it there would be no result files; they are collected, not uploaded.
             largeResponseUrl=TARGET,
         )
         message.requestTime.FromNanoseconds(time.time_ns())
@@ -84,42 +81,35 @@ class Call:
         else:
             http1.requestAuthorizationToken = self.id
         subject = f"$JS.ACK.local.local.{self.attempt}.1.1.1.0"
-        # One delivery: nobody would deliver a request again, so `RetryLater` is answered at once.
+        # One delivery: there is no queue that would deliver it again, so `RetryLater` becomes a response.
         return parse_work(
-            message.SerializeToString(), subject, None, region=REGION, now=time.time(), max_deliver=1
+            message.SerializeToString(), subject, None, region="local", now=time.time(), max_deliver=1
         )
 
     def cancel(self) -> None:
-        """The caller leaves."""
+        """Cancel the request, as when its caller leaves."""
         if not self.finished:
             self.scope.stop(End.CALLER_GONE)
 
     async def wait(self) -> None:
-        """Until the request has ended, whichever way."""
+        """Wait until the request has ended, successfully or not."""
         if self.task is not None:
             await asyncio.wait((self.task,))
 
 
 class LocalDownload:
-    """The rest of a request's body, from an iterator in this process."""
+    """The body of a request, from an iterator in this process."""
 
     def __init__(self, source: AsyncIterable[bytes]) -> None:
         self._source = source
-        self._closed = asyncio.Event()
+        self._closed = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        chunks = aiter(self._source)
-        while True:
-            chunk = await anext(chunks, None)
-            if chunk is None or self._closed.is_set():
+        async for chunk in self._source:
+            if self._closed:
                 return
             yield chunk
 
     def close(self) -> None:
-        """No more is read."""
-        self._closed.set()
-
-
-def answer_headers(headers: Iterable[tuple[str, str]], request_id: str) -> HeaderPairs:
-    """Headers of an answer as a gateway hands them on: with the request's id."""
-    return [*headers, (NVCF_REQID.lower(), request_id)]
+        """Stop reading."""
+        self._closed = True
