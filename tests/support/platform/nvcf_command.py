@@ -32,7 +32,6 @@ SLOW = """
 import os, time
 from pathlib import Path
 from nvcf_worker import Request
-from tests.support.waiting import eventually
 
 def handler(request: Request) -> str:
     first = Path(os.environ["MARKER"])
