@@ -26,7 +26,7 @@ from nvcf_agent.messages import Consumer, Source
 from nvcf_agent.options import attributes, cluster_id, inventory, parse_arguments
 from nvcf_agent.prometheus_sd import PrometheusTargets
 from nvcf_agent.records import Records
-from nvcf_agent.requeue import Requeue
+from nvcf_agent.requeue import Requeuer
 from nvcf_agent.state.persisted_state import FileStore, PersistedState
 from nvcf_agent.telemetry import AgentTelemetry
 from nvcf_agent.tokens import GatewayTokens
@@ -150,7 +150,7 @@ async def _make_agent(
         targets=PrometheusTargets(options.data.absolute() / "metrics" / "instances.json")
         if options.worker_metrics
         else None,
-        requeue=Requeue(client, options.data.absolute() / "instances"),
+        requeuer=Requeuer(client, options.data.absolute() / "instances"),
         grace=options.grace,
         ready_timeout=options.max_ready_seconds or INFERENCE_READY_TIMEOUT,
         keep_finished=options.keep_finished,

@@ -13,7 +13,7 @@ from nvcf_agent.backends.interface import Backend
 from nvcf_agent.errors import LaunchError, Refused, StartError, StoreError
 from nvcf_agent.prometheus_sd import PrometheusTargets
 from nvcf_agent.records import Published, Records
-from nvcf_agent.requeue import Requeue
+from nvcf_agent.requeue import Requeuer
 from nvcf_agent.state import transitions
 from nvcf_agent.state.actions import (
     KEEP_FINISHED_SECONDS,
@@ -66,7 +66,7 @@ class Agent:
     worker_telemetry: WorkerTelemetry = NO_TELEMETRY
     accounts: AccountTelemetry | None = None
     targets: PrometheusTargets | None = None
-    requeue: Requeue | None = None
+    requeuer: Requeuer | None = None
     grace: float = DEFAULT_GRACE_SECONDS
     ready_timeout: float = INFERENCE_READY_TIMEOUT
     keep_finished: float = KEEP_FINISHED_SECONDS
@@ -286,8 +286,8 @@ class Agent:
         return self.versions.get(version_id)
 
     async def _clean(self, instance_id: str) -> None:
-        if self.requeue is not None:
-            await self.requeue.of(instance_id, self._instances[instance_id].order.version_id)
+        if self.requeuer is not None:
+            await self.requeuer.requeue(instance_id, self._instances[instance_id].order.version_id)
         await self.backend.forget(instance_id)
         self._instances[instance_id] = replace(self._instances[instance_id], cleaned=True)
 

@@ -24,7 +24,7 @@ _LARGEST = 4 * 1024 * 1024
 _FLUSH_SECONDS = 5
 
 
-class Requeue:
+class Requeuer:
     """Requeues requests of ended instances by their journals in `instances/ID/shared`."""
 
     def __init__(self, client: Client, instances: Path, wall: Callable[[], float] = time.time) -> None:
@@ -32,7 +32,7 @@ class Requeue:
         self._instances = instances
         self._wall = wall
 
-    async def of(self, instance_id: str, version_id: str) -> int:
+    async def requeue(self, instance_id: str, version_id: str) -> int:
         """Nak the requests of its version that this instance still holds, and return how many.
 
         Call it when nothing of the instance runs. There is no second attempt, since the broker delivers them

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from nats.aio.client import Client
 
-from nvcf_agent.requeue import Requeue, requeueable
+from nvcf_agent.requeue import Requeuer, requeueable
 from nvcf_proto.journal import (
     ENTRY,
     ENTRY_STRUCT,
@@ -94,8 +94,8 @@ def place(folder: Path) -> Path:
 async def test_a_journal_is_read_and_its_requests_are_published(tmp_path: Path) -> None:
     place(tmp_path).write_bytes(journal(subject(), subject(f"rq_west_{VERSION}")))
     client = Published()
-    requeue = Requeue(cast("Client", client), tmp_path, lambda: NOW)
-    assert await requeue.of(INSTANCE, VERSION) == 2
+    requeuer = Requeuer(cast("Client", client), tmp_path, lambda: NOW)
+    assert await requeuer.requeue(INSTANCE, VERSION) == 2
     assert client.subjects == [subject(), subject(f"rq_west_{VERSION}")]
 
 
@@ -111,5 +111,5 @@ async def test_a_place_without_a_journal_holds_nothing_up(tmp_path: Path, kind: 
     }
     made[kind]()
     client = Published()
-    assert await Requeue(cast("Client", client), tmp_path).of(INSTANCE, VERSION) == 0
+    assert await Requeuer(cast("Client", client), tmp_path).requeue(INSTANCE, VERSION) == 0
     assert client.subjects == []
