@@ -40,28 +40,31 @@ def _well(board: Dashboard) -> Dashboard:
     failures = q.share(q.rate(INVOCATION, where=FAILED), q.rate(INVOCATION, where=MINE))
     return row(
         board,
-        "Is it well?",
-        number("Calls", "Calls that ended, per second.", q.rate(INVOCATION, where=MINE), "reqps"),
+        "Health",
+        number("Calls", "Completed calls per second.", q.rate(INVOCATION, where=MINE), "reqps"),
         number(
             "Failures",
-            "Share of calls that the function or a time limit failed.",
+            "Share of calls that failed: an error of the function, or a time-out.",
             failures,
             "percentunit",
             limits=(0.01, 0.05),
         ),
-        number("p99", "99 % of calls are faster.", q.quantile(0.99, INVOCATION, where=MINE), "s"),
+        number("p99", "99 % of the calls are faster.", q.quantile(0.99, INVOCATION, where=MINE), "s"),
         number(
-            "In progress", "Calls whose callers wait.", q.total("nvcf.invocation.active", where=MINE), "short"
+            "In progress",
+            "Calls that wait for a response.",
+            q.total("nvcf.invocation.active", where=MINE),
+            "short",
         ),
         number(
             "Queued",
-            "Requests that no worker has taken yet.",
+            "Requests that no worker has pulled yet.",
             q.total("nvcf.queue.depth", where=MINE),
             "short",
         ),
         number(
             "Running",
-            "Instances that serve.",
+            "Instances that are ready.",
             q.or_zero(q.total("nvcf.instances", where=f'{MINE}, {q.label(names.INSTANCE_STATE)}="RUNNING"')),
             "short",
         ),
@@ -75,29 +78,29 @@ def _slow(board: Dashboard) -> Dashboard:
     parts = [
         ("queue", queue),
         ("handler", handler),
-        ("the rest: gateway, broker, delivery", f"clamp_min({whole} - ({queue}) - ({handler}), 0)"),
+        ("rest: gateway, broker, delivery", f"clamp_min({whole} - ({queue}) - ({handler}), 0)"),
     ]
     return row(
         board,
-        "Why is it slow?",
+        "Latency",
         chart(
             "Latency",
-            "From the request to the end of the answer, at the gateway; points lead to traces.",
+            "From the request to the end of the response, at the gateway. Points link to traces.",
             _percentiles(INVOCATION),
             "s",
             exemplars=True,
         ),
         chart(
-            "Where the time goes",
-            "Mean of each part. A thick queue wants more instances, a thick handler a faster function.",
+            "Parts of the latency",
+            "Mean of each part: a long queue calls for more instances, a long handler for faster code.",
             parts,
             "s",
             stacked=True,
         ),
-        heat("All calls", "How many took how long.", q.buckets(INVOCATION, MINE), "s"),
+        heat("All calls", "Number of calls by latency.", q.buckets(INVOCATION, MINE), "s"),
         chart(
             "Wait in the queue",
-            "From the request until a worker pulled it.",
+            "From the request to the pull of a worker.",
             _percentiles("nvcf.request.queue.duration"),
             "s",
         ),
@@ -106,7 +109,7 @@ def _slow(board: Dashboard) -> Dashboard:
         ),
         chart(
             "Slots",
-            "Requests that the instances could work on at a time, and do.",
+            "Slots of the instances, and those in use.",
             [
                 ("slots", q.total("nvcf.worker.slots", where=MINE)),
                 ("busy", q.total("nvcf.worker.slots.busy", where=MINE)),
@@ -120,25 +123,25 @@ def _errors(board: Dashboard) -> Dashboard:
     codes = q.rate("nvcf_response_total", ["error_code"], MINE_AS_NVIDIA)
     return row(
         board,
-        "What fails?",
+        "Errors",
         chart(
-            "What became of calls",
-            "By outcome, at the gateway.",
+            "Outcomes",
+            "Calls by outcome, at the gateway.",
             [(f"{{{{{q.label(names.OUTCOME)}}}}}", q.rate(INVOCATION, [names.OUTCOME], MINE))],
             "reqps",
             stacked=True,
         ),
         chart(
-            "Answers of the instances",
-            "By error code, as NVIDIA's worker counts: 0 was answered, whatever the status; 500 was not.",
+            "Responses of the instances",
+            "By error code, as NVIDIA's worker counts: 0 for a response of any status, 500 for none.",
             [("{{error_code}}", codes)],
             "reqps",
             stacked=True,
         ),
         chart(
-            "Delivered again",
-            "Requests of which an earlier delivery came to nothing: a worker died or gave them back.",
-            [("again", q.or_zero(q.rate("nvcf.request.redeliveries", where=MINE)))],
+            "Redeliveries",
+            "Requests delivered again because a worker died or gave them back.",
+            [("redeliveries", q.or_zero(q.rate("nvcf.request.redeliveries", where=MINE)))],
             "reqps",
         ),
     )
@@ -150,22 +153,22 @@ def _cold_starts(board: Dashboard) -> Dashboard:
         board,
         "Cold starts",
         chart(
-            "Calls that met no instance",
+            "Calls without an instance",
             "Share of all calls.",
             [("share", q.share_of_ended(met_none, q.rate(INVOCATION, where=MINE)))],
             "percentunit",
             maximum=1,
         ),
         chart(
-            "How long they waited",
-            "From the queue to the head of the answer.",
+            "Wait of cold starts",
+            "From the queue to the head of the response.",
             _percentiles("nvcf.invocation.cold_start.duration"),
             "s",
             exemplars=True,
         ),
         chart(
             "Loading",
-            "The function's own part of a start: imports, model, warm-up. Of the instances that run now.",
+            "The function's part of a start: imports, model, warm-up; of the present instances.",
             [
                 (name, q.quantile_now(share, "nvcf.instance.load.duration", MINE))
                 for name, share in PERCENTILES
@@ -182,28 +185,28 @@ def _queue(board: Dashboard) -> Dashboard:
         "Queue and instances",
         chart(
             "Queue",
-            "Requests that wait, and that workers hold.",
+            "Requests that wait, and requests in flight.",
             [
                 ("waiting", q.total("nvcf.queue.depth", where=MINE)),
-                ("in work", q.total("nvcf.requests.in_flight", where=MINE)),
+                ("in flight", q.total("nvcf.requests.in_flight", where=MINE)),
             ],
             "short",
         ),
         chart(
             "Oldest request",
-            "How long the oldest waiting one has waited.",
+            "Age of the oldest waiting request.",
             [("age", q.highest("nvcf.queue.age", where=MINE))],
             "s",
         ),
         chart(
             "Instances",
-            "By state, and how many there should be.",
+            "By state, and the desired number.",
             [
                 (
                     f"{{{{{state}}}}}",
                     q.total("nvcf.instances", [names.INSTANCE_STATE], f"{MINE}, {q.living()}"),
                 ),
-                ("wanted", q.total("nvcf.scaling.desired", where=MINE)),
+                ("desired", q.total("nvcf.scaling.desired", where=MINE)),
             ],
             "short",
         ),
@@ -225,7 +228,7 @@ def _streams(board: Dashboard) -> Dashboard:
         ),
         chart(
             "Wait for a batch",
-            "How long a request waited for others.",
+            "Wait of a request for the rest of its batch.",
             _percentiles("nvcf.batch.wait.duration"),
             "s",
         ),
@@ -235,10 +238,10 @@ def _streams(board: Dashboard) -> Dashboard:
             _percentiles("nvcf.stream.first_item.duration"),
             "s",
         ),
-        chart("Items", "Of all streams.", [("items", q.rate("nvcf.stream.items", where=MINE))], "ops"),
+        chart("Items", "Items of all streams.", [("items", q.rate("nvcf.stream.items", where=MINE))], "ops"),
         chart(
             "Tokens",
-            "By type, where the function says how many.",
+            "By type, as the function reports them.",
             [
                 ("{{gen_ai_token_type}}", _tokens()),
             ],
@@ -258,7 +261,7 @@ def _machine(board: Dashboard) -> Dashboard:
         "Machine",
         chart(
             "GPU",
-            "Share of time that the GPUs work.",
+            "Share of time in which the GPUs are busy.",
             [
                 ("mean", f"avg ({q.series('hw.gpu.utilization', MINE)})"),
                 ("highest", q.highest("hw.gpu.utilization", where=MINE)),
@@ -268,16 +271,16 @@ def _machine(board: Dashboard) -> Dashboard:
         ),
         chart(
             "GPU memory",
-            "In use, of what there is.",
+            "In use, and in total.",
             [
                 ("used", q.total("hw.gpu.memory.usage", where=MINE)),
-                ("there is", q.total("hw.gpu.memory.limit", where=MINE)),
+                ("total", q.total("hw.gpu.memory.limit", where=MINE)),
             ],
             "bytes",
         ),
         chart(
             "Memory",
-            "Of the instances' processes.",
+            "Resident memory of the instances' processes.",
             [("resident", q.total("process.memory.usage", where=MINE))],
             "bytes",
         ),

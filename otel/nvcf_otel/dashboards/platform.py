@@ -36,20 +36,22 @@ def _overview(board: Dashboard) -> Dashboard:
     free = f'{q.label(names.GPU_STATE)}="free", {gpu}!="CPU"'
     return row(
         board,
-        "Now",
+        "Overview",
         number("Requests", "HTTP requests of all gateways per second.", q.rate(HTTP), "reqps"),
         number(
             "Server errors",
-            "Share of them answered with 5xx, functions' own included.",
+            "Share of requests with a 5xx response, the functions' own included.",
             q.share(broken, q.rate(HTTP)),
             "percentunit",
             limits=(0.01, 0.05),
         ),
-        number("Calls in progress", "Whose callers wait.", q.total("nvcf.invocation.active"), "short"),
-        number("Queued", "Requests that no worker has taken yet.", q.total("nvcf.queue.depth"), "short"),
+        number(
+            "Calls in progress", "Calls that wait for a response.", q.total("nvcf.invocation.active"), "short"
+        ),
+        number("Queued", "Requests that no worker has pulled yet.", q.total("nvcf.queue.depth"), "short"),
         number(
             "Without broker",
-            "Processes that have lost the broker.",
+            "Processes without a broker connection.",
             f"count ({connected}) - sum ({connected})",
             "short",
             limits=(1, 2),
@@ -73,10 +75,10 @@ def _gateways(board: Dashboard) -> Dashboard:
             "s",
             exemplars=True,
         ),
-        chart("Server errors", "Answers with 5xx by route.", [(route, broken)], "reqps", stacked=True),
+        chart("Server errors", "5xx responses by route.", [(route, broken)], "reqps", stacked=True),
         chart(
             "Refused",
-            "Calls that were not queued, and why.",
+            "Calls that were not queued, by reason.",
             [(_of(names.REASON), q.or_zero(q.rate("nvcf.invocation.rejected", [names.REASON])))],
             "reqps",
             stacked=True,
@@ -102,7 +104,7 @@ def _broker(board: Dashboard) -> Dashboard:
         "Broker",
         chart(
             "Storing a request",
-            "From the gateway's publish to the broker's word that it is stored.",
+            "From the gateway's publish to the broker's acknowledgement.",
             [
                 (name, q.quantile(share, "nvcf.enqueue.duration"))
                 for name, share in (("p50", 0.5), ("p99", 0.99))
@@ -110,24 +112,24 @@ def _broker(board: Dashboard) -> Dashboard:
             "s",
         ),
         chart(
-            "Connections made anew",
+            "Reconnections",
             "By all processes.",
             [("reconnects", q.rate("nvcf.broker.reconnects"))],
             "ops",
         ),
         chart(
             "Queues",
-            "Requests in all queues, and the oldest one's age in seconds.",
+            "Requests in all queues, and the age of the oldest in seconds.",
             [
                 ("waiting", q.total("nvcf.queue.depth")),
-                ("in work", q.total("nvcf.requests.in_flight")),
+                ("in flight", q.total("nvcf.requests.in_flight")),
                 ("oldest, seconds", q.highest("nvcf.queue.age")),
             ],
             "short",
         ),
         chart(
-            "Telemetry thrown away",
-            "By signal: a backend that is slow or gone.",
+            "Dropped telemetry",
+            "By signal. The backend is slow or unreachable.",
             [(_of(names.SIGNAL), q.or_zero(q.rate("nvcf.telemetry.dropped", [names.SIGNAL])))],
             "ops",
         ),
@@ -140,14 +142,14 @@ def _autoscaler(board: Dashboard) -> Dashboard:
         board,
         "Autoscaler",
         chart(
-            "One look",
-            "Reading a version's queue and records, deciding, acting.",
+            "Reconciliation",
+            "Time to reconcile one version: read, decide, act.",
             [("p50", q.quantile(0.5, decision)), ("p99", q.quantile(0.99, decision))],
             "s",
         ),
         chart(
-            "Waking up",
-            "From the word that a request met no instance to the creation message.",
+            "Wake-up",
+            "From the notice of a request without an instance to the creation message.",
             [("p50", q.quantile(0.5, wake)), ("p99", q.quantile(0.99, wake))],
             "s",
         ),
@@ -194,13 +196,13 @@ def _clusters(board: Dashboard) -> Dashboard:
         ),
         chart(
             "Starts",
-            "From the start of an instance until it serves, p90.",
+            "From the start of an instance until it is ready, p90.",
             [(gpu_and, q.quantile(0.9, start, [names.CLUSTER, names.GPU], where))],
             "s",
         ),
         chart(
-            "Ends",
-            "Of instances' processes, by what ended them.",
+            "Exits",
+            "Exits of instances' processes, by category.",
             [
                 (
                     f"{_of(names.CLUSTER)} {_of(names.CATEGORY)}",
@@ -212,7 +214,7 @@ def _clusters(board: Dashboard) -> Dashboard:
         ),
         chart(
             "Agents' messages",
-            "Taking in a creation or termination, p99.",
+            "Time to handle a creation or termination message, p99.",
             [
                 (
                     f"{_of(names.CLUSTER)} {_of(names.MESSAGE_KIND)}",
@@ -234,19 +236,19 @@ def _workers(board: Dashboard) -> Dashboard:
         chart("Slots in use", "Of all instances.", [("busy", busy)], "percentunit", maximum=1),
         chart(
             "Event loops",
-            "The latest that one was in the last minute: beyond some milliseconds something blocks it.",
+            "Longest delay in the last minute. Above some milliseconds, something blocks the loop.",
             [("{{job}}", f"max by (job) ({q.series('nvcf.event_loop.lag')})")],
             "s",
         ),
         chart(
-            "Processor",
-            "Time of all processes per second.",
+            "CPU",
+            "CPU seconds per second of all processes.",
             [("{{job}}", f"sum by (job) (rate({q.series('process.cpu.time')}[{q.WINDOW}]))")],
             "short",
         ),
         chart(
             "Memory",
-            "Resident, of all processes.",
+            "Resident memory of all processes.",
             [("{{job}}", f"sum by (job) ({q.series('process.memory.usage')})")],
             "bytes",
         ),

@@ -43,30 +43,30 @@ def _totals(board: Dashboard) -> Dashboard:
     cold = q.share_of_ended(q.increase(COLD), q.increase(CALLS))
     return row(
         board,
-        "In the chosen time",
+        "Totals",
         number("GPU hours", "In the chosen time.", _hours([]), "short", decimals=2),
         number("Cost", "GPU hours at the price above.", f"{_hours([])} * $price", "short", decimals=2),
         number(
-            "At work",
-            "Share of GPU time in which a request was worked on.",
+            "Busy",
+            "Share of GPU time with a request in flight.",
             q.share(q.increase(GPU_TIME, where=_phase("busy")), everything),
             "percentunit",
         ),
         number(
             "Idle",
-            "Share of GPU time in which an instance was ready and had nothing to do.",
+            "Share of GPU time in which an instance was ready without a request.",
             q.share(q.increase(GPU_TIME, where=_phase("idle")), everything),
             "percentunit",
         ),
         number(
             "Starting",
-            "Share of GPU time that starts took.",
+            "Share of GPU time in which instances started.",
             q.share(q.increase(GPU_TIME, where=_phase("starting")), everything),
             "percentunit",
         ),
         number(
             "Cold starts",
-            "Share of calls that met no running instance.",
+            "Share of calls without a running instance.",
             cold,
             "percentunit",
             limits=(0.05, 0.2),
@@ -82,14 +82,14 @@ def _by_function(board: Dashboard) -> Dashboard:
     phase = f"{{{{{q.label(names.PHASE)}}}}}"
     return row(
         board,
-        "Who holds the GPUs",
+        "GPUs by function",
         listing(
             "Functions",
-            "GPU hours, their cost, the share at work, calls and the cost of one.",
+            "GPU hours, their cost, the busy share, calls, and the cost of one call.",
             [
                 ("GPU hours", hours),
                 ("Cost", f"{hours} * $price"),
-                ("At work", q.share(busy, held)),
+                ("Busy", q.share(busy, held)),
                 ("Calls", calls),
                 ("Cost of a call", f"{hours} * $price / ({calls} > 0)"),
             ],
@@ -97,7 +97,7 @@ def _by_function(board: Dashboard) -> Dashboard:
         ),
         chart(
             "GPUs by phase",
-            "How many were held at a time, and for what.",
+            "GPUs held at the same time, by phase.",
             [
                 (phase, q.rate(GPU_TIME, [names.PHASE], CHOSEN)),
             ],
@@ -107,15 +107,15 @@ def _by_function(board: Dashboard) -> Dashboard:
         ),
         chart(
             "GPUs by function",
-            "How many were held at a time.",
+            "GPUs held at the same time.",
             [(NAME, q.by_name(q.rate(GPU_TIME, [IDS], CHOSEN)))],
             "short",
             width=12,
             stacked=True,
         ),
         chart(
-            "Slots at work",
-            "Share of the slots of running instances that hold a request.",
+            "Slots in use",
+            "Share of the slots of running instances that are in use.",
             [(NAME, _mean_by_name("nvcf.utilisation"))],
             "percentunit",
             width=12,
@@ -136,42 +136,42 @@ def _decisions(board: Dashboard) -> Dashboard:
     specification = f"{{{{{q.label(names.SPECIFICATION)}}}}}"
     return row(
         board,
-        "What was scaled",
+        "Scaling",
         chart(
             "Decisions",
-            "By direction. `spill` went to another GPU than the preferred one.",
+            "By direction. `spill` went to a GPU other than the preferred one.",
             [(direction, q.increase("nvcf.scaling.decisions", [names.DIRECTION], window=q.WINDOW))],
             "short",
             stacked=True,
         ),
         chart(
-            "Wanted",
-            "Instances that there should be, by function.",
+            "Desired",
+            "Desired instances by function.",
             [(NAME, q.by_name(q.total("nvcf.scaling.desired", [IDS])))],
             "short",
         ),
         chart(
             "Running",
-            "Instances that serve, by function.",
+            "Ready instances by function.",
             [(NAME, q.by_name(q.total("nvcf.instances", [IDS], running)))],
             "short",
         ),
         chart(
             "Spill",
-            "Instances that there should be, by GPU specification: the first one is preferred.",
+            "Desired instances by GPU specification; the first one is preferred.",
             [(specification, q.total("nvcf.scaling.desired", [names.SPECIFICATION]))],
             "short",
             stacked=True,
         ),
         chart(
             "Queues",
-            "Requests that wait, by function.",
+            "Waiting requests by function.",
             [(NAME, q.by_name(q.total("nvcf.queue.depth", [IDS])))],
             "short",
         ),
         chart(
-            "Room",
-            "Free GPUs by kind.",
+            "Free GPUs",
+            "Free GPUs by type.",
             [
                 (
                     f"{{{{{q.label(names.GPU)}}}}}",
@@ -188,17 +188,19 @@ def _cold(board: Dashboard) -> Dashboard:
     share = q.share_of_ended(q.by_name(q.rate(COLD, [IDS])), q.by_name(q.rate(CALLS, [IDS])))
     return row(
         board,
-        "What cold starts cost",
-        chart("Share of calls", "That met no running instance.", [(NAME, share)], "percentunit", maximum=1),
+        "Cold starts",
         chart(
-            "Their wait",
-            "From the queue to the answer, p50 and p99.",
+            "Share of calls", "Calls without a running instance.", [(NAME, share)], "percentunit", maximum=1
+        ),
+        chart(
+            "Wait",
+            "From the queue to the response, p50 and p99.",
             [("p50", q.quantile(0.5, duration)), ("p99", q.quantile(0.99, duration))],
             "s",
         ),
         chart(
             "Starts",
-            "From the start of an instance until it serves, p90 by GPU.",
+            "From the start of an instance until it is ready, p90 by GPU.",
             [
                 (
                     f"{{{{{q.label(names.GPU)}}}}}",
