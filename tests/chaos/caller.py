@@ -1,4 +1,4 @@
-"""A sane client: it gives each call a key, and repeats or polls until it has the answer."""
+"""A well-behaved client: it has a key for each call, and repeats or polls until the response comes."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from typing import Any
 import aiohttp
 
 STATUS = "/v2/nvcf/pexec/status/"
-CALL_PATIENCE = 15.0
-GIVE_UP = 150.0
+CALL_TIMEOUT = 15.0
+LOST_AFTER = 150.0
 LARGE = 400_000
-GIVEN_UP = b"Too Many Deliveries"
-_TROUBLE = (aiohttp.ClientError, TimeoutError, ConnectionError)
+DEAD_LETTER = b"Too Many Deliveries"
+_TRANSIENT = (aiohttp.ClientError, TimeoutError, ConnectionError)
 
 
 @dataclass
 class Counts:
-    """What the callers of a run saw."""
+    """What the callers of a run observed."""
 
     sent: int = 0
     first: int = 0
     retried: int = 0
     polled: int = 0
-    given_up: list[str] = field(default_factory=list)
-    """Answered with an error: the queue delivered them five times, each time to somebody that was harmed."""
-    left: int = 0
-    """Connections that the callers themselves cut while they waited."""
+    dead_letters: list[str] = field(default_factory=list)
+    """Calls that ended with an error: all five deliveries went to workers that a fault hit."""
+    disconnects: int = 0
+    """Connections that the callers closed while they waited."""
     failures: Counter[str] = field(default_factory=Counter)
-    """Answers other than the one wanted, each followed by a repetition or poll."""
+    """Failed attempts, each followed by a repetition or a poll."""
     lost: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     slowest: float = 0.0
     executions: dict[str, tuple[dict[str, Any], str]] = field(default_factory=dict)
-    """Each answered call: its body and the execution that answered it."""
+    """Each completed call: its body, and the execution that its response is from."""
 
 
 class Caller:
-    """Makes calls one after the other, at whichever gateway is there."""
+    """Makes one call after the other, each attempt at a random gateway."""
 
     def __init__(
         self,
@@ -60,8 +60,8 @@ class Caller:
         self._counts = counts
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Call until told to stop; the call under way is brought to its end."""
-        timeout = aiohttp.ClientTimeout(total=CALL_PATIENCE)
+        """Make calls until `stop` is set. The call in flight is completed."""
+        timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             made = 0
             while not stop.is_set():
@@ -72,52 +72,52 @@ class Caller:
                     "pad": chance.choice((0, 0, 0, 1000, LARGE)),
                 }
                 if chance.random() < 0.1:
-                    # More than fits into the queue message.
+                    # Too large for the queue message.
                     body["filler"] = "y" * 60_000
                 made += 1
                 await self.call(session, body)
 
     async def call(self, session: aiohttp.ClientSession, body: dict[str, Any]) -> None:
-        """One call to its end, counted."""
+        """Make one call, complete it and count it."""
         counts, name = self._counts, str(body["id"])
         counts.sent += 1
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            async with asyncio.timeout(GIVE_UP):
-                answer, how = await self._until_answered(session, body)
+            async with asyncio.timeout(LOST_AFTER):
+                result, how = await self._complete(session, body)
         except TimeoutError:
             counts.lost.append(name)
             return
-        if answer is None:
-            counts.given_up.append(name)
+        if result is None:
+            counts.dead_letters.append(name)
             return
         counts.slowest = max(counts.slowest, loop.time() - began)
-        if answer["id"] != name or len(answer["pad"]) != body["pad"]:
-            counts.wrong.append(f"{name}: got {answer['id']}, {len(answer['pad'])} bytes")
-        counts.executions[name] = (body, f"{answer['execution']} ({how})")
+        if result["id"] != name or len(result["pad"]) != body["pad"]:
+            counts.wrong.append(f"{name}: got {result['id']}, {len(result['pad'])} bytes")
+        counts.executions[name] = (body, f"{result['execution']} ({how})")
         setattr(counts, how, getattr(counts, how) + 1)
 
-    async def _until_answered(
+    async def _complete(
         self, session: aiohttp.ClientSession, body: dict[str, Any]
     ) -> tuple[dict[str, Any] | None, str]:
-        """The answer and how it came; None for the error that ends a request for good."""
+        """Return the result and how it came. The result is None if the request is a dead letter."""
         attempt = 0
         while True:
             attempt += 1
             try:
-                status, request_id, answer = await self._post(session, body)
+                status, request_id, result = await self._post(session, body)
                 if status == 200:
-                    return answer, "first" if attempt == 1 else "retried"
+                    return result, "first" if attempt == 1 else "retried"
                 if status == 202:
                     polled = await self._poll(session, request_id)
                     if polled is not None:
                         return polled, "polled"
-                elif status == 500 and GIVEN_UP in answer:
+                elif status == 500 and DEAD_LETTER in result:
                     return None, ""
                 else:
                     self._counts.failures[f"call {status}"] += 1
-            except _TROUBLE as error:
+            except _TRANSIENT as error:
                 self._counts.failures[f"call {type(error).__name__}"] += 1
             await asyncio.sleep(self._chance.uniform(0.1, 0.5))
 
@@ -131,22 +131,22 @@ class Caller:
                 url = self._chance.choice(self._urls) + self._path
                 async with session.post(url, data=json.dumps(body), headers=headers) as response:
                     data = await response.read()
-                    answer = json.loads(data) if response.status == 200 else data
-                    return response.status, response.headers.get("nvcf-reqid", ""), answer
+                    result = json.loads(data) if response.status == 200 else data
+                    return response.status, response.headers.get("nvcf-reqid", ""), result
         except TimeoutError:
             if leave is not None:
-                self._counts.left += 1
+                self._counts.disconnects += 1
             raise
 
     async def _poll(self, session: aiohttp.ClientSession, request_id: str) -> dict[str, Any] | None:
-        """The answer; None when only a repeated call can tell."""
+        """Poll for the result. Returns None if the call must be repeated instead."""
         headers = {**self._headers, "NVCF-POLL-SECONDS": "5"}
         while True:
             url = self._chance.choice(self._urls) + STATUS + request_id
             try:
                 async with session.get(url, headers=headers) as response:
                     data = await response.read()
-            except _TROUBLE as error:
+            except _TRANSIENT as error:
                 self._counts.failures[f"poll {type(error).__name__}"] += 1
                 await asyncio.sleep(self._chance.uniform(0.1, 0.5))
                 continue
@@ -156,14 +156,14 @@ class Caller:
                 self._counts.failures[f"poll {response.status}"] += 1
                 return None
 
-    async def ask_again(self, body: dict[str, Any], execution: str) -> None:
-        """Repeat an answered call: it must be the very answer that came before."""
+    async def repeat(self, body: dict[str, Any], execution: str) -> None:
+        """Repeat a completed call, and check that the result is of the same execution."""
         timeout = aiohttp.ClientTimeout(total=60)
         async with aiohttp.ClientSession(timeout=timeout) as session:
-            answer, how = await self._until_answered(session, body)
-        if answer is None:
-            self._counts.wrong.append(f"{body['id']}: answered by {execution}, then given up")
-        elif answer["execution"] != execution.partition(" ")[0]:
+            result, how = await self._complete(session, body)
+        if result is None:
+            self._counts.wrong.append(f"{body['id']}: result of {execution}, then a dead letter")
+        elif result["execution"] != execution.partition(" ")[0]:
             self._counts.wrong.append(
-                f"{body['id']}: answered by {execution}, then by {answer['execution']} ({how})"
+                f"{body['id']}: result of {execution}, then of {result['execution']} ({how})"
             )

@@ -1,4 +1,4 @@
-"""What goes wrong, and when: a pure function of the seed."""
+"""The faults of a chaos run and their times, as a pure function of the seed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from enum import StrEnum
 
 
 class Harm(StrEnum):
-    """What is done to somebody."""
+    """A kind of fault."""
 
     KILL_GATEWAY = "gateway killed"
     STOP_GATEWAY = "gateway stopped for a while"
@@ -20,7 +20,7 @@ class Harm(StrEnum):
     CUT_BROKER = "all connections of a broker node cut"
 
 
-# How often each happens, relative to each other.
+# The relative frequency of each fault.
 WEIGHTS = {
     Harm.KILL_GATEWAY: 4,
     Harm.STOP_GATEWAY: 3,
@@ -31,14 +31,14 @@ WEIGHTS = {
     Harm.CUT_BROKER: 3,
 }
 
-# Seconds. A worker is stopped longer than its ack wait now and then, so that its work goes to another.
+# Seconds. Some stops of a worker are longer than its ack wait, so that its requests go to another worker.
 PAUSES = {Harm.STOP_GATEWAY: (0.3, 6.0), Harm.STOP_WORKER: (0.3, 9.0), Harm.STOP_BROKER: (0.2, 3.0)}
 EVERY = (0.5, 3.5)
 
 
 @dataclass(frozen=True)
 class Event:
-    """One harm, `after` seconds after the one before; `victim` in [0, 1) chooses among those there are."""
+    """One fault, `after` seconds after the previous one. `victim` in [0, 1) selects the process."""
 
     after: float
     harm: Harm
@@ -47,7 +47,7 @@ class Event:
 
 
 def events(seed: int) -> Iterator[Event]:
-    """Endless; each kind once in the first round, so that a short run has seen them all."""
+    """Yield events without end. Each kind comes once at the start, so that a short run has all kinds."""
     chance = random.Random(seed)
     first = list(WEIGHTS)
     chance.shuffle(first)

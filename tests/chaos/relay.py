@@ -7,7 +7,7 @@ import contextlib
 
 
 class Relay:
-    """Passes connections on to one loopback port."""
+    """Forwards connections to one loopback port."""
 
     def __init__(self, target: int) -> None:
         self._target = target
@@ -21,14 +21,14 @@ class Relay:
         self.port = self._server.sockets[0].getsockname()[1]
 
     def cut(self) -> int:
-        """Reset all connections; how many there were."""
+        """Reset all connections. Returns their number."""
         links = tuple(self._links)
         for link in links:
             link.cancel()
         return len(links)
 
     async def stop(self) -> None:
-        """Take no more, and cut what there is."""
+        """Stop listening and reset all connections."""
         if self._server is not None:
             self._server.close()
         self.cut()
@@ -59,5 +59,5 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         while data := await reader.read(256 * 1024):
             writer.write(data)
             await writer.drain()
-    # One side has left: so does the other.
+    # One side has closed, so the other side is closed too.
     raise ConnectionResetError

@@ -1,4 +1,4 @@
-"""One chaos run: load, harm, and at the end the reckoning."""
+"""One chaos run: load, faults, and a report."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from typing import Any
 
 from tests.chaos.caller import Caller, Counts
 from tests.chaos.plan import events
-from tests.chaos.town import Town, running_town
+from tests.chaos.supervised import SupervisedPlatform, running_supervised
 
 CALLERS = 12
-ASKED_AGAIN_AT_ONCE = 8
-ASKED_AGAIN = 1500
+REPEATED_AT_ONCE = 8
+REPEATED = 1500
 
 
 async def run(
     directory: Path, seconds: float, seed: int, *, nodes: int = 3, callers: int = CALLERS
 ) -> tuple[Counts, str]:
-    """Callers call for `seconds` while things go wrong. Returns what they saw, and a report in words."""
+    """Make calls for `seconds` while faults are injected. Returns the counts and a report."""
     counts = Counts()
-    async with running_town(directory, nodes=nodes) as town:
-        headers = town.platform.authorization()
-        people = [
-            Caller(number, seed, town.gateway_urls, town.version.pexec, headers, counts)
+    async with running_supervised(directory, nodes=nodes) as supervised:
+        headers = supervised.platform.authorization()
+        clients = [
+            Caller(number, seed, supervised.gateway_urls, supervised.version.pexec, headers, counts)
             for number in range(callers)
         ]
         stop = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
-            for caller in people:
+            for caller in clients:
                 tasks.create_task(caller.run(stop))
-            await _harm(town, seconds, seed)
-            town.heal()
+            await _harm(supervised, seconds, seed)
+            supervised.resume()
             stop.set()
-        await _ask_again(people[0], counts)
-        executed = [json.loads(line)["id"] for line in town.notes.read_text().splitlines()]
-        return counts, report(counts, town, executed, await _deliveries(town))
+        await _repeat(clients[0], counts)
+        executed = [json.loads(line)["id"] for line in supervised.notes.read_text().splitlines()]
+        return counts, report(counts, supervised, executed, await _deliveries(supervised))
 
 
-async def _harm(town: Town, seconds: float, seed: int) -> None:
+async def _harm(supervised: SupervisedPlatform, seconds: float, seed: int) -> None:
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
     async with asyncio.TaskGroup() as tasks:
@@ -48,51 +48,51 @@ async def _harm(town: Town, seconds: float, seed: int) -> None:
             if loop.time() + event.after >= end:
                 break
             await asyncio.sleep(event.after)
-            tasks.create_task(town.harm(event))
+            tasks.create_task(supervised.harm(event))
         await asyncio.sleep(max(0.0, end - loop.time()))
 
 
-async def _ask_again(caller: Caller, counts: Counts) -> None:
-    """All answered calls, the earliest first, in a bounded number at once."""
-    limit = asyncio.Semaphore(ASKED_AGAIN_AT_ONCE)
+async def _repeat(caller: Caller, counts: Counts) -> None:
+    """Repeat the completed calls, the earliest first."""
+    limit = asyncio.Semaphore(REPEATED_AT_ONCE)
 
     async def one(body: dict[str, Any], execution: str) -> None:
         async with limit:
-            await caller.ask_again(body, execution)
+            await caller.repeat(body, execution)
 
     async with asyncio.TaskGroup() as tasks:
-        for body, execution in list(counts.executions.values())[:ASKED_AGAIN]:
+        for body, execution in list(counts.executions.values())[:REPEATED]:
             tasks.create_task(one(body, execution))
 
 
-async def _deliveries(town: Town) -> int:
-    """How many deliveries the queue has made."""
-    client = await town.platform.broker_client()
+async def _deliveries(supervised: SupervisedPlatform) -> int:
+    """Return the number of deliveries that the queue has made."""
+    client = await supervised.platform.broker_client()
     try:
-        stream = f"rq_local_{town.version.id}"
-        answer = await client.request(f"$JS.API.CONSUMER.INFO.{stream}.{stream}_workers", b"", timeout=10)
-        return int(json.loads(answer.data)["delivered"]["consumer_seq"])
+        stream = f"rq_local_{supervised.version.id}"
+        info = await client.request(f"$JS.API.CONSUMER.INFO.{stream}.{stream}_workers", b"", timeout=10)
+        return int(json.loads(info.data)["delivered"]["consumer_seq"])
     finally:
         await client.close()
 
 
-def report(counts: Counts, town: Town, executed: list[str], deliveries: int) -> str:
-    """The counts in words."""
-    answered = counts.first + counts.retried + counts.polled
+def report(counts: Counts, supervised: SupervisedPlatform, executed: list[str], deliveries: int) -> str:
+    """Return the counts as text."""
+    completed = counts.first + counts.retried + counts.polled
     again = sum(number - 1 for number in Counter(executed).values())
-    harms = ", ".join(f"{harm}: {number}" for harm, number in sorted(town.done.items()))
-    restarts = sum(member.restarts for member in (*town.gateways, *town.workers))
+    harms = ", ".join(f"{harm}: {number}" for harm, number in sorted(supervised.done.items()))
+    restarts = sum(member.restarts for member in (*supervised.gateways, *supervised.workers))
     failures = ", ".join(f"{what}: {number}" for what, number in counts.failures.most_common())
     return "\n".join(
         (
-            f"sent {counts.sent}, answered {answered} (first time {counts.first}, after a repetition "
+            f"sent {counts.sent}, completed {completed} (first attempt {counts.first}, after a repetition "
             f"{counts.retried}, by poll {counts.polled}), "
-            f"given up after five deliveries {len(counts.given_up)}, lost {len(counts.lost)}, "
-            f"answered wrongly or twice {len(counts.wrong)}; slowest {counts.slowest:.1f} s",
-            f"executions {len(executed)}, of them again {again}; deliveries {deliveries}, "
+            f"dead letters after five deliveries {len(counts.dead_letters)}, lost {len(counts.lost)}, "
+            f"wrong or second results {len(counts.wrong)}; slowest {counts.slowest:.1f} s",
+            f"executions {len(executed)}, of them repeated {again}; deliveries {deliveries}, "
             f"redeliveries {deliveries - len(set(executed)) if deliveries > len(set(executed)) else 0}",
-            f"harm: {harms}; process restarts {restarts}; callers left {counts.left} times",
-            f"on the way: {failures or 'nothing'}",
+            f"faults: {harms}; process restarts {restarts}; caller disconnects {counts.disconnects}",
+            f"failed attempts: {failures or 'none'}",
             *(f"LOST {name}" for name in counts.lost[:20]),
             *(f"WRONG {text}" for text in counts.wrong[:20]),
         )

@@ -1,4 +1,4 @@
-"""A short chaos run: everything is killed while callers call. The long form is `make chaos`."""
+"""A short chaos run: processes are killed under load. The long form is `make chaos`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ SECONDS = 25.0
 SEED = 3
 
 
-def test_the_same_seed_does_the_same_harm() -> None:
+def test_same_seed_makes_the_same_faults() -> None:
     first, second = (list(itertools.islice(events(7), 50)) for _ in range(2))
     assert first == second
-    assert {event.harm for event in first[: len(WEIGHTS)]} == set(WEIGHTS), "a short run has seen all"
+    assert {event.harm for event in first[: len(WEIGHTS)]} == set(WEIGHTS), "each kind of fault is early"
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.xdist_group("chaos")
-async def test_nothing_is_lost_and_nothing_answered_twice(tmp_path: Path) -> None:
+async def test_no_call_is_lost_and_none_has_two_results(tmp_path: Path) -> None:
     counts, text = await run(tmp_path, SECONDS, SEED, nodes=1, callers=6)
     print(f"\nseed {SEED}: {text}")  # noqa: T201 - the counts are what this run is for
     assert counts.sent > 0, text

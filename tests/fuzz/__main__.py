@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz [--inputs N] [--seconds S] [--seed N] [--door NAME]`: the long form."""
+"""Run the long form: `python -m tests.fuzz [--inputs N] [--seconds S] [--seed N] [--listener NAME]`."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.fuzz.listeners import DOORS, attack
+from tests.fuzz.listeners import LISTENERS, attack
 from tests.fuzz.parsers import PARSERS, fuzz
-from tests.fuzz.scene import scene
+from tests.fuzz.target import running_target
 
 INPUTS = 100_000
 SECONDS = 900.0
 
 
 def say(text: str) -> None:
-    """A line of the report."""
+    """Print a line of the report."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
 def fuzz_parsers(inputs: int, seed: int) -> int:
-    """All parsers; the number of crashes."""
+    """Fuzz all parsers. Returns the number of crashes."""
     crashes = 0
     for parser in PARSERS:
         began = time.monotonic()
@@ -36,37 +36,37 @@ def fuzz_parsers(inputs: int, seed: int) -> int:
     return crashes
 
 
-async def fuzz_listeners(doors: list[str], inputs: int, seconds: float, seed: int) -> int:
-    """The doors named; the number of faults."""
+async def fuzz_listeners(listeners: list[str], inputs: int, seconds: float, seed: int) -> int:
+    """Fuzz the named listeners. Returns the number of faults."""
     faults = 0
     with tempfile.TemporaryDirectory() as directory:
-        async with scene(Path(directory), seed) as found:
-            for door in doors:
+        async with running_target(Path(directory), seed) as target:
+            for listener in listeners:
                 began = time.monotonic()
-                report = await attack(found, door, inputs, seconds)
+                report = await attack(target, listener, inputs, seconds)
                 faults += len(report.faults)
                 took = time.monotonic() - began
-                say(f"{door:32} {report.sent:8} inputs  {len(report.faults)} faults   {took:6.1f} s")
+                say(f"{listener:32} {report.sent:8} inputs  {len(report.faults)} faults   {took:6.1f} s")
                 for fault in report.faults[:10]:
                     say(f"    {fault}")
     return faults
 
 
 def main() -> int:
-    """Exit code 1 when anything was found."""
+    """Return exit code 1 if there was a crash or a fault."""
     options = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    options.add_argument("--inputs", type=int, default=INPUTS, help="at each parser and listener")
-    options.add_argument("--seconds", type=float, default=SECONDS, help="at most, at each listener")
+    options.add_argument("--inputs", type=int, default=INPUTS, help="number at each parser and listener")
+    options.add_argument("--seconds", type=float, default=SECONDS, help="time limit at each listener")
     options.add_argument(
-        "--door", action="append", choices=[*DOORS, "parsers"], help="only this one (may be given often)"
+        "--listener", action="append", choices=[*LISTENERS, "parsers"], help="only this one (repeatable)"
     )
     options.add_argument("--seed", type=int, default=int(time.time()))
     chosen = options.parse_args()
     say(f"seed {chosen.seed}")
-    wanted = chosen.door or ["parsers", *DOORS]
+    wanted = chosen.listener or ["parsers", *LISTENERS]
     crashes = fuzz_parsers(chosen.inputs, chosen.seed) if "parsers" in wanted else 0
-    doors = [door for door in wanted if door in DOORS]
-    faults = asyncio.run(fuzz_listeners(doors, chosen.inputs, chosen.seconds, chosen.seed)) if doors else 0
+    named = [name for name in wanted if name in LISTENERS]
+    faults = asyncio.run(fuzz_listeners(named, chosen.inputs, chosen.seconds, chosen.seed)) if named else 0
     say(f"{crashes} crashes, {faults} faults")
     return 1 if crashes or faults else 0
 

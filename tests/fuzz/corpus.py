@@ -14,7 +14,7 @@ REQUEST = "0a7a1d1e-58a2-4a0b-9d53-0d9c3b6cbb03"
 
 
 def document(value: object) -> bytes:
-    """JSON as clients write it."""
+    """Return JSON as clients encode it."""
     return json.dumps(value).encode()
 
 
@@ -100,7 +100,7 @@ def _work() -> list[bytes]:
         assetId=REQUEST, reference="http://127.0.0.1:9/a", contentType="text/plain"
     )
     http1 = message.statelessConfig.connectionConfigs.add().http1Config
-    # Nobody listens there: a worker that gets this far finds a refused connection.
+    # Nothing listens at this address, so the connection of a worker is refused.
     http1.targetURI, http1.responseAuthorizationToken = "http://127.0.0.1:9", "token"
     whole = message.SerializeToString()
     http1.requestAuthorizationToken = "body"
@@ -130,7 +130,7 @@ CONNECT = [
 
 
 def segment(value: object) -> bytes:
-    """A part of a JWT."""
+    """Return an encoded part of a JWT."""
     return base64.urlsafe_b64encode(document(value)).rstrip(b"=")
 
 
@@ -138,7 +138,7 @@ JWT = [
     b".".join((segment({"alg": "EdDSA", "typ": "JWT", "kid": "a"}), segment({"sub": "x", "exp": 1}), b"c2ln"))
 ]
 BROKER_TOKENS = [encode_broker_token(JWT[0].decode()).encode()]
-QUESTIONS = [
+CALLOUTS = [
     b".".join(
         (
             segment({"typ": "JWT", "alg": "ed25519-nkey"}),

@@ -1,14 +1,14 @@
-"""All doors of real processes, and how one is tried."""
+"""The listeners of the processes under test."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
 
-from tests.fuzz.callers_doors import http_port, json_bodies
-from tests.fuzz.scene import Budget, Report, Scene, complaints, serves
-from tests.fuzz.session_doors import proxy_port, sessions_port
-from tests.fuzz.workers_doors import (
+from tests.fuzz.caller_listeners import http_port, json_bodies
+from tests.fuzz.session_listeners import proxy_port, sessions_port
+from tests.fuzz.target import Budget, Report, Target, check_serving, complaints
+from tests.fuzz.worker_listeners import (
     broker_tokens,
     grpc_port,
     inline_replies,
@@ -17,7 +17,7 @@ from tests.fuzz.workers_doors import (
     subjects,
 )
 
-DOORS: dict[str, Callable[[Scene, Report, Budget], Awaitable[None]]] = {
+LISTENERS: dict[str, Callable[[Target, Report, Budget], Awaitable[None]]] = {
     "callers' port, raw": http_port,
     "JSON bodies": json_bodies,
     "request-attach": request_attach,
@@ -31,15 +31,15 @@ DOORS: dict[str, Callable[[Scene, Report, Budget], Awaitable[None]]] = {
 }
 
 
-async def attack(found: Scene, door: str, inputs: int, seconds: float) -> Report:
-    """Try one door with `inputs` inputs, `seconds` at most, then see whether everything still works."""
-    report = Report(door)
-    before = len(complaints(found))
-    await DOORS[door](found, report, Budget(time.monotonic() + seconds, inputs))
-    for process in (found.platform.gateway.child, found.worker):
+async def attack(target: Target, listener: str, inputs: int, seconds: float) -> Report:
+    """Send at most `inputs` inputs in `seconds` to one listener, then check that the processes still work."""
+    report = Report(listener)
+    before = len(complaints(target))
+    await LISTENERS[listener](target, report, Budget(time.monotonic() + seconds, inputs))
+    for process in (target.platform.gateway.child, target.worker):
         if not process.running:
             report.faults.append(f"process ended: {process.text()[-2000:]}")
             return report
-    await serves(found)
-    report.faults += complaints(found)[before:]
+    await check_serving(target)
+    report.faults += complaints(target)[before:]
     return report

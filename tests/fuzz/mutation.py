@@ -1,12 +1,12 @@
-"""Inputs made from good ones by random damage. The same seed makes the same inputs."""
+"""Make inputs from good ones by random damage. The same seed makes the same inputs."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
 
-# What parsers stumble over: numbers at their edges, white space and digits that are not ASCII, lone
-# surrogates, deep nesting, line ends of all kinds, wire types of protobuf.
+# Values that often break parsers: numbers at their limits, white space and digits that are not ASCII,
+# lone surrogates, deep nesting, all kinds of line ends, wire types of protobuf.
 TOKENS: tuple[bytes, ...] = (
     b"", b"\x00", b"\xff", b"\r\n", b"\n", b"\r\n\r\n", b" ", b"\t", b":", b",", b".", b"..", b"/", b"*",
     b">",
@@ -45,7 +45,7 @@ def _replace(chance: random.Random, data: bytearray) -> None:
 
 
 def _replace_value(chance: random.Random, data: bytearray) -> None:
-    """Something between two delimiters, as a JSON value or the text of a header is."""
+    """Replace the bytes between two delimiters, such as a JSON value or the text of a header."""
     delimiters = b' "\r\n:,{}[]?&=/'
     places = [place for place, byte in enumerate(data) if byte in delimiters]
     if len(places) < 2:
@@ -88,7 +88,7 @@ class Mutator:
         self.chance = random.Random(f"{seed}")
 
     def make(self, corpus: Sequence[bytes]) -> bytes:
-        """One input: a good one with up to six damages, now and then spliced with another, or noise."""
+        """Return a good input with up to six changes, sometimes spliced with another one, or noise."""
         chance = self.chance
         if chance.random() < 0.02:
             return chance.randbytes(chance.randint(0, 200))
@@ -101,7 +101,7 @@ class Mutator:
         return bytes(data)
 
     def pieces(self, data: bytes) -> list[bytes]:
-        """The same bytes, in one piece or cut at random places."""
+        """Return the same bytes in one piece, or cut at random places."""
         if self.chance.random() < 0.5 or not data:
             return [data]
         ends = sorted(self.chance.randint(0, len(data)) for _ in range(self.chance.randint(1, 4)))

@@ -1,4 +1,4 @@
-"""Parsers that run in this process: what they refuse, they refuse with their own errors."""
+"""Fuzz parsers in this process: they may refuse an input only with their own errors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Run = Callable[[bytes, Mutator], None]
 
 @dataclass(frozen=True)
 class Parser:
-    """A parser, good inputs, and the errors by which it refuses bad ones."""
+    """A parser, good inputs, and the errors with which it refuses bad ones."""
 
     name: str
     corpus: list[bytes]
@@ -55,7 +55,7 @@ class Parser:
 
 @dataclass(frozen=True)
 class Crash:
-    """An input that a parser neither took nor refused."""
+    """An input that a parser neither accepted nor refused."""
 
     parser: str
     data: bytes
@@ -78,7 +78,7 @@ def _request(data: bytes, mutator: Mutator) -> None:
     decoder.close()
 
 
-def _exec_answer(data: bytes, _: Mutator) -> None:
+def _exec_response(data: bytes, _: Mutator) -> None:
     decoder = ResponseDecoder()
     events = decoder.feed(data)
     decoder.close()
@@ -115,7 +115,7 @@ def _work(data: bytes, _: Mutator) -> None:
 
 
 def _header_text(data: bytes, _: Mutator) -> None:
-    """One piece of text in all places where a caller's header is read."""
+    """Parse one text with every parser of a caller's header."""
     text = data.decode("utf-8", "surrogateescape")
     for read in (
         lambda: poll_seconds(text, accept=text, path_route=True),
@@ -149,16 +149,16 @@ def _worker_token(data: bytes, _: Mutator) -> None:
 
 
 def _inner_jwt(data: bytes, mutator: Mutator) -> None:
-    """Damage inside the JSON of a token's parts, where damage to its text seldom gets."""
+    """Damage the JSON inside a token's parts. Damage to the encoded text seldom reaches it."""
     parts = [base64.urlsafe_b64encode(part).rstrip(b"=") for part in mutator.pieces(data)]
     _TOKENS.verify(b".".join([*parts, b"c2ln"][:3]).decode(), 1.0)
 
 
-def _question(data: bytes, _: Mutator) -> None:
+def _callout(data: bytes, _: Mutator) -> None:
     read_claims(data)
 
 
-def _inner_question(data: bytes, _: Mutator) -> None:
+def _inner_callout(data: bytes, _: Mutator) -> None:
     read_claims(b"x." + base64.urlsafe_b64encode(data))
 
 
@@ -201,7 +201,7 @@ PARSERS = [
     Parser("h1 response", corpus.RESPONSE_HEADS, _response),
     Parser("h1 request", REQUEST_HEADS, _request),
     Parser("exec JSON", corpus.EXEC_BODIES, _exec_body, (HttpProblem,)),
-    Parser("exec answer", corpus.RESPONSE_HEADS, _exec_answer),
+    Parser("exec response", corpus.RESPONSE_HEADS, _exec_response),
     Parser("function JSON", corpus.FUNCTION_BODIES, _function_body, (HttpProblem, ContractError)),
     Parser("deployment JSON", corpus.DEPLOYMENT_BODIES, _deployment_body, (HttpProblem, ContractError)),
     Parser("queue message", corpus.WORK, _work, (MalformedWork,)),
@@ -221,19 +221,19 @@ PARSERS = [
         lambda data, _: void(decode_broker_token(data.decode("utf-8", "replace"))),
     ),
     Parser("broker token, inside", CLAIMS, _inner_broker_token),
-    Parser("auth callout question", corpus.QUESTIONS, _question, UNREADABLE),
-    Parser("auth callout question, inside", CLAIMS, _inner_question, UNREADABLE),
+    Parser("auth callout request", corpus.CALLOUTS, _callout, UNREADABLE),
+    Parser("auth callout request, inside", CLAIMS, _inner_callout, UNREADABLE),
     Parser("consumer info", INFO, lambda data, _: void(read_limits(data)), (ValueError,)),
     Parser("problem document", PROBLEMS, lambda data, _: void(parse_problem(data))),
 ]  # fmt: skip
 
 
 def void(_: object) -> None:
-    """Only the errors count."""
+    """Discard a result: only errors count."""
 
 
 def fuzz(parser: Parser, count: int, seed: int) -> list[Crash]:
-    """Feed `count` inputs; at most ten crashes are told, each kind once."""
+    """Feed `count` inputs. Returns at most ten crashes, each kind once."""
     mutator = Mutator(f"{seed}/{parser.name}")
     crashes: dict[str, Crash] = {}
     for _ in range(count):

@@ -23,7 +23,7 @@ from tests.support.platform.nats_server import NatsServer, free_port
 from tests.support.platform.workers import WorkerProcess
 from tests.support.waiting import eventually
 
-FUNCTION = Path(__file__).parent.parent.parent / "functions" / "telling.py"
+FUNCTION = Path(__file__).parent.parent.parent / "functions" / "instrumented.py"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 CALLER = "00f067aa0ba902b7"
 SAMPLED = f"00-{TRACE}-{CALLER}-01"

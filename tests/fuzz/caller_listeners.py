@@ -1,4 +1,4 @@
-"""Damaged input at the port of the callers."""
+"""Damaged input at the gateway's HTTP port for callers."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from urllib.parse import urlsplit
 
 from tests.fuzz import corpus
 from tests.fuzz.mutation import Mutator
-from tests.fuzz.scene import Budget, Report, Scene, until
+from tests.fuzz.target import Budget, Report, Target, repeat
 from tests.support.peers.worker import ATTACH, H1
 
 AT_ONCE = 6
-READ_PATIENCE = 0.3
+# Damaged requests often have no response: do not wait long for one.
+READ_TIMEOUT = 0.3
 
 
-def raw_requests(found: Scene) -> list[bytes]:
-    """Whole HTTP requests, as bytes on a connection."""
-    key = found.platform.keys["admin"]
+def raw_requests(target: Target) -> list[bytes]:
+    """Return whole HTTP requests, as bytes on a connection."""
+    key = target.platform.keys["admin"]
     base = f"Host: localhost\r\nAuthorization: Bearer {key}\r\nConnection: close\r\nNVCF-POLL-SECONDS: 1\r\n"
-    served = found.served
+    served = target.served
 
     def request(line: str, body: bytes = b"", extra: str = "") -> bytes:
         length = f"Content-Length: {len(body)}\r\n" if body else ""
@@ -43,10 +44,10 @@ def raw_requests(found: Scene) -> list[bytes]:
     ]  # fmt: skip
 
 
-async def http_port(found: Scene, report: Report, budget: Budget) -> None:
-    """Raw bytes on connections, sometimes half closed, sometimes torn off."""
-    address = urlsplit(found.platform.gateway.url)
-    inputs = raw_requests(found)
+async def http_port(target: Target, report: Report, budget: Budget) -> None:
+    """Send raw bytes on connections. Some connections are half closed, others are aborted."""
+    address = urlsplit(target.platform.gateway.url)
+    inputs = raw_requests(target)
 
     async def one(mutator: Mutator) -> None:
         data = mutator.make(inputs)
@@ -63,36 +64,36 @@ async def http_port(found: Scene, report: Report, budget: Budget) -> None:
             if mutator.chance.random() < 0.5:
                 writer.write_eof()
             if mutator.chance.random() < 0.9:
-                await _read_answer(reader, report, data)
+                await _read_response(reader, report, data)
         except OSError:
-            # The gateway closed it first.
+            # The gateway closed the connection first.
             pass
         finally:
             writer.close()
 
     async with asyncio.TaskGroup() as tasks:
         for number in range(AT_ONCE):
-            mutator = found.mutator("http", number)
-            tasks.create_task(until(budget, report, lambda mutator=mutator: one(mutator)))  # type: ignore[misc]
+            mutator = target.mutator("http", number)
+            tasks.create_task(repeat(budget, report, lambda mutator=mutator: one(mutator)))  # type: ignore[misc]
 
 
-async def _read_answer(reader: asyncio.StreamReader, report: Report, data: bytes) -> None:
-    answer = b""
+async def _read_response(reader: asyncio.StreamReader, report: Report, data: bytes) -> None:
+    response = b""
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(READ_PATIENCE):
-            answer = await reader.read(65536)
-    if answer.startswith(b"HTTP/1."):
-        report.answered(int(answer[9:12]), answer, data)
+        async with asyncio.timeout(READ_TIMEOUT):
+            response = await reader.read(65536)
+    if response.startswith(b"HTTP/1."):
+        report.check(int(response[9:12]), response, data)
 
 
-async def json_bodies(found: Scene, report: Report, budget: Budget) -> None:
-    """Bodies of exec and of the management API, with intact HTTP around them."""
-    platform, mutator = found.platform, found.mutator("json")
-    doomed = await platform.create_version("doomed")
-    version = f"/v2/nvcf/functions/{doomed.function_id}/versions"
-    deployment = f"/v2/nvcf/deployments/functions/{doomed.function_id}/versions/{doomed.id}"
-    doors = [
-        (found.served.exec, corpus.EXEC_BODIES),
+async def json_bodies(target: Target, report: Report, budget: Budget) -> None:
+    """Send damaged bodies to exec and to the management API, in intact HTTP requests."""
+    platform, mutator = target.platform, target.mutator("json")
+    changed = await platform.create_version("changed")
+    version = f"/v2/nvcf/functions/{changed.function_id}/versions"
+    deployment = f"/v2/nvcf/deployments/functions/{changed.function_id}/versions/{changed.id}"
+    endpoints = [
+        (target.served.exec, corpus.EXEC_BODIES),
         ("/v2/nvcf/functions", corpus.FUNCTION_BODIES),
         (version, corpus.FUNCTION_BODIES),
         (deployment, corpus.DEPLOYMENT_BODIES),
@@ -101,16 +102,16 @@ async def json_bodies(found: Scene, report: Report, budget: Budget) -> None:
     ]
 
     async def one() -> None:
-        path, good = mutator.chance.choice(doors)
+        path, good = mutator.chance.choice(endpoints)
         data = mutator.make(good)
         report.sent += 1
         headers = platform.authorization() | {"NVCF-POLL-SECONDS": "1"}
         async with platform.session.post(platform.gateway.url + path, data=data, headers=headers) as response:
-            report.answered(response.status, await response.read(), data)
+            report.check(response.status, await response.read(), data)
 
-    await until(budget, report, one)
+    await repeat(budget, report, one)
 
 
 def printable(data: bytes) -> str:
-    """What a well-behaved client library lets through as the value of a header."""
+    """Return the part of `data` that a client library accepts as the value of a header."""
     return "".join(filter(str.isprintable, data.decode("ascii", "ignore")))[:4000].strip()

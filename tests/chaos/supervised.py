@@ -1,4 +1,4 @@
-"""Everything that runs in a chaos run, each process with a supervisor that starts it again."""
+"""The processes of a chaos run, each with a supervisor that restarts it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ from tests.chaos.relay import Relay
 from tests.support.platform.broker_cluster import BrokerCluster
 from tests.support.platform.gateways import Platform, Version, running_platform
 from tests.support.platform.processes import Child
+from tests.support.waiting import eventually
 
 FUNCTION = Path(__file__).parents[1] / "functions" / "executions.py"
 ACK_WAIT = 6
 CONCURRENCY = 8
-# Not before: a node that has just come back still catches up, and two of three must always be there.
+# Seconds between two faults of broker nodes. A node that is back still catches up, and two of three
+# nodes must always be available.
 NODE_REST = 8.0
 
 
@@ -36,11 +38,12 @@ class Member:
 
     name: str
     begin: Callable[[], Awaitable[Child]]
+    """Starts the process."""
     child: Child | None = None
     restarts: int = 0
 
     async def supervise(self) -> None:
-        """Start it again whenever it ends, as a supervisor does."""
+        """Start the process, and restart it whenever it ends."""
         policy, failures = RestartPolicy(initial=0.2, maximum=2.0, stable_after=5.0), 0
         loop = asyncio.get_running_loop()
         while True:
@@ -49,14 +52,14 @@ class Member:
                 self.child = await self.begin()
                 await self.child.process.wait()
             except (AssertionError, OSError, TimeoutError, aiohttp.ClientError):
-                # It did not come up: what it needs is not there at the moment.
+                # It did not start, because something that it needs is unavailable at the moment.
                 pass
             failures = policy.failures_after(failures, loop.time() - began)
             self.restarts += 1
             await asyncio.sleep(policy.delay(failures))
 
     def send(self, number: signal.Signals) -> bool:
-        """A signal; False when it does not run."""
+        """Send a signal. Returns False if the process does not run."""
         if self.child is None or not self.child.running:
             return False
         self.child.kill(number)
@@ -64,8 +67,8 @@ class Member:
 
 
 @dataclass
-class Town:
-    """The processes of a run and what has been done to them."""
+class SupervisedPlatform:
+    """The processes of a run, and the faults injected so far."""
 
     platform: Platform
     nodes: list[LocalBroker]
@@ -79,7 +82,7 @@ class Town:
     _node_free_at: float = 0.0
 
     async def harm(self, event: Event) -> None:
-        """Do it, and undo it where it is for a while only."""
+        """Inject a fault. Undo it after its pause if it has one."""
         members = {
             Harm.KILL_GATEWAY: self.gateways, Harm.STOP_GATEWAY: self.gateways,
             Harm.KILL_WORKER: self.workers, Harm.STOP_WORKER: self.workers,
@@ -118,17 +121,17 @@ class Town:
         with contextlib.suppress(BrokerError):
             await node.start(timeout=30)
 
-    def heal(self) -> None:
-        """Nobody is stopped any more."""
+    def resume(self) -> None:
+        """Continue all stopped processes."""
         for member in (*self.gateways, *self.workers):
             member.send(signal.SIGCONT)
 
 
 @contextlib.asynccontextmanager
-async def running_town(
+async def running_supervised(
     directory: Path, *, nodes: int = 3, gateways: int = 2, workers: int = 3
-) -> AsyncIterator[Town]:
-    """Broker nodes behind relays, gateways and workers; all ended at the end."""
+) -> AsyncIterator[SupervisedPlatform]:
+    """Run broker nodes behind relays, gateways and workers."""
     cluster = BrokerCluster(directory, [("local",)] * nodes, advertise=False)
     brokers: list[LocalBroker] = list(cluster.nodes)
     relays = [Relay(urlsplit(node.own_url).port or 0) for node in cluster.nodes]
@@ -139,16 +142,18 @@ async def running_town(
             await relay.start()
         async with running_platform(directory, gateways=0, broker=cluster.nodes[0]) as platform:
             through = ",".join(f"nats://127.0.0.1:{relay.port}" for relay in relays)
-            doors, urls = _gateways(platform, gateways, through, replicas=nodes)
-            supervisors += [asyncio.create_task(member.supervise()) for member in doors]
-            await _all_run(doors)
+            gateway_members, urls = _gateways(platform, gateways, through, replicas=nodes)
+            supervisors += [asyncio.create_task(member.supervise()) for member in gateway_members]
+            await _all_run(gateway_members)
             version = await platform.deployed_version()
             notes = directory / "notes"
             notes.touch()
-            hands = _workers(platform, version, workers, through, notes)
-            supervisors += [asyncio.create_task(member.supervise()) for member in hands]
-            await _all_run(hands)
-            yield Town(platform, brokers, relays, notes, version, doors, urls, hands)
+            worker_members = _workers(platform, version, workers, through, notes)
+            supervisors += [asyncio.create_task(member.supervise()) for member in worker_members]
+            await _all_run(worker_members)
+            yield SupervisedPlatform(
+                platform, brokers, relays, notes, version, gateway_members, urls, worker_members
+            )
             await _cancel(supervisors)
     finally:
         await _cancel(supervisors)
@@ -168,7 +173,7 @@ def _gateways(platform: Platform, count: int, nats: str, *, replicas: int) -> tu
 
         async def begin(flags: tuple[str, ...] = flags) -> Child:
             gateway = await platform.start_gateway(*flags)
-            # Its address stays the same over restarts, so only the first entry is of use.
+            # Its address stays the same after a restart, so a second entry adds nothing.
             if any(known.url == gateway.url for known in platform.gateways[:-1]):
                 platform.gateways.pop()
             return gateway.child
@@ -199,9 +204,7 @@ def _workers(platform: Platform, version: Version, count: int, nats: str, notes:
 
 
 async def _all_run(members: list[Member]) -> None:
-    async with asyncio.timeout(60):
-        while not all(member.child is not None for member in members):
-            await asyncio.sleep(0.05)
+    await eventually(lambda: all(member.child is not None for member in members), "all processes run")
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:

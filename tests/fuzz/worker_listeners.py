@@ -1,11 +1,10 @@
-"""Damaged input where workers and the broker are expected."""
+"""Damaged input at the gateway's endpoints for workers, at the broker and in a worker's queue."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-import time
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -16,36 +15,37 @@ from google.protobuf.message import DecodeError
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2
 from tests.fuzz import corpus
-from tests.fuzz.callers_doors import printable
-from tests.fuzz.scene import Budget, Report, Scene, until
+from tests.fuzz.caller_listeners import printable
+from tests.fuzz.target import Budget, Report, Target, repeat
 from tests.support.peers.worker import H1, Work
 from tests.support.platform.gateways import messages_in
+from tests.support.waiting import eventually
 
-PULL_PATIENCE = 20.0
-STUCK_SECONDS = 40.0
+PULL_TIMEOUT = 60.0
+STUCK_SECONDS = 60.0
 
 
-class Waiting:
-    """A caller that waits at the gateway, so that there are live tokens to try."""
+class WaitingCaller:
+    """A caller that waits at the gateway, so that its request has valid tokens to use."""
 
-    def __init__(self, found: Scene, report: Report) -> None:
-        self._found = found
+    def __init__(self, target: Target, report: Report) -> None:
+        self._target = target
         self._report = report
         self._caller: asyncio.Task[None] | None = None
         self._work: Work | None = None
 
     async def work(self) -> Work:
-        """The waiting caller's request, pulled; a new one when the last has been answered."""
+        """Return the waiting caller's request. Start a new call if the last one is complete."""
         if self._work is None or self._caller is None or self._caller.done():
             await self.end()
             self._caller = asyncio.create_task(self._call())
-            self._work = await self._found.peer.pull(PULL_PATIENCE)
+            self._work = await self._target.peer.pull(PULL_TIMEOUT)
             await self._work.ack()
         return self._work
 
     async def _call(self) -> None:
-        platform = self._found.platform
-        path = self._found.by_hand.exec if self._report.sent % 2 else self._found.by_hand.pexec
+        platform = self._target.platform
+        path = self._target.by_hand.exec if self._report.sent % 2 else self._target.by_hand.pexec
         data = json.dumps({"requestBody": "x" * 40_000}).encode()
         url = platform.gateway.url + path
         with contextlib.suppress(aiohttp.ClientError):
@@ -55,15 +55,16 @@ class Waiting:
                     self._report.faults.append(f"the caller got {body[:200]!r}")
 
     async def end(self) -> None:
+        """Cancel the call."""
         if self._caller is not None:
             self._caller.cancel()
             await asyncio.wait({self._caller})
         self._work = self._caller = None
 
 
-async def request_attach(found: Scene, report: Report, budget: Budget) -> None:
-    """Answers at `request-attach`, by live tokens."""
-    mutator, waiting = found.mutator("attach"), Waiting(found, report)
+async def request_attach(target: Target, report: Report, budget: Budget) -> None:
+    """Send damaged responses to `request-attach`, with valid tokens."""
+    mutator, waiting = target.mutator("attach"), WaitingCaller(target, report)
     heads = [head for head in corpus.RESPONSE_HEADS if b" 500 " not in head]
 
     async def one() -> None:
@@ -73,17 +74,17 @@ async def request_attach(found: Scene, report: Report, budget: Budget) -> None:
         with contextlib.suppress(aiohttp.ClientError):
             status, body = await work.post(data)
             if b"internal error" in body:
-                report.answered(status, body, data)
+                report.check(status, body, data)
             if mutator.chance.random() < 0.1:
                 await work.get(accept=printable(mutator.make([H1.encode()])))
 
-    await until(budget, report, one)
+    await repeat(budget, report, one)
     await waiting.end()
 
 
-async def inline_replies(found: Scene, report: Report, budget: Budget) -> None:
-    """Answers over the broker, by live tokens and by made-up ones."""
-    mutator, waiting = found.mutator("inline"), Waiting(found, report)
+async def inline_replies(target: Target, report: Report, budget: Budget) -> None:
+    """Send damaged responses over the broker, with valid and invalid tokens."""
+    mutator, waiting = target.mutator("inline"), WaitingCaller(target, report)
 
     async def one() -> None:
         work = await waiting.work()
@@ -93,16 +94,16 @@ async def inline_replies(found: Scene, report: Report, budget: Budget) -> None:
             subject = subject.rpartition(".")[0] + "." + new_id()
         report.sent += 1
         with contextlib.suppress(nats.errors.TimeoutError):
-            await found.client.request(subject, mutator.make(corpus.INLINE), timeout=5)
+            await target.client.request(subject, mutator.make(corpus.INLINE), timeout=5)
 
-    await until(budget, report, one)
+    await repeat(budget, report, one)
     await waiting.end()
 
 
-async def broker_tokens(found: Scene, report: Report, budget: Budget) -> None:
-    """Connections to the broker with damaged tokens: each is asked about and refused."""
-    mutator = found.mutator("connect")
-    address = urlsplit(found.platform.broker.url)
+async def broker_tokens(target: Target, report: Report, budget: Budget) -> None:
+    """Connect to the broker with damaged tokens. Each must be refused."""
+    mutator = target.mutator("connect")
+    address = urlsplit(target.platform.broker.url)
 
     async def one() -> None:
         report.sent += 1
@@ -119,23 +120,23 @@ async def broker_tokens(found: Scene, report: Report, budget: Budget) -> None:
             }
             writer.write(b"CONNECT " + json.dumps(options).encode() + b"\r\nPING\r\n")
             async with asyncio.timeout(5):
-                answer = await reader.readline()
-            if answer.startswith(b"PONG"):
-                report.faults.append(f"let in with token {token[:200]!r}")
+                line = await reader.readline()
+            if line.startswith(b"PONG"):
+                report.faults.append(f"accepted with token {token[:200]!r}")
         except (ConnectionError, TimeoutError):
             pass
         finally:
             writer.close()
 
-    await until(budget, report, one)
+    await repeat(budget, report, one)
 
 
-async def subjects(found: Scene, report: Report, budget: Budget) -> None:
-    """Rescue, polls, cancellations and announcements with damaged bodies."""
-    mutator = found.mutator("subjects")
-    served, by_hand = found.served.id, found.by_hand.id
+async def subjects(target: Target, report: Report, budget: Budget) -> None:
+    """Publish fallback lookups, polls, cancellations and announcements with damaged bodies."""
+    mutator = target.mutator("subjects")
+    served, by_hand = target.served.id, target.by_hand.id
     ids = [corpus.REQUEST.encode()]
-    doors = [
+    destinations = [
         (f"nvcf.attach.{served}", ids),
         (f"nvcf.attach.{by_hand}", ids),
         ("nvcf.attach.nonsense", ids),
@@ -151,22 +152,22 @@ async def subjects(found: Scene, report: Report, budget: Budget) -> None:
 
     async def one() -> None:
         for _ in range(50):
-            subject, good = mutator.chance.choice(doors)
+            subject, good = mutator.chance.choice(destinations)
             report.sent += 1
-            await found.client.publish(subject, mutator.make(good), reply="nobody.listens")
-        await found.client.flush(10)
+            await target.client.publish(subject, mutator.make(good), reply="nobody.listens")
+        await target.client.flush(10)
 
-    await until(budget, report, one)
+    await repeat(budget, report, one)
 
 
-async def queue_messages(found: Scene, report: Report, budget: Budget) -> None:
-    """Damaged requests in the queue of a real worker."""
-    mutator, version = found.mutator("queue"), found.served.id
+async def queue_messages(target: Target, report: Report, budget: Budget) -> None:
+    """Put damaged requests into the queue of a real worker."""
+    mutator, version = target.mutator("queue"), target.served.id
     good = []
     for data in corpus.WORK:
         message = nvcf_pb2.WorkerInvokeFunctionRequest.FromString(data)
-        # A token that nobody knows: the worker is told so at once.
-        message.statelessConfig.connectionConfigs[0].http1Config.targetURI = found.platform.gateway.url
+        # The gateway does not know the token and says so at once, so the worker does not retry.
+        message.statelessConfig.connectionConfigs[0].http1Config.targetURI = target.platform.gateway.url
         message.largeResponseUrl = ""
         del message.inputAssetReference[:]
         good.append(message.SerializeToString())
@@ -176,16 +177,19 @@ async def queue_messages(found: Scene, report: Report, budget: Budget) -> None:
             report.sent += 1
             data, request_id = mutator.make(good), new_id()
             if mutator.chance.random() < 0.999:
-                data = _at_home(data, request_id, found.platform.gateway.url)
-            await found.client.publish(f"rq.local.{version}.{request_id}", data)
-        await found.client.flush(10)
-        await _taken(found, report)
+                data = _addressed(data, request_id, target.platform.gateway.url)
+            await target.client.publish(f"rq.local.{version}.{request_id}", data)
+        await target.client.flush(10)
+        await _wait_for_worker(target, report)
 
-    await until(budget, report, one)
+    await repeat(budget, report, one)
 
 
-def _at_home(data: bytes, request_id: str, url: str) -> bytes:
-    """The same request with an id of its own, at an address that exists: others are tried again for long."""
+def _addressed(data: bytes, request_id: str, url: str) -> bytes:
+    """Return the request with a new id and the address of the gateway.
+
+    A worker retries for a long time at an address where nobody listens.
+    """
     message = nvcf_pb2.WorkerInvokeFunctionRequest()
     try:
         message.ParseFromString(data)
@@ -198,21 +202,24 @@ def _at_home(data: bytes, request_id: str, url: str) -> bytes:
     return message.SerializeToString()
 
 
-async def _taken(found: Scene, report: Report) -> None:
-    """The worker gets through what was queued; one that has stopped doing so is a fault."""
-    stream, before, last = f"rq_local_{found.served.id}", -1, time.monotonic()
-    while (now := await messages_in(found.client, stream)) > 100:
-        if now != before:
-            before, last = now, time.monotonic()
-        if time.monotonic() - last > STUCK_SECONDS:
-            report.faults.append(f"the worker takes nothing more, {now} requests are queued")
+async def _wait_for_worker(target: Target, report: Report) -> None:
+    """Wait until the worker has taken most of the queue. A worker that takes nothing is a fault."""
+    stream = f"rq_local_{target.served.id}"
+    while (queued := await messages_in(target.client, stream)) > 100:
+
+        async def progresses(queued: int = queued) -> bool:
+            return await messages_in(target.client, stream) < queued
+
+        try:
+            await eventually(progresses, "the worker takes requests", STUCK_SECONDS)
+        except AssertionError as error:
+            report.faults.append(f"{error}, {queued} requests are queued")
             return
-        await asyncio.sleep(0.01)
 
 
-async def grpc_port(found: Scene, report: Report, budget: Budget) -> None:
-    """Metadata and messages of the WorkerService; raw bytes on its port now and then."""
-    mutator, address = found.mutator("grpc"), found.platform.gateway.grpc
+async def grpc_port(target: Target, report: Report, budget: Budget) -> None:
+    """Send damaged metadata and messages to the WorkerService, and sometimes raw bytes to its port."""
+    mutator, address = target.mutator("grpc"), target.platform.gateway.grpc
     methods = (
         "ConnectOnce",
         "ProvisionRegionalWorker",
@@ -246,7 +253,7 @@ async def grpc_port(found: Scene, report: Report, budget: Budget) -> None:
             )
 
     async with grpc.aio.insecure_channel(address) as channel:
-        await until(budget, report, lambda: one(channel))
+        await repeat(budget, report, lambda: one(channel))
 
 
 async def _raw(host: str, port: int, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""A gateway and a worker that have to live on, whatever reaches their doors."""
+"""The processes under test: a gateway and a worker that must survive any input."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ FUNCTION = Path(__file__).parents[1] / "functions" / "echo.py"
 
 @dataclass
 class Report:
-    """What one door got, and what it should not have done."""
+    """The number of inputs sent to one listener, and its faults."""
 
-    door: str
+    listener: str
     sent: int = 0
     faults: list[str] = field(default_factory=list)
 
-    def answered(self, status: int, body: bytes, sent: bytes) -> None:
-        """Count an answer; a 500 is a fault."""
+    def check(self, status: int, body: bytes, sent: bytes) -> None:
+        """Record a fault if the status is 500."""
         if status == 500:
             self.faults.append(f"HTTP 500 for {sent[:200]!r}: {body[:200]!r}")
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long one door is tried: until `time.monotonic()` has passed `deadline` or `inputs` were sent."""
+    """The limits for one listener: `inputs`, and `deadline` on the clock `time.monotonic()`."""
 
     deadline: float
     inputs: int
 
     def spent(self, report: Report) -> bool:
-        """Whether it is enough."""
+        """Return whether a limit is reached."""
         return report.sent >= self.inputs or time.monotonic() >= self.deadline
 
 
 @dataclass
-class Scene:
-    """A gateway, a version with a real worker, and one whose requests a peer answers by hand."""
+class Target:
+    """A gateway, a version with a real worker, and a version whose requests a scripted peer takes."""
 
     platform: Platform
     client: Client
@@ -57,14 +57,14 @@ class Scene:
     peer: PeerWorker
     seed: int
 
-    def mutator(self, door: str, number: int = 0) -> Mutator:
-        """Inputs for one door."""
-        return Mutator(f"{self.seed}/{door}/{number}")
+    def mutator(self, listener: str, number: int = 0) -> Mutator:
+        """Return a source of inputs for one listener."""
+        return Mutator(f"{self.seed}/{listener}/{number}")
 
 
 @contextlib.asynccontextmanager
-async def scene(directory: Path, seed: int) -> AsyncIterator[Scene]:
-    """Everything running."""
+async def running_target(directory: Path, seed: int) -> AsyncIterator[Target]:
+    """Run the target."""
     async with running_platform(
         directory, flags=("--log-level", "INFO", "--sessions", "127.0.0.1:0")
     ) as platform:
@@ -73,31 +73,31 @@ async def scene(directory: Path, seed: int) -> AsyncIterator[Scene]:
         by_hand = await platform.deployed_version("by-hand")
         worker = await platform.start_worker(served, FUNCTION, "echo", concurrency=32)
         async with peer_worker(platform, by_hand) as peer:
-            found = Scene(platform, client, served, worker, by_hand, peer, seed)
-            await serves(found)
+            target = Target(platform, client, served, worker, by_hand, peer, seed)
+            await check_serving(target)
             try:
-                yield found
+                yield target
             finally:
                 await client.close()
 
 
-async def serves(found: Scene) -> None:
-    """A good request gets its answer, whatever happened before."""
-    platform, body = found.platform, new_id().encode()
-    url = platform.gateway.url + found.served.pexec
+async def check_serving(target: Target) -> None:
+    """Assert that a good request gets its response."""
+    platform, body = target.platform, new_id().encode()
+    url = platform.gateway.url + target.served.pexec
     async with platform.session.post(url, data=body, headers=platform.authorization()) as response:
         got = await response.read()
         assert (response.status, got) == (200, body), (response.status, got)
 
 
-def complaints(found: Scene) -> list[str]:
-    """Errors in the logs that no input may cause: unexpected exceptions."""
+def complaints(target: Target) -> list[str]:
+    """Return log lines that no input may cause: unexpected exceptions."""
     signs = ("Traceback", "internal error", "never retrieved")
-    texts = (found.platform.gateway.child.text(), found.worker.text())
+    texts = (target.platform.gateway.child.text(), target.worker.text())
     return [line for text in texts for line in text.splitlines() if any(sign in line for sign in signs)]
 
 
-async def until(budget: Budget, report: Report, step: Callable[[], Awaitable[None]]) -> None:
-    """Repeat until the budget is spent."""
+async def repeat(budget: Budget, report: Report, step: Callable[[], Awaitable[None]]) -> None:
+    """Repeat `step` until the budget is spent."""
     while not budget.spent(report):
         await step()

@@ -1,4 +1,4 @@
-"""A function that tells of itself: spans and logs of its own, a batch, a stream, tokens."""
+"""A function with spans and logs of its own, a batch, a stream and token counts."""
 
 from __future__ import annotations
 
