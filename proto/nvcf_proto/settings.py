@@ -36,7 +36,6 @@ GATEWAY_EXTRA_WAIT = 2.0
 CALL_MAX_SECONDS = 3605.0
 PUBLISH_ATTEMPTS = 5
 PUBLISH_FIRST_DELAY = 1.0
-AUTH_CACHE_SECONDS = 60.0
 
 # Stateful sessions (protocol.md, section 7).
 TUNNEL_PATH = "/v1/proxy"
