@@ -107,7 +107,7 @@ async def test_a_store_that_takes_nothing_is_an_error_to_the_caller(
     gateway: PeerGateway, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from nvcf_worker.exchange import large_results
-    from nvcf_worker.process.backoff import Backoff
+    from nvcf_worker.process.durations import Backoff
 
     monkeypatch.setattr(large_results, "BACKOFF", Backoff(first=0.01, limit=0.01))
     gateway.store.failures = [500] * large_results.ATTEMPTS

@@ -13,7 +13,7 @@ import pytest
 
 from nvcf_worker import Request, Response, SyncRequest
 from nvcf_worker.exchange import large_results
-from nvcf_worker.process.backoff import Backoff
+from nvcf_worker.process.durations import Backoff
 from tests.contract.worker.services import StartServed
 from tests.support.peers.nvcf_services import PeerServices, StrictService
 

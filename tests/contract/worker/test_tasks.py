@@ -198,7 +198,7 @@ async def test_a_second_signal_ends_it_at_once_and_a_notice_counts(tmp_path: Pat
     assert "second signal" in reason["text"]
 
 
-@pytest.mark.parametrize(("refusals", "words"), [([403], "answered 403"), ([500] * 6, "after 6 attempts")])
+@pytest.mark.parametrize(("refusals", "words"), [([403], "responded 403"), ([500] * 6, "after 6 attempts")])
 async def test_results_that_cannot_be_sent_are_a_failure(
     tmp_path: Path, store: Store, refusals: list[int], words: str
 ) -> None:

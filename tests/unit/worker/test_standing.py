@@ -10,7 +10,7 @@ from nvcf_worker.control import registration
 from nvcf_worker.control.registration import connect_at_start
 from nvcf_worker.control.worker_service import Connected, WorkerService
 from nvcf_worker.errors import ControlError, StartupError
-from nvcf_worker.process.backoff import Backoff
+from nvcf_worker.process.durations import Backoff
 from nvcf_worker.queue.connect import denied_subject
 
 

@@ -22,7 +22,7 @@ from nvcf_proto.environment import NVCF_FQDN_GRPC, NVCF_WORKER_TOKEN, SHARED_CON
 from nvcf_worker.control.config import WorkerConfig
 from nvcf_worker.control.worker_service import Connected, WorkerService
 from nvcf_worker.errors import ControlError, StartupError
-from nvcf_worker.process.backoff import Backoff
+from nvcf_worker.process.durations import Backoff
 
 log = logging.getLogger("nvcf_worker")
 

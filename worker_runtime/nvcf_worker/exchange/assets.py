@@ -19,7 +19,7 @@ from nvcf_proto.pb import nvcf_pb2
 from nvcf_worker.control.tls import client_context
 from nvcf_worker.errors import AssetUnavailable, ControlError
 from nvcf_worker.function.request import Asset
-from nvcf_worker.process.backoff import Backoff
+from nvcf_worker.process.durations import Backoff
 
 log = logging.getLogger("nvcf_worker")
 

@@ -25,7 +25,7 @@ from nvcf_worker.errors import ControlError, ResultNotDelivered, WorkerError
 from nvcf_worker.exchange.assets import EXPIRED, HttpClient, exact
 from nvcf_worker.exchange.files import RequestFiles
 from nvcf_worker.function.response import HeaderPairs, Outcome, Reply, StreamReply, problem_reply
-from nvcf_worker.process.backoff import Backoff
+from nvcf_worker.process.durations import Backoff
 
 log = logging.getLogger("nvcf_worker")
 

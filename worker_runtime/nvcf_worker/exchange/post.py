@@ -17,7 +17,7 @@ from nvcf_worker.errors import CallerGone, DeliveryError, GatewayGone, StreamLos
 from nvcf_worker.exchange.attach import AttachClient, Upload
 from nvcf_worker.function.response import Reply, StreamReply
 from nvcf_worker.message import AttachTarget
-from nvcf_worker.process.backoff import Backoff
+from nvcf_worker.process.durations import Backoff
 
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter

@@ -17,7 +17,7 @@ from nvcf_worker.exchange.transport import NoGateway, Transport
 from nvcf_worker.exchange.waiters import NEVER, Step, Waiter, Waiters, next_step
 from nvcf_worker.function.response import Outcome, Reply, Source, StreamReply, problem_reply
 from nvcf_worker.message import ReplyAddress
-from nvcf_worker.process.backoff import Backoff
+from nvcf_worker.process.durations import Backoff
 
 log = logging.getLogger("nvcf_worker")
 

@@ -22,7 +22,7 @@ from nvcf_proto.tokens import encode_broker_token
 from nvcf_worker.control.config import WorkerConfig
 from nvcf_worker.control.tls import client_context
 from nvcf_worker.errors import ConfigurationError, StartupError
-from nvcf_worker.process.backoff import Backoff
+from nvcf_worker.process.durations import Backoff
 
 log = logging.getLogger("nvcf_worker")
 

@@ -18,7 +18,7 @@ import nats.errors
 from nvcf_proto import settings
 from nvcf_worker.function.cancellation import CancelScope, End
 from nvcf_worker.message import Work
-from nvcf_worker.process.backoff import in_progress_interval
+from nvcf_worker.process.durations import in_progress_interval
 from nvcf_worker.queue.journal import Journal
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import nats.errors
 from nvcf_broker.requests import raise_if_cancelled
 from nvcf_proto import settings, subjects
 from nvcf_worker.errors import ControlError
-from nvcf_worker.process.backoff import Backoff
+from nvcf_worker.process.durations import Backoff
 from nvcf_worker.queue.planner import NOTHING_AFTER, PullPlanner
 from nvcf_worker.queue.slots import Slots
 

@@ -14,7 +14,7 @@ from nvcf_proto.headers import TUNNEL_ERROR
 from nvcf_worker.control.tls import client_context
 from nvcf_worker.errors import TunnelError
 from nvcf_worker.message import TunnelTarget
-from nvcf_worker.process.backoff import Backoff
+from nvcf_worker.process.durations import Backoff
 
 CONNECT_SECONDS = 5.0
 HEAD_SECONDS = 10.0

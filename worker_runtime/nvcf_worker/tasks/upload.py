@@ -16,7 +16,7 @@ from typing import BinaryIO, cast
 import aiohttp
 
 from nvcf_worker.errors import WorkerError
-from nvcf_worker.process.backoff import Backoff
+from nvcf_worker.process.durations import Backoff
 
 log = logging.getLogger("nvcf_worker")
 
@@ -61,7 +61,7 @@ async def upload(folder: Path, url: str) -> int:
             if status < 300:
                 log.info("sent %d results (%d bytes)", len(files), size)
                 return size
-            problem = f"the server answered {status}"
+            problem = f"the server responded {status}"
             if status < 500 and status not in _TRANSIENT:
                 raise UploadFailed(f"the results could not be sent: {problem}")
     raise UploadFailed(f"the results could not be sent after {ATTEMPTS} attempts: {problem}")

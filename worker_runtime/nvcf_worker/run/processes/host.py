@@ -14,8 +14,8 @@ from nvcf_worker.errors import ProcessDied, RetryLater, WorkerError, first_error
 from nvcf_worker.exchange.files import FileContext
 from nvcf_worker.function.request import Request
 from nvcf_worker.function.response import Outcome
-from nvcf_worker.process.backoff import Backoff
 from nvcf_worker.process.companions import Admission
+from nvcf_worker.process.durations import Backoff
 from nvcf_worker.run.processes.child_process import ChildProcess
 from nvcf_worker.run.processes.dispatch import (
     CrashAction,

@@ -23,7 +23,7 @@ log = logging.getLogger("nvcf_worker")
 
 END_GRACE = 10.0
 END_NOTICED_SECONDS = 0.5
-HAND_BACK_SECONDS = 5.0
+REQUEUE_SECONDS = 5.0
 
 
 class Server:
@@ -133,7 +133,7 @@ class Server:
         """Check now, because a request could not be passed on.
 
         If the process has ended, the worker is about to give its requests back to the queue. Then wait, so
-        that the request is given back, too, and not answered with an error.
+        that the request is given back, too, and gets no error response.
         """
         self._check_now.set()
         if self._process is not None:
@@ -141,4 +141,4 @@ class Server:
                 async with asyncio.timeout(END_NOTICED_SECONDS):
                     await self._ended.wait()
             if self._ended.is_set():
-                await asyncio.sleep(HAND_BACK_SECONDS)
+                await asyncio.sleep(REQUEUE_SECONDS)

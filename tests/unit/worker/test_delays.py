@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvcf_worker.control.registration import refresh_delay
-from nvcf_worker.process.backoff import Backoff, in_progress_interval
+from nvcf_worker.process.durations import Backoff, in_progress_interval
 from nvcf_worker.queue.connect import RECONNECT_BACKOFF, choose_server
 
 RANDOMNESS = st.floats(0, 1, exclude_max=True)
