@@ -74,19 +74,19 @@ def wrap_response(request_id: str, head: ResponseHead, body: bytes) -> tuple[int
     """Return HTTP status and JSON of an exec response; absent members are left out."""
     headers = {name.lower(): value for name, value in head.headers}
     percent = _percent(headers.get(names.NVCF_PERCENT_COMPLETE.lower()))
-    answer: dict[str, Any] = {"reqId": request_id, "status": exec_status(head.status)}
+    response: dict[str, Any] = {"reqId": request_id, "status": exec_status(head.status)}
     if head.status == 302:
-        answer |= {"responseReference": headers.get("location"), "percentComplete": 100}
-        return 200, {key: value for key, value in answer.items() if value is not None}
+        response |= {"responseReference": headers.get("location"), "percentComplete": 100}
+        return 200, {key: value for key, value in response.items() if value is not None}
     if head.status == 202:
-        answer["percentComplete"] = percent
+        response["percentComplete"] = percent
     elif head.status < 400:
-        answer["percentComplete"] = 100
+        response["percentComplete"] = 100
         if head.status == 200:
-            answer["response"] = _json(body)
+            response["response"] = _json(body)
     else:
-        answer["errorCode"] = head.status
-    return head.status, {key: value for key, value in answer.items() if value is not None}
+        response["errorCode"] = head.status
+    return head.status, {key: value for key, value in response.items() if value is not None}
 
 
 def exec_status(status: int) -> str:

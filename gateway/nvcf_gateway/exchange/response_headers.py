@@ -54,8 +54,8 @@ def raw_time_out(request_id: str) -> web.Response:
 
 def wrapped_time_out(request_id: str) -> web.Response:
     """Return the 504 of exec."""
-    answer = {"reqId": request_id, "status": exec_status(504), "errorCode": 504}
-    return json_response(504, answer, headers=_identity(504, request_id))
+    response = {"reqId": request_id, "status": exec_status(504), "errorCode": 504}
+    return json_response(504, response, headers=_identity(504, request_id))
 
 
 def raw_progress(request_id: str, status: str, cors: Mapping[str, str]) -> web.Response:
@@ -74,5 +74,5 @@ def wrapped_progress(request_id: str, status: str) -> web.Response:
 
 def wrapped_response(request_id: str, head: ResponseHead, body: bytes) -> web.Response:
     """Return any other response of exec."""
-    status, answer = wrap_response(request_id, head, body)
-    return json_response(status, answer, headers=path_headers(ResponseHead(head.status), request_id, []))
+    status, response = wrap_response(request_id, head, body)
+    return json_response(status, response, headers=path_headers(ResponseHead(head.status), request_id, []))
