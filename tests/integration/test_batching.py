@@ -109,7 +109,7 @@ async def test_an_adaptive_worker_and_a_narrow_route(tmp_path: Path) -> None:
 
 
 async def test_a_killed_child_costs_nobody_an_answer(tmp_path: Path) -> None:
-    """SIGKILL again and again while callers ask: each gets one right answer, the connection stays."""
+    """SIGKILL again and again while callers ask: each gets one right response, the connection stays."""
     async with served(tmp_path, "isolated.py", PROCESSES="2", SLOTS="8") as function:
         killed = 0
 

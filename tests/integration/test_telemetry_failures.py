@@ -19,7 +19,7 @@ from tests.support.platform.processes import Child
 
 ECHO = Path(__file__).parents[1] / "functions" / "echo.py"
 CALLERS = 8
-# Of each way to fail, so many answers must have come.
+# Of each way to fail, so many responses must have come.
 ANSWERS = 60
 BROKEN = [mode for mode in Mode if mode not in (Mode.OK, Mode.PARTIAL)]
 PROTOCOLS = ("grpc", "http/protobuf")
@@ -30,7 +30,7 @@ QUEUES = {
     "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "32",
     "OTEL_BLRP_MAX_QUEUE_SIZE": "64",
 }
-# What a process may take to end, its own work and its farewell to a backend that does not answer included.
+# What a process may take to end, its own work and and the last export to a backend that does not respond.
 END_SECONDS = 30.0
 
 
@@ -80,7 +80,7 @@ async def load(platform: Platform, version: Version) -> AsyncIterator[Load]:
 
 
 async def answers(made: Load, count: int = ANSWERS) -> None:
-    """Wait for so many more answers."""
+    """Wait for so many more responses."""
     wanted = made.count + count
     await eventually(lambda: made.count >= wanted, f"{count} more answers", 60)
 
@@ -135,7 +135,7 @@ async def test_no_request_changes_whatever_the_backend_does(
             backend.clear()
             await answers(made)
             await eventually(lambda: bool(backend.spans("process")), "spans arrive again", 60)
-            await eventually(lambda: len(who_dropped(backend)) == 2, "both tell what they dropped", 60)
+            await eventually(lambda: len(who_dropped(backend)) == 2, "both report what they dropped", 60)
         assert made.outcomes == as_always
         assert worker.running
         assert platform.gateway.child.running

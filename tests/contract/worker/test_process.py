@@ -48,7 +48,7 @@ if __name__ == "__main__":
 """
 
 
-async def _in_work(gateway: PeerGateway, count: int) -> bool:
+async def _in_flight(gateway: PeerGateway, count: int) -> bool:
     info = await gateway.consumer()
     return int(info["num_ack_pending"]) == count
 
@@ -159,7 +159,7 @@ async def test_a_killed_worker_hands_its_requests_to_its_successor(
     await first.ready()
     calls = [await gateway.invoke(b"%d" % number, path="/?sleep=3600") for number in range(2)]
     # What was on its way when the worker died is in no journal: the handlers must have begun.
-    await eventually(lambda: first.text().count("began") == 2, "both in work")
+    await eventually(lambda: first.text().count("began") == 2, "both in flight")
     first.kill()
     started = time.monotonic()
     second = start_process(HANDLER.replace('float(request.query.get("sleep", "0"))', "0"))
@@ -169,7 +169,7 @@ async def test_a_killed_worker_hands_its_requests_to_its_successor(
     assert sorted(answer["body"] for answer in answers) == ["0", "1"]
     assert [answer["attempt"] for answer in answers] == [2, 2]
     assert "returned 2 requests" in second.text()
-    await eventually(lambda: _empty(gateway), "each answered once")
+    await eventually(lambda: _empty(gateway), "one response each")
 
 
 async def test_another_instance_does_not_touch_the_journal(
@@ -178,7 +178,7 @@ async def test_another_instance_does_not_touch_the_journal(
     first = start_process(HANDLER)
     await first.ready()
     await gateway.invoke(path="/?sleep=3600")
-    await eventually(lambda: _in_work(gateway, 1), "in work")
+    await eventually(lambda: _in_flight(gateway, 1), "in flight")
     first.kill()
     second = start_process(
         HANDLER, instance="instance-2", environment={"SHARED_CONFIG_DIR": str(tmp_path / "instance-1")}
@@ -193,7 +193,7 @@ async def test_sigterm_finishes_what_is_in_work_and_takes_nothing_new(
     process = start_process(HANDLER, concurrency=1)
     await process.ready()
     running = await gateway.invoke(b"running", path="/?sleep=1")
-    await eventually(lambda: _in_work(gateway, 1), "in work")
+    await eventually(lambda: _in_flight(gateway, 1), "in flight")
     waiting = await gateway.invoke(b"waiting")
     process.send_signal(signal.SIGTERM)
     assert (await running.answer()).json()["body"] == "running"
@@ -211,7 +211,7 @@ async def test_requests_that_cannot_finish_in_time_go_back(
     process = start_process(source)
     await process.ready()
     call = await gateway.invoke(b"long", path="/?sleep=3600")
-    await eventually(lambda: _in_work(gateway, 1), "in work")
+    await eventually(lambda: _in_flight(gateway, 1), "in flight")
     process.send_signal(signal.SIGTERM)
     assert await process.exit_code() == 0
     assert "returning 1 unfinished requests to the queue" in process.text()
@@ -223,7 +223,7 @@ async def test_a_second_signal_ends_at_once(gateway: PeerGateway, start_process:
     process = start_process(HANDLER)
     await process.ready()
     await gateway.invoke(path="/?sleep=3600")
-    await eventually(lambda: _in_work(gateway, 1), "in work")
+    await eventually(lambda: _in_flight(gateway, 1), "in flight")
     process.send_signal(signal.SIGTERM)
     await eventually(lambda: "leaving" in process.text(), "drain begun")
     process.send_signal(signal.SIGTERM)
@@ -275,7 +275,7 @@ async def test_health(gateway: PeerGateway, start_process: StartProcess) -> None
         gateway.refusal = None
         await eventually(lambda: answers("ready", 200), "ready")
         await gateway.invoke(path="/?sleep=2")
-        await eventually(lambda: _in_work(gateway, 1), "in work")
+        await eventually(lambda: _in_flight(gateway, 1), "in flight")
         process.send_signal(signal.SIGTERM)
         await eventually(lambda: answers("ready", 503), "not ready while leaving")
         assert await status("live") == 200

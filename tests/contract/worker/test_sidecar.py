@@ -136,7 +136,7 @@ async def test_a_large_body_keeps_its_length_both_ways(
 async def test_chunks_flow_both_ways_while_both_sides_are_open(
     gateway: PeerGateway, start_worker: StartWorker
 ) -> None:
-    """Each chunk of the caller is answered before the next one is sent: nothing is held back anywhere."""
+    """Each chunk of the caller gets its response before the next one is sent: nothing is buffered."""
     asked: asyncio.Queue[bytes | None] = asyncio.Queue()
 
     async def rest() -> AsyncIterator[bytes]:
@@ -238,7 +238,7 @@ async def test_what_is_no_answer_is_told_in_words(
 async def test_errors_become_problem_documents_where_callers_expect_them(
     gateway: PeerGateway, start_worker: StartWorker
 ) -> None:
-    """Compatibility mode looks at an error as a whole, whether or not the server said how long it is."""
+    """Compatibility mode collects an error, whether or not the server has sent its length."""
 
     async def script(seen: Seen) -> None:
         body = b'{"error": "no such model"}'

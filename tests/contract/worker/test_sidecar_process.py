@@ -110,7 +110,7 @@ async def test_nothing_is_pulled_while_the_server_is_unhealthy(
         sys.executable, SERVER, str(port), env={"STATE": str(tmp_path)}
     )
     try:
-        await asyncio.sleep(0.3)  # long enough for a wrong pull, which would be answered at once
+        await asyncio.sleep(0.3)  # long enough for a wrong pull, which would get a response at once
         assert not call.head.done()
         assert await ready_status(own) == 503
         unhealthy.unlink()
@@ -130,7 +130,7 @@ async def test_nothing_is_pulled_while_the_server_is_unhealthy(
 
 
 async def ready_status(port: int) -> int:
-    """What the worker's own readiness check answers."""
+    """What the worker's own readiness check returns."""
     url = f"http://127.0.0.1:{port}/v1/health/ready"
     async with aiohttp.ClientSession() as http, http.get(url) as answer:
         return answer.status
@@ -220,7 +220,7 @@ async def test_a_notice_of_termination_drains(
     process = start_process(HANDLER, environment={"NVCF_TERMINATION_NOTICE_FILE": str(notice)})
     await process.ready()
     call = await gateway.invoke(path="/?sleep=0.5")
-    await eventually(lambda: _in_work(gateway), "in work")
+    await eventually(lambda: _in_flight(gateway), "in flight")
     if how == "file":
         notice.touch()
     else:
@@ -232,7 +232,7 @@ async def test_a_notice_of_termination_drains(
     assert reason(tmp_path)["text"].startswith("notice of termination")
 
 
-async def _in_work(gateway: PeerGateway) -> bool:
+async def _in_flight(gateway: PeerGateway) -> bool:
     return int((await gateway.consumer())["num_ack_pending"]) == 1
 
 
@@ -249,7 +249,7 @@ async def test_a_second_signal_leaves_a_reason_too(
     process = start_process(HANDLER)
     await process.ready()
     await gateway.invoke(path="/?sleep=60")
-    await eventually(lambda: _in_work(gateway), "in work")
+    await eventually(lambda: _in_flight(gateway), "in flight")
     process.send_signal(signal.SIGINT)
     await eventually(lambda: "leaving: 1" in process.text(), "draining")
     process.send_signal(signal.SIGTERM)

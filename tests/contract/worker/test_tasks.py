@@ -190,7 +190,9 @@ async def test_a_second_signal_ends_it_at_once_and_a_notice_counts(tmp_path: Pat
     notice.touch()
     await eventually(lambda: "notice of termination" in run.log.read_text(), "noticed")
     run.process.send_signal(signal.SIGTERM)
-    await eventually(lambda: "SIGTERM" in run.log.read_text() or run.process.poll() is not None, "told")
+    await eventually(
+        lambda: "SIGTERM" in run.log.read_text() or run.process.poll() is not None, "first signal"
+    )
     assert run.process.poll() is None
     run.process.send_signal(signal.SIGTERM)
     code, reason = await run.end()

@@ -1,4 +1,4 @@
-"""What a worker tells an OTLP backend and Prometheus, with a real receiver of either protocol."""
+"""What a worker exports to an OTLP backend and Prometheus, with a real receiver of either protocol."""
 
 from __future__ import annotations
 
@@ -169,11 +169,11 @@ async def test_what_fails_is_told_as_an_error(
     assert handler.status == "ERROR"
     assert handler.events[0].attributes["exception.message"] == "no luck"
     await eventually(
-        lambda: backend.total("nvcf.handler.duration", **{"nvcf.outcome": "errored"}) == 1, "figures"
+        lambda: backend.total("nvcf.handler.duration", **{"nvcf.outcome": "errored"}) == 1, "metrics"
     )
 
 
-async def test_an_instance_tells_of_its_start_and_the_first_request_links_to_it(
+async def test_an_instance_reports_its_start_and_the_first_request_links_to_it(
     gateway: PeerGateway, start: Start, backend: OtlpReceiver
 ) -> None:
     scaling = f"00-{new_id().replace('-', '')}-00f067aa0ba902b8-01"
@@ -195,7 +195,7 @@ async def test_an_instance_tells_of_its_start_and_the_first_request_links_to_it(
     assert not second.links
 
 
-async def test_unsampled_requests_make_no_spans_but_figures(
+async def test_unsampled_requests_make_no_spans_but_metrics(
     gateway: PeerGateway, start: Start, backend: OtlpReceiver
 ) -> None:
     worker = start(**backend.environment())
@@ -203,7 +203,7 @@ async def test_unsampled_requests_make_no_spans_but_figures(
     for _ in range(3):
         answer = await ask(gateway, "/plain", trace=f"00-{TRACE}-{CALLER}-00")
         assert answer.json()["traceparent"] == f"00-{TRACE}-{CALLER}-00"
-    await eventually(lambda: backend.total("nvcf.handler.duration") == 3, "figures")
+    await eventually(lambda: backend.total("nvcf.handler.duration") == 3, "metrics")
     worker.send_signal(signal.SIGTERM)
     assert await worker.exit_code() == 0
     assert not [span for span in backend.spans() if span.trace_id == TRACE]
@@ -239,7 +239,7 @@ async def metrics(port: int, accept: str = "") -> str:
             return await response.text()
 
 
-async def test_prometheus_finds_own_and_compatible_figures_with_exemplars(
+async def test_prometheus_finds_own_and_compatible_metrics_with_exemplars(
     gateway: PeerGateway, start: Start, backend: OtlpReceiver
 ) -> None:
     port, health = free_port(), free_port()
@@ -345,7 +345,7 @@ async def test_metering_events_are_lines_of_json(gateway: PeerGateway, start: St
     await eventually(lambda: len(of("NVCF_Infrastructure")) >= 3, "heartbeats")
     worker.send_signal(signal.SIGTERM)
     assert await worker.exit_code() == 0
-    # An answer may be with its caller a moment before its event is made.
+    # A response may be with its caller a moment before its event is made.
     second, first = sorted(of("NVCF_Invocation"), key=lambda event: str(event["response_type"]))
     assert (first["response_type"], second["response_type"]) == ("FULFILLED", "ERRORED")
     assert first["billing_headers"] == {"x-billing-team": "research"}
@@ -367,9 +367,9 @@ async def test_a_broker_that_went_away_and_came_back_is_counted(
         await worker.ready()
         await eventually(lambda: backend.total("nvcf.broker.connected") == 1, "connected")
         own_broker.kill()
-        await eventually(lambda: backend.total("nvcf.broker.connected") == 0, "the loss is told")
+        await eventually(lambda: backend.total("nvcf.broker.connected") == 0, "the loss is reported")
         own_broker.start()
-        await eventually(lambda: backend.total("nvcf.broker.reconnects") == 1, "the return is told")
+        await eventually(lambda: backend.total("nvcf.broker.reconnects") == 1, "the return is reported")
         assert backend.total("nvcf_nats_disconnect_total") >= 1
         assert backend.total("nvcf_nats_error_total") >= 1
     finally:

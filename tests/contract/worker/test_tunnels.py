@@ -69,7 +69,7 @@ async def never_called(request: Any) -> None:
 
 
 async def settled(gateway: PeerGateway) -> bool:
-    """Whether nothing is queued or in work."""
+    """Whether nothing is queued or in flight."""
     return await gateway.queued() == 0
 
 
@@ -183,7 +183,7 @@ async def test_a_caller_that_was_cut_off_may_come_back(
     assert back.headers["x-request-id"] == request_id
     assert await back.echo(b"again") == b"again"
     assert await gateway.queued() == 1
-    # Orderly now: told by a cancel, before or after the tunnel's end.
+    # Orderly now: by a cancel, before or after the tunnel's end.
     await proxy.cancel(request_id)
     back.writer.close()
     await eventually(lambda: settled(gateway), "acknowledged")

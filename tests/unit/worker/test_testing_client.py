@@ -158,7 +158,7 @@ def test_progress_and_result_files() -> None:
         result = client.post()
         assert result.json() == {"done": True}
         assert result.files == {"sub/a.txt": b"file"}
-        # Two reports in quick succession may be told as one, as to a caller who polls.
+        # Two reports in quick succession may arrive as one, as at a caller who polls.
         assert result.progress[-1] == Progress(50.0, {"lines": 2})
 
 

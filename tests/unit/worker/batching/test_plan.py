@@ -66,7 +66,7 @@ def test_a_cost_is_a_number_from_0_on(cost: float) -> None:
 
 
 class Planner(RuleBasedStateMachine):
-    """Any order of arrivals, cancellations and looks, against a list of what should be waiting."""
+    """Any order of arrivals, cancellations and calls of take, against a list of what should be waiting."""
 
     MAX_SIZE, MAX_WAIT, MAX_COST = 3, 5.0, 6.0
 
@@ -112,7 +112,7 @@ class Planner(RuleBasedStateMachine):
 
     @rule()
     def drain_what_is_due(self) -> None:
-        """After looking until nothing is due, nobody has waited longer than the wait allows."""
+        """After taking all that is due, nobody has waited longer than the wait allows."""
         while batch := self.plan.take(self.now):
             for entry in batch:
                 self.waiting.remove(entry)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import event, given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -42,6 +42,7 @@ def test_all_gpus_are_used_in_equal_shares(count: int, processes: int) -> None:
     gpus = [str(index) for index in range(count)]
     shares = split(gpus, processes)
     assert len(shares) == processes
+    event("shared GPUs" if processes > count else "own GPUs")
     if processes <= count:
         assert [gpu for share in shares for gpu in share] == gpus
     elif count:

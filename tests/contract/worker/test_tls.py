@@ -1,4 +1,4 @@
-"""Whom a worker trusts; its HTTP and gRPC sides are in tests/contract/gateway/test_tls.py."""
+"""TLS of a worker; its HTTP and gRPC sides are in tests/contract/gateway/test_tls.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Handler classes and their lives; errors that send requests or the worker away."""
+"""Handler classes: set-up, tear-down, health; errors that return requests or end the worker."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ async def test_fatal_drains_the_worker_and_the_request_goes_to_another(
     worker = start_worker(handler)
     await worker.ready()
     other = await gateway.invoke(b"other")
-    await eventually(lambda: worker.worker.in_flight == 1, "another request is in work")
+    await eventually(lambda: worker.worker.in_flight == 1, "another request is in flight")
     call = await gateway.invoke(b"break")
     await eventually(lambda: not worker.worker.ready, "not ready any more")
     gate.set()

@@ -1,4 +1,4 @@
-"""Decisions about the worker's standing with platform and broker."""
+"""Registration: which token is used, when the start is given up; subjects that the broker denies."""
 
 from __future__ import annotations
 
