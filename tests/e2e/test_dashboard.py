@@ -32,7 +32,7 @@ from nvcf_worker import Request
 
 async def handler(request: Request) -> str:
     await asyncio.sleep(0.5)
-    if (await request.body()) == b"break":
+    if (await request.read()) == b"break":
         raise ValueError("broken on purpose")
     return "later"
 """
