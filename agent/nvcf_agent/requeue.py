@@ -14,7 +14,7 @@ from pathlib import Path
 import nats.errors
 from nats.aio.client import Client
 
-from nvcf_proto.journal import FILE_NAME, Leftover, read_leftovers
+from nvcf_proto.journal import FILE_NAME, Orphan, read_orphans
 
 _log = logging.getLogger(__name__)
 
@@ -52,12 +52,12 @@ class Requeuer:
         return len(held)
 
 
-def requeueable(journal: bytes, instance_id: str, version_id: str, wall: float) -> list[Leftover]:
+def requeueable(journal: bytes, instance_id: str, version_id: str, wall: float) -> list[Orphan]:
     """Return the requests of a journal that may be requeued. Pure.
 
     The function's own code can write the journal, so only requests of its version count.
     """
-    found = read_leftovers(journal, instance_id)
+    found = read_orphans(journal, instance_id)
     return [each for each in found if each.belongs_to(version_id) and each.still_held(wall)]
 
 

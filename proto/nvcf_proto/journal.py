@@ -27,7 +27,7 @@ _SUBJECT = re.compile(rb"\$JS\.ACK(\.[A-Za-z0-9_-]+)+")
 
 
 @dataclass(frozen=True)
-class Leftover:
+class Orphan:
     """A request that the killed worker held; at the Unix time `until` the broker redelivers it itself."""
 
     ack_subject: str
@@ -52,7 +52,7 @@ def entry_offset(entry: int) -> int:
     return (entry + 1) * ENTRY
 
 
-def read_leftovers(data: bytes, instance_id: str) -> list[Leftover]:
+def read_orphans(data: bytes, instance_id: str) -> list[Orphan]:
     """Return the entries of this instance's journal; none for another instance's or an unreadable file."""
     if len(data) < ENTRY:
         return []
@@ -69,5 +69,5 @@ def read_leftovers(data: bytes, instance_id: str) -> list[Leftover]:
             continue
         subject = data[offset + ENTRY_STRUCT.size : offset + ENTRY_STRUCT.size + size]
         if _SUBJECT.fullmatch(subject):
-            found.append(Leftover(subject.decode(), max(started, heartbeat) + ack_wait))
+            found.append(Orphan(subject.decode(), max(started, heartbeat) + ack_wait))
     return found

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nvcf_proto.journal import FILE_NAME, read_leftovers
+from nvcf_proto.journal import FILE_NAME, read_orphans
 from nvcf_proto.models import Instance, InstanceState
 from tests.support.platform.compute_plane import Load, Plane, load, running_plane
 from tests.support.platform.gateways import Version
@@ -113,7 +113,7 @@ async def test_what_an_instance_held_that_was_killed_on_its_way_out_is_not_waite
         asked = asyncio.create_task(plane.ask(first, 7))
         (instance,) = plane.running(first)
         journal = tmp_path / "agent-one" / "instances" / instance.id / "shared" / FILE_NAME
-        await plane.until(lambda: bool(read_leftovers(journal.read_bytes(), instance.id)), "it is in work")
+        await plane.until(lambda: bool(read_orphans(journal.read_bytes(), instance.id)), "it is in work")
         # It is to make room for one elsewhere; in the middle of that everything there is killed.
         await plane.redeploy(first, {"gpu": "SIM", "clusters": ["two"]})
         await plane.until(lambda: bool(plane.of(first)[0].draining_since), "it is draining")

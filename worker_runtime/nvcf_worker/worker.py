@@ -281,7 +281,7 @@ class Worker:
         """Settle what is due on a new connection, or after a reconnect, before anything is pulled."""
         if first:
             await self._inflight.send_unsent()
-            await self._inflight.nak_leftovers()
+            await self._inflight.nak_orphans()
             if self._session is not None:
                 await self._tunnels.listen_again(self._session.connection)
                 await self._exchanges.listen_again()

@@ -68,7 +68,7 @@ async def test_a_log_that_cannot_be_written_does_not_stop_the_function(
     assert "dropping output" in caplog.text
 
 
-def test_leftovers_are_those_whose_folder_is_ours(tmp_path: Path) -> None:
+def test_orphans_are_those_whose_folder_is_ours(tmp_path: Path) -> None:
     instances = tmp_path / "instances"
     for pid, folder in ((101, instances / "a" / "shared"), (102, tmp_path / "other" / "b"), (103, None)):
         process = tmp_path / "proc" / str(pid)

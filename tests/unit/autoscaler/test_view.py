@@ -122,7 +122,7 @@ def test_only_the_last_start_up_times_are_kept(numbers: list[int]) -> None:
     assert len(known) <= 8
 
 
-def test_a_leftover_record_is_no_sign_of_life() -> None:
+def test_an_old_record_is_no_sign_of_life() -> None:
     assert first_heard(NOW, NOW - 3) == NOW
     assert first_heard(NOW, NOW + 3) == NOW
     assert first_heard(NOW, NOW - 3600) == NOW - 3600

@@ -9,13 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nvcf_worker.errors import JournalError
-from nvcf_worker.queue.journal import ENTRY, Journal, Leftover, read_leftovers
+from nvcf_worker.queue.journal import ENTRY, Journal, Orphan, read_orphans
 
 SUBJECT = "$JS.ACK.rq_local_v.rq_local_v_workers.1.2.3.4.5"
 
 
 def subjects(journal: Journal) -> set[str]:
-    return {leftover.ack_subject for leftover in journal.leftovers}
+    return {orphan.ack_subject for orphan in journal.orphans}
 
 
 def test_unsettled_requests_are_found_by_the_successor(tmp_path: Path) -> None:
@@ -25,14 +25,14 @@ def test_unsettled_requests_are_found_by_the_successor(tmp_path: Path) -> None:
     journal.remove(first)
     journal.close()
     successor = Journal.open(tmp_path / "inflight", "one", 4)
-    assert successor.leftovers == [Leftover(SUBJECT + "2", 130.0)]
+    assert successor.orphans == [Orphan(SUBJECT + "2", 130.0)]
     # They stay until they have been handed back, even if this process dies too.
     successor.close()
     third = Journal.open(tmp_path / "inflight", "one", 4)
-    assert third.leftovers == [Leftover(SUBJECT + "2", 130.0)]
-    third.forget_leftovers()
+    assert third.orphans == [Orphan(SUBJECT + "2", 130.0)]
+    third.forget_orphans()
     third.close()
-    assert Journal.open(tmp_path / "inflight", "one", 4).leftovers == []
+    assert Journal.open(tmp_path / "inflight", "one", 4).orphans == []
 
 
 def test_a_heartbeat_counts_as_a_new_start(tmp_path: Path) -> None:
@@ -40,16 +40,16 @@ def test_a_heartbeat_counts_as_a_new_start(tmp_path: Path) -> None:
     journal.add(SUBJECT, now=100.0, ack_wait=30.0)
     journal.heartbeat(150.0)
     journal.close()
-    (leftover,) = Journal.open(tmp_path / "inflight", "one", 4).leftovers
-    assert leftover.still_held(178.0)
-    assert not leftover.still_held(179.5)
+    (orphan,) = Journal.open(tmp_path / "inflight", "one", 4).orphans
+    assert orphan.still_held(178.0)
+    assert not orphan.still_held(179.5)
 
 
 def test_another_instance_gets_nothing(tmp_path: Path) -> None:
     journal = Journal.open(tmp_path / "inflight", "one", 4)
     journal.add(SUBJECT, now=0.0, ack_wait=30.0)
     journal.close()
-    assert Journal.open(tmp_path / "inflight", "two", 4).leftovers == []
+    assert Journal.open(tmp_path / "inflight", "two", 4).orphans == []
 
 
 def test_the_file_is_private_and_held_by_one_process(tmp_path: Path) -> None:
@@ -79,8 +79,8 @@ def test_a_full_journal_and_a_long_subject_are_left_out(tmp_path: Path) -> None:
 
 @given(st.binary(max_size=4 * ENTRY))
 def test_any_file_can_be_read(data: bytes) -> None:
-    read_leftovers(data, "one")
-    read_leftovers(b"NVCFJ1\0\0\x01\0\0\0\xff\xff\xff\xff" + data, "one")
+    read_orphans(data, "one")
+    read_orphans(b"NVCFJ1\0\0\x01\0\0\0\xff\xff\xff\xff" + data, "one")
 
 
 @given(
@@ -106,9 +106,9 @@ def test_the_successor_finds_exactly_what_is_open(
     journal.close()
     successor = Journal.open(path, "one", capacity)
     assert subjects(successor) == set(entries)
-    # There is full room beside the leftovers.
+    # There is full room beside the orphans.
     for number in range(capacity):
         assert successor.add(f"$JS.ACK.new{number}", now=0.0, ack_wait=30.0) >= 0
-    successor.forget_leftovers()
+    successor.forget_orphans()
     successor.close()
-    assert len(Journal.open(path, "one", capacity).leftovers) == capacity
+    assert len(Journal.open(path, "one", capacity).orphans) == capacity

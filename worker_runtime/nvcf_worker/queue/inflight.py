@@ -151,12 +151,12 @@ class InFlight:
         for _ in range(len(self._unsent)):
             await self.send(*self._unsent.popleft())
 
-    async def nak_leftovers(self) -> None:
+    async def nak_orphans(self) -> None:
         """Return the requests of a predecessor that was killed to the queue."""
-        if self._journal is None or not self._journal.leftovers:
+        if self._journal is None or not self._journal.orphans:
             return
         now = time.time()
-        held = [entry for entry in self._journal.leftovers if entry.still_held(now)]
+        held = [entry for entry in self._journal.orphans if entry.still_held(now)]
         for entry in held:
             await self.send(entry.ack_subject, NAK)
         if held:
@@ -167,7 +167,7 @@ class InFlight:
         except nats.errors.Error as error:
             log.warning("they could not be returned now: %s", error)
             return
-        self._journal.forget_leftovers()
+        self._journal.forget_orphans()
 
     async def signal_if_due(self, now: float) -> None:
         """Send the in-progress signals when their interval has passed. `now` is monotonic seconds."""

@@ -25,9 +25,9 @@ from nvcf_proto.journal import (
     HEARTBEAT_AT,
     MAGIC,
     MAX_SUBJECT,
-    Leftover,
+    Orphan,
     entry_offset,
-    read_leftovers,
+    read_orphans,
 )
 from nvcf_worker.control.config import WorkerConfig
 from nvcf_worker.errors import JournalError
@@ -36,23 +36,23 @@ log = logging.getLogger("nvcf_worker")
 
 _HEARTBEAT = struct.Struct("<d")
 
-__all__ = ["ENTRY", "FILE_NAME", "Journal", "Leftover", "read_leftovers"]
+__all__ = ["ENTRY", "FILE_NAME", "Journal", "Orphan", "read_orphans"]
 
 
 class Journal:
-    """Ack subjects of unfinished requests; `leftovers` are those of a killed predecessor."""
+    """Ack subjects of unfinished requests; `orphans` are those of a killed predecessor."""
 
-    def __init__(self, descriptor: int, pages: mmap.mmap, count: int, leftovers: list[Leftover]) -> None:
+    def __init__(self, descriptor: int, pages: mmap.mmap, count: int, orphans: list[Orphan]) -> None:
         self._descriptor = descriptor
         self._pages = pages
-        self.leftovers = leftovers
-        # The entries of leftovers stay until they are back in the queue.
-        self._kept = len(leftovers)
+        self.orphans = orphans
+        # The entries of orphans stay until they are back in the queue.
+        self._kept = len(orphans)
         self._free = list(range(count - 1, self._kept - 1, -1))
 
     @classmethod
     def open(cls, path: Path, instance_id: str, capacity: int) -> Journal:
-        """Lock and read the file, or create it, with room for `capacity` requests beside the leftovers.
+        """Lock and read the file, or create it, with room for `capacity` requests beside the orphans.
 
         Raises JournalError when another process holds it or the place is not writable.
         """
@@ -63,8 +63,8 @@ class Journal:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             data = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
-            leftovers = read_leftovers(data, instance_id)
-            count = capacity + len(leftovers)
+            orphans = read_orphans(data, instance_id)
+            count = capacity + len(orphans)
             os.ftruncate(descriptor, (count + 1) * ENTRY)
             pages = mmap.mmap(descriptor, (count + 1) * ENTRY)
         except BlockingIOError as error:
@@ -73,8 +73,8 @@ class Journal:
         except (OSError, ValueError) as error:
             os.close(descriptor)
             raise JournalError(f"cannot use {path}: {error}") from error
-        _rewrite(pages, instance_id, count, leftovers)
-        return cls(descriptor, pages, count, leftovers)
+        _rewrite(pages, instance_id, count, orphans)
+        return cls(descriptor, pages, count, orphans)
 
     def add(self, ack_subject: str, *, now: float, ack_wait: float) -> int:
         """Add a request; return its entry, or -1 without room: it would only be redelivered later."""
@@ -96,12 +96,12 @@ class Journal:
         """Record when the requests were last signalled as in progress."""
         _HEARTBEAT.pack_into(self._pages, HEARTBEAT_AT, now)
 
-    def forget_leftovers(self) -> None:
-        """Remove the leftovers, which are back in the queue."""
+    def forget_orphans(self) -> None:
+        """Remove the orphans, which are back in the queue."""
         for entry in range(self._kept):
             self.remove(entry)
         self._kept = 0
-        self.leftovers = []
+        self.orphans = []
 
     def close(self) -> None:
         """Release the file; entries that are left stay for a successor."""
@@ -109,10 +109,10 @@ class Journal:
         os.close(self._descriptor)
 
 
-def _rewrite(pages: mmap.mmap, instance_id: str, count: int, leftovers: list[Leftover]) -> None:
+def _rewrite(pages: mmap.mmap, instance_id: str, count: int, orphans: list[Orphan]) -> None:
     pages[:] = bytes(len(pages))
-    for entry, leftover in enumerate(leftovers):
-        _write_entry(pages, entry, leftover.ack_subject.encode(), leftover.until, 0.0)
+    for entry, orphan in enumerate(orphans):
+        _write_entry(pages, entry, orphan.ack_subject.encode(), orphan.until, 0.0)
     name = instance_id.encode()
     pages[HEADER_STRUCT.size : HEADER_STRUCT.size + len(name)] = name
     HEADER_STRUCT.pack_into(pages, 0, MAGIC, 1, count, 0.0, len(name))
