@@ -3,7 +3,7 @@
     nvcf deploy examples/asgi/function.py --name letters
     nvcf invoke letters --data 'some text'
 
-Written without a framework to show all there is; `serve(app)` takes FastAPI and Starlette just so.
+It uses no framework, to show the whole interface. `serve(app)` accepts FastAPI and Starlette too.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """POST: letters of the text and how often each occurs; anything else is not allowed."""
+    """Count the letters of a text that is sent by POST."""
     if scope["type"] == "lifespan":
         await lifespan(scope, receive, send)
     elif scope["method"] == "POST":
         await count(scope, receive, send)
     else:
-        await answer(send, 405, {"error": "send text by POST"})
+        await respond(send, 405, {"error": "send text by POST"})
 
 
 async def lifespan(scope: Scope, receive: Receive, send: Send) -> None:
-    """A model would be loaded here; the instance takes requests once it is."""
+    """Load the model. The instance takes requests after that."""
     await receive()
     scope["state"]["alphabet"] = frozenset(string.ascii_lowercase)
     await send({"type": "lifespan.startup.complete"})
@@ -41,7 +41,7 @@ async def lifespan(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def count(scope: Scope, receive: Receive, send: Send) -> None:
-    """Counts while the body arrives; it may be of any size."""
+    """Count while the body arrives. It may have any size."""
     found: Counter[str] = Counter()
     more = True
     while more:
@@ -52,11 +52,11 @@ async def count(scope: Scope, receive: Receive, send: Send) -> None:
         found.update(letter for letter in text if letter in scope["state"]["alphabet"])
         more = message["more_body"]
     request = scope["extensions"]["nvcf"]["request"]
-    await answer(send, 200, {"letters": dict(sorted(found.items())), "request": request.id})
+    await respond(send, 200, {"letters": dict(sorted(found.items())), "request": request.id})
 
 
-async def answer(send: Send, status: int, content: Any) -> None:
-    """A whole JSON answer."""
+async def respond(send: Send, status: int, content: Any) -> None:
+    """Send a JSON response."""
     body = json.dumps(content).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -1,11 +1,11 @@
-"""A neural network that answers many callers with one multiplication: dynamic batching.
+"""Dynamic batching: a neural network that serves many callers with one multiplication for each layer.
 
     nvcf deploy examples/batch/function.py --name spirals
     nvcf invoke spirals --data '{"x": 0.4, "y": -0.1}'
 
-Two spirals wind around each other; the network says on which one a point lies, and how sure it is. It is a
-small one (two hidden layers of 32, numpy and nothing else), but a real one: `setup` trains it, in a
-second or so, before the instance is ready. No weights are shipped.
+There are two spirals. The network decides on which one a point lies, and how sure it is. It is small (two
+hidden layers of 32, written with numpy), and `setup` trains it in about a second before the instance is
+ready. So there is no file of weights.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NOISE = 0.02
 
 
 def spirals(points: int, seed: int) -> tuple[Floats, Floats]:
-    """Points of both spirals within the unit circle, and 0 or 1 for each."""
+    """Return points of both spirals within the unit circle, and 0 or 1 for each."""
     random = np.random.default_rng(seed)
     label = np.arange(points) % 2
     radius = np.sqrt(random.uniform(0.02, 1.0, points))
@@ -52,7 +52,7 @@ class Network:
 
     @classmethod
     def untrained(cls, seed: int) -> Network:
-        """Random weights, scaled to the number of inputs."""
+        """Return a network with random weights, scaled to the number of inputs."""
         random = np.random.default_rng(seed)
         sizes = [2, HIDDEN, HIDDEN, 1]
         layers = []
@@ -62,7 +62,7 @@ class Network:
         return cls(layers)
 
     def activations(self, points: Floats) -> list[Floats]:
-        """Input and output of each layer; the last is the probability of the second spiral."""
+        """Return the input and the output of each layer. The last is the probability of the second spiral."""
         outputs = [points]
         for weights, offset in self.layers[:-1]:
             outputs.append(np.tanh(outputs[-1] @ weights + offset))
@@ -71,12 +71,12 @@ class Network:
         return outputs
 
     def __call__(self, points: Floats) -> Floats:
-        """Probability that each point lies on the second spiral."""
-        answers: Floats = self.activations(points)[-1][:, 0]
-        return answers
+        """Return the probability that each point lies on the second spiral."""
+        chances: Floats = self.activations(points)[-1][:, 0]
+        return chances
 
     def gradients(self, points: Floats, labels: Floats) -> list[Floats]:
-        """Of the cross entropy, for weights and offset of each layer in turn."""
+        """Return the gradients of the cross entropy, for weights and offset of each layer."""
         outputs = self.activations(points)
         slope: Floats = (outputs[-1] - labels[:, None]) / np.float32(len(points))
         gradients: list[Floats] = []
@@ -88,7 +88,7 @@ class Network:
 
 
 def train(seed: int = 7) -> Network:
-    """Full-batch Adam (Kingma and Ba, 2015) on one set of points."""
+    """Train a network on one set of points with full-batch Adam (Kingma and Ba, 2015)."""
     points, labels = spirals(POINTS, seed)
     network = Network.untrained(seed)
     parameters = [part for layer in network.layers for part in layer]
@@ -104,7 +104,10 @@ def train(seed: int = 7) -> Network:
 
 
 def point_of(request: SyncRequest) -> tuple[float, float]:
-    """The point in a request. Raises BadInput; done for each request by itself, before it joins a batch."""
+    """Return the point in a request. It runs for each request before the request joins a batch.
+
+    Raises BadInput.
+    """
     body = request.json()
     if not isinstance(body, dict):
         raise BadInput("the body must be a JSON object")
@@ -115,17 +118,17 @@ def point_of(request: SyncRequest) -> tuple[float, float]:
 
 
 def number(value: object) -> float:
-    """Raises BadInput for anything else."""
+    """Return a number as a float. Raises BadInput for other values."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadInput("x and y must be numbers")
     return float(value)
 
 
 class Spirals:
-    """The function: trained before the first request, asked for up to 64 points at a time."""
+    """The function. It is trained before the first request and gets up to 64 points in one call."""
 
     def setup(self) -> None:
-        """Train and say how good the result is on points that it has not seen."""
+        """Train the network and log how good it is on new points."""
         started = time.monotonic()
         self.network = train()
         points, labels = spirals(1000, seed=99)
@@ -134,7 +137,7 @@ class Spirals:
 
     @batch(max_size=64, max_wait=0.004, prepare=point_of)
     def __call__(self, points: list[tuple[float, float]]) -> list[dict[str, Any]]:
-        """One multiplication per layer, however many callers there are."""
+        """Compute all points with one multiplication for each layer."""
         chances = self.network(np.array(points, np.float32))
         return [
             {

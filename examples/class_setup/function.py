@@ -1,10 +1,10 @@
-"""A class that learns once an instance and then answers: `setup`, `warmup`, `__call__`, `teardown`.
+"""A class that learns once in each instance: `setup`, `warmup`, `__call__`, `teardown`.
 
     nvcf deploy examples/class_setup/function.py --name language
     nvcf invoke language --data '{"text": "wo ist der Bahnhof"}'
 
-It guesses the language of a text from its letter pairs (naive Bayes with add-one smoothing), learnt in
-`setup` from a few sentences each. The instance takes requests when `setup` and `warmup` are through.
+It guesses the language of a text from its letter pairs (naive Bayes with add-one smoothing). `setup` learns
+them from a few sentences of each language. The instance takes requests after `setup` and `warmup`.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ SENTENCES = {
 
 
 def pairs(text: str) -> Counter[str]:
-    """Letter pairs of a text and how often each occurs."""
+    """Count the letter pairs of a text."""
     words = "".join(letter if letter.isalpha() else " " for letter in text.lower()).split()
     return Counter(first + second for word in words for first, second in pairwise(f" {word} "))
 
 
 class Language:
-    """One model an instance."""
+    """The function: each instance has one model."""
 
     def setup(self) -> None:
-        """Learn."""
+        """Learn the letter pairs of each language."""
         counts = {language: pairs(text) for language, text in SENTENCES.items()}
         known = set().union(*counts.values())
         self.model: dict[str, dict[str, float]] = {}
@@ -49,11 +49,11 @@ class Language:
         log.info("learnt %d letter pairs of %d languages", len(known), len(counts))
 
     def warmup(self) -> None:
-        """The first caller shall not pay for anything."""
+        """Make one guess, so that the first request is as fast as later ones."""
         self.guess("hello")
 
     def guess(self, text: str) -> dict[str, float]:
-        """Probability of each language; equal ones when nothing in the text is known."""
+        """Return the probability of each language. They are equal if no letter pair is known."""
         found = pairs(text)
         scores = {
             language: sum(weights.get(pair, 0.0) * number for pair, number in found.items())
@@ -73,7 +73,7 @@ class Language:
         raise BadInput('send {"text": "..."} with some text')
 
     def teardown(self) -> None:
-        """Give back what `setup` took."""
+        """Free the model."""
         self.model.clear()
 
 

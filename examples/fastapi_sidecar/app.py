@@ -1,4 +1,4 @@
-"""A FastAPI application as anybody writes one; nothing in it knows of the platform."""
+"""An ordinary FastAPI application that does not know the platform."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def count(text: Text) -> dict[str, int]:
 
 @app.post("/digest")
 async def digest(request: Request) -> dict[str, str | int]:
-    """Of a body of any size, read as it comes."""
+    """Return the digest of a body of any size, read while it arrives."""
     found, size = hashlib.sha256(), 0
     async for chunk in request.stream():
         found.update(chunk)

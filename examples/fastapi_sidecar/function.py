@@ -1,9 +1,9 @@
-"""An unmodified FastAPI application (app.py) behind the worker: a sidecar.
+"""A sidecar: an unmodified FastAPI application (app.py) behind the worker.
 
     nvcf deploy examples/fastapi_sidecar/function.py --name words --concurrency 16
     nvcf invoke words -H Content-Type=application/json --data '{"text": "one two"}'
 
-In an image no Python of your own is needed for this:
+In a container image you can do the same without Python code:
 
     nvcf-worker sidecar --port 8000 --health /health -- uvicorn app:app --port 8000
 """
@@ -21,5 +21,5 @@ SERVER = (
 )
 
 if __name__ == "__main__":
-    # Port 0 is any free one: several instances fit on one machine.
+    # Port 0 means any free port, so several instances can run on one machine.
     sidecar(0, command=SERVER, health="/health")

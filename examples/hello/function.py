@@ -1,4 +1,4 @@
-"""Greets by name: the smallest function."""
+"""The smallest function: greet by name."""
 
 from nvcf_worker import BadInput, Request, serve
 

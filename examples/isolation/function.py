@@ -1,12 +1,12 @@
-"""Work that may crash or hold the interpreter, in processes of its own.
+"""Run work that may crash or block the interpreter in child processes.
 
     nvcf deploy examples/isolation/function.py --name primes
     nvcf invoke primes --data '{"below": 200000}'
     nvcf invoke primes --data '{"below": 1000, "crash": true}'
 
-Counting primes in plain Python keeps the interpreter busy, so threads would not help; two processes use two
-cores. `"crash": true` makes the process fall over a null pointer, as native libraries now and then do: the
-request is tried once more, then its caller is told what happened. Nobody else notices.
+Counting primes in plain Python holds the interpreter lock, so threads would not help. Two processes use two
+cores. `"crash": true` makes the process read a null pointer, as bugs in native libraries do. The request is
+tried once more, then its caller gets an error that names the crash. Other requests are not affected.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MOST = 5_000_000
 
 
 def primes_below(limit: int) -> int:
-    """How many there are: the sieve of Eratosthenes."""
+    """Count the primes below a limit with the sieve of Eratosthenes."""
     if limit <= 2:
         return 0
     sieve = bytearray([1]) * limit
@@ -35,7 +35,7 @@ def primes_below(limit: int) -> int:
 
 
 def handler(request: SyncRequest) -> dict[str, Any]:
-    """`{"below": N}` -> `{"primes": M}`, and which process counted."""
+    """Return `{"primes": M}` for `{"below": N}`, with the id of the process that counted."""
     body = request.json()
     below = body.get("below") if isinstance(body, dict) else None
     if isinstance(below, bool) or not isinstance(below, int) or not 0 <= below <= MOST:

@@ -1,10 +1,10 @@
-"""Reads the text in a picture: PNG or JPEG in, JSON out.
+"""Read the text in a picture: PNG or JPEG in, JSON out.
 
     nvcf deploy examples/ocr/function.py --name ocr
     nvcf invoke ocr --data @picture.png
 
-The models (detector, direction classifier, recogniser) come inside the rapidocr wheel and run on the CPU.
-A function file is loaded by itself, so everything it needs is in here.
+The models (detector, direction classifier, recogniser) are part of the rapidocr wheel and run on the CPU.
+A function file is loaded without its folder, so all code is in this file.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from nvcf_worker import FunctionError, SyncRequest, serve
 
 MAX_BODY = 16 * 1024 * 1024
 MAX_PIXELS = 25_000_000
-# Beyond this the model's fixed input sizes leave nothing of the short side.
+# With a larger ratio the model's fixed input size shrinks the short side to nothing.
 MAX_ASPECT = 25
 MAX_PASSES = 1000
-# How often to read the same picture: a way to measure, and to keep a worker busy.
+# The number of times to read the same picture, to measure it or to keep a worker busy.
 PASSES_HEADER = "x-ocr-passes"
 
-# `decode` has a limit of its own, which is lower; Pillow's would only warn.
+# `decode` has a lower limit of its own. Pillow would only warn.
 Image.MAX_IMAGE_PIXELS = None
 
 LOG = logging.getLogger("ocr")
 
 
 class Refused(FunctionError):
-    """The caller's mistake: answered with this status and a problem document that holds the detail."""
+    """An error of the caller. The response has this status and a problem document with the detail."""
 
     def __init__(self, status: int, title: str, detail: str) -> None:
         super().__init__(detail)
@@ -47,12 +47,12 @@ class Refused(FunctionError):
 
 
 def load() -> Callable[[Any], Any]:
-    """Loads the models and reads one blank page, so that the first caller does not pay for it."""
-    # ONNX Runtime's wheels send usage data to their maker unless this is set before they are imported.
+    """Load the models and read one blank page, so that the first request is as fast as later ones."""
+    # ONNX Runtime sends usage data to its maker unless this is set before its import.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     from rapidocr import RapidOCR
 
-    # An instance shares the machine with its neighbours: one thread each, more instances for more throughput.
+    # Instances share the machine: each uses one thread, and more instances give more throughput.
     cv2.setNumThreads(1)
     model: Callable[[Any], Any] = RapidOCR(
         params={
@@ -91,7 +91,7 @@ def decode(data: bytes) -> Image.Image:
     except UnidentifiedImageError:
         raise Refused(422, "Not a picture", "the body is neither a PNG nor a JPEG picture") from None
     except (OSError, SyntaxError, ValueError) as error:
-        # Pillow's word for a file that is broken behind a good beginning (SyntaxError: a broken PNG chunk).
+        # Pillow raises these for a file with a valid start and broken data (SyntaxError: a broken PNG chunk).
         raise Refused(422, "Broken picture", f"the picture cannot be decoded: {error}") from None
 
 
@@ -104,7 +104,7 @@ def parse_passes(text: str | None) -> int:
 
 
 def read_lines(picture: Image.Image) -> list[dict[str, Any]]:
-    """Lines from top to bottom; `box`: four corners in pixels, clockwise from where the line starts."""
+    """Return the lines from top to bottom. `box` has four corners in pixels, clockwise."""
     with MODEL_LOCK:
         found = MODEL(picture)
     if not found.txts:
@@ -120,7 +120,7 @@ def read_lines(picture: Image.Image) -> list[dict[str, Any]]:
 
 
 def recognise(data: bytes, passes: int = 1, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
-    """The whole answer for one picture; times in milliseconds, `model` is the mean of all passes made."""
+    """Return the result for one picture. Times are in milliseconds, `model` is the mean of all passes."""
     started = time.perf_counter()
     picture = decode(data)
     decoded = time.perf_counter()
@@ -144,7 +144,7 @@ def recognise(data: bytes, passes: int = 1, stop: Callable[[], bool] = lambda: F
 
 
 def read_body(chunks: Iterable[bytes]) -> bytes:
-    """Gives up at the limit instead of fetching all of a body that will be refused."""
+    """Read a body and stop at the limit. Raises `Refused` for a larger body."""
     data = bytearray()
     for chunk in chunks:
         data += chunk
@@ -154,13 +154,13 @@ def read_body(chunks: Iterable[bytes]) -> bytes:
 
 
 def handler(request: SyncRequest) -> dict[str, Any]:
-    """A plain function: it runs on a thread, so the worker stays free for its other duties."""
+    """Read one picture. A plain function runs on a thread, so it does not block the worker."""
     passes = parse_passes(request.headers.get(PASSES_HEADER))
     data = read_body(request.stream())
     LOG.info("reading %d bytes in %d passes", len(data), passes)
-    answer = recognise(data, passes, stop=lambda: bool(request.cancelled))
-    # More than 1 when an earlier worker died over this request.
-    return {**answer, "delivery": request.attempt}
+    result = recognise(data, passes, stop=lambda: bool(request.cancelled))
+    # `attempt` is above 1 if an earlier worker crashed on this request.
+    return {**result, "delivery": request.attempt}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pictures of text with the truth beside them, drawn with the font that Pillow carries.
+"""Draw pictures of text, each with its true text, in the font that is part of Pillow.
 
 The same seed always gives the same bytes, so a score that changes means that the recogniser changed.
 `python examples/ocr/images.py FOLDER` writes them as files for use with `nvcf invoke`.
@@ -41,7 +41,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A drawn scene: the encoded picture and what it says."""
+    """A drawn scene: the encoded picture and its text."""
 
     scene: Scene
     data: bytes
@@ -76,7 +76,7 @@ def make_samples(scenes: tuple[Scene, ...] = SCENES, seed: int = SEED) -> list[S
 
 
 def draw(scene: Scene, rng: random.Random) -> bytes:
-    """Draws, turns, blurs and roughens a scene, in the order in which a sheet of paper meets a camera."""
+    """Draw a scene, turn it, blur it and add noise, as a camera does with a sheet of paper."""
     sheet = _sheet(scene)
     if scene.degrees:
         sheet = sheet.rotate(
@@ -113,7 +113,7 @@ def _add_grain(sheet: Image.Image, deviation: float, rng: random.Random) -> Imag
 
 
 def similarity(truth: str, recognised: str) -> float:
-    """How alike two texts are, 0 to 1; white space counts only as a gap between words."""
+    """Return the similarity of two texts, 0 to 1. White space counts only between words."""
     return SequenceMatcher(
         None, " ".join(truth.split()), " ".join(recognised.split()), autojunk=False
     ).ratio()

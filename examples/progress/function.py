@@ -1,11 +1,11 @@
-"""Work that takes a while: progress for who waits, and a result that is a file.
+"""Report progress of long work, and return a file as the result.
 
     nvcf deploy examples/progress/function.py --name fractal
     nvcf invoke fractal --data '{"width": 600, "rows": 400}' -i
 
-Draws the Mandelbrot set as a PGM picture, row by row. Whoever waits is told how far it is (202 with
-NVCF-PERCENT-COMPLETE, then a poll); the picture is left in `request.output_dir`, and is answered as
-a 302 to the zipped file.
+It draws the Mandelbrot set as a PGM picture, row by row. A waiting caller gets the progress as a 202 with
+NVCF-PERCENT-COMPLETE, and then polls. The picture is written to `request.output_dir`. The final response
+is a 302 to the zipped file.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ STEPS = 10
 
 @dataclass
 class Picture:
-    """How large it is."""
+    """The size of a picture."""
 
     width: int = 300
     rows: int = 200
 
 
 def row(picture: Picture, number: int) -> bytes:
-    """One row of grey values: how soon each point escapes."""
+    """Return one row of grey values: how soon each point escapes."""
     imaginary = 2.4 * number / picture.rows - 1.2
     return bytes(escape(complex(3.2 * x / picture.width - 2.2, imaginary)) for x in range(picture.width))
 
 
 def escape(point: complex) -> int:
-    """0 for points of the set, else brighter the later the point escapes."""
+    """Return 0 for points of the set, else a value that is brighter the later the point escapes."""
     value = 0j
     for step in range(DEPTH):
         value = value * value + point
@@ -45,7 +45,7 @@ def escape(point: complex) -> int:
 
 
 def parse(body: Any) -> Picture:
-    """Raises BadInput."""
+    """Return the size from a body. Raises BadInput."""
     wanted = body if isinstance(body, dict) else {}
     sides = [wanted.get(name, default) for name, default in (("width", 300), ("rows", 200))]
     if not all(type(side) is int and 1 <= side <= MOST for side in sides):
@@ -54,9 +54,9 @@ def parse(body: Any) -> Picture:
 
 
 def handler(request: SyncRequest) -> dict[str, Any]:
-    """Draws; stops when nobody waits any more."""
+    """Draw the picture. Stop if no caller waits any more."""
     picture = parse(request.json())
-    told = 0
+    reported = 0
     with (request.output_dir / "mandelbrot.pgm").open("wb") as file:
         file.write(b"P5 %d %d 255\n" % (picture.width, picture.rows))
         for number in range(picture.rows):
@@ -64,8 +64,8 @@ def handler(request: SyncRequest) -> dict[str, Any]:
                 break
             file.write(row(picture, number))
             done = STEPS * (number + 1) // picture.rows
-            if done > told:
-                told = done
+            if done > reported:
+                reported = done
                 request.progress(100 * done / STEPS, partial={"rows": number + 1})
     return {"width": picture.width, "rows": picture.rows}
 

@@ -1,11 +1,11 @@
-"""Stands in for a model that takes a while to load and a while to answer: something to watch scaling with.
+"""Behave like a model that loads slowly and responds slowly, to show scaling.
 
     nvcf up --clusters 2 --gpus 4
     nvcf deploy examples/slow_start/function.py --name slow --min 0 --max 4 --gpu SIM
     nvcf invoke slow --data '{"seconds": 0.5}'
     nvcf scaling slow
 
-LOAD_SECONDS is how long the model "loads", once in each instance (default 1).
+LOAD_SECONDS is the time that the model needs to load, once in each instance (default 1).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_SECONDS = 60.0
 
 
 def parse_seconds(body: bytes) -> float:
-    """How long the answer is to take. Raises `BadInput`, which the caller gets as a 400."""
+    """Return the time that the response takes. Raises `BadInput`, which the caller gets as a 400."""
     if not body.strip():
         return DEFAULT_SECONDS
     try:
@@ -36,14 +36,14 @@ def parse_seconds(body: bytes) -> float:
 
 
 class Model:
-    """Answers after a while, from which instance and GPU."""
+    """Respond after some time with the instance and its GPU."""
 
     def setup(self) -> None:
-        """Load: no request is asked for before this is through."""
+        """Load the model. The worker pulls no request before this returns."""
         time.sleep(float(os.environ.get("LOAD_SECONDS", "1")))
 
     async def __call__(self, request: Request) -> dict[str, Any]:
-        """One answer."""
+        """Wait, and respond."""
         seconds = parse_seconds(await request.read())
         await asyncio.sleep(seconds)
         return {

@@ -1,9 +1,9 @@
-"""Speaks a text word by word, as a language model would: an event stream from an async generator.
+"""Stream a text word by word, as a language model does: an event stream from an async generator.
 
     nvcf deploy examples/stream/function.py --name stream
     nvcf invoke stream --data '{"text": "any words", "pace": 0.2}' --stream
 
-Every event leaves the function when it is yielded; a caller that goes away ends the generator.
+Every event is sent when it is yielded. The generator ends when its caller disconnects.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ MAX_PACE = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What the caller asked for; `pace` in seconds between two tokens."""
+    """The text of a request, and `pace`: the seconds between two tokens."""
 
     text: str = DEFAULT_TEXT
     pace: float = DEFAULT_PACE
 
 
 def parse_order(body: bytes) -> Order:
-    """Raises `BadInput`, which the caller gets as a 400 with this sentence."""
+    """Return the order in a body. Raises `BadInput`, which the caller gets as a 400 with its text."""
     if not body.strip():
         return Order()
     try:
@@ -55,7 +55,7 @@ def parse_order(body: bytes) -> Order:
 
 
 def tokens(text: str) -> list[str]:
-    """Words with the white space before them: joined, they are the text again."""
+    """Split a text into words, each with the white space before it."""
     return re.findall(r"\s*\S+|\s+$", text)
 
 
@@ -75,7 +75,7 @@ async def speak(order: Order) -> AsyncIterator[bytes]:
 
 
 async def handler(request: Request) -> Response:
-    """The order is checked before the stream begins: afterwards there is no status to tell it with."""
+    """Check the order before the stream begins, because the status cannot change afterwards."""
     order = parse_order(await request.read())
     headers = {"cache-control": "no-store"}
     return Response(speak(order), headers=headers, media_type="text/event-stream")

@@ -1,10 +1,10 @@
-"""A task: runs to its end, tells how far it is, leaves results, saves its state when it has to stop.
+"""A task that reports progress, writes results, and saves its state so that it can continue after a stop.
 
     python examples/task/task.py
 
-Estimates pi by throwing darts. On the platform NVCT_RESULTS_DIR and NVCT_PROGRESS_FILE_PATH are set; here it
-writes to ./results. DARTS says how many (default 2,000,000), SEED where the random numbers begin. Started
-again after it was stopped, it goes on from its checkpoint.
+It estimates pi from random points. The platform sets NVCT_RESULTS_DIR and NVCT_PROGRESS_FILE_PATH. Without
+them it writes to ./results. DARTS is the number of points (default 2,000,000), SEED the start of the random
+numbers. If it is started again after a stop, it continues from its checkpoint.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROUNDS = 100
 
 @dataclass
 class State:
-    """How far it is."""
+    """The state of the estimate."""
 
     rounds: int = 0
     thrown: int = 0
@@ -30,12 +30,12 @@ class State:
 
     @property
     def estimate(self) -> float:
-        """Pi as far as it is known."""
+        """Return the current estimate of pi."""
         return 4 * self.hit / self.thrown if self.thrown else 0.0
 
 
 def load(checkpoint: Path) -> State:
-    """What an earlier run saved, else the beginning."""
+    """Return the state that an earlier run saved, or a new state."""
     try:
         return State(**json.loads(checkpoint.read_text()))
     except FileNotFoundError:
@@ -43,14 +43,14 @@ def load(checkpoint: Path) -> State:
 
 
 def one_round(state: State, darts: int, seed: int) -> State:
-    """Throw some darts at the unit square; a round that is repeated throws the same ones."""
+    """Add some random points of the unit square. A repeated round has the same points."""
     dice = random.Random(f"{seed}-{state.rounds}").random
     hit = sum(dice() ** 2 + dice() ** 2 <= 1 for _ in range(darts))
     return State(state.rounds + 1, state.thrown + darts, state.hit + hit)
 
 
 def main(run: Task) -> None:
-    """All rounds; after each the state is saved and told."""
+    """Run all rounds. Save the state and report progress after each."""
     results = run.results_dir
     checkpoint = results / "checkpoint.json"
     darts = int(os.environ.get("DARTS", "2000000")) // ROUNDS

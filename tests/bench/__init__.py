@@ -1,1 +1,1 @@
-"""Speed and memory, measured against real processes. Figures, not tests: `python -m tests.bench`."""
+"""Speed and memory, measured against real processes. Measurements, not tests: `python -m tests.bench`."""

@@ -1,4 +1,4 @@
-"""A 10 ms kernel behind `@batch` against the same kernel once a request."""
+"""A 10 ms kernel behind `@batch`, compared with one kernel call for each request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ CALLERS = 64
 
 
 async def run() -> None:
-    """64 callers; the kernel takes 10 ms whatever the number of items, one call at a time."""
+    """Measure with 64 callers. The kernel takes 10 ms for any number of items, one call at a time."""
     async with modes({"SLOTS": "64"}) as (mode,):
         single = await rate(mode, "/single", CALLERS)
         batched = await rate(mode, "/batched", CALLERS)

@@ -1,4 +1,4 @@
-"""1 GiB through the platform and back: time, and the most memory gateway and worker held."""
+"""1 GiB through the platform and back: time, and peak memory of gateway and worker."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def _upload() -> AsyncIterator[bytes]:
 
 
 async def run() -> None:
-    """The function streams its body back while it still comes in."""
+    """Send a body that the function streams back while it arrives."""
     with tempfile.TemporaryDirectory() as folder:
         async with running_platform(Path(folder)) as platform:
             version = await platform.deployed_version()

@@ -1,4 +1,4 @@
-"""Memory of a slot that nobody uses."""
+"""Memory of an unused slot."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ FEW, MANY = 1, 10_000
 
 
 async def run() -> None:
-    """Resident memory of a worker with 10,000 free slots against one with a single slot."""
+    """Compare the resident memory of a worker with 10,000 free slots and of one with a single slot."""
     async with modes({"SLOTS": str(FEW)}, {"SLOTS": str(MANY)}) as (few, many):
+        # Let both workers become idle.
         await asyncio.sleep(2)
         small, large = few.worker.resident_mib(), many.worker.resident_mib()
         print(

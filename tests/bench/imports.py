@@ -1,4 +1,4 @@
-"""What importing the worker costs a function: time, and which heavy packages come along."""
+"""Cost of importing the worker: time, and the heavy packages that it imports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def _milliseconds(code: str) -> float:
 
 
 async def run() -> None:
-    """Median of whole-process times, with and without the import, taken in turn."""
+    """Print the median times of whole processes, alternately with and without the import."""
     bare, imported = [], []
     for _ in range(RUNS):
         bare.append(await _milliseconds("pass"))

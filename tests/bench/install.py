@@ -1,4 +1,4 @@
-"""What a function's image has to carry: packages and bytes of the bare worker, and of other servers."""
+"""Size of a function's image: packages and bytes of the worker and of other servers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OF_THE_ENVIRONMENT = ("pip", "setuptools")
 
 
 def carried(python: Path) -> tuple[int, int]:
-    """Packages and bytes of an environment, compiled files (made at the first start) left out."""
+    """Return packages and bytes of an environment, without compiled files."""
     (packages,) = python.parent.parent.glob("lib/python*/site-packages")
     size = sum(
         path.stat().st_size
@@ -29,7 +29,7 @@ def carried(python: Path) -> tuple[int, int]:
 
 
 async def run() -> None:
-    """Install each into an environment of its own and look at what is there then."""
+    """Install each into a new environment and measure it."""
     ours = Peer("nvcf-worker", (f"nvcf-worker @ file://{ROOT}",), "", "/")
     sizes: dict[str, int] = {}
     for server in (ours, *PEERS):

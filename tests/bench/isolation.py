@@ -1,4 +1,4 @@
-"""What child processes cost: a 1 KiB echo in them against the same in the worker's own process."""
+"""Cost of child processes: a 1 KiB echo in them and in the worker's own process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tests.bench.modes import modes, rate
 
 
 async def run() -> None:
-    """The echo is the worst case: there is nothing but the way there and back."""
+    """Measure an echo. It is the worst case, because there is no work but the transport."""
     async with modes({"SLOTS": "64"}, {"SLOTS": "64", "PROCESSES": "1"}) as (thread, process):
         for callers in (1, 16):
             inside = await rate(thread, "/echo", callers)

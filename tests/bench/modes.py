@@ -1,4 +1,4 @@
-"""What the benchmarks of batching, isolation and streams have in common."""
+"""Common parts of the benchmarks of batching, isolation and streams."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class Mode:
     worker: Child
 
     def headers(self) -> dict[str, str]:
-        """For pass-through calls."""
+        """Headers of pass-through calls."""
         return {**self.platform.authorization(), "function-id": self.version.function_id}
 
     def url(self, path: str) -> str:
-        """Of one of the function's routes."""
+        """Return the URL of one of the function's routes."""
         return self.platform.gateway.url + path
 
     def cpu_seconds(self) -> float:
-        """Of the worker and its children so far."""
+        """Return the CPU seconds of the worker and its children so far."""
         total = 0.0
         for process in [psutil.Process(self.worker.pid), *psutil.Process(self.worker.pid).children()]:
             times = process.cpu_times()
@@ -48,7 +48,7 @@ class Mode:
 
 @contextlib.asynccontextmanager
 async def modes(*environments: dict[str, str]) -> AsyncIterator[list[Mode]]:
-    """One platform with a worker for each environment, so that all are measured in one run."""
+    """Run one platform with a worker for each environment, so that all are measured in one run."""
     with tempfile.TemporaryDirectory() as folder:
         async with running_platform(Path(folder)) as platform:
             found = []
@@ -75,7 +75,7 @@ class Rate:
 
 
 async def rate(mode: Mode, path: str, callers: int, seconds: float = 4.0, warm_up: float = 1.0) -> Rate:
-    """Ask as fast as answers come."""
+    """Send each request as soon as the last response is there."""
     body = b'{"data":"' + b"x" * 1000 + b'"}'
     latencies: list[float] = []
     begin = time.perf_counter() + warm_up

@@ -1,4 +1,4 @@
-"""`python -m tests.bench.otlp_sink PORT`: an OTLP backend that takes everything and keeps nothing."""
+"""`python -m tests.bench.otlp_sink PORT`: an OTLP backend that accepts all data and stores none."""
 
 from __future__ import annotations
 

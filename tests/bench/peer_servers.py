@@ -76,7 +76,7 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True)
 class Peer:
-    """One other server. `packages` go into a virtual environment of its own; it serves POST `path`."""
+    """One other server. `packages` are installed into its own environment. It serves POST `path`."""
 
     name: str
     packages: tuple[str, ...]

@@ -37,7 +37,7 @@ START_SECONDS = 60.0
 
 
 class Unavailable(Exception):
-    """A peer cannot be measured here; the text says why."""
+    """A peer cannot be measured here. The text has the cause."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Measured:
 
 
 def _cpu(roots: Sequence[int]) -> float:
-    """CPU seconds of these processes and all their descendants so far."""
+    """Return the CPU seconds of these processes and all their descendants so far."""
     total = 0.0
     for root in roots:
         try:
@@ -88,7 +88,7 @@ async def _load(url: str, headers: Mapping[str, str], concurrency: int, seconds:
 async def _measure(
     url: str, headers: Mapping[str, str], views: Mapping[str, Sequence[int]]
 ) -> dict[str, dict[int, Measured]]:
-    """For each named set of processes: the figures by number of callers."""
+    """Measure each named set of processes by number of callers."""
     await _load(url, headers, 8, 1.0)
     found: dict[str, dict[int, Measured]] = {name: {} for name in views}
     for concurrency in CONCURRENCIES:
@@ -116,7 +116,7 @@ async def _ours(folder: Path) -> dict[str, dict[int, Measured]]:
 
 
 async def python_of(peer: Peer, *, afresh: bool = False) -> Path:
-    """A Python with the peer installed; `afresh`: in a new environment. Raises Unavailable."""
+    """Return a Python with the peer installed, with `afresh` in a new environment. Raises Unavailable."""
     first = peer.packages[0].partition(">")[0].partition("[")[0].partition(" ")[0]
     home = VENVS / f"{first}-{sys.version_info.minor}"
     python, mark = home / "bin" / "python", home / "installed"
@@ -196,7 +196,7 @@ def _line(name: str, found: Mapping[int, Measured]) -> str:
 
 
 def ratios(ours: Mapping[int, Measured], theirs: Mapping[str, Mapping[int, Measured]]) -> dict[int, float]:
-    """Ours over the best of theirs in requests per CPU second, by number of callers."""
+    """Return our requests per CPU second over the best peer, by number of callers."""
     return {
         callers: one.per_cpu_second / max(peer[callers].per_cpu_second for peer in theirs.values())
         for callers, one in ours.items()
@@ -204,7 +204,7 @@ def ratios(ours: Mapping[int, Measured], theirs: Mapping[str, Mapping[int, Measu
 
 
 async def run() -> None:
-    """Ours, then each peer; figures and ratios."""
+    """Measure our worker, then each peer. Print results and ratios."""
     with tempfile.TemporaryDirectory() as base:
         found = await _ours(_made(Path(base) / "ours"))
         theirs: dict[str, dict[int, Measured]] = {}

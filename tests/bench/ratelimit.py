@@ -76,7 +76,7 @@ def _version_of(replica: str, replicas: frozenset[str]) -> str:
 
 
 async def run() -> None:
-    """Print a line for each way a check may go."""
+    """Print a line for each kind of check."""
     names = frozenset(("here", "there"))
     sync, borrowing = RateLimit(rate=PLENTY, sync_check=True), RateLimit(rate=PLENTY)
     both = RateLimit(rate=PLENTY, user_rate=PLENTY, sync_check=True)

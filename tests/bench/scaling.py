@@ -1,4 +1,4 @@
-"""From zero: how long until the creation message, and until the answer."""
+"""Scale from zero: time until the creation message, and until the response."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GOAL = 0.1
 
 
 async def run() -> None:
-    """One version at zero is asked again and again, alone and among others that are in use."""
+    """Call one version at zero repeatedly, alone and among other versions."""
     with tempfile.TemporaryDirectory() as folder:
         async with running_plane(Path(folder), flags=("--log-level", "INFO")) as plane:
             await plane.start_agent()
@@ -32,6 +32,7 @@ async def _report(plane: Plane, version: Version, name: str) -> None:
     messages, answers = [], []
     for number in range(ROUNDS):
         await plane.until(lambda: not plane.live(version), "zero", 120)
+        # Let the autoscaler become idle.
         await asyncio.sleep(0.5)
         before, begun = len(plane.creations), time.monotonic()
         answer = await plane.ask(version, number)
@@ -40,7 +41,7 @@ async def _report(plane: Plane, version: Version, name: str) -> None:
         answers.append(answer.seconds)
     print(
         f"{name}: request to creation message {_spread(messages, 1000)} ms (goal {GOAL * 1000:.0f}), "
-        f"to the answer {_spread(answers, 1)} s"
+        f"to the response {_spread(answers, 1)} s"
     )
 
 

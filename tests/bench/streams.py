@@ -27,7 +27,7 @@ async def _one(mode: Mode, session: aiohttp.ClientSession, path: str) -> float:
 
 
 async def run() -> None:
-    """After one round to warm up; the reader shares the machine with everything else."""
+    """Measure after one round to warm up. The reader runs on the same machine."""
     async with modes({"SLOTS": "64"}, {"SLOTS": "64", "PROCESSES": "1"}) as (thread, process):
         cases = [
             ("async generator", thread, "/items"),

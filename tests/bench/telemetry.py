@@ -1,4 +1,4 @@
-"""What full telemetry costs: echo throughput and CPU with it, as ratios to OTEL_SDK_DISABLED=true in one run.
+"""Cost of full telemetry: echo throughput and CPU with it, as ratios to OTEL_SDK_DISABLED=true in one run.
 
 Two platforms (broker, gateway, worker) take turns, so that whatever else the machine does meets both alike.
 The backend is a process that takes OTLP in and throws it away, as one on another machine would.
@@ -31,15 +31,15 @@ CALLERS = 32
 ROUNDS = int(os.environ.get("ROUNDS", "12"))
 SECONDS = float(os.environ.get("SECONDS", "2"))
 METERING = bool(os.environ.get("METERING"))
-"""Whether metering events are written, too: they are no telemetry, and off unless asked for."""
+"""Whether metering events are written too. They are not telemetry, and are off by default."""
 ONLY = os.environ.get("ONLY", "")
-"""`worker` or `gateway`: telemetry of that one alone, to see where it costs."""
+"""`worker` or `gateway`: telemetry of that process only, to find where the cost is."""
 TARGET = 0.95
 
 
 @dataclass
 class Side:
-    """One platform and what was measured of it."""
+    """One platform and its measurements."""
 
     name: str
     platform: Platform
@@ -49,19 +49,19 @@ class Side:
     cpu: dict[str, list[float]] = field(default_factory=lambda: {"gateway": [], "worker": []})
 
     def cpu_seconds(self) -> dict[str, float]:
-        """Of gateway and worker so far."""
+        """Return the CPU seconds of gateway and worker so far."""
         times = {name: psutil.Process(pid).cpu_times() for name, pid in self.processes.items()}
         return {name: each.user + each.system for name, each in times.items()}
 
     @property
     def costs(self) -> list[float]:
-        """CPU milliseconds a request of both together, round by round."""
+        """Return the CPU milliseconds of both for each request, round by round."""
         return [sum(each) for each in zip(*self.cpu.values(), strict=True)]
 
 
 @contextlib.asynccontextmanager
 async def _sink() -> AsyncIterator[int]:
-    """A process that answers every POST with 200 and nothing; yields its port."""
+    """Run a process that responds to every POST with an empty 200. Yields its port."""
     port = free_port()
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.bench.otlp_sink", str(port))
     try:
@@ -129,7 +129,7 @@ async def _round(side: Side, seconds: float) -> tuple[float, dict[str, float]]:
 
 
 async def run() -> None:
-    """Rounds in turn; ratios of each pair of rounds, and their median."""
+    """Measure both sides alternately. Print the ratios of each pair of rounds, and their median."""
     async with _sink() as port:
         ratio = os.environ.get("OTEL_TRACES_SAMPLER_ARG")
         full = {
@@ -138,34 +138,34 @@ async def run() -> None:
             **({"OTEL_TRACES_SAMPLER_ARG": ratio} if ratio else {}),
         }
         async with (
-            _side("full telemetry", full, *_gateway_flags()) as telling,
+            _side("full telemetry", full, *_gateway_flags()) as instrumented,
             _side("OTEL_SDK_DISABLED", {"OTEL_SDK_DISABLED": "true"}) as silent,
         ):
-            for side in (telling, silent):
+            for side in (instrumented, silent):
                 await _round(side, 2.0)
             for number in range(ROUNDS):
                 # The first of a pair has the machine as the last one left it: they take turns in that, too.
-                for side in (telling, silent) if number % 2 else (silent, telling):
+                for side in (instrumented, silent) if number % 2 else (silent, instrumented):
                     rate, cpu = await _round(side, SECONDS)
                     side.rates.append(rate)
                     for name, spent in cpu.items():
                         side.cpu[name].append(spent)
-    _report(telling, silent)
+    _report(instrumented, silent)
 
 
 def _gateway_flags() -> tuple[str, ...]:
     return ("--metrics", "127.0.0.1:0")
 
 
-def _report(telling: Side, silent: Side) -> None:
-    for side in (telling, silent):
+def _report(instrumented: Side, silent: Side) -> None:
+    for side in (instrumented, silent):
         print(
             f"{side.name:20} {statistics.median(side.rates):7.0f} req/s   "
             f"CPU ms a request: gateway {statistics.median(side.cpu['gateway']):.3f}, "
             f"worker {statistics.median(side.cpu['worker']):.3f}"
         )
-    rates = sorted(one / other for one, other in zip(telling.rates, silent.rates, strict=True))
-    costs = sorted(other / one for one, other in zip(telling.costs, silent.costs, strict=True))
+    rates = sorted(one / other for one, other in zip(instrumented.rates, silent.rates, strict=True))
+    costs = sorted(other / one for one, other in zip(instrumented.costs, silent.costs, strict=True))
     print(f"throughput ratio {_spread(rates)}   target >= {TARGET}")
     print(f"CPU ratio        {_spread(costs)}   (without / with; what throughput is bounded by)")
 

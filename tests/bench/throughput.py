@@ -48,7 +48,7 @@ async def _load(platform: Platform, version: Version, concurrency: int, seconds:
 
 
 async def run() -> None:
-    """One platform, one worker with 64 slots; each concurrency after a warm-up."""
+    """Measure one platform and one worker with 64 slots, each concurrency after a warm-up."""
     with tempfile.TemporaryDirectory() as folder:
         async with running_platform(Path(folder)) as platform:
             version = await platform.deployed_version()

@@ -26,7 +26,7 @@ ROUNDS = 3
 
 
 async def _download(channel: Channel) -> float:
-    """MiB a second of one server stream."""
+    """Return the MiB per second of one server stream."""
     started = time.perf_counter()
     size = 0
     async for part in channel.down("Count", b"%d %d" % (MESSAGES, MIB)):
@@ -36,7 +36,7 @@ async def _download(channel: Channel) -> float:
 
 
 async def _upload(channel: Channel) -> float:
-    """MiB a second of one client stream."""
+    """Return the MiB per second of one client stream."""
     started = time.perf_counter()
     block = bytes(MIB)
     assert await channel.up("Total", [block] * MESSAGES) == str(MESSAGES * MIB).encode()
@@ -44,7 +44,7 @@ async def _upload(channel: Channel) -> float:
 
 
 async def _calls(channel: Channel) -> float:
-    """Small unary calls a second, 32 at once."""
+    """Return the small unary calls per second, 32 at once."""
     started = time.perf_counter()
 
     async def caller() -> None:
@@ -58,7 +58,7 @@ async def _calls(channel: Channel) -> float:
 
 
 async def _latency(channel: Channel) -> float:
-    """Small calls a second, one after the other (the inverse of their median time)."""
+    """Return the small calls per second, one after the other (the inverse of their median time)."""
     times = []
     for _ in range(200):
         started = time.perf_counter()
@@ -68,7 +68,7 @@ async def _latency(channel: Channel) -> float:
 
 
 async def _websocket(connection: ClientConnection) -> float:
-    """MiB a second echoed in messages of 1 MiB, one after the other."""
+    """Return the MiB per second echoed in messages of 1 MiB, one after the other."""
     block = bytes(MIB)
     started = time.perf_counter()
     for _ in range(64):
@@ -122,7 +122,7 @@ async def _function(platform: Platform, module: str) -> AsyncIterator[tuple[Vers
 
 
 async def run() -> None:
-    """One platform; function, worker, gateway and caller are processes of their own."""
+    """Measure one platform whose function, worker, gateway and caller are separate processes."""
     with tempfile.TemporaryDirectory() as folder:
         async with running_platform(Path(folder), flags=("--sessions", "127.0.0.1:0")) as platform:
             async with _function(platform, "grpc_service") as (version, port):

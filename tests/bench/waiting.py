@@ -1,4 +1,4 @@
-"""Memory of callers that wait: what one costs while nothing happens."""
+"""Memory of waiting callers."""
 
 from __future__ import annotations
 

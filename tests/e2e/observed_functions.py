@@ -1,4 +1,4 @@
-"""Functions that between them make every figure move; the last line of a copy chooses one."""
+"""Functions that together produce data for every metric. The last line of a copy chooses one."""
 
 import asyncio
 import os
@@ -8,7 +8,7 @@ from nvcf_worker import Request, batch, tokens
 
 
 async def steady(request: Request) -> dict[str, int]:
-    """Answers soon; every seventh call fails."""
+    """Respond soon. Every seventh call fails."""
     number = int((await request.json())["number"])
     await asyncio.sleep(0.02)
     if number % 7 == 0:
@@ -17,19 +17,19 @@ async def steady(request: Request) -> dict[str, int]:
 
 
 async def spiky(request: Request) -> str:
-    """Is called seldom, so that it is not there when it is."""
+    """Respond. It is called so seldom that each call is a cold start."""
     await asyncio.sleep(0.2)
     return "here"
 
 
 @batch(max_size=8, max_wait=0.05, prepare=lambda request: request.json())
 async def batched(items: list[dict[str, int]]) -> list[dict[str, int]]:
-    """Several calls at once."""
+    """Compute several calls at once."""
     return items
 
 
 async def streamed(request: Request) -> AsyncIterator[dict[str, int]]:
-    """Some items, one after the other."""
+    """Yield some items, one after the other."""
     tokens(12, 40, model="stand-in")
     for number in range(5):
         yield {"item": number}
@@ -37,7 +37,7 @@ async def streamed(request: Request) -> AsyncIterator[dict[str, int]]:
 
 
 async def dying(request: Request) -> str:
-    """Every other delivery ends the process."""
+    """End the process at every other delivery."""
     if request.attempt == 1:
         os._exit(3)
     return "survived"

@@ -1,4 +1,4 @@
-"""Stands for the module `pynvml` (nvidia-ml-py) on machines without a GPU: busy H100s."""
+"""A fake of the module `pynvml` (nvidia-ml-py) for machines without a GPU: busy H100s."""
 
 from __future__ import annotations
 
@@ -6,42 +6,42 @@ from types import SimpleNamespace
 
 
 class NVMLError(Exception):
-    """What the library raises; here never."""
+    """The error class of the library. The fake never raises it."""
 
 
 def nvmlInit() -> None:  # noqa: N802 # the library's names
-    """Start."""
+    """Do nothing."""
 
 
 def nvmlShutdown() -> None:  # noqa: N802
-    """End."""
+    """Do nothing."""
 
 
 def nvmlDeviceGetCount() -> int:  # noqa: N802
-    """As many as a cluster of the test has."""
+    """Return the number of GPUs in a cluster of the test."""
     return 2
 
 
 def nvmlDeviceGetHandleByIndex(index: int) -> int:  # noqa: N802
-    """A handle."""
+    """Return a handle."""
     return index
 
 
 def nvmlDeviceGetUUID(handle: int) -> str:  # noqa: N802
-    """What CUDA knows it by."""
+    """Return the id that CUDA uses."""
     return f"GPU-00000000-0000-0000-0000-00000000000{handle}"
 
 
 def nvmlDeviceGetName(handle: int) -> str:  # noqa: N802
-    """Its product."""
+    """Return the product name."""
     return "NVIDIA H100 80GB HBM3"
 
 
 def nvmlDeviceGetUtilizationRates(handle: int) -> SimpleNamespace:  # noqa: N802
-    """Percent."""
+    """Return the utilisation in percent."""
     return SimpleNamespace(gpu=73, memory=40)
 
 
 def nvmlDeviceGetMemoryInfo(handle: int) -> SimpleNamespace:  # noqa: N802
-    """Bytes."""
+    """Return the memory in bytes."""
     return SimpleNamespace(total=80 << 30, used=52 << 30, free=28 << 30)

@@ -19,7 +19,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 NVCF = Path(sys.executable).with_name("nvcf")
 BASH = shutil.which("bash") or "bash"
 NEEDED = ("curl", "openssl")
-# What a reader fills in.
+# Values that a reader fills in.
 OF_THE_READER = re.compile(r"^(GATEWAY|KEY|FUNCTION)=.*$", re.MULTILINE)
 FUNCTION = """
 import time
@@ -44,18 +44,18 @@ pytestmark = [
 
 @dataclass(frozen=True)
 class Reader:
-    """Somebody with a platform on this machine and a function on it."""
+    """A user with a platform on this machine and a function on it."""
 
     directory: Path
     variables: dict[str, str]
 
     def follow(self, page: str) -> str:
-        """Type all of a page's commands in order; returns what they print."""
+        """Run all commands of a page in order. Returns their output."""
         text = (DOCS / page).read_text(encoding="utf-8")
         blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
         assert blocks
         script = OF_THE_READER.sub("", "\n".join(blocks))
-        # A call that the gateway refuses must not pass for one that worked.
+        # A call that the gateway refuses must fail the test.
         curl = 'curl() { command curl --fail-with-body "$@" && echo; }\n'
         done = subprocess.run(
             [BASH, "-c", "set -euo pipefail\n" + curl + script],

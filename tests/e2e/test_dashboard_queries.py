@@ -1,4 +1,4 @@
-"""Every query of every dashboard, asked of a real Prometheus that scraped a real `nvcf up` under load."""
+"""Run every query of every dashboard on a real Prometheus that scrapes a real `nvcf up` under load."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import yaml
 from tests.support.otlp.prometheus import Prometheus, needs_prometheus, running_prometheus
 from tests.support.otlp.queries import panel_queries, share_queries, substituted
 from tests.support.platform.nvcf_up import LocalUp, local_up
+from tests.support.waiting import eventually
 
 pytestmark = [needs_prometheus, pytest.mark.timeout(420)]
 OTEL = Path(__file__).resolve().parents[2] / "otel"
@@ -24,13 +25,13 @@ FUNCTIONS = Path(__file__).with_name("observed_functions.py")
 OR_ZERO = " or on () vector(0)"
 WELL = {"NvcfProcessGone", "NvcfBrokerLost", "NvcfNoAutoscalerLeader", "NvcfQueueFull"}
 STAND_IN_NVML = Path(__file__).with_name("stand_in_nvml.py")
-# Rightly 0 on a healthy platform that has no sessions.
+# These are 0 on a healthy platform without sessions.
 MAY_BE_NOTHING = {"Sessions", "Session traffic", "Telemetry thrown away"}
 
 
 @contextlib.asynccontextmanager
 async def load(up: LocalUp) -> AsyncIterator[None]:
-    """Functions of all kinds and their callers, until the end."""
+    """Run functions of all kinds and their callers for the length of the context."""
     deploy = {
         "steady": ("--concurrency", "4"),
         "spiky": ("--min", "0", "--max", "2", "--gpu", "SIM", "--scale-to-zero-delay", "3"),
@@ -39,7 +40,7 @@ async def load(up: LocalUp) -> AsyncIterator[None]:
         "dying": (),
     }
     source = await asyncio.to_thread(FUNCTIONS.read_text)
-    # Beside the function's file it is what workers import for GPUs: there is none here.
+    # Workers import the module next to the function's file, because this machine has no GPU.
     await asyncio.to_thread(shutil.copy, STAND_IN_NVML, up.folder / "pynvml.py")
     ids = {}
     for name, flags in deploy.items():
@@ -83,7 +84,7 @@ async def _refused(up: LocalUp, path: str) -> None:
 
 
 def all_queries() -> list[tuple[str, str]]:
-    """Names and queries of panels and recording rules."""
+    """Return names and queries of panels and recording rules."""
     found = []
     for file in sorted((OTEL / "dashboards").glob("*.json")):
         for panel, query in panel_queries(json.loads(file.read_text())):
@@ -95,16 +96,16 @@ def all_queries() -> list[tuple[str, str]]:
 
 
 async def without_data(prometheus: Prometheus, queries: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Those that return nothing."""
+    """Return the queries without data."""
     return [each for each in queries if not await prometheus.has_data(each[1])]
 
 
 async def no_shares(prometheus: Prometheus) -> list[tuple[str, str, str]]:
-    """What is shown in percent and is not between none and all."""
+    """Return the values in percent panels that are not between 0 and 1."""
     wrong = []
     for file in sorted((OTEL / "dashboards").glob("*.json")):
         for panel, query in share_queries(json.loads(await asyncio.to_thread(file.read_text))):
-            values = [each["value"][1] for each in await prometheus.ask(substituted(query))]
+            values = [each["value"][1] for each in await prometheus.query(substituted(query))]
             wrong += [
                 (file.stem, panel, each)
                 for each in values
@@ -114,8 +115,8 @@ async def no_shares(prometheus: Prometheus) -> list[tuple[str, str, str]]:
 
 
 async def alerts(prometheus: Prometheus, state: str) -> set[str]:
-    """Names of alerts in that state."""
-    return {each["metric"]["alertname"] for each in await prometheus.ask(f'ALERTS{{alertstate="{state}"}}')}
+    """Return the names of the alerts in that state."""
+    return {each["metric"]["alertname"] for each in await prometheus.query(f'ALERTS{{alertstate="{state}"}}')}
 
 
 async def test_every_query_returns_data(tmp_path: Path) -> None:
@@ -126,11 +127,18 @@ async def test_every_query_returns_data(tmp_path: Path) -> None:
         scrape["rule_files"] = [str(file) for file in sorted((OTEL / "prometheus").glob("*.yml"))]
         async with running_prometheus(tmp_path, yaml.safe_dump(scrape)) as prometheus:
             missing = all_queries()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ENOUGH_SECONDS):
-                    while missing := await without_data(prometheus, missing):
-                        await asyncio.sleep(2)
-            assert not missing, "\n".join(f"{name}\n    {query}" for name, query in missing)
+
+            async def all_have_data() -> bool:
+                missing[:] = await without_data(prometheus, missing)
+                return not missing
+
+            await eventually(
+                all_have_data,
+                "every query returns data",
+                ENOUGH_SECONDS,
+                story=lambda: "\n".join(f"{name}\n    {query}" for name, query in missing),
+                interval=2,
+            )
             down = [
                 (each["labels"]["job"], each["lastError"])
                 for each in await prometheus.targets()
@@ -138,8 +146,10 @@ async def test_every_query_returns_data(tmp_path: Path) -> None:
             ]
             assert not down
             assert not await no_shares(prometheus)
-            # Real crashes fire a real alert, and nothing is said of what is well.
-            async with asyncio.timeout(ENOUGH_SECONDS):
-                while "NvcfInstancesCrash" not in await alerts(prometheus, "firing"):
-                    await asyncio.sleep(1)
+
+            # Real crashes fire a real alert, and no alert fires for what works.
+            async def crash_alert() -> bool:
+                return "NvcfInstancesCrash" in await alerts(prometheus, "firing")
+
+            await eventually(crash_alert, "the alert fires", ENOUGH_SECONDS, interval=1)
             assert not WELL & (await alerts(prometheus, "firing") | await alerts(prometheus, "pending"))

@@ -1,4 +1,4 @@
-"""docs/start/first-function.md: every command runs as it is written."""
+"""docs/start/first-function.md: every command works as written."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 NVCF = Path(sys.executable).with_name("nvcf")
 BASH = shutil.which("bash") or "bash"
-# Making the environment and the demo have tests of their own.
+# Other tests cover the installation and the demo.
 ELSEWHERE = ("make demo", ". .venv/bin/activate")
 
 
 def commands() -> list[str]:
-    """The page's lines in order, block by block."""
+    """Return the page's lines in order, block by block."""
     page = (ROOT / "docs" / "start" / "first-function.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     return [

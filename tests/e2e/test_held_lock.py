@@ -16,7 +16,7 @@ from tests.support.waiting import eventually
 
 ISOLATED = Path(__file__).parent.parent / "functions" / "isolated.py"
 HOLD_SECONDS = 60
-PATIENCE = 120.0
+WAIT = 120.0
 
 IN_ONE_PROCESS = f"""
 import ctypes
@@ -45,7 +45,7 @@ async def gateway(broker: NatsServer) -> AsyncIterator[PeerGateway]:
     await peer.stop()
 
 
-async def test_in_a_process_of_its_own_it_costs_its_request_and_others_nothing(
+async def test_in_a_child_process_it_does_not_affect_other_requests(
     gateway: PeerGateway, broker: NatsServer, tmp_path: Path
 ) -> None:
     notes = tmp_path / "notes"
@@ -58,10 +58,11 @@ async def test_in_a_process_of_its_own_it_costs_its_request_and_others_nothing(
         hog = await gateway.invoke(path=f"/hog?seconds={HOLD_SECONDS}", headers={"NVCF-POLL-SECONDS": "120"})
         await eventually(lambda: notes.exists() and " hog" in notes.read_text(), "the lock is held")
         asked = 0
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(WAIT):
             while not hog.head.done():
                 assert (await (await gateway.invoke(b"{}", path="/plain")).answer()).status == 200
                 asked += 1
+                # The pause of a caller between two requests.
                 await asyncio.sleep(0.5)
         assert asked > HOLD_SECONDS / 2
         assert json.loads((await hog.answer()).body) == {"attempt": 1}
@@ -72,7 +73,7 @@ async def test_in_a_process_of_its_own_it_costs_its_request_and_others_nothing(
         worker.kill()
 
 
-async def test_in_the_worker_s_own_process_it_is_warned_about(
+async def test_in_the_worker_s_own_process_there_is_a_warning(
     gateway: PeerGateway, broker: NatsServer, tmp_path: Path
 ) -> None:
     file = tmp_path / "function.py"
@@ -82,7 +83,7 @@ async def test_in_the_worker_s_own_process_it_is_warned_about(
         await worker.ready()
         call = await gateway.invoke()
         await eventually(
-            lambda: "hog held the interpreter lock for" in worker.text(), "the warning", timeout=PATIENCE
+            lambda: "hog held the interpreter lock for" in worker.text(), "the warning", timeout=WAIT
         )
         line = next(line for line in worker.text().splitlines() if "held the interpreter lock" in line)
         assert call.request_id in line

@@ -1,4 +1,4 @@
-"""Functions through the nvcf command as its user has it: calls, logs, versions, clusters, scaling."""
+"""Functions with the nvcf command as a user runs it: calls, logs, versions, clusters, scaling."""
 
 import asyncio
 import contextlib
@@ -147,25 +147,30 @@ async def test_several_clusters_with_gpus_on_one_machine(local: Local) -> None:
     listed = await local.ok("clusters")
     assert listed.count("live") == 2
     assert "CPU 256/256, SIM 0/2" in listed
-    # There is no more: who has most gives one up for who has none, and gets it back.
+    # There is no free GPU: the function with the most instances gives one up, and gets it back.
     await local.ok("deploy", file, "--name", "more", "--gpu", "SIM")
     assert sorted(Counter(await local.running()).values()) == [1, 3]
     await local.ok("undeploy", "more")
-    async with asyncio.timeout(WAIT):
-        while len(await local.running()) < 4 or len(set(await local.running())) > 1:
-            await asyncio.sleep(0.1)
+
+    async def all_of_one_version() -> bool:
+        versions = await local.running()
+        return len(versions) == 4 and len(set(versions)) == 1
+
+    await eventually(all_of_one_version, "the first function has all four GPUs again")
     before = [each for each in await local.instances() if each["state"] == "RUNNING"]
-    # A killed agent's instances come back where they were, with the GPUs they had.
+    # After an agent is killed, its instances run again on the same cluster with the same GPUs.
     os.kill(children["agent-local-2"]["pid"], signal.SIGKILL)
     await eventually(lambda: "the agent-local-2 is back" in local.said())
-    async with asyncio.timeout(WAIT):
-        while sum(each["state"] == "RUNNING" for each in await local.instances()) < 4:
-            await asyncio.sleep(0.1)
+
+    async def all_running() -> bool:
+        return len(await local.running()) >= 4
+
+    await eventually(all_running, "four instances run again")
     after = await local.instances()
     assert {each["instanceId"] for each in before} <= {each["instanceId"] for each in after}
     running = [each for each in after if each["state"] == "RUNNING"]
     assert Counter((each["clusterId"], each["gpu"], each["visibleDevices"]) for each in running) == places
-    # More than there is: what is wanted beyond waits, and the command says so.
+    # More than there are GPUs: the missing instances wait, and the command reports it.
     full = await local.run(
         "deploy", file, "--name", "too-many", "--gpu", "SIM", "--instances", "5", "--timeout", "3"
     )
@@ -184,13 +189,15 @@ async def test_a_function_at_zero_is_started_by_its_first_request_and_ends_when_
     assert json.loads(await local.hello()) == {"greeting": "Hello, Ada!"}
     assert "1 running" in await local.ok("scaling", "hello")
     assert "RUNNING" in await local.ok("events", "hello", "--kind", "instance")
-    async with asyncio.timeout(WAIT):
-        while await local.instances():
-            await asyncio.sleep(0.2)
+
+    async def no_instance() -> bool:
+        return await local.instances() == []
+
+    await eventually(no_instance, "the function is back at zero")
     assert json.loads(await local.hello()) == {"greeting": "Hello, Ada!"}
 
 
-async def test_a_crashed_autoscaler_comes_back_and_changes_nothing(local: Local) -> None:
+async def test_a_crashed_autoscaler_restarts_and_changes_nothing(local: Local) -> None:
     await local.start()
     await local.ok("deploy", local.write("hello.py", HELLO), "--instances", "2")
     before = await local.instances()
@@ -202,21 +209,23 @@ async def test_a_crashed_autoscaler_comes_back_and_changes_nothing(local: Local)
     assert all(after[each["instanceId"]]["pid"] == each["pid"] for each in before)
 
 
-async def test_every_process_and_every_instance_serves_metrics_where_nvcf_metrics_says(local: Local) -> None:
+async def test_every_process_and_instance_serves_metrics_at_its_listed_address(local: Local) -> None:
     await local.start("--clusters", "2")
     await local.ok("deploy", local.write("hello.py", HELLO))
     await local.hello()
 
     async def addresses() -> dict[str, str]:
-        told = (await local.run("metrics", "--json")).json()
+        listed = (await local.run("metrics", "--json")).json()
         return {
-            **told["platform"],
-            **{each["nvcf_function_name"]: each["address"] for each in told["instances"]},
+            **listed["platform"],
+            **{each["nvcf_function_name"]: each["address"] for each in listed["instances"]},
         }
 
-    async with asyncio.timeout(WAIT):
-        while len(found := await addresses()) < 5:
-            await asyncio.sleep(0.2)
+    async def all_listed() -> bool:
+        return len(await addresses()) == 5
+
+    await eventually(all_listed, "five processes serve metrics")
+    found = await addresses()
     expected = {
         "gateway": "nvcf_invocation_duration_seconds_count{",
         "agent-local-1": 'nvcf_cluster_gpus{nvcf_cluster_id="local-1"',

@@ -1,4 +1,4 @@
-"""`nvcf new`: each template makes a project that works: its own tests pass, it is tidy, it can be served."""
+"""`nvcf new`: each template makes a project whose tests and linters pass and that can be served."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ANSWERS = {
 
 
 def needs(template: str) -> None:
-    """Skip what the environment cannot run."""
+    """Skip a template that the environment cannot run."""
     if TEMPLATES[template].requirements:
         pytest.importorskip("fastapi", reason="the extra `examples` is not installed")
 
@@ -80,7 +80,7 @@ def test_its_own_tests_pass_and_it_is_tidy(
 
 
 async def test_every_template_serves_on_the_platform(tmp_path: Path) -> None:
-    """Each generated function.py, started as an agent starts it, answers through a real gateway."""
+    """Each generated function.py, started as an agent starts it, responds through a real gateway."""
     pytest.importorskip("fastapi", reason="the extra `examples` is not installed")
     async with running_platform(tmp_path) as platform:
 
@@ -89,7 +89,7 @@ async def test_every_template_serves_on_the_platform(tmp_path: Path) -> None:
             write_project(folder, project(template, template))
             version = await platform.deployed_version(template)
             file = folder / "function.py"
-            # From its folder, as `nvcf deploy` runs it.
+            # It runs in its folder, as with `nvcf deploy`.
             await platform.start_worker(version, file, environment={"PYTHONPATH": str(folder)})
             url = platform.gateway.url + version.pexec
             body, headers = BODIES[template], platform.authorization()
@@ -103,14 +103,14 @@ async def test_every_template_serves_on_the_platform(tmp_path: Path) -> None:
 
 
 def readme_command(folder: Path, word: str) -> str:
-    """The line of a project's README that begins with `word`."""
+    """Return the line of a project's README that begins with `word`."""
     lines = (folder / "README.md").read_text().splitlines()
     return next(line.strip() for line in lines if line.startswith(f"    {word}"))
 
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A platform on this machine; the environment in which the `nvcf` command finds it."""
+    """Run a platform on this machine. Returns the environment in which the `nvcf` command finds it."""
     home = tmp_path_factory.mktemp("platform")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NVC")}
     environment |= {"NVCF_HOME": str(home), "PATH": f"{BIN}:{environment['PATH']}"}
@@ -128,7 +128,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 @pytest.mark.xdist_group("nvcf_new")
 @pytest.mark.parametrize("template", list(TEMPLATES))
 def test_its_readme_works_as_written(template: str, up: dict[str, str], tmp_path: Path) -> None:
-    """Run on its own and called with curl, then deployed and invoked: each line of its README."""
+    """Run each line of the README: start it alone, call it with curl, deploy it and invoke it."""
     needs(template)
     name = f"my-{template}"
     folder = tmp_path / name
@@ -159,7 +159,7 @@ def test_its_readme_works_as_written(template: str, up: dict[str, str], tmp_path
     assert ANSWERS[template] in shell(readme_command(folder, "nvcf invoke"))
 
 
-def test_what_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_project_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="hello, stream"):
         project("name", "nothing")
     with pytest.raises(CliError):

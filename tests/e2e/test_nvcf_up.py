@@ -1,4 +1,4 @@
-"""The `nvcf` command as its user has it: a whole platform on one machine, with crashes."""
+"""The `nvcf` command as a user runs it: a whole platform on one machine, with crashes."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ async def local(tmp_path: Path) -> AsyncIterator[Local]:
             process.kill()
 
 
-async def test_from_nothing_to_an_answer_and_back(local: Local) -> None:
+async def test_from_start_to_response_to_stop(local: Local) -> None:
     up = await local.start()
     state = await local.status()
     assert state["running"]
@@ -82,7 +82,7 @@ async def test_a_data_folder_is_its_owners_alone(local: Local) -> None:
 
 
 @pytest.mark.parametrize("victim", ["gateway", "broker", "agent", "autoscaler"])
-async def test_a_crashed_part_is_told_and_comes_back(local: Local, victim: str) -> None:
+async def test_a_crashed_process_is_reported_and_restarted(local: Local, victim: str) -> None:
     await local.start()
     await local.ok("deploy", local.write("hello.py", HELLO))
     before = await local.status()
@@ -94,13 +94,11 @@ async def test_a_crashed_part_is_told_and_comes_back(local: Local, victim: str) 
     others = {"gateway", "broker", "agent", "autoscaler"} - {victim}
     assert all(after["children"][each]["pid"] == before["children"][each]["pid"] for each in others)
     assert after["url"] == before["url"]
-    async with asyncio.timeout(WAIT):
-        while (await local.instances())[0]["state"] != "RUNNING":
-            await asyncio.sleep(0.1)
+    await eventually(local.serves, "an instance runs")
     assert json.loads(await local.hello()) == {"greeting": "Hello, Ada!"}
 
 
-async def test_a_worker_killed_in_the_middle_of_a_request_costs_no_answer(local: Local) -> None:
+async def test_a_worker_killed_during_a_request_costs_no_response(local: Local) -> None:
     await local.start()
     marker = local.folder / "marker"
     file = local.write("slow.py", SLOW)
@@ -122,7 +120,7 @@ async def test_a_signal_ends_everything_in_order(local: Local, number: signal.Si
     assert "everything is stopped" in local.said()
 
 
-async def test_sigkill_of_nvcf_up_leaves_nothing_and_the_next_one_goes_on(local: Local) -> None:
+async def test_sigkill_of_nvcf_up_leaves_no_process_and_the_next_one_restores_all(local: Local) -> None:
     up = await local.start()
     await local.ok("deploy", local.write("hello.py", HELLO))
     (before,) = await local.instances()
@@ -132,14 +130,12 @@ async def test_sigkill_of_nvcf_up_leaves_nothing_and_the_next_one_goes_on(local:
     assert (await local.run("status")).code == 1
     (local.data / "state.json").unlink()
     await local.start()
-    async with asyncio.timeout(WAIT):
-        while not (found := await local.instances()) or found[0]["state"] != "RUNNING":
-            await asyncio.sleep(0.1)
-    assert [each["instanceId"] for each in found] == [before["instanceId"]]
+    await eventually(local.serves, "an instance runs")
+    assert [each["instanceId"] for each in await local.instances()] == [before["instanceId"]]
     assert json.loads(await local.hello()) == {"greeting": "Hello, Ada!"}
 
 
-async def test_a_function_that_does_not_start_is_explained_and_taken_back(local: Local) -> None:
+async def test_a_function_that_does_not_start_is_explained_and_rolled_back(local: Local) -> None:
     await local.start()
     good = local.write("hello.py", HELLO)
     await local.ok("deploy", good)
@@ -193,9 +189,9 @@ async def test_a_second_ctrl_c_does_not_wait_for_running_requests(local: Local) 
     up.send_signal(signal.SIGINT)
     await eventually(lambda: "stopping" in local.said())
     up.send_signal(signal.SIGINT)
-    # The agent alone would give its worker 20 s.
+    # The agent without `nvcf up` would give its worker 20 s.
     await asyncio.wait_for(up.wait(), 15)
-    # The workers die with their agent; the kernel takes a moment for it.
+    # The kernel kills the workers together with their agent. That needs a moment.
     await eventually(lambda: local.processes() == [])
     assert (await call).code == 1
 
@@ -212,7 +208,7 @@ async def test_a_broker_of_ones_own(local: Local) -> None:
         assert local.processes() == []
 
 
-async def test_a_broker_that_is_not_there_is_told_at_once(local: Local) -> None:
+async def test_a_missing_broker_is_reported_at_once(local: Local) -> None:
     ran = await local.run("up", "--http-port", "0", "--nats", f"nats://127.0.0.1:{free_port()}")
     assert ran.code == 1
     assert "cannot reach the broker" in ran.err

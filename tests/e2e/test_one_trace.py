@@ -28,7 +28,7 @@ GATEWAY, AUTOSCALER, AGENT, WORKER = "nvcf-gateway", "nvcf-autoscaler", "nvcf-ag
 
 @dataclass
 class Caller:
-    """A caller with a trace of its own, who records it."""
+    """A caller that records its own trace."""
 
     number: int
     trace: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -41,8 +41,8 @@ class Caller:
 
 
 @dataclass
-class Scene:
-    """Everything of the test."""
+class Setup:
+    """The services and the version of the test."""
 
     plane: Plane
     backend: OtlpReceiver
@@ -50,7 +50,7 @@ class Scene:
     version: Version
 
     async def first_call(self, caller: Caller, gateway: Gateway) -> None:
-        """Not answered in time: the function has not started yet."""
+        """Make a call that ends with a 202, because the function has not started yet."""
         headers = {
             **self.plane.platform.authorization(),
             **caller.headers(caller.call),
@@ -64,7 +64,7 @@ class Scene:
             caller.request_id = response.headers["NVCF-REQID"]
 
     async def poll(self, caller: Caller, gateway: Gateway) -> dict[str, int]:
-        """The answer, from another gateway."""
+        """Poll another gateway for the result."""
         headers = {
             **self.plane.platform.authorization(),
             **caller.headers(caller.poll),
@@ -78,7 +78,7 @@ class Scene:
 
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[OtlpReceiver]:
-    """All processes of the test send what they tell there, and record every trace that they begin."""
+    """All processes send their telemetry to it and record every trace."""
     with OtlpReceiver() as found:
         for name, value in found.environment().items():
             monkeypatch.setenv(name, value)
@@ -88,7 +88,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[OtlpReceiver]:
 
 
 @pytest.fixture
-async def scene(tmp_path: Path, backend: OtlpReceiver) -> AsyncIterator[Scene]:
+async def setup(tmp_path: Path, backend: OtlpReceiver) -> AsyncIterator[Setup]:
     async with AsyncExitStack() as stack:
         platform = await stack.enter_async_context(running_platform(tmp_path, gateways=2))
         plane = await stack.enter_async_context(running_plane_on(platform))
@@ -110,19 +110,19 @@ async def scene(tmp_path: Path, backend: OtlpReceiver) -> AsyncIterator[Scene]:
             deployment_path(version),
             {"deploymentSpecifications": [specification], "keepQueued": True},
         )
-        yield Scene(plane, backend, gate, version)
+        yield Setup(plane, backend, gate, version)
 
 
-async def test_a_request_is_followed_through_everything(scene: Scene) -> None:
+async def test_one_trace_covers_the_whole_request(setup: Setup) -> None:
     first, second = Caller(20), Caller(21)
-    one, other = scene.plane.platform.gateways
-    await asyncio.gather(scene.first_call(first, one), scene.first_call(second, one))
-    scene.gate.touch()
-    answers = await asyncio.gather(scene.poll(first, other), scene.poll(second, other))
+    one, other = setup.plane.platform.gateways
+    await asyncio.gather(setup.first_call(first, one), setup.first_call(second, one))
+    setup.gate.touch()
+    answers = await asyncio.gather(setup.poll(first, other), setup.poll(second, other))
     assert [each["doubled"] for each in answers] == [40, 42]
     assert len({each["pid"] for each in answers}) == 1
 
-    backend = scene.backend
+    backend = setup.backend
     for caller in (first, second):
         await eventually(
             lambda caller=caller: bool(  # type: ignore[misc]
@@ -132,11 +132,11 @@ async def test_a_request_is_followed_through_everything(scene: Scene) -> None:
         )
     await eventually(lambda: bool(backend.spans("load")), "the start of the instance arrived")
     for caller in (first, second):
-        _check_gateways(scene, caller, one, other)
-        _check_worker(scene, caller, answers[0])
-    _check_batch(scene, first, second)
-    _check_scaling(scene, first, second)
-    await _check_figures(scene, first, second)
+        _check_gateways(setup, caller, one, other)
+        _check_worker(setup, caller, answers[0])
+    _check_batch(setup, first, second)
+    _check_scaling(setup, first, second)
+    await _check_metrics(setup, first, second)
 
 
 def _served(backend: OtlpReceiver, caller: Caller) -> list[Span]:
@@ -145,8 +145,8 @@ def _served(backend: OtlpReceiver, caller: Caller) -> list[Span]:
     return [each for each in found if each.parent_id in (caller.call, caller.poll)]
 
 
-def _check_gateways(scene: Scene, caller: Caller, one: Gateway, other: Gateway) -> None:
-    backend, version = scene.backend, scene.version
+def _check_gateways(setup: Setup, caller: Caller, one: Gateway, other: Gateway) -> None:
+    backend, version = setup.backend, setup.version
     call = backend.span(
         "POST /v2/nvcf/pexec/functions/{function_id}/versions/{version_id}", trace=caller.trace
     )
@@ -169,7 +169,7 @@ def _check_gateways(scene: Scene, caller: Caller, one: Gateway, other: Gateway) 
         "cold start",
     ]
     cold = backend.span("cold start", trace=caller.trace)
-    # It goes on after the caller was told to come back, until a worker answers.
+    # It continues after the 202 to the caller, until the response of a worker.
     assert cold.end > call.end
     assert cold.attributes["nvcf.request.id"] == caller.request_id
 
@@ -182,12 +182,12 @@ def _check_gateways(scene: Scene, caller: Caller, one: Gateway, other: Gateway) 
     assert {each.name for each in backend.children(poll)} <= {"send rq_polling", "authorise"}
 
 
-def _check_worker(scene: Scene, caller: Caller, answer: dict[str, int]) -> None:
-    backend = scene.backend
+def _check_worker(setup: Setup, caller: Caller, answer: dict[str, int]) -> None:
+    backend = setup.backend
     send = backend.span("send rq_{region}_{version}", trace=caller.trace)
     assert send.kind == "PRODUCER"
     assert send.attributes["messaging.system"] == "nats"
-    assert send.attributes["messaging.destination.name"] == f"rq_local_{scene.version.id}"
+    assert send.attributes["messaging.destination.name"] == f"rq_local_{setup.version.id}"
     assert send.attributes["messaging.message.id"] == caller.request_id
     process = backend.span("process", trace=caller.trace)
     assert (process.parent_id, process.kind, process.service) == (send.span_id, "CONSUMER", WORKER)
@@ -197,13 +197,13 @@ def _check_worker(scene: Scene, caller: Caller, answer: dict[str, int]) -> None:
     assert [each.name for each in process.events] == ["pull"]
     assert {"queue wait", "handler", "deliver"} <= {each.name for each in backend.children(process)}
     waited = backend.span("queue wait", trace=caller.trace)
-    # From the caller's word to the pull: the whole cold start.
+    # From the call to the pull: the whole cold start.
     assert abs(waited.start - send.start) < 1e9
     assert waited.end == process.start
     handler, think = backend.span("handler", trace=caller.trace), backend.span("think", trace=caller.trace)
     assert handler.parent_id == process.span_id
     assert handler.attributes["nvcf.outcome"] == "fulfilled"
-    # The handler's code runs in a child process, and joins without set-up.
+    # The handler runs in a child process and joins the trace without set-up.
     assert think.parent_id == handler.span_id
     assert (handler.resource["process.pid"], think.resource["process.pid"]) == (
         answer["parent"],
@@ -215,8 +215,8 @@ def _check_worker(scene: Scene, caller: Caller, answer: dict[str, int]) -> None:
     assert log.attributes["request_id" if "request_id" in log.attributes else "nvcf.request.id"]
 
 
-def _check_batch(scene: Scene, first: Caller, second: Caller) -> None:
-    backend = scene.backend
+def _check_batch(setup: Setup, first: Caller, second: Caller) -> None:
+    backend = setup.backend
     (batch,) = [each for caller in (first, second) for each in backend.spans("batch", trace=caller.trace)]
     assert batch.attributes["nvcf.batch.size"] == 2
     waits = [backend.span("batch wait", trace=caller.trace) for caller in (first, second)]
@@ -230,8 +230,8 @@ def _check_batch(scene: Scene, first: Caller, second: Caller) -> None:
     assert forward.parent_id == batch.span_id
 
 
-def _check_scaling(scene: Scene, first: Caller, second: Caller) -> None:
-    backend, version = scene.backend, scene.version
+def _check_scaling(setup: Setup, first: Caller, second: Caller) -> None:
+    backend, version = setup.backend, setup.version
     ups = backend.spans("scaling decision", service=AUTOSCALER, nvcf_direction="up")
     (decision,) = [each for each in ups if each.attributes["nvcf.function.version.id"] == version.id]
     assert decision.parent_id == ""
@@ -251,14 +251,14 @@ def _check_scaling(scene: Scene, first: Caller, second: Caller) -> None:
 
     processes = [backend.span("process", trace=caller.trace) for caller in (first, second)]
     linked = [each for each in processes if each.links]
-    # The instance's first request says what it waited for.
+    # The instance's first request names the cold start.
     assert len(linked) == 1
     assert linked[0].links_to(decision)
     assert linked[0].links_to(start)
 
 
-async def _check_figures(scene: Scene, first: Caller, second: Caller) -> None:
-    backend = scene.backend
+async def _check_metrics(setup: Setup, first: Caller, second: Caller) -> None:
+    backend = setup.backend
 
     def outcomes() -> dict[tuple[str, str], int]:
         return {

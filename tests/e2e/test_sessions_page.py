@@ -1,4 +1,4 @@
-"""The pages on sessions: every command runs as it is written, on a port that is free."""
+"""The pages on sessions: every command works as written, on a free port."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fixture `nvcf_platform`, used as a project of its own would."""
+"""The fixture `nvcf_platform`, used as in a user's project."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_through_the_whole_platform(nvcf_platform: LocalPlatform) -> None:
     assert "called" in function.logs()
 
 
-def test_what_does_not_start_is_told(nvcf_platform: LocalPlatform, tmp_path: Path) -> None:
+def test_a_function_that_does_not_start_is_reported(nvcf_platform: LocalPlatform, tmp_path: Path) -> None:
     broken = tmp_path / "broken.py"
     broken.write_text("import no_such_module")
     with pytest.raises(PlatformError, match="broken"):

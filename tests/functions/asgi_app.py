@@ -1,4 +1,4 @@
-"""A bare ASGI application: echo, streams, state, trouble. No framework."""
+"""An ASGI application without a framework: echo, streams, state, errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOTES: list[str] = []
 
 
 def note(text: str) -> None:
-    """Remember, and write where a test that has started a process looks."""
+    """Store a note, and append it to the file NOTES for tests that run a process."""
     NOTES.append(text)
     if path := os.environ.get("NOTES"):
         with Path(path).open("a") as file:
@@ -56,7 +56,7 @@ async def read(receive: Receive) -> bytes:
     return body
 
 
-async def answer(send: Send, body: bytes, status: int = 200, kind: bytes = b"application/json") -> None:
+async def respond(send: Send, body: bytes, status: int = 200, kind: bytes = b"application/json") -> None:
     headers = [
         (b"content-type", kind),
         (b"content-length", b"%d" % len(body)),
@@ -68,7 +68,7 @@ async def answer(send: Send, body: bytes, status: int = 200, kind: bytes = b"app
 
 
 async def describe(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    """The scope itself."""
+    """Respond with the scope."""
     shown = {key: value for key, value in scope.items() if key not in ("headers", "extensions", "state")}
     shown["raw_path"] = scope["raw_path"].decode("latin-1")
     shown["query_string"] = scope["query_string"].decode("latin-1")
@@ -76,11 +76,11 @@ async def describe(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     shown["model"] = scope.get("state", {}).get("model")
     shown["request"] = scope["extensions"]["nvcf"]["request"].id
     shown["body"] = (await read(receive)).decode()
-    await answer(send, json.dumps(shown).encode(), 201)
+    await respond(send, json.dumps(shown).encode(), 201)
 
 
 async def echo_stream(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    """Each chunk as it comes, the head at once."""
+    """Send the head at once, and each chunk as it arrives."""
     await send(
         {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
     )
@@ -94,7 +94,7 @@ async def echo_stream(scope: dict[str, Any], receive: Receive, send: Send) -> No
 
 
 async def endless(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    """Chunks until the caller is gone, told by `receive` or by `send`."""
+    """Send chunks until `receive` or `send` reports that the caller is gone."""
     await read(receive)
     listening = asyncio.ensure_future(receive())
     await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -110,14 +110,14 @@ async def endless(scope: dict[str, Any], receive: Receive, send: Send) -> None:
 
 
 async def waits(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    """Says nothing until the caller is gone."""
+    """Send nothing until the caller is gone."""
     await read(receive)
     note("waiting")
     note((await receive())["type"])
 
 
 async def stubborn(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    """Does not look for the caller."""
+    """Never check whether the caller is gone."""
     note("stubborn")
     try:
         await asyncio.sleep(60)
@@ -127,8 +127,8 @@ async def stubborn(scope: dict[str, Any], receive: Receive, send: Send) -> None:
 
 
 async def background(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    """Goes on after its answer."""
-    await answer(send, b"{}")
+    """Go on after the response."""
+    await respond(send, b"{}")
     await asyncio.sleep(0.2)
     note("background done")
 
@@ -144,11 +144,11 @@ async def raises_late(scope: dict[str, Any], receive: Receive, send: Send) -> No
 
 
 async def silent(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    """Returns without a word."""
+    """Return without a response."""
 
 
 async def large(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    """A body of known length in pieces."""
+    """Send a body of known length in pieces."""
     headers = [(b"content-length", b"3000000")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     for _ in range(30):

@@ -1,4 +1,4 @@
-"""Batches of every form, one a route; results say how large their batch was."""
+"""All kinds of batches, one for each route. Results have the size of their batch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def number_of(request: SyncRequest) -> int:
 @app.route("/square")
 @batch(max_size=8, max_wait="20ms", prepare=number_of)
 def square(numbers: list[int]) -> list[dict[str, int]]:
-    """One at a time, 20 ms whatever the size; 13 breaks the whole batch."""
+    """Compute one batch at a time in 20 ms. The number 13 fails the whole batch."""
     time.sleep(0.02)
     if 13 in numbers:
         raise ValueError("13")
@@ -52,7 +52,7 @@ async def of_requests(requests: list[Request]) -> list[dict[str, Any]]:
 @app.route("/steps", media_type="text/plain")
 @batch(max_size=4, max_wait="20ms", prepare=number_of)
 def steps(numbers: list[int]) -> Iterator[list[Any]]:
-    """Each stream has as many lines as its number says."""
+    """Yield as many lines in each stream as its number."""
     for step in range(max(numbers)):
         yield [f"{step}\n" if step < number else Finished() for number in numbers]
 
@@ -69,7 +69,7 @@ async def iterators(numbers: list[int]) -> list[AsyncIterator[str]]:
 
 @continuous_batch(max_active=4, prepare=number_of)
 class Counter:
-    """Counts to its number, a step at a time, with whoever else is there."""
+    """Counts to the number of each request, one step for all active requests."""
 
     def start(self, number: int) -> list[int]:
         if number < 0:
@@ -97,7 +97,7 @@ busy = {"now": 0, "most": 0}
 
 @app.route("/narrow", limit=Limit(2))
 async def narrow(request: Request) -> dict[str, int]:
-    """At most two at once, whatever the worker's slots."""
+    """Run at most two at once, with any number of slots."""
     busy["now"] += 1
     busy["most"] = max(busy["most"], busy["now"])
     await asyncio.sleep(0.02)

@@ -1,4 +1,4 @@
-"""What the benchmarks of batching, isolation and streams serve."""
+"""Handlers for the benchmarks of batching, isolation and streams."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ device = threading.Lock()
 
 
 def kernel(items: list[Any]) -> list[Any]:
-    """Takes 10 ms whatever the number of items, one call at a time, as a GPU would."""
+    """Take 10 ms for any number of items, one call at a time, like a GPU."""
     with device:
         time.sleep(KERNEL_SECONDS)
     return items

@@ -1,4 +1,4 @@
-"""Echoes for benchmarks."""
+"""Echo handlers for benchmarks."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from nvcf_worker import Request, Response
 
 
 async def echo(request: Request) -> Response:
-    """The body as it came."""
+    """Return the body."""
     return Response(await request.read(), media_type="application/json")
 
 
 async def echo_json(request: Request) -> Any:
-    """The body, decoded and encoded again, as other servers do it."""
+    """Return the body, decoded and encoded again, as other servers do."""
     return await request.json()
 
 
 async def stream_back(request: Request) -> AsyncIterator[bytes]:
-    """The body as it comes."""
+    """Stream the body back while it arrives."""
     async for chunk in request.stream():
         yield chunk

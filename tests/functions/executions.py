@@ -1,4 +1,4 @@
-"""A handler whose every execution can be told from every other, for tests that kill things."""
+"""A handler whose executions have ids, for tests that kill processes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from nvcf_worker import Request
 
 
 async def once(request: Request) -> dict[str, Any]:
-    """Body `{"id", "seconds", "pad"}`; answers which execution this was, with `pad` bytes more.
+    """Return the id of this execution and `pad` bytes, for the body `{"id", "seconds", "pad"}`.
 
-    Every execution leaves a line in the file NOTES when it begins.
+    Every execution appends a line to the file NOTES when it begins.
     """
     body = await request.json()
     execution = uuid.uuid4().hex

@@ -1,4 +1,4 @@
-"""Handlers of files: input assets in, a large result out."""
+"""Handlers of files: input assets and a large result."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from nvcf_worker import SyncRequest
 
 
 def digests(request: SyncRequest) -> dict[str, Any]:
-    """SHA-256 of each asset."""
+    """Return the SHA-256 of each asset."""
     return {
         name: hashlib.sha256(asset.path.read_bytes()).hexdigest() for name, asset in request.assets.items()
     }
 
 
 def archive(request: SyncRequest) -> dict[str, Any]:
-    """As many files as the body asks for, and a JSON answer."""
+    """Write as many files as the body says, and return JSON."""
     number = request.json()["files"]
     for index in range(number):
         (request.output_dir / f"{index}.bin").write_bytes(bytes([index]) * 1_000_000)

@@ -16,7 +16,7 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 class Service:
-    """What the function did is kept for tests to look at."""
+    """A service that records its calls for tests."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -27,7 +27,7 @@ class Service:
         self.state: dict[bytes, bytes] = {}
 
     async def echo(self, request: bytes, context: Context) -> bytes:
-        """The request; metadata `x-echo` comes back as metadata and as a trailer."""
+        """Return the request. Metadata `x-echo` is returned as metadata and as a trailer."""
         metadata = {str(key): str(value) for key, value in context.invocation_metadata() or ()}
         self.metadata.append(metadata)
         if "x-echo" in metadata:
@@ -36,11 +36,11 @@ class Service:
         return request
 
     async def fail(self, request: bytes, context: Context) -> bytes:
-        """An error of the function."""
+        """Abort with an error."""
         await context.abort(grpc.StatusCode.DATA_LOSS, "lost: ä%\n" + request.decode())
 
     async def hang(self, request: bytes, context: Context) -> bytes:
-        """Until cancelled."""
+        """Wait until cancelled."""
         self.running += 1
         try:
             await asyncio.sleep(3600)
@@ -52,38 +52,38 @@ class Service:
         return b""
 
     async def count(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
-        """`N SIZE`: N messages of SIZE bytes."""
+        """Send N messages of SIZE bytes for the request `N SIZE`."""
         number, size = (int(part) for part in request.split())
         for index in range(number):
             yield index.to_bytes(4) + bytes(size - 4)
             self.sent = index + 1
 
     async def total(self, requests: AsyncIterator[bytes], context: Context) -> bytes:
-        """The number of bytes."""
+        """Return the number of bytes."""
         size = 0
         async for part in requests:
             size += len(part)
         return str(size).encode()
 
     async def chat(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-        """Each message back at once."""
+        """Send each message back at once."""
         async for part in requests:
             yield b"re: " + part
 
     async def stuck(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-        """Reads nothing."""
+        """Read nothing."""
         await asyncio.sleep(3600)
         yield b""
 
     async def put(self, request: bytes, context: Context) -> bytes:
-        """`KEY=VALUE` is kept, `KEY` is told."""
+        """Store the value of `KEY=VALUE`, or return the value of `KEY`."""
         key, equals, value = request.partition(b"=")
         if equals:
             self.state[key] = value
         return self.state.get(key, b"")
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """For `add_generic_rpc_handlers`."""
+        """Return the handlers for `add_generic_rpc_handlers`."""
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
@@ -100,7 +100,7 @@ class Service:
 
 
 async def start_service(port: int = 0, **options: int) -> tuple[Service, grpc.aio.Server, int]:
-    """An unmodified grpcio server on loopback."""
+    """Start an unmodified grpcio server on loopback."""
     service, server = (
         Service(),
         grpc.aio.server(options=[*LIMITS, *((f"grpc.{name}", value) for name, value in options.items())]),

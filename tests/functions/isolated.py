@@ -1,4 +1,4 @@
-"""A function in child processes: one route for each thing that can happen to it."""
+"""A function in child processes, with one route for each kind of behaviour."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def bad(request: SyncRequest) -> None:
 
 
 class Panic(BaseException):
-    """As extensions written in Rust raise it."""
+    """An error as extensions written in Rust raise it."""
 
 
 @app.route("/panics")
@@ -128,7 +128,7 @@ def waits(request: SyncRequest) -> str:
 
 @app.route("/")
 def progress(request: SyncRequest) -> dict[str, Any]:
-    """Tells how far it is and waits at the gate; the output directory is the worker's."""
+    """Report progress and wait at the gate. The output directory is the worker's."""
     request.progress(40, {"so": "far"})
     while os.path.exists(os.environ["GATE"]) and not request.cancelled:
         time.sleep(0.02)
@@ -145,7 +145,7 @@ async def hold(request: Request) -> dict[str, Any]:
 
 @app.route("/die/{how}")
 def die(request: SyncRequest) -> dict[str, Any]:
-    """Dies at the first delivery, or at each with `?always=1`."""
+    """Crash at the first delivery, or at each with `?always=1`."""
     note(f"die {request.attempt}")
     if request.attempt == 1 or request.query.get("always"):
         how = request.path_params["how"]
@@ -173,7 +173,7 @@ def die_in_stream(request: SyncRequest) -> Iterator[str]:
 
 @app.route("/hog")
 def hog(request: SyncRequest) -> dict[str, int]:
-    """Holds the interpreter lock for so many seconds, as native code does that never gives it up."""
+    """Hold the interpreter lock for some seconds, like native code that never releases it."""
     note("hog")
     # PyDLL keeps the lock during the call.
     ctypes.PyDLL(None).sleep(int(request.query["seconds"]))

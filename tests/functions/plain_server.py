@@ -1,4 +1,4 @@
-"""A user's server from the standard library: `plain_server.py PORT`. Health and life are ruled by files.
+"""A user's server from the standard library: `plain_server.py PORT`. Files control its health.
 
 `/ready` is 200 unless the file `unhealthy` exists in the folder STATE; `/slow` waits
 until the file `gate` exists; anything else is echoed with a few headers.
@@ -22,9 +22,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/ready":
-            self._answer(503 if (STATE / "unhealthy").exists() else 200, b"")
+            self._respond(503 if (STATE / "unhealthy").exists() else 200, b"")
         else:
-            self._answer(200, self.path.encode())
+            self._respond(200, self.path.encode())
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
@@ -34,9 +34,9 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(0.02)
         token = os.environ.get("NVCF_WORKER_TOKEN", "")
         shown = {"body": body.decode(), "id": self.headers["NVCF-REQID"], "token": token, "pid": os.getpid()}
-        self._answer(200, json.dumps(shown).encode())
+        self._respond(200, json.dumps(shown).encode())
 
-    def _answer(self, status: int, body: bytes) -> None:
+    def _respond(self, status: int, body: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Set-Cookie", "a=1")

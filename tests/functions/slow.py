@@ -1,4 +1,4 @@
-"""Handlers that take their time and say in a file what happens to them."""
+"""Slow handlers that write what happens to them to a file."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def note(**what: Any) -> None:
 
 
 async def hold(request: Request) -> dict[str, Any]:
-    """Answers at once, or, when the file GATE exists, only after it has gone."""
+    """Respond after the file GATE is gone, or at once if it does not exist."""
     body = await request.json()
     note(event="start", id=body["id"])
-    while os.path.exists(os.environ["GATE"]):  # noqa: ASYNC240 # a test's gate, looked at rarely
+    while os.path.exists(os.environ["GATE"]):  # noqa: ASYNC240 # a test's gate, checked rarely
         await asyncio.sleep(0.05)
     note(event="end", id=body["id"])
     return {"id": body["id"], "pid": os.getpid()}
@@ -68,7 +68,7 @@ def sync_stream(request: SyncRequest) -> Iterator[bytes]:
 
 
 def endless(request: SyncRequest) -> Iterator[bytes]:
-    """As much as the reader takes."""
+    """Yield as much as the reader takes."""
     block = bytes(64 * 1024)
     while True:
         yield block
@@ -81,7 +81,7 @@ async def async_endless(request: Request) -> AsyncIterator[bytes]:
 
 
 async def count_body(request: Request) -> dict[str, int]:
-    """Reads the body to its end; `hold=1` waits at the gate in between."""
+    """Read the body to its end, and wait at the gate after the first chunk."""
     size = 0
     first = True
     async for chunk in request.stream():

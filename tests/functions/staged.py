@@ -1,4 +1,4 @@
-"""Handlers that report progress and wait at gates: files whose names the environment gives."""
+"""Handlers that report progress and wait at gates: files named by the environment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def passed(name: str) -> None:
 
 
 async def staged(request: Request) -> dict[str, Any]:
-    """Reports progress after gate 1, answers after gate 2; repeats the body's size."""
+    """Report progress after gate 1, respond with the size of the body after gate 2."""
     body = await request.read()
     note(event="start", id=request.id, attempt=request.attempt)
     await passed("1")

@@ -1,4 +1,4 @@
-"""Takes as long to start as the test wants, and answers two requests together, in a child process."""
+"""A function in a child process. It starts when the test opens a gate, and serves two requests in a batch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def model(numbers: list[int]) -> list[int]:
 
 
 @app.route("/")
-async def answer(request: Request) -> dict[str, int]:
+async def double(request: Request) -> dict[str, int]:
     number = int((await request.read()).decode())
     with tracer.start_as_current_span("think"):
         log.warning("thinking of %d", number)

@@ -15,7 +15,7 @@ FLOOD_BYTES = 256 * 1024
 
 
 class WebSocketService:
-    """Echoes; path `/refuse` is refused, `/count` sends numbers until the peer leaves."""
+    """Echoes messages. Path `/refuse` is refused, `/flood` sends messages until the peer disconnects."""
 
     def __init__(self) -> None:
         self.headers: list[dict[str, str]] = []
@@ -24,7 +24,7 @@ class WebSocketService:
         self.sent = 0
 
     def check(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Keep what was asked; refuse one path."""
+        """Record the request, and refuse one path."""
         self.headers.append({name.lower(): value for name, value in request.headers.raw_items()})
         self.paths.append(request.path)
         if request.path == "/refuse":
@@ -32,7 +32,7 @@ class WebSocketService:
         return None
 
     async def handle(self, connection: ServerConnection) -> None:
-        """One connection."""
+        """Serve one connection."""
         assert connection.request is not None
         if connection.request.path == "/flood":
             while True:
@@ -46,7 +46,7 @@ class WebSocketService:
 
 
 async def start_websockets() -> tuple[WebSocketService, Server, int]:
-    """On loopback; subprotocol `v1.json` is known to it."""
+    """Start the server on loopback. It knows the subprotocol `v1.json`."""
     service = WebSocketService()
     server = await serve(
         service.handle,

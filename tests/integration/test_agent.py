@@ -1,4 +1,4 @@
-"""The agent as a process: messages in, processes and records out, over crashes of everything around it."""
+"""The agent as a process: it turns messages into processes and records, also after crashes around it."""
 
 import asyncio
 import json
@@ -15,8 +15,8 @@ from nvcf_broker.process import spawn
 from nvcf_proto.compute import CREATE_STREAM, EVENTS_STREAM, Event
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import InstanceState
-from tests.support.platform.agents import HEALTH, STEADY, WAIT, Site, alive, is_running, running_site
-from tests.support.waiting import eventually
+from tests.support.platform.agents import HEALTH, STEADY, Site, alive, is_running, running_site
+from tests.support.waiting import WAIT, eventually
 
 PENDING, STARTING, RUNNING = InstanceState.PENDING, InstanceState.STARTING, InstanceState.RUNNING
 TERMINATING, COMPLETED, FAILED = InstanceState.TERMINATING, InstanceState.COMPLETED, InstanceState.FAILED
@@ -78,7 +78,7 @@ async def test_the_environment_is_the_contracts_and_nothing_of_the_platform(site
     assert password not in json.dumps(seen)
     assert instance.pid is not None
     assert "token-of" not in " ".join(psutil.Process(instance.pid).cmdline())
-    assert site.tokens.asked == [
+    assert site.tokens.requests == [
         {
             "instanceId": instance.id,
             "functionId": version.function_id,
@@ -166,7 +166,7 @@ async def test_what_exceeds_capacity_is_refused_with_a_reason(site: Site) -> Non
     await site.until(version, lambda them: any("container image" in (each.reason or "") for each in them))
 
 
-async def test_a_killed_worker_comes_back_as_the_same_instance_with_its_folder(site: Site) -> None:
+async def test_a_killed_worker_restarts_as_the_same_instance_with_its_folder(site: Site) -> None:
     await site.start_agent()
     version = await site.version(STEADY)
     await site.create(version)
@@ -200,7 +200,7 @@ async def test_a_python_that_does_not_exist_is_named(site: Site) -> None:
     await site.until(version, lambda them: bool(them) and "/does/not/exist/python" in (them[0].reason or ""))
 
 
-async def test_an_instance_that_is_not_ready_any_more_is_told_apart_until_it_is(site: Site) -> None:
+async def test_an_instance_that_is_not_ready_any_more_is_reported_until_it_is_ready(site: Site) -> None:
     script = HEALTH.replace('200 if self.path == "/v1/health/ready"', "200 if not (shared / 'sick').exists()")
     await site.start_agent()
     version = await site.version(script + STEADY[len(HEALTH) :])
@@ -257,12 +257,13 @@ async def test_heartbeats_go_on_and_states_are_events(site: Site) -> None:
             found.append(event.data["state"])
         return found
 
-    async with asyncio.timeout(WAIT):
-        while await states() != ["STARTING", "RUNNING"]:
-            await asyncio.sleep(0.05)
+    async def both() -> bool:
+        return await states() == ["STARTING", "RUNNING"]
+
+    await eventually(both, "the events of both states")
 
 
-async def test_limits_that_cannot_be_enforced_are_told_and_instances_still_run(site: Site) -> None:
+async def test_limits_that_cannot_be_enforced_are_reported_and_instances_still_run(site: Site) -> None:
     nowhere = site.folder / "no-control-group"
     await site.start_agent("--instance-type", "process,memory=64M,cpus=0.5", "--cgroup", str(nowhere))
     assert "memory and cpu limits of instance types are not enforced: No such file or directory" in site.log()
@@ -271,10 +272,10 @@ async def test_limits_that_cannot_be_enforced_are_told_and_instances_still_run(s
     await site.running(version)
 
 
-async def test_finished_instances_can_be_looked_at_for_a_while(site: Site) -> None:
+async def test_finished_instances_stay_listed_for_a_time(site: Site) -> None:
     await site.start_agent("--keep-finished", "1")
     version = await site.version(STEADY)
-    # A copy of the message must not find it forgotten before it expires itself.
+    # The instance must be remembered until a copy of the message expires.
     message = await site.create(version, expires_at=time.time() + 4)
     await site.running(version)
     await site.end(version, *message.instance_ids)

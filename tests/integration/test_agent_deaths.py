@@ -1,4 +1,4 @@
-"""What the agent makes of deaths, of workers, of itself, of the broker, and of records without a request."""
+"""Crashes of workers, of the agent and of the broker, and records without a request."""
 
 import asyncio
 import time
@@ -11,8 +11,8 @@ import pytest
 from nvcf_proto.compute import CREATE_STREAM
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import InstanceState
-from tests.support.platform.agents import HEALTH, STEADY, WAIT, Site, alive, is_running, running_site
-from tests.support.waiting import eventually
+from tests.support.platform.agents import HEALTH, STEADY, Site, alive, is_running, running_site
+from tests.support.waiting import WAIT, eventually
 
 PENDING, STARTING, RUNNING = InstanceState.PENDING, InstanceState.STARTING, InstanceState.RUNNING
 
@@ -40,7 +40,7 @@ async def test_a_killed_agent_leaves_no_process_and_its_successor_takes_over(sit
     helpers = [int((site.data / "instances" / each.id / "shared" / "helper").read_text()) for each in before]
     await site.kill_agent()
     await eventually(lambda: not any(alive(each.pid) for each in before))
-    # Both come while there is no agent; one is a copy of what the dead one had taken.
+    # Both messages arrive while no agent runs. One is a copy of a message that the dead agent had taken.
     await site.send(message)
     more = await site.create(version, gpu="L40S", gpus_per_instance=1)
     await site.start_agent(*flags)
@@ -60,22 +60,22 @@ async def test_a_killed_agent_leaves_no_process_and_its_successor_takes_over(sit
 async def test_an_agent_killed_again_and_again_neither_loses_nor_doubles_an_instance(site: Site) -> None:
     version = await site.version(STEADY)
     wanted: set[str] = set()
-    told: set[str] = set()
+    ended: set[str] = set()
     await site.start_agent()
     for _ in range(4):
         message = await site.create(version, 3)
         ending, *kept = message.instance_ids
         await site.end(version, ending, grace=5)
         wanted |= set(kept)
-        told.add(ending)
+        ended.add(ending)
         await site.kill_agent()
         await site.send(message)
         await site.start_agent()
     await site.until(version, lambda them: {each.id for each in them if is_running(each)} == wanted)
     after = await site.until(
-        version, lambda them: {each.id for each in them if each.state is COMPLETED} == told
+        version, lambda them: {each.id for each in them if each.state is COMPLETED} == ended
     )
-    assert {each.id for each in after} == wanted | told
+    assert {each.id for each in after} == wanted | ended
     folders = site.data / "instances"
     await eventually(lambda: {each.name for each in folders.iterdir()} == wanted)
     own = [
@@ -94,14 +94,14 @@ async def test_a_consumer_that_was_deleted_is_made_again(site: Site) -> None:
     await site.running(version, 2)
 
 
-async def test_what_was_ended_while_the_agent_was_dead_is_cleared_away(site: Site) -> None:
+async def test_instances_ended_while_the_agent_was_dead_are_removed(site: Site) -> None:
     await site.start_agent()
     version = await site.version(STEADY)
     message = await site.create(version, 3)
-    told, closed, removed = message.instance_ids
+    ended, closed, removed = message.instance_ids
     await site.running(version, 3)
     await site.kill_agent()
-    await site.end(version, told)
+    await site.end(version, ended)
     by_id = {each.id: each for each in site.of(version)}
     lost = by_id[closed].changed(time.time(), state=FAILED, reason="its cluster was silent")
     await site.instances.put(lost.key, lost)
@@ -129,7 +129,7 @@ async def test_records_without_a_request_are_closed(site: Site) -> None:
     assert reasons == {waiting.id: None, lost.id: "lost: the agent of cluster local knows nothing of it"}
 
 
-async def test_a_deleted_version_takes_its_instances_along(site: Site) -> None:
+async def test_instances_of_a_deleted_version_end(site: Site) -> None:
     await site.start_agent()
     version, other = await site.version(STEADY), await site.version(STEADY)
     await site.create(version)
@@ -143,7 +143,7 @@ async def test_a_deleted_version_takes_its_instances_along(site: Site) -> None:
     assert is_running(site.of(other)[0])
 
 
-async def test_sigterm_lets_workers_leave_in_order_and_keeps_their_ids(site: Site) -> None:
+async def test_sigterm_stops_workers_gracefully_and_keeps_their_ids(site: Site) -> None:
     agent = await site.start_agent()
     version = await site.version(STEADY)
     await site.create(version, 2)
@@ -177,7 +177,7 @@ async def test_a_worker_that_does_not_leave_is_killed_with_its_group_after_the_g
     await site.end(version, first.id, grace=0.5)
     await site.states(version, COMPLETED, RUNNING)
     assert not alive(first.pid)
-    # A second order may shorten the time that the first one gave.
+    # A second termination may shorten the grace time of the first.
     await site.end(version, second.id, grace=300)
     await site.states(version, COMPLETED, TERMINATING)
     assert alive(second.pid)
@@ -186,7 +186,7 @@ async def test_a_worker_that_does_not_leave_is_killed_with_its_group_after_the_g
     assert not any(alive(pid) for pid in (second.pid, *helpers))
 
 
-async def test_without_a_gateway_the_reason_says_so_and_it_starts_once_there_is_one(site: Site) -> None:
+async def test_without_a_gateway_the_reason_names_it_and_the_instance_starts_later(site: Site) -> None:
     site.tokens.working = False
     await site.start_agent()
     version = await site.version(STEADY)

@@ -20,7 +20,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         yield made
 
 
-async def test_a_worker_is_told_where_its_account_wants_telemetry_and_with_which_secret(site: Site) -> None:
+async def test_a_worker_gets_the_telemetry_endpoint_and_secret_of_its_account(site: Site) -> None:
     secrets = site.data / "telemetry-secrets" / "account"
     secrets.mkdir(parents=True)
     (secrets / "own").write_text("the-token\n")
@@ -59,7 +59,7 @@ async def test_a_collectors_configuration_lies_beside_an_instance_that_needs_one
     assert len(addresses) == 2
 
 
-async def test_a_secret_that_is_not_there_costs_the_telemetry_and_not_the_function(site: Site) -> None:
+async def test_a_missing_secret_disables_telemetry_and_not_the_function(site: Site) -> None:
     await site.start_agent()
     endpoint = await add_endpoint(site, "https://own.example.com:4317", secret=TelemetrySecret("lost"))
     version = await watched_version(site, endpoint)

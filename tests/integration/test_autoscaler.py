@@ -16,7 +16,7 @@ SOON = {"scaleToZeroDelay": 1.0}
 
 
 def leader(plane: Plane) -> int:
-    """Which of the replicas leads, by what they say; -1 while none does."""
+    """Return the number of the replica that leads by its log, or -1."""
     found = [
         index
         for index, child in enumerate(plane.autoscalers)
@@ -25,7 +25,7 @@ def leader(plane: Plane) -> int:
     return found[-1] if found else -1
 
 
-async def test_a_function_at_zero_answers_its_first_request_and_goes_back_to_zero(tmp_path: Path) -> None:
+async def test_a_function_scales_from_zero_for_its_first_request_and_back_to_zero(tmp_path: Path) -> None:
     async with running_plane(tmp_path) as plane:
         await plane.start_agent()
         version = await plane.deploy(FROM_ZERO, scaling=SOON)
@@ -35,7 +35,7 @@ async def test_a_function_at_zero_answers_its_first_request_and_goes_back_to_zer
         assert len(plane.creations) == 1
         await plane.until(lambda: not plane.live(version), "back to zero")
         assert {each.state for each in plane.of(version)} == {InstanceState.COMPLETED}
-        # And once more, now that its start-up time is known.
+        # Repeat it, now that the start-up time is known.
         assert (await plane.ask(version, 8)).status == 200
         assert any("1 instance:" in text for text in plane.words())
         assert any("0 instances:" in text for text in plane.words())
@@ -51,7 +51,7 @@ async def test_a_cold_start_longer_than_the_poll_time_loses_nothing(tmp_path: Pa
         assert sorted(answer.body["id"] for answer in answers) == list(range(5))
 
 
-async def test_a_burst_at_zero_is_answered_by_as_many_as_are_allowed(tmp_path: Path) -> None:
+async def test_a_burst_at_zero_starts_as_many_instances_as_are_allowed(tmp_path: Path) -> None:
     async with running_plane(tmp_path) as plane:
         await plane.start_agent("one", "--gpu", "SIM=2")
         await plane.start_agent("two", "--gpu", "SIM=2")
@@ -77,7 +77,7 @@ async def test_the_next_replica_leads_within_5_seconds_of_a_kill_under_load(tmp_
             killed = time.monotonic()
             await plane.until(lambda: leader(plane) not in (-1, first), "another leads", 10)
             assert time.monotonic() - killed < 5
-            # It acts, too; and it has neither doubled nor ended what was there.
+            # The new leader acts, and it has neither doubled nor ended the instances.
             other = await plane.deploy(FROM_ZERO)
             assert (await plane.ask(other)).status == 200
         assert running.statuses().keys() == {200}
@@ -85,7 +85,7 @@ async def test_the_next_replica_leads_within_5_seconds_of_a_kill_under_load(tmp_
         assert len(plane.live(version)) <= 4
 
 
-async def test_a_leader_that_leaves_in_order_is_followed_at_once(tmp_path: Path) -> None:
+async def test_a_leader_that_stops_gracefully_is_replaced_at_once(tmp_path: Path) -> None:
     async with running_plane(tmp_path, autoscalers=2) as plane:
         await plane.until(lambda: leader(plane) >= 0, "a leader")
         first = leader(plane)
@@ -108,7 +108,7 @@ async def test_instances_of_a_killed_cluster_are_replaced_on_the_other(tmp_path:
                 lambda: [each.cluster_id for each in plane.running(version)] == ["two", "two"], "replaced"
             )
         assert running.statuses().keys() == {200}
-        # Nothing new was sent to it meanwhile.
+        # No creation was sent to the cluster meanwhile.
         (lost,) = [each for each in plane.of(version) if each.cluster_id == "one"]
         assert lost.state is InstanceState.FAILED
         assert "lost: nothing was heard of cluster one" in str(lost.reason)
@@ -123,20 +123,20 @@ async def test_a_deployment_changes_in_place_under_load(tmp_path: Path) -> None:
         old = {each.id for each in plane.live(version)}
         async with load(plane, version) as running:
             await plane.until(lambda: len(running.answers) > 20, "load")
-            # Another number of requests at a time: instances are replaced.
+            # With another request concurrency the instances are replaced.
             await plane.redeploy(version, {**one, "maxRequestConcurrency": 4})
             await plane.until(
                 lambda: bool(plane.running(version)) and not old & {each.id for each in plane.live(version)},
                 "replaced by instances with more slots",
             )
-            # Another kind of GPU: too.
+            # With another kind of GPU too.
             await plane.redeploy(version, {**one, "maxRequestConcurrency": 4, "gpu": "SIM"})
             await plane.until(
                 lambda: {each.gpu for each in plane.live(version)} == {"SIM"},
                 "replaced by instances with GPUs",
             )
         assert running.statuses().keys() == {200}
-        # Only bounds: no instance has to end.
+        # Only the bounds change: no instance has to end.
         kept = {each.id for each in plane.running(version)}
         await plane.redeploy(
             version, {"minInstances": 3, "maxInstances": 3, "maxRequestConcurrency": 4, "gpu": "SIM"}
@@ -216,7 +216,7 @@ async def test_messages_that_come_twice_change_nothing(tmp_path: Path) -> None:
         messages = [message for _, message in plane.creations]
         for message in messages:
             await plane.client.jetstream().publish(message.subject, message.to_json())
-        # A later order of the same agent has been carried out: so the copies before it were read.
+        # A later message to the same agent was processed, so the copies before it were read too.
         other = await plane.deploy({})
         await plane.until(lambda: len(plane.running(other)) == 1, "another version's instance")
         assert {each.id for each in plane.live(version)} == {
@@ -242,7 +242,7 @@ async def test_a_function_that_does_not_start_is_not_tried_without_end(tmp_path:
         assert created <= 3
 
 
-async def test_nothing_is_sent_to_a_cluster_that_does_not_answer(tmp_path: Path) -> None:
+async def test_nothing_is_sent_to_a_cluster_without_heartbeat(tmp_path: Path) -> None:
     async with running_plane(tmp_path, flags=("--lost-after", "8")) as plane:
         await plane.start_agent("one")
         await plane.start_agent("two")
@@ -260,7 +260,7 @@ async def test_a_broker_that_was_killed_costs_no_instance(tmp_path: Path) -> Non
         await plane.until(lambda: len(plane.running(version)) == 2, "two instances")
         before = {each.id for each in plane.live(version)}
         await plane.platform.broker.kill()
-        # Long enough for the lease to end.
+        # Longer than the lease.
         await plane.until(
             lambda: any("does not lead any more" in child.text() for child in plane.autoscalers), "no leader"
         )
@@ -270,7 +270,7 @@ async def test_a_broker_that_was_killed_costs_no_instance(tmp_path: Path) -> Non
         assert {each.id for each in plane.live(version)} == before
 
 
-async def test_an_end_that_overtakes_its_creation_wins(tmp_path: Path) -> None:
+async def test_a_termination_that_arrives_before_its_creation_wins(tmp_path: Path) -> None:
     async with running_plane(tmp_path) as plane:
         agent = await plane.start_agent()
         agent.kill(signal.SIGSTOP)

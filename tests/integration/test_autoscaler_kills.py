@@ -1,4 +1,4 @@
-"""Everything that runs instances is killed under load: no request and no instance is lost or doubled."""
+"""Agents, workers and autoscalers are killed under load: no request or instance is lost or doubled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SOON_REDELIVERED = ("--ack-wait", "5")
 
 
 def workers(plane: Plane) -> dict[str, list[int]]:
-    """Processes that really run now, by the instance whose id they have in their environment."""
+    """Return the running processes by instance id. The id is in the environment of a process."""
     found: dict[str, list[int]] = {}
     for child in plane.agents.values():
         if not child.running:
@@ -36,20 +36,20 @@ def workers(plane: Plane) -> dict[str, list[int]]:
 
 
 def told_alike(plane: Plane, version: Version) -> bool:
-    """Whether records and processes say the same: each running instance is one process, and none else is."""
+    """Return whether records and processes agree: one process for each running instance and no other."""
     records = {each.id: [each.pid] for each in plane.running(version)}
     return records == workers(plane) and len(records) == len(plane.live(version))
 
 
 def devices(instances: list[Instance]) -> Counter[tuple[str, str]]:
-    """How often each GPU of each cluster is given to a living instance."""
+    """Count the live instances that have each GPU of each cluster."""
     return Counter(
         (each.cluster_id, device) for each in instances for device in (each.visible_devices or "").split(",")
     )
 
 
 def every_request_is_answered_once(running: Load) -> None:
-    """Callers count up without a gap: what is answered is what was asked for."""
+    """Assert that the numbers of the responses have no gap and no duplicate."""
     assert running.statuses().keys() == {200}
     numbers = sorted(answer.body["id"] for answer in running.answers)
     assert len(numbers) == len(set(numbers))
@@ -94,7 +94,7 @@ async def test_agents_killed_in_turn_lose_and_double_nothing(tmp_path: Path) -> 
             seen = len(running.answers)
             await plane.until(lambda: len(running.answers) > seen + 20, "and serves")
         every_request_is_answered_once(running)
-        # The same instances with the same GPUs, none more and none less.
+        # Exactly the same instances have the same GPUs.
         assert {each.id: each.visible_devices for each in plane.running(version)} == before
         assert len(plane.creations) == created
         assert max(devices(plane.live(version)).values()) == 1
@@ -103,8 +103,8 @@ async def test_agents_killed_in_turn_lose_and_double_nothing(tmp_path: Path) -> 
 
 
 @pytest.mark.timeout(120)
-async def test_what_an_instance_held_that_was_killed_on_its_way_out_is_not_waited_for(tmp_path: Path) -> None:
-    """Nobody starts again as that instance: its agent hands back what it held. The ack wait is 30 s."""
+async def test_requests_of_an_instance_killed_while_draining_are_requeued_at_once(tmp_path: Path) -> None:
+    """The instance does not start again. Its agent requeues its requests before the ack wait of 30 s."""
     async with running_plane(tmp_path) as plane:
         await plane.start_agent("one", "--gpu", "SIM=1")
         await plane.start_agent("two", "--gpu", "SIM=1")
@@ -114,7 +114,7 @@ async def test_what_an_instance_held_that_was_killed_on_its_way_out_is_not_waite
         (instance,) = plane.running(first)
         journal = tmp_path / "agent-one" / "instances" / instance.id / "shared" / FILE_NAME
         await plane.until(lambda: bool(read_orphans(journal.read_bytes(), instance.id)), "it is in work")
-        # It is to make room for one elsewhere; in the middle of that everything there is killed.
+        # The instance is moved to another cluster. Its cluster is killed during the move.
         await plane.redeploy(first, {"gpu": "SIM", "clusters": ["two"]})
         await plane.until(lambda: bool(plane.of(first)[0].draining_since), "it is draining")
         await plane.kill_cluster("one")
@@ -147,7 +147,7 @@ async def test_a_killed_cluster_is_replaced_and_its_return_doubles_nothing(tmp_p
                 ),
                 "replaced on the other",
             )
-            # It comes back with its persisted instances: these were replaced and must not run again.
+            # The cluster restarts with its persisted instances. They were replaced and must not run again.
             await plane.start_agent("one", "--gpu", "SIM=4")
             await plane.until(lambda: told_alike(plane, version), "records and processes agree")
             seen = len(running.answers)
@@ -171,7 +171,7 @@ async def test_a_leader_killed_in_the_middle_of_a_burst_doubles_nothing(tmp_path
             {**FIXED, "minInstances": 0}, scaling={"scaleToZeroDelay": 1.0}, SECONDS="0.1"
         )
         asked = [asyncio.create_task(plane.ask(version, number)) for number in range(200)]
-        # Right after the first order, when others are about to follow.
+        # Right after the first creation message, before the next ones.
         await plane.until(lambda: bool(plane.creations), "the first order")
         leading = [child for child in plane.autoscalers if "this replica leads" in child.text()]
         assert len(leading) == 1

@@ -1,4 +1,4 @@
-"""nvcf.Autoscaler over gRPC: another autoscaler orders, ours carries it out."""
+"""nvcf.Autoscaler over gRPC: a third-party autoscaler sends orders, ours executes them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
 from tests.support.platform.compute_plane import running_plane
 from tests.support.platform.processes import python, start
+from tests.support.waiting import eventually
 
 UP = {"factor": 2.0, "threshold": 80, "stickiness": {"size": 60, "threshold": 30.5}}
 DOWN = {"factor": 0.5, "threshold": 20}
@@ -52,11 +53,17 @@ async def test_orders_and_configuration(tmp_path: Path) -> None:
             asked = nvcf_pb2.DeploymentConfigurationRequest(**ids)
             scaling = {"scaleUpDetails": UP, "scaleDownDetails": DOWN}
             await plane.redeploy(version, {"minInstances": 0, "maxInstances": 3}, scaling=scaling)
-            while True:
-                answer = await stub.RequestDeploymentConfiguration(asked, metadata=mine, timeout=10)
-                (details,) = answer.configs.values()
-                if details.HasField("scaleUpDetails"):
-                    break
+
+            async def details_of() -> nvcf_pb2.AutoscalingConfiguration:
+                response = await stub.RequestDeploymentConfiguration(asked, metadata=mine, timeout=10)
+                (details,) = response.configs.values()
+                return details
+
+            async def changed() -> bool:
+                return (await details_of()).HasField("scaleUpDetails")
+
+            await eventually(changed, "the changed deployment is known")
+            details = await details_of()
             assert (details.scaleUpDetails.factor, details.scaleDownDetails.threshold) == (2.0, 20)
             assert details.scaleUpDetails.stickiness.threshold.ToTimedelta().total_seconds() == 30.5
 

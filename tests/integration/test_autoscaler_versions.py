@@ -1,4 +1,4 @@
-"""Several versions at once: two of one function, and many that want more than there is."""
+"""Several versions at once: two of one function, and many that need more GPUs than there are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SOON = {"scaleToZeroDelay": 1.0}
 
 
 def shares(plane: Plane, answers: list[Answer], *versions: Version) -> list[int]:
-    """How many answers came from instances of each version; nothing else may have answered."""
+    """Count the responses from instances of each version. No other instance may have responded."""
     owner = {each.id: each.version_id for each in plane.instances.values()}
     counts = Counter(owner[answer.body["instance"]] for answer in answers)
     assert counts.keys() <= {version.id for version in versions}
@@ -33,7 +33,7 @@ async def test_requests_without_a_version_go_where_instances_are(tmp_path: Path)
         async with load(plane, old, any_version=True) as both:
             await plane.until(lambda: len(both.answers) >= 100, "spread over both")
         first, second = shares(plane, both.answers, old, new)
-        # A fair coin thrown so often lands in here all but once in ten million times.
+        # A fair random choice is outside of these bounds once in ten million times.
         assert min(first, second) > 0.2 * (first + second)
         assert both.statuses().keys() == {200}
 
@@ -56,7 +56,7 @@ async def test_requests_without_a_version_go_where_instances_are(tmp_path: Path)
         assert all(shares(plane, again.answers, old, new))
 
 
-async def test_with_both_versions_at_zero_demand_wakes_what_it_falls_on(tmp_path: Path) -> None:
+async def test_with_both_versions_at_zero_demand_starts_the_chosen_version(tmp_path: Path) -> None:
     async with running_plane(tmp_path) as plane:
         await plane.start_agent()
         old = await plane.deploy(FROM_ZERO, scaling=SOON)
@@ -66,7 +66,7 @@ async def test_with_both_versions_at_zero_demand_wakes_what_it_falls_on(tmp_path
         assert sorted(answer.body["id"] for answer in answers) == list(range(40))
         assert all(shares(plane, answers, old, new)), "of forty, each gets some"
         await plane.until(lambda: not plane.live(old) and not plane.live(new), "back to zero")
-        # And one request wakes one version, not both.
+        # One request starts one version, not both.
         before = len(plane.creations)
         answer = await plane.ask(old, any_version=True)
         assert answer.status == 200
@@ -91,7 +91,7 @@ async def test_a_version_without_an_instance_gets_one_of_those_who_have_many(tmp
         assert any("other versions wait" in (each.reason or "") for each in plane.of(greedy))
 
 
-# Longer than the limits of the waits in it.
+# Longer than the time-outs of its waits.
 @pytest.mark.timeout(300)
 async def test_three_versions_share_one_gpu_in_time_slices(tmp_path: Path) -> None:
     async with running_plane(tmp_path, flags=("--turn", "3"), gateway=("--ack-wait", "5")) as plane:
@@ -135,7 +135,7 @@ async def test_a_deployment_that_holds_all_gpus_changes_in_place_without_a_gap(t
 
             await plane.until(replaced, "all four are replaced", 120)
         assert running.statuses().keys() == {200}
-        # One leaves at a time: most serve all the while.
+        # Only one instance at a time is replaced, so most instances serve all the time.
         assert fewest >= 2
 
 

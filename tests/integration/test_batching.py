@@ -21,7 +21,7 @@ FUNCTIONS = Path(__file__).parent.parent / "functions"
 
 
 class Served:
-    """A function on a platform of its own."""
+    """A function on its own platform."""
 
     def __init__(self, platform: Platform, version: Version, worker: Child, directory: Path) -> None:
         self.platform = platform
@@ -30,7 +30,7 @@ class Served:
         self.notes_file = directory / "notes"
 
     def notes(self, text: str) -> int:
-        """How often the function noted this."""
+        """Return how often the function wrote this note."""
         return self.notes_file.read_text().count(text) if self.notes_file.exists() else 0
 
     def open(self, path: str, body: Any) -> Any:
@@ -58,7 +58,7 @@ async def test_batches_fill_and_one_bad_item_fails_alone(tmp_path: Path, environ
         numbers = [*range(12), *range(14, 40)]
         answers = await asyncio.gather(*(function.ask("/square", {"n": number}) for number in numbers))
         assert [answer["square"] for _, answer in answers] == [number * number for number in numbers]
-        # Nobody set a concurrency: the worker takes enough requests to fill its batches.
+        # Without a set concurrency the worker takes enough requests to fill its batches.
         assert max(answer["batch"] for _, answer in answers) == 8
         mixed = await asyncio.gather(*(function.ask("/square", {"n": number}) for number in (1, 13, 2)))
         assert [status for status, _ in mixed] == [200, 500, 200]
@@ -86,13 +86,13 @@ async def test_continuous_batching_lets_requests_join_and_leave(tmp_path: Path) 
     async with served(tmp_path, "batched.py") as function:
         async with function.open("/count", {"n": 100_000}) as endless:
             await endless.content.readline()
-            # It joins the running loop, ends before it, and both were in the same steps.
+            # It joins the running loop and ends before the other. Both were in the same steps.
             status, text = await function.ask("/count", {"n": 5})
             assert status == 200
             assert [line.split()[0] for line in text.splitlines()] == ["1", "2", "3", "4", "5"]
             assert "2" in {line.split()[1] for line in text.splitlines()}
             assert (await function.ask("/count", {"n": -1}))[0] == 400
-        # Its caller left: the place is free and the state was given back.
+        # After the disconnect of its caller the slot and the state are released.
         await eventually(lambda: function.notes("finished") == 2, "the abandoned sequence has been finished")
         counts = await asyncio.gather(*(function.ask("/count", {"n": number}) for number in range(1, 13)))
         assert [len(text.splitlines()) for _, text in counts] == list(range(1, 13))
@@ -108,30 +108,32 @@ async def test_an_adaptive_worker_and_a_narrow_route(tmp_path: Path) -> None:
         await function.platform.queue_is_empty(function.version)
 
 
-async def test_a_killed_child_costs_nobody_an_answer(tmp_path: Path) -> None:
-    """SIGKILL again and again while callers ask: each gets one right response, the connection stays."""
+async def test_a_killed_child_costs_no_response(tmp_path: Path) -> None:
+    """Kill processes with SIGKILL under load: each call gets one right response, the connection stays."""
     async with served(tmp_path, "isolated.py", PROCESSES="2", SLOTS="8") as function:
         killed = 0
 
         async def caller(number: int) -> set[int]:
-            """Asks until four processes were killed, and then some."""
+            """Make calls until four processes are killed, and five more."""
             pids: set[int] = set()
-            turn = more = 0
+            made = more = 0
             while more < 5:
-                status, answer = await function.ask("/coroutine", {"n": [number, turn]})
+                status, result = await function.ask("/coroutine", {"n": [number, made]})
                 assert status == 200
-                assert answer["body"] == {"n": [number, turn]}
-                pids.add(answer["pid"])
-                turn, more = turn + 1, more + (killed == 4)
+                assert result["body"] == {"n": [number, made]}
+                pids.add(result["pid"])
+                made, more = made + 1, more + (killed == 4)
             return pids
+
+        def both_run() -> bool:
+            return function.worker.text().count("is ready (pid") == killed + 2 or callers.done()
 
         assert (await function.ask("/coroutine", {}))[0] == 200
         callers = asyncio.gather(*(caller(number) for number in range(8)))
         worker = psutil.Process(function.worker.pid)
         while killed < 4 and not callers.done():
-            await asyncio.sleep(0.1)
-            ready = function.worker.text().count("is ready (pid")
-            if ready == killed + 2:
+            await eventually(both_run, "both child processes run")
+            if not callers.done():
                 os.kill(worker.children()[killed % 2].pid, signal.SIGKILL)
                 killed += 1
         seen = set().union(*await callers)
@@ -140,7 +142,7 @@ async def test_a_killed_child_costs_nobody_an_answer(tmp_path: Path) -> None:
         assert function.worker.text().count("connected to the broker") == 1
 
 
-async def test_a_crash_is_named_to_the_caller(tmp_path: Path) -> None:
+async def test_the_caller_learns_the_cause_of_a_crash(tmp_path: Path) -> None:
     async with served(tmp_path, "isolated.py") as function:
         status, answer = await function.ask("/die/segfault", {})
         assert (status, answer["attempt"]) == (200, 2)

@@ -47,7 +47,7 @@ async def client(broker: LocalBroker) -> AsyncIterator[BrokerClient]:
 
 
 class Callout:
-    """The smallest auth callout service: one token is good and may use `ok.>`."""
+    """A minimal auth callout service: one token is valid and may use `ok.>`."""
 
     def __init__(self, client: BrokerClient, seed: str) -> None:
         self._client = client
@@ -151,8 +151,7 @@ async def test_what_was_acknowledged_survives_sigkill_and_clients_come_back(
     await broker.kill()
     await broker.start()
     assert broker.url == before
-    async with asyncio.timeout(20):
-        await reconnected.wait()
+    await eventually(reconnected.is_set, "the client is connected again")
     info = await stream.stream_info("queue")
     assert info.state.messages == 100
     message = await stream.get_msg("queue", seq=100)
@@ -224,7 +223,7 @@ async def test_the_server_ends_when_its_parent_is_killed(tmp_path: Path) -> None
     await eventually(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
 
-async def test_an_unreachable_broker_is_one_line_that_names_the_way_out() -> None:
+async def test_an_unreachable_broker_gives_one_line_that_names_the_remedy() -> None:
     url = f"nats://user:secret@127.0.0.1:{free_port()}"
     with pytest.raises(BrokerUnavailableError) as caught:
         await connect_broker(url, name="test", timeout=0.5)
@@ -235,7 +234,7 @@ async def test_an_unreachable_broker_is_one_line_that_names_the_way_out() -> Non
     assert "\n" not in text
 
 
-async def test_wrong_credentials_are_told_apart(
+async def test_kinds_of_wrong_credentials_have_different_errors(
     tmp_path: Path, broker: LocalBroker, client: BrokerClient
 ) -> None:
     wrong = tmp_path / "wrong"

@@ -1,4 +1,4 @@
-"""Ten thousand functions in use: what gateway and autoscaler tell stays bounded, and sums stay right."""
+"""Ten thousand functions in use: the metrics of gateway and autoscaler stay bounded, the sums correct."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 FUNCTIONS = 10_000
 LIMIT = 1000
 
-# A process of its own for each: providers are set once a process.
+# Each needs its own process, because providers are set once in a process.
 GATEWAY = """
 import sys
 from typing import Any
@@ -77,8 +77,8 @@ sys.stdout.buffer.write(telemetry.page()[0])
 """
 
 
-def told(script: str) -> dict[str, list[tuple[dict[str, str], float]]]:
-    """The samples of a process' metrics page by name."""
+def metrics_of(script: str) -> dict[str, list[tuple[dict[str, str], float]]]:
+    """Return the samples of a process' metrics page by name."""
     done = subprocess.run(
         [sys.executable, "-c", script, str(FUNCTIONS)], capture_output=True, timeout=100, check=False
     )
@@ -96,7 +96,7 @@ def versions_in(samples: list[tuple[dict[str, str], float]]) -> Counter[str]:
 
 
 def test_a_gateway() -> None:
-    found = told(GATEWAY)
+    found = metrics_of(GATEWAY)
     queued = FUNCTIONS - FUNCTIONS // 10
     for name, total in (
         ("nvcf_enqueue_duration_seconds_count", queued),
@@ -109,7 +109,7 @@ def test_a_gateway() -> None:
         assert len(versions_in(samples)) <= LIMIT + 1, name
         assert sum(value for _, value in samples) == total, name
         assert "other" in versions_in(samples), name
-    # A few outcomes of each version at most, whatever callers send and functions answer.
+    # Each version has only a few outcomes, for any request and any response.
     assert len(found["nvcf_invocation_duration_seconds_count"]) < 2 * LIMIT
     assert len(found["nvcf_invocation_rejected_total"]) < 20
     assert len(found["http_server_request_duration_seconds_count"]) < 3 * 80
@@ -117,7 +117,7 @@ def test_a_gateway() -> None:
 
 
 def test_an_autoscaler() -> None:
-    found = told(AUTOSCALER)
+    found = metrics_of(AUTOSCALER)
     for name, total in (
         ("nvcf_queue_depth", FUNCTIONS),
         ("nvcf_requests_in_flight", FUNCTIONS),

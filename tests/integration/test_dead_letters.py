@@ -1,4 +1,4 @@
-"""The last delivery of a request dies with its worker: its caller gets an error, and the queue is empty."""
+"""The worker of a request's last delivery crashes: the caller gets an error, and the queue is empty."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def call(platform: Platform, version: Version, **headers: str) -> tuple[in
 
 
 async def die_over(client: Client, version: Version, times: int) -> None:
-    """Take the request so often, as workers do that are killed over it at once."""
+    """Take the request `times` times, like workers that crash on it at once."""
     stream = f"rq_local_{version.id}"
     inbox = client.new_inbox()
     taken = await client.subscribe(inbox)
@@ -41,13 +41,13 @@ async def die_over(client: Client, version: Version, times: int) -> None:
             json.dumps({"batch": 1, "expires": 20_000_000_000}).encode(),
             reply=inbox,
         )
-        message = await taken.next_msg(timeout=20)
+        message = await taken.next_msg(timeout=60)
         assert message.data, message.headers
     await taken.unsubscribe()
 
 
 async def wait_as_worker(client: Client, version: Version) -> None:
-    """Ask for more: the broker looks for messages only while somebody wants some."""
+    """Pull one more message: the broker checks the deliveries of messages only while there is a pull."""
     stream = f"rq_local_{version.id}"
     inbox = client.new_inbox()
     await client.subscribe(inbox)
@@ -58,7 +58,7 @@ async def wait_as_worker(client: Client, version: Version) -> None:
     )
 
 
-async def test_a_caller_whose_request_kills_every_worker_gets_an_error(tmp_path: Path) -> None:
+async def test_a_request_that_kills_every_worker_ends_with_an_error(tmp_path: Path) -> None:
     async with running_platform(tmp_path, gateways=2, flags=("--ack-wait", ACK_WAIT)) as platform:
         version = await platform.deployed_version()
         client = await connect_broker(platform.broker.url, platform.broker.credentials_file, name="test")
@@ -68,8 +68,7 @@ async def test_a_caller_whose_request_kills_every_worker_gets_an_error(tmp_path:
             await die_over(client, version, DELIVERIES)
             assert not waiting.done()
             await wait_as_worker(client, version)
-            async with asyncio.timeout(20):
-                status, problem, request_id = await waiting
+            status, problem, request_id = await waiting
             assert status == 500
             assert problem["type"] == "urn:nvcf-worker-service:problem-details:too-many-deliveries"
             assert request_id in problem["detail"]
@@ -99,7 +98,7 @@ async def test_a_poll_finds_the_error_when_the_gateway_of_the_call_is_gone(tmp_p
             await client.close()
 
 
-async def test_a_sweep_ends_what_was_missed(tmp_path: Path) -> None:
+async def test_a_sweep_ends_missed_dead_letters(tmp_path: Path) -> None:
     async with running_platform(tmp_path, flags=("--ack-wait", ACK_WAIT)) as platform:
         version = await platform.deployed_version()
         client = await connect_broker(platform.broker.url, platform.broker.credentials_file, name="test")
@@ -112,7 +111,7 @@ async def test_a_sweep_ends_what_was_missed(tmp_path: Path) -> None:
             advisories = await client.subscribe("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.*.*")
             await die_over(client, version, DELIVERIES)
             await wait_as_worker(client, version)
-            await advisories.next_msg(timeout=20)
+            await advisories.next_msg(timeout=60)
             assert await _queued(client, version, 1)
             requests = ReplyInbox(client)
             await requests.start()
@@ -126,7 +125,7 @@ async def test_a_sweep_ends_what_was_missed(tmp_path: Path) -> None:
             await client.close()
 
 
-async def test_a_sweep_leaves_alone_what_waits_and_what_is_in_work(tmp_path: Path) -> None:
+async def test_a_sweep_leaves_queued_and_in_flight_requests(tmp_path: Path) -> None:
     async with running_platform(tmp_path) as platform:
         version = await platform.deployed_version()
         client = await connect_broker(platform.broker.url, platform.broker.credentials_file, name="test")

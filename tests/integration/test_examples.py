@@ -1,4 +1,4 @@
-"""Examples through a real gateway and broker, started as an agent starts them."""
+"""Examples with a real gateway and broker, started as an agent starts them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def platform(tmp_path: Path) -> AsyncIterator[Platform]:
 
 
 async def served(platform: Platform, name: str, **options: Any) -> Version:
-    """An example's version with a worker."""
+    """A version of an example, with a worker."""
     version = await platform.deployed_version(name.replace("_", "-"))
     await platform.start_worker(version, EXAMPLES / name / "function.py", **options)
     return version
@@ -39,7 +39,7 @@ async def served(platform: Platform, name: str, **options: Any) -> Version:
 async def call(
     platform: Platform, version: Version, method: str = "POST", path: str | None = None, **options: Any
 ) -> Any:
-    """A pexec call, or a pass-through call of `path`; the response is read."""
+    """Make a pexec call, or a pass-through call of `path`, and read the response."""
     headers = {**platform.authorization(), **options.pop("headers", {})}
     url = platform.gateway.url + (version.pexec if path is None else path)
     if path is not None:
@@ -77,7 +77,7 @@ async def test_fastapi_sidecar(platform: Platform) -> None:
     answer = await call(platform, version, "GET", "/numbers/3")
     assert answer.content_type == "text/event-stream"
     assert await answer.text() == "data: 0\n\ndata: 1\n\ndata: 2\n\n"
-    # An answer of 400 or more passes as it is in a pass-through call.
+    # In a pass-through call a response of 400 or more is not changed.
     answer = await call(platform, version, "GET", "/numbers/1001")
     assert (answer.status, await answer.json()) == (422, {"detail": "at most 1000"})
     answer = await call(platform, version, "GET", "/openapi.json")
@@ -142,7 +142,7 @@ async def call_status(platform: Platform, request_id: str) -> Any:
 
 
 async def test_task(tmp_path: Path) -> None:
-    """Stopped in the middle and started again, it ends with what an undisturbed run finds."""
+    """A run that is stopped and started again has the same result as an undisturbed run."""
 
     def start(folder: str, **variables: str) -> subprocess.Popen[bytes]:
         environment = {

@@ -1,4 +1,4 @@
-"""Claims of idempotency keys against a real broker: giving one up never takes a newer one along."""
+"""Claims of idempotency keys with a real broker: releasing a claim never releases a newer one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def test_a_claim_is_given_up_only_as_far_as_it_was_seen(claims: Idempotenc
     await claims.release(follower)
     newer = await claims.claim(*of, "key", "print")
     assert newer.first, "the key is free again"
-    # Others who followed the first one give it up later: the newer claim has to survive that.
+    # Calls that waited for the first claim release it later. The newer claim must survive that.
     await claims.release(follower)
     await claims.release(first)
     known = await claims.claim(*of, "key", "print")
@@ -50,7 +50,7 @@ async def test_a_claim_is_given_up_only_as_far_as_it_was_seen(claims: Idempotenc
     assert (await claims.claim(*of, "key", "print")).first
 
 
-async def test_giving_up_one_key_leaves_the_others(claims: IdempotencyKeys) -> None:
+async def test_releasing_one_key_keeps_the_others(claims: IdempotencyKeys) -> None:
     of = ("account", "function", "version")
     one, two = await claims.claim(*of, "one", "print"), await claims.claim(*of, "two", "print")
     await claims.release(one)

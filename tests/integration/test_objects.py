@@ -73,7 +73,7 @@ async def test_the_library_reads_it_too(connected: tuple[ReplyInbox, object]) ->
     assert await read(bucket, "theirs") == data
 
 
-async def test_a_full_bucket_says_so_and_keeps_nothing(connected: tuple[ReplyInbox, object]) -> None:
+async def test_a_full_bucket_is_reported_and_stores_nothing(connected: tuple[ReplyInbox, object]) -> None:
     bucket = ObjectBucket(connected[0], "small", max_bytes=400_000)
     await bucket.put("one", parts(bytes(200_000)))
     with pytest.raises(BucketFullError):
@@ -83,7 +83,7 @@ async def test_a_full_bucket_says_so_and_keeps_nothing(connected: tuple[ReplyInb
     await bucket.put("two", parts(bytes(300_000)))
 
 
-async def test_a_source_that_breaks_leaves_nothing(connected: tuple[ReplyInbox, object]) -> None:
+async def test_a_source_that_fails_stores_nothing(connected: tuple[ReplyInbox, object]) -> None:
     bucket = ObjectBucket(connected[0], "broken")
 
     async def broken() -> AsyncIterator[bytes]:

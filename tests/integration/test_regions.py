@@ -17,6 +17,7 @@ import pytest_asyncio
 from tests.support.peers.worker import peer_worker
 from tests.support.platform.broker_cluster import BrokerCluster, running_cluster
 from tests.support.platform.gateways import Gateway, Platform, Version
+from tests.support.waiting import eventually
 
 FUNCTION = Path(__file__).parents[1] / "functions" / "executions.py"
 STATUS = "/v2/nvcf/pexec/status/"
@@ -51,25 +52,24 @@ async def call(
 async def stream_info(platform: Platform, stream: str) -> dict[str, Any]:
     client = await platform.broker_client()
     try:
-        answer = await client.request(f"$JS.API.STREAM.INFO.{stream}", b"", timeout=5)
-        return dict(json.loads(answer.data))
+        return dict(json.loads((await client.request(f"$JS.API.STREAM.INFO.{stream}", b"", timeout=30)).data))
     finally:
         await client.close()
 
 
 async def deliveries(platform: Platform, version: Version, region: str) -> int:
-    """How many deliveries the queue of a region has made."""
+    """Return the number of deliveries that the queue of a region has made."""
     client = await platform.broker_client()
     try:
         stream = f"rq_{region}_{version.id}"
-        answer = await client.request(f"$JS.API.CONSUMER.INFO.{stream}.{stream}_workers", b"", timeout=5)
-        return int(json.loads(answer.data)["delivered"]["consumer_seq"])
+        info = await client.request(f"$JS.API.CONSUMER.INFO.{stream}.{stream}_workers", b"", timeout=30)
+        return int(json.loads(info.data)["delivered"]["consumer_seq"])
     finally:
         await client.close()
 
 
 async def both_queues(platform: Platform, version: Version) -> None:
-    """Make the queues of a version in both regions, by a request that nobody serves."""
+    """Create the queues of a version in both regions, with a request that no worker serves."""
     await asyncio.gather(
         *(
             call(platform, gateway, "POST", version.pexec, {"id": "first"}, NVCF_POLL_SECONDS="1")
@@ -79,7 +79,7 @@ async def both_queues(platform: Platform, version: Version) -> None:
 
 
 def started(notes: Path) -> list[str]:
-    """Ids of the requests in the order in which their executions began."""
+    """Return the ids of the requests in the order of their executions."""
     lines = notes.read_text().splitlines() if notes.exists() else []
     return [json.loads(line)["id"] for line in lines]
 
@@ -118,7 +118,7 @@ async def test_a_worker_serves_all_regions_its_own_first(regions: Running, tmp_p
     order = [name.partition("-")[0] for name in started(notes) if "-" in name]
     assert len(order) == len(calls), "each ran once"
     for region in ("east", "west"):
-        # What is sent back for want of a slot counts as a delivery, and there are only a few.
+        # A request that is requeued for lack of a slot counts as a delivery. There are only a few.
         assert await deliveries(platform, version, region) <= 9 + 2
     east_places = [place for place, name in enumerate(order) if name == "east"]
     west_places = [place for place, name in enumerate(order) if name == "west"]
@@ -126,7 +126,7 @@ async def test_a_worker_serves_all_regions_its_own_first(regions: Running, tmp_p
 
 
 async def test_a_request_is_polled_in_another_region(regions: Running, tmp_path: Path) -> None:
-    """The tracking record is looked up in the own region, then in the others (protocol.md, section 4.11)."""
+    """The own region's tracking record is read first, then the others' (protocol.md, section 4.11)."""
     _, platform = regions
     east, west = platform.gateways
     version = await platform.deployed_version()
@@ -145,7 +145,7 @@ async def test_a_request_is_polled_in_another_region(regions: Running, tmp_path:
     assert (status, answer["id"]) == (200, "kept")
 
 
-async def test_a_poll_asks_the_worker_of_another_region(regions: Running) -> None:
+async def test_a_poll_queries_the_worker_of_another_region(regions: Running) -> None:
     _, platform = regions
     east, west = platform.gateways
     version = await platform.deployed_version()
@@ -155,19 +155,19 @@ async def test_a_poll_asks_the_worker_of_another_region(regions: Running) -> Non
         await work.post(b"HTTP/1.1 202 Accepted\r\nNVCF-PERCENT-COMPLETE: 40\r\n\r\n")
         status, headers, _ = await first
         assert (status, headers["nvcf-percent-complete"]) == (202, "40")
-        asked = await worker.client.subscribe(f"rq_polling.{version.id}.{work.request.requestId}")
+        queries = await worker.client.subscribe(f"rq_polling.{version.id}.{work.request.requestId}")
         await worker.client.flush()
         poll = asyncio.create_task(call(platform, west, "GET", STATUS + work.request.requestId))
-        question = await asked.next_msg(timeout=10)
-        await question.respond(b"")
-        work.request.ParseFromString(question.data)
+        query = await queries.next_msg(timeout=60)
+        await query.respond(b"")
+        work.request.ParseFromString(query.data)
         assert work.connection.targetURI == west.url
         await work.answer(b"done")
         assert (await poll)[::2] == (200, "done")
 
 
 async def test_an_idempotency_key_holds_in_all_regions(regions: Running) -> None:
-    """[ext] A call repeated at a gateway of another region joins the first."""
+    """[ext] A call repeated at a gateway of another region is coalesced with the first."""
     _, platform = regions
     east, west = platform.gateways
     version = await platform.deployed_version()
@@ -179,7 +179,7 @@ async def test_an_idempotency_key_holds_in_all_regions(regions: Running) -> None
         second = asyncio.create_task(
             call(platform, west, "POST", version.pexec, {"id": 1}, Idempotency_Key="key")
         )
-        # It follows until then, and nobody takes it for lost.
+        # The second call waits for the response of the first, and is not considered lost.
         done, _ = await asyncio.wait({second}, timeout=1.5)
         assert not done
         await work.answer(b"once")
@@ -192,7 +192,7 @@ async def test_an_idempotency_key_holds_in_all_regions(regions: Running) -> None
 
 
 async def test_the_loss_of_a_node_loses_nothing(tmp_path: Path) -> None:
-    """Three copies: SIGKILL of the node that leads the queue while requests flow."""
+    """Streams have three copies: SIGKILL of the node that leads the queue under load."""
     notes = tmp_path / "notes"
     async with running_cluster(tmp_path, [("local",)] * 3, "--replicas", "3") as (cluster, platform):
         version = await platform.deployed_version()
@@ -206,23 +206,33 @@ async def test_the_loss_of_a_node_loses_nothing(tmp_path: Path) -> None:
             served = 0
             while not stop.is_set():
                 name = f"{number}-{served}"
-                answer = await answered(platform, version, name)
-                assert answer["id"] == name
+                result = await completed(platform, version, name)
+                assert result["id"] == name
                 finished.append(time.monotonic())
                 served += 1
             return served
 
         callers = [asyncio.create_task(caller(number)) for number in range(4)]
+
+        async def calls_completed(count: int) -> None:
+            def condition() -> bool:
+                for task in callers:
+                    if task.done():
+                        task.result()
+                return len(finished) >= count
+
+            await eventually(condition, f"{count} calls are completed")
+
         try:
-            await until(lambda: len(finished) >= 50, callers)
+            await calls_completed(50)
             leader = (await stream_info(platform, f"rq_local_{version.id}"))["cluster"]["leader"]
             node = cluster.named(leader)
             await node.kill()
             killed = len(finished)
-            await until(lambda: len(finished) >= killed + 100, callers)
+            await calls_completed(killed + 100)
             await node.start()
             back = len(finished)
-            await until(lambda: len(finished) >= back + 100, callers)
+            await calls_completed(back + 100)
         finally:
             stop.set()
         served = sum(await asyncio.gather(*callers))
@@ -237,8 +247,8 @@ async def test_the_loss_of_a_node_loses_nothing(tmp_path: Path) -> None:
         assert gap < LONGEST_GAP
 
 
-async def answered(platform: Platform, version: Version, name: str) -> dict[str, Any]:
-    """Call with a key until the answer is there, as a caller does who wants it."""
+async def completed(platform: Platform, version: Version, name: str) -> dict[str, Any]:
+    """Make a call with an idempotency key, and repeat it until it is completed. Returns its result."""
     for _ in range(60):
         try:
             status, headers, answer = await call(
@@ -249,15 +259,6 @@ async def answered(platform: Platform, version: Version, name: str) -> dict[str,
         if status == 200:
             return dict(answer)
         assert status in (202, 429, 500, 502, 503, 504), (status, headers)
+        # The pause of a client between two attempts.
         await asyncio.sleep(0.2)
-    raise AssertionError(f"{name} was never answered")
-
-
-async def until(condition: Any, tasks: list[asyncio.Task[int]], timeout: float = 60.0) -> None:
-    """Wait for a condition, or the first failure of a task."""
-    async with asyncio.timeout(timeout):
-        while not condition():
-            for task in tasks:
-                if task.done():
-                    task.result()
-            await asyncio.sleep(0.02)
+    raise AssertionError(f"call {name} is not completed after 60 attempts")

@@ -1,4 +1,4 @@
-"""Real requests through real processes: gateway, broker, worker; what users rely on above all."""
+"""Requests through real processes: gateway, broker and worker."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FUNCTIONS = Path(__file__).parent.parent / "functions"
 
 
 class Notes:
-    """What the handlers of tests/functions/slow.py wrote, and their gate."""
+    """The notes of the handlers of tests/functions/slow.py, and their gate."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "notes.jsonl"
@@ -29,7 +29,7 @@ class Notes:
         self.environment = {"NOTES": str(self.path), "GATE": str(self.gate)}
 
     def all(self, event: str) -> list[dict[str, Any]]:
-        """All notes of one kind of event."""
+        """Return all notes of one kind of event."""
         if not self.path.exists():
             return []
         notes = [json.loads(line) for line in self.path.read_text().splitlines()]
@@ -59,7 +59,7 @@ async def slow_worker(
 
 
 async def test_many_callers_all_kinds_of_handlers(tmp_path: Path) -> None:
-    """200 concurrent callers, 20 requests each: every answer right, the queue empty at the end."""
+    """200 concurrent callers with 20 requests each: every response is right, the queue ends empty."""
     kinds = ["plain", "coroutine", "generator", "async_generator"]
     async with platform_in(tmp_path) as platform:
         versions = [await platform.deployed_version() for _ in kinds]
@@ -80,7 +80,7 @@ async def test_many_callers_all_kinds_of_handlers(tmp_path: Path) -> None:
 
 
 async def test_killed_worker_loses_nothing(tmp_path: Path) -> None:
-    """SIGKILL of a worker that holds requests: another one answers each of them, each caller once."""
+    """SIGKILL of a worker with requests in flight: another one serves them, each caller gets one response."""
     notes = Notes(tmp_path)
     notes.gate.touch()
     async with platform_in(tmp_path, "--ack-wait", "3") as platform:
@@ -99,7 +99,7 @@ async def test_killed_worker_loses_nothing(tmp_path: Path) -> None:
         await platform.queue_is_empty(version)
 
 
-async def test_restarted_instance_takes_up_what_its_killed_process_held(tmp_path: Path) -> None:
+async def test_restarted_instance_serves_the_requests_of_its_killed_process(tmp_path: Path) -> None:
     """With the same instance id and shared folder redelivery does not wait for the ack wait (30 s)."""
     notes = Notes(tmp_path)
     notes.gate.touch()
@@ -144,7 +144,7 @@ async def test_killed_worker_loses_no_large_body(tmp_path: Path) -> None:
 
 
 async def test_killed_broker_loses_nothing(tmp_path: Path) -> None:
-    """SIGKILL and restart of the broker with requests queued and in work: all are answered."""
+    """SIGKILL and restart of the broker with requests queued and in flight: all are completed."""
     notes = Notes(tmp_path)
     notes.gate.touch()
     async with platform_in(tmp_path, "--ack-wait", "5") as platform:
@@ -162,7 +162,7 @@ async def test_killed_broker_loses_nothing(tmp_path: Path) -> None:
         answers = await asyncio.gather(*calls)
         assert sorted(answer["id"] for answer in answers) == list(range(20))
         await platform.queue_is_empty(version)
-        # And everything goes on as before.
+        # After that new requests are served too.
         assert (await post(platform, version, {"id": "after"}))["id"] == "after"
 
 
@@ -170,8 +170,8 @@ async def test_killed_broker_loses_nothing(tmp_path: Path) -> None:
     ("handler", "event"),
     [("until_cancelled", "cancelled"), ("async_stream", "closed"), ("sync_stream", "closed")],
 )
-async def test_caller_that_leaves_stops_the_handler(tmp_path: Path, handler: str, event: str) -> None:
-    """The next request then finds the only slot free."""
+async def test_disconnect_of_the_caller_stops_the_handler(tmp_path: Path, handler: str, event: str) -> None:
+    """After that the only slot is free for the next request."""
     notes = Notes(tmp_path)
     async with platform_in(tmp_path) as platform:
         version = await platform.deployed_version()
@@ -188,11 +188,8 @@ async def test_caller_that_leaves_stops_the_handler(tmp_path: Path, handler: str
         call.cancel()
         await asyncio.wait({call})
         await eventually(lambda: len(notes.all(event)) == 1, f"the handler is {event}")
-        async with asyncio.timeout(20):
-            async with platform.session.post(
-                platform.gateway.url + "/x?quick=1", headers=headers
-            ) as response:
-                assert await response.text() == "quick"
+        async with platform.session.post(platform.gateway.url + "/x?quick=1", headers=headers) as response:
+            assert await response.text() == "quick"
         await platform.queue_is_empty(version)
 
 
@@ -207,7 +204,7 @@ async def test_slow_reader_of_an_endless_stream_costs_no_memory(tmp_path: Path, 
             for _ in range(16):
                 await response.content.readexactly(256 * 1024)
             before = (platform.gateway.child.resident_mib(), worker.resident_mib())
-            # Nobody reads now: whoever does not stop producing grows by gigabytes.
+            # Nobody reads now. A process that does not stop producing would grow by gigabytes.
             for _ in range(30):
                 await asyncio.sleep(0.1)
                 after = (platform.gateway.child.resident_mib(), worker.resident_mib())
@@ -218,7 +215,7 @@ async def test_slow_reader_of_an_endless_stream_costs_no_memory(tmp_path: Path, 
 
 
 async def test_two_gateways_on_one_broker(tmp_path: Path) -> None:
-    """A request that one gateway accepts is answered by a worker that connected to the other."""
+    """A worker connected to one gateway serves a request that the other gateway accepted."""
     async with platform_in(tmp_path, gateways=2) as platform:
         one, two = platform.gateways
         version = await platform.deployed_version()
@@ -226,15 +223,15 @@ async def test_two_gateways_on_one_broker(tmp_path: Path) -> None:
         for gateway in (two, one, two):
             answer = await post(platform, version, {"id": gateway.id, "numbers": [1, 2]}, gateway)
             assert answer == {"id": gateway.id, "sum": 3}
-        # Neither gateway is needed for the other one's work, the worker's first included.
+        # Each gateway works without the other, also without the one that the worker connected to.
         one.child.kill()
         await one.child.wait()
         answer = await post(platform, version, {"id": "alone", "numbers": [5]}, two)
         assert answer == {"id": "alone", "sum": 5}
 
 
-async def test_stopping_worker_finishes_and_leaves(tmp_path: Path) -> None:
-    """SIGTERM: no new request, the ones in work are answered, exit code 0."""
+async def test_stopping_worker_completes_requests_and_exits(tmp_path: Path) -> None:
+    """SIGTERM: no new request is pulled, the ones in flight are completed, the exit code is 0."""
     notes = Notes(tmp_path)
     notes.gate.touch()
     async with platform_in(tmp_path) as platform:
@@ -252,7 +249,7 @@ async def test_stopping_worker_finishes_and_leaves(tmp_path: Path) -> None:
         assert (await queued)["id"] == "later"
 
 
-async def test_stopping_gateway_answers_those_who_wait(tmp_path: Path) -> None:
+async def test_stopping_gateway_responds_to_waiting_callers(tmp_path: Path) -> None:
     notes = Notes(tmp_path)
     notes.gate.touch()
     async with platform_in(tmp_path) as platform:
@@ -267,7 +264,7 @@ async def test_stopping_gateway_answers_those_who_wait(tmp_path: Path) -> None:
 
 
 async def test_a_handler_s_error_stays_inside(tmp_path: Path) -> None:
-    """A problem with the request's id, nothing of the traceback; the worker goes on."""
+    """The problem has the request's id and no traceback, and the worker goes on."""
     async with platform_in(tmp_path) as platform:
         version = await platform.deployed_version()
         worker = await platform.start_worker(version, FUNCTIONS / "kinds.py", "plain")
@@ -285,7 +282,7 @@ async def test_a_handler_s_error_stays_inside(tmp_path: Path) -> None:
         assert "KeyError" in worker.text()
 
 
-async def test_gateway_says_why_it_cannot_start(tmp_path: Path) -> None:
+async def test_gateway_reports_why_it_cannot_start(tmp_path: Path) -> None:
     async with platform_in(tmp_path) as platform:
         taken = platform.gateway.url.removeprefix("http://")
         with pytest.raises(AssertionError) as caught:

@@ -14,7 +14,7 @@ from tests.support.platform.gateways import Platform, running_platform
 
 
 async def nvcf(platform: Platform, *arguments: str, code: int = 0) -> tuple[str, str]:
-    """Output and errors of a command that ends with `code`."""
+    """Run a command that ends with `code`. Returns output and errors."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "nvcf_cli", "telemetry", *arguments,
         stdout=asyncio.subprocess.PIPE,

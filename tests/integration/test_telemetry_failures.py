@@ -1,4 +1,4 @@
-"""The telemetry backend dies, hangs, stalls, crawls and talks nonsense under load: no request changes."""
+"""The telemetry backend crashes, hangs, is slow or sends garbage under load: no request changes."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from tests.support.platform.processes import Child
 
 ECHO = Path(__file__).parents[1] / "functions" / "echo.py"
 CALLERS = 8
-# Of each way to fail, so many responses must have come.
+# The number of responses during each kind of failure.
 ANSWERS = 60
 BROKEN = [mode for mode in Mode if mode not in (Mode.OK, Mode.PARTIAL)]
 PROTOCOLS = ("grpc", "http/protobuf")
-# Small queues, so that they run over within a test.
+# Small queues, so that they overflow within a test.
 QUEUES = {
     "OTEL_TRACES_SAMPLER": "always_on",
     "OTEL_BSP_MAX_QUEUE_SIZE": "64",
     "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "32",
     "OTEL_BLRP_MAX_QUEUE_SIZE": "64",
 }
-# What a process may take to end, its own work and and the last export to a backend that does not respond.
+# The time to exit, including the last export to a backend that does not respond.
 END_SECONDS = 30.0
 
 
@@ -42,7 +42,7 @@ def backend() -> Iterator[OtlpReceiver]:
 
 @dataclass
 class Load:
-    """Callers that never stop; `outcomes` are statuses and whether the body was what it had to be."""
+    """Callers that never stop. `outcomes` has each status and whether the body was right."""
 
     url: str
     headers: dict[str, str]
@@ -52,7 +52,7 @@ class Load:
     slowest: float = 0.0
 
     async def call(self, number: int) -> None:
-        """One request after the other."""
+        """Make one request after the other."""
         while True:
             body = f"{number}-{self.count}".encode()
             began = time.monotonic()
@@ -66,7 +66,7 @@ class Load:
 
 @contextlib.asynccontextmanager
 async def load(platform: Platform, version: Version) -> AsyncIterator[Load]:
-    """Callers of a version for the length of a context; what one raises is raised."""
+    """Run callers of a version for the length of a context. Raises the error of a caller."""
     made = Load(platform.gateway.url + version.pexec, platform.authorization(), platform.session)
     tasks = [asyncio.create_task(made.call(number)) for number in range(CALLERS)]
     try:
@@ -80,7 +80,7 @@ async def load(platform: Platform, version: Version) -> AsyncIterator[Load]:
 
 
 async def answers(made: Load, count: int = ANSWERS) -> None:
-    """Wait for so many more responses."""
+    """Wait for `count` more responses."""
     wanted = made.count + count
     await eventually(lambda: made.count >= wanted, f"{count} more answers", 60)
 
@@ -111,7 +111,7 @@ async def met(backend: OtlpReceiver, mode: Mode) -> None:
 
 
 def who_dropped(backend: OtlpReceiver) -> set[str]:
-    """Services that say that they threw spans away."""
+    """Return the services that report dropped spans."""
     points = backend.series("nvcf.telemetry.dropped", nvcf_signal="traces")
     return {str(point.resource["service.name"]) for point in points if point.value > 0}
 
@@ -135,7 +135,7 @@ async def test_no_request_changes_whatever_the_backend_does(
             backend.clear()
             await answers(made)
             await eventually(lambda: bool(backend.spans("process")), "spans arrive again", 60)
-            await eventually(lambda: len(who_dropped(backend)) == 2, "both report what they dropped", 60)
+            await eventually(lambda: len(who_dropped(backend)) == 2, "both report dropped spans")
         assert made.outcomes == as_always
         assert worker.running
         assert platform.gateway.child.running
@@ -143,7 +143,7 @@ async def test_no_request_changes_whatever_the_backend_does(
 
 @pytest.mark.parametrize("mode", [Mode.DEAD, Mode.HANG, Mode.STALL])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-async def test_ending_does_not_wait_for_a_backend_that_does_not_answer(
+async def test_exit_does_not_wait_for_a_backend_that_does_not_respond(
     tmp_path: Path, backend: OtlpReceiver, protocol: str, mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with watched_platform(tmp_path, backend, protocol, monkeypatch) as (platform, version, worker):
@@ -156,7 +156,7 @@ async def test_ending_does_not_wait_for_a_backend_that_does_not_answer(
             assert await child.wait(END_SECONDS) in (0, -signal.SIGTERM), child.text()[-2000:]
 
 
-async def test_a_backend_that_was_never_there_is_told_of_once(
+async def test_an_unreachable_backend_is_logged_once(
     tmp_path: Path, backend: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend.mode = Mode.DEAD

@@ -1,4 +1,4 @@
-"""The examples of batching and isolation as their readers run them: a real platform, many callers."""
+"""The examples of batching and isolation on a real platform with many callers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def ask(platform: Platform, version: Version, body: Any) -> tuple[int, Any
         return response.status, await response.json()
 
 
-async def test_the_network_learns_and_answers_in_batches(tmp_path: Path) -> None:
+async def test_the_network_learns_and_serves_in_batches(tmp_path: Path) -> None:
     points, labels = spirals(200, seed=3)
     async with running_platform(tmp_path) as platform:
         version = await platform.deployed_version()
@@ -45,7 +45,7 @@ def test_without_training_it_knows_nothing() -> None:
     assert 0.3 < right < 0.7
 
 
-async def test_primes_are_counted_in_two_processes_and_a_crash_is_told(tmp_path: Path) -> None:
+async def test_primes_are_counted_in_two_processes_and_a_crash_is_reported(tmp_path: Path) -> None:
     async with running_platform(tmp_path) as platform:
         version = await platform.deployed_version()
         await platform.start_worker(version, EXAMPLES / "isolation" / "function.py")

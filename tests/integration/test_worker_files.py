@@ -26,7 +26,7 @@ async def ask(platform: Platform, version: Version, body: Any, **headers: str) -
 
 
 async def upload(platform: Platform, data: bytes) -> str:
-    """A new asset; its id."""
+    """Create an asset. Returns its id."""
     made = await platform.call("POST", "/v2/nvcf/assets", {"contentType": "application/x-test"})
     headers = {"Content-Type": "application/x-test"}
     async with platform.session.put(made["uploadUrl"], data=data, headers=headers) as response:

@@ -32,7 +32,7 @@ class Stage:
         (self._directory / f"gate{number}").unlink()
 
     def notes(self, event: str) -> list[dict[str, Any]]:
-        """What the handler noted."""
+        """Return the notes of the handler."""
         path = self._directory / "notes"
         lines = path.read_text().splitlines() if path.exists() else []
         return [note for note in map(json.loads, lines) if note["event"] == event]
@@ -45,7 +45,7 @@ class Stage:
         gateway: Gateway | None = None,
         **headers: str,
     ) -> tuple[int, Any, bytes]:
-        """A call: status, headers, body."""
+        """Make a call. Returns status, headers and body."""
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         sent |= self.platform.authorization()
         url = (gateway or self.platform.gateway).url + path
@@ -64,7 +64,7 @@ async def stage(
         version = await platform.deployed_version(keep_queued=keep_queued)
         environment = {"NOTES": str(directory / "notes"), "GATE": str(directory / "gate")}
         environment["SILENT"] = "1" if silent else ""
-        # Its token comes from the first gateway, its work from any.
+        # Its token is from the first gateway, its requests from any.
         worker = await platform.start_worker(
             version, FUNCTIONS / "staged.py", "staged", concurrency=concurrency, environment=environment,
             gateway=platform.gateways[-1],
@@ -73,7 +73,7 @@ async def stage(
 
 
 @pytest.mark.parametrize("keep_queued", [True, False])
-async def test_progress_and_answer_by_polls(tmp_path: Path, keep_queued: bool) -> None:
+async def test_progress_and_response_by_polls(tmp_path: Path, keep_queued: bool) -> None:
     async with stage(tmp_path, keep_queued=keep_queued) as play:
         call = asyncio.create_task(play.ask("POST", play.version.pexec, b"12345"))
         await eventually(lambda: len(play.notes("start")) == 1, "the handler runs")
@@ -89,7 +89,8 @@ async def test_progress_and_answer_by_polls(tmp_path: Path, keep_queued: bool) -
         waiting = await play.ask("GET", PEXEC + request_id, NVCF_POLL_SECONDS="1")
         assert (waiting[0], waiting[1]["nvcf-percent-complete"]) == (202, "40")
         polls = [asyncio.create_task(play.ask("GET", PEXEC + request_id)) for _ in range(2)]
-        await asyncio.sleep(0.2)  # so that they are most likely there; the answer reaches later ones, too
+        # Most likely the polls wait by then. There is no sign of it, and later polls get the response too.
+        await asyncio.sleep(0.2)
         play.open(2)
         for status, headers, body in await asyncio.gather(*polls):
             assert (status, headers["nvcf-status"]) == (200, "fulfilled")
@@ -97,7 +98,7 @@ async def test_progress_and_answer_by_polls(tmp_path: Path, keep_queued: bool) -
         await play.platform.queue_is_empty(play.version)
 
 
-async def test_an_answer_that_nobody_waits_for_is_kept(tmp_path: Path) -> None:
+async def test_a_response_without_waiting_caller_is_stored(tmp_path: Path) -> None:
     async with stage(tmp_path, gateways=2) as play:
         call = asyncio.create_task(play.ask("POST", play.version.exec, b'{"requestBody": 1}'))
         await eventually(lambda: len(play.notes("start")) == 1, "the handler runs")
@@ -105,7 +106,7 @@ async def test_an_answer_that_nobody_waits_for_is_kept(tmp_path: Path) -> None:
         wrapped = json.loads((await call)[2])
         assert (wrapped["status"], wrapped["percentComplete"]) == ("in-progress", 40)
         play.open(2)
-        # Delivered and acknowledged although nobody asks; any gateway has it from then on.
+        # The response is delivered and acknowledged although no caller waits. Every gateway has it now.
         await play.platform.queue_is_empty(play.version)
         status, _, body = await play.ask("GET", EXEC + wrapped["reqId"], gateway=play.platform.gateways[1])
         assert (status, json.loads(body)["response"]) == (200, {"size": 1, "attempt": 1})
@@ -125,7 +126,7 @@ async def test_the_end_of_the_poll_time_is_a_202(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [5, 200_000])
 async def test_a_killed_gateway_loses_no_idempotent_request(tmp_path: Path, size: int) -> None:
-    """SIGKILL while the worker computes: the repeated call at another gateway gets the one answer."""
+    """SIGKILL while the handler runs: the repeated call at another gateway gets the one result."""
     async with stage(tmp_path, gateways=2, silent=True) as play:
         one, two = play.platform.gateways
         body = b"x" * size
@@ -142,7 +143,7 @@ async def test_a_killed_gateway_loses_no_idempotent_request(tmp_path: Path, size
         status, _, answer = await again
         assert (status, json.loads(answer)) == (200, {"size": size, "attempt": 1})
         assert len(play.notes("end")) == 1
-        # And once more, now that it is done.
+        # Repeat the call once more after its completion.
         status, _, answer = await play.ask("POST", play.version.pexec, body, two, **key)
         assert json.loads(answer) == {"size": size, "attempt": 1}
         assert len(play.notes("start")) == 1

@@ -1,4 +1,4 @@
-"""Waiting for conditions. A failed wait says what it waited for; the times are for a busy machine."""
+"""Wait for conditions. The time-outs are long enough for a busy machine."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from collections.abc import Callable
 WAIT = 60.0
 """Seconds to wait for what happens at once on a quiet machine."""
 
-_INTERVAL = 0.01
-
 
 async def eventually(
     condition: Callable[[], object],
@@ -19,10 +17,11 @@ async def eventually(
     timeout: float = WAIT,
     *,
     story: Callable[[], str] = str,
+    interval: float = 0.01,
 ) -> None:
-    """Wait at most `timeout` seconds until `condition()`, awaited if need be, is true.
+    """Wait at most `timeout` seconds until `condition()`, checked every `interval` seconds, is true.
 
-    Raises AssertionError that says `what` was awaited, with `story()`.
+    The condition may be a coroutine function. Raises AssertionError with `what` and `story()`.
     """
     deadline = time.monotonic() + timeout
     while True:
@@ -31,4 +30,4 @@ async def eventually(
             return
         if time.monotonic() >= deadline:
             raise AssertionError(f"not within {timeout:g} s: {what}\n{story()}".rstrip())
-        await asyncio.sleep(_INTERVAL)
+        await asyncio.sleep(interval)

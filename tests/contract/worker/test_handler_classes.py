@@ -16,8 +16,7 @@ from nvcf_worker.errors import InstanceBroken, StartupError
 from tests.contract.worker.conftest import StartProcess, StartWorker
 from tests.support.peers.gateway import PeerGateway
 from tests.support.platform.nats_server import free_port
-from tests.support.platform.workers import WAIT
-from tests.support.waiting import eventually
+from tests.support.waiting import WAIT, eventually
 
 
 async def _empty(gateway: PeerGateway) -> bool:

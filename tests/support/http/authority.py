@@ -42,7 +42,7 @@ class Authority:
         )
 
     def issue(self, chain: Path, key_file: Path, key: Key) -> int:
-        """Put a new certificate of 127.0.0.1 into place, as an installer does; returns its serial number."""
+        """Replace the certificate for 127.0.0.1 with a new one. Returns its serial number."""
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "gateway")])
         address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
         certificate = (

@@ -18,6 +18,8 @@ import aiohttp
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
+from tests.support.waiting import eventually
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="Chromium is missing: apt-get install chromium (Debian)"
@@ -27,26 +29,25 @@ _FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--disable-extensions", "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-port=0",
 )  # fmt: skip
-START_SECONDS = 60.0
 WAIT_SECONDS = 60.0
 
 
 class Tab:
-    """One page. What it logs and asks for over the network is kept in `logged` and `requests`."""
+    """One page. `logged` has its console messages, `requests` its network requests."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket = socket
         self._numbers = itertools.count(1)
-        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._responses: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self.logged: list[str] = []
         self.requests: list[dict[str, Any]] = []
 
     async def listen(self) -> None:
-        """Take in what the browser says, until the connection is closed."""
+        """Read the messages of the browser until the connection is closed."""
         async for text in self._socket:
             message = json.loads(text)
             if "id" in message:
-                self._answers.pop(message["id"]).set_result(message)
+                self._responses.pop(message["id"]).set_result(message)
             elif message["method"] == "Runtime.consoleAPICalled":
                 arguments = message["params"]["args"]
                 self.logged.append(
@@ -61,17 +62,17 @@ class Tab:
                 self.requests.append(message["params"]["request"])
 
     async def do(self, method: str, **params: Any) -> dict[str, Any]:
-        """One command; its result."""
+        """Send a command. Returns its result."""
         number = next(self._numbers)
-        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        response = self._responses[number] = asyncio.get_running_loop().create_future()
         await self._socket.send(json.dumps({"id": number, "method": method, "params": params}))
         async with asyncio.timeout(WAIT_SECONDS):
-            message = await answer
+            message = await response
         assert "error" not in message, f"{method}: {message['error']}"
         return dict(message["result"])
 
     async def run(self, expression: str) -> Any:
-        """Value of a JavaScript expression (of a promise, when it settles)."""
+        """Return the value of a JavaScript expression. A promise is awaited."""
         result = await self.do(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True, userGesture=True
         )
@@ -79,37 +80,39 @@ class Tab:
         return result["result"].get("value")
 
     async def text(self, selector: str) -> str:
-        """Text of the first element; empty without one, and while it is hidden."""
+        """Return the text of the first element. It is empty if there is none or if it is hidden."""
         found = f"document.querySelector({json.dumps(selector)})"
         return str(await self.run(f"{found}?.checkVisibility() ? {found}.innerText : ''"))
 
     async def until(self, selector: str, condition: Callable[[str], bool]) -> str:
-        """Wait until the text of an element is as wanted."""
+        """Wait until `condition` is true for the text of an element. Returns the text."""
         text = ""
-        try:
-            async with asyncio.timeout(WAIT_SECONDS):
-                while not condition(text := await self.text(selector)):
-                    await asyncio.sleep(0.1)
-        except TimeoutError:
-            raise AssertionError(f"{selector} says {text!r}; the page logged {self.logged}") from None
+
+        async def matches() -> bool:
+            nonlocal text
+            text = await self.text(selector)
+            return condition(text)
+
+        await eventually(
+            matches,
+            f"the text of {selector} is as expected",
+            story=lambda: f"it is {text!r}; the page logged {self.logged}",
+        )
         return text
 
     async def until_true(self, expression: str) -> None:
         """Wait until a JavaScript expression is true."""
-        try:
-            async with asyncio.timeout(WAIT_SECONDS):
-                while not await self.run(expression):
-                    await asyncio.sleep(0.1)
-        except TimeoutError:
-            raise AssertionError(f"never true: {expression}; the page logged {self.logged}") from None
+        await eventually(
+            lambda: self.run(expression), expression, story=lambda: f"the page logged {self.logged}"
+        )
 
     async def open(self, url: str) -> None:
-        """Go to an address, as if typed: with another fragment only, the page is loaded anew too."""
+        """Load an address anew, even if only its fragment differs from the current one."""
         await self.do("Page.navigate", url="about:blank")
         await self.do("Page.navigate", url=url)
 
     async def type(self, selector: str, text: str) -> None:
-        """Put the cursor into a field and type."""
+        """Type text into a field."""
         await self.run(f"document.querySelector({json.dumps(selector)}).focus()")
         await self.do("Input.insertText", text=text)
 
@@ -127,14 +130,14 @@ class Tab:
         await self.do("Emulation.setEmulatedMedia", features=[scheme])
 
     async def screenshot(self, path: Path, *, whole: bool = False) -> None:
-        """A PNG of what is in the window, or of the whole page."""
+        """Write a PNG of the window, or of the whole page."""
         picture = await self.do("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         await asyncio.to_thread(path.write_bytes, base64.b64decode(picture["data"]))
 
 
 @contextlib.asynccontextmanager
 async def browser_tab(profile: Path) -> AsyncIterator[Tab]:
-    """A new browser with an empty profile and one tab; it is killed with all its processes at the end."""
+    """Run a browser with an empty profile and one tab. All its processes are killed at the end."""
     assert CHROMIUM is not None
     await asyncio.to_thread(profile.mkdir, parents=True)
     process = await asyncio.create_subprocess_exec(
@@ -157,11 +160,9 @@ async def browser_tab(profile: Path) -> AsyncIterator[Tab]:
 
 
 async def _port(file: Path, process: asyncio.subprocess.Process) -> int:
-    async with asyncio.timeout(START_SECONDS):
-        while not (lines := _lines(file)):
-            assert process.returncode is None, f"Chromium ended at once with {process.returncode}"
-            await asyncio.sleep(0.05)
-    return int(lines[0])
+    await eventually(lambda: _lines(file) or process.returncode is not None, "Chromium writes its port")
+    assert process.returncode is None, f"Chromium ended at once with {process.returncode}"
+    return int(_lines(file)[0])
 
 
 def _lines(file: Path) -> list[str]:
@@ -169,10 +170,13 @@ def _lines(file: Path) -> list[str]:
 
 
 async def _page_socket(port: int) -> str:
-    async with aiohttp.ClientSession() as session, asyncio.timeout(START_SECONDS):
-        while True:
-            async with session.get(f"http://127.0.0.1:{port}/json/list") as response:
-                pages = [each for each in await response.json() if each["type"] == "page"]
-            if pages:
-                return str(pages[0]["webSocketDebuggerUrl"])
-            await asyncio.sleep(0.05)
+    pages: list[dict[str, Any]] = []
+
+    async def has_page() -> bool:
+        async with session.get(f"http://127.0.0.1:{port}/json/list") as response:
+            pages[:] = [each for each in await response.json() if each["type"] == "page"]
+        return bool(pages)
+
+    async with aiohttp.ClientSession() as session:
+        await eventually(has_page, "Chromium has a page")
+    return str(pages[0]["webSocketDebuggerUrl"])

@@ -161,7 +161,7 @@ class H2WebSockets:
 
 @contextlib.asynccontextmanager
 async def h2_websockets(address: str) -> AsyncIterator[H2WebSockets]:
-    """A connection whose peer has told its settings."""
+    """Open a connection and wait for the settings of the peer."""
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     caller = H2WebSockets(reader, writer)

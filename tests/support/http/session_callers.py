@@ -21,28 +21,28 @@ class Channel:
         self.metadata = metadata
 
     def call(self, name: str, request: bytes = b"", *extra: tuple[str, str], timeout: float = 60) -> Unary:
-        """Unary to unary."""
+        """Make a unary call."""
         method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(
             f"/{SERVICE}/{name}"
         )
         return method(request, metadata=self.metadata + extra, timeout=timeout)
 
     def down(self, name: str, request: bytes, timeout: float = 60) -> Down:
-        """Unary to stream."""
+        """Make a call with a streamed response."""
         method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self.channel.unary_stream(
             f"/{SERVICE}/{name}"
         )
         return method(request, metadata=self.metadata, timeout=timeout)
 
     def up(self, name: str, requests: Iterable[bytes], timeout: float = 60) -> Up:
-        """Stream to unary."""
+        """Make a call with a streamed request."""
         method: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = self.channel.stream_unary(
             f"/{SERVICE}/{name}"
         )
         return method(iter(requests), metadata=self.metadata, timeout=timeout)
 
     def both(self, name: str, timeout: float = 60) -> Both:
-        """Stream to stream."""
+        """Make a call with streams in both directions."""
         method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self.channel.stream_stream(
             f"/{SERVICE}/{name}"
         )
@@ -56,7 +56,7 @@ Both = grpc.aio.StreamStreamCall[bytes, bytes]
 
 
 def routing(platform: Platform, version: Version, *, key: str = "admin", named: bool = True) -> Metadata:
-    """Metadata that routes a call."""
+    """Return the metadata that routes a call."""
     found: Metadata = (
         ("authorization", f"Bearer {platform.keys[key]}"),
         ("function-id", version.function_id),
@@ -66,7 +66,7 @@ def routing(platform: Platform, version: Version, *, key: str = "admin", named: 
 
 @contextlib.asynccontextmanager
 async def grpc_channel(gateway: Gateway, metadata: Metadata) -> AsyncIterator[Channel]:
-    """One channel = one connection."""
+    """Open a channel with its own connection."""
     options = [*LIMITS, ("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(gateway.sessions, options=options) as channel:
         yield Channel(channel, metadata)

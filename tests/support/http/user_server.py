@@ -1,4 +1,4 @@
-"""A user's HTTP server at the level of bytes: tests see exactly what arrives and decide what leaves."""
+"""A user's HTTP server at the level of bytes: tests see all received bytes and choose the sent ones."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Seen:
     body: bytes = b""
 
     def all(self, name: str) -> list[str]:
-        """Values of a header."""
+        """Return the values of a header."""
         return [value for key, value in self.headers if key.lower() == name.lower()]
 
     async def chunk(self) -> bytes:
-        """One chunk of a body in chunked coding; empty at its end."""
+        """Read one chunk of a chunked body. It is empty at the end."""
         size = int(await self.reader.readline(), 16)
         data = await self.reader.readexactly(size)
         await self.reader.readexactly(2)
@@ -40,7 +40,7 @@ Script = Callable[[Seen], Awaitable[None]]
 
 @dataclass
 class UserServer:
-    """Listens on `port`; `script` answers each request."""
+    """Listens on `port`. `script` responds to each request."""
 
     script: Script
     port: int = 0
@@ -83,7 +83,7 @@ class UserServer:
 
 @contextlib.asynccontextmanager
 async def user_server(script: Script) -> AsyncIterator[UserServer]:
-    """A server for the length of a context."""
+    """Run a server for the length of a context."""
     server = UserServer(script)
     await server.start()
     try:

@@ -1,4 +1,4 @@
-"""The listeners of an OTLP receiver: gRPC, HTTP, and one that speaks no protocol at all."""
+"""The listeners of an OTLP receiver: gRPC, HTTP, and one without a protocol."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _answer(request: type[Any], partial: bool) -> bytes:
     return logs_service_pb2.ExportLogsServiceResponse(partial_success=records).SerializeToString()
 
 
-class GrpcDoor:
+class GrpcListener:
     """OTLP over gRPC on `port`."""
 
     def __init__(self, receiver: OtlpReceiver, port: int) -> None:
@@ -118,7 +118,7 @@ class GrpcDoor:
         raise AssertionError("abort raises")
 
     def close(self) -> None:
-        """Cut all connections."""
+        """Close the listener and abort all connections."""
         self._server.stop(0).wait(5)
 
 
@@ -131,20 +131,20 @@ def _retry_info(seconds: float) -> bytes:
     return bytes(status.SerializeToString())
 
 
-class HttpServer:
+class HttpListener:
     """OTLP over HTTP with protobuf bodies on `port`."""
 
     def __init__(self, receiver: OtlpReceiver, port: int) -> None:
         self._connections: set[socket.socket] = set()
-        door = self
+        listener = self
 
         class Handler(_HttpHandler):
             def setup(self) -> None:
-                door._connections.add(self.request)
+                listener._connections.add(self.request)
                 super().setup()
 
             def finish(self) -> None:
-                door._connections.discard(self.request)
+                listener._connections.discard(self.request)
                 with contextlib.suppress(OSError):
                     super().finish()
 
@@ -154,7 +154,7 @@ class HttpServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Cut all connections."""
+        """Close the listener and abort all connections."""
         self._server.shutdown()
         self._server.server_close()
         for connection in list(self._connections):
@@ -173,7 +173,7 @@ class _HttpServer(http.server.ThreadingHTTPServer):
         super().server_bind()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Callers that leave are part of these tests."""
+        """Log nothing, because disconnects are part of these tests."""
 
 
 class _HttpHandler(http.server.BaseHTTPRequestHandler):
@@ -182,10 +182,10 @@ class _HttpHandler(http.server.BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002
-        """Tests say what they need."""
+        """Log nothing."""
 
     def do_POST(self) -> None:
-        """One export."""
+        """Serve one export request."""
         body = self.rfile.read(int(self.headers.get("content-length", "0")))
         receiver = self.receiver
         mode = receiver.mode
@@ -252,8 +252,8 @@ def _decompressed(body: bytes, encoding: str) -> bytes:
     raise ValueError(f"content-encoding {encoding} is not known here")
 
 
-class RawDoor:
-    """Accepts connections on `port`; reads nothing, or sends noise and closes."""
+class RawListener:
+    """Accepts connections on `port`. It reads nothing, or sends noise and closes."""
 
     def __init__(self, receiver: OtlpReceiver, port: int) -> None:
         self._receiver = receiver
@@ -279,7 +279,7 @@ class RawDoor:
                     _cut(connection)
 
     def close(self) -> None:
-        """Cut all connections."""
+        """Close the listener and abort all connections."""
         # Closing alone does not wake up a thread inside accept.
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)

@@ -15,12 +15,12 @@ import pytest
 
 from nvcf_broker.process import free_port
 from tests.support.platform.processes import Child, child_process
+from tests.support.waiting import eventually
 
 PROMETHEUS = shutil.which("prometheus")
 needs_prometheus = pytest.mark.skipif(
     PROMETHEUS is None, reason="Prometheus is missing: apt-get install prometheus (Debian)"
 )
-START_SECONDS = 60.0
 
 
 @dataclass
@@ -30,26 +30,26 @@ class Prometheus:
     url: str
     session: aiohttp.ClientSession
 
-    async def ask(self, query: str) -> list[dict[str, Any]]:
-        """Series of an instant query."""
+    async def query(self, query: str) -> list[dict[str, Any]]:
+        """Return the series of an instant query."""
         async with self.session.get(f"{self.url}/api/v1/query", params={"query": query}) as response:
             document = await response.json()
             assert response.status == 200, f"{query}: {document}"
             return list(document["data"]["result"])
 
     async def has_data(self, query: str) -> bool:
-        """Whether a query returns a number at all."""
-        return any(each["value"][1] != "NaN" for each in await self.ask(query))
+        """Return whether a query returns any number."""
+        return any(each["value"][1] != "NaN" for each in await self.query(query))
 
     async def targets(self) -> list[dict[str, Any]]:
-        """What is scraped, with `health`, `labels` and `lastError`."""
+        """Return the scrape targets, each with `health`, `labels` and `lastError`."""
         async with self.session.get(f"{self.url}/api/v1/targets") as response:
             return list((await response.json())["data"]["activeTargets"])
 
 
 @contextlib.asynccontextmanager
 async def running_prometheus(folder: Path, configuration: str) -> AsyncIterator[Prometheus]:
-    """Prometheus with that configuration, ready; killed at the end."""
+    """Run Prometheus with that configuration."""
     assert PROMETHEUS is not None
     file = folder / "prometheus.yml"
     await asyncio.to_thread(file.write_text, configuration)
@@ -68,11 +68,13 @@ async def running_prometheus(folder: Path, configuration: str) -> AsyncIterator[
 
 
 async def _ready(prometheus: Prometheus, child: Child) -> None:
-    async with asyncio.timeout(START_SECONDS):
-        while True:
-            assert child.running, child.text()
-            with contextlib.suppress(aiohttp.ClientConnectionError):
-                async with prometheus.session.get(f"{prometheus.url}/-/ready") as response:
-                    if response.status == 200:
-                        return
-            await asyncio.sleep(0.1)
+    async def ready() -> bool:
+        if not child.running:
+            return True
+        with contextlib.suppress(aiohttp.ClientConnectionError):
+            async with prometheus.session.get(f"{prometheus.url}/-/ready") as response:
+                return response.status == 200
+        return False
+
+    await eventually(ready, "Prometheus is ready", story=child.text)
+    assert child.running, child.text()

@@ -1,4 +1,4 @@
-"""A real OTLP receiver (gRPC and HTTP, protobuf, gzip) that can be made to misbehave in the ways backends do.
+"""A real OTLP receiver (gRPC and HTTP, protobuf, gzip) that can fail in the ways that backends fail.
 
     with OtlpReceiver() as backend:
         environment = backend.environment()        # or backend.environment("http/protobuf")
@@ -23,7 +23,7 @@ from tests.support.otlp.records import Records
 
 
 class Mode(enum.Enum):
-    """How it treats what arrives."""
+    """How the receiver treats requests."""
 
     OK = "kept, and answered"
     DEAD = "connections are refused"
@@ -40,7 +40,7 @@ class Mode(enum.Enum):
 LISTENING = frozenset(Mode) - {Mode.DEAD, Mode.HANG, Mode.NOISE}
 
 
-class Door(Protocol):
+class Listener(Protocol):
     """A listener."""
 
     def close(self) -> None:
@@ -48,25 +48,25 @@ class Door(Protocol):
 
 
 class OtlpReceiver(Records):
-    """Serves while its context is open; a `mode` set at any time holds for every request from then on."""
+    """Serves while its context is open. A new `mode` applies to every later request."""
 
     def __init__(self, mode: Mode = Mode.OK, *, delay: float = 1.0, retry_after: float = 1.0) -> None:
         super().__init__()
         self.delay = delay
         self.retry_after = retry_after
         self.attempts = 0
-        """Requests that were read, whatever became of them."""
+        """Number of requests that were read."""
         self.connections = 0
-        """Connections that were accepted and not read."""
+        """Number of connections that were accepted and not read."""
         self.turns = itertools.count()
         self._mode = mode
         self._released = threading.Event()
         self._held = [_hold_port(), _hold_port()]
-        self._doors: list[Door] = []
+        self._listeners: list[Listener] = []
 
     @property
     def mode(self) -> Mode:
-        """How it behaves at the moment."""
+        """The current behaviour."""
         return self._mode
 
     @mode.setter
@@ -75,26 +75,26 @@ class OtlpReceiver(Records):
         released, self._released = self._released, threading.Event()
         released.set()
         if (before in LISTENING) != (mode in LISTENING) or mode not in LISTENING:
-            self._close_doors()
-            self._open_doors()
+            self._close_listeners()
+            self._open_listeners()
 
     @property
     def grpc_port(self) -> int:
-        """Where it speaks OTLP over gRPC."""
+        """Return the address for OTLP over gRPC."""
         return int(self._held[0].getsockname()[1])
 
     @property
     def http_port(self) -> int:
-        """Where it speaks OTLP over HTTP."""
+        """Return the URL for OTLP over HTTP."""
         return int(self._held[1].getsockname()[1])
 
     def endpoint(self, protocol: str = "grpc") -> str:
-        """Base URL for `grpc` or `http/protobuf`."""
+        """Return the base URL for `grpc` or `http/protobuf`."""
         port = self.grpc_port if protocol == "grpc" else self.http_port
         return f"http://127.0.0.1:{port}"
 
     def environment(self, protocol: str = "grpc") -> dict[str, str]:
-        """Standard variables that send everything here, soon."""
+        """Return the standard variables that send all telemetry here with short intervals."""
         return {
             "OTEL_EXPORTER_OTLP_ENDPOINT": self.endpoint(protocol),
             "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
@@ -114,38 +114,40 @@ class OtlpReceiver(Records):
             self._changed.notify_all()
 
     def __enter__(self) -> OtlpReceiver:
-        self._open_doors()
+        self._open_listeners()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._released.set()
-        self._close_doors()
+        self._close_listeners()
         for held in self._held:
             held.close()
 
-    def _open_doors(self) -> None:
-        from tests.support.otlp import listeners as otlp_doors
+    def _open_listeners(self) -> None:
+        from tests.support.otlp import listeners as otlp_listeners
 
         if self._mode is Mode.DEAD:
             return
         if self._mode in (Mode.HANG, Mode.NOISE):
-            self._doors = [otlp_doors.RawDoor(self, port) for port in (self.grpc_port, self.http_port)]
+            self._listeners = [
+                otlp_listeners.RawListener(self, port) for port in (self.grpc_port, self.http_port)
+            ]
         else:
-            self._doors = [
-                otlp_doors.GrpcDoor(self, self.grpc_port),
-                otlp_doors.HttpServer(self, self.http_port),
+            self._listeners = [
+                otlp_listeners.GrpcListener(self, self.grpc_port),
+                otlp_listeners.HttpListener(self, self.http_port),
             ]
 
-    def _close_doors(self) -> None:
-        doors, self._doors = self._doors, []
-        for door in doors:
-            door.close()
+    def _close_listeners(self) -> None:
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            listener.close()
 
 
 def _hold_port() -> socket.socket:
-    """A socket that is bound and does not listen: the port refuses, and stays ours between two listeners."""
+    """Return a bound socket that does not listen. It reserves the port between two listeners."""
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     held.bind(("127.0.0.1", 0))

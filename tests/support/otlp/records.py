@@ -1,4 +1,4 @@
-"""Everything a receiver was given, and the questions that tests ask of it. Safe from any thread."""
+"""The telemetry that a receiver got, and queries for tests. Thread-safe."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tests.support.otlp.views import Attributes, Log, Point, Span, logs_of, matches, points_of, spans_of
+from tests.support.waiting import WAIT
 
 Message = ExportTraceServiceRequest | ExportMetricsServiceRequest | ExportLogsServiceRequest
 
 
 @dataclass(frozen=True)
 class Export:
-    """One request that was answered well: how it came and what it said about itself."""
+    """One successful export request."""
 
     signal: str  # traces, metrics, logs
     protocol: str  # grpc, http
@@ -39,7 +40,7 @@ class Records:
         self._exports: list[Export] = []
 
     def add(self, message: Message, protocol: str, headers: Mapping[str, str], encoding: str) -> None:
-        """Decode and keep."""
+        """Decode and store a message."""
         spans: list[Span] = []
         points: list[Point] = []
         logs: list[Log] = []
@@ -57,11 +58,11 @@ class Records:
             self._changed.notify_all()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all records."""
         with self._changed:
             self._spans, self._points, self._logs, self._exports = [], [], [], []
 
-    def wait_for(self, condition: Callable[[], object], what: str, timeout: float = 20.0) -> None:
+    def wait_for(self, condition: Callable[[], object], what: str, timeout: float = WAIT) -> None:
         """Block until `condition()` holds. Coroutines use `tests.support.waiting`."""
         deadline = time.monotonic() + timeout
         with self._changed:
@@ -72,7 +73,7 @@ class Records:
                 self._changed.wait(min(left, 0.2))
 
     def exports(self, signal: str | None = None, protocol: str | None = None) -> list[Export]:
-        """Requests that were answered well."""
+        """Return the export requests that succeeded."""
         with self._changed:
             return [
                 each
@@ -91,7 +92,7 @@ class Records:
         service: str | None = None,
         **attributes: Any,
     ) -> list[Span]:
-        """Spans by name, trace id, service and attributes (write `nvcf_request_id` for `nvcf.request.id`)."""
+        """Return spans by name, trace id, service and attributes (`nvcf_request_id` is `nvcf.request.id`)."""
         with self._changed:
             spans = list(self._spans)
         return [
@@ -106,20 +107,20 @@ class Records:
     def span(
         self, name: str, *, trace: str | None = None, service: str | None = None, **attributes: Any
     ) -> Span:
-        """The one such span; fails with what there is otherwise."""
+        """Return the only such span. Fails with a summary otherwise."""
         found = self.spans(name, trace=trace, service=service, **attributes)
         if len(found) != 1:
             raise AssertionError(f"{len(found)} spans {name!r} instead of one\n{self.summary(trace)}")
         return found[0]
 
     def parent(self, span: Span) -> Span | None:
-        """The span it is a child of; None for a root or when that one has not arrived."""
+        """Return the parent of a span, or None for a root or if it has not arrived."""
         return next(
             (other for other in self.spans(trace=span.trace_id) if other.span_id == span.parent_id), None
         )
 
     def ancestors(self, span: Span) -> list[str]:
-        """Names from its parent up to the root."""
+        """Return the names from its parent up to the root."""
         names = []
         above = self.parent(span)
         while above is not None:
@@ -128,16 +129,16 @@ class Records:
         return names
 
     def children(self, span: Span, name: str | None = None) -> list[Span]:
-        """Its direct children, by start."""
+        """Return its direct children by start time."""
         found = [each for each in self.spans(name, trace=span.trace_id) if each.parent_id == span.span_id]
         return sorted(found, key=lambda each: each.start)
 
     def linked(self, span: Span) -> list[Span]:
-        """The spans that its links point to, as far as they arrived."""
+        """Return the linked spans that arrived."""
         return [other for other in self.spans() if span.links_to(other)]
 
     def tree(self, trace: str) -> str:
-        """A trace as indented text, for reading."""
+        """Return a trace as indented text."""
         spans = self.spans(trace=trace)
         ids = {span.span_id for span in spans}
         lines: list[str] = []
@@ -156,7 +157,7 @@ class Records:
     # Metrics
 
     def points(self, name: str, *, service: str | None = None, **attributes: Any) -> list[Point]:
-        """All points of a metric ever received, oldest first."""
+        """Return all received points of a metric, oldest first."""
         with self._changed:
             points = list(self._points)
         return [
@@ -168,21 +169,21 @@ class Records:
         ]
 
     def series(self, name: str, *, service: str | None = None, **attributes: Any) -> list[Point]:
-        """The newest point of each series of a metric (a series: one resource and one set of attributes)."""
+        """Return the newest point of each series of a metric (one resource and one set of attributes)."""
         newest: dict[tuple[str, str], Point] = {}
         for point in self.points(name, service=service, **attributes):
             newest[(_key(point.resource), _key(point.attributes))] = point
         return list(newest.values())
 
     def total(self, name: str, *, service: str | None = None, **attributes: Any) -> float:
-        """Sum of the newest values over all series; of a histogram the number of measurements."""
+        """Return the sum of the newest values of all series. For a histogram these are counts."""
         return sum(
             point.value if point.kind in ("sum", "gauge") else point.count
             for point in self.series(name, service=service, **attributes)
         )
 
     def metric_names(self) -> set[str]:
-        """Names of all metrics received."""
+        """Return the names of all received metrics."""
         with self._changed:
             return {point.name for point in self._points}
 
@@ -196,7 +197,7 @@ class Records:
         service: str | None = None,
         **attributes: Any,
     ) -> list[Log]:
-        """Log records whose body contains a text."""
+        """Return log records whose body contains a text."""
         with self._changed:
             logs = list(self._logs)
         return [
@@ -209,7 +210,7 @@ class Records:
         ]
 
     def summary(self, trace: str | None = None) -> str:
-        """What is there, for messages of failed tests."""
+        """Return a summary for messages of failed tests."""
         traces = dict.fromkeys(span.trace_id for span in self.spans(trace=trace))
         parts = [f"trace {each}\n{self.tree(each)}" for each in list(traces)[-10:]]
         parts.append(f"metrics: {', '.join(sorted(self.metric_names())) or 'none'}")

@@ -25,7 +25,7 @@ DUMP = "import json\n(shared / 'seen').write_text(json.dumps(dict(os.environ)))\
 
 
 async def add_endpoint(site: Site, address: str, **changes: Any) -> TelemetryEndpoint:
-    """An endpoint of the site's account, stored as the gateway stores it."""
+    """Store an endpoint of the site's account as the gateway does."""
     made = TelemetryEndpoint(
         id=new_id(),
         name="backend",
@@ -45,7 +45,7 @@ async def add_endpoint(site: Site, address: str, **changes: Any) -> TelemetryEnd
 
 
 async def watched_version(site: Site, endpoint: TelemetryEndpoint, script: str = "") -> FunctionVersion:
-    """A version all of whose telemetry goes to the endpoint; its instances write their environment down."""
+    """Create a version whose telemetry goes to the endpoint. Its instances write a file `seen`."""
     version = await site.version(script or HEALTH + DUMP + STEADY)
     chosen = version.replace(telemetries=Telemetries(endpoint.id, endpoint.id, endpoint.id))
     await site.versions.put(chosen.id, chosen)
@@ -53,11 +53,11 @@ async def watched_version(site: Site, endpoint: TelemetryEndpoint, script: str =
 
 
 def home(site: Site, instance: Instance) -> Path:
-    """Folder of an instance."""
+    """Return the folder of an instance."""
     return site.data / "instances" / instance.id
 
 
 async def environment(site: Site, instance: Instance) -> dict[str, str]:
-    """What the instance's process was given."""
+    """Return the environment of the instance's process."""
     text = await asyncio.to_thread((home(site, instance) / "shared" / "seen").read_text)
     return dict(json.loads(text))

@@ -1,4 +1,4 @@
-"""What arrived over OTLP, as plain values: decoded from OpenTelemetry's own protobuf messages."""
+"""Plain values decoded from OTLP protobuf messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Attributes = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened at one moment of a span; `time` in nanoseconds since the epoch."""
+    """An event of a span. `time` is in nanoseconds since the epoch."""
 
     name: str
     time: int
@@ -27,7 +27,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Link:
-    """Another span that a span points to."""
+    """A link to another span."""
 
     trace_id: str
     span_id: str
@@ -56,16 +56,16 @@ class Span:
 
     @property
     def seconds(self) -> float:
-        """Its length."""
+        """Return its duration."""
         return (self.end - self.start) / 1e9
 
     @property
     def service(self) -> str:
-        """`service.name` of its resource."""
+        """Return `service.name` of its resource."""
         return str(self.resource.get("service.name", ""))
 
     def links_to(self, other: Span) -> bool:
-        """Whether one of its links points to `other`."""
+        """Return whether one of its links points to `other`."""
         return any((link.trace_id, link.span_id) == (other.trace_id, other.span_id) for link in self.links)
 
 
@@ -118,12 +118,12 @@ class Log:
 
     @property
     def service(self) -> str:
-        """`service.name` of its resource."""
+        """Return `service.name` of its resource."""
         return str(self.resource.get("service.name", ""))
 
 
 def value_of(value: AnyValue) -> Any:
-    """An attribute's value as Python has it."""
+    """Return an attribute's value as a Python value."""
     kind = value.WhichOneof("value")
     if kind is None:
         return None
@@ -135,7 +135,7 @@ def value_of(value: AnyValue) -> Any:
 
 
 def attributes_of(pairs: Iterable[KeyValue]) -> dict[str, Any]:
-    """Attributes as a dict; a key that is there twice is an error of the sender."""
+    """Return attributes as a dict. A duplicate key is an error of the sender."""
     found: dict[str, Any] = {}
     for pair in pairs:
         if pair.key in found:
@@ -145,7 +145,7 @@ def attributes_of(pairs: Iterable[KeyValue]) -> dict[str, Any]:
 
 
 def spans_of(message: ExportTraceServiceRequest) -> Iterator[Span]:
-    """All spans of a request."""
+    """Yield all spans of a request."""
     for of_resource in message.resource_spans:
         resource = attributes_of(of_resource.resource.attributes)
         for of_scope in of_resource.scope_spans:
@@ -177,7 +177,7 @@ def _span(span: trace_pb2.Span, resource: Attributes, scope: str) -> Span:
 
 
 def logs_of(message: ExportLogsServiceRequest) -> Iterator[Log]:
-    """All log records of a request."""
+    """Yield all log records of a request."""
     for of_resource in message.resource_logs:
         resource = attributes_of(of_resource.resource.attributes)
         for of_scope in of_resource.scope_logs:
@@ -196,7 +196,7 @@ def logs_of(message: ExportLogsServiceRequest) -> Iterator[Log]:
 
 
 def points_of(message: ExportMetricsServiceRequest) -> Iterator[Point]:
-    """All data points of a request."""
+    """Yield all data points of a request."""
     for of_resource in message.resource_metrics:
         resource = attributes_of(of_resource.resource.attributes)
         for of_scope in of_resource.scope_metrics:
@@ -250,5 +250,5 @@ def _number(point: Any) -> float:
 
 
 def matches(attributes: Attributes, wanted: Attributes) -> bool:
-    """Whether all of `wanted` is in `attributes`."""
+    """Return whether all of `wanted` is in `attributes`."""
     return all(key in attributes and attributes[key] == value for key, value in wanted.items())

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable
 from dataclasses import dataclass, field
 from typing import Any
 
-WAIT = 20.0
+from tests.support.waiting import WAIT
 
 
 class BrokenResponse(Exception):
@@ -24,7 +24,7 @@ class Answer:
     body: bytes
 
     def json(self) -> Any:
-        """The body as JSON."""
+        """Return the body as JSON."""
         return json.loads(self.body)
 
 
@@ -46,14 +46,14 @@ class Call:
     posts: int = 0
 
     async def answer(self) -> Answer:
-        """The complete response. Raises BrokenResponse."""
+        """Return the complete response. Raises BrokenResponse."""
         async with asyncio.timeout(WAIT):
             status, headers = await self.head
             body = b"".join([chunk async for chunk in self.iterate()])
         return Answer(status, headers, body)
 
     async def iterate(self) -> Any:
-        """The body chunk by chunk."""
+        """Yield the body in chunks."""
         while True:
             chunk = await self.chunks.get()
             if chunk is None:

@@ -66,7 +66,7 @@ class PeerGateway:
     # --- life ------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open all doors."""
+        """Start all listeners."""
         self.connection = await nats.connect(
             self._nats_url, max_reconnect_attempts=-1, reconnect_time_wait=1, error_cb=_ignore
         )
@@ -89,11 +89,11 @@ class PeerGateway:
         self.http_url = self.store.url = f"http://127.0.0.1:{self._http.addresses[0][1]}"
 
     async def stop_inline(self) -> None:
-        """Answer no inline replies any more, as a peer that does not know them."""
+        """Stop responding to inline replies, like a peer that does not know them."""
         await self._inline_subscription.unsubscribe()
 
     async def stop(self) -> None:
-        """Close all doors."""
+        """Stop all listeners."""
         await self._grpc.stop(0)
         await self._http.cleanup()
         await self.connection.close()
@@ -101,7 +101,7 @@ class PeerGateway:
     # --- NATS ------------------------------------------------------------------------------------
 
     async def provision(self, region: str = REGION) -> None:
-        """Make stream and consumer of the version."""
+        """Create stream and consumer of the version."""
         stream, version = f"rq_{region}_{self.version_id}", self.version_id
         await self._api(
             f"$JS.API.STREAM.CREATE.{stream}",
@@ -141,29 +141,29 @@ class PeerGateway:
         return answer
 
     async def consumer(self, region: str = REGION) -> dict[str, Any]:
-        """State of the consumer."""
+        """Return the state of the consumer."""
         stream = f"rq_{region}_{self.version_id}"
         return await self._api(f"$JS.API.CONSUMER.INFO.{stream}.{stream}_workers", {})
 
     async def delete_consumer(self, region: str = REGION) -> None:
-        """As an operator might."""
+        """Change the consumer as an operator might."""
         stream = f"rq_{region}_{self.version_id}"
         await self._api(f"$JS.API.CONSUMER.DELETE.{stream}.{stream}_workers", {})
 
     async def queued(self, region: str = REGION) -> int:
-        """Messages in the stream, those in work included."""
+        """Return the number of messages in the stream, including those in flight."""
         stream = f"rq_{region}_{self.version_id}"
         answer = await self._api(f"$JS.API.STREAM.INFO.{stream}", {})
         return int(answer["state"]["messages"])
 
     async def publish_raw(self, data: bytes, region: str = REGION) -> None:
-        """Put any bytes into the request stream."""
+        """Publish any bytes to the request stream."""
         subject = f"rq.{region}.{self.version_id}.{uuid.uuid4()}"
         answer = json.loads((await self.connection.request(subject, data, timeout=10)).data)
         assert "error" not in answer, answer
 
     async def cancel(self, call: Call) -> None:
-        """Broadcast that the caller is gone; its tokens are dropped."""
+        """Announce that the caller is gone, and drop its tokens."""
         self._calls = {token: known for token, known in self._calls.items() if known is not call}
         self._inline = {token: known for token, known in self._inline.items() if known is not call}
         await self.connection.publish(f"nvcf.cancel.{self.version_id}", call.request_id.encode())
@@ -254,7 +254,7 @@ class PeerGateway:
     async def poll(
         self, call: Call, *, seconds: int = 20, plain: bool = False, reply_max_bytes: int | None = 262_144
     ) -> Call:
-        """Ask for the answer of an earlier call; the worker has acknowledged that it works on it.
+        """Poll an earlier call that the worker has in flight.
 
         `plain`: on the contract's subject and without inline reply, as a peer asks.
         """
@@ -283,11 +283,11 @@ class PeerGateway:
             return
         lost = next((call for call in self.lost if call.request_id == message.data.decode()), None)
         rest = None if lost is None else lost.rest
-        door = self._new_call(message.data.decode(), rest, fetch=rest is not None)
+        call = self._new_call(message.data.decode(), rest, fetch=rest is not None)
         config = nvcf_pb2.StatelessConfig()
-        self._configure(config, door)
-        self.rescued.append(door)
-        headers = self._reply_headers(door, 262_144)
+        self._configure(config, call)
+        self.rescued.append(call)
+        headers = self._reply_headers(call, 262_144)
         await self.connection.publish(message.reply, config.SerializeToString(), headers=headers)
 
     async def _on_inline(self, message: Msg) -> None:
@@ -336,7 +336,7 @@ class PeerGateway:
             return web.Response(status=503)
         if self.overlook_posts > 0:
             self.overlook_posts -= 1
-            # As when it is too busy to look before the worker gives the connection up.
+            # Like a gateway that is too busy to read before the worker closes the connection.
             while request.transport is not None and not request.transport.is_closing():
                 await asyncio.sleep(0.01)
             return web.Response(status=503)
@@ -361,7 +361,7 @@ class PeerGateway:
         return web.Response(status=200)
 
     def drop_posts(self) -> None:
-        """Close the connections of all responses under way."""
+        """Close the connections of all responses in flight."""
         for request in tuple(self._posts):
             if request.transport is not None:
                 request.transport.close()

@@ -23,7 +23,7 @@ Request = nvcf_pb2.WorkerInvokeFunctionRequest
 
 @dataclass
 class Seen:
-    """What the function is asked. Names lower-case; `poll_seconds` is what the worker works with."""
+    """A request to the function, with lower-case header names. The worker uses `poll_seconds`."""
 
     method: str
     path: str
@@ -34,7 +34,7 @@ class Seen:
 
 @dataclass
 class Reply:
-    """What the function answers; `chunks` is a body of unknown length."""
+    """A response of the function. `chunks` is a body of unknown length."""
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
@@ -46,7 +46,7 @@ Function = Callable[[Seen], Awaitable[Reply]]
 
 
 class Inbox:
-    """What arrives on a subject. nats-py's own `next_msg` may swallow a cancellation on Python 3.11."""
+    """Messages of a subject. `next_msg` of nats-py may swallow a cancellation on Python 3.11."""
 
     def __init__(self) -> None:
         self._arrived: asyncio.Queue[Msg] = asyncio.Queue()
@@ -63,18 +63,18 @@ class Inbox:
         self._arrived.put_nowait(message)
 
     async def next(self, timeout: float) -> Msg:
-        """The next message. Raises TimeoutError."""
+        """Return the next message. Raises TimeoutError."""
         async with asyncio.timeout(timeout):
             return await self._arrived.get()
 
     async def close(self) -> None:
-        """Take nothing more."""
+        """Unsubscribe."""
         with contextlib.suppress(Exception):
             await self._subscription.unsubscribe()
 
 
 class AlreadySent(Exception):
-    """One POST a token."""
+    """A second POST with one token."""
 
 
 class Attachment:
@@ -102,13 +102,13 @@ class Attachment:
         return answer
 
     async def rest(self) -> bytes:
-        """What comes after the inlined body."""
+        """Return the rest after the inlined body."""
         if self.got is None:
             return b""
         return b"".join([data async for data in (await self.got).stream()])
 
     async def post(self, reply: Reply) -> Answer:
-        """The answer, once."""
+        """Send the response, only once."""
         if self.sent:
             raise AlreadySent
         self.sent = True
@@ -135,7 +135,7 @@ class Attachment:
 
 
 def problem(source: str, status: int, detail: str) -> Reply:
-    """The worker's own errors."""
+    """Return a problem of the worker itself."""
     phrase = HTTPStatus(status).phrase
     kind = f"urn:{source}:problem-details:{phrase.lower().replace(' ', '-')}"
     body = json.dumps({"type": kind, "title": phrase, "status": status, "detail": detail}).encode()

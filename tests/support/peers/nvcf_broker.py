@@ -1,4 +1,4 @@
-"""A broker as NVIDIA's installations have it: an auth callout lets workers in, with its very permissions.
+"""A broker like NVIDIA's: an auth callout accepts workers, with the same permissions.
 
 Written from the facts of their sources: the token of a worker's CONNECT is unpadded base64url of JSON, the
 user it becomes may touch the subjects below and no others, and its inboxes are `_INBOX.>`.
@@ -28,7 +28,7 @@ CALLOUT = "callout:secret"
 
 
 def worker_subjects(version_id: str) -> list[str]:
-    """What a worker of a version may publish and subscribe to."""
+    """Return the permissions of a worker of a version."""
     return [
         f"rq.*.{version_id}.>",
         f"stateful_session.lookup.*.{version_id}.>",
@@ -46,7 +46,7 @@ def worker_subjects(version_id: str) -> list[str]:
 
 
 class CalloutBroker(NatsServer):
-    """A server whose account `Worker` is entered through the callout, or by the nkey `worker_seed`."""
+    """A server whose account `Worker` needs the callout or the nkey `worker_seed`."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
@@ -56,16 +56,16 @@ class CalloutBroker(NatsServer):
 
     @property
     def service_url(self) -> str:
-        """For services, which may do everything."""
+        """Return the URL for services, which have all permissions."""
         return f"nats://{SERVICE}@127.0.0.1:{self.port}"
 
     @property
     def callout_url(self) -> str:
-        """For the responder of the callout."""
+        """Return the URL for the responder of the callout."""
         return f"nats://{CALLOUT}@127.0.0.1:{self.port}"
 
     def config(self) -> dict[str, object]:
-        """With two accounts and the callout."""
+        """Return a configuration with two accounts and the callout."""
         service, callout = SERVICE.split(":"), CALLOUT.split(":")
         return {
             **super().config(),
@@ -86,13 +86,13 @@ class CalloutBroker(NatsServer):
         }
 
     def violations(self) -> set[str]:
-        """Subjects that connections were refused, from the server's log."""
+        """Return the subjects that the server refused, from its log."""
         text = (self.directory / "nats.log").read_text()
         return set(re.findall(r'(?:Publish|Subscription) Violation.*?Subject "([^"]+)"', text))
 
 
 class Callout:
-    """Answers the server's questions. `tokens` are those of workers of `version_id`."""
+    """Responds to the server's callouts. `tokens` are those of workers of `version_id`."""
 
     def __init__(self, broker: CalloutBroker, version_id: str, tokens: set[str]) -> None:
         self._broker = broker
@@ -102,7 +102,7 @@ class Callout:
         self._connection: Client
 
     async def start(self) -> None:
-        """Answer from now on."""
+        """Start responding."""
         self._connection = await nats.connect(
             self._broker.callout_url, max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=_ignore
         )
@@ -110,7 +110,7 @@ class Callout:
         await self._connection.flush()
 
     async def stop(self) -> None:
-        """Answer no more."""
+        """Stop responding."""
         await self._connection.close()
 
     async def _answer(self, message: Msg) -> None:

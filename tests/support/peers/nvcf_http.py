@@ -1,4 +1,4 @@
-"""HTTP/1.1 as a client in Go writes it: casing, order and framing of its requests, connections reused."""
+"""HTTP/1.1 as a client in Go writes it: case, order and framing of headers, and reuse of connections."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 def request_head(method: str, target: str, host: str, headers: dict[str, str], framing: str | None) -> bytes:
-    """Host and agent first, then the framing, then everything else by name."""
+    """Return the headers in Go's order: host and agent, then the framing, then the others by name."""
     lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", f"User-Agent: {AGENT}"]
     if framing is not None:
         lines.append(framing)
@@ -31,11 +31,11 @@ class Answer:
     writer: asyncio.StreamWriter | None = None
 
     def header(self, name: str) -> str | None:
-        """The first value of a header."""
+        """Return the first value of a header."""
         return next((value for key, value in self.headers if key.lower() == name.lower()), None)
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """The body as it comes."""
+        """Yield the body while it arrives."""
         if (self.header("Transfer-Encoding") or "").lower() == "chunked":
             while size := int((await self.reader.readline()).split(b";")[0], 16):
                 yield await self.reader.readexactly(size)
@@ -53,7 +53,7 @@ class Answer:
 
 
 async def read_answer(reader: asyncio.StreamReader) -> Answer:
-    """The head of a response."""
+    """Read the head of a response."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     first, *lines = head[:-4].split("\r\n")
     pairs = [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines)]
@@ -62,7 +62,7 @@ async def read_answer(reader: asyncio.StreamReader) -> Answer:
 
 @dataclass
 class GoClient:
-    """Keeps idle connections, as the shared client of a worker does."""
+    """A client that keeps idle connections, like the shared client of a worker."""
 
     idle: dict[str, list[Stream]] = field(default_factory=dict)
     opened: int = 0
@@ -77,7 +77,7 @@ class GoClient:
         return await asyncio.open_connection(name, int(port))
 
     async def get(self, url: str, headers: dict[str, str]) -> Answer:
-        """GET; the body is read with `Answer.stream`."""
+        """Send a GET. The body is read with `Answer.stream`."""
         parts = urlsplit(url)
         reader, writer = await self._connection(parts.netloc)
         writer.write(request_head("GET", _target(url), parts.netloc, headers, None))
@@ -95,7 +95,7 @@ class GoClient:
         rest: AsyncIterator[bytes] | None,
         length: int | None,
     ) -> Answer:
-        """A request whose body is `first` and then `rest`; chunked when its length is not known."""
+        """Send a request whose body is `first` and `rest`. It is chunked if its length is not known."""
         parts = urlsplit(url)
         stream = reader, writer = await self._connection(parts.netloc)
         chunked = length is None

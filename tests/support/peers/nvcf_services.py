@@ -1,4 +1,4 @@
-"""NVIDIA's invocation service and WorkerService as a worker sees them, from the facts of their sources.
+"""NVIDIA's invocation service and WorkerService for a worker, written from the facts of their sources.
 
 Unlike `peer_gateway` it offers none of our additions, and is as strict as theirs where that shows: request
 streams in memory and a consumer without a limit of deliveries; header names in small letters; a body field
@@ -33,7 +33,7 @@ WAIT = 20.0
 
 @dataclass
 class Caller:
-    """What the service keeps of one caller: it reads when `reading` is set, and may leave."""
+    """The service's state of one caller. It reads while `reading` is set, and may disconnect."""
 
     reading: asyncio.Event = field(default_factory=asyncio.Event)
     left: asyncio.Event = field(default_factory=asyncio.Event)
@@ -44,7 +44,7 @@ class Caller:
 
 
 class PeerServices(PeerGateway):
-    """One region's services. `connect_answer` may change what ConnectOnce says."""
+    """One region's services. `connect_answer` may change the response of ConnectOnce."""
 
     def __init__(self, broker: CalloutBroker) -> None:
         super().__init__(broker.service_url)
@@ -54,17 +54,17 @@ class PeerServices(PeerGateway):
         self.storage = "memory"
 
     async def start(self) -> None:
-        """Open all doors."""
+        """Start all listeners."""
         await self.callout.start()
         await super().start()
 
     async def stop(self) -> None:
-        """Close all doors."""
+        """Stop all listeners."""
         await super().stop()
         await self.callout.stop()
 
     async def provision(self, region: str = REGION) -> None:
-        """Stream and consumer as the WorkerService makes them."""
+        """Create stream and consumer as the WorkerService does."""
         stream, version = f"rq_{region}_{self.version_id}", self.version_id
         await self._api(
             f"$JS.API.STREAM.CREATE.{stream}",
@@ -97,7 +97,7 @@ class PeerServices(PeerGateway):
         )
 
     def message(self, call: Call, **fields: Any) -> nvcf_pb2.WorkerInvokeFunctionRequest:
-        """What every message of theirs has."""
+        """Return the fields that every message of NVIDIA's services has."""
         message = nvcf_pb2.WorkerInvokeFunctionRequest(
             requestId=call.request_id,
             ncaId="account-1",
@@ -146,7 +146,7 @@ class PeerServices(PeerGateway):
     async def full_call(
         self, rest: AsyncIterable[bytes], head: Sequence[tuple[str, str]], *, pass_through: bool
     ) -> Call:
-        """Queue a request of which the message says nothing but what is the worker's own."""
+        """Queue a request whose message has only the fields for the worker."""
         call = self._new_call(str(uuid.uuid4()), rest, fetch=True)
         assert call.request_token is not None
         self.full_request_headers[call.request_token] = list(head)
@@ -157,7 +157,7 @@ class PeerServices(PeerGateway):
         return call
 
     async def queue(self, call: Call, message: nvcf_pb2.WorkerInvokeFunctionRequest) -> None:
-        """Publish, with the trace context that theirs carries."""
+        """Publish with a trace context, as NVIDIA's services do."""
         trace = {"traceparent": f"00-{uuid.uuid4().hex}-{uuid.uuid4().hex[:16]}-01"}
         subject = f"rq.{REGION}.{self.version_id}.{call.request_id}"
         answer = await self.connection.request(
@@ -166,7 +166,7 @@ class PeerServices(PeerGateway):
         assert "error" not in json.loads(answer.data), answer.data
 
     async def ask(self, call: Call, *, seconds: int = 20) -> Call:
-        """Poll, as GET of the status routes does. Raises NoRespondersError when nobody takes it."""
+        """Poll like GET of the status routes. Raises NoRespondersError if no worker subscribes."""
         poll = self._new_call(call.request_id, None, fetch=False)
         message = self.message(poll, requestMethod="GET", requestPath="/")
         message.requestHeaders.add(key="nvcf-poll-seconds", value=str(seconds))
@@ -177,11 +177,11 @@ class PeerServices(PeerGateway):
         return poll
 
     def caller(self, call: Call) -> Caller:
-        """Of a call or a poll."""
+        """Return the StatelessConfig of a call or a poll."""
         return self.callers[call.response_token]
 
     def forget(self, call: Call) -> None:
-        """The caller has its 504 or is gone: the tokens go with it."""
+        """Drop the tokens of a caller that has its 504 or is gone."""
         for token in (call.response_token, call.request_token):
             self._calls.pop(token or "", None)
 
@@ -229,7 +229,7 @@ class PeerServices(PeerGateway):
         return web.Response(status=200)
 
     async def _forward(self, request: web.Request, call: Call, caller: Caller, rest: bytes) -> bool:
-        """To the caller; False when it left before the end."""
+        """Send to the caller. Returns False if it disconnected before the end."""
 
         async def read() -> None:
             await caller.reading.wait()
@@ -251,7 +251,7 @@ class PeerServices(PeerGateway):
             await asyncio.wait((reading, leaving))
 
     async def _head(self, request: web.Request) -> tuple[int, dict[str, str], bytes]:
-        """Raises ValueError as their parser fails."""
+        """Parse a head. Raises ValueError where NVIDIA's parser fails."""
         buffer = b""
         while b"\r\n\r\n" not in buffer:
             chunk = await request.content.readany()
@@ -276,7 +276,7 @@ class PeerServices(PeerGateway):
         return int(status), headers, rest
 
     async def _refuse(self, request: web.Request, status: int, detail: str = "") -> web.Response:
-        """Answer without reading the rest, and close."""
+        """Respond without reading the rest, and close."""
         response = web.json_response({"status": status, "detail": detail}, status=status)
         response.force_close()
         with contextlib.suppress(ConnectionError):
@@ -288,7 +288,7 @@ class PeerServices(PeerGateway):
 
 
 class StrictService(WorkerService):
-    """Another region's WorkerService. `asked` are the request ids that it was asked about."""
+    """Another region's WorkerService. `asked` has the request ids of its calls."""
 
     def __init__(self, services: PeerServices) -> None:
         super().__init__(services)
@@ -297,7 +297,7 @@ class StrictService(WorkerService):
         self._server = grpc.aio.server()
 
     async def start(self) -> str:
-        """Open; its directResponseUrl."""
+        """Start. Returns its directResponseUrl."""
         nvcf_pb2_grpc.add_WorkerServicer_to_server(self, self._server)
         self.address = f"http://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         await self._server.start()

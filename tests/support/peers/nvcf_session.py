@@ -17,7 +17,7 @@ Request = nvcf_pb2.WorkerInvokeFunctionRequest
 
 
 async def connect(request: Request) -> tuple[int, bytes, Stream]:
-    """One CONNECT to the HTTP/1 address: its path is the target, and no body is announced."""
+    """Send one CONNECT to the HTTP/1 address. Its path is the target, and it has no body."""
     config = next(
         c for c in request.statefulConfig.connectionConfigs if c.HasField("http1Config")
     ).http1Config
@@ -36,7 +36,7 @@ async def connect(request: Request) -> tuple[int, bytes, Stream]:
 
 
 class SessionHalf:
-    """Serves a worker's sessions from a function's port; `purges` are the broker's answers at their ends."""
+    """Serves a worker's sessions from a function's port. `purges` has the broker's responses to purges."""
 
     def __init__(self, worker: NvcfWorker, port: int) -> None:
         self.worker, self.port = worker, port
@@ -47,7 +47,7 @@ class SessionHalf:
         worker.on_session = self.serve
 
     async def serve(self, request: Request, region: str) -> None:
-        """One session: until nobody comes back for 30 seconds, or the worker is told that nobody will."""
+        """Serve one session until no caller reconnects for 30 seconds, or the end is announced."""
         client, version = self.worker.client, self.worker.version
         subject = f"stateful_session.lookup.{region}.{version.id}.{request.requestId}"
         record = nvcf_pb2.StatefulSessionTracking(
@@ -91,7 +91,7 @@ class SessionHalf:
             function[1].close()
 
     def cut(self) -> None:
-        """All links break."""
+        """Abort all tunnels."""
         for _, writer in self.links:
             with contextlib.suppress(Exception):
                 writer.transport.abort()

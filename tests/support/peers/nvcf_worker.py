@@ -1,4 +1,4 @@
-"""NVIDIA's worker as its peers see it: a peer of the gateway written from the facts of its sources.
+"""NVIDIA's worker as the gateway sees it, written from the facts of its sources.
 
 Order of its start: broker connection (first token, any inbox), metadata credentials, ConnectOnce, cancel
 subscription, consumer info for each region (ProvisionRegionalWorker where it is missing), one long pull a
@@ -34,7 +34,7 @@ _OWNED = ("nvcf-reqid", "nvcf-sub", "nvcf-ncaid", "nvcf-function-id", "nvcf-func
 
 
 class NvcfWorker:
-    """Serves a version until it is stopped. `errors` are what the broker told it asynchronously."""
+    """Serves a version until it is stopped. `errors` has the asynchronous errors of the broker."""
 
     def __init__(self, platform: Platform, version: Version, function: Function, gateway: Gateway) -> None:
         self.platform, self.version, self.function, self.gateway = platform, version, function, gateway
@@ -59,7 +59,7 @@ class NvcfWorker:
     # --- start
 
     async def start(self, group: asyncio.TaskGroup) -> None:
-        """Connect and begin to pull."""
+        """Connect and start pulling."""
         self._group = group
         self._token = await self.platform.worker_token(self.version, self.instance)
         await self.client.connect(
@@ -206,7 +206,7 @@ class NvcfWorker:
             )
 
     async def _fill(self, request: Request, attachment: Attachment) -> None:
-        """The whole request by GET: its head as HTTP/1.1, then the body without framing."""
+        """Return the whole request by GET: its head as HTTP/1.1, then the body without framing."""
         data = await attachment.rest()
         head, _, body = data.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
@@ -274,7 +274,7 @@ class NvcfWorker:
         patience: float,
         shifted: float,
     ) -> None:
-        """Polls are taken one after the other, each answered by its own tokens."""
+        """Serve polls one after the other, each with its own tokens."""
         arrivals = await Inbox.open(self.client, f"rq_polling.{request.requestId}")
         try:
             while reply.status == 202:
@@ -304,7 +304,7 @@ async def nvcf_worker(
     slots: int = 1,
     gateway: Gateway | None = None,
 ) -> AsyncIterator[NvcfWorker]:
-    """A worker that serves until the context is left."""
+    """Run a worker for the length of a context."""
     worker = NvcfWorker(platform, version, function, gateway or platform.gateway)
     worker.slots = slots
     started = asyncio.Event()
@@ -334,7 +334,7 @@ async def nvcf_worker(
 
 
 async def fetched(url: str, method: str = "GET", data: bytes | None = None) -> tuple[int, bytes]:
-    """Assets and large results, as the worker's REST client moves them."""
+    """Assets and large results, transferred like the worker's REST client does."""
     headers = {"Content-Type": "application/zip"} if data is not None else {}
     async with (
         aiohttp.ClientSession() as session,

@@ -27,19 +27,19 @@ class Tunnel:
     writer: asyncio.StreamWriter
 
     async def echo(self, data: bytes) -> bytes:
-        """To the function and back."""
+        """Send data to the function and return its response."""
         self.writer.write(data)
         async with asyncio.timeout(20):
             return await self.reader.readexactly(len(data))
 
     async def ended(self) -> None:
-        """Wait for the function's end and answer it with ours, as an HTTP client does."""
+        """Wait until the function closes, and close too, as an HTTP client does."""
         async with asyncio.timeout(20):
             assert await self.reader.read() == b""
         self.writer.close()
 
     def cut(self) -> None:
-        """Break the tunnel, so that the worker sees an accident (RST)."""
+        """Abort the tunnel with a RST."""
         sock = self.writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
@@ -47,7 +47,7 @@ class Tunnel:
 
 @dataclass
 class PeerProxy:
-    """Answers CONNECT with `answers` in turn, then with 200."""
+    """Responds to CONNECT with `answers` in turn, then with 200."""
 
     gateway: PeerGateway
     url: str = ""
@@ -56,7 +56,7 @@ class PeerProxy:
     tunnels: asyncio.Queue[Tunnel] = field(default_factory=asyncio.Queue)
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection."""
+        """Serve one connection."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = {
             name.lower(): value.strip()
@@ -71,12 +71,12 @@ class PeerProxy:
             writer.close()
 
     async def tunnel(self) -> Tunnel:
-        """The next tunnel."""
+        """Return the next tunnel."""
         async with asyncio.timeout(20):
             return await self.tunnels.get()
 
     def work(self, request_id: str, token: str) -> nvcf_pb2.WorkerInvokeFunctionRequest:
-        """A request for a session."""
+        """Return a request for a session."""
         message = nvcf_pb2.WorkerInvokeFunctionRequest(
             requestId=request_id, ncaId="account-1", subject="caller-1"
         )
@@ -89,7 +89,7 @@ class PeerProxy:
         return message
 
     async def queue(self, *, token: str | None = None, headers: dict[str, str] | None = None) -> str:
-        """Queue a session; its request id."""
+        """Queue a session. Returns its request id."""
         request_id = str(uuid.uuid4())
         subject = f"rq.local.{self.gateway.version_id}.{request_id}"
         data = self.work(request_id, token or "first").SerializeToString()
@@ -98,14 +98,14 @@ class PeerProxy:
         return request_id
 
     async def reconnect(self, request_id: str, token: str, subject: str | None = None) -> None:
-        """Ask the worker to dial again. Raises NoRespondersError when it does not listen."""
+        """Ask the worker to connect again. Raises NoRespondersError if it does not subscribe."""
         data = self.work(request_id, token).SerializeToString()
         await self.gateway.connection.request(
             subject or f"stateful_session.reconnect.{request_id}", data, timeout=10
         )
 
     async def make_lookup_stream(self) -> None:
-        """The stream of session records."""
+        """Create the stream of session records."""
         body = {
             "name": LOOKUP_STREAM,
             "subjects": ["stateful_session.lookup.local.>"],
@@ -119,7 +119,7 @@ class PeerProxy:
         )
 
     async def record(self, request_id: str) -> nvcf_pb2.StatefulSessionTracking | None:
-        """What the lookup stream says of a session."""
+        """Return the record of a session in the lookup stream."""
         subject = f"stateful_session.lookup.local.{self.gateway.version_id}.{request_id}"
         answer = await self.gateway.connection.request(
             f"$JS.API.DIRECT.GET.{LOOKUP_STREAM}.{subject}", b"", timeout=10
@@ -129,13 +129,13 @@ class PeerProxy:
         return nvcf_pb2.StatefulSessionTracking.FromString(answer.data)
 
     async def cancel(self, request_id: str) -> None:
-        """The caller left."""
+        """Announce that the caller disconnected."""
         await self.gateway.connection.publish(f"nvcf.cancel.{self.gateway.version_id}", request_id.encode())
 
 
 @contextlib.asynccontextmanager
 async def peer_proxy(gateway: PeerGateway) -> AsyncIterator[PeerProxy]:
-    """A proxy on a free port."""
+    """Run a proxy on a free port."""
     proxy = PeerProxy(gateway)
     server = await asyncio.start_server(proxy.accept, "127.0.0.1", 0)
     proxy.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1/proxy"

@@ -1,4 +1,4 @@
-"""An object store as the contract's addresses point to: assets, uploads of large results, trouble."""
+"""An object store behind the contract's URLs: assets, uploads of large results, failures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from aiohttp import web
 
 
 class PeerStore:
-    """Routes of an aiohttp application. `failures` statuses are answered first, one a request."""
+    """Routes of an aiohttp application. The first requests get the statuses in `failures`."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -26,29 +26,29 @@ class PeerStore:
         application.router.add_put("/store/results/{signature}/{id}", self._put)
 
     def asset_url(self, asset_id: str, signature: str = "good") -> str:
-        """Where an asset is; any signature but `good` has run out."""
+        """Return the URL of an asset. Every signature but `good` is expired."""
         return f"{self.url}/store/assets/{signature}/{asset_id}"
 
     def fresh_asset_url(self, asset_id: str) -> str:
-        """A renewed address."""
+        """Return a renewed URL."""
         self.refreshes += 1
         return self.asset_url(asset_id)
 
     def upload_url(self, request_id: str) -> str:
-        """Where a large result goes."""
+        """Return the upload URL of a large result."""
         return f"{self.url}/store/results/first/{request_id}"
 
     def refreshed_url(self, request_id: str) -> str:
-        """A renewed address."""
+        """Return a renewed URL."""
         self.refreshes += 1
         return f"{self.url}/store/results/second/{request_id}"
 
     def download_url(self, request_id: str) -> str:
-        """Where callers find an uploaded result."""
+        """Return the download URL of an uploaded result."""
         return f"{self.url}/store/downloads/{request_id}"
 
     def archive(self, request_id: str) -> dict[str, bytes]:
-        """The files of an uploaded zip archive."""
+        """Return the files of an uploaded zip archive."""
         with zipfile.ZipFile(io.BytesIO(self.uploads[request_id])) as archive:
             assert archive.testzip() is None
             return {name: archive.read(name) for name in archive.namelist()}

@@ -28,7 +28,7 @@ async def dial(
     extra: dict[str, str] | None = None,
     tls: Path | None = None,
 ) -> tuple[int, bytes, Stream]:
-    """Dial back; status, head and streams. Named headers can be changed or left out (`drop`).
+    """Connect to the proxy. Returns status, head and streams. Headers can be changed or omitted (`drop`).
 
     `tls`: the certificate to trust.
     """
@@ -52,7 +52,7 @@ async def dial(
 
 
 async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Bytes from one side to the other, and then the end."""
+    """Copy bytes from one side to the other, and then its end."""
     with contextlib.suppress(OSError):
         while data := await reader.read(256 * 1024):
             writer.write(data)
@@ -74,7 +74,7 @@ class TunnelWorker:
         self._subscriptions: list[Subscription] = []
 
     async def pull_forever(self, group: asyncio.TaskGroup) -> None:
-        """Take every request that comes."""
+        """Serve every request."""
         self._group = group
         while True:
             work = await self.worker.pull(expires=60)
@@ -107,7 +107,7 @@ class TunnelWorker:
             self._group.create_task(self.serve(request))
 
     async def serve(self, request: nvcf_pb2.WorkerInvokeFunctionRequest) -> None:
-        """One link."""
+        """Serve one tunnel."""
         try:
             status, _, link = await dial(request)
         except (OSError, EOFError):
@@ -132,13 +132,13 @@ class TunnelWorker:
             function[1].close()
 
     async def forget_sessions(self) -> None:
-        """Listen for no reconnects any more."""
+        """Unsubscribe from reconnects."""
         for subscription in self._subscriptions:
             await subscription.unsubscribe()
         await self.worker.client.flush()
 
     def cut(self) -> None:
-        """All links break."""
+        """Abort all tunnels."""
         for _, writer in self.links:
             writer.transport.abort()
         self.links.clear()
@@ -146,7 +146,7 @@ class TunnelWorker:
 
 @contextlib.asynccontextmanager
 async def tunnel_worker(worker: PeerWorker, port: int) -> AsyncIterator[TunnelWorker]:
-    """A worker that serves sessions until the context is left."""
+    """Run a worker that serves sessions for the length of a context."""
     serving = TunnelWorker(worker, port)
 
     async def run() -> None:

@@ -22,7 +22,7 @@ H1 = "application/octet-stream+h1"
 
 
 def broker_token(worker_token: str) -> str:
-    """Unpadded base64url of a JSON object (protocol.md, section 2.1)."""
+    """Return the unpadded base64url of a JSON object (protocol.md, section 2.1)."""
     text = json.dumps({"account": "Worker", "pluginName": "webhook", "payload": worker_token})
     return base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode()
 
@@ -30,7 +30,7 @@ def broker_token(worker_token: str) -> str:
 async def connect_once(
     address: str, token: str | None, instance_id: str, function_id: str, version_id: str
 ) -> nvcf_pb2.WorkerConnectOnceResponse:
-    """Worker.ConnectOnce; raises grpc.aio.AioRpcError."""
+    """Call Worker.ConnectOnce. Raises grpc.aio.AioRpcError."""
     metadata = (("authorization", f"Bearer {token}"),) if token is not None else ()
     async with grpc.aio.insecure_channel(address) as channel:
         stub: nvcf_pb2_grpc.WorkerAsyncStub = nvcf_pb2_grpc.WorkerStub(channel)
@@ -54,18 +54,18 @@ class Work:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Request headers, lower-case names."""
+        """Return the request headers with lower-case names."""
         return {pair.key.lower(): pair.value for pair in self.request.requestHeaders}
 
     @property
     def connection(self) -> nvcf_pb2.StatelessConfig.HTTP1ProtocolConfig:
-        """Where to attach."""
+        """Return the connection for request-attach."""
         return self.request.statelessConfig.connectionConfigs[0].http1Config
 
     async def post(
         self, data: bytes | AsyncIterator[bytes], *, token: str | None = None, content_type: str = H1
     ) -> tuple[int, bytes]:
-        """POST request-attach; status and body."""
+        """POST to request-attach. Returns status and body."""
         async with self.session.post(
             self.connection.targetURI + ATTACH,
             data=data,
@@ -83,7 +83,7 @@ class Work:
         token: str | None = None,
         attempt: int | None = None,
     ) -> tuple[int, str, bytes]:
-        """GET request-attach; status, content type and body."""
+        """GET request-attach. Returns status, content type and body."""
         headers = {
             "Authorization": f"Bearer {token or self.connection.requestAuthorizationToken}",
             "Accept": accept,
@@ -94,17 +94,17 @@ class Work:
             return response.status, response.headers.get("Content-Type", ""), await response.read()
 
     async def inline(self, response: nvcf_pb2.InlineResponse | bytes) -> Msg:
-        """[ext] answer over the broker; the gateway's acknowledgement."""
+        """[ext] Respond over the broker. Returns the gateway's acknowledgement."""
         assert self.message.headers is not None
         data = response if isinstance(response, bytes) else response.SerializeToString()
         return await self.client.request(self.message.headers["Nvcf-Reply-Subject"], data, timeout=5)
 
     async def ack(self) -> None:
-        """Done with it."""
+        """Acknowledge the request."""
         await self.message.ack()
 
     async def answer(self, body: bytes = b"ok", status: str = "200 OK", *headers: str) -> tuple[int, bytes]:
-        """Deliver a complete answer by POST, and acknowledge the request."""
+        """Deliver a complete response by POST, and acknowledge the request."""
         head = "".join(f"{line}\r\n" for line in (f"HTTP/1.1 {status}", *headers))
         result = await self.post(head.encode("latin-1") + b"\r\n" + body)
         await self.ack()
@@ -113,7 +113,7 @@ class Work:
 
 @dataclass
 class PeerWorker:
-    """A connected worker without a handler: tests pull and answer by hand."""
+    """A connected worker without a handler: tests pull requests and respond to them."""
 
     client: Client
     session: aiohttp.ClientSession
@@ -124,11 +124,11 @@ class PeerWorker:
 
     @property
     def stream(self) -> str:
-        """Name of the version's request stream."""
+        """Return the name of the version's request stream."""
         return f"rq_{self.connected.connectedRegion}_{self.version.id}"
 
     async def pull(self, expires: float = 20.0) -> Work:
-        """The next request. Raises AssertionError when none comes in time."""
+        """Return the next request. Raises AssertionError if none arrives in time."""
         inbox = self.client.new_inbox()
         subscription = await self.client.subscribe(inbox)
         body = {"batch": 1, "expires": int(expires * 1e9)}
@@ -146,7 +146,7 @@ class PeerWorker:
 async def peer_worker(
     platform: Platform, version: Version, *, gateway: Gateway | None = None
 ) -> AsyncIterator[PeerWorker]:
-    """A worker connected as in protocol.md, sections 2.1 and 5.2."""
+    """Connect a worker as in protocol.md, sections 2.1 and 5.2."""
     instance = new_id()
     token = await platform.worker_token(version, instance)
     connected = await connect_once(

@@ -16,7 +16,7 @@ from tests.support.peers.store import PeerStore
 
 
 class Registry(Protocol):
-    """What the service knows and counts."""
+    """The state and the counters of the service."""
 
     version_id: str
     regions: list[str]
@@ -30,11 +30,11 @@ class Registry(Protocol):
     store: PeerStore
 
     async def provision(self, region: str = ...) -> None:
-        """Make stream and consumer of a region."""
+        """Create stream and consumer of a region."""
 
 
 class WorkerService(nvcf_pb2_grpc.WorkerServicer):
-    """Answers workers; calls that no test needs are UNIMPLEMENTED."""
+    """Serves workers. Calls that no test needs are UNIMPLEMENTED."""
 
     def __init__(self, gateway: Registry) -> None:
         self._gateway = gateway

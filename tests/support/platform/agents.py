@@ -1,4 +1,4 @@
-"""Agents as processes, with a real broker and real children; the test plays the autoscaler."""
+"""Agents as processes, with a real broker and real child processes. The test acts as the autoscaler."""
 
 import asyncio
 import contextlib
@@ -36,10 +36,9 @@ from nvcf_proto.models import (
     InstanceState,
     ProcessSource,
 )
+from tests.support.waiting import WAIT
 
-WAIT = 40.0
-
-# What a worker does for the agent: its health port. Scripts are run instead of nvcf_worker, see `stand_in`.
+# The health port of a worker. Scripts run instead of nvcf_worker, see `script_runner`.
 HEALTH = """
 import http.server, os, signal, subprocess, sys, threading, time
 from pathlib import Path
@@ -70,11 +69,11 @@ class Tokens:
 
     url: str = ""
     working: bool = True
-    asked: list[dict[str, str]] = field(default_factory=list)
+    requests: list[dict[str, str]] = field(default_factory=list)
 
-    async def answer(self, request: web.Request) -> web.Response:
+    async def respond(self, request: web.Request) -> web.Response:
         body = await request.json()
-        self.asked.append({**body, "key": request.headers.get("Authorization", "")})
+        self.requests.append({**body, "key": request.headers.get("Authorization", "")})
         if not self.working:
             return web.json_response({"title": "Unavailable"}, status=503)
         return web.json_response(
@@ -84,7 +83,7 @@ class Tokens:
 
 @dataclass
 class Site:
-    """Everything around the agents of one broker. The test plays the autoscaler."""
+    """The services around the agents of one broker. The test acts as the autoscaler."""
 
     folder: Path
     broker: LocalBroker
@@ -128,8 +127,8 @@ class Site:
         self.agent.kill()
         await self.agent.wait()
 
-    def stand_in(self) -> str:
-        """An interpreter that runs the function's file itself instead of the worker module."""
+    def script_runner(self) -> str:
+        """Return an interpreter that runs the function's file itself instead of the worker module."""
         path = self.folder / "bin" / "python"
         path.parent.mkdir(exist_ok=True)
         path.write_text(f'#!/bin/sh\nexec {sys.executable} "$3"\n')
@@ -141,7 +140,7 @@ class Site:
         file = self.folder / f"{version_id}.py"
         file.write_text(script)
         source = ProcessSource(
-            python=python or self.stand_in(),
+            python=python or self.script_runner(),
             file=str(file),
             working_directory=str(self.folder),
             environment=environment,
@@ -180,7 +179,7 @@ class Site:
         return message.replace(**changes)
 
     async def announce(self, message: CreationMessage) -> None:
-        """The PENDING records, as the autoscaler makes them before it sends the message."""
+        """Create the PENDING records, as the autoscaler does before it sends the message."""
         now = time.time()
         for instance_id in message.instance_ids:
             record = Instance(
@@ -237,11 +236,11 @@ class Site:
         )
 
     async def states(self, version: FunctionVersion, *states: InstanceState) -> list[Instance]:
-        """Wait until these are the states of the version's instances, in any order."""
+        """Wait until the version's instances have these states, in any order."""
         return await self.until(version, lambda them: sorted(each.state for each in them) == sorted(states))
 
     async def free(self, gpu: str, count: int, cluster: str = "local") -> None:
-        """Wait until a cluster reports so much free."""
+        """Wait until a cluster reports `count` free instances."""
         await self.clusters.wait_for(lambda _: self.pool(gpu, cluster) == count, WAIT)
 
     def pool(self, gpu: str, cluster: str = "local") -> int | None:
@@ -271,7 +270,7 @@ def alive(pid: int | None) -> bool:
 async def token_route() -> AsyncIterator[Tokens]:
     tokens = Tokens()
     app = web.Application()
-    app.router.add_post("/v2/nvcf/agents/worker-tokens", tokens.answer)
+    app.router.add_post("/v2/nvcf/agents/worker-tokens", tokens.respond)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -286,7 +285,7 @@ async def token_route() -> AsyncIterator[Tokens]:
 
 @contextlib.asynccontextmanager
 async def running_site(folder: Path) -> AsyncIterator[Site]:
-    """A broker, a token route, mirrors of the buckets, and no agent yet."""
+    """Run a broker and a token route, with mirrors of the buckets. The test starts the agents."""
     async with contextlib.AsyncExitStack() as stack:
         broker = await stack.enter_async_context(LocalBroker(folder / "broker"))
         tokens = await stack.enter_async_context(token_route())

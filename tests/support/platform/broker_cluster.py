@@ -17,12 +17,11 @@ from nvcf_broker.files import write_private
 from nvcf_broker.process import free_port
 from nvcf_broker.server import LocalBroker
 from tests.support.platform.gateways import Platform, running_platform
-
-FORM_TIMEOUT = 40.0
+from tests.support.waiting import eventually
 
 
 class ClusterNode(LocalBroker):
-    """One node. It is configured as a single broker is, with routes to its peers on top."""
+    """One node, configured like a single broker, with routes to its peers."""
 
     def __init__(self, directory: Path, tags: Sequence[str], route_port: int, *, advertise: bool) -> None:
         super().__init__(directory, port=free_port(), tags=tags)
@@ -47,7 +46,7 @@ class ClusterNode(LocalBroker):
         return self._identity.server_name
 
     def prepare(self) -> None:
-        """As a single broker's, then the routes."""
+        """Write the configuration of a single broker and add the routes."""
         super().prepare()
         if not self.peers:
             return
@@ -86,11 +85,11 @@ class BrokerCluster:
             for source in (first.files.credentials, first.files.callout_seed):
                 if node is not first:
                     shutil.copy2(source, node.files.directory / source.name)
-            # Chooses the client port, which the others' addresses contain.
+            # This chooses the client port, which the addresses for the other nodes contain.
             node.prepare()
 
     async def start(self) -> None:
-        """Start all nodes and wait until streams with a copy on each can be made."""
+        """Start all nodes. Wait until a stream with a copy on each node can be created."""
         async with asyncio.TaskGroup() as tasks:
             for node in self.nodes:
                 tasks.create_task(node.start())
@@ -102,22 +101,21 @@ class BrokerCluster:
             "storage": "memory",
             "num_replicas": len(self.nodes),
         }
+
+        async def creates_stream() -> bool:
+            with contextlib.suppress(nats.errors.Error):
+                subject, body = "$JS.API.STREAM.CREATE.probe", json.dumps(config).encode()
+                return "error" not in json.loads((await client.request(subject, body, timeout=5)).data)
+            return False
+
         try:
-            async with asyncio.timeout(FORM_TIMEOUT):
-                while True:
-                    with contextlib.suppress(nats.errors.Error):
-                        answer = await client.request(
-                            "$JS.API.STREAM.CREATE.probe", json.dumps(config).encode(), timeout=5
-                        )
-                        if "error" not in json.loads(answer.data):
-                            await client.request("$JS.API.STREAM.DELETE.probe", b"", timeout=5)
-                            return
-                    await asyncio.sleep(0.1)
+            await eventually(creates_stream, "the cluster creates a stream")
+            await client.request("$JS.API.STREAM.DELETE.probe", b"", timeout=30)
         finally:
             await client.close()
 
     def named(self, name: str) -> ClusterNode:
-        """The node of that server name."""
+        """Return the node with that server name."""
         return next(node for node in self.nodes if node.name == name)
 
     async def stop(self) -> None:
@@ -130,7 +128,7 @@ class BrokerCluster:
 async def running_cluster(
     directory: Path, regions: Sequence[Sequence[str]], *flags: str
 ) -> AsyncIterator[tuple[BrokerCluster, Platform]]:
-    """A cluster, and a platform with one gateway in each region named; `flags` go to all gateways."""
+    """Run a cluster, and a platform with one gateway in each region. `flags` go to all gateways."""
     cluster = BrokerCluster(directory, regions)
     names = sorted({region for tagged in regions for region in tagged})
     try:

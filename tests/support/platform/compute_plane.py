@@ -1,4 +1,4 @@
-"""The whole compute plane in a test: broker, gateway, autoscalers and one agent process per cluster."""
+"""A whole compute plane: broker, gateway, autoscalers and one agent process per cluster."""
 
 from __future__ import annotations
 
@@ -31,12 +31,11 @@ from nvcf_proto.compute import (
 from nvcf_proto.models import INSTANCES_BUCKET, Instance, InstanceState
 from tests.support.platform.gateways import Platform, Version, running_platform
 from tests.support.platform.processes import Child, python, start
-from tests.support.waiting import eventually
+from tests.support.waiting import WAIT, eventually
 
-WAIT = 60.0
 OVER = (InstanceState.COMPLETED, InstanceState.FAILED)
 
-# Answers after SECONDS with its own process id; starts after START seconds.
+# Responds after SECONDS with its own process id. It is ready after START seconds.
 FUNCTION = """
 import asyncio, os, time
 from nvcf_worker import Request
@@ -50,7 +49,7 @@ async def handler(request: Request):
 
 @dataclass(frozen=True)
 class Answer:
-    """What one caller got in the end, and after how long (seconds)."""
+    """The response to one call, and the seconds until it came."""
 
     status: int
     body: dict[str, Any]
@@ -60,7 +59,7 @@ class Answer:
 
 @dataclass
 class Plane:
-    """Everything of one test."""
+    """The processes, records and messages of one test."""
 
     platform: Platform
     client: BrokerClient
@@ -75,7 +74,7 @@ class Plane:
     # --- processes
 
     async def start_autoscaler(self, *flags: str) -> Child:
-        """One more replica."""
+        """Start one more replica."""
         broker = self.platform.broker
         command = python(
             "-m", "nvcf_autoscaler", "--nats", broker.url,
@@ -89,7 +88,7 @@ class Plane:
         return child
 
     async def start_agent(self, cluster: str = "local", *flags: str) -> Child:
-        """The agent of a cluster, in a process group of its own."""
+        """Start the agent of a cluster, in a process group of its own."""
         directory, broker, gateway = self.platform.directory, self.platform.broker, self.platform.gateway
         key = directory / "agent.key"
         key.write_text(self.platform.keys["agent"])
@@ -107,7 +106,7 @@ class Plane:
         return child
 
     async def kill_cluster(self, cluster: str) -> None:
-        """SIGKILL everything of a cluster at once: agent and workers."""
+        """Kill agent and workers of a cluster at once, with SIGKILL."""
         if not self.agents[cluster].running:
             return
         agent = psutil.Process(self.agents[cluster].pid)
@@ -127,7 +126,7 @@ class Plane:
         beside: Version | None = None,
         **environment: str,
     ) -> Version:
-        """A deployed version of a Python function: of a new one, or of that of `beside`."""
+        """Deploy a version of a new function, or a further version of the function of `beside`."""
         file = self.platform.directory / f"function-{time.monotonic_ns()}.py"
         file.write_text(source)
         process = {
@@ -158,13 +157,13 @@ class Plane:
         await self.platform.call(method, deployment_path(version), body)
 
     async def undeploy(self, version: Version) -> None:
-        """Take the deployment away."""
+        """Remove the deployment."""
         await self.platform.call("DELETE", deployment_path(version))
 
     async def ask(
         self, version: Version, number: int = 0, *, poll_seconds: int = 60, any_version: bool = False
     ) -> Answer:
-        """One caller who polls until there is an answer; of that version, or of any of its function."""
+        """Make a call and poll until its response comes, from that version or any of its function."""
         platform, started = self.platform, time.monotonic()
         headers = {**platform.authorization(), "NVCF-POLL-SECONDS": str(poll_seconds)}
         path = f"/v2/nvcf/pexec/functions/{version.function_id}" if any_version else version.pexec
@@ -183,7 +182,7 @@ class Plane:
                 polls += 1
                 url, method = f"{platform.gateway.url}/v2/nvcf/pexec/status/{request_id}", "GET"
 
-    # --- looking
+    # --- state
 
     def of(self, version: Version) -> list[Instance]:
         return [each for each in self.instances.values() if each.version_id == version.id]
@@ -199,15 +198,15 @@ class Plane:
         ]
 
     def words(self) -> list[str]:
-        """Texts of all events so far."""
+        """Return the texts of all events so far."""
         return [event.text for event in self.events]
 
     async def until(self, condition: Callable[[], bool], what: str, timeout: float = WAIT) -> None:
-        """Wait for something about records or events."""
+        """Wait for a condition of records or events."""
         await eventually(condition, what, timeout, story=self.story)
 
     def story(self) -> str:
-        """What happened, for a failed test."""
+        """Return what happened so far, for the message of a failed test."""
         records = "\n".join(
             f"  {each.id[:8]} {each.cluster_id} {each.specification_id} {each.state} {each.reason}"
             for each in self.instances.values()
@@ -219,7 +218,7 @@ class Plane:
 
 @dataclass
 class Load:
-    """Callers that come one after the other until told to stop; every one of them has to be answered."""
+    """Calls that are repeated until `stopping`. Every call must get its response."""
 
     answers: list[Answer] = field(default_factory=list)
     stopping: bool = False
@@ -232,7 +231,7 @@ class Load:
 async def load(
     plane: Plane, version: Version, callers: int = 4, pause: float = 0.02, *, any_version: bool = False
 ) -> AsyncIterator[Load]:
-    """Keep asking while the context lasts; at its end the callers finish what they have begun."""
+    """Make calls for the length of the context. At its end the calls in flight are completed."""
     running = Load()
 
     async def caller(first: int) -> None:
@@ -261,7 +260,7 @@ def deployment_path(version: Version) -> str:
 async def running_plane(
     directory: Path, *, autoscalers: int = 1, flags: tuple[str, ...] = (), gateway: tuple[str, ...] = ()
 ) -> AsyncIterator[Plane]:
-    """Broker, gateway and autoscalers; agents are started by the test."""
+    """Run broker, gateway and autoscalers. The test starts the agents."""
     async with (
         running_platform(directory, flags=gateway) as platform,
         running_plane_on(platform, autoscalers=autoscalers, flags=flags) as plane,
@@ -273,7 +272,7 @@ async def running_plane(
 async def running_plane_on(
     platform: Platform, *, autoscalers: int = 1, flags: tuple[str, ...] = ()
 ) -> AsyncIterator[Plane]:
-    """Autoscalers on a platform that runs; agents are started by the test."""
+    """Run autoscalers on a running platform. The test starts the agents."""
     async with contextlib.AsyncExitStack() as stack:
         broker = platform.broker
         client = await connect_broker(broker.url, broker.credentials_file, name="test")
@@ -297,7 +296,7 @@ async def running_plane_on(
 
 
 async def _listen(plane: Plane) -> None:
-    async def told(message: Any) -> None:
+    async def record_event(message: Any) -> None:
         plane.events.append(Event.from_json(message.data))
 
     async def created(message: Any) -> None:
@@ -306,7 +305,7 @@ async def _listen(plane: Plane) -> None:
     async def ended(message: Any) -> None:
         plane.terminations.append(message.data)
 
-    await plane.client.subscribe(EVENTS_SUBJECTS, cb=told)
+    await plane.client.subscribe(EVENTS_SUBJECTS, cb=record_event)
     await plane.client.subscribe(CREATE_SUBJECTS, cb=created)
     await plane.client.subscribe(TERMINATE_SUBJECTS, cb=ended)
     await plane.client.flush(timeout=5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -72,11 +71,11 @@ class Platform:
         return self.gateways[0]
 
     def authorization(self, key: str = "admin") -> dict[str, str]:
-        """Header of one of the test's API keys."""
+        """Return the header for one of the test's API keys."""
         return {"Authorization": f"Bearer {self.keys[key]}"}
 
     async def start_gateway(self, *flags: str) -> Gateway:
-        """One more gateway process on the broker."""
+        """Start one more gateway process on the broker."""
         bootstrap = self.directory / "bootstrap-keys.json"
         command = python(
             "-m", "nvcf_gateway", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0",
@@ -97,7 +96,7 @@ class Platform:
     async def call(
         self, method: str, path: str, body: Any = None, *, key: str = "admin", expect: int = 200
     ) -> dict[str, Any]:
-        """A management call with a JSON body."""
+        """Make a management call with a JSON body."""
         url = self.gateway.url + path
         async with self.session.request(method, url, json=body, headers=self.authorization(key)) as response:
             text = await response.text()
@@ -105,13 +104,13 @@ class Platform:
             return dict(json.loads(text)) if text else {}
 
     async def create_version(self, name: str = "test-function", **fields: Any) -> Version:
-        """A function with one version, not deployed."""
+        """Create a function with one version that is not deployed."""
         body = {"name": name, "containerImage": "example/test:1", **fields}
         function = (await self.call("POST", "/v2/nvcf/functions", body))["function"]
         return Version(function["id"], function["versionId"])
 
     async def deploy(self, version: Version, *, keep_queued: bool = True, **specification: Any) -> None:
-        """Deploy a version; nothing starts instances of it but the test."""
+        """Deploy a version. Only the test starts instances of it."""
         path = f"/v2/nvcf/deployments/functions/{version.function_id}/versions/{version.id}"
         body = {"deploymentSpecifications": [specification], "keepQueued": keep_queued}
         await self.call("POST", path, body)
@@ -119,16 +118,15 @@ class Platform:
     async def deployed_version(
         self, name: str = "test-function", *, keep_queued: bool = True, **fields: Any
     ) -> Version:
-        """A new version, deployed."""
+        """Create a version and deploy it."""
         version = await self.create_version(name, **fields)
         await self.deploy(version, keep_queued=keep_queued)
         return version
 
     async def worker_token(self, version: Version, instance_id: str) -> str:
-        """First token of an instance, fetched as an agent does."""
+        """Return the first token of an instance, requested as an agent does."""
         body = {"instanceId": instance_id, "functionId": version.function_id, "functionVersionId": version.id}
-        answer = await self.call("POST", "/v2/nvcf/agents/worker-tokens", body, key="agent")
-        return str(answer["token"])
+        return str((await self.call("POST", "/v2/nvcf/agents/worker-tokens", body, key="agent"))["token"])
 
     async def start_worker(
         self,
@@ -142,7 +140,7 @@ class Platform:
         shared: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> Child:
-        """A worker process as an agent would start it."""
+        """Start a worker process as an agent does."""
         instance = instance_id or new_id()
         shared = shared or self.directory / f"shared-{instance}"
         shared.mkdir(exist_ok=True)
@@ -172,28 +170,30 @@ class Platform:
         return child
 
     async def broker_client(self) -> Client:
-        """A raw broker connection of the platform's own user."""
+        """Return a raw broker connection as the platform's own user."""
         user, password = read_credentials(self.broker.credentials_file)
         client = Client()
         servers = self.broker.url.split(",")
         await client.connect(servers, user=user, password=password, max_reconnect_attempts=-1)
         return client
 
-    async def queue_is_empty(self, version: Version, region: str = "local", timeout: float = 20.0) -> None:
-        """Wait until the version's stream holds no message."""
+    async def queue_is_empty(self, version: Version, region: str = "local") -> None:
+        """Wait until the version's stream has no message."""
         client = await self.broker_client()
+
+        async def empty() -> bool:
+            return await messages_in(client, f"rq_{region}_{version.id}") == 0
+
         try:
-            async with asyncio.timeout(timeout):
-                while await messages_in(client, f"rq_{region}_{version.id}"):
-                    await asyncio.sleep(0.02)
+            await eventually(empty, f"the queue of {version.id} in {region} is empty")
         finally:
             await client.close()
 
 
 async def messages_in(client: Client, stream: str) -> int:
-    """How many messages a stream holds."""
-    answer = await client.request(f"$JS.API.STREAM.INFO.{stream}", b"", timeout=5)
-    return int(json.loads(answer.data)["state"]["messages"])
+    """Return the number of messages in a stream."""
+    info = await client.request(f"$JS.API.STREAM.INFO.{stream}", b"", timeout=30)
+    return int(json.loads(info.data)["state"]["messages"])
 
 
 @contextlib.asynccontextmanager
@@ -204,7 +204,7 @@ async def running_platform(
     flags: tuple[str, ...] = (),
     broker: LocalBroker | None = None,
 ) -> AsyncIterator[Platform]:
-    """Broker (its own unless one is given) and gateways in `directory`; everything is killed at the end."""
+    """Run gateways, and a broker unless one is given, in `directory`. They are killed at the end."""
     broker = broker or LocalBroker(directory / "broker")
     timeout = aiohttp.ClientTimeout(total=90)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:

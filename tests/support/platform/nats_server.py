@@ -10,18 +10,18 @@ import sys
 import time
 from pathlib import Path
 
-START_TIMEOUT = 20.0
+START_TIMEOUT = 60.0
 
 
 def free_port() -> int:
-    """A loopback port that nobody uses at the moment."""
+    """Return a loopback port that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 class NatsServer:
-    """File storage in `directory`; `token` protects it if given. Survives `kill` and `start` on its port."""
+    """A server with file storage in `directory`. `start` after `kill` uses the same port and data."""
 
     def __init__(self, directory: Path, token: str | None = None) -> None:
         self.directory = directory
@@ -40,7 +40,7 @@ class NatsServer:
         return self.address if self.token is None else f"nats://{self.token}@127.0.0.1:{self.port}"
 
     def config(self) -> dict[str, object]:
-        """What the server is told."""
+        """Return the server's configuration."""
         config: dict[str, object] = {
             "listen": f"127.0.0.1:{self.port}",
             "max_payload": 8 * 1024 * 1024,
@@ -61,12 +61,12 @@ class NatsServer:
                 [str(Path(sys.executable).parent / "nats-server"), "-c", str(path)], stdout=log, stderr=log
             )
         deadline = time.monotonic() + START_TIMEOUT
-        while not self._answers():
+        while not self._accepts():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError((self.directory / "nats.log").read_text())
             time.sleep(0.02)
 
-    def _answers(self) -> bool:
+    def _accepts(self) -> bool:
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
                 return connection.recv(4) == b"INFO"
@@ -74,12 +74,12 @@ class NatsServer:
             return False
 
     def send_signal(self, number: signal.Signals) -> None:
-        """E.g. SIGUSR2 for lame duck mode."""
+        """Send a signal, for example SIGUSR2 for lame duck mode."""
         if self._process is not None:
             self._process.send_signal(number)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Kill the server with SIGKILL."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()

@@ -1,4 +1,4 @@
-"""The nvcf command on a data folder of its own, and everything that it starts."""
+"""The nvcf command on a data folder of its own, and the processes that it starts."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ async def handler(request: Request) -> dict[str, str]:
 """
 
 
-# Takes its time the first time only, so that a second worker (or the same, restarted) answers at once.
+# Hangs at the first request only: a second worker, or the same one restarted, responds at once.
 SLOW = """
 import os, time
 from pathlib import Path
@@ -117,14 +117,18 @@ class Local:
         return list((await self.run("instances", "--json")).json())
 
     async def running(self) -> list[str]:
-        """The version of each instance that runs."""
+        """Return the version of each running instance."""
         return [each["functionVersionId"] for each in await self.instances() if each["state"] == "RUNNING"]
+
+    async def serves(self) -> bool:
+        """Return whether an instance runs."""
+        return bool(await self.running())
 
     async def hello(self) -> str:
         return await self.ok("invoke", "hello", "--data", '{"name": "Ada"}')
 
     def processes(self) -> list[psutil.Process]:
-        """Everything that belongs to this platform: it carries the data folder in its environment."""
+        """Return the processes of this platform: their environment has the data folder."""
         return list(processes_of(self.data))
 
 

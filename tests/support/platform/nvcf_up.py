@@ -16,6 +16,7 @@ from typing import Any
 import aiohttp
 
 from nvcf_broker.process import spawn
+from tests.support.waiting import eventually
 
 WAIT = 90.0
 
@@ -34,7 +35,7 @@ class LocalUp:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What it says of itself."""
+        """Content of its state file."""
         return dict(json.loads((self.data / "state.json").read_text()))
 
     @property
@@ -48,7 +49,7 @@ class LocalUp:
         return (self.data / "admin.key").read_text().strip()
 
     async def run(self, *arguments: str) -> tuple[int, str, str]:
-        """An `nvcf` command: exit code, output, errors."""
+        """Run an `nvcf` command. Returns exit code, output and errors."""
         process = await spawn(
             [sys.executable, "-m", "nvcf_cli", *arguments],
             env=environment(self.data),
@@ -63,13 +64,13 @@ class LocalUp:
         return process.returncode, out.decode(), err.decode()
 
     async def ok(self, *arguments: str) -> str:
-        """Output of a command that must succeed."""
+        """Run a command that must succeed. Returns its output."""
         code, out, err = await self.run(*arguments)
         assert code == 0, (arguments, out, err)
         return out
 
     async def deploy(self, name: str, source: str, *flags: str) -> str:
-        """Write a function to a file and deploy it; its id."""
+        """Write a function to a file and deploy it. Returns its id."""
         file = self.folder / f"{name}.py"
         file.write_text(source)
         await self.ok("deploy", str(file), *flags)
@@ -77,7 +78,7 @@ class LocalUp:
         return next(str(each["id"]) for each in listed if each["name"] == name)
 
     def session(self) -> aiohttp.ClientSession:
-        """An HTTP session with the admin key."""
+        """Return an HTTP session with the admin key."""
         return aiohttp.ClientSession(
             self.url,
             headers={"Authorization": f"Bearer {self.key}"},
@@ -87,14 +88,14 @@ class LocalUp:
 
 
 def environment(data: Path) -> dict[str, str]:
-    """Variables of a command on a data folder; nothing of the caller's own platform or telemetry."""
+    """Return the variables of a command on a data folder, without the caller's NVCF and OTEL settings."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("NVCF_", "OTEL_"))}
     return {**kept, "NVCF_HOME": str(data), "NO_COLOR": "1"}
 
 
 @contextlib.asynccontextmanager
 async def local_up(folder: Path, *flags: str, **variables: str) -> AsyncIterator[LocalUp]:
-    """`nvcf up` on any free ports, ready; ended in order, or killed when that takes too long."""
+    """Run `nvcf up` on free ports. It is stopped at the end, or killed if that takes too long."""
     log = folder / "up.log"
     with log.open("ab") as out:
         process = await spawn(
@@ -105,10 +106,13 @@ async def local_up(folder: Path, *flags: str, **variables: str) -> AsyncIterator
         )
     up = LocalUp(folder, process)
     try:
-        async with asyncio.timeout(WAIT):
-            while not (up.data / "state.json").exists():
-                assert process.returncode is None, log.read_text()
-                await asyncio.sleep(0.05)
+        await eventually(
+            lambda: (up.data / "state.json").exists() or process.returncode is not None,
+            "nvcf up is ready",
+            WAIT,
+            story=log.read_text,
+        )
+        assert process.returncode is None, log.read_text()
         yield up
     finally:
         if process.returncode is None:

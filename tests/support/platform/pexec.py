@@ -11,7 +11,7 @@ from tests.support.platform.gateways import Platform
 
 
 class Answer:
-    """A caller's answer, read to its end."""
+    """A caller's complete response."""
 
     def __init__(self, response: aiohttp.ClientResponse, body: bytes) -> None:
         self.status = response.status
@@ -22,7 +22,7 @@ class Answer:
 async def call(
     platform: Platform, path: str, data: object = b"hello", *, method: str = "POST", **headers: str
 ) -> Answer:
-    """Call as an ordinary HTTP client does."""
+    """Make a call as an ordinary HTTP client does."""
     sent = {**platform.authorization(), **{name.replace("_", "-"): value for name, value in headers.items()}}
     async with platform.session.request(
         method, platform.gateway.url + path, data=data, headers=sent

@@ -1,4 +1,4 @@
-"""Real processes in tests: started with their output in files, always ended."""
+"""Child processes of tests. Their output goes to files, and they always end with the test."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 from nvcf_broker.process import spawn
+from tests.support.waiting import WAIT
 
 
 class Child:
@@ -29,30 +30,30 @@ class Child:
         return self.process.returncode is None
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal, SIGKILL unless told otherwise."""
+        """Send a signal, by default SIGKILL."""
         if self.running:
             self.process.send_signal(number)
 
-    async def wait(self, timeout: float = 20.0) -> int:
-        """Exit code."""
+    async def wait(self, timeout: float = WAIT) -> int:
+        """Wait for the end of the process. Returns its exit code."""
         async with asyncio.timeout(timeout):
             return await self.process.wait()
 
-    async def first_line(self, timeout: float = 30.0) -> str:
-        """First line of standard output; fails with the log when the process ends instead."""
+    async def first_line(self, timeout: float = WAIT) -> str:
+        """Return the first line of standard output. Fails with the log if the process ends first."""
         assert self.process.stdout is not None
         async with asyncio.timeout(timeout):
             line = await self.process.stdout.readline()
         if not line:
-            raise AssertionError(f"process ended without a word: {self.text()[-4000:]}")
+            raise AssertionError(f"process ended without output: {self.text()[-4000:]}")
         return line.decode()
 
     def text(self) -> str:
-        """Its standard error so far."""
+        """Return its standard error so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def resident_mib(self) -> float:
-        """Resident memory."""
+        """Return its resident memory in MiB."""
         with open(f"/proc/{self.pid}/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
@@ -64,7 +65,7 @@ async def start(
     environment: Mapping[str, str] | None = None,
     cwd: Path | None = None,
 ) -> Child:
-    """Start a child; see `child_process` for one that is ended by a context."""
+    """Start a child. `child_process` also ends it."""
     with log.open("ab") as file:
         process = await spawn(
             list(command),
@@ -77,7 +78,7 @@ async def start(
 
 
 async def end(child: Child) -> None:
-    """SIGKILL, and reap."""
+    """Kill a child and wait for its end."""
     child.kill()
     await child.wait()
 
@@ -86,7 +87,7 @@ async def end(child: Child) -> None:
 async def child_process(
     command: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None
 ) -> AsyncIterator[Child]:
-    """A child for the length of a context."""
+    """Run a child for the length of a context."""
     child = await start(command, log=log, environment=environment)
     try:
         yield child
@@ -95,5 +96,5 @@ async def child_process(
 
 
 def python(*arguments: str) -> list[str]:
-    """A command line of this Python."""
+    """Return a command line of this Python."""
     return [sys.executable, *arguments]

@@ -1,8 +1,7 @@
-"""Versions with rate limits, and the limiter as a service, for the tests of both."""
+"""Versions with rate limits, and a client of the rate limiter service."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,6 +11,7 @@ import grpc.aio
 
 from nvcf_proto.pb import ratelimiter_pb2, ratelimiter_pb2_grpc
 from tests.support.platform.gateways import Gateway, Platform, Version
+from tests.support.waiting import eventually
 
 ALLOW = ratelimiter_pb2.RateLimitResponse.ALLOW
 
@@ -21,13 +21,15 @@ def path_of(version: Version) -> str:
 
 
 async def limited(platform: Platform, version: Version | None = None, **policy: Any) -> Version:
-    """A deployed version with a policy that every gateway has heard of."""
+    """Deploy a version with a policy, and wait until every gateway knows it."""
     version = version or await platform.deployed_version()
     await platform.call("PUT", path_of(version), policy)
-    for gateway in platform.gateways:
-        async with asyncio.timeout(10):
-            while await status_of(platform, gateway, version) != 200:
-                await asyncio.sleep(0.02)
+
+    async def known() -> bool:
+        statuses = [await status_of(platform, gateway, version) for gateway in platform.gateways]
+        return all(status == 200 for status in statuses)
+
+    await eventually(known, "every gateway knows the policy")
     return version
 
 
@@ -39,7 +41,7 @@ async def status_of(platform: Platform, gateway: Gateway, version: Version) -> i
 
 @contextlib.asynccontextmanager
 async def limiter(gateway: Gateway, platform: Platform, key: str = "admin") -> AsyncIterator[Any]:
-    """The gateway's rate limiter, asked as another service would."""
+    """Yield a function that calls the gateway's rate limiter as another service does."""
     metadata = (("authorization", platform.authorization(key)["Authorization"]),)
     async with grpc.aio.insecure_channel(gateway.grpc) as channel:
         stub: ratelimiter_pb2_grpc.RateLimitServiceAsyncStub
@@ -52,7 +54,7 @@ async def limiter(gateway: Gateway, platform: Platform, key: str = "admin") -> A
                 functionVersionId=version.id,
                 clientAuthSubject=subject,
             )
-            answer = await stub.RateLimit(request, metadata=metadata, timeout=20)
-            return answer.result == ALLOW
+            response = await stub.RateLimit(request, metadata=metadata, timeout=20)
+            return response.result == ALLOW
 
         yield ask

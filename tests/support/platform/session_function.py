@@ -15,7 +15,7 @@ from tests.support.platform.gateways import Platform, Version
 async def grpc_function(
     platform: Platform, **options: int
 ) -> AsyncIterator[tuple[Version, Service, TunnelWorker]]:
-    """A version whose worker serves sessions from a real gRPC server."""
+    """Deploy a version whose worker serves sessions from a real gRPC server."""
     version = await platform.deployed_version()
     service, server, port = await start_service(**options)
     try:

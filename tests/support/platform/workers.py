@@ -1,4 +1,4 @@
-"""Running this project's worker in tests: inside the test's loop, or as a process of its own."""
+"""Run this project's worker: in the event loop of the test, or as a process."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from nvcf_worker.function.handlers import classify
 from nvcf_worker.worker import Worker
 from tests.support.peers.gateway import PeerGateway
 from tests.support.platform.nats_server import NatsServer
-from tests.support.waiting import eventually
-
-WAIT = 20.0
+from tests.support.waiting import WAIT, eventually
 
 
 class LocalWorker:
@@ -35,7 +33,7 @@ class LocalWorker:
             self.task.result()
 
     async def stop(self) -> None:
-        """As SIGTERM does."""
+        """Stop the worker as SIGTERM does."""
         self.worker.stop()
         async with asyncio.timeout(WAIT):
             await self.task
@@ -44,7 +42,7 @@ class LocalWorker:
 def worker_config(
     gateway: PeerGateway, broker: NatsServer, directory: Path, *, instance: str = "instance-1", **changes: Any
 ) -> WorkerConfig:
-    """Settings of a worker of the gateway's version."""
+    """Return the settings of a worker for the gateway's version."""
     settings: dict[str, Any] = {
         "worker_token": gateway.token,
         "grpc": GrpcEndpoint(gateway.grpc_address, tls=False),
@@ -112,7 +110,7 @@ class WorkerProcess:
             )
 
     def text(self) -> str:
-        """Everything it wrote."""
+        """Return its output."""
         return self.log.read_bytes()[self._begin :].decode(errors="replace")
 
     async def ready(self) -> None:
@@ -128,12 +126,12 @@ class WorkerProcess:
         self.process.send_signal(number)
 
     async def exit_code(self, timeout: float = WAIT) -> int:
-        """Wait for its end."""
+        """Wait for the end of the process. Returns its exit code."""
         await eventually(lambda: self.process.poll() is not None, "process ended", timeout)
         return int(self.process.returncode)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Kill the process with SIGKILL."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
