@@ -318,12 +318,7 @@ async def _serve_http(stack: AsyncExitStack, config: GatewayConfig, server: Http
     stack.push_async_callback(runner.cleanup)
     host, port = config.http
     site = web.TCPSite(
-        runner,
-        host,
-        port,
-        backlog=1024,
-        shutdown_timeout=SHUTDOWN_GRACE,
-        ssl_context=server_context(config),
+        runner, host, port, backlog=1024, shutdown_timeout=SHUTDOWN_GRACE, ssl_context=server_context(config)
     )
     try:
         await site.start()

@@ -61,16 +61,7 @@ def checked_head(head: ResponseHead) -> ResponseHead:
 class StreamSink:
     """Writes the response to the caller's connection; a slow caller makes `write` wait."""
 
-    __slots__ = (
-        "_before",
-        "_bodiless",
-        "_decorate",
-        "_expected",
-        "_request",
-        "_written",
-        "head",
-        "response",
-    )
+    __slots__ = ("_before", "_bodiless", "_decorate", "_expected", "_request", "_written", "head", "response")
 
     def __init__(
         self,

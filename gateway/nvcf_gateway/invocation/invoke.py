@@ -14,13 +14,7 @@ from nvcf_gateway.access.authorization import Authenticator, Authorizer, Caller
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.exchange.bodies import BodyTooLarge, ByteSource, BytesSource, CallerBody
-from nvcf_gateway.exchange.call import (
-    Call,
-    caller_poll_seconds,
-    expect_continue,
-    flag,
-    raw_headers,
-)
+from nvcf_gateway.exchange.call import Call, caller_poll_seconds, expect_continue, flag, raw_headers
 from nvcf_gateway.exchange.exec_json import parse_exec
 from nvcf_gateway.exchange.response_headers import (
     PENDING_EVALUATION,

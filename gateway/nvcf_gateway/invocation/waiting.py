@@ -12,14 +12,7 @@ from enum import Enum, auto
 from nvcf_broker.errors import BrokerError
 from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.config import GatewayConfig
-from nvcf_gateway.errors import (
-    CallerGone,
-    HttpProblem,
-    NoRoom,
-    NotEnqueued,
-    NotStored,
-    QueueFull,
-)
+from nvcf_gateway.errors import CallerGone, HttpProblem, NoRoom, NotEnqueued, NotStored, QueueFull
 from nvcf_gateway.exchange.call import Call
 from nvcf_gateway.exchange.pending import Outcome, Pending, PendingRequests
 from nvcf_gateway.exchange.sinks import Sink

@@ -31,9 +31,7 @@ _evicted = metrics.get_meter("nvcf_gateway").create_counter(
     "nvcf.gateway.results.evicted", unit="{result}", description="Stored results dropped to make room"
 )
 _stored = metrics.get_meter("nvcf_gateway").create_counter(
-    "nvcf.gateway.results.parked",
-    unit="{result}",
-    description="Results that nobody waited for",
+    "nvcf.gateway.results.parked", unit="{result}", description="Results that nobody waited for"
 )
 
 

@@ -135,9 +135,7 @@ class ProxyService(nvcf_pb2_grpc.ProxyServicer):
             )
         found = [
             nvcf_pb2.ProxyAuthResponse.FunctionVersion(
-                functionVersionId=version.id,
-                type=_TYPES[version.function_type],
-                **_rate_limit_flags(version),
+                functionVersionId=version.id, type=_TYPES[version.function_type], **_rate_limit_flags(version)
             )
             for version in versions
         ]

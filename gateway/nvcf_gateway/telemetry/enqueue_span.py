@@ -130,9 +130,7 @@ class EnqueueTelemetry:
         span: Span | None = None
         if parent.is_recording():
             span = _tracer.start_span(
-                names.COLD_START,
-                start_time=began_at,
-                attributes=_request_attributes(version, request_id),
+                names.COLD_START, start_time=began_at, attributes=_request_attributes(version, request_id)
             )
 
         def ended(responded: bool) -> None:
