@@ -55,7 +55,7 @@ from nvcf_gateway.results.status import Poller
 from nvcf_gateway.results.store import ResultStore
 from nvcf_gateway.results.tracking import Tracking
 from nvcf_gateway.results.worker_query import WorkerQuery
-from nvcf_gateway.rpc.authorization_service import add_authorization_services
+from nvcf_gateway.rpc.authorization_service import AuthorizationService
 from nvcf_gateway.rpc.server import new_server, serve
 from nvcf_gateway.rpc.worker_service import WorkerService
 from nvcf_gateway.server import HttpServer
@@ -129,12 +129,10 @@ async def running_gateway(config: GatewayConfig, gateway_id: str) -> AsyncIterat
             callout = AuthCallout(account, registry, tokens, config.regions, wide_inbox=config.wide_inbox)
             await client.subscribe(AUTH_CALLOUT_SUBJECT, queue=QUEUE_GROUP, cb=callout.on_request)
         await client.flush(timeout=5)
-        service = WorkerService(
-            registry, parts.queue, tokens, config.region, config.regions, parts.assets, parts.large
-        )
+        service = WorkerService(config, registry, parts.queue, tokens, parts.assets, parts.large)
         server = new_server(lambda: client.is_connected)
         nvcf_pb2_grpc.add_WorkerServicer_to_server(service, server)
-        add_authorization_services(server, parts.authenticator, parts.authorizer, registry, limiter)
+        AuthorizationService(parts.authenticator, parts.authorizer, registry, limiter).add_to(server)
         grpc_address = await serve(stack, config, server)
         parts.http_address.append(await _serve_http(stack, config, parts.server))
         sessions = await _serve_sessions(stack, config, parts, client, requests, background, limiter)

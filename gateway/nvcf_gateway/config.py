@@ -73,48 +73,32 @@ def parse_address(text: str) -> tuple[str, int]:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> GatewayConfig:
     """Read the command line. Raises SetupError for a wrong value."""
-    values = _parser().parse_args(arguments)
-    regions = tuple(part.strip() for part in values.regions.split(",") if part.strip()) or (values.region,)
-    for region in (values.region, *regions):
+    values = vars(_parser().parse_args(arguments))
+    own = values["region"]
+    regions = tuple(part.strip() for part in values.pop("regions").split(",") if part.strip()) or (own,)
+    for region in (own, *regions):
         if not region.replace("-", "").replace("_", "").isalnum():
             raise SetupError(f"region {region!r} may hold letters, digits, '-' and '_' only")
-    if values.region not in regions:
-        raise SetupError(f"--regions must contain the gateway's own region {values.region!r}")
-    if (values.tls_cert is None) != (values.tls_key is None):
+    if own not in regions:
+        raise SetupError(f"--regions must contain the gateway's own region {own!r}")
+    config = GatewayConfig(regions=regions, **values)
+    if (config.tls_cert is None) != (config.tls_key is None):
         raise SetupError("--tls-cert and --tls-key belong together")
-    if values.ack_wait < 1:
+    if config.ack_wait < 1:
         raise SetupError("--ack-wait must be at least 1 second")
-    return GatewayConfig(
-        http=parse_address(values.http),
-        grpc=parse_address(values.grpc),
-        nats=values.nats,
-        nats_credentials=values.nats_credentials,
-        signing_key=values.signing_key,
-        callout_seed=values.callout_seed,
-        bootstrap_keys=values.bootstrap_keys,
-        region=values.region,
-        regions=regions,
-        attach_url=values.attach_url.rstrip("/") if values.attach_url else None,
-        ack_wait=values.ack_wait,
-        replicas=values.replicas,
-        placement_tag_key=values.placement_tag_key,
-        inline_reply_bytes=values.inline_reply_bytes,
-        spool_directory=values.spool_directory,
-        public_url=values.public_url.rstrip("/") if values.public_url else None,
-        idle_timeout=values.idle_timeout,
-        results_ttl=values.results_ttl,
-        results_max_bytes=values.results_max_mib * MIB,
-        results_max_count=values.results_max_count,
-        sessions=parse_address(values.sessions) if values.sessions else None,
-        session_proxy=parse_address(values.session_proxy) if values.session_proxy else None,
-        session_proxy_url=values.session_proxy_url,
-        tls_cert=values.tls_cert,
-        tls_key=values.tls_key,
-        wide_inbox=values.wide_inbox,
-        dashboard=not values.no_dashboard,
-        metrics=values.metrics,
-        log_level=values.log_level,
-    )
+    return config
+
+
+def _optional_address(text: str) -> tuple[str, int] | None:
+    return parse_address(text) if text else None
+
+
+def _base_url(text: str) -> str | None:
+    return text.rstrip("/") if text else None
+
+
+def _mebibytes(text: str) -> int:
+    return int(text) * MIB
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -122,28 +106,25 @@ def _parser() -> argparse.ArgumentParser:
         prog="nvcf-gateway", description="Take callers' requests, queue them for workers and answer."
     )
     add = parser.add_argument
-    add("--http", default="127.0.0.1:8080", metavar="HOST:PORT",
+    add("--http", type=parse_address, default="127.0.0.1:8080", metavar="HOST:PORT",
         help="listen here for callers and for request-attach")  # fmt: skip
-    add("--grpc", default="127.0.0.1:9090", metavar="HOST:PORT", help="listen here for workers (gRPC)")
+    add("--grpc", type=parse_address, default="127.0.0.1:9090", metavar="HOST:PORT",
+        help="listen here for workers (gRPC)")  # fmt: skip
     add("--nats", default="nats://127.0.0.1:4222", metavar="URL",
         help="URL of the broker; several, separated by commas")  # fmt: skip
     add("--nats-credentials", type=Path, metavar="FILE",
         help="file with the line user:password for the broker")  # fmt: skip
     add("--signing-key", type=Path, required=True, metavar="FILE",
         help="Ed25519 key (PEM), created if missing; or a folder: the newest signs, all verify")  # fmt: skip
-    add(
-        "--callout-seed",
-        type=Path,
-        metavar="FILE",
-        help="seed of the account key that signs answers to the broker's auth callout",
-    )
+    add("--callout-seed", type=Path, metavar="FILE",
+        help="seed of the account key that signs answers to the broker's auth callout")  # fmt: skip
     add("--bootstrap-keys", type=Path, metavar="FILE",
         help="JSON list of API key records to create at the start")  # fmt: skip
     add("--region", default="local", help="region of this gateway")
     add("--regions", default="", help="all regions, separated by commas (default: the own one)")
-    add("--attach-url", metavar="URL",
+    add("--attach-url", type=_base_url, metavar="URL",
         help="URL at which workers reach this replica (default: the HTTP address)")  # fmt: skip
-    add("--public-url", metavar="URL",
+    add("--public-url", type=_base_url, metavar="URL",
         help="URL at which callers reach the gateway (default: the attach URL)")  # fmt: skip
     add("--idle-timeout", type=float, default=DEFAULT_IDLE_TIMEOUT, metavar="SECONDS",
         help="close a connection without a complete request head after this time")  # fmt: skip
@@ -153,21 +134,13 @@ def _parser() -> argparse.ArgumentParser:
         help="copies of each stream and bucket in a broker cluster")  # fmt: skip
     add("--placement-tag-key", default=DEFAULT_PLACEMENT_TAG_KEY,
         help="tag of a broker node that names its region")  # fmt: skip
-    add(
-        "--inline-reply-bytes",
-        type=int,
-        default=256 * KIB,
-        help="largest response that is sent over the broker; 0: none",
-    )
-    add(
-        "--spool-directory",
-        type=Path,
-        metavar="DIR",
-        help="folder for request bodies in transit (default: the system's temporary folder)",
-    )
-    add("--sessions", metavar="HOST:PORT",
+    add("--inline-reply-bytes", type=int, default=256 * KIB,
+        help="largest response that is sent over the broker; 0: none")  # fmt: skip
+    add("--spool-directory", type=Path, metavar="DIR",
+        help="folder for request bodies in transit (default: the system's temporary folder)")  # fmt: skip
+    add("--sessions", type=_optional_address, metavar="HOST:PORT",
         help="listen here for gRPC and WebSocket sessions (default: no sessions)")  # fmt: skip
-    add("--session-proxy", metavar="HOST:PORT",
+    add("--session-proxy", type=_optional_address, metavar="HOST:PORT",
         help="listen here for workers of sessions (default: with --sessions any free port)")  # fmt: skip
     add("--session-proxy-url", metavar="URL",
         help="URL at which workers reach that, with the path /v1/proxy (default: its address)")  # fmt: skip
@@ -175,15 +148,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--tls-key", type=Path, metavar="FILE", help="private key (PEM) of --tls-cert")
     add("--wide-inbox", action="store_true",
         help="let workers use any inbox: only for third-party workers, see operate/security.md")  # fmt: skip
-    add("--no-dashboard", action="store_true", help="do not serve the built-in page /dashboard/")
-    add(
-        "--results-ttl",
-        type=float,
-        default=24 * 3600.0,
-        metavar="SECONDS",
-        help="how long results and idempotency keys are stored",
-    )
-    add("--results-max-mib", type=int, default=4096, metavar="MIB",
+    add("--no-dashboard", action="store_false", dest="dashboard",
+        help="do not serve the built-in page /dashboard/")  # fmt: skip
+    add("--results-ttl", type=float, default=24 * 3600.0, metavar="SECONDS",
+        help="how long results and idempotency keys are stored")  # fmt: skip
+    add("--results-max-mib", type=_mebibytes, default="4096", metavar="MIB", dest="results_max_bytes",
         help="space for stored results; the oldest go first")  # fmt: skip
     add("--results-max-count", type=int, default=100_000, metavar="N",
         help="number of stored results; the oldest go first")  # fmt: skip

@@ -1,6 +1,4 @@
-"""gRPC services for third-party services: may this caller invoke, and how often.
-
-See protocol.md, sections 1.4 and 1.5.
+"""gRPC services for third parties: may a caller invoke, and how often (protocol.md, sections 1.4, 1.5).
 
 The services authenticate with API keys of the scope `service`, or `admin` of the account that owns the
 function.
@@ -8,8 +6,7 @@ function.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import grpc.aio
@@ -20,7 +17,7 @@ from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.http.routing import Target
 from nvcf_gateway.ratelimit.limiter import RateLimiter
 from nvcf_gateway.registry import Registry
-from nvcf_gateway.rpc.status import abort, bearer, checked_id
+from nvcf_gateway.rpc.status import bearer, checked_id
 from nvcf_proto.models import FunctionType, FunctionVersion, Scope
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc, ratelimiter_pb2, ratelimiter_pb2_grpc
 
@@ -31,75 +28,32 @@ _TYPES = {
 }
 
 
-class ServiceAuthorizer:
-    """Decisions of the services below. All methods raise HttpProblem."""
+@dataclass(frozen=True, slots=True, eq=False)
+class AuthorizationService(
+    nvcf_pb2_grpc.InvocationServicer,
+    nvcf_pb2_grpc.ProxyServicer,
+    nvcf_pb2_grpc.RateLimitServicer,
+    ratelimiter_pb2_grpc.RateLimitServiceServicer,
+):
+    """The four services in one object. Handlers raise HttpProblem; the server makes a gRPC status of it."""
 
-    def __init__(self, authenticator: Authenticator, authorizer: Authorizer, registry: Registry) -> None:
-        self._authenticator = authenticator
-        self._authorizer = authorizer
-        self._registry = registry
+    authenticator: Authenticator
+    authorizer: Authorizer
+    registry: Registry
+    limiter: RateLimiter
 
-    def service(self, context: Context[Any, Any]) -> Caller:
-        """Return the service that calls."""
-        caller = self._authenticator.identify(bearer(context))
-        if not (caller.key.allows(Scope.SERVICE) or caller.key.allows(Scope.ADMIN)):
-            raise HttpProblem(403, "the API key lacks the scope 'service' or 'admin'")
-        return caller
-
-    def versions(
-        self, service: Caller, token: str, function_id: str, version_id: str | None, owner: str | None = None
-    ) -> tuple[Caller, list[FunctionVersion]]:
-        """Return the owner of the client's token, and the versions that the client may invoke."""
-        # Some clients send an empty version for "not given".
-        wanted = checked_id(version_id, "functionVersionId") if version_id else None
-        target = Target(checked_id(function_id, "functionId"), wanted)
-        self._check_reach(service, target.function_id)
-        function = self._registry.functions.get(target.function_id)
-        if owner and function is not None and function.nca_id != owner:
-            raise HttpProblem(404, f"account {owner[:128]} has no function {target.function_id}")
-        if not token:
-            raise HttpProblem(401, "clientAuthorizationToken is missing")
-        # Some send the whole value of the header, some only the token.
-        caller = self._authenticator.identify(read_bearer(token) if " " in token.strip() else token.strip())
-        return caller, self._authorizer.versions(caller, target)
-
-    def version(self, service: Caller, function_id: str, version_id: str) -> FunctionVersion:
-        """Return a version by its ids."""
-        function_id = checked_id(function_id, "functionId")
-        version_id = checked_id(version_id, "functionVersionId")
-        self._check_reach(service, function_id)
-        version = self._registry.versions.get(version_id)
-        if version is None or version.function_id != function_id:
-            raise HttpProblem(404, f"function {function_id} has no version {version_id}")
-        return version
-
-    def _check_reach(self, service: Caller, function_id: str) -> None:
-        if service.key.allows(Scope.SERVICE):
-            return
-        service.require_function(function_id)
-        function = self._registry.functions.get(function_id)
-        if function is not None and function.nca_id != service.nca_id:
-            raise HttpProblem(403, "the function belongs to another account: that takes the scope 'service'")
-
-
-class InvocationService(nvcf_pb2_grpc.InvocationServicer):
-    """Invocation.AuthClientInvocation, for an invocation service."""
-
-    def __init__(self, authorizer: ServiceAuthorizer) -> None:
-        self._authorizer = authorizer
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Serve all four."""
+        nvcf_pb2_grpc.add_InvocationServicer_to_server(self, server)
+        nvcf_pb2_grpc.add_ProxyServicer_to_server(self, server)
+        nvcf_pb2_grpc.add_RateLimitServicer_to_server(self, server)
+        ratelimiter_pb2_grpc.add_RateLimitServiceServicer_to_server(self, server)
 
     async def AuthClientInvocation(  # noqa: N802 # the contract's name
         self, request: nvcf_pb2.ClientInvokeRequest, context: Context[Any, Any]
     ) -> nvcf_pb2.ClientInvokeResponse:
-        """Return who the client is, and which versions it may invoke."""
-        async with _aborting(context):
-            caller, versions = self._authorizer.versions(
-                self._authorizer.service(context),
-                request.clientAuthorizationToken,
-                request.functionId,
-                _given(request, "functionVersionId"),
-                _given(request, "targetNcaId"),
-            )
+        """Return who the client is, and which versions it may invoke. For an invocation service."""
+        caller, versions = self._client(self._service(context), request, request.targetNcaId)
         found = [
             nvcf_pb2.ClientInvokeResponse.FunctionVersion(
                 functionVersionId=version.id,
@@ -115,24 +69,11 @@ class InvocationService(nvcf_pb2_grpc.InvocationServicer):
             clientNcaId=caller.nca_id,
         )
 
-
-class ProxyService(nvcf_pb2_grpc.ProxyServicer):
-    """Proxy.AuthStatefulWork, for a proxy of stateful sessions."""
-
-    def __init__(self, authorizer: ServiceAuthorizer) -> None:
-        self._authorizer = authorizer
-
-    async def AuthStatefulWork(  # noqa: N802 # the contract's name
+    async def AuthStatefulWork(  # noqa: N802
         self, request: nvcf_pb2.ProxyAuthRequest, context: Context[Any, Any]
     ) -> nvcf_pb2.ProxyAuthResponse:
-        """Return who the client is, and which versions it may have a session with."""
-        async with _aborting(context):
-            caller, versions = self._authorizer.versions(
-                self._authorizer.service(context),
-                request.clientAuthorizationToken,
-                request.functionId,
-                _given(request, "functionVersionId"),
-            )
+        """Return who the client is, and which versions it may have a session with. For a session proxy."""
+        caller, versions = self._client(self._service(context), request)
         found = [
             nvcf_pb2.ProxyAuthResponse.FunctionVersion(
                 functionVersionId=version.id, type=_TYPES[version.function_type], **_rate_limit_flags(version)
@@ -146,24 +87,14 @@ class ProxyService(nvcf_pb2_grpc.ProxyServicer):
             clientNcaId=caller.nca_id,
         )
 
-
-class RateLimitPolicyService(nvcf_pb2_grpc.RateLimitServicer):
-    """RateLimit.RateLimitPolicy, for a third-party rate limiter."""
-
-    def __init__(self, authorizer: ServiceAuthorizer) -> None:
-        self._authorizer = authorizer
-
-    async def RateLimitPolicy(  # noqa: N802 # the contract's name
+    async def RateLimitPolicy(  # noqa: N802
         self, request: nvcf_pb2.RateLimitPolicyRequest, context: Context[Any, Any]
     ) -> nvcf_pb2.RateLimitPolicyResponse:
-        """Return the policy of a version; NOT_FOUND when it has none."""
-        async with _aborting(context):
-            version = self._authorizer.version(
-                self._authorizer.service(context), request.functionId, request.functionVersionId
-            )
-            policy = version.rate_limit
-            if policy is None:
-                raise HttpProblem(404, f"version {version.id} has no rate limit")
+        """Return the policy of a version, NOT_FOUND when it has none. For a third-party rate limiter."""
+        version = self._version(self._service(context), request.functionId, request.functionVersionId)
+        policy = version.rate_limit
+        if policy is None:
+            raise HttpProblem(404, f"version {version.id} has no rate limit")
         config = nvcf_pb2.RateLimitPolicyResponse.Config(
             rate=policy.rate,
             excludedNcaIds=policy.excluded,
@@ -175,66 +106,75 @@ class RateLimitPolicyService(nvcf_pb2_grpc.RateLimitServicer):
         )
         return nvcf_pb2.RateLimitPolicyResponse(config=config)
 
-
-class RateLimitService(ratelimiter_pb2_grpc.RateLimitServiceServicer):
-    """RateLimitService.RateLimit: the gateway's own rate limiter as a service."""
-
-    def __init__(self, authorizer: ServiceAuthorizer, limiter: RateLimiter) -> None:
-        self._authorizer = authorizer
-        self._limiter = limiter
-
-    async def RateLimit(  # noqa: N802 # the contract's name
+    async def RateLimit(  # noqa: N802
         self, request: ratelimiter_pb2.RateLimitRequest, context: Context[Any, Any]
     ) -> ratelimiter_pb2.RateLimitResponse:
         """Count one call. A version without a policy, or one that does not exist, allows every call."""
+        service = self._service(context)
+        if not request.ncaId:
+            raise HttpProblem(400, "ncaId is missing")
         version: FunctionVersion | None = None
-        async with _aborting(context):
-            service = self._authorizer.service(context)
-            if not request.ncaId:
-                raise HttpProblem(400, "ncaId is missing")
-            try:
-                version = self._authorizer.version(service, request.functionId, request.functionVersionId)
-            except HttpProblem as problem:
-                # The service that asks finds out by itself, and tells its client in its own words.
-                if problem.status != 404:
-                    raise
+        try:
+            version = self._version(service, request.functionId, request.functionVersionId)
+        except HttpProblem as problem:
+            # The service that asks finds out by itself, and tells its client in its own words.
+            if problem.status != 404:
+                raise
         result = ratelimiter_pb2.RateLimitResponse.ALLOW
         if version is not None and version.rate_limit is not None:
-            grant = await self._limiter.acquire(
+            grant = await self.limiter.acquire(
                 version.rate_limit, version.id, request.ncaId, request.clientAuthSubject
             )
             if not grant.granted:
                 result = ratelimiter_pb2.RateLimitResponse.DISALLOW
         return ratelimiter_pb2.RateLimitResponse(result=result)
 
+    def _service(self, context: Context[Any, Any]) -> Caller:
+        """Return the service that calls."""
+        caller = self.authenticator.identify(bearer(context))
+        if not (caller.key.allows(Scope.SERVICE) or caller.key.allows(Scope.ADMIN)):
+            raise HttpProblem(403, "the API key lacks the scope 'service' or 'admin'")
+        return caller
 
-def add_authorization_services(
-    server: grpc.aio.Server,
-    authenticator: Authenticator,
-    authorizer: Authorizer,
-    registry: Registry,
-    limiter: RateLimiter,
-) -> None:
-    """Add all services of this module to a gRPC server."""
-    decisions = ServiceAuthorizer(authenticator, authorizer, registry)
-    nvcf_pb2_grpc.add_InvocationServicer_to_server(InvocationService(decisions), server)
-    nvcf_pb2_grpc.add_ProxyServicer_to_server(ProxyService(decisions), server)
-    nvcf_pb2_grpc.add_RateLimitServicer_to_server(RateLimitPolicyService(decisions), server)
-    ratelimiter_pb2_grpc.add_RateLimitServiceServicer_to_server(RateLimitService(decisions, limiter), server)
+    def _client(
+        self,
+        service: Caller,
+        request: nvcf_pb2.ClientInvokeRequest | nvcf_pb2.ProxyAuthRequest,
+        owner: str = "",
+    ) -> tuple[Caller, list[FunctionVersion]]:
+        """Return the owner of the client's token, and the versions that the client may invoke."""
+        version_id, token = request.functionVersionId, request.clientAuthorizationToken
+        # Some clients send an empty version for "not given".
+        wanted = checked_id(version_id, "functionVersionId") if version_id else None
+        target = Target(checked_id(request.functionId, "functionId"), wanted)
+        self._check_reach(service, target.function_id)
+        function = self.registry.functions.get(target.function_id)
+        if owner and function is not None and function.nca_id != owner:
+            raise HttpProblem(404, f"account {owner[:128]} has no function {target.function_id}")
+        if not token:
+            raise HttpProblem(401, "clientAuthorizationToken is missing")
+        # Some send the whole value of the header, some only the token.
+        caller = self.authenticator.identify(read_bearer(token) if " " in token.strip() else token.strip())
+        return caller, self.authorizer.versions(caller, target)
 
+    def _version(self, service: Caller, function_id: str, version_id: str) -> FunctionVersion:
+        function_id = checked_id(function_id, "functionId")
+        version_id = checked_id(version_id, "functionVersionId")
+        self._check_reach(service, function_id)
+        version = self.registry.versions.get(version_id)
+        if version is None or version.function_id != function_id:
+            raise HttpProblem(404, f"function {function_id} has no version {version_id}")
+        return version
 
-@asynccontextmanager
-async def _aborting(context: Context[Any, Any]) -> AsyncIterator[None]:
-    try:
-        yield
-    except HttpProblem as problem:
-        await abort(context, problem)
+    def _check_reach(self, service: Caller, function_id: str) -> None:
+        if service.key.allows(Scope.SERVICE):
+            return
+        service.require_function(function_id)
+        function = self.registry.functions.get(function_id)
+        if function is not None and function.nca_id != service.nca_id:
+            raise HttpProblem(403, "the function belongs to another account: that takes the scope 'service'")
 
 
 def _rate_limit_flags(version: FunctionVersion) -> Any:
     policy = version.rate_limit
     return {"hasRateLimit": policy is not None, "syncCheck": policy is not None and policy.sync_check}
-
-
-def _given(request: Any, field: str) -> str | None:
-    return str(getattr(request, field)) if request.HasField(field) else None

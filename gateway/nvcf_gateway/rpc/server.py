@@ -12,8 +12,9 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from nvcf_gateway.config import GatewayConfig
-from nvcf_gateway.errors import SetupError
+from nvcf_gateway.errors import HttpProblem, SetupError
 from nvcf_gateway.http.tls import grpc_credentials
+from nvcf_gateway.rpc.status import abort
 
 CHECK_EVERY_SECONDS = 1.0
 # `HealthCheckResponse` of the gRPC health checking protocol: field 1 is the status.
@@ -26,7 +27,7 @@ Context = grpc.aio.ServicerContext
 def new_server(is_healthy: Callable[[], bool]) -> grpc.aio.Server:
     """Return a server with the health service; `is_healthy` speaks for all services of the port."""
     server = grpc.aio.server(
-        interceptors=[Decoding()],
+        interceptors=[ErrorStatus()],
         options=[
             ("grpc.max_receive_message_length", 64 * 1024),
             ("grpc.so_reuseport", 0),
@@ -83,10 +84,11 @@ def _add_health_service(server: grpc.aio.Server, is_healthy: Callable[[], bool])
     server.add_generic_rpc_handlers((handler,))
 
 
-class Decoding(grpc.aio.ServerInterceptor):
-    """Refuses undecodable messages as INVALID_ARGUMENT, and methods that are not served as UNIMPLEMENTED.
+class ErrorStatus(grpc.aio.ServerInterceptor):
+    """Ends calls with a gRPC status: that of an HttpProblem which a handler raises, and two more.
 
-    By itself the library logs a traceback for each, and anybody may send them.
+    Undecodable messages are INVALID_ARGUMENT, and methods that are not served UNIMPLEMENTED. By itself the
+    library logs a traceback for each, and anybody may send them.
     """
 
     async def intercept_service(
@@ -139,6 +141,8 @@ def _unary(serve: Any) -> Any:
         await _check(message, context)
         try:
             return await serve(message, context)
+        except HttpProblem as problem:
+            await abort(context, problem)
         except NotImplementedError:
             await _not_served(context)
 
@@ -155,6 +159,8 @@ def _streaming(serve: Any) -> Any:
         try:
             async for response in serve(request, context):
                 yield response
+        except HttpProblem as problem:
+            await abort(context, problem)
         except NotImplementedError:
             await _not_served(context)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -12,12 +13,13 @@ from grpc.aio import ServicerContext as Context
 
 from nvcf_broker.errors import BrokerError
 from nvcf_gateway.access.worker_tokens import InvalidWorkerToken, WorkerTokens
+from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.objects.assets import Assets
 from nvcf_gateway.objects.large_results import LargeResults
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.registry import Registry
-from nvcf_gateway.rpc.status import abort, bearer, checked_id
+from nvcf_gateway.rpc.status import bearer, checked_id
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
 from nvcf_proto.tokens import WorkerClaims
 
@@ -31,34 +33,27 @@ class _WorkerRequest(Protocol):
     functionVersionId: str  # noqa: N815 # the contract's name
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class WorkerService(nvcf_pb2_grpc.WorkerServicer):
-    """Handlers of a worker's calls. Artifacts are part of the image here, so there are none to fetch."""
+    """Handlers of a worker's calls. Artifacts are part of the image here, so there are none to fetch.
 
-    def __init__(
-        self,
-        registry: Registry,
-        queue: RequestQueue,
-        tokens: WorkerTokens,
-        region: str,
-        regions: tuple[str, ...],
-        assets: Assets,
-        large: LargeResults,
-    ) -> None:
-        self._registry = registry
-        self._queue = queue
-        self._tokens = tokens
-        self._region = region
-        self._regions = regions
-        self._assets = assets
-        self._large = large
+    They raise HttpProblem, which the server turns into a gRPC status.
+    """
+
+    config: GatewayConfig
+    registry: Registry
+    queue: RequestQueue
+    tokens: WorkerTokens
+    assets: Assets
+    large: LargeResults
 
     async def ConnectOnce(  # noqa: N802 # the contract's name
         self, request: nvcf_pb2.WorkerConnect, context: Context[Any, Any]
     ) -> nvcf_pb2.WorkerConnectOnceResponse:
         """Check the worker, ensure that it has a queue, and return a new token and the regions."""
-        claims = await self._authorize(context, request, request.instanceId)
-        await self._ensure_queue(context, claims.version_id, self._region)
-        token, expires = self._tokens.issue(
+        claims = self._authorize(context, request, request.instanceId)
+        await self._ensure_queue(claims.version_id, self.config.region)
+        token, expires = self.tokens.issue(
             function_id=claims.function_id,
             version_id=claims.version_id,
             instance_id=claims.instance_id,
@@ -69,8 +64,8 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
             "worker connected", extra={"instance_id": claims.instance_id, "version_id": claims.version_id}
         )
         return nvcf_pb2.WorkerConnectOnceResponse(
-            connectedRegion=self._region,
-            otherRegions=[region for region in self._regions if region != self._region],
+            connectedRegion=self.config.region,
+            otherRegions=[region for region in self.config.regions if region != self.config.region],
             nvcfWorkerToken=token,
             expiration=Timestamp(seconds=int(expires)),
         )
@@ -79,28 +74,28 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
         self, request: nvcf_pb2.ProvisionWorkerRequest, context: Context[Any, Any]
     ) -> nvcf_pb2.ProvisionWorkerResponse:
         """Ensure that the version has a queue in the region."""
-        claims = await self._authorize(context, request, request.instanceId)
-        if request.regionToProvision not in self._regions:
-            regions = ", ".join(self._regions)
+        claims = self._authorize(context, request, request.instanceId)
+        if request.regionToProvision not in self.config.regions:
+            regions = ", ".join(self.config.regions)
             detail = f"there is no region {request.regionToProvision[:64]!r}; the regions are {regions}"
-            await abort(context, HttpProblem(400, detail))
-        await self._ensure_queue(context, claims.version_id, request.regionToProvision, again=True)
+            raise HttpProblem(400, detail)
+        await self._ensure_queue(claims.version_id, request.regionToProvision, again=True)
         return nvcf_pb2.ProvisionWorkerResponse()
 
     async def RefreshLargeUploadCredentials(  # noqa: N802
         self, request: nvcf_pb2.RefreshLargeUploadCredentialsRequest, context: Context[Any, Any]
     ) -> nvcf_pb2.RefreshLargeUploadCredentialsResponse:
         """Return a new URL for the upload of a large result."""
-        await self._authorize(context, request)
-        url = self._large.upload_url(await _id(context, request.requestId, "requestId"))
+        self._authorize(context, request)
+        url = self.large.upload_url(checked_id(request.requestId, "requestId"))
         return nvcf_pb2.RefreshLargeUploadCredentialsResponse(largeResponseUrl=url)
 
     async def RequestLargeResponseDownloadCredentials(  # noqa: N802
         self, request: nvcf_pb2.LargeResponseDownloadCredentialsRequest, context: Context[Any, Any]
     ) -> nvcf_pb2.LargeResponseDownloadCredentialsResponse:
         """Return the URL to which the caller of a large result is redirected."""
-        await self._authorize(context, request)
-        url = self._large.download_url(await _id(context, request.requestId, "requestId"))
+        self._authorize(context, request)
+        url = self.large.download_url(checked_id(request.requestId, "requestId"))
         return nvcf_pb2.LargeResponseDownloadCredentialsResponse(largeResponseDownloadUrl=url)
 
     async def RefreshAssetDownloadCredentials(  # noqa: N802
@@ -110,14 +105,14 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
     ) -> AsyncIterator[nvcf_pb2.RefreshAssetDownloadCredentialsResponse]:
         """Return new URLs for input assets, one response for each request."""
         async for request in request_iterator:
-            await self._authorize(context, request)
-            asset_id = await _id(context, request.assetId, "assetId")
-            content_type = await self._assets.content_type(asset_id)
+            self._authorize(context, request)
+            asset_id = checked_id(request.assetId, "assetId")
+            content_type = await self.assets.content_type(asset_id)
             if content_type is None:
-                await abort(context, HttpProblem(404, f"no asset {asset_id}"))
+                raise HttpProblem(404, f"no asset {asset_id}")
             response = nvcf_pb2.RefreshAssetDownloadCredentialsResponse()
             response.inputAssetReference.assetId = asset_id
-            response.inputAssetReference.reference = self._assets.download_url(asset_id)
+            response.inputAssetReference.reference = self.assets.download_url(asset_id)
             response.inputAssetReference.contentType = content_type
             yield response
 
@@ -125,21 +120,21 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
         self, request: nvcf_pb2.MultipartLargeUploadCredentialsRequest, context: Context[Any, Any]
     ) -> nvcf_pb2.MultipartLargeUploadCredentialsResponse:
         """Refuse: results of any size are uploaded to `largeResponseUrl` in one piece."""
-        await self._authorize(context, request)
-        await abort(context, HttpProblem(412, "there is no S3 store here: upload to largeResponseUrl"))
+        self._authorize(context, request)
+        raise HttpProblem(412, "there is no S3 store here: upload to largeResponseUrl")
 
     async def RequestArtifacts(  # noqa: N802
         self, request: nvcf_pb2.ArtifactsRequest, context: Context[Any, Any]
     ) -> nvcf_pb2.ArtifactsResponse:
         """Return no artifacts."""
-        await self._authenticate(context)
+        self._authenticate(context)
         return nvcf_pb2.ArtifactsResponse()
 
     async def StreamArtifacts(  # noqa: N802
         self, request: nvcf_pb2.ArtifactsRequest, context: Context[Any, Any]
     ) -> AsyncIterator[nvcf_pb2.StreamedArtifactFile]:
         """Stream no artifacts: the stream ends at once."""
-        await self._authenticate(context)
+        self._authenticate(context)
         files: tuple[nvcf_pb2.StreamedArtifactFile, ...] = ()
         for file in files:
             yield file
@@ -148,61 +143,49 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
         self, request: nvcf_pb2.InstanceCredentialsRequest, context: Context[Any, Any]
     ) -> nvcf_pb2.InstanceCredentialsResponse:
         """Return a signed token that names the worker's instance."""
-        claims = await self._authorize(context, request, request.instanceId)
-        token, expiration = self._assertion(claims, "instance")
+        token, expiration = self._assertion(self._authorize(context, request, request.instanceId), "instance")
         return nvcf_pb2.InstanceCredentialsResponse(instanceCredentialsToken=token, expiration=expiration)
 
     async def RequestSecretCredentials(  # noqa: N802
         self, request: nvcf_pb2.SecretCredentialsRequest, context: Context[Any, Any]
     ) -> nvcf_pb2.SecretCredentialsResponse:
         """Return a signed token for a store of secrets."""
-        token, expiration = self._assertion(await self._authorize(context, request), "secrets")
+        token, expiration = self._assertion(self._authorize(context, request), "secrets")
         return nvcf_pb2.SecretCredentialsResponse(secretCredentialsToken=token, expiration=expiration)
 
     async def RequestFunctionMetadataCredentials(  # noqa: N802
         self, request: nvcf_pb2.FunctionMetadataCredentialsRequest, context: Context[Any, Any]
     ) -> nvcf_pb2.FunctionMetadataCredentialsResponse:
         """Return a signed token that names the function; workers hand it to the function itself."""
-        token, expiration = self._assertion(await self._authorize(context, request), "function-metadata")
+        token, expiration = self._assertion(self._authorize(context, request), "function-metadata")
         return nvcf_pb2.FunctionMetadataCredentialsResponse(
             functionMetadataCredentialsToken=token, expiration=expiration
         )
 
     def _assertion(self, claims: WorkerClaims, purpose: str) -> tuple[str, Timestamp]:
-        token, expires = self._tokens.assertion(claims, purpose, time.time())
+        token, expires = self.tokens.assertion(claims, purpose, time.time())
         return token, Timestamp(seconds=int(expires))
 
-    async def _authorize(
+    def _authorize(
         self, context: Context[Any, Any], request: _WorkerRequest, instance_id: str | None = None
     ) -> WorkerClaims:
-        claims = await self._authenticate(context)
-        function_id = await _id(context, request.functionId, "functionId")
-        version_id = await _id(context, request.functionVersionId, "functionVersionId")
+        claims = self._authenticate(context)
+        function_id = checked_id(request.functionId, "functionId")
+        version_id = checked_id(request.functionVersionId, "functionVersionId")
         if not claims.covers(function_id=function_id, version_id=version_id, instance_id=instance_id):
-            await abort(context, HttpProblem(403, "the worker token is for another function or instance"))
-        if self._registry.versions.get(version_id) is None:
-            await abort(context, HttpProblem(404, f"no version {version_id}"))
+            raise HttpProblem(403, "the worker token is for another function or instance")
+        if self.registry.versions.get(version_id) is None:
+            raise HttpProblem(404, f"no version {version_id}")
         return claims
 
-    async def _authenticate(self, context: Context[Any, Any]) -> WorkerClaims:
+    def _authenticate(self, context: Context[Any, Any]) -> WorkerClaims:
         try:
-            return self._tokens.verify(bearer(context), time.time())
+            return self.tokens.verify(bearer(context), time.time())
         except InvalidWorkerToken as error:
-            await abort(context, HttpProblem(401, str(error)))
-        except HttpProblem as problem:
-            await abort(context, problem)
+            raise HttpProblem(401, str(error)) from None
 
-    async def _ensure_queue(
-        self, context: Context[Any, Any], version_id: str, region: str, *, again: bool = False
-    ) -> None:
+    async def _ensure_queue(self, version_id: str, region: str, *, again: bool = False) -> None:
         try:
-            await self._queue.ensure(version_id, region, again=again)
+            await self.queue.ensure(version_id, region, again=again)
         except BrokerError as error:
-            await abort(context, HttpProblem(503, str(error)))
-
-
-async def _id(context: Context[Any, Any], text: str, field: str) -> str:
-    try:
-        return checked_id(text, field)
-    except HttpProblem as problem:
-        await abort(context, problem)
+            raise HttpProblem(503, str(error)) from None
