@@ -1,4 +1,4 @@
-"""`python -m examples.demo`, from the project's folder: real work through a real platform, as it happens."""
+"""Run the demo on a real platform: `python -m examples.demo` in the project's folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The three things the demo shows, once the platform runs."""
+"""The parts of the demo that show pictures and streams."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEXT = (
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A deployed function, as its callers know it."""
+    """A deployed function."""
 
     name: str
     id: str
@@ -33,7 +33,7 @@ class Function:
 async def read_pictures(
     screen: Screen, caller: Caller, function: Function, samples: list[Sample]
 ) -> tuple[list[Reading], Score]:
-    """Sends every picture and shows what came back. Raises `DemoFailure` when too many are misread."""
+    """Send every picture and show the results. Raises `DemoFailure` if too many are misread."""
     readings: list[Reading] = []
     async with screen.step("reading pictures") as step:
         for number, sample in enumerate(samples, 1):
@@ -82,7 +82,7 @@ class Streamed:
 
 
 async def show_stream(screen: Screen, caller: Caller, function: Function) -> Streamed:
-    """Prints each event when it comes, with the time since the one before."""
+    """Print each event when it arrives, with the time since the previous one."""
     screen.line(f"  {PACE * 1000:.0f} ms between two words in the function. As they arrive here:")
     started = previous = time.perf_counter()
     words: list[str] = []

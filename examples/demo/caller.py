@@ -1,4 +1,4 @@
-"""A caller of the platform: plain HTTP with an API key, nothing of this project imported."""
+"""A caller of the platform: plain HTTP with an API key, without the project's libraries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PATIENCE = 90
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer; `seconds` from sending the request to the last byte of the answer."""
+    """A complete response. `seconds` is the time from sending the request to the last byte."""
 
     status: int
     request_id: str
@@ -28,7 +28,7 @@ class Answer:
     seconds: float
 
     def json(self) -> Any:
-        """Raises `DemoFailure` for anything but a good answer in JSON."""
+        """Return the JSON body. Raises `DemoFailure` for an error or another body."""
         if self.status != 200:
             raise DemoFailure(f"request {self.request_id} was answered {self.status}: {explain(self.body)}")
         return parse_json(self.body)
@@ -42,7 +42,7 @@ def parse_json(body: bytes | str) -> Any:
 
 
 def explain(body: bytes) -> str:
-    """The sentence for people in an error's body (RFC 9457), or its beginning."""
+    """Return the detail of an error's body (RFC 9457), or its beginning."""
     try:
         problem = json.loads(body)
         return str(problem.get("detail") or problem["title"])
@@ -94,7 +94,7 @@ class Caller:
             raise DemoFailure(f"the request got no answer: {describe(error)}") from error
 
     async def events(self, function_id: str, order: Mapping[str, Any]) -> AsyncIterator[Event]:
-        """Each event as soon as its bytes are here."""
+        """Yield each event as soon as it is complete."""
         headers = {"accept": "text/event-stream"}
         decoder = EventDecoder()
         try:

@@ -1,7 +1,7 @@
-"""What ends the demo before its end."""
+"""The error that ends the demo early."""
 
 from __future__ import annotations
 
 
 class DemoFailure(Exception):
-    """One line for the person who started the demo: what went wrong, and what to do where that is known."""
+    """One line for the user: the cause, and the remedy if it is known."""

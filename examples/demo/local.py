@@ -1,4 +1,4 @@
-"""The platform as its user handles it: the `nvcf` command, in a data folder of its own."""
+"""The platform, run with the `nvcf` command in its own data folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ END_NOTICE = 0.5
 
 
 class Platform:
-    """`nvcf up` as a child. Should the demo be killed, the kernel sends it SIGTERM, which ends it cleanly."""
+    """`nvcf up` as a child process. The kernel sends it SIGTERM if the demo is killed."""
 
     def __init__(self, folder: Path) -> None:
         self._log = folder / "nvcf-up.log"
@@ -43,7 +43,7 @@ class Platform:
         return self._up is not None
 
     async def start(self, step: Step, *flags: str) -> None:
-        """Returns when the gateway answers; sets `url` and `key`. Raises `DemoFailure`."""
+        """Start the platform, wait until it is ready, and set `url` and `key`. Raises `DemoFailure`."""
         self._data.mkdir(parents=True)
         with self._log.open("wb") as log:
             self._up = await self._spawn("up", "--http-port", "0", *flags, stdout=log.fileno())
@@ -58,7 +58,7 @@ class Platform:
         self.notice()
 
     def _read_state(self) -> bool:
-        """The file that `nvcf up` writes when everything is ready, and removes when it ends."""
+        """Read the file that `nvcf up` writes when it is ready, and removes when it ends."""
         try:
             state = json.loads((self._data / "state.json").read_text(encoding="utf-8"))
             self.url = state["url"]
@@ -70,7 +70,7 @@ class Platform:
         return True
 
     async def deploy(self, step: Step, file: Path, name: str, *flags: str) -> None:
-        """Returns when the function can be called. Raises `DemoFailure` with what the command said."""
+        """Deploy a function and wait until it is ready. Raises `DemoFailure` with the command's message."""
         await self._command(step, "deploy", str(file), "--name", name, *flags)
         self.notice()
 
@@ -96,13 +96,13 @@ class Platform:
         return f"{count} processes ended in {time.monotonic() - started:.1f} s, none is left"
 
     def notice(self) -> None:
-        """Takes down which processes belong to the platform now."""
+        """Record the current processes of the platform."""
         if self._up is not None:
             for process in descendants(process_table(), self._up.pid):
                 self._seen[process.identity] = process
 
     async def explain_end(self) -> str:
-        """More words for a failure if the platform has ended by itself, else none."""
+        """Return an explanation for a failure if the platform ended by itself, else an empty text."""
         if self._up is None:
             return ""
         with suppress(TimeoutError):
@@ -111,7 +111,7 @@ class Platform:
         return ""
 
     def log_tails(self) -> list[tuple[str, list[str]]]:
-        """Name and last lines of each log file."""
+        """Return the name and the last lines of each log file."""
         paths = [self._log, *sorted(self._data.rglob("*.log"))]
         return [(path.name, lines) for path in paths if (lines := _tail(path))]
 
@@ -131,7 +131,7 @@ class Platform:
             raise DemoFailure(str(error)) from error
 
     async def _command(self, step: Step, *arguments: str) -> None:
-        """One `nvcf` command; the step shows its latest line. Raises `DemoFailure` with its last line."""
+        """Run one `nvcf` command. The step shows its latest line. Raises `DemoFailure` with its last line."""
         child = await self._spawn(*arguments, stdout=asyncio.subprocess.PIPE)
         said = "nothing"
         try:
@@ -182,7 +182,7 @@ def _tail(path: Path) -> list[str]:
 
 
 def readable(line: str) -> str:
-    """A JSON log line as time, level and message; any other as it is."""
+    """Return a JSON log line as time, level and message, and any other line unchanged."""
     try:
         record = json.loads(line)
         text = f"{record['time'][11:19]} {record['level'].lower():7} {record['message']}"

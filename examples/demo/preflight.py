@@ -1,4 +1,4 @@
-"""What must be there before the demo starts, each with the way to get it."""
+"""Check the demo's requirements. Each error names the way to install the missing part."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOAD_DEADLINE = 60.0
 
 
 def nvcf_command() -> Path:
-    """The `nvcf` of this Python. Raises `DemoFailure` if the package is not installed here."""
+    """Return the `nvcf` command of this Python. Raises `DemoFailure` if the package is not installed."""
     command = Path(sys.executable).with_name("nvcf")
     if not command.exists():
         raise DemoFailure(f"there is no nvcf command beside {sys.executable}; {install_hint()}")
@@ -22,7 +22,7 @@ def nvcf_command() -> Path:
 
 
 def check() -> None:
-    """Raises `DemoFailure` for a missing package, or a missing system library of OpenCV."""
+    """Raise `DemoFailure` if a package, or a system library of OpenCV, is missing."""
     missing = [name for name in MODULES if find_spec(name) is None]
     if missing:
         raise DemoFailure(f"missing packages: {', '.join(missing)}; {install_hint()}")
@@ -43,7 +43,7 @@ def install_hint() -> str:
 
 
 def explain_opencv(stderr: str) -> str:
-    """One line for a failed `import cv2`: it is the one part that needs libraries of the system."""
+    """Explain a failed `import cv2`, the only package that needs system libraries."""
     reason = stderr.strip().rpartition("\n")[2] or "it ended without a word"
     hint = ""
     if "libGL" in reason or "libgthread" in reason or "libglib" in reason:

@@ -1,4 +1,4 @@
-"""Which processes belong to the platform, from /proc (Linux)."""
+"""Find the processes of the platform in /proc (Linux)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ZOMBIE = frozenset("ZX")
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process; `started` (clock ticks since boot) tells it from a later one with the same number."""
+    """One process. `started` (clock ticks since boot) distinguishes it from a later one with the same id."""
 
     pid: int
     parent: int
@@ -27,7 +27,7 @@ class Process:
 
 
 def parse_stat(text: str, command: str = "") -> Process:
-    """Reads /proc/PID/stat (proc_pid_stat(5)). The name in brackets may itself hold brackets and blanks."""
+    """Parse /proc/PID/stat (proc_pid_stat(5)). The name in brackets may contain brackets and spaces."""
     before, _, after = text.rpartition(")")
     pid, _, name = before.partition(" (")
     fields = after.split()
@@ -37,7 +37,7 @@ def parse_stat(text: str, command: str = "") -> Process:
 
 
 def descendants(table: Iterable[Process], root: int) -> list[Process]:
-    """The root and everything below it."""
+    """Return the root process and all its descendants."""
     children: dict[int, list[Process]] = {}
     found = []
     for process in table:
@@ -53,7 +53,7 @@ def descendants(table: Iterable[Process], root: int) -> list[Process]:
 
 
 def still_alive(seen: Iterable[Process], table: Iterable[Process]) -> list[Process]:
-    """Those of `seen` that the table still holds and that are more than an unreaped exit status."""
+    """Return the processes of `seen` that still run and are not zombies."""
     wanted = {process.identity for process in seen}
     return [process for process in table if process.identity in wanted and process.state not in ZOMBIE]
 

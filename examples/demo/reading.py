@@ -1,4 +1,4 @@
-"""Judging what the recogniser read, in numbers that do not flatter."""
+"""Compare recognised texts with the true ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEAST_GOOD_SHARE = 0.7
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One picture's way through the platform; times in milliseconds."""
+    """The result of one picture. Times are in milliseconds."""
 
     name: str
     truth: str
@@ -47,7 +47,7 @@ class Score:
 
 
 def make_reading(sample: Sample, answer: Any, seconds: float) -> Reading:
-    """Raises `DemoFailure` when the answer is not what examples/ocr sends."""
+    """Return the result of a picture. Raises `DemoFailure` if the response is not from examples/ocr."""
     try:
         text = str(answer["text"])
         return Reading(
@@ -70,10 +70,10 @@ def score(readings: Sequence[Reading]) -> Score:
 
 
 def median(values: Sequence[float]) -> float:
-    """The upper median; 0 of nothing."""
+    """Return the upper median, or 0 for no values."""
     return sorted(values)[len(values) // 2] if values else 0.0
 
 
 def passes_for(seconds: float, model_ms: float, limit: int) -> int:
-    """How often a picture must be read to keep a worker busy for so long."""
+    """Return the number of passes that keep a worker busy for some time."""
     return max(2, min(limit, round(seconds * 1000 / max(model_ms, 1.0))))

@@ -1,4 +1,4 @@
-"""A worker dies in the middle of a request, and its caller gets the answer all the same."""
+"""A worker is killed during a request, and its caller still gets the response."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RUNNING = "RUNNING"
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """What the platform says about one copy of a function."""
+    """One instance in the platform's list."""
 
     id: str
     state: str
@@ -61,7 +61,7 @@ class Rescue:
 
 
 def parse_instances(records: Any) -> list[Instance]:
-    """GET /v2/nvcf/instances. Raises `DemoFailure` for an answer of another form."""
+    """Parse GET /v2/nvcf/instances. Raises `DemoFailure` for another form."""
     try:
         return [
             Instance(
@@ -82,7 +82,7 @@ async def instances_of(caller: Caller, function: Function) -> list[Instance]:
 
 
 class LogMarks:
-    """Where each instance's log ended when watching began; says whose log has grown a certain text since."""
+    """The size of each instance's log at the start, to find the instance that logged a text since then."""
 
     def __init__(self, instances: Sequence[Instance]) -> None:
         self._marks = [(instance, instance.log_path, _size(instance.log_path)) for instance in instances]
@@ -110,7 +110,7 @@ def _read_from(path: Path, offset: int) -> bytes:
 async def kill_and_wait(
     screen: Screen, caller: Caller, function: Function, sample: Sample, readings: Sequence[Reading]
 ) -> Rescue:
-    """Sends one long request, kills the worker that took it with SIGKILL, and waits for the caller's answer.
+    """Send one long request, kill its worker with SIGKILL, and wait for the caller's response.
 
     Raises `DemoFailure` when the answer is late, wrong, or came from the killed process.
     """
@@ -165,7 +165,7 @@ async def _find_worker(marks: LogMarks, request: asyncio.Task[Answer], passes: i
 
 
 def started_line(passes: int) -> bytes:
-    """What examples/ocr logs when it begins."""
+    """Return the line that examples/ocr logs at the start of a request."""
     return f"in {passes} passes".encode()
 
 
@@ -191,7 +191,7 @@ async def _answer(request: asyncio.Task[Answer]) -> Answer:
 
 
 def judge(answer: Answer, earlier: Reading, passes: int, killed_pid: int, killed_at: float) -> Rescue:
-    """The answer must be the one that an undisturbed request gets, and not from the killed process."""
+    """Check that the response equals that of an undisturbed request and is not from the killed process."""
     body = answer.json()
     try:
         text, done, delivery = body["text"], body["passes"], int(body["delivery"])

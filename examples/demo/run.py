@@ -1,4 +1,4 @@
-"""The demo from beginning to end, whatever that end is."""
+"""Run the whole demo and stop everything at its end."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Results:
 
 
 async def run(screen: Screen, *, keep: bool) -> int:
-    """Returns the exit code: 0 done, 1 failed, 130 interrupted. Nothing is left running in any case."""
+    """Return the exit code: 0 done, 1 failed, 130 interrupted. No process is left in any case."""
     _end_on_sigterm()
     started = time.monotonic()
     try:
@@ -144,7 +144,7 @@ async def _explain(screen: Screen, platform: Platform, failure: Exception) -> No
 
 
 async def _stop(screen: Screen, platform: Platform) -> str | None:
-    """Stops everything; a sentence about it, or None when something had to be killed."""
+    """Stop everything. Returns a sentence about it, or None if a process had to be killed."""
     if not platform.was_started:
         return "nothing was started"
     screen.heading("6  The end")

@@ -1,4 +1,4 @@
-"""A function without an instance: its first request, a burst, and back to nothing when nobody calls."""
+"""Scale a function from zero: its first request, a burst, and back to zero without calls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_INSTANCES = 4
 BURST = 120
 IDLE_SECONDS = 3.0
 POLL = 0.1
-TELL_EVERY = 1.0
+REPORT_EVERY = 1.0
 ZERO_DEADLINE = 45.0
 RUNNING = "RUNNING"
 WAITING = frozenset({"PENDING", "STARTING"})
@@ -43,7 +43,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Scaled:
-    """Seconds: of the first request with its cold start, of the burst, and until nothing was left."""
+    """Seconds of the first request with its cold start, of the burst, and until no instance was left."""
 
     first: float
     burst: float
@@ -54,7 +54,7 @@ class Scaled:
 
 
 def parse_copies(records: Any) -> list[Copy]:
-    """Living instances out of GET /v2/nvcf/instances. Raises `DemoFailure` for an answer of another form."""
+    """Return the live instances in GET /v2/nvcf/instances. Raises `DemoFailure` for another form."""
     try:
         copies = [
             Copy(
@@ -79,7 +79,7 @@ async def copies_of(caller: Caller, function: Function) -> list[Copy]:
 
 
 def picture(copies: Sequence[Copy], clusters: Sequence[str]) -> str:
-    """Each cluster with a sign for each instance: `local-1 ■■..  local-2 ■□..`."""
+    """Return each cluster with a sign for each instance: `local-1 ■■..  local-2 ■□..`."""
     texts = []
     width = MOST_INSTANCES // len(clusters) if clusters else 0
     for cluster in clusters:
@@ -90,7 +90,7 @@ def picture(copies: Sequence[Copy], clusters: Sequence[str]) -> str:
 
 
 async def show_scaling(screen: Screen, caller: Caller, function: Function, clusters: Sequence[str]) -> Scaled:
-    """From zero to four instances and back. Raises `DemoFailure` when a request has no good answer."""
+    """Scale from zero to four instances and back. Raises `DemoFailure` if a request fails."""
     if await copies_of(caller, function):
         raise DemoFailure(f"{function.name} has instances before anybody called it")
     screen.line(
@@ -113,7 +113,7 @@ async def show_scaling(screen: Screen, caller: Caller, function: Function, clust
 
 
 async def _first_request(screen: Screen, caller: Caller, function: Function) -> float:
-    """Seconds until the answer."""
+    """Send the first request. Returns the seconds until its response."""
     async with screen.step("the first request waits in the queue while an instance starts") as step:
         sent = time.time()
         answer = await caller.invoke(function.id, BODY, {})
@@ -137,7 +137,7 @@ async def _first_request(screen: Screen, caller: Caller, function: Function) -> 
 async def _burst(
     screen: Screen, caller: Caller, function: Function, clusters: Sequence[str]
 ) -> tuple[list[Answer], float]:
-    """All answers, and the seconds until the last of them."""
+    """Return all responses, and the seconds until the last of them."""
     screen.line(
         f"  {BURST} requests at once; at most {MOST_INSTANCES} instances. "
         "■ runs  □ starts  . none         answered"
@@ -145,14 +145,14 @@ async def _burst(
     started = time.perf_counter()
     requests = [asyncio.create_task(caller.invoke(function.id, BODY, {})) for _ in range(BURST)]
     try:
-        shown, told = "", 0.0
+        shown, reported = "", 0.0
         while True:
             seconds = time.perf_counter() - started
             done = sum(request.done() for request in requests)
             now = picture(await copies_of(caller, function), clusters)
-            if now != shown or seconds - told >= TELL_EVERY or done == BURST:
+            if now != shown or seconds - reported >= REPORT_EVERY or done == BURST:
                 screen.line(f"     +{seconds:5.1f} s  {escape(now):48} {done:3} of {BURST}")
-                shown, told = now, seconds
+                shown, reported = now, seconds
             if done == BURST:
                 break
             await asyncio.wait(requests, timeout=POLL)
@@ -164,7 +164,7 @@ async def _burst(
 
 
 def check(answers: Sequence[Answer]) -> set[str]:
-    """Which instances answered. Raises `DemoFailure` for a bad answer, or when too few instances did."""
+    """Return the instances that responded. Raises `DemoFailure` for an error, or for too few instances."""
     try:
         used = {str(answer.json()["instance"]) for answer in answers}
     except (KeyError, TypeError) as error:
@@ -187,7 +187,7 @@ async def _back_to_zero(screen: Screen, caller: Caller, function: Function) -> f
 
 
 async def _show_reasons(screen: Screen, caller: Caller, function: Function) -> None:
-    """What the autoscaler says for itself: the same as `nvcf scaling`."""
+    """Show the autoscaler's reasons, the same as `nvcf scaling`."""
     path = f"/v2/nvcf/events?functionVersionId={function.version_id}&kind=scaling&limit=20"
     found = await caller.get(path)
     screen.line(f"  Why, in the autoscaler's own words (nvcf scaling {escape(function.name)}):")
@@ -196,7 +196,7 @@ async def _show_reasons(screen: Screen, caller: Caller, function: Function) -> N
 
 
 def reasons(found: Any) -> list[str]:
-    """Texts of GET /v2/nvcf/events, oldest first. Raises `DemoFailure` for an answer of another form."""
+    """Return the texts of GET /v2/nvcf/events, oldest first. Raises `DemoFailure` for another form."""
     try:
         return [str(event["text"]) for event in reversed(found["events"])]
     except (KeyError, TypeError) as error:

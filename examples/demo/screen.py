@@ -1,4 +1,4 @@
-"""What the demo shows: steps with their waiting time, on a terminal and in a log file alike."""
+"""The output of the demo: steps with their waiting time, on a terminal or in a log file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLAIN_ERRORS = "nvcf-demo-plain-signs"
 
 
 class Step:
-    """Something that takes time. `note` says what it waits for right now, `result` what came of it."""
+    """A step that takes time. `note` is what it waits for now, `result` its outcome."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -53,7 +53,7 @@ class Screen:
         self.console.rule(f"[bold]{escape(text)}[/bold]", align="left")
 
     def line(self, text: str = "") -> None:
-        """One line with rich markup; text from outside goes through `plain`."""
+        """Print one line with rich markup. External text goes through `plain`."""
         self.console.print(text)
 
     def plain(self, text: str) -> None:
@@ -61,7 +61,7 @@ class Screen:
 
     @asynccontextmanager
     async def step(self, title: str) -> AsyncIterator[Step]:
-        """Shows that something is under way, for as long as the block lasts."""
+        """Show a step for the length of the block."""
         step = Step(title)
         ticker = asyncio.create_task(self._tick(step))
         try:
@@ -86,7 +86,7 @@ class Screen:
 
 
 def plain_signs(error: UnicodeError) -> tuple[str, int]:
-    """An error handler for `codecs`: other signs for those that an encoding lacks."""
+    """Replace signs that an encoding lacks. This is an error handler for `codecs`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start : error.end]

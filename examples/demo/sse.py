@@ -1,4 +1,4 @@
-"""Decoding an event stream (WHATWG HTML, section 9.2.6) as its bytes come in."""
+"""Decode an event stream (WHATWG HTML, section 9.2.6) while it arrives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Event:
 
 
 class EventDecoder:
-    """Feed bytes split anywhere, get complete events; comments, ids and retry times are dropped.
+    """Decodes bytes, split anywhere, into complete events. Comments, ids and retry times are dropped.
 
     Raises `ValueError` for a line longer than a mebibyte.
     """
