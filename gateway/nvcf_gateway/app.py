@@ -100,71 +100,26 @@ async def running_gateway(config: GatewayConfig, gateway_id: str) -> AsyncIterat
     Raises SetupError and BrokerError when the gateway cannot start.
     """
     async with AsyncExitStack() as stack:
-        keys = await asyncio.to_thread(SigningKeys, config.signing_key)
-        stack.push_async_callback(_end, asyncio.create_task(keys.follow(), name="signing keys"))
-        tokens = WorkerTokens(keys)
-        client = await connect_broker(config.nats, config.nats_credentials, name=f"gateway_{gateway_id}")
-        stack.push_async_callback(_close, client)
-        registry = Registry(client, config.replicas)
-        await registry.start(stack)
-        if config.bootstrap_keys is not None:
-            await registry.bootstrap_keys(config.bootstrap_keys)
-        background = await stack.enter_async_context(BackgroundTasks())
-        requests = ReplyInbox(client)
-        await requests.start()
-        shared = SharedCounters(client, requests, gateway_id)
-        await shared.start(stack)
-        limiter = RateLimiter(shared, background)
-        parts = await _parts(
-            config, gateway_id, client, requests, registry, tokens, background, limiter, keys, shared
-        )
-        stack.push_async_callback(_end, asyncio.create_task(parts.demand.report(), name="demand reports"))
-        dead_letters = DeadLetters(requests, parts.queue, background, config.regions, registry.versions.keys)
-        await client.subscribe(MAX_DELIVERIES_SUBJECT, queue=DEAD_LETTER_GROUP, cb=dead_letters.on_advisory)
-        stack.push_async_callback(_end, asyncio.create_task(dead_letters.sweep(), name="sweep of the queues"))
-        replies = InlineReplies(parts.pending, background)
-        await client.subscribe(inline_reply_subjects(gateway_id), cb=replies.received)
-        if config.callout_seed is not None:
-            account = await asyncio.to_thread(load_account_seed, config.callout_seed)
-            callout = AuthCallout(account, registry, tokens, config.regions, wide_inbox=config.wide_inbox)
-            await client.subscribe(AUTH_CALLOUT_SUBJECT, queue=QUEUE_GROUP, cb=callout.on_request)
-        await client.flush(timeout=5)
-        service = WorkerService(config, registry, parts.queue, tokens, parts.assets, parts.large)
-        server = new_server(lambda: client.is_connected)
-        nvcf_pb2_grpc.add_WorkerServicer_to_server(service, server)
-        AuthorizationService(parts.authenticator, parts.authorizer, registry, limiter).add_to(server)
-        grpc_address = await serve(stack, config, server)
-        parts.http_address.append(await _serve_http(stack, config, parts.server))
-        sessions = await _serve_sessions(stack, config, parts, client, requests, background, limiter)
-        yield RunningGateway(gateway_id, parts.http_address[0], grpc_address, client, parts.pending, sessions)
+        yield await _start(stack, config, gateway_id)
 
 
-@dataclass(frozen=True)
-class _Parts:
-    server: HttpServer
-    queue: RequestQueue
-    pending: PendingRequests
-    http_address: list[str]
-    authenticator: Authenticator
-    authorizer: Authorizer
-    assets: Assets
-    large: LargeResults
-    demand: Demand
-    telemetry: SessionTelemetry
-
-
-async def _parts(
-    config: GatewayConfig,
-    gateway_id: str,
-    client: BrokerClient,
-    requests: ReplyInbox,
-    registry: Registry,
-    tokens: WorkerTokens,
-    background: BackgroundTasks,
-    limiter: RateLimiter,
-    keys: SigningKeys,
-    shared: SharedCounters,
-) -> _Parts:
+async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) -> RunningGateway:
+    """Create all parts, from the broker up to the listeners. What has to be ended goes on `stack`."""
+    keys = await asyncio.to_thread(SigningKeys, config.signing_key)
+    stack.push_async_callback(_end, asyncio.create_task(keys.follow(), name="signing keys"))
+    tokens = WorkerTokens(keys)
+    client = await connect_broker(config.nats, config.nats_credentials, name=f"gateway_{gateway_id}")
+    stack.push_async_callback(_close, client)
+    registry = Registry(client, config.replicas)
+    await registry.start(stack)
+    if config.bootstrap_keys is not None:
+        await registry.bootstrap_keys(config.bootstrap_keys)
+    background = await stack.enter_async_context(BackgroundTasks())
+    requests = ReplyInbox(client)
+    await requests.start()
+    shared = SharedCounters(client, requests, gateway_id)
+    await shared.start(stack)
+    limiter = RateLimiter(shared, background)
     http_address: list[str] = []
 
     def attach_url() -> str:
@@ -172,7 +127,7 @@ async def _parts(
         scheme = "http" if config.tls_cert is None else "https"
         return config.attach_url or f"{scheme}://{http_address[0]}"
 
-    pending = PendingRequests()
+    # What is kept in the broker.
     queue = RequestQueue(client, requests, config, registry.queue_depth)
     tracking = Tracking(client, requests, config)
     idempotency_keys = IdempotencyKeys(requests, config)
@@ -186,74 +141,85 @@ async def _parts(
         raise SetupError(str(error)) from None
     bodies = RegionalBuckets(client, requests, config, "bodies", ttl=config.results_ttl)
     retention = Retention(config, bodies, results, tracking)
+    urls = SignedUrls(lambda: keys.ring.mac_keys(), lambda: config.public_url or attach_url())
+    large_buckets = RegionalBuckets(
+        client, requests, config, "large", ttl=config.results_ttl, max_bytes=config.results_max_bytes
+    )
+    large = LargeResults(large_buckets, urls, config.large_body_bytes)
+    asset_buckets = RegionalBuckets(client, requests, config, "assets", ttl=config.assets_ttl)
     dashboard_tokens = DashboardTokens(lambda: keys.ring.mac_keys())
     authenticator, authorizer = Authenticator(registry, dashboard_tokens), Authorizer(registry)
+    assets = Assets(authenticator, asset_buckets, urls, config.large_body_bytes)
+
+    # Calls.
+    pending = PendingRequests()
     demand = Demand(client, gateway_id, registry.index, time.time)
     metrics = GatewayMetrics("http" if config.tls_cert is None else "https")
     http_telemetry, telemetry = HttpTelemetry(metrics), EnqueueTelemetry(metrics, config.region)
-    sessions = SessionTelemetry(http_telemetry, telemetry)
-    register_gauges(metrics, demand.waiting, lambda: sessions.active, sessions.bytes)
+    session_telemetry = SessionTelemetry(http_telemetry, telemetry)
+    register_gauges(metrics, demand.waiting, lambda: session_telemetry.active, session_telemetry.bytes)
     runner = CallRunner(
         config, gateway_id, attach_url, queue, pending, retention, background, demand, telemetry
     )
-    worker_query = WorkerQuery(config, gateway_id, attach_url, requests, pending)
-    poller = Poller(
-        worker_query,
-        authenticator,
-        authorizer,
-        queue,
-        results,
-        tracking,
-        retention,
-        background,
-        idempotency_keys,
-    )
-    urls = SignedUrls(lambda: keys.ring.mac_keys(), lambda: config.public_url or attach_url())
-    results_bytes = config.results_max_bytes
-    large_results = RegionalBuckets(
-        client, requests, config, "large", ttl=config.results_ttl, max_bytes=results_bytes
-    )
-    large = LargeResults(large_results, urls, config.large_body_bytes)
-    asset_buckets = RegionalBuckets(client, requests, config, "assets", ttl=config.assets_ttl)
-    assets = Assets(authenticator, asset_buckets, urls, config.large_body_bytes)
+    query = WorkerQuery(config, gateway_id, attach_url, requests, pending)
+    poller = Poller(query, authenticator, authorizer, queue, retention, background, idempotency_keys)
     idempotent = IdempotentCalls(runner, retention, idempotency_keys, background)
     invoker = Invoker(
-        config,
-        registry,
-        authenticator,
-        authorizer,
-        runner,
-        retention,
-        idempotent,
-        poller,
-        limiter,
-        assets,
-        large,
+        config, registry, authenticator, authorizer, runner, idempotent, poller, limiter, assets, large
     )
     fallback = FallbackLookup(config, gateway_id, attach_url, registry, queue, pending, retention, background)
     await client.subscribe(fallback_subject("*"), queue=FALLBACK_GROUP, cb=fallback.on_query)
+
+    # Everything else that is served over HTTP.
     management = Management(authenticator, registry, queue)
     deployments = Deployments(authenticator, registry, queue, management, tokens)
     collector = SnapshotCollector(client, gateway_id, demand.history, lambda: shared.members)
     await collector.start()
-    stats = StatsRoute(authenticator, registry, collector, Queues(requests, config.regions))
-    server = HttpServer(
-        invoker,
-        poller,
-        Attach(pending),
-        lambda: client.is_connected,
-        http_telemetry,
-        http_routes(
-            management_routes(authenticator, registry, management, deployments, EventLog(client, requests)),
-            assets,
-            large,
-            stats,
-            dashboard_routes(authenticator, dashboard_tokens) if config.dashboard else [],
-        ),
+    routes = http_routes(
+        management_routes(authenticator, registry, management, deployments, EventLog(client, requests)),
+        assets,
+        large,
+        StatsRoute(authenticator, registry, collector, Queues(requests, config.regions)),
+        dashboard_routes(authenticator, dashboard_tokens) if config.dashboard else [],
     )
-    return _Parts(
-        server, queue, pending, http_address, authenticator, authorizer, assets, large, demand, sessions
-    )
+    http = HttpServer(invoker, poller, Attach(pending), lambda: client.is_connected, http_telemetry, routes)
+
+    # Subjects and listeners.
+    stack.push_async_callback(_end, asyncio.create_task(demand.report(), name="demand reports"))
+    dead_letters = DeadLetters(requests, queue, background, config.regions, registry.versions.keys)
+    await client.subscribe(MAX_DELIVERIES_SUBJECT, queue=DEAD_LETTER_GROUP, cb=dead_letters.on_advisory)
+    stack.push_async_callback(_end, asyncio.create_task(dead_letters.sweep(), name="sweep of the queues"))
+    replies = InlineReplies(pending, background)
+    await client.subscribe(inline_reply_subjects(gateway_id), cb=replies.received)
+    if config.callout_seed is not None:
+        account = await asyncio.to_thread(load_account_seed, config.callout_seed)
+        callout = AuthCallout(account, registry, tokens, config.regions, wide_inbox=config.wide_inbox)
+        await client.subscribe(AUTH_CALLOUT_SUBJECT, queue=QUEUE_GROUP, cb=callout.on_request)
+    await client.flush(timeout=5)
+    grpc_server = new_server(lambda: client.is_connected)
+    worker_service = WorkerService(config, registry, queue, tokens, assets, large)
+    nvcf_pb2_grpc.add_WorkerServicer_to_server(worker_service, grpc_server)
+    AuthorizationService(authenticator, authorizer, registry, limiter).add_to(grpc_server)
+    grpc_address = await serve(stack, config, grpc_server)
+    http_address.append(await _serve_http(stack, config, http))
+    sessions = None
+    if config.sessions is not None or config.session_proxy is not None:
+        sessions = Sessions(
+            config,
+            authenticator,
+            authorizer,
+            queue,
+            client,
+            requests,
+            background,
+            limiter,
+            demand,
+            session_telemetry,
+        )
+        await sessions.start(stack)
+        http.sessions = sessions
+    address = None if sessions is None else sessions.address
+    return RunningGateway(gateway_id, http_address[0], grpc_address, client, pending, address)
 
 
 def http_routes(
@@ -268,34 +234,6 @@ def http_routes(
         ("GET", "/openapi.json", serve_document),
         *dashboard,
     ]
-
-
-async def _serve_sessions(
-    stack: AsyncExitStack,
-    config: GatewayConfig,
-    parts: _Parts,
-    client: BrokerClient,
-    requests: ReplyInbox,
-    background: BackgroundTasks,
-    limiter: RateLimiter,
-) -> str | None:
-    if config.sessions is None and config.session_proxy is None:
-        return None
-    sessions = Sessions(
-        config,
-        parts.authenticator,
-        parts.authorizer,
-        parts.queue,
-        client,
-        requests,
-        background,
-        limiter,
-        parts.demand,
-        parts.telemetry,
-    )
-    await sessions.start(stack)
-    parts.server.sessions = sessions
-    return sessions.address
 
 
 async def _serve_http(stack: AsyncExitStack, config: GatewayConfig, server: HttpServer) -> str:

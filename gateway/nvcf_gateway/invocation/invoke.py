@@ -38,7 +38,6 @@ from nvcf_gateway.queue.message import AssetReference, forwarded_headers
 from nvcf_gateway.ratelimit.limiter import RateLimiter
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.results.idempotency_keys import HEADER
-from nvcf_gateway.results.retention import Retention
 from nvcf_gateway.results.status import Poller
 from nvcf_gateway.telemetry.http_span import new_request_id, set_version
 from nvcf_otel import names as telemetry
@@ -63,7 +62,6 @@ class Invoker:
     authenticator: Authenticator
     authorizer: Authorizer
     runner: CallRunner
-    retention: Retention
     idempotent: IdempotentCalls
     poller: Poller
     limiter: RateLimiter
@@ -213,7 +211,7 @@ class Invoker:
         """Make the request known to polls before the caller gets a 202."""
         if head.status == 202:
             try:
-                await self.retention.track(call)
+                await self.runner.retention.track(call)
             except BrokerError as error:
                 raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
 

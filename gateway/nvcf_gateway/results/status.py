@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -32,7 +31,7 @@ from nvcf_gateway.results.idempotency_keys import Claim, IdempotencyKeys
 from nvcf_gateway.results.result_writer import TeeSink
 from nvcf_gateway.results.retention import Retention
 from nvcf_gateway.results.store import ResultStore
-from nvcf_gateway.results.tracking import Tracked, Tracking
+from nvcf_gateway.results.tracking import Tracked
 from nvcf_gateway.results.worker_query import Poll, QueryResult, WorkerQuery
 from nvcf_gateway.telemetry.http_span import set_request, set_version
 from nvcf_proto.errors import H1Error, InvalidId
@@ -70,8 +69,6 @@ class Poller:
     authenticator: Authenticator
     authorizer: Authorizer
     queue: RequestQueue
-    results: Mapping[str, ResultStore]
-    tracking: Tracking
     retention: Retention
     background: BackgroundTasks
     keys: IdempotencyKeys
@@ -89,7 +86,7 @@ class Poller:
     ) -> web.StreamResponse:
         """Follow the request that an idempotency key stands for; `call` is the repeated one."""
         version = self.authorizer.followed(call.caller, call.version.function_id, claim.version_id)
-        if claim.region not in self.results:
+        if claim.region not in self.retention.results:
             raise HttpProblem(503, f"the call with this Idempotency-Key is in region {claim.region}")
         tracked = Tracked(
             claim.request_id, claim.region, version.function_id, version.id, int(call.started * 1e9), True
@@ -146,7 +143,7 @@ class Poller:
             await self.queue.remove(tracked.version_id, tracked.request_id, None, tracked.region)
             await self._store(tracked).discard(tracked.request_id)
             await self.retention.drop_body(tracked.request_id)
-            await self.tracking.forget(tracked)
+            await self.retention.tracking.forget(tracked)
         except BrokerError as error:
             raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
         self.query.close(tracked.request_id)
@@ -173,10 +170,10 @@ class Poller:
 
     async def _find(self, request_id: str) -> Tracked | None:
         """Find a request by its tracking record, else by its stored response, which lives longer."""
-        tracked = await self.tracking.find(request_id)
+        tracked = await self.retention.tracking.find(request_id)
         if tracked is not None:
             return tracked
-        for region, store in self.results.items():
+        for region, store in self.retention.results.items():
             stored = await store.find(request_id)
             if stored is not None:
                 # Fetched before, or old: in either case something else decides how long it remains.
@@ -184,7 +181,7 @@ class Poller:
         return None
 
     def _store(self, tracked: Tracked) -> ResultStore:
-        return self.results[tracked.region]
+        return self.retention.results[tracked.region]
 
     async def _answer(self, poll: Poll, sink: CollectSink | StreamSink) -> str | None:
         """Answer into `sink`, or return the status of a 202."""
@@ -252,9 +249,9 @@ class Poller:
         Not at once, because another poll may be reading it.
         """
         if head is not None and head.status == 202:
-            await self.tracking.record(poll.tracked)
+            await self.retention.tracking.record(poll.tracked)
             return
-        await self.tracking.forget(poll.tracked)
+        await self.retention.tracking.forget(poll.tracked)
         if poll.tracked.retained:
             return
         self.background.spawn_later(
@@ -267,7 +264,7 @@ class Poller:
 
     async def _still(self, poll: Poll, status: str) -> str:
         # A record lives an hour: as long as somebody asks, it is renewed.
-        await self.tracking.record(poll.tracked)
+        await self.retention.tracking.record(poll.tracked)
         return status
 
 
