@@ -131,7 +131,12 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     queue = RequestQueue(client, requests, config, registry.queue_depth)
     tracking = Tracking(client, requests, config)
     idempotency_keys = IdempotencyKeys(requests, config)
-    results = {region: ResultStore(client, requests, config, region) for region in config.regions}
+    ttl, max_bytes = config.results_ttl, config.results_max_bytes
+    stores = RegionalBuckets(client, requests, config, "results", ttl=ttl, max_bytes=max_bytes)
+    results = {
+        region: ResultStore(client, bucket, config.results_max_count)
+        for region, bucket in stores.by_region.items()
+    }
     try:
         await tracking.ensure()
         await idempotency_keys.ensure()
@@ -139,12 +144,10 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
             await store.start()
     except BrokerError as error:
         raise SetupError(str(error)) from None
-    bodies = RegionalBuckets(client, requests, config, "bodies", ttl=config.results_ttl)
+    bodies = RegionalBuckets(client, requests, config, "bodies", ttl=ttl)
     retention = Retention(config, bodies, results, tracking)
     urls = SignedUrls(lambda: keys.ring.mac_keys(), lambda: config.public_url or attach_url())
-    large_buckets = RegionalBuckets(
-        client, requests, config, "large", ttl=config.results_ttl, max_bytes=config.results_max_bytes
-    )
+    large_buckets = RegionalBuckets(client, requests, config, "large", ttl=ttl, max_bytes=max_bytes)
     large = LargeResults(large_buckets, urls, config.large_body_bytes)
     asset_buckets = RegionalBuckets(client, requests, config, "assets", ttl=config.assets_ttl)
     dashboard_tokens = DashboardTokens(lambda: keys.ring.mac_keys())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nvcf_broker.errors import BrokerError
+from nvcf_broker.objects import BucketFullError
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.problem import Problem, problem_for
 
@@ -57,6 +59,17 @@ class NoRoom(HttpProblem):
 
 class NotEnqueued(HttpProblem):
     """500: the request could not be put into the queue, and is certainly not in it."""
+
+
+@contextlib.contextmanager
+def broker_errors() -> Iterator[None]:
+    """Turn errors of the broker into HttpProblem 503, and a full bucket into 507."""
+    try:
+        yield
+    except BucketFullError as error:
+        raise HttpProblem(507, str(error)) from None
+    except BrokerError as error:
+        raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
 
 
 def invalid_field(error: InvalidRecord) -> HttpProblem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -145,10 +146,8 @@ class Registry:
         """Create the API keys of a file (JSON list of records, hashes only) that do not exist yet."""
         for record in await asyncio.to_thread(_read_keys, path):
             if self.keys.get(record.id) is None:
-                try:
+                with contextlib.suppress(KeyExistsError):
                     await self.keys.create(record.id, record)
-                except KeyExistsError:
-                    continue
 
     def queue_depth(self, version_id: str) -> int:
         """Return how many requests of a version may be queued."""

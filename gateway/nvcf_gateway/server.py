@@ -76,9 +76,10 @@ class HttpServer:
         add("GET", "/v2/nvcf/pexec/status/{request_id}", poller.pexec, names.POLL)
         add("DELETE", "/v2/nvcf/pexec/status/{request_id}", poller.cancel)
         add("GET", "/v2/nvcf/exec/status/{request_id}", poller.exec, names.POLL)
-        for kind, call in (("exec", self._exec), ("pexec", self._pexec)):
-            add("POST", f"/v2/nvcf/{kind}/functions/{{function_id}}", call, kind)
-            add("POST", f"/v2/nvcf/{kind}/functions/{{function_id}}/versions/{{version_id}}", call, kind)
+        for kind, call in (("exec", self._invoker.exec), ("pexec", self._invoker.pexec)):
+            handler = _invoking(call)
+            add("POST", f"/v2/nvcf/{kind}/functions/{{function_id}}", handler, kind)
+            add("POST", f"/v2/nvcf/{kind}/functions/{{function_id}}/versions/{{version_id}}", handler, kind)
         add("GET", ATTACH_PATH, lambda request, _: attach.get(request), own=False)
         add("POST", ATTACH_PATH, lambda request, _: attach.post(request), own=False)
         add("GET", "/health", self._health, own=False)
@@ -141,21 +142,18 @@ class HttpServer:
             response.headers.update(cors_headers(request.headers))
         return response
 
-    def _exec(self, request: web.BaseRequest, values: dict[str, str]) -> Awaitable[web.StreamResponse]:
-        return self._invoker.exec(request, _target(values))
-
-    def _pexec(self, request: web.BaseRequest, values: dict[str, str]) -> Awaitable[web.StreamResponse]:
-        return self._invoker.pexec(request, _target(values))
-
     async def _health(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         if self._is_healthy():
             return json_response(200, {"status": "ok"})
         raise HttpProblem(503, "the broker is not reachable", headers={"Retry-After": "1"})
 
 
-def _target(values: dict[str, str]) -> Target:
-    version = path_id(values, "version_id") if "version_id" in values else None
-    return Target(path_id(values, "function_id"), version)
+def _invoking(call: Callable[[web.BaseRequest, Target], Awaitable[web.StreamResponse]]) -> Handler:
+    def handle(request: web.BaseRequest, values: dict[str, str]) -> Awaitable[web.StreamResponse]:
+        version = path_id(values, "version_id") if "version_id" in values else None
+        return call(request, Target(path_id(values, "function_id"), version))
+
+    return handle
 
 
 def _failed(request: web.BaseRequest, problem: HttpProblem, path_route: bool) -> web.StreamResponse:

@@ -1,7 +1,4 @@
-"""Delivery by workers to a waiting caller: `request-attach` and the inline reply [ext].
-
-See protocol.md, section 3.
-"""
+"""Delivery by workers: `request-attach` and the inline reply [ext] (protocol.md, section 3)."""
 
 from __future__ import annotations
 

@@ -10,12 +10,10 @@ from nvcf_gateway.access.authorization import Caller
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.exchange.bodies import CallerBody
 from nvcf_gateway.http.durations import poll_seconds
-from nvcf_gateway.queue.message import AssetReference, header_text
+from nvcf_gateway.queue.message import AssetReference, Header, header_text
 from nvcf_proto import headers as names
 from nvcf_proto.h1 import RequestHead
 from nvcf_proto.models import FunctionVersion
-
-Header = tuple[str, str]
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 

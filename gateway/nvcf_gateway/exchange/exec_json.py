@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from msgspec import Meta
@@ -35,7 +35,7 @@ class ExecRequest:
 
     body: bytes
     poll_seconds: int | None = None
-    asset_ids: tuple[str, ...] = field(default=())
+    asset_ids: tuple[str, ...] = ()
 
 
 def parse_exec(body: bytes) -> ExecRequest:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from aiohttp import web
 from multidict import CIMultiDict
 
-from nvcf_gateway.exchange.call import Header
 from nvcf_gateway.exchange.exec_json import exec_status, wrap_response
 from nvcf_gateway.http.responses import json_response
+from nvcf_gateway.queue.message import Header
 from nvcf_proto import headers as names
 from nvcf_proto.h1 import ResponseHead
 

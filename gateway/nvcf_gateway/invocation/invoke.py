@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from aiohttp import web
 from opentelemetry import trace
 
-from nvcf_broker.errors import BrokerError
 from nvcf_gateway.access.authorization import Authenticator, Authorizer, Caller
 from nvcf_gateway.config import GatewayConfig
-from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.errors import HttpProblem, broker_errors
 from nvcf_gateway.exchange.bodies import BodyTooLarge, ByteSource, BytesSource, CallerBody
 from nvcf_gateway.exchange.call import Call, caller_poll_seconds, expect_continue, flag, raw_headers
 from nvcf_gateway.exchange.exec_json import parse_exec
@@ -210,10 +209,8 @@ class Invoker:
     async def _before_progress(self, head: ResponseHead, call: Call) -> None:
         """Make the request known to polls before the caller gets a 202."""
         if head.status == 202:
-            try:
+            with broker_errors():
                 await self.runner.retention.track(call)
-            except BrokerError as error:
-                raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
 
     async def _kept_status(self, call: Call) -> str:
         """Return the status of a kept call.

@@ -1,9 +1,7 @@
 """Input assets: uploaded once, named in `NVCF-INPUT-ASSET-REFERENCES`, fetched by the worker.
 
-See protocol.md, section 4.7.
-
 An asset is announced with its content type, which returns its id and an upload URL. The upload creates it: an
-asset that was announced but never uploaded does not exist.
+asset that was announced but never uploaded does not exist (protocol.md, section 4.7).
 """
 
 from __future__ import annotations
@@ -19,11 +17,11 @@ from msgspec import Meta
 from nvcf_broker.objects import StoredObject
 from nvcf_gateway.access.authorization import Authenticator, Caller
 from nvcf_gateway.access.signed_tokens import SignedUrls
-from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.errors import HttpProblem, broker_errors
 from nvcf_gateway.http.bodies import read_record
 from nvcf_gateway.http.responses import json_response
 from nvcf_gateway.http.routing import Route
-from nvcf_gateway.objects.large_results import UPLOAD_METHODS, URL_LIFE, download, store_errors, upload
+from nvcf_gateway.objects.large_results import UPLOAD_METHODS, URL_LIFE, download, upload
 from nvcf_gateway.queue.regional_buckets import Found, RegionalBuckets
 from nvcf_proto.errors import InvalidId
 from nvcf_proto.ids import new_id, parse_id
@@ -77,7 +75,7 @@ class Assets:
             "description": json.dumps(wanted.description),
             _ANNOUNCED: "true",
         }
-        with store_errors():
+        with broker_errors():
             await self._buckets.put(asset_id, _empty(), headers)
         until = time.time() + UPLOAD_URL_LIFE
         announced = {
@@ -117,7 +115,7 @@ class Assets:
     async def delete(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle DELETE /v2/nvcf/assets/{assetId}."""
         stored = await self._own(self._caller(request), values["asset_id"])
-        with store_errors():
+        with broker_errors():
             await self._buckets.delete(stored.name)
         return web.Response(status=204)
 
@@ -164,7 +162,7 @@ class Assets:
         return stored
 
     async def _found(self, asset_id: str) -> Found | None:
-        with store_errors():
+        with broker_errors():
             return await self._buckets.find(asset_id)
 
 

@@ -1,21 +1,17 @@
-"""Large results in the broker's object store: the worker uploads, the caller is redirected.
-
-See protocol.md, section 4.8.
-"""
+"""Large results in the object store: workers upload, callers are redirected (protocol.md, section 4.8)."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 from aiohttp import web
 
 from nvcf_broker.errors import BrokerError
-from nvcf_broker.objects import BucketFullError, ObjectBucket, StoredObject
-from nvcf_gateway.access.signed_tokens import SignedUrls
-from nvcf_gateway.errors import HttpProblem
+from nvcf_broker.objects import ObjectBucket, StoredObject
+from nvcf_gateway.access.signed_tokens import SignedUrls, UrlPurpose
+from nvcf_gateway.errors import HttpProblem, broker_errors
 from nvcf_gateway.http.responses import SERVER
 from nvcf_gateway.http.routing import Route
 from nvcf_gateway.queue.regional_buckets import RegionalBuckets
@@ -26,24 +22,13 @@ URL_LIFE = 24 * 3600.0
 UPLOAD_METHODS = ("PUT", "POST")
 
 
-@contextlib.contextmanager
-def store_errors() -> Iterator[None]:
-    """Turn errors of the object store into HttpProblem 503 and 507."""
-    try:
-        yield
-    except BucketFullError as error:
-        raise HttpProblem(507, str(error)) from None
-    except BrokerError as error:
-        raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
-
-
 async def upload(
     request: web.BaseRequest, bucket: ObjectBucket, name: str, headers: dict[str, str], limit: int
 ) -> StoredObject:
     """Store the body of a request. Raises HttpProblem 413, 503 and 507."""
     if request.content_length is not None and request.content_length > limit:
         raise HttpProblem(413, f"the body has more than {limit} bytes")
-    with store_errors():
+    with broker_errors():
         return await bucket.put(name, _limited(request, limit), headers)
 
 
@@ -60,7 +45,7 @@ async def download(
     request: web.BaseRequest, buckets: RegionalBuckets, name: str, content_type: str
 ) -> web.StreamResponse:
     """Stream an object. Raises HttpProblem 404 and 503."""
-    with store_errors():
+    with broker_errors():
         found = await buckets.find(name)
     if found is None:
         raise HttpProblem(404, "there is no such object, or it has expired")
@@ -97,13 +82,15 @@ class LargeResults:
 
     def upload_url(self, request_id: str) -> str:
         """Return the URL where the worker puts the result of a request."""
-        until = time.time() + URL_LIFE
-        return self._urls.make(_result_path(request_id), "result-put", request_id, expires_at=until)
+        return self._url("result-put", request_id)
 
     def download_url(self, request_id: str) -> str:
         """Return the URL where the caller gets the result of a request."""
-        until = time.time() + URL_LIFE
-        return self._urls.make(_result_path(request_id), "result-get", request_id, expires_at=until)
+        return self._url("result-get", request_id)
+
+    def _url(self, purpose: UrlPurpose, request_id: str) -> str:
+        path, until = f"/v2/nvcf/results/{request_id}", time.time() + URL_LIFE
+        return self._urls.make(path, purpose, request_id, expires_at=until)
 
     def routes(self) -> list[Route]:
         """Return the routes of large results."""
@@ -123,7 +110,3 @@ class LargeResults:
         request_id = values["request_id"]
         self._urls.check(request.query, "result-get", request_id, time.time())
         return await download(request, self._buckets, request_id, "application/zip")
-
-
-def _result_path(request_id: str) -> str:
-    return f"/v2/nvcf/results/{request_id}"

@@ -1,7 +1,4 @@
-"""The message in the queue: building it from a caller's request.
-
-See protocol.md, section 1.3.
-"""
+"""The message in the queue, built from a caller's request (protocol.md, section 1.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One kind of object in all regions: written in the own region, searched in all, the own first."""
+"""Object buckets of the regions, and where they live in a broker cluster (protocol.md, section 2.3)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ from nvcf_broker.errors import BrokerError
 from nvcf_broker.objects import ObjectBucket, StoredObject
 from nvcf_broker.requests import ReplyInbox
 from nvcf_gateway.config import GatewayConfig
-from nvcf_gateway.queue.placement import bucket_options
 
 _log = logging.getLogger(__name__)
 
 Found = tuple[ObjectBucket, StoredObject]
 
 
+def placement_tag(client: Client, config: GatewayConfig, region: str) -> str | None:
+    """Return the tag `KEY:R` of a region's brokers; None without a cluster, which has no placement."""
+    clustered = bool(client._server_info.get("cluster"))
+    return f"{config.placement_tag_key}:{region}" if clustered else None
+
+
 class RegionalBuckets:
-    """Buckets `nvcf_KIND_REGION`, with a life of `ttl` seconds and at most `max_bytes` bytes each."""
+    """One kind of object in all regions: written in the own region, searched in all, the own first.
+
+    The buckets are `nvcf_KIND_REGION`, with a life of `ttl` seconds and at most `max_bytes` bytes each.
+    """
 
     def __init__(
         self,
@@ -31,12 +39,18 @@ class RegionalBuckets:
         ttl: float,
         max_bytes: int = -1,
     ) -> None:
-        def bucket(region: str) -> ObjectBucket:
-            options = bucket_options(client, config, region)
-            return ObjectBucket(requests, f"nvcf_{kind}_{region}", ttl=ttl, max_bytes=max_bytes, **options)
-
-        self.own = bucket(config.region)
-        self._others = [bucket(region) for region in config.regions if region != config.region]
+        self.by_region = {
+            region: ObjectBucket(
+                requests,
+                f"nvcf_{kind}_{region}",
+                ttl=ttl,
+                max_bytes=max_bytes,
+                replicas=config.replicas,
+                placement_tag=placement_tag(client, config, region),
+            )
+            for region in config.own_region_first
+        }
+        self.own, *self._others = self.by_region.values()
 
     async def find(self, name: str) -> Found | None:
         """Find an object and its bucket, None if no region that can be reached has it.

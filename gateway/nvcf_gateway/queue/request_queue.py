@@ -1,7 +1,4 @@
-"""The durable queue: streams made on first use, requests published, removed and cancelled.
-
-See protocol.md, section 2.
-"""
+"""The durable queue: streams made on first use, requests published and removed (protocol.md, section 2)."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from nvcf_broker.jetstream import JetStream, Requester, StoredMessage
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import NotStored, QueueFull
 from nvcf_gateway.http.durations import publish_delay
-from nvcf_gateway.queue.placement import placement_tag
+from nvcf_gateway.queue.regional_buckets import placement_tag
 from nvcf_proto import streams, subjects
 
 _log = logging.getLogger(__name__)

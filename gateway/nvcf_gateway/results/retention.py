@@ -1,9 +1,7 @@
 """Requests that outlive their callers: they stay queued, and their responses are stored.
 
-See protocol.md, section 4.
-
 Before the gateway may say 202, three things must be there: the request in the queue (it is), its body where
-any replica finds it, and the tracking record by which a poll finds the version.
+any replica finds it, and the tracking record by which a poll finds the version (protocol.md, section 4).
 """
 
 from __future__ import annotations
@@ -68,17 +66,9 @@ class Retention:
 
     async def track(self, call: Call) -> None:
         """Write the tracking record. Raises BrokerError."""
-        await self.tracking.record(
-            Tracked(
-                call.request_id,
-                self.config.region,
-                call.version.function_id,
-                call.version.id,
-                int(call.started * 1e9),
-                retained=call.keyed,
-                trace=current_traceparent(),
-            )
-        )
+        version, started = call.version, int(call.started * 1e9)
+        ids = (call.request_id, self.config.region, version.function_id, version.id)
+        await self.tracking.record(Tracked(*ids, started, call.keyed, current_traceparent()))
 
     async def keep(self, call: Call, pending: Pending) -> bool:
         """Store what a later delivery needs; return False if the body is not there in time.

@@ -13,7 +13,7 @@ from aiohttp import web
 from nvcf_broker.errors import BrokerError
 from nvcf_gateway.access.authorization import Authenticator, Authorizer
 from nvcf_gateway.background import BackgroundTasks
-from nvcf_gateway.errors import CallerGone, HttpProblem
+from nvcf_gateway.errors import CallerGone, HttpProblem, broker_errors
 from nvcf_gateway.exchange.call import Call, caller_poll_seconds, raw_headers
 from nvcf_gateway.exchange.response_headers import (
     IN_PROGRESS,
@@ -138,14 +138,11 @@ class Poller:
     async def cancel(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """[ext] DELETE /v2/nvcf/pexec/status/{requestId}: cancel the request."""
         tracked = (await self._poll(request, values)).tracked
-        try:
+        with broker_errors():
             await self.queue.cancel(tracked.version_id, tracked.request_id)
             await self.queue.remove(tracked.version_id, tracked.request_id, None, tracked.region)
-            await self._store(tracked).discard(tracked.request_id)
-            await self.retention.drop_body(tracked.request_id)
+            await self._discard(tracked)
             await self.retention.tracking.forget(tracked)
-        except BrokerError as error:
-            raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
         self.query.close(tracked.request_id)
         return web.Response(status=204)
 
@@ -154,11 +151,10 @@ class Poller:
         seconds = caller_poll_seconds(request, path_route=True)
         try:
             request_id = parse_id(values["request_id"], "request id")
-            tracked = await self._find(request_id)
         except InvalidId as error:
             raise HttpProblem(404, str(error)) from None
-        except BrokerError as error:
-            raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
+        with broker_errors():
+            tracked = await self._find(request_id)
         if tracked is None:
             raise HttpProblem(404, f"no request {request_id}: unknown, or answered already")
         version = self.authorizer.followed(caller, tracked.function_id, tracked.version_id)
@@ -196,7 +192,7 @@ class Poller:
         with store.announcement(tracked.request_id) as announced:
             while True:
                 announced.clear()
-                try:
+                with broker_errors():
                     if await self._fetch(poll, sink):
                         return None
                     # Stored besides if others may ask for it, else only if this caller leaves.
@@ -218,8 +214,6 @@ class Poller:
                                 raise HttpProblem(504, NOT_ACKNOWLEDGED)
                             if loop.time() >= poll.deadline:
                                 return await self._still(poll, status_of(place))
-                except BrokerError as error:
-                    raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
                 await _wait(announced, min(QUERY_INTERVAL, poll.deadline - loop.time()))
 
     async def _fetch(self, poll: Poll, sink: Sink) -> bool:

@@ -1,7 +1,4 @@
-"""Responses that nobody waits for, stored until a poll fetches them from any replica.
-
-See protocol.md, section 4.9.
-"""
+"""Responses that nobody waits for, stored until any replica is polled (protocol.md, section 4.9)."""
 
 from __future__ import annotations
 
@@ -17,9 +14,6 @@ from nats.aio.msg import Msg
 from opentelemetry import metrics
 
 from nvcf_broker.objects import BucketFullError, ObjectBucket, StoredObject
-from nvcf_broker.requests import ReplyInbox
-from nvcf_gateway.config import GatewayConfig
-from nvcf_gateway.queue.placement import bucket_options
 from nvcf_proto.h1 import ResponseHead
 
 _log = logging.getLogger(__name__)
@@ -48,16 +42,10 @@ class StoredResult:
 class ResultStore:
     """Stored responses of one region, bounded in life, size and number; the oldest go first."""
 
-    def __init__(self, client: Client, requests: ReplyInbox, config: GatewayConfig, region: str) -> None:
+    def __init__(self, client: Client, bucket: ObjectBucket, max_count: int) -> None:
         self._client = client
-        self._max_count = config.results_max_count
-        self._bucket = ObjectBucket(
-            requests,
-            f"nvcf_results_{region}",
-            ttl=config.results_ttl,
-            max_bytes=config.results_max_bytes,
-            **bucket_options(client, config, region),
-        )
+        self._bucket = bucket
+        self._max_count = max_count
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._count = 0
 

@@ -10,7 +10,7 @@ from nats.aio.client import Client
 
 from nvcf_broker.jetstream import JetStream, Requester
 from nvcf_gateway.config import GatewayConfig
-from nvcf_gateway.queue.placement import placement_tag
+from nvcf_gateway.queue.regional_buckets import placement_tag
 from nvcf_otel.spans import TRACEPARENT
 from nvcf_proto import streams, subjects
 from nvcf_proto.pb import nvcf_pb2

@@ -16,7 +16,7 @@ from nvcf_broker.errors import BrokerUnavailableError, JetStreamError, NoListene
 from nvcf_broker.jetstream import JetStream
 from nvcf_broker.requests import ReplyInbox
 from nvcf_gateway.config import GatewayConfig
-from nvcf_gateway.queue.placement import placement_tag
+from nvcf_gateway.queue.regional_buckets import placement_tag
 from nvcf_proto import streams, subjects
 from nvcf_proto.pb import nvcf_pb2
 

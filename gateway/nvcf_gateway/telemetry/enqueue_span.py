@@ -18,6 +18,11 @@ from nvcf_otel import names, spans
 from nvcf_proto import subjects
 
 _tracer = trace.get_tracer("nvcf_gateway")
+_SEND = {
+    names.MESSAGING_SYSTEM: names.NATS,
+    names.MESSAGING_OPERATION_NAME: "send",
+    names.MESSAGING_OPERATION_TYPE: "send",
+}
 
 
 def outgoing_context(caller: Mapping[str, str]) -> Mapping[str, str]:
@@ -43,9 +48,7 @@ def poll_span(version: Version, request_id: str) -> AbstractContextManager[Span]
         names.SEND_POLL,
         SpanKind.PRODUCER,
         {
-            names.MESSAGING_SYSTEM: names.NATS,
-            names.MESSAGING_OPERATION_NAME: "send",
-            names.MESSAGING_OPERATION_TYPE: "send",
+            **_SEND,
             names.MESSAGING_DESTINATION_NAME: "rq_polling",
             **_request_attributes(version, request_id),
         },
@@ -108,9 +111,7 @@ class EnqueueTelemetry:
             names.SEND_REQUEST,
             kind=SpanKind.PRODUCER,
             attributes={
-                names.MESSAGING_SYSTEM: names.NATS,
-                names.MESSAGING_OPERATION_NAME: "send",
-                names.MESSAGING_OPERATION_TYPE: "send",
+                **_SEND,
                 names.MESSAGING_DESTINATION_NAME: subjects.request_stream(self._region, version.id),
                 names.MESSAGING_MESSAGE_ID: request_id,
                 names.MESSAGING_MESSAGE_BODY_SIZE: size,
