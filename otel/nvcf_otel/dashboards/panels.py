@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 from grafana_foundation_sdk.builders import common, heatmap, prometheus, stat, table, timeseries
 from grafana_foundation_sdk.builders.dashboard import (
@@ -45,6 +45,7 @@ PANEL_HEIGHT = 8
 
 Queries = Sequence[tuple[str, str]]
 """Legends and their queries."""
+_Panel = TypeVar("_Panel", stat.Panel, timeseries.Panel, heatmap.Panel, table.Panel)
 
 
 def dashboard(uid: str, title: str, description: str) -> Dashboard:
@@ -101,11 +102,7 @@ def number(
 ) -> stat.Panel:
     """Return a panel with one number and its trend: yellow from the first limit on, red from the second."""
     panel = (
-        stat.Panel()
-        .title(title)
-        .description(description)
-        .datasource(SOURCE)
-        .span(width)
+        _describe(stat.Panel(), title, description, width)
         .height(4)
         .unit(unit)
         .with_target(_target(query, "", exemplar=False))
@@ -130,24 +127,15 @@ def chart(
     maximum: float | None = None,
 ) -> timeseries.Panel:
     """Return a panel of lines over time. With `exemplars`, points link to traces."""
+    legends = common.VizLegendOptions().display_mode(LegendDisplayMode.LIST)
     panel = (
-        timeseries.Panel()
-        .title(title)
-        .description(description)
-        .datasource(SOURCE)
-        .span(width)
-        .height(PANEL_HEIGHT)
+        _describe(timeseries.Panel(), title, description, width)
         .unit(unit)
         .min(0)
         .line_width(1)
         .fill_opacity(40 if stacked else 8)
         .show_points(VisibilityMode.NEVER)
-        .legend(
-            common.VizLegendOptions()
-            .display_mode(LegendDisplayMode.LIST)
-            .placement(LegendPlacement.BOTTOM)
-            .show_legend(True)
-        )
+        .legend(legends.placement(LegendPlacement.BOTTOM).show_legend(True))
         .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI))
     )
     if stacked:
@@ -162,12 +150,7 @@ def chart(
 def heat(title: str, description: str, query: str, unit: str, *, width: int = 8) -> heatmap.Panel:
     """Return a heat map of a histogram over time."""
     return (
-        heatmap.Panel()
-        .title(title)
-        .description(description)
-        .datasource(SOURCE)
-        .span(width)
-        .height(PANEL_HEIGHT)
+        _describe(heatmap.Panel(), title, description, width)
         .calculate(False)
         .y_axis(heatmap.YAxisConfig().unit(unit))
         .with_target(_target(query, "{{le}}", exemplar=False).format(PromQueryFormat.HEATMAP))
@@ -178,14 +161,7 @@ def listing(
     title: str, description: str, columns: Queries, units: Sequence[str], *, width: int = 12
 ) -> table.Panel:
     """Return a table by labels: one column for each query, in order."""
-    panel = (
-        table.Panel()
-        .title(title)
-        .description(description)
-        .datasource(SOURCE)
-        .span(width)
-        .height(PANEL_HEIGHT)
-    )
+    panel = _describe(table.Panel(), title, description, width)
     names = {}
     for number_, (legend, query) in enumerate(columns):
         ref = chr(ord("A") + number_)
@@ -193,16 +169,15 @@ def listing(
         panel = panel.with_target(target.datasource(SOURCE))
         names[f"Value #{ref}" if len(columns) > 1 else "Value"] = legend
     for (legend, _), unit in zip(columns, units, strict=True):
-        panel = panel.override_by_name(legend, [_value("unit", unit)])
-    return panel.with_transformation(DataTransformerConfig(id_val="merge", options={})).with_transformation(
-        DataTransformerConfig(
-            id_val="organize", options={"excludeByName": {"Time": True}, "renameByName": names}
-        )
-    )
+        panel = panel.override_by_name(legend, [DynamicConfigValue(id_val="unit", value=unit)])
+    shown = {"excludeByName": {"Time": True}, "renameByName": names}
+    panel = panel.with_transformation(DataTransformerConfig(id_val="merge", options={}))
+    return panel.with_transformation(DataTransformerConfig(id_val="organize", options=shown))
 
 
-def _value(name: str, value: object) -> DynamicConfigValue:
-    return DynamicConfigValue(id_val=name, value=value)
+def _describe(panel: _Panel, title: str, description: str, width: int) -> _Panel:
+    described = panel.title(title).description(description)
+    return described.datasource(SOURCE).span(width).height(PANEL_HEIGHT)
 
 
 def _target(query: str, legend: str, *, exemplar: bool) -> prometheus.Dataquery:

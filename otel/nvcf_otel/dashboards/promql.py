@@ -88,16 +88,26 @@ def share_of_ended(part: str, whole: str) -> str:
     return f"clamp_max({share(part, whole)}, 1)"
 
 
+def legend(*attributes: str) -> str:
+    """Return the legend of lines by these attributes."""
+    return " ".join(f"{{{{{label(each)}}}}}" for each in attributes)
+
+
+def percentiles(of: str, *shares: float, where: str = "") -> list[tuple[str, str]]:
+    """Return a line for each of these quantiles of a histogram's values."""
+    return [(f"p{share * 100:g}", quantile(share, of, where=where)) for share in shares]
+
+
 def or_zero(query: str) -> str:
     """Return 0 where the query has no series."""
     return f"{query} or on () vector(0)"
 
 
-def by_name(query: str) -> str:
-    """Replace version ids by function names."""
+def by_name(query: str, merge: str = "sum") -> str:
+    """Replace version ids by function names. `merge` is the operator over a function's versions."""
     ids, name = label(VERSION), label(NAME)
     info = f"max by ({ids}, {name}) ({series('nvcf.function.info')})"
-    return f"sum by ({name}) ({query} * on ({ids}) group_left ({name}) {info})"
+    return f"{merge} by ({name}) ({query} * on ({ids}) group_left ({name}) {info})"
 
 
 def matches(attribute: str, variable: str) -> str:
