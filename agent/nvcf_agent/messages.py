@@ -10,7 +10,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import nats.errors
@@ -63,6 +63,7 @@ class Source:
         }
 
 
+@dataclass
 class Consumer:
     """Passes each message of a source to `handle`, one at a time.
 
@@ -70,33 +71,23 @@ class Consumer:
     has to be delivered again.
     """
 
-    def __init__(
-        self,
-        client: BrokerClient,
-        source: Source,
-        handle: Callable[[bytes], Awaitable[None]],
-        *,
-        replicas: int = 1,
-    ) -> None:
-        self._client = client
-        self._source = source
-        self._handle = handle
-        self._replicas = replicas
-        self._arrived: asyncio.Queue[Msg | None] = asyncio.Queue()
+    client: BrokerClient
+    source: Source
+    handle: Callable[[bytes], Awaitable[None]]
+    replicas: int = 1
+    _arrived: asyncio.Queue[Msg | None] = field(default_factory=asyncio.Queue)
 
     async def ensure(self) -> None:
         """Create stream and consumer if they are missing. Raises `BrokerError`."""
-        source = self._source
-        jetstream = JetStream(self._client)
-        await jetstream.create_stream(
-            work_stream_config(source.stream, source.stream_subjects, self._replicas)
-        )
+        source, jetstream = self.source, JetStream(self.client)
+        config = work_stream_config(source.stream, source.stream_subjects, self.replicas)
+        await jetstream.create_stream(config)
         await jetstream.create_consumer(source.stream, source.consumer_config())
 
     async def run(self) -> None:
         """Read messages until cancelled, across outages of the broker."""
-        remove = self._client.on_reconnect(lambda: self._arrived.put_nowait(None))
-        subscription = await self._client.subscribe(self._client.new_inbox(), cb=self._take)
+        remove = self.client.on_reconnect(lambda: self._arrived.put_nowait(None))
+        subscription = await self.client.subscribe(self.client.new_inbox(), cb=self._take)
         try:
             while True:
                 raise_if_cancelled()
@@ -105,7 +96,7 @@ class Consumer:
                     await self._read(subscription.subject)
                 except (BrokerError, nats.errors.Error, OSError, TimeoutError, ValueError) as error:
                     _log.warning(
-                        "cannot read %s: %s, trying again", self._source.stream, describe_error(error)
+                        "cannot read %s: %s, trying again", self.source.stream, describe_error(error)
                     )
                     await asyncio.sleep(RETRY_SECONDS)
         finally:
@@ -142,13 +133,13 @@ class Consumer:
             "expires": int(PULL_SECONDS * NANOSECONDS),
             "idle_heartbeat": int(HEARTBEAT_SECONDS * NANOSECONDS),
         }
-        subject = next_message_subject(self._source.stream, self._source.consumer)
-        await self._client.publish(subject, json.dumps(ask).encode(), reply=inbox)
+        subject = next_message_subject(self.source.stream, self.source.consumer)
+        await self.client.publish(subject, json.dumps(ask).encode(), reply=inbox)
         raise_if_cancelled()
 
     async def _one(self, message: Msg) -> None:
         try:
-            await self._handle(message.data)
+            await self.handle(message.data)
         except ContractError as error:
             _log.error("a message on %s is dropped: %s", message.subject, error)
             await message.term()

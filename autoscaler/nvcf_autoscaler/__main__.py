@@ -61,20 +61,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--regions", type=_regions, default="local", help="regions whose queues count, separated by commas")
     add("--replicas", type=int, default=1, metavar="N",
         help="copies of streams and buckets in a broker cluster")  # fmt: skip
-    add(
-        "--lost-after",
-        type=float,
-        default=LOST_AFTER,
-        metavar="SECONDS",
-        help="replace the instances of a cluster that sends no heartbeat for this time",
-    )
-    add(
-        "--turn",
-        type=float,
-        default=TIME_SLICE,
-        metavar="SECONDS",
-        help="least time that a version keeps its only instance while GPUs are short and others have none",
-    )
+    text = "replace the instances of a cluster that sends no heartbeat for this time"
+    add("--lost-after", type=float, default=LOST_AFTER, metavar="SECONDS", help=text)
+    text = "least time that a version keeps its only instance while GPUs are short and others have none"
+    add("--turn", type=float, default=TIME_SLICE, metavar="SECONDS", help=text)
     add("--grpc", metavar="HOST:PORT",
         help="also serve nvcf.Autoscaler (gRPC) here, without TLS (default: off)")  # fmt: skip
     add("--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus here (default: off)")

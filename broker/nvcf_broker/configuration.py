@@ -23,41 +23,22 @@ AUTHENTICATION_TIMEOUT_SECONDS = 3
 _ACCOUNT_PREFIX = nkeys.PREFIX_BYTE_ACCOUNT
 
 
-@dataclass(frozen=True)
 class BrokerFiles:
-    """Paths of a local broker's files. Only their owner can read them."""
+    """Paths of a local broker's files. Only their owner can read them.
 
-    directory: Path
+    `credentials` holds one line `user:password`, for gateway, agent and autoscaler. `callout_seed` is the
+    seed of the account key with which a gateway signs auth callout responses. `identity` holds the broker's
+    port and name, which survive restarts. `store` is the folder of JetStream's data.
+    """
 
-    @property
-    def configuration(self) -> Path:
-        """Return the path of the broker's configuration."""
-        return self.directory / "nats.conf"
-
-    @property
-    def credentials(self) -> Path:
-        """Return the path of the credentials of gateway, agent and autoscaler: one line `user:password`."""
-        return self.directory / "platform.credentials"
-
-    @property
-    def callout_seed(self) -> Path:
-        """Return the path of the account key's seed, with which a gateway signs auth callout responses."""
-        return self.directory / "callout.seed"
-
-    @property
-    def identity(self) -> Path:
-        """Return the path of the broker's port and name, which survive restarts."""
-        return self.directory / "server.json"
-
-    @property
-    def store(self) -> Path:
-        """Return the folder of JetStream's data."""
-        return self.directory / "jetstream"
-
-    @property
-    def log(self) -> Path:
-        """Return the path of the broker's log."""
-        return self.directory / "nats.log"
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.configuration = directory / "nats.conf"
+        self.credentials = directory / "platform.credentials"
+        self.callout_seed = directory / "callout.seed"
+        self.identity = directory / "server.json"
+        self.store = directory / "jetstream"
+        self.log = directory / "nats.log"
 
 
 @dataclass(frozen=True)

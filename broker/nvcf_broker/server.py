@@ -92,6 +92,8 @@ class LocalBroker:
         binary: Path | None = None,
     ) -> None:
         self.files = BrokerFiles(directory.absolute())
+        self.credentials_file = self.files.credentials
+        self.callout_seed_file = self.files.callout_seed
         self._wanted_port = port
         self._tags = tuple(tags)
         self._binary = binary
@@ -104,16 +106,6 @@ class LocalBroker:
         if self._identity is None:
             raise BrokerError("the local broker has no address before its first start")
         return f"nats://127.0.0.1:{self._identity.port}"
-
-    @property
-    def credentials_file(self) -> Path:
-        """Return the file with the credentials of the platform's connections."""
-        return self.files.credentials
-
-    @property
-    def callout_seed_file(self) -> Path:
-        """Return the file with the seed of the auth callout."""
-        return self.files.callout_seed
 
     @property
     def pid(self) -> int | None:

@@ -29,7 +29,7 @@ def _both(
 ) -> tuple[Instrument, ...]:
     buckets = LATENCY_BUCKETS if kind is Kind.HISTOGRAM else None
     return tuple(
-        Instrument(f"{prefix}_{name}", kind, unit, description, (*IDS, *attributes), buckets)
+        Instrument(kind, f"{prefix}_{name}", unit, description, (*IDS, *attributes), buckets)
         for prefix in PREFIXES
     )
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
+
+from nvcf_otel.instrument import Instrument
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import HistogramDataPoint, MetricReader, MetricsData
@@ -23,30 +25,6 @@ Attributes = Mapping[str, AttributeValue]
 OVERFLOW: dict[str, AttributeValue] = {"otel.metric.overflow": True}
 """Attributes of the series that takes the values beyond a histogram's limit (the specification's name)."""
 SERIES_LIMIT = 4000
-
-
-class Described(Protocol):
-    """What a histogram needs of its instrument; `buckets` are inclusive upper bounds in ascending order."""
-
-    @property
-    def name(self) -> str:
-        """Return the name of the instrument."""
-        ...
-
-    @property
-    def unit(self) -> str:
-        """Return the unit of its values."""
-        ...
-
-    @property
-    def description(self) -> str:
-        """Return the description."""
-        ...
-
-    @property
-    def buckets(self) -> Sequence[float] | None:
-        """Return the upper bounds; None for the default ones."""
-        ...
 
 
 class Series:
@@ -82,7 +60,7 @@ class Series:
 class Histogram:
     """All series of one instrument."""
 
-    def __init__(self, instrument: Described, limit: int = SERIES_LIMIT) -> None:
+    def __init__(self, instrument: Instrument, limit: int = SERIES_LIMIT) -> None:
         self.instrument = instrument
         self.bounds = tuple(instrument.buckets or ())
         self._limit = limit
@@ -117,7 +95,7 @@ HISTOGRAMS: dict[str, Histogram] = {}
 """All histograms of this process by instrument name."""
 
 
-def histogram(instrument: Described) -> Histogram:
+def histogram(instrument: Instrument) -> Histogram:
     """Return the process' histogram of an instrument, created on first use."""
     found = HISTOGRAMS.get(instrument.name)
     if found is None:
@@ -125,7 +103,7 @@ def histogram(instrument: Described) -> Histogram:
     return found
 
 
-def alias(instrument: Described, of: Described) -> None:
+def alias(instrument: Instrument, of: Instrument) -> None:
     """Export one histogram under another instrument's name too. Its buckets must be the same."""
     same = HISTOGRAMS[instrument.name] = Histogram(instrument)
     same._series = histogram(of)._series

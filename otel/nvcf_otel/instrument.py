@@ -30,8 +30,8 @@ class Kind(Enum):
 class Instrument:
     """Description of one metric. `buckets` are a histogram's inclusive upper bounds."""
 
-    name: str
     kind: Kind
+    name: str
     unit: str
     description: str
     attributes: tuple[str, ...] = ()
@@ -72,19 +72,8 @@ def prometheus_name(name: str, kind: Kind, unit: str) -> str:
     return f"{text}_total" if counts else text
 
 
-def _make(
-    kind: Kind,
-    name: str,
-    unit: str,
-    description: str,
-    attributes: tuple[str, ...] = (),
-    buckets: tuple[float, ...] | None = None,
-) -> Instrument:
-    return Instrument(name, kind, unit, description, attributes, buckets)
-
-
-counter = partial(_make, Kind.COUNTER)
-histogram = partial(_make, Kind.HISTOGRAM)
-observed_counter = partial(_make, Kind.OBSERVED_COUNTER)
-observed_up_down = partial(_make, Kind.OBSERVED_UP_DOWN)
-observed_gauge = partial(_make, Kind.OBSERVED_GAUGE)
+counter = partial(Instrument, Kind.COUNTER)
+histogram = partial(Instrument, Kind.HISTOGRAM)
+observed_counter = partial(Instrument, Kind.OBSERVED_COUNTER)
+observed_up_down = partial(Instrument, Kind.OBSERVED_UP_DOWN)
+observed_gauge = partial(Instrument, Kind.OBSERVED_GAUGE)

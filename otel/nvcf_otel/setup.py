@@ -167,7 +167,7 @@ class _Setup:
         from opentelemetry.sdk.metrics import MeterProvider
 
         from nvcf_otel import histograms
-        from nvcf_otel.providers import ForkableMeterProvider
+        from nvcf_otel.pipeline import ForkableMeterProvider
 
         readers: list[Any] = []
         if self._telemetry._reader is not None:
@@ -222,8 +222,7 @@ class _Setup:
         from opentelemetry.sdk.trace import TracerProvider
 
         from nvcf_otel import spans
-        from nvcf_otel.pipeline import PlannedIds, SpanQueue, sampler
-        from nvcf_otel.providers import ForkableTracerProvider
+        from nvcf_otel.pipeline import ForkableTracerProvider, PlannedIds, SpanQueue, sampler
 
         if isinstance(trace.get_tracer_provider(), TracerProvider):
             log.info("the function has set up tracing itself; the platform's spans go its way")
@@ -245,8 +244,7 @@ class _Setup:
         from opentelemetry.sdk._logs import LoggerProvider
 
         from nvcf_otel.bridge import Bridge
-        from nvcf_otel.pipeline import LogQueue
-        from nvcf_otel.providers import ForkableLoggerProvider
+        from nvcf_otel.pipeline import ForkableLoggerProvider, LogQueue
         from nvcf_otel.redaction import of_environment
 
         provider = ForkableLoggerProvider(self._resource, shutdown_on_exit=False)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 import time
+from dataclasses import dataclass, field
 
 from nvcf_autoscaler.controller import plan
 from nvcf_autoscaler.controller.actuation import Actuator
@@ -50,6 +51,7 @@ ENDED_RECORD_LIFE = 600.0
 _NUMBERS = re.compile(r"\d+")
 
 
+@dataclass
 class Reconciler:
     """Reconciles versions.
 
@@ -57,40 +59,28 @@ class Reconciler:
     take the same room.
     """
 
-    def __init__(
-        self,
-        cache: Cache,
-        requests: ReplyInbox,
-        actuator: Actuator,
-        lease: Lease,
-        regions: tuple[str, ...],
-        recorder: Recorder,
-        lost_after: float = LOST_AFTER,
-        time_slice: float = TIME_SLICE,
-    ) -> None:
-        self._cache = cache
-        self._requests = requests
-        self._actuator = actuator
-        self._lease = lease
-        self._regions = regions
-        self._recorder = recorder
-        self._lost_after = lost_after
-        self._silent_after = min(SILENT_AFTER_SECONDS, lost_after)
-        self._time_slice = time_slice
-        self._acting = asyncio.Lock()
-        self._fair_shares = FairShares()
+    cache: Cache
+    requests: ReplyInbox
+    actuator: Actuator
+    lease: Lease
+    regions: tuple[str, ...]
+    recorder: Recorder
+    lost_after: float = LOST_AFTER
+    time_slice: float = TIME_SLICE
+    _acting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _fair_shares: FairShares = field(default_factory=FairShares)
 
     async def reconcile(self, version_id: str, state: VersionState) -> float:
         """Reconcile a version and return when it is due again (Unix seconds). Raises BrokerError."""
         began = time.time()
-        queue = await read_queue(self._requests, self._regions, version_id, state.queue_ages)
+        queue = await read_queue(self.requests, self.regions, version_id, state.queue_ages)
         async with self._acting:
-            if not self._lease.held:
+            if not self.lease.held:
                 return time.time()
             now = time.time()
-            await self._remove_ended(now, self._cache.instances_of(version_id))
-            version = self._cache.versions.get(version_id)
-            deployment = self._cache.deployments.get(version_id)
+            await self._remove_ended(now, self.cache.instances_of(version_id))
+            version = self.cache.versions.get(version_id)
+            deployment = self.cache.deployments.get(version_id)
             if version is None or deployment is None:
                 return await self._reconcile_undeployed(now, version, version_id, state, queue)
             state.undeployed_since = None
@@ -100,7 +90,7 @@ class Reconciler:
                 await self._report_problem(version, state, f"the deployment cannot be scaled: {error}")
                 return float("inf")
             due = await self._scale(self._context(now, version, deployment, state, settings, queue))
-            self._recorder.reconciled(began)
+            self.recorder.reconciled(began)
             return due
 
     def _context(
@@ -114,13 +104,14 @@ class Reconciler:
     ) -> ReconcileContext:
         specifications = specifications_of(deployment)
         requirements = {key: requirement_of(spec) for key, spec in specifications.items()}
-        clusters = self._cache.placement_clusters()
-        instances = self._cache.instances_of(version.id)
+        clusters = self.cache.placement_clusters()
+        instances = self.cache.instances_of(version.id)
         state.startups = startups(state.startups, instances)
         # Failures of an earlier deployment of the version do not count.
         failures = assess_failures(
             now, (each for each in instances if each.created_at >= deployment.created_at)
         )
+        silent_after = min(SILENT_AFTER_SECONDS, self.lost_after)
         return ReconcileContext(
             now=now,
             version=version,
@@ -131,26 +122,26 @@ class Reconciler:
             requirements=requirements,
             queue=queue,
             clusters=clusters,
-            groups=group_instances(now, instances, requirements, clusters, self._lost_after),
+            groups=group_instances(now, instances, requirements, clusters, self.lost_after),
             failures=failures,
-            avoided=frozenset(failures.avoided.keys() | silent(now, clusters, self._silent_after)),
-            fair_shares=self._fair_shares.of(now, version.id, self._cache.devices()),
+            avoided=frozenset(failures.avoided.keys() | silent(now, clusters, silent_after)),
+            fair_shares=self._fair_shares.of(now, version.id, self.cache.devices()),
         )
 
     async def _scale(self, context: ReconcileContext) -> float:
         for action in plan.housekeeping(context.now, context.groups):
-            await self._actuator.apply(context.version, context.deployment, action)
+            await self.actuator.apply(context.version, context.deployment, action)
         state, settings = context.state, context.settings
         observation = context.observe(self._unreported(context))
         decision = decide(context.now, observation, settings, state.policy_state)
         state.policy_state = decision.state
-        order = self._cache.orders.get(context.version.id)
+        order = self.cache.orders.get(context.version.id)
         decision = apply_order(context.now, decision, order, settings, observation.specifications)
-        self._recorder.observed(
+        self.recorder.observed(
             context.version,
             state,
             context.queue,
-            self._cache.instances_of(context.version.id),
+            self.cache.instances_of(context.version.id),
             {key: devices_of(spec) for key, spec in context.specifications.items()},
             context.running_slots,
             _counts(decision),
@@ -167,7 +158,7 @@ class Reconciler:
         )
 
     def _unreported(self, context: ReconcileContext) -> dict[tuple[str, str], int]:
-        return unreported(self._cache.instances.values(), context.clusters, self._cache.pending_devices())
+        return unreported(self.cache.instances.values(), context.clusters, self.cache.pending_devices())
 
     def _claim(self, context: ReconcileContext, decision: Decision) -> None:
         """Record what this version wants, for the fair shares of all versions."""
@@ -187,7 +178,7 @@ class Reconciler:
             context.groups,
             decision,
             clusters,
-            max(self._time_slice, TIME_SLICE_SERVICES * service),
+            max(self.time_slice, TIME_SLICE_SERVICES * service),
         )
         gpus = {key: spec.gpu for key, spec in context.specifications.items()}
         self._fair_shares.record(context.now, context.version.id, gpus, claims)
@@ -198,7 +189,7 @@ class Reconciler:
         state = context.state
         if state.announced == (counts, decision.missing):
             return await self._act(context, decision)
-        span = self._recorder.decision_span(context.version, state, decision, counts, len(context.groups.up))
+        span = self.recorder.decision_span(context.version, state, decision, counts, len(context.groups.up))
         state.announced = (counts, decision.missing)
         with span:
             await self._announce(context, decision)
@@ -207,7 +198,7 @@ class Reconciler:
     async def _announce(self, context: ReconcileContext, decision: Decision) -> None:
         version = context.version
         _log.info("%s: %s", version.name, decision.reason, extra={"version_id": version.id})
-        await self._actuator.emit_event(
+        await self.actuator.emit_event(
             version,
             version.id,
             decision.reason,
@@ -226,13 +217,13 @@ class Reconciler:
         started = sum(max(0, count - len(current[key])) for key, count in desired.items()) - unplaced
         actions = plan.shrink(context.groups, desired, max(unplaced, decision.missing), started)
         if not actions:
-            shares = self._fair_shares.of(context.now, context.version.id, self._cache.devices())
+            shares = self._fair_shares.of(context.now, context.version.id, self.cache.devices())
             for key, share in shares.items():
                 actions += plan.reclaim(context.holding(key), share)
         for action in actions:
-            if not self._lease.held:
+            if not self.lease.held:
                 break
-            await self._actuator.apply(context.version, context.deployment, action)
+            await self.actuator.apply(context.version, context.deployment, action)
         return unplaced
 
     async def _grow(self, context: ReconcileContext, decision: Decision) -> int:
@@ -256,14 +247,14 @@ class Reconciler:
                 avoided = [f"{name}: {why}" for name, (_, why) in context.failures.avoided.items()]
                 refusal = "; ".join((placement.reason, *avoided))
             for action in plan.grow(key, placement):
-                if not self._lease.held:
+                if not self.lease.held:
                     return unplaced
-                await self._actuator.apply(context.version, context.deployment, action, decision.reason)
-                self._recorder.created(state)
+                await self.actuator.apply(context.version, context.deployment, action, decision.reason)
+                self.recorder.created(state)
         state.last_problem = ""
         kind = _NUMBERS.sub("", refusal)
         if refusal and kind != state.last_refusal:
-            await self._actuator.emit_event(context.version, context.version.id, refusal)
+            await self.actuator.emit_event(context.version, context.version.id, refusal)
         state.last_refusal = kind
         return unplaced
 
@@ -273,7 +264,7 @@ class Reconciler:
         if kind != state.last_problem:
             state.last_problem = kind
             _log.error("%s: %s", version.name, text, extra={"version_id": version.id})
-            await self._actuator.emit_event(version, version.id, text)
+            await self.actuator.emit_event(version, version.id, text)
 
     async def _reconcile_undeployed(
         self,
@@ -283,11 +274,11 @@ class Reconciler:
         state: VersionState,
         queue: QueueState,
     ) -> float:
-        instances = self._cache.instances_of(version_id)
+        instances = self.cache.instances_of(version_id)
         self._fair_shares.drop(version_id)
         if state.undeployed_since is None:
             state.undeployed_since = now
-        groups = group_instances(now, instances, {}, self._cache.placement_clusters(), self._lost_after)
+        groups = group_instances(now, instances, {}, self.cache.placement_clusters(), self.lost_after)
         actions = plan.housekeeping(now, groups) + plan.undeploy(
             groups,
             queue_empty=version is None or queue.queued + queue.in_flight == 0,
@@ -298,20 +289,20 @@ class Reconciler:
         for action in actions:
             if isinstance(action, plan.Terminate):
                 text = f"0 instances: {action.reason}"
-                await self._actuator.emit_event(version, version_id, text, desired="0")
-            await self._actuator.end(version, action)
+                await self.actuator.emit_event(version, version_id, text, desired="0")
+            await self.actuator.end(version, action)
         state.announced = None
         if version is not None:
-            self._recorder.observed(version, state, queue, instances, {}, 0, ())
+            self.recorder.observed(version, state, queue, instances, {}, 0, ())
         if all(each.state in OVER for each in instances):
-            self._recorder.gone(version_id)
+            self.recorder.gone(version_id)
             return float("inf")
         return now + UNDEPLOYED_RECONCILE_INTERVAL
 
     async def _remove_ended(self, now: float, instances: list[Instance]) -> None:
         for instance in instances:
             if instance.state in OVER and now - instance.updated_at > ENDED_RECORD_LIFE:
-                await self._actuator.remove(instance)
+                await self.actuator.remove(instance)
 
 
 def _counts(decision: Decision) -> Counts:

@@ -46,7 +46,7 @@ def policy_named(name: str) -> Policy:
     """Return a policy by name; `fixed:N` has N instances. Raises InvalidTrace for an unknown one."""
     kind, _, number = name.partition(":")
     if kind == "fixed" and (not number or number.isdecimal()):
-        return Fixed(int(number or 1))
+        return Fixed(instances=int(number or 1))
     if name not in POLICIES:
         raise InvalidTrace(f"there is no policy {name!r}; known: {', '.join(POLICIES)}, fixed:N")
     return POLICIES[name]()
@@ -62,7 +62,7 @@ def run_policy(
 ) -> list[FunctionResult]:
     """Run one policy on all functions. Plain `fixed` sizes each function for its mean load."""
     if name == "fixed":
-        return [simulate(function, Fixed(_suitable(function)), seed, trace=trace) for function in functions]
+        return [simulate(function, _suitable(function), seed, trace=trace) for function in functions]
     policy = policy_named(name)
     if gpus:
         return simulate_shared(list(functions), policy, seed, gpus, trace=trace)
@@ -93,6 +93,7 @@ def compare(
     return Comparison(title, functions, results, sum(one.gpu_seconds for one in best), equal, best)
 
 
-def _suitable(function: SimulatedFunction) -> int:
+def _suitable(function: SimulatedFunction) -> Fixed:
     load = sum(function.durations) / function.horizon if function.horizon else 0.0
-    return max(1, round(load / 0.7 / function.specifications[0].max_request_concurrency + 0.5))
+    slots = function.specifications[0].max_request_concurrency
+    return Fixed(instances=max(1, round(load / 0.7 / slots + 0.5)))

@@ -17,7 +17,7 @@ from nvcf_autoscaler.simulate.compare import POLICIES, compare, policy_named
 from nvcf_autoscaler.simulate.engine import Pool, simulate, simulate_shared
 from nvcf_autoscaler.simulate.families import FAMILIES, make_day, make_function
 from nvcf_autoscaler.simulate.model import SimulatedFunction, SimulatedSpecification, StartupTimes
-from nvcf_autoscaler.simulate.policies.base import NEVER, Answer, Fixed
+from nvcf_autoscaler.simulate.policies.base import NEVER, Answer, Fixed, Policy
 from nvcf_autoscaler.simulate.policies.oracle import oracle
 from nvcf_autoscaler.simulate.trace import read_csv, write_csv
 
@@ -82,7 +82,7 @@ def test_nobody_serves_without_any_wait_for_less_than_the_oracle(one: SimulatedF
     limit = oracle(strict)
 
     assert all(wait <= 1e-8 for wait in limit.waits)
-    result = simulate(strict, Fixed(count), 1)
+    result = simulate(strict, Fixed(instances=count), 1)
     if all(wait == 0 for wait in result.waits):
         assert limit.gpu_seconds <= result.gpu_seconds + 1e-6
 
@@ -106,7 +106,7 @@ def test_a_wait_is_the_start_up_time_when_there_is_no_instance() -> None:
 
 
 def test_a_stopped_instance_finishes_what_it_serves() -> None:
-    class Impatient:
+    class Impatient(Policy):
         name, reaction, wake_after_idle = "impatient", 0.0, NEVER
 
         def start(self, function: SimulatedFunction) -> Impatient:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
@@ -15,23 +14,18 @@ from opentelemetry.sdk.metrics.export import AggregationTemporality, HistogramDa
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from nvcf_otel.histograms import OVERFLOW, Histogram, attach
+from nvcf_otel.instrument import Instrument, Kind
 
 BOUNDS = (0.01, 0.1, 1.0)
 _numbers = itertools.count()
 
 
-@dataclass(frozen=True)
-class Described:
-    """An instrument of its own for each test."""
-
-    name: str
-    unit: str = "s"
-    description: str = "How long it takes."
-    buckets: tuple[float, ...] | None = BOUNDS
+def described(name: str) -> Instrument:
+    return Instrument(Kind.HISTOGRAM, name, "s", "How long it takes.", buckets=BOUNDS)
 
 
 def made(limit: int = 100) -> Histogram:
-    return Histogram(Described(f"test.{next(_numbers)}"), limit)
+    return Histogram(described(f"test.{next(_numbers)}"), limit)
 
 
 def reading(
@@ -68,7 +62,7 @@ def test_it_counts_as_the_sdk_does(values: list[float]) -> None:
     for value in values:
         ours.series({"a": "b"}).record(value)
         sdk.record(value, {"a": "b"})
-    found, expected = points(reader, ours), points(other, Histogram(Described(name))) if values else []
+    found, expected = points(reader, ours), points(other, Histogram(described(name))) if values else []
     assert [(p.count, list(p.bucket_counts), p.attributes, p.min, p.max) for p in found] == [
         (p.count, list(p.bucket_counts), p.attributes, p.min, p.max) for p in expected
     ]

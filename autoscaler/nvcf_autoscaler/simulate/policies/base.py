@@ -31,44 +31,31 @@ class Run(Protocol):
         ...
 
 
-class Policy(Protocol):
-    """A policy with its parameters.
+@dataclass(frozen=True)
+class Policy:
+    """A policy with its parameters. `name` is the short one for tables.
 
     `reaction` is the seconds from a wake-up to the decision. `wake_after_idle` requests a wake-up by the
     first request after that many idle seconds (NEVER: none).
     """
 
-    @property
-    def name(self) -> str:
-        """Short name for tables."""
-        ...
-
-    @property
-    def reaction(self) -> float:
-        """See the class."""
-        ...
-
-    @property
-    def wake_after_idle(self) -> float:
-        """See the class."""
-        ...
-
-    def start(self, function: SimulatedFunction) -> Run:
-        """Start on a function. Only an oracle may use its requests."""
-        ...
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """A constant number of instances of the first specification, at most its maximum."""
-
-    instances: int = 1
-    name: str = "fixed"
+    name: str = ""
     reaction: float = 0.0
     wake_after_idle: float = NEVER
 
-    def start(self, function: SimulatedFunction) -> FixedRun:
-        """Start all instances at once."""
+    def start(self, function: SimulatedFunction) -> Run:
+        """Start on a function. Only an oracle may use its requests."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Fixed(Policy):
+    """A constant number of instances of the first specification, at most its maximum."""
+
+    name: str = "fixed"
+    instances: int = 1
+
+    def start(self, function: SimulatedFunction) -> Run:
         spec = function.specifications[0]
         others = (0,) * (len(function.specifications) - 1)
         return FixedRun((min(self.instances, spec.max_instances), *others))

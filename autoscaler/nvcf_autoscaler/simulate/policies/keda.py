@@ -15,16 +15,14 @@ from dataclasses import dataclass
 
 from nvcf_autoscaler.policy.observation import Observation
 from nvcf_autoscaler.simulate.model import SimulatedFunction
-from nvcf_autoscaler.simulate.policies.base import NEVER, Answer, SingleRun
+from nvcf_autoscaler.simulate.policies.base import NEVER, Answer, Policy, SingleRun
 
 
 @dataclass(frozen=True)
-class Keda:
+class Keda(Policy):
     """Parameters of KEDA and the HPA, see the module."""
 
     name: str = "keda"
-    reaction: float = 0.0
-    wake_after_idle: float = NEVER
     polling: float = 30.0
     cooldown: float = 300.0
     hpa_interval: float = 15.0
@@ -32,7 +30,6 @@ class Keda:
     tolerance: float = 0.1
 
     def start(self, function: SimulatedFunction) -> KedaRun:
-        """Start at zero."""
         return KedaRun(self, function)
 
 

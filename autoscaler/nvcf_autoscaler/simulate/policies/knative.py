@@ -16,16 +16,15 @@ from dataclasses import dataclass
 
 from nvcf_autoscaler.policy.observation import Observation
 from nvcf_autoscaler.simulate.model import SimulatedFunction
-from nvcf_autoscaler.simulate.policies.base import NEVER, Answer, SingleRun
+from nvcf_autoscaler.simulate.policies.base import NEVER, Answer, Policy, SingleRun
 
 
 @dataclass(frozen=True)
-class Knative:
+class Knative(Policy):
     """Parameters of the KPA, see the module."""
 
     name: str = "kpa"
     reaction: float = 0.1
-    wake_after_idle: float = NEVER
     stable: float = 60.0
     panic: float = 6.0
     target: float = 0.7
@@ -36,7 +35,6 @@ class Knative:
     tick: float = 2.0
 
     def start(self, function: SimulatedFunction) -> KnativeRun:
-        """Start at zero."""
         return KnativeRun(self, function)
 
 

@@ -14,29 +14,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nvcf_autoscaler.policy.observation import Observation
-from nvcf_autoscaler.policy.settings import ScalingDetails, ScalingSettings, SpecificationSettings, Stickiness
+from nvcf_autoscaler.policy.settings import ScalingDetails, ScalingSettings, Stickiness
 from nvcf_autoscaler.policy.utilisation import UtilisationState, utilisation_target
 from nvcf_autoscaler.simulate.model import SimulatedFunction
-from nvcf_autoscaler.simulate.policies.base import NEVER, Answer, SingleRun
+from nvcf_autoscaler.simulate.policies.base import NEVER, Answer, Policy, SingleRun
+from nvcf_autoscaler.simulate.policies.ours import settings_of
 
 _UP = ScalingDetails(1.5, 75, Stickiness(120.0, 60.0))
 _DOWN = ScalingDetails(0.5, 25, Stickiness(600.0, 180.0))
 
 
 @dataclass(frozen=True)
-class NvcfLike:
+class NvcfLike(Policy):
     """Parameters of the rule, see the module."""
 
     name: str = "nvcf"
-    reaction: float = 0.0
-    wake_after_idle: float = NEVER
     interval: float = 15.0
     idle_timeout: float = 300.0
     up: ScalingDetails = _UP
     down: ScalingDetails = _DOWN
 
     def start(self, function: SimulatedFunction) -> NvcfRun:
-        """Start at zero."""
         return NvcfRun(self, function)
 
 
@@ -46,16 +44,8 @@ class NvcfRun(SingleRun):
     def __init__(self, policy: NvcfLike, function: SimulatedFunction) -> None:
         super().__init__(function, policy.interval)
         self._policy = policy
-        spec = function.specifications[0]
-        self._settings = ScalingSettings(
-            (
-                SpecificationSettings(
-                    spec.id, spec.min_instances, spec.max_instances, spec.max_request_concurrency
-                ),
-            ),
-            scale_up=policy.up,
-            scale_down=policy.down,
-        )
+        first = settings_of(function).specifications[:1]
+        self._settings = ScalingSettings(first, scale_up=policy.up, scale_down=policy.down)
         self._state = UtilisationState()
 
     def decide(self, now: float, seen: Observation) -> Answer:

@@ -9,7 +9,7 @@ from nvcf_autoscaler.policy.observation import Observation
 from nvcf_autoscaler.policy.settings import DEFAULT_TUNING, ScalingSettings, SpecificationSettings, Tuning
 from nvcf_autoscaler.policy.state import PolicyState
 from nvcf_autoscaler.simulate.model import SimulatedFunction
-from nvcf_autoscaler.simulate.policies.base import Answer
+from nvcf_autoscaler.simulate.policies.base import Answer, Policy
 
 
 def settings_of(function: SimulatedFunction, tuning: Tuning = DEFAULT_TUNING) -> ScalingSettings:
@@ -27,7 +27,7 @@ def settings_of(function: SimulatedFunction, tuning: Tuning = DEFAULT_TUNING) ->
 
 
 @dataclass(frozen=True)
-class Ours:
+class Ours(Policy):
     """A wake-up reaches the decision within 0.1 s."""
 
     name: str = "ours"
@@ -36,7 +36,6 @@ class Ours:
     tuning: Tuning = field(default=DEFAULT_TUNING)
 
     def start(self, function: SimulatedFunction) -> OursRun:
-        """Start with an empty state."""
         return OursRun(settings_of(function, self.tuning))
 
 
