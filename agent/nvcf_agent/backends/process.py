@@ -16,7 +16,6 @@ from nvcf_agent.backends.collector import FILE, run_collector, write_configurati
 from nvcf_agent.backends.environment import InstancePlaces, InstanceSpec, worker_command, worker_environment
 from nvcf_agent.backends.health import readiness
 from nvcf_agent.backends.interface import Running
-from nvcf_agent.backends.orphans import kill_orphans
 from nvcf_agent.backends.output import RotatingLog, Tail, generation, pump
 from nvcf_agent.errors import LaunchError, StartError, Unsupported
 from nvcf_agent.state.inventory import Inventory, Limits
@@ -24,6 +23,7 @@ from nvcf_agent.state.transitions import Ended, Event, Ready, Unready
 from nvcf_broker.errors import ProcessError
 from nvcf_broker.files import private_directory
 from nvcf_broker.process import free_port, signal_group, spawn, stop_process
+from nvcf_proto import environment as names
 from nvcf_proto.models import ProcessSource
 
 _log = logging.getLogger(__name__)
@@ -305,3 +305,34 @@ def _check_source(source: ProcessSource) -> Path | None:
         raise LaunchError(f"cannot start {source.python}: there is no such program")
     root = Path(source.python).parent.parent
     return root if (root / "pyvenv.cfg").is_file() else None
+
+
+def find_orphans(instances: Path, processes: Path = Path("/proc")) -> list[int]:
+    """Return the ids of processes whose SHARED_CONFIG_DIR is below `instances`. Empty without /proc.
+
+    The kernel kills the workers with the agent (PR_SET_PDEATHSIG), but not the processes that workers
+    started. Their environment names an instance folder, which only this agent's data folder contains.
+    Processes of other users cannot be read and are never orphans of this agent.
+    """
+    marker = f"{names.SHARED_CONFIG_DIR}={instances}/".encode()
+    found = []
+    for entry in processes.glob("[0-9]*"):
+        try:
+            variables = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if int(entry.name) != os.getpid() and any(each.startswith(marker) for each in variables):
+            found.append(int(entry.name))
+    return found
+
+
+def kill_orphans(instances: Path) -> list[int]:
+    """Kill all orphans and return their ids. Blocking."""
+    killed = []
+    for pid in find_orphans(instances):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            continue
+        killed.append(pid)
+    return killed

@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from nvcf_autoscaler.errors import AutoscalerError, InvalidTrace
@@ -65,8 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     add = shared.add_argument
     add("--policies", default=",".join(ALL), help="ours, nvcf, kpa, keda, fixed, fixed:N (comma list)")
     add("--seed", type=int, default=1, help="of traces and start-up times")
-    text = "within which a request should start"
-    add("--slo", type=float, default=5.0, metavar="SECONDS", help=text)
+    add("--slo", type=float, default=5.0, metavar="SECONDS", help="within which a request should start")
     add("--capacity", default="", metavar="ID=GPUS", help="GPUs that all functions share (comma list)")
     add("--output", type=Path, metavar="DIR", help="write numbers (JSON) and pictures (PNG) there")
     add("--no-oracle", action="store_true", help="leave out the oracle, which takes a while")
@@ -81,8 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--startup", type=float, default=30.0, metavar="SECONDS", help="median start-up time")
     add("--startup-sigma", type=float, default=0.25, help="spread of its logarithm; 0: constant")
     add("--seconds-per-token", type=float, help="service time of rows that only have tokens")
-    text = "end of the trace (default: last arrival)"
-    add("--horizon", type=float, metavar="SECONDS", help=text)
+    add("--horizon", type=float, metavar="SECONDS", help="end of the trace (default: last arrival)")
     add = commands.add_parser("families", parents=[shared], help="synthetic traces").add_argument
     text = "tuned, held-out, all or a comma list of " + ", ".join(FAMILIES)
     add("--families", default="tuned", help=text)
@@ -166,7 +165,7 @@ def _save(found: Comparison, folder: Path) -> None:
         "title": found.title,
         "oracleGpuSeconds": found.limit,
         "oracleGpuSecondsAtEqualAttainment": found.limit_equal,
-        "policies": [one.to_dict() for one in found.summaries()],
+        "policies": [asdict(one) for one in found.summaries()],
     }
     (folder / f"{name}.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     draw(found, folder / f"{name}.png")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from nvcf_autoscaler.simulate.model import FunctionResult
 
@@ -33,10 +33,6 @@ class Summary:
     stops: int
     refused: int
     decisions: int
-
-    def to_dict(self) -> dict[str, float | int | str]:
-        """Return the JSON members."""
-        return asdict(self)
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
