@@ -30,13 +30,11 @@ async def serve(config: GatewayConfig, gateway_id: str, telemetry: Telemetry) ->
             "http": gateway.http,
             "grpc": gateway.grpc,
             "gatewayId": gateway.gateway_id,
+            "sessions": gateway.sessions,
+            "metrics": metrics_host(telemetry, config.metrics),
         }
-        if gateway.sessions is not None:
-            ready["sessions"] = gateway.sessions
-        metrics = metrics_host(telemetry, config.metrics)
-        if metrics is not None:
-            ready["metrics"] = metrics
-        print(json.dumps(ready), flush=True)  # noqa: T201 # a supervisor reads the addresses from it
+        shown = {name: value for name, value in ready.items() if value is not None}
+        print(json.dumps(shown), flush=True)  # noqa: T201 # a supervisor reads the addresses from it
         stopped = asyncio.create_task(stop.wait())
         closed = asyncio.create_task(gateway.client.wait_closed())
         try:

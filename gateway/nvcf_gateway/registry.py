@@ -38,44 +38,24 @@ class VersionIndex:
 
     def __init__(self) -> None:
         self._function_of: dict[str, str] = {}
-        self._deployed: dict[str, set[str]] = {}
-        self._running: dict[str, set[str]] = {}
+        self._deployed: dict[str, dict[str, Deployment]] = {}
+        self._running: dict[str, dict[str, Instance]] = {}
         self._instances: dict[str, dict[str, Instance]] = {}
 
     def deployment_changed(self, version_id: str, deployment: Deployment | None) -> None:
         """Apply a change of the deployments bucket."""
         if deployment is not None:
             self._function_of[version_id] = deployment.function_id
-            self._deployed.setdefault(deployment.function_id, set()).add(version_id)
-            return
-        function_id = self._function_of.pop(version_id, None)
-        if function_id is not None:
-            versions = self._deployed[function_id]
-            versions.discard(version_id)
-            if not versions:
-                del self._deployed[function_id]
+            _set(self._deployed, deployment.function_id, version_id, deployment)
+        elif (function_id := self._function_of.pop(version_id, None)) is not None:
+            _set(self._deployed, function_id, version_id, None)
 
     def instance_changed(self, key: str, instance: Instance | None) -> None:
         """Apply a change of the instances bucket; `key` is `VERSION.INSTANCE`."""
         version_id, _, instance_id = key.partition(".")
-        self._remember(version_id, instance_id, instance)
-        if instance is not None and instance.state is InstanceState.RUNNING:
-            self._running.setdefault(version_id, set()).add(instance_id)
-            return
-        running = self._running.get(version_id)
-        if running is not None:
-            running.discard(instance_id)
-            if not running:
-                del self._running[version_id]
-
-    def _remember(self, version_id: str, instance_id: str, instance: Instance | None) -> None:
-        if instance is not None:
-            self._instances.setdefault(version_id, {})[instance_id] = instance
-            return
-        known = self._instances.get(version_id, {})
-        known.pop(instance_id, None)
-        if not known:
-            self._instances.pop(version_id, None)
+        running = instance is not None and instance.state is InstanceState.RUNNING
+        _set(self._instances, version_id, instance_id, instance)
+        _set(self._running, version_id, instance_id, instance if running else None)
 
     def instances(self, version_id: str) -> list[Instance]:
         """Return the records of a version's instances."""
@@ -92,6 +72,16 @@ class VersionIndex:
     def is_running(self, version_id: str) -> bool:
         """Return whether at least one instance of the version is ready."""
         return version_id in self._running
+
+
+def _set(index: dict[str, dict[str, R]], key: str, name: str, value: R | None) -> None:
+    """Set `name` below `key`, or remove it for None; a key with nothing below it goes as well."""
+    if value is not None:
+        index.setdefault(key, {})[name] = value
+    elif key in index:
+        index[key].pop(name, None)
+        if not index[key]:
+            del index[key]
 
 
 def version_status(deployed: bool, instances: list[Instance], *, from_zero: bool = False) -> VersionStatus:

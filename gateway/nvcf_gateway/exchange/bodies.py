@@ -32,15 +32,12 @@ class ByteSource(Protocol):
 
     async def read(self, n: int = -1) -> bytes:
         """Return up to `n` bytes, and none at the end."""
-        ...
 
     def at_eof(self) -> bool:
         """Return whether everything has been read."""
-        ...
 
     def is_eof(self) -> bool:
         """Return whether everything has arrived, read or not."""
-        ...
 
 
 class Body(Protocol):
@@ -51,15 +48,12 @@ class Body(Protocol):
     @property
     def rest_length(self) -> int | None:
         """Number of bytes after the prefix, None if unknown."""
-        ...
 
     def stream(self) -> AsyncIterator[bytes]:
         """Return the bytes after the prefix, from their start."""
-        ...
 
     def close(self) -> None:
         """Free its memory and disk."""
-        ...
 
 
 class Spool:

@@ -39,11 +39,9 @@ class Storage(Protocol):
 
     def sink(self) -> Sink:
         """Return a sink that stores a streamed response."""
-        ...
 
     async def save(self, head: ResponseHead, body: bytes) -> bool:
         """Store a complete response; return False if another one is stored already."""
-        ...
 
 
 def _new_outcome() -> asyncio.Future[Outcome]:

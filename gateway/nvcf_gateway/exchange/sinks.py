@@ -24,23 +24,18 @@ class Sink(Protocol):
 
     async def start(self, head: ResponseHead) -> None:
         """Take the head. Raises H1Error if it cannot be passed on, CallerGone."""
-        ...
 
     async def write(self, data: bytes) -> None:
         """Take body bytes; return when the caller can take more. Raises H1Error, CallerGone."""
-        ...
 
     async def finish(self) -> None:
         """End the body. Raises H1Error if its length is not the announced one, CallerGone."""
-        ...
 
     async def complete(self, head: ResponseHead, body: bytes) -> None:
         """Take a whole response at once. Raises H1Error, CallerGone."""
-        ...
 
     def abort(self) -> None:
         """Give up: the body will never be complete."""
-        ...
 
 
 def checked_head(head: ResponseHead) -> ResponseHead:

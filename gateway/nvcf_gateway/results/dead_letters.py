@@ -20,7 +20,6 @@ from nats.aio.msg import Msg
 
 from nvcf_broker.connection import describe_error
 from nvcf_broker.errors import BrokerError
-from nvcf_broker.jetstream import StoredMessage
 from nvcf_broker.requests import ReplyInbox
 from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.queue.request_queue import RequestQueue
@@ -51,36 +50,19 @@ class DeadLetter(NamedTuple):
     deliveries: int
 
 
-class DeadRequest(NamedTuple):
-    """The part of the message that is needed."""
-
-    request_id: str
-    reply_subject: str | None
-
-
 def read_advisory(data: bytes) -> DeadLetter | None:
     """Return the message that an advisory names; None for other streams than those of requests."""
     try:
         members = json.loads(data)
-        prefix, region, version_id = _stream_parts(str(members["stream"]))
+        # The stream is `rq_R_V`; regions may contain `_`.
+        rest, _, version = str(members["stream"]).rpartition("_")
+        prefix, _, region = rest.partition("_")
+        version_id = parse_id(version, "version id")
         if prefix != "rq":
             return None
         return DeadLetter(region, version_id, int(members["stream_seq"]), int(members.get("deliveries", 0)))
     except (ValueError, KeyError, TypeError, InvalidId):
         return None
-
-
-def _stream_parts(stream: str) -> tuple[str, str, str]:
-    """Split `rq_R_V`; regions may contain `_`. Raises ValueError and InvalidId."""
-    rest, _, version = stream.rpartition("_")
-    prefix, _, region = rest.partition("_")
-    return prefix, region, parse_id(version, "version id")
-
-
-def read_request(message: StoredMessage) -> DeadRequest:
-    """Read a message of a request stream. Raises InvalidId."""
-    request_id = parse_id(message.subject.rpartition(".")[2], "request id")
-    return DeadRequest(request_id, message.headers.get(names.REPLY_SUBJECT))
 
 
 def too_many_deliveries(request_id: str, deliveries: int) -> bytes:
@@ -147,22 +129,20 @@ class DeadLetters:
         if message is None:
             return
         try:
-            request = read_request(message)
+            request_id = parse_id(message.subject.rpartition(".")[2], "request id")
         except InvalidId as error:
             _log.warning("a message of version %s is not a request: %s", found.version_id, error)
         else:
-            _log.error(
-                "request given up: its deliveries are used up", extra={"request_id": request.request_id}
-            )
-            await self._answer(found, request)
+            _log.error("request given up: its deliveries are used up", extra={"request_id": request_id})
+            await self._answer(found, request_id, message.headers.get(names.REPLY_SUBJECT))
         await self.queue.remove(found.version_id, "", found.sequence, found.region)
 
-    async def _answer(self, found: DeadLetter, request: DeadRequest) -> None:
-        response = too_many_deliveries(request.request_id, found.deliveries)
-        if request.reply_subject is not None and await self._deliver(request.reply_subject, response):
+    async def _answer(self, found: DeadLetter, request_id: str, reply_subject: str | None) -> None:
+        response = too_many_deliveries(request_id, found.deliveries)
+        if reply_subject is not None and await self._deliver(reply_subject, response):
             return
         # The gateway of the call is gone, or its caller has left: the response is stored for a later poll.
-        fallback = await self._request(fallback_subject(found.version_id), request.request_id.encode())
+        fallback = await self._request(fallback_subject(found.version_id), request_id.encode())
         subject = None if fallback is None else (fallback.headers or {}).get(names.REPLY_SUBJECT)
         if subject:
             await self._deliver(subject, response)

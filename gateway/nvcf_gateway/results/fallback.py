@@ -71,7 +71,11 @@ class FallbackLookup:
         if found is None:
             await message._client.publish(message.reply, b"", headers={names.REPLY_STATUS: "410"})
             return
-        await message._client.publish(message.reply, self._config_of(found), headers=self._headers(found))
+        headers = {
+            names.REPLY_SUBJECT: inline_reply_subject(self.gateway_id, found.inline_token),
+            names.REPLY_MAX_BYTES: str(self.config.inline_reply_bytes),
+        }
+        await message._client.publish(message.reply, self._config_of(found), headers=headers)
 
     async def _reply_address(self, version: FunctionVersion, request_id: str) -> Pending | None:
         """Open a reply address for the request; return None if it is no longer in the queue."""
@@ -113,10 +117,3 @@ class FallbackLookup:
         if pending.request_token is not None:
             connection.requestAuthorizationToken = pending.request_token
         return message.SerializeToString()
-
-    def _headers(self, pending: Pending) -> dict[str, str]:
-        limit = self.config.inline_reply_bytes
-        return {
-            names.REPLY_SUBJECT: inline_reply_subject(self.gateway_id, pending.inline_token),
-            names.REPLY_MAX_BYTES: str(limit),
-        }

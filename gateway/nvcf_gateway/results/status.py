@@ -183,12 +183,8 @@ class Poller:
         """Answer into `sink`, or return the status of a 202."""
         loop = asyncio.get_running_loop()
         tracked, store = poll.tracked, self._store(poll.tracked)
-        kept = self.retention.kept(
-            tracked.request_id,
-            (tracked.function_id, tracked.version_id),
-            tracked.region,
-            keyed=tracked.retained,
-        )
+        ids = (tracked.function_id, tracked.version_id)
+        kept = self.retention.kept(tracked.request_id, ids, tracked.region, keyed=tracked.retained)
         with store.announcement(tracked.request_id) as announced:
             while True:
                 announced.clear()

@@ -17,7 +17,7 @@ from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.http.routing import Target
 from nvcf_gateway.ratelimit.limiter import RateLimiter
 from nvcf_gateway.registry import Registry
-from nvcf_gateway.rpc.status import bearer, checked_id
+from nvcf_gateway.rpc.server import bearer, checked_id
 from nvcf_proto.models import FunctionType, FunctionVersion, Scope
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc, ratelimiter_pb2, ratelimiter_pb2_grpc
 

@@ -1,11 +1,11 @@
-"""The gRPC server: how it decodes messages, its health service, and its listener."""
+"""The gRPC server: its listener and health service, callers' tokens, and errors as gRPC status."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -13,13 +13,16 @@ from google.protobuf.message import DecodeError
 
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import HttpProblem, SetupError
+from nvcf_gateway.http.grpc_status import grpc_status
 from nvcf_gateway.http.tls import grpc_credentials
-from nvcf_gateway.rpc.status import abort
+from nvcf_proto.errors import InvalidId
+from nvcf_proto.ids import parse_id
 
 CHECK_EVERY_SECONDS = 1.0
 # `HealthCheckResponse` of the gRPC health checking protocol: field 1 is the status.
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"
 _UNREADABLE = object()
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 Context = grpc.aio.ServicerContext
 
@@ -108,6 +111,30 @@ class ErrorStatus(grpc.aio.ServerInterceptor):
         if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(_streaming(handler.stream_stream), decode, encode)
         return handler
+
+
+def bearer(context: Context[Any, Any]) -> str:
+    """Return the token of the metadata `authorization: Bearer <token>`. Raises HttpProblem 401."""
+    for key, value in context.invocation_metadata() or ():
+        if key == "authorization" and isinstance(value, str):
+            scheme, _, token = value.partition(" ")
+            if scheme.lower() == "bearer" and token.strip():
+                return token.strip()
+    raise HttpProblem(401, "metadata authorization: Bearer <token> is missing")
+
+
+def checked_id(text: str, field: str) -> str:
+    """Return an id in its canonical form. Raises HttpProblem 400."""
+    try:
+        return parse_id(text, field)
+    except InvalidId as error:
+        raise HttpProblem(400, str(error)) from None
+
+
+async def abort(context: Context[Any, Any], problem: HttpProblem) -> NoReturn:
+    """End the call with the gRPC status of a problem (the reverse of protocol.md, section 4.2)."""
+    await context.abort(_CODES[grpc_status(problem.status)], str(problem))
+    raise AssertionError("abort always raises")
 
 
 def _lenient(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

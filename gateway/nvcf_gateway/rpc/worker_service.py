@@ -11,15 +11,14 @@ from typing import Any, Protocol
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc.aio import ServicerContext as Context
 
-from nvcf_broker.errors import BrokerError
 from nvcf_gateway.access.worker_tokens import InvalidWorkerToken, WorkerTokens
 from nvcf_gateway.config import GatewayConfig
-from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.errors import HttpProblem, broker_errors
 from nvcf_gateway.objects.assets import Assets
 from nvcf_gateway.objects.large_results import LargeResults
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.registry import Registry
-from nvcf_gateway.rpc.status import bearer, checked_id
+from nvcf_gateway.rpc.server import bearer, checked_id
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
 from nvcf_proto.tokens import WorkerClaims
 
@@ -52,7 +51,8 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
     ) -> nvcf_pb2.WorkerConnectOnceResponse:
         """Check the worker, ensure that it has a queue, and return a new token and the regions."""
         claims = self._authorize(context, request, request.instanceId)
-        await self._ensure_queue(claims.version_id, self.config.region)
+        with broker_errors():
+            await self.queue.ensure(claims.version_id, self.config.region)
         token, expires = self.tokens.issue(
             function_id=claims.function_id,
             version_id=claims.version_id,
@@ -79,7 +79,8 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
             regions = ", ".join(self.config.regions)
             detail = f"there is no region {request.regionToProvision[:64]!r}; the regions are {regions}"
             raise HttpProblem(400, detail)
-        await self._ensure_queue(claims.version_id, request.regionToProvision, again=True)
+        with broker_errors():
+            await self.queue.ensure(claims.version_id, request.regionToProvision, again=True)
         return nvcf_pb2.ProvisionWorkerResponse()
 
     async def RefreshLargeUploadCredentials(  # noqa: N802
@@ -183,9 +184,3 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
             return self.tokens.verify(bearer(context), time.time())
         except InvalidWorkerToken as error:
             raise HttpProblem(401, str(error)) from None
-
-    async def _ensure_queue(self, version_id: str, region: str, *, again: bool = False) -> None:
-        try:
-            await self.queue.ensure(version_id, region, again=again)
-        except BrokerError as error:
-            raise HttpProblem(503, str(error)) from None

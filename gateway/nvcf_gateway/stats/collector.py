@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 
 from nvcf_broker.connection import describe_error
 from nvcf_broker.requests import raise_if_cancelled
@@ -102,7 +102,8 @@ class SnapshotCollector:
         except (nats.errors.Error, OSError) as error:
             _log.warning("cannot query the other gateways: %s", describe_error(error))
         finally:
-            await _quietly_unsubscribe(subscription)
+            with contextlib.suppress(nats.errors.Error, OSError):
+                await subscription.unsubscribe()
         raise_if_cancelled()
         return replies
 
@@ -115,10 +116,3 @@ class SnapshotCollector:
             return
         if sender != self._gateway_id and message.reply:
             await message.respond((await self._own(versions)).to_json())
-
-
-async def _quietly_unsubscribe(subscription: Subscription) -> None:
-    try:
-        await subscription.unsubscribe()
-    except (nats.errors.Error, OSError) as error:
-        _log.debug("unsubscribe: %s", describe_error(error))

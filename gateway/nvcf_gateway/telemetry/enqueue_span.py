@@ -12,7 +12,7 @@ from typing import Self
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
-from nvcf_gateway.telemetry.http_span import current, set_request
+from nvcf_gateway.telemetry.http_span import carrier_below, current, set_request
 from nvcf_gateway.telemetry.metrics import GatewayMetrics, Version, attributes_of
 from nvcf_otel import names, spans
 from nvcf_proto import subjects
@@ -29,16 +29,9 @@ def outgoing_context(caller: Mapping[str, str]) -> Mapping[str, str]:
     """Return the trace context for a message that is sent now; `caller` are the caller's own headers."""
     span = trace.get_current_span()
     if span.is_recording():
-        return _below(span, caller)
+        return carrier_below(span, caller)
     telemetry = current()
     return caller if telemetry is None else telemetry.carrier
-
-
-def _below(span: Span, caller: Mapping[str, str]) -> dict[str, str]:
-    carrier = spans.carrier(span)
-    if "baggage" in caller:
-        carrier["baggage"] = caller["baggage"]
-    return carrier
 
 
 def poll_span(version: Version, request_id: str) -> AbstractContextManager[Span]:
@@ -118,7 +111,7 @@ class EnqueueTelemetry:
                 **_request_attributes(version, request_id),
             },
         )
-        return EnqueueSpan(self._metrics, version, span, _below(span, caller))
+        return EnqueueSpan(self._metrics, version, span, carrier_below(span, caller))
 
     def cold_start(self, version: Version, request_id: str) -> Callable[[bool], None]:
         """Record that a request was queued while no instance ran.

@@ -62,6 +62,14 @@ def set_request(request_id: str, began_as: str | None = None) -> None:
         telemetry.add_link(began_as)
 
 
+def carrier_below(span: Span, caller: Mapping[str, str]) -> dict[str, str]:
+    """Return the trace context to pass on below `span`; baggage is that of the caller's headers."""
+    carrier = spans.carrier(span)
+    if "baggage" in caller:
+        carrier["baggage"] = caller["baggage"]
+    return carrier
+
+
 def known_method(method: str) -> str:
     """Return the method as an attribute: callers can invent any number of methods."""
     return method if method in _METHODS else OTHER_METHOD
@@ -143,11 +151,7 @@ class RequestTelemetry:
             self.span = span
             self._token = otel_context.attach(trace.set_span_in_context(span))
             return
-        own = spans.carrier(span)
-        baggage = self.carrier.get("baggage")
-        if baggage is not None:
-            own["baggage"] = baggage
-        self.carrier = own
+        self.carrier = carrier_below(span, self.carrier)
 
     def add_link(self, traceparent: str | None) -> None:
         """Link the span to the call that queued the request."""
