@@ -203,7 +203,6 @@ class InvalidInput(FunctionError):
 class ProcessDied(FunctionError):
     """The child process that ran the request died, e.g. by a fault in native code or for lack of memory."""
 
-    status = 500
     title = "Function Process Died"
 
 
@@ -217,7 +216,6 @@ class AssetUnavailable(FunctionError):
 class ResultNotDelivered(FunctionError):
     """A large result could not be stored."""
 
-    status = 500
     title = "Large Result Not Delivered"
 
 

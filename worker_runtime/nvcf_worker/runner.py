@@ -8,7 +8,6 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from contextvars import Token
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -132,7 +131,15 @@ class Runner:
             observer.failed(error)
             log.exception("the worker failed to handle a request")
         finally:
-            self._end(scope, token, observer, release)
+            scope.interruptible = False
+            release()
+            if scope.body is not None:
+                scope.body.abort()
+            try:
+                observer.end()
+            except Exception:
+                log.exception("telemetry of the request failed")
+            logs.request_id.reset(token)
         return ack_of(scope.end, retry_after, limited=bool(work.max_deliver))
 
     def _observe(self, work: Work, scope: CancelScope) -> RequestObserver:
@@ -176,23 +183,6 @@ class Runner:
             case _:
                 log.error("the worker failed to handle a request", exc_info=error)
         return 0.0
-
-    def _end(
-        self,
-        scope: CancelScope,
-        token: Token[str | None],
-        observer: RequestObserver,
-        release: Callable[[], None],
-    ) -> None:
-        scope.interruptible = False
-        release()
-        if scope.body is not None:
-            scope.body.abort()
-        try:
-            observer.end()
-        except Exception:
-            log.exception("telemetry of the request failed")
-        logs.request_id.reset(token)
 
     async def _respond(
         self, work: Work, scope: CancelScope, observer: RequestObserver, release: Callable[[], None]

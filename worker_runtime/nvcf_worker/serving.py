@@ -145,12 +145,30 @@ def run_worker(
 
     The reason of its end is written to SHARED_CONFIG_DIR. Exits with the code of the WorkerError, if any.
     """
+
+    async def work() -> str:
+        # Imported here so that `import nvcf_worker` stays light and a wrong handler is reported at once.
+        from nvcf_worker.control.config import WorkerConfig
+        from nvcf_worker.telemetry.setup import worker_telemetry
+        from nvcf_worker.worker import Worker
+
+        chosen = choose(concurrency, os.environ, useful=useful_slots())
+        adaptive = chosen if isinstance(chosen, Adaptive) else None
+        slots = chosen.max if isinstance(chosen, Adaptive) else chosen
+        config = WorkerConfig.from_environment(os.environ, concurrency=slots, session_port=session_port)
+        async with worker_telemetry(config, metrics) as telemetry:
+            worker = Worker(
+                handler, config, grace_seconds=grace_seconds, adaptive=adaptive, telemetry=telemetry
+            )
+            log.info("serving %s with %d slots", handler.name, config.concurrency)
+            return await _run(worker, companion)
+
     _served.set()
     set_up_logging(log_level)
     directory = _shared_directory()
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            reason = runner.run(_serve(handler, companion, concurrency, grace_seconds, session_port, metrics))
+            reason = runner.run(work())
     except WorkerError as error:
         log.critical("%s", error)
         exits.record(directory, exits.ExitReason(error.exit_code, error.category, str(error)))
@@ -171,31 +189,6 @@ def set_up_logging(level: str | None) -> None:
         logs.set_up(level or os.environ.get(LOG_LEVEL) or "info")
     except ValueError as error:
         raise SystemExit(f"log level: {error}") from None
-
-
-async def _serve(
-    handler: Handler,
-    companion: lifecycle.Companion | None,
-    concurrency: int | Adaptive | None,
-    grace_seconds: float,
-    session_port: int | None,
-    metrics: str | None,
-) -> str:
-    # Imported here so that `import nvcf_worker` stays light and a wrong handler is reported at once.
-    from nvcf_worker.control.config import WorkerConfig
-    from nvcf_worker.telemetry.setup import worker_telemetry
-    from nvcf_worker.worker import Worker
-
-    chosen = choose(concurrency, os.environ, useful=useful_slots())
-    adaptive = chosen if isinstance(chosen, Adaptive) else None
-    total = adaptive.max if adaptive is not None else chosen
-    config = WorkerConfig.from_environment(
-        os.environ, concurrency=total if isinstance(total, int) else None, session_port=session_port
-    )
-    async with worker_telemetry(config, metrics) as telemetry:
-        worker = Worker(handler, config, grace_seconds=grace_seconds, adaptive=adaptive, telemetry=telemetry)
-        log.info("serving %s with %d slots", handler.name, config.concurrency)
-        return await _run(worker, companion)
 
 
 async def _run(worker: Worker, companion: lifecycle.Companion | None) -> str:

@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 
 import nats.errors
 
-from nvcf_broker.requests import ReplyInbox
 from nvcf_otel.process import LoopLag
 from nvcf_proto import settings
 from nvcf_worker.control.config import WorkerConfig
@@ -92,12 +91,8 @@ class Worker:
     @property
     def ready(self) -> bool:
         """Return whether requests can arrive."""
-        return (
-            not self._draining
-            and not self._slots.paused
-            and self._session is not None
-            and self._session.ready
-        )
+        session = self._session
+        return not self._draining and not self._slots.paused and session is not None and session.ready
 
     @property
     def in_flight(self) -> int:
@@ -137,9 +132,14 @@ class Worker:
         loop = asyncio.get_running_loop()
         pool = ThreadPool(loop)
         self._inflight = InFlight(open_journal(self._config))
-        self._blocking = lambda call: pool.start(lambda _: call())
+        self._blocking = pool.run
         self._exchanges = Exchanges(
-            GatewayTransport(self._config.version_id, self._attach, self._replies, self._listen),
+            GatewayTransport(
+                self._config.version_id,
+                self._attach,
+                lambda: None if self._session is None else self._session.replies,
+                self._listen,
+            ),
             compatibility=not self._config.compatibility_disabled,
         )
         runner = Runner(
@@ -158,7 +158,7 @@ class Worker:
                 await stack.enter_async_context(
                     health_server(self._config.health_port, lambda: self.ready, self._telemetry.metrics_page)
                 )
-                stack.push_async_callback(self._unload)
+                stack.push_async_callback(end_all, self._handler.loading, self._blocking)
                 await self._run_until_stopped()
             if self._broken is not None:
                 raise InstanceBroken(self._broken)
@@ -183,19 +183,15 @@ class Worker:
             self._broken = reason
             self.stop()
 
-    async def _unload(self) -> None:
-        await end_all(self._handler.loading, self._blocking)
-
     async def _listen(self, request_id: str) -> Unlisten | None:
         return None if self._session is None else await self._session.listen(request_id)
 
     async def _run_until_stopped(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(self._work())]
+            working = tasks.create_task(self._work())
             await self._stopping.wait()
             await self._drain(self._session)
-            for task in running:
-                task.cancel()
+            working.cancel()
 
     async def _work(self) -> None:
         started = time.monotonic()
@@ -288,9 +284,6 @@ class Worker:
             log.info("connected to the broker")
             self._telemetry.ready()
         await self._inflight.signal(time.monotonic())
-
-    def _replies(self) -> ReplyInbox | None:
-        return None if self._session is None else self._session.replies
 
     async def _housekeeping(self) -> None:
         """Run everything that would otherwise need a timer for each request."""

@@ -7,6 +7,7 @@ import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -119,8 +120,7 @@ class App:
     """
 
     def __init__(self) -> None:
-        self._routes: list[tuple[Pattern, frozenset[str], object, str | None]] = []
-        self._limits: dict[tuple[str, frozenset[str]], Limit | None] = {}
+        self._routes: list[tuple[Pattern, frozenset[str], object, str | None, Limit | None]] = []
         self._hooks: dict[str, list[Callable[[], Any]]] = {"setup": [], "warmup": [], "teardown": []}
 
     def route(
@@ -143,12 +143,11 @@ class App:
             raise HandlerError(f"route {path!r}: methods are names like GET and POST")
 
         def add(handler: Decorated) -> Decorated:
-            for known, known_methods, _, _ in self._routes:
+            for known, known_methods, *_ in self._routes:
                 if known.text == path and wanted & known_methods:
                     twice = ", ".join(sorted(wanted & known_methods))
                     raise HandlerError(f"route {path!r} is there twice for {twice}")
-            self._routes.append((pattern, wanted, handler, media_type))
-            self._limits[path, wanted] = limit
+            self._routes.append((pattern, wanted, handler, media_type, limit))
             return handler
 
         return add
@@ -173,38 +172,23 @@ class App:
         if not self._routes:
             raise HandlerError("the App has no routes")
         routes = []
-        loading = [Loading(functools.partial(_same, one), "App") for one in self._lives()]
-        for pattern, methods, function, own_type in self._routes:
+        # Each function becomes an object with one hook.
+        loading = [
+            Loading(functools.partial(SimpleNamespace, **{name: function}), "App")
+            for name, functions in self._hooks.items()
+            for function in functions
+        ]
+        for pattern, methods, function, own_type, limit in self._routes:
             try:
-                handler = classify(
-                    function,
-                    own_type or media_type,
-                    path_names=pattern.names,
-                    from_query=methods <= BODYLESS,
-                )
+                media = own_type or media_type
+                handler = classify(function, media, path_names=pattern.names, from_query=methods <= BODYLESS)
             except HandlerError as error:
                 raise HandlerError(f"route {pattern.text}: {error}") from None
-            limit = self._limits[pattern.text, methods]
             if limit is not None:
                 handler = dataclasses.replace(handler, limit=limit)
             routes.append(Route(pattern, methods, handler))
             loading += handler.loading
         return Handler(_unrouted, Kind.ASYNC, media_type, "App", tuple(loading), RouteTable(routes))
-
-    def _lives(self) -> list[_Hooks]:
-        names = ("setup", "warmup", "teardown")
-        return [_Hooks(name, hook) for name in names for hook in self._hooks[name]]
-
-
-class _Hooks:
-    """One function of an App as an object with that hook."""
-
-    def __init__(self, name: str, hook: Callable[[], Any]) -> None:
-        setattr(self, name, hook)
-
-
-def _same(hooks: _Hooks) -> _Hooks:
-    return hooks
 
 
 def _unrouted(request: Mapping[str, Any]) -> None:

@@ -24,35 +24,30 @@ class RequestBody:
     """Read once, whole or as a stream. Nothing is fetched before a handler asks for it.
 
     download: one that has begun already and that `opener` will return; `abort` closes it, read or not.
+    `whole` is the complete body if it is here already.
     """
 
-    __slots__ = ("_aborted", "_download", "_inline", "_opener", "_streamed", "_whole")
+    __slots__ = ("_aborted", "_download", "_inline", "_opener", "_streamed", "whole")
 
     def __init__(self, inline: bytes, opener: Opener | None, download: Download | None = None) -> None:
         self._inline = inline
         self._opener = opener
         self._download = download
-        self._whole: bytes | None = inline if opener is None else None
+        self.whole: bytes | None = inline if opener is None else None
         self._streamed = False
         self._aborted = False
 
-    @property
-    def whole(self) -> bytes | None:
-        """Return the complete body if it is here already."""
-        return self._whole
-
     async def read(self) -> bytes:
         """Return the complete body. Raises BodyUnavailable when the gateway cannot supply it."""
-        if self._whole is None:
-            chunks = [chunk async for chunk in self.stream()]
-            self._whole = b"".join(chunks)
-        return self._whole
+        if self.whole is None:
+            self.whole = b"".join([chunk async for chunk in self.stream()])
+        return self.whole
 
     async def stream(self) -> AsyncIterator[bytes]:
         """Yield the body in chunks as they arrive. Raises BodyUnavailable; RuntimeError the second time."""
-        if self._whole is not None or self._opener is None:
-            if self._whole:
-                yield self._whole
+        if self.whole is not None or self._opener is None:
+            if self.whole:
+                yield self.whole
             return
         if self._streamed:
             raise RuntimeError("the request body has been streamed already")

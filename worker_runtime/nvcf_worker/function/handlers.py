@@ -81,8 +81,7 @@ def classify(
         name = getattr(inner, "__qualname__", type(handler).__name__)
     else:
         raise HandlerError(f"a handler must be callable; got {type(handler).__name__}")
-    loops = inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)
-    loops = loops or getattr(inner, "runs_on_loop", False)
+    loops = runs_on_loop(inner)
     plan = plan_of(inner, _signature(handler, inner), path_names=path_names, from_query=from_query)
     call: Callable[..., Any] = handler if loading is None else loading
     if plan is not None:
@@ -115,6 +114,13 @@ def is_asgi(candidate: object) -> bool:
     except (TypeError, ValueError):
         return False
     return parameters == ["scope", "receive", "send"]
+
+
+def runs_on_loop(function: Callable[..., Any]) -> bool:
+    """Return whether a call of the function makes a coroutine or an async generator."""
+    inner = _unwrap(function)
+    marked = bool(getattr(inner, "runs_on_loop", False))
+    return marked or inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)
 
 
 def _unwrap(handler: Callable[..., Any]) -> Callable[..., Any]:

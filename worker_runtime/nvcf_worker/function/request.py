@@ -275,12 +275,8 @@ class SyncRequest(RequestInfo):
 
     __slots__ = ("_loop",)
 
+    # The loop that fetches bodies; set before the handler is called.
     _loop: asyncio.AbstractEventLoop
-
-    def _attach_loop(self, loop: asyncio.AbstractEventLoop) -> SyncRequest:
-        """Set the loop that fetches bodies."""
-        self._loop = loop
-        return self
 
     def read(self) -> bytes:
         """The whole body. Raises BodyUnavailable, or RequestCancelled when the caller leaves meanwhile."""

@@ -109,13 +109,8 @@ def encode_body(value: Any) -> tuple[bytes, str]:
 
 def encode_item(item: Any) -> bytes:
     """Encode an item of a stream: bytes as they are, text as UTF-8, anything else as a line of JSON."""
-    if isinstance(item, bytes):
-        return item
-    if isinstance(item, str):
-        return item.encode()
-    if isinstance(item, bytearray | memoryview):
-        return bytes(item)
-    return _to_json(item).encode() + b"\n"
+    data, media_type = encode_body(item)
+    return data + b"\n" if media_type is JSON else data
 
 
 def item_media_type(item: Any) -> str:

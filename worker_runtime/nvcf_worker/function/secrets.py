@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from nvcf_proto.environment import ESS_AGENT_CONFIG_DIR
 
@@ -15,11 +13,6 @@ SECRETS_DIR = "NVCF_SECRETS_DIR"
 """[ext] Folder of the files behind `secrets["NAME"]`. Default: /var/secrets."""
 DEFAULT_DIRECTORY = "/var/secrets"
 JSON_FILE = "secrets.json"
-
-
-class _Read(NamedTuple):
-    mark: tuple[int, int, int]
-    values: dict[str, str]
 
 
 class Secrets(Mapping[str, str]):
@@ -32,16 +25,13 @@ class Secrets(Mapping[str, str]):
 
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
         self._environ = os.environ if environ is None else environ
-        self._read: dict[Path, _Read] = {}
-        self._lock = threading.Lock()
+        # The mark of a file (time, size, inode) and its values.
+        self._read: dict[Path, tuple[tuple[int, int, int], dict[str, str]]] = {}
 
     def directories(self) -> list[Path]:
         """Return the folders that are searched for secrets."""
-        candidates = (
-            self._environ.get(SECRETS_DIR) or DEFAULT_DIRECTORY,
-            self._environ.get(ESS_AGENT_CONFIG_DIR),
-        )
-        return [Path(text) for text in candidates if text]
+        first, second = self._environ.get(SECRETS_DIR), self._environ.get(ESS_AGENT_CONFIG_DIR)
+        return [Path(text) for text in (first or DEFAULT_DIRECTORY, second) if text]
 
     def __getitem__(self, name: str) -> str:
         if not name or "/" in name or "\0" in name or name.startswith("."):
@@ -76,16 +66,14 @@ class Secrets(Mapping[str, str]):
             if not path.is_file():
                 return {}
             mark = (status.st_mtime_ns, status.st_size, status.st_ino)
-            with self._lock:
-                known = self._read.get(path)
-            if known is not None and known.mark == mark:
-                return known.values
+            known = self._read.get(path)
+            if known is not None and known[0] == mark:
+                return known[1]
             text = path.read_text()
         except OSError:
             return {}
         values = _members(text) if path.name == JSON_FILE else {name: text.removesuffix("\n")}
-        with self._lock:
-            self._read[path] = _Read(mark, values)
+        self._read[path] = mark, values
         return values
 
 

@@ -59,7 +59,7 @@ class Executor:
 
     async def _run(self, request: Request | SyncRequest, scope: CancelScope, handler: Handler) -> Outcome:
         if isinstance(request, SyncRequest):
-            request._attach_loop(self._loop)
+            request._loop = self._loop
             return await self._on_thread(lambda: handler.call(request), scope, handler)
         result = handler.call(request)
         if inspect.isawaitable(result):
@@ -69,25 +69,22 @@ class Executor:
     async def _finish(self, result: Any, scope: CancelScope, handler: Handler) -> Outcome:
         if isinstance(result, Reply | StreamReply):  # from a server or an ASGI application: sent as it is
             return result
-        body = result.body if isinstance(result, Response) else result
+        response, body = _parts(result)
         if isinstance(body, AsyncIterator):
-            response = result if isinstance(result, Response) else None
             return await _open_async(body, response, handler.media_type)
         if is_stream(body):
             return await self._on_thread(lambda: result, scope, handler)
         return reply_of(result, handler.media_type)
 
     async def _on_thread(self, call: Callable[[], Any], scope: CancelScope, handler: Handler) -> Outcome:
-        media_type = handler.media_type
-        loop = self._loop
+        media_type, loop = handler.media_type, self._loop
 
         def job(announce: Announce) -> Any:
             # In the job's own copy of the context.
             handler_thread.set(HandlerThread(loop, scope.cancelled))
             result = call()
-            body = result.body if isinstance(result, Response) else result
+            response, body = _parts(result)
             if isinstance(body, Iterator):
-                response = result if isinstance(result, Response) else None
                 return _run_iterator(body, response, media_type, loop, announce, scope)
             if inspect.isawaitable(body) or isinstance(body, AsyncIterator):
                 return result
@@ -149,6 +146,10 @@ class MeasuredExecutor(Executor):
 def request_type(handler: Handler) -> type[Request] | type[SyncRequest]:
     """Return the kind of request that a handler takes."""
     return Request if handler.kind is Kind.ASYNC else SyncRequest
+
+
+def _parts(result: Any) -> tuple[Response | None, Any]:
+    return (result, result.body) if isinstance(result, Response) else (None, result)
 
 
 def _stream_head(

@@ -71,6 +71,10 @@ class ThreadPool:
             threading.Thread(target=self._work, name=f"nvcf-handler-{self._threads}", daemon=True).start()
         return future
 
+    def run(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
+        """Run `call` on a thread; return a future of its result."""
+        return self.start(lambda announce: call())
+
     def _work(self) -> None:
         while (job := self._queue.get()) is not None:
             job()
@@ -102,7 +106,7 @@ class ThreadStream:
     """Byte chunks from a producer thread to the loop, at most `LIMIT` bytes and one chunk ahead.
 
     Chunks that wait are joined, so a fast producer costs one wake-up of the loop for many items; a single
-    item is passed on at once.
+    item is passed on at once. `closed` is whether the consumer has left.
     """
 
     LIMIT = 64 * 1024
@@ -112,7 +116,7 @@ class ThreadStream:
         self._changed = threading.Condition()
         self._chunks: deque[bytes] = deque()
         self._size = 0
-        self._closed = False
+        self.closed = False
         self._finished = False
         self._error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -120,9 +124,9 @@ class ThreadStream:
     def put(self, chunk: bytes) -> bool:
         """Add a chunk, from the producer; wait while the consumer is behind. False means: stop producing."""
         with self._changed:
-            while self._size >= self.LIMIT and not self._closed:
+            while self._size >= self.LIMIT and not self.closed:
                 self._changed.wait()
-            if self._closed:
+            if self.closed:
                 return False
             self._chunks.append(chunk)
             self._size += len(chunk)
@@ -130,11 +134,6 @@ class ThreadStream:
         if waiter is not None:
             self._wake(waiter)
         return True
-
-    @property
-    def closed(self) -> bool:
-        """Return whether the consumer has left."""
-        return self._closed
 
     def finish(self, error: BaseException | None = None) -> None:
         """End the stream, from the producer."""
@@ -149,7 +148,7 @@ class ThreadStream:
         try:
             self._loop.call_soon_threadsafe(_set_result, waiter, None)
         except RuntimeError:  # the loop is closed
-            self._closed = True
+            self.closed = True
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -181,22 +180,27 @@ class ThreadStream:
         The wait goes on after a cancellation, which is raised afterwards.
         """
         with self._changed:
-            self._closed = True
+            self.closed = True
             self._chunks.clear()
             self._size = 0
             self._changed.notify()
-        cancelled = False
-        while True:
-            with self._changed:
-                if self._finished:
-                    break
-                waiter = self._waiter = self._loop.create_future()
-            try:
-                await waiter
-            except asyncio.CancelledError:
-                cancelled = True
-        if cancelled:
-            raise asyncio.CancelledError
+            if self._finished:
+                return
+            # Only `finish` ends this wait: a closed stream takes no more chunks.
+            waiter = self._waiter = self._loop.create_future()
+        await wait_uninterrupted(waiter)
+
+
+async def wait_uninterrupted(future: asyncio.Future[Any]) -> None:
+    """Wait until a future is done. A cancellation of this wait is raised only after that."""
+    cancelled = False
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
 
 
 def _set_result(future: asyncio.Future[Any], value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import inspect
 import json
@@ -75,9 +76,7 @@ class Plan:
             except Invalid as error:
                 problems += error.problems
         if problems:
-            raise InvalidInput(
-                [(".".join(str(part) for part in where), message) for where, message in problems]
-            )
+            raise InvalidInput([(".".join(map(str, where)), message) for where, message in problems])
         return found
 
     def _content(self, body: bytes) -> Any:
@@ -165,10 +164,7 @@ def _placed(
             structured.append(parameter.name)
     members = [parameter for parameter in found if parameter.source is Source.MEMBER]
     if len(members) == 1 and structured:
-        whole = members[0]
-        found[found.index(whole)] = Parameter(
-            whole.name, whole.wire, Source.BODY, whole.convert, whole.required
-        )
+        found[found.index(members[0])] = dataclasses.replace(members[0], source=Source.BODY)
     return found
 
 
@@ -176,7 +172,8 @@ def _parameter(
     parameter: inspect.Parameter, hint: Any, path_names: Collection[str], from_query: bool
 ) -> tuple[Parameter, bool]:
     name, wire = parameter.name, parameter.name
-    marker = next((item for item in getattr(hint, "__metadata__", ()) if _is_query(item)), None)
+    metadata = getattr(hint, "__metadata__", ())
+    marker = next((item for item in metadata if isinstance(item, Query) or item is Query), None)
     if name in path_names:
         source = Source.PATH
     elif marker is not None or from_query:
@@ -184,21 +181,14 @@ def _parameter(
         wire = getattr(marker, "name", None) or name
     else:
         source = Source.MEMBER
-    many = source is Source.QUERY and typing.get_origin(_bare(hint)) in _ARRAY_ORIGINS
+    bare = hint.__origin__ if metadata else hint
+    many = source is Source.QUERY and typing.get_origin(bare) in _ARRAY_ORIGINS
     try:
         form = form_of(hint, text=source in (Source.PATH, Source.QUERY))
     except HandlerError as error:
         raise HandlerError(f"parameter {name!r}: {error}") from None
     required = parameter.default is parameter.empty
     return Parameter(name, wire, source, form.convert, required, many), form.structured
-
-
-def _is_query(item: Any) -> bool:
-    return isinstance(item, Query) or item is Query
-
-
-def _bare(hint: Any) -> Any:
-    return hint.__origin__ if typing.get_origin(hint) is typing.Annotated else hint
 
 
 def _is_request(parameter: inspect.Parameter, hints: Mapping[str, Any], path_names: Collection[str]) -> bool:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import datetime
-import enum
+import functools
 import typing
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -47,16 +46,18 @@ def nothing(value: Any, where: Where) -> None:
         raise expected("null", where)
 
 
-def _text(value: Any, where: Where) -> str:
-    if not isinstance(value, str):
-        raise expected("a text", where)
-    return value
+def _instance(kind: type, what: str) -> Converter:
+    def convert(value: Any, where: Where) -> Any:
+        if not isinstance(value, kind):
+            raise expected(what, where)
+        return value
+
+    return convert
 
 
-def _boolean(value: Any, where: Where) -> bool:
-    if not isinstance(value, bool):
-        raise expected("true or false", where)
-    return value
+_text = _instance(str, "a text")
+json_object = _instance(dict, "an object")
+json_array = _instance(list, "an array")
 
 
 def _boolean_text(value: Any, where: Where) -> bool:
@@ -76,31 +77,10 @@ def _whole(value: Any, where: Where) -> int:
     return value
 
 
-def _whole_text(value: Any, where: Where) -> int:
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        raise expected("a whole number", where) from None
-
-
 def _number(value: Any, where: Where) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise expected("a number", where)
     return float(value)
-
-
-def _number_text(value: Any, where: Where) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise expected("a number", where) from None
-
-
-def _base64(value: Any, where: Where) -> bytes:
-    try:
-        return base64.b64decode(_text(value, where), validate=True)
-    except binascii.Error:
-        raise expected("base64", where) from None
 
 
 def _parsed(parse: Callable[[str], Any], what: str) -> Converter:
@@ -111,25 +91,6 @@ def _parsed(parse: Callable[[str], Any], what: str) -> Converter:
             raise expected(what, where) from None
 
     return convert
-
-
-def json_object(value: Any, where: Where) -> dict[str, Any]:
-    """Accept a JSON object."""
-    if not isinstance(value, dict):
-        raise expected("an object", where)
-    return value
-
-
-def json_array(value: Any, where: Where) -> list[Any]:
-    """Accept a JSON array."""
-    if not isinstance(value, list):
-        raise expected("an array", where)
-    return value
-
-
-def one_of_enum(kind: type[enum.Enum], *, text: bool) -> Converter:
-    """Return a check for a member of an enumeration, given by its value."""
-    return one_of({member.value: member for member in kind}, text=text)
 
 
 def one_of(known: Mapping[Any, Any], *, text: bool) -> Converter:
@@ -207,14 +168,18 @@ FROM_JSON: dict[Any, Converter] = {
     None: nothing,
     type(None): nothing,
     str: _text,
-    bool: _boolean,
+    bool: _instance(bool, "true or false"),
     int: _whole,
     float: _number,
-    bytes: _base64,
+    bytes: _parsed(functools.partial(base64.b64decode, validate=True), "base64"),
     uuid.UUID: _parsed(uuid.UUID, "a UUID"),
     datetime.datetime: _parsed(datetime.datetime.fromisoformat, "a date and time (ISO 8601)"),
     datetime.date: _parsed(datetime.date.fromisoformat, "a date (ISO 8601)"),
     dict: json_object,
     list: json_array,
 }
-FROM_TEXT: dict[Any, Converter] = {bool: _boolean_text, int: _whole_text, float: _number_text}
+FROM_TEXT: dict[Any, Converter] = {
+    bool: _boolean_text,
+    int: _parsed(int, "a whole number"),
+    float: _parsed(float, "a number"),
+}

@@ -14,24 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from nvcf_worker.errors import HandlerError
-from nvcf_worker.function.typed.checks import (
-    FROM_JSON,
-    FROM_TEXT,
-    Converter,
-    Invalid,
-    Problem,
-    Where,
-    collect,
-    expected,
-    items,
-    json_array,
-    json_object,
-    name_of,
-    one_of,
-    one_of_enum,
-    union,
-    values_of,
-)
+from nvcf_worker.function.typed import checks
+from nvcf_worker.function.typed.checks import Converter, Invalid, Problem, Where
 from nvcf_worker.function.typed.libraries import Form, library_form
 
 
@@ -52,19 +36,19 @@ def form_of(annotation: Any, *, text: bool = False) -> Form:
         return Form(_members(dict, _typeddict_members(annotation)), structured=True)
     generic = _generic(annotation, text=text)
     if generic is None:
-        raise HandlerError(f"values of type {name_of(annotation)} cannot be checked")
+        raise HandlerError(f"values of type {checks.name_of(annotation)} cannot be checked")
     return Form(generic, structured=typing.get_origin(annotation) in _MAPPINGS)
 
 
 def _plain(annotation: Any, *, text: bool) -> Converter | None:
     try:
-        found = (FROM_TEXT.get(annotation) if text else None) or FROM_JSON.get(annotation)
+        found = (checks.FROM_TEXT.get(annotation) if text else None) or checks.FROM_JSON.get(annotation)
     except TypeError:  # not hashable
         return None
     if found is not None:
         return found
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
-        return one_of_enum(annotation, text=text)
+        return checks.one_of({member.value: member for member in annotation}, text=text)
     if isinstance(annotation, typing.NewType):
         return form_of(annotation.__supertype__, text=text).convert
     return None
@@ -81,29 +65,29 @@ def _generic(annotation: Any, *, text: bool) -> Converter | None:
     if origin is typing.Annotated:
         return form_of(arguments[0], text=text).convert
     if origin is Literal:
-        return one_of({value: value for value in arguments}, text=text)
+        return checks.one_of({value: value for value in arguments}, text=text)
     if origin in (typing.Union, types.UnionType):
-        return union([form_of(argument, text=text).convert for argument in arguments], annotation)
+        return checks.union([form_of(argument, text=text).convert for argument in arguments], annotation)
     if origin in _ARRAYS:
-        return items(_ARRAYS[origin], form_of(arguments[0], text=text).convert)
+        return checks.items(_ARRAYS[origin], form_of(arguments[0], text=text).convert)
     if origin is tuple:
         return _tuple(arguments, text=text)
     if origin in _MAPPINGS and arguments[0] is str:
-        return values_of(form_of(arguments[1], text=text).convert)
+        return checks.values_of(form_of(arguments[1], text=text).convert)
     return None
 
 
 def _tuple(arguments: tuple[Any, ...], *, text: bool) -> Converter:
     if len(arguments) == 2 and arguments[1] is Ellipsis:
-        return items(tuple, form_of(arguments[0], text=text).convert)
+        return checks.items(tuple, form_of(arguments[0], text=text).convert)
     converters = [form_of(argument, text=text).convert for argument in arguments]
 
     def convert(value: Any, where: Where) -> Any:
-        values = json_array(value, where)
+        values = checks.json_array(value, where)
         if len(values) != len(converters):
-            raise expected(f"{len(converters)} items", where)
+            raise checks.expected(f"{len(converters)} items", where)
         steps = [(index, *pair) for index, pair in enumerate(zip(converters, values, strict=True))]
-        return tuple(collect(steps, where))
+        return tuple(checks.collect(steps, where))
 
     return convert
 
@@ -134,13 +118,13 @@ def _typeddict_members(annotation: Any) -> list[Member]:
 
 def _members(make: Callable[..., Any], members: list[Member]) -> Converter:
     def convert(value: Any, where: Where) -> Any:
-        given = json_object(value, where)
+        given = checks.json_object(value, where)
         missing: list[Problem] = [
             ((*where, name), "missing") for name, _, required in members if required and name not in given
         ]
         present = [(name, converter, given[name]) for name, converter, _ in members if name in given]
         try:
-            found = collect(present, where)
+            found = checks.collect(present, where)
         except Invalid as error:
             raise Invalid([*missing, *error.problems]) from None
         if missing:

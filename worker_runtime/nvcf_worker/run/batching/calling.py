@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import functools
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 from nvcf_worker.errors import RequestCancelled
-from nvcf_worker.run.threads import HandlerThread, ThreadPool, handler_thread
+from nvcf_worker.function.handlers import runs_on_loop
+from nvcf_worker.run.threads import HandlerThread, ThreadPool, handler_thread, wait_uninterrupted
 
 CANCEL_CHECK_SECONDS = 0.2
 _END = object()
-
-
-def runs_on_loop(function: Callable[..., Any]) -> bool:
-    """Whether a call of the function makes a coroutine or an async generator."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    if not (inspect.isfunction(function) or inspect.ismethod(function) or inspect.isbuiltin(function)):
-        function = type(function).__call__
-    marked = bool(getattr(function, "runs_on_loop", False))
-    return marked or inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
 
 
 class FunctionCaller:
@@ -59,18 +49,14 @@ class FunctionCaller:
                 await (close() if isinstance(steps, AsyncIterator) else self._on_thread(close))
 
     async def _on_thread(self, call: Callable[[], Any]) -> Any:
-        future = self._pool.start(lambda announce: call())
-        # A thread cannot be interrupted, so a cancelled caller waits for it before it leaves.
-        cancelled = False
-        while not future.done():
-            try:
-                await asyncio.wait([future])
-            except asyncio.CancelledError:
-                cancelled = True
-        if cancelled:
+        future = self._pool.run(call)
+        try:
+            # A thread cannot be interrupted, so a cancelled caller waits for it before it leaves.
+            await wait_uninterrupted(future)
+        except asyncio.CancelledError:
             if not future.cancelled():
                 future.exception()
-            raise asyncio.CancelledError
+            raise
         return future.result()
 
 

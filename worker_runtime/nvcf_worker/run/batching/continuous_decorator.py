@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from nvcf_worker.errors import HandlerError
-from nvcf_worker.run.batching.calling import runs_on_loop, wait_for
+from nvcf_worker.function.handlers import runs_on_loop
+from nvcf_worker.run.batching.calling import wait_for
 from nvcf_worker.run.batching.settings import ContinuousSettings, SuggestsConcurrency
 
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from nvcf_worker.errors import HandlerError
-from nvcf_worker.run.batching.calling import runs_on_loop, wait_for
+from nvcf_worker.function.handlers import runs_on_loop
+from nvcf_worker.run.batching.calling import wait_for
 from nvcf_worker.run.batching.settings import BatchSettings, SuggestsConcurrency, seconds
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from nvcf_worker.errors import BatchError
+from nvcf_worker.function.handlers import runs_on_loop
 from nvcf_worker.function.request import Request, SyncRequest
-from nvcf_worker.run.batching.calling import runs_on_loop
 from nvcf_worker.run.batching.telemetry import Member
 from nvcf_worker.run.threads import ThreadPool
 
@@ -39,13 +39,10 @@ class Preparer:
         if runs_on_loop(prepare):
             return await prepare(given)
         request = as_sync(given)
-        return await self._threads().start(lambda announce: prepare(request))
-
-    def _threads(self) -> ThreadPool:
         loop = asyncio.get_running_loop()
         if self._pool is None or self._loop is not loop:
             self._pool, self._loop = ThreadPool(loop), loop
-        return self._pool
+        return await self._pool.run(lambda: prepare(request))
 
 
 def as_sync(request: Request) -> SyncRequest:
@@ -55,7 +52,8 @@ def as_sync(request: Request) -> SyncRequest:
         for name in getattr(kind, "__slots__", ()):
             if hasattr(request, name):
                 setattr(twin, name, getattr(request, name))
-    return twin._attach_loop(asyncio.get_running_loop())
+    twin._loop = asyncio.get_running_loop()
+    return twin
 
 
 class Waiting:

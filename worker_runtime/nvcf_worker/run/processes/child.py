@@ -9,8 +9,8 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn
+from collections.abc import AsyncIterator, Callable
+from typing import NoReturn
 
 from nvcf_worker.errors import WorkerError
 from nvcf_worker.function.handlers import Handler
@@ -77,11 +77,8 @@ async def _loaded(
     """
     pool = ThreadPool(asyncio.get_running_loop())
 
-    def blocking(call: Callable[[], Any]) -> Awaitable[Any]:
-        return pool.start(lambda announce: call())
-
     async def watch_health() -> None:
-        unhealthy(await until_unhealthy(handler.loading, blocking))
+        unhealthy(await until_unhealthy(handler.loading, pool.run))
 
     async with contextlib.AsyncExitStack() as stack:
         if companion is not None:
@@ -89,8 +86,8 @@ async def _loaded(
             await companion.start()
             watching = asyncio.create_task(companion.watch(_NoAdmission()))
             stack.push_async_callback(cancelled, watching)
-        stack.push_async_callback(end_all, handler.loading, blocking)
-        await measure_load(os.environ, begin_all(handler.loading, blocking))
+        stack.push_async_callback(end_all, handler.loading, pool.run)
+        await measure_load(os.environ, begin_all(handler.loading, pool.run))
         stack.push_async_callback(cancelled, asyncio.create_task(watch_health()))
         yield
 

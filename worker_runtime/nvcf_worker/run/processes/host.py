@@ -26,6 +26,7 @@ from nvcf_worker.run.processes.dispatch import (
     next_failures,
 )
 from nvcf_worker.run.processes.remote import RemoteRequest
+from nvcf_worker.run.threads import wait_uninterrupted
 
 log = logging.getLogger("nvcf_worker")
 
@@ -207,7 +208,7 @@ class ProcessHost:
         except asyncio.CancelledError:
             if not self._dispatcher.withdraw(remote):
                 remote.cancel()
-                await remote.wait_ended()
+                await wait_uninterrupted(remote.ended)
             self._place()
             raise
 

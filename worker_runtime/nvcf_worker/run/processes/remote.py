@@ -21,6 +21,7 @@ from nvcf_worker.run.processes.packing import (
     pack_error,
     unpack_error,
 )
+from nvcf_worker.run.threads import wait_uninterrupted
 
 log = logging.getLogger("nvcf_worker")
 
@@ -30,7 +31,7 @@ class RemoteRequest:
 
     tries: number of this try, deliveries and retries in the worker together.
     on_end: called when the child has finished with the request, or has died.
-    `begun` is set when the request has a child, `ended` at its end.
+    `begun` is set when the request has a child, `ended` is done at its end.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class RemoteRequest:
         self.tries = tries
         self.begun = asyncio.Event()
         self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self.ended = asyncio.Event()
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.died: ProcessDied | None = None
         self.died_alone = False
         self._on_end = on_end
@@ -66,8 +67,8 @@ class RemoteRequest:
         return self.request._whole_body is not None or self._upload is None
 
     def cancel(self) -> None:
-        """Cancel the handler; `ended` is set when the handler has ended."""
-        if not self._cancelled and not self.ended.is_set():
+        """Cancel the handler; `ended` is done when the handler has ended."""
+        if not self._cancelled and not self.ended.done():
             self._cancelled = True
             if self._channel is not None:
                 self._channel.send(Frame.CANCEL, self.number)
@@ -129,9 +130,9 @@ class RemoteRequest:
         self._end(error)
 
     def _end(self, error: BaseException | None) -> None:
-        if self.ended.is_set():
+        if self.ended.done():
             return
-        self.ended.set()
+        self.ended.set_result(None)
         if self._upload is not None:
             self._upload.cancel()
         if self._stream is not None:
@@ -143,20 +144,9 @@ class RemoteRequest:
                 self.outcome.set_exception(error)
         self._on_end(self)
 
-    async def wait_ended(self) -> None:
-        """Wait until the handler has ended. A cancellation is raised only after that."""
-        cancelled = False
-        while not self.ended.is_set():
-            try:
-                await self.ended.wait()
-            except asyncio.CancelledError:
-                cancelled = True
-        if cancelled:
-            raise asyncio.CancelledError
-
     def add_credit(self, size: int) -> None:
         """Tell the child that the reader of the response has read `size` bytes."""
-        if self._channel is not None and not self.ended.is_set():
+        if self._channel is not None and not self.ended.done():
             self._channel.send(Frame.CREDIT, self.number, size.to_bytes(4))
 
     async def _send_body(self, channel: Channel) -> None:
@@ -176,24 +166,19 @@ class RemoteStream:
         self._chunks: deque[bytes] = deque()
         self._finished = False
         self._error: BaseException | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._changed = asyncio.Event()
         self._uncredited = 0
 
     def add(self, chunk: bytes) -> None:
         """Add a chunk."""
         self._chunks.append(chunk)
-        self._wake()
+        self._changed.set()
 
     def finish(self, error: BaseException | None) -> None:
         """End the stream after the chunks that are there, with an error if there is one."""
         self._finished = True
         self._error = error
-        self._wake()
-
-    def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        self._changed.set()
 
     async def __anext__(self) -> bytes:
         while not self._chunks:
@@ -201,8 +186,8 @@ class RemoteStream:
                 if self._error is not None:
                     raise self._error
                 raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+            self._changed.clear()
+            await self._changed.wait()
         chunks = self._chunks
         chunk = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         chunks.clear()
@@ -216,7 +201,7 @@ class RemoteStream:
         """Cancel the handler and wait until it has ended."""
         self._chunks.clear()
         self._request.cancel()
-        await self._request.wait_ended()
+        await wait_uninterrupted(self._request.ended)
 
 
 def packed(request: Request, tries: int) -> PackedRequest:
