@@ -37,8 +37,8 @@ class ReplyAddress(NamedTuple):
     reply_max_bytes: int = 0
 
 
-NOWHERE = AttachTarget("", None, "", None)
-"""The target of a stateful session, whose responses go through its tunnel."""
+NOWHERE = ReplyAddress(AttachTarget("", None, "", None))
+"""The address of a stateful session, whose responses go through its tunnel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +62,11 @@ class Work:
     ack_subject: str
     attempt: int
     received_at: float
-    target: AttachTarget
-    reply_subject: str | None
-    reply_max_bytes: int
+    reply_address: ReplyAddress
     trace: Mapping[str, str] | None
     tunnel: TunnelTarget | None = None
     reconnect_subject: str | None = None
     max_deliver: int = 0
-
-    @property
-    def reply_address(self) -> ReplyAddress:
-        """Return the address of the caller that the message names."""
-        return ReplyAddress(self.target, self.reply_subject, self.reply_max_bytes)
 
 
 def parse_work(
@@ -97,10 +90,11 @@ def parse_work(
         request_id = parse_id(message.requestId, "requestId")
     except InvalidId as error:
         raise MalformedWork(str(error)) from error
-    reply_subject, reply_max_bytes, trace, reconnect = None, 0, None, None
+    trace, reconnect = None, None
     stateful = message.HasField("statefulConfig")
+    if not stateful and not message.HasField("statelessConfig"):
+        raise MalformedWork("it has no statelessConfig, so there is nowhere to send a response")
     if nats_headers:
-        reply_subject, reply_max_bytes = _inline_reply(nats_headers)
         trace = nats_headers if "traceparent" in nats_headers else None
         reconnect = nats_headers.get(names.RECONNECT_SUBJECT) or None
     return Work(
@@ -110,11 +104,7 @@ def parse_work(
         ack_subject=ack_subject,
         attempt=delivery_attempt(ack_subject),
         received_at=now,
-        target=NOWHERE
-        if stateful
-        else _target(message.statelessConfig, present=message.HasField("statelessConfig")),
-        reply_subject=reply_subject,
-        reply_max_bytes=reply_max_bytes,
+        reply_address=NOWHERE if stateful else _reply_address(message.statelessConfig, nats_headers),
         trace=trace,
         tunnel=tunnel_target(message) if stateful else None,
         reconnect_subject=reconnect,
@@ -143,13 +133,15 @@ def parse_reply_address(data: bytes, nats_headers: Mapping[str, str] | None) -> 
         config = nvcf_pb2.StatelessConfig.FromString(data)
     except DecodeError as error:
         raise MalformedWork("the reply is no StatelessConfig") from error
-    subject, limit = _inline_reply(nats_headers) if nats_headers else (None, 0)
-    return ReplyAddress(_target(config, present=True), subject, limit)
+    return _reply_address(config, nats_headers)
 
 
-def _target(config: nvcf_pb2.StatelessConfig, *, present: bool) -> AttachTarget:
-    if not present:
-        raise MalformedWork("it has no statelessConfig, so there is nowhere to send a response")
+def _reply_address(config: nvcf_pb2.StatelessConfig, nats_headers: Mapping[str, str] | None) -> ReplyAddress:
+    subject, limit = _inline_reply(nats_headers or {})
+    return ReplyAddress(_target(config), subject, limit)
+
+
+def _target(config: nvcf_pb2.StatelessConfig) -> AttachTarget:
     for connection in config.connectionConfigs:
         if connection.WhichOneof("config") != "http1Config":
             continue

@@ -83,24 +83,16 @@ class Telemetry(Protocol):
         """Return the observer of a request; called in the request's own task."""
 
 
+@dataclass(frozen=True, slots=True)
 class Runner:
     """Runs the requests of one worker. `context` returns what all requests have in common."""
 
-    def __init__(
-        self,
-        executor: Executor,
-        exchanges: Exchanges,
-        services: Services,
-        context: Callable[[], FunctionContext],
-        tunnels: Tunnels | None = None,
-        telemetry: Telemetry | None = None,
-    ) -> None:
-        self._executor = executor
-        self._exchanges = exchanges
-        self._services = services
-        self._context = context
-        self._tunnels = tunnels
-        self._telemetry = telemetry
+    _executor: Executor
+    _exchanges: Exchanges
+    _services: Services
+    _context: Callable[[], FunctionContext]
+    _tunnels: Tunnels | None = None
+    _telemetry: Telemetry | None = None
 
     async def run(self, work: Work, scope: CancelScope, release: Callable[[], None]) -> bytes | None:
         """Run one request; return how to acknowledge it, None for not at all.
@@ -241,7 +233,7 @@ class Runner:
         message = work.message
         if message.requestMethod:
             opener = functools.partial(fetch_body, exchange, whole_request=False)
-            whole = work.target.request_token is None
+            whole = work.reply_address.target.request_token is None
             body = scope.body = RequestBody(message.requestBody, None if whole else opener)
             method, target = message.requestMethod, message.requestPath
             sent = [(pair.key, pair.value) for pair in message.requestHeaders]
@@ -260,15 +252,7 @@ class Runner:
         )
         observer.handler_begins()
         request = request_type(handler)(
-            work,
-            self._context(),
-            body,
-            scope.cancelled,
-            method=method,
-            target=target,
-            sent=sent,
-            path_params=parameters,
-            context=context,
+            work, self._context(), body, scope.cancelled, method, target, parameters, sent, context
         )
         try:
             return observer.handler_answered(await self._executor.run(request, scope, handler))

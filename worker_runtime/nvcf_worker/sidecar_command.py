@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 from collections.abc import Sequence
 
 from nvcf_worker.errors import ConfigurationError
 from nvcf_worker.function.handlers import Handler, Kind
-from nvcf_worker.run.sidecar.settings import (
-    DEFAULT_HEALTH_INTERVAL,
-    DEFAULT_HOST,
-    read_settings,
-)
+from nvcf_worker.run.sidecar.settings import DEFAULT_HEALTH_INTERVAL, DEFAULT_HOST, read_settings
 from nvcf_worker.serving import DEFAULT_GRACE_SECONDS, run_worker
 
 
@@ -88,46 +85,24 @@ def parser() -> argparse.ArgumentParser:
         description="Serve a function with an HTTP server that listens on a port of this machine.",
         epilog="Example: nvcf-worker sidecar --port 8000 --health /ready -- uvicorn main:app --port 8000",
     )
-    result.add_argument("--port", type=int, help="port of the server [INFERENCE_PORT]; 0: any free port")
-    result.add_argument("--host", default=DEFAULT_HOST, help="host of the server [%(default)s]")
-    result.add_argument(
-        "--health", metavar="/PATH", help="path of the health check [INFERENCE_HEALTH_ENDPOINT]"
-    )
-    result.add_argument(
-        "--health-protocol",
-        choices=("http", "grpc", "tcp"),
-        help="protocol of the health check [http with --health, else tcp]",
-    )
-    result.add_argument("--health-port", type=int, help="port of the health check [the server's]")
-    result.add_argument(
-        "--health-timeout", metavar="TIME", help="time-out of one health check, e.g. 2s [10s]"
-    )
-    result.add_argument(
-        "--health-expect", type=int, metavar="STATUS", help="HTTP status of a healthy server [200]"
-    )
-    result.add_argument(
-        "--health-interval",
-        type=float,
-        default=DEFAULT_HEALTH_INTERVAL,
-        metavar="SECONDS",
-        help="seconds between two health checks [%(default)g]",
-    )
-    result.add_argument("--ready-timeout", metavar="TIME", help="time until the server is healthy [30m]")
-    result.add_argument(
-        "--concurrency", type=int, metavar="N", help="maximum number of requests in flight [1]"
-    )
-    result.add_argument(
-        "--metrics", metavar="HOST:PORT", help="address of Prometheus metrics [NVCF_METRICS_ADDRESS]"
-    )
-    result.add_argument(
-        "--grace",
-        dest="grace_seconds",
-        type=float,
-        default=DEFAULT_GRACE_SECONDS,
-        metavar="SECONDS",
-        help="time that requests in flight get after SIGTERM [%(default)g]",
-    )
-    result.add_argument("command", nargs="*", metavar="-- COMMAND", help="command that starts the server")
+    add = result.add_argument
+    add("--port", type=int, help="port of the server [INFERENCE_PORT]; 0: any free port")
+    add("--host", default=DEFAULT_HOST, help="host of the server [%(default)s]")
+    add("--health", metavar="/PATH", help="path of the health check [INFERENCE_HEALTH_ENDPOINT]")
+    protocol = "protocol of the health check [http with --health, else tcp]"
+    add("--health-protocol", choices=("http", "grpc", "tcp"), help=protocol)
+    add("--health-port", type=int, help="port of the health check [the server's]")
+    add("--health-timeout", metavar="TIME", help="time-out of one health check, e.g. 2s [10s]")
+    add("--health-expect", type=int, metavar="STATUS", help="HTTP status of a healthy server [200]")
+    interval = "seconds between two health checks [%(default)g]"
+    seconds = functools.partial(add, type=float, metavar="SECONDS")
+    seconds("--health-interval", default=DEFAULT_HEALTH_INTERVAL, help=interval)
+    add("--ready-timeout", metavar="TIME", help="time until the server is healthy [30m]")
+    add("--concurrency", type=int, metavar="N", help="maximum number of requests in flight [1]")
+    add("--metrics", metavar="HOST:PORT", help="address of Prometheus metrics [NVCF_METRICS_ADDRESS]")
+    grace = "time that requests in flight get after SIGTERM [%(default)g]"
+    seconds("--grace", dest="grace_seconds", default=DEFAULT_GRACE_SECONDS, help=grace)
+    add("command", nargs="*", metavar="-- COMMAND", help="command that starts the server")
     return result
 
 

@@ -29,9 +29,10 @@ def test_a_request() -> None:
     headers = {"Nvcf-Reply-Subject": "nvcf.reply.g.t", "Nvcf-Reply-Max-Bytes": "100", "traceparent": "00-1"}
     work = parse_work(sent.SerializeToString(), ACK, headers, region="r", now=5.0)
     assert (work.request_id, work.attempt, work.region) == (sent.requestId, 2, "r")
-    assert work.target.url == "http://gateway:1/v2/nvcf/worker/request-attach"
-    assert (work.target.proxy, work.target.request_token) == ("http://proxy:2", "other")
-    assert (work.reply_subject, work.reply_max_bytes) == ("nvcf.reply.g.t", 100)
+    target, subject, limit = work.reply_address
+    assert target.url == "http://gateway:1/v2/nvcf/worker/request-attach"
+    assert (target.proxy, target.request_token) == ("http://proxy:2", "other")
+    assert (subject, limit) == ("nvcf.reply.g.t", 100)
     assert work.trace == headers
     assert request_time(work) == 5.0
 
@@ -42,8 +43,8 @@ def test_a_request() -> None:
 )
 def test_without_a_usable_inline_reply(headers: dict[str, str] | None) -> None:
     work = parse_work(message().SerializeToString(), ACK, headers, region="r", now=5.0)
-    assert (work.reply_subject, work.trace) == (None, None)
-    assert (work.target.proxy, work.target.request_token) == (None, None)
+    assert (work.reply_address.reply_subject, work.trace) == (None, None)
+    assert (work.reply_address.target.proxy, work.reply_address.target.request_token) == (None, None)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ async def fetch_request(exchange: Exchange) -> tuple[RequestHead, RequestBody]:
     leaves them out of the caller's request. Raises BodyUnavailable.
     """
     work = exchange.work
-    if work.target.request_token is None:
+    if work.reply_address.target.request_token is None:
         raise BodyUnavailable("the message has neither a request nor a token to fetch it")
     download = await fetch_body(exchange, whole_request=True)
     chunks = aiter(download)

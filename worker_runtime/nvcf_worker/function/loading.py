@@ -48,13 +48,6 @@ class Loading:
         self._set_up = False
         self.name = name
 
-    @property
-    def instance(self) -> Any:
-        """Return the object; it exists from `begin` on."""
-        if not self._made:
-            raise RuntimeError(f"{self.name} has not been set up")
-        return self._instance
-
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         return self._instance(*arguments, **named)
 

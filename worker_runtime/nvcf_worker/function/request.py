@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -70,47 +70,24 @@ class FunctionContext:
     headers: list[tuple[str, str]]
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class RequestInfo:
-    """What both kinds of request share. Derived values are computed on first use."""
+    """What both kinds of request share. Derived values are computed on first use.
 
-    __slots__ = (
-        "_body",
-        "_context",
-        "_deadline",
-        "_function",
-        "_headers",
-        "_sent",
-        "_target",
-        "_work",
-        "cancelled",
-        "method",
-        "path_params",
-    )
+    target: path and query as they were sent.
+    """
 
-    def __init__(
-        self,
-        work: Work,
-        function: FunctionContext,
-        body: RequestBody,
-        cancelled: Cancellation,
-        *,
-        method: str,
-        target: str,
-        sent: list[tuple[str, str]] | None = None,
-        path_params: Mapping[str, str] | None = None,
-        context: RequestContext | None = None,
-    ) -> None:
-        self._work = work
-        self._function = function
-        self._body = body
-        self._target = target
-        self._sent = sent
-        self._headers: Headers | None = None
-        self._deadline = 0.0
-        self._context = context
-        self.cancelled = cancelled
-        self.method = method
-        self.path_params: Mapping[str, str] = path_params or {}
+    _work: Work
+    _function: FunctionContext
+    _body: RequestBody
+    cancelled: Cancellation
+    method: str
+    target: str
+    path_params: Mapping[str, str]
+    _sent: list[tuple[str, str]] | None
+    _context: RequestContext | None
+    _headers: Headers | None = field(default=None, init=False)
+    _deadline: float = field(default=0.0, init=False)
 
     @property
     def id(self) -> str:
@@ -125,12 +102,12 @@ class RequestInfo:
     @property
     def path(self) -> str:
         """The path as it was sent, percent-encoding included, without the query."""
-        return self._target.partition("?")[0] or "/"
+        return self.target.partition("?")[0] or "/"
 
     @property
     def query(self) -> MultiMap:
         """Decoded query parameters."""
-        return MultiMap(parse_qsl(self._target.partition("?")[2], keep_blank_values=True))
+        return MultiMap(parse_qsl(self.target.partition("?")[2], keep_blank_values=True))
 
     @property
     def headers(self) -> Headers:
@@ -158,11 +135,6 @@ class RequestInfo:
             return sent
         kept = [pair for pair in sent if pair[0].lower() not in ("traceparent", "tracestate")]
         return kept + [(name, trace[name]) for name in ("traceparent", "tracestate") if name in trace]
-
-    @property
-    def target(self) -> str:
-        """Path and query as they were sent."""
-        return self._target
 
     @property
     def _whole_body(self) -> bytes | None:
@@ -248,7 +220,7 @@ class RequestInfo:
         return self._sent
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.id} {self.method} {self._target}>"
+        return f"<{type(self).__name__} {self.id} {self.method} {self.target}>"
 
 
 class Request(RequestInfo):

@@ -146,12 +146,17 @@ def response_headers(response: Response, default_type: str) -> HeaderPairs:
         pairs.append(("content-type", response.media_type))
     elif default_type and not any(name.lower() == "content-type" for name, _ in pairs):
         pairs.append(("content-type", default_type))
-    # One place is left for the Content-Length that delivery adds.
-    if len(pairs) >= MAX_RESPONSE_HEADERS:
-        raise ValueError(f"a response may have {MAX_RESPONSE_HEADERS - 1} headers; this one has {len(pairs)}")
-    if len(h1.encode_response_head(response.status, pairs)) > MAX_RESPONSE_HEAD_BYTES - 64:
-        raise ValueError(f"the response's headers exceed {MAX_RESPONSE_HEAD_BYTES} bytes")
+    check_head(response.status, pairs)
     return pairs
+
+
+def check_head(status: int, pairs: HeaderPairs) -> None:
+    """Raise H1Error for headers that cannot be sent, ValueError for too many (protocol.md, section 3.3)."""
+    # One header is reserved for the Content-Length that delivery adds.
+    if len(pairs) >= MAX_RESPONSE_HEADERS:
+        raise ValueError(f"the response has {len(pairs)} headers; the maximum is {MAX_RESPONSE_HEADERS - 1}")
+    if len(h1.encode_response_head(status, pairs)) > MAX_RESPONSE_HEAD_BYTES - 64:
+        raise ValueError(f"the headers of the response exceed {MAX_RESPONSE_HEAD_BYTES} bytes")
 
 
 def problem_reply(problem: Problem) -> Reply:

@@ -69,7 +69,8 @@ class Cycle:
     """The messages of one request: `receive` and `send` of the application, and the chunks it has sent.
 
     `send` waits while a chunk has not been taken. Two tasks of one loop use it: the application's, and the
-    one that delivers the response.
+    one that delivers the response. `started` is set with the head of the response, `came` while a chunk
+    waits; both are set when the application's call has ended.
     """
 
     def __init__(self, request: Request) -> None:
@@ -82,8 +83,8 @@ class Cycle:
         self._disconnected = asyncio.Event()
         self._chunk: bytes | None = None
         self._taken = asyncio.Event()
-        self._came = asyncio.Event()
-        self._started = asyncio.Event()
+        self.came = asyncio.Event()
+        self.started = asyncio.Event()
 
     # --- called by the application
 
@@ -112,7 +113,7 @@ class Cycle:
                     (bytes(name).decode("latin-1"), bytes(value).decode("latin-1"))
                     for name, value in message.get("headers", ())
                 ]
-                self._started.set()
+                self.started.set()
             case "http.response.body" if self.status and not self.complete:
                 await self._body(bytes(message.get("body", b"")), more=bool(message.get("more_body", False)))
             case other:
@@ -127,22 +128,14 @@ class Cycle:
         self._chunk = chunk
         if not more:
             self.complete = True
-        self._came.set()
+        self.came.set()
 
     # --- called by the delivery of the response
 
-    async def started(self) -> None:
-        """Wait for the head of the response, or for the end of the application's call."""
-        await self._started.wait()
-
-    async def came(self) -> None:
-        """Wait for a chunk, or for the end of the application's call."""
-        await self._came.wait()
-
     def ended(self) -> None:
         """End both waits: the application's call has ended."""
-        self._started.set()
-        self._came.set()
+        self.started.set()
+        self.came.set()
 
     @property
     def has_chunk(self) -> bool:
@@ -152,7 +145,7 @@ class Cycle:
     def take(self) -> bytes:
         """Return the waiting chunk, and let the application send the next one."""
         chunk, self._chunk = self._chunk, None
-        self._came.clear()
+        self.came.clear()
         self._taken.set()
         return chunk or b""
 

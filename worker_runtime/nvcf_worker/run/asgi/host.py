@@ -85,7 +85,7 @@ class AsgiHost:
         await self._application(scope, cycle.receive, cycle.send)
 
     async def _outcome(self, cycle: Cycle, rest: _Rest, method: str) -> Outcome:
-        await cycle.started()
+        await cycle.started.wait()
         if not cycle.status:
             rest.raise_failure()
         if not cycle.has_chunk:
@@ -94,8 +94,8 @@ class AsgiHost:
             # The head came without a body. Wait a moment for the first chunk, then send the head alone.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FIRST_CHUNK_WAIT):
-                    await cycle.came()
-        if not cycle.has_chunk and rest.call_ended:
+                    await cycle.came.wait()
+        if not cycle.has_chunk and rest.call.done():
             rest.raise_failure()
         first = cycle.take() if cycle.has_chunk else b""
         ends_here = has_no_body(cycle.status, method)
@@ -116,24 +116,19 @@ class _Rest:
 
     def __init__(self, cycle: Cycle, call: asyncio.Task[None], background: set[asyncio.Task[None]]) -> None:
         self._cycle = cycle
-        self._call = call
+        self.call = call
         self._background = background
-
-    @property
-    def call_ended(self) -> bool:
-        """Whether the application's call has ended."""
-        return self._call.done()
 
     def raise_failure(self) -> NoReturn:
         """Raise the error of a call that has ended without a complete response."""
-        self._call.result()
+        self.call.result()
         raise RuntimeError("the application returned without completing its response")
 
     async def __anext__(self) -> bytes:
         if not self._cycle.has_chunk:
             if self._cycle.complete:
                 raise StopAsyncIteration
-            await self._cycle.came()
+            await self._cycle.came.wait()
             if not self._cycle.has_chunk:
                 self.raise_failure()
         return self._cycle.take()
@@ -141,12 +136,12 @@ class _Rest:
     def release(self) -> None:
         """Let the call go on in the background: its response is complete."""
         self._cycle.disconnect()
-        if self._call.done():
-            _report(self._call)
+        if self.call.done():
+            _report(self.call)
             return
-        self._background.add(self._call)
-        self._call.add_done_callback(self._background.discard)
-        self._call.add_done_callback(_report)
+        self._background.add(self.call)
+        self.call.add_done_callback(self._background.discard)
+        self.call.add_done_callback(_report)
 
     async def aclose(self) -> None:
         """Release a complete response; otherwise disconnect the application and wait until it has ended."""
@@ -154,14 +149,14 @@ class _Rest:
             self.release()
             return
         self._cycle.disconnect()
-        if not self._call.done():
-            await asyncio.wait((self._call,), timeout=LEAVE_PATIENCE)
-        if not self._call.done():
-            self._call.cancel()
-            await asyncio.wait((self._call,))
-        if not self._call.cancelled():
+        if not self.call.done():
+            await asyncio.wait((self.call,), timeout=LEAVE_PATIENCE)
+        if not self.call.done():
+            self.call.cancel()
+            await asyncio.wait((self.call,))
+        if not self.call.cancelled():
             # Retrieved and ignored: the failure was reported, or is a result of the disconnect.
-            self._call.exception()
+            self.call.exception()
 
 
 def _report(call: asyncio.Task[None]) -> None:

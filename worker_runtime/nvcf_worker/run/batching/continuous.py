@@ -32,16 +32,14 @@ class Model:
     finish: Callable[[Any], Any] | None
 
 
+@dataclass(eq=False, slots=True)
 class Sequence:
     """One request in the loop: its item, its stream, and the state that the model keeps for it."""
 
-    __slots__ = ("item", "outlet", "started", "state")
-
-    def __init__(self, item: Any, outlet: Outlet) -> None:
-        self.item = item
-        self.outlet = outlet
-        self.state: Any = None
-        self.started = False
+    item: Any
+    outlet: Outlet
+    state: Any = None
+    started: bool = False
 
 
 class StepLoop:

@@ -37,17 +37,15 @@ class BatchPlanner(Generic[T]):
         # Dictionaries as ordered sets: a cancelled item is removed from the middle without a search.
         self._buckets: dict[Hashable, dict[Entry[T], None]] = {}
         self._costs: dict[Hashable, float] = {}
-        self._count = 0
 
     def __len__(self) -> int:
-        return self._count
+        return sum(map(len, self._buckets.values()))
 
     def add(self, item: T, *, now: float, bucket: Hashable = None, cost: float = 1.0) -> Entry[T]:
         """Add a waiting item. Raises ValueError if the cost is negative or not a number."""
         entry = Entry(item, bucket, _checked_cost(cost), now)
         self._buckets.setdefault(bucket, {})[entry] = None
         self._costs[bucket] = self._costs.get(bucket, 0.0) + cost
-        self._count += 1
         return entry
 
     def discard(self, entry: Entry[T]) -> bool:
@@ -100,7 +98,6 @@ class BatchPlanner(Generic[T]):
     def _remove(self, entry: Entry[T]) -> None:
         bucket = entry.bucket
         del self._buckets[bucket][entry]
-        self._count -= 1
         if self._buckets[bucket]:
             self._costs[bucket] -= entry.cost
         else:

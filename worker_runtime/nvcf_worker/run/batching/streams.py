@@ -23,7 +23,7 @@ class Outlet:
         self._limit = limit
         self._on_change = on_change
         self._outputs: deque[Any] = deque()
-        self._waiter: asyncio.Future[None] | None = None
+        self._changed = asyncio.Event()
         self._error: BaseException | None = None
         self.ended = False
         self.abandoned = False
@@ -50,14 +50,14 @@ class Outlet:
             self.end()
         elif output is not None:
             self._outputs.append(output)
-            self._wake()
+            self._changed.set()
 
     def end(self, error: BaseException | None = None) -> None:
         """End the stream: the reader gets the outputs that wait and then the error, if any."""
         if not self.ended:
             self.ended = True
             self._error = None if error is None else portable(error)
-            self._wake()
+            self._changed.set()
 
     def abandon(self) -> None:
         """Drop the outputs: the reader has left."""
@@ -73,18 +73,13 @@ class Outlet:
                 raise self._error
             if self.ended or self.abandoned:
                 raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+            self._changed.clear()
+            await self._changed.wait()
         was_full = self.full
         output = self._outputs.popleft()
         if was_full and not self.full:
             self._on_change()
         return output
-
-    def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
 
 
 class ItemStream(AsyncIterator[Any]):

@@ -105,13 +105,12 @@ class Dispatcher(Generic[T]):
                 child.emptying = False
 
     def _open_child(self) -> int | None:
-        best: int | None = None
-        for index, child in enumerate(self._children):
-            if not child.up or child.exclusive or child.emptying or len(child.load) >= self._per_child:
-                continue
-            if best is None or len(child.load) < len(self._children[best].load):
-                best = index
-        return best
+        able = [
+            (len(child.load), index)
+            for index, child in enumerate(self._children)
+            if child.up and not (child.exclusive or child.emptying) and len(child.load) < self._per_child
+        ]
+        return min(able)[1] if able else None
 
     def _empty_child(self) -> int | None:
         up = [index for index, child in enumerate(self._children) if child.up]

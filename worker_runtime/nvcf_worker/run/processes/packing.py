@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import traceback
 from collections.abc import Mapping
@@ -87,12 +88,11 @@ def pack_error(error: BaseException) -> bytes:
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, KNOWN):
         # Not pickled as exceptions usually are, because that calls __init__ with `args`, which may not fit.
-        try:
+        # The user's class or a member may be one that cannot be pickled; the text can.
+        with contextlib.suppress(Exception):
             parts = pickle.dumps((type(error), error.args, vars(error), text, trace))
             pickle.loads(parts)  # noqa: S301 - made on the line before
-        except Exception:  # noqa: BLE001 - the user's class or a member cannot be pickled; the text can
-            return pickle.dumps((None, (), {}, text, trace))
-        return parts
+            return parts
     return pickle.dumps((None, (), {}, text, trace))
 
 

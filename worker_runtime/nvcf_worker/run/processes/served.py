@@ -51,9 +51,7 @@ class ServedRequest:
             ack_subject="",
             attempt=self._packed.attempt,
             received_at=self._packed.received_at,
-            target=NOWHERE,
-            reply_subject=None,
-            reply_max_bytes=0,
+            reply_address=NOWHERE,
             trace=self._packed.trace,
         )
 
@@ -104,16 +102,10 @@ class ServedRequest:
         context = None
         if packed.files is not None:
             context = ChildContext(packed.files, self._work.request_id, self._send_from_any_thread)
+        function = FunctionContext(packed.function_id, packed.version_id, packed.headers)
+        method, target, cancelled = packed.method, packed.target, self.scope.cancelled
         request = request_type(handler)(
-            self._work,
-            FunctionContext(packed.function_id, packed.version_id, packed.headers),
-            body,
-            self.scope.cancelled,
-            method=packed.method,
-            target=packed.target,
-            sent=packed.sent,
-            path_params=parameters,
-            context=context,
+            self._work, function, body, cancelled, method, target, parameters, packed.sent, context
         )
         return await self._executor.run(request, self.scope, handler)
 

@@ -105,35 +105,26 @@ async def probe(check: HealthCheck) -> str | None:
 
 
 async def _http(check: HealthCheck) -> str | None:
-    # A new connection for each check, to see whether the server accepts connections.
-    reader, writer = await asyncio.open_connection(check.host, check.port, limit=_HEAD_LIMIT)
+    # Imported here so that the settings can be read without it.
+    import aiohttp
+    from yarl import URL
+
+    url = URL(f"http://{_authority(check)}{check.endpoint}", encoded=True)
+    headers = {"User-Agent": "nvcf-worker", "Connection": "close"}
     try:
-        writer.write(
-            f"GET {check.endpoint} HTTP/1.1\r\nHost: {_authority(check)}\r\n"
-            "User-Agent: nvcf-worker\r\nAccept: */*\r\nConnection: close\r\n\r\n".encode("latin-1")
-        )
-        await writer.drain()
-        status = await _final_status(reader)
-    except (ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        # A new connection for each check, to see whether the server accepts connections.
+        async with (
+            aiohttp.ClientSession(headers=headers, max_field_size=_HEAD_LIMIT) as session,
+            session.get(url, allow_redirects=False) as response,
+        ):
+            status = response.status
+    except (aiohttp.ClientResponseError, aiohttp.ServerDisconnectedError):
         return "its response is not HTTP"
-    finally:
-        await _closed(writer)
     return None if status == check.expected else f"responded {status} instead of {check.expected}"
 
 
 def _authority(check: HealthCheck) -> str:
     return f"[{check.host}]:{check.port}" if ":" in check.host else f"{check.host}:{check.port}"
-
-
-async def _final_status(reader: asyncio.StreamReader) -> int:
-    while True:
-        version, status, *_ = (await reader.readuntil(b"\n")).decode("latin-1").split(None, 2)
-        if not version.startswith("HTTP/1."):
-            raise ValueError(version)
-        if not status.startswith("1"):
-            return int(status)
-        while (await reader.readuntil(b"\n")).strip():
-            pass
 
 
 async def _closed(writer: asyncio.StreamWriter) -> None:

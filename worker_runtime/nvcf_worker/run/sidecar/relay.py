@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from nvcf_proto import h1
 from nvcf_proto.headers import NVCF_FEATURE_DISABLE_COMPATIBILITY, strip_hop_by_hop
 from nvcf_proto.problem import Problem, problem_for
-from nvcf_proto.settings import MAX_RESPONSE_HEAD_BYTES, MAX_RESPONSE_HEADERS
-from nvcf_worker.function.response import HeaderPairs, Reply, problem_reply
+from nvcf_worker.function.response import HeaderPairs, Reply, check_head, problem_reply
 
 CONNECTION = "inference-connection"
 SERVICE = "inference-service"
@@ -57,11 +55,7 @@ def response_headers(
         for name, value in strip_hop_by_hop(pairs)
         if not (drop_length and name.lower() == "content-length")
     ]
-    # One header is reserved for the Content-Length that delivery adds.
-    if len(kept) >= MAX_RESPONSE_HEADERS:
-        raise ValueError(f"its response has {len(kept)} headers; the maximum is {MAX_RESPONSE_HEADERS - 1}")
-    if len(h1.encode_response_head(status, kept)) > MAX_RESPONSE_HEAD_BYTES - 64:
-        raise ValueError(f"the headers of its response exceed {MAX_RESPONSE_HEAD_BYTES} bytes")
+    check_head(status, kept)
     return kept
 
 
@@ -72,16 +66,14 @@ def has_no_body(status: int, method: str) -> bool:
 
 def unreachable(reason: str) -> Reply:
     """Return the response for a server that cannot be reached, or whose connection broke too early."""
-    return problem_reply(
-        problem_for(502, f"The function's server cannot be reached: {reason}", source=CONNECTION)
-    )
+    detail = f"The function's server cannot be reached: {reason}"
+    return problem_reply(problem_for(502, detail, source=CONNECTION))
 
 
 def unusable(reason: str) -> Reply:
     """Return the response for a server whose own response is not valid HTTP or too large to pass on."""
-    return problem_reply(
-        Problem("Bad Gateway", 502, f"The function's server sent no usable response: {reason}", SERVICE)
-    )
+    detail = f"The function's server sent no usable response: {reason}"
+    return problem_reply(Problem("Bad Gateway", 502, detail, SERVICE))
 
 
 def too_slow() -> Reply:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import SimpleNamespace
@@ -154,22 +155,20 @@ class _Body:
 async def _outcome(response: aiohttp.ClientResponse, method: str) -> Outcome:
     pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in response.raw_headers]
     length = response.content_length
+    headers_of = functools.partial(relay.response_headers, response.status, method, pairs)
     if relay.has_no_body(response.status, method):
-        headers = relay.response_headers(response.status, method, pairs, complete=True)
+        headers = headers_of(complete=True)
         response.release()
         return Reply(response.status, headers, b"")
     if (length is not None and length <= COLLECTED_BODY) or response.content.is_eof():
-        headers = relay.response_headers(response.status, method, pairs, complete=True)
-        return Reply(response.status, headers, await response.read())
+        return Reply(response.status, headers_of(complete=True), await response.read())
     first = b""
     if response.status >= 400 and length is None:
         # Errors are collected, because compatibility mode turns them into problem documents.
         first = await _beginning(response.content)
         if response.content.at_eof():
-            headers = relay.response_headers(response.status, method, pairs, complete=True)
-            return Reply(response.status, headers, first)
-    headers = relay.response_headers(response.status, method, pairs, complete=False)
-    return StreamReply(response.status, headers, first, _Stream(response), length)
+            return Reply(response.status, headers_of(complete=True), first)
+    return StreamReply(response.status, headers_of(complete=False), first, _Stream(response), length)
 
 
 async def _beginning(content: aiohttp.StreamReader) -> bytes:
