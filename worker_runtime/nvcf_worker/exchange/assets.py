@@ -16,6 +16,7 @@ from nvcf_proto import settings
 from nvcf_proto.errors import InvalidId
 from nvcf_proto.ids import parse_id
 from nvcf_proto.pb import nvcf_pb2
+from nvcf_proto.pb.nvcf_pb2 import WorkerInvokeFunctionRequest as Request
 from nvcf_worker.control.tls import client_context
 from nvcf_worker.errors import AssetUnavailable, ControlError
 from nvcf_worker.function.request import Asset
@@ -45,7 +46,7 @@ class AssetFetcher:
         self._http = http
         self._credentials = credentials
 
-    async def fetch(self, message: nvcf_pb2.WorkerInvokeFunctionRequest, directory: Path) -> dict[str, Asset]:
+    async def fetch(self, message: Request, directory: Path) -> dict[str, Asset]:
         """Download all assets of a request into `directory`; return them by id. Raises AssetUnavailable."""
         gate = asyncio.Semaphore(PARALLEL)
 
@@ -65,12 +66,7 @@ class AssetFetcher:
             raise
         return {asset.id: asset for asset in (task.result() for task in tasks)}
 
-    async def _one(
-        self,
-        message: nvcf_pb2.WorkerInvokeFunctionRequest,
-        reference: nvcf_pb2.InputAssetReference,
-        directory: Path,
-    ) -> Asset:
+    async def _one(self, message: Request, reference: nvcf_pb2.InputAssetReference, directory: Path) -> Asset:
         try:
             asset_id = parse_id(reference.assetId, "assetId")
         except InvalidId as error:
@@ -127,16 +123,17 @@ class HttpClient:
     def session(self) -> aiohttp.ClientSession:
         """Return the pool."""
         if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=client_context()),
-                # `sock_read` starts when the request is sent; a store that reads nothing has only `total`.
-                timeout=aiohttp.ClientTimeout(
-                    total=settings.CALL_MAX_SECONDS, sock_connect=10.0, sock_read=60.0
-                ),
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-            )
+            self._session = self._open()
         return self._session
+
+    def _open(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=client_context()),
+            # `sock_read` starts when the request is sent; a store that reads nothing has only `total`.
+            timeout=aiohttp.ClientTimeout(total=settings.CALL_MAX_SECONDS, sock_connect=10.0, sock_read=60.0),
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
 
     async def close(self) -> None:
         """Close all connections."""

@@ -13,6 +13,7 @@ from nvcf_proto import settings
 from nvcf_proto.headers import OCTET_STREAM, OCTET_STREAM_H1
 from nvcf_worker.control.tls import client_context
 from nvcf_worker.errors import BodyUnavailable, GatewayGone
+from nvcf_worker.exchange.assets import HttpClient
 from nvcf_worker.message import AttachTarget
 
 CONNECT_TIMEOUT = 5.0
@@ -24,32 +25,21 @@ DELIVERY_ATTEMPT = "Nvcf-Delivery-Attempt"
 """[ext] Header of the GET: how often the queue has delivered the request."""
 
 
-class AttachClient:
+class AttachClient(HttpClient):
     """One connection pool for a worker."""
 
-    def __init__(self) -> None:
-        self._session: aiohttp.ClientSession | None = None
-
-    def _http(self) -> aiohttp.ClientSession:
-        if self._session is None:
+    def _open(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
             # Idle connections are closed well before a server would do it: a POST on a closed connection
             # cannot always be repeated.
-            connector = aiohttp.TCPConnector(
+            connector=aiohttp.TCPConnector(
                 limit=0, keepalive_timeout=IDLE_CONNECTION_SECONDS, ssl=client_context()
-            )
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                timeout=aiohttp.ClientTimeout(total=settings.CALL_MAX_SECONDS, sock_connect=CONNECT_TIMEOUT),
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=("User-Agent", "Accept-Encoding"),
-            )
-        return self._session
-
-    async def close(self) -> None:
-        """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
+            ),
+            timeout=aiohttp.ClientTimeout(total=settings.CALL_MAX_SECONDS, sock_connect=CONNECT_TIMEOUT),
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("User-Agent", "Accept-Encoding"),
+        )
 
     async def fetch(self, target: AttachTarget, *, whole_request: bool, attempt: int) -> HttpDownload:
         """Open the GET of the rest of the body, or with `whole_request` of the request as `+h1`.
@@ -85,7 +75,7 @@ class AttachClient:
     async def _get(self, target: AttachTarget, headers: dict[str, str]) -> aiohttp.ClientResponse:
         for attempt in range(GET_ATTEMPTS):
             try:
-                return await self._http().get(
+                return await self.session().get(
                     target.url, headers=headers, proxy=target.proxy, timeout=GET_TIMEOUT
                 )
             except (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError):
@@ -100,7 +90,7 @@ class AttachClient:
         Raises aiohttp.ClientError.
         """
         headers = {"Authorization": f"Bearer {target.response_token}", "Content-Type": OCTET_STREAM_H1}
-        async with self._http().post(
+        async with self.session().post(
             target.url, data=upload, headers=headers, proxy=target.proxy
         ) as response:
             return response.status
@@ -155,7 +145,6 @@ class Upload(payload.Payload):
         await self._written
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
-        """Lend the writer until the body is complete."""
         await self.write(writer)
 
     async def writer(self) -> AbstractStreamWriter | None:

@@ -1,9 +1,8 @@
 """One request's callers: progress, polls and the response.
 
 Any number of callers may wait for one request, one after the other or at once
-(protocol.md, sections 2.8 and 5.5):
-the call itself at its own reply address, polls at theirs, and a gateway that retains the response when nobody
-waits. The decisions are in `waiters`.
+(protocol.md, sections 2.8 and 5.5): the call itself at its own reply address, polls at theirs, and a gateway
+that retains the response when nobody waits. The decisions are in `waiters`.
 """
 
 from __future__ import annotations
@@ -11,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from nvcf_worker.errors import CallerGone, DeliveryError
 from nvcf_worker.exchange.files import RequestFiles
 from nvcf_worker.exchange.response_delivery import Backlog, ReplaySource, ResponseDelivery
-from nvcf_worker.exchange.transport import Transport, Unlisten
+from nvcf_worker.exchange.transport import Transport, Unlisten, nothing
 from nvcf_worker.exchange.waiters import LATE, MARGIN, NEVER, Waiter, Waiters, compatible, wanted_again
 from nvcf_worker.function.cancellation import CancelScope
 from nvcf_worker.function.response import Outcome, Reply, StreamReply
@@ -27,45 +27,31 @@ log = logging.getLogger("nvcf_worker")
 CLOSE_TIMEOUT = 10.0
 
 
+@dataclass(slots=True, eq=False)
 class Exchange:
     """Used on the event loop only. `compatible` is known once the request's headers are.
 
     address: where the call itself is answered. files: the request's directories, once it has any.
     """
 
-    __slots__ = (
-        "_backlog",
-        "_delivery",
-        "_response",
-        "_tasks",
-        "_unlisten",
-        "_waiters",
-        "_wanted_again",
-        "address",
-        "closed",
-        "compatible",
-        "files",
-        "scope",
-        "transport",
-        "work",
-    )
+    work: Work
+    scope: CancelScope
+    transport: Transport
+    backlog: Backlog
+    address: ReplyAddress = field(init=False)
+    files: RequestFiles | None = None
+    compatible: bool = False
+    closed: bool = False
+    _waiters: Waiters = field(init=False)
+    _response: Outcome | None = None
+    _delivery: ResponseDelivery | None = None
+    _tasks: set[asyncio.Task[None]] | None = None
+    _unlisten: Unlisten | None = None
+    _wanted_again: bool = False
 
-    def __init__(self, work: Work, scope: CancelScope, transport: Transport, backlog: Backlog) -> None:
-        self.work = work
-        self.scope = scope
-        self.transport = transport
-        self.address = work.reply_address
-        self.files: RequestFiles | None = None
-        self.compatible = False
-        self.closed = False
-        self._backlog = backlog
-        self._waiters = Waiters()
-        self._waiters.waiting.append(Waiter(self.address, NEVER))
-        self._response: Outcome | None = None
-        self._delivery: ResponseDelivery | None = None
-        self._tasks: set[asyncio.Task[None]] | None = None
-        self._unlisten: Unlisten | None = None
-        self._wanted_again = False
+    def __post_init__(self) -> None:
+        self.address = self.work.reply_address
+        self._waiters = Waiters([Waiter(self.address, NEVER)])
 
     def begin(self, headers: list[tuple[str, str]], now: float, *, compatibility: bool) -> None:
         """Decide on compatibility mode by the request's headers. `now` is Unix time.
@@ -135,7 +121,7 @@ class Exchange:
             # Before the caller knows that it shall poll.
             self._unlisten = await self.transport.listen(self.work.request_id)
         try:
-            await self.transport.deliver(address, reply, _nothing)
+            await self.transport.deliver(address, reply, nothing)
         except CallerGone as error:
             log.info("nobody was there to get the progress: %s", error)
         except DeliveryError as error:
@@ -158,8 +144,7 @@ class Exchange:
     async def deliver(self, response: Outcome, sent: Callable[[], None]) -> None:
         """Deliver the response to all who wait, or to a gateway that retains it.
 
-        `sent` is called when the response no longer needs its slot. Raises CallerGone when nobody wants it,
-        Undeliverable when no gateway was found in time, another DeliveryError when a stream broke.
+        `sent` is called when the response no longer needs its slot. Raises as `ResponseDelivery.run`.
         """
         self._response = response
         repeated = self.work.attempt > 1
@@ -171,7 +156,7 @@ class Exchange:
             self._delivery = ResponseDelivery(
                 self.work.request_id,
                 self.transport,
-                self._backlog,
+                self.backlog,
                 self._waiters,
                 response,
                 retained=self._wanted_again,
@@ -214,7 +199,3 @@ def poll_due(poll: Work) -> float:
     """Return when a poll wants its 202 at the latest, Unix time."""
     sent = ((pair.key.lower(), pair.value) for pair in poll.message.requestHeaders)
     return request_time(poll) + poll_seconds(sent) - MARGIN
-
-
-def _nothing() -> None:
-    return None

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,32 +33,25 @@ def default_directory(shared_dir: Path, instance_id: str) -> Path:
     return path
 
 
+@dataclass(slots=True, eq=False)
 class RequestFiles:
     """The directories of one request, made when they are needed. Usable from any thread."""
 
-    __slots__ = ("_asset_base", "_output_base", "_request_id", "assets", "output_made")
-
-    def __init__(self, asset_base: Path, output_base: Path, request_id: str) -> None:
-        self._asset_base = asset_base
-        self._output_base = output_base
-        self._request_id = request_id
-        self.assets: Mapping[str, Asset] = {}
-        self.output_made = False
-
-    @property
-    def bases(self) -> tuple[Path, Path]:
-        """Return where the assets and the output directories of all requests are."""
-        return self._asset_base, self._output_base
+    asset_base: Path
+    output_base: Path
+    request_id: str
+    assets: Mapping[str, Asset] = field(default_factory=dict)
+    output_made: bool = False
 
     @property
     def asset_dir(self) -> Path:
         """Return the directory of the input assets, one file an asset id."""
-        return self._asset_base / self._request_id
+        return self.asset_base / self.request_id
 
     @property
     def output_path(self) -> Path:
         """Return the path of the output directory, which may not exist yet."""
-        return self._output_base / self._request_id
+        return self.output_base / self.request_id
 
     @property
     def output_dir(self) -> Path:
@@ -108,6 +102,7 @@ def _remove(directories: Iterable[Path]) -> None:
             log.warning("%s could not be removed: %s", directory, error)
 
 
+@dataclass(slots=True, eq=False)
 class FileContext:
     """The RequestContext of a request in this process: its files, and its progress.
 
@@ -115,20 +110,11 @@ class FileContext:
     the headers name it; this is compatibility mode.
     """
 
-    __slots__ = ("_loop", "_report", "carries_files", "files")
-
-    def __init__(
-        self,
-        files: RequestFiles,
-        report: Callable[[float, Any], None],
-        loop: asyncio.AbstractEventLoop,
-        *,
-        carries_files: bool,
-    ) -> None:
-        self.files = files
-        self.carries_files = carries_files
-        self._report = report
-        self._loop = loop
+    files: RequestFiles
+    report: Callable[[float, Any], None]
+    loop: asyncio.AbstractEventLoop
+    _: KW_ONLY
+    carries_files: bool
 
     @property
     def assets(self) -> Mapping[str, Asset]:
@@ -147,13 +133,13 @@ class FileContext:
     def progress(self, percent: float, partial: Any) -> None:
         check_percent(percent)
         try:
-            on_loop = asyncio.get_running_loop() is self._loop
+            on_loop = asyncio.get_running_loop() is self.loop
         except RuntimeError:
             on_loop = False
         if on_loop:
-            self._report(percent, partial)
+            self.report(percent, partial)
         else:
-            self._loop.call_soon_threadsafe(self._report, percent, partial)
+            self.loop.call_soon_threadsafe(self.report, percent, partial)
 
 
 def check_percent(percent: object) -> None:

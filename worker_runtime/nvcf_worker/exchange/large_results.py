@@ -19,8 +19,8 @@ from typing import IO, Protocol
 import aiohttp
 
 from nvcf_proto import headers as names
-from nvcf_proto.pb import nvcf_pb2
-from nvcf_proto.problem import Problem, problem_for
+from nvcf_proto.pb.nvcf_pb2 import WorkerInvokeFunctionRequest as Request
+from nvcf_proto.problem import problem_for
 from nvcf_worker.errors import ControlError, ResultNotDelivered, WorkerError
 from nvcf_worker.exchange.assets import EXPIRED, HttpClient, exact
 from nvcf_worker.exchange.files import RequestFiles
@@ -35,7 +35,7 @@ COMPRESSION_LEVEL = 1
 MAX_DETAIL = 4096
 SOURCE = "inference-service"
 ABOUT_THE_BODY = frozenset(
-    (
+    [
         "content-type",
         "content-length",
         "content-encoding",
@@ -43,7 +43,7 @@ ABOUT_THE_BODY = frozenset(
         "etag",
         "digest",
         "content-digest",
-    )
+    ]
 )
 
 
@@ -64,9 +64,7 @@ class LargeResults:
         self._http = http
         self._credentials = credentials
 
-    async def finish(
-        self, message: nvcf_pb2.WorkerInvokeFunctionRequest, outcome: Outcome, files: RequestFiles | None
-    ) -> Outcome:
+    async def finish(self, message: Request, outcome: Outcome, files: RequestFiles | None) -> Outcome:
         """Return the response that the caller gets in place of `outcome`; most often `outcome` itself.
 
         A stream is sent as it comes unless its size is known and too large, or there are files already when
@@ -79,9 +77,7 @@ class LargeResults:
                 await outcome.source.aclose()
             raise
 
-    async def _finish(
-        self, message: nvcf_pb2.WorkerInvokeFunctionRequest, outcome: Outcome, files: RequestFiles | None
-    ) -> Outcome:
+    async def _finish(self, message: Request, outcome: Outcome, files: RequestFiles | None) -> Outcome:
         if outcome.status >= 400:
             if is_problem(outcome.headers):
                 return outcome
@@ -101,7 +97,7 @@ class LargeResults:
         finally:
             await asyncio.to_thread(spooled.unlink, missing_ok=True)
 
-    async def _place(self, message: nvcf_pb2.WorkerInvokeFunctionRequest) -> str:
+    async def _place(self, message: Request) -> str:
         """Return an upload URL for a call that came without one."""
         try:
             url = await self._credentials.refresh_upload(message.requestId, message.directResponseUrl)
@@ -115,12 +111,7 @@ class LargeResults:
         return url
 
     async def _upload(
-        self,
-        message: nvcf_pb2.WorkerInvokeFunctionRequest,
-        url: str,
-        body: bytes | Path,
-        found: Sequence[Path],
-        base: Path | None,
+        self, message: Request, url: str, body: bytes | Path, found: Sequence[Path], base: Path | None
     ) -> Reply:
         request_id = message.requestId
         descriptor, name = await asyncio.to_thread(tempfile.mkstemp, ".zip", "nvcf-result-")
@@ -140,7 +131,7 @@ class LargeResults:
             await asyncio.to_thread(archive.unlink, missing_ok=True)
         return Reply(302, [("location", location)], b"")
 
-    async def _put(self, message: nvcf_pb2.WorkerInvokeFunctionRequest, url: str, archive: Path) -> None:
+    async def _put(self, message: Request, url: str, archive: Path) -> None:
         problem = ""
         for attempt in range(ATTEMPTS):
             if attempt:
@@ -204,16 +195,11 @@ def pack(
     Written to disk first because object stores want the length of an upload in advance. Closes `file`. Raises
     OSError, and ValueError for a name that is no text.
     """
+    # Not strict: files dated 1970 are common; the format starts in 1980.
     with (
         file,
         zipfile.ZipFile(
-            file,
-            "w",
-            zipfile.ZIP_DEFLATED,
-            compresslevel=COMPRESSION_LEVEL,
-            allowZip64=True,
-            # Files dated 1970 are common; the format starts in 1980.
-            strict_timestamps=False,
+            file, "w", zipfile.ZIP_DEFLATED, compresslevel=COMPRESSION_LEVEL, strict_timestamps=False
         ) as archive,
     ):
         for item in found:
@@ -257,9 +243,8 @@ def as_problem(reply: Reply) -> Reply:
         return reply
     encoded = any(name.lower() == "content-encoding" for name, _ in reply.headers)
     detail = None if encoded else error_detail(reply.body, _media_type(reply.headers))
-    problem: Problem = problem_for(reply.status, detail, source=SOURCE)
     kept = [pair for pair in reply.headers if pair[0].lower() not in ABOUT_THE_BODY]
-    made = problem_reply(problem)
+    made = problem_reply(problem_for(reply.status, detail, source=SOURCE))
     return Reply(made.status, [*kept, *made.headers], made.body)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -50,7 +51,7 @@ async def post_complete(
         if status < 500:
             _check(status)
             return
-        tries.answered(status)
+        tries.problem = f"the gateway answered {status}"
     raise tries.given_up()
 
 
@@ -77,19 +78,19 @@ async def _post_once(
         await _ended(exchange)
 
 
+@dataclass(slots=True, eq=False)
 class StreamPost:
     """One POST of a streamed response. The calling task reads the handler's stream."""
 
-    def __init__(self, attach: AttachClient, target: AttachTarget, reply: StreamReply) -> None:
-        self._attach = attach
-        self._target = target
-        self._reply = reply
-        self._interrupted = False
-        self._broke = False
+    attach: AttachClient
+    target: AttachTarget
+    reply: StreamReply
+    _interrupted: bool = False
+    _broke: bool = False
 
     async def run(self, sent: Callable[[], None]) -> None:
         """Send the stream; raise as `Transport.deliver` does."""
-        head = h1.encode_response_head(self._reply.status, self._reply.headers)
+        head = h1.encode_response_head(self.reply.status, self.reply.headers)
         tries = _Tries()
         async for _ in tries:
             exchange, upload = self._begin(len(head))
@@ -97,7 +98,7 @@ class StreamPost:
                 writer = await upload.writer()
                 if writer is not None:
                     # From here on the stream is consumed, so it cannot be repeated.
-                    self._reply.begun = True
+                    self.reply.begun = True
                     await self._write(writer, head, upload, exchange)
                     sent()
                     _check(await exchange)
@@ -123,9 +124,9 @@ class StreamPost:
             _check(exchange.result())
 
     def _begin(self, head_size: int) -> tuple[asyncio.Task[int], Upload]:
-        length = self._reply.length
+        length = self.reply.length
         upload = Upload(None if length is None else head_size + length)
-        exchange = asyncio.create_task(self._attach.post(self._target, upload))
+        exchange = asyncio.create_task(self.attach.post(self.target, upload))
         owner = this_task()
 
         def ended(done: asyncio.Task[int]) -> None:
@@ -133,7 +134,7 @@ class StreamPost:
             if upload.lent and not upload.ended:
                 self._broke = not done.cancelled() and done.exception() is not None
                 self._interrupted = True
-                if not self._reply.patient:
+                if not self.reply.patient:
                     # The handler may be far from its next item, which nobody wants any more.
                     owner.cancel()
 
@@ -143,10 +144,10 @@ class StreamPost:
     async def _write(
         self, writer: AbstractStreamWriter, head: bytes, upload: Upload, exchange: asyncio.Task[int]
     ) -> None:
-        source = self._reply.source
+        source = self.reply.source
         try:
-            await writer.write(head + self._reply.first)
-            if self._reply.cautious:
+            await writer.write(head + self.reply.first)
+            if self.reply.cautious:
                 await asyncio.wait([exchange], timeout=REFUSAL_WAIT)
                 if self._interrupted:
                     raise self._left()
@@ -164,7 +165,7 @@ class StreamPost:
                 if chunk:
                     await writer.write(chunk)
         except asyncio.CancelledError:
-            if self._interrupted and not self._reply.patient and this_task().uncancel() == 0:
+            if self._interrupted and not self.reply.patient and this_task().uncancel() == 0:
                 raise self._left() from None
             raise
         upload.finish()
@@ -175,13 +176,13 @@ class StreamPost:
         return CallerGone("the gateway ended the exchange before the response was complete")
 
 
+@dataclass(slots=True, eq=False)
 class _Tries:
     """Tries of one POST, with growing pauses; fewer if the host refuses connections."""
 
-    def __init__(self) -> None:
-        self._attempt = 0
-        self._refused = 0
-        self._problem = ""
+    problem: str = ""
+    _attempt: int = 0
+    _refused: int = 0
 
     def __aiter__(self) -> _Tries:
         return self
@@ -197,15 +198,11 @@ class _Tries:
     def failed(self, error: Exception) -> None:
         """Count a try without a connection, or whose connection broke."""
         self._refused += isinstance(error, aiohttp.ClientConnectorError)
-        self._problem = f"{type(error).__name__}: {error}"
-
-    def answered(self, status: int) -> None:
-        """Count a try that the gateway answered with an error of its own."""
-        self._problem = f"the gateway answered {status}"
+        self.problem = f"{type(error).__name__}: {error}"
 
     def given_up(self) -> GatewayGone:
         """Return the error to raise after the last try."""
-        return GatewayGone(f"gave up after {self._attempt} attempts; {self._problem}")
+        return GatewayGone(f"gave up after {self._attempt} attempts; {self.problem}")
 
 
 def _with_length(reply: Reply) -> list[tuple[str, str]]:

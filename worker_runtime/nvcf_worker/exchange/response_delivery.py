@@ -9,6 +9,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass, field
 
 from nvcf_proto.problem import problem_for
 from nvcf_worker.errors import CallerGone, DeliveryError, GatewayGone, StreamLost, Undeliverable
@@ -46,37 +47,27 @@ class Backlog:
             self._count -= 1
 
 
+@dataclass(eq=False)
 class ResponseDelivery:
     """Delivers one response; used once, by the request's own task.
 
     address: returns the present reply address of the call itself. retained: whether the caller may come back
-    for the response. sent: called when the response no longer needs its slot.
+    for the response. sent: called when the response no longer needs its slot. streaming: whether the response
+    is being sent to one caller; all others only get progress meanwhile.
     """
 
-    def __init__(
-        self,
-        request_id: str,
-        transport: Transport,
-        backlog: Backlog,
-        waiters: Waiters,
-        response: Outcome,
-        *,
-        retained: bool,
-        address: Callable[[], ReplyAddress],
-        sent: Callable[[], None],
-    ) -> None:
-        self._request_id = request_id
-        self._transport = transport
-        self._backlog = backlog
-        self._waiters = waiters
-        self._response = response
-        self._retained = retained
-        self._address = address
-        self._sent = sent
-        self._polled = asyncio.Event()
-        self._logged = False
-        self.streaming = False
-        """Whether the response is being sent to one caller; all others only get progress meanwhile."""
+    request_id: str
+    transport: Transport
+    backlog: Backlog
+    waiters: Waiters
+    response: Outcome
+    _: KW_ONLY
+    retained: bool
+    address: Callable[[], ReplyAddress]
+    sent: Callable[[], None]
+    streaming: bool = False
+    _polled: asyncio.Event = field(default_factory=asyncio.Event)
+    _logged: bool = False
 
     def polled(self) -> None:
         """Note that somebody new waits."""
@@ -91,19 +82,19 @@ class ResponseDelivery:
         gone = await self._send_to_all()
         if gone is None:
             return
-        with self._backlog.one_more() as may_give_up_slot:
-            if isinstance(self._response, Reply) and may_give_up_slot:
+        with self.backlog.one_more() as may_give_up_slot:
+            if isinstance(self.response, Reply) and may_give_up_slot:
                 # It is complete and only waits, so another request may run.
-                self._sent()
+                self.sent()
             await self._retry(gone)
 
     async def _retry(self, gone: bool) -> None:
         since, attempt = time.monotonic(), 0
         while True:
-            found = await self._transport.find_gateway(self._request_id)
+            found = await self.transport.find_gateway(self.request_id)
             offered = isinstance(found, ReplyAddress)
             if isinstance(found, ReplyAddress):
-                self._waiters.waiting.append(Waiter(found, NEVER))
+                self.waiters.waiting.append(Waiter(found, NEVER))
                 if await self._send_to_all() is None:
                     return
                 found = NoGateway.NO_ANSWER
@@ -117,7 +108,7 @@ class ResponseDelivery:
 
     async def _pause_or_give_up(self, found: NoGateway, gone: bool, waited: float, attempt: int) -> None:
         step = next_step(
-            refused=found is NoGateway.NOT_WANTED, gone=gone, may_poll=self._waiters.may_poll, waited=waited
+            refused=found is NoGateway.NOT_WANTED, gone=gone, may_poll=self.waiters.may_poll, waited=waited
         )
         if step is Step.ABANDON:
             raise CallerGone("the request is over: nobody wants its response any more")
@@ -127,8 +118,8 @@ class ResponseDelivery:
             self._logged = True
             log.info("the response waits for a poll or for a gateway")
         await self._pause(attempt)
-        if not self._waiters.waiting and not self._waiters.may_poll:
-            self._waiters.waiting.append(Waiter(self._address(), NEVER))
+        if not self.waiters.waiting and not self.waiters.may_poll:
+            self.waiters.waiting.append(Waiter(self.address(), NEVER))
 
     async def _pause(self, attempt: int) -> None:
         """Wait until somebody polls, or it is time for the next try."""
@@ -145,10 +136,10 @@ class ResponseDelivery:
         Returns None when at least one has it, True when a gateway said that its caller is gone, False when
         nobody waits or no gateway could be reached.
         """
-        waiting = self._waiters.take_all()
+        waiting = self.waiters.take_all()
         if not waiting:
             return False
-        if isinstance(self._response, StreamReply):
+        if isinstance(self.response, StreamReply):
             return await self._stream_to_one(waiting)
         if len(waiting) == 1:
             return await self._send(waiting[0].address)
@@ -164,7 +155,7 @@ class ResponseDelivery:
 
     async def _stream_to_one(self, waiting: list[Waiter]) -> bool | None:
         """Send a stream, which can be sent once. The others get progress, and poll again."""
-        first, *self._waiters.waiting = waiting
+        first, *self.waiters.waiting = waiting
         self.streaming = True
         try:
             return await self._send(first.address)
@@ -172,13 +163,13 @@ class ResponseDelivery:
             self.streaming = False
 
     async def _send(self, address: ReplyAddress) -> bool | None:
-        response = self._response
+        response = self.response
         try:
-            await self._transport.deliver(address, response, self._sent)
+            await self.transport.deliver(address, response, self.sent)
         except CallerGone as error:
             log.info("not delivered: %s", error)
             if not _rewind(response):
-                wanted = self._retained or self._waiters.may_poll
+                wanted = self.retained or self.waiters.may_poll
                 raise StreamLost(str(error)) if wanted else error from None
             if isinstance(response, StreamReply):
                 response.cautious = False
@@ -205,10 +196,10 @@ class ResponseDelivery:
         A busy gateway never learns of an exchange that ends before it reads it, and its caller would wait
         for the rest of the poll time. When it has seen it, the token is used up and this is refused.
         """
-        detail = f"The function failed to handle request {self._request_id}."
+        detail = f"The function failed to handle request {self.request_id}."
         reply = problem_reply(problem_for(500, detail, source=SOURCE))
         try:
-            await self._transport.post(address, reply)
+            await self.transport.post(address, reply)
         except DeliveryError as error:
             log.debug("the caller has seen the stream break: %s", error)
 

@@ -101,7 +101,7 @@ class GatewayTransport:
 
     async def post(self, address: ReplyAddress, reply: Reply) -> None:
         """Deliver a complete response by POST alone. Raises as `deliver`."""
-        await post_complete(self._attach, address.target, reply, _nothing)
+        await post_complete(self._attach, address.target, reply, nothing)
 
     async def _reply_inline(self, address: ReplyAddress, reply: Reply, sent: Callable[[], None]) -> bool:
         inbox = self._replies()
@@ -112,7 +112,7 @@ class GatewayTransport:
             return False
         # With a gateway that does not confirm, replies must not pile up without bound: beyond this number a
         # request keeps its slot until it is confirmed.
-        on_sent = sent if len(inbox) < MAX_UNCONFIRMED else _nothing
+        on_sent = sent if len(inbox) < MAX_UNCONFIRMED else nothing
         try:
             deadline = time.monotonic() + REPLY_TIMEOUT
             confirmed = await inbox.ask(address.reply_subject, encoded, deadline=deadline, on_sent=on_sent)
@@ -135,7 +135,7 @@ class GatewayTransport:
         deadline = time.monotonic() + REPLY_TIMEOUT
         try:
             found = await inbox.ask(
-                self._lookup_subject, request_id.encode(), deadline=deadline, on_sent=_nothing
+                self._lookup_subject, request_id.encode(), deadline=deadline, on_sent=nothing
             )
         except nats.errors.Error as error:
             log.debug("no fallback gateway could be asked for: %s", error)
@@ -151,8 +151,8 @@ class GatewayTransport:
             return NoGateway.NO_ANSWER
 
 
-def _nothing() -> None:
-    return None
+def nothing() -> None:
+    """Do nothing, where nobody has to learn that a response was sent."""
 
 
 def inline_response(reply: Reply) -> bytes:

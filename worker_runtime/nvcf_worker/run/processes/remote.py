@@ -229,5 +229,7 @@ def packed(request: Request, tries: int) -> PackedRequest:
 
 
 def _places(context: FileContext) -> FilePlaces:
-    asset_base, output_base = context.files.bases
-    return FilePlaces(str(asset_base), str(output_base), dict(context.files.assets), context.carries_files)
+    files = context.files
+    return FilePlaces(
+        str(files.asset_base), str(files.output_base), dict(files.assets), context.carries_files
+    )

@@ -13,6 +13,7 @@ from yarl import URL
 
 from nvcf_proto import settings
 from nvcf_proto.errors import ContractError
+from nvcf_worker.exchange.assets import HttpClient
 from nvcf_worker.function.request import Request
 from nvcf_worker.function.response import Outcome, Reply, StreamReply
 from nvcf_worker.run.sidecar import relay
@@ -27,7 +28,7 @@ MAX_HEADER_FIELD = 64 * 1024
 _NO_AUTOMATIC_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
 
-class Upstream:
+class Upstream(HttpClient):
     """Client of one server at `http://host:port`.
 
     on_unreachable: awaited if the server cannot be reached, before the caller gets an error.
@@ -36,31 +37,24 @@ class Upstream:
     def __init__(
         self, host: str, port: int, on_unreachable: Callable[[], Awaitable[None]] | None = None
     ) -> None:
+        super().__init__()
         self._base = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._on_unreachable = on_unreachable
-        self._session: aiohttp.ClientSession | None = None
 
-    def _http(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            traces = aiohttp.TraceConfig()
-            traces.on_connection_reuseconn.append(_note_reuse)
-            self._session = aiohttp.ClientSession(
-                # Idle connections are closed before common servers close them (2 to 5 s).
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_SECONDS),
-                timeout=aiohttp.ClientTimeout(total=settings.CALL_MAX_SECONDS, sock_connect=CONNECT_TIMEOUT),
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=_NO_AUTOMATIC_HEADERS,
-                trace_configs=[traces],
-                max_line_size=MAX_HEADER_FIELD,
-                max_field_size=MAX_HEADER_FIELD,
-            )
-        return self._session
-
-    async def close(self) -> None:
-        """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
+    def _open(self) -> aiohttp.ClientSession:
+        traces = aiohttp.TraceConfig()
+        traces.on_connection_reuseconn.append(_note_reuse)
+        return aiohttp.ClientSession(
+            # Idle connections are closed before common servers close them (2 to 5 s).
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_SECONDS),
+            timeout=aiohttp.ClientTimeout(total=settings.CALL_MAX_SECONDS, sock_connect=CONNECT_TIMEOUT),
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=_NO_AUTOMATIC_HEADERS,
+            trace_configs=[traces],
+            max_line_size=MAX_HEADER_FIELD,
+            max_field_size=MAX_HEADER_FIELD,
+        )
 
     async def handle(self, request: Request) -> Outcome:
         """Serve one request; this is the handler of a sidecar's worker. Raises BodyUnavailable."""
@@ -96,7 +90,7 @@ class Upstream:
         attempt = SimpleNamespace(reused=False)
         while True:
             try:
-                return await self._http().request(
+                return await self.session().request(
                     request.method,
                     url,
                     headers=headers,
