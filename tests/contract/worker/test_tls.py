@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,7 @@ async def connected(broker: NatsServer, directory: Path, limit: float) -> bool:
         on_lame_duck=nothing,
         on_denied=lambda subject: None,
         limit=limit,
+        counts=Counter(),
     )
     try:
         return connection.is_connected

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nvcf_proto.journal import ENTRY, Orphan, read_orphans
 from nvcf_worker.errors import JournalError
-from nvcf_worker.queue.journal import ENTRY, Journal, Orphan, read_orphans
+from nvcf_worker.queue.journal import Journal
 
 SUBJECT = "$JS.ACK.rq_local_v.rq_local_v_workers.1.2.3.4.5"
 

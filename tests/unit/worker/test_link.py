@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -70,6 +71,7 @@ async def test_an_attempt_to_connect_ends_when_its_worker_leaves(monkeypatch: py
             on_lame_duck=nothing,
             on_denied=lambda _: None,
             limit=None,
+            counts=Counter(),
         )
     )
     await asyncio.sleep(0.01)

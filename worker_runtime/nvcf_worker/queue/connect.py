@@ -6,9 +6,9 @@ import asyncio
 import logging
 import random
 import re
-import ssl
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -56,11 +56,6 @@ def denied_subject(text: str) -> str | None:
     return None if match is None else match[1]
 
 
-def _tls(servers: tuple[str, ...]) -> ssl.SSLContext | None:
-    """Return the TLS context, if a server's URL asks for TLS."""
-    return client_context() if any(urlsplit(url).scheme in ("tls", "wss") for url in servers) else None
-
-
 async def open_connection(
     config: WorkerConfig,
     token: Callable[[], str],
@@ -70,7 +65,7 @@ async def open_connection(
     on_lame_duck: Callback,
     on_denied: Callable[[str], None],
     limit: float | None,
-    counts: MutableMapping[str, int] | None = None,
+    counts: Counter[str],
 ) -> Client:
     """Connect; try for `limit` seconds (None: for ever). Raises StartupError with the last reason.
 
@@ -81,13 +76,12 @@ async def open_connection(
     logged_at = 0.0
 
     async def on_disconnect() -> None:
-        if counts is not None and not connection.is_closed:
+        if not connection.is_closed:
             counts["disconnects"] += 1
 
     async def on_error(error: Exception) -> None:
         nonlocal last, logged_at
-        if counts is not None:
-            counts["errors"] += 1
+        counts["errors"] += 1
         subject = denied_subject(str(error))
         if subject is not None:
             on_denied(subject)
@@ -102,6 +96,7 @@ async def open_connection(
     def next_server(servers: list[Server], _: dict[str, Any]) -> tuple[Server | None, float]:
         return choose_server(servers, random.random())  # noqa: S311 - jitter
 
+    secure = any(urlsplit(server).scheme in ("tls", "wss") for server in config.nats_servers)
     connection = Client()
     connecting = asyncio.ensure_future(
         connection.connect(
@@ -119,7 +114,7 @@ async def open_connection(
             reconnected_cb=on_reconnect,
             closed_cb=on_closed,
             lame_duck_mode_cb=on_lame_duck,
-            tls=_tls(config.nats_servers),
+            tls=client_context() if secure else None,
             **authentication(config, token),
         )
     )

@@ -11,6 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import nats.errors
@@ -64,18 +65,18 @@ def last_run(attempt: int, max_deliver: int) -> bool:
     return exhausted(attempt + 1, max_deliver) or max_deliver == 1
 
 
+@dataclass(slots=True, eq=False)
 class Delivery:
-    """A request that JetStream delivered to this worker, until it is acknowledged."""
+    """A request that JetStream delivered to this worker, until it is acknowledged.
 
-    __slots__ = ("failed_signals", "holds_slot", "journal_slot", "scope", "work")
+    failed_signals: in-progress signals in a row that could not be sent.
+    """
 
-    def __init__(self, work: Work) -> None:
-        self.work = work
-        self.scope = CancelScope()
-        self.holds_slot = True
-        self.journal_slot = -1
-        # In-progress signals in a row that could not be sent.
-        self.failed_signals = 0
+    work: Work
+    scope: CancelScope = field(default_factory=CancelScope)
+    holds_slot: bool = True
+    journal_slot: int = -1
+    failed_signals: int = 0
 
 
 class InFlight:
@@ -106,12 +107,8 @@ class InFlight:
 
     def add(self, work: Work, ack_wait: float) -> Delivery:
         """Add a request to the table and to the journal."""
-        delivery = Delivery(work)
-        self._deliveries[work.request_id] = delivery
-        if self._journal is not None:
-            delivery.journal_slot = self._journal.add(
-                work.ack_subject, now=work.received_at, ack_wait=ack_wait
-            )
+        delivery = self._deliveries[work.request_id] = Delivery(work)
+        self._write_down(delivery, work, ack_wait)
         self._interval = min(self._interval, in_progress_interval(ack_wait))
         return delivery
 
@@ -120,11 +117,13 @@ class InFlight:
         log.warning("request %s was delivered again while it is in flight", work.request_id)
         delivery.work.ack_subject = work.ack_subject
         delivery.failed_signals = 0
+        self._write_down(delivery, work, ack_wait)
+
+    def _write_down(self, delivery: Delivery, work: Work, ack_wait: float) -> None:
         if self._journal is not None:
             self._journal.remove(delivery.journal_slot)
-            delivery.journal_slot = self._journal.add(
-                work.ack_subject, now=work.received_at, ack_wait=ack_wait
-            )
+            now = work.received_at
+            delivery.journal_slot = self._journal.add(work.ack_subject, now=now, ack_wait=ack_wait)
 
     async def settle(self, delivery: Delivery, ack: bytes | None) -> None:
         """Acknowledge a request (None: send the broker nothing) and remove it."""
@@ -182,10 +181,7 @@ class InFlight:
         if self._journal is not None and self._connection is not None and self._connection.is_connected:
             self._journal.heartbeat(time.time())
         for delivery in self:
-            if await self._signal(delivery):
-                delivery.failed_signals = 0
-                continue
-            delivery.failed_signals += 1
+            delivery.failed_signals = 0 if await self._signal(delivery) else delivery.failed_signals + 1
             if delivery.failed_signals >= settings.IN_PROGRESS_MAX_FAILURES:
                 log.error("request %s: %s", delivery.work.request_id, End.CONNECTION_LOST.value)
                 delivery.scope.stop(End.CONNECTION_LOST)

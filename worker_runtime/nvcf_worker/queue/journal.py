@@ -1,10 +1,8 @@
 """The in-flight journal [own addition]: which requests a killed worker held.
 
-A small memory-mapped file in the shared configuration directory. The worker writes the ack subject of
-each request it takes and clears it when the request is settled; the kernel keeps the pages when the
-process is killed. A worker that starts again as the same instance returns its predecessor's requests
-to the queue, so redelivery takes milliseconds instead of the consumer's ack wait. Its format is in
-nvcf_proto.journal.
+A small memory-mapped file; the kernel keeps its pages when the process is killed. A worker that starts again
+as the same instance returns its predecessor's requests to the queue, so redelivery takes milliseconds instead
+of the consumer's ack wait. Its format is in nvcf_proto.journal.
 """
 
 from __future__ import annotations
@@ -35,8 +33,6 @@ from nvcf_worker.errors import JournalError
 log = logging.getLogger("nvcf_worker")
 
 _HEARTBEAT = struct.Struct("<d")
-
-__all__ = ["ENTRY", "FILE_NAME", "Journal", "Orphan", "read_orphans"]
 
 
 class Journal:

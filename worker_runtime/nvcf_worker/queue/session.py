@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
 import nats.errors
@@ -157,17 +158,8 @@ class Session:
         async with asyncio.TaskGroup() as tasks:
             self._pullers = []
             for region in regions:
-                self._pullers.append(
-                    RegionPuller(
-                        self.connection,
-                        self._config.version_id,
-                        region,
-                        self._slots,
-                        self._owner,
-                        self._provision,
-                        self._pullers[-1] if self._pullers else None,
-                    )
-                )
+                preferred = self._pullers[-1] if self._pullers else None
+                self._pullers.append(self._puller(region, preferred))
             running = [tasks.create_task(puller.run()) for puller in self._pullers]
             while regions == self._regions and not self.connection.is_closed:
                 await self._changed.wait()
@@ -177,6 +169,12 @@ class Session:
                 await self._withdraw()
             for task in running:
                 task.cancel()
+
+    def _puller(self, region: str, preferred: RegionPuller | None) -> RegionPuller:
+        version_id, provision = self._config.version_id, self._provision
+        return RegionPuller(
+            self.connection, version_id, region, self._slots, self._owner, provision, preferred
+        )
 
     async def _react(self) -> None:
         if self._reconnected:
@@ -210,7 +208,7 @@ async def open_session(
     slots: Slots,
     owner: Owner,
     on_ready: Callable[[bool], Awaitable[None]],
-    counts: MutableMapping[str, int],
+    counts: Counter[str],
     *,
     idle: Callable[[], bool],
     limit: float | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Token
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -27,41 +28,36 @@ if TYPE_CHECKING:
 _CONTEXT_HEADERS = ("tracestate", "baggage")
 
 
+@dataclass(eq=False)
 class RequestInstruments:
     """What the telemetry of all requests of a worker shares.
 
-    running: when each request in flight arrived, for the busy time so far. attributes: of every request's
-    span. start_links: returns the links of the first request of an instance.
+    attributes: of every request's span. start_links: returns the links of the first request of an instance.
+    running: when each request in flight arrived, for the busy time so far.
     """
 
-    def __init__(
-        self,
-        metrics: WorkerMetrics,
-        metering: Metering | None,
-        version_id: str,
-        attributes: Mapping[str, str | int | bool],
-        start_links: Callable[[], Sequence[Link]],
-    ) -> None:
-        self.metrics = metrics
-        self.metering = metering
+    metrics: WorkerMetrics
+    metering: Metering | None
+    version_id: str
+    attributes: Mapping[str, str | int | bool]
+    start_links: Callable[[], Sequence[Link]]
+    running: dict[int, float] = field(default_factory=dict)
+    first: bool = True
+
+    def __post_init__(self) -> None:
         self.tracer = trace.get_tracer("nvcf_worker")
         self.tracing = spans.is_tracing()
         self.follows_parents = self.tracing and spans.follows_parents()
-        self.running: dict[int, float] = {}
-        self.first = True
-        self._version_id = version_id
-        self._attributes = attributes
-        self._start_links = start_links
 
     def links(self) -> Sequence[Link]:
         """Return the links of a request's span: the first request has links to the start of its instance."""
-        return self._start_links() if self.first else ()
+        return self.start_links() if self.first else ()
 
     def request_attributes(self, work: Work) -> dict[str, str | int | bool]:
         """Return the attributes of a request's span."""
         return {
-            **self._attributes,
-            names.MESSAGING_DESTINATION_NAME: subjects.request_stream(work.region, self._version_id),
+            **self.attributes,
+            names.MESSAGING_DESTINATION_NAME: subjects.request_stream(work.region, self.version_id),
             names.MESSAGING_MESSAGE_ID: work.request_id,
             names.MESSAGING_MESSAGE_BODY_SIZE: work.message.ByteSize(),
             names.REQUEST_ID: work.request_id,
@@ -70,46 +66,28 @@ class RequestInstruments:
         }
 
 
+@dataclass(slots=True, eq=False)
 class RequestTelemetry(RequestObserver):
     """Records metrics always, and spans where the trace is sampled. Used by the request's own task."""
 
-    __slots__ = (
-        "_answered",
-        "_arrived",
-        "_delivery",
-        "_error",
-        "_handler_at",
-        "_handler_done",
-        "_handler_span",
-        "_scope",
-        "_session",
-        "_shared",
-        "_span",
-        "_status",
-        "_stream_span",
-        "_token",
-        "_work",
-        "bytes",
-    )
+    shared: RequestInstruments
+    work: Work
+    scope: CancelScope
+    bytes: int = 0
+    _arrived: float = field(default_factory=perf_counter)
+    _handler_at: float = 0.0
+    _handler_done: float = 0.0
+    _answered: bool = False
+    _status: int = 0
+    _error: BaseException | None = None
+    _span: Span | None = None
+    _handler_span: Span | None = None
+    _stream_span: Span | None = None
+    _delivery: Span | None = None
+    _token: Token[Context] | None = None
 
-    def __init__(self, shared: RequestInstruments, work: Work, scope: CancelScope) -> None:
-        self._arrived = perf_counter()
-        self._work = work
-        self._scope = scope
-        self._shared = shared
-        self._handler_at = 0.0
-        self._handler_done = 0.0
-        self._answered = False
-        self._status = 0
-        self._error: BaseException | None = None
-        self._span: Span | None = None
-        self._handler_span: Span | None = None
-        self._stream_span: Span | None = None
-        self._delivery: Span | None = None
-        self._session = work.tunnel is not None
-        self._token: Token[Context] | None = None
-        self.bytes = 0
-        metrics = shared.metrics
+    def __post_init__(self) -> None:
+        shared, work, metrics = self.shared, self.work, self.shared.metrics
         metrics.requests += 1
         if work.attempt > 1:
             metrics.redeliveries += 1
@@ -131,7 +109,7 @@ class RequestTelemetry(RequestObserver):
             self._token = otel_context.attach(spans.below(parent))
 
     def _open(self, parent: SpanContext | None) -> None:
-        shared, work = self._shared, self._work
+        shared, work = self.shared, self.work
         arrived_ns = int(work.received_at * 1e9)
         more: dict[str, Any] = {"start_time": arrived_ns, "links": shared.links()}
         if parent is None:
@@ -160,11 +138,11 @@ class RequestTelemetry(RequestObserver):
     def handler_begins(self) -> None:
         """Start the handler's span; spans and logs of the function belong to it from here on."""
         self._handler_at = perf_counter()
-        self._shared.metrics.before_seconds += self._handler_at - self._arrived
+        self.shared.metrics.before_seconds += self._handler_at - self._arrived
         if self._span is not None:
-            handler = self._handler_span = self._shared.tracer.start_span(names.HANDLER)
+            handler = self._handler_span = self.shared.tracer.start_span(names.HANDLER)
             otel_context.attach(trace.set_span_in_context(handler))
-            work = self._work
+            work = self.work
             known = work.trace or {}
             kept = {name: known[name] for name in _CONTEXT_HEADERS if name in known}
             # The trace goes on below the handler, in a child process or a server.
@@ -173,7 +151,7 @@ class RequestTelemetry(RequestObserver):
     def handler_failed(self, error: BaseException) -> None:
         """Record what the handler raised."""
         self._error = error
-        outcome = names.GONE if self._scope.end is not None else names.ERRORED
+        outcome = names.GONE if self.scope.end is not None else names.ERRORED
         if self._handler_span is not None and outcome is names.ERRORED:
             self._handler_span.record_exception(error)
             self._handler_span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
@@ -184,10 +162,10 @@ class RequestTelemetry(RequestObserver):
         if not isinstance(response, StreamReply):
             self._handler_over(_outcome_of(response.status))
             return response
-        self._shared.metrics.first_item.record(perf_counter() - self._handler_at, self._handler_span)
+        self.shared.metrics.first_item.record(perf_counter() - self._handler_at, self._handler_span)
         if self._span is not None and self._handler_span is not None:
             self._handler_span.add_event(names.FIRST_ITEM)
-            self._stream_span = self._shared.tracer.start_span(
+            self._stream_span = self.shared.tracer.start_span(
                 names.STREAM, context=trace.set_span_in_context(self._span)
             )
         response.source = CountedSource(response.source, self, response.status, 1 if response.first else 0)
@@ -196,7 +174,7 @@ class RequestTelemetry(RequestObserver):
 
     def stream_over(self, items: int, status: int, *, complete: bool) -> None:
         """Record the end of a stream: it was read to its end, or nobody reads on."""
-        self._shared.metrics.items += items
+        self.shared.metrics.items += items
         if self._stream_span is not None:
             self._stream_span.set_attribute(names.STREAMED_ITEMS, items)
             self._stream_span.end()
@@ -208,7 +186,7 @@ class RequestTelemetry(RequestObserver):
             return
         self._handler_done = perf_counter()
         took = self._handler_done - self._handler_at
-        metrics = self._shared.metrics
+        metrics = self.shared.metrics
         metrics.handler_seconds += took
         metrics.handler(outcome).record(took, self._handler_span)
         if self._handler_span is not None:
@@ -223,7 +201,7 @@ class RequestTelemetry(RequestObserver):
         if not isinstance(response, StreamReply):
             self.bytes += len(response.body)
         if self._span is not None:
-            self._delivery = self._shared.tracer.start_span(
+            self._delivery = self.shared.tracer.start_span(
                 names.DELIVER, context=trace.set_span_in_context(self._span), kind=SpanKind.CLIENT
             )
 
@@ -246,13 +224,13 @@ class RequestTelemetry(RequestObserver):
     def end(self) -> None:
         """Record the request as a whole."""
         now = perf_counter()
-        shared, metrics = self._shared, self._shared.metrics
+        shared, metrics = self.shared, self.shared.metrics
         if shared.running.pop(id(self), None) is None:
             return
         if self._delivery is not None:
             self._delivery.end()
         if self._handler_at and not self._handler_done:
-            self._handler_over(names.GONE if self._scope.end is not None else names.ERRORED)
+            self._handler_over(names.GONE if self.scope.end is not None else names.ERRORED)
         whole = now - self._arrived
         metrics.busy_seconds += whole
         if self._handler_done:
@@ -270,21 +248,21 @@ class RequestTelemetry(RequestObserver):
             otel_context.detach(self._token)
         if shared.metering is not None:
             seconds = self._handler_done - self._handler_at if self._handler_done else 0.0
-            shared.metering.invocation(self._work, outcome, seconds, self.bytes)
+            shared.metering.invocation(self.work, outcome, seconds, self.bytes)
 
     def _outcome(self) -> str:
         if self._answered:
             return _outcome_of(self._status)
-        if self._session and self._error is None and self._scope.end is None:
-            self._shared.metrics.sessions += 1
+        if self.work.tunnel is not None and self._error is None and self.scope.end is None:
+            self.shared.metrics.sessions += 1
             return names.FULFILLED
-        return names.ERRORED if self._scope.end is None else names.GONE
+        return names.ERRORED if self.scope.end is None else names.GONE
 
     def _finish(self, span: Span, outcome: str) -> None:
         span.set_attribute(names.OUTCOME, outcome)
         if self._status:
             span.set_attribute(names.HTTP_RESPONSE_STATUS_CODE, self._status)
-        end = self._scope.end
+        end = self.scope.end
         if outcome is names.ERRORED and (not self._answered or self._status >= 500):
             why = str(self._status) if self._error is None else type(self._error).__name__
             span.set_attribute(names.ERROR_TYPE, why)
@@ -299,38 +277,36 @@ def _outcome_of(status: int) -> str:
     return names.FULFILLED if status < 400 else names.ERRORED
 
 
+@dataclass(slots=True, eq=False)
 class CountedSource:
     """The rest of a streamed body; counts its items and bytes."""
 
-    __slots__ = ("_inner", "_items", "_over", "_status", "_telemetry")
-
-    def __init__(self, inner: Source, telemetry: RequestTelemetry, status: int, items: int) -> None:
-        self._inner = inner
-        self._telemetry = telemetry
-        self._status = status
-        self._items = items
-        self._over = False
+    inner: Source
+    telemetry: RequestTelemetry
+    status: int
+    items: int
+    over: bool = False
 
     async def __anext__(self) -> bytes:
         try:
-            chunk = await self._inner.__anext__()
+            chunk = await self.inner.__anext__()
         except StopAsyncIteration:
             self._end(complete=True)
             raise
         except Exception as error:
-            self._telemetry.handler_failed(error)
+            self.telemetry.handler_failed(error)
             raise
-        self._items += 1
-        self._telemetry.bytes += len(chunk)
+        self.items += 1
+        self.telemetry.bytes += len(chunk)
         return chunk
 
     async def aclose(self) -> None:
         try:
-            await self._inner.aclose()
+            await self.inner.aclose()
         finally:
             self._end(complete=False)
 
     def _end(self, *, complete: bool) -> None:
-        if not self._over:
-            self._over = True
-            self._telemetry.stream_over(self._items, self._status, complete=complete)
+        if not self.over:
+            self.over = True
+            self.telemetry.stream_over(self.items, self.status, complete=complete)
