@@ -145,6 +145,7 @@ class Upload(payload.Payload):
         await self._written
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        """Lend the writer until the body is complete."""
         await self.write(writer)
 
     async def writer(self) -> AbstractStreamWriter | None:

@@ -35,16 +35,8 @@ COMPRESSION_LEVEL = 1
 MAX_DETAIL = 4096
 SOURCE = "inference-service"
 ABOUT_THE_BODY = frozenset(
-    [
-        "content-type",
-        "content-length",
-        "content-encoding",
-        "content-range",
-        "etag",
-        "digest",
-        "content-digest",
-    ]
-)
+    f"content-{name}" for name in ("type", "length", "encoding", "range", "digest")
+) | {"etag", "digest"}
 
 
 class ResultCredentials(Protocol):

@@ -152,12 +152,9 @@ class Metering:
         self._beat_at = clock()
         self._status = INITIALIZING
         self.drops = Drops()
+        reports = Reports("metering events", target)
         self._delivery: Delivery[Invocation | Heartbeat] = Delivery(
-            "metering",
-            lambda: _Lines(instance, target),
-            QUEUE,
-            self.drops,
-            Reports("metering events", target),
+            "metering", lambda: _Lines(instance, target), QUEUE, self.drops, reports
         )
         self.heartbeat()
 
@@ -172,19 +169,8 @@ class Metering:
             for pair in message.requestHeaders
             if pair.key[:10].lower() == BILLING_PREFIX
         }
-        self._delivery.put(
-            Invocation(
-                self._clock(),
-                work.request_id,
-                message.subject,
-                message.ncaId,
-                seconds,
-                size,
-                outcome,
-                work.attempt,
-                billing,
-            )
-        )
+        who = work.request_id, message.subject, message.ncaId
+        self._delivery.put(Invocation(self._clock(), *who, seconds, size, outcome, work.attempt, billing))
 
     def heartbeat(self) -> None:
         """Report that the instance is alive."""

@@ -91,11 +91,15 @@ def observe(metrics: WorkerMetrics, running: Mapping[int, float], sources: Gauge
         now = perf_counter()
         return metrics.busy_seconds + sum(now - since for since in tuple(running.values()))
 
+    def connected() -> int:
+        connection = sources.connection()
+        return int(connection is not None and connection.is_connected)
+
     one(own.WORKER_SLOTS, sources.slots)
     one(own.WORKER_SLOTS_BUSY, sources.busy)
     one(own.STREAM_ITEMS, lambda: metrics.items)
     one(own.REQUEST_REDELIVERIES, lambda: metrics.redeliveries)
-    one(common.BROKER_CONNECTED, lambda: int(_is_connected(sources.connection())))
+    one(common.BROKER_CONNECTED, connected)
     one(common.BROKER_RECONNECTS, lambda: metrics.broker["reconnects"])
     sources.lag.observe(meter, metrics.attributes)
 
@@ -112,10 +116,7 @@ def observe(metrics: WorkerMetrics, running: Mapping[int, float], sources: Gauge
     pair(peer.NATS_RECONNECT_TOTAL, lambda: metrics.broker["reconnects"])
     pair(peer.NATS_DISCONNECTS, lambda: metrics.broker["disconnects"])
     pair(peer.NATS_LAME_DUCK, lambda: metrics.broker["lame_duck"])
-    _observe_by_attribute(meter, metrics, sources)
 
-
-def _observe_by_attribute(meter: Meter, metrics: WorkerMetrics, sources: GaugeSources) -> None:
     def several(
         instruments: tuple[Instrument, ...], attribute: str, values: Callable[[], Mapping[str, float]]
     ) -> None:
@@ -139,11 +140,7 @@ def _observe_by_attribute(meter: Meter, metrics: WorkerMetrics, sources: GaugeSo
     several(peer.NATS_OUT_MESSAGES, "", statistic("out_msgs"))
     several(peer.NATS_IN_MESSAGES, "", statistic("in_msgs"))
     several(peer.NATS_RECONNECTS, "", statistic("reconnects"))
-    several(
-        peer.NATS_SERVER,
-        "nats_fqdn",
-        lambda: {sources.broker_address: int(_is_connected(sources.connection()))},
-    )
+    several(peer.NATS_SERVER, "nats_fqdn", lambda: {sources.broker_address: connected()})
     several(peer.NATS_PRIMARY_REGION, "region", lambda: dict.fromkeys(sources.regions()[:1], 1))
     several(peer.NATS_OTHER_REGIONS, "regions", other_regions)
 
@@ -165,7 +162,3 @@ def _create(
 
     for instrument in instruments:
         instrument.create(meter, observed)
-
-
-def _is_connected(connection: Client | None) -> bool:
-    return connection is not None and connection.is_connected

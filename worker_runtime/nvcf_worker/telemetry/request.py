@@ -149,7 +149,6 @@ class RequestTelemetry(RequestObserver):
             work.trace = kept | spans.carrier(handler)
 
     def handler_failed(self, error: BaseException) -> None:
-        """Record what the handler raised."""
         self._error = error
         outcome = names.GONE if self.scope.end is not None else names.ERRORED
         if self._handler_span is not None and outcome is names.ERRORED:
@@ -196,7 +195,6 @@ class RequestTelemetry(RequestObserver):
     # --- the response
 
     def delivering(self, response: Outcome) -> None:
-        """Start the span of the delivery."""
         self._status = response.status
         if not isinstance(response, StreamReply):
             self.bytes += len(response.body)
@@ -206,14 +204,12 @@ class RequestTelemetry(RequestObserver):
             )
 
     def delivered(self) -> None:
-        """End the span of the delivery."""
         self._answered = True
         if self._delivery is not None:
             self._delivery.end()
             self._delivery = None
 
     def failed(self, error: BaseException) -> None:
-        """Record why the request failed."""
         self._error = error
         if self._delivery is not None:
             self._delivery.set_attribute(names.ERROR_TYPE, type(error).__name__)
@@ -222,7 +218,6 @@ class RequestTelemetry(RequestObserver):
     # --- the end
 
     def end(self) -> None:
-        """Record the request as a whole."""
         now = perf_counter()
         shared, metrics = self.shared, self.shared.metrics
         if shared.running.pop(id(self), None) is None:

@@ -20,7 +20,7 @@ from nvcf_worker.telemetry import measurements
 from nvcf_worker.telemetry.measurements import Measurement
 from nvcf_worker.telemetry.metering import metering_from
 from nvcf_worker.telemetry.metrics import WorkerMetrics
-from nvcf_worker.telemetry.worker import Identity, NoTelemetry, WorkerTelemetry
+from nvcf_worker.telemetry.worker import NoTelemetry, WorkerTelemetry
 
 log = logging.getLogger("nvcf_worker")
 
@@ -89,25 +89,32 @@ def start_worker_telemetry(
         "instance_id": config.instance_id,
     }
     measurements.listen(_on_loop(lambda measurement: measurements.record(measurement, version)))
-    identity = Identity(config.function_id, config.version_id, config.instance_id, config.function_name)
-    return WorkerTelemetry(sdk, identity, WorkerMetrics(version, peer), metering, environ)
+    return WorkerTelemetry(sdk, config, WorkerMetrics(version, peer), metering, environ)
 
 
 def resource_attributes(config: WorkerConfig) -> dict[str, str]:
     """Return the worker's resource attributes, by OpenTelemetry's conventions and by the platform's own."""
     return {
-        "service.name": config.function_name or "nvcf-worker",
-        names.FAAS_NAME: config.function_name or config.function_id,
-        names.FAAS_VERSION: config.version_id,
-        names.FAAS_INSTANCE: config.instance_id,
-        names.FUNCTION_ID: config.function_id,
-        names.FUNCTION_VERSION_ID: config.version_id,
-        names.FUNCTION_NAME: config.function_name,
-        names.INSTANCE_ID: config.instance_id,
+        **_function_attributes(
+            config.function_name, config.function_id, config.version_id, config.instance_id
+        ),
         names.CLUSTER: config.zone,
         "cloud.provider": config.backend,
         "host.type": config.instance_type,
         "deployment.environment.name": config.environment,
+    }
+
+
+def _function_attributes(name: str, function_id: str, version_id: str, instance_id: str) -> dict[str, str]:
+    return {
+        "service.name": name or "nvcf-worker",
+        names.FAAS_NAME: name or function_id,
+        names.FAAS_VERSION: version_id,
+        names.FAAS_INSTANCE: instance_id,
+        names.FUNCTION_ID: function_id,
+        names.FUNCTION_VERSION_ID: version_id,
+        names.FUNCTION_NAME: name,
+        names.INSTANCE_ID: instance_id,
     }
 
 
@@ -129,21 +136,11 @@ def child_telemetry(environ: Mapping[str, str] = os.environ) -> Telemetry:
 
     The metrics of the platform are exported by the worker.
     """
-    instance = environ.get(env.INSTANCE_ID, "")
-    name = environ.get(env.FUNCTION_NAME, "")
+    variables = (env.FUNCTION_NAME, env.FUNCTION_ID, env.FUNCTION_VERSION_ID, env.INSTANCE_ID)
     telemetry = start_telemetry(
         "worker",
-        instance_id=f"{instance}/{os.getpid()}",
-        attributes={
-            "service.name": name or "nvcf-worker",
-            names.FAAS_NAME: name or environ.get(env.FUNCTION_ID, ""),
-            names.FAAS_VERSION: environ.get(env.FUNCTION_VERSION_ID, ""),
-            names.FAAS_INSTANCE: instance,
-            names.FUNCTION_ID: environ.get(env.FUNCTION_ID, ""),
-            names.FUNCTION_VERSION_ID: environ.get(env.FUNCTION_VERSION_ID, ""),
-            names.FUNCTION_NAME: name,
-            names.INSTANCE_ID: instance,
-        },
+        instance_id=f"{environ.get(env.INSTANCE_ID, '')}/{os.getpid()}",
+        attributes=_function_attributes(*(environ.get(variable, "") for variable in variables)),
         environ=environ,
         process_metrics=False,
     )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from opentelemetry import trace
-from opentelemetry.trace import Link, Span, Status, StatusCode
+from opentelemetry.trace import Link, Status, StatusCode
 
 from nvcf_otel import names, spans
 from nvcf_proto.environment import NVCF_SCALING_TRACEPARENT, TRACEPARENT
@@ -20,18 +19,9 @@ from nvcf_worker.telemetry.request import RequestInstruments, RequestTelemetry
 
 if TYPE_CHECKING:
     from nvcf_otel.setup import Telemetry
+    from nvcf_worker.control.config import WorkerConfig
     from nvcf_worker.telemetry.metering import Metering
     from nvcf_worker.telemetry.metrics import WorkerMetrics
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Who the worker is."""
-
-    function_id: str
-    version_id: str
-    instance_id: str
-    function_name: str = ""
 
 
 class NoTelemetry:
@@ -74,7 +64,7 @@ class WorkerTelemetry(NoTelemetry):
     def __init__(
         self,
         sdk: Telemetry,
-        identity: Identity,
+        config: WorkerConfig,
         metrics: WorkerMetrics,
         metering: Metering | None,
         environ: Mapping[str, str],
@@ -86,19 +76,20 @@ class WorkerTelemetry(NoTelemetry):
         self._sdk = sdk
         if sdk.has_page:
             self.metrics_page = sdk.page
-        self.start = InstanceStart(trace.get_tracer("nvcf_worker"), identity, environ)
+        instance = {
+            names.FUNCTION_ID: config.function_id,
+            names.FUNCTION_VERSION_ID: config.version_id,
+            names.INSTANCE_ID: config.instance_id,
+        }
+        self.start = InstanceStart(instance, environ)
         attributes: dict[str, str | int | bool] = {
             names.MESSAGING_SYSTEM: names.NATS,
             names.MESSAGING_OPERATION_NAME: "process",
             names.MESSAGING_OPERATION_TYPE: "process",
-            names.FUNCTION_ID: identity.function_id,
-            names.FUNCTION_VERSION_ID: identity.version_id,
-            names.INSTANCE_ID: identity.instance_id,
-            **({names.FUNCTION_NAME: identity.function_name} if identity.function_name else {}),
+            **instance,
+            **({names.FUNCTION_NAME: config.function_name} if config.function_name else {}),
         }
-        self.requests = RequestInstruments(
-            metrics, metering, identity.version_id, attributes, self.start.links
-        )
+        self.requests = RequestInstruments(metrics, metering, config.version_id, attributes, self.start.links)
 
     def request(self, work: Work, scope: CancelScope) -> RequestObserver:
         observer = RequestTelemetry(self.requests, work, scope)
@@ -133,27 +124,15 @@ class WorkerTelemetry(NoTelemetry):
         self._sdk.shutdown(seconds)
 
 
-@dataclass
 class InstanceStart:
     """The start of an instance as a trace: below the agent's span, which the environment names."""
 
-    tracer: trace.Tracer
-    identity: Identity
-    environ: Mapping[str, str]
-    span: Span = field(init=False)
-    _over: bool = False
-
-    def __post_init__(self) -> None:
-        parent = spans.parsed(self.environ.get(TRACEPARENT))
-        self.span = self.tracer.start_span(
-            names.START_INSTANCE,
-            context=spans.below(parent),
-            attributes={
-                names.FUNCTION_ID: self.identity.function_id,
-                names.FUNCTION_VERSION_ID: self.identity.version_id,
-                names.INSTANCE_ID: self.identity.instance_id,
-            },
-        )
+    def __init__(self, attributes: Mapping[str, str], environ: Mapping[str, str]) -> None:
+        context = spans.below(spans.parsed(environ.get(TRACEPARENT)))
+        tracer = trace.get_tracer("nvcf_worker")
+        self.span = tracer.start_span(names.START_INSTANCE, context, attributes=attributes)
+        self._scaling = spans.parsed(environ.get(NVCF_SCALING_TRACEPARENT))
+        self._over = False
 
     def carrier(self) -> dict[str, str]:
         """Return the environment by which a child process makes its spans below this one."""
@@ -162,9 +141,8 @@ class InstanceStart:
 
     def links(self) -> Sequence[Link]:
         """Return links to this start and to the scaling decision behind it, as far as they are known."""
-        scaling = spans.parsed(self.environ.get(NVCF_SCALING_TRACEPARENT))
         own = self.span.get_span_context()
-        return (*spans.link(scaling), *spans.link(own if own.is_valid else None))
+        return (*spans.link(self._scaling), *spans.link(own if own.is_valid else None))
 
     def ready(self) -> None:
         """End the span; only the first call counts."""
