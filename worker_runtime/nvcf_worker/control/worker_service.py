@@ -18,15 +18,7 @@ CALL_TIMEOUT = 10.0
 CONNECT_TIMEOUT = 30.0
 """Longer than other calls: ConnectOnce creates queues in each region."""
 
-_PERMANENT = frozenset(
-    (
-        grpc.StatusCode.UNAUTHENTICATED,
-        grpc.StatusCode.PERMISSION_DENIED,
-        grpc.StatusCode.INVALID_ARGUMENT,
-        grpc.StatusCode.NOT_FOUND,
-        grpc.StatusCode.UNIMPLEMENTED,
-    )
-)
+_PERMANENT = ("UNAUTHENTICATED", "PERMISSION_DENIED", "INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED")
 
 
 @dataclass(frozen=True)
@@ -49,14 +41,11 @@ class WorkerService:
 
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
+        self._version = {"functionId": config.function_id, "functionVersionId": config.version_id}
 
     async def connect_once(self, token: str) -> Connected:
         """Exchange `token` for a new one and learn the regions. Raises ControlError."""
-        request = nvcf_pb2.WorkerConnect(
-            instanceId=self._config.instance_id,
-            functionId=self._config.function_id,
-            functionVersionId=self._config.version_id,
-        )
+        request = nvcf_pb2.WorkerConnect(instanceId=self._config.instance_id, **self._version)
         async with self._stub() as stub, _named_errors("ConnectOnce"):
             response = await stub.ConnectOnce(request, metadata=_bearer(token), timeout=CONNECT_TIMEOUT)
         if not response.connectedRegion:
@@ -72,10 +61,7 @@ class WorkerService:
     async def provision(self, token: str, region: str) -> None:
         """Ask for the stream and consumer of this version in `region`. Raises ControlError."""
         request = nvcf_pb2.ProvisionWorkerRequest(
-            instanceId=self._config.instance_id,
-            functionId=self._config.function_id,
-            functionVersionId=self._config.version_id,
-            regionToProvision=region,
+            instanceId=self._config.instance_id, regionToProvision=region, **self._version
         )
         async with self._stub() as stub, _named_errors("ProvisionRegionalWorker"):
             await stub.ProvisionRegionalWorker(request, metadata=_bearer(token), timeout=CALL_TIMEOUT)
@@ -86,11 +72,7 @@ class WorkerService:
         api: directResponseUrl of the request, because only the request's own region knows it; empty: the
         service that the worker is registered with.
         """
-        request = nvcf_pb2.RefreshLargeUploadCredentialsRequest(
-            requestId=request_id,
-            functionId=self._config.function_id,
-            functionVersionId=self._config.version_id,
-        )
+        request = nvcf_pb2.RefreshLargeUploadCredentialsRequest(requestId=request_id, **self._version)
         async with self._stub(api) as stub, _named_errors("RefreshLargeUploadCredentials"):
             response = await stub.RefreshLargeUploadCredentials(
                 request, metadata=_bearer(token), timeout=CALL_TIMEOUT
@@ -100,10 +82,7 @@ class WorkerService:
     async def refresh_asset(self, token: str, request_id: str, asset_id: str, api: str) -> str:
         """Return a new download URL of an input asset; `api` as for `refresh_upload`. Raises ControlError."""
         request = nvcf_pb2.RefreshAssetDownloadCredentialsRequest(
-            requestId=request_id,
-            functionId=self._config.function_id,
-            functionVersionId=self._config.version_id,
-            assetId=asset_id,
+            requestId=request_id, assetId=asset_id, **self._version
         )
         name = "RefreshAssetDownloadCredentials"
         async with self._stub(api) as stub, _named_errors(name):
@@ -117,10 +96,7 @@ class WorkerService:
     async def download_url(self, token: str, request_id: str, nca_id: str) -> str:
         """Return the URL at which the caller finds an uploaded large result. Raises ControlError."""
         request = nvcf_pb2.LargeResponseDownloadCredentialsRequest(
-            requestId=request_id,
-            ncaId=nca_id,
-            functionId=self._config.function_id,
-            functionVersionId=self._config.version_id,
+            requestId=request_id, ncaId=nca_id, **self._version
         )
         async with self._stub() as stub, _named_errors("RequestLargeResponseDownloadCredentials"):
             response = await stub.RequestLargeResponseDownloadCredentials(
@@ -166,6 +142,6 @@ async def _named_errors(call: str) -> AsyncIterator[None]:
         reason = error.details() or "no reason given"
         raise ControlError(
             f"{call} failed: {error.code().name}: {reason}",
-            permanent=error.code() in _PERMANENT,
+            permanent=error.code().name in _PERMANENT,
             forbidden=error.code() is grpc.StatusCode.PERMISSION_DENIED,
         ) from error

@@ -82,12 +82,8 @@ class LocalServer:
             raise
         except (ClientConnectionResetError, ConnectionError):
             local.cancel()
-        log.info(
-            "%s %s: %s",
-            request.method,
-            request.raw_path,
-            sink.response.status if sink.response is not None else "no response",
-        )
+        status = "no response" if sink.response is None else sink.response.status
+        log.info("%s %s: %s", request.method, request.raw_path, status)
         if local.finished and sink.response is not None:
             return sink.response
         if sink.response is not None and request.transport is not None:

@@ -65,9 +65,7 @@ class SessionRecord:
                 break
             except (nats.errors.Error, ValueError) as error:
                 problem = error
-        log.warning(
-            "callers cannot reconnect to this session, because its record was not stored: %s", problem
-        )
+        log.warning("callers cannot reconnect to this session: its record was not stored: %s", problem)
 
     async def forget(self, connection: Client) -> None:
         """Remove the entry and the subscription: the session has ended."""

@@ -40,11 +40,7 @@ class Tunnels:
     """The sessions of one worker. `port`: of the function's server on 127.0.0.1; None if it has none."""
 
     def __init__(
-        self,
-        port: int | None,
-        function_id: str,
-        version_id: str,
-        connection: Callable[[], Client | None],
+        self, port: int | None, function_id: str, version_id: str, connection: Callable[[], Client | None]
     ) -> None:
         self._port = port
         self._function_id = function_id
@@ -153,12 +149,10 @@ class TunnelSession:
                 await self._changed.wait()
             if self._balance >= 0 or not self._established:
                 return
-            log.info(
-                "the caller was disconnected; waiting %g s for it to reconnect",
-                settings.SESSION_RECONNECT_WAIT,
-            )
+            wait = settings.SESSION_RECONNECT_WAIT
+            log.info("the caller was disconnected; waiting %g s for it to reconnect", wait)
             try:
-                async with asyncio.timeout(settings.SESSION_RECONNECT_WAIT):
+                async with asyncio.timeout(wait):
                     while not self._tunnels and self._balance < 0:
                         self._changed.clear()
                         await self._changed.wait()

@@ -32,11 +32,7 @@ class Supervisor:
     """
 
     def __init__(
-        self,
-        settings: TaskSettings,
-        progress: ProgressFile,
-        notice: Path | None,
-        on_stop: Callable[[], None],
+        self, settings: TaskSettings, progress: ProgressFile, notice: Path | None, on_stop: Callable[[], None]
     ) -> None:
         self.stop: Stop | None = None
         self.why = ""

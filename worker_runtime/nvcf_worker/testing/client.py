@@ -6,7 +6,6 @@ import asyncio
 import json as json_module
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from nvcf_worker.function.handlers import classify, is_asgi
@@ -61,9 +60,7 @@ class TestClient:
         self._running()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -76,9 +73,7 @@ class TestClient:
         try:
             asyncio.run_coroutine_threadsafe(self._function.stop(), loop).result(self._timeout)
         finally:
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
-            loop.close()
+            _end(loop, thread)
 
     @property
     def broken(self) -> str | None:
@@ -95,9 +90,7 @@ class TestClient:
             try:
                 asyncio.run_coroutine_threadsafe(self._function.start(), loop).result(self._timeout)
             except BaseException:
-                loop.call_soon_threadsafe(loop.stop)
-                thread.join()
-                loop.close()
+                _end(loop, thread)
                 raise
             self._loop, self._thread = loop, thread
             return loop
@@ -188,6 +181,12 @@ class TestClient:
             return Pending(self._await, request, collector)
 
         return self._await(begin())
+
+
+def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
 
 
 async def _from_iterator(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:

@@ -13,7 +13,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from nvcf_proto.headers import NVCF_REQID
@@ -70,9 +69,7 @@ class LocalPlatform:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def stop(self) -> None:
@@ -191,13 +188,7 @@ class DeployedFunction:
         return self._platform.nvcf("logs", self.name, "--raw")
 
     def _call(
-        self,
-        method: str,
-        path: str,
-        json: Any,
-        data: bytes | str,
-        headers: Mapping[str, str],
-        timeout: float,
+        self, method: str, path: str, json: Any, data: bytes | str, headers: Mapping[str, str], timeout: float
     ) -> Result:
         body = data.encode() if isinstance(data, str) else data
         if json is not _UNSET:
