@@ -16,6 +16,7 @@ from nvcf_otel.process import LoopLag
 from nvcf_proto import settings
 from nvcf_worker.control.config import WorkerConfig
 from nvcf_worker.control.registration import Registration
+from nvcf_worker.control.worker_service import WorkerService
 from nvcf_worker.dispatcher import Dispatcher
 from nvcf_worker.errors import InstanceBroken, WorkerError, first_error
 from nvcf_worker.exchange.assets import AssetFetcher, HttpClient
@@ -145,7 +146,9 @@ class Worker:
         runner = Runner(
             self._executor(pool, loop),
             self._exchanges,
-            await asyncio.to_thread(services, self._config, self._stores, self._registration, self.fail),
+            await asyncio.to_thread(
+                services, self._config, self._stores, self._registration.service, self.fail
+            ),
             lambda: self._context,
             self._tunnels,
             self._telemetry,
@@ -318,7 +321,7 @@ class Worker:
 
 
 def services(
-    config: WorkerConfig, stores: HttpClient, registration: Registration, broken: Callable[[str], None]
+    config: WorkerConfig, stores: HttpClient, platform: WorkerService, broken: Callable[[str], None]
 ) -> Services:
     """Make what requests need: directories, assets, large results. Blocks while it empties directories."""
     base = None
@@ -327,7 +330,7 @@ def services(
     return Services(
         config.asset_dir or (base or config.shared_dir) / "assets",
         config.response_dir or (base or config.shared_dir) / "responses",
-        AssetFetcher(stores, registration),
-        LargeResults(stores, registration),
+        AssetFetcher(stores, platform),
+        LargeResults(stores, platform),
         broken,
     )

@@ -161,19 +161,13 @@ def grpc_endpoint(address: str, tls: str | None = None) -> GrpcEndpoint:
         raise ConfigurationError(f"{env.NVCF_FQDN_GRPC} is {address!r}: {error}") from error
     if not host or parts.scheme not in ("", "http", "https", "grpc", "grpcs"):
         raise ConfigurationError(f"{env.NVCF_FQDN_GRPC} is {address!r}; expected host:port or a http(s) URL")
-    secure = _implied_tls(parts.scheme, host)
+    secure = parts.scheme in ("https", "grpcs") or not (parts.scheme or _is_loopback(host))
     if tls is not None and tls.strip():
         if tls.strip().lower() not in ("true", "false"):
             raise ConfigurationError(f"{GRPC_TLS} is {tls!r}; it must be true or false")
         secure = tls.strip().lower() == "true"
     shown = f"[{host}]" if ":" in host else host
     return GrpcEndpoint(f"{shown}:{port or (443 if secure else 80)}", secure)
-
-
-def _implied_tls(scheme: str, host: str) -> bool:
-    if scheme in ("https", "grpcs"):
-        return True
-    return not scheme and not _is_loopback(host)
 
 
 def _is_loopback(host: str) -> bool:

@@ -39,7 +39,7 @@ class Registration:
 
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
-        self._service = WorkerService(config)
+        self.service = WorkerService(config, self.token)
         self._cache = config.shared_dir / WORKER_TOKEN_FILE
         self.connected = Connected("", (), config.worker_token, None)
         self.renewal_failed: Callable[[], None] = lambda: None
@@ -51,7 +51,7 @@ class Registration:
 
     async def register(self) -> None:
         """Connect for the first time, with the cached token if it is usable. Raises StartupError."""
-        self._adopt(await connect_at_start(self._service, self._known_tokens()))
+        self._adopt(await connect_at_start(self.service, self._known_tokens()))
         log.info("registered with the platform; regions: %s", ", ".join(self.connected.regions))
 
     async def keep_renewed(self, changed: Callable[[], None]) -> None:
@@ -65,22 +65,6 @@ class Registration:
             self._adopt(await self._renew())
             changed()
 
-    async def provision(self, region: str) -> None:
-        """Ask for the stream and consumer of this version in a region. Raises ControlError."""
-        await self._service.provision(self.token(), region)
-
-    async def refresh_upload(self, request_id: str, api: str) -> str:
-        """Return a new upload URL for a large result, from the service at `api`. Raises ControlError."""
-        return await self._service.refresh_upload(self.token(), request_id, api)
-
-    async def refresh_asset(self, request_id: str, asset_id: str, api: str) -> str:
-        """Return a new download URL of an input asset, from the service at `api`. Raises ControlError."""
-        return await self._service.refresh_asset(self.token(), request_id, asset_id, api)
-
-    async def download_url(self, request_id: str, nca_id: str) -> str:
-        """Return the URL at which the caller finds an uploaded large result. Raises ControlError."""
-        return await self._service.download_url(self.token(), request_id, nca_id)
-
     def _known_tokens(self) -> list[str]:
         cached, given = load_token(self._cache), self._config.worker_token
         if cached is None or not cached.usable(self._config.instance_id, time.time()):
@@ -89,10 +73,9 @@ class Registration:
 
     def _adopt(self, connected: Connected) -> None:
         self.connected = connected
+        cached = CachedToken(connected.token, connected.expires_at, self._config.instance_id)
         try:
-            store_token(
-                self._cache, CachedToken(connected.token, connected.expires_at, self._config.instance_id)
-            )
+            store_token(self._cache, cached)
         except OSError as error:
             log.warning("the worker token is not cached: %s; is %s writable?", error, SHARED_CONFIG_DIR)
 
@@ -100,7 +83,7 @@ class Registration:
         attempt = 0
         while True:
             try:
-                return await self._service.connect_once(self.token())
+                return await self.service.connect_once(self.token())
             except ControlError as error:
                 expires_at = self.connected.expires_at
                 if error.permanent and expires_at is not None and time.time() > expires_at:

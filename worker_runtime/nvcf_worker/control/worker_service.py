@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -37,16 +37,20 @@ class Connected:
 
 
 class WorkerService:
-    """Calls the service Worker. Calls are rare, so each opens and closes its own channel."""
+    """Calls the service Worker. Calls are rare, so each opens and closes its own channel.
 
-    def __init__(self, config: WorkerConfig) -> None:
+    token: returns the newest worker token.
+    """
+
+    def __init__(self, config: WorkerConfig, token: Callable[[], str]) -> None:
         self._config = config
+        self._token = token
         self._version = {"functionId": config.function_id, "functionVersionId": config.version_id}
 
     async def connect_once(self, token: str) -> Connected:
         """Exchange `token` for a new one and learn the regions. Raises ControlError."""
         request = nvcf_pb2.WorkerConnect(instanceId=self._config.instance_id, **self._version)
-        async with self._stub() as stub, _named_errors("ConnectOnce"):
+        async with self._stub("ConnectOnce") as stub:
             response = await stub.ConnectOnce(request, metadata=_bearer(token), timeout=CONNECT_TIMEOUT)
         if not response.connectedRegion:
             raise ControlError("ConnectOnce returned no region", permanent=False)
@@ -58,61 +62,70 @@ class WorkerService:
             expires_at=_unix_time(response),
         )
 
-    async def provision(self, token: str, region: str) -> None:
+    async def provision(self, region: str) -> None:
         """Ask for the stream and consumer of this version in `region`. Raises ControlError."""
         request = nvcf_pb2.ProvisionWorkerRequest(
             instanceId=self._config.instance_id, regionToProvision=region, **self._version
         )
-        async with self._stub() as stub, _named_errors("ProvisionRegionalWorker"):
-            await stub.ProvisionRegionalWorker(request, metadata=_bearer(token), timeout=CALL_TIMEOUT)
+        async with self._stub("ProvisionRegionalWorker") as stub:
+            await stub.ProvisionRegionalWorker(request, metadata=_bearer(self._token()), timeout=CALL_TIMEOUT)
 
-    async def refresh_upload(self, token: str, request_id: str, api: str) -> str:
+    async def refresh_upload(self, request_id: str, api: str) -> str:
         """Return a new upload URL for a large result. Raises ControlError.
 
         api: directResponseUrl of the request, because only the request's own region knows it; empty: the
         service that the worker is registered with.
         """
         request = nvcf_pb2.RefreshLargeUploadCredentialsRequest(requestId=request_id, **self._version)
-        async with self._stub(api) as stub, _named_errors("RefreshLargeUploadCredentials"):
+        async with self._stub("RefreshLargeUploadCredentials", api) as stub:
             response = await stub.RefreshLargeUploadCredentials(
-                request, metadata=_bearer(token), timeout=CALL_TIMEOUT
+                request, metadata=_bearer(self._token()), timeout=CALL_TIMEOUT
             )
         return response.largeResponseUrl
 
-    async def refresh_asset(self, token: str, request_id: str, asset_id: str, api: str) -> str:
+    async def refresh_asset(self, request_id: str, asset_id: str, api: str) -> str:
         """Return a new download URL of an input asset; `api` as for `refresh_upload`. Raises ControlError."""
         request = nvcf_pb2.RefreshAssetDownloadCredentialsRequest(
             requestId=request_id, assetId=asset_id, **self._version
         )
         name = "RefreshAssetDownloadCredentials"
-        async with self._stub(api) as stub, _named_errors(name):
+        async with self._stub(name, api) as stub:
             call = stub.RefreshAssetDownloadCredentials(
-                iter([request]), metadata=_bearer(token), timeout=CALL_TIMEOUT
+                iter([request]), metadata=_bearer(self._token()), timeout=CALL_TIMEOUT
             )
             async for response in call:
                 return response.inputAssetReference.reference
         raise ControlError(f"{name} returned no response", permanent=False)
 
-    async def download_url(self, token: str, request_id: str, nca_id: str) -> str:
+    async def download_url(self, request_id: str, nca_id: str) -> str:
         """Return the URL at which the caller finds an uploaded large result. Raises ControlError."""
         request = nvcf_pb2.LargeResponseDownloadCredentialsRequest(
             requestId=request_id, ncaId=nca_id, **self._version
         )
-        async with self._stub() as stub, _named_errors("RequestLargeResponseDownloadCredentials"):
+        async with self._stub("RequestLargeResponseDownloadCredentials") as stub:
             response = await stub.RequestLargeResponseDownloadCredentials(
-                request, metadata=_bearer(token), timeout=CALL_TIMEOUT
+                request, metadata=_bearer(self._token()), timeout=CALL_TIMEOUT
             )
         return response.largeResponseDownloadUrl
 
     @asynccontextmanager
-    async def _stub(self, api: str = "") -> AsyncIterator[nvcf_pb2_grpc.WorkerAsyncStub]:
+    async def _stub(self, call: str, api: str = "") -> AsyncIterator[nvcf_pb2_grpc.WorkerAsyncStub]:
+        """Open a channel for one call, whose errors become ControlError."""
         endpoint = self._config.grpc if not api else _regional(api)
         if endpoint.tls:
             channel = grpc.aio.secure_channel(endpoint.target, grpc.ssl_channel_credentials(grpc_roots()))
         else:
             channel = grpc.aio.insecure_channel(endpoint.target)
-        async with channel:
-            yield nvcf_pb2_grpc.WorkerStub(channel)
+        try:
+            async with channel:
+                yield nvcf_pb2_grpc.WorkerStub(channel)
+        except grpc.aio.AioRpcError as error:
+            reason = error.details() or "no reason given"
+            raise ControlError(
+                f"{call} failed: {error.code().name}: {reason}",
+                permanent=error.code().name in _PERMANENT,
+                forbidden=error.code() is grpc.StatusCode.PERMISSION_DENIED,
+            ) from error
 
 
 def _regional(api: str) -> GrpcEndpoint:
@@ -132,16 +145,3 @@ def _unix_time(response: nvcf_pb2.WorkerConnectOnceResponse) -> float | None:
     if not response.HasField("expiration"):
         return None
     return response.expiration.seconds + response.expiration.nanos / 1e9
-
-
-@asynccontextmanager
-async def _named_errors(call: str) -> AsyncIterator[None]:
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        reason = error.details() or "no reason given"
-        raise ControlError(
-            f"{call} failed: {error.code().name}: {reason}",
-            permanent=error.code().name in _PERMANENT,
-            forbidden=error.code() is grpc.StatusCode.PERMISSION_DENIED,
-        ) from error

@@ -85,10 +85,7 @@ class AttachClient(HttpClient):
         raise AssertionError("unreachable")
 
     async def post(self, target: AttachTarget, upload: Upload) -> int:
-        """Send one POST whose body is written through `upload`; return the status.
-
-        Raises aiohttp.ClientError.
-        """
+        """Send one POST with `upload` as its body; return the status. Raises aiohttp.ClientError."""
         headers = {"Authorization": f"Bearer {target.response_token}", "Content-Type": OCTET_STREAM_H1}
         async with self.session().post(
             target.url, data=upload, headers=headers, proxy=target.proxy

@@ -1,7 +1,4 @@
-"""Results that are too large for a response, or files: they are zipped and uploaded, the caller gets 302.
-
-See protocol.md, section 4.8.
-"""
+"""Results that are files or too large: zipped and uploaded; the caller gets 302 (protocol.md, section 4.8)."""
 
 from __future__ import annotations
 
@@ -227,10 +224,7 @@ async def _beginning(stream: StreamReply) -> Reply:
 
 
 def as_problem(reply: Reply) -> Reply:
-    """Return a response >= 400 as problem+json, with its `{"error": ...}` or short text as detail.
-
-    See protocol.md, section 5.5.
-    """
+    """Return a response >= 400 as problem+json, with its error as detail (protocol.md, section 5.5)."""
     if is_problem(reply.headers):
         return reply
     encoded = any(name.lower() == "content-encoding" for name, _ in reply.headers)

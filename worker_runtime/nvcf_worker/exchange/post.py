@@ -1,7 +1,4 @@
-"""Responses by POST `request-attach`: complete ones are repeated, streams are sent once.
-
-See protocol.md, section 3.3.
-"""
+"""Responses by POST (protocol.md, section 3.3): complete ones are repeated, streams are sent once."""
 
 from __future__ import annotations
 

@@ -66,10 +66,7 @@ class Transport(Protocol):
         """Ask for a gateway that takes the response in place of the request's own; wait 2 s at most."""
 
     async def listen(self, request_id: str) -> Unlisten | None:
-        """Subscribe to the polls of one request, where they do not come to the version's own subject.
-
-        Returns the function that ends the subscription.
-        """
+        """Subscribe to one request's polls, if they have a subject of their own; return how to end that."""
 
 
 class GatewayTransport:

@@ -81,10 +81,7 @@ class Waiters:
         return found
 
     def progress_reply(self) -> Reply:
-        """Make the 202. Raises TypeError or ValueError when `partial` is no JSON.
-
-        See protocol.md, section 5.5.
-        """
+        """Make the 202 (protocol.md, section 5.5). Raises TypeError, ValueError when `partial` is no JSON."""
         headers = [(names.NVCF_PERCENT_COMPLETE.lower(), str(int(self.percent)))]
         if self.partial is None:
             return Reply(202, headers, b"")

@@ -29,7 +29,6 @@ class HttpSink:
         self.response: web.StreamResponse | None = None
 
     async def start(self, status: int, headers: HeaderPairs, length: int | None) -> None:
-        """Send the head."""
         response = self.response = web.StreamResponse(status=status)
         for name, value in headers:
             response.headers.add(name, value)
@@ -38,12 +37,10 @@ class HttpSink:
         await response.prepare(self._request)
 
     async def write(self, data: bytes) -> None:
-        """Send a piece."""
         if self.response is not None and self._request.method != "HEAD":
             await self.response.write(data)
 
     async def finish(self) -> None:
-        """Send the end."""
         if self.response is not None:
             await self.response.write_eof()
 

@@ -19,20 +19,13 @@ LOG_STREAM = "NVCF_LOG_STREAM"
 request_id: ContextVar[str | None] = ContextVar("nvcf_worker_request_id", default=None)
 
 
-def attach_trace(carrier: Mapping[str, str]) -> object:
-    """Make the W3C trace context of NATS headers current; return the token for `detach_trace`."""
+def attach_trace(carrier: Mapping[str, str]) -> None:
+    """Make the W3C trace context of NATS headers current in this task."""
     from opentelemetry import context
 
     from nvcf_otel import spans
 
-    return context.attach(spans.below(spans.parse(carrier)))
-
-
-def detach_trace(token: object) -> None:
-    """Undo `attach_trace`."""
-    from opentelemetry import context
-
-    context.detach(token)  # type: ignore[arg-type] # the token that attach returned
+    context.attach(spans.below(spans.parse(carrier)))
 
 
 def current_trace_id() -> str | None:

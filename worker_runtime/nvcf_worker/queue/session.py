@@ -249,5 +249,5 @@ async def open_session(
         counts=counts,
     )
     regions = () if idle() else registration.connected.regions
-    session = Session(config, connection, regions, slots, owner, registration.provision, on_ready)
+    session = Session(config, connection, regions, slots, owner, registration.service.provision, on_ready)
     return session

@@ -80,7 +80,6 @@ class Collector:
         self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=1)
 
     async def start(self, status: int, headers: HeaderPairs, length: int | None) -> None:
-        """Receive the head."""
         self.status, self.headers = status, Headers(headers)
         self.head.set()
 
@@ -89,7 +88,6 @@ class Collector:
         await self._chunks.put(data)
 
     async def finish(self) -> None:
-        """Receive the end."""
         await self._chunks.put(None)
 
     async def read(self, task: asyncio.Task[None]) -> bytes | None:
