@@ -24,8 +24,8 @@ from nvcf_worker.queue.inflight import (
     nak_later,
     slotless_delay,
 )
+from nvcf_worker.queue.planner import Slots
 from nvcf_worker.queue.puller import ConsumerLimits
-from nvcf_worker.queue.slots import Slots
 from nvcf_worker.sessions.tunnel import Tunnels
 
 if TYPE_CHECKING:

@@ -34,8 +34,8 @@ from nvcf_worker.process.health import health_server
 from nvcf_worker.queue.connect import close_connection
 from nvcf_worker.queue.inflight import InFlight
 from nvcf_worker.queue.journal import open_journal
+from nvcf_worker.queue.planner import Slots
 from nvcf_worker.queue.session import Session, open_session
-from nvcf_worker.queue.slots import Slots
 from nvcf_worker.run.executor import Executor, MeasuredExecutor
 from nvcf_worker.run.stall_detector import LoopWatch
 from nvcf_worker.run.threads import ThreadPool

@@ -11,8 +11,8 @@ import pytest
 from nvcf_worker import dispatcher as dispatcher_module
 from nvcf_worker.dispatcher import Dispatcher
 from nvcf_worker.queue.inflight import InFlight
+from nvcf_worker.queue.planner import Slots
 from nvcf_worker.queue.puller import ConsumerLimits
-from nvcf_worker.queue.slots import Slots
 from tests.unit.worker.test_work import message
 
 

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nvcf_worker.queue.planner import PullPlanner
-from nvcf_worker.queue.slots import Slots
+from nvcf_worker.queue.planner import PullPlanner, Slots
 
 
 def test_asks_for_all_slots_first() -> None:

@@ -14,8 +14,8 @@ from nvcf_worker.exchange.exchanges import Exchanges
 from nvcf_worker.function.cancellation import CancelScope
 from nvcf_worker.message import Work
 from nvcf_worker.queue.inflight import InFlight
+from nvcf_worker.queue.planner import Slots
 from nvcf_worker.queue.puller import ConsumerLimits
-from nvcf_worker.queue.slots import Slots
 from nvcf_worker.runner import Runner
 from nvcf_worker.telemetry.observer import NoopObserver
 

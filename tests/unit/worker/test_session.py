@@ -12,9 +12,9 @@ import pytest
 
 from nvcf_worker.exchange.exchanges import Exchanges
 from nvcf_worker.queue import puller as pullers
+from nvcf_worker.queue.planner import Slots
 from nvcf_worker.queue.puller import RegionPuller
 from nvcf_worker.queue.session import Session
-from nvcf_worker.queue.slots import Slots
 
 
 class Identity:

@@ -97,7 +97,8 @@ class AssetFetcher:
         raise AssetUnavailable(f"input asset {asset_id} could not be fetched")
 
     async def _download(self, url: str, path: Path) -> int:
-        async with self._http.session().get(exact(url)) as response:
+        # Encoded: the URL is sent as it is, because its signature may cover every character.
+        async with self._http.session().get(URL(url, encoded=True)) as response:
             if response.status != 200:
                 return response.status
             file = await asyncio.to_thread(path.open, "wb")
@@ -107,11 +108,6 @@ class AssetFetcher:
             finally:
                 await asyncio.to_thread(file.close)
             return 200
-
-
-def exact(url: str) -> URL:
-    """Return a URL that is sent as it is: its signature may cover every character. Raises ValueError."""
-    return URL(url, encoded=True)
 
 
 class HttpClient:

@@ -1,4 +1,4 @@
-"""Results that are files or too large: zipped and uploaded; the caller gets 302 (protocol.md, section 4.8)."""
+"""Large results and files: they are zipped and uploaded; the caller gets 302 (protocol.md, section 4.8)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import IO, Protocol
 
 import aiohttp
+from yarl import URL
 
 from nvcf_proto import headers as names
 from nvcf_proto.pb.nvcf_pb2 import WorkerInvokeFunctionRequest as Request
 from nvcf_proto.problem import problem_for
 from nvcf_worker.errors import ControlError, ResultNotDelivered, WorkerError
-from nvcf_worker.exchange.assets import EXPIRED, HttpClient, exact
+from nvcf_worker.exchange.assets import EXPIRED, HttpClient
 from nvcf_worker.exchange.files import RequestFiles
 from nvcf_worker.function.response import HeaderPairs, Outcome, Reply, StreamReply, problem_reply
 from nvcf_worker.process.durations import Backoff
@@ -145,8 +146,10 @@ class LargeResults:
     async def _put_once(self, url: str, archive: Path) -> int:
         file = await asyncio.to_thread(archive.open, "rb")
         try:
-            headers = {"Content-Type": "application/zip"}
-            async with self._http.session().put(exact(url), data=file, headers=headers) as response:
+            exact, headers = URL(url, encoded=True), {"Content-Type": "application/zip"}
+            async with self._http.session().put(
+                URL(url, encoded=True), data=file, headers=headers
+            ) as response:
                 return response.status
         finally:
             await asyncio.to_thread(file.close)

@@ -23,7 +23,6 @@ async def health_server(
     """Serve health checks on all interfaces while the context is open; with port 0 there is no server.
 
     page: returns the text and media type of `/metrics` for an Accept header; it may block.
-
     Raises ConfigurationError if the port cannot be used.
     """
     if port == 0:

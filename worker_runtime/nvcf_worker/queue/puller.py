@@ -18,8 +18,7 @@ from nvcf_broker.requests import raise_if_cancelled
 from nvcf_proto import settings, subjects
 from nvcf_worker.errors import ControlError
 from nvcf_worker.process.durations import Backoff
-from nvcf_worker.queue.planner import NOTHING_AFTER, PullPlanner
-from nvcf_worker.queue.slots import Slots
+from nvcf_worker.queue.planner import NOTHING_AFTER, PullPlanner, Slots
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -157,11 +156,8 @@ class RegionPuller:
             # Another region filled the slots. Requests of this one would have to go back to the queue.
             await self.withdraw()
             await self._subscribe()
-        if (
-            self._preferred is not None
-            and self._slots.free
-            and not self._preferred.has_nothing(time.monotonic())
-        ):
+        preferred = self._preferred
+        if preferred is not None and self._slots.free and not preferred.has_nothing(time.monotonic()):
             # If two regions are asked for the same slot, both may send a request. One of them goes back to
             # the queue, which counts as a delivery, and there are only a few.
             asyncio.get_running_loop().call_later(NOTHING_AFTER, self.wake)

@@ -17,8 +17,8 @@ from nvcf_proto import settings, subjects
 from nvcf_worker.control.config import WorkerConfig
 from nvcf_worker.control.registration import Registration
 from nvcf_worker.queue.connect import open_connection
+from nvcf_worker.queue.planner import Slots
 from nvcf_worker.queue.puller import Provision, Receiver, RegionPuller
-from nvcf_worker.queue.slots import Slots
 
 if TYPE_CHECKING:
     from nats.aio.client import Client

@@ -49,10 +49,6 @@ class RequestInstruments:
         self.tracing = spans.is_tracing()
         self.follows_parents = self.tracing and spans.follows_parents()
 
-    def links(self) -> Sequence[Link]:
-        """Return the links of a request's span: the first request has links to the start of its instance."""
-        return self.start_links() if self.first else ()
-
     def request_attributes(self, work: Work) -> dict[str, str | int | bool]:
         """Return the attributes of a request's span."""
         return {
@@ -111,7 +107,8 @@ class RequestTelemetry(RequestObserver):
     def _open(self, parent: SpanContext | None) -> None:
         shared, work = self.shared, self.work
         arrived_ns = int(work.received_at * 1e9)
-        more: dict[str, Any] = {"start_time": arrived_ns, "links": shared.links()}
+        links = shared.start_links() if shared.first else ()
+        more: dict[str, Any] = {"start_time": arrived_ns, "links": links}
         if parent is None:
             request_id = work.request_id
             span = spans.root(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nvcf_worker.function.adaptive import Adaptive, choose, most
 from nvcf_worker.function.limit import Limit
-from nvcf_worker.queue.slots import Slots
+from nvcf_worker.queue.planner import Slots
 
 
 async def test_turns_come_in_order() -> None:

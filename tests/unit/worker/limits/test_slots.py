@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nvcf_worker.queue.slots import Slots
+from nvcf_worker.queue.planner import Slots
 
 
 class SlotMachine(RuleBasedStateMachine):
