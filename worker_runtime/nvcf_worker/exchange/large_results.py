@@ -147,9 +147,7 @@ class LargeResults:
         file = await asyncio.to_thread(archive.open, "rb")
         try:
             exact, headers = URL(url, encoded=True), {"Content-Type": "application/zip"}
-            async with self._http.session().put(
-                URL(url, encoded=True), data=file, headers=headers
-            ) as response:
+            async with self._http.session().put(exact, data=file, headers=headers) as response:
                 return response.status
         finally:
             await asyncio.to_thread(file.close)
