@@ -183,7 +183,7 @@ async def test_several_clusters_with_gpus_on_one_machine(local: Local) -> None:
 async def test_a_function_at_zero_is_started_by_its_first_request_and_ends_when_idle(local: Local) -> None:
     await local.start()
     file = local.write("hello.py", HELLO)
-    deployed = await local.ok("deploy", file, "--min", "0", "--max", "2", "--scale-to-zero-delay", "1")
+    deployed = await local.ok("deploy", file, "--min", "0", "--max", "2", "--scale-to-zero-delay", "20")
     assert "0 to 2 instances" in deployed
     assert await local.instances() == []
     assert json.loads(await local.hello()) == {"greeting": "Hello, Ada!"}
