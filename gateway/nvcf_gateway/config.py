@@ -98,7 +98,10 @@ def _base_url(text: str) -> str | None:
 
 
 def _mebibytes(text: str) -> int:
-    return int(text) * MIB
+    try:
+        return int(text) * MIB
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of MiB") from None
 
 
 def _parser() -> argparse.ArgumentParser:
