@@ -89,7 +89,7 @@ def start_telemetry(
 
     attributes: of the resource, beside those that every process has; empty ones are left out.
     metrics_address: HOST:PORT where Prometheus finds `/metrics`.
-    page: whether `Telemetry.page` shall tell metrics, whoever serves them.
+    page: whether `Telemetry.page` returns metrics, for another server.
     metric_attributes: of the metrics of the process itself and its GPUs.
     process_metrics: whether there are metrics of the process itself.
 
@@ -180,7 +180,7 @@ class _Setup:
             histograms.attach(reader)
         provider = ForkableMeterProvider(readers, self._resource, shutdown_on_exit=False)
         if isinstance(metrics.get_meter_provider(), MeterProvider):
-            log.info("the function has set up metrics itself; the platform's are told beside them")
+            log.info("the function has set up metrics itself; the platform's own are exported beside them")
         else:
             metrics.set_meter_provider(provider)
         self._process_metrics(provider, metric_attributes)

@@ -12,7 +12,7 @@ from nvcf_proto.compute import CreationMessage
 from nvcf_proto.models import ProcessSource, TelemetryEndpoint, TelemetryType
 
 CUDA_VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
-# CreationResult over from the agent; everything else it knows, above all its credentials, stays with it.
+# What an instance inherits from the agent. All other variables, above all credentials, are not passed on.
 _INHERITED = (
     "PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "NVCF_ROOT_CA_FILE",
 )  # fmt: skip
