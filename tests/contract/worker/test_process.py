@@ -184,7 +184,7 @@ async def test_another_instance_does_not_touch_the_journal(
         HANDLER, instance="instance-2", environment={"SHARED_CONFIG_DIR": str(tmp_path / "instance-1")}
     )
     await second.ready()
-    assert "handed back" not in second.text()
+    assert "killed predecessor" not in second.text()
 
 
 async def test_sigterm_finishes_what_is_in_work_and_takes_nothing_new(
