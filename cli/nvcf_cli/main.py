@@ -1,5 +1,6 @@
 """The `nvcf` command."""
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -75,6 +76,10 @@ def main() -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code; what users do wrong raises nothing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A log line may hold text that cannot be encoded, e.g. an unpaired surrogate.
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(arguments)
     except SystemExit as ended:

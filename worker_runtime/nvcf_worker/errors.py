@@ -135,19 +135,21 @@ class FunctionError(WorkerError):
 class HTTPError(FunctionError):
     """An error response of any status from 400 to 599: `raise HTTPError(429, "one call at a time")`.
 
-    headers: sent with the response, e.g. Retry-After.
+    headers: sent with the response, e.g. Retry-After. Raises TypeError or ValueError for another status.
     """
 
-    def __init__(self, status: int, detail: str = "", *, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, status: int, detail: str = "", *, headers: Mapping[str, object] | None = None) -> None:
+        if not isinstance(status, int):
+            raise TypeError(f"status is {status!r}; it must be an integer")
         if not 400 <= status <= 599:
             raise ValueError(f"status is {status}; an error has 400 to 599")
         # Here, because `serve` must import little before it checks its arguments.
         from nvcf_proto.problem import reason_phrase
 
-        super().__init__(detail)
-        self.status = status
-        self.title = reason_phrase(status)
-        self.headers = list((headers or {}).items())
+        super().__init__(str(detail))
+        self.status = int(status)
+        self.title = reason_phrase(self.status)
+        self.headers = [(str(name), str(value)) for name, value in (headers or {}).items()]
 
 
 class BadInput(FunctionError):

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from nvcf_proto.errors import H1Error
+from nvcf_proto.headers import PROBLEM_JSON
 from nvcf_proto.pb import nvcf_pb2
 from nvcf_proto.problem import Problem
 from nvcf_worker.errors import (
@@ -34,7 +36,7 @@ from nvcf_worker.exchange.post import StreamBroken
 from nvcf_worker.function.body import RequestBody
 from nvcf_worker.function.cancellation import CancelScope, End
 from nvcf_worker.function.request import Asset, FunctionContext
-from nvcf_worker.function.response import Outcome, Reply, problem_reply
+from nvcf_worker.function.response import Outcome, Reply, Response, problem_reply, response_headers
 from nvcf_worker.message import Work
 from nvcf_worker.process import logs
 from nvcf_worker.queue.inflight import ACK, NAK, exhausted, last_run, nak_later
@@ -186,7 +188,7 @@ class Runner:
                 if exchange.compatible:
                     response = await self._services.results.finish(work.message, response, exchange.files)
             except FunctionError as error:
-                response = _function_error(error)
+                response = _function_error(error, work.request_id)
             observer.delivering(response)
             await exchange.deliver(response, release)
             observer.delivered()
@@ -266,10 +268,15 @@ def _failed(request_id: str) -> Reply:
     return problem_reply(Problem("Internal Server Error", 500, detail, SOURCE))
 
 
-def _function_error(error: FunctionError) -> Reply:
+def _function_error(error: FunctionError, request_id: str) -> Reply:
     log.info("answered with %d: %s", error.status, error.detail)
-    reply = problem_reply(Problem(error.title, error.status, error.detail, SOURCE, error.extra))
-    return Reply(reply.status, [*error.headers, *reply.headers], reply.body)
+    try:
+        reply = problem_reply(Problem(error.title, error.status, error.detail, SOURCE, error.extra))
+        head = Response(None, error.status, error.headers, PROBLEM_JSON)
+        return Reply(reply.status, response_headers(head, PROBLEM_JSON), reply.body)
+    except (TypeError, ValueError, H1Error):
+        log.exception("the error response cannot be sent")
+        return _failed(request_id)
 
 
 def _no_more_tries(error: RetryLater | Fatal, request_id: str) -> Reply:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nvcf_worker import BadInput, Request, Response, SyncRequest
+from nvcf_worker import BadInput, HTTPError, Request, Response, SyncRequest
 from tests.contract.worker.conftest import StartWorker
 from tests.support.peers.gateway import PeerGateway
 
@@ -294,3 +294,24 @@ async def test_bad_input_is_a_400_that_says_why(gateway: PeerGateway, start_work
     assert (answer.status, answer.json()["detail"]) == (400, "x is not welcome")
     answer = await (await gateway.invoke(b"{")).answer()
     assert (answer.status, answer.json()["title"]) == (400, "Bad Request")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Retry-After": 5}, 429),
+        ({"Content-Length": "1", "Transfer-Encoding": "chunked"}, 429),
+        ({"X-Text": "one\r\ntwo"}, 500),
+        ({"X-Text": "\u65e5\u672c"}, 500),
+        ({"a name": "x"}, 500),
+    ],
+)
+async def test_an_error_with_any_headers_gets_the_caller_a_response(
+    gateway: PeerGateway, start_worker: StartWorker, headers: dict[str, object], status: int
+) -> None:
+    def handler(request: SyncRequest) -> Any:
+        raise HTTPError(429, "later", headers=headers)
+
+    await start_worker(handler).ready()
+    answer = await (await gateway.invoke()).answer()
+    assert (answer.status, answer.json()["status"]) == (status, status)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,16 @@ def test_an_http_error_has_any_error_status() -> None:
         nvcf_worker.HTTPError(200)
 
 
+def test_an_error_takes_numbers_as_header_values_and_only_integers_as_status() -> None:
+    assert nvcf_worker.HTTPError(429, "later", headers={"Retry-After": 5}).headers == [("Retry-After", "5")]
+    assert type(nvcf_worker.HTTPError(HTTPStatus.NOT_FOUND).status) is int
+    wrong: Any = 404.0
+    with pytest.raises(TypeError, match="must be an integer"):
+        nvcf_worker.HTTPError(wrong)
+    with pytest.raises(TypeError, match="must be an integer"):
+        nvcf_worker.Response("x", wrong)
+
+
 @pytest.mark.parametrize(
     ("name", "right"), [("set_up", "setup"), ("tearDown", "teardown"), ("health_check", "health")]
 )
@@ -62,7 +73,7 @@ def test_a_hook_with_nearly_the_right_name_is_warned_about(name: str, right: str
     def call(self: Any, request: Any) -> Any: ...
 
     kind = type("Model", (), {name: lambda self: None, "__call__": call})
-    with pytest.warns(UserWarning, match=f"Model.{name} is never called; name it {right}"):
+    with pytest.warns(UserWarning, match=f"Model.{name} is not called by the worker; name it {right}"):
         classify(kind)
     with pytest.warns(UserWarning, match=f"name it {right}"):
         classify(kind())

@@ -86,15 +86,22 @@ class Loading:
         return callable(getattr(self._instance, "health", None))
 
     async def check(self, blocking: RunBlocking) -> str | None:
-        """Call `health`; return why the object is unhealthy, None when it is healthy."""
+        """Call `health`; return why the object is unhealthy, None when it is healthy.
+
+        False is unhealthy, and so is a text that says why. None and True are healthy.
+        """
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT):
                 healthy = await self._step("health", blocking)
         except TimeoutError:
             return f"{self.name}: health did not return within {HEALTH_TIMEOUT:.0f} s"
-        except Exception as error:  # noqa: BLE001 - any error means that the object is unhealthy
+        except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - any error, also sys.exit(), means that it is unhealthy
             return f"{self.name}: health raised {type(error).__name__}: {error}"
-        return f"{self.name}: health returned False" if healthy is not None and not healthy else None
+        if healthy is None or (healthy and not isinstance(healthy, str)):
+            return None
+        return f"{self.name}: health returned {healthy!r}"
 
     async def _step(self, name: str, blocking: RunBlocking) -> Any:
         step = getattr(self._instance, name, None)
@@ -133,7 +140,7 @@ def of_instance(handler: object) -> Loading | None:
 def _warn_of_near_misses(kind: type) -> None:
     for name, hook in _NEAR_MISSES.items():
         if callable(getattr(kind, name, None)) and not hasattr(kind, hook):
-            warnings.warn(f"{kind.__name__}.{name} is never called; name it {hook}", stacklevel=2)
+            warnings.warn(f"{kind.__name__}.{name} is not called by the worker; name it {hook}", stacklevel=2)
 
 
 async def until_unhealthy(loading: Sequence[Loading], blocking: RunBlocking) -> str:

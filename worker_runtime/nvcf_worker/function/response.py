@@ -41,10 +41,12 @@ class Response:
         headers: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
         media_type: str | None = None,
     ) -> None:
+        if not isinstance(status, int):
+            raise TypeError(f"status is {status!r}; it must be an integer")
         if not 200 <= status <= 599:
             raise ValueError(f"status is {status}; a response has 200 to 599")
         self.body = body
-        self.status = status
+        self.status = int(status)
         pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
         self.headers = [(str(name), str(value)) for name, value in pairs]
         self.media_type = media_type
