@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client, Server
+from nats.aio.msg import Msg
 
 from nvcf_broker.configuration import read_credentials
 from nvcf_broker.errors import BrokerError, BrokerRefusedError, BrokerUnavailableError
-from nvcf_broker.requests import end_task
+from nvcf_broker.requests import end_task, raise_if_cancelled
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +62,19 @@ class BrokerClient(Client):
                 self._listeners.remove(listener)
 
         return remove
+
+    async def request(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        timeout: float = 0.5,
+        old_style: bool = False,
+        headers: dict[str, Any] | None = None,
+    ) -> Msg:
+        """Do as the library's method, which may swallow a cancellation that arrives with the reply."""
+        reply = await super().request(subject, payload, timeout, old_style, headers)
+        raise_if_cancelled()
+        return reply
 
     async def wait_closed(self) -> None:
         """Wait until the connection is closed for good, by `close()` or by the broker."""

@@ -16,7 +16,6 @@ from nats.aio.msg import Msg
 
 from nvcf_broker.connection import describe_error
 from nvcf_broker.errors import BrokerUnavailableError, JetStreamError, NoListenerError
-from nvcf_broker.requests import raise_if_cancelled
 from nvcf_proto.subjects import API_PREFIX
 
 TIMEOUT_SECONDS = 5.0
@@ -202,15 +201,12 @@ class JetStream:
         self, subject: str, payload: bytes, action: str, headers: dict[str, str] | None = None
     ) -> Msg:
         try:
-            reply = await self._requests.request(subject, payload, timeout=self._timeout, headers=headers)
+            return await self._requests.request(subject, payload, timeout=self._timeout, headers=headers)
         except nats.errors.NoRespondersError as error:
             raise NoListenerError(f"{action}: nobody listens on {subject}") from error
         except (nats.errors.Error, OSError, TimeoutError) as error:
             reason = describe_error(error)
             raise BrokerUnavailableError(f"{action}: the broker did not answer ({reason})") from error
-        # The library's own `request` may lose one.
-        raise_if_cancelled()
-        return reply
 
 
 def _checked(reply: Msg, action: str) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from enum import Enum, auto
+from enum import IntEnum, auto
 
 
-class State(Enum):
+class State(IntEnum):
     """Where the response of a request goes, and whether it has begun."""
 
     WAITING = auto()
@@ -20,7 +20,7 @@ class State(Enum):
     """No response is taken any more."""
 
 
-class Event(Enum):
+class Event(IntEnum):
     """What happens to a request."""
 
     INLINE = auto()
@@ -43,6 +43,7 @@ class Event(Enum):
     """Nobody wants the response."""
 
 
+# The keys are IntEnums because the hash of a plain Enum is a Python call, several for each request.
 _TRANSITIONS = {
     State.WAITING: {
         Event.INLINE: State.ANSWERED,
