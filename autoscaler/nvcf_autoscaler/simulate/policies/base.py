@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,7 +33,7 @@ class Run(Protocol):
 
 
 @dataclass(frozen=True)
-class Policy:
+class Policy(ABC):
     """A policy with its parameters. `name` is the short one for tables.
 
     `reaction` is the seconds from a wake-up to the decision. `wake_after_idle` requests a wake-up by the
@@ -43,9 +44,9 @@ class Policy:
     reaction: float = 0.0
     wake_after_idle: float = NEVER
 
+    @abstractmethod
     def start(self, function: SimulatedFunction) -> Run:
         """Start on a function. Only an oracle may use its requests."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
