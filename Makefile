@@ -36,9 +36,9 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(PYTEST) tests/unit tests/contract tests/integration
 
-# What a user types, from end to end, and short forms of chaos and fuzzing.
+# What a user types, from end to end, short forms of chaos and fuzzing, and faults that must not come back.
 test-slow: $(VENV)/installed
-	$(PYTEST) tests/e2e tests/chaos tests/fuzz
+	$(PYTEST) tests/e2e tests/chaos tests/fuzz tests/faults
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
