@@ -135,13 +135,10 @@ class Assets:
         until = time.time() + URL_LIFE
         return self._urls.make(f"{_PATH}/{asset_id}", "asset-get", asset_id, expires_at=until)
 
-    async def content_type(self, asset_id: str) -> str | None:
-        """Return the content type of an asset, None if there is none. Raises HttpProblem 503.
-
-        For workers: they know an asset only from the request that names it, so the account is not checked.
-        """
+    async def content_type(self, asset_id: str, nca_id: str) -> str | None:
+        """Return the content type of an account's asset, None if there is none. Raises HttpProblem 503."""
         found = await self._found(asset_id)
-        if found is None or _ANNOUNCED in found[1].headers:
+        if found is None or _ANNOUNCED in found[1].headers or found[1].headers.get("account") != nca_id:
             return None
         return found[1].headers["content-type"]
 

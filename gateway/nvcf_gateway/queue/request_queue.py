@@ -188,6 +188,16 @@ class RequestQueue:
         consumer = await self._jetstream.consumer_info(stream, subjects.request_consumer(region, version_id))
         return "in flight" if consumer is not None and found.sequence <= consumer.delivered else "queued"
 
+    async def find(self, version_id: str, request_id: str) -> StoredMessage | None:
+        """Return a request that is queued or in flight in any region, the own first. Raises BrokerError."""
+        for region in self._config.own_region_first:
+            stream = subjects.request_stream(region, version_id)
+            subject = subjects.request_subject(region, version_id, request_id)
+            found = await self._jetstream.message(stream, last_by_subj=subject)
+            if found is not None:
+                return found
+        return None
+
     async def remove(
         self, version_id: str, request_id: str, sequence: int | None, region: str | None = None
     ) -> None:

@@ -87,16 +87,16 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
         self, request: nvcf_pb2.RefreshLargeUploadCredentialsRequest, context: Context[Any, Any]
     ) -> nvcf_pb2.RefreshLargeUploadCredentialsResponse:
         """Return a new URL for the upload of a large result."""
-        self._authorize(context, request)
-        url = self.large.upload_url(checked_id(request.requestId, "requestId"))
+        work = await self._work(self._authorize(context, request), request.requestId)
+        url = self.large.upload_url(work.requestId)
         return nvcf_pb2.RefreshLargeUploadCredentialsResponse(largeResponseUrl=url)
 
     async def RequestLargeResponseDownloadCredentials(  # noqa: N802
         self, request: nvcf_pb2.LargeResponseDownloadCredentialsRequest, context: Context[Any, Any]
     ) -> nvcf_pb2.LargeResponseDownloadCredentialsResponse:
         """Return the URL to which the caller of a large result is redirected."""
-        self._authorize(context, request)
-        url = self.large.download_url(checked_id(request.requestId, "requestId"))
+        work = await self._work(self._authorize(context, request), request.requestId)
+        url = self.large.download_url(work.requestId)
         return nvcf_pb2.LargeResponseDownloadCredentialsResponse(largeResponseDownloadUrl=url)
 
     async def RefreshAssetDownloadCredentials(  # noqa: N802
@@ -105,10 +105,15 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
         context: Context[Any, Any],
     ) -> AsyncIterator[nvcf_pb2.RefreshAssetDownloadCredentialsResponse]:
         """Return new URLs for input assets, one response for each request."""
+        work = nvcf_pb2.WorkerInvokeFunctionRequest()
         async for request in request_iterator:
-            self._authorize(context, request)
+            claims = self._authorize(context, request)
             asset_id = checked_id(request.assetId, "assetId")
-            content_type = await self.assets.content_type(asset_id)
+            # One request may have many assets.
+            if work.requestId != request.requestId:
+                work = await self._work(claims, request.requestId)
+            given = any(each.assetId == asset_id for each in work.inputAssetReference)
+            content_type = await self.assets.content_type(asset_id, work.ncaId) if given else None
             if content_type is None:
                 raise HttpProblem(404, f"no asset {asset_id}")
             response = nvcf_pb2.RefreshAssetDownloadCredentialsResponse()
@@ -162,6 +167,21 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
         return nvcf_pb2.FunctionMetadataCredentialsResponse(
             functionMetadataCredentialsToken=token, expiration=expiration
         )
+
+    async def _work(self, claims: WorkerClaims, request_id: str) -> nvcf_pb2.WorkerInvokeFunctionRequest:
+        """Return a request that is queued for the worker's version or in flight.
+
+        A worker gets links to its objects and to no others. Raises HttpProblem 400 and 503, and 404 for the
+        request of another version just as for one that does not exist.
+        """
+        request_id = checked_id(request_id, "requestId")
+        with broker_errors():
+            found = await self.queue.find(claims.version_id, request_id)
+        if found is None:
+            raise HttpProblem(404, f"version {claims.version_id} has no request {request_id}, or no longer")
+        work = nvcf_pb2.WorkerInvokeFunctionRequest.FromString(found.data)
+        work.requestId = request_id
+        return work
 
     def _assertion(self, claims: WorkerClaims, purpose: str) -> tuple[str, Timestamp]:
         token, expires = self.tokens.assertion(claims, purpose, time.time())

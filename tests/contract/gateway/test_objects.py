@@ -142,12 +142,12 @@ async def test_assets_reach_the_worker(platform: Platform) -> None:
             stream = stub.RefreshAssetDownloadCredentials(
                 metadata=(("authorization", f"Bearer {worker.connected.nvcfWorkerToken}"),), timeout=10
             )
-            await stream.write(_refresh(version, ids[1]))
+            await stream.write(_refresh(version, work.request.requestId, ids[1]))
             fresh = await stream.read()
             assert isinstance(fresh, nvcf_pb2.RefreshAssetDownloadCredentialsResponse)
             assert fresh.inputAssetReference.contentType == "text/plain"
             assert (await fetched(platform, fresh.inputAssetReference.reference))[2] == text
-            await stream.write(_refresh(version, new_id()))
+            await stream.write(_refresh(version, work.request.requestId, new_id()))
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stream.read()
             assert caught.value.code() is grpc.StatusCode.NOT_FOUND
@@ -155,9 +155,11 @@ async def test_assets_reach_the_worker(platform: Platform) -> None:
         assert (await task).status == 200
 
 
-def _refresh(version: Version, asset_id: str) -> nvcf_pb2.RefreshAssetDownloadCredentialsRequest:
+def _refresh(
+    version: Version, request_id: str, asset_id: str
+) -> nvcf_pb2.RefreshAssetDownloadCredentialsRequest:
     return nvcf_pb2.RefreshAssetDownloadCredentialsRequest(
-        requestId=new_id(),
+        requestId=request_id,
         functionId=version.function_id,
         functionVersionId=version.id,
         assetId=asset_id,
