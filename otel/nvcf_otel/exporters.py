@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import ipaddress
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from nvcf_otel.delivery import Reports
 from nvcf_otel.settings import Export, Protocol
@@ -19,6 +21,7 @@ _CLASSES = {
     "metrics": ("metric_exporter", "OTLPMetricExporter"),
     "logs": ("_log_exporter", "OTLPLogExporter"),
 }
+_INTERNAL_NAMES = (".svc", ".local", ".internal", ".localhost")
 
 
 def available(protocol: Protocol) -> bool:
@@ -32,6 +35,18 @@ def maker(signal: str, export: Export, **more: Any) -> Callable[[], Any]:
     if export.protocol is Protocol.GRPC:
         return lambda: _class("grpc", signal)(**_grpc_arguments(export), **more)
     return lambda: _class("http", signal)(**_http_arguments(export), **more)
+
+
+def is_internal(endpoint: str) -> bool:
+    """Return whether a collector is on this machine or in its cluster, to be reached without a proxy.
+
+    That is a private or loopback address, a name without a dot, or one of a cluster or a local network.
+    """
+    host = (urlsplit(endpoint if "//" in endpoint else f"//{endpoint}").hostname or "").rstrip(".")
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_private
+    except ValueError:
+        return "." not in host or host.endswith(_INTERNAL_NAMES)
 
 
 def _class(protocol: str, signal: str) -> Any:
@@ -50,6 +65,8 @@ def _grpc_arguments(export: Export) -> dict[str, Any]:
         "timeout": export.timeout,
         "compression": compression,
     }
+    if is_internal(export.endpoint):
+        arguments["channel_options"] = (("grpc.enable_http_proxy", 0),)
     if not export.insecure:
         arguments["credentials"] = grpc.ssl_channel_credentials(
             _bytes(export.certificate), _bytes(export.client_key), _bytes(export.client_certificate)
@@ -58,9 +75,13 @@ def _grpc_arguments(export: Export) -> dict[str, Any]:
 
 
 def _http_arguments(export: Export) -> dict[str, Any]:
+    import requests
     from opentelemetry.exporter.otlp.proto.http import Compression
 
+    session = requests.Session()
+    session.trust_env = not is_internal(export.endpoint)
     return {
+        "session": session,
         "endpoint": export.endpoint,
         "headers": dict(export.headers),
         "timeout": export.timeout,

@@ -29,6 +29,10 @@ _REQUIRED = (
 )
 
 
+WITHOUT_PROXY = (("grpc.enable_http_proxy", 0),)
+"""Options of gRPC channels: http_proxy and its like are for the function's own calls."""
+
+
 @dataclass(frozen=True)
 class GrpcEndpoint:
     """Address of the WorkerService (`host:port`), and whether it uses TLS."""

@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
-from nvcf_worker.control.config import GrpcEndpoint, WorkerConfig, grpc_endpoint
+from nvcf_worker.control.config import WITHOUT_PROXY, GrpcEndpoint, WorkerConfig, grpc_endpoint
 from nvcf_worker.control.tls import grpc_roots
 from nvcf_worker.errors import ConfigurationError, ControlError
 
@@ -113,9 +113,10 @@ class WorkerService:
         """Open a channel for one call, whose errors become ControlError."""
         endpoint = self._config.grpc if not api else _regional(api)
         if endpoint.tls:
-            channel = grpc.aio.secure_channel(endpoint.target, grpc.ssl_channel_credentials(grpc_roots()))
+            credentials = grpc.ssl_channel_credentials(grpc_roots())
+            channel = grpc.aio.secure_channel(endpoint.target, credentials, WITHOUT_PROXY)
         else:
-            channel = grpc.aio.insecure_channel(endpoint.target)
+            channel = grpc.aio.insecure_channel(endpoint.target, WITHOUT_PROXY)
         try:
             async with channel:
                 yield nvcf_pb2_grpc.WorkerStub(channel)

@@ -141,7 +141,7 @@ class LocalPlatform:
         request.add_header("Authorization", f"Bearer {self._key}")
         for name, value in headers:
             request.add_header(name, value)
-        opener = urllib.request.build_opener(_NoRedirect)
+        opener = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))
         try:
             with opener.open(request, timeout=timeout) as response:
                 return _result(response.status, response.headers.items(), response.read())

@@ -136,7 +136,9 @@ async def _closed(writer: asyncio.StreamWriter) -> None:
 async def _grpc(check: HealthCheck) -> str | None:
     import grpc
 
-    async with grpc.aio.insecure_channel(_authority(check)) as channel:
+    from nvcf_worker.control.config import WITHOUT_PROXY
+
+    async with grpc.aio.insecure_channel(_authority(check), WITHOUT_PROXY) as channel:
         call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
             GRPC_METHOD, request_serializer=None, response_deserializer=None
         )
