@@ -92,7 +92,7 @@ async def test_a_version_without_an_instance_gets_one_of_those_who_have_many(tmp
 
 
 # Longer than the time-outs of its waits.
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_three_versions_share_one_gpu_in_time_slices(tmp_path: Path) -> None:
     async with running_plane(tmp_path, flags=("--turn", "3"), gateway=("--ack-wait", "5")) as plane:
         await plane.start_agent("one", "--gpu", "SIM=1")
@@ -104,11 +104,11 @@ async def test_three_versions_share_one_gpu_in_time_slices(tmp_path: Path) -> No
             load(plane, versions[2]) as third,
         ):
             loads = (first, second, third)
-            await plane.until(lambda: all(len(each.answers) > 10 for each in loads), "a time slice each", 120)
+            await plane.until(lambda: all(len(each.answers) > 10 for each in loads), "a time slice each", 240)
             counts = [len(each.answers) for each in loads]
             await plane.until(
                 lambda: all(len(one.answers) > then + 10 for one, then in zip(loads, counts, strict=True)),
-                "another time slice each", 120,
+                "another time slice each", 240,
             )  # fmt: skip
         for each in loads:
             assert each.statuses().keys() == {200}
