@@ -22,6 +22,7 @@ from nvcf_broker.errors import BrokerError, JetStreamError
 from nvcf_broker.jetstream import NANOSECONDS, JetStream, Requester
 
 CHUNK_BYTES = 128 * 1024
+MAX_MESSAGE_BYTES = 1024 * 1024
 
 
 class ObjectMissingError(BrokerError):
@@ -77,6 +78,7 @@ class ObjectBucket:
             "discard": "new",
             "max_age": int(ttl * NANOSECONDS),
             "max_bytes": max_bytes,
+            "max_msg_size": MAX_MESSAGE_BYTES,
             "allow_rollup_hdrs": True,
             "allow_direct": True,
         }
@@ -88,7 +90,7 @@ class ObjectBucket:
     async def ensure(self) -> None:
         """Create the bucket if it is missing. Raises BrokerError."""
         if not self._made:
-            await self._jetstream.create_stream(self._config)
+            await self._jetstream.ensure_stream(self._config)
             self._made = True
 
     async def put(

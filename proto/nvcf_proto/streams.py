@@ -6,6 +6,8 @@ the field names: NATS JetStream API, `$JS.API.STREAM.CREATE` and `$JS.API.CONSUM
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 from nvcf_proto import subjects
@@ -51,22 +53,33 @@ def request_stream_config(
 
 
 def tracking_stream_config(
-    region: str, *, storage: Storage = "file", replicas: int = 1, placement_tag: str | None = None
+    region: str,
+    *,
+    storage: Storage = "file",
+    replicas: int = 1,
+    placement_tag: str | None = None,
+    bounds: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Return the settings of the stream `requestToFunctionVersion_R`."""
+    """Return the settings of the stream `requestToFunctionVersion_R`; `bounds` as of `nvcf_proto.stores`."""
     return {
         "name": subjects.tracking_stream(region),
         "subjects": [subjects.tracking_subject(region, ">")],
         "retention": "limits",
         "max_age": TRACKING_MAX_AGE_SECONDS * _NANOSECONDS,
         **_common(storage, replicas, placement_tag),
+        **bounds,
     }
 
 
 def session_lookup_stream_config(
-    region: str, *, storage: Storage = "file", replicas: int = 1, placement_tag: str | None = None
+    region: str,
+    *,
+    storage: Storage = "file",
+    replicas: int = 1,
+    placement_tag: str | None = None,
+    bounds: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Return the settings of the stream `stateful_session_lookup_R`.
+    """Return the settings of the stream `stateful_session_lookup_R`; `bounds` as of `nvcf_proto.stores`.
 
     A record lives three times as long as the interval at which its worker publishes it again. A worker
     ends it with an empty message that has a time to live [ext]: it may not purge.
@@ -78,6 +91,7 @@ def session_lookup_stream_config(
         "max_age": SESSION_RECORD_MAX_AGE_SECONDS * _NANOSECONDS,
         "allow_msg_ttl": True,
         **_common(storage, replicas, placement_tag),
+        **bounds,
         "discard": "old",
     }
 

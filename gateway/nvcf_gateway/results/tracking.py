@@ -14,6 +14,7 @@ from nvcf_gateway.queue.regional_buckets import placement_tag
 from nvcf_otel.spans import TRACEPARENT
 from nvcf_proto import streams, subjects
 from nvcf_proto.pb import nvcf_pb2
+from nvcf_proto.stores import TRACKING
 
 _log = logging.getLogger(__name__)
 
@@ -50,9 +51,10 @@ class Tracking:
             config = streams.tracking_stream_config(
                 region,
                 replicas=self._config.replicas,
+                bounds=TRACKING.bounds(self._config.data_max, parts=len(self._config.regions)),
                 placement_tag=placement_tag(self._client, self._config, region),
             )
-            await self._jetstream.create_stream(config)
+            await self._jetstream.ensure_stream(config)
 
     async def record(self, tracked: Tracked) -> None:
         """Write the record of a request, or renew it. Raises BrokerError."""
