@@ -34,10 +34,11 @@ demo: $(VENV)/installed
 	@$(BIN)/python -m examples.demo
 
 test: $(VENV)/installed
-	$(PYTEST) tests/unit tests/contract tests/integration
+	$(PYTEST) -m "not slow" tests/unit tests/contract tests/integration
 
 # What a user types, from end to end, short forms of chaos and fuzzing, and faults that must not come back.
 test-slow: $(VENV)/installed
+	$(PYTEST) -m slow tests/contract tests/integration
 	$(PYTEST) tests/e2e tests/chaos tests/fuzz tests/faults
 
 lint: $(VENV)/installed

@@ -196,7 +196,7 @@ async def _work(
 ) -> None:
     heartbeat = Heartbeat(client, cluster, agent.pools, time.time, agent.changed)
     consumers = _consumers(client, agent)
-    await JetStream(client).create_stream(event_stream_config())
+    await JetStream(client).ensure_stream(event_stream_config())
     for consumer in consumers:
         await consumer.ensure()
     await heartbeat.ensure()

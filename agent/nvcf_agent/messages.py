@@ -81,7 +81,7 @@ class Consumer:
         """Create stream and consumer if they are missing. Raises `BrokerError`."""
         source, jetstream = self.source, JetStream(self.client)
         config = work_stream_config(source.stream, source.stream_subjects, self.replicas)
-        await jetstream.create_stream(config)
+        await jetstream.ensure_stream(config)
         await jetstream.create_consumer(source.stream, source.consumer_config())
 
     async def run(self) -> None:

@@ -192,7 +192,7 @@ async def _ensure_streams(jetstream: JetStream, replicas: int) -> None:
         compute.work_stream_config(compute.TERMINATE_STREAM, compute.TERMINATE_SUBJECTS, replicas),
         compute.event_stream_config(replicas),
     ):
-        await jetstream.create_stream(config)
+        await jetstream.ensure_stream(config)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ import contextlib
 from nvcf_broker.errors import BrokerError, JetStreamError, KeyExistsError, RevisionConflictError
 from nvcf_broker.jetstream import NANOSECONDS, ConsumerInfo, JetStream, Requester, StreamInfo
 from nvcf_broker.records import Update, parse_update, valid_key
+from nvcf_proto.stores import RECORDS
 
 # A deletion leaves a marker for the followers. A later resync finds deletions that a follower missed.
 MARKER_LIFE = "1h"
@@ -33,7 +34,7 @@ class Bucket:
                     "storage": "file",
                     "num_replicas": self._replicas,
                     "discard": "new",
-                    "max_msgs_per_subject": 1,
+                    **RECORDS.bounds(),
                     "duplicate_window": DUPLICATE_WINDOW_SECONDS * NANOSECONDS,
                     "allow_direct": True,
                     "allow_rollup_hdrs": True,

@@ -10,6 +10,7 @@ import nkeys
 
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.files import private_directory, write_private
+from nvcf_proto.budget import DiskBudget
 
 PLATFORM_ACCOUNT = "NVCF"
 # Workers have an account of their own: the broker sends the reply to a JetStream request to any subject that
@@ -28,7 +29,7 @@ class BrokerFiles:
 
     `credentials` holds one line `user:password`, for gateway, agent and autoscaler. `callout_seed` is the
     seed of the account key with which a gateway signs auth callout responses. `identity` holds the broker's
-    port and name, which survive restarts. `store` is the folder of JetStream's data.
+    port and name, `budget` its disk budget; they survive restarts. `store` is the folder of JetStream's data.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -37,6 +38,7 @@ class BrokerFiles:
         self.credentials = directory / "platform.credentials"
         self.callout_seed = directory / "callout.seed"
         self.identity = directory / "server.json"
+        self.budget = directory / "budget.json"
         self.store = directory / "jetstream"
         self.log = directory / "nats.log"
 
@@ -103,7 +105,13 @@ def write_identity(files: BrokerFiles, identity: BrokerIdentity) -> None:
 
 
 def render_configuration(
-    identity: BrokerIdentity, *, store: Path, password: str, callout_public_key: str, tags: Sequence[str]
+    identity: BrokerIdentity,
+    *,
+    store: Path,
+    budget: DiskBudget,
+    password: str,
+    callout_public_key: str,
+    tags: Sequence[str],
 ) -> str:
     """Return the text of nats-server's configuration file.
 
@@ -123,10 +131,12 @@ ping_interval: "20s"
 server_tags: {quote(list(tags))}
 jetstream {{
   store_dir: {quote(str(store))}
+  # Without a limit the broker takes a part of what is free when it starts: less at each start.
+  max_file_store: {budget.total}
 }}
 accounts {{
   {PLATFORM_ACCOUNT} {{
-    jetstream: enabled
+    jetstream {{ max_file: {budget.data} }}
     users: [ {{ user: {quote(PLATFORM_USER)}, password: {quote(password)} }} ]
     exports: [
       # Whole, though a worker's permissions name a few subjects of it: a part of it would be answered by

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 STREAM_NAME_IN_USE = 10058
+INSUFFICIENT_STORAGE = 10047
 WRONG_LAST_SEQUENCE = (10071, 10164)
 
 
@@ -43,6 +44,11 @@ class JetStreamError(BrokerError):
     def exists(self) -> bool:
         """Return whether a stream of that name exists already."""
         return self.err_code == STREAM_NAME_IN_USE
+
+    @property
+    def no_room(self) -> bool:
+        """Return whether the bounds of a new stream do not fit the limit of its account or server."""
+        return self.err_code == INSUFFICIENT_STORAGE
 
     @property
     def conflict(self) -> bool:

@@ -7,6 +7,7 @@ in nanoseconds. Source: nats-server, `$JS.API` (ADR-1, ADR-31).
 
 import base64
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,12 +16,17 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from nvcf_broker.connection import describe_error
-from nvcf_broker.errors import BrokerUnavailableError, JetStreamError, NoListenerError
+from nvcf_broker.errors import BrokerError, BrokerUnavailableError, JetStreamError, NoListenerError
+from nvcf_proto.budget import size_text
 from nvcf_proto.subjects import API_PREFIX
+
+_log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 5.0
 NANOSECONDS = 1_000_000_000
 _MISSING = 404
+# Settings of a stream that follow the configuration of whoever uses it.
+_BOUNDS = ("max_msgs", "max_bytes", "max_age", "max_msg_size", "max_msgs_per_subject", "discard")
 
 
 class Requester(Protocol):
@@ -62,6 +68,14 @@ class ConsumerInfo:
 
 
 @dataclass(frozen=True)
+class AccountInfo:
+    """Bytes that a broker account stores on files, and may store at most (None: no limit)."""
+
+    stored: int
+    limit: int | None
+
+
+@dataclass(frozen=True)
 class StoredMessage:
     """One message of a stream."""
 
@@ -82,16 +96,51 @@ class JetStream:
         self._requests = requests
         self._timeout = timeout
 
+    async def ensure_stream(self, config: Mapping[str, Any]) -> bool:
+        """Create a stream if it is missing, else change its bounds where they differ. Return if it is new.
+
+        A stream that is there is used, also when the broker refuses the change: it checks whether there is
+        room for a bound before it looks whether the stream exists.
+        """
+        name = config["name"]
+        found = await self.stream_info(name)
+        if found is None:
+            return await self.create_stream(config)
+        wanted = {key: config[key] for key in _BOUNDS if key in config}
+        if any(found.config.get(key) != value for key, value in wanted.items()):
+            try:
+                await self.update_stream({**found.config, **wanted})
+            except JetStreamError as error:
+                _log.warning("the bounds of stream %s stay as they are: %s", name, error)
+        return False
+
+    async def account_info(self) -> AccountInfo:
+        """Return what the broker account stores and may store."""
+        found = await self._call("INFO", {}, "cannot read the broker account")
+        limit = int(found.get("limits", {}).get("max_storage", -1))
+        return AccountInfo(int(found.get("storage", 0)), limit if limit > 0 else None)
+
     async def create_stream(self, config: Mapping[str, Any]) -> bool:
         """Create a stream. Return False when there is one of that name, whatever its settings are."""
         name = config["name"]
         try:
             await self._call(f"STREAM.CREATE.{name}", config, f"cannot create stream {name}")
         except JetStreamError as error:
+            if error.no_room:
+                raise await self._no_room(config, error) from error
             if not error.exists:
                 raise
             return False
         return True
+
+    async def _no_room(self, config: Mapping[str, Any], error: JetStreamError) -> BrokerError:
+        account = await self.account_info()
+        most = "no limit" if account.limit is None else f"a limit of {size_text(account.limit)}"
+        wanted = size_text(max(0, int(config.get("max_bytes", 0))))
+        return BrokerError(
+            f"{error}: it may hold {wanted}, and the broker account has {most}: "
+            "give the broker more disk, or the gateway a smaller --data-max"
+        )
 
     async def update_stream(self, config: Mapping[str, Any]) -> None:
         """Change the settings of a stream."""

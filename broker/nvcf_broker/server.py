@@ -24,9 +24,11 @@ from nvcf_broker.configuration import (
     render_configuration,
     write_identity,
 )
+from nvcf_broker.disk import disk_budget
 from nvcf_broker.errors import BrokerError, BrokerMissingError, BrokerUnavailableError
 from nvcf_broker.files import write_private
 from nvcf_broker.process import describe_exit, free_port, port_is_free, spawn, stop_process
+from nvcf_proto.budget import DiskBudget
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +83,7 @@ class LocalBroker:
 
     `start`, `stop`, `restart` and `kill` run it directly. Another supervisor uses `prepare`, `command` and
     `wait_ready` instead. The port and all credentials stay the same after restarts, so clients reconnect.
+    It stores at most `data_max` bytes; without that a part of the disk, chosen at the first start.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class LocalBroker:
         port: int | None = None,
         tags: Sequence[str] = DEFAULT_TAGS,
         binary: Path | None = None,
+        data_max: int | None = None,
     ) -> None:
         self.files = BrokerFiles(directory.absolute())
         self.credentials_file = self.files.credentials
@@ -97,6 +101,8 @@ class LocalBroker:
         self._wanted_port = port
         self._tags = tuple(tags)
         self._binary = binary
+        self._data_max = data_max
+        self.budget: DiskBudget | None = None
         self._identity: BrokerIdentity | None = None
         self._process: asyncio.subprocess.Process | None = None
 
@@ -126,11 +132,13 @@ class LocalBroker:
             if self._identity is None:
                 self._identity = self._choose_identity()
                 write_identity(self.files, self._identity)
+            self.budget = disk_budget(self.files.budget, self.files.store, self._data_max)
             _, password = read_credentials(self.files.credentials)
             seed = self.files.callout_seed.read_text(encoding="utf-8").strip()
             configuration = render_configuration(
                 self._identity,
                 store=self.files.store,
+                budget=self.budget,
                 password=password,
                 callout_public_key=public_key(seed),
                 tags=self._tags,

@@ -14,6 +14,7 @@ WRITE_HIGH_WATER = 512 * 1024
 # Beyond this only control frames can have piled up, for a peer that sends and does not read.
 WRITE_LIMIT = 8 * 1024 * 1024
 HALF_CLOSED_SECONDS = 60.0
+CLOSE_SECONDS = 60.0
 
 _KEEPALIVE = (
     ("SO_KEEPALIVE", socket.SOL_SOCKET, 1),
@@ -123,10 +124,10 @@ class Wire(asyncio.Protocol):
     def attach(self, receiver: Receiver) -> None:
         """Give the buffered bytes and everything that follows to `receiver`."""
         self._receiver = receiver
+        self.resume()
         if self._buffer:
             kept, self._buffer = bytes(self._buffer), bytearray()
             receiver.received(kept)
-        self.resume()
         if self.at_eof and not self.is_lost:
             receiver.ended()
         if self.is_lost:
@@ -189,8 +190,10 @@ class Wire(asyncio.Protocol):
             self.transport.resume_reading()
 
     def close(self) -> None:
-        """Send what is still buffered, then close."""
+        """Send what is still buffered, then close. A peer that does not read it is given up."""
         self.transport.close()
+        if not self.is_lost and self.transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_later(CLOSE_SECONDS, self.abort)
 
     def abort(self) -> None:
         """Reset the connection at once, so that the peer sees an error."""

@@ -8,12 +8,13 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aiohttp import web
 
 from nvcf_broker.connection import BrokerClient, connect_broker
 from nvcf_broker.errors import BrokerError
+from nvcf_broker.jetstream import JetStream
 from nvcf_broker.requests import ReplyInbox
 from nvcf_gateway.access.authorization import Authenticator, Authorizer
 from nvcf_gateway.access.broker_callout import QUEUE_GROUP, AuthCallout, load_account_seed
@@ -67,8 +68,10 @@ from nvcf_gateway.telemetry.enqueue_span import EnqueueTelemetry
 from nvcf_gateway.telemetry.http_span import HttpTelemetry
 from nvcf_gateway.telemetry.metrics import GatewayMetrics, register_gauges
 from nvcf_gateway.telemetry.sessions import SessionTelemetry
+from nvcf_proto.budget import DEFAULT_DATA_BUDGET
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2_grpc
+from nvcf_proto.stores import ASSETS, BODIES, LARGE_RESULTS, RESULTS
 from nvcf_proto.subjects import AUTH_CALLOUT_SUBJECT, fallback_subject, inline_reply_subjects
 
 _log = logging.getLogger(__name__)
@@ -110,6 +113,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     tokens = WorkerTokens(keys)
     client = await connect_broker(config.nats, config.nats_credentials, name=f"gateway_{gateway_id}")
     stack.push_async_callback(_close, client)
+    config = replace(config, data_max=await _data_budget(client, config.data_max))
     registry = Registry(client, config.replicas)
     await registry.start(stack)
     if config.bootstrap_keys is not None:
@@ -132,8 +136,11 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     tracking = Tracking(client, requests, config)
     idempotency_keys = IdempotencyKeys(requests, config)
     ttl, max_bytes = config.results_ttl, config.results_max_bytes
-    stores = RegionalBuckets(client, requests, config, "results", ttl=ttl, max_bytes=max_bytes)
-    results = {region: ResultStore(client, bucket) for region, bucket in stores.by_region.items()}
+    stores = RegionalBuckets(client, requests, config, "results", ttl=ttl, store=RESULTS, max_bytes=max_bytes)
+    results = {
+        region: ResultStore(client, bucket, config.results_max_count)
+        for region, bucket in stores.by_region.items()
+    }
     try:
         await tracking.ensure()
         await idempotency_keys.ensure()
@@ -141,12 +148,14 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
             await store.start()
     except BrokerError as error:
         raise SetupError(str(error)) from None
-    bodies = RegionalBuckets(client, requests, config, "bodies", ttl=ttl)
+    bodies = RegionalBuckets(client, requests, config, "bodies", ttl=ttl, store=BODIES)
     retention = Retention(config, bodies, results, tracking)
     urls = SignedUrls(lambda: keys.ring.mac_keys(), lambda: config.public_url or attach_url())
-    large_buckets = RegionalBuckets(client, requests, config, "large", ttl=ttl, max_bytes=max_bytes)
+    large_buckets = RegionalBuckets(
+        client, requests, config, "large", ttl=ttl, store=LARGE_RESULTS, max_bytes=max_bytes
+    )
     large = LargeResults(large_buckets, urls, config.large_body_bytes)
-    asset_buckets = RegionalBuckets(client, requests, config, "assets", ttl=config.assets_ttl)
+    asset_buckets = RegionalBuckets(client, requests, config, "assets", ttl=config.assets_ttl, store=ASSETS)
     dashboard_tokens = DashboardTokens(lambda: keys.ring.mac_keys())
     authenticator, authorizer = Authenticator(registry, dashboard_tokens), Authorizer(registry)
     assets = Assets(authenticator, asset_buckets, urls, config.large_body_bytes)
@@ -234,6 +243,12 @@ def http_routes(
         ("GET", "/openapi.json", serve_document),
         *dashboard,
     ]
+
+
+async def _data_budget(client: BrokerClient, wanted: int | None) -> int:
+    """Return the bytes that tenants' data may take: the wanted ones, within the broker account's limit."""
+    limit = (await JetStream(client).account_info()).limit or DEFAULT_DATA_BUDGET
+    return limit if wanted is None else min(wanted, limit)
 
 
 async def _serve_http(stack: AsyncExitStack, config: GatewayConfig, server: HttpServer) -> str:

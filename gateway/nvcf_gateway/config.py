@@ -45,7 +45,9 @@ class GatewayConfig:
     idle_timeout: float = DEFAULT_IDLE_TIMEOUT
     assets_ttl: float = 30 * 24 * 3600.0
     results_ttl: float = 24 * 3600.0
-    results_max_bytes: int = 4 * 1024 * MIB
+    results_max_bytes: int | None = None
+    data_max: int | None = None
+    results_max_count: int = 100_000
     sessions: tuple[str, int] | None = None
     session_proxy: tuple[str, int] | None = None
     session_proxy_url: str | None = None
@@ -154,8 +156,12 @@ def _parser() -> argparse.ArgumentParser:
         help="do not serve the built-in page /dashboard/")  # fmt: skip
     add("--results-ttl", type=float, default=24 * 3600.0, metavar="SECONDS",
         help="how long results and idempotency keys are stored")  # fmt: skip
-    add("--results-max-mib", type=_mebibytes, default="4096", metavar="MIB", dest="results_max_bytes",
-        help="space for stored results; when it is used up, new ones are refused")  # fmt: skip
+    add("--results-max-mib", type=_mebibytes, metavar="MIB", dest="results_max_bytes",
+        help="space for stored results (default: a quarter of the data); the oldest go first")  # fmt: skip
+    add("--results-max-count", type=int, default=100_000, metavar="N",
+        help="number of stored results; the oldest go first")  # fmt: skip
+    add("--data-max", type=_mebibytes, metavar="MIB",
+        help="space for tenants' data (default: the limit of the broker account, or 8192)")  # fmt: skip
     add("--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus here (default: off)")
     add("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"],
         help="least level of log records")  # fmt: skip

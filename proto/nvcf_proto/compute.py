@@ -17,6 +17,7 @@ from msgspec import Meta, field
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.models import ProcessSource, Record
 from nvcf_proto.models.record import Count, Id, Text
+from nvcf_proto.stores import COMMANDS, EVENTS
 
 CREATE_STREAM = "nvca_create"
 TERMINATE_STREAM = "nvca_terminate"
@@ -90,6 +91,7 @@ def work_stream_config(name: str, subjects: str, replicas: int = 1) -> dict[str,
         "storage": "file",
         "num_replicas": replicas,
         "discard": "old",
+        **COMMANDS.bounds(),
         "max_age": MESSAGE_MAX_AGE_SECONDS * _NANOSECONDS,
         "duplicate_window": 120 * _NANOSECONDS,
     }
@@ -104,6 +106,7 @@ def event_stream_config(replicas: int = 1) -> dict[str, Any]:
         "storage": "file",
         "num_replicas": replicas,
         "discard": "old",
+        **EVENTS.bounds(),
         "max_age": EVENT_MAX_AGE_SECONDS * _NANOSECONDS,
         "max_msgs": EVENT_MAX_COUNT,
         "allow_direct": True,

@@ -54,6 +54,7 @@ async def completed(plane: Plane, gateway: Gateway, version: Version, number: in
     raise AssertionError(f"call {number} is not completed after 100 attempts")
 
 
+@pytest.mark.slow
 async def test_the_loss_of_a_broker_node_costs_no_instance_and_no_request(tmp_path: Path) -> None:
     flags = ("--replicas", "3")
     async with (
@@ -85,6 +86,7 @@ async def test_the_loss_of_a_broker_node_costs_no_instance_and_no_request(tmp_pa
         assert len(plane.live(fixed)) == 2
 
 
+@pytest.mark.slow
 async def test_demand_of_both_regions_counts_and_either_region_scales_from_zero(tmp_path: Path) -> None:
     async with (
         running_cluster(tmp_path, [("east",), ("west",)]) as (_, platform),
@@ -124,6 +126,7 @@ async def test_demand_of_both_regions_counts_and_either_region_scales_from_zero(
         assert {each.state for each in plane.of(version)} == {InstanceState.COMPLETED}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
 async def test_an_instance_that_ended_receives_no_later_request(
     tmp_path: Path, ending: signal.Signals

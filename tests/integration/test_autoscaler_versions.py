@@ -23,6 +23,7 @@ def shares(plane: Plane, answers: list[Answer], *versions: Version) -> list[int]
     return [counts[version.id] for version in versions]
 
 
+@pytest.mark.slow
 async def test_requests_without_a_version_go_where_instances_are(tmp_path: Path) -> None:
     async with running_plane(tmp_path, flags=("--lost-after", "6"), gateway=("--ack-wait", "5")) as plane:
         await plane.start_agent("one", "--gpu", "SIM=1")
@@ -92,7 +93,8 @@ async def test_a_version_without_an_instance_gets_one_of_those_who_have_many(tmp
 
 
 # Longer than the time-outs of its waits.
-@pytest.mark.timeout(300)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_three_versions_share_one_gpu_in_time_slices(tmp_path: Path) -> None:
     async with running_plane(tmp_path, flags=("--turn", "3"), gateway=("--ack-wait", "5")) as plane:
         await plane.start_agent("one", "--gpu", "SIM=1")
@@ -104,11 +106,11 @@ async def test_three_versions_share_one_gpu_in_time_slices(tmp_path: Path) -> No
             load(plane, versions[2]) as third,
         ):
             loads = (first, second, third)
-            await plane.until(lambda: all(len(each.answers) > 10 for each in loads), "a time slice each", 120)
+            await plane.until(lambda: all(len(each.answers) > 10 for each in loads), "a time slice each", 240)
             counts = [len(each.answers) for each in loads]
             await plane.until(
                 lambda: all(len(one.answers) > then + 10 for one, then in zip(loads, counts, strict=True)),
-                "another time slice each", 120,
+                "another time slice each", 240,
             )  # fmt: skip
         for each in loads:
             assert each.statuses().keys() == {200}
@@ -139,6 +141,7 @@ async def test_a_deployment_that_holds_all_gpus_changes_in_place_without_a_gap(t
         assert fewest >= 2
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_at_zero_to_n_with_all_gpus_held_by_itself_a_change_goes_through(tmp_path: Path) -> None:
     async with running_plane(tmp_path) as plane:

@@ -116,6 +116,7 @@ def who_dropped(backend: OtlpReceiver) -> set[str]:
     return {str(point.resource["service.name"]) for point in points if point.value > 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_no_request_changes_whatever_the_backend_does(
     tmp_path: Path, backend: OtlpReceiver, protocol: str, monkeypatch: pytest.MonkeyPatch
@@ -151,8 +152,10 @@ async def test_exit_does_not_wait_for_a_backend_that_does_not_respond(
             await answers(made, 20)
             backend.mode = mode
             await answers(made, 20)
-        for child in (worker, platform.gateway.child):
+        children = (worker, platform.gateway.child)
+        for child in children:
             child.kill(signal.SIGTERM)
+        for child in children:
             assert await child.wait(END_SECONDS) in (0, -signal.SIGTERM), child.text()[-2000:]
 
 

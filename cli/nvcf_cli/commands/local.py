@@ -15,6 +15,8 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from nvcf_agent.errors import AgentError
+from nvcf_agent.state.inventory import parse_size
 from nvcf_cli.access import Access, DataOption, JsonOption
 from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.local.platform import UpOptions, run_platform
@@ -78,6 +80,14 @@ def up(
         str | None,
         typer.Option(metavar="HOST:PORT", help="Listen for gRPC and WebSocket here.", show_default=False),
     ] = None,
+    data_max: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Disk that data may take, e.g. 20G; kept for later starts. [default: half of the disk]",
+            show_default=False,
+        ),
+    ] = None,
     metrics: Annotated[
         bool, typer.Option(help="Serve metrics for Prometheus; nvcf metrics shows where.")
     ] = True,
@@ -95,6 +105,7 @@ def up(
       nvcf up
       nvcf up --http-port 9000 --data ./platform
       nvcf up --detach
+      nvcf up --data-max 20G
       nvcf up --clusters 2 --gpus 4
       nvcf up --sessions 127.0.0.1:8090
       nvcf up --nats nats://broker:4222 --nats-credentials broker.credentials
@@ -103,6 +114,8 @@ def up(
         raise UsageError(f"--log-level {log_level}: debug, info, warning or error expected")
     if nats is None and (nats_credentials or callout_seed):
         raise UsageError("--nats-credentials and --callout-seed belong to a broker given by --nats")
+    if nats is not None and data_max:
+        raise UsageError("--data-max belongs to the platform's own broker, not to one given by --nats")
     program = collector.expanduser().absolute() if collector else None
     plan = ClusterPlan(clusters, gpus, gpu_name, cpu_slots, memory, cpus, program)
     plan.check()
@@ -120,6 +133,7 @@ def up(
         metrics=metrics,
         log_level=log_level.lower(),
         sessions=sessions,
+        data_max=_size(data_max),
     )
     out = console()
 
@@ -130,6 +144,13 @@ def up(
         say("starting broker, gateway, agents and autoscaler")
         asyncio.run(run_platform(options, on_ready=lambda state: say(greeting(state)), say=say))
         say("everything is stopped")
+
+
+def _size(text: str | None) -> int | None:
+    try:
+        return None if text is None else parse_size(text)
+    except AgentError:
+        raise UsageError(f"--data-max {text}: a size like 512M or 20G expected") from None
 
 
 def greeting(state: PlatformState) -> str:

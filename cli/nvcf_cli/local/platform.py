@@ -29,6 +29,7 @@ from nvcf_cli.local.processes import (
 from nvcf_cli.local.scrape import write_scrape_files
 from nvcf_cli.local.state import Installation, PlatformState, write_state
 from nvcf_cli.local.supervisor import Change, Child, ChildSpec, Tree
+from nvcf_proto.budget import size_text
 from nvcf_proto.errors import ContractError
 from nvcf_proto.models import ApiKey, Scope
 from nvcf_proto.models.keys import api_key_id, hash_api_key, new_api_key
@@ -52,6 +53,7 @@ class UpOptions:
     metrics: bool = True
     log_level: str = "info"
     sessions: str | None = None
+    data_max: int | None = None
 
 
 def choose_http_port(wanted: int | None) -> int:
@@ -163,11 +165,21 @@ class Platform:
         if options.nats is not None:
             credentials, seed = options.nats_credentials, options.callout_seed
             return Addresses(http, grpc, options.nats, credentials, seed, metrics, sessions)
-        broker = LocalBroker(self.installation.broker)
+        broker = LocalBroker(self.installation.broker, data_max=options.data_max)
         await asyncio.to_thread(broker.prepare)
+        self._say_budget(broker)
         await self._add(broker_spec(broker))
         credentials, seed = broker.credentials_file, broker.callout_seed_file
         return Addresses(http, grpc, broker.url, credentials, seed, metrics, sessions)
+
+    def _say_budget(self, broker: LocalBroker) -> None:
+        if broker.budget is not None:
+            total, reserve = size_text(broker.budget.total), size_text(broker.budget.control)
+            wanted = self.options.data_max or 0
+            later = ", less at the next start" if wanted and wanted < broker.budget.total else ""
+            self.say(
+                f"data takes at most {total} of the disk, {reserve} of it for the platform's records{later}"
+            )
 
     def _metrics_addresses(self) -> dict[str, str]:
         if not self.options.metrics:

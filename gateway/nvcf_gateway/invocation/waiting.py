@@ -98,7 +98,7 @@ class CallRunner:
         if call.full_by_attach or not call.body.complete:
             pending.request_token = new_id()
         if call.keep_queued:
-            pending.storage = self.retention.kept_later(call)
+            pending.storage = self.retention.kept_call(call)
             pending.stores_inline = call.keyed
         deadline = began + call.poll_seconds + GATEWAY_EXTRA_WAIT
         sequence: int | None = None
@@ -154,7 +154,7 @@ class CallRunner:
         if pending.state is not State.ANSWERED:
             self.pending.retain(pending, self.config.results_ttl)
         try:
-            return await self.retention.keep(call, pending, told=True)
+            return await self.retention.keep(call, pending)
         except BrokerError as error:
             if not call.keyed:
                 return False
@@ -175,7 +175,7 @@ class CallRunner:
         self, call: Call, pending: Pending, sequence: int | None, withdrawn: Withdrawn | None
     ) -> None:
         try:
-            kept = await self.retention.keep(call, pending, told=False)
+            kept = await self.retention.keep(call, pending)
         except BrokerError:
             # It stays where it is: whoever repeats the call with its key finds it, or finds it lost.
             return

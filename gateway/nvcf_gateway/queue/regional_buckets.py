@@ -11,6 +11,7 @@ from nvcf_broker.errors import BrokerError
 from nvcf_broker.objects import ObjectBucket, StoredObject
 from nvcf_broker.requests import ReplyInbox
 from nvcf_gateway.config import GatewayConfig
+from nvcf_proto.stores import Store
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +27,8 @@ def placement_tag(client: Client, config: GatewayConfig, region: str) -> str | N
 class RegionalBuckets:
     """One kind of object in all regions: written in the own region, searched in all, the own first.
 
-    The buckets are `nvcf_KIND_REGION`, with a life of `ttl` seconds and at most `max_bytes` bytes each.
+    The buckets are `nvcf_KIND_REGION`, with a life of `ttl` seconds and the bounds of `store`, or at most
+    `max_bytes` bytes each.
     """
 
     def __init__(
@@ -37,14 +39,16 @@ class RegionalBuckets:
         kind: str,
         *,
         ttl: float,
-        max_bytes: int = -1,
+        store: Store,
+        max_bytes: int | None = None,
     ) -> None:
+        bounds = store.bounds(config.data_max, parts=len(config.regions))
         self.by_region = {
             region: ObjectBucket(
                 requests,
                 f"nvcf_{kind}_{region}",
                 ttl=ttl,
-                max_bytes=max_bytes,
+                max_bytes=max_bytes or bounds["max_bytes"],
                 replicas=config.replicas,
                 placement_tag=placement_tag(client, config, region),
             )

@@ -84,14 +84,7 @@ class RequestQueue:
             max_queued=self._depth(version_id),
             placement_tag=placement_tag(self._client, self._config, region),
         )
-        if not await self._jetstream.create_stream(config):
-            await self._set_depth(str(config["name"]), int(config["max_msgs"]))
-
-    async def _set_depth(self, stream: str, depth: int) -> None:
-        """Change the depth of a stream that was created with another one, and nothing else of it."""
-        found = await self._jetstream.stream_info(stream)
-        if found is not None and found.config.get("max_msgs") != depth:
-            await self._jetstream.update_stream({**found.config, "max_msgs": depth})
+        await self._jetstream.ensure_stream(config)
 
     async def _create_consumer(self, region: str, version_id: str) -> None:
         stream = subjects.request_stream(region, version_id)

@@ -16,6 +16,7 @@ from nvcf_broker.jetstream import NANOSECONDS, JetStream, Requester
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import HttpProblem
 from nvcf_proto.ids import new_id
+from nvcf_proto.stores import IDEMPOTENCY
 
 HEADER = "Idempotency-Key"
 MAX_KEY_LENGTH = 255
@@ -59,6 +60,7 @@ class IdempotencyKeys:
     def __init__(self, requests: Requester, config: GatewayConfig) -> None:
         self._jetstream = JetStream(requests)
         self._ttl = config.results_ttl
+        self._bounds = IDEMPOTENCY.bounds(config.data_max)
         self._replicas = config.replicas
         self._region = config.region
 
@@ -69,13 +71,13 @@ class IdempotencyKeys:
             "subjects": [f"$KV.{_BUCKET}.>"],
             "storage": "file",
             "num_replicas": self._replicas,
-            "max_msgs_per_subject": 1,
+            **self._bounds,
             "max_age": int(self._ttl * NANOSECONDS),
             "discard": "new",
             "allow_direct": True,
             "allow_rollup_hdrs": True,
         }
-        await self._jetstream.create_stream(config)
+        await self._jetstream.ensure_stream(config)
 
     async def claim(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from dataclasses import dataclass
 
@@ -12,11 +13,17 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from opentelemetry import metrics
 
-from nvcf_broker.objects import ObjectBucket, StoredObject
+from nvcf_broker.objects import BucketFullError, ObjectBucket, StoredObject
 from nvcf_proto.h1 import ResponseHead
 
-RESULT_SUBJECTS = "nvcf.result"
+_log = logging.getLogger(__name__)
 
+RESULT_SUBJECTS = "nvcf.result"
+COUNT_CHECK_EVERY = 64
+
+_evicted = metrics.get_meter("nvcf_gateway").create_counter(
+    "nvcf.gateway.results.evicted", unit="{result}", description="Stored results dropped to make room"
+)
 _stored = metrics.get_meter("nvcf_gateway").create_counter(
     "nvcf.gateway.results.parked", unit="{result}", description="Results that nobody waited for"
 )
@@ -24,22 +31,23 @@ _stored = metrics.get_meter("nvcf_gateway").create_counter(
 
 @dataclass(frozen=True)
 class StoredResult:
-    """A stored response; `ResultStore.read` reads its body. `once`: it goes when it has been fetched."""
+    """A stored response; `ResultStore.read` reads its body."""
 
     function_id: str
     version_id: str
     head: ResponseHead
     stored: StoredObject
-    once: bool
 
 
 class ResultStore:
-    """Stored responses of one region. Each lives its time, and none goes to make room for another."""
+    """Stored responses of one region, bounded in life, size and number; the oldest go first."""
 
-    def __init__(self, client: Client, bucket: ObjectBucket) -> None:
+    def __init__(self, client: Client, bucket: ObjectBucket, max_count: int) -> None:
         self._client = client
         self._bucket = bucket
+        self._max_count = max_count
         self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._count = 0
 
     async def start(self) -> None:
         """Create the bucket and listen for results that other replicas store. Raises BrokerError."""
@@ -54,9 +62,9 @@ class ResultStore:
         head: ResponseHead,
         body: AsyncIterable[bytes],
         *,
-        once: bool,
+        size: int,
     ) -> None:
-        """Store a response and announce it to all replicas. `once`: it goes when it has been fetched.
+        """Store a response of `size` bytes and announce it to all replicas.
 
         Only the first response of a request counts. Raises ObjectExistsError for a later one, BrokerError.
         """
@@ -66,8 +74,7 @@ class ResultStore:
             "status": str(head.status),
             "headers": json.dumps(head.headers),
         }
-        if once:
-            headers["once"] = "true"
+        await self._make_room(size)
         await self._bucket.put(request_id, body, headers, replace=False)
         _stored.add(1)
         await self._client.publish(f"{RESULT_SUBJECTS}.{request_id}", b"")
@@ -79,8 +86,7 @@ class ResultStore:
             return None
         headers = [(str(name), str(value)) for name, value in json.loads(stored.headers["headers"])]
         head = ResponseHead(int(stored.headers["status"]), headers)
-        once = "once" in stored.headers
-        return StoredResult(stored.headers["function"], stored.headers["version"], head, stored, once)
+        return StoredResult(stored.headers["function"], stored.headers["version"], head, stored)
 
     def read(self, result: StoredResult) -> AsyncIterator[bytes]:
         """Read the body of a response. Raises BrokerError on the way."""
@@ -106,3 +112,28 @@ class ResultStore:
     async def _announced(self, message: Msg) -> None:
         for event in self._waiting.get(message.subject.rpartition(".")[2], ()):
             event.set()
+
+    async def _make_room(self, size: int) -> None:
+        # Counting reads all names: not for every response.
+        self._count += 1
+        if self._count % COUNT_CHECK_EVERY == 1:
+            count, _ = await self._bucket.usage()
+            for _ in range(max(0, count - self._max_count + COUNT_CHECK_EVERY)):
+                await self._evict_oldest()
+        limit = self._bucket.max_bytes
+        if limit < 0:
+            return
+        needed = size + self._bucket.overhead(size)
+        if needed > limit:
+            raise BucketFullError(f"the answer of {size} bytes is larger than the store for answers")
+        while (await self._bucket.bytes_used()) + needed > limit:
+            if not await self._evict_oldest():
+                break
+
+    async def _evict_oldest(self) -> bool:
+        oldest = await self._bucket.oldest()
+        if oldest is None or not await self._bucket.delete(oldest.name):
+            return False
+        _evicted.add(1)
+        _log.warning("stored result dropped to make room", extra={"request_id": oldest.name})
+        return True

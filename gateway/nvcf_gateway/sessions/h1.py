@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 
 import h11
@@ -22,6 +23,7 @@ Event = (
 )
 
 MAX_HEAD = 64 * 1024
+EVENTS_PER_TURN = 16
 
 
 class H1Peer:
@@ -29,6 +31,7 @@ class H1Peer:
 
     def __init__(self, wire: Wire, role: type[h11.CLIENT] | type[h11.SERVER]) -> None:
         self.wire = wire
+        self._events = 0
         self.connection = h11.Connection(role, max_incomplete_event_size=MAX_HEAD)
 
     @property
@@ -38,6 +41,10 @@ class H1Peer:
 
     async def next(self) -> Event:
         """Return the next event. Raises h11.RemoteProtocolError and ConnectionError."""
+        self._events += 1
+        if self._events % EVENTS_PER_TURN == 0:
+            # Bytes that are here already make no call wait, and they may be thousands of tiny chunks.
+            await asyncio.sleep(0)
         while True:
             event = self.connection.next_event()
             if event is not h11.NEED_DATA:

@@ -81,8 +81,7 @@ class H2Call:
         if self.discards:
             self.caller.credit(self.caller_id, len(data))
             return
-        self.to_worker.chunks.append(data)
-        self.to_worker.size += len(data)
+        self.to_worker.append(data)
         self._more_to_worker()
 
     def request_end(self, trailers: list[RawHeader] | None) -> None:
@@ -108,8 +107,7 @@ class H2Call:
 
     def response_data(self, data: bytes) -> None:
         """Pass data of the function to the caller."""
-        self.to_caller.chunks.append(data)
-        self.to_caller.size += len(data)
+        self.to_caller.append(data)
         self.caller.more(self.caller_id)
 
     def response_end(self, trailers: list[RawHeader] | None) -> None:

@@ -34,7 +34,7 @@ class H2Caller:
     def __init__(self, wire: Wire, opener: SessionOpener) -> None:
         self._wire = wire
         self._opener = opener
-        self._endpoint = H2Endpoint(wire, self, client=False)
+        self._endpoint = H2Endpoint(wire, self, opener.turns, client=False)
         self._calls: dict[int, H2Call] = {}
         self._sessions: dict[Key, H2Session] = {}
         self._leaving: set[H2Session] = set()
@@ -109,6 +109,7 @@ class H2Caller:
         except HttpProblem as problem:
             call.fail(problem)
             self._maybe_over(call)
+            self._endpoint.charge_refusal()
 
     def _route(self, call: H2Call, headers: list[RawHeader]) -> None:
         text = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
@@ -120,6 +121,7 @@ class H2Caller:
         authority = pseudo.get(":authority") or dict(plain).get("host", "")
         read = read_call(plain, authority)
         admission = self._opener.admit(read)
+        self._endpoint.admit()
         if connects:
             self._check_room()
             socket = H2WebSocket(call, admission, self._opener, self._maybe_over)
@@ -145,7 +147,7 @@ class H2Caller:
             admission = dataclasses.replace(
                 admission, call=dataclasses.replace(admission.call, request_id=broken)
             )
-        session = H2Session(admission, self._maybe_over, self._session_over)
+        session = H2Session(admission, self._maybe_over, self._session_over, self._opener.turns)
         self._sessions[key] = session
         self._spawn(self._open(session, dict(headers)))
         return session

@@ -6,6 +6,7 @@ on. So the slower side sets the pace, and memory stays within the windows.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
@@ -17,6 +18,7 @@ from h2.settings import SettingCodes, Settings
 from hyperframe.frame import GoAwayFrame
 
 from nvcf_broker.wire import Wire
+from nvcf_gateway.sessions.h2_budget import EARNED_BY_DATA, REFUSAL, FrameBudget
 from nvcf_gateway.sessions.h2_protocol import (
     CONNECTION_WINDOW,
     DEFAULT_WINDOW,
@@ -27,16 +29,19 @@ from nvcf_gateway.sessions.h2_protocol import (
     Connection,
     Events,
 )
-from nvcf_gateway.sessions.h2_sender import TURN, Outgoing, Sender
+from nvcf_gateway.sessions.h2_sender import Outgoing, Sender
 from nvcf_gateway.sessions.routing import RawHeader
+from nvcf_gateway.sessions.turns import Turns
 
 _log = logging.getLogger(__name__)
+
+STALL_SECONDS = 60.0
 
 
 class H2Endpoint:
     """A receiver of a wire's bytes. Every call from outside ends with all frames written."""
 
-    def __init__(self, wire: Wire, events: Events, *, client: bool) -> None:
+    def __init__(self, wire: Wire, events: Events, turns: Turns, *, client: bool) -> None:
         self._wire = wire
         self._events = events
         self._client = client
@@ -49,7 +54,16 @@ class H2Endpoint:
                 normalize_outbound_headers=False,
             )
         )
-        self._sender = Sender(self._connection, wire, self._on_sent)
+        self._loop = asyncio.get_running_loop()
+        self._budget = FrameBudget(self._loop.time(), preface=not client)
+        if client:
+            # A worker has shown the token of its tunnel.
+            self._budget.admit()
+        self._turns = turns
+        # What arrived and waits for its turn. Nothing more is read meanwhile.
+        self._backlog = b""
+        self._stalled: asyncio.TimerHandle | None = None
+        self._sender = Sender(self._connection, wire, self._on_sent, self._on_data_sent)
         self._settled = False
         self._highest = 0
 
@@ -80,6 +94,33 @@ class H2Endpoint:
     def received(self, data: bytes) -> None:
         if self._sender.closed:
             return
+        if self._backlog:
+            self._backlog += data
+            return
+        self._backlog = self._process_turn(data)
+        if self._backlog:
+            self._wire.pause()
+            self._turns.add(self._next_turn)
+
+    def _next_turn(self) -> bool:
+        if not self._sender.closed:
+            self._backlog = self._process_turn(self._backlog)
+            if self._backlog:
+                return True
+        self._wire.resume()
+        return False
+
+    def _process_turn(self, data: bytes) -> bytes:
+        """Process one turn of `data`; return the rest, which waits for the next turn."""
+        try:
+            size = self._budget.take(data, self._loop.time())
+        except ProtocolError as error:
+            self._refuse(error)
+            return b""
+        self._process(data if size == len(data) else data[:size])
+        return b"" if self._sender.closed else data[size:]
+
+    def _process(self, data: bytes) -> None:
         try:
             happened = self._connection.receive_data(data)
         except (H2Error, ValueError, IndexError) as error:
@@ -91,9 +132,8 @@ class H2Endpoint:
             if handler is not None:
                 handler(self, event)
         self._sender.pump()
-        if self._connection.buffered > MAX_FRAME + TURN:
-            self._fail(ProtocolError("a frame is larger than announced"))
-        elif self._wire.congested:
+        self._watch_stall()
+        if self._wire.congested:
             self._fail(ProtocolError("the peer sends and does not read"))
 
     def ended(self) -> None:
@@ -106,7 +146,22 @@ class H2Endpoint:
             self._events.on_lost(error)
 
     def writable(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
         self._sender.pump()
+        self._watch_stall()
+
+    def _watch_stall(self) -> None:
+        """Limit how long a peer may read nothing: its streams hold memory, and their workers."""
+        if self._stalled is None and self._wire.writing_paused:
+            self._stalled = self._loop.call_later(STALL_SECONDS, self._on_stall)
+
+    def _on_stall(self) -> None:
+        self._stalled = None
+        if self._wire.writing_paused and not self._sender.closed:
+            self._fail(ProtocolError(f"the peer has read nothing for {STALL_SECONDS:g} s"))
+            self._wire.abort()
 
     # --- events of h2
 
@@ -154,6 +209,9 @@ class H2Endpoint:
 
     def _on_goaway(self, event: ev.ConnectionTerminated) -> None:
         self._events.on_goaway(event.last_stream_id or 0)
+
+    def _on_data_sent(self) -> None:
+        self._budget.earn(EARNED_BY_DATA)
 
     def _on_sent(self, stream_id: int) -> None:
         self._events.on_finished(stream_id)
@@ -216,6 +274,19 @@ class H2Endpoint:
             return
         self._sender.wake()
 
+    # --- what the peer may cost
+
+    def admit(self) -> None:
+        """Trust the peer with more frames: it has made a call with a valid key."""
+        self._budget.admit()
+
+    def charge_refusal(self) -> None:
+        """Count a call that was refused, and close the connection of a peer with too many."""
+        try:
+            self._budget.spend(REFUSAL, self._loop.time())
+        except ProtocolError as error:
+            self._refuse(error)
+
     # --- leaving
 
     def announce_leaving(self) -> None:
@@ -235,6 +306,11 @@ class H2Endpoint:
         self._connection.close_connection(code)
         self._sender.flush()
         self._wire.close()
+
+    def _refuse(self, error: ProtocolError) -> None:
+        if not self._sender.closed:
+            self._connection.close_connection(error.error_code)
+            self._fail(error)
 
     def _fail(self, error: Exception) -> None:
         _log.info("HTTP/2 connection closed: %s", error)

@@ -41,11 +41,6 @@ class Connection(H2Connection):
         event.additional_data = frame.additional_data or None
         return [], [event]
 
-    @property
-    def buffered(self) -> int:
-        """Bytes of an incomplete frame: h2 checks a frame's length only when it has all of it."""
-        return len(self.incoming_buffer._data)
-
 
 class ResetBucket:
     """Token bucket against rapid reset (CVE-2023-44487): streams opened only to be reset.

@@ -14,6 +14,7 @@ from nvcf_gateway.sessions.routing import RawHeader
 
 # How much of one stream is sent before the next stream has its turn.
 TURN = 64 * 1024
+JOINED = 4096
 
 
 class Outgoing:
@@ -25,12 +26,21 @@ class Outgoing:
     __slots__ = ("chunks", "credit", "ended", "finished", "size", "trailers")
 
     def __init__(self, credit: Callable[[int], None]) -> None:
-        self.chunks: deque[bytes | memoryview] = deque()
+        self.chunks: deque[bytes | bytearray | memoryview] = deque()
         self.size = 0
         self.trailers: list[RawHeader] | None = None
         self.ended = False
         self.finished = False
         self.credit = credit
+
+    def append(self, data: bytes) -> None:
+        """Add data. Small pieces are joined: as objects they take many times their size."""
+        self.size += len(data)
+        last = self.chunks[-1] if self.chunks else None
+        if isinstance(last, bytearray) and len(last) < JOINED:
+            last += data
+        else:
+            self.chunks.append(bytearray(data) if len(data) < JOINED else data)
 
     def drop(self) -> None:
         """Drop what waits; its sender gets the credit back."""
@@ -41,12 +51,22 @@ class Outgoing:
 
 
 class Sender:
-    """Sends the streams of one connection in turns. `finished(stream_id)` is called at the end of each."""
+    """Sends the streams of one connection in turns.
 
-    def __init__(self, connection: Connection, wire: Wire, finished: Callable[[int], None]) -> None:
+    `finished(stream_id)` is called at the end of each, `data_sent()` for each frame of data.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        wire: Wire,
+        finished: Callable[[int], None],
+        data_sent: Callable[[], None],
+    ) -> None:
         self._connection = connection
         self._wire = wire
         self._finished = finished
+        self._data_sent = data_sent
         self._outgoing: dict[int, Outgoing] = {}
         # Streams with something to send that are not known to be blocked, in order of their turns.
         self._ready: dict[int, None] = {}
@@ -134,11 +154,13 @@ class Sender:
             final = last and outgoing.ended and outgoing.trailers is None
             if size == len(chunk):
                 outgoing.chunks.popleft()
-                connection.send_data(stream_id, chunk, end_stream=final)
+                # h2 takes any buffer, whatever its annotation says.
+                connection.send_data(stream_id, memoryview(chunk), end_stream=final)
             else:
                 view = memoryview(chunk)
                 outgoing.chunks[0] = view[size:]
                 connection.send_data(stream_id, view[:size])
+            self._data_sent()
             outgoing.size -= size
             left -= size
             outgoing.credit(size)

@@ -12,6 +12,7 @@ from nvcf_gateway.sessions.h2_call import H2Call
 from nvcf_gateway.sessions.h2_endpoint import H2Endpoint
 from nvcf_gateway.sessions.opening import Admission, Opened, worker_left
 from nvcf_gateway.sessions.routing import RawHeader, encode_headers, response_additions
+from nvcf_gateway.sessions.turns import Turns
 
 
 class H2Session:
@@ -26,7 +27,9 @@ class H2Session:
         admission: Admission,
         call_over: Callable[[H2Call], None],
         session_over: Callable[[H2Session], None],
+        turns: Turns,
     ) -> None:
+        self._turns = turns
         self.admission = admission
         self.opened: Opened | None = None
         self.over = False
@@ -56,7 +59,7 @@ class H2Session:
         self.opened = opened
         self._request_additions = encode_headers(opened.additions)
         self._response_additions = encode_headers(response_additions(opened.request_id))
-        self._endpoint = H2Endpoint(opened.wire, self, client=True)
+        self._endpoint = H2Endpoint(opened.wire, self, self._turns, client=True)
         self._endpoint.start()
         self._start_waiting()
 

@@ -21,6 +21,7 @@ from nvcf_gateway.ratelimit.limiter import RateLimiter
 from nvcf_gateway.sessions.routing import Header, SessionCall
 from nvcf_gateway.sessions.session_records import SessionLookup, SessionRecord
 from nvcf_gateway.sessions.tunnels import ExpectedTunnel, TunnelTable
+from nvcf_gateway.sessions.turns import Turns
 from nvcf_gateway.telemetry.sessions import SessionTelemetry
 from nvcf_proto import headers as names
 from nvcf_proto import subjects
@@ -109,6 +110,7 @@ class SessionOpener:
         self._tunnel_url = tunnel_url
         self._limiter = limiter
         self._demand = demand
+        self.turns = Turns()
 
     def admit(self, call: SessionCall) -> Admission:
         """Authenticate and authorize a call. Raises HttpProblem."""

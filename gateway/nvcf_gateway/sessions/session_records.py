@@ -19,6 +19,7 @@ from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.queue.regional_buckets import placement_tag
 from nvcf_proto import streams, subjects
 from nvcf_proto.pb import nvcf_pb2
+from nvcf_proto.stores import SESSIONS
 
 _log = logging.getLogger(__name__)
 
@@ -50,9 +51,10 @@ class SessionLookup:
         config = streams.session_lookup_stream_config(
             region,
             replicas=self._config.replicas,
+            bounds=SESSIONS.bounds(self._config.data_max, parts=len(self._config.regions)),
             placement_tag=placement_tag(self._client, self._config, region),
         )
-        await self._jetstream.create_stream(config)
+        await self._jetstream.ensure_stream(config)
 
     async def find(self, request_id: str) -> SessionRecord | None:
         """Return the record of a session, from this region first. Raises BrokerError."""

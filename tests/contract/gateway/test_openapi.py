@@ -95,6 +95,7 @@ def without(*names: str) -> tuple[str, ...]:
     return tuple(word for name in names for word in ("--exclude-operation-id", name))
 
 
+@pytest.mark.slow
 async def test_generated_requests_meet_no_500_and_nothing_undocumented(described: Platform) -> None:
     # What is generated would find the very key it uses, and revoke it.
     await run(described, *without("revokeKey"))

@@ -258,6 +258,7 @@ async def test_a_partial_result_that_json_cannot_say_is_left_out(
     call = await gateway.invoke()
     await stage.steps.put((5, object()))
     assert _progress(await call.answer()) == (202, "5", b"")
+    await stage.steps.put("done")
 
 
 ERRORS: list[tuple[Any, str, Any]] = [

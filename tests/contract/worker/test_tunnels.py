@@ -98,8 +98,11 @@ async def test_failed_dials_are_tried_again(
     proxy.answers = [status] * 5
     start_worker(never_called, session_port=function.port)
     await proxy.queue()
-    assert await (await proxy.tunnel()).echo(b"x") == b"x"
+    tunnel = await proxy.tunnel()
+    assert await tunnel.echo(b"x") == b"x"
     assert len(proxy.dials) == 6
+    function.close()
+    await tunnel.ended()
 
 
 async def test_dials_are_given_up_after_five_retries(

@@ -18,6 +18,7 @@ from nvcf_broker.configuration import (
 )
 from nvcf_broker.errors import BrokerError, BrokerMissingError
 from nvcf_broker.server import find_binary
+from nvcf_proto.budget import GIB, DiskBudget
 
 
 def test_credentials_are_made_once(tmp_path: Path) -> None:
@@ -42,6 +43,7 @@ def test_values_cannot_break_out_of_their_quotes() -> None:
     text = render_configuration(
         BrokerIdentity('a"\nhttp: 0.0.0.0:80', 4222),
         store=Path('/data/"}'),
+        budget=DiskBudget(GIB),
         password='p"; }',
         callout_public_key="A",
         tags=['x"]'],

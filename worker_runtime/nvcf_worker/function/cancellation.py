@@ -26,7 +26,15 @@ class Cancellation:
         return self._is_set
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Block a handler's thread until the request is cancelled or `timeout` seconds have passed."""
+        """Block a handler's thread until the request is cancelled or `timeout` seconds have passed.
+
+        Raises RuntimeError in a coroutine, whose event loop it would stop: that is cancelled by itself.
+        """
+        if asyncio._get_running_loop() is not None:
+            raise RuntimeError(
+                "request.cancelled.wait() would stop the event loop; an async handler is cancelled by "
+                "CancelledError at its next `await`, or checks `if request.cancelled`"
+            )
         if self._event is None:
             self._event = threading.Event()
         # Checked after the event is visible to `set`, so that a cancellation in between is not missed.

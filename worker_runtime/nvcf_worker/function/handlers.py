@@ -63,9 +63,10 @@ def classify(
     """Check a handler and find out how to run it.
 
     Plain functions and generators run on threads, coroutine functions and async generators on the
-    loop. `functools.partial`, bound methods and instances with `__call__` may be given; of a class one
-    instance is created when the worker starts. `path_names` and `from_query` say where a route's typed
-    parameters come from. Raises HandlerError for anything that cannot be called with one request.
+    loop, and so do wrappers around them. `functools.partial`, bound methods and instances with
+    `__call__` may be given; of a class one instance is created when the worker starts. `path_names`
+    and `from_query` say where a route's typed parameters come from. Raises HandlerError for anything
+    that cannot be called with one request.
     """
     as_handler = getattr(handler, "_as_handler", None)
     if as_handler is not None and not isinstance(handler, type):
@@ -81,8 +82,10 @@ def classify(
         name = getattr(inner, "__qualname__", type(handler).__name__)
     else:
         raise HandlerError(f"a handler must be callable; got {type(handler).__name__}")
-    loops = runs_on_loop(inner)
-    plan = plan_of(inner, _signature(handler, inner), path_names=path_names, from_query=from_query)
+    # Of a class, its instances are called; of anything else all layers count.
+    loops = runs_on_loop(inner if isinstance(handler, type) else handler)
+    signature = _signature(handler, inner)
+    plan = plan_of(_annotated(handler, inner), signature, path_names=path_names, from_query=from_query)
     call: Callable[..., Any] = handler if loading is None else loading
     if plan is not None:
         call = bound(call, plan, loops=loops)
@@ -117,10 +120,32 @@ def is_asgi(candidate: object) -> bool:
 
 
 def runs_on_loop(function: Callable[..., Any]) -> bool:
-    """Return whether a call of the function makes a coroutine or an async generator."""
-    inner = _unwrap(function)
-    marked = bool(getattr(inner, "runs_on_loop", False))
-    return marked or inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)
+    """Return whether a call of the function makes a coroutine or an async generator.
+
+    A wrapper counts as what it wraps: `functools.wraps`, `functools.partial` and decorated `__call__`
+    methods are followed down to a function that is async.
+    """
+    layer: Any = function
+    followed: set[int] = set()
+    while layer is not None and id(layer) not in followed:
+        followed.add(id(layer))
+        if (
+            getattr(layer, "runs_on_loop", None) is True
+            or inspect.iscoroutinefunction(layer)
+            or inspect.isasyncgenfunction(layer)
+        ):
+            return True
+        layer = _next_layer(layer)
+    return False
+
+
+def _next_layer(layer: Any) -> Any:
+    if isinstance(layer, functools.partial):
+        return layer.func
+    wrapped = getattr(layer, "__wrapped__", None)
+    if wrapped is None and not inspect.isroutine(layer):
+        return type(layer).__call__ if callable(layer) else None
+    return wrapped
 
 
 def _unwrap(handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -129,3 +154,12 @@ def _unwrap(handler: Callable[..., Any]) -> Callable[..., Any]:
     if inspect.isfunction(handler) or inspect.ismethod(handler) or inspect.isbuiltin(handler):
         return handler
     return type(handler).__call__
+
+
+def _annotated(handler: Callable[..., Any], inner: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function whose annotations describe the signature that `inspect` finds."""
+    source = inspect.unwrap(
+        handler if hasattr(handler, "__wrapped__") else inner,
+        stop=lambda layer: hasattr(layer, "__signature__"),
+    )
+    return _unwrap(source) if isinstance(source, functools.partial) else source

@@ -88,6 +88,8 @@ class RequestInfo:
     _context: RequestContext | None
     _headers: Headers | None = field(default=None, init=False)
     _deadline: float = field(default=0.0, init=False)
+    # The loop that fetches bodies; set before a handler runs on a thread.
+    _loop: asyncio.AbstractEventLoop = field(init=False)
 
     @property
     def id(self) -> str:
@@ -245,13 +247,11 @@ class Request(RequestInfo):
 class SyncRequest(RequestInfo):
     """The request of a plain function or a generator, which run on a thread: reads block."""
 
-    __slots__ = ("_loop",)
-
-    # The loop that fetches bodies; set before the handler is called.
-    _loop: asyncio.AbstractEventLoop
+    __slots__ = ()
 
     def read(self) -> bytes:
         """The whole body. Raises BodyUnavailable, or RequestCancelled when the caller leaves meanwhile."""
+        self._check_thread("await request.read()")
         whole = self._body.whole
         if whole is not None:
             return whole
@@ -259,18 +259,51 @@ class SyncRequest(RequestInfo):
 
     def json(self) -> Any:
         """The body as JSON. Raises BadInput (a 400 response) when it is no JSON."""
+        self._check_thread("await request.json()")
         return _parse_json(self.read())
 
     def stream(self) -> Iterator[bytes]:
         """The body in chunks as they arrive; can be iterated once."""
+        self._check_thread("async for chunk in request.stream()")
+        return self._chunks()
+
+    def _chunks(self) -> Iterator[bytes]:
         whole = self._body.whole
         if whole is not None:
             if whole:
                 yield whole
             return
         chunks = self._body.stream()
-        while (chunk := asyncio.run_coroutine_threadsafe(_next(chunks), self._loop).result()) is not None:
+        while True:
+            self._check_thread("async for chunk in request.stream()")
+            chunk = asyncio.run_coroutine_threadsafe(_next(chunks), self._loop).result()
+            if chunk is None:
+                return
             yield chunk
+
+    def _check_thread(self, instead: str) -> None:
+        """Raise RuntimeError on the event loop's thread, where a read would wait for itself for ever.
+
+        Bodies that are here already are refused, too: otherwise only large ones would fail.
+        """
+        if asyncio._get_running_loop() is self._loop:
+            raise RuntimeError(
+                "this request's reads block, and a blocking read would stop the event loop; "
+                f"in async code write `{instead}` (`async def` handlers get a request with these methods)"
+            )
+
+
+def for_loop(request: Any) -> None:
+    """Make a request's reads awaitable: the plain function that got it has returned something to await."""
+    if isinstance(request, SyncRequest):
+        request.__class__ = Request  # type: ignore[assignment] # they have the same members
+
+
+def for_thread(request: Any, loop: asyncio.AbstractEventLoop) -> None:
+    """Make a request's reads blocking: the coroutine that got it has returned a plain iterator."""
+    if isinstance(request, Request):
+        request._loop = loop
+        request.__class__ = SyncRequest  # type: ignore[assignment]
 
 
 async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:

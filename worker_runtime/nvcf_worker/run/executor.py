@@ -14,7 +14,7 @@ from nvcf_worker.function.adaptive import Adaptive, AdaptiveLimit
 from nvcf_worker.function.cancellation import CancelScope
 from nvcf_worker.function.handlers import Handler, Kind
 from nvcf_worker.function.limit import Limit
-from nvcf_worker.function.request import Request, SyncRequest
+from nvcf_worker.function.request import Request, SyncRequest, for_loop, for_thread
 from nvcf_worker.function.response import (
     OCTETS,
     HeaderPairs,
@@ -60,23 +60,33 @@ class Executor:
     async def _run(self, request: Request | SyncRequest, scope: CancelScope, handler: Handler) -> Outcome:
         if isinstance(request, SyncRequest):
             request._loop = self._loop
-            return await self._on_thread(lambda: handler.call(request), scope, handler)
-        result = handler.call(request)
-        if inspect.isawaitable(result):
+            result = await self._on_thread(lambda: handler.call(request), scope, handler)
+            if isinstance(result, Reply | StreamReply):
+                return result
+            # A plain function that returned a coroutine or an async iterator, e.g. a lambda around one.
+            for_loop(request)
+        else:
+            result = handler.call(request)
+        while inspect.isawaitable(result):
             result = await result
-        return await self._finish(result, scope, handler)
+        return await self._finish(result, request, scope, handler)
 
-    async def _finish(self, result: Any, scope: CancelScope, handler: Handler) -> Outcome:
+    async def _finish(
+        self, result: Any, request: Request | SyncRequest, scope: CancelScope, handler: Handler
+    ) -> Outcome:
         if isinstance(result, Reply | StreamReply):  # from a server or an ASGI application: sent as it is
             return result
         response, body = _parts(result)
         if isinstance(body, AsyncIterator):
             return await _open_async(body, response, handler.media_type)
         if is_stream(body):
-            return await self._on_thread(lambda: result, scope, handler)
+            for_thread(request, self._loop)
+            outcome: Outcome = await self._on_thread(lambda: result, scope, handler)
+            return outcome
         return reply_of(result, handler.media_type)
 
-    async def _on_thread(self, call: Callable[[], Any], scope: CancelScope, handler: Handler) -> Outcome:
+    async def _on_thread(self, call: Callable[[], Any], scope: CancelScope, handler: Handler) -> Any:
+        """Return the outcome of a call, or the call's result if it can only be finished on the loop."""
         media_type, loop = handler.media_type, self._loop
 
         def job(announce: Announce) -> Any:
@@ -84,10 +94,10 @@ class Executor:
             handler_thread.set(HandlerThread(loop, scope.cancelled))
             result = call()
             response, body = _parts(result)
-            if isinstance(body, Iterator):
-                return _run_iterator(body, response, media_type, loop, announce, scope)
             if inspect.isawaitable(body) or isinstance(body, AsyncIterator):
                 return result
+            if isinstance(body, Iterator):
+                return _run_iterator(body, response, media_type, loop, announce, scope)
             return reply_of(result, media_type)
 
         # A thread cannot be interrupted: a cancelled request keeps its slot until the thread is done.
@@ -100,12 +110,7 @@ class Executor:
             if isinstance(outcome, StreamReply):
                 await outcome.source.aclose()
             raise asyncio.CancelledError
-        if isinstance(outcome, Reply | StreamReply):
-            return outcome
-        # A plain function that returned a coroutine or an async iterator, e.g. a lambda around one.
-        if inspect.isawaitable(outcome):
-            outcome = await outcome
-        return await self._finish(outcome, scope, handler)
+        return outcome
 
 
 class MeasuredExecutor(Executor):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import inspect
+import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 from nvcf_worker.errors import RequestCancelled
 from nvcf_worker.function.handlers import runs_on_loop
+from nvcf_worker.function.request import for_loop
 from nvcf_worker.run.threads import HandlerThread, ThreadPool, handler_thread, wait_uninterrupted
 
 CANCEL_CHECK_SECONDS = 0.2
@@ -32,6 +34,10 @@ class FunctionCaller:
             result = function(*arguments)
         else:
             result = await self._on_thread(lambda: function(*arguments))
+            if inspect.isawaitable(result) or isinstance(result, AsyncIterator):
+                # A plain function around an async one, whose items are requests of coroutines.
+                for item in itertools.chain.from_iterable(one for one in arguments if isinstance(one, list)):
+                    for_loop(item)
         return await result if inspect.isawaitable(result) else result
 
     async def steps(self, steps: Iterator[Any] | AsyncIterator[Any]) -> AsyncGenerator[Any, None]:

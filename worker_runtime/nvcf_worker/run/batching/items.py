@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from nvcf_worker.errors import BatchError
 from nvcf_worker.function.handlers import runs_on_loop
-from nvcf_worker.function.request import Request, SyncRequest
+from nvcf_worker.function.request import Request, SyncRequest, for_loop
 from nvcf_worker.run.batching.telemetry import Member
 from nvcf_worker.run.threads import ThreadPool
 
@@ -42,7 +43,11 @@ class Preparer:
         loop = asyncio.get_running_loop()
         if self._pool is None or self._loop is not loop:
             self._pool, self._loop = ThreadPool(loop), loop
-        return await self._pool.run(lambda: prepare(request))
+        made = await self._pool.run(lambda: prepare(request))
+        if inspect.isawaitable(made):  # a plain function around a coroutine
+            for_loop(request)
+            made = await made
+        return made
 
 
 def as_sync(request: Request) -> SyncRequest:

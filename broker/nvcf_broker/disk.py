@@ -1,0 +1,33 @@
+"""The disk budget of a local broker: chosen at the first start, kept in its folder."""
+
+import json
+import shutil
+from pathlib import Path
+
+from nvcf_broker.errors import BrokerError
+from nvcf_broker.files import write_private
+from nvcf_proto.budget import DiskBudget, TooLittleDisk, choose_budget
+
+
+def disk_budget(file: Path, store: Path, wanted: int | None) -> DiskBudget:
+    """Return the budget of this start, and keep it in `file` for the next one.
+
+    Later starts do not depend on what is free then. Raises `BrokerError` with sizes and the way out.
+    """
+    kept = _kept(file)
+    disk = shutil.disk_usage(store)
+    used = 0 if wanted is None else sum(each.stat().st_size for each in store.rglob("*") if each.is_file())
+    try:
+        budget = choose_budget(wanted, kept, disk_total=disk.total, disk_free=disk.free, used=used)
+    except TooLittleDisk as error:
+        raise BrokerError(str(error)) from error
+    if budget.total != kept:
+        write_private(file, json.dumps({"dataMaxBytes": budget.total}) + "\n")
+    return budget
+
+
+def _kept(file: Path) -> int | None:
+    try:
+        return int(json.loads(file.read_text(encoding="utf-8"))["dataMaxBytes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,110 @@
+"""Every stream, bucket and object store of the platform: who writes it, its bounds, what happens at a bound.
+
+Whoever creates one takes its bounds from here. docs/operate/reliability.md shows this table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from nvcf_proto.budget import DEFAULT_DATA_BUDGET, KIB, MIB
+
+
+@dataclass(frozen=True)
+class Store:
+    """Bounds of one store, or of one kind of store. R is a region, V a version.
+
+    `max_message` is in bytes. `share` is its part of the budget of tenants' data; without one only the limit
+    of its broker account bounds its bytes. `max_age` is said in words.
+    """
+
+    name: str
+    account: Literal["control", "data"]
+    writer: str
+    max_message: int
+    max_age: str
+    at_bound: str
+    share: float = 0.0
+    per_subject: int | None = None
+
+    def bounds(self, budget: int | None = None, *, parts: int = 1) -> dict[str, int]:
+        """Return the JetStream settings that bound it; `parts` such stores share the data budget."""
+        bounds = {"max_msg_size": self.max_message}
+        if self.per_subject is not None:
+            bounds["max_msgs_per_subject"] = self.per_subject
+        if self.share:
+            bounds["max_bytes"] = int((budget or DEFAULT_DATA_BUDGET) * self.share) // parts
+        return bounds
+
+
+_REFUSED = "writes fail; tenants' data cannot cause it"
+_OLDEST_GO = "the oldest go"
+
+RECORDS = Store("KV_nvcf_*", "control", "gateway, autoscaler, agents", MIB, "none", _REFUSED, per_subject=1)
+COMMANDS = Store("nvca_create, nvca_terminate", "control", "autoscaler", MIB, "1 h", _OLDEST_GO)
+EVENTS = Store("nvcf_events", "control", "gateway, autoscaler, agents", 64 * KIB, "7 days", _OLDEST_GO)
+QUEUE = Store(
+    "rq_R_V",
+    "data",
+    "gateway",
+    6 * MIB,
+    "none",
+    "429 to the caller",
+    per_subject=1,
+)
+TRACKING = Store(
+    "requestToFunctionVersion_R",
+    "data",
+    "gateway",
+    64 * KIB,
+    "1 h",
+    "503 to the caller",
+    share=0.03,
+    per_subject=1,
+)
+IDEMPOTENCY = Store(
+    "KV_nvcf_idempotency",
+    "data",
+    "gateway",
+    64 * KIB,
+    "`--results-ttl`",
+    "503 to the caller",
+    share=0.05,
+    per_subject=1,
+)
+SESSIONS = Store(
+    "stateful_session_lookup_R",
+    "data",
+    "workers",
+    4 * KIB,
+    "1 h",
+    _OLDEST_GO,
+    share=0.02,
+    per_subject=1,
+)
+# The metadata message of an object carries the headers of a response: less than 512 KiB.
+RESULTS = Store(
+    "OBJ_nvcf_results_R", "data", "gateway", MIB, "`--results-ttl`", "503 to the worker", share=0.25
+)
+LARGE_RESULTS = Store(
+    "OBJ_nvcf_large_R", "data", "gateway, for workers", MIB, "`--results-ttl`", "507 to the worker", share=0.1
+)
+BODIES = Store("OBJ_nvcf_bodies_R", "data", "gateway", MIB, "`--results-ttl`", "503 to the caller", share=0.1)
+ASSETS = Store(
+    "OBJ_nvcf_assets_R", "data", "gateway, for callers", MIB, "30 days", "507 to the caller", share=0.2
+)
+
+STORES = (
+    RECORDS,
+    COMMANDS,
+    EVENTS,
+    QUEUE,
+    TRACKING,
+    IDEMPOTENCY,
+    SESSIONS,
+    RESULTS,
+    LARGE_RESULTS,
+    BODIES,
+    ASSETS,
+)
