@@ -1,0 +1,114 @@
+"""Limits of accounts, and the decision whether something more fits. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from opentelemetry import metrics
+
+from nvcf_gateway.errors import HttpProblem, SetupError
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+_refused = metrics.get_meter("nvcf_gateway").create_counter(
+    "nvcf.gateway.quota.refused", unit="{request}", description="Requests refused at a quota of their account"
+)
+
+
+class Quota(StrEnum):
+    """What an account may have a limited amount of. Sizes are in bytes."""
+
+    FUNCTIONS = "functions"
+    VERSIONS = "versions"
+    KEYS = "keys"
+    QUEUED_REQUESTS = "queued-requests"
+    QUEUED_BYTES = "queued-bytes"
+    KEPT_ANSWERS = "kept-answers"
+    KEPT_BYTES = "kept-bytes"
+    ASSETS = "assets"
+    ASSET_BYTES = "asset-bytes"
+
+    @property
+    def is_bytes(self) -> bool:
+        """Return whether it counts bytes."""
+        return self.value.endswith("-bytes")
+
+    @property
+    def passes(self) -> bool:
+        """Return whether use goes down by itself; else somebody has to delete something."""
+        return self in (Quota.QUEUED_REQUESTS, Quota.QUEUED_BYTES)
+
+
+COUNTS = {
+    Quota.FUNCTIONS: 1_000,
+    Quota.VERSIONS: 2_000,
+    Quota.KEYS: 1_000,
+    Quota.QUEUED_REQUESTS: 100_000,
+    Quota.KEPT_ANSWERS: 50_000,
+    Quota.ASSETS: 10_000,
+}
+"""Default numbers of things."""
+SHARES = {Quota.QUEUED_BYTES: 0.1, Quota.KEPT_BYTES: 0.1, Quota.ASSET_BYTES: 0.1}
+"""Default sizes, as parts of the data budget."""
+
+
+class QuotaExceeded(HttpProblem):
+    """429 for what passes by itself, 507 for what the account has to delete. Names quota, limit and use."""
+
+    reason = "quota"
+
+    def __init__(self, quota: Quota, limit: int, used: int) -> None:
+        unit = " bytes" if quota.is_bytes else ""
+        way_out = "try again later" if quota.passes else "delete what is not needed"
+        super().__init__(
+            429 if quota.passes else 507,
+            f"quota {quota}: the account has {used} of {limit}{unit}: {way_out}, or ask for more",
+            headers={"Retry-After": "5"} if quota.passes else None,
+            quota=quota.value,
+            limit=limit,
+            used=used,
+        )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of all accounts: `default` for each, `accounts` for some. A quota without a limit is absent."""
+
+    default: Mapping[Quota, int]
+    accounts: Mapping[tuple[str, Quota], int] = field(default_factory=dict)
+
+    def of(self, account: str, quota: Quota) -> int | None:
+        """Return the limit of an account, None without one."""
+        return self.accounts.get((account, quota), self.default.get(quota))
+
+    def require(self, account: str, quota: Quota, used: int, adding: int = 1) -> None:
+        """Raise QuotaExceeded unless `adding` more fits beside `used`."""
+        limit = self.of(account, quota)
+        if limit is not None and used + adding > limit:
+            _refused.add(1, {"quota": quota.value})
+            raise QuotaExceeded(quota, limit, used)
+
+
+def parse_limits(texts: Iterable[str], data_budget: int) -> Limits:
+    """Read settings `QUOTA=N` and `ACCOUNT:QUOTA=N` over the defaults. Raises SetupError."""
+    default = {**COUNTS, **{quota: int(share * data_budget) for quota, share in SHARES.items()}}
+    accounts: dict[tuple[str, Quota], int] = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        account, _, word = name.rpartition(":")
+        try:
+            quota, limit = Quota(word), int(number)
+        except ValueError:
+            known = ", ".join(Quota)
+            raise SetupError(f"--quota {text}: [ACCOUNT:]QUOTA=N expected, QUOTA one of {known}") from None
+        if limit < 0:
+            raise SetupError(f"--quota {text}: N must not be negative")
+        if account:
+            accounts[account, quota] = limit
+        else:
+            default[quota] = limit
+    return Limits(default, accounts)
