@@ -12,7 +12,8 @@ from nvcf_proto.budget import DiskBudget, TooLittleDisk, choose_budget
 def disk_budget(file: Path, store: Path, wanted: int | None) -> DiskBudget:
     """Return the budget of this start, `wanted` or a part of the disk, and keep it in `file`.
 
-    Later starts take the kept one and do not depend on what is free then. Raises `BrokerError` with sizes and the way out.
+    Later starts take the kept one and do not depend on what is free then. Raises `BrokerError` with the way
+    out.
     """
     kept = _kept(file)
     disk = shutil.disk_usage(store)
