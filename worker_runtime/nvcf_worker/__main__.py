@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib.util
 import sys
 import types
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from nvcf_worker.errors import ConfigurationError, HandlerError
-from nvcf_worker.serving import has_served, serve
+from nvcf_worker.process.imported import for_definitions
+from nvcf_worker.serving import capture, has_served, serve
 
 DEFAULT_NAME = "handler"
 EXIT_USAGE = 2
@@ -47,17 +49,56 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"there is no file {file}")
     # As `python FILE` does, so that the file finds its neighbours.
     sys.path.insert(0, str(path.parent))
-    module = load(path, "__main__" if name is None else path.stem)
-    if name is None and has_served():
-        return
-    handler = getattr(module, name or DEFAULT_NAME, None)
-    if handler is None:
-        wanted = f"no attribute {name!r}" if name else f"neither a call of serve() nor a {DEFAULT_NAME!r}"
-        _fail(f"{file} has {wanted}")
     try:
-        serve(handler)
-    except HandlerError as error:
-        _fail(f"{file}: {error}")
+        if name is None:
+            module = load(path, "__main__")
+            if not has_served():
+                serve(find_handler(module, file, DEFAULT_NAME))
+            return
+        handler, options = load_named(path, file, name)
+        serve(handler, **options)
+    except (ConfigurationError, HandlerError) as error:
+        _fail(str(error) if isinstance(error, ConfigurationError) else f"{file}: {error}")
+
+
+def load_named(path: Path, file: str, name: str) -> tuple[Any, dict[str, Any]]:
+    """Run a file for one of its handlers; return that and the arguments with which the file serves it, if so.
+
+    Raises ConfigurationError when there is no such handler.
+    """
+    calls: list[tuple[Any, dict[str, Any]]] = []
+    capture(lambda handler, options: calls.append((handler, options)))
+    try:
+        with for_definitions():
+            module = load(path, path.stem)
+    finally:
+        capture(None)
+    found = find_handler(module, file, name)
+    return next((call for call in calls if found is call[0] or found is call[1]["asgi"]), (found, {}))
+
+
+def find_handler(module: types.ModuleType, file: str, name: str) -> Any:
+    """Return an attribute of a file. Raises ConfigurationError with the names that there are."""
+    found = getattr(module, name, None)
+    if found is not None:
+        return found
+    known = sorted(each for each, value in vars(module).items() if _may_serve(each, value, module.__name__))
+    near = difflib.get_close_matches(name, known, 1)
+    reason = (
+        f"no attribute {name!r}"
+        if has_served() or name != DEFAULT_NAME
+        else f"neither a call of serve() nor a {name!r}"
+    )
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ConfigurationError(f"{file} has {reason}{hint}; it has " + (", ".join(known[:20]) or "no handler"))
+
+
+def _may_serve(name: str, value: Any, module: str) -> bool:
+    if name.startswith("_") or isinstance(value, types.ModuleType):
+        return False
+    if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType):
+        return value.__module__ == module
+    return callable(value) or hasattr(value, "_as_handler")
 
 
 def split_target(target: str) -> tuple[str, str | None]:
@@ -69,11 +110,14 @@ def split_target(target: str) -> tuple[str, str | None]:
 
 
 def load(path: Path, name: str) -> types.ModuleType:
-    """Run a file as the module `name` and return it."""
+    """Run a file as the module `name` and return it. As `__main__` it is what `python FILE` makes of it."""
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         _fail(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
+    if name == "__main__":
+        # By a spec, multiprocessing would look for the module under that name and not find it.
+        module.__spec__ = None
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module

@@ -19,6 +19,7 @@ from nvcf_worker.function.handlers import Handler, classify, is_asgi
 from nvcf_worker.process import companions as lifecycle
 from nvcf_worker.process import exit_reason as exits
 from nvcf_worker.process import logs
+from nvcf_worker.process.imported import in_multiprocessing
 from nvcf_worker.process.loops import loop_factory
 from nvcf_worker.run.processes.channel import is_child
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nvcf_worker")
 
-Take = Callable[[Any, Callable[..., Any] | None, str | None], None]
+Take = Callable[[Any, dict[str, Any]], None]
+"""Takes the handler and the other arguments of a call of `serve`."""
 
 DEFAULT_GRACE_SECONDS = 25.0
 LOG_LEVEL = "NVCF_LOG_LEVEL"
@@ -48,8 +50,8 @@ def mark_served() -> None:
     _served.set()
 
 
-def capture(take: Take) -> None:
-    """Let `serve` only call `take(handler, asgi, media_type)` from now on; it runs the function elsewhere."""
+def capture(take: Take | None) -> None:
+    """Let `serve` only call `take` from now on, which has the function run elsewhere; None: serve again."""
     global _capture_by  # there is one `serve` a process
     _capture_by = take
 
@@ -92,13 +94,18 @@ def serve(
     metrics: HOST:PORT where Prometheus finds `/metrics`, or "health" for the health port; default
         NVCF_METRICS_ADDRESS, else nowhere.
 
+    Does nothing while a process of multiprocessing imports the file for its functions.
+
     The settings come from the environment (protocol.md, section 5.1). Raises HandlerError for an unusable
     handler; exits with code 2 for an unusable environment and 1 when the platform or the broker does
     not take the worker, with the reason in the log.
     """
+    arguments = locals()
+    if in_multiprocessing():
+        return
     _served.set()
     if _capture_by is not None:
-        _capture_by(handler, asgi, media_type)
+        _capture_by(arguments.pop("handler"), arguments)
         return
     companion: lifecycle.Companion | None = None
     if asgi is not None or is_asgi(handler):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from nvcf_worker.errors import ConfigurationError
 from nvcf_worker.function.handlers import Handler, Kind
+from nvcf_worker.process.imported import for_definitions_only
 from nvcf_worker.run.sidecar.settings import DEFAULT_HEALTH_INTERVAL, DEFAULT_HOST, read_settings
 from nvcf_worker.serving import DEFAULT_GRACE_SECONDS, run_worker
 
@@ -49,6 +50,8 @@ def sidecar(
     Defaults come from INFERENCE_PORT, INFERENCE_HEALTH_* and INFERENCE_READY_TIMEOUT (protocol.md, section
     5.1). Raises ConfigurationError for invalid arguments.
     """
+    if for_definitions_only():
+        return
     settings = read_settings(
         os.environ,
         port=port,

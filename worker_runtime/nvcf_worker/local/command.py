@@ -79,25 +79,24 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def serve_file(target: str, listener: socket.socket) -> None:
     """Load a file as a worker does, and serve its function by HTTP. Raises ConfigurationError."""
-    from nvcf_worker.__main__ import DEFAULT_NAME, load, split_target
+    from nvcf_worker.__main__ import DEFAULT_NAME, find_handler, load, load_named, split_target
 
     file, name = split_target(target)
     path = Path(file).resolve()
     if not path.is_file():
         raise ConfigurationError(f"there is no file {file}")
     sys.path.insert(0, str(path.parent))
-    taken: list[tuple[Any, Any, str | None]] = []
-    capture(lambda handler, asgi, media_type: taken.append((handler, asgi, media_type)))
-    module = load(path, "__main__" if name is None else path.stem)
-    if name is None and taken:
-        handler, asgi, media_type = taken[0]
-    elif name is None and has_served():
-        return  # it was a task, and has run
+    handler: Any
+    if name is None:
+        taken: list[tuple[Any, dict[str, Any]]] = []
+        capture(lambda handler, options: taken.append((handler, options)))
+        module = load(path, "__main__")
+        if not taken and has_served():
+            return  # it was a task, and has run
+        handler, options = taken[0] if taken else (find_handler(module, file, DEFAULT_NAME), {})
     else:
-        handler, asgi, media_type = getattr(module, name or DEFAULT_NAME, None), None, None
-    if handler is None and asgi is None:
-        wanted = f"no attribute {name!r}" if name else f"neither a call of serve() nor a {DEFAULT_NAME!r}"
-        raise ConfigurationError(f"{file} has {wanted}")
+        handler, options = load_named(path, file, name)
+    asgi, media_type = options.get("asgi"), options.get("media_type")
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(_serve(handler, asgi, media_type, listener))

@@ -18,6 +18,7 @@ from nvcf_worker.errors import ConfigurationError, HandlerError, WorkerError
 from nvcf_worker.process import exit_reason as exits
 from nvcf_worker.process.companions import TERMINATION_NOTICE_FILE
 from nvcf_worker.process.exit_reason import ExitReason
+from nvcf_worker.process.imported import for_definitions_only
 from nvcf_worker.serving import mark_served, set_up_logging
 from nvcf_worker.tasks.context import ProgressFile, Task
 from nvcf_worker.tasks.lifetime import COMPLETED, outcome
@@ -53,6 +54,8 @@ def task(
     called with one argument.
     """
     _check(main)
+    if for_definitions_only():
+        return
     mark_served()
     set_up_logging(log_level)
     try:
