@@ -19,7 +19,7 @@ from nats.aio.msg import Msg
 
 from nvcf_autoscaler.controller.actuation import Actuator
 from nvcf_autoscaler.controller.cache import Cache
-from nvcf_autoscaler.controller.lease import LEASES_BUCKET, Lease, LeaseRecord
+from nvcf_autoscaler.controller.lease import Lease, LeaseRecord
 from nvcf_autoscaler.controller.loop import ControlLoop
 from nvcf_autoscaler.controller.reconcile import LOST_AFTER, Reconciler
 from nvcf_autoscaler.controller.recorder import Recorder
@@ -38,7 +38,7 @@ from nvcf_otel.service import metrics_host, observed, service_telemetry
 from nvcf_otel.setup import Telemetry
 from nvcf_otel.spans import parse
 from nvcf_proto import compute
-from nvcf_proto.compute import DemandReport
+from nvcf_proto.compute import AUTOSCALER_LEASE, LEASES_BUCKET, DemandReport
 from nvcf_proto.errors import ContractError
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import API_KEYS_BUCKET, ApiKey
@@ -99,7 +99,7 @@ async def serve(options: argparse.Namespace, telemetry: Telemetry) -> None:
         )
         await stack.enter_async_context(leases)
         await leases.ready()
-        lease = Lease(leases, "autoscaler", options.replica_id, time.monotonic)
+        lease = Lease(leases, AUTOSCALER_LEASE, options.replica_id, time.monotonic)
         snapshots = Snapshots(lambda: lease.held)
         snapshots.register()
         recorder = Recorder(snapshots)

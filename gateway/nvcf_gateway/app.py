@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from aiohttp import web
 
@@ -32,6 +34,7 @@ from nvcf_gateway.http.routing import Route
 from nvcf_gateway.http.tls import server_context
 from nvcf_gateway.invocation.idempotent import IdempotentCalls
 from nvcf_gateway.invocation.invoke import Invoker
+from nvcf_gateway.invocation.leaving import end_waits
 from nvcf_gateway.invocation.waiting import CallRunner
 from nvcf_gateway.management.deployments import Deployments
 from nvcf_gateway.management.events import EventLog
@@ -45,6 +48,7 @@ from nvcf_gateway.queue.regional_buckets import RegionalBuckets
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.ratelimit.limiter import RateLimiter
 from nvcf_gateway.ratelimit.shared import SharedCounters
+from nvcf_gateway.readiness import Probe, Readiness
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.results.dead_letters import MAX_DELIVERIES_SUBJECT, DeadLetters
 from nvcf_gateway.results.dead_letters import QUEUE_GROUP as DEAD_LETTER_GROUP
@@ -77,6 +81,8 @@ from nvcf_proto.subjects import AUTH_CALLOUT_SUBJECT, fallback_subject, inline_r
 _log = logging.getLogger(__name__)
 
 SHUTDOWN_GRACE = 10.0
+CALLERS_GRACE = 8.0
+"""How long callers may wait of it, seconds; the rest is for their answers."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,9 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         return config.attach_url or f"{scheme}://{http_address[0]}"
 
     # What is kept in the broker.
-    queue = RequestQueue(client, requests, config, registry.queue_depth)
+    readiness = Readiness()
+    probe = Probe(readiness, client, requests, config)
+    queue = RequestQueue(client, requests, config, registry.queue_depth, readiness.refusal)
     tracking = Tracking(client, requests, config)
     idempotency_keys = IdempotencyKeys(requests, config)
     ttl, max_bytes = config.results_ttl, config.results_max_bytes
@@ -191,9 +199,12 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         StatsRoute(authenticator, registry, collector, Queues(requests, config.regions)),
         dashboard_routes(authenticator, dashboard_tokens) if config.dashboard else [],
     )
-    http = HttpServer(invoker, poller, Attach(pending), lambda: client.is_connected, http_telemetry, routes)
+    http = HttpServer(
+        invoker, poller, Attach(pending), lambda: client.is_connected, http_telemetry, routes, readiness
+    )
 
     # Subjects and listeners.
+    stack.push_async_callback(_end, asyncio.create_task(probe.run(), name="readiness probe"))
     stack.push_async_callback(_end, asyncio.create_task(demand.report(), name="demand reports"))
     dead_letters = DeadLetters(requests, queue, background, config.regions, registry.versions.keys)
     await client.subscribe(MAX_DELIVERIES_SUBJECT, queue=DEAD_LETTER_GROUP, cb=dead_letters.on_advisory)
@@ -210,7 +221,8 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     nvcf_pb2_grpc.add_WorkerServicer_to_server(worker_service, grpc_server)
     AuthorizationService(authenticator, authorizer, registry, limiter).add_to(grpc_server)
     grpc_address = await serve(stack, config, grpc_server)
-    http_address.append(await _serve_http(stack, config, http))
+    ends = partial(end_waits, pending, registry.index.is_running, CALLERS_GRACE)
+    http_address.append(await _serve_http(stack, config, http, ends))
     sessions = None
     if config.sessions is not None or config.session_proxy is not None:
         sessions = Sessions(
@@ -251,7 +263,13 @@ async def _data_budget(client: BrokerClient, wanted: int | None) -> int:
     return limit if wanted is None else min(wanted, limit)
 
 
-async def _serve_http(stack: AsyncExitStack, config: GatewayConfig, server: HttpServer) -> str:
+async def _serve_http(
+    stack: AsyncExitStack,
+    config: GatewayConfig,
+    server: HttpServer,
+    ends: Callable[[], Coroutine[Any, Any, None]],
+) -> str:
+    """Listen for HTTP. `ends` runs while the listener is being closed."""
     web_server = web.Server(
         server.handle,
         handler_cancellation=True,
@@ -266,7 +284,13 @@ async def _serve_http(stack: AsyncExitStack, config: GatewayConfig, server: Http
     )
     runner = web.ServerRunner(web_server)
     await runner.setup()
-    stack.push_async_callback(runner.cleanup)
+
+    async def close() -> None:
+        ending = asyncio.create_task(ends(), name="ends of waits")
+        await runner.cleanup()
+        await _end(ending)
+
+    stack.push_async_callback(close)
     host, port = config.http
     site = web.TCPSite(
         runner, host, port, backlog=1024, shutdown_timeout=SHUTDOWN_GRACE, ssl_context=server_context(config)

@@ -57,8 +57,17 @@ class NoRoom(HttpProblem):
         super().__init__(429, detail, headers={"Retry-After": "1"})
 
 
-class NotEnqueued(HttpProblem):
-    """500: the request could not be put into the queue, and is certainly not in it."""
+class StoreUnavailable(HttpProblem):
+    """503: the broker cannot store what the call needs; the text says why."""
+
+    reason = "store-unavailable"
+
+    def __init__(self, detail: str, retry_after: int = 1) -> None:
+        super().__init__(503, detail, headers={"Retry-After": str(retry_after)})
+
+
+class NotEnqueued(StoreUnavailable):
+    """503: the request could not be put into the queue, and is certainly not in it."""
 
 
 @contextlib.contextmanager
@@ -69,7 +78,7 @@ def broker_errors() -> Iterator[None]:
     except BucketFullError as error:
         raise HttpProblem(507, str(error)) from None
     except BrokerError as error:
-        raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
+        raise StoreUnavailable(str(error)) from None
 
 
 def invalid_field(error: InvalidRecord) -> HttpProblem:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.errors import HttpProblem, StoreUnavailable
 from nvcf_gateway.exchange.attach import Attach
 from nvcf_gateway.http.connections import abort_on_disconnect
 from nvcf_gateway.http.responses import (
@@ -21,6 +21,7 @@ from nvcf_gateway.http.responses import (
 )
 from nvcf_gateway.http.routing import Handler, PathTable, Route, Target, pass_through_target, path_id
 from nvcf_gateway.invocation.invoke import Invoker
+from nvcf_gateway.readiness import Readiness
 from nvcf_gateway.results.status import Poller
 from nvcf_gateway.sessions.service import Sessions
 from nvcf_gateway.telemetry.http_span import HttpTelemetry, RequestTelemetry
@@ -28,6 +29,9 @@ from nvcf_otel import names
 from nvcf_proto.settings import ATTACH_PATH
 
 _log = logging.getLogger(__name__)
+
+RETRY_AFTER_SECONDS = 5
+_READS = ("GET", "HEAD", "OPTIONS")
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,9 @@ class HttpServer:
         is_healthy: Callable[[], bool],
         telemetry: HttpTelemetry,
         routes: Iterable[Route],
+        readiness: Readiness,
     ) -> None:
+        self._readiness = readiness
         self.sessions: Sessions | None = None
         self._telemetry = telemetry
         self._invoker = invoker
@@ -83,6 +89,7 @@ class HttpServer:
         add("GET", ATTACH_PATH, lambda request, _: attach.get(request), own=False)
         add("POST", ATTACH_PATH, lambda request, _: attach.post(request), own=False)
         add("GET", "/health", self._health, own=False)
+        add("GET", "/health/ready", self._ready, own=False)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one request."""
@@ -111,6 +118,7 @@ class HttpServer:
             target = pass_through_target(request.headers, request.headers.get("Host", ""))
             if target is not None:
                 telemetry.set_route("", names.PASS_THROUGH, path=request.raw_path.partition("?")[0])
+                self._check_store()
                 return await self._invoker.pass_through(request, target)
             path_route = True
             return await self._by_path(request, telemetry)
@@ -137,6 +145,8 @@ class HttpServer:
             allowed = ", ".join(sorted(served))
             raise HttpProblem(405, f"{request.method} is not served here", headers={"Allow": allowed})
         telemetry.set_route(route.pattern, route.kind, path=path, may_start_trace=route.own)
+        if request.method not in _READS and route.pattern != ATTACH_PATH:
+            self._check_store()
         response = await route.handler(request, values)
         if not response.prepared:
             response.headers.update(cors_headers(request.headers))
@@ -146,6 +156,15 @@ class HttpServer:
         if self._is_healthy():
             return json_response(200, {"status": "ok"})
         raise HttpProblem(503, "the broker is not reachable", headers={"Retry-After": "1"})
+
+    async def _ready(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        return json_response(200 if self._readiness.ready else 503, self._readiness.document())
+
+    def _check_store(self) -> None:
+        """Refuse at once what would only wait for the store. Raises StoreUnavailable."""
+        reason = self._readiness.refusal()
+        if reason is not None:
+            raise StoreUnavailable(reason, RETRY_AFTER_SECONDS)
 
 
 def _invoking(call: Callable[[web.BaseRequest, Target], Awaitable[web.StreamResponse]]) -> Handler:

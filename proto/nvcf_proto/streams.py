@@ -23,6 +23,9 @@ DEFAULT_ACK_WAIT_SECONDS = 30.0
 DEFAULT_MAX_DELIVER = 5
 DEFAULT_PLACEMENT_TAG_KEY = "aws-region"
 
+PROBE_STREAM = "nvcf_probe"
+PROBE_SUBJECT = "nvcf.probe"
+
 _NANOSECONDS = 1_000_000_000
 
 
@@ -93,6 +96,18 @@ def session_lookup_stream_config(
         **_common(storage, replicas, placement_tag),
         **bounds,
         "discard": "old",
+    }
+
+
+def probe_stream_config(*, replicas: int = 1) -> dict[str, Any]:
+    """Return the settings of the stream to which gateways write to find out whether the store works [ext]."""
+    return {
+        "name": PROBE_STREAM,
+        "subjects": [PROBE_SUBJECT],
+        "storage": "file",
+        "num_replicas": replicas,
+        "discard": "old",
+        "max_msgs": 1,
     }
 
 

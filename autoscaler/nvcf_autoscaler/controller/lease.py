@@ -21,7 +21,6 @@ from nvcf_proto.models.record import Record, Text
 
 _log = logging.getLogger(__name__)
 
-LEASES_BUCKET = "nvcf_leases"
 TTL = 2.5
 RENEW_EVERY = 0.5
 SAFE_SHARE = 0.7

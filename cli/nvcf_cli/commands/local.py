@@ -23,6 +23,7 @@ from nvcf_cli.local.platform import UpOptions, run_platform
 from nvcf_cli.local.processes import SIMULATED_GPU, ClusterPlan
 from nvcf_cli.local.scrape import configuration, instance_targets
 from nvcf_cli.local.state import Installation, PlatformState, only_platform, read_state, running_pid
+from nvcf_cli.local.troubles import troubles_of
 from nvcf_cli.screen import age, console, print_json, print_table
 
 _START_SECONDS = 100.0
@@ -251,7 +252,7 @@ def _wait_gone(pid: int) -> None:
 
 
 def status(data: DataOption = None, as_json: JsonOption = False) -> None:
-    """Show the platform on this machine.
+    """Show the platform on this machine, and what does not work there.
 
     Exit code 1 if there is none.
 
@@ -262,14 +263,19 @@ def status(data: DataOption = None, as_json: JsonOption = False) -> None:
     """
     installation = Access(data=data).installation
     state = read_state(installation)
+    troubles = troubles_of(state) if state is not None else []
     if as_json:
-        print_json({"running": state is not None, **(state.to_dict() if state else {})})
+        members = {**state.to_dict(), "troubles": troubles} if state is not None else {}
+        print_json({"running": state is not None, **members})
     elif state is None:
         pid = running_pid(installation)
         text = f"starting or stopping (process {pid})" if pid else "not running: nvcf up starts it"
         console().print(Text(text))
     else:
         _show(state)
+        for each in troubles:
+            since = f" (since {each['since']})" if each["since"] else ""
+            console().print(Text(f"\n{each['part']}: {each['detail']}{since}"))
     if state is None:
         raise typer.Exit(1)
 

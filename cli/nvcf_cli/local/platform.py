@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,14 @@ from nvcf_cli.local.processes import (
 )
 from nvcf_cli.local.scrape import write_scrape_files
 from nvcf_cli.local.state import Installation, PlatformState, write_state
+from nvcf_cli.local.store_watch import StoreWatch
 from nvcf_cli.local.supervisor import Change, Child, ChildSpec, Tree
 from nvcf_proto.budget import size_text
 from nvcf_proto.errors import ContractError
 from nvcf_proto.models import ApiKey, Scope
 from nvcf_proto.models.keys import api_key_id, hash_api_key, new_api_key
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_HTTP_PORT = 8080
 LOCAL_ACCOUNT = "local"
@@ -124,6 +128,7 @@ class Platform:
     state: PlatformState | None = None
     _tree: Tree = field(default_factory=Tree)
     _children: dict[str, Any] = field(default_factory=dict)
+    _watching: "asyncio.Task[None] | None" = None
 
     def __post_init__(self) -> None:
         self.installation = Installation(self.options.data)
@@ -133,11 +138,11 @@ class Platform:
         try:
             addresses = await self._start_broker()
             await self._start_rest(addresses)
-        except BrokerError as error:
-            await self._tree.stop()
+        except (BrokerError, OSError) as error:
+            await self.stop()
             raise CliError(str(error)) from error
         except BaseException:
-            await self._tree.stop()
+            await self.stop()
             raise
         self.state = PlatformState(
             pid=os.getpid(),
@@ -168,7 +173,9 @@ class Platform:
         broker = LocalBroker(self.installation.broker, data_max=options.data_max)
         await asyncio.to_thread(broker.prepare)
         self._say_budget(broker)
-        await self._add(broker_spec(broker))
+        watch = StoreWatch(broker.files.directory, self._restart_broker, self.say)
+        await self._add(replace(broker_spec(broker), on_errors=watch.feed))
+        self._watching = asyncio.create_task(watch.run(), name="store watch")
         credentials, seed = broker.credentials_file, broker.callout_seed_file
         return Addresses(http, grpc, broker.url, credentials, seed, metrics, sessions)
 
@@ -206,10 +213,19 @@ class Platform:
             self.say(f"the {change.name} is back")
         if self.state is not None:
             self.state = msgspec.structs.replace(self.state, children=dict(self._children))
-            write_state(self.installation, self.state)
+            try:
+                write_state(self.installation, self.state)
+            except OSError as error:
+                # The disk may be full: the platform goes on, and the next change writes all of it.
+                _log.warning("cannot write %s: %s", self.installation.state, error)
+
+    async def _restart_broker(self) -> None:
+        await self._tree.groups[0][0].restart()
 
     async def stop(self) -> None:
         """End autoscaler, agents (and their workers), gateway and broker in this order."""
+        if self._watching is not None:
+            self._watching.cancel()
         await self._tree.stop()
 
     def kill(self) -> None:

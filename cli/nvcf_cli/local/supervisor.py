@@ -28,6 +28,10 @@ _DRAIN_SECONDS = 1.0
 Ready = Callable[[dict[str, Any]], Awaitable[None]]
 
 
+def _ignore(_output: bytes) -> None:
+    """Take output that nobody reads."""
+
+
 async def always_ready(_line: dict[str, Any]) -> None:
     """Return at once: for children whose ready line on standard output is enough."""
 
@@ -39,7 +43,7 @@ class ChildSpec:
     `ready_line`: it prints a JSON object with `"event": "ready"` on standard output once it is ready;
     `wait_ready` is awaited after that (with the object), or at once if there is no such line; it may raise
     `BrokerError`, which ends the child. Output goes to `log`.
-    `grace` is the time in seconds between SIGTERM and SIGKILL.
+    `grace` is the time in seconds between SIGTERM and SIGKILL. `on_errors` gets its standard error.
     """
 
     name: str
@@ -49,6 +53,7 @@ class ChildSpec:
     wait_ready: Ready = always_ready
     grace: float = 10.0
     death_signal: int = signal.SIGKILL
+    on_errors: Callable[[bytes], None] = _ignore
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ class Child:
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _state: ChildState = field(default_factory=ChildState)
     _was_ready: asyncio.Event = field(default_factory=asyncio.Event)
+    _runs: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self) -> None:
         """Return when it is ready for the first time. Raises `CliError` if it ends before, or is too slow."""
@@ -100,6 +106,13 @@ class Child:
             with contextlib.suppress(CliError):
                 await self._task
 
+    async def restart(self) -> None:
+        """End the process in order, and return when another one runs."""
+        self._runs.clear()
+        if self._process is not None:
+            await stop_process(self._process, self.spec.grace)
+        await self._runs.wait()
+
     def kill(self) -> None:
         """Kill the child and its process group at once."""
         self._stopping.set()
@@ -114,7 +127,7 @@ class Child:
         self.on_change(Change(self.spec.name, self._state, text))
 
     async def _keep_running(self) -> None:
-        failures, tail = 0, Tail(lines=5)
+        failures, tail = 0, _Output(self.spec.on_errors)
         while not self._stopping.is_set():
             began = self.monotonic()
             try:
@@ -183,8 +196,22 @@ class Child:
             return
         if process.returncode is None:
             self._was_ready.set()
+            self._runs.set()
             self._set_state(state="running")
         await _pump(process.stdout, log, None)
+
+
+class _Output(Tail):
+    """The last lines of a child's standard error; all of it goes to `listener` as well."""
+
+    def __init__(self, listener: Callable[[bytes], None]) -> None:
+        super().__init__(lines=5)
+        self._listener = listener
+
+    def feed(self, data: bytes) -> None:
+        """Add bytes."""
+        super().feed(data)
+        self._listener(data)
 
 
 async def _pump(stream: asyncio.StreamReader | None, log: RotatingLog, tail: Tail | None) -> None:

@@ -234,6 +234,10 @@ class PendingRequests:
     def __len__(self) -> int:
         return len(self._by_response)
 
+    def all(self) -> list[Pending]:
+        """Return all requests."""
+        return list(self._by_response.values())
+
     def add(self, pending: Pending) -> None:
         """Let workers reach the request."""
         self._by_response[pending.response_token] = pending

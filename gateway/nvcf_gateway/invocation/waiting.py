@@ -12,7 +12,15 @@ from enum import Enum, auto
 from nvcf_broker.errors import BrokerError
 from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.config import GatewayConfig
-from nvcf_gateway.errors import CallerGone, HttpProblem, NoRoom, NotEnqueued, NotStored, QueueFull
+from nvcf_gateway.errors import (
+    CallerGone,
+    HttpProblem,
+    NoRoom,
+    NotEnqueued,
+    NotStored,
+    QueueFull,
+    StoreUnavailable,
+)
 from nvcf_gateway.exchange.call import Call
 from nvcf_gateway.exchange.pending import Outcome, Pending, PendingRequests
 from nvcf_gateway.exchange.sinks import Sink
@@ -82,7 +90,7 @@ class CallRunner:
         """Enqueue the call and wait for its response in `sink`.
 
         `trace` holds the caller's trace headers. `withdrawn` is called if the caller leaves and the call
-        cannot go on without it. Raises HttpProblem 413, 429, 500 and 504.
+        cannot go on without it. Raises HttpProblem 413, 429, 503 and 504.
         """
         with self.demand.counted(call.version.id) as tally:
             return await self._run(call, sink, trace, tally, withdrawn)
@@ -220,8 +228,8 @@ class CallRunner:
             raise NoRoom(str(error)) from None
         except BrokerError as error:
             _log.error("%s", error, extra={"request_id": call.request_id})
-            kind = NotEnqueued if isinstance(error, NotStored) else HttpProblem
-            raise kind(500, str(error)) from None
+            kind = NotEnqueued if isinstance(error, NotStored) else StoreUnavailable
+            raise kind(str(error)) from None
 
     def _forget(self, call: Call, pending: Pending, sequence: int | None, *, withdraw: bool) -> None:
         self.pending.remove(pending)

@@ -161,6 +161,19 @@ def others() -> dict[str, dict[str, Operation]]:
                 "health", "Whether the gateway can serve.", "Health", (400, 503), tag="health", security=False
             )
         },
+        "/health/ready": {
+            "get": operation_of(
+                "ready",
+                "What does not work, and since when.",
+                {
+                    200: json_answer("Readiness", "Calls are served."),
+                    503: json_answer("Readiness", "Calls cannot be served."),
+                },
+                (400,),
+                tag="health",
+                security=False,
+            )
+        },
         "/openapi.json": {
             "get": operation_of(
                 "describe",

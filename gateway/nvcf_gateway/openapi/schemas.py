@@ -259,4 +259,14 @@ _OTHERS: dict[str, Schema] = {
         "uploadUrl",
     ),
     "Health": object_of({"status": TEXT}, "status"),
+    "Readiness": object_of(
+        {
+            "status": {"type": "string", "enum": ["ok", "degraded", "unavailable"]},
+            "troubles": list_of(
+                object_of({"part": TEXT, "detail": TEXT, "since": TEXT}, "part", "detail", "since")
+            ),
+        },
+        "status",
+        "troubles",
+    ),
 }

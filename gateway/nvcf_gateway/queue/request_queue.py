@@ -50,7 +50,9 @@ class RequestQueue:
         requests: Requester,
         config: GatewayConfig,
         depth: Callable[[str], int] = lambda version_id: streams.MAX_QUEUED_REQUESTS,
+        refusal: Callable[[], str | None] = lambda: None,
     ) -> None:
+        self._refusal = refusal
         self._depth = depth
         self._client = client
         self._jetstream = JetStream(requests)
@@ -119,6 +121,7 @@ class RequestQueue:
         `answered` tells whether a worker has answered it: then only the acknowledgement was lost, and
         storing it again would run it again. At `deadline` (loop time) no further attempt is made. Raises
         QueueFull; NotStored if the broker has refused each attempt; BrokerError if one may have succeeded.
+        While the store is known not to work, no attempt is made.
         """
         attempt = 0
         failure: type[BrokerError] = NotStored
@@ -126,6 +129,8 @@ class RequestQueue:
         try:
             async with asyncio.timeout_at(deadline):
                 while True:
+                    if (reason := self._refusal()) is not None:
+                        raise failure(reason) from cause
                     before, failure = failure, BrokerUnavailableError
                     try:
                         return await self._publish_once(version_id, request_id, payload, headers)

@@ -91,7 +91,7 @@ async def test_refused_by_the_queue(platform: Platform, route: str) -> None:
             refused = await call(
                 platform, "POST", path, body_of(route), Idempotency_Key="queue", NVCF_POLL_SECONDS="1"
             )
-            assert refused.status == 500
+            assert refused.status == 503
             await limit(-1)
             await repeated(platform, worker, version, route, "queue")
         await platform.queue_is_empty(version)

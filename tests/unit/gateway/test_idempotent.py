@@ -33,7 +33,7 @@ from nvcf_proto.h1 import RequestHead
         (Ended.TIME_OVER, 0, False),
         (HttpProblem(413), 0, False),
         (NoRoom("full"), 0, False),
-        (NotEnqueued(500), 0, False),
+        (NotEnqueued("full"), 0, False),
         (HttpProblem(500), 0, True),
         (HttpProblem(504), 0, True),
         (StillQueued(503), 0, True),
