@@ -11,7 +11,7 @@ from typing import Self
 
 import pytest
 
-SIZE = 8 * 1024**3
+SIZE = 2 * 1024**3
 
 needs_small_disks = pytest.mark.skipif(
     os.geteuid() != 0 or not Path("/dev/loop-control").exists() or shutil.which("mkfs.ext4") is None,
