@@ -29,6 +29,7 @@ from nvcf_gateway.dashboard.routes import dashboard_routes
 from nvcf_gateway.errors import SetupError
 from nvcf_gateway.exchange.attach import Attach, InlineReplies
 from nvcf_gateway.exchange.pending import PendingRequests
+from nvcf_gateway.http.body_budget import BodyBudget
 from nvcf_gateway.http.connections import SERVER_LOG
 from nvcf_gateway.http.routing import Route
 from nvcf_gateway.http.tls import server_context
@@ -182,7 +183,17 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     poller = Poller(query, authenticator, authorizer, queue, retention, background, idempotency_keys)
     idempotent = IdempotentCalls(runner, retention, idempotency_keys, background)
     invoker = Invoker(
-        config, registry, authenticator, authorizer, runner, idempotent, poller, limiter, assets, large
+        config,
+        registry,
+        authenticator,
+        authorizer,
+        runner,
+        idempotent,
+        poller,
+        limiter,
+        assets,
+        large,
+        BodyBudget(),
     )
     fallback = FallbackLookup(config, gateway_id, attach_url, registry, queue, pending, retention, background)
     await client.subscribe(fallback_subject("*"), queue=FALLBACK_GROUP, cb=fallback.on_query)

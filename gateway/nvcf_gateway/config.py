@@ -38,7 +38,7 @@ class GatewayConfig:
     inline_reply_bytes: int = 256 * KIB
     spool_memory_bytes: int = 128 * KIB
     spool_directory: Path | None = None
-    exec_body_bytes: int = 64 * MIB
+    exec_body_bytes: int = 8 * MIB
     public_url: str | None = None
     large_body_bytes: int = 16 * 1024 * MIB
     kept_body_bytes: int = 1024 * MIB

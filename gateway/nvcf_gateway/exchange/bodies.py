@@ -7,6 +7,7 @@ only once. So whatever is streamed is spooled as well: a little in memory, more 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
@@ -226,6 +227,12 @@ class CallerBody:
             return False
         return True
 
+    async def spool_rest(self) -> None:
+        """Read the rest into the spool, so that it takes no memory; if the disk is full it stays there."""
+        with contextlib.suppress(OSError):
+            while not self._source.at_eof():
+                await self._next(self._spool.size)
+
     def close(self) -> None:
         """Free the spooled bytes."""
         self._reader += 1
@@ -244,6 +251,8 @@ class BytesSource:
         end = len(self._data) if n < 0 else self._offset + n
         part = self._data[self._offset : end]
         self._offset += len(part)
+        if self.at_eof():
+            self._data = b""
         return part
 
     def at_eof(self) -> bool:

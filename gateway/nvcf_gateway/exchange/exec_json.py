@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from msgspec import Meta
+import msgspec
+from msgspec import Meta, Raw, Struct
 
 from nvcf_gateway.errors import invalid_field
 from nvcf_gateway.http.durations import checked_poll_seconds
@@ -16,9 +17,11 @@ from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.h1 import ResponseHead
 from nvcf_proto.models import Record
 
-DEEP = 300
-"""More brackets than this may be deeper nested than the JSON encoder can follow."""
+LENIENT_BYTES = 64 * 1024
+"""Up to this size JSON with NaN and infinite numbers is taken, as Python writes it."""
+MAX_HEADER_BYTES = 64 * 1024
 
+_BOM = b"\xef\xbb\xbf"
 _PERCENT = re.compile(r"[0-9]{1,3}")
 
 
@@ -38,15 +41,25 @@ class ExecRequest:
     asset_ids: tuple[str, ...] = ()
 
 
+class _Wrapper(Struct, rename="camel"):
+    """The wrapper's members as they stand in the body: the inner JSON is checked and not built."""
+
+    request_header: Raw = Raw()
+    request_body: Raw = Raw()
+
+
+_wrapper = msgspec.json.Decoder(_Wrapper)
+_any_json = msgspec.json.Decoder(Raw)
+
+
 def parse_exec(body: bytes) -> ExecRequest:
     """Unwrap `{"requestHeader": {...}, "requestBody": any JSON}`. Raises HttpProblem 400 naming the field."""
     try:
-        value = _object(body)
-        given = value.get("requestHeader")
-        header = RequestHeader() if given is None else RequestHeader.from_dict(given, "requestHeader")
-        if "requestBody" not in value:
+        wrapper = _unwrapped(body)
+        header = _header(bytes(wrapper.request_header))
+        inner = bytes(wrapper.request_body)
+        if not inner:
             raise InvalidRecord("requestBody", "is missing")
-        inner = json.dumps(value["requestBody"], ensure_ascii=False).encode()
     except InvalidRecord as error:
         raise invalid_field(error) from None
     poll = header.poll_duration_seconds
@@ -55,8 +68,36 @@ def parse_exec(body: bytes) -> ExecRequest:
     return ExecRequest(inner, poll, header.input_asset_references)
 
 
+def _unwrapped(body: bytes) -> _Wrapper:
+    body = body.removeprefix(_BOM)
+    try:
+        body.decode()
+        return _wrapper.decode(body)
+    except msgspec.ValidationError:
+        raise InvalidRecord("body", "expected a JSON object") from None
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        if len(body) > LENIENT_BYTES:
+            raise InvalidRecord("body", f"not valid JSON: {error}") from error
+    value = _object(body)
+    parts = (
+        Raw(json.dumps(value[name], ensure_ascii=False).encode() if name in value else b"")
+        for name in ("requestHeader", "requestBody")
+    )
+    return _Wrapper(*parts)
+
+
+def _header(given: bytes) -> RequestHeader:
+    if len(given) > MAX_HEADER_BYTES:
+        raise InvalidRecord("requestHeader", f"more than {MAX_HEADER_BYTES} bytes")
+    try:
+        value = json.loads(given or b"null")
+        return RequestHeader() if value is None else RequestHeader.from_dict(value, "requestHeader")
+    except RecursionError:
+        raise InvalidRecord("requestHeader", "is nested too deeply") from None
+
+
 def _object(body: bytes) -> dict[str, Any]:
-    """Parse an object. NaN and infinite numbers in it are left to the function."""
+    """Parse a small object. NaN and infinite numbers in it are left to the function."""
     try:
         text = body.decode("utf-8-sig")
         value = json.loads(text)
@@ -103,11 +144,20 @@ def _percent(text: str | None) -> int | None:
 def _json(body: bytes) -> Any:
     if not body:
         return None
+    text = body.removeprefix(_BOM)
     try:
-        value = json.loads(body.decode("utf-8-sig"))
-        if b"\\u" in body or body.count(b"[") + body.count(b"{") > DEEP:
-            # Half a surrogate pair, or nesting at the limit, could not be written again.
-            json.dumps([[[value]]], ensure_ascii=False).encode()
-        return value
-    except (ValueError, RecursionError):
+        text.decode()
+        return _any_json.decode(text)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        # What strict JSON does not know, as NaN, is passed on; half a surrogate pair cannot be.
+        if len(text) <= LENIENT_BYTES and b"\\u" not in text and _lenient(text):
+            return Raw(text)
         return body.decode(errors="replace")
+
+
+def _lenient(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True

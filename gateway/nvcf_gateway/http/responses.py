@@ -7,12 +7,12 @@ the origin.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 from aiohttp import web
 from multidict import CIMultiDict
 
@@ -44,7 +44,7 @@ def json_response(
     return web.Response(
         status=status,
         headers=merged,
-        body=json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(),
+        body=msgspec.json.encode(value),
     )
 
 

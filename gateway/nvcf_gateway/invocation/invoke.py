@@ -27,6 +27,7 @@ from nvcf_gateway.exchange.response_headers import (
 )
 from nvcf_gateway.exchange.sinks import CollectSink, StreamSink
 from nvcf_gateway.http.bodies import read_all
+from nvcf_gateway.http.body_budget import BodyBudget
 from nvcf_gateway.http.responses import cors_headers
 from nvcf_gateway.http.routing import Target
 from nvcf_gateway.invocation.idempotent import IdempotentCalls
@@ -66,6 +67,7 @@ class Invoker:
     limiter: RateLimiter
     assets: Assets
     large: LargeResults
+    bodies: BodyBudget
 
     async def pass_through(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         """Serve any method and path as the function sees it."""
@@ -98,24 +100,31 @@ class Invoker:
     async def exec(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         """Serve a call with the JSON wrapper in and out."""
         caller, version = await self._admit(request, target)
-        await expect_continue(request)
-        wrapped = parse_exec(await read_all(request, self.config.exec_body_bytes))
+        with self.bodies.room(caller.nca_id) as grow:
+            await expect_continue(request)
+            limit = self.config.exec_body_bytes
+            wrapped = await self.bodies.parsed(await read_all(request, limit, grow=grow), parse_exec)
+            body = self._body(BytesSource(wrapped.body), len(wrapped.body), version)
+            await self._read_ahead(request, body, MAX_INLINE_BODY)
+            if len(wrapped.body) > self.config.spool_memory_bytes:
+                await body.spool_rest()
+        length, asset_ids = len(wrapped.body), wrapped.asset_ids or _asset_ids(request)
         seconds = wrapped.poll_seconds or caller_poll_seconds(request, path_route=True)
+        # The call may wait for long, and its body is in the message or spooled.
+        del wrapped
         # The headers of an exec call describe the wrapper, so the function gets none of them but two. Those
         # say that the caller may fetch the response later, which the worker has to know [ext].
         inner = [(name, request.headers[name]) for name in _REPEATABLE if name in request.headers]
-        inner += [("Content-Type", "application/json"), ("Content-Length", str(len(wrapped.body)))]
+        inner += [("Content-Type", "application/json"), ("Content-Length", str(length))]
         keep = self._keep_queued(request, version)
         worker_seconds = self._worker_poll_seconds(seconds, keep=keep)
         headers = forwarded_headers(inner, worker_seconds, self.config.region, pass_through=False)
-        body = self._body(BytesSource(wrapped.body), len(wrapped.body), version)
-        await self._read_ahead(request, body, MAX_INLINE_BODY)
         head = RequestHead("POST", version.inference_url, headers)
         call = Call(caller, version, head, body, seconds, new_request_id(), time.time(), keep_queued=keep)
         async with self.idempotent.execution(request, call) as execution:
             if execution.earlier is not None:
                 return await self.poller.follow(request, execution.earlier, call, wrapped=True)
-            call = await self._with_objects(execution.call, wrapped.asset_ids or _asset_ids(request))
+            call = await self._with_objects(execution.call, asset_ids)
             sink = CollectSink(MAX_DIRECT_RESPONSE)
             ended = await execution.run(call, sink, request.headers)
         if ended is Ended.KEPT:
