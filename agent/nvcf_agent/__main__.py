@@ -19,11 +19,19 @@ import nats.errors
 from nvcf_agent.accounts import AccountTelemetry
 from nvcf_agent.agent import Agent
 from nvcf_agent.backends.environment import Endpoints, WorkerTelemetry
+from nvcf_agent.backends.isolation import Isolation, why_not_isolated
 from nvcf_agent.backends.process import ProcessBackend
+from nvcf_agent.backends.users import InstanceUsers, parse_range
 from nvcf_agent.errors import AgentError
 from nvcf_agent.heartbeat import Heartbeat
 from nvcf_agent.messages import Consumer, Source
-from nvcf_agent.options import attributes, cluster_id, inventory, parse_arguments
+from nvcf_agent.options import (
+    allowed,
+    attributes,
+    cluster_id,
+    inventory,
+    parse_arguments,
+)
 from nvcf_agent.prometheus_sd import PrometheusTargets
 from nvcf_agent.records import Records
 from nvcf_agent.requeue import Requeuer
@@ -123,7 +131,12 @@ async def _make_agent(
         await stack.enter_async_context(mirror)
     await asyncio.gather(versions.ready(), instances.ready(), telemetries.ready())
     backend = ProcessBackend(
-        options.data, inventory(options), cgroup=options.cgroup, collector=options.collector
+        options.data,
+        inventory(options),
+        cgroup=options.cgroup,
+        collector=options.collector,
+        allowed=allowed(options),
+        isolation=await asyncio.to_thread(_isolation, options),
     )
     capacity = await backend.capacity()
     telemetry = AgentTelemetry(options.cluster)
@@ -159,6 +172,16 @@ async def _make_agent(
     telemetry.register_gpus(capacity, lambda: [each.held for each in agent.instances()])
     await agent.adopt()
     return agent
+
+
+def _isolation(options: argparse.Namespace) -> Isolation | None:
+    numbers = parse_range(options.instance_uid_range)
+    reason = "--instance-uid-range none" if numbers is None else why_not_isolated()
+    if numbers is None or reason is not None:
+        _log.warning("functions run as this agent's user and can read what it can: %s", reason)
+        return None
+    data = options.data.absolute()
+    return Isolation(data, InstanceUsers(data / "users.json", numbers), allowed(options))
 
 
 def _consumers(client: BrokerClient, agent: Agent) -> tuple[Consumer, Consumer]:
@@ -232,6 +255,8 @@ def main() -> None:
         cluster_id(options)
         inventory(options)
         attributes(options)
+        allowed(options)
+        parse_range(options.instance_uid_range)
         with only_agent(options.data.absolute()):
             identity = f"{options.cluster}-{os.getpid()}"
             about = {"cloud.region": options.region, names.CLUSTER: options.cluster}

@@ -29,5 +29,9 @@ class NoCapacity(Refused):
     """The cluster has no room for the instance."""
 
 
+class NotAllowed(Refused):
+    """The function names an interpreter or a folder that the agent does not allow."""
+
+
 class Unsupported(Refused):
     """The cluster has no such instance type, or its backend cannot run this kind of function."""

@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from nvcf_agent.backends.allowed import Allowed, allow_list
+from nvcf_agent.backends.users import DEFAULT_RANGE
 from nvcf_agent.errors import AgentError
 from nvcf_agent.state.actions import KEEP_FINISHED_SECONDS
 from nvcf_agent.state.inventory import (
@@ -62,6 +64,18 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     form = "NAME[,memory=SIZE][,cpus=NUMBER]"
     add("--instance-type", action="append", default=[], metavar=form, help=text)
     add("--cgroup", type=Path, metavar="DIR", help="control group (version 2) for limited instances")
+    add = parser.add_argument_group("what functions may do").add_argument
+    text = "a Python that functions may use beside the agent's own and those in allowed folders"
+    add("--allow-python", action="append", default=[], type=Path, metavar="PROGRAM", help=text)
+    text = "a folder whose files functions may run and work in [default: the home folder without hidden "
+    text += "folders, the folder of the start, and the one for temporary files]"
+    add("--allow-folder", action="append", default=[], type=Path, metavar="DIR", help=text)
+    text = "a folder that functions never see, beside --data"
+    add("--private-folder", action="append", default=[], type=Path, metavar="DIR", help=text)
+    text = "numbers of the users under which instances run where the agent is root, one for each account "
+    text += f"[default: {DEFAULT_RANGE.first}-{DEFAULT_RANGE.last}]; none: the agent's user"
+    add("--instance-uid-range", metavar="FIRST-LAST", help=text)
+    add = parser.add_argument_group("limits").add_argument
     text = "longest start of an instance [default: 1800]"
     add("--max-ready-seconds", type=float, metavar="SECONDS", help=text)
     return parser.parse_args(arguments)
@@ -84,6 +98,12 @@ def attributes(options: argparse.Namespace) -> dict[str, str]:
             raise AgentError(f"--attribute {text}: NAME=VALUE expected")
         found[name] = value
     return found
+
+
+def allowed(options: argparse.Namespace) -> Allowed:
+    """Return what functions may name. Raises `AgentError`."""
+    private = (options.data, *options.private_folder)
+    return allow_list(options.allow_python, options.allow_folder, private)
 
 
 def inventory(options: argparse.Namespace) -> Inventory:

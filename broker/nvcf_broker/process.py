@@ -51,8 +51,9 @@ async def spawn(
     stdout: "Stream" = None,
     stderr: "Stream" = None,
     death_signal: int = signal.SIGKILL,
+    new_session: bool = False,
 ) -> asyncio.subprocess.Process:
-    """Start a child as leader of its own process group.
+    """Start a child as leader of its own process group, with `new_session` also of a session: no terminal.
 
     On Linux the kernel sends it `death_signal` when the calling thread ends, so call this from a thread that
     lives as long as the process (the main one). Raises `ProcessError` if it cannot be started.
@@ -65,7 +66,8 @@ async def spawn(
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
-            process_group=0,
+            process_group=None if new_session else 0,
+            start_new_session=new_session,
             preexec_fn=_die_with_parent(os.getpid(), death_signal),
         )
     except (OSError, ValueError) as error:

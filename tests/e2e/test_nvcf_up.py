@@ -100,13 +100,20 @@ async def test_a_crashed_process_is_reported_and_restarted(local: Local, victim:
 
 async def test_a_worker_killed_during_a_request_costs_no_response(local: Local) -> None:
     await local.start()
-    marker = local.folder / "marker"
+    marker = shared_file(local.folder / "marker")
     file = local.write("slow.py", SLOW)
     await local.ok("deploy", file, "--instances", "2", "--env", f"MARKER={marker}")
     call = asyncio.create_task(local.ok("invoke", "slow", "--data", "x", "--timeout", "55"))
     await eventually(lambda: marker.exists() and bool(marker.read_text()))
     os.kill(int(marker.read_text()), signal.SIGKILL)
     assert "answered by" in await call
+
+
+def shared_file(path: Path) -> Path:
+    """Make a file in which a function can write: as root, instances have a user of their own."""
+    path.touch()
+    path.chmod(0o666)
+    return path
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -182,7 +189,7 @@ async def test_detached_it_outlives_its_terminal(local: Local) -> None:
 
 async def test_a_second_ctrl_c_does_not_wait_for_running_requests(local: Local) -> None:
     up = await local.start()
-    marker = local.folder / "marker"
+    marker = shared_file(local.folder / "marker")
     await local.ok("deploy", local.write("slow.py", SLOW), "--env", f"MARKER={marker}")
     call = asyncio.create_task(local.run("invoke", "slow", "--data", "x"))
     await eventually(lambda: marker.exists() and bool(marker.read_text()))

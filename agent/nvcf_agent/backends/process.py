@@ -7,15 +7,17 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nvcf_agent.backends.allowed import Allowed
 from nvcf_agent.backends.cgroups import Group, Groups, LimitsUnavailable, describe_end, machine_oom_kills
 from nvcf_agent.backends.collector import FILE, run_collector, write_configuration
 from nvcf_agent.backends.environment import InstancePlaces, InstanceSpec, worker_command, worker_environment
 from nvcf_agent.backends.health import readiness
 from nvcf_agent.backends.interface import Running
+from nvcf_agent.backends.isolation import InstanceUser, Isolation
 from nvcf_agent.backends.output import RotatingLog, Tail, generation, pump
 from nvcf_agent.errors import LaunchError, StartError, Unsupported
 from nvcf_agent.state.inventory import Inventory, Limits
@@ -54,7 +56,8 @@ class ProcessBackend:
     """Runs instances as processes, with folders in `instances/ID/` and output in `logs/FUNCTION/ID.log`.
 
     `cgroup` is the control group (version 2) above those of limited instances; None: the agent's own.
-    `collector` is the program to run beside instances whose telemetry needs one.
+    `collector` is the program to run beside instances whose telemetry needs one. `allowed` is the allow list
+    of what functions may name. With `isolation` each account's instances have a user of their own.
     """
 
     def __init__(
@@ -64,12 +67,16 @@ class ProcessBackend:
         *,
         cgroup: Path | None = None,
         collector: Path | None = None,
+        allowed: Allowed | None = None,
+        isolation: Isolation | None = None,
     ) -> None:
         self._data = data.absolute()
         self._instances = self._data / "instances"
         self._inventory = inventory or Inventory()
         self._cgroup = cgroup
         self._collector = collector
+        self._allowed = allowed
+        self._isolation = isolation
         self._groups: Groups | None = None
         self._children: dict[str, _Child] = {}
         self._events: asyncio.Queue[Event] = asyncio.Queue()
@@ -109,23 +116,24 @@ class ProcessBackend:
         return child.running
 
     async def _start(self, spec: InstanceSpec, source: ProcessSource) -> _Child:
-        places = await asyncio.to_thread(self._make_places, spec)
-        path = self._log_path(spec)
+        if self._allowed is not None:
+            await asyncio.to_thread(self._allowed.check, source)
         virtual_env = await asyncio.to_thread(_check_source, source)
+        places = await asyncio.to_thread(self._make_places, spec)
+        user = await asyncio.to_thread(self._make_user, spec, places)
+        path = self._log_path(spec)
         group = await asyncio.to_thread(self._make_group, spec)
         log = await asyncio.to_thread(RotatingLog, path)
-        command = worker_command(source)
+        inherited = {**os.environ, **(user.variables() if user is not None else {})}
+        environment = worker_environment(spec, source, places, inherited, virtual_env)
         try:
-            process = await spawn(
-                group.command(command) if group is not None else command,
-                env=worker_environment(spec, source, places, os.environ, virtual_env),
-                cwd=Path(source.working_directory),
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-            )
+            process = await self._spawn(source, environment, places, group, user)
         except ProcessError as error:
             log.close()
             raise LaunchError(str(error)) from error
+        except BaseException:
+            log.close()
+            raise
         running = Running(
             spec.instance_id,
             str(path),
@@ -144,6 +152,33 @@ class ProcessBackend:
             kills,
             has_collector=places.collector is not None,
         )
+
+    async def _spawn(
+        self,
+        source: ProcessSource,
+        environment: Mapping[str, str],
+        places: InstancePlaces,
+        group: Group | None,
+        user: InstanceUser | None,
+    ) -> asyncio.subprocess.Process:
+        command = worker_command(source)
+        if user is not None and self._isolation is not None:
+            prefix = group.command(()) if group is not None else ()
+            folder = places.shared.parent
+            return await self._isolation.spawn(prefix, command, environment, source, folder, user)
+        return await spawn(
+            group.command(command) if group is not None else command,
+            env=environment,
+            cwd=Path(source.working_directory),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+
+    def _make_user(self, spec: InstanceSpec, places: InstancePlaces) -> InstanceUser | None:
+        if self._isolation is None:
+            return None
+        own = (places.shared, places.assets, places.responses)
+        return self._isolation.prepare(spec.order.nca_id, places.shared.parent, own)
 
     def _make_group(self, spec: InstanceSpec) -> Group | None:
         if self._groups is None or not spec.limits.any:

@@ -15,12 +15,13 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from nvcf_agent.backends.isolation import why_not_isolated
 from nvcf_agent.errors import AgentError
 from nvcf_agent.state.inventory import parse_size
 from nvcf_cli.access import Access, DataOption, JsonOption
 from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.local.platform import UpOptions, run_platform
-from nvcf_cli.local.processes import SIMULATED_GPU, ClusterPlan
+from nvcf_cli.local.processes import SIMULATED_GPU, UNPROTECTED, ClusterPlan, isolation_flags
 from nvcf_cli.local.scrape import configuration, instance_targets
 from nvcf_cli.local.state import Installation, PlatformState, only_platform, read_state, running_pid
 from nvcf_cli.local.troubles import troubles_of
@@ -89,6 +90,24 @@ def up(
             show_default=False,
         ),
     ] = None,
+    allow_folder: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR", help="Functions may be here; repeatable. [default: home, this folder, /tmp]"
+        ),
+    ] = None,
+    allow_python: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PROGRAM", help="A Python that functions may use; repeatable."),
+    ] = None,
+    instance_uid_range: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIRST-LAST",
+            help="As root: numbers of the users of instances; none: root itself.",
+            show_default=False,
+        ),
+    ] = None,
     metrics: Annotated[
         bool, typer.Option(help="Serve metrics for Prometheus; nvcf metrics shows where.")
     ] = True,
@@ -118,7 +137,8 @@ def up(
     if nats is not None and data_max:
         raise UsageError("--data-max belongs to the platform's own broker, not to one given by --nats")
     program = collector.expanduser().absolute() if collector else None
-    plan = ClusterPlan(clusters, gpus, gpu_name, cpu_slots, memory, cpus, program)
+    isolation = isolation_flags(allow_folder or (), allow_python or (), instance_uid_range)
+    plan = ClusterPlan(clusters, gpus, gpu_name, cpu_slots, memory, cpus, program, isolation)
     plan.check()
     installation = Access(data=data).installation
     if detach:
@@ -143,6 +163,8 @@ def up(
 
     with only_platform(installation):
         say("starting broker, gateway, agents and autoscaler")
+        if instance_uid_range == "none" or why_not_isolated() is not None:
+            say(UNPROTECTED)
         asyncio.run(run_platform(options, on_ready=lambda state: say(greeting(state)), say=say))
         say("everything is stopped")
 

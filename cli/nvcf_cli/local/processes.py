@@ -3,11 +3,13 @@
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nvcf_agent.backends.allowed import allow_list
+from nvcf_agent.backends.users import parse_range
 from nvcf_agent.errors import AgentError
 from nvcf_agent.state.inventory import parse_gpus, parse_size
 from nvcf_broker.server import LocalBroker
@@ -20,6 +22,26 @@ SIMULATED_GPU = "SIM"
 AGENT_GRACE_SECONDS = 20.0
 # The agent first lets its workers finish, so it needs longer than they do.
 _AGENT_EXTRA_SECONDS = 5.0
+
+
+UNPROTECTED = (
+    "functions run as your user and can read what you can, the platform's keys too: deploy only code that "
+    "you trust, or run nvcf up as root (docs/operate/security.md)"
+)
+
+
+def isolation_flags(folders: Sequence[Path], pythons: Sequence[Path], uids: str | None) -> tuple[str, ...]:
+    """Return the agent's options about what functions may do. Raises `UsageError`."""
+    folders = [each.expanduser().absolute() for each in folders]
+    pythons = [each.expanduser().absolute() for each in pythons]
+    try:
+        allow_list(pythons, folders, ())
+        parse_range(uids)
+    except AgentError as error:
+        raise UsageError(str(error)) from error
+    flags = [flag for each in folders for flag in ("--allow-folder", str(each))]
+    flags += [flag for each in pythons for flag in ("--allow-python", str(each))]
+    return (*flags, *(("--instance-uid-range", uids) if uids is not None else ()))
 
 
 @dataclass(frozen=True)
@@ -57,6 +79,8 @@ class ClusterPlan:
     memory: str | None = None
     cpus: float | None = None
     collector: Path | None = None
+    isolation: tuple[str, ...] = ()
+    """Options of the agent about what functions may do, as they were given."""
 
     def ids(self) -> list[str]:
         """Return `local`, or `local-1`, `local-2`, ..."""
@@ -117,6 +141,7 @@ def agent_spec(
     command += ["--worker-nats", addresses.nats, "--key-file", str(installation.agent_key)]
     command += ["--cluster", cluster, "--data", str(installation.cluster(cluster))]
     command += ["--grace", str(AGENT_GRACE_SECONDS), *plan.flags()]
+    command += ["--private-folder", str(installation.data), *plan.isolation]
     command += ["--telemetry-secrets", str(installation.telemetry_secrets)]
     command += _credentials(addresses)
     # Platform and functions are one user's: what that user sets for the one is meant for the others too.

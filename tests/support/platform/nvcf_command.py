@@ -35,7 +35,7 @@ from nvcf_worker import Request
 
 def handler(request: Request) -> str:
     first = Path(os.environ["MARKER"])
-    if not first.exists():
+    if not first.read_text():
         first.write_text(str(os.getpid()))
         time.sleep(600)
     return f"answered by {os.getpid()}"
