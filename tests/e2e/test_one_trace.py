@@ -93,7 +93,9 @@ async def setup(tmp_path: Path, backend: OtlpReceiver) -> AsyncIterator[Setup]:
         platform = await stack.enter_async_context(running_platform(tmp_path, gateways=2))
         plane = await stack.enter_async_context(running_plane_on(platform))
         await plane.start_agent("local", "--worker-telemetry")
-        gate = tmp_path / "gate"
+        # As root, instances have a user of their own, which sees of pytest's folder what is open to all.
+        (tmp_path / "open").mkdir(mode=0o755)
+        gate = tmp_path / "open" / "gate"
         process = {
             "python": sys.executable,
             "file": str(FUNCTION),
