@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+_FOLD = {ord(sign): "-" for sign in "!#$%&'*+.^_`|~"}
+
 # Answered to callers (protocol.md, section 4.4).
 NVCF_REQID = "NVCF-REQID"
 NVCF_STATUS = "NVCF-STATUS"
@@ -55,7 +57,7 @@ WORKER_SET: frozenset[str] = frozenset(
         NVCF_FUNCTION_ASSET_IDS,
     )
 )
-"""Lower-case names that only the worker may set on what the function sees."""
+"""Folded names that only the worker may set on what the function sees."""
 
 # NATS headers of the inline reply [ext] (protocol.md, section 2.10).
 REPLY_SUBJECT = "Nvcf-Reply-Subject"
@@ -88,6 +90,14 @@ HOP_BY_HOP: frozenset[str] = frozenset(
 """Lower-case names of RFC 9110 section 7.6.1 and their historic companions."""
 
 
+def folded(name: str) -> str:
+    """Return a name as servers fold it that hand headers on as variables: `NVCF_Sub` is `nvcf-sub`.
+
+    WSGI and CGI cannot tell such names apart, so a reserved name is reserved in all its forms.
+    """
+    return name.lower().translate(_FOLD)
+
+
 def strip_hop_by_hop(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """Drop hop-by-hop headers, those that a `Connection` header names included."""
     kept = list(pairs)
@@ -98,4 +108,4 @@ def strip_hop_by_hop(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
         for token in value.split(",")
     }
     dropped = HOP_BY_HOP | named if named else HOP_BY_HOP
-    return [(name, value) for name, value in kept if name.lower() not in dropped]
+    return [(name, value) for name, value in kept if folded(name) not in dropped]

@@ -7,14 +7,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from nvcf_proto import headers as names
-from nvcf_proto.headers import strip_hop_by_hop
+from nvcf_proto.headers import folded, strip_hop_by_hop
 from nvcf_proto.pb import nvcf_pb2
 from nvcf_proto.settings import MAX_DIRECT_RESPONSE
 
 Header = tuple[str, str]
 
-# Credentials, and what the gateway answers itself; the gateway sets the region.
-_GATEWAY_ONLY = frozenset(("authorization", "expect", names.NVCF_INVOCATION_REGION.lower()))
+# Credentials, what the gateway answers itself, and what the gateway or the worker sets.
+_GATEWAY_ONLY = names.WORKER_SET | {
+    "authorization",
+    "expect",
+    names.NVCF_INVOCATION_REGION.lower(),
+    names.NVCF_POLL_SECONDS.lower(),
+}
 _TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -64,12 +69,7 @@ def forwarded_headers(
     headers: Iterable[Header], poll_seconds: int, region: str, *, pass_through: bool
 ) -> list[Header]:
     """Return the headers for the worker: the caller's, and always poll time and region."""
-    poll = names.NVCF_POLL_SECONDS.lower()
-    kept = [
-        (name, value)
-        for name, value in strip_hop_by_hop(headers)
-        if (lowered := name.lower()) not in _GATEWAY_ONLY and lowered != poll
-    ]
+    kept = [pair for pair in strip_hop_by_hop(headers) if folded(pair[0]) not in _GATEWAY_ONLY]
     kept.append((names.NVCF_POLL_SECONDS, str(poll_seconds)))
     kept.append((names.NVCF_INVOCATION_REGION, region))
     if pass_through:

@@ -11,7 +11,7 @@ from multidict import CIMultiDict
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.http.routing import Target, pass_through_target
 from nvcf_proto.errors import InvalidId
-from nvcf_proto.headers import FUNCTION_ID, FUNCTION_VERSION_ID, NVCF_REQID, WORKER_SET
+from nvcf_proto.headers import FUNCTION_ID, FUNCTION_VERSION_ID, NVCF_REQID, WORKER_SET, folded
 from nvcf_proto.ids import parse_id
 
 REQUEST_ID = "nvcf-request-id"
@@ -20,8 +20,6 @@ REQUEST_ID = "nvcf-request-id"
 _PROTOCOLS = "sec-websocket-protocol"
 _BEARER = re.compile(r"bearer(?: |%20|\.)", re.IGNORECASE)
 _ROUTING = frozenset(("authorization", FUNCTION_ID, FUNCTION_VERSION_ID, REQUEST_ID, NVCF_REQID.lower()))
-# Routing and credentials are for the gateway; headers that the function may trust only the platform sets.
-_DROPPED = _ROUTING | WORKER_SET
 
 Header = tuple[str, str]
 RawHeader = tuple[bytes, bytes]
@@ -111,7 +109,8 @@ def _passed_on(pairs: list[Header], protocols: _Protocols) -> Iterable[Header]:
     first = True
     for name, value in pairs:
         lowered = name.lower()
-        if lowered in _DROPPED:
+        # Routing and credentials are for the gateway; what the function may trust, only the platform sets.
+        if lowered in _ROUTING or folded(name) in WORKER_SET:
             continue
         if lowered != _PROTOCOLS:
             yield name, value

@@ -98,14 +98,14 @@ def function_headers(
 ) -> list[tuple[str, str]]:
     """Return all headers that the handler sees.
 
-    Names of WORKER_SET are dropped from what the caller sent. NVCF-POLL-SECONDS becomes the time left, in
-    whole seconds, at least 1.
+    Names of WORKER_SET, in any form that servers fold, are dropped from what the caller sent.
+    NVCF-POLL-SECONDS becomes the time left, in whole seconds, at least 1.
     """
     poll = names.NVCF_POLL_SECONDS.lower()
     kept = [
         (name, value)
         for name, value in names.strip_hop_by_hop(sent)
-        if name.lower() not in names.WORKER_SET and name.lower() != poll
+        if (reserved := names.folded(name)) not in names.WORKER_SET and reserved != poll
     ]
     kept += constant
     kept.append((names.NVCF_REQID, request_id))
