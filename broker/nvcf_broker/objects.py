@@ -6,6 +6,7 @@ whole objects in memory or needs a file, and reads without a deadline. Chunks ar
 gets, at the reader's pace.
 """
 
+import asyncio
 import base64
 import contextlib
 import datetime
@@ -18,11 +19,12 @@ from typing import Any
 from nats.aio.msg import Msg
 from nats.nuid import NUID
 
-from nvcf_broker.errors import BrokerError, JetStreamError
+from nvcf_broker.errors import BrokerError, BrokerUnavailableError, JetStreamError
 from nvcf_broker.jetstream import NANOSECONDS, JetStream, Requester
 
 CHUNK_BYTES = 128 * 1024
 MAX_MESSAGE_BYTES = 1024 * 1024
+COMMIT_ATTEMPTS = 3
 
 
 class ObjectMissingError(BrokerError):
@@ -103,15 +105,13 @@ class ObjectBucket:
     ) -> StoredObject:
         """Store an object. It replaces one of that name once it is complete.
 
-        Raises ObjectExistsError (unless `replace`), BucketFullError, BrokerError; then its chunks are
-        removed.
+        Raises ObjectExistsError (unless `replace`), BucketFullError, BrokerError, and removes its chunks.
+        After BrokerUnavailableError nobody knows whether it is stored: the chunks stay until they expire.
         """
         await self.ensure()
-        earlier = await self.find(name)
-        if earlier is not None and not replace:
-            raise ObjectExistsError(f"bucket {self.bucket} holds {name} already")
+        earlier = await self.find(name) if replace else None
         nuid = self._nuids.next().decode()
-        subject = f"$O.{self.bucket}.C.{nuid}"
+        subject = self._chunks(nuid)
         digest = hashlib.sha256()
         size = chunks = 0
         try:
@@ -120,67 +120,123 @@ class ObjectBucket:
                 await self._store(subject, block)
                 size += len(block)
                 chunks += 1
-            encoded = base64.urlsafe_b64encode(digest.digest()).decode()
-            info: dict[str, Any] = {
-                "name": name,
-                "bucket": self.bucket,
-                "nuid": nuid,
-                "size": size,
-                "chunks": chunks,
-                "digest": f"SHA-256={encoded}",
-                "mtime": datetime.datetime.now(datetime.UTC).isoformat(),
-                "options": {"max_chunk_size": CHUNK_BYTES},
-            }
-            if headers:
-                info["headers"] = {key: [value] for key, value in headers.items()}
-            guards = {"Nats-Rollup": "sub"}
-            if not replace:
-                guards["Nats-Expected-Last-Subject-Sequence"] = "0"
-            sequence = await self._store(self._meta(name), json.dumps(info).encode(), guards)
         except BaseException:
-            # The first error is the one to report.
-            with contextlib.suppress(BrokerError):
-                await self._purge(subject)
+            # Nothing refers to them yet.
+            await self._undo(nuid)
             raise
-        if earlier is not None:
-            await self._purge(f"$O.{self.bucket}.C.{earlier.nuid}")
+        encoded = base64.urlsafe_b64encode(digest.digest()).decode()
+        info: dict[str, Any] = {
+            "name": name,
+            "bucket": self.bucket,
+            "nuid": nuid,
+            "size": size,
+            "chunks": chunks,
+            "digest": f"SHA-256={encoded}",
+            "mtime": datetime.datetime.now(datetime.UTC).isoformat(),
+            "options": {"max_chunk_size": CHUNK_BYTES},
+        }
+        if headers:
+            info["headers"] = {key: [value] for key, value in headers.items()}
+        committing = asyncio.ensure_future(
+            self._commit(name, nuid, json.dumps(info).encode(), replace=replace)
+        )
+        try:
+            # A caller that leaves now must not undo what may be stored already.
+            sequence = await asyncio.shield(committing)
+        except asyncio.CancelledError:
+            await asyncio.wait({committing})
+            if not committing.cancelled():
+                committing.exception()
+            raise
+        if earlier is not None and earlier.nuid != nuid:
+            await self._undo(earlier.nuid)
         return StoredObject(name, size, sequence, nuid, chunks, headers or {})
+
+    async def _commit(self, name: str, nuid: str, info: bytes, *, replace: bool) -> int:
+        """Store the metadata, which makes the object visible.
+
+        An acknowledgement may be lost, so the broker is asked what it holds before anything is undone. An
+        object without its chunks, left by an earlier failure, gives way.
+        """
+        guards = {"Nats-Rollup": "sub"}
+        if not replace:
+            guards["Nats-Expected-Last-Subject-Sequence"] = "0"
+        failure: BrokerError
+        for _ in range(COMMIT_ATTEMPTS):
+            try:
+                return await self._store(self._meta(name), info, guards)
+            except (BrokerUnavailableError, ObjectExistsError) as error:
+                failure = error
+            except BrokerError:
+                await self._undo(nuid)
+                raise
+            found = await self._latest(name)
+            if found is not None and found.nuid == nuid:
+                return found.sequence
+            if found is not None and isinstance(failure, ObjectExistsError):
+                if await self.is_whole(found):
+                    break
+                await self._drop(found)
+        if isinstance(failure, ObjectExistsError):
+            await self._undo(nuid)
+        raise failure
+
+    async def _undo(self, nuid: str) -> None:
+        """Remove the chunks of an object that was not stored. The first error is the one to report."""
+        with contextlib.suppress(BrokerError):
+            await self._purge(self._chunks(nuid))
+
+    async def _latest(self, name: str) -> StoredObject | None:
+        """Return the metadata as the stream's leader knows it: a replica may lag behind."""
+        message = await self._jetstream.message(self._stream, last_by_subj=self._meta(name))
+        return None if message is None else _stored(message.data, message.sequence)
+
+    async def is_whole(self, stored: StoredObject) -> bool:
+        """Return whether all chunks of an object are there. Raises BrokerError."""
+        if not stored.chunks:
+            return True
+        subject = self._chunks(stored.nuid)
+        found = await self._jetstream.stream_info(self._stream, subjects_filter=subject)
+        return found is not None and found.subjects.get(subject) == stored.chunks
 
     async def find(self, name: str) -> StoredObject | None:
         """Return the object's metadata, None if there is no such object. Raises BrokerError."""
         message = await self._direct(last_by_subj=self._meta(name))
-        return None if message is None else _stored(message)
+        return (
+            None if message is None else _stored(message.data, int((message.headers or {})["Nats-Sequence"]))
+        )
 
     async def read(self, stored: StoredObject) -> AsyncIterator[bytes]:
-        """Yield the object's bytes. Raises ObjectMissingError if it is deleted meanwhile, BrokerError."""
-        subject = f"$O.{self.bucket}.C.{stored.nuid}"
+        """Yield the object's bytes. Raises ObjectMissingError if a part of it is gone, BrokerError.
+
+        Then its metadata is removed too, so that nobody finds it again and another one can take its name.
+        """
+        subject = self._chunks(stored.nuid)
         sequence = 1
         for _ in range(stored.chunks):
-            message = await self._direct(seq=sequence, next_by_subj=subject)
-            if message is None:
+            found = await self._next_chunk(subject, sequence)
+            if found is None:
+                await self._drop(stored)
                 raise ObjectMissingError(f"object {stored.name} has been deleted")
-            sequence = int((message.headers or {})["Nats-Sequence"]) + 1
-            yield message.data
+            data, sequence = found
+            sequence += 1
+            yield data
+
+    async def _next_chunk(self, subject: str, sequence: int) -> tuple[bytes, int] | None:
+        message = await self._direct(seq=sequence, next_by_subj=subject)
+        if message is not None:
+            return message.data, int((message.headers or {})["Nats-Sequence"])
+        # A replica may lag behind: only the leader knows that it is gone.
+        stored = await self._jetstream.message(self._stream, seq=sequence, next_by_subj=subject)
+        return None if stored is None else (stored.data, stored.sequence)
 
     async def delete(self, name: str) -> bool:
         """Remove an object. Return False if there was none. Raises BrokerError."""
         stored = await self.find(name)
         if stored is None:
             return False
-        await self._purge(self._meta(name))
-        await self._purge(f"$O.{self.bucket}.C.{stored.nuid}")
+        await self._drop(stored)
         return True
-
-    async def oldest(self) -> StoredObject | None:
-        """Return the object with the oldest metadata. Raises BrokerError."""
-        message = await self._direct(seq=1, next_by_subj=f"$O.{self.bucket}.M.>")
-        return None if message is None else _stored(message)
-
-    async def usage(self) -> tuple[int, int]:
-        """Return the number of objects and the bytes stored. Raises BrokerError."""
-        await self.ensure()
-        found = await self._jetstream.stream_info(self._stream, subjects_filter=f"$O.{self.bucket}.M.>")
-        return (0, 0) if found is None else (len(found.subjects), found.size)
 
     async def bytes_used(self) -> int:
         """Return the bucket's size on disk in bytes, with headers and metadata. Raises BrokerError."""
@@ -188,10 +244,8 @@ class ObjectBucket:
         found = await self._jetstream.stream_info(self._stream)
         return 0 if found is None else found.size
 
-    @staticmethod
-    def overhead(size: int) -> int:
-        """Return the approximate overhead of an object of `size` bytes, in bytes."""
-        return 2048 + 128 * (size // CHUNK_BYTES + 1)
+    def _chunks(self, nuid: str) -> str:
+        return f"$O.{self.bucket}.C.{nuid}"
 
     def _meta(self, name: str) -> str:
         return f"$O.{self.bucket}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
@@ -213,16 +267,21 @@ class ObjectBucket:
         await self.ensure()
         return await self._jetstream.direct_get(self._stream, **query)
 
+    async def _drop(self, stored: StoredObject) -> None:
+        """Remove this very object; a newer one of its name stays."""
+        await self._jetstream.purge(self._stream, self._meta(stored.name), before=stored.sequence + 1)
+        await self._purge(self._chunks(stored.nuid))
+
     async def _purge(self, subject: str) -> None:
         await self._jetstream.purge(self._stream, subject)
 
 
-def _stored(message: Msg) -> StoredObject:
-    info = json.loads(message.data)
+def _stored(data: bytes, sequence: int) -> StoredObject:
+    info = json.loads(data)
     return StoredObject(
         name=str(info["name"]),
         size=int(info.get("size", 0)),
-        sequence=int((message.headers or {})["Nats-Sequence"]),
+        sequence=sequence,
         nuid=str(info["nuid"]),
         chunks=int(info.get("chunks", 0)),
         headers={key: values[0] for key, values in (info.get("headers") or {}).items() if values},

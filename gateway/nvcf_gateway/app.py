@@ -146,10 +146,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     idempotency_keys = IdempotencyKeys(requests, config)
     ttl, max_bytes = config.results_ttl, config.results_max_bytes
     stores = RegionalBuckets(client, requests, config, "results", ttl=ttl, store=RESULTS, max_bytes=max_bytes)
-    results = {
-        region: ResultStore(client, bucket, config.results_max_count)
-        for region, bucket in stores.by_region.items()
-    }
+    results = {region: ResultStore(client, bucket) for region, bucket in stores.by_region.items()}
     try:
         await tracking.ensure()
         await idempotency_keys.ensure()

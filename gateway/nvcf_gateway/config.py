@@ -47,7 +47,6 @@ class GatewayConfig:
     results_ttl: float = 24 * 3600.0
     results_max_bytes: int | None = None
     data_max: int | None = None
-    results_max_count: int = 100_000
     sessions: tuple[str, int] | None = None
     session_proxy: tuple[str, int] | None = None
     session_proxy_url: str | None = None
@@ -157,9 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--results-ttl", type=float, default=24 * 3600.0, metavar="SECONDS",
         help="how long results and idempotency keys are stored")  # fmt: skip
     add("--results-max-mib", type=_mebibytes, metavar="MIB", dest="results_max_bytes",
-        help="space for stored results (default: a quarter of the data); the oldest go first")  # fmt: skip
-    add("--results-max-count", type=int, default=100_000, metavar="N",
-        help="number of stored results; the oldest go first")  # fmt: skip
+        help="space for stored results (default: a quarter of the data)")  # fmt: skip
     add("--data-max", type=_mebibytes, metavar="MIB",
         help="space for tenants' data (default: the limit of the broker account, or 8192)")  # fmt: skip
     add("--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus here (default: off)")

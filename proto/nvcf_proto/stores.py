@@ -59,8 +59,18 @@ TRACKING = Store(
     "gateway",
     64 * KIB,
     "1 h",
+    "the next stream takes it",
+    share=0.02,
+    per_subject=1,
+)
+MORE_TRACKING = Store(
+    "nvcf_tracking_R",
+    "data",
+    "gateway",
+    4 * KIB,
+    "1 h",
     "503 to the caller",
-    share=0.03,
+    share=0.01,
     per_subject=1,
 )
 IDEMPOTENCY = Store(
@@ -101,6 +111,7 @@ STORES = (
     EVENTS,
     QUEUE,
     TRACKING,
+    MORE_TRACKING,
     IDEMPOTENCY,
     SESSIONS,
     RESULTS,

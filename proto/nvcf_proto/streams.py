@@ -74,6 +74,30 @@ def tracking_stream_config(
     }
 
 
+def more_tracking_stream_config(
+    region: str,
+    *,
+    storage: Storage = "file",
+    replicas: int = 1,
+    placement_tag: str | None = None,
+    bounds: Mapping[str, int] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Return the settings of `nvcf_tracking_R` [ext]: records that found the contract's stream full.
+
+    The contract's limit is one for all accounts. What an account may keep is bounded by its quota, and this
+    stream by its bytes.
+    """
+    return {
+        "name": subjects.more_tracking_stream(region),
+        "subjects": [subjects.more_tracking_subject(region, "*")],
+        "retention": "limits",
+        "max_age": TRACKING_MAX_AGE_SECONDS * _NANOSECONDS,
+        **_common(storage, replicas, placement_tag),
+        "max_msgs": -1,
+        **bounds,
+    }
+
+
 def session_lookup_stream_config(
     region: str,
     *,

@@ -47,6 +47,16 @@ def tracking_subject(region: str, request_id: str) -> str:
     return f"requestToFunctionVersion.{region}.{request_id}"
 
 
+def more_tracking_stream(region: str) -> str:
+    """[ext] Return the stream for the tracking records that the contract's full stream does not take."""
+    return f"nvcf_tracking_{region}"
+
+
+def more_tracking_subject(region: str, request_id: str) -> str:
+    """[ext] Return the subject of a record there."""
+    return f"nvcf.tracking.{region}.{request_id}"
+
+
 def polling_subject(request_id: str) -> str:
     """Return the core subject on which the worker that holds a request answers polls."""
     return f"{POLLING_PREFIX}.{request_id}"

@@ -77,7 +77,6 @@ class Execution:
             self._claim = claim
             # The caller may come back for it, so it outlives both the caller and the poll time.
             self.call = replace(self.call, request_id=claim.request_id, keep_queued=True, keyed=True)
-            await self._calls.retention.track(self.call)
         except BaseException as error:
             await self._leave()
             if isinstance(error, BrokerError):

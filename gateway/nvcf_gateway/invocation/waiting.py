@@ -38,6 +38,8 @@ from nvcf_proto.subjects import inline_reply_subject
 _log = logging.getLogger(__name__)
 
 Withdrawn = Callable[[], Awaitable[None]]
+Publishing = asyncio.Task[tuple[int | None, Mapping[str, str]]]
+"""Publishes a request; its result is the stream sequence and the trace context that went with it."""
 
 
 class Ended(Enum):
@@ -106,15 +108,22 @@ class CallRunner:
         if call.full_by_attach or not call.body.complete:
             pending.request_token = new_id()
         if call.keep_queued:
-            pending.storage = self.retention.kept_call(call)
+            pending.storage = self.retention.kept_later(call)
             pending.stores_inline = call.keyed
         deadline = began + call.poll_seconds + GATEWAY_EXTRA_WAIT
         sequence: int | None = None
         published = False
+        publishing: Publishing | None = None
         ended = Ended.BROKEN
         self.pending.add(pending)
         try:
-            sequence, sent = await self._publish(call, pending, trace, deadline)
+            publish = self._publish(call, pending, trace, deadline)
+            if call.keyed:
+                # It goes on if the caller leaves now: the request may be in the queue already.
+                publishing = self.background.spawn(publish, f"publish {call.request_id}", logged=False)
+                sequence, sent = await asyncio.shield(publishing)
+            else:
+                sequence, sent = await publish
             pending.set_deadline(deadline)
             published = True
             if await self.demand.queued(call.version.id, call.request_id, sent):
@@ -132,7 +141,7 @@ class CallRunner:
             ended = Ended.KEPT
             raise
         except asyncio.CancelledError:
-            if call.keyed and published and self._outlive(call, pending, sequence, withdrawn):
+            if publishing is not None and self._outlive(call, pending, publishing, withdrawn):
                 ended = Ended.KEPT
             raise
         finally:
@@ -162,29 +171,33 @@ class CallRunner:
         if pending.state is not State.ANSWERED:
             self.pending.retain(pending, self.config.results_ttl)
         try:
-            return await self.retention.keep(call, pending)
+            return await self.retention.keep(call, pending, told=True)
         except BrokerError as error:
             if not call.keyed:
                 return False
             raise StillQueued(503, str(error), headers={"Retry-After": "1"}) from None
 
     def _outlive(
-        self, call: Call, pending: Pending, sequence: int | None, withdrawn: Withdrawn | None
+        self, call: Call, pending: Pending, publishing: Publishing, withdrawn: Withdrawn | None
     ) -> bool:
         """Let the call go on without its caller; return False if its response is there already."""
         if pending.state is State.ANSWERED:
             return False
         pending.detach()
         self.pending.retain(pending, self.config.results_ttl)
-        self.background.spawn(self._secure(call, pending, sequence, withdrawn), f"keep {call.request_id}")
+        self.background.spawn(self._secure(call, pending, publishing, withdrawn), f"keep {call.request_id}")
         return True
 
     async def _secure(
-        self, call: Call, pending: Pending, sequence: int | None, withdrawn: Withdrawn | None
+        self, call: Call, pending: Pending, publishing: Publishing, withdrawn: Withdrawn | None
     ) -> None:
+        sequence: int | None = None
         try:
-            kept = await self.retention.keep(call, pending)
-        except BrokerError:
+            sequence, _ = await publishing
+            kept = await self.retention.keep(call, pending, told=False)
+        except (NoRoom, NotEnqueued):
+            kept = False
+        except (BrokerError, HttpProblem):
             # It stays where it is: whoever repeats the call with its key finds it, or finds it lost.
             return
         if not kept:

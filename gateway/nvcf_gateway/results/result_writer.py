@@ -13,6 +13,7 @@ from nvcf_gateway.errors import AnsweredElsewhere, CallerGone, HttpProblem
 from nvcf_gateway.exchange.bodies import CHUNK_BYTES, Spool
 from nvcf_gateway.exchange.sinks import Sink
 from nvcf_gateway.results.store import ResultStore
+from nvcf_gateway.results.tracking import Tracking
 from nvcf_proto.h1 import ResponseHead
 
 _log = logging.getLogger(__name__)
@@ -40,7 +41,12 @@ class KeptRequest:
     request_id: str
     function_id: str
     version_id: str
+    region: str
     keyed: bool
+    once: bool
+    """Whether the response goes when it has been fetched."""
+    tracking: Tracking | None = None
+    """Where its record goes once the response is stored, since that says the same."""
 
     def sink(self) -> ResultWriter:
         """Return a sink that stores a streamed response."""
@@ -54,6 +60,14 @@ class KeptRequest:
         writer = ResultWriter(self)
         await writer.complete(head, body)
         return not writer.late
+
+
+async def _forget(tracking: Tracking, of: KeptRequest) -> None:
+    try:
+        await tracking.forget(of.region, of.request_id)
+    except BrokerError as error:
+        # It ends by itself.
+        _log.info("%s", error, extra={"request_id": of.request_id})
 
 
 class ResultWriter:
@@ -84,21 +98,23 @@ class ResultWriter:
 
     async def finish(self) -> None:
         if self._head is not None:
-            await self._save(self._head, self._spooled(), self._spool.size)
+            await self._save(self._head, self._spooled())
         self._spool.close()
 
     async def complete(self, head: ResponseHead, body: bytes) -> None:
-        await self._save(head, _single(body), len(body))
+        await self._save(head, _single(body))
 
     def abort(self) -> None:
         self._spool.close()
 
-    async def _save(self, head: ResponseHead, body: AsyncIterator[bytes], size: int) -> None:
+    async def _save(self, head: ResponseHead, body: AsyncIterator[bytes]) -> None:
         of = self._request
         if not is_result(head.status, keyed=of.keyed):
             return
         try:
-            await of.store.save(of.request_id, of.function_id, of.version_id, head, body, size=size)
+            await of.store.save(of.request_id, of.function_id, of.version_id, head, body, once=of.once)
+            if of.tracking is not None:
+                await _forget(of.tracking, of)
         except ObjectExistsError:
             self.late = True
         except BrokerError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.objects import ObjectBucket, StoredObject
@@ -55,14 +55,23 @@ class Retention:
     results: Mapping[str, ResultStore]
     tracking: Tracking
 
-    def kept(self, request_id: str, version: tuple[str, str], region: str, *, keyed: bool) -> KeptRequest:
-        """Return where the response of a request is stored. `version`: ids of function and version."""
-        return KeptRequest(self.config, self.results[region], request_id, *version, keyed)
+    def kept(
+        self, request_id: str, version: tuple[str, str], region: str, *, keyed: bool, once: bool = False
+    ) -> KeptRequest:
+        """Return where the response of a request is stored. `version`: ids of function and version.
+
+        `once`: the response goes when it has been fetched.
+        """
+        return KeptRequest(self.config, self.results[region], request_id, *version, region, keyed, once)
 
     def kept_call(self, call: Call) -> KeptRequest:
-        """Return where the response of `call` is stored."""
+        """Return where the response of `call` is stored while its caller waits."""
         version = (call.version.function_id, call.version.id)
-        return self.kept(call.request_id, version, self.config.region, keyed=call.keyed)
+        return self.kept(call.request_id, version, self.config.region, keyed=call.keyed, once=not call.keyed)
+
+    def kept_later(self, call: Call) -> KeptRequest:
+        """Return where the response of `call` is stored when its caller no longer waits."""
+        return replace(self.kept_call(call), tracking=self.tracking)
 
     async def track(self, call: Call) -> None:
         """Write the tracking record. Raises BrokerError."""
@@ -70,10 +79,11 @@ class Retention:
         ids = (call.request_id, self.config.region, version.function_id, version.id)
         await self.tracking.record(Tracked(*ids, started, call.keyed, current_traceparent()))
 
-    async def keep(self, call: Call, pending: Pending) -> bool:
+    async def keep(self, call: Call, pending: Pending, *, told: bool) -> bool:
         """Store what a later delivery needs; return False if the body is not there in time.
 
-        Raises BrokerError if the broker does not take it.
+        `told`: its caller learns the id of the request, by which it can be polled. Raises BrokerError if the
+        broker does not take it.
         """
         try:
             if pending.request_token is not None:
@@ -84,7 +94,8 @@ class Retention:
                     return False
                 stored = await self.bodies.put(call.request_id, call.body.stream(), {})
                 pending.body = StoredBody(self.bodies.own, stored)
-            await self.track(call)
+            if told:
+                await self.track(call)
         except (BrokerError, OSError) as error:
             _log.warning("request not kept: %s", error, extra={"request_id": call.request_id})
             raise BrokerError(f"the request could not be kept: {error}") from error

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aiohttp import web
 
@@ -142,7 +142,7 @@ class Poller:
             await self.queue.cancel(tracked.version_id, tracked.request_id)
             await self.queue.remove(tracked.version_id, tracked.request_id, None, tracked.region)
             await self._discard(tracked)
-            await self.retention.tracking.forget(tracked)
+            await self._forget(tracked)
         self.query.close(tracked.request_id)
         return web.Response(status=204)
 
@@ -172,8 +172,8 @@ class Poller:
         for region, store in self.retention.results.items():
             stored = await store.find(request_id)
             if stored is not None:
-                # Fetched before, or old: in either case something else decides how long it remains.
-                return Tracked(request_id, region, stored.function_id, stored.version_id, 0, retained=True)
+                ids = (stored.function_id, stored.version_id)
+                return Tracked(request_id, region, *ids, 0, retained=not stored.once)
         return None
 
     def _store(self, tracked: Tracked) -> ResultStore:
@@ -184,7 +184,9 @@ class Poller:
         loop = asyncio.get_running_loop()
         tracked, store = poll.tracked, self._store(poll.tracked)
         ids = (tracked.function_id, tracked.version_id)
-        kept = self.retention.kept(tracked.request_id, ids, tracked.region, keyed=tracked.retained)
+        kept = self.retention.kept(
+            tracked.request_id, ids, tracked.region, keyed=tracked.retained, once=not tracked.retained
+        )
         with store.announcement(tracked.request_id) as announced:
             while True:
                 announced.clear()
@@ -193,7 +195,9 @@ class Poller:
                         return None
                     # Stored besides if others may ask for it, else only if this caller leaves.
                     tee = TeeSink(sink, kept.sink(), always=tracked.retained)
-                    match await self.query.ask(poll, tee, kept, announced):
+                    match await self.query.ask(
+                        poll, tee, replace(kept, tracking=self.retention.tracking), announced
+                    ):
                         case QueryResult.ANSWERED:
                             await self._delivered(poll, sink.head)
                             return None
@@ -241,12 +245,15 @@ class Poller:
         if head is not None and head.status == 202:
             await self.retention.tracking.record(poll.tracked)
             return
-        await self.retention.tracking.forget(poll.tracked)
+        await self._forget(poll.tracked)
         if poll.tracked.retained:
             return
         self.background.spawn_later(
             DISCARD_DELAY, lambda: self._discard(poll.tracked), f"discard {poll.tracked.request_id}"
         )
+
+    async def _forget(self, tracked: Tracked) -> None:
+        await self.retention.tracking.forget(tracked.region, tracked.request_id, overflow=tracked.overflow)
 
     async def _discard(self, tracked: Tracked) -> None:
         await self._store(tracked).discard(tracked.request_id)

@@ -99,26 +99,6 @@ async def test_refused_by_the_queue(platform: Platform, route: str) -> None:
         await client.close()
 
 
-@ROUTES
-async def test_refused_by_the_tracking_stream(platform: Platform, route: str) -> None:
-    version = await platform.deployed_version()
-    path = version.exec if route == "exec" else version.pexec
-    client = await platform.broker_client()
-    api, stream = "$JS.API.STREAM", "requestToFunctionVersion_local"
-    try:
-        async with peer_worker(platform, version) as worker:
-            info = await client.request(f"{api}.INFO.{stream}", b"", timeout=5)
-            await client.request(f"{api}.DELETE.{stream}", b"", timeout=5)
-            refused = await call(platform, "POST", path, body_of(route), Idempotency_Key="tracking")
-            assert (refused.status, refused.headers["retry-after"]) == (503, "1")
-            config = json.dumps(json.loads(info.data)["config"]).encode()
-            await client.request(f"{api}.CREATE.{stream}", config, timeout=5)
-            await repeated(platform, worker, version, route, "tracking")
-        await platform.queue_is_empty(version)
-    finally:
-        await client.close()
-
-
 async def test_an_upload_that_breaks_off(platform: Platform) -> None:
     version = await platform.deployed_version()
     host, port = platform.gateway.url.removeprefix("http://").split(":")

@@ -313,18 +313,30 @@ async def test_tracking_stream_is_there_from_the_start(platform: Platform) -> No
         await client.close()
 
 
-async def test_the_oldest_results_make_room(platform: Platform) -> None:
+async def test_a_full_store_refuses_and_drops_nothing(platform: Platform) -> None:
     version = await platform.deployed_version()
-    small = await platform.start_gateway("--results-max-mib", "1")
-    ids = []
-    async with peer_worker(platform, version) as worker:
-        for number in range(3):
-            answer = await call(platform, "POST", version.pexec, b"", gateway=small, NVCF_POLL_SECONDS="1")
-            ids.append(answer.headers["nvcf-reqid"])
-            work = await worker.pull()
-            assert (await work.answer(bytes([number]) * 450_000))[0] == 200
-    assert (await call(platform, "GET", PEXEC + ids[0])).status == 504
-    for number in (1, 2):
-        answer = await call(platform, "GET", PEXEC + ids[number])
-        assert (answer.status, answer.body) == (200, bytes([number]) * 450_000)
-    assert "dropped to make room" in small.child.text()
+    client = await platform.broker_client()
+    stream, ids = "OBJ_nvcf_results_local", []
+
+    async def limit(size: int) -> None:
+        info = await client.request(f"$JS.API.STREAM.INFO.{stream}", b"", timeout=5)
+        found = json.loads(info.data)
+        config = {**found["config"], "max_bytes": size + (found["state"]["bytes"] if size > 0 else 0)}
+        await client.request(f"$JS.API.STREAM.UPDATE.{stream}", json.dumps(config).encode(), timeout=5)
+
+    try:
+        await limit(1_000_000)
+        async with peer_worker(platform, version) as worker:
+            for number in range(3):
+                answer = await call(platform, "POST", version.pexec, b"", NVCF_POLL_SECONDS="1")
+                ids.append(answer.headers["nvcf-reqid"])
+                work = await worker.pull()
+                status, _ = await work.post(b"HTTP/1.1 200 OK\r\n\r\n" + bytes([number]) * 450_000)
+                assert status == (200 if number < 2 else 503)
+                await work.ack()
+        for number in (0, 1):
+            answer = await call(platform, "GET", PEXEC + ids[number])
+            assert (answer.status, answer.body) == (200, bytes([number]) * 450_000)
+    finally:
+        await limit(-1)
+        await client.close()

@@ -53,7 +53,6 @@ class Parts:
 
     first: bool = True
     claim_error: Exception | None = None
-    track_error: Exception | None = None
     outcome: Callable[[], Ended] = lambda: Ended.ANSWERED
     blocked: str = ""
     claimed: list[str] = field(default_factory=list)
@@ -75,11 +74,6 @@ class Parts:
 
     async def release(self, claim: Claim) -> None:
         self.released.append(claim.request_id)
-
-    async def track(self, call: Call) -> None:
-        await self._step("track")
-        if self.track_error is not None:
-            raise self.track_error
 
     def kept_call(self, call: Call) -> Any:
         return SimpleNamespace(sink=lambda: None)
@@ -145,15 +139,6 @@ async def test_a_failure_before_the_queue_frees_the_key(error: Exception) -> Non
         assert parts.released == ["q"], "before the caller learns of it"
 
 
-async def test_a_call_that_cannot_be_tracked_frees_the_key() -> None:
-    parts = Parts(track_error=BrokerError("no stream"))
-    async with BackgroundTasks() as owner:
-        with pytest.raises(HttpProblem) as raised:
-            await executed(parts, owner)
-    assert raised.value.status == 503
-    assert parts.released == ["q"]
-
-
 async def test_a_claim_that_fails_is_nobodys() -> None:
     parts = Parts(claim_error=BrokerError("the broker did not answer"))
     async with BackgroundTasks() as owner:
@@ -165,7 +150,7 @@ async def test_a_claim_that_fails_is_nobodys() -> None:
 
 @pytest.mark.parametrize(
     ("blocked", "released"),
-    [("claim", ["q"]), ("track", ["q"]), ("assets", ["q"]), ("run", [])],
+    [("claim", ["q"]), ("assets", ["q"]), ("run", [])],
 )
 async def test_a_caller_that_leaves_frees_the_key_unless_its_call_may_be_queued(
     blocked: str, released: list[str]

@@ -131,16 +131,15 @@ class Store:
         self.error = error
         self.saved: list[tuple[int, bytes]] = []
 
-    async def save(self, *of: Any, size: int) -> None:
+    async def save(self, *of: Any, once: bool) -> None:
         *_, head, body = of
         if self.error is not None:
             raise self.error
         data = b"".join([part async for part in cast(AsyncIterator[bytes], body)])
-        assert len(data) == size
         self.saved.append((head.status, data))
 
     def kept(self, *, keyed: bool = True) -> KeptRequest:
-        return KeptRequest(CONFIG, cast(Any, self), "q", "f", "v", keyed)
+        return KeptRequest(CONFIG, cast(Any, self), "q", "f", "v", "local", keyed, once=not keyed)
 
 
 class Caller(CollectSink):
