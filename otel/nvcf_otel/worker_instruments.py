@@ -64,6 +64,13 @@ STREAM_FIRST_ITEM_DURATION = histogram(
 REQUEST_REDELIVERIES = observed_counter(
     "nvcf.request.redeliveries", "{request}", "Requests that the queue delivered again.", _VERSION
 )
+REQUESTS_DROPPED = observed_counter(
+    "nvcf.request.dropped",
+    "{request}",
+    "Requests that were acknowledged although nobody has their response: `not-wanted` (a gateway said so), "
+    "`undelivered`, `malformed`.",
+    (*_VERSION, names.REASON),
+)
 INSTANCE_LOAD_DURATION = histogram(
     "nvcf.instance.load.duration", "s", "Time of the function's setup and warm-up.", _VERSION, LOAD_BUCKETS
 )

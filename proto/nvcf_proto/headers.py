@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 _FOLD = {ord(sign): "-" for sign in "!#$%&'*+.^_`|~"}
 
@@ -64,6 +64,10 @@ REPLY_SUBJECT = "Nvcf-Reply-Subject"
 REPLY_MAX_BYTES = "Nvcf-Reply-Max-Bytes"
 REPLY_STATUS = "Nvcf-Reply-Status"
 
+# NATS header of a queued request [ext] (protocol.md, section 2.11): `true` if its response is kept for a
+# caller that comes back, else `false`. A gateway that sends it answers fallback lookups.
+KEPT = "Nvcf-Kept"
+
 # Stateful sessions [ext] (protocol.md, section 7): on the queued request, where the worker listens for
 # reconnects; on the worker's CONNECT, why it cannot serve the session (`STATUS TEXT`).
 RECONNECT_SUBJECT = "Nvcf-Reconnect-Subject"
@@ -96,6 +100,11 @@ def folded(name: str) -> str:
     WSGI and CGI cannot tell such names apart, so a reserved name is reserved in all its forms.
     """
     return name.lower().translate(_FOLD)
+
+
+def of_this_platform(nats_headers: Mapping[str, str]) -> bool:
+    """Return whether a gateway of this platform queued a request, and so answers fallback lookups for it."""
+    return KEPT in nats_headers or REPLY_SUBJECT in nats_headers
 
 
 def strip_hop_by_hop(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

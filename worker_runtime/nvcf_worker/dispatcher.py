@@ -6,6 +6,7 @@ import asyncio
 import functools
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -43,11 +44,18 @@ Run = Callable[[Work, CancelScope, Callable[[], None]], Coroutine[Any, Any, byte
 class Dispatcher:
     """Starts a task for each request that has a slot.
 
-    run: runs a request, and returns how to acknowledge it. draining: whether no request is started any more.
+    run: runs a request, and returns how to acknowledge it. dropped: counts malformed messages. draining:
+    whether no request is started any more.
     """
 
     def __init__(
-        self, inflight: InFlight, slots: Slots, exchanges: Exchanges, tunnels: Tunnels, run: Run
+        self,
+        inflight: InFlight,
+        slots: Slots,
+        exchanges: Exchanges,
+        tunnels: Tunnels,
+        run: Run,
+        dropped: Counter[str] | None = None,
     ) -> None:
         self.draining = False
         self._inflight = inflight
@@ -55,6 +63,7 @@ class Dispatcher:
         self._exchanges = exchanges
         self._tunnels = tunnels
         self._run = run
+        self._dropped = Counter() if dropped is None else dropped
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def polled(self, message: Msg) -> None:
@@ -84,6 +93,7 @@ class Dispatcher:
             )
         except MalformedWork as error:
             log.error("dropped a malformed message on %s: %s", message.subject, error)
+            self._dropped["malformed"] += 1
             await self._inflight.send(message.reply, TERMINATE)
             return
         present = self._inflight.get(work.request_id)

@@ -90,6 +90,14 @@ class CallerGone(DeliveryError):
     """The gateway says that the request is over."""
 
 
+class UnknownToken(CallerGone):
+    """The gateway does not know the request's token: the request is over, or the gateway has restarted."""
+
+
+class Abandoned(CallerGone):
+    """A response that nobody has taken, and that nobody can want any more."""
+
+
 class GatewayGone(DeliveryError):
     """The gateway cannot be reached; nothing of the response has been used up."""
 
@@ -97,8 +105,10 @@ class GatewayGone(DeliveryError):
 class StreamLost(DeliveryError):
     """The connection broke while a response was streamed, so that it cannot be sent again."""
 
-    wanted_again = False
-    """Whether somebody may still ask for the response."""
+    def __init__(self, text: str, *, wanted_again: bool = False) -> None:
+        super().__init__(text)
+        self.wanted_again = wanted_again
+        """Whether somebody may still ask for the response."""
 
 
 class Undeliverable(DeliveryError):

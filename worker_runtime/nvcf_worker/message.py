@@ -53,7 +53,8 @@ class TunnelTarget:
 class Work:
     """One request from the queue. `ack_subject` changes when the broker delivers it again.
 
-    attempt: 1 for the first delivery. max_deliver: how often the queue delivers it; 0 for no limit.
+    attempt: 1 for the first delivery. max_deliver: how often the queue delivers it; 0 for no limit. kept:
+    whether somebody may come back for its response. has_fallback: whether gateways answer fallback lookups.
     """
 
     message: nvcf_pb2.WorkerInvokeFunctionRequest
@@ -67,6 +68,8 @@ class Work:
     tunnel: TunnelTarget | None = None
     reconnect_subject: str | None = None
     max_deliver: int = 0
+    kept: bool = False
+    has_fallback: bool = False
 
 
 def parse_work(
@@ -90,13 +93,15 @@ def parse_work(
         request_id = parse_id(message.requestId, "requestId")
     except InvalidId as error:
         raise MalformedWork(str(error)) from error
-    trace, reconnect = None, None
+    trace, reconnect, kept, has_fallback = None, None, False, False
     stateful = message.HasField("statefulConfig")
     if not stateful and not message.HasField("statelessConfig"):
         raise MalformedWork("it has no statelessConfig, so there is nowhere to send a response")
     if nats_headers:
         trace = nats_headers if "traceparent" in nats_headers else None
         reconnect = nats_headers.get(names.RECONNECT_SUBJECT) or None
+        kept = nats_headers.get(names.KEPT) == "true"
+        has_fallback = names.of_this_platform(nats_headers)
     return Work(
         message=message,
         request_id=request_id,
@@ -109,6 +114,8 @@ def parse_work(
         tunnel=tunnel_target(message) if stateful else None,
         reconnect_subject=reconnect,
         max_deliver=max_deliver,
+        kept=kept,
+        has_fallback=has_fallback,
     )
 
 

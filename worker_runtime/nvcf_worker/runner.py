@@ -7,8 +7,9 @@ import functools
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from nvcf_proto.headers import PROBLEM_JSON
 from nvcf_proto.pb import nvcf_pb2
 from nvcf_proto.problem import Problem
 from nvcf_worker.errors import (
+    Abandoned,
     CallerGone,
     DeliveryError,
     Fatal,
@@ -47,6 +49,12 @@ from nvcf_worker.telemetry.observer import NoopObserver, RequestObserver
 log = logging.getLogger("nvcf_worker")
 
 SOURCE = "inference-service"
+UNREACHABLE_SECONDS = 5.0
+"""Wait before a request is delivered again whose response no gateway took."""
+UNREACHABLE_TRIES = 5
+"""Deliveries of such a request if its queue sets no limit: else it would run for ever."""
+NOT_WANTED = "not-wanted"
+UNDELIVERED = "undelivered"
 DRAIN_SECONDS = 0.5
 """After these a broken worker pulls nothing more, so a request that it returns goes to another one."""
 
@@ -87,7 +95,10 @@ class Telemetry(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """Runs the requests of one worker. `context` returns what all requests have in common."""
+    """Runs the requests of one worker. `context` returns what all requests have in common.
+
+    dropped: counts requests that are acknowledged although nobody has their response, by reason.
+    """
 
     _executor: Executor
     _exchanges: Exchanges
@@ -95,6 +106,7 @@ class Runner:
     _context: Callable[[], FunctionContext]
     _tunnels: Tunnels | None = None
     _telemetry: Telemetry | None = None
+    dropped: Counter[str] = field(default_factory=Counter)
 
     async def run(self, work: Work, scope: CancelScope, release: Callable[[], None]) -> bytes | None:
         """Run one request; return how to acknowledge it, None for not at all.
@@ -115,7 +127,7 @@ class Runner:
         except asyncio.CancelledError:
             if scope.end is None:
                 raise
-            log.info("request stopped: %s", scope.end.value)
+            self._stopped(scope.end)
         except WorkerError as error:
             observer.failed(error)
             retry_after = self._ended_by(work, scope, error)
@@ -134,7 +146,15 @@ class Runner:
             except Exception:
                 log.exception("telemetry of the request failed")
             logs.request_id.reset(token)
-        return ack_of(scope.end, retry_after, limited=bool(work.max_deliver))
+        last = not work.max_deliver and work.attempt >= UNREACHABLE_TRIES
+        if last and scope.end is End.UNREACHABLE:
+            self.dropped[UNDELIVERED] += 1
+        return ack_of(scope.end, retry_after, last=last)
+
+    def _stopped(self, end: End) -> None:
+        if end is End.NOT_WANTED:
+            self.dropped[NOT_WANTED] += 1
+        log.log(logging.WARNING if end is End.NOT_WANTED else logging.INFO, "request stopped: %s", end.value)
 
     def _observe(self, work: Work, scope: CancelScope) -> RequestObserver:
         try:
@@ -148,6 +168,9 @@ class Runner:
     def _ended_by(self, work: Work, scope: CancelScope, error: WorkerError) -> float:
         """Log an error, and decide whether the request is tried again; return after how many seconds."""
         match error:
+            case Abandoned():
+                self.dropped[NOT_WANTED] += 1
+                log.warning("request abandoned: %s", error)
             case CallerGone():
                 log.info("request abandoned: %s", error)
             case RetryLater():
@@ -173,6 +196,7 @@ class Runner:
             case TunnelError():
                 log.error("the session could not be connected: %s", error)
             case DeliveryError():
+                self.dropped[UNDELIVERED] += 1
                 log.error("the response could not be delivered: %s", error)
             case _:
                 log.error("the worker failed to handle a request", exc_info=error)
@@ -189,11 +213,16 @@ class Runner:
                     response = await self._services.results.finish(work.message, response, exchange.files)
             except FunctionError as error:
                 response = _function_error(error, work.request_id)
+            except WorkerError:
+                raise
+            except Exception:
+                log.exception("the worker failed to make a response")
+                response = _failed(work.request_id)
             observer.delivering(response)
             await exchange.deliver(response, release)
             observer.delivered()
         except StreamLost as error:
-            error.wanted_again = exchange.wanted_again
+            error.wanted_again = error.wanted_again or exchange.wanted_again
             raise
         finally:
             await self._exchanges.close(exchange)
@@ -288,11 +317,10 @@ def _no_more_tries(error: RetryLater | Fatal, request_id: str) -> Reply:
     return Reply(503, [("retry-after", str(max(1, math.ceil(error.after)))), *reply.headers], reply.body)
 
 
-def ack_of(end: End | None, retry_after: float, *, limited: bool) -> bytes | None:
+def ack_of(end: End | None, retry_after: float, *, last: bool) -> bytes | None:
     """Return how to acknowledge a request that ended; None for not at all.
 
-    An abandoned request must not be tried again, one that was given up must. limited: whether the queue
-    delivers a request only a number of times.
+    An abandoned request must not be tried again, one that was given up must, unless it is the `last` try.
     """
     match end:
         case End.HANDED_BACK:
@@ -303,8 +331,7 @@ def ack_of(end: End | None, retry_after: float, *, limited: bool) -> bytes | Non
             # The broker has long redelivered it; whoever has it now must not be disturbed.
             return None
         case End.UNREACHABLE:
-            # It is delivered again when its ack wait is over, and perhaps a gateway is there then. Without a
-            # limit that would go on for ever, for a caller whose gateway is gone.
-            return None if limited else ACK
+            # Perhaps another worker, or this one later, reaches a gateway.
+            return ACK if last else nak_later(UNREACHABLE_SECONDS)
         case _:
             return ACK

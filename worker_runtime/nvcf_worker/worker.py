@@ -152,8 +152,16 @@ class Worker:
             lambda: self._context,
             self._tunnels,
             self._telemetry,
+            self._telemetry.dropped,
         )
-        self._dispatcher = Dispatcher(self._inflight, self._slots, self._exchanges, self._tunnels, runner.run)
+        self._dispatcher = Dispatcher(
+            self._inflight,
+            self._slots,
+            self._exchanges,
+            self._tunnels,
+            runner.run,
+            self._telemetry.dropped,
+        )
         try:
             async with AsyncExitStack() as stack:
                 stack.push_async_callback(self._attach.close)

@@ -225,7 +225,7 @@ class CallRunner:
         inline = self.config.inline_reply_bytes
         reply = inline_reply_subject(self.gateway_id, pending.inline_token) if inline else None
         sending = self.telemetry.enqueue(call.version, call.request_id, len(payload), trace)
-        headers = message_headers(sending.carrier, reply, inline)
+        headers = message_headers(sending.carrier, reply, inline, kept=call.keep_queued)
         try:
             with sending:
                 sequence = await self.queue.publish(

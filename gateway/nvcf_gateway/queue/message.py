@@ -110,9 +110,9 @@ def build_request(work: Work, delivery: Delivery, body: bytes, *, full_by_attach
 
 
 def message_headers(
-    caller: Mapping[str, str], reply_subject: str | None, reply_max_bytes: int
+    caller: Mapping[str, str], reply_subject: str | None, reply_max_bytes: int, *, kept: bool | None = None
 ) -> dict[str, str]:
-    """Return the NATS headers of the message: W3C trace context and the inline reply [ext].
+    """Return the NATS headers of the message: trace context; of a call the inline reply and `kept` [ext].
 
     Without a trace of the caller or the gateway there is none: the worker decides whether to begin one.
     """
@@ -122,4 +122,6 @@ def message_headers(
     if reply_subject is not None:
         found[names.REPLY_SUBJECT] = reply_subject
         found[names.REPLY_MAX_BYTES] = str(reply_max_bytes)
+    if kept is not None:
+        found[names.KEPT] = "true" if kept else "false"
     return found

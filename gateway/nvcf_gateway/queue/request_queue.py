@@ -176,11 +176,17 @@ class RequestQueue:
                         raise NotStored(error.description) from error
         raise NotStored("no stream of the broker takes requests of this version")
 
+    async def request(self, version_id: str, request_id: str, region: str) -> StoredMessage | None:
+        """Return a request, waiting or in flight; None if it is not in the queue. Raises BrokerError."""
+        subject = subjects.request_subject(region, version_id, request_id)
+        return await self._jetstream.message(
+            subjects.request_stream(region, version_id), last_by_subj=subject
+        )
+
     async def place(self, version_id: str, request_id: str, region: str) -> Place | None:
         """Find out where a request is; None if it is not in the queue at all. Raises BrokerError."""
         stream = subjects.request_stream(region, version_id)
-        subject = subjects.request_subject(region, version_id, request_id)
-        found = await self._jetstream.message(stream, last_by_subj=subject)
+        found = await self.request(version_id, request_id, region)
         if found is None:
             return None
         consumer = await self._jetstream.consumer_info(stream, subjects.request_consumer(region, version_id))

@@ -3,8 +3,9 @@
 The message of a request names the replica that holds the caller. If that replica is dead, a worker of ours
 asks `nvcf.attach.V` (body: the request id). Any replica answers with a StatelessConfig of its own and the
 NATS headers of an inline reply, and stores what the worker delivers there. The reply 410 in
-`Nvcf-Reply-Status` means that nobody can want the response any more. The broker lets a worker ask for its
-own version only.
+`Nvcf-Reply-Status` means that nobody can want the response any more: the request is in no queue. A request
+that another service queued is that service's, and gets no answer. The broker lets a worker ask for its own
+version only.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from nats.aio.msg import Msg
 
 from nvcf_broker.errors import BrokerError
+from nvcf_broker.jetstream import StoredMessage
 from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.exchange.bodies import empty_body
@@ -55,21 +57,20 @@ class FallbackLookup:
         self.background.spawn(self._answer(message), "answer a worker whose gateway is gone")
 
     async def _answer(self, message: Msg) -> None:
-        version = self.registry.versions.get(message.subject.rpartition(".")[2])
+        version_id = message.subject.rpartition(".")[2]
         try:
             request_id = parse_id(message.data.decode(errors="replace"), "request id")
-            found = None if version is None else await self._reply_address(version, request_id)
-        except InvalidId as error:
-            _log.warning("fallback lookup: %s", error)
-            found = None
-        except BrokerError as error:
+            region, queued = await self._queued(version_id, request_id)
+            if queued is None:
+                await message._client.publish(message.reply, b"", headers={names.REPLY_STATUS: "410"})
+                return
+            version = self.registry.versions.get(version_id)
+            if version is None or not names.of_this_platform(queued.headers):
+                return
+            found = await self._reply_address(version, request_id, region)
+        except (InvalidId, BrokerError) as error:
             # No answer: the worker asks again.
             _log.warning("fallback lookup: %s", error)
-            return
-        if not message.reply:
-            return
-        if found is None:
-            await message._client.publish(message.reply, b"", headers={names.REPLY_STATUS: "410"})
             return
         headers = {
             names.REPLY_SUBJECT: inline_reply_subject(self.gateway_id, found.inline_token),
@@ -77,11 +78,8 @@ class FallbackLookup:
         }
         await message._client.publish(message.reply, self._config_of(found), headers=headers)
 
-    async def _reply_address(self, version: FunctionVersion, request_id: str) -> Pending | None:
-        """Open a reply address for the request; return None if it is no longer in the queue."""
-        region = await self._region_of(version.id, request_id)
-        if region is None:
-            return None
+    async def _reply_address(self, version: FunctionVersion, request_id: str, region: str) -> Pending:
+        """Open a reply address for the request."""
         earlier = self.pending.detached(request_id)
         if earlier is not None:
             self.pending.remove(earlier)
@@ -102,12 +100,13 @@ class FallbackLookup:
         self.pending.retain(pending, self.config.results_ttl)
         return pending
 
-    async def _region_of(self, version_id: str, request_id: str) -> str | None:
-        """Find the region whose queue holds the request; a worker may ask a replica of any region."""
+    async def _queued(self, version_id: str, request_id: str) -> tuple[str, StoredMessage | None]:
+        """Find the request and its region; a worker may ask a replica of any region."""
         for region in self.config.own_region_first:
-            if await self.queue.place(version_id, request_id, region) is not None:
-                return region
-        return None
+            queued = await self.queue.request(version_id, request_id, region)
+            if queued is not None:
+                return region, queued
+        return self.config.region, None
 
     def _config_of(self, pending: Pending) -> bytes:
         message = nvcf_pb2.StatelessConfig()

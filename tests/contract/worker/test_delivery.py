@@ -62,7 +62,7 @@ async def test_a_caller_that_is_gone_ends_the_request(
     gateway: PeerGateway, start_worker: StartWorker
 ) -> None:
     await start_worker(sized).ready()
-    gateway.inline = "gone"
+    gateway.inline = gateway.rescue = "gone"
     call = await gateway.invoke(b"10")
     await eventually(lambda: _empty(gateway), "acknowledged without delivery")
     assert call.via == []

@@ -50,6 +50,7 @@ class PeerGateway:
         self.fail_posts = 0
         self.overlook_posts = 0
         self.rescue = "silent"
+        self.lookups = 0
         self.rescued: list[Call] = []
         self.lost: list[Call] = []
         self.store = PeerStore()
@@ -185,12 +186,13 @@ class PeerGateway:
         assets: Sequence[tuple[str, str]] = (),
         large: bool = False,
         age: float = 0.0,
+        kept: bool = False,
     ) -> Call:
         """Queue a request.
 
         `rest` is fetched by GET attach; `full` leaves request line and headers to it as well; `forget`
         drops the tokens at once; `assets` are pairs of id and address; with `large` the message names
-        where large results go; `age`: how many seconds ago the caller came.
+        where large results go; `age`: how many seconds ago the caller came; `kept`: it may come back.
         """
         call = self._new_call(str(uuid.uuid4()), rest, fetch=rest is not None or full)
         message = nvcf_pb2.WorkerInvokeFunctionRequest(
@@ -215,6 +217,8 @@ class PeerGateway:
             self._calls.clear()
         nats_headers = {} if trace is None else {"traceparent": trace}
         nats_headers |= self._reply_headers(call, reply_max_bytes)
+        if kept:
+            nats_headers["Nvcf-Kept"] = "true"
         subject = f"rq.{region}.{self.version_id}.{call.request_id}"
         answer = await self.connection.request(
             subject, message.SerializeToString(), timeout=10, headers=nats_headers or None
@@ -276,6 +280,7 @@ class PeerGateway:
         return poll
 
     async def _on_rescue(self, message: Msg) -> None:
+        self.lookups += 1
         if self.rescue == "silent":
             return
         if self.rescue == "gone":

@@ -207,6 +207,7 @@ def test_trace_context_passes_and_none_is_invented() -> None:
     }  # fmt: skip
     # A made-up sampled parent would make every worker record every request, whatever its own ratio.
     assert message_headers({"traceparent": "bad", "tracestate": "x=1"}, None, 0) == {}
+    assert message_headers({}, None, 0, kept=False) == {"Nvcf-Kept": "false"}
 
 
 def test_cors_mirrors_the_request() -> None:

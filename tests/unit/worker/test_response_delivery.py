@@ -47,7 +47,7 @@ async def test_between_two_tries_there_is_always_a_pause(
     transport: Any = refusing
     delivery = ResponseDelivery(
         "id", transport, Backlog(), waiters, Reply(200, [], b""), retained=True,
-        address=lambda: address(0), sent=lambda: None,
+        kept=False, has_fallback=False, address=lambda: address(0), sent=lambda: None,
     )  # fmt: skip
 
     async def pause(attempt: int) -> None:

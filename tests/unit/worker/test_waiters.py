@@ -85,16 +85,20 @@ def test_nobody_is_answered_twice_or_forgotten(steps: list[tuple[str, float]]) -
     [
         ({"refused": True}, Step.ABANDON),
         ({"refused": True, "may_poll": True}, Step.ABANDON),
-        ({"gone": True}, Step.ABANDON),
+        ({"gone": True}, Step.WAIT),
+        ({"gone": True, "waited": FALLBACK_SECONDS}, Step.GIVE_UP),
+        ({"gone": True, "has_fallback": False}, Step.ABANDON),
         ({"gone": True, "may_poll": True}, Step.WAIT),
+        ({"gone": True, "may_poll": True, "has_fallback": False}, Step.WAIT),
         ({"may_poll": True, "waited": FALLBACK_SECONDS + 1}, Step.WAIT),
-        ({"may_poll": True, "waited": RETENTION_SECONDS}, Step.ABANDON),
+        ({"may_poll": True, "waited": RETENTION_SECONDS}, Step.GIVE_UP),
+        ({"may_poll": True, "has_fallback": False, "waited": RETENTION_SECONDS}, Step.ABANDON),
         ({"waited": FALLBACK_SECONDS - 1}, Step.WAIT),
         ({"waited": FALLBACK_SECONDS}, Step.GIVE_UP),
     ],
 )
 def test_what_becomes_of_an_answer_that_nobody_takes(situation: dict[str, Any], step: Step) -> None:
-    usual = {"refused": False, "gone": False, "may_poll": False, "waited": 0.0}
+    usual = {"refused": False, "gone": False, "may_poll": False, "has_fallback": True, "waited": 0.0}
     assert next_step(**{**usual, **situation}) is step
 
 

@@ -76,7 +76,7 @@ class Exchange:
     @property
     def wanted_again(self) -> bool:
         """Whether somebody may still ask for the response when the connection to its caller is lost."""
-        return self._wanted_again or self._waiters.may_poll
+        return self._wanted_again or self.work.kept or self._waiters.may_poll
 
     @property
     def _unfinished(self) -> bool:
@@ -148,7 +148,8 @@ class Exchange:
         """
         self._response = response
         repeated = self.work.attempt > 1
-        if isinstance(response, StreamReply) and (self.wanted_again or repeated):
+        replayed = self._wanted_again or self._waiters.may_poll or repeated
+        if isinstance(response, StreamReply) and replayed:
             response.source, response.patient = ReplaySource(response.source), True
             # The gateway that waited for the first worker may be gone.
             response.cautious = repeated
@@ -160,6 +161,8 @@ class Exchange:
                 self._waiters,
                 response,
                 retained=self._wanted_again,
+                kept=self.work.kept,
+                has_fallback=self.work.has_fallback,
                 address=lambda: self.address,
                 sent=sent,
             )

@@ -53,10 +53,10 @@ async def fetch_body(exchange: Exchange, *, whole_request: bool) -> Download:
             exchange.use(found)
             if found.target.request_token is None:
                 raise BodyUnavailable("the gateway that had the body is gone, and so is the body")
-        elif refusal is not None:
+        elif refusal is not None and not work.has_fallback:
             raise refusal
         elif found is NoGateway.NOT_WANTED or over:
-            end = End.CALLER_GONE if found is NoGateway.NOT_WANTED else End.UNREACHABLE
+            end = End.NOT_WANTED if found is NoGateway.NOT_WANTED else End.UNREACHABLE
             exchange.scope.stop(end)
             raise RequestCancelled(end.value)
         if attempt or not isinstance(found, ReplyAddress):

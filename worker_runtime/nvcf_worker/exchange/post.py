@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from nvcf_proto import h1
-from nvcf_worker.errors import CallerGone, DeliveryError, GatewayGone, StreamLost
+from nvcf_worker.errors import CallerGone, DeliveryError, GatewayGone, StreamLost, UnknownToken
 from nvcf_worker.exchange.attach import AttachClient, Upload
 from nvcf_worker.function.response import Reply, StreamReply
 from nvcf_worker.message import AttachTarget
@@ -224,7 +224,7 @@ def _check(status: int) -> None:
     if status == 200:
         return
     if status == 401:
-        raise CallerGone("the request is over: the gateway does not know its token any more")
+        raise UnknownToken("the gateway does not know the token of the request any more")
     raise DeliveryError(f"the gateway refused the response with {status}")
 
 

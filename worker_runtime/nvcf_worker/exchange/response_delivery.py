@@ -12,7 +12,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass, field
 
 from nvcf_proto.problem import problem_for
-from nvcf_worker.errors import CallerGone, DeliveryError, GatewayGone, StreamLost, Undeliverable
+from nvcf_worker.errors import (
+    Abandoned,
+    CallerGone,
+    DeliveryError,
+    GatewayGone,
+    StreamLost,
+    Undeliverable,
+    UnknownToken,
+)
 from nvcf_worker.exchange.post import StreamBroken
 from nvcf_worker.exchange.transport import NoGateway, Transport
 from nvcf_worker.exchange.waiters import NEVER, Step, Waiter, Waiters, next_step
@@ -51,9 +59,10 @@ class Backlog:
 class ResponseDelivery:
     """Delivers one response; used once, by the request's own task.
 
-    address: returns the present reply address of the call itself. retained: whether the caller may come back
-    for the response. sent: called when the response no longer needs its slot. streaming: whether the response
-    is being sent to one caller; all others only get progress meanwhile.
+    address: returns the present reply address of the call itself. retained: whether a stream that its gateway
+    ends early is wanted all the same. kept: whether the caller may come back for the response. has_fallback:
+    whether gateways answer fallback lookups. sent: called when the response no longer needs its slot.
+    streaming: whether the response is being sent to one caller; all others only get progress meanwhile.
     """
 
     request_id: str
@@ -63,6 +72,8 @@ class ResponseDelivery:
     response: Outcome
     _: KW_ONLY
     retained: bool
+    kept: bool
+    has_fallback: bool
     address: Callable[[], ReplyAddress]
     sent: Callable[[], None]
     streaming: bool = False
@@ -76,8 +87,8 @@ class ResponseDelivery:
     async def run(self) -> None:
         """Return when somebody has the response.
 
-        Raises CallerGone when nobody wants it, Undeliverable when no gateway was found in time, another
-        DeliveryError when a stream broke.
+        Raises Abandoned or CallerGone when nobody wants it, Undeliverable when no gateway was found in time,
+        another DeliveryError when a stream broke.
         """
         gone = await self._send_to_all()
         if gone is None:
@@ -108,10 +119,15 @@ class ResponseDelivery:
 
     async def _pause_or_give_up(self, found: NoGateway, gone: bool, waited: float, attempt: int) -> None:
         step = next_step(
-            refused=found is NoGateway.NOT_WANTED, gone=gone, may_poll=self.waiters.may_poll, waited=waited
+            refused=found is NoGateway.NOT_WANTED,
+            gone=gone,
+            may_poll=self.kept or self.waiters.may_poll,
+            has_fallback=self.has_fallback,
+            waited=waited,
         )
         if step is Step.ABANDON:
-            raise CallerGone("the request is over: nobody wants its response any more")
+            reason = found.value if found is NoGateway.NOT_WANTED else "its gateway does not know it any more"
+            raise Abandoned(f"nobody wants the response: {reason}")
         if step is Step.GIVE_UP:
             raise Undeliverable("no gateway could be reached in time")
         if not self._logged:
@@ -169,8 +185,10 @@ class ResponseDelivery:
         except CallerGone as error:
             log.info("not delivered: %s", error)
             if not _rewind(response):
-                wanted = self.retained or self.waiters.may_poll
-                raise StreamLost(str(error)) if wanted else error from None
+                unclear = self.has_fallback and isinstance(error, UnknownToken)
+                if self.retained or self.waiters.may_poll or unclear:
+                    raise StreamLost(str(error), wanted_again=True) from None
+                raise
             if isinstance(response, StreamReply):
                 response.cautious = False
             return True
@@ -188,7 +206,20 @@ class ResponseDelivery:
                 logging.DEBUG if self._logged else logging.WARNING, "the gateway is not reached: %s", error
             )
             return False
+        except Exception as error:
+            failure = self._failure()
+            if response == failure:
+                raise
+            # The response cannot be sent as it is; its caller must not wait for the rest of its time.
+            unexpected = None if isinstance(error, DeliveryError) else error
+            log.error("the response cannot be sent: %s", error, exc_info=unexpected)
+            self.response = failure
+            return await self._send(address)
         return None
+
+    def _failure(self) -> Reply:
+        detail = f"The function failed to handle request {self.request_id}."
+        return problem_reply(problem_for(500, detail, source=SOURCE))
 
     async def _send_error(self, address: ReplyAddress) -> None:
         """Send an error response, in case the gateway has not seen the beginning of the broken stream.
@@ -196,10 +227,8 @@ class ResponseDelivery:
         A busy gateway never learns of an exchange that ends before it reads it, and its caller would wait
         for the rest of the poll time. When it has seen it, the token is used up and this is refused.
         """
-        detail = f"The function failed to handle request {self.request_id}."
-        reply = problem_reply(problem_for(500, detail, source=SOURCE))
         try:
-            await self.transport.post(address, reply)
+            await self.transport.post(address, self._failure())
         except DeliveryError as error:
             log.debug("the caller has seen the stream break: %s", error)
 

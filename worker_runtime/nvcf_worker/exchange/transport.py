@@ -39,7 +39,7 @@ class NoGateway(enum.Enum):
     """Why there is no fallback gateway."""
 
     NO_ANSWER = "no gateway answered"
-    NOT_WANTED = "nobody can want the response any more"
+    NOT_WANTED = "its request is in no queue any more"
 
 
 class Transport(Protocol):

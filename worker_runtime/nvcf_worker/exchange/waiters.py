@@ -23,9 +23,9 @@ LATE = MARGIN + 1.0
 
 NEVER = float("inf")
 RETENTION_SECONDS = 3600.0
-"""How long a finished response waits for a poll: as long as the gateway's record of the request lives."""
+"""How long a finished response waits for a caller that comes back: as long as the record of the request."""
 FALLBACK_SECONDS = 60.0
-"""How long a fallback gateway is looked for when the caller has had no 202 and so does not poll."""
+"""How long a gateway is looked for when no caller can come back."""
 
 
 @dataclass(eq=False, slots=True)
@@ -106,17 +106,20 @@ class Step(enum.Enum):
     GIVE_UP = "leave the request to be delivered again"
 
 
-def next_step(*, refused: bool, gone: bool, may_poll: bool, waited: float) -> Step:
+def next_step(*, refused: bool, gone: bool, may_poll: bool, has_fallback: bool, waited: float) -> Step:
     """Decide what to do when no fallback gateway was found.
 
-    refused: a gateway said that nobody can want the response. gone: a gateway said that the caller has left
-    or has its response. may_poll: somebody got a 202. waited: seconds since the response was ready.
+    refused: a fallback lookup was answered: nobody can want the response. gone: the request's gateway does
+    not know its token; it may have restarted. may_poll: somebody may come back for the response.
+    has_fallback: gateways answer lookups, so that only their answer is consent to drop it. Without them the
+    contract applies: the token lives as long as the caller waits, the record of a 202 one hour. waited:
+    seconds since the response was ready.
     """
-    if refused or (gone and not may_poll):
+    if refused or (gone and not may_poll and not has_fallback):
         return Step.ABANDON
     if waited < (RETENTION_SECONDS if may_poll else FALLBACK_SECONDS):
         return Step.WAIT
-    return Step.ABANDON if may_poll else Step.GIVE_UP
+    return Step.ABANDON if may_poll and not has_fallback else Step.GIVE_UP
 
 
 def compatible(headers: Iterable[tuple[str, str]], *, disabled: bool) -> bool:

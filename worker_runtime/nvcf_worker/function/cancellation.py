@@ -60,6 +60,7 @@ class End(enum.Enum):
     HANDED_BACK = "the worker is leaving"
     RETRY_LATER = "the function asked for another try"
     UNREACHABLE = "no gateway could be reached"
+    NOT_WANTED = "its gateway is gone, and the request is in no queue any more"
     SESSION_CUT = "the worker is leaving and cut the session"
 
 

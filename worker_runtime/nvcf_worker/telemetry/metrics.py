@@ -46,6 +46,7 @@ class WorkerMetrics:
         self.health_checks: Counter[str] = Counter()
         self.refresh_failures = 0
         self.broker: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
         self.queue = histogram(own.REQUEST_QUEUE_DURATION).series(attributes)
         self.first_item = histogram(own.STREAM_FIRST_ITEM_DURATION).series(attributes)
         latency, same = peer.LATENCY
@@ -99,6 +100,7 @@ def observe(metrics: WorkerMetrics, running: Mapping[int, float], sources: Gauge
     one(own.WORKER_SLOTS_BUSY, sources.busy)
     one(own.STREAM_ITEMS, lambda: metrics.items)
     one(own.REQUEST_REDELIVERIES, lambda: metrics.redeliveries)
+    _create(meter, (own.REQUESTS_DROPPED,), metrics.attributes, names.REASON, lambda: dict(metrics.dropped))
     one(common.BROKER_CONNECTED, connected)
     one(common.BROKER_RECONNECTS, lambda: metrics.broker["reconnects"])
     sources.lag.observe(meter, metrics.attributes)

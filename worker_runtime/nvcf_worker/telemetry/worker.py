@@ -32,6 +32,7 @@ class NoTelemetry:
 
     def __init__(self) -> None:
         self.broker: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
 
     def request(self, work: Work, scope: CancelScope) -> RequestObserver:
         """Return the observer of a request; called in the request's own task."""
@@ -72,6 +73,7 @@ class WorkerTelemetry(NoTelemetry):
         super().__init__()
         self.metrics = metrics
         self.broker = metrics.broker
+        self.dropped = metrics.dropped
         self.metering = metering
         self._sdk = sdk
         if sdk.has_page:
