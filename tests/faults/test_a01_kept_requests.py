@@ -26,7 +26,7 @@ from tests.support.platform.workers import LocalWorker, local_worker, worker_con
 from tests.support.waiting import eventually
 
 EXECUTIONS = Path(__file__).parents[1] / "functions" / "executions.py"
-KEPT = 1000
+KEPT = 500
 
 Handler = Callable[[Any], Any]
 Serve = Callable[[Handler], Coroutine[Any, Any, LocalWorker]]
@@ -159,9 +159,9 @@ async def test_none_of_many_kept_requests_is_lost_when_gateway_and_broker_are_ki
         notes.touch()
         ids = await _keep(platform, version, KEPT, keyed=keyed)
         instance = await platform.start_worker(
-            version, EXECUTIONS, "once", concurrency=400, environment={"NOTES": str(notes)}
+            version, EXECUTIONS, "once", concurrency=250, environment={"NOTES": str(notes)}
         )
-        await eventually(lambda: len(notes.read_bytes().splitlines()) >= 400, "the instance is at work")
+        await eventually(lambda: len(notes.read_bytes().splitlines()) >= 250, "the instance is at work")
         instance.kill(signal.SIGSTOP)
         platform.gateway.child.kill()
         await platform.broker.kill()
