@@ -62,21 +62,23 @@ class FallbackLookup:
             request_id = parse_id(message.data.decode(errors="replace"), "request id")
             region, queued = await self._queued(version_id, request_id)
             if queued is None:
-                await message._client.publish(message.reply, b"", headers={names.REPLY_STATUS: "410"})
-                return
+                return await _not_wanted(message)
             version = self.registry.versions.get(version_id)
             if version is None or not names.of_this_platform(queued.headers):
-                return
+                return None
             found = await self._reply_address(version, request_id, region)
-        except (InvalidId, BrokerError) as error:
+        except InvalidId as error:
+            _log.warning("fallback lookup: %s", error)
+            return await _not_wanted(message)
+        except BrokerError as error:
             # No answer: the worker asks again.
             _log.warning("fallback lookup: %s", error)
-            return
+            return None
         headers = {
             names.REPLY_SUBJECT: inline_reply_subject(self.gateway_id, found.inline_token),
             names.REPLY_MAX_BYTES: str(self.config.inline_reply_bytes),
         }
-        await message._client.publish(message.reply, self._config_of(found), headers=headers)
+        return await message._client.publish(message.reply, self._config_of(found), headers=headers)
 
     async def _reply_address(self, version: FunctionVersion, request_id: str, region: str) -> Pending:
         """Open a reply address for the request."""
@@ -116,3 +118,8 @@ class FallbackLookup:
         if pending.request_token is not None:
             connection.requestAuthorizationToken = pending.request_token
         return message.SerializeToString()
+
+
+async def _not_wanted(message: Msg) -> None:
+    if message.reply:
+        await message._client.publish(message.reply, b"", headers={names.REPLY_STATUS: "410"})

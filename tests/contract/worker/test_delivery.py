@@ -89,7 +89,7 @@ async def test_a_token_that_is_not_known_any_more_ends_the_request(
         call = await gateway.invoke(b"%d" % size, reply_max_bytes=None, forget=True)
         await eventually(lambda: _empty(gateway), "acknowledged")
         assert call.posts == 0
-    assert "the request is over" in caplog.text
+    assert "nobody wants the response" in caplog.text
 
 
 async def test_a_gateway_that_is_gone_holds_up_no_other_request(
