@@ -18,6 +18,7 @@ from nvcf_agent.state.inventory import (
 )
 from nvcf_agent.state.managed_instance import DEFAULT_GRACE_SECONDS
 from nvcf_proto.compute import subject_token
+from nvcf_proto.launch import version_text
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -27,6 +28,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         description="Run the instances of one cluster as processes of this machine.",
     )
     add = parser.add_argument
+    add("--version", action="version", version=version_text(parser.prog))
     add("--nats", required=True, metavar="URL", help="the broker, nats://HOST:PORT")
     add("--nats-credentials", type=Path, metavar="FILE", help="file with the line user:password for it")
     add("--gateway-http", required=True, metavar="URL", help="gateway that issues worker tokens")

@@ -41,6 +41,7 @@ from nvcf_proto import compute
 from nvcf_proto.compute import AUTOSCALER_LEASE, LEASES_BUCKET, DemandReport
 from nvcf_proto.errors import ContractError
 from nvcf_proto.ids import new_id
+from nvcf_proto.launch import version_text
 from nvcf_proto.models import API_KEYS_BUCKET, ApiKey
 from nvcf_proto.pb import nvcf_pb2_grpc
 
@@ -53,6 +54,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         prog="nvcf-autoscaler", description="Keep as many instances as the demand needs, and say why."
     )
     add = parser.add_argument
+    add("--version", action="version", version=version_text(parser.prog))
     add("--nats", default="nats://127.0.0.1:4222", metavar="URL",
         help="URL of the broker; several, separated by commas")  # fmt: skip
     add("--nats-credentials", type=Path, metavar="FILE",

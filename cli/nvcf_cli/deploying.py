@@ -14,12 +14,15 @@ from nvcf_cli.api import Api, ApiProblem, Json
 from nvcf_cli.catalog import find_function
 from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.scale import Scale
+from nvcf_cli.snapshot import decision_text
 from nvcf_cli.telemetry import chosen, reference
 from nvcf_proto.models import NAME_PATTERN
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.2
 # What an agent puts before the reason of an instance that waits for something outside the function.
 WAITING = "waiting: "
+# Told until the autoscaler says why there is none.
+NO_INSTANCE = "waiting for an instance"
 # Failures of a place, not of the function: the platform tries others.
 _ELSEWHERE = ("capacity", "lost")
 
@@ -98,10 +101,10 @@ def find_file(text: str) -> Path:
     return path
 
 
-def check_name(name: str) -> str:
-    """Return the name. Raises `UsageError` for one that the platform would refuse."""
+def check_name(name: str, option: str = "--name") -> str:
+    """Return the name. Raises `UsageError`, which names `option`, for one that the platform refuses."""
     if not re.fullmatch(NAME_PATTERN, name):
-        raise UsageError(f"--name {name}: letters, digits, '_', '.' and '-' only, a letter or digit first")
+        raise UsageError(f"{option} {name}: letters, digits, '_', '.' and '-' only, a letter or digit first")
     return name
 
 
@@ -132,7 +135,7 @@ def progress_of(instances: list[Json], wanted: int) -> Progress:
     if ready < wanted and waiting is not None:
         return Progress(ready, f"waiting: {waiting}")
     if not instances:
-        return Progress(0, "waiting for an instance")
+        return Progress(0, NO_INSTANCE)
     return Progress(ready, f"starting ({ready} of {wanted} ready)" if wanted > 1 else "starting")
 
 
@@ -202,6 +205,10 @@ async def _wait_ready(
                 if progress.ready >= wanted:
                     return
                 text = progress.text
+                if text == NO_INSTANCE:
+                    decisions = await api.events(version_id, kind="scaling", limit=1)
+                    why = [decision_text(each)[1].partition("\n")[0] for each in decisions]
+                    text = f"waiting: {why[0]}" if why and why[0] else text
                 if progress.failure is not None:
                     how, *words = progress.failure.splitlines()
                     log = f"; its log: {progress.log_path}" if progress.log_path else ""
@@ -209,7 +216,9 @@ async def _wait_ready(
                 show(text)
                 await asyncio.sleep(POLL_SECONDS)
     except TimeoutError:
-        raise CliError(f"not ready after {timeout:g} s ({text}): see nvcf instances and nvcf logs") from None
+        raise CliError(
+            f"not ready after {timeout:g} s ({text}): see nvcf scaling, nvcf instances and nvcf logs"
+        ) from None
 
 
 async def _take_back(api: Api, function_id: str, version_id: str) -> None:

@@ -117,6 +117,8 @@ async def _take(
     if response.status >= 400:
         text = problem_text(response.status, await response.read())
         request_id = response.headers.get(NVCF_REQID)
-        raise CliError(f"{text} (request {request_id})" if request_id else text)
+        # Most problem documents name the request themselves.
+        told = request_id is None or request_id in text
+        raise CliError(text if told else f"{text} (request {request_id})")
     async for chunk in response.content.iter_any():
         write(chunk)

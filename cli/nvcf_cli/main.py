@@ -22,6 +22,7 @@ from nvcf_cli.commands import (
 )
 from nvcf_cli.errors import CliError
 from nvcf_cli.screen import console
+from nvcf_proto.launch import version_text
 
 app = typer.Typer(
     name="nvcf",
@@ -34,9 +35,18 @@ app = typer.Typer(
 )
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version_text("nvcf"))
+        raise typer.Exit
+
+
 @app.callback()
 def root(
     debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Serve Python functions from a durable queue, on this machine or elsewhere.
 
@@ -56,6 +66,7 @@ app.command("down")(local.down)
 app.command("status")(local.status)
 app.command("deploy")(deploy.deploy_command)
 app.command("undeploy")(functions.undeploy)
+app.command("delete", hidden=True)(functions.delete)
 app.command("functions")(functions.functions)
 app.command("instances")(compute.instances)
 app.command("clusters")(compute.clusters)

@@ -80,7 +80,7 @@ def project(name: str, template: str) -> dict[str, str]:
     if kind is None:
         raise UsageError(f"there is no template {template}; there are {', '.join(TEMPLATES)}")
     values = {
-        "NAME": check_name(name),
+        "NAME": check_name(name, "NAME"),
         "ABOUT": kind.about,
         "FILES": kind.listing,
         "COMMAND": kind.command,

@@ -48,8 +48,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: st
         out = Console(highlight=False, width=_PIPE_WIDTH)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        # The last column gives way on a narrow terminal.
-        table.add_column(column, no_wrap=True, overflow="ellipsis" if column == columns[-1] else "fold")
+        # The last column has the longest texts: reasons. It takes several lines on a narrow terminal.
+        table.add_column(column, no_wrap=column != columns[-1], overflow="fold")
     for row in listed:
         table.add_row(*(Text(visible(cell), style=_STATE_STYLES.get(cell, "")) for cell in row))
     out.print(table)
@@ -66,6 +66,14 @@ def visible(text: str) -> str:
     return "".join(
         each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}" for each in text
     )
+
+
+def shortened(text: str, width: int) -> str:
+    """Return text of at most `width` characters: names differ at their ends, so the middle is left out."""
+    if len(text) <= width:
+        return text
+    head = max(1, width - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
 
 
 def age(timestamp: object, now: datetime | None = None) -> str:

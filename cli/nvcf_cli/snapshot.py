@@ -9,6 +9,7 @@ import msgspec
 
 from nvcf_cli.api import Json, objects
 from nvcf_cli.catalog import INACTIVE
+from nvcf_cli.screen import cell
 
 _LIVING = ("RUNNING", "STARTING", "PENDING", "TERMINATING")
 _BARS = "▁▂▃▄▅▆▇█"
@@ -90,7 +91,9 @@ def snapshot(
             each, known.get(str(each.get("versionId")), {}), alive.get(str(each.get("versionId")), Counter())
         )
         for each in functions
-        if each.get("status") != INACTIVE and (wanted is None or each.get("versionId") in wanted)
+        # A version that ends keeps its row until its last instance has ended.
+        if (each.get("status") != INACTIVE or alive.get(str(each.get("versionId"))))
+        and (wanted is None or each.get("versionId") in wanted)
     ]
     gateways = metrics.get("gateways") or {}
     return Snapshot(
@@ -123,6 +126,18 @@ def _row(function: Json, metrics: Json, alive: Counter[str]) -> Row:
         p90=latency.get("p90"),
         p99=latency.get("p99"),
     )
+
+
+def decision_text(event: Json) -> tuple[str, str]:
+    """Return the wanted number of instances and the reason; no number for what was no decision. Pure.
+
+    Several GPU specifications are counted one by one: `2 H100, 1 L40S`.
+    """
+    data = event.get("data") or {}
+    desired, kinds = cell(data, "desired"), cell(data, "kinds")
+    first, separator, why = cell(event, "text").partition(": ")
+    counted = bool(desired and separator) and first.split(" ")[0] == desired
+    return kinds if "," in kinds else desired, why if counted else cell(event, "text")
 
 
 def sparkline(values: Sequence[float], width: int) -> str:

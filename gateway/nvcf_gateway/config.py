@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvcf_gateway.errors import SetupError
+from nvcf_proto.launch import version_text
 from nvcf_proto.streams import DEFAULT_ACK_WAIT_SECONDS, DEFAULT_PLACEMENT_TAG_KEY
 
 KIB = 1024
@@ -109,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="nvcf-gateway", description="Take callers' requests, queue them for workers and answer."
     )
     add = parser.add_argument
+    add("--version", action="version", version=version_text(parser.prog))
     add("--http", type=parse_address, default="127.0.0.1:8080", metavar="HOST:PORT",
         help="listen here for callers and for request-attach")  # fmt: skip
     add("--grpc", type=parse_address, default="127.0.0.1:9090", metavar="HOST:PORT",

@@ -1,7 +1,6 @@
 """Functions with the nvcf command as a user runs it: calls, logs, versions, clusters, scaling."""
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
@@ -12,25 +11,17 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
-import psutil
 import pytest
 
 from nvcf_broker.process import spawn
-from tests.support.platform.nvcf_command import HELLO, WAIT, Local
+from tests.support.platform.nvcf_command import HELLO, WAIT, Local, nvcf_commands
 from tests.support.waiting import eventually
 
 
 @pytest.fixture
 async def local(tmp_path: Path) -> AsyncIterator[Local]:
-    made = Local(tmp_path)
-    yield made
-    if made.up is not None and made.up.returncode is None:
-        made.up.send_signal(signal.SIGTERM)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(made.up.wait(), 30)
-    for process in made.processes():
-        with contextlib.suppress(psutil.Error):
-            process.kill()
+    async with nvcf_commands(tmp_path) as made:
+        yield made
 
 
 async def test_streams_headers_paths_and_input_from_a_pipe(local: Local) -> None:

@@ -1,7 +1,6 @@
 """The `nvcf` command as a user runs it: a whole platform on one machine, with crashes."""
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
@@ -10,26 +9,18 @@ import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from nvcf_broker.process import free_port
 from nvcf_broker.server import LocalBroker
-from tests.support.platform.nvcf_command import HELLO, SLOW, WAIT, Local
+from tests.support.platform.nvcf_command import HELLO, SLOW, WAIT, Local, nvcf_commands
 from tests.support.waiting import eventually
 
 
 @pytest.fixture
 async def local(tmp_path: Path) -> AsyncIterator[Local]:
-    made = Local(tmp_path)
-    yield made
-    if made.up is not None and made.up.returncode is None:
-        made.up.send_signal(signal.SIGTERM)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(made.up.wait(), 30)
-    for process in made.processes():
-        with contextlib.suppress(psutil.Error):
-            process.kill()
+    async with nvcf_commands(tmp_path) as made:
+        yield made
 
 
 async def test_from_start_to_response_to_stop(local: Local) -> None:

@@ -23,6 +23,11 @@ COMMANDS = {"sidecar": "nvcf_worker.sidecar_command", "run": "nvcf_worker.local.
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `nvcf-worker`. Exits with code 2 when there is nothing to serve."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--version"]:
+        from nvcf_proto.launch import version_text
+
+        print(version_text("nvcf-worker"))  # noqa: T201 - a command's answer to its user
+        return
     if arguments and arguments[0] in COMMANDS:
         try:
             import_module(COMMANDS[arguments[0]]).main(arguments[1:])
@@ -34,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         description="Serve a handler of a Python file as a worker of the platform.",
         epilog="Also: `nvcf-worker sidecar --port N` serves an HTTP server that listens on a port, "
         "`nvcf-worker run FILE` serves a handler by HTTP alone, to try it on this machine. "
-        "A file of such a name is written ./run.",
+        "A file of such a name is written ./run. `nvcf-worker --version` prints the version.",
     )
     parser.add_argument(
         "target",

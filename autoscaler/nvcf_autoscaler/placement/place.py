@@ -69,7 +69,9 @@ class Requirement:
         if missing:
             return f"lacks {', '.join(sorted(missing))}"
         if not cluster.free(self.gpu, self.instance_type):
-            return f"no free {self.instance_type} with {self.gpu}"
+            wanted = f"{self.instance_type} with {self.gpu}"
+            kinds = sorted({f"{one.instance_type} with {one.gpu}" for one in cluster.capacity})
+            return f"no free {wanted}" if wanted in kinds else f"no {wanted}, only {', '.join(kinds)}"
         return None
 
     def permits(self, cluster: Cluster) -> bool:

@@ -157,8 +157,12 @@ def clusters_for(
         instances = max(0, free) // devices
         if most is not None:
             instances = min(instances, max(0, most.get(cluster.id, 0)))
-        capacity = Capacity(spec.gpu, spec.instance_type, instances)
-        seen.append(replace(cluster, capacity=(capacity,)))
+        wanted = Capacity(spec.gpu, spec.instance_type, instances)
+        kinds = {(one.gpu, one.instance_type): replace(one, free=0) for one in cluster.capacity}
+        if (spec.gpu, spec.instance_type) in kinds:
+            kinds[spec.gpu, spec.instance_type] = wanted
+        # Other kinds stay listed: a refusal names what the cluster has.
+        seen.append(replace(cluster, capacity=tuple(kinds.values())))
     return tuple(seen)
 
 

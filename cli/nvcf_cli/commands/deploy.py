@@ -1,5 +1,6 @@
 """`nvcf deploy`."""
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -166,6 +167,11 @@ def deploy_command(
         out = console(stderr=True)
         for line in failure.words:
             out.print(Text(f"  {readable(line)}", style="dim"))
+        raise
+    except KeyboardInterrupt:
+        name = shlex.quote(request.name)
+        text = f"no longer waiting for {name}; what is deployed stays: nvcf undeploy {name} ends it"
+        console(stderr=True).print(Text(text))
         raise
     _report(done, request, as_json=as_json)
 

@@ -10,6 +10,7 @@ from rich.text import Text
 from nvcf_cli.access import Access, DataOption, JsonOption, KeyFileOption, NameArgument, UrlOption
 from nvcf_cli.api import Api
 from nvcf_cli.catalog import INACTIVE, require_function
+from nvcf_cli.errors import UsageError
 from nvcf_cli.scaffold import TEMPLATES, project, write_project
 from nvcf_cli.screen import age, cell, console, print_json, print_table
 
@@ -72,6 +73,13 @@ def undeploy(
     count = Access(data, url, key_file).run(work)
     text = f"{name}: undeployed" if count else f"{name}: was not deployed"
     console().print(Text(f"{text}, removed" if delete else text))
+
+
+def delete(
+    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)] = "NAME",
+) -> None:
+    """Say which command deletes a function."""
+    raise UsageError(f"there is no nvcf delete: use nvcf undeploy {shlex.quote(name)} --delete")
 
 
 def functions(

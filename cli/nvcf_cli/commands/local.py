@@ -23,7 +23,14 @@ from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.local.platform import UpOptions, run_platform
 from nvcf_cli.local.processes import SIMULATED_GPU, UNPROTECTED, ClusterPlan, isolation_flags
 from nvcf_cli.local.scrape import configuration, instance_targets
-from nvcf_cli.local.state import Installation, PlatformState, only_platform, read_state, running_pid
+from nvcf_cli.local.state import (
+    Installation,
+    PlatformState,
+    default_data_folder,
+    only_platform,
+    read_state,
+    running_pid,
+)
 from nvcf_cli.local.troubles import troubles_of
 from nvcf_cli.screen import age, console, print_json, print_table
 
@@ -179,6 +186,9 @@ def _size(text: str | None) -> int | None:
 def greeting(state: PlatformState) -> str:
     """Return what a user needs once the platform is up; it names the key's file, never the key."""
     key = shlex.quote(state.key_file)
+    own = Path(state.data) != default_data_folder()
+    place = shlex.quote(str(state.data))
+    data, platform = (f" --data {place}", f" --platform {place}") if own else ("", "")
     sessions = f"  sessions   {state.sessions}\n" if state.sessions is not None else ""
     return f"""nvcf is up
 
@@ -189,9 +199,11 @@ def greeting(state: PlatformState) -> str:
 
 Try it in another terminal:
 
-  nvcf deploy function.py
-  nvcf invoke function --data hello
+  nvcf deploy function.py{data}
+  nvcf invoke function --data hello{platform}
   curl -H "Authorization: Bearer $(cat {key})" {state.url}/v2/nvcf/functions
+
+The HTTP API: {state.url}/openapi.json
 
 Ctrl-C ends everything."""
 

@@ -12,6 +12,7 @@ from nvcf_cli.access import Access, DataOption, JsonOption, KeyFileOption, NameA
 from nvcf_cli.api import Api, Json
 from nvcf_cli.catalog import Found, require_function
 from nvcf_cli.screen import age, cell, console, print_json, print_table
+from nvcf_cli.snapshot import decision_text
 from nvcf_proto.models import InstanceState
 
 LimitOption = Annotated[
@@ -91,20 +92,11 @@ def scaling(
         print_json({"name": found.name, "instances": instances, "decisions": decisions})
         return
     console().print(Text(f"{found.name}: {instances_text(instances)}"))
-    rows = [(age(each.get("at")), *decision_text(each)) for each in reversed(decisions)]
-    print_table(("AGE", "INSTANCES", "WHY"), rows, "nothing has been decided yet")
-
-
-def decision_text(event: Json) -> tuple[str, str]:
-    """Return the wanted number of instances and the reason; no number for what was no decision. Pure.
-
-    Several GPU specifications are counted one by one: `2 H100, 1 L40S`.
-    """
-    data = event.get("data") or {}
-    desired, kinds = cell(data, "desired"), cell(data, "kinds")
-    first, separator, why = cell(event, "text").partition(": ")
-    counted = bool(desired and separator) and first.split(" ")[0] == desired
-    return kinds if "," in kinds else desired, why if counted else cell(event, "text")
+    rows = [
+        (age(each.get("at")), cell(each, "functionVersionId")[:8], *decision_text(each))
+        for each in reversed(decisions)
+    ]
+    print_table(("AGE", "VERSION", "INSTANCES", "WHY"), rows, "nothing has been decided yet")
 
 
 def instances_text(instances: Iterable[Json]) -> str:

@@ -15,16 +15,32 @@ from nvcf_cli.access import Access, DataOption, JsonOption, KeyFileOption, UrlOp
 from nvcf_cli.api import Api, ApiProblem
 from nvcf_cli.catalog import require_function
 from nvcf_cli.commands.compute import pools_text
-from nvcf_cli.commands.scaling import decision_text
 from nvcf_cli.errors import CliError, UsageError
-from nvcf_cli.screen import age, cell, console, print_json, visible
-from nvcf_cli.snapshot import Row, Snapshot, rate_text, seconds_text, share_text, snapshot, sparkline
+from nvcf_cli.screen import age, cell, console, print_json, shortened, visible
+from nvcf_cli.snapshot import (
+    Row,
+    Snapshot,
+    decision_text,
+    rate_text,
+    seconds_text,
+    share_text,
+    snapshot,
+    sparkline,
+)
 
-_STATES = {"RUNNING": "green", "STARTING": "yellow", "PENDING": "yellow", "TERMINATING": "dim"}
+# Running, starting, ending: `3 +12 -2`.
+_STATES = (
+    ("", ("RUNNING",), "green"),
+    ("+", ("STARTING", "PENDING"), "yellow"),
+    ("-", ("TERMINATING",), "dim"),
+)
 _STATUS = {"ACTIVE": "green", "ERROR": "bold red", "DEPLOYING": "yellow"}
 _NUMBERS = ("QUEUED", "WORK", "OLDEST", "/S", "FAIL", "P50", "P99")
 _ONLY_WIDE = ("OLDEST", "P50")
-_WIDE = 100
+# Below this width some columns are left out. What the columns beside the name take, with their margins:
+_WIDE = 120
+_OTHERS_WIDE = 92
+_OTHERS_NARROW = 58
 _DECISIONS = 100
 _LONGEST_WAIT = 15.0
 
@@ -47,8 +63,8 @@ def top(
 ) -> None:
     """Watch functions, instances, queues, latencies and scaling decisions. Ctrl-c ends it.
 
-    Rates and percentiles are those of the last minute. With --json each picture is one line; with --once too
-    it is one indented document.
+    Rates and percentiles are those of the last minute. Instances are those that run, start (+) and end (-).
+    With --json each picture is one line; with --once too it is one indented document.
 
     \b
     Examples:
@@ -131,10 +147,10 @@ def render(
         parts.append(
             Text(f"{known - answered} of {known} gateways did not answer: rates are too low", "yellow")
         )
-    parts += [Text(""), _functions(now.rows, width >= _WIDE)]
+    parts += [Text(""), _functions(now.rows, width)]
     taken = len(parts) + max(1, len(now.rows)) + 5
     room = None if height is None else max(3, height - taken)
-    parts += [Text(""), _decisions(now, room)]
+    parts += [Text(""), _decisions(now, room, width)]
     return Group(*parts)
 
 
@@ -157,21 +173,26 @@ def _headline(now: Snapshot) -> Text:
     return text
 
 
-def _functions(rows: tuple[Row, ...], wide: bool) -> RenderableType:
+def _functions(rows: tuple[Row, ...], width: int) -> RenderableType:
     if not rows:
         return Text("nothing is deployed: nvcf deploy function.py", style="dim")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
-    table.add_column("FUNCTION", no_wrap=True, overflow="ellipsis", min_width=8)
-    table.add_column("STATUS", no_wrap=True)
+    wide = width >= _WIDE
+    room = max(8, width - (_OTHERS_WIDE if wide else _OTHERS_NARROW))
+    table.add_column("FUNCTION", no_wrap=True)
+    if wide:
+        table.add_column("STATUS", no_wrap=True)
     table.add_column("INSTANCES", no_wrap=True)
     numbers = [name for name in _NUMBERS if wide or name not in _ONLY_WIDE]
     for title in numbers:
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         values = _numbers(row)
+        style = _STATUS.get(row.status, "")
         table.add_row(
-            Text(visible(row.function)),
-            Text(row.status.lower(), _STATUS.get(row.status, "")),
+            # Where no column has the status, the colour of the name tells it.
+            Text(shortened(visible(row.function), room), "" if wide else style),
+            *([Text(row.status.lower(), style)] if wide else []),
             _states(row.instances),
             *(values[title] for title in numbers),
         )
@@ -197,22 +218,24 @@ def _numbers(row: Row) -> dict[str, Text]:
 
 def _states(instances: dict[str, int]) -> Text:
     text = Text()
-    for state, style in _STATES.items():
-        if instances.get(state):
-            text.append(f"{instances[state]} {state.lower()} ", style)
+    for sign, states, style in _STATES:
+        if count := sum(instances.get(state, 0) for state in states):
+            text.append(f" {sign}{count}" if text else f"{sign}{count}", style)
     return text if text else Text("none", "dim")
 
 
-def _decisions(now: Snapshot, room: int | None) -> RenderableType:
+def _decisions(now: Snapshot, room: int | None, width: int) -> RenderableType:
     if not now.decisions:
         return Text("nothing has been decided yet", style="dim")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
     table.add_column("AGO", no_wrap=True, justify="right", min_width=4)
-    table.add_column("FUNCTION", no_wrap=True, overflow="ellipsis", min_width=8)
+    table.add_column("FUNCTION", no_wrap=True, min_width=8)
     table.add_column("CHANGE", no_wrap=True, justify="right", min_width=7)
-    table.add_column("WHY", no_wrap=True, overflow="ellipsis")
+    table.add_column("WHY", overflow="fold")
     for each in now.decisions[: 10 if room is None else room]:
         wanted, why = decision_text(each)
         change = f"{cell(each.get('data') or {}, 'up')} → {wanted}" if wanted else ""
-        table.add_row(age(each.get("at")), cell(each, "functionName"), change, Text(visible(why)))
+        table.add_row(
+            age(each.get("at")), shortened(cell(each, "functionName"), width // 4), change, Text(visible(why))
+        )
     return table

@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,3 +141,19 @@ def processes_of(data: Path) -> Iterator[psutil.Process]:
                 ours = variables.get("NVCF_HOME") == str(data)
                 if ours or variables.get("SHARED_CONFIG_DIR", "").startswith(f"{data}/"):
                     yield process
+
+
+@contextlib.asynccontextmanager
+async def nvcf_commands(folder: Path) -> AsyncIterator[Local]:
+    """Yield commands on a data folder in `folder`, and end what they started."""
+    made = Local(folder)
+    try:
+        yield made
+    finally:
+        if made.up is not None and made.up.returncode is None:
+            made.up.send_signal(signal.SIGTERM)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(made.up.wait(), 30)
+        for process in made.processes():
+            with contextlib.suppress(psutil.Error):
+                process.kill()

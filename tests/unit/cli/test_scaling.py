@@ -1,6 +1,7 @@
 """How instances and decisions are shown."""
 
-from nvcf_cli.commands.scaling import decision_text, instances_text
+from nvcf_cli.commands.scaling import instances_text
+from nvcf_cli.snapshot import decision_text
 
 
 def test_instances_are_counted_by_state_and_cluster() -> None:

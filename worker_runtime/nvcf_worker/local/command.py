@@ -56,10 +56,10 @@ def main(arguments: list[str]) -> None:
         from nvcf_worker.__main__ import split_target
 
         folder = Path(split_target(options.target)[0]).resolve().parent
-        _say(f"serving {options.target} on {address}; it starts again when a file in {folder} changes")
+        _say(f"loading {options.target} for {address}; it starts again when a file in {folder} changes")
         sys.exit(asyncio.run(_reloading(options.target, folder, listener)))
     if options.fd is None:
-        _say(f"serving {options.target} on {address}")
+        _say(f"loading {options.target} for {address}")
     serve_file(options.target, listener)
 
 

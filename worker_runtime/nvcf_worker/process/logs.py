@@ -8,6 +8,8 @@ import sys
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
+from pathlib import Path
+from types import TracebackType
 from typing import Any, TextIO
 
 from nvcf_otel.logs import JsonFormatter
@@ -15,6 +17,8 @@ from nvcf_otel.redaction import Redactor, of_environment
 
 LOG_STREAM = "NVCF_LOG_STREAM"
 """[ext] Where log lines go: `stderr` or `stdout`. Default: stderr."""
+
+_PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
 
 request_id: ContextVar[str | None] = ContextVar("nvcf_worker_request_id", default=None)
 
@@ -48,14 +52,28 @@ def current_trace() -> dict[str, str]:
 
 
 class Ids(logging.Filter):
-    """Adds request id and trace id to a record, in the thread and task that made it."""
+    """Adds request id and trace id to a record, in the thread and task that made it.
+
+    A traceback in the record begins at the function's own code.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[1] is not None:
+            kind, error, trace = record.exc_info
+            record.exc_info = (kind, error, users_frames(trace))
         # The logger of a request has set the id already.
         if getattr(record, "request_id", None) is None:
             record.request_id = request_id.get()
         record.trace_id = current_trace_id()
         return True
+
+
+def users_frames(trace: TracebackType | None) -> TracebackType | None:
+    """Return a traceback without the worker's frames at its beginning, or all of it if it has no others."""
+    first = trace
+    while first is not None and first.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+        first = first.tb_next
+    return first or trace
 
 
 class TextFormatter(logging.Formatter):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from nvcf_worker.errors import Fatal, FunctionError, HandlerFailed, RequestCancelled, RetryLater
 from nvcf_worker.function.request import Asset
 from nvcf_worker.function.response import HeaderPairs
+from nvcf_worker.process.logs import users_frames
 
 KNOWN = (FunctionError, RetryLater, Fatal, RequestCancelled)
 """Errors that have a meaning for the worker. They keep their type on the way to it."""
@@ -84,7 +85,7 @@ class ChildTraceback(Exception):
 
 def pack_error(error: BaseException) -> bytes:
     """Return an error as a payload: errors in KNOWN with their type, others as text."""
-    trace = "".join(traceback.format_exception(error))
+    trace = "".join(traceback.format_exception(type(error), error, users_frames(error.__traceback__)))
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, KNOWN):
         # Not pickled as exceptions usually are, because that calls __init__ with `args`, which may not fit.
