@@ -16,6 +16,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+from nvcf_proto.budget import KIB, MIB, size_text
+from nvcf_proto.stores import STORES
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 END = "<!-- end of the generated part -->"
@@ -329,9 +332,31 @@ def metrics() -> str:
     )
 
 
+def stores() -> str:
+    """Return the table of all streams and buckets with their bounds."""
+    rows = [
+        [
+            f"`{each.name}`",
+            each.account,
+            each.writer,
+            size_text(each.max_message) if each.max_message >= MIB else f"{each.max_message // KIB} KiB",
+            f"{each.share:.0%}" if each.share else "",
+            each.max_age,
+            "any" if each.per_subject is None else str(each.per_subject),
+            each.at_bound,
+        ]
+        for each in STORES
+    ]
+    return table(
+        "store | account | written by | largest message | share | age | messages a subject | at the bound",
+        rows,
+    )
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "operate/configuration.md": settings,
     "operate/metrics.md": metrics,
+    "operate/stores.md": stores,
     "reference/cli.md": command_line,
     "reference/http.md": http_routes,
 }

@@ -15,6 +15,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from nvcf_proto.journal import FILE_NAME, Orphan, read_orphans
+from nvcf_proto.subjects import requeue_subject
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +43,9 @@ class Requeuer:
         held = requeueable(await asyncio.to_thread(_read, path), instance_id, version_id, self._wall())
         try:
             for each in held:
+                # Only one of them has a listener: is this the account of the queues, or another one?
                 await self._client.publish(each.ack_subject, _NAK)
+                await self._client.publish(requeue_subject(each.ack_subject), _NAK)
             if held:
                 await self._client.flush(_FLUSH_SECONDS)
                 _log.warning("instance %s: requeued %d requests that it held", instance_id, len(held))

@@ -59,6 +59,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="URL of the broker; several, separated by commas")  # fmt: skip
     add("--nats-credentials", type=Path, metavar="FILE",
         help="file with the line user:password for the broker")  # fmt: skip
+    add("--nats-control-credentials", type=Path, metavar="FILE",
+        help="the same for the broker account of the control plane (default: one account)")  # fmt: skip
     add("--replica-id", default="", metavar="NAME", help="unique name of this replica (default: random)")
     add("--regions", type=_regions, default="local", help="regions whose queues count, separated by commas")
     add("--replicas", type=int, default=1, metavar="N",
@@ -93,6 +95,15 @@ async def serve(options: argparse.Namespace, telemetry: Telemetry) -> None:
         )
         stack.push_async_callback(client.close)
         await stack.enter_async_context(observed(telemetry, client))
+        queues = ReplyInbox(client)
+        await queues.start()
+        if options.nats_control_credentials is not None:
+            client = await connect_broker(
+                options.nats,
+                options.nats_control_credentials,
+                name=f"autoscaler_{options.replica_id}_control",
+            )
+            stack.push_async_callback(client.close)
         requests = ReplyInbox(client)
         await requests.start()
         await _ensure_streams(JetStream(requests), options.replicas)
@@ -114,7 +125,7 @@ async def serve(options: argparse.Namespace, telemetry: Telemetry) -> None:
         )
         reconciler = Reconciler(
             cache,
-            requests,
+            queues,
             Actuator(client, requests, cache),
             lease,
             options.regions,

@@ -11,12 +11,16 @@ import nkeys
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.files import private_directory, write_private
 from nvcf_proto.budget import DiskBudget
+from nvcf_proto.subjects import REQUEUE_PREFIX
 
 PLATFORM_ACCOUNT = "NVCF"
+# The control plane's records have an account of their own: tenants' data cannot take its reserve of the disk.
+CONTROL_ACCOUNT = "NVCF_CONTROL"
 # Workers have an account of their own: the broker sends the reply to a JetStream request to any subject that
 # the request names, without checking permissions. Within this account it can do no harm.
 WORKER_ACCOUNT = "WORKERS"
 PLATFORM_USER = "platform"
+CONTROL_USER = "control"
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 # While no gateway answers the auth callout, a worker's connect attempt waits this long before it is refused.
 AUTHENTICATION_TIMEOUT_SECONDS = 3
@@ -27,7 +31,8 @@ _ACCOUNT_PREFIX = nkeys.PREFIX_BYTE_ACCOUNT
 class BrokerFiles:
     """Paths of a local broker's files. Only their owner can read them.
 
-    `credentials` holds one line `user:password`, for gateway, agent and autoscaler. `callout_seed` is the
+    `credentials` and `control` hold one line `user:password` each: for gateway and autoscaler in the account
+    of tenants' data, and for these and the agent in the account of the control plane. `callout_seed` is the
     seed of the account key with which a gateway signs auth callout responses. `identity` holds the broker's
     port and name, `budget` its disk budget; they survive restarts. `store` is the folder of JetStream's data.
     """
@@ -36,6 +41,7 @@ class BrokerFiles:
         self.directory = directory
         self.configuration = directory / "nats.conf"
         self.credentials = directory / "platform.credentials"
+        self.control = directory / "control.credentials"
         self.callout_seed = directory / "callout.seed"
         self.identity = directory / "server.json"
         self.budget = directory / "budget.json"
@@ -83,8 +89,9 @@ def ensure_credentials(files: BrokerFiles) -> None:
     """Create the folder, the password and the callout key if they are missing; keep existing ones."""
     private_directory(files.directory)
     private_directory(files.store)
-    if not files.credentials.exists():
-        write_private(files.credentials, f"{PLATFORM_USER}:{secrets.token_urlsafe(32)}\n")
+    for file, user in ((files.credentials, PLATFORM_USER), (files.control, CONTROL_USER)):
+        if not file.exists():
+            write_private(file, f"{user}:{secrets.token_urlsafe(32)}\n")
     if not files.callout_seed.exists():
         write_private(files.callout_seed, new_account_seed() + "\n")
 
@@ -110,6 +117,7 @@ def render_configuration(
     store: Path,
     budget: DiskBudget,
     password: str,
+    control_password: str,
     callout_public_key: str,
     tags: Sequence[str],
 ) -> str:
@@ -142,7 +150,7 @@ accounts {{
       # Whole, though a worker's permissions name a few subjects of it: a part of it would be answered by
       # the worker account's own JetStream, which is not enabled.
       {{ service: "$JS.API.>", response_type: stream, accounts: [{WORKER_ACCOUNT}] }}
-      {{ service: "$JS.ACK.>", accounts: [{WORKER_ACCOUNT}] }}
+      {{ service: "$JS.ACK.>", accounts: [{WORKER_ACCOUNT}, {CONTROL_ACCOUNT}] }}
       {{ service: "nvcf.reply.>", accounts: [{WORKER_ACCOUNT}] }}
       {{ service: "nvcf.attach.*", accounts: [{WORKER_ACCOUNT}] }}
       {{ service: "stateful_session.lookup.>", accounts: [{WORKER_ACCOUNT}] }}
@@ -151,6 +159,14 @@ accounts {{
     imports: [
       {{ service: {{ account: {WORKER_ACCOUNT}, subject: "rq_polling.>" }} }}
       {{ service: {{ account: {WORKER_ACCOUNT}, subject: "stateful_session.reconnect.>" }} }}
+    ]
+  }}
+  {CONTROL_ACCOUNT} {{
+    jetstream {{ max_file: {budget.control} }}
+    users: [ {{ user: {quote(CONTROL_USER)}, password: {quote(control_password)} }} ]
+    imports: [
+      # By this an agent hands back the requests of an instance that has ended.
+      {{ service: {{ account: {PLATFORM_ACCOUNT}, subject: "$JS.ACK.>" }}, to: "{REQUEUE_PREFIX}.>" }}
     ]
   }}
   {WORKER_ACCOUNT} {{
@@ -175,7 +191,7 @@ authorization {{
   auth_callout {{
     issuer: {quote(callout_public_key)}
     account: {PLATFORM_ACCOUNT}
-    auth_users: [ {quote(PLATFORM_USER)} ]
+    auth_users: [ {quote(PLATFORM_USER)}, {quote(CONTROL_USER)} ]
   }}
 }}
 """

@@ -4,9 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+from nvcf_broker.configuration import CONTROL_ACCOUNT, PLATFORM_ACCOUNT
 from nvcf_broker.errors import BrokerError
-from nvcf_broker.files import write_private
+from nvcf_broker.files import private_directory, write_private
 from nvcf_proto.budget import DiskBudget, TooLittleDisk, choose_budget
+from nvcf_proto.stores import CONTROL_STREAMS
 
 
 def disk_budget(file: Path, store: Path, wanted: int | None) -> DiskBudget:
@@ -25,6 +27,17 @@ def disk_budget(file: Path, store: Path, wanted: int | None) -> DiskBudget:
     if budget.total != kept:
         write_private(file, json.dumps({"dataMaxBytes": budget.total}) + "\n")
     return budget
+
+
+def move_control_streams(store: Path) -> None:
+    """Move the control plane's streams of an earlier release into its account. The broker must not run."""
+    accounts = store / "jetstream"
+    old, new = accounts / PLATFORM_ACCOUNT / "streams", accounts / CONTROL_ACCOUNT / "streams"
+    for name in CONTROL_STREAMS:
+        if (old / name).exists() and not (new / name).exists():
+            private_directory(new.parent)
+            private_directory(new)
+            (old / name).rename(new / name)
 
 
 def _kept(file: Path) -> int | None:

@@ -97,6 +97,7 @@ class LocalBroker:
     ) -> None:
         self.files = BrokerFiles(directory.absolute())
         self.credentials_file = self.files.credentials
+        self.control_credentials_file = self.files.control
         self.callout_seed_file = self.files.callout_seed
         self._wanted_port = port
         self._tags = tuple(tags)
@@ -134,12 +135,14 @@ class LocalBroker:
                 write_identity(self.files, self._identity)
             self.budget = disk_budget(self.files.budget, self.files.store, self._data_max)
             _, password = read_credentials(self.files.credentials)
+            _, control_password = read_credentials(self.files.control)
             seed = self.files.callout_seed.read_text(encoding="utf-8").strip()
             configuration = render_configuration(
                 self._identity,
                 store=self.files.store,
                 budget=self.budget,
                 password=password,
+                control_password=control_password,
                 callout_public_key=public_key(seed),
                 tags=self._tags,
             )

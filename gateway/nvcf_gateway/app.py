@@ -120,14 +120,23 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     tokens = WorkerTokens(keys)
     client = await connect_broker(config.nats, config.nats_credentials, name=f"gateway_{gateway_id}")
     stack.push_async_callback(_close, client)
+    control = client
+    if config.nats_control_credentials is not None:
+        control = await connect_broker(
+            config.nats, config.nats_control_credentials, name=f"gateway_{gateway_id}_control"
+        )
+        stack.push_async_callback(_close, control)
     config = replace(config, data_max=await _data_budget(client, config.data_max))
-    registry = Registry(client, config.replicas)
+    registry = Registry(control, config.replicas)
     await registry.start(stack)
     if config.bootstrap_keys is not None:
         await registry.bootstrap_keys(config.bootstrap_keys)
     background = await stack.enter_async_context(BackgroundTasks())
     requests = ReplyInbox(client)
     await requests.start()
+    control_requests = requests if control is client else ReplyInbox(control)
+    if control is not client:
+        await control_requests.start()
     shared = SharedCounters(client, requests, gateway_id)
     await shared.start(stack)
     limiter = RateLimiter(shared, background)
@@ -168,7 +177,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
 
     # Calls.
     pending = PendingRequests()
-    demand = Demand(client, gateway_id, registry.index, time.time)
+    demand = Demand(control, gateway_id, registry.index, time.time)
     metrics = GatewayMetrics("http" if config.tls_cert is None else "https")
     http_telemetry, telemetry = HttpTelemetry(metrics), EnqueueTelemetry(metrics, config.region)
     session_telemetry = SessionTelemetry(http_telemetry, telemetry)
@@ -201,7 +210,9 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     collector = SnapshotCollector(client, gateway_id, demand.history, lambda: shared.members)
     await collector.start()
     routes = http_routes(
-        management_routes(authenticator, registry, management, deployments, EventLog(client, requests)),
+        management_routes(
+            authenticator, registry, management, deployments, EventLog(control, control_requests)
+        ),
         assets,
         large,
         StatsRoute(authenticator, registry, collector, Queues(requests, config.regions)),

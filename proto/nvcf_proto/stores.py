@@ -105,6 +105,26 @@ ASSETS = Store(
     "OBJ_nvcf_assets_R", "data", "gateway, for callers", MIB, "30 days", "507 to the caller", share=0.2
 )
 
+CONTROL_STREAMS = (
+    *(
+        f"KV_nvcf_{records}"
+        for records in (
+            "functions",
+            "versions",
+            "deployments",
+            "instances",
+            "api_keys",
+            "clusters",
+            "telemetries",
+            "leases",
+        )
+    ),
+    "nvca_create",
+    "nvca_terminate",
+    "nvcf_events",
+)
+"""Streams in the broker account of the control plane."""
+
 STORES = (
     RECORDS,
     COMMANDS,

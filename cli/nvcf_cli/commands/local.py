@@ -56,6 +56,14 @@ def up(
         Path | None,
         typer.Option(metavar="FILE", help="For --nats: line user:password.", show_default=False),
     ] = None,
+    nats_control_credentials: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="For --nats: line user:password of the account of the control plane.",
+            show_default=False,
+        ),
+    ] = None,
     callout_seed: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="For --nats: seed of the callout issuer.", show_default=False),
@@ -139,8 +147,8 @@ def up(
     """
     if log_level.lower() not in ("debug", "info", "warning", "error"):
         raise UsageError(f"--log-level {log_level}: debug, info, warning or error expected")
-    if nats is None and (nats_credentials or callout_seed):
-        raise UsageError("--nats-credentials and --callout-seed belong to a broker given by --nats")
+    if nats is None and (nats_credentials or nats_control_credentials or callout_seed):
+        raise UsageError("credentials and --callout-seed belong to a broker given by --nats")
     if nats is not None and data_max:
         raise UsageError("--data-max belongs to the platform's own broker, not to one given by --nats")
     program = collector.expanduser().absolute() if collector else None
@@ -156,6 +164,7 @@ def up(
         http_port=http_port,
         nats=nats,
         nats_credentials=nats_credentials.absolute() if nats_credentials else None,
+        control_credentials=nats_control_credentials.absolute() if nats_control_credentials else None,
         callout_seed=callout_seed.absolute() if callout_seed else None,
         clusters=plan,
         metrics=metrics,

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from nvcf_broker.disk import move_control_streams
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.files import write_private
 from nvcf_broker.process import free_port, port_is_free
@@ -52,6 +53,7 @@ class UpOptions:
     http_port: int | None = None
     nats: str | None = None
     nats_credentials: Path | None = None
+    control_credentials: Path | None = None
     callout_seed: Path | None = None
     clusters: ClusterPlan = field(default_factory=ClusterPlan)
     metrics: bool = True
@@ -168,16 +170,19 @@ class Platform:
         metrics = self._metrics_addresses()
         sessions = choose_sessions(options.sessions)
         if options.nats is not None:
-            credentials, seed = options.nats_credentials, options.callout_seed
-            return Addresses(http, grpc, options.nats, credentials, seed, metrics, sessions)
+            credentials, control = options.nats_credentials, options.control_credentials
+            seed = options.callout_seed
+            return Addresses(http, grpc, options.nats, credentials, seed, metrics, sessions, control)
         broker = LocalBroker(self.installation.broker, data_max=options.data_max)
+        await asyncio.to_thread(move_control_streams, broker.files.store)
         await asyncio.to_thread(broker.prepare)
         self._say_budget(broker)
         watch = StoreWatch(broker.files.directory, self._restart_broker, self.say)
         await self._add(replace(broker_spec(broker), on_errors=watch.feed))
         self._watching = asyncio.create_task(watch.run(), name="store watch")
-        credentials, seed = broker.credentials_file, broker.callout_seed_file
-        return Addresses(http, grpc, broker.url, credentials, seed, metrics, sessions)
+        credentials, control = broker.credentials_file, broker.control_credentials_file
+        seed = broker.callout_seed_file
+        return Addresses(http, grpc, broker.url, credentials, seed, metrics, sessions, control)
 
     def _say_budget(self, broker: LocalBroker) -> None:
         if broker.budget is not None:

@@ -57,6 +57,8 @@ class Addresses:
     """Where each process serves its metrics, by its name; without one it serves none."""
     sessions: str | None = None
     """Where the gateway takes gRPC and WebSocket callers; without one it takes none."""
+    control_credentials: Path | None = None
+    """Of the control plane's own broker account; without one it shares that of tenants' data."""
 
     def metrics_flags(self, child: str) -> list[str]:
         """Return the options that make a process serve its metrics."""
@@ -123,7 +125,7 @@ def gateway_spec(installation: Installation, addresses: Addresses, log_level: st
     command += ["--bootstrap-keys", str(installation.bootstrap_keys)]
     command += ["--region", "local", "--regions", "local"]
     command += ["--sessions", addresses.sessions] if addresses.sessions is not None else []
-    command += _credentials(addresses)
+    command += _both_credentials(addresses)
     if addresses.callout_seed is not None:
         command += ["--callout-seed", str(addresses.callout_seed)]
     command += addresses.metrics_flags("gateway")
@@ -143,7 +145,7 @@ def agent_spec(
     command += ["--grace", str(AGENT_GRACE_SECONDS), *plan.flags()]
     command += ["--private-folder", str(installation.data), *plan.isolation]
     command += ["--telemetry-secrets", str(installation.telemetry_secrets)]
-    command += _credentials(addresses)
+    command += _agent_credentials(addresses)
     # Platform and functions are one user's: what that user sets for the one is meant for the others too.
     command += ["--worker-telemetry", *addresses.metrics_flags(name)]
     command += ["--worker-metrics"] if addresses.metrics else []
@@ -155,14 +157,20 @@ def agent_spec(
 def autoscaler_spec(installation: Installation, addresses: Addresses, log_level: str) -> ChildSpec:
     """Return how to run the autoscaler."""
     command = [sys.executable, "-m", "nvcf_autoscaler", "--nats", addresses.nats]
-    command += _credentials(addresses)
+    command += _both_credentials(addresses)
     command += addresses.metrics_flags("autoscaler")
     command += ["--log-level", log_level.upper()]
     return ChildSpec("autoscaler", command, installation.log("autoscaler"))
 
 
-def _credentials(addresses: Addresses) -> list[str]:
-    file = addresses.nats_credentials
+def _both_credentials(addresses: Addresses) -> list[str]:
+    data, control = addresses.nats_credentials, addresses.control_credentials
+    flags = ["--nats-credentials", str(data)] if data is not None else []
+    return flags + (["--nats-control-credentials", str(control)] if control is not None else [])
+
+
+def _agent_credentials(addresses: Addresses) -> list[str]:
+    file = addresses.control_credentials or addresses.nats_credentials
     return ["--nats-credentials", str(file)] if file is not None else []
 
 

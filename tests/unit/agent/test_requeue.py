@@ -18,6 +18,7 @@ from nvcf_proto.journal import (
     MAGIC,
     entry_offset,
 )
+from nvcf_proto.subjects import requeue_subject
 
 VERSION, OTHER, INSTANCE = (f"00000000-0000-4000-8000-00000000000{number}" for number in range(3))
 STREAM = f"rq_local_{VERSION}"
@@ -96,7 +97,9 @@ async def test_a_journal_is_read_and_its_requests_are_published(tmp_path: Path) 
     client = Published()
     requeuer = Requeuer(cast("Client", client), tmp_path, lambda: NOW)
     assert await requeuer.requeue(INSTANCE, VERSION) == 2
-    assert client.subjects == [subject(), subject(f"rq_west_{VERSION}")]
+    held = [subject(), subject(f"rq_west_{VERSION}")]
+    # Once for an agent in the queues' broker account, once for one in the control plane's.
+    assert client.subjects == [to for each in held for to in (each, requeue_subject(each))]
 
 
 @pytest.mark.parametrize("kind", ["nothing", "link", "pipe", "folder", "short"])

@@ -45,6 +45,7 @@ def test_values_cannot_break_out_of_their_quotes() -> None:
         store=Path('/data/"}'),
         budget=DiskBudget(GIB),
         password='p"; }',
+        control_password='c"; }',
         callout_public_key="A",
         tags=['x"]'],
     )
