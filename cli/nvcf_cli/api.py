@@ -102,7 +102,7 @@ class Api:
             return {}
         try:
             answer = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
             raise CliError(f"{self._target.url} does not answer like this platform: check --url")
@@ -175,7 +175,7 @@ def problem_text(status: int, body: bytes) -> str:
     """Return a problem document, or whatever came instead, as one line."""
     try:
         document = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         document = None
     if isinstance(document, dict):
         title, detail = document.get("title"), document.get("detail")

@@ -128,7 +128,7 @@ def progress_of(instances: list[Json], wanted: int) -> Progress:
         if not reason or each.get("state") not in ("FAILED", "STARTING", "PENDING"):
             continue
         if category in _ELSEWHERE or each.get("state") == "PENDING" or reason.startswith(WAITING):
-            waiting = text.removeprefix(WAITING).splitlines()[0]
+            waiting = text.removeprefix(WAITING).split("\n")[0]
             continue
         # A dead process is started again at once: its record says STARTING, and still carries the reason.
         return Progress(ready, "failed", text, each.get("logPath"))
@@ -210,7 +210,7 @@ async def _wait_ready(
                     why = [decision_text(each)[1].partition("\n")[0] for each in decisions]
                     text = f"waiting: {why[0]}" if why and why[0] else text
                 if progress.failure is not None:
-                    how, *words = progress.failure.splitlines()
+                    how, *words = progress.failure.split("\n")
                     log = f"; its log: {progress.log_path}" if progress.log_path else ""
                     raise DeployFailed(f"the function does not start: {how}{log}", words)
                 show(text)

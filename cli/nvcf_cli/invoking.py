@@ -56,6 +56,8 @@ def guess_content_type(body: bytes) -> str:
         json.loads(text)
     except ValueError:
         return "text/plain; charset=utf-8"
+    except RecursionError:
+        pass  # deeper than this program reads, so it has begun as JSON
     return "application/json"
 
 

@@ -54,7 +54,9 @@ class LogFile:
 
 
 def _lines(data: bytes) -> list[str]:
-    return data.decode(errors="replace").splitlines()
+    # Only at line feeds: other separators of Unicode are part of a text.
+    lines = data.decode(errors="replace").split("\n")
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
 def readable(line: str) -> str:
@@ -63,7 +65,7 @@ def readable(line: str) -> str:
         return line
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return line
     if not isinstance(record, dict) or "message" not in record:
         return line

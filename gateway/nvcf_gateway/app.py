@@ -29,6 +29,7 @@ from nvcf_gateway.dashboard.routes import dashboard_routes
 from nvcf_gateway.errors import SetupError
 from nvcf_gateway.exchange.attach import Attach, InlineReplies
 from nvcf_gateway.exchange.pending import PendingRequests
+from nvcf_gateway.http.absolute import make_request
 from nvcf_gateway.http.body_budget import BodyBudget
 from nvcf_gateway.http.connections import SERVER_LOG
 from nvcf_gateway.http.routing import Route
@@ -291,6 +292,7 @@ async def _serve_http(
     """Listen for HTTP. `ends` runs while the listener is being closed."""
     web_server = web.Server(
         server.handle,
+        request_factory=make_request,
         handler_cancellation=True,
         access_log=None,
         logger=SERVER_LOG,

@@ -107,6 +107,24 @@ def of_this_platform(nats_headers: Mapping[str, str]) -> bool:
     return KEPT in nats_headers or REPLY_SUBJECT in nats_headers
 
 
+def field_text(value: str) -> str:
+    """Return a header value that has a character a byte as text: UTF-8, or else as it is."""
+    if value.isascii():
+        return value
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeError:
+        return value
+
+
+def field_bytes(text: str) -> str:
+    """Return the text of a header value as UTF-8 with a character a byte, the form of `nvcf_proto.h1`.
+
+    Raises UnicodeEncodeError for half a surrogate pair.
+    """
+    return text if text.isascii() else text.encode().decode("latin-1")
+
+
 def strip_hop_by_hop(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """Drop hop-by-hop headers, those that a `Connection` header names included."""
     kept = list(pairs)

@@ -127,10 +127,9 @@ def _attempt(request: web.BaseRequest) -> int | None:
 
 
 def _whole_head(pending: Pending) -> bytes:
-    return (
-        encode_request_head(pending.head.method, pending.head.target, pending.head.headers)
-        + pending.body.prefix
-    )
+    head = pending.head
+    headers = [(name, names.field_bytes(value)) for name, value in head.headers]
+    return encode_request_head(head.method, head.target, headers) + pending.body.prefix
 
 
 async def _read_head(request: web.BaseRequest, decoder: ResponseDecoder) -> tuple[ResponseHead, bytes]:

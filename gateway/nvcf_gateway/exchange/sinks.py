@@ -13,7 +13,7 @@ from nvcf_gateway.errors import CallerGone, WorkerGone
 from nvcf_gateway.http.responses import SERVER
 from nvcf_proto.errors import H1Error
 from nvcf_proto.h1 import ResponseHead
-from nvcf_proto.headers import strip_hop_by_hop
+from nvcf_proto.headers import field_text, strip_hop_by_hop
 
 _BODILESS = frozenset((204, 304))
 _LENGTH = re.compile(r"[0-9]{1,18}")
@@ -128,7 +128,8 @@ class StreamSink:
 
     def _headers(self, head: ResponseHead) -> CIMultiDict[str]:
         self._bodiless = self._request.method == "HEAD" or head.status in _BODILESS
-        headers = CIMultiDict(self._decorate(head))
+        # aiohttp writes text as UTF-8.
+        headers = CIMultiDict((name, field_text(value)) for name, value in self._decorate(head))
         headers.setdefault("Server", SERVER)
         return headers
 

@@ -25,6 +25,7 @@ from nvcf_gateway.sessions.h1 import (
 from nvcf_gateway.sessions.opening import Opened, SessionOpener, worker_left
 from nvcf_gateway.sessions.routing import Header, SessionCall, read_call
 from nvcf_proto.h1 import encode_response_head
+from nvcf_proto.headers import field_text
 
 
 class _Switched(web.StreamResponse):
@@ -167,9 +168,9 @@ class HttpUpgrade:
         response.headers["Server"] = SERVER
         for name, value in headers:
             if name.lower() == "server":
-                response.headers["Server"] = value
+                response.headers["Server"] = field_text(value)
             elif name.lower() != "transfer-encoding":
-                response.headers.add(name, value)
+                response.headers.add(name, field_text(value))
         await response.prepare(request)
         while isinstance(part := await worker.next(), h11.Data):
             await response.write(bytes(part.data))

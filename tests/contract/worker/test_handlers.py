@@ -302,7 +302,8 @@ async def test_bad_input_is_a_400_that_says_why(gateway: PeerGateway, start_work
         ({"Retry-After": 5}, 429),
         ({"Content-Length": "1", "Transfer-Encoding": "chunked"}, 429),
         ({"X-Text": "one\r\ntwo"}, 500),
-        ({"X-Text": "\u65e5\u672c"}, 500),
+        ({"X-Text": "\u65e5\u672c"}, 429),
+        ({"X-Text": "\ud800"}, 500),
         ({"a name": "x"}, 500),
     ],
 )

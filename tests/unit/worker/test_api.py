@@ -127,10 +127,17 @@ def test_results_that_cannot_be_sent(result: Any) -> None:
         reply_of(result, None)
 
 
-@pytest.mark.parametrize("headers", [{"a": "b\r\nc"}, {"a b": "c"}, {"": "c"}, {"a": "\u20ac"}])
+@pytest.mark.parametrize("headers", [{"a": "b\r\nc"}, {"a b": "c"}, {"": "c"}, {"\u20ac": "a"}])
 def test_headers_that_cannot_be_sent(headers: dict[str, str]) -> None:
     with pytest.raises(H1Error):
         reply_of(Response("x", headers=headers), None)
+
+
+def test_header_values_are_utf_8() -> None:
+    reply = reply_of(Response("x", headers={"a": "\u20ac"}), None)
+    assert dict(reply.headers)["a"].encode("latin-1") == "\u20ac".encode()
+    with pytest.raises(ValueError, match="half of a surrogate pair"):
+        reply_of(Response("x", headers={"a": "\ud800"}), None)
 
 
 def test_a_status_must_be_final() -> None:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 
 from nvcf_proto.errors import ContractError
 from nvcf_proto.h1 import RequestDecoder, RequestHead
+from nvcf_proto.headers import field_text
 from nvcf_worker.errors import BodyUnavailable, GatewayGone, RequestCancelled
 from nvcf_worker.exchange.exchange import Exchange
 from nvcf_worker.exchange.response_delivery import RETRY
@@ -100,18 +101,8 @@ async def fetch_request(exchange: Exchange) -> tuple[RequestHead, RequestBody]:
         return continued
 
     headers = [(pair.key, pair.value) for pair in work.message.requestHeaders]
-    headers += [(name, header_text(value)) for name, value in head.headers]
+    headers += [(name, field_text(value)) for name, value in head.headers]
     return RequestHead(head.method, head.target, headers), RequestBody(rest, opened, continued)
-
-
-def header_text(value: str) -> str:
-    """Decode a header value as queue messages carry it, which is UTF-8; `value` has a character a byte."""
-    if value.isascii():
-        return value
-    try:
-        return value.encode("latin-1").decode()
-    except UnicodeDecodeError:
-        return value
 
 
 class _Continued:

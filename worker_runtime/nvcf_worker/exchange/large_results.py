@@ -19,9 +19,10 @@ from yarl import URL
 from nvcf_proto import headers as names
 from nvcf_proto.pb.nvcf_pb2 import WorkerInvokeFunctionRequest as Request
 from nvcf_proto.problem import problem_for
-from nvcf_worker.errors import ControlError, ResultNotDelivered, WorkerError
+from nvcf_worker.errors import ControlError, FunctionError, ResultNotDelivered, WorkerError
 from nvcf_worker.exchange.assets import EXPIRED, HttpClient
 from nvcf_worker.exchange.files import RequestFiles
+from nvcf_worker.function.content import decoded
 from nvcf_worker.function.response import HeaderPairs, Outcome, Reply, StreamReply, problem_reply
 from nvcf_worker.process.durations import Backoff
 
@@ -228,8 +229,12 @@ def as_problem(reply: Reply) -> Reply:
     """Return a response >= 400 as problem+json, with its error as detail (protocol.md, section 5.5)."""
     if is_problem(reply.headers):
         return reply
-    encoded = any(name.lower() == "content-encoding" for name, _ in reply.headers)
-    detail = None if encoded else error_detail(reply.body, _media_type(reply.headers))
+    encoding = ",".join(value for name, value in reply.headers if name.lower() == "content-encoding")
+    try:
+        body = decoded(reply.body, encoding, MAX_DETAIL)
+        detail = error_detail(body, _media_type(reply.headers))
+    except FunctionError:
+        detail = None
     kept = [pair for pair in reply.headers if pair[0].lower() not in ABOUT_THE_BODY]
     made = problem_reply(problem_for(reply.status, detail, source=SOURCE))
     return Reply(made.status, [*kept, *made.headers], made.body)

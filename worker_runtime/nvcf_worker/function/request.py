@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -13,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
-from nvcf_worker.errors import BadInput
 from nvcf_worker.function.body import RequestBody
 from nvcf_worker.function.cancellation import Cancellation
+from nvcf_worker.function.content import decoded, parse_json
 from nvcf_worker.function.headers import Headers, MultiMap, NamedFiles, function_headers
 from nvcf_worker.message import Work, poll_seconds, request_time
 from nvcf_worker.process import logs
@@ -221,6 +220,11 @@ class RequestInfo:
             self._sent = [(pair.key, pair.value) for pair in self._work.message.requestHeaders]
         return self._sent
 
+    def _decoded(self, body: bytes) -> bytes:
+        """Return the body without the Content-Encoding that the caller gave it."""
+        applied = [value for name, value in self._sent_headers() if name.lower() == "content-encoding"]
+        return decoded(body, ",".join(applied)) if applied else body
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} {self.method} {self.target}>"
 
@@ -236,8 +240,8 @@ class Request(RequestInfo):
         return whole if whole is not None else await self._body.read()
 
     async def json(self) -> Any:
-        """The body as JSON. Raises BadInput (a 400 response) when it is no JSON."""
-        return _parse_json(await self.read())
+        """The body as JSON, gzip and deflate undone. Raises BadInput (a 400 response) when it is no JSON."""
+        return parse_json(self._decoded(await self.read()))
 
     def stream(self) -> AsyncIterator[bytes]:
         """The body in chunks as they arrive; can be iterated once."""
@@ -258,9 +262,9 @@ class SyncRequest(RequestInfo):
         return asyncio.run_coroutine_threadsafe(self._body.read(), self._loop).result()
 
     def json(self) -> Any:
-        """The body as JSON. Raises BadInput (a 400 response) when it is no JSON."""
+        """The body as JSON, gzip and deflate undone. Raises BadInput (a 400 response) when it is no JSON."""
         self._check_thread("await request.json()")
-        return _parse_json(self.read())
+        return parse_json(self._decoded(self.read()))
 
     def stream(self) -> Iterator[bytes]:
         """The body in chunks as they arrive; can be iterated once."""
@@ -308,10 +312,3 @@ def for_thread(request: Any, loop: asyncio.AbstractEventLoop) -> None:
 
 async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
     return await anext(chunks, None)
-
-
-def _parse_json(data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except ValueError as error:
-        raise BadInput(f"the request body is not valid JSON: {error}") from None

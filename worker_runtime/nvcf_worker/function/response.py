@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from nvcf_proto import h1
-from nvcf_proto.headers import PROBLEM_JSON, strip_hop_by_hop
+from nvcf_proto.headers import PROBLEM_JSON, field_bytes, strip_hop_by_hop
 from nvcf_proto.problem import Problem
 from nvcf_proto.settings import MAX_RESPONSE_HEAD_BYTES, MAX_RESPONSE_HEADERS
 from nvcf_worker.function.typed.libraries import plain_form
@@ -142,14 +142,25 @@ def response_headers(response: Response, default_type: str) -> HeaderPairs:
 
     Raises H1Error for headers that cannot be sent, ValueError for too many.
     """
-    pairs = [pair for pair in strip_hop_by_hop(response.headers) if pair[0].lower() != "content-length"]
+    pairs = [
+        (name, value if value.isascii() else _field(name, value))
+        for name, value in strip_hop_by_hop(response.headers)
+        if name.lower() != "content-length"
+    ]
     if response.media_type is not None:
         pairs = [pair for pair in pairs if pair[0].lower() != "content-type"]
-        pairs.append(("content-type", response.media_type))
+        pairs.append(("content-type", _field("content-type", response.media_type)))
     elif default_type and not any(name.lower() == "content-type" for name, _ in pairs):
         pairs.append(("content-type", default_type))
     check_head(response.status, pairs)
     return pairs
+
+
+def _field(name: str, text: str) -> str:
+    try:
+        return field_bytes(text)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"header {name[:64]!r} has half of a surrogate pair") from error
 
 
 def check_head(status: int, pairs: HeaderPairs) -> None:

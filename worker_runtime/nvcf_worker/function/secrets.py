@@ -34,7 +34,8 @@ class Secrets(Mapping[str, str]):
         return [Path(text) for text in (first or DEFAULT_DIRECTORY, second) if text]
 
     def __getitem__(self, name: str) -> str:
-        if not name or "/" in name or "\0" in name or name.startswith("."):
+        # Half a surrogate pair is no file's name either.
+        if not name or "/" in name or "\0" in name or name.startswith(".") or not _encodable(name):
             raise KeyError(name)
         for directory in self.directories():
             for path in (directory / name, directory / JSON_FILE):
@@ -77,10 +78,18 @@ class Secrets(Mapping[str, str]):
         return values
 
 
+def _encodable(name: str) -> bool:
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _members(text: str) -> dict[str, str]:
     try:
         members = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     if not isinstance(members, dict):
         return {}

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 from aiohttp import ClientConnectionResetError, web
 
-from nvcf_proto.headers import NVCF_FEATURE_DISABLE_COMPATIBILITY, strip_hop_by_hop
+from nvcf_proto.headers import NVCF_FEATURE_DISABLE_COMPATIBILITY, field_text, strip_hop_by_hop
 from nvcf_proto.problem import Problem
 from nvcf_proto.settings import MAX_INLINE_BODY
 from nvcf_worker.function.response import HeaderPairs, problem_reply
@@ -31,7 +31,7 @@ class HttpSink:
     async def start(self, status: int, headers: HeaderPairs, length: int | None) -> None:
         response = self.response = web.StreamResponse(status=status)
         for name, value in headers:
-            response.headers.add(name, value)
+            response.headers.add(name, field_text(value))
         if length is not None and status not in (204, 304) and "Content-Length" not in response.headers:
             response.content_length = length
         await response.prepare(self._request)
@@ -93,7 +93,9 @@ class LocalServer:
 
 
 def _headers(request: web.BaseRequest) -> HeaderPairs:
-    pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.raw_headers]
+    pairs = [
+        (name.decode("latin-1"), field_text(value.decode("latin-1"))) for name, value in request.raw_headers
+    ]
     return [*strip_hop_by_hop(pairs), (NVCF_FEATURE_DISABLE_COMPATIBILITY, "true")]
 
 

@@ -88,7 +88,7 @@ def tags_of(text: str) -> list[str]:
     """Return the tags in FUNCTION_TAGS: a JSON list or a comma-separated list."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = text.split(",")
     return [str(each).strip() for each in found if str(each).strip()] if isinstance(found, list) else []
 

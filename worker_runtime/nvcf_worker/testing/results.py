@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from nvcf_proto.headers import field_text
 from nvcf_worker.errors import WorkerError
 from nvcf_worker.function.headers import Headers
 from nvcf_worker.function.response import HeaderPairs
@@ -80,7 +81,7 @@ class Collector:
         self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=1)
 
     async def start(self, status: int, headers: HeaderPairs, length: int | None) -> None:
-        self.status, self.headers = status, Headers(headers)
+        self.status, self.headers = status, Headers((name, field_text(value)) for name, value in headers)
         self.head.set()
 
     async def write(self, data: bytes) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import enum
 import inspect
-import json
 import sys
 import typing
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nvcf_worker.errors import BadInput, HandlerError, InvalidInput
+from nvcf_worker.errors import HandlerError, InvalidInput
+from nvcf_worker.function.content import parse_json
 from nvcf_worker.function.typed.checks import Converter, Invalid, Problem
 from nvcf_worker.function.typed.conversion import form_of
 
@@ -75,6 +75,8 @@ class Plan:
                     problems.append((where, "missing"))
             except Invalid as error:
                 problems += error.problems
+            except RecursionError:
+                problems.append((where, "nested too deeply"))
         if problems:
             raise InvalidInput([(".".join(map(str, where)), message) for where, message in problems])
         return found
@@ -83,10 +85,7 @@ class Plan:
         whole = any(parameter.source is Source.BODY for parameter in self.parameters)
         if not body and not whole:
             return {}
-        try:
-            content = json.loads(body)
-        except ValueError as error:
-            raise BadInput(f"the request body is not valid JSON: {error}") from None
+        content = parse_json(body)
         if not whole and not isinstance(content, dict):
             raise InvalidInput([("", "expected an object")])
         return content
@@ -232,7 +231,7 @@ def bound(call: Callable[..., Any], plan: Plan, *, loops: bool) -> Callable[[Any
     if loops:
 
         async def on_loop(request: Any) -> Any:
-            body = await request.read() if plan.needs_body else b""
+            body = request._decoded(await request.read()) if plan.needs_body else b""
             values = plan.values(request.path_params, request.query, body)
             result = call(request, **values) if leading else call(**values)
             return await result if inspect.isawaitable(result) else result
@@ -240,7 +239,7 @@ def bound(call: Callable[..., Any], plan: Plan, *, loops: bool) -> Callable[[Any
         return on_loop
 
     def on_thread(request: Any) -> Any:
-        body = request.read() if plan.needs_body else b""
+        body = request._decoded(request.read()) if plan.needs_body else b""
         values = plan.values(request.path_params, request.query, body)
         return call(request, **values) if leading else call(**values)
 

@@ -31,13 +31,45 @@ def form_of(annotation: Any, *, text: bool = False) -> Form:
     if plain is not None:
         return Form(plain)
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-        return Form(_members(annotation, _dataclass_members(annotation)), structured=True)
+        return Form(_named(annotation, lambda: _dataclass(annotation)), structured=True)
     if typing.is_typeddict(annotation):
-        return Form(_members(dict, _typeddict_members(annotation)), structured=True)
+        return Form(_named(annotation, lambda: _typeddict(annotation)), structured=True)
+    if isinstance(annotation, _ALIAS):
+        return Form(_named(annotation, lambda: form_of(annotation.__value__, text=text).convert))
     generic = _generic(annotation, text=text)
     if generic is None:
         raise HandlerError(f"values of type {checks.name_of(annotation)} cannot be checked")
     return Form(generic, structured=typing.get_origin(annotation) in _MAPPINGS)
+
+
+class _Later:
+    """The check of a type inside itself, e.g. of the children of a node."""
+
+    convert: Converter
+
+    def __call__(self, value: Any, where: Where) -> Any:
+        return self.convert(value, where)
+
+
+_ALIAS: Any = getattr(typing, "TypeAliasType", ())  # from Python 3.12 on
+_unfinished: dict[Any, _Later] = {}
+
+
+def _named(annotation: Any, make: Callable[[], Converter]) -> Converter:
+    """Return the check of a type that may contain itself. Raises HandlerError."""
+    known = _unfinished.get(annotation)
+    if known is not None:
+        return known
+    later = _unfinished[annotation] = _Later()
+    try:
+        later.convert = make()
+    except NameError as error:
+        raise HandlerError(
+            f"the annotations of {checks.name_of(annotation)} cannot be read: {error}"
+        ) from None
+    finally:
+        del _unfinished[annotation]
+    return later.convert
 
 
 def _plain(annotation: Any, *, text: bool) -> Converter | None:
@@ -97,9 +129,9 @@ def _tuple(arguments: tuple[Any, ...], *, text: bool) -> Converter:
 Member = tuple[str, Converter, bool]
 
 
-def _dataclass_members(annotation: Any) -> list[Member]:
+def _dataclass(annotation: Any) -> Converter:
     hints = typing.get_type_hints(annotation, include_extras=True)
-    return [
+    members = [
         (
             field.name,
             form_of(hints[field.name]).convert,
@@ -108,12 +140,13 @@ def _dataclass_members(annotation: Any) -> list[Member]:
         for field in dataclasses.fields(annotation)
         if field.init
     ]
+    return _members(annotation, members)
 
 
-def _typeddict_members(annotation: Any) -> list[Member]:
+def _typeddict(annotation: Any) -> Converter:
     hints = typing.get_type_hints(annotation)
     required = annotation.__required_keys__
-    return [(name, form_of(hint).convert, name in required) for name, hint in hints.items()]
+    return _members(dict, [(name, form_of(hint).convert, name in required) for name, hint in hints.items()])
 
 
 def _members(make: Callable[..., Any], members: list[Member]) -> Converter:

@@ -29,7 +29,7 @@ def http_scope(
     """
     path, _, query = target.partition("?")
     path = path if path.startswith("/") else f"/{path}"
-    pairs = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+    pairs = [(name.lower().encode(), value.encode()) for name, value in headers]
     scope: dict[str, Any] = {
         "type": "http",
         "asgi": ASGI_VERSION,
