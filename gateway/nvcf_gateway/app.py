@@ -20,6 +20,7 @@ from nvcf_broker.jetstream import JetStream
 from nvcf_broker.requests import ReplyInbox
 from nvcf_gateway.access.authorization import Authenticator, Authorizer
 from nvcf_gateway.access.broker_callout import QUEUE_GROUP, AuthCallout, load_account_seed
+from nvcf_gateway.access.revocations import Revocations
 from nvcf_gateway.access.signed_tokens import DashboardTokens, SignedUrls
 from nvcf_gateway.access.signing_keys import SigningKeys
 from nvcf_gateway.access.worker_tokens import WorkerTokens
@@ -174,6 +175,8 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     asset_buckets = RegionalBuckets(client, requests, config, "assets", ttl=config.assets_ttl, store=ASSETS)
     dashboard_tokens = DashboardTokens(lambda: keys.ring.mac_keys())
     authenticator, authorizer = Authenticator(registry, dashboard_tokens), Authorizer(registry)
+    revocations = Revocations(registry)
+    stack.push_async_callback(_end, asyncio.create_task(revocations.follow(), name="revocations"))
     assets = Assets(authenticator, asset_buckets, urls, config.large_body_bytes)
 
     # Calls.
@@ -187,7 +190,9 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         config, gateway_id, attach_url, queue, pending, retention, background, demand, telemetry
     )
     query = WorkerQuery(config, gateway_id, attach_url, requests, pending)
-    poller = Poller(query, authenticator, authorizer, queue, retention, background, idempotency_keys)
+    poller = Poller(
+        query, authenticator, authorizer, queue, retention, background, idempotency_keys, revocations
+    )
     idempotent = IdempotentCalls(runner, retention, idempotency_keys, background)
     invoker = Invoker(
         config,
@@ -201,6 +206,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         assets,
         large,
         BodyBudget(),
+        revocations,
     )
     fallback = FallbackLookup(config, gateway_id, attach_url, registry, queue, pending, retention, background)
     await client.subscribe(fallback_subject("*"), queue=FALLBACK_GROUP, cb=fallback.on_query)
@@ -256,6 +262,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
             limiter,
             demand,
             session_telemetry,
+            revocations,
         )
         await sessions.start(stack)
         http.sessions = sessions

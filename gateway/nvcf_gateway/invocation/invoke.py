@@ -10,6 +10,7 @@ from aiohttp import web
 from opentelemetry import trace
 
 from nvcf_gateway.access.authorization import Authenticator, Authorizer, Caller
+from nvcf_gateway.access.revocations import Revocations
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import HttpProblem, broker_errors
 from nvcf_gateway.exchange.bodies import BodyTooLarge, ByteSource, BytesSource, CallerBody
@@ -68,10 +69,17 @@ class Invoker:
     assets: Assets
     large: LargeResults
     bodies: BodyBudget
+    revocations: Revocations
 
     async def pass_through(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         """Serve any method and path as the function sees it."""
         caller, version = await self._admit(request, target)
+        with self.revocations.call(caller, version.function_id):
+            return await self._pass_through(request, caller, version)
+
+    async def _pass_through(
+        self, request: web.BaseRequest, caller: Caller, version: FunctionVersion
+    ) -> web.StreamResponse:
         call = await self._call(request, caller, version, target=request.raw_path, path_route=False)
         sink = StreamSink(
             request,
@@ -83,6 +91,12 @@ class Invoker:
     async def pexec(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         """Serve a call with a raw body in and out."""
         caller, version = await self._admit(request, target)
+        with self.revocations.call(caller, version.function_id):
+            return await self._pexec(request, caller, version)
+
+    async def _pexec(
+        self, request: web.BaseRequest, caller: Caller, version: FunctionVersion
+    ) -> web.StreamResponse:
         call = await self._call(request, caller, version, target=version.inference_url, path_route=True)
         cors = list(cors_headers(request.headers).items())
         async with self.idempotent.execution(request, call) as execution:
@@ -100,6 +114,12 @@ class Invoker:
     async def exec(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         """Serve a call with the JSON wrapper in and out."""
         caller, version = await self._admit(request, target)
+        with self.revocations.call(caller, version.function_id):
+            return await self._exec(request, caller, version)
+
+    async def _exec(
+        self, request: web.BaseRequest, caller: Caller, version: FunctionVersion
+    ) -> web.StreamResponse:
         with self.bodies.room(caller.nca_id) as grow:
             await expect_continue(request)
             limit = self.config.exec_body_bytes

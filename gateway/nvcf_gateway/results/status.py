@@ -12,6 +12,7 @@ from aiohttp import web
 
 from nvcf_broker.errors import BrokerError
 from nvcf_gateway.access.authorization import Authenticator, Authorizer
+from nvcf_gateway.access.revocations import Revocations
 from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.errors import CallerGone, HttpProblem, broker_errors
 from nvcf_gateway.exchange.call import Call, caller_poll_seconds, raw_headers
@@ -72,14 +73,19 @@ class Poller:
     retention: Retention
     background: BackgroundTasks
     keys: IdempotencyKeys
+    revocations: Revocations
 
     async def pexec(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """GET /v2/nvcf/pexec/status/{requestId}."""
-        return await self._raw(request, await self._poll(request, values))
+        poll = await self._poll(request, values)
+        with self.revocations.call(poll.caller, poll.version.function_id):
+            return await self._raw(request, poll)
 
     async def exec(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """GET /v2/nvcf/exec/status/{requestId}."""
-        return await self._wrapped(await self._poll(request, values))
+        poll = await self._poll(request, values)
+        with self.revocations.call(poll.caller, poll.version.function_id):
+            return await self._wrapped(poll)
 
     async def follow(
         self, request: web.BaseRequest, claim: Claim, call: Call, *, wrapped: bool

@@ -12,6 +12,7 @@ from typing import Any
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.wire import Wire
 from nvcf_gateway.access.authorization import Authenticator, Authorizer, Caller
+from nvcf_gateway.access.revocations import Revocations
 from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.errors import HttpProblem, NoRoom, QueueFull
 from nvcf_gateway.queue.demand import Demand
@@ -99,7 +100,9 @@ class SessionOpener:
         limiter: RateLimiter,
         demand: Demand,
         telemetry: SessionTelemetry,
+        revocations: Revocations,
     ) -> None:
+        self._revocations = revocations
         self._telemetry = telemetry
         self._authenticator = authenticator
         self._authorizer = authorizer
@@ -125,7 +128,19 @@ class SessionOpener:
         with self._telemetry.opening(admission.version, trace) as carrier:
             opened = await self._open(admission, carrier)
         self._telemetry.connected(opened.wire)
+        self._revocations.watch_session(
+            admission.caller,
+            opened.version.function_id,
+            opened.version.id,
+            lambda: opened.wire.is_lost,
+            lambda: self._revoked(opened),
+        )
         return opened
+
+    def _revoked(self, opened: Opened) -> None:
+        _log.info("session ended: its right has ended", extra={"request_id": opened.request_id})
+        self.ended(opened)
+        opened.wire.abort()
 
     async def _open(self, admission: Admission, trace: Mapping[str, str]) -> Opened:
         try:

@@ -11,6 +11,7 @@ from nvcf_broker.connection import BrokerClient
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.requests import ReplyInbox
 from nvcf_gateway.access.authorization import Authenticator, Authorizer
+from nvcf_gateway.access.revocations import Revocations
 from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.http.tls import server_context
@@ -46,6 +47,7 @@ class Sessions:
         limiter: RateLimiter,
         demand: Demand,
         telemetry: SessionTelemetry,
+        revocations: Revocations,
     ) -> None:
         self._config = config
         self._lookup = SessionLookup(client, requests, config)
@@ -61,6 +63,7 @@ class Sessions:
             limiter,
             demand,
             telemetry,
+            revocations,
         )
         self._workers = Listener(TunnelEndpoint(tunnels).serve)
         self._callers = SessionListener(self._opener)
