@@ -120,6 +120,7 @@ def render_configuration(
     control_password: str,
     callout_public_key: str,
     tags: Sequence[str],
+    sync_always: bool = False,
 ) -> str:
     """Return the text of nats-server's configuration file.
 
@@ -139,6 +140,7 @@ ping_interval: "20s"
 server_tags: {quote(list(tags))}
 jetstream {{
   store_dir: {quote(str(store))}
+  sync_interval: {"always" if sync_always else '"2m"'}
   # Without a limit the broker takes a part of what is free when it starts: less at each start.
   max_file_store: {budget.total}
 }}

@@ -53,6 +53,11 @@ class BrokerClient(Client):
         self._closed_for_good = asyncio.Event()
         self._label = "broker"
 
+    @property
+    def server_id(self) -> str:
+        """Return the id of the server process at the other end; each start of a broker has another one."""
+        return str(self._server_info.get("server_id", ""))
+
     def on_reconnect(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call `listener` after each reconnect. Return a function that removes it."""
         self._listeners.append(listener)

@@ -31,6 +31,17 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o600, durable: bool
                 os.fsync(file.fileno())
         os.chmod(temporary, mode)
         os.replace(temporary, path)
+        if durable:
+            _sync_folder(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -84,6 +84,7 @@ class LocalBroker:
     `start`, `stop`, `restart` and `kill` run it directly. Another supervisor uses `prepare`, `command` and
     `wait_ready` instead. The port and all credentials stay the same after restarts, so clients reconnect.
     It stores at most `data_max` bytes; without that a part of the disk, chosen at the first start.
+    `sync_always`: it waits for the disk after each message, else every two minutes.
     """
 
     def __init__(
@@ -94,7 +95,9 @@ class LocalBroker:
         tags: Sequence[str] = DEFAULT_TAGS,
         binary: Path | None = None,
         data_max: int | None = None,
+        sync_always: bool = False,
     ) -> None:
+        self._sync_always = sync_always
         self.files = BrokerFiles(directory.absolute())
         self.credentials_file = self.files.credentials
         self.control_credentials_file = self.files.control
@@ -145,6 +148,7 @@ class LocalBroker:
                 control_password=control_password,
                 callout_public_key=public_key(seed),
                 tags=self._tags,
+                sync_always=self._sync_always,
             )
             write_private(self.files.configuration, configuration)
             self._trim_log()

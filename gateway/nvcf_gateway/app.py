@@ -27,6 +27,7 @@ from nvcf_gateway.access.worker_tokens import WorkerTokens
 from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.dashboard.routes import dashboard_routes
+from nvcf_gateway.durability import Durability
 from nvcf_gateway.errors import SetupError
 from nvcf_gateway.exchange.attach import Attach, InlineReplies
 from nvcf_gateway.exchange.pending import PendingRequests
@@ -38,6 +39,7 @@ from nvcf_gateway.http.tls import server_context
 from nvcf_gateway.invocation.idempotent import IdempotentCalls
 from nvcf_gateway.invocation.invoke import Invoker
 from nvcf_gateway.invocation.leaving import end_waits
+from nvcf_gateway.invocation.republish import Republisher
 from nvcf_gateway.invocation.waiting import CallRunner
 from nvcf_gateway.management.deployments import Deployments
 from nvcf_gateway.management.events import EventLog
@@ -151,13 +153,14 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
 
     # What is kept in the broker.
     readiness = Readiness()
+    durability = Durability(config.store_folder, background)
     probe = Probe(readiness, client, requests, config)
     queue = RequestQueue(client, requests, config, registry.queue_depth, readiness.refusal)
     tracking = Tracking(client, requests, config)
     idempotency_keys = IdempotencyKeys(requests, config)
     ttl, max_bytes = config.results_ttl, config.results_max_bytes
     stores = RegionalBuckets(client, requests, config, "results", ttl=ttl, store=RESULTS, max_bytes=max_bytes)
-    results = {region: ResultStore(client, bucket) for region, bucket in stores.by_region.items()}
+    results = {region: ResultStore(client, bucket, durability) for region, bucket in stores.by_region.items()}
     try:
         await tracking.ensure()
         await idempotency_keys.ensure()
@@ -166,7 +169,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     except BrokerError as error:
         raise SetupError(str(error)) from None
     bodies = RegionalBuckets(client, requests, config, "bodies", ttl=ttl, store=BODIES)
-    retention = Retention(config, bodies, results, tracking)
+    retention = Retention(config, bodies, results, tracking, durability)
     urls = SignedUrls(lambda: keys.ring.mac_keys(), lambda: config.public_url or attach_url())
     large_buckets = RegionalBuckets(
         client, requests, config, "large", ttl=ttl, store=LARGE_RESULTS, max_bytes=max_bytes
@@ -189,6 +192,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     runner = CallRunner(
         config, gateway_id, attach_url, queue, pending, retention, background, demand, telemetry
     )
+    Republisher(client, pending, background)
     query = WorkerQuery(config, gateway_id, attach_url, requests, pending)
     poller = Poller(
         query, authenticator, authorizer, queue, retention, background, idempotency_keys, revocations
@@ -226,7 +230,14 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         dashboard_routes(authenticator, dashboard_tokens) if config.dashboard else [],
     )
     http = HttpServer(
-        invoker, poller, Attach(pending), lambda: client.is_connected, http_telemetry, routes, readiness
+        invoker,
+        poller,
+        Attach(pending),
+        lambda: client.is_connected,
+        http_telemetry,
+        routes,
+        readiness,
+        durability,
     )
 
     # Subjects and listeners.

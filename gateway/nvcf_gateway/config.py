@@ -40,6 +40,7 @@ class GatewayConfig:
     inline_reply_bytes: int = 256 * KIB
     spool_memory_bytes: int = 128 * KIB
     spool_directory: Path | None = None
+    store_folder: Path | None = None
     exec_body_bytes: int = 8 * MIB
     public_url: str | None = None
     large_body_bytes: int = 16 * 1024 * MIB
@@ -146,6 +147,8 @@ def _parser() -> argparse.ArgumentParser:
         help="largest response that is sent over the broker; 0: none")  # fmt: skip
     add("--spool-directory", type=Path, metavar="DIR",
         help="folder for request bodies in transit (default: the system's temporary folder)")  # fmt: skip
+    add("--store-folder", type=Path, metavar="DIR",
+        help="store of a broker on this machine: wait for its disk before each promise")  # fmt: skip
     add("--sessions", type=_optional_address, metavar="HOST:PORT",
         help="listen here for gRPC and WebSocket sessions (default: no sessions)")  # fmt: skip
     add("--session-proxy", type=_optional_address, metavar="HOST:PORT",

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from nvcf_gateway.errors import HttpProblem, StoreUnavailable
+from nvcf_gateway.durability import Durability
+from nvcf_gateway.errors import HttpProblem, StoreUnavailable, broker_errors
 from nvcf_gateway.exchange.attach import Attach
 from nvcf_gateway.http.connections import abort_on_disconnect
 from nvcf_gateway.http.responses import (
@@ -56,7 +57,9 @@ class HttpServer:
         telemetry: HttpTelemetry,
         routes: Iterable[Route],
         readiness: Readiness,
+        durability: Durability,
     ) -> None:
+        self._durability = durability
         self._readiness = readiness
         self.sessions: Sessions | None = None
         self._telemetry = telemetry
@@ -148,6 +151,9 @@ class HttpServer:
         if request.method not in _READS and route.pattern != ATTACH_PATH:
             self._check_store()
         response = await route.handler(request, values)
+        if request.method not in _READS and route.kind is None and route.own and response.status < 300:
+            with broker_errors():
+                await self._durability.commit()
         if not response.prepared:
             response.headers.update(cors_headers(request.headers))
         return response

@@ -21,7 +21,7 @@ from nvcf_agent.state.inventory import parse_size
 from nvcf_cli.access import Access, DataOption, JsonOption
 from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.local.platform import UpOptions, run_platform
-from nvcf_cli.local.processes import SIMULATED_GPU, UNPROTECTED, ClusterPlan, isolation_flags
+from nvcf_cli.local.processes import SIMULATED_GPU, UNPROTECTED, ClusterPlan, Durability, isolation_flags
 from nvcf_cli.local.scrape import configuration, instance_targets
 from nvcf_cli.local.state import (
     Installation,
@@ -97,6 +97,9 @@ def up(
         str | None,
         typer.Option(metavar="HOST:PORT", help="Listen for gRPC and WebSocket here.", show_default=False),
     ] = None,
+    durability: Annotated[
+        Durability, typer.Option(help="What is on disk before a caller is told that it is kept.")
+    ] = Durability.PROMISES,
     data_max: Annotated[
         str | None,
         typer.Option(
@@ -171,6 +174,7 @@ def up(
         log_level=log_level.lower(),
         sessions=sessions,
         data_max=_size(data_max),
+        durability=durability,
     )
     out = console()
 

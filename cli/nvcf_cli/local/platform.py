@@ -23,6 +23,7 @@ from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.local.processes import (
     Addresses,
     ClusterPlan,
+    Durability,
     agent_spec,
     autoscaler_spec,
     broker_spec,
@@ -60,6 +61,7 @@ class UpOptions:
     log_level: str = "info"
     sessions: str | None = None
     data_max: int | None = None
+    durability: Durability = Durability.PROMISES
 
 
 def choose_http_port(wanted: int | None) -> int:
@@ -173,7 +175,11 @@ class Platform:
             credentials, control = options.nats_credentials, options.control_credentials
             seed = options.callout_seed
             return Addresses(http, grpc, options.nats, credentials, seed, metrics, sessions, control)
-        broker = LocalBroker(self.installation.broker, data_max=options.data_max)
+        broker = LocalBroker(
+            self.installation.broker,
+            data_max=options.data_max,
+            sync_always=options.durability is Durability.ALWAYS,
+        )
         await asyncio.to_thread(move_control_streams, broker.files.store)
         await asyncio.to_thread(broker.prepare)
         self._say_budget(broker)
@@ -182,7 +188,8 @@ class Platform:
         self._watching = asyncio.create_task(watch.run(), name="store watch")
         credentials, control = broker.credentials_file, broker.control_credentials_file
         seed = broker.callout_seed_file
-        return Addresses(http, grpc, broker.url, credentials, seed, metrics, sessions, control)
+        store = broker.files.store if options.durability is Durability.PROMISES else None
+        return Addresses(http, grpc, broker.url, credentials, seed, metrics, sessions, control, store)
 
     def _say_budget(self, broker: LocalBroker) -> None:
         if broker.budget is not None:

@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,17 @@ def isolation_flags(folders: Sequence[Path], pythons: Sequence[Path], uids: str 
     return (*flags, *(("--instance-uid-range", uids) if uids is not None else ()))
 
 
+class Durability(StrEnum):
+    """What the local platform's disk has before somebody is told that it is kept."""
+
+    PROMISES = "promises"
+    """What was promised; the gateway waits for the disk."""
+    ALWAYS = "always"
+    """Every message; the broker waits for the disk."""
+    INTERVAL = "interval"
+    """What is older than two minutes."""
+
+
 @dataclass(frozen=True)
 class Addresses:
     """Where the parts of the platform listen; chosen once, so that restarted children keep them."""
@@ -59,6 +71,8 @@ class Addresses:
     """Where the gateway takes gRPC and WebSocket callers; without one it takes none."""
     control_credentials: Path | None = None
     """Of the control plane's own broker account; without one it shares that of tenants' data."""
+    store: Path | None = None
+    """The local broker's store, if the gateway waits for its disk."""
 
     def metrics_flags(self, child: str) -> list[str]:
         """Return the options that make a process serve its metrics."""
@@ -125,6 +139,7 @@ def gateway_spec(installation: Installation, addresses: Addresses, log_level: st
     command += ["--bootstrap-keys", str(installation.bootstrap_keys)]
     command += ["--region", "local", "--regions", "local"]
     command += ["--sessions", addresses.sessions] if addresses.sessions is not None else []
+    command += ["--store-folder", str(addresses.store)] if addresses.store is not None else []
     command += _both_credentials(addresses)
     if addresses.callout_seed is not None:
         command += ["--callout-seed", str(addresses.callout_seed)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Protocol
@@ -81,6 +81,9 @@ class Pending:
     """The task that receives the response."""
     status: int = 0
     """HTTP status of the response, 0 before there is one."""
+    again: Callable[[], Awaitable[object]] | None = None
+    """Publishes the request again, while a caller waits for it."""
+    republished: bool = False
     on_response: Callable[[bool], None] | None = None
     """Called once: with True for the first response that a worker brings, with False when none is wanted
     any more."""

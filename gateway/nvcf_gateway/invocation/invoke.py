@@ -239,7 +239,7 @@ class Invoker:
         """Make the request known to polls before the caller gets a 202."""
         if head.status == 202:
             with broker_errors():
-                await self.runner.retention.track(call)
+                await self.runner.retention.promise(call)
 
     async def _kept_status(self, call: Call) -> str:
         """Return the status of a kept call.

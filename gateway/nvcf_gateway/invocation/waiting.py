@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 
 from nvcf_broker.errors import BrokerError
 from nvcf_gateway.background import BackgroundTasks
@@ -126,6 +127,7 @@ class CallRunner:
                 sequence, sent = await publish
             pending.set_deadline(deadline)
             published = True
+            pending.again = partial(self._publish, call, pending, trace, deadline)
             if await self.demand.queued(call.version.id, call.request_id, sent):
                 pending.on_response = self.telemetry.cold_start(call.version, call.request_id)
             # Thousands wait here at a time: what is no longer needed goes, and nothing is called to wait.
@@ -145,6 +147,7 @@ class CallRunner:
                 ended = Ended.KEPT
             raise
         finally:
+            pending.again = None
             pending.clear_deadline()
             if ended is not Ended.KEPT:
                 stays = stays_queued(ended, keyed=call.keyed, published=published)
@@ -250,6 +253,8 @@ class CallRunner:
         pending.withdraw()
         call.body.close()
         if withdraw:
+            if pending.republished:
+                sequence = None
             if pending.streaming is not None:
                 pending.streaming.cancel()
             self.background.spawn(self._withdraw(call, sequence), f"withdraw {call.request_id}")

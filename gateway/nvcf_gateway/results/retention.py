@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.objects import ObjectBucket, StoredObject
 from nvcf_gateway.config import GatewayConfig
+from nvcf_gateway.durability import Durability
 from nvcf_gateway.exchange.call import Call
 from nvcf_gateway.exchange.pending import Pending
 from nvcf_gateway.queue.regional_buckets import RegionalBuckets
@@ -54,6 +55,7 @@ class Retention:
     bodies: RegionalBuckets
     results: Mapping[str, ResultStore]
     tracking: Tracking
+    durability: Durability
 
     def kept(
         self, request_id: str, version: tuple[str, str], region: str, *, keyed: bool, once: bool = False
@@ -79,6 +81,11 @@ class Retention:
         ids = (call.request_id, self.config.region, version.function_id, version.id)
         await self.tracking.record(Tracked(*ids, started, call.keyed, current_traceparent()))
 
+    async def promise(self, call: Call) -> None:
+        """Write the tracking record, and wait until it and the request are on disk. Raises BrokerError."""
+        await self.track(call)
+        await self.durability.commit()
+
     async def keep(self, call: Call, pending: Pending, *, told: bool) -> bool:
         """Store what a later delivery needs; return False if the body is not there in time.
 
@@ -95,7 +102,7 @@ class Retention:
                 stored = await self.bodies.put(call.request_id, call.body.stream(), {})
                 pending.body = StoredBody(self.bodies.own, stored)
             if told:
-                await self.track(call)
+                await self.promise(call)
         except (BrokerError, OSError) as error:
             _log.warning("request not kept: %s", error, extra={"request_id": call.request_id})
             raise BrokerError(f"the request could not be kept: {error}") from error

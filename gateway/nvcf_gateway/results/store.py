@@ -12,7 +12,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from opentelemetry import metrics
 
-from nvcf_broker.objects import ObjectBucket, StoredObject
+from nvcf_broker.objects import ObjectBucket, ObjectExistsError, StoredObject
+from nvcf_gateway.durability import Durability
 from nvcf_proto.h1 import ResponseHead
 
 RESULT_SUBJECTS = "nvcf.result"
@@ -36,7 +37,8 @@ class StoredResult:
 class ResultStore:
     """Stored responses of one region. Each lives its time, and none goes to make room for another."""
 
-    def __init__(self, client: Client, bucket: ObjectBucket) -> None:
+    def __init__(self, client: Client, bucket: ObjectBucket, durability: Durability) -> None:
+        self._durability = durability
         self._client = client
         self._bucket = bucket
         self._waiting: dict[str, set[asyncio.Event]] = {}
@@ -68,7 +70,13 @@ class ResultStore:
         }
         if once:
             headers["once"] = "true"
-        await self._bucket.put(request_id, body, headers, replace=False)
+        try:
+            await self._bucket.put(request_id, body, headers, replace=False)
+        except ObjectExistsError:
+            # The worker of this one is told that there is a response, so that one has to last as well.
+            await self._durability.commit()
+            raise
+        await self._durability.commit()
         _stored.add(1)
         await self._client.publish(f"{RESULT_SUBJECTS}.{request_id}", b"")
 

@@ -23,8 +23,10 @@ from tests.support.waiting import eventually
 class ClusterNode(LocalBroker):
     """One node, configured like a single broker, with routes to its peers."""
 
-    def __init__(self, directory: Path, tags: Sequence[str], route_port: int, *, advertise: bool) -> None:
-        super().__init__(directory, port=free_port(), tags=tags)
+    def __init__(
+        self, directory: Path, tags: Sequence[str], route_port: int, *, advertise: bool, sync_always: bool
+    ) -> None:
+        super().__init__(directory, port=free_port(), tags=tags, sync_always=sync_always)
         self.route_port = route_port
         self._advertise = advertise
         self.peers: list[ClusterNode] = []
@@ -67,13 +69,21 @@ class BrokerCluster:
     Without `advertise` clients know only the addresses that they were given.
     """
 
-    def __init__(self, directory: Path, regions: Sequence[Sequence[str]], *, advertise: bool = True) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        regions: Sequence[Sequence[str]],
+        *,
+        advertise: bool = True,
+        sync_always: bool = False,
+    ) -> None:
         self.nodes = [
             ClusterNode(
                 directory / f"node-{number}",
                 [f"aws-region:{region}" for region in tagged],
                 free_port(),
                 advertise=advertise,
+                sync_always=sync_always,
             )
             for number, tagged in enumerate(regions)
         ]

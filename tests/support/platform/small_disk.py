@@ -20,11 +20,14 @@ needs_small_disks = pytest.mark.skipif(
 
 
 class SmallDisk:
-    """An ext4 file system at `path`. The image takes little space even when the file system is full."""
+    """An ext4 file system at `path`. The image takes little space even when the file system is full.
 
-    def __init__(self, folder: Path, size: int = SIZE) -> None:
-        self._image = folder / "image"
-        self.path = folder / "disk"
+    The kernel writes to the image what was synced; the rest stays in its cache for half a minute at least.
+    """
+
+    def __init__(self, folder: Path, size: int = SIZE, name: str = "disk") -> None:
+        self._image = folder / f"{name}.image"
+        self.path = folder / name
         self._size = size
         self._fillers = [self.path / "reserved", self.path / "written"]
 
@@ -34,8 +37,12 @@ class SmallDisk:
             file.truncate(self._size)
         options = "lazy_itable_init=1,nodiscard"
         _run("mkfs.ext4", "-q", "-m", "0", "-E", options, str(self._image))
-        _run("mount", "-o", "loop", str(self._image), str(self.path))
+        self._mount()
         return self
+
+    def _mount(self) -> None:
+        # Without this the journal is written every 5 s.
+        _run("mount", "-o", "loop,commit=600", str(self._image), str(self.path))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -43,6 +50,14 @@ class SmallDisk:
         # Lazily: a process of the test may still be ending there.
         _run("umount", "-l", str(self.path))
         self._image.unlink()
+
+    def cut_power(self) -> None:
+        """Lose everything that was not synced, as a machine does. Its processes have to be dead."""
+        after = self._image.with_suffix(".after")
+        _run("cp", "--sparse=always", str(self._image), str(after))
+        _run("umount", "-l", str(self.path))
+        after.replace(self._image)
+        self._mount()
 
     def fill(self) -> None:
         """Take all space: most of it by reservation, the rest by writing."""
