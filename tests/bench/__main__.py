@@ -10,6 +10,7 @@ from typing import Any
 from tests.bench import (
     batching,
     bodies,
+    durability,
     idle,
     imports,
     install,
@@ -38,8 +39,12 @@ BENCHMARKS: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
     "scaling": scaling.run,
     "telemetry": telemetry.run,
 }
-ON_REQUEST: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"peers": peers.run, "install": install.run}
-"""Benchmarks that install packages and take minutes; not part of a run without names."""
+ON_REQUEST: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+    "peers": peers.run,
+    "install": install.run,
+    "durability": durability.run,
+}
+"""Benchmarks that install packages, take minutes or need root; not part of a run without names."""
 
 
 def main() -> int:
