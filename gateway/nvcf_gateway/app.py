@@ -154,7 +154,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     # What is kept in the broker.
     readiness = Readiness()
     durability = Durability(config.store_folder, background)
-    probe = Probe(readiness, client, requests, config)
+    probe = Probe(readiness, control, control_requests, config)
     queue = RequestQueue(client, requests, config, registry.queue_depth, readiness.refusal)
     tracking = Tracking(client, requests, config)
     idempotency_keys = IdempotencyKeys(requests, config)

@@ -1,7 +1,8 @@
 """What keeps the platform from serving, and since when: the answer of `GET /health/ready`.
 
-A probe writes to the broker's store as calls do. nats-server answers nothing at all when it cannot write, and
-keeps a write error until it is restarted, so only a write shows whether the store works.
+A probe writes to the store of the control plane, whose room tenants' data cannot take. nats-server answers
+nothing at all when it cannot write, and keeps a write error until it is restarted, so only a write shows
+whether the store works.
 """
 
 from __future__ import annotations

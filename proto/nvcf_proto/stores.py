@@ -44,6 +44,7 @@ _OLDEST_GO = "the oldest go"
 RECORDS = Store("KV_nvcf_*", "control", "gateway, autoscaler, agents", MIB, "none", _REFUSED, per_subject=1)
 COMMANDS = Store("nvca_create, nvca_terminate", "control", "autoscaler", MIB, "1 h", _OLDEST_GO)
 EVENTS = Store("nvcf_events", "control", "gateway, autoscaler, agents", 64 * KIB, "7 days", _OLDEST_GO)
+PROBE = Store("nvcf_probe", "control", "gateway", 64 * KIB, "none", _OLDEST_GO)
 QUEUE = Store(
     "rq_R_V",
     "data",
@@ -122,6 +123,7 @@ CONTROL_STREAMS = (
     "nvca_create",
     "nvca_terminate",
     "nvcf_events",
+    "nvcf_probe",
 )
 """Streams in the broker account of the control plane."""
 
@@ -129,6 +131,7 @@ STORES = (
     RECORDS,
     COMMANDS,
     EVENTS,
+    PROBE,
     QUEUE,
     TRACKING,
     MORE_TRACKING,

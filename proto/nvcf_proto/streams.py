@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from nvcf_proto import subjects
+from nvcf_proto.stores import PROBE
 
 Storage = Literal["file", "memory"]
 
@@ -132,6 +133,7 @@ def probe_stream_config(*, replicas: int = 1) -> dict[str, Any]:
         "num_replicas": replicas,
         "discard": "old",
         "max_msgs": 1,
+        **PROBE.bounds(),
     }
 
 
