@@ -10,6 +10,7 @@ from opentelemetry._logs import LoggerProvider, SeverityNumber, get_logger
 from opentelemetry.context import get_current
 
 from nvcf_otel import names
+from nvcf_otel.cleaning import shown
 from nvcf_otel.redaction import Redactor
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
@@ -61,11 +62,11 @@ class Bridge(logging.Handler):
         found: dict[str, Any] = {"code.function.name": record.funcName, "code.line.number": record.lineno}
         for key, value in vars(record).items():
             if key not in _STANDARD and key not in _LEFT_OUT and value is not None:
-                plain = value if isinstance(value, bool | int | float) else self._redact(str(value))
+                plain = value if isinstance(value, bool | int | float) else self._redact(shown(value))
                 found[_RENAMED.get(key, key)] = plain
         if record.exc_info and record.exc_info[0] is not None:
             found["exception.type"] = record.exc_info[0].__name__
-            found["exception.message"] = self._redact(str(record.exc_info[1]))
+            found["exception.message"] = self._redact(shown(record.exc_info[1]))
             found["exception.stacktrace"] = self._redact(
                 "".join(traceback.format_exception(*record.exc_info))
             )

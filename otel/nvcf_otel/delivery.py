@@ -189,7 +189,8 @@ class Delivery(Generic[T]):
         try:
             if self._exporter is None:
                 self._exporter = self._make()
-            arrived = self._export(self._exporter, batch)
+            if getattr(self._exporter.export(batch), "name", "") == "SUCCESS":
+                arrived = len(batch)
         except Exception as error:  # noqa: BLE001 - whatever an exporter raises, the process goes on
             self._reports.reason = f"{type(error).__name__}: {error}"
         if arrived:
@@ -201,14 +202,3 @@ class Delivery(Generic[T]):
         with self._sent:
             self._done += len(batch)
             self._sent.notify_all()
-
-    def _export(self, exporter: Exporter[T], batch: list[T]) -> int:
-        """Export a batch and return how many items arrived. Raises what the exporter raises."""
-        try:
-            return len(batch) if getattr(exporter.export(batch), "name", "") == "SUCCESS" else 0
-        except UnicodeError:
-            # Raised before anything is sent: one text has an unpaired surrogate, for example a file name.
-            if len(batch) == 1:
-                return 0
-        middle = len(batch) // 2
-        return self._export(exporter, batch[:middle]) + self._export(exporter, batch[middle:])

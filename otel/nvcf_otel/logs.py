@@ -7,9 +7,10 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, TextIO
 
+from nvcf_otel.cleaning import shown, writable
 from nvcf_otel.redaction import Redactor, of_environment
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
@@ -24,6 +25,17 @@ def _extras(record: logging.LogRecord, names: Collection[str] | None = None) -> 
     if names is not None:
         return {name: value for name in names if (value := getattr(record, name, None)) is not None}
     return {key: value for key, value in vars(record).items() if key not in _STANDARD and value is not None}
+
+
+def _json(line: Mapping[str, Any]) -> str:
+    """Return a line of JSON that every stream can carry, whatever is in it."""
+    try:
+        text = json.dumps(line, ensure_ascii=False, default=shown, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        # E.g. NaN, keys that are no texts, or an object that contains itself.
+        text = json.dumps({key: shown(value) for key, value in line.items()}, ensure_ascii=False)
+    # The escape is one of JSON, too.
+    return writable(text)
 
 
 class JsonFormatter(logging.Formatter):
@@ -54,7 +66,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self._redact(self.formatException(record.exc_info))
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return _json(line)
 
 
 class TerminalFormatter(logging.Formatter):
@@ -71,7 +83,7 @@ class TerminalFormatter(logging.Formatter):
             line = f"{line}  [{extras}]"
         if record.exc_info:
             line = f"{line}\n{self.formatException(record.exc_info)}"
-        return self._redact(line)
+        return writable(self._redact(line))
 
 
 def configure_logging(level: str = "INFO", *, stream: TextIO | None = None, **fixed: str) -> None:

@@ -21,6 +21,7 @@ from opentelemetry.sdk.trace import sampling as samplers
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
 from nvcf_otel import spans
+from nvcf_otel.clean_exporters import clean_metrics
 from nvcf_otel.delivery import Delivery, Drops, Reports
 from nvcf_otel.readers import series_limits
 from nvcf_otel.settings import SamplerSettings
@@ -107,7 +108,11 @@ class CountedExporter(MetricExporter):
             return MetricExportResult.SUCCESS
         result = MetricExportResult.FAILURE
         try:
-            result = self._inner.export(metrics_data, timeout_millis=timeout_millis)
+            try:
+                result = self._inner.export(metrics_data, timeout_millis=timeout_millis)
+            except (ValueError, TypeError):
+                # Raised before anything is sent, for a text or number that OTLP cannot carry.
+                result = self._inner.export(clean_metrics(metrics_data), timeout_millis=timeout_millis)
         except Exception as error:  # noqa: BLE001 - whatever an exporter raises, the process goes on
             self._reports.reason = f"{type(error).__name__}: {error}"
         if result is MetricExportResult.SUCCESS:

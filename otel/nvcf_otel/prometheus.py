@@ -28,6 +28,7 @@ from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPEN
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.samples import Exemplar
 
+from nvcf_otel.cleaning import clean_text, shown
 from nvcf_otel.instrument import Kind, prometheus_name
 from nvcf_otel.readers import series_limits
 
@@ -126,7 +127,7 @@ def _exemplar(exemplars: Iterable[Any]) -> Exemplar | None:
 
 
 def _labels(attributes: Mapping[str, Any] | None) -> dict[str, str]:
-    return {label(key): _text(value) for key, value in (attributes or {}).items()}
+    return {label(clean_text(key)): clean_text(_text(value)) for key, value in (attributes or {}).items()}
 
 
 def label(attribute: str) -> str:
@@ -136,4 +137,4 @@ def label(attribute: str) -> str:
 
 
 def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if isinstance(value, bool) else shown(value)

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Mapping
 from importlib import metadata
 
+from nvcf_otel.cleaning import clean_attributes
 from nvcf_otel.settings import Settings
 
 DISTRIBUTION = "nvcf-worker"
@@ -35,7 +36,8 @@ def resource_attributes(
     found |= settings.resource
     if settings.service_name:
         found["service.name"] = settings.service_name
-    return found
+    # Variables may hold any bytes.
+    return clean_attributes(found)
 
 
 def version() -> str:

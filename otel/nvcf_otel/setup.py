@@ -255,11 +255,12 @@ class _Setup:
         logging.getLogger().addHandler(handler)
 
     def _delivery(self, signal: str, export: Export) -> Delivery[Any]:
+        from nvcf_otel.clean_exporters import CleanExporter
         from nvcf_otel.delivery import Delivery
 
         make, reports = self._exporter(signal, export)
         queue = self._settings.spans if signal == "traces" else self._settings.log_records
-        delivery: Delivery[Any] = Delivery(signal, make, queue, self._drops, reports)
+        delivery: Delivery[Any] = Delivery(signal, lambda: CleanExporter(make()), queue, self._drops, reports)
         self._telemetry._closers.append(delivery.close)
         return delivery
 

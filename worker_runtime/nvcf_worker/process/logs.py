@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from nvcf_otel.cleaning import writable
 from nvcf_otel.logs import JsonFormatter
 from nvcf_otel.redaction import Redactor, of_environment
 
@@ -88,7 +89,9 @@ class TextFormatter(logging.Formatter):
         request = getattr(record, "request_id", None)
         where = f" [{request[:8]}]" if request else ""
         line = f"{clock} {record.levelname.lower():7}{where} {record.getMessage()}"
-        return self._redact(f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line)
+        if record.exc_info:
+            line = f"{line}\n{self.formatException(record.exc_info)}"
+        return writable(self._redact(line))
 
 
 def set_up(level: str, stream: TextIO | None = None) -> None:
