@@ -135,8 +135,8 @@ class Authorizer:
     def version(self, caller: Caller, target: Target) -> FunctionVersion:
         """Return the version to invoke: the named one, else a random one of the active ones.
 
-        Raises HttpProblem 403 (no invoke scope, the function of another account, or a key limited to other
-        functions) and 404 (no such function, or no deployed version).
+        Raises HttpProblem 403 (no invoke scope, or a key limited to other functions) and 404 (no such
+        function in the account or shared with it, or no deployed version).
         """
         return self._chooser.choice(self.versions(caller, target))
 
@@ -148,8 +148,6 @@ class Authorizer:
             if not self._registry.index.is_deployed(version.id):
                 raise HttpProblem(404, f"version {version.id} is not deployed")
             return [version]
-        if self._registry.functions.get(target.function_id) is None:
-            raise HttpProblem(404, f"no function {target.function_id}")
         self._own(caller, target.function_id)
         index = self._registry.index
         deployed = index.deployed(target.function_id)
@@ -161,7 +159,7 @@ class Authorizer:
         return found
 
     def followed(self, caller: Caller, function_id: str, version_id: str) -> FunctionVersion:
-        """Return the version of a polled request, deployed or not. Raises HttpProblem 403 and 404."""
+        """Return the version of a request of the caller, deployed or not. Raises HttpProblem 403 and 404."""
         caller.require(Scope.INVOKE)
         version = self._registry.versions.get(version_id)
         if version is None or version.function_id != function_id:
@@ -169,17 +167,21 @@ class Authorizer:
         self._own(caller, function_id)
         return version
 
+    def owner(self, function_id: str) -> str:
+        """Return the account that owns a function, an empty text if there is no such function."""
+        function = self._registry.functions.get(function_id)
+        return "" if function is None else function.nca_id
+
     def _invocable(self, caller: Caller, function_id: str, version_id: str) -> FunctionVersion:
+        self._own(caller, function_id)
         version = self._registry.versions.get(version_id)
         if version is None or version.function_id != function_id:
             raise HttpProblem(404, f"function {function_id} has no version {version_id}")
-        self._own(caller, function_id)
         return version
 
     def _own(self, caller: Caller, function_id: str) -> None:
         function = self._registry.functions.get(function_id)
-        if function is None:
+        # Nobody learns which ids exist in other accounts.
+        if function is None or not function.may_be_invoked_by(caller.nca_id):
             raise HttpProblem(404, f"no function {function_id}")
-        if not function.may_be_invoked_by(caller.nca_id):
-            raise HttpProblem(403, "the function belongs to another account and is not shared with this one")
         caller.require_function(function_id)

@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from nvcf_broker.errors import BrokerError
-from nvcf_gateway.access.authorization import Authenticator, Caller
+from nvcf_gateway.access.authorization import Authenticator
 from nvcf_gateway.errors import HttpProblem, invalid_field
 from nvcf_gateway.http.bodies import read_record
 from nvcf_gateway.http.responses import json_response
@@ -119,9 +119,10 @@ class Management:
         caller = authorized(self._authenticator, request, scope)
         function_id, version_id = path_id(values, "function_id"), path_id(values, "version_id")
         version = self._registry.versions.get(version_id)
-        if version is None or version.function_id != function_id:
+        # Nobody learns which ids exist in other accounts.
+        if version is None or version.function_id != function_id or version.nca_id != caller.nca_id:
             raise HttpProblem(404, f"function {function_id} has no version {version_id}")
-        _own(caller, version.nca_id, function_id)
+        caller.require_function(function_id)
         return version
 
     def function(self, request: web.BaseRequest, scope: Scope, values: dict[str, str]) -> Function:
@@ -129,9 +130,9 @@ class Management:
         caller = authorized(self._authenticator, request, scope)
         function_id = path_id(values, "function_id")
         function = self._registry.functions.get(function_id)
-        if function is None:
+        if function is None or function.nca_id != caller.nca_id:
             raise HttpProblem(404, f"no function {function_id}")
-        _own(caller, function.nca_id, function_id)
+        caller.require_function(function_id)
         return function
 
     def _version(self, wanted: VersionCreation, function: Function, now: float) -> FunctionVersion:
@@ -165,9 +166,3 @@ class Management:
             **({"statusReason": failed[-1]} if failed else {}),
             "instances": len(instances),
         }
-
-
-def _own(caller: Caller, nca_id: str, function_id: str) -> None:
-    if caller.nca_id != nca_id:
-        raise HttpProblem(403, "the API key belongs to another account than the function")
-    caller.require_function(function_id)

@@ -195,9 +195,7 @@ class RequestQueue:
     async def find(self, version_id: str, request_id: str) -> StoredMessage | None:
         """Return a request that is queued or in flight in any region, the own first. Raises BrokerError."""
         for region in self._config.own_region_first:
-            stream = subjects.request_stream(region, version_id)
-            subject = subjects.request_subject(region, version_id, request_id)
-            found = await self._jetstream.message(stream, last_by_subj=subject)
+            found = await self.request(version_id, request_id, region)
             if found is not None:
                 return found
         return None

@@ -66,7 +66,8 @@ class FallbackLookup:
             version = self.registry.versions.get(version_id)
             if version is None or not names.of_this_platform(queued.headers):
                 return None
-            found = await self._reply_address(version, request_id, region)
+            nca_id = nvcf_pb2.WorkerInvokeFunctionRequest.FromString(queued.data).ncaId
+            found = await self._reply_address(nca_id, version, request_id, region)
         except InvalidId as error:
             _log.warning("fallback lookup: %s", error)
             return await _not_wanted(message)
@@ -80,7 +81,9 @@ class FallbackLookup:
         }
         return await message._client.publish(message.reply, self._config_of(found), headers=headers)
 
-    async def _reply_address(self, version: FunctionVersion, request_id: str, region: str) -> Pending:
+    async def _reply_address(
+        self, nca_id: str, version: FunctionVersion, request_id: str, region: str
+    ) -> Pending:
         """Open a reply address for the request."""
         earlier = self.pending.detached(request_id)
         if earlier is not None:
@@ -88,7 +91,8 @@ class FallbackLookup:
         body = await self.retention.stored_body(request_id)
         # If no body is stored it may have been lost with its gateway. A worker reports that by a 502, which
         # must not become the result.
-        kept = self.retention.kept(request_id, (version.function_id, version.id), region, keyed=body is None)
+        of = (nca_id, version.function_id, version.id)
+        kept = self.retention.kept(request_id, of, region, keyed=body is None)
         pending = Pending(
             request_id,
             version.id,

@@ -39,6 +39,7 @@ class KeptRequest:
     config: GatewayConfig
     store: ResultStore
     request_id: str
+    nca_id: str
     function_id: str
     version_id: str
     region: str
@@ -112,7 +113,8 @@ class ResultWriter:
         if not is_result(head.status, keyed=of.keyed):
             return
         try:
-            await of.store.save(of.request_id, of.function_id, of.version_id, head, body, once=of.once)
+            ids = (of.request_id, of.nca_id, of.function_id, of.version_id)
+            await of.store.save(*ids, head, body, once=of.once)
             if of.tracking is not None:
                 await _forget(of.tracking, of)
         except ObjectExistsError:

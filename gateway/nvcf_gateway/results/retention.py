@@ -58,18 +58,19 @@ class Retention:
     durability: Durability
 
     def kept(
-        self, request_id: str, version: tuple[str, str], region: str, *, keyed: bool, once: bool = False
+        self, request_id: str, of: tuple[str, str, str], region: str, *, keyed: bool, once: bool = False
     ) -> KeptRequest:
-        """Return where the response of a request is stored. `version`: ids of function and version.
+        """Return where the response of a request is stored.
 
-        `once`: the response goes when it has been fetched.
+        `of`: the account that called, and the ids of function and version. `once`: the response goes when it
+        has been fetched.
         """
-        return KeptRequest(self.config, self.results[region], request_id, *version, region, keyed, once)
+        return KeptRequest(self.config, self.results[region], request_id, *of, region, keyed, once)
 
     def kept_call(self, call: Call) -> KeptRequest:
         """Return where the response of `call` is stored while its caller waits."""
-        version = (call.version.function_id, call.version.id)
-        return self.kept(call.request_id, version, self.config.region, keyed=call.keyed, once=not call.keyed)
+        of = (call.caller.nca_id, call.version.function_id, call.version.id)
+        return self.kept(call.request_id, of, self.config.region, keyed=call.keyed, once=not call.keyed)
 
     def kept_later(self, call: Call) -> KeptRequest:
         """Return where the response of `call` is stored when its caller no longer waits."""
@@ -79,7 +80,9 @@ class Retention:
         """Write the tracking record. Raises BrokerError."""
         version, started = call.version, int(call.started * 1e9)
         ids = (call.request_id, self.config.region, version.function_id, version.id)
-        await self.tracking.record(Tracked(*ids, started, call.keyed, current_traceparent()))
+        await self.tracking.record(
+            Tracked(*ids, started, call.keyed, call.caller.nca_id, current_traceparent())
+        )
 
     async def promise(self, call: Call) -> None:
         """Write the tracking record, and wait until it and the request are on disk. Raises BrokerError."""

@@ -38,6 +38,8 @@ from nvcf_gateway.telemetry.http_span import set_request, set_version
 from nvcf_proto.errors import H1Error, InvalidId
 from nvcf_proto.h1 import ResponseHead
 from nvcf_proto.ids import parse_id
+from nvcf_proto.models import Scope
+from nvcf_proto.pb import nvcf_pb2
 from nvcf_proto.settings import GATEWAY_EXTRA_WAIT, MAX_DIRECT_RESPONSE
 
 _log = logging.getLogger(__name__)
@@ -94,9 +96,8 @@ class Poller:
         version = self.authorizer.followed(call.caller, call.version.function_id, claim.version_id)
         if claim.region not in self.retention.results:
             raise HttpProblem(503, f"the call with this Idempotency-Key is in region {claim.region}")
-        tracked = Tracked(
-            claim.request_id, claim.region, version.function_id, version.id, int(call.started * 1e9), True
-        )
+        ids = (claim.request_id, claim.region, version.function_id, version.id)
+        tracked = Tracked(*ids, int(call.started * 1e9), retained=True, nca_id=call.caller.nca_id)
         now = asyncio.get_running_loop().time()
         deadline = now + call.poll_seconds + GATEWAY_EXTRA_WAIT
         headers = forwarded_headers(
@@ -154,6 +155,7 @@ class Poller:
 
     async def _poll(self, request: web.BaseRequest, values: dict[str, str]) -> Poll:
         caller = self.authenticator.caller(request.headers)
+        caller.require(Scope.INVOKE)
         seconds = caller_poll_seconds(request, path_route=True)
         try:
             request_id = parse_id(values["request_id"], "request id")
@@ -161,8 +163,10 @@ class Poller:
             raise HttpProblem(404, str(error)) from None
         with broker_errors():
             tracked = await self._find(request_id)
-        if tracked is None:
-            raise HttpProblem(404, f"no request {request_id}: unknown, or answered already")
+            # Another account's request looks like one that does not exist.
+            if tracked is None or await self._account(tracked) != caller.nca_id:
+                raise HttpProblem(404, f"no request {request_id}: unknown, or answered already")
+        tracked = replace(tracked, nca_id=caller.nca_id)
         version = self.authorizer.followed(caller, tracked.function_id, tracked.version_id)
         set_version(version)
         set_request(request_id, tracked.trace)
@@ -179,8 +183,18 @@ class Poller:
             stored = await store.find(request_id)
             if stored is not None:
                 ids = (stored.function_id, stored.version_id)
-                return Tracked(request_id, region, *ids, 0, retained=not stored.once)
+                return Tracked(request_id, region, *ids, 0, retained=not stored.once, nca_id=stored.nca_id)
         return None
+
+    async def _account(self, tracked: Tracked) -> str:
+        """Return the account that made a call. Raises BrokerError."""
+        if tracked.nca_id:
+            return tracked.nca_id
+        # The record is of another service: the request itself names the account.
+        queued = await self.queue.find(tracked.version_id, tracked.request_id)
+        if queued is not None:
+            return nvcf_pb2.WorkerInvokeFunctionRequest.FromString(queued.data).ncaId
+        return self.authorizer.owner(tracked.function_id)
 
     def _store(self, tracked: Tracked) -> ResultStore:
         return self.retention.results[tracked.region]
@@ -189,9 +203,9 @@ class Poller:
         """Answer into `sink`, or return the status of a 202."""
         loop = asyncio.get_running_loop()
         tracked, store = poll.tracked, self._store(poll.tracked)
-        ids = (tracked.function_id, tracked.version_id)
+        of = (poll.caller.nca_id, tracked.function_id, tracked.version_id)
         kept = self.retention.kept(
-            tracked.request_id, ids, tracked.region, keyed=tracked.retained, once=not tracked.retained
+            tracked.request_id, of, tracked.region, keyed=tracked.retained, once=not tracked.retained
         )
         with store.announcement(tracked.request_id) as announced:
             while True:

@@ -27,6 +27,7 @@ _stored = metrics.get_meter("nvcf_gateway").create_counter(
 class StoredResult:
     """A stored response; `ResultStore.read` reads its body. `once`: it goes when it has been fetched."""
 
+    nca_id: str
     function_id: str
     version_id: str
     head: ResponseHead
@@ -51,6 +52,7 @@ class ResultStore:
     async def save(
         self,
         request_id: str,
+        nca_id: str,
         function_id: str,
         version_id: str,
         head: ResponseHead,
@@ -63,6 +65,7 @@ class ResultStore:
         Only the first response of a request counts. Raises ObjectExistsError for a later one, BrokerError.
         """
         headers = {
+            "account": nca_id,
             "function": function_id,
             "version": version_id,
             "status": str(head.status),
@@ -88,7 +91,8 @@ class ResultStore:
         headers = [(str(name), str(value)) for name, value in json.loads(stored.headers["headers"])]
         head = ResponseHead(int(stored.headers["status"]), headers)
         once = "once" in stored.headers
-        return StoredResult(stored.headers["function"], stored.headers["version"], head, stored, once)
+        of = (stored.headers.get("account", ""), stored.headers["function"], stored.headers["version"])
+        return StoredResult(*of, head, stored, once)
 
     def read(self, result: StoredResult) -> AsyncIterator[bytes]:
         """Read the body of a response. Raises BrokerError on the way."""

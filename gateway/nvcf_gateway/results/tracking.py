@@ -19,6 +19,8 @@ from nvcf_proto.stores import MORE_TRACKING, TRACKING
 
 STAYS = "Nvcf-Answer-Stays"
 """[ext] Header of the record of a request that has an idempotency key."""
+ACCOUNT = "Nvcf-Account"
+"""[ext] Header of a record: the account that made the call, which alone may poll and cancel it."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Tracked:
     requested_at: int
     retained: bool = False
     """Whether its response remains after a poll fetched it, for calls that are repeated with its key."""
+    nca_id: str = ""
+    """Account that made the call; empty in records of other services."""
     trace: str | None = None
     """Traceparent of the call that queued it, if that is recorded."""
     overflow: bool = False
@@ -73,6 +77,8 @@ class Tracking:
         )
         message.requestTime.FromNanoseconds(tracked.requested_at)
         headers = {STAYS: "1"} if tracked.retained else {}
+        if tracked.nca_id:
+            headers[ACCOUNT] = tracked.nca_id
         if tracked.trace is not None:
             headers[TRACEPARENT] = tracked.trace
         for overflow in (False, True):
@@ -127,5 +133,6 @@ def _tracked(request_id: str, region: str, data: bytes, headers: Mapping[str, st
         message.functionVersionId,
         message.requestTime.ToNanoseconds(),
         STAYS in headers,
+        headers.get(ACCOUNT, ""),
         headers.get(TRACEPARENT),
     )

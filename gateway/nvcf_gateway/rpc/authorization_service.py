@@ -169,10 +169,10 @@ class AuthorizationService(
     def _check_reach(self, service: Caller, function_id: str) -> None:
         if service.key.allows(Scope.SERVICE):
             return
-        service.require_function(function_id)
         function = self.registry.functions.get(function_id)
-        if function is not None and function.nca_id != service.nca_id:
-            raise HttpProblem(403, "the function belongs to another account: that takes the scope 'service'")
+        if function is None or function.nca_id != service.nca_id:
+            raise HttpProblem(404, f"no function {function_id} in this account (others: scope 'service')")
+        service.require_function(function_id)
 
 
 def _rate_limit_flags(version: FunctionVersion) -> Any:

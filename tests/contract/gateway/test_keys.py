@@ -167,7 +167,7 @@ async def test_a_shared_function_may_be_invoked_by_the_other_account_and_nothing
     version = await two.deployed_version()
     base = f"/v2/nvcf/functions/{version.function_id}"
     path = f"{base}/authorizations"
-    assert await status(two, two.gateway, "POST", version.pexec, "foreign", {}) == 403
+    assert await status(two, two.gateway, "POST", version.pexec, "foreign", {}) == 404
     parties = {"authorizedParties": [{"ncaId": "account-two"}, {"ncaId": "account-two"}]}
     shared = (await two.call("PUT", path, parties))["function"]
     assert shared["authorizedParties"] == [{"ncaId": "account-two"}]
@@ -185,10 +185,10 @@ async def test_a_shared_function_may_be_invoked_by_the_other_account_and_nothing
         ("DELETE", path),
         ("GET", f"{base}/versions/{version.id}"),
     ):
-        assert await status(two, two.gateway, method, forbidden, "foreign", {}) == 403, forbidden
+        assert await status(two, two.gateway, method, forbidden, "foreign", {}) == 404, forbidden
     assert (await two.call("GET", "/v2/nvcf/functions", key="foreign"))["functions"] == []
     assert (await two.call("DELETE", path))["function"]["authorizedParties"] == []
-    await becomes(two, 403, "POST", version.pexec, "foreign", IN_EFFECT_SECONDS * 10)
+    await becomes(two, 404, "POST", version.pexec, "foreign", IN_EFFECT_SECONDS * 10)
 
 
 @pytest.mark.parametrize(

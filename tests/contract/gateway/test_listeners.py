@@ -67,25 +67,25 @@ async def test_a_secret_with_one_wrong_character_is_401(platform: Platform) -> N
 
 
 @pytest.mark.parametrize(
-    ("key", "method", "path"),
+    ("key", "method", "path", "expected"),
     [
-        ("list", "POST", "{pexec}"),
-        ("agent", "POST", "{pexec}"),
-        ("foreign", "POST", "{pexec}"),
-        ("foreign", "GET", "/v2/nvcf/functions/{function}"),
-        ("foreign", "DELETE", "/v2/nvcf/functions/{function}"),
-        ("invoke", "GET", "/v2/nvcf/functions"),
-        ("list", "POST", "/v2/nvcf/functions"),
-        ("list", "DELETE", "/v2/nvcf/functions/{function}"),
-        ("admin", "POST", "/v2/nvcf/agents/worker-tokens"),
+        ("list", "POST", "{pexec}", 403),
+        ("agent", "POST", "{pexec}", 403),
+        ("foreign", "POST", "{pexec}", 404),
+        ("foreign", "GET", "/v2/nvcf/functions/{function}", 404),
+        ("foreign", "DELETE", "/v2/nvcf/functions/{function}", 404),
+        ("invoke", "GET", "/v2/nvcf/functions", 403),
+        ("list", "POST", "/v2/nvcf/functions", 403),
+        ("list", "DELETE", "/v2/nvcf/functions/{function}", 403),
+        ("admin", "POST", "/v2/nvcf/agents/worker-tokens", 403),
     ],
 )
 async def test_keys_may_do_what_their_scopes_allow_and_no_more(
-    platform: Platform, key: str, method: str, path: str
+    platform: Platform, key: str, method: str, path: str, expected: int
 ) -> None:
     version = await platform.deployed_version()
     filled = path.format(pexec=version.pexec, function=version.function_id)
-    assert await status_of(platform, method, filled, platform.authorization(key)) == 403
+    assert await status_of(platform, method, filled, platform.authorization(key)) == expected
 
 
 async def test_unknown_targets_are_404(platform: Platform) -> None:

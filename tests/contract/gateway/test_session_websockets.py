@@ -194,7 +194,7 @@ async def test_other_accounts_are_refused_on_the_http_port(platform: Platform) -
     version = await platform.deployed_version()
     for headers, status in (
         ({"function-id": version.function_id}, 401),
-        (dict(routing(platform, version, key="foreign")), 403),
+        (dict(routing(platform, version, key="foreign")), 404),
     ):
         with pytest.raises(InvalidStatus) as raised:
             await connect(url(platform, "http"), additional_headers=headers)

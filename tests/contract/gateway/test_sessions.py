@@ -45,7 +45,7 @@ REFUSALS = [
     ({"authorization": None}, 401, grpc.StatusCode.UNAUTHENTICATED),
     ({"authorization": "Bearer nvcf-wrong"}, 401, grpc.StatusCode.UNAUTHENTICATED),
     ({"authorization": "key:list"}, 403, grpc.StatusCode.PERMISSION_DENIED),
-    ({"authorization": "key:foreign"}, 403, grpc.StatusCode.PERMISSION_DENIED),
+    ({"authorization": "key:foreign"}, 404, grpc.StatusCode.NOT_FOUND),
     ({"function-id": None}, 400, grpc.StatusCode.INVALID_ARGUMENT),
     ({"function-id": "no-uuid"}, 400, grpc.StatusCode.INVALID_ARGUMENT),
     ({"function-version-id": "a0a0a0a0-0000-4000-8000-000000000000"}, 404, grpc.StatusCode.NOT_FOUND),

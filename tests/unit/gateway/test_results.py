@@ -139,7 +139,7 @@ class Store:
         self.saved.append((head.status, data))
 
     def kept(self, *, keyed: bool = True) -> KeptRequest:
-        return KeptRequest(CONFIG, cast(Any, self), "q", "f", "v", "local", keyed, once=not keyed)
+        return KeptRequest(CONFIG, cast(Any, self), "q", "a", "f", "v", "local", keyed, once=not keyed)
 
 
 class Caller(CollectSink):
