@@ -6,6 +6,10 @@ BIN := $(VENV)/bin
 TEST_WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup
 
+SHELL := /bin/bash
+# Of what pip says, a line every 20 packages and the last steps, so that a long installation shows that it goes on.
+PROGRESS := awk '/^Collecting/ && ++n % 20 == 1 { print "  collecting package " n; fflush() } /^Installing/ { print "  installing them"; fflush() }'
+
 .PHONY: help demo test test-slow lint docs bench chaos fuzz clean lock collector collector-check
 
 help:
@@ -26,7 +30,7 @@ $(VENV)/installed: pyproject.toml requirements.lock
 		{ echo "Python 3.11 or newer is needed, $(PYTHON) is older: make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "installing into $(VENV) (once; about 800 MB of packages)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements.lock | $(PROGRESS)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 

@@ -20,7 +20,7 @@ from nvcf_gateway.registry import Registry
 from nvcf_otel.byoo.plan import plan
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.ids import new_id
-from nvcf_proto.models import Function, FunctionVersion, Scope
+from nvcf_proto.models import Function, FunctionVersion, InstanceState, Scope
 
 
 def build_version(
@@ -44,6 +44,10 @@ def build_version(
         process=wanted.process,
         telemetries=wanted.telemetries,
     )
+
+
+# Nothing of these runs any more; their records stay readable for some minutes.
+_ENDED = (InstanceState.COMPLETED, InstanceState.FAILED)
 
 
 class Management:
@@ -164,5 +168,5 @@ class Management:
             "versionId": version.id,
             "status": self._registry.status_of(version).value,
             **({"statusReason": failed[-1]} if failed else {}),
-            "instances": len(instances),
+            "instances": sum(each.state not in _ENDED for each in instances),
         }

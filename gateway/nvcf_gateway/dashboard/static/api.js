@@ -24,9 +24,12 @@ export function signOut() {
 // Removes the ticket from the address at once, so that it stays in no history and no copied link.
 export function ticketFromAddress() {
   const ticket = new URLSearchParams(location.hash.slice(1)).get("ticket");
-  if (location.hash) history.replaceState(null, "", location.pathname);
+  if (ticket) history.replaceState(null, "", location.pathname);
   return ticket;
 }
+
+// A version has an address of its own, so that it can be linked to and the browser's Back works.
+export const versionFromAddress = () => new URLSearchParams(location.hash.slice(1)).get("version");
 
 export async function signIn(credential) {
   const issued = await call("POST", "/v2/nvcf/dashboard/sessions", credential);
@@ -53,7 +56,12 @@ export async function read(versionId, before) {
     figures,
     chosen: chosen ?? figures,
   };
-  return { ...data, ...(await readEvents(data, versionId, one, before, get)) };
+  const version = data.functions.find((each) => each.versionId === versionId);
+  const [events, deployed] = await Promise.all([
+    readEvents(data, versionId, one, before, get),
+    version && get(`deployments/functions/${version.id}/versions/${versionId}`).catch(() => null),
+  ]);
+  return { ...data, ...events, deployment: deployed?.deployment };
 }
 
 // Events are the most expensive request, and rarely change while instances and versions do not.

@@ -1,6 +1,6 @@
 // Signs in, reads the API every two seconds, and reports when that fails.
 
-import { ApiError, account, read, session, signIn, signOut, ticketFromAddress } from "./api.js";
+import { ApiError, account, read, session, signIn, signOut, ticketFromAddress, versionFromAddress } from "./api.js";
 import { Overview } from "./overview.js";
 import { byId, h } from "./dom.js";
 import { clock, short } from "./format.js";
@@ -65,14 +65,21 @@ function showOverview() {
   schedule(0);
 }
 
-function choose(versionId, name) {
-  chosen = versionId;
-  byId("scope").hidden = !versionId;
+function choose(versionId) {
+  history.pushState(null, "", versionId ? `#version=${versionId}` : location.pathname);
+  start();
+}
+
+function showScope(functions) {
+  // Built once a choice, so that its button keeps the focus.
+  if (byId("scope").dataset.version === String(chosen)) return;
+  byId("scope").dataset.version = String(chosen);
+  const name = functions.find((each) => each.versionId === chosen)?.name ?? "";
+  byId("scope").hidden = !chosen;
   byId("scope").replaceChildren(
-    h("span", {}, `${name} ${short(versionId)}`),
+    h("span", {}, `${name} ${short(chosen)}`),
     h("button", { class: "quiet", type: "button", title: "All functions", onclick: () => choose(null) }, "×"),
   );
-  schedule(0);
 }
 
 function schedule(delay) {
@@ -115,6 +122,7 @@ function show(data) {
     versions.some((each) => each.queue === null) && ["The broker did not report the length of some queues in time."],
   );
   pulse("live", `live, ${clock(shownAt, true)}`);
+  showScope(data.functions);
   overview.show(data, chosen);
 }
 
@@ -154,11 +162,12 @@ document.addEventListener("visibilitychange", () => {
   if (!document.hidden && session()) schedule(0);
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => setTheme(preferredTheme()));
-addEventListener("hashchange", start);
+addEventListener("popstate", start);
 
 function start() {
   setTheme(preferredTheme());
   const ticket = ticketFromAddress();
+  chosen = versionFromAddress();
   if (ticket) enter(ticket);
   else if (session()) showOverview();
   else showSignIn();

@@ -21,9 +21,13 @@ export function svg(tag, attributes = {}, text) {
 }
 
 // A table that keeps its row elements while their content changes, so focus, selection and scroll position stay.
-// Columns: {title, class}. Rows: {key, class, onclick, cells: [text | {text, class, title, make}]}.
+// `first` rows are shown until a button is pressed. Columns: {title, class}. Rows: {key, class, onclick, cells: [text | {text, class, title, make}]}.
 export class Table {
-  constructor(host, title, columns) {
+  constructor(host, title, columns, first) {
+    this.first = first;
+    this.all = false;
+    this.shown = [];
+    this.more = h("button", { class: "quiet unfold", type: "button", onclick: () => this.toggle() });
     this.rows = new Map();
     this.note = h("span", { class: "dim" });
     this.body = h("tbody");
@@ -34,10 +38,20 @@ export class Table {
     host.replaceChildren(
       h("div", { class: "head" }, h("h2", {}, title), this.note),
       h("div", { class: "scroll", tabindex: "-1" }, this.table, this.empty),
+      this.more,
     );
   }
 
-  show(rows, { note = "", empty = "" } = {}) {
+  toggle() {
+    this.all = !this.all;
+    this.show(...this.shown);
+  }
+
+  show(everything, { note = "", empty = "" } = {}) {
+    this.shown = [everything, { note, empty }];
+    const rows = this.all ? everything : everything.slice(0, this.first);
+    this.more.hidden = everything.length <= this.first;
+    setText(this.more, this.all ? `Show the first ${this.first}` : `Show all ${everything.length}`);
     setText(this.note, note);
     setText(this.empty, empty);
     this.empty.hidden = rows.length > 0;

@@ -50,8 +50,8 @@ export function clock(unixSeconds, withSeconds = false) {
 
 const UUID = /\b([0-9a-f]{8})(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b/g;
 
-// The first line of a text, with shortened ids.
-export const brief = (text) => text.split("\n")[0].replace(UUID, "$1");
+// A text on one line, with shortened ids.
+export const whole = (text) => text.replace(/\s*\n\s*/g, " · ").replace(UUID, "$1");
 
 export const short = (id) => String(id ?? "").slice(0, 8);
 

@@ -2,7 +2,7 @@
 
 import { Chart } from "./charts.js";
 import { Table, byId, h } from "./dom.js";
-import { DASH, age, brief, clock, count, percent, rate, seconds, short } from "./format.js";
+import { DASH, age, clock, count, percent, rate, seconds, short, whole } from "./format.js";
 
 const LIVING = ["RUNNING", "STARTING", "PENDING", "TERMINATING"];
 const COLORS = {
@@ -13,6 +13,8 @@ const SILENT_AFTER = 10;
 const RECORD_LIFE = 300;
 const SPAN = 900;
 const MAX_ROWS = 300;
+// Further rows are behind a button, so that no table needs a scroll box of its own.
+const FIRST_ROWS = 8;
 
 export class Overview {
   constructor(choose) {
@@ -35,23 +37,26 @@ export class Overview {
       { name: "running", color: "good", step: true, area: true, format: count },
     ]);
     const numbers = ["Queued", "In flight", "Oldest", "Responses", "Failures", "p50", "p99"];
+    const minor = ["In flight", "Oldest", "Responses", "p50"];
     this.functions = new Table(byId("functions"), "Functions", [
-      { title: "Function", class: "name" }, { title: "Version" }, { title: "Status" }, { title: "Instances" },
-      ...numbers.map((title) => ({ title, class: "n" })),
-    ]);
+      { title: "Function", class: "name" }, { title: "Version", class: "minor" }, { title: "Status" },
+      { title: "Instances", class: "minor" },
+      ...numbers.map((title) => ({ title, class: minor.includes(title) ? "n minor" : "n" })),
+    ], 2 * FIRST_ROWS);
     this.instances = new Table(byId("instances"), "Instances", [
-      { title: "Function", class: "name" }, { title: "State" }, { title: "Cluster" }, { title: "GPU" },
-      { title: "Age", class: "n" }, { title: "Restarts", class: "n" }, { title: "Instance" },
-    ]);
+      { title: "Function", class: "name" }, { title: "State", class: "wide" }, { title: "Cluster", class: "minor" },
+      { title: "GPU", class: "minor" }, { title: "Age", class: "n" }, { title: "Restarts", class: "n minor" },
+      { title: "Instance", class: "minor" },
+    ], FIRST_ROWS);
     this.decisions = new Table(byId("decisions"), "Scaling decisions", [
       { title: "When" }, { title: "Function", class: "name" }, { title: "Instances", class: "n" }, { title: "Why", class: "wide" },
-    ]);
+    ], FIRST_ROWS);
     this.clusters = new Table(byId("clusters"), "Clusters", [
-      { title: "Cluster", class: "name" }, { title: "State" }, { title: "Region" }, { title: "In use" },
-    ]);
+      { title: "Cluster", class: "name" }, { title: "State" }, { title: "Region", class: "minor" }, { title: "In use" },
+    ], FIRST_ROWS);
     this.events = new Table(byId("events"), "Events", [
-      { title: "When" }, { title: "Function", class: "name" }, { title: "Kind" }, { title: "What", class: "wide" },
-    ]);
+      { title: "When" }, { title: "Function", class: "name" }, { title: "Kind", class: "minor" }, { title: "What", class: "wide" },
+    ], FIRST_ROWS);
   }
 
   show(data, chosen) {
@@ -62,6 +67,7 @@ export class Overview {
     this.showTiles(data, mine(data.instances));
     this.showCharts(data, mine(data.instances), now);
     this.showFunctions(data, chosen);
+    this.showVersion(data, chosen);
     this.showInstances(living, names, now);
     this.showDecisions(data.scaling, names, now);
     this.showClusters(data.clusters, now);
@@ -113,7 +119,7 @@ export class Overview {
     const share = (name) => line((each) => each.latency?.[name] ?? null);
     this.latency.show([share("p50"), share("p90"), share("p99")], now, "No responses in this time");
     this.waiting.show([called ? line((each) => each.waiting) : []], now, quiet);
-    this.instanceChart.show([desired(data.scaling, now), running(instances, now)], now, "No instances in this time");
+    this.instanceChart.show([desired(data, now), running(instances, now)], now, "No instances in this time");
   }
 
   showFunctions(data, chosen) {
@@ -122,11 +128,11 @@ export class Overview {
     const inactive = data.functions.length - listed.length;
     const instances = new Map(listed.map((each) => [each.versionId, []]));
     for (const each of data.instances) instances.get(each.functionVersionId)?.push(each);
-    const rows = busiest(listed, figures, chosen).map((each) => {
+    const rows = worstFirst(listed, figures, instances, chosen).map((each) => {
       const now = figures.get(each.versionId);
       const own = instances.get(each.versionId);
       const ended = Math.max(now?.answersPerSecond ?? 0, now?.arrivalsPerSecond ?? 0, now?.failuresPerSecond ?? 0);
-      const choose = () => this.choose(each.versionId === chosen ? null : each.versionId, each.name);
+      const choose = () => this.choose(each.versionId === chosen ? null : each.versionId);
       const button = () => h("button", { type: "button", "aria-pressed": String(each.versionId === chosen) }, each.name);
       return {
         key: each.versionId,
@@ -135,7 +141,7 @@ export class Overview {
         cells: [
           { text: each.name, class: each.versionId === chosen ? "on" : "", make: button },
           { text: short(each.versionId), title: each.versionId },
-          state(each.status, each.status === "ERROR" ? each.statusReason : ""),
+          state(each.status, each.status === "ERROR" ? (each.statusReason ?? "") : ""),
           counted(own),
           now?.queue ? count(now.queue.queued) : { text: DASH, title: now ? "the broker has not responded in time" : "" },
           now?.queue ? count(now.queue.inFlight) : DASH,
@@ -150,9 +156,29 @@ export class Overview {
     const empty = inactive
       ? `Nothing is deployed: ${inactive} versions exist, but have no instances and accept no calls.`
       : "No functions yet. Deploy one:  nvcf deploy function.py";
-    const many = rows.length < listed.length ? `the busiest ${rows.length} of ${listed.length}` : "";
+    const many = rows.length < listed.length ? `${rows.length} of ${listed.length}, those with trouble first` : "";
     const hint = chosen ? "click again to show all" : rows.length > 1 ? "click a function to show only it" : "";
     this.functions.show(rows, { note: [many, hint].filter(Boolean).join("; "), empty });
+  }
+
+  // One version: what it is, how it is deployed, and why it has as many instances as it has.
+  showVersion(data, chosen) {
+    const version = data.functions.find((each) => each.versionId === chosen);
+    const host = byId("version");
+    host.hidden = !version;
+    if (!version) return;
+    const facts = [
+      ["Status", [version.status, version.statusReason].filter(Boolean).join(": ")],
+      ["Why", data.scaling.length ? whole(data.scaling[0].text) : "no scaling decision yet"],
+      ...(data.deployment?.deploymentSpecifications ?? []).map((each) => ["Deployed on", specification(each)]),
+      ["Function id", version.id],
+      ["Version id", version.versionId],
+      ["Created", new Date(version.createdAt).toLocaleString()],
+    ];
+    host.replaceChildren(
+      h("div", { class: "head" }, h("h2", {}, version.name)),
+      h("dl", {}, ...facts.flatMap(([name, text]) => [h("dt", {}, name), h("dd", {}, text)])),
+    );
   }
 
   showInstances(instances, names, now) {
@@ -183,7 +209,7 @@ export class Overview {
         when(each.at, now),
         each.functionName ?? names.get(each.functionVersionId) ?? short(each.functionVersionId),
         change(each.data ?? {}),
-        { text: brief(why(each)), title: each.text, class: each.data?.desired == null || Number(each.data.missing) > 0 ? "busy" : "" },
+        { text: whole(why(each)), title: each.text, class: each.data?.desired == null || Number(each.data.missing) > 0 ? "busy" : "" },
       ],
     }));
     this.decisions.show(rows, { note: "up → desired", empty: "No scaling decisions yet." });
@@ -211,25 +237,42 @@ export class Overview {
         when(each.at, now),
         each.functionName ?? names.get(each.functionVersionId) ?? short(each.functionVersionId),
         each.kind,
-        { text: brief(each.text), title: each.text },
+        { text: whole(each.text), title: each.text },
       ],
     }));
     this.events.show(rows, { empty: "No events yet." });
   }
 }
 
-// Thousands of rows would be too slow to draw. `figures` come busiest first.
-function busiest(listed, figures, chosen) {
-  if (listed.length <= MAX_ROWS) return listed;
+// Those with trouble first, then the busiest: `figures` come in that order. Thousands of rows would be too slow to draw.
+function worstFirst(listed, figures, instances, chosen) {
   const places = new Map([...figures.keys()].map((id, place) => [id, place]));
-  const place = ({ versionId }) => (versionId === chosen ? -1 : (places.get(versionId) ?? places.size));
-  return [...listed].sort((a, b) => place(a) - place(b)).slice(0, MAX_ROWS);
+  const place = ({ versionId }) => places.get(versionId) ?? places.size;
+  const weight = (each) => (each.versionId === chosen ? 9 : trouble(each, figures.get(each.versionId), instances.get(each.versionId)));
+  return [...listed].sort((a, b) => weight(b) - weight(a) || place(a) - place(b)).slice(0, MAX_ROWS);
 }
 
-function state(name, title) {
+// How badly a version is off: 3 it does not start, 2 calls fail, 1 nothing runs though something should.
+function trouble(version, now, instances) {
+  if (version.status === "ERROR" || instances.some((each) => each.state === "FAILED")) return 3;
+  if (now?.failuresPerSecond) return 2;
+  const idle = !instances.some((each) => each.state === "RUNNING");
+  return idle && (now?.queue?.queued || version.status === "DEPLOYING") ? 1 : 0;
+}
+
+function specification(each) {
+  const where = [...(each.clusters ?? []), ...(each.regions ?? [])].join(", ");
+  return `${each.gpu} ${each.instanceType}, ${each.minInstances} to ${each.maxInstances} instances, ` +
+    `${each.maxRequestConcurrency ?? 1} requests at once in each${where ? `, in ${where}` : ""}`;
+}
+
+// A state, with the reason below it if there is one.
+function state(name, reason) {
   const color = COLORS[name] ?? "dim";
   const words = name.charAt(0) + name.slice(1).toLowerCase();
-  return { text: name, class: color, title: title ?? "", make: () => h("span", { class: `state ${color}` }, words) };
+  const make = () =>
+    h("span", {}, h("span", { class: `state ${color}` }, words), reason ? h("span", { class: "reason" }, whole(reason)) : null);
+  return { text: `${name} ${reason ?? ""}`, class: color, title: reason ?? "", make };
 }
 
 function change(data) {
@@ -268,17 +311,22 @@ function meter(pool) {
   };
 }
 
-// The desired number of instances of all versions after each decision.
-function desired(events, now) {
-  const last = new Map();
-  const points = [];
-  for (const each of [...events].reverse()) {
-    const count = Number(each.data?.desired ?? NaN);
-    if (Number.isNaN(count)) continue;
-    last.set(each.functionVersionId, count);
-    const total = [...last.values()].reduce((sum, value) => sum + value, 0);
-    points.push([Date.parse(each.at) / 1000, total]);
+// The desired number of instances of all versions after each decision. A version that is not deployed any more
+// wants none since its last decision, or since its last instance changed.
+function desired({ scaling, functions, instances }, now) {
+  const decided = scaling.filter((each) => each.data?.desired != null && !Number.isNaN(Number(each.data.desired)));
+  const steps = decided.map((each) => [Date.parse(each.at) / 1000, each.functionVersionId, Number(each.data.desired)]);
+  const deployed = new Set(functions.filter((each) => each.status !== "INACTIVE").map((each) => each.versionId));
+  for (const id of new Set(steps.map(([, id]) => id))) {
+    if (deployed.has(id)) continue;
+    const ends = instances.filter((each) => each.functionVersionId === id).map((each) => Date.parse(each.updatedAt) / 1000);
+    steps.push([Math.max(...steps.filter((each) => each[1] === id).map(([at]) => at), ...ends), id, 0]);
   }
+  const last = new Map();
+  const points = steps.sort((a, b) => a[0] - b[0]).map(([at, id, count]) => {
+    last.set(id, count);
+    return [at, [...last.values()].reduce((sum, value) => sum + value, 0)];
+  });
   return within(points, now, now - SPAN);
 }
 
