@@ -51,12 +51,7 @@ async def test_d5_trouble_comes_first_and_nothing_is_cut(tmp_path: Path) -> None
         await tab.until(
             "#decisions tbody", lambda text: "no process with H100, only process with CPU" in text
         )
-        for width, height, dark in (
-            (1400, 900, False),
-            (1400, 900, True),
-            (390, 844, False),
-            (390, 844, True),
-        ):
+        for width, dark in itertools.product((1400, 390), (False, True)):
             await tab.look(width, 900, dark=dark)
             await tab.until_true(BOXES)
             await tab.until_true(CLIPPED)
