@@ -15,7 +15,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from nvcf_proto.journal import FILE_NAME, Orphan, read_orphans
-from nvcf_proto.subjects import requeue_subject
+from nvcf_proto.subjects import requeue_subject, started_subject
 
 _log = logging.getLogger(__name__)
 
@@ -43,9 +43,10 @@ class Requeuer:
         held = requeueable(await asyncio.to_thread(_read, path), instance_id, version_id, self._wall())
         try:
             for each in held:
-                # Only one of them has a listener: is this the account of the queues, or another one?
-                await self._client.publish(each.ack_subject, _NAK)
-                await self._client.publish(requeue_subject(each.ack_subject), _NAK)
+                # It may be what killed the instance, so it counts as an attempt.
+                if (note := started_subject(each.ack_subject)) is not None:
+                    await self._publish(note, b"")
+                await self._publish(each.ack_subject, _NAK)
             if held:
                 await self._client.flush(_FLUSH_SECONDS)
                 _log.warning("instance %s: requeued %d requests that it held", instance_id, len(held))
@@ -53,6 +54,11 @@ class Requeuer:
             _log.warning("instance %s: its requests are delivered again later: %s", instance_id, error)
             return 0
         return len(held)
+
+    async def _publish(self, subject: str, payload: bytes) -> None:
+        # Only one of them has a listener: is this the account of the queues, or another one?
+        await self._client.publish(subject, payload)
+        await self._client.publish(requeue_subject(subject), payload)
 
 
 def requeueable(journal: bytes, instance_id: str, version_id: str, wall: float) -> list[Orphan]:

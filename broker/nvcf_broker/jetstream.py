@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol
 
 import nats.errors
@@ -77,12 +78,13 @@ class AccountInfo:
 
 @dataclass(frozen=True)
 class StoredMessage:
-    """One message of a stream."""
+    """One message of a stream. `stored_at` is Unix time."""
 
     subject: str
     sequence: int
     data: bytes
     headers: dict[str, str]
+    stored_at: float = 0.0
 
 
 class JetStream:
@@ -278,6 +280,7 @@ def _stored(message: Mapping[str, Any]) -> StoredMessage:
         sequence=int(message["seq"]),
         data=base64.b64decode(message.get("data") or ""),
         headers={name: value.strip() for name, colon, value in pairs if colon},
+        stored_at=datetime.fromisoformat(message["time"]).timestamp() if "time" in message else 0.0,
     )
 
 

@@ -59,6 +59,7 @@ from nvcf_gateway.results.dead_letters import MAX_DELIVERIES_SUBJECT, DeadLetter
 from nvcf_gateway.results.dead_letters import QUEUE_GROUP as DEAD_LETTER_GROUP
 from nvcf_gateway.results.fallback import QUEUE_GROUP as FALLBACK_GROUP
 from nvcf_gateway.results.fallback import FallbackLookup
+from nvcf_gateway.results.hand_backs import NAK_SUBJECT, HandBacks
 from nvcf_gateway.results.idempotency_keys import IdempotencyKeys
 from nvcf_gateway.results.retention import Retention
 from nvcf_gateway.results.status import Poller
@@ -81,7 +82,12 @@ from nvcf_proto.budget import DEFAULT_DATA_BUDGET
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2_grpc
 from nvcf_proto.stores import ASSETS, BODIES, LARGE_RESULTS, RESULTS
-from nvcf_proto.subjects import AUTH_CALLOUT_SUBJECT, fallback_subject, inline_reply_subjects
+from nvcf_proto.subjects import (
+    AUTH_CALLOUT_SUBJECT,
+    STARTED_SUBJECTS,
+    fallback_subject,
+    inline_reply_subjects,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -243,7 +249,12 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     # Subjects and listeners.
     stack.push_async_callback(_end, asyncio.create_task(probe.run(), name="readiness probe"))
     stack.push_async_callback(_end, asyncio.create_task(demand.report(), name="demand reports"))
-    dead_letters = DeadLetters(requests, queue, background, config.regions, registry.versions.keys)
+    hand_backs = HandBacks(time.time())
+    await client.subscribe(NAK_SUBJECT, cb=hand_backs.on_nak)
+    await client.subscribe(STARTED_SUBJECTS, cb=hand_backs.on_started)
+    dead_letters = DeadLetters(
+        requests, queue, background, config.regions, registry.versions.keys, hand_backs
+    )
     await client.subscribe(MAX_DELIVERIES_SUBJECT, queue=DEAD_LETTER_GROUP, cb=dead_letters.on_advisory)
     stack.push_async_callback(_end, asyncio.create_task(dead_letters.sweep(), name="sweep of the queues"))
     replies = InlineReplies(pending, background)

@@ -68,6 +68,11 @@ REPLY_STATUS = "Nvcf-Reply-Status"
 # caller that comes back, else `false`. A gateway that sends it answers fallback lookups.
 KEPT = "Nvcf-Kept"
 
+# NATS headers of a request that was queued again [ext] (protocol.md, section 2.12): how many of its earlier
+# deliveries were started, and how many there were.
+ATTEMPTS = "Nvcf-Attempts"
+DELIVERIES = "Nvcf-Deliveries"
+
 # Stateful sessions [ext] (protocol.md, section 7): on the queued request, where the worker listens for
 # reconnects; on the worker's CONNECT, why it cannot serve the session (`STATUS TEXT`).
 RECONNECT_SUBJECT = "Nvcf-Reconnect-Subject"

@@ -29,6 +29,34 @@ def request_subject(region: str, version_id: str, request_id: str) -> str:
     return f"rq.{region}.{version_id}.{request_id}"
 
 
+_REQUEUED = ".again"
+
+
+def requeued_subject(subject: str) -> str:
+    """[ext] Return the other one of the two subjects of a request: one message a subject may be stored."""
+    plain = subject.removesuffix(_REQUEUED)
+    return plain if plain != subject else subject + _REQUEUED
+
+
+def request_of(subject: str) -> str:
+    """Return the request id in the subject of a queued request."""
+    return subject.removesuffix(_REQUEUED).rpartition(".")[2]
+
+
+STARTED_SUBJECTS = "$JS.ACK.*.*.started.*"
+"""[ext] Notes of workers and agents that a delivery which is handed back had been started."""
+
+
+def started_subject(ack_subject: str) -> str | None:
+    """[ext] Return where to note that the delivery with this ack subject had been started; None if unknown.
+
+    It has the prefix of the ack subject, so whoever may acknowledge may note, and the broker's consumer does
+    not read it.
+    """
+    tokens = ack_subject.split(".")
+    return None if len(tokens) != 9 else ".".join((*tokens[:4], "started", tokens[5]))
+
+
 def request_subjects(region: str, version_id: str) -> str:
     """Return the filter for all subjects of a request stream."""
     return f"rq.{region}.{version_id}.>"

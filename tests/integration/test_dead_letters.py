@@ -15,6 +15,7 @@ from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.results.dead_letters import DeadLetters
+from nvcf_gateway.results.hand_backs import HandBacks
 from tests.support.platform.gateways import Platform, Version, messages_in, running_platform
 from tests.support.waiting import eventually
 
@@ -118,7 +119,7 @@ async def test_a_sweep_ends_missed_dead_letters(tmp_path: Path) -> None:
             config = GatewayConfig(("", 0), ("", 0), platform.broker.url, tmp_path / "key")
             queue = RequestQueue(client, requests, config)
             async with BackgroundTasks() as owner:
-                sweep = DeadLetters(requests, queue, owner, ("local",), lambda: (version.id,))
+                sweep = DeadLetters(requests, queue, owner, ("local",), lambda: (version.id,), HandBacks(0.0))
                 await sweep.sweep_one(version.id)
             assert await _queued(client, version, 0)
         finally:

@@ -21,7 +21,6 @@ from nvcf_worker.queue.inflight import (
     TERMINATE,
     Delivery,
     InFlight,
-    exhausted,
     nak_later,
     slotless_delay,
 )
@@ -100,15 +99,11 @@ class Dispatcher:
         if present is not None:
             self._inflight.adopt_redelivery(present, work, limits.ack_wait)
             return
-        # The last delivery only gets an error response, which needs no slot; returned to the queue it would
-        # never come again.
-        last = exhausted(work.attempt, limits.max_deliver)
-        if not last and (self.draining or not self._slots.acquire()):
+        if self.draining or not self._slots.acquire():
             back = NAK if self.draining else nak_later(slotless_delay(work.attempt))
             await self._inflight.send(message.reply, back)
             return
         delivery = self._inflight.add(work, limits.ack_wait)
-        delivery.holds_slot = not last
         delivery.scope.task = task = asyncio.create_task(self._handle(delivery))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

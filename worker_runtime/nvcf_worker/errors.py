@@ -234,7 +234,7 @@ class ResultNotDelivered(FunctionError):
 class RetryLater(WorkerError):
     """The request goes back to the queue and to another worker, while its caller waits on.
 
-    after: seconds until it is delivered again. The queue counts this as a delivery; at the last one the
+    after: seconds until it is delivered again. The queue counts this as an attempt; at the last one the
     caller gets 503 with Retry-After.
     """
 

@@ -53,8 +53,9 @@ class TunnelTarget:
 class Work:
     """One request from the queue. `ack_subject` changes when the broker delivers it again.
 
-    attempt: 1 for the first delivery. max_deliver: how often the queue delivers it; 0 for no limit. kept:
-    whether somebody may come back for its response. has_fallback: whether gateways answer fallback lookups.
+    attempt: 1 for the first delivery. last: whether the queue delivers it no more for now; limited: whether
+    it ever stops. kept: whether somebody may come back for its response. has_fallback: whether gateways
+    answer fallback lookups.
     """
 
     message: nvcf_pb2.WorkerInvokeFunctionRequest
@@ -67,7 +68,8 @@ class Work:
     trace: Mapping[str, str] | None
     tunnel: TunnelTarget | None = None
     reconnect_subject: str | None = None
-    max_deliver: int = 0
+    last: bool = False
+    limited: bool = False
     kept: bool = False
     has_fallback: bool = False
 
@@ -93,7 +95,8 @@ def parse_work(
         request_id = parse_id(message.requestId, "requestId")
     except InvalidId as error:
         raise MalformedWork(str(error)) from error
-    trace, reconnect, kept, has_fallback = None, None, False, False
+    trace, reconnect, kept, has_fallback, earlier = None, None, False, False, 0
+    delivered = delivery_attempt(ack_subject)
     stateful = message.HasField("statefulConfig")
     if not stateful and not message.HasField("statelessConfig"):
         raise MalformedWork("it has no statelessConfig, so there is nowhere to send a response")
@@ -102,18 +105,21 @@ def parse_work(
         reconnect = nats_headers.get(names.RECONNECT_SUBJECT) or None
         kept = nats_headers.get(names.KEPT) == "true"
         has_fallback = names.of_this_platform(nats_headers)
+        count = nats_headers.get(names.DELIVERIES, "")
+        earlier = int(count) if count.isascii() and count.isdigit() else 0
     return Work(
         message=message,
         request_id=request_id,
         region=region,
         ack_subject=ack_subject,
-        attempt=delivery_attempt(ack_subject),
+        attempt=earlier + delivered,
         received_at=now,
         reply_address=NOWHERE if stateful else _reply_address(message.statelessConfig, nats_headers),
         trace=trace,
         tunnel=tunnel_target(message) if stateful else None,
         reconnect_subject=reconnect,
-        max_deliver=max_deliver,
+        last=0 < max_deliver <= delivered,
+        limited=max_deliver > 0,
         kept=kept,
         has_fallback=has_fallback,
     )

@@ -41,7 +41,7 @@ from nvcf_worker.function.request import Asset, FunctionContext
 from nvcf_worker.function.response import Outcome, Reply, Response, problem_reply, response_headers
 from nvcf_worker.message import Work
 from nvcf_worker.process import logs
-from nvcf_worker.queue.inflight import ACK, NAK, exhausted, last_run, nak_later
+from nvcf_worker.queue.inflight import ACK, NAK, nak_later
 from nvcf_worker.run.executor import Executor, request_type
 from nvcf_worker.sessions.tunnel import Tunnels
 from nvcf_worker.telemetry.observer import NoopObserver, RequestObserver
@@ -146,7 +146,7 @@ class Runner:
             except Exception:
                 log.exception("telemetry of the request failed")
             logs.request_id.reset(token)
-        last = not work.max_deliver and work.attempt >= UNREACHABLE_TRIES
+        last = not work.limited and work.attempt >= UNREACHABLE_TRIES
         if last and scope.end is End.UNREACHABLE:
             self.dropped[UNDELIVERED] += 1
         return ack_of(scope.end, retry_after, last=last)
@@ -191,8 +191,10 @@ class Runner:
                     self._services.broken(str(error.__cause__))
             case StreamLost(wanted_again=wanted):
                 log.error("the response broke off: %s", error)
-                if wanted and not last_run(work.attempt, work.max_deliver):
-                    scope.end = scope.end or End.HANDED_BACK
+                if wanted:
+                    scope.end = scope.end or End.RESPONSE_LOST
+                else:
+                    self.dropped[UNDELIVERED] += 1
             case TunnelError():
                 log.error("the session could not be connected: %s", error)
             case DeliveryError():
@@ -229,16 +231,12 @@ class Runner:
 
     async def _response(self, exchange: Exchange, observer: RequestObserver) -> Outcome:
         work, scope = exchange.work, exchange.scope
-        if exhausted(work.attempt, work.max_deliver):
-            log.error("not run again: delivered %d times", work.attempt)
-            detail = f"Request {work.request_id} was delivered {work.attempt} times and never answered."
-            return problem_reply(Problem("Too Many Deliveries", 500, detail))
         try:
             return await self._run(exchange, observer)
         except FunctionError:
             raise
         except (RetryLater, Fatal) as error:
-            if not last_run(work.attempt, work.max_deliver):
+            if not work.last:
                 raise
             if isinstance(error, Fatal):
                 self._services.broken(str(error))
@@ -323,7 +321,7 @@ def ack_of(end: End | None, retry_after: float, *, last: bool) -> bytes | None:
     An abandoned request must not be tried again, one that was given up must, unless it is the `last` try.
     """
     match end:
-        case End.HANDED_BACK:
+        case End.HANDED_BACK | End.RESPONSE_LOST:
             return NAK
         case End.RETRY_LATER:
             return nak_later(retry_after)

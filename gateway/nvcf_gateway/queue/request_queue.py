@@ -90,15 +90,8 @@ class RequestQueue:
 
     async def _create_consumer(self, region: str, version_id: str) -> None:
         stream = subjects.request_stream(region, version_id)
-        config = streams.request_consumer_config(
-            region, version_id, ack_wait_seconds=self._config.ack_wait, max_deliver=self._max_deliver()
-        )
+        config = streams.request_consumer_config(region, version_id, ack_wait_seconds=self._config.ack_wait)
         await self._jetstream.create_consumer(stream, config)
-
-    def _max_deliver(self) -> int:
-        # Third-party workers give back what two regions send for one slot, and that counts as a delivery.
-        given_back = self._config.wide_inbox and len(self._config.regions) > 1
-        return streams.DEFAULT_MAX_DELIVER * (10 if given_back else 1)
 
     async def delete(self, version_id: str) -> None:
         """Delete the version's streams in all regions, queued requests included. Raises BrokerError."""
@@ -178,10 +171,14 @@ class RequestQueue:
 
     async def request(self, version_id: str, request_id: str, region: str) -> StoredMessage | None:
         """Return a request, waiting or in flight; None if it is not in the queue. Raises BrokerError."""
+        stream = subjects.request_stream(region, version_id)
         subject = subjects.request_subject(region, version_id, request_id)
-        return await self._jetstream.message(
-            subjects.request_stream(region, version_id), last_by_subj=subject
-        )
+        # The first one twice: meanwhile the message may have been queued again.
+        for each in (subject, subjects.requeued_subject(subject), subject):
+            found = await self._jetstream.message(stream, last_by_subj=each)
+            if found is not None:
+                return found
+        return None
 
     async def place(self, version_id: str, request_id: str, region: str) -> Place | None:
         """Find out where a request is; None if it is not in the queue at all. Raises BrokerError."""
@@ -208,12 +205,36 @@ class RequestQueue:
         stream = subjects.request_stream(region, version_id)
         try:
             if sequence is not None:
-                await self._jetstream.delete_message(stream, sequence)
-            else:
-                await self._jetstream.purge(stream, subjects.request_subject(region, version_id, request_id))
+                return await self._jetstream.delete_message(stream, sequence)
         except JetStreamError as error:
             if error.code not in _NOT_THERE:
                 raise
+        if not request_id:
+            return None
+        # Its sequence is another one if it was queued again.
+        subject = subjects.request_subject(region, version_id, request_id)
+        try:
+            await self._jetstream.purge(stream, subject)
+            await self._jetstream.purge(stream, subjects.requeued_subject(subject))
+        except JetStreamError as error:
+            if error.code not in _NOT_THERE:
+                raise
+
+    async def queue_again(
+        self, version_id: str, message: StoredMessage, headers: dict[str, str], region: str
+    ) -> None:
+        """Put a message that is no longer delivered at the end of its queue. Raises BrokerError.
+
+        The copy is stored before the message is removed, so that it is never in neither place.
+        """
+        try:
+            await self._jetstream.publish(
+                subjects.requeued_subject(message.subject), message.data, {**message.headers, **headers}
+            )
+        except JetStreamError as error:
+            if classify_publish_error(error.description) != "stored":
+                raise
+        await self.remove(version_id, "", message.sequence, region)
 
     async def stored(self, version_id: str, sequence: int, region: str) -> StoredMessage | None:
         """Return one message; None if it is not there (any more). Raises BrokerError."""

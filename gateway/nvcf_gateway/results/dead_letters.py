@@ -1,8 +1,8 @@
-"""Dead letters: requests that the queue no longer delivers. Their callers get a 500, and the messages go.
+"""Dead letters: requests that the queue no longer delivers.
 
-A worker answers the last delivery of a request. A worker that is killed by it answers nothing: the message
-would stay in its stream, and its caller would wait to the end. The broker publishes an advisory, and one
-gateway handles it. A sweep finds what was missed while no gateway ran.
+The broker publishes an advisory, and one gateway handles it. If workers only handed the request back, it is
+queued again. If it has killed the workers that started it, its caller gets a 500, and the message goes. A
+sweep finds what was missed while no gateway ran.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from nvcf_broker.errors import BrokerError
 from nvcf_broker.requests import ReplyInbox
 from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.queue.request_queue import RequestQueue
+from nvcf_gateway.results.hand_backs import HandBacks, again
 from nvcf_proto import headers as names
 from nvcf_proto.errors import InvalidId
 from nvcf_proto.ids import parse_id
 from nvcf_proto.pb import nvcf_pb2
 from nvcf_proto.problem import Problem
-from nvcf_proto.subjects import fallback_subject
+from nvcf_proto.streams import DEFAULT_MAX_DELIVER
+from nvcf_proto.subjects import fallback_subject, request_of, request_stream
 
 _log = logging.getLogger(__name__)
 
@@ -67,10 +69,8 @@ def read_advisory(data: bytes) -> DeadLetter | None:
 
 def too_many_deliveries(request_id: str, deliveries: int) -> bytes:
     """Return the response as an inline reply (protocol.md, section 2.12)."""
-    times = f"{deliveries} times" if deliveries else "as often as the queue allows"
-    problem = Problem(
-        "Too Many Deliveries", 500, f"Request {request_id} was delivered {times} and never answered."
-    )
+    detail = f"Request {request_id} was delivered {deliveries} times and never answered."
+    problem = Problem("Too Many Deliveries", 500, detail)
     message = nvcf_pb2.InlineResponse(body=problem.to_json(), httpStatusCode=500, endOfResponse=True)
     message.headers.add(key="content-type", value=names.PROBLEM_JSON)
     return message.SerializeToString()
@@ -85,6 +85,7 @@ class DeadLetters:
     background: BackgroundTasks
     regions: Collection[str]
     versions: Callable[[], Iterable[str]]
+    hand_backs: HandBacks
 
     async def on_advisory(self, message: Msg) -> None:
         """Handle one advisory."""
@@ -127,18 +128,32 @@ class DeadLetters:
     async def _end(self, found: DeadLetter) -> None:
         message = await self.queue.stored(found.version_id, found.sequence, found.region)
         if message is None:
-            return
+            return None
+        deliveries = found.deliveries or DEFAULT_MAX_DELIVER
+        stream = request_stream(found.region, found.version_id)
+        attempts = self.hand_backs.attempts(stream, message, deliveries)
         try:
-            request_id = parse_id(message.subject.rpartition(".")[2], "request id")
+            request_id = parse_id(request_of(message.subject), "request id")
         except InvalidId as error:
             _log.warning("a message of version %s is not a request: %s", found.version_id, error)
         else:
-            _log.error("request given up: its deliveries are used up", extra={"request_id": request_id})
-            await self._answer(found, request_id, message.headers.get(names.REPLY_SUBJECT))
-        await self.queue.remove(found.version_id, "", found.sequence, found.region)
+            extra = {"request_id": request_id}
+            requeued = again(message, attempts, deliveries)
+            if requeued is not None:
+                headers, delay = requeued
+                _log.info("request queued again: its workers handed it back", extra=extra)
+                await asyncio.sleep(delay)
+                if await self.queue.stored(found.version_id, found.sequence, found.region) is None:
+                    return None
+                return await self.queue.queue_again(found.version_id, message, headers, found.region)
+            _log.error("request given up: %d attempts ended without a response", attempts, extra=extra)
+            await self._answer(found, request_id, attempts, message.headers.get(names.REPLY_SUBJECT))
+        return await self.queue.remove(found.version_id, "", found.sequence, found.region)
 
-    async def _answer(self, found: DeadLetter, request_id: str, reply_subject: str | None) -> None:
-        response = too_many_deliveries(request_id, found.deliveries)
+    async def _answer(
+        self, found: DeadLetter, request_id: str, attempts: int, reply_subject: str | None
+    ) -> None:
+        response = too_many_deliveries(request_id, attempts)
         if reply_subject is not None and await self._deliver(reply_subject, response):
             return
         # The gateway of the call is gone, or its caller has left: the response is stored for a later poll.

@@ -10,6 +10,7 @@ import pytest
 from nvcf_broker.jetstream import StoredMessage
 from nvcf_gateway.results import dead_letters as exhausted
 from nvcf_gateway.results.dead_letters import DeadLetters
+from nvcf_gateway.results.hand_backs import HandBacks
 
 
 class Denying:
@@ -34,7 +35,7 @@ async def test_a_message_that_stays_holds_up_no_other_queue(monkeypatch: pytest.
     monkeypatch.setattr(exhausted, "SETTLE_SECONDS", 0.0)
     queue, unused = Denying(), object()
     requests: Any = unused
-    sweep = DeadLetters(requests, queue, requests, ("here",), lambda: ())  # type: ignore[arg-type]
+    sweep = DeadLetters(requests, queue, requests, ("here",), lambda: (), HandBacks(0.0))  # type: ignore[arg-type]
     async with asyncio.timeout(10):
         await sweep.sweep_one("v")
     assert queue.removals == 1

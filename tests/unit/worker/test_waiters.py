@@ -20,7 +20,6 @@ from nvcf_worker.exchange.waiters import (
     next_step,
 )
 from nvcf_worker.message import AttachTarget, ReplyAddress
-from nvcf_worker.queue.inflight import exhausted, last_run
 
 ADDRESS = ReplyAddress(AttachTarget("http://gateway", None, "token", None))
 
@@ -124,19 +123,3 @@ def test_progress_files() -> None:
     for text in (b"", b"{", b"[]", b'{"progress": "3"}', b'{"progress": true}'):
         with pytest.raises(ValueError, match=r".*"):
             read_progress(text)
-
-
-@pytest.mark.parametrize(("max_deliver", "runs"), [(5, 4), (2, 1), (1, 1), (100, 99)])
-def test_how_often_a_request_is_run(max_deliver: int, runs: int) -> None:
-    """And that there is always a delivery left that tells its caller."""
-    assert [exhausted(attempt, max_deliver) for attempt in (1, runs)] == [False, False]
-    assert max_deliver == 1 or exhausted(runs + 1, max_deliver)
-    assert last_run(runs, max_deliver)
-    assert runs == 1 or not last_run(runs - 1, max_deliver)
-
-
-@pytest.mark.parametrize("attempt", [1, 5, 6, 1000])
-def test_a_consumer_without_a_limit_sets_none(attempt: int) -> None:
-    """Workers of other makes hand requests back at once while they are busy: the number tells nothing."""
-    assert not exhausted(attempt, 0)
-    assert not last_run(attempt, 0)

@@ -58,6 +58,7 @@ class End(enum.Enum):
     CALLER_GONE = "the caller is gone"
     CONNECTION_LOST = "the broker could not be told that the request is in flight"
     HANDED_BACK = "the worker is leaving"
+    RESPONSE_LOST = "its response was lost on the way"
     RETRY_LATER = "the function asked for another try"
     UNREACHABLE = "no gateway could be reached"
     NOT_WANTED = "its gateway is gone, and the request is in no queue any more"

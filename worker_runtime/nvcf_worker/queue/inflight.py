@@ -1,8 +1,7 @@
 """The requests in flight: keep them alive at the broker, and acknowledge them.
 
-A request that kills its worker on every try must end with a response to its caller, and only a worker that
-gets it delivered can send that. So the last delivery runs nothing: its response is "too many deliveries". Of
-the consumer's 5 deliveries 4 are tries.
+A request that goes back to the queue after its handler has been started is noted as an attempt, so that one
+that kills its worker on every try ends with a response. One that is only handed back does not count.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 import nats.errors
 
 from nvcf_proto import settings
+from nvcf_proto.subjects import started_subject
 from nvcf_worker.function.cancellation import CancelScope, End
 from nvcf_worker.message import Work
 from nvcf_worker.process.durations import in_progress_interval
@@ -44,25 +44,9 @@ def nak_later(seconds: float) -> bytes:
 def slotless_delay(attempt: int) -> float:
     """Return the seconds before a request that found no slot is delivered again.
 
-    The queue counts each delivery, run or not, and allows only a few. Without a delay they would be used up
-    within milliseconds while all workers are busy. attempt: 1 for the first delivery.
+    Without a delay, the queue and busy workers would do nothing else. attempt: 1 for the first delivery.
     """
     return float(0.1 * 4.0 ** min(attempt - 1, 4))
-
-
-def exhausted(attempt: int, max_deliver: int) -> bool:
-    """Return whether this delivery must not run, but only get an error response.
-
-    attempt: 1 for the first delivery. max_deliver: the consumer's limit; 0 for none. Without a limit the
-    attempt means nothing: busy third-party workers hand requests back at once, again and again. A consumer
-    that delivers only once leaves no choice but to run the request.
-    """
-    return max_deliver > 1 and attempt >= max_deliver
-
-
-def last_run(attempt: int, max_deliver: int) -> bool:
-    """Return whether a request that goes back to the queue now would not run again."""
-    return exhausted(attempt + 1, max_deliver) or max_deliver == 1
 
 
 @dataclass(slots=True, eq=False)
@@ -130,6 +114,8 @@ class InFlight:
         if self._deliveries.pop(delivery.work.request_id, None) is None:
             return
         if ack is not None:
+            if ack.startswith(NAK) and delivery.scope.end is not End.HANDED_BACK:
+                await self._note_attempt(delivery.work.ack_subject)
             await self.send(delivery.work.ack_subject, ack)
         if self._journal is not None:
             self._journal.remove(delivery.journal_slot)
@@ -145,6 +131,11 @@ class InFlight:
             log.debug("acknowledgement kept for later: %s", error)
         self._unsent.append((ack_subject, ack))
 
+    async def _note_attempt(self, ack_subject: str) -> None:
+        subject = started_subject(ack_subject)
+        if subject is not None:
+            await self.send(subject, b"")
+
     async def send_unsent(self) -> None:
         """Send the acknowledgements that earlier connections would not take."""
         for _ in range(len(self._unsent)):
@@ -157,6 +148,7 @@ class InFlight:
         now = time.time()
         held = [entry for entry in self._journal.orphans if entry.still_held(now)]
         for entry in held:
+            await self._note_attempt(entry.ack_subject)
             await self.send(entry.ack_subject, NAK)
         if held:
             log.warning("returned %d requests of a killed predecessor to the queue", len(held))

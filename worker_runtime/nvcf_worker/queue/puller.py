@@ -159,7 +159,7 @@ class RegionPuller:
         preferred = self._preferred
         if preferred is not None and self._slots.free and not preferred.has_nothing(time.monotonic()):
             # If two regions are asked for the same slot, both may send a request. One of them goes back to
-            # the queue, which counts as a delivery, and there are only a few.
+            # the queue, for nothing.
             asyncio.get_running_loop().call_later(NOTHING_AFTER, self.wake)
             return
         while not self._stopped and not self._trouble and self._connection.is_connected:
