@@ -37,7 +37,7 @@ def queue(*answers: dict[str, Any]) -> RequestQueue:
 
 @pytest.mark.parametrize("error", [NO_MESSAGE, NO_STREAM])
 async def test_a_request_that_is_not_there_is_nowhere(error: dict[str, Any]) -> None:
-    assert await queue({"error": error}).place(V, Q, "local") is None
+    assert await queue(*[{"error": error}] * 3).place(V, Q, "local") is None
 
 
 async def test_a_request_is_not_lost_because_the_broker_cannot_say_where_it_is() -> None:
