@@ -7,6 +7,7 @@ results are all objects.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,6 +21,9 @@ from nvcf_broker.errors import BrokerUnavailableError
 from nvcf_broker.objects import CHUNK_BYTES, ObjectBucket, ObjectExistsError, ObjectMissingError
 from nvcf_broker.requests import ReplyInbox
 from nvcf_broker.server import LocalBroker
+from tests.contract.gateway.test_polling import call
+from tests.support.peers.worker import peer_worker
+from tests.support.platform.gateways import Platform
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -179,3 +183,29 @@ async def test_a_second_put_heals(broker: ReplyInbox, replace: bool, size: int) 
     await bucket.put("x", parts(b"b" * size), replace=replace)
     assert await read(bucket, "x") == b"b" * size
     assert await chunks(broker, bucket) == max(1, size // CHUNK_BYTES)
+
+
+async def test_a_key_whose_answer_lost_its_bytes_is_free_again(platform: Platform) -> None:
+    """What today's callers saw: 503 for 24 hours."""
+    version = await platform.deployed_version()
+    client = await platform.broker_client()
+    try:
+        async with peer_worker(platform, version) as worker:
+            for attempt in range(2):
+                first = asyncio.create_task(
+                    call(platform, "POST", version.pexec, b"x", Idempotency_Key="poisoned")
+                )
+                await (await worker.pull()).answer(b"%d" % attempt)
+                answer = await first
+                assert answer.body == b"%d" % attempt
+                name = base64.urlsafe_b64encode(answer.headers["nvcf-reqid"].encode()).decode()
+                query = json.dumps({"last_by_subj": f"$O.nvcf_results_local.M.{name}"}).encode()
+                found = await client.request("$JS.API.DIRECT.GET.OBJ_nvcf_results_local", query, timeout=5)
+                subject = f"$O.nvcf_results_local.C.{json.loads(found.data)['nuid']}"
+                purge = json.dumps({"filter": subject}).encode()
+                await client.request("$JS.API.STREAM.PURGE.OBJ_nvcf_results_local", purge, timeout=5)
+                await platform.queue_is_empty(version)
+                refused = await call(platform, "POST", version.pexec, b"x", Idempotency_Key="poisoned")
+                assert (refused.status, refused.headers["retry-after"]) == (503, "0")
+    finally:
+        await client.close()

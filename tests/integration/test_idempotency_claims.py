@@ -13,7 +13,9 @@ from nvcf_broker.requests import ReplyInbox
 from nvcf_broker.server import LocalBroker
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.results.idempotency_keys import IdempotencyKeys
+from nvcf_gateway.results.idempotency_keys import Fingerprint, IdempotencyKeys
+
+PRINT = Fingerprint("print", "body")
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -34,28 +36,28 @@ async def claims(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Idem
 
 async def test_a_claim_is_given_up_only_as_far_as_it_was_seen(claims: IdempotencyKeys) -> None:
     of = ("account", "function", "version")
-    first = await claims.claim(*of, "key", "print")
-    follower = await claims.claim(*of, "key", "print")
+    first = await claims.claim(*of, "key", PRINT)
+    follower = await claims.claim(*of, "key", PRINT)
     assert (first.first, follower.first) == (True, False)
     assert follower.request_id == first.request_id
     await claims.release(follower)
-    newer = await claims.claim(*of, "key", "print")
+    newer = await claims.claim(*of, "key", PRINT)
     assert newer.first, "the key is free again"
     # Calls that waited for the first claim release it later. The newer claim must survive that.
     await claims.release(follower)
     await claims.release(first)
-    known = await claims.claim(*of, "key", "print")
+    known = await claims.claim(*of, "key", PRINT)
     assert (known.first, known.request_id) == (False, newer.request_id)
     await claims.release(newer)
-    assert (await claims.claim(*of, "key", "print")).first
+    assert (await claims.claim(*of, "key", PRINT)).first
 
 
 async def test_releasing_one_key_keeps_the_others(claims: IdempotencyKeys) -> None:
     of = ("account", "function", "version")
-    one, two = await claims.claim(*of, "one", "print"), await claims.claim(*of, "two", "print")
+    one, two = await claims.claim(*of, "one", PRINT), await claims.claim(*of, "two", PRINT)
     await claims.release(one)
-    assert not (await claims.claim(*of, "two", "print")).first
+    assert not (await claims.claim(*of, "two", PRINT)).first
     with pytest.raises(HttpProblem) as refused:
-        await claims.claim(*of, "two", "another print")
+        await claims.claim(*of, "two", Fingerprint("print", "another body"))
     assert refused.value.status == 422
     assert two.first

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import tempfile
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -112,7 +113,17 @@ class Spool:
 class CallerBody:
     """The body of a request: `prefix` is sent in the message, the rest is streamed on demand."""
 
-    __slots__ = ("_max_bytes", "_read_lock", "_reader", "_source", "_spool", "length", "prefix")
+    __slots__ = (
+        "_hash",
+        "_max_bytes",
+        "_read_lock",
+        "_reader",
+        "_source",
+        "_spool",
+        "before_end",
+        "length",
+        "prefix",
+    )
 
     def __init__(
         self,
@@ -122,8 +133,12 @@ class CallerBody:
         spool_memory_bytes: int,
         directory: Path | None = None,
         max_bytes: int | None = None,
+        digested: bool = False,
     ) -> None:
-        """Create a body; one that is longer than `max_bytes` raises BodyTooLarge."""
+        """Create a body; one that is longer than `max_bytes` raises BodyTooLarge.
+
+        With `digested` the digest of what is read is computed on the way.
+        """
         self._max_bytes = max_bytes
         self.length = length
         self.prefix = b""
@@ -131,6 +146,14 @@ class CallerBody:
         self._spool = Spool(spool_memory_bytes, directory)
         self._read_lock: asyncio.Lock | None = None
         self._reader = 0
+        self._hash = hashlib.sha256() if digested else None
+        self.before_end: Callable[[], Awaitable[None]] | None = None
+        """Awaited before a reader gets the last byte."""
+
+    @property
+    def digest(self) -> str | None:
+        """Digest of the whole body, None while not all of it has been read."""
+        return self._hash.hexdigest() if self._hash is not None and self._source.at_eof() else None
 
     @property
     def complete(self) -> bool:
@@ -151,8 +174,7 @@ class CallerBody:
         size = 0
         if self.length is not None and self.length <= limit and self._source.is_eof():
             # All of it is here, as with most small bodies: no timer is needed.
-            self.prefix = await self._source.read(limit)
-            self._check(len(self.prefix))
+            self._begin(await self._source.read(limit))
             return
         try:
             async with asyncio.timeout(patience):
@@ -167,8 +189,13 @@ class CallerBody:
         except TimeoutError:
             # A caller that sends slowly is streamed instead.
             pass
-        self.prefix = b"".join(parts)
-        self._check(len(self.prefix))
+        self._begin(b"".join(parts))
+
+    def _begin(self, prefix: bytes) -> None:
+        self.prefix = prefix
+        self._check(len(prefix))
+        if self._hash is not None:
+            self._hash.update(prefix)
 
     async def stream(self) -> AsyncIterator[bytes]:
         """Yield the bytes after the prefix, from their start, however often they were read before.
@@ -182,14 +209,19 @@ class CallerBody:
             if offset < self._spool.size:
                 chunk = await self._spool.read(offset, CHUNK_BYTES)
             elif self._source.at_eof():
-                return
+                chunk = b""
             else:
                 chunk = await self._next(offset)
+            at_end = self._source.at_eof() and offset + len(chunk) >= self._spool.size
+            if at_end and self.before_end is not None:
+                await self.before_end()
             if reader != self._reader:
                 raise BodySuperseded("a newer delivery reads the body")
             if chunk:
                 offset += len(chunk)
                 yield chunk
+            if at_end:
+                return
 
     async def _next(self, offset: int) -> bytes:
         if self._read_lock is None:
@@ -201,6 +233,8 @@ class CallerBody:
                 return b""
             chunk = await self._source.read(CHUNK_BYTES)
             self._check(len(self.prefix) + self._spool.size + len(chunk))
+            if self._hash is not None:
+                self._hash.update(chunk)
             await _finished(self._spool.append(chunk))
             return chunk
 
@@ -226,6 +260,16 @@ class CallerBody:
         except (TimeoutError, ConnectionError, BodyTooLarge, web.RequestPayloadError):
             return False
         return True
+
+    async def drain(self) -> None:
+        """Read the rest from the caller for its digest alone. Raises BodyTooLarge."""
+        size = len(self.prefix) + self._spool.size
+        while not self._source.at_eof():
+            chunk = await self._source.read(CHUNK_BYTES)
+            size += len(chunk)
+            self._check(size)
+            if self._hash is not None:
+                self._hash.update(chunk)
 
     async def spool_rest(self) -> None:
         """Read the rest into the spool, so that it takes no memory; if the disk is full it stays there."""

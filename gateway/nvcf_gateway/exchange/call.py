@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -39,6 +40,8 @@ class Call:
     keyed: bool = False
     """Whether it has an idempotency key: it goes on if its caller leaves, since its response may be fetched
     later."""
+    settle: Callable[[], Awaitable[None]] | None = None
+    """Awaited before it is kept or its response is stored. Raises BrokerError."""
 
 
 def raw_headers(request: web.BaseRequest) -> list[Header]:

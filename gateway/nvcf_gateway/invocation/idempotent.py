@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -14,12 +14,21 @@ from aiohttp import web
 from nvcf_broker.errors import BrokerError
 from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.errors import HttpProblem, NotEnqueued
-from nvcf_gateway.exchange.call import Call
+from nvcf_gateway.exchange.bodies import CallerBody
+from nvcf_gateway.exchange.call import Call, raw_headers
 from nvcf_gateway.exchange.sinks import Sink
 from nvcf_gateway.invocation.waiting import CallRunner, Ended
-from nvcf_gateway.results.idempotency_keys import HEADER, Claim, IdempotencyKeys, checked_key, fingerprint
+from nvcf_gateway.results.idempotency_keys import (
+    HEADER,
+    UNREAD,
+    Claim,
+    Fingerprint,
+    IdempotencyKeys,
+    checked_key,
+    head_digest,
+)
 from nvcf_gateway.results.result_writer import TeeSink, is_result
-from nvcf_gateway.results.retention import Retention
+from nvcf_gateway.results.retention import BODY_PATIENCE, Retention
 
 _log = logging.getLogger(__name__)
 
@@ -55,11 +64,20 @@ class Execution:
     `holds_key` says that the key still stands for this call.
     """
 
-    __slots__ = ("_calls", "_claim", "_held", "_request", "call", "earlier")
+    __slots__ = ("_assets", "_calls", "_claim", "_held", "_refused", "_request", "call", "earlier")
 
-    def __init__(self, calls: IdempotentCalls, request: web.BaseRequest, call: Call) -> None:
+    def __init__(
+        self,
+        calls: IdempotentCalls,
+        request: web.BaseRequest,
+        call: Call,
+        assets: Sequence[str],
+        refused: HttpProblem | None,
+    ) -> None:
         self._calls = calls
         self._request = request
+        self._assets = assets
+        self._refused = refused
         self._claim: Claim | None = None
         self._held = False
         self.call = call
@@ -68,21 +86,33 @@ class Execution:
     async def __aenter__(self) -> Self:
         key = checked_key(self._request.headers.get(HEADER))
         if key is None:
+            if self._refused is not None:
+                raise self._refused
             return self
         try:
-            claim = await self._calls.claim(self.call, key)
+            claim = await self._calls.claim(self.call, key, self._fingerprint(), self._refused)
             if not claim.first:
                 self.earlier = claim
                 return self
             self._claim = claim
             # The caller may come back for it, so it outlives both the caller and the poll time.
             self.call = replace(self.call, request_id=claim.request_id, keep_queued=True, keyed=True)
+            if claim.body is None:
+                record = BodyRecord(self._calls, claim, self.call.body)
+                self.call.body.before_end = record.when_it_ends
+                self.call = replace(self.call, settle=record.settle)
         except BaseException as error:
             await self._leave()
             if isinstance(error, BrokerError):
                 raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
             raise
         return self
+
+    def _fingerprint(self) -> Fingerprint:
+        request, call = self._request, self.call
+        path = request.raw_path.partition("?")[0]
+        head = head_digest(call.head.method, path, raw_headers(request), self._assets)
+        return Fingerprint(head, call.body.digest)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -112,6 +142,39 @@ class Execution:
         return ended
 
 
+class BodyRecord:
+    """Records the digest of a claimed call's body once all of it has come.
+
+    That is before a worker has all of it, and before its response is stored, so that a repeated call can be
+    compared before it is given that response.
+    """
+
+    def __init__(self, calls: IdempotentCalls, claim: Claim, body: CallerBody) -> None:
+        self._calls = calls
+        self._claim = claim
+        self._body = body
+        self._lock = asyncio.Lock()
+
+    async def when_it_ends(self) -> None:
+        """Record it; a failure is tried again before the response is stored."""
+        try:
+            await self._record(self._body.digest)
+        except BrokerError as error:
+            _log.warning("body not recorded yet: %s", error, extra={"request_id": self._claim.request_id})
+
+    async def settle(self) -> None:
+        """Record it, also if the worker did not want all of the body. Raises BrokerError."""
+        if self._body.digest is None:
+            limit = self._calls.retention.config.kept_body_bytes
+            await self._body.receive_all(BODY_PATIENCE, limit)
+        await self._record(self._body.digest or UNREAD)
+
+    async def _record(self, digest: str | None) -> None:
+        async with self._lock:
+            if digest is not None and self._claim.body is None:
+                self._claim = await self._calls.keys.complete(self._claim, digest)
+
+
 class IdempotentCalls:
     """Executes calls; those with a key are claimed, tracked and stored."""
 
@@ -120,23 +183,38 @@ class IdempotentCalls:
     ) -> None:
         self.runner = runner
         self.retention = retention
-        self._keys = keys
+        self.keys = keys
         self._background = background
 
-    def execution(self, request: web.BaseRequest, call: Call) -> Execution:
-        """Return the block in which to execute `call`.
+    def execution(
+        self,
+        request: web.BaseRequest,
+        call: Call,
+        assets: Sequence[str] = (),
+        refused: HttpProblem | None = None,
+    ) -> Execution:
+        """Return the block in which to execute `call`; `assets` are the ids that it names.
 
-        Entering it raises HttpProblem 400 (malformed key), 422 (key of another request) and 503.
+        `refused` is why it cannot be executed: then it can only follow an earlier call. Entering the block
+        raises that, and HttpProblem 400 (malformed key), 422 (key of another request) and 503.
         """
-        return Execution(self, request, call)
+        return Execution(self, request, call, assets, refused)
 
-    async def claim(self, call: Call, key: str) -> Claim:
-        """Claim `key` for `call`, or learn which request has it. Raises HttpProblem 422, BrokerError."""
-        digest = fingerprint(call.head.method, call.body.length, call.body.prefix)
+    async def claim(
+        self, call: Call, key: str, fingerprint: Fingerprint, refused: HttpProblem | None = None
+    ) -> Claim:
+        """Claim `key` for `call`, or learn which request has it.
+
+        Raises HttpProblem 422, BrokerError, and `refused` if the key is free.
+        """
+        account, function_id = call.caller.nca_id, call.version.function_id
+        if refused is not None:
+            known = await self.keys.holder(account, function_id, key, fingerprint)
+            if known is None:
+                raise refused
+            return known
         claiming = self._background.spawn(
-            self._keys.claim(
-                call.caller.nca_id, call.version.function_id, call.version.id, key, digest, call.request_id
-            ),
+            self.keys.claim(account, function_id, call.version.id, key, fingerprint, call.request_id),
             f"claim {call.request_id}",
             logged=False,
         )
@@ -160,6 +238,6 @@ class IdempotentCalls:
 
     async def _release(self, claim: Claim) -> None:
         try:
-            await self._keys.release(claim)
+            await self.keys.release(claim)
         except BrokerError as error:
             _log.warning("idempotency key not released: %s", error, extra={"request_id": claim.request_id})

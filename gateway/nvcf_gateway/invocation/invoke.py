@@ -99,10 +99,12 @@ class Invoker:
     ) -> web.StreamResponse:
         call = await self._call(request, caller, version, target=version.inference_url, path_route=True)
         cors = list(cors_headers(request.headers).items())
-        async with self.idempotent.execution(request, call) as execution:
+        asset_ids = _asset_ids(request)
+        call, refused = await self._with_objects(call, asset_ids)
+        async with self.idempotent.execution(request, call, asset_ids, refused) as execution:
             if execution.earlier is not None:
                 return await self.poller.follow(request, execution.earlier, call, wrapped=False)
-            call = await self._with_objects(execution.call, _asset_ids(request))
+            call = execution.call
             sink = StreamSink(
                 request,
                 lambda head: path_headers(head, call.request_id, cors),
@@ -124,9 +126,11 @@ class Invoker:
             await expect_continue(request)
             limit = self.config.exec_body_bytes
             wrapped = await self.bodies.parsed(await read_all(request, limit, grow=grow), parse_exec)
-            body = self._body(BytesSource(wrapped.body), len(wrapped.body), version)
+            keyed = HEADER in request.headers
+            source = BytesSource(wrapped.body)
+            body = self._body(source, len(wrapped.body), version, digested=keyed)
             await self._read_ahead(request, body, MAX_INLINE_BODY)
-            if len(wrapped.body) > self.config.spool_memory_bytes:
+            if len(wrapped.body) > self.config.spool_memory_bytes or keyed:
                 await body.spool_rest()
         length, asset_ids = len(wrapped.body), wrapped.asset_ids or _asset_ids(request)
         seconds = wrapped.poll_seconds or caller_poll_seconds(request, path_route=True)
@@ -141,10 +145,11 @@ class Invoker:
         headers = forwarded_headers(inner, worker_seconds, self.config.region, pass_through=False)
         head = RequestHead("POST", version.inference_url, headers)
         call = Call(caller, version, head, body, seconds, new_request_id(), time.time(), keep_queued=keep)
-        async with self.idempotent.execution(request, call) as execution:
+        call, refused = await self._with_objects(call, asset_ids)
+        async with self.idempotent.execution(request, call, asset_ids, refused) as execution:
             if execution.earlier is not None:
                 return await self.poller.follow(request, execution.earlier, call, wrapped=True)
-            call = await self._with_objects(execution.call, asset_ids)
+            call = execution.call
             sink = CollectSink(MAX_DIRECT_RESPONSE)
             ended = await execution.run(call, sink, request.headers)
         if ended is Ended.KEPT:
@@ -181,7 +186,8 @@ class Invoker:
             raw_headers(request), worker_seconds, self.config.region, pass_through=not path_route
         )
         started = time.time()
-        body = self._body(request.content, request.content_length, version)
+        keyed = path_route and HEADER in request.headers
+        body = self._body(request.content, request.content_length, version, digested=keyed)
         if request.can_read_body:
             await self._read_ahead(request, body, 0 if full else MAX_INLINE_BODY)
         head = RequestHead(request.method, target, headers)
@@ -197,13 +203,17 @@ class Invoker:
             keep_queued=keep,
         )
 
-    async def _with_objects(self, call: Call, asset_ids: Iterable[str]) -> Call:
-        """Return the call with input assets and large-result URL. Raises HttpProblem 400, 404, 503."""
-        assets = tuple(
-            AssetReference(asset_id, url, content_type)
-            for asset_id, url, content_type in await self.assets.references(call.caller, asset_ids)
-        )
-        return replace(call, assets=assets, large_response_url=self.large.upload_url(call.request_id))
+    async def _with_objects(self, call: Call, asset_ids: Iterable[str]) -> tuple[Call, HttpProblem | None]:
+        """Return the call with input assets and large-result URL, and why it cannot be executed.
+
+        That is not raised yet: a call that repeats another one needs no assets.
+        """
+        call = replace(call, large_response_url=self.large.upload_url(call.request_id))
+        try:
+            found = await self.assets.references(call.caller, asset_ids)
+        except HttpProblem as problem:
+            return call, problem
+        return replace(call, assets=tuple(AssetReference(*asset) for asset in found)), None
 
     def _worker_poll_seconds(self, seconds: int, *, keep: bool) -> int:
         # A third-party worker fails a request that it takes after the poll time, and gives up one that nobody
@@ -225,7 +235,9 @@ class Invoker:
         except BodyTooLarge as error:
             raise HttpProblem(413, str(error)) from None
 
-    def _body(self, source: ByteSource, length: int | None, version: FunctionVersion) -> CallerBody:
+    def _body(
+        self, source: ByteSource, length: int | None, version: FunctionVersion, *, digested: bool
+    ) -> CallerBody:
         deployment = self.registry.deployments.get(version.id)
         return CallerBody(
             source,
@@ -233,6 +245,7 @@ class Invoker:
             max_bytes=None if deployment is None else deployment.max_body_bytes,
             spool_memory_bytes=self.config.spool_memory_bytes,
             directory=self.config.spool_directory,
+            digested=digested,
         )
 
     async def _before_progress(self, head: ResponseHead, call: Call) -> None:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 
 from nvcf_broker.errors import BrokerError
-from nvcf_broker.objects import ObjectBucket, StoredObject
+from nvcf_broker.objects import ObjectBucket, ObjectMissingError, StoredObject
 from nvcf_gateway.access.signed_tokens import SignedUrls, UrlPurpose
 from nvcf_gateway.errors import HttpProblem, broker_errors
 from nvcf_gateway.http.responses import SERVER
@@ -50,6 +50,13 @@ async def download(
     if found is None:
         raise HttpProblem(404, "there is no such object, or it has expired")
     bucket, stored = found
+    chunks = bucket.read(stored)
+    try:
+        first = await anext(chunks, b"")
+    except ObjectMissingError:
+        raise HttpProblem(404, "there is no such object, or it has expired") from None
+    except BrokerError as error:
+        raise HttpProblem(503, str(error), headers={"Retry-After": "1"}) from None
     headers = {
         "Content-Type": stored.headers.get("content-type", content_type),
         "X-Content-Type-Options": "nosniff",
@@ -61,7 +68,9 @@ async def download(
     response.content_length = stored.size
     await response.prepare(request)
     try:
-        async for chunk in bucket.read(stored):
+        if first:
+            await response.write(first)
+        async for chunk in chunks:
             await response.write(chunk)
     except BrokerError as error:
         _log.warning("download aborted: %s", error)

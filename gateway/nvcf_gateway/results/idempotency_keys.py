@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from nvcf_broker.errors import BrokerUnavailableError, JetStreamError
 from nvcf_broker.jetstream import NANOSECONDS, JetStream, Requester
@@ -24,11 +25,25 @@ _BUCKET = "nvcf_idempotency"
 _STREAM = f"KV_{_BUCKET}"
 
 
+UNREAD = "unread"
+"""Stands for the digest of a body that was answered before all of it came."""
+_BODY_DIFFERS = f"header {HEADER}: this key was used for a request with another body"
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What tells two requests with one key apart: digests of `head` and, once all of it has come, `body`."""
+
+    head: str
+    body: str | None
+
+
 @dataclass(frozen=True)
 class Claim:
     """The request that a key stands for, and its region; `first`: this call has the key.
 
-    `revision` is the record's sequence in its bucket.
+    `revision` is the record's sequence in its bucket. `body` is the digest of the request's body, None until
+    its gateway has seen all of it.
     """
 
     request_id: str
@@ -37,6 +52,8 @@ class Claim:
     subject: str
     region: str
     revision: int
+    fingerprint: str = ""
+    body: str | None = None
 
 
 def checked_key(value: str | None) -> str | None:
@@ -49,9 +66,38 @@ def checked_key(value: str | None) -> str | None:
     return key
 
 
-def fingerprint(method: str, length: int | None, prefix: bytes) -> str:
-    """Return what tells two requests with one key apart: method, length and beginning of the body."""
-    return hashlib.sha256(f"{method} {length} ".encode() + prefix).hexdigest()
+# Other headers, such as dates and trace ids, may differ when a client repeats a call.
+_TELLING = frozenset(("accept", "content-encoding", "content-type"))
+_SAY_NOTHING = (("accept", "*/*"),)
+_TELLING_PREFIX = "nvcf-feature-"
+
+
+def head_digest(method: str, path: str, headers: Iterable[tuple[str, str]], assets: Iterable[str]) -> str:
+    """Return the digest of all that decides what runs, but the body."""
+    telling = sorted(
+        (lowered, value.strip())
+        for name, value in headers
+        if ((lowered := name.lower()) in _TELLING and (lowered, value) not in _SAY_NOTHING)
+        or lowered.startswith(_TELLING_PREFIX)
+    )
+    return hashlib.sha256(json.dumps([method, path, telling, list(assets)]).encode()).hexdigest()
+
+
+def is_same_body(first: str | None, repeated: str) -> bool:
+    """Decide whether a repeated call has the body of the first one; False: not known yet.
+
+    Raises HttpProblem 422 if it has another one, or if that can never be known.
+    """
+    if first is None:
+        return False
+    if first == UNREAD:
+        raise HttpProblem(
+            422,
+            f"header {HEADER}: the first call was answered before its body came: it cannot be compared",
+        )
+    if first != repeated:
+        raise HttpProblem(422, _BODY_DIFFERS)
+    return True
 
 
 class IdempotencyKeys:
@@ -85,36 +131,58 @@ class IdempotencyKeys:
         function_id: str,
         version_id: str,
         key: str,
-        digest: str,
+        fingerprint: Fingerprint,
         request_id: str | None = None,
     ) -> Claim:
         """Claim `key` for a new request (with that id, or any), or find out which request has it.
 
         Raises HttpProblem 422 if the key was used for another request, BrokerError.
         """
-        name = hashlib.sha256(f"{account}\0{function_id}\0{key}".encode()).hexdigest()
-        subject = f"$KV.{_BUCKET}.{name}"
-        request_id = request_id or new_id()
-        record = {
-            "requestId": request_id,
-            "versionId": version_id,
-            "region": self._region,
-            "fingerprint": digest,
-        }
+        subject = _subject(account, function_id, key)
+        claim = Claim(
+            request_id or new_id(),
+            version_id,
+            True,
+            subject,
+            self._region,
+            0,
+            fingerprint.head,
+            fingerprint.body,
+        )
         try:
-            revision = await self._jetstream.publish(
-                subject, json.dumps(record).encode(), {"Nats-Expected-Last-Subject-Sequence": "0"}
-            )
-            return Claim(request_id, version_id, True, subject, self._region, revision)
+            return replace(claim, revision=await self._write(claim, 0))
         except JetStreamError as error:
             if not error.conflict:
                 raise
+        known = await self.holder(account, function_id, key, fingerprint)
+        if known is None:
+            raise BrokerUnavailableError("the idempotency key has just been released: try again")
+        return known
+
+    async def holder(
+        self, account: str, function_id: str, key: str, fingerprint: Fingerprint
+    ) -> Claim | None:
+        """Return the claim of the request that has `key`, None if it is free.
+
+        Raises HttpProblem 422 if that is another request, BrokerError.
+        """
+        known = await self.current(_subject(account, function_id, key))
+        if known is None:
+            return None
+        if known.fingerprint != fingerprint.head:
+            raise HttpProblem(
+                422, f"header {HEADER}: this key was used for a request with another path, header or asset"
+            )
+        if fingerprint.body is not None:
+            is_same_body(known.body, fingerprint.body)
+        return known
+
+    async def current(self, subject: str) -> Claim | None:
+        """Return what a key stands for now, None if it is free. Raises BrokerError."""
         message = await self._jetstream.direct_get(_STREAM, last_by_subj=subject)
         if message is None:
-            raise BrokerUnavailableError("the idempotency key has just been released: try again")
+            return None
         known = json.loads(message.data)
-        if known["fingerprint"] != digest:
-            raise HttpProblem(422, f"header {HEADER}: this key was used for a request with another body")
         return Claim(
             str(known["requestId"]),
             str(known["versionId"]),
@@ -122,11 +190,46 @@ class IdempotencyKeys:
             subject,
             str(known.get("region", self._region)),
             int((message.headers or {})["Nats-Sequence"]),
+            str(known["fingerprint"]),
+            known.get("bodyDigest"),
         )
+
+    async def complete(self, claim: Claim, body: str) -> Claim:
+        """Record the digest of the whole body, by which repeated calls are compared. Raises BrokerError."""
+        completed = replace(claim, body=body)
+        try:
+            revision = await self._write(completed, claim.revision)
+        except JetStreamError as error:
+            # An acknowledgement may have been lost before.
+            known = await self.current(claim.subject) if error.conflict else None
+            if known is None or (known.request_id, known.body) != (claim.request_id, body):
+                raise
+            revision = known.revision
+        return replace(completed, revision=revision)
+
+    async def _write(self, claim: Claim, revision: int) -> int:
+        record = {
+            "requestId": claim.request_id,
+            "versionId": claim.version_id,
+            "region": claim.region,
+            "fingerprint": claim.fingerprint,
+        }
+        if claim.body is not None:
+            record["bodyDigest"] = claim.body
+        guard = {"Nats-Expected-Last-Subject-Sequence": str(revision)}
+        return await self._jetstream.publish(claim.subject, json.dumps(record).encode(), guard)
 
     async def release(self, claim: Claim) -> None:
         """Free a key whose request came to nothing. Raises BrokerError.
 
-        A newer claim stays, since several calls that followed the same request may free its key in turn.
+        A claim of another request stays, since several calls that followed the same request may free its key
+        in turn.
         """
-        await self._jetstream.purge(_STREAM, claim.subject, before=claim.revision + 1)
+        known = await self.current(claim.subject)
+        if known is not None and known.request_id == claim.request_id:
+            await self._jetstream.purge(_STREAM, claim.subject, before=known.revision + 1)
+
+
+def _subject(account: str, function_id: str, key: str) -> str:
+    name = hashlib.sha256(f"{account}\0{function_id}\0{key}".encode()).hexdigest()
+    return f"$KV.{_BUCKET}.{name}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 
 from nvcf_broker.errors import BrokerError
@@ -46,8 +46,14 @@ class KeptRequest:
     keyed: bool
     once: bool
     """Whether the response goes when it has been fetched."""
+    settle: Callable[[], Awaitable[None]] | None = None
+    """Awaited before the response is stored."""
     tracking: Tracking | None = None
     """Where its record goes once the response is stored, since that says the same."""
+
+    async def is_stored(self) -> bool:
+        """Return whether a response of the request is stored. Raises BrokerError."""
+        return await self.store.find(self.request_id) is not None
 
     def sink(self) -> ResultWriter:
         """Return a sink that stores a streamed response."""
@@ -113,6 +119,8 @@ class ResultWriter:
         if not is_result(head.status, keyed=of.keyed):
             return
         try:
+            if of.settle is not None:
+                await of.settle()
             ids = (of.request_id, of.nca_id, of.function_id, of.version_id)
             await of.store.save(*ids, head, body, once=of.once)
             if of.tracking is not None:

@@ -70,7 +70,9 @@ class Retention:
     def kept_call(self, call: Call) -> KeptRequest:
         """Return where the response of `call` is stored while its caller waits."""
         of = (call.caller.nca_id, call.version.function_id, call.version.id)
-        return self.kept(call.request_id, of, self.config.region, keyed=call.keyed, once=not call.keyed)
+        region, keyed = self.config.region, call.keyed
+        kept = self.kept(call.request_id, of, region, keyed=keyed, once=not keyed)
+        return kept if call.settle is None else replace(kept, settle=call.settle)
 
     def kept_later(self, call: Call) -> KeptRequest:
         """Return where the response of `call` is stored when its caller no longer waits."""
@@ -104,6 +106,8 @@ class Retention:
                     return False
                 stored = await self.bodies.put(call.request_id, call.body.stream(), {})
                 pending.body = StoredBody(self.bodies.own, stored)
+            if call.settle is not None:
+                await call.settle()
             if told:
                 await self.promise(call)
         except (BrokerError, OSError) as error:

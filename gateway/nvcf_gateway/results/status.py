@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from aiohttp import web
 
 from nvcf_broker.errors import BrokerError
+from nvcf_broker.objects import ObjectMissingError
 from nvcf_gateway.access.authorization import Authenticator, Authorizer
 from nvcf_gateway.access.revocations import Revocations
 from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.errors import CallerGone, HttpProblem, broker_errors
+from nvcf_gateway.exchange.bodies import BodyTooLarge
 from nvcf_gateway.exchange.call import Call, caller_poll_seconds, raw_headers
 from nvcf_gateway.exchange.response_headers import (
     IN_PROGRESS,
@@ -28,7 +30,7 @@ from nvcf_gateway.exchange.sinks import CollectSink, Sink, StreamSink
 from nvcf_gateway.http.responses import cors_headers
 from nvcf_gateway.queue.message import forwarded_headers
 from nvcf_gateway.queue.request_queue import Place, RequestQueue
-from nvcf_gateway.results.idempotency_keys import Claim, IdempotencyKeys
+from nvcf_gateway.results.idempotency_keys import UNREAD, Claim, IdempotencyKeys, is_same_body
 from nvcf_gateway.results.result_writer import TeeSink
 from nvcf_gateway.results.retention import Retention
 from nvcf_gateway.results.store import ResultStore
@@ -56,12 +58,21 @@ def status_of(place: Place | None) -> str:
     return PENDING_EVALUATION if place == "queued" else IN_PROGRESS
 
 
-def is_lost(place: Place | None, poll: Poll, now: float) -> bool:
-    """Decide whether a request that no worker knows is lost; it may be stored all the same.
+def may_be_on_its_way(poll: Poll, now: float) -> bool:
+    """Decide whether a request that is found nowhere may not have reached the queue yet."""
+    return poll.tracked.retained and now < poll.lost_after
 
-    A request with an idempotency key may not have reached the queue yet.
-    """
-    return place is None and (not poll.tracked.retained or now >= poll.lost_after)
+
+async def _whole_digest(call: Call, deadline: float) -> str:
+    """Return the digest of a repeated call's body. Raises HttpProblem 408 and 413."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            await call.body.drain()
+    except TimeoutError:
+        raise HttpProblem(408, "the body did not arrive within the poll time") from None
+    except BodyTooLarge as error:
+        raise HttpProblem(413, str(error)) from None
+    return call.body.digest or ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,7 +103,10 @@ class Poller:
     async def follow(
         self, request: web.BaseRequest, claim: Claim, call: Call, *, wrapped: bool
     ) -> web.StreamResponse:
-        """Follow the request that an idempotency key stands for; `call` is the repeated one."""
+        """Follow the request that an idempotency key stands for; `call` is the repeated one.
+
+        Raises HttpProblem 422 if that has another body.
+        """
         version = self.authorizer.followed(call.caller, call.version.function_id, claim.version_id)
         if claim.region not in self.retention.results:
             raise HttpProblem(503, f"the call with this Idempotency-Key is in region {claim.region}")
@@ -104,6 +118,7 @@ class Poller:
             raw_headers(request), call.poll_seconds, self.queue.region, pass_through=False
         )
         poll = Poll(call.caller, tracked, version, headers, deadline, call.started, now + FOLLOW_PATIENCE)
+        poll = replace(poll, claim=claim, body=await _whole_digest(call, deadline))
         try:
             return await (self._wrapped(poll) if wrapped else self._raw(request, poll))
         except HttpProblem as problem:
@@ -211,6 +226,9 @@ class Poller:
             while True:
                 announced.clear()
                 with broker_errors():
+                    if not await self._is_same(poll):
+                        await self._wait_for_body(poll)
+                        continue
                     if await self._fetch(poll, sink):
                         return None
                     # Stored besides if others may ask for it, else only if this caller leaves.
@@ -224,17 +242,59 @@ class Poller:
                         case QueryResult.BROKEN:
                             raise HttpProblem(502, "the worker left in the middle of its response")
                         case QueryResult.TIME_OVER:
+                            # Another execution may have been faster, and its response is stored.
+                            if await self._fetch(poll, sink):
+                                return None
                             return await self._still(poll, IN_PROGRESS)
                         case QueryResult.NOT_ACKNOWLEDGED:
                             place = await self.queue.place(
                                 tracked.version_id, tracked.request_id, tracked.region
                             )
-                            lost = is_lost(place, poll, loop.time()) and not announced.is_set()
-                            if lost and await store.find(tracked.request_id) is None:
+                            if place is None and not announced.is_set() and await self._is_lost(poll):
                                 raise HttpProblem(504, NOT_ACKNOWLEDGED)
                             if loop.time() >= poll.deadline:
                                 return await self._still(poll, status_of(place))
                 await _wait(announced, min(QUERY_INTERVAL, poll.deadline - loop.time()))
+
+    async def _is_lost(self, poll: Poll) -> bool:
+        """Find out whether a request that is not in the queue came to nothing."""
+        if await self._store(poll.tracked).find(poll.tracked.request_id) is not None:
+            return False
+        if may_be_on_its_way(poll, asyncio.get_running_loop().time()):
+            # Unless its key has been given back.
+            return poll.claim is not None and await self._current(poll.claim) is None
+        return True
+
+    async def _current(self, claim: Claim) -> Claim | None:
+        """Return the claim as it is now, None if the key no longer stands for that request."""
+        found = await self.keys.current(claim.subject)
+        return found if found is not None and found.request_id == claim.request_id else None
+
+    async def _is_same(self, poll: Poll) -> bool:
+        """Return whether a repeated call is known to be the first one's. Raises HttpProblem 422 if it is not.
+
+        A poll repeats nothing. A key that is free again leaves nothing to compare with.
+        """
+        if poll.claim is None or is_same_body(poll.claim.body, poll.body):
+            return True
+        found = await self._current(poll.claim)
+        return found is None or is_same_body(found.body, poll.body)
+
+    async def _wait_for_body(self, poll: Poll) -> None:
+        """Wait for the first call's body. Raises HttpProblem 503 and 504 when it does not come."""
+        tracked, now = poll.tracked, asyncio.get_running_loop().time()
+        if now >= poll.deadline:
+            detail = "the body of the first call with this Idempotency-Key is still coming: send it again"
+            raise HttpProblem(503, detail, headers={"Retry-After": "1"})
+        place = await self.queue.place(tracked.version_id, tracked.request_id, tracked.region)
+        if place is None and await self._is_lost(poll):
+            raise HttpProblem(504, NOT_ACKNOWLEDGED)
+        if poll.claim is not None and await self._store(tracked).find(tracked.request_id) is not None:
+            # Its gateway records the digest before it stores the response. Another gateway has stored this.
+            found = await self._current(poll.claim)
+            if found is not None:
+                is_same_body(found.body or UNREAD, poll.body)
+        await asyncio.sleep(min(QUERY_INTERVAL, poll.deadline - now))
 
     async def _fetch(self, poll: Poll, sink: Sink) -> bool:
         """Answer from the result store; return False if there is nothing."""
@@ -242,9 +302,17 @@ class Poller:
         stored = await store.find(poll.tracked.request_id)
         if stored is None:
             return False
+        chunks = store.read(stored)
+        try:
+            # Before the head goes out: what has lost its bytes is no answer.
+            first = await anext(chunks, b"")
+        except ObjectMissingError:
+            raise HttpProblem(504, NOT_ACKNOWLEDGED) from None
         try:
             await sink.start(stored.head)
-            async for chunk in store.read(stored):
+            if first:
+                await sink.write(first)
+            async for chunk in chunks:
                 await sink.write(chunk)
             await sink.finish()
         except (BrokerError, H1Error) as error:

@@ -20,6 +20,7 @@ from nvcf_gateway.exchange.pending import Outcome, Pending, PendingRequests
 from nvcf_gateway.exchange.sinks import Sink
 from nvcf_gateway.exchange.states import State
 from nvcf_gateway.queue.message import Delivery, Work, build_request, message_headers
+from nvcf_gateway.results.idempotency_keys import Claim
 from nvcf_gateway.results.result_writer import KeptRequest
 from nvcf_gateway.results.tracking import Tracked
 from nvcf_gateway.telemetry.enqueue_span import outgoing_context, poll_span
@@ -43,6 +44,10 @@ class Poll:
     started: float
     lost_after: float = 0.0
     """Loop time until which a request that is found nowhere may still be on its way to the queue."""
+    claim: Claim | None = None
+    """Of a call that repeats an earlier one: what its key stands for."""
+    body: str = ""
+    """Digest of that call's body."""
 
 
 class QueryResult(Enum):
@@ -147,7 +152,7 @@ class WorkerQuery:
             if acknowledged is not Acknowledged.YES:
                 return QueryResult.NOT_ACKNOWLEDGED
             pending.set_deadline(poll.deadline)
-            result = await self._result(pending, sink, stored)
+            result = await self._result(pending, sink, stored, kept)
             if result is QueryResult.STORED:
                 acknowledged = Acknowledged.NO
             return result
@@ -202,7 +207,7 @@ class WorkerQuery:
         return acknowledged if pending.open else Acknowledged.YES
 
     @staticmethod
-    async def _result(pending: Pending, sink: Sink, stored: asyncio.Event) -> QueryResult:
+    async def _result(pending: Pending, sink: Sink, stored: asyncio.Event, kept: KeptRequest) -> QueryResult:
         noticed = asyncio.ensure_future(stored.wait())
         outcome = pending.outcome
         either: set[asyncio.Future[Any]] = {outcome, noticed}
@@ -217,6 +222,9 @@ class WorkerQuery:
         result = query_result(outcome.result())
         if result is QueryResult.BROKEN:
             sink.abort()
+        elif pending.inline is not None and pending.inline[0].status == 202 and await kept.is_stored():
+            # The worker answered a late poll with its progress when the response was already on its way.
+            return QueryResult.STORED
         elif pending.inline is not None:
             with contextlib.suppress(CallerGone):
                 await sink.complete(*pending.inline)

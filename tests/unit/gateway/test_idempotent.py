@@ -95,7 +95,12 @@ async def executed(
 ) -> Execution:
     """One call as the routes execute it; `error` is what its assets come to."""
     calls = IdempotentCalls(cast(Any, parts), cast(Any, parts), cast(Any, parts), owner)
-    request = cast(Any, SimpleNamespace(headers={} if key is None else {"Idempotency-Key": key}))
+    request = cast(
+        Any,
+        SimpleNamespace(
+            headers={} if key is None else {"Idempotency-Key": key}, raw_path="/p", raw_headers=()
+        ),
+    )
     async with calls.execution(request, a_call()) as execution:
         if execution.earlier is None:
             await parts._step("assets")
