@@ -5,6 +5,7 @@ from typing import Any
 
 STREAM_NAME_IN_USE = 10058
 INSUFFICIENT_STORAGE = 10047
+ACCOUNT_FULL = 10002
 WRONG_LAST_SEQUENCE = (10071, 10164)
 
 
@@ -49,6 +50,11 @@ class JetStreamError(BrokerError):
     def no_room(self) -> bool:
         """Return whether the bounds of a new stream do not fit the limit of its account or server."""
         return self.err_code == INSUFFICIENT_STORAGE
+
+    @property
+    def account_full(self) -> bool:
+        """Return whether the account stores as much as it may."""
+        return self.err_code == ACCOUNT_FULL
 
     @property
     def conflict(self) -> bool:

@@ -259,7 +259,7 @@ class ObjectBucket:
                 raise ObjectExistsError(
                     f"bucket {self.bucket} holds an object of that name already"
                 ) from None
-            if "maximum" in error.description:
+            if error.account_full or "maximum" in error.description:
                 raise BucketFullError(f"bucket {self.bucket} is full") from None
             raise
 

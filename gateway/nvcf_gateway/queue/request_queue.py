@@ -36,7 +36,7 @@ def classify_publish_error(description: str) -> PublishFailure:
     text = description.lower()
     if "maximum messages per subject exceeded" in text:
         return "stored"
-    if "maximum messages exceeded" in text or "maximum bytes exceeded" in text:
+    if "maximum messages exceeded" in text or "maximum bytes exceeded" in text or "resource limits" in text:
         return "full"
     return "retry"
 
