@@ -111,6 +111,7 @@ def test_publish_is_retried_five_times_with_growing_delays(chance: float) -> Non
     [
         ("maximum messages per subject exceeded", "stored"),
         ("maximum messages exceeded", "full"),
+        ("resource limits exceeded for account", "full"),
         ("maximum bytes exceeded", "full"),
         ("insufficient resources", "retry"),
     ],
