@@ -1,6 +1,7 @@
 """One JetStream key-value bucket: created if missing, with guarded writes and single reads."""
 
 import contextlib
+import math
 
 from nvcf_broker.errors import BrokerError, JetStreamError, KeyExistsError, RevisionConflictError
 from nvcf_broker.jetstream import NANOSECONDS, ConsumerInfo, JetStream, Requester, StreamInfo
@@ -66,9 +67,15 @@ class Bucket:
             },
         )
 
-    async def put(self, key: str, data: bytes, revision: int | None = None) -> Update:
-        """Write a value, with `revision` only if that is the latest (0: none yet). Raises `BrokerError`."""
-        return Update(key, data, await self._publish(key, data, {}, revision))
+    async def put(
+        self, key: str, data: bytes, revision: int | None = None, *, life: float | None = None
+    ) -> Update:
+        """Write a value, with `revision` only if that is the latest (0: none yet). Raises `BrokerError`.
+
+        With `life` it goes after so many seconds.
+        """
+        headers = {} if life is None else {"Nats-TTL": f"{math.ceil(life)}s"}
+        return Update(key, data, await self._publish(key, data, headers, revision))
 
     async def create(self, key: str, data: bytes) -> Update:
         """Write a value where there is none, or only a deletion marker. Raises `KeyExistsError`."""

@@ -52,6 +52,11 @@ class StreamInfo:
     first_time: str
     subjects: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        """The stream's name."""
+        return str(self.config["name"])
+
 
 @dataclass(frozen=True)
 class ConsumerInfo:
@@ -161,17 +166,17 @@ class JetStream:
         found = await self._find(f"STREAM.INFO.{name}", query, f"cannot read stream {name}")
         if found is None:
             return None
-        state = found["state"]
-        return StreamInfo(
-            config=found["config"],
-            created=str(found.get("created", "")),
-            messages=int(state["messages"]),
-            size=int(state["bytes"]),
-            first_sequence=int(state["first_seq"]),
-            last_sequence=int(state["last_seq"]),
-            first_time=str(state.get("first_ts", "")),
-            subjects=state.get("subjects") or {},
-        )
+        return _stream(found)
+
+    async def streams(self, subject: str) -> list[StreamInfo]:
+        """Return the states of all streams that take messages within `subject`."""
+        found: list[StreamInfo] = []
+        while True:
+            query = {"subject": subject, "offset": len(found)}
+            page = await self._call("STREAM.LIST", query, "cannot list the streams")
+            found += [_stream(each) for each in page.get("streams") or []]
+            if not page.get("streams") or len(found) >= int(page.get("total", 0)):
+                return found
 
     async def create_consumer(self, stream: str, config: Mapping[str, Any]) -> ConsumerInfo:
         """Create a consumer, durable if it has a `durable_name`; an existing one takes the new settings."""
@@ -281,6 +286,20 @@ def _stored(message: Mapping[str, Any]) -> StoredMessage:
         data=base64.b64decode(message.get("data") or ""),
         headers={name: value.strip() for name, colon, value in pairs if colon},
         stored_at=datetime.fromisoformat(message["time"]).timestamp() if "time" in message else 0.0,
+    )
+
+
+def _stream(value: Mapping[str, Any]) -> StreamInfo:
+    state = value["state"]
+    return StreamInfo(
+        config=value["config"],
+        created=str(value.get("created", "")),
+        messages=int(state["messages"]),
+        size=int(state["bytes"]),
+        first_sequence=int(state["first_seq"]),
+        last_sequence=int(state["last_seq"]),
+        first_time=str(state.get("first_ts", "")),
+        subjects=state.get("subjects") or {},
     )
 
 

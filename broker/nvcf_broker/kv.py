@@ -152,12 +152,13 @@ class KvMirror(Generic[T]):
 
     # --- writing
 
-    async def put(self, key: str, value: T) -> int:
-        """Write a record, whatever the present one is. Return the revision.
+    async def put(self, key: str, value: T, *, life: float | None = None) -> int:
+        """Write a record, whatever the present one is; with `life` it goes after so many seconds.
 
+        Return the revision.
         Raises `BrokerUnavailableError` without an acknowledgement; the write may still take effect.
         """
-        return await self._own(await self._bucket.put(key, self._encode(value)))
+        return await self._own(await self._bucket.put(key, self._encode(value), life=life))
 
     async def create(self, key: str, value: T) -> int:
         """Write a record that must not exist yet. Raises `KeyExistsError`."""

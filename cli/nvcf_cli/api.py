@@ -117,6 +117,10 @@ class Api:
         query = f"?functionVersionId={version_id}" if version_id else ""
         return objects(await self.call("GET", f"/v2/nvcf/instances{query}"), "instances")
 
+    async def quotas(self) -> list[Json]:
+        """Return use and limit of each quota of the key's account."""
+        return objects(await self.call("GET", "/v2/nvcf/quotas"), "quotas")
+
     async def clusters(self) -> list[Json]:
         """Return the cluster records as their agents last wrote them."""
         return objects(await self.call("GET", "/v2/nvcf/clusters"), "clusters")

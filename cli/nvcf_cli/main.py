@@ -16,6 +16,7 @@ from nvcf_cli.commands import (
     deploy,
     functions,
     local,
+    quotas,
     scaling,
     telemetry,
     top,
@@ -70,6 +71,7 @@ app.command("delete", hidden=True)(functions.delete)
 app.command("functions")(functions.functions)
 app.command("instances")(compute.instances)
 app.command("clusters")(compute.clusters)
+app.command("quotas")(quotas.quotas)
 app.command("scaling")(scaling.scaling)
 app.command("events")(scaling.events)
 app.command("top")(top.top)

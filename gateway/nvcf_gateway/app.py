@@ -51,6 +51,9 @@ from nvcf_gateway.openapi import serve_document
 from nvcf_gateway.queue.demand import Demand
 from nvcf_gateway.queue.regional_buckets import RegionalBuckets
 from nvcf_gateway.queue.request_queue import RequestQueue
+from nvcf_gateway.quotas.asset_index import AssetIndex
+from nvcf_gateway.quotas.limits import parse_limits
+from nvcf_gateway.quotas.usage import Usage
 from nvcf_gateway.ratelimit.limiter import RateLimiter
 from nvcf_gateway.ratelimit.shared import SharedCounters
 from nvcf_gateway.readiness import Probe, Readiness
@@ -158,10 +161,15 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         return config.attach_url or f"{scheme}://{http_address[0]}"
 
     # What is kept in the broker.
+    asset_index = AssetIndex(client, config.replicas)
+    await stack.enter_async_context(asset_index.mirror)
+    await asset_index.mirror.ready()
+    usage = Usage(requests, registry, parse_limits(config.quotas, config.data_max or 0), asset_index)
+    stack.push_async_callback(_end, asyncio.create_task(usage.run(), name="use of quotas"))
     readiness = Readiness()
     durability = Durability(config.store_folder, background)
     probe = Probe(readiness, control, control_requests, config)
-    queue = RequestQueue(client, requests, config, registry.queue_depth, readiness.refusal)
+    queue = RequestQueue(client, requests, config, registry.queue_depth, readiness.refusal, usage.admit)
     tracking = Tracking(client, requests, config)
     idempotency_keys = IdempotencyKeys(requests, config)
     ttl, max_bytes = config.results_ttl, config.results_max_bytes
@@ -186,7 +194,15 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     authenticator, authorizer = Authenticator(registry, dashboard_tokens), Authorizer(registry)
     revocations = Revocations(registry)
     stack.push_async_callback(_end, asyncio.create_task(revocations.follow(), name="revocations"))
-    assets = Assets(authenticator, asset_buckets, urls, config.large_body_bytes)
+    assets = Assets(
+        authenticator,
+        asset_buckets,
+        urls,
+        config.large_body_bytes,
+        config.assets_ttl,
+        asset_index,
+        usage,
+    )
 
     # Calls.
     pending = PendingRequests()
@@ -222,13 +238,13 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     await client.subscribe(fallback_subject("*"), queue=FALLBACK_GROUP, cb=fallback.on_query)
 
     # Everything else that is served over HTTP.
-    management = Management(authenticator, registry, queue)
+    management = Management(authenticator, registry, queue, usage)
     deployments = Deployments(authenticator, registry, queue, management, tokens)
     collector = SnapshotCollector(client, gateway_id, demand.history, lambda: shared.members)
     await collector.start()
     routes = http_routes(
         management_routes(
-            authenticator, registry, management, deployments, EventLog(control, control_requests)
+            authenticator, registry, management, deployments, EventLog(control, control_requests), usage
         ),
         assets,
         large,

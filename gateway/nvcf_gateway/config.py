@@ -50,6 +50,7 @@ class GatewayConfig:
     results_ttl: float = 24 * 3600.0
     results_max_bytes: int | None = None
     data_max: int | None = None
+    quotas: tuple[str, ...] = ()
     sessions: tuple[str, int] | None = None
     session_proxy: tuple[str, int] | None = None
     session_proxy_url: str | None = None
@@ -84,7 +85,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> GatewayConfig:
             raise SetupError(f"region {region!r} may hold letters, digits, '-' and '_' only")
     if own not in regions:
         raise SetupError(f"--regions must contain the gateway's own region {own!r}")
-    config = GatewayConfig(regions=regions, **values)
+    config = GatewayConfig(regions=regions, quotas=tuple(values.pop("quotas")), **values)
     if (config.tls_cert is None) != (config.tls_key is None):
         raise SetupError("--tls-cert and --tls-key belong together")
     if config.ack_wait < 1:
@@ -167,6 +168,8 @@ def _parser() -> argparse.ArgumentParser:
         help="space for stored results (default: a quarter of the data)")  # fmt: skip
     add("--data-max", type=_mebibytes, metavar="MIB",
         help="space for tenants' data (default: the limit of the broker account, or 8192)")  # fmt: skip
+    add("--quota", action="append", default=[], metavar="[ACCOUNT:]QUOTA=N", dest="quotas",
+        help="limit of each account, or of one; repeatable, see operate/stores.md")  # fmt: skip
     add("--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus here (default: off)")
     add("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"],
         help="least level of log records")  # fmt: skip

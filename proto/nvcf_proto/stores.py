@@ -127,7 +127,12 @@ CONTROL_STREAMS = (
 )
 """Streams in the broker account of the control plane."""
 
+ASSET_INDEX = Store(
+    "KV_nvcf_asset_index", "data", "gateway", MIB, "as its asset", "503 to the caller", per_subject=1
+)
+
 STORES = (
+    ASSET_INDEX,
     RECORDS,
     COMMANDS,
     EVENTS,

@@ -62,6 +62,15 @@ def request_subjects(region: str, version_id: str) -> str:
     return f"rq.{region}.{version_id}.>"
 
 
+ALL_REQUEST_SUBJECTS = "rq.>"
+"""Filter for the subjects of all request streams."""
+
+
+def version_of_request_stream(stream: str) -> str:
+    """Return the version id in the name of a request stream."""
+    return stream.rpartition("_")[2]
+
+
 def request_consumer(region: str, version_id: str) -> str:
     """Return the durable consumer that all workers of a version share."""
     return f"rq_{region}_{version_id}_workers"

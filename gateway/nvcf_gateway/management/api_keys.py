@@ -14,6 +14,8 @@ from nvcf_gateway.http.bodies import read_record
 from nvcf_gateway.http.responses import json_response
 from nvcf_gateway.management.bodies import KeyCreation
 from nvcf_gateway.management.resources import authorized, shown, stored, update
+from nvcf_gateway.quotas.limits import Quota
+from nvcf_gateway.quotas.usage import Usage
 from nvcf_gateway.registry import Registry
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.models import ApiKey, Scope
@@ -25,7 +27,8 @@ _KEY_ID = re.compile(r"[0-9a-f]{12}")
 class ApiKeys:
     """Handlers of `/v2/nvcf/keys…`: for keys with the scope admin that are not limited to some functions."""
 
-    def __init__(self, authenticator: Authenticator, registry: Registry) -> None:
+    def __init__(self, authenticator: Authenticator, registry: Registry, usage: Usage) -> None:
+        self._usage = usage
         self._authenticator = authenticator
         self._registry = registry
 
@@ -42,6 +45,7 @@ class ApiKeys:
         account = wanted.nca_id or caller.nca_id
         if account != caller.nca_id:
             caller.require(Scope.SERVICE)
+        self._usage.require(account, Quota.KEYS)
         text = new_api_key()
         record = ApiKey(
             id=api_key_id(text),

@@ -16,6 +16,8 @@ from nvcf_gateway.http.routing import path_id
 from nvcf_gateway.management.bodies import FunctionCreation, VersionCreation
 from nvcf_gateway.management.resources import authorized, shown, stored, unavailable
 from nvcf_gateway.queue.request_queue import RequestQueue
+from nvcf_gateway.quotas.limits import Quota
+from nvcf_gateway.quotas.usage import Usage
 from nvcf_gateway.registry import Registry
 from nvcf_otel.byoo.plan import plan
 from nvcf_proto.errors import InvalidRecord
@@ -53,7 +55,10 @@ _ENDED = (InstanceState.COMPLETED, InstanceState.FAILED)
 class Management:
     """Handlers of `/v2/nvcf/functions…`."""
 
-    def __init__(self, authenticator: Authenticator, registry: Registry, queue: RequestQueue) -> None:
+    def __init__(
+        self, authenticator: Authenticator, registry: Registry, queue: RequestQueue, usage: Usage
+    ) -> None:
+        self._usage = usage
         self._authenticator = authenticator
         self._registry = registry
         self._queue = queue
@@ -65,6 +70,8 @@ class Management:
         wanted = await read_record(request, FunctionCreation)
         function = Function(new_id(), wanted.name, caller.nca_id, time.time())
         version = self._version(wanted, function, function.created_at)
+        self._usage.require(caller.nca_id, Quota.FUNCTIONS)
+        self._usage.require(caller.nca_id, Quota.VERSIONS)
         await stored(self._registry.functions.create(function.id, function))
         await stored(self._registry.versions.create(version.id, version))
         return json_response(200, {"function": self._shown(version)})
@@ -73,6 +80,7 @@ class Management:
         """Handle POST /v2/nvcf/functions/{id}/versions: create a version."""
         function = self.function(request, Scope.MANAGE, values)
         version = self._version(await read_record(request, VersionCreation), function, time.time())
+        self._usage.require(function.nca_id, Quota.VERSIONS)
         await stored(self._registry.versions.create(version.id, version))
         return json_response(200, {"function": self._shown(version)})
 

@@ -8,8 +8,10 @@ from nvcf_gateway.management.api_keys import ApiKeys
 from nvcf_gateway.management.deployments import Deployments
 from nvcf_gateway.management.events import EventLog, Events
 from nvcf_gateway.management.functions import Management
+from nvcf_gateway.management.quotas import Quotas
 from nvcf_gateway.management.sharing import RateLimits, Sharing
 from nvcf_gateway.management.telemetry_endpoints import TelemetryEndpoints
+from nvcf_gateway.quotas.usage import Usage
 from nvcf_gateway.registry import Registry
 
 
@@ -19,10 +21,11 @@ def management_routes(
     management: Management,
     deployments: Deployments,
     log: EventLog,
+    usage: Usage,
 ) -> list[Route]:
     """Return the routes of functions, deployments, keys, sharing, rate limits, telemetry and events."""
     events = Events(authenticator, registry, log)
-    keys = ApiKeys(authenticator, registry)
+    keys = ApiKeys(authenticator, registry, usage)
     sharing = Sharing(registry, management)
     limits = RateLimits(registry, management)
     telemetries = TelemetryEndpoints(authenticator, registry)
@@ -61,6 +64,7 @@ def management_routes(
         ("GET", "/v2/nvcf/telemetries/{telemetry_id}", telemetries.get),
         ("PUT", "/v2/nvcf/telemetries/{telemetry_id}", telemetries.change),
         ("DELETE", "/v2/nvcf/telemetries/{telemetry_id}", telemetries.delete),
+        ("GET", "/v2/nvcf/quotas", Quotas(authenticator, usage).get),
         ("GET", "/v2/nvcf/events", events.events),
         ("GET", "/v2/nvcf/clusters", events.clusters),
     ]

@@ -6,6 +6,7 @@ asset that was announced but never uploaded does not exist (protocol.md, section
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Iterable
@@ -14,6 +15,7 @@ from typing import Annotated
 from aiohttp import web
 from msgspec import Meta
 
+from nvcf_broker.errors import BrokerError
 from nvcf_broker.objects import StoredObject
 from nvcf_gateway.access.authorization import Authenticator, Caller
 from nvcf_gateway.access.signed_tokens import SignedUrls
@@ -23,6 +25,9 @@ from nvcf_gateway.http.responses import json_response
 from nvcf_gateway.http.routing import Route
 from nvcf_gateway.objects.large_results import UPLOAD_METHODS, URL_LIFE, download, upload
 from nvcf_gateway.queue.regional_buckets import Found, RegionalBuckets
+from nvcf_gateway.quotas.asset_index import AssetIndex
+from nvcf_gateway.quotas.limits import Quota
+from nvcf_gateway.quotas.usage import Usage
 from nvcf_proto.errors import InvalidId
 from nvcf_proto.ids import new_id, parse_id
 from nvcf_proto.models import Scope
@@ -47,8 +52,18 @@ class Assets:
     """Handlers of `/v2/nvcf/assets…`, and the assets that an invocation names."""
 
     def __init__(
-        self, authenticator: Authenticator, buckets: RegionalBuckets, urls: SignedUrls, limit: int
+        self,
+        authenticator: Authenticator,
+        buckets: RegionalBuckets,
+        urls: SignedUrls,
+        limit: int,
+        life: float,
+        index: AssetIndex,
+        usage: Usage,
     ) -> None:
+        self._life = life
+        self._index = index
+        self._usage = usage
         self._authenticator = authenticator
         self._buckets = buckets
         self._urls = urls
@@ -68,6 +83,7 @@ class Assets:
         """Handle POST /v2/nvcf/assets: announce an asset and return where to upload it."""
         caller = self._caller(request)
         wanted = await read_record(request, AssetCreation)
+        self._usage.require(caller.nca_id, Quota.ASSETS)
         asset_id = new_id()
         headers = {
             "account": caller.nca_id,
@@ -76,6 +92,7 @@ class Assets:
             _ANNOUNCED: "true",
         }
         with broker_errors():
+            await self._index.note(caller.nca_id, asset_id, 0, self._life)
             await self._buckets.put(asset_id, _empty(), headers)
         until = time.time() + UPLOAD_URL_LIFE
         announced = {
@@ -95,7 +112,24 @@ class Assets:
             raise HttpProblem(404, f"no asset {asset_id}")
         bucket, announced = found
         headers = {name: value for name, value in announced.headers.items() if name != _ANNOUNCED}
-        await upload(request, bucket, asset_id, headers, self._limit)
+        account = announced.headers.get("account", "")
+        before, size = self._index.size_of(account, asset_id), request.content_length or 0
+        self._usage.require(account, Quota.ASSET_BYTES, size - before)
+        limit = self._limit
+        if request.content_length is None:
+            # Uploads of unknown length at the same time see the same room.
+            limit = min(limit, before + self._usage.room(account, Quota.ASSET_BYTES))
+        try:
+            with broker_errors():
+                await self._index.note(account, asset_id, size, self._life)
+            stored = await upload(request, bucket, asset_id, headers, limit)
+        except BaseException:
+            with contextlib.suppress(BrokerError):
+                await self._index.note(account, asset_id, before, self._life)
+            raise
+        if stored.size != size:
+            with broker_errors():
+                await self._index.note(account, asset_id, stored.size, self._life)
         return web.Response(status=200)
 
     async def get(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
@@ -117,6 +151,7 @@ class Assets:
         stored = await self._own(self._caller(request), values["asset_id"])
         with broker_errors():
             await self._buckets.delete(stored.name)
+            await self._index.forget(stored.headers.get("account", ""), stored.name)
         return web.Response(status=204)
 
     async def references(self, caller: Caller, ids: Iterable[str]) -> list[tuple[str, str, str]]:

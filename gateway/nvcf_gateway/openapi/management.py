@@ -129,6 +129,9 @@ def deployments() -> dict[str, dict[str, Operation]]:
                 ),
             )
         },
+        "/v2/nvcf/quotas": {
+            "get": make("getQuotas", "What the account uses of each quota, and its limits.", "Quotas", KEYED)
+        },
         "/v2/nvcf/clusters": {
             "get": make(
                 "listClusters", "All clusters, as their agents last reported them.", "ClusterList", KEYED

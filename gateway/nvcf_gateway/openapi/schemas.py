@@ -14,6 +14,7 @@ import msgspec
 from nvcf_gateway.management import bodies
 from nvcf_gateway.management.events import KINDS
 from nvcf_gateway.objects.assets import AssetCreation
+from nvcf_gateway.quotas.limits import Quota
 from nvcf_proto.compute import Cluster, Event
 from nvcf_proto.models import (
     NAME_PATTERN,
@@ -158,6 +159,25 @@ def schemas() -> dict[str, Schema]:
         **_listed("KeyList", "keys", ref("Key")),
         **_wrapped("Telemetry", "telemetry"),
         **_listed("TelemetryList", "telemetries", ref("Telemetry")),
+        "Quotas": {
+            "type": "object",
+            "required": ["account", "quotas"],
+            "properties": {
+                "account": {"type": "string"},
+                "quotas": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "required": ["quota", "used", "limit"],
+                        "properties": {
+                            "quota": {"type": "string", "enum": list(Quota)},
+                            "used": {"type": "integer", "minimum": 0},
+                            "limit": {"type": ["integer", "null"], "minimum": 0},
+                        },
+                    },
+                },
+            },
+        },
         **_OTHERS,
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Literal
 
 from nvcf_broker.connection import BrokerClient
@@ -51,7 +51,9 @@ class RequestQueue:
         config: GatewayConfig,
         depth: Callable[[str], int] = lambda version_id: streams.MAX_QUEUED_REQUESTS,
         refusal: Callable[[], str | None] = lambda: None,
+        admit: Callable[[str, int], Awaitable[None]] | None = None,
     ) -> None:
+        self._admit = admit
         self._refusal = refusal
         self._depth = depth
         self._client = client
@@ -113,9 +115,11 @@ class RequestQueue:
 
         `answered` tells whether a worker has answered it: then only the acknowledgement was lost, and
         storing it again would run it again. At `deadline` (loop time) no further attempt is made. Raises
-        QueueFull; NotStored if the broker has refused each attempt; BrokerError if one may have succeeded.
-        While the store is known not to work, no attempt is made.
+        QuotaExceeded, QueueFull; NotStored if the broker has refused each attempt; BrokerError if one may
+        have succeeded. While the store is known not to work, no attempt is made.
         """
+        if self._admit is not None:
+            await self._admit(version_id, len(payload))
         attempt = 0
         failure: type[BrokerError] = NotStored
         cause: Exception | None = None

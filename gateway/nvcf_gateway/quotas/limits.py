@@ -27,8 +27,6 @@ class Quota(StrEnum):
     KEYS = "keys"
     QUEUED_REQUESTS = "queued-requests"
     QUEUED_BYTES = "queued-bytes"
-    KEPT_ANSWERS = "kept-answers"
-    KEPT_BYTES = "kept-bytes"
     ASSETS = "assets"
     ASSET_BYTES = "asset-bytes"
 
@@ -48,11 +46,10 @@ COUNTS = {
     Quota.VERSIONS: 2_000,
     Quota.KEYS: 1_000,
     Quota.QUEUED_REQUESTS: 100_000,
-    Quota.KEPT_ANSWERS: 50_000,
     Quota.ASSETS: 10_000,
 }
 """Default numbers of things."""
-SHARES = {Quota.QUEUED_BYTES: 0.1, Quota.KEPT_BYTES: 0.1, Quota.ASSET_BYTES: 0.1}
+SHARES = {Quota.QUEUED_BYTES: 0.1, Quota.ASSET_BYTES: 0.1}
 """Default sizes, as parts of the data budget."""
 
 

@@ -27,8 +27,9 @@ class Anything:
 def test_paths_and_methods_are_those_of_the_table() -> None:
     parts: dict[str, Any] = {name: Anything() for name in inspect.signature(HttpServer).parameters}
     nothing: Any = Anything()
-    management = management_routes(nothing, nothing, nothing, nothing, nothing)
-    assets, large = Assets(nothing, nothing, nothing, 0), LargeResults(nothing, nothing, 0)
+    management = management_routes(nothing, nothing, nothing, nothing, nothing, nothing)
+    assets = Assets(nothing, nothing, nothing, 0, 0.0, nothing, nothing)
+    large = LargeResults(nothing, nothing, 0)
     routes = http_routes(management, assets, large, nothing, dashboard_routes(nothing, nothing))
     server = HttpServer(**{**parts, "routes": routes})
     described = {

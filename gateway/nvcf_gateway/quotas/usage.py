@@ -1,0 +1,157 @@
+"""What accounts use, and the refusal of what goes beyond their quotas.
+
+Functions, versions, keys and assets are counted from records that every replica follows. Queued requests are
+read from the broker every few seconds, and what this replica has queued since then is added. So with several
+replicas an account may exceed the limits of its queues by what the others queue within one interval.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+
+from nvcf_broker.errors import BrokerError
+from nvcf_broker.jetstream import JetStream, Requester
+from nvcf_gateway.quotas.asset_index import AssetIndex
+from nvcf_gateway.quotas.limits import Limits, Quota
+from nvcf_gateway.registry import Registry
+from nvcf_proto.subjects import ALL_REQUEST_SUBJECTS, version_of_request_stream
+
+_log = logging.getLogger(__name__)
+
+SAMPLE_SECONDS = 5.0
+FRESH_SECONDS = 0.5
+
+
+@dataclass
+class Tally:
+    """Messages and bytes by account: the last sample, and what was added since it was begun."""
+
+    sample: Counter[tuple[str, Quota]] = field(default_factory=Counter)
+    added: Counter[tuple[str, Quota]] = field(default_factory=Counter)
+    _during: Counter[tuple[str, Quota]] | None = None
+
+    def used(self, account: str, quota: Quota) -> int:
+        """Return what an account uses, rather too much than too little."""
+        return self.sample[account, quota] + self.added[account, quota]
+
+    def add(self, account: str, size: int) -> None:
+        """Count one more request."""
+        for counts in (self.added, self._during):
+            if counts is not None:
+                counts[account, Quota.QUEUED_REQUESTS] += 1
+                counts[account, Quota.QUEUED_BYTES] += size
+
+    def begin(self) -> None:
+        """Begin a sample: what is added from now on may be in it or not."""
+        self._during = Counter()
+
+    def finish(self, sample: Counter[tuple[str, Quota]] | None) -> None:
+        """Take over a sample; None: there is none."""
+        if sample is not None:
+            self.sample, self.added = sample, self._during or Counter()
+        self._during = None
+
+
+class Usage:
+    """Counts of all accounts as this replica knows them."""
+
+    def __init__(self, requests: Requester, registry: Registry, limits: Limits, assets: AssetIndex) -> None:
+        self._jetstream = JetStream(requests)
+        self._registry = registry
+        self._limits = limits
+        self._assets = assets
+        self._tally = Tally()
+        self._sampling: asyncio.Task[None] | None = None
+        self._sampled_at = float("-inf")
+
+    def require(self, account: str, quota: Quota, adding: int = 1) -> None:
+        """Raise QuotaExceeded unless `adding` more fits."""
+        self._limits.require(account, quota, self.used(account, quota), adding)
+
+    def room(self, account: str, quota: Quota) -> int:
+        """Return how much more fits."""
+        limit = self._limits.of(account, quota)
+        return sys.maxsize if limit is None else max(0, limit - self.used(account, quota))
+
+    async def admit(self, version_id: str, size: int) -> None:
+        """Count a request that is to be queued for the account of its version. Raises QuotaExceeded.
+
+        It waits only for an account that seems to be at its limits: then the broker is asked how many of its
+        requests are queued still.
+        """
+        version = self._registry.versions.get(version_id)
+        if version is None:
+            return
+        account = version.nca_id
+        if not self._fits(account, size):
+            await self._fresh_sample()
+            self.require(account, Quota.QUEUED_REQUESTS)
+            self.require(account, Quota.QUEUED_BYTES, size)
+        self._tally.add(account, size)
+
+    def _fits(self, account: str, size: int) -> bool:
+        for quota, adding in ((Quota.QUEUED_REQUESTS, 1), (Quota.QUEUED_BYTES, size)):
+            limit = self._limits.of(account, quota)
+            if limit is not None and self._tally.used(account, quota) + adding > limit:
+                return False
+        return True
+
+    def used(self, account: str, quota: Quota) -> int:
+        """Return how much of a quota an account uses."""
+        registry = self._registry
+        match quota:
+            case Quota.FUNCTIONS:
+                return sum(each.nca_id == account for each in registry.functions.values())
+            case Quota.VERSIONS:
+                return sum(each.nca_id == account for each in registry.versions.values())
+            case Quota.KEYS:
+                return sum(each.nca_id == account for each in registry.keys.values())
+            case Quota.ASSETS:
+                return self._assets.count(account)
+            case Quota.ASSET_BYTES:
+                return self._assets.size(account)
+            case _:
+                return self._tally.used(account, quota)
+
+    def all_of(self, account: str) -> list[dict[str, str | int | None]]:
+        """Return name, use and limit of each quota of an account."""
+        return [
+            {"quota": each.value, "used": self.used(account, each), "limit": self._limits.of(account, each)}
+            for each in Quota
+        ]
+
+    async def run(self) -> None:
+        """Sample until cancelled."""
+        while True:
+            await self._fresh_sample()
+            await asyncio.sleep(SAMPLE_SECONDS)
+
+    async def _fresh_sample(self) -> None:
+        if asyncio.get_running_loop().time() - self._sampled_at < FRESH_SECONDS:
+            return
+        if self._sampling is None:
+            self._sampling = asyncio.create_task(self._sample(), name="sample of the queues")
+            self._sampling.add_done_callback(self._sampled)
+        await asyncio.shield(self._sampling)
+
+    def _sampled(self, _task: asyncio.Task[None]) -> None:
+        self._sampling = None
+        self._sampled_at = asyncio.get_running_loop().time()
+
+    async def _sample(self) -> None:
+        self._tally.begin()
+        found: Counter[tuple[str, Quota]] | None = Counter()
+        try:
+            for stream in await self._jetstream.streams(ALL_REQUEST_SUBJECTS):
+                version = self._registry.versions.get(version_of_request_stream(stream.name))
+                if version is not None and found is not None:
+                    found[version.nca_id, Quota.QUEUED_REQUESTS] += stream.messages
+                    found[version.nca_id, Quota.QUEUED_BYTES] += stream.size
+        except BrokerError as error:
+            found = None
+            _log.warning("the queues of accounts are not counted now: %s", error)
+        self._tally.finish(found)
