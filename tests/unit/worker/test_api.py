@@ -121,7 +121,7 @@ def test_what_cannot_serve(handler: Any) -> None:
         classify(handler)
 
 
-@pytest.mark.parametrize("result", [object(), {"a": float("nan")}, {1, 2}, Response(object())])
+@pytest.mark.parametrize("result", [object(), {"a": float("nan")}, {1 + 2j}, Response(object())])
 def test_results_that_cannot_be_sent(result: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
         reply_of(result, None)

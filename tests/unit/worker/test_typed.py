@@ -22,7 +22,7 @@ from nvcf_worker.function.headers import MultiMap
 from nvcf_worker.function.typed.binding import Plan, Query, plan_of
 from nvcf_worker.function.typed.checks import Invalid
 from nvcf_worker.function.typed.conversion import form_of
-from nvcf_worker.function.typed.libraries import plain_form
+from nvcf_worker.function.typed.plain import plain_form
 
 
 class Colour(enum.Enum):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -11,7 +11,7 @@ from nvcf_proto import h1
 from nvcf_proto.headers import PROBLEM_JSON, field_bytes, strip_hop_by_hop
 from nvcf_proto.problem import Problem
 from nvcf_proto.settings import MAX_RESPONSE_HEAD_BYTES, MAX_RESPONSE_HEADERS
-from nvcf_worker.function.typed.libraries import plain_form
+from nvcf_worker.function.typed.plain import to_json
 
 OCTETS = "application/octet-stream"
 TEXT = "text/plain; charset=utf-8"
@@ -20,9 +20,7 @@ JSON_LINES = "application/x-ndjson"
 
 HeaderPairs = list[tuple[str, str]]
 
-_to_json = json.JSONEncoder(
-    separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=plain_form
-).encode
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
 class Response:
@@ -103,10 +101,18 @@ def encode_body(value: Any) -> tuple[bytes, str]:
     if isinstance(value, bytes):
         return value, OCTETS
     if isinstance(value, str):
-        return value.encode(), TEXT
+        return _text(value), TEXT
     if isinstance(value, bytearray | memoryview):
         return bytes(value), OCTETS
-    return _to_json(value).encode(), JSON
+    return to_json(value), JSON
+
+
+def _text(value: str) -> bytes:
+    try:
+        return value.encode()
+    except UnicodeEncodeError:
+        # Halves of surrogate pairs are no characters.
+        return _HALVES.sub("\ufffd", value).encode()
 
 
 def encode_item(item: Any) -> bytes:

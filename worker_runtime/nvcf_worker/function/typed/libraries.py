@@ -1,13 +1,8 @@
-"""Values of pydantic, msgspec and numpy, where these libraries are already imported: checks and JSON."""
+"""Checks of pydantic and msgspec for annotations of their own, where these libraries are already imported."""
 
 from __future__ import annotations
 
-import base64
-import dataclasses
-import datetime
-import enum
 import sys
-import uuid
 from typing import Any, NamedTuple
 
 from nvcf_worker.function.typed.checks import Converter, Invalid, Where
@@ -63,38 +58,3 @@ def _by_msgspec(msgspec: Any, annotation: Any) -> Converter:
             raise Invalid([((*where, *inner.split(".")) if inner else where, message)]) from None
 
     return convert
-
-
-def plain_form(value: Any) -> Any:
-    """Convert a value that the JSON encoder does not know, one level deep; the encoder does the rest.
-
-    Known are pydantic models, msgspec structs, dataclasses, enumerations, UUIDs, dates, bytes (base64), numpy
-    arrays and numbers. Raises TypeError for anything else.
-    """
-    library = _from_library(value)
-    if library is not None:
-        return library
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, uuid.UUID):
-        return str(value)
-    if isinstance(value, datetime.datetime | datetime.date):
-        return value.isoformat()
-    if isinstance(value, bytes | bytearray | memoryview):
-        return base64.b64encode(value).decode()
-    raise TypeError(f"{type(value).__name__} is not JSON serializable")
-
-
-def _from_library(value: Any) -> Any:
-    pydantic: Any = sys.modules.get("pydantic")
-    if pydantic is not None and isinstance(value, pydantic.BaseModel):
-        return value.model_dump(mode="json")
-    msgspec: Any = sys.modules.get("msgspec")
-    if msgspec is not None and isinstance(value, msgspec.Struct):
-        return msgspec.to_builtins(value)
-    numpy: Any = sys.modules.get("numpy")
-    if numpy is not None and isinstance(value, numpy.ndarray | numpy.generic):
-        return value.tolist()
-    return None
