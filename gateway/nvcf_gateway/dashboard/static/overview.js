@@ -124,7 +124,9 @@ export class Overview {
 
   showFunctions(data, chosen) {
     const figures = new Map(data.figures.versions.map((each) => [each.functionVersionId, each]));
-    const listed = data.functions.filter((each) => each.status !== "INACTIVE");
+    // A version that ends keeps its row until its last instance has ended.
+    const alive = new Set(data.instances.filter((each) => LIVING.includes(each.state)).map((each) => each.functionVersionId));
+    const listed = data.functions.filter((each) => each.status !== "INACTIVE" || alive.has(each.versionId));
     const inactive = data.functions.length - listed.length;
     const instances = new Map(listed.map((each) => [each.versionId, []]));
     for (const each of data.instances) instances.get(each.functionVersionId)?.push(each);
