@@ -91,7 +91,17 @@ SESSIONS = Store(
     4 * KIB,
     "1 h",
     _OLDEST_GO,
-    share=0.02,
+    share=0.01,
+    per_subject=1,
+)
+OWN_SESSIONS = Store(
+    "nvcf_sessions_R",
+    "data",
+    "gateway",
+    4 * KIB,
+    "24 h",
+    _OLDEST_GO,
+    share=0.01,
     per_subject=1,
 )
 # The metadata message of an object carries the headers of a response: less than 512 KiB.
@@ -142,6 +152,7 @@ STORES = (
     MORE_TRACKING,
     IDEMPOTENCY,
     SESSIONS,
+    OWN_SESSIONS,
     RESULTS,
     LARGE_RESULTS,
     BODIES,

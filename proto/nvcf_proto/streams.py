@@ -20,6 +20,7 @@ MAX_REQUEST_BYTES = 6 * 1024 * 1024
 DUPLICATE_WINDOW_SECONDS = 5
 TRACKING_MAX_AGE_SECONDS = 3600
 SESSION_RECORD_MAX_AGE_SECONDS = 3600
+OWN_SESSION_RECORD_MAX_AGE_SECONDS = 24 * 3600
 DEFAULT_ACK_WAIT_SECONDS = 30.0
 DEFAULT_MAX_DELIVER = 5
 DEFAULT_PLACEMENT_TAG_KEY = "aws-region"
@@ -134,6 +135,25 @@ def probe_stream_config(*, replicas: int = 1) -> dict[str, Any]:
         "discard": "old",
         "max_msgs": 1,
         **PROBE.bounds(),
+    }
+
+
+def session_stream_config(
+    region: str,
+    *,
+    replicas: int = 1,
+    placement_tag: str | None = None,
+    bounds: Mapping[str, int] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """[ext] Return the settings of the gateways' own records of sessions."""
+    return {
+        "name": subjects.session_stream(region),
+        "subjects": [subjects.session_subject(region, "*")],
+        "retention": "limits",
+        "max_age": OWN_SESSION_RECORD_MAX_AGE_SECONDS * _NANOSECONDS,
+        **_common("file", replicas, placement_tag),
+        **bounds,
+        "discard": "old",
     }
 
 

@@ -140,6 +140,16 @@ def session_lookup_subject(region: str, version_id: str, request_id: str) -> str
     return f"stateful_session.lookup.{region}.{version_id}.{request_id}"
 
 
+def session_stream(region: str) -> str:
+    """[ext] Return the stream of the gateways' own records of sessions, which no worker can write."""
+    return f"nvcf_sessions_{region}"
+
+
+def session_subject(region: str, request_id: str) -> str:
+    """[ext] Return the subject of a gateway's record of a session."""
+    return f"nvcf.session.{region}.{request_id}"
+
+
 def worker_connection_name(version_id: str, instance_id: str) -> str:
     """Return the name that a worker gives its broker connection."""
     return f"worker_{version_id}_{instance_id}"
@@ -207,8 +217,8 @@ def worker_permissions(
     """Return the least privileges of a worker's broker connection (protocol.md, section 8).
 
     Everything is granted by name for each region in `regions`. `wide_inbox` adds what workers of other makes
-    need: `_INBOX.>`, the polling and reconnect subjects that name no version, and the purge by which they
-    end a session's record (`compatibility.wide_inbox`).
+    need: `_INBOX.>`, the polling and reconnect subjects that name no version, the state of their stream, and
+    the purge by which they end a session's record (`compatibility.wide_inbox`).
     """
     publish = [f"{INLINE_REPLY_PREFIX}.>", fallback_subject(version_id)]
     for region in regions:
@@ -217,11 +227,12 @@ def worker_permissions(
         publish += [
             next_message_subject(stream, consumer),
             consumer_info_subject(stream, consumer),
-            f"{API_PREFIX}.STREAM.INFO.{stream}",
             f"$JS.ACK.{stream}.>",
             f"stateful_session.lookup.{region}.{version_id}.>",
         ]
         if wide_inbox:
+            # The state of a stream may list the subjects of all its messages, which is slow.
+            publish.append(f"{API_PREFIX}.STREAM.INFO.{stream}")
             publish.append(f"{API_PREFIX}.STREAM.PURGE.{session_lookup_stream(region)}")
     subscribe = [
         cancel_subject(version_id),

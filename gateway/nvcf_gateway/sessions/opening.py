@@ -183,6 +183,10 @@ class SessionOpener:
                     self._owner.spawn(
                         self._withdraw(version.id, request_id, sequence), f"withdraw {request_id}"
                     )
+        remembering = self._lookup.remember(
+            version.function_id, version.id, admission.caller.nca_id, request_id
+        )
+        self._owner.spawn(remembering, f"record of session {request_id}")
         return self._opened(admission.caller, version, request_id, wire)
 
     async def _reopen(self, admission: Admission, request_id: str) -> Opened | None:

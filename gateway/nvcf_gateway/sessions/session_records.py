@@ -12,14 +12,14 @@ import nats.errors
 from google.protobuf.message import DecodeError
 
 from nvcf_broker.connection import BrokerClient, describe_error
-from nvcf_broker.errors import BrokerUnavailableError, JetStreamError, NoListenerError
-from nvcf_broker.jetstream import JetStream
+from nvcf_broker.errors import BrokerError, BrokerUnavailableError, JetStreamError, NoListenerError
+from nvcf_broker.jetstream import JetStream, StoredMessage
 from nvcf_broker.requests import ReplyInbox
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.queue.regional_buckets import placement_tag
 from nvcf_proto import streams, subjects
 from nvcf_proto.pb import nvcf_pb2
-from nvcf_proto.stores import SESSIONS
+from nvcf_proto.stores import OWN_SESSIONS, SESSIONS
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +55,24 @@ class SessionLookup:
             placement_tag=placement_tag(self._client, self._config, region),
         )
         await self._jetstream.ensure_stream(config)
+        own = streams.session_stream_config(
+            region,
+            replicas=self._config.replicas,
+            bounds=OWN_SESSIONS.bounds(self._config.data_max, parts=len(self._config.regions)),
+            placement_tag=placement_tag(self._client, self._config, region),
+        )
+        await self._jetstream.ensure_stream(own)
+
+    async def remember(self, function_id: str, version_id: str, nca_id: str, request_id: str) -> None:
+        """Write a record of a session that is open, where no worker can replace it or push it out."""
+        record = nvcf_pb2.StatefulSessionTracking(
+            functionId=function_id, functionVersionId=version_id, invokerNcaId=nca_id
+        )
+        subject = subjects.session_subject(self._config.region, request_id)
+        try:
+            await self._jetstream.publish(subject, record.SerializeToString())
+        except BrokerError as error:
+            _log.warning("session not recorded: %s", error, extra={"request_id": request_id})
 
     async def find(self, request_id: str) -> SessionRecord | None:
         """Return the record of a session, from this region first. Raises BrokerError."""
@@ -67,33 +85,37 @@ class SessionLookup:
 
     async def _find_in(self, region: str, request_id: str) -> SessionRecord | None:
         # The version is unknown here. MSG.GET accepts a wildcard and reaches the stream in any region.
-        subject = subjects.session_lookup_subject(region, "*", request_id)
-        stream = subjects.session_lookup_stream(region)
+        asked = subjects.session_lookup_subject(region, "*", request_id)
         try:
-            message = await self._jetstream.message(stream, last_by_subj=subject)
+            own = await self._jetstream.message(
+                subjects.session_stream(region), last_by_subj=subjects.session_subject(region, request_id)
+            )
+            of_worker = await self._jetstream.message(
+                subjects.session_lookup_stream(region), last_by_subj=asked
+            )
         except (JetStreamError, NoListenerError) as error:
             _log.warning("session lookup in region %s: %s", region, error)
             return None
-        if message is None:
-            return None
-        try:
-            record = nvcf_pb2.StatefulSessionTracking.FromString(message.data)
-        except (DecodeError, ValueError) as error:
-            _log.warning("session record of %s cannot be read: %s", request_id, error)
-            return None
-        if not record.functionVersionId:
-            return None
-        return SessionRecord(region, record.functionId, record.functionVersionId, record.invokerNcaId)
+        known, told = _record(own, region), _record(of_worker, region)
+        if known is None or of_worker is None:
+            return known or told
+        # An empty record ends a session; that of another version's worker says nothing about it.
+        ended = told is None and of_worker.subject.split(".")[3:4] == [known.version_id]
+        return None if ended else known
 
     async def forget(self, found: SessionRecord, request_id: str) -> None:
         """Remove a session's record. Raises BrokerError."""
         subject = subjects.session_lookup_subject(found.region, found.version_id, request_id)
-        stream = subjects.session_lookup_stream(found.region)
-        try:
-            await self._jetstream.purge(stream, subject)
-        except JetStreamError as error:
-            if error.code != _NOT_FOUND:
-                raise
+        own = subjects.session_subject(found.region, request_id)
+        for stream, each in (
+            (subjects.session_stream(found.region), own),
+            (subjects.session_lookup_stream(found.region), subject),
+        ):
+            try:
+                await self._jetstream.purge(stream, each)
+            except JetStreamError as error:
+                if error.code != _NOT_FOUND:
+                    raise
 
     async def request_reconnect(
         self, version_id: str, request_id: str, payload: bytes, timeout: float
@@ -120,3 +142,16 @@ class SessionLookup:
                 ) from error
             return True
         return False
+
+
+def _record(message: StoredMessage | None, region: str) -> SessionRecord | None:
+    if message is None:
+        return None
+    try:
+        record = nvcf_pb2.StatefulSessionTracking.FromString(message.data)
+    except (DecodeError, ValueError) as error:
+        _log.warning("session record %s cannot be read: %s", message.subject, error)
+        return None
+    if not record.functionVersionId:
+        return None
+    return SessionRecord(region, record.functionId, record.functionVersionId, record.invokerNcaId)

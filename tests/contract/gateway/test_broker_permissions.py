@@ -115,7 +115,7 @@ async def test_a_connection_may_do_what_its_version_needs_in_every_region_and_no
             for region in ("east", "west"):
                 stream = f"rq_{region}_{mine.id}"
                 await worker.client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{stream}_workers", b"")
-                await worker.client.publish(f"$JS.API.STREAM.INFO.{stream}", b"")
+                await worker.client.publish(f"$JS.API.CONSUMER.INFO.{stream}.{stream}_workers", b"")
             await worker.client.subscribe(f"nvcf.cancel.{mine.id}")
             await worker.client.subscribe(f"_INBOX.{mine.id}.{instance}.>")
             await worker.client.flush()
@@ -123,7 +123,8 @@ async def test_a_connection_may_do_what_its_version_needs_in_every_region_and_no
             north = f"rq_north_{mine.id}"
             for subject in (
                 f"$JS.API.CONSUMER.MSG.NEXT.{north}.{north}_workers",
-                f"$JS.API.STREAM.INFO.rq_east_{foreign.id}",
+                f"$JS.API.STREAM.INFO.rq_east_{mine.id}",
+                f"$JS.API.CONSUMER.INFO.rq_east_{foreign.id}.rq_east_{foreign.id}_workers",
                 f"$JS.API.STREAM.PURGE.rq_east_{mine.id}",
                 f"$JS.API.CONSUMER.DURABLE.CREATE.rq_east_{mine.id}.mine",
                 f"$JS.API.CONSUMER.CREATE.rq_east_{mine.id}",
@@ -160,7 +161,7 @@ async def test_a_reply_of_the_broker_goes_to_the_worker_only(two: Platform) -> N
         await worker.connect(two, token_of(two, mine, new_id(), 600))
         record = f"$KV.nvcf_versions.{foreign.id}"
         before = (await platform.jetstream().get_last_msg("KV_nvcf_versions", record)).seq
-        await worker.client.publish(f"$JS.API.STREAM.INFO.{stream}", b"", reply=record)
+        await worker.client.publish(f"$JS.API.CONSUMER.INFO.{stream}.{stream}_workers", b"", reply=record)
         pull, queue = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{stream}_workers", f"rq_local_{foreign.id}"
         await worker.client.publish(pull, b"1", reply=f"rq.local.{foreign.id}.{new_id()}")
         await worker.client.flush()
