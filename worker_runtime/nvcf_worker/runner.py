@@ -41,6 +41,7 @@ from nvcf_worker.function.request import Asset, FunctionContext
 from nvcf_worker.function.response import Outcome, Reply, Response, problem_reply, response_headers
 from nvcf_worker.message import Work
 from nvcf_worker.process import logs
+from nvcf_worker.process.loops import from_outside
 from nvcf_worker.queue.inflight import ACK, NAK, nak_later
 from nvcf_worker.run.executor import Executor, request_type
 from nvcf_worker.sessions.tunnel import Tunnels
@@ -124,18 +125,22 @@ class Runner:
                     await self._respond(work, scope, observer, release)
                 elif self._tunnels is not None:
                     await self._tunnels.run(work, scope)
-        except asyncio.CancelledError:
-            if scope.end is None:
+        except asyncio.CancelledError as error:
+            if scope.end is None and from_outside(error):
                 raise
+            # A cancellation that nobody asked for: its caller has no answer.
+            scope.end = scope.end or End.RETRY_LATER
             self._stopped(scope.end)
         except WorkerError as error:
             observer.failed(error)
             retry_after = self._ended_by(work, scope, error)
-        except (KeyboardInterrupt, GeneratorExit):
-            raise
         except BaseException as error:
+            if from_outside(error):
+                raise
             observer.failed(error)
             log.exception("the worker failed to handle a request")
+            # Nobody has answered its caller. The queue ends the tries.
+            scope.end = scope.end or End.RETRY_LATER
         finally:
             scope.interruptible = False
             release()
@@ -241,19 +246,14 @@ class Runner:
             if isinstance(error, Fatal):
                 self._services.broken(str(error))
             return _no_more_tries(error, work.request_id)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if scope.end is not None or (task is not None and task.cancelling()):
-                raise
-            log.exception("the handler let a cancellation of its own escape")
         except RequestCancelled:
             if scope.end is not None:
                 raise asyncio.CancelledError from None
             log.exception("the handler failed")
-        except (KeyboardInterrupt, GeneratorExit):
-            raise
-        # Extensions written in Rust panic with a class that is no Exception.
-        except BaseException:
+        # The executor makes an Exception of what handlers raise; this is for everything around it.
+        except BaseException as error:
+            if scope.end is not None or from_outside(error):
+                raise
             log.exception("the handler failed")
         return _failed(work.request_id)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,8 @@ from nvcf_worker.process import companions as lifecycle
 from nvcf_worker.process import exit_reason as exits
 from nvcf_worker.process import logs
 from nvcf_worker.process.imported import in_multiprocessing
-from nvcf_worker.process.loops import loop_factory
+from nvcf_worker.process.leaving import leave_now, leave_soon
+from nvcf_worker.process.loops import run_to_end
 from nvcf_worker.run.processes.channel import is_child
 
 if TYPE_CHECKING:
@@ -173,17 +174,19 @@ def run_worker(
     _served.set()
     set_up_logging(log_level)
     directory = _shared_directory()
+    ended = exits.ExitReason(1, "internal-error", "")
     try:
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            reason = runner.run(work())
+        ended = exits.ExitReason(exits.DRAINED, "drained", run_to_end(work()))
     except WorkerError as error:
         log.critical("%s", error)
-        exits.record(directory, exits.ExitReason(error.exit_code, error.category, str(error)))
+        ended = exits.ExitReason(error.exit_code, error.category, str(error))
         raise SystemExit(error.exit_code) from None
     except BaseException as error:
-        exits.record(directory, exits.ExitReason(1, "internal-error", f"{type(error).__name__}: {error}"))
+        ended = dataclasses.replace(ended, text=f"{type(error).__name__}: {error}")
         raise
-    exits.record(directory, exits.ExitReason(exits.DRAINED, "drained", reason))
+    finally:
+        exits.record(directory, ended)
+        leave_soon(ended.code)
 
 
 def _shared_directory() -> Path:
@@ -227,10 +230,7 @@ def listen_for_signals(leave: Callable[[str], None]) -> None:
         if len(received) > 1:
             log.critical("second signal; leaving now")
             why = f"{received[0].name}, then {number.name}: ended at once"
-            exits.record(_shared_directory(), exits.ExitReason(128 + number, "killed", why))
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(128 + number)
+            leave_now(_shared_directory(), exits.ExitReason(128 + number, "killed", why))
         log.info("%s received", number.name)
         leave(f"{number.name} received")
 

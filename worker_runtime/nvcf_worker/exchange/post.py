@@ -153,9 +153,7 @@ class StreamPost:
                     chunk = await source.__anext__()
                 except StopAsyncIteration:
                     break
-                except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
-                    raise
-                except BaseException as error:
+                except Exception as error:
                     raise StreamBroken("the handler failed in the middle of its response") from error
                 if self._interrupted:
                     raise self._left()

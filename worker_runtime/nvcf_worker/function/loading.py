@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from nvcf_worker.errors import Fatal, HandlerError, InstanceBroken, StartupError
+from nvcf_worker.process.loops import from_outside
 
 log = logging.getLogger("nvcf_worker")
 
@@ -63,7 +64,9 @@ class Loading:
             await self._step("warmup", blocking)
         except Fatal as error:
             raise InstanceBroken(f"{self.name}: {error}") from error
-        except Exception as error:
+        except BaseException as error:
+            if from_outside(error):
+                raise
             log.exception("%s could not be set up", self.name)
             raise StartupError(f"{self.name} could not be set up: {type(error).__name__}: {error}") from error
         log.info("%s is set up (%.1f s)", self.name, time.monotonic() - started)
@@ -77,7 +80,9 @@ class Loading:
                 await self._step("teardown", blocking)
         except TimeoutError:
             log.error("%s: teardown did not end within %.0f s", self.name, TEARDOWN_SECONDS)
-        except Exception:
+        except BaseException as error:
+            if from_outside(error):
+                raise
             log.exception("%s: teardown failed", self.name)
 
     @property
@@ -95,9 +100,9 @@ class Loading:
                 healthy = await self._step("health", blocking)
         except TimeoutError:
             return f"{self.name}: health did not return within {HEALTH_TIMEOUT:.0f} s"
-        except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
-            raise
-        except BaseException as error:  # noqa: BLE001 - any error, also sys.exit(), means that it is unhealthy
+        except BaseException as error:
+            if from_outside(error):
+                raise
             return f"{self.name}: health raised {type(error).__name__}: {error}"
         if healthy is None or (healthy and not isinstance(healthy, str)):
             return None

@@ -16,7 +16,7 @@ from nvcf_broker.process import stop_process
 from nvcf_worker.errors import ConfigurationError, HandlerError, WorkerError
 from nvcf_worker.function.handlers import classify, is_asgi
 from nvcf_worker.process import children
-from nvcf_worker.process.loops import loop_factory
+from nvcf_worker.process.loops import run_to_end
 from nvcf_worker.serving import capture, has_served, set_up_logging
 
 CHECK_INTERVAL = 0.3
@@ -98,8 +98,7 @@ def serve_file(target: str, listener: socket.socket) -> None:
         handler, options = load_named(path, file, name)
     asgi, media_type = options.get("asgi"), options.get("media_type")
     try:
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(_serve(handler, asgi, media_type, listener))
+        run_to_end(_serve(handler, asgi, media_type, listener))
     except HandlerError as error:
         raise ConfigurationError(f"{file}: {error}") from error
     except WorkerError as error:

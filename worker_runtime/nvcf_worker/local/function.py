@@ -203,7 +203,5 @@ async def _pass_on(response: StreamReply, sink: Sink) -> None:
             chunk = await response.source.__anext__()
         except StopAsyncIteration:
             return
-        except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
-            raise
-        except BaseException as error:
+        except Exception as error:
             raise StreamBroken("the handler failed in the middle of its response") from error

@@ -29,6 +29,7 @@ from nvcf_worker.function.response import (
     reply_of,
     response_headers,
 )
+from nvcf_worker.process.loops import contained, from_outside
 from nvcf_worker.run.threads import Announce, HandlerThread, ThreadPool, ThreadStream, handler_thread
 
 log = logging.getLogger("nvcf_worker")
@@ -51,11 +52,21 @@ class Executor:
     async def run(
         self, request: Request | SyncRequest, scope: CancelScope, handler: Handler | None = None
     ) -> Outcome:
-        """Call the handler. Raises whatever the handler raises before its first item."""
+        """Call the handler. Raises whatever the handler raises before its first item.
+
+        What is no `Exception` (SystemExit, KeyboardInterrupt, a cancellation of its own) is HandlerFailed.
+        """
         handler = handler or self._handler
-        if handler.limit is not None:
-            return await within(handler.limit, functools.partial(self._run, request, scope, handler))
-        return await self._run(request, scope, handler)
+        try:
+            if handler.limit is not None:
+                return await within(handler.limit, functools.partial(self._run, request, scope, handler))
+            return await self._run(request, scope, handler)
+        except Exception:
+            raise
+        except BaseException as error:
+            if scope.end is not None or from_outside(error):
+                raise
+            raise contained(error) from error
 
     async def _run(self, request: Request | SyncRequest, scope: CancelScope, handler: Handler) -> Outcome:
         if isinstance(request, SyncRequest):
@@ -239,7 +250,14 @@ class AsyncSource:
         self._next = iterator.__anext__
 
     async def __anext__(self) -> bytes:
-        return encode_item(await self._next())
+        try:
+            return encode_item(await self._next())
+        except Exception:
+            raise
+        except BaseException as error:
+            if from_outside(error):
+                raise
+            raise contained(error) from error
 
     async def aclose(self) -> None:
         close = getattr(self._iterator, "aclose", None)
@@ -247,7 +265,9 @@ class AsyncSource:
             return
         try:
             await close()
-        except Exception:
+        except BaseException as error:
+            if from_outside(error):
+                raise
             log.exception("the handler's generator failed while it was closed")
 
 

@@ -11,6 +11,7 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from nvcf_worker.function.cancellation import Cancellation
+from nvcf_worker.process.loops import contained
 
 
 class HandlerThread(NamedTuple):
@@ -88,10 +89,8 @@ class ThreadPool:
             return
         if error is None:
             future.set_result(result)
-        elif isinstance(error, StopIteration):  # a future cannot carry it
-            future.set_exception(RuntimeError("handler raised StopIteration"))
         else:
-            future.set_exception(error)
+            future.set_exception(contained(error))
 
     def close(self) -> None:
         """End idle threads, and cancel the futures of running jobs, whose threads go on."""
@@ -139,7 +138,8 @@ class ThreadStream:
         """End the stream, from the producer."""
         with self._changed:
             self._finished = True
-            self._error = error
+            # What the consumer raises must not look like a cancellation, or like the end of the stream.
+            self._error = None if error is None else contained(error)
             waiter, self._waiter = self._waiter, None
         if waiter is not None:
             self._wake(waiter)

@@ -19,6 +19,8 @@ from nvcf_worker.process import exit_reason as exits
 from nvcf_worker.process.companions import TERMINATION_NOTICE_FILE
 from nvcf_worker.process.exit_reason import ExitReason
 from nvcf_worker.process.imported import for_definitions_only
+from nvcf_worker.process.leaving import leave_soon
+from nvcf_worker.process.loops import run_to_end
 from nvcf_worker.serving import mark_served, set_up_logging
 from nvcf_worker.tasks.context import ProgressFile, Task
 from nvcf_worker.tasks.lifetime import COMPLETED, outcome
@@ -65,6 +67,7 @@ def task(
         raise SystemExit(error.exit_code) from None
     reason = _Run(main, settings).run()
     exits.record(settings.shared_dir, reason)
+    leave_soon(reason.code)
     if reason.code != COMPLETED:
         log.critical("%s", reason.text)
         raise SystemExit(reason.code)
@@ -114,8 +117,9 @@ class _Run:
         try:
             result = self._main(self._task)
             if inspect.iscoroutine(result):
-                asyncio.run(self._run_coroutine(result))
-        except (Exception, SystemExit, asyncio.CancelledError) as error:
+                run_to_end(self._run_coroutine(result))
+        # Whatever main raises is how the task ended: its results are sent, and the reason is recorded.
+        except BaseException as error:
             if self._supervisor.stop is None and not isinstance(error, SystemExit):
                 log.exception("the task failed")
             return error
@@ -150,7 +154,7 @@ class _Run:
         from nvcf_worker.tasks.upload import upload
 
         try:
-            asyncio.run(upload(folder, url))
+            run_to_end(upload(folder, url))
         except WorkerError as error:
             log.error("%s", error)
             # The end of the task itself is reported first, unless it was complete.

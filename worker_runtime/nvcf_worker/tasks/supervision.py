@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from nvcf_worker.process import exit_reason as exits
 from nvcf_worker.process.companions import NOTICE_INTERVAL
+from nvcf_worker.process.leaving import leave_now
 from nvcf_worker.tasks.context import ProgressFile
 from nvcf_worker.tasks.lifetime import Due, Stop, Timing, stopped
 from nvcf_worker.tasks.settings import TaskSettings
@@ -123,7 +122,6 @@ class Supervisor:
     def _kill(self, how: str, code: int | None = None) -> None:
         reason = stopped(self.stop or Stop.TERMINATED, self.why + how)
         log.critical("%s", reason.text)
-        exits.record(self._settings.shared_dir, reason)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(reason.code if code is None else code)
+        if code is not None:
+            reason = dataclasses.replace(reason, code=code)
+        leave_now(self._settings.shared_dir, reason)

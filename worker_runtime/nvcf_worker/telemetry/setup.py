@@ -49,7 +49,12 @@ async def worker_telemetry(config: WorkerConfig, address: str | None) -> AsyncIt
         yield telemetry
     finally:
         _current = NoTelemetry()
-        await asyncio.to_thread(telemetry.shutdown, SHUTDOWN_SECONDS)
+        try:
+            # It waits for a thread, and all of them may be taken by jobs of the function that hang.
+            async with asyncio.timeout(SHUTDOWN_SECONDS + 1):
+                await asyncio.to_thread(telemetry.shutdown, SHUTDOWN_SECONDS)
+        except TimeoutError:
+            log.warning("the last telemetry was not sent within %g s", SHUTDOWN_SECONDS + 1)
 
 
 def start_worker_telemetry(

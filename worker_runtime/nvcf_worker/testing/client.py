@@ -85,7 +85,7 @@ class TestClient:
             if self._loop is not None:
                 return self._loop
             loop = asyncio.new_event_loop()
-            thread = threading.Thread(target=loop.run_forever, name="nvcf-test-client", daemon=True)
+            thread = threading.Thread(target=_run_forever, args=(loop,), name="nvcf-test-client", daemon=True)
             thread.start()
             try:
                 asyncio.run_coroutine_threadsafe(self._function.start(), loop).result(self._timeout)
@@ -181,6 +181,15 @@ class TestClient:
             return Pending(self._await, request, collector)
 
         return self._await(begin())
+
+
+def _run_forever(loop: asyncio.AbstractEventLoop) -> None:
+    while True:
+        try:
+            return loop.run_forever()
+        except (SystemExit, KeyboardInterrupt):
+            # Raised by a task that the handler has started; as in a worker, only that has failed.
+            continue
 
 
 def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:

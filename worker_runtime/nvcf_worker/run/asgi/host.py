@@ -11,6 +11,7 @@ from nvcf_worker.errors import HandlerError
 from nvcf_worker.function.request import Request
 from nvcf_worker.function.response import Outcome, Reply, StreamReply
 from nvcf_worker.process.companions import Admission
+from nvcf_worker.process.loops import contained, from_outside
 from nvcf_worker.run.asgi.cycle import Cycle, http_scope
 from nvcf_worker.run.asgi.lifespan import Application, Lifespan
 from nvcf_worker.run.sidecar.relay import has_no_body, response_headers
@@ -82,7 +83,15 @@ class AsgiHost:
             raise
 
     async def _call(self, scope: dict[str, Any], cycle: Cycle) -> None:
-        await self._application(scope, cycle.receive, cycle.send)
+        try:
+            await self._application(scope, cycle.receive, cycle.send)
+        except Exception:
+            raise
+        except BaseException as error:
+            if from_outside(error):
+                raise
+            # In a task of its own, e.g. SystemExit would stop the event loop.
+            raise contained(error) from error
 
     async def _outcome(self, cycle: Cycle, rest: _Rest, method: str) -> Outcome:
         await cycle.started.wait()

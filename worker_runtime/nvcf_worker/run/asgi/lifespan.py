@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from nvcf_worker.errors import NotReady
+from nvcf_worker.process.loops import from_outside
 
 log = logging.getLogger("nvcf_worker")
 
@@ -60,7 +61,9 @@ class Lifespan:
         scope = {"type": "lifespan", "asgi": LIFESPAN_VERSION, "state": self.state}
         try:
             await self._application(scope, receive, self._send)
-        except Exception as error:
+        except BaseException as error:
+            if from_outside(error):
+                raise
             # By the specification, an application without a lifespan raises before it asks for its first
             # message. An error after that means that the start has failed.
             if asked and not started.done():

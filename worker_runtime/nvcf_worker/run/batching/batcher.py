@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from nvcf_worker.errors import BatchError, Fatal, RetryLater
+from nvcf_worker.process.loops import from_outside
 from nvcf_worker.run.batching.calling import FunctionCaller
 from nvcf_worker.run.batching.items import Waiting, results_of
 from nvcf_worker.run.batching.plan import BatchPlanner, Entry
@@ -116,11 +117,9 @@ class Batcher:
                 await StepBatch(steps, live, self._settings.buffer, self._name).run()
                 return
             results = results_of(result, len(live), self._name)
-        except (asyncio.CancelledError, GeneratorExit):
-            if task is not None and task.cancelling():
+        except BaseException as error:
+            if from_outside(error):
                 raise
-            self._fail(live, BatchError(f"{self._name} raised a cancellation of its own"))
-        except BaseException as error:  # noqa: BLE001 - raised at the callers
             telemetry.failed(error)
             await self._retry_alone(live, error, telemetry)
         else:

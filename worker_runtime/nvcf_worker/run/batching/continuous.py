@@ -12,6 +12,7 @@ from typing import Any
 from nvcf_otel import names
 from nvcf_otel.worker_instruments import BATCH_SIZE
 from nvcf_worker.errors import BatchError
+from nvcf_worker.process.loops import from_outside
 from nvcf_worker.run.batching.calling import FunctionCaller
 from nvcf_worker.run.batching.items import results_of
 from nvcf_worker.run.batching.plan import ActiveSet
@@ -97,9 +98,9 @@ class StepLoop:
         try:
             sequence.state = await self._caller.call(self._model.start, sequence.item)
             sequence.started = True
-        except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
-            raise
-        except BaseException as error:  # noqa: BLE001 - raised at the reader
+        except BaseException as error:
+            if from_outside(error):
+                raise
             sequence.outlet.end(error)
 
     async def _step(self, ready: list[Sequence]) -> None:
@@ -109,9 +110,9 @@ class StepLoop:
             outputs = await self._caller.call(self._model.step, [one.state for one in ready])
             for sequence, output in zip(ready, results_of(outputs, len(ready), name), strict=True):
                 sequence.outlet.give(output)
-        except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
-            raise
-        except BaseException as error:  # noqa: BLE001 - raised at the readers
+        except BaseException as error:
+            if from_outside(error):
+                raise
             # A failed step may have changed any of its sequences, but none that was left out of it.
             log.warning("%s failed in a step of %d sequences", name, len(ready))
             for sequence in ready:
@@ -125,7 +126,7 @@ class StepLoop:
             if sequence.started and self._model.finish is not None:
                 try:
                     await self._caller.call(self._model.finish, sequence.state)
-                except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
-                    raise
-                except BaseException:
+                except BaseException as error:
+                    if from_outside(error):
+                        raise
                     log.exception("%s failed to finish a sequence", self._model.name)

@@ -101,7 +101,7 @@ class Waiting:
 
 def portable(error: BaseException) -> BaseException:
     """Return the error, wrapped in BatchError if it would end more than the call in which it is raised."""
-    if not isinstance(error, StopIteration | StopAsyncIteration | asyncio.CancelledError | SystemExit):
+    if isinstance(error, Exception) and not isinstance(error, StopIteration | StopAsyncIteration):
         return error
     wrapped = BatchError(f"the batch function raised {type(error).__name__}")
     wrapped.__cause__ = error

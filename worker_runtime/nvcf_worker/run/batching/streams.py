@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 from nvcf_worker.errors import BatchError
+from nvcf_worker.process.loops import from_outside
 from nvcf_worker.run.batching.items import Waiting, portable, results_of
 from nvcf_worker.run.batching.settings import Finished
 
@@ -134,12 +135,10 @@ class StepBatch:
             if not self._started:
                 self._hand_out_streams([None] * len(self._batch))
             self._end(None)
-        except asyncio.CancelledError:
-            self._end(BatchError(f"{self._name} was stopped"))
-            raise
-        except (KeyboardInterrupt, GeneratorExit):
-            raise
         except BaseException as error:
+            if from_outside(error):
+                self._end(BatchError(f"{self._name} was stopped"))
+                raise
             if not self._started:
                 raise
             self._end(error)

@@ -16,7 +16,7 @@ from nvcf_worker.errors import WorkerError
 from nvcf_worker.function.handlers import Handler
 from nvcf_worker.function.loading import begin_all, end_all, until_unhealthy
 from nvcf_worker.process.companions import Companion, cancelled
-from nvcf_worker.process.loops import loop_factory
+from nvcf_worker.process.loops import run_to_end
 from nvcf_worker.run.executor import Executor
 from nvcf_worker.run.processes.channel import CHANNEL_FD, Channel, Frame
 from nvcf_worker.run.processes.served import ServedRequest
@@ -39,8 +39,7 @@ def serve_requests(handler: Handler, companion: Companion | None) -> NoReturn:
     code = 0
     telemetry = child_telemetry()
     try:
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(_serve(handler, end, companion))
+        run_to_end(_serve(handler, end, companion))
     except WorkerError as error:
         log.critical("%s", error)
         code = error.exit_code

@@ -83,13 +83,8 @@ class ServedRequest:
             else:
                 await self._send_reply(response)
         except asyncio.CancelledError:
-            if self.scope.end is None:
-                self._send(Frame.FAILED, pack_error(RuntimeError("the handler raised CancelledError")))
-            else:
-                self._send(Frame.CANCELLED)
-        except (KeyboardInterrupt, GeneratorExit):
-            raise
-        except BaseException as error:  # noqa: BLE001 - the worker logs it and responds
+            self._send(Frame.CANCELLED)
+        except Exception as error:  # noqa: BLE001 - the worker logs it and responds
             self._send(Frame.FAILED, pack_error(error))
         finally:
             self.scope.interruptible = False
