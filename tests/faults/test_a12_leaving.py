@@ -64,11 +64,9 @@ def start(start_process: StartProcess, hold: str, **environment: str) -> WorkerP
 
 def named(worker: WorkerProcess, hold: str) -> bool:
     """Whether the log names what held the worker up."""
-    name = {"to_thread": "asyncio_", "child": "ForkProcess-1", "atexit": "an exit handler"}.get(
-        hold, "stubborn"
-    )
+    names = {"to_thread": "_0, ", "child": "ForkProcess-1", "atexit": "an exit handler"}
     stack = "_exit_function" if hold == "child" else "hangs_here"
-    return f"still running: {name}" in worker.text() and stack in worker.text()
+    return all(each in worker.text() for each in ("still running: ", names.get(hold, "stubborn"), stack))
 
 
 @pytest.mark.parametrize("hold", HOLDS)
