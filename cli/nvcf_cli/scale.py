@@ -28,6 +28,7 @@ class Scale:
     target_utilisation: float | None = None
     wait_slo: float | None = None
     keep_warm: int | None = None
+    max_execution_seconds: int | None = None
 
     def deployment(self) -> Json:
         """Return the body of the management API's deployment call."""
@@ -51,7 +52,10 @@ class Scale:
             "keepWarm": self.keep_warm,
         }
         chosen = {name: value for name, value in scaling.items() if value is not None}
-        return {"deploymentSpecifications": [specification], **({"scaling": chosen} if chosen else {})}
+        body: Json = {"deploymentSpecifications": [specification], **({"scaling": chosen} if chosen else {})}
+        if self.max_execution_seconds is not None:
+            body["maxExecutionSeconds"] = self.max_execution_seconds
+        return body
 
     @property
     def text(self) -> str:

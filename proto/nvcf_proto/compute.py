@@ -146,6 +146,7 @@ class CreationMessage(Record, frozen=True, kw_only=True):
     instance_type: Text
     gpus_per_instance: Annotated[int, Meta(ge=0, le=MOST_GPUS)] = 0
     max_request_concurrency: Annotated[int, Meta(ge=1, le=MOST_CONCURRENT)] = 1
+    max_execution_seconds: Annotated[int, Meta(ge=1)] | None = None
     instance_ids: InstanceIds = ()
     issued_at: float
     expires_at: float

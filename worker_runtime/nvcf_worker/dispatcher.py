@@ -118,6 +118,17 @@ class Dispatcher:
             delivery.holds_slot = False
             self._slots.release()
 
+    async def answered(self, request_id: str) -> None:
+        """Acknowledge a request whose caller has been answered although its handler goes on.
+
+        Nobody waits for that handler: not the queue, and not a worker that leaves.
+        """
+        delivery = self._inflight.get(request_id)
+        if delivery is not None:
+            if delivery.scope.task is not None:
+                self._tasks.discard(delivery.scope.task)
+            await self._inflight.settle(delivery, ACK)
+
     def cancel_request(self, request_id: str) -> None:
         """Stop a request after a cancel broadcast, if it is in flight here."""
         delivery = self._inflight.get(request_id)

@@ -122,6 +122,12 @@ class InstanceBroken(WorkerError):
     category = "fatal"
 
 
+class Unhealthy(InstanceBroken):
+    """The instance serves no more: its health hook says so, or its slots do not come back; exit code 3."""
+
+    category = "unhealthy"
+
+
 class RequestCancelled(WorkerError):
     """Raised by a blocking read in a handler whose request was cancelled."""
 

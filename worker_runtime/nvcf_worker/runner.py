@@ -38,12 +38,21 @@ from nvcf_worker.exchange.post import StreamBroken
 from nvcf_worker.function.body import RequestBody
 from nvcf_worker.function.cancellation import CancelScope, End
 from nvcf_worker.function.request import Asset, FunctionContext
-from nvcf_worker.function.response import Outcome, Reply, Response, problem_reply, response_headers
+from nvcf_worker.function.response import (
+    Outcome,
+    Reply,
+    Response,
+    StreamReply,
+    problem_reply,
+    response_headers,
+)
+from nvcf_worker.function.time_limit import TimeLimit, of_request
 from nvcf_worker.message import Work
 from nvcf_worker.process import logs
 from nvcf_worker.process.loops import from_outside
 from nvcf_worker.queue.inflight import ACK, NAK, nak_later
 from nvcf_worker.run.executor import Executor, request_type
+from nvcf_worker.run.overtime import Overdue, Overtime
 from nvcf_worker.sessions.tunnel import Tunnels
 from nvcf_worker.telemetry.observer import NoopObserver, RequestObserver
 
@@ -108,6 +117,8 @@ class Runner:
     _tunnels: Tunnels | None = None
     _telemetry: Telemetry | None = None
     dropped: Counter[str] = field(default_factory=Counter)
+    _time_limit: TimeLimit | None = None
+    _overdue: Overdue = field(default_factory=Overdue)
 
     async def run(self, work: Work, scope: CancelScope, release: Callable[[], None]) -> bytes | None:
         """Run one request; return how to acknowledge it, None for not at all.
@@ -213,9 +224,10 @@ class Runner:
         self, work: Work, scope: CancelScope, observer: RequestObserver, release: Callable[[], None]
     ) -> None:
         exchange = self._exchanges.open(work, scope)
+        overtime = Overtime(exchange, observer, self._overdue)
         try:
             try:
-                response = await self._response(exchange, observer)
+                response = await self._response(exchange, observer, overtime)
                 if exchange.compatible:
                     response = await self._services.results.finish(work.message, response, exchange.files)
             except FunctionError as error:
@@ -225,6 +237,10 @@ class Runner:
             except Exception:
                 log.exception("the worker failed to make a response")
                 response = _failed(work.request_id)
+            if overtime.answers:
+                if isinstance(response, StreamReply):
+                    await response.source.aclose()
+                return
             observer.delivering(response)
             await exchange.deliver(response, release)
             observer.delivered()
@@ -232,12 +248,13 @@ class Runner:
             error.wanted_again = error.wanted_again or exchange.wanted_again
             raise
         finally:
+            await overtime.close()
             await self._exchanges.close(exchange)
 
-    async def _response(self, exchange: Exchange, observer: RequestObserver) -> Outcome:
+    async def _response(self, exchange: Exchange, observer: RequestObserver, overtime: Overtime) -> Outcome:
         work, scope = exchange.work, exchange.scope
         try:
-            return await self._run(exchange, observer)
+            return await self._run(exchange, observer, overtime)
         except FunctionError:
             raise
         except (RetryLater, Fatal) as error:
@@ -257,7 +274,7 @@ class Runner:
             log.exception("the handler failed")
         return _failed(work.request_id)
 
-    async def _run(self, exchange: Exchange, observer: RequestObserver) -> Outcome:
+    async def _run(self, exchange: Exchange, observer: RequestObserver, overtime: Overtime) -> Outcome:
         work, scope = exchange.work, exchange.scope
         message = work.message
         if message.requestMethod:
@@ -283,8 +300,16 @@ class Runner:
         request = request_type(handler)(
             work, self._context(), body, scope.cancelled, method, target, parameters, sent, context
         )
+        limit = of_request(self._time_limit, sent)
+        if limit is not None:
+            overtime.begin(limit)
+            request._expires = asyncio.get_running_loop().time() + limit.seconds
         try:
-            return observer.handler_answered(await self._executor.run(request, scope, handler))
+            outcome = await self._executor.run(request, scope, handler)
+            # A stream is still being made; its limit counts to its end.
+            if not isinstance(outcome, StreamReply):
+                overtime.stop()
+            return observer.handler_answered(outcome)
         except BaseException as error:
             observer.handler_failed(error)
             raise

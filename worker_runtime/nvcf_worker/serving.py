@@ -67,6 +67,7 @@ def serve(
     retry_crashed: bool = True,
     media_type: str | None = None,
     grace_seconds: float = DEFAULT_GRACE_SECONDS,
+    time_limit: float | None = None,
     log_level: str | None = None,
     session_port: int | None = None,
     metrics: str | None = None,
@@ -89,6 +90,8 @@ def serve(
     media_type: default Content-Type of results, e.g. "text/event-stream".
     grace_seconds: how long requests may go on after SIGTERM; what does not finish goes back to the
         queue. A second signal ends the process at once.
+    time_limit: seconds that one request may run; then its caller gets 504, a coroutine is cancelled, a child
+        process killed, and a thread given up. The deployment's limit counts if it is lower.
     log_level: default NVCF_LOG_LEVEL, else "info".
     session_port: where on 127.0.0.1 this process' own server takes gRPC or WebSocket sessions; default
         INFERENCE_PORT. Each session holds one of the `concurrency` slots.
@@ -133,6 +136,7 @@ def serve(
         companion,
         concurrency=concurrency,
         grace_seconds=grace_seconds,
+        time_limit=time_limit,
         log_level=log_level,
         session_port=session_port,
         metrics=metrics,
@@ -146,6 +150,7 @@ def run_worker(
     concurrency: int | Adaptive | None,
     grace_seconds: float,
     log_level: str | None,
+    time_limit: float | None = None,
     session_port: int | None = None,
     metrics: str | None = None,
 ) -> None:
@@ -157,6 +162,7 @@ def run_worker(
     async def work() -> str:
         # Imported here so that `import nvcf_worker` stays light and a wrong handler is reported at once.
         from nvcf_worker.control.config import WorkerConfig
+        from nvcf_worker.function.time_limit import configured
         from nvcf_worker.telemetry.setup import worker_telemetry
         from nvcf_worker.worker import Worker
 
@@ -166,7 +172,12 @@ def run_worker(
         config = WorkerConfig.from_environment(os.environ, concurrency=slots, session_port=session_port)
         async with worker_telemetry(config, metrics) as telemetry:
             worker = Worker(
-                handler, config, grace_seconds=grace_seconds, adaptive=adaptive, telemetry=telemetry
+                handler,
+                config,
+                grace_seconds=grace_seconds,
+                adaptive=adaptive,
+                telemetry=telemetry,
+                time_limit=configured(time_limit, os.environ),
             )
             log.info("serving %s with %d slots", handler.name, config.concurrency)
             return await _run(worker, companion)

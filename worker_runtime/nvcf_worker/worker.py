@@ -18,7 +18,7 @@ from nvcf_worker.control.config import WorkerConfig
 from nvcf_worker.control.registration import Registration
 from nvcf_worker.control.worker_service import WorkerService
 from nvcf_worker.dispatcher import Dispatcher
-from nvcf_worker.errors import InstanceBroken, WorkerError, first_error
+from nvcf_worker.errors import InstanceBroken, Unhealthy, WorkerError, first_error
 from nvcf_worker.exchange.assets import AssetFetcher, HttpClient
 from nvcf_worker.exchange.attach import AttachClient
 from nvcf_worker.exchange.exchanges import Exchanges
@@ -30,6 +30,7 @@ from nvcf_worker.function.handlers import Handler
 from nvcf_worker.function.headers import constant_headers
 from nvcf_worker.function.loading import RunBlocking, begin_all, end_all, until_unhealthy
 from nvcf_worker.function.request import FunctionContext
+from nvcf_worker.function.time_limit import TimeLimit
 from nvcf_worker.process.health import health_server
 from nvcf_worker.queue.connect import close_connection
 from nvcf_worker.queue.inflight import InFlight
@@ -37,6 +38,7 @@ from nvcf_worker.queue.journal import open_journal
 from nvcf_worker.queue.planner import Slots
 from nvcf_worker.queue.session import Session, open_session
 from nvcf_worker.run.executor import Executor, MeasuredExecutor
+from nvcf_worker.run.overtime import Overdue
 from nvcf_worker.run.stall_detector import LoopWatch
 from nvcf_worker.run.threads import ThreadPool
 from nvcf_worker.runner import Runner, Services
@@ -61,12 +63,15 @@ class Worker:
         grace_seconds: float = 25.0,
         adaptive: Adaptive | None = None,
         telemetry: NoTelemetry | None = None,
+        time_limit: TimeLimit | None = None,
     ) -> None:
         self._handler = handler
         self._config = config
         self._grace = grace_seconds
         self._adaptive = adaptive
         self._telemetry = telemetry or NoTelemetry()
+        self._time_limit = time_limit
+        self._overdue = Overdue()
         self._lag = LoopLag()
         self._registration = Registration(config)
         self._registration.renewal_failed = self._telemetry.refresh_failed
@@ -83,7 +88,7 @@ class Worker:
             lambda: None if self._session is None else self._session.connection,
         )
         self._stores = HttpClient()
-        self._broken: str | None = None
+        self._broken: InstanceBroken | None = None
         self._inflight: InFlight
         self._exchanges: Exchanges
         self._dispatcher: Dispatcher
@@ -153,6 +158,8 @@ class Worker:
             self._tunnels,
             self._telemetry,
             self._telemetry.dropped,
+            self._time_limit,
+            self._overdue,
         )
         self._dispatcher = Dispatcher(
             self._inflight,
@@ -162,6 +169,7 @@ class Worker:
             runner.run,
             self._telemetry.dropped,
         )
+        self._overdue.answered = self._dispatcher.answered
         try:
             async with AsyncExitStack() as stack:
                 stack.push_async_callback(self._attach.close)
@@ -172,7 +180,7 @@ class Worker:
                 stack.push_async_callback(end_all, self._handler.loading, self._blocking)
                 await self._run_until_stopped()
             if self._broken is not None:
-                raise InstanceBroken(self._broken)
+                raise self._broken
         except BaseExceptionGroup as group:
             known = group.subgroup(WorkerError)
             if known is None:
@@ -189,9 +197,18 @@ class Worker:
         return MeasuredExecutor(self._handler, pool, loop, self._adaptive, resize)
 
     def fail(self, reason: str) -> None:
-        """Drain and leave, because the instance is broken: `run` raises InstanceBroken in the end."""
+        """Drain and leave, because a request has shown that the instance is broken."""
+        self._leave(InstanceBroken(reason))
+
+    def unhealthy(self, reason: str) -> None:
+        """Drain and leave, because the instance does not serve any more."""
+        log.critical("this instance is unhealthy: %s", reason)
+        self._leave(Unhealthy(reason))
+
+    def _leave(self, error: InstanceBroken) -> None:
+        """Stop; `run` raises the first such error in the end."""
         if self._broken is None:
-            self._broken = reason
+            self._broken = error
             self.stop()
 
     async def _listen(self, request_id: str) -> Unlisten | None:
@@ -231,8 +248,7 @@ class Worker:
         if self._handler.elsewhere:
             return
         reason = await until_unhealthy(self._handler.loading, self._blocking)
-        log.critical("this instance is unhealthy: %s", reason)
-        self.fail(reason)
+        self.unhealthy(reason)
 
     def _observe(self, telemetry: WorkerTelemetry) -> None:
         sources = GaugeSources(
@@ -303,9 +319,17 @@ class Worker:
             now = time.monotonic()
             await self._inflight.signal_if_due(now)
             self._exchanges.tick(time.time())
+            self._check_slots(now)
             if self._session is not None:
                 self._session.replies.expire(now)
                 self._session.wake()
+
+    def _check_slots(self, now: float) -> None:
+        """Leave when more than half of the slots are lost to handlers that do not end."""
+        reason = self._overdue.unhealthy(self._slots.limit, now)
+        if reason is not None and self._broken is None:
+            log.critical("%s\n%s", reason, self._overdue.stacks())
+            self.unhealthy(reason)
 
     def _slot_freed(self) -> None:
         if self._session is not None:

@@ -125,6 +125,8 @@ def worker_environment(
     if spec.share.visible_devices is not None:
         result[CUDA_VISIBLE_DEVICES] = spec.share.visible_devices
     order = spec.order
+    if order.max_execution_seconds is not None:
+        result[names.NVCF_MAX_EXECUTION_SECONDS] = str(order.max_execution_seconds)
     return (
         result
         | _telemetry(spec, places)

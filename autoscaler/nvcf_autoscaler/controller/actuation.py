@@ -126,6 +126,7 @@ class Actuator:
             instance_type=spec.instance_type,
             gpus_per_instance=spec.gpus_per_instance,
             max_request_concurrency=spec.max_request_concurrency,
+            max_execution_seconds=deployment.max_execution_seconds,
             instance_ids=(instance.id,),
             issued_at=instance.created_at,
             expires_at=instance.created_at + MESSAGE_LIFE,

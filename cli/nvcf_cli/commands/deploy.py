@@ -91,6 +91,16 @@ def deploy_command(
         int | None,
         typer.Option(min=0, max=1000, help="Instances that always stay.", show_default=False),
     ] = None,
+    max_execution_seconds: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=86_400,
+            metavar="SECONDS",
+            help="Longest run of one request. [default: 3600]",
+            show_default=False,
+        ),
+    ] = None,
     env: Annotated[
         list[str] | None,
         typer.Option("--env", "-e", metavar="NAME=VALUE", help="A variable for the function; repeatable."),
@@ -138,6 +148,7 @@ def deploy_command(
         target_utilisation=target_utilisation,
         wait_slo=wait_slo,
         keep_warm=keep_warm,
+        max_execution_seconds=max_execution_seconds,
     )
     file_text, handler = split_target(target)
     file = find_file(file_text)

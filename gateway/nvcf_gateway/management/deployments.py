@@ -32,6 +32,7 @@ def deployment_of(version: FunctionVersion, wanted: DeploymentCreation, now: flo
         keep_queued=wanted.keep_queued,
         max_queue_depth=wanted.max_queue_depth,
         max_body_bytes=wanted.max_body_bytes,
+        max_execution_seconds=wanted.max_execution_seconds,
         scaling=wanted.scaling,
     )
 

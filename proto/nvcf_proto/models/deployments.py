@@ -99,6 +99,10 @@ class ScalingPreferences(Record, frozen=True, forbid_unknown_fields=True):
 
 
 QueueDepth = Annotated[int, Meta(ge=1, le=100_000)]
+ExecutionSeconds = Annotated[
+    int, Meta(ge=1, le=86_400, description="Seconds that one request may run; then its caller gets 504.")
+]
+DEFAULT_EXECUTION_SECONDS = 3600
 BodyBytes = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 
 
@@ -107,7 +111,8 @@ class Deployment(Record, frozen=True):
 
     `keep_queued` [ext]: requests still unanswered at the end of the poll time stay, and can be polled.
     `max_queue_depth`: requests that may be queued or in flight; `max_body_bytes`: size of one request's body;
-    None: only the contract's and the installation's bounds.
+    None: only the contract's and the installation's bounds. `max_execution_seconds` [ext]: how long one
+    request may run.
     """
 
     version_id: Id = field(name="functionVersionId")
@@ -117,6 +122,7 @@ class Deployment(Record, frozen=True):
     keep_queued: bool = True
     max_queue_depth: QueueDepth | None = None
     max_body_bytes: BodyBytes | None = None
+    max_execution_seconds: ExecutionSeconds = DEFAULT_EXECUTION_SECONDS
     scaling: ScalingPreferences | None = None
 
 

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from nvcf_worker.errors import HandlerFailed
 from nvcf_worker.function.cancellation import Cancellation
 from nvcf_worker.run.threads import ThreadPool, ThreadStream
 
@@ -30,7 +31,7 @@ async def test_results_errors_and_context(pool: ThreadPool) -> None:
 
     with pytest.raises(KeyError):
         await pool.start(fail)
-    with pytest.raises(RuntimeError, match="StopIteration"):
+    with pytest.raises(HandlerFailed, match="StopIteration"):
         await pool.start(stop)
     pool.close()
 

@@ -79,6 +79,11 @@ class Exchange:
         return self._wanted_again or self.work.kept or self._waiters.may_poll
 
     @property
+    def responding(self) -> bool:
+        """Whether the delivery of a response has begun."""
+        return self._response is not None
+
+    @property
     def _unfinished(self) -> bool:
         """Whether callers can only get progress: there is no response, or another caller is getting it."""
         return self._response is None or (self._delivery is not None and self._delivery.streaming)

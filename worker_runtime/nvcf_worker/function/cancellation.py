@@ -62,22 +62,25 @@ class End(enum.Enum):
     RETRY_LATER = "the function asked for another try"
     UNREACHABLE = "no gateway could be reached"
     NOT_WANTED = "its gateway is gone, and the request is in no queue any more"
+    TIME_LIMIT = "its time limit is over"
     SESSION_CUT = "the worker is leaving and cut the session"
 
 
 class CancelScope:
     """Stops one request. `end` is the reason why it was stopped, None while it may go on.
 
-    task: the task that runs the request. body: aborted together with the request.
+    task: the task that runs the request. thread: id of the thread that runs a plain handler, 0 for none.
+    body: aborted together with the request.
     """
 
-    __slots__ = ("body", "cancelled", "end", "interruptible", "task")
+    __slots__ = ("body", "cancelled", "end", "interruptible", "task", "thread")
 
     def __init__(self) -> None:
         self.cancelled = Cancellation()
         self.body: RequestBody | None = None
         self.task: asyncio.Task[None] | None = None
         self.end: End | None = None
+        self.thread = 0
         # True only while the task runs code that settles the request when it is cancelled: a task that is
         # cancelled before its first step never runs at all.
         self.interruptible = False

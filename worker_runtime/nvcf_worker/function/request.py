@@ -87,6 +87,8 @@ class RequestInfo:
     _context: RequestContext | None
     _headers: Headers | None = field(default=None, init=False)
     _deadline: float = field(default=0.0, init=False)
+    # When the time limit is over, in the time of the event loop; 0 without a limit.
+    _expires: float = field(default=0.0, init=False)
     # The loop that fetches bodies; set before a handler runs on a thread.
     _loop: asyncio.AbstractEventLoop = field(init=False)
 

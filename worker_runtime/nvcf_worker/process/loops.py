@@ -29,13 +29,15 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-def run_to_end(main: Coroutine[Any, Any, T]) -> T:
+def run_to_end(main: Coroutine[Any, Any, T], *, plain: bool = False) -> T:
     """Run the process' main coroutine, and end the tasks that it leaves behind.
 
     Unlike `asyncio.run` this never waits for threads, so a job that hangs cannot keep the process. A task
     that raises SystemExit or KeyboardInterrupt has failed, and does not end the others.
+
+    plain: use asyncio's own loop, which leaves signals to others.
     """
-    runner = asyncio.Runner(loop_factory=loop_factory())
+    runner = asyncio.Runner(loop_factory=None if plain else loop_factory())
     loop = runner.get_loop()
     asyncio.set_event_loop(loop)
     task = loop.create_task(main)

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
@@ -101,6 +102,7 @@ class Executor:
         media_type, loop = handler.media_type, self._loop
 
         def job(announce: Announce) -> Any:
+            scope.thread = threading.get_ident()
             # In the job's own copy of the context.
             handler_thread.set(HandlerThread(loop, scope.cancelled))
             result = call()

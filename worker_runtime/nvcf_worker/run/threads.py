@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -191,12 +192,12 @@ class ThreadStream:
         await wait_uninterrupted(waiter)
 
 
-async def wait_uninterrupted(future: asyncio.Future[Any]) -> None:
-    """Wait until a future is done. A cancellation of this wait is raised only after that."""
-    cancelled = False
-    while not future.done():
+async def wait_uninterrupted(future: asyncio.Future[Any], until: float = math.inf) -> None:
+    """Wait until a future is done, or until a time of the loop. A cancellation is raised only after that."""
+    cancelled, loop = False, asyncio.get_running_loop()
+    while not future.done() and (left := until - loop.time()) > 0:
         try:
-            await asyncio.wait([future])
+            await asyncio.wait([future], timeout=None if left == math.inf else left)
         except asyncio.CancelledError:
             cancelled = True
     if cancelled:

@@ -117,7 +117,7 @@ class _Run:
         try:
             result = self._main(self._task)
             if inspect.iscoroutine(result):
-                run_to_end(self._run_coroutine(result))
+                run_to_end(self._run_coroutine(result), plain=True)
         # Whatever main raises is how the task ended: its results are sent, and the reason is recorded.
         except BaseException as error:
             if self._supervisor.stop is None and not isinstance(error, SystemExit):
@@ -154,7 +154,7 @@ class _Run:
         from nvcf_worker.tasks.upload import upload
 
         try:
-            run_to_end(upload(folder, url))
+            run_to_end(upload(folder, url), plain=True)
         except WorkerError as error:
             log.error("%s", error)
             # The end of the task itself is reported first, unless it was complete.

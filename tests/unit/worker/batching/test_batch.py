@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvcf_worker.errors import BadInput, BatchError, Fatal, HandlerError, RetryLater
+from nvcf_worker.errors import BadInput, BatchError, Fatal, HandlerError, HandlerFailed, RetryLater
 from nvcf_worker.function.handlers import Kind, classify
 from nvcf_worker.process import logs
 from nvcf_worker.run.batching.decorator import batch
@@ -77,7 +77,8 @@ async def test_a_batch_that_panics_leaves_nobody_waiting() -> None:
     async with asyncio.timeout(10):
         results = await gather(inverse, [1, 0, 4])
     assert results[::2] == [1.0, 0.25]
-    assert isinstance(results[1], Panic)
+    assert isinstance(results[1], HandlerFailed)
+    assert isinstance(results[1].__cause__, Panic)
 
 
 async def test_a_batch_that_raises_is_tried_again_item_by_item() -> None:
@@ -139,7 +140,7 @@ async def test_what_a_caller_could_take_for_its_own_end_is_wrapped(raised: type)
         raise raised
 
     (result,) = await gather(odd, [1])
-    assert isinstance(result, BatchError | RuntimeError)
+    assert isinstance(result, BatchError | HandlerFailed)
 
 
 async def test_buckets_and_budget() -> None:

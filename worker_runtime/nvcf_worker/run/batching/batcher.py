@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from nvcf_worker.errors import BatchError, Fatal, RetryLater
+from nvcf_worker.function.handlers import runs_on_loop
 from nvcf_worker.process.loops import from_outside
 from nvcf_worker.run.batching.calling import FunctionCaller
 from nvcf_worker.run.batching.items import Waiting, results_of
@@ -15,6 +16,7 @@ from nvcf_worker.run.batching.plan import BatchPlanner, Entry
 from nvcf_worker.run.batching.settings import BatchSettings
 from nvcf_worker.run.batching.streams import StepBatch
 from nvcf_worker.run.batching.telemetry import BatchTelemetry
+from nvcf_worker.run.threads import wait_uninterrupted
 
 log = logging.getLogger("nvcf_worker")
 
@@ -28,6 +30,7 @@ class Batcher:
         self._name = name
         self.loop = asyncio.get_running_loop()
         self._caller = FunctionCaller(self.loop)
+        self._loops = runs_on_loop(function)
         self._plan: BatchPlanner[Waiting] = BatchPlanner(
             settings.max_size, settings.max_wait, settings.max_cost
         )
@@ -56,6 +59,9 @@ class Batcher:
         except asyncio.CancelledError:
             if not self._plan.discard(entry) and waiting.on_leave is not None:
                 waiting.on_leave()
+            if waiting.batch is not None:
+                # A thread cannot be interrupted: the request keeps its slot, as with a plain handler.
+                await wait_uninterrupted(waiting.batch)
             raise
 
     def _start_due(self) -> None:
@@ -108,6 +114,7 @@ class Batcher:
 
         for waiting in live:
             waiting.on_leave = on_leave
+            waiting.batch = None if self._loops else task
         try:
             result = await self._caller.call(self._function, [waiting.item for waiting in live])
             if isinstance(result, AsyncIterator | Iterator):

@@ -64,12 +64,14 @@ def as_sync(request: Request) -> SyncRequest:
 class Waiting:
     """An item and the future through which its caller gets the result."""
 
-    __slots__ = ("_future", "item", "member", "on_leave")
+    __slots__ = ("_future", "batch", "item", "member", "on_leave")
 
     def __init__(self, item: Any, future: asyncio.Future[Any]) -> None:
         self.item = item
         self.member = Member()
         self.on_leave: Callable[[], None] | None = None
+        # The task of its batch, once that runs on a thread.
+        self.batch: asyncio.Task[Any] | None = None
         # Dropped once it is settled: a result that is a stream must not be kept alive by its item.
         self._future: asyncio.Future[Any] | None = future
 

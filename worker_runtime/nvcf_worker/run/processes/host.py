@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import random
 import time
 from collections.abc import Mapping, Sequence, Set
@@ -34,6 +35,8 @@ RESTART = Backoff(first=0.1, limit=30.0)
 READY_TIMEOUT = 1800.0
 STOP_PATIENCE = 10.0
 BUSY_PATIENCE = 2.0
+KILL_PATIENCE = 2.0
+"""Seconds that a handler in a child has to end after its time limit; then the child is killed."""
 RETRY_PATIENCE = 30.0
 """Seconds that a request whose process died waits for another process; then it goes back to the queue."""
 
@@ -50,7 +53,7 @@ class HasSlots(Protocol):
 class CanFail(Protocol):
     """A worker that leaves when its instance is broken."""
 
-    def fail(self, reason: str) -> None:
+    def unhealthy(self, reason: str) -> None:
         """Drain and leave."""
 
 
@@ -143,9 +146,8 @@ class ProcessHost:
             self._place()
 
     def _unhealthy(self, reason: str) -> None:
-        log.critical("this instance is unhealthy: %s", reason)
         if isinstance(self._admission, CanFail):
-            self._admission.fail(reason)
+            self._admission.unhealthy(reason)
 
     def _lost(self, child: ChildProcess, code: int, requests: Set[RemoteRequest], *, alone: bool) -> None:
         self._children[child.index] = None
@@ -208,9 +210,19 @@ class ProcessHost:
         except asyncio.CancelledError:
             if not self._dispatcher.withdraw(remote):
                 remote.cancel()
-                await wait_uninterrupted(remote.ended)
+                await self._outlast(remote)
             self._place()
             raise
+
+    async def _outlast(self, remote: RemoteRequest) -> None:
+        """Wait until a cancelled handler has ended; after its time limit, kill the child that runs it."""
+        limit = remote.request._expires
+        await wait_uninterrupted(remote.ended, limit + KILL_PATIENCE if limit else math.inf)
+        child = next((each for each in self._children if each and remote.number in each.requests), None)
+        if not remote.ended.done() and child is not None:
+            log.error("process %d is killed: request %s does not end", child.index, remote.request.id)
+            await child.kill()
+            await wait_uninterrupted(remote.ended)
 
     async def _begun(self, remote: RemoteRequest) -> bool:
         """Wait until a retried request has a child. Return False if that takes too long."""
