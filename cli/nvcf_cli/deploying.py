@@ -24,7 +24,7 @@ WAITING = "waiting: "
 # Told until the autoscaler says why there is none.
 NO_INSTANCE = "waiting for an instance"
 # Failures of a place, not of the function: the platform tries others.
-_ELSEWHERE = ("capacity", "lost")
+_ELSEWHERE = ("capacity", "lost", "unhealthy")
 
 
 @dataclass(frozen=True)

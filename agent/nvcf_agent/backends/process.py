@@ -15,6 +15,7 @@ from nvcf_agent.backends.allowed import Allowed
 from nvcf_agent.backends.cgroups import Group, Groups, LimitsUnavailable, describe_end, machine_oom_kills
 from nvcf_agent.backends.collector import FILE, run_collector, write_configuration
 from nvcf_agent.backends.environment import InstancePlaces, InstanceSpec, worker_command, worker_environment
+from nvcf_agent.backends.exit_reason import explained, forget_exit_reason, read_exit_reason
 from nvcf_agent.backends.health import readiness
 from nvcf_agent.backends.interface import Running
 from nvcf_agent.backends.isolation import InstanceUser, Isolation
@@ -187,6 +188,7 @@ class ProcessBackend:
 
     def _make_places(self, spec: InstanceSpec) -> InstancePlaces:
         home = private_directory(self._instances / spec.instance_id)
+        forget_exit_reason(home / "shared")
         port = self._ports()
         health_port = port()
         metrics = f"127.0.0.1:{port()}" if spec.telemetry.metrics else None
@@ -281,6 +283,8 @@ class ProcessBackend:
             group_oom_kills=in_group,
             machine_oom_kills=on_machine,
         )
+        shared = self._instances / child.running.instance_id / "shared"
+        category, how = explained(category, how, code, read_exit_reason(shared))
         return Ended(child.running.instance_id, "\n".join([how, *child.errors.lines()]), category)
 
     async def _report_readiness(self, child: _Child) -> None:

@@ -31,6 +31,7 @@ class Category(StrEnum):
     CAPACITY = "capacity"
     UNSUPPORTED = "unsupported"
     CRASH = "crash"
+    UNHEALTHY = "unhealthy"
     OUT_OF_MEMORY = "out-of-memory"
     NOT_READY = "not-ready"
 

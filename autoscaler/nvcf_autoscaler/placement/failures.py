@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from nvcf_proto.models import Instance, InstanceState
 
 # How long a cluster gets no instance of a version after it refused or lost one, by category.
-AVOID_SECONDS = {"capacity": 2.0, "unsupported": 60.0, "lost": 20.0}
+# An unhealthy instance had served: that is a matter of the place, and says nothing about starts.
+AVOID_SECONDS = {"capacity": 2.0, "unsupported": 60.0, "lost": 20.0, "unhealthy": 20.0}
 FIRST_WAIT = 1.0
 LONGEST_WAIT = 120.0
 
