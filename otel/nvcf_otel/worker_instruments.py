@@ -39,6 +39,12 @@ WORKER_SLOTS = observed_gauge(
     "nvcf.worker.slots", "{slot}", "Requests that the worker can run at the same time.", _VERSION
 )
 WORKER_SLOTS_BUSY = observed_gauge("nvcf.worker.slots.busy", "{slot}", "Slots in use.", _VERSION)
+WORKER_SLOTS_LOST = observed_gauge(
+    "nvcf.worker.slots.lost", "{slot}", "Slots of handlers that go on after their time limit.", _VERSION
+)
+REQUESTS_OVERDUE = observed_counter(
+    "nvcf.request.overdue", "{request}", "Requests that did not end within their time limit.", _VERSION
+)
 BATCH_SIZE = histogram(
     "nvcf.batch.size",
     "{item}",

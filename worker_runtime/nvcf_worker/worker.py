@@ -254,6 +254,8 @@ class Worker:
         sources = GaugeSources(
             slots=lambda: self._slots.limit,
             busy=lambda: self._slots.busy,
+            lost=lambda: len(self._overdue),
+            overdue=lambda: self._overdue.count,
             connection=lambda: None if self._session is None else self._session.connection,
             regions=lambda: self._registration.connected.regions,
             broker_address=urlsplit(self._config.nats_servers[0]).hostname or "",

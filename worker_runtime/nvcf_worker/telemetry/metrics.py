@@ -65,10 +65,12 @@ class WorkerMetrics:
 
 @dataclass(frozen=True)
 class GaugeSources:
-    """Where the values of gauges come from: slots, broker connection, regions, lag of the event loop."""
+    """Where values come from: slots, overdue requests, broker connection, regions, lag of the event loop."""
 
     slots: Callable[[], int]
     busy: Callable[[], int]
+    lost: Callable[[], int]
+    overdue: Callable[[], int]
     connection: Callable[[], Client | None]
     regions: Callable[[], tuple[str, ...]]
     broker_address: str
@@ -98,6 +100,8 @@ def observe(metrics: WorkerMetrics, running: Mapping[int, float], sources: Gauge
 
     one(own.WORKER_SLOTS, sources.slots)
     one(own.WORKER_SLOTS_BUSY, sources.busy)
+    one(own.WORKER_SLOTS_LOST, sources.lost)
+    one(own.REQUESTS_OVERDUE, sources.overdue)
     one(own.STREAM_ITEMS, lambda: metrics.items)
     one(own.REQUEST_REDELIVERIES, lambda: metrics.redeliveries)
     _create(meter, (own.REQUESTS_DROPPED,), metrics.attributes, names.REASON, lambda: dict(metrics.dropped))
