@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from nvcf_proto.models import InstanceState
 from tests.support.platform.compute_plane import Plane, deployment_path, running_plane
@@ -78,7 +79,7 @@ async def test_limits_are_checked(tmp_path: Path) -> None:
         version = await plane.deploy()
         path, wrong = deployment_path(version), ("0", 0, -1, 86_401, 1.5)
         for value in wrong:
-            body = {"deploymentSpecifications": [{}], "maxExecutionSeconds": value}
+            body: dict[str, Any] = {"deploymentSpecifications": [{}], "maxExecutionSeconds": value}
             answer = await plane.platform.call("PUT", path, body, expect=400)
             assert "maxExecutionSeconds" in answer["detail"]
         answer = await plane.platform.call("GET", path)

@@ -163,6 +163,7 @@ def run_worker(
         # Imported here so that `import nvcf_worker` stays light and a wrong handler is reported at once.
         from nvcf_worker.control.config import WorkerConfig
         from nvcf_worker.function.time_limit import configured
+        from nvcf_worker.run.stall_detector import stall_seconds
         from nvcf_worker.telemetry.setup import worker_telemetry
         from nvcf_worker.worker import Worker
 
@@ -178,6 +179,7 @@ def run_worker(
                 adaptive=adaptive,
                 telemetry=telemetry,
                 time_limit=configured(time_limit, os.environ),
+                stall_seconds=stall_seconds(os.environ),
             )
             log.info("serving %s with %d slots", handler.name, config.concurrency)
             return await _run(worker, companion)

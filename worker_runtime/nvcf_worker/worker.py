@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -31,7 +32,10 @@ from nvcf_worker.function.headers import constant_headers
 from nvcf_worker.function.loading import RunBlocking, begin_all, end_all, until_unhealthy
 from nvcf_worker.function.request import FunctionContext
 from nvcf_worker.function.time_limit import TimeLimit
+from nvcf_worker.process.companions import cancelled
+from nvcf_worker.process.exit_reason import ExitReason
 from nvcf_worker.process.health import health_server
+from nvcf_worker.process.leaving import leave_now
 from nvcf_worker.queue.connect import close_connection
 from nvcf_worker.queue.inflight import InFlight
 from nvcf_worker.queue.journal import open_journal
@@ -64,6 +68,7 @@ class Worker:
         adaptive: Adaptive | None = None,
         telemetry: NoTelemetry | None = None,
         time_limit: TimeLimit | None = None,
+        stall_seconds: float = math.inf,
     ) -> None:
         self._handler = handler
         self._config = config
@@ -71,6 +76,8 @@ class Worker:
         self._adaptive = adaptive
         self._telemetry = telemetry or NoTelemetry()
         self._time_limit = time_limit
+        self._stall_seconds = stall_seconds
+        self._loop_watch: LoopWatch
         self._overdue = Overdue()
         self._lag = LoopLag()
         self._registration = Registration(config)
@@ -177,6 +184,10 @@ class Worker:
                 await stack.enter_async_context(
                     health_server(self._config.health_port, lambda: self.ready, self._telemetry.metrics_page)
                 )
+                self._loop_watch = LoopWatch(
+                    self._handler.name, lambda: self._inflight, limit=self._stall_seconds, stuck=self._stalled
+                )
+                stack.push_async_callback(cancelled, asyncio.create_task(self._loop_watch.run()))
                 stack.push_async_callback(end_all, self._handler.loading, self._blocking)
                 await self._run_until_stopped()
             if self._broken is not None:
@@ -205,6 +216,10 @@ class Worker:
         log.critical("this instance is unhealthy: %s", reason)
         self._leave(Unhealthy(reason))
 
+    def _stalled(self, reason: str) -> None:
+        """End the process: what would drain it runs on the event loop."""
+        leave_now(self._config.shared_dir, ExitReason(Unhealthy.exit_code, Unhealthy.category, reason))
+
     def _leave(self, error: InstanceBroken) -> None:
         """Stop; `run` raises the first such error in the end."""
         if self._broken is None:
@@ -229,7 +244,6 @@ class Worker:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._registration.keep_renewed(self._registration_changed))
             tasks.create_task(self._housekeeping())
-            tasks.create_task(LoopWatch(self._handler.name, lambda: self._inflight).run())
             tasks.create_task(self._exchanges.watch_progress_files())
             if isinstance(self._telemetry, WorkerTelemetry):
                 self._observe(self._telemetry)
@@ -238,6 +252,7 @@ class Worker:
                     tasks.create_task(self._telemetry.metering.beat())
             setting_up = begin_all(self._handler.loading, self._blocking)
             await (setting_up if self._handler.elsewhere else self._telemetry.load(setting_up))
+            self._loop_watch.serving = True
             tasks.create_task(self._watch_health())
             limit: float | None = settings.CONNECT_START_TIMEOUT - enrolled
             while True:

@@ -1,23 +1,26 @@
 """Detects that something keeps the event loop, or the whole interpreter, from running.
 
 Meanwhile no in-progress signal is sent, and after the consumer's ack wait the queue delivers the
-requests again. `LagWatch` decides; a thread and a timer of the loop call it.
+requests again. A loop that does not come back ends the process. `LagWatch` decides; a thread and a timer of
+the loop call it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    from nvcf_worker.queue.inflight import Delivery
+from nvcf_worker.errors import ConfigurationError
+from nvcf_worker.function.cancellation import CancelScope
+from nvcf_worker.message import Work
 
 log = logging.getLogger("nvcf_worker")
 
@@ -26,6 +29,35 @@ LOOK_SECONDS = 0.5
 THRESHOLD = 2.0
 NAMED = 5
 _FRAMES = 6
+_ALL_FRAMES = 40
+
+STALL_SECONDS = "NVCF_STALL_SECONDS"
+"""[ext] Seconds for which the event loop may stand still before the worker ends; 0 for ever. Default: 30."""
+DEFAULT_STALL_SECONDS = 30.0
+
+
+def stall_seconds(environ: Mapping[str, str]) -> float:
+    """Return the setting; infinite for 0. Raises ConfigurationError."""
+    text = environ.get(STALL_SECONDS, "").strip()
+    try:
+        seconds = float(text) if text else DEFAULT_STALL_SECONDS
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise ConfigurationError(f"{STALL_SECONDS} is {text[:32]!r}; it must be a number of seconds")
+    return seconds or math.inf
+
+
+class Running(Protocol):
+    """A request in flight."""
+
+    @property
+    def work(self) -> Work:
+        """Return the request."""
+
+    @property
+    def scope(self) -> CancelScope:
+        """Return its cancel scope."""
 
 
 class Silence(NamedTuple):
@@ -45,12 +77,15 @@ class LagWatch:
         self._beat = now
         self._looked = now
         self._next = threshold
+        self.stood = 0.0
+        """Seconds that the watching thread has seen the loop stand still, while it ran itself."""
 
     def beat(self, now: float) -> Silence | None:
         """The loop runs; the silence that is over now, if it was too long."""
         lag, self._beat = now - self._beat, now
         warned = self._next > self._threshold
         self._next = self._threshold
+        self.stood = 0.0
         if lag < self._threshold:
             return None
         # The loop may be the first to run again, before the watching thread could say anything.
@@ -60,6 +95,9 @@ class LagWatch:
         """From the watching thread: a silence that lasts, if it is time to log it."""
         slept, self._looked = now - self._looked, now
         lag = now - self._beat
+        # If this thread did not run either, that proves nothing: the process was stopped, for example.
+        if slept < self._threshold:
+            self.stood = min(lag, self.stood + slept)
         if lag < self._next:
             return None
         while self._next <= lag:
@@ -68,15 +106,24 @@ class LagWatch:
 
 
 class LoopWatch:
-    """Watches the loop that it was made in. `requests`: those in flight; `handler`: its name for the log."""
+    """Watches the loop that it was made in. `requests`: those in flight; `handler`: its name for the log.
+
+    limit: seconds after which a loop that stands still is given up while `serving` is true. stuck: called
+    then on the watching thread, with the reason.
+    """
 
     def __init__(
         self,
         handler: str,
-        requests: Callable[[], Iterable[Delivery]],
+        requests: Callable[[], Iterable[Running]],
         *,
         threshold: float = THRESHOLD,
+        limit: float = math.inf,
+        stuck: Callable[[str], None] = log.critical,
     ) -> None:
+        self.serving = False
+        self._limit = limit
+        self._stuck = stuck
         self._handler = handler
         self._requests = requests
         self._loop = asyncio.get_running_loop()
@@ -103,6 +150,17 @@ class LoopWatch:
             found = self._watch.look(time.monotonic())
             if found is not None:
                 self._warn(found, blocked=True)
+            if self.serving and self._watch.stood >= self._limit:
+                self._give_up()
+                return
+
+    def _give_up(self) -> None:
+        requests = tuple(self._requests())
+        running = self._running(requests)
+        names = "" if running is None else f" in request {running.work.request_id}"
+        reason = f"the event loop stood still for {self._watch.stood:.0f} s{names}"
+        log.critical("%s; this process ends.%s", reason, self._where(_ALL_FRAMES))
+        self._stuck(reason)
 
     def _warn(self, silence: Silence, *, blocked: bool) -> None:
         """`blocked`: the loop is still stuck, so that what it is busy with can be named."""
@@ -121,13 +179,13 @@ class LoopWatch:
             extra={"request_id": suspects[0].work.request_id} if len(suspects) == 1 else None,
         )  # fmt: skip
 
-    def _running(self, requests: Iterable[Delivery]) -> Delivery | None:
+    def _running(self, requests: Iterable[Running]) -> Running | None:
         """The request whose task is what the loop is busy with."""
         task = asyncio.current_task(self._loop)
         return next((one for one in requests if one.scope.task is not None and one.scope.task is task), None)
 
-    def _where(self) -> str:
+    def _where(self, frames: int = _FRAMES) -> str:
         frame: FrameType | None = sys._current_frames().get(self._loop_thread)
         if frame is None:
             return ""
-        return "\n" + "".join(traceback.format_stack(frame)[-_FRAMES:]).rstrip()
+        return "\n" + "".join(traceback.format_stack(frame)[-frames:]).rstrip()

@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from typing import NoReturn
 
 from nvcf_worker.errors import WorkerError
@@ -20,6 +20,7 @@ from nvcf_worker.process.loops import run_to_end
 from nvcf_worker.run.executor import Executor
 from nvcf_worker.run.processes.channel import CHANNEL_FD, Channel, Frame
 from nvcf_worker.run.processes.served import ServedRequest
+from nvcf_worker.run.stall_detector import LoopWatch, stall_seconds
 from nvcf_worker.run.threads import ThreadPool
 from nvcf_worker.telemetry import measurements
 from nvcf_worker.telemetry.measurements import Measurement, measure_load
@@ -47,6 +48,10 @@ def serve_requests(handler: Handler, companion: Companion | None) -> NoReturn:
         log.exception("the process cannot go on")
         code = 1
     telemetry.shutdown(TELEMETRY_PATIENCE)
+    _end(code)
+
+
+def _end(code: int) -> NoReturn:
     sys.stdout.flush()
     logging.shutdown()
     # A handler that hangs must not keep the process alive.
@@ -57,10 +62,14 @@ async def _serve(handler: Handler, end: socket.socket, companion: Companion | No
     server = ChildServer(handler, asyncio.get_running_loop())
     channel = server.channel = await Channel.over(end, server.on_frame)
     measurements.listen(server.send_measurement)
+    watch = LoopWatch(handler.name, server.running, limit=stall_seconds(os.environ), stuck=lambda _: _end(1))
+    watching = asyncio.create_task(watch.run())
     async with _loaded(handler, companion, lambda reason: channel.send(Frame.UNHEALTHY, 0, reason.encode())):
+        watch.serving = True
         channel.send(Frame.READY)
         await asyncio.wait([channel.closed, server.stopping], return_when=asyncio.FIRST_COMPLETED)
         await server.cancel_all()
+    watching.cancel()
     channel.close()
     async with asyncio.timeout(STOP_PATIENCE):
         await channel.closed
@@ -126,6 +135,10 @@ class ChildServer:
                 self.stopping.set_result(None)
         elif (running := self._requests.get(number)) is not None:
             running.on_frame(kind, payload)
+
+    def running(self) -> Collection[ServedRequest]:
+        """Return the requests in flight."""
+        return tuple(self._requests.values())
 
     def send_measurement(self, measurement: Measurement) -> None:
         """Send a value for the worker's metrics, from any thread."""

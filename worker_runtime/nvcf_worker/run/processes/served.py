@@ -44,7 +44,7 @@ class ServedRequest:
         self._body: ChannelBody | None = None
         self.scope = CancelScope()
         message = nvcf_pb2.WorkerInvokeFunctionRequest.FromString(self._packed.message)
-        self._work = Work(
+        self.work = Work(
             message=message,
             request_id=message.requestId,
             region=self._packed.region,
@@ -70,9 +70,9 @@ class ServedRequest:
 
     async def run(self) -> None:
         """Run the request to its end. Errors are sent to the worker, not raised."""
-        logs.request_id.set(self._work.request_id)
-        if self._work.trace is not None:
-            logs.attach_trace(self._work.trace)
+        logs.request_id.set(self.work.request_id)
+        if self.work.trace is not None:
+            logs.attach_trace(self.work.trace)
         try:
             self.scope.interruptible = True
             if self.scope.end is not None:
@@ -96,11 +96,11 @@ class ServedRequest:
         self.scope.body = body
         context = None
         if packed.files is not None:
-            context = ChildContext(packed.files, self._work.request_id, self._send_from_any_thread)
+            context = ChildContext(packed.files, self.work.request_id, self._send_from_any_thread)
         function = FunctionContext(packed.function_id, packed.version_id, packed.headers)
         method, target, cancelled = packed.method, packed.target, self.scope.cancelled
         request = request_type(handler)(
-            self._work, function, body, cancelled, method, target, parameters, packed.sent, context
+            self.work, function, body, cancelled, method, target, parameters, packed.sent, context
         )
         return await self._executor.run(request, self.scope, handler)
 
