@@ -10,14 +10,19 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nvcf_broker.process import stop_process
 from nvcf_worker.errors import ConfigurationError, HandlerError, WorkerError
 from nvcf_worker.function.handlers import classify, is_asgi
 from nvcf_worker.process import children
+from nvcf_worker.process.companions import Companion
 from nvcf_worker.process.loops import run_to_end
+from nvcf_worker.run.processes.channel import is_child
 from nvcf_worker.serving import capture, has_served, set_up_logging
+
+if TYPE_CHECKING:
+    from nvcf_worker.local.function import LocalFunction
 
 CHECK_INTERVAL = 0.3
 END_GRACE = 5.0
@@ -47,6 +52,12 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> None:
     """Run `nvcf-worker run`. Raises ConfigurationError."""
     options = parser().parse_args(arguments)
+    if is_child():
+        from nvcf_worker.__main__ import main as serve_as_worker
+
+        # A process of isolation="process" serves the requests of the one that has the port.
+        serve_as_worker([options.target])
+        return
     set_up_logging(None)
     listener = (
         socket.socket(fileno=options.fd) if options.fd is not None else _listen(options.host, options.port)
@@ -96,9 +107,8 @@ def serve_file(target: str, listener: socket.socket) -> None:
         handler, options = taken[0] if taken else (find_handler(module, file, DEFAULT_NAME), {})
     else:
         handler, options = load_named(path, file, name)
-    asgi, media_type = options.get("asgi"), options.get("media_type")
     try:
-        run_to_end(_serve(handler, asgi, media_type, listener))
+        run_to_end(_serve(handler, options, listener))
     except HandlerError as error:
         raise ConfigurationError(f"{file}: {error}") from error
     except WorkerError as error:
@@ -106,15 +116,33 @@ def serve_file(target: str, listener: socket.socket) -> None:
         raise SystemExit(error.exit_code) from None
 
 
-async def _serve(handler: Any, asgi: Any, media_type: str | None, listener: socket.socket) -> None:
+def _function(handler: Any, options: dict[str, Any]) -> LocalFunction:
+    """Return the function that `serve(handler, **options)` describes. Raises HandlerError."""
     # Imported here, so that a wrong argument is reported without waiting for these imports.
+    from nvcf_worker.function.time_limit import configured
     from nvcf_worker.local.function import LocalFunction
-    from nvcf_worker.local.http import LocalServer
     from nvcf_worker.run.asgi.host import AsgiHost
 
-    host = AsgiHost(asgi if asgi is not None else handler) if asgi is not None or is_asgi(handler) else None
-    checked = classify(handler if host is None else host.handle, media_type)
-    server = LocalServer(LocalFunction(checked, host), listener)
+    asgi = options.get("asgi")
+    companion: Companion | None = None
+    if asgi is not None or is_asgi(handler):
+        host = AsgiHost(asgi if asgi is not None else handler)
+        handler, companion = host.handle, host
+    checked = classify(handler, options.get("media_type"))
+    if options.get("isolation") == "process":
+        from nvcf_worker.run.processes.setup import isolate
+
+        retry = bool(options.get("retry_crashed", True))
+        checked, companion, _ = isolate(
+            checked, options.get("processes"), options.get("concurrency"), retry=retry
+        )
+    return LocalFunction(checked, companion, configured(options.get("time_limit"), os.environ))
+
+
+async def _serve(handler: Any, options: dict[str, Any], listener: socket.socket) -> None:
+    from nvcf_worker.local.http import LocalServer
+
+    server = LocalServer(_function(handler, options), listener)
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)

@@ -19,13 +19,15 @@ from nvcf_worker.exchange.large_results import as_problem
 from nvcf_worker.exchange.post import StreamBroken
 from nvcf_worker.exchange.transport import NoGateway
 from nvcf_worker.function.body import Download
+from nvcf_worker.function.cancellation import End
 from nvcf_worker.function.handlers import Handler
 from nvcf_worker.function.loading import RunBlocking, begin_all, end_all
 from nvcf_worker.function.request import Asset, FunctionContext
 from nvcf_worker.function.response import Outcome, Reply, StreamReply
+from nvcf_worker.function.time_limit import TimeLimit
 from nvcf_worker.local.request import LocalDownload, LocalRequest, Progress, Sink
 from nvcf_worker.message import AttachTarget, ReplyAddress, Work
-from nvcf_worker.process.companions import Companion
+from nvcf_worker.process.companions import Companion, cancelled
 from nvcf_worker.run.executor import Executor
 from nvcf_worker.run.threads import ThreadPool
 from nvcf_worker.runner import Runner, Services
@@ -41,11 +43,15 @@ POLL_FOR_EVER = 1e12
 class LocalFunction:
     """Serves requests to one function, in one event loop, between `start` and `stop`."""
 
-    def __init__(self, handler: Handler, companion: Companion | None = None) -> None:
+    def __init__(
+        self, handler: Handler, companion: Companion | None = None, time_limit: TimeLimit | None = None
+    ) -> None:
         self.broken: str | None = None
         """The text of a `Fatal` that a handler has raised."""
         self._handler = handler
         self._companion = companion
+        self._time_limit = time_limit
+        self._watching: asyncio.Task[None] | None = None
         self._requests: dict[str, LocalRequest] = {}
         self._pool: ThreadPool | None = None
         self._runner: Runner
@@ -69,11 +75,13 @@ class LocalFunction:
             exchanges,
             Services(base / "assets", base / "results", files, files, self._break),
             lambda: context,
+            _time_limit=self._time_limit,
         )
         try:
             await begin_all(self._handler.loading, self._blocking)
             if self._companion is not None:
                 await self._companion.start()
+                self._watching = asyncio.create_task(self._companion.watch(self))
         except BaseException:
             await self.stop()
             raise
@@ -83,6 +91,8 @@ class LocalFunction:
         for request in tuple(self._requests.values()):
             request.cancel()
             await request.wait()
+        if self._watching is not None:
+            await cancelled(self._watching)
         if self._companion is not None:
             await self._companion.stop()
         if self._pool is not None:
@@ -103,6 +113,17 @@ class LocalFunction:
             await self._runner.run(work, request.scope, lambda: None)
         finally:
             del self._requests[request.id]
+
+    def pause(self) -> None:
+        """Do nothing: requests wait for the companion."""
+
+    def resume(self) -> None:
+        """Do nothing: requests are always taken."""
+
+    def unhealthy(self, reason: str) -> None:
+        """Log why a worker would leave now."""
+        log.critical("this instance is unhealthy: %s", reason)
+        self._break(reason)
 
     def _break(self, reason: str) -> None:
         self.broken = reason
@@ -159,7 +180,7 @@ class _LocalTransport:
 
     async def deliver(self, address: ReplyAddress, response: Outcome, sent: Callable[[], None]) -> None:
         request = self._requests.get(address.target.response_token)
-        if request is None or request.scope.end is not None:
+        if request is None or request.scope.end not in (None, End.TIME_LIMIT):
             raise CallerGone("the caller is gone")
         if isinstance(response, Reply) and (progress := _progress_of(response)) is not None:
             request.progress.append(progress)
