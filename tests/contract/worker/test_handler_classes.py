@@ -348,5 +348,5 @@ async def test_an_unhealthy_instance_finishes_its_requests_and_leaves(
     assert (await call.answer()).body == b"finished"
     assert await process.exit_code() == 3
     reason = json.loads((tmp_path / "instance-1" / "nvcf-worker-exit.json").read_text())
-    assert (reason["code"], reason["category"]) == (3, "fatal")
+    assert (reason["code"], reason["category"]) == (3, "unhealthy")
     assert reason["text"].endswith("Model: health returned False")

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nvcf_worker.errors import HandlerFailed
 from nvcf_worker.exchange.response_delivery import REPLAY_LIMIT, ReplaySource
 from nvcf_worker.run.executor import AsyncSource
 
@@ -52,6 +53,6 @@ async def test_what_was_too_long_cannot_be_repeated() -> None:
 async def test_a_handler_that_ended_early_cannot_be_repeated(error: BaseException) -> None:
     """Its stream would look complete the second time."""
     source = ReplaySource(AsyncSource(items([b"a"], error)))
-    with pytest.raises((RuntimeError, GeneratorExit)):
+    with pytest.raises((RuntimeError, HandlerFailed)):
         await take(source, 2)
     assert not source.rewind()
