@@ -24,6 +24,7 @@ from nvcf_proto import compute
 from nvcf_proto.compute import CreationMessage, Event, TerminationMessage
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import Deployment, FunctionVersion, Instance, InstanceState
+from nvcf_proto.models.deployments import execution_seconds
 
 _log = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ class Actuator:
             instance_type=spec.instance_type,
             gpus_per_instance=spec.gpus_per_instance,
             max_request_concurrency=spec.max_request_concurrency,
-            max_execution_seconds=deployment.max_execution_seconds,
+            max_execution_seconds=execution_seconds(deployment),
             instance_ids=(instance.id,),
             issued_at=instance.created_at,
             expires_at=instance.created_at + MESSAGE_LIFE,

@@ -9,7 +9,7 @@ from nvcf_autoscaler.placement.place import Cluster as PlacementCluster
 from nvcf_autoscaler.policy.settings import ScalingDetails, ScalingSettings, SpecificationSettings, Stickiness
 from nvcf_proto.compute import Cluster
 from nvcf_proto.models import Deployment, DeploymentSpecification, ScalingRule
-from nvcf_proto.models.deployments import DEFAULT_EXECUTION_SECONDS
+from nvcf_proto.models.deployments import DEFAULT_EXECUTION_SECONDS, execution_seconds
 
 
 def specifications_of(deployment: Deployment) -> dict[str, DeploymentSpecification]:
@@ -18,7 +18,7 @@ def specifications_of(deployment: Deployment) -> dict[str, DeploymentSpecificati
     The id contains everything that an instance is started with. If that changes, the instance belongs to
     another specification and is replaced.
     """
-    seconds = deployment.max_execution_seconds
+    seconds = execution_seconds(deployment)
     # Left out where it is the default, so that instances of an earlier release are not replaced.
     limit = "" if seconds == DEFAULT_EXECUTION_SECONDS else f"-{seconds}s"
     return {

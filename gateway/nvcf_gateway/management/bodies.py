@@ -24,7 +24,7 @@ from nvcf_proto.models import (
     TelemetrySecret,
     TelemetrySettings,
 )
-from nvcf_proto.models.deployments import DEFAULT_EXECUTION_SECONDS, BodyBytes, ExecutionSeconds, QueueDepth
+from nvcf_proto.models.deployments import BodyBytes, ExecutionSeconds, QueueDepth
 from nvcf_proto.models.functions import Account
 from nvcf_proto.models.record import Id, Record, matching
 from nvcf_proto.models.telemetries import Address, TelemetryName, TelemetryTypes
@@ -67,7 +67,7 @@ class DeploymentCreation(Record, frozen=True, forbid_unknown_fields=True):
     keep_queued: bool = True
     max_queue_depth: QueueDepth | None = None
     max_body_bytes: BodyBytes | None = None
-    max_execution_seconds: ExecutionSeconds = DEFAULT_EXECUTION_SECONDS
+    max_execution_seconds: ExecutionSeconds | None = None
     scaling: ScalingPreferences | None = None
 
 

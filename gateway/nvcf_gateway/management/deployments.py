@@ -20,6 +20,7 @@ from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.registry import Registry
 from nvcf_proto.ids import is_id
 from nvcf_proto.models import Deployment, FunctionVersion, Scope
+from nvcf_proto.models.deployments import execution_seconds
 
 
 def deployment_of(version: FunctionVersion, wanted: DeploymentCreation, now: float) -> Deployment:
@@ -134,5 +135,10 @@ class Deployments:
 
     def _shown(self, version: FunctionVersion, deployment: Deployment) -> dict[str, Any]:
         status = self._registry.status_of(version).value
-        more = {"functionName": version.name, "ncaId": version.nca_id, "functionStatus": status}
+        more = {
+            "functionName": version.name,
+            "ncaId": version.nca_id,
+            "functionStatus": status,
+            "maxExecutionSeconds": execution_seconds(deployment),
+        }
         return {**shown(deployment, "createdAt"), **more}

@@ -112,7 +112,7 @@ class Deployment(Record, frozen=True):
     `keep_queued` [ext]: requests still unanswered at the end of the poll time stay, and can be polled.
     `max_queue_depth`: requests that may be queued or in flight; `max_body_bytes`: size of one request's body;
     None: only the contract's and the installation's bounds. `max_execution_seconds` [ext]: how long one
-    request may run.
+    request may run; None: DEFAULT_EXECUTION_SECONDS.
     """
 
     version_id: Id = field(name="functionVersionId")
@@ -122,8 +122,13 @@ class Deployment(Record, frozen=True):
     keep_queued: bool = True
     max_queue_depth: QueueDepth | None = None
     max_body_bytes: BodyBytes | None = None
-    max_execution_seconds: ExecutionSeconds = DEFAULT_EXECUTION_SECONDS
+    max_execution_seconds: ExecutionSeconds | None = None
     scaling: ScalingPreferences | None = None
+
+
+def execution_seconds(deployment: Deployment) -> int:
+    """Return how long one request may run."""
+    return deployment.max_execution_seconds or DEFAULT_EXECUTION_SECONDS
 
 
 class InstanceState(StrEnum):

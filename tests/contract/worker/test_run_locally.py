@@ -65,7 +65,7 @@ class Running:
         await eventually(
             lambda: self.text().count(": ready\n") >= starts or self.process.poll() is not None, "ready"
         )
-        found = re.search(r"on (http://\S+?)(;|\n)", self.text())
+        found = re.search(r"for (http://\S+?)(;|\n)", self.text())
         assert found is not None, self.text()
         return found[1]
 
