@@ -63,7 +63,8 @@ class ConsumerInfo:
     """State of a consumer.
 
     `pending` messages are not delivered yet, `ack_pending` ones not acknowledged yet. `delivered` is the
-    stream sequence of the newest delivered message; all up to `ack_floor` are acknowledged.
+    stream sequence of the newest delivered message; all up to `ack_floor` are acknowledged. `deliveries` is
+    the number of deliveries.
     """
 
     name: str
@@ -71,6 +72,7 @@ class ConsumerInfo:
     ack_pending: int
     delivered: int
     ack_floor: int
+    deliveries: int = 0
 
 
 @dataclass(frozen=True)
@@ -310,4 +312,5 @@ def _consumer(value: Mapping[str, Any]) -> ConsumerInfo:
         ack_pending=int(value.get("num_ack_pending", 0)),
         delivered=int(value.get("delivered", {}).get("stream_seq", 0)),
         ack_floor=int(value.get("ack_floor", {}).get("stream_seq", 0)),
+        deliveries=int(value.get("delivered", {}).get("consumer_seq", 0)),
     )

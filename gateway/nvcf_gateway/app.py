@@ -214,7 +214,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     runner = CallRunner(
         config, gateway_id, attach_url, queue, pending, retention, background, demand, telemetry
     )
-    Republisher(client, pending, background)
+    Republisher(client, requests, queue, pending, background, ask_workers=not config.wide_inbox)
     query = WorkerQuery(config, gateway_id, attach_url, requests, pending)
     poller = Poller(
         query, authenticator, authorizer, queue, retention, background, idempotency_keys, revocations

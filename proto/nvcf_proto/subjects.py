@@ -43,6 +43,11 @@ def request_of(subject: str) -> str:
     return subject.removesuffix(_REQUEUED).rpartition(".")[2]
 
 
+def ack_subject(stream: str, consumer: str, sequence: int, deliveries: int) -> str:
+    """Return where the delivery of a message is acknowledged (NATS ADR-15), as far as the broker reads it."""
+    return f"$JS.ACK.{stream}.{consumer}.1.{sequence}.{deliveries}.0.0"
+
+
 STARTED_SUBJECTS = "$JS.ACK.*.*.started.*"
 """[ext] Notes of workers and agents that a delivery which is handed back had been started."""
 

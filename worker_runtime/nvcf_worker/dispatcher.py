@@ -68,6 +68,11 @@ class Dispatcher:
     async def polled(self, message: Msg) -> None:
         """Take a poll of a request that is in flight here; the response goes to the poll's reply address."""
         request_id = message.subject.rpartition(".")[2]
+        if not message.data:
+            # A gateway only asks whether it is here [ext].
+            if self._inflight.get(request_id) is not None:
+                await self._inflight.send(message.reply, IN_FLIGHT_HERE)
+            return
         if not self._exchanges.is_open(request_id):
             return
         try:

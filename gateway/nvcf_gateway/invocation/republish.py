@@ -2,6 +2,9 @@
 
 What it acknowledged shortly before its machine failed may be gone. A call that is still in the queue is
 refused there as a duplicate, so nothing is executed twice for that.
+
+A broker that ends in order also remembers deliveries that it has made to closing connections, and waits for
+their acknowledgements. What no worker has is handed back in their place.
 """
 
 from __future__ import annotations
@@ -9,31 +12,89 @@ from __future__ import annotations
 import asyncio
 import logging
 
+import nats.errors
+
 from nvcf_broker.connection import BrokerClient
+from nvcf_broker.errors import BrokerError
+from nvcf_broker.requests import ReplyInbox
 from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.exchange.pending import Pending, PendingRequests
+from nvcf_gateway.queue.request_queue import RequestQueue
+from nvcf_proto.subjects import version_polling_subject
 
 _log = logging.getLogger(__name__)
 
 CONCURRENCY = 16
+QUESTIONS = 2
+"""How often all workers must have been silent about a request before it is handed back."""
+QUESTIONS_AT_ONCE = 256
+QUESTION_SECONDS = 1.5
+ANSWER_SECONDS = 0.5
 
 
 class Republisher:
-    """Watches one broker connection for the calls that wait at this replica."""
+    """Watches one broker connection for the calls that wait at this replica.
 
-    def __init__(self, client: BrokerClient, pending: PendingRequests, background: BackgroundTasks) -> None:
+    ask_workers: whether all workers answer whether they have a request [ext].
+    """
+
+    def __init__(
+        self,
+        client: BrokerClient,
+        requests: ReplyInbox,
+        queue: RequestQueue,
+        pending: PendingRequests,
+        background: BackgroundTasks,
+        *,
+        ask_workers: bool,
+    ) -> None:
         self._client = client
+        self._requests = requests
+        self._queue = queue
         self._pending = pending
         self._background = background
+        self._ask_workers = ask_workers
         self._server = client.server_id
         client.on_reconnect(self._reconnected)
 
     def _reconnected(self) -> None:
         before, self._server = self._server, self._client.server_id
+        if before == self._server:
+            return
         waiting = [each for each in self._pending.all() if each.again is not None]
-        if waiting and before != self._server:
+        if waiting:
             self._background.spawn(self._publish(waiting), "publish waiting calls again")
+        if self._ask_workers and len(self._pending):
+            # All that were there before: what comes from now on is delivered by this broker.
+            self._background.spawn(self._hand_back(self._pending.all()), "hand back what no worker has")
+
+    async def _hand_back(self, waiting: list[Pending]) -> None:
+        """Hand back the requests that no worker has, once workers have had the time to reconnect."""
+        left = {each.request_id: each for each in waiting}
+        for _ in range(QUESTIONS):
+            await asyncio.sleep(QUESTION_SECONDS)
+            left = {name: each for name, each in left.items() if each.open}
+            turns = asyncio.Semaphore(QUESTIONS_AT_ONCE)
+            found = await asyncio.gather(*(self._is_held(each, turns) for each in left.values()))
+            left = {name: each for (name, each), held in zip(left.items(), found, strict=True) if not held}
+        for each in left.values():
+            if not each.open:
+                continue
+            try:
+                if await self._queue.hand_back(each.version_id, each.request_id):
+                    _log.info("handed back: no worker has it", extra={"request_id": each.request_id})
+            except BrokerError as error:
+                _log.warning("not handed back: %s", error, extra={"request_id": each.request_id})
+
+    async def _is_held(self, pending: Pending, turns: asyncio.Semaphore) -> bool:
+        async with turns:
+            try:
+                subject = version_polling_subject(pending.version_id, pending.request_id)
+                await self._requests.request(subject, b"", timeout=ANSWER_SECONDS)
+            except (nats.errors.Error, TimeoutError):
+                return False
+            return True
 
     async def _publish(self, waiting: list[Pending]) -> None:
         _log.info("the broker is another process: %d waiting calls are published again", len(waiting))

@@ -240,6 +240,21 @@ class RequestQueue:
                 raise
         await self.remove(version_id, "", message.sequence, region)
 
+    async def hand_back(self, version_id: str, request_id: str) -> bool:
+        """Let the broker deliver a request again that it has delivered to nobody; return whether it had.
+
+        For the caller to know that no worker has it. Raises BrokerError.
+        """
+        stream = subjects.request_stream(self.region, version_id)
+        name = subjects.request_consumer(self.region, version_id)
+        found = await self.request(version_id, request_id, self.region)
+        consumer = await self._jetstream.consumer_info(stream, name)
+        if found is None or consumer is None or found.sequence > consumer.delivered:
+            return False
+        subject = subjects.ack_subject(stream, name, found.sequence, consumer.deliveries)
+        await self._client.publish(subject, b"-NAK")
+        return True
+
     async def stored(self, version_id: str, sequence: int, region: str) -> StoredMessage | None:
         """Return one message; None if it is not there (any more). Raises BrokerError."""
         return await self._jetstream.message(subjects.request_stream(region, version_id), seq=sequence)
