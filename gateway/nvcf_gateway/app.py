@@ -52,6 +52,7 @@ from nvcf_gateway.queue.demand import Demand
 from nvcf_gateway.queue.regional_buckets import RegionalBuckets
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.quotas.asset_index import AssetIndex
+from nvcf_gateway.quotas.kept_answers import KeptAnswers
 from nvcf_gateway.quotas.limits import parse_limits
 from nvcf_gateway.quotas.usage import Usage
 from nvcf_gateway.ratelimit.limiter import RateLimiter
@@ -164,7 +165,11 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     asset_index = AssetIndex(client, config.replicas)
     await stack.enter_async_context(asset_index.mirror)
     await asset_index.mirror.ready()
-    usage = Usage(requests, registry, parse_limits(config.quotas, config.data_max or 0), asset_index)
+    kept = KeptAnswers(client, gateway_id, config.results_ttl, replicas=config.replicas)
+    await stack.enter_async_context(kept.mirror)
+    await kept.mirror.ready()
+    stack.push_async_callback(_end, asyncio.create_task(kept.run(), name="counts of kept answers"))
+    usage = Usage(requests, registry, parse_limits(config.quotas, config.data_max or 0), asset_index, kept)
     stack.push_async_callback(_end, asyncio.create_task(usage.run(), name="use of quotas"))
     readiness = Readiness()
     durability = Durability(config.store_folder, background)
@@ -174,7 +179,9 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     idempotency_keys = IdempotencyKeys(requests, config)
     ttl, max_bytes = config.results_ttl, config.results_max_bytes
     stores = RegionalBuckets(client, requests, config, "results", ttl=ttl, store=RESULTS, max_bytes=max_bytes)
-    results = {region: ResultStore(client, bucket, durability) for region, bucket in stores.by_region.items()}
+    results = {
+        region: ResultStore(client, bucket, durability, kept) for region, bucket in stores.by_region.items()
+    }
     try:
         await tracking.ensure()
         await idempotency_keys.ensure()
@@ -183,7 +190,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     except BrokerError as error:
         raise SetupError(str(error)) from None
     bodies = RegionalBuckets(client, requests, config, "bodies", ttl=ttl, store=BODIES)
-    retention = Retention(config, bodies, results, tracking, durability)
+    retention = Retention(config, bodies, results, tracking, durability, usage)
     urls = SignedUrls(lambda: keys.ring.mac_keys(), lambda: config.public_url or attach_url())
     large_buckets = RegionalBuckets(
         client, requests, config, "large", ttl=ttl, store=LARGE_RESULTS, max_bytes=max_bytes
@@ -219,7 +226,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     poller = Poller(
         query, authenticator, authorizer, queue, retention, background, idempotency_keys, revocations
     )
-    idempotent = IdempotentCalls(runner, retention, idempotency_keys, background)
+    idempotent = IdempotentCalls(runner, retention, idempotency_keys, background, usage)
     invoker = Invoker(
         config,
         registry,

@@ -141,8 +141,13 @@ ASSET_INDEX = Store(
     "KV_nvcf_asset_index", "data", "gateway", MIB, "as its asset", "503 to the caller", per_subject=1
 )
 
+KEPT_COUNTS = Store(
+    "KV_nvcf_kept_answers", "data", "gateway", 64 * KIB, "`--results-ttl`", "counts are late", per_subject=1
+)
+
 STORES = (
     ASSET_INDEX,
+    KEPT_COUNTS,
     RECORDS,
     COMMANDS,
     EVENTS,

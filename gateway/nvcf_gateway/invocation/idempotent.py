@@ -18,6 +18,8 @@ from nvcf_gateway.exchange.bodies import CallerBody
 from nvcf_gateway.exchange.call import Call, raw_headers
 from nvcf_gateway.exchange.sinks import Sink
 from nvcf_gateway.invocation.waiting import CallRunner, Ended
+from nvcf_gateway.quotas.limits import QuotaExceeded
+from nvcf_gateway.quotas.usage import Usage
 from nvcf_gateway.results.idempotency_keys import (
     HEADER,
     UNREAD,
@@ -179,12 +181,18 @@ class IdempotentCalls:
     """Executes calls; those with a key are claimed, tracked and stored."""
 
     def __init__(
-        self, runner: CallRunner, retention: Retention, keys: IdempotencyKeys, background: BackgroundTasks
+        self,
+        runner: CallRunner,
+        retention: Retention,
+        keys: IdempotencyKeys,
+        background: BackgroundTasks,
+        usage: Usage,
     ) -> None:
         self.runner = runner
         self.retention = retention
         self.keys = keys
         self._background = background
+        self._usage = usage
 
     def execution(
         self,
@@ -208,6 +216,7 @@ class IdempotentCalls:
         Raises HttpProblem 422, BrokerError, and `refused` if the key is free.
         """
         account, function_id = call.caller.nca_id, call.version.function_id
+        refused = refused or self._refusal(account)
         if refused is not None:
             known = await self.keys.holder(account, function_id, key, fingerprint)
             if known is None:
@@ -224,6 +233,14 @@ class IdempotentCalls:
             # The caller left while the broker was asked: what it gives is given back.
             self._background.spawn(self._release_when_made(claiming), f"free the key of {call.request_id}")
             raise
+
+    def _refusal(self, account: str) -> HttpProblem | None:
+        """Return why no new answer can be kept. What is promised is not dropped, so nothing is promised."""
+        try:
+            self._usage.require_room_for_an_answer(account)
+        except QuotaExceeded as problem:
+            return problem
+        return None
 
     async def _release_when_made(self, claiming: asyncio.Task[Claim]) -> None:
         await asyncio.wait({claiming})

@@ -27,6 +27,8 @@ class Quota(StrEnum):
     KEYS = "keys"
     QUEUED_REQUESTS = "queued-requests"
     QUEUED_BYTES = "queued-bytes"
+    KEPT_ANSWERS = "kept-answers"
+    KEPT_BYTES = "kept-bytes"
     ASSETS = "assets"
     ASSET_BYTES = "asset-bytes"
 
@@ -38,7 +40,7 @@ class Quota(StrEnum):
     @property
     def passes(self) -> bool:
         """Return whether use goes down by itself; else somebody has to delete something."""
-        return self in (Quota.QUEUED_REQUESTS, Quota.QUEUED_BYTES)
+        return self.value.startswith(("queued-", "kept-"))
 
 
 COUNTS = {
@@ -46,10 +48,11 @@ COUNTS = {
     Quota.VERSIONS: 2_000,
     Quota.KEYS: 1_000,
     Quota.QUEUED_REQUESTS: 100_000,
+    Quota.KEPT_ANSWERS: 500_000,
     Quota.ASSETS: 10_000,
 }
 """Default numbers of things."""
-SHARES = {Quota.QUEUED_BYTES: 0.1, Quota.ASSET_BYTES: 0.1}
+SHARES = {Quota.QUEUED_BYTES: 0.1, Quota.KEPT_BYTES: 0.1, Quota.ASSET_BYTES: 0.1}
 """Default sizes, as parts of the data budget."""
 
 

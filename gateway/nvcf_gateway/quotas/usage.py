@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.jetstream import JetStream, Requester
 from nvcf_gateway.quotas.asset_index import AssetIndex
+from nvcf_gateway.quotas.kept_answers import KeptAnswers
 from nvcf_gateway.quotas.limits import Limits, Quota
 from nvcf_gateway.registry import Registry
 from nvcf_proto.subjects import ALL_REQUEST_SUBJECTS, version_of_request_stream
@@ -59,11 +60,14 @@ class Tally:
 class Usage:
     """Counts of all accounts as this replica knows them."""
 
-    def __init__(self, requests: Requester, registry: Registry, limits: Limits, assets: AssetIndex) -> None:
+    def __init__(
+        self, requests: Requester, registry: Registry, limits: Limits, assets: AssetIndex, kept: KeptAnswers
+    ) -> None:
         self._jetstream = JetStream(requests)
         self._registry = registry
         self._limits = limits
         self._assets = assets
+        self._kept = kept
         self._tally = Tally()
         self._sampling: asyncio.Task[None] | None = None
         self._sampled_at = float("-inf")
@@ -71,6 +75,11 @@ class Usage:
     def require(self, account: str, quota: Quota, adding: int = 1) -> None:
         """Raise QuotaExceeded unless `adding` more fits."""
         self._limits.require(account, quota, self.used(account, quota), adding)
+
+    def require_room_for_an_answer(self, account: str) -> None:
+        """Raise QuotaExceeded unless one more answer may be kept. Its size is not known yet."""
+        self.require(account, Quota.KEPT_ANSWERS)
+        self.require(account, Quota.KEPT_BYTES)
 
     def room(self, account: str, quota: Quota) -> int:
         """Return how much more fits."""
@@ -114,6 +123,10 @@ class Usage:
                 return self._assets.count(account)
             case Quota.ASSET_BYTES:
                 return self._assets.size(account)
+            case Quota.KEPT_ANSWERS:
+                return self._kept.used(account).answers
+            case Quota.KEPT_BYTES:
+                return self._kept.used(account).size
             case _:
                 return self._tally.used(account, quota)
 

@@ -17,6 +17,7 @@ from nvcf_gateway.durability import Durability
 from nvcf_gateway.exchange.call import Call
 from nvcf_gateway.exchange.pending import Pending
 from nvcf_gateway.queue.regional_buckets import RegionalBuckets
+from nvcf_gateway.quotas.usage import Usage
 from nvcf_gateway.results.result_writer import KeptRequest
 from nvcf_gateway.results.store import ResultStore
 from nvcf_gateway.results.tracking import Tracked, Tracking
@@ -56,6 +57,7 @@ class Retention:
     results: Mapping[str, ResultStore]
     tracking: Tracking
     durability: Durability
+    usage: Usage
 
     def kept(
         self, request_id: str, of: tuple[str, str, str], region: str, *, keyed: bool, once: bool = False
@@ -95,8 +97,10 @@ class Retention:
         """Store what a later delivery needs; return False if the body is not there in time.
 
         `told`: its caller learns the id of the request, by which it can be polled. Raises BrokerError if the
-        broker does not take it.
+        broker does not take it, QuotaExceeded if the account keeps too many answers.
         """
+        if told and not call.keyed:
+            self.usage.require_room_for_an_answer(call.caller.nca_id)
         try:
             if pending.request_token is not None:
                 if not await call.body.receive_all(BODY_PATIENCE, self.config.kept_body_bytes):

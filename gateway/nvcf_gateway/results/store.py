@@ -14,6 +14,7 @@ from opentelemetry import metrics
 
 from nvcf_broker.objects import ObjectBucket, ObjectExistsError, StoredObject
 from nvcf_gateway.durability import Durability
+from nvcf_gateway.quotas.kept_answers import KeptAnswers
 from nvcf_proto.h1 import ResponseHead
 
 RESULT_SUBJECTS = "nvcf.result"
@@ -38,8 +39,11 @@ class StoredResult:
 class ResultStore:
     """Stored responses of one region. Each lives its time, and none goes to make room for another."""
 
-    def __init__(self, client: Client, bucket: ObjectBucket, durability: Durability) -> None:
+    def __init__(
+        self, client: Client, bucket: ObjectBucket, durability: Durability, kept: KeptAnswers
+    ) -> None:
         self._durability = durability
+        self._kept = kept
         self._client = client
         self._bucket = bucket
         self._waiting: dict[str, set[asyncio.Event]] = {}
@@ -74,11 +78,12 @@ class ResultStore:
         if once:
             headers["once"] = "true"
         try:
-            await self._bucket.put(request_id, body, headers, replace=False)
+            stored = await self._bucket.put(request_id, body, headers, replace=False)
         except ObjectExistsError:
             # The worker of this one is told that there is a response, so that one has to last as well.
             await self._durability.commit()
             raise
+        self._kept.add(nca_id, stored.size)
         await self._durability.commit()
         _stored.add(1)
         await self._client.publish(f"{RESULT_SUBJECTS}.{request_id}", b"")
@@ -100,7 +105,9 @@ class ResultStore:
 
     async def discard(self, request_id: str) -> None:
         """Delete a response. Raises BrokerError."""
-        await self._bucket.delete(request_id)
+        stored = await self._bucket.find(request_id)
+        if stored is not None and await self._bucket.delete(request_id):
+            self._kept.remove(stored.headers.get("account", ""), stored.size)
 
     @contextlib.contextmanager
     def announcement(self, request_id: str) -> Iterator[asyncio.Event]:

@@ -17,6 +17,7 @@ from nvcf_gateway.exchange.bodies import empty_body
 from nvcf_gateway.exchange.call import Call
 from nvcf_gateway.invocation.idempotent import Execution, IdempotentCalls, holds_key
 from nvcf_gateway.invocation.waiting import Ended, StillQueued
+from nvcf_gateway.quotas.limits import Quota, QuotaExceeded
 from nvcf_gateway.results.idempotency_keys import Claim
 from nvcf_proto.h1 import RequestHead
 
@@ -55,6 +56,7 @@ class Parts:
     claim_error: Exception | None = None
     outcome: Callable[[], Ended] = lambda: Ended.ANSWERED
     blocked: str = ""
+    full: HttpProblem | None = None
     claimed: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
     reached: asyncio.Event = field(default_factory=asyncio.Event)
@@ -71,6 +73,13 @@ class Parts:
             raise self.claim_error
         self.claimed.append(of[3])
         return Claim(of[5], of[2], self.first, "subject", "local", 1)
+
+    def require_room_for_an_answer(self, account: str) -> None:
+        if self.full is not None:
+            raise self.full
+
+    async def holder(self, *of: Any) -> Claim | None:
+        return None if self.first else Claim("q", "v", False, "subject", "local", 1)
 
     async def release(self, claim: Claim) -> None:
         self.released.append(claim.request_id)
@@ -94,7 +103,8 @@ async def executed(
     parts: Parts, owner: BackgroundTasks, *, key: str | None = "k", error: Exception | None = None
 ) -> Execution:
     """One call as the routes execute it; `error` is what its assets come to."""
-    calls = IdempotentCalls(cast(Any, parts), cast(Any, parts), cast(Any, parts), owner)
+    stand_in: Any = parts
+    calls = IdempotentCalls(stand_in, stand_in, stand_in, owner, stand_in)
     request = cast(
         Any,
         SimpleNamespace(
@@ -176,3 +186,14 @@ async def test_a_wait_that_comes_to_nothing_frees_the_key() -> None:
     async with BackgroundTasks() as owner:
         await executed(parts, owner)
     assert parts.released == ["q"]
+
+
+async def test_no_answer_is_promised_that_cannot_be_kept() -> None:
+    parts = Parts(full=QuotaExceeded(Quota.KEPT_ANSWERS, 1, 1))
+    async with BackgroundTasks() as owner:
+        with pytest.raises(QuotaExceeded):
+            await executed(parts, owner)
+        assert (parts.claimed, parts.released) == ([], [])
+        parts.first = False
+        execution = await executed(parts, owner)
+    assert execution.earlier is not None, "a repeated call gets the answer that was promised"
