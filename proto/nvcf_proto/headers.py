@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 
 _FOLD = {ord(sign): "-" for sign in "!#$%&'*+.^_`|~"}
@@ -100,6 +101,8 @@ HOP_BY_HOP: frozenset[str] = frozenset(
 """Lower-case names of RFC 9110 section 7.6.1 and their historic companions."""
 
 
+# The same names come with every request.
+@functools.lru_cache(maxsize=512)
 def folded(name: str) -> str:
     """Return a name as servers fold it that hand headers on as variables: `NVCF_Sub` is `nvcf-sub`.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
+from operator import itemgetter
 from typing import Protocol
 
 from aiohttp import ClientConnectionResetError, web
@@ -128,8 +129,11 @@ class StreamSink:
 
     def _headers(self, head: ResponseHead) -> CIMultiDict[str]:
         self._bodiless = self._request.method == "HEAD" or head.status in _BODILESS
+        pairs = self._decorate(head)
         # aiohttp writes text as UTF-8.
-        headers = CIMultiDict((name, field_text(value)) for name, value in self._decorate(head))
+        if not "".join(map(itemgetter(1), pairs)).isascii():
+            pairs = [(name, field_text(value)) for name, value in pairs]
+        headers = CIMultiDict(pairs)
         headers.setdefault("Server", SERVER)
         return headers
 

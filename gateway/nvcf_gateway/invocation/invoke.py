@@ -208,12 +208,15 @@ class Invoker:
 
         That is not raised yet: a call that repeats another one needs no assets.
         """
-        call = replace(call, large_response_url=self.large.upload_url(call.request_id))
+        refused, found = None, []
         try:
             found = await self.assets.references(call.caller, asset_ids)
         except HttpProblem as problem:
-            return call, problem
-        return replace(call, assets=tuple(AssetReference(*asset) for asset in found)), None
+            refused = problem
+        assets = tuple(AssetReference(*asset) for asset in found)
+        return replace(
+            call, assets=assets, large_response_url=self.large.upload_url(call.request_id)
+        ), refused
 
     def _worker_poll_seconds(self, seconds: int, *, keep: bool) -> int:
         # A third-party worker fails a request that it takes after the poll time, and gives up one that nobody

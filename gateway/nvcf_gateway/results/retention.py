@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.objects import ObjectBucket, StoredObject
@@ -69,16 +69,25 @@ class Retention:
         """
         return KeptRequest(self.config, self.results[region], request_id, *of, region, keyed, once)
 
-    def kept_call(self, call: Call) -> KeptRequest:
+    def kept_call(self, call: Call, tracking: Tracking | None = None) -> KeptRequest:
         """Return where the response of `call` is stored while its caller waits."""
         of = (call.caller.nca_id, call.version.function_id, call.version.id)
         region, keyed = self.config.region, call.keyed
-        kept = self.kept(call.request_id, of, region, keyed=keyed, once=not keyed)
-        return kept if call.settle is None else replace(kept, settle=call.settle)
+        return KeptRequest(
+            self.config,
+            self.results[region],
+            call.request_id,
+            *of,
+            region,
+            keyed,
+            not keyed,
+            call.settle,
+            tracking,
+        )
 
     def kept_later(self, call: Call) -> KeptRequest:
         """Return where the response of `call` is stored when its caller no longer waits."""
-        return replace(self.kept_call(call), tracking=self.tracking)
+        return self.kept_call(call, self.tracking)
 
     async def track(self, call: Call) -> None:
         """Write the tracking record. Raises BrokerError."""
