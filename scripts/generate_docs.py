@@ -340,7 +340,7 @@ def stores() -> str:
             each.account,
             each.writer,
             size_text(each.max_message) if each.max_message >= MIB else f"{each.max_message // KIB} KiB",
-            f"{each.share:.0%}" if each.share else "",
+            f"{each.share:.0%}" if each.share else size_text(each.most) if each.most else "",
             each.max_age,
             "any" if each.per_subject is None else str(each.per_subject),
             each.at_bound,

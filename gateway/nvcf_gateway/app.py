@@ -48,6 +48,7 @@ from nvcf_gateway.management.routes import management_routes
 from nvcf_gateway.objects.assets import Assets
 from nvcf_gateway.objects.large_results import LargeResults
 from nvcf_gateway.openapi import serve_document
+from nvcf_gateway.queue.cleanup import Cleanup
 from nvcf_gateway.queue.demand import Demand
 from nvcf_gateway.queue.regional_buckets import RegionalBuckets
 from nvcf_gateway.queue.request_queue import RequestQueue
@@ -162,6 +163,8 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         return config.attach_url or f"{scheme}://{http_address[0]}"
 
     # What is kept in the broker.
+    cleanup = Cleanup(requests, registry)
+    stack.push_async_callback(_end, asyncio.create_task(cleanup.run(), name="clean-up"))
     asset_index = AssetIndex(client, config.replicas)
     await stack.enter_async_context(asset_index.mirror)
     await asset_index.mirror.ready()

@@ -16,7 +16,7 @@ class Store:
     """Bounds of one store, or of one kind of store. R is a region, V a version.
 
     `max_message` is in bytes. `share` is its part of the budget of tenants' data; without one only the limit
-    of its broker account bounds its bytes. `max_age` is said in words.
+    of its broker account bounds its bytes, or `most`. `max_age` is said in words.
     """
 
     name: str
@@ -26,6 +26,7 @@ class Store:
     max_age: str
     at_bound: str
     share: float = 0.0
+    most: int = 0
     per_subject: int | None = None
 
     def bounds(self, budget: int | None = None, *, parts: int = 1) -> dict[str, int]:
@@ -35,15 +36,22 @@ class Store:
             bounds["max_msgs_per_subject"] = self.per_subject
         if self.share:
             bounds["max_bytes"] = int((budget or DEFAULT_DATA_BUDGET) * self.share) // parts
+        elif self.most:
+            bounds["max_bytes"] = self.most
         return bounds
 
 
 _REFUSED = "writes fail; tenants' data cannot cause it"
 _OLDEST_GO = "the oldest go"
+_SMALL = 16 * MIB
 
 RECORDS = Store("KV_nvcf_*", "control", "gateway, autoscaler, agents", MIB, "none", _REFUSED, per_subject=1)
-COMMANDS = Store("nvca_create, nvca_terminate", "control", "autoscaler", MIB, "1 h", _OLDEST_GO)
-EVENTS = Store("nvcf_events", "control", "gateway, autoscaler, agents", 64 * KIB, "7 days", _OLDEST_GO)
+COMMANDS = Store(
+    "nvca_create, nvca_terminate", "control", "autoscaler", MIB, "1 h", _OLDEST_GO, most=16 * MIB
+)
+EVENTS = Store(
+    "nvcf_events", "control", "gateway, autoscaler, agents", 64 * KIB, "7 days", _OLDEST_GO, most=16 * MIB
+)
 PROBE = Store("nvcf_probe", "control", "gateway", 64 * KIB, "none", _OLDEST_GO)
 QUEUE = Store(
     "rq_R_V",

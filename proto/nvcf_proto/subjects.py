@@ -71,6 +71,11 @@ ALL_REQUEST_SUBJECTS = "rq.>"
 """Filter for the subjects of all request streams."""
 
 
+def closed_stream_subject(stream: str) -> str:
+    """[ext] Return the subject of a request stream that is about to be removed and takes no requests."""
+    return f"nvcf.closed.{stream}"
+
+
 def version_of_request_stream(stream: str) -> str:
     """Return the version id in the name of a request stream."""
     return stream.rpartition("_")[2]

@@ -56,6 +56,7 @@ class ApiKeys:
             description=wanted.description,
             expires_at=expires_at,
             function_ids=wanted.function_ids or (),
+            created_by=caller.subject,
         )
         await stored(self._registry.keys.create(record.id, record))
         return json_response(
@@ -101,7 +102,5 @@ class ApiKeys:
 def shown_key(record: ApiKey) -> dict[str, Any]:
     """Return a key as the management API shows it."""
     members = shown(record, "createdAt", "expiresAt")
-    hidden = (
-        ("secretHash", "revokedAt") if record.function_ids else ("secretHash", "revokedAt", "functionIds")
-    )
+    hidden = {"secretHash", "revokedAt", "createdBy"} | (set() if record.function_ids else {"functionIds"})
     return {name: value for name, value in members.items() if name not in hidden}

@@ -51,6 +51,7 @@ _BODIES = (
     bodies.WorkerTokenRequest,
     AssetCreation,
 )
+_HIDDEN = ("secretHash", "revokedAt", "createdBy")
 _STORED = (ApiKey, Cluster, Deployment, Event, FunctionVersion, Instance, TelemetryEndpoint)
 _NAMES = {"ProcessSource": "Process", "ScalingPreferences": "Scaling"}
 
@@ -209,7 +210,10 @@ def _answers() -> dict[str, Schema]:
             functionStatus=enum_of(VersionStatus),
         ),
         "Key": _answer(
-            ApiKey, ("createdAt", "expiresAt"), without=("secretHash", "revokedAt"), key=shown_once
+            ApiKey,
+            ("createdAt", "expiresAt"),
+            without=_HIDDEN,
+            key=shown_once,
         ),
         "Telemetry": _answer(TelemetryEndpoint, ("createdAt",), secretFiles=files),
         "AuthorizationsAnswer": object_of(

@@ -60,7 +60,7 @@ class ApiKey(Record, frozen=True):
 
     `secret_hash` is the SHA-256 of the key text as 64 hex digits. From `expires_at` on the key is void. With
     `function_ids` it is good for these functions only. A revoked key keeps its record without the hash, so
-    that nobody takes it for one that does not exist yet.
+    that nobody takes it for one that does not exist yet. `created_by` is the subject that made it over HTTP.
     """
 
     id: Annotated[str, matching(r"[0-9a-f]{12}")]
@@ -72,6 +72,7 @@ class ApiKey(Record, frozen=True):
     expires_at: float | None = None
     function_ids: tuple[str, ...] = ()
     revoked_at: float | None = None
+    created_by: Text | None = None
 
     @classmethod
     def from_dict(cls, members: Any, path: str = "") -> Self:

@@ -38,6 +38,9 @@ def test_too_small_a_disk_is_an_error_with_the_way_out(wanted: int | None, free:
 def test_the_shares_leave_room_for_queues(total: int, regions: int) -> None:
     budget = DiskBudget(total)
     assert budget.control + budget.data == total
-    reserved = sum(store.bounds(budget.data, parts=regions).get("max_bytes", 0) for store in STORES) * regions
+    reserved = (
+        sum(store.bounds(budget.data, parts=regions).get("max_bytes", 0) for store in STORES if store.share)
+        * regions
+    )
     # All bounds still fit after the greatest step to a smaller budget.
     assert reserved <= max(DiskBudget(int(total * SHRINKS_TO)).data, LEAST_BUDGET * 0.75)
