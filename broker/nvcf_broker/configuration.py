@@ -21,6 +21,7 @@ CONTROL_ACCOUNT = "NVCF_CONTROL"
 WORKER_ACCOUNT = "WORKERS"
 PLATFORM_USER = "platform"
 CONTROL_USER = "control"
+SYSTEM_USER = "system"
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 # While no gateway answers the auth callout, a worker's connect attempt waits this long before it is refused.
 AUTHENTICATION_TIMEOUT_SECONDS = 3
@@ -32,7 +33,8 @@ class BrokerFiles:
     """Paths of a local broker's files. Only their owner can read them.
 
     `credentials` and `control` hold one line `user:password` each: for gateway and autoscaler in the account
-    of tenants' data, and for these and the agent in the account of the control plane. `callout_seed` is the
+    of tenants' data, and for these and the agent in the account of the control plane. `system` is the same for the
+    gateway's look at the workers' connections. `callout_seed` is the
     seed of the account key with which a gateway signs auth callout responses. `identity` holds the broker's
     port and name, `budget` its disk budget; they survive restarts. `store` is the folder of JetStream's data.
     """
@@ -42,6 +44,7 @@ class BrokerFiles:
         self.configuration = directory / "nats.conf"
         self.credentials = directory / "platform.credentials"
         self.control = directory / "control.credentials"
+        self.system = directory / "system.credentials"
         self.callout_seed = directory / "callout.seed"
         self.identity = directory / "server.json"
         self.budget = directory / "budget.json"
@@ -89,7 +92,12 @@ def ensure_credentials(files: BrokerFiles) -> None:
     """Create the folder, the password and the callout key if they are missing; keep existing ones."""
     private_directory(files.directory)
     private_directory(files.store)
-    for file, user in ((files.credentials, PLATFORM_USER), (files.control, CONTROL_USER)):
+    users = (
+        (files.credentials, PLATFORM_USER),
+        (files.control, CONTROL_USER),
+        (files.system, SYSTEM_USER),
+    )
+    for file, user in users:
         if not file.exists():
             write_private(file, f"{user}:{secrets.token_urlsafe(32)}\n")
     if not files.callout_seed.exists():
@@ -118,6 +126,7 @@ def render_configuration(
     budget: DiskBudget,
     password: str,
     control_password: str,
+    system_password: str,
     callout_public_key: str,
     tags: Sequence[str],
     sync_always: bool = False,
@@ -185,7 +194,12 @@ accounts {{
       {{ stream: {{ account: {PLATFORM_ACCOUNT}, subject: "nvcf.cancel.*" }} }}
     ]
   }}
-  SYS {{}}
+  SYS {{
+    users: [ {{
+      user: {quote(SYSTEM_USER)}, password: {quote(system_password)}
+      permissions: {{ publish: ["$SYS.REQ.SERVER.*.CONNZ", "$SYS.REQ.SERVER.*.KICK"], subscribe: "_INBOX.>" }}
+    }} ]
+  }}
 }}
 system_account: SYS
 authorization {{
@@ -193,7 +207,7 @@ authorization {{
   auth_callout {{
     issuer: {quote(callout_public_key)}
     account: {PLATFORM_ACCOUNT}
-    auth_users: [ {quote(PLATFORM_USER)}, {quote(CONTROL_USER)} ]
+    auth_users: [ {quote(PLATFORM_USER)}, {quote(CONTROL_USER)}, {quote(SYSTEM_USER)} ]
   }}
 }}
 """

@@ -101,6 +101,7 @@ class LocalBroker:
         self.files = BrokerFiles(directory.absolute())
         self.credentials_file = self.files.credentials
         self.control_credentials_file = self.files.control
+        self.system_credentials_file = self.files.system
         self.callout_seed_file = self.files.callout_seed
         self._wanted_port = port
         self._tags = tuple(tags)
@@ -139,6 +140,7 @@ class LocalBroker:
             self.budget = disk_budget(self.files.budget, self.files.store, self._data_max)
             _, password = read_credentials(self.files.credentials)
             _, control_password = read_credentials(self.files.control)
+            _, system_password = read_credentials(self.files.system)
             seed = self.files.callout_seed.read_text(encoding="utf-8").strip()
             configuration = render_configuration(
                 self._identity,
@@ -146,6 +148,7 @@ class LocalBroker:
                 budget=self.budget,
                 password=password,
                 control_password=control_password,
+                system_password=system_password,
                 callout_public_key=public_key(seed),
                 tags=self._tags,
                 sync_always=self._sync_always,

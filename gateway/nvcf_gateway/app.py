@@ -23,6 +23,8 @@ from nvcf_gateway.access.broker_callout import QUEUE_GROUP, AuthCallout, load_ac
 from nvcf_gateway.access.revocations import Revocations
 from nvcf_gateway.access.signed_tokens import DashboardTokens, SignedUrls
 from nvcf_gateway.access.signing_keys import SigningKeys
+from nvcf_gateway.access.worker_access import WorkerAccess
+from nvcf_gateway.access.worker_connections import WorkerConnections
 from nvcf_gateway.access.worker_tokens import WorkerTokens
 from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.config import GatewayConfig
@@ -132,7 +134,6 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     """Create all parts, from the broker up to the listeners. What has to be ended goes on `stack`."""
     keys = await asyncio.to_thread(SigningKeys, config.signing_key)
     stack.push_async_callback(_end, asyncio.create_task(keys.follow(), name="signing keys"))
-    tokens = WorkerTokens(keys)
     client = await connect_broker(config.nats, config.nats_credentials, name=f"gateway_{gateway_id}")
     stack.push_async_callback(_close, client)
     control = client
@@ -143,6 +144,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         stack.push_async_callback(_close, control)
     config = replace(config, data_max=await _data_budget(client, config.data_max))
     registry = Registry(control, config.replicas)
+    workers = WorkerAccess(WorkerTokens(keys), registry)
     await registry.start(stack)
     if config.bootstrap_keys is not None:
         await registry.bootstrap_keys(config.bootstrap_keys)
@@ -249,7 +251,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
 
     # Everything else that is served over HTTP.
     management = Management(authenticator, registry, queue, usage)
-    deployments = Deployments(authenticator, registry, queue, management, tokens)
+    deployments = Deployments(authenticator, registry, queue, management, workers)
     collector = SnapshotCollector(client, gateway_id, demand.history, lambda: shared.members)
     await collector.start()
     routes = http_routes(
@@ -287,11 +289,20 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     await client.subscribe(inline_reply_subjects(gateway_id), cb=replies.received)
     if config.callout_seed is not None:
         account = await asyncio.to_thread(load_account_seed, config.callout_seed)
-        callout = AuthCallout(account, registry, tokens, config.regions, wide_inbox=config.wide_inbox)
+        watched = config.nats_system_credentials is not None
+        callout = AuthCallout(
+            account, registry, workers, config.regions, wide_inbox=config.wide_inbox, watched=watched
+        )
         await client.subscribe(AUTH_CALLOUT_SUBJECT, queue=QUEUE_GROUP, cb=callout.on_request)
+    if config.nats_system_credentials is not None:
+        name = f"gateway_{gateway_id}_system"
+        system = await connect_broker(config.nats, config.nats_system_credentials, name=name)
+        stack.push_async_callback(_close, system)
+        watch = WorkerConnections(system, workers).watch()
+        stack.push_async_callback(_end, asyncio.create_task(watch, name="workers' connections"))
     await client.flush(timeout=5)
     grpc_server = new_server(lambda: client.is_connected)
-    worker_service = WorkerService(config, registry, queue, tokens, assets, large)
+    worker_service = WorkerService(config, registry, queue, workers, assets, large)
     nvcf_pb2_grpc.add_WorkerServicer_to_server(worker_service, grpc_server)
     AuthorizationService(authenticator, authorizer, registry, limiter).add_to(grpc_server)
     grpc_address = await serve(stack, config, grpc_server)

@@ -29,6 +29,7 @@ class GatewayConfig:
     signing_key: Path
     nats_credentials: Path | None = None
     nats_control_credentials: Path | None = None
+    nats_system_credentials: Path | None = None
     callout_seed: Path | None = None
     bootstrap_keys: Path | None = None
     region: str = "local"
@@ -124,6 +125,8 @@ def _parser() -> argparse.ArgumentParser:
         help="file with the line user:password for the broker")  # fmt: skip
     add("--nats-control-credentials", type=Path, metavar="FILE",
         help="the same for the broker account of the control plane (default: one account)")  # fmt: skip
+    add("--nats-system-credentials", type=Path, metavar="FILE",
+        help="the same for the broker's system account, to end connections of workers at once")  # fmt: skip
     add("--signing-key", type=Path, required=True, metavar="FILE",
         help="Ed25519 key (PEM), created if missing; or a folder: the newest signs, all verify")  # fmt: skip
     add("--callout-seed", type=Path, metavar="FILE",

@@ -41,6 +41,8 @@ class VersionIndex:
         self._deployed: dict[str, dict[str, Deployment]] = {}
         self._running: dict[str, dict[str, Instance]] = {}
         self._instances: dict[str, dict[str, Instance]] = {}
+        self.ended = asyncio.Event()
+        """Set whenever a deployment or a running instance ends."""
 
     def deployment_changed(self, version_id: str, deployment: Deployment | None) -> None:
         """Apply a change of the deployments bucket."""
@@ -49,11 +51,14 @@ class VersionIndex:
             _set(self._deployed, deployment.function_id, version_id, deployment)
         elif (function_id := self._function_of.pop(version_id, None)) is not None:
             _set(self._deployed, function_id, version_id, None)
+            self.ended.set()
 
     def instance_changed(self, key: str, instance: Instance | None) -> None:
         """Apply a change of the instances bucket; `key` is `VERSION.INSTANCE`."""
         version_id, _, instance_id = key.partition(".")
         running = instance is not None and instance.state is InstanceState.RUNNING
+        if not running:
+            self.ended.set()
         _set(self._instances, version_id, instance_id, instance)
         _set(self._running, version_id, instance_id, instance if running else None)
 

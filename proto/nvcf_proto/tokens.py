@@ -40,13 +40,19 @@ def decode_broker_token(text: str) -> str:
 
 @dataclass(frozen=True)
 class WorkerClaims:
-    """Claims of a worker token about its bearer. `expires_at` is a Unix time in seconds."""
+    """Claims of a worker token about its bearer. Times are Unix times in seconds.
+
+    has_record: whether there was a record of the instance when the token was issued. Then the token is void
+    without that record; others (workers that no agent started) are void when their deployment ends.
+    """
 
     instance_id: str
     function_id: str
     version_id: str
     nca_id: str
     expires_at: float
+    issued_at: float = 0.0
+    has_record: bool = False
 
     def covers(self, *, function_id: str, version_id: str, instance_id: str | None = None) -> bool:
         """Return whether the bearer may act for this function, version and (when given) instance."""

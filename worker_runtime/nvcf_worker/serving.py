@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -153,8 +154,11 @@ def run_worker(
     time_limit: float | None = None,
     session_port: int | None = None,
     metrics: str | None = None,
+    cache_token: bool = True,
 ) -> None:
     """Run a worker to its end, as `serve` does, together with its companion.
+
+    cache_token: whether newer worker tokens are kept in SHARED_CONFIG_DIR for a restart.
 
     The reason of its end is written to SHARED_CONFIG_DIR. Exits with the code of the WorkerError, if any.
     """
@@ -171,6 +175,7 @@ def run_worker(
         adaptive = chosen if isinstance(chosen, Adaptive) else None
         slots = chosen.max if isinstance(chosen, Adaptive) else chosen
         config = WorkerConfig.from_environment(os.environ, concurrency=slots, session_port=session_port)
+        config = replace(config, cache_token=cache_token)
         async with worker_telemetry(config, metrics) as telemetry:
             worker = Worker(
                 handler,

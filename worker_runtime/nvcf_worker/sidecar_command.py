@@ -35,7 +35,7 @@ def sidecar(
 
     command: starts the server as a child process. `{port}` in it is replaced by the port, and PORT is set.
         The process is ended after the last request. If it ends by itself, the worker exits with code 5. With
-        a command, port 0 means any free port.
+        a command, port 0 means any free port, and the worker token is not cached in SHARED_CONFIG_DIR.
     health: path to GET (http), or service to check (grpc). Default: the port has to accept connections.
     health_protocol: "http", "grpc" (grpc.health.v1) or "tcp".
     health_port: default `port`.
@@ -78,6 +78,8 @@ def sidecar(
         log_level=log_level,
         session_port=server.port,
         metrics=metrics,
+        # The server has this process' user and could read the file.
+        cache_token=not command,
     )
 
 

@@ -189,7 +189,8 @@ class Platform:
         credentials, control = broker.credentials_file, broker.control_credentials_file
         seed = broker.callout_seed_file
         store = broker.files.store if options.durability is Durability.PROMISES else None
-        return Addresses(http, grpc, broker.url, credentials, seed, metrics, sessions, control, store)
+        system = broker.system_credentials_file
+        return Addresses(http, grpc, broker.url, credentials, seed, metrics, sessions, control, store, system)
 
     def _say_budget(self, broker: LocalBroker) -> None:
         if broker.budget is not None:

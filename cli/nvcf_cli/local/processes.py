@@ -73,6 +73,7 @@ class Addresses:
     """Of the control plane's own broker account; without one it shares that of tenants' data."""
     store: Path | None = None
     """The local broker's store, if the gateway waits for its disk."""
+    system_credentials: Path | None = None
 
     def metrics_flags(self, child: str) -> list[str]:
         """Return the options that make a process serve its metrics."""
@@ -143,6 +144,8 @@ def gateway_spec(installation: Installation, addresses: Addresses, log_level: st
     command += _both_credentials(addresses)
     if addresses.callout_seed is not None:
         command += ["--callout-seed", str(addresses.callout_seed)]
+    if addresses.system_credentials is not None:
+        command += ["--nats-system-credentials", str(addresses.system_credentials)]
     command += addresses.metrics_flags("gateway")
     command += ["--log-level", log_level.upper()]
     return ChildSpec("gateway", command, installation.log("gateway"))

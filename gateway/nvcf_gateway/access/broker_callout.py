@@ -18,7 +18,9 @@ from typing import Any
 import nkeys
 from nats.aio.msg import Msg
 
-from nvcf_gateway.access.worker_tokens import InvalidWorkerToken, WorkerTokens
+from nvcf_gateway.access.worker_access import WorkerAccess
+from nvcf_gateway.access.worker_connections import WORKER_ACCOUNT, connection_name
+from nvcf_gateway.access.worker_tokens import InvalidWorkerToken
 from nvcf_gateway.errors import GatewayError, SetupError
 from nvcf_gateway.registry import Registry
 from nvcf_proto.errors import InvalidToken
@@ -29,7 +31,8 @@ from nvcf_proto.tokens import WorkerClaims, decode_broker_token
 _log = logging.getLogger(__name__)
 
 QUEUE_GROUP = "nvcf-gateways"
-BROKER_ACCOUNT = "WORKERS"
+# Where this gateway cannot end connections, each ends after this time, and the token is checked again.
+UNWATCHED_CONNECTION_SECONDS = 1800.0
 _JWT_HEADER = {"typ": "JWT", "alg": "ed25519-nkey"}
 
 
@@ -77,7 +80,7 @@ def user_claims(
         "exp": int(expires_at),
         "iss": issuer,
         "sub": user_nkey,
-        "aud": BROKER_ACCOUNT,
+        "aud": WORKER_ACCOUNT,
         "name": name,
         "nats": {
             "pub": {"allow": list(permissions.publish)},
@@ -99,17 +102,19 @@ class AuthCallout:
         self,
         account: nkeys.KeyPair,
         registry: Registry,
-        tokens: WorkerTokens,
+        access: WorkerAccess,
         regions: tuple[str, ...],
         *,
         wide_inbox: bool = False,
+        watched: bool = False,
     ) -> None:
         self._account = account
         self._issuer = account.public_key.decode()
         self._registry = registry
-        self._tokens = tokens
+        self._access = access
         self._regions = regions
         self._wide_inbox = wide_inbox
+        self._longest = float("inf") if watched else UNWATCHED_CONNECTION_SECONDS
 
     async def on_request(self, message: Msg) -> None:
         """Respond to one request. Without a response, as for an unreadable request, the broker refuses."""
@@ -130,9 +135,9 @@ class AuthCallout:
                 worker_permissions(
                     self._regions, claims.version_id, claims.instance_id, wide_inbox=self._wide_inbox
                 ),
-                name=claims.instance_id,
+                name=connection_name(claims),
                 now=now,
-                expires_at=claims.expires_at,
+                expires_at=min(claims.expires_at, now + self._longest),
             )
             decision["jwt"] = sign(user, self._account)
         except _Refused as refusal:
@@ -150,7 +155,7 @@ class AuthCallout:
 
     def _check(self, broker_token: str, now: float) -> WorkerClaims:
         try:
-            claims = self._tokens.verify(decode_broker_token(broker_token), now)
+            claims = self._access.verify(decode_broker_token(broker_token), now)
         except (InvalidToken, InvalidWorkerToken) as error:
             raise _Refused(str(error)) from None
         if self._registry.versions.get(claims.version_id) is None:

@@ -32,10 +32,19 @@ class WorkerTokens:
         self._life = life
 
     def issue(
-        self, *, function_id: str, version_id: str, instance_id: str, nca_id: str, now: float
+        self,
+        *,
+        function_id: str,
+        version_id: str,
+        instance_id: str,
+        nca_id: str,
+        now: float,
+        has_record: bool = False,
     ) -> tuple[str, float]:
         """Return a new token and when it expires."""
-        claims = WorkerClaims(instance_id, function_id, version_id, nca_id, now + self._life)
+        claims = WorkerClaims(
+            instance_id, function_id, version_id, nca_id, now + self._life, has_record=has_record
+        )
         return self._sign(claims, WORKER_TOKEN_AUDIENCE, now)
 
     def assertion(self, worker: WorkerClaims, purpose: str, now: float) -> tuple[str, float]:
@@ -57,6 +66,8 @@ class WorkerTokens:
             "iat": int(now),
             "exp": expires,
         }
+        if worker.has_record:
+            claims["rec"] = True
         signer = self._keys.ring.signer
         token = jwt.encode(claims, signer.private, algorithm=ALGORITHM, headers={"kid": signer.key_id})
         return token, float(expires)
@@ -71,6 +82,8 @@ class WorkerTokens:
                 version_id=str(claims["ver"]),
                 nca_id=str(claims["nca"]),
                 expires_at=float(claims["exp"]),
+                issued_at=float(claims["iat"]),
+                has_record=claims.get("rec") is True,
             )
         except (jwt.InvalidTokenError, TypeError, ValueError) as error:
             raise InvalidWorkerToken("not a valid worker token") from error

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from nvcf_broker.errors import BrokerError
 from nvcf_gateway.access.authorization import Authenticator
-from nvcf_gateway.access.worker_tokens import WorkerTokens
+from nvcf_gateway.access.worker_access import WorkerAccess
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.http.bodies import read_record
 from nvcf_gateway.http.responses import json_response, timestamp
@@ -47,13 +47,13 @@ class Deployments:
         registry: Registry,
         queue: RequestQueue,
         management: Management,
-        tokens: WorkerTokens,
+        workers: WorkerAccess,
     ) -> None:
         self._authenticator = authenticator
         self._registry = registry
         self._queue = queue
         self._management = management
-        self._tokens = tokens
+        self._workers = workers
 
     async def deploy(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle POST: give a version instances."""
@@ -110,7 +110,7 @@ class Deployments:
         version = self._registry.versions.get(wanted.version_id)
         if version is None or version.function_id != wanted.function_id:
             raise HttpProblem(404, f"function {wanted.function_id} has no version {wanted.version_id}")
-        token, expires = self._tokens.issue(
+        token, expires = self._workers.issue(
             function_id=version.function_id,
             version_id=version.id,
             instance_id=wanted.instance_id,

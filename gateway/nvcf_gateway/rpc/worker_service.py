@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc.aio import ServicerContext as Context
 
-from nvcf_gateway.access.worker_tokens import InvalidWorkerToken, WorkerTokens
+from nvcf_gateway.access.worker_access import NOT_DEPLOYED, RevokedWorkerToken, WorkerAccess
+from nvcf_gateway.access.worker_tokens import InvalidWorkerToken
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import HttpProblem, broker_errors
 from nvcf_gateway.objects.assets import Assets
@@ -42,7 +43,7 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
     config: GatewayConfig
     registry: Registry
     queue: RequestQueue
-    tokens: WorkerTokens
+    access: WorkerAccess
     assets: Assets
     large: LargeResults
 
@@ -53,7 +54,7 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
         claims = self._authorize(context, request, request.instanceId)
         with broker_errors():
             await self.queue.ensure(claims.version_id, self.config.region)
-        token, expires = self.tokens.issue(
+        token, expires = self.access.issue(
             function_id=claims.function_id,
             version_id=claims.version_id,
             instance_id=claims.instance_id,
@@ -184,7 +185,7 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
         return work
 
     def _assertion(self, claims: WorkerClaims, purpose: str) -> tuple[str, Timestamp]:
-        token, expires = self.tokens.assertion(claims, purpose, time.time())
+        token, expires = self.access.tokens.assertion(claims, purpose, time.time())
         return token, Timestamp(seconds=int(expires))
 
     def _authorize(
@@ -201,6 +202,9 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
 
     def _authenticate(self, context: Context[Any, Any]) -> WorkerClaims:
         try:
-            return self.tokens.verify(bearer(context), time.time())
+            return self.access.verify(bearer(context), time.time())
+        except RevokedWorkerToken as error:
+            # By 403 a worker knows that it is only early.
+            raise HttpProblem(403 if error.reason == NOT_DEPLOYED else 401, str(error)) from None
         except InvalidWorkerToken as error:
             raise HttpProblem(401, str(error)) from None

@@ -82,6 +82,7 @@ class Platform:
             "--nats", self.broker.url, "--nats-credentials", str(self.broker.credentials_file),
             "--signing-key", str(self.directory / "signing.pem"),
             "--callout-seed", str(self.broker.callout_seed_file),
+            "--nats-system-credentials", str(self.broker.system_credentials_file),
             "--bootstrap-keys", str(bootstrap), *flags,
         )  # fmt: skip
         child = await start(command, log=self.directory / f"gateway-{len(self.children)}.log")

@@ -46,6 +46,7 @@ def test_values_cannot_break_out_of_their_quotes() -> None:
         budget=DiskBudget(GIB),
         password='p"; }',
         control_password='c"; }',
+        system_password='s"; }',
         callout_public_key="A",
         tags=['x"]'],
     )

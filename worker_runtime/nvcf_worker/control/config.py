@@ -65,6 +65,7 @@ class WorkerConfig:
     asset_dir: Path | None = None
     response_dir: Path | None = None
     compatibility_disabled: bool = False
+    cache_token: bool = True
 
     @classmethod
     def from_environment(

@@ -7,6 +7,7 @@ and the expiry as `expiry`, as NVIDIA's containers beside a worker read and writ
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import random
@@ -73,6 +74,10 @@ class Registration:
 
     def _adopt(self, connected: Connected) -> None:
         self.connected = connected
+        if not self._config.cache_token:
+            with contextlib.suppress(OSError):
+                self._cache.unlink()
+            return
         cached = CachedToken(connected.token, connected.expires_at, self._config.instance_id)
         try:
             store_token(self._cache, cached)

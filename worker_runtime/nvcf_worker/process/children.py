@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import shutil
 import sys
@@ -15,6 +16,7 @@ from nvcf_worker.errors import ConfigurationError
 CREDENTIALS = (NVCF_WORKER_TOKEN, NKEY_SEED, SECRETS_ASSERTION_TOKEN)
 """Variables that a child never gets: they authenticate the worker, not the function."""
 
+_PR_SET_DUMPABLE = 4
 _LAUNCHER = str(Path(__file__).with_name("launch.py"))
 
 
@@ -26,6 +28,7 @@ async def spawn(
     The child writes to the worker's stdout and stderr and does not see CREDENTIALS. On Linux the kernel kills
     it when the calling thread ends. Raises ConfigurationError if it cannot be started.
     """
+    hide_memory()
     program = _find(command[0], environment)
     try:
         return await asyncio.create_subprocess_exec(
@@ -38,6 +41,15 @@ async def spawn(
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigurationError(f"cannot start {command[0]}: {reason}") from error
+
+
+def hide_memory() -> None:
+    """Keep processes of the same user out of this one's memory and environment (/proc, ptrace).
+
+    The environment that a process was started with has the worker token. Root can read it nevertheless.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _find(name: str, environment: Mapping[str, str]) -> str:

@@ -1,0 +1,76 @@
+"""Whether a worker may still act: its token, its instance and its deployment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nvcf_gateway.access.worker_tokens import InvalidWorkerToken, WorkerTokens
+from nvcf_gateway.registry import Registry
+from nvcf_proto.models import Deployment, Instance, InstanceState
+from nvcf_proto.tokens import WorkerClaims
+
+_OVER = frozenset({InstanceState.COMPLETED, InstanceState.FAILED})
+NOT_DEPLOYED = "its version is not deployed"
+# Times in tokens are whole seconds, and the clocks of two gateways differ a little.
+_CLOCK_SECONDS = 2.0
+
+
+def why_revoked(claims: WorkerClaims, deployment: Deployment | None, instance: Instance | None) -> str | None:
+    """Return why a token that has not expired is void; None if it is good. Pure.
+
+    An instance that is being ended keeps its token, because it has to finish what it holds.
+    """
+    if instance is not None:
+        return "its instance has ended" if instance.state in _OVER else None
+    if claims.has_record:
+        return "its instance is gone"
+    if deployment is None:
+        return NOT_DEPLOYED
+    if claims.issued_at + _CLOCK_SECONDS < deployment.created_at:
+        return "it is of an earlier deployment"
+    return None
+
+
+class RevokedWorkerToken(InvalidWorkerToken):
+    """A worker token that was valid once, or will be."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the worker token is void: {reason}")
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class WorkerAccess:
+    """Issues worker tokens and checks them against what runs."""
+
+    tokens: WorkerTokens
+    registry: Registry
+
+    def issue(
+        self, *, function_id: str, version_id: str, instance_id: str, nca_id: str, now: float
+    ) -> tuple[str, float]:
+        """Return a new token and when it expires."""
+        return self.tokens.issue(
+            function_id=function_id,
+            version_id=version_id,
+            instance_id=instance_id,
+            nca_id=nca_id,
+            now=now,
+            has_record=self._instance(version_id, instance_id) is not None,
+        )
+
+    def verify(self, token: str, now: float) -> WorkerClaims:
+        """Return the claims of a good token. Raises InvalidWorkerToken and RevokedWorkerToken."""
+        claims = self.tokens.verify(token, now)
+        reason = self.why_revoked(claims)
+        if reason is not None:
+            raise RevokedWorkerToken(reason)
+        return claims
+
+    def why_revoked(self, claims: WorkerClaims) -> str | None:
+        """Return why these claims are void now; None if they are good."""
+        deployment = self.registry.deployments.get(claims.version_id)
+        return why_revoked(claims, deployment, self._instance(claims.version_id, claims.instance_id))
+
+    def _instance(self, version_id: str, instance_id: str) -> Instance | None:
+        return self.registry.instances.get(f"{version_id}.{instance_id}")
