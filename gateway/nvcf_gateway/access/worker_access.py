@@ -11,17 +11,22 @@ from nvcf_proto.tokens import WorkerClaims
 
 _OVER = frozenset({InstanceState.COMPLETED, InstanceState.FAILED})
 NOT_DEPLOYED = "its version is not deployed"
+DELETED = "its version was deleted"
 # Times in tokens are whole seconds, and the clocks of two gateways differ a little.
 _CLOCK_SECONDS = 2.0
 
 
-def why_revoked(claims: WorkerClaims, deployment: Deployment | None, instance: Instance | None) -> str | None:
+def why_revoked(
+    claims: WorkerClaims, version: object | None, deployment: Deployment | None, instance: Instance | None
+) -> str | None:
     """Return why a token that has not expired is void; None if it is good. Pure.
 
     An instance that is being ended keeps its token, because it has to finish what it holds.
     """
     if instance is not None:
         return "its instance has ended" if instance.state in _OVER else None
+    if version is None:
+        return DELETED
     if claims.has_record:
         return "its instance is gone"
     if deployment is None:
@@ -69,8 +74,10 @@ class WorkerAccess:
 
     def why_revoked(self, claims: WorkerClaims) -> str | None:
         """Return why these claims are void now; None if they are good."""
+        version = self.registry.versions.get(claims.version_id)
         deployment = self.registry.deployments.get(claims.version_id)
-        return why_revoked(claims, deployment, self._instance(claims.version_id, claims.instance_id))
+        instance = self._instance(claims.version_id, claims.instance_id)
+        return why_revoked(claims, version, deployment, instance)
 
     def _instance(self, version_id: str, instance_id: str) -> Instance | None:
         return self.registry.instances.get(f"{version_id}.{instance_id}")

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc.aio import ServicerContext as Context
 
-from nvcf_gateway.access.worker_access import NOT_DEPLOYED, RevokedWorkerToken, WorkerAccess
+from nvcf_gateway.access.worker_access import DELETED, NOT_DEPLOYED, RevokedWorkerToken, WorkerAccess
 from nvcf_gateway.access.worker_tokens import InvalidWorkerToken
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import HttpProblem, broker_errors
@@ -24,6 +24,10 @@ from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
 from nvcf_proto.tokens import WorkerClaims
 
 _log = logging.getLogger(__name__)
+
+
+# By 403 a worker knows that it may only be early.
+_STATUSES = {NOT_DEPLOYED: 403, DELETED: 404}
 
 
 class _WorkerRequest(Protocol):
@@ -204,7 +208,6 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
         try:
             return self.access.verify(bearer(context), time.time())
         except RevokedWorkerToken as error:
-            # By 403 a worker knows that it is only early.
-            raise HttpProblem(403 if error.reason == NOT_DEPLOYED else 401, str(error)) from None
+            raise HttpProblem(_STATUSES.get(error.reason, 401), str(error)) from None
         except InvalidWorkerToken as error:
             raise HttpProblem(401, str(error)) from None

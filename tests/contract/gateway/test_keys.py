@@ -210,7 +210,7 @@ async def test_bad_authorizations_name_the_field(two: Platform, body: dict[str, 
 
 
 async def test_signing_keys_are_rotated_without_a_token_lost(two: Platform) -> None:
-    version = await two.create_version()
+    version = await two.deployed_version()
     instance = new_id()
     folder = two.directory / "signing.pem"
     old_token = await two.worker_token(version, instance)

@@ -11,6 +11,7 @@ from nvcf_proto.models import Deployment, Instance, InstanceState
 from nvcf_proto.tokens import WorkerClaims
 
 VERSION, FUNCTION, INSTANCE = new_id(), new_id(), new_id()
+RECORD = object()
 DEPLOYMENT = Deployment(version_id=VERSION, function_id=FUNCTION, created_at=1000.5)
 
 
@@ -37,17 +38,18 @@ def test_a_token_is_good_until_its_instance_has_ended(
     state: InstanceState, has_record: bool, deployment: Deployment | None
 ) -> None:
     over = state in (InstanceState.COMPLETED, InstanceState.FAILED)
-    assert (why_revoked(claims(has_record=has_record), deployment, record(state)) is not None) == over
+    assert (why_revoked(claims(has_record=has_record), RECORD, deployment, record(state)) is not None) == over
 
 
 def test_without_a_record_it_depends_on_whether_there_was_one() -> None:
-    assert why_revoked(claims(), DEPLOYMENT, None) == "its instance is gone"
-    assert why_revoked(claims(has_record=False), DEPLOYMENT, None) is None
-    assert why_revoked(claims(has_record=False), None, None) == "its version is not deployed"
+    assert why_revoked(claims(), RECORD, DEPLOYMENT, None) == "its instance is gone"
+    assert why_revoked(claims(has_record=False), RECORD, DEPLOYMENT, None) is None
+    assert why_revoked(claims(has_record=False), RECORD, None, None) == "its version is not deployed"
+    assert why_revoked(claims(), None, None, None) == "its version was deleted"
     early = claims(has_record=False, issued_at=990.0)
-    assert why_revoked(early, DEPLOYMENT, None) == "it is of an earlier deployment"
+    assert why_revoked(early, RECORD, DEPLOYMENT, None) == "it is of an earlier deployment"
     same_second = claims(has_record=False, issued_at=1000.0)
-    assert why_revoked(same_second, DEPLOYMENT, None) is None
+    assert why_revoked(same_second, RECORD, DEPLOYMENT, None) is None
 
 
 def test_the_name_of_a_connection_says_all_that_is_checked() -> None:
