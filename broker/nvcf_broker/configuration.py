@@ -33,10 +33,10 @@ class BrokerFiles:
     """Paths of a local broker's files. Only their owner can read them.
 
     `credentials` and `control` hold one line `user:password` each: for gateway and autoscaler in the account
-    of tenants' data, and for these and the agent in the account of the control plane. `system` is the same for the
-    gateway's look at the workers' connections. `callout_seed` is the
-    seed of the account key with which a gateway signs auth callout responses. `identity` holds the broker's
-    port and name, `budget` its disk budget; they survive restarts. `store` is the folder of JetStream's data.
+    of tenants' data, and for these and the agent in the account of the control plane. `system` is the same
+    for the gateway's look at the workers' connections. `callout_seed` is the seed of the account key with
+    which a gateway signs auth callout responses. `identity` holds the broker's port and name, `budget` its
+    disk budget; they survive restarts. `store` is the folder of JetStream's data.
     """
 
     def __init__(self, directory: Path) -> None:

@@ -27,7 +27,7 @@ async def account_key(up: LocalUp, account: str, *scopes: Scope) -> str:
         scopes=scopes,
         created_at=time.time(),
     )
-    credentials = up.data / "broker" / "platform.credentials"
+    credentials = up.data / "broker" / "control.credentials"
     client = await connect_broker(up.state["nats"], credentials, name="test")
     try:
         async with KvMirror(client, API_KEYS_BUCKET, ApiKey.from_json, ApiKey.to_json) as keys:

@@ -92,7 +92,8 @@ class BrokerCluster:
         for node in self.nodes:
             node.peers = [peer for peer in self.nodes if peer is not node]
             node.files.directory.mkdir(parents=True, exist_ok=True)
-            for source in (first.files.credentials, first.files.system, first.files.callout_seed):
+            files = first.files
+            for source in (files.credentials, files.control, files.system, files.callout_seed):
                 if node is not first:
                     shutil.copy2(source, node.files.directory / source.name)
             # This chooses the client port, which the addresses for the other nodes contain.
