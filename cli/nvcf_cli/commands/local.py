@@ -34,7 +34,8 @@ from nvcf_cli.local.state import (
 from nvcf_cli.local.troubles import troubles_of
 from nvcf_cli.screen import age, console, print_json, print_table
 
-_START_SECONDS = 100.0
+# It gives up itself when a process makes no progress.
+_START_SECONDS = 1800.0
 _STOP_SECONDS = 60.0
 _EXIT_SECONDS = 5.0
 _POLL_SECONDS = 0.05

@@ -211,12 +211,15 @@ class Platform:
     async def _start_rest(self, addresses: Addresses) -> None:
         here, plan, level = self.installation, self.options.clusters, self.options.log_level
         await self._add(gateway_spec(here, addresses, level))
-        await self._add(*(agent_spec(here, addresses, plan, each, level) for each in plan.ids()))
-        # It comes last and goes first: what agents end when they stop is not to be replaced elsewhere.
+        # Before the agents: the instances that they start again may take all CPU time for a while. It ends
+        # before them too: what agents end when they stop is not to be replaced elsewhere.
         await self._add(autoscaler_spec(here, addresses, level))
+        agents = (agent_spec(here, addresses, plan, each, level) for each in plan.ids())
+        await self._add(*agents, outlives_last=True)
 
-    async def _add(self, *specs: ChildSpec) -> None:
-        await self._tree.add(*(Child(spec, self._on_change) for spec in specs))
+    async def _add(self, *specs: ChildSpec, outlives_last: bool = False) -> None:
+        children = (Child(spec, self._on_change) for spec in specs)
+        await self._tree.add(*children, outlives_last=outlives_last)
 
     def _on_change(self, change: Change) -> None:
         self._children[change.name] = change.state

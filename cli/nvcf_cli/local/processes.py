@@ -15,6 +15,7 @@ from nvcf_agent.errors import AgentError
 from nvcf_agent.state.inventory import parse_gpus, parse_size
 from nvcf_broker.server import LocalBroker
 from nvcf_cli.errors import UsageError
+from nvcf_cli.local.progress import LONGEST_START_SECONDS
 from nvcf_cli.local.state import Installation
 from nvcf_cli.local.supervisor import ChildSpec
 
@@ -196,7 +197,8 @@ def broker_spec(broker: LocalBroker) -> ChildSpec:
     """Return how to run the local broker, which is prepared already."""
 
     async def wait_ready(_line: dict[str, Any]) -> None:
-        await broker.wait_ready()
+        # A large store takes long to read; the supervisor sees whether that makes progress.
+        await broker.wait_ready(LONGEST_START_SECONDS)
 
     # SIGTERM lets it close its files when `nvcf up` is killed; it has nobody else to wait for.
     return ChildSpec(

@@ -17,11 +17,12 @@ from nvcf_agent.backends.output import RotatingLog, Tail, pump
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.process import RestartPolicy, describe_exit, signal_group, spawn, stop_process
 from nvcf_cli.errors import CliError
+from nvcf_cli.local import progress
 from nvcf_cli.local.state import ChildState
 
 _log = logging.getLogger(__name__)
 
-READY_TIMEOUT_SECONDS = 30.0
+_LOOK_SECONDS = 1.0
 RESTARTS = RestartPolicy(initial=0.5, factor=2.0, maximum=15.0, stable_after=30.0)
 _DRAIN_SECONDS = 1.0
 
@@ -81,21 +82,32 @@ class Child:
     _runs: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self) -> None:
-        """Return when it is ready for the first time. Raises `CliError` if it ends before, or is too slow."""
+        """Return when it is ready for the first time.
+
+        Raises `CliError` if it ends before, or makes no progress for `PATIENCE_SECONDS`.
+        """
         self._task = asyncio.create_task(self._keep_running(), name=f"child {self.spec.name}")
         ready = asyncio.create_task(self._was_ready.wait())
+        start = progress.Progress(self.monotonic())
         try:
-            done, _ = await asyncio.wait(
-                {self._task, ready}, timeout=READY_TIMEOUT_SECONDS, return_when=asyncio.FIRST_COMPLETED
-            )
+            done: set[asyncio.Task[Any]] = set()
+            while not done:
+                done, _ = await asyncio.wait(
+                    {self._task, ready}, timeout=_LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done and self._hangs(start):
+                    raise CliError(
+                        f"the {self.spec.name} does not become ready, and has done nothing for "
+                        f"{progress.PATIENCE_SECONDS:g} s: {self._where()}"
+                    )
         finally:
             ready.cancel()
         if self._task in done:
             await self._task
-        if not self._was_ready.is_set():
-            raise CliError(
-                f"the {self.spec.name} was not ready within {READY_TIMEOUT_SECONDS:g} s: {self._where()}"
-            )
+
+    def _hangs(self, start: progress.Progress) -> bool:
+        cpu = progress.cpu_seconds(self._process.pid) if self._process is not None else 0.0
+        return start.stopped(self.monotonic(), cpu, progress.log_size(self.spec.log))
 
     async def stop(self) -> None:
         """Send SIGTERM, wait for the grace time, then kill; the child is not started again."""
@@ -237,13 +249,17 @@ def _last_line(tail: Tail) -> str:
 
 @dataclass
 class Tree:
-    """Groups of children in the order of their start; each group needs those before it."""
+    """Groups of children; each needs those before it, and ends before them."""
 
     groups: list[list[Child]] = field(default_factory=list)
 
-    async def add(self, *children: Child) -> None:
-        """Start a group, all of it at the same time. Raises `CliError`."""
-        self.groups.append(list(children))
+    async def add(self, *children: Child, outlives_last: bool = False) -> None:
+        """Start a group, all of it at the same time. Raises `CliError`.
+
+        `outlives_last`: the group added before it ends first all the same.
+        """
+        place = len(self.groups) - 1 if outlives_last else len(self.groups)
+        self.groups.insert(place, list(children))
         results = await asyncio.gather(*(child.start() for child in children), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):

@@ -13,6 +13,7 @@ import pytest
 from nvcf_broker.errors import BrokerUnavailableError
 from nvcf_broker.process import RestartPolicy
 from nvcf_cli.errors import CliError
+from nvcf_cli.local import progress
 from nvcf_cli.local.supervisor import Change, Child, ChildSpec, Tree
 
 WAIT = 30.0
@@ -196,3 +197,55 @@ async def test_one_bad_child_of_a_group_is_told(tmp_path: Path) -> None:
     await tree.stop()
     (good,) = await changes.until(1, "running")
     assert not psutil.pid_exists(good.state.pid or 0)
+
+
+async def test_a_slow_start_that_makes_progress_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "PATIENCE_SECONDS", 2.0)
+    slow = "import sys, time\nfor _ in range(8):\n    print('...', file=sys.stderr, flush=True)\n"
+    one = child(tmp_path, f"{slow}    time.sleep(0.5)\n{STEADY}", Changes())
+    await one.start()
+    await one.stop()
+    busy = "import time\nwhile time.process_time() < 3: pass\n"
+    one = child(tmp_path, busy + STEADY, Changes(), "busy")
+    await one.start()
+    await one.stop()
+
+
+async def test_a_start_that_has_stopped_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "PATIENCE_SECONDS", 2.0)
+    one = child(tmp_path, "import time\ntime.sleep(600)\n", Changes())
+    with pytest.raises(CliError, match="does not become ready"):
+        await one.start()
+    await one.stop()
+
+
+def test_progress_is_cpu_time_or_a_log_that_grows() -> None:
+    seen = progress.Progress(0.0)
+    assert not seen.stopped(1, 0.2, 0)
+    assert not seen.stopped(29, 0.2, 0)
+    assert not seen.stopped(30, 0.5, 0)
+    assert not seen.stopped(59, 0.5, 0)
+    assert seen.stopped(61, 0.51, 0), "a clock that is looked at is no progress"
+    assert not seen.stopped(62, 0.51, 100)
+    assert seen.stopped(600, 99, 200), "at some time enough is enough"
+
+
+async def test_a_group_that_ends_before_those_started_after_it(tmp_path: Path) -> None:
+    tree, ended = Tree(), list[str]()
+
+    def on_end(name: str) -> Any:
+        class Ends(Child):
+            async def stop(self) -> None:
+                await super().stop()
+                ended.append(name)
+
+        spec = ChildSpec(name, [sys.executable, "-c", STEADY], tmp_path / f"{name}.log")
+        return Ends(spec, Changes(), restarts=QUICK)
+
+    await tree.add(on_end("gateway"))
+    await tree.add(on_end("autoscaler"))
+    await tree.add(on_end("agent"), outlives_last=True)
+    await tree.stop()
+    assert ended == ["autoscaler", "agent", "gateway"]
