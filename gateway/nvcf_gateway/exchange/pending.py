@@ -15,6 +15,7 @@ from nvcf_gateway.exchange.sinks import Sink
 from nvcf_gateway.exchange.states import Event, State, transition
 from nvcf_proto.h1 import RequestHead, ResponseHead
 from nvcf_proto.ids import new_id
+from nvcf_proto.settings import GATEWAY_EXTRA_WAIT
 
 
 class Outcome(Enum):
@@ -170,10 +171,20 @@ class Pending:
             callback, self.on_response = self.on_response, None
             callback(answered)
 
-    def set_deadline(self, when: float) -> None:
-        """End the wait at `when` (loop time) unless something else ends it before."""
+    def set_deadline(self, when: float, look: Callable[[Pending], None] | None = None) -> None:
+        """End the wait at `when` (loop time) unless something else ends it before.
+
+        With `look` that is called at `when`, and the wait ends `GATEWAY_EXTRA_WAIT` later.
+        """
         self.clear_deadline()
-        self.timer = asyncio.get_running_loop().call_at(when, self._expire)
+        loop = asyncio.get_running_loop()
+        self.timer = (
+            loop.call_at(when, self._expire) if look is None else loop.call_at(when, self._over, look)
+        )
+
+    def _over(self, look: Callable[[Pending], None]) -> None:
+        self.set_deadline(asyncio.get_running_loop().time() + GATEWAY_EXTRA_WAIT)
+        look(self)
 
     def clear_deadline(self) -> None:
         """Remove the deadline."""

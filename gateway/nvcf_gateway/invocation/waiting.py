@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -125,7 +126,7 @@ class CallRunner:
                 sequence, sent = await asyncio.shield(publishing)
             else:
                 sequence, sent = await publish
-            pending.set_deadline(deadline)
+            pending.set_deadline(deadline - GATEWAY_EXTRA_WAIT, self._look)
             published = True
             pending.again = partial(self._publish, call, pending, trace, deadline)
             if await self.demand.queued(call.version.id, call.request_id, sent):
@@ -152,6 +153,16 @@ class CallRunner:
             if ended is not Ended.KEPT:
                 stays = stays_queued(ended, keyed=call.keyed, published=published)
                 self._forget(call, pending, sequence, withdraw=not stays)
+
+    def _look(self, pending: Pending) -> None:
+        """End a wait whose poll time is over, unless a worker has the request: that says so itself."""
+        self.background.spawn(self._end_if_queued(pending), f"look for {pending.request_id}")
+
+    async def _end_if_queued(self, pending: Pending) -> None:
+        with contextlib.suppress(BrokerError):
+            place = await self.queue.place(pending.version_id, pending.request_id, self.config.region)
+            if place == "queued":
+                pending.give_way()
 
     async def _ended(self, outcome: Outcome, call: Call, pending: Pending, sink: Sink) -> Ended:
         match outcome:

@@ -217,6 +217,7 @@ class Poller:
     async def _answer(self, poll: Poll, sink: CollectSink | StreamSink) -> str | None:
         """Answer into `sink`, or return the status of a 202."""
         loop = asyncio.get_running_loop()
+        until = poll.deadline
         tracked, store = poll.tracked, self._store(poll.tracked)
         of = (poll.caller.nca_id, tracked.function_id, tracked.version_id)
         kept = self.retention.kept(
@@ -252,9 +253,11 @@ class Poller:
                             )
                             if place is None and not announced.is_set() and await self._is_lost(poll):
                                 raise HttpProblem(504, NOT_ACKNOWLEDGED)
-                            if loop.time() >= poll.deadline:
+                            # Only a worker is given the extra time.
+                            until = poll.deadline - (GATEWAY_EXTRA_WAIT if place == "queued" else 0.0)
+                            if loop.time() >= until:
                                 return await self._still(poll, status_of(place))
-                await _wait(announced, min(QUERY_INTERVAL, poll.deadline - loop.time()))
+                await _wait(announced, min(QUERY_INTERVAL, until - loop.time()))
 
     async def _is_lost(self, poll: Poll) -> bool:
         """Find out whether a request that is not in the queue came to nothing."""
