@@ -88,23 +88,47 @@ async def invoke(
     """Send it and write the answer's body piece by piece as it comes. Raises `CliError` if it failed."""
     method, path, headers = request_of(call)
     deadline = time.monotonic() + call.timeout
-    body: bytes | None = call.body
-    while True:
-        # A stream may last as long as it likes once it has begun.
-        limit = None if call.stream else deadline - time.monotonic() + _EXTRA_SECONDS
-        async with api.request(method, path, headers=headers, body=body, timeout=limit) as response:
+    # A stream may last as long as it likes once it has begun.
+    limit = None if call.stream else call.timeout + _EXTRA_SECONDS
+    async with api.request(method, path, headers=headers, body=call.body, timeout=limit) as response:
+        if response.status != 202:
+            await _take(response, write, head)
+            return
+        request_id = response.headers.get(NVCF_REQID)
+        await response.read()
+    if request_id is None:
+        raise CliError("the function answered 202 without a request id: there is nothing to wait for")
+    await fetch(api, request_id, deadline, write=write, head=head, stream=call.stream)
+
+
+async def fetch(
+    api: Api,
+    request_id: str,
+    deadline: float,
+    *,
+    write: Callable[[bytes], None],
+    head: Callable[[aiohttp.ClientResponse], None] | None = None,
+    stream: bool = False,
+) -> None:
+    """Poll for the answer of a request until `deadline` (monotonic), and write it. Raises `CliError`."""
+    path = f"/v2/nvcf/pexec/status/{request_id}"
+    while (left := deadline - time.monotonic()) > 0:
+        headers = {"NVCF-POLL-SECONDS": str(max(1, min(POLL_SECONDS_MAX, round(left))))}
+        limit = None if stream else left + _EXTRA_SECONDS
+        async with api.request("GET", path, headers=headers, timeout=limit) as response:
             if response.status != 202:
                 await _take(response, write, head)
                 return
-            request_id = response.headers.get(NVCF_REQID)
             await response.read()
-        if request_id is None or deadline - time.monotonic() <= 0:
-            raise CliError(
-                f"no answer within {call.timeout:g} s (request {request_id}): give more with --timeout"
-            )
-        method, path, body = "GET", f"/v2/nvcf/pexec/status/{request_id}", None
-        wait = max(1, min(POLL_SECONDS_MAX, round(deadline - time.monotonic())))
-        headers = {"NVCF-POLL-SECONDS": str(wait)}
+    raise CliError(
+        f"no answer yet, and request {request_id} goes on: nvcf request result {request_id} waits for it, "
+        f"nvcf request cancel {request_id} ends it"
+    )
+
+
+async def cancel(api: Api, request_id: str) -> None:
+    """Cancel a request that is queued or in flight. Raises `CliError`."""
+    await api.call("DELETE", f"/v2/nvcf/pexec/status/{request_id}")
 
 
 async def _take(

@@ -17,6 +17,7 @@ from nvcf_cli.commands import (
     functions,
     local,
     quotas,
+    requests,
     scaling,
     telemetry,
     top,
@@ -78,6 +79,7 @@ app.command("top")(top.top)
 app.command("dashboard")(dashboard.dashboard)
 app.add_typer(telemetry.app, name="telemetry")
 app.command("invoke")(calls.invoke_command)
+app.add_typer(requests.app, name="request")
 app.command("logs")(calls.logs)
 app.command("metrics")(local.metrics)
 

@@ -86,12 +86,12 @@ def invoke_command(
         call = Call(found.id, content, headers, method, path, timeout, stream)
         await invoke(api, call, write=writer, head=_show_head if include else None)
 
-    writer = _Writer()
+    writer = Writer()
     Access(data, url, key_file).run(work)
     writer.finish()
 
 
-class _Writer:
+class Writer:
     """Bytes to standard output at once; a terminal gets a final line end."""
 
     def __init__(self) -> None:
