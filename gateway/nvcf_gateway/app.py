@@ -32,7 +32,7 @@ from nvcf_gateway.dashboard.routes import dashboard_routes
 from nvcf_gateway.durability import Durability
 from nvcf_gateway.errors import SetupError
 from nvcf_gateway.exchange.attach import Attach, InlineReplies
-from nvcf_gateway.exchange.pending import PendingRequests
+from nvcf_gateway.exchange.pending import Pending, PendingRequests
 from nvcf_gateway.http.absolute import make_request
 from nvcf_gateway.http.body_budget import BodyBudget
 from nvcf_gateway.http.connections import SERVER_LOG
@@ -306,7 +306,13 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     nvcf_pb2_grpc.add_WorkerServicer_to_server(worker_service, grpc_server)
     AuthorizationService(authenticator, authorizer, registry, limiter).add_to(grpc_server)
     grpc_address = await serve(stack, config, grpc_server)
-    ends = partial(end_waits, pending, registry.index.is_running, CALLERS_GRACE)
+
+    async def unserved(waiting: Pending) -> bool:
+        if registry.index.is_running(waiting.version_id):
+            return False
+        return await queue.place(waiting.version_id, waiting.request_id, config.region) == "queued"
+
+    ends = partial(end_waits, pending, unserved, CALLERS_GRACE)
     http_address.append(await _serve_http(stack, config, http, ends))
     sessions = None
     if config.sessions is not None or config.session_proxy is not None:

@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Awaitable, Callable
 
+from nvcf_broker.errors import BrokerError
 from nvcf_gateway.errors import StoreUnavailable
 from nvcf_gateway.exchange.pending import Pending, PendingRequests
 
-_LOOK_SECONDS = 0.2
+_LOOK_SECONDS = 0.5
+_CONCURRENCY = 16
 
 
-async def end_waits(pending: PendingRequests, is_running: Callable[[str], bool], grace: float) -> None:
-    """End waits that cannot end well: at once without an instance, after `grace` seconds all.
+async def end_waits(
+    pending: PendingRequests, unserved: Callable[[Pending], Awaitable[bool]], grace: float
+) -> None:
+    """End waits that cannot end well: those that are `unserved` at once, after `grace` seconds all.
 
-    `is_running` tells whether a version has a running instance. A kept call gets 202 and can be polled after
-    the restart, any other one 503; both are better than a connection that breaks.
+    A kept call gets 202 and can be polled after the restart, any other one 503; both are better than a
+    connection that breaks.
     """
-    loop = asyncio.get_running_loop()
-    end = loop.time() + grace
-    while True:
-        for each in pending.all():
-            if loop.time() >= end or not is_running(each.version_id):
-                _end(each)
-        await asyncio.sleep(_LOOK_SECONDS)
+    turns = asyncio.Semaphore(_CONCURRENCY)
+
+    async def end_if_unserved(each: Pending) -> None:
+        with contextlib.suppress(BrokerError):
+            async with turns:
+                if await unserved(each):
+                    _end(each)
+
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(grace):
+            while True:
+                await asyncio.gather(*(end_if_unserved(each) for each in pending.all()))
+                await asyncio.sleep(_LOOK_SECONDS)
+    for each in pending.all():
+        _end(each)
 
 
 def _end(pending: Pending) -> None:
