@@ -158,9 +158,8 @@ class ObjectBucket:
         An acknowledgement may be lost, so the broker is asked what it holds before anything is undone. An
         object without its chunks, left by an earlier failure, gives way.
         """
-        guards = {"Nats-Rollup": "sub"}
-        if not replace:
-            guards["Nats-Expected-Last-Subject-Sequence"] = "0"
+        # A first object has nothing to roll up, which would cost the broker a search.
+        guards = {"Nats-Rollup": "sub"} if replace else {"Nats-Expected-Last-Subject-Sequence": "0"}
         failure: BrokerError
         for _ in range(COMMIT_ATTEMPTS):
             try:

@@ -11,6 +11,7 @@ from tests.bench import (
     batching,
     bodies,
     durability,
+    idempotency,
     idle,
     imports,
     install,
@@ -41,6 +42,7 @@ BENCHMARKS: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
 }
 ON_REQUEST: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
     "peers": peers.run,
+    "idempotency": idempotency.run,
     "install": install.run,
     "durability": durability.run,
 }
