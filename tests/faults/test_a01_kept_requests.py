@@ -18,6 +18,7 @@ import pytest
 from nvcf_broker.process import free_port
 from nvcf_worker import Request, SyncRequest
 from nvcf_worker.exchange import fetch, response_delivery, transport, waiters
+from nvcf_worker.function.response import Reply
 from nvcf_worker.process.durations import Backoff
 from tests.support.peers.gateway import PeerGateway
 from tests.support.platform.gateways import Platform, Version, running_platform
@@ -144,6 +145,23 @@ async def test_an_abandoned_request_is_a_warning_with_its_reason_and_counted(
         ("WARNING", True)
     ]
     assert taker.worker._telemetry.dropped == {"not-wanted": 1}
+
+
+async def test_a_response_that_cannot_be_sent_becomes_a_500_at_once(
+    gateway: PeerGateway, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(reply: Reply) -> bytes:
+        if reply.status == 200:
+            raise RuntimeError("no such encoding")
+        return encode(reply)
+
+    encode = transport.inline_response
+    monkeypatch.setattr(transport, "inline_response", fail)
+    await serve(echo)
+    answer = await (await gateway.invoke(b"x")).answer()
+    assert answer.status == 500
+    assert answer.json()["title"] == "Internal Server Error"
+    await eventually(lambda: _empty(gateway), "acknowledged")
 
 
 @pytest.mark.timeout(180)

@@ -15,7 +15,7 @@ from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.errors import AnsweredElsewhere, CallerGone, HttpProblem
 from nvcf_gateway.exchange.bodies import BodySuperseded, BodyTooLarge
 from nvcf_gateway.exchange.pending import Pending, PendingRequests
-from nvcf_gateway.exchange.sinks import checked_head
+from nvcf_gateway.exchange.sinks import BODILESS, checked_head
 from nvcf_gateway.exchange.states import State
 from nvcf_gateway.http.responses import SERVER
 from nvcf_proto import headers as names
@@ -93,10 +93,12 @@ class Attach:
                 await sink.start(head)
             except CallerGone:
                 raise HttpProblem(500, "the caller is gone") from None
-            if rest:
-                await sink.write(rest)
-            async for chunk in request.content.iter_any():
-                await sink.write(chunk)
+            # A response without a body is complete with its head, whatever its Content-Length says.
+            if pending.head.method != "HEAD" and head.status not in BODILESS:
+                if rest:
+                    await sink.write(rest)
+                async for chunk in request.content.iter_any():
+                    await sink.write(chunk)
             await sink.finish()
         except AnsweredElsewhere:
             pending.supersede()

@@ -126,7 +126,7 @@ def wrap_response(request_id: str, head: ResponseHead, body: bytes) -> tuple[int
         if head.status == 200:
             response["response"] = _json(body)
     else:
-        response["errorCode"] = head.status
+        response |= {"errorCode": head.status, "detail": _detail(headers.get("content-type", ""), body)}
     return head.status, {key: value for key, value in response.items() if value is not None}
 
 
@@ -135,6 +135,17 @@ def exec_status(status: int) -> str:
     if status == 202:
         return "in-progress"
     return "fulfilled" if status < 400 else "errored"
+
+
+def _detail(media_type: str, body: bytes) -> str | None:
+    """Return the detail of a problem document."""
+    if media_type.partition(";")[0].strip().lower() != names.PROBLEM_JSON:
+        return None
+    try:
+        detail = json.loads(body).get("detail")
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    return detail if isinstance(detail, str) else None
 
 
 def _percent(text: str | None) -> int | None:

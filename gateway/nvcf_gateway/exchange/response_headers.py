@@ -75,4 +75,11 @@ def wrapped_progress(request_id: str, status: str) -> web.Response:
 def wrapped_response(request_id: str, head: ResponseHead, body: bytes) -> web.Response:
     """Return any other response of exec."""
     status, response = wrap_response(request_id, head, body)
-    return json_response(status, response, headers=path_headers(ResponseHead(head.status), request_id, []))
+    # Other headers of the function describe its body, which is wrapped. Those of an error say what to do.
+    own = [] if head.status < 400 else [pair for pair in head.headers if not _describes_body(pair[0])]
+    headers = path_headers(ResponseHead(head.status, own), request_id, [])
+    return json_response(status, response, headers=headers)
+
+
+def _describes_body(name: str) -> bool:
+    return name.lower().startswith(("content-", "etag", "last-modified", "transfer-"))

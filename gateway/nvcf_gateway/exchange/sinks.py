@@ -16,7 +16,7 @@ from nvcf_proto.errors import H1Error
 from nvcf_proto.h1 import ResponseHead
 from nvcf_proto.headers import field_text, strip_hop_by_hop
 
-_BODILESS = frozenset((204, 304))
+BODILESS = frozenset((204, 304))
 _LENGTH = re.compile(r"[0-9]{1,18}")
 
 
@@ -128,7 +128,7 @@ class StreamSink:
             raise CallerGone("the caller left") from error
 
     def _headers(self, head: ResponseHead) -> CIMultiDict[str]:
-        self._bodiless = self._request.method == "HEAD" or head.status in _BODILESS
+        self._bodiless = self._request.method == "HEAD" or head.status in BODILESS
         pairs = self._decorate(head)
         # aiohttp writes text as UTF-8.
         if not "".join(map(itemgetter(1), pairs)).isascii():

@@ -112,7 +112,9 @@ class CallRunner:
         if call.keep_queued:
             pending.storage = self.retention.kept_later(call)
             pending.stores_inline = call.keyed
-        deadline = began + call.poll_seconds + GATEWAY_EXTRA_WAIT
+        # Workers of third-party platforms get a longer poll time for a kept call, so none answers at its end.
+        extra = 0.0 if call.keep_queued and self.config.wide_inbox else GATEWAY_EXTRA_WAIT
+        deadline = began + call.poll_seconds + extra
         sequence: int | None = None
         published = False
         publishing: Publishing | None = None

@@ -79,8 +79,9 @@ class SessionRecord:
                 return
             stream = subjects.session_lookup_stream(self._region)
             request = json.dumps({"filter": self._subject}).encode()
-            await connection.request(
-                f"{subjects.API_PREFIX}.STREAM.PURGE.{stream}", request, timeout=RESPONSE_SECONDS
+            # Nobody reads the answer, and a broker that denies it sends none: the slot does not wait for it.
+            await connection.publish(
+                f"{subjects.API_PREFIX}.STREAM.PURGE.{stream}", request, reply=connection.new_inbox()
             )
         except nats.errors.Error as error:
             log.info("the record of the session was not removed: %s", error)
