@@ -88,6 +88,9 @@ def signal_group(group: int, number: int) -> bool:
     return True
 
 
+_EXIT_CHECK_SECONDS = 0.2
+
+
 async def stop_process(process: asyncio.subprocess.Process, grace: float) -> int:
     """Send SIGTERM, wait `grace` seconds, then SIGKILL the whole group. Return the exit code.
 
@@ -100,10 +103,25 @@ async def stop_process(process: asyncio.subprocess.Process, grace: float) -> int
                 process.send_signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace):
-                    await process.wait()
+                    await wait_exit(process)
     finally:
         signal_group(process.pid, signal.SIGKILL)
-    return await process.wait()
+    return await wait_exit(process)
+
+
+async def wait_exit(process: asyncio.subprocess.Process) -> int:
+    """Return the exit code of a process when it has ended.
+
+    `process.wait()` also waits until its pipes are closed, which others may hold: what it has started in a
+    session of its own.
+    """
+    waiting = asyncio.ensure_future(process.wait())
+    try:
+        while process.returncode is None:
+            await asyncio.wait({waiting}, timeout=_EXIT_CHECK_SECONDS)
+        return process.returncode
+    finally:
+        waiting.cancel()
 
 
 def describe_exit(code: int) -> str:

@@ -2,9 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 POLL_SECONDS = 0.2
 _BLOCK_BYTES = 64 * 1024
@@ -59,15 +60,20 @@ def _lines(data: bytes) -> list[str]:
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
-def readable(line: str) -> str:
-    """Return a JSON log line as `time level message`, with the error's text below; others as they are."""
+def _record(line: str) -> dict[str, Any] | None:
     if not line.startswith("{"):
-        return line
+        return None
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
-        return line
-    if not isinstance(record, dict) or "message" not in record:
+        return None
+    return record if isinstance(record, dict) and "message" in record else None
+
+
+def readable(line: str) -> str:
+    """Return a JSON log line as `time level message`, with the error's text below; others as they are."""
+    record = _record(line)
+    if record is None:
         return line
     when = str(record.get("time", ""))[11:23]
     text = f"{when} {str(record.get('level', '')).upper():<7} {record['message']}"
@@ -76,6 +82,23 @@ def readable(line: str) -> str:
         text += f"  [request {request}]"
     error = record.get("exception") or record.get("error")
     return f"{text}\n{error}" if error else text
+
+
+def why_it_failed(lines: Iterable[str]) -> list[str]:
+    """Return the last output of an instance for people: errors, and what is no log record."""
+    shown: list[str] = []
+    seen: set[str] = set()
+    for line in lines:
+        record = _record(line)
+        if record is None:
+            shown.append(line)
+        elif str(record.get("level", "")).lower() in ("error", "critical"):
+            error = str(record.get("exception") or record.get("error") or "")
+            # The worker says first what failed and why, and then that it ends for that.
+            if not any(str(record["message"]).endswith(each) for each in seen if each):
+                shown += [str(record["message"]), *error.split("\n")] if error else [str(record["message"])]
+            seen.add(error.rpartition("\n")[2])
+    return shown or [readable(line) for line in lines]
 
 
 async def follow(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from nvcf_broker.process import spawn
 from tests.contract.worker.conftest import StartProcess
 from tests.support.peers.gateway import PeerGateway
 from tests.support.platform.nats_server import NatsServer
-from tests.support.platform.nvcf_up import local_up
 from tests.support.platform.workers import WorkerProcess
 
 FUNCTION = """
@@ -103,18 +101,6 @@ async def test_c5_run_locally(tmp_path: Path) -> None:
     finally:
         process.kill()
         await process.wait()
-
-
-async def test_c5_deploy_says_the_names(tmp_path: Path) -> None:
-    async with local_up(tmp_path) as up:
-        file = tmp_path / "hello.py"
-        file.write_text(FUNCTION.replace("END", "serve(other)"))
-        code, _, err = await up.run("deploy", f"{file}:handlr")
-        assert code != 0
-        assert "did you mean 'handler'?" in err
-        assert json.loads(await up.ok("instances", "--json")) == []
-        await up.ok("deploy", f"{file}:handler")
-        assert "named in worker" in await up.ok("invoke", "hello", "--data", "{}")
 
 
 async def answered(gateway: PeerGateway) -> str:

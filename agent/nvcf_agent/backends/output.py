@@ -10,7 +10,9 @@ _log = logging.getLogger(__name__)
 LOG_LIMIT_BYTES = 10 * 1024 * 1024
 LOG_GENERATIONS = 2
 TAIL_LINES = 20
-TAIL_LINE_CHARACTERS = 500
+TAIL_LINE_CHARACTERS = 4000
+"""A line may be a log record in JSON with a traceback: what is cut off is no JSON any more."""
+TAIL_CHARACTERS = 12_000
 _CHUNK_BYTES = 64 * 1024
 
 
@@ -83,7 +85,10 @@ class Tail:
         if self._open.strip():
             self._add(self._open)
             self._open = b""
-        return list(self._lines)
+        lines = list(self._lines)
+        while len(lines) > 1 and sum(map(len, lines)) > TAIL_CHARACTERS:
+            del lines[0]
+        return lines
 
 
 async def pump(stream: asyncio.StreamReader, log: RotatingLog, tail: Tail | None) -> None:

@@ -25,7 +25,7 @@ from nvcf_agent.state.inventory import Inventory, Limits
 from nvcf_agent.state.transitions import Ended, Event, Ready, Unready
 from nvcf_broker.errors import ProcessError
 from nvcf_broker.files import private_directory
-from nvcf_broker.process import free_port, signal_group, spawn, stop_process
+from nvcf_broker.process import free_port, signal_group, spawn, stop_process, wait_exit
 from nvcf_proto import environment as names
 from nvcf_proto.models import ProcessSource
 
@@ -251,12 +251,15 @@ class ProcessBackend:
                 ]
                 watching = group.create_task(self._report_readiness(child))
                 beside = group.create_task(self._run_collector(child))
-                await child.process.wait()
+                await wait_exit(child.process)
                 watching.cancel()
                 # The collector ends after the worker, to send the worker's last telemetry.
                 beside.cancel()
                 # Processes that the worker left in its group end with it.
                 code = await stop_process(child.process, 0)
+                # Those in sessions of their own are found by their environment.
+                home = self._instances / child.running.instance_id
+                await asyncio.to_thread(kill_orphans, home)
                 await asyncio.wait(pumps, timeout=_DRAIN_SECONDS)
                 for each in pumps:
                     each.cancel()

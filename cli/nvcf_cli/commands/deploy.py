@@ -22,7 +22,7 @@ from nvcf_cli.deploying import (
 )
 from nvcf_cli.scale import Scale, bounds, gpus
 from nvcf_cli.screen import StatusLine, console, print_json
-from nvcf_cli.tailing import readable
+from nvcf_cli.tailing import why_it_failed
 
 
 def deploy_command(
@@ -176,8 +176,8 @@ def deploy_command(
         done = Access(data, url, key_file).run(work)
     except DeployFailed as failure:
         out = console(stderr=True)
-        for line in failure.words:
-            out.print(Text(f"  {readable(line)}", style="dim"))
+        for line in why_it_failed(failure.words):
+            out.print(Text(f"  {line}", style="dim"))
         raise
     except KeyboardInterrupt:
         name = shlex.quote(request.name)

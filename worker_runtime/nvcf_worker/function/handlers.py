@@ -75,6 +75,8 @@ def classify(
     if isinstance(handler, type):
         loading: Loading | None = of_class(handler)
         inner = inspect.getattr_static(handler, "__call__")
+        if isinstance(inner, staticmethod | classmethod):
+            inner = inner.__get__(None, handler)
         name = handler.__name__
     elif callable(handler):
         loading = of_instance(handler)
@@ -101,6 +103,8 @@ def _signature(handler: Callable[..., Any], inner: Callable[..., Any]) -> inspec
         signature = inspect.signature(inner)
     except ValueError:  # some built-in callables have no signature to check
         return None
+    if inspect.ismethod(inner) or isinstance(inspect.getattr_static(handler, "__call__"), staticmethod):
+        return signature
     # Of a class it is that of its method __call__, without self.
     return signature.replace(parameters=list(signature.parameters.values())[1:])
 

@@ -30,6 +30,7 @@ from nvcf_worker.function.response import (
     reply_of,
     response_headers,
 )
+from nvcf_worker.process import forks
 from nvcf_worker.process.loops import contained, from_outside
 from nvcf_worker.run.threads import Announce, HandlerThread, ThreadPool, ThreadStream, handler_thread
 
@@ -42,6 +43,7 @@ class Executor:
     """Runs one worker's handler."""
 
     def __init__(self, handler: Handler, pool: ThreadPool, loop: asyncio.AbstractEventLoop) -> None:
+        forks.begin()
         self._handler = handler
         self._pool = pool
         self._loop = loop
@@ -70,17 +72,21 @@ class Executor:
             raise contained(error) from error
 
     async def _run(self, request: Request | SyncRequest, scope: CancelScope, handler: Handler) -> Outcome:
-        if isinstance(request, SyncRequest):
-            request._loop = self._loop
-            result = await self._on_thread(lambda: handler.call(request), scope, handler)
-            if isinstance(result, Reply | StreamReply):
-                return result
-            # A plain function that returned a coroutine or an async iterator, e.g. a lambda around one.
-            for_loop(request)
-        else:
-            result = handler.call(request)
-        while inspect.isawaitable(result):
-            result = await result
+        try:
+            if isinstance(request, SyncRequest):
+                request._loop = self._loop
+                result = await self._on_thread(lambda: handler.call(request), scope, handler)
+                if isinstance(result, Reply | StreamReply):
+                    return result
+                # A plain function that returned a coroutine or an async iterator, e.g. a lambda around one.
+                for_loop(request)
+            else:
+                result = handler.call(request)
+            while inspect.isawaitable(result):
+                result = await result
+        finally:
+            if forks.copied:
+                forks.end_copy()
         return await self._finish(result, request, scope, handler)
 
     async def _finish(
@@ -105,7 +111,11 @@ class Executor:
             scope.thread = threading.get_ident()
             # In the job's own copy of the context.
             handler_thread.set(HandlerThread(loop, scope.cancelled))
-            result = call()
+            try:
+                result = call()
+            finally:
+                if forks.copied:
+                    forks.end_copy()
             response, body = _parts(result)
             if inspect.isawaitable(body) or isinstance(body, AsyncIterator):
                 return result
