@@ -11,8 +11,9 @@ version only.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nats.aio.msg import Msg
 
@@ -37,6 +38,8 @@ from nvcf_proto.subjects import inline_reply_subject
 _log = logging.getLogger(__name__)
 
 QUEUE_GROUP = "nvcf-gateways"
+MOST_AT_ONCE = 256
+"""Queries of one version that are answered at the same time; a worker without an answer asks again."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,13 +54,25 @@ class FallbackLookup:
     pending: PendingRequests
     retention: Retention
     background: BackgroundTasks
+    _answering: Counter[str] = field(default_factory=Counter)
 
     async def on_query(self, message: Msg) -> None:
         """Take one query; answering it needs the broker, so it runs beside the next one."""
-        self.background.spawn(self._answer(message), "answer a worker whose gateway is gone")
-
-    async def _answer(self, message: Msg) -> None:
         version_id = message.subject.rpartition(".")[2]
+        if self._answering[version_id] >= MOST_AT_ONCE:
+            return
+        self._answering[version_id] += 1
+        answering = self.background.spawn(
+            self._answer(message, version_id), "answer a worker whose gateway is gone"
+        )
+        answering.add_done_callback(lambda _: self._answered(version_id))
+
+    def _answered(self, version_id: str) -> None:
+        self._answering[version_id] -= 1
+        if not self._answering[version_id]:
+            del self._answering[version_id]
+
+    async def _answer(self, message: Msg, version_id: str) -> None:
         try:
             request_id = parse_id(message.data.decode(errors="replace"), "request id")
             region, queued = await self._queued(version_id, request_id)
