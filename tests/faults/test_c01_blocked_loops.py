@@ -80,6 +80,29 @@ async def test_a_child_whose_loop_stands_still_is_replaced(
     assert worker.process.poll() is None
 
 
+LOCKED = """
+import re
+async def handler(request):
+    if request.attempt == 1:
+        re.match("(a+)+$", "a" * 64 + "!")
+    return "done"
+"""
+
+
+async def test_an_interpreter_lock_that_never_comes_back(
+    gateway: PeerGateway, start_process: StartProcess
+) -> None:
+    worker = start_process(LOCKED, environment={"NVCF_STALL_SECONDS": "0.4"})
+    await worker.ready()
+    call = await gateway.invoke(b"")
+    assert await worker.exit_code() == 1, worker.text()
+    assert "Timeout (0:00:04)!" in worker.text()
+    assert "in handler" in worker.text(), "all stacks are in the log"
+    again = start_process(LOCKED)
+    await again.ready()
+    assert (await call.answer()).status == 200
+
+
 def test_a_process_that_did_not_run_proves_nothing() -> None:
     watch = LagWatch(2.0, 0.0)
     for tick in range(1, 11):

@@ -43,7 +43,7 @@ from nvcf_worker.queue.planner import Slots
 from nvcf_worker.queue.session import Session, open_session
 from nvcf_worker.run.executor import Executor, MeasuredExecutor
 from nvcf_worker.run.overtime import Overdue
-from nvcf_worker.run.stall_detector import LoopWatch
+from nvcf_worker.run.stall_detector import LOCK_FACTOR, LoopWatch
 from nvcf_worker.run.threads import ThreadPool
 from nvcf_worker.runner import Runner, Services
 from nvcf_worker.sessions.tunnel import Tunnels
@@ -185,7 +185,11 @@ class Worker:
                     health_server(self._config.health_port, lambda: self.ready, self._telemetry.metrics_page)
                 )
                 self._loop_watch = LoopWatch(
-                    self._handler.name, lambda: self._inflight, limit=self._stall_seconds, stuck=self._stalled
+                    self._handler.name,
+                    lambda: self._inflight,
+                    limit=self._stall_seconds,
+                    lock_limit=LOCK_FACTOR * self._stall_seconds,
+                    stuck=self._stalled,
                 )
                 stack.push_async_callback(cancelled, asyncio.create_task(self._loop_watch.run()))
                 stack.push_async_callback(end_all, self._handler.loading, self._blocking)
@@ -252,7 +256,7 @@ class Worker:
                     tasks.create_task(self._telemetry.metering.beat())
             setting_up = begin_all(self._handler.loading, self._blocking)
             await (setting_up if self._handler.elsewhere else self._telemetry.load(setting_up))
-            self._loop_watch.serving = True
+            self._loop_watch.serve()
             tasks.create_task(self._watch_health())
             limit: float | None = settings.CONNECT_START_TIMEOUT - enrolled
             while True:

@@ -8,6 +8,7 @@ the loop call it.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import math
 import sys
@@ -34,6 +35,10 @@ _ALL_FRAMES = 40
 STALL_SECONDS = "NVCF_STALL_SECONDS"
 """[ext] Seconds for which the event loop may stand still before the worker ends; 0 for ever. Default: 30."""
 DEFAULT_STALL_SECONDS = 30.0
+LOCK_FACTOR = 10
+"""So many times longer native code may keep the interpreter lock: it may load or compile a model."""
+
+_ARM_SECONDS = 2.0
 
 
 def stall_seconds(environ: Mapping[str, str]) -> float:
@@ -108,8 +113,9 @@ class LagWatch:
 class LoopWatch:
     """Watches the loop that it was made in. `requests`: those in flight; `handler`: its name for the log.
 
-    limit: seconds after which a loop that stands still is given up while `serving` is true. stuck: called
-    then on the watching thread, with the reason.
+    limit: seconds after which a loop that stands still is given up, once it serves. stuck: called
+    then on the watching thread, with the reason. lock_limit: seconds for which the interpreter lock may be
+    held while serving; then the interpreter prints all stacks and exits with code 1.
     """
 
     def __init__(
@@ -119,10 +125,13 @@ class LoopWatch:
         *,
         threshold: float = THRESHOLD,
         limit: float = math.inf,
+        lock_limit: float = math.inf,
         stuck: Callable[[str], None] = log.critical,
     ) -> None:
-        self.serving = False
+        self._serving = False
         self._limit = limit
+        self._lock_limit = lock_limit
+        self._armed_at = -math.inf
         self._stuck = stuck
         self._handler = handler
         self._requests = requests
@@ -144,15 +153,32 @@ class LoopWatch:
                 await asyncio.sleep(BEAT_SECONDS)
         finally:
             self._stopped.set()
+            if self._lock_limit < math.inf:
+                faulthandler.cancel_dump_traceback_later()
+
+    def serve(self) -> None:
+        """Give the loop up from now on when it stands still: set-up, which may block, is over."""
+        self._serving = True
+        self._arm(time.monotonic())
 
     def _look(self) -> None:
         while not self._stopped.wait(LOOK_SECONDS):
             found = self._watch.look(time.monotonic())
             if found is not None:
                 self._warn(found, blocked=True)
-            if self.serving and self._watch.stood >= self._limit:
+            if not self._serving:
+                continue
+            if self._watch.stood >= self._limit:
                 self._give_up()
                 return
+            self._arm(time.monotonic())
+
+    def _arm(self, now: float) -> None:
+        """Put off the end of an interpreter in which not even this thread can run."""
+        if self._lock_limit < math.inf and now - self._armed_at >= _ARM_SECONDS:
+            self._armed_at = now
+            # By a thread that needs no interpreter lock.
+            faulthandler.dump_traceback_later(self._lock_limit, exit=True)
 
     def _give_up(self) -> None:
         requests = tuple(self._requests())

@@ -65,7 +65,7 @@ async def _serve(handler: Handler, end: socket.socket, companion: Companion | No
     watch = LoopWatch(handler.name, server.running, limit=stall_seconds(os.environ), stuck=lambda _: _end(1))
     watching = asyncio.create_task(watch.run())
     async with _loaded(handler, companion, lambda reason: channel.send(Frame.UNHEALTHY, 0, reason.encode())):
-        watch.serving = True
+        watch.serve()
         channel.send(Frame.READY)
         await asyncio.wait([channel.closed, server.stopping], return_when=asyncio.FIRST_COMPLETED)
         await server.cancel_all()
