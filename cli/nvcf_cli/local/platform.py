@@ -130,6 +130,7 @@ class Platform:
     say: Callable[[str], None]
     installation: Installation = field(init=False)
     state: PlatformState | None = None
+    _broker: str | None = None
     _tree: Tree = field(default_factory=Tree)
     _children: dict[str, Any] = field(default_factory=dict)
     _watching: "asyncio.Task[None] | None" = None
@@ -159,6 +160,7 @@ class Platform:
             children=dict(self._children),
             metrics=dict(addresses.metrics),
             sessions=addresses.sessions,
+            broker=self._broker,
         )
         write_scrape_files(self.installation, addresses.metrics)
         write_state(self.installation, self.state)
@@ -182,6 +184,7 @@ class Platform:
         )
         await asyncio.to_thread(move_control_streams, broker.files.store)
         await asyncio.to_thread(broker.prepare)
+        self._broker = str(broker.binary)
         self._say_budget(broker)
         watch = StoreWatch(broker.files.directory, self._restart_broker, self.say)
         await self._add(replace(broker_spec(broker), on_errors=watch.feed))

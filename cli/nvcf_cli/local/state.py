@@ -4,7 +4,8 @@
 
     {"pid", "url", "grpc", "nats", "keyFile", "data", "startedAt",
      "children": {NAME: {"pid", "state": "starting" | "running" | "waiting", "restarts"}},
-     "metrics": {NAME: "HOST:PORT"}, "sessions": "HOST:PORT" or null}
+     "metrics": {NAME: "HOST:PORT"}, "sessions": "HOST:PORT" or null,
+     "broker": program, version and origin of the platform's own broker, or null}
 """
 
 import contextlib
@@ -124,6 +125,7 @@ class PlatformState(msgspec.Struct, frozen=True, rename="camel"):
     children: dict[str, ChildState] = msgspec.field(default_factory=dict)
     metrics: dict[str, str] = msgspec.field(default_factory=dict)
     sessions: str | None = None
+    broker: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON members, as in the module's description."""

@@ -1,6 +1,5 @@
 """Credentials and the configuration text of the local broker."""
 
-import importlib.metadata
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,7 @@ from nvcf_broker.configuration import (
     render_configuration,
     write_identity,
 )
-from nvcf_broker.errors import BrokerError, BrokerMissingError
-from nvcf_broker.server import find_binary
+from nvcf_broker.errors import BrokerError
 from nvcf_proto.budget import GIB, DiskBudget
 
 
@@ -62,15 +60,3 @@ def test_a_damaged_identity_is_replaced(tmp_path: Path) -> None:
     for damaged in ("", "[]", '{"serverName": "x"}', "{"):
         files.identity.write_text(damaged)
         assert read_identity(files) is None
-
-
-def test_a_missing_binary_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
-    monkeypatch.setenv("PATH", str(tmp_path))
-
-    def missing(name: str) -> list[importlib.metadata.PackagePath]:
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr("importlib.metadata.files", missing)
-    with pytest.raises(BrokerMissingError, match=r"nvcf-worker\[local\]"):
-        find_binary()
