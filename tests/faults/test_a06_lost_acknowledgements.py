@@ -21,6 +21,8 @@ from nvcf_broker.errors import BrokerUnavailableError
 from nvcf_broker.objects import CHUNK_BYTES, ObjectBucket, ObjectExistsError, ObjectMissingError
 from nvcf_broker.requests import ReplyInbox
 from nvcf_broker.server import LocalBroker
+from nvcf_gateway.config import GatewayConfig
+from nvcf_gateway.results.idempotency_keys import Fingerprint, IdempotencyKeys
 from tests.contract.gateway.test_polling import call
 from tests.support.peers.worker import peer_worker
 from tests.support.platform.gateways import Platform
@@ -35,6 +37,7 @@ class LossyRequests:
 
     def __init__(self, requests: ReplyInbox) -> None:
         self._requests = requests
+        self.about = "$O."
         self.lost = 0
         self.unsent = 0
         self.held: asyncio.Event | None = None
@@ -45,7 +48,7 @@ class LossyRequests:
         self, subject: str, payload: bytes, *, timeout: float, headers: dict[str, str] | None = None
     ) -> Msg:
         """Stand for the broker's inbox."""
-        metadata = subject.startswith("$O.") and ".M." in subject
+        metadata = subject.startswith(self.about) and (".M." in subject or self.about != "$O.")
         if metadata and self.unsent:
             self.unsent -= 1
             raise TimeoutError
@@ -209,3 +212,16 @@ async def test_a_key_whose_answer_lost_its_bytes_is_free_again(platform: Platfor
                 assert (refused.status, refused.headers["retry-after"]) == (503, "0")
     finally:
         await client.close()
+
+
+async def test_a_lost_acknowledgement_of_a_claim(broker: ReplyInbox, tmp_path: Path) -> None:
+    """Nobody would ever free the key of a call that does not know that it has it."""
+    config = GatewayConfig(("", 0), ("", 0), "", tmp_path / "key")
+    lossy = LossyRequests(broker)
+    keys = IdempotencyKeys(lossy, config)
+    await keys.ensure()
+    lossy.about, lossy.lost = "$KV.nvcf_idempotency.", 1
+    claim = await keys.claim("a", "f", "v", "k", Fingerprint("head", "body"))
+    assert claim.first
+    await keys.release(claim)
+    assert (await keys.claim("a", "f", "v", "k", Fingerprint("head", "body"))).first

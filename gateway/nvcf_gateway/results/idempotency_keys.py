@@ -151,6 +151,12 @@ class IdempotencyKeys:
         )
         try:
             return replace(claim, revision=await self._write(claim, 0))
+        except BrokerUnavailableError:
+            # The acknowledgement may have been lost, and then nobody else would ever free the key.
+            found = await self.current(subject)
+            if found is None or found.request_id != claim.request_id:
+                raise
+            return replace(claim, revision=found.revision)
         except JetStreamError as error:
             if not error.conflict:
                 raise

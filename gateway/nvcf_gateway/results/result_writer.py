@@ -15,6 +15,8 @@ from nvcf_gateway.exchange.sinks import Sink
 from nvcf_gateway.results.store import ResultStore
 from nvcf_gateway.results.tracking import Tracking
 from nvcf_proto.h1 import ResponseHead
+from nvcf_proto.headers import PROBLEM_JSON
+from nvcf_proto.problem import Problem
 
 _log = logging.getLogger(__name__)
 
@@ -139,8 +141,13 @@ class ResultWriter:
             yield chunk
 
 
+_PROBLEM_HEAD = ResponseHead(507, [("Content-Type", PROBLEM_JSON)])
+
+
 class TeeSink:
     """Passes a response to its caller and stores it as well, up to `limit` bytes of body.
+
+    With `always` a problem is stored in the place of a larger one.
 
     Unless `always`, it is stored only if the caller leaves before it is complete. With `always` the caller
     gets the last byte only once the response is stored. If another response is stored already, the caller
@@ -154,6 +161,7 @@ class TeeSink:
         self._always = always
         self._caller = caller
         self._writer: ResultWriter | None = writer
+        self._too_large: ResultWriter | None = None
         self._limit = limit
         self._size = 0
         self._expected: int | None = None
@@ -174,7 +182,7 @@ class TeeSink:
         self._size += len(data)
         if self._writer is not None and self._size > self._limit:
             self._writer.abort()
-            self._writer = None
+            self._too_large, self._writer = self._writer, None
         if self._writer is not None:
             await self._writer.write(data)
             if self._size == self._expected:
@@ -188,6 +196,10 @@ class TeeSink:
             if self._writer.late:
                 self._caller.abort()
                 raise AnsweredElsewhere("another execution has answered first")
+        elif self._always and self._too_large is not None:
+            # The call has been executed, and a repetition must not execute it again.
+            problem = Problem("Response Not Kept", 507, f"the response has more than {self._limit} bytes")
+            await self._too_large.complete(_PROBLEM_HEAD, problem.to_json())
         if self._last:
             await self._pass(self._caller.write(self._last))
         await self._pass(self._caller.finish())
