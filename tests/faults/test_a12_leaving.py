@@ -6,6 +6,7 @@ import json
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.contract.worker.conftest import StartProcess
@@ -55,6 +56,13 @@ if os.environ.get("ISOLATION") and __name__ == "__main__":
     serve(Handler, isolation="process", processes=1)
 """
 
+
+def left(worker: WorkerProcess) -> list[int]:
+    """Return the processes that still run the worker's file."""
+    file = worker.process.args[-1] if isinstance(worker.process.args, list) else ""
+    return [each.pid for each in psutil.process_iter(["cmdline"]) if file in (each.info["cmdline"] or [])]
+
+
 HOLDS = ["thread", "executor", "atexit", "to_thread", "child"]
 
 
@@ -78,6 +86,8 @@ async def test_sigterm(hold: str, gateway: PeerGateway, start_process: StartProc
     assert await worker.exit_code() == 0, worker.text()
     assert "torn down" in worker.text()
     assert named(worker, hold), worker.text()
+    if hold == "child":
+        await eventually(lambda: not left(worker), "the child ends with the worker")
 
 
 @pytest.mark.parametrize("hold", ["executor", "to_thread"])

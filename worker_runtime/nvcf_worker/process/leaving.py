@@ -44,6 +44,8 @@ def leave_soon(code: int, seconds: float = LEAVE_SECONDS) -> None:
         log.critical(
             "the process did not end within %g s and is ended with code %d; %s", seconds, code, _held_up_by()
         )
+        for child in _children():
+            child.kill()
         _exit(code)
 
     # Started now: at the end of the interpreter no thread can be started.
@@ -70,10 +72,15 @@ def _held_up_by() -> str:
     jobs = getattr(executors, "_threads_queues", {})
     held = [each for each in threading.enumerate() if not each.daemon or each in jobs]
     names = [each.name for each in held if each is not threading.main_thread()]
-    processes: Any = sys.modules.get("multiprocessing.process")
-    names += [each.name for each in getattr(processes, "_children", ())]
+    names += [each.name for each in _children()]
     # The main thread's stack shows an exit handler that hangs.
     return f"still running: {', '.join(names) or 'an exit handler'}\n{stacks_of(held)}"
+
+
+def _children() -> list[Any]:
+    """Return the children of multiprocessing, for which Python waits as well."""
+    processes: Any = sys.modules.get("multiprocessing.process")
+    return list(getattr(processes, "_children", ()))
 
 
 def _exit(code: int) -> None:
