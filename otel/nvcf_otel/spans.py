@@ -13,11 +13,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from opentelemetry import trace
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, TraceFlags, Tracer, TraceState
 
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
+BAGGAGE = "baggage"
 
 _TRACEPARENT = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?"
@@ -25,6 +27,7 @@ _TRACEPARENT = re.compile(
 # Shared and constant: creating them for each request costs as much as the rest of parsing.
 _FLAGS = tuple(TraceFlags(value) for value in range(256))
 _NO_STATE = TraceState()
+_BAGGAGE = W3CBaggagePropagator()
 _NOTHING: AbstractContextManager[Span] = nullcontext(trace.INVALID_SPAN)
 
 
@@ -74,6 +77,12 @@ def below(parent: SpanContext | None) -> Context:
     if parent is None:
         return Context()
     return trace.set_span_in_context(trace.NonRecordingSpan(parent), Context())
+
+
+def with_baggage(carrier: Mapping[str, str], context: Context) -> Context:
+    """Return the context with the baggage of a carrier, for the function's own code and calls."""
+    text = carrier.get(BAGGAGE)
+    return _BAGGAGE.extract({BAGGAGE: text}, context) if text else context
 
 
 def traceparent(context: SpanContext) -> str | None:

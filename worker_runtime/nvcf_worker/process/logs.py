@@ -30,7 +30,7 @@ def attach_trace(carrier: Mapping[str, str]) -> None:
 
     from nvcf_otel import spans
 
-    context.attach(spans.below(spans.parse(carrier)))
+    context.attach(spans.with_baggage(carrier, spans.below(spans.parse(carrier))))
 
 
 def current_trace_id() -> str | None:

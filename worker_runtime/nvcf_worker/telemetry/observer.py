@@ -43,7 +43,11 @@ class NoopObserver(RequestObserver):
 
     def __init__(self, trace: Mapping[str, str] | None) -> None:
         parent = None if trace is None else spans.parse(trace)
-        self._token = None if parent is None else otel_context.attach(spans.below(parent))
+        self._token = (
+            None
+            if parent is None
+            else otel_context.attach(spans.with_baggage(trace or {}, spans.below(parent)))
+        )
 
     def end(self) -> None:
         if self._token is not None:

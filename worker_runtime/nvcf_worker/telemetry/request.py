@@ -136,6 +136,8 @@ class RequestTelemetry(RequestObserver):
         """Start the handler's span; spans and logs of the function belong to it from here on."""
         self._handler_at = perf_counter()
         self.shared.metrics.before_seconds += self._handler_at - self._arrived
+        if self.work.trace is not None and spans.BAGGAGE in self.work.trace:
+            otel_context.attach(spans.with_baggage(self.work.trace, otel_context.get_current()))
         if self._span is not None:
             handler = self._handler_span = self.shared.tracer.start_span(names.HANDLER)
             otel_context.attach(trace.set_span_in_context(handler))
