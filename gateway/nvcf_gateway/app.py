@@ -19,7 +19,7 @@ from nvcf_broker.errors import BrokerError
 from nvcf_broker.jetstream import JetStream
 from nvcf_broker.requests import ReplyInbox
 from nvcf_gateway.access.authorization import Authenticator, Authorizer
-from nvcf_gateway.access.broker_callout import QUEUE_GROUP, AuthCallout, load_account_seed
+from nvcf_gateway.access.broker_callout import answer_callouts
 from nvcf_gateway.access.revocations import Revocations
 from nvcf_gateway.access.signed_tokens import DashboardTokens, SignedUrls
 from nvcf_gateway.access.signing_keys import SigningKeys
@@ -90,7 +90,6 @@ from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2_grpc
 from nvcf_proto.stores import ASSETS, BODIES, LARGE_RESULTS, RESULTS
 from nvcf_proto.subjects import (
-    AUTH_CALLOUT_SUBJECT,
     STARTED_SUBJECTS,
     fallback_subject,
     inline_reply_subjects,
@@ -287,13 +286,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     stack.push_async_callback(_end, asyncio.create_task(dead_letters.sweep(), name="sweep of the queues"))
     replies = InlineReplies(pending, background)
     await client.subscribe(inline_reply_subjects(gateway_id), cb=replies.received)
-    if config.callout_seed is not None:
-        account = await asyncio.to_thread(load_account_seed, config.callout_seed)
-        watched = config.nats_system_credentials is not None
-        callout = AuthCallout(
-            account, registry, workers, config.regions, wide_inbox=config.wide_inbox, watched=watched
-        )
-        await client.subscribe(AUTH_CALLOUT_SUBJECT, queue=QUEUE_GROUP, cb=callout.on_request)
+    await answer_callouts(client, config, workers)
     if config.nats_system_credentials is not None:
         name = f"gateway_{gateway_id}_system"
         system = await connect_broker(config.nats, config.nats_system_credentials, name=name)

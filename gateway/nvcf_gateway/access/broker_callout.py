@@ -8,6 +8,7 @@ Ed25519 nkeys, header `{"typ": "JWT", "alg": "ed25519-nkey"}`.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import logging
@@ -16,16 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import nkeys
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from nvcf_gateway.access.worker_access import WorkerAccess
 from nvcf_gateway.access.worker_connections import WORKER_ACCOUNT, connection_name
 from nvcf_gateway.access.worker_tokens import InvalidWorkerToken
+from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import GatewayError, SetupError
 from nvcf_gateway.registry import Registry
 from nvcf_proto.errors import InvalidToken
 from nvcf_proto.ids import new_id
-from nvcf_proto.subjects import Permissions, worker_permissions
+from nvcf_proto.subjects import AUTH_CALLOUT_SUBJECT, Permissions, worker_permissions
 from nvcf_proto.tokens import WorkerClaims, decode_broker_token
 
 _log = logging.getLogger(__name__)
@@ -161,3 +164,18 @@ class AuthCallout:
         if self._registry.versions.get(claims.version_id) is None:
             raise _Refused(f"there is no version {claims.version_id}")
         return claims
+
+
+async def answer_callouts(client: Client, config: GatewayConfig, access: WorkerAccess) -> None:
+    """Answer the broker's requests about workers if the gateway has the seed for it. Raises SetupError."""
+    if config.callout_seed is None:
+        return
+    callout = AuthCallout(
+        await asyncio.to_thread(load_account_seed, config.callout_seed),
+        access.registry,
+        access,
+        config.regions,
+        wide_inbox=config.wide_inbox,
+        watched=config.nats_system_credentials is not None,
+    )
+    await client.subscribe(AUTH_CALLOUT_SUBJECT, queue=QUEUE_GROUP, cb=callout.on_request)
