@@ -136,6 +136,7 @@ CONTROL_STREAMS = (
             "clusters",
             "telemetries",
             "leases",
+            "scaling_orders",
         )
     ),
     "nvca_create",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from nvcf_broker.server import LocalBroker
 from nvcf_proto.budget import LEAST_BUDGET, MIB
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import FUNCTIONS_BUCKET, Function
+from nvcf_proto.stores import STORES, Store
 from nvcf_proto.subjects import session_lookup_subject, worker_inbox_prefix
 from tests.support.peers.worker import broker_token
 from tests.support.platform.gateways import Platform, running_platform
@@ -115,3 +117,22 @@ async def test_a3_records_of_an_earlier_release_move_to_the_reserve(tmp_path: Pa
     async with broker:
         async with functions(broker.control_credentials_file) as mirror:
             assert mirror.get(function.id) == function
+
+
+async def test_a3_every_stream_has_the_bounds_of_the_table(small: Platform) -> None:
+    await small.deployed_version("one")
+    for credentials in (small.broker.credentials_file, small.broker.control_credentials_file):
+        client = await connect_broker(small.broker.url, credentials, name="test")
+        try:
+            found = await JetStream(client).streams(">")
+        finally:
+            await client.close()
+        assert found
+        for stream in found:
+            assert stream.config["max_msg_size"] > 0, stream.name
+            assert any(_is(stream.name, store) for store in STORES), stream.name
+
+
+def _is(name: str, store: Store) -> bool:
+    patterns = (each.replace("_R", "_*").replace("_V", "_*") for each in store.name.split(", "))
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
