@@ -17,6 +17,8 @@ class Harm(StrEnum):
     STOP_WORKER = "worker stopped for a while"
     KILL_BROKER = "broker node killed"
     STOP_BROKER = "broker node stopped for a while"
+    RESTART_BROKER = "broker node restarted in order"
+    KILL_BOTH = "all gateways and a broker node killed together"
     CUT_BROKER = "all connections of a broker node cut"
 
 
@@ -28,6 +30,8 @@ WEIGHTS = {
     Harm.STOP_WORKER: 4,
     Harm.KILL_BROKER: 2,
     Harm.STOP_BROKER: 1,
+    Harm.RESTART_BROKER: 2,
+    Harm.KILL_BOTH: 1,
     Harm.CUT_BROKER: 3,
 }
 

@@ -117,7 +117,13 @@ class SupervisedPlatform:
             await asyncio.sleep(event.pause)
             node._process.send_signal(signal.SIGCONT)
             return
-        await node.kill()
+        if event.harm is Harm.KILL_BOTH:
+            for gateway in self.gateways:
+                gateway.send(signal.SIGKILL)
+        if event.harm is Harm.RESTART_BROKER:
+            await node.stop()
+        else:
+            await node.kill()
         with contextlib.suppress(BrokerError):
             await node.start(timeout=30)
 
