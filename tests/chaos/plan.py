@@ -1,4 +1,8 @@
-"""The faults of a chaos run and their times, as a pure function of the seed."""
+"""The faults of a chaos run and their times, as a pure function of the seed.
+
+Steps of the clock are not among them: the broker is a static Go binary that asks the kernel for the time, so no
+preloaded library moves its clock, and a time namespace moves the monotonic clock only.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ class Harm(StrEnum):
     STOP_BROKER = "broker node stopped for a while"
     RESTART_BROKER = "broker node restarted in order"
     KILL_BOTH = "all gateways and a broker node killed together"
+    FILL_DISK = "data disk full for a while"
     CUT_BROKER = "all connections of a broker node cut"
 
 
@@ -32,11 +37,17 @@ WEIGHTS = {
     Harm.STOP_BROKER: 1,
     Harm.RESTART_BROKER: 2,
     Harm.KILL_BOTH: 1,
+    Harm.FILL_DISK: 1,
     Harm.CUT_BROKER: 3,
 }
 
 # Seconds. Some stops of a worker are longer than its ack wait, so that its requests go to another worker.
-PAUSES = {Harm.STOP_GATEWAY: (0.3, 6.0), Harm.STOP_WORKER: (0.3, 9.0), Harm.STOP_BROKER: (0.2, 3.0)}
+PAUSES = {
+    Harm.STOP_GATEWAY: (0.3, 6.0),
+    Harm.STOP_WORKER: (0.3, 9.0),
+    Harm.STOP_BROKER: (0.2, 3.0),
+    Harm.FILL_DISK: (1.0, 6.0),
+}
 EVERY = (0.5, 3.5)
 
 

@@ -22,6 +22,7 @@ from tests.chaos.relay import Relay
 from tests.support.platform.broker_cluster import BrokerCluster
 from tests.support.platform.gateways import Platform, Version, running_platform
 from tests.support.platform.processes import Child
+from tests.support.platform.small_disk import SmallDisk, can_make_disks
 from tests.support.waiting import eventually
 
 FUNCTION = Path(__file__).parents[1] / "functions" / "executions.py"
@@ -79,6 +80,8 @@ class SupervisedPlatform:
     gateway_urls: list[str]
     workers: list[Member]
     done: Counter[Harm] = field(default_factory=Counter)
+    disk: SmallDisk | None = None
+    """The file system of all nodes; None where none can be made."""
     _node_free_at: float = 0.0
 
     async def harm(self, event: Event) -> None:
@@ -109,8 +112,14 @@ class SupervisedPlatform:
             return
         if loop.time() < self._node_free_at:
             return
-        self._node_free_at = loop.time() + event.pause + NODE_REST
+        if event.harm is Harm.FILL_DISK and self.disk is None:
+            return
+        restarts = len(self.nodes) if event.harm is Harm.FILL_DISK else 1
+        self._node_free_at = loop.time() + event.pause + NODE_REST * restarts
         self.done[event.harm] += 1
+        if event.harm is Harm.FILL_DISK:
+            await self._fill_disk(event.pause)
+            return
         if event.harm is Harm.STOP_BROKER:
             assert node._process is not None
             node._process.send_signal(signal.SIGSTOP)
@@ -127,6 +136,19 @@ class SupervisedPlatform:
         with contextlib.suppress(BrokerError):
             await node.start(timeout=30)
 
+    async def _fill_disk(self, pause: float) -> None:
+        """Fill the nodes' disk and free it again. A node keeps its write error until it is restarted."""
+        assert self.disk is not None
+        await asyncio.to_thread(self.disk.fill)
+        await asyncio.sleep(pause)
+        await asyncio.to_thread(self.disk.free)
+        for number, node in enumerate(self.nodes):
+            if number:
+                await asyncio.sleep(NODE_REST)
+            await node.stop()
+            with contextlib.suppress(BrokerError):
+                await node.start(timeout=30)
+
     def resume(self) -> None:
         """Continue all stopped processes."""
         for member in (*self.gateways, *self.workers):
@@ -138,7 +160,21 @@ async def running_supervised(
     directory: Path, *, nodes: int = 3, gateways: int = 2, workers: int = 3
 ) -> AsyncIterator[SupervisedPlatform]:
     """Run broker nodes behind relays, gateways and workers."""
-    cluster = BrokerCluster(directory, [("local",)] * nodes, advertise=False)
+    with contextlib.ExitStack() as stack:
+        disk = None
+        if can_make_disks():
+            disk = stack.enter_context(SmallDisk(directory))
+        place = directory if disk is None else disk.path
+        async with _running(directory, place, nodes, gateways, workers) as supervised:
+            supervised.disk = disk
+            yield supervised
+
+
+@contextlib.asynccontextmanager
+async def _running(
+    directory: Path, place: Path, nodes: int, gateways: int, workers: int
+) -> AsyncIterator[SupervisedPlatform]:
+    cluster = BrokerCluster(place, [("local",)] * nodes, advertise=False)
     brokers: list[LocalBroker] = list(cluster.nodes)
     relays = [Relay(urlsplit(node.own_url).port or 0) for node in cluster.nodes]
     supervisors: list[asyncio.Task[None]] = []

@@ -13,10 +13,13 @@ import pytest
 
 SIZE = 2 * 1024**3
 
-needs_small_disks = pytest.mark.skipif(
-    os.geteuid() != 0 or not Path("/dev/loop-control").exists() or shutil.which("mkfs.ext4") is None,
-    reason="needs root, loop devices and mkfs.ext4",
-)
+
+def can_make_disks() -> bool:
+    """Return whether this process can make small disks."""
+    return os.geteuid() == 0 and Path("/dev/loop-control").exists() and shutil.which("mkfs.ext4") is not None
+
+
+needs_small_disks = pytest.mark.skipif(not can_make_disks(), reason="needs root, loop devices and mkfs.ext4")
 
 
 class SmallDisk:
