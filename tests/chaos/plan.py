@@ -1,7 +1,7 @@
 """The faults of a chaos run and their times, as a pure function of the seed.
 
-Steps of the clock are not among them: the broker is a static Go binary that asks the kernel for the time, so no
-preloaded library moves its clock, and a time namespace moves the monotonic clock only.
+Steps of the clock are not among them: the broker is a static Go binary that asks the kernel for the time, so
+no preloaded library moves its clock, and a time namespace moves the monotonic clock only.
 """
 
 from __future__ import annotations
