@@ -56,6 +56,8 @@ class Wire(asyncio.Protocol):
         self._paused = False
         self.sent = 0
         self.received = 0
+        self.trusted = False
+        """Whether the peer has shown a valid key or token; a busy listener closes others first."""
         self.on_lost: Callable[[], None] | None = None
         self.transport: asyncio.Transport
         self.at_eof = False

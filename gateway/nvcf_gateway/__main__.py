@@ -12,6 +12,7 @@ from nvcf_broker.errors import BrokerError
 from nvcf_gateway.app import new_gateway_id, running_gateway
 from nvcf_gateway.config import GatewayConfig, parse_arguments
 from nvcf_gateway.errors import SetupError
+from nvcf_gateway.http.descriptors import raise_limit
 from nvcf_otel.errors import TelemetryError
 from nvcf_otel.logs import configure_logging
 from nvcf_otel.service import metrics_host, observed, service_telemetry
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = parse_arguments(arguments)
         configure_logging(config.log_level, component="gateway")
+        raise_limit()
         gateway_id = new_gateway_id()
         with service_telemetry(
             "gateway", gateway_id, config.metrics, {"cloud.region": config.region}

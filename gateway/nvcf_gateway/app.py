@@ -36,6 +36,8 @@ from nvcf_gateway.exchange.pending import Pending, PendingRequests
 from nvcf_gateway.http.absolute import make_request
 from nvcf_gateway.http.body_budget import BodyBudget
 from nvcf_gateway.http.connections import SERVER_LOG
+from nvcf_gateway.http.descriptors import most_connections
+from nvcf_gateway.http.listener import BoundedServer
 from nvcf_gateway.http.routing import Route
 from nvcf_gateway.http.tls import server_context
 from nvcf_gateway.invocation.idempotent import IdempotentCalls
@@ -74,7 +76,7 @@ from nvcf_gateway.results.store import ResultStore
 from nvcf_gateway.results.tracking import Tracking
 from nvcf_gateway.results.worker_query import WorkerQuery
 from nvcf_gateway.rpc.authorization_service import AuthorizationService
-from nvcf_gateway.rpc.server import new_server, serve
+from nvcf_gateway.rpc.server import check_token, new_server, serve
 from nvcf_gateway.rpc.worker_service import WorkerService
 from nvcf_gateway.server import HttpServer
 from nvcf_gateway.sessions.service import Sessions
@@ -294,7 +296,9 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         watch = WorkerConnections(system, workers).watch()
         stack.push_async_callback(_end, asyncio.create_task(watch, name="workers' connections"))
     await client.flush(timeout=5)
-    grpc_server = new_server(lambda: client.is_connected)
+    grpc_server = new_server(
+        lambda: client.is_connected, lambda token: check_token(token, tokens, authenticator)
+    )
     worker_service = WorkerService(config, registry, queue, workers, assets, large)
     nvcf_pb2_grpc.add_WorkerServicer_to_server(worker_service, grpc_server)
     AuthorizationService(authenticator, authorizer, registry, limiter).add_to(grpc_server)
@@ -355,8 +359,9 @@ async def _serve_http(
     ends: Callable[[], Coroutine[Any, Any, None]],
 ) -> str:
     """Listen for HTTP. `ends` runs while the listener is being closed."""
-    web_server = web.Server(
+    web_server = BoundedServer(
         server.handle,
+        most=most_connections("http"),
         request_factory=make_request,
         handler_cancellation=True,
         access_log=None,
@@ -368,6 +373,7 @@ async def _serve_http(
         max_line_size=16 * 1024,
         max_field_size=16 * 1024,
     )
+    stack.push_async_callback(_end, asyncio.create_task(web_server.sweep(), name="silent connections"))
     runner = web.ServerRunner(web_server)
     await runner.setup()
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
+from nvcf_gateway.access.authorization import Authenticator
+from nvcf_gateway.access.worker_tokens import InvalidWorkerToken, WorkerTokens
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import HttpProblem, SetupError
+from nvcf_gateway.http.descriptors import most_connections
 from nvcf_gateway.http.grpc_status import grpc_status
 from nvcf_gateway.http.tls import grpc_credentials
 from nvcf_proto.errors import InvalidId
@@ -22,21 +26,32 @@ CHECK_EVERY_SECONDS = 1.0
 # `HealthCheckResponse` of the gRPC health checking protocol: field 1 is the status.
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"
 _UNREADABLE = object()
+HEALTH = "grpc.health.v1.Health"
+MAX_WATCHERS = 256
+MESSAGE_SECONDS = 30.0
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 Context = grpc.aio.ServicerContext
+T = TypeVar("T")
 
 
-def new_server(is_healthy: Callable[[], bool]) -> grpc.aio.Server:
-    """Return a server with the health service; `is_healthy` speaks for all services of the port."""
+def new_server(is_healthy: Callable[[], bool], check: Callable[[str], object]) -> grpc.aio.Server:
+    """Return a server with the health service; `is_healthy` speaks for all services of the port.
+
+    `check` raises HttpProblem 401 for a token that is none of this installation.
+    """
     server = grpc.aio.server(
-        interceptors=[ErrorStatus()],
+        interceptors=[KnownTokens(check), ErrorStatus()],
         options=[
             ("grpc.max_receive_message_length", 64 * 1024),
             ("grpc.so_reuseport", 0),
             # Clients in Go may ping every 10 s, with and without calls in flight.
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),
+            ("grpc.max_concurrent_streams", 128),
+            ("grpc.max_allowed_incoming_connections", most_connections("grpc")),
+            ("grpc.server_handshake_timeout_ms", 10_000),
+            ("grpc.max_connection_idle_ms", 330_000),
         ],
     )
     _add_health_service(server, is_healthy)
@@ -64,6 +79,8 @@ async def serve(stack: AsyncExitStack, config: GatewayConfig, server: grpc.aio.S
 def _add_health_service(server: grpc.aio.Server, is_healthy: Callable[[], bool]) -> None:
     """Serve `grpc.health.v1.Health`, for invocation services and load balancers."""
 
+    watchers = 0
+
     def status() -> bytes:
         return _SERVING if is_healthy() else _NOT_SERVING
 
@@ -71,20 +88,56 @@ def _add_health_service(server: grpc.aio.Server, is_healthy: Callable[[], bool])
         return status()
 
     async def watch(request: bytes, context: Context[Any, Any]) -> AsyncIterator[bytes]:
+        nonlocal watchers
+        if watchers >= MAX_WATCHERS:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watch the health: use Check")
         sent = b""
-        while True:
-            current = status()
-            if current != sent:
-                yield current
-                sent = current
-            await asyncio.sleep(CHECK_EVERY_SECONDS)
+        watchers += 1
+        try:
+            while True:
+                current = status()
+                if current != sent:
+                    yield current
+                    sent = current
+                await asyncio.sleep(CHECK_EVERY_SECONDS)
+        finally:
+            watchers -= 1
 
     handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         "Check": grpc.unary_unary_rpc_method_handler(check),
         "Watch": grpc.unary_stream_rpc_method_handler(watch),
     }
-    handler = grpc.method_handlers_generic_handler("grpc.health.v1.Health", handlers)
+    handler = grpc.method_handlers_generic_handler(HEALTH, handlers)
     server.add_generic_rpc_handlers((handler,))
+
+
+class KnownTokens(grpc.aio.ServerInterceptor):
+    """Ends calls without a known token before their message: a call that sends none would stay open."""
+
+    def __init__(self, check: Callable[[str], object]) -> None:
+        self._check = check
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Return the handler of a call, or one that refuses it."""
+        details = handler_call_details
+        if details.method.startswith(f"/{HEALTH}/"):
+            return await continuation(details)
+        try:
+            self._check(_bearer_of(details.invocation_metadata))
+            return await continuation(details)
+        except HttpProblem as error:
+            refusal = error
+
+        async def refuse(requests: AsyncIterator[bytes], context: Context[Any, Any]) -> AsyncIterator[bytes]:
+            await abort(context, refusal)
+            yield b""
+
+        # A handler of streams is called at once, whatever the method's kind is.
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 class ErrorStatus(grpc.aio.ServerInterceptor):
@@ -113,14 +166,41 @@ class ErrorStatus(grpc.aio.ServerInterceptor):
         return handler
 
 
+def check_token(token: str, workers: WorkerTokens, authenticator: Authenticator) -> None:
+    """Raise HttpProblem 401 unless the token is a worker's, or an API key."""
+    try:
+        workers.verify(token, time.time())
+    except InvalidWorkerToken as error:
+        if token.count(".") == 2:
+            raise HttpProblem(401, str(error)) from None
+        authenticator.identify(token)
+
+
 def bearer(context: Context[Any, Any]) -> str:
     """Return the token of the metadata `authorization: Bearer <token>`. Raises HttpProblem 401."""
-    for key, value in context.invocation_metadata() or ():
+    return _bearer_of(context.invocation_metadata())
+
+
+def _bearer_of(metadata: Any) -> str:
+    for key, value in metadata or ():
         if key == "authorization" and isinstance(value, str):
             scheme, _, token = value.partition(" ")
             if scheme.lower() == "bearer" and token.strip():
                 return token.strip()
     raise HttpProblem(401, "metadata authorization: Bearer <token> is missing")
+
+
+async def in_time(messages: AsyncIterator[T], seconds: float = MESSAGE_SECONDS) -> AsyncIterator[T]:
+    """Yield a stream's messages. Raises HttpProblem 504 when the next one does not come in time."""
+    while True:
+        try:
+            async with asyncio.timeout(seconds):
+                message = await anext(messages)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise HttpProblem(504, f"no message within {seconds:g} s") from None
+        yield message
 
 
 def checked_id(text: str, field: str) -> str:

@@ -19,7 +19,7 @@ from nvcf_gateway.objects.assets import Assets
 from nvcf_gateway.objects.large_results import LargeResults
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.registry import Registry
-from nvcf_gateway.rpc.server import bearer, checked_id
+from nvcf_gateway.rpc.server import bearer, checked_id, in_time
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
 from nvcf_proto.tokens import WorkerClaims
 
@@ -111,7 +111,7 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
     ) -> AsyncIterator[nvcf_pb2.RefreshAssetDownloadCredentialsResponse]:
         """Return new URLs for input assets, one response for each request."""
         work = nvcf_pb2.WorkerInvokeFunctionRequest()
-        async for request in request_iterator:
+        async for request in in_time(request_iterator):
             claims = self._authorize(context, request)
             asset_id = checked_id(request.assetId, "assetId")
             # One request may have many assets.

@@ -99,7 +99,9 @@ class H1Caller:
 
     async def _serve(self, event: h11.Request, headers: list[Header]) -> bool:
         call = read_call(headers, _first(headers, "host"))
-        opened, worker = await self._session(self._opener.admit(call), dict(headers))
+        admission = self._opener.admit(call)
+        self._caller.wire.trusted = True
+        opened, worker = await self._session(admission, dict(headers))
         upgrade = wants_upgrade(headers)
         request = h11.Request(
             method=event.method, target=event.target,

@@ -23,6 +23,8 @@ from nvcf_gateway.sessions.routing import Header, RawHeader, encode_headers, rea
 _log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 60.0
+HEAD_SECONDS = 15.0
+"""Longest silence of a connection that has shown no valid key."""
 MAX_SESSIONS = 64
 
 Key = tuple[str, str | None, str, str | None]
@@ -67,7 +69,7 @@ class H2Caller:
         served = -1
         while not self._done.is_set():
             try:
-                async with asyncio.timeout(IDLE_SECONDS):
+                async with asyncio.timeout(IDLE_SECONDS if self._wire.trusted else HEAD_SECONDS):
                     await self._done.wait()
             except TimeoutError:
                 if served == self._served and not self._calls and not self._sessions:
@@ -122,6 +124,7 @@ class H2Caller:
         read = read_call(plain, authority)
         admission = self._opener.admit(read)
         self._endpoint.admit()
+        self._wire.trusted = True
         if connects:
             self._check_room()
             socket = H2WebSocket(call, admission, self._opener, self._maybe_over)

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from nvcf_broker.wire import Wire
 from nvcf_gateway.errors import SetupError
+from nvcf_gateway.http.descriptors import Port, crowded_out, most_connections
 from nvcf_gateway.sessions.h1_caller import H1Caller
 from nvcf_gateway.sessions.h2_caller import H2Caller
 from nvcf_gateway.sessions.opening import SessionOpener
@@ -19,14 +20,20 @@ _log = logging.getLogger(__name__)
 BACKLOG = 1024
 TLS_HANDSHAKE_SECONDS = 10.0
 FIRST_BYTES_SECONDS = 10.0
+FORGET_SECONDS = 1.0
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 class Listener:
-    """Accepts connections and runs `serve(wire)` for each in a task of its own."""
+    """Accepts connections and runs `serve(wire)` for each in a task of its own.
 
-    def __init__(self, serve: Callable[[Wire], Awaitable[None]]) -> None:
+    Beyond the number that its port may hold, those without a valid key or token make room for new ones.
+    """
+
+    def __init__(self, serve: Callable[[Wire], Awaitable[None]], port: Port) -> None:
         self._serve = serve
+        self._most = most_connections(port)
+        self._wires: dict[Wire, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
@@ -52,6 +59,9 @@ class Listener:
         return f"{host}:{self._server.sockets[0].getsockname()[1]}"
 
     def _connected(self, wire: Wire) -> None:
+        self._wires[wire] = asyncio.get_running_loop().time()
+        if len(self._wires) > self._most and not self._make_room():
+            wire.abort()
         task = asyncio.create_task(self._run(wire))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -62,6 +72,28 @@ class Listener:
         except Exception:  # noqa: BLE001 # one connection's failure must not affect the others
             _log.exception("the handler of a connection failed")
             wire.abort()
+        finally:
+            self._forget(wire)
+
+    def _forget(self, wire: Wire) -> None:
+        """Forget a connection, once it is gone: a tunnel outlives its handler."""
+        if wire.is_lost:
+            self._wires.pop(wire, None)
+        else:
+            asyncio.get_running_loop().call_later(FORGET_SECONDS, self._forget, wire)
+
+    def _make_room(self) -> bool:
+        """Close some connections without a key; return False if there is none."""
+        untrusted = [wire for wire in tuple(self._wires)[:-1] if not wire.trusted and not wire.is_lost]
+        peers = [(self._wires[wire], wire.transport.get_extra_info("peername")) for wire in untrusted]
+        idle = [(since, str(peer[0]) if peer else "") for since, peer in peers]
+        chosen = crowded_out(idle, max(1, self._most // 20))
+        for place in chosen:
+            untrusted[place].abort()
+            self._wires.pop(untrusted[place], None)
+        if chosen:
+            _log.warning("too many connections: %d without a key were closed", len(chosen))
+        return bool(chosen)
 
     def stop_accepting(self) -> None:
         """Accept no further connections."""
@@ -85,7 +117,7 @@ class SessionListener(Listener):
     """Serves callers' connections, HTTP/1.1 and HTTP/2, distinguished by their first bytes."""
 
     def __init__(self, opener: SessionOpener) -> None:
-        super().__init__(self._serve_caller)
+        super().__init__(self._serve_caller, "sessions")
         self._opener = opener
         self._callers: set[H1Caller | H2Caller] = set()
 

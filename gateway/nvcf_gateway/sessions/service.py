@@ -65,7 +65,7 @@ class Sessions:
             telemetry,
             revocations,
         )
-        self._workers = Listener(TunnelEndpoint(tunnels).serve)
+        self._workers = Listener(TunnelEndpoint(tunnels).serve, "tunnels")
         self._callers = SessionListener(self._opener)
         self._upgrade = HttpUpgrade(self._opener)
         self._tunnel_url = ""

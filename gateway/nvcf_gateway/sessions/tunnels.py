@@ -128,6 +128,7 @@ class TunnelEndpoint:
         expected = self._tunnels.claim(token, request_id)
         if expected is None:
             raise HttpProblem(403, "the token is unknown, expired, used or belongs to another request")
+        wire.trusted = True
         problem = tunnel_error(head.headers)
         wire.write(encode_response_head(200, [], "Connection Established"))
         if problem is not None:

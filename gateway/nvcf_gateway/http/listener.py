@@ -1,0 +1,71 @@
+"""The HTTP listener's connections: how long they may be silent, and what happens when there are too many."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from nvcf_gateway.http.descriptors import crowded_out
+
+_log = logging.getLogger(__name__)
+
+HEAD_SECONDS = 15.0
+"""Longest time from the connection to the end of its first request head."""
+SWEEP_SECONDS = 2.0
+EVICTED = 0.05
+
+
+class BoundedServer(web.Server):
+    """Closes connections that never send a request, and idle ones when there are too many."""
+
+    def __init__(self, *arguments: Any, most: int, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._most = most
+        self._connected: dict[RequestHandler, float] = {}
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        """Count a connection; beyond the limit idle ones make room, or else it is closed itself."""
+        super().connection_made(handler, transport)
+        self._connected[handler] = asyncio.get_running_loop().time()
+        if len(self._connected) > self._most and not self._make_room():
+            transport.abort()
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        """Forget a connection."""
+        super().connection_lost(handler, exc)
+        self._connected.pop(handler, None)
+
+    async def sweep(self) -> None:
+        """Close connections without a first request head in time, until cancelled."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            before = asyncio.get_running_loop().time() - HEAD_SECONDS
+            for handler, since in tuple(self._connected.items()):
+                if since > before:
+                    # They are in the order in which they came.
+                    break
+                if not handler._request_count:
+                    handler.force_close()
+
+    def _make_room(self) -> bool:
+        """Close some idle connections; return False if there is none."""
+        idle: list[tuple[float, str]] = []
+        handlers = []
+        for handler, since in tuple(self._connected.items())[:-1]:
+            if handler.transport is None or handler._current_request is not None or handler._messages:
+                continue
+            # A connection that has served requests is idle since the last one.
+            peer = handler.transport.get_extra_info("peername")
+            served = handler._next_keepalive_close_time - handler._keepalive_timeout
+            idle.append((max(since, served), str(peer[0]) if peer else ""))
+            handlers.append(handler)
+        chosen = crowded_out(idle, max(1, int(self._most * EVICTED)))
+        for place in chosen:
+            handlers[place].force_close()
+        if chosen:
+            _log.warning("too many connections: %d idle ones were closed", len(chosen))
+        return bool(chosen)
