@@ -262,7 +262,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         assets,
         large,
         StatsRoute(authenticator, registry, collector, Queues(requests, config.regions)),
-        dashboard_routes(authenticator, dashboard_tokens) if config.dashboard else [],
+        dashboard_routes(authenticator, dashboard_tokens, idempotency_keys) if config.dashboard else [],
     )
     http = HttpServer(
         invoker,
@@ -297,7 +297,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         stack.push_async_callback(_end, asyncio.create_task(watch, name="workers' connections"))
     await client.flush(timeout=5)
     grpc_server = new_server(
-        lambda: client.is_connected, lambda token: check_token(token, tokens, authenticator)
+        lambda: client.is_connected, lambda token: check_token(token, workers.tokens, authenticator)
     )
     worker_service = WorkerService(config, registry, queue, workers, assets, large)
     nvcf_pb2_grpc.add_WorkerServicer_to_server(worker_service, grpc_server)

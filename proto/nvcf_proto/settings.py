@@ -26,6 +26,8 @@ ATTACH_HEAD_TIMEOUT = 5.0
 ATTACH_PATH = "/v2/nvcf/worker/request-attach"
 MAX_RESPONSE_HEADERS = 64
 MAX_RESPONSE_HEAD_BYTES = 417_792
+MAX_CALLER_HEAD_BYTES = 64 * 1024
+"""Largest head of a response that is passed on to a caller: most clients and proxies take less."""
 
 # Poll time (protocol.md, section 4.3).
 POLL_SECONDS_MIN = 1

@@ -10,9 +10,10 @@ from aiohttp import web
 
 from nvcf_gateway.access.authorization import Authenticator, Caller, bearer_token
 from nvcf_gateway.access.signed_tokens import DashboardTokens, TokenKind
-from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.errors import HttpProblem, broker_errors
 from nvcf_gateway.http.responses import json_response, timestamp
 from nvcf_gateway.http.routing import Route
+from nvcf_gateway.results.idempotency_keys import IdempotencyKeys
 from nvcf_proto.models import Scope
 
 PATH = "/dashboard"
@@ -68,7 +69,8 @@ async def _to_folder(request: web.BaseRequest, values: dict[str, str]) -> web.St
 class DashboardAccess:
     """Handlers that issue tickets and sessions."""
 
-    def __init__(self, authenticator: Authenticator, tokens: DashboardTokens) -> None:
+    def __init__(self, authenticator: Authenticator, tokens: DashboardTokens, keys: IdempotencyKeys) -> None:
+        self._keys = keys
         self._authenticator = authenticator
         self._tokens = tokens
 
@@ -83,11 +85,21 @@ class DashboardAccess:
     async def session(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle POST /v2/nvcf/dashboard/sessions: exchange a ticket or an API key for a session."""
         token = bearer_token(request.headers)
-        caller = self._authenticator.ticket_holder(token) or self._authenticator.identify(token)
+        holder = self._authenticator.ticket_holder(token)
+        if holder is not None:
+            await self._use_up(holder, token)
+        caller = holder or self._authenticator.identify(token)
         caller.require(Scope.LIST)
         if caller.viewing:
             raise HttpProblem(403, "a session cannot extend itself: use an API key")
         return self._issue(TokenKind.SESSION, caller)
+
+    async def _use_up(self, holder: Caller, ticket: str) -> None:
+        """Let a ticket be good once, at whatever gateway. Raises HttpProblem 401 and 503."""
+        with broker_errors():
+            used = await self._keys.claim(holder.nca_id, "dashboard", "dashboard", ticket, "ticket")
+        if not used.first:
+            raise HttpProblem(401, "the ticket has been used: ask for a new one")
 
     def _issue(self, kind: TokenKind, caller: Caller) -> web.StreamResponse:
         text, until = self._tokens.make(kind, caller.key.id, time.time())
@@ -95,9 +107,11 @@ class DashboardAccess:
         return json_response(200, shown, headers=[("Cache-Control", "no-store")])
 
 
-def dashboard_routes(authenticator: Authenticator, tokens: DashboardTokens) -> list[Route]:
+def dashboard_routes(
+    authenticator: Authenticator, tokens: DashboardTokens, keys: IdempotencyKeys
+) -> list[Route]:
     """Return the routes of the dashboard."""
-    access, page = DashboardAccess(authenticator, tokens), Page()
+    access, page = DashboardAccess(authenticator, tokens, keys), Page()
     return [
         ("POST", "/v2/nvcf/dashboard/tickets", access.ticket),
         ("POST", "/v2/nvcf/dashboard/sessions", access.session),

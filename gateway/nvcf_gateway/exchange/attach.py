@@ -22,7 +22,7 @@ from nvcf_proto import headers as names
 from nvcf_proto.errors import H1Error
 from nvcf_proto.h1 import ResponseDecoder, ResponseHead, encode_request_head, encode_response_head
 from nvcf_proto.pb import nvcf_pb2
-from nvcf_proto.settings import MAX_RESPONSE_HEADERS
+from nvcf_proto.settings import MAX_CALLER_HEAD_BYTES, MAX_RESPONSE_HEADERS
 
 _log = logging.getLogger(__name__)
 
@@ -80,12 +80,22 @@ class Attach:
             raise HttpProblem(400, f"malformed response: {error}") from None
         if not pending.begin_stream(asyncio.current_task()):
             raise HttpProblem(401, "the token is unknown or used")
-        await self._stream(request, pending, head, rest)
+        refusal = too_large(head)
+        if refusal is not None:
+            head, rest = refusal
+        await self._stream(request, pending, head, rest, dropped=refusal is not None)
         return web.Response(status=200)
 
     async def _stream(
-        self, request: web.BaseRequest, pending: Pending, head: ResponseHead, rest: bytes
+        self,
+        request: web.BaseRequest,
+        pending: Pending,
+        head: ResponseHead,
+        rest: bytes,
+        *,
+        dropped: bool = False,
     ) -> None:
+        """Pass a response on; with `dropped` nothing of the worker's body."""
         sink = pending.sink
         pending.status = head.status
         try:
@@ -98,6 +108,8 @@ class Attach:
                 if rest:
                     await sink.write(rest)
                 async for chunk in request.content.iter_any():
+                    if not dropped:
+                        await sink.write(chunk)
                     await sink.write(chunk)
             await sink.finish()
         except AnsweredElsewhere:
@@ -223,4 +235,17 @@ def _decode_inline(data: bytes, *, bodiless: bool) -> tuple[ResponseHead, bytes]
     length = next((value for name, value in head.headers if name.lower() == "content-length"), None)
     if length is not None and int(length) != len(reply.body) and not bodiless:
         raise H1Error("Content-Length is not the length of the body")
-    return head, reply.body
+    return too_large(head) or (head, reply.body)
+
+
+def too_large(head: ResponseHead) -> tuple[ResponseHead, bytes] | None:
+    """Return what a caller gets instead of a response whose head is too large; None if it is not."""
+    size = sum(len(name) + len(value) + 4 for name, value in head.headers)
+    if size <= MAX_CALLER_HEAD_BYTES:
+        return None
+    detail = (
+        f"the function's answer has {size} bytes of headers; at most {MAX_CALLER_HEAD_BYTES} are passed on"
+    )
+    body = HttpProblem(500, detail).problem.to_json()
+    headers = [("Content-Type", names.PROBLEM_JSON), ("Content-Length", str(len(body)))]
+    return ResponseHead(500, headers), body

@@ -6,10 +6,13 @@ import asyncio
 import logging
 from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
+from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
+from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.http.descriptors import crowded_out
+from nvcf_gateway.http.responses import SERVER, problem_response
 
 _log = logging.getLogger(__name__)
 
@@ -19,6 +22,37 @@ SWEEP_SECONDS = 2.0
 EVICTED = 0.05
 
 
+class Connection(RequestHandler):
+    """A connection whose requests that cannot be parsed get a problem document."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Return the response to a request that is not HTTP/1.1, or that could not be served."""
+        self.log_exception("Error handling request", exc_info=exc)
+        if request.writer.output_size > 0:
+            raise ConnectionError("a part of another response is sent already")
+        if isinstance(exc, LineTooLong):
+            problem = HttpProblem(431, "the request line or a header is too long")
+        elif status < 500:
+            lines = (message or "").splitlines()
+            problem = HttpProblem(status, f"not HTTP/1.1: {lines[0].rstrip(':') if lines else 'malformed'}")
+        else:
+            problem = HttpProblem(status)
+        # What could not be parsed has no version, for which the library takes 1.0.
+        request._version = HttpVersion11
+        response = problem_response(problem)
+        response.headers["Server"] = SERVER
+        response.force_close()
+        return response
+
+
 class BoundedServer(web.Server):
     """Closes connections that never send a request, and idle ones when there are too many."""
 
@@ -26,6 +60,10 @@ class BoundedServer(web.Server):
         super().__init__(*arguments, **options)
         self._most = most
         self._connected: dict[RequestHandler, float] = {}
+
+    def __call__(self) -> RequestHandler:
+        """Return the protocol of a new connection."""
+        return Connection(self, loop=asyncio.get_running_loop(), **self._kwargs)
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         """Count a connection; beyond the limit idle ones make room, or else it is closed itself."""

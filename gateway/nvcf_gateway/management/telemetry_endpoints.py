@@ -110,14 +110,21 @@ class TelemetryEndpoints:
         return caller
 
     def _of(self, caller: Caller) -> list[TelemetryEndpoint]:
-        found = [each for each in self._registry.telemetries.values() if each.nca_id == caller.nca_id]
+        found = [each for each in self._registry.telemetries.values() if self._visible(each, caller)]
         return sorted(found, key=lambda each: each.name)
+
+    def _visible(self, endpoint: TelemetryEndpoint, caller: Caller) -> bool:
+        """Whether it is the account's; for a key limited to some functions, whether one of them uses it."""
+        if endpoint.nca_id != caller.nca_id:
+            return False
+        limited = caller.key.function_ids
+        return not limited or any(each.function_id in limited for each in self._users(endpoint))
 
     def _own(self, caller: Caller, values: dict[str, str]) -> TelemetryEndpoint:
         telemetry_id = path_id(values, "telemetry_id")
         endpoint = self._registry.telemetries.get(telemetry_id)
-        # An endpoint of another account looks like a missing one.
-        if endpoint is None or endpoint.nca_id != caller.nca_id:
+        # An endpoint that the caller may not see looks like a missing one.
+        if endpoint is None or not self._visible(endpoint, caller):
             raise HttpProblem(404, f"no telemetry endpoint {telemetry_id}")
         return endpoint
 

@@ -37,6 +37,8 @@ UPLOAD_URL_LIFE = 3600.0
 MAX_REFERENCES = 64
 _PATH = "/v2/nvcf/assets"
 _ANNOUNCED = "announced"
+_FUNCTIONS = "functions"
+"""Of an asset that a key limited to some functions has made: the ids of those."""
 
 
 class AssetCreation(Record, frozen=True, forbid_unknown_fields=True):
@@ -91,6 +93,8 @@ class Assets:
             "description": json.dumps(wanted.description),
             _ANNOUNCED: "true",
         }
+        if caller.key.function_ids:
+            headers[_FUNCTIONS] = " ".join(caller.key.function_ids)
         with broker_errors():
             await self._index.note(caller.nca_id, asset_id, 0, self._life)
             await self._buckets.put(asset_id, _empty(), headers)
@@ -148,7 +152,10 @@ class Assets:
 
     async def delete(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle DELETE /v2/nvcf/assets/{assetId}."""
-        stored = await self._own(self._caller(request), values["asset_id"])
+        caller = self._caller(request)
+        stored = await self._own(caller, values["asset_id"])
+        if caller.key.function_ids and _FUNCTIONS not in stored.headers:
+            raise HttpProblem(403, "an API key limited to some functions deletes only assets of such keys")
         with broker_errors():
             await self._buckets.delete(stored.name)
             await self._index.forget(stored.headers.get("account", ""), stored.name)
@@ -188,14 +195,24 @@ class Assets:
         except InvalidId:
             found = None
         stored = None if found is None else found[1]
-        # An asset of another account looks like a missing one, so that nobody can probe for ids.
-        if stored is None or _ANNOUNCED in stored.headers or stored.headers.get("account") != caller.nca_id:
+        # An asset of others looks like a missing one, so that nobody can probe for ids.
+        if stored is None or _ANNOUNCED in stored.headers or not _may_use(caller, stored):
             raise HttpProblem(404, f"no asset {asset_id[:64]}")
         return stored
 
     async def _found(self, asset_id: str) -> Found | None:
         with broker_errors():
             return await self._buckets.find(asset_id)
+
+
+def _may_use(caller: Caller, stored: StoredObject) -> bool:
+    """Whether an asset is the account's, and not that of keys for other functions only."""
+    if stored.headers.get("account") != caller.nca_id:
+        return False
+    made_for = stored.headers.get(_FUNCTIONS, "").split()
+    return (
+        not made_for or not caller.key.function_ids or not set(made_for).isdisjoint(caller.key.function_ids)
+    )
 
 
 async def _empty() -> AsyncIterator[bytes]:

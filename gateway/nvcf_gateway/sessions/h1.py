@@ -9,7 +9,7 @@ import h11
 
 from nvcf_broker.wire import Wire
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.sessions.routing import Header, SessionCall, encode_headers, response_additions
+from nvcf_gateway.sessions.routing import Header, SessionCall, encode_headers
 from nvcf_proto.headers import strip_hop_by_hop
 
 Event = (
@@ -102,7 +102,7 @@ def request_headers(call: SessionCall, additions: list[Header], upgrade: str | N
 
 
 def response_headers(
-    headers: list[Header], request_id: str, *, switched: bool, accepted: str | None = None
+    headers: list[Header], additions: list[Header], *, switched: bool, accepted: str | None = None
 ) -> list[Header]:
     """Return the headers of a response as the caller receives them."""
     kept = strip_hop_by_hop(headers)
@@ -114,4 +114,4 @@ def response_headers(
             kept.append(("Sec-WebSocket-Protocol", accepted))
     elif "transfer-encoding" in names:
         kept.append(("Transfer-Encoding", "chunked"))
-    return [*kept, *response_additions(request_id)]
+    return [*kept, *additions]

@@ -200,7 +200,7 @@ class H1Caller:
         if not isinstance(event, h11.InformationalResponse):
             return await self._not_switched(opened, worker, event)
         headers = response_headers(
-            decode_headers(event), opened.request_id, switched=True, accepted=call.accepted
+            decode_headers(event), opened.response_additions, switched=True, accepted=call.accepted
         )
         await self._caller.send(
             h11.InformationalResponse(
@@ -225,7 +225,7 @@ class H1Caller:
         return self._caller.is_done and not self._leaving
 
     async def _send_response(self, opened: Opened, event: h11.Response) -> None:
-        headers = response_headers(decode_headers(event), opened.request_id, switched=False)
+        headers = response_headers(decode_headers(event), opened.response_additions, switched=False)
         await self._caller.send(
             h11.Response(status_code=event.status_code, headers=encode_headers(headers), reason=event.reason)
         )

@@ -11,7 +11,7 @@ from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.sessions.h2_call import H2Call
 from nvcf_gateway.sessions.h2_endpoint import H2Endpoint
 from nvcf_gateway.sessions.opening import Admission, Opened, worker_left
-from nvcf_gateway.sessions.routing import RawHeader, encode_headers, response_additions
+from nvcf_gateway.sessions.routing import RawHeader, encode_headers
 from nvcf_gateway.sessions.turns import Turns
 
 
@@ -58,7 +58,7 @@ class H2Session:
         """Use the tunnel of a worker."""
         self.opened = opened
         self._request_additions = encode_headers(opened.additions)
-        self._response_additions = encode_headers(response_additions(opened.request_id))
+        self._response_additions = encode_headers(opened.response_additions)
         self._endpoint = H2Endpoint(opened.wire, self, self._turns, client=True)
         self._endpoint.start()
         self._start_waiting()
@@ -170,7 +170,7 @@ class H2Session:
         calls = [*self._calls.values(), *self._waiting]
         self._calls.clear()
         self._waiting.clear()
-        extra = response_additions(self.opened.request_id) if self.opened is not None else ()
+        extra = self.opened.response_additions if self.opened is not None else ()
         for call in calls:
             call.fail(worker_left(), extra)
             self._maybe_over(call)

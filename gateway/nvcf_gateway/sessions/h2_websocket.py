@@ -19,7 +19,7 @@ from nvcf_gateway.http.responses import internal_error
 from nvcf_gateway.sessions.h1 import H1Peer, decode_headers, function_request, request_headers
 from nvcf_gateway.sessions.h2_call import H2Call
 from nvcf_gateway.sessions.opening import Admission, Opened, SessionOpener, worker_left
-from nvcf_gateway.sessions.routing import Header, RawHeader, encode_headers, response_additions
+from nvcf_gateway.sessions.routing import Header, RawHeader, encode_headers
 from nvcf_proto.headers import strip_hop_by_hop
 
 _log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class H2WebSocket:
     @staticmethod
     def _head(status: int, headers: Iterable[Header], opened: Opened) -> list[RawHeader]:
         kept = [pair for pair in strip_hop_by_hop(list(headers)) if pair[0].lower() != "sec-websocket-accept"]
-        lowered = [(name.lower(), value) for name, value in (*kept, *response_additions(opened.request_id))]
+        lowered = [(name.lower(), value) for name, value in (*kept, *opened.response_additions)]
         return [(b":status", b"%d" % status), *encode_headers(lowered)]
 
     async def _relay_refusal(self, worker: H1Peer, opened: Opened, event: h11.Response) -> None:

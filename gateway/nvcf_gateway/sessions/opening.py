@@ -19,7 +19,7 @@ from nvcf_gateway.queue.demand import Demand
 from nvcf_gateway.queue.message import message_headers
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.ratelimit.limiter import RateLimiter
-from nvcf_gateway.sessions.routing import Header, SessionCall
+from nvcf_gateway.sessions.routing import Header, SessionCall, response_additions
 from nvcf_gateway.sessions.session_records import SessionLookup, SessionRecord
 from nvcf_gateway.sessions.tunnels import ExpectedTunnel, TunnelTable
 from nvcf_gateway.sessions.turns import Turns
@@ -51,12 +51,16 @@ class Admission:
 
 @dataclass(frozen=True)
 class Opened:
-    """A session with its tunnel. `additions` are headers of the platform for the function."""
+    """A session with its tunnel.
+
+    `additions` are headers of the platform for the function, `response_additions` those for the caller.
+    """
 
     request_id: str
     version: FunctionVersion
     wire: Wire
     additions: list[Header]
+    response_additions: list[Header]
 
 
 def build_work(
@@ -101,8 +105,11 @@ class SessionOpener:
         demand: Demand,
         telemetry: SessionTelemetry,
         revocations: Revocations,
+        *,
+        secure: bool,
     ) -> None:
         self._revocations = revocations
+        self._secure = secure
         self._telemetry = telemetry
         self._authenticator = authenticator
         self._authorizer = authorizer
@@ -225,9 +232,9 @@ class SessionOpener:
             time.time_ns(),
         )
 
-    @staticmethod
-    def _opened(caller: Caller, version: FunctionVersion, request_id: str, wire: Wire) -> Opened:
-        return Opened(request_id, version, wire, function_headers(request_id, caller, version))
+    def _opened(self, caller: Caller, version: FunctionVersion, request_id: str, wire: Wire) -> Opened:
+        additions = response_additions(request_id, secure=self._secure)
+        return Opened(request_id, version, wire, function_headers(request_id, caller, version), additions)
 
     def ended(self, opened: Opened) -> None:
         """End a session whose caller left in order: its worker need not wait for a return."""

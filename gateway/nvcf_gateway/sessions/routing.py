@@ -145,11 +145,12 @@ def _cookie(pairs: list[Header]) -> str | None:
     return None
 
 
-def response_additions(request_id: str) -> list[Header]:
-    """Return the headers added to every response of a session."""
+def response_additions(request_id: str, *, secure: bool) -> list[Header]:
+    """Return the headers added to every response of a session; `secure`: this gateway serves TLS."""
+    flags = "Path=/; HttpOnly; SameSite=Lax" + ("; Secure" if secure else "")
     return [
         (NVCF_REQID.lower(), request_id),
-        ("set-cookie", f"{REQUEST_ID}={request_id}; Path=/; HttpOnly; SameSite=Lax"),
+        ("set-cookie", f"{REQUEST_ID}={request_id}; {flags}"),
     ]
 
 

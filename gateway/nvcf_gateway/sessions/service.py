@@ -64,6 +64,7 @@ class Sessions:
             demand,
             telemetry,
             revocations,
+            secure=config.tls_cert is not None,
         )
         self._workers = Listener(TunnelEndpoint(tunnels).serve, "tunnels")
         self._callers = SessionListener(self._opener)

@@ -142,7 +142,7 @@ class HttpUpgrade:
         if transport is None:
             raise ConnectionResetError("the caller left")
         headers = response_headers(
-            decode_headers(event), opened.request_id, switched=True, accepted=call.accepted
+            decode_headers(event), opened.response_additions, switched=True, accepted=call.accepted
         )
         reason = event.reason.decode("latin-1")
         await request.writer.write(encode_response_head(event.status_code, headers, reason))
@@ -163,7 +163,7 @@ class HttpUpgrade:
     async def _relay_refusal(
         request: web.BaseRequest, opened: Opened, worker: H1Peer, event: h11.Response
     ) -> web.StreamResponse:
-        headers = response_headers(decode_headers(event), opened.request_id, switched=False)
+        headers = response_headers(decode_headers(event), opened.response_additions, switched=False)
         response = web.StreamResponse(status=event.status_code, reason=event.reason.decode("latin-1"))
         response.headers["Server"] = SERVER
         for name, value in headers:

@@ -30,7 +30,7 @@ def test_paths_and_methods_are_those_of_the_table() -> None:
     management = management_routes(nothing, nothing, nothing, nothing, nothing, nothing)
     assets = Assets(nothing, nothing, nothing, 0, 0.0, nothing, nothing)
     large = LargeResults(nothing, nothing, 0)
-    routes = http_routes(management, assets, large, nothing, dashboard_routes(nothing, nothing))
+    routes = http_routes(management, assets, large, nothing, dashboard_routes(nothing, nothing, nothing))
     server = HttpServer(**{**parts, "routes": routes})
     described = {
         (method.upper(), path)

@@ -17,7 +17,7 @@ from nvcf_gateway.sessions.h2_call import H2Call
 from nvcf_gateway.sessions.h2_protocol import ResetBucket
 from nvcf_gateway.sessions.h2_websocket import H2WebSocket, accept_key
 from nvcf_gateway.sessions.listener import PREFACE, is_http2
-from nvcf_gateway.sessions.routing import SessionCall, read_call
+from nvcf_gateway.sessions.routing import SessionCall, read_call, response_additions
 from nvcf_gateway.sessions.tunnels import TunnelTable, check_target, read_credentials, tunnel_error
 from nvcf_proto.h1 import RequestHead
 
@@ -190,7 +190,11 @@ def test_hop_by_hop_headers_are_the_connections_own() -> None:
         ("Connection", "Upgrade"),
         ("Upgrade", "websocket"),
     ]
-    switched = response_headers([("Upgrade", "websocket"), ("c", "d")], Q, switched=True, accepted="own")
+    own = response_additions(Q, secure=True)
+    assert own[1][1].endswith("; Secure")
+    own = response_additions(Q, secure=False)
+    assert "Secure" not in own[1][1]
+    switched = response_headers([("Upgrade", "websocket"), ("c", "d")], own, switched=True, accepted="own")
     assert ("Sec-WebSocket-Protocol", "own") in switched
     assert ("Upgrade", "websocket") in switched
     assert ("nvcf-reqid", Q) in switched
