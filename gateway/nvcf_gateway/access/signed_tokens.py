@@ -10,6 +10,7 @@ import base64
 import hashlib
 import hmac
 import re
+import secrets
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Literal
@@ -19,7 +20,7 @@ from nvcf_gateway.errors import GatewayError, HttpProblem
 Keys = Callable[[], tuple[bytes, ...]]
 UrlPurpose = Literal["result-put", "result-get", "asset-put", "asset-get"]
 
-_TOKEN = re.compile(r"nvcf-(ticket|session)-([0-9a-f]{12})-([0-9]{10,12})-([A-Za-z0-9_-]{43})")
+_TOKEN = re.compile(r"nvcf-(ticket|session)-([0-9a-f]{12})-([0-9]{10,12})-[0-9a-f]{16}-([A-Za-z0-9_-]{43})")
 
 
 def derive_key(secret: bytes) -> bytes:
@@ -82,8 +83,9 @@ class InvalidDashboardToken(GatewayError):
 class DashboardTokens:
     """Read access on behalf of an API key for a limited time.
 
-    The form is `nvcf-KIND-KEYID-UNTIL-SIGNATURE`. UNTIL is a Unix time in whole seconds, SIGNATURE an
-    HMAC-SHA-256 (base64url) over the rest. A token can only list, and it is void when its API key is.
+    The form is `nvcf-KIND-KEYID-UNTIL-NONCE-SIGNATURE`. UNTIL is a Unix time in whole seconds, NONCE random,
+    SIGNATURE an HMAC-SHA-256 (base64url) over the rest. A token can only list, and it is void when its API
+    key is.
     """
 
     def __init__(self, keys: Keys) -> None:
@@ -92,7 +94,8 @@ class DashboardTokens:
     def make(self, kind: TokenKind, key_id: str, now: float) -> tuple[str, float]:
         """Return a token on behalf of the API key `key_id`, and when it expires."""
         until = int(now + LIFE_SECONDS[kind])
-        signed = f"nvcf-{kind}-{key_id}-{until}"
+        # A ticket is good once, so no two may be the same.
+        signed = f"nvcf-{kind}-{key_id}-{until}-{secrets.token_hex(8)}"
         return f"{signed}-{_sign_token(self._keys()[0], signed)}", float(until)
 
     def read(self, text: str, kind: TokenKind, now: float) -> str:

@@ -110,7 +110,6 @@ class Attach:
                 async for chunk in request.content.iter_any():
                     if not dropped:
                         await sink.write(chunk)
-                    await sink.write(chunk)
             await sink.finish()
         except AnsweredElsewhere:
             pending.supersede()
