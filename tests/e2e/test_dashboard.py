@@ -192,7 +192,9 @@ async def test_of_thousands_of_functions_the_busiest_are_shown(up: LocalUp, tmp_
 @needs_chromium
 async def test_a_key_signs_in_and_a_wrong_one_is_refused(up: LocalUp, tmp_path: Path) -> None:
     async with browser_tab(tmp_path / "profile") as tab:
-        await tab.open(f"{up.url}/dashboard/#ticket=nvcf-ticket-0123456789ab-1234567890-0123456789abcdef-" + "x" * 43)
+        await tab.open(
+            f"{up.url}/dashboard/#ticket=nvcf-ticket-0123456789ab-1234567890-0123456789abcdef-" + "x" * 43
+        )
         await tab.until("#sign-in-error", lambda text: "not valid" in text)
         await tab.type("#key", "nvcf-wrong")
         await tab.click("#key-form button")

@@ -13,10 +13,11 @@ from nvcf_gateway.access.signed_tokens import DashboardTokens, TokenKind
 from nvcf_gateway.errors import HttpProblem, broker_errors
 from nvcf_gateway.http.responses import json_response, timestamp
 from nvcf_gateway.http.routing import Route
-from nvcf_gateway.results.idempotency_keys import IdempotencyKeys
+from nvcf_gateway.results.idempotency_keys import Fingerprint, IdempotencyKeys
 from nvcf_proto.models import Scope
 
 PATH = "/dashboard"
+_TICKET = Fingerprint("ticket", None)
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 PAGE_HEADERS = {
     # Only this gateway's own files and API, whatever content gets into the page.
@@ -97,7 +98,7 @@ class DashboardAccess:
     async def _use_up(self, holder: Caller, ticket: str) -> None:
         """Let a ticket be good once, at whatever gateway. Raises HttpProblem 401 and 503."""
         with broker_errors():
-            used = await self._keys.claim(holder.nca_id, "dashboard", "dashboard", ticket, "ticket")
+            used = await self._keys.claim(holder.nca_id, "dashboard", "dashboard", ticket, _TICKET)
         if not used.first:
             raise HttpProblem(401, "the ticket has been used: ask for a new one")
 

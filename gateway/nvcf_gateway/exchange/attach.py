@@ -15,7 +15,7 @@ from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.errors import AnsweredElsewhere, CallerGone, HttpProblem
 from nvcf_gateway.exchange.bodies import BodySuperseded, BodyTooLarge
 from nvcf_gateway.exchange.pending import Pending, PendingRequests
-from nvcf_gateway.exchange.sinks import BODILESS, checked_head
+from nvcf_gateway.exchange.sinks import BODILESS, Sink, checked_head
 from nvcf_gateway.exchange.states import State
 from nvcf_gateway.http.responses import SERVER
 from nvcf_proto import headers as names
@@ -105,11 +105,7 @@ class Attach:
                 raise HttpProblem(500, "the caller is gone") from None
             # A response without a body is complete with its head, whatever its Content-Length says.
             if pending.head.method != "HEAD" and head.status not in BODILESS:
-                if rest:
-                    await sink.write(rest)
-                async for chunk in request.content.iter_any():
-                    if not dropped:
-                        await sink.write(chunk)
+                await _pass_body(request, sink, rest, dropped=dropped)
             await sink.finish()
         except AnsweredElsewhere:
             pending.supersede()
@@ -132,6 +128,14 @@ class Attach:
         else:
             comes_again = pending.detached and self._pending.stored(pending, head.status)
             pending.finish_stream(comes_again=comes_again)
+
+
+async def _pass_body(request: web.BaseRequest, sink: Sink, first: bytes, *, dropped: bool) -> None:
+    if first:
+        await sink.write(first)
+    async for chunk in request.content.iter_any():
+        if not dropped:
+            await sink.write(chunk)
 
 
 def _attempt(request: web.BaseRequest) -> int | None:
