@@ -262,7 +262,9 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         assets,
         large,
         StatsRoute(authenticator, registry, collector, Queues(requests, config.regions)),
-        dashboard_routes(authenticator, dashboard_tokens, idempotency_keys) if config.dashboard else [],
+        dashboard_routes(authenticator, dashboard_tokens, idempotency_keys.use_once)
+        if config.dashboard
+        else [],
     )
     http = HttpServer(
         invoker,

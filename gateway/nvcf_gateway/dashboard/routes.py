@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Awaitable, Callable
 from importlib import resources
 
 from aiohttp import web
@@ -13,11 +14,11 @@ from nvcf_gateway.access.signed_tokens import DashboardTokens, TokenKind
 from nvcf_gateway.errors import HttpProblem, broker_errors
 from nvcf_gateway.http.responses import json_response, timestamp
 from nvcf_gateway.http.routing import Route
-from nvcf_gateway.results.idempotency_keys import Fingerprint, IdempotencyKeys
 from nvcf_proto.models import Scope
 
 PATH = "/dashboard"
-_TICKET = Fingerprint("ticket", None)
+UseOnce = Callable[[str, str], Awaitable[bool]]
+"""Use up a text of an account; return whether it was the first time, at whatever gateway."""
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 PAGE_HEADERS = {
     # Only this gateway's own files and API, whatever content gets into the page.
@@ -70,8 +71,8 @@ async def _to_folder(request: web.BaseRequest, values: dict[str, str]) -> web.St
 class DashboardAccess:
     """Handlers that issue tickets and sessions."""
 
-    def __init__(self, authenticator: Authenticator, tokens: DashboardTokens, keys: IdempotencyKeys) -> None:
-        self._keys = keys
+    def __init__(self, authenticator: Authenticator, tokens: DashboardTokens, use_once: UseOnce) -> None:
+        self._use_once = use_once
         self._authenticator = authenticator
         self._tokens = tokens
 
@@ -98,8 +99,8 @@ class DashboardAccess:
     async def _use_up(self, holder: Caller, ticket: str) -> None:
         """Let a ticket be good once, at whatever gateway. Raises HttpProblem 401 and 503."""
         with broker_errors():
-            used = await self._keys.claim(holder.nca_id, "dashboard", "dashboard", ticket, _TICKET)
-        if not used.first:
+            first = await self._use_once(holder.nca_id, ticket)
+        if not first:
             raise HttpProblem(401, "the ticket has been used: ask for a new one")
 
     def _issue(self, kind: TokenKind, caller: Caller) -> web.StreamResponse:
@@ -108,11 +109,9 @@ class DashboardAccess:
         return json_response(200, shown, headers=[("Cache-Control", "no-store")])
 
 
-def dashboard_routes(
-    authenticator: Authenticator, tokens: DashboardTokens, keys: IdempotencyKeys
-) -> list[Route]:
+def dashboard_routes(authenticator: Authenticator, tokens: DashboardTokens, use_once: UseOnce) -> list[Route]:
     """Return the routes of the dashboard."""
-    access, page = DashboardAccess(authenticator, tokens, keys), Page()
+    access, page = DashboardAccess(authenticator, tokens, use_once), Page()
     return [
         ("POST", "/v2/nvcf/dashboard/tickets", access.ticket),
         ("POST", "/v2/nvcf/dashboard/sessions", access.session),

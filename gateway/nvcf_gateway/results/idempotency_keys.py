@@ -165,6 +165,11 @@ class IdempotencyKeys:
             raise BrokerUnavailableError("the idempotency key has just been released: try again")
         return known
 
+    async def use_once(self, account: str, ticket: str) -> bool:
+        """Use up a ticket; return whether it was the first time. Raises BrokerError."""
+        claim = await self.claim(account, "dashboard", "dashboard", ticket, Fingerprint("ticket", None))
+        return claim.first
+
     async def holder(
         self, account: str, function_id: str, key: str, fingerprint: Fingerprint
     ) -> Claim | None:
