@@ -122,6 +122,7 @@ def message_headers(
     if reply_subject is not None:
         found[names.REPLY_SUBJECT] = reply_subject
         found[names.REPLY_MAX_BYTES] = str(reply_max_bytes)
-    if kept is not None:
+    # The reply subject alone tells a worker that gateways answer its lookups.
+    if kept or (kept is not None and reply_subject is None):
         found[names.KEPT] = "true" if kept else "false"
     return found
