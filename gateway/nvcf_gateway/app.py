@@ -6,13 +6,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
-
-from aiohttp import web
 
 from nvcf_broker.connection import BrokerClient, connect_broker
 from nvcf_broker.errors import BrokerError
@@ -26,20 +23,16 @@ from nvcf_gateway.access.signing_keys import SigningKeys
 from nvcf_gateway.access.worker_access import WorkerAccess
 from nvcf_gateway.access.worker_connections import WorkerConnections
 from nvcf_gateway.access.worker_tokens import WorkerTokens
-from nvcf_gateway.background import BackgroundTasks
+from nvcf_gateway.background import BackgroundTasks, end_task
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.dashboard.routes import dashboard_routes
 from nvcf_gateway.durability import Durability
 from nvcf_gateway.errors import SetupError
 from nvcf_gateway.exchange.attach import Attach, InlineReplies
 from nvcf_gateway.exchange.pending import Pending, PendingRequests
-from nvcf_gateway.http.absolute import make_request
 from nvcf_gateway.http.body_budget import BodyBudget
-from nvcf_gateway.http.connections import SERVER_LOG
-from nvcf_gateway.http.descriptors import most_connections
-from nvcf_gateway.http.listener import BoundedServer
 from nvcf_gateway.http.routing import Route
-from nvcf_gateway.http.tls import server_context
+from nvcf_gateway.http.serving import serve_http
 from nvcf_gateway.invocation.idempotent import IdempotentCalls
 from nvcf_gateway.invocation.invoke import Invoker
 from nvcf_gateway.invocation.leaving import end_waits
@@ -99,7 +92,6 @@ from nvcf_proto.subjects import (
 
 _log = logging.getLogger(__name__)
 
-SHUTDOWN_GRACE = 10.0
 CALLERS_GRACE = 8.0
 """How long callers may wait of it, seconds; the rest is for their answers."""
 
@@ -123,7 +115,7 @@ def new_gateway_id() -> str:
 
 @contextlib.asynccontextmanager
 async def running_gateway(config: GatewayConfig, gateway_id: str) -> AsyncIterator[RunningGateway]:
-    """Serve until the context is left; callers that wait then have `SHUTDOWN_GRACE` seconds.
+    """Serve until the context is left; callers that wait then have `CALLERS_GRACE` seconds.
 
     Raises SetupError and BrokerError when the gateway cannot start.
     """
@@ -134,7 +126,7 @@ async def running_gateway(config: GatewayConfig, gateway_id: str) -> AsyncIterat
 async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) -> RunningGateway:
     """Create all parts, from the broker up to the listeners. What has to be ended goes on `stack`."""
     keys = await asyncio.to_thread(SigningKeys, config.signing_key)
-    stack.push_async_callback(_end, asyncio.create_task(keys.follow(), name="signing keys"))
+    stack.push_async_callback(end_task, asyncio.create_task(keys.follow(), name="signing keys"))
     client = await connect_broker(config.nats, config.nats_credentials, name=f"gateway_{gateway_id}")
     stack.push_async_callback(_close, client)
     control = client
@@ -167,16 +159,16 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
 
     # What is kept in the broker.
     cleanup = Cleanup(requests, registry)
-    stack.push_async_callback(_end, asyncio.create_task(cleanup.run(), name="clean-up"))
+    stack.push_async_callback(end_task, asyncio.create_task(cleanup.run(), name="clean-up"))
     asset_index = AssetIndex(client, config.replicas)
     await stack.enter_async_context(asset_index.mirror)
     await asset_index.mirror.ready()
     kept = KeptAnswers(client, gateway_id, config.results_ttl, replicas=config.replicas)
     await stack.enter_async_context(kept.mirror)
     await kept.mirror.ready()
-    stack.push_async_callback(_end, asyncio.create_task(kept.run(), name="counts of kept answers"))
+    stack.push_async_callback(end_task, asyncio.create_task(kept.run(), name="counts of kept answers"))
     usage = Usage(requests, registry, parse_limits(config.quotas, config.data_max or 0), asset_index, kept)
-    stack.push_async_callback(_end, asyncio.create_task(usage.run(), name="use of quotas"))
+    stack.push_async_callback(end_task, asyncio.create_task(usage.run(), name="use of quotas"))
     readiness = Readiness()
     durability = Durability(config.store_folder, background)
     probe = Probe(readiness, control, control_requests, config)
@@ -206,7 +198,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     dashboard_tokens = DashboardTokens(lambda: keys.ring.mac_keys())
     authenticator, authorizer = Authenticator(registry, dashboard_tokens), Authorizer(registry)
     revocations = Revocations(registry)
-    stack.push_async_callback(_end, asyncio.create_task(revocations.follow(), name="revocations"))
+    stack.push_async_callback(end_task, asyncio.create_task(revocations.follow(), name="revocations"))
     assets = Assets(
         authenticator,
         asset_buckets,
@@ -278,8 +270,8 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     )
 
     # Subjects and listeners.
-    stack.push_async_callback(_end, asyncio.create_task(probe.run(), name="readiness probe"))
-    stack.push_async_callback(_end, asyncio.create_task(demand.report(), name="demand reports"))
+    stack.push_async_callback(end_task, asyncio.create_task(probe.run(), name="readiness probe"))
+    stack.push_async_callback(end_task, asyncio.create_task(demand.report(), name="demand reports"))
     hand_backs = HandBacks(time.time())
     await client.subscribe(NAK_SUBJECT, cb=hand_backs.on_nak)
     await client.subscribe(STARTED_SUBJECTS, cb=hand_backs.on_started)
@@ -287,7 +279,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         requests, queue, background, config.regions, registry.versions.keys, hand_backs
     )
     await client.subscribe(MAX_DELIVERIES_SUBJECT, queue=DEAD_LETTER_GROUP, cb=dead_letters.on_advisory)
-    stack.push_async_callback(_end, asyncio.create_task(dead_letters.sweep(), name="sweep of the queues"))
+    stack.push_async_callback(end_task, asyncio.create_task(dead_letters.sweep(), name="sweep of the queues"))
     replies = InlineReplies(pending, background)
     await client.subscribe(inline_reply_subjects(gateway_id), cb=replies.received)
     await answer_callouts(client, config, workers)
@@ -296,7 +288,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         system = await connect_broker(config.nats, config.nats_system_credentials, name=name)
         stack.push_async_callback(_close, system)
         watch = WorkerConnections(system, workers).watch()
-        stack.push_async_callback(_end, asyncio.create_task(watch, name="workers' connections"))
+        stack.push_async_callback(end_task, asyncio.create_task(watch, name="workers' connections"))
     await client.flush(timeout=5)
     grpc_server = new_server(
         lambda: client.is_connected, lambda token: check_token(token, workers.tokens, authenticator)
@@ -312,7 +304,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         return await queue.place(waiting.version_id, waiting.request_id, config.region) == "queued"
 
     ends = partial(end_waits, pending, unserved, CALLERS_GRACE)
-    http_address.append(await _serve_http(stack, config, http, ends))
+    http_address.append(await serve_http(stack, config, http.handle, ends))
     sessions = None
     if config.sessions is not None or config.session_proxy is not None:
         sessions = Sessions(
@@ -352,53 +344,6 @@ async def _data_budget(client: BrokerClient, wanted: int | None) -> int:
     """Return the bytes that tenants' data may take: the wanted ones, within the broker account's limit."""
     limit = (await JetStream(client).account_info()).limit or DEFAULT_DATA_BUDGET
     return limit if wanted is None else min(wanted, limit)
-
-
-async def _serve_http(
-    stack: AsyncExitStack,
-    config: GatewayConfig,
-    server: HttpServer,
-    ends: Callable[[], Coroutine[Any, Any, None]],
-) -> str:
-    """Listen for HTTP. `ends` runs while the listener is being closed."""
-    web_server = BoundedServer(
-        server.handle,
-        most=most_connections("http"),
-        request_factory=make_request,
-        handler_cancellation=True,
-        access_log=None,
-        logger=SERVER_LOG,
-        # Bodies pass as they are.
-        auto_decompress=False,
-        keepalive_timeout=config.idle_timeout,
-        lingering_time=2.0,
-        max_line_size=16 * 1024,
-        max_field_size=16 * 1024,
-    )
-    stack.push_async_callback(_end, asyncio.create_task(web_server.sweep(), name="silent connections"))
-    runner = web.ServerRunner(web_server)
-    await runner.setup()
-
-    async def close() -> None:
-        ending = asyncio.create_task(ends(), name="ends of waits")
-        await runner.cleanup()
-        await _end(ending)
-
-    stack.push_async_callback(close)
-    host, port = config.http
-    site = web.TCPSite(
-        runner, host, port, backlog=1024, shutdown_timeout=SHUTDOWN_GRACE, ssl_context=server_context(config)
-    )
-    try:
-        await site.start()
-    except OSError as error:
-        raise SetupError(f"cannot listen on {host}:{port} (HTTP): {error.strerror}. Choose --http") from error
-    return f"{host}:{runner.addresses[0][1]}"
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait({task})
 
 
 async def _close(client: BrokerClient) -> None:

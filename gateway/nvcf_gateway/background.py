@@ -68,3 +68,9 @@ class BackgroundTasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._patience)
+
+
+async def end_task(task: asyncio.Task[None]) -> None:
+    """Cancel a task and wait until it has ended."""
+    task.cancel()
+    await asyncio.wait({task})
