@@ -17,15 +17,19 @@ def disk_budget(file: Path, store: Path, wanted: int | None) -> DiskBudget:
     Later starts take the kept one and do not depend on what is free then. Raises `BrokerError` with the way
     out.
     """
-    kept = _kept(file)
+    kept, target = _kept(file, "dataMaxBytes"), _kept(file, "targetBytes")
+    if wanted is None and kept is not None and target is not None and target < kept:
+        wanted = target
     disk = shutil.disk_usage(store)
     used = 0 if wanted is None else sum(each.stat().st_size for each in store.rglob("*") if each.is_file())
     try:
         budget = choose_budget(wanted, kept, disk_total=disk.total, disk_free=disk.free, used=used)
     except TooLittleDisk as error:
         raise BrokerError(str(error)) from error
-    if budget.total != kept:
-        write_private(file, json.dumps({"dataMaxBytes": budget.total}) + "\n")
+    # A smaller budget is reached in steps, also by starts that do not name it again.
+    goal = budget.total if wanted is None else min(wanted, budget.total)
+    if (budget.total, goal) != (kept, target):
+        write_private(file, json.dumps({"dataMaxBytes": budget.total, "targetBytes": goal}) + "\n")
     return budget
 
 
@@ -40,8 +44,8 @@ def move_control_streams(store: Path) -> None:
             (old / name).rename(new / name)
 
 
-def _kept(file: Path) -> int | None:
+def _kept(file: Path, member: str) -> int | None:
     try:
-        return int(json.loads(file.read_text(encoding="utf-8"))["dataMaxBytes"])
+        return int(json.loads(file.read_text(encoding="utf-8"))[member])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -112,16 +112,22 @@ async def fetch(
 ) -> None:
     """Poll for the answer of a request until `deadline` (monotonic), and write it. Raises `CliError`."""
     path = f"/v2/nvcf/pexec/status/{request_id}"
+    result = f"nvcf request result {request_id}"
     while (left := deadline - time.monotonic()) > 0:
         headers = {"NVCF-POLL-SECONDS": str(max(1, min(POLL_SECONDS_MAX, round(left))))}
         limit = None if stream else left + _EXTRA_SECONDS
-        async with api.request("GET", path, headers=headers, timeout=limit) as response:
-            if response.status != 202:
-                await _take(response, write, head)
-                return
-            await response.read()
+        try:
+            async with api.request("GET", path, headers=headers, timeout=limit) as response:
+                if response.status != 202:
+                    await _take(response, write, head)
+                    return
+                await response.read()
+        except CliError as error:
+            if request_id in str(error):
+                raise
+            raise CliError(f"{error} Request {request_id} may go on: {result} asks again") from error
     raise CliError(
-        f"no answer yet, and request {request_id} goes on: nvcf request result {request_id} waits for it, "
+        f"no answer yet, and request {request_id} goes on: {result} waits for it, "
         f"nvcf request cancel {request_id} ends it"
     )
 
@@ -138,10 +144,10 @@ async def _take(
 ) -> None:
     if head is not None:
         head(response)
-    if response.status == 504:
-        raise CliError("no answer in time: give more with --timeout, or see nvcf logs")
     if response.status >= 400:
         text = problem_text(response.status, await response.read())
+        if response.status == 504 and "limit" not in text.lower():
+            text += ": give more with --timeout, or see nvcf logs"
         request_id = response.headers.get(NVCF_REQID)
         # Most problem documents name the request themselves.
         told = request_id is None or request_id in text

@@ -7,6 +7,7 @@ not give the same number to two accounts; with a narrow range, give each agent i
 import json
 import random
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,17 +51,20 @@ class InstanceUsers:
     def __init__(self, file: Path, numbers: UidRange) -> None:
         self._file = file
         self._numbers = numbers
+        # Instances start on several threads: two first ones of an account must not get two users.
+        self._lock = threading.Lock()
 
     def uid(self, account: str) -> int:
         """Return the account's user, a new one at first. Raises `StartError` and `Refused`."""
-        users = self._load()
-        if account not in users:
-            users[account] = self._choose(set(users.values()))
-            try:
-                write_private(self._file, json.dumps(users))
-            except OSError as error:
-                raise StartError(f"cannot write {self._file}: {error.strerror or error}") from error
-        return users[account]
+        with self._lock:
+            users = self._load()
+            if account not in users:
+                users[account] = self._choose(set(users.values()))
+                try:
+                    write_private(self._file, json.dumps(users))
+                except OSError as error:
+                    raise StartError(f"cannot write {self._file}: {error.strerror or error}") from error
+            return users[account]
 
     def _load(self) -> dict[str, int]:
         try:

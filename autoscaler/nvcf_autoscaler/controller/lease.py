@@ -66,7 +66,12 @@ class Lease:
         self._holder = holder
         self._clock = clock
         self._observed = ObservedLease(holder)
-        self._held_until = float("-inf")
+        self._held_until = self._since = float("-inf")
+
+    @property
+    def held_for(self) -> float:
+        """Return for how many seconds this replica has led without a break; meaningless while it does not."""
+        return self._clock() - self._since
 
     @property
     def held(self) -> bool:
@@ -81,6 +86,7 @@ class Lease:
             started = self._clock()
             try:
                 if await self._try(started):
+                    self._since = self._since if self.held else started
                     self._held_until = started + TTL * SAFE_SHARE
             except BrokerError as error:
                 _log.warning("lease not renewed: %s", error)

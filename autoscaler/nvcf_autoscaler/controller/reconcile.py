@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import time
 from dataclasses import dataclass, field
@@ -70,6 +71,14 @@ class Reconciler:
     _acting: asyncio.Lock = field(default_factory=asyncio.Lock)
     _fair_shares: FairShares = field(default_factory=FairShares)
 
+    def _lost_after(self) -> float:
+        """Return the silence after which instances of a cluster are given up.
+
+        After a start, or after the broker was away, this replica has heard nobody for a while itself. Then
+        silence says nothing about a cluster, until this replica has listened for as long.
+        """
+        return self.lost_after if self.lease.held_for >= self.lost_after else math.inf
+
     async def reconcile(self, version_id: str, state: VersionState) -> float:
         """Reconcile a version and return when it is due again (Unix seconds). Raises BrokerError."""
         began = time.time()
@@ -122,7 +131,7 @@ class Reconciler:
             requirements=requirements,
             queue=queue,
             clusters=clusters,
-            groups=group_instances(now, instances, requirements, clusters, self.lost_after),
+            groups=group_instances(now, instances, requirements, clusters, self._lost_after()),
             failures=failures,
             avoided=frozenset(failures.avoided.keys() | silent(now, clusters, silent_after)),
             fair_shares=self._fair_shares.of(now, version.id, self.cache.devices()),
@@ -278,7 +287,7 @@ class Reconciler:
         self._fair_shares.drop(version_id)
         if state.undeployed_since is None:
             state.undeployed_since = now
-        groups = group_instances(now, instances, {}, self.cache.placement_clusters(), self.lost_after)
+        groups = group_instances(now, instances, {}, self.cache.placement_clusters(), self._lost_after())
         actions = plan.housekeeping(now, groups) + plan.undeploy(
             groups,
             queue_empty=version is None or queue.queued + queue.in_flight == 0,

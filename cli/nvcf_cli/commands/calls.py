@@ -122,7 +122,10 @@ def logs(
     ] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Last lines of each instance.")] = 50,
     instance: Annotated[
-        str | None, typer.Option(metavar="ID", help="Only of this instance.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="ID", help="Only of this instance; the beginning of its id is enough.", show_default=False
+        ),
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="JSON log lines as they are.")] = False,
     data: DataOption = None,
@@ -177,14 +180,17 @@ async def _follow(
 
 def _log_paths(records: list[Json], folders: list[Path], instance: str | None) -> dict[str, Path]:
     """Log files by instance id: of the present instances, else of the last one there was."""
-    named = [each for each in records if each.get("logPath") and instance in (None, each.get("instanceId"))]
+    wanted = instance or ""
+    named = [
+        each for each in records if each.get("logPath") and str(each.get("instanceId")).startswith(wanted)
+    ]
     live = [each for each in named if each.get("state") not in FINISHED]
     found = {str(each.get("instanceId")): Path(str(each["logPath"])) for each in live}
     missing = next((path for path in found.values() if not path.exists()), None)
     if missing is not None:
         raise CliError(f"the log is on the machine of the function's agent, at {missing}")
     if not found:
-        listed = [path for folder in folders for path in folder.glob(f"{instance or '*'}.log")]
+        listed = [path for folder in folders for path in folder.glob(f"{wanted}*.log")]
         old = sorted(listed, key=lambda path: path.stat().st_mtime)
         found = {path.stem: path for path in old[-1:]}
     return found

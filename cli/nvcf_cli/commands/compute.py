@@ -5,13 +5,17 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from nvcf_cli.access import Access, DataOption, JsonOption, KeyFileOption, UrlOption
 from nvcf_cli.api import Api, Json
 from nvcf_cli.catalog import require_function
-from nvcf_cli.screen import age, cell, print_json, print_table
+from nvcf_cli.screen import age, cell, console, print_json, print_table, shortened
 from nvcf_proto.compute import SILENT_AFTER_SECONDS
 from nvcf_proto.models import InstanceState
+
+# A narrower terminal gets fewer columns.
+_WIDE = 120
 
 
 def instances(
@@ -49,6 +53,10 @@ def instances(
     if as_json:
         print_json(found)
         return
+    out = console()
+    if out.is_terminal and out.width < _WIDE:
+        _narrow(found, names)
+        return
     rows = [
         (
             names.get(cell(each, "functionVersionId"), ""),
@@ -65,6 +73,25 @@ def instances(
     ]
     columns = ("FUNCTION", "STATE", "CLUSTER", "GPU", "PID", "RESTARTS", "AGE", "INSTANCE", "REASON")
     print_table(columns, rows, "no instances")
+
+
+def _narrow(found: list[Json], names: dict[str, str]) -> None:
+    """Print fewer columns, short ids, and the reasons below."""
+    rows = [
+        (
+            shortened(names.get(cell(each, "functionVersionId"), ""), 24),
+            cell(each, "state"),
+            shortened(cell(each, "clusterId"), 12),
+            gpu_text(each),
+            age(each.get("createdAt")),
+            cell(each, "instanceId")[:8],
+        )
+        for each in found
+    ]
+    print_table(("FUNCTION", "STATE", "CLUSTER", "GPU", "AGE", "INSTANCE"), rows, "no instances")
+    for each in found:
+        if reason := cell(each, "reason").partition("\n")[0]:
+            console().print(Text(f"{cell(each, 'instanceId')[:8]}: {reason}", style="dim"))
 
 
 def gpu_text(instance: Json) -> str:

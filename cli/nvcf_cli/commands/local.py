@@ -200,9 +200,8 @@ def _size(text: str | None) -> int | None:
 def greeting(state: PlatformState) -> str:
     """Return what a user needs once the platform is up; it names the key's file, never the key."""
     key = shlex.quote(state.key_file)
-    own = Path(state.data) != default_data_folder()
-    place = shlex.quote(str(state.data))
-    data, platform = (f" --data {place}", f" --platform {place}") if own else ("", "")
+    data = _data_option(state)
+    platform = data.replace("--data", "--platform", 1)
     sessions = f"  sessions   {state.sessions}\n" if state.sessions is not None else ""
     return f"""nvcf is up
 
@@ -220,6 +219,12 @@ Try it in another terminal:
 The HTTP API: {state.url}/openapi.json
 
 Ctrl-C ends everything."""
+
+
+def _data_option(state: PlatformState) -> str:
+    """Return ` --data DIR` for a data folder that commands would not find by themselves."""
+    own = Path(state.data) != default_data_folder()
+    return f" --data {shlex.quote(str(state.data))}" if own else ""
 
 
 def _detach(installation: Installation) -> None:
@@ -244,9 +249,10 @@ def _detach(installation: Installation) -> None:
     while time.monotonic() < deadline:
         state = read_state(installation)
         if state is not None and state.pid == child.pid:
-            console().print(
-                Text(greeting(state).replace("Ctrl-C ends everything.", "nvcf down ends everything."))
-            )
+            # What it said about the disk, the broker and who instances run as.
+            said = path.read_text(errors="replace").partition("nvcf is up")[0]
+            end = f"nvcf down{_data_option(state)} ends everything."
+            console().print(Text(said + greeting(state).replace("Ctrl-C ends everything.", end)))
             return
         if child.poll() is not None:
             lines = path.read_text(errors="replace").strip().splitlines()

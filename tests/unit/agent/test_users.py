@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,11 @@ def test_the_option() -> None:
     for text in ("", "5", "0-5", "3000-2000", "a-b", "1000-4294967295", "999-2000"):
         with pytest.raises(AgentError, match="--instance-uid-range"):
             parse_range(text)
+
+
+def test_instances_that_start_at_once_get_the_same_user(tmp_path: Path) -> None:
+    users = InstanceUsers(tmp_path / "users.json", UidRange(10_000, 60_000))
+    accounts = [f"account-{number % 3}" for number in range(60)]
+    with ThreadPoolExecutor(20) as pool:
+        found = list(pool.map(users.uid, accounts))
+    assert len(set(zip(accounts, found, strict=True))) == 3
