@@ -237,12 +237,6 @@ class ObjectBucket:
         await self._drop(stored)
         return True
 
-    async def bytes_used(self) -> int:
-        """Return the bucket's size on disk in bytes, with headers and metadata. Raises BrokerError."""
-        await self.ensure()
-        found = await self._jetstream.stream_info(self._stream)
-        return 0 if found is None else found.size
-
     def _chunks(self, nuid: str) -> str:
         return f"$O.{self.bucket}.C.{nuid}"
 

@@ -102,11 +102,6 @@ class _Decoder(Generic[HeadT]):
         self._max_headers = max_headers
         self._buffer: bytearray | None = bytearray()
 
-    @property
-    def head_complete(self) -> bool:
-        """Whether the head has been returned; from then on `feed` passes bytes through."""
-        return self._buffer is None
-
     def feed(self, data: bytes) -> list[HeadT | bytes]:
         """Take the next bytes; return the head when it is complete, and body bytes as they come.
 

@@ -43,7 +43,6 @@ class Store:
 
 _REFUSED = "writes fail; tenants' data cannot cause it"
 _OLDEST_GO = "the oldest go"
-_SMALL = 16 * MIB
 
 RECORDS = Store("KV_nvcf_*", "control", "gateway, autoscaler, agents", MIB, "none", _REFUSED, per_subject=1)
 COMMANDS = Store(

@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from nvcf_broker.connection import connect_broker
+from nvcf_broker.jetstream import JetStream
 from nvcf_broker.objects import BucketFullError, ObjectBucket, ObjectExistsError, ObjectMissingError
 from nvcf_broker.requests import ReplyInbox
 from nvcf_broker.server import LocalBroker
@@ -88,7 +89,9 @@ async def test_a_source_that_fails_stores_nothing(connected: tuple[ReplyInbox, o
     with pytest.raises(RuntimeError):
         await bucket.put("x", broken())
     assert await bucket.find("x") is None
-    assert await bucket.bytes_used() == 0
+    found = await JetStream(connected[0]).stream_info("OBJ_broken")
+    assert found is not None
+    assert found.size == 0
 
 
 async def test_the_first_of_several_writers_wins(connected: tuple[ReplyInbox, object]) -> None:
