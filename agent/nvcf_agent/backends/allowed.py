@@ -30,7 +30,7 @@ class Allowed:
         for name, text in (("file", source.file), ("workingDirectory", source.working_directory)):
             path = Path(os.path.realpath(text))
             if not self.has_folder(path):
-                raise NotAllowed(f"{name} {text} is not in an allowed folder ({self._listed()}): {_WAY_OUT}")
+                raise NotAllowed(f"{name} {text} {self._why_not(path)}")
         if not (self.is_named(Path(source.python)) or self.has_folder(Path(os.path.abspath(source.python)))):
             raise NotAllowed(
                 f"python {source.python} is not an allowed interpreter: use {self.pythons[0]}, "
@@ -48,11 +48,14 @@ class Allowed:
         """Return whether an interpreter is on the list itself, by any of its environment's names for it."""
         return any(_same_program(python, each) for each in self.pythons)
 
-    def _listed(self) -> str:
-        return ", ".join(map(str, self.folders)) or "there is none"
-
-
-_WAY_OUT = "move it, or have the agent started with --allow-folder"
+    def _why_not(self, path: Path) -> str:
+        if any(path.is_relative_to(each) for each in self.private):
+            return "is in a folder of the platform, which no function may name: move it"
+        way_out = "move it, or have the agent started with --allow-folder"
+        if any(path.is_relative_to(each) for each in self.folders):
+            return f"is in a hidden folder of the home {self.home}: {way_out}"
+        listed = ", ".join(map(str, self.folders)) or "there is none"
+        return f"is not in an allowed folder ({listed}): {way_out}"
 
 
 def _is_hidden(relative: Path) -> bool:

@@ -34,14 +34,27 @@ def test_what_lies_in_an_allowed_folder_may_run(home: Path, file: str) -> None:
     allowed.check(source(home / file, python=str(home / "project" / "python")))
 
 
+PRIVATE = "in a folder of the platform"
+HIDDEN = "in a hidden folder of the home .* --allow-folder"
+ELSEWHERE = "not in an allowed folder .* --allow-folder"
+
+
 @pytest.mark.parametrize(
-    "file", ["data/f.py", "data/clusters/x/f.py", ".ssh/f.py", "out/f.py", "project/../data/f.py", "../f.py"]
+    ("file", "why"),
+    [
+        ("data/f.py", PRIVATE),
+        ("data/clusters/x/f.py", PRIVATE),
+        ("project/../data/f.py", PRIVATE),
+        (".ssh/f.py", HIDDEN),
+        ("out/f.py", ELSEWHERE),
+        ("../f.py", ELSEWHERE),
+    ],
 )
-def test_everything_else_is_refused(home: Path, file: str) -> None:
+def test_everything_else_is_refused_with_the_reason(home: Path, file: str, why: str) -> None:
     allowed = Allowed((Path(sys.executable),), (home,), (home / "data",), home)
-    with pytest.raises(NotAllowed, match="--allow-folder"):
+    with pytest.raises(NotAllowed, match=why):
         allowed.check(source(home / file))
-    with pytest.raises(NotAllowed, match="--allow-folder"):
+    with pytest.raises(NotAllowed, match=why):
         allowed.check(source(home / "f.py", (home / file).parent))
 
 
