@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from msgspec import Meta, field
 
 from nvcf_proto.errors import InvalidRecord
+from nvcf_proto.icms.reports import Gpu
 from nvcf_proto.models import ProcessSource, Record
 from nvcf_proto.models.record import Count, Id, Text
 from nvcf_proto.stores import COMMANDS, EVENTS
@@ -25,6 +26,7 @@ CREATE_SUBJECTS = "Create.NVCA.>"
 TERMINATE_SUBJECTS = "Terminate.NVCA.>"
 
 CLUSTERS_BUCKET = "nvcf_clusters"
+REGISTERED_CLUSTERS_BUCKET = "nvcf_registered_clusters"
 LEASES_BUCKET = "nvcf_leases"
 AUTOSCALER_LEASE = "autoscaler"
 LEASE_STREAM = f"KV_{LEASES_BUCKET}"
@@ -179,16 +181,27 @@ class TerminationMessage(Record, frozen=True, kw_only=True):
 
 
 class GpuPool(Record, frozen=True):
-    """Instances of one kind that a cluster can hold. `instances_free` is what could be created now."""
+    """What a cluster has of one GPU for one instance type, in single GPUs (or CPU slots).
+
+    `gpus_per_instance` is fixed by the type; 0: the deployment says it. `node_gpus` is the size of a node and
+    `nodes` how many there are, where known: one instance needs its GPUs on one node.
+    """
 
     gpu: Text
     instance_type: Text
     instances_total: Count
     instances_free: Count
+    gpus_per_instance: Count = 0
+    node_gpus: Count = 0
+    nodes: Count = 0
 
 
 class Cluster(Record, frozen=True):
-    """A cluster as its agent reports it every HEARTBEAT_SECONDS. Key: the cluster's id."""
+    """A cluster as it is now: what its agent last registered and reported. Key: the cluster's id.
+
+    Gateways write it at each heartbeat, which comes every `heartbeat_seconds`. `cordoned`: no new instances,
+    `draining`: and those that run are ended and replaced elsewhere.
+    """
 
     id: Text = field(name="clusterId")
     region: Text
@@ -198,6 +211,49 @@ class Cluster(Record, frozen=True):
     backend: Text = "process"
     attributes: dict[str, str] = field(default_factory=dict)
     draining: bool = False
+    name: Text = field(name="clusterName", default="")
+    nca_id: Text = ""
+    authorized_nca_ids: tuple[Text, ...] = ("*",)
+    heartbeat_seconds: float = HEARTBEAT_SECONDS
+    cordoned: bool = False
+    healthy: bool = True
+    agent_version: Text | None = None
+
+    @property
+    def silent_after(self) -> float:
+        """Seconds without a heartbeat after which it gets no new instances."""
+        return max(SILENT_AFTER_SECONDS, 2 * self.heartbeat_seconds)
+
+
+class RegisteredCluster(Record, frozen=True, kw_only=True):
+    """A cluster as an administrator registered it, with its identity. Key: the cluster's id.
+
+    Its agent proves its identity by an API key bound to the cluster, or by a token signed by a key of `jwks`.
+    """
+
+    id: Text = field(name="clusterId")
+    name: Text = field(name="clusterName")
+    nca_id: Text
+    group: Text = field(name="clusterGroupName", default="")
+    group_id: Text = field(name="clusterGroupId", default="")
+    region: Text = "local"
+    description: Text = field(name="clusterDescription", default="")
+    authorized_nca_ids: Annotated[tuple[Text, ...], Meta(max_length=256)] = field(
+        name="authorizedNCAIds", default=("*",)
+    )
+    cloud_provider: Text = "ON-PREM"
+    attributes: dict[str, str] = field(default_factory=dict)
+    jwks: Annotated[str, Meta(max_length=64 * 1024)] | None = None
+    oidc_issuer: Text | None = None
+    created_at: float = 0.0
+    maintenance: Text = "None"
+    evicted: bool = False
+    """The answer to its next heartbeat is SELF_DESTRUCT."""
+    gpus: tuple[Gpu, ...] = ()
+    """As its agent last registered."""
+    heartbeat_seconds: float = 300.0
+    agent_version: Text | None = None
+    backend: Text = "kubernetes"
 
 
 class DemandReport(Record, frozen=True):

@@ -46,7 +46,13 @@ _OLDEST_GO = "the oldest go"
 
 RECORDS = Store("KV_nvcf_*", "control", "gateway, autoscaler, agents", MIB, "none", _REFUSED, per_subject=1)
 COMMANDS = Store(
-    "nvca_create, nvca_terminate", "control", "autoscaler", MIB, "1 h", _OLDEST_GO, most=16 * MIB
+    "CreateNvcaFunctionTaskStream, TerminateNvcaStream",
+    "control",
+    "gateway, autoscaler",
+    MIB,
+    "96 h",
+    _OLDEST_GO,
+    most=16 * MIB,
 )
 EVENTS = Store(
     "nvcf_events", "control", "gateway, autoscaler, agents", 64 * KIB, "7 days", _OLDEST_GO, most=16 * MIB
@@ -133,13 +139,14 @@ CONTROL_STREAMS = (
             "instances",
             "api_keys",
             "clusters",
+            "registered_clusters",
             "telemetries",
             "leases",
             "scaling_orders",
         )
     ),
-    "nvca_create",
-    "nvca_terminate",
+    "CreateNvcaFunctionTaskStream",
+    "TerminateNvcaStream",
     "nvcf_events",
     "nvcf_probe",
 )

@@ -9,7 +9,7 @@ from msgspec import Meta, field
 from msgspec.structs import force_setattr
 
 from nvcf_proto.errors import InvalidRecord
-from nvcf_proto.models.record import Count, Id, Record, Text
+from nvcf_proto.models.record import Count, Id, Record, Text, matching
 
 DEPLOYMENTS_BUCKET = "nvcf_deployments"
 INSTANCES_BUCKET = "nvcf_instances"
@@ -143,12 +143,17 @@ class InstanceState(StrEnum):
 
 
 class Instance(Record, frozen=True):
-    """One running copy of a version, reported by the agent that owns it. Key: `VERSION.INSTANCE`.
+    """One running copy of a version, reported by the agent that owns it. Key: `VERSION.REQUEST`.
 
-    `category` is the kind of a FAILED one's failure, in one word for programs; its reason begins with it.
+    `id` is the agent's; until its first report, it is the id that is expected. `request_id` is that of the
+    order, one for each instance. `acknowledged_at`: its agent has taken the order on. `released_at`: the
+    agent has nothing of it left, so what it held is free. `category` is the kind of a FAILED one's failure,
+    in one word for programs; its reason begins with it.
     """
 
-    id: Id = field(name="instanceId")
+    id: Annotated[str, matching(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", max_length=128)] = field(
+        name="instanceId"
+    )
     function_id: Id
     version_id: Id = field(name="functionVersionId")
     cluster_id: Text
@@ -166,11 +171,15 @@ class Instance(Record, frozen=True):
     visible_devices: Text | None = None
     draining_since: float | None = None
     category: Text | None = None
+    request_id: Text = ""
+    acknowledged_at: float | None = None
+    reported_at: float | None = None
+    released_at: float | None = None
 
     @property
     def key(self) -> str:
         """Key in INSTANCES_BUCKET."""
-        return f"{self.version_id}.{self.id}"
+        return f"{self.version_id}.{self.request_id or self.id}"
 
     def changed(self, now: float, **changes: Any) -> Self:
         """Return a copy with fields changed and `updated_at` set to `now`."""

@@ -1,0 +1,1 @@
+"""The contract between the control plane (ICMS) and the agents of clusters (protocol.md, section 6)."""
