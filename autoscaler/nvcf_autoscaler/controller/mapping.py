@@ -9,22 +9,7 @@ from nvcf_autoscaler.placement.place import Cluster as PlacementCluster
 from nvcf_autoscaler.policy.settings import ScalingDetails, ScalingSettings, SpecificationSettings, Stickiness
 from nvcf_proto.compute import Cluster
 from nvcf_proto.models import Deployment, DeploymentSpecification, ScalingRule
-from nvcf_proto.models.deployments import DEFAULT_EXECUTION_SECONDS, execution_seconds
-
-
-def specifications_of(deployment: Deployment) -> dict[str, DeploymentSpecification]:
-    """Return a deployment's specifications by id, in preferred order.
-
-    The id contains everything that an instance is started with. If that changes, the instance belongs to
-    another specification and is replaced.
-    """
-    seconds = execution_seconds(deployment)
-    # Left out where it is the default, so that instances of an earlier release are not replaced.
-    limit = "" if seconds == DEFAULT_EXECUTION_SECONDS else f"-{seconds}s"
-    return {
-        f"{spec.id(index)}-{spec.max_request_concurrency}x{spec.gpus_per_instance}{limit}": spec
-        for index, spec in enumerate(deployment.specifications)
-    }
+from nvcf_proto.models.deployments import specifications_of
 
 
 def settings_of(deployment: Deployment) -> ScalingSettings:

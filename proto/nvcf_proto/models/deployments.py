@@ -131,6 +131,21 @@ def execution_seconds(deployment: Deployment) -> int:
     return deployment.max_execution_seconds or DEFAULT_EXECUTION_SECONDS
 
 
+def specifications_of(deployment: Deployment) -> dict[str, DeploymentSpecification]:
+    """Return a deployment's specifications by id, in preferred order; orders and instances name them so.
+
+    The id contains everything that an instance is started with. If that changes, the instance belongs to
+    another specification and is replaced.
+    """
+    seconds = execution_seconds(deployment)
+    # Left out where it is the default, so that instances of an earlier release are not replaced.
+    limit = "" if seconds == DEFAULT_EXECUTION_SECONDS else f"-{seconds}s"
+    return {
+        f"{spec.id(index)}-{spec.max_request_concurrency}x{spec.gpus_per_instance}{limit}": spec
+        for index, spec in enumerate(deployment.specifications)
+    }
+
+
 class InstanceState(StrEnum):
     """Life of an instance."""
 
@@ -147,7 +162,8 @@ class Instance(Record, frozen=True):
 
     `id` is the agent's; until its first report, it is the id that is expected. `request_id` is that of the
     order, one for each instance. `acknowledged_at`: its agent has taken the order on. `released_at`: the
-    agent has nothing of it left, so what it held is free. `category` is the kind of a FAILED one's failure,
+    agent has nothing of it left, so what it held is free. `devices` are the GPUs, or CPU slots, that it takes
+    of its cluster, by its order. `category` is the kind of a FAILED one's failure,
     in one word for programs; its reason begins with it.
     """
 
@@ -175,6 +191,7 @@ class Instance(Record, frozen=True):
     acknowledged_at: float | None = None
     reported_at: float | None = None
     released_at: float | None = None
+    devices: Count = 1
 
     @property
     def key(self) -> str:
