@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import aiohttp
 
@@ -40,6 +40,7 @@ class Api:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._session: aiohttp.ClientSession | None = None
+        self._account: str | None = None
 
     @property
     def url(self) -> str:
@@ -116,6 +117,12 @@ class Api:
         """Return the instance records of one version or of all."""
         query = f"?functionVersionId={version_id}" if version_id else ""
         return objects(await self.call("GET", f"/v2/nvcf/instances{query}"), "instances")
+
+    async def account_path(self, path: str) -> str:
+        """Return the path of an administrator's route of the key's account."""
+        if self._account is None:
+            self._account = str((await self.call("GET", "/v2/nvcf/quotas")).get("account", ""))
+        return f"/v1/accounts/{quote(self._account, safe='')}{path}"
 
     async def quotas(self) -> list[Json]:
         """Return use and limit of each quota of the key's account."""

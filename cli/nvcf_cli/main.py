@@ -11,6 +11,7 @@ from rich.text import Text
 from nvcf_broker.errors import BrokerError
 from nvcf_cli.commands import (
     calls,
+    cluster,
     compute,
     dashboard,
     deploy,
@@ -71,7 +72,8 @@ app.command("undeploy")(functions.undeploy)
 app.command("delete", hidden=True)(functions.delete)
 app.command("functions")(functions.functions)
 app.command("instances")(compute.instances)
-app.command("clusters")(compute.clusters)
+app.add_typer(cluster.app, name="cluster")
+app.command("clusters")(cluster.list_clusters)
 app.command("quotas")(quotas.quotas)
 app.command("scaling")(scaling.scaling)
 app.command("events")(scaling.events)

@@ -15,6 +15,7 @@ from nvcf_cli.access import Access, DataOption, KeyFileOption, NameArgument, Url
 from nvcf_cli.api import Api, Json
 from nvcf_cli.catalog import FINISHED, require_function
 from nvcf_cli.errors import CliError, UsageError
+from nvcf_cli.instance_ids import is_named, short_id
 from nvcf_cli.invoking import Call, invoke, parse_headers
 from nvcf_cli.screen import console
 from nvcf_cli.tailing import LogFile, follow, readable
@@ -182,7 +183,7 @@ def _log_paths(records: list[Json], folders: list[Path], instance: str | None) -
     """Log files by instance id: of the present instances, else of the last one there was."""
     wanted = instance or ""
     named = [
-        each for each in records if each.get("logPath") and str(each.get("instanceId")).startswith(wanted)
+        each for each in records if each.get("logPath") and is_named(str(each.get("instanceId")), wanted)
     ]
     live = [each for each in named if each.get("state") not in FINISHED]
     found = {str(each.get("instanceId")): Path(str(each["logPath"])) for each in live}
@@ -190,7 +191,8 @@ def _log_paths(records: list[Json], folders: list[Path], instance: str | None) -
     if missing is not None:
         raise CliError(f"the log is on the machine of the function's agent, at {missing}")
     if not found:
-        listed = [path for folder in folders for path in folder.glob(f"{wanted}*.log")]
+        logs = (path for folder in folders for path in folder.glob("*.log"))
+        listed = [path for path in logs if is_named(path.stem, wanted)]
         old = sorted(listed, key=lambda path: path.stat().st_mtime)
         found = {path.stem: path for path in old[-1:]}
     return found
@@ -207,6 +209,6 @@ class _Printer:
     def __call__(self, instance: str, line: str) -> None:
         self._several = self._several or self._last not in (None, instance)
         self._last = instance
-        prefix = f"{instance[:8]} " if self._several else ""
+        prefix = f"{short_id(instance)} " if self._several else ""
         sys.stdout.write(prefix + (line if self._raw else readable(line)) + "\n")
         sys.stdout.flush()

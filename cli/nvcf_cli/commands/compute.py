@@ -1,7 +1,5 @@
-"""`nvcf instances`, `clusters`."""
+"""`nvcf instances`."""
 
-import time
-from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -10,8 +8,9 @@ from rich.text import Text
 from nvcf_cli.access import Access, DataOption, JsonOption, KeyFileOption, UrlOption
 from nvcf_cli.api import Api, Json
 from nvcf_cli.catalog import require_function
+from nvcf_cli.clusters import name_of
+from nvcf_cli.instance_ids import short_ids
 from nvcf_cli.screen import age, cell, console, print_json, print_table, shortened
-from nvcf_proto.compute import SILENT_AFTER_SECONDS
 from nvcf_proto.models import InstanceState
 
 # A narrower terminal gets fewer columns.
@@ -61,7 +60,7 @@ def instances(
         (
             names.get(cell(each, "functionVersionId"), ""),
             cell(each, "state"),
-            cell(each, "clusterId"),
+            name_of(each),
             gpu_text(each),
             cell(each, "pid"),
             cell(each, "restarts"),
@@ -77,83 +76,25 @@ def instances(
 
 def _narrow(found: list[Json], names: dict[str, str]) -> None:
     """Print fewer columns, short ids, and the reasons below."""
+    ids = short_ids(cell(each, "instanceId") for each in found)
     rows = [
         (
             shortened(names.get(cell(each, "functionVersionId"), ""), 24),
             cell(each, "state"),
-            shortened(cell(each, "clusterId"), 12),
+            shortened(name_of(each), 12),
             gpu_text(each),
             age(each.get("createdAt")),
-            cell(each, "instanceId")[:8],
+            ids[cell(each, "instanceId")],
         )
         for each in found
     ]
     print_table(("FUNCTION", "STATE", "CLUSTER", "GPU", "AGE", "INSTANCE"), rows, "no instances")
     for each in found:
         if reason := cell(each, "reason").partition("\n")[0]:
-            console().print(Text(f"{cell(each, 'instanceId')[:8]}: {reason}", style="dim"))
+            console().print(Text(f"{ids[cell(each, 'instanceId')]}: {reason}", style="dim"))
 
 
 def gpu_text(instance: Json) -> str:
     """Return an instance's GPU with the numbers of its devices: `L40S 0,1`. Pure."""
     devices = cell(instance, "visibleDevices")
     return f"{cell(instance, 'gpu')} {devices}".strip()
-
-
-def clusters(
-    data: DataOption = None,
-    url: UrlOption = None,
-    key_file: KeyFileOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """List clusters, and what is free in them.
-
-    A cluster is silent when its agent has not reported for a while: it gets no new instances.
-
-    \b
-    Examples:
-      nvcf clusters
-      nvcf clusters --json
-    """
-    found = Access(data, url, key_file).run(lambda api: api.clusters())
-    if as_json:
-        print_json(found)
-        return
-    now = time.time()
-    rows = [
-        (
-            cell(each, "clusterId"),
-            cluster_state(each, now),
-            cell(each, "region"),
-            cell(each, "clusterGroup"),
-            pools_text(each),
-            cell(each, "backend"),
-        )
-        for each in found
-    ]
-    print_table(("CLUSTER", "STATE", "REGION", "GROUP", "FREE", "BACKEND"), rows, "no clusters")
-
-
-def cluster_state(cluster: Json, now: float) -> str:
-    """Return `live`, `draining` (its agent has stopped or will) or `silent`; `now` is Unix time. Pure."""
-    heartbeat = cluster.get("heartbeatAt")
-    if isinstance(heartbeat, str):
-        try:
-            moment = datetime.fromisoformat(heartbeat)
-        except ValueError:
-            return "silent"
-        heartbeat = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    if not isinstance(heartbeat, int | float) or now - heartbeat > SILENT_AFTER_SECONDS:
-        return "silent"
-    return "draining" if cluster.get("draining") else "live"
-
-
-def pools_text(cluster: Json) -> str:
-    """Return what is free, `L40S 3/4, CPU 256/256`; types are named where there are several. Pure."""
-    pools = [each for each in cluster.get("pools") or [] if isinstance(each, dict)]
-    several = len({each.get("instanceType") for each in pools}) > 1
-    texts = []
-    for each in pools:
-        kind = f"{cell(each, 'gpu')} {cell(each, 'instanceType')}" if several else cell(each, "gpu")
-        texts.append(f"{kind} {cell(each, 'instancesFree')}/{cell(each, 'instancesTotal')}")
-    return ", ".join(texts)

@@ -20,6 +20,7 @@ from nvcf_agent.errors import AgentError
 from nvcf_agent.state.inventory import parse_size
 from nvcf_cli.access import Access, DataOption, JsonOption
 from nvcf_cli.errors import CliError, UsageError
+from nvcf_cli.instance_ids import short_id
 from nvcf_cli.local.platform import UpOptions, run_platform
 from nvcf_cli.local.processes import SIMULATED_GPU, UNPROTECTED, ClusterPlan, Durability, isolation_flags
 from nvcf_cli.local.scrape import configuration, instance_targets
@@ -378,7 +379,7 @@ def metrics(
     rows = [(name, f"http://{address}/metrics") for name, address in state.metrics.items()]
     rows += [
         (
-            f"{labels.get('nvcf_function_name', '?')} {labels.get('nvcf_instance_id', '')[:8]}",
+            f"{labels.get('nvcf_function_name', '?')} {short_id(labels.get('nvcf_instance_id', ''))}",
             f"http://{address}/metrics",
         )
         for labels, address in instances

@@ -11,6 +11,7 @@ from rich.text import Text
 from nvcf_cli.access import Access, DataOption, JsonOption, KeyFileOption, NameArgument, UrlOption
 from nvcf_cli.api import Api, Json
 from nvcf_cli.catalog import Found, require_function
+from nvcf_cli.clusters import name_of
 from nvcf_cli.screen import age, cell, console, print_json, print_table
 from nvcf_cli.snapshot import decision_text
 from nvcf_proto.models import InstanceState
@@ -104,7 +105,7 @@ def instances_text(instances: Iterable[Json]) -> str:
     living = [each for each in instances if each.get("state") in _SHOWN]
     texts = []
     for state in _SHOWN:
-        clusters = Counter(cell(each, "clusterId") for each in living if each.get("state") == state)
+        clusters = Counter(name_of(each) for each in living if each.get("state") == state)
         if clusters:
             where = ", ".join(f"{count} on {cluster}" for cluster, count in sorted(clusters.items()))
             texts.append(f"{clusters.total()} {state.lower()} ({where})")

@@ -14,7 +14,7 @@ from rich.text import Text
 from nvcf_cli.access import Access, DataOption, JsonOption, KeyFileOption, UrlOption
 from nvcf_cli.api import Api, ApiProblem
 from nvcf_cli.catalog import require_function
-from nvcf_cli.commands.compute import pools_text
+from nvcf_cli.clusters import name_of, pools_text
 from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.screen import age, cell, console, print_json, shortened, visible
 from nvcf_cli.snapshot import (
@@ -164,7 +164,7 @@ def _headline(now: Snapshot) -> Text:
     text.append(f"  {now.total('waiting'):.0f} waiting, {now.total('queued'):.0f} queued")
     running, starting = states["RUNNING"], states["STARTING"] + states["PENDING"]
     text.append(f"  {running} running" + (f", {starting} starting" if starting else ""), "green")
-    free = "; ".join(f"{cell(each, 'clusterId')} {pools_text(each)}" for each in now.clusters)
+    free = "; ".join(f"{name_of(each)} {pools_text(each)}" for each in now.clusters)
     text.append(f"\nfree: {free or 'no cluster has reported'}", "dim")
     if now.answered:
         line = sparkline(now.answered, 60)

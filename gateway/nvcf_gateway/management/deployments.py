@@ -19,8 +19,10 @@ from nvcf_gateway.management.resources import authorized, shown, stored, unavail
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.registry import Registry
 from nvcf_proto.ids import is_id
-from nvcf_proto.models import Deployment, FunctionVersion, Scope
+from nvcf_proto.models import Deployment, FunctionVersion, Instance, Scope
 from nvcf_proto.models.deployments import execution_seconds
+
+INSTANCE_TIMES = ("createdAt", "updatedAt", "readyAt")
 
 
 def deployment_of(version: FunctionVersion, wanted: DeploymentCreation, now: float) -> Deployment:
@@ -97,7 +99,7 @@ class Deployments:
             if version.nca_id == caller.nca_id and caller.key.covers(version.function_id)
         }
         found = [
-            shown(instance, "createdAt", "updatedAt", "readyAt")
+            self._shown_instance(instance)
             for instance in self._registry.instances.values()
             if instance.version_id in versions and wanted in (None, instance.version_id)
         ]
@@ -118,6 +120,11 @@ class Deployments:
             now=time.time(),
         )
         return json_response(200, {"token": token, "expiration": timestamp(expires)})
+
+    def _shown_instance(self, instance: Instance) -> dict[str, Any]:
+        cluster = self._registry.clusters.get(instance.cluster_id)
+        name = (cluster.name if cluster is not None else "") or instance.cluster_id
+        return {**shown(instance, *INSTANCE_TIMES), "clusterName": name}
 
     def _deployment(self, version: FunctionVersion) -> Deployment:
         deployment = self._registry.deployments.get(version.id)

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from nvcf_gateway.management import bodies
+from nvcf_gateway.management.deployments import INSTANCE_TIMES
 from nvcf_gateway.management.events import KINDS
 from nvcf_gateway.objects.assets import AssetCreation
 from nvcf_gateway.quotas.limits import Quota
@@ -153,7 +154,7 @@ def schemas() -> dict[str, Schema]:
         **_wrapped("Version", "function"),
         **_listed("VersionList", "functions", ref("Version")),
         **_wrapped("Deployment", "deployment"),
-        **_listed("InstanceList", "instances", _answer(Instance, ("createdAt", "updatedAt", "readyAt"))),
+        **_listed("InstanceList", "instances", _answer(Instance, INSTANCE_TIMES, clusterName=TEXT)),
         **_listed("EventList", "events", _answer(Event, ("at",), kind=EVENT_KIND, functionVersionId=UUID)),
         **_listed("ClusterList", "clusters", _answer(Cluster, ("heartbeatAt",), required=("pools",))),
         **_wrapped("Key", "key"),

@@ -271,3 +271,6 @@ def test_every_command_explains_itself_with_examples(capsys: pytest.CaptureFixtu
         said = capsys.readouterr().out
         assert "Examples:" in said
         assert f"nvcf {name}" in said
+    for name in ["register", "list", "show", "cordon", "drain", "uncordon", "rotate", "delete"]:
+        assert run(["cluster", name, "--help"]) == 0
+        assert f"nvcf cluster {name}" in capsys.readouterr().out

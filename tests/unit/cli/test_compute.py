@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from nvcf_cli.clusters import cluster_state, find_cluster, joined, pools_text, types_text
 from nvcf_cli.commands.calls import _log_paths
-from nvcf_cli.commands.compute import cluster_state, gpu_text, pools_text
+from nvcf_cli.commands.compute import gpu_text
 from nvcf_cli.deploying import split_reason
 from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.local.state import Installation
@@ -84,24 +85,54 @@ def test_a_deployment_says_what_the_platform_understands() -> None:
     assert (full.text, Scale().text, Scale(2, 2).text) == ("0 to 4 instances", "1 instance", "2 instances")
 
 
-def cluster(heartbeat_at: float, *, draining: bool = False) -> dict[str, Any]:
+def cluster(heartbeat_at: float, **more: Any) -> dict[str, Any]:
     pools = (GpuPool("CPU", "process", 9, 9), GpuPool("SIM", "process", 4, 1))
-    return Cluster("c", "r", heartbeat_at, pools, draining=draining).to_dict()
+    return Cluster("c", "r", heartbeat_at, pools, **more).to_dict()
 
 
-def test_clusters_are_live_draining_or_silent() -> None:
+def test_a_clusters_state_is_one_word() -> None:
     assert cluster_state(cluster(100.0), 105.0) == "live"
     assert cluster_state(cluster(100.0, draining=True), 105.0) == "draining"
+    assert cluster_state(cluster(100.0, cordoned=True), 105.0) == "cordoned"
+    assert cluster_state({**cluster(100.0), "maintenance": "CordonAndDrain"}, 105.0) == "draining"
+    assert cluster_state(cluster(100.0, healthy=False), 105.0) == "unhealthy"
     assert cluster_state(cluster(100.0), 111.0) == "silent"
+    assert cluster_state(cluster(100.0, heartbeat_seconds=300.0), 650.0) == "live"
     assert cluster_state({**cluster(0), "heartbeatAt": "1970-01-01T00:01:40Z"}, 105.0) == "live"
     for nonsense in ({}, {"heartbeatAt": "soon"}, {"heartbeatAt": None}):
-        assert cluster_state(nonsense, 105.0) == "silent"
+        assert cluster_state(nonsense, 105.0) == "registered"
+
+
+def test_clusters_are_found_by_name_or_id_and_what_is_live_wins() -> None:
+    registered = [
+        {"clusterId": "1", "clusterName": "lab", "region": "a"},
+        {"clusterId": "2", "clusterName": "x"},
+    ]
+    both = joined(registered, [{"clusterId": "1", "clusterName": "lab", "region": "b", "backend": None}])
+    assert [each["clusterName"] for each in both] == ["lab", "x"]
+    assert find_cluster(both, "lab") == find_cluster(both, "1") == {**registered[0], "region": "b"}
+    with pytest.raises(CliError, match="there are: lab, x"):
+        find_cluster(both, "y")
+    with pytest.raises(CliError, match="nvcf cluster register"):
+        find_cluster([], "y")
+    with pytest.raises(CliError, match="ids 1, 3"):
+        find_cluster([*both, {"clusterId": "3", "clusterName": "lab"}], "lab")
 
 
 def test_free_capacity_in_words() -> None:
     assert pools_text(cluster(0)) == "CPU 9/9, SIM 1/4"
     several = {"pools": [GpuPool("A", "small", 2, 1).to_dict(), GpuPool("A", "big", 2, 0).to_dict()]}
     assert pools_text(several) == "A small 1/2, A big 0/2"
+    types = [
+        GpuPool("A", "process", 4, 3),
+        GpuPool("A", "NCP.GPU.A_2x", 4, 3, 2),
+        GpuPool("B", "process", 1, 1),
+    ]
+    assert pools_text({"pools": [each.to_dict() for each in types]}) == "A 3/4, B 1/1"
+    assert types_text({"pools": [each.to_dict() for each in types]}) == [
+        "A: process, NCP.GPU.A_2x",
+        "B: process",
+    ]
     assert pools_text({}) == ""
     assert gpu_text({"gpu": "SIM", "visibleDevices": "0,1"}) == "SIM 0,1"
     assert gpu_text({"gpu": "CPU"}) == "CPU"

@@ -55,6 +55,9 @@ export const whole = (text) => text.replace(/\s*\n\s*/g, " · ").replace(UUID, "
 
 export const short = (id) => String(id ?? "").slice(0, 8);
 
+// Agents' ids of instances begin alike for all: `0-sr-3f2a9c1d-…`.
+export const shortInstance = (id) => short(String(id ?? "").replace(/^(\d+-)?sr-(?=[0-9a-f])/, ""));
+
 // Three significant digits, without superfluous zeros.
 function trim(value) {
   if (value >= 100) return String(Math.round(value));

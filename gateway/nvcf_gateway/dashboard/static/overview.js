@@ -2,13 +2,14 @@
 
 import { Chart } from "./charts.js";
 import { Table, byId, h } from "./dom.js";
-import { DASH, age, clock, count, percent, rate, seconds, short, whole } from "./format.js";
+import { DASH, age, clock, count, percent, rate, seconds, short, shortInstance, whole } from "./format.js";
 
 const LIVING = ["RUNNING", "STARTING", "PENDING", "TERMINATING"];
 const COLORS = {
   RUNNING: "good", ACTIVE: "good", live: "good", STARTING: "busy", PENDING: "busy", DEPLOYING: "busy",
-  TERMINATING: "busy", draining: "busy", FAILED: "bad", ERROR: "bad", silent: "bad",
+  TERMINATING: "busy", draining: "busy", cordoned: "busy", unhealthy: "bad", FAILED: "bad", ERROR: "bad", silent: "bad",
 };
+// Or twice the time between two heartbeats, if that is longer (protocol.md, section 6.7).
 const SILENT_AFTER = 10;
 const RECORD_LIFE = 300;
 const SPAN = 900;
@@ -191,11 +192,11 @@ export class Overview {
       cells: [
         names.get(each.functionVersionId) ?? short(each.functionVersionId),
         state(each.state, each.reason),
-        each.clusterId ?? DASH,
+        each.clusterName ?? each.clusterId ?? DASH,
         [each.gpu, each.visibleDevices].filter((part) => part != null && part !== "").join(" ") || DASH,
         age(each.createdAt, now),
         count(each.restarts ?? 0),
-        { text: short(each.instanceId), title: each.instanceId },
+        { text: shortInstance(each.instanceId), title: each.instanceId },
       ],
     }));
     this.instances.show(rows, {
@@ -219,12 +220,14 @@ export class Overview {
 
   showClusters(clusters, now) {
     const rows = clusters.flatMap((each) => {
-      const silent = now - Date.parse(each.heartbeatAt) / 1000 > SILENT_AFTER;
-      const condition = silent ? "silent" : each.draining ? "draining" : "live";
-      return each.pools.map((pool) => ({
+      const limit = Math.max(SILENT_AFTER, 2 * (each.heartbeatSeconds ?? 0));
+      const silent = now - Date.parse(each.heartbeatAt) / 1000 > limit;
+      const wish = each.draining ? "draining" : each.cordoned ? "cordoned" : null;
+      const condition = silent ? "silent" : wish ?? (each.healthy === false ? "unhealthy" : "live");
+      return devices(each.pools).map((pool) => ({
         key: `${each.clusterId} ${pool.gpu} ${pool.instanceType}`,
         cells: [
-          each.clusterId, state(condition, silent ? `last heartbeat ${age(each.heartbeatAt, now)} ago` : ""),
+          { text: each.clusterName || each.clusterId, title: each.clusterId }, state(condition, silent ? `last heartbeat ${age(each.heartbeatAt, now)} ago` : ""),
           [each.region, each.clusterGroup].filter(Boolean).join(", "), meter(pool),
         ],
       }));
@@ -297,6 +300,12 @@ function when(time, now) {
 function counted(instances) {
   const parts = LIVING.map((name) => [instances.filter((each) => each.state === name).length, name.toLowerCase()]);
   return parts.filter(([number]) => number).map(([number, name]) => `${number} ${name}`).join(", ") || "none";
+}
+
+// The instance types of one GPU share its devices: they are shown once.
+function devices(pools) {
+  const known = new Map(pools.map((each) => [`${each.gpu} ${each.instancesFree}/${each.instancesTotal}`, each]).reverse());
+  return [...known.values()].reverse();
 }
 
 function meter(pool) {
