@@ -11,6 +11,7 @@ import nkeys
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.files import private_directory, write_private
 from nvcf_proto.budget import DiskBudget
+from nvcf_proto.icms.names import AGENT_BROKER_ACCOUNT, STREAM_SUBJECTS
 from nvcf_proto.subjects import REQUEUE_PREFIX
 
 PLATFORM_ACCOUNT = "NVCF"
@@ -19,6 +20,7 @@ CONTROL_ACCOUNT = "NVCF_CONTROL"
 # Workers have an account of their own: the broker sends the reply to a JetStream request to any subject that
 # the request names, without checking permissions. Within this account it can do no harm.
 WORKER_ACCOUNT = "WORKERS"
+# Agents have one, too, for the same reason: AGENT_BROKER_ACCOUNT.
 PLATFORM_USER = "platform"
 CONTROL_USER = "control"
 SYSTEM_USER = "system"
@@ -119,6 +121,20 @@ def write_identity(files: BrokerFiles, identity: BrokerIdentity) -> None:
     write_private(files.identity, json.dumps(document) + "\n")
 
 
+def _agent_services(line: str) -> str:
+    """Return one line for each subject of the control plane's account that agents need.
+
+    The API is imported whole, as for workers: a part of it would be answered by the agents' account itself.
+    An agent's permissions name the few subjects of it that it may use.
+    """
+    forms = ("$JS.ACK.{}.>", "$JS.ACK.*.*.{}.>")
+    acks = [form.format(stream) for stream in STREAM_SUBJECTS for form in forms]
+    return "\n".join(
+        line.format(account=CONTROL_ACCOUNT, agents=AGENT_BROKER_ACCOUNT, subject=json.dumps(subject))
+        for subject in ("$JS.API.>", *acks)
+    )
+
+
 def render_configuration(
     identity: BrokerIdentity,
     *,
@@ -175,9 +191,17 @@ accounts {{
   {CONTROL_ACCOUNT} {{
     jetstream {{ max_file: {budget.control} }}
     users: [ {{ user: {quote(CONTROL_USER)}, password: {quote(control_password)} }} ]
+    exports: [
+{_agent_services("      {{ service: {subject}, response_type: stream, accounts: [{agents}] }}")}
+    ]
     imports: [
       # By this an agent hands back the requests of an instance that has ended.
       {{ service: {{ account: {PLATFORM_ACCOUNT}, subject: "$JS.ACK.>" }}, to: "{REQUEUE_PREFIX}.>" }}
+    ]
+  }}
+  {AGENT_BROKER_ACCOUNT} {{
+    imports: [
+{_agent_services("      {{ service: {{ account: {account}, subject: {subject} }} }}")}
     ]
   }}
   {WORKER_ACCOUNT} {{

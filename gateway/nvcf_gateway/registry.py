@@ -15,7 +15,7 @@ from nvcf_broker.errors import KeyExistsError
 from nvcf_broker.kv import KvMirror
 from nvcf_gateway.errors import SetupError
 from nvcf_proto import models
-from nvcf_proto.compute import CLUSTERS_BUCKET, Cluster
+from nvcf_proto.compute import CLUSTERS_BUCKET, REGISTERED_CLUSTERS_BUCKET, Cluster, RegisteredCluster
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.models import (
     ApiKey,
@@ -31,6 +31,7 @@ from nvcf_proto.models import (
 from nvcf_proto.streams import MAX_QUEUED_REQUESTS
 
 R = TypeVar("R", bound=Record)
+V = TypeVar("V")
 
 
 class VersionIndex:
@@ -41,6 +42,8 @@ class VersionIndex:
         self._deployed: dict[str, dict[str, Deployment]] = {}
         self._running: dict[str, dict[str, Instance]] = {}
         self._instances: dict[str, dict[str, Instance]] = {}
+        self._by_request: dict[str, str] = {}
+        self._by_instance: dict[str, dict[str, str]] = {}
         self.ended = asyncio.Event()
         """Set whenever a deployment or a running instance ends."""
 
@@ -54,13 +57,30 @@ class VersionIndex:
             self.ended.set()
 
     def instance_changed(self, key: str, instance: Instance | None) -> None:
-        """Apply a change of the instances bucket; `key` is `VERSION.INSTANCE`."""
-        version_id, _, instance_id = key.partition(".")
+        """Apply a change of the instances bucket; `key` is `VERSION.REQUEST`."""
+        version_id, _, request_id = key.partition(".")
         running = instance is not None and instance.state is InstanceState.RUNNING
         if not running:
             self.ended.set()
-        _set(self._instances, version_id, instance_id, instance)
-        _set(self._running, version_id, instance_id, instance if running else None)
+        before = self._instances.get(version_id, {}).get(request_id)
+        if before is not None and (instance is None or instance.id != before.id):
+            _set(self._by_instance, version_id, before.id, None)
+        if instance is None:
+            self._by_request.pop(request_id, None)
+        else:
+            self._by_request[request_id] = key
+            _set(self._by_instance, version_id, instance.id, request_id)
+        _set(self._instances, version_id, request_id, instance)
+        _set(self._running, version_id, request_id, instance if running else None)
+
+    def key_of_request(self, request_id: str) -> str | None:
+        """Return the key of a request's record."""
+        return self._by_request.get(request_id)
+
+    def instance(self, version_id: str, instance_id: str) -> Instance | None:
+        """Return the record of an instance by the id that its agent gave to it."""
+        request_id = self._by_instance.get(version_id, {}).get(instance_id, "")
+        return self._instances.get(version_id, {}).get(request_id)
 
     def instances(self, version_id: str) -> list[Instance]:
         """Return the records of a version's instances."""
@@ -79,7 +99,7 @@ class VersionIndex:
         return version_id in self._running
 
 
-def _set(index: dict[str, dict[str, R]], key: str, name: str, value: R | None) -> None:
+def _set(index: dict[str, dict[str, V]], key: str, name: str, value: V | None) -> None:
     """Set `name` below `key`, or remove it for None; a key with nothing below it goes as well."""
     if value is not None:
         index.setdefault(key, {})[name] = value
@@ -129,6 +149,7 @@ class Registry:
         self.instances = mirror(models.INSTANCES_BUCKET, Instance, self.index.instance_changed)
         self.keys = mirror(models.API_KEYS_BUCKET, ApiKey)
         self.clusters = mirror(CLUSTERS_BUCKET, Cluster)
+        self.registered_clusters = mirror(REGISTERED_CLUSTERS_BUCKET, RegisteredCluster)
         self.telemetries = mirror(models.TELEMETRIES_BUCKET, TelemetryEndpoint)
 
     async def start(self, stack: AsyncExitStack) -> None:

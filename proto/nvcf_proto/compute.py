@@ -254,6 +254,7 @@ class RegisteredCluster(Record, frozen=True, kw_only=True):
     heartbeat_seconds: float = 300.0
     agent_version: Text | None = None
     backend: Text = "kubernetes"
+    agent_attributes: dict[str, str] = field(default_factory=dict)
 
 
 class DemandReport(Record, frozen=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from dataclasses import dataclass
 
 from nvcf_proto.errors import InvalidToken
@@ -44,6 +45,8 @@ class WorkerClaims:
 
     has_record: whether there was a record of the instance when the token was issued. Then the token is void
     without that record; others (workers that no agent started) are void when their deployment ends.
+    request_id: the order that led to the instance. first: the token was issued before the agent gave the
+    instance its id, so it covers every id that an agent may give to an instance of that order.
     """
 
     instance_id: str
@@ -53,11 +56,22 @@ class WorkerClaims:
     expires_at: float
     issued_at: float = 0.0
     has_record: bool = False
+    request_id: str = ""
+    first: bool = False
 
     def covers(self, *, function_id: str, version_id: str, instance_id: str | None = None) -> bool:
         """Return whether the bearer may act for this function, version and (when given) instance."""
         return (
             self.function_id == function_id
             and self.version_id == version_id
-            and (instance_id is None or self.instance_id == instance_id)
+            and (instance_id is None or self.instance_id == instance_id or self._may_become(instance_id))
         )
+
+    def _may_become(self, instance_id: str) -> bool:
+        return self.first and may_be_instance_of(instance_id, self.request_id)
+
+
+def may_be_instance_of(instance_id: str, request_id: str) -> bool:
+    """Return whether an id has the form that agents give to an instance of this order."""
+    name = request_id if request_id.startswith("sr-") else f"sr-{request_id}"
+    return re.fullmatch(rf"([0-9]{{1,4}}-)?{re.escape(name)}(-task|-miniservice)?", instance_id) is not None

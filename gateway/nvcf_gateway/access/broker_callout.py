@@ -1,6 +1,6 @@
-"""Auth callout: the broker asks whether a worker may connect, and what it may access.
+"""Auth callout: the broker asks whether a worker or an agent may connect, and what it may access.
 
-See protocol.md, section 8.
+See protocol.md, sections 6.2 and 8.
 
 The form of the claims is that of NATS auth callout (ADR-26). Requests and responses are JWTs signed with
 Ed25519 nkeys, header `{"typ": "JWT", "alg": "ed25519-nkey"}`.
@@ -13,6 +13,7 @@ import base64
 import json
 import logging
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import nkeys
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from nvcf_gateway.access.agent_identity import AgentAccess, AgentRefused
 from nvcf_gateway.access.worker_access import WorkerAccess
 from nvcf_gateway.access.worker_connections import WORKER_ACCOUNT, connection_name
 from nvcf_gateway.access.worker_tokens import InvalidWorkerToken
@@ -27,15 +29,23 @@ from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import GatewayError, SetupError
 from nvcf_gateway.registry import Registry
 from nvcf_proto.errors import InvalidToken
+from nvcf_proto.icms.names import (
+    AGENT_BROKER_ACCOUNT,
+    AGENT_CONNECTION_PREFIX,
+    agent_permissions,
+    decode_agent_token,
+)
 from nvcf_proto.ids import new_id
 from nvcf_proto.subjects import AUTH_CALLOUT_SUBJECT, Permissions, worker_permissions
-from nvcf_proto.tokens import WorkerClaims, decode_broker_token
+from nvcf_proto.tokens import decode_broker_token
 
 _log = logging.getLogger(__name__)
 
 QUEUE_GROUP = "nvcf-gateways"
 # Where this gateway cannot end connections, each ends after this time, and the token is checked again.
 UNWATCHED_CONNECTION_SECONDS = 1800.0
+# An agent's connection ends after this time, and it connects again with a fresh token.
+AGENT_CONNECTION_SECONDS = 3600.0
 _JWT_HEADER = {"typ": "JWT", "alg": "ed25519-nkey"}
 
 
@@ -73,21 +83,29 @@ def read_claims(token: bytes) -> dict[str, Any]:
     return claims
 
 
-def user_claims(
-    user_nkey: str, issuer: str, permissions: Permissions, *, name: str, now: float, expires_at: float
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Grant:
+    """What a connection gets: its broker account, its name, its rights, and when it is closed."""
+
+    account: str
+    name: str
+    permissions: Permissions
+    expires_at: float
+
+
+def user_claims(user_nkey: str, issuer: str, grant: _Grant, now: float) -> dict[str, Any]:
     """Return the claims of the user JWT: the permissions of the connection and when it is closed."""
     return {
         "jti": new_id(),
         "iat": int(now),
-        "exp": int(expires_at),
+        "exp": int(grant.expires_at),
         "iss": issuer,
         "sub": user_nkey,
-        "aud": WORKER_ACCOUNT,
-        "name": name,
+        "aud": grant.account,
+        "name": grant.name,
         "nats": {
-            "pub": {"allow": list(permissions.publish)},
-            "sub": {"allow": list(permissions.subscribe)},
+            "pub": {"allow": list(grant.permissions.publish)},
+            "sub": {"allow": list(grant.permissions.subscribe)},
             "resp": {"max": 1, "ttl": 60_000_000_000},
             "subs": -1,
             "data": -1,
@@ -99,13 +117,14 @@ def user_claims(
 
 
 class AuthCallout:
-    """Handles the broker's requests about connecting workers."""
+    """Handles the broker's requests about connecting workers and agents."""
 
     def __init__(
         self,
         account: nkeys.KeyPair,
         registry: Registry,
         access: WorkerAccess,
+        agents: AgentAccess,
         regions: tuple[str, ...],
         *,
         wide_inbox: bool = False,
@@ -115,6 +134,7 @@ class AuthCallout:
         self._issuer = account.public_key.decode()
         self._registry = registry
         self._access = access
+        self._agents = agents
         self._regions = regions
         self._wide_inbox = wide_inbox
         self._longest = float("inf") if watched else UNWATCHED_CONNECTION_SECONDS
@@ -131,17 +151,10 @@ class AuthCallout:
         now = time.time()
         decision: dict[str, Any] = {"type": "authorization_response", "version": 2}
         try:
-            claims = self._check(str(options.get("auth_token") or ""), now)
-            user = user_claims(
-                user_nkey,
-                self._issuer,
-                worker_permissions(
-                    self._regions, claims.version_id, claims.instance_id, wide_inbox=self._wide_inbox
-                ),
-                name=connection_name(claims),
-                now=now,
-                expires_at=min(claims.expires_at, now + self._longest),
-            )
+            name, token = str(options.get("name") or ""), str(options.get("auth_token") or "")
+            agent = name.startswith(AGENT_CONNECTION_PREFIX)
+            grant = self._agent(name, token, now) if agent else self._worker(token, now)
+            user = user_claims(user_nkey, self._issuer, grant, now)
             decision["jwt"] = sign(user, self._account)
         except _Refused as refusal:
             _log.warning("broker connection refused: %s", refusal, extra={"client": options.get("name")})
@@ -156,24 +169,40 @@ class AuthCallout:
         }
         await message.respond(sign(response, self._account).encode())
 
-    def _check(self, broker_token: str, now: float) -> WorkerClaims:
+    def _worker(self, broker_token: str, now: float) -> _Grant:
         try:
             claims = self._access.verify(decode_broker_token(broker_token), now)
         except (InvalidToken, InvalidWorkerToken) as error:
             raise _Refused(str(error)) from None
         if self._registry.versions.get(claims.version_id) is None:
             raise _Refused(f"there is no version {claims.version_id}")
-        return claims
+        permissions = worker_permissions(
+            self._regions, claims.version_id, claims.instance_id, wide_inbox=self._wide_inbox
+        )
+        end = min(claims.expires_at, now + self._longest)
+        return _Grant(WORKER_ACCOUNT, connection_name(claims), permissions, end)
+
+    def _agent(self, name: str, broker_token: str, now: float) -> _Grant:
+        try:
+            token = decode_agent_token(name, broker_token)
+            agent = self._agents.verify(token.cluster_id, token.credential)
+        except (InvalidToken, AgentRefused) as error:
+            raise _Refused(str(error)) from None
+        end = min(agent.expires_at or float("inf"), now + AGENT_CONNECTION_SECONDS)
+        return _Grant(AGENT_BROKER_ACCOUNT, agent.cluster.id, agent_permissions(agent.cluster.id), end)
 
 
-async def answer_callouts(client: Client, config: GatewayConfig, access: WorkerAccess) -> None:
-    """Answer the broker's requests about workers if the gateway has the seed for it. Raises SetupError."""
+async def answer_callouts(
+    client: Client, config: GatewayConfig, access: WorkerAccess, agents: AgentAccess
+) -> None:
+    """Answer the broker's requests about workers and agents if the gateway has the seed for it. Raises SetupError."""
     if config.callout_seed is None:
         return
     callout = AuthCallout(
         await asyncio.to_thread(load_account_seed, config.callout_seed),
         access.registry,
         access,
+        agents,
         config.regions,
         wide_inbox=config.wide_inbox,
         watched=config.nats_system_credentials is not None,

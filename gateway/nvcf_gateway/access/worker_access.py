@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from nvcf_gateway.access.worker_tokens import InvalidWorkerToken, WorkerTokens
 from nvcf_gateway.registry import Registry
-from nvcf_proto.models import Deployment, Instance, InstanceState
+from nvcf_proto.icms.messages import instance_id_of
+from nvcf_proto.models import Deployment, FunctionVersion, Instance, InstanceState
 from nvcf_proto.tokens import WorkerClaims
 
 _OVER = frozenset({InstanceState.COMPLETED, InstanceState.FAILED})
@@ -51,17 +52,30 @@ class WorkerAccess:
     tokens: WorkerTokens
     registry: Registry
 
-    def issue(
-        self, *, function_id: str, version_id: str, instance_id: str, nca_id: str, now: float
-    ) -> tuple[str, float]:
-        """Return a new token and when it expires."""
-        return self.tokens.issue(
-            function_id=function_id,
-            version_id=version_id,
-            instance_id=instance_id,
-            nca_id=nca_id,
+    def first_token(self, version: FunctionVersion, request_id: str, now: float) -> str:
+        """Return the token that travels in the creation message of an order."""
+        token, _ = self.tokens.issue(
+            function_id=version.function_id,
+            version_id=version.id,
+            instance_id=instance_id_of(request_id),
+            nca_id=version.nca_id,
             now=now,
-            has_record=self._instance(version_id, instance_id) is not None,
+            has_record=True,
+            request_id=request_id,
+            first=True,
+        )
+        return token
+
+    def renewed(self, claims: WorkerClaims, instance_id: str, now: float) -> tuple[str, float]:
+        """Return a new token, which is for that instance only, and when it expires."""
+        return self.tokens.issue(
+            function_id=claims.function_id,
+            version_id=claims.version_id,
+            instance_id=instance_id,
+            nca_id=claims.nca_id,
+            now=now,
+            has_record=self._instance(claims) is not None,
+            request_id=claims.request_id,
         )
 
     def verify(self, token: str, now: float) -> WorkerClaims:
@@ -76,8 +90,10 @@ class WorkerAccess:
         """Return why these claims are void now; None if they are good."""
         version = self.registry.versions.get(claims.version_id)
         deployment = self.registry.deployments.get(claims.version_id)
-        instance = self._instance(claims.version_id, claims.instance_id)
+        instance = self._instance(claims)
         return why_revoked(claims, version, deployment, instance)
 
-    def _instance(self, version_id: str, instance_id: str) -> Instance | None:
-        return self.registry.instances.get(f"{version_id}.{instance_id}")
+    def _instance(self, claims: WorkerClaims) -> Instance | None:
+        if claims.request_id:
+            return self.registry.instances.get(f"{claims.version_id}.{claims.request_id}")
+        return self.registry.index.instance(claims.version_id, claims.instance_id)

@@ -32,15 +32,18 @@ _SERVERS = "$SYS.REQ.SERVER"
 
 def connection_name(claims: WorkerClaims) -> str:
     """Return the name that the broker keeps with a worker's connection; workers cannot choose it."""
-    return f"{claims.version_id}.{int(claims.has_record)}.{int(claims.issued_at)}.{claims.instance_id}"
+    recorded = int(claims.has_record)
+    return f"{claims.version_id}.{recorded}.{int(claims.issued_at)}.{claims.request_id}.{claims.instance_id}"
 
 
 def claims_of(name: str) -> WorkerClaims | None:
     """Return what is known of a connection by its name; None for one of another form."""
-    version_id, has_record, issued_at, instance_id = (*name.split(".", 3), "", "", "")[:4]
+    version_id, has_record, issued_at, request_id, instance_id = (*name.split(".", 4), "", "", "", "")[:5]
     if has_record not in ("0", "1") or not issued_at.isdigit() or not instance_id:
         return None
-    return WorkerClaims(instance_id, "", version_id, "", 0.0, float(issued_at), has_record == "1")
+    return WorkerClaims(
+        instance_id, "", version_id, "", 0.0, float(issued_at), has_record == "1", request_id=request_id
+    )
 
 
 class WorkerConnections:

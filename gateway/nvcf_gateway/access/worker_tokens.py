@@ -40,10 +40,19 @@ class WorkerTokens:
         nca_id: str,
         now: float,
         has_record: bool = False,
+        request_id: str = "",
+        first: bool = False,
     ) -> tuple[str, float]:
         """Return a new token and when it expires."""
         claims = WorkerClaims(
-            instance_id, function_id, version_id, nca_id, now + self._life, has_record=has_record
+            instance_id,
+            function_id,
+            version_id,
+            nca_id,
+            now + self._life,
+            has_record=has_record,
+            request_id=request_id,
+            first=first,
         )
         return self._sign(claims, WORKER_TOKEN_AUDIENCE, now)
 
@@ -56,7 +65,7 @@ class WorkerTokens:
 
     def _sign(self, worker: WorkerClaims, audience: str, now: float) -> tuple[str, float]:
         expires = int(worker.expires_at)
-        claims = {
+        claims: dict[str, Any] = {
             "iss": WORKER_TOKEN_ISSUER,
             "aud": audience,
             "sub": worker.instance_id,
@@ -68,6 +77,10 @@ class WorkerTokens:
         }
         if worker.has_record:
             claims["rec"] = True
+        if worker.request_id:
+            claims["req"] = worker.request_id
+        if worker.first:
+            claims["first"] = True
         signer = self._keys.ring.signer
         token = jwt.encode(claims, signer.private, algorithm=ALGORITHM, headers={"kid": signer.key_id})
         return token, float(expires)
@@ -84,6 +97,8 @@ class WorkerTokens:
                 expires_at=float(claims["exp"]),
                 issued_at=float(claims["iat"]),
                 has_record=claims.get("rec") is True,
+                request_id=str(claims.get("req", "")),
+                first=claims.get("first") is True,
             )
         except (jwt.InvalidTokenError, TypeError, ValueError) as error:
             raise InvalidWorkerToken("not a valid worker token") from error

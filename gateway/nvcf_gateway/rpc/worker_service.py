@@ -58,15 +58,9 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
         claims = self._authorize(context, request, request.instanceId)
         with broker_errors():
             await self.queue.ensure(claims.version_id, self.config.region)
-        token, expires = self.access.issue(
-            function_id=claims.function_id,
-            version_id=claims.version_id,
-            instance_id=claims.instance_id,
-            nca_id=claims.nca_id,
-            now=time.time(),
-        )
+        token, expires = self.access.renewed(claims, request.instanceId, time.time())
         _log.info(
-            "worker connected", extra={"instance_id": claims.instance_id, "version_id": claims.version_id}
+            "worker connected", extra={"instance_id": request.instanceId, "version_id": claims.version_id}
         )
         return nvcf_pb2.WorkerConnectOnceResponse(
             connectedRegion=self.config.region,

@@ -37,6 +37,8 @@ AGENT_CONNECTION_PREFIX = "nvca-queue-client/"
 # NVIDIA's agent says "APP"; a broker of several accounts puts the connection where its rights are.
 AGENT_ACCOUNT = "APP"
 AGENT_PLUGIN = "oidc"
+AGENT_BROKER_ACCOUNT = "AGENTS"
+"""[ext] The broker account of agents' connections: what they reach of the streams is imported."""
 
 _NANOSECONDS = 1_000_000_000
 # A token of a subject has no dot, blank or wildcard.

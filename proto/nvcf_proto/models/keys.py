@@ -42,7 +42,7 @@ def hash_api_key(key: str) -> str:
 class Scope(StrEnum):
     """What an API key may do. ADMIN includes all the others but AGENT and SERVICE.
 
-    AGENT and SERVICE reach across accounts: agents fetch worker tokens; services (a third-party invocation
+    AGENT is for the agent of one cluster. SERVICE reaches across accounts: services (a third-party invocation
     service or rate limiter) ask on behalf of callers.
     """
 
@@ -61,6 +61,7 @@ class ApiKey(Record, frozen=True):
     `secret_hash` is the SHA-256 of the key text as 64 hex digits. From `expires_at` on the key is void. With
     `function_ids` it is good for these functions only. A revoked key keeps its record without the hash, so
     that nobody takes it for one that does not exist yet. `created_by` is the subject that made it over HTTP.
+    With `cluster_id` it proves the identity of that cluster's agent.
     """
 
     id: Annotated[str, matching(r"[0-9a-f]{12}")]
@@ -73,6 +74,7 @@ class ApiKey(Record, frozen=True):
     function_ids: tuple[str, ...] = ()
     revoked_at: float | None = None
     created_by: Text | None = None
+    cluster_id: Text | None = None
 
     @classmethod
     def from_dict(cls, members: Any, path: str = "") -> Self:

@@ -1,0 +1,122 @@
+"""Who an agent is: an API key bound to its cluster, or a token signed with a key of its cluster's key set.
+
+See protocol.md, section 6.2. All clusters' tokens may have the same issuer and subject, so a token counts for
+one cluster only: the one whose key set verifies it and whose id is its audience.
+"""
+
+from __future__ import annotations
+
+import functools
+import hmac
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jwt
+
+from nvcf_gateway.errors import GatewayError
+from nvcf_gateway.registry import Registry
+from nvcf_proto.compute import RegisteredCluster
+from nvcf_proto.errors import InvalidToken
+from nvcf_proto.models import ApiKey, Scope
+from nvcf_proto.models.keys import api_key_id, hash_api_key
+
+AUDIENCE_PREFIX = "nvcf-icms:"
+ALGORITHM = "RS256"
+CLOCK_SECONDS = 30.0
+"""How much the clocks of a cluster and of the gateway may differ."""
+MOST_KEYS = 32
+LONGEST_TOKEN = 16 * 1024
+_KEY_SETS = 256
+
+
+class AgentRefused(GatewayError):
+    """The credential does not prove that it comes from the cluster's agent; the text says why.
+
+    `other_cluster`: it is good, but for another cluster.
+    """
+
+    def __init__(self, reason: str, *, other_cluster: bool = False) -> None:
+        super().__init__(reason)
+        self.other_cluster = other_cluster
+
+
+@dataclass(frozen=True)
+class Agent:
+    """An agent that has proved its identity; `expires_at` is when its credential ends, if it does."""
+
+    cluster: RegisteredCluster
+    expires_at: float | None = None
+
+
+class AgentAccess:
+    """Checks credentials of agents. Every replica can."""
+
+    def __init__(self, registry: Registry, clock: Callable[[], float] = time.time) -> None:
+        self._registry = registry
+        self._clock = clock
+
+    def verify(self, cluster_id: str, credential: str) -> Agent:
+        """Return the agent of a cluster. Raises AgentRefused."""
+        cluster = self._registry.registered_clusters.get(cluster_id)
+        try:
+            key_id = api_key_id(credential)
+        except InvalidToken:
+            return self._by_token(cluster, credential)
+        return self._by_key(cluster, self._registry.keys.get(key_id), credential)
+
+    def _by_key(self, cluster: RegisteredCluster | None, key: ApiKey | None, text: str) -> Agent:
+        # Compare for unknown keys too, so that the time of the comparison reveals nothing.
+        expected = key.secret_hash if key is not None else "0" * 64
+        if not hmac.compare_digest(expected, hash_api_key(text)) or key is None:
+            raise AgentRefused("the cluster key is not valid")
+        if not key.is_live(self._clock()):
+            raise AgentRefused("the cluster key has expired")
+        if not key.allows(Scope.AGENT) or key.cluster_id is None:
+            raise AgentRefused("the API key is not that of a cluster: register one to get its key")
+        if cluster is None or key.cluster_id != cluster.id:
+            raise AgentRefused("the cluster key is for another cluster", other_cluster=True)
+        return Agent(cluster, key.expires_at)
+
+    def _by_token(self, cluster: RegisteredCluster | None, text: str) -> Agent:
+        invalid = AgentRefused("neither a valid cluster key nor a valid token of the cluster")
+        if cluster is None or cluster.jwks is None or len(text) > LONGEST_TOKEN:
+            raise invalid
+        try:
+            key_id = jwt.get_unverified_header(text).get("kid")
+            keys = read_key_set(cluster.jwks)
+        except (jwt.InvalidTokenError, ValueError) as error:
+            raise invalid from error
+        named = [key for key in keys if key.key_id == key_id]
+        for key in named or [key for key in keys if key_id is None or key.key_id is None]:
+            try:
+                claims = jwt.decode(
+                    text,
+                    key,
+                    algorithms=[ALGORITHM],
+                    audience=AUDIENCE_PREFIX + cluster.id,
+                    issuer=cluster.oidc_issuer,
+                    leeway=CLOCK_SECONDS,
+                    options={"require": ["exp", "aud"]},
+                )
+                return Agent(cluster, float(claims["exp"]))
+            except jwt.ExpiredSignatureError:
+                raise AgentRefused("the token of the cluster has expired") from None
+            except (jwt.InvalidTokenError, TypeError, ValueError, OverflowError):
+                continue
+        raise invalid
+
+
+@functools.lru_cache(maxsize=_KEY_SETS)
+def read_key_set(text: str) -> tuple[jwt.PyJWK, ...]:
+    """Return the RSA keys of a JWKS document. Raises ValueError, which says what is wrong with it."""
+    try:
+        found = jwt.PyJWKSet.from_json(text).keys
+    except (jwt.PyJWTError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"not a JSON Web Key Set: {error}") from None
+    keys = tuple(key for key in found if key.key_type == "RSA")
+    if not keys:
+        raise ValueError("the key set has no RSA key")
+    if len(keys) > MOST_KEYS:
+        raise ValueError(f"the key set has more than {MOST_KEYS} keys")
+    return keys
