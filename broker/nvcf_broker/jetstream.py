@@ -192,6 +192,11 @@ class JetStream:
         found = await self._find(f"CONSUMER.INFO.{stream}.{consumer}", {}, f"cannot read consumer {consumer}")
         return None if found is None else _consumer(found)
 
+    async def delete_consumer(self, stream: str, consumer: str) -> bool:
+        """Delete a consumer; the messages stay. Return False when there is none."""
+        action = f"cannot delete consumer {consumer}"
+        return await self._find(f"CONSUMER.DELETE.{stream}.{consumer}", {}, action) is not None
+
     async def purge(self, stream: str, subject: str, *, before: int | None = None) -> None:
         """Remove the messages of a subject; with `before` only those of a lower sequence."""
         query: dict[str, Any] = {"filter": subject}

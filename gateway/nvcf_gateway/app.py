@@ -15,6 +15,7 @@ from nvcf_broker.connection import BrokerClient, connect_broker
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.jetstream import JetStream
 from nvcf_broker.requests import ReplyInbox
+from nvcf_gateway.access.agent_identity import AgentAccess
 from nvcf_gateway.access.authorization import Authenticator, Authorizer
 from nvcf_gateway.access.broker_callout import answer_callouts
 from nvcf_gateway.access.revocations import Revocations
@@ -24,6 +25,8 @@ from nvcf_gateway.access.worker_access import WorkerAccess
 from nvcf_gateway.access.worker_connections import WorkerConnections
 from nvcf_gateway.access.worker_tokens import WorkerTokens
 from nvcf_gateway.background import BackgroundTasks, end_task
+from nvcf_gateway.clusters.creation import WorkerAddresses
+from nvcf_gateway.clusters.service import Clusters
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.dashboard.routes import dashboard_routes
 from nvcf_gateway.durability import Durability
@@ -137,7 +140,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         stack.push_async_callback(_close, control)
     config = replace(config, data_max=await _data_budget(client, config.data_max))
     registry = Registry(control, config.replicas)
-    workers = WorkerAccess(WorkerTokens(keys), registry)
+    workers, agents = WorkerAccess(WorkerTokens(keys), registry), AgentAccess(registry)
     await registry.start(stack)
     if config.bootstrap_keys is not None:
         await registry.bootstrap_keys(config.bootstrap_keys)
@@ -150,12 +153,17 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     shared = SharedCounters(client, requests, gateway_id)
     await shared.start(stack)
     limiter = RateLimiter(shared, background)
+    # Ports are known only once the listeners are bound.
     http_address: list[str] = []
+    grpc_address: list[str] = []
+    scheme = "http" if config.tls_cert is None else "https"
 
     def attach_url() -> str:
-        # The port is known only once the listener is bound.
-        scheme = "http" if config.tls_cert is None else "https"
         return config.attach_url or f"{scheme}://{http_address[0]}"
+
+    def addresses() -> WorkerAddresses:
+        grpc = config.worker_grpc or ("" if config.tls_cert is None else "https://") + grpc_address[0]
+        return WorkerAddresses(config.public_url or attach_url(), grpc, config.worker_nats or config.nats)
 
     # What is kept in the broker.
     cleanup = Cleanup(requests, registry)
@@ -244,7 +252,8 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
 
     # Everything else that is served over HTTP.
     management = Management(authenticator, registry, queue, usage)
-    deployments = Deployments(authenticator, registry, queue, management, workers)
+    deployments = Deployments(authenticator, registry, queue, management)
+    clusters = Clusters(registry, workers, control, control_requests, background, addresses, config.replicas)
     collector = SnapshotCollector(client, gateway_id, demand.history, lambda: shared.members)
     await collector.start()
     routes = http_routes(
@@ -282,7 +291,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     stack.push_async_callback(end_task, asyncio.create_task(dead_letters.sweep(), name="sweep of the queues"))
     replies = InlineReplies(pending, background)
     await client.subscribe(inline_reply_subjects(gateway_id), cb=replies.received)
-    await answer_callouts(client, config, workers)
+    await answer_callouts(client, config, workers, agents)
     if config.nats_system_credentials is not None:
         name = f"gateway_{gateway_id}_system"
         system = await connect_broker(config.nats, config.nats_system_credentials, name=name)
@@ -296,7 +305,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     worker_service = WorkerService(config, registry, queue, workers, assets, large)
     nvcf_pb2_grpc.add_WorkerServicer_to_server(worker_service, grpc_server)
     AuthorizationService(authenticator, authorizer, registry, limiter).add_to(grpc_server)
-    grpc_address = await serve(stack, config, grpc_server)
+    grpc_address.append(await serve(stack, config, grpc_server))
 
     async def unserved(waiting: Pending) -> bool:
         if registry.index.is_running(waiting.version_id):
@@ -305,6 +314,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
 
     ends = partial(end_waits, pending, unserved, CALLERS_GRACE)
     http_address.append(await serve_http(stack, config, http.handle, ends))
+    await clusters.start(stack)
     sessions = None
     if config.sessions is not None or config.session_proxy is not None:
         sessions = Sessions(
@@ -323,7 +333,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         await sessions.start(stack)
         http.sessions = sessions
     address = None if sessions is None else sessions.address
-    return RunningGateway(gateway_id, http_address[0], grpc_address, client, pending, address)
+    return RunningGateway(gateway_id, http_address[0], grpc_address[0], client, pending, address)
 
 
 def http_routes(

@@ -35,6 +35,8 @@ class GatewayConfig:
     region: str = "local"
     regions: tuple[str, ...] = ("local",)
     attach_url: str | None = None
+    worker_grpc: str | None = None
+    worker_nats: str | None = None
     ack_wait: float = DEFAULT_ACK_WAIT_SECONDS
     replicas: int = 1
     placement_tag_key: str = DEFAULT_PLACEMENT_TAG_KEY
@@ -137,6 +139,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--regions", default="", help="all regions, separated by commas (default: the own one)")
     add("--attach-url", type=_base_url, metavar="URL",
         help="URL at which workers reach this replica (default: the HTTP address)")  # fmt: skip
+    add("--worker-grpc", metavar="HOST:PORT",
+        help="gRPC address that workers of all clusters get (default: the gRPC address)")  # fmt: skip
+    add("--worker-nats", metavar="URL",
+        help="broker URLs that workers get, separated by commas (default: those of --nats)")  # fmt: skip
     add("--public-url", type=_base_url, metavar="URL",
         help="URL at which callers reach the gateway (default: the attach URL)")  # fmt: skip
     add("--idle-timeout", type=float, default=DEFAULT_IDLE_TIMEOUT, metavar="SECONDS",

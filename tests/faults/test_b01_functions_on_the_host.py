@@ -205,11 +205,6 @@ async def test_what_an_account_may_not_do_to_another_one(up: LocalUp, other: Acc
         ("POST", f"/v2/nvcf/functions/{victim}/versions", {"name": "private", "process": {}}),
         ("GET", "/v2/nvcf/keys", None),
         ("POST", "/v2/nvcf/keys", {"scopes": ["admin"]}),
-        (
-            "POST",
-            "/v2/nvcf/agents/worker-tokens",
-            {"instanceId": "i", "functionId": victim, "functionVersionId": version},
-        ),
     ]
     for method, path, body in attempts:
         status, answer = await other.call(method, path, body)

@@ -106,7 +106,7 @@ async def test_an_instance_that_has_ended_is_cut_off_and_others_are_not(
 
             await eventually(known, "the gateway knows the instances")
             for each in tokens:
-                tokens[each] = await platform.worker_token(version, each)
+                tokens[each] = await platform.worker_token(version, each, has_record=each != by_hand)
             opened = {
                 each: await Connection(version, each).open(platform, token) for each, token in tokens.items()
             }

@@ -97,7 +97,6 @@ async def json_bodies(target: Target, report: Report, budget: Budget) -> None:
         ("/v2/nvcf/functions", corpus.FUNCTION_BODIES),
         (version, corpus.FUNCTION_BODIES),
         (deployment, corpus.DEPLOYMENT_BODIES),
-        ("/v2/nvcf/agents/worker-tokens", [corpus.document({"instanceId": corpus.REQUEST})]),
         ("/v2/nvcf/assets", [corpus.document({"contentType": "text/plain", "description": "d"})]),
     ]
 

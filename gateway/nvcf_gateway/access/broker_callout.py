@@ -195,7 +195,7 @@ class AuthCallout:
 async def answer_callouts(
     client: Client, config: GatewayConfig, access: WorkerAccess, agents: AgentAccess
 ) -> None:
-    """Answer the broker's requests about workers and agents if the gateway has the seed for it. Raises SetupError."""
+    """Answer the broker's requests if the gateway has the seed for it. Raises SetupError."""
     if config.callout_seed is None:
         return
     callout = AuthCallout(

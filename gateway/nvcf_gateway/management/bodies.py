@@ -71,14 +71,6 @@ class DeploymentCreation(Record, frozen=True, forbid_unknown_fields=True):
     scaling: ScalingPreferences | None = None
 
 
-class WorkerTokenRequest(Record, frozen=True, forbid_unknown_fields=True):
-    """The instance that a worker token is for."""
-
-    instance_id: Id
-    function_id: Id
-    version_id: Id = field(name="functionVersionId")
-
-
 class KeyCreation(Record, frozen=True, forbid_unknown_fields=True):
     """What a new API key shall be good for."""
 

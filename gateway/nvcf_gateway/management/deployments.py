@@ -1,4 +1,4 @@
-"""Management API: deployments, instances, and the tokens agents fetch for them."""
+"""Management API: deployments and instances."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from aiohttp import web
 
 from nvcf_broker.errors import BrokerError
 from nvcf_gateway.access.authorization import Authenticator
-from nvcf_gateway.access.worker_access import WorkerAccess
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.http.bodies import read_record
-from nvcf_gateway.http.responses import json_response, timestamp
-from nvcf_gateway.management.bodies import DeploymentCreation, WorkerTokenRequest
+from nvcf_gateway.http.responses import json_response
+from nvcf_gateway.management.bodies import DeploymentCreation
 from nvcf_gateway.management.functions import Management
 from nvcf_gateway.management.resources import authorized, shown, stored, unavailable
 from nvcf_gateway.queue.request_queue import RequestQueue
@@ -41,7 +40,7 @@ def deployment_of(version: FunctionVersion, wanted: DeploymentCreation, now: flo
 
 
 class Deployments:
-    """Handlers of `/v2/nvcf/deployments…`, `/v2/nvcf/instances` and `/v2/nvcf/agents…`."""
+    """Handlers of `/v2/nvcf/deployments…` and `/v2/nvcf/instances`."""
 
     def __init__(
         self,
@@ -49,13 +48,11 @@ class Deployments:
         registry: Registry,
         queue: RequestQueue,
         management: Management,
-        workers: WorkerAccess,
     ) -> None:
         self._authenticator = authenticator
         self._registry = registry
         self._queue = queue
         self._management = management
-        self._workers = workers
 
     async def deploy(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle POST: give a version instances."""
@@ -104,22 +101,6 @@ class Deployments:
             if instance.version_id in versions and wanted in (None, instance.version_id)
         ]
         return json_response(200, {"instances": sorted(found, key=lambda each: str(each["createdAt"]))})
-
-    async def worker_token(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """Handle POST /v2/nvcf/agents/worker-tokens: issue the first token of an instance."""
-        authorized(self._authenticator, request, Scope.AGENT)
-        wanted = await read_record(request, WorkerTokenRequest)
-        version = self._registry.versions.get(wanted.version_id)
-        if version is None or version.function_id != wanted.function_id:
-            raise HttpProblem(404, f"function {wanted.function_id} has no version {wanted.version_id}")
-        token, expires = self._workers.issue(
-            function_id=version.function_id,
-            version_id=version.id,
-            instance_id=wanted.instance_id,
-            nca_id=version.nca_id,
-            now=time.time(),
-        )
-        return json_response(200, {"token": token, "expiration": timestamp(expires)})
 
     def _shown_instance(self, instance: Instance) -> dict[str, Any]:
         cluster = self._registry.clusters.get(instance.cluster_id)

@@ -48,7 +48,6 @@ def management_routes(
         ("GET", deployment, deployments.get),
         ("DELETE", deployment, deployments.undeploy),
         ("GET", "/v2/nvcf/instances", deployments.instances),
-        ("POST", "/v2/nvcf/agents/worker-tokens", deployments.worker_token),
         ("POST", "/v2/nvcf/keys", keys.create),
         ("GET", "/v2/nvcf/keys", keys.list),
         ("GET", "/v2/nvcf/keys/{key_id}", keys.get),

@@ -137,15 +137,6 @@ def deployments() -> dict[str, dict[str, Operation]]:
                 "listClusters", "All clusters, as their agents last reported them.", "ClusterList", KEYED
             )
         },
-        "/v2/nvcf/agents/worker-tokens": {
-            "post": make(
-                "issueWorkerToken",
-                "First token of an instance; for agents.",
-                "WorkerToken",
-                found,
-                body="WorkerTokenRequest",
-            )
-        },
     }
 
 

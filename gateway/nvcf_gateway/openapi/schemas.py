@@ -49,7 +49,6 @@ _BODIES = (
     bodies.TelemetryChange,
     bodies.TelemetryCreation,
     bodies.VersionCreation,
-    bodies.WorkerTokenRequest,
     AssetCreation,
 )
 _HIDDEN = ("secretHash", "revokedAt", "createdBy")
@@ -251,7 +250,6 @@ _OTHERS: dict[str, Schema] = {
         "status",
         description="RFC 9457.",
     ),
-    "WorkerToken": object_of({"token": TEXT, "expiration": TIME}, "token", "expiration"),
     "ExecRequest": object_of(
         {
             "requestHeader": object_of(

@@ -241,7 +241,7 @@ async def test_signing_keys_are_rotated_without_a_token_lost(two: Platform) -> N
     async def signer() -> str:
         import jwt
 
-        return str(jwt.get_unverified_header(await two.worker_token(version, instance))["kid"])
+        return str(jwt.get_unverified_header(await connect(two.gateway, foreseen))["kid"])
 
     async with asyncio.timeout(10):
         while await signer() != new_key:

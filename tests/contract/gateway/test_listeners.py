@@ -51,7 +51,6 @@ async def test_calls_without_a_valid_key_are_401(platform: Platform, authorizati
         ("POST", version.exec),
         ("GET", "/v2/nvcf/functions"),
         ("POST", "/v2/nvcf/functions"),
-        ("POST", "/v2/nvcf/agents/worker-tokens"),
         ("GET", "/v2/nvcf/worker/request-attach"),
         ("POST", "/v2/nvcf/worker/request-attach"),
     ):
@@ -77,7 +76,6 @@ async def test_a_secret_with_one_wrong_character_is_401(platform: Platform) -> N
         ("invoke", "GET", "/v2/nvcf/functions", 403),
         ("list", "POST", "/v2/nvcf/functions", 403),
         ("list", "DELETE", "/v2/nvcf/functions/{function}", 403),
-        ("admin", "POST", "/v2/nvcf/agents/worker-tokens", 403),
     ],
 )
 async def test_keys_may_do_what_their_scopes_allow_and_no_more(

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from nvcf_proto.ids import new_id
 from tests.support.platform.gateways import Platform
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -109,16 +108,6 @@ async def test_bad_deployments_are_400_naming_the_field(
     path = f"/v2/nvcf/deployments/functions/{version.function_id}/versions/{version.id}"
     problem = await platform.call("POST", path, {"deploymentSpecifications": specifications}, expect=400)
     assert problem["field"] == field
-
-
-async def test_bad_worker_token_requests(platform: Platform) -> None:
-    version = await platform.create_version()
-    path = "/v2/nvcf/agents/worker-tokens"
-    good = {"instanceId": new_id(), "functionId": version.function_id, "functionVersionId": version.id}
-    for field in good:
-        problem = await platform.call("POST", path, {**good, field: "x"}, key="agent", expect=400)
-        assert problem["field"] == field
-    await platform.call("POST", path, {**good, "functionVersionId": new_id()}, key="agent", expect=404)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -16,6 +17,8 @@ from nats.aio.client import Client
 
 from nvcf_broker.configuration import read_credentials
 from nvcf_broker.server import LocalBroker
+from nvcf_gateway.access.signing_keys import SigningKeys
+from nvcf_gateway.access.worker_tokens import WorkerTokens
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import ApiKey, Scope
 from nvcf_proto.models.keys import api_key_id, hash_api_key, new_api_key
@@ -124,10 +127,18 @@ class Platform:
         await self.deploy(version, keep_queued=keep_queued)
         return version
 
-    async def worker_token(self, version: Version, instance_id: str) -> str:
-        """Return the first token of an instance, requested as an agent does."""
-        body = {"instanceId": instance_id, "functionId": version.function_id, "functionVersionId": version.id}
-        return str((await self.call("POST", "/v2/nvcf/agents/worker-tokens", body, key="agent"))["token"])
+    async def worker_token(self, version: Version, instance_id: str, *, has_record: bool = False) -> str:
+        """Return a first token of an instance that no agent has started, signed with the gateways' key."""
+        keys = await asyncio.to_thread(SigningKeys, self.directory / "signing.pem")
+        token, _ = WorkerTokens(keys).issue(
+            function_id=version.function_id,
+            version_id=version.id,
+            instance_id=instance_id,
+            nca_id=ACCOUNT,
+            now=time.time(),
+            has_record=has_record,
+        )
+        return token
 
     async def start_worker(
         self,

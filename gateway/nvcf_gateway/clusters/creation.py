@@ -1,0 +1,148 @@
+"""Composition of creation messages (protocol.md, section 6.3). Pure."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nvcf_proto import environment as names
+from nvcf_proto.compute import RegisteredCluster
+from nvcf_proto.icms.messages import (
+    CreationMessage,
+    FunctionDetails,
+    InstanceOrder,
+    LaunchSpecification,
+    encode_environment,
+)
+from nvcf_proto.icms.reports import InstanceType
+from nvcf_proto.models import (
+    Deployment,
+    DeploymentSpecification,
+    FunctionVersion,
+    TelemetryEndpoint,
+    TelemetryType,
+)
+from nvcf_proto.models.deployments import execution_seconds
+
+NO_GPU = "CPU"
+"""[ext] Name of a pool for instances without a GPU."""
+SUBSCRIBER = "nvcf"
+_SIZE = re.compile(r"_[0-9]+x(\.x[0-9]+)?\Z")
+
+
+@dataclass(frozen=True)
+class WorkerAddresses:
+    """Where workers of all clusters reach the platform: gateway HTTP URL, gRPC `host:port`, broker URLs."""
+
+    http: str
+    grpc: str
+    nats: str
+
+
+@dataclass(frozen=True)
+class OrderedInstance:
+    """Everything that the message of one order is made of."""
+
+    order: InstanceOrder
+    version: FunctionVersion
+    deployment: Deployment
+    specification: DeploymentSpecification
+    cluster: RegisteredCluster
+    addresses: WorkerAddresses
+    worker_token: str
+    telemetries: Mapping[TelemetryType, TelemetryEndpoint]
+    issued_at: float
+
+
+def creation_message(wanted: OrderedInstance) -> CreationMessage:
+    """Return the creation message of an order. Raises InvalidRecord for what cannot be sent."""
+    order, version, spec = wanted.order, wanted.version, wanted.specification
+    kind = _instance_type(wanted.cluster, spec)
+    gpus = kind.gpu_count or (0 if spec.gpu == NO_GPU else max(1, spec.gpus_per_instance))
+    launch = LaunchSpecification(
+        environment=encode_environment(launch_environment(wanted)),
+        cloud_provider=wanted.cluster.cloud_provider,
+        gpu_name=spec.gpu,
+        gpu_type=spec.gpu,
+        deployment_id=version.id,
+        gpu_specification_id=order.gpu_specification_id,
+        container_image=version.container_image,
+        telemetries=_telemetries(wanted.telemetries),
+        clusters=(wanted.cluster.name,),
+        regions=(wanted.cluster.region,),
+        process=version.process,
+        max_execution_seconds=execution_seconds(wanted.deployment),
+    )
+    return CreationMessage(
+        request_id=order.request_id,
+        nca_id=version.nca_id,
+        sub=SUBSCRIBER,
+        account_name=version.nca_id,
+        message_batch_id=order.request_id,
+        instance_type=kind.name,
+        instance_type_name=kind.name,
+        instance_type_value=kind.value,
+        requested_gpu_count=gpus,
+        cluster_group=wanted.cluster.group or None,
+        deployment_id=launch.deployment_id,
+        gpu_specification_id=launch.gpu_specification_id,
+        function_id=version.function_id,
+        function_version_id=version.id,
+        function_details=FunctionDetails(version.function_id, version.id, version.function_type.value),
+        launch_specification=launch,
+        trace_parent=order.trace_parent,
+        issued_at=wanted.issued_at,
+        expires_at=order.expires_at,
+        reason=order.reason,
+    )
+
+
+def _instance_type(cluster: RegisteredCluster, spec: DeploymentSpecification) -> InstanceType:
+    """Return the type as the cluster registered it, or by the form of its name."""
+    types = (kind for gpu in cluster.gpus if gpu.name == spec.gpu for kind in gpu.instance_types)
+    found = next((kind for kind in types if kind.name == spec.instance_type), None)
+    if found is not None and found.value:
+        return found
+    count = 0 if found is None else found.gpu_count
+    value = _SIZE.sub("", spec.instance_type)
+    return InstanceType(name=spec.instance_type, value=value, gpu_count=count)
+
+
+def launch_environment(wanted: OrderedInstance) -> dict[str, str]:
+    """Return the variables that the control plane gives to an instance."""
+    version, addresses = wanted.version, wanted.addresses
+    variables = {
+        names.NVCF_WORKER_TOKEN: wanted.worker_token,
+        "NVCF_FQDN": addresses.http,
+        names.NVCF_FQDN_GRPC: addresses.grpc,
+        names.NVCF_FQDN_NATS: addresses.nats,
+        names.NCA_ID: version.nca_id,
+        names.FUNCTION_ID: version.function_id,
+        names.FUNCTION_VERSION_ID: version.id,
+        names.FUNCTION_NAME: version.name,
+        names.FUNCTION_TAGS: ",".join(version.tags),
+        names.MAX_REQUEST_CONCURRENCY: str(wanted.specification.max_request_concurrency),
+        names.NVCF_MAX_EXECUTION_SECONDS: str(execution_seconds(wanted.deployment)),
+        "INFERENCE_URL": version.inference_url,
+    }
+    if version.container_image is not None:
+        variables["INFERENCE_CONTAINER"] = version.container_image
+    if wanted.order.trace_parent is not None:
+        variables[names.NVCF_SCALING_TRACEPARENT] = wanted.order.trace_parent
+    return {name: _one_line(value) for name, value in variables.items()}
+
+
+def _one_line(text: str) -> str:
+    # Tags and names come from users; a line break in one must not keep the instance from starting.
+    return re.sub(r"[\r\n\0]+", " ", text)
+
+
+def _telemetries(chosen: Mapping[TelemetryType, TelemetryEndpoint]) -> str | None:
+    """Return the endpoints as base64 of JSON. Members beyond NVIDIA's are [ext]; there are no secrets."""
+    if not chosen:
+        return None
+    members = {f"{kind.value.lower()}Telemetry": endpoint.to_dict() for kind, endpoint in chosen.items()}
+    return base64.b64encode(json.dumps({"telemetries": members}).encode()).decode()
