@@ -1,0 +1,1 @@
+"""ICMS against an independent agent: docs/reference/protocol.md, section 6."""
