@@ -1,6 +1,6 @@
 """Clusters as the commands show them: what was registered, and what their agents last reported. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from nvcf_cli.api import Json
@@ -102,8 +102,3 @@ def types_text(cluster: Json) -> list[str]:
         if isinstance(pool, dict) and not cluster.get("gpus"):
             types.setdefault(cell(pool, "gpu"), []).append(cell(pool, "instanceType"))
     return [f"{gpu}: {', '.join(listed)}" for gpu, listed in types.items()]
-
-
-def registration(options: Mapping[str, object]) -> Json:
-    """Return the body of a registration; options that were not given are left out."""
-    return {name: value for name, value in options.items() if value not in (None, (), [], {})}

@@ -1,7 +1,5 @@
 """`nvcf cluster register`, `list`, `show`, `cordon`, `drain`, `uncordon`, `rotate`, `delete`."""
 
-import json
-import shlex
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +8,6 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from nvcf_broker.files import write_private
 from nvcf_cli.access import Access, DataOption, JsonOption, KeyFileOption, UrlOption
 from nvcf_cli.api import Api, ApiProblem, Json, objects
 from nvcf_cli.clusters import (
@@ -19,11 +16,9 @@ from nvcf_cli.clusters import (
     joined,
     name_of,
     pools_text,
-    registration,
     types_text,
 )
-from nvcf_cli.errors import CliError, UsageError
-from nvcf_cli.local.state import Installation, read_state
+from nvcf_cli.registering import attributes, next_steps, read_key_set, registration, show_key
 from nvcf_cli.screen import age, cell, console, print_json, print_table, shortened
 
 app = typer.Typer(
@@ -101,8 +96,8 @@ def register(
             "clusterDescription": description,
             "cloudProvider": cloud_provider,
             "authorizedNCAIds": account,
-            "attributes": _pairs(attribute or ()),
-            "jwks": _key_set(jwks),
+            "attributes": attributes(attribute or ()),
+            "jwks": read_key_set(jwks),
             "oidcIssuer": issuer,
         }
     )
@@ -112,22 +107,7 @@ def register(
         return api.url, await api.call("POST", await api.account_path("/clusters"), body)
 
     address, answer = access.run(work)
-    _show_key(answer, key_out, name, next_steps(answer, address, access.installation, key_out), as_json)
-
-
-def next_steps(answer: Json, address: str, here: Installation, key_out: Path | None) -> str:
-    """Return the command line that starts the agent of a new cluster."""
-    state = read_state(here)
-    nats = state.nats if state is not None and state.url == address else "nats://BROKER:4222"
-    identity = (
-        "--token-file /var/run/secrets/tokens/token"
-        if "clusterKey" not in answer
-        else f"--key-file {shlex.quote(str(key_out)) if key_out else 'cluster.key'}"
-    )
-    return (
-        f"nvcf-agent --icms {address} --nats {nats} --cluster-id {cell(answer, 'clusterId')} \\\n"
-        f"    {identity} --data ./nvcf-agent"
-    )
+    show_key(answer, key_out, name, next_steps(answer, address, access.installation, key_out), as_json)
 
 
 @app.command("list")
@@ -303,7 +283,7 @@ def rotate(
         return await api.call("POST", await _path(api, name, "/rotate"))
 
     answer = Access(data, url, key_file).run(work)
-    _show_key(answer, key_out, name, None, as_json)
+    show_key(answer, key_out, name, None, as_json)
 
 
 @app.command()
@@ -350,60 +330,6 @@ def _act(access: Access, name: str, action: str, text: str, as_json: bool) -> No
 async def _path(api: Api, name: str, action: str = "") -> str:
     found = find_cluster(await all_clusters(api), name)
     return await api.account_path(f"/clusters/{found['clusterId']}{action}")
-
-
-def _show_key(answer: Json, key_out: Path | None, name: str, steps: str | None, as_json: bool) -> None:
-    """Print ids, the key once, and what to do next; with `key_out` the key goes to that file."""
-    key = answer.get("clusterKey")
-    if key_out is not None and isinstance(key, str):
-        try:
-            write_private(key_out, key + "\n")
-        except OSError as error:
-            raise CliError(f"cannot write {key_out}: {error.strerror}; the key is {key}") from error
-        answer = {member: value for member, value in answer.items() if member != "clusterKey"}
-    if as_json:
-        print_json(answer)
-        return
-    lines = [f"{name}: registered" if steps else f"{name}: has a new key", ""]
-    for label, member in (("cluster id", "clusterId"), ("group id", "clusterGroupId")):
-        if member in answer:
-            lines.append(f"  {label}  {answer[member]}")
-    if key is not None:
-        where = f"in {key_out}" if key_out is not None else f"{key}    (shown this once)"
-        lines.append(f"  key         {where}")
-    if steps is not None:
-        put = (
-            "with this key in the file cluster.key"
-            if key is not None and key_out is None
-            else "on that cluster"
-        )
-        lines += ["", f"Start its agent, {put}:", "", *(f"  {line}" for line in steps.splitlines())]
-    console().print(Text("\n".join(lines)))
-
-
-def _pairs(texts: "list[str] | tuple[str, ...]") -> dict[str, str]:
-    found = {}
-    for text in texts:
-        name, separator, value = text.partition("=")
-        if not separator or not name:
-            raise UsageError(f"--attribute {text}: NAME=VALUE expected")
-        found[name] = value
-    return found
-
-
-def _key_set(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        text = path.read_text(encoding="utf-8")
-        document = json.loads(text)
-    except OSError as error:
-        raise CliError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"--jwks {path}: not JSON") from error
-    if not isinstance(document, dict) or not isinstance(document.get("keys"), list):
-        raise UsageError(f"--jwks {path}: an object with a list `keys` expected")
-    return text
 
 
 def _ago(moment: object) -> str:
