@@ -19,7 +19,9 @@ from nvcf_broker.files import write_private
 from nvcf_broker.process import free_port, port_is_free
 from nvcf_broker.server import LocalBroker
 from nvcf_cli.access import read_key
+from nvcf_cli.api import Target
 from nvcf_cli.errors import CliError, UsageError
+from nvcf_cli.local.clusters import register_clusters
 from nvcf_cli.local.processes import (
     Addresses,
     ClusterPlan,
@@ -95,11 +97,8 @@ def choose_sessions(wanted: str | None) -> str | None:
 
 
 def ensure_keys(installation: Installation) -> None:
-    """Make the admin key, the agent's key, and the records (hashes only) that a gateway takes them from."""
-    records = [
-        _ensure_key(installation.admin_key, Scope.ADMIN, "made by nvcf up for its user"),
-        _ensure_key(installation.agent_key, Scope.AGENT, "made by nvcf up for its agent"),
-    ]
+    """Make the admin key, and its record (the hash only) that a gateway takes it from."""
+    records = [_ensure_key(installation.admin_key, Scope.ADMIN, "made by nvcf up for its user")]
     document = json.dumps([record.to_dict() for record in records], indent=1)
     write_private(installation.bootstrap_keys, document + "\n")
 
@@ -208,7 +207,7 @@ class Platform:
         if not self.options.metrics:
             return {}
         plan = self.options.clusters
-        names = ["gateway", *(plan.child(each) for each in plan.ids()), "autoscaler"]
+        names = ["gateway", *(plan.child(each) for each in plan.names()), "autoscaler"]
         return {name: f"{_HOST}:{free_port()}" for name in names}
 
     async def _start_rest(self, addresses: Addresses) -> None:
@@ -217,7 +216,9 @@ class Platform:
         # Before the agents: the instances that they start again may take all CPU time for a while. It ends
         # before them too: what agents end when they stop is not to be replaced elsewhere.
         await self._add(autoscaler_spec(here, addresses, level))
-        agents = (agent_spec(here, addresses, plan, each, level) for each in plan.ids())
+        target = Target(f"http://{addresses.http}", read_key(here.admin_key))
+        ids = await register_clusters(here, target, plan.names())
+        agents = (agent_spec(here, addresses, plan, name, ids[name], level) for name in plan.names())
         await self._add(*agents, outlives_last=True)
 
     async def _add(self, *specs: ChildSpec, outlives_last: bool = False) -> None:

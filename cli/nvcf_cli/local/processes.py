@@ -100,7 +100,7 @@ class ClusterPlan:
     isolation: tuple[str, ...] = ()
     """Options of the agent about what functions may do, as they were given."""
 
-    def ids(self) -> list[str]:
+    def names(self) -> list[str]:
         """Return `local`, or `local-1`, `local-2`, ..."""
         if self.count == 1:
             return [LOCAL_CLUSTER]
@@ -153,18 +153,22 @@ def gateway_spec(installation: Installation, addresses: Addresses, log_level: st
 
 
 def agent_spec(
-    installation: Installation, addresses: Addresses, plan: ClusterPlan, cluster: str, log_level: str
+    installation: Installation,
+    addresses: Addresses,
+    plan: ClusterPlan,
+    cluster: str,
+    cluster_id: str,
+    log_level: str,
 ) -> ChildSpec:
-    """Return how to run the agent of one cluster."""
+    """Return how to run the agent of the cluster of that name and id."""
     name = plan.child(cluster)
-    command = [sys.executable, "-m", "nvcf_agent", "--nats", addresses.nats]
-    command += ["--gateway-http", f"http://{addresses.http}", "--worker-grpc", addresses.grpc]
-    command += ["--worker-nats", addresses.nats, "--key-file", str(installation.agent_key)]
-    command += ["--cluster", cluster, "--data", str(installation.cluster(cluster))]
+    command = [sys.executable, "-m", "nvcf_agent", "--icms", f"http://{addresses.http}"]
+    command += ["--nats", addresses.nats, "--cluster-id", cluster_id]
+    command += ["--key-file", str(installation.agent_key(cluster))]
+    command += ["--data", str(installation.cluster(cluster))]
     command += ["--grace", str(AGENT_GRACE_SECONDS), *plan.flags()]
     command += ["--private-folder", str(installation.data), *plan.isolation]
     command += ["--telemetry-secrets", str(installation.telemetry_secrets)]
-    command += _agent_credentials(addresses)
     # Platform and functions are one user's: what that user sets for the one is meant for the others too.
     command += ["--worker-telemetry", *addresses.metrics_flags(name)]
     command += ["--worker-metrics"] if addresses.metrics else []
@@ -186,11 +190,6 @@ def _both_credentials(addresses: Addresses) -> list[str]:
     data, control = addresses.nats_credentials, addresses.control_credentials
     flags = ["--nats-credentials", str(data)] if data is not None else []
     return flags + (["--nats-control-credentials", str(control)] if control is not None else [])
-
-
-def _agent_credentials(addresses: Addresses) -> list[str]:
-    file = addresses.control_credentials or addresses.nats_credentials
-    return ["--nats-credentials", str(file)] if file is not None else []
 
 
 def broker_spec(broker: LocalBroker) -> ChildSpec:

@@ -56,9 +56,9 @@ class Installation:
         return self.data / "admin.key"
 
     @property
-    def agent_key(self) -> Path:
-        """API key of the agents."""
-        return self.data / "agent.key"
+    def clusters(self) -> Path:
+        """Ids of the clusters that `nvcf up` has registered."""
+        return self.data / "clusters.json"
 
     @property
     def bootstrap_keys(self) -> Path:
@@ -97,6 +97,10 @@ class Installation:
     def cluster(self, cluster: str) -> Path:
         """Return the data folder of a cluster's agent; that of the only cluster is the platform's own."""
         return self.data if cluster == "local" else self.data / "clusters" / cluster
+
+    def agent_key(self, cluster: str) -> Path:
+        """Key of a cluster's agent."""
+        return self.cluster(cluster) / "agent.key"
 
     def function_logs(self, name: str) -> list[Path]:
         """Return the folders with the logs of a function's instances, one for each cluster."""

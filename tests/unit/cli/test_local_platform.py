@@ -66,8 +66,8 @@ def test_keys_are_made_once_and_recorded_as_hashes(tmp_path: Path) -> None:
     text = installation.bootstrap_keys.read_text()
     assert first not in text
     records = [ApiKey.from_dict(value) for value in json.loads(text)]
-    assert [each.scopes for each in records] == [(Scope.ADMIN,), (Scope.AGENT,)]
-    installation.agent_key.write_text("nonsense")
+    assert [each.scopes for each in records] == [(Scope.ADMIN,)]
+    installation.admin_key.write_text("nonsense")
     with pytest.raises(CliError, match="delete it"):
         ensure_keys(installation)
 
@@ -98,19 +98,21 @@ def test_command_lines_of_the_parts_hold_files_and_no_secrets(tmp_path: Path) ->
     specs = [
         gateway_spec(installation, addresses, "info"),
         autoscaler_spec(installation, addresses, "info"),
-        *(agent_spec(installation, addresses, plan, cluster, "info") for cluster in plan.ids()),
+        *(agent_spec(installation, addresses, plan, name, f"id-of-{name}", "info") for name in plan.names()),
     ]
     for spec in specs:
         line = " ".join(spec.command)
-        assert str(tmp_path / "c") in line
-        assert not any(read_key(path) in line for path in (installation.admin_key, installation.agent_key))
+        assert read_key(installation.admin_key) not in line
+        # An agent has no broker credentials: its key is all.
+        assert ("--nats-credentials" in line) is not spec.name.startswith("agent")
     bare = Addresses("127.0.0.1:1", "127.0.0.1:2", "nats://broker:4222", None, None)
     assert "--nats-credentials" not in gateway_spec(installation, bare, "info").command
     assert [spec.name for spec in specs[2:]] == ["agent-local-1", "agent-local-2"]
     line = " ".join(specs[2].command)
     assert "--gpu SIM=4 --instance-type process,memory=1G,cpus=0.5" in line
-    assert f"--data {tmp_path}/clusters/local-1" in line
-    only = agent_spec(installation, addresses, ClusterPlan(), "local", "info")
+    folder = tmp_path / "clusters" / "local-1"
+    assert f"--cluster-id id-of-local-1 --key-file {folder}/agent.key --data {folder} " in line
+    only = agent_spec(installation, addresses, ClusterPlan(), "local", "id", "info")
     assert (only.name, f"--data {tmp_path} " in " ".join(only.command)) == ("agent", True)
 
 
@@ -121,7 +123,7 @@ def test_each_part_is_told_where_to_serve_its_metrics(tmp_path: Path) -> None:
     bare = replace(addresses, metrics={})
     makers: list[Callable[[Addresses], ChildSpec]] = [
         lambda each: gateway_spec(installation, each, "info"),
-        lambda each: agent_spec(installation, each, ClusterPlan(), "local", "info"),
+        lambda each: agent_spec(installation, each, ClusterPlan(), "local", "id", "info"),
         lambda each: autoscaler_spec(installation, each, "info"),
     ]
     for make, address in zip(makers, metrics.values(), strict=True):
