@@ -37,7 +37,7 @@ async def _report(plane: Plane, version: Version, name: str) -> None:
         before, begun = len(plane.creations), time.monotonic()
         answer = await plane.ask(version, number)
         assert answer.status == 200
-        messages.append(plane.creations[before][0] - begun)
+        messages.append(plane.creations[before].at - begun)
         answers.append(answer.seconds)
     print(
         f"{name}: request to creation message {_spread(messages, 1000)} ms (goal {GOAL * 1000:.0f}), "

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from nvcf_broker.server import LocalBroker
 from tests.support.otlp.receiver import OtlpReceiver
 from tests.support.otlp.views import Span
-from tests.support.platform.compute_plane import Plane, deployment_path, running_plane_on
+from tests.support.platform.compute_plane import Plane, control_flags, deployment_path, running_plane_on
 from tests.support.platform.gateways import Gateway, Version, running_platform
 from tests.support.waiting import eventually
 
@@ -90,7 +91,10 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[OtlpReceiver]:
 @pytest.fixture
 async def setup(tmp_path: Path, backend: OtlpReceiver) -> AsyncIterator[Setup]:
     async with AsyncExitStack() as stack:
-        platform = await stack.enter_async_context(running_platform(tmp_path, gateways=2))
+        broker = LocalBroker(tmp_path / "broker")
+        platform = await stack.enter_async_context(
+            running_platform(tmp_path, gateways=2, flags=control_flags(broker), broker=broker)
+        )
         plane = await stack.enter_async_context(running_plane_on(platform))
         await plane.start_agent("local", "--worker-telemetry")
         # As root, instances have a user of their own, which sees of pytest's folder what is open to all.

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from nvcf_proto.icms.messages import instance_id_of
 from nvcf_proto.models import InstanceState
 from tests.support.platform.compute_plane import Plane, load, running_plane
 
@@ -60,7 +61,7 @@ async def test_a_burst_at_zero_starts_as_many_instances_as_are_allowed(tmp_path:
         assert Counter(answer.status for answer in answers) == {200: 500}
         assert sorted(answer.body["id"] for answer in answers) == list(range(500))
         assert len({answer.body["instance"] for answer in answers}) == 4
-        assert Counter(message.cluster_id for _, message in plane.creations) == {"one": 2, "two": 2}
+        assert Counter(plane.name_of(each.cluster_id) for each in plane.creations) == {"one": 2, "two": 2}
         await plane.until(lambda: not plane.live(version), "back to zero")
 
 
@@ -100,16 +101,16 @@ async def test_instances_of_a_killed_cluster_are_replaced_on_the_other(tmp_path:
         await plane.start_agent("two")
         version = await plane.deploy({"minInstances": 2, "maxInstances": 2}, SECONDS="0.05")
         await plane.until(lambda: len(plane.running(version)) == 2, "two instances")
-        assert {each.cluster_id for each in plane.live(version)} == {"one", "two"}
+        assert plane.places(plane.live(version)) == {"one", "two"}
         async with load(plane, version) as running:
             await plane.until(lambda: len(running.answers) > 20, "load")
             await plane.kill_cluster("one")
             await plane.until(
-                lambda: [each.cluster_id for each in plane.running(version)] == ["two", "two"], "replaced"
+                lambda: [plane.place(each) for each in plane.running(version)] == ["two", "two"], "replaced"
             )
         assert running.statuses().keys() == {200}
         # No creation was sent to the cluster meanwhile.
-        (lost,) = [each for each in plane.of(version) if each.cluster_id == "one"]
+        (lost,) = [each for each in plane.of(version) if plane.place(each) == "one"]
         assert lost.state is InstanceState.FAILED
         assert "lost: nothing was heard of cluster one" in str(lost.reason)
 
@@ -213,19 +214,19 @@ async def test_messages_that_come_twice_change_nothing(tmp_path: Path) -> None:
         await plane.start_agent()
         version = await plane.deploy({"minInstances": 2, "maxInstances": 2})
         await plane.until(lambda: len(plane.running(version)) == 2, "two instances")
-        messages = [message for _, message in plane.creations]
-        for message in messages:
-            await plane.client.jetstream().publish(message.subject, message.to_json())
+        created = list(plane.creations)
+        for each in created:
+            await plane.publish_again(each)
         # A later message to the same agent was processed, so the copies before it were read too.
         other = await plane.deploy({})
         await plane.until(lambda: len(plane.running(other)) == 1, "another version's instance")
         assert {each.id for each in plane.live(version)} == {
-            instance for message in messages for instance in message.instance_ids
+            instance_id_of(each.message.request_id) for each in created
         }
         await plane.undeploy(version)
         await plane.until(lambda: not plane.live(version), "all ended")
-        for message in messages:
-            await plane.client.jetstream().publish(message.subject, message.to_json())
+        for each in created:
+            await plane.publish_again(each)
         await plane.undeploy(other)
         await plane.until(lambda: not plane.live(other), "all ended")
         assert not plane.live(version)
@@ -249,7 +250,7 @@ async def test_nothing_is_sent_to_a_cluster_without_heartbeat(tmp_path: Path) ->
         plane.agents["one"].kill(signal.SIGSTOP)
         version = await plane.deploy({"minInstances": 2, "maxInstances": 2, "clusters": ["one", "two"]})
         await plane.until(lambda: len(plane.running(version)) == 2, "two instances")
-        assert {each.cluster_id for each in plane.running(version)} == {"two"}
+        assert plane.places(plane.running(version)) == {"two"}
         plane.agents["one"].kill(signal.SIGCONT)
 
 

@@ -79,7 +79,7 @@ async def test_agents_killed_in_turn_lose_and_double_nothing(tmp_path: Path) -> 
             for cluster in ("one", "two", "one"):
                 seen = len(running.answers)
                 await plane.until(lambda seen=seen: len(running.answers) > seen + 20, "load")  # type: ignore[misc]
-                old = {each.pid for each in plane.running(version) if each.cluster_id == cluster}
+                old = {each.pid for each in plane.running(version) if plane.place(each) == cluster}
                 plane.agents[cluster].kill(signal.SIGKILL)
                 await plane.agents[cluster].wait()
                 await plane.start_agent(cluster, "--gpu", "SIM=3")
@@ -135,16 +135,13 @@ async def test_a_killed_cluster_is_replaced_and_its_return_doubles_nothing(tmp_p
             await plane.start_agent(cluster, "--gpu", "SIM=4")
         version = await plane.deploy(FIXED, SECONDS="0.05")
         await plane.until(lambda: len(plane.running(version)) == 4, "four instances")
-        there = {each.id for each in plane.live(version) if each.cluster_id == "one"}
+        there = {each.id for each in plane.live(version) if plane.place(each) == "one"}
         assert len(there) == 2
         async with load(plane, version) as running:
             await plane.until(lambda: len(running.answers) > 20, "load")
             await plane.kill_cluster("one")
             await plane.until(
-                lambda: (
-                    len(plane.running(version)) == 4
-                    and {each.cluster_id for each in plane.running(version)} == {"two"}
-                ),
+                lambda: len(plane.running(version)) == 4 and plane.places(plane.running(version)) == {"two"},
                 "replaced on the other",
             )
             # The cluster restarts with its persisted instances. They were replaced and must not run again.
@@ -181,6 +178,6 @@ async def test_a_leader_killed_in_the_middle_of_a_burst_doubles_nothing(tmp_path
         assert sorted(answer.body["id"] for answer in answers) == list(range(200))
         assert len(plane.of(version)) <= 4
         assert max(devices(plane.of(version)).values()) == 1
-        ids = [each for _, message in plane.creations for each in message.instance_ids]
-        assert set(ids) == {each.id for each in plane.of(version)}, "whatever was ordered has a record"
+        ordered = {each.message.request_id for each in plane.creations}
+        assert ordered == {each.request_id for each in plane.of(version)}, "whatever was ordered has a record"
         await plane.until(lambda: not plane.live(version) and not workers(plane), "back to zero")

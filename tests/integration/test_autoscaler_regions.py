@@ -58,7 +58,7 @@ async def completed(plane: Plane, gateway: Gateway, version: Version, number: in
 async def test_the_loss_of_a_broker_node_costs_no_instance_and_no_request(tmp_path: Path) -> None:
     flags = ("--replicas", "3")
     async with (
-        running_cluster(tmp_path, [("local",)] * 3, *flags) as (cluster, platform),
+        running_cluster(tmp_path, [("local",)] * 3, *flags, control=True) as (cluster, platform),
         running_plane_on(platform, autoscalers=2, flags=flags) as plane,
     ):
         for name in ("one", "two"):
@@ -89,12 +89,12 @@ async def test_the_loss_of_a_broker_node_costs_no_instance_and_no_request(tmp_pa
 @pytest.mark.slow
 async def test_demand_of_both_regions_counts_and_either_region_scales_from_zero(tmp_path: Path) -> None:
     async with (
-        running_cluster(tmp_path, [("east",), ("west",)]) as (_, platform),
+        running_cluster(tmp_path, [("east",), ("west",)], control=True) as (_, platform),
         running_plane_on(platform, flags=("--regions", "east,west")) as plane,
     ):
         east, west = platform.gateways
         # The only cluster is in the east. Its workers serve requests of the west too.
-        await plane.start_agent("one", "--gpu", "SIM=4", "--region", "east")
+        await plane.start_agent("one", "--gpu", "SIM=4", region="east")
         version = await plane.deploy(FROM_ZERO, scaling=SOON, SECONDS="0.2")
         assert not plane.of(version)
         answer = await completed(plane, west, version, 1)

@@ -71,7 +71,7 @@ async def test_with_both_versions_at_zero_demand_starts_the_chosen_version(tmp_p
         before = len(plane.creations)
         answer = await plane.ask(old, any_version=True)
         assert answer.status == 200
-        assert len({message.version_id for _, message in plane.creations[before:]}) == 1
+        assert len({each.message.function_version_id for each in plane.creations[before:]}) == 1
 
 
 async def test_a_version_without_an_instance_gets_one_of_those_who_have_many(tmp_path: Path) -> None:

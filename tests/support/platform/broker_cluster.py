@@ -137,10 +137,15 @@ class BrokerCluster:
 
 @contextlib.asynccontextmanager
 async def running_cluster(
-    directory: Path, regions: Sequence[Sequence[str]], *flags: str
+    directory: Path, regions: Sequence[Sequence[str]], *flags: str, control: bool = False
 ) -> AsyncIterator[tuple[BrokerCluster, Platform]]:
-    """Run a cluster, and a platform with one gateway in each region. `flags` go to all gateways."""
+    """Run a cluster, and a platform with one gateway in each region. `flags` go to all gateways.
+
+    With `control` they use the control plane's own broker account, as agents need it.
+    """
     cluster = BrokerCluster(directory, regions)
+    if control:
+        flags += ("--nats-control-credentials", str(cluster.nodes[0].control_credentials_file))
     names = sorted({region for tagged in regions for region in tagged})
     try:
         await cluster.start()

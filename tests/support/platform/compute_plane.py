@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,12 @@ import psutil
 
 from nvcf_broker.connection import BrokerClient, connect_broker
 from nvcf_broker.kv import KvMirror
-from nvcf_proto.compute import (
-    CLUSTERS_BUCKET,
-    CREATE_SUBJECTS,
-    EVENTS_SUBJECTS,
-    TERMINATE_SUBJECTS,
-    Cluster,
-    CreationMessage,
-    Event,
-)
+from nvcf_broker.server import LocalBroker
+from nvcf_proto.compute import CLUSTERS_BUCKET, EVENTS_SUBJECTS, Cluster, Event
+from nvcf_proto.icms.messages import CreationMessage
+from nvcf_proto.icms.names import CREATION_SUBJECTS, TERMINATION_SUBJECTS
 from nvcf_proto.models import INSTANCES_BUCKET, Instance, InstanceState
-from tests.support.platform.gateways import Platform, Version, running_platform
+from tests.support.platform.gateways import ACCOUNT, Platform, Version, running_platform
 from tests.support.platform.processes import Child, python, start
 from tests.support.waiting import WAIT, eventually
 
@@ -57,6 +52,15 @@ class Answer:
     polls: int
 
 
+@dataclass(frozen=True)
+class Creation:
+    """A creation message, when it was published, and for which cluster."""
+
+    at: float
+    message: CreationMessage
+    cluster_id: str
+
+
 @dataclass
 class Plane:
     """The processes, records and messages of one test."""
@@ -67,8 +71,9 @@ class Plane:
     clusters: KvMirror[Cluster]
     autoscalers: list[Child] = field(default_factory=list)
     agents: dict[str, Child] = field(default_factory=dict)
+    cluster_ids: dict[str, str] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
-    creations: list[tuple[float, CreationMessage]] = field(default_factory=list)
+    creations: list[Creation] = field(default_factory=list)
     terminations: list[bytes] = field(default_factory=list)
 
     # --- processes
@@ -78,7 +83,8 @@ class Plane:
         broker = self.platform.broker
         command = python(
             "-m", "nvcf_autoscaler", "--nats", broker.url,
-            "--nats-credentials", str(broker.credentials_file), "--log-level", "DEBUG", *flags,
+            "--nats-credentials", str(broker.credentials_file), *control_flags(broker),
+            "--log-level", "DEBUG", *flags,
         )  # fmt: skip
         log = self.platform.directory / f"autoscaler-{len(self.autoscalers)}.log"
         child = await start(command, log=log)
@@ -87,23 +93,40 @@ class Plane:
         await child.first_line()
         return child
 
-    async def start_agent(self, cluster: str = "local", *flags: str) -> Child:
-        """Start the agent of a cluster, in a process group of its own."""
-        directory, broker, gateway = self.platform.directory, self.platform.broker, self.platform.gateway
-        key = directory / "agent.key"
-        key.write_text(self.platform.keys["agent"])
-        key.chmod(0o600)
+    async def register(self, cluster: str, **fields: Any) -> str:
+        """Register a cluster once, write its agent's key to a file, and return its id."""
+        if cluster not in self.cluster_ids:
+            body = {"clusterName": cluster, **fields}
+            made = await self.platform.call("POST", f"/v1/accounts/{ACCOUNT}/clusters", body)
+            key = self.key_file(cluster)
+            key.write_text(made["clusterKey"])
+            key.chmod(0o600)
+            self.cluster_ids[cluster] = made["clusterId"]
+        return self.cluster_ids[cluster]
+
+    def key_file(self, cluster: str) -> Path:
+        """File with the key of a cluster's agent."""
+        return self.platform.directory / f"agent-{cluster}.key"
+
+    async def start_agent(self, cluster: str = "local", *flags: str, region: str = "local") -> Child:
+        """Register a cluster if that has not been done, and start its agent."""
+        directory, broker = self.platform.directory, self.platform.broker
+        cluster_id = await self.register(cluster, region=region)
         command = python(
-            "-m", "nvcf_agent", "--nats", broker.url, "--nats-credentials", str(broker.credentials_file),
-            "--gateway-http", gateway.url, "--worker-grpc", gateway.grpc, "--worker-nats", broker.url,
-            "--key-file", str(key), "--data", str(directory / f"agent-{cluster}"), "--cluster", cluster,
-            *flags,
+            "-m", "nvcf_agent", "--icms", self.platform.gateway.url, "--nats", broker.url,
+            "--cluster-id", cluster_id, "--key-file", str(self.key_file(cluster)),
+            "--data", str(directory / f"agent-{cluster}"), *flags,
         )  # fmt: skip
         child = await start(command, log=directory / f"agent-{cluster}.log")
         self.agents[cluster] = child
         self.platform.children.append(child)
         await child.first_line()
         return child
+
+    async def publish_again(self, creation: Creation) -> None:
+        """Publish a creation message once more, without the id by which the broker would know it."""
+        subject = creation.message.subject(creation.cluster_id)
+        await self.client.jetstream().publish(subject, creation.message.to_json())
 
     async def kill_cluster(self, cluster: str) -> None:
         """Kill agent and workers of a cluster at once, with SIGKILL."""
@@ -184,6 +207,18 @@ class Plane:
 
     # --- state
 
+    def place(self, instance: Instance) -> str:
+        """Return the name of an instance's cluster."""
+        return self.name_of(instance.cluster_id)
+
+    def name_of(self, cluster_id: str) -> str:
+        """Return the name of a cluster."""
+        return next(name for name, each in self.cluster_ids.items() if each == cluster_id)
+
+    def places(self, instances: Iterable[Instance]) -> set[str]:
+        """Return the names of the clusters of some instances."""
+        return {self.place(each) for each in instances}
+
     def of(self, version: Version) -> list[Instance]:
         return [each for each in self.instances.values() if each.version_id == version.id]
 
@@ -208,7 +243,7 @@ class Plane:
     def story(self) -> str:
         """Return what happened so far, for the message of a failed test."""
         records = "\n".join(
-            f"  {each.id[:8]} {each.cluster_id} {each.specification_id} {each.state} {each.reason}"
+            f"  {each.id[5:13]} {each.cluster_id[:8]} {each.specification_id} {each.state} {each.reason}"
             for each in self.instances.values()
         )
         events = "\n".join(f"  {event.at:.2f} {event.text}" for event in self.events[-40:])
@@ -252,6 +287,11 @@ async def load(
             running.stopping = True
 
 
+def control_flags(broker: LocalBroker) -> tuple[str, str]:
+    """Return the flags of a gateway or autoscaler that uses the control plane's own broker account."""
+    return "--nats-control-credentials", str(broker.control_credentials_file)
+
+
 def deployment_path(version: Version) -> str:
     return f"/v2/nvcf/deployments/functions/{version.function_id}/versions/{version.id}"
 
@@ -261,8 +301,9 @@ async def running_plane(
     directory: Path, *, autoscalers: int = 1, flags: tuple[str, ...] = (), gateway: tuple[str, ...] = ()
 ) -> AsyncIterator[Plane]:
     """Run broker, gateway and autoscalers. The test starts the agents."""
+    broker = LocalBroker(directory / "broker")
     async with (
-        running_platform(directory, flags=gateway) as platform,
+        running_platform(directory, flags=(*control_flags(broker), *gateway), broker=broker) as platform,
         running_plane_on(platform, autoscalers=autoscalers, flags=flags) as plane,
     ):
         yield plane
@@ -272,10 +313,13 @@ async def running_plane(
 async def running_plane_on(
     platform: Platform, *, autoscalers: int = 1, flags: tuple[str, ...] = ()
 ) -> AsyncIterator[Plane]:
-    """Run autoscalers on a running platform. The test starts the agents."""
+    """Run autoscalers on a running platform, whose gateways have `control_flags`.
+
+    The test starts the agents.
+    """
     async with contextlib.AsyncExitStack() as stack:
         broker = platform.broker
-        client = await connect_broker(broker.url, broker.credentials_file, name="test")
+        client = await connect_broker(broker.url, broker.control_credentials_file, name="test")
         stack.push_async_callback(client.close)
         instances = KvMirror(client, INSTANCES_BUCKET, Instance.from_json, Instance.to_json)
         clusters = KvMirror(client, CLUSTERS_BUCKET, Cluster.from_json, Cluster.to_json)
@@ -300,14 +344,18 @@ async def _listen(plane: Plane) -> None:
         plane.events.append(Event.from_json(message.data))
 
     async def created(message: Any) -> None:
-        plane.creations.append((time.monotonic(), CreationMessage.from_json(message.data)))
+        # Create.NVCA.KIND.CLUSTER.GPU.TYPE
+        cluster_id = message.subject.split(".")[3]
+        plane.creations.append(
+            Creation(time.monotonic(), CreationMessage.from_json(message.data), cluster_id)
+        )
 
     async def ended(message: Any) -> None:
         plane.terminations.append(message.data)
 
     await plane.client.subscribe(EVENTS_SUBJECTS, cb=record_event)
-    await plane.client.subscribe(CREATE_SUBJECTS, cb=created)
-    await plane.client.subscribe(TERMINATE_SUBJECTS, cb=ended)
+    await plane.client.subscribe(CREATION_SUBJECTS, cb=created)
+    await plane.client.subscribe(TERMINATION_SUBJECTS, cb=ended)
     await plane.client.flush(timeout=5)
 
 
