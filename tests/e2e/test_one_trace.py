@@ -19,8 +19,8 @@ import pytest
 from nvcf_broker.server import LocalBroker
 from tests.support.otlp.receiver import OtlpReceiver
 from tests.support.otlp.views import Span
-from tests.support.platform.compute_plane import Plane, control_flags, deployment_path, running_plane_on
-from tests.support.platform.gateways import Gateway, Version, running_platform
+from tests.support.platform.compute_plane import Plane, deployment_path, running_plane_on
+from tests.support.platform.gateways import Gateway, Version, control_flags, running_platform
 from tests.support.waiting import eventually
 
 FUNCTION = Path(__file__).parent.parent / "functions" / "traced.py"

@@ -12,31 +12,29 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from aiohttp import web
 
 from nvcf_broker.connection import BrokerClient, connect_broker
+from nvcf_broker.errors import RevisionConflictError
 from nvcf_broker.kv import KvMirror
 from nvcf_broker.process import spawn
 from nvcf_broker.server import LocalBroker
-from nvcf_proto.compute import (
-    CLUSTERS_BUCKET,
-    CREATE_STREAM,
-    TERMINATE_STREAM,
-    Cluster,
-    CreationMessage,
-    TerminationMessage,
-    terminate_subject,
-)
+from nvcf_proto.compute import CLUSTERS_BUCKET, Cluster
+from nvcf_proto.icms.messages import CreationMessage, InstanceOrder, TerminationMessage, instance_id_of
+from nvcf_proto.icms.names import CREATION_SUBJECTS, ORDER_SUBJECT, termination_subject
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import (
     INSTANCES_BUCKET,
     VERSIONS_BUCKET,
+    Deployment,
+    DeploymentSpecification,
     FunctionVersion,
     Instance,
     InstanceState,
     ProcessSource,
 )
-from tests.support.waiting import WAIT
+from nvcf_proto.models.deployments import DEPLOYMENTS_BUCKET, specifications_of
+from tests.support.platform.gateways import Platform, control_flags, running_platform
+from tests.support.waiting import WAIT, eventually
 
 # The health port of a worker. Scripts run instead of nvcf_worker, see `script_runner`.
 HEALTH = """
@@ -64,35 +62,38 @@ STEADY = (
 
 
 @dataclass
-class Tokens:
-    """A gateway's token route."""
+class Order:
+    """One instance that the test has ordered."""
 
-    url: str = ""
-    working: bool = True
-    requests: list[dict[str, str]] = field(default_factory=list)
+    request_id: str
+    cluster_id: str
 
-    async def respond(self, request: web.Request) -> web.Response:
-        body = await request.json()
-        self.requests.append({**body, "key": request.headers.get("Authorization", "")})
-        if not self.working:
-            return web.json_response({"title": "Unavailable"}, status=503)
-        return web.json_response(
-            {"token": f"token-of-{body['instanceId']}", "expiration": "2030-01-01T00:00:00Z"}
-        )
+    @property
+    def instance_id(self) -> str:
+        """The id that its agent gives it."""
+        return instance_id_of(self.request_id)
 
 
 @dataclass
 class Site:
-    """The services around the agents of one broker. The test acts as the autoscaler."""
+    """A gateway and its broker, with the agents on them. The test acts as the autoscaler."""
 
-    folder: Path
-    broker: LocalBroker
+    platform: Platform
     client: BrokerClient
-    tokens: Tokens
     versions: KvMirror[FunctionVersion]
+    deployments: KvMirror[Deployment]
     instances: KvMirror[Instance]
     clusters: KvMirror[Cluster]
     agents: list[asyncio.subprocess.Process] = field(default_factory=list)
+    messages: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        return self.platform.directory
+
+    @property
+    def broker(self) -> LocalBroker:
+        return self.platform.broker
 
     @property
     def data(self) -> Path:
@@ -105,14 +106,11 @@ class Site:
     def log(self) -> str:
         return (self.folder / "agent.log").read_text()
 
-    async def start_agent(self, *extra: str, data: Path | None = None) -> asyncio.subprocess.Process:
-        key = self.folder / "agent.key"
-        key.write_text("nvcf-agent-key\n")
-        command = [sys.executable, "-m", "nvcf_agent", "--nats", self.broker.url]
-        command += ["--nats-credentials", str(self.broker.credentials_file)]
-        command += ["--gateway-http", self.tokens.url, "--worker-grpc", "127.0.0.1:1"]
-        command += ["--worker-nats", self.broker.url, "--key-file", str(key)]
-        command += ["--data", str(data or self.data), *extra]
+    async def start_agent(
+        self, *extra: str, data: Path | None = None, cluster: str = "local", region: str = "local"
+    ) -> asyncio.subprocess.Process:
+        await self.platform.register_cluster(cluster, region=region)
+        command = [*self.platform.agent_command(cluster, data or self.data), *extra]
         environment = {**os.environ, "NVCF_TEST_SECRET": "of the agent alone"}
         with (self.folder / "agent.log").open("ab") as log:
             agent = await spawn(command, env=environment, stdout=asyncio.subprocess.PIPE, stderr=log)
@@ -157,66 +155,92 @@ class Site:
         await self.versions.put(version.id, version)
         return version
 
-    def order(self, version: FunctionVersion, count: int = 1, **changes: Any) -> CreationMessage:
-        now = time.time()
-        message = CreationMessage(
-            message_id=new_id(),
-            cluster_id="local",
+    async def announce(
+        self, version: FunctionVersion, *, cluster: str = "local", **specification: Any
+    ) -> tuple[Order, str]:
+        """Create a PENDING record, as the autoscaler does before it orders.
+
+        Returns what is to be ordered, and the id of its specification.
+        """
+        wanted = DeploymentSpecification(**specification)
+        specification_id = await self._deploy(version, wanted)
+        order, now = Order(new_id(), self.platform.cluster_ids[cluster]), time.time()
+        record = Instance(
+            id=order.instance_id,
             function_id=version.function_id,
             version_id=version.id,
-            function_name=version.name,
-            nca_id=version.nca_id,
-            specification_id="0-CPU-process",
-            gpu="CPU",
-            instance_type="process",
-            gpus_per_instance=0,
-            max_request_concurrency=1,
-            instance_ids=tuple(new_id() for _ in range(count)),
-            issued_at=now,
-            expires_at=now + 60,
-            process=version.process,
+            cluster_id=order.cluster_id,
+            state=InstanceState.PENDING,
+            updated_at=now,
+            created_at=now,
+            specification_id=specification_id,
+            gpu=wanted.gpu,
+            request_id=order.request_id,
         )
-        return message.replace(**changes)
+        await self.instances.create(record.key, record)
+        return order, specification_id
 
-    async def announce(self, message: CreationMessage) -> None:
-        """Create the PENDING records, as the autoscaler does before it sends the message."""
-        now = time.time()
-        for instance_id in message.instance_ids:
-            record = Instance(
-                id=instance_id,
-                function_id=message.function_id,
-                version_id=message.version_id,
-                cluster_id=message.cluster_id,
-                state=InstanceState.PENDING,
-                updated_at=now,
-                created_at=now,
-                specification_id=message.specification_id,
+    async def create(
+        self, version: FunctionVersion, count: int = 1, *, expires_in: float = 60.0, **specification: Any
+    ) -> list[Order]:
+        """Order instances as the autoscaler does, and return when their messages are published."""
+        made = []
+        for _ in range(count):
+            order, specification_id = await self.announce(version, **specification)
+            wanted = InstanceOrder(
+                request_id=order.request_id,
+                function_version_id=version.id,
+                cluster_id=order.cluster_id,
+                gpu_specification_id=specification_id,
+                expires_at=time.time() + expires_in,
             )
-            await self.instances.create(record.key, record)
+            await self.place(wanted)
+            made.append(order)
+        return made
 
-    async def send(self, message: CreationMessage) -> None:
-        await self.client.jetstream().publish(message.subject, message.to_json(), stream=CREATE_STREAM)
+    async def place(self, order: InstanceOrder) -> None:
+        """Send an order to the gateway; it may not know yet what the test has just written."""
 
-    async def create(self, version: FunctionVersion, count: int = 1, **changes: Any) -> CreationMessage:
-        message = self.order(version, count, **changes)
-        await self.announce(message)
-        await self.send(message)
-        return message
+        async def placed() -> bool:
+            answer = await self.client.request(ORDER_SUBJECT, order.to_json(), timeout=WAIT)
+            return bool(json.loads(answer.data) == {})
 
-    async def end(
-        self, version: FunctionVersion, *ids: str, grace: float = 20.0, cluster: str = "local"
-    ) -> None:
-        message = TerminationMessage(
-            message_id=new_id(),
-            cluster_id=cluster,
-            version_id=version.id,
-            instance_ids=ids,
-            grace_seconds=grace,
-            issued_at=time.time(),
-            reason="fewer are wanted",
-        )
-        subject = terminate_subject(cluster)
-        await self.client.jetstream().publish(subject, message.to_json(), stream=TERMINATE_STREAM)
+        await eventually(placed, "the gateway publishes the creation message")
+
+    async def send_again(self, order: Order) -> None:
+        """Publish an order's creation message once more."""
+        await eventually(lambda: order.request_id in self.messages, "the creation message")
+        subject, body = self.messages[order.request_id]
+        await self.client.jetstream().publish(subject, body)
+
+    async def _deploy(self, version: FunctionVersion, wanted: DeploymentSpecification) -> str:
+        """Make sure that the version's deployment has the specification, and return its id."""
+        known = self.deployments.get(version.id)
+        found = known.specifications if known is not None else ()
+        if wanted not in found:
+            known = Deployment(version.id, version.function_id, time.time(), (*found, wanted))
+            await self.deployments.put(version.id, known)
+        assert known is not None
+        return next(key for key, each in specifications_of(known).items() if each == wanted)
+
+    async def end(self, version: FunctionVersion, *orders: Order, reason: str = "fewer are wanted") -> None:
+        """Ask for the end of instances as the autoscaler does."""
+        for order in orders:
+            key = f"{version.id}.{order.request_id}"
+            while (entry := self.instances.entry(key)) is not None:
+                changed = entry.value.changed(time.time(), draining_since=time.time(), reason=reason)
+                with contextlib.suppress(RevisionConflictError):
+                    await self.instances.update(key, changed, entry.revision)
+                    break
+                await self.instances.wait_change(0.5)
+            message = TerminationMessage(
+                request_id=order.request_id,
+                nca_id=version.nca_id,
+                instance_ids=(order.instance_id,),
+                reason=reason,
+            )
+            subject = termination_subject(order.cluster_id)
+            await self.client.jetstream().publish(subject, message.to_json())
 
     def of(self, version: FunctionVersion) -> list[Instance]:
         return [each for each in self.instances.values() if each.version_id == version.id]
@@ -244,7 +268,8 @@ class Site:
         await self.clusters.wait_for(lambda _: self.pool(gpu, cluster) == count, WAIT)
 
     def pool(self, gpu: str, cluster: str = "local") -> int | None:
-        found = self.clusters.get(cluster)
+        """Return what is free of a GPU, or None if the cluster has none."""
+        found = self.clusters.get(self.platform.cluster_ids[cluster])
         pools = found.pools if found is not None else ()
         return next((each.instances_free for each in pools if each.gpu == gpu), None)
 
@@ -267,39 +292,31 @@ def alive(pid: int | None) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def token_route() -> AsyncIterator[Tokens]:
-    tokens = Tokens()
-    app = web.Application()
-    app.router.add_post("/v2/nvcf/agents/worker-tokens", tokens.respond)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    host, port = runner.addresses[0][:2]
-    tokens.url = f"http://{host}:{port}"
-    try:
-        yield tokens
-    finally:
-        await runner.cleanup()
-
-
-@contextlib.asynccontextmanager
 async def running_site(folder: Path) -> AsyncIterator[Site]:
-    """Run a broker and a token route, with mirrors of the buckets. The test starts the agents."""
+    """Run a broker and a gateway, with mirrors of the buckets. The test starts the agents."""
     async with contextlib.AsyncExitStack() as stack:
-        broker = await stack.enter_async_context(LocalBroker(folder / "broker"))
-        tokens = await stack.enter_async_context(token_route())
-        client = await connect_broker(broker.url, broker.credentials_file, name="test")
+        broker = LocalBroker(folder / "broker")
+        platform = await stack.enter_async_context(
+            running_platform(folder, flags=control_flags(broker), broker=broker)
+        )
+        client = await connect_broker(broker.url, broker.control_credentials_file, name="test")
         stack.push_async_callback(client.close)
         versions = KvMirror(client, VERSIONS_BUCKET, FunctionVersion.from_json, FunctionVersion.to_json)
+        deployments = KvMirror(client, DEPLOYMENTS_BUCKET, Deployment.from_json, Deployment.to_json)
         instances = KvMirror(client, INSTANCES_BUCKET, Instance.from_json, Instance.to_json)
         clusters = KvMirror(client, CLUSTERS_BUCKET, Cluster.from_json, Cluster.to_json)
         ready: list[Awaitable[None]] = []
-        for mirror in (versions, instances, clusters):
+        for mirror in (versions, deployments, instances, clusters):
             await stack.enter_async_context(mirror)
             ready.append(mirror.ready())
         await asyncio.gather(*ready)
-        site = Site(folder, broker, client, tokens, versions, instances, clusters)
+        site = Site(platform, client, versions, deployments, instances, clusters)
+
+        async def created(message: Any) -> None:
+            request_id = CreationMessage.from_json(message.data).request_id
+            site.messages[request_id] = message.subject, message.data
+
+        await client.subscribe(CREATION_SUBJECTS, cb=created)
         try:
             yield site
         finally:

@@ -16,7 +16,7 @@ from nvcf_broker.connection import connect_broker
 from nvcf_broker.files import write_private
 from nvcf_broker.process import free_port
 from nvcf_broker.server import LocalBroker
-from tests.support.platform.gateways import Platform, running_platform
+from tests.support.platform.gateways import Platform, control_flags, running_platform
 from tests.support.waiting import eventually
 
 
@@ -145,7 +145,7 @@ async def running_cluster(
     """
     cluster = BrokerCluster(directory, regions)
     if control:
-        flags += ("--nats-control-credentials", str(cluster.nodes[0].control_credentials_file))
+        flags += control_flags(cluster.nodes[0])
     names = sorted({region for tagged in regions for region in tagged})
     try:
         await cluster.start()

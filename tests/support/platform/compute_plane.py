@@ -24,7 +24,7 @@ from nvcf_proto.compute import CLUSTERS_BUCKET, EVENTS_SUBJECTS, Cluster, Event
 from nvcf_proto.icms.messages import CreationMessage
 from nvcf_proto.icms.names import CREATION_SUBJECTS, TERMINATION_SUBJECTS
 from nvcf_proto.models import INSTANCES_BUCKET, Instance, InstanceState
-from tests.support.platform.gateways import ACCOUNT, Platform, Version, running_platform
+from tests.support.platform.gateways import Platform, Version, control_flags, running_platform
 from tests.support.platform.processes import Child, python, start
 from tests.support.waiting import WAIT, eventually
 
@@ -71,7 +71,6 @@ class Plane:
     clusters: KvMirror[Cluster]
     autoscalers: list[Child] = field(default_factory=list)
     agents: dict[str, Child] = field(default_factory=dict)
-    cluster_ids: dict[str, str] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     creations: list[Creation] = field(default_factory=list)
     terminations: list[bytes] = field(default_factory=list)
@@ -93,30 +92,11 @@ class Plane:
         await child.first_line()
         return child
 
-    async def register(self, cluster: str, **fields: Any) -> str:
-        """Register a cluster once, write its agent's key to a file, and return its id."""
-        if cluster not in self.cluster_ids:
-            body = {"clusterName": cluster, **fields}
-            made = await self.platform.call("POST", f"/v1/accounts/{ACCOUNT}/clusters", body)
-            key = self.key_file(cluster)
-            key.write_text(made["clusterKey"])
-            key.chmod(0o600)
-            self.cluster_ids[cluster] = made["clusterId"]
-        return self.cluster_ids[cluster]
-
-    def key_file(self, cluster: str) -> Path:
-        """File with the key of a cluster's agent."""
-        return self.platform.directory / f"agent-{cluster}.key"
-
     async def start_agent(self, cluster: str = "local", *flags: str, region: str = "local") -> Child:
         """Register a cluster if that has not been done, and start its agent."""
-        directory, broker = self.platform.directory, self.platform.broker
-        cluster_id = await self.register(cluster, region=region)
-        command = python(
-            "-m", "nvcf_agent", "--icms", self.platform.gateway.url, "--nats", broker.url,
-            "--cluster-id", cluster_id, "--key-file", str(self.key_file(cluster)),
-            "--data", str(directory / f"agent-{cluster}"), *flags,
-        )  # fmt: skip
+        directory = self.platform.directory
+        await self.platform.register_cluster(cluster, region=region)
+        command = [*self.platform.agent_command(cluster, directory / f"agent-{cluster}"), *flags]
         child = await start(command, log=directory / f"agent-{cluster}.log")
         self.agents[cluster] = child
         self.platform.children.append(child)
@@ -213,7 +193,7 @@ class Plane:
 
     def name_of(self, cluster_id: str) -> str:
         """Return the name of a cluster."""
-        return next(name for name, each in self.cluster_ids.items() if each == cluster_id)
+        return next(name for name, each in self.platform.cluster_ids.items() if each == cluster_id)
 
     def places(self, instances: Iterable[Instance]) -> set[str]:
         """Return the names of the clusters of some instances."""
@@ -285,11 +265,6 @@ async def load(
             yield running
         finally:
             running.stopping = True
-
-
-def control_flags(broker: LocalBroker) -> tuple[str, str]:
-    """Return the flags of a gateway or autoscaler that uses the control plane's own broker account."""
-    return "--nats-control-credentials", str(broker.control_credentials_file)
 
 
 def deployment_path(version: Version) -> str:

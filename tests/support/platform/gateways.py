@@ -16,6 +16,7 @@ import aiohttp
 from nats.aio.client import Client
 
 from nvcf_broker.configuration import read_credentials
+from nvcf_broker.files import write_private
 from nvcf_broker.server import LocalBroker
 from nvcf_gateway.access.signing_keys import SigningKeys
 from nvcf_gateway.access.worker_tokens import WorkerTokens
@@ -67,6 +68,7 @@ class Platform:
     keys: dict[str, str] = field(default_factory=dict)
     gateways: list[Gateway] = field(default_factory=list)
     children: list[Child] = field(default_factory=list)
+    cluster_ids: dict[str, str] = field(default_factory=dict)
 
     @property
     def gateway(self) -> Gateway:
@@ -106,6 +108,31 @@ class Platform:
             text = await response.text()
             assert response.status == expect, f"{method} {path}: {response.status} {text}"
             return dict(json.loads(text)) if text else {}
+
+    async def register_cluster(self, name: str, **fields: Any) -> str:
+        """Register a cluster once, write its agent's key to `cluster_key(name)`, and return its id.
+
+        Agents need gateways with the control plane's own broker account: `control_flags`.
+        """
+        if name not in self.cluster_ids:
+            made = await self.call(
+                "POST", f"/v1/accounts/{ACCOUNT}/clusters", {"clusterName": name, **fields}
+            )
+            write_private(self.cluster_key(name), made["clusterKey"])
+            self.cluster_ids[name] = made["clusterId"]
+        return self.cluster_ids[name]
+
+    def cluster_key(self, name: str) -> Path:
+        """File with the key of a cluster's agent."""
+        return self.directory / f"{name}.key"
+
+    def agent_command(self, cluster: str, data: Path) -> list[str]:
+        """Return the command line of the agent of a registered cluster."""
+        return python(
+            "-m", "nvcf_agent", "--icms", self.gateway.url, "--nats", self.broker.url,
+            "--cluster-id", self.cluster_ids[cluster], "--key-file", str(self.cluster_key(cluster)),
+            "--data", str(data),
+        )  # fmt: skip
 
     async def create_version(self, name: str = "test-function", **fields: Any) -> Version:
         """Create a function with one version that is not deployed."""
@@ -206,6 +233,11 @@ async def messages_in(client: Client, stream: str) -> int:
     """Return the number of messages in a stream."""
     info = await client.request(f"$JS.API.STREAM.INFO.{stream}", b"", timeout=30)
     return int(json.loads(info.data)["state"]["messages"])
+
+
+def control_flags(broker: LocalBroker) -> tuple[str, str]:
+    """Return the flags of a gateway or autoscaler that uses the control plane's own broker account."""
+    return "--nats-control-credentials", str(broker.control_credentials_file)
 
 
 @contextlib.asynccontextmanager
