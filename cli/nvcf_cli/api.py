@@ -157,6 +157,18 @@ class Api:
         """Give a version instances."""
         await self.call("POST", _deployment(function_id, version_id), deployment)
 
+    async def deployment(self, function_id: str, version_id: str) -> Json:
+        """Return the deployment of a version."""
+        answer = await self.call("GET", _deployment(function_id, version_id))
+        found: Json = answer.get("deployment") or {}
+        return found
+
+    async def change_deployment(self, function_id: str, version_id: str, deployment: Json) -> Json:
+        """Change a deployment in place and return it."""
+        answer = await self.call("PUT", _deployment(function_id, version_id), deployment)
+        changed: Json = answer.get("deployment") or {}
+        return changed
+
     async def undeploy(self, function_id: str, version_id: str) -> bool:
         """Take a version's instances away; False if it had no deployment."""
         try:

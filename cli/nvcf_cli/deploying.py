@@ -13,6 +13,7 @@ from pathlib import Path
 from nvcf_cli.api import Api, ApiProblem, Json
 from nvcf_cli.catalog import find_function
 from nvcf_cli.errors import CliError, UsageError
+from nvcf_cli.images import Artifact
 from nvcf_cli.scale import Scale
 from nvcf_cli.snapshot import decision_text
 from nvcf_cli.telemetry import chosen, reference
@@ -29,21 +30,27 @@ _ELSEWHERE = ("capacity", "lost", "unhealthy")
 
 @dataclass(frozen=True)
 class DeployRequest:
-    """What is to be deployed, checked and with absolute paths."""
+    """What is to be deployed, checked and with absolute paths: a file, or an image."""
 
     name: str
-    file: Path
-    handler: str | None
-    python: Path
+    file: Path | None = None
+    handler: str | None = None
+    python: Path = Path(sys.executable)
     environment: dict[str, str] = field(default_factory=dict)
     scale: Scale = field(default_factory=Scale)
     telemetry: tuple[str, ...] = ()
+    artifact: Artifact | None = None
 
     def version(self, telemetries: Json | None = None) -> Json:
         """Return the body of the management API's creation call."""
+        more = {"telemetries": telemetries} if telemetries else {}
+        if self.artifact is not None:
+            return {"name": self.name, **more, **self.artifact.members()}
+        if self.file is None:
+            raise UsageError("there is nothing to deploy: give a file or --image")
         return {
             "name": self.name,
-            **({"telemetries": telemetries} if telemetries else {}),
+            **more,
             "process": {
                 "python": str(self.python),
                 "file": str(self.file),

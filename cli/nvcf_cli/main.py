@@ -15,10 +15,13 @@ from nvcf_cli.commands import (
     compute,
     dashboard,
     deploy,
+    function,
     functions,
+    keys,
     local,
     quotas,
     requests,
+    scale,
     scaling,
     telemetry,
     top,
@@ -31,7 +34,7 @@ app = typer.Typer(
     name="nvcf",
     help="Serve Python functions from a durable queue, on this machine or elsewhere.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -72,9 +75,12 @@ app.command("undeploy")(functions.undeploy)
 app.command("delete", hidden=True)(functions.delete)
 app.command("functions")(functions.functions)
 app.command("instances")(compute.instances)
+app.add_typer(function.app, name="function")
+app.add_typer(keys.app, name="key")
 app.add_typer(cluster.app, name="cluster")
 app.command("clusters")(cluster.list_clusters)
 app.command("quotas")(quotas.quotas)
+app.command("scale")(scale.scale)
 app.command("scaling")(scaling.scaling)
 app.command("events")(scaling.events)
 app.command("top")(top.top)

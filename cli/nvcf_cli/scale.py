@@ -78,6 +78,35 @@ def bounds(instances: int | None, minimum: int | None, maximum: int | None) -> t
     return low, high
 
 
+# What of a deployment an answer has and a request may have.
+_CHANGEABLE = (
+    "deploymentSpecifications", "keepQueued", "scaling",
+    "maxQueueDepth", "maxBodyBytes", "maxExecutionSeconds",
+)  # fmt: skip
+
+
+def rescaled(
+    deployment: Json, place: int, minimum: int | None, maximum: int | None, concurrency: int | None
+) -> Json:
+    """Return the body that changes one specification (counted from 1) and nothing else.
+
+    Raises `UsageError`.
+    """
+    body = {name: deployment[name] for name in _CHANGEABLE if deployment.get(name) is not None}
+    specifications = [dict(each) for each in body.get("deploymentSpecifications") or ()]
+    if place > len(specifications):
+        raise UsageError(f"--specification {place}: the deployment has {len(specifications)}")
+    each = specifications[place - 1]
+    low = each["minInstances"] if minimum is None else minimum
+    high = maximum if maximum is not None else max(each["maxInstances"], low, 1)
+    if high < low:
+        raise UsageError(f"--max {high} is below the least number of instances, {low}: give --min, too")
+    each |= {"minInstances": low, "maxInstances": high}
+    if concurrency is not None:
+        each["maxRequestConcurrency"] = concurrency
+    return {**body, "deploymentSpecifications": specifications}
+
+
 def gpus(gpu: str | None, gpus_per_instance: int | None) -> tuple[str, int]:
     """Return GPU name and count of one instance. Raises `UsageError`."""
     if gpu is None or gpu == CPU:

@@ -20,6 +20,8 @@ from nvcf_cli.deploying import (
     parse_environment,
     split_target,
 )
+from nvcf_cli.errors import UsageError
+from nvcf_cli.images import Artifact, name_from_image
 from nvcf_cli.scale import Scale, bounds, gpus
 from nvcf_cli.screen import StatusLine, console, print_json
 from nvcf_cli.tailing import why_it_failed
@@ -27,8 +29,20 @@ from nvcf_cli.tailing import why_it_failed
 
 def deploy_command(
     target: Annotated[
-        str, typer.Argument(metavar="FILE[:HANDLER]", help="A Python file.", show_default=False)
-    ],
+        str | None, typer.Argument(metavar="[FILE[:HANDLER]]", help="A Python file.", show_default=False)
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(metavar="IMAGE", help="A container image instead of a file.", show_default=False),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Port of the image's own server.", show_default=False),
+    ] = None,
+    health: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Path of that server's health check.", show_default=False),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="The function's name. [default: the file's]", show_default=False)
     ] = None,
@@ -62,7 +76,7 @@ def deploy_command(
     ] = "process",
     cluster: Annotated[
         list[str] | None,
-        typer.Option(metavar="ID", help="Only here; repeatable, the preferred one first."),
+        typer.Option(metavar="NAME", help="Only in this cluster; repeatable, the preferred one first."),
     ] = None,
     region: Annotated[
         list[str] | None,
@@ -120,7 +134,7 @@ def deploy_command(
     key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Deploy a Python file as a function.
+    """Deploy a Python file or a container image as a function.
 
     The same name again makes a new version of it.
     The version before serves until the new one is ready. A new one that does not start is taken back.
@@ -130,6 +144,7 @@ def deploy_command(
       nvcf deploy hello.py
       nvcf deploy models.py:Summarizer --name summarize --instances 2 --concurrency 4
       nvcf deploy app.py --python ./venv/bin/python --env MODEL=small
+      nvcf deploy --image registry.example.com/echo:1 --gpu H100 --instance-type NCP.GPU.H100_1x
       nvcf deploy app.py --min 0 --max 4 --gpu SIM --scale-to-zero-delay 60
     """
     low, high = bounds(instances, minimum, maximum)
@@ -150,17 +165,33 @@ def deploy_command(
         keep_warm=keep_warm,
         max_execution_seconds=max_execution_seconds,
     )
-    file_text, handler = split_target(target)
-    file = find_file(file_text)
-    request = DeployRequest(
-        name=check_name(name) if name else name_from_file(file),
-        file=file,
-        handler=handler,
-        python=find_python(python),
-        environment=parse_environment(env or []),
-        scale=scale,
-        telemetry=tuple(telemetry or ()),
-    )
+    variables = parse_environment(env or [])
+    telemetries = tuple(telemetry or ())
+    if image is not None:
+        if target is not None or python is not None:
+            raise UsageError("an image brings its own program: give either a file or --image")
+        request = DeployRequest(
+            name=check_name(name or name_from_image(image)),
+            artifact=Artifact(image=image, environment=variables, port=port, health=health),
+            scale=scale,
+            telemetry=telemetries,
+        )
+    else:
+        if target is None:
+            raise UsageError("give a file, FILE[:HANDLER], or --image IMAGE: nvcf deploy hello.py")
+        if port is not None or health is not None:
+            raise UsageError("--port and --health belong to --image")
+        file_text, handler = split_target(target)
+        file = find_file(file_text)
+        request = DeployRequest(
+            name=check_name(name) if name else name_from_file(file),
+            file=file,
+            handler=handler,
+            python=find_python(python),
+            environment=variables,
+            scale=scale,
+            telemetry=telemetries,
+        )
 
     async def work(api: Api) -> Deployed:
         with StatusLine() as status:

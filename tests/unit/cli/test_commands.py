@@ -266,11 +266,17 @@ def test_mistakes_are_one_line_and_an_exit_code(
 
 def test_every_command_explains_itself_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
     names = ["up", "down", "status", "deploy", "undeploy", "functions", "instances", "clusters", "invoke"]
-    for name in [*names, "logs", "events", "scaling"]:
+    for name in [*names, "logs", "events", "scale", "scaling"]:
         assert run([name, "--help"]) == 0
         said = capsys.readouterr().out
         assert "Examples:" in said
         assert f"nvcf {name}" in said
-    for name in ["register", "list", "show", "cordon", "drain", "uncordon", "rotate", "delete"]:
-        assert run(["cluster", name, "--help"]) == 0
-        assert f"nvcf cluster {name}" in capsys.readouterr().out
+    groups = {
+        "cluster": ["register", "list", "show", "cordon", "drain", "uncordon", "rotate", "delete"],
+        "function": ["create", "show", "update", "delete"],
+        "key": ["create", "list", "delete"],
+    }
+    for group, commands in groups.items():
+        for name in commands:
+            assert run([group, name, "--help"]) == 0
+            assert f"nvcf {group} {name}" in capsys.readouterr().out

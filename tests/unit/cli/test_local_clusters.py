@@ -20,7 +20,7 @@ ROUTE = "/v1/accounts/one/clusters"
 
 @dataclass
 class AdminRoutes:
-    """A gateway's routes for administrators of clusters, written from the protocol (section 6.5)."""
+    """A gateway's routes for administrators of clusters (protocol.md, section 6.5)."""
 
     ids: dict[str, str] = field(default_factory=dict)
     keys: int = 0
