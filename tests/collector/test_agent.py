@@ -44,15 +44,15 @@ async def test_what_a_function_says_passes_through_the_collector_beside_it(site:
         settings = TelemetrySettings(sampled_percent=0.0)
         endpoint = await add_endpoint(site, backend.endpoint(), settings=settings)
         version = await watched_version(site, endpoint, SPEAKS)
-        message = await site.create(version)
+        (order,) = await site.create(version)
         await site.running(version)
         await eventually(lambda: bool(backend.spans("spoken")))
         span = backend.span("spoken")
-        assert span.resource["nvcf.instance.id"] == message.instance_ids[0]
+        assert span.resource["nvcf.instance.id"] == order.instance_id
         assert span.resource["nvcf.function.name"] == "hello"
         of_site = [each for each in collectors() if str(site.data) in " ".join(each.cmdline())]
         assert len(of_site) == 1
-        await site.end(version, *message.instance_ids)
+        await site.end(version, order)
         await eventually(lambda: not of_site[0].is_running())
 
 

@@ -4,16 +4,16 @@ import asyncio
 import json
 import os
 import signal
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import jwt
 import psutil
 import pytest
 
 from nvcf_broker.process import spawn
-from nvcf_proto.compute import CREATE_STREAM, EVENTS_STREAM, Event
-from nvcf_proto.ids import new_id
+from nvcf_proto.compute import EVENTS_STREAM, Event
+from nvcf_proto.icms.names import CREATION_STREAM
 from nvcf_proto.models import InstanceState
 from tests.support.platform.agents import HEALTH, STEADY, Site, alive, is_running, running_site
 from tests.support.waiting import WAIT, eventually
@@ -29,22 +29,23 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         yield made
 
 
-async def test_a_creation_message_becomes_running_instances_and_a_termination_ends_them(site: Site) -> None:
+async def test_a_creation_message_becomes_a_running_instance_and_a_termination_ends_it(site: Site) -> None:
     await site.start_agent()
     version = await site.version(STEADY)
-    message = await site.create(version, 2)
+    orders = await site.create(version, 2)
     first, second = await site.running(version, 2)
-    assert {first.id, second.id} == set(message.instance_ids)
+    assert {first.id, second.id} == {each.instance_id for each in orders}
+    assert {first.request_id, second.request_id} == {each.request_id for each in orders}
+    assert first.acknowledged_at is not None
     assert first.pid != second.pid
     assert first.health_port != second.health_port
-    assert first.specification_id == message.specification_id
     assert first.log_path is not None
     log = Path(first.log_path)
     await eventually(lambda: "hello from the function" in log.read_text())
     assert log == site.data / "logs" / "hello" / f"{first.id}.log"
     folders = [site.data / "instances" / each.id for each in (first, second)]
     assert all((folder / "shared").is_dir() for folder in folders)
-    await site.end(version, first.id)
+    await site.end(version, first)
     ended = await site.states(version, COMPLETED, RUNNING)
     (over,) = [each for each in ended if each.state is COMPLETED]
     assert (over.id, over.pid, over.reason) == (first.id, None, "fewer are wanted")
@@ -63,60 +64,57 @@ async def test_the_environment_is_the_contracts_and_nothing_of_the_platform(site
     await site.create(version, max_request_concurrency=3)
     (instance,) = await site.running(version)
     seen = json.loads((site.data / "instances" / instance.id / "shared" / "seen").read_text())
-    assert seen["NVCF_WORKER_TOKEN"] == f"token-of-{instance.id}"
+    token = seen["NVCF_WORKER_TOKEN"]
+    assert jwt.decode(token, options={"verify_signature": False})["req"] == instance.request_id
+    assert seen["NVCF_FQDN_GRPC"] == site.platform.gateway.grpc
     assert seen["INSTANCE_ID"] == instance.id
     assert seen["FUNCTION_ID"] == version.function_id
     assert seen["FUNCTION_VERSION_ID"] == version.id
     assert seen["FUNCTION_NAME"] == "hello"
-    assert seen["FUNCTION_TAGS"] == '["blue"]'
+    assert seen["FUNCTION_TAGS"] == "blue"
     assert seen["MODEL"] == "small"
     assert seen["MAX_REQUEST_CONCURRENCY"] == "3"
     assert seen["ATTACHED_GPU_COUNT"] == "0"
     assert "CUDA_VISIBLE_DEVICES" not in seen
     assert "NVCF_TEST_SECRET" not in seen
-    password = site.broker.credentials_file.read_text().strip().split(":")[1]
-    assert password not in json.dumps(seen)
+    for secret in (site.broker.credentials_file, site.broker.control_credentials_file):
+        assert secret.read_text().strip().split(":")[1] not in json.dumps(seen)
+    assert site.platform.cluster_key("local").read_text() not in json.dumps(seen)
     assert instance.pid is not None
-    assert "token-of" not in " ".join(psutil.Process(instance.pid).cmdline())
-    assert site.tokens.requests == [
-        {
-            "instanceId": instance.id,
-            "functionId": version.function_id,
-            "functionVersionId": version.id,
-            "key": "Bearer nvcf-agent-key",
-        }
-    ]
+    assert token not in " ".join(psutil.Process(instance.pid).cmdline())
 
 
 async def test_messages_that_come_twice_late_or_in_the_wrong_order_do_no_harm(site: Site) -> None:
     await site.start_agent()
     version = await site.version(STEADY)
-    message = await site.create(version)
-    await site.send(message)
+    (order,) = await site.create(version)
+    await site.send_again(order)
     (before,) = await site.running(version)
-    await site.send(message.replace(message_id=new_id()))
-    expired = site.order(version, expires_at=time.time() - 1)
-    await site.send(expired)
-    never = site.order(version)
-    await site.announce(never)
-    await site.end(version, *never.instance_ids)
-    await site.states(version, RUNNING, COMPLETED)
-    await site.send(never)
-    await site.client.jetstream().publish("Create.NVCA.account.local.CPU.process", b"{broken")
-    await site.send(site.order(version).replace(instance_ids=("../../escape",)))
-    last = await site.create(version)
+    await site.send_again(order)
+    (expired,) = await site.create(version, expires_in=-1.0)
+    never, _ = await site.announce(version)
+    await site.end(version, never)
+    await site.states(version, RUNNING, PENDING, COMPLETED)
+    subject, body = site.messages[order.request_id]
+    stream = site.client.jetstream()
+    await stream.publish(subject, b"{broken")
+    await stream.publish(subject, body.replace(order.request_id.encode(), b"../../escape"))
+    (last,) = await site.create(version)
     await site.until(version, lambda them: sum(map(is_running, them)) == 2)
-    found = {each.id: each for each in site.of(version)}
-    assert found.keys() == {before.id, *never.instance_ids, *last.instance_ids}
-    assert found[before.id] == before
-    await site.end(version, before.id)
-    await site.end(version, before.id)
-    await site.states(version, RUNNING, COMPLETED, COMPLETED)
-    await site.send(message)
-    await site.end(version, *last.instance_ids)
-    await site.states(version, COMPLETED, COMPLETED, COMPLETED)
-    info = await site.client.jetstream().stream_info(CREATE_STREAM)
-    assert info.state.messages == 0
+    found = {each.request_id: each for each in site.of(version)}
+    assert found.keys() == {each.request_id for each in (order, expired, never, last)}
+    assert (found[order.request_id].pid, found[order.request_id].restarts) == (before.pid, 0)
+    await site.end(version, order)
+    await site.end(version, order)
+    await site.states(version, RUNNING, PENDING, COMPLETED, COMPLETED)
+    await site.send_again(order)
+    await site.end(version, last)
+    await site.states(version, PENDING, COMPLETED, COMPLETED, COMPLETED)
+
+    async def nothing_waits() -> bool:
+        return (await stream.stream_info(CREATION_STREAM)).state.messages == 0
+
+    await eventually(nothing_waits, "all messages are acknowledged")
 
 
 async def test_gpus_are_handed_out_counted_and_never_given_twice(site: Site) -> None:
@@ -134,36 +132,29 @@ async def test_gpus_are_handed_out_counted_and_never_given_twice(site: Site) -> 
         seen = (site.data / "instances" / each.id / "shared" / "seen").read_text()
         assert (each.visible_devices, each.gpu) == (seen, "L40S")
     await site.free("L40S", 1)
-    refused = await site.create(version, gpu="L40S", gpus_per_instance=2)
-    await site.until(version, lambda them: any(each.state is FAILED for each in them))
-    (failed,) = [each for each in site.of(version) if each.id in refused.instance_ids]
-    assert failed.reason == "capacity: 2 L40S wanted, 1 of 4 free"
+    (waiting,) = await site.create(version, gpu="L40S", gpus_per_instance=2)
     pair = next(each for each in instances if each.visible_devices == "0,1")
-    await site.end(version, pair.id)
-    await site.free("L40S", 3)
-    again = await site.create(version, gpu="L40S", gpus_per_instance=3)
-    await site.until(version, lambda them: sum(map(is_running, them)) == 2)
-    (new,) = [each for each in site.of(version) if each.id in again.instance_ids]
-    assert new.visible_devices == "0,1,3"
+    await site.end(version, pair)
+    # What had no room was handed back to the queue, and is created once there is some.
+    them = await site.until(version, lambda them: sum(map(is_running, them)) == 2, 120)
+    (new,) = [each for each in them if each.request_id == waiting.request_id]
+    assert new.visible_devices == "0,1"
+    await site.free("L40S", 1)
 
 
-async def test_what_exceeds_capacity_is_refused_with_a_reason(site: Site) -> None:
-    await site.start_agent("--cpu-slots", "2")
+async def test_what_cannot_run_here_is_refused_with_a_reason(site: Site) -> None:
+    await site.start_agent()
     version = await site.version(STEADY)
-    await site.create(version, 3)
-    them = await site.states(version, RUNNING, RUNNING, FAILED)
-    (failed,) = [each for each in them if each.state is FAILED]
-    assert failed.reason == "capacity: all 2 CPU slots of this cluster are taken"
     await site.create(version, gpu="H100")
     await site.until(version, lambda them: any("no GPU H100" in (each.reason or "") for each in them))
     await site.create(version, instance_type="huge")
     await site.until(version, lambda them: any("instance type huge" in (each.reason or "") for each in them))
-    await site.create(version, process=None, container_image="image")
-    running = next(each for each in site.of(version) if is_running(each))
-    await site.end(version, running.id)
-    await site.free("CPU", 1)
-    await site.create(version, process=None, container_image="image")
-    await site.until(version, lambda them: any("container image" in (each.reason or "") for each in them))
+    image = await site.version(STEADY)
+    await site.versions.put(image.id, image.replace(process=None, container_image="image"))
+    await site.create(image)
+    (refused,) = await site.states(image, FAILED)
+    assert refused.category == "unsupported"
+    assert "container image" in str(refused.reason)
 
 
 async def test_a_killed_worker_restarts_as_the_same_instance_with_its_folder(site: Site) -> None:
@@ -226,17 +217,19 @@ async def test_what_never_gets_ready_fails(site: Site) -> None:
 
 
 async def test_clusters_take_only_their_own_messages(site: Site) -> None:
-    await site.start_agent("--cluster", "one", data=site.folder / "one")
-    await site.start_agent("--cluster", "two", "--region", "east", data=site.folder / "two")
+    await site.start_agent(data=site.folder / "one", cluster="one")
+    await site.start_agent(data=site.folder / "two", cluster="two", region="east")
     version = await site.version(STEADY)
-    await site.create(version, cluster_id="one")
-    await site.create(version, cluster_id="two")
+    await site.create(version, cluster="one")
+    await site.create(version, cluster="two")
     them = await site.running(version, 2)
-    assert {each.cluster_id for each in them} == {"one", "two"}
-    regions = {each.id: each.region for each in site.clusters.values()}
+    ids = site.platform.cluster_ids
+    assert {each.cluster_id for each in them} == {ids["one"], ids["two"]}
+    regions = {each.name: each.region for each in site.clusters.values()}
     assert regions == {"one": "local", "two": "east"}
     for each in them:
-        assert (site.folder / each.cluster_id / "instances" / each.id).is_dir()
+        name = "one" if each.cluster_id == ids["one"] else "two"
+        assert (site.folder / name / "instances" / each.id).is_dir()
 
 
 async def test_heartbeats_go_on_and_states_are_events(site: Site) -> None:
@@ -272,17 +265,14 @@ async def test_limits_that_cannot_be_enforced_are_reported_and_instances_still_r
     await site.running(version)
 
 
-async def test_finished_instances_stay_listed_for_a_time(site: Site) -> None:
-    await site.start_agent("--keep-finished", "1")
+async def test_an_ended_instance_leaves_its_log_and_nothing_else(site: Site) -> None:
+    await site.start_agent()
     version = await site.version(STEADY)
-    # The instance must be remembered until a copy of the message expires.
-    message = await site.create(version, expires_at=time.time() + 4)
+    (order,) = await site.create(version)
     await site.running(version)
-    await site.end(version, *message.instance_ids)
+    await site.end(version, order)
     (over,) = await site.states(version, COMPLETED)
-    await site.until(version, lambda them: not them)
-    assert time.time() > message.expires_at
-    await eventually(lambda: not (site.data / "requests" / f"{over.id}.json").exists())
+    await eventually(lambda: not (site.data / "instances" / over.id).exists())
     assert over.log_path is not None
     assert await asyncio.to_thread(Path(over.log_path).exists)
 

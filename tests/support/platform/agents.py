@@ -223,7 +223,9 @@ class Site:
         assert known is not None
         return next(key for key, each in specifications_of(known).items() if each == wanted)
 
-    async def end(self, version: FunctionVersion, *orders: Order, reason: str = "fewer are wanted") -> None:
+    async def end(
+        self, version: FunctionVersion, *orders: Order | Instance, reason: str = "fewer are wanted"
+    ) -> None:
         """Ask for the end of instances as the autoscaler does."""
         for order in orders:
             key = f"{version.id}.{order.request_id}"
@@ -236,7 +238,7 @@ class Site:
             message = TerminationMessage(
                 request_id=order.request_id,
                 nca_id=version.nca_id,
-                instance_ids=(order.instance_id,),
+                instance_ids=(instance_id_of(order.request_id),),
                 reason=reason,
             )
             subject = termination_subject(order.cluster_id)

@@ -92,14 +92,15 @@ def test_a_chart_needs_its_service_and_has_no_environment() -> None:
         "health": {"protocol": "HTTP", "uri": "/up"},
         "tags": ["a"],
     }
-    for wrong in (
+    wrong: tuple[dict[str, Any], ...] = (
         {"chart": "c"},
         {"image": "i", "chart": "c", "chart_service": "s"},
         {},
         {"chart": "c", "chart_service": "s", "arguments": "a"},
-    ):
+    )
+    for members in wrong:
         with pytest.raises(UsageError):
-            Artifact(**wrong)
+            Artifact(**members)
 
 
 @pytest.mark.parametrize(

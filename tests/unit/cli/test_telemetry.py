@@ -135,7 +135,7 @@ def test_agents_are_told_of_the_collector_and_of_the_secrets(tmp_path: Path) -> 
     program.touch(0o700)
     plan.check()
     command = agent_spec(
-        Installation(tmp_path), Addresses("h:1", "h:2", "nats://h", None, None), plan, "local", "info"
+        Installation(tmp_path), Addresses("h:1", "h:2", "nats://h", None, None), plan, "local", "id", "info"
     ).command
     assert command[command.index("--collector") + 1] == str(program)
     assert command[command.index("--telemetry-secrets") + 1] == str(tmp_path / "telemetry-secrets")
