@@ -82,7 +82,7 @@ class Bucket:
         try:
             return await self.put(key, data, 0)
         except RevisionConflictError:
-            last = await self._last_message(key)
+            last = await self.last(key)
         if last is not None and last.deleted:
             with contextlib.suppress(RevisionConflictError):
                 return await self.put(key, data, last.revision)
@@ -106,8 +106,10 @@ class Bucket:
                 raise RevisionConflictError(f"{key} in {self.name} was changed meanwhile") from error
             raise
 
-    async def _last_message(self, key: str) -> Update | None:
+    async def last(self, key: str) -> Update | None:
+        """Return the newest update of a key, or of all keys that match a pattern with `*` as one part."""
         message = await self._jetstream.message(self.stream, last_by_subj=self.prefix + key)
         if message is None:
             return None
-        return parse_update(key, message.data, message.headers, message.sequence)
+        found = message.subject.removeprefix(self.prefix)
+        return parse_update(found, message.data, message.headers, message.sequence)

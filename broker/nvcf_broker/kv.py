@@ -172,6 +172,17 @@ class KvMirror(Generic[T]):
         """Remove a record, with `revision` only that one. Raises `RevisionConflictError`."""
         await self._own(await self._bucket.delete(key, revision))
 
+    async def refresh(self, key: str) -> Entry[T] | None:
+        """Read a record from the broker instead of waiting for it; `key` may have `*` as one part.
+
+        Raises `BrokerError`.
+        """
+        newest = await self._bucket.last(key)
+        if newest is None:
+            return None
+        await self._apply(newest)
+        return self.entry(newest.key)
+
     async def _own(self, update: Update) -> int:
         await self._apply(update)
         return update.revision

@@ -253,13 +253,25 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     # Everything else that is served over HTTP.
     management = Management(authenticator, registry, queue, usage)
     deployments = Deployments(authenticator, registry, queue, management)
-    clusters = Clusters(registry, workers, control, control_requests, background, addresses, config.replicas)
+    clusters = Clusters(
+        registry,
+        authenticator,
+        agents,
+        workers,
+        control,
+        control_requests,
+        client,
+        background,
+        addresses,
+        config.replicas,
+    )
     collector = SnapshotCollector(client, gateway_id, demand.history, lambda: shared.members)
     await collector.start()
     routes = http_routes(
         management_routes(
             authenticator, registry, management, deployments, EventLog(control, control_requests), usage
-        ),
+        )
+        + clusters.admin_routes(),
         assets,
         large,
         StatsRoute(authenticator, registry, collector, Queues(requests, config.regions)),
@@ -274,6 +286,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         lambda: client.is_connected,
         http_telemetry,
         routes,
+        clusters.agent_routes(),
         readiness,
         durability,
     )

@@ -56,6 +56,7 @@ class HttpServer:
         is_healthy: Callable[[], bool],
         telemetry: HttpTelemetry,
         routes: Iterable[Route],
+        agent_routes: Iterable[Route],
         readiness: Readiness,
         durability: Durability,
     ) -> None:
@@ -69,6 +70,9 @@ class HttpServer:
         self._add_calls(attach, poller)
         for route in routes:
             self._add(*route)
+        for route in agent_routes:
+            # Nothing of them has to survive the loss of the machine: agents say it again.
+            self._add(*route, own=False)
 
     def _add(
         self, method: str, pattern: str, handler: Handler, kind: str | None = None, *, own: bool = True

@@ -248,7 +248,8 @@ class RegisteredCluster(Record, frozen=True, kw_only=True):
     created_at: float = 0.0
     maintenance: Text = "None"
     evicted: bool = False
-    """The answer to its next heartbeat is SELF_DESTRUCT."""
+    """It was deleted: the answer to its next heartbeat is SELF_DESTRUCT."""
+    evicted_at: float | None = None
     gpus: tuple[Gpu, ...] = ()
     """As its agent last registered."""
     heartbeat_seconds: float = 300.0

@@ -47,6 +47,15 @@ class Orphan:
         )
 
 
+def held_by(ack_subject: str, version_id: str) -> bool:
+    """Return whether text acknowledges the delivery of a request of that function version."""
+    return (
+        len(ack_subject) <= MAX_SUBJECT
+        and _SUBJECT.fullmatch(ack_subject.encode()) is not None
+        and Orphan(ack_subject, 0.0).belongs_to(version_id)
+    )
+
+
 def entry_offset(entry: int) -> int:
     """Return where an entry begins in the file."""
     return (entry + 1) * ENTRY

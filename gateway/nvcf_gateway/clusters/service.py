@@ -5,23 +5,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+
+from nats.aio.client import Client
 
 from nvcf_broker.connection import BrokerClient
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.jetstream import Requester
+from nvcf_gateway.access.agent_identity import AgentAccess
+from nvcf_gateway.access.authorization import Authenticator
 from nvcf_gateway.access.worker_access import WorkerAccess
 from nvcf_gateway.background import BackgroundTasks, end_task
+from nvcf_gateway.clusters.admin_routes import ClusterRoutes
+from nvcf_gateway.clusters.agent_routes import AgentRoutes
 from nvcf_gateway.clusters.creation import WorkerAddresses
+from nvcf_gateway.clusters.instances import InstanceRecords
+from nvcf_gateway.clusters.keys import ClusterKeys
 from nvcf_gateway.clusters.orders import Orders
+from nvcf_gateway.clusters.requeue import Requeuer
 from nvcf_gateway.clusters.streams import ClusterQueues
+from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.http.routing import Route
 from nvcf_gateway.registry import Registry
 
 _log = logging.getLogger(__name__)
 
 UPKEEP_SECONDS = 30.0
 RETRY_SECONDS = 1.0
+UNKNOWN_SECONDS = 60.0
+KEEP_EVICTED_SECONDS = 24 * 3600.0
+"""How long an agent of a deleted cluster is told to end everything."""
 
 
 class Clusters:
@@ -30,9 +45,12 @@ class Clusters:
     def __init__(
         self,
         registry: Registry,
+        authenticator: Authenticator,
+        agents: AgentAccess,
         workers: WorkerAccess,
         client: BrokerClient,
         requests: Requester,
+        queues: Client,
         background: BackgroundTasks,
         addresses: Callable[[], WorkerAddresses],
         replicas: int,
@@ -40,8 +58,20 @@ class Clusters:
         self._registry = registry
         self._client = client
         self._queues = ClusterQueues(requests, replicas)
+        self._instances = InstanceRecords(registry, client, Requeuer(queues))
+        self._keys = ClusterKeys(registry)
+        self._agents = AgentRoutes(registry, agents, self._queues, self._instances)
+        self._clusters = ClusterRoutes(authenticator, registry, self._queues, self._keys)
         self._orders = Orders(registry, workers, requests, background, addresses)
         self._reconnected = asyncio.Event()
+
+    def admin_routes(self) -> list[Route]:
+        """Return the administrator's routes."""
+        return self._clusters.routes()
+
+    def agent_routes(self) -> list[Route]:
+        """Return the routes that agents call."""
+        return self._agents.routes()
 
     async def start(self, stack: AsyncExitStack) -> None:
         """Create what is missing in the broker, and take orders. Raises SetupError."""
@@ -58,12 +88,26 @@ class Clusters:
             try:
                 await self._queues.ensure_streams()
                 await self._queues.create_all(self._cluster_ids())
-            except BrokerError as error:
-                _log.warning("the queues of the clusters are not looked after: %s", error)
+                await self._instances.tidy(time.time())
+                await self._forget(time.time())
+            except (BrokerError, HttpProblem) as error:
+                _log.warning("the clusters' records and queues are not looked after: %s", error)
                 pause = RETRY_SECONDS
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._reconnected.wait()
+
+    async def _forget(self, now: float) -> None:
+        """Forget clusters that were deleted long ago, and live records of clusters that do not exist."""
+        registered, live = self._registry.registered_clusters, self._registry.clusters
+        for cluster in registered.values():
+            if cluster.evicted and now - (cluster.evicted_at or 0.0) > KEEP_EVICTED_SECONDS:
+                await self._keys.revoke(cluster.id)
+                await registered.delete(cluster.id)
+        for seen in live.values():
+            # What was registered just now at another gateway may not be known here yet.
+            if now - seen.heartbeat_at > UNKNOWN_SECONDS and registered.get(seen.id) is None:
+                await live.delete(seen.id)
 
     def _cluster_ids(self) -> list[str]:
         return [each.id for each in self._registry.registered_clusters.values() if not each.evicted]

@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from nvcf_gateway.openapi.calls import invocations, objects, others
+from nvcf_gateway.openapi.clusters import CLUSTER_SCHEMAS, agents, clusters
 from nvcf_gateway.openapi.dashboard import DASHBOARD_SCHEMAS, dashboard
 from nvcf_gateway.openapi.management import deployments, functions, keys, telemetries
 from nvcf_gateway.openapi.schemas import KEY_ID, TEXT, UUID, schemas
@@ -17,7 +18,7 @@ from nvcf_gateway.openapi.schemas import KEY_ID, TEXT, UUID, schemas
 
 def _path_parameters(path: str) -> list[dict[str, Any]]:
     names = [segment[1:-1] for segment in path.split("/") if segment.startswith("{")]
-    known = {"key_id": KEY_ID, "file": TEXT}
+    known = {"key_id": KEY_ID, **dict.fromkeys(("file", "nca_id", "cluster_id", "instance_id"), TEXT)}
     return [{"name": name, "in": "path", "required": True, "schema": known.get(name, UUID)} for name in names]
 
 
@@ -25,8 +26,8 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
 def document() -> dict[str, Any]:
     """Return the OpenAPI document."""
     paths: dict[str, dict[str, Any]] = {}
-    parts = (functions(), deployments(), telemetries(), keys(), objects(), dashboard(), others())
-    for part in (invocations(), *parts):
+    management = (functions(), deployments(), telemetries(), keys(), clusters(), agents())
+    for part in (invocations(), *management, objects(), dashboard(), others()):
         for path, operations in part.items():
             parameters = _path_parameters(path)
             paths[path] = {**({"parameters": parameters} if parameters else {}), **operations}
@@ -43,12 +44,13 @@ def document() -> dict[str, Any]:
         "security": [{"key": []}],
         "paths": paths,
         "components": {
-            "schemas": {**schemas(), **DASHBOARD_SCHEMAS},
+            "schemas": {**schemas(), **CLUSTER_SCHEMAS, **DASHBOARD_SCHEMAS},
             "securitySchemes": {
                 "key": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "An API key; for workers, the token out of their request.",
+                    "description": "An API key; for workers, the token out of their request; for agents, "
+                    "the key of their cluster or a token of its service account.",
                 }
             },
         },

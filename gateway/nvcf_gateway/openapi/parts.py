@@ -16,6 +16,7 @@ _REASONS = {
     404: "There is no such thing.",
     408: "The head of the answer did not come in time.",
     409: "It exists already, or is in use.",
+    412: "The request or its instance is closed: delete it.",
     413: "The body is too large.",
     415: "The body is of another type.",
     429: "A rate limit is reached, or the queue is full: again after Retry-After seconds.",

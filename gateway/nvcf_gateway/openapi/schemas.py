@@ -11,12 +11,14 @@ from typing import Any
 
 import msgspec
 
+from nvcf_gateway.clusters.registration import ClusterChange, ClusterCreation
 from nvcf_gateway.management import bodies
 from nvcf_gateway.management.deployments import INSTANCE_TIMES
 from nvcf_gateway.management.events import KINDS
 from nvcf_gateway.objects.assets import AssetCreation
 from nvcf_gateway.quotas.limits import Quota
 from nvcf_proto.compute import Cluster, Event
+from nvcf_proto.icms.reports import Acknowledgement, Heartbeat, Jwks, Registration
 from nvcf_proto.models import (
     NAME_PATTERN,
     ApiKey,
@@ -50,7 +52,15 @@ _BODIES = (
     bodies.TelemetryCreation,
     bodies.VersionCreation,
     AssetCreation,
+    ClusterChange,
+    ClusterCreation,
+    Registration,
+    Heartbeat,
+    Acknowledgement,
+    Jwks,
 )
+_OPEN = ("ClusterChange", "ClusterCreation")
+"""Bodies that may have members which nobody knows."""
 _HIDDEN = ("secretHash", "revokedAt", "createdBy")
 _STORED = (ApiKey, Cluster, Deployment, Event, FunctionVersion, Instance, TelemetryEndpoint)
 _NAMES = {"ProcessSource": "Process", "ScalingPreferences": "Scaling"}
@@ -81,10 +91,10 @@ def _generated() -> dict[str, Schema]:
     """Return the schemas of all records by name, in the form that this document has."""
     _, components = msgspec.json.schema_components((*_BODIES, *_STORED), ref_template=_PREFIX + "{name}")
     found = {_NAMES.get(name, name): _tidied(schema) for name, schema in components.items()}
-    for schema in found.values():
+    for schema_name, schema in found.items():
         if "enum" in schema:
             schema["type"] = "string"
-        elif schema.get("additionalProperties") is False:
+        elif schema.get("additionalProperties") is False or schema_name in _OPEN:
             _accept_null(schema)
     return found
 

@@ -7,6 +7,8 @@ import json
 from typing import Any
 
 from nvcf_gateway.app import http_routes
+from nvcf_gateway.clusters.admin_routes import ClusterRoutes
+from nvcf_gateway.clusters.agent_routes import AgentRoutes
 from nvcf_gateway.dashboard.routes import dashboard_routes
 from nvcf_gateway.management.routes import management_routes
 from nvcf_gateway.objects.assets import Assets
@@ -28,10 +30,12 @@ def test_paths_and_methods_are_those_of_the_table() -> None:
     parts: dict[str, Any] = {name: Anything() for name in inspect.signature(HttpServer).parameters}
     nothing: Any = Anything()
     management = management_routes(nothing, nothing, nothing, nothing, nothing, nothing)
+    management += ClusterRoutes(nothing, nothing, nothing, nothing).routes()
+    agents = AgentRoutes(nothing, nothing, nothing, nothing).routes()
     assets = Assets(nothing, nothing, nothing, 0, 0.0, nothing, nothing)
     large = LargeResults(nothing, nothing, 0)
     routes = http_routes(management, assets, large, nothing, dashboard_routes(nothing, nothing, nothing))
-    server = HttpServer(**{**parts, "routes": routes})
+    server = HttpServer(**{**parts, "routes": routes, "agent_routes": agents})
     described = {
         (method.upper(), path)
         for path, operations in document()["paths"].items()

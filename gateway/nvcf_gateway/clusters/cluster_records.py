@@ -1,0 +1,138 @@
+"""The records of a cluster, as registrations and heartbeats change them (protocol.md, section 6.7). Pure."""
+
+from __future__ import annotations
+
+from nvcf_proto.compute import Cluster, GpuPool, RegisteredCluster
+from nvcf_proto.icms.reports import ClusterStatus, Gpu, GpuUsage, Heartbeat, MaintenanceMode, Registration
+
+THEIR_HEARTBEAT_SECONDS = 300.0
+"""How often an agent sends heartbeats that does not say it."""
+THEIR_BACKEND = "kubernetes"
+OVER_SEVERAL_NODES = "MULTI"
+HEALTHY = "healthy"
+_MODES = {
+    ClusterStatus.CORDON.value: MaintenanceMode.CORDON.value,
+    ClusterStatus.CORDON_AND_DRAIN.value: MaintenanceMode.CORDON_AND_DRAIN.value,
+}
+
+
+def registered(cluster: RegisteredCluster, registration: Registration) -> RegisteredCluster:
+    """Return the record with what the agent has registered."""
+    return cluster.replace(
+        gpus=registration.gpus,
+        heartbeat_seconds=registration.heartbeat_seconds or THEIR_HEARTBEAT_SECONDS,
+        agent_version=registration.nvca_version or cluster.agent_version,
+        backend=registration.backend or THEIR_BACKEND,
+        agent_attributes=registration.attributes,
+    )
+
+
+def after_registration(
+    cluster: RegisteredCluster, registration: Registration, before: Cluster | None, now: float
+) -> Cluster:
+    """Return the live record after a registration; what was in use `before` still is."""
+    used = (
+        {}
+        if before is None
+        else {each.gpu: each.instances_total - each.instances_free for each in before.pools}
+    )
+    usage = {}
+    for gpu in cluster.gpus:
+        total, held = _capacity(gpu), used.get(gpu.name, 0)
+        usage[gpu.name] = GpuUsage(total, held, max(0, total - held))
+    mode = _MODES.get(registration.status, MaintenanceMode.NONE.value)
+    return _live(cluster, usage, mode, healthy=True, draining=False, now=now)
+
+
+def after_heartbeat(cluster: RegisteredCluster, heartbeat: Heartbeat, now: float) -> Cluster:
+    """Return the live record after a heartbeat."""
+    return _live(
+        cluster,
+        heartbeat.gpu_usage,
+        heartbeat.maintenance_mode,
+        healthy=heartbeat.status == HEALTHY,
+        draining=heartbeat.draining,
+        now=now,
+    )
+
+
+def _live(
+    cluster: RegisteredCluster,
+    usage: dict[str, GpuUsage],
+    mode: str,
+    *,
+    healthy: bool,
+    draining: bool,
+    now: float,
+) -> Cluster:
+    live = Cluster(
+        id=cluster.id,
+        region=cluster.region,
+        heartbeat_at=now,
+        pools=pools_of(cluster.gpus, usage),
+        backend=cluster.backend,
+        heartbeat_seconds=cluster.heartbeat_seconds,
+        healthy=healthy,
+        agent_version=cluster.agent_version,
+    )
+    return administered(live, cluster, mode, draining=draining)
+
+
+def administered(
+    live: Cluster,
+    cluster: RegisteredCluster,
+    mode: str = MaintenanceMode.NONE.value,
+    *,
+    draining: bool = False,
+) -> Cluster:
+    """Return the live record with what the administrator wishes; `mode` and `draining` are the agent's."""
+    modes = {mode, cluster.maintenance}
+    drained = MaintenanceMode.CORDON_AND_DRAIN.value in modes
+    return live.replace(
+        region=cluster.region,
+        group=cluster.group or None,
+        attributes=cluster.agent_attributes | cluster.attributes,
+        draining=drained or draining,
+        name=cluster.name,
+        nca_id=cluster.nca_id,
+        authorized_nca_ids=cluster.authorized_nca_ids,
+        cordoned=drained or MaintenanceMode.CORDON.value in modes,
+    )
+
+
+def pools_of(gpus: tuple[Gpu, ...], usage: dict[str, GpuUsage]) -> tuple[GpuPool, ...]:
+    """Return a pool for each instance type, counted in single GPUs or CPU slots.
+
+    The pools of one GPU share its devices. A node has as many as the largest type that needs one node only.
+    """
+    pools = []
+    for gpu in gpus:
+        total = _capacity(gpu)
+        used = usage.get(gpu.name)
+        if used is not None:
+            # A heartbeat knows better than a registration, which is sent once an hour.
+            total = used.capacity
+        free = total if used is None else min(used.available, total)
+        single = [each.gpu_count for each in gpu.instance_types if each.node_type != OVER_SEVERAL_NODES]
+        node = max(single, default=0)
+        pools += [
+            GpuPool(
+                gpu=gpu.name,
+                instance_type=kind.name,
+                instances_total=total,
+                instances_free=free,
+                gpus_per_instance=kind.gpu_count,
+                node_gpus=node,
+                nodes=total // node if node else 0,
+            )
+            for kind in gpu.instance_types
+        ]
+    return tuple(pools)
+
+
+def _capacity(gpu: Gpu) -> int:
+    """Return how many devices there are: NVIDIA's agent says only how many instances of each type fit."""
+    if gpu.capacity is not None:
+        return gpu.capacity
+    most = (max(1, each.gpu_count) * (each.max_instances or 0) for each in gpu.instance_types)
+    return max(most, default=0)

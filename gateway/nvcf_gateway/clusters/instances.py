@@ -1,0 +1,157 @@
+"""Applies agents' reports to instance records, with optimistic locking, and tells of the changes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+import nats.errors
+from nats.aio.client import Client
+
+from nvcf_broker.errors import RevisionConflictError
+from nvcf_gateway.clusters.instance_reports import OVER, Decision, acknowledged, released_by, reported
+from nvcf_gateway.clusters.requeue import Requeuer
+from nvcf_gateway.errors import StoreUnavailable
+from nvcf_gateway.registry import Registry
+from nvcf_proto.compute import Event, event_subject
+from nvcf_proto.icms.reports import Heartbeat, KnownInstance, StatusReport
+from nvcf_proto.icms.reports import InstanceState as Reported
+from nvcf_proto.models import Instance, InstanceState
+
+_log = logging.getLogger(__name__)
+
+ATTEMPTS = 10
+KEEP_ENDED_SECONDS = 300.0
+"""How long the record of an ended instance stays readable."""
+_EARLIER = "lost: it is of an earlier release, whose agents this gateway does not know"
+_STATES = {
+    InstanceState.STARTING: Reported.STARTING,
+    InstanceState.RUNNING: Reported.RUNNING,
+    InstanceState.TERMINATING: Reported.SHUTTING_DOWN,
+}
+
+
+class InstanceRecords:
+    """The records of instances, as the agents' calls change them. Any replica may take any call."""
+
+    def __init__(self, registry: Registry, client: Client, requeuer: Requeuer) -> None:
+        self._registry = registry
+        self._client = client
+        self._requeuer = requeuer
+
+    async def acknowledge(self, request_id: str, cluster_id: str) -> Decision:
+        """Apply the acknowledgement of a request. Raises BrokerError and StoreUnavailable."""
+        decision, _ = await self._apply(
+            request_id, lambda record: acknowledged(record, cluster_id, time.time())
+        )
+        return decision
+
+    async def report(
+        self, request_id: str, instance_id: str, cluster_id: str, report: StatusReport
+    ) -> Decision:
+        """Apply the report of an instance. Raises BrokerError and StoreUnavailable."""
+        decision, before = await self._apply(
+            request_id, lambda record: reported(record, cluster_id, instance_id, report, time.time())
+        )
+        after = decision.record
+        if before is not None and after is not None and before.state is not after.state:
+            if after.state in OVER:
+                await self._requeuer.requeue(after, report.held_requests)
+            await self._tell(after)
+        return decision
+
+    async def heartbeat(self, cluster_id: str, heartbeat: Heartbeat) -> None:
+        """Note which ended instances hold nothing any more. Raises BrokerError."""
+        records = [each for each in self._registry.instances.values() if each.cluster_id == cluster_id]
+        for gpu, usage in heartbeat.gpu_usage.items():
+            for record in released_by(records, gpu, usage.allocated, time.time()):
+                await self._write(record)
+
+    def known(self, cluster_id: str) -> list[KnownInstance]:
+        """Return the instances that a cluster has reported and that have not ended."""
+        return [
+            KnownInstance(
+                instance_id=each.id,
+                request_id=each.request_id,
+                instance_state=Reported.SHUTTING_DOWN
+                if each.draining_since is not None
+                else _STATES.get(each.state, Reported.STARTING),
+            )
+            for each in self._registry.instances.values()
+            if each.cluster_id == cluster_id and each.reported_at is not None and each.state not in OVER
+        ]
+
+    async def tidy(self, now: float) -> None:
+        """Remove records of instances that ended long ago; close those of earlier releases.
+
+        Raises BrokerError.
+        """
+        for record in self._registry.instances.values():
+            if record.state in OVER:
+                if now - record.updated_at > KEEP_ENDED_SECONDS:
+                    await self._remove(record)
+            elif not record.request_id:
+                closed = record.changed(now, state=InstanceState.FAILED, category="lost", reason=_EARLIER)
+                await self._write(closed.replace(released_at=now))
+
+    async def _apply(
+        self, request_id: str, decide: Callable[[Instance | None], Decision]
+    ) -> tuple[Decision, Instance | None]:
+        """Return the decision, and the record as it was before."""
+        mirror, index = self._registry.instances, self._registry.index
+        for attempt in range(ATTEMPTS):
+            key = index.key_of_request(request_id)
+            if key is None or attempt:
+                # Another replica or the autoscaler may know more than this mirror.
+                entry = await mirror.refresh(key or f"*.{request_id}")
+            else:
+                entry = mirror.entry(key)
+            record = None if entry is None else entry.value
+            decision = decide(record)
+            if decision.record is None or entry is None:
+                return decision, record
+            try:
+                await mirror.update(decision.record.key, decision.record, entry.revision)
+            except RevisionConflictError:
+                continue
+            return decision, record
+        raise StoreUnavailable("the record is being changed by others, try again")
+
+    async def _write(self, record: Instance) -> None:
+        entry = self._registry.instances.entry(record.key)
+        if entry is not None:
+            try:
+                await self._registry.instances.update(record.key, record, entry.revision)
+            except RevisionConflictError:
+                _log.debug("record %s was changed meanwhile", record.key)
+
+    async def _remove(self, record: Instance) -> None:
+        entry = self._registry.instances.entry(record.key)
+        if entry is not None:
+            try:
+                await self._registry.instances.delete(record.key, entry.revision)
+            except RevisionConflictError:
+                _log.debug("record %s was changed meanwhile", record.key)
+
+    async def _tell(self, record: Instance) -> None:
+        """Publish an event for users. It is not waited for and may get lost."""
+        version = self._registry.versions.get(record.version_id)
+        cluster = self._registry.registered_clusters.get(record.cluster_id)
+        name = record.cluster_id if cluster is None else cluster.name
+        reason = (record.reason or "").partition("\n")[0]
+        if record.state is InstanceState.RUNNING and record.ready_at and not (reason or record.restarts):
+            reason = f"ready after {record.ready_at - record.created_at:.1f} s"
+        text = f"instance {record.id} on {name}: {record.state.value}"
+        event = Event(
+            at=record.updated_at,
+            kind="instance",
+            version_id=record.version_id,
+            function_name=None if version is None else version.name,
+            text=f"{text} ({reason})" if reason else text,
+            data={"instanceId": record.id, "clusterId": record.cluster_id, "state": record.state.value},
+        )
+        try:
+            await self._client.publish(event_subject(record.version_id), event.to_json())
+        except (nats.errors.Error, OSError) as error:
+            _log.debug("event not published: %s", error)
