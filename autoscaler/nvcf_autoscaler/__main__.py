@@ -21,11 +21,13 @@ from nvcf_autoscaler.controller.actuation import Actuator
 from nvcf_autoscaler.controller.cache import Cache
 from nvcf_autoscaler.controller.lease import Lease, LeaseRecord
 from nvcf_autoscaler.controller.loop import ControlLoop
-from nvcf_autoscaler.controller.reconcile import LOST_AFTER, Reconciler
+from nvcf_autoscaler.controller.order_sender import OrderSender
+from nvcf_autoscaler.controller.reconcile import Reconciler
 from nvcf_autoscaler.controller.recorder import Recorder
 from nvcf_autoscaler.controller.service import AutoscalerService
 from nvcf_autoscaler.errors import AutoscalerError
 from nvcf_autoscaler.placement.fairness import TIME_SLICE
+from nvcf_autoscaler.placement.place import LOST_AFTER
 from nvcf_autoscaler.telemetry.snapshot import Snapshots
 from nvcf_broker.connection import BrokerClient, connect_broker
 from nvcf_broker.errors import BrokerError
@@ -106,7 +108,7 @@ async def serve(options: argparse.Namespace, telemetry: Telemetry) -> None:
             stack.push_async_callback(client.close)
         requests = ReplyInbox(client)
         await requests.start()
-        await _ensure_streams(JetStream(requests), options.replicas)
+        await JetStream(requests).ensure_stream(compute.event_stream_config(options.replicas))
         leases = KvMirror(
             client, LEASES_BUCKET, LeaseRecord.from_json, LeaseRecord.to_json, replicas=options.replicas
         )
@@ -122,15 +124,16 @@ async def serve(options: argparse.Namespace, telemetry: Telemetry) -> None:
             lambda version_id: control.wake(version_id),
             lambda: control.wake_waiting_for_capacity(),
             options.replicas,
+            options.lost_after,
         )
+        orders = OrderSender(requests)
         reconciler = Reconciler(
             cache,
             queues,
-            Actuator(client, requests, cache),
+            Actuator(client, requests, cache, orders),
             lease,
             options.regions,
             recorder,
-            options.lost_after,
             options.turn,
         )
         control = ControlLoop(reconciler, cache.version_ids, lambda: lease.held, recorder.gone)
@@ -143,7 +146,7 @@ async def serve(options: argparse.Namespace, telemetry: Telemetry) -> None:
         if metrics is not None:
             ready["metrics"] = metrics
         print(json.dumps(ready), flush=True)  # noqa: T201
-        await _run(stop, lease, control)
+        await _run(stop, lease, control, orders)
         await lease.release()
 
 
@@ -169,13 +172,17 @@ async def _serve_grpc(
     return f"{address.rpartition(':')[0]}:{port}"
 
 
-async def _run(stop: asyncio.Event, lease: Lease, control: ControlLoop) -> None:
+async def _run(stop: asyncio.Event, lease: Lease, control: ControlLoop, orders: OrderSender) -> None:
     def leadership_changed(held: bool) -> None:
         if held:
             control.wake_all()
 
     async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(lease.keep(leadership_changed)), tasks.create_task(control.run())]
+        running = [
+            tasks.create_task(lease.keep(leadership_changed)),
+            tasks.create_task(control.run()),
+            tasks.create_task(orders.run()),
+        ]
         await stop.wait()
         for task in running:
             task.cancel()
@@ -197,15 +204,6 @@ async def _listen(client: Client, control: ControlLoop) -> None:
     await client.subscribe(compute.DEMAND_SUBJECTS, cb=reported)
     await client.subscribe(compute.WAKE_SUBJECTS, cb=woken)
     await client.flush(timeout=5)
-
-
-async def _ensure_streams(jetstream: JetStream, replicas: int) -> None:
-    for config in (
-        compute.work_stream_config(compute.CREATE_STREAM, compute.CREATE_SUBJECTS, replicas),
-        compute.work_stream_config(compute.TERMINATE_STREAM, compute.TERMINATE_SUBJECTS, replicas),
-        compute.event_stream_config(replicas),
-    ):
-        await jetstream.ensure_stream(config)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

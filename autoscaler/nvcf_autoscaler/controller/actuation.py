@@ -1,7 +1,7 @@
-"""Carries out decisions: writes the instance record first, then sends the message.
+"""Carries out decisions: writes the instance record first, then sends the order or the message.
 
-If a replica dies between the two, a PENDING (or draining) record remains and the next leader sends the
-message again. Agents ignore messages they know, so sending twice is harmless.
+If a replica dies between the two, a PENDING (or draining) record remains and the next leader sends it again.
+Agents ignore requests they know, so sending twice is harmless.
 """
 
 from __future__ import annotations
@@ -9,29 +9,39 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any
 
 import nats.errors
 from nats.aio.client import Client
 from opentelemetry import metrics, propagate
 
 from nvcf_autoscaler.controller.cache import Cache
-from nvcf_autoscaler.controller.plan import Action, Create, GiveUp, Resend, ResendEnd, Terminate
+from nvcf_autoscaler.controller.order_sender import OrderSender, Sent
+from nvcf_autoscaler.controller.plan import (
+    UNACKNOWLEDGED,
+    Action,
+    Create,
+    GiveUp,
+    OrderAgain,
+    ResendEnd,
+    Terminate,
+)
 from nvcf_broker.connection import describe_error
 from nvcf_broker.errors import RevisionConflictError
 from nvcf_broker.jetstream import JetStream, Requester
 from nvcf_proto import compute
-from nvcf_proto.compute import CreationMessage, Event, TerminationMessage
+from nvcf_proto.compute import Event
+from nvcf_proto.icms.messages import InstanceOrder, TerminationMessage, instance_id_of
+from nvcf_proto.icms.names import termination_subject
 from nvcf_proto.ids import new_id
-from nvcf_proto.models import Deployment, FunctionVersion, Instance, InstanceState
-from nvcf_proto.models.deployments import execution_seconds, specifications_of
+from nvcf_proto.models import FunctionVersion, Instance, InstanceState
 
 _log = logging.getLogger(__name__)
 
-MESSAGE_LIFE = 60.0
-TERMINATION_GRACE = 30.0
 PUBLISH_TIMEOUT = 3.0
 AT_ONCE = 8
-LOST = "lost"
+NOT_ORDERED = "not-ordered"
 
 _meter = metrics.get_meter("nvcf_autoscaler")
 _created = _meter.create_counter("nvcf.autoscaler.instances.created", unit="{instance}")
@@ -42,57 +52,41 @@ _lost = _meter.create_counter("nvcf.autoscaler.instances.lost", unit="{instance}
 class Actuator:
     """Carries out actions of one version. All methods raise BrokerError."""
 
-    def __init__(self, client: Client, requests: Requester, cache: Cache) -> None:
+    def __init__(self, client: Client, requests: Requester, cache: Cache, orders: OrderSender) -> None:
         self._client = client
         self._jetstream = JetStream(requests, PUBLISH_TIMEOUT)
         self._cache = cache
+        self._orders = orders
 
-    async def apply(
-        self, version: FunctionVersion, deployment: Deployment, action: Action, reason: str = ""
+    async def create(
+        self, version: FunctionVersion, action: Create, reason: str = "", on_sent: Sent | None = None
     ) -> None:
-        """Carry out one action of a deployed version. `reason` goes into creation messages."""
-        match action:
-            case Create():
-                await self._create(version, deployment, action, reason)
-            case Resend():
-                await self._send_creation(version, deployment, action.instance, "")
-            case _:
-                await self.end(version, action)
+        """Create instances. `reason` is for people, `on_sent` is called when a message is published."""
+        await _some_at_once(self._create_one(version, action, reason, on_sent) for _ in range(action.count))
 
-    async def end(self, version: FunctionVersion | None, action: Action) -> None:
-        """Carry out an action that ends instances. Other actions need a deployment and are ignored."""
+    async def apply(self, version: FunctionVersion | None, action: Action) -> None:
+        """Carry out an action on existing instances."""
         match action:
+            case OrderAgain():
+                self._order(action.instance, action.attempt)
             case Terminate():
-                await self._terminate(action)
+                await _some_at_once(
+                    self._terminate(version, each, action.reason) for each in action.instances
+                )
             case ResendEnd():
-                each = action.instance
-                await self._send_end((each,), each.reason or "", f"end-{each.id}-{action.attempt}")
+                await self._send_end(version, action.instance, action.attempt)
             case GiveUp():
-                await self._give_up(version, action.instance, action.reason)
+                await self._give_up(version, action)
             case _:
                 pass
 
-    async def _create(
-        self, version: FunctionVersion, deployment: Deployment, action: Create, reason: str
-    ) -> None:
-        for first in range(0, action.count, AT_ONCE):
-            results = await asyncio.gather(
-                *(
-                    self._create_one(version, deployment, action, reason)
-                    for _ in range(min(AT_ONCE, action.count - first))
-                ),
-                return_exceptions=True,
-            )
-            for result in results:
-                if isinstance(result, BaseException):
-                    raise result
-
     async def _create_one(
-        self, version: FunctionVersion, deployment: Deployment, action: Create, reason: str
+        self, version: FunctionVersion, action: Create, reason: str, on_sent: Sent | None
     ) -> None:
         now = time.time()
+        request_id = new_id()
         instance = Instance(
-            id=new_id(),
+            id=instance_id_of(request_id),
             function_id=version.function_id,
             version_id=version.id,
             cluster_id=action.cluster_id,
@@ -100,89 +94,84 @@ class Actuator:
             updated_at=now,
             created_at=now,
             specification_id=action.specification_id,
-            gpu=specifications_of(deployment)[action.specification_id].gpu,
+            gpu=action.gpu,
+            request_id=request_id,
+            devices=action.devices,
         )
         await self._cache.instances.create(instance.key, instance)
         _created.add(1)
-        await self._send_creation(version, deployment, instance, reason)
+        self._order(instance, reason=reason, on_sent=on_sent)
 
-    async def _send_creation(
-        self, version: FunctionVersion, deployment: Deployment, instance: Instance, reason: str
+    def _order(
+        self, instance: Instance, attempt: int = 0, reason: str = "", on_sent: Sent | None = None
     ) -> None:
-        spec = specifications_of(deployment).get(instance.specification_id or "")
-        if spec is None:
-            return
+        times = self._cache.timings(instance.cluster_id)
         carrier: dict[str, str] = {}
         propagate.inject(carrier)
-        message = CreationMessage(
-            message_id=f"create-{instance.id}",
+        order = InstanceOrder(
+            request_id=instance.request_id,
+            function_version_id=instance.version_id,
             cluster_id=instance.cluster_id,
-            function_id=version.function_id,
-            version_id=version.id,
-            function_name=version.name,
-            nca_id=version.nca_id,
-            specification_id=instance.specification_id or "",
-            gpu=spec.gpu,
-            instance_type=spec.instance_type,
-            gpus_per_instance=spec.gpus_per_instance,
-            max_request_concurrency=spec.max_request_concurrency,
-            max_execution_seconds=execution_seconds(deployment),
-            instance_ids=(instance.id,),
-            issued_at=instance.created_at,
-            expires_at=instance.created_at + MESSAGE_LIFE,
-            process=version.process,
-            container_image=version.container_image,
+            gpu_specification_id=instance.specification_id or "",
+            expires_at=instance.created_at + times.order_expires,
+            attempt=attempt,
             reason=reason or None,
             trace_parent=carrier.get("traceparent"),
         )
-        await self._publish(message.subject, message.to_json(), message.message_id)
+        self._orders.send(order, on_sent)
 
-    async def _terminate(self, action: Terminate) -> None:
+    async def _terminate(self, version: FunctionVersion | None, instance: Instance, reason: str) -> None:
         now = time.time()
-        clusters: dict[str, list[Instance]] = {}
-        for instance in action.instances:
-            entry = self._cache.instances.entry(instance.key)
-            if entry is None:
-                continue
-            changed = entry.value.changed(now, draining_since=now, reason=action.reason)
-            try:
-                await self._cache.instances.update(instance.key, changed, entry.revision)
-            except RevisionConflictError:
-                # The agent's change wins. The next reconcile decides again.
-                continue
-            clusters.setdefault(instance.cluster_id, []).append(instance)
-        for instances in clusters.values():
-            await self._send_end(tuple(instances), action.reason, f"end-{new_id()}")
-            _ended.add(len(instances))
-
-    async def _send_end(self, instances: tuple[Instance, ...], reason: str, message_id: str) -> None:
-        """Send a termination message for instances of one version in one cluster."""
-        message = TerminationMessage(
-            message_id=message_id,
-            cluster_id=instances[0].cluster_id,
-            version_id=instances[0].version_id,
-            instance_ids=tuple(each.id for each in instances),
-            grace_seconds=TERMINATION_GRACE,
-            issued_at=time.time(),
-            reason=reason or None,
-        )
-        await self._publish(compute.terminate_subject(message.cluster_id), message.to_json(), message_id)
-
-    async def _give_up(self, version: FunctionVersion | None, instance: Instance, reason: str) -> None:
         entry = self._cache.instances.entry(instance.key)
         if entry is None:
             return
+        changed = entry.value.changed(now, draining_since=now, reason=reason)
+        try:
+            await self._cache.instances.update(instance.key, changed, entry.revision)
+        except RevisionConflictError:
+            # The agent's change wins. The next reconcile decides again.
+            return
+        _ended.add(1)
+        await self._send_end(version, changed)
+
+    async def _send_end(self, version: FunctionVersion | None, instance: Instance, attempt: int = 0) -> None:
+        """Send a termination message."""
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier)
+        message = TerminationMessage(
+            request_id=instance.request_id or instance.id,
+            nca_id="" if version is None else version.nca_id,
+            instance_ids=(instance.id,),
+            availability_zone=self._cache.cluster_label(instance.cluster_id),
+            trace_parent=carrier.get("traceparent"),
+            reason=instance.reason,
+        )
+        subject = termination_subject(instance.cluster_id)
+        headers = {"Nats-Msg-Id": f"end-{message.request_id}-{attempt}"}
+        await self._jetstream.publish(
+            subject, message.to_json(), headers, action=f"cannot publish to {subject}"
+        )
+
+    async def _give_up(self, version: FunctionVersion | None, action: GiveUp) -> None:
+        instance, category, reason = action.instance, action.category, action.reason
+        entry = self._cache.instances.entry(instance.key)
+        if entry is None:
+            return
+        problem = self._orders.problem(instance.request_id)
+        if category == UNACKNOWLEDGED and problem is not None:
+            category, reason = NOT_ORDERED, problem
         closed = entry.value.changed(
-            time.time(), state=InstanceState.FAILED, category=LOST, reason=f"{LOST}: {reason}"
+            time.time(), state=InstanceState.FAILED, category=category, reason=f"{category}: {reason}"
         )
         await self._cache.instances.update(instance.key, closed, entry.revision)
         _lost.add(1)
         _log.warning("instance %s given up: %s", instance.id, reason)
-        text = f"instance {instance.id} on {instance.cluster_id} given up: {reason}"
+        label = self._cache.cluster_label(instance.cluster_id)
+        text = f"instance {instance.id} on {label} given up: {reason}"
         await self.emit_event(version, instance.version_id, text, instanceId=instance.id)
 
     async def remove(self, instance: Instance) -> None:
-        """Remove the record of an instance that ended long ago, in case its agent does not."""
+        """Remove the record of an instance that ended long ago."""
         entry = self._cache.instances.entry(instance.key)
         if entry is not None:
             await self._cache.instances.delete(instance.key, entry.revision)
@@ -198,6 +187,15 @@ class Actuator:
         except (nats.errors.Error, OSError) as error:
             _log.debug("event not published: %s", describe_error(error))
 
-    async def _publish(self, subject: str, body: bytes, message_id: str) -> None:
-        headers = {"Nats-Msg-Id": message_id}
-        await self._jetstream.publish(subject, body, headers, action=f"cannot publish to {subject}")
+
+async def _some_at_once(calls: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Await calls, AT_ONCE at a time. Raises the first error when the others of its batch have ended."""
+    waiting = list(calls)
+    while waiting:
+        batch: Sequence[Coroutine[Any, Any, None]] = waiting[:AT_ONCE]
+        waiting = waiting[AT_ONCE:]
+        for result in await asyncio.gather(*batch, return_exceptions=True):
+            if isinstance(result, BaseException):
+                for each in waiting:
+                    each.close()
+                raise result

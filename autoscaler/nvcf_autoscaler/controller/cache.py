@@ -10,11 +10,14 @@ from typing import TypeVar
 
 from nvcf_autoscaler.controller.mapping import clusters_of
 from nvcf_autoscaler.controller.orders import ORDERS_BUCKET, Order
+from nvcf_autoscaler.placement.place import LOST_AFTER
 from nvcf_autoscaler.placement.place import Cluster as PlacementCluster
-from nvcf_autoscaler.placement.view import devices_of, first_heard
+from nvcf_autoscaler.placement.timings import Timings, timings_of
+from nvcf_autoscaler.placement.usage import OVER
+from nvcf_autoscaler.placement.view import first_heard
 from nvcf_broker.connection import BrokerClient
 from nvcf_broker.kv import KvMirror
-from nvcf_proto.compute import CLUSTERS_BUCKET, Cluster
+from nvcf_proto.compute import CLUSTERS_BUCKET, HEARTBEAT_SECONDS, Cluster
 from nvcf_proto.models import (
     DEPLOYMENTS_BUCKET,
     INSTANCES_BUCKET,
@@ -22,10 +25,8 @@ from nvcf_proto.models import (
     Deployment,
     FunctionVersion,
     Instance,
-    InstanceState,
     Record,
 )
-from nvcf_proto.models.deployments import specifications_of
 
 R = TypeVar("R", bound=Record)
 
@@ -43,7 +44,9 @@ class Cache:
         changed: Callable[[str], None],
         capacity_changed: Callable[[], None],
         replicas: int = 1,
+        lost_after: float = LOST_AFTER,
     ) -> None:
+        self._lost_after = lost_after
         self._changed = changed
         self._capacity_changed = capacity_changed
         self._heard: dict[str, tuple[float, Cluster]] = {}
@@ -79,11 +82,23 @@ class Cache:
     def instances_of(self, version_id: str) -> list[Instance]:
         """Return the records of a version's instances, oldest first."""
         found = self._by_version.get(version_id, {}).values()
-        return sorted(found, key=lambda each: (each.created_at, each.id))
+        return sorted(found, key=lambda each: (each.created_at, each.key))
 
     def placement_clusters(self) -> tuple[PlacementCluster, ...]:
         """Return all clusters, with the instants of their last heartbeats."""
-        return clusters_of((record, heard_at) for heard_at, record in self._heard.values())
+        records = ((record, heard_at) for heard_at, record in self._heard.values())
+        return clusters_of(records, self._lost_after)
+
+    def timings(self, cluster_id: str) -> Timings:
+        """Return how long each step may take in a cluster."""
+        known = self._heard.get(cluster_id)
+        heartbeat_seconds = HEARTBEAT_SECONDS if known is None else known[1].heartbeat_seconds
+        return timings_of(heartbeat_seconds, self._lost_after)
+
+    def cluster_label(self, cluster_id: str) -> str:
+        """Return a cluster's name for people; its id when it has none or is gone."""
+        known = self._heard.get(cluster_id)
+        return known[1].name or cluster_id if known is not None else cluster_id
 
     def devices(self) -> dict[str, dict[str, int]]:
         """Return the total of devices, taken or free, by kind and cluster."""
@@ -94,27 +109,21 @@ class Cache:
                 there[record.id] = max(there.get(record.id, 0), pool.instances_total)
         return found
 
-    def pending_devices(self) -> dict[str, int]:
-        """Return how many devices each pending instance will take, by its key."""
-        found = {}
-        for version_id, instances in self._by_version.items():
-            pending = [each for each in instances.values() if each.state is InstanceState.PENDING]
-            deployment = self.deployments.get(version_id) if pending else None
-            specifications = {} if deployment is None else specifications_of(deployment)
-            for each in pending:
-                spec = specifications.get(each.specification_id or "")
-                found[each.key] = 1 if spec is None else devices_of(spec)
-        return found
-
     def _instance_changed(self, key: str, instance: Instance | None) -> None:
-        version_id, _, instance_id = key.partition(".")
+        version_id, _, request_id = key.partition(".")
         known = self._by_version.setdefault(version_id, {})
+        before = known.get(request_id)
         if instance is None:
-            known.pop(instance_id, None)
+            known.pop(request_id, None)
             if not known:
                 del self._by_version[version_id]
         else:
-            known[instance_id] = instance
+            known[request_id] = instance
+            if before is not None and (_ended(before), before.released_at) != (
+                _ended(instance),
+                instance.released_at,
+            ):
+                self._capacity_changed()
         self._changed(version_id)
 
     def _cluster_changed(self, key: str, cluster: Cluster | None) -> None:
@@ -126,7 +135,17 @@ class Cache:
         now = time.time()
         if before is None:
             self._heard[key] = (first_heard(now, cluster.heartbeat_at), cluster)
-        elif cluster.heartbeat_at != before[1].heartbeat_at:
-            self._heard[key] = (now, cluster)
-        if before is None or (cluster.pools, cluster.draining) != (before[1].pools, before[1].draining):
+        else:
+            # An administrator's change is no sign of life.
+            heard = cluster.heartbeat_at != before[1].heartbeat_at
+            self._heard[key] = (now if heard else before[0], cluster)
+        if before is None or _capacity(cluster) != _capacity(before[1]):
             self._capacity_changed()
+
+
+def _ended(instance: Instance) -> bool:
+    return instance.state in OVER
+
+
+def _capacity(cluster: Cluster) -> tuple[object, ...]:
+    return (cluster.pools, cluster.draining, cluster.cordoned, cluster.healthy, cluster.authorized_nca_ids)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from nvcf_autoscaler.placement.place import Capacity, Requirement
+from nvcf_autoscaler.placement.place import LOST_AFTER, Capacity, Requirement
 from nvcf_autoscaler.placement.place import Cluster as PlacementCluster
+from nvcf_autoscaler.placement.timings import timings_of
 from nvcf_autoscaler.policy.settings import ScalingDetails, ScalingSettings, SpecificationSettings, Stickiness
 from nvcf_proto.compute import Cluster
 from nvcf_proto.models import Deployment, DeploymentSpecification, ScalingRule
@@ -46,8 +47,8 @@ def _details(rule: ScalingRule | None) -> ScalingDetails | None:
     return ScalingDetails(rule.factor, rule.threshold, stickiness, rule.metric)
 
 
-def requirement_of(spec: DeploymentSpecification) -> Requirement:
-    """Return what a specification requires of a cluster."""
+def requirement_of(spec: DeploymentSpecification, nca_id: str = "") -> Requirement:
+    """Return what a specification of a function of that account requires of a cluster."""
     return Requirement(
         gpu=spec.gpu,
         instance_type=spec.instance_type,
@@ -55,22 +56,43 @@ def requirement_of(spec: DeploymentSpecification) -> Requirement:
         regions=spec.regions,
         groups=() if spec.cluster_group is None else (spec.cluster_group,),
         attributes=frozenset(f"{key}={value}" for key, value in spec.attributes.items()),
+        nca_id=nca_id,
     )
 
 
-def clusters_of(records: Iterable[tuple[Cluster, float]]) -> tuple[PlacementCluster, ...]:
-    """Return clusters for placement, with the instants of their last heartbeats on this process' clock."""
+def clusters_of(
+    records: Iterable[tuple[Cluster, float]], lost_after: float = LOST_AFTER
+) -> tuple[PlacementCluster, ...]:
+    """Return clusters for placement, with the instants of their last heartbeats on this process' clock.
+
+    `lost_after` is the least silence after which the instances of a cluster are lost.
+    """
     return tuple(
         PlacementCluster(
             id=record.id,
             region=record.region,
             heard_at=heard_at,
             capacity=tuple(
-                Capacity(pool.gpu, pool.instance_type, pool.instances_free) for pool in record.pools
+                Capacity(
+                    pool.gpu,
+                    pool.instance_type,
+                    pool.instances_free,
+                    pool.instances_total,
+                    pool.gpus_per_instance,
+                    pool.node_gpus,
+                    pool.nodes,
+                )
+                for pool in record.pools
             ),
             group=record.group,
             attributes=frozenset(f"{key}={value}" for key, value in record.attributes.items()),
-            healthy=not record.draining,
+            healthy=record.healthy,
+            name=record.name,
+            heartbeat_at=record.heartbeat_at,
+            authorized=frozenset((*record.authorized_nca_ids, record.nca_id)),
+            cordoned=record.cordoned,
+            draining=record.draining,
+            timings=timings_of(record.heartbeat_seconds, lost_after),
         )
         for record, heard_at in records
     )

@@ -5,30 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from nvcf_autoscaler.placement.place import Placement, endings
-from nvcf_autoscaler.placement.view import InstanceGroups, placed
-from nvcf_proto.models import Instance, InstanceState
+from nvcf_autoscaler.placement.place import Cluster, Placement, endings
+from nvcf_autoscaler.placement.timings import attempts
+from nvcf_autoscaler.placement.usage import taken_up_at
+from nvcf_autoscaler.placement.view import InstanceGroups, devices_of, placed
+from nvcf_proto.models import DeploymentSpecification, Instance, InstanceState
 
-PENDING_EXPIRES = 20.0
-RESEND_AFTER = 3.0
 # When a deployment changes without room for both forms, 1/4 of its instances end at a time.
 REPLACED_PART = 4
 
 
 @dataclass(frozen=True)
 class Create:
-    """Create instances of one specification in one cluster."""
+    """Create instances of one specification in one cluster; each takes `devices` of its GPUs or CPU slots."""
 
     specification_id: str
     cluster_id: str
     count: int
+    gpu: str
+    devices: int
 
 
 @dataclass(frozen=True)
-class Resend:
-    """Send a creation message again, because the agent has not answered; duplicates are ignored."""
+class OrderAgain:
+    """Send an instance's order again, because nothing follows. Agents ignore a request that they have."""
 
     instance: Instance
+    attempt: int
 
 
 @dataclass(frozen=True)
@@ -52,34 +55,63 @@ class GiveUp:
     """Close the record of an instance that no agent runs, so that it is replaced."""
 
     instance: Instance
+    category: str
     reason: str
 
 
-Action = Create | Resend | Terminate | ResendEnd | GiveUp
+Action = Create | OrderAgain | Terminate | ResendEnd | GiveUp
+LOST = "lost"
+UNACKNOWLEDGED = "unacknowledged"
 
 
-def housekeeping(now: float, groups: InstanceGroups) -> list[Action]:
+def housekeeping(now: float, groups: InstanceGroups, clusters: Iterable[Cluster]) -> list[Action]:
     """Return the actions that the records require, whatever is desired."""
-    actions: list[Action] = [
-        GiveUp(each, f"nothing was heard of cluster {each.cluster_id}") for each in groups.lost
-    ]
-    for instance in (*groups.up, *groups.stale):
-        if instance.state is not InstanceState.PENDING:
-            continue
-        age = now - instance.created_at
-        if age > PENDING_EXPIRES:
-            actions.append(GiveUp(instance, f"no agent took it up within {PENDING_EXPIRES:g} s"))
-        elif age > RESEND_AFTER:
-            actions.append(Resend(instance))
-    for instance in groups.ending:
-        if instance.state is InstanceState.TERMINATING or instance.draining_since is None:
-            continue
-        waited = now - instance.draining_since
-        if instance.state is InstanceState.PENDING and waited > PENDING_EXPIRES:
-            actions.append(GiveUp(instance, "it is not needed any more, and no agent took it up"))
-        elif waited > RESEND_AFTER:
-            actions.append(ResendEnd(instance, int(waited / RESEND_AFTER)))
+    by_id = {each.id: each for each in clusters}
+    actions: list[Action] = []
+    for each in groups.lost:
+        cluster = by_id.get(each.cluster_id)
+        text = f"cluster {each.cluster_id} is gone"
+        if cluster is not None:
+            text = f"nothing was heard of cluster {cluster.label}"
+        actions.append(GiveUp(each, LOST, text))
+    for each in (*groups.up, *groups.stale, *groups.ending):
+        action = _overdue(now, each, by_id[each.cluster_id])
+        if action is not None:
+            actions.append(action)
     return actions
+
+
+def _overdue(now: float, instance: Instance, cluster: Cluster) -> Action | None:
+    """Return what to do about an instance of which something is overdue."""
+    times = cluster.timings
+    taken_up, heard = taken_up_at(instance), last_heard(instance)
+    waited = now - instance.created_at
+    if taken_up is None and waited > times.order_expires:
+        text = f"cluster {cluster.label} did not take it up within {times.order_expires:g} s"
+        return GiveUp(instance, UNACKNOWLEDGED, text)
+    if heard is None and taken_up is not None and now - taken_up > times.report_expires:
+        text = f"cluster {cluster.label} took it up and reported nothing for {times.report_expires:g} s"
+        return GiveUp(instance, LOST, text)
+    if heard is not None and now - heard > times.forgotten_after:
+        text = f"cluster {cluster.label} has not reported it for {now - heard:.0f} s"
+        return GiveUp(instance, LOST, text)
+    if instance.draining_since is not None:
+        attempt = attempts(now - instance.draining_since, times.end)
+        ends = instance.state is InstanceState.TERMINATING
+        return ResendEnd(instance, attempt) if attempt and not ends else None
+    quiet = taken_up is None or (heard is None and now - taken_up > times.first_report)
+    attempt = attempts(waited, times.acknowledgement)
+    return OrderAgain(instance, attempt) if quiet and attempt else None
+
+
+def is_waiting(instance: Instance) -> bool:
+    """Return whether something is to follow soon: a first report, or the end."""
+    return last_heard(instance) is None or instance.draining_since is not None
+
+
+def last_heard(instance: Instance) -> float | None:
+    """Return when an agent last reported an instance, None before its first report."""
+    return instance.ready_at if instance.reported_at is None else instance.reported_at
 
 
 def shrink(
@@ -100,7 +132,9 @@ def shrink(
         if not unplaced and running >= min(sum(desired.values()), len(groups.stale)):
             actions.append(Terminate(groups.stale, "the deployment has changed"))
         elif unplaced:
-            making_room = _last(groups.stale, min(unplaced, _replaceable(groups, started)))
+            # A cluster that is drained takes no successors: its instances serve until others do elsewhere.
+            there = [each for each in groups.stale if each.cluster_id not in groups.drained]
+            making_room = _last(there, min(unplaced, _replaceable(groups, started)))
             if making_room:
                 reason = "the deployment has changed, and its successor needs room"
                 actions.append(Terminate(making_room, reason))
@@ -132,13 +166,19 @@ def reclaim(instances: Iterable[Instance], fair_share: Mapping[str, int]) -> lis
 
 
 def _last(instances: Sequence[Instance], count: int) -> tuple[Instance, ...]:
-    ids = {each.id for each in endings([placed(one) for one in instances], count)}
-    return tuple(each for each in instances if each.id in ids)
+    keys = {each.id for each in endings([placed(one) for one in instances], count)}
+    return tuple(each for each in instances if each.key in keys)
 
 
-def grow(specification_id: str, placement: Placement) -> list[Action]:
+def grow(
+    specification_id: str, spec: DeploymentSpecification, placement: Placement, clusters: Iterable[Cluster]
+) -> list[Create]:
     """Create instances as placed."""
-    return [Create(specification_id, cluster_id, count) for cluster_id, count in placement.assigned]
+    by_id = {each.id: each for each in clusters}
+    return [
+        Create(specification_id, cluster_id, count, spec.gpu, devices_of(spec, by_id[cluster_id]))
+        for cluster_id, count in placement.assigned
+    ]
 
 
 def undeploy(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import re
 import time
 from dataclasses import dataclass, field
@@ -24,26 +23,18 @@ from nvcf_autoscaler.placement.failures import assess_failures
 from nvcf_autoscaler.placement.fair_shares import FairShares, claims_of, possible_clusters
 from nvcf_autoscaler.placement.fairness import TIME_SLICE
 from nvcf_autoscaler.placement.place import place
-from nvcf_autoscaler.placement.view import (
-    OVER,
-    by_cluster,
-    devices_of,
-    group_instances,
-    silent,
-    startups,
-    unreported,
-)
+from nvcf_autoscaler.placement.usage import OVER, Usages, usage_of
+from nvcf_autoscaler.placement.view import by_cluster, devices_of, group_instances, startups
 from nvcf_autoscaler.policy.decide import Decision, decide
 from nvcf_autoscaler.policy.settings import ScalingSettings
 from nvcf_broker.requests import ReplyInbox
-from nvcf_proto.compute import SILENT_AFTER_SECONDS
 from nvcf_proto.models import Deployment, FunctionVersion, Instance
 from nvcf_proto.models.deployments import specifications_of
 
 _log = logging.getLogger(__name__)
 
-# How long a silent cluster's instances still count.
-LOST_AFTER = 30.0
+# How often the records are looked at while a report is overdue soon.
+FOLLOW_UP_INTERVAL = 1.0
 UNDEPLOYED_PATIENCE = 30.0
 UNDEPLOYED_RECONCILE_INTERVAL = 1.0
 # A time slice lasts at least this many requests, so that long requests are not cut off repeatedly.
@@ -67,18 +58,9 @@ class Reconciler:
     lease: Lease
     regions: tuple[str, ...]
     recorder: Recorder
-    lost_after: float = LOST_AFTER
     time_slice: float = TIME_SLICE
     _acting: asyncio.Lock = field(default_factory=asyncio.Lock)
     _fair_shares: FairShares = field(default_factory=FairShares)
-
-    def _lost_after(self) -> float:
-        """Return the silence after which instances of a cluster are given up.
-
-        After a start, or after the broker was away, this replica has heard nobody for a while itself. Then
-        silence says nothing about a cluster, until this replica has listened for as long.
-        """
-        return self.lost_after if self.lease.held_for >= self.lost_after else math.inf
 
     async def reconcile(self, version_id: str, state: VersionState) -> float:
         """Reconcile a version and return when it is due again (Unix seconds). Raises BrokerError."""
@@ -113,7 +95,7 @@ class Reconciler:
         queue: QueueState,
     ) -> ReconcileContext:
         specifications = specifications_of(deployment)
-        requirements = {key: requirement_of(spec) for key, spec in specifications.items()}
+        requirements = {key: requirement_of(spec, version.nca_id) for key, spec in specifications.items()}
         clusters = self.cache.placement_clusters()
         instances = self.cache.instances_of(version.id)
         state.startups = startups(state.startups, instances)
@@ -121,7 +103,6 @@ class Reconciler:
         failures = assess_failures(
             now, (each for each in instances if each.created_at >= deployment.created_at)
         )
-        silent_after = min(SILENT_AFTER_SECONDS, self.lost_after)
         return ReconcileContext(
             now=now,
             version=version,
@@ -132,17 +113,17 @@ class Reconciler:
             requirements=requirements,
             queue=queue,
             clusters=clusters,
-            groups=group_instances(now, instances, requirements, clusters, self._lost_after()),
+            groups=group_instances(now, instances, requirements, clusters, self.lease.held_for),
             failures=failures,
-            avoided=frozenset(failures.avoided.keys() | silent(now, clusters, silent_after)),
+            avoided=frozenset(failures.avoided),
             fair_shares=self._fair_shares.of(now, version.id, self.cache.devices()),
         )
 
     async def _scale(self, context: ReconcileContext) -> float:
-        for action in plan.housekeeping(context.now, context.groups):
-            await self.actuator.apply(context.version, context.deployment, action)
+        for action in plan.housekeeping(context.now, context.groups, context.clusters):
+            await self.actuator.apply(context.version, action)
         state, settings = context.state, context.settings
-        observation = context.observe(self._unreported(context))
+        observation = context.observe(self._usages(context))
         decision = decide(context.now, observation, settings, state.policy_state)
         state.policy_state = decision.state
         order = self.cache.orders.get(context.version.id)
@@ -162,13 +143,16 @@ class Reconciler:
             # Requests that met no instance wait for these, or have been served.
             state.cold_start_handled()
         state.lacks_capacity = bool(unplaced or decision.missing)
-        retries = [context.failures.retry_at] if context.failures.retry_at else []
-        return min(
-            (decision.requeue_at, *retries, *(until for until, _ in context.failures.avoided.values()))
-        )
+        due = [decision.requeue_at, *(until for until, _ in context.failures.avoided.values())]
+        if context.failures.retry_at:
+            due.append(context.failures.retry_at)
+        groups = context.groups
+        if any(plan.is_waiting(each) for each in (*groups.up, *groups.stale, *groups.ending)):
+            due.append(context.now + FOLLOW_UP_INTERVAL)
+        return min(due)
 
-    def _unreported(self, context: ReconcileContext) -> dict[tuple[str, str], int]:
-        return unreported(self.cache.instances.values(), context.clusters, self.cache.pending_devices())
+    def _usages(self, context: ReconcileContext) -> Usages:
+        return usage_of(context.now, self.cache.instances.values(), context.clusters)
 
     def _claim(self, context: ReconcileContext, decision: Decision) -> None:
         """Record what this version wants, for the fair shares of all versions."""
@@ -177,7 +161,7 @@ class Reconciler:
             self._fair_shares.record(context.now, context.version.id, {}, {})
             return
         clusters = {
-            key: possible_clusters(requirement, context.clusters, context.avoided)
+            key: possible_clusters(context.now, requirement, context.clusters, context.avoided)
             for key, requirement in context.requirements.items()
         }
         service = context.state.policy_state.rates.service_time(context.queue.in_flight, 0.0)
@@ -233,7 +217,7 @@ class Reconciler:
         for action in actions:
             if not self.lease.held:
                 break
-            await self.actuator.apply(context.version, context.deployment, action)
+            await self.actuator.apply(context.version, action)
         return unplaced
 
     async def _grow(self, context: ReconcileContext, decision: Decision) -> int:
@@ -250,17 +234,17 @@ class Reconciler:
                 await self._report_problem(context.version, state, context.failures.text)
                 return 0
             existing = by_cluster(context.groups.up)
-            clusters = context.clusters_for(key, self._unreported(context))
+            clusters = context.clusters_for(key, self._usages(context))
             placement = place(context.now, missing, context.requirements[key], clusters, existing)
             unplaced += placement.unplaced
             if placement.unplaced:
                 avoided = [f"{name}: {why}" for name, (_, why) in context.failures.avoided.items()]
                 refusal = "; ".join((placement.reason, *avoided))
-            for action in plan.grow(key, placement):
+            for action in plan.grow(key, context.specifications[key], placement, context.clusters):
                 if not self.lease.held:
                     return unplaced
-                await self.actuator.apply(context.version, context.deployment, action, decision.reason)
-                self.recorder.created(state)
+                ordered = self.recorder.waiting_for_order(state)
+                await self.actuator.create(context.version, action, decision.reason, ordered)
         state.last_problem = ""
         kind = _NUMBERS.sub("", refusal)
         if refusal and kind != state.last_refusal:
@@ -288,8 +272,9 @@ class Reconciler:
         self._fair_shares.drop(version_id)
         if state.undeployed_since is None:
             state.undeployed_since = now
-        groups = group_instances(now, instances, {}, self.cache.placement_clusters(), self._lost_after())
-        actions = plan.housekeeping(now, groups) + plan.undeploy(
+        clusters = self.cache.placement_clusters()
+        groups = group_instances(now, instances, {}, clusters, self.lease.held_for)
+        actions = plan.housekeeping(now, groups, clusters) + plan.undeploy(
             groups,
             queue_empty=version is None or queue.queued + queue.in_flight == 0,
             since=state.undeployed_since,
@@ -300,7 +285,7 @@ class Reconciler:
             if isinstance(action, plan.Terminate):
                 text = f"0 instances: {action.reason}"
                 await self.actuator.emit_event(version, version_id, text, desired="0")
-            await self.actuator.end(version, action)
+            await self.actuator.apply(version, action)
         state.announced = None
         if version is not None:
             self.recorder.observed(version, state, queue, instances, {}, 0, ())

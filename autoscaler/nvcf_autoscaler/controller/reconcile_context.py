@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nvcf_autoscaler.controller.queues import QueueState
 from nvcf_autoscaler.controller.version_state import VersionState
 from nvcf_autoscaler.placement.failures import Failures
 from nvcf_autoscaler.placement.place import Cluster, Requirement, room
+from nvcf_autoscaler.placement.usage import Usages
 from nvcf_autoscaler.placement.view import InstanceGroups, by_cluster, clusters_for, specification_seen
 from nvcf_autoscaler.policy.decide import Decision
 from nvcf_autoscaler.policy.observation import Observation
@@ -46,27 +46,22 @@ class ReconcileContext:
             f"{each.instances} {self.specifications[each.specification_id].gpu}" for each in decision.desired
         )
 
-    def clusters_for(
-        self, specification_id: str, taken: Mapping[tuple[str, str], int]
-    ) -> tuple[Cluster, ...]:
-        """Return the clusters with their room for a specification, within this version's fair share.
-
-        `taken` are devices that the last heartbeats do not include.
-        """
+    def clusters_for(self, specification_id: str, usages: Usages) -> tuple[Cluster, ...]:
+        """Return the clusters with their room for a specification, within this version's fair share."""
         share = self.fair_shares.get(specification_id)
         if share is not None:
             there = by_cluster(self.holding(specification_id))
             share = {cluster: count - there.get(cluster, 0) for cluster, count in share.items()}
-        return clusters_for(self.specifications[specification_id], self.clusters, taken, self.avoided, share)
+        return clusters_for(self.specifications[specification_id], self.clusters, usages, self.avoided, share)
 
-    def observe(self, taken: Mapping[tuple[str, str], int]) -> Observation:
+    def observe(self, usages: Usages) -> Observation:
         """Return the policy's observation, and add this sample to the version's counters."""
         existing = by_cluster(self.groups.up)
         specifications = tuple(
             specification_seen(
                 key,
                 self.groups.current[key],
-                room(self.now, self.requirements[key], self.clusters_for(key, taken), existing),
+                room(self.now, self.requirements[key], self.clusters_for(key, usages), existing),
             )
             for key in self.specifications
         )

@@ -122,8 +122,20 @@ class Recorder:
             names.SCALING_DECISION, context=Context(), attributes=attributes, links=links
         )
 
-    def created(self, state: VersionState) -> None:
-        """Record how long requests without an instance waited for the creation messages."""
-        if state.cold_start_at is not None:
-            self._wake_ups.record(self._clock() - state.cold_start_at, trace.get_current_span())
+    def waiting_for_order(self, state: VersionState) -> Callable[[], None] | None:
+        """Return what to call when the first instance for requests without one has been ordered.
+
+        It records how long they waited for the creation message. None, if no request waits.
+        """
+        since, span = state.cold_start_at, trace.get_current_span()
         state.cold_start_handled()
+        if since is None:
+            return None
+
+        def ordered() -> None:
+            nonlocal since
+            if since is not None:
+                self._wake_ups.record(self._clock() - since, span)
+                since = None
+
+        return ordered

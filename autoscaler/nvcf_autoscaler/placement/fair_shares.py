@@ -130,14 +130,14 @@ def claims_of(
 
 
 def possible_clusters(
-    requirement: Requirement, clusters: Iterable[Cluster], avoided: Collection[str]
+    now: float, requirement: Requirement, clusters: Iterable[Cluster], avoided: Collection[str]
 ) -> frozenset[str]:
     """Return the clusters that may hold instances of a specification and have its GPU and type."""
     kind = (requirement.gpu, requirement.instance_type)
     return frozenset(
         each.id
         for each in clusters
-        if each.healthy
+        if each.unavailable(now) is None
         and each.id not in avoided
         and requirement.permits(each)
         and any((one.gpu, one.instance_type) == kind for one in each.capacity)

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-# A cluster without a heartbeat for this long gets no new instances.
-SILENT_AFTER = 15.0
+from nvcf_autoscaler.placement.timings import Timings, timings_of
+from nvcf_proto.compute import HEARTBEAT_SECONDS
+
+LOST_AFTER = 30.0
+"""Least silence of a cluster after which its instances are lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Free instances of one GPU and instance type, as last reported."""
+    """GPUs of one kind for one instance type. `free` are instances, or GPUs as the cluster reported them.
+
+    `gpus_per_instance` is fixed by the type; 0: the deployment says it. `node_gpus` and `nodes` tell about
+    the nodes, where known.
+    """
 
     gpu: str
     instance_type: str
     free: int
+    total: int = 0
+    gpus_per_instance: int = 0
+    node_gpus: int = 0
+    nodes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A cluster as described by its last heartbeat, which came at `heard_at`."""
+    """A cluster as described by its last heartbeat.
+
+    It came at `heard_at` by this process' clock, at `heartbeat_at` by that of the gateway that got it.
+    `cordoned`: no new instances; `draining`: and those that run are replaced elsewhere. `authorized` are the
+    accounts whose functions may run there; `*` is every account.
+    """
 
     id: str
     region: str
@@ -29,6 +45,29 @@ class Cluster:
     group: str | None = None
     attributes: frozenset[str] = frozenset()
     healthy: bool = True
+    name: str = ""
+    heartbeat_at: float = 0.0
+    authorized: frozenset[str] = frozenset("*")
+    cordoned: bool = False
+    draining: bool = False
+    timings: Timings = field(default_factory=lambda: timings_of(HEARTBEAT_SECONDS, LOST_AFTER))
+
+    @property
+    def label(self) -> str:
+        """Name for people, the id if it has none."""
+        return self.name or self.id
+
+    def is_one_of(self, names: Sequence[str]) -> bool:
+        """Return whether some of these names or ids are the cluster's."""
+        return self.id in names or (bool(self.name) and self.name in names)
+
+    def unavailable(self, now: float) -> str | None:
+        """Return why the cluster takes no new instances at all, as text; None if it does."""
+        if now - self.heard_at > self.timings.silent_after:
+            return f"silent for {now - self.heard_at:.0f} s"
+        if self.draining or self.cordoned:
+            return "draining" if self.draining else "cordoned"
+        return None if self.healthy else "unhealthy"
 
     def free(self, gpu: str, instance_type: str) -> int:
         """Return the free instances of a kind; never negative."""
@@ -41,8 +80,8 @@ class Cluster:
 class Requirement:
     """What a GPU specification requires of a cluster. Empty means any.
 
-    `clusters` and `regions` are in preferred order. `max_per_cluster` bounds this version's instances in a
-    cluster.
+    `clusters` (names or ids) and `regions` are in preferred order. `max_per_cluster` bounds this version's
+    instances in a cluster. `nca_id` is the account of the function; empty: it is not looked at.
     """
 
     gpu: str
@@ -52,14 +91,16 @@ class Requirement:
     groups: tuple[str, ...] = ()
     attributes: frozenset[str] = frozenset()
     max_per_cluster: int | None = None
+    nca_id: str = ""
 
     def refusal(self, cluster: Cluster, now: float) -> str | None:
         """Return why this cluster gets no instance, as text; None if it may."""
-        if now - cluster.heard_at > SILENT_AFTER:
-            return f"silent for {now - cluster.heard_at:.0f} s"
-        if not cluster.healthy:
-            return "unhealthy"
-        if self.clusters and cluster.id not in self.clusters:
+        unavailable = cluster.unavailable(now)
+        if unavailable is not None:
+            return unavailable
+        if not self._authorized(cluster):
+            return "not for this account"
+        if self.clusters and not cluster.is_one_of(self.clusters):
             return "not among the deployment's clusters"
         if self.regions and cluster.region not in self.regions:
             return f"in region {cluster.region}"
@@ -77,11 +118,15 @@ class Requirement:
     def permits(self, cluster: Cluster) -> bool:
         """Return whether a cluster is one of those named, whatever its state and capacity."""
         return (
-            (not self.clusters or cluster.id in self.clusters)
+            self._authorized(cluster)
+            and (not self.clusters or cluster.is_one_of(self.clusters))
             and (not self.regions or cluster.region in self.regions)
             and (not self.groups or cluster.group in self.groups)
             and self.attributes <= cluster.attributes
         )
+
+    def _authorized(self, cluster: Cluster) -> bool:
+        return not self.nca_id or "*" in cluster.authorized or self.nca_id in cluster.authorized
 
     def free(self, cluster: Cluster, existing: int, pending: int) -> int:
         """Return how many more instances fit, with `existing` of this version and `pending` not reported."""
@@ -90,26 +135,31 @@ class Requirement:
 
     def rank(self, cluster: Cluster) -> tuple[int, int]:
         """Return the place in the preferred order, lowest first."""
+        names = (cluster.id, cluster.name)
         return (
-            self.clusters.index(cluster.id) if self.clusters else 0,
+            next((index for index, one in enumerate(self.clusters) if one in names), 0),
             self.regions.index(cluster.region) if self.regions else 0,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Instances by cluster in preferred order, how many found no place, and the refusals by cluster."""
+    """Instances by cluster id in preferred order, how many found no place, and the refusals by cluster.
+
+    `labels` are the names of clusters for people, by id.
+    """
 
     assigned: tuple[tuple[str, int], ...]
     unplaced: int
     refusals: tuple[tuple[str, str], ...]
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def reason(self) -> str:
         """The placement as text."""
-        parts = [f"{count} in {cluster}" for cluster, count in self.assigned]
+        parts = [f"{count} in {self.labels.get(cluster, cluster)}" for cluster, count in self.assigned]
         if self.unplaced:
-            why = "; ".join(f"{cluster}: {text}" for cluster, text in self.refusals)
+            why = "; ".join(f"{self.labels.get(cluster, cluster)}: {text}" for cluster, text in self.refusals)
             parts.append(f"no place for {self.unplaced}" + (f" ({why})" if why else ""))
         return ", ".join(parts) or "nothing to place"
 
@@ -134,7 +184,8 @@ def place(
     refusals: list[tuple[str, str]] = []
     room: dict[str, int] = {}
     ranks: dict[str, tuple[int, int]] = {}
-    for cluster in sorted(clusters, key=lambda one: one.id):
+    everything = sorted(clusters, key=lambda one: one.id)
+    for cluster in everything:
         refusal = requirement.refusal(cluster, now)
         if refusal is None:
             free = requirement.free(cluster, there.get(cluster.id, 0), sent.get(cluster.id, 0))
@@ -156,7 +207,8 @@ def place(
             del room[best]
             refusals.append((best, "full"))
     ordered = sorted(assigned.items(), key=lambda item: (ranks[item[0]], item[0]))
-    return Placement(tuple(ordered), left, tuple(refusals) if left else ())
+    labels = {each.id: each.label for each in everything}
+    return Placement(tuple(ordered), left, tuple(refusals) if left else (), labels)
 
 
 def room(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from nvcf_autoscaler.placement.nodes import guaranteed_room
 from nvcf_autoscaler.placement.place import Capacity, Cluster, Placed, Requirement
+from nvcf_autoscaler.placement.usage import NO_USAGE, OVER, Usages
 from nvcf_autoscaler.policy.observation import SpecificationObservation
 from nvcf_proto.models import DeploymentSpecification, Instance, InstanceState
 
-UP = frozenset((InstanceState.PENDING, InstanceState.STARTING, InstanceState.RUNNING))
-OVER = frozenset((InstanceState.COMPLETED, InstanceState.FAILED))
 CPU = "CPU"
 RECENT_STARTUPS = 8
 # Tolerated difference between the clocks of a cluster and of this process.
@@ -23,13 +24,15 @@ class InstanceGroups:
     """A version's instances, grouped by what they count for.
 
     `current`: by specification id. `stale`: of a specification or in a cluster that the deployment no longer
-    has. `lost`: in a cluster that is gone or was silent too long. `ending`: draining or terminating.
+    has, or in a cluster that is drained (`drained`, by id). `lost`: in a cluster that is gone or was silent
+    too long. `ending`: draining or terminating.
     """
 
     current: dict[str, tuple[Instance, ...]]
     stale: tuple[Instance, ...]
     lost: tuple[Instance, ...]
     ending: tuple[Instance, ...]
+    drained: frozenset[str] = frozenset()
 
     @property
     def up(self) -> tuple[Instance, ...]:
@@ -46,11 +49,16 @@ def group_instances(
     instances: Iterable[Instance],
     requirements: Mapping[str, Requirement],
     clusters: Sequence[Cluster],
-    lost_after: float,
+    listened: float = math.inf,
 ) -> InstanceGroups:
-    """Group a version's instance records. `requirements` are by specification id, in preferred order."""
+    """Group a version's instance records. `requirements` are by specification id, in preferred order.
+
+    `listened` is for how many seconds this process could hear clusters. Silence that began before means
+    nothing.
+    """
     by_id = {cluster.id: cluster for cluster in clusters}
-    heard = {cluster.id for cluster in clusters if now - cluster.heard_at <= lost_after}
+    heard = {each.id for each in clusters if min(now - each.heard_at, listened) <= each.timings.lost_after}
+    drained = frozenset(each.id for each in clusters if each.draining)
     current: dict[str, list[Instance]] = {specification_id: [] for specification_id in requirements}
     stale: list[Instance] = []
     lost: list[Instance] = []
@@ -63,18 +71,22 @@ def group_instances(
             lost.append(instance)
         elif instance.draining_since is not None or instance.state is InstanceState.TERMINATING:
             ending.append(instance)
-        elif requirement is None or not requirement.permits(by_id[instance.cluster_id]):
+        elif (
+            requirement is None
+            or instance.cluster_id in drained
+            or not requirement.permits(by_id[instance.cluster_id])
+        ):
             stale.append(instance)
         else:
             current[instance.specification_id or ""].append(instance)
     groups = {key: tuple(group) for key, group in current.items()}
-    return InstanceGroups(groups, tuple(stale), tuple(lost), tuple(ending))
+    return InstanceGroups(groups, tuple(stale), tuple(lost), tuple(ending), drained)
 
 
 def placed(instance: Instance) -> Placed:
     """Return an instance as placement sees it."""
     return Placed(
-        id=instance.id,
+        id=instance.key,
         cluster_id=instance.cluster_id,
         created_at=instance.created_at,
         ready=instance.state is InstanceState.RUNNING,
@@ -95,7 +107,7 @@ def specification_seen(
 
 
 def startups(known: Mapping[str, float], instances: Iterable[Instance]) -> dict[str, float]:
-    """Return the last start-up times by instance id, newest last.
+    """Return the last start-up times by the instances' keys, newest last.
 
     `known` are earlier ones, whose records may be gone. Restarted instances are left out, since their
     start-up began before the restart.
@@ -104,7 +116,7 @@ def startups(known: Mapping[str, float], instances: Iterable[Instance]) -> dict[
     ready = [each for each in instances if each.ready_at is not None and not each.restarts]
     for instance in sorted(ready, key=lambda each: each.ready_at or 0.0):
         took = max(0.0, (instance.ready_at or 0.0) - instance.created_at)
-        found.setdefault(instance.id, took)
+        found.setdefault(instance.key, took)
     return dict(list(found.items())[-RECENT_STARTUPS:])
 
 
@@ -113,62 +125,56 @@ def by_cluster(instances: Iterable[Instance]) -> dict[str, int]:
     return dict(Counter(each.cluster_id for each in instances))
 
 
-def devices_of(spec: DeploymentSpecification) -> int:
-    """Return what one instance takes of a cluster's pool: its GPUs, or one CPU slot."""
-    return 1 if spec.gpu == CPU else max(1, spec.gpus_per_instance)
+def devices_of(spec: DeploymentSpecification, cluster: Cluster | None = None) -> int:
+    """Return what one instance takes of a cluster: its GPUs, or one CPU slot.
 
-
-def unreported(
-    instances: Iterable[Instance], clusters: Sequence[Cluster], pending_devices: Mapping[str, int]
-) -> dict[tuple[str, str], int]:
-    """Return the devices, by cluster and GPU, that the last heartbeats cannot include yet.
-
-    `pending_devices` is what a pending instance will take, by its key.
+    The cluster's instance type says it. If it does not, or for no cluster in particular, the deployment does.
     """
-    heard = {cluster.id: cluster.heard_at for cluster in clusters}
-    taken: Counter[tuple[str, str]] = Counter()
-    for each in instances:
-        if each.state not in UP or each.gpu is None:
-            continue
-        if each.state is InstanceState.PENDING or each.created_at > heard.get(each.cluster_id, 0.0):
-            devices = each.visible_devices.count(",") + 1 if each.visible_devices else None
-            taken[each.cluster_id, each.gpu] += devices or pending_devices.get(each.key, 1)
-    return dict(taken)
+    if spec.gpu == CPU:
+        return 1
+    pools = () if cluster is None else cluster.capacity
+    kind = (spec.gpu, spec.instance_type)
+    fixed = max((one.gpus_per_instance for one in pools if (one.gpu, one.instance_type) == kind), default=0)
+    return max(1, fixed or spec.gpus_per_instance)
 
 
 def clusters_for(
     spec: DeploymentSpecification,
     clusters: Iterable[Cluster],
-    taken: Mapping[tuple[str, str], int],
+    usages: Usages,
     avoided: Iterable[str] = (),
     most: Mapping[str, int] | None = None,
 ) -> tuple[Cluster, ...]:
-    """Return the clusters with their free instances of one specification; pools count devices.
+    """Return the clusters with the instances of one specification that fit for certain.
 
     `most` bounds the instances in each cluster, if given.
     """
-    devices = devices_of(spec)
     avoid = set(avoided)
     seen = []
     for cluster in clusters:
-        free = cluster.free(spec.gpu, spec.instance_type) - taken.get((cluster.id, spec.gpu), 0)
-        if cluster.id in avoid:
+        kinds = {}
+        for one in cluster.capacity:
+            # Other kinds stay listed: a refusal names what the cluster has.
             free = 0
-        instances = max(0, free) // devices
-        if most is not None:
-            instances = min(instances, max(0, most.get(cluster.id, 0)))
-        wanted = Capacity(spec.gpu, spec.instance_type, instances)
-        kinds = {(one.gpu, one.instance_type): replace(one, free=0) for one in cluster.capacity}
-        if (spec.gpu, spec.instance_type) in kinds:
-            kinds[spec.gpu, spec.instance_type] = wanted
-        # Other kinds stay listed: a refusal names what the cluster has.
+            if (one.gpu, one.instance_type) == (spec.gpu, spec.instance_type) and cluster.id not in avoid:
+                free = _room(spec, cluster, one, usages)
+                free = free if most is None else min(free, max(0, most.get(cluster.id, 0)))
+            kinds[one.gpu, one.instance_type] = replace(one, free=free)
         seen.append(replace(cluster, capacity=tuple(kinds.values())))
     return tuple(seen)
 
 
-def silent(now: float, clusters: Iterable[Cluster], after: float) -> set[str]:
-    """Return the clusters without a heartbeat for `after` seconds: they get no new instances."""
-    return {cluster.id for cluster in clusters if now - cluster.heard_at > after}
+def _room(spec: DeploymentSpecification, cluster: Cluster, pool: Capacity, usages: Usages) -> int:
+    usage = usages.get((cluster.id, spec.gpu), NO_USAGE)
+    others = max(0, pool.total - pool.free - usage.reported)
+    return guaranteed_room(
+        devices_of(spec, cluster),
+        usage.sizes,
+        others,
+        total=pool.total,
+        node_gpus=pool.node_gpus,
+        nodes=pool.nodes,
+    )
 
 
 def first_heard(now: float, heartbeat_at: float) -> float:

@@ -32,9 +32,18 @@ def instance(number: int = 0, **changes: Any) -> Instance:
     return Instance(**values)
 
 
-def cluster(cluster_id: str = "one", heard_ago: float = 0.0, free: int = 4, gpu: str = "A") -> Cluster:
-    """A cluster with some free GPUs."""
-    return Cluster(cluster_id, "local", NOW - heard_ago, (Capacity(gpu, "process", free),))
+def cluster(
+    cluster_id: str = "one",
+    heard_ago: float = 0.0,
+    free: int = 4,
+    gpu: str = "A",
+    total: int | None = None,
+    **changes: Any,
+) -> Cluster:
+    """A cluster with some free GPUs; by default nothing is in use, and its agent is one of this project's."""
+    capacity = Capacity(gpu, "process", free, free if total is None else total)
+    values = {"heartbeat_at": NOW - heard_ago, **changes}
+    return Cluster(cluster_id, "local", NOW - heard_ago, (capacity,), **values)
 
 
 ages = st.floats(0, 200)
@@ -53,6 +62,10 @@ def instance_lists(draw: st.DrawFn) -> list[Instance]:
                 state=draw(st.sampled_from(list(InstanceState))),
                 created_at=created,
                 updated_at=min(NOW, created + draw(ages)),
+                request_id=f"{number:032d}",
+                acknowledged_at=draw(st.none() | st.just(min(NOW, created + 1.0))),
+                reported_at=draw(st.none() | st.just(min(NOW, created + 2.0))),
+                released_at=draw(st.none() | st.just(NOW)),
                 ready_at=draw(st.none() | st.just(min(NOW, created + 3.0))),
                 cluster_id=draw(st.sampled_from(CLUSTERS)),
                 specification_id=draw(st.sampled_from((*SPECIFICATIONS, "2-old-process-1x0", None))),

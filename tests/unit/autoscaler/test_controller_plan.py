@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nvcf_autoscaler.controller.plan import (
-    PENDING_EXPIRES,
+    LOST,
     REPLACED_PART,
-    RESEND_AFTER,
+    UNACKNOWLEDGED,
+    Action,
     Create,
     GiveUp,
-    Resend,
+    OrderAgain,
     ResendEnd,
     Terminate,
     grow,
@@ -23,8 +26,9 @@ from nvcf_autoscaler.controller.plan import (
 )
 from nvcf_autoscaler.placement.failures import AVOID_SECONDS, LONGEST_WAIT, assess_failures
 from nvcf_autoscaler.placement.place import Cluster, Placement, Requirement
+from nvcf_autoscaler.placement.timings import Timings, attempts, timings_of
 from nvcf_autoscaler.placement.view import InstanceGroups, group_instances
-from nvcf_proto.models import Instance, InstanceState
+from nvcf_proto.models import DeploymentSpecification, Instance, InstanceState
 from tests.unit.autoscaler.records import (
     NOW,
     SPECIFICATIONS,
@@ -38,15 +42,20 @@ ANYWHERE = {key: Requirement("A", "process") for key in SPECIFICATIONS}
 counts = st.fixed_dictionaries({key: st.integers(0, 6) for key in SPECIFICATIONS})
 
 
+def running(number: int = 0, **changes: Any) -> Instance:
+    """An instance that its agent reported."""
+    return instance(number, acknowledged_at=NOW - 19, reported_at=NOW - 18, **changes)
+
+
 def groups_of(*instances: Instance, clusters: tuple[Cluster, ...] = (cluster(),)) -> InstanceGroups:
-    return group_instances(NOW, instances, ANYWHERE, clusters, 30.0)
+    return group_instances(NOW, instances, ANYWHERE, clusters)
 
 
 @given(instance_lists(), cluster_lists, counts, st.integers(0, 5))
 def test_no_more_end_than_are_too_many(
     instances: list[Instance], clusters: list[Cluster], desired: dict[str, int], unplaced: int
 ) -> None:
-    groups = group_instances(NOW, instances, ANYWHERE, clusters, 30.0)
+    groups = group_instances(NOW, instances, ANYWHERE, clusters)
     ended = [
         each
         for action in shrink(groups, desired, unplaced)
@@ -74,44 +83,101 @@ def test_no_more_end_than_are_too_many(
         assert not kept_stale
 
 
+FAST = timings_of(2.0, 30.0)
+SLOW = timings_of(300.0, 30.0)
+
+
 @given(instance_lists(), cluster_lists)
 def test_nothing_is_forgotten(instances: list[Instance], clusters: list[Cluster]) -> None:
     """Every instance that is not as it should be is acted upon, once, however it came about."""
-    groups = group_instances(NOW, instances, ANYWHERE, clusters, 30.0)
-    actions = housekeeping(NOW, groups)
-    touched = [each.instance.id for each in actions if isinstance(each, GiveUp | Resend | ResendEnd)]
-    assert len(touched) == len(set(touched))
-    assert {each.id for each in groups.lost} <= set(touched)
-    for each in (*groups.up, *groups.stale):
-        waits = each.state is InstanceState.PENDING and NOW - each.created_at > RESEND_AFTER
-        assert (each.id in touched) == waits
-    for each in groups.ending:
-        unacknowledged = each.state is not InstanceState.TERMINATING and each.draining_since is not None
-        assert (each.id in touched) == (unacknowledged and NOW - (each.draining_since or 0.0) > RESEND_AFTER)
+    groups = group_instances(NOW, instances, ANYWHERE, clusters)
+    actions = housekeeping(NOW, groups, clusters)
+    touched = [each.instance.key for each in actions if isinstance(each, GiveUp | OrderAgain | ResendEnd)]
+    assert len(touched) == len(set(touched)) == len(actions)
+    assert {each.key for each in groups.lost} <= set(touched)
+    for each in (*groups.up, *groups.stale, *groups.ending):
+        taken_up = each.acknowledged_at or each.reported_at or each.ready_at
+        if taken_up is None and NOW - each.created_at >= FAST.acknowledgement and not each.draining_since:
+            assert each.key in touched
+        if each.draining_since and NOW - each.draining_since >= FAST.end:
+            assert each.key in touched or each.state is InstanceState.TERMINATING
 
 
-def test_a_pending_instance_is_asked_for_again_and_then_given_up() -> None:
-    def pending(age: float) -> InstanceGroups:
-        return groups_of(instance(state=InstanceState.PENDING, created_at=NOW - age))
+@pytest.mark.parametrize("times", [FAST, SLOW])
+def test_an_order_that_nobody_acknowledges_is_repeated_and_then_given_up(times: Timings) -> None:
+    def then(age: float) -> Action | None:
+        order = instance(state=InstanceState.PENDING, created_at=NOW - age)
+        there = (cluster(timings=times),)
+        return next(iter(housekeeping(NOW, groups_of(order, clusters=there), there)), None)
 
-    assert housekeeping(NOW, pending(RESEND_AFTER - 1)) == []
-    assert [type(each) for each in housekeeping(NOW, pending(RESEND_AFTER + 1))] == [Resend]
-    (action,) = housekeeping(NOW, pending(PENDING_EXPIRES + 1))
-    assert isinstance(action, GiveUp)
+    first = times.acknowledgement
+    assert then(first - 0.1) is None
+    seen = [then(first * factor) for factor in (1.0, 1.9, 2.0, 4.0)]
+    assert [each.attempt for each in seen if isinstance(each, OrderAgain)] == [1, 1, 2, 3]
+    last = then(times.order_expires + 1)
+    assert isinstance(last, GiveUp)
+    assert last.category == UNACKNOWLEDGED
+    assert attempts(times.order_expires, first) < 5, "few copies, whatever the agent makes of them"
+
+
+@pytest.mark.parametrize("times", [FAST, SLOW])
+@pytest.mark.parametrize("state", [InstanceState.PENDING, InstanceState.STARTING])
+def test_an_acknowledgement_without_a_report_is_not_trusted(times: Timings, state: InstanceState) -> None:
+    def then(age: float, **changes: float) -> Action | None:
+        order = instance(state=state, created_at=NOW - age - 1, acknowledged_at=NOW - age, **changes)
+        there = (cluster(timings=times),)
+        return next(iter(housekeeping(NOW, groups_of(order, clusters=there), there)), None)
+
+    assert then(times.first_report - 1) is None
+    assert isinstance(then(times.first_report + 1), OrderAgain)
+    last = then(times.report_expires + 1)
+    assert isinstance(last, GiveUp)
+    assert last.category == LOST
+    # A start may take hours, as long as its agent reports it.
+    assert then(7200.0, reported_at=NOW - 290) is None
+    assert isinstance(then(7200.0, reported_at=NOW - times.forgotten_after - 1), GiveUp)
+
+
+def test_times_of_an_agent_that_works_in_ticks_leave_it_the_time_that_it_needs() -> None:
+    # Fetched for 3 s, acknowledged on a tick of 5 s, reported on a tick of 15 s, repeated every 300 s.
+    assert SLOW.acknowledgement > 3 + 5 + 3
+    assert SLOW.first_report > 15 + 5
+    assert SLOW.end > 3 + 5 + 15
+    assert SLOW.silent_after >= 600
+    assert SLOW.forgotten_after > 600
+    # And one that reports at once is not waited for as long.
+    assert FAST.acknowledgement == 3.0
+    assert FAST.lost_after == 30.0
 
 
 def test_an_end_that_nobody_carries_out_is_ordered_again() -> None:
-    (action,) = housekeeping(NOW, groups_of(instance(draining_since=NOW - 7.0)))
+    there = (cluster(),)
+    (action,) = housekeeping(NOW, groups_of(running(draining_since=NOW - 7.0)), there)
     assert isinstance(action, ResendEnd)
     assert action.attempt == 2
-    acknowledged = instance(state=InstanceState.TERMINATING, draining_since=NOW - 60)
-    assert housekeeping(NOW, groups_of(acknowledged)) == []
+    acknowledged = running(state=InstanceState.TERMINATING, draining_since=NOW - 60)
+    assert housekeeping(NOW, groups_of(acknowledged), there) == []
+
+
+def test_a_drained_cluster_keeps_its_instances_until_others_serve_elsewhere() -> None:
+    there = (cluster("one", draining=True), cluster("two"))
+    old = [instance(1), instance(2)]
+    desired = {SPECIFICATIONS[0]: 2}
+    assert shrink(groups_of(*old, clusters=there), desired, unplaced=2) == []
+    successors = [instance(number, cluster_id="two") for number in (3, 4)]
+    (action,) = shrink(groups_of(*old, *successors, clusters=there), desired)
+    assert isinstance(action, Terminate)
+    assert set(action.instances) == set(old)
 
 
 def test_an_instance_on_its_way_out_of_a_dead_cluster_is_closed() -> None:
     leaving = instance(state=InstanceState.TERMINATING, draining_since=NOW - 60)
-    (action,) = housekeeping(NOW, groups_of(leaving, clusters=()))
+    (action,) = housekeeping(NOW, groups_of(leaving, clusters=()), ())
     assert isinstance(action, GiveUp)
+    silent = cluster(heard_ago=31.0, name="dark")
+    (action,) = housekeeping(NOW, groups_of(leaving, clusters=(silent,)), (silent,))
+    assert isinstance(action, GiveUp)
+    assert action.reason == "nothing was heard of cluster dark"
 
 
 def test_starting_instances_end_before_those_that_serve() -> None:
@@ -160,7 +226,9 @@ def test_the_fair_share_of_others_is_reclaimed_where_they_have_it() -> None:
 
 def test_growing_follows_the_placement() -> None:
     placement = Placement((("one", 2), ("two", 1)), 1, ())
-    assert grow("key", placement) == [Create("key", "one", 2), Create("key", "two", 1)]
+    spec = DeploymentSpecification(gpu="A", gpus_per_instance=2)
+    creations = grow("key", spec, placement, [cluster("one"), cluster("two")])
+    assert creations == [Create("key", "one", 2, "A", 2), Create("key", "two", 1, "A", 2)]
 
 
 @pytest.mark.parametrize(
@@ -168,7 +236,7 @@ def test_growing_follows_the_placement() -> None:
     [(True, NOW, True), (False, NOW - 29, False), (False, NOW - 31, True)],
 )
 def test_an_undeployed_version_serves_what_is_queued(queue_empty: bool, since: float, ends: bool) -> None:
-    groups = group_instances(NOW, [instance()], {}, [cluster()], 30.0)
+    groups = group_instances(NOW, [instance()], {}, [cluster()])
     actions = undeploy(groups, queue_empty=queue_empty, since=since, now=NOW, patience=30.0)
     assert bool(actions) == ends
 

@@ -103,7 +103,7 @@ def test_claims_keep_to_the_deployment_and_count_every_instance_once(
 def test_only_clusters_that_could_hold_it_count() -> None:
     clusters = [cluster("one", free=0), cluster("two", gpu="B"), cluster("three")]
     gone = Cluster("four", "local", NOW, clusters[0].capacity, healthy=False)
-    found = possible_clusters(Requirement("A", "process"), [*clusters, gone], {"three"})
+    found = possible_clusters(NOW, Requirement("A", "process"), [*clusters, gone], {"three"})
     assert found == {"one"}, "a full one counts: what it has is what is shared"
 
 

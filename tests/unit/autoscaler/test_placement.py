@@ -11,7 +11,6 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from nvcf_autoscaler.placement.place import (
-    SILENT_AFTER,
     Capacity,
     Cluster,
     Placed,
@@ -78,7 +77,7 @@ def test_capacity_silence_and_requirements_are_kept(
     for name, number in placed.assigned:
         target = by_id[name]
         assert 0 < number <= target.free("H100", "one") - pending.get(name, 0)
-        assert NOW - target.heard_at <= SILENT_AFTER
+        assert NOW - target.heard_at <= target.timings.silent_after
         assert target.healthy
         assert wanted.attributes <= target.attributes
         assert not wanted.clusters or name in wanted.clusters

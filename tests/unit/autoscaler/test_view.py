@@ -6,17 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvcf_autoscaler.controller.mapping import settings_of
-from nvcf_autoscaler.placement.place import Cluster, Requirement
-from nvcf_autoscaler.placement.view import (
-    OVER,
-    UP,
-    clusters_for,
-    first_heard,
-    group_instances,
-    startups,
-    unreported,
-)
-from nvcf_proto.models import Deployment, DeploymentSpecification, Instance, InstanceState
+from nvcf_autoscaler.placement.place import Capacity, Cluster, Requirement
+from nvcf_autoscaler.placement.timings import timings_of
+from nvcf_autoscaler.placement.usage import OVER
+from nvcf_autoscaler.placement.view import clusters_for, devices_of, first_heard, group_instances, startups
+from nvcf_proto.models import Deployment, DeploymentSpecification, Instance
 from nvcf_proto.models.deployments import specifications_of
 from tests.unit.autoscaler.records import (
     NOW,
@@ -36,7 +30,7 @@ LOST_AFTER = 30.0
 def test_every_living_instance_counts_in_exactly_one_way(
     instances: list[Instance], clusters: list[Cluster]
 ) -> None:
-    groups = group_instances(NOW, instances, ANYWHERE, clusters, LOST_AFTER)
+    groups = group_instances(NOW, instances, ANYWHERE, clusters)
     counted = [each.id for group in (groups.up, groups.stale, groups.lost, groups.ending) for each in group]
     assert sorted(counted) == sorted(each.id for each in instances if each.state not in OVER)
     heard = {one.id for one in clusters if NOW - one.heard_at <= LOST_AFTER}
@@ -44,7 +38,7 @@ def test_every_living_instance_counts_in_exactly_one_way(
     for key, group in groups.current.items():
         for each in group:
             assert each.specification_id == key
-            assert each.state in UP
+            assert each.state not in OVER
             assert each.draining_since is None
             assert each.cluster_id in heard
 
@@ -53,14 +47,40 @@ def test_instances_of_a_long_silent_or_unknown_cluster_are_lost() -> None:
     clusters = [cluster("a"), cluster("b", heard_ago=LOST_AFTER - 1), cluster("c", heard_ago=LOST_AFTER + 1)]
     names = ("a", "b", "c", "gone")
     instances = [instance(number, cluster_id=name) for number, name in enumerate(names)]
-    groups = group_instances(NOW, instances, ANYWHERE, clusters, LOST_AFTER)
+    groups = group_instances(NOW, instances, ANYWHERE, clusters)
     assert [each.cluster_id for each in groups.lost] == ["c", "gone"]
+
+
+def test_silence_means_nothing_before_this_process_has_listened_for_as_long() -> None:
+    groups = group_instances(NOW, [instance()], ANYWHERE, [cluster(heard_ago=500)], listened=LOST_AFTER)
+    assert not groups.lost
+    groups = group_instances(NOW, [instance()], ANYWHERE, [cluster(heard_ago=500)], listened=LOST_AFTER + 1)
+    assert len(groups.lost) == 1
+
+
+def test_an_agent_with_rare_heartbeats_is_not_lost_between_them() -> None:
+    slow = timings_of(300.0, LOST_AFTER)
+    quiet = cluster(heard_ago=400, timings=slow)
+    assert not group_instances(NOW, [instance()], ANYWHERE, [quiet]).lost
+    assert quiet.unavailable(NOW) is None
+    gone = cluster(heard_ago=slow.lost_after + 1, timings=slow)
+    assert group_instances(NOW, [instance()], ANYWHERE, [gone]).lost
+    assert "silent" in str(gone.unavailable(NOW))
+
+
+def test_instances_in_a_drained_cluster_are_to_be_replaced_and_in_a_cordoned_one_they_stay() -> None:
+    both = [instance(1), instance(2, cluster_id="two")]
+    there = [cluster("one", draining=True), cluster("two", cordoned=True)]
+    groups = group_instances(NOW, both, ANYWHERE, there)
+    assert [each.id for each in groups.stale] == [both[0].id]
+    assert [each.id for each in groups.up] == [both[1].id]
+    assert [each.unavailable(NOW) for each in there] == ["draining", "cordoned"]
 
 
 def test_an_instance_outside_of_the_named_clusters_is_stale() -> None:
     only_two = {SPECIFICATIONS[0]: Requirement("A", "process", clusters=("two",))}
     both = (cluster("one"), cluster("two"))
-    groups = group_instances(NOW, [instance(1), instance(2, cluster_id="two")], only_two, both, LOST_AFTER)
+    groups = group_instances(NOW, [instance(1), instance(2, cluster_id="two")], only_two, both)
     assert [each.id for each in groups.stale] == [instance(1).id]
     assert [each.id for each in groups.up] == [instance(2).id]
 
@@ -70,45 +90,26 @@ def test_a_full_cluster_may_hold_what_it_holds() -> None:
     assert not Requirement("A", "process", attributes=frozenset({"disk=fast"})).permits(cluster())
 
 
-@given(instance_lists(), cluster_lists, st.integers(0, 3))
-def test_room_never_exceeds_what_is_free_nor_what_was_given_away(
-    instances: list[Instance], clusters: list[Cluster], per_instance: int
-) -> None:
-    spec = DeploymentSpecification(gpu="A", gpus_per_instance=per_instance)
-    taken = unreported(instances, clusters, {each.key: 2 for each in instances})
-    for before, after in zip(clusters, clusters_for(spec, clusters, taken), strict=True):
-        free = after.free("A", "process")
-        left = before.free("A", "process") - taken.get((before.id, "A"), 0)
-        assert free * max(1, per_instance) <= max(0, left)
-        assert (free + 1) * max(1, per_instance) > left
-
-
-def test_an_instance_that_no_agent_has_taken_up_takes_room_whatever_was_heard_since() -> None:
-    pending = instance(1, state=InstanceState.PENDING, created_at=NOW - 5)
-    starting = instance(2, state=InstanceState.STARTING, created_at=NOW - 5)
-    late = instance(3, state=InstanceState.STARTING, created_at=NOW, visible_devices="0,1")
-    there = [cluster(heard_ago=1)]
-    assert unreported([pending], there, {pending.key: 4}) == {("one", "A"): 4}
-    assert unreported([starting], there, {}) == {}
-    assert unreported([late], there, {}) == {("one", "A"): 2}
-
-
 def test_clusters_to_avoid_have_no_room() -> None:
     (seen,) = clusters_for(DeploymentSpecification(gpu="A"), [cluster()], {}, avoided=("one",))
     assert seen.free("A", "process") == 0
 
 
-def test_instances_of_one_gpu_count_for_all_types_of_it() -> None:
-    spec = DeploymentSpecification(gpu="A", instance_type="process")
-    (seen,) = clusters_for(spec, [cluster(free=4)], {("one", "A"): 3, ("two", "A"): 9, ("one", "B"): 9})
-    assert seen.free("A", "process") == 1
+def test_the_instance_type_of_a_cluster_says_how_many_gpus_it_takes() -> None:
+    spec = DeploymentSpecification(gpu="A", gpus_per_instance=2)
+    assert devices_of(spec) == devices_of(spec, cluster()) == 2
+    fixed = Cluster("one", "local", NOW, (Capacity("A", "process", 8, 8, gpus_per_instance=4),))
+    assert devices_of(spec, fixed) == 4
+    (seen,) = clusters_for(spec, [fixed], {})
+    assert seen.free("A", "process") == 2
+    assert devices_of(DeploymentSpecification(gpus_per_instance=2), fixed) == 1
 
 
 def test_start_up_times_outlive_their_records_and_restarts_say_nothing() -> None:
     first = instance(1, created_at=NOW - 50, ready_at=NOW - 40)
     again = instance(2, created_at=NOW - 50, ready_at=NOW - 5, restarts=1)
     known = startups({}, [first, again])
-    assert known == {first.id: 10.0}
+    assert known == {first.key: 10.0}
     more = startups(known, [instance(3, created_at=NOW - 3, ready_at=NOW - 1)])
     assert list(more.values()) == [10.0, 2.0]
     # A health check that failed for a while makes an instance ready a second time.
