@@ -123,7 +123,7 @@ def test_an_order_that_nobody_acknowledges_is_repeated_and_then_given_up(times: 
 @pytest.mark.parametrize("times", [FAST, SLOW])
 @pytest.mark.parametrize("state", [InstanceState.PENDING, InstanceState.STARTING])
 def test_an_acknowledgement_without_a_report_is_not_trusted(times: Timings, state: InstanceState) -> None:
-    def then(age: float, **changes: float) -> Action | None:
+    def then(age: float, **changes: Any) -> Action | None:
         order = instance(state=state, created_at=NOW - age - 1, acknowledged_at=NOW - age, **changes)
         there = (cluster(timings=times),)
         return next(iter(housekeeping(NOW, groups_of(order, clusters=there), there)), None)
