@@ -8,6 +8,8 @@ from nvcf_proto.icms.reports import ClusterStatus, Gpu, GpuUsage, Heartbeat, Mai
 THEIR_HEARTBEAT_SECONDS = 300.0
 """How often an agent sends heartbeats that does not say it."""
 THEIR_BACKEND = "kubernetes"
+ONE_MACHINE = "process"
+"""Backend whose cluster is a single node, whatever sizes its instance types have."""
 OVER_SEVERAL_NODES = "MULTI"
 HEALTHY = "healthy"
 _MODES = {
@@ -69,7 +71,7 @@ def _live(
         id=cluster.id,
         region=cluster.region,
         heartbeat_at=now,
-        pools=pools_of(cluster.gpus, usage),
+        pools=pools_of(cluster.gpus, usage, one_machine=cluster.backend == ONE_MACHINE),
         backend=cluster.backend,
         heartbeat_seconds=cluster.heartbeat_seconds,
         healthy=healthy,
@@ -100,10 +102,13 @@ def administered(
     )
 
 
-def pools_of(gpus: tuple[Gpu, ...], usage: dict[str, GpuUsage]) -> tuple[GpuPool, ...]:
+def pools_of(
+    gpus: tuple[Gpu, ...], usage: dict[str, GpuUsage], *, one_machine: bool = False
+) -> tuple[GpuPool, ...]:
     """Return a pool for each instance type, counted in single GPUs or CPU slots.
 
-    The pools of one GPU share its devices. A node has as many as the largest type that needs one node only.
+    The pools of one GPU share its devices. The largest node has as many as the largest type that needs one
+    node only; smaller ones make for more nodes than devices would fill.
     """
     pools = []
     for gpu in gpus:
@@ -114,7 +119,7 @@ def pools_of(gpus: tuple[Gpu, ...], usage: dict[str, GpuUsage]) -> tuple[GpuPool
             total = used.capacity
         free = total if used is None else min(used.available, total)
         single = [each.gpu_count for each in gpu.instance_types if each.node_type != OVER_SEVERAL_NODES]
-        node = max(single, default=0)
+        node = total if one_machine else max(single, default=0)
         pools += [
             GpuPool(
                 gpu=gpu.name,
@@ -123,7 +128,7 @@ def pools_of(gpus: tuple[Gpu, ...], usage: dict[str, GpuUsage]) -> tuple[GpuPool
                 instances_free=free,
                 gpus_per_instance=kind.gpu_count,
                 node_gpus=node,
-                nodes=total // node if node else 0,
+                nodes=-(-total // node) if node else 0,
             )
             for kind in gpu.instance_types
         ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nvcf_proto.icms.causes import CATEGORIES, SECONDARY, Cause
+from nvcf_proto.icms.causes import CATEGORIES, CONSEQUENCES, SECONDARY, Cause
 from nvcf_proto.icms.reports import InstanceState as Reported
 from nvcf_proto.icms.reports import RequestState, Status, StatusReport
 from nvcf_proto.models import Instance, InstanceState
@@ -149,7 +149,7 @@ def _released(record: Instance, report: StatusReport, now: float) -> dict[str, A
 
 def _truer(record: Instance, report: StatusReport) -> dict[str, Any]:
     """Replace the cause of a closed record if so far only its absence is known."""
-    if record.category != LOST or report.termination_cause in SECONDARY:
+    if record.category != LOST or report.termination_cause in SECONDARY | CONSEQUENCES:
         return {}
     return _outcome(report)
 

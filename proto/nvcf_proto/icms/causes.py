@@ -46,3 +46,6 @@ CATEGORIES = {
 
 SECONDARY = frozenset((Cause.NOT_FOUND,))
 """Causes that NVIDIA's agent reports after the true one: they never replace an earlier cause."""
+
+CONSEQUENCES = frozenset((Cause.SYNC_ACTION, Cause.PRECONDITION_FAILURE))
+"""Causes that follow from what the control plane decided before: they never replace its reason."""
