@@ -2,16 +2,21 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nvcf_agent.backends.environment import CollectorOrder, WorkerTelemetry
+from nvcf_agent.state import order as orders
+from nvcf_agent.state.managed_instance import ManagedInstance
 from nvcf_otel import names
-from nvcf_otel.byoo import Plan, account_folder, plan, secret_files
+from nvcf_otel.byoo import Plan, account_folder, secret_files
 from nvcf_otel.byoo.plan import direct_environment
-from nvcf_proto.compute import CreationMessage
-from nvcf_proto.models import FunctionVersion, TelemetryEndpoint, TelemetryType
+from nvcf_proto.errors import InvalidRecord
+from nvcf_proto.icms.messages import CreationMessage, decode_base64
+from nvcf_proto.ids import new_id
+from nvcf_proto.models import TelemetryEndpoint, TelemetryType
+from nvcf_proto.models.record import decode_object
 
 _log = logging.getLogger(__name__)
 
@@ -22,27 +27,26 @@ _SWITCHES = frozenset(f"OTEL_{kind.value}_EXPORTER" for kind in TelemetryType)
 
 @dataclass(frozen=True)
 class AccountTelemetry:
-    """Resolves telemetry endpoints of accounts.
+    """Resolves telemetry endpoints of accounts, which come with the creation message.
 
-    `lookup` finds endpoints. Their secrets are files in `secrets`/ACCOUNT, so no account can use another
+    Their secrets are files in `secrets`/ACCOUNT, so no account can use another
     one's. `operator` is the telemetry of all workers.
     """
 
-    lookup: Callable[[str], TelemetryEndpoint | None]
     secrets: Path
     operator: WorkerTelemetry
     cluster: str
 
-    async def of(self, version: FunctionVersion | None, order: CreationMessage) -> WorkerTelemetry:
+    async def of(self, instance: ManagedInstance) -> WorkerTelemetry:
         """Return the telemetry settings of a new instance.
 
         Telemetry never prevents a start: an unusable endpoint is logged and left out.
         """
-        if version is None or version.telemetries is None:
+        order, name = instance.order, instance.function_name
+        if not order.launch_specification.telemetries:
             return self.operator
-        wanted = plan(version.telemetries, self.lookup, version.nca_id)
-        folder = self.secrets / account_folder(version.nca_id)
-        usable = await asyncio.to_thread(_usable, folder, wanted, version)
+        folder = self.secrets / account_folder(order.nca_id)
+        usable = await asyncio.to_thread(_usable, folder, endpoints_of(order, name), name)
         variables = without_destination(self.operator.variables)
         if not usable.endpoints:
             return replace(self.operator, variables=variables)
@@ -55,33 +59,53 @@ class AccountTelemetry:
                     lambda name: str(folder / name),
                 )
             except (OSError, UnicodeDecodeError) as error:
-                _log.warning("telemetry of %s is left out: cannot read its secret: %s", version.name, error)
+                _log.warning("telemetry of %s is left out: cannot read its secret: %s", name, error)
                 own = {}
             return replace(self.operator, variables={**variables, **own})
-        collector = CollectorOrder(usable.endpoints, str(folder), self._resource(version, order))
+        collector = CollectorOrder(usable.endpoints, str(folder), self._resource(instance))
         return replace(self.operator, variables=variables, collector=collector)
 
-    def _resource(self, version: FunctionVersion, order: CreationMessage) -> dict[str, str]:
+    def _resource(self, instance: ManagedInstance) -> dict[str, str]:
         return {
             names.CLUSTER: self.cluster,
-            names.FUNCTION_ID: version.function_id,
-            names.FUNCTION_NAME: version.name,
-            names.FUNCTION_VERSION_ID: version.id,
-            names.INSTANCE_ID: order.instance_ids[0],
+            names.FUNCTION_ID: orders.function_id(instance.order),
+            names.FUNCTION_NAME: instance.function_name,
+            names.FUNCTION_VERSION_ID: instance.version_id,
+            names.INSTANCE_ID: instance.id,
         }
 
 
-def _usable(folder: Path, wanted: Plan, version: FunctionVersion) -> Plan:
-    for each in wanted.unknown:
-        _log.warning("%s of %s are left out: %s", each.kind.lower(), version.name, each.why)
+def endpoints_of(order: CreationMessage, name: str) -> Plan:
+    """Return the endpoints in a message's `telemetries`. One that cannot be read is logged and left out."""
+    found: dict[TelemetryType, TelemetryEndpoint] = {}
+    try:
+        text = decode_base64(order.launch_specification.telemetries or "", "launchSpecification.telemetries")
+        members = decode_object(text.encode(), "telemetries").get("telemetries") or {}
+        listed = {kind: members.get(f"{kind.lower()}Telemetry") for kind in TelemetryType}
+    except (InvalidRecord, AttributeError) as error:
+        _log.warning("telemetry of %s is left out: %s", name, error)
+        return Plan()
+    for kind, value in listed.items():
+        if value is None:
+            continue
+        try:
+            # NVIDIA's message has protocol, provider, endpoint and name; the rest of a record is [ext].
+            own = {"telemetryId": new_id(), "createdAt": 0.0, "types": [kind.value]}
+            found[kind] = TelemetryEndpoint.from_dict(own | dict(value) | {"ncaId": order.nca_id})
+        except (InvalidRecord, TypeError, ValueError) as error:
+            _log.warning("%s of %s are left out: %s", kind.lower(), name, error)
+    return Plan(found)
+
+
+def _usable(folder: Path, wanted: Plan, name: str) -> Plan:
     found: dict[TelemetryType, TelemetryEndpoint] = {}
     for kind, endpoint in wanted.endpoints.items():
         problem = _unusable(folder, secret_files(endpoint))
         if problem is None:
             found[kind] = endpoint
         else:
-            _log.warning("%s of %s are left out: %s", kind.lower(), version.name, problem)
-    return Plan(found, wanted.unknown)
+            _log.warning("%s of %s are left out: %s", kind.lower(), name, problem)
+    return Plan(found)
 
 
 def _unusable(folder: Path, files: tuple[str, ...]) -> str | None:

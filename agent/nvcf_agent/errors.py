@@ -9,12 +9,21 @@ class StoreError(AgentError):
     """The agent's state cannot be stored or read."""
 
 
+class IdentityError(AgentError):
+    """The file with the agent's key or token cannot be used."""
+
+
+class ControlPlaneError(AgentError):
+    """The control plane did not answer a call with 200."""
+
+    def __init__(self, text: str, status: int | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+        """HTTP status of the answer; None when there was no answer."""
+
+
 class StartError(AgentError):
     """An instance could not start for a reason outside the function. It is tried again."""
-
-
-class TokenError(StartError):
-    """The gateway issued no worker token for an instance."""
 
 
 class LaunchError(AgentError):
@@ -26,7 +35,7 @@ class Refused(AgentError):
 
 
 class NoCapacity(Refused):
-    """The cluster has no room for the instance."""
+    """The cluster has no room for the instance now."""
 
 
 class NotAllowed(Refused):

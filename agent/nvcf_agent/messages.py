@@ -1,8 +1,6 @@
-"""A cluster's creation and termination messages: work queues, one durable consumer a cluster.
+"""A cluster's creation and termination messages: one durable consumer on each of two work queues.
 
-See protocol.md, section 6.2.
-
-A message is acknowledged when its handler has returned. By then, what it asks for is persisted.
+See protocol.md, section 6.2. The consumers are all that the agent uses of the broker.
 """
 
 import asyncio
@@ -18,74 +16,98 @@ from nats.aio.msg import Msg
 
 from nvcf_agent.errors import StoreError
 from nvcf_broker.connection import BrokerClient, describe_error
-from nvcf_broker.errors import BrokerError
-from nvcf_broker.jetstream import NANOSECONDS, JetStream
 from nvcf_broker.requests import raise_if_cancelled
-from nvcf_proto.compute import cluster_consumer, work_stream_config
 from nvcf_proto.errors import ContractError
+from nvcf_proto.icms.names import FETCH_MESSAGES, cluster_consumer, consumer_config, create_consumer_subject
 from nvcf_proto.subjects import next_message_subject
 
 _log = logging.getLogger(__name__)
 
-BATCH = 32
-# Handling a message takes milliseconds, and handling it twice changes nothing.
-ACK_WAIT_SECONDS = 5.0
 RETRY_SECONDS = 1.0
 PULL_SECONDS = 30.0
 HEARTBEAT_SECONDS = 5.0
 SILENCE_SECONDS = 3 * HEARTBEAT_SECONDS
+_CREATE_SECONDS = 5.0
 _IDLE_HEARTBEAT = "100"
-_CONSUMER_GONE = "409"
+_PULL_IS_OVER = ("404", "408")
 
 
-@dataclass(frozen=True)
-class Source:
-    """One of the two work queues, filtered for a cluster."""
+class ConsumerGone(Exception):
+    """The consumer does not answer: it is missing, or its stream is."""
 
-    stream: str
-    stream_subjects: str
-    filter_subject: str
-    cluster: str
+
+class Delivery:
+    """One delivered message. A lost answer only means that the message comes again."""
+
+    def __init__(self, message: Msg) -> None:
+        self._message = message
 
     @property
-    def consumer(self) -> str:
-        """Durable name, `{streamName}-{clusterID}`."""
-        return cluster_consumer(self.stream, self.cluster)
+    def subject(self) -> str:
+        """Subject of the message."""
+        return self._message.subject
 
-    def consumer_config(self) -> dict[str, Any]:
-        """JetStream settings of the consumer."""
-        return {
-            "durable_name": self.consumer,
-            "filter_subject": self.filter_subject,
-            "ack_policy": "explicit",
-            "ack_wait": int(ACK_WAIT_SECONDS * NANOSECONDS),
-            "max_deliver": -1,
-        }
+    @property
+    def body(self) -> bytes:
+        """Content of the message."""
+        return self._message.data
+
+    async def ack(self) -> None:
+        """Remove the message from the queue."""
+        await self._answer(self._message.ack)
+
+    async def again(self, delay: float) -> None:
+        """Have the message delivered again in `delay` seconds."""
+        await self._answer(lambda: self._message.nak(delay=delay))
+
+    async def refuse(self) -> None:
+        """Remove a message that cannot be handled."""
+        await self._answer(self._message.term)
+
+    async def in_progress(self) -> None:
+        """Start the message's ack wait anew."""
+        await self._answer(self._message.in_progress)
+
+    async def _answer(self, answer: Callable[[], Awaitable[None]]) -> None:
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await answer()
+        raise_if_cancelled()
 
 
 @dataclass
 class Consumer:
-    """Passes each message of a source to `handle`, one at a time.
+    """Passes each message of one of the streams to `handle`, one at a time.
 
-    `handle` raises `ContractError` for an invalid message, which is dropped, and `StoreError` for one that
-    has to be delivered again.
+    `handle` answers the delivery, then or later. It raises `ContractError` for a message that nobody can
+    read, which is removed, and `StoreError` for one that has to come again. While `open` is not set, no
+    messages are asked for.
     """
 
     client: BrokerClient
-    source: Source
-    handle: Callable[[bytes], Awaitable[None]]
-    replicas: int = 1
+    stream: str
+    cluster_id: str
+    handle: Callable[[Delivery], Awaitable[None]]
+    open: asyncio.Event
     _arrived: asyncio.Queue[Msg | None] = field(default_factory=asyncio.Queue)
 
     async def ensure(self) -> None:
-        """Create stream and consumer if they are missing. Raises `BrokerError`."""
-        source, jetstream = self.source, JetStream(self.client)
-        config = work_stream_config(source.stream, source.stream_subjects, self.replicas)
-        await jetstream.ensure_stream(config)
-        await jetstream.create_consumer(source.stream, source.consumer_config())
+        """Create the consumer. One that exists already is as good: the control plane makes it, too."""
+        body: dict[str, Any] = {
+            "stream_name": self.stream,
+            "config": consumer_config(self.stream, self.cluster_id),
+            "action": "",
+        }
+        subject = create_consumer_subject(self.stream, self.cluster_id)
+        try:
+            reply = await self.client.request(subject, json.dumps(body).encode(), timeout=_CREATE_SECONDS)
+            error = json.loads(reply.data).get("error")
+        except (nats.errors.Error, OSError, TimeoutError, ValueError, AttributeError) as failure:
+            error = {"description": describe_error(failure)}
+        if error:
+            _log.info("consumer of %s: %s", self.stream, error.get("description"))
 
     async def run(self) -> None:
-        """Read messages until cancelled, across outages of the broker."""
+        """Read messages until cancelled, across outages of the broker and losses of the consumer."""
         remove = self.client.on_reconnect(lambda: self._arrived.put_nowait(None))
         subscription = await self.client.subscribe(self.client.new_inbox(), cb=self._take)
         try:
@@ -94,10 +116,8 @@ class Consumer:
                 try:
                     await self.ensure()
                     await self._read(subscription.subject)
-                except (BrokerError, nats.errors.Error, OSError, TimeoutError, ValueError) as error:
-                    _log.warning(
-                        "cannot read %s: %s, trying again", self.source.stream, describe_error(error)
-                    )
+                except (ConsumerGone, nats.errors.Error, OSError, TimeoutError, ValueError) as error:
+                    _log.warning("cannot read %s: %s, trying again", self.stream, describe_error(error))
                     await asyncio.sleep(RETRY_SECONDS)
         finally:
             remove()
@@ -108,43 +128,43 @@ class Consumer:
         self._arrived.put_nowait(message)
 
     async def _read(self, inbox: str) -> None:
-        """Pull and handle messages until the broker is silent, reconnects, or the consumer is gone."""
+        """Pull and handle messages until the connection was lost or the consumer is gone."""
         while True:
+            await self.open.wait()
             await self._pull(inbox)
-            left = BATCH
+            left = FETCH_MESSAGES
             while left > 0:
                 async with asyncio.timeout(SILENCE_SECONDS):
                     message = await self._arrived.get()
                 if message is None:
                     return
-                status = (message.headers or {}).get("Status")
+                headers = message.headers or {}
+                status = headers.get("Status")
                 if status is None:
                     await self._one(message)
                     left -= 1
-                elif status == _CONSUMER_GONE:
-                    return
-                elif status != _IDLE_HEARTBEAT:
-                    # The pull has expired, so send the next one.
+                elif status in _PULL_IS_OVER:
                     left = 0
+                elif status != _IDLE_HEARTBEAT:
+                    raise ConsumerGone(headers.get("Description") or f"status {status}")
 
     async def _pull(self, inbox: str) -> None:
         ask = {
-            "batch": BATCH,
-            "expires": int(PULL_SECONDS * NANOSECONDS),
-            "idle_heartbeat": int(HEARTBEAT_SECONDS * NANOSECONDS),
+            "batch": FETCH_MESSAGES,
+            "expires": int(PULL_SECONDS * 1e9),
+            "idle_heartbeat": int(HEARTBEAT_SECONDS * 1e9),
         }
-        subject = next_message_subject(self.source.stream, self.source.consumer)
+        subject = next_message_subject(self.stream, cluster_consumer(self.stream, self.cluster_id))
         await self.client.publish(subject, json.dumps(ask).encode(), reply=inbox)
         raise_if_cancelled()
 
     async def _one(self, message: Msg) -> None:
+        delivery = Delivery(message)
         try:
-            await self.handle(message.data)
+            await self.handle(delivery)
         except ContractError as error:
             _log.error("a message on %s is dropped: %s", message.subject, error)
-            await message.term()
+            await delivery.refuse()
         except StoreError as error:
             _log.error("a message on %s is delivered again: %s", message.subject, error)
-            await message.nak(delay=RETRY_SECONDS)
-        else:
-            await message.ack()
+            await delivery.again(RETRY_SECONDS)

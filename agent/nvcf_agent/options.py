@@ -6,7 +6,9 @@ from pathlib import Path
 
 from nvcf_agent.backends.allowed import Allowed, allow_list
 from nvcf_agent.backends.users import DEFAULT_RANGE
+from nvcf_agent.capacity import Declared, Discovery, Nvml
 from nvcf_agent.errors import AgentError
+from nvcf_agent.icms.heartbeat import DEFAULT_SECONDS
 from nvcf_agent.state.actions import KEEP_FINISHED_SECONDS
 from nvcf_agent.state.inventory import (
     DEFAULT_CPU_SLOTS,
@@ -17,8 +19,10 @@ from nvcf_agent.state.inventory import (
     parse_instance_type,
 )
 from nvcf_agent.state.managed_instance import DEFAULT_GRACE_SECONDS
-from nvcf_proto.compute import subject_token
+from nvcf_proto.icms.names import is_cluster_id
 from nvcf_proto.launch import version_text
+
+LONGEST_HEARTBEAT_SECONDS = 3600
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -29,17 +33,25 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add = parser.add_argument
     add("--version", action="version", version=version_text(parser.prog))
+    add("--icms", required=True, metavar="URL", help="the control plane's HTTP address, that of a gateway")
     add("--nats", required=True, metavar="URL", help="the broker, nats://HOST:PORT")
-    add("--nats-credentials", type=Path, metavar="FILE", help="file with the line user:password for it")
-    add("--gateway-http", required=True, metavar="URL", help="gateway that issues worker tokens")
-    add("--worker-grpc", required=True, metavar="HOST:PORT", help="the gateway's gRPC address")
-    add("--worker-nats", required=True, metavar="URL", help="the broker as workers reach it")
-    text = "file with an API key of the scope agent"
-    add("--key-file", required=True, type=Path, metavar="FILE", help=text)
+    add("--cluster-id", required=True, metavar="ID", type=_cluster_id, help="id of the registered cluster")
+    identity = parser.add_mutually_exclusive_group(required=True)
+    text = "file with the cluster's key, as its registration gave it"
+    identity.add_argument("--key-file", type=Path, metavar="FILE", help=text)
+    text = "file with a projected service account token, instead of a key"
+    identity.add_argument("--token-file", type=Path, metavar="FILE", help=text)
     add("--data", required=True, type=Path, metavar="DIR", help="folder for requests, instances and logs")
     text = "default time to finish requests between SIGTERM and SIGKILL"
     add("--grace", type=float, default=DEFAULT_GRACE_SECONDS, metavar="SECONDS", help=text)
-    text = "how long the record of an ended instance stays"
+    add(
+        "--heartbeat",
+        type=_seconds,
+        default=DEFAULT_SECONDS,
+        metavar="SECONDS",
+        help="time between heartbeats",
+    )
+    text = "how long an ended instance is known, so that a late copy of its order makes nothing"
     add("--keep-finished", type=float, default=KEEP_FINISHED_SECONDS, metavar="SECONDS", help=text)
     add("--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus here [default: off]")
     text = "instances serve metrics on 127.0.0.1; DIR/metrics/instances.json lists them"
@@ -54,13 +66,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     text = "least level of log records"
     add("--log-level", default="info", choices=["debug", "info", "warning", "error"], help=text)
     add = parser.add_argument_group("the cluster").add_argument
-    add("--cluster", default="local", metavar="ID", help="id of this cluster")
-    add("--region", default="local", metavar="NAME", help="region of this cluster")
-    add("--cluster-group", metavar="NAME", help="group of this cluster")
     text = "attribute that a deployment can require"
     add("--attribute", action="append", default=[], metavar="NAME=VALUE", help=text)
     text = "GPUs of one kind; instances see theirs by CUDA_VISIBLE_DEVICES"
     add("--gpu", action="append", default=[], metavar="NAME=COUNT", help=text)
+    text = "where GPUs come from: `declared` by --gpu, or found by `nvml`, NVIDIA's library"
+    add("--gpus", choices=["declared", "nvml"], default="declared", help=text)
     add("--cpu-slots", type=int, default=DEFAULT_CPU_SLOTS, help="largest number of instances without a GPU")
     text = f"an instance type and the limits of its instances [default: {DEFAULT_TYPE}, without limits]"
     form = "NAME[,memory=SIZE][,cpus=NUMBER]"
@@ -80,15 +91,21 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add = parser.add_argument_group("limits").add_argument
     text = "longest start of an instance [default: 1800]"
     add("--max-ready-seconds", type=float, metavar="SECONDS", help=text)
+    add("--time-scale", type=_seconds, default=1.0, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
-def cluster_id(options: argparse.Namespace) -> str:
-    """Return the cluster's id. Raises `AgentError` if it cannot be part of a subject."""
-    text = str(options.cluster)
-    if subject_token(text) != text:
-        raise AgentError(f"--cluster {text}: letters, digits, '_' and '-' only")
+def _cluster_id(text: str) -> str:
+    if not is_cluster_id(text):
+        raise argparse.ArgumentTypeError(f"{text[:64]!r}: letters, digits, '_' and '-' expected")
     return text
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= LONGEST_HEARTBEAT_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text}: more than 0, at most {LONGEST_HEARTBEAT_SECONDS} expected")
+    return value
 
 
 def attributes(options: argparse.Namespace) -> dict[str, str]:
@@ -106,6 +123,16 @@ def allowed(options: argparse.Namespace) -> Allowed:
     """Return what functions may name. Raises `AgentError`."""
     private = (options.data, *options.private_folder)
     return allow_list(options.allow_python, options.allow_folder, private)
+
+
+def discovery(options: argparse.Namespace) -> Discovery:
+    """Return how the cluster's inventory is found. Raises `AgentError`."""
+    declared = inventory(options)
+    if options.gpus == "nvml":
+        if declared.gpus:
+            raise AgentError("--gpus nvml: the GPUs are found; leave --gpu out")
+        return Nvml(declared)
+    return Declared(declared)
 
 
 def inventory(options: argparse.Namespace) -> Inventory:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nvcf_agent.state import order as orders
 from nvcf_agent.state.managed_instance import ManagedInstance
 from nvcf_broker.files import private_directory, write_private
 
@@ -18,17 +19,19 @@ _log = logging.getLogger(__name__)
 JOB = "nvcf-worker"
 
 
-def document(instances: Iterable[ManagedInstance], addresses: Mapping[str, str]) -> list[dict[str, Any]]:
+def document(
+    instances: Iterable[ManagedInstance], addresses: Mapping[str, str], cluster: str
+) -> list[dict[str, Any]]:
     """Return one target group per instance with a process; `addresses` are HOST:PORT by instance id."""
     return [
         {
             "targets": [addresses[instance.id]],
             "labels": {
                 "job": JOB,
-                "nvcf_cluster_id": instance.order.cluster_id,
-                "nvcf_function_id": instance.order.function_id,
-                "nvcf_function_name": instance.order.function_name,
-                "nvcf_function_version_id": instance.order.version_id,
+                "nvcf_cluster_id": cluster,
+                "nvcf_function_id": orders.function_id(instance.order),
+                "nvcf_function_name": instance.function_name,
+                "nvcf_function_version_id": instance.version_id,
                 "nvcf_instance_id": instance.id,
             },
         }
@@ -40,8 +43,9 @@ def document(instances: Iterable[ManagedInstance], addresses: Mapping[str, str])
 class PrometheusTargets:
     """Keeps the file `path` up to date. A failed write is logged once and blocks nothing."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, cluster: str) -> None:
         self._path = path
+        self._cluster = cluster
         self._addresses: dict[str, str] = {}
         self._written: str | None = None
         self._failing = False
@@ -55,7 +59,7 @@ class PrometheusTargets:
 
     async def update(self, instances: Iterable[ManagedInstance]) -> None:
         """Write the file if its content has changed."""
-        text = json.dumps(document(instances, self._addresses), indent=1) + "\n"
+        text = json.dumps(document(instances, self._addresses, self._cluster), indent=1) + "\n"
         if text == self._written:
             return
         try:

@@ -8,6 +8,8 @@ from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
+from nvcf_agent.messages import Delivery
+from nvcf_agent.state import order as orders
 from nvcf_agent.state.inventory import Inventory, Share
 from nvcf_agent.state.managed_instance import ManagedInstance
 from nvcf_otel import instruments, names, spans
@@ -46,16 +48,16 @@ class AgentTelemetry:
             context=spans.below(spans.parsed(order.trace_parent)),
             kind=SpanKind.CONSUMER,
             attributes={
-                names.FUNCTION_ID: order.function_id,
-                names.FUNCTION_VERSION_ID: order.version_id,
-                names.FUNCTION_NAME: order.function_name,
+                names.FUNCTION_ID: orders.function_id(order),
+                names.FUNCTION_VERSION_ID: instance.version_id,
+                names.FUNCTION_NAME: instance.function_name,
                 names.INSTANCE_ID: instance.id,
                 names.CLUSTER: self._cluster,
-                names.GPU: order.gpu,
+                names.GPU: orders.gpu(order),
                 names.RESTARTS: instance.restarts,
             },
         )
-        self._starts[instance.id] = _Start(span, time.perf_counter(), order.gpu)
+        self._starts[instance.id] = _Start(span, time.perf_counter(), orders.gpu(order))
         # Without an SDK the span has the creation message's own context, or none.
         return spans.traceparent(span.get_span_context()) or order.trace_parent
 
@@ -87,17 +89,17 @@ class AgentTelemetry:
         self.failed(instance.id, reason)
 
     def timed(
-        self, kind: str, handle: Callable[[bytes], Awaitable[None]]
-    ) -> Callable[[bytes], Awaitable[None]]:
+        self, kind: str, handle: Callable[[Delivery], Awaitable[None]]
+    ) -> Callable[[Delivery], Awaitable[None]]:
         """Return `handle` with its duration recorded."""
         series = histogram(instruments.AGENT_MESSAGE_DURATION).series(
             {names.CLUSTER: self._cluster, names.MESSAGE_KIND: kind}
         )
 
-        async def timed(body: bytes) -> None:
+        async def timed(delivery: Delivery) -> None:
             began = time.perf_counter()
             try:
-                await handle(body)
+                await handle(delivery)
             finally:
                 series.record(time.perf_counter() - began)
 
@@ -107,11 +109,9 @@ class AgentTelemetry:
         """Create the gauge of free and used GPUs; `held` is called on another thread."""
 
         def gpus(_: CallbackOptions) -> Iterable[Observation]:
-            counts = {pool.gpu: pool for pool in inventory.pools(held())}
-            for gpu, pool in counts.items():
+            for gpu, usage in inventory.usage(held()).items():
                 attributes = {names.CLUSTER: self._cluster, names.GPU: gpu}
-                yield Observation(pool.instances_free, {**attributes, names.GPU_STATE: "free"})
-                used = pool.instances_total - pool.instances_free
-                yield Observation(used, {**attributes, names.GPU_STATE: "used"})
+                yield Observation(usage.available, {**attributes, names.GPU_STATE: "free"})
+                yield Observation(usage.allocated, {**attributes, names.GPU_STATE: "used"})
 
         instruments.CLUSTER_GPUS.create(metrics.get_meter("nvcf_agent"), gpus)

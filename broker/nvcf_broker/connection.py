@@ -26,6 +26,8 @@ PING_INTERVAL_SECONDS = 10
 PENDING_BYTES = 16 * 1024 * 1024
 RECONNECT_FIRST_SECONDS = 0.05
 RECONNECT_LONGEST_SECONDS = 5.0
+# What a server says before it ends a connection whose token has expired.
+_EXPIRED = "authentication expired"
 
 
 def reconnect_delay(attempt: int, chance: float) -> float:
@@ -98,6 +100,13 @@ class BrokerClient(Client):
             await end_task(self._reconnection_task)
         self._closed_for_good.set()
 
+    async def _process_err(self, err_msg: str) -> None:
+        if self.options.get("token") is not None and not self.is_connecting and _EXPIRED in err_msg.lower():
+            # The library would close for good; the next token is as good as the last one was.
+            await self._process_op_err(nats.errors.AuthorizationError())
+            return
+        await super()._process_err(err_msg)
+
     async def _on_disconnected(self) -> None:
         if not self.is_closed:
             _log.warning("%s: connection lost, reconnecting", self._label)
@@ -144,11 +153,13 @@ async def connect_broker(
     timeout: float = 10.0,
     pending_bytes: int = PENDING_BYTES,
     inbox_prefix: str = "_INBOX",
+    token: Callable[[], str] | None = None,
 ) -> BrokerClient:
     """Connect within `timeout` seconds. From then on the client reconnects for ever by itself.
 
-    `url` is `nats://host:port` (several separated by commas), the file holds one line `user:password`. Raises
-    `BrokerError` (one line with the way out): unreadable credentials, refused, unreachable.
+    `url` is `nats://host:port` (several separated by commas), the file holds one line `user:password`.
+    `token` replaces it: it is called at each connect, and a connection whose token expires connects again.
+    Raises `BrokerError` (one line with the way out): unreadable credentials, refused, unreachable.
     """
     servers = [part.strip() for part in url.split(",") if part.strip()]
     user, password = (
@@ -190,6 +201,7 @@ async def connect_broker(
             max_outstanding_pings=2,
             pending_size=pending_bytes,
             inbox_prefix=inbox_prefix,
+            token=token,
             reconnect_to_server_handler=choose_server,
         )
     )
@@ -201,7 +213,8 @@ async def connect_broker(
             return client
         if refused.is_set():
             raise BrokerRefusedError(
-                f"the broker at {address} refuses these credentials: check --nats-credentials"
+                f"the broker at {address} refuses these credentials: check "
+                + ("the agent's key or token" if token is not None else "--nats-credentials")
             )
         reason = describe_error(last_error[0]) if last_error else f"no answer within {timeout:g} s"
         raise BrokerUnavailableError(

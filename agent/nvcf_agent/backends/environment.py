@@ -1,14 +1,14 @@
 """The environment of a worker process (protocol.md, section 5.1). Pure."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from nvcf_agent.state import order as orders
 from nvcf_agent.state.inventory import Limits, Share
 from nvcf_otel.byoo.plan import collector_environment
 from nvcf_proto import environment as names
-from nvcf_proto.compute import CreationMessage
+from nvcf_proto.icms.messages import CreationMessage, instance_id_of
 from nvcf_proto.models import ProcessSource, TelemetryEndpoint, TelemetryType
 
 CUDA_VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
@@ -18,14 +18,10 @@ _INHERITED = (
 )  # fmt: skip
 _TELEMETRY_PREFIX = "OTEL_"
 _OF_THE_AGENT = frozenset(("OTEL_SERVICE_NAME",))
-
-
-@dataclass(frozen=True)
-class Endpoints:
-    """Addresses that workers connect to."""
-
-    grpc: str
-    nats: str
+# What a message brings for the cluster, and no function may read.
+_OF_THE_CLUSTER = frozenset(
+    ("CONTAINER_REGISTRIES_CREDENTIALS", "HELM_REGISTRIES_CREDENTIALS", "SIDECAR_REGISTRY_CREDENTIAL")
+)
 
 
 @dataclass(frozen=True)
@@ -66,24 +62,33 @@ NO_TELEMETRY = WorkerTelemetry()
 
 @dataclass(frozen=True)
 class InstanceSpec:
-    """Everything a backend needs to run one instance.
+    """Everything a backend needs to run one instance: the `index`-th of its creation message `order`.
 
-    `order` is its creation message, for it alone. `trace` is the traceparent of its start.
+    `zone` is the cluster's name. `trace` is the traceparent of its start.
     """
 
     order: CreationMessage
     share: Share
     limits: Limits
-    endpoints: Endpoints
-    worker_token: str
-    tags: tuple[str, ...] = ()
+    index: int = 0
+    zone: str = ""
     trace: str | None = None
     telemetry: WorkerTelemetry = NO_TELEMETRY
 
     @property
     def instance_id(self) -> str:
         """Id of the instance."""
-        return self.order.instance_ids[0]
+        return instance_id_of(self.order.request_id, self.index, self.order.workload)
+
+    @property
+    def source(self) -> ProcessSource | None:
+        """What a process backend runs; None for images and charts."""
+        return self.order.launch_specification.process
+
+    @property
+    def function_name(self) -> str:
+        """Name of the function."""
+        return orders.function_name(self.order)
 
 
 def worker_command(source: ProcessSource) -> list[str]:
@@ -111,7 +116,10 @@ def worker_environment(
     inherited: Mapping[str, str],
     virtual_env: Path | None,
 ) -> dict[str, str]:
-    """Return all variables of the worker process. The platform's win over the function's."""
+    """Return all variables of the worker process.
+
+    The message's own win over the function's, and the agent's over the message's.
+    """
     result = {name: inherited[name] for name in _INHERITED if name in inherited}
     programs = str(PurePosixPath(source.python).parent)
     result["PATH"] = f"{programs}:{result['PATH']}" if result.get("PATH") else programs
@@ -122,37 +130,40 @@ def worker_environment(
     if spec.telemetry.collector is not None and places.collector is not None:
         result |= collector_environment(spec.telemetry.collector.endpoints, places.collector)
     result |= source.environment
+    result |= _of_the_message(spec.order)
     if spec.share.visible_devices is not None:
         result[CUDA_VISIBLE_DEVICES] = spec.share.visible_devices
-    order = spec.order
-    if order.max_execution_seconds is not None:
-        result[names.NVCF_MAX_EXECUTION_SECONDS] = str(order.max_execution_seconds)
+    order, launch = spec.order, spec.order.launch_specification
+    if launch.max_execution_seconds is not None:
+        result[names.NVCF_MAX_EXECUTION_SECONDS] = str(launch.max_execution_seconds)
     return (
         result
         | _telemetry(spec, places)
         | {
-            names.NVCF_WORKER_TOKEN: spec.worker_token,
-            names.NVCF_FQDN_GRPC: spec.endpoints.grpc,
-            names.NVCF_FQDN_NATS: spec.endpoints.nats,
             names.INSTANCE_ID: spec.instance_id,
-            names.FUNCTION_ID: order.function_id,
-            names.FUNCTION_VERSION_ID: order.version_id,
-            names.FUNCTION_NAME: order.function_name,
-            names.FUNCTION_TAGS: json.dumps(list(spec.tags)),
-            names.NCA_ID: order.nca_id,
-            names.MAX_REQUEST_CONCURRENCY: str(order.max_request_concurrency),
             names.HEALTH_PORT: str(places.health_port),
             names.SHARED_CONFIG_DIR: str(places.shared),
             names.BASE_ASSET_DIR: str(places.assets),
             names.BASE_RESPONSE_DIR: str(places.responses),
-            names.INSTANCE_TYPE: order.instance_type,
-            names.GPU_NAME: order.gpu,
+            names.INSTANCE_TYPE: orders.instance_type(order),
+            names.GPU_NAME: orders.gpu(order),
             names.ATTACHED_GPU_COUNT: str(len(spec.share.devices)),
-            names.ZONE_NAME: order.cluster_id,
-            names.ICMS_ENVIRONMENT: "local",
-            names.CLOUD_PROVIDER: "local",
+            names.ZONE_NAME: spec.zone,
+            names.ICMS_ENVIRONMENT: launch.icms_environment or "local",
+            names.CLOUD_PROVIDER: launch.cloud_provider or "local",
         }
     )
+
+
+def _of_the_message(order: CreationMessage) -> dict[str, str]:
+    """Return the message's environment, with the ids that a control plane may leave out of it."""
+    known = {
+        names.NCA_ID: order.nca_id,
+        names.FUNCTION_ID: orders.function_id(order),
+        names.FUNCTION_VERSION_ID: orders.version_id(order),
+    }
+    given = orders.environment(order)
+    return known | {name: value for name, value in given.items() if name not in _OF_THE_CLUSTER}
 
 
 def _telemetry(spec: InstanceSpec, places: InstancePlaces) -> dict[str, str]:

@@ -105,9 +105,9 @@ class ProcessBackend:
         known = self._children.get(spec.instance_id)
         if known is not None:
             return known.running
-        source = spec.order.process
+        source = spec.source
         if source is None:
-            raise Unsupported("this cluster runs processes; the function is a container image")
+            raise Unsupported("this cluster runs processes; the order is for a container image or Helm chart")
         try:
             child = await self._start(spec, source)
         except OSError as error:
@@ -235,7 +235,7 @@ class ProcessBackend:
 
     def _log_path(self, spec: InstanceSpec) -> Path:
         # Function names have no slashes, but a message of another origin may.
-        folder = re.sub(r"[^A-Za-z0-9_.-]", "_", spec.order.function_name).lstrip(".") or "function"
+        folder = re.sub(r"[^A-Za-z0-9_.-]", "_", spec.function_name).lstrip(".") or "function"
         return self._data / "logs" / folder / f"{spec.instance_id}.log"
 
     async def _live(self, child: _Child) -> None:

@@ -4,10 +4,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nvcf_agent.state.managed_instance import ManagedInstance, Phase
+from nvcf_proto.icms.names import MESSAGE_MAX_AGE_SECONDS
+from nvcf_proto.icms.reports import InstanceState
 from nvcf_proto.settings import INFERENCE_READY_TIMEOUT
 
-# How long the record of an ended instance stays.
+# How long an ended instance is known.
 KEEP_FINISHED_SECONDS = 300.0
+# The same where the order does not say when it expires; NVIDIA's agent keeps a failed request so long.
+_KEEP_WITHOUT_EXPIRY_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Clean:
 
 @dataclass(frozen=True)
 class Forget:
-    """Remove the record of an instance that ended long ago."""
+    """Forget an instance that ended long ago."""
 
 
 Action = Start | Delete | GiveUp | Complete | Clean | Forget
@@ -60,6 +64,8 @@ def next_action(
         return _finished(instance, wall, keep_finished)
     if instance.phase is Phase.TERMINATING:
         return Delete(instance.grace) if instance.has_process else Complete()
+    if not instance.acknowledged:
+        return None
     if not instance.has_process:
         return Start() if instance.retry_at <= now else None
     overdue = instance.phase is Phase.STARTING and now - instance.waiting_since > ready_timeout
@@ -74,7 +80,11 @@ def _finished(instance: ManagedInstance, wall: float, keep_finished: float) -> A
     if not instance.cleaned:
         return Clean()
     # A late copy of its creation message must still be recognised as known.
-    until = max(instance.updated_at + keep_finished, instance.order.expires_at)
+    expires_at = instance.order.expires_at or instance.updated_at + _KEEP_WITHOUT_EXPIRY_SECONDS
+    until = max(instance.updated_at + keep_finished, expires_at)
+    if instance.reported is not InstanceState.TERMINATED:
+        # Its end is reported until the control plane has taken it, for as long as a message can last.
+        until = max(until, instance.updated_at + MESSAGE_MAX_AGE_SECONDS)
     return Forget() if wall > until else None
 
 

@@ -6,14 +6,18 @@ it is accepted until nothing of it runs.
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nvcf_agent.errors import AgentError, NoCapacity, Unsupported
-from nvcf_proto.compute import CreationMessage, GpuPool
+from nvcf_agent.state import order as orders
+from nvcf_proto.icms.messages import CreationMessage
+from nvcf_proto.icms.reports import Gpu, GpuUsage, InstanceType
 
 CPU = "CPU"
 DEFAULT_TYPE = "process"
 DEFAULT_CPU_SLOTS = 256
+SINGLE = "SINGLE"
+"""Node type of an instance on one node."""
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -31,72 +35,120 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class GpuDetails:
+    """What is known about the GPUs of one name, for people."""
+
+    memory: str | None = None
+    driver: str | None = None
+    description: str = ""
+
+
+@dataclass(frozen=True)
 class Inventory:
     """Everything that instances of a cluster can use.
 
-    `gpus` are names with counts. Devices are numbered in this order, as CUDA does. `types` are the cluster's
-    instance types with their limits. A CPU instance takes a slot, a GPU instance at least one GPU.
+    `gpus` are names with counts, `numbering` the name of each device in the order of CUDA's numbers (empty:
+    in the order of `gpus`). `types` are the cluster's own instance types with their limits; each GPU has also
+    the types `NCP.GPU.NAME_1x`, `_2x`, `_4x` and so on. A CPU instance takes a slot, a GPU instance at least
+    one GPU.
     """
 
     cpu_slots: int = DEFAULT_CPU_SLOTS
     gpus: tuple[tuple[str, int], ...] = ()
     types: tuple[tuple[str, Limits], ...] = ((DEFAULT_TYPE, Limits()),)
+    numbering: tuple[str, ...] = ()
+    details: Mapping[str, GpuDetails] = field(default_factory=dict)
 
     def limits(self, instance_type: str) -> Limits:
-        """Return the limits of an instance type. Raises `Unsupported` for an unknown one."""
-        for name, limits in self.types:
-            if name == instance_type:
-                return limits
-        known = ", ".join(name for name, _ in self.types)
-        raise Unsupported(f"this cluster has no instance type {instance_type}, only {known}")
+        """Return the limits of an instance type."""
+        return dict(self.types).get(instance_type, Limits())
 
     def devices(self, gpu: str) -> tuple[int, ...]:
         """Return the device numbers of the GPUs of one name."""
-        first = 0
-        found: list[int] = []
-        for name, count in self.gpus:
-            if name == gpu:
-                found.extend(range(first, first + count))
-            first += count
-        return tuple(found)
+        numbering = self.numbering or tuple(name for name, count in self.gpus for _ in range(count))
+        return tuple(number for number, name in enumerate(numbering) if name == gpu)
 
-    def place(self, order: CreationMessage, taken: Iterable["Share"]) -> "Share":
-        """Return the share of a new instance. Raises `NoCapacity` and `Unsupported`."""
-        self.limits(order.instance_type)
+    def place(self, order: CreationMessage, taken: Iterable["Share"], count: int = 1) -> list["Share"]:
+        """Return the shares of `count` new instances. Raises `NoCapacity` and `Unsupported`."""
+        gpu, wanted = orders.gpu(order), self._gpus_of(order)
         held = list(taken)
-        if order.gpu == CPU:
-            used = sum(share.slots for share in held)
-            if used >= self.cpu_slots:
-                raise NoCapacity(f"all {self.cpu_slots} CPU slots of this cluster are taken")
-            return Share(slots=1)
-        there = self.devices(order.gpu)
-        if not there:
-            names = ", ".join(name for name, _ in self.gpus) or "none"
-            raise Unsupported(f"this cluster has no GPU {order.gpu} (it has: {names})")
-        free = self._free(there, held)
-        wanted = max(1, order.gpus_per_instance)
-        if wanted > len(free):
-            raise NoCapacity(f"{wanted} {order.gpu} wanted, {len(free)} of {len(there)} free")
-        return Share(devices=free[:wanted])
+        if gpu == CPU:
+            if count > self.cpu_slots:
+                raise Unsupported(f"{count} CPU slots wanted, this cluster has {self.cpu_slots}")
+            free = self.cpu_slots - sum(share.slots for share in held)
+            if count > free:
+                raise NoCapacity(f"{count} CPU slots wanted, {max(0, free)} of {self.cpu_slots} free")
+            return [Share(slots=1)] * count
+        there = self.devices(gpu)
+        if wanted * count > len(there):
+            raise Unsupported(f"{wanted * count} {gpu} wanted, this cluster has {len(there)}")
+        devices = self._free(there, held)
+        if wanted * count > len(devices):
+            raise NoCapacity(f"{wanted * count} {gpu} wanted, {len(devices)} of {len(there)} free")
+        return [Share(devices=devices[number * wanted :][:wanted]) for number in range(count)]
+
+    def _gpus_of(self, order: CreationMessage) -> int:
+        """Return how many GPUs one instance takes. Only the cluster's own types leave it open."""
+        gpu, name = orders.gpu(order), orders.instance_type(order)
+        offered = {each.name: each.gpu_count for each in self.offered(gpu)}
+        if not offered:
+            names = ", ".join(each.name for each in self.registered()) or "none"
+            raise Unsupported(f"this cluster has no GPU {gpu} (it has: {names})")
+        if name not in offered:
+            raise Unsupported(f"this cluster has no instance type {name} of {gpu}, only {', '.join(offered)}")
+        return offered[name] or max(1, order.requested_gpu_count)
+
+    def offered(self, gpu: str) -> tuple[InstanceType, ...]:
+        """Return the instance types of one GPU name."""
+        count = self.cpu_slots if gpu == CPU else len(self.devices(gpu))
+        if not count:
+            return ()
+        own = tuple(
+            InstanceType(name=name, value=name, default=number == 0, node_type=SINGLE, max_instances=count)
+            for number, (name, _) in enumerate(self.types)
+        )
+        return own if gpu == CPU else own + self._derived(gpu, count)
+
+    def _derived(self, gpu: str, count: int) -> tuple[InstanceType, ...]:
+        value, details = f"NCP.GPU.{gpu}", self.details.get(gpu, GpuDetails())
+        sizes = [2**power for power in range(count.bit_length())]
+        return tuple(
+            InstanceType(
+                name=f"{value}_{size}x",
+                value=value,
+                description=details.description,
+                gpu_count=size,
+                gpu_memory=details.memory,
+                driver_version=details.driver,
+                node_type=SINGLE,
+                max_instances=count // size,
+            )
+            for size in sizes
+        )
+
+    def registered(self) -> tuple[Gpu, ...]:
+        """Return the GPUs of the registration, CPU slots among them."""
+        counts = {CPU: self.cpu_slots, **dict(self.gpus)}
+        return tuple(
+            Gpu(name=name, capacity=count, instance_types=self.offered(name))
+            for name, count in counts.items()
+            if count
+        )
 
     @staticmethod
     def _free(there: tuple[int, ...], held: list["Share"]) -> tuple[int, ...]:
         taken = {device for share in held for device in share.devices}
         return tuple(device for device in there if device not in taken)
 
-    def pools(self, taken: Iterable["Share"]) -> tuple[GpuPool, ...]:
-        """Return the pools of the heartbeat: CPU slots and single GPUs by instance type; types share them."""
+    def usage(self, taken: Iterable["Share"]) -> dict[str, GpuUsage]:
+        """Return what the heartbeat says: single GPUs and CPU slots by name."""
         held = list(taken)
-        kinds = {CPU: (self.cpu_slots, max(0, self.cpu_slots - sum(share.slots for share in held)))}
-        for name in dict(self.gpus):
-            there = self.devices(name)
-            kinds[name] = (len(there), len(self._free(there, held)))
-        return tuple(
-            GpuPool(gpu, instance_type, total, free)
-            for gpu, (total, free) in kinds.items()
-            if total
-            for instance_type, _ in self.types
-        )
+        free = {CPU: max(0, self.cpu_slots - sum(share.slots for share in held))}
+        free |= {name: len(self._free(self.devices(name), held)) for name in dict(self.gpus)}
+        totals = {CPU: self.cpu_slots, **dict(self.gpus)}
+        return {
+            name: GpuUsage(total, total - free[name], free[name]) for name, total in totals.items() if total
+        }
 
 
 @dataclass(frozen=True)

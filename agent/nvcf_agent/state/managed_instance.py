@@ -1,12 +1,14 @@
-"""An instance of the agent, its phases, and its record. See transitions.py for what moves it on."""
+"""An instance of the agent and its phases. See transitions.py for what moves it on."""
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Self
 
+from nvcf_agent.state import order as orders
 from nvcf_agent.state.inventory import Share
-from nvcf_proto.compute import CreationMessage
-from nvcf_proto.models import Instance, InstanceState
+from nvcf_proto.icms.causes import Cause
+from nvcf_proto.icms.messages import CreationMessage, instance_id_of
+from nvcf_proto.icms.reports import InstanceState
 
 REASON_LIMIT = 4000
 NOTHING = Share()
@@ -26,7 +28,7 @@ class Phase(StrEnum):
 
 
 class Category(StrEnum):
-    """Why an instance failed. The record's reason begins with it."""
+    """Why an instance failed, more exactly than NVIDIA's causes say it."""
 
     CAPACITY = "capacity"
     UNSUPPORTED = "unsupported"
@@ -38,31 +40,25 @@ class Category(StrEnum):
 
 FINAL = frozenset({Phase.COMPLETED, Phase.FAILED})
 
-_STATES = {
-    Phase.PENDING: InstanceState.PENDING,
-    Phase.CREATING: InstanceState.STARTING,
-    Phase.STARTING: InstanceState.STARTING,
-    Phase.RUNNING: InstanceState.RUNNING,
-    Phase.TERMINATING: InstanceState.TERMINATING,
-    Phase.COMPLETED: InstanceState.COMPLETED,
-    Phase.FAILED: InstanceState.FAILED,
-}
-
 
 @dataclass(frozen=True)
 class ManagedInstance:
-    """One instance of the agent. `order` is its creation message, for this instance alone.
+    """One instance of the agent: the `index`-th of the request that its creation message `order` made.
 
-    The first block of fields is persisted, the second belongs to the running agent. `published`: its record
-    has been seen or written, so a missing record was removed.
+    The first block of fields is persisted, the second belongs to the running agent. `acknowledged`: the
+    control plane has answered the acknowledgement of its request, so it may start. `cause` is why it ends.
+    `held` are the requests that it held at its end, `reported` the last state that the control plane took.
     """
 
     order: CreationMessage
     phase: Phase
     created_at: float
     updated_at: float
+    index: int = 0
     share: Share = NOTHING
+    acknowledged: bool = False
     category: Category | None = None
+    cause: Cause | None = None
     reason: str | None = None
     restarts: int = 0
     has_run: bool = False
@@ -70,7 +66,9 @@ class ManagedInstance:
     ready_at: float | None = None
     draining_since: float | None = None
     grace: float = DEFAULT_GRACE_SECONDS
-    published: bool = False
+    cleaned: bool = False
+    held: tuple[str, ...] = ()
+    reported: InstanceState | None = None
 
     has_process: bool = False
     pid: int | None = None
@@ -81,12 +79,26 @@ class ManagedInstance:
     waiting_since: float = 0.0
     retry_at: float = 0.0
     give_up_reason: str | None = None
-    cleaned: bool = False
 
     @property
     def id(self) -> str:
-        """Id of the instance."""
-        return self.order.instance_ids[0]
+        """Id of the instance, in NVIDIA's form."""
+        return instance_id_of(self.order.request_id, self.index, self.order.workload)
+
+    @property
+    def request_id(self) -> str:
+        """Id of its request."""
+        return self.order.request_id
+
+    @property
+    def version_id(self) -> str:
+        """Id of its function version."""
+        return orders.version_id(self.order)
+
+    @property
+    def function_name(self) -> str:
+        """Name of its function."""
+        return orders.function_name(self.order)
 
     @property
     def is_final(self) -> bool:
@@ -99,38 +111,15 @@ class ManagedInstance:
         return self.phase is Phase.TERMINATING or self.is_final
 
     @property
-    def held(self) -> Share:
+    def is_over(self) -> bool:
+        """Whether nothing of the instance is left but its last report."""
+        return self.is_final and not self.has_process and self.cleaned
+
+    @property
+    def held_share(self) -> Share:
         """The instance's present share of the cluster's inventory."""
         return NOTHING if self.is_final and not self.has_process else self.share
 
     def _to(self, phase: Phase, wall: float, reason: str | None) -> Self:
         text = reason[:REASON_LIMIT] if reason else None
         return replace(self, phase=phase, updated_at=wall, reason=text)
-
-
-def instance_record(instance: ManagedInstance) -> Instance:
-    """Return the record for the instances bucket. The reason of a FAILED one is `CATEGORY: text`."""
-    order, reason = instance.order, instance.reason
-    category = instance.category if instance.phase is Phase.FAILED else None
-    if category is not None:
-        reason = f"{category}: {reason or 'no reason known'}"
-    return Instance(
-        id=instance.id,
-        function_id=order.function_id,
-        version_id=order.version_id,
-        cluster_id=order.cluster_id,
-        state=_STATES[instance.phase],
-        updated_at=instance.updated_at,
-        created_at=instance.created_at,
-        pid=instance.pid,
-        restarts=instance.restarts,
-        reason=reason,
-        log_path=instance.log_path,
-        health_port=instance.health_port,
-        ready_at=instance.ready_at,
-        specification_id=order.specification_id,
-        gpu=order.gpu,
-        visible_devices=instance.share.visible_devices,
-        draining_since=instance.draining_since,
-        category=category.value if category is not None else None,
-    )

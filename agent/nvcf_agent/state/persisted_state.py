@@ -1,23 +1,26 @@
-"""The agent's persisted state: its instances, and the ids that were ended before they came.
+"""The agent's persisted state: its instances, and those that were ended without being known.
 
 `DIR/ID.json` holds one instance, mode 0600. It is replaced in one step and synced before the message is
-acknowledged. `DIR/ended` lists the ended ids. The environment that a function declares may contain its
-secrets.
+acknowledged. `DIR/ended` lists the ended ids. The environment of a message has the worker's token and may
+hold a function's secrets.
 """
 
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from nvcf_agent.errors import StoreError
 from nvcf_agent.state.inventory import Share
 from nvcf_agent.state.managed_instance import Category, ManagedInstance, Phase
+from nvcf_agent.state.request_status import request_status
 from nvcf_broker.files import private_directory, write_private
-from nvcf_proto.compute import CreationMessage
 from nvcf_proto.errors import InvalidRecord
+from nvcf_proto.icms.causes import Cause
+from nvcf_proto.icms.messages import CreationMessage
+from nvcf_proto.icms.reports import InstanceState
 from nvcf_proto.models.record import Count, Record, Text, decode_object
 
 _log = logging.getLogger(__name__)
@@ -25,18 +28,26 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ENDED_FILE = "ended"
+MOST_ENDED = 10_000
+# An order of the versions before the contract was NVIDIA's; it had a message id and no request id.
+_OLD_MEMBER = "messageId"
 
 
 class StoredInstance(Record, frozen=True, kw_only=True):
-    """The persisted part of a ManagedInstance."""
+    """The persisted part of a ManagedInstance. `request_status` is for readers of the file."""
 
+    cluster_id: Text
+    request_status: Text = ""
     order: CreationMessage
     phase: Phase
     created_at: float
     updated_at: float
+    index: Count = 0
     slots: Count = 0
-    devices: tuple[str, ...] = ()
+    devices: tuple[Count, ...] = ()
+    acknowledged: bool = False
     category: Category | None = None
+    cause: Cause | None = None
     reason: Text | None = None
     restarts: Count = 0
     has_run: bool = False
@@ -44,28 +55,38 @@ class StoredInstance(Record, frozen=True, kw_only=True):
     ready_at: float | None = None
     draining_since: float | None = None
     grace: float = 30.0
-    published: bool = False
+    cleaned: bool = False
+    held: tuple[Text, ...] = ()
+    reported: InstanceState | None = None
 
     @classmethod
-    def of(cls, instance: ManagedInstance) -> Self:
+    def of(cls, instance: ManagedInstance, cluster_id: str) -> Self:
         """Return the persisted part of an instance."""
         return cls(
+            cluster_id=cluster_id,
+            request_status=request_status((instance,)).value,
             slots=instance.share.slots,
-            devices=tuple(str(device) for device in instance.share.devices),
+            devices=instance.share.devices,
             **{name: getattr(instance, name) for name in _SAME},
         )
 
     def restored(self) -> ManagedInstance:
-        """Return the instance. Raises `InvalidRecord`."""
-        if len(self.order.instance_ids) != 1:
-            raise InvalidRecord("order", "expected one instance")
-        if not all(device.isdigit() for device in self.devices):
-            raise InvalidRecord("devices", "expected numbers")
-        share = Share(self.slots, tuple(int(each) for each in self.devices))
-        return ManagedInstance(share=share, **{name: getattr(self, name) for name in _SAME})
+        """Return the instance."""
+        same = {name: getattr(self, name) for name in _SAME}
+        return ManagedInstance(share=Share(self.slots, self.devices), **same)
 
 
-_SAME = [name for name in StoredInstance.__struct_fields__ if name not in ("slots", "devices")]
+_OWN = ("cluster_id", "request_status", "slots", "devices")
+_SAME = [name for name in StoredInstance.__struct_fields__ if name not in _OWN]
+
+
+class EndedInstance(Record, frozen=True, kw_only=True):
+    """An instance that was ended without being known here, and the Unix time until it is remembered."""
+
+    request_id: Text
+    cause: Cause = Cause.BY_USER
+    until: float
+    reported: bool = False
 
 
 class Store(Protocol):
@@ -74,20 +95,20 @@ class Store(Protocol):
     Every call raises `StoreError` when it fails.
     """
 
-    async def load(self) -> tuple[list[ManagedInstance], dict[str, float]]:
-        """Return all instances, and the ids ended before they came with the Unix times to keep them."""
+    async def load(self) -> tuple[list[StoredInstance], dict[str, EndedInstance]]:
+        """Return all instances, and the ended ones by id."""
         ...
 
-    async def save(self, instances: Iterable[StoredInstance]) -> None:
-        """Store instances durably."""
+    async def save(self, instances: Mapping[str, StoredInstance]) -> None:
+        """Store instances by id, durably."""
         ...
 
     async def forget(self, instance_id: str) -> None:
         """Remove an instance."""
         ...
 
-    async def save_ended(self, ended: dict[str, float]) -> None:
-        """Store the ids that were ended before they came."""
+    async def save_ended(self, ended: Mapping[str, EndedInstance]) -> None:
+        """Store the ended instances by id."""
         ...
 
 
@@ -97,45 +118,58 @@ class FileStore:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    async def load(self) -> tuple[list[ManagedInstance], dict[str, float]]:
+    async def load(self) -> tuple[list[StoredInstance], dict[str, EndedInstance]]:
         return await _in_thread(self._load)
 
-    def _load(self) -> tuple[list[ManagedInstance], dict[str, float]]:
+    def _load(self) -> tuple[list[StoredInstance], dict[str, EndedInstance]]:
         private_directory(self._directory)
         instances = []
         for path in sorted(self._directory.glob("*.json")):
             try:
                 members = decode_object(path.read_bytes(), path.name)
-                instances.append(StoredInstance.from_dict(members).restored())
-            except (InvalidRecord, ValueError) as error:
+                if _OLD_MEMBER in (members.get("order") or {}):
+                    _log.warning("%s is of an older version: the control plane orders it again", path)
+                    path.unlink()
+                    continue
+                stored = StoredInstance.from_dict(members)
+                if stored.restored().id != path.stem:
+                    raise InvalidRecord("order", f"is of instance {stored.restored().id}")
+                instances.append(stored)
+            except (InvalidRecord, ValueError, AttributeError, TypeError) as error:
                 _log.error("cannot read the instance in %s, the file is renamed: %s", path, error)
                 path.replace(path.with_suffix(".unreadable"))
         return instances, self._load_ended()
 
-    def _load_ended(self) -> dict[str, float]:
+    def _load_ended(self) -> dict[str, EndedInstance]:
+        path = self._directory / ENDED_FILE
         try:
-            document = json.loads((self._directory / ENDED_FILE).read_bytes())
-            return {str(key): float(value) for key, value in document.items()}
+            members: dict[str, Any] = decode_object(path.read_bytes(), ENDED_FILE)
         except FileNotFoundError:
             return {}
-        except (ValueError, TypeError, AttributeError) as error:
-            _log.error("cannot read %s: %s", self._directory / ENDED_FILE, error)
+        except InvalidRecord as error:
+            _log.error("cannot read %s: %s", path, error)
             return {}
+        found = {}
+        for instance_id, value in members.items():
+            try:
+                found[instance_id] = EndedInstance.from_dict(value)
+            except InvalidRecord as error:
+                _log.error("%s: %s is left out: %s", path, instance_id, error)
+        return found
 
-    async def save(self, instances: Iterable[StoredInstance]) -> None:
-        listed = list(instances)
+    async def save(self, instances: Mapping[str, StoredInstance]) -> None:
+        listed = dict(instances)
         await _in_thread(lambda: self._save(listed))
 
-    def _save(self, instances: list[StoredInstance]) -> None:
-        for instance in instances:
-            instance_id = instance.order.instance_ids[0]
+    def _save(self, instances: dict[str, StoredInstance]) -> None:
+        for instance_id, instance in instances.items():
             write_private(self._directory / f"{instance_id}.json", json.dumps(instance.to_dict()))
 
     async def forget(self, instance_id: str) -> None:
         await _in_thread(lambda: (self._directory / f"{instance_id}.json").unlink(missing_ok=True))
 
-    async def save_ended(self, ended: dict[str, float]) -> None:
-        text = json.dumps(ended)
+    async def save_ended(self, ended: Mapping[str, EndedInstance]) -> None:
+        text = json.dumps({key: each.to_dict() for key, each in ended.items()})
         await _in_thread(lambda: write_private(self._directory / ENDED_FILE, text))
 
 
@@ -149,33 +183,35 @@ async def _in_thread(work: Callable[[], T]) -> T:
 class PersistedState:
     """What the store holds, so that nothing is written twice or left out.
 
-    `ended` are ids that were ended before they came, each with the Unix time it is kept until.
+    `ended` are the instances that were ended without being known, by id.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, cluster_id: str) -> None:
         self._store = store
+        self._cluster_id = cluster_id
         self._saved: dict[str, StoredInstance] = {}
-        self.ended: dict[str, float] = {}
+        self.ended: dict[str, EndedInstance] = {}
 
-    async def load(self, cluster: str) -> list[ManagedInstance]:
-        """Return the instances of a cluster that an earlier run stored. Raises `StoreError`."""
+    async def load(self) -> list[ManagedInstance]:
+        """Return the instances of the cluster that an earlier run stored. Raises `StoreError`."""
         found, self.ended = await self._store.load()
-        mine = [each for each in found if each.order.cluster_id == cluster]
-        self._saved = {each.id: StoredInstance.of(each) for each in mine}
-        return mine
+        mine = {each.restored().id: each for each in found if each.cluster_id == self._cluster_id}
+        self._saved = mine
+        return [each.restored() for each in mine.values()]
 
     async def save(self, listed: Iterable[ManagedInstance]) -> None:
         """Store what has changed of these instances. Raises `StoreError`."""
-        stored = {each.id: StoredInstance.of(each) for each in listed}
+        stored = {each.id: StoredInstance.of(each, self._cluster_id) for each in listed}
         fresh = {key: each for key, each in stored.items() if self._saved.get(key) != each}
         if fresh:
-            await self._store.save(fresh.values())
+            await self._store.save(fresh)
             self._saved |= fresh
 
-    async def save_ended(self, instance_ids: Iterable[str], *, until: float, wall: float) -> None:
-        """Add ids that were ended before they came, and drop expired ones. Raises `StoreError`."""
-        ended = {key: end for key, end in self.ended.items() if end > wall}
-        ended |= dict.fromkeys(instance_ids, until)
+    async def save_ended(self, changed: Mapping[str, EndedInstance], wall: float) -> None:
+        """Add or change ended instances, and drop expired ones. Raises `StoreError`."""
+        ended = {key: each for key, each in self.ended.items() if each.until > wall} | dict(changed)
+        while len(ended) > MOST_ENDED:
+            del ended[next(iter(ended))]
         await self._store.save_ended(ended)
         self.ended = ended
 

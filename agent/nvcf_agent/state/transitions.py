@@ -5,7 +5,8 @@
                   |           v  |        v        (not ready any more: back to STARTING)
                   +-- its process ended: again, a few times, then FAILED with a category and a text
 
-FAILED and COMPLETED are final. `now` is in seconds of a monotonic clock, `wall` Unix time. Every function
+A request waits in PENDING until the control plane has answered its acknowledgement. FAILED and COMPLETED are
+final. `now` is in seconds of a monotonic clock, `wall` Unix time. Every function
 returns the instance after the transition; an instance in a state without that transition is returned as it
 was.
 """
@@ -13,10 +14,12 @@ was.
 from dataclasses import dataclass, replace
 
 from nvcf_agent.errors import LaunchError, Refused, StartError
+from nvcf_agent.state.causes import cause_of
 from nvcf_agent.state.inventory import Share
 from nvcf_agent.state.managed_instance import Category, ManagedInstance, Phase
 from nvcf_broker.process import RestartPolicy
-from nvcf_proto.compute import CreationMessage
+from nvcf_proto.icms.causes import Cause
+from nvcf_proto.icms.messages import CreationMessage
 
 RESTARTS = RestartPolicy(initial=0.5, factor=2.0, maximum=30.0, stable_after=30.0)
 RESTART_LIMIT = 6
@@ -53,19 +56,36 @@ class Ended:
 Event = Ready | Unready | Ended
 
 
-def accepted(
-    order: CreationMessage, share: Share, wall: float, created_at: float | None = None
-) -> ManagedInstance:
-    """Return a new instance that this cluster accepts; `created_at` is its record's."""
-    return ManagedInstance(order, Phase.PENDING, created_at or wall, wall, share)
+def accepted(order: CreationMessage, share: Share, wall: float, index: int = 0) -> ManagedInstance:
+    """Return a new instance that this cluster accepts."""
+    return ManagedInstance(order, Phase.PENDING, wall, wall, index, share)
 
 
 def refused(
-    order: CreationMessage, category: Category, reason: str, wall: float, created_at: float | None = None
+    order: CreationMessage, category: Category, reason: str, wall: float, index: int = 0
 ) -> ManagedInstance:
-    """Return a new instance that this cluster refuses."""
-    instance = ManagedInstance(order, Phase.FAILED, created_at or wall, wall, category=category, cleaned=True)
-    return instance._to(Phase.FAILED, wall, reason)
+    """Return a new instance that this cluster refuses for good."""
+    instance = ManagedInstance(order, Phase.PENDING, wall, wall, index, cleaned=True)
+    return _failed(instance, category, reason, wall)
+
+
+def acknowledged(instance: ManagedInstance) -> ManagedInstance:
+    """Note that the control plane has answered the acknowledgement: the instance may start."""
+    return instance if instance.acknowledged else replace(instance, acknowledged=True)
+
+
+def expired(instance: ManagedInstance, reason: str, wall: float) -> ManagedInstance:
+    """Fail an instance whose order ran out before its acknowledgement was answered."""
+    if not instance.is_ending:
+        instance = _failed(instance, Category.CAPACITY, reason, wall)
+    return replace(instance, acknowledged=True)
+
+
+def _failed(
+    instance: ManagedInstance, category: Category, reason: str, wall: float, cause: Cause | None = None
+) -> ManagedInstance:
+    moved = replace(instance, category=category, cause=cause or cause_of(category))
+    return moved._to(Phase.FAILED, wall, reason)
 
 
 def creating(instance: ManagedInstance, *, wall: float) -> ManagedInstance:
@@ -126,7 +146,13 @@ def unready(instance: ManagedInstance, reason: str, *, now: float, wall: float) 
 
 
 def ended(
-    instance: ManagedInstance, category: Category, reason: str, *, now: float, wall: float
+    instance: ManagedInstance,
+    category: Category,
+    reason: str,
+    *,
+    now: float,
+    wall: float,
+    cause: Cause | None = None,
 ) -> ManagedInstance:
     """Record the end of the process: complete, schedule a restart, or fail after too many."""
     gone = replace(instance, has_process=False, pid=None, health_port=None)
@@ -135,35 +161,37 @@ def ended(
     if instance.phase is Phase.TERMINATING:
         return gone._to(Phase.COMPLETED, wall, instance.reason)
     if instance.give_up_reason is not None:
-        gone = replace(gone, category=Category.NOT_READY)
-        return gone._to(Phase.FAILED, wall, f"{instance.give_up_reason}\n{reason}")
+        return _failed(gone, Category.NOT_READY, f"{instance.give_up_reason}\n{reason}", wall)
     failures = RESTARTS.failures_after(instance.failures, now - instance.launched_at)
     gone = replace(gone, failures=failures, retry_at=now + RESTARTS.delay(failures), ready_at=None)
     if failures >= RESTART_LIMIT:
-        return replace(gone, category=category)._to(Phase.FAILED, wall, reason)
+        return _failed(gone, category, reason, wall, cause)
     return gone._to(Phase.CREATING, wall, reason)
 
 
 def not_launched(instance: ManagedInstance, reason: str, *, now: float, wall: float) -> ManagedInstance:
     """Record a start that the function's settings prevent, as a process that ended at once."""
-    return ended(replace(instance, launched_at=now), Category.CRASH, reason, now=now, wall=wall)
+    instance, cause = replace(instance, launched_at=now), Cause.CREATE_CONTAINER_ERROR
+    return ended(instance, Category.CRASH, reason, now=now, wall=wall, cause=cause)
 
 
 def rejected(instance: ManagedInstance, category: Category, reason: str, wall: float) -> ManagedInstance:
     """Fail an instance that the backend refuses to run."""
     if instance.is_ending:
         return instance
-    return replace(instance, category=category)._to(Phase.FAILED, wall, reason)
+    return _failed(instance, category, reason, wall)
 
 
-def terminating(instance: ManagedInstance, reason: str, grace: float, wall: float) -> ManagedInstance:
-    """Move to TERMINATING. A second order can only shorten the grace period."""
+def terminating(
+    instance: ManagedInstance, reason: str, grace: float, wall: float, cause: Cause = Cause.BY_USER
+) -> ManagedInstance:
+    """Move to TERMINATING. A second order can only shorten the grace period; the first cause stays."""
     if instance.is_final:
         return instance
     if instance.phase is Phase.TERMINATING:
         left = max(0.0, instance.grace - (wall - (instance.draining_since or wall)))
         return replace(instance, grace=grace, draining_since=wall) if grace < left else instance
-    moved = replace(instance, grace=max(0.0, grace), draining_since=wall)
+    moved = replace(instance, grace=max(0.0, grace), draining_since=wall, cause=cause)
     return moved._to(Phase.TERMINATING, wall, reason)
 
 

@@ -46,7 +46,9 @@ def worker_subjects(version_id: str) -> list[str]:
 
 
 class CalloutBroker(NatsServer):
-    """A server whose account `Worker` needs the callout or the nkey `worker_seed`."""
+    """A server whose account needs the callout or the nkey `worker_seed`."""
+
+    account = "Worker"
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
@@ -70,7 +72,7 @@ class CalloutBroker(NatsServer):
         return {
             **super().config(),
             "accounts": {
-                "Worker": {
+                self.account: {
                     "jetstream": "enabled",
                     "users": [{"user": service[0], "password": service[1]}, {"nkey": self.worker_key}],
                 },
@@ -104,7 +106,10 @@ class Callout:
     async def start(self) -> None:
         """Start responding."""
         self._connection = await nats.connect(
-            self._broker.callout_url, max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=_ignore
+            self._broker.callout_url,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=0.1,
+            error_cb=ignore_error,
         )
         await self._connection.subscribe("$SYS.REQ.USER.AUTH", cb=self._answer)
         await self._connection.flush()
@@ -114,7 +119,7 @@ class Callout:
         await self._connection.close()
 
     async def _answer(self, message: Msg) -> None:
-        asked = _claims(message.data.decode())["nats"]
+        asked = claims_of(message.data.decode())["nats"]
         user, server = asked["user_nkey"], asked["server_id"]["id"]
         answer: dict[str, Any] = {"type": "authorization_response", "version": 2}
         try:
@@ -125,7 +130,7 @@ class Callout:
             self.presented.append(worker_token)
             answer["jwt"] = self._user(user)
         claims = {**self._common(), "sub": user, "aud": server, "nats": answer}
-        await message.respond(_signed(claims, self._broker.issuer).encode())
+        await message.respond(signed(claims, self._broker.issuer).encode())
 
     def _worker_token(self, token: str) -> str:
         if "=" in token:
@@ -150,7 +155,7 @@ class Callout:
             "name": f"worker-{self._version_id}",
             "nats": {**rights, **unlimited, "type": "user", "version": 2},
         }
-        return _signed(claims, self._broker.issuer)
+        return signed(claims, self._broker.issuer)
 
     def _common(self) -> dict[str, Any]:
         issuer = self._broker.issuer.public_key.decode()
@@ -169,17 +174,17 @@ def _encoded(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
-def _signed(claims: dict[str, Any], pair: Any) -> str:
+def signed(claims: dict[str, Any], pair: Any) -> str:
     head = _encoded(json.dumps({"typ": "JWT", "alg": "ed25519-nkey"}).encode())
     text = f"{head}.{_encoded(json.dumps(claims).encode())}"
     return f"{text}.{_encoded(pair.sign(text.encode()))}"
 
 
-def _claims(token: str) -> dict[str, Any]:
+def claims_of(token: str) -> dict[str, Any]:
     body = token.split(".")[1]
     claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
     return claims
 
 
-async def _ignore(_: Exception) -> None:
+async def ignore_error(_: Exception) -> None:
     await asyncio.sleep(0)

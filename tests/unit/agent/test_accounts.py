@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import sys
@@ -16,12 +17,13 @@ from nvcf_agent.accounts import AccountTelemetry, without_destination
 from nvcf_agent.backends.collector import FILE, run_collector, write_configuration
 from nvcf_agent.backends.environment import CollectorOrder, WorkerTelemetry, worker_environment
 from nvcf_agent.backends.process import ProcessBackend
+from nvcf_agent.state import transitions
+from nvcf_agent.state.inventory import Share
 from nvcf_broker.process import free_port
 from nvcf_otel.byoo import account_folder
+from nvcf_proto.icms.messages import encode_base64
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import (
-    FunctionVersion,
-    Telemetries,
     TelemetryEndpoint,
     TelemetryProtocol,
     TelemetryProvider,
@@ -61,10 +63,13 @@ GRAFANA = GENERIC.replace(
 )
 
 
-def version(telemetries: Telemetries | None) -> FunctionVersion:
-    return FunctionVersion(
-        id=new_id(), function_id=new_id(), name="f", nca_id="one", created_at=0.0, telemetries=telemetries
-    )
+def message(**chosen: TelemetryEndpoint | object) -> str:
+    """Return `telemetries` of a launch specification."""
+    listed = {
+        f"{kind}Telemetry": each.to_dict() if isinstance(each, TelemetryEndpoint) else each
+        for kind, each in chosen.items()
+    }
+    return encode_base64(json.dumps({"telemetries": listed}))
 
 
 def account(secrets: Path) -> Path:
@@ -74,20 +79,30 @@ def account(secrets: Path) -> Path:
     return folder
 
 
-def of(folder: Path, chosen: FunctionVersion | None) -> WorkerTelemetry:
-    there = {each.id: each for each in (GENERIC, GRAFANA)}
-    accounts = AccountTelemetry(there.get, folder, OPERATOR, "local")
-    return asyncio.run(accounts.of(chosen, order()))
+def of(folder: Path, telemetries: str | None) -> WorkerTelemetry:
+    accounts = AccountTelemetry(folder, OPERATOR, "local")
+    made = order("r", nca_id="one", telemetries=telemetries, variables={"FUNCTION_NAME": "f"})
+    return asyncio.run(accounts.of(transitions.accepted(made, Share(), 1.0)))
 
 
 def test_a_function_without_a_wish_gets_the_operators(tmp_path: Path) -> None:
     assert of(tmp_path, None) == OPERATOR
-    assert of(tmp_path, version(None)) == OPERATOR
+
+
+@pytest.mark.parametrize("text", ["%", encode_base64("[]"), encode_base64('{"telemetries": 5}')])
+def test_a_wish_that_cannot_be_read_sends_nothing_to_the_operator(tmp_path: Path, text: str) -> None:
+    assert of(tmp_path, text).variables == without_destination(OPERATOR.variables)
+
+
+def test_nvidias_members_are_enough(tmp_path: Path) -> None:
+    bare = {"protocol": "GRPC", "provider": "OTEL_COLLECTOR", "endpoint": "http://c:4317", "name": "own"}
+    given = of(tmp_path, message(traces=bare))
+    assert given.variables["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] == "http://c:4317"
 
 
 def test_the_sdk_sends_straight_where_it_can_with_the_secret_from_its_file(tmp_path: Path) -> None:
     (account(tmp_path) / "own").write_text("token\n")
-    given = of(tmp_path, version(Telemetries(traces=GENERIC.id)))
+    given = of(tmp_path, message(traces=GENERIC))
     assert given.variables["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] == "https://own.example.com:4317"
     assert given.variables["OTEL_EXPORTER_OTLP_TRACES_HEADERS"] == "authorization=Bearer%20token"
     assert given.variables["OTEL_METRIC_EXPORT_INTERVAL"] == "5000"
@@ -100,18 +115,17 @@ def test_the_sdk_sends_straight_where_it_can_with_the_secret_from_its_file(tmp_p
 def test_what_needs_a_collector_gets_one(tmp_path: Path) -> None:
     for name in ("own", "grafana-instanceId", "grafana-apiKey"):
         (account(tmp_path) / name).write_text("x")
-    chosen = version(Telemetries(metrics=GRAFANA.id, traces=GENERIC.id))
-    given = of(tmp_path, chosen)
+    given = of(tmp_path, message(metrics=GRAFANA, traces=GENERIC))
     assert given.collector is not None
-    assert given.collector.endpoints == {TelemetryType.METRICS: GRAFANA, TelemetryType.TRACES: GENERIC}
-    assert given.collector.resource["nvcf.function.version.id"] == chosen.id
+    assert given.collector.endpoints.keys() == {TelemetryType.METRICS, TelemetryType.TRACES}
+    assert given.collector.resource["nvcf.instance.id"] == "0-sr-r"
     assert given.variables == {"OTEL_METRIC_EXPORT_INTERVAL": "5000"}
 
 
 def test_what_cannot_be_used_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (account(tmp_path) / "own").write_text("token")
     with caplog.at_level(logging.WARNING):
-        given = of(tmp_path, version(Telemetries(logs=GENERIC.id, metrics=GRAFANA.id, traces=new_id())))
+        given = of(tmp_path, message(logs=GENERIC, metrics=GRAFANA, traces="nonsense"))
     assert given.variables["OTEL_METRICS_EXPORTER"] == "none"
     assert given.variables["OTEL_TRACES_EXPORTER"] == "none"
     assert "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT" in given.variables
@@ -119,7 +133,7 @@ def test_what_cannot_be_used_is_left_out_and_said(tmp_path: Path, caplog: pytest
         f"metrics of f are left out: {tmp_path / 'one'} has no grafana-instanceId, grafana-apiKey"
         in caplog.text
     )
-    assert "traces of f are left out: there is no such telemetry endpoint" in caplog.text
+    assert "traces of f are left out" in caplog.text
 
 
 @pytest.mark.parametrize("telemetry", ["direct", "through a collector"])
@@ -131,7 +145,7 @@ def test_a_secret_that_cannot_be_read_costs_its_telemetry_and_not_the_function(
         (account(tmp_path) / name).write_bytes(b"\xff\xfe")
     endpoint = GENERIC if telemetry == "direct" else GRAFANA
     with caplog.at_level(logging.WARNING):
-        given = of(tmp_path, version(Telemetries(traces=endpoint.id)))
+        given = of(tmp_path, message(traces=endpoint))
     assert given.collector is None
     assert given.variables == without_destination(OPERATOR.variables)
     assert "traces of f are left out" in caplog.text
@@ -149,9 +163,7 @@ def test_the_secret_of_another_account_is_out_of_reach(tmp_path: Path, place: st
     account(tmp_path)
     (tmp_path / place).mkdir(exist_ok=True)
     (tmp_path / place / "own").write_text("theirs")
-    assert of(tmp_path, version(Telemetries(traces=GENERIC.id))).variables == without_destination(
-        OPERATOR.variables
-    )
+    assert of(tmp_path, message(traces=GENERIC)).variables == without_destination(OPERATOR.variables)
 
 
 def test_no_accounts_folder_is_elsewhere() -> None:
@@ -165,7 +177,7 @@ def test_no_accounts_folder_is_elsewhere() -> None:
 
 
 def test_nothing_usable_sends_nothing_anywhere(tmp_path: Path) -> None:
-    given = of(tmp_path, version(Telemetries(metrics=GRAFANA.id)))
+    given = of(tmp_path, message(metrics=GRAFANA))
     assert given.variables == without_destination(OPERATOR.variables)
     assert given.collector is None
 

@@ -3,17 +3,18 @@
 import time
 from collections.abc import AsyncIterator, Collection
 from pathlib import Path
-from typing import Any
 
 from nvcf_agent.agent import Agent
-from nvcf_agent.backends.environment import Endpoints, InstanceSpec
+from nvcf_agent.backends.environment import InstanceSpec
 from nvcf_agent.backends.interface import Running
+from nvcf_agent.requests import Requests
 from nvcf_agent.state import transitions
 from nvcf_agent.state.inventory import Inventory, Share
 from nvcf_agent.state.managed_instance import ManagedInstance, Phase
 from nvcf_agent.state.persisted_state import FileStore, PersistedState, StoredInstance
 from nvcf_agent.state.transitions import Event
 from nvcf_agent.telemetry import AgentTelemetry
+from nvcf_proto.icms.reports import GpuUsage
 from nvcf_proto.ids import new_id
 from tests.unit.agent.orders import CLUSTER, order
 
@@ -54,35 +55,30 @@ class Pods:
         return None
 
 
-def running(cluster: str = CLUSTER) -> ManagedInstance:
-    instance = transitions.accepted(order(cluster_id=cluster), Share(slots=1), 1.0)
+def running() -> ManagedInstance:
+    instance = transitions.acknowledged(transitions.accepted(order(), Share(slots=1), 1.0))
     instance = transitions.launched(instance, pid=1, health_port=None, log_path="/log", now=1.0, wall=1.0)
     return transitions.ready(instance, 2.0)
 
 
 async def test_what_still_runs_goes_on_and_unknown_instances_end(tmp_path: Path) -> None:
-    kept, lost, foreign, stranger = running(), running(), running("elsewhere"), new_id()
+    kept, lost, foreign, stranger = running(), running(), running(), new_id()
     leaving = transitions.terminating(running(), "x", 5.0, 3.0)
     over = transitions.completed(transitions.interrupted(leaving, "", 4.0), 4.0)
     leaving = transitions.terminating(running(), "x", 5.0, 3.0)
     store = FileStore(tmp_path)
-    await store.save(map(StoredInstance.of, (kept, lost, leaving, over, foreign)))
+    mine = {each.id: StoredInstance.of(each, CLUSTER) for each in (kept, lost, leaving, over)}
+    await store.save(mine | {foreign.id: StoredInstance.of(foreign, "elsewhere")})
     pods = Pods([kept.id, leaving.id, stranger])
-    unused: Any = None
     agent = Agent(
-        cluster=CLUSTER,
+        requests=Requests(await pods.capacity(), PersistedState(store, CLUSTER)),
         backend=pods,
-        persisted=PersistedState(store),
-        records=unused,
-        versions=unused,
-        tokens=unused,
-        endpoints=Endpoints("", ""),
-        inventory=await pods.capacity(),
         telemetry=AgentTelemetry(CLUSTER),
+        instances_folder=tmp_path,
         wall=time.time,
     )
     await agent.adopt()
-    found = {each.id: each for each in agent.instances()}
+    found = {each.id: each for each in agent.requests.instances.values()}
     assert {key: each.phase for key, each in found.items()} == {
         kept.id: Phase.RUNNING,
         lost.id: Phase.CREATING,
@@ -92,6 +88,5 @@ async def test_what_still_runs_goes_on_and_unknown_instances_end(tmp_path: Path)
     assert (found[kept.id].has_process, found[kept.id].restarts) == (True, 0)
     assert not found[lost.id].has_process
     assert pods.running == [kept.id, leaving.id]
-    assert pods.known == {kept.id, lost.id, leaving.id}
-    (pool,) = agent.pools()
-    assert (pool.instances_total, pool.instances_free) == (4, 1)
+    assert pods.known == {kept.id, lost.id, leaving.id, over.id}
+    assert agent.usage() == {"CPU": GpuUsage(4, 3, 1)}

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from nvcf_agent.backends.environment import (
-    Endpoints,
     InstancePlaces,
     InstanceSpec,
     WorkerTelemetry,
@@ -13,7 +12,7 @@ from nvcf_agent.backends.environment import (
 )
 from nvcf_agent.state.inventory import Limits, Share
 from nvcf_proto.models import ProcessSource
-from tests.unit.agent.orders import order
+from tests.unit.agent.orders import FUNCTION, order
 
 SOURCE = ProcessSource(
     python="/venv/bin/python",
@@ -28,12 +27,16 @@ SOURCE = ProcessSource(
     },
 )
 SPEC = InstanceSpec(
-    order=order(gpu="L40S", gpus_per_instance=2, max_request_concurrency=3, process=SOURCE),
+    order=order(
+        "r",
+        gpu="L40S",
+        requested_gpu_count=2,
+        process=SOURCE,
+        variables={"HEALTH_PORT": "1", "SIDECAR_REGISTRY_CREDENTIAL": "x"},
+    ),
     share=Share(devices=(1, 3)),
     limits=Limits(),
-    endpoints=Endpoints("127.0.0.1:1", "nats://127.0.0.1:2"),
-    worker_token="secret",
-    tags=("a",),
+    zone="a-cluster",
 )
 PLACES = InstancePlaces(Path("/d/shared"), Path("/d/assets"), Path("/d/responses"), 8080)
 
@@ -55,7 +58,12 @@ def test_the_platform_wins_over_the_function_and_keeps_its_own() -> None:
     assert made["CUDA_VISIBLE_DEVICES"] == "1,3"
     assert made["ATTACHED_GPU_COUNT"] == "2"
     assert made["MAX_REQUEST_CONCURRENCY"] == "3"
-    assert made["FUNCTION_TAGS"] == '["a"]'
+    assert made["FUNCTION_TAGS"] == "a,b"
+    assert made["FUNCTION_ID"] == FUNCTION
+    assert made["NVCF_FQDN_NATS"] == "nats://127.0.0.1:2"
+    assert (made["INSTANCE_ID"], made["ZONE_NAME"]) == ("0-sr-r", "a-cluster")
+    assert made["HEALTH_PORT"] == "8080"
+    assert "SIDECAR_REGISTRY_CREDENTIAL" not in made
     assert made["SHARED_CONFIG_DIR"] == "/d/shared"
     assert not {"AWS_SECRET_ACCESS_KEY", "NVCF_API_KEY"} & made.keys()
 

@@ -1,55 +1,73 @@
 """Capacity: what instances take, and that nothing is given twice."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nvcf_agent.errors import AgentError, NoCapacity, Refused, Unsupported
 from nvcf_agent.state.inventory import Inventory, Limits, Share, parse_gpus, parse_instance_type
-from nvcf_proto.compute import GpuPool
+from nvcf_proto.icms.reports import GpuUsage
 from tests.unit.agent.orders import order
 
 MIXED = Inventory(2, (("L40S", 2), ("H100", 4)))
 
 
 def test_cpu_instances_take_slots_and_gpu_instances_devices() -> None:
-    assert MIXED.place(order(), []) == Share(slots=1)
-    assert MIXED.place(order(gpu="L40S"), []) == Share(devices=(0,))
-    assert MIXED.place(order(gpu="H100", gpus_per_instance=2), []) == Share(devices=(2, 3))
+    assert MIXED.place(order(), []) == [Share(slots=1)]
+    assert MIXED.place(order(gpu="L40S"), []) == [Share(devices=(0,))]
+    assert MIXED.place(order(gpu="H100", requested_gpu_count=2), []) == [Share(devices=(2, 3))]
     taken = [Share(devices=(2,)), Share(devices=(4,))]
-    assert MIXED.place(order(gpu="H100", gpus_per_instance=2), taken) == Share(devices=(3, 5))
-    assert MIXED.place(order(gpu="L40S"), taken).visible_devices == "0"
+    assert MIXED.place(order(gpu="H100", requested_gpu_count=2), taken) == [Share(devices=(3, 5))]
+    assert MIXED.place(order(gpu="L40S"), taken)[0].visible_devices == "0"
     assert Share(slots=1).visible_devices is None
 
 
 @pytest.mark.parametrize(
     ("changes", "taken", "error", "words"),
     [
-        ({}, [Share(slots=1)] * 2, NoCapacity, "all 2 CPU slots"),
-        ({"gpu": "L40S", "gpus_per_instance": 3}, [], NoCapacity, "3 L40S wanted, 2 of 2 free"),
+        ({}, [Share(slots=1)] * 2, NoCapacity, "1 CPU slots wanted, 0 of 2 free"),
+        ({"gpu": "L40S", "requested_gpu_count": 3}, [], Unsupported, "3 L40S wanted, this cluster has 2"),
         ({"gpu": "L40S"}, [Share(devices=(0, 1))], NoCapacity, "0 of 2 free"),
-        ({"gpu": "B200"}, [], Unsupported, r"no GPU B200 \(it has: L40S, H100\)"),
-        ({"instance_type": "huge"}, [], Unsupported, "no instance type huge, only process"),
+        ({"gpu": "B200"}, [], Unsupported, r"no GPU B200 \(it has: CPU, L40S, H100\)"),
+        ({"instance_type_name": "huge"}, [], Unsupported, "no instance type huge of CPU, only process"),
     ],
 )
 def test_refusals_name_what_is_missing(
-    changes: dict[str, object], taken: list[Share], error: type[Exception], words: str
+    changes: dict[str, Any], taken: list[Share], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
         MIXED.place(order(**changes), taken)
 
 
-def test_pools_report_what_is_free_and_leave_out_what_is_not_there() -> None:
-    assert MIXED.pools([Share(slots=1), Share(devices=(0,)), Share(devices=(2, 5))]) == (
-        GpuPool("CPU", "process", 2, 1),
-        GpuPool("L40S", "process", 2, 1),
-        GpuPool("H100", "process", 4, 2),
-    )
-    types = (("small", Limits(memory=1)), ("big", Limits()))
-    assert Inventory(0, (("A", 1),), types).pools([]) == (
-        GpuPool("A", "small", 1, 1),
-        GpuPool("A", "big", 1, 1),
-    )
+def test_usage_reports_what_is_free_and_leaves_out_what_is_not_there() -> None:
+    assert MIXED.usage([Share(slots=1), Share(devices=(0,)), Share(devices=(2, 5))]) == {
+        "CPU": GpuUsage(2, 1, 1),
+        "L40S": GpuUsage(2, 1, 1),
+        "H100": GpuUsage(4, 2, 2),
+    }
+    assert Inventory(0, (("A", 1),)).usage([]) == {"A": GpuUsage(1, 0, 1)}
+
+
+def test_each_gpu_has_nvidias_types_beside_the_clusters_own() -> None:
+    listed = {gpu.name: gpu for gpu in MIXED.registered()}
+    assert [each.name for each in listed["CPU"].instance_types] == ["process"]
+    types = {each.name: each for each in listed["H100"].instance_types}
+    assert list(types) == ["process", "NCP.GPU.H100_1x", "NCP.GPU.H100_2x", "NCP.GPU.H100_4x"]
+    two = types["NCP.GPU.H100_2x"]
+    assert (two.value, two.gpu_count, two.max_instances, two.node_type) == ("NCP.GPU.H100", 2, 2, "SINGLE")
+    assert (types["process"].gpu_count, types["process"].default) == (0, True)
+
+
+def test_the_type_decides_how_many_gpus_and_its_gpu_must_be_that_of_the_order() -> None:
+    two = order(gpu="H100", instance_type_name="NCP.GPU.H100_2x", requested_gpu_count=4)
+    assert MIXED.place(two, []) == [Share(devices=(2, 3))]
+    assert MIXED.place(two, [], 2) == [Share(devices=(2, 3)), Share(devices=(4, 5))]
+    with pytest.raises(Unsupported, match=r"no instance type NCP\.GPU\.H100_2x of L40S"):
+        MIXED.place(order(gpu="L40S", instance_type_name="NCP.GPU.H100_2x"), [])
+    old = order(gpu="H100", instance_type_name="", instance_type="NCP.GPU.H100_1x")
+    assert MIXED.place(old, []) == [Share(devices=(2,))]
 
 
 @given(
@@ -65,14 +83,14 @@ def test_no_order_of_comings_and_goings_gives_anything_twice(steps: list[tuple[s
             held.pop(count % len(held))
             continue
         try:
-            held.append(MIXED.place(order(gpu=gpu, gpus_per_instance=count), held))
+            held.extend(MIXED.place(order(gpu=gpu, requested_gpu_count=count), held))
         except Refused:
-            free = {pool.gpu: pool.instances_free for pool in MIXED.pools(held)}
-            assert free.get(gpu, 0) < max(1, count)
+            usage = MIXED.usage(held)
+            assert gpu not in usage or usage[gpu].available < max(1, count)
         devices = [device for share in held for device in share.devices]
         assert len(devices) == len(set(devices))
         assert sum(share.slots for share in held) <= MIXED.cpu_slots
-        assert all(0 <= pool.instances_free <= pool.instances_total for pool in MIXED.pools(held))
+        assert all(0 <= each.available <= each.capacity for each in MIXED.usage(held).values())
 
 
 def test_flags() -> None:

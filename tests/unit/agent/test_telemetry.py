@@ -22,7 +22,7 @@ from nvcf_agent.state.managed_instance import ManagedInstance
 from nvcf_agent.telemetry import AgentTelemetry
 from nvcf_otel import histograms
 from nvcf_otel.histograms import Histogram
-from tests.unit.agent.orders import CLUSTER, order
+from tests.unit.agent.orders import CLUSTER, FUNCTION, order
 
 DECISION = f"00-{'a' * 32}-{'b' * 16}-01"
 
@@ -111,21 +111,21 @@ def test_without_an_sdk_the_decisions_context_is_passed_on() -> None:
 def test_only_instances_with_a_process_and_an_address_are_targets() -> None:
     one, two, three = started(), started(), accepted()
     addresses = {one.id: "127.0.0.1:1", three.id: "127.0.0.1:3"}
-    (found,) = document([one, two, three], addresses)
+    (found,) = document([one, two, three], addresses, CLUSTER)
     assert found["targets"] == ["127.0.0.1:1"]
     assert found["labels"] == {
         "job": "nvcf-worker",
         "nvcf_cluster_id": CLUSTER,
-        "nvcf_function_id": one.order.function_id,
+        "nvcf_function_id": FUNCTION,
         "nvcf_function_name": "hello",
-        "nvcf_function_version_id": one.order.version_id,
+        "nvcf_function_version_id": one.version_id,
         "nvcf_instance_id": one.id,
     }
 
 
 async def test_the_file_follows_and_is_written_only_when_it_changes(tmp_path: Path) -> None:
     path = tmp_path / "metrics" / "instances.json"
-    targets, instance = PrometheusTargets(path), started()
+    targets, instance = PrometheusTargets(path, CLUSTER), started()
     await targets.update([instance])
     assert json.loads(path.read_text()) == []
     targets.set_address(instance.id, "127.0.0.1:1")
@@ -143,7 +143,7 @@ async def test_a_file_that_cannot_be_written_holds_nothing_up(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "metrics").write_text("in the way")
-    targets = PrometheusTargets(tmp_path / "metrics" / "instances.json")
+    targets = PrometheusTargets(tmp_path / "metrics" / "instances.json", CLUSTER)
     for _ in range(3):
         await targets.update([])
     assert caplog.text.count("cannot write") == 1

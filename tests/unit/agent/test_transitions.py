@@ -14,17 +14,17 @@ from nvcf_agent.state.managed_instance import (
     Category,
     ManagedInstance,
     Phase,
-    instance_record,
 )
 from nvcf_agent.state.transitions import RESTART_LIMIT, RESTARTS
-from nvcf_proto.models import Instance, InstanceState
+from nvcf_proto.icms.causes import Cause
+from nvcf_proto.icms.reports import InstanceState
 from tests.unit.agent.orders import order
 
 SHARE = Share(devices=(3,))
 
 
 def fresh() -> ManagedInstance:
-    return transitions.accepted(order(), SHARE, wall=1.0)
+    return transitions.acknowledged(transitions.accepted(order(), SHARE, wall=1.0))
 
 
 def launched(instance: ManagedInstance, now: float = 0.0) -> ManagedInstance:
@@ -42,21 +42,28 @@ def ended(instance: ManagedInstance, now: float = 0.0, reason: str = "exit code 
 
 def test_a_good_life() -> None:
     instance = fresh()
-    assert (instance.phase, instance_record(instance).state) == (Phase.PENDING, InstanceState.PENDING)
+    assert instance.phase is Phase.PENDING
     instance = transitions.creating(instance, wall=2.0)
-    assert (instance.phase, instance_record(instance).state) == (Phase.CREATING, InstanceState.STARTING)
+    assert instance.phase is Phase.CREATING
     instance = launched(instance)
-    record = instance_record(instance)
-    assert (instance.phase, record.pid, record.restarts) == (Phase.STARTING, 7, 0)
-    assert (record.visible_devices, record.gpu, record.specification_id) == ("3", "CPU", "0-CPU-process")
+    assert (instance.phase, instance.pid, instance.restarts) == (Phase.STARTING, 7, 0)
     instance = transitions.ready(instance, 5.0)
-    assert (instance.phase, instance_record(instance).ready_at) == (Phase.RUNNING, 5.0)
+    assert (instance.phase, instance.ready_at) == (Phase.RUNNING, 5.0)
     instance = transitions.terminating(instance, "undeployed", 9.0, 6.0)
     assert (instance.phase, instance.grace, instance.draining_since) == (Phase.TERMINATING, 9.0, 6.0)
-    assert instance.held == SHARE
+    assert instance.held_share == SHARE
     instance = ended(instance, 7.0, "exit code 0")
     assert (instance.phase, instance.reason, instance.category) == (Phase.COMPLETED, "undeployed", None)
-    assert instance.held == Share()
+    assert instance.cause is Cause.BY_USER
+    assert instance.held_share == Share()
+
+
+def test_nothing_starts_before_the_control_plane_has_answered() -> None:
+    waiting = transitions.accepted(order(), SHARE, wall=1.0)
+    assert next_action(waiting, 0.0, 1.0) is None
+    assert next_action(transitions.acknowledged(waiting), 0.0, 1.0) == Start()
+    late = transitions.expired(waiting, "nobody answered", 61.0)
+    assert (late.phase, late.cause, late.acknowledged) == (Phase.FAILED, Cause.NO_CAPACITY, True)
 
 
 def test_a_crash_restarts_at_once_then_later_and_later_and_fails_in_the_end() -> None:
@@ -71,13 +78,12 @@ def test_a_crash_restarts_at_once_then_later_and_later_and_fails_in_the_end() ->
         Category.CRASH,
         RESTART_LIMIT - 1,
     )
-    assert instance_record(instance).reason == "crash: exit code 1"
+    assert (instance.cause, instance.reason) == (Cause.CONTAINER_RESTART_LOOP, "exit code 1")
 
 
 def test_between_two_tries_the_crash_is_readable() -> None:
     instance = ended(running())
-    record = instance_record(instance)
-    assert (record.state, record.reason, record.pid) == (InstanceState.STARTING, "exit code 1", None)
+    assert (instance.phase, instance.reason, instance.pid) == (Phase.CREATING, "exit code 1", None)
     assert launched(instance).reason == "exit code 1"
     assert transitions.ready(launched(instance), 9.0).reason is None
 
@@ -114,15 +120,16 @@ def test_one_that_never_gets_ready_is_given_up_once_and_fails() -> None:
     instance = transitions.given_up(instance, action.give_up_reason)
     assert next_action(instance, 61.0, 61.0, ready_timeout=60) is None
     instance = ended(instance, reason="killed by SIGTERM")
-    assert instance_record(instance).reason == "not-ready: not ready after 60 s\nkilled by SIGTERM"
+    assert instance.reason == "not ready after 60 s\nkilled by SIGTERM"
+    assert (instance.category, instance.cause) == (Category.NOT_READY, Cause.DEGRADED_WORKER)
 
 
 def test_a_second_termination_can_only_shorten() -> None:
     instance = transitions.terminating(running(), "a", 30.0, 100.0)
     assert transitions.terminating(instance, "b", 60.0, 101.0) is instance
     assert transitions.terminating(instance, "b", 29.5, 101.0) is instance
-    shorter = transitions.terminating(instance, "b", 5.0, 101.0)
-    assert (shorter.grace, shorter.reason) == (5.0, "a")
+    shorter = transitions.terminating(instance, "b", 5.0, 101.0, Cause.MAINTENANCE)
+    assert (shorter.grace, shorter.reason, shorter.cause) == (5.0, "a", Cause.BY_USER)
     over = ended(instance)
     assert transitions.terminating(over, "b", 0.0, 102.0) is over
 
@@ -165,14 +172,19 @@ def test_what_is_to_be_done() -> None:
     over = ended(leaving, wall)
     assert next_action(over, 0.0, wall) == Clean()
     over = replace(over, cleaned=True)
+    assert next_action(over, 0.0, wall + 9999, keep_finished=300) is None
+    over = replace(over, reported=InstanceState.TERMINATED)
     assert next_action(over, 0.0, wall + 300, keep_finished=300) is None
     assert next_action(over, 0.0, wall + 301, keep_finished=300) == Forget()
     assert next_action(over, 0.0, 59.0, keep_finished=-50) is None
+    for_ever = replace(over, order=over.order.replace(expires_at=None))
+    assert next_action(for_ever, 0.0, wall + 3600, keep_finished=300) is None
+    assert next_action(for_ever, 0.0, wall + 3601, keep_finished=300) == Forget()
 
 
 def test_reasons_are_bounded() -> None:
-    record = instance_record(transitions.rejected(running(), Category.OUT_OF_MEMORY, "x" * 9000, 1.0))
-    assert Instance.from_json(record.to_json()) == record
+    instance = transitions.rejected(running(), Category.OUT_OF_MEMORY, "x" * 9000, 1.0)
+    assert len(instance.reason or "") == 4000
 
 
 class Life(RuleBasedStateMachine):
@@ -247,12 +259,11 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def it_holds_its_share_while_anything_can_run(self) -> None:
         gone = self.instance.is_final and not self.instance.has_process
-        assert self.instance.held == (Share() if gone else SHARE)
+        assert self.instance.held_share == (Share() if gone else SHARE)
 
     @invariant()
-    def its_record_can_be_stored(self) -> None:
-        record = instance_record(self.instance)
-        assert Instance.from_json(record.to_json()) == record
+    def its_end_has_one_cause(self) -> None:
+        assert self.instance.is_ending == (self.instance.cause is not None)
 
 
 TestLife = Life.TestCase

@@ -1,15 +1,14 @@
-"""What of an ended instance's journal the agent hands back."""
+"""What of an ended instance's journal the agent reports."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from nats.aio.client import Client
 
-from nvcf_agent.requeue import Requeuer, requeueable
+from nvcf_agent.held_requests import acknowledgement_subjects, held_requests
 from nvcf_proto.journal import (
     ENTRY,
     ENTRY_STRUCT,
@@ -18,7 +17,6 @@ from nvcf_proto.journal import (
     MAGIC,
     entry_offset,
 )
-from nvcf_proto.subjects import requeue_subject
 
 VERSION, OTHER, INSTANCE = (f"00000000-0000-4000-8000-00000000000{number}" for number in range(3))
 STREAM = f"rq_local_{VERSION}"
@@ -45,7 +43,7 @@ def journal(*subjects: str | bytes, instance: str = INSTANCE, started: float = N
 
 @pytest.mark.parametrize("text", [subject(), subject(new=True)])
 def test_requests_of_its_own_version_go_back(text: str) -> None:
-    assert [each.ack_subject for each in requeueable(journal(text), INSTANCE, VERSION, NOW)] == [text]
+    assert acknowledgement_subjects(journal(text), INSTANCE, VERSION, NOW) == (text,)
 
 
 @pytest.mark.parametrize(
@@ -61,29 +59,15 @@ def test_requests_of_its_own_version_go_back(text: str) -> None:
     ],
 )
 def test_nothing_else_does_whatever_the_function_wrote_there(text: str) -> None:
-    assert requeueable(journal(text), INSTANCE, VERSION, NOW) == []
+    assert acknowledgement_subjects(journal(text), INSTANCE, VERSION, NOW) == ()
 
 
 def test_what_the_broker_delivers_again_by_itself_is_left_to_it() -> None:
-    assert requeueable(journal(subject(), started=NOW - 29.5), INSTANCE, VERSION, NOW) == []
+    assert acknowledgement_subjects(journal(subject(), started=NOW - 29.5), INSTANCE, VERSION, NOW) == ()
 
 
 def test_another_instances_journal_is_not_touched() -> None:
-    assert requeueable(journal(subject(), instance=OTHER), INSTANCE, VERSION, NOW) == []
-
-
-class Published:
-    """A connection that takes down what is published."""
-
-    def __init__(self) -> None:
-        self.subjects: list[str] = []
-
-    async def publish(self, to: str, payload: bytes) -> None:
-        assert payload == (b"" if ".started." in to else b"-NAK")
-        self.subjects.append(to)
-
-    async def flush(self, _timeout: float) -> None:
-        pass
+    assert acknowledgement_subjects(journal(subject(), instance=OTHER), INSTANCE, VERSION, NOW) == ()
 
 
 def place(folder: Path) -> Path:
@@ -92,20 +76,15 @@ def place(folder: Path) -> Path:
     return shared / FILE_NAME
 
 
-async def test_a_journal_is_read_and_its_requests_are_published(tmp_path: Path) -> None:
-    place(tmp_path).write_bytes(journal(subject(), subject(f"rq_west_{VERSION}")))
-    client = Published()
-    requeuer = Requeuer(cast("Client", client), tmp_path, lambda: NOW)
-    assert await requeuer.requeue(INSTANCE, VERSION) == 2
-    held = [subject(), subject(f"rq_west_{VERSION}")]
-    # Once for an agent in the queues' broker account, once for one in the control plane's.
-    naks = [each for each in client.subjects if ".started." not in each]
-    assert naks == [to for each in held for to in (each, requeue_subject(each))]
-    assert len(client.subjects) == 2 * len(naks), "each is noted as an attempt"
+def test_a_journal_is_read(tmp_path: Path) -> None:
+    path = place(tmp_path)
+    path.write_bytes(journal(subject(), subject(f"rq_west_{VERSION}")))
+    held = (subject(), subject(f"rq_west_{VERSION}"))
+    assert held_requests(path.parent, INSTANCE, VERSION, NOW) == held
 
 
 @pytest.mark.parametrize("kind", ["nothing", "link", "pipe", "folder", "short"])
-async def test_a_place_without_a_journal_holds_nothing_up(tmp_path: Path, kind: str) -> None:
+def test_a_place_without_a_journal_holds_nothing_up(tmp_path: Path, kind: str) -> None:
     path = place(tmp_path)
     made: dict[str, Any] = {
         "nothing": lambda: None,
@@ -115,6 +94,4 @@ async def test_a_place_without_a_journal_holds_nothing_up(tmp_path: Path, kind: 
         "short": lambda: path.write_bytes(b"NVCFJ1"),
     }
     made[kind]()
-    client = Published()
-    assert await Requeuer(cast("Client", client), tmp_path).requeue(INSTANCE, VERSION) == 0
-    assert client.subjects == []
+    assert held_requests(path.parent, INSTANCE, VERSION, NOW) == ()

@@ -1,0 +1,248 @@
+"""The agent's side of the contract with the control plane: calls, queues, and what comes back.
+
+See protocol.md, section 6.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+
+from nvcf_agent.agent import Agent
+from nvcf_agent.errors import AgentError
+from nvcf_agent.icms.client import IcmsClient, agent_version
+from nvcf_agent.icms.heartbeat import DEFAULT_SECONDS, Beats
+from nvcf_agent.icms.reconcile import compare
+from nvcf_agent.icms.registration import Registrar, registration
+from nvcf_agent.icms.reporter import Reporter
+from nvcf_agent.messages import Consumer
+from nvcf_agent.timings import Timings, growing_pause
+from nvcf_broker.connection import BrokerClient
+from nvcf_broker.errors import BrokerError
+from nvcf_proto.errors import ContractError
+from nvcf_proto.icms.causes import Cause
+from nvcf_proto.icms.names import CREATION_STREAM, TERMINATION_STREAM
+from nvcf_proto.icms.reports import (
+    Heartbeat,
+    HeartbeatAction,
+    HeartbeatAnswer,
+    KnownInstance,
+    MaintenanceMode,
+    Registration,
+)
+
+_log = logging.getLogger(__name__)
+
+_LAST_CALLS_SECONDS = 5.0
+_LONGEST_WAIT_SECONDS = 1.0
+_CONNECT_PAUSES = (0.5, 10.0)
+BACKEND = "process"
+
+Connect = Callable[[], AbstractAsyncContextManager[BrokerClient]]
+"""Opens a connection to the broker, with the identity of now. Raises `BrokerError`."""
+
+
+@dataclass
+class ControlPlane:
+    """Runs everything between an agent and its control plane."""
+
+    client: IcmsClient
+    cluster_id: str
+    timings: Timings = field(default_factory=Timings)
+    heartbeat_seconds: float = DEFAULT_SECONDS
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    maintenance: MaintenanceMode = MaintenanceMode.NONE
+    cluster_name: str | None = None
+    draining: bool = False
+    _open: asyncio.Event = field(default_factory=asyncio.Event)
+    _always: asyncio.Event = field(default_factory=asyncio.Event)
+    _destroyed: asyncio.Event = field(default_factory=asyncio.Event)
+    _registered: asyncio.Event = field(default_factory=asyncio.Event)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _doubtful: frozenset[str] = frozenset()
+
+    def bind(self, agent: Agent) -> None:
+        """Connect an agent to this control plane. Call it once, before anything runs."""
+        self.agent = agent
+        self.reporter = Reporter(self.client, agent.requests, self.timings)
+        self.registrar = Registrar(self.client, self.registration, self.timings)
+        self.beats = Beats(self.client, self.heartbeat, self._on_heartbeat, self.heartbeat_seconds)
+        agent.requests.on_change = self._on_change
+        agent.requests.on_known = self.reporter.repeat
+        self._open.set()
+        self._always.set()
+
+    def _on_change(self) -> None:
+        self._changed.set()
+        self.agent.wake()
+        self.reporter.woken.set()
+        self.beats.changed.set()
+
+    def registration(self) -> Registration:
+        """Return what is to be registered now."""
+        return registration(
+            self.agent.inventory,
+            backend=BACKEND,
+            heartbeat_seconds=self.heartbeat_seconds,
+            attributes=dict(self.attributes),
+            maintenance=self.maintenance,
+        )
+
+    def heartbeat(self) -> Heartbeat:
+        """Return the next heartbeat."""
+        return Heartbeat(
+            gpu_usage=self.agent.usage(),
+            nvca_agent_version=agent_version(),
+            cluster_name=self.cluster_name,
+            maintenance_mode=self.maintenance.value,
+            draining=self.draining,
+        )
+
+    def _on_heartbeat(self, answer: HeartbeatAnswer) -> None:
+        self.reporter.recovered()
+        if answer.action is HeartbeatAction.SELF_DESTRUCT:
+            self._destroyed.set()
+            return
+        if answer.maintenance is not None:
+            self._set_maintenance(answer.maintenance)
+
+    def _set_maintenance(self, text: str) -> None:
+        try:
+            wanted = MaintenanceMode(text)
+        except ValueError:
+            _log.warning("the control plane asks for an unknown maintenance mode: %s", text[:64])
+            return
+        if wanted is self.maintenance:
+            return
+        _log.info("maintenance mode: %s", wanted.value)
+        self.maintenance = wanted
+        cordoned = wanted is not MaintenanceMode.NONE
+        self.agent.requests.refusing = cordoned or self.draining
+        # Creations wait in the queue, terminations pass. Who drains also replaces: the control plane.
+        (self._open.clear if cordoned else self._open.set)()
+        self.registrar.changed.set()
+        self.beats.changed.set()
+
+    def consumers(self, client: BrokerClient) -> tuple[Consumer, Consumer]:
+        """Return the two consumers of the cluster's messages."""
+        timed, requests = self.agent.telemetry.timed, self.agent.requests
+        create, terminate = timed("create", requests.create), timed("terminate", requests.terminate)
+        return (
+            Consumer(client, CREATION_STREAM, self.cluster_id, create, self._open),
+            Consumer(client, TERMINATION_STREAM, self.cluster_id, terminate, self._always),
+        )
+
+    async def run(self, connect: Connect, stop: asyncio.Event, ready: Callable[[], None]) -> None:
+        """Run agent and contract until `stop` is set. `ready` is called when the queues are read.
+
+        When the control plane answers SELF_DESTRUCT, all instances end, and nothing more is sent. Raises
+        `AgentError` when the control plane refuses the agent.
+        """
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(self.agent.run(stop))
+            reporting = group.create_task(self._report())
+            serving = group.create_task(self._serve(connect, ready))
+            ends = [group.create_task(each.wait()) for each in (stop, self._destroyed)]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            serving.cancel()
+            await asyncio.wait({serving})
+            if self._destroyed.is_set():
+                await self._self_destruct(stop)
+                reporting.cancel()
+                await stop.wait()
+            elif self._registered.is_set():
+                # From here on the cluster gets no new instances, and those it ends are replaced elsewhere.
+                self.draining = True
+                await self.beats.beat()
+                await asyncio.wait({running})
+                reporting.cancel()
+                await asyncio.wait({reporting})
+                await self.reporter.flush(_LAST_CALLS_SECONDS)
+            reporting.cancel()
+            for each in ends:
+                each.cancel()
+
+    async def _report(self) -> None:
+        await self._registered.wait()
+        await self.reporter.run()
+
+    async def _serve(self, connect: Connect, ready: Callable[[], None]) -> None:
+        """Register, and take messages until cancelled."""
+        answer = await self.registrar.start()
+        self.cluster_name = answer.cluster_name
+        self.agent.zone = answer.cluster_name or self.cluster_id
+        self._registered.set()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.beats.run())
+            group.create_task(self.registrar.run())
+            group.create_task(self._reconcile())
+            group.create_task(self.agent.requests.keep_waiting())
+            await self._read_queues(connect, ready)
+
+    async def _read_queues(self, connect: Connect, ready: Callable[[], None]) -> None:
+        failures = 0
+        while True:
+            try:
+                async with connect() as client:
+                    failures = 0
+                    await self._read_from(client, ready)
+            except BrokerError as error:
+                failures += 1
+                _log.warning("%s; trying again", error)
+                await asyncio.sleep(growing_pause(*_CONNECT_PAUSES, failures, random.random()))  # noqa: S311
+
+    async def _read_from(self, client: BrokerClient, ready: Callable[[], None]) -> None:
+        """Take messages until the connection is closed for good."""
+        consumers = self.consumers(client)
+        for consumer in consumers:
+            await consumer.ensure()
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(each.run()) for each in consumers]
+                ready()
+                await client.wait_closed()
+                for task in tasks:
+                    task.cancel()
+        finally:
+            await self.agent.requests.release()
+
+    async def _self_destruct(self, stop: asyncio.Event) -> None:
+        """End all instances, and report the end of each."""
+        _log.warning("the control plane has ended this cluster (SELF_DESTRUCT): ending all instances")
+        requests = self.agent.requests
+        requests.refusing = True
+        self.agent.end_all("the control plane has ended this cluster", Cause.MAINTENANCE)
+        while not stop.is_set() and requests.has_unreported_ends():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LONGEST_WAIT_SECONDS):
+                    self._changed.clear()
+                    await self._changed.wait()
+        _log.warning("nothing runs any more; the agent is silent until it is stopped")
+
+    async def _reconcile(self) -> None:
+        """Compare the control plane's list of instances with the agent's, now and every few minutes."""
+        while True:
+            try:
+                listed = await self.client.instances()
+                await self._apply(listed.instances)
+                pause = self.timings.reconcile
+            except (AgentError, ContractError) as error:
+                _log.warning("cannot compare instances with the control plane: %s", error)
+                pause = min(self.timings.retry_longest, self.timings.reconcile)
+            await asyncio.sleep(pause)
+
+    async def _apply(self, listed: Iterable[KnownInstance]) -> None:
+        requests = self.agent.requests
+        found = compare(listed, requests.instances, requests.persisted.ended, self._doubtful)
+        self._doubtful = found.doubtful
+        for instance_id in found.end:
+            reason = "the control plane wants it ended"
+            requests.end(requests.instances[instance_id], reason, Cause.SYNC_ACTION)
+        if found.unknown:
+            _log.warning("the control plane knows instances that are not here: %s", ", ".join(found.unknown))
+        await requests.end_unknown(found.unknown, Cause.SYNC_ACTION)
+        for request_id in found.repeat:
+            requests.tell_again(request_id)
