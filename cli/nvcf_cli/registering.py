@@ -76,7 +76,7 @@ def show_key(answer: Json, key_out: Path | None, name: str, steps: str | None, a
     lines = [f"{name}: registered" if steps else f"{name}: has a new key", ""]
     for label, member in (("cluster id", "clusterId"), ("group id", "clusterGroupId")):
         if member in answer:
-            lines.append(f"  {label}  {answer[member]}")
+            lines.append(f"  {label:<12}{answer[member]}")
     if key is not None:
         where = f"in {key_out}" if key_out is not None else f"{key}    (shown this once)"
         lines.append(f"  key         {where}")
