@@ -19,7 +19,6 @@ from opentelemetry import metrics, propagate
 from nvcf_autoscaler.controller.cache import Cache
 from nvcf_autoscaler.controller.order_sender import OrderSender, Sent
 from nvcf_autoscaler.controller.plan import (
-    UNACKNOWLEDGED,
     Action,
     Create,
     GiveUp,
@@ -27,6 +26,7 @@ from nvcf_autoscaler.controller.plan import (
     ResendEnd,
     Terminate,
 )
+from nvcf_autoscaler.placement.failures import UNACKNOWLEDGED
 from nvcf_broker.connection import describe_error
 from nvcf_broker.errors import RevisionConflictError
 from nvcf_broker.jetstream import JetStream, Requester

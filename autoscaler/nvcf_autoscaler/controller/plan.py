@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from nvcf_autoscaler.placement.failures import UNACKNOWLEDGED
 from nvcf_autoscaler.placement.place import Cluster, Placement, endings
 from nvcf_autoscaler.placement.timings import attempts
 from nvcf_autoscaler.placement.usage import taken_up_at
@@ -61,7 +62,6 @@ class GiveUp:
 
 Action = Create | OrderAgain | Terminate | ResendEnd | GiveUp
 LOST = "lost"
-UNACKNOWLEDGED = "unacknowledged"
 
 
 def housekeeping(now: float, groups: InstanceGroups, clusters: Iterable[Cluster]) -> list[Action]:

@@ -24,7 +24,7 @@ from nvcf_autoscaler.placement.fair_shares import FairShares, claims_of, possibl
 from nvcf_autoscaler.placement.fairness import TIME_SLICE
 from nvcf_autoscaler.placement.place import place
 from nvcf_autoscaler.placement.usage import OVER, Usages, usage_of
-from nvcf_autoscaler.placement.view import by_cluster, devices_of, group_instances, startups
+from nvcf_autoscaler.placement.view import by_cluster, group_instances, startups
 from nvcf_autoscaler.policy.decide import Decision, decide
 from nvcf_autoscaler.policy.settings import ScalingSettings
 from nvcf_broker.requests import ReplyInbox
@@ -132,8 +132,7 @@ class Reconciler:
             context.version,
             state,
             context.queue,
-            self.cache.instances_of(context.version.id),
-            {key: devices_of(spec) for key, spec in context.specifications.items()},
+            self._labelled(self.cache.instances_of(context.version.id)),
             context.running_slots,
             _counts(decision),
         )
@@ -150,6 +149,10 @@ class Reconciler:
         if any(plan.is_waiting(each) for each in (*groups.up, *groups.stale, *groups.ending)):
             due.append(context.now + FOLLOW_UP_INTERVAL)
         return min(due)
+
+    def _labelled(self, instances: list[Instance]) -> list[Instance]:
+        """Return instances with the names of their clusters, which metrics show, in place of the ids."""
+        return [each.replace(cluster_id=self.cache.cluster_label(each.cluster_id)) for each in instances]
 
     def _usages(self, context: ReconcileContext) -> Usages:
         return usage_of(context.now, self.cache.instances.values(), context.clusters)
@@ -238,7 +241,8 @@ class Reconciler:
             placement = place(context.now, missing, context.requirements[key], clusters, existing)
             unplaced += placement.unplaced
             if placement.unplaced:
-                avoided = [f"{name}: {why}" for name, (_, why) in context.failures.avoided.items()]
+                label = self.cache.cluster_label
+                avoided = [f"{label(key)}: {why}" for key, (_, why) in context.failures.avoided.items()]
                 refusal = "; ".join((placement.reason, *avoided))
             for action in plan.grow(key, context.specifications[key], placement, context.clusters):
                 if not self.lease.held:
@@ -288,7 +292,7 @@ class Reconciler:
             await self.actuator.apply(version, action)
         state.announced = None
         if version is not None:
-            self.recorder.observed(version, state, queue, instances, {}, 0, ())
+            self.recorder.observed(version, state, queue, self._labelled(instances), 0, ())
         if all(each.state in OVER for each in instances):
             self.recorder.gone(version_id)
             return float("inf")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
 from opentelemetry import metrics, trace
@@ -38,13 +38,6 @@ def direction(before: Counts | None, up: int, now: Counts) -> str | None:
     return None if before is None or before == now else "spill"
 
 
-def devices_of(instance: Instance, devices: Mapping[str, int]) -> int:
-    """Return the GPUs (or CPU slot) that an instance holds, by its agent or else by its specification."""
-    if instance.visible_devices:
-        return instance.visible_devices.count(",") + 1
-    return devices.get(instance.specification_id or "", 1)
-
-
 class Recorder:
     """Records the leader's view of versions. `clock` returns Unix seconds."""
 
@@ -61,13 +54,12 @@ class Recorder:
         state: VersionState,
         queue: QueueState,
         instances: Iterable[Instance],
-        devices: Mapping[str, int],
         slots: int,
         counts: Counts,
     ) -> None:
         """Record what exists and what was decided (`counts`).
 
-        `devices` are those of one instance by GPU specification, `slots` those of running instances.
+        `slots` are those of running instances.
         """
         now = self._clock()
         everything = list(instances)
@@ -89,7 +81,7 @@ class Recorder:
         busy = min(1.0, queue.in_flight / slots) if slots else 0.0
         seconds, state.gpu_time_until = max(0.0, now - (state.gpu_time_until or now)), now
         if seconds:
-            amounts = gpu_seconds(seconds, everything, lambda each: devices_of(each, devices), busy)
+            amounts = gpu_seconds(seconds, everything, busy)
             self._snapshots.add_gpu_time(version.id, amounts)
 
     def gone(self, version_id: str) -> None:

@@ -1,11 +1,11 @@
 """Back-off after failed instances: clusters to avoid for a while, and when to try again. Pure.
 
-Agents keep the records of failed instances for some minutes, with the category of the failure. Times are Unix
-seconds.
+Records of failed instances stay for some minutes, with the category of the failure. Times are Unix seconds.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -13,7 +13,18 @@ from nvcf_proto.models import Instance, InstanceState
 
 # How long a cluster gets no instance of a version after it refused or lost one, by category.
 # An unhealthy instance had served: that is a matter of the place, and says nothing about starts.
-AVOID_SECONDS = {"capacity": 2.0, "unsupported": 60.0, "lost": 20.0, "unhealthy": 20.0}
+# Whoever is over capacity refuses an order silently, and takes no others for up to 150 s.
+AVOID_SECONDS = {
+    "capacity": 2.0,
+    "unsupported": 60.0,
+    "lost": 20.0,
+    "unhealthy": 20.0,
+    "admission": 20.0,
+    "maintenance": 60.0,
+    "unacknowledged": 30.0,
+}
+LONGEST_AVOIDED = 240.0
+UNACKNOWLEDGED = "unacknowledged"
 FIRST_WAIT = 1.0
 LONGEST_WAIT = 120.0
 
@@ -31,21 +42,26 @@ def assess_failures(now: float, instances: Iterable[Instance]) -> Failures:
     """Return the back-off that follows from a version's records.
 
     A function that does not start is retried after a wait that doubles with each failure since an instance
-    was last ready.
+    was last ready. A cluster is avoided for longer with each order that it does not acknowledge.
     """
     everything = list(instances)
     served = max((each.ready_at or 0.0 for each in everything), default=0.0)
     avoided: dict[str, tuple[float, str]] = {}
+    unanswered = Counter(each.cluster_id for each in everything if each.category == UNACKNOWLEDGED)
     crashes: list[Instance] = []
     for each in everything:
         if each.state is not InstanceState.FAILED:
             continue
         # Agents of an earlier release write the category only into the reason.
         category = each.category or (each.reason or "").partition(":")[0]
-        if category not in AVOID_SECONDS:
+        if category not in AVOID_SECONDS or _vanished_at_start(each):
             crashes.append(each)
+        if category not in AVOID_SECONDS:
             continue
-        until = each.updated_at + AVOID_SECONDS[category]
+        seconds = AVOID_SECONDS[category]
+        if category == UNACKNOWLEDGED:
+            seconds = min(LONGEST_AVOIDED, seconds * 2.0 ** min(unanswered[each.cluster_id] - 1, 8))
+        until = each.updated_at + seconds
         if until > max(now, avoided.get(each.cluster_id, (0.0, ""))[0]):
             avoided[each.cluster_id] = (until, each.reason or category)
     fresh = [each for each in crashes if each.updated_at > served]
@@ -59,3 +75,18 @@ def assess_failures(now: float, instances: Iterable[Instance]) -> Failures:
     reason = (last.reason or "no reason known").partition("\n")[0]
     text = f"{len(fresh)} failed to start, the next attempt is in {retry_at - now:.0f} s ({reason})"
     return Failures(avoided, retry_at, text)
+
+
+def _vanished_at_start(instance: Instance) -> bool:
+    """Return whether its agent reported a start that ended without a reason.
+
+    NVIDIA's agent says so of what it cannot translate, for example an unknown instance type. What this
+    process gave up, because a cluster was silent, has an older last report.
+    """
+    reported = instance.reported_at
+    return (
+        instance.category == "lost"
+        and instance.ready_at is None
+        and reported is not None
+        and reported >= instance.updated_at
+    )

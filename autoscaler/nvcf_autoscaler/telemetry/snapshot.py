@@ -179,16 +179,14 @@ def attributes_of(ids: Ids) -> dict[str, str]:
     return {names.FUNCTION_ID: ids[0], names.FUNCTION_VERSION_ID: ids[1]}
 
 
-def gpu_seconds(
-    seconds: float, instances: Iterable[Instance], devices: Callable[[Instance], int], busy: float
-) -> dict[GpuTimeKey, float]:
+def gpu_seconds(seconds: float, instances: Iterable[Instance], busy: float) -> dict[GpuTimeKey, float]:
     """Return the device seconds that these instances held in the last `seconds`. Pure.
 
     `busy` is the share (0..1) of the running instances' slots that served a request.
     """
     found: defaultdict[GpuTimeKey, float] = defaultdict(float)
     for each in instances:
-        amount = seconds * devices(each)
+        amount = seconds * each.devices
         gpu, cluster = each.gpu or "CPU", each.cluster_id
         if each.state in (InstanceState.COMPLETED, InstanceState.FAILED):
             continue

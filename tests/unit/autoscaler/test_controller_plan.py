@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from nvcf_autoscaler.controller.plan import (
     LOST,
     REPLACED_PART,
-    UNACKNOWLEDGED,
     Action,
     Create,
     GiveUp,
@@ -24,7 +23,12 @@ from nvcf_autoscaler.controller.plan import (
     shrink,
     undeploy,
 )
-from nvcf_autoscaler.placement.failures import AVOID_SECONDS, LONGEST_WAIT, assess_failures
+from nvcf_autoscaler.placement.failures import (
+    LONGEST_AVOIDED,
+    LONGEST_WAIT,
+    UNACKNOWLEDGED,
+    assess_failures,
+)
 from nvcf_autoscaler.placement.place import Cluster, Placement, Requirement
 from nvcf_autoscaler.placement.timings import Timings, attempts, timings_of
 from nvcf_autoscaler.placement.view import InstanceGroups, group_instances
@@ -261,6 +265,23 @@ def test_a_cluster_that_refused_is_avoided_for_a_while() -> None:
     assert assess_failures(NOW, [failed(1, "in other words", 1.0, category="capacity")]).avoided
 
 
+def test_a_cluster_that_acknowledges_nothing_is_avoided_for_longer_each_time() -> None:
+    orders = [failed(number, "", 1.0, category="unacknowledged") for number in range(5)]
+    seconds = [assess_failures(NOW, orders[:count]).avoided["one"][0] - NOW for count in range(1, 6)]
+    assert seconds == [29.0, 59.0, 119.0, 239.0, 239.0]
+    assert not assess_failures(NOW, orders).retry_at, "that says nothing about the function"
+
+
+def test_a_start_that_ends_without_a_reason_counts_as_a_failure_of_the_function() -> None:
+    """NVIDIA's agent reports what it cannot translate as not found; a silent cluster is another matter."""
+    vanished = failed(1, "", 0.5, category="lost", reported_at=NOW - 0.5, acknowledged_at=NOW - 9)
+    assert assess_failures(NOW, [vanished]).retry_at
+    assert assess_failures(NOW, [vanished]).avoided
+    silent = vanished.replace(reported_at=NOW - 40)
+    assert not assess_failures(NOW, [silent]).retry_at
+    assert assess_failures(NOW, [silent]).avoided
+
+
 def test_starts_that_fail_are_tried_again_ever_more_rarely() -> None:
     crashes = [failed(number, "crash: exit code 3", 0.5) for number in range(5)]
     waits = [assess_failures(NOW, crashes[:count]).retry_at - NOW for count in range(1, 6)]
@@ -282,7 +303,7 @@ def test_waiting_ends(instances: list[Instance]) -> None:
     assert learnt.retry_at <= NOW + LONGEST_WAIT
     assert bool(learnt.retry_at) == bool(learnt.text)
     for until, _ in learnt.avoided.values():
-        assert NOW < until <= NOW + max(AVOID_SECONDS.values())
-    later = assess_failures(NOW + 2 * LONGEST_WAIT, instances)
+        assert NOW < until <= NOW + LONGEST_AVOIDED
+    later = assess_failures(NOW + 2 * LONGEST_AVOIDED, instances)
     assert not later.retry_at
     assert not later.avoided

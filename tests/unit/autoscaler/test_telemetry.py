@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from nvcf_autoscaler.controller.queues import RESOLUTION, QueueAge
-from nvcf_autoscaler.controller.recorder import devices_of, direction
+from nvcf_autoscaler.controller.recorder import direction
 from nvcf_autoscaler.telemetry.snapshot import (
     BUSY,
     DRAINING,
@@ -118,23 +118,14 @@ def instance(state: InstanceState = InstanceState.RUNNING, gpu: str | None = "H1
     ],
 )
 def test_gpu_time_of_an_instance(each: Instance, expected: dict[tuple[str, str, str], float]) -> None:
-    assert gpu_seconds(10.0, [each], lambda _: 2, busy=0.25) == expected
+    assert gpu_seconds(10.0, [each.replace(devices=2)], busy=0.25) == expected
 
 
 @given(st.lists(st.sampled_from(InstanceState), max_size=20), st.floats(0, 1), st.floats(0, 100))
 def test_no_time_is_lost_or_made(states: list[InstanceState], busy: float, seconds: float) -> None:
     over = (InstanceState.COMPLETED, InstanceState.FAILED)
-    found = gpu_seconds(seconds, [instance(state) for state in states], lambda _: 1, busy)
+    found = gpu_seconds(seconds, [instance(state) for state in states], busy)
     assert sum(found.values()) == pytest.approx(seconds * sum(state not in over for state in states))
-
-
-@pytest.mark.parametrize(
-    ("visible", "specification", "expected"),
-    [("0,1,2", "a", 3), ("5", "a", 1), (None, "a", 2), (None, "gone", 1), (None, None, 1)],
-)
-def test_devices_of_an_instance(visible: str | None, specification: str | None, expected: int) -> None:
-    each = instance().replace(visible_devices=visible, specification_id=specification)
-    assert devices_of(each, {"a": 2}) == expected
 
 
 # --- decisions
