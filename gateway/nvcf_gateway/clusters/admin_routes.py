@@ -80,15 +80,15 @@ class ClusterRoutes:
             existing = self._named(account, wanted.name) or self._registry.registered_clusters.get(cluster_id)
             if existing is None:
                 cluster = new_cluster(cluster_id, account, wanted, time.time())
-                try:
-                    with broker_errors():
+                with broker_errors():
+                    try:
                         await self._registry.registered_clusters.create(cluster_id, cluster)
-                except KeyExistsError:
-                    with broker_errors():
+                    except KeyExistsError:
+                        # Another gateway, or another call, was faster.
                         await self._registry.registered_clusters.refresh(cluster_id)
-                    existing = self._registry.registered_clusters.get(cluster_id)
-                else:
-                    return await self._created(cluster)
+                    else:
+                        return await self._created(cluster)
+                existing = self._registry.registered_clusters.get(cluster_id)
             if existing is not None and not existing.evicted and existing.name == wanted.name:
                 return _existing(existing, request.query.get("ifExists") == "return")
         raise HttpProblem(409, f"too many clusters were called {wanted.name}: choose another name")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from nvcf_broker.errors import BrokerError, JetStreamError
 from nvcf_broker.jetstream import JetStream, Requester
 from nvcf_gateway.errors import SetupError
+from nvcf_proto.compute import event_stream_config
 from nvcf_proto.icms.names import STREAM_SUBJECTS, cluster_consumer, consumer_config, stream_config
 
 _log = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ class ClusterQueues:
         for name in STREAM_SUBJECTS:
             if await self._jetstream.ensure_stream(stream_config(name, self._replicas)):
                 self.forget()
+        # What agents report becomes events for users.
+        await self._jetstream.ensure_stream(event_stream_config(self._replicas))
 
     def forget(self) -> None:
         """Look at all consumers again at the next opportunity, for example after the broker was away."""

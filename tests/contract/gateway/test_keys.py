@@ -255,8 +255,9 @@ async def test_signing_keys_are_rotated_without_a_token_lost(two: Platform) -> N
                     await connect(gateway, old_token)
                     await asyncio.sleep(0.05)
     # A file that cannot be read leaves everything as it is.
+    good = await two.worker_token(version, instance)
     (folder / "broken.pem").write_text("no key")
     for gateway in two.gateways:
         await eventually(lambda of=gateway: "the previous keys stay in use" in of.child.text(), "seen")  # type: ignore[misc]
-        await connect(gateway, await two.worker_token(version, instance))
+        await connect(gateway, good)
     (folder / "broken.pem").unlink()

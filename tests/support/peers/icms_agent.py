@@ -268,13 +268,11 @@ class AgentPeer:
 
     async def ended(self, request_id: str, instance_id: str, cause: str, **changes: Any) -> tuple[int, Any]:
         """Report an instance that ended by itself, or the second report of every end."""
-        return await self.report(
-            request_id,
-            instance_id,
-            "terminated",
-            status="instance-terminated-by-service",
-            requestState="closed",
-            terminationCause=cause,
-            systemFailure=cause,
+        said = {
+            "status": "instance-terminated-by-service",
+            "requestState": "closed",
+            "terminationCause": cause,
+            "systemFailure": cause,
             **changes,
-        )
+        }
+        return await self.report(request_id, instance_id, "terminated", **said)

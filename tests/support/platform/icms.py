@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import aiohttp
+from nats.aio.msg import Msg
 
 from nvcf_broker.connection import BrokerClient, connect_broker
 from nvcf_broker.kv import KvMirror
@@ -26,14 +30,19 @@ SPECIFICATION: dict[str, Any] = {"gpu": "H100", "instanceType": "NCP.GPU.H100_1x
 
 @dataclass
 class ComputePlane:
-    """A platform, and what the test needs of it to play its other parts."""
+    """A platform, and what the test needs of it to play its other parts.
+
+    `client` is in the broker account of the control plane, `data` in that of the queues.
+    """
 
     platform: Platform
     client: BrokerClient
+    data: BrokerClient
     instances: KvMirror[Instance]
     clusters: KvMirror[Cluster]
     registered: KvMirror[RegisteredCluster]
     peers: list[AgentPeer] = field(default_factory=list)
+    calls: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def cluster(self, name: str | None = None, *, connect: bool = True, **fields: Any) -> AgentPeer:
         """Register a cluster as an administrator, and return an agent for it."""
@@ -148,6 +157,41 @@ class ComputePlane:
         subject = f"Terminate.NVCA.{record.cluster_id}"
         await self.client.request(subject, json.dumps(body).encode(), timeout=20)
 
+    def call_in_background(self, version: Version) -> None:
+        """Call a version without waiting for the answer."""
+
+        async def call() -> None:
+            headers = {**self.platform.authorization(), "NVCF-POLL-SECONDS": "30"}
+            url = self.platform.gateway.url + version.pexec
+            with contextlib.suppress(aiohttp.ClientError):
+                async with self.platform.session.post(url, data=b"{}", headers=headers):
+                    pass
+
+        self.calls.append(asyncio.create_task(call()))
+
+    async def pull(
+        self,
+        version: Version,
+        begin: Callable[[], None] = lambda: None,
+        *,
+        seconds: float = 20.0,
+        wanted: bool = True,
+    ) -> Msg:
+        """Pull one request as a worker would; with `wanted` False it is returned if there is one."""
+        stream = f"rq_local_{version.id}"
+        inbox = self.data.new_inbox()
+        subscription = await self.data.subscribe(inbox)
+        body = json.dumps({"batch": 1, "expires": int(seconds * 1e9)}).encode()
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{stream}_workers"
+        await self.data.publish(subject, body, reply=inbox)
+        begin()
+        message = await subscription.next_msg(timeout=seconds + 10)
+        await subscription.unsubscribe()
+        if (message.headers or {}).get("Status") is not None:
+            assert not wanted, message.headers
+            return None  # type: ignore[return-value]
+        return message
+
     async def running(self, peer: AgentPeer, version: Version) -> str:
         """Take an instance all the way to RUNNING, and return its request's id."""
         request = await self.order(version, peer.cluster_id)
@@ -169,6 +213,9 @@ async def running_compute_plane(
     flags = ("--nats-control-credentials", str(control), *flags)
     async with running_platform(directory, gateways=gateways, flags=flags) as platform:
         client = await connect_broker(platform.broker.url, control, name="test autoscaler")
+        data = await connect_broker(
+            platform.broker.url, platform.broker.credentials_file, name="test observer"
+        )
         async with (
             KvMirror(client, INSTANCES_BUCKET, Instance.from_json, Instance.to_json) as instances,
             KvMirror(client, CLUSTERS_BUCKET, Cluster.from_json, Cluster.to_json) as clusters,
@@ -178,10 +225,13 @@ async def running_compute_plane(
         ):
             for mirror in (instances, clusters, registered):
                 await mirror.ready()
-            plane = ComputePlane(platform, client, instances, clusters, registered)
+            plane = ComputePlane(platform, client, data, instances, clusters, registered)
             try:
                 yield plane
             finally:
+                for call in plane.calls:
+                    call.cancel()
                 for peer in plane.peers:
                     await peer.close()
         await client.close()
+        await data.close()

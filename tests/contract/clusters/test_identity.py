@@ -1,0 +1,256 @@
+"""Who an agent is, and attacks of one cluster on another (docs/reference/protocol.md, section 6.5)."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hmac
+import json
+import time
+from typing import Any
+
+import nats.errors
+import pytest
+
+from nvcf_proto.ids import new_id
+from nvcf_proto.models import InstanceState
+from tests.support.peers.icms_agent import AgentPeer
+from tests.support.peers.service_account import ISSUER, ServiceAccount
+from tests.support.platform.gateways import ACCOUNT
+from tests.support.platform.icms import ComputePlane
+from tests.support.waiting import eventually
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module")]
+
+
+async def with_tokens(plane: ComputePlane, **fields: Any) -> tuple[AgentPeer, ServiceAccount]:
+    """Register a cluster by its key set; return its agent and its signer."""
+    signer = ServiceAccount()
+    agent = await plane.cluster(connect=False, jwks=signer.jwks, **fields)
+    assert agent.credential == "", "a cluster with a key set gets no key"
+    agent.credential = signer.token(agent.cluster_id)
+    return agent, signer
+
+
+async def test_a_projected_token_is_an_identity_for_http_and_broker(plane: ComputePlane) -> None:
+    """6.5: audience nvcf-icms:C, signed by a key of the cluster's own set."""
+    agent, _ = await with_tokens(plane, oidcIssuer=ISSUER)
+    assert (await agent.register())[0] == 200
+    client = await agent.connect()
+    assert client.is_connected
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"aud": ["nvcf-icms:another"]},
+        {"aud": ["https://kubernetes.default.svc"]},
+        {"aud": None},
+        {"iss": "https://elsewhere.example"},
+        {"iss": None},
+        {"exp": None},
+        {"exp": 1_700_000_000},
+        {"nbf": 4_000_000_000},
+    ],
+)
+async def test_a_token_with_wrong_claims_is_401(plane: ComputePlane, changes: dict[str, Any]) -> None:
+    """6.5: audience, issuer and expiry are checked."""
+    agent, signer = await with_tokens(plane, oidcIssuer=ISSUER)
+    agent.credential = signer.token(agent.cluster_id, **changes)
+    assert (await agent.heartbeat())[0] == 401
+    with pytest.raises((nats.errors.Error, OSError, TimeoutError)):
+        async with asyncio.timeout(15):
+            await agent.connect()
+
+
+async def test_without_a_registered_issuer_any_is_accepted(plane: ComputePlane) -> None:
+    """6.5: the issuer of the cluster's oidcIssuer, if that is set."""
+    agent, signer = await with_tokens(plane)
+    agent.credential = signer.token(agent.cluster_id, iss="https://any.example")
+    assert (await agent.heartbeat())[0] == 200
+
+
+async def test_the_key_set_is_per_cluster(plane: ComputePlane) -> None:
+    """6.5: all clusters share issuer and subject, so another cluster's signature says nothing here."""
+    one, signer = await with_tokens(plane)
+    other, _ = await with_tokens(plane)
+    other.credential = signer.token(other.cluster_id)
+    assert (await other.heartbeat())[0] == 401
+    one.credential = signer.token(one.cluster_id)
+    assert (await one.heartbeat())[0] == 200
+
+
+def _segment(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+@pytest.mark.parametrize("algorithm", ["none", "HS256"])
+async def test_other_algorithms_are_refused(plane: ComputePlane, algorithm: str) -> None:
+    """6.5: RS256 only; a key set is public, so it must never be taken for a shared secret."""
+    agent, signer = await with_tokens(plane)
+    claims = {"aud": f"nvcf-icms:{agent.cluster_id}", "exp": int(time.time()) + 600, "iss": ISSUER}
+    # By hand: libraries refuse to make such a token.
+    parts = ({"alg": algorithm, "kid": signer.key_id, "typ": "JWT"}, claims)
+    signed = ".".join(_segment(json.dumps(each).encode()) for each in parts)
+    digest = hmac.digest(signer.jwks.encode(), signed.encode(), "sha256")
+    agent.credential = f"{signed}.{'' if algorithm == 'none' else _segment(digest)}"
+    assert (await agent.heartbeat())[0] == 401
+
+
+async def test_keys_are_rotated_with_put_jwks(plane: ComputePlane) -> None:
+    """6.5: the key set is text; after the change the old signer is refused and the new one is good."""
+    agent, old = await with_tokens(plane)
+    new = ServiceAccount("key-2")
+    path = f"/v1/nvca/clusters/{agent.cluster_id}/jwks"
+    assert await agent.call("PUT", path, {"jwks": new.jwks}) == (200, {})
+    agent.credential = new.token(agent.cluster_id)
+    await eventually_status(agent, 200)
+    agent.credential = old.token(agent.cluster_id)
+    await eventually_status(agent, 401)
+
+
+async def eventually_status(agent: AgentPeer, status: int) -> None:
+    async def reached() -> bool:
+        return (await agent.heartbeat())[0] == status
+
+    await eventually(reached, f"status {status}")
+
+
+async def test_a_cluster_with_a_key_may_add_a_key_set(plane: ComputePlane) -> None:
+    """6.5: NVIDIA's agent puts its key set at each start."""
+    agent, signer = await plane.cluster(connect=False), ServiceAccount()
+    path = f"/v1/nvca/clusters/{agent.cluster_id}/jwks"
+    assert (await agent.call("PUT", path, {"jwks": signer.jwks}))[0] == 200
+    agent.credential = signer.token(agent.cluster_id)
+    await eventually_status(agent, 200)
+
+
+@pytest.mark.parametrize(
+    "jwks", ["", "{", "[]", "{}", '{"keys": []}', '{"keys": [{"kty": "oct", "k": "eA"}]}']
+)
+async def test_a_key_set_without_keys_is_400(plane: ComputePlane, jwks: str) -> None:
+    """6.5: a broken key set does not lock the agent out."""
+    agent, _ = await with_tokens(plane)
+    path = f"/v1/nvca/clusters/{agent.cluster_id}/jwks"
+    status, problem = await agent.call("PUT", path, {"jwks": jwks})
+    assert (status, problem["field"]) == (400, "jwks")
+    assert (await agent.heartbeat())[0] == 200
+
+
+ROUTES = [
+    ("PUT", "/v1/nvca/clusters/{c}/register", {"gpus": []}),
+    ("GET", "/v1/nvca/clusters/{c}/credentials", None),
+    ("POST", "/v1/nvca/clusters/{c}/heartbeat", {"gpuUsage": {}}),
+    ("PUT", "/v1/nvca/clusters/{c}/jwks", {"jwks": "{}"}),
+    ("GET", "/v1/si/clusters/{c}/instances", None),
+    ("PUT", "/v1/sirs/{r}", {"instanceCount": 1}),
+    ("POST", "/v1/sirs/{r}/{i}", {"status": "fulfilled", "instanceState": "running"}),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body"), ROUTES)
+async def test_each_route_wants_an_identity(
+    plane: ComputePlane, method: str, path: str, body: dict[str, Any] | None
+) -> None:
+    """6.5: 401 without one, with a foreign one, with an administrator's key."""
+    agent = await plane.cluster(connect=False)
+    filled = path.format(c=agent.cluster_id, r=new_id(), i="0-sr-x")
+    for credential in (None, "x", plane.platform.keys["admin"], plane.platform.keys["agent"]):
+        headers = agent.headers()
+        del headers["Authorization"]
+        if credential is not None:
+            headers["Authorization"] = f"Bearer {credential}"
+        assert (await agent.call(method, filled, body, headers=headers))[0] == 401, credential
+
+
+@pytest.mark.parametrize(("method", "path", "body"), ROUTES)
+async def test_each_route_wants_the_identity_of_its_cluster(
+    plane: ComputePlane, method: str, path: str, body: dict[str, Any] | None
+) -> None:
+    """6.5: path, header and identity must agree, else 403."""
+    agent, victim = await plane.cluster(connect=False), await plane.cluster(connect=False)
+    filled = path.format(c=victim.cluster_id, r=new_id(), i="0-sr-x")
+    as_victim = agent.headers(**{"X-Nv-Cluster-Id": victim.cluster_id})
+    assert (await agent.call(method, filled, body, headers=as_victim))[0] == 403
+    if "{c}" in path:
+        assert (await agent.call(method, filled, body))[0] == 403
+    headers = agent.headers()
+    del headers["X-Nv-Cluster-Id"]
+    own = path.format(c=agent.cluster_id, r=new_id(), i="0-sr-x")
+    assert (await agent.call(method, own, body, headers=headers))[0] == 403
+
+
+async def test_a_request_of_another_cluster_is_as_none_at_all(plane: ComputePlane) -> None:
+    """6.5: the same answer as for a request that does not exist, and nothing changes."""
+    owner, attacker = await plane.cluster(), await plane.cluster()
+    version = await plane.version()
+    request = await plane.running(owner, version)
+    before = plane.record(request)
+    instance = f"0-sr-{request}"
+    for state in ("starting", "running", "shutting-down"):
+        theirs = await attacker.report(request, instance, state)
+        nobodys = await attacker.report(new_id(), instance, state)
+        assert theirs == nobodys
+        assert theirs[0] == 412
+    assert await attacker.ended_by_user(request, instance) == await attacker.ended_by_user(new_id(), instance)
+    assert await attacker.acknowledge(request) == await attacker.acknowledge(new_id())
+    assert (await attacker.acknowledge(request))[0] == 404
+    assert plane.record(request) == before
+    assert (await attacker.call("GET", f"/v1/si/clusters/{attacker.cluster_id}/instances"))[1] == {
+        "instances": []
+    }
+
+
+async def test_a_stranger_cannot_requeue_requests_of_others(plane: ComputePlane) -> None:
+    """6.5: heldRequests of another version, or of no request at all, are left alone."""
+    agent = await plane.cluster()
+    version, other = await plane.version(), await plane.version(name="other-function")
+    request = await plane.running(agent, version)
+    held = [
+        f"$JS.ACK.rq_local_{other.id}.rq_local_{other.id}_workers.1.1.1.1.0",
+        "$JS.ACK.KV_nvcf_api_keys.x.1.1.1.1.0",
+        "$JS.API.STREAM.PURGE.KV_nvcf_api_keys",
+        "rubbish \r\n",
+        "",
+    ]
+    acks: list[str] = []
+
+    async def seen(message: Any) -> None:
+        acks.append(message.subject)
+
+    spy = await plane.data.subscribe(">", cb=seen)
+    await plane.data.flush()
+    status, _ = await agent.ended(request, f"0-sr-{request}", "failed", heldRequests=held)
+    assert status == 200
+    await plane.state(request, InstanceState.FAILED)
+    await plane.data.flush()
+    await spy.unsubscribe()
+    assert [each for each in acks if each in held] == []
+
+
+async def test_a_cluster_key_is_good_for_nothing_else(plane: ComputePlane) -> None:
+    """6.5: not for the management API, not for invocations, not for administration."""
+    agent = await plane.cluster(connect=False)
+    version = await plane.version()
+    headers = {"Authorization": f"Bearer {agent.credential}"}
+    for method, path in (
+        ("GET", "/v2/nvcf/functions"),
+        ("GET", "/v2/nvcf/clusters"),
+        ("GET", "/v2/nvcf/keys"),
+        ("POST", version.pexec),
+        ("GET", f"/v1/accounts/{ACCOUNT}/clusters"),
+        ("POST", f"/v1/accounts/{ACCOUNT}/clusters/{agent.cluster_id}/rotate"),
+    ):
+        async with plane.platform.session.request(
+            method, plane.platform.gateway.url + path, headers=headers, data=b"{}"
+        ) as response:
+            assert response.status == 403, (path, await response.text())
+
+
+async def test_the_key_is_shown_once_and_only_its_hash_is_stored(plane: ComputePlane) -> None:
+    """6.5: clusterKey is in the answer to the registration and nowhere else."""
+    agent = await plane.cluster(connect=False)
+    shown = json.dumps(await plane.platform.call("GET", f"/v1/accounts/{ACCOUNT}/clusters"))
+    shown += json.dumps(await plane.platform.call("GET", "/v2/nvcf/keys"))
+    assert agent.credential not in shown
+    assert "secretHash" not in shown
