@@ -157,7 +157,7 @@ async def test_a_repeated_order_is_published_again(plane: ComputePlane) -> None:
     await plane.order(version, agent.cluster_id, request_id=request, attempt=1, write=False)
     found = await agent.fetch(CREATION, seconds=0.5)
     assert [json.loads(each.data)["requestId"] for each in found] == [request, request]
-    assert [each.headers["Nats-Msg-Id"] for each in found] == [
+    assert [(each.headers or {})["Nats-Msg-Id"] for each in found] == [
         f"create-{request}-0",
         f"create-{request}-1",
     ]

@@ -137,7 +137,7 @@ async def test_a_key_set_without_keys_is_400(plane: ComputePlane, jwks: str) -> 
     assert (await agent.heartbeat())[0] == 200
 
 
-ROUTES = [
+ROUTES: list[tuple[str, str, dict[str, Any] | None]] = [
     ("PUT", "/v1/nvca/clusters/{c}/register", {"gpus": []}),
     ("GET", "/v1/nvca/clusters/{c}/credentials", None),
     ("POST", "/v1/nvca/clusters/{c}/heartbeat", {"gpuUsage": {}}),
