@@ -124,7 +124,7 @@ async def test_requests_of_an_instance_killed_while_draining_are_requeued_at_onc
         assert (answer.status, answer.body["id"]) == (200, 7)
         assert answer.body["instance"] != instance.id
         assert time.monotonic() - killed < 25
-        assert "requeued 1 requests that it held" in plane.agents["one"].text()
+        assert "1 requests that it held are queued again" in plane.agents["one"].text()
 
 
 @pytest.mark.timeout(180)

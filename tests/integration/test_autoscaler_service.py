@@ -11,6 +11,7 @@ import pytest
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
 from tests.support.platform.compute_plane import running_plane
+from tests.support.platform.gateways import control_flags
 from tests.support.platform.processes import python, start
 from tests.support.waiting import eventually
 
@@ -24,7 +25,8 @@ async def test_orders_and_configuration(tmp_path: Path) -> None:
         broker, keys = plane.platform.broker, plane.platform.keys
         command = python(
             "-m", "nvcf_autoscaler", "--nats", broker.url,
-            "--nats-credentials", str(broker.credentials_file), "--grpc", "127.0.0.1:0",
+            "--nats-credentials", str(broker.credentials_file), *control_flags(broker),
+            "--grpc", "127.0.0.1:0",
         )  # fmt: skip
         child = await start(command, log=tmp_path / "autoscaler.log")
         plane.platform.children.append(child)
