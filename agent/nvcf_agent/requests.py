@@ -115,6 +115,7 @@ class Requests:
                         self.set(instance)
                     await self._wait_or_ack(message.request_id, delivery)
                 case Known():
+                    self._renew(message)
                     self.on_known(message.request_id)
                     await self._wait_or_ack(message.request_id, delivery)
                 case Ignored(reason):
@@ -124,6 +125,12 @@ class Requests:
                     pause = self._room.no_room(gpu, now, random.random())  # noqa: S311 - only spreads tries
                     _log.info("request %s waits %.1f s: %s", message.request_id, pause, reason)
                     await delivery.again(pause)
+
+    def _renew(self, message: CreationMessage) -> None:
+        """Take over a repeated order, which expires later, where the first one was not acknowledged yet."""
+        for instance in self.of(message.request_id):
+            if not instance.acknowledged:
+                self.set(replace(instance, order=message))
 
     def _later(self) -> bool:
         return self.refusing or len(self._waiting) >= MOST_WAITING
@@ -227,17 +234,23 @@ class Requests:
         return any(each.reported is not InstanceState.TERMINATED for each in self.instances.values())
 
     async def drop_expired(self) -> None:
-        """Give up requests whose order ran out before the control plane answered. Raises `StoreError`."""
+        """Forget requests whose order ran out before the control plane answered. Raises `StoreError`.
+
+        They were never made. An end that was asked for is still reported.
+        """
         wall = self.wall()
-        late = {
-            each.request_id
-            for each in self.instances.values()
-            if not each.acknowledged and each.order.expires_at is not None and wall > each.order.expires_at
-        }
-        for request_id in late:
-            for instance in self.of(request_id):
-                reason = "the order expired before the control plane answered"
-                self.set(transitions.expired(instance, reason, wall))
-            await self.persisted.save(self.of(request_id))
-            for delivery in self._waiting.pop(request_id, ()):
+        for instance in list(self.instances.values()):
+            expires_at = instance.order.expires_at
+            if instance.acknowledged or expires_at is None or wall <= expires_at:
+                continue
+            if instance.cause is Cause.BY_USER:
+                self.set(transitions.acknowledged(instance))
+                continue
+            name = instance.id
+            _log.warning("instance %s is dropped: its order expired before the control plane answered", name)
+            await self.persisted.forget(instance.id)
+            self.instances.pop(instance.id, None)
+            self._room.freed()
+            self.on_change()
+            for delivery in self._waiting.pop(instance.request_id, ()):
                 await delivery.ack()

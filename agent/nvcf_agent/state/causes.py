@@ -5,7 +5,6 @@ from nvcf_proto.icms.causes import Cause
 from nvcf_proto.icms.reports import Status
 
 _CAUSES = {
-    Category.CAPACITY: Cause.NO_CAPACITY,
     Category.UNSUPPORTED: Cause.TERMINAL_ERROR,
     Category.CRASH: Cause.CONTAINER_RESTART_LOOP,
     Category.OUT_OF_MEMORY: Cause.CONTAINER_RESTART_LOOP,
@@ -25,8 +24,6 @@ def ending_status(cause: Cause | None) -> Status:
     """Return the status of a terminated instance."""
     if cause is Cause.BY_USER:
         return Status.TERMINATED_BY_USER
-    if cause is Cause.NO_CAPACITY:
-        return Status.NO_CAPACITY
     return Status.TERMINATED_BY_SERVICE
 
 

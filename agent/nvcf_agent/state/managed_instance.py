@@ -30,7 +30,6 @@ class Phase(StrEnum):
 class Category(StrEnum):
     """Why an instance failed, more exactly than NVIDIA's causes say it."""
 
-    CAPACITY = "capacity"
     UNSUPPORTED = "unsupported"
     CRASH = "crash"
     UNHEALTHY = "unhealthy"

@@ -69,7 +69,8 @@ def handle_creation(
     if not wanted:
         return Ignored("it was ended before it came")
     if message.expires_at is not None and wall > message.expires_at:
-        return _expired(message, wanted, inventory, wall)
+        # The order was repeated, or given up.
+        return Ignored(f"its message expired {wall - message.expires_at:.0f} s ago")
     try:
         orders.environment(message)
         shares = inventory.place(message, held, len(wanted))
@@ -83,16 +84,6 @@ def handle_creation(
         return Created(tuple(refusals))
     pairs = zip(wanted, shares, strict=True)
     return Created(tuple(transitions.accepted(message, share, wall, index) for index, share in pairs))
-
-
-def _expired(
-    message: CreationMessage, wanted: Iterable[int], inventory: Inventory, wall: float
-) -> CreationResult:
-    """Return instances that ended before they were made: the control plane learns why."""
-    age = wall - (message.expires_at or wall)
-    reason = f"the order expired {age:.0f} s ago: this cluster had no room in time, or was not there"
-    refusals = (transitions.refused(message, Category.CAPACITY, reason, wall, index) for index in wanted)
-    return Created(tuple(transitions.acknowledged(each) for each in refusals))
 
 
 @dataclass(frozen=True)

@@ -74,13 +74,6 @@ def acknowledged(instance: ManagedInstance) -> ManagedInstance:
     return instance if instance.acknowledged else replace(instance, acknowledged=True)
 
 
-def expired(instance: ManagedInstance, reason: str, wall: float) -> ManagedInstance:
-    """Fail an instance whose order ran out before its acknowledgement was answered."""
-    if not instance.is_ending:
-        instance = _failed(instance, Category.CAPACITY, reason, wall)
-    return replace(instance, acknowledged=True)
-
-
 def _failed(
     instance: ManagedInstance, category: Category, reason: str, wall: float, cause: Cause | None = None
 ) -> ManagedInstance:

@@ -55,6 +55,8 @@ class Icms:
     identities: dict[str, set[str]] = field(default_factory=dict)
     judge: Callable[[Call], int | None] = lambda _: None
     action: str = "ACCEPTED"
+    heartbeat_answer: dict[str, Any] | None = None
+    """What heartbeats are answered instead of `action`."""
     calls: list[Call] = field(default_factory=list)
     listed: list[dict[str, str]] | None = None
     """What reconciliation answers; None: by the reports."""
@@ -118,7 +120,8 @@ class Icms:
             case "register":
                 return 200, {"clusterId": cluster_id, "clusterGroupId": str(uuid.uuid4()), "credentials": {}}
             case "heartbeat":
-                return 200, {"action": self.action, "somethingNew": 1}
+                answer = self.heartbeat_answer
+                return 200, {"action": self.action, "somethingNew": 1} if answer is None else answer
             case "acknowledge":
                 return self._acknowledge(parts[2], call.body)
             case "report":
