@@ -213,9 +213,10 @@ def encode_environment(variables: Map) -> str:
 
 def decode_environment(text: str) -> dict[str, str]:
     """Return the variables of `launchSpecification.environment`. Raises InvalidRecord."""
-    lines = decode_base64(text, "launchSpecification.environment").splitlines()
+    # Only LF and CR LF end a line. `splitlines` would let a value with U+2028 become another variable.
+    decoded = decode_base64(text, "launchSpecification.environment").replace("\r\n", "\n")
     found: dict[str, Any] = {}
-    for line in lines:
+    for line in decoded.split("\n"):
         name, separator, value = line.partition("=")
         if separator and name:
             found[name] = value
