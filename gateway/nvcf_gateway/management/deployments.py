@@ -10,14 +10,17 @@ from aiohttp import web
 from nvcf_broker.errors import BrokerError
 from nvcf_gateway.access.authorization import Authenticator
 from nvcf_gateway.access.worker_access import WorkerAccess
-from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.errors import HttpProblem, invalid_field
 from nvcf_gateway.http.bodies import read_record
 from nvcf_gateway.http.responses import json_response, timestamp
+from nvcf_gateway.management.backends import check_clusters, check_version
 from nvcf_gateway.management.bodies import DeploymentCreation, WorkerTokenRequest
 from nvcf_gateway.management.functions import Management
-from nvcf_gateway.management.resources import authorized, shown, stored, unavailable
+from nvcf_gateway.management.resources import authorized, stored, unavailable
+from nvcf_gateway.management.shown import shown
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.registry import Registry
+from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.ids import is_id
 from nvcf_proto.models import Deployment, FunctionVersion, Scope
 from nvcf_proto.models.deployments import execution_seconds
@@ -59,6 +62,7 @@ class Deployments:
         """Handle POST: give a version instances."""
         version = self._management.version(request, Scope.DEPLOY, values)
         deployment = deployment_of(version, await read_record(request, DeploymentCreation), time.time())
+        self._check(version, deployment)
         await stored(self._registry.deployments.create(version.id, deployment))
         return await self._with_queue(version, deployment)
 
@@ -70,6 +74,7 @@ class Deployments:
             raise HttpProblem(404, f"version {version.id} is not deployed")
         wanted = await read_record(request, DeploymentCreation)
         deployment = deployment_of(version, wanted, entry.value.created_at)
+        self._check(version, deployment)
         await stored(self._registry.deployments.update(version.id, deployment, entry.revision))
         return await self._with_queue(version, deployment)
 
@@ -118,6 +123,14 @@ class Deployments:
             now=time.time(),
         )
         return json_response(200, {"token": token, "expiration": timestamp(expires)})
+
+    def _check(self, version: FunctionVersion, deployment: Deployment) -> None:
+        """Raise HttpProblem 400 if no backend that may run the version honours all its settings."""
+        try:
+            check_version(version)
+            check_clusters(version, deployment.specifications, self._registry.clusters.values())
+        except InvalidRecord as error:
+            raise invalid_field(error) from None
 
     def _deployment(self, version: FunctionVersion) -> Deployment:
         deployment = self._registry.deployments.get(version.id)

@@ -22,7 +22,8 @@ from nvcf_broker.requests import raise_if_cancelled
 from nvcf_gateway.access.authorization import Authenticator
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.http.responses import json_response
-from nvcf_gateway.management.resources import authorized, shown, unavailable
+from nvcf_gateway.management.resources import authorized, unavailable
+from nvcf_gateway.management.shown import shown
 from nvcf_gateway.registry import Registry
 from nvcf_proto import compute, subjects
 from nvcf_proto.compute import Event

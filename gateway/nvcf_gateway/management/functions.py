@@ -13,8 +13,9 @@ from nvcf_gateway.errors import HttpProblem, invalid_field
 from nvcf_gateway.http.bodies import read_record
 from nvcf_gateway.http.responses import json_response
 from nvcf_gateway.http.routing import path_id
-from nvcf_gateway.management.bodies import FunctionCreation, VersionCreation
-from nvcf_gateway.management.resources import authorized, shown, stored, unavailable
+from nvcf_gateway.management.function_bodies import FunctionCreation, VersionCreation
+from nvcf_gateway.management.resources import authorized, stored, unavailable
+from nvcf_gateway.management.shown import version_shown
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.quotas.limits import Quota
 from nvcf_gateway.quotas.usage import Usage
@@ -22,7 +23,8 @@ from nvcf_gateway.registry import Registry
 from nvcf_otel.byoo.plan import plan
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.ids import new_id
-from nvcf_proto.models import Function, FunctionVersion, InstanceState, Scope
+from nvcf_proto.models import Function, FunctionVersion, Scope
+from nvcf_proto.models.containers import VersionSettings
 
 
 def build_version(
@@ -32,6 +34,7 @@ def build_version(
     if wanted.name not in (None, function.name):
         reason = f"the function's name is {function.name!r} and cannot be changed by a version"
         raise InvalidRecord("name", reason)
+    settings = {name: getattr(wanted, name) for name in VersionSettings.__struct_fields__}
     return FunctionVersion(
         id=version_id,
         function_id=function.id,
@@ -44,12 +47,9 @@ def build_version(
         function_type=wanted.function_type,
         container_image=wanted.container_image,
         process=wanted.process,
-        telemetries=wanted.telemetries,
+        rate_limit=None if wanted.rate_limit is None else wanted.rate_limit.applied_to(None),
+        **settings,
     )
-
-
-# Nothing of these runs any more; their records stay readable for some minutes.
-_ENDED = (InstanceState.COMPLETED, InstanceState.FAILED)
 
 
 class Management:
@@ -104,7 +104,7 @@ class Management:
     async def get_version(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle GET /v2/nvcf/functions/{id}/versions/{vid}: return one version."""
         version = self.version(request, Scope.LIST, values)
-        return json_response(200, {"function": self._shown(version)})
+        return json_response(200, {"function": self._shown(version, details=True)})
 
     async def delete_function(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle DELETE /v2/nvcf/functions/{id}: delete a function none of whose versions is deployed."""
@@ -133,7 +133,10 @@ class Management:
         version = self._registry.versions.get(version_id)
         # Nobody learns which ids exist in other accounts.
         if version is None or version.function_id != function_id or version.nca_id != caller.nca_id:
-            raise HttpProblem(404, f"function {function_id} has no version {version_id}")
+            detail = (
+                f"Function id '{function_id}', version '{version_id}': Not found in account '{caller.nca_id}'"
+            )
+            raise HttpProblem(404, detail)
         caller.require_function(function_id)
         return version
 
@@ -143,7 +146,7 @@ class Management:
         function_id = path_id(values, "function_id")
         function = self._registry.functions.get(function_id)
         if function is None or function.nca_id != caller.nca_id:
-            raise HttpProblem(404, f"no function {function_id}")
+            raise HttpProblem(404, f"Function id '{function_id}': Not found in account '{caller.nca_id}'")
         caller.require_function(function_id)
         return function
 
@@ -167,14 +170,6 @@ class Management:
             raise unavailable(error) from None
         await stored(self._registry.versions.delete(version.id))
 
-    def _shown(self, version: FunctionVersion) -> dict[str, Any]:
+    def _shown(self, version: FunctionVersion, *, details: bool = False) -> dict[str, Any]:
         instances = self._registry.instances_of(version.id)
-        failed = [instance.reason for instance in instances if instance.reason]
-        return {
-            **shown(version, "createdAt"),
-            "id": version.function_id,
-            "versionId": version.id,
-            "status": self._registry.status_of(version).value,
-            **({"statusReason": failed[-1]} if failed else {}),
-            "instances": sum(each.state not in _ENDED for each in instances),
-        }
+        return version_shown(version, self._registry.status_of(version), instances, details=details)

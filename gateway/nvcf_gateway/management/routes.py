@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from aiohttp import web
+
 from nvcf_gateway.access.authorization import Authenticator
-from nvcf_gateway.http.routing import Route
+from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.http.routing import Handler, Route
 from nvcf_gateway.management.api_keys import ApiKeys
 from nvcf_gateway.management.deployments import Deployments
 from nvcf_gateway.management.events import EventLog, Events
@@ -34,7 +39,7 @@ def management_routes(
     deployment = "/v2/nvcf/deployments/functions/{function_id}/versions/{version_id}"
     authorizations = functions + "/{function_id}/authorizations"
     rate_limit = versions + "/{version_id}/rate-limit"
-    return [
+    routes: list[Route] = [
         ("POST", functions, management.create_function),
         ("GET", functions, management.list_functions),
         ("GET", functions + "/{function_id}", management.list_versions),
@@ -68,3 +73,20 @@ def management_routes(
         ("GET", "/v2/nvcf/events", events.events),
         ("GET", "/v2/nvcf/clusters", events.clusters),
     ]
+    return [(method, path, with_problems(handler)) for method, path, handler in routes]
+
+
+def with_problems(handler: Handler) -> Handler:
+    """Return a handler whose problems have the type and the words of the management API."""
+
+    async def wrapped(request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        try:
+            return await handler(request, values)
+        except HttpProblem as problem:
+            detail = problem.problem.detail
+            if problem.status == 400 and detail is not None:
+                detail = f"Invalid request: {detail}"
+            problem.problem = replace(problem.problem, source="nv-boot", detail=detail)
+            raise
+
+    return wrapped

@@ -14,7 +14,8 @@ from nvcf_gateway.http.bodies import read_record
 from nvcf_gateway.http.responses import json_response
 from nvcf_gateway.http.routing import path_id
 from nvcf_gateway.management.bodies import TelemetryChange, TelemetryCreation
-from nvcf_gateway.management.resources import authorized, shown, stored, update
+from nvcf_gateway.management.resources import authorized, stored, update
+from nvcf_gateway.management.shown import shown
 from nvcf_gateway.registry import Registry
 from nvcf_otel.byoo.providers import check_endpoint, secret_files
 from nvcf_proto.errors import InvalidRecord

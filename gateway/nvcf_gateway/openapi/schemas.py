@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from nvcf_gateway.management import bodies
+from nvcf_gateway.management import bodies, function_bodies
 from nvcf_gateway.management.events import KINDS
 from nvcf_gateway.objects.assets import AssetCreation
 from nvcf_gateway.quotas.limits import Quota
@@ -22,6 +22,7 @@ from nvcf_proto.models import (
     Deployment,
     FunctionVersion,
     Instance,
+    InstanceState,
     Record,
     TelemetryEndpoint,
     VersionStatus,
@@ -42,18 +43,18 @@ _NULL: Schema = {"type": "null"}
 _BODIES = (
     bodies.Authorizations,
     bodies.DeploymentCreation,
-    bodies.FunctionCreation,
+    function_bodies.FunctionCreation,
     bodies.KeyCreation,
     bodies.RateLimitPolicy,
     bodies.TelemetryChange,
     bodies.TelemetryCreation,
-    bodies.VersionCreation,
+    function_bodies.VersionCreation,
     bodies.WorkerTokenRequest,
     AssetCreation,
 )
 _HIDDEN = ("secretHash", "revokedAt", "createdBy")
 _STORED = (ApiKey, Cluster, Deployment, Event, FunctionVersion, Instance, TelemetryEndpoint)
-_NAMES = {"ProcessSource": "Process", "ScalingPreferences": "Scaling"}
+_NAMES = {"Health": "ContainerHealth", "ProcessSource": "Process", "ScalingPreferences": "Scaling"}
 
 
 def ref(name: str) -> Schema:
@@ -200,6 +201,11 @@ def _answers() -> dict[str, Schema]:
             status=enum_of(VersionStatus),
             statusReason=TEXT,
             instances=INTEGER,
+            rateLimit={
+                "allOf": [ref("RateLimit")],
+                "properties": {"rateLimit": TEXT, "exemptedNcaIds": list_of(TEXT)},
+            },
+            activeInstances=list_of(ref("ActiveInstance")),
         ),
         "Deployment": _answer(
             Deployment,
@@ -249,6 +255,24 @@ _OTHERS: dict[str, Schema] = {
         "title",
         "status",
         description="RFC 9457.",
+    ),
+    "ActiveInstance": object_of(
+        {
+            "instanceId": UUID,
+            "functionId": UUID,
+            "functionVersionId": UUID,
+            "ncaId": TEXT,
+            "instanceType": TEXT,
+            "instanceStatus": {"type": "string", "enum": ["ACTIVE"]},
+            "status": enum_of(InstanceState),
+            "gpu": TEXT,
+            "location": {"type": "string", "description": "The cluster."},
+            "instanceCreatedAt": TIME,
+            "instanceUpdatedAt": TIME,
+        },
+        "instanceId",
+        "instanceStatus",
+        description="An instance that has not ended.",
     ),
     "WorkerToken": object_of({"token": TEXT, "expiration": TIME}, "token", "expiration"),
     "ExecRequest": object_of(

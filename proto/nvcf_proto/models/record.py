@@ -38,20 +38,26 @@ Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 class Record(msgspec.Struct, frozen=True, rename="camel"):
     """Something stored or sent as a JSON object, with camelCase names.
 
-    `hints` are the reasons to give for unknown fields that people try, by field name.
+    `hints` are the reasons to give for unknown fields that people try, by field name. `if_given` are JSON
+    names that are written only if their value is not empty.
     """
 
     hints: ClassVar[dict[str, str]] = {}
+    if_given: ClassVar[frozenset[str]] = frozenset()
 
     def to_json(self) -> bytes:
         """Return the record as compact JSON."""
         return msgspec.json.encode(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON members, without those that are None."""
+        """Return the JSON members, without those that are None or, if they are optional, empty."""
         names = zip(self.__struct_fields__, self.__struct_encode_fields__, strict=True)
         members = {json_name: getattr(self, name) for name, json_name in names}
-        return {name: _plain(value) for name, value in members.items() if value is not None}
+        return {
+            name: _plain(value)
+            for name, value in members.items()
+            if value is not None and (value or name not in self.if_given)
+        }
 
     @classmethod
     def from_json(cls, body: bytes) -> Self:
@@ -178,7 +184,9 @@ def _inside(path: str, kind: inspect.Type, value: Any, step: str) -> tuple[str, 
 def _fits(kind: inspect.Type, value: Any) -> bool:
     if isinstance(kind, inspect.StrType):
         return isinstance(value, str) and (kind.pattern is None or bool(re.search(kind.pattern, value)))
-    return isinstance(value, int)
+    if not isinstance(value, int) or isinstance(value, bool) or not isinstance(kind, inspect.IntType):
+        return False
+    return (kind.ge is None or value >= kind.ge) and (kind.le is None or value <= kind.le)
 
 
 def _reason(kind: inspect.Type, value: Any) -> str:
