@@ -83,7 +83,9 @@ class Limits:
 
     def of(self, account: str, quota: Quota) -> int | None:
         """Return the limit of an account, None without one."""
-        return self.accounts.get((account, quota), self.default.get(quota))
+        if self.accounts and (account, quota) in self.accounts:
+            return self.accounts[account, quota]
+        return self.default.get(quota)
 
     def require(self, account: str, quota: Quota, used: int, adding: int = 1) -> None:
         """Raise QuotaExceeded unless `adding` more fits beside `used`."""

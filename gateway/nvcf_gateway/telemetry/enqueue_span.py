@@ -12,7 +12,7 @@ from typing import Self
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
-from nvcf_gateway.telemetry.http_span import carrier_below, current, set_request
+from nvcf_gateway.telemetry.http_span import carrier_below, current
 from nvcf_gateway.telemetry.metrics import GatewayMetrics, Version, attributes_of
 from nvcf_otel import names, spans
 from nvcf_proto import subjects
@@ -91,15 +91,20 @@ class EnqueueTelemetry:
     def __init__(self, metrics: GatewayMetrics, region: str) -> None:
         self._metrics = metrics
         self._region = region
+        self._tracing = spans.is_tracing()
 
     def enqueue(self, version: Version, request_id: str, size: int, caller: Mapping[str, str]) -> EnqueueSpan:
         """Return a context manager around publishing a request.
 
         `caller` are the caller's headers: if nothing is recorded, their trace context is passed on unchanged.
         """
-        set_request(request_id)
-        if not trace.get_current_span().is_recording():
-            return EnqueueSpan(self._metrics, version, None, outgoing_context(caller))
+        telemetry = current()
+        if telemetry is not None:
+            telemetry.request_id = request_id
+        if not self._tracing or not trace.get_current_span().is_recording():
+            return EnqueueSpan(
+                self._metrics, version, None, caller if telemetry is None else telemetry.carrier
+            )
         span = _tracer.start_span(
             names.SEND_REQUEST,
             kind=SpanKind.PRODUCER,
@@ -120,9 +125,8 @@ class EnqueueTelemetry:
         """
         self._metrics.found_no_instance(version)
         began, began_at = perf_counter(), time.time_ns()
-        parent = trace.get_current_span()
         span: Span | None = None
-        if parent.is_recording():
+        if self._tracing and trace.get_current_span().is_recording():
             span = _tracer.start_span(
                 names.COLD_START, start_time=began_at, attributes=_request_attributes(version, request_id)
             )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
 from time import perf_counter
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.telemetry.metrics import GatewayMetrics
@@ -42,6 +43,14 @@ def new_request_id() -> str:
     telemetry = _current.get()
     planned = None if telemetry is None else telemetry.new_request_id
     return planned or new_id()
+
+
+def child(name: str) -> AbstractContextManager[Span]:
+    """Start a span below that of the current HTTP request for a `with` block, if that is recorded."""
+    telemetry = _current.get()
+    if telemetry is None or telemetry.span is None:
+        return spans.NOTHING
+    return spans.child(telemetry.tracer, name)
 
 
 def set_version(version: FunctionVersion) -> None:
@@ -152,6 +161,11 @@ class RequestTelemetry:
             self._token = otel_context.attach(trace.set_span_in_context(span))
             return
         self.carrier = carrier_below(span, self.carrier)
+
+    @property
+    def tracer(self) -> Tracer:
+        """What makes spans."""
+        return self._http.tracer
 
     def add_link(self, traceparent: str | None) -> None:
         """Link the span to the call that queued the request."""

@@ -12,7 +12,7 @@ from nvcf_gateway.exchange.exec_json import wrap_response
 from nvcf_gateway.http.durations import poll_seconds, publish_delay
 from nvcf_gateway.http.responses import cors_headers, preflight_headers
 from nvcf_gateway.http.routing import PathTable, Target, pass_through_target
-from nvcf_gateway.queue.message import forwarded_headers, header_text, message_headers
+from nvcf_gateway.queue.message import forwarded_headers, header_texts, message_headers
 from nvcf_gateway.queue.request_queue import classify_publish_error
 from nvcf_gateway.registry import VersionIndex, version_status
 from nvcf_proto.h1 import ResponseHead
@@ -195,8 +195,10 @@ def test_forwarded_headers() -> None:
 
 
 def test_header_bytes_are_utf8_or_latin1() -> None:
-    assert header_text("ä".encode()) == "ä"
-    assert header_text(b"\xe4") == "ä"
+    assert header_texts(()) == []
+    assert header_texts([(b"A", "ä".encode()), (b"b", b"")]) == [("A", "ä"), ("b", "")]
+    assert header_texts([(b"A", "ä".encode()), (b"b", b"\xe4")]) == [("A", "ä"), ("b", "ä")]
+    assert header_texts([(b"A", b"folded\n over two lines")]) == [("A", "folded\n over two lines")]
 
 
 def test_trace_context_passes_and_none_is_invented() -> None:
