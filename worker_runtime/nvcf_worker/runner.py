@@ -288,7 +288,8 @@ class Runner:
             head, body = await fetch_request(exchange)
             scope.body = body
             method, target, sent = head.method, head.target, head.headers
-        exchange.begin(sent, time.time(), compatibility=self._exchanges.compatibility)
+        lowered = [(name.lower(), value) for name, value in sent]
+        exchange.begin(lowered, time.time(), compatibility=self._exchanges.compatibility)
         handler, parameters = self._executor.select(method, target)
         services = self._services
         files = exchange.files = RequestFiles(services.asset_base, services.output_base, work.request_id)
@@ -301,7 +302,7 @@ class Runner:
         request = request_type(handler)(
             work, self._context(), body, scope.cancelled, method, target, parameters, sent, context
         )
-        limit = of_request(self._time_limit, sent)
+        limit = of_request(self._time_limit, lowered)
         if limit is not None:
             overtime.begin(limit)
             request._expires = asyncio.get_running_loop().time() + limit.seconds

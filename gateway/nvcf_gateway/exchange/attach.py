@@ -196,7 +196,7 @@ class InlineReplies:
             return None
         if not pending.take_inline(head, body):
             return await _refuse(message, 410)
-        return await message.respond(b"")
+        return await _confirm(message)
 
     async def _store(self, message: Msg, pending: Pending, head: ResponseHead, body: bytes) -> None:
         """Store the response, then acknowledge it. Without an acknowledgement the worker tries attach."""
@@ -210,13 +210,19 @@ class InlineReplies:
         if not first:
             # Another execution was faster: this one is done, and the caller gets that one's response.
             pending.give_way()
-            return await message.respond(b"")
+            return await _confirm(message)
         if pending.detached:
             pending.notify(answered=True)
             pending.finish_inline(comes_again=self._pending.stored(pending, head.status))
         elif not pending.take_inline(head, body):
             return await _refuse(message, 410)
-        return await message.respond(b"")
+        return await _confirm(message)
+
+
+async def _confirm(message: Msg) -> None:
+    # `Msg.respond` would send the headers of the message back.
+    if message.reply:
+        await message._client.publish(message.reply, b"")
 
 
 async def _refuse(message: Msg, status: int) -> None:

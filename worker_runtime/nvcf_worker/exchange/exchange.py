@@ -56,17 +56,16 @@ class Exchange:
         self._waiters = Waiters([Waiter(self.address, NEVER)])
 
     def begin(self, headers: list[tuple[str, str]], now: float, *, compatibility: bool) -> None:
-        """Decide on compatibility mode by the request's headers. `now` is Unix time.
+        """Decide on compatibility mode by the request's headers (lower-case names). `now` is Unix time.
 
         A call that arrives when its gateway waits no more never gets a 202: its gateway has sent one, or is
         gone.
         """
-        lowered = [(name.lower(), value) for name, value in headers]
-        self.compatible = compatible(lowered, disabled=not compatibility)
-        self._wanted_again = wanted_again(lowered)
+        self.compatible = compatible(headers, disabled=not compatibility)
+        self._wanted_again = wanted_again(headers)
         if not self.compatible:
             return
-        due = request_time(self.work) + poll_seconds(lowered) - MARGIN
+        due = request_time(self.work) + poll_seconds(headers) - MARGIN
         if due + LATE > now:
             self._waiters.waiting[0].due = due
         elif self.work.attempt > 1:
