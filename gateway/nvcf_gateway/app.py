@@ -87,7 +87,6 @@ from nvcf_proto.stores import ASSETS, BODIES, LARGE_RESULTS, RESULTS
 from nvcf_proto.subjects import (
     STARTED_SUBJECTS,
     fallback_subject,
-    inline_reply_subjects,
 )
 
 _log = logging.getLogger(__name__)
@@ -216,11 +215,12 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     http_telemetry, telemetry = HttpTelemetry(metrics), EnqueueTelemetry(metrics, config.region)
     session_telemetry = SessionTelemetry(http_telemetry, telemetry)
     register_gauges(metrics, demand.waiting, lambda: session_telemetry.active, session_telemetry.bytes)
+    inline = InlineReplies(client, gateway_id, pending, background)
     runner = CallRunner(
-        config, gateway_id, attach_url, queue, pending, retention, background, demand, telemetry
+        config, inline.subjects, attach_url, queue, pending, retention, background, demand, telemetry
     )
     Republisher(client, requests, queue, pending, background, ask_workers=not config.wide_inbox)
-    query = WorkerQuery(config, gateway_id, attach_url, requests, pending)
+    query = WorkerQuery(config, inline.subjects, attach_url, requests, pending)
     poller = Poller(
         query, authenticator, authorizer, queue, retention, background, idempotency_keys, revocations
     )
@@ -239,7 +239,9 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         BodyBudget(),
         revocations,
     )
-    fallback = FallbackLookup(config, gateway_id, attach_url, registry, queue, pending, retention, background)
+    fallback = FallbackLookup(
+        config, inline.subjects, attach_url, registry, queue, pending, retention, background
+    )
     await client.subscribe(fallback_subject("*"), queue=FALLBACK_GROUP, cb=fallback.on_query)
 
     # Everything else that is served over HTTP.
@@ -280,8 +282,6 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     )
     await client.subscribe(MAX_DELIVERIES_SUBJECT, queue=DEAD_LETTER_GROUP, cb=dead_letters.on_advisory)
     stack.push_async_callback(end_task, asyncio.create_task(dead_letters.sweep(), name="sweep of the queues"))
-    replies = InlineReplies(pending, background)
-    await client.subscribe(inline_reply_subjects(gateway_id), cb=replies.received)
     await answer_callouts(client, config, workers)
     if config.nats_system_credentials is not None:
         name = f"gateway_{gateway_id}_system"
