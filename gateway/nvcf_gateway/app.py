@@ -71,6 +71,11 @@ from nvcf_gateway.results.worker_query import WorkerQuery
 from nvcf_gateway.rpc.authorization_service import AuthorizationService
 from nvcf_gateway.rpc.server import check_token, new_server, serve
 from nvcf_gateway.rpc.worker_service import WorkerService
+from nvcf_gateway.secrets.audit import SecretAudit
+from nvcf_gateway.secrets.delivery import SecretDelivery
+from nvcf_gateway.secrets.keys import FileKeys
+from nvcf_gateway.secrets.store import SecretStore
+from nvcf_gateway.secrets.upkeep import SecretUpkeep
 from nvcf_gateway.server import HttpServer
 from nvcf_gateway.sessions.service import Sessions
 from nvcf_gateway.stats.collector import SnapshotCollector
@@ -135,6 +140,9 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         )
         stack.push_async_callback(_close, control)
     config = replace(config, data_max=await _data_budget(client, config.data_max))
+    sealing = None if config.sealing_keys is None else await asyncio.to_thread(FileKeys, config.sealing_keys)
+    if sealing is not None:
+        stack.push_async_callback(end_task, asyncio.create_task(sealing.follow(), name="sealing keys"))
     registry = Registry(control, config.replicas)
     workers = WorkerAccess(WorkerTokens(keys), registry)
     await registry.start(stack)
@@ -245,14 +253,26 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     await client.subscribe(fallback_subject("*"), queue=FALLBACK_GROUP, cb=fallback.on_query)
 
     # Everything else that is served over HTTP.
-    management = Management(authenticator, registry, queue, usage)
+    secrets = SecretStore(registry.secrets, sealing, usage, SecretAudit(control_requests, config.replicas))
+    upkeep = SecretUpkeep(secrets, registry)
+    stack.push_async_callback(end_task, asyncio.create_task(upkeep.run(), name="upkeep of secrets"))
+    management = Management(authenticator, registry, queue, usage, secrets)
     deployments = Deployments(authenticator, registry, queue, management, workers)
     collector = SnapshotCollector(client, gateway_id, demand.history, lambda: shared.members)
     await collector.start()
     routes = http_routes(
-        management_routes(
-            authenticator, registry, management, deployments, EventLog(control, control_requests), usage
-        ),
+        [
+            *management_routes(
+                authenticator,
+                registry,
+                management,
+                deployments,
+                EventLog(control, control_requests),
+                usage,
+                secrets,
+            ),
+            *SecretDelivery(authenticator, registry, workers, secrets).routes(),
+        ],
         assets,
         large,
         StatsRoute(authenticator, registry, collector, Queues(requests, config.regions)),

@@ -25,9 +25,12 @@ from nvcf_proto.models import (
     Instance,
     InstanceState,
     Record,
+    RegistryCredential,
+    SecretSet,
     TelemetryEndpoint,
     VersionStatus,
 )
+from nvcf_proto.stores import RECORDS, SECRETS, Store
 from nvcf_proto.streams import MAX_QUEUED_REQUESTS
 
 R = TypeVar("R", bound=Record)
@@ -113,10 +116,19 @@ class Registry:
         mirrors: list[KvMirror[Any]] = []
 
         def mirror(
-            bucket: str, kind: type[R], on_change: Callable[[str, R | None], None] | None = None
+            bucket: str,
+            kind: type[R],
+            on_change: Callable[[str, R | None], None] | None = None,
+            store: Store = RECORDS,
         ) -> KvMirror[R]:
             made = KvMirror(
-                client, bucket, kind.from_json, kind.to_json, on_change=on_change, replicas=replicas
+                client,
+                bucket,
+                kind.from_json,
+                kind.to_json,
+                on_change=on_change,
+                replicas=replicas,
+                store=store,
             )
             mirrors.append(made)
             return made
@@ -130,6 +142,8 @@ class Registry:
         self.keys = mirror(models.API_KEYS_BUCKET, ApiKey)
         self.clusters = mirror(CLUSTERS_BUCKET, Cluster)
         self.telemetries = mirror(models.TELEMETRIES_BUCKET, TelemetryEndpoint)
+        self.secrets = mirror(models.SECRETS_BUCKET, SecretSet, store=SECRETS)
+        self.registries = mirror(models.REGISTRIES_BUCKET, RegistryCredential)
 
     async def start(self, stack: AsyncExitStack) -> None:
         """Follow all buckets until `stack` is closed; return when each has been read once."""

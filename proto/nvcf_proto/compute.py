@@ -10,6 +10,7 @@ order: the instance ids are chosen by who asks, so that doing a thing again does
 from __future__ import annotations
 
 import re
+import uuid
 from typing import Annotated, Any
 
 from msgspec import Meta, field
@@ -44,6 +45,7 @@ EVENT_MAX_COUNT = 100_000
 
 _NOT_TOKEN = re.compile(r"[^A-Za-z0-9_-]+")
 _NANOSECONDS = 1_000_000_000
+_ACCOUNT_EVENTS = uuid.UUID("0d1b9a1c-6f0e-4e5b-8a53-3d6f6f0f4c11")
 
 
 def subject_token(text: str) -> str:
@@ -85,6 +87,11 @@ def wake_subject(version_id: str) -> str:
 def event_subject(version_id: str) -> str:
     """Return the subject on which changes of a version are recorded."""
     return f"nvcf.event.{version_id}"
+
+
+def account_event_id(nca_id: str) -> str:
+    """Return the id under which changes of an account itself are recorded, in place of a version's id."""
+    return str(uuid.uuid5(_ACCOUNT_EVENTS, nca_id))
 
 
 def work_stream_config(name: str, subjects: str, replicas: int = 1) -> dict[str, Any]:
@@ -218,7 +225,8 @@ class DemandReport(Record, frozen=True):
 class Event(Record, frozen=True):
     """Something that changed, for people: `nvcf events` and `nvcf scaling` list them.
 
-    `kind` is one of `deployment`, `scaling`, `instance`, `cluster`; `data` holds details as strings.
+    `kind` is one of `deployment`, `scaling`, `instance`, `cluster`, `secret`. `data` holds details as
+    strings.
     """
 
     at: float

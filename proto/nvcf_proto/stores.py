@@ -45,6 +45,16 @@ _REFUSED = "writes fail; tenants' data cannot cause it"
 _OLDEST_GO = "the oldest go"
 
 RECORDS = Store("KV_nvcf_*", "control", "gateway, autoscaler, agents", MIB, "none", _REFUSED, per_subject=1)
+SECRETS = Store(
+    "KV_nvcf_secrets",
+    "control",
+    "gateway",
+    MIB,
+    "as their owner",
+    "507 to the caller at half of it; deletions always fit",
+    most=32 * MIB,
+    per_subject=1,
+)
 COMMANDS = Store(
     "nvca_create, nvca_terminate", "control", "autoscaler", MIB, "1 h", _OLDEST_GO, most=16 * MIB
 )
@@ -134,6 +144,8 @@ CONTROL_STREAMS = (
             "api_keys",
             "clusters",
             "telemetries",
+            "secrets",
+            "registries",
             "leases",
             "scaling_orders",
         )
@@ -157,6 +169,7 @@ STORES = (
     ASSET_INDEX,
     KEPT_COUNTS,
     RECORDS,
+    SECRETS,
     COMMANDS,
     EVENTS,
     PROBE,

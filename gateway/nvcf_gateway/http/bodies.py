@@ -50,9 +50,9 @@ async def read_all(
     return b"".join(parts)
 
 
-async def read_record(request: web.BaseRequest, kind: type[R]) -> R:
-    """Read a JSON body as a record. Raises HttpProblem 400, 408 and 413."""
-    body = await read_all(request, MAX_RECORD, RECORD_TIMEOUT)
+async def read_record(request: web.BaseRequest, kind: type[R], limit: int = MAX_RECORD) -> R:
+    """Read a JSON body of at most `limit` bytes as a record. Raises HttpProblem 400, 408 and 413."""
+    body = await read_all(request, limit, RECORD_TIMEOUT)
     try:
         return await _RECORDS.parsed(body, lambda body: kind.from_dict(decode_object(body)))
     except InvalidRecord as error:

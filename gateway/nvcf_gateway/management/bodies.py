@@ -8,6 +8,7 @@ from typing import Annotated
 from msgspec import Meta, field
 from msgspec.structs import force_setattr
 
+from nvcf_gateway.management.secret_bodies import TelemetrySecretValue
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.models import (
     MAX_ACCOUNTS_IN_LIST,
@@ -17,7 +18,6 @@ from nvcf_proto.models import (
     Scope,
     TelemetryProtocol,
     TelemetryProvider,
-    TelemetrySecret,
     TelemetrySettings,
 )
 from nvcf_proto.models.deployments import BodyBytes, ExecutionSeconds, QueueDepth
@@ -109,7 +109,7 @@ class TelemetryChange(Record, frozen=True, kw_only=True, forbid_unknown_fields=T
     protocol: TelemetryProtocol
     provider: TelemetryProvider
     types: TelemetryTypes
-    secret: TelemetrySecret | None = None
+    secret: TelemetrySecretValue | None = None
     settings: TelemetrySettings = field(name="configuration", default=TelemetrySettings())
 
 

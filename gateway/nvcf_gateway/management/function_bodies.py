@@ -9,6 +9,7 @@ from typing import Annotated
 from msgspec import Meta
 from msgspec.structs import force_setattr
 
+from nvcf_gateway.management.secret_bodies import SecretList, values_of
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.models import MAX_ACCOUNTS_IN_LIST, NAME_PATTERN, FunctionType, ProcessSource, RateLimit
 from nvcf_proto.models.containers import Image, VersionSettings
@@ -51,8 +52,10 @@ class VersionCreation(VersionSettings, frozen=True, kw_only=True, forbid_unknown
     container_image: Image | None = None
     process: ProcessSource | None = None
     rate_limit: RateLimitSetting | None = None
+    secrets: SecretList = ()
 
     def __post_init__(self) -> None:
+        values_of(self.secrets)
         if self.inference_port == 0:
             force_setattr(self, "inference_port", None)
         force_setattr(self, "tags", tuple(dict.fromkeys(self.tags)))

@@ -15,11 +15,14 @@ from nvcf_gateway.http.responses import json_response
 from nvcf_gateway.http.routing import path_id
 from nvcf_gateway.management.function_bodies import FunctionCreation, VersionCreation
 from nvcf_gateway.management.resources import authorized, stored, unavailable
+from nvcf_gateway.management.secret_bodies import values_of
 from nvcf_gateway.management.shown import version_shown
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.quotas.limits import Quota
 from nvcf_gateway.quotas.usage import Usage
 from nvcf_gateway.registry import Registry
+from nvcf_gateway.secrets.owners import Owner
+from nvcf_gateway.secrets.store import SecretStore
 from nvcf_otel.byoo.plan import plan
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.ids import new_id
@@ -56,9 +59,15 @@ class Management:
     """Handlers of `/v2/nvcf/functions…`."""
 
     def __init__(
-        self, authenticator: Authenticator, registry: Registry, queue: RequestQueue, usage: Usage
+        self,
+        authenticator: Authenticator,
+        registry: Registry,
+        queue: RequestQueue,
+        usage: Usage,
+        secrets: SecretStore,
     ) -> None:
         self._usage = usage
+        self._secrets = secrets
         self._authenticator = authenticator
         self._registry = registry
         self._queue = queue
@@ -72,6 +81,8 @@ class Management:
         version = self._version(wanted, function, function.created_at)
         self._usage.require(caller.nca_id, Quota.FUNCTIONS)
         self._usage.require(caller.nca_id, Quota.VERSIONS)
+        # Before the version, so that no instance of it starts without them.
+        await self._secrets.merge(Owner.version(version), values_of(wanted.secrets), caller.subject)
         await stored(self._registry.functions.create(function.id, function))
         await stored(self._registry.versions.create(version.id, version))
         return json_response(200, {"function": self._shown(version)})
@@ -79,8 +90,11 @@ class Management:
     async def create_version(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle POST /v2/nvcf/functions/{id}/versions: create a version."""
         function = self.function(request, Scope.MANAGE, values)
-        version = self._version(await read_record(request, VersionCreation), function, time.time())
+        wanted = await read_record(request, VersionCreation)
+        version = self._version(wanted, function, time.time())
         self._usage.require(function.nca_id, Quota.VERSIONS)
+        by = self._authenticator.caller(request.headers).subject
+        await self._secrets.merge(Owner.version(version), values_of(wanted.secrets), by)
         await stored(self._registry.versions.create(version.id, version))
         return json_response(200, {"function": self._shown(version)})
 
@@ -112,8 +126,9 @@ class Management:
         versions = self._registry.versions_of(function.id)
         for version in versions:
             self._refuse_deployed(version)
+        by = self._authenticator.caller(request.headers).subject
         for version in versions:
-            await self._delete(version)
+            await self._delete(version, by)
         await stored(self._registry.functions.delete(function.id))
         return web.Response(status=204)
 
@@ -121,7 +136,7 @@ class Management:
         """Handle DELETE /v2/nvcf/functions/{id}/versions/{vid}; the last one takes the function along."""
         version = self.version(request, Scope.MANAGE, values)
         self._refuse_deployed(version)
-        await self._delete(version)
+        await self._delete(version, self._authenticator.caller(request.headers).subject)
         if not self._registry.versions_of(version.function_id):
             await stored(self._registry.functions.delete(version.function_id))
         return web.Response(status=204)
@@ -163,13 +178,19 @@ class Management:
         if self._registry.index.is_deployed(version.id):
             raise HttpProblem(409, f"version {version.id} is deployed: undeploy it first")
 
-    async def _delete(self, version: FunctionVersion) -> None:
+    async def _delete(self, version: FunctionVersion, by: str) -> None:
         try:
             await self._queue.delete(version.id)
         except BrokerError as error:
             raise unavailable(error) from None
         await stored(self._registry.versions.delete(version.id))
+        await self._secrets.remove(Owner.version(version), by)
 
     def _shown(self, version: FunctionVersion, *, details: bool = False) -> dict[str, Any]:
         instances = self._registry.instances_of(version.id)
-        return version_shown(version, self._registry.status_of(version), instances, details=details)
+        status = self._registry.status_of(version)
+        names = self._secrets.names(Owner.version(version).key)
+        return {
+            **version_shown(version, status, instances, details=details),
+            **({"secrets": names} if names else {}),
+        }

@@ -14,10 +14,13 @@ from nvcf_gateway.management.deployments import Deployments
 from nvcf_gateway.management.events import EventLog, Events
 from nvcf_gateway.management.functions import Management
 from nvcf_gateway.management.quotas import Quotas
+from nvcf_gateway.management.registries import Registries
+from nvcf_gateway.management.secrets import FunctionSecrets
 from nvcf_gateway.management.sharing import RateLimits, Sharing
 from nvcf_gateway.management.telemetry_endpoints import TelemetryEndpoints
 from nvcf_gateway.quotas.usage import Usage
 from nvcf_gateway.registry import Registry
+from nvcf_gateway.secrets.store import SecretStore
 
 
 def management_routes(
@@ -27,13 +30,16 @@ def management_routes(
     deployments: Deployments,
     log: EventLog,
     usage: Usage,
+    secrets: SecretStore,
 ) -> list[Route]:
-    """Return the routes of functions, deployments, keys, sharing, rate limits, telemetry and events."""
+    """Return the routes of functions, deployments, keys, sharing, rate limits, telemetry, secrets
+    and events.
+    """
     events = Events(authenticator, registry, log)
     keys = ApiKeys(authenticator, registry, usage)
     sharing = Sharing(registry, management)
     limits = RateLimits(registry, management)
-    telemetries = TelemetryEndpoints(authenticator, registry)
+    telemetries = TelemetryEndpoints(authenticator, registry, secrets)
     functions = "/v2/nvcf/functions"
     versions = functions + "/{function_id}/versions"
     deployment = "/v2/nvcf/deployments/functions/{function_id}/versions/{version_id}"
@@ -69,6 +75,10 @@ def management_routes(
         ("GET", "/v2/nvcf/telemetries/{telemetry_id}", telemetries.get),
         ("PUT", "/v2/nvcf/telemetries/{telemetry_id}", telemetries.change),
         ("DELETE", "/v2/nvcf/telemetries/{telemetry_id}", telemetries.delete),
+        ("PUT", "/v2/nvcf/secrets/telemetries/{telemetry_id}", telemetries.put_secret),
+        ("DELETE", "/v2/nvcf/secrets/telemetries/{telemetry_id}", telemetries.delete_secret),
+        *FunctionSecrets(authenticator, registry, management, secrets).routes(),
+        *Registries(authenticator, registry, usage, secrets).routes(),
         ("GET", "/v2/nvcf/quotas", Quotas(authenticator, usage).get),
         ("GET", "/v2/nvcf/events", events.events),
         ("GET", "/v2/nvcf/clusters", events.clusters),

@@ -12,12 +12,13 @@ from aiohttp import web
 from nvcf_gateway.openapi.calls import invocations, objects, others
 from nvcf_gateway.openapi.dashboard import DASHBOARD_SCHEMAS, dashboard
 from nvcf_gateway.openapi.management import deployments, functions, keys, telemetries
-from nvcf_gateway.openapi.schemas import KEY_ID, TEXT, UUID, schemas
+from nvcf_gateway.openapi.schemas import KEY_ID, SECRET_NAME, TEXT, UUID, schemas
+from nvcf_gateway.openapi.secrets import SECRET_SCHEMAS, secrets
 
 
 def _path_parameters(path: str) -> list[dict[str, Any]]:
     names = [segment[1:-1] for segment in path.split("/") if segment.startswith("{")]
-    known = {"key_id": KEY_ID, "file": TEXT}
+    known = {"key_id": KEY_ID, "file": TEXT, "secret_name": SECRET_NAME, "nca_id": TEXT}
     return [{"name": name, "in": "path", "required": True, "schema": known.get(name, UUID)} for name in names]
 
 
@@ -25,7 +26,7 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
 def document() -> dict[str, Any]:
     """Return the OpenAPI document."""
     paths: dict[str, dict[str, Any]] = {}
-    parts = (functions(), deployments(), telemetries(), keys(), objects(), dashboard(), others())
+    parts = (functions(), deployments(), telemetries(), secrets(), keys(), objects(), dashboard(), others())
     for part in (invocations(), *parts):
         for path, operations in part.items():
             parameters = _path_parameters(path)
@@ -43,7 +44,7 @@ def document() -> dict[str, Any]:
         "security": [{"key": []}],
         "paths": paths,
         "components": {
-            "schemas": {**schemas(), **DASHBOARD_SCHEMAS},
+            "schemas": {**schemas(), **DASHBOARD_SCHEMAS, **SECRET_SCHEMAS},
             "securitySchemes": {
                 "key": {
                     "type": "http",

@@ -11,10 +11,11 @@ from typing import Any
 
 import msgspec
 
-from nvcf_gateway.management import bodies, function_bodies
+from nvcf_gateway.management import bodies, function_bodies, secret_bodies
 from nvcf_gateway.management.events import KINDS
 from nvcf_gateway.objects.assets import AssetCreation
 from nvcf_gateway.quotas.limits import Quota
+from nvcf_gateway.secrets.delivery import SecretTokenRequest
 from nvcf_proto.compute import Cluster, Event
 from nvcf_proto.models import (
     NAME_PATTERN,
@@ -27,6 +28,7 @@ from nvcf_proto.models import (
     TelemetryEndpoint,
     VersionStatus,
 )
+from nvcf_proto.models.secrets import SECRET_NAME_PATTERN
 
 Schema = dict[str, Any]
 
@@ -36,6 +38,7 @@ TIME: Schema = {"type": "string", "format": "date-time"}
 INTEGER: Schema = {"type": "integer"}
 NAME: Schema = {"type": "string", "pattern": f"^{NAME_PATTERN}$"}
 KEY_ID: Schema = {"type": "string", "pattern": "^[0-9a-f]{12}$"}
+SECRET_NAME: Schema = {"type": "string", "pattern": f"^{SECRET_NAME_PATTERN}$"}
 EVENT_KIND: Schema = {"type": "string", "enum": list(KINDS)}
 _PREFIX = "#/components/schemas/"
 _NULL: Schema = {"type": "null"}
@@ -50,6 +53,11 @@ _BODIES = (
     bodies.TelemetryCreation,
     function_bodies.VersionCreation,
     bodies.WorkerTokenRequest,
+    secret_bodies.RegistryChange,
+    secret_bodies.RegistryCreation,
+    secret_bodies.SecretsChange,
+    secret_bodies.TelemetrySecretChange,
+    SecretTokenRequest,
     AssetCreation,
 )
 _HIDDEN = ("secretHash", "revokedAt", "createdBy")
@@ -206,6 +214,7 @@ def _answers() -> dict[str, Schema]:
                 "properties": {"rateLimit": TEXT, "exemptedNcaIds": list_of(TEXT)},
             },
             activeInstances=list_of(ref("ActiveInstance")),
+            secrets=list_of(SECRET_NAME, description="Names of its secrets."),
         ),
         "Deployment": _answer(
             Deployment,

@@ -10,9 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.jetstream import JetStream, Requester
+from nvcf_broker.kv import KvMirror
 from nvcf_gateway.quotas.asset_index import AssetIndex
 from nvcf_gateway.quotas.kept_answers import KeptAnswers
 from nvcf_gateway.quotas.limits import Limits, Quota
@@ -116,13 +119,19 @@ class Usage:
     def used(self, account: str, quota: Quota) -> int:
         """Return how much of a quota an account uses."""
         registry = self._registry
+        counted: Mapping[Quota, KvMirror[Any]] = {
+            Quota.FUNCTIONS: registry.functions,
+            Quota.VERSIONS: registry.versions,
+            Quota.KEYS: registry.keys,
+            Quota.REGISTRY_CREDENTIALS: registry.registries,
+        }
+        if quota in counted:
+            return sum(each.nca_id == account for each in counted[quota].values())
         match quota:
-            case Quota.FUNCTIONS:
-                return sum(each.nca_id == account for each in registry.functions.values())
-            case Quota.VERSIONS:
-                return sum(each.nca_id == account for each in registry.versions.values())
-            case Quota.KEYS:
-                return sum(each.nca_id == account for each in registry.keys.values())
+            case Quota.SECRETS:
+                return sum(len(each.sealed) for each in registry.secrets.values() if each.nca_id == account)
+            case Quota.SECRET_BYTES:
+                return sum(each.size for each in registry.secrets.values() if each.nca_id == account)
             case Quota.ASSETS:
                 return self._assets.count(account)
             case Quota.ASSET_BYTES:
@@ -133,7 +142,7 @@ class Usage:
                 return self._kept.used(account).size
             case Quota.QUEUED_REQUESTS:
                 return self._tally.used(account)[0]
-            case Quota.QUEUED_BYTES:
+            case _:
                 return self._tally.used(account)[1]
 
     def all_of(self, account: str) -> list[dict[str, str | int | None]]:

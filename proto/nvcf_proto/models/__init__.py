@@ -32,6 +32,12 @@ from nvcf_proto.models.functions import (
 )
 from nvcf_proto.models.keys import API_KEYS_BUCKET, ApiKey, Scope
 from nvcf_proto.models.record import Record
+from nvcf_proto.models.registries import (
+    REGISTRIES_BUCKET,
+    ArtifactType,
+    RegistryCredential,
+)
+from nvcf_proto.models.secrets import SECRETS_BUCKET, SecretSet
 from nvcf_proto.models.telemetries import (
     TELEMETRIES_BUCKET,
     Telemetries,
@@ -53,10 +59,13 @@ __all__ = [
     "MAX_ACCOUNTS_IN_LIST",
     "NAME_PATTERN",
     "RATE_PATTERN",
+    "REGISTRIES_BUCKET",
+    "SECRETS_BUCKET",
     "TELEMETRIES_BUCKET",
     "VERSIONS_BUCKET",
     "AccountRate",
     "ApiKey",
+    "ArtifactType",
     "Deployment",
     "DeploymentSpecification",
     "Function",
@@ -67,9 +76,11 @@ __all__ = [
     "ProcessSource",
     "RateLimit",
     "Record",
+    "RegistryCredential",
     "ScalingPreferences",
     "ScalingRule",
     "Scope",
+    "SecretSet",
     "Stickiness",
     "Telemetries",
     "TelemetryAuth",
