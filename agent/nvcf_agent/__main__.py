@@ -35,6 +35,8 @@ from nvcf_agent.options import (
 from nvcf_agent.prometheus_sd import PrometheusTargets
 from nvcf_agent.records import Records
 from nvcf_agent.requeue import Requeuer
+from nvcf_agent.secret_files import SecretFolders
+from nvcf_agent.secrets import GatewaySecrets, InstanceSecrets
 from nvcf_agent.state.persisted_state import FileStore, PersistedState
 from nvcf_agent.telemetry import AgentTelemetry
 from nvcf_agent.tokens import GatewayTokens
@@ -106,7 +108,10 @@ async def serve(options: argparse.Namespace, telemetry: Telemetry) -> None:
         async with aiohttp.ClientSession() as session, contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(observed(telemetry, client))
             tokens = GatewayTokens(session, options.gateway_http, key)
-            agent = await _make_agent(options, client, tokens, stack)
+            source = GatewaySecrets(session, options.gateway_http, key)
+            folders = SecretFolders(options.data.absolute())
+            secrets = await stack.enter_async_context(InstanceSecrets(source, folders))
+            agent = await _make_agent(options, client, tokens, secrets, folders, stack)
             await _work(client, agent, stop, _cluster(options), _ready(options, telemetry))
     except nats.errors.Error as error:
         raise BrokerUnavailableError(f"cannot use the broker: {describe_error(error)}") from error
@@ -115,7 +120,12 @@ async def serve(options: argparse.Namespace, telemetry: Telemetry) -> None:
 
 
 async def _make_agent(
-    options: argparse.Namespace, client: BrokerClient, tokens: GatewayTokens, stack: contextlib.AsyncExitStack
+    options: argparse.Namespace,
+    client: BrokerClient,
+    tokens: GatewayTokens,
+    secrets: InstanceSecrets,
+    folders: SecretFolders,
+    stack: contextlib.AsyncExitStack,
 ) -> Agent:
     woken = asyncio.Event()
 
@@ -137,6 +147,7 @@ async def _make_agent(
         collector=options.collector,
         allowed=allowed(options),
         isolation=await asyncio.to_thread(_isolation, options),
+        secrets=secrets,
     )
     capacity = await backend.capacity()
     telemetry = AgentTelemetry(options.cluster)
@@ -159,6 +170,8 @@ async def _make_agent(
             (options.telemetry_secrets or options.data / "telemetry-secrets").absolute(),
             operators,
             options.cluster,
+            secrets.of_telemetries,
+            folders.telemetry,
         ),
         targets=PrometheusTargets(options.data.absolute() / "metrics" / "instances.json")
         if options.worker_metrics

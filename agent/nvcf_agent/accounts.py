@@ -2,14 +2,19 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from nvcf_agent.backends.environment import CollectorOrder, WorkerTelemetry
+from nvcf_agent.backends.environment import CollectorOrder, SecretFiles, WorkerTelemetry
+from nvcf_agent.errors import StartError
+from nvcf_broker.files import private_directory, replace_file
 from nvcf_otel import names
 from nvcf_otel.byoo import Plan, account_folder, plan, secret_files
 from nvcf_otel.byoo.plan import direct_environment
+from nvcf_otel.byoo.providers import file_name
 from nvcf_proto.compute import CreationMessage
 from nvcf_proto.models import FunctionVersion, TelemetryEndpoint, TelemetryType
 
@@ -17,6 +22,7 @@ _log = logging.getLogger(__name__)
 
 # Variables with the destination and credentials of telemetry.
 _DESTINATION = "OTEL_EXPORTER_OTLP_"
+_FILE_NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}"
 _SWITCHES = frozenset(f"OTEL_{kind.value}_EXPORTER" for kind in TelemetryType)
 
 
@@ -25,13 +31,16 @@ class AccountTelemetry:
     """Resolves telemetry endpoints of accounts.
 
     `lookup` finds endpoints. Their secrets are files in `secrets`/ACCOUNT, so no account can use another
-    one's. `operator` is the telemetry of all workers.
+    one's; what `given` returns for an instance, by name, wins and becomes files in `kept`/ACCOUNT. `operator`
+    is the telemetry of all workers.
     """
 
     lookup: Callable[[str], TelemetryEndpoint | None]
     secrets: Path
     operator: WorkerTelemetry
     cluster: str
+    given: Callable[[CreationMessage], Awaitable[dict[str, Any]]] | None = None
+    kept: Path | None = None
 
     async def of(self, version: FunctionVersion | None, order: CreationMessage) -> WorkerTelemetry:
         """Return the telemetry settings of a new instance.
@@ -41,8 +50,8 @@ class AccountTelemetry:
         if version is None or version.telemetries is None:
             return self.operator
         wanted = plan(version.telemetries, self.lookup, version.nca_id)
-        folder = self.secrets / account_folder(version.nca_id)
-        usable = await asyncio.to_thread(_usable, folder, wanted, version)
+        files = await self._files(version, order)
+        usable = await asyncio.to_thread(_usable, files, wanted, version)
         variables = without_destination(self.operator.variables)
         if not usable.endpoints:
             return replace(self.operator, variables=variables)
@@ -51,15 +60,31 @@ class AccountTelemetry:
                 own = await asyncio.to_thread(
                     direct_environment,
                     usable.endpoints,
-                    lambda name: _read(folder, name),
-                    lambda name: str(folder / name),
+                    files.read,
+                    lambda name: str(files.path(name)),
                 )
             except (OSError, UnicodeDecodeError) as error:
                 _log.warning("telemetry of %s is left out: cannot read its secret: %s", version.name, error)
                 own = {}
             return replace(self.operator, variables={**variables, **own})
-        collector = CollectorOrder(usable.endpoints, str(folder), self._resource(version, order))
+        collector = CollectorOrder(usable.endpoints, files, self._resource(version, order))
         return replace(self.operator, variables=variables, collector=collector)
+
+    async def _files(self, version: FunctionVersion, order: CreationMessage) -> SecretFiles:
+        """Return the secret files of an account, and write those that it gave to the platform."""
+        account = account_folder(version.nca_id)
+        local = SecretFiles(self.secrets / account)
+        if self.given is None or self.kept is None:
+            return local
+        try:
+            texts = texts_of(await self.given(order))
+            if not texts:
+                return local
+            await asyncio.to_thread(_keep, self.kept / account, texts)
+        except (StartError, OSError) as error:
+            _log.warning("secrets of the telemetry of %s cannot be fetched: %s", version.name, error)
+            return local
+        return replace(local, kept=self.kept / account, given=frozenset(texts))
 
     def _resource(self, version: FunctionVersion, order: CreationMessage) -> dict[str, str]:
         return {
@@ -71,12 +96,12 @@ class AccountTelemetry:
         }
 
 
-def _usable(folder: Path, wanted: Plan, version: FunctionVersion) -> Plan:
+def _usable(files: SecretFiles, wanted: Plan, version: FunctionVersion) -> Plan:
     for each in wanted.unknown:
         _log.warning("%s of %s are left out: %s", each.kind.lower(), version.name, each.why)
     found: dict[TelemetryType, TelemetryEndpoint] = {}
     for kind, endpoint in wanted.endpoints.items():
-        problem = _unusable(folder, secret_files(endpoint))
+        problem = _unusable(files, secret_files(endpoint))
         if problem is None:
             found[kind] = endpoint
         else:
@@ -84,22 +109,38 @@ def _usable(folder: Path, wanted: Plan, version: FunctionVersion) -> Plan:
     return Plan(found, wanted.unknown)
 
 
-def _unusable(folder: Path, files: tuple[str, ...]) -> str | None:
-    missing = [name for name in files if not (folder / name).is_file()]
+def _unusable(files: SecretFiles, names: tuple[str, ...]) -> str | None:
+    missing = [name for name in names if not files.path(name).is_file()]
     if missing:
-        return f"{folder} has no {', '.join(missing)}"
-    for name in files:
+        return f"{files.local} has no {', '.join(missing)}"
+    for name in names:
         try:
-            _read(folder, name)
+            files.read(name)
         except OSError as error:
-            return f"{folder / name} cannot be read: {error.strerror or error}"
+            return f"{files.path(name)} cannot be read: {error.strerror or error}"
         except UnicodeDecodeError:
-            return f"{folder / name} is no text (certificates and keys must be in PEM form)"
+            return f"{files.path(name)} is no text (certificates and keys must be in PEM form)"
     return None
 
 
-def _read(folder: Path, name: str) -> str:
-    return (folder / name).read_text(encoding="utf-8")
+def texts_of(secrets: Mapping[str, Any]) -> dict[str, str]:
+    """Return the texts of secrets by file name: NAME of a text, NAME-KEY of each text of an object. Pure.
+
+    What cannot be a file's name is left out: it comes from outside.
+    """
+    found: dict[str, str] = {}
+    for name, value in secrets.items():
+        if isinstance(value, str):
+            found[name] = value
+        elif isinstance(value, dict):
+            found |= {file_name(name, key): text for key, text in value.items() if isinstance(text, str)}
+    return {name: text for name, text in found.items() if re.fullmatch(_FILE_NAME, name)}
+
+
+def _keep(folder: Path, texts: Mapping[str, str]) -> None:
+    private_directory(folder)
+    for name, text in texts.items():
+        replace_file(folder / name, text.encode())
 
 
 def without_destination(variables: Mapping[str, str]) -> dict[str, str]:

@@ -29,11 +29,32 @@ class Endpoints:
 
 
 @dataclass(frozen=True)
+class SecretFiles:
+    """Files with secrets of an account's telemetry: those named in `given` are in `kept`, others in `local`.
+
+    `local` is the operator's folder for the account, `kept` has what the account gave to the platform.
+    """
+
+    local: Path
+    kept: Path | None = None
+    given: frozenset[str] = frozenset()
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file."""
+        folder = self.kept if self.kept is not None and name in self.given else self.local
+        return folder / name
+
+    def read(self, name: str) -> str:
+        """Return the text of a file. Raises OSError and UnicodeDecodeError."""
+        return self.path(name).read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
 class CollectorOrder:
-    """A collector that an instance needs. `secrets` is a folder on the machine where it runs."""
+    """A collector that an instance needs, and the files with its secrets."""
 
     endpoints: Mapping[TelemetryType, TelemetryEndpoint]
-    secrets: str
+    secrets: SecretFiles
     resource: Mapping[str, str]
 
 
@@ -94,7 +115,10 @@ def worker_command(source: ProcessSource) -> list[str]:
 
 @dataclass(frozen=True)
 class InstancePlaces:
-    """Folders and ports of one instance; `metrics` and `collector` are HOST:PORT."""
+    """Folders and ports of one instance; `metrics` and `collector` are HOST:PORT.
+
+    `secrets` is the folder with its `secrets.json`.
+    """
 
     shared: Path
     assets: Path
@@ -102,6 +126,7 @@ class InstancePlaces:
     health_port: int
     metrics: str | None = None
     collector: str | None = None
+    secrets: Path | None = None
 
 
 def worker_environment(
@@ -121,7 +146,12 @@ def worker_environment(
     result |= spec.telemetry.variables
     if spec.telemetry.collector is not None and places.collector is not None:
         result |= collector_environment(spec.telemetry.collector.endpoints, places.collector)
+    if places.secrets is not None:
+        # A function may have a folder of its own.
+        result[names.NVCF_SECRETS_DIR] = str(places.secrets)
     result |= source.environment
+    if places.secrets is not None:
+        result[names.ESS_AGENT_CONFIG_DIR] = str(places.secrets)
     if spec.share.visible_devices is not None:
         result[CUDA_VISIBLE_DEVICES] = spec.share.visible_devices
     order = spec.order

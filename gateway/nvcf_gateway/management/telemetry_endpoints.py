@@ -151,6 +151,11 @@ class TelemetryEndpoints:
         """Keep the value of an endpoint's secret, and no value of a secret with another name."""
         owner = Owner.telemetry(endpoint)
         if secret is not None and secret.value is not None:
+            for other in self._registry.telemetries.values():
+                same = other.nca_id == endpoint.nca_id and other.secret_name == secret.name
+                if same and other.id != endpoint.id and self._secrets.names(Owner.telemetry(other).key):
+                    # An instance may send to both, and finds secrets by their names.
+                    raise HttpProblem(409, f"{other.name} has a secret {secret.name}: choose another name")
             await self._secrets.merge(owner, {secret.name: secret.value}, caller.subject, only=True)
         else:
             others = [name for name in self._secrets.names(owner.key) if name != endpoint.secret_name]

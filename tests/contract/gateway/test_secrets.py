@@ -167,6 +167,9 @@ async def test_secrets_of_telemetry_endpoints_are_for_agents_only(platform: Plat
     await platform.call(
         "PUT", one, {"secret": {"name": "vendor-token", "value": "x"}}, key="list", expect=403
     )
+    second = {**endpoint, "name": "second"}
+    refused = await platform.call("POST", "/v2/nvcf/telemetries", second, expect=409)
+    assert "vendor has a secret vendor-token" in refused["detail"]
     # Without a value it stays; under another name it is none any more.
     kept = {name: value for name, value in endpoint.items() if name != "name"} | {
         "secret": {"name": "vendor-token"}
