@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from time import perf_counter
 from types import TracebackType
 from typing import Self
@@ -131,12 +132,12 @@ class EnqueueTelemetry:
                 names.COLD_START, start_time=began_at, attributes=_request_attributes(version, request_id)
             )
 
-        def ended(responded: bool) -> None:
-            if responded:
-                self._metrics.cold_start(version).record(perf_counter() - began, span)
-            if span is not None:
-                if not responded:
-                    span.set_status(Status(StatusCode.ERROR, "nobody waits for the response any more"))
-                span.end()
+        return partial(self._cold_start_ended, version, began, span)
 
-        return ended
+    def _cold_start_ended(self, version: Version, began: float, span: Span | None, responded: bool) -> None:
+        if responded:
+            self._metrics.cold_start(version).record(perf_counter() - began, span)
+        if span is not None:
+            if not responded:
+                span.set_status(Status(StatusCode.ERROR, "nobody waits for the response any more"))
+            span.end()
