@@ -45,6 +45,10 @@ OTEL = {
     "OTEL_EXPORTER_OTLP_[{SIGNAL}_]CERTIFICATE": ("PEM file of the authority to trust", "the system's"),
     "OTEL_EXPORTER_OTLP_[{SIGNAL}_]CLIENT_KEY": ("PEM file of the client's key", NONE),
     "OTEL_EXPORTER_OTLP_[{SIGNAL}_]CLIENT_CERTIFICATE": ("PEM file of the client's certificate", NONE),
+    "OTEL_PROPAGATORS": (
+        "headers of callers and functions that carry a trace: tracecontext, baggage, b3, b3multi, none",
+        "tracecontext,baggage",
+    ),
     "OTEL_TRACES_SAMPLER": ("which traces are recorded", "parentbased_traceidratio"),
     "OTEL_TRACES_SAMPLER_ARG": ("share of traces to record, 0 to 1", "0.01; 1 with OTEL_TRACES_SAMPLER"),
     "OTEL_METRIC_EXPORT_INTERVAL": ("time between two exports of metrics, in milliseconds", "60000"),

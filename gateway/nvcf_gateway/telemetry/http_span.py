@@ -15,6 +15,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.telemetry.metrics import GatewayMetrics
 from nvcf_otel import names, spans
+from nvcf_otel.propagation import PROPAGATORS, W3C_ONLY
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import FunctionVersion
 
@@ -119,7 +120,7 @@ class RequestTelemetry:
         self._kind: str | None = None
         self.span: Span | None = None
         self._token: Token[Context] | None = None
-        self.carrier = headers
+        self.carrier = headers if http.extract is None else http.extract(headers)
         self.version: FunctionVersion | None = None
         self.problem: HttpProblem | None = None
         self.request_id: str | None = None
@@ -234,6 +235,8 @@ class HttpTelemetry:
         self.tracer = trace.get_tracer("nvcf_gateway")
         self.tracing = spans.is_tracing()
         self.follows_parents = self.tracing and spans.follows_parents()
+        # W3C headers pass as they are.
+        self.extract = None if W3C_ONLY else PROPAGATORS.extract
 
     def request(self, method: str, headers: Mapping[str, str]) -> RequestTelemetry:
         """Return the telemetry of a request that has just arrived."""
