@@ -30,6 +30,8 @@ from nvcf_proto.models import (
     TelemetryEndpoint,
     VersionStatus,
 )
+from nvcf_proto.models.deployments import deployment_id
+from nvcf_proto.models.status import version_status
 from nvcf_proto.stores import RECORDS, SECRETS, Store
 from nvcf_proto.streams import MAX_QUEUED_REQUESTS
 
@@ -44,14 +46,19 @@ class VersionIndex:
         self._deployed: dict[str, dict[str, Deployment]] = {}
         self._running: dict[str, dict[str, Instance]] = {}
         self._instances: dict[str, dict[str, Instance]] = {}
+        self._deployments: dict[str, str] = {}
         self.ended = asyncio.Event()
         """Set whenever a deployment or a running instance ends."""
 
     def deployment_changed(self, version_id: str, deployment: Deployment | None) -> None:
         """Apply a change of the deployments bucket."""
+        before = self._deployed.get(self._function_of.get(version_id, ""), {}).get(version_id)
+        if before is not None:
+            self._deployments.pop(deployment_id(before), None)
         if deployment is not None:
             self._function_of[version_id] = deployment.function_id
             _set(self._deployed, deployment.function_id, version_id, deployment)
+            self._deployments[deployment_id(deployment)] = version_id
         elif (function_id := self._function_of.pop(version_id, None)) is not None:
             _set(self._deployed, function_id, version_id, None)
             self.ended.set()
@@ -73,6 +80,10 @@ class VersionIndex:
         """Return the ids of the function's deployed versions."""
         return sorted(self._deployed.get(function_id, ()))
 
+    def version_of(self, deployment_id: str) -> str | None:
+        """Return the version that a deployment is of."""
+        return self._deployments.get(deployment_id)
+
     def is_deployed(self, version_id: str) -> bool:
         """Return whether the version is deployed."""
         return version_id in self._function_of
@@ -90,23 +101,6 @@ def _set(index: dict[str, dict[str, R]], key: str, name: str, value: R | None) -
         index[key].pop(name, None)
         if not index[key]:
             del index[key]
-
-
-def version_status(deployed: bool, instances: list[Instance], *, from_zero: bool = False) -> VersionStatus:
-    """Return the status of a version as the management API shows it.
-
-    It is ERROR only if every instance has failed: one that still starts may become ready. A version that
-    may have no instance at all (`from_zero`) is active without one.
-    """
-    if not deployed:
-        return VersionStatus.INACTIVE
-    # Instances that ended in order say nothing about the next ones.
-    states = {instance.state for instance in instances} - {InstanceState.COMPLETED, InstanceState.TERMINATING}
-    if InstanceState.RUNNING in states:
-        return VersionStatus.ACTIVE
-    if states == {InstanceState.FAILED}:
-        return VersionStatus.ERROR
-    return VersionStatus.ACTIVE if from_zero and not states else VersionStatus.DEPLOYING
 
 
 class Registry:
@@ -177,13 +171,7 @@ class Registry:
 
     def status_of(self, version: FunctionVersion) -> VersionStatus:
         """Return the version's status now."""
-        deployment = self.deployments.get(version.id)
-        from_zero = deployment is not None and not any(
-            spec.min_instances for spec in deployment.specifications
-        )
-        return version_status(
-            self.index.is_deployed(version.id), self.instances_of(version.id), from_zero=from_zero
-        )
+        return version_status(self.deployments.get(version.id), self.instances_of(version.id))
 
 
 def _read_keys(path: Path) -> list[ApiKey]:

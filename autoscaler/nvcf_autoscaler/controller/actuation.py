@@ -15,7 +15,6 @@ from nats.aio.client import Client
 from opentelemetry import metrics, propagate
 
 from nvcf_autoscaler.controller.cache import Cache
-from nvcf_autoscaler.controller.mapping import specifications_of
 from nvcf_autoscaler.controller.plan import Action, Create, GiveUp, Resend, ResendEnd, Terminate
 from nvcf_broker.connection import describe_error
 from nvcf_broker.errors import RevisionConflictError
@@ -24,7 +23,7 @@ from nvcf_proto import compute
 from nvcf_proto.compute import CreationMessage, Event, TerminationMessage
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import Deployment, FunctionVersion, Instance, InstanceState
-from nvcf_proto.models.deployments import execution_seconds
+from nvcf_proto.models.deployments import execution_seconds, specifications_of
 
 _log = logging.getLogger(__name__)
 

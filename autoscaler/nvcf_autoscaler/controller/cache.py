@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import TypeVar
 
-from nvcf_autoscaler.controller.mapping import clusters_of, specifications_of
+from nvcf_autoscaler.controller.mapping import clusters_of
 from nvcf_autoscaler.controller.orders import ORDERS_BUCKET, Order
 from nvcf_autoscaler.placement.place import Cluster as PlacementCluster
 from nvcf_autoscaler.placement.view import devices_of, first_heard
@@ -25,6 +25,7 @@ from nvcf_proto.models import (
     InstanceState,
     Record,
 )
+from nvcf_proto.models.deployments import specifications_of
 
 R = TypeVar("R", bound=Record)
 

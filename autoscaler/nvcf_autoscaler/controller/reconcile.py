@@ -13,7 +13,7 @@ from nvcf_autoscaler.controller import plan
 from nvcf_autoscaler.controller.actuation import Actuator
 from nvcf_autoscaler.controller.cache import Cache
 from nvcf_autoscaler.controller.lease import Lease
-from nvcf_autoscaler.controller.mapping import requirement_of, settings_of, specifications_of
+from nvcf_autoscaler.controller.mapping import requirement_of, settings_of
 from nvcf_autoscaler.controller.orders import apply_order
 from nvcf_autoscaler.controller.queues import QueueState, read_queue
 from nvcf_autoscaler.controller.reconcile_context import ReconcileContext
@@ -38,6 +38,7 @@ from nvcf_autoscaler.policy.settings import ScalingSettings
 from nvcf_broker.requests import ReplyInbox
 from nvcf_proto.compute import SILENT_AFTER_SECONDS
 from nvcf_proto.models import Deployment, FunctionVersion, Instance
+from nvcf_proto.models.deployments import specifications_of
 
 _log = logging.getLogger(__name__)
 

@@ -15,7 +15,6 @@ from google.protobuf.duration_pb2 import Duration
 from grpc.aio import ServicerContext as Context
 
 from nvcf_autoscaler.controller.cache import Cache
-from nvcf_autoscaler.controller.mapping import specifications_of
 from nvcf_autoscaler.controller.orders import MAX_INSTANCES, Order
 from nvcf_autoscaler.errors import AutoscalerError
 from nvcf_broker.errors import BrokerError, KeyExistsError, RevisionConflictError
@@ -31,6 +30,7 @@ from nvcf_proto.models import (
     ScalingRule,
     Scope,
 )
+from nvcf_proto.models.deployments import specifications_of
 from nvcf_proto.models.keys import api_key_id, hash_api_key
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
 

@@ -48,7 +48,9 @@ def deploy_command(
     ] = None,
     concurrency: Annotated[
         int,
-        typer.Option("--concurrency", "-c", min=1, max=1024, help="Requests that one instance runs at once."),
+        typer.Option(
+            "--concurrency", "-c", min=1, max=16384, help="Requests that one instance runs at once."
+        ),
     ] = 1,
     gpu: Annotated[
         str | None, typer.Option(metavar="NAME", help="Kind of GPU. [default: none]", show_default=False)

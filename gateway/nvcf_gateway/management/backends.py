@@ -6,7 +6,7 @@ is refused when the version is deployed, so that no setting is silently left out
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from nvcf_proto.compute import Cluster
 from nvcf_proto.errors import InvalidRecord
@@ -31,7 +31,7 @@ def check_version(version: FunctionVersion) -> None:
 
 def check_clusters(
     version: FunctionVersion,
-    specifications: Iterable[DeploymentSpecification],
+    specifications: Sequence[DeploymentSpecification],
     clusters: Iterable[Cluster],
 ) -> None:
     """Raise InvalidRecord if no known cluster that a specification permits can run the version.
@@ -40,14 +40,15 @@ def check_clusters(
     """
     known = list(clusters)
     for index, specification in enumerate(specifications):
+        _check_chart_settings(version, specification, f"deploymentSpecifications[{index}]")
+    for index, specification in enumerate(specifications):
         permitted = [each for each in known if permits(specification, each)]
         backends = {each.backend for each in permitted}
         if version.process is not None:
             wanted, needed_by, runs = PROCESS, "process", PROCESS in backends
         else:
-            named = [f"deploymentSpecifications[{index}].{name}" for name in _placed_settings(specification)]
             wanted, runs = CONTAINERS, bool(backends - {PROCESS})
-            needed_by = next(iter([*_container_settings(version), *named]))
+            needed_by = next(_container_settings(version))
         if backends and not runs:
             names = ", ".join(sorted(each.id for each in permitted))
             raise InvalidRecord(
@@ -57,12 +58,24 @@ def check_clusters(
             )
 
 
+def _check_chart_settings(
+    version: FunctionVersion, specification: DeploymentSpecification, path: str
+) -> None:
+    settings = {
+        "configuration": specification.configuration,
+        "helmValidationPolicy": specification.helm_validation_policy,
+    }
+    for name, value in settings.items():
+        if value is not None and version.helm_chart is None:
+            raise InvalidRecord(f"{path}.{name}", "only for versions with helmChart")
+
+
 def permits(specification: DeploymentSpecification, cluster: Cluster) -> bool:
     """Return whether the specification's names permit a cluster, whatever its state and capacity."""
     return (
-        (not specification.clusters or cluster.id in specification.clusters)
+        (not specification.places or cluster.id in specification.places)
         and (not specification.regions or cluster.region in specification.regions)
-        and specification.cluster_group in (None, cluster.group)
+        and specification.group in (None, cluster.group)
     )
 
 
@@ -81,7 +94,3 @@ def _container_settings(version: FunctionVersion) -> Iterator[str]:
         "utilsContainerImage": version.utils_container_image,
     }
     return (name for name, value in settings.items() if value)
-
-
-def _placed_settings(specification: DeploymentSpecification) -> Iterator[str]:
-    return iter(())

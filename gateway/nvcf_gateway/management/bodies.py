@@ -8,6 +8,7 @@ from typing import Annotated
 from msgspec import Meta, field
 from msgspec.structs import force_setattr
 
+from nvcf_gateway.management.deployment_bodies import check_scaling
 from nvcf_gateway.management.secret_bodies import TelemetrySecretValue
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.models import (
@@ -41,6 +42,9 @@ class DeploymentCreation(Record, frozen=True, forbid_unknown_fields=True):
     max_body_bytes: BodyBytes | None = None
     max_execution_seconds: ExecutionSeconds | None = None
     scaling: ScalingPreferences | None = None
+
+    def __post_init__(self) -> None:
+        check_scaling(self.specifications, self.scaling)
 
 
 class WorkerTokenRequest(Record, frozen=True, forbid_unknown_fields=True):

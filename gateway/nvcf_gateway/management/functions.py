@@ -85,7 +85,7 @@ class Management:
         await self._secrets.merge(Owner.version(version), values_of(wanted.secrets), caller.subject)
         await stored(self._registry.functions.create(function.id, function))
         await stored(self._registry.versions.create(version.id, version))
-        return json_response(200, {"function": self._shown(version)})
+        return json_response(200, {"function": self.shown(version)})
 
     async def create_version(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle POST /v2/nvcf/functions/{id}/versions: create a version."""
@@ -96,14 +96,14 @@ class Management:
         by = self._authenticator.caller(request.headers).subject
         await self._secrets.merge(Owner.version(version), values_of(wanted.secrets), by)
         await stored(self._registry.versions.create(version.id, version))
-        return json_response(200, {"function": self._shown(version)})
+        return json_response(200, {"function": self.shown(version)})
 
     async def list_functions(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle GET /v2/nvcf/functions: list every version of the account's functions."""
         caller = authorized(self._authenticator, request, Scope.LIST)
         versions = sorted(self._registry.versions.values(), key=lambda each: (each.created_at, each.id))
         shown = [
-            self._shown(version)
+            self.shown(version)
             for version in versions
             if version.nca_id == caller.nca_id and caller.key.covers(version.function_id)
         ]
@@ -112,13 +112,13 @@ class Management:
     async def list_versions(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle GET /v2/nvcf/functions/{id} and …/versions: list the versions of a function."""
         function = self.function(request, Scope.LIST, values)
-        shown = [self._shown(version) for version in self._registry.versions_of(function.id)]
+        shown = [self.shown(version) for version in self._registry.versions_of(function.id)]
         return json_response(200, {"functions": shown})
 
     async def get_version(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle GET /v2/nvcf/functions/{id}/versions/{vid}: return one version."""
         version = self.version(request, Scope.LIST, values)
-        return json_response(200, {"function": self._shown(version, details=True)})
+        return json_response(200, {"function": self.shown(version, details=True)})
 
     async def delete_function(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle DELETE /v2/nvcf/functions/{id}: delete a function none of whose versions is deployed."""
@@ -186,7 +186,8 @@ class Management:
         await stored(self._registry.versions.delete(version.id))
         await self._secrets.remove(Owner.version(version), by)
 
-    def _shown(self, version: FunctionVersion, *, details: bool = False) -> dict[str, Any]:
+    def shown(self, version: FunctionVersion, *, details: bool = False) -> dict[str, Any]:
+        """Return the members of a version; with `details` its instances, too."""
         instances = self._registry.instances_of(version.id)
         status = self._registry.status_of(version)
         names = self._secrets.names(Owner.version(version).key)

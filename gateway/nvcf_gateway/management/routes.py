@@ -13,6 +13,7 @@ from nvcf_gateway.management.api_keys import ApiKeys
 from nvcf_gateway.management.deployments import Deployments
 from nvcf_gateway.management.events import EventLog, Events
 from nvcf_gateway.management.functions import Management
+from nvcf_gateway.management.instances import Instances
 from nvcf_gateway.management.quotas import Quotas
 from nvcf_gateway.management.registries import Registries
 from nvcf_gateway.management.secrets import FunctionSecrets
@@ -58,7 +59,14 @@ def management_routes(
         ("PUT", deployment, deployments.update),
         ("GET", deployment, deployments.get),
         ("DELETE", deployment, deployments.undeploy),
+        ("GET", "/v2/nvcf/deployments/{deployment_id}", deployments.get_by_id),
+        (
+            "PATCH",
+            "/v2/nvcf/deployments/{deployment_id}/gpu-specifications/{specification_id}",
+            deployments.patch,
+        ),
         ("GET", "/v2/nvcf/instances", deployments.instances),
+        ("DELETE", "/v2/nvcf/instances/{instance_id}", Instances(authenticator, registry).delete),
         ("POST", "/v2/nvcf/agents/worker-tokens", deployments.worker_token),
         ("POST", "/v2/nvcf/keys", keys.create),
         ("GET", "/v2/nvcf/keys", keys.list),

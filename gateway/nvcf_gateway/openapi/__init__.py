@@ -18,7 +18,13 @@ from nvcf_gateway.openapi.secrets import SECRET_SCHEMAS, secrets
 
 def _path_parameters(path: str) -> list[dict[str, Any]]:
     names = [segment[1:-1] for segment in path.split("/") if segment.startswith("{")]
-    known = {"key_id": KEY_ID, "file": TEXT, "secret_name": SECRET_NAME, "nca_id": TEXT}
+    known = {
+        "key_id": KEY_ID,
+        "file": TEXT,
+        "secret_name": SECRET_NAME,
+        "nca_id": TEXT,
+        "instance_id": TEXT,
+    }
     return [{"name": name, "in": "path", "required": True, "schema": known.get(name, UUID)} for name in names]
 
 

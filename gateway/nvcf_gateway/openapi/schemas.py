@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from nvcf_gateway.management import bodies, function_bodies, secret_bodies
+from nvcf_gateway.management import bodies, deployment_bodies, function_bodies, secret_bodies
 from nvcf_gateway.management.events import KINDS
 from nvcf_gateway.objects.assets import AssetCreation
 from nvcf_gateway.quotas.limits import Quota
@@ -58,6 +58,7 @@ _BODIES = (
     secret_bodies.SecretsChange,
     secret_bodies.TelemetrySecretChange,
     SecretTokenRequest,
+    deployment_bodies.SpecificationUpdate,
     AssetCreation,
 )
 _HIDDEN = ("secretHash", "revokedAt", "createdBy")
@@ -218,11 +219,31 @@ def _answers() -> dict[str, Schema]:
         ),
         "Deployment": _answer(
             Deployment,
-            ("createdAt",),
-            required=("deploymentSpecifications",),
+            ("createdAt", "lastUpdatedAt"),
+            required=("deploymentSpecifications", "deploymentId", "lastUpdatedAt", "healthInfo"),
             ncaId=TEXT,
             functionName=TEXT,
             functionStatus=enum_of(VersionStatus),
+            healthInfo=list_of(
+                object_of(
+                    {
+                        "icmsRequestId": TEXT,
+                        "gpu": TEXT,
+                        "backend": {"type": "string", "description": "The cluster group, or the cluster."},
+                        "instanceType": TEXT,
+                        "error": TEXT,
+                    },
+                    "icmsRequestId",
+                    "error",
+                ),
+                description="Why instances failed, the newest first.",
+            ),
+        ),
+        "UndeploymentAnswer": object_of(
+            {"deployment": ref("Deployment"), "function": ref("Version")}, "deployment", "function"
+        ),
+        "SpecificationAnswer": object_of(
+            {"gpuSpecification": ref("DeploymentSpecification")}, "gpuSpecification"
         ),
         "Key": _answer(
             ApiKey,

@@ -8,12 +8,8 @@ from nvcf_proto.models.deployments import (
     DEPLOYMENTS_BUCKET,
     INSTANCES_BUCKET,
     Deployment,
-    DeploymentSpecification,
     Instance,
     InstanceState,
-    ScalingPreferences,
-    ScalingRule,
-    Stickiness,
 )
 from nvcf_proto.models.functions import (
     ACCOUNT_PATTERN,
@@ -37,7 +33,9 @@ from nvcf_proto.models.registries import (
     ArtifactType,
     RegistryCredential,
 )
+from nvcf_proto.models.scaling import ScalingPreferences, ScalingRule, Stickiness
 from nvcf_proto.models.secrets import SECRETS_BUCKET, SecretSet
+from nvcf_proto.models.specifications import DeploymentSpecification
 from nvcf_proto.models.telemetries import (
     TELEMETRIES_BUCKET,
     Telemetries,

@@ -46,6 +46,8 @@ class VersionStatus(StrEnum):
     INACTIVE = "INACTIVE"
     DEPLOYING = "DEPLOYING"
     ACTIVE = "ACTIVE"
+    DEGRADING = "DEGRADING"
+    DEGRADED = "DEGRADED"
     ERROR = "ERROR"
     DELETING = "DELETING"
 

@@ -109,20 +109,22 @@ def _type_of(cls: type[Record]) -> inspect.Type:
     return inspect.type_info(cls)
 
 
-def _core(kind: inspect.Type) -> inspect.Type:
-    """Return the type without its metadata and without None."""
+def _core(kind: inspect.Type, value: Any = None) -> inspect.Type:
+    """Return the type without its metadata and without None; of several the one that `value` may be of."""
     while True:
         if isinstance(kind, inspect.Metadata):
             kind = kind.type
         elif isinstance(kind, inspect.UnionType):
-            kind = next(each for each in kind.types if not isinstance(each, inspect.NoneType))
+            known = [each for each in kind.types if not isinstance(each, inspect.NoneType)]
+            lists = [each for each in known if isinstance(_core(each), inspect.VarTupleType)]
+            kind = (lists if isinstance(value, list) and lists else known)[0]
         else:
             return kind
 
 
 def _normalised(value: Any, kind: inspect.Type) -> Any:
     """Drop members that are null, and write ids in lower case."""
-    kind = _core(kind)
+    kind = _core(kind, value)
     if isinstance(kind, inspect.StructType) and isinstance(value, dict):
         known = {field.encode_name: field.type for field in kind.fields}
         return {
@@ -170,7 +172,7 @@ def _inside(path: str, kind: inspect.Type, value: Any, step: str) -> tuple[str, 
     """Return the path, type and value of a part. Raises LookupError, TypeError or ValueError for none."""
     if isinstance(kind, inspect.StructType):
         types = {field.encode_name: field.type for field in kind.fields}
-        return f"{path}.{step}" if path else step, _core(types[step]), value[step]
+        return f"{path}.{step}" if path else step, _core(types[step], value[step]), value[step]
     if isinstance(kind, inspect.DictType):
         # msgspec does not name the member of a map.
         fits = functools.partial(_fits, _core(kind.value_type))

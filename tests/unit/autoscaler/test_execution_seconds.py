@@ -1,9 +1,8 @@
 """The time limit of a deployment on its way from the command line to an instance."""
 
-from nvcf_autoscaler.controller.mapping import specifications_of
 from nvcf_cli.scale import Scale
 from nvcf_proto.models import Deployment, DeploymentSpecification
-from nvcf_proto.models.deployments import execution_seconds
+from nvcf_proto.models.deployments import execution_seconds, specifications_of
 
 ID = "6f1d0a52-0d6c-4a0e-9c3b-2f7f8f2b1c02"
 

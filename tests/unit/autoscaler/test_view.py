@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvcf_autoscaler.controller.mapping import settings_of, specifications_of
+from nvcf_autoscaler.controller.mapping import settings_of
 from nvcf_autoscaler.placement.place import Cluster, Requirement
 from nvcf_autoscaler.placement.view import (
     OVER,
@@ -17,6 +17,7 @@ from nvcf_autoscaler.placement.view import (
     unreported,
 )
 from nvcf_proto.models import Deployment, DeploymentSpecification, Instance, InstanceState
+from nvcf_proto.models.deployments import specifications_of
 from tests.unit.autoscaler.records import (
     NOW,
     SPECIFICATIONS,

@@ -14,9 +14,9 @@ from nvcf_gateway.http.responses import cors_headers, preflight_headers
 from nvcf_gateway.http.routing import PathTable, Target, pass_through_target
 from nvcf_gateway.queue.message import forwarded_headers, header_texts, message_headers
 from nvcf_gateway.queue.request_queue import classify_publish_error
-from nvcf_gateway.registry import VersionIndex, version_status
+from nvcf_gateway.registry import VersionIndex
 from nvcf_proto.h1 import ResponseHead
-from nvcf_proto.models import Deployment, Instance, InstanceState, VersionStatus
+from nvcf_proto.models import Deployment, Instance, InstanceState
 
 F = "0b0e0a52-6f4c-4d3a-9d59-9e3f0f0c1a2b"
 V = "5f0a4f4e-56f6-4a50-8a3c-3d1f0e1b2c3d"
@@ -122,38 +122,6 @@ def test_refused_publishes(text: str, meaning: str) -> None:
 
 def instance(state: InstanceState, number: int = 1) -> Instance:
     return Instance(f"{V[:-1]}{number}", F, V, "c", state, 0, 0)
-
-
-@pytest.mark.parametrize(
-    ("deployed", "states", "status"),
-    [
-        (False, [], VersionStatus.INACTIVE),
-        (False, [InstanceState.TERMINATING], VersionStatus.INACTIVE),
-        (True, [], VersionStatus.DEPLOYING),
-        (True, [InstanceState.STARTING], VersionStatus.DEPLOYING),
-        (True, [InstanceState.FAILED, InstanceState.STARTING], VersionStatus.DEPLOYING),
-        (True, [InstanceState.FAILED], VersionStatus.ERROR),
-        (True, [InstanceState.FAILED, InstanceState.RUNNING], VersionStatus.ACTIVE),
-        (True, [InstanceState.COMPLETED], VersionStatus.DEPLOYING),
-        (True, [InstanceState.COMPLETED, InstanceState.FAILED], VersionStatus.ERROR),
-    ],
-)
-def test_version_status(deployed: bool, states: list[InstanceState], status: VersionStatus) -> None:
-    assert version_status(deployed, [instance(state, n) for n, state in enumerate(states)]) is status
-
-
-@pytest.mark.parametrize(
-    ("states", "status"),
-    [
-        ([], VersionStatus.ACTIVE),
-        ([InstanceState.COMPLETED], VersionStatus.ACTIVE),
-        ([InstanceState.STARTING], VersionStatus.DEPLOYING),
-        ([InstanceState.FAILED], VersionStatus.ERROR),
-    ],
-)
-def test_version_that_may_be_at_zero(states: list[InstanceState], status: VersionStatus) -> None:
-    found = version_status(True, [instance(state, n) for n, state in enumerate(states)], from_zero=True)
-    assert found is status
 
 
 def test_version_index_follows_changes() -> None:
