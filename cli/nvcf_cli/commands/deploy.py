@@ -22,6 +22,7 @@ from nvcf_cli.deploying import (
 )
 from nvcf_cli.scale import Scale, bounds, gpus
 from nvcf_cli.screen import StatusLine, console, print_json
+from nvcf_cli.secret_values import named_files
 from nvcf_cli.tailing import why_it_failed
 
 
@@ -115,6 +116,10 @@ def deploy_command(
         list[str] | None,
         typer.Option(metavar="NAME", help="A telemetry endpoint to send to; repeatable."),
     ] = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="A secret, its value in a file; repeatable."),
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Wait until --min instances are ready.")] = True,
     timeout: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Longest wait.")] = 1800.0,
     data: DataOption = None,
@@ -132,6 +137,7 @@ def deploy_command(
       nvcf deploy hello.py
       nvcf deploy models.py:Summarizer --name summarize --instances 2 --concurrency 4
       nvcf deploy app.py --python ./venv/bin/python --env MODEL=small
+      nvcf deploy app.py --secret API_TOKEN=token.txt
       nvcf deploy app.py --min 0 --max 4 --gpu SIM --scale-to-zero-delay 60
     """
     low, high = bounds(instances, minimum, maximum)
@@ -162,6 +168,7 @@ def deploy_command(
         environment=parse_environment(env or []),
         scale=scale,
         telemetry=tuple(telemetry or ()),
+        secrets=tuple(named_files(secret or ())),
     )
 
     async def work(api: Api) -> Deployed:
@@ -198,6 +205,7 @@ def _report(done: Deployed, request: DeployRequest, *, as_json: bool) -> None:
                 "functionVersionId": done.version_id,
                 "readySeconds": None if done.seconds is None else round(done.seconds, 3),
                 "replacedVersions": done.replaced,
+                **({"missingSecrets": list(done.missing)} if done.missing else {}),
             }
         )
         return
@@ -210,3 +218,6 @@ def _report(done: Deployed, request: DeployRequest, *, as_json: bool) -> None:
     out = console()
     out.print(Text(text))
     out.print(Text(f"  function {done.function_id}  version {done.version_id}", style="dim"))
+    if done.missing:
+        text = f"  the version before has secrets that this one has not: {', '.join(done.missing)}"
+        out.print(Text(f"{text} (nvcf secret set, or nvcf deploy --secret)", style="yellow"))
