@@ -29,8 +29,7 @@ WORKER_VARIABLES = ("proto/nvcf_proto/environment.py", "worker_runtime/nvcf_work
 CLI_VARIABLES = ("cli/nvcf_cli",)
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
 
-# OpenTelemetry's variables. The names are those that nvcf_otel.settings really reads; `main` fails when one
-# of them is missing here.
+# OpenTelemetry's variables. `main` fails when one that nvcf_otel.settings really reads is missing here.
 OTEL = {
     "OTEL_SDK_DISABLED": ("`true` turns all telemetry off", "false"),
     "OTEL_SERVICE_NAME": ("name of the service; wins over the platform's", "the process or function"),
@@ -45,6 +44,7 @@ OTEL = {
     "OTEL_EXPORTER_OTLP_[{SIGNAL}_]CERTIFICATE": ("PEM file of the authority to trust", "the system's"),
     "OTEL_EXPORTER_OTLP_[{SIGNAL}_]CLIENT_KEY": ("PEM file of the client's key", NONE),
     "OTEL_EXPORTER_OTLP_[{SIGNAL}_]CLIENT_CERTIFICATE": ("PEM file of the client's certificate", NONE),
+    "OTEL_PROPAGATORS": ("trace headers: tracecontext, baggage, b3, b3multi, none", "tracecontext,baggage"),
     "OTEL_TRACES_SAMPLER": ("which traces are recorded", "parentbased_traceidratio"),
     "OTEL_TRACES_SAMPLER_ARG": ("share of traces to record, 0 to 1", "0.01; 1 with OTEL_TRACES_SAMPLER"),
     "OTEL_METRIC_EXPORT_INTERVAL": ("time between two exports of metrics, in milliseconds", "60000"),

@@ -28,6 +28,8 @@ from nvcf_agent.icms.identity import Identity
 from nvcf_agent.options import allowed, attributes, discovery, parse_arguments
 from nvcf_agent.prometheus_sd import PrometheusTargets
 from nvcf_agent.requests import Requests
+from nvcf_agent.secret_files import SecretFolders
+from nvcf_agent.secrets import GatewaySecrets, InstanceSecrets
 from nvcf_agent.state.inventory import Inventory
 from nvcf_agent.state.persisted_state import FileStore, PersistedState
 from nvcf_agent.telemetry import AgentTelemetry
@@ -67,15 +69,19 @@ async def serve(options: argparse.Namespace, telemetry: Telemetry) -> None:
     identity = Identity(options.key_file or options.token_file)
     await identity.current()
     inventory = await discovery(options).discover()
-    async with aiohttp.ClientSession() as session:
+    async with aiohttp.ClientSession() as session, contextlib.AsyncExitStack() as stack:
+        icms = IcmsClient(session, options.icms, options.cluster_id, identity)
         control_plane = ControlPlane(
-            IcmsClient(session, options.icms, options.cluster_id, identity),
+            icms,
             options.cluster_id,
             Timings().scaled(options.time_scale),
             options.heartbeat,
             attributes(options),
         )
-        agent = await _make_agent(options, inventory, control_plane)
+        folders = SecretFolders(options.data.absolute())
+        secrets = InstanceSecrets(GatewaySecrets(session, icms), folders)
+        await stack.enter_async_context(secrets)
+        agent = await _make_agent(options, inventory, control_plane, secrets, folders)
         await agent.adopt()
 
         @contextlib.asynccontextmanager
@@ -106,7 +112,11 @@ def _broker_token(identity: Identity) -> str:
 
 
 async def _make_agent(
-    options: argparse.Namespace, inventory: Inventory, control_plane: ControlPlane
+    options: argparse.Namespace,
+    inventory: Inventory,
+    control_plane: ControlPlane,
+    secrets: InstanceSecrets,
+    folders: SecretFolders,
 ) -> Agent:
     data = options.data.absolute()
     backend = ProcessBackend(
@@ -116,11 +126,11 @@ async def _make_agent(
         collector=options.collector,
         allowed=allowed(options),
         isolation=await asyncio.to_thread(_isolation, options),
+        secrets=secrets,
     )
     operators = WorkerTelemetry.of(
         os.environ, metrics=options.worker_metrics, passed_on=options.worker_telemetry
     )
-    secrets = (options.telemetry_secrets or options.data / "telemetry-secrets").absolute()
     cluster = options.cluster_id
     requests = Requests(
         inventory,
@@ -134,7 +144,13 @@ async def _make_agent(
         telemetry=AgentTelemetry(cluster),
         instances_folder=data / "instances",
         worker_telemetry=operators,
-        accounts=AccountTelemetry(secrets, operators, cluster),
+        accounts=AccountTelemetry(
+            (options.telemetry_secrets or options.data / "telemetry-secrets").absolute(),
+            operators,
+            cluster,
+            secrets.of_telemetries,
+            folders.telemetry,
+        ),
         targets=PrometheusTargets(data / "metrics" / "instances.json", cluster)
         if options.worker_metrics
         else None,

@@ -2,16 +2,21 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from nvcf_agent.backends.environment import CollectorOrder, WorkerTelemetry
+from nvcf_agent.backends.environment import CollectorOrder, InstanceOf, SecretFiles, WorkerTelemetry
+from nvcf_agent.errors import StartError
 from nvcf_agent.state import order as orders
 from nvcf_agent.state.managed_instance import ManagedInstance
+from nvcf_broker.files import private_directory, replace_file
 from nvcf_otel import names
 from nvcf_otel.byoo import Plan, account_folder, secret_files
 from nvcf_otel.byoo.plan import direct_environment
+from nvcf_otel.byoo.providers import file_name
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.icms.messages import CreationMessage, decode_base64
 from nvcf_proto.ids import new_id
@@ -22,6 +27,7 @@ _log = logging.getLogger(__name__)
 
 # Variables with the destination and credentials of telemetry.
 _DESTINATION = "OTEL_EXPORTER_OTLP_"
+_FILE_NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}"
 _SWITCHES = frozenset(f"OTEL_{kind.value}_EXPORTER" for kind in TelemetryType)
 
 
@@ -30,12 +36,15 @@ class AccountTelemetry:
     """Resolves telemetry endpoints of accounts, which come with the creation message.
 
     Their secrets are files in `secrets`/ACCOUNT, so no account can use another
-    one's. `operator` is the telemetry of all workers.
+    one's; what `given` returns for an instance, by name, wins and becomes files in `kept`/ACCOUNT. `operator`
+    is the telemetry of all workers.
     """
 
     secrets: Path
     operator: WorkerTelemetry
     cluster: str
+    given: Callable[[InstanceOf], Awaitable[dict[str, Any]]] | None = None
+    kept: Path | None = None
 
     async def of(self, instance: ManagedInstance) -> WorkerTelemetry:
         """Return the telemetry settings of a new instance.
@@ -45,8 +54,8 @@ class AccountTelemetry:
         order, name = instance.order, instance.function_name
         if not order.launch_specification.telemetries:
             return self.operator
-        folder = self.secrets / account_folder(order.nca_id)
-        usable = await asyncio.to_thread(_usable, folder, endpoints_of(order, name), name)
+        files = await self._files(instance)
+        usable = await asyncio.to_thread(_usable, files, endpoints_of(order, name), name)
         variables = without_destination(self.operator.variables)
         if not usable.endpoints:
             return replace(self.operator, variables=variables)
@@ -55,15 +64,34 @@ class AccountTelemetry:
                 own = await asyncio.to_thread(
                     direct_environment,
                     usable.endpoints,
-                    lambda name: _read(folder, name),
-                    lambda name: str(folder / name),
+                    files.read,
+                    lambda name: str(files.path(name)),
                 )
             except (OSError, UnicodeDecodeError) as error:
                 _log.warning("telemetry of %s is left out: cannot read its secret: %s", name, error)
                 own = {}
             return replace(self.operator, variables={**variables, **own})
-        collector = CollectorOrder(usable.endpoints, str(folder), self._resource(instance))
+        collector = CollectorOrder(usable.endpoints, files, self._resource(instance))
         return replace(self.operator, variables=variables, collector=collector)
+
+    async def _files(self, instance: ManagedInstance) -> SecretFiles:
+        """Return the secret files of an account, and write those that it gave to the platform."""
+        order = instance.order
+        account = account_folder(order.nca_id)
+        local = SecretFiles(self.secrets / account)
+        if self.given is None or self.kept is None:
+            return local
+        try:
+            of = InstanceOf(instance.id, orders.function_id(order), orders.version_id(order))
+            texts = texts_of(await self.given(of))
+            if not texts:
+                return local
+            await asyncio.to_thread(_keep, self.kept / account, texts)
+        except (StartError, OSError) as error:
+            name = instance.function_name
+            _log.warning("secrets of the telemetry of %s cannot be fetched: %s", name, error)
+            return local
+        return replace(local, kept=self.kept / account, given=frozenset(texts))
 
     def _resource(self, instance: ManagedInstance) -> dict[str, str]:
         return {
@@ -97,10 +125,10 @@ def endpoints_of(order: CreationMessage, name: str) -> Plan:
     return Plan(found)
 
 
-def _usable(folder: Path, wanted: Plan, name: str) -> Plan:
+def _usable(files: SecretFiles, wanted: Plan, name: str) -> Plan:
     found: dict[TelemetryType, TelemetryEndpoint] = {}
     for kind, endpoint in wanted.endpoints.items():
-        problem = _unusable(folder, secret_files(endpoint))
+        problem = _unusable(files, secret_files(endpoint))
         if problem is None:
             found[kind] = endpoint
         else:
@@ -108,22 +136,38 @@ def _usable(folder: Path, wanted: Plan, name: str) -> Plan:
     return Plan(found)
 
 
-def _unusable(folder: Path, files: tuple[str, ...]) -> str | None:
-    missing = [name for name in files if not (folder / name).is_file()]
+def _unusable(files: SecretFiles, names: tuple[str, ...]) -> str | None:
+    missing = [name for name in names if not files.path(name).is_file()]
     if missing:
-        return f"{folder} has no {', '.join(missing)}"
-    for name in files:
+        return f"{files.local} has no {', '.join(missing)}"
+    for name in names:
         try:
-            _read(folder, name)
+            files.read(name)
         except OSError as error:
-            return f"{folder / name} cannot be read: {error.strerror or error}"
+            return f"{files.path(name)} cannot be read: {error.strerror or error}"
         except UnicodeDecodeError:
-            return f"{folder / name} is no text (certificates and keys must be in PEM form)"
+            return f"{files.path(name)} is no text (certificates and keys must be in PEM form)"
     return None
 
 
-def _read(folder: Path, name: str) -> str:
-    return (folder / name).read_text(encoding="utf-8")
+def texts_of(secrets: Mapping[str, Any]) -> dict[str, str]:
+    """Return the texts of secrets by file name: NAME of a text, NAME-KEY of each text of an object. Pure.
+
+    What cannot be a file's name is left out: it comes from outside.
+    """
+    found: dict[str, str] = {}
+    for name, value in secrets.items():
+        if isinstance(value, str):
+            found[name] = value
+        elif isinstance(value, dict):
+            found |= {file_name(name, key): text for key, text in value.items() if isinstance(text, str)}
+    return {name: text for name, text in found.items() if re.fullmatch(_FILE_NAME, name)}
+
+
+def _keep(folder: Path, texts: Mapping[str, str]) -> None:
+    private_directory(folder)
+    for name, text in texts.items():
+        replace_file(folder / name, text.encode())
 
 
 def without_destination(variables: Mapping[str, str]) -> dict[str, str]:

@@ -17,10 +17,12 @@ def write_private(path: Path, content: str) -> None:
     replace_file(path, content.encode(), durable=True)
 
 
-def replace_file(path: Path, content: bytes, *, mode: int = 0o600, durable: bool = False) -> None:
+def replace_file(
+    path: Path, content: bytes, *, mode: int = 0o600, durable: bool = False, owner: int | None = None
+) -> None:
     """Replace a file in one step, so that readers see either the old content or the new. Raises OSError.
 
-    durable: wait until the content is on the disk.
+    durable: wait until the content is on the disk. owner: user and group that the file is given to.
     """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -29,6 +31,8 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o600, durable: bool
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
+            if owner is not None:
+                os.fchown(file.fileno(), owner, owner)
         os.chmod(temporary, mode)
         os.replace(temporary, path)
         if durable:

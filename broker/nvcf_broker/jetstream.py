@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
+import msgspec
 import nats.errors
 from nats.aio.msg import Msg
 
@@ -243,9 +244,14 @@ class JetStream:
         headers: dict[str, str] | None = None,
         *,
         action: str = "cannot store the message",
+        timeout: float | None = None,
     ) -> int:
-        """Store a message. Return its stream sequence. `action` begins the text of an error."""
-        return int(_checked(await self._request(subject, payload, action, headers), action)["seq"])
+        """Store a message. Return its stream sequence. `action` begins the text of an error.
+
+        `timeout` shortens the wait for the answer.
+        """
+        reply = await self._request(subject, payload, action, headers, timeout)
+        return int(_checked(reply, action)["seq"])
 
     async def _find(self, name: str, body: Mapping[str, Any], action: str) -> dict[str, Any] | None:
         try:
@@ -261,10 +267,16 @@ class JetStream:
         )
 
     async def _request(
-        self, subject: str, payload: bytes, action: str, headers: dict[str, str] | None = None
+        self,
+        subject: str,
+        payload: bytes,
+        action: str,
+        headers: dict[str, str] | None = None,
+        timeout: float | None = None,
     ) -> Msg:
+        seconds = self._timeout if timeout is None or timeout > self._timeout else timeout
         try:
-            return await self._requests.request(subject, payload, timeout=self._timeout, headers=headers)
+            return await self._requests.request(subject, payload, timeout=seconds, headers=headers)
         except nats.errors.NoRespondersError as error:
             raise NoListenerError(f"{action}: nobody listens on {subject}") from error
         except (nats.errors.Error, OSError, TimeoutError) as error:
@@ -274,7 +286,7 @@ class JetStream:
 
 def _checked(reply: Msg, action: str) -> dict[str, Any]:
     try:
-        value = json.loads(reply.data)
+        value = msgspec.json.decode(reply.data)
     except ValueError as error:
         raise BrokerUnavailableError(f"{action}: the broker's answer is no JSON") from error
     if not isinstance(value, dict):

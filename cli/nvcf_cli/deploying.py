@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nvcf_cli.api import Api, ApiProblem, Json
-from nvcf_cli.catalog import find_function
+from nvcf_cli.catalog import Found, find_function
 from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.images import Artifact
 from nvcf_cli.scale import Scale
@@ -40,10 +40,13 @@ class DeployRequest:
     scale: Scale = field(default_factory=Scale)
     telemetry: tuple[str, ...] = ()
     artifact: Artifact | None = None
+    secrets: tuple[Json, ...] = field(default=(), repr=False)
 
     def version(self, telemetries: Json | None = None) -> Json:
         """Return the body of the management API's creation call."""
-        more = {"telemetries": telemetries} if telemetries else {}
+        more: Json = {"telemetries": telemetries} if telemetries else {}
+        if self.secrets:
+            more["secrets"] = list(self.secrets)
         if self.artifact is not None:
             return {"name": self.name, **more, **self.artifact.members()}
         if self.file is None:
@@ -155,13 +158,17 @@ def split_reason(reason: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Deployed:
-    """The outcome: ids, seconds until ready (None if not waited for), number of old versions ended."""
+    """The outcome: ids, seconds until ready (None if not waited for), number of old versions ended.
+
+    `missing` are secrets that the version before has and this one has not.
+    """
 
     name: str
     function_id: str
     version_id: str
     seconds: float | None
     replaced: int
+    missing: tuple[str, ...] = ()
 
 
 class DeployFailed(CliError):
@@ -198,7 +205,15 @@ async def deploy(
     for old in known.deployed if known else ():
         show("ending the version before")
         replaced += await api.undeploy(function_id, str(old["versionId"]))
-    return Deployed(request.name, function_id, version_id, seconds, replaced)
+    missing = missing_secrets(known, request)
+    return Deployed(request.name, function_id, version_id, seconds, replaced, missing)
+
+
+def missing_secrets(known: Found | None, request: DeployRequest) -> tuple[str, ...]:
+    """Return the secrets of the version before that the new one is not given. Pure."""
+    before = known.newest.get("secrets") if known else None
+    given = {each["name"] for each in request.secrets}
+    return tuple(sorted(set(before or ()) - given))
 
 
 async def _wait_ready(

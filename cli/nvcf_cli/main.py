@@ -20,9 +20,11 @@ from nvcf_cli.commands import (
     keys,
     local,
     quotas,
+    registry,
     requests,
     scale,
     scaling,
+    secret,
     telemetry,
     top,
 )
@@ -86,6 +88,8 @@ app.command("events")(scaling.events)
 app.command("top")(top.top)
 app.command("dashboard")(dashboard.dashboard)
 app.add_typer(telemetry.app, name="telemetry")
+app.add_typer(secret.app, name="secret")
+app.add_typer(registry.app, name="registry")
 app.command("invoke")(calls.invoke_command)
 app.add_typer(requests.app, name="request")
 app.command("logs")(calls.logs)

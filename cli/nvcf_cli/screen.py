@@ -15,6 +15,8 @@ _STATE_STYLES = {
     "ACTIVE": "green",
     "RUNNING": "green",
     "running": "green",
+    "DEGRADING": "yellow",
+    "DEGRADED": "red",
     "ERROR": "red",
     "FAILED": "red",
     "waiting": "red",

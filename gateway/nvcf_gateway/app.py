@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 
-from nvcf_broker.connection import BrokerClient, connect_broker
+from nvcf_broker.connection import BrokerClient
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.jetstream import JetStream
 from nvcf_broker.requests import ReplyInbox
@@ -24,7 +24,7 @@ from nvcf_gateway.access.signing_keys import SigningKeys
 from nvcf_gateway.access.worker_access import WorkerAccess
 from nvcf_gateway.access.worker_connections import WorkerConnections
 from nvcf_gateway.access.worker_tokens import WorkerTokens
-from nvcf_gateway.background import BackgroundTasks, end_task
+from nvcf_gateway.background import BackgroundTasks, connect, end_task
 from nvcf_gateway.clusters.creation import WorkerAddresses
 from nvcf_gateway.clusters.service import Clusters
 from nvcf_gateway.config import GatewayConfig
@@ -74,6 +74,11 @@ from nvcf_gateway.results.worker_query import WorkerQuery
 from nvcf_gateway.rpc.authorization_service import AuthorizationService
 from nvcf_gateway.rpc.server import check_token, new_server, serve
 from nvcf_gateway.rpc.worker_service import WorkerService
+from nvcf_gateway.secrets.audit import SecretAudit
+from nvcf_gateway.secrets.delivery import SecretDelivery
+from nvcf_gateway.secrets.keys import FileKeys
+from nvcf_gateway.secrets.store import SecretStore
+from nvcf_gateway.secrets.upkeep import SecretUpkeep
 from nvcf_gateway.server import HttpServer
 from nvcf_gateway.sessions.service import Sessions
 from nvcf_gateway.stats.collector import SnapshotCollector
@@ -87,11 +92,7 @@ from nvcf_proto.budget import DEFAULT_DATA_BUDGET
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2_grpc
 from nvcf_proto.stores import ASSETS, BODIES, LARGE_RESULTS, RESULTS
-from nvcf_proto.subjects import (
-    STARTED_SUBJECTS,
-    fallback_subject,
-    inline_reply_subjects,
-)
+from nvcf_proto.subjects import STARTED_SUBJECTS, fallback_subject
 
 _log = logging.getLogger(__name__)
 
@@ -130,15 +131,14 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     """Create all parts, from the broker up to the listeners. What has to be ended goes on `stack`."""
     keys = await asyncio.to_thread(SigningKeys, config.signing_key)
     stack.push_async_callback(end_task, asyncio.create_task(keys.follow(), name="signing keys"))
-    client = await connect_broker(config.nats, config.nats_credentials, name=f"gateway_{gateway_id}")
-    stack.push_async_callback(_close, client)
+    client = await connect(stack, config.nats, config.nats_credentials, f"gateway_{gateway_id}")
     control = client
-    if config.nats_control_credentials is not None:
-        control = await connect_broker(
-            config.nats, config.nats_control_credentials, name=f"gateway_{gateway_id}_control"
-        )
-        stack.push_async_callback(_close, control)
+    if (credentials := config.nats_control_credentials) is not None:
+        control = await connect(stack, config.nats, credentials, f"gateway_{gateway_id}_control")
     config = replace(config, data_max=await _data_budget(client, config.data_max))
+    sealing = None if config.sealing_keys is None else await asyncio.to_thread(FileKeys, config.sealing_keys)
+    if sealing is not None:
+        stack.push_async_callback(end_task, asyncio.create_task(sealing.follow(), name="sealing keys"))
     registry = Registry(control, config.replicas)
     workers, agents = WorkerAccess(WorkerTokens(keys), registry), AgentAccess(registry)
     await registry.start(stack)
@@ -224,11 +224,12 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     http_telemetry, telemetry = HttpTelemetry(metrics), EnqueueTelemetry(metrics, config.region)
     session_telemetry = SessionTelemetry(http_telemetry, telemetry)
     register_gauges(metrics, demand.waiting, lambda: session_telemetry.active, session_telemetry.bytes)
+    inline = InlineReplies(client, gateway_id, pending, background)
     runner = CallRunner(
-        config, gateway_id, attach_url, queue, pending, retention, background, demand, telemetry
+        config, inline.subjects, attach_url, queue, pending, retention, background, demand, telemetry
     )
     Republisher(client, requests, queue, pending, background, ask_workers=not config.wide_inbox)
-    query = WorkerQuery(config, gateway_id, attach_url, requests, pending)
+    query = WorkerQuery(config, inline.subjects, attach_url, requests, pending)
     poller = Poller(
         query, authenticator, authorizer, queue, retention, background, idempotency_keys, revocations
     )
@@ -247,11 +248,16 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         BodyBudget(),
         revocations,
     )
-    fallback = FallbackLookup(config, gateway_id, attach_url, registry, queue, pending, retention, background)
+    fallback = FallbackLookup(
+        config, inline.subjects, attach_url, registry, queue, pending, retention, background
+    )
     await client.subscribe(fallback_subject("*"), queue=FALLBACK_GROUP, cb=fallback.on_query)
 
     # Everything else that is served over HTTP.
-    management = Management(authenticator, registry, queue, usage)
+    secrets = SecretStore(registry.secrets, sealing, usage, SecretAudit(control_requests, config.replicas))
+    upkeep = SecretUpkeep(secrets, registry)
+    stack.push_async_callback(end_task, asyncio.create_task(upkeep.run(), name="upkeep of secrets"))
+    management = Management(authenticator, registry, queue, usage, secrets)
     deployments = Deployments(authenticator, registry, queue, management)
     clusters = Clusters(
         registry,
@@ -268,10 +274,19 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     collector = SnapshotCollector(client, gateway_id, demand.history, lambda: shared.members)
     await collector.start()
     routes = http_routes(
-        management_routes(
-            authenticator, registry, management, deployments, EventLog(control, control_requests), usage
-        )
-        + clusters.admin_routes(),
+        [
+            *management_routes(
+                authenticator,
+                registry,
+                management,
+                deployments,
+                EventLog(control, control_requests),
+                usage,
+                secrets,
+            ),
+            *clusters.admin_routes(),
+            *SecretDelivery(agents, registry, workers, secrets).routes(),
+        ],
         assets,
         large,
         StatsRoute(authenticator, registry, collector, Queues(requests, config.regions)),
@@ -302,15 +317,8 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     )
     await client.subscribe(MAX_DELIVERIES_SUBJECT, queue=DEAD_LETTER_GROUP, cb=dead_letters.on_advisory)
     stack.push_async_callback(end_task, asyncio.create_task(dead_letters.sweep(), name="sweep of the queues"))
-    replies = InlineReplies(pending, background)
-    await client.subscribe(inline_reply_subjects(gateway_id), cb=replies.received)
     await answer_callouts(client, config, workers, agents)
-    if config.nats_system_credentials is not None:
-        name = f"gateway_{gateway_id}_system"
-        system = await connect_broker(config.nats, config.nats_system_credentials, name=name)
-        stack.push_async_callback(_close, system)
-        watch = WorkerConnections(system, workers).watch()
-        stack.push_async_callback(end_task, asyncio.create_task(watch, name="workers' connections"))
+    await _watch_workers(stack, config, gateway_id, workers)
     await client.flush(timeout=5)
     grpc_server = new_server(
         lambda: client.is_connected, lambda token: check_token(token, workers.tokens, authenticator)
@@ -369,7 +377,12 @@ async def _data_budget(client: BrokerClient, wanted: int | None) -> int:
     return limit if wanted is None else min(wanted, limit)
 
 
-async def _close(client: BrokerClient) -> None:
-    with contextlib.suppress(Exception):  # closing a connection that is already gone
-        async with asyncio.timeout(3):
-            await client.drain()
+async def _watch_workers(
+    stack: AsyncExitStack, config: GatewayConfig, gateway_id: str, workers: WorkerAccess
+) -> None:
+    """End the connections of workers whose rights have ended, where the system account is at hand."""
+    if config.nats_system_credentials is None:
+        return
+    system = await connect(stack, config.nats, config.nats_system_credentials, f"gateway_{gateway_id}_system")
+    watch = WorkerConnections(system, workers).watch()
+    stack.push_async_callback(end_task, asyncio.create_task(watch, name="workers' connections"))

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
+
+from nvcf_broker.connection import BrokerClient, connect_broker
 
 _log = logging.getLogger(__name__)
 
@@ -74,3 +79,16 @@ async def end_task(task: asyncio.Task[None]) -> None:
     """Cancel a task and wait until it has ended."""
     task.cancel()
     await asyncio.wait({task})
+
+
+async def connect(stack: AsyncExitStack, urls: str, credentials: Path | None, name: str) -> BrokerClient:
+    """Return a connection to the broker that ends with `stack`. Raises BrokerError."""
+    client = await connect_broker(urls, credentials, name=name)
+    stack.push_async_callback(_close, client)
+    return client
+
+
+async def _close(client: BrokerClient) -> None:
+    with contextlib.suppress(Exception):  # closing a connection that is already gone
+        async with asyncio.timeout(3):
+            await client.drain()

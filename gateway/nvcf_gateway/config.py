@@ -32,6 +32,7 @@ class GatewayConfig:
     nats_system_credentials: Path | None = None
     callout_seed: Path | None = None
     bootstrap_keys: Path | None = None
+    sealing_keys: Path | None = None
     region: str = "local"
     regions: tuple[str, ...] = ("local",)
     attach_url: str | None = None
@@ -131,6 +132,8 @@ def _parser() -> argparse.ArgumentParser:
         help="the same for the broker's system account, to end connections of workers at once")  # fmt: skip
     add("--signing-key", type=Path, required=True, metavar="FILE",
         help="Ed25519 key (PEM), created if missing; or a folder: the newest signs, all verify")  # fmt: skip
+    add("--sealing-keys", type=Path, metavar="FILE",
+        help="key that seals secrets; or a folder: the newest seals, all open (default: none)")  # fmt: skip
     add("--callout-seed", type=Path, metavar="FILE",
         help="seed of the account key that signs answers to the broker's auth callout")  # fmt: skip
     add("--bootstrap-keys", type=Path, metavar="FILE",

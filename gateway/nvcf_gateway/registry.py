@@ -25,9 +25,14 @@ from nvcf_proto.models import (
     Instance,
     InstanceState,
     Record,
+    RegistryCredential,
+    SecretSet,
     TelemetryEndpoint,
     VersionStatus,
 )
+from nvcf_proto.models.deployments import deployment_id
+from nvcf_proto.models.status import version_status
+from nvcf_proto.stores import RECORDS, SECRETS, Store
 from nvcf_proto.streams import MAX_QUEUED_REQUESTS
 
 R = TypeVar("R", bound=Record)
@@ -44,14 +49,19 @@ class VersionIndex:
         self._instances: dict[str, dict[str, Instance]] = {}
         self._by_request: dict[str, str] = {}
         self._by_instance: dict[str, dict[str, str]] = {}
+        self._deployments: dict[str, str] = {}
         self.ended = asyncio.Event()
         """Set whenever a deployment or a running instance ends."""
 
     def deployment_changed(self, version_id: str, deployment: Deployment | None) -> None:
         """Apply a change of the deployments bucket."""
+        before = self._deployed.get(self._function_of.get(version_id, ""), {}).get(version_id)
+        if before is not None:
+            self._deployments.pop(deployment_id(before), None)
         if deployment is not None:
             self._function_of[version_id] = deployment.function_id
             _set(self._deployed, deployment.function_id, version_id, deployment)
+            self._deployments[deployment_id(deployment)] = version_id
         elif (function_id := self._function_of.pop(version_id, None)) is not None:
             _set(self._deployed, function_id, version_id, None)
             self.ended.set()
@@ -90,6 +100,10 @@ class VersionIndex:
         """Return the ids of the function's deployed versions."""
         return sorted(self._deployed.get(function_id, ()))
 
+    def version_of(self, deployment_id: str) -> str | None:
+        """Return the version that a deployment is of."""
+        return self._deployments.get(deployment_id)
+
     def is_deployed(self, version_id: str) -> bool:
         """Return whether the version is deployed."""
         return version_id in self._function_of
@@ -109,23 +123,6 @@ def _set(index: dict[str, dict[str, V]], key: str, name: str, value: V | None) -
             del index[key]
 
 
-def version_status(deployed: bool, instances: list[Instance], *, from_zero: bool = False) -> VersionStatus:
-    """Return the status of a version as the management API shows it.
-
-    It is ERROR only if every instance has failed: one that still starts may become ready. A version that
-    may have no instance at all (`from_zero`) is active without one.
-    """
-    if not deployed:
-        return VersionStatus.INACTIVE
-    # Instances that ended in order say nothing about the next ones.
-    states = {instance.state for instance in instances} - {InstanceState.COMPLETED, InstanceState.TERMINATING}
-    if InstanceState.RUNNING in states:
-        return VersionStatus.ACTIVE
-    if states == {InstanceState.FAILED}:
-        return VersionStatus.ERROR
-    return VersionStatus.ACTIVE if from_zero and not states else VersionStatus.DEPLOYING
-
-
 class Registry:
     """Mirrors of all buckets; reads never wait, writes go through the mirrors."""
 
@@ -133,10 +130,19 @@ class Registry:
         mirrors: list[KvMirror[Any]] = []
 
         def mirror(
-            bucket: str, kind: type[R], on_change: Callable[[str, R | None], None] | None = None
+            bucket: str,
+            kind: type[R],
+            on_change: Callable[[str, R | None], None] | None = None,
+            store: Store = RECORDS,
         ) -> KvMirror[R]:
             made = KvMirror(
-                client, bucket, kind.from_json, kind.to_json, on_change=on_change, replicas=replicas
+                client,
+                bucket,
+                kind.from_json,
+                kind.to_json,
+                on_change=on_change,
+                replicas=replicas,
+                store=store,
             )
             mirrors.append(made)
             return made
@@ -151,6 +157,8 @@ class Registry:
         self.clusters = mirror(CLUSTERS_BUCKET, Cluster)
         self.registered_clusters = mirror(REGISTERED_CLUSTERS_BUCKET, RegisteredCluster)
         self.telemetries = mirror(models.TELEMETRIES_BUCKET, TelemetryEndpoint)
+        self.secrets = mirror(models.SECRETS_BUCKET, SecretSet, store=SECRETS)
+        self.registries = mirror(models.REGISTRIES_BUCKET, RegistryCredential)
 
     async def start(self, stack: AsyncExitStack) -> None:
         """Follow all buckets until `stack` is closed; return when each has been read once."""
@@ -184,13 +192,7 @@ class Registry:
 
     def status_of(self, version: FunctionVersion) -> VersionStatus:
         """Return the version's status now."""
-        deployment = self.deployments.get(version.id)
-        from_zero = deployment is not None and not any(
-            spec.min_instances for spec in deployment.specifications
-        )
-        return version_status(
-            self.index.is_deployed(version.id), self.instances_of(version.id), from_zero=from_zero
-        )
+        return version_status(self.deployments.get(version.id), self.instances_of(version.id))
 
 
 def _read_keys(path: Path) -> list[ApiKey]:

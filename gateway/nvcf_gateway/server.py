@@ -106,7 +106,7 @@ class HttpServer:
                 response = await self._handle(request, telemetry)
             else:
                 # Its body is still on the way, and back-pressure may stop reading for long.
-                with abort_on_disconnect(request.transport):
+                with abort_on_disconnect(request):
                     response = await self._handle(request, telemetry)
         except BaseException as error:
             telemetry.end(None, error)

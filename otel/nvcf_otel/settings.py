@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from urllib.parse import unquote, urlsplit
 
+from nvcf_otel.propagation import propagators_from
+
 DEFAULT_RATIO = 0.01
 """Share of traces that are recorded when neither the caller nor OTEL_TRACES_SAMPLER_ARG decides.
 
@@ -103,6 +105,7 @@ class Settings:
 def settings_from(environ: Mapping[str, str]) -> Settings:
     """Read the settings. Never raises: invalid telemetry settings must not stop a service."""
     reader = _Reader(environ)
+    reader.propagators()
     return Settings(
         traces=reader.export("TRACES"),
         metrics=reader.export("METRICS"),
@@ -195,6 +198,11 @@ class _Reader:
         if not usable:
             self._problem(f"the OTLP endpoint for {signal.lower()} is {endpoint!r}; it must be a http(s) URL")
         return usable
+
+    def propagators(self) -> None:
+        problem = propagators_from(self._environ).problem
+        if problem is not None:
+            self._problem(problem)
 
     def sampler(self) -> SamplerSettings:
         name = self._environ.get("OTEL_TRACES_SAMPLER", "").strip().lower() or SamplerSettings.name

@@ -28,7 +28,8 @@ _TRACEPARENT = re.compile(
 _FLAGS = tuple(TraceFlags(value) for value in range(256))
 _NO_STATE = TraceState()
 _BAGGAGE = W3CBaggagePropagator()
-_NOTHING: AbstractContextManager[Span] = nullcontext(trace.INVALID_SPAN)
+NOTHING: AbstractContextManager[Span] = nullcontext(trace.INVALID_SPAN)
+"""A `with` block without a span."""
 
 
 def is_tracing() -> bool:
@@ -220,5 +221,5 @@ def child(
 ) -> AbstractContextManager[Span]:
     """Start a span below the current one for a `with` block, if that one is recorded."""
     if not trace.get_current_span().is_recording():
-        return _NOTHING
+        return NOTHING
     return tracer.start_as_current_span(name, kind=kind, attributes=dict(attributes or {}))

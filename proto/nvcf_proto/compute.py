@@ -5,6 +5,7 @@ See protocol.md, sections 6.7 and 6.8. What agents send and receive is in `nvcf_
 
 from __future__ import annotations
 
+import uuid
 from typing import Annotated, Any
 
 from msgspec import Meta, field
@@ -33,6 +34,7 @@ EVENT_MAX_AGE_SECONDS = 7 * 24 * 3600
 EVENT_MAX_COUNT = 100_000
 
 _NANOSECONDS = 1_000_000_000
+_ACCOUNT_EVENTS = uuid.UUID("0d1b9a1c-6f0e-4e5b-8a53-3d6f6f0f4c11")
 
 
 def demand_subject(version_id: str) -> str:
@@ -48,6 +50,11 @@ def wake_subject(version_id: str) -> str:
 def event_subject(version_id: str) -> str:
     """Return the subject on which changes of a version are recorded."""
     return f"nvcf.event.{version_id}"
+
+
+def account_event_id(nca_id: str) -> str:
+    """Return the id under which changes of an account itself are recorded, in place of a version's id."""
+    return str(uuid.uuid5(_ACCOUNT_EVENTS, nca_id))
 
 
 def event_stream_config(replicas: int = 1) -> dict[str, Any]:
@@ -165,7 +172,8 @@ class DemandReport(Record, frozen=True):
 class Event(Record, frozen=True):
     """Something that changed, for people: `nvcf events` and `nvcf scaling` list them.
 
-    `kind` is one of `deployment`, `scaling`, `instance`, `cluster`; `data` holds details as strings.
+    `kind` is one of `deployment`, `scaling`, `instance`, `cluster`, `secret`. `data` holds details as
+    strings.
     """
 
     at: float

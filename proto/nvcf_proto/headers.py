@@ -140,7 +140,7 @@ def strip_hop_by_hop(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     named = {
         token.strip().lower()
         for name, value in kept
-        if name.lower() == "connection"
+        if folded(name) == "connection"
         for token in value.split(",")
     }
     dropped = HOP_BY_HOP | named if named else HOP_BY_HOP

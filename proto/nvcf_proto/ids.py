@@ -31,6 +31,6 @@ def parse_id(text: str, what: str = "id") -> str:
     `what` names the value in the error. Raises InvalidId for anything but the 36 character form.
     """
     lowered = text.lower()
-    if not is_id(lowered):
+    if _UUID.fullmatch(lowered) is None:
         raise InvalidId(f"{what} is not a UUID: {text[:64]!r}")
     return lowered

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from nvcf_proto.errors import ContractError
 
-Source = Literal["nvcf-worker-service", "inference-service", "inference-connection"]
+Source = Literal["nvcf-worker-service", "inference-service", "inference-connection", "nv-boot"]
 
 _NOT_KEBAB = re.compile(r"[^a-z0-9]+")
 

@@ -45,6 +45,16 @@ _REFUSED = "writes fail; tenants' data cannot cause it"
 _OLDEST_GO = "the oldest go"
 
 RECORDS = Store("KV_nvcf_*", "control", "gateway, autoscaler, agents", MIB, "none", _REFUSED, per_subject=1)
+SECRETS = Store(
+    "KV_nvcf_secrets",
+    "control",
+    "gateway",
+    MIB,
+    "as their owner",
+    "507 to the caller at half of it; deletions always fit",
+    most=32 * MIB,
+    per_subject=1,
+)
 COMMANDS = Store(
     "CreateNvcaFunctionTaskStream, TerminateNvcaStream",
     "control",
@@ -141,6 +151,8 @@ CONTROL_STREAMS = (
             "clusters",
             "registered_clusters",
             "telemetries",
+            "secrets",
+            "registries",
             "leases",
             "scaling_orders",
         )
@@ -164,6 +176,7 @@ STORES = (
     ASSET_INDEX,
     KEPT_COUNTS,
     RECORDS,
+    SECRETS,
     COMMANDS,
     EVENTS,
     PROBE,

@@ -170,14 +170,9 @@ def worker_inbox_prefix(version_id: str, instance_id: str) -> str:
     return f"_INBOX.{version_id}.{instance_id}"
 
 
-def inline_reply_subject(gateway_id: str, token: str) -> str:
-    """[ext] Return the subject of one inline reply to the gateway replica that holds the caller."""
-    return f"{INLINE_REPLY_PREFIX}.{gateway_id}.{token}"
-
-
-def inline_reply_subjects(gateway_id: str) -> str:
-    """[ext] Return the filter for all inline replies to one gateway replica."""
-    return f"{INLINE_REPLY_PREFIX}.{gateway_id}.*"
+def inline_reply_prefix(version_id: str, gateway_id: str) -> str:
+    """[ext] Return what a token follows in the subject of an inline reply to one gateway replica."""
+    return f"{INLINE_REPLY_PREFIX}.{version_id}.{gateway_id}."
 
 
 def requeue_subject(ack_subject: str) -> str:
@@ -230,7 +225,7 @@ def worker_permissions(
     need: `_INBOX.>`, the polling and reconnect subjects that name no version, the state of their stream, and
     the purge by which they end a session's record (`compatibility.wide_inbox`).
     """
-    publish = [f"{INLINE_REPLY_PREFIX}.>", fallback_subject(version_id)]
+    publish = [f"{INLINE_REPLY_PREFIX}.{version_id}.>", fallback_subject(version_id)]
     for region in regions:
         stream = request_stream(region, version_id)
         consumer = request_consumer(region, version_id)

@@ -10,6 +10,7 @@ from typing import Any
 from tests.bench import (
     batching,
     bodies,
+    calls,
     durability,
     idempotency,
     idle,
@@ -28,6 +29,7 @@ from tests.bench import (
 
 BENCHMARKS: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
     "imports": imports.run,
+    "calls": calls.run,
     "throughput": throughput.run,
     "bodies": bodies.run,
     "waiting": waiting.run,

@@ -1,4 +1,4 @@
-"""Memory of waiting callers."""
+"""Memory of waiting callers, and of requests that are kept for callers that no longer wait."""
 
 from __future__ import annotations
 
@@ -10,9 +10,43 @@ from pathlib import Path
 from tests.support.platform.gateways import Platform, Version, messages_in, running_platform
 
 CALLERS = 10_000
+KEPT = 5_000
+AT_ONCE = 250
 
 
 async def run() -> None:
+    """Measure both."""
+    await _waiting()
+    await _kept()
+
+
+async def _kept() -> None:
+    """Make calls that nobody serves, each on a connection of its own, and compare as below."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with running_platform(Path(folder)) as platform:
+            version = await platform.deployed_version()
+            headers = {**platform.authorization(), "NVCF-POLL-SECONDS": "1", "Connection": "close"}
+
+            async def calls(count: int) -> None:
+                async def call() -> None:
+                    url = platform.gateway.url + version.pexec
+                    async with platform.session.post(url, data=b"x" * 100, headers=headers) as response:
+                        assert response.status == 202, await response.text()
+
+                for _ in range(0, count, AT_ONCE):
+                    await asyncio.gather(*(call() for _ in range(AT_ONCE)))
+
+            await calls(2 * AT_ONCE)
+            before = platform.gateway.child.resident_mib()
+            await calls(KEPT)
+            after = platform.gateway.child.resident_mib()
+    print(
+        f"{KEPT} kept requests: {(after - before) * 1024 / KEPT:.1f} KiB each "
+        f"(gateway {before:.0f} -> {after:.0f} MiB resident)"
+    )
+
+
+async def _waiting() -> None:
     """Open connections with one queued request each, and compare the gateway's resident memory."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = CALLERS + 1000

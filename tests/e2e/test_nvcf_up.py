@@ -64,9 +64,19 @@ async def test_from_start_to_response_to_stop(local: Local) -> None:
 async def test_a_data_folder_is_its_owners_alone(local: Local) -> None:
     await local.start()
     assert stat.S_IMODE(local.data.stat().st_mode) == 0o700
-    for name in ("admin.key", "agent.key", "bootstrap-keys.json", "state.json", "signing-key.pem"):
+    for name in (
+        "admin.key",
+        "agent.key",
+        "bootstrap-keys.json",
+        "state.json",
+        "signing-key.pem",
+        "sealing-keys/sealing.key",
+    ):
         assert stat.S_IMODE((local.data / name).stat().st_mode) == 0o600, name
-    secrets = [(local.data / name).read_text().strip() for name in ("admin.key", "agent.key")]
+    secrets = [
+        (local.data / name).read_text().strip()
+        for name in ("admin.key", "agent.key", "sealing-keys/sealing.key")
+    ]
     lines = [" ".join(process.cmdline()) for process in local.processes()]
     assert len(lines) >= 4
     assert not any(secret in line for secret in secrets for line in lines)

@@ -56,6 +56,9 @@ class Parts:
     def counted(self, version_id: str) -> Iterator[Any]:
         yield SimpleNamespace(answered=False, failed=False)
 
+    async def subject(self, *of: Any) -> str | None:
+        return None
+
     async def queued(self, *of: Any) -> bool:
         return False
 
@@ -93,7 +96,7 @@ async def test_a_caller_that_leaves_before_the_acknowledgement(
     )  # fmt: skip
     async with BackgroundTasks() as owner:
         telemetry = EnqueueTelemetry(GatewayMetrics(), "local")
-        runner = CallRunner(config, "g", str, parts, pending, parts, owner, parts, telemetry)
+        runner = CallRunner(config, parts, str, parts, pending, parts, owner, parts, telemetry)
         task = asyncio.create_task(runner.run(call, CollectSink(100), {}, parts.release))
         sent = asyncio.create_task(parts.sent.wait())
         await asyncio.wait({task, sent}, return_when=asyncio.FIRST_COMPLETED)

@@ -40,7 +40,9 @@ async def test_b10_a_flood_of_one_version_is_cut_and_others_are_answered() -> No
 
     async with BackgroundTasks() as background:
         nothing = cast("Any", SimpleNamespace(own_region_first=("local",), region="local"))
-        lookup = FallbackLookup(nothing, "g", str, nothing, cast("Any", queue), nothing, nothing, background)
+        lookup = FallbackLookup(
+            nothing, nothing, str, nothing, cast("Any", queue), nothing, nothing, background
+        )
         for _ in range(20 * MOST_AT_ONCE):
             await lookup.on_query(query(attacker))
         await lookup.on_query(query(victim))

@@ -22,8 +22,9 @@ from nvcf_gateway.exchange.sinks import checked_head
 from nvcf_gateway.http.durations import poll_seconds
 from nvcf_gateway.http.responses import json_response
 from nvcf_gateway.http.routing import pass_through_target
-from nvcf_gateway.management.bodies import DeploymentCreation, FunctionCreation
-from nvcf_gateway.management.deployments import deployment_of
+from nvcf_gateway.management.bodies import DeploymentCreation
+from nvcf_gateway.management.deployment_changes import deployment_of
+from nvcf_gateway.management.function_bodies import FunctionCreation
 from nvcf_gateway.management.functions import build_version
 from nvcf_gateway.ratelimit.policy import parse_rates
 from nvcf_gateway.results.idempotency_keys import checked_key

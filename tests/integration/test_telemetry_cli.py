@@ -44,8 +44,8 @@ async def test_from_add_to_render_to_rm(tmp_path: Path) -> None:
 
         _, errors = await nvcf(platform, "add", "prom", "--endpoint", "prom:9090", code=1)
         assert errors == (
-            "error: Bad Request: endpoint: expected an address such as https://collector.example.com:4318 "
-            "[HTTP 400]\n"
+            "error: Bad Request: Invalid request: endpoint: expected an address such as "
+            "https://collector.example.com:4318 [HTTP 400]\n"
         )
         _, errors = await nvcf(platform, "add", "prom", "--endpoint", "http://other", code=1)
         assert "there is a telemetry endpoint 'prom' already" in errors

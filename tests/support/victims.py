@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import aiohttp
@@ -25,7 +25,7 @@ class Felt:
         return f"{self.rate:.0f}/s, slowest {self.slowest * 1000:.0f} ms"
 
 
-async def felt(url: str, seconds: float = SECONDS) -> Felt:
+async def felt(url: str, seconds: float = SECONDS, headers: Mapping[str, str] | None = None) -> Felt:
     """Call `url` from some callers for some time."""
     count, slowest = 0, 0.0
     end = time.monotonic() + seconds
@@ -35,17 +35,22 @@ async def felt(url: str, seconds: float = SECONDS) -> Felt:
         while (began := time.monotonic()) < end:
             async with session.get(url) as response:
                 await response.read()
+                assert response.status == 200
             slowest = max(slowest, time.monotonic() - began)
             count += 1
 
     timeout = aiohttp.ClientTimeout(total=30)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
+    async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
         await asyncio.gather(*(caller(session) for _ in range(CALLERS)))
     return Felt(count / seconds, slowest)
 
 
 async def compared(
-    url: str, what: str, attack: Callable[[float], Awaitable[object]], least: float = 0.5
+    url: str,
+    what: str,
+    attack: Callable[[float], Awaitable[object]],
+    least: float = 0.5,
+    headers: Mapping[str, str] | None = None,
 ) -> None:
     """Assert that an attack leaves others at least `least` of their rate, and print what they felt.
 
@@ -53,10 +58,10 @@ async def compared(
     """
     ratio = 0.0
     for _ in range(ATTEMPTS):
-        before = await felt(url)
+        before = await felt(url, headers=headers)
         attacking = asyncio.ensure_future(attack(SECONDS + 1.0))
         await asyncio.sleep(0.5)
-        during = await felt(url)
+        during = await felt(url, headers=headers)
         await attacking
         ratio = during.rate / before.rate
         print(  # noqa: T201 # the figures belong into the report

@@ -81,7 +81,7 @@ class Dispatcher:
             log.error("ignored a malformed poll on %s: %s", message.subject, error)
             return
         # Before the reply, so that an exchange that is closed meanwhile answers this poll as well.
-        self._exchanges.polled(request_id, poll.reply_address, poll_due(poll))
+        self._exchanges.polled(request_id, poll.reply_address, poll_due(poll), poll)
         await self._inflight.send(message.reply, IN_FLIGHT_HERE)
 
     async def receive(self, message: Msg, region: str, limits: ConsumerLimits) -> None:

@@ -211,6 +211,11 @@ def poll_seconds(headers: Iterable[tuple[str, str]]) -> int:
     )
 
 
+def sent_headers(work: Work) -> list[tuple[str, str]]:
+    """Return the request headers that a message carries."""
+    return [(pair.key, pair.value) for pair in work.message.requestHeaders]
+
+
 def request_time(work: Work) -> float:
     """Return the Unix time at which the gateway took the request, or else of its arrival here."""
     stamp = work.message.requestTime

@@ -47,11 +47,12 @@ from nvcf_worker.function.response import (
     response_headers,
 )
 from nvcf_worker.function.time_limit import TimeLimit, of_request
-from nvcf_worker.message import Work
+from nvcf_worker.message import Work, sent_headers
 from nvcf_worker.process import logs
 from nvcf_worker.process.loops import from_outside
 from nvcf_worker.queue.inflight import ACK, NAK, nak_later
 from nvcf_worker.run.executor import Executor, request_type
+from nvcf_worker.run.long_polls import until_final
 from nvcf_worker.run.overtime import Overdue, Overtime
 from nvcf_worker.sessions.tunnel import Tunnels
 from nvcf_worker.telemetry.observer import NoopObserver, RequestObserver
@@ -255,7 +256,7 @@ class Runner:
         work, scope = exchange.work, exchange.scope
         try:
             return await self._run(exchange, observer, overtime)
-        except FunctionError:
+        except (FunctionError, CallerGone):
             raise
         except (RetryLater, Fatal) as error:
             if not work.last:
@@ -282,12 +283,13 @@ class Runner:
             whole = work.reply_address.target.request_token is None
             body = scope.body = RequestBody(message.requestBody, None if whole else opener)
             method, target = message.requestMethod, message.requestPath
-            sent = [(pair.key, pair.value) for pair in message.requestHeaders]
+            sent = sent_headers(work)
         else:
             head, body = await fetch_request(exchange)
             scope.body = body
             method, target, sent = head.method, head.target, head.headers
-        exchange.begin(sent, time.time(), compatibility=self._exchanges.compatibility)
+        lowered = [(name.lower(), value) for name, value in sent]
+        exchange.begin(lowered, time.time(), compatibility=self._exchanges.compatibility)
         handler, parameters = self._executor.select(method, target)
         services = self._services
         files = exchange.files = RequestFiles(services.asset_base, services.output_base, work.request_id)
@@ -300,12 +302,25 @@ class Runner:
         request = request_type(handler)(
             work, self._context(), body, scope.cancelled, method, target, parameters, sent, context
         )
-        limit = of_request(self._time_limit, sent)
+        limit = of_request(self._time_limit, lowered)
         if limit is not None:
             overtime.begin(limit)
             request._expires = asyncio.get_running_loop().time() + limit.seconds
         try:
             outcome = await self._executor.run(request, scope, handler)
+            if outcome.status == 202 and handler.takes_polls:
+
+                async def ask(poll: Work) -> Outcome:
+                    asked = poll.message
+                    nothing = RequestBody(asked.requestBody, None)
+                    again = request_type(handler)(
+                        poll, self._context(), nothing, scope.cancelled, asked.requestMethod,
+                        asked.requestPath, parameters, sent_headers(poll), context,
+                    )  # fmt: skip
+                    again._expires = request._expires
+                    return await self._executor.run(again, scope, handler)
+
+                outcome = await until_final(outcome, exchange, target, sent, ask)
             # A stream is still being made; its limit counts to its end.
             if not isinstance(outcome, StreamReply):
                 overtime.stop()

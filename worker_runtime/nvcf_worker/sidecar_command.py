@@ -71,7 +71,7 @@ def sidecar(
     server = Server(settings)
     name = command[0] if command else f"port {server.port}"
     run_worker(
-        Handler(server.upstream.handle, Kind.ASYNC, None, name),
+        Handler(server.upstream.handle, Kind.ASYNC, None, name, takes_polls=True),
         server,
         concurrency=concurrency,
         grace_seconds=grace_seconds,

@@ -36,7 +36,7 @@ def write_configuration(order: CollectorOrder, home: Path, port: Callable[[], in
     for endpoint in order.endpoints.values():
         referenced = referenced_files(endpoint)
         for name in secret_files(endpoint):
-            text = (Path(order.secrets) / name).read_text(encoding="utf-8")
+            text = order.secrets.read(name)
             write_private(secrets / name, as_referenced(text) if name in referenced else text.strip())
     placement = Placement(
         grpc_port=port(),

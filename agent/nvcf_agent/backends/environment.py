@@ -25,11 +25,32 @@ _OF_THE_CLUSTER = frozenset(
 
 
 @dataclass(frozen=True)
+class SecretFiles:
+    """Files with secrets of an account's telemetry: those named in `given` are in `kept`, others in `local`.
+
+    `local` is the operator's folder for the account, `kept` has what the account gave to the platform.
+    """
+
+    local: Path
+    kept: Path | None = None
+    given: frozenset[str] = frozenset()
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file."""
+        folder = self.kept if self.kept is not None and name in self.given else self.local
+        return folder / name
+
+    def read(self, name: str) -> str:
+        """Return the text of a file. Raises OSError and UnicodeDecodeError."""
+        return self.path(name).read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
 class CollectorOrder:
-    """A collector that an instance needs. `secrets` is a folder on the machine where it runs."""
+    """A collector that an instance needs, and the files with its secrets."""
 
     endpoints: Mapping[TelemetryType, TelemetryEndpoint]
-    secrets: str
+    secrets: SecretFiles
     resource: Mapping[str, str]
 
 
@@ -61,6 +82,15 @@ NO_TELEMETRY = WorkerTelemetry()
 
 
 @dataclass(frozen=True)
+class InstanceOf:
+    """An instance and the function version that it is of."""
+
+    instance_id: str
+    function_id: str
+    version_id: str
+
+
+@dataclass(frozen=True)
 class InstanceSpec:
     """Everything a backend needs to run one instance: the `index`-th of its creation message `order`.
 
@@ -81,6 +111,11 @@ class InstanceSpec:
         return instance_id_of(self.order.request_id, self.index, self.order.workload)
 
     @property
+    def instance_of(self) -> InstanceOf:
+        """The instance and what it is of."""
+        return InstanceOf(self.instance_id, orders.function_id(self.order), orders.version_id(self.order))
+
+    @property
     def source(self) -> ProcessSource | None:
         """What a process backend runs; None for images and charts."""
         return self.order.launch_specification.process
@@ -99,7 +134,10 @@ def worker_command(source: ProcessSource) -> list[str]:
 
 @dataclass(frozen=True)
 class InstancePlaces:
-    """Folders and ports of one instance; `metrics` and `collector` are HOST:PORT."""
+    """Folders and ports of one instance; `metrics` and `collector` are HOST:PORT.
+
+    `secrets` is the folder with its `secrets.json`.
+    """
 
     shared: Path
     assets: Path
@@ -107,6 +145,7 @@ class InstancePlaces:
     health_port: int
     metrics: str | None = None
     collector: str | None = None
+    secrets: Path | None = None
 
 
 def worker_environment(
@@ -129,8 +168,13 @@ def worker_environment(
     result |= spec.telemetry.variables
     if spec.telemetry.collector is not None and places.collector is not None:
         result |= collector_environment(spec.telemetry.collector.endpoints, places.collector)
+    if places.secrets is not None:
+        # A function may have a folder of its own.
+        result[names.NVCF_SECRETS_DIR] = str(places.secrets)
     result |= source.environment
     result |= _of_the_message(spec.order)
+    if places.secrets is not None:
+        result[names.ESS_AGENT_CONFIG_DIR] = str(places.secrets)
     if spec.share.visible_devices is not None:
         result[CUDA_VISIBLE_DEVICES] = spec.share.visible_devices
     order, launch = spec.order, spec.order.launch_specification

@@ -2,9 +2,10 @@
 
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
-from nvcf_agent.backends.environment import InstanceSpec
+from nvcf_agent.backends.environment import InstanceOf, InstanceSpec
 from nvcf_agent.state.inventory import Inventory
 from nvcf_agent.state.transitions import Event
 
@@ -18,6 +19,34 @@ class Running:
     pid: int | None = None
     health_port: int | None = None
     metrics: str | None = None
+
+
+class Secrets(Protocol):
+    """Brings instances their secrets, and new ones while they run."""
+
+    async def begin(self, instance: InstanceOf, home: Path, uid: int | None) -> Path | None:
+        """Write the secrets of a new instance, for its user `uid` (None: the agent's); return their folder.
+
+        `home` is the instance's folder. Raises `StartError` and OSError.
+        """
+        ...
+
+    async def end(self, instance_id: str) -> None:
+        """Remove the secrets of an instance, if it has any."""
+        ...
+
+
+class NoSecrets:
+    """Brings no secrets."""
+
+    async def begin(self, instance: InstanceOf, home: Path, uid: int | None) -> Path | None:
+        return None
+
+    async def end(self, instance_id: str) -> None:
+        return None
+
+
+NO_SECRETS = NoSecrets()
 
 
 class Backend(Protocol):

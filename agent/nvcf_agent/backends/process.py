@@ -8,7 +8,7 @@ import re
 import shutil
 import signal
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nvcf_agent.backends.allowed import Allowed
@@ -17,7 +17,7 @@ from nvcf_agent.backends.collector import FILE, run_collector, write_configurati
 from nvcf_agent.backends.environment import InstancePlaces, InstanceSpec, worker_command, worker_environment
 from nvcf_agent.backends.exit_reason import explained, forget_exit_reason, read_exit_reason
 from nvcf_agent.backends.health import readiness
-from nvcf_agent.backends.interface import Running
+from nvcf_agent.backends.interface import NO_SECRETS, Running, Secrets
 from nvcf_agent.backends.isolation import InstanceUser, Isolation
 from nvcf_agent.backends.output import RotatingLog, Tail, generation, pump
 from nvcf_agent.errors import LaunchError, StartError, Unsupported
@@ -59,6 +59,7 @@ class ProcessBackend:
     `cgroup` is the control group (version 2) above those of limited instances; None: the agent's own.
     `collector` is the program to run beside instances whose telemetry needs one. `allowed` is the allow list
     of what functions may name. With `isolation` each account's instances have a user of their own.
+    `secrets` brings them their secrets.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class ProcessBackend:
         collector: Path | None = None,
         allowed: Allowed | None = None,
         isolation: Isolation | None = None,
+        secrets: Secrets = NO_SECRETS,
     ) -> None:
         self._data = data.absolute()
         self._instances = self._data / "instances"
@@ -78,6 +80,7 @@ class ProcessBackend:
         self._collector = collector
         self._allowed = allowed
         self._isolation = isolation
+        self._secrets = secrets
         self._groups: Groups | None = None
         self._children: dict[str, _Child] = {}
         self._events: asyncio.Queue[Event] = asyncio.Queue()
@@ -110,8 +113,11 @@ class ProcessBackend:
             raise Unsupported("this cluster runs processes; the order is for a container image or Helm chart")
         try:
             child = await self._start(spec, source)
-        except OSError as error:
-            raise StartError(f"cannot prepare the instance's folder: {error}") from error
+        except BaseException as error:
+            await self._secrets.end(spec.instance_id)
+            if isinstance(error, OSError):
+                raise StartError(f"cannot prepare the instance's folder: {error}") from error
+            raise
         self._children[spec.instance_id] = child
         child.task = asyncio.create_task(self._live(child), name=f"instance {spec.instance_id}")
         return child.running
@@ -122,6 +128,9 @@ class ProcessBackend:
         virtual_env = await asyncio.to_thread(_check_source, source)
         places = await asyncio.to_thread(self._make_places, spec)
         user = await asyncio.to_thread(self._make_user, spec, places)
+        uid = None if user is None else user.uid
+        secrets = await self._secrets.begin(spec.instance_of, places.shared.parent, uid)
+        places = replace(places, secrets=secrets)
         path = self._log_path(spec)
         group = await asyncio.to_thread(self._make_group, spec)
         log = await asyncio.to_thread(RotatingLog, path)
@@ -260,6 +269,7 @@ class ProcessBackend:
                 # Those in sessions of their own are found by their environment.
                 home = self._instances / child.running.instance_id
                 await asyncio.to_thread(kill_orphans, home)
+                await self._secrets.end(child.running.instance_id)
                 await asyncio.wait(pumps, timeout=_DRAIN_SECONDS)
                 for each in pumps:
                     each.cancel()
@@ -306,6 +316,7 @@ class ProcessBackend:
 
     async def forget(self, instance_id: str) -> None:
         if instance_id not in self._children:
+            await self._secrets.end(instance_id)
             await asyncio.to_thread(self._remove_files, instance_id)
 
     def _remove_files(self, instance_id: str) -> None:

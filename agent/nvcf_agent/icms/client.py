@@ -39,7 +39,7 @@ class IcmsClient:
 
     def __init__(self, session: aiohttp.ClientSession, url: str, cluster_id: str, identity: Identity) -> None:
         self._session = session
-        self._url = url.rstrip("/")
+        self.url = url.rstrip("/")
         self._cluster_id = cluster_id
         self._identity = identity
 
@@ -68,15 +68,19 @@ class IcmsClient:
             await self._call("GET", f"/v1/si/clusters/{self._cluster_id}/instances")
         )
 
-    async def _call(
-        self, method: str, path: str, body: Record | None = None, *, trace: str | None = None
-    ) -> bytes:
-        headers = {
+    async def headers(self) -> dict[str, str]:
+        """Return the headers by which the control plane knows this agent. Raises `IdentityError`."""
+        return {
             "Authorization": f"Bearer {await self._identity.current()}",
             "X-Nv-Cluster-Id": self._cluster_id,
             "User-Agent": f"nvcf-agent/{agent_version()}",
             "Accept": "application/json",
         }
+
+    async def _call(
+        self, method: str, path: str, body: Record | None = None, *, trace: str | None = None
+    ) -> bytes:
+        headers = await self.headers()
         if body is not None:
             headers["Content-Type"] = "application/json"
         if trace is not None:
@@ -85,7 +89,7 @@ class IcmsClient:
         try:
             async with self._session.request(
                 method,
-                self._url + path,
+                self.url + path,
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
                 allow_redirects=False,

@@ -9,8 +9,15 @@ from nvcf_autoscaler.placement.place import Cluster as PlacementCluster
 from nvcf_autoscaler.placement.timings import timings_of
 from nvcf_autoscaler.policy.settings import ScalingDetails, ScalingSettings, SpecificationSettings, Stickiness
 from nvcf_proto.compute import Cluster
-from nvcf_proto.models import Deployment, DeploymentSpecification, ScalingRule
+from nvcf_proto.durations import duration_seconds
+from nvcf_proto.models import Deployment, DeploymentSpecification, ScalingPreferences, ScalingRule
 from nvcf_proto.models.deployments import specifications_of
+from nvcf_proto.models.scaling import AutoscalingConfiguration
+from nvcf_proto.models.scaling import ScalingDetails as WantedDetails
+
+# What NVCF's autoscaler does where a configuration leaves one direction out.
+PLATFORM_UP = ScalingDetails(1.2, 70)
+PLATFORM_DOWN = ScalingDetails(0.8, 30)
 
 
 def settings_of(deployment: Deployment) -> ScalingSettings:
@@ -24,17 +31,19 @@ def settings_of(deployment: Deployment) -> ScalingSettings:
         )
         for specification_id, spec in specifications_of(deployment).items()
     )
-    wanted = deployment.scaling
-    if wanted is None:
-        return ScalingSettings(specifications)
+    wanted = deployment.scaling or ScalingPreferences()
+    up, down = _details(wanted.scale_up), _details(wanted.scale_down)
+    if up is None and (configuration := _configuration(deployment)) is not None:
+        up = _given(configuration.scale_up) or PLATFORM_UP
+        down = _given(configuration.scale_down) or PLATFORM_DOWN
     return ScalingSettings(
         specifications,
         wait_slo=5.0 if wanted.wait_slo is None else wanted.wait_slo,
         target_utilisation=wanted.target_utilisation,
         scale_to_zero_delay=wanted.scale_to_zero_delay,
         keep_warm=wanted.keep_warm,
-        scale_up=_details(wanted.scale_up),
-        scale_down=_details(wanted.scale_down),
+        scale_up=up,
+        scale_down=down,
     )
 
 
@@ -47,15 +56,30 @@ def _details(rule: ScalingRule | None) -> ScalingDetails | None:
     return ScalingDetails(rule.factor, rule.threshold, stickiness, rule.metric)
 
 
+def _configuration(deployment: Deployment) -> AutoscalingConfiguration | None:
+    """Return the first configuration in preferred order: one decision is made for all specifications."""
+    given = (spec.autoscaling for spec in specifications_of(deployment).values())
+    return next((each for each in given if each is not None and each != AutoscalingConfiguration()), None)
+
+
+def _given(details: WantedDetails | None) -> ScalingDetails | None:
+    if details is None:
+        return None
+    stickiness = None
+    if (window := details.stickiness) is not None:
+        stickiness = Stickiness(duration_seconds(window.size), duration_seconds(window.threshold))
+    return ScalingDetails(details.factor, details.threshold, stickiness, details.metric)
+
+
 def requirement_of(spec: DeploymentSpecification, nca_id: str = "") -> Requirement:
     """Return what a specification of a function of that account requires of a cluster."""
     return Requirement(
         gpu=spec.gpu,
         instance_type=spec.instance_type,
-        clusters=spec.clusters,
+        clusters=spec.places,
         regions=spec.regions,
-        groups=() if spec.cluster_group is None else (spec.cluster_group,),
-        attributes=frozenset(f"{key}={value}" for key, value in spec.attributes.items()),
+        groups=() if spec.group is None else (spec.group,),
+        attributes=frozenset(f"{key}={value}" for key, value in spec.required_attributes.items()),
         nca_id=nca_id,
     )
 

@@ -24,6 +24,7 @@ from nvcf_cli.errors import UsageError
 from nvcf_cli.images import Artifact, name_from_image
 from nvcf_cli.scale import Scale, bounds, gpus
 from nvcf_cli.screen import StatusLine, console, print_json
+from nvcf_cli.secret_values import named_files
 from nvcf_cli.tailing import why_it_failed
 
 
@@ -62,7 +63,9 @@ def deploy_command(
     ] = None,
     concurrency: Annotated[
         int,
-        typer.Option("--concurrency", "-c", min=1, max=1024, help="Requests that one instance runs at once."),
+        typer.Option(
+            "--concurrency", "-c", min=1, max=16384, help="Requests that one instance runs at once."
+        ),
     ] = 1,
     gpu: Annotated[
         str | None, typer.Option(metavar="NAME", help="Kind of GPU. [default: none]", show_default=False)
@@ -127,6 +130,10 @@ def deploy_command(
         list[str] | None,
         typer.Option(metavar="NAME", help="A telemetry endpoint to send to; repeatable."),
     ] = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="A secret, its value in a file; repeatable."),
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Wait until --min instances are ready.")] = True,
     timeout: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Longest wait.")] = 1800.0,
     data: DataOption = None,
@@ -145,6 +152,7 @@ def deploy_command(
       nvcf deploy models.py:Summarizer --name summarize --instances 2 --concurrency 4
       nvcf deploy app.py --python ./venv/bin/python --env MODEL=small
       nvcf deploy --image registry.example.com/echo:1 --gpu H100 --instance-type NCP.GPU.H100_1x
+      nvcf deploy app.py --secret API_TOKEN=token.txt
       nvcf deploy app.py --min 0 --max 4 --gpu SIM --scale-to-zero-delay 60
     """
     low, high = bounds(instances, minimum, maximum)
@@ -167,6 +175,7 @@ def deploy_command(
     )
     variables = parse_environment(env or [])
     telemetries = tuple(telemetry or ())
+    secrets = tuple(named_files(secret or ()))
     if image is not None:
         if target is not None or python is not None:
             raise UsageError("an image brings its own program: give either a file or --image")
@@ -175,6 +184,7 @@ def deploy_command(
             artifact=Artifact(image=image, environment=variables, port=port, health=health),
             scale=scale,
             telemetry=telemetries,
+            secrets=secrets,
         )
     else:
         if target is None:
@@ -191,6 +201,7 @@ def deploy_command(
             environment=variables,
             scale=scale,
             telemetry=telemetries,
+            secrets=secrets,
         )
 
     async def work(api: Api) -> Deployed:
@@ -227,6 +238,7 @@ def _report(done: Deployed, request: DeployRequest, *, as_json: bool) -> None:
                 "functionVersionId": done.version_id,
                 "readySeconds": None if done.seconds is None else round(done.seconds, 3),
                 "replacedVersions": done.replaced,
+                **({"missingSecrets": list(done.missing)} if done.missing else {}),
             }
         )
         return
@@ -239,3 +251,6 @@ def _report(done: Deployed, request: DeployRequest, *, as_json: bool) -> None:
     out = console()
     out.print(Text(text))
     out.print(Text(f"  function {done.function_id}  version {done.version_id}", style="dim"))
+    if done.missing:
+        text = f"  the version before has secrets that this one has not: {', '.join(done.missing)}"
+        out.print(Text(f"{text} (nvcf secret set, or nvcf deploy --secret)", style="yellow"))

@@ -28,7 +28,7 @@ def events(
     ] = None,
     kind: Annotated[
         str | None,
-        typer.Option(metavar="KIND", help="Only this kind: scaling or instance.", show_default=False),
+        typer.Option(metavar="KIND", help="Only this kind: scaling, instance or secret.", show_default=False),
     ] = None,
     limit: LimitOption = 50,
     data: DataOption = None,

@@ -9,7 +9,9 @@ from rich.text import Text
 
 from nvcf_cli.access import Access, DataOption, JsonOption, KeyFileOption, UrlOption
 from nvcf_cli.api import Api, Json
+from nvcf_cli.errors import UsageError
 from nvcf_cli.screen import cell, console, print_json, print_table
+from nvcf_cli.secret_values import secret_value
 from nvcf_cli.telemetry import chosen, creation, find_endpoint, missing_files, pairs, render, word
 from nvcf_otel.byoo import Placement
 from nvcf_otel.byoo.collector import SECRETS_DIRECTORY
@@ -52,7 +54,16 @@ def add(
     ] = None,
     secret: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Name of the secret's files.", show_default=False),
+        typer.Option(metavar="NAME", help="Name of the secret.", show_default=False),
+    ] = None,
+    secret_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[KEY=]FILE",
+            help="File with the secret, or with one key of it (repeatable): the platform keeps it, sealed. "
+            "[default: files on the clusters]",
+            show_default=False,
+        ),
     ] = None,
     auth: Annotated[
         str | None,
@@ -93,8 +104,9 @@ def add(
 ) -> None:
     """Make a telemetry endpoint that functions can send to.
 
-    Its secret stays out of the platform: each key of it is a file NAME-KEY (NAME, if it is one value) in the
-    account's part of the agents' folder of telemetry secrets.
+    With --secret-from the platform keeps its secret, sealed. Without, the secret stays out of the platform:
+    each key of it is a file NAME-KEY (NAME, if it is one value) in the account's part of the agents' folder
+    of telemetry secrets.
 
     \b
     Examples:
@@ -103,6 +115,7 @@ def add(
           --endpoint https://otlp-gateway-prod-eu-west-2.grafana.net/otlp --sampled-percent 10
       nvcf telemetry add vendor --endpoint https://ingest.example.com --secret vendor \\
           --auth mtls --secret-header x-api-key=apiKey
+      nvcf telemetry add datadog --provider datadog --endpoint datadoghq.com --secret dd --secret-from key.txt
     """
     body = creation(
         name,
@@ -121,6 +134,10 @@ def add(
             "slowSeconds": slow_seconds,
         },
     )
+    if secret_from:
+        if secret is None:
+            raise UsageError("--secret-from needs --secret NAME")
+        body["secret"]["value"] = secret_value(secret_from)
     access = Access(data, url, key_file)
     answer = access.run(lambda api: api.call("POST", "/v2/nvcf/telemetries", body))
     made: Json = answer["telemetry"]
@@ -130,7 +147,7 @@ def add(
     out = console()
     out.print(Text(f"{name}: functions can use it now (nvcf deploy --telemetry {name})"))
     folder = None if url is not None else access.installation.telemetry_secrets
-    if files := missing_files(made, folder):
+    if not secret_from and (files := missing_files(made, folder)):
         place = "the agents' folder of telemetry secrets" if folder is None else str(folder)
         out.print(Text(f"  to be put into {place}: {', '.join(files)}", style="dim"))
 

@@ -34,7 +34,13 @@ _STATES = (
     ("+", ("STARTING", "PENDING"), "yellow"),
     ("-", ("TERMINATING",), "dim"),
 )
-_STATUS = {"ACTIVE": "green", "ERROR": "bold red", "DEPLOYING": "yellow"}
+_STATUS = {
+    "ACTIVE": "green",
+    "DEPLOYING": "yellow",
+    "DEGRADING": "yellow",
+    "DEGRADED": "bold red",
+    "ERROR": "bold red",
+}
 _NUMBERS = ("QUEUED", "WORK", "OLDEST", "/S", "FAIL", "P50", "P99")
 _ONLY_WIDE = ("OLDEST", "P50")
 # Below this width some columns are left out. What the columns beside the name take, with their margins:

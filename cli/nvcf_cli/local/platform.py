@@ -15,7 +15,7 @@ import msgspec
 
 from nvcf_broker.disk import move_control_streams
 from nvcf_broker.errors import BrokerError
-from nvcf_broker.files import write_private
+from nvcf_broker.files import private_directory, write_private
 from nvcf_broker.process import free_port, port_is_free
 from nvcf_broker.server import LocalBroker
 from nvcf_cli.access import read_key
@@ -35,6 +35,8 @@ from nvcf_cli.local.scrape import write_scrape_files
 from nvcf_cli.local.state import Installation, PlatformState, write_state
 from nvcf_cli.local.store_watch import StoreWatch
 from nvcf_cli.local.supervisor import Change, Child, ChildSpec, Tree
+from nvcf_gateway.errors import SetupError
+from nvcf_gateway.secrets.keys import FIRST_KEY_NAME, KEY_SUFFIX, create_sealing_key
 from nvcf_proto.budget import size_text
 from nvcf_proto.errors import ContractError
 from nvcf_proto.models import ApiKey, Scope
@@ -103,6 +105,16 @@ def ensure_keys(installation: Installation) -> None:
     write_private(installation.bootstrap_keys, document + "\n")
 
 
+def ensure_sealing_key(installation: Installation) -> None:
+    """Make the first key that seals secrets. One that is lost is not replaced while others are there."""
+    folder = private_directory(installation.sealing_keys)
+    if not any(folder.glob(f"*{KEY_SUFFIX}")):
+        try:
+            create_sealing_key(folder / FIRST_KEY_NAME)
+        except SetupError as error:
+            raise CliError(str(error)) from error
+
+
 def _ensure_key(path: Path, scope: Scope, description: str) -> ApiKey:
     if not path.exists():
         write_private(path, new_api_key() + "\n")
@@ -167,6 +179,7 @@ class Platform:
 
     async def _start_broker(self) -> Addresses:
         ensure_keys(self.installation)
+        ensure_sealing_key(self.installation)
         options = self.options
         http = f"{_HOST}:{choose_http_port(options.http_port)}"
         grpc = f"{_HOST}:{free_port()}"

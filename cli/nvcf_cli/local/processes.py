@@ -139,6 +139,7 @@ def gateway_spec(installation: Installation, addresses: Addresses, log_level: st
     command = [sys.executable, "-m", "nvcf_gateway", "--http", addresses.http, "--grpc", addresses.grpc]
     command += ["--nats", addresses.nats, "--signing-key", str(installation.signing_key)]
     command += ["--bootstrap-keys", str(installation.bootstrap_keys)]
+    command += ["--sealing-keys", str(installation.sealing_keys)]
     command += ["--region", "local", "--regions", "local"]
     command += ["--sessions", addresses.sessions] if addresses.sessions is not None else []
     command += ["--store-folder", str(addresses.store)] if addresses.store is not None else []

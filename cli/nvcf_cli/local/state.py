@@ -71,6 +71,11 @@ class Installation:
         return self.data / "signing-key.pem"
 
     @property
+    def sealing_keys(self) -> Path:
+        """Folder of the keys that seal secrets: `*.key`, the newest seals."""
+        return self.data / "sealing-keys"
+
+    @property
     def prometheus(self) -> Path:
         """Configuration with which Prometheus collects everything."""
         return self.data / "prometheus.yml"

@@ -9,18 +9,20 @@ from __future__ import annotations
 import functools
 import hmac
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jwt
 
-from nvcf_gateway.errors import GatewayError
+from nvcf_gateway.access.authorization import bearer_token
+from nvcf_gateway.errors import GatewayError, HttpProblem
 from nvcf_gateway.registry import Registry
 from nvcf_proto.compute import RegisteredCluster
 from nvcf_proto.errors import InvalidToken
 from nvcf_proto.models import ApiKey, Scope
 from nvcf_proto.models.keys import api_key_id, hash_api_key
 
+CLUSTER_HEADER = "X-Nv-Cluster-Id"
 AUDIENCE_PREFIX = "nvcf-icms:"
 ALGORITHM = "RS256"
 CLOCK_SECONDS = 30.0
@@ -105,6 +107,18 @@ class AgentAccess:
             except (jwt.InvalidTokenError, TypeError, ValueError, OverflowError):
                 continue
         raise invalid
+
+
+def calling_agent(access: AgentAccess, headers: Mapping[str, str]) -> Agent:
+    """Return the agent that calls. Raises HttpProblem 401, and 403 for another cluster's identity."""
+    credential = bearer_token(headers)
+    cluster_id = headers.get(CLUSTER_HEADER, "")
+    if not cluster_id:
+        raise HttpProblem(403, f"header {CLUSTER_HEADER} is missing: it names the agent's cluster")
+    try:
+        return access.verify(cluster_id, credential)
+    except AgentRefused as refused:
+        raise HttpProblem(403 if refused.other_cluster else 401, str(refused)) from None
 
 
 @functools.lru_cache(maxsize=_KEY_SETS)

@@ -138,7 +138,8 @@ class Authorizer:
         Raises HttpProblem 403 (no invoke scope, or a key limited to other functions) and 404 (no such
         function in the account or shared with it, or no deployed version).
         """
-        return self._chooser.choice(self.versions(caller, target))
+        found = self.versions(caller, target)
+        return found[0] if len(found) == 1 else self._chooser.choice(found)
 
     def versions(self, caller: Caller, target: Target) -> list[FunctionVersion]:
         """Return the versions that may serve a call, at least one. Raises HttpProblem as `version` does."""

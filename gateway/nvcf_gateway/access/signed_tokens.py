@@ -59,7 +59,7 @@ class SignedUrls:
 
 
 def _sign_url(key: bytes, purpose: str, name: str, until: str) -> str:
-    return hmac.new(key, f"{purpose}\0{name}\0{until}".encode(), hashlib.sha256).hexdigest()
+    return hmac.digest(key, f"{purpose}\0{name}\0{until}".encode(), "sha256").hex()
 
 
 class TokenKind(StrEnum):

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import hashlib
-import logging
-import os
-import secrets
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from nvcf_gateway.access.key_files import KeyFiles, create_key_file, key_files
 from nvcf_gateway.access.signed_tokens import derive_key
 from nvcf_gateway.errors import SetupError
 
-_log = logging.getLogger(__name__)
-
-CHECK_SECONDS = 1.0
-URGENT_SECONDS = 0.05
 KEY_SUFFIX = ".pem"
 FIRST_KEY_NAME = "signing.pem"
-
-Stamp = tuple[tuple[str, int, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -67,53 +56,17 @@ class KeyRing:
         return [] if found is None else [found]
 
 
-class SigningKeys:
+class SigningKeys(KeyFiles[KeyRing]):
     """The current key ring of a PEM file, or of a folder of files `*.pem`."""
 
     def __init__(self, path: Path) -> None:
         """Read the keys; create a first one (mode 0600) if there is none. Raises SetupError."""
-        self._path = path
         if path.is_dir():
-            if not _files(path):
+            if not key_files(path, KEY_SUFFIX):
                 create_key(path / FIRST_KEY_NAME)
         elif not path.exists():
             create_key(path)
-        self._checked = time.monotonic()
-        self._stamp = _stamp(path)
-        self.ring = _read(path)
-
-    async def follow(self) -> None:
-        """Read the keys again when the files change, until cancelled."""
-        while True:
-            await asyncio.sleep(CHECK_SECONDS)
-            await asyncio.to_thread(self.refresh)
-
-    def refresh_if_due(self) -> None:
-        """Refresh at most once in `URGENT_SECONDS`: anybody can send tokens that name unknown keys."""
-        now = time.monotonic()
-        if now - self._checked >= URGENT_SECONDS:
-            self._checked = now
-            self.refresh()
-
-    def refresh(self) -> bool:
-        """Read the keys again if the files have changed; return whether they have.
-
-        If the files cannot be read, the keys of before stay.
-        """
-        try:
-            stamp = _stamp(self._path)
-            if stamp == self._stamp:
-                return False
-            ring = _read(self._path)
-        except (SetupError, OSError) as error:
-            # The files may be half written: the next refresh tries again.
-            _log.error("signing keys: %s; the previous keys stay in use", error)
-            return False
-        # In this order: another thread that sees the new stamp must see the new ring.
-        self.ring = ring
-        self._stamp = stamp
-        _log.info("signing keys read again", extra={"keys": len(ring.by_id), "signer": ring.signer.key_id})
-        return True
+        super().__init__(path, KEY_SUFFIX, "signing keys", lambda files: _read(path, files))
 
 
 def create_key(path: Path) -> None:
@@ -121,43 +74,11 @@ def create_key(path: Path) -> None:
     pem = Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(pem)
-        # Atomic: the first replica that links creates the key for all that share the folder.
-        with contextlib.suppress(FileExistsError):
-            os.link(draft, path)
-    except OSError as error:
-        raise SetupError(f"cannot create the signing key {path}: {error.strerror}") from error
-    finally:
-        draft.unlink(missing_ok=True)
+    create_key_file(path, pem, "signing key")
 
 
-def _files(path: Path) -> list[Path]:
-    """Return the key files, newest first: by whole seconds, then by name.
-
-    Whole seconds, because mounted secrets are written all at once, in any order.
-    """
-    if not path.is_dir():
-        return [path]
-    files = [each for each in path.iterdir() if each.suffix == KEY_SUFFIX and not each.name.startswith(".")]
-    return sorted(files, key=lambda each: (int(each.stat().st_mtime), each.name), reverse=True)
-
-
-def _stamp(path: Path) -> Stamp:
-    found = []
-    for each in _files(path):
-        status = each.stat()
-        found.append((each.name, status.st_ino, status.st_mtime_ns, status.st_size))
-    return tuple(found)
-
-
-def _read(path: Path) -> KeyRing:
-    try:
-        keys = tuple(signing_key(_read_key(each)) for each in _files(path))
-    except OSError as error:
-        raise SetupError(f"cannot read the signing keys in {path}: {error.strerror}") from error
+def _read(path: Path, files: list[Path]) -> KeyRing:
+    keys = tuple(signing_key(_read_key(each)) for each in files)
     if not keys:
         raise SetupError(f"no signing key in {path}: put a file *{KEY_SUFFIX} with an Ed25519 key there")
     return KeyRing(keys)

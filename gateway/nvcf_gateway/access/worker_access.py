@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from nvcf_gateway.access.worker_tokens import InvalidWorkerToken, WorkerTokens
 from nvcf_gateway.registry import Registry
@@ -78,6 +79,11 @@ class WorkerAccess:
             request_id=claims.request_id,
         )
 
+    def issue_for_secrets(self, claims: WorkerClaims, paths: Sequence[str], now: float) -> tuple[str, float]:
+        """Return a token that reads the secrets at `paths` while the instance lives, and its end."""
+        recorded = self._instance(claims) is not None
+        return self.tokens.for_secrets(replace(claims, has_record=recorded), paths, now)
+
     def verify(self, token: str, now: float) -> WorkerClaims:
         """Return the claims of a good token. Raises InvalidWorkerToken and RevokedWorkerToken."""
         claims = self.tokens.verify(token, now)
@@ -85,6 +91,14 @@ class WorkerAccess:
         if reason is not None:
             raise RevokedWorkerToken(reason)
         return claims
+
+    def verify_for_secrets(self, token: str, now: float) -> tuple[str, ...]:
+        """Return the paths that a token for secrets reads. Raises as `verify` does."""
+        claims, paths = self.tokens.verify_for_secrets(token, now)
+        reason = self.why_revoked(claims)
+        if reason is not None:
+            raise RevokedWorkerToken(reason)
+        return paths
 
     def why_revoked(self, claims: WorkerClaims) -> str | None:
         """Return why these claims are void now; None if they are good."""

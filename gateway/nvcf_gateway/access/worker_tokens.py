@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import jwt
 
 from nvcf_gateway.access.signing_keys import SigningKeys
 from nvcf_gateway.errors import GatewayError
+from nvcf_proto.secrets import SECRETS_AUDIENCE, SECRETS_TOKEN_LIFE
 from nvcf_proto.settings import WORKER_TOKEN_LIFE
 from nvcf_proto.tokens import WORKER_TOKEN_AUDIENCE, WORKER_TOKEN_ISSUER, WorkerClaims
 
@@ -59,11 +61,18 @@ class WorkerTokens:
     def assertion(self, worker: WorkerClaims, purpose: str, now: float) -> tuple[str, float]:
         """Return a token by which a worker proves its identity to third parties, and when it expires.
 
-        `purpose` becomes the audience, so the platform itself does not accept the token.
+        `purpose` becomes the audience, so that the token is good for nothing else.
         """
         return self._sign(replace(worker, expires_at=now + self._life), purpose, now)
 
-    def _sign(self, worker: WorkerClaims, audience: str, now: float) -> tuple[str, float]:
+    def for_secrets(self, worker: WorkerClaims, paths: Sequence[str], now: float) -> tuple[str, float]:
+        """Return a token that reads the secrets at `paths` and nothing else, and when it expires."""
+        claims = replace(worker, expires_at=now + SECRETS_TOKEN_LIFE)
+        return self._sign(claims, SECRETS_AUDIENCE, now, {"assertion": {"secretPaths": list(paths)}})
+
+    def _sign(
+        self, worker: WorkerClaims, audience: str, now: float, more: Mapping[str, Any] | None = None
+    ) -> tuple[str, float]:
         expires = int(worker.expires_at)
         claims: dict[str, Any] = {
             "iss": WORKER_TOKEN_ISSUER,
@@ -81,14 +90,25 @@ class WorkerTokens:
             claims["req"] = worker.request_id
         if worker.first:
             claims["first"] = True
+        claims.update(more or {})
         signer = self._keys.ring.signer
         token = jwt.encode(claims, signer.private, algorithm=ALGORITHM, headers={"kid": signer.key_id})
         return token, float(expires)
 
     def verify(self, token: str, now: float) -> WorkerClaims:
         """Return the claims of a valid token. Raises InvalidWorkerToken."""
+        return self._verified(token, WORKER_TOKEN_AUDIENCE, now)[0]
+
+    def verify_for_secrets(self, token: str, now: float) -> tuple[WorkerClaims, tuple[str, ...]]:
+        """Return the claims of a valid token for secrets, and its paths. Raises InvalidWorkerToken."""
+        worker, claims = self._verified(token, SECRETS_AUDIENCE, now)
+        assertion = claims.get("assertion")
+        paths = assertion.get("secretPaths") if isinstance(assertion, dict) else None
+        return worker, tuple(map(str, paths)) if isinstance(paths, list) else ()
+
+    def _verified(self, token: str, audience: str, now: float) -> tuple[WorkerClaims, dict[str, Any]]:
         try:
-            claims = self._decode(token)
+            claims = self._decode(token, audience)
             found = WorkerClaims(
                 instance_id=str(claims["sub"]),
                 function_id=str(claims["fn"]),
@@ -104,9 +124,9 @@ class WorkerTokens:
             raise InvalidWorkerToken("not a valid worker token") from error
         if found.expires_at <= now:
             raise InvalidWorkerToken("the worker token has expired")
-        return found
+        return found, claims
 
-    def _decode(self, token: str) -> dict[str, Any]:
+    def _decode(self, token: str, audience: str) -> dict[str, Any]:
         key_id = jwt.get_unverified_header(token).get("kid")
         candidates = self._keys.ring.candidates(key_id)
         if not candidates:
@@ -120,7 +140,7 @@ class WorkerTokens:
                     token,
                     key.public,
                     algorithms=[ALGORITHM],
-                    audience=WORKER_TOKEN_AUDIENCE,
+                    audience=audience,
                     issuer=WORKER_TOKEN_ISSUER,
                     options={"require": list(_CLAIMS), "verify_exp": False, "verify_iat": False},
                 )

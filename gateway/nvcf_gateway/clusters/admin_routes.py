@@ -26,7 +26,8 @@ from nvcf_gateway.errors import HttpProblem, broker_errors
 from nvcf_gateway.http.bodies import read_record
 from nvcf_gateway.http.responses import json_response
 from nvcf_gateway.http.routing import Handler, Route
-from nvcf_gateway.management.resources import authorized, shown, update
+from nvcf_gateway.management.resources import authorized, update
+from nvcf_gateway.management.shown import shown
 from nvcf_gateway.registry import Registry
 from nvcf_proto.compute import Cluster, RegisteredCluster
 from nvcf_proto.icms.reports import MaintenanceMode

@@ -10,8 +10,13 @@ from collections.abc import Callable
 from aiohttp import web
 
 from nvcf_broker.errors import BrokerError
-from nvcf_gateway.access.agent_identity import Agent, AgentAccess, AgentRefused, read_key_set
-from nvcf_gateway.access.authorization import bearer_token
+from nvcf_gateway.access.agent_identity import (
+    CLUSTER_HEADER,
+    Agent,
+    AgentAccess,
+    calling_agent,
+    read_key_set,
+)
 from nvcf_gateway.clusters.cluster_records import after_heartbeat, after_registration, registered
 from nvcf_gateway.clusters.instance_reports import OK, Decision
 from nvcf_gateway.clusters.instances import InstanceRecords
@@ -39,7 +44,6 @@ from nvcf_proto.icms.reports import (
 
 _log = logging.getLogger(__name__)
 
-CLUSTER_HEADER = "X-Nv-Cluster-Id"
 MAX_REPORT = 2 * 1024 * 1024
 """A report may name all requests that an ended instance held."""
 MAX_REGISTRATION = 1024 * 1024
@@ -151,15 +155,8 @@ class AgentRoutes:
 
     def _agent(self, request: web.BaseRequest, values: dict[str, str]) -> Agent:
         """Return who calls. Raises HttpProblem 401, and 403 for another cluster's identity."""
-        credential = bearer_token(request.headers)
-        cluster_id = request.headers.get(CLUSTER_HEADER, "")
-        if not cluster_id:
-            raise HttpProblem(403, f"header {CLUSTER_HEADER} is missing: it names the agent's cluster")
-        try:
-            agent = self._access.verify(cluster_id, credential)
-        except AgentRefused as refused:
-            raise HttpProblem(403 if refused.other_cluster else 401, str(refused)) from None
-        if values.get("cluster_id", cluster_id) != cluster_id:
+        agent = calling_agent(self._access, request.headers)
+        if values.get("cluster_id", agent.cluster.id) != agent.cluster.id:
             raise HttpProblem(403, f"the path names another cluster than {CLUSTER_HEADER}")
         return agent
 

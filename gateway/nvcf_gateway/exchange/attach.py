@@ -8,6 +8,7 @@ import re
 
 from aiohttp import web
 from google.protobuf.message import DecodeError
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from nvcf_gateway.access.authorization import bearer_token
@@ -15,6 +16,7 @@ from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.errors import AnsweredElsewhere, CallerGone, HttpProblem
 from nvcf_gateway.exchange.bodies import BodySuperseded, BodyTooLarge
 from nvcf_gateway.exchange.pending import Pending, PendingRequests
+from nvcf_gateway.exchange.reply_subjects import ReplySubjects
 from nvcf_gateway.exchange.sinks import BODILESS, Sink, checked_head
 from nvcf_gateway.exchange.states import State
 from nvcf_gateway.http.responses import SERVER
@@ -172,9 +174,13 @@ def _abort(request: web.BaseRequest) -> None:
 class InlineReplies:
     """Broker side: complete small responses in one message."""
 
-    def __init__(self, pending: PendingRequests, background: BackgroundTasks) -> None:
+    def __init__(
+        self, client: Client, gateway_id: str, pending: PendingRequests, background: BackgroundTasks
+    ) -> None:
         self._pending = pending
         self._background = background
+        self._storing: set[str] = set()
+        self.subjects = ReplySubjects(client, gateway_id, background, self.received)
 
     async def received(self, message: Msg) -> None:
         """Pass a response to its caller and acknowledge it.
@@ -184,25 +190,38 @@ class InlineReplies:
         token = message.subject.rsplit(".", 1)[1]
         pending = self._pending.by_inline_token(token)
         if pending is None:
-            return await _refuse(message, 410)
+            return await self._refuse(message, 410)
         try:
             head, body = _decode_inline(message.data, bodiless=pending.head.method == "HEAD")
         except (DecodeError, H1Error) as error:
-            _log.warning("inline reply refused: %s", error, extra={"request_id": pending.request_id})
-            return await _refuse(message, 400)
+            if self.subjects.refused(message):
+                _log.warning("inline reply refused: %s", error, extra={"request_id": pending.request_id})
+                await _refuse(message, 400)
+            return None
         if pending.inline_storage is not None:
+            if token in self._storing:
+                self.subjects.refused(message)
+                return None
             # Storing takes a while, and the next reply must not wait for it.
-            self._background.spawn(self._store(message, pending, head, body), f"store {pending.request_id}")
+            self._storing.add(token)
+            storing = self._background.spawn(
+                self._store(message, pending, head, body), f"store {pending.request_id}"
+            )
+            storing.add_done_callback(lambda _: self._storing.discard(token))
             return None
         if not pending.take_inline(head, body):
-            return await _refuse(message, 410)
-        return await message.respond(b"")
+            return await self._refuse(message, 410)
+        return await _confirm(message)
+
+    async def _refuse(self, message: Msg, status: int) -> None:
+        if self.subjects.refused(message):
+            await _refuse(message, status)
 
     async def _store(self, message: Msg, pending: Pending, head: ResponseHead, body: bytes) -> None:
         """Store the response, then acknowledge it. Without an acknowledgement the worker tries attach."""
         storage = pending.inline_storage
         if storage is None or not pending.open:
-            return await _refuse(message, 410)
+            return await self._refuse(message, 410)
         try:
             first = await storage.save(head, body)
         except HttpProblem:
@@ -210,13 +229,19 @@ class InlineReplies:
         if not first:
             # Another execution was faster: this one is done, and the caller gets that one's response.
             pending.give_way()
-            return await message.respond(b"")
+            return await _confirm(message)
         if pending.detached:
             pending.notify(answered=True)
             pending.finish_inline(comes_again=self._pending.stored(pending, head.status))
         elif not pending.take_inline(head, body):
-            return await _refuse(message, 410)
-        return await message.respond(b"")
+            return await self._refuse(message, 410)
+        return await _confirm(message)
+
+
+async def _confirm(message: Msg) -> None:
+    # `Msg.respond` would send the headers of the message back.
+    if message.reply:
+        await message._client.publish(message.reply, b"")
 
 
 async def _refuse(message: Msg, status: int) -> None:

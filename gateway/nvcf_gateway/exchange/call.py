@@ -11,7 +11,7 @@ from nvcf_gateway.access.authorization import Caller
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.exchange.bodies import CallerBody
 from nvcf_gateway.http.durations import poll_seconds
-from nvcf_gateway.queue.message import AssetReference, Header, header_text
+from nvcf_gateway.queue.message import AssetReference, Header, header_texts
 from nvcf_proto import headers as names
 from nvcf_proto.h1 import RequestHead
 from nvcf_proto.models import FunctionVersion
@@ -46,7 +46,7 @@ class Call:
 
 def raw_headers(request: web.BaseRequest) -> list[Header]:
     """Return the caller's headers in order, with their names as sent."""
-    return [(header_text(name), header_text(value)) for name, value in request.raw_headers]
+    return header_texts(request.raw_headers)
 
 
 def caller_poll_seconds(request: web.BaseRequest, *, path_route: bool) -> int:
@@ -70,7 +70,8 @@ def flag(request: web.BaseRequest, name: str, default: bool) -> bool:
 
 async def expect_continue(request: web.BaseRequest) -> None:
     """Send `100 Continue` to a caller that waits for it before it sends its body."""
-    if request.headers.get("Expect", "").lower() == "100-continue" and not request.content.at_eof():
+    expected = request.headers.get("Expect")
+    if expected is not None and expected.lower() == "100-continue" and not request.content.at_eof():
         await request.writer.write(_CONTINUE)
         # The writer counts the size of the response, and this is no part of it.
         request.writer.output_size = 0

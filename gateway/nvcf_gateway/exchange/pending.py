@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
+import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Protocol
 
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.exchange.bodies import Body
+from nvcf_gateway.exchange.bodies import Body, empty_body
+from nvcf_gateway.exchange.expiry import Expiry
 from nvcf_gateway.exchange.sinks import Sink
 from nvcf_gateway.exchange.states import Event, State, transition
 from nvcf_proto.h1 import RequestHead, ResponseHead
@@ -45,6 +46,10 @@ class Storage(Protocol):
         """Store a complete response; return False if another one is stored already."""
 
 
+_NOTHING: Body = empty_body()
+_bare_head = functools.lru_cache(maxsize=16)(lambda method: RequestHead(method, "", []))
+
+
 def _new_outcome() -> asyncio.Future[Outcome]:
     return asyncio.get_running_loop().create_future()
 
@@ -75,7 +80,7 @@ class Pending:
     longest: float = float("inf")
     """Loop time at which even a streamed response is cut off."""
     timer: asyncio.TimerHandle | None = None
-    expiry: asyncio.TimerHandle | None = None
+    expiry: Expiry[Pending] | None = None
     problem: HttpProblem | None = None
     body_attempt: int = 0
     streaming: asyncio.Task[object] | None = None
@@ -219,6 +224,12 @@ class Pending:
         if self._apply(Event.LEFT) and self.state is State.DETACHED and self.storage is not None:
             self.sink = self.storage.sink()
 
+    def let_go(self) -> None:
+        """Drop what nobody needs of a request that is kept as a whole in the queue, for a day perhaps."""
+        if self.request_token is None:
+            self.body = _NOTHING
+            self.head = _bare_head(self.head.method)
+
     def withdraw(self) -> None:
         """Take no response any more."""
         self._apply(Event.WITHDRAWN)
@@ -244,6 +255,8 @@ class PendingRequests:
         self._by_inline: dict[str, Pending] = {}
         self._by_request: dict[str, Pending] = {}
         self._by_id: dict[str, Pending] = {}
+        # By how long requests are retained, for which there are two settings.
+        self._expiries: dict[float, Expiry[Pending]] = {}
 
     def __len__(self) -> int:
         return len(self._by_response)
@@ -269,11 +282,9 @@ class PendingRequests:
     def expire(self, pending: Pending, seconds: float) -> None:
         """Forget the request in so many seconds, unless that happens before."""
         if pending.expiry is not None:
-            pending.expiry.cancel()
-        # In a context of its own: the caller's holds all that its exchange was about.
-        pending.expiry = asyncio.get_running_loop().call_later(
-            seconds, self._expired, pending, context=contextvars.Context()
-        )
+            pending.expiry.discard(pending)
+        pending.expiry = self._expiries.setdefault(seconds, Expiry(seconds, self._expired))
+        pending.expiry.add(pending)
 
     def _expired(self, pending: Pending) -> None:
         pending.notify(answered=False)
@@ -296,8 +307,7 @@ class PendingRequests:
     def remove(self, pending: Pending) -> None:
         """Forget the request; its tokens are void from here on."""
         if pending.expiry is not None:
-            # A timer that is only left to run would hold the request, and its body, for a day.
-            pending.expiry.cancel()
+            pending.expiry.discard(pending)
             pending.expiry = None
         self._by_response.pop(pending.response_token, None)
         self._by_inline.pop(pending.inline_token, None)

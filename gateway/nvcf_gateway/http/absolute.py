@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
+
+from nvcf_gateway.http.listener import Connection
 
 
 def make_request(
@@ -21,7 +24,10 @@ def make_request(
     """Return the request of a parsed message."""
     if not message.path.startswith("/"):
         message = in_origin_form(message)
-    return web.BaseRequest(message, payload, protocol, writer, task, asyncio.get_running_loop())
+    request = web.BaseRequest(message, payload, protocol, writer, task, asyncio.get_running_loop())
+    if isinstance(protocol, Connection):
+        protocol.latest = weakref.ref(request)
+    return request
 
 
 def in_origin_form(message: RawRequestMessage) -> RawRequestMessage:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from typing import Any
 
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion, HttpVersion11, web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.http.connections import FIRST_CHECK_SECONDS, Watch, may_probe
 from nvcf_gateway.http.descriptors import crowded_out
 from nvcf_gateway.http.responses import SERVER, problem_response
 
@@ -25,7 +27,35 @@ EVICTED = 0.05
 class Connection(RequestHandler):
     """A connection whose requests that cannot be parsed get a problem document."""
 
-    __slots__ = ()
+    __slots__ = ("latest",)
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.latest: weakref.ref[web.BaseRequest] | None = None
+
+    def eof_received(self) -> bool | None:  # type: ignore[override] # the library's never keeps a connection
+        """Keep the connection of a caller that only shut down its sending side, until it has its response."""
+        transport, version = self.transport, self._unanswered()
+        if transport is None or version is None or not may_probe(transport, version):
+            return None
+        # No further request can come.
+        self.close()
+        Watch(transport, lambda: self._unanswered() is not None).start(FIRST_CHECK_SECONDS)
+        return True
+
+    def _unanswered(self) -> HttpVersion | None:
+        """Return the version of the only request, if it is complete and its response has not begun."""
+        if self._upgraded or self._payload_parser is not None:
+            return None
+        if self._messages:
+            message, content = self._messages[0]
+            # What could not be parsed has no version.
+            version = getattr(message, "version", None)
+            return version if len(self._messages) == 1 and content.is_eof() else None
+        request = None if self.latest is None else self.latest()
+        if request is None or request.writer.output_size > 0 or not request.content.is_eof():
+            return None
+        return request.version
 
     def handle_error(
         self,

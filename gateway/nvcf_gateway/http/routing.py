@@ -67,6 +67,32 @@ def _routing_id(text: str | None) -> str | None:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Pattern(Generic[T]):
+    """A pattern with the places of its literals and of its names, and what serves it by method."""
+
+    text: str
+    literals: list[tuple[int, str]]
+    names: list[tuple[int, str]]
+    methods: dict[str, T]
+
+    @classmethod
+    def of(cls, text: str, methods: dict[str, T]) -> _Pattern[T]:
+        segments = list(enumerate(text.split("/")))
+        literals = [(at, segment) for at, segment in segments if not segment.startswith("{")]
+        names = [(at, segment[1:-1]) for at, segment in segments if segment.startswith("{")]
+        return cls(text, literals, names, methods)
+
+    def match(self, segments: list[str]) -> dict[str, str] | None:
+        """Return the values of the names in a path with the same number of segments, None without a match."""
+        for at, literal in self.literals:
+            if segments[at] != literal:
+                return None
+        values = {name: segments[at] for at, name in self.names}
+        # No name stands for nothing.
+        return None if "" in values.values() else values
+
+
 class PathTable(Generic[T]):
     """Routes by method and path; `{name}` in a pattern matches one segment.
 
@@ -75,26 +101,26 @@ class PathTable(Generic[T]):
 
     def __init__(self) -> None:
         self._literal: dict[str, dict[str, T]] = {}
-        self._patterns: dict[int, list[tuple[list[str], dict[str, T]]]] = {}
+        self._patterns: dict[int, list[_Pattern[T]]] = {}
 
     def add(self, method: str, pattern: str, handler: T) -> None:
         """Route `method` on `pattern` to `handler`."""
         if "{" not in pattern:
             self._literal.setdefault(pattern, {})[method] = handler
             return
-        segments = pattern.split("/")
-        for known, methods in self._patterns.setdefault(len(segments), []):
-            if known == segments:
-                methods[method] = handler
+        same_length = self._patterns.setdefault(pattern.count("/"), [])
+        for known in same_length:
+            if known.text == pattern:
+                known.methods[method] = handler
                 return
-        self._patterns[len(segments)].append((segments, {method: handler}))
+        same_length.append(_Pattern.of(pattern, {method: handler}))
 
     def routes(self) -> list[tuple[str, str]]:
         """Return methods and patterns of all routes, sorted."""
         found = [(method, path) for path, methods in self._literal.items() for method in methods]
         for same_length in self._patterns.values():
-            for segments, methods in same_length:
-                found += [(method, "/".join(segments)) for method in methods]
+            for pattern in same_length:
+                found += [(method, pattern.text) for method in pattern.methods]
         return sorted(found)
 
     def find(self, path: str) -> tuple[dict[str, T], dict[str, str]] | None:
@@ -103,20 +129,8 @@ class PathTable(Generic[T]):
         if literal is not None:
             return literal, {}
         segments = path.split("/")
-        for pattern, methods in self._patterns.get(len(segments), ()):
-            values = _match(pattern, segments)
+        for pattern in self._patterns.get(len(segments) - 1, ()):
+            values = pattern.match(segments)
             if values is not None:
-                return methods, values
+                return pattern.methods, values
         return None
-
-
-def _match(pattern: list[str], segments: list[str]) -> dict[str, str] | None:
-    values: dict[str, str] = {}
-    for expected, segment in zip(pattern, segments, strict=True):
-        if expected.startswith("{"):
-            if not segment:
-                return None
-            values[expected[1:-1]] = segment
-        elif expected != segment:
-            return None
-    return values

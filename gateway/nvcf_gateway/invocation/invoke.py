@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from aiohttp import web
-from opentelemetry import trace
 
 from nvcf_gateway.access.authorization import Authenticator, Authorizer, Caller
 from nvcf_gateway.access.revocations import Revocations
@@ -40,18 +40,29 @@ from nvcf_gateway.ratelimit.limiter import RateLimiter
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.results.idempotency_keys import HEADER
 from nvcf_gateway.results.status import Poller
-from nvcf_gateway.telemetry.http_span import new_request_id, set_version
+from nvcf_gateway.telemetry.http_span import child, new_request_id, set_version
 from nvcf_otel import names as telemetry
-from nvcf_otel import spans
 from nvcf_proto import headers as names
 from nvcf_proto.h1 import RequestHead, ResponseHead
-from nvcf_proto.models import FunctionVersion
+from nvcf_proto.models import Deployment, FunctionVersion
 from nvcf_proto.settings import MAX_DIRECT_RESPONSE, MAX_INLINE_BODY, POLL_SECONDS_MAX
 
 READ_AHEAD_PATIENCE = 5.0
 _REPEATABLE = (HEADER, names.NVCF_KEEP_QUEUED)
 
-_tracer = trace.get_tracer("nvcf_gateway")
+
+class _New(NamedTuple):
+    """What a new request gets: an id, when its call began (Unix seconds), its objects.
+
+    `refused` is why it cannot be executed. That is not raised at once: a call that repeats another one needs
+    no assets.
+    """
+
+    request_id: str
+    started: float
+    large_response_url: str = ""
+    assets: tuple[AssetReference, ...] = ()
+    refused: HttpProblem | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,43 +86,36 @@ class Invoker:
         """Serve any method and path as the function sees it."""
         caller, version = await self._admit(request, target)
         with self.revocations.call(caller, version.function_id):
-            return await self._pass_through(request, caller, version)
-
-    async def _pass_through(
-        self, request: web.BaseRequest, caller: Caller, version: FunctionVersion
-    ) -> web.StreamResponse:
-        call = await self._call(request, caller, version, target=request.raw_path, path_route=False)
-        sink = StreamSink(
-            request,
-            lambda head: pass_through_headers(head, call.request_id),
-            lambda head: self._before_progress(head, call),
-        )
-        return await self._answer(request, call, await self.runner.run(call, sink, request.headers), sink)
+            new = _New(new_request_id(), time.time())
+            call = await self._call(request, caller, version, new, target=request.raw_path, path_route=False)
+            sink = StreamSink(
+                request,
+                lambda head: pass_through_headers(head, call.request_id),
+                lambda head: self._before_progress(head, call),
+            )
+            return await self._answer(request, call, await self.runner.run(call, sink, request.headers), sink)
 
     async def pexec(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         """Serve a call with a raw body in and out."""
         caller, version = await self._admit(request, target)
         with self.revocations.call(caller, version.function_id):
-            return await self._pexec(request, caller, version)
-
-    async def _pexec(
-        self, request: web.BaseRequest, caller: Caller, version: FunctionVersion
-    ) -> web.StreamResponse:
-        call = await self._call(request, caller, version, target=version.inference_url, path_route=True)
-        cors = list(cors_headers(request.headers).items())
-        asset_ids = _asset_ids(request)
-        call, refused = await self._with_objects(call, asset_ids)
-        async with self.idempotent.execution(request, call, asset_ids, refused) as execution:
-            if execution.earlier is not None:
-                return await self.poller.follow(request, execution.earlier, call, wrapped=False)
-            call = execution.call
-            sink = StreamSink(
-                request,
-                lambda head: path_headers(head, call.request_id, cors),
-                lambda head: self._before_progress(head, call),
+            asset_ids = _asset_ids(request)
+            new = await self._new(caller, asset_ids)
+            call = await self._call(
+                request, caller, version, new, target=version.inference_url, path_route=True
             )
-            ended = await execution.run(call, sink, request.headers)
-        return await self._answer(request, call, ended, sink)
+            cors = list(cors_headers(request.headers).items())
+            async with self.idempotent.execution(request, call, asset_ids, new.refused) as execution:
+                if execution.earlier is not None:
+                    return await self.poller.follow(request, execution.earlier, call, wrapped=False)
+                call = execution.call
+                sink = StreamSink(
+                    request,
+                    lambda head: path_headers(head, call.request_id, cors),
+                    lambda head: self._before_progress(head, call),
+                )
+                ended = await execution.run(call, sink, request.headers)
+            return await self._answer(request, call, ended, sink)
 
     async def exec(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         """Serve a call with the JSON wrapper in and out."""
@@ -128,7 +132,8 @@ class Invoker:
             wrapped = await self.bodies.parsed(await read_all(request, limit, grow=grow), parse_exec)
             keyed = HEADER in request.headers
             source = BytesSource(wrapped.body)
-            body = self._body(source, len(wrapped.body), version, digested=keyed)
+            deployment = self.registry.deployments.get(version.id)
+            body = self._body(source, len(wrapped.body), deployment, digested=keyed)
             await self._read_ahead(request, body, MAX_INLINE_BODY)
             if len(wrapped.body) > self.config.spool_memory_bytes or keyed:
                 await body.spool_rest()
@@ -140,13 +145,24 @@ class Invoker:
         # say that the caller may fetch the response later, which the worker has to know [ext].
         inner = [(name, request.headers[name]) for name in _REPEATABLE if name in request.headers]
         inner += [("Content-Type", "application/json"), ("Content-Length", str(length))]
-        keep = self._keep_queued(request, version)
+        keep = _keep_queued(request, deployment)
         worker_seconds = self._worker_poll_seconds(seconds, keep=keep)
         headers = forwarded_headers(inner, worker_seconds, self.config.region, pass_through=False)
         head = RequestHead("POST", version.inference_url, headers)
-        call = Call(caller, version, head, body, seconds, new_request_id(), time.time(), keep_queued=keep)
-        call, refused = await self._with_objects(call, asset_ids)
-        async with self.idempotent.execution(request, call, asset_ids, refused) as execution:
+        new = await self._new(caller, asset_ids)
+        call = Call(
+            caller,
+            version,
+            head,
+            body,
+            seconds,
+            new.request_id,
+            new.started,
+            large_response_url=new.large_response_url,
+            assets=new.assets,
+            keep_queued=keep,
+        )
+        async with self.idempotent.execution(request, call, asset_ids, new.refused) as execution:
             if execution.earlier is not None:
                 return await self.poller.follow(request, execution.earlier, call, wrapped=True)
             call = execution.call
@@ -162,7 +178,7 @@ class Invoker:
         return wrapped_response(call.request_id, sink.head, sink.body)
 
     async def _admit(self, request: web.BaseRequest, target: Target) -> tuple[Caller, FunctionVersion]:
-        with spans.child(_tracer, telemetry.AUTHORISE):
+        with child(telemetry.AUTHORISE):
             caller = self.authenticator.caller(request.headers)
             version = self.authorizer.version(caller, target)
             set_version(version)
@@ -174,20 +190,21 @@ class Invoker:
         request: web.BaseRequest,
         caller: Caller,
         version: FunctionVersion,
+        new: _New,
         *,
         target: str,
         path_route: bool,
     ) -> Call:
         seconds = caller_poll_seconds(request, path_route=path_route)
-        keep = path_route and self._keep_queued(request, version)
+        deployment = self.registry.deployments.get(version.id)
+        keep = path_route and _keep_queued(request, deployment)
         full = flag(request, names.NVCF_FEATURE_STREAM_FULL_REQUEST, default=False)
         worker_seconds = self._worker_poll_seconds(seconds, keep=keep)
         headers = forwarded_headers(
             raw_headers(request), worker_seconds, self.config.region, pass_through=not path_route
         )
-        started = time.time()
         keyed = path_route and HEADER in request.headers
-        body = self._body(request.content, request.content_length, version, digested=keyed)
+        body = self._body(request.content, request.content_length, deployment, digested=keyed)
         if request.can_read_body:
             await self._read_ahead(request, body, 0 if full else MAX_INLINE_BODY)
         head = RequestHead(request.method, target, headers)
@@ -197,36 +214,30 @@ class Invoker:
             head,
             body,
             seconds,
-            new_request_id(),
-            started,
+            new.request_id,
+            new.started,
             full_by_attach=full,
+            large_response_url=new.large_response_url,
+            assets=new.assets,
             keep_queued=keep,
         )
 
-    async def _with_objects(self, call: Call, asset_ids: Iterable[str]) -> tuple[Call, HttpProblem | None]:
-        """Return the call with input assets and large-result URL, and why it cannot be executed.
-
-        That is not raised yet: a call that repeats another one needs no assets.
-        """
-        refused, found = None, []
+    async def _new(self, caller: Caller, asset_ids: Sequence[str]) -> _New:
+        """Make a request id and the URL for a large result, and look the input assets up."""
+        request_id, started = new_request_id(), time.time()
+        url = self.large.upload_url(request_id)
+        if not asset_ids:
+            return _New(request_id, started, url)
         try:
-            found = await self.assets.references(call.caller, asset_ids)
+            return _New(request_id, started, url, await self.assets.references(caller, asset_ids))
         except HttpProblem as problem:
-            refused = problem
-        assets = tuple(AssetReference(*asset) for asset in found)
-        return replace(
-            call, assets=assets, large_response_url=self.large.upload_url(call.request_id)
-        ), refused
+            return _New(request_id, started, url, refused=problem)
 
     def _worker_poll_seconds(self, seconds: int, *, keep: bool) -> int:
         # A third-party worker fails a request that it takes after the poll time, and gives up one that nobody
         # polls for. The gateway itself answers a kept request at its poll time, so that worker gets the
         # longest poll time there is.
         return POLL_SECONDS_MAX if keep and self.config.wide_inbox else seconds
-
-    def _keep_queued(self, request: web.BaseRequest, version: FunctionVersion) -> bool:
-        deployment = self.registry.deployments.get(version.id)
-        return flag(request, names.NVCF_KEEP_QUEUED, deployment is not None and deployment.keep_queued)
 
     @staticmethod
     async def _read_ahead(request: web.BaseRequest, body: CallerBody, limit: int) -> None:
@@ -239,9 +250,8 @@ class Invoker:
             raise HttpProblem(413, str(error)) from None
 
     def _body(
-        self, source: ByteSource, length: int | None, version: FunctionVersion, *, digested: bool
+        self, source: ByteSource, length: int | None, deployment: Deployment | None, *, digested: bool
     ) -> CallerBody:
-        deployment = self.registry.deployments.get(version.id)
         return CallerBody(
             source,
             length,
@@ -280,8 +290,14 @@ class Invoker:
         return sink.response
 
 
+def _keep_queued(request: web.BaseRequest, deployment: Deployment | None) -> bool:
+    return flag(request, names.NVCF_KEEP_QUEUED, deployment is not None and deployment.keep_queued)
+
+
 def _asset_ids(request: web.BaseRequest) -> list[str]:
-    value = request.headers.get(names.NVCF_INPUT_ASSET_REFERENCES, "")
+    value = request.headers.get(names.NVCF_INPUT_ASSET_REFERENCES)
+    if value is None:
+        return []
     return [part.strip() for part in value.split(",") if part.strip()]
 
 

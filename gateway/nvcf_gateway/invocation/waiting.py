@@ -25,6 +25,7 @@ from nvcf_gateway.errors import (
 )
 from nvcf_gateway.exchange.call import Call
 from nvcf_gateway.exchange.pending import Outcome, Pending, PendingRequests
+from nvcf_gateway.exchange.reply_subjects import ReplySubjects
 from nvcf_gateway.exchange.sinks import Sink
 from nvcf_gateway.exchange.states import State
 from nvcf_gateway.queue.demand import Demand, Tally
@@ -35,7 +36,6 @@ from nvcf_gateway.telemetry.enqueue_span import EnqueueTelemetry
 from nvcf_proto.h1 import H1Error
 from nvcf_proto.ids import new_id
 from nvcf_proto.settings import CALL_MAX_SECONDS, GATEWAY_EXTRA_WAIT
-from nvcf_proto.subjects import inline_reply_subject
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class CallRunner:
     """Enqueues calls and waits for their responses."""
 
     config: GatewayConfig
-    gateway_id: str
+    replies: ReplySubjects
     attach_url: Callable[[], str]
     queue: RequestQueue
     pending: PendingRequests
@@ -239,7 +239,7 @@ class CallRunner:
         delivery = Delivery(self.attach_url(), pending.response_token, pending.request_token)
         payload = build_request(work, delivery, call.body.prefix, full_by_attach=call.full_by_attach)
         inline = self.config.inline_reply_bytes
-        reply = inline_reply_subject(self.gateway_id, pending.inline_token) if inline else None
+        reply = await self.replies.subject(call.version.id, pending.inline_token) if inline else None
         sending = self.telemetry.enqueue(call.version, call.request_id, len(payload), trace)
         headers = message_headers(sending.carrier, reply, inline, kept=call.keep_queued)
         try:

@@ -13,7 +13,8 @@ from nvcf_gateway.errors import HttpProblem, invalid_field
 from nvcf_gateway.http.bodies import read_record
 from nvcf_gateway.http.responses import json_response
 from nvcf_gateway.management.bodies import KeyCreation
-from nvcf_gateway.management.resources import authorized, shown, stored, update
+from nvcf_gateway.management.resources import authorized, stored, update
+from nvcf_gateway.management.shown import shown
 from nvcf_gateway.quotas.limits import Quota
 from nvcf_gateway.quotas.usage import Usage
 from nvcf_gateway.registry import Registry

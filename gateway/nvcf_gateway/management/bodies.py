@@ -8,54 +8,27 @@ from typing import Annotated
 from msgspec import Meta, field
 from msgspec.structs import force_setattr
 
+from nvcf_gateway.management.deployment_bodies import check_scaling
+from nvcf_gateway.management.secret_bodies import TelemetrySecretValue
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.models import (
     MAX_ACCOUNTS_IN_LIST,
-    NAME_PATTERN,
     DeploymentSpecification,
-    FunctionType,
-    ProcessSource,
     RateLimit,
     ScalingPreferences,
     Scope,
-    Telemetries,
     TelemetryProtocol,
     TelemetryProvider,
-    TelemetrySecret,
     TelemetrySettings,
 )
 from nvcf_proto.models.deployments import BodyBytes, ExecutionSeconds, QueueDepth
 from nvcf_proto.models.functions import Account
-from nvcf_proto.models.record import Id, Record, matching
+from nvcf_proto.models.record import Id, Record
 from nvcf_proto.models.telemetries import Address, TelemetryName, TelemetryTypes
 
 MAX_FUNCTIONS = 256
 
-Name = Annotated[str, matching(NAME_PATTERN)]
 Description = Annotated[str, Meta(max_length=1024)]
-
-
-class VersionCreation(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A new version. Give either containerImage or process."""
-
-    name: Name | None = None
-    inference_url: Annotated[str, matching(r"/[\x21-\x7e]*", max_length=2048)] = "/"
-    description: Description | None = None
-    tags: tuple[str, ...] = ()
-    function_type: FunctionType = FunctionType.DEFAULT
-    container_image: Annotated[str, matching(r"[\x21-\x7e]+", max_length=1024)] | None = None
-    process: ProcessSource | None = None
-    telemetries: Telemetries | None = None
-
-    def __post_init__(self) -> None:
-        if (self.process is None) == (self.container_image is None):
-            raise InvalidRecord("containerImage", "give either containerImage or process")
-
-
-class FunctionCreation(VersionCreation, frozen=True, kw_only=True):
-    """A new function with its first version. Give either containerImage or process."""
-
-    name: Name
 
 
 class DeploymentCreation(Record, frozen=True, forbid_unknown_fields=True):
@@ -69,6 +42,9 @@ class DeploymentCreation(Record, frozen=True, forbid_unknown_fields=True):
     max_body_bytes: BodyBytes | None = None
     max_execution_seconds: ExecutionSeconds | None = None
     scaling: ScalingPreferences | None = None
+
+    def __post_init__(self) -> None:
+        check_scaling(self.specifications, self.scaling)
 
 
 class KeyCreation(Record, frozen=True, forbid_unknown_fields=True):
@@ -129,7 +105,7 @@ class TelemetryChange(Record, frozen=True, kw_only=True, forbid_unknown_fields=T
     protocol: TelemetryProtocol
     provider: TelemetryProvider
     types: TelemetryTypes
-    secret: TelemetrySecret | None = None
+    secret: TelemetrySecretValue | None = None
     settings: TelemetrySettings = field(name="configuration", default=TelemetrySettings())
 
 

@@ -9,34 +9,28 @@ from aiohttp import web
 
 from nvcf_broker.errors import BrokerError
 from nvcf_gateway.access.authorization import Authenticator
-from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.errors import HttpProblem, invalid_field
 from nvcf_gateway.http.bodies import read_record
 from nvcf_gateway.http.responses import json_response
+from nvcf_gateway.http.routing import path_id
+from nvcf_gateway.management.backends import check_clusters, check_version
 from nvcf_gateway.management.bodies import DeploymentCreation
+from nvcf_gateway.management.deployment_bodies import AnyObject, SpecificationUpdate
+from nvcf_gateway.management.deployment_changes import completed, deployment_of, patched, place_of
 from nvcf_gateway.management.functions import Management
-from nvcf_gateway.management.resources import authorized, shown, stored, unavailable
+from nvcf_gateway.management.instances import Instances
+from nvcf_gateway.management.resources import authorized, stored, unavailable, update
+from nvcf_gateway.management.shown import (
+    deployment_shown,
+    health_info,
+    instance_shown,
+    specification_members,
+)
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.registry import Registry
+from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.ids import is_id
 from nvcf_proto.models import Deployment, FunctionVersion, Instance, Scope
-from nvcf_proto.models.deployments import execution_seconds
-
-INSTANCE_TIMES = ("createdAt", "updatedAt", "readyAt")
-
-
-def deployment_of(version: FunctionVersion, wanted: DeploymentCreation, now: float) -> Deployment:
-    """Return the record of a version's deployment."""
-    return Deployment(
-        version.id,
-        version.function_id,
-        now,
-        wanted.specifications,
-        keep_queued=wanted.keep_queued,
-        max_queue_depth=wanted.max_queue_depth,
-        max_body_bytes=wanted.max_body_bytes,
-        max_execution_seconds=wanted.max_execution_seconds,
-        scaling=wanted.scaling,
-    )
 
 
 class Deployments:
@@ -49,6 +43,7 @@ class Deployments:
         queue: RequestQueue,
         management: Management,
     ) -> None:
+        self._instances = Instances(authenticator, registry)
         self._authenticator = authenticator
         self._registry = registry
         self._queue = queue
@@ -58,6 +53,7 @@ class Deployments:
         """Handle POST: give a version instances."""
         version = self._management.version(request, Scope.DEPLOY, values)
         deployment = deployment_of(version, await read_record(request, DeploymentCreation), time.time())
+        self._check(version, deployment)
         await stored(self._registry.deployments.create(version.id, deployment))
         return await self._with_queue(version, deployment)
 
@@ -67,8 +63,13 @@ class Deployments:
         entry = self._registry.deployments.entry(version.id)
         if entry is None:
             raise HttpProblem(404, f"version {version.id} is not deployed")
-        wanted = await read_record(request, DeploymentCreation)
-        deployment = deployment_of(version, wanted, entry.value.created_at)
+        members = (await read_record(request, AnyObject)).members
+        try:
+            wanted = DeploymentCreation.from_dict(completed(members, entry.value))
+        except InvalidRecord as error:
+            raise invalid_field(error) from None
+        deployment = deployment_of(version, wanted, time.time(), entry.value)
+        self._check(version, deployment)
         await stored(self._registry.deployments.update(version.id, deployment, entry.revision))
         return await self._with_queue(version, deployment)
 
@@ -77,12 +78,44 @@ class Deployments:
         version = self._management.version(request, Scope.LIST, values)
         return json_response(200, {"deployment": self._shown(version, self._deployment(version))})
 
+    async def get_by_id(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """Handle GET /v2/nvcf/deployments/{id}: return a deployment."""
+        version = self._version_of(request, Scope.LIST, values)
+        return json_response(200, {"deployment": self._shown(version, self._deployment(version))})
+
+    async def patch(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """Handle PATCH /v2/nvcf/deployments/{id}/gpu-specifications/{id}: change one specification."""
+        version = self._version_of(request, Scope.DEPLOY, values)
+        wanted = await read_record(request, SpecificationUpdate)
+        specification_id = path_id(values, "specification_id")
+
+        def change(deployment: Deployment) -> Deployment:
+            place = place_of(deployment, specification_id)
+            if place is None:
+                raise HttpProblem(404, f"the deployment has no GPU specification '{specification_id}'")
+            return patched(deployment, place, wanted, time.time())
+
+        try:
+            changed = await update(self._registry.deployments, version.id, change)
+        except InvalidRecord as error:
+            raise invalid_field(error) from None
+        if changed is None:
+            raise HttpProblem(404, f"version {version.id} is not deployed")
+        place = place_of(changed, specification_id) or 0
+        return json_response(200, {"gpuSpecification": specification_members(changed, place)})
+
     async def undeploy(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """Handle DELETE: take a version's instances away; they finish what they hold."""
+        """Handle DELETE: take a version's instances away; with graceful=false before its queue is empty."""
         version = self._management.version(request, Scope.DEPLOY, values)
+        graceful = request.query.get("graceful", "true")
+        if graceful not in ("true", "false"):
+            raise HttpProblem(400, "graceful: expected true or false", field="graceful")
         deployment = self._deployment(version)
         await stored(self._registry.deployments.delete(version.id))
-        return json_response(200, {"deployment": self._shown(version, deployment)})
+        if graceful == "false":
+            await self._instances.end(self._registry.instances_of(version.id), "the version was undeployed")
+        shown = {"deployment": self._shown(version, deployment), "function": self._management.shown(version)}
+        return json_response(200, shown)
 
     async def instances(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle GET /v2/nvcf/instances[?functionVersionId=]: list the account's instances."""
@@ -105,7 +138,27 @@ class Deployments:
     def _shown_instance(self, instance: Instance) -> dict[str, Any]:
         cluster = self._registry.clusters.get(instance.cluster_id)
         name = (cluster.name if cluster is not None else "") or instance.cluster_id
-        return {**shown(instance, *INSTANCE_TIMES), "clusterName": name}
+        members = instance_shown(instance, self._registry.deployments.get(instance.version_id))
+        return {**members, "clusterName": name}
+
+    def _check(self, version: FunctionVersion, deployment: Deployment) -> None:
+        """Raise HttpProblem 400 if no backend that may run the version honours all its settings."""
+        try:
+            check_version(version)
+            check_clusters(version, deployment.specifications, self._registry.clusters.values())
+        except InvalidRecord as error:
+            raise invalid_field(error) from None
+
+    def _version_of(self, request: web.BaseRequest, scope: Scope, values: dict[str, str]) -> FunctionVersion:
+        """Return the version of a deployment's path, for a caller with `scope`. Raises HttpProblem."""
+        caller = authorized(self._authenticator, request, scope)
+        wanted = path_id(values, "deployment_id")
+        version = self._registry.versions.get(self._registry.index.version_of(wanted) or "")
+        # Nobody learns which ids exist in other accounts.
+        if version is None or version.nca_id != caller.nca_id:
+            raise HttpProblem(404, f"Deployment id '{wanted}': Not found in account '{caller.nca_id}'")
+        caller.require_function(version.function_id)
+        return version
 
     def _deployment(self, version: FunctionVersion) -> Deployment:
         deployment = self._registry.deployments.get(version.id)
@@ -127,6 +180,8 @@ class Deployments:
             "functionName": version.name,
             "ncaId": version.nca_id,
             "functionStatus": status,
-            "maxExecutionSeconds": execution_seconds(deployment),
+            "healthInfo": health_info(
+                deployment, self._registry.instances_of(version.id), self._registry.clusters.get
+            ),
         }
-        return {**shown(deployment, "createdAt"), **more}
+        return {**deployment_shown(deployment), **more}

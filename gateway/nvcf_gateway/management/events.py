@@ -22,7 +22,8 @@ from nvcf_broker.requests import raise_if_cancelled
 from nvcf_gateway.access.authorization import Authenticator
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.http.responses import json_response
-from nvcf_gateway.management.resources import authorized, shown, unavailable
+from nvcf_gateway.management.resources import authorized, unavailable
+from nvcf_gateway.management.shown import shown
 from nvcf_gateway.registry import Registry
 from nvcf_proto import compute, subjects
 from nvcf_proto.compute import Event
@@ -32,7 +33,7 @@ from nvcf_proto.models import Scope
 
 _log = logging.getLogger(__name__)
 
-KINDS = ("deployment", "scaling", "instance", "cluster")
+KINDS = ("deployment", "scaling", "instance", "cluster", "secret")
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
 FIRST_WINDOW = 256
@@ -138,6 +139,8 @@ class Events:
             and caller.key.covers(version.function_id)
             and version_id in (None, version.id)
         }
+        if version_id is None and not caller.key.function_ids:
+            wanted.add(compute.account_event_id(caller.nca_id))
         try:
             found = await self._log.newest(wanted, kind, limit)
         except BrokerError as error:

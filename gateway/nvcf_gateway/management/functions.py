@@ -13,16 +13,21 @@ from nvcf_gateway.errors import HttpProblem, invalid_field
 from nvcf_gateway.http.bodies import read_record
 from nvcf_gateway.http.responses import json_response
 from nvcf_gateway.http.routing import path_id
-from nvcf_gateway.management.bodies import FunctionCreation, VersionCreation
-from nvcf_gateway.management.resources import authorized, shown, stored, unavailable
+from nvcf_gateway.management.function_bodies import FunctionCreation, VersionCreation
+from nvcf_gateway.management.resources import authorized, stored, unavailable
+from nvcf_gateway.management.secret_bodies import values_of
+from nvcf_gateway.management.shown import version_shown
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.quotas.limits import Quota
 from nvcf_gateway.quotas.usage import Usage
 from nvcf_gateway.registry import Registry
+from nvcf_gateway.secrets.owners import Owner
+from nvcf_gateway.secrets.store import SecretStore
 from nvcf_otel.byoo.plan import plan
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.ids import new_id
-from nvcf_proto.models import Function, FunctionVersion, InstanceState, Scope
+from nvcf_proto.models import Function, FunctionVersion, Scope
+from nvcf_proto.models.containers import VersionSettings
 
 
 def build_version(
@@ -32,6 +37,7 @@ def build_version(
     if wanted.name not in (None, function.name):
         reason = f"the function's name is {function.name!r} and cannot be changed by a version"
         raise InvalidRecord("name", reason)
+    settings = {name: getattr(wanted, name) for name in VersionSettings.__struct_fields__}
     return FunctionVersion(
         id=version_id,
         function_id=function.id,
@@ -44,21 +50,24 @@ def build_version(
         function_type=wanted.function_type,
         container_image=wanted.container_image,
         process=wanted.process,
-        telemetries=wanted.telemetries,
+        rate_limit=None if wanted.rate_limit is None else wanted.rate_limit.applied_to(None),
+        **settings,
     )
-
-
-# Nothing of these runs any more; their records stay readable for some minutes.
-_ENDED = (InstanceState.COMPLETED, InstanceState.FAILED)
 
 
 class Management:
     """Handlers of `/v2/nvcf/functions…`."""
 
     def __init__(
-        self, authenticator: Authenticator, registry: Registry, queue: RequestQueue, usage: Usage
+        self,
+        authenticator: Authenticator,
+        registry: Registry,
+        queue: RequestQueue,
+        usage: Usage,
+        secrets: SecretStore,
     ) -> None:
         self._usage = usage
+        self._secrets = secrets
         self._authenticator = authenticator
         self._registry = registry
         self._queue = queue
@@ -72,24 +81,29 @@ class Management:
         version = self._version(wanted, function, function.created_at)
         self._usage.require(caller.nca_id, Quota.FUNCTIONS)
         self._usage.require(caller.nca_id, Quota.VERSIONS)
+        # Before the version, so that no instance of it starts without them.
+        await self._secrets.merge(Owner.version(version), values_of(wanted.secrets), caller.subject)
         await stored(self._registry.functions.create(function.id, function))
         await stored(self._registry.versions.create(version.id, version))
-        return json_response(200, {"function": self._shown(version)})
+        return json_response(200, {"function": self.shown(version)})
 
     async def create_version(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle POST /v2/nvcf/functions/{id}/versions: create a version."""
         function = self.function(request, Scope.MANAGE, values)
-        version = self._version(await read_record(request, VersionCreation), function, time.time())
+        wanted = await read_record(request, VersionCreation)
+        version = self._version(wanted, function, time.time())
         self._usage.require(function.nca_id, Quota.VERSIONS)
+        by = self._authenticator.caller(request.headers).subject
+        await self._secrets.merge(Owner.version(version), values_of(wanted.secrets), by)
         await stored(self._registry.versions.create(version.id, version))
-        return json_response(200, {"function": self._shown(version)})
+        return json_response(200, {"function": self.shown(version)})
 
     async def list_functions(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle GET /v2/nvcf/functions: list every version of the account's functions."""
         caller = authorized(self._authenticator, request, Scope.LIST)
         versions = sorted(self._registry.versions.values(), key=lambda each: (each.created_at, each.id))
         shown = [
-            self._shown(version)
+            self.shown(version)
             for version in versions
             if version.nca_id == caller.nca_id and caller.key.covers(version.function_id)
         ]
@@ -98,13 +112,13 @@ class Management:
     async def list_versions(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle GET /v2/nvcf/functions/{id} and …/versions: list the versions of a function."""
         function = self.function(request, Scope.LIST, values)
-        shown = [self._shown(version) for version in self._registry.versions_of(function.id)]
+        shown = [self.shown(version) for version in self._registry.versions_of(function.id)]
         return json_response(200, {"functions": shown})
 
     async def get_version(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle GET /v2/nvcf/functions/{id}/versions/{vid}: return one version."""
         version = self.version(request, Scope.LIST, values)
-        return json_response(200, {"function": self._shown(version)})
+        return json_response(200, {"function": self.shown(version, details=True)})
 
     async def delete_function(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle DELETE /v2/nvcf/functions/{id}: delete a function none of whose versions is deployed."""
@@ -112,8 +126,9 @@ class Management:
         versions = self._registry.versions_of(function.id)
         for version in versions:
             self._refuse_deployed(version)
+        by = self._authenticator.caller(request.headers).subject
         for version in versions:
-            await self._delete(version)
+            await self._delete(version, by)
         await stored(self._registry.functions.delete(function.id))
         return web.Response(status=204)
 
@@ -121,7 +136,7 @@ class Management:
         """Handle DELETE /v2/nvcf/functions/{id}/versions/{vid}; the last one takes the function along."""
         version = self.version(request, Scope.MANAGE, values)
         self._refuse_deployed(version)
-        await self._delete(version)
+        await self._delete(version, self._authenticator.caller(request.headers).subject)
         if not self._registry.versions_of(version.function_id):
             await stored(self._registry.functions.delete(version.function_id))
         return web.Response(status=204)
@@ -133,7 +148,10 @@ class Management:
         version = self._registry.versions.get(version_id)
         # Nobody learns which ids exist in other accounts.
         if version is None or version.function_id != function_id or version.nca_id != caller.nca_id:
-            raise HttpProblem(404, f"function {function_id} has no version {version_id}")
+            detail = (
+                f"Function id '{function_id}', version '{version_id}': Not found in account '{caller.nca_id}'"
+            )
+            raise HttpProblem(404, detail)
         caller.require_function(function_id)
         return version
 
@@ -143,7 +161,7 @@ class Management:
         function_id = path_id(values, "function_id")
         function = self._registry.functions.get(function_id)
         if function is None or function.nca_id != caller.nca_id:
-            raise HttpProblem(404, f"no function {function_id}")
+            raise HttpProblem(404, f"Function id '{function_id}': Not found in account '{caller.nca_id}'")
         caller.require_function(function_id)
         return function
 
@@ -160,21 +178,20 @@ class Management:
         if self._registry.index.is_deployed(version.id):
             raise HttpProblem(409, f"version {version.id} is deployed: undeploy it first")
 
-    async def _delete(self, version: FunctionVersion) -> None:
+    async def _delete(self, version: FunctionVersion, by: str) -> None:
         try:
             await self._queue.delete(version.id)
         except BrokerError as error:
             raise unavailable(error) from None
         await stored(self._registry.versions.delete(version.id))
+        await self._secrets.remove(Owner.version(version), by)
 
-    def _shown(self, version: FunctionVersion) -> dict[str, Any]:
+    def shown(self, version: FunctionVersion, *, details: bool = False) -> dict[str, Any]:
+        """Return the members of a version; with `details` its instances, too."""
         instances = self._registry.instances_of(version.id)
-        failed = [instance.reason for instance in instances if instance.reason]
+        status = self._registry.status_of(version)
+        names = self._secrets.names(Owner.version(version).key)
         return {
-            **shown(version, "createdAt"),
-            "id": version.function_id,
-            "versionId": version.id,
-            "status": self._registry.status_of(version).value,
-            **({"statusReason": failed[-1]} if failed else {}),
-            "instances": sum(each.state not in _ENDED for each in instances),
+            **version_shown(version, status, instances, details=details),
+            **({"secrets": names} if names else {}),
         }

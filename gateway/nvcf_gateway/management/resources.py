@@ -1,9 +1,9 @@
-"""What the handlers of the management API share: writing records and showing them."""
+"""What the handlers of the management API share: authorization, and writing records."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from aiohttp import web
 
@@ -11,8 +11,7 @@ from nvcf_broker.errors import BrokerError, KeyExistsError, RevisionConflictErro
 from nvcf_broker.kv import KvMirror
 from nvcf_gateway.access.authorization import Authenticator, Caller
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.http.responses import timestamp
-from nvcf_proto.models import Record, Scope
+from nvcf_proto.models import Scope
 
 T = TypeVar("T")
 
@@ -25,12 +24,6 @@ def authorized(authenticator: Authenticator, request: web.BaseRequest, scope: Sc
     caller = authenticator.caller(request.headers)
     caller.require(scope)
     return caller
-
-
-def shown(record: Record, *times: str) -> dict[str, Any]:
-    """Return the JSON members of a record, those named in `times` as RFC 3339."""
-    members = record.to_dict()
-    return {name: timestamp(value) if name in times else value for name, value in members.items()}
 
 
 async def stored(write: Awaitable[object]) -> None:

@@ -24,6 +24,7 @@ from nvcf_gateway.http.bodies import read_record
 from nvcf_gateway.http.responses import json_response
 from nvcf_gateway.http.routing import Route
 from nvcf_gateway.objects.large_results import UPLOAD_METHODS, URL_LIFE, download, upload
+from nvcf_gateway.queue.message import AssetReference
 from nvcf_gateway.queue.regional_buckets import Found, RegionalBuckets
 from nvcf_gateway.quotas.asset_index import AssetIndex
 from nvcf_gateway.quotas.limits import Quota
@@ -161,16 +162,17 @@ class Assets:
             await self._index.forget(stored.headers.get("account", ""), stored.name)
         return web.Response(status=204)
 
-    async def references(self, caller: Caller, ids: Iterable[str]) -> list[tuple[str, str, str]]:
-        """Return id, download URL and content type of each asset. Raises HttpProblem 400 and 404."""
+    async def references(self, caller: Caller, ids: Iterable[str]) -> tuple[AssetReference, ...]:
+        """Return where a worker fetches each asset. Raises HttpProblem 400 and 404."""
         wanted = list(dict.fromkeys(ids))
         if len(wanted) > MAX_REFERENCES:
             raise HttpProblem(400, f"at most {MAX_REFERENCES} assets can be referenced")
         found = []
         for asset_id in wanted:
             stored = await self._own(caller, asset_id)
-            found.append((stored.name, self.download_url(stored.name), stored.headers["content-type"]))
-        return found
+            url, kind = self.download_url(stored.name), stored.headers["content-type"]
+            found.append(AssetReference(stored.name, url, kind))
+        return tuple(found)
 
     def download_url(self, asset_id: str) -> str:
         """Return a new download URL."""

@@ -13,12 +13,17 @@ from nvcf_gateway.openapi.calls import invocations, objects, others
 from nvcf_gateway.openapi.clusters import CLUSTER_SCHEMAS, agents, clusters
 from nvcf_gateway.openapi.dashboard import DASHBOARD_SCHEMAS, dashboard
 from nvcf_gateway.openapi.management import deployments, functions, keys, telemetries
-from nvcf_gateway.openapi.schemas import KEY_ID, TEXT, UUID, schemas
+from nvcf_gateway.openapi.schemas import KEY_ID, SECRET_NAME, TEXT, UUID, schemas
+from nvcf_gateway.openapi.secrets import SECRET_SCHEMAS, secrets
 
 
 def _path_parameters(path: str) -> list[dict[str, Any]]:
     names = [segment[1:-1] for segment in path.split("/") if segment.startswith("{")]
-    known = {"key_id": KEY_ID, **dict.fromkeys(("file", "nca_id", "cluster_id", "instance_id"), TEXT)}
+    known = {
+        "key_id": KEY_ID,
+        "secret_name": SECRET_NAME,
+        **dict.fromkeys(("file", "nca_id", "cluster_id", "instance_id"), TEXT),
+    }
     return [{"name": name, "in": "path", "required": True, "schema": known.get(name, UUID)} for name in names]
 
 
@@ -26,7 +31,7 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
 def document() -> dict[str, Any]:
     """Return the OpenAPI document."""
     paths: dict[str, dict[str, Any]] = {}
-    management = (functions(), deployments(), telemetries(), keys(), clusters(), agents())
+    management = (functions(), deployments(), telemetries(), secrets(), keys(), clusters(), agents())
     for part in (invocations(), *management, objects(), dashboard(), others()):
         for path, operations in part.items():
             parameters = _path_parameters(path)
@@ -44,7 +49,7 @@ def document() -> dict[str, Any]:
         "security": [{"key": []}],
         "paths": paths,
         "components": {
-            "schemas": {**schemas(), **CLUSTER_SCHEMAS, **DASHBOARD_SCHEMAS},
+            "schemas": {**schemas(), **CLUSTER_SCHEMAS, **DASHBOARD_SCHEMAS, **SECRET_SCHEMAS},
             "securitySchemes": {
                 "key": {
                     "type": "http",

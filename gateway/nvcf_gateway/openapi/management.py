@@ -101,7 +101,35 @@ def deployments() -> dict[str, dict[str, Operation]]:
                 body="DeploymentCreation",
             ),
             "get": make("getDeployment", "The deployment of a version.", "DeploymentAnswer", found),
-            "delete": make("undeploy", "Take a version's instances away.", "DeploymentAnswer", found),
+            "delete": make(
+                "undeploy",
+                "Take a version's instances away.",
+                "UndeploymentAnswer",
+                found,
+                parameters=(
+                    {
+                        "name": "graceful",
+                        "in": "query",
+                        "schema": {"type": "boolean", "default": True},
+                        "description": "Whether instances first empty the version's queue.",
+                    },
+                ),
+            ),
+        },
+        "/v2/nvcf/deployments/{deployment_id}": {
+            "get": make("getDeploymentById", "One deployment.", "DeploymentAnswer", found),
+        },
+        "/v2/nvcf/deployments/{deployment_id}/gpu-specifications/{specification_id}": {
+            "patch": make(
+                "changeSpecification",
+                "Change counts and autoscaling of one GPU specification.",
+                "SpecificationAnswer",
+                (*found, 409),
+                body="SpecificationUpdate",
+            ),
+        },
+        "/v2/nvcf/instances/{instance_id}": {
+            "delete": make("deleteInstance", "End one instance.", None, (*found, 409))
         },
         "/v2/nvcf/instances": {
             "get": make(

@@ -12,11 +12,12 @@ from typing import Any
 import msgspec
 
 from nvcf_gateway.clusters.registration import ClusterChange, ClusterCreation
-from nvcf_gateway.management import bodies
-from nvcf_gateway.management.deployments import INSTANCE_TIMES
+from nvcf_gateway.management import bodies, deployment_bodies, function_bodies, secret_bodies
 from nvcf_gateway.management.events import KINDS
+from nvcf_gateway.management.shown import INSTANCE_TIMES
 from nvcf_gateway.objects.assets import AssetCreation
 from nvcf_gateway.quotas.limits import Quota
+from nvcf_gateway.secrets.delivery import SecretTokenRequest
 from nvcf_proto.compute import Cluster, Event
 from nvcf_proto.icms.reports import Acknowledgement, Heartbeat, Jwks, Registration
 from nvcf_proto.models import (
@@ -25,10 +26,12 @@ from nvcf_proto.models import (
     Deployment,
     FunctionVersion,
     Instance,
+    InstanceState,
     Record,
     TelemetryEndpoint,
     VersionStatus,
 )
+from nvcf_proto.models.secrets import SECRET_NAME_PATTERN
 
 Schema = dict[str, Any]
 
@@ -38,6 +41,7 @@ TIME: Schema = {"type": "string", "format": "date-time"}
 INTEGER: Schema = {"type": "integer"}
 NAME: Schema = {"type": "string", "pattern": f"^{NAME_PATTERN}$"}
 KEY_ID: Schema = {"type": "string", "pattern": "^[0-9a-f]{12}$"}
+SECRET_NAME: Schema = {"type": "string", "pattern": f"^{SECRET_NAME_PATTERN}$"}
 EVENT_KIND: Schema = {"type": "string", "enum": list(KINDS)}
 _PREFIX = "#/components/schemas/"
 _NULL: Schema = {"type": "null"}
@@ -45,12 +49,18 @@ _NULL: Schema = {"type": "null"}
 _BODIES = (
     bodies.Authorizations,
     bodies.DeploymentCreation,
-    bodies.FunctionCreation,
+    function_bodies.FunctionCreation,
     bodies.KeyCreation,
     bodies.RateLimitPolicy,
     bodies.TelemetryChange,
     bodies.TelemetryCreation,
-    bodies.VersionCreation,
+    function_bodies.VersionCreation,
+    secret_bodies.RegistryChange,
+    secret_bodies.RegistryCreation,
+    secret_bodies.SecretsChange,
+    secret_bodies.TelemetrySecretChange,
+    SecretTokenRequest,
+    deployment_bodies.SpecificationUpdate,
     AssetCreation,
     ClusterChange,
     ClusterCreation,
@@ -63,7 +73,7 @@ _OPEN = ("ClusterChange", "ClusterCreation")
 """Bodies that may have members which nobody knows."""
 _HIDDEN = ("secretHash", "revokedAt", "createdBy")
 _STORED = (ApiKey, Cluster, Deployment, Event, FunctionVersion, Instance, TelemetryEndpoint)
-_NAMES = {"ProcessSource": "Process", "ScalingPreferences": "Scaling"}
+_NAMES = {"Health": "ContainerHealth", "ProcessSource": "Process", "ScalingPreferences": "Scaling"}
 
 
 def ref(name: str) -> Schema:
@@ -210,14 +220,40 @@ def _answers() -> dict[str, Schema]:
             status=enum_of(VersionStatus),
             statusReason=TEXT,
             instances=INTEGER,
+            rateLimit={
+                "allOf": [ref("RateLimit")],
+                "properties": {"rateLimit": TEXT, "exemptedNcaIds": list_of(TEXT)},
+            },
+            activeInstances=list_of(ref("ActiveInstance")),
+            secrets=list_of(SECRET_NAME, description="Names of its secrets."),
         ),
         "Deployment": _answer(
             Deployment,
-            ("createdAt",),
-            required=("deploymentSpecifications",),
+            ("createdAt", "lastUpdatedAt"),
+            required=("deploymentSpecifications", "deploymentId", "lastUpdatedAt", "healthInfo"),
             ncaId=TEXT,
             functionName=TEXT,
             functionStatus=enum_of(VersionStatus),
+            healthInfo=list_of(
+                object_of(
+                    {
+                        "icmsRequestId": TEXT,
+                        "gpu": TEXT,
+                        "backend": {"type": "string", "description": "The cluster group, or the cluster."},
+                        "instanceType": TEXT,
+                        "error": TEXT,
+                    },
+                    "icmsRequestId",
+                    "error",
+                ),
+                description="Why instances failed, the newest first.",
+            ),
+        ),
+        "UndeploymentAnswer": object_of(
+            {"deployment": ref("Deployment"), "function": ref("Version")}, "deployment", "function"
+        ),
+        "SpecificationAnswer": object_of(
+            {"gpuSpecification": ref("DeploymentSpecification")}, "gpuSpecification"
         ),
         "Key": _answer(
             ApiKey,
@@ -259,6 +295,24 @@ _OTHERS: dict[str, Schema] = {
         "title",
         "status",
         description="RFC 9457.",
+    ),
+    "ActiveInstance": object_of(
+        {
+            "instanceId": TEXT,
+            "functionId": UUID,
+            "functionVersionId": UUID,
+            "ncaId": TEXT,
+            "instanceType": TEXT,
+            "instanceStatus": {"type": "string", "enum": ["ACTIVE"]},
+            "status": enum_of(InstanceState),
+            "gpu": TEXT,
+            "location": {"type": "string", "description": "The cluster."},
+            "instanceCreatedAt": TIME,
+            "instanceUpdatedAt": TIME,
+        },
+        "instanceId",
+        "instanceStatus",
+        description="An instance that has not ended.",
     ),
     "ExecRequest": object_of(
         {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable
 from typing import Literal
@@ -19,6 +20,8 @@ from nvcf_proto import streams, subjects
 
 _log = logging.getLogger(__name__)
 
+ENSURE_SECONDS = 30.0
+"""Longest time for the creation of a version's stream and consumer."""
 # Error codes that say that the message is gone already.
 _NOT_THERE = (400, 404, 500)
 
@@ -120,47 +123,50 @@ class RequestQueue:
         """
         if self._admit is not None:
             await self._admit(version_id, len(payload))
+        loop = asyncio.get_running_loop()
+        until = math.inf if deadline is None else deadline
         attempt = 0
         failure: type[BrokerError] = NotStored
         cause: Exception | None = None
-        try:
-            async with asyncio.timeout_at(deadline):
-                while True:
-                    if (reason := self._refusal()) is not None:
-                        raise failure(reason) from cause
-                    before, failure = failure, BrokerUnavailableError
-                    try:
-                        return await self._publish_once(version_id, request_id, payload, headers)
-                    except QueueFull:
-                        raise
-                    except NotStored as error:
-                        failure, cause = before, error
-                    except BrokerError as error:
-                        cause = error
-                    attempt += 1
-                    delay = publish_delay(attempt, self._random.random())
-                    if delay is None:
-                        raise failure(f"the queue did not take the request: {cause}") from cause
-                    extra = {"request_id": request_id}
-                    _log.warning("publish failed, trying again in %.1f s: %s", delay, cause, extra=extra)
-                    await asyncio.sleep(delay)
-                    if answered():
-                        return None
-        except TimeoutError:
-            raise failure("the queue did not take the request within the poll time") from cause
+        while (left := until - loop.time()) > 0:
+            if (reason := self._refusal()) is not None:
+                raise failure(reason) from cause
+            before, failure = failure, BrokerUnavailableError
+            try:
+                return await self._publish_once(version_id, request_id, payload, headers, left)
+            except QueueFull:
+                raise
+            except NotStored as error:
+                failure, cause = before, error
+            except BrokerError as error:
+                cause = error
+            attempt += 1
+            delay = publish_delay(attempt, self._random.random())
+            if delay is None:
+                raise failure(f"the queue did not take the request: {cause}") from cause
+            extra = {"request_id": request_id}
+            _log.warning("publish failed, trying again in %.1f s: %s", delay, cause, extra=extra)
+            await asyncio.sleep(min(delay, until - loop.time()))
+            if answered():
+                return None
+        raise failure("the queue did not take the request within the poll time") from cause
 
     async def _publish_once(
-        self, version_id: str, request_id: str, payload: bytes, headers: dict[str, str]
+        self, version_id: str, request_id: str, payload: bytes, headers: dict[str, str], seconds: float
     ) -> int | None:
-        subject = subjects.request_subject(self.region, version_id, request_id)
+        region = self._config.region
+        subject = subjects.request_subject(region, version_id, request_id)
         # The second attempt follows if no stream listens, because it was deleted meanwhile.
         for again in (False, True):
+            if again or (region, version_id) not in self._ensured:
+                try:
+                    async with asyncio.timeout(min(seconds, ENSURE_SECONDS)):
+                        await self.ensure(version_id, again=again)
+                except (BrokerError, TimeoutError) as error:
+                    reason = str(error) or "the queue of this version could not be created in time"
+                    raise NotStored(reason) from error
             try:
-                await self.ensure(version_id, again=again)
-            except BrokerError as error:
-                raise NotStored(str(error)) from error
-            try:
-                return await self._jetstream.publish(subject, payload, headers)
+                return await self._jetstream.publish(subject, payload, headers, timeout=seconds)
             except NoListenerError:
                 continue
             except JetStreamError as error:

@@ -31,6 +31,9 @@ class Quota(StrEnum):
     KEPT_BYTES = "kept-bytes"
     ASSETS = "assets"
     ASSET_BYTES = "asset-bytes"
+    SECRETS = "secrets"
+    SECRET_BYTES = "secret-bytes"
+    REGISTRY_CREDENTIALS = "registry-credentials"
 
     @property
     def is_bytes(self) -> bool:
@@ -50,8 +53,11 @@ COUNTS = {
     Quota.QUEUED_REQUESTS: 100_000,
     Quota.KEPT_ANSWERS: 500_000,
     Quota.ASSETS: 10_000,
+    Quota.SECRETS: 2_000,
+    Quota.SECRET_BYTES: 4 * MIB,
+    Quota.REGISTRY_CREDENTIALS: 100,
 }
-"""Default numbers of things."""
+"""Default numbers of things, and sizes that do not depend on the data budget."""
 SHARES = {Quota.QUEUED_BYTES: 0.1, Quota.KEPT_BYTES: 0.1, Quota.ASSET_BYTES: 0.1}
 """Default sizes, as parts of the data budget."""
 
@@ -83,7 +89,9 @@ class Limits:
 
     def of(self, account: str, quota: Quota) -> int | None:
         """Return the limit of an account, None without one."""
-        return self.accounts.get((account, quota), self.default.get(quota))
+        if self.accounts and (account, quota) in self.accounts:
+            return self.accounts[account, quota]
+        return self.default.get(quota)
 
     def require(self, account: str, quota: Quota, used: int, adding: int = 1) -> None:
         """Raise QuotaExceeded unless `adding` more fits beside `used`."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from typing import Any
 
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.jetstream import JetStream, Requester
+from nvcf_broker.kv import KvMirror
 from nvcf_gateway.quotas.asset_index import AssetIndex
 from nvcf_gateway.quotas.kept_answers import KeptAnswers
 from nvcf_gateway.quotas.limits import Limits, Quota
@@ -27,34 +28,44 @@ SAMPLE_SECONDS = 5.0
 FRESH_SECONDS = 0.5
 
 
-@dataclass
+Queued = tuple[int, int]
+"""Messages and bytes."""
+_NOTHING: Queued = (0, 0)
+
+
 class Tally:
-    """Messages and bytes by account: the last sample, and what was added since it was begun."""
+    """What accounts have queued: the last sample, and what was added since it was begun."""
 
-    sample: Counter[tuple[str, Quota]] = field(default_factory=Counter)
-    added: Counter[tuple[str, Quota]] = field(default_factory=Counter)
-    _during: Counter[tuple[str, Quota]] | None = None
+    def __init__(self) -> None:
+        self._used: dict[str, Queued] = {}
+        self._during: dict[str, Queued] | None = None
 
-    def used(self, account: str, quota: Quota) -> int:
+    def used(self, account: str) -> Queued:
         """Return what an account uses, rather too much than too little."""
-        return self.sample[account, quota] + self.added[account, quota]
+        return self._used.get(account, _NOTHING)
 
-    def add(self, account: str, size: int) -> None:
-        """Count one more request."""
-        for counts in (self.added, self._during):
-            if counts is not None:
-                counts[account, Quota.QUEUED_REQUESTS] += 1
-                counts[account, Quota.QUEUED_BYTES] += size
+    def add(self, account: str, messages: int, size: int) -> None:
+        """Count more requests."""
+        _add(self._used, account, messages, size)
+        if self._during is not None:
+            _add(self._during, account, messages, size)
 
     def begin(self) -> None:
         """Begin a sample: what is added from now on may be in it or not."""
-        self._during = Counter()
+        self._during = {}
 
-    def finish(self, sample: Counter[tuple[str, Quota]] | None) -> None:
-        """Take over a sample; None: there is none."""
+    def finish(self, sample: dict[str, Queued] | None) -> None:
+        """Take over a sample, with what was added meanwhile; None: there is none."""
         if sample is not None:
-            self.sample, self.added = sample, self._during or Counter()
+            for account, (messages, size) in (self._during or {}).items():
+                _add(sample, account, messages, size)
+            self._used = sample
         self._during = None
+
+
+def _add(counts: dict[str, Queued], account: str, messages: int, size: int) -> None:
+    before = counts.get(account, _NOTHING)
+    counts[account] = (before[0] + messages, before[1] + size)
 
 
 class Usage:
@@ -96,29 +107,31 @@ class Usage:
         if version is None:
             return
         account = version.nca_id
-        if not self._fits(account, size):
+        messages, used = self._tally.used(account)
+        most = self._limits.of(account, Quota.QUEUED_REQUESTS)
+        most_bytes = self._limits.of(account, Quota.QUEUED_BYTES)
+        if (most is not None and messages >= most) or (most_bytes is not None and used + size > most_bytes):
             await self._fresh_sample()
             self.require(account, Quota.QUEUED_REQUESTS)
             self.require(account, Quota.QUEUED_BYTES, size)
-        self._tally.add(account, size)
-
-    def _fits(self, account: str, size: int) -> bool:
-        for quota, adding in ((Quota.QUEUED_REQUESTS, 1), (Quota.QUEUED_BYTES, size)):
-            limit = self._limits.of(account, quota)
-            if limit is not None and self._tally.used(account, quota) + adding > limit:
-                return False
-        return True
+        self._tally.add(account, 1, size)
 
     def used(self, account: str, quota: Quota) -> int:
         """Return how much of a quota an account uses."""
         registry = self._registry
+        counted: Mapping[Quota, KvMirror[Any]] = {
+            Quota.FUNCTIONS: registry.functions,
+            Quota.VERSIONS: registry.versions,
+            Quota.KEYS: registry.keys,
+            Quota.REGISTRY_CREDENTIALS: registry.registries,
+        }
+        if quota in counted:
+            return sum(each.nca_id == account for each in counted[quota].values())
         match quota:
-            case Quota.FUNCTIONS:
-                return sum(each.nca_id == account for each in registry.functions.values())
-            case Quota.VERSIONS:
-                return sum(each.nca_id == account for each in registry.versions.values())
-            case Quota.KEYS:
-                return sum(each.nca_id == account for each in registry.keys.values())
+            case Quota.SECRETS:
+                return sum(len(each.sealed) for each in registry.secrets.values() if each.nca_id == account)
+            case Quota.SECRET_BYTES:
+                return sum(each.size for each in registry.secrets.values() if each.nca_id == account)
             case Quota.ASSETS:
                 return self._assets.count(account)
             case Quota.ASSET_BYTES:
@@ -127,8 +140,10 @@ class Usage:
                 return self._kept.used(account).answers
             case Quota.KEPT_BYTES:
                 return self._kept.used(account).size
+            case Quota.QUEUED_REQUESTS:
+                return self._tally.used(account)[0]
             case _:
-                return self._tally.used(account, quota)
+                return self._tally.used(account)[1]
 
     def all_of(self, account: str) -> list[dict[str, str | int | None]]:
         """Return name, use and limit of each quota of an account."""
@@ -157,13 +172,12 @@ class Usage:
 
     async def _sample(self) -> None:
         self._tally.begin()
-        found: Counter[tuple[str, Quota]] | None = Counter()
+        found: dict[str, Queued] | None = {}
         try:
             for stream in await self._jetstream.streams(ALL_REQUEST_SUBJECTS):
                 version = self._registry.versions.get(version_of_request_stream(stream.name))
                 if version is not None and found is not None:
-                    found[version.nca_id, Quota.QUEUED_REQUESTS] += stream.messages
-                    found[version.nca_id, Quota.QUEUED_BYTES] += stream.size
+                    _add(found, version.nca_id, stream.messages, stream.size)
         except BrokerError as error:
             found = None
             _log.warning("the queues of accounts are not counted now: %s", error)

@@ -23,7 +23,9 @@ from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.exchange.bodies import empty_body
 from nvcf_gateway.exchange.pending import Pending, PendingRequests
+from nvcf_gateway.exchange.reply_subjects import ReplySubjects
 from nvcf_gateway.exchange.states import State
+from nvcf_gateway.queue.message import message_headers
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.results.retention import Retention
@@ -33,7 +35,6 @@ from nvcf_proto.h1 import RequestHead
 from nvcf_proto.ids import new_id, parse_id
 from nvcf_proto.models import FunctionVersion
 from nvcf_proto.pb import nvcf_pb2
-from nvcf_proto.subjects import inline_reply_subject
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class FallbackLookup:
     """Answers workers that have lost the gateway of a request."""
 
     config: GatewayConfig
-    gateway_id: str
+    replies: ReplySubjects
     attach_url: Callable[[], str]
     registry: Registry
     queue: RequestQueue
@@ -90,10 +91,9 @@ class FallbackLookup:
             # No answer: the worker asks again.
             _log.warning("fallback lookup: %s", error)
             return None
-        headers = {
-            names.REPLY_SUBJECT: inline_reply_subject(self.gateway_id, found.inline_token),
-            names.REPLY_MAX_BYTES: str(self.config.inline_reply_bytes),
-        }
+        inline = self.config.inline_reply_bytes
+        reply = await self.replies.subject(version_id, found.inline_token) if inline else None
+        headers = message_headers({}, reply, inline)
         return await message._client.publish(message.reply, self._config_of(found), headers=headers)
 
     async def _reply_address(

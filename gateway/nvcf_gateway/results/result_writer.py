@@ -87,34 +87,35 @@ class ResultWriter:
     is dropped and sets `late`.
     """
 
+    __slots__ = ("_head", "_request", "_spool", "late")
+
     def __init__(self, request: KeptRequest) -> None:
         self._request = request
-        self._spool = self._new_spool()
+        self._spool: Spool | None = None
         self._head: ResponseHead | None = None
         self.late = False
 
-    def _new_spool(self) -> Spool:
-        config = self._request.config
-        return Spool(config.spool_memory_bytes, config.spool_directory)
-
     async def start(self, head: ResponseHead) -> None:
-        self._spool.close()
-        self._spool = self._new_spool()
+        self.abort()
+        config = self._request.config
+        self._spool = Spool(config.spool_memory_bytes, config.spool_directory)
         self._head = head
 
     async def write(self, data: bytes) -> None:
+        assert self._spool is not None  # noqa: S101 # it has begun
         await self._spool.append(data)
 
     async def finish(self) -> None:
-        if self._head is not None:
-            await self._save(self._head, self._spooled())
-        self._spool.close()
+        if self._head is not None and self._spool is not None:
+            await self._save(self._head, _spooled(self._spool))
+        self.abort()
 
     async def complete(self, head: ResponseHead, body: bytes) -> None:
         await self._save(head, _single(body))
 
     def abort(self) -> None:
-        self._spool.close()
+        if self._spool is not None:
+            self._spool.close()
 
     async def _save(self, head: ResponseHead, body: AsyncIterator[bytes]) -> None:
         of = self._request
@@ -133,12 +134,13 @@ class ResultWriter:
             _log.warning("response not stored: %s", error, extra={"request_id": of.request_id})
             raise HttpProblem(503, "the answer cannot be stored now", headers={"Retry-After": "1"}) from None
 
-    async def _spooled(self) -> AsyncIterator[bytes]:
-        offset = 0
-        while offset < self._spool.size:
-            chunk = await self._spool.read(offset, CHUNK_BYTES)
-            offset += len(chunk)
-            yield chunk
+
+async def _spooled(spool: Spool) -> AsyncIterator[bytes]:
+    offset = 0
+    while offset < spool.size:
+        chunk = await spool.read(offset, CHUNK_BYTES)
+        offset += len(chunk)
+        yield chunk
 
 
 _PROBLEM_HEAD = ResponseHead(507, [("Content-Type", PROBLEM_JSON)])

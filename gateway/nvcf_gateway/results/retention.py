@@ -127,6 +127,7 @@ class Retention:
             _log.warning("request not kept: %s", error, extra={"request_id": call.request_id})
             raise BrokerError(f"the request could not be kept: {error}") from error
         call.body.close()
+        pending.let_go()
         return True
 
     async def stored_body(self, request_id: str) -> StoredBody | None:

@@ -17,6 +17,7 @@ from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.errors import CallerGone
 from nvcf_gateway.exchange.bodies import empty_body
 from nvcf_gateway.exchange.pending import Outcome, Pending, PendingRequests
+from nvcf_gateway.exchange.reply_subjects import ReplySubjects
 from nvcf_gateway.exchange.sinks import Sink
 from nvcf_gateway.exchange.states import State
 from nvcf_gateway.queue.message import Delivery, Work, build_request, message_headers
@@ -27,7 +28,7 @@ from nvcf_gateway.telemetry.enqueue_span import outgoing_context, poll_span
 from nvcf_proto.h1 import RequestHead
 from nvcf_proto.models import FunctionVersion
 from nvcf_proto.settings import CALL_MAX_SECONDS
-from nvcf_proto.subjects import inline_reply_subject, polling_subject, version_polling_subject
+from nvcf_proto.subjects import polling_subject, version_polling_subject
 
 ACKNOWLEDGE_TIMEOUT = 2.0
 
@@ -114,7 +115,7 @@ class WorkerQuery:
     """Lets a worker answer a poll as it answers a request: by the tokens of this very poll."""
 
     config: GatewayConfig
-    gateway_id: str
+    replies: ReplySubjects
     attach_url: Callable[[], str]
     requests: ReplyInbox
     pending: PendingRequests
@@ -186,7 +187,7 @@ class WorkerQuery:
             work, Delivery(self.attach_url(), pending.response_token, None), b"", full_by_attach=False
         )
         inline = self.config.inline_reply_bytes
-        reply = inline_reply_subject(self.gateway_id, pending.inline_token) if inline else None
+        reply = await self.replies.subject(pending.version_id, pending.inline_token) if inline else None
         headers = message_headers(outgoing_context(dict(poll.headers)), reply, inline)
         subjects = (
             version_polling_subject(pending.version_id, pending.request_id),

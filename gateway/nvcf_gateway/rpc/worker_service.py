@@ -21,6 +21,7 @@ from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.rpc.server import bearer, checked_id, in_time
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
+from nvcf_proto.secrets import function_secrets_path
 from nvcf_proto.tokens import WorkerClaims
 
 _log = logging.getLogger(__name__)
@@ -154,9 +155,13 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
     async def RequestSecretCredentials(  # noqa: N802
         self, request: nvcf_pb2.SecretCredentialsRequest, context: Context[Any, Any]
     ) -> nvcf_pb2.SecretCredentialsResponse:
-        """Return a signed token for a store of secrets."""
-        token, expiration = self._assertion(self._authorize(context, request), "secrets")
-        return nvcf_pb2.SecretCredentialsResponse(secretCredentialsToken=token, expiration=expiration)
+        """Return a token that reads the secrets of the worker's version, and no others."""
+        claims = self._authorize(context, request)
+        path = function_secrets_path(claims.function_id, claims.version_id)
+        token, expires = self.access.tokens.for_secrets(claims, [path], time.time())
+        return nvcf_pb2.SecretCredentialsResponse(
+            secretCredentialsToken=token, expiration=Timestamp(seconds=int(expires))
+        )
 
     async def RequestFunctionMetadataCredentials(  # noqa: N802
         self, request: nvcf_pb2.FunctionMetadataCredentialsRequest, context: Context[Any, Any]

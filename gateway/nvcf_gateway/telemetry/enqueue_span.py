@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from time import perf_counter
 from types import TracebackType
 from typing import Self
@@ -12,7 +13,7 @@ from typing import Self
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
-from nvcf_gateway.telemetry.http_span import carrier_below, current, set_request
+from nvcf_gateway.telemetry.http_span import carrier_below, current
 from nvcf_gateway.telemetry.metrics import GatewayMetrics, Version, attributes_of
 from nvcf_otel import names, spans
 from nvcf_proto import subjects
@@ -91,15 +92,20 @@ class EnqueueTelemetry:
     def __init__(self, metrics: GatewayMetrics, region: str) -> None:
         self._metrics = metrics
         self._region = region
+        self._tracing = spans.is_tracing()
 
     def enqueue(self, version: Version, request_id: str, size: int, caller: Mapping[str, str]) -> EnqueueSpan:
         """Return a context manager around publishing a request.
 
         `caller` are the caller's headers: if nothing is recorded, their trace context is passed on unchanged.
         """
-        set_request(request_id)
-        if not trace.get_current_span().is_recording():
-            return EnqueueSpan(self._metrics, version, None, outgoing_context(caller))
+        telemetry = current()
+        if telemetry is not None:
+            telemetry.request_id = request_id
+        if not self._tracing or not trace.get_current_span().is_recording():
+            return EnqueueSpan(
+                self._metrics, version, None, caller if telemetry is None else telemetry.carrier
+            )
         span = _tracer.start_span(
             names.SEND_REQUEST,
             kind=SpanKind.PRODUCER,
@@ -120,19 +126,18 @@ class EnqueueTelemetry:
         """
         self._metrics.found_no_instance(version)
         began, began_at = perf_counter(), time.time_ns()
-        parent = trace.get_current_span()
         span: Span | None = None
-        if parent.is_recording():
+        if self._tracing and trace.get_current_span().is_recording():
             span = _tracer.start_span(
                 names.COLD_START, start_time=began_at, attributes=_request_attributes(version, request_id)
             )
 
-        def ended(responded: bool) -> None:
-            if responded:
-                self._metrics.cold_start(version).record(perf_counter() - began, span)
-            if span is not None:
-                if not responded:
-                    span.set_status(Status(StatusCode.ERROR, "nobody waits for the response any more"))
-                span.end()
+        return partial(self._cold_start_ended, version, began, span)
 
-        return ended
+    def _cold_start_ended(self, version: Version, began: float, span: Span | None, responded: bool) -> None:
+        if responded:
+            self._metrics.cold_start(version).record(perf_counter() - began, span)
+        if span is not None:
+            if not responded:
+                span.set_status(Status(StatusCode.ERROR, "nobody waits for the response any more"))
+            span.end()

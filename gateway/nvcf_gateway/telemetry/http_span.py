@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
 from time import perf_counter
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.telemetry.metrics import GatewayMetrics
 from nvcf_otel import names, spans
+from nvcf_otel.propagation import PROPAGATORS, W3C_ONLY
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import FunctionVersion
 
@@ -42,6 +44,14 @@ def new_request_id() -> str:
     telemetry = _current.get()
     planned = None if telemetry is None else telemetry.new_request_id
     return planned or new_id()
+
+
+def child(name: str) -> AbstractContextManager[Span]:
+    """Start a span below that of the current HTTP request for a `with` block, if that is recorded."""
+    telemetry = _current.get()
+    if telemetry is None or telemetry.span is None:
+        return spans.NOTHING
+    return spans.child(telemetry.tracer, name)
 
 
 def set_version(version: FunctionVersion) -> None:
@@ -110,7 +120,7 @@ class RequestTelemetry:
         self._kind: str | None = None
         self.span: Span | None = None
         self._token: Token[Context] | None = None
-        self.carrier = headers
+        self.carrier = headers if http.extract is None else http.extract(headers)
         self.version: FunctionVersion | None = None
         self.problem: HttpProblem | None = None
         self.request_id: str | None = None
@@ -152,6 +162,11 @@ class RequestTelemetry:
             self._token = otel_context.attach(trace.set_span_in_context(span))
             return
         self.carrier = carrier_below(span, self.carrier)
+
+    @property
+    def tracer(self) -> Tracer:
+        """What makes spans."""
+        return self._http.tracer
 
     def add_link(self, traceparent: str | None) -> None:
         """Link the span to the call that queued the request."""
@@ -220,6 +235,8 @@ class HttpTelemetry:
         self.tracer = trace.get_tracer("nvcf_gateway")
         self.tracing = spans.is_tracing()
         self.follows_parents = self.tracing and spans.follows_parents()
+        # W3C headers pass as they are.
+        self.extract = None if W3C_ONLY else PROPAGATORS.extract
 
     def request(self, method: str, headers: Mapping[str, str]) -> RequestTelemetry:
         """Return the telemetry of a request that has just arrived."""

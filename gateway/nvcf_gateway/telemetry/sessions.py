@@ -85,6 +85,8 @@ class SessionTelemetry:
     def _span(self, version: Version, caller: Mapping[str, str]) -> tuple[Span | None, Mapping[str, str]]:
         """Start a span below that of the HTTP request, if there is one, else below the caller's own."""
         http = self._http
+        if http.extract is not None:
+            caller = http.extract(caller)
         if not http.tracing:
             return None, caller
         attributes = {names.FUNCTION_ID: version.function_id, names.FUNCTION_VERSION_ID: version.id}

@@ -8,12 +8,8 @@ from nvcf_proto.models.deployments import (
     DEPLOYMENTS_BUCKET,
     INSTANCES_BUCKET,
     Deployment,
-    DeploymentSpecification,
     Instance,
     InstanceState,
-    ScalingPreferences,
-    ScalingRule,
-    Stickiness,
 )
 from nvcf_proto.models.functions import (
     ACCOUNT_PATTERN,
@@ -32,6 +28,14 @@ from nvcf_proto.models.functions import (
 )
 from nvcf_proto.models.keys import API_KEYS_BUCKET, ApiKey, Scope
 from nvcf_proto.models.record import Record
+from nvcf_proto.models.registries import (
+    REGISTRIES_BUCKET,
+    ArtifactType,
+    RegistryCredential,
+)
+from nvcf_proto.models.scaling import ScalingPreferences, ScalingRule, Stickiness
+from nvcf_proto.models.secrets import SECRETS_BUCKET, SecretSet
+from nvcf_proto.models.specifications import DeploymentSpecification
 from nvcf_proto.models.telemetries import (
     TELEMETRIES_BUCKET,
     Telemetries,
@@ -53,10 +57,13 @@ __all__ = [
     "MAX_ACCOUNTS_IN_LIST",
     "NAME_PATTERN",
     "RATE_PATTERN",
+    "REGISTRIES_BUCKET",
+    "SECRETS_BUCKET",
     "TELEMETRIES_BUCKET",
     "VERSIONS_BUCKET",
     "AccountRate",
     "ApiKey",
+    "ArtifactType",
     "Deployment",
     "DeploymentSpecification",
     "Function",
@@ -67,9 +74,11 @@ __all__ = [
     "ProcessSource",
     "RateLimit",
     "Record",
+    "RegistryCredential",
     "ScalingPreferences",
     "ScalingRule",
     "Scope",
+    "SecretSet",
     "Stickiness",
     "Telemetries",
     "TelemetryAuth",

@@ -3,106 +3,25 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
+from uuid import UUID, uuid5
 
 from msgspec import Meta, field
-from msgspec.structs import force_setattr
 
-from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.models.record import Count, Id, Record, Text, matching
+from nvcf_proto.models.scaling import ScalingPreferences
+from nvcf_proto.models.specifications import DeploymentSpecification
 
 DEPLOYMENTS_BUCKET = "nvcf_deployments"
 INSTANCES_BUCKET = "nvcf_instances"
-
-Kind = Annotated[str, Meta(max_length=128)]
-
-
-class DeploymentSpecification(Record, frozen=True):
-    """How many instances of which kind; the JSON form is the management API's."""
-
-    gpu: Kind = "CPU"
-    instance_type: Kind = "process"
-    min_instances: Annotated[int, Meta(ge=0, le=1000)] = 1
-    max_instances: Annotated[int, Meta(ge=1, le=1000, description="At least minInstances.")] = 0
-    max_request_concurrency: Annotated[int, Meta(ge=1, le=1024)] = 1
-    clusters: tuple[str, ...] = ()
-    regions: tuple[str, ...] = ()
-    cluster_group: Kind | None = None
-    attributes: dict[str, str] = field(default_factory=dict)
-    gpus_per_instance: Annotated[int, Meta(ge=0, le=64)] = 0
-
-    def __post_init__(self) -> None:
-        least = max(1, self.min_instances)
-        if self.max_instances == 0:
-            force_setattr(self, "max_instances", least)
-        elif self.max_instances < least:
-            raise InvalidRecord("maxInstances", f"expected {least} to 1000, got {self.max_instances}")
-
-    def id(self, index: int) -> str:
-        """Return the specification's id within its deployment: its kind and its place in the order."""
-        return f"{index}-{self.gpu}-{self.instance_type}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON members, without attributes and GPUs when there are none."""
-        members = super().to_dict()
-        return {
-            key: value
-            for key, value in members.items()
-            if value or key not in ("attributes", "gpusPerInstance")
-        }
-
-
-class Stickiness(Record, frozen=True):
-    """For how long a rule's threshold must have been passed: `threshold` of the last `size` seconds."""
-
-    size: Annotated[float, Meta(gt=0, lt=3600)]
-    threshold: Annotated[float, Meta(ge=0, description="Below size.")]
-
-    def __post_init__(self) -> None:
-        if self.threshold >= self.size:
-            raise InvalidRecord("threshold", "expected at least 0 and below size")
-
-
-class ScalingRule(Record, frozen=True, forbid_unknown_fields=True):
-    """ScalingDetails: past `threshold` percent the instance count is multiplied by `factor`.
-
-    See protocol.md, section 1.6.
-    """
-
-    factor: float
-    threshold: Annotated[int, Meta(ge=0, le=100)]
-    metric: Literal["utilization"] = "utilization"
-    stickiness: Stickiness | None = None
-
-
-class ScalingPreferences(Record, frozen=True, forbid_unknown_fields=True):
-    """A deployment's wishes about scaling, beyond its bounds; None: the policy's own choice.
-
-    `wait_slo` and `scale_to_zero_delay` are seconds, `target_utilisation` is a share (0..1), `keep_warm`
-    a number of instances.
-    """
-
-    wait_slo: (
-        Annotated[float, Meta(ge=0.001, le=3600.0, description="Seconds a request may wait.")] | None
-    ) = None
-    target_utilisation: Annotated[float, Meta(ge=0.01, le=1.0)] | None = None
-    scale_to_zero_delay: (
-        Annotated[float, Meta(ge=0.0, le=604_800.0, description="Seconds without a request.")] | None
-    ) = None
-    keep_warm: Annotated[int, Meta(ge=0, le=1000)] = 0
-    scale_up: ScalingRule | None = field(name="scaleUpDetails", default=None)
-    scale_down: ScalingRule | None = field(name="scaleDownDetails", default=None)
-
-    def __post_init__(self) -> None:
-        if (self.scale_up is None) != (self.scale_down is None):
-            raise InvalidRecord("scaleUpDetails", "scaleUpDetails and scaleDownDetails belong together")
-
 
 QueueDepth = Annotated[int, Meta(ge=1, le=100_000)]
 ExecutionSeconds = Annotated[
     int, Meta(ge=1, le=86_400, description="Seconds that one request may run; then its caller gets 504.")
 ]
 DEFAULT_EXECUTION_SECONDS = 3600
+LAST_ORDER = 100
+"""Place of specifications without a preferred order: after all others, in the order given."""
 BodyBytes = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 
 
@@ -124,6 +43,8 @@ class Deployment(Record, frozen=True):
     max_body_bytes: BodyBytes | None = None
     max_execution_seconds: ExecutionSeconds | None = None
     scaling: ScalingPreferences | None = None
+    deployment_id: Id | None = None
+    last_updated_at: float | None = None
 
 
 def execution_seconds(deployment: Deployment) -> int:
@@ -137,13 +58,35 @@ def specifications_of(deployment: Deployment) -> dict[str, DeploymentSpecificati
     The id contains everything that an instance is started with. If that changes, the instance belongs to
     another specification and is replaced.
     """
+    return {key: deployment.specifications[index] for index, key in _keys(deployment)}
+
+
+def _keys(deployment: Deployment) -> list[tuple[int, str]]:
+    """Return places and ids of the specifications, in preferred order."""
     seconds = execution_seconds(deployment)
     # Left out where it is the default, so that instances of an earlier release are not replaced.
     limit = "" if seconds == DEFAULT_EXECUTION_SECONDS else f"-{seconds}s"
-    return {
-        f"{spec.id(index)}-{spec.max_request_concurrency}x{spec.gpus_per_instance}{limit}": spec
-        for index, spec in enumerate(deployment.specifications)
-    }
+    keys = []
+    for index, spec in enumerate(deployment.specifications):
+        started = f"{spec.max_request_concurrency}x{spec.gpus_per_instance}{limit}{spec.digest}"
+        keys.append((index, f"{spec.id(index)}-{started}"))
+    return sorted(keys, key=lambda each: deployment.specifications[each[0]].preferred_order or LAST_ORDER)
+
+
+def deployment_id(deployment: Deployment) -> str:
+    """Return the deployment's id, one made of its version's id for a record of an earlier release."""
+    return deployment.deployment_id or str(uuid5(UUID(deployment.version_id), "deployment"))
+
+
+def gpu_specification_id(deployment: Deployment, index: int) -> str:
+    """Return the public id of a specification, made of its place and kind for one of an earlier release."""
+    spec = deployment.specifications[index]
+    return spec.specification_id or str(uuid5(UUID(deployment.version_id), spec.id(index)))
+
+
+def gpu_specification_ids(deployment: Deployment) -> dict[str, str]:
+    """Return the public ids by those of `specifications_of`."""
+    return {key: gpu_specification_id(deployment, index) for index, key in _keys(deployment)}
 
 
 class InstanceState(StrEnum):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from msgspec import Meta, field
 from msgspec.structs import force_setattr
 
 from nvcf_proto.errors import InvalidRecord
+from nvcf_proto.models.containers import VersionSettings
 from nvcf_proto.models.record import Id, Record, Text, matching
-from nvcf_proto.models.telemetries import Telemetries
 
 FUNCTIONS_BUCKET = "nvcf_functions"
 VERSIONS_BUCKET = "nvcf_versions"
@@ -46,6 +46,8 @@ class VersionStatus(StrEnum):
     INACTIVE = "INACTIVE"
     DEPLOYING = "DEPLOYING"
     ACTIVE = "ACTIVE"
+    DEGRADING = "DEGRADING"
+    DEGRADED = "DEGRADED"
     ERROR = "ERROR"
     DELETING = "DELETING"
 
@@ -112,11 +114,14 @@ class Function(Record, frozen=True):
         return nca_id == self.nca_id or nca_id in self.authorized
 
 
-class FunctionVersion(Record, frozen=True):
-    """One immutable version of a function. Key: its id.
+class FunctionVersion(VersionSettings, frozen=True):
+    """One version of a function. Key: its id.
 
-    Exactly one of `process` and `container_image` is set.
+    Exactly one of `process`, `container_image` and `helm_chart` is set, or there are `models` alone. Tags,
+    rate limits and the models' rates can change; everything else stays as it is.
     """
+
+    if_given: ClassVar[frozenset[str]] = frozenset(("containerEnvironment", "models", "resources"))
 
     id: Id
     function_id: Id
@@ -130,4 +135,3 @@ class FunctionVersion(Record, frozen=True):
     container_image: Text | None = None
     process: ProcessSource | None = None
     rate_limit: RateLimit | None = None
-    telemetries: Telemetries | None = None

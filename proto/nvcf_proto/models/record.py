@@ -38,20 +38,26 @@ Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 class Record(msgspec.Struct, frozen=True, rename="camel"):
     """Something stored or sent as a JSON object, with camelCase names.
 
-    `hints` are the reasons to give for unknown fields that people try, by field name.
+    `hints` are the reasons to give for unknown fields that people try, by field name. `if_given` are JSON
+    names that are written only if their value is not empty.
     """
 
     hints: ClassVar[dict[str, str]] = {}
+    if_given: ClassVar[frozenset[str]] = frozenset()
 
     def to_json(self) -> bytes:
         """Return the record as compact JSON."""
         return msgspec.json.encode(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON members, without those that are None."""
+        """Return the JSON members, without those that are None or, if they are optional, empty."""
         names = zip(self.__struct_fields__, self.__struct_encode_fields__, strict=True)
         members = {json_name: getattr(self, name) for name, json_name in names}
-        return {name: _plain(value) for name, value in members.items() if value is not None}
+        return {
+            name: _plain(value)
+            for name, value in members.items()
+            if value is not None and (value or name not in self.if_given)
+        }
 
     @classmethod
     def from_json(cls, body: bytes) -> Self:
@@ -103,20 +109,22 @@ def _type_of(cls: type[Record]) -> inspect.Type:
     return inspect.type_info(cls)
 
 
-def _core(kind: inspect.Type) -> inspect.Type:
-    """Return the type without its metadata and without None."""
+def _core(kind: inspect.Type, value: Any = None) -> inspect.Type:
+    """Return the type without its metadata and without None; of several the one that `value` may be of."""
     while True:
         if isinstance(kind, inspect.Metadata):
             kind = kind.type
         elif isinstance(kind, inspect.UnionType):
-            kind = next(each for each in kind.types if not isinstance(each, inspect.NoneType))
+            known = [each for each in kind.types if not isinstance(each, inspect.NoneType)]
+            lists = [each for each in known if isinstance(_core(each), inspect.VarTupleType)]
+            kind = (lists if isinstance(value, list) and lists else known)[0]
         else:
             return kind
 
 
 def _normalised(value: Any, kind: inspect.Type) -> Any:
     """Drop members that are null, and write ids in lower case."""
-    kind = _core(kind)
+    kind = _core(kind, value)
     if isinstance(kind, inspect.StructType) and isinstance(value, dict):
         known = {field.encode_name: field.type for field in kind.fields}
         return {
@@ -164,7 +172,7 @@ def _inside(path: str, kind: inspect.Type, value: Any, step: str) -> tuple[str, 
     """Return the path, type and value of a part. Raises LookupError, TypeError or ValueError for none."""
     if isinstance(kind, inspect.StructType):
         types = {field.encode_name: field.type for field in kind.fields}
-        return f"{path}.{step}" if path else step, _core(types[step]), value[step]
+        return f"{path}.{step}" if path else step, _core(types[step], value[step]), value[step]
     if isinstance(kind, inspect.DictType):
         # msgspec does not name the member of a map.
         fits = functools.partial(_fits, _core(kind.value_type))
@@ -178,7 +186,9 @@ def _inside(path: str, kind: inspect.Type, value: Any, step: str) -> tuple[str, 
 def _fits(kind: inspect.Type, value: Any) -> bool:
     if isinstance(kind, inspect.StrType):
         return isinstance(value, str) and (kind.pattern is None or bool(re.search(kind.pattern, value)))
-    return isinstance(value, int)
+    if not isinstance(value, int) or isinstance(value, bool) or not isinstance(kind, inspect.IntType):
+        return False
+    return (kind.ge is None or value >= kind.ge) and (kind.le is None or value <= kind.le)
 
 
 def _reason(kind: inspect.Type, value: Any) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from msgspec import Meta, field
 from msgspec.structs import force_setattr
@@ -160,12 +160,7 @@ TelemetryTypes = Annotated[tuple[TelemetryType, ...], Meta(min_length=1)]
 
 
 class TelemetrySecret(Record, frozen=True, forbid_unknown_fields=True):
-    """The name under which the credentials lie in files on the clusters; never their values."""
-
-    hints: ClassVar[dict[str, str]] = {
-        "value": "secrets are not kept here: put each key of it into a file NAME-KEY (or NAME, if it has one "
-        "key) in the agents' folder of telemetry secrets, and give its name only"
-    }
+    """The name of the credentials; never their values, which are kept sealed or in files on the clusters."""
 
     name: TelemetryName
 
@@ -173,7 +168,7 @@ class TelemetrySecret(Record, frozen=True, forbid_unknown_fields=True):
 class TelemetryEndpoint(Record, frozen=True):
     """One place that takes an account's telemetry. Key: its id.
 
-    `secret` is the name under which its credentials lie where the instances run; their values are never here.
+    `secret` is the name of its credentials; their values are never here.
     """
 
     id: Id = field(name="telemetryId")

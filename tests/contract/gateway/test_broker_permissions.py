@@ -134,6 +134,7 @@ async def test_a_connection_may_do_what_its_version_needs_in_every_region_and_no
                 f"_INBOX.{foreign.id}.{other}.1",
                 "nvcf.ratelimit.counts",
                 "nvcf.ratelimit.members",
+                f"nvcf.reply.{foreign.id}.gateway.token",
                 "$KV.nvcf_versions.x",
             ):
                 await worker.client.publish(subject, b"")

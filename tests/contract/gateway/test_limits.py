@@ -133,7 +133,7 @@ async def test_slow_heads_and_idle_connections_are_closed(platform: Platform) ->
         writer.close()
 
 
-async def test_a_half_closed_caller_is_a_caller_that_left(platform: Platform) -> None:
+async def test_a_half_closed_caller_may_leave_later(platform: Platform) -> None:
     version = await platform.deployed_version()
     host, port = platform.gateway.url.removeprefix("http://").split(":")
     async with peer_worker(platform, version) as worker:
@@ -146,10 +146,11 @@ async def test_a_half_closed_caller_is_a_caller_that_left(platform: Platform) ->
         )
         work = await worker.pull()
         writer.write_eof()
-        message = await cancels.next_msg(timeout=5)
-        assert message.data.decode() == work.request.requestId
-        assert await reader.read() == b""
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        # Its end of the connection is closed already: only what the gateway sends meets nobody.
         writer.close()
+        message = await cancels.next_msg(timeout=10)
+        assert message.data.decode() == work.request.requestId
     await platform.queue_is_empty(version)
 
 

@@ -52,7 +52,7 @@ async def test_a_policy_is_kept_shown_and_taken_away(platform: Platform) -> None
     assert put == await platform.call("GET", path_of(version))
     assert put == {"functionId": version.function_id, "functionVersionId": version.id, "config": policy}
     shown = await platform.call("GET", f"/v2/nvcf/functions/{version.function_id}/versions/{version.id}")
-    assert shown["function"]["rateLimit"] == policy
+    assert shown["function"]["rateLimit"].items() >= policy.items()
     await platform.call("DELETE", path_of(version), expect=204)
     await platform.call("GET", path_of(version), expect=404)
     await platform.call("DELETE", path_of(version), expect=204)

@@ -127,9 +127,13 @@ class Plane:
         source: str = FUNCTION,
         scaling: dict[str, Any] | None = None,
         beside: Version | None = None,
+        fields: dict[str, Any] | None = None,
         **environment: str,
     ) -> Version:
-        """Deploy a version of a new function, or a further version of the function of `beside`."""
+        """Deploy a version of a new function, or a further version of the function of `beside`.
+
+        `fields` are further members of the version.
+        """
         file = self.platform.directory / f"function-{time.monotonic_ns()}.py"
         file.write_text(source)
         process = {
@@ -140,6 +144,7 @@ class Plane:
             "environment": {"PATH": os.environ["PATH"], **environment},
         }
         body = {"process": process} if beside else {"name": f"f-{file.stem[-8:]}", "process": process}
+        body |= fields or {}
         path = f"/v2/nvcf/functions/{beside.function_id}/versions" if beside else "/v2/nvcf/functions"
         function = (await self.platform.call("POST", path, body))["function"]
         version = Version(function["id"], function["versionId"])

@@ -20,6 +20,7 @@ from nvcf_broker.files import write_private
 from nvcf_broker.server import LocalBroker
 from nvcf_gateway.access.signing_keys import SigningKeys
 from nvcf_gateway.access.worker_tokens import WorkerTokens
+from nvcf_gateway.secrets.keys import create_sealing_key
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import ApiKey, Scope
 from nvcf_proto.models.keys import api_key_id, hash_api_key, new_api_key
@@ -82,13 +83,15 @@ class Platform:
     async def start_gateway(self, *flags: str) -> Gateway:
         """Start one more gateway process on the broker."""
         bootstrap = self.directory / "bootstrap-keys.json"
+        sealing = self.directory / "sealing.key"
         command = python(
             "-m", "nvcf_gateway", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0",
             "--nats", self.broker.url, "--nats-credentials", str(self.broker.credentials_file),
             "--signing-key", str(self.directory / "signing.pem"),
             "--callout-seed", str(self.broker.callout_seed_file),
             "--nats-system-credentials", str(self.broker.system_credentials_file),
-            "--bootstrap-keys", str(bootstrap), *flags,
+            "--bootstrap-keys", str(bootstrap),
+            *(("--sealing-keys", str(sealing)) if sealing.exists() else ()), *flags,
         )  # fmt: skip
         child = await start(command, log=self.directory / f"gateway-{len(self.children)}.log")
         self.children.append(child)
@@ -254,6 +257,7 @@ async def running_platform(
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
         platform = Platform(directory, broker, session)
         _write_keys(platform)
+        create_sealing_key(directory / "sealing.key")
         try:
             await broker.start()
             for _ in range(gateways):

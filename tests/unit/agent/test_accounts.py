@@ -9,14 +9,22 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from nvcf_agent.accounts import AccountTelemetry, without_destination
+from nvcf_agent.accounts import AccountTelemetry, texts_of, without_destination
 from nvcf_agent.backends.collector import FILE, run_collector, write_configuration
-from nvcf_agent.backends.environment import CollectorOrder, WorkerTelemetry, worker_environment
+from nvcf_agent.backends.environment import (
+    CollectorOrder,
+    InstanceOf,
+    SecretFiles,
+    WorkerTelemetry,
+    worker_environment,
+)
 from nvcf_agent.backends.process import ProcessBackend
+from nvcf_agent.errors import StartError
 from nvcf_agent.state import transitions
 from nvcf_agent.state.inventory import Share
 from nvcf_broker.process import free_port
@@ -183,7 +191,7 @@ def test_nothing_usable_sends_nothing_anywhere(tmp_path: Path) -> None:
 
 
 def test_the_worker_sends_to_its_collector_unless_the_function_says_otherwise() -> None:
-    wish = CollectorOrder({TelemetryType.TRACES: GRAFANA}, "/secrets", {})
+    wish = CollectorOrder({TelemetryType.TRACES: GRAFANA}, SecretFiles(Path("/secrets")), {})
     spec = replace(SPEC, telemetry=WorkerTelemetry(collector=wish))
     places = replace(PLACES, collector="127.0.0.1:5")
     made = worker_environment(spec, SOURCE, places, {}, None)
@@ -197,7 +205,7 @@ def test_a_collector_that_cannot_be_set_up_keeps_no_function_from_starting(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The secret may be removed between the check and the copy."""
-    wish = CollectorOrder({TelemetryType.TRACES: GRAFANA}, str(tmp_path / "nothing"), {})
+    wish = CollectorOrder({TelemetryType.TRACES: GRAFANA}, SecretFiles(tmp_path / "nothing"), {})
     spec = replace(SPEC, telemetry=WorkerTelemetry(collector=wish))
     with caplog.at_level(logging.WARNING):
         assert ProcessBackend(tmp_path)._make_collector(spec, tmp_path, free_port) is None
@@ -207,7 +215,7 @@ def test_a_collector_that_cannot_be_set_up_keeps_no_function_from_starting(
 def collector_order(folder: Path) -> CollectorOrder:
     (folder / "grafana-instanceId").write_text("12345\n")
     (folder / "grafana-apiKey").write_text("key$1\n")
-    return CollectorOrder({TelemetryType.TRACES: GRAFANA}, str(folder), {"nvcf.instance.id": "i"})
+    return CollectorOrder({TelemetryType.TRACES: GRAFANA}, SecretFiles(folder), {"nvcf.instance.id": "i"})
 
 
 def test_the_configuration_and_its_secrets_lie_beside_the_instance_for_its_owner_alone(
@@ -281,3 +289,49 @@ async def test_a_collector_that_is_not_there_is_said(
     await eventually(lambda: "does not start: cannot start" in caplog.text, "it was said")
     running.cancel()
     await asyncio.wait({running})
+
+
+def of_given(folder: Path, kept: Path, telemetries: str, given: dict[str, Any]) -> WorkerTelemetry:
+    async def fetch(_: InstanceOf) -> dict[str, Any]:
+        if not given:
+            raise StartError("the gateway is away")
+        return given
+
+    accounts = AccountTelemetry(folder, OPERATOR, "local", fetch, kept)
+    made = order("r", nca_id="one", telemetries=telemetries, variables={"FUNCTION_NAME": "f"})
+    return asyncio.run(accounts.of(transitions.accepted(made, Share(), 1.0)))
+
+
+def test_secrets_that_were_given_to_the_platform_win_and_are_files_of_the_agent(tmp_path: Path) -> None:
+    (account(tmp_path) / "own").write_text("of the operator")
+    kept = tmp_path / "kept"
+    chosen = message(traces=GENERIC)
+    given = of_given(tmp_path, kept, chosen, {"own": "of the account\n"})
+    assert given.variables["OTEL_EXPORTER_OTLP_TRACES_HEADERS"] == "authorization=Bearer%20of%20the%20account"
+    assert (kept / "one" / "own").stat().st_mode & 0o777 == 0o600
+    # Of another endpoint, or none: the operator's file serves.
+    for secrets in ({"other": "x"}, {}):
+        given = of_given(tmp_path, kept, chosen, secrets)
+        headers = given.variables["OTEL_EXPORTER_OTLP_TRACES_HEADERS"]
+        assert headers == "authorization=Bearer%20of%20the%20operator"
+
+
+def test_keys_of_a_given_secret_reach_the_collector(tmp_path: Path) -> None:
+    kept, home = tmp_path / "kept", tmp_path / "home"
+    home.mkdir()
+    secret = {"grafana": {"instanceId": "12345", "apiKey": "given-key"}}
+    given = of_given(tmp_path, kept, message(metrics=GRAFANA), secret)
+    assert given.collector is not None
+    write_configuration(given.collector, home, free_port)
+    assert (home / "secrets" / "grafana-apiKey").read_text() == "given-key"
+    assert "given-key" not in (home / FILE).read_text()
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "x" * 200, "a\0b"])
+def test_what_comes_from_outside_is_no_path(name: str) -> None:
+    assert texts_of({name: "x", "own": {"key": "z", "number": 7}, "more": 7}) == {"own-key": "z"}
+
+
+@pytest.mark.parametrize("key", ["../x", "a/b", "x" * 200, "a\0b"])
+def test_a_key_from_outside_is_no_path(key: str) -> None:
+    assert texts_of({"own": {key: "y"}}) == {}

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import socket
+import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from nvcf_cli.access import find_target, read_key
 from nvcf_cli.commands.local import greeting
 from nvcf_cli.errors import CliError, UsageError
-from nvcf_cli.local.platform import choose_http_port, choose_sessions, ensure_keys
+from nvcf_cli.local.platform import choose_http_port, choose_sessions, ensure_keys, ensure_sealing_key
 from nvcf_cli.local.processes import Addresses, ClusterPlan, agent_spec, autoscaler_spec, gateway_spec
 from nvcf_cli.local.scrape import instance_targets, write_scrape_files
 from nvcf_cli.local.state import (
@@ -70,6 +71,20 @@ def test_keys_are_made_once_and_recorded_as_hashes(tmp_path: Path) -> None:
     installation.admin_key.write_text("nonsense")
     with pytest.raises(CliError, match="delete it"):
         ensure_keys(installation)
+
+
+def test_the_sealing_key_is_made_once_and_never_beside_others(tmp_path: Path) -> None:
+    installation = Installation(tmp_path)
+    ensure_sealing_key(installation)
+    (made,) = installation.sealing_keys.iterdir()
+    assert stat.S_IMODE(made.stat().st_mode) == 0o600
+    assert stat.S_IMODE(installation.sealing_keys.stat().st_mode) == 0o700
+    text = made.read_bytes()
+    ensure_sealing_key(installation)
+    assert made.read_bytes() == text
+    made.rename(made.with_name("rotated.key"))
+    ensure_sealing_key(installation)
+    assert [each.name for each in installation.sealing_keys.iterdir()] == ["rotated.key"]
 
 
 def test_which_platform_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,11 @@ from nvcf_gateway.exchange.exec_json import wrap_response
 from nvcf_gateway.http.durations import poll_seconds, publish_delay
 from nvcf_gateway.http.responses import cors_headers, preflight_headers
 from nvcf_gateway.http.routing import PathTable, Target, pass_through_target
-from nvcf_gateway.queue.message import forwarded_headers, header_text, message_headers
+from nvcf_gateway.queue.message import forwarded_headers, header_texts, message_headers
 from nvcf_gateway.queue.request_queue import classify_publish_error
-from nvcf_gateway.registry import VersionIndex, version_status
+from nvcf_gateway.registry import VersionIndex
 from nvcf_proto.h1 import ResponseHead
-from nvcf_proto.models import Deployment, Instance, InstanceState, VersionStatus
+from nvcf_proto.models import Deployment, Instance, InstanceState
 
 F = "0b0e0a52-6f4c-4d3a-9d59-9e3f0f0c1a2b"
 V = "5f0a4f4e-56f6-4a50-8a3c-3d1f0e1b2c3d"
@@ -124,38 +124,6 @@ def instance(state: InstanceState, number: int = 1) -> Instance:
     return Instance(f"{V[:-1]}{number}", F, V, "c", state, 0, 0)
 
 
-@pytest.mark.parametrize(
-    ("deployed", "states", "status"),
-    [
-        (False, [], VersionStatus.INACTIVE),
-        (False, [InstanceState.TERMINATING], VersionStatus.INACTIVE),
-        (True, [], VersionStatus.DEPLOYING),
-        (True, [InstanceState.STARTING], VersionStatus.DEPLOYING),
-        (True, [InstanceState.FAILED, InstanceState.STARTING], VersionStatus.DEPLOYING),
-        (True, [InstanceState.FAILED], VersionStatus.ERROR),
-        (True, [InstanceState.FAILED, InstanceState.RUNNING], VersionStatus.ACTIVE),
-        (True, [InstanceState.COMPLETED], VersionStatus.DEPLOYING),
-        (True, [InstanceState.COMPLETED, InstanceState.FAILED], VersionStatus.ERROR),
-    ],
-)
-def test_version_status(deployed: bool, states: list[InstanceState], status: VersionStatus) -> None:
-    assert version_status(deployed, [instance(state, n) for n, state in enumerate(states)]) is status
-
-
-@pytest.mark.parametrize(
-    ("states", "status"),
-    [
-        ([], VersionStatus.ACTIVE),
-        ([InstanceState.COMPLETED], VersionStatus.ACTIVE),
-        ([InstanceState.STARTING], VersionStatus.DEPLOYING),
-        ([InstanceState.FAILED], VersionStatus.ERROR),
-    ],
-)
-def test_version_that_may_be_at_zero(states: list[InstanceState], status: VersionStatus) -> None:
-    found = version_status(True, [instance(state, n) for n, state in enumerate(states)], from_zero=True)
-    assert found is status
-
-
 def test_version_index_follows_changes() -> None:
     index = VersionIndex()
     index.deployment_changed(V, Deployment(V, F, 0, ()))
@@ -195,8 +163,10 @@ def test_forwarded_headers() -> None:
 
 
 def test_header_bytes_are_utf8_or_latin1() -> None:
-    assert header_text("ä".encode()) == "ä"
-    assert header_text(b"\xe4") == "ä"
+    assert header_texts(()) == []
+    assert header_texts([(b"A", "ä".encode()), (b"b", b"")]) == [("A", "ä"), ("b", "")]
+    assert header_texts([(b"A", "ä".encode()), (b"b", b"\xe4")]) == [("A", "ä"), ("b", "ä")]
+    assert header_texts([(b"A", b"folded\n over two lines")]) == [("A", "folded\n over two lines")]
 
 
 def test_trace_context_passes_and_none_is_invented() -> None:

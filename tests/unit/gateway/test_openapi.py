@@ -14,6 +14,7 @@ from nvcf_gateway.management.routes import management_routes
 from nvcf_gateway.objects.assets import Assets
 from nvcf_gateway.objects.large_results import LargeResults
 from nvcf_gateway.openapi import document
+from nvcf_gateway.secrets.delivery import SecretDelivery
 from nvcf_gateway.server import HttpServer
 
 METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
@@ -29,8 +30,9 @@ class Anything:
 def test_paths_and_methods_are_those_of_the_table() -> None:
     parts: dict[str, Any] = {name: Anything() for name in inspect.signature(HttpServer).parameters}
     nothing: Any = Anything()
-    management = management_routes(nothing, nothing, nothing, nothing, nothing, nothing)
+    management = management_routes(nothing, nothing, nothing, nothing, nothing, nothing, nothing)
     management += ClusterRoutes(nothing, nothing, nothing, nothing).routes()
+    management += SecretDelivery(nothing, nothing, nothing, nothing).routes()
     agents = AgentRoutes(nothing, nothing, nothing, nothing).routes()
     assets = Assets(nothing, nothing, nothing, 0, 0.0, nothing, nothing)
     large = LargeResults(nothing, nothing, 0)

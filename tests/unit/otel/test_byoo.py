@@ -165,7 +165,7 @@ class TestRecords:
     @pytest.mark.parametrize(
         ("member", "value", "text"),
         [
-            ("secret", {"name": "a", "value": {"token": "t"}}, "secret.value: secrets are not kept here"),
+            ("secret", {"name": "a", "value": {"token": "t"}}, "secret.value: unknown field; known are name"),
             ("secret", {"name": "../etc"}, "secret.name: does not match"),
             ("types", [], "types: name at least one"),
             ("types", ["PROFILES"], "types[0]: expected one of LOGS"),

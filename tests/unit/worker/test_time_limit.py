@@ -39,7 +39,7 @@ def test_impossible_variables_and_headers(text: str) -> None:
 
 
 def test_a_caller_can_only_shorten() -> None:
-    header = "Nvcf-Max-Execution-Seconds"
+    header = "nvcf-max-execution-seconds"
     assert of_request(OURS, [("a", "b")]) is OURS
     assert of_request(OURS, [(header, "120")]) is OURS
     assert of_request(None, []) is None

@@ -20,7 +20,7 @@ from nvcf_worker.exchange.transport import Transport, Unlisten, nothing
 from nvcf_worker.exchange.waiters import LATE, MARGIN, NEVER, Waiter, Waiters, compatible, wanted_again
 from nvcf_worker.function.cancellation import CancelScope
 from nvcf_worker.function.response import Outcome, Reply, StreamReply
-from nvcf_worker.message import ReplyAddress, Work, poll_seconds, request_time
+from nvcf_worker.message import ReplyAddress, Work, poll_seconds, request_time, sent_headers
 
 log = logging.getLogger("nvcf_worker")
 
@@ -48,23 +48,24 @@ class Exchange:
     _tasks: set[asyncio.Task[None]] | None = None
     _unlisten: Unlisten | None = None
     _wanted_again: bool = False
+    _poll: Work | None = None
+    _polled: asyncio.Event | None = None
 
     def __post_init__(self) -> None:
         self.address = self.work.reply_address
         self._waiters = Waiters([Waiter(self.address, NEVER)])
 
     def begin(self, headers: list[tuple[str, str]], now: float, *, compatibility: bool) -> None:
-        """Decide on compatibility mode by the request's headers. `now` is Unix time.
+        """Decide on compatibility mode by the request's headers (lower-case names). `now` is Unix time.
 
         A call that arrives when its gateway waits no more never gets a 202: its gateway has sent one, or is
         gone.
         """
-        lowered = [(name.lower(), value) for name, value in headers]
-        self.compatible = compatible(lowered, disabled=not compatibility)
-        self._wanted_again = wanted_again(lowered)
+        self.compatible = compatible(headers, disabled=not compatibility)
+        self._wanted_again = wanted_again(headers)
         if not self.compatible:
             return
-        due = request_time(self.work) + poll_seconds(lowered) - MARGIN
+        due = request_time(self.work) + poll_seconds(headers) - MARGIN
         if due + LATE > now:
             self._waiters.waiting[0].due = due
         elif self.work.attempt > 1:
@@ -76,7 +77,12 @@ class Exchange:
     @property
     def wanted_again(self) -> bool:
         """Whether somebody may still ask for the response when the connection to its caller is lost."""
-        return self._wanted_again or self.work.kept or self._waiters.may_poll
+        return self.outlives_caller or self._waiters.may_poll
+
+    @property
+    def outlives_caller(self) -> bool:
+        """Whether the response is wanted although nobody waits or polls for it."""
+        return self._wanted_again or self.work.kept
 
     @property
     def responding(self) -> bool:
@@ -98,8 +104,11 @@ class Exchange:
         if self._unfinished:
             self._report(self._waiters.progressed(percent, partial))
 
-    def polled(self, address: ReplyAddress, due: float) -> None:
+    def polled(self, address: ReplyAddress, due: float, poll: Work | None = None) -> None:
         """Add a poll that waits until `due` (Unix time). Not to be called once `closed`."""
+        self._poll = poll
+        if self._polled is not None:
+            self._polled.set()
         if not self.compatible:
             due = NEVER
         report = self._waiters.add(Waiter(address, due))
@@ -121,7 +130,7 @@ class Exchange:
         for waiter in found:
             self._spawn(self._send_progress(waiter.address, reply))
 
-    async def _send_progress(self, address: ReplyAddress, reply: Reply) -> None:
+    async def _send_progress(self, address: ReplyAddress, reply: Outcome) -> None:
         if address.reply_subject is None and self._unlisten is None:
             # Before the caller knows that it shall poll.
             self._unlisten = await self.transport.listen(self.work.request_id)
@@ -131,6 +140,39 @@ class Exchange:
             log.info("nobody was there to get the progress: %s", error)
         except DeliveryError as error:
             log.warning("the progress could not be sent: %s", error)
+
+    # --- functions that answer 202 themselves ---------------------------------------------------------
+
+    async def accepted(self, response: Outcome) -> None:
+        """Send the function's own 202 to all who wait; they may poll."""
+        self._polled = self._polled or asyncio.Event()
+        waiting = self._waiters.take_all()
+        self._waiters.may_poll = True
+        # A stream can be sent once.
+        others = response if isinstance(response, Reply) else self._waiters.progress_reply()
+        try:
+            await asyncio.gather(
+                *(
+                    self._send_progress(waiter.address, others if number else response)
+                    for number, waiter in enumerate(waiting)
+                )
+            )
+        finally:
+            if isinstance(response, StreamReply):
+                await response.source.aclose()
+
+    async def next_poll(self, patience: float) -> Work | None:
+        """Return a poll that waits for the function, None when there is none for `patience` seconds."""
+        arrived = self._polled = self._polled or asyncio.Event()
+        try:
+            async with asyncio.timeout(patience):
+                while not self._waiters.waiting:
+                    arrived.clear()
+                    await arrived.wait()
+        except TimeoutError:
+            if not self._waiters.waiting:
+                return None
+        return self._poll
 
     async def listen_again(self) -> None:
         """Subscribe to this request's polls on a new broker connection, if its callers may poll."""
@@ -205,5 +247,5 @@ class Exchange:
 
 def poll_due(poll: Work) -> float:
     """Return when a poll wants its 202 at the latest, Unix time."""
-    sent = ((pair.key.lower(), pair.value) for pair in poll.message.requestHeaders)
+    sent = ((name.lower(), value) for name, value in sent_headers(poll))
     return request_time(poll) + poll_seconds(sent) - MARGIN

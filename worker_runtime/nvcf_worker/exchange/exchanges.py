@@ -47,9 +47,9 @@ class Exchanges:
         exchange = self._open.get(request_id)
         return exchange is not None and not exchange.closed
 
-    def polled(self, request_id: str, address: ReplyAddress, due: float) -> None:
+    def polled(self, request_id: str, address: ReplyAddress, due: float, poll: Work | None = None) -> None:
         """Add a poll to the open exchange of a request."""
-        self._open[request_id].polled(address, due)
+        self._open[request_id].polled(address, due, poll)
 
     def tick(self, now: float) -> None:
         """Send 202 to callers whose poll time has expired. `now` is Unix time."""

@@ -22,6 +22,7 @@ LATE = MARGIN + 1.0
 """Seconds after `due` within which a 202 still finds its gateway waiting, the time it takes included."""
 
 NEVER = float("inf")
+_KEEP = names.NVCF_KEEP_QUEUED.lower()
 RETENTION_SECONDS = 3600.0
 """How long a finished response waits for a caller that comes back: as long as the record of the request."""
 FALLBACK_SECONDS = 60.0
@@ -91,11 +92,10 @@ class Waiters:
 
 def wanted_again(headers: Iterable[tuple[str, str]]) -> bool:
     """Return whether a caller may come back when its connection is lost. Header names are lower-case."""
-    keep = names.NVCF_KEEP_QUEUED.lower()
-    return any(
-        name == "idempotency-key" or (name == keep and value.strip().lower() == "true")
-        for name, value in headers
-    )
+    for name, value in headers:
+        if name == "idempotency-key" or (name == _KEEP and value.strip().lower() == "true"):
+            return True
+    return False
 
 
 class Step(enum.Enum):

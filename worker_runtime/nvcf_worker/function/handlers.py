@@ -37,6 +37,7 @@ class Handler:
 
     loading: objects to set up before the first request. router: chooses between several handlers. limit: on
     this handler's own requests in flight. elsewhere: whether it only passes requests to other processes.
+    takes_polls: whether polls are passed on to it once it has answered 202.
     """
 
     call: Callable[[Any], Any]
@@ -47,6 +48,7 @@ class Handler:
     router: Router | None = None
     limit: Limit | None = None
     elsewhere: bool = False
+    takes_polls: bool = False
 
     def select(self, method: str, path: str) -> tuple[Handler, dict[str, str]]:
         """Return the handler for a request, and its path parameters. Raises NotFound, MethodNotAllowed."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
+from nvcf_otel.propagation import PROPAGATORS, W3C_ONLY
 from nvcf_worker.function.body import RequestBody
 from nvcf_worker.function.cancellation import Cancellation
 from nvcf_worker.function.content import decoded, parse_json
@@ -134,6 +135,9 @@ class RequestInfo:
     def _with_trace(self, sent: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """Return the caller's headers with the current trace context in place of the caller's own."""
         trace = self.trace_context
+        if not W3C_ONLY:
+            own = {name: value for name, value in trace.items() if name in PROPAGATORS.headers}
+            return [pair for pair in sent if pair[0].lower() not in own] + list(own.items())
         if "traceparent" not in trace:
             return sent
         kept = [pair for pair in sent if pair[0].lower() not in ("traceparent", "tracestate")]
@@ -178,8 +182,13 @@ class RequestInfo:
 
     @property
     def trace_context(self) -> Mapping[str, str]:
-        """W3C trace context for calls to other services: `traceparent`, `tracestate`, `baggage`."""
+        """Trace context for calls to other services: `traceparent`, `tracestate`, `baggage`.
+
+        With `OTEL_PROPAGATORS`, the headers of the formats that it names.
+        """
         trace = self._work.trace or logs.current_trace()
+        if not W3C_ONLY:
+            return PROPAGATORS.inject(trace)
         return {name: trace[name] for name in TRACE_HEADERS if name in trace}
 
     @property

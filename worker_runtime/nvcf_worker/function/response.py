@@ -45,7 +45,7 @@ class Response:
             raise ValueError(f"status is {status}; a response has 200 to 599")
         self.body = body
         self.status = int(status)
-        pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
+        pairs = () if headers is None else headers.items() if isinstance(headers, Mapping) else headers
         self.headers = [(str(name), str(value)) for name, value in pairs]
         self.media_type = media_type
 

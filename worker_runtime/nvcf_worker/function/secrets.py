@@ -7,10 +7,8 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from nvcf_proto.environment import ESS_AGENT_CONFIG_DIR
+from nvcf_proto.environment import ESS_AGENT_CONFIG_DIR, NVCF_SECRETS_DIR
 
-SECRETS_DIR = "NVCF_SECRETS_DIR"
-"""[ext] Folder of the files behind `secrets["NAME"]`. Default: /var/secrets."""
 DEFAULT_DIRECTORY = "/var/secrets"
 JSON_FILE = "secrets.json"
 
@@ -30,7 +28,7 @@ class Secrets(Mapping[str, str]):
 
     def directories(self) -> list[Path]:
         """Return the folders that are searched for secrets."""
-        first, second = self._environ.get(SECRETS_DIR), self._environ.get(ESS_AGENT_CONFIG_DIR)
+        first, second = self._environ.get(NVCF_SECRETS_DIR), self._environ.get(ESS_AGENT_CONFIG_DIR)
         return [Path(text) for text in (first or DEFAULT_DIRECTORY, second) if text]
 
     def __getitem__(self, name: str) -> str:

@@ -44,10 +44,12 @@ def configured(argument: float | None, environ: Mapping[str, str]) -> TimeLimit 
 
 
 def of_request(limit: TimeLimit | None, headers: Iterable[tuple[str, str]]) -> TimeLimit | None:
-    """Return the limit of one request, which its caller can only shorten. Raises BadInput."""
+    """Return the limit of one request, which its caller can only shorten. Raises BadInput.
+
+    Header names are lower-case.
+    """
     for name, value in headers:
-        # The length first: it is the cheapest test of many headers.
-        if len(name) == len(_HEADER) and name.lower() == _HEADER:
+        if name == _HEADER:
             seconds = _seconds(value.strip())
             if seconds is None:
                 raise BadInput(f"{HEADER} is {value[:32]!r}; it must be 1 to {LONGEST} seconds")

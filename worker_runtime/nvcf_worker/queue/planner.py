@@ -136,27 +136,25 @@ class Slots:
         if total < 1:
             raise ValueError("a worker has at least one slot")
         self.total = total
+        self.limit = total
+        """How many slots may be in use now: all, or fewer while a source limits them."""
         self.busy = 0
         self.paused = False
         self._limits: dict[str, int] = {}
         self._on_free = on_free
 
-    @property
-    def limit(self) -> int:
-        """Return how many slots may be in use now: all, or fewer while a source limits them."""
-        return min((self.total, *self._limits.values())) if self._limits else self.total
-
     def set_limit(self, source: str, limit: int) -> None:
         """Limit the slots in use, until `source` sets another limit."""
         before = self.limit
         self._limits[source] = limit
+        self.limit = min(self.total, *self._limits.values())
         if self.limit > before:
             self._on_free()
 
     @property
     def free(self) -> int:
         """Return how many slots are free; none while paused."""
-        return 0 if self.paused else max(0, self.limit - self.busy)
+        return 0 if self.paused or self.busy > self.limit else self.limit - self.busy
 
     def acquire(self) -> bool:
         """Acquire a slot; return False when none is free."""

@@ -37,6 +37,8 @@ from nvcf_worker.run.threads import Announce, HandlerThread, ThreadPool, ThreadS
 log = logging.getLogger("nvcf_worker")
 
 _END = object()
+# What needs no look for the methods of an iterator.
+_COMPLETE = frozenset((bytes, str, dict, list, type(None)))
 
 
 class Executor:
@@ -95,6 +97,8 @@ class Executor:
         if isinstance(result, Reply | StreamReply):  # from a server or an ASGI application: sent as it is
             return result
         response, body = _parts(result)
+        if type(body) in _COMPLETE:
+            return reply_of(result, handler.media_type)
         if isinstance(body, AsyncIterator):
             return await _open_async(body, response, handler.media_type)
         if is_stream(body):

@@ -7,7 +7,8 @@ import { DASH, age, clock, count, percent, rate, seconds, short, shortInstance, 
 const LIVING = ["RUNNING", "STARTING", "PENDING", "TERMINATING"];
 const COLORS = {
   RUNNING: "good", ACTIVE: "good", live: "good", STARTING: "busy", PENDING: "busy", DEPLOYING: "busy",
-  TERMINATING: "busy", draining: "busy", cordoned: "busy", unhealthy: "bad", FAILED: "bad", ERROR: "bad", silent: "bad",
+  TERMINATING: "busy", DEGRADING: "busy", draining: "busy", cordoned: "busy", unhealthy: "bad", FAILED: "bad",
+  ERROR: "bad", DEGRADED: "bad", silent: "bad",
 };
 // Or twice the time between two heartbeats, if that is longer (protocol.md, section 6.7).
 const SILENT_AFTER = 10;
@@ -262,7 +263,7 @@ function trouble(version, now, instances) {
   if (version.status === "ERROR" || instances.some((each) => each.state === "FAILED")) return 3;
   if (now?.failuresPerSecond) return 2;
   const idle = !instances.some((each) => each.state === "RUNNING");
-  return idle && (now?.queue?.queued || version.status === "DEPLOYING") ? 1 : 0;
+  return idle && (now?.queue?.queued || ["DEPLOYING", "DEGRADED"].includes(version.status)) ? 1 : 0;
 }
 
 function specification(each) {

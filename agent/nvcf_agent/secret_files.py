@@ -1,0 +1,100 @@
+"""Where secrets lie on this machine: in memory if it has a tmpfs, readable by their instance alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nvcf_broker.files import private_directory, replace_file
+from nvcf_proto.secrets import SECRETS_FILE
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - only a folder with a random name is made in it
+# In the agent's folder, to find and remove what a killed agent left in memory.
+_LINK = "secrets-in-memory"
+_MOUNTS = Path("/proc/self/mounts")
+_BESIDE = "secret-files"
+_TELEMETRY = "telemetry-kept"
+
+
+def is_tmpfs(folder: Path, mounts: Path = _MOUNTS) -> bool:
+    """Return whether a folder is a tmpfs: its files are in memory. Blocking."""
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    found = [line.split(" ") for line in lines]
+    kinds = [parts[2] for parts in found if len(parts) > 2 and parts[1] == str(folder)]
+    return kinds[-1:] == ["tmpfs"] and os.access(folder, os.W_OK | os.X_OK)
+
+
+class SecretFolders:
+    """Folders with the secrets of instances. `data` is the agent's folder."""
+
+    def __init__(self, data: Path, memory: Path = SHARED_MEMORY) -> None:
+        self._link = data / _LINK
+        self._on_disk = data / _TELEMETRY
+        self._memory = memory
+        self._base: Path | None = None
+        self._made: dict[str, Path] = {}
+
+    def open(self) -> None:
+        """Remove what an earlier agent left, and make a folder in memory where there is one. Blocking."""
+        self.close()
+        if is_tmpfs(self._memory):
+            self._base = Path(tempfile.mkdtemp(prefix="nvcf-secrets-", dir=self._memory))
+            self._link.symlink_to(self._base)
+            # Users of instances pass it to reach their own folder, and cannot list it.
+            self._base.chmod(0o711)
+
+    def close(self) -> None:
+        """Remove all secrets. Blocking."""
+        if self._link.is_symlink():
+            target = Path(os.readlink(self._link))
+            if target.parent == self._memory and not target.is_symlink():
+                shutil.rmtree(target, ignore_errors=True)
+            self._link.unlink()
+        shutil.rmtree(self._on_disk, ignore_errors=True)
+        self._base = None
+
+    @property
+    def telemetry(self) -> Path:
+        """Folder for secrets of telemetry endpoints, by account. It may have to be made."""
+        return self._on_disk if self._base is None else self._base / _TELEMETRY
+
+    def make(self, instance_id: str, home: Path, uid: int | None) -> Path:
+        """Return the folder of an instance, which only its user `uid` (None: the agent's) can read. Blocking.
+
+        The folder stays the agent's: its user cannot replace anything in it.
+        """
+        folder = home / _BESIDE if self._base is None else self._base / instance_id
+        self._made[instance_id] = folder
+        private_directory(folder)
+        if uid is not None:
+            os.chown(folder, -1, uid)
+            folder.chmod(0o750)
+        return folder
+
+    def remove(self, instance_id: str) -> None:
+        """Remove the folder of an instance, if it has one. Blocking."""
+        folder = self._made.pop(instance_id, None)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_values(folder: Path, values: Mapping[str, Any], uid: int | None) -> None:
+    """Replace `secrets.json` in one step; without values remove it. Blocking.
+
+    A folder that is gone is that of an instance that has ended meanwhile.
+    """
+    path = folder / SECRETS_FILE
+    if not values:
+        path.unlink(missing_ok=True)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        replace_file(path, json.dumps(values).encode(), owner=uid)

@@ -1,0 +1,19 @@
+"""ISO 8601 durations as the management API has them: days, hours, minutes and seconds, `P1DT2H30M1.5S`."""
+
+from __future__ import annotations
+
+import re
+
+DURATION_PATTERN = (
+    r"P(?=[0-9T])([0-9]{1,6}D)?(T(?=[0-9])([0-9]{1,6}H)?([0-9]{1,6}M)?([0-9]{1,6}(\.[0-9]{1,9})?S)?)?"
+)
+_PARTS = re.compile(r"P(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?)?")
+_SECONDS = (86_400.0, 3600.0, 60.0, 1.0)
+
+
+def duration_seconds(text: str) -> float:
+    """Return the seconds of a duration that matches DURATION_PATTERN. Raises ValueError for other texts."""
+    found = re.fullmatch(DURATION_PATTERN, text) and _PARTS.fullmatch(text)
+    if not found:
+        raise ValueError(f"not an ISO 8601 duration like PT10S: {text[:64]!r}")
+    return sum(float(part) * size for part, size in zip(found.groups(), _SECONDS, strict=True) if part)

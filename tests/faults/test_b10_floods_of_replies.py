@@ -1,0 +1,121 @@
+"""B10: one worker that floods a gateway with inline replies slowed the calls of all accounts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from nats.aio.client import Client
+
+from nvcf_gateway.exchange.reply_subjects import MOST_REFUSALS, UNIT_BYTES, Refusals
+from nvcf_proto.ids import new_id
+from nvcf_proto.tokens import encode_broker_token
+from tests.support.platform.gateways import Platform, Version, running_platform
+from tests.support.victims import compared, felt
+from tests.support.waiting import eventually
+
+FUNCTION = """
+from nvcf_worker import Request
+
+async def hello(request: Request) -> str:
+    return "hello"
+"""
+
+
+@pytest.fixture
+async def platform(tmp_path: Path) -> AsyncIterator[Platform]:
+    async with running_platform(tmp_path) as started:
+        yield started
+
+
+async def reply_subject(platform: Platform, version: Version, instance: str, token: str) -> str:
+    """Take one request as a worker, and return where its gateway wants an inline reply."""
+    client, found = Client(), asyncio.get_running_loop().create_future()
+    await client.connect(
+        platform.broker.url,
+        token=encode_broker_token(token),
+        inbox_prefix=f"_INBOX.{version.id}.{instance}".encode(),
+    )
+
+    async def take(message: object) -> None:
+        headers = getattr(message, "headers", None) or {}
+        if not found.done() and "Nvcf-Reply-Subject" in headers:
+            found.set_result(headers["Nvcf-Reply-Subject"])
+
+    try:
+        inbox = client.new_inbox()
+        await client.subscribe(inbox, cb=take)
+        calling = asyncio.create_task(call(platform, version))
+        stream = f"rq_local_{version.id}"
+        pull = json.dumps({"expires": 1_000_000_000, "batch": 1}).encode()
+
+        async def pulled() -> bool:
+            await client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{stream}_workers", pull, reply=inbox)
+            await asyncio.sleep(0.2)
+            return bool(found.done())
+
+        await eventually(pulled, "a request comes")
+        calling.cancel()
+        return str(found.result())
+    finally:
+        await client.close()
+
+
+async def call(platform: Platform, version: Version) -> tuple[int, bytes]:
+    """Call a function."""
+    url = platform.gateway.url + version.pexec
+    async with platform.session.post(url, data=b"x", headers=platform.authorization()) as response:
+        return response.status, await response.read()
+
+
+async def flooded(address: str, token: str, seconds: float, subject: str, size: int, rate: int) -> int:
+    """Flood from a process of its own; return how many messages it sent."""
+    arguments = [address, encode_broker_token(token), str(seconds), subject, str(size), str(rate)]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.support.peers.broker_flood", *arguments, stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await process.communicate()
+    return int(output)
+
+
+@pytest.mark.parametrize(("size", "rate"), [(0, 3_000_000), (200_000, 200_000_000)])
+async def test_b10_others_keep_half_their_rate(
+    platform: Platform, tmp_path: Path, size: int, rate: int
+) -> None:
+    (tmp_path / "function.py").write_text(FUNCTION)
+    victim, attacker = await platform.deployed_version(), await platform.deployed_version()
+    await platform.start_worker(victim, tmp_path / "function.py", "hello", concurrency=16)
+    instance = new_id()
+    token = await platform.worker_token(attacker, instance)
+    subject = (await reply_subject(platform, attacker, instance, token)).rpartition(".")[0]
+    address = platform.broker.url.removeprefix("nats://")
+    headers = {**platform.authorization(), "function-id": victim.function_id}
+    assert await call(platform, victim) == (200, b"hello"), "the worker is there"
+    await felt(platform.gateway.url, headers=headers)
+    sent = []
+
+    async def attack(seconds: float) -> None:
+        sent.append(await flooded(address, token, seconds, f"{subject}.{new_id()}", size, rate))
+
+    await compared(platform.gateway.url, f"inline replies of {size} B", attack, headers=headers)
+    assert min(sent) > 500
+    # The version that is shut out is served all the same, by request-attach.
+    await platform.start_worker(attacker, tmp_path / "function.py", "hello", concurrency=16)
+    assert await call(platform, attacker) == (200, b"hello")
+
+
+def test_b10_what_is_a_flood_and_for_how_long_it_is_shut_out() -> None:
+    refusals = Refusals()
+    assert not any(refusals.is_flood(0, 10 + each / 1000) for each in range(MOST_REFUSALS))
+    assert refusals.is_flood(0, 10.99)
+    assert refusals.shut(11) == 10
+    assert not refusals.is_flood(0, 22)
+    assert refusals.is_flood(MOST_REFUSALS * UNIT_BYTES, 22.1)
+    assert [refusals.shut(now) for now in (22.1, 50, 100, 200, 400, 1000, 2000)] == [
+        20, 40, 80, 160, 320, 600, 600,
+    ]  # fmt: skip
+    assert refusals.shut(4000) == 10, "it was quiet for long"

@@ -1,0 +1,38 @@
+"""ISO 8601 durations."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nvcf_proto.durations import DURATION_PATTERN, duration_seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("PT10S", 10.0),
+        ("PT0.25S", 0.25),
+        ("PT1H30M", 5400.0),
+        ("P1D", 86_400.0),
+        ("P1DT2H3M4.5S", 93_784.5),
+        ("PT0S", 0.0),
+    ],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert duration_seconds(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "P", "PT", "P1DT", "10", "10S", "1h", "PT-1S", "P1Y", "P1M", "PT1.S", "pt1s", "PT1S\n"],
+)
+def test_other_texts_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="ISO 8601"):
+        duration_seconds(text)
+
+
+@given(st.from_regex(DURATION_PATTERN, fullmatch=True))
+def test_whatever_the_pattern_allows_has_a_length(text: str) -> None:
+    assert duration_seconds(text) >= 0
