@@ -72,6 +72,8 @@ async def test_an_agent_killed_again_and_again_neither_loses_nor_doubles_an_inst
         await site.kill_agent()
         await site.send_again(kept[0])
         await site.start_agent()
+    # What the killed agents had pulled and not acknowledged comes again after the ack wait of 6 minutes.
+    await site.order_again()
     await site.until(version, lambda them: {each.id for each in them if is_running(each)} == wanted)
     after = await site.until(
         version, lambda them: {each.id for each in them if each.state is COMPLETED} == ended

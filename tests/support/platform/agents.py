@@ -85,6 +85,7 @@ class Site:
     instances: KvMirror[Instance]
     clusters: KvMirror[Cluster]
     agents: list[asyncio.subprocess.Process] = field(default_factory=list)
+    orders: dict[str, InstanceOrder] = field(default_factory=dict)
     messages: dict[str, tuple[str, bytes]] = field(default_factory=dict)
 
     @property
@@ -198,8 +199,16 @@ class Site:
             made.append(order)
         return made
 
+    async def order_again(self) -> None:
+        """Repeat all orders that no agent has acknowledged, as the autoscaler does after some seconds."""
+        for each in self.instances.values():
+            if each.state is InstanceState.PENDING and each.acknowledged_at is None:
+                order = self.orders[each.request_id]
+                await self.place(order.replace(attempt=order.attempt + 1))
+
     async def place(self, order: InstanceOrder) -> None:
         """Send an order to the gateway; it may not know yet what the test has just written."""
+        self.orders[order.request_id] = order
 
         async def placed() -> bool:
             answer = await self.client.request(ORDER_SUBJECT, order.to_json(), timeout=WAIT)
