@@ -13,7 +13,7 @@ import pytest
 from nvcf_proto.icms.names import CREATION_STREAM
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import InstanceState
-from tests.support.platform.agents import HEALTH, STEADY, Site, alive, is_running, running_site
+from tests.support.platform.agents import HEALTH, STEADY, Order, Site, alive, is_running, running_site
 from tests.support.waiting import WAIT, eventually
 
 PENDING, STARTING, RUNNING = InstanceState.PENDING, InstanceState.STARTING, InstanceState.RUNNING
@@ -63,9 +63,11 @@ async def test_an_agent_killed_again_and_again_neither_loses_nor_doubles_an_inst
     version = await site.version(STEADY)
     wanted: set[str] = set()
     ended: set[str] = set()
+    orders: list[Order] = []
     await site.start_agent()
     for _ in range(4):
         ending, *kept = await site.create(version, 3)
+        orders += kept
         await site.end(version, ending)
         wanted |= {each.instance_id for each in kept}
         ended.add(ending.instance_id)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import nats.errors
 import psutil
 
 from nvcf_broker.connection import BrokerClient, connect_broker
@@ -211,7 +212,11 @@ class Site:
         self.orders[order.request_id] = order
 
         async def placed() -> bool:
-            answer = await self.client.request(ORDER_SUBJECT, order.to_json(), timeout=WAIT)
+            try:
+                answer = await self.client.request(ORDER_SUBJECT, order.to_json(), timeout=WAIT)
+            except nats.errors.NoRespondersError:
+                # The broker has just started; the gateway is not there yet.
+                return False
             return bool(json.loads(answer.data) == {})
 
         await eventually(placed, "the gateway publishes the creation message")
