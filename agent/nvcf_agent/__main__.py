@@ -42,7 +42,7 @@ from nvcf_otel.errors import TelemetryError
 from nvcf_otel.logs import configure_logging
 from nvcf_otel.service import metrics_host, observed, service_telemetry
 from nvcf_otel.setup import Telemetry
-from nvcf_proto.icms.names import agent_connection_name, encode_agent_token
+from nvcf_proto.icms.names import agent_connection_name, agent_inbox_prefix, encode_agent_token
 from nvcf_proto.settings import INFERENCE_READY_TIMEOUT
 
 _log = logging.getLogger(__name__)
@@ -89,6 +89,7 @@ async def serve(options: argparse.Namespace, telemetry: Telemetry) -> None:
             client = await connect_broker(
                 options.nats,
                 name=agent_connection_name(options.cluster_id),
+                inbox_prefix=agent_inbox_prefix(options.cluster_id),
                 token=lambda: _broker_token(identity),
             )
             try:
@@ -104,7 +105,7 @@ async def serve(options: argparse.Namespace, telemetry: Telemetry) -> None:
 def _broker_token(identity: Identity) -> str:
     """Return what the agent sends when it connects to the broker."""
     try:
-        return encode_agent_token(identity.read())
+        return encode_agent_token(identity.read(), own_inbox=True)
     except IdentityError as error:
         # The broker refuses this one; the next attempt reads the file again.
         _log.warning("%s", error)

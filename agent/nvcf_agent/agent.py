@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nvcf_agent.accounts import AccountTelemetry
 from nvcf_agent.backends.environment import NO_TELEMETRY, InstanceSpec, WorkerTelemetry
-from nvcf_agent.backends.interface import Backend
+from nvcf_agent.backends.interface import Backend, Running
 from nvcf_agent.errors import LaunchError, Refused, StartError, StoreError
 from nvcf_agent.held_requests import held_requests
 from nvcf_agent.prometheus_sd import PrometheusTargets
@@ -198,7 +198,7 @@ class Agent:
             if self._stopping or self._get(instance_id).is_ending:
                 self.telemetry.failed(instance_id, "no longer needed")
                 return
-            running = await self.backend.create(spec)
+            running = await self._create(spec)
         except (StartError, LaunchError, Refused) as error:
             _log.warning("instance %s cannot start: %s", instance_id, error)
             self.telemetry.failed(instance_id, str(error))
@@ -217,6 +217,13 @@ class Agent:
                 wall=self.wall(),
             )
         )
+
+    async def _create(self, spec: InstanceSpec) -> Running:
+        try:
+            return await self.backend.create(spec)
+        except ValueError as error:
+            # For example a null character in an argument: no other try can do better.
+            raise LaunchError(f"cannot be started: {error}") from error
 
     async def _clean(self, instance_id: str) -> None:
         instance, shared = self._get(instance_id), self.instances_folder / instance_id / "shared"

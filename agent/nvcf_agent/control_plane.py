@@ -69,7 +69,14 @@ class ControlPlane:
         self.agent = agent
         self.reporter = Reporter(self.client, agent.requests, self.timings)
         self.registrar = Registrar(self.client, self.registration, self.timings)
-        self.beats = Beats(self.client, self.heartbeat, self._on_heartbeat, self.heartbeat_seconds)
+        times = self.timings
+        self.beats = Beats(
+            self.client,
+            self.heartbeat,
+            self._on_heartbeat,
+            self.heartbeat_seconds,
+            retry=(times.retry_first, times.retry_longest),
+        )
         agent.requests.on_change = self._on_change
         agent.requests.on_known = self.reporter.repeat
         self._open.set()

@@ -11,8 +11,7 @@ import nkeys
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.files import private_directory, write_private
 from nvcf_proto.budget import DiskBudget
-from nvcf_proto.icms.names import AGENT_BROKER_ACCOUNT, STREAM_SUBJECTS
-from nvcf_proto.subjects import REQUEUE_PREFIX
+from nvcf_proto.icms.names import AGENT_BROKER_ACCOUNT, PRIVATE_AGENT_ACCOUNT, STREAM_SUBJECTS
 
 PLATFORM_ACCOUNT = "NVCF"
 # The control plane's records have an account of their own: tenants' data cannot take its reserve of the disk.
@@ -20,7 +19,8 @@ CONTROL_ACCOUNT = "NVCF_CONTROL"
 # Workers have an account of their own: the broker sends the reply to a JetStream request to any subject that
 # the request names, without checking permissions. Within this account it can do no harm.
 WORKER_ACCOUNT = "WORKERS"
-# Agents have one, too, for the same reason: AGENT_BROKER_ACCOUNT.
+# Agents have accounts for the same reason, and those that hear all inboxes are among themselves.
+_AGENT_ACCOUNTS = f"[{AGENT_BROKER_ACCOUNT}, {PRIVATE_AGENT_ACCOUNT}]"
 PLATFORM_USER = "platform"
 CONTROL_USER = "control"
 SYSTEM_USER = "system"
@@ -129,10 +129,12 @@ def _agent_services(line: str) -> str:
     """
     forms = ("$JS.ACK.{}.>", "$JS.ACK.*.*.{}.>")
     acks = [form.format(stream) for stream in STREAM_SUBJECTS for form in forms]
-    return "\n".join(
-        line.format(account=CONTROL_ACCOUNT, agents=AGENT_BROKER_ACCOUNT, subject=json.dumps(subject))
-        for subject in ("$JS.API.>", *acks)
-    )
+    return "\n".join(line.format(subject=json.dumps(subject)) for subject in ("$JS.API.>", *acks))
+
+
+def _agent_account(name: str) -> str:
+    line = f"      {{{{ service: {{{{ account: {CONTROL_ACCOUNT}, subject: {{subject}} }}}} }}}}"
+    return f"  {name} {{\n    imports: [\n{_agent_services(line)}\n    ]\n  }}"
 
 
 def render_configuration(
@@ -177,7 +179,7 @@ accounts {{
       # Whole, though a worker's permissions name a few subjects of it: a part of it would be answered by
       # the worker account's own JetStream, which is not enabled.
       {{ service: "$JS.API.>", response_type: stream, accounts: [{WORKER_ACCOUNT}] }}
-      {{ service: "$JS.ACK.>", accounts: [{WORKER_ACCOUNT}, {CONTROL_ACCOUNT}] }}
+      {{ service: "$JS.ACK.>", accounts: [{WORKER_ACCOUNT}] }}
       {{ service: "nvcf.reply.>", accounts: [{WORKER_ACCOUNT}] }}
       {{ service: "nvcf.attach.*", accounts: [{WORKER_ACCOUNT}] }}
       {{ service: "stateful_session.lookup.>", accounts: [{WORKER_ACCOUNT}] }}
@@ -192,18 +194,11 @@ accounts {{
     jetstream {{ max_file: {budget.control} }}
     users: [ {{ user: {quote(CONTROL_USER)}, password: {quote(control_password)} }} ]
     exports: [
-{_agent_services("      {{ service: {subject}, response_type: stream, accounts: [{agents}] }}")}
-    ]
-    imports: [
-      # By this an agent hands back the requests of an instance that has ended.
-      {{ service: {{ account: {PLATFORM_ACCOUNT}, subject: "$JS.ACK.>" }}, to: "{REQUEUE_PREFIX}.>" }}
+{_agent_services(f"      {{{{ service: {{subject}}, response_type: stream, accounts: {_AGENT_ACCOUNTS} }}}}")}
     ]
   }}
-  {AGENT_BROKER_ACCOUNT} {{
-    imports: [
-{_agent_services("      {{ service: {{ account: {account}, subject: {subject} }} }}")}
-    ]
-  }}
+{_agent_account(AGENT_BROKER_ACCOUNT)}
+{_agent_account(PRIVATE_AGENT_ACCOUNT)}
   {WORKER_ACCOUNT} {{
     exports: [
       {{ service: "rq_polling.>", accounts: [{PLATFORM_ACCOUNT}] }}

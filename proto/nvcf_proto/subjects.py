@@ -13,8 +13,6 @@ API_PREFIX = "$JS.API"
 CANCEL_PREFIX = "nvcf.cancel"
 POLLING_PREFIX = "rq_polling"
 INLINE_REPLY_PREFIX = "nvcf.reply"
-REQUEUE_PREFIX = "nvcf.requeue"
-"""[ext] In the broker account of the control plane: what follows `$JS.ACK` in the account of the queues."""
 RATE_LIMIT_PREFIX = "nvcf.ratelimit"
 AUTH_CALLOUT_SUBJECT = "$SYS.REQ.USER.AUTH"
 
@@ -173,11 +171,6 @@ def worker_inbox_prefix(version_id: str, instance_id: str) -> str:
 def inline_reply_prefix(version_id: str, gateway_id: str) -> str:
     """[ext] Return what a token follows in the subject of an inline reply to one gateway replica."""
     return f"{INLINE_REPLY_PREFIX}.{version_id}.{gateway_id}."
-
-
-def requeue_subject(ack_subject: str) -> str:
-    """[ext] Return where the account of the control plane acknowledges a message of the queues' account."""
-    return REQUEUE_PREFIX + ack_subject.removeprefix("$JS.ACK")
 
 
 def rate_limit_take_subject(gateway_id: str) -> str:

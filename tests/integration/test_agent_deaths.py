@@ -13,7 +13,7 @@ import pytest
 from nvcf_proto.icms.names import CREATION_STREAM
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import InstanceState
-from tests.support.platform.agents import HEALTH, STEADY, Site, alive, is_running, running_site
+from tests.support.platform.agents import HEALTH, STEADY, Order, Site, alive, is_running, running_site
 from tests.support.waiting import WAIT, eventually
 
 PENDING, STARTING, RUNNING = InstanceState.PENDING, InstanceState.STARTING, InstanceState.RUNNING
@@ -63,15 +63,19 @@ async def test_an_agent_killed_again_and_again_neither_loses_nor_doubles_an_inst
     version = await site.version(STEADY)
     wanted: set[str] = set()
     ended: set[str] = set()
+    orders: list[Order] = []
     await site.start_agent()
     for _ in range(4):
         ending, *kept = await site.create(version, 3)
+        orders += kept
         await site.end(version, ending)
         wanted |= {each.instance_id for each in kept}
         ended.add(ending.instance_id)
         await site.kill_agent()
         await site.send_again(kept[0])
         await site.start_agent()
+    # What the killed agents had pulled and not acknowledged comes again after the ack wait of 6 minutes.
+    await site.order_again()
     await site.until(version, lambda them: {each.id for each in them if is_running(each)} == wanted)
     after = await site.until(
         version, lambda them: {each.id for each in them if each.state is COMPLETED} == ended

@@ -14,7 +14,7 @@ import pytest
 from nvcf_proto.journal import FILE_NAME, read_orphans
 from nvcf_proto.models import Instance, InstanceState
 from tests.support.platform.compute_plane import Load, Plane, load, running_plane
-from tests.support.platform.gateways import Version
+from tests.support.platform.gateways import Version, control_flags
 
 FIXED = {"gpu": "SIM", "minInstances": 4, "maxInstances": 4}
 SOON_REDELIVERED = ("--ack-wait", "5")
@@ -35,10 +35,11 @@ def workers(plane: Plane) -> dict[str, list[int]]:
     return found
 
 
-def told_alike(plane: Plane, version: Version) -> bool:
+def told_alike(plane: Plane, *versions: Version) -> bool:
     """Return whether records and processes agree: one process for each running instance and no other."""
-    records = {each.id: [each.pid] for each in plane.running(version)}
-    return records == workers(plane) and len(records) == len(plane.live(version))
+    records = {each.id: [each.pid] for version in versions for each in plane.running(version)}
+    live = sum(len(plane.live(version)) for version in versions)
+    return records == workers(plane) and len(records) == live
 
 
 def devices(instances: list[Instance]) -> Counter[tuple[str, str]]:
@@ -181,3 +182,29 @@ async def test_a_leader_killed_in_the_middle_of_a_burst_doubles_nothing(tmp_path
         ordered = {each.message.request_id for each in plane.creations}
         assert ordered == {each.request_id for each in plane.of(version)}, "whatever was ordered has a record"
         await plane.until(lambda: not plane.live(version) and not workers(plane), "back to zero")
+
+
+@pytest.mark.timeout(180)
+async def test_a_gateway_that_hangs_over_orders_and_comes_back_doubles_nothing(tmp_path: Path) -> None:
+    async with running_plane(tmp_path) as plane:
+        await plane.start_agent("one", "--gpu", "SIM=8")
+        second = await plane.platform.start_gateway(*control_flags(plane.platform.broker))
+        # Half of the orders go to a gateway that does not answer.
+        second.child.kill(signal.SIGSTOP)
+        version = await plane.deploy({"gpu": "SIM", "minInstances": 8, "maxInstances": 8})
+        await plane.until(
+            lambda: sum(each.acknowledged_at is not None for each in plane.of(version)) == 8,
+            "all are taken up, by way of the other gateway",
+        )
+        # Now it carries out what it was asked before.
+        second.child.kill(signal.SIGCONT)
+        await plane.until(lambda: len(plane.running(version)) == 8, "all run")
+        other = await plane.deploy({})
+        await plane.until(lambda: len(plane.running(other)) == 1, "another version's instance")
+        await plane.until(lambda: told_alike(plane, version, other), "records and processes agree")
+        assert len(plane.of(version)) == 8
+        second.child.kill(signal.SIGKILL)
+        third = await plane.deploy({})
+        await plane.until(lambda: len(plane.running(third)) == 1, "orders go on without it")
+        requests = {each.message.request_id for each in plane.creations}
+        assert requests == {each.request_id for each in plane.instances.values()}

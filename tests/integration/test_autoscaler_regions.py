@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
 import signal
@@ -11,6 +12,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from nats.aio.client import Client
 
 from nvcf_proto.models import INSTANCES_BUCKET, InstanceState
 from tests.support.platform.broker_cluster import running_cluster
@@ -30,10 +32,10 @@ async def leader_of(plane: Plane, stream: str) -> str:
     return str(json.loads(info.data)["cluster"]["leader"])
 
 
-async def queued(plane: Plane, version: Version) -> int:
+async def queued(client: Client, version: Version) -> int:
     """Return the number of requests in the queues of both regions."""
     streams = [f"rq_{region}_{version.id}" for region in ("east", "west")]
-    return sum([await messages_in(plane.client, stream) for stream in streams])
+    return sum([await messages_in(client, stream) for stream in streams])
 
 
 async def completed(plane: Plane, gateway: Gateway, version: Version, number: int) -> dict[str, Any]:
@@ -91,8 +93,12 @@ async def test_demand_of_both_regions_counts_and_either_region_scales_from_zero(
     async with (
         running_cluster(tmp_path, [("east",), ("west",)], control=True) as (_, platform),
         running_plane_on(platform, flags=("--regions", "east,west")) as plane,
+        contextlib.AsyncExitStack() as stack,
     ):
         east, west = platform.gateways
+        # The account of the queues is not that of the records.
+        client = await platform.broker_client()
+        stack.push_async_callback(client.close)
         # The only cluster is in the east. Its workers serve requests of the west too.
         await plane.start_agent("one", "--gpu", "SIM=4", region="east")
         version = await plane.deploy(FROM_ZERO, scaling=SOON, SECONDS="0.2")
@@ -110,7 +116,7 @@ async def test_demand_of_both_regions_counts_and_either_region_scales_from_zero(
             ]
 
             async def all_queued() -> bool:
-                return await queued(plane, version) >= 80
+                return await queued(client, version) >= 80
 
             await eventually(all_queued, "80 requests are queued")
             plane.autoscalers[0].kill(signal.SIGCONT)

@@ -244,7 +244,7 @@ class ProcessBackend:
 
     def _log_path(self, spec: InstanceSpec) -> Path:
         # Function names have no slashes, but a message of another origin may.
-        folder = re.sub(r"[^A-Za-z0-9_.-]", "_", spec.function_name).lstrip(".") or "function"
+        folder = re.sub(r"[^A-Za-z0-9_.-]", "_", spec.function_name).lstrip(".")[:128] or "function"
         return self._data / "logs" / folder / f"{spec.instance_id}.log"
 
     async def _live(self, child: _Child) -> None:

@@ -80,11 +80,12 @@ def _finished(instance: ManagedInstance, wall: float, keep_finished: float) -> A
     if not instance.cleaned:
         return Clean()
     # A late copy of its creation message must still be recognised as known.
+    longest = instance.updated_at + MESSAGE_MAX_AGE_SECONDS
     expires_at = instance.order.expires_at or instance.updated_at + _KEEP_WITHOUT_EXPIRY_SECONDS
-    until = max(instance.updated_at + keep_finished, expires_at)
+    until = max(instance.updated_at + keep_finished, min(expires_at, longest))
     if instance.reported is not InstanceState.TERMINATED:
         # Its end is reported until the control plane has taken it, for as long as a message can last.
-        until = max(until, instance.updated_at + MESSAGE_MAX_AGE_SECONDS)
+        until = longest
     return Forget() if wall > until else None
 
 

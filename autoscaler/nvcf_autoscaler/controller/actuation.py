@@ -160,9 +160,7 @@ class Actuator:
         problem = self._orders.problem(instance.request_id)
         if category == UNACKNOWLEDGED and problem is not None:
             category, reason = NOT_ORDERED, problem
-        closed = entry.value.changed(
-            time.time(), state=InstanceState.FAILED, category=category, reason=f"{category}: {reason}"
-        )
+        closed = close(entry.value, category, reason, time.time())
         await self._cache.instances.update(instance.key, closed, entry.revision)
         _lost.add(1)
         _log.warning("instance %s given up: %s", instance.id, reason)
@@ -186,6 +184,17 @@ class Actuator:
             await self._client.publish(compute.event_subject(version_id), event.to_json())
         except (nats.errors.Error, OSError) as error:
             _log.debug("event not published: %s", describe_error(error))
+
+
+def close(record: Instance, category: str, reason: str, now: float) -> Instance:
+    """Return the record of an instance that is given up. Pure.
+
+    What was to end anyway has not failed, and the reason of that stays the first one.
+    """
+    if record.draining_since is not None:
+        first = f"{record.reason}; " if record.reason else ""
+        return record.changed(now, state=InstanceState.COMPLETED, reason=f"{first}{reason}")
+    return record.changed(now, state=InstanceState.FAILED, category=category, reason=f"{category}: {reason}")
 
 
 async def _some_at_once(calls: Iterable[Coroutine[Any, Any, None]]) -> None:

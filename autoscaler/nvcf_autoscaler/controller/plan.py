@@ -176,7 +176,7 @@ def grow(
     """Create instances as placed."""
     by_id = {each.id: each for each in clusters}
     return [
-        Create(specification_id, cluster_id, count, spec.gpu, devices_of(spec, by_id[cluster_id]))
+        Create(specification_id, cluster_id, count, spec.gpu, devices_of(spec, [by_id[cluster_id]]))
         for cluster_id, count in placement.assigned
     ]
 

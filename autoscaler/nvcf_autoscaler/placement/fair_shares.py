@@ -5,7 +5,7 @@ Only the leader keeps them. A new leader knows all claims after it has reconcile
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from nvcf_autoscaler.placement.fairness import Claim, Plan, max_min_shares
@@ -97,7 +97,7 @@ def claims_of(
     settings: ScalingSettings,
     groups: InstanceGroups,
     decision: Decision,
-    clusters: Mapping[str, frozenset[str]],
+    clusters: Mapping[str, Sequence[Cluster]],
     time_slice: float,
 ) -> dict[str, Claim]:
     """Return what a version wants after a decision, by specification. `clusters` are where each may be."""
@@ -117,8 +117,8 @@ def claims_of(
         stale = [each for each in stale if each.gpu != spec.gpu]
         found[key] = Claim(
             key=f"{version_id}/{key}",
-            clusters=clusters[key],
-            devices=devices_of(spec),
+            clusters=frozenset(each.id for each in clusters[key]),
+            devices=devices_of(spec, clusters[key]),
             least=least,
             needed=serving,
             wanted=wanted,
@@ -131,14 +131,14 @@ def claims_of(
 
 def possible_clusters(
     now: float, requirement: Requirement, clusters: Iterable[Cluster], avoided: Collection[str]
-) -> frozenset[str]:
+) -> list[Cluster]:
     """Return the clusters that may hold instances of a specification and have its GPU and type."""
     kind = (requirement.gpu, requirement.instance_type)
-    return frozenset(
-        each.id
+    return [
+        each
         for each in clusters
         if each.unavailable(now) is None
         and each.id not in avoided
         and requirement.permits(each)
         and any((one.gpu, one.instance_type) == kind for one in each.capacity)
-    )
+    ]

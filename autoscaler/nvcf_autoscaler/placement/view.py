@@ -125,17 +125,16 @@ def by_cluster(instances: Iterable[Instance]) -> dict[str, int]:
     return dict(Counter(each.cluster_id for each in instances))
 
 
-def devices_of(spec: DeploymentSpecification, cluster: Cluster | None = None) -> int:
-    """Return what one instance takes of a cluster: its GPUs, or one CPU slot.
+def devices_of(spec: DeploymentSpecification, clusters: Iterable[Cluster] = ()) -> int:
+    """Return what one instance takes of any of these clusters at most: its GPUs, or one CPU slot.
 
-    The cluster's instance type says it. If it does not, or for no cluster in particular, the deployment does.
+    The instance type of a cluster says it. Where it does not, the deployment does.
     """
     if spec.gpu == CPU:
         return 1
-    pools = () if cluster is None else cluster.capacity
     kind = (spec.gpu, spec.instance_type)
-    fixed = max((one.gpus_per_instance for one in pools if (one.gpu, one.instance_type) == kind), default=0)
-    return max(1, fixed or spec.gpus_per_instance)
+    pools = (one for each in clusters for one in each.capacity if (one.gpu, one.instance_type) == kind)
+    return max(1, max((one.gpus_per_instance for one in pools), default=0) or spec.gpus_per_instance)
 
 
 def clusters_for(
@@ -168,7 +167,7 @@ def _room(spec: DeploymentSpecification, cluster: Cluster, pool: Capacity, usage
     usage = usages.get((cluster.id, spec.gpu), NO_USAGE)
     others = max(0, pool.total - pool.free - usage.reported)
     return guaranteed_room(
-        devices_of(spec, cluster),
+        devices_of(spec, [cluster]),
         usage.sizes,
         others,
         total=pool.total,

@@ -32,6 +32,7 @@ from nvcf_proto.errors import InvalidToken
 from nvcf_proto.icms.names import (
     AGENT_BROKER_ACCOUNT,
     AGENT_CONNECTION_PREFIX,
+    PRIVATE_AGENT_ACCOUNT,
     agent_permissions,
     decode_agent_token,
 )
@@ -188,8 +189,10 @@ class AuthCallout:
             agent = self._agents.verify(token.cluster_id, token.credential)
         except (InvalidToken, AgentRefused) as error:
             raise _Refused(str(error)) from None
+        permissions = agent_permissions(agent.cluster.id, own_inbox=token.own_inbox)
         end = min(agent.expires_at or float("inf"), now + AGENT_CONNECTION_SECONDS)
-        return _Grant(AGENT_BROKER_ACCOUNT, agent.cluster.id, agent_permissions(agent.cluster.id), end)
+        account = PRIVATE_AGENT_ACCOUNT if token.own_inbox else AGENT_BROKER_ACCOUNT
+        return _Grant(account, agent.cluster.id, permissions, end)
 
 
 async def answer_callouts(

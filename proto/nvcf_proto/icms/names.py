@@ -37,8 +37,11 @@ AGENT_CONNECTION_PREFIX = "nvca-queue-client/"
 # NVIDIA's agent says "APP"; a broker of several accounts puts the connection where its rights are.
 AGENT_ACCOUNT = "APP"
 AGENT_PLUGIN = "oidc"
+OWN_INBOX = "own"
 AGENT_BROKER_ACCOUNT = "AGENTS"
 """[ext] The broker account of agents' connections: what they reach of the streams is imported."""
+PRIVATE_AGENT_ACCOUNT = "AGENTS_PRIVATE"
+"""[ext] The same for agents with inboxes of their own, out of hearing of those that listen to all inboxes."""
 
 _NANOSECONDS = 1_000_000_000
 # A token of a subject has no dot, blank or wildcard.
@@ -128,7 +131,12 @@ def create_consumer_subject(stream: str, cluster_id: str) -> str:
     return f"{API_PREFIX}.CONSUMER.CREATE.{stream}.{cluster_consumer(stream, cluster_id)}"
 
 
-def agent_permissions(cluster_id: str) -> Permissions:
+def agent_inbox_prefix(cluster_id: str) -> str:
+    """[ext] Return the prefix of the inboxes of an agent whose token says that it has its own."""
+    return f"_INBOX.agent.{cluster_id}"
+
+
+def agent_permissions(cluster_id: str, *, own_inbox: bool = False) -> Permissions:
     """Return the least rights of an agent's broker connection: its two consumers and nothing else."""
     publish: list[str] = []
     for stream in STREAM_SUBJECTS:
@@ -139,7 +147,8 @@ def agent_permissions(cluster_id: str) -> Permissions:
             f"$JS.ACK.{stream}.{consumer}.>",
             f"$JS.ACK.*.*.{stream}.{consumer}.>",
         ]
-    return Permissions(tuple(publish), ("_INBOX.>",))
+    inboxes = agent_inbox_prefix(cluster_id) if own_inbox else "_INBOX"
+    return Permissions(tuple(publish), (f"{inboxes}.>",))
 
 
 @dataclass(frozen=True)
@@ -148,6 +157,7 @@ class AgentToken:
 
     cluster_id: str
     credential: str
+    own_inbox: bool = False
 
 
 def agent_connection_name(cluster_id: str) -> str:
@@ -155,9 +165,14 @@ def agent_connection_name(cluster_id: str) -> str:
     return AGENT_CONNECTION_PREFIX + cluster_id
 
 
-def encode_agent_token(credential: str) -> str:
-    """Return the CONNECT token that carries an agent's JWT or key: unpadded base64url of a JSON object."""
+def encode_agent_token(credential: str, *, own_inbox: bool = False) -> str:
+    """Return the CONNECT token that carries an agent's JWT or key: unpadded base64url of a JSON object.
+
+    With `own_inbox` [ext] the agent listens below `agent_inbox_prefix` only, where no other agent can.
+    """
     members = {"account": AGENT_ACCOUNT, "pluginName": AGENT_PLUGIN, "payload": credential}
+    if own_inbox:
+        members["inbox"] = OWN_INBOX
     text = json.dumps(members, separators=(",", ":"))
     return base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode()
 
@@ -175,4 +190,4 @@ def decode_agent_token(connection_name: str, text: str) -> AgentToken:
         raise InvalidToken("not a broker token: unpadded base64url of a JSON object expected") from error
     if not isinstance(payload, str) or not payload:
         raise InvalidToken("broker token has no payload")
-    return AgentToken(cluster_id, payload)
+    return AgentToken(cluster_id, payload, members.get("inbox") == OWN_INBOX)

@@ -161,6 +161,34 @@ async def test_what_can_never_run_is_acknowledged_and_reported_with_the_reason(
     assert (site.usage("H100") or {})["available"] == 2
 
 
+@pytest.mark.parametrize(
+    "process",
+    [
+        {"environment": {"A": "x\0y"}},
+        {"environment": {"A=B": "x"}},
+        {"environment": {"": "x"}},
+        {"environment": {"A": "x" * 4_000_000}},
+        {"file": "/x\0y"},
+        {"python": "/x\0y/python"},
+        {"workingDirectory": "/does/not/exist"},
+        {"workingDirectory": "/x\0y"},
+        {"file": "/" + "x" * 4000},
+    ],
+)
+async def test_what_no_process_can_be_made_of_fails_and_the_agent_goes_on(
+    site: Site, process: dict[str, object]
+) -> None:
+    """protocol.md, section 6.6."""
+    await site.start_agent()
+    function = site.version()
+    ordered = await site.create(function, launch={"process": {**function.process, **process}})
+    after = await site.create(function, variables={"FUNCTION_NAME": "x/../" + "y" * 3000})
+    over = await site.terminated(ordered)
+    assert over.report["status"] == "instance-terminated-by-service"
+    await site.running(after)
+    await site.settled(CREATION)
+
+
 async def test_a_task_is_refused_under_its_own_id_and_action(site: Site) -> None:
     """protocol.md, section 6.3: the process backend runs no tasks."""
     await site.start_agent()

@@ -193,3 +193,34 @@ async def test_a_worker_token_is_not_an_agents_identity(plane: ComputePlane) -> 
     version = await plane.version()
     token = await plane.platform.worker_token(version, new_id())
     await refused(plane.agent(cluster.cluster_id, token))
+
+
+async def test_an_agent_with_inboxes_of_its_own_is_heard_by_nobody(plane: ComputePlane) -> None:
+    """6.2: with "inbox": "own" in the token, other agents cannot listen to what it gets."""
+    own, spy = await plane.cluster(connect=False), await plane.cluster()
+    version = await plane.version()
+    heard: list[str] = []
+
+    async def hear(message: Any) -> None:
+        heard.append(message.subject)
+
+    for subject in ("_INBOX.>", "_INBOX.*.*.*", "_INBOX.*.*.>"):
+        await spy.nats.subscribe(subject, cb=hear)
+    await spy.nats.flush()
+    prefix = f"_INBOX.agent.{own.cluster_id}"
+    own.client = await nats.connect(
+        own.broker,
+        token=broker_token(own.credential, inbox="own"),
+        name=f"nvca-queue-client/{own.cluster_id}",
+        inbox_prefix=prefix,
+        error_cb=own.on_error,
+    )
+    request = await plane.order(version, own.cluster_id)
+    assert (await own.creation()).request_id == request
+    assert "error" not in await own.create_consumer(TERMINATION)
+    await spy.nats.flush()
+    assert heard == []
+    for subject in ("_INBOX.>", "_INBOX.agent.>", f"_INBOX.agent.{spy.cluster_id}.>"):
+        before = len(own.errors)
+        await own.nats.subscribe(subject)
+        await eventually(lambda before=before: len(own.errors) > before, f"{subject} is denied")  # type: ignore[misc]

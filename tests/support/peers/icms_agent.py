@@ -58,9 +58,9 @@ GPUS: list[dict[str, Any]] = [
 """Two nodes of eight GPUs, in the words of NVIDIA's agent: no capacity beside the name."""
 
 
-def broker_token(credential: str) -> str:
+def broker_token(credential: str, **more: str) -> str:
     """Return the CONNECT token with a credential."""
-    members = {"account": "APP", "pluginName": "oidc", "payload": credential}
+    members = {"account": "APP", "pluginName": "oidc", "payload": credential, **more}
     return base64.urlsafe_b64encode(json.dumps(members).encode()).rstrip(b"=").decode()
 
 
@@ -110,20 +110,20 @@ class AgentPeer:
 
     async def connect(self, *, name: str | None = None, reconnect: bool = False) -> Client:
         """Connect to the broker as the cluster's queue client."""
-
-        async def on_error(error: Exception) -> None:
-            self.errors.append(str(error))
-
         self.client = await nats.connect(
             self.broker,
             token=broker_token(self.credential),
             name=name or f"nvca-queue-client/{self.cluster_id}",
             allow_reconnect=reconnect,
             max_reconnect_attempts=60 if reconnect else 1,
-            error_cb=on_error,
+            error_cb=self.on_error,
             connect_timeout=10,
         )
         return self.client
+
+    async def on_error(self, error: Exception) -> None:
+        """Note what the broker has refused."""
+        self.errors.append(str(error))
 
     async def close(self) -> None:
         """Close the connection."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import nats.errors
 import psutil
 
 from nvcf_broker.connection import BrokerClient, connect_broker
@@ -85,6 +86,7 @@ class Site:
     instances: KvMirror[Instance]
     clusters: KvMirror[Cluster]
     agents: list[asyncio.subprocess.Process] = field(default_factory=list)
+    orders: dict[str, InstanceOrder] = field(default_factory=dict)
     messages: dict[str, tuple[str, bytes]] = field(default_factory=dict)
 
     @property
@@ -198,11 +200,23 @@ class Site:
             made.append(order)
         return made
 
+    async def order_again(self) -> None:
+        """Repeat all orders that no agent has acknowledged, as the autoscaler does after some seconds."""
+        for each in self.instances.values():
+            if each.state is InstanceState.PENDING and each.acknowledged_at is None:
+                order = self.orders[each.request_id]
+                await self.place(order.replace(attempt=order.attempt + 1))
+
     async def place(self, order: InstanceOrder) -> None:
         """Send an order to the gateway; it may not know yet what the test has just written."""
+        self.orders[order.request_id] = order
 
         async def placed() -> bool:
-            answer = await self.client.request(ORDER_SUBJECT, order.to_json(), timeout=WAIT)
+            try:
+                answer = await self.client.request(ORDER_SUBJECT, order.to_json(), timeout=WAIT)
+            except nats.errors.NoRespondersError:
+                # The broker has just started; the gateway is not there yet.
+                return False
             return bool(json.loads(answer.data) == {})
 
         await eventually(placed, "the gateway publishes the creation message")

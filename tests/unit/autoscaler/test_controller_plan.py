@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nvcf_autoscaler.controller.actuation import close
 from nvcf_autoscaler.controller.plan import (
     LOST,
     REPLACED_PART,
@@ -182,6 +183,16 @@ def test_an_instance_on_its_way_out_of_a_dead_cluster_is_closed() -> None:
     (action,) = housekeeping(NOW, groups_of(leaving, clusters=(silent,)), (silent,))
     assert isinstance(action, GiveUp)
     assert action.reason == "nothing was heard of cluster dark"
+
+
+def test_what_was_to_end_anyway_has_not_failed_when_its_cluster_is_lost() -> None:
+    text = "nothing was heard of cluster one"
+    lost = close(running(), "lost", text, NOW)
+    assert (lost.state, lost.category, lost.reason) == (InstanceState.FAILED, "lost", f"lost: {text}")
+    leaving = close(running(draining_since=NOW - 40, reason="fewer are needed"), "lost", text, NOW)
+    assert (leaving.state, leaving.category) == (InstanceState.COMPLETED, None)
+    assert leaving.reason == f"fewer are needed; {text}"
+    assert not assess_failures(NOW, [leaving]).avoided
 
 
 def test_starting_instances_end_before_those_that_serve() -> None:

@@ -13,7 +13,7 @@ from nvcf_autoscaler.placement.fair_shares import (
     possible_clusters,
 )
 from nvcf_autoscaler.placement.fairness import Claim
-from nvcf_autoscaler.placement.place import Cluster, Requirement
+from nvcf_autoscaler.placement.place import Capacity, Cluster, Requirement
 from nvcf_autoscaler.placement.view import group_instances
 from nvcf_autoscaler.policy.decide import Decision, Desired
 from nvcf_autoscaler.policy.settings import ScalingSettings, SpecificationSettings
@@ -88,8 +88,8 @@ def test_claims_keep_to_the_deployment_and_count_every_instance_once(
     }
     settings = ScalingSettings(tuple(SpecificationSettings(key, 0, 5) for key in SPECIFICATIONS))
     requirements = {key: Requirement(key.split("-")[1], "process") for key in SPECIFICATIONS}
-    groups = group_instances(NOW, instances, requirements, [cluster("one"), cluster("two")], 30.0)
-    anywhere = dict.fromkeys(SPECIFICATIONS, ONE)
+    groups = group_instances(NOW, instances, requirements, [cluster("one"), cluster("two")])
+    anywhere = {key: [cluster()] for key in SPECIFICATIONS}
     chosen = decision(first, second, missing=missing, needed=needed)
     claims = claims_of("v", kinds, settings, groups, chosen, anywhere, 60.0)
     for key, each in claims.items():
@@ -104,7 +104,7 @@ def test_only_clusters_that_could_hold_it_count() -> None:
     clusters = [cluster("one", free=0), cluster("two", gpu="B"), cluster("three")]
     gone = Cluster("four", "local", NOW, clusters[0].capacity, healthy=False)
     found = possible_clusters(NOW, Requirement("A", "process"), [*clusters, gone], {"three"})
-    assert found == {"one"}, "a full one counts: what it has is what is shared"
+    assert [each.id for each in found] == ["one"], "a full one counts: what it has is what is shared"
 
 
 def test_an_instance_of_before_counts_for_its_successor() -> None:
@@ -112,6 +112,19 @@ def test_an_instance_of_before_counts_for_its_successor() -> None:
     settings = ScalingSettings((SpecificationSettings(SPECIFICATIONS[0], 1, 3),))
     requirements = {SPECIFICATIONS[0]: Requirement("A", "process")}
     old = instance(1, specification_id="0-A-process-2x0")
-    groups = group_instances(NOW, [old, instance(2)], requirements, [cluster()], 30.0)
-    (only,) = claims_of("v", kinds, settings, groups, decision(2), {SPECIFICATIONS[0]: ONE}, 60.0).values()
+    groups = group_instances(NOW, [old, instance(2)], requirements, [cluster()])
+    (only,) = claims_of(
+        "v", kinds, settings, groups, decision(2), {SPECIFICATIONS[0]: [cluster()]}, 60.0
+    ).values()
     assert (only.held, only.least, only.wanted, only.time_slice) == (2, 1, 2, 60.0)
+
+
+def test_the_instance_type_says_how_many_gpus_a_claim_is_for() -> None:
+    whole = Cluster("one", "local", NOW, (Capacity("A", "process", 16, 16, gpus_per_instance=8),))
+    kinds = {SPECIFICATIONS[0]: DeploymentSpecification(gpu="A")}
+    settings = ScalingSettings((SpecificationSettings(SPECIFICATIONS[0], 1, 3),))
+    groups = group_instances(NOW, [], {SPECIFICATIONS[0]: Requirement("A", "process")}, [whole])
+    (only,) = claims_of(
+        "v", kinds, settings, groups, decision(1), {SPECIFICATIONS[0]: [whole]}, 60.0
+    ).values()
+    assert (only.devices, only.clusters) == (8, frozenset({"one"}))

@@ -97,12 +97,12 @@ def test_clusters_to_avoid_have_no_room() -> None:
 
 def test_the_instance_type_of_a_cluster_says_how_many_gpus_it_takes() -> None:
     spec = DeploymentSpecification(gpu="A", gpus_per_instance=2)
-    assert devices_of(spec) == devices_of(spec, cluster()) == 2
+    assert devices_of(spec) == devices_of(spec, [cluster()]) == 2
     fixed = Cluster("one", "local", NOW, (Capacity("A", "process", 8, 8, gpus_per_instance=4),))
-    assert devices_of(spec, fixed) == 4
+    assert devices_of(spec, [cluster(), fixed]) == 4
     (seen,) = clusters_for(spec, [fixed], {})
     assert seen.free("A", "process") == 2
-    assert devices_of(DeploymentSpecification(gpus_per_instance=2), fixed) == 1
+    assert devices_of(DeploymentSpecification(gpus_per_instance=2), [fixed]) == 1
 
 
 def test_start_up_times_outlive_their_records_and_restarts_say_nothing() -> None:
