@@ -17,6 +17,7 @@ from nvcf_broker.jetstream import JetStream
 from nvcf_broker.requests import ReplyInbox
 from nvcf_gateway.access.authorization import Authenticator, Authorizer
 from nvcf_gateway.access.broker_callout import answer_callouts
+from nvcf_gateway.access.publish_rates import PublishRates
 from nvcf_gateway.access.revocations import Revocations
 from nvcf_gateway.access.signed_tokens import DashboardTokens, SignedUrls
 from nvcf_gateway.access.signing_keys import SigningKeys
@@ -33,6 +34,7 @@ from nvcf_gateway.exchange.pending import Pending, PendingRequests
 from nvcf_gateway.http.body_budget import BodyBudget
 from nvcf_gateway.http.routing import Route
 from nvcf_gateway.http.serving import serve_http
+from nvcf_gateway.http.spool_budget import SpoolBudget, spool_total
 from nvcf_gateway.invocation.idempotent import IdempotentCalls
 from nvcf_gateway.invocation.invoke import Invoker
 from nvcf_gateway.invocation.leaving import end_waits
@@ -51,7 +53,7 @@ from nvcf_gateway.queue.regional_buckets import RegionalBuckets
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.quotas.asset_index import AssetIndex
 from nvcf_gateway.quotas.kept_answers import KeptAnswers
-from nvcf_gateway.quotas.limits import parse_limits
+from nvcf_gateway.quotas.limits import Quota, parse_limits
 from nvcf_gateway.quotas.usage import Usage
 from nvcf_gateway.ratelimit.limiter import RateLimiter
 from nvcf_gateway.ratelimit.shared import SharedCounters
@@ -174,7 +176,10 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     await stack.enter_async_context(kept.mirror)
     await kept.mirror.ready()
     stack.push_async_callback(end_task, asyncio.create_task(kept.run(), name="counts of kept answers"))
-    usage = Usage(requests, registry, parse_limits(config.quotas, config.data_max or 0), asset_index, kept)
+    spool_max = await asyncio.to_thread(spool_total, config.spool_directory, config.spool_max)
+    limits = parse_limits(config.quotas, config.data_max or 0, spool_max)
+    usage = Usage(requests, registry, limits, asset_index, kept)
+    spool = SpoolBudget(spool_max, partial(limits.require_of, Quota.SPOOLED_BYTES))
     stack.push_async_callback(end_task, asyncio.create_task(usage.run(), name="use of quotas"))
     readiness = Readiness()
     durability = Durability(config.store_folder, background)
@@ -204,7 +209,13 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     asset_buckets = RegionalBuckets(client, requests, config, "assets", ttl=config.assets_ttl, store=ASSETS)
     dashboard_tokens = DashboardTokens(lambda: keys.ring.mac_keys())
     authenticator, authorizer = Authenticator(registry, dashboard_tokens), Authorizer(registry)
-    revocations = Revocations(registry)
+    revocations = Revocations(
+        registry,
+        lambda account: limits.of(account, Quota.CONNECTIONS),
+        lambda account: usage.require(account, Quota.CONNECTIONS),
+    )
+    usage.of_this_gateway[Quota.CONNECTIONS] = revocations.open_of
+    usage.of_this_gateway[Quota.SPOOLED_BYTES] = spool.used
     stack.push_async_callback(end_task, asyncio.create_task(revocations.follow(), name="revocations"))
     assets = Assets(
         authenticator,
@@ -245,6 +256,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         assets,
         large,
         BodyBudget(),
+        spool,
         revocations,
     )
     fallback = FallbackLookup(
@@ -307,7 +319,15 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         name = f"gateway_{gateway_id}_system"
         system = await connect_broker(config.nats, config.nats_system_credentials, name=name)
         stack.push_async_callback(_close, system)
-        watch = WorkerConnections(system, workers).watch()
+        rates = PublishRates(
+            lambda account: (
+                limits.of(account, Quota.PUBLISHED_MESSAGES),
+                limits.of(account, Quota.PUBLISHED_BYTES),
+            )
+        )
+        usage.of_this_gateway[Quota.PUBLISHED_MESSAGES] = lambda account: rates.of(account).messages
+        usage.of_this_gateway[Quota.PUBLISHED_BYTES] = lambda account: rates.of(account).size
+        watch = WorkerConnections(system, workers, rates).watch()
         stack.push_async_callback(end_task, asyncio.create_task(watch, name="workers' connections"))
     await client.flush(timeout=5)
     grpc_server = new_server(

@@ -42,6 +42,7 @@ class GatewayConfig:
     inline_reply_bytes: int = 256 * KIB
     spool_memory_bytes: int = 128 * KIB
     spool_directory: Path | None = None
+    spool_max: int | None = None
     store_folder: Path | None = None
     exec_body_bytes: int = 8 * MIB
     public_url: str | None = None
@@ -154,6 +155,8 @@ def _parser() -> argparse.ArgumentParser:
         help="largest response that is sent over the broker; 0: none")  # fmt: skip
     add("--spool-directory", type=Path, metavar="DIR",
         help="folder for request bodies in transit (default: the system's temporary folder)")  # fmt: skip
+    add("--spool-max", type=_mebibytes, metavar="MIB",
+        help="limit of all bodies in transit (default: a quarter of what is free there)")  # fmt: skip
     add("--store-folder", type=Path, metavar="DIR",
         help="store of a broker on this machine: wait for its disk before each promise")  # fmt: skip
     add("--sessions", type=_optional_address, metavar="HOST:PORT",

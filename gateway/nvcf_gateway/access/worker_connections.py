@@ -13,7 +13,9 @@ from typing import Any
 import nats.errors
 
 from nvcf_broker.connection import BrokerClient, describe_error
-from nvcf_gateway.access.worker_access import NOT_DEPLOYED, WorkerAccess
+from nvcf_gateway.access.publish_rates import Published, PublishRates
+from nvcf_gateway.access.worker_access import NOT_DEPLOYED, PUBLISHES_TOO_MUCH, WorkerAccess
+from nvcf_gateway.quotas.limits import Quota, count_refusal
 from nvcf_proto.tokens import WorkerClaims
 
 _log = logging.getLogger(__name__)
@@ -23,9 +25,11 @@ LISTED_AT_ONCE = 1024
 # A change is acted upon after this time, with all others of it.
 SETTLE_SECONDS = 0.5
 # Without a change: a connection may be older than this gateway.
-INTERVAL_SECONDS = 20.0
+INTERVAL_SECONDS = 10.0
 # After an undeployment, a worker that no agent ends has this time to finish what it holds.
 DRAIN_SECONDS = 30.0
+# An instance that published too much may connect again after this time.
+SHUT_OUT_SECONDS = 30.0
 _REPLY_SECONDS = 2.0
 _SERVERS = "$SYS.REQ.SERVER"
 
@@ -46,9 +50,10 @@ def claims_of(name: str) -> WorkerClaims | None:
 class WorkerConnections:
     """Watches the workers' connections. `client` is one of the broker's system account."""
 
-    def __init__(self, client: BrokerClient, access: WorkerAccess) -> None:
+    def __init__(self, client: BrokerClient, access: WorkerAccess, rates: PublishRates) -> None:
         self._client = client
         self._access = access
+        self._rates = rates
         self._draining: dict[tuple[str, int], float] = {}
 
     async def watch(self) -> None:
@@ -67,19 +72,35 @@ class WorkerConnections:
 
     async def _end_void(self) -> None:
         known, self._draining = self._draining, {}
+        published: dict[tuple[str, int], tuple[str, Published]] = {}
+        instances: dict[tuple[str, int], str] = {}
         async for server, connection in self._connections():
             claims = claims_of(str(connection.get("authorized_user") or ""))
-            reason = None if claims is None else self._access.why_revoked(claims)
-            if claims is None or reason is None:
+            if claims is None:
                 continue
             cid, now = int(connection["cid"]), time.monotonic()
+            version = self._access.registry.versions.get(claims.version_id)
+            if version is not None:
+                counts = Published(int(connection.get("in_msgs", 0)), int(connection.get("in_bytes", 0)))
+                published[server, cid] = (version.nca_id, counts)
+                instances[server, cid] = claims.instance_id
+            reason = self._access.why_revoked(claims)
+            if reason is None:
+                continue
             if reason == NOT_DEPLOYED:
                 since = self._draining[server, cid] = known.get((server, cid), now)
                 if now - since < DRAIN_SECONDS:
                     continue
-            _log.warning("ending the broker connection of instance %s: %s", claims.instance_id, reason)
-            body = json.dumps({"cid": cid}).encode()
-            await self._client.request(f"{_SERVERS}.{server}.KICK", body, timeout=_REPLY_SECONDS)
+            await self._end(server, cid, claims.instance_id, reason)
+        for server, cid in self._rates.sample(published, time.monotonic()):
+            count_refusal(Quota.PUBLISHED_MESSAGES)
+            self._access.shut_out(instances[server, cid], SHUT_OUT_SECONDS)
+            await self._end(server, cid, instances[server, cid], PUBLISHES_TOO_MUCH)
+
+    async def _end(self, server: str, cid: int, instance_id: str, reason: str) -> None:
+        _log.warning("ending the broker connection of instance %s: %s", instance_id, reason)
+        body = json.dumps({"cid": cid}).encode()
+        await self._client.request(f"{_SERVERS}.{server}.KICK", body, timeout=_REPLY_SECONDS)
 
     async def _connections(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Yield all connections of workers, each with the id of its server."""
