@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--signing-key", type=Path, required=True, metavar="FILE",
         help="Ed25519 key (PEM), created if missing; or a folder: the newest signs, all verify")  # fmt: skip
     add("--sealing-keys", type=Path, metavar="FILE",
-        help="key that seals secrets; or a folder: the newest seals, all open (default: none)")  # fmt: skip
+        help="key that seals secrets, or a folder: the last name seals, all open (default: no)")  # fmt: skip
     add("--callout-seed", type=Path, metavar="FILE",
         help="seed of the account key that signs answers to the broker's auth callout")  # fmt: skip
     add("--bootstrap-keys", type=Path, metavar="FILE",
