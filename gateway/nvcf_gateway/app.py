@@ -43,6 +43,7 @@ from nvcf_gateway.invocation.waiting import CallRunner
 from nvcf_gateway.management.deployments import Deployments
 from nvcf_gateway.management.events import EventLog
 from nvcf_gateway.management.functions import Management
+from nvcf_gateway.management.queues import QueueDetails
 from nvcf_gateway.management.routes import management_routes
 from nvcf_gateway.objects.assets import Assets
 from nvcf_gateway.objects.large_results import LargeResults
@@ -270,6 +271,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     stack.push_async_callback(end_task, asyncio.create_task(upkeep.run(), name="upkeep of secrets"))
     management = Management(authenticator, registry, queue, usage, secrets)
     deployments = Deployments(authenticator, registry, queue, management, workers)
+    queues = Queues(requests, config.regions)
     collector = SnapshotCollector(client, gateway_id, demand.history, lambda: shared.members)
     await collector.start()
     routes = http_routes(
@@ -282,12 +284,13 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
                 EventLog(control, control_requests),
                 usage,
                 secrets,
+                QueueDetails(authenticator, registry, queues, queue, poller.tracked),
             ),
             *SecretDelivery(authenticator, registry, workers, secrets).routes(),
         ],
         assets,
         large,
-        StatsRoute(authenticator, registry, collector, Queues(requests, config.regions)),
+        StatsRoute(authenticator, registry, collector, queues),
         dashboard_routes(authenticator, dashboard_tokens, idempotency_keys.use_once)
         if config.dashboard
         else [],

@@ -9,6 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
+from nvcf_gateway.openapi.accounts import ACCOUNT_SCHEMAS, accounts, below_account, changes, sharing
 from nvcf_gateway.openapi.calls import invocations, objects, others
 from nvcf_gateway.openapi.dashboard import DASHBOARD_SCHEMAS, dashboard
 from nvcf_gateway.openapi.management import deployments, functions, keys, telemetries
@@ -33,7 +34,11 @@ def document() -> dict[str, Any]:
     """Return the OpenAPI document."""
     paths: dict[str, dict[str, Any]] = {}
     parts = (functions(), deployments(), telemetries(), secrets(), keys(), objects(), dashboard(), others())
-    for part in (invocations(), *parts):
+    described: dict[str, dict[str, Any]] = {}
+    for part in (invocations(), *parts, changes(), sharing(), accounts()):
+        for path, operations in part.items():
+            described[path] = {**described.get(path, {}), **operations}
+    for part in (described, below_account(described)):
         for path, operations in part.items():
             parameters = _path_parameters(path)
             paths[path] = {**({"parameters": parameters} if parameters else {}), **operations}
@@ -50,7 +55,7 @@ def document() -> dict[str, Any]:
         "security": [{"key": []}],
         "paths": paths,
         "components": {
-            "schemas": {**schemas(), **DASHBOARD_SCHEMAS, **SECRET_SCHEMAS},
+            "schemas": {**schemas(), **DASHBOARD_SCHEMAS, **SECRET_SCHEMAS, **ACCOUNT_SCHEMAS},
             "securitySchemes": {
                 "key": {
                     "type": "http",
