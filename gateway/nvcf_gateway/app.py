@@ -38,7 +38,7 @@ from nvcf_gateway.http.spool_budget import SpoolBudget, spool_total
 from nvcf_gateway.invocation.idempotent import IdempotentCalls
 from nvcf_gateway.invocation.invoke import Invoker
 from nvcf_gateway.invocation.leaving import end_waits
-from nvcf_gateway.invocation.republish import Republisher
+from nvcf_gateway.invocation.republish import Answering, Republisher, all_of, none_of
 from nvcf_gateway.invocation.waiting import CallRunner
 from nvcf_gateway.management.deployments import Deployments
 from nvcf_gateway.management.events import EventLog
@@ -54,7 +54,7 @@ from nvcf_gateway.queue.regional_buckets import RegionalBuckets
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.quotas.asset_index import AssetIndex
 from nvcf_gateway.quotas.kept_answers import KeptAnswers
-from nvcf_gateway.quotas.limits import Quota, parse_limits
+from nvcf_gateway.quotas.limits import Limits, Quota, parse_limits
 from nvcf_gateway.quotas.usage import Usage
 from nvcf_gateway.ratelimit.limiter import RateLimiter
 from nvcf_gateway.ratelimit.shared import SharedCounters
@@ -239,7 +239,6 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     runner = CallRunner(
         config, inline.subjects, attach_url, queue, pending, retention, background, demand, telemetry
     )
-    Republisher(client, requests, queue, pending, background, ask_workers=not config.wide_inbox)
     query = WorkerQuery(config, inline.subjects, attach_url, requests, pending)
     poller = Poller(
         query, authenticator, authorizer, queue, retention, background, idempotency_keys, revocations
@@ -318,20 +317,8 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     await client.subscribe(MAX_DELIVERIES_SUBJECT, queue=DEAD_LETTER_GROUP, cb=dead_letters.on_advisory)
     stack.push_async_callback(end_task, asyncio.create_task(dead_letters.sweep(), name="sweep of the queues"))
     await answer_callouts(client, config, workers)
-    if config.nats_system_credentials is not None:
-        name = f"gateway_{gateway_id}_system"
-        system = await connect_broker(config.nats, config.nats_system_credentials, name=name)
-        stack.push_async_callback(_close, system)
-        rates = PublishRates(
-            lambda account: (
-                limits.of(account, Quota.PUBLISHED_MESSAGES),
-                limits.of(account, Quota.PUBLISHED_BYTES),
-            )
-        )
-        usage.of_this_gateway[Quota.PUBLISHED_MESSAGES] = lambda account: rates.of(account).messages
-        usage.of_this_gateway[Quota.PUBLISHED_BYTES] = lambda account: rates.of(account).size
-        watch = WorkerConnections(system, workers, rates).watch()
-        stack.push_async_callback(end_task, asyncio.create_task(watch, name="workers' connections"))
+    answering = await _watch_workers(stack, config, gateway_id, workers, limits, usage)
+    Republisher(client, requests, queue, pending, background, answering)
     await client.flush(timeout=5)
     grpc_server = new_server(
         lambda: client.is_connected, lambda token: check_token(token, workers.tokens, authenticator)
@@ -367,6 +354,27 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         http.sessions = sessions
     address = None if sessions is None else sessions.address
     return RunningGateway(gateway_id, http_address[0], grpc_address, client, pending, address)
+
+
+async def _watch_workers(
+    stack: AsyncExitStack,
+    config: GatewayConfig,
+    gateway_id: str,
+    workers: WorkerAccess,
+    limits: Limits,
+    usage: Usage,
+) -> Answering:
+    """Watch the workers' connections where the gateway may; return what knows which of them answer."""
+    if config.nats_system_credentials is None:
+        return none_of if config.wide_inbox else all_of
+    name = f"gateway_{gateway_id}_system"
+    system = await connect_broker(config.nats, config.nats_system_credentials, name=name)
+    stack.push_async_callback(_close, system)
+    rates = PublishRates(limits)
+    usage.of_this_gateway.update(rates.uses())
+    connections = WorkerConnections(system, workers, rates)
+    stack.push_async_callback(end_task, asyncio.create_task(connections.watch(), name="workers"))
+    return connections.answering if config.wide_inbox else all_of
 
 
 def http_routes(

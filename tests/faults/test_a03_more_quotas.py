@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nvcf_gateway.access.publish_rates import Published, PublishRates
+from nvcf_gateway.quotas.limits import Limits, Quota
 from nvcf_proto.ids import new_id
 from nvcf_proto.subjects import fallback_subject
 from nvcf_proto.tokens import encode_broker_token
@@ -137,7 +138,7 @@ async def test_a3_workers_that_publish_too_much_are_cut_off(tmp_path: Path) -> N
 
 
 def test_a3_who_publishes_too_much() -> None:
-    rates = PublishRates(lambda account: (100, 1000))
+    rates = PublishRates(Limits({Quota.PUBLISHED_MESSAGES: 100, Quota.PUBLISHED_BYTES: 1000}))
     one, two, other = ("s", 1), ("s", 2), ("s", 3)
 
     def sample(now: float, *messages: int) -> list[tuple[str, int]]:

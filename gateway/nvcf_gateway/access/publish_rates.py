@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from nvcf_gateway.quotas.limits import Limits, Quota
+
 BURST_SECONDS = 10.0
 """An account may publish for so long what its limits allow; beyond, its largest publishers are ended."""
+
+
+_QUOTAS = (Quota.PUBLISHED_MESSAGES, Quota.PUBLISHED_BYTES)
 
 
 class Published(NamedTuple):
@@ -25,18 +31,25 @@ class _Sample:
 
 @dataclass
 class PublishRates:
-    """Takes what the broker counts for each connection. `limits`: messages and bytes in a second.
+    """Takes what the broker counts for each connection.
 
     Connections are named by server and number, times are monotonic seconds.
     """
 
-    limits: Callable[[str], tuple[int | None, int | None]]
+    limits: Limits
     _samples: dict[tuple[str, int], _Sample] = field(default_factory=dict)
     _rates: dict[str, Published] = field(default_factory=dict)
 
     def of(self, account: str) -> Published:
         """Return what the workers of an account published in a second, lately."""
         return self._rates.get(account, Published())
+
+    def uses(self) -> dict[Quota, Callable[[str], int]]:
+        """Return what returns an account's use of each quota."""
+        return {quota: functools.partial(self._use, kind) for kind, quota in enumerate(_QUOTAS)}
+
+    def _use(self, kind: int, account: str) -> int:
+        return self.of(account)[kind]
 
     def sample(self, seen: dict[tuple[str, int], tuple[str, Published]], now: float) -> list[tuple[str, int]]:
         """Take the counts of all connections, each with its account; return those that publish too much.
@@ -51,8 +64,9 @@ class PublishRates:
         self._rates = {account: _sum([rates[key] for key in keys]) for account, keys in accounts.items()}
         found: list[tuple[str, int]] = []
         for account, keys in accounts.items():
-            rate, limits = self._rates[account], self.limits(account)
-            for kind, limit in enumerate(limits):
+            rate = self._rates[account]
+            for kind, quota in enumerate(_QUOTAS):
+                limit = self.limits.of(account, quota)
                 if limit is not None and rate[kind] > limit:
                     found += [key for key in keys if rates[key][kind] * len(keys) >= limit]
         return list(dict.fromkeys(found))

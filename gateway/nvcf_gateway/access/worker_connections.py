@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import nats.errors
@@ -16,6 +16,7 @@ from nvcf_broker.connection import BrokerClient, describe_error
 from nvcf_gateway.access.publish_rates import Published, PublishRates
 from nvcf_gateway.access.worker_access import NOT_DEPLOYED, PUBLISHES_TOO_MUCH, WorkerAccess
 from nvcf_gateway.quotas.limits import Quota, count_refusal
+from nvcf_proto.subjects import version_polling_subject
 from nvcf_proto.tokens import WorkerClaims
 
 _log = logging.getLogger(__name__)
@@ -30,7 +31,10 @@ INTERVAL_SECONDS = 10.0
 DRAIN_SECONDS = 30.0
 # An instance that published too much may connect again after this time.
 SHUT_OUT_SECONDS = 30.0
+# So long a worker of another make counts as connected after it was last seen.
+OTHERS_SECONDS = 120.0
 _REPLY_SECONDS = 2.0
+_TROUBLES = (nats.errors.Error, OSError, ValueError, KeyError, TypeError)
 _SERVERS = "$SYS.REQ.SERVER"
 
 
@@ -47,6 +51,12 @@ def claims_of(name: str) -> WorkerClaims | None:
     return WorkerClaims(instance_id, "", version_id, "", 0.0, float(issued_at), has_record == "1")
 
 
+def _answers(claims: WorkerClaims, connection: Mapping[str, Any]) -> bool:
+    """Return whether a worker answers on its version's own polling subjects [ext]."""
+    subscribed = connection.get("subscriptions_list") or ()
+    return version_polling_subject(claims.version_id, "*") in subscribed
+
+
 class WorkerConnections:
     """Watches the workers' connections. `client` is one of the broker's system account."""
 
@@ -55,6 +65,26 @@ class WorkerConnections:
         self._access = access
         self._rates = rates
         self._draining: dict[tuple[str, int], float] = {}
+        self._silent: dict[tuple[str, int], str] = {}
+        self._others: dict[str, float] = {}
+
+    async def answering(self, versions: set[str]) -> set[str]:
+        """Return those versions all of whose workers answer whether they have a request.
+
+        Workers of other makes do not. One that was connected lately may come back and go on.
+        """
+        before = time.monotonic() - OTHERS_SECONDS
+        others = {version for version, seen in self._others.items() if seen > before}
+        connected: set[str] = set()
+        try:
+            async for _, connection in self._connections():
+                claims = claims_of(str(connection.get("authorized_user") or ""))
+                if claims is not None:
+                    (connected if _answers(claims, connection) else others).add(claims.version_id)
+        except _TROUBLES as error:
+            _log.warning("cannot look which workers answer: %s", describe_error(error))
+            return set()
+        return versions & connected - others
 
     async def watch(self) -> None:
         """End void connections after each change of instances and deployments, until cancelled."""
@@ -62,7 +92,7 @@ class WorkerConnections:
         while True:
             try:
                 await self._end_void()
-            except (nats.errors.Error, OSError, ValueError, KeyError, TypeError) as error:
+            except _TROUBLES as error:
                 _log.warning("cannot look after the workers' connections: %s", describe_error(error))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(INTERVAL_SECONDS):
@@ -72,6 +102,7 @@ class WorkerConnections:
 
     async def _end_void(self) -> None:
         known, self._draining = self._draining, {}
+        silent: dict[tuple[str, int], str] = {}
         published: dict[tuple[str, int], tuple[str, Published]] = {}
         instances: dict[tuple[str, int], str] = {}
         async for server, connection in self._connections():
@@ -79,6 +110,10 @@ class WorkerConnections:
             if claims is None:
                 continue
             cid, now = int(connection["cid"]), time.monotonic()
+            if not _answers(claims, connection):
+                silent[server, cid] = claims.version_id
+                if (server, cid) in self._silent:
+                    self._others[claims.version_id] = now
             version = self._access.registry.versions.get(claims.version_id)
             if version is not None:
                 counts = Published(int(connection.get("in_msgs", 0)), int(connection.get("in_bytes", 0)))
@@ -92,6 +127,10 @@ class WorkerConnections:
                 if now - since < DRAIN_SECONDS:
                     continue
             await self._end(server, cid, claims.instance_id, reason)
+        # Seen twice: one that has just connected has not subscribed yet.
+        self._silent = silent
+        before = time.monotonic() - OTHERS_SECONDS
+        self._others = {version: seen for version, seen in self._others.items() if seen > before}
         for server, cid in self._rates.sample(published, time.monotonic()):
             count_refusal(Quota.PUBLISHED_MESSAGES)
             self._access.shut_out(instances[server, cid], SHUT_OUT_SECONDS)
@@ -126,6 +165,12 @@ class WorkerConnections:
             await subscription.unsubscribe()
 
     async def _ask(self, server: str, offset: int, reply: str) -> None:
-        wanted = {"auth": True, "acc": WORKER_ACCOUNT, "limit": LISTED_AT_ONCE, "offset": offset}
+        wanted = {
+            "auth": True,
+            "subscriptions": True,
+            "acc": WORKER_ACCOUNT,
+            "limit": LISTED_AT_ONCE,
+            "offset": offset,
+        }
         subject = f"{_SERVERS}.{server}.CONNZ"
         await self._client.publish(subject, json.dumps(wanted).encode(), reply=reply)
