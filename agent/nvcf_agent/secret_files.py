@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,16 @@ from typing import Any
 from nvcf_broker.files import private_directory, replace_file
 from nvcf_proto.secrets import SECRETS_FILE
 
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - only a folder with a random name is made in it
-# In the agent's folder, to find and remove what a killed agent left in memory.
-_LINK = "secrets-in-memory"
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - only folders with random names are made in it
+_PREFIX = "nvcf-secrets-"
+# Held by the agent whose folder it is in, until that agent ends in whatever way.
+_LOCK = ".lock"
 _MOUNTS = Path("/proc/self/mounts")
 _BESIDE = "secret-files"
 _TELEMETRY = "telemetry-kept"
+# A folder may be just being made: it has no lock yet, or one that is not held yet.
+_MADE_WITHIN_SECONDS = 60.0
+_LOCKED_WITHIN_SECONDS = 2.0
 
 
 def is_tmpfs(folder: Path, mounts: Path = _MOUNTS) -> bool:
@@ -37,28 +44,28 @@ class SecretFolders:
     """Folders with the secrets of instances. `data` is the agent's folder."""
 
     def __init__(self, data: Path, memory: Path = SHARED_MEMORY) -> None:
-        self._link = data / _LINK
         self._on_disk = data / _TELEMETRY
         self._memory = memory
         self._base: Path | None = None
+        self._lock = -1
         self._made: dict[str, Path] = {}
 
     def open(self) -> None:
-        """Remove what an earlier agent left, and make a folder in memory where there is one. Blocking."""
+        """Make a folder in memory if there is any; remove those of agents that were killed. Blocking."""
         self.close()
         if is_tmpfs(self._memory):
-            self._base = Path(tempfile.mkdtemp(prefix="nvcf-secrets-", dir=self._memory))
-            self._link.symlink_to(self._base)
+            remove_abandoned(self._memory)
+            self._base = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self._memory))
+            self._lock = os.open(self._base / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
             # Users of instances pass it to reach their own folder, and cannot list it.
             self._base.chmod(0o711)
 
     def close(self) -> None:
         """Remove all secrets. Blocking."""
-        if self._link.is_symlink():
-            target = Path(os.readlink(self._link))
-            if target.parent == self._memory and not target.is_symlink():
-                shutil.rmtree(target, ignore_errors=True)
-            self._link.unlink()
+        if self._base is not None:
+            shutil.rmtree(self._base, ignore_errors=True)
+            os.close(self._lock)
         shutil.rmtree(self._on_disk, ignore_errors=True)
         self._base = None
 
@@ -85,6 +92,32 @@ class SecretFolders:
         folder = self._made.pop(instance_id, None)
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_abandoned(memory: Path) -> None:
+    """Remove the folders of this user's agents that have ended without removing them. Blocking."""
+    for folder in memory.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            status = folder.lstat()
+            own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+            if own and _is_abandoned(folder, time.time() - status.st_mtime):
+                shutil.rmtree(folder)
+
+
+def _is_abandoned(folder: Path, age: float) -> bool:
+    if age < _LOCKED_WITHIN_SECONDS:
+        return False
+    try:
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return age > _MADE_WITHIN_SECONDS
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True
 
 
 def write_values(folder: Path, values: Mapping[str, Any], uid: int | None) -> None:

@@ -22,7 +22,6 @@ from nvcf_gateway.access.revocations import Revocations
 from nvcf_gateway.access.signed_tokens import DashboardTokens, SignedUrls
 from nvcf_gateway.access.signing_keys import SigningKeys
 from nvcf_gateway.access.worker_access import WorkerAccess
-from nvcf_gateway.access.worker_connections import WorkerConnections
 from nvcf_gateway.access.worker_tokens import WorkerTokens
 from nvcf_gateway.background import BackgroundTasks, connect, end_task
 from nvcf_gateway.clusters.creation import WorkerAddresses
@@ -36,14 +35,17 @@ from nvcf_gateway.exchange.pending import Pending, PendingRequests
 from nvcf_gateway.http.body_budget import BodyBudget
 from nvcf_gateway.http.routing import Route
 from nvcf_gateway.http.serving import serve_http
+from nvcf_gateway.http.spool_budget import SpoolBudget, spool_total
 from nvcf_gateway.invocation.idempotent import IdempotentCalls
 from nvcf_gateway.invocation.invoke import Invoker
 from nvcf_gateway.invocation.leaving import end_waits
 from nvcf_gateway.invocation.republish import Republisher
 from nvcf_gateway.invocation.waiting import CallRunner
+from nvcf_gateway.invocation.worker_watch import watch_workers
 from nvcf_gateway.management.deployments import Deployments
 from nvcf_gateway.management.events import EventLog
 from nvcf_gateway.management.functions import Management
+from nvcf_gateway.management.queues import QueueDetails
 from nvcf_gateway.management.routes import management_routes
 from nvcf_gateway.objects.assets import Assets
 from nvcf_gateway.objects.large_results import LargeResults
@@ -54,7 +56,7 @@ from nvcf_gateway.queue.regional_buckets import RegionalBuckets
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.quotas.asset_index import AssetIndex
 from nvcf_gateway.quotas.kept_answers import KeptAnswers
-from nvcf_gateway.quotas.limits import parse_limits
+from nvcf_gateway.quotas.limits import Quota, parse_limits
 from nvcf_gateway.quotas.usage import Usage
 from nvcf_gateway.ratelimit.limiter import RateLimiter
 from nvcf_gateway.ratelimit.shared import SharedCounters
@@ -175,7 +177,10 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     await stack.enter_async_context(kept.mirror)
     await kept.mirror.ready()
     stack.push_async_callback(end_task, asyncio.create_task(kept.run(), name="counts of kept answers"))
-    usage = Usage(requests, registry, parse_limits(config.quotas, config.data_max or 0), asset_index, kept)
+    spool_max = await asyncio.to_thread(spool_total, config.spool_directory, config.spool_max)
+    limits = parse_limits(config.quotas, config.data_max or 0, spool_max)
+    usage = Usage(requests, registry, limits, asset_index, kept)
+    spool = SpoolBudget(spool_max, partial(limits.require_of, Quota.SPOOLED_BYTES))
     stack.push_async_callback(end_task, asyncio.create_task(usage.run(), name="use of quotas"))
     readiness = Readiness()
     durability = Durability(config.store_folder, background)
@@ -205,7 +210,13 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     asset_buckets = RegionalBuckets(client, requests, config, "assets", ttl=config.assets_ttl, store=ASSETS)
     dashboard_tokens = DashboardTokens(lambda: keys.ring.mac_keys())
     authenticator, authorizer = Authenticator(registry, dashboard_tokens), Authorizer(registry)
-    revocations = Revocations(registry)
+    revocations = Revocations(
+        registry,
+        lambda account: limits.of(account, Quota.CONNECTIONS),
+        lambda account: usage.require(account, Quota.CONNECTIONS),
+    )
+    usage.of_this_gateway[Quota.CONNECTIONS] = revocations.open_of
+    usage.of_this_gateway[Quota.SPOOLED_BYTES] = spool.used
     stack.push_async_callback(end_task, asyncio.create_task(revocations.follow(), name="revocations"))
     assets = Assets(
         authenticator,
@@ -228,7 +239,6 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     runner = CallRunner(
         config, inline.subjects, attach_url, queue, pending, retention, background, demand, telemetry
     )
-    Republisher(client, requests, queue, pending, background, ask_workers=not config.wide_inbox)
     query = WorkerQuery(config, inline.subjects, attach_url, requests, pending)
     poller = Poller(
         query, authenticator, authorizer, queue, retention, background, idempotency_keys, revocations
@@ -246,6 +256,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         assets,
         large,
         BodyBudget(),
+        spool,
         revocations,
     )
     fallback = FallbackLookup(
@@ -259,6 +270,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     stack.push_async_callback(end_task, asyncio.create_task(upkeep.run(), name="upkeep of secrets"))
     management = Management(authenticator, registry, queue, usage, secrets)
     deployments = Deployments(authenticator, registry, queue, management)
+    queues = Queues(requests, config.regions)
     clusters = Clusters(
         registry,
         authenticator,
@@ -283,13 +295,14 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
                 EventLog(control, control_requests),
                 usage,
                 secrets,
+                QueueDetails(authenticator, registry, queues, queue, poller.tracked),
             ),
             *clusters.admin_routes(),
             *SecretDelivery(agents, registry, workers, secrets).routes(),
         ],
         assets,
         large,
-        StatsRoute(authenticator, registry, collector, Queues(requests, config.regions)),
+        StatsRoute(authenticator, registry, collector, queues),
         dashboard_routes(authenticator, dashboard_tokens, idempotency_keys.use_once)
         if config.dashboard
         else [],
@@ -318,7 +331,8 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     await client.subscribe(MAX_DELIVERIES_SUBJECT, queue=DEAD_LETTER_GROUP, cb=dead_letters.on_advisory)
     stack.push_async_callback(end_task, asyncio.create_task(dead_letters.sweep(), name="sweep of the queues"))
     await answer_callouts(client, config, workers, agents)
-    await _watch_workers(stack, config, gateway_id, workers)
+    answering = await watch_workers(stack, config, gateway_id, workers, limits, usage)
+    Republisher(client, requests, queue, pending, background, answering)
     await client.flush(timeout=5)
     grpc_server = new_server(
         lambda: client.is_connected, lambda token: check_token(token, workers.tokens, authenticator)
@@ -375,14 +389,3 @@ async def _data_budget(client: BrokerClient, wanted: int | None) -> int:
     """Return the bytes that tenants' data may take: the wanted ones, within the broker account's limit."""
     limit = (await JetStream(client).account_info()).limit or DEFAULT_DATA_BUDGET
     return limit if wanted is None else min(wanted, limit)
-
-
-async def _watch_workers(
-    stack: AsyncExitStack, config: GatewayConfig, gateway_id: str, workers: WorkerAccess
-) -> None:
-    """End the connections of workers whose rights have ended, where the system account is at hand."""
-    if config.nats_system_credentials is None:
-        return
-    system = await connect(stack, config.nats, config.nats_system_credentials, f"gateway_{gateway_id}_system")
-    watch = WorkerConnections(system, workers).watch()
-    stack.push_async_callback(end_task, asyncio.create_task(watch, name="workers' connections"))

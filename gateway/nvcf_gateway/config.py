@@ -44,6 +44,7 @@ class GatewayConfig:
     inline_reply_bytes: int = 256 * KIB
     spool_memory_bytes: int = 128 * KIB
     spool_directory: Path | None = None
+    spool_max: int | None = None
     store_folder: Path | None = None
     exec_body_bytes: int = 8 * MIB
     public_url: str | None = None
@@ -133,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--signing-key", type=Path, required=True, metavar="FILE",
         help="Ed25519 key (PEM), created if missing; or a folder: the newest signs, all verify")  # fmt: skip
     add("--sealing-keys", type=Path, metavar="FILE",
-        help="key that seals secrets; or a folder: the newest seals, all open (default: none)")  # fmt: skip
+        help="key that seals secrets, or a folder: the last name seals, all open (default: no)")  # fmt: skip
     add("--callout-seed", type=Path, metavar="FILE",
         help="seed of the account key that signs answers to the broker's auth callout")  # fmt: skip
     add("--bootstrap-keys", type=Path, metavar="FILE",
@@ -160,6 +161,8 @@ def _parser() -> argparse.ArgumentParser:
         help="largest response that is sent over the broker; 0: none")  # fmt: skip
     add("--spool-directory", type=Path, metavar="DIR",
         help="folder for request bodies in transit (default: the system's temporary folder)")  # fmt: skip
+    add("--spool-max", type=_mebibytes, metavar="MIB",
+        help="limit of all bodies in transit (default: a quarter of what is free there)")  # fmt: skip
     add("--store-folder", type=Path, metavar="DIR",
         help="store of a broker on this machine: wait for its disk before each promise")  # fmt: skip
     add("--sessions", type=_optional_address, metavar="HOST:PORT",

@@ -70,12 +70,12 @@ async def test_a_data_folder_is_its_owners_alone(local: Local) -> None:
         "bootstrap-keys.json",
         "state.json",
         "signing-key.pem",
-        "sealing-keys/sealing.key",
+        "sealing-keys/0001.key",
     ):
         assert stat.S_IMODE((local.data / name).stat().st_mode) == 0o600, name
     secrets = [
         (local.data / name).read_text().strip()
-        for name in ("admin.key", "agent.key", "sealing-keys/sealing.key")
+        for name in ("admin.key", "agent.key", "sealing-keys/0001.key")
     ]
     lines = [" ".join(process.cmdline()) for process in local.processes()]
     assert len(lines) >= 4

@@ -43,8 +43,9 @@ async def keep_calling(
 
 
 @pytest.mark.timeout(180)
-async def test_no_call_waits_for_its_ack_wait(tmp_path: Path) -> None:
-    async with running_platform(tmp_path, flags=("--ack-wait", "600")) as platform:
+@pytest.mark.parametrize("flags", [(), ("--wide-inbox",)])
+async def test_no_call_waits_for_its_ack_wait(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    async with running_platform(tmp_path, flags=("--ack-wait", "600", *flags)) as platform:
         version = await platform.deployed_version()
         notes = tmp_path / "notes"
         notes.touch()

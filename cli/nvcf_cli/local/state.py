@@ -72,7 +72,7 @@ class Installation:
 
     @property
     def sealing_keys(self) -> Path:
-        """Folder of the keys that seal secrets: `*.key`, the newest seals."""
+        """Folder of the keys that seal secrets: `*.key`, the last by name seals."""
         return self.data / "sealing-keys"
 
     @property

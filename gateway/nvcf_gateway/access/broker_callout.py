@@ -22,7 +22,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from nvcf_gateway.access.agent_identity import AgentAccess, AgentRefused
-from nvcf_gateway.access.worker_access import WorkerAccess
+from nvcf_gateway.access.worker_access import PUBLISHES_TOO_MUCH, WorkerAccess
 from nvcf_gateway.access.worker_connections import WORKER_ACCOUNT, connection_name
 from nvcf_gateway.access.worker_tokens import InvalidWorkerToken
 from nvcf_gateway.config import GatewayConfig
@@ -175,6 +175,8 @@ class AuthCallout:
             claims = self._access.verify(decode_broker_token(broker_token), now)
         except (InvalidToken, InvalidWorkerToken) as error:
             raise _Refused(str(error)) from None
+        if not self._access.may_connect(claims):
+            raise _Refused(PUBLISHES_TOO_MUCH)
         if self._registry.versions.get(claims.version_id) is None:
             raise _Refused(f"there is no version {claims.version_id}")
         permissions = worker_permissions(

@@ -8,6 +8,7 @@ keeps the records it knows, and so ends nothing.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,12 +35,20 @@ def void(registry: Registry, caller: Caller, function_id: str) -> HttpProblem | 
     return None
 
 
+class OpenOfAccount(set["WatchedCall | WatchedSession"]):
+    """What one account has open at this replica. `most` is how much it may have."""
+
+    def __init__(self, most: int | None) -> None:
+        super().__init__()
+        self.most = sys.maxsize if most is None else most
+
+
 class WatchedCall:
     """A call that its caller waits for, as a `with` block, which raises HttpProblem when the right ends."""
 
     __slots__ = ("_calls", "_cancelling", "_task", "caller", "function_id", "problem")
 
-    def __init__(self, calls: set[WatchedCall], caller: Caller, function_id: str) -> None:
+    def __init__(self, calls: OpenOfAccount, caller: Caller, function_id: str) -> None:
         self._calls = calls
         self.caller = caller
         self.function_id = function_id
@@ -69,7 +78,9 @@ class WatchedCall:
 
 
 @dataclass(eq=False)
-class _Session:
+class WatchedSession:
+    """A session that may outlive its right."""
+
     caller: Caller
     function_id: str
     version_id: str
@@ -81,14 +92,37 @@ class _Session:
 class Revocations:
     """Everything that is open at this replica and may lose its right."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        most: Callable[[str], int | None] = lambda _: None,
+        refuse: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`most`: what an account may have open here. `refuse` raises HttpProblem for one that has it."""
         self._registry = registry
-        self._calls: set[WatchedCall] = set()
-        self._sessions: set[_Session] = set()
+        self._most = most
+        self._refuse = refuse
+        self._open: dict[str, OpenOfAccount] = {}
+
+    def open_of(self, account: str) -> int:
+        """Return how many calls and sessions an account has open here."""
+        return len(self._open.get(account, ()))
 
     def call(self, caller: Caller, function_id: str) -> WatchedCall:
-        """Return the block in which a call is served."""
-        return WatchedCall(self._calls, caller, function_id)
+        """Return the block in which a call is served. Raises HttpProblem 429 at the account's quota."""
+        account = caller.nca_id
+        if account not in self._open:
+            self._open[account] = OpenOfAccount(self._most(account))
+        opened = self._open[account]
+        if len(opened) >= opened.most:
+            self._refuse(account)
+        return WatchedCall(opened, caller, function_id)
+
+    def require_room(self, account: str) -> None:
+        """Raise HttpProblem 429 for an account that may open no more."""
+        opened = self._open.get(account)
+        if opened is not None and len(opened) >= opened.most:
+            self._refuse(account)
 
     def watch_session(
         self,
@@ -99,7 +133,10 @@ class Revocations:
         end: Callable[[], None],
     ) -> None:
         """Call `end` when the right to a session ends, unless it `is_over`."""
-        self._sessions.add(_Session(caller, function_id, version_id, is_over, end))
+        account = caller.nca_id
+        if account not in self._open:
+            self._open[account] = OpenOfAccount(self._most(account))
+        self._open[account].add(WatchedSession(caller, function_id, version_id, is_over, end))
 
     async def follow(self) -> None:
         """Check again and again, until cancelled."""
@@ -109,18 +146,25 @@ class Revocations:
 
     def check(self, now: float) -> None:
         """End what has lost its right."""
-        for call in tuple(self._calls):
-            problem = void(self._registry, call.caller, call.function_id)
-            if problem is not None and call.problem is None:
-                call.end(problem)
-        for session in tuple(self._sessions):
-            if session.is_over():
-                self._sessions.discard(session)
-            elif self._has_ended(session, now):
-                self._sessions.discard(session)
-                session.end()
+        for account, opened in tuple(self._open.items()):
+            for each in tuple(opened):
+                if isinstance(each, WatchedSession):
+                    self._check_session(opened, each, now)
+                elif each.problem is None:
+                    problem = void(self._registry, each.caller, each.function_id)
+                    if problem is not None:
+                        each.end(problem)
+            if not opened:
+                del self._open[account]
 
-    def _has_ended(self, session: _Session, now: float) -> bool:
+    def _check_session(self, opened: OpenOfAccount, session: WatchedSession, now: float) -> None:
+        if session.is_over():
+            opened.discard(session)
+        elif self._has_ended(session, now):
+            opened.discard(session)
+            session.end()
+
+    def _has_ended(self, session: WatchedSession, now: float) -> bool:
         deployed = self._registry.index.is_deployed(session.version_id)
         session.undeployed = 0 if deployed else session.undeployed + 1
         key = self._registry.keys.get(session.caller.key.id)

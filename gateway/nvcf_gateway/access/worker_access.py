@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from nvcf_gateway.access.worker_tokens import InvalidWorkerToken, WorkerTokens
 from nvcf_gateway.registry import Registry
@@ -14,6 +15,7 @@ from nvcf_proto.tokens import WorkerClaims
 _OVER = frozenset({InstanceState.COMPLETED, InstanceState.FAILED})
 NOT_DEPLOYED = "its version is not deployed"
 DELETED = "its version was deleted"
+PUBLISHES_TOO_MUCH = "the workers of its account publish more than the account's quota"
 # Times in tokens are whole seconds, and the clocks of two gateways differ a little.
 _CLOCK_SECONDS = 2.0
 
@@ -52,6 +54,18 @@ class WorkerAccess:
 
     tokens: WorkerTokens
     registry: Registry
+    _shut_out: dict[str, float] = field(default_factory=dict)
+
+    def shut_out(self, instance_id: str, seconds: float) -> None:
+        """Let an instance not connect to the broker for some time."""
+        now = time.monotonic()
+        for old in [each for each, until in self._shut_out.items() if until <= now]:
+            del self._shut_out[old]
+        self._shut_out[instance_id] = now + seconds
+
+    def may_connect(self, claims: WorkerClaims) -> bool:
+        """Return whether an instance may connect to the broker now."""
+        return self._shut_out.get(claims.instance_id, 0.0) <= time.monotonic()
 
     def first_token(self, version: FunctionVersion, request_id: str, now: float) -> str:
         """Return the token that travels in the creation message of an order."""

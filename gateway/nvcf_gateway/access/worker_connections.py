@@ -7,13 +7,16 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import nats.errors
 
 from nvcf_broker.connection import BrokerClient, describe_error
-from nvcf_gateway.access.worker_access import NOT_DEPLOYED, WorkerAccess
+from nvcf_gateway.access.publish_rates import Published, PublishRates
+from nvcf_gateway.access.worker_access import NOT_DEPLOYED, PUBLISHES_TOO_MUCH, WorkerAccess
+from nvcf_gateway.quotas.limits import Quota, count_refusal
+from nvcf_proto.subjects import version_polling_subject
 from nvcf_proto.tokens import WorkerClaims
 
 _log = logging.getLogger(__name__)
@@ -23,10 +26,15 @@ LISTED_AT_ONCE = 1024
 # A change is acted upon after this time, with all others of it.
 SETTLE_SECONDS = 0.5
 # Without a change: a connection may be older than this gateway.
-INTERVAL_SECONDS = 20.0
+INTERVAL_SECONDS = 10.0
 # After an undeployment, a worker that no agent ends has this time to finish what it holds.
 DRAIN_SECONDS = 30.0
+# An instance that published too much may connect again after this time.
+SHUT_OUT_SECONDS = 30.0
+# So long a worker of another make counts as connected after it was last seen.
+OTHERS_SECONDS = 120.0
 _REPLY_SECONDS = 2.0
+_TROUBLES = (nats.errors.Error, OSError, ValueError, KeyError, TypeError)
 _SERVERS = "$SYS.REQ.SERVER"
 
 
@@ -46,13 +54,40 @@ def claims_of(name: str) -> WorkerClaims | None:
     )
 
 
+def _answers(claims: WorkerClaims, connection: Mapping[str, Any]) -> bool:
+    """Return whether a worker answers on its version's own polling subjects [ext]."""
+    subscribed = connection.get("subscriptions_list") or ()
+    return version_polling_subject(claims.version_id, "*") in subscribed
+
+
 class WorkerConnections:
     """Watches the workers' connections. `client` is one of the broker's system account."""
 
-    def __init__(self, client: BrokerClient, access: WorkerAccess) -> None:
+    def __init__(self, client: BrokerClient, access: WorkerAccess, rates: PublishRates) -> None:
         self._client = client
         self._access = access
+        self._rates = rates
         self._draining: dict[tuple[str, int], float] = {}
+        self._silent: dict[tuple[str, int], str] = {}
+        self._others: dict[str, float] = {}
+
+    async def answering(self, versions: set[str]) -> set[str]:
+        """Return those versions all of whose workers answer whether they have a request.
+
+        Workers of other makes do not. One that was connected lately may come back and go on.
+        """
+        before = time.monotonic() - OTHERS_SECONDS
+        others = {version for version, seen in self._others.items() if seen > before}
+        connected: set[str] = set()
+        try:
+            async for _, connection in self._connections():
+                claims = claims_of(str(connection.get("authorized_user") or ""))
+                if claims is not None:
+                    (connected if _answers(claims, connection) else others).add(claims.version_id)
+        except _TROUBLES as error:
+            _log.warning("cannot look which workers answer: %s", describe_error(error))
+            return set()
+        return versions & connected - others
 
     async def watch(self) -> None:
         """End void connections after each change of instances and deployments, until cancelled."""
@@ -60,7 +95,7 @@ class WorkerConnections:
         while True:
             try:
                 await self._end_void()
-            except (nats.errors.Error, OSError, ValueError, KeyError, TypeError) as error:
+            except _TROUBLES as error:
                 _log.warning("cannot look after the workers' connections: %s", describe_error(error))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(INTERVAL_SECONDS):
@@ -70,19 +105,44 @@ class WorkerConnections:
 
     async def _end_void(self) -> None:
         known, self._draining = self._draining, {}
+        silent: dict[tuple[str, int], str] = {}
+        published: dict[tuple[str, int], tuple[str, Published]] = {}
+        instances: dict[tuple[str, int], str] = {}
         async for server, connection in self._connections():
             claims = claims_of(str(connection.get("authorized_user") or ""))
-            reason = None if claims is None else self._access.why_revoked(claims)
-            if claims is None or reason is None:
+            if claims is None:
                 continue
             cid, now = int(connection["cid"]), time.monotonic()
+            if not _answers(claims, connection):
+                silent[server, cid] = claims.version_id
+                if (server, cid) in self._silent:
+                    self._others[claims.version_id] = now
+            version = self._access.registry.versions.get(claims.version_id)
+            if version is not None:
+                counts = Published(int(connection.get("in_msgs", 0)), int(connection.get("in_bytes", 0)))
+                published[server, cid] = (version.nca_id, counts)
+                instances[server, cid] = claims.instance_id
+            reason = self._access.why_revoked(claims)
+            if reason is None:
+                continue
             if reason == NOT_DEPLOYED:
                 since = self._draining[server, cid] = known.get((server, cid), now)
                 if now - since < DRAIN_SECONDS:
                     continue
-            _log.warning("ending the broker connection of instance %s: %s", claims.instance_id, reason)
-            body = json.dumps({"cid": cid}).encode()
-            await self._client.request(f"{_SERVERS}.{server}.KICK", body, timeout=_REPLY_SECONDS)
+            await self._end(server, cid, claims.instance_id, reason)
+        # Seen twice: one that has just connected has not subscribed yet.
+        self._silent = silent
+        before = time.monotonic() - OTHERS_SECONDS
+        self._others = {version: seen for version, seen in self._others.items() if seen > before}
+        for server, cid in self._rates.sample(published, time.monotonic()):
+            count_refusal(Quota.PUBLISHED_MESSAGES)
+            self._access.shut_out(instances[server, cid], SHUT_OUT_SECONDS)
+            await self._end(server, cid, instances[server, cid], PUBLISHES_TOO_MUCH)
+
+    async def _end(self, server: str, cid: int, instance_id: str, reason: str) -> None:
+        _log.warning("ending the broker connection of instance %s: %s", instance_id, reason)
+        body = json.dumps({"cid": cid}).encode()
+        await self._client.request(f"{_SERVERS}.{server}.KICK", body, timeout=_REPLY_SECONDS)
 
     async def _connections(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Yield all connections of workers, each with the id of its server."""
@@ -108,6 +168,12 @@ class WorkerConnections:
             await subscription.unsubscribe()
 
     async def _ask(self, server: str, offset: int, reply: str) -> None:
-        wanted = {"auth": True, "acc": WORKER_ACCOUNT, "limit": LISTED_AT_ONCE, "offset": offset}
+        wanted = {
+            "auth": True,
+            "subscriptions": True,
+            "acc": WORKER_ACCOUNT,
+            "limit": LISTED_AT_ONCE,
+            "offset": offset,
+        }
         subject = f"{_SERVERS}.{server}.CONNZ"
         await self._client.publish(subject, json.dumps(wanted).encode(), reply=reply)

@@ -62,6 +62,9 @@ class Attach:
         except BodyTooLarge as error:
             pending.reject(HttpProblem(413, str(error)))
             _abort(request)
+        except HttpProblem as problem:
+            pending.reject(problem)
+            _abort(request)
         except (BodySuperseded, OSError) as error:
             if not isinstance(error, ConnectionError):
                 _log.warning("body delivery ended: %s", error, extra={"request_id": pending.request_id})

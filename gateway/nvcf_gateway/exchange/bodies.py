@@ -16,7 +16,7 @@ from typing import IO, Protocol
 
 from aiohttp import web
 
-from nvcf_gateway.errors import GatewayError
+from nvcf_gateway.errors import GatewayError, HttpProblem
 
 CHUNK_BYTES = 128 * 1024
 
@@ -58,12 +58,30 @@ class Body(Protocol):
         """Free its memory and disk."""
 
 
+class Budget(Protocol):
+    """Counts what accounts have spooled."""
+
+    def take(self, account: str, size: int) -> None:
+        """Count bytes that are about to be spooled. Raises HttpProblem."""
+
+    def give_back(self, account: str, size: int) -> None:
+        """Count bytes no longer."""
+
+
 class Spool:
     """Bytes that can be read again; beyond `memory_bytes` they live in an unnamed file."""
 
-    __slots__ = ("_directory", "_file", "_memory", "_memory_bytes", "size")
+    __slots__ = ("_account", "_budget", "_directory", "_file", "_memory", "_memory_bytes", "size")
 
-    def __init__(self, memory_bytes: int, directory: Path | None = None) -> None:
+    def __init__(
+        self,
+        memory_bytes: int,
+        directory: Path | None = None,
+        budget: Budget | None = None,
+        account: str = "",
+    ) -> None:
+        self._budget = budget
+        self._account = account
         self._memory_bytes = memory_bytes
         self._directory = directory
         # Most bodies are never spooled, and thousands of them wait at a time.
@@ -72,7 +90,9 @@ class Spool:
         self.size = 0
 
     async def append(self, data: bytes) -> None:
-        """Add bytes at the end. Raises OSError if the disk is full."""
+        """Add bytes at the end. Raises OSError if the disk is full, HttpProblem if the budget is used up."""
+        if self._budget is not None:
+            self._budget.take(self._account, len(data))
         if self._file is None and self.size + len(data) <= self._memory_bytes:
             if isinstance(self._memory, bytes):
                 self._memory = bytearray(self._memory)
@@ -90,6 +110,9 @@ class Spool:
     def close(self) -> None:
         """Free memory and disk."""
         self._memory = b""
+        if self._budget is not None and self.size:
+            self._budget.give_back(self._account, self.size)
+            self._budget = None
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -134,6 +157,8 @@ class CallerBody:
         directory: Path | None = None,
         max_bytes: int | None = None,
         digested: bool = False,
+        budget: Budget | None = None,
+        account: str = "",
     ) -> None:
         """Create a body; one that is longer than `max_bytes` raises BodyTooLarge.
 
@@ -143,7 +168,7 @@ class CallerBody:
         self.length = length
         self.prefix = b""
         self._source = source
-        self._spool = Spool(spool_memory_bytes, directory)
+        self._spool = Spool(spool_memory_bytes, directory, budget, account)
         self._read_lock: asyncio.Lock | None = None
         self._reader = 0
         self._hash = hashlib.sha256() if digested else None
@@ -273,7 +298,7 @@ class CallerBody:
 
     async def spool_rest(self) -> None:
         """Read the rest into the spool, so that it takes no memory; if the disk is full it stays there."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, HttpProblem):
             while not self._source.at_eof():
                 await self._next(self._spool.size)
 

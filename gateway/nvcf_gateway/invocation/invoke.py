@@ -31,6 +31,7 @@ from nvcf_gateway.http.bodies import read_all
 from nvcf_gateway.http.body_budget import BodyBudget
 from nvcf_gateway.http.responses import cors_headers
 from nvcf_gateway.http.routing import Target
+from nvcf_gateway.http.spool_budget import SpoolBudget
 from nvcf_gateway.invocation.idempotent import IdempotentCalls
 from nvcf_gateway.invocation.waiting import CallRunner, Ended
 from nvcf_gateway.objects.assets import Assets
@@ -80,6 +81,7 @@ class Invoker:
     assets: Assets
     large: LargeResults
     bodies: BodyBudget
+    spool: SpoolBudget
     revocations: Revocations
 
     async def pass_through(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
@@ -133,7 +135,7 @@ class Invoker:
             keyed = HEADER in request.headers
             source = BytesSource(wrapped.body)
             deployment = self.registry.deployments.get(version.id)
-            body = self._body(source, len(wrapped.body), deployment, digested=keyed)
+            body = self._body(source, len(wrapped.body), deployment, caller.nca_id, digested=keyed)
             await self._read_ahead(request, body, MAX_INLINE_BODY)
             if len(wrapped.body) > self.config.spool_memory_bytes or keyed:
                 await body.spool_rest()
@@ -204,7 +206,7 @@ class Invoker:
             raw_headers(request), worker_seconds, self.config.region, pass_through=not path_route
         )
         keyed = path_route and HEADER in request.headers
-        body = self._body(request.content, request.content_length, deployment, digested=keyed)
+        body = self._body(request.content, request.content_length, deployment, caller.nca_id, digested=keyed)
         if request.can_read_body:
             await self._read_ahead(request, body, 0 if full else MAX_INLINE_BODY)
         head = RequestHead(request.method, target, headers)
@@ -250,7 +252,13 @@ class Invoker:
             raise HttpProblem(413, str(error)) from None
 
     def _body(
-        self, source: ByteSource, length: int | None, deployment: Deployment | None, *, digested: bool
+        self,
+        source: ByteSource,
+        length: int | None,
+        deployment: Deployment | None,
+        account: str,
+        *,
+        digested: bool,
     ) -> CallerBody:
         return CallerBody(
             source,
@@ -259,6 +267,8 @@ class Invoker:
             spool_memory_bytes=self.config.spool_memory_bytes,
             directory=self.config.spool_directory,
             digested=digested,
+            budget=self.spool,
+            account=account,
         )
 
     async def _before_progress(self, head: ResponseHead, call: Call) -> None:

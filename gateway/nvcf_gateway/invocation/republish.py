@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 
 import nats.errors
 
@@ -28,15 +29,29 @@ _log = logging.getLogger(__name__)
 CONCURRENCY = 16
 QUESTIONS = 2
 """How often all workers must have been silent about a request before it is handed back."""
+ROUNDS = 4
+"""Some workers may still be on their way back in the first ones."""
 QUESTIONS_AT_ONCE = 256
 QUESTION_SECONDS = 1.5
 ANSWER_SECONDS = 0.5
+
+Answering = Callable[[set[str]], Awaitable[set[str]]]
+
+
+async def all_of(versions: set[str]) -> set[str]:
+    """Return all versions: without `--wide-inbox` all workers are of this project."""
+    return versions
+
+
+async def none_of(_versions: set[str]) -> set[str]:
+    """Return none: there may be workers of any make."""
+    return set()
 
 
 class Republisher:
     """Watches one broker connection for the calls that wait at this replica.
 
-    ask_workers: whether all workers answer whether they have a request [ext].
+    answering: returns those of some versions whose workers all answer whether they have a request [ext].
     """
 
     def __init__(
@@ -46,15 +61,14 @@ class Republisher:
         queue: RequestQueue,
         pending: PendingRequests,
         background: BackgroundTasks,
-        *,
-        ask_workers: bool,
+        answering: Answering,
     ) -> None:
         self._client = client
         self._requests = requests
         self._queue = queue
         self._pending = pending
         self._background = background
-        self._ask_workers = ask_workers
+        self._answering = answering
         self._server = client.server_id
         client.on_reconnect(self._reconnected)
 
@@ -65,27 +79,39 @@ class Republisher:
         waiting = [each for each in self._pending.all() if each.again is not None]
         if waiting:
             self._background.spawn(self._publish(waiting), "publish waiting calls again")
-        if self._ask_workers and len(self._pending):
+        if len(self._pending):
             # All that were there before: what comes from now on is delivered by this broker.
             self._background.spawn(self._hand_back(self._pending.all()), "hand back what no worker has")
 
     async def _hand_back(self, waiting: list[Pending]) -> None:
         """Hand back the requests that no worker has, once workers have had the time to reconnect."""
-        left = {each.request_id: each for each in waiting}
-        for _ in range(QUESTIONS):
+        silent = {each.request_id: 0 for each in waiting}
+        turns = asyncio.Semaphore(QUESTIONS_AT_ONCE)
+        for _ in range(ROUNDS):
             await asyncio.sleep(QUESTION_SECONDS)
-            left = {name: each for name, each in left.items() if each.open}
-            turns = asyncio.Semaphore(QUESTIONS_AT_ONCE)
-            found = await asyncio.gather(*(self._is_held(each, turns) for each in left.values()))
-            left = {name: each for (name, each), held in zip(left.items(), found, strict=True) if not held}
-        for each in left.values():
-            if not each.open:
-                continue
-            try:
-                if await self._queue.hand_back(each.version_id, each.request_id):
-                    _log.info("handed back: no worker has it", extra={"request_id": each.request_id})
-            except BrokerError as error:
-                _log.warning("not handed back: %s", error, extra={"request_id": each.request_id})
+            waiting = [each for each in waiting if each.open]
+            if not waiting:
+                return
+            versions = await self._answering({each.version_id for each in waiting})
+            asked = [each for each in waiting if each.version_id in versions]
+            found = await asyncio.gather(*(self._is_held(each, turns) for each in asked))
+            held = {each.request_id for each, is_held in zip(asked, found, strict=True) if is_held}
+            for each in asked:
+                silent[each.request_id] += 1
+                if each.request_id not in held and silent[each.request_id] == QUESTIONS and each.open:
+                    await self._return(each)
+            waiting = [
+                each
+                for each in waiting
+                if each.request_id not in held and silent[each.request_id] < QUESTIONS
+            ]
+
+    async def _return(self, pending: Pending) -> None:
+        try:
+            if await self._queue.hand_back(pending.version_id, pending.request_id):
+                _log.info("handed back: no worker has it", extra={"request_id": pending.request_id})
+        except BrokerError as error:
+            _log.warning("not handed back: %s", error, extra={"request_id": pending.request_id})
 
     async def _is_held(self, pending: Pending, turns: asyncio.Semaphore) -> bool:
         async with turns:

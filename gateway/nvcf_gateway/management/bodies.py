@@ -94,6 +94,12 @@ class Authorizations(Record, frozen=True, forbid_unknown_fields=True):
     authorized_parties: Annotated[tuple[Party, ...], Meta(max_length=MAX_ACCOUNTS_IN_LIST)]
 
 
+class PartyChange(Record, frozen=True, forbid_unknown_fields=True):
+    """The account that a function is, or no longer is, shared with."""
+
+    authorized_party: Party
+
+
 class RateLimitPolicy(RateLimit, frozen=True, forbid_unknown_fields=True):
     """A version's rate limits, without fields that nobody knows."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
@@ -26,8 +27,16 @@ from nvcf_gateway.secrets.store import SecretStore
 from nvcf_otel.byoo.plan import plan
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.ids import new_id
-from nvcf_proto.models import Function, FunctionVersion, Scope
+from nvcf_proto.models import Function, FunctionType, FunctionVersion, Scope
 from nvcf_proto.models.containers import VersionSettings
+
+
+def inherited(wanted: VersionCreation, versions: Sequence[FunctionVersion]) -> VersionCreation:
+    """Return the new version with the function's LLM priorities, if it is to have none of its own."""
+    if wanted.llm_invocation_config is not None or wanted.function_type is not FunctionType.LLM:
+        return wanted
+    found = [each.llm_invocation_config for each in versions if each.llm_invocation_config is not None]
+    return wanted.replace(llm_invocation_config=found[-1]) if found else wanted
 
 
 def build_version(
@@ -91,6 +100,7 @@ class Management:
         """Handle POST /v2/nvcf/functions/{id}/versions: create a version."""
         function = self.function(request, Scope.MANAGE, values)
         wanted = await read_record(request, VersionCreation)
+        wanted = inherited(wanted, self._registry.versions_of(function.id))
         version = self._version(wanted, function, time.time())
         self._usage.require(function.nca_id, Quota.VERSIONS)
         by = self._authenticator.caller(request.headers).subject
@@ -108,6 +118,17 @@ class Management:
             if version.nca_id == caller.nca_id and caller.key.covers(version.function_id)
         ]
         return json_response(200, {"functions": shown})
+
+    async def list_ids(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """Handle GET /v2/nvcf/functions/ids: list the ids of the account's functions."""
+        caller = authorized(self._authenticator, request, Scope.LIST)
+        found = [
+            each
+            for each in self._registry.functions.values()
+            if each.nca_id == caller.nca_id and caller.key.covers(each.id)
+        ]
+        ids = [each.id for each in sorted(found, key=lambda each: (each.created_at, each.id))]
+        return json_response(200, {"functionIds": ids})
 
     async def list_versions(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle GET /v2/nvcf/functions/{id} and …/versions: list the versions of a function."""

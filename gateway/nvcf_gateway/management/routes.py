@@ -9,16 +9,21 @@ from aiohttp import web
 from nvcf_gateway.access.authorization import Authenticator
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.http.routing import Handler, Route
+from nvcf_gateway.management.accounts import Accounts
 from nvcf_gateway.management.api_keys import ApiKeys
+from nvcf_gateway.management.authorizations import AuthorizedParties
 from nvcf_gateway.management.deployments import Deployments
 from nvcf_gateway.management.events import EventLog, Events
 from nvcf_gateway.management.functions import Management
+from nvcf_gateway.management.gpus import Gpus
 from nvcf_gateway.management.instances import Instances
+from nvcf_gateway.management.queues import QueueDetails
 from nvcf_gateway.management.quotas import Quotas
 from nvcf_gateway.management.registries import Registries
 from nvcf_gateway.management.secrets import FunctionSecrets
 from nvcf_gateway.management.sharing import RateLimits, Sharing
 from nvcf_gateway.management.telemetry_endpoints import TelemetryEndpoints
+from nvcf_gateway.management.version_changes import VersionChanges
 from nvcf_gateway.quotas.usage import Usage
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.secrets.store import SecretStore
@@ -32,6 +37,7 @@ def management_routes(
     log: EventLog,
     usage: Usage,
     secrets: SecretStore,
+    queues: QueueDetails,
 ) -> list[Route]:
     """Return the routes of functions, deployments, keys, sharing, rate limits, telemetry, secrets
     and events.
@@ -49,6 +55,7 @@ def management_routes(
     routes: list[Route] = [
         ("POST", functions, management.create_function),
         ("GET", functions, management.list_functions),
+        ("GET", functions + "/ids", management.list_ids),
         ("GET", functions + "/{function_id}", management.list_versions),
         ("DELETE", functions + "/{function_id}", management.delete_function),
         ("POST", versions, management.create_version),
@@ -89,7 +96,13 @@ def management_routes(
         ("GET", "/v2/nvcf/quotas", Quotas(authenticator, usage).get),
         ("GET", "/v2/nvcf/events", events.events),
         ("GET", "/v2/nvcf/clusters", events.clusters),
+        *VersionChanges(registry, management).routes(),
+        *AuthorizedParties(authenticator, registry, management).routes(),
+        *Gpus(authenticator, registry).routes(),
+        *queues.routes(),
     ]
+    accounts = Accounts(authenticator, usage)
+    routes += [*accounts.routes(), *accounts.aliases(routes)]
     return [(method, path, with_problems(handler)) for method, path, handler in routes]
 
 

@@ -6,11 +6,12 @@ asset that was announced but never uploaded does not exist (protocol.md, section
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Iterable
-from typing import Annotated
+from typing import Annotated, Any
 
 from aiohttp import web
 from msgspec import Meta
@@ -36,6 +37,7 @@ from nvcf_proto.models.record import Record, matching
 
 UPLOAD_URL_LIFE = 3600.0
 MAX_REFERENCES = 64
+AT_ONCE = 16
 _PATH = "/v2/nvcf/assets"
 _ANNOUNCED = "announced"
 _FUNCTIONS = "functions"
@@ -77,6 +79,7 @@ class Assets:
         asset = "/v2/nvcf/assets/{asset_id}"
         return [
             ("POST", "/v2/nvcf/assets", self.create),
+            ("GET", "/v2/nvcf/assets", self.list_all),
             ("GET", asset, self.get),
             ("DELETE", asset, self.delete),
             *((method, asset, self.put) for method in UPLOAD_METHODS),
@@ -143,13 +146,21 @@ class Assets:
         if "seal" in request.query:
             self._urls.check(request.query, "asset-get", asset_id, time.time())
             return await download(request, self._buckets, asset_id, "application/octet-stream")
-        stored = await self._own(self._caller(request), asset_id)
-        asset = {
-            "assetId": stored.name,
-            "contentType": stored.headers.get("content-type", "application/octet-stream"),
-            "description": json.loads(stored.headers.get("description", '""')),
-        }
-        return json_response(200, {"asset": asset})
+        return json_response(200, {"asset": _shown(await self._own(self._caller(request), asset_id))})
+
+    async def list_all(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """Handle GET /v2/nvcf/assets: list the account's assets that are uploaded."""
+        caller = self._caller(request)
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def one(asset_id: str) -> StoredObject | None:
+            async with gate:
+                found = await self._found(asset_id)
+            usable = found is not None and _ANNOUNCED not in found[1].headers and _may_use(caller, found[1])
+            return found[1] if found is not None and usable else None
+
+        found = await asyncio.gather(*map(one, self._index.ids(caller.nca_id)))
+        return json_response(200, {"assets": [_shown(each) for each in found if each is not None]})
 
     async def delete(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle DELETE /v2/nvcf/assets/{assetId}."""
@@ -205,6 +216,14 @@ class Assets:
     async def _found(self, asset_id: str) -> Found | None:
         with broker_errors():
             return await self._buckets.find(asset_id)
+
+
+def _shown(stored: StoredObject) -> dict[str, Any]:
+    return {
+        "assetId": stored.name,
+        "contentType": stored.headers.get("content-type", "application/octet-stream"),
+        "description": json.loads(stored.headers.get("description", '""')),
+    }
 
 
 def _may_use(caller: Caller, stored: StoredObject) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
+from nvcf_gateway.openapi.accounts import ACCOUNT_SCHEMAS, accounts, below_account, changes, sharing
 from nvcf_gateway.openapi.calls import invocations, objects, others
 from nvcf_gateway.openapi.clusters import CLUSTER_SCHEMAS, agents, clusters
 from nvcf_gateway.openapi.dashboard import DASHBOARD_SCHEMAS, dashboard
@@ -31,8 +32,12 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
 def document() -> dict[str, Any]:
     """Return the OpenAPI document."""
     paths: dict[str, dict[str, Any]] = {}
-    management = (functions(), deployments(), telemetries(), secrets(), keys(), clusters(), agents())
-    for part in (invocations(), *management, objects(), dashboard(), others()):
+    parts = (functions(), deployments(), telemetries(), secrets(), keys(), objects(), dashboard(), others())
+    described: dict[str, dict[str, Any]] = {}
+    for part in (invocations(), *parts, clusters(), agents(), changes(), sharing(), accounts()):
+        for path, operations in part.items():
+            described[path] = {**described.get(path, {}), **operations}
+    for part in (described, below_account(described)):
         for path, operations in part.items():
             parameters = _path_parameters(path)
             paths[path] = {**({"parameters": parameters} if parameters else {}), **operations}
@@ -49,7 +54,13 @@ def document() -> dict[str, Any]:
         "security": [{"key": []}],
         "paths": paths,
         "components": {
-            "schemas": {**schemas(), **CLUSTER_SCHEMAS, **DASHBOARD_SCHEMAS, **SECRET_SCHEMAS},
+            "schemas": {
+                **schemas(),
+                **CLUSTER_SCHEMAS,
+                **DASHBOARD_SCHEMAS,
+                **SECRET_SCHEMAS,
+                **ACCOUNT_SCHEMAS,
+            },
             "securitySchemes": {
                 "key": {
                     "type": "http",

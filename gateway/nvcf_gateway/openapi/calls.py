@@ -110,7 +110,8 @@ def objects() -> dict[str, dict[str, Operation]]:
                 "AssetAnnounced",
                 KEYED,
                 body="AssetCreation",
-            )
+            ),
+            "get": make("listAssets", "The account's assets.", "AssetList", KEYED),
         },
         "/v2/nvcf/assets/{asset_id}": {
             "get": make(

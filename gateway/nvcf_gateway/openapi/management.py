@@ -41,6 +41,13 @@ def functions() -> dict[str, dict[str, Operation]]:
         },
         version: {
             "get": make("getVersion", "One version.", "VersionAnswer", found),
+            "put": make(
+                "changeVersion",
+                "Change tags, rate limit, models' rates and priorities of a version.",
+                "VersionAnswer",
+                (*found, 409),
+                body="VersionUpdate",
+            ),
             "delete": make("deleteVersion", "Delete a version.", None, (*found, 409)),
         },
         f"{named}/authorizations": {

@@ -199,6 +199,21 @@ class RequestQueue:
         consumer = await self._jetstream.consumer_info(stream, subjects.request_consumer(region, version_id))
         return "in flight" if consumer is not None and found.sequence <= consumer.delivered else "queued"
 
+    async def position(self, version_id: str, request_id: str, region: str) -> int | None:
+        """Return about how many requests are delivered before it, itself included; 0: a worker has it.
+
+        None if it is not in the queue at all. Raises BrokerError.
+        """
+        found = await self.request(version_id, request_id, region)
+        if found is None:
+            return None
+        stream = subjects.request_stream(region, version_id)
+        consumer = await self._jetstream.consumer_info(stream, subjects.request_consumer(region, version_id))
+        if consumer is None:
+            return 1
+        # Requests that were cancelled leave gaps in the sequence.
+        return max(0, min(found.sequence - consumer.delivered, consumer.pending))
+
     async def find(self, version_id: str, request_id: str) -> StoredMessage | None:
         """Return a request that is queued or in flight in any region, the own first. Raises BrokerError."""
         for region in self._config.own_region_first:

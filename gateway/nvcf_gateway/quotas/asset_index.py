@@ -32,6 +32,10 @@ class AssetIndex:
         """Return the number of an account's assets."""
         return len(self._sizes.get(_hashed(account), ()))
 
+    def ids(self, account: str) -> list[str]:
+        """Return the ids of an account's assets."""
+        return sorted(self._sizes.get(_hashed(account), ()))
+
     def size(self, account: str) -> int:
         """Return the bytes of an account's assets."""
         return sum(self._sizes.get(_hashed(account), {}).values())

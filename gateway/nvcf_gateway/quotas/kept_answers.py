@@ -112,6 +112,10 @@ class KeptAnswers:
         """Count an answer no longer that has been removed before its time."""
         self._add(account, -1, -size - OVERHEAD)
 
+    def add_body(self, account: str, size: int) -> None:
+        """Count the stored body of a kept request; with a negative size no longer."""
+        self._add(account, 0, size)
+
     def _add(self, account: str, answers: int, size: int) -> None:
         name = _hashed(account)
         self._own.setdefault(name, Ledger()).add(self._slot(), answers, size)

@@ -34,6 +34,10 @@ class Quota(StrEnum):
     SECRETS = "secrets"
     SECRET_BYTES = "secret-bytes"
     REGISTRY_CREDENTIALS = "registry-credentials"
+    CONNECTIONS = "connections"
+    SPOOLED_BYTES = "spooled-bytes"
+    PUBLISHED_MESSAGES = "published-messages"
+    PUBLISHED_BYTES = "published-bytes"
 
     @property
     def is_bytes(self) -> bool:
@@ -43,7 +47,7 @@ class Quota(StrEnum):
     @property
     def passes(self) -> bool:
         """Return whether use goes down by itself; else somebody has to delete something."""
-        return self.value.startswith(("queued-", "kept-"))
+        return self.value.startswith(("queued-", "kept-", "connections", "spooled-", "published-"))
 
 
 COUNTS = {
@@ -56,6 +60,9 @@ COUNTS = {
     Quota.SECRETS: 2_000,
     Quota.SECRET_BYTES: 4 * MIB,
     Quota.REGISTRY_CREDENTIALS: 100,
+    Quota.CONNECTIONS: 10_000,
+    Quota.PUBLISHED_MESSAGES: 50_000,
+    Quota.PUBLISHED_BYTES: 256 * MIB,
 }
 """Default numbers of things, and sizes that do not depend on the data budget."""
 SHARES = {Quota.QUEUED_BYTES: 0.1, Quota.KEPT_BYTES: 0.1, Quota.ASSET_BYTES: 0.1}
@@ -80,6 +87,11 @@ class QuotaExceeded(HttpProblem):
         )
 
 
+def count_refusal(quota: Quota) -> None:
+    """Count something that was refused at a quota."""
+    _refused.add(1, {"quota": quota.value})
+
+
 @dataclass(frozen=True)
 class Limits:
     """Limits of all accounts: `default` for each, `accounts` for some. A quota without a limit is absent."""
@@ -97,13 +109,18 @@ class Limits:
         """Raise QuotaExceeded unless `adding` more fits beside `used`."""
         limit = self.of(account, quota)
         if limit is not None and used + adding > limit:
-            _refused.add(1, {"quota": quota.value})
+            count_refusal(quota)
             raise QuotaExceeded(quota, limit, used)
 
+    def require_of(self, quota: Quota, account: str, used: int, adding: int) -> None:
+        """Do as `require`, with the quota first."""
+        self.require(account, quota, used, adding)
 
-def parse_limits(texts: Iterable[str], data_budget: int) -> Limits:
+
+def parse_limits(texts: Iterable[str], data_budget: int, spool: int = 2 * GIB) -> Limits:
     """Read settings `QUOTA=N` and `ACCOUNT:QUOTA=N` over the defaults. Raises SetupError."""
     default = {**COUNTS, **{quota: int(share * data_budget) for quota, share in SHARES.items()}}
+    default[Quota.SPOOLED_BYTES] = spool // 2
     accounts: dict[tuple[str, Quota], int] = {}
     for text in texts:
         name, _, number = text.partition("=")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nvcf_broker.errors import BrokerError
@@ -80,6 +80,8 @@ class Usage:
         self._assets = assets
         self._kept = kept
         self._tally = Tally()
+        self.of_this_gateway: dict[Quota, Callable[[str], int]] = {}
+        """What returns the use of an account, for quotas that each gateway counts for itself."""
         self._sampling: asyncio.Task[None] | None = None
         self._sampled_at = float("-inf")
 
@@ -91,6 +93,14 @@ class Usage:
         """Raise QuotaExceeded unless one more answer may be kept. Its size is not known yet."""
         self.require(account, Quota.KEPT_ANSWERS)
         self.require(account, Quota.KEPT_BYTES)
+
+    def limit(self, account: str, quota: Quota) -> int | None:
+        """Return the limit of an account, None without one."""
+        return self._limits.of(account, quota)
+
+    def add_kept_body(self, account: str, size: int) -> None:
+        """Count the stored body of a kept request, or with a negative size one that is gone."""
+        self._kept.add_body(account, size)
 
     def room(self, account: str, quota: Quota) -> int:
         """Return how much more fits."""
@@ -125,6 +135,8 @@ class Usage:
             Quota.KEYS: registry.keys,
             Quota.REGISTRY_CREDENTIALS: registry.registries,
         }
+        if quota in self.of_this_gateway:
+            return self.of_this_gateway[quota](account)
         if quota in counted:
             return sum(each.nca_id == account for each in counted[quota].values())
         match quota:
@@ -142,8 +154,10 @@ class Usage:
                 return self._kept.used(account).size
             case Quota.QUEUED_REQUESTS:
                 return self._tally.used(account)[0]
-            case _:
+            case Quota.QUEUED_BYTES:
                 return self._tally.used(account)[1]
+            case _:
+                return 0
 
     def all_of(self, account: str) -> list[dict[str, str | int | None]]:
         """Return name, use and limit of each quota of an account."""

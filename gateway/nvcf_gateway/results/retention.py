@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from urllib.parse import quote, unquote
 
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.objects import ObjectBucket, StoredObject
@@ -17,6 +18,7 @@ from nvcf_gateway.durability import Durability
 from nvcf_gateway.exchange.call import Call
 from nvcf_gateway.exchange.pending import Pending
 from nvcf_gateway.queue.regional_buckets import RegionalBuckets
+from nvcf_gateway.quotas.limits import Quota
 from nvcf_gateway.quotas.usage import Usage
 from nvcf_gateway.results.result_writer import KeptRequest
 from nvcf_gateway.results.store import ResultStore
@@ -26,6 +28,8 @@ from nvcf_gateway.telemetry.http_span import current_traceparent
 _log = logging.getLogger(__name__)
 
 BODY_PATIENCE = 5.0
+ACCOUNT = "nvcf-account"
+"""Header of a stored body: the account that keeps it, percent-encoded."""
 
 
 class StoredBody:
@@ -117,7 +121,11 @@ class Retention:
                         "request not kept: its body is still coming", extra={"request_id": call.request_id}
                     )
                     return False
-                stored = await self.bodies.put(call.request_id, call.body.stream(), {})
+                account = call.caller.nca_id
+                self.usage.require(account, Quota.KEPT_BYTES, call.body.rest_length or 0)
+                headers = {ACCOUNT: quote(account)}
+                stored = await self.bodies.put(call.request_id, call.body.stream(), headers)
+                self.usage.add_kept_body(account, stored.size)
                 pending.body = StoredBody(self.bodies.own, stored)
             if call.settle is not None:
                 await call.settle()
@@ -137,4 +145,8 @@ class Retention:
 
     async def drop_body(self, request_id: str) -> None:
         """Delete the stored body. Raises BrokerError."""
-        await self.bodies.delete(request_id)
+        found = await self.bodies.find(request_id)
+        if found is not None:
+            bucket, stored = found
+            await bucket.delete(request_id)
+            self.usage.add_kept_body(unquote(stored.headers.get(ACCOUNT, "")), -stored.size)

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.objects import ObjectMissingError
-from nvcf_gateway.access.authorization import Authenticator, Authorizer
+from nvcf_gateway.access.authorization import Authenticator, Authorizer, Caller
 from nvcf_gateway.access.revocations import Revocations
 from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.errors import CallerGone, HttpProblem, broker_errors
@@ -176,18 +176,22 @@ class Poller:
             request_id = parse_id(values["request_id"], "request id")
         except InvalidId as error:
             raise HttpProblem(404, str(error)) from None
-        with broker_errors():
-            tracked = await self._find(request_id)
-            # Another account's request looks like one that does not exist.
-            if tracked is None or await self._account(tracked) != caller.nca_id:
-                raise HttpProblem(404, f"no request {request_id}: unknown, or answered already")
-        tracked = replace(tracked, nca_id=caller.nca_id)
+        tracked = await self.tracked(caller, request_id)
         version = self.authorizer.followed(caller, tracked.function_id, tracked.version_id)
         set_version(version)
         set_request(request_id, tracked.trace)
         deadline = asyncio.get_running_loop().time() + seconds + GATEWAY_EXTRA_WAIT
         headers = forwarded_headers(raw_headers(request), seconds, self.queue.region, pass_through=False)
         return Poll(caller, tracked, version, headers, deadline, time.time())
+
+    async def tracked(self, caller: Caller, request_id: str) -> Tracked:
+        """Return the place of a caller's request. Raises HttpProblem 404 and 503."""
+        with broker_errors():
+            tracked = await self._find(request_id)
+            # Another account's request looks like one that does not exist.
+            if tracked is None or await self._account(tracked) != caller.nca_id:
+                raise HttpProblem(404, f"no request {request_id}: unknown, or answered already")
+        return replace(tracked, nca_id=caller.nca_id)
 
     async def _find(self, request_id: str) -> Tracked | None:
         """Find a request by its tracking record, else by its stored response, which lives longer."""

@@ -22,7 +22,7 @@ from nvcf_gateway.secrets.sealing import (
 )
 
 KEY_SUFFIX = ".key"
-FIRST_KEY_NAME = "sealing.key"
+FIRST_KEY_NAME = "0001.key"
 
 
 class KeyService(Protocol):
@@ -42,7 +42,11 @@ class KeyService(Protocol):
 
 
 class FileKeys(KeyFiles[tuple[SealingKey, ...]]):
-    """A key service with the keys of a file, or of a folder of files `*.key`: the newest seals, all open."""
+    """A key service with the keys of a file, or of a folder of files `*.key`.
+
+    The last one by name seals, all open. By name, not by time: all gateways have to agree, however the files
+    reached them.
+    """
 
     def __init__(self, path: Path) -> None:
         """Read the keys. Raises SetupError."""
@@ -76,7 +80,8 @@ def create_sealing_key(path: Path) -> None:
 
 
 def _read(path: Path, files: list[Path]) -> tuple[SealingKey, ...]:
-    keys = tuple(_read_key(each) for each in files)
+    by_name = sorted(files, key=lambda each: each.name, reverse=True)
+    keys = tuple(_read_key(each) for each in by_name)
     if not keys:
         raise SetupError(
             f"no sealing key in {path}: put a file *{KEY_SUFFIX} there (openssl rand -base64 {KEY_BYTES})"

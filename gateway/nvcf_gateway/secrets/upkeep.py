@@ -61,7 +61,7 @@ class SecretUpkeep:
             self._broken.discard(gone)
             self._missing.pop(gone, None)
         if resealed:
-            _log.info("sealed with the newest key: the secrets of %d owners", resealed)
+            _log.info("sealed with the current key: the secrets of %d owners", resealed)
 
     def _is_orphan(self, key: str) -> bool:
         kind, _, owner_id = key.partition(".")

@@ -171,6 +171,7 @@ class SessionOpener:
 
     async def _open_new(self, admission: Admission, trace: Mapping[str, str]) -> Opened:
         request_id, version = new_id(), admission.version
+        self._revocations.require_room(admission.caller.nca_id)
         await self._limiter.admit(version, admission.caller.nca_id, admission.caller.subject)
         sequence: int | None = None
         connected = False

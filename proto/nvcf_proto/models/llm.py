@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from msgspec import Meta, field
 from msgspec.structs import force_setattr
@@ -69,6 +69,8 @@ class LlmConfig(LlmConfigUpdate, frozen=True, kw_only=True, forbid_unknown_field
 
 class PrioritySettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Priority of requests, 0 is the highest; accounts in `per_account` have one of their own."""
+
+    if_given: ClassVar[frozenset[str]] = frozenset(("perAccountPriority",))
 
     default: Priority | None = field(name="defaultPriority", default=None)
     per_account: Annotated[dict[str, Priority], Meta(max_length=MAX_PRIORITIES)] = field(

@@ -6,6 +6,9 @@ import asyncio
 import json
 import os
 import stat
+import subprocess
+import sys
+import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +18,7 @@ import pytest
 
 from nvcf_agent import secrets as module
 from nvcf_agent.backends.environment import InstanceOf
-from nvcf_agent.secret_files import SecretFolders, is_tmpfs, write_values
+from nvcf_agent.secret_files import SecretFolders, is_tmpfs, remove_abandoned, write_values
 from nvcf_agent.secrets import InstanceSecrets, SecretsError, SecretToken
 from nvcf_proto.ids import new_id
 from nvcf_proto.secrets import function_secrets_path, telemetry_secrets_path
@@ -195,10 +198,15 @@ async def test_a_user_of_its_own_reads_its_file_and_changes_nothing(
     assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (0, 1900000001, 0o750)
 
 
-def test_memory_is_used_where_it_is_and_left_empty(tmp_path: Path) -> None:
-    memory = Path("/dev/shm")
-    if not is_tmpfs(memory):
+@pytest.fixture
+def memory() -> Path:
+    shared = Path("/dev/shm")
+    if not is_tmpfs(shared):
         pytest.skip("no tmpfs here")
+    return shared
+
+
+def test_memory_is_used_where_it_is_and_left_empty(tmp_path: Path, memory: Path) -> None:
     folders = SecretFolders(tmp_path)
     folders.open()
     home = tmp_path / "home"
@@ -207,26 +215,53 @@ def test_memory_is_used_where_it_is_and_left_empty(tmp_path: Path) -> None:
     assert one.parent.parent == memory
     assert stat.S_IMODE(one.parent.stat().st_mode) == 0o711
     write_values(one, {"A": "x"}, None)
-    # An agent that was killed leaves it behind; the next one removes it.
-    again = SecretFolders(tmp_path)
-    again.open()
+    folders.telemetry.mkdir()
+    folders.close()
     assert not one.parent.exists()
-    two = again.make("two", home, None)
-    again.close()
-    assert not two.parent.exists()
-    again.close()
+    folders.close()
     assert list(tmp_path.iterdir()) == [home]
     assert list(home.iterdir()) == []
 
 
-def test_a_link_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
+def test_what_a_killed_agent_left_in_memory_is_removed_by_the_next(tmp_path: Path, memory: Path) -> None:
+    script = (
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "from nvcf_agent.secret_files import SecretFolders\n"
+        "folders = SecretFolders(Path(sys.argv[1])); folders.open()\n"
+        "print(folders.make('one', Path(sys.argv[1]), None), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    left = Path(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout.strip())
+    assert left.is_dir()
+    os.utime(left.parent, (0, 0))
+    alive = SecretFolders(tmp_path / "alive")
+    alive.open()
+    own = alive.make("two", tmp_path, None)
+    os.utime(own.parent, (0, 0))
+    assert not left.exists()
+    # That of an agent that runs stays, and so does one that is just being made.
+    young = Path(tempfile.mkdtemp(prefix="nvcf-secrets-", dir=memory))
+    another = SecretFolders(tmp_path / "another")
+    another.open()
+    assert own.is_dir()
+    assert young.is_dir()
+    os.utime(young, (0, 0))
+    remove_abandoned(memory)
+    assert not young.exists()
+    another.close()
+    alive.close()
+    assert not own.exists()
+
+
+def test_what_is_not_a_folder_of_an_agent_stays(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
-    data = tmp_path / "data"
-    data.mkdir()
-    (data / "secrets-in-memory").symlink_to(precious)
-    SecretFolders(data, tmp_path / "no-memory").open()
+    (tmp_path / "nvcf-secrets-link").symlink_to(precious)
+    (tmp_path / "nvcf-secrets-file").write_text("x")
+    remove_abandoned(tmp_path)
     assert precious.exists()
+    assert (tmp_path / "nvcf-secrets-file").exists()
 
 
 def test_what_counts_as_memory(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from nvcf_gateway.app import http_routes
 from nvcf_gateway.clusters.admin_routes import ClusterRoutes
 from nvcf_gateway.clusters.agent_routes import AgentRoutes
 from nvcf_gateway.dashboard.routes import dashboard_routes
+from nvcf_gateway.management.queues import QueueDetails
 from nvcf_gateway.management.routes import management_routes
 from nvcf_gateway.objects.assets import Assets
 from nvcf_gateway.objects.large_results import LargeResults
@@ -30,7 +31,8 @@ class Anything:
 def test_paths_and_methods_are_those_of_the_table() -> None:
     parts: dict[str, Any] = {name: Anything() for name in inspect.signature(HttpServer).parameters}
     nothing: Any = Anything()
-    management = management_routes(nothing, nothing, nothing, nothing, nothing, nothing, nothing)
+    queues = QueueDetails(nothing, nothing, nothing, nothing, nothing)
+    management = management_routes(nothing, nothing, nothing, nothing, nothing, nothing, nothing, queues)
     management += ClusterRoutes(nothing, nothing, nothing, nothing).routes()
     management += SecretDelivery(nothing, nothing, nothing, nothing).routes()
     agents = AgentRoutes(nothing, nothing, nothing, nothing).routes()

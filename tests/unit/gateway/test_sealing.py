@@ -118,25 +118,23 @@ def test_a_key_does_not_show() -> None:
         SealingKey.of(b"short")
 
 
-def key_file(path: Path, age: float) -> Path:
-    create_sealing_key(path)
-    times = path.stat().st_mtime - age
-    os.utime(path, (times, times))
-    return path
-
-
-async def test_the_newest_file_seals_and_all_open(tmp_path: Path) -> None:
-    key_file(tmp_path / "old.key", 100)
+async def test_the_last_file_by_name_seals_and_all_open(tmp_path: Path) -> None:
+    create_sealing_key(tmp_path / "2.key")
     keys = FileKeys(tmp_path)
     old = await keys.seal(b"value", CONTEXT)
     assert keys.is_current(old)
-    key_file(tmp_path / "new.key", 0)
+    # A file that comes later with an earlier name only opens: so all gateways agree, whatever came first.
+    create_sealing_key(tmp_path / "1.key")
+    assert keys.refresh()
+    assert keys.is_current(old)
+    create_sealing_key(tmp_path / "3.key")
+    os.utime(tmp_path / "3.key", (0, 0))
     assert keys.refresh()
     assert not keys.is_current(old)
     new = await keys.seal(b"value", CONTEXT)
     assert sealed_with(new) != sealed_with(old)
     assert await keys.unseal(old, CONTEXT) == await keys.unseal(new, CONTEXT) == b"value"
-    (tmp_path / "old.key").unlink()
+    (tmp_path / "2.key").unlink()
     keys.refresh()
     with pytest.raises(UnknownKey):
         await keys.unseal(old, CONTEXT)
@@ -146,11 +144,11 @@ async def test_a_value_of_a_key_that_has_just_been_added_opens_at_once(tmp_path:
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     there.mkdir()
-    key_file(here / "first.key", 100)
+    create_sealing_key(here / "1.key")
     one = FileKeys(here)
-    key_file(there / "second.key", 0)
+    create_sealing_key(there / "2.key")
     text = await FileKeys(there).seal(b"value", CONTEXT)
-    (here / "second.key").write_bytes((there / "second.key").read_bytes())
+    (here / "2.key").write_bytes((there / "2.key").read_bytes())
     one._checked -= 1
     assert await one.unseal(text, CONTEXT) == b"value"
 
