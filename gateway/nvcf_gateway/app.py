@@ -22,7 +22,7 @@ from nvcf_gateway.access.revocations import Revocations
 from nvcf_gateway.access.signed_tokens import DashboardTokens, SignedUrls
 from nvcf_gateway.access.signing_keys import SigningKeys
 from nvcf_gateway.access.worker_access import WorkerAccess
-from nvcf_gateway.access.worker_connections import WorkerConnections
+from nvcf_gateway.access.worker_connections import Connections
 from nvcf_gateway.access.worker_tokens import WorkerTokens
 from nvcf_gateway.background import BackgroundTasks, end_task
 from nvcf_gateway.clusters.creation import WorkerAddresses
@@ -309,8 +309,8 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         name = f"gateway_{gateway_id}_system"
         system = await connect_broker(config.nats, config.nats_system_credentials, name=name)
         stack.push_async_callback(_close, system)
-        watch = WorkerConnections(system, workers).watch()
-        stack.push_async_callback(end_task, asyncio.create_task(watch, name="workers' connections"))
+        watch = Connections(system, workers, agents).watch()
+        stack.push_async_callback(end_task, asyncio.create_task(watch, name="broker connections"))
     await client.flush(timeout=5)
     grpc_server = new_server(
         lambda: client.is_connected, lambda token: check_token(token, workers.tokens, authenticator)

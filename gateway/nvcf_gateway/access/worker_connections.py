@@ -1,4 +1,4 @@
-"""Ends broker connections of workers whose token has become void, with the broker's system account."""
+"""Ends broker connections of workers and agents that have lost their right, with the system account."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from typing import Any
 import nats.errors
 
 from nvcf_broker.connection import BrokerClient, describe_error
+from nvcf_gateway.access.agent_identity import AgentAccess
 from nvcf_gateway.access.worker_access import NOT_DEPLOYED, WorkerAccess
+from nvcf_proto.icms.names import AGENT_BROKER_ACCOUNT, PRIVATE_AGENT_ACCOUNT
 from nvcf_proto.tokens import WorkerClaims
 
 _log = logging.getLogger(__name__)
@@ -24,6 +26,7 @@ LISTED_AT_ONCE = 1024
 SETTLE_SECONDS = 0.5
 # Without a change: a connection may be older than this gateway.
 INTERVAL_SECONDS = 20.0
+AGENT_INTERVAL_SECONDS = 10.0
 # After an undeployment, a worker that no agent ends has this time to finish what it holds.
 DRAIN_SECONDS = 30.0
 _REPLY_SECONDS = 2.0
@@ -46,31 +49,56 @@ def claims_of(name: str) -> WorkerClaims | None:
     )
 
 
-class WorkerConnections:
-    """Watches the workers' connections. `client` is one of the broker's system account."""
+class Connections:
+    """Watches the connections of workers and agents. `client` is one of the broker's system account."""
 
-    def __init__(self, client: BrokerClient, access: WorkerAccess) -> None:
+    def __init__(self, client: BrokerClient, access: WorkerAccess, agents: AgentAccess) -> None:
         self._client = client
         self._access = access
+        self._agents = agents
         self._draining: dict[tuple[str, int], float] = {}
 
     async def watch(self) -> None:
-        """End void connections after each change of instances and deployments, until cancelled."""
+        """End connections that have lost their right, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch_workers(), name="workers' connections")
+            group.create_task(self._watch_agents(), name="agents' connections")
+
+    async def _watch_workers(self) -> None:
+        """Look after each change of instances and deployments."""
         ended = self._access.registry.index.ended
         while True:
             try:
-                await self._end_void()
+                await self._end_void_workers()
             except (nats.errors.Error, OSError, ValueError, KeyError, TypeError) as error:
-                _log.warning("cannot look after the workers' connections: %s", describe_error(error))
+                _log.warning("cannot look after the broker's connections: %s", describe_error(error))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(INTERVAL_SECONDS):
                     await ended.wait()
             await asyncio.sleep(SETTLE_SECONDS)
             ended.clear()
 
-    async def _end_void(self) -> None:
+    async def _watch_agents(self) -> None:
+        """Look now and then whether clusters and keys of agents are gone."""
+        while True:
+            try:
+                await self._end_void_agents()
+            except (nats.errors.Error, OSError, ValueError, KeyError, TypeError) as error:
+                _log.warning("cannot look after the agents' connections: %s", describe_error(error))
+            await asyncio.sleep(AGENT_INTERVAL_SECONDS)
+
+    async def _end_void_agents(self) -> None:
+        for account in (AGENT_BROKER_ACCOUNT, PRIVATE_AGENT_ACCOUNT):
+            async for server, connection in self._connections(account):
+                name = str(connection.get("authorized_user") or "")
+                reason = self._agents.why_void(name)
+                if name and reason is not None:
+                    _log.warning("ending the broker connection of agent %s: %s", name, reason)
+                    await self._kick(server, int(connection["cid"]))
+
+    async def _end_void_workers(self) -> None:
         known, self._draining = self._draining, {}
-        async for server, connection in self._connections():
+        async for server, connection in self._connections(WORKER_ACCOUNT):
             claims = claims_of(str(connection.get("authorized_user") or ""))
             reason = None if claims is None else self._access.why_revoked(claims)
             if claims is None or reason is None:
@@ -81,15 +109,18 @@ class WorkerConnections:
                 if now - since < DRAIN_SECONDS:
                     continue
             _log.warning("ending the broker connection of instance %s: %s", claims.instance_id, reason)
-            body = json.dumps({"cid": cid}).encode()
-            await self._client.request(f"{_SERVERS}.{server}.KICK", body, timeout=_REPLY_SECONDS)
+            await self._kick(server, cid)
 
-    async def _connections(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        """Yield all connections of workers, each with the id of its server."""
+    async def _kick(self, server: str, connection: int) -> None:
+        body = json.dumps({"cid": connection}).encode()
+        await self._client.request(f"{_SERVERS}.{server}.KICK", body, timeout=_REPLY_SECONDS)
+
+    async def _connections(self, account: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Yield all connections of a broker account, each with the id of its server."""
         replies: asyncio.Queue[Any] = asyncio.Queue()
         subscription = await self._client.subscribe(self._client.new_inbox(), cb=replies.put)
         try:
-            await self._ask("PING", 0, subscription.subject)
+            await self._ask(account, "PING", 0, subscription.subject)
             while True:
                 try:
                     async with asyncio.timeout(_REPLY_SECONDS):
@@ -103,11 +134,11 @@ class WorkerConnections:
                     yield server, each
                 following = int(page["offset"]) + len(listed)
                 if listed and following < int(page["total"]):
-                    await self._ask(server, following, subscription.subject)
+                    await self._ask(account, server, following, subscription.subject)
         finally:
             await subscription.unsubscribe()
 
-    async def _ask(self, server: str, offset: int, reply: str) -> None:
-        wanted = {"auth": True, "acc": WORKER_ACCOUNT, "limit": LISTED_AT_ONCE, "offset": offset}
+    async def _ask(self, account: str, server: str, offset: int, reply: str) -> None:
+        wanted = {"auth": True, "acc": account, "limit": LISTED_AT_ONCE, "offset": offset}
         subject = f"{_SERVERS}.{server}.CONNZ"
         await self._client.publish(subject, json.dumps(wanted).encode(), reply=reply)

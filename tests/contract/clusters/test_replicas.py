@@ -49,7 +49,7 @@ async def test_an_order_is_carried_out_once(two: ComputePlane) -> None:
     """6.8: the queue group of gateways gives each order to one of them."""
     agent, version = await two.cluster(), await two.version()
     requests = await asyncio.gather(*(two.order(version, agent.cluster_id) for _ in range(20)))
-    found = []
+    found: list[str] = []
     while len(found) < 20:
         found += [(await agent.creation()).request_id]
     assert sorted(found) == sorted(requests)
