@@ -331,7 +331,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     await client.subscribe(MAX_DELIVERIES_SUBJECT, queue=DEAD_LETTER_GROUP, cb=dead_letters.on_advisory)
     stack.push_async_callback(end_task, asyncio.create_task(dead_letters.sweep(), name="sweep of the queues"))
     await answer_callouts(client, config, workers, agents)
-    answering = await watch_workers(stack, config, gateway_id, workers, limits, usage)
+    answering = await watch_workers(stack, config, gateway_id, workers, agents, limits, usage)
     Republisher(client, requests, queue, pending, background, answering)
     await client.flush(timeout=5)
     grpc_server = new_server(

@@ -84,6 +84,7 @@ def record(version: Version, instance: str, state: InstanceState) -> Instance:
         state=state,
         created_at=now,
         updated_at=now,
+        request_id=instance,
     )
 
 

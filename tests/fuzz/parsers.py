@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import tempfile
 import traceback
@@ -12,9 +13,13 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
+from nvcf_gateway.access.agent_identity import read_key_set
 from nvcf_gateway.access.broker_callout import read_claims
 from nvcf_gateway.access.signing_keys import SigningKeys
 from nvcf_gateway.access.worker_tokens import InvalidWorkerToken, WorkerTokens
+from nvcf_gateway.clusters.cluster_records import after_heartbeat, after_registration, registered
+from nvcf_gateway.clusters.instance_reports import reported
+from nvcf_gateway.clusters.registration import ClusterCreation
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.exchange.attach import _decode_inline
 from nvcf_gateway.exchange.exec_json import parse_exec, wrap_response
@@ -28,10 +33,21 @@ from nvcf_gateway.management.function_bodies import FunctionCreation
 from nvcf_gateway.management.functions import build_version
 from nvcf_gateway.ratelimit.policy import parse_rates
 from nvcf_gateway.results.idempotency_keys import checked_key
+from nvcf_proto.compute import RegisteredCluster
 from nvcf_proto.errors import ContractError
 from nvcf_proto.h1 import RequestDecoder, ResponseDecoder, ResponseHead
+from nvcf_proto.icms.messages import (
+    CreationMessage,
+    InstanceOrder,
+    TerminationMessage,
+    decode_environment,
+    encode_environment,
+)
+from nvcf_proto.icms.names import agent_connection_name, decode_agent_token
+from nvcf_proto.icms.reports import Acknowledgement, Heartbeat, Jwks, Registration, StatusReport
 from nvcf_proto.ids import new_id
-from nvcf_proto.models import ApiKey, Deployment, Function, FunctionVersion, Instance
+from nvcf_proto.journal import held_by
+from nvcf_proto.models import ApiKey, Deployment, Function, FunctionVersion, Instance, InstanceState
 from nvcf_proto.problem import parse_problem
 from nvcf_proto.tokens import decode_broker_token
 from nvcf_worker.errors import MalformedWork
@@ -40,6 +56,7 @@ from nvcf_worker.message import poll_seconds as worker_poll_seconds
 from nvcf_worker.queue.puller import read_limits
 from tests.fuzz import corpus
 from tests.fuzz.mutation import Mutator
+from tests.support.peers.icms_agent import GPUS
 
 Run = Callable[[bytes, Mutator], None]
 
@@ -167,6 +184,104 @@ def _inner_broker_token(data: bytes, _: Mutator) -> None:
     decode_broker_token(base64.urlsafe_b64encode(data).rstrip(b"=").decode())
 
 
+_CLUSTER = RegisteredCluster(id="c", name="c", nca_id="a")
+_RECORD = Instance(
+    id="0-sr-x",
+    function_id=new_id(),
+    version_id=new_id(),
+    cluster_id="c",
+    state=InstanceState.PENDING,
+    updated_at=1.0,
+    created_at=1.0,
+    request_id="x",
+)
+
+
+def _icms(data: bytes, _: Mutator) -> None:
+    """Read a body of the compute plane as each of its kinds, and do what follows from it."""
+    for kind in (InstanceOrder, CreationMessage, TerminationMessage, Acknowledgement, Jwks, ClusterCreation):
+        with contextlib.suppress(ContractError):
+            kind.from_json(data).to_json()
+    with contextlib.suppress(ContractError):
+        registration = Registration.from_json(data)
+        cluster = registered(_CLUSTER, registration)
+        after_registration(cluster, registration, None, 2.0).to_json()
+    with contextlib.suppress(ContractError):
+        after_heartbeat(_CLUSTER, Heartbeat.from_json(data), 2.0).to_json()
+    with contextlib.suppress(ContractError):
+        report = StatusReport.from_json(data)
+        decision = reported(_RECORD, "c", "0-sr-x", report, 2.0)
+        (decision.record or _RECORD).to_json()
+        for each in report.held_requests:
+            held_by(each, _RECORD.version_id)
+
+
+def _agent_token(data: bytes, _: Mutator) -> None:
+    decode_agent_token(agent_connection_name("c"), base64.urlsafe_b64encode(data).rstrip(b"=").decode())
+    decode_agent_token(data.decode("latin-1"), data.decode("latin-1"))
+
+
+def _key_set(data: bytes, _: Mutator) -> None:
+    read_key_set.__wrapped__(data.decode("latin-1"))
+
+
+def _launch_environment(data: bytes, _: Mutator) -> None:
+    found = decode_environment(base64.b64encode(data).decode())
+    assert decode_environment(encode_environment(found)) == found
+
+
+ICMS_BODIES = [
+    corpus.document({"status": "READY", "gpus": GPUS, "heartbeatSeconds": 2.5, "attributes": {"a": "b"}}),
+    corpus.document(
+        {
+            "status": "healthy",
+            "gpuUsage": {"H100": {"capacity": 16, "allocated": 5, "available": 11}},
+            "maintenanceMode": "None",
+        }
+    ),
+    corpus.document(
+        {
+            "status": "instance-terminated-by-service",
+            "instanceState": "terminated",
+            "requestState": "closed",
+            "terminationCause": "instance-not-found",
+            "healthInfo": {"errorLog": "x"},
+            "instanceIps": ["", ""],
+            "details": {"restarts": 1, "readyAt": 1.5, "category": "crash"},
+            "heldRequests": ["$JS.ACK.rq_local_v.c.1.1.1.1.0"],
+        }
+    ),
+    corpus.document({"instanceCount": 1, "messageBatchId": "b", "status": "pending-fulfillment"}),
+    corpus.document(
+        {
+            "requestId": "x",
+            "functionVersionId": corpus.VERSION,
+            "clusterId": "c",
+            "gpuSpecificationId": "s",
+            "expiresAt": 1.5,
+            "attempt": 0,
+        }
+    ),
+    corpus.document(
+        {
+            "requestId": "x",
+            "ncaId": "a",
+            "action": "RequestSpotInstances",
+            "instanceTypeName": "NCP.GPU.H100_1x",
+            "functionDetails": {"functionId": corpus.FUNCTION, "functionVersionId": corpus.VERSION},
+            "launchSpecification": {"environment": "QT1i", "gpuName": "H100", "cacheArtifacts": False},
+        }
+    ),
+    corpus.document({"clusterName": "c", "authorizedNCAIds": ["*"], "attributes": {"a": "b"}}),
+    corpus.document({"jwks": '{"keys": []}'}),
+]
+AGENT_TOKENS = [corpus.document({"account": "APP", "pluginName": "oidc", "payload": "x", "inbox": "own"})]
+KEY_SETS = [
+    corpus.document(
+        {"keys": [{"kty": "RSA", "kid": "k", "alg": "RS256", "n": "u1SU1LfVLPHCozMxH2Mo", "e": "AQAB"}]}
+    )
+]
+
 REQUEST_HEADS = [
     b"POST /echo?a=b HTTP/1.1\r\nHost: a\r\nContent-Type: text/plain\r\n\r\nbody",
     b"GET / HTTP/1.0\r\n\r\n",
@@ -225,6 +340,10 @@ PARSERS = [
     Parser("auth callout request", corpus.CALLOUTS, _callout, UNREADABLE),
     Parser("auth callout request, inside", CLAIMS, _inner_callout, UNREADABLE),
     Parser("consumer info", INFO, lambda data, _: void(read_limits(data)), (ValueError,)),
+    Parser("compute plane", ICMS_BODIES, _icms),
+    Parser("agent's broker token", AGENT_TOKENS, _agent_token),
+    Parser("key set", KEY_SETS, _key_set, (ValueError,)),
+    Parser("launch environment", [b"A=b\nC=d=e", b"NVCF_FQDN=x"], _launch_environment),
     Parser("problem document", PROBLEMS, lambda data, _: void(parse_problem(data))),
 ]  # fmt: skip
 

@@ -17,7 +17,7 @@ from nats.aio.client import Client
 from opentelemetry import metrics, propagate
 
 from nvcf_autoscaler.controller.cache import Cache
-from nvcf_autoscaler.controller.order_sender import OrderSender, Sent
+from nvcf_autoscaler.controller.order_sender import LastAttempts, OrderSender, Sent
 from nvcf_autoscaler.controller.plan import (
     Action,
     Create,
@@ -28,7 +28,7 @@ from nvcf_autoscaler.controller.plan import (
 )
 from nvcf_autoscaler.placement.failures import UNACKNOWLEDGED
 from nvcf_broker.connection import describe_error
-from nvcf_broker.errors import RevisionConflictError
+from nvcf_broker.errors import BrokerError, RevisionConflictError
 from nvcf_broker.jetstream import JetStream, Requester
 from nvcf_proto import compute
 from nvcf_proto.compute import Event
@@ -57,6 +57,7 @@ class Actuator:
         self._jetstream = JetStream(requests, PUBLISH_TIMEOUT)
         self._cache = cache
         self._orders = orders
+        self._ends = LastAttempts()
 
     async def create(
         self, version: FunctionVersion, action: Create, reason: str = "", on_sent: Sent | None = None
@@ -135,7 +136,9 @@ class Actuator:
         await self._send_end(version, changed)
 
     async def _send_end(self, version: FunctionVersion | None, instance: Instance, attempt: int = 0) -> None:
-        """Send a termination message."""
+        """Send a termination message, once for each attempt."""
+        if not self._ends.begin(instance.key, attempt):
+            return
         carrier: dict[str, str] = {}
         propagate.inject(carrier)
         message = TerminationMessage(
@@ -148,9 +151,13 @@ class Actuator:
         )
         subject = termination_subject(instance.cluster_id)
         headers = {"Nats-Msg-Id": f"end-{message.request_id}-{attempt}"}
-        await self._jetstream.publish(
-            subject, message.to_json(), headers, action=f"cannot publish to {subject}"
-        )
+        try:
+            await self._jetstream.publish(
+                subject, message.to_json(), headers, action=f"cannot publish to {subject}"
+            )
+        except BrokerError:
+            self._ends.failed(instance.key)
+            raise
 
     async def _give_up(self, version: FunctionVersion | None, action: GiveUp) -> None:
         instance, category, reason = action.instance, action.category, action.reason

@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 AT_ONCE = 16
 MOST_QUEUED = 4096
 MOST_PROBLEMS = 1024
+MOST_ATTEMPTS = 65_536
 ANSWER_TIMEOUT = 1.0
 # A repeated order with the same attempt is published once: its message has the same id.
 TRIES = 3
@@ -45,6 +46,27 @@ class OrderRefused(Exception):  # the gateway's refusal, never seen by users
     """A gateway refuses an order, with the reason."""
 
 
+class LastAttempts:
+    """The last attempt of each request that was made, so that none is made twice; bounded."""
+
+    def __init__(self) -> None:
+        self._last: OrderedDict[str, int] = OrderedDict()
+
+    def begin(self, request_id: str, attempt: int) -> bool:
+        """Note an attempt. Return False if it was made already."""
+        if self._last.get(request_id) == attempt:
+            return False
+        self._last[request_id] = attempt
+        self._last.move_to_end(request_id)
+        while len(self._last) > MOST_ATTEMPTS:
+            self._last.popitem(last=False)
+        return True
+
+    def failed(self, request_id: str) -> None:
+        """Note that the last attempt failed: it may be made again."""
+        self._last.pop(request_id, None)
+
+
 class OrderSender:
     """Sends queued orders, some at a time, as long as `run` runs."""
 
@@ -52,15 +74,20 @@ class OrderSender:
         self._requests = requests
         self._queue: asyncio.Queue[_Queued] = asyncio.Queue(MOST_QUEUED)
         self._problems: OrderedDict[str, str] = OrderedDict()
+        self._attempts = LastAttempts()
 
     def send(self, order: InstanceOrder, on_sent: Sent | None = None) -> None:
         """Queue an order. `on_sent` is called when its message has been published.
 
-        A full queue drops it; it is ordered again like one that was lost.
+        One that is queued or was sent with the same attempt is left out. A full queue drops it; it is ordered
+        again like one that was lost.
         """
+        if not self._attempts.begin(order.request_id, order.attempt):
+            return
         try:
             self._queue.put_nowait(_Queued(order, on_sent))
         except asyncio.QueueFull:
+            self._attempts.failed(order.request_id)
             self._note(order, "too many orders wait for a gateway")
 
     def problem(self, request_id: str) -> str | None:
@@ -97,6 +124,7 @@ class OrderSender:
                 if queued.on_sent is not None:
                     queued.on_sent()
                 return
+        self._attempts.failed(queued.order.request_id)
 
     async def _ask(self, order: InstanceOrder) -> None:
         reply = await self._requests.request(ORDER_SUBJECT, order.to_json(), timeout=ANSWER_TIMEOUT)

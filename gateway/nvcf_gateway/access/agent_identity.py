@@ -45,10 +45,19 @@ class AgentRefused(GatewayError):
 
 @dataclass(frozen=True)
 class Agent:
-    """An agent that has proved its identity; `expires_at` is when its credential ends, if it does."""
+    """An agent that has proved its identity, and by which key, if not by a token.
+
+    `expires_at` is when its credential ends, if it does.
+    """
 
     cluster: RegisteredCluster
     expires_at: float | None = None
+    key_id: str = ""
+
+    @property
+    def connection_name(self) -> str:
+        """The name that the broker keeps with the agent's connection; agents cannot choose it."""
+        return f"{self.cluster.id}.{self.key_id}"
 
 
 class AgentAccess:
@@ -78,7 +87,18 @@ class AgentAccess:
             raise AgentRefused("the API key is not that of a cluster: register one to get its key")
         if cluster is None or key.cluster_id != cluster.id:
             raise AgentRefused("the cluster key is for another cluster", other_cluster=True)
-        return Agent(cluster, key.expires_at)
+        return Agent(cluster, key.expires_at, key.id)
+
+    def why_void(self, connection_name: str) -> str | None:
+        """Return why a connection of that name has lost its right; None while it has it."""
+        cluster_id, _, key_id = connection_name.partition(".")
+        cluster = self._registry.registered_clusters.get(cluster_id)
+        if cluster is None or cluster.evicted:
+            return "its cluster was deleted"
+        key = self._registry.keys.get(key_id) if key_id else None
+        if key_id and (key is None or not key.is_live(self._clock())):
+            return "its key is no longer valid"
+        return None
 
     def _by_token(self, cluster: RegisteredCluster | None, text: str) -> Agent:
         invalid = AgentRefused("neither a valid cluster key nor a valid token of the cluster")

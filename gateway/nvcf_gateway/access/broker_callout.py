@@ -194,7 +194,7 @@ class AuthCallout:
         permissions = agent_permissions(agent.cluster.id, own_inbox=token.own_inbox)
         end = min(agent.expires_at or float("inf"), now + AGENT_CONNECTION_SECONDS)
         account = PRIVATE_AGENT_ACCOUNT if token.own_inbox else AGENT_BROKER_ACCOUNT
-        return _Grant(account, agent.cluster.id, permissions, end)
+        return _Grant(account, agent.connection_name, permissions, end)
 
 
 async def answer_callouts(

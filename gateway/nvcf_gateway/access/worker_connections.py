@@ -1,4 +1,4 @@
-"""Ends broker connections of workers whose token has become void, with the broker's system account."""
+"""Ends broker connections of workers and agents that have lost their right, with the system account."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from typing import Any
 import nats.errors
 
 from nvcf_broker.connection import BrokerClient, describe_error
+from nvcf_gateway.access.agent_identity import AgentAccess
 from nvcf_gateway.access.publish_rates import Published, PublishRates
 from nvcf_gateway.access.worker_access import NOT_DEPLOYED, PUBLISHES_TOO_MUCH, WorkerAccess
 from nvcf_gateway.quotas.limits import Quota, count_refusal
+from nvcf_proto.icms.names import AGENT_BROKER_ACCOUNT, PRIVATE_AGENT_ACCOUNT
 from nvcf_proto.subjects import version_polling_subject
 from nvcf_proto.tokens import WorkerClaims
 
@@ -27,6 +29,7 @@ LISTED_AT_ONCE = 1024
 SETTLE_SECONDS = 0.5
 # Without a change: a connection may be older than this gateway.
 INTERVAL_SECONDS = 10.0
+AGENT_INTERVAL_SECONDS = 10.0
 # After an undeployment, a worker that no agent ends has this time to finish what it holds.
 DRAIN_SECONDS = 30.0
 # An instance that published too much may connect again after this time.
@@ -60,12 +63,15 @@ def _answers(claims: WorkerClaims, connection: Mapping[str, Any]) -> bool:
     return version_polling_subject(claims.version_id, "*") in subscribed
 
 
-class WorkerConnections:
-    """Watches the workers' connections. `client` is one of the broker's system account."""
+class Connections:
+    """Watches the connections of workers and agents. `client` is one of the broker's system account."""
 
-    def __init__(self, client: BrokerClient, access: WorkerAccess, rates: PublishRates) -> None:
+    def __init__(
+        self, client: BrokerClient, access: WorkerAccess, agents: AgentAccess, rates: PublishRates
+    ) -> None:
         self._client = client
         self._access = access
+        self._agents = agents
         self._rates = rates
         self._draining: dict[tuple[str, int], float] = {}
         self._silent: dict[tuple[str, int], str] = {}
@@ -80,7 +86,7 @@ class WorkerConnections:
         others = {version for version, seen in self._others.items() if seen > before}
         connected: set[str] = set()
         try:
-            async for _, connection in self._connections():
+            async for _, connection in self._connections(WORKER_ACCOUNT):
                 claims = claims_of(str(connection.get("authorized_user") or ""))
                 if claims is not None:
                     (connected if _answers(claims, connection) else others).add(claims.version_id)
@@ -90,11 +96,17 @@ class WorkerConnections:
         return versions & connected - others
 
     async def watch(self) -> None:
-        """End void connections after each change of instances and deployments, until cancelled."""
+        """End connections that have lost their right, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch_workers(), name="workers' connections")
+            group.create_task(self._watch_agents(), name="agents' connections")
+
+    async def _watch_workers(self) -> None:
+        """Look after each change of instances and deployments."""
         ended = self._access.registry.index.ended
         while True:
             try:
-                await self._end_void()
+                await self._end_void_workers()
             except _TROUBLES as error:
                 _log.warning("cannot look after the workers' connections: %s", describe_error(error))
             with contextlib.suppress(TimeoutError):
@@ -103,12 +115,30 @@ class WorkerConnections:
             await asyncio.sleep(SETTLE_SECONDS)
             ended.clear()
 
-    async def _end_void(self) -> None:
+    async def _watch_agents(self) -> None:
+        """Look now and then whether clusters and keys of agents are gone."""
+        while True:
+            try:
+                await self._end_void_agents()
+            except _TROUBLES as error:
+                _log.warning("cannot look after the agents' connections: %s", describe_error(error))
+            await asyncio.sleep(AGENT_INTERVAL_SECONDS)
+
+    async def _end_void_agents(self) -> None:
+        for account in (AGENT_BROKER_ACCOUNT, PRIVATE_AGENT_ACCOUNT):
+            async for server, connection in self._connections(account):
+                name = str(connection.get("authorized_user") or "")
+                reason = self._agents.why_void(name)
+                if name and reason is not None:
+                    _log.warning("ending the broker connection of agent %s: %s", name, reason)
+                    await self._kick(server, int(connection["cid"]))
+
+    async def _end_void_workers(self) -> None:
         known, self._draining = self._draining, {}
         silent: dict[tuple[str, int], str] = {}
         published: dict[tuple[str, int], tuple[str, Published]] = {}
         instances: dict[tuple[str, int], str] = {}
-        async for server, connection in self._connections():
+        async for server, connection in self._connections(WORKER_ACCOUNT):
             claims = claims_of(str(connection.get("authorized_user") or ""))
             if claims is None:
                 continue
@@ -141,15 +171,18 @@ class WorkerConnections:
 
     async def _end(self, server: str, cid: int, instance_id: str, reason: str) -> None:
         _log.warning("ending the broker connection of instance %s: %s", instance_id, reason)
-        body = json.dumps({"cid": cid}).encode()
+        await self._kick(server, cid)
+
+    async def _kick(self, server: str, connection: int) -> None:
+        body = json.dumps({"cid": connection}).encode()
         await self._client.request(f"{_SERVERS}.{server}.KICK", body, timeout=_REPLY_SECONDS)
 
-    async def _connections(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        """Yield all connections of workers, each with the id of its server."""
+    async def _connections(self, account: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Yield all connections of a broker account, each with the id of its server."""
         replies: asyncio.Queue[Any] = asyncio.Queue()
         subscription = await self._client.subscribe(self._client.new_inbox(), cb=replies.put)
         try:
-            await self._ask("PING", 0, subscription.subject)
+            await self._ask(account, "PING", 0, subscription.subject)
             while True:
                 try:
                     async with asyncio.timeout(_REPLY_SECONDS):
@@ -163,15 +196,15 @@ class WorkerConnections:
                     yield server, each
                 following = int(page["offset"]) + len(listed)
                 if listed and following < int(page["total"]):
-                    await self._ask(server, following, subscription.subject)
+                    await self._ask(account, server, following, subscription.subject)
         finally:
             await subscription.unsubscribe()
 
-    async def _ask(self, server: str, offset: int, reply: str) -> None:
+    async def _ask(self, account: str, server: str, offset: int, reply: str) -> None:
         wanted = {
             "auth": True,
             "subscriptions": True,
-            "acc": WORKER_ACCOUNT,
+            "acc": account,
             "limit": LISTED_AT_ONCE,
             "offset": offset,
         }

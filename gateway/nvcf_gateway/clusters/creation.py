@@ -137,7 +137,7 @@ def launch_environment(wanted: OrderedInstance) -> dict[str, str]:
 
 def _one_line(text: str) -> str:
     # Tags and names come from users; a line break in one must not keep the instance from starting.
-    return re.sub(r"[\r\n\0]+", " ", text)
+    return re.sub(r"[\r\n\0\v\f\x1c-\x1e\x85\u2028\u2029]+", " ", text)
 
 
 def _telemetries(chosen: Mapping[TelemetryType, TelemetryEndpoint]) -> str | None:

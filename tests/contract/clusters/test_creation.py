@@ -9,6 +9,7 @@ import grpc
 import pytest
 import pytest_asyncio
 
+from nvcf_proto.icms.messages import decode_environment
 from nvcf_proto.ids import new_id
 from tests.support.peers.icms_agent import CREATION, AgentPeer, Creation
 from tests.support.peers.worker import connect_once
@@ -210,11 +211,14 @@ async def test_telemetry_endpoints_travel_without_their_secrets(plane: ComputePl
     assert sent["logsTelemetry"]["provider"] == "GRAFANA_CLOUD"
 
 
-async def test_line_breaks_do_not_add_variables(plane: ComputePlane) -> None:
-    """6.3: one line a variable, whatever a user has written."""
+@pytest.mark.parametrize("mark", ["\n", "\r\n", "\r", "\0", "\x0b", "\x1e", "\x85", "\u2028", "\u2029"])
+async def test_line_breaks_do_not_add_variables(plane: ComputePlane, mark: str) -> None:
+    """6.3: one line a variable, whatever a user has written, for every reader of lines."""
     agent = await plane.cluster()
-    version = await plane.version(tags=["a\nNVCF_WORKER_TOKEN=forged", "b"])
+    version = await plane.version(tags=[f"a{mark}NVCF_WORKER_TOKEN=forged", "b"])
     await plane.order(version, agent.cluster_id)
     created = await agent.creation()
     assert created.environment["NVCF_WORKER_TOKEN"].count(".") == 2
     assert created.environment["FUNCTION_TAGS"] == "a NVCF_WORKER_TOKEN=forged,b"
+    ours = decode_environment(created.launch["environment"])
+    assert ours == created.environment

@@ -255,12 +255,13 @@ async def test_rotation_gives_a_new_key_beside_the_old_one(plane: ComputePlane) 
 
 
 async def test_a_revoked_key_ends_at_once(plane: ComputePlane) -> None:
-    """6.5: it is an API key like others."""
-    agent = await plane.cluster(connect=False)
+    """6.5: it is an API key like others; the broker connection goes, too."""
+    agent = await plane.cluster()
     keys = (await plane.platform.call("GET", "/v2/nvcf/keys"))["keys"]
     (mine,) = [each for each in keys if each.get("clusterId") == agent.cluster_id]
     await plane.platform.call("DELETE", f"/v2/nvcf/keys/{mine['id']}", expect=204)
     assert (await agent.heartbeat())[0] == 401
+    await eventually(lambda: agent.nats.is_closed, "its connection is ended")
 
 
 async def test_a_deleted_cluster_is_told_to_end_everything(plane: ComputePlane) -> None:
@@ -283,6 +284,7 @@ async def test_a_deleted_cluster_is_told_to_end_everything(plane: ComputePlane) 
     info = f"$JS.API.CONSUMER.INFO.{TERMINATION}.{TERMINATION}-{agent.cluster_id}"
     answer = json.loads((await plane.client.request(info, b"", timeout=10)).data)
     assert answer["error"]["code"] == 404
+    await eventually(lambda: agent.client is None or agent.client.is_closed, "its connection is ended")
     heir = await plane.cluster("mortal")
     assert heir.cluster_id != agent.cluster_id
     assert (await heir.heartbeat())[1]["action"] == "ACCEPTED"
