@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
+import nats.errors
+
 from nvcf_agent.agent import Agent
 from nvcf_agent.errors import AgentError
 from nvcf_agent.icms.client import IcmsClient, agent_version
@@ -20,7 +22,7 @@ from nvcf_agent.icms.registration import Registrar, registration
 from nvcf_agent.icms.reporter import Reporter
 from nvcf_agent.messages import Consumer
 from nvcf_agent.timings import Timings, growing_pause
-from nvcf_broker.connection import BrokerClient
+from nvcf_broker.connection import BrokerClient, describe_error
 from nvcf_broker.errors import BrokerError
 from nvcf_proto.errors import ContractError
 from nvcf_proto.icms.causes import Cause
@@ -202,7 +204,7 @@ class ControlPlane:
                 await asyncio.sleep(growing_pause(*_CONNECT_PAUSES, failures, random.random()))  # noqa: S311
 
     async def _read_from(self, client: BrokerClient, ready: Callable[[], None]) -> None:
-        """Take messages until the connection is closed for good."""
+        """Take messages until the connection is closed for good. Raises `BrokerError`."""
         consumers = self.consumers(client)
         for consumer in consumers:
             await consumer.ensure()
@@ -213,6 +215,9 @@ class ControlPlane:
                 await client.wait_closed()
                 for task in tasks:
                     task.cancel()
+        except* (nats.errors.Error, OSError) as group:
+            reasons = ", ".join(describe_error(each) for each in group.exceptions)
+            raise BrokerError(f"cannot read the queues: {reasons}") from group
         finally:
             await self.agent.requests.release()
 
