@@ -91,7 +91,7 @@ class ClusterRoutes:
                         return await self._created(cluster)
                 existing = self._registry.registered_clusters.get(cluster_id)
             if existing is not None and not existing.evicted and existing.name == wanted.name:
-                return _existing(existing, request.query.get("ifExists") == "return")
+                return _existing(existing, if_exists == "return")
         raise HttpProblem(409, f"too many clusters were called {wanted.name}: choose another name")
 
     async def _created(self, cluster: RegisteredCluster) -> web.StreamResponse:

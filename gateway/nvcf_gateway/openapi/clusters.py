@@ -52,7 +52,11 @@ def _administration(prefix: str, suffix: str) -> dict[str, dict[str, Operation]]
             "get": make("listRegisteredClusters", "The account's clusters.", "RegisteredClusterList"),
         },
         f"{prefix}/clusterGroups": {
-            "get": make("listClusterGroups", "Groups of the account's clusters.", "ClusterGroupList")
+            "get": make(
+                "listRegisteredClusterGroups",
+                "Groups of the account's clusters.",
+                "RegisteredClusterGroupList",
+            )
         },
         one: {
             "get": make("getCluster", "One cluster.", "RegisteredCluster"),
@@ -151,7 +155,7 @@ CLUSTER_SCHEMAS: dict[str, Schema] = {
         *_IDS,
     ),
     "RegisteredClusterList": object_of({"clusters": list_of(ref("RegisteredCluster"))}, "clusters"),
-    "ClusterGroupList": object_of(
+    "RegisteredClusterGroupList": object_of(
         {
             "clusterGroups": list_of(
                 object_of(

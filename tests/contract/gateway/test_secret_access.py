@@ -21,14 +21,19 @@ from nvcf_proto.tokens import WorkerClaims
 from tests.support.platform.gateways import ACCOUNT, Platform
 from tests.support.platform.secrets import (
     BASE,
+    CREDENTIALS,
     VALUE,
     agent_token,
+    ask_for_token,
+    end_instances,
     ess_path,
     put_secrets,
     read_secrets,
     secrets_path,
+    started,
     worker_token,
 )
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -49,10 +54,20 @@ async def test_another_account_sees_and_changes_nothing(platform: Platform) -> N
     await platform.call("GET", secrets_path(version), key="invoke", expect=403)
     body = {"instanceId": new_id(), "functionId": version.function_id, "functionVersionId": version.id}
     for key in ("foreign", "admin", "invoke"):
-        await platform.call("POST", "/v2/nvcf/agents/secret-credentials", body, key=key, expect=403)
+        await platform.call("POST", CREDENTIALS, body, key=key, expect=403)
     assert (await read_secrets(platform, await agent_token(platform, version), ess_path(version)))[1] == {
         "data": {"A": VALUE}
     }
+
+
+async def test_an_agent_gets_tokens_for_instances_of_its_own_cluster_only(platform: Platform) -> None:
+    version = await platform.deployed_version(secrets=[{"name": "A", "value": VALUE}])
+    await agent_token(platform, version)
+    theirs = await started(platform, version)
+    await platform.register_cluster("another")
+    status, answer = await ask_for_token(platform, theirs, "another")
+    assert status == 404
+    assert "token" not in answer
 
 
 async def test_a_worker_reads_the_secrets_of_its_own_version_only(platform: Platform) -> None:
@@ -150,7 +165,12 @@ async def test_a_token_ends_with_its_deployment_and_secrets_with_their_version(p
     own = await agent_token(platform, version)
     deployment = f"/v2/nvcf/deployments/functions/{version.function_id}/versions/{version.id}"
     await platform.call("DELETE", deployment)
-    assert (await read_secrets(platform, own, ess_path(version)))[0] == 403
+    await end_instances(platform, version)
+
+    async def void() -> bool:
+        return (await read_secrets(platform, own, ess_path(version)))[0] == 403
+
+    await eventually(void, "the token is void")
     await platform.call(
         "DELETE", f"/v2/nvcf/functions/{version.function_id}/versions/{version.id}", expect=204
     )
