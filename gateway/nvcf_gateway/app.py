@@ -77,7 +77,7 @@ from nvcf_gateway.rpc.worker_service import WorkerService
 from nvcf_gateway.secrets.audit import SecretAudit
 from nvcf_gateway.secrets.delivery import SecretDelivery
 from nvcf_gateway.secrets.keys import FileKeys
-from nvcf_gateway.secrets.store import SecretStore
+from nvcf_gateway.secrets.store import SecretStore, secrets_room
 from nvcf_gateway.secrets.upkeep import SecretUpkeep
 from nvcf_gateway.server import HttpServer
 from nvcf_gateway.sessions.service import Sessions
@@ -265,7 +265,8 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     await client.subscribe(fallback_subject("*"), queue=FALLBACK_GROUP, cb=fallback.on_query)
 
     # Everything else that is served over HTTP.
-    secrets = SecretStore(registry.secrets, sealing, usage, SecretAudit(control_requests, config.replicas))
+    audit = SecretAudit(control_requests, config.replicas)
+    secrets = SecretStore(registry.secrets, sealing, usage, audit, await secrets_room(control_requests))
     upkeep = SecretUpkeep(secrets, registry)
     stack.push_async_callback(end_task, asyncio.create_task(upkeep.run(), name="upkeep of secrets"))
     management = Management(authenticator, registry, queue, usage, secrets)
