@@ -105,7 +105,8 @@ class GatewaySecrets:
         status, new, answer = await self._call("GET", ESS_PREFIX + quote(path), headers)
         if status == HTTPStatus.NOT_MODIFIED:
             return None
-        values = answer.get("data")
+        outer = answer.get("data")
+        values = outer.get("data") if isinstance(outer, dict) else None
         if status != HTTPStatus.OK or not isinstance(values, dict):
             raise SecretsError(f"the gateway did not hand out the secrets of {path} (HTTP {status})")
         return new, values

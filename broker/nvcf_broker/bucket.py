@@ -6,7 +6,7 @@ import math
 from nvcf_broker.errors import BrokerError, JetStreamError, KeyExistsError, RevisionConflictError
 from nvcf_broker.jetstream import NANOSECONDS, ConsumerInfo, JetStream, Requester, StreamInfo
 from nvcf_broker.records import Update, parse_update, valid_key
-from nvcf_proto.stores import RECORDS, Store
+from nvcf_proto.stores import RECORDS
 
 # A deletion leaves a marker for the followers. A later resync finds deletions that a follower missed.
 MARKER_LIFE = "1h"
@@ -17,9 +17,8 @@ INACTIVE_SECONDS = 60
 class Bucket:
     """The stream of a bucket. Writes return the update that the bucket's followers will receive."""
 
-    def __init__(self, requests: Requester, name: str, *, replicas: int = 1, store: Store = RECORDS) -> None:
+    def __init__(self, requests: Requester, name: str, *, replicas: int = 1) -> None:
         self.name = name
-        self._bounds = store.bounds()
         self.stream = f"KV_{name}"
         self.prefix = f"$KV.{name}."
         self._jetstream = JetStream(requests)
@@ -36,7 +35,7 @@ class Bucket:
                     "storage": "file",
                     "num_replicas": self._replicas,
                     "discard": "new",
-                    **self._bounds,
+                    **RECORDS.bounds(),
                     "duplicate_window": DUPLICATE_WINDOW_SECONDS * NANOSECONDS,
                     "allow_direct": True,
                     "allow_rollup_hdrs": True,

@@ -24,7 +24,6 @@ from nvcf_broker.connection import BrokerClient, describe_error
 from nvcf_broker.errors import BrokerError, BrokerUnavailableError
 from nvcf_broker.records import Entry, Records, Update, parse_update
 from nvcf_broker.requests import raise_if_cancelled
-from nvcf_proto.stores import RECORDS, Store
 
 _log = logging.getLogger(__name__)
 
@@ -80,11 +79,10 @@ class KvMirror(Generic[T]):
         on_change: Callable[[str, T | None], None] | None = None,
         resync_seconds: float = RESYNC_SECONDS,
         replicas: int = 1,
-        store: Store = RECORDS,
     ) -> None:
         self.bucket = bucket
         self._client = client
-        self._bucket = Bucket(client, bucket, replicas=replicas, store=store)
+        self._bucket = Bucket(client, bucket, replicas=replicas)
         self._encode = encode
         self._records: Records[T] = Records(bucket, decode)
         self._on_change = on_change

@@ -7,7 +7,7 @@ its flush swallows one too. A gateway notices only by cancellation that a caller
 
 import asyncio
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nats.errors
 from nats.aio.client import Client
@@ -27,6 +27,19 @@ class _Waiting(NamedTuple):
             self.future.set_result(None)
 
 
+class _AtOnce:
+    """Takes messages as soon as they are read, where a callback's would wait in a queue for a task.
+
+    The library takes it for the future of a subscription that gets one message.
+    """
+
+    def __init__(self, take: Callable[[Msg], None]) -> None:
+        self.set_result = take
+
+    def cancelled(self) -> bool:
+        return False
+
+
 class ReplyInbox:
     """One subscription for all replies. Call `start` first. `prefix` begins the reply subjects."""
 
@@ -39,7 +52,8 @@ class ReplyInbox:
 
     async def start(self) -> None:
         """Subscribe to the replies."""
-        await self._client.subscribe(f"{self._prefix}*", cb=self._on_message)
+        future: Any = _AtOnce(self._on_message)
+        await self._client.subscribe(f"{self._prefix}*", future=future)
 
     async def request(
         self, subject: str, payload: bytes, *, timeout: float, headers: dict[str, str] | None = None
@@ -93,7 +107,7 @@ class ReplyInbox:
         """Return the number of replies that are awaited."""
         return len(self._waiting)
 
-    async def _on_message(self, message: Msg) -> None:
+    def _on_message(self, message: Msg) -> None:
         entry = self._waiting.get(message.subject[len(self._prefix) :])
         if entry is not None and not entry.future.done():
             entry.future.set_result(message)

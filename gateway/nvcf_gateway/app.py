@@ -76,11 +76,8 @@ from nvcf_gateway.results.worker_query import WorkerQuery
 from nvcf_gateway.rpc.authorization_service import AuthorizationService
 from nvcf_gateway.rpc.server import check_token, new_server, serve
 from nvcf_gateway.rpc.worker_service import WorkerService
-from nvcf_gateway.secrets.audit import SecretAudit
 from nvcf_gateway.secrets.delivery import SecretDelivery
-from nvcf_gateway.secrets.keys import FileKeys
-from nvcf_gateway.secrets.store import SecretStore
-from nvcf_gateway.secrets.upkeep import SecretUpkeep
+from nvcf_gateway.secrets.service import start_secrets
 from nvcf_gateway.server import HttpServer
 from nvcf_gateway.sessions.service import Sessions
 from nvcf_gateway.stats.collector import SnapshotCollector
@@ -138,9 +135,6 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     if (credentials := config.nats_control_credentials) is not None:
         control = await connect(stack, config.nats, credentials, f"gateway_{gateway_id}_control")
     config = replace(config, data_max=await _data_budget(client, config.data_max))
-    sealing = None if config.sealing_keys is None else await asyncio.to_thread(FileKeys, config.sealing_keys)
-    if sealing is not None:
-        stack.push_async_callback(end_task, asyncio.create_task(sealing.follow(), name="sealing keys"))
     registry = Registry(control, config.replicas)
     workers, agents = WorkerAccess(WorkerTokens(keys), registry), AgentAccess(registry)
     await registry.start(stack)
@@ -265,9 +259,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     await client.subscribe(fallback_subject("*"), queue=FALLBACK_GROUP, cb=fallback.on_query)
 
     # Everything else that is served over HTTP.
-    secrets = SecretStore(registry.secrets, sealing, usage, SecretAudit(control_requests, config.replicas))
-    upkeep = SecretUpkeep(secrets, registry)
-    stack.push_async_callback(end_task, asyncio.create_task(upkeep.run(), name="upkeep of secrets"))
+    secrets = await start_secrets(stack, config, registry, usage, control_requests)
     management = Management(authenticator, registry, queue, usage, secrets)
     deployments = Deployments(authenticator, registry, queue, management)
     queues = Queues(requests, config.regions)

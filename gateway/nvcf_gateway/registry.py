@@ -32,7 +32,6 @@ from nvcf_proto.models import (
 )
 from nvcf_proto.models.deployments import deployment_id
 from nvcf_proto.models.status import version_status
-from nvcf_proto.stores import RECORDS, SECRETS, Store
 from nvcf_proto.streams import MAX_QUEUED_REQUESTS
 
 R = TypeVar("R", bound=Record)
@@ -130,19 +129,10 @@ class Registry:
         mirrors: list[KvMirror[Any]] = []
 
         def mirror(
-            bucket: str,
-            kind: type[R],
-            on_change: Callable[[str, R | None], None] | None = None,
-            store: Store = RECORDS,
+            bucket: str, kind: type[R], on_change: Callable[[str, R | None], None] | None = None
         ) -> KvMirror[R]:
             made = KvMirror(
-                client,
-                bucket,
-                kind.from_json,
-                kind.to_json,
-                on_change=on_change,
-                replicas=replicas,
-                store=store,
+                client, bucket, kind.from_json, kind.to_json, on_change=on_change, replicas=replicas
             )
             mirrors.append(made)
             return made
@@ -157,7 +147,7 @@ class Registry:
         self.clusters = mirror(CLUSTERS_BUCKET, Cluster)
         self.registered_clusters = mirror(REGISTERED_CLUSTERS_BUCKET, RegisteredCluster)
         self.telemetries = mirror(models.TELEMETRIES_BUCKET, TelemetryEndpoint)
-        self.secrets = mirror(models.SECRETS_BUCKET, SecretSet, store=SECRETS)
+        self.secrets = mirror(models.SECRETS_BUCKET, SecretSet)
         self.registries = mirror(models.REGISTRIES_BUCKET, RegistryCredential)
 
     async def start(self, stack: AsyncExitStack) -> None:

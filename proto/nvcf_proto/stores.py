@@ -51,8 +51,7 @@ SECRETS = Store(
     "gateway",
     MIB,
     "as their owner",
-    "507 to the caller at half of it; deletions always fit",
-    most=32 * MIB,
+    "507 to the caller at an eighth of the account",
     per_subject=1,
 )
 COMMANDS = Store(

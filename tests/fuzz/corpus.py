@@ -63,7 +63,57 @@ FUNCTION_BODIES = [
     ),
 ]
 
+LLM_CONFIG = {"uris": ["/v1/a"], "tokenRateLimit": "5-S", "routingMethod": "random"}
+FUNCTION_BODIES.append(
+    document(
+        {
+            "name": "everything",
+            "containerImage": "example/image:1",
+            "inferencePort": 8000,
+            "health": {"protocol": "gRPC", "uri": "/ready", "port": 8001, "timeout": "PT1M30S"},
+            "containerArgs": "--model 'a b'",
+            "containerEnvironment": [{"key": "A", "value": "b"}],
+            "models": [
+                {
+                    "name": "m",
+                    "llmConfig": {"uris": ["/v1/a"], "tokenRateLimit": "5-S", "routingMethod": "random"},
+                }
+            ],
+            "resources": [{"name": "r", "version": "1", "uri": "ngc://r"}],
+            "functionType": "LLM",
+            "rateLimit": {"rateLimit": "5-S", "exemptedNcaIds": ["a"]},
+            "llmInvocationConfig": {"priority": {"defaultPriority": 1, "perAccountPriority": {"a": 2}}},
+        }
+    )
+)
+
 DEPLOYMENT_BODIES = [
+    document(
+        {
+            "deploymentSpecifications": [
+                {
+                    "gpuSpecificationId": REQUEST,
+                    "gpu": "H100",
+                    "instanceType": "NCP.GPU.H100_1x",
+                    "backend": "group",
+                    "availabilityZones": ["z"],
+                    "attributes": ["A"],
+                    "configuration": {"a": {"b": [1, None]}},
+                    "preferredOrder": 1,
+                    "cpuArch": "arm64",
+                    "autoscalingConfiguration": {
+                        "scaleUpDetails": {
+                            "factor": 1.5,
+                            "threshold": 60,
+                            "stickiness": {"size": "PT10M", "threshold": "PT5M"},
+                        }
+                    },
+                    "helmValidationPolicy": {"name": "Default"},
+                },
+                {"gpu": "CPU", "attributes": {"a": "b"}},
+            ]
+        }
+    ),
     document(
         {
             "deploymentSpecifications": [
@@ -77,7 +127,7 @@ DEPLOYMENT_BODIES = [
             ],
             "keepQueued": True,
         }
-    )
+    ),
 ]
 
 

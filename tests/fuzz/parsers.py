@@ -28,7 +28,7 @@ from nvcf_gateway.http.durations import poll_seconds
 from nvcf_gateway.http.responses import json_response
 from nvcf_gateway.http.routing import pass_through_target
 from nvcf_gateway.management.bodies import DeploymentCreation
-from nvcf_gateway.management.deployment_changes import deployment_of
+from nvcf_gateway.management.deployment_changes import completed, deployment_of
 from nvcf_gateway.management.function_bodies import FunctionCreation
 from nvcf_gateway.management.functions import build_version
 from nvcf_gateway.ratelimit.policy import parse_rates
@@ -48,6 +48,7 @@ from nvcf_proto.icms.reports import Acknowledgement, Heartbeat, Jwks, Registrati
 from nvcf_proto.ids import new_id
 from nvcf_proto.journal import held_by
 from nvcf_proto.models import ApiKey, Deployment, Function, FunctionVersion, Instance, InstanceState
+from nvcf_proto.models.record import decode_object
 from nvcf_proto.problem import parse_problem
 from nvcf_proto.tokens import decode_broker_token
 from nvcf_worker.errors import MalformedWork
@@ -122,9 +123,18 @@ def _version(data: bytes) -> FunctionVersion:
 _VERSION = _version(corpus.FUNCTION_BODIES[0])
 
 
+_DEPLOYMENT = deployment_of(_VERSION, DeploymentCreation.from_json(corpus.DEPLOYMENT_BODIES[0]), 1.0)
+
+
 def _deployment_body(data: bytes, _: Mutator) -> None:
     deployment = deployment_of(_VERSION, DeploymentCreation.from_json(data), 1.0)
     Deployment.from_json(deployment.to_json())
+
+
+def _changed_deployment(data: bytes, _: Mutator) -> None:
+    """Complete a PUT by what the deployment has."""
+    members = completed(decode_object(data), _DEPLOYMENT)
+    deployment_of(_VERSION, DeploymentCreation.from_dict(members), 2.0, _DEPLOYMENT)
 
 
 def _work(data: bytes, _: Mutator) -> None:
@@ -320,6 +330,7 @@ PARSERS = [
     Parser("exec response", corpus.RESPONSE_HEADS, _exec_response),
     Parser("function JSON", corpus.FUNCTION_BODIES, _function_body, (HttpProblem, ContractError)),
     Parser("deployment JSON", corpus.DEPLOYMENT_BODIES, _deployment_body, (HttpProblem, ContractError)),
+    Parser("deployment PUT", corpus.DEPLOYMENT_BODIES, _changed_deployment, (HttpProblem, ContractError)),
     Parser("queue message", corpus.WORK, _work, (MalformedWork,)),
     Parser(
         "inline reply",

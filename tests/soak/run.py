@@ -160,8 +160,11 @@ async def _calls(
                 "Idempotency-Key": f"{prefix}-{number}",
             }
             url = platform.gateway.url + versions[number % len(versions)].pexec
-            async with session.post(url, data=BODY, headers=headers) as response:
-                failed += response.status != 200 or await response.read() != BODY
+            try:
+                async with session.post(url, data=BODY, headers=headers) as response:
+                    failed += response.status != 200 or await response.read() != BODY
+            except aiohttp.ClientError:
+                failed += 1
 
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session, asyncio.TaskGroup() as group:

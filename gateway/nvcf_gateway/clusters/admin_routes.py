@@ -75,6 +75,9 @@ class ClusterRoutes:
     async def create(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle POST …/clusters[?ifExists=return]: register a cluster; its agent's key is in the answer."""
         account = self._account(request, values)
+        if_exists = request.query.get("ifExists")
+        if if_exists not in (None, "return"):
+            raise HttpProblem(400, "ifExists: expected return", field="ifExists")
         wanted = await read_record(request, ClusterCreation, MAX_BODY)
         for generation in range(MOST_GENERATIONS):
             cluster_id = cluster_id_of(account, wanted.name, generation)

@@ -76,6 +76,11 @@ class Attach:
         pending = self._pending.by_response_token(bearer_token(request.headers))
         if pending is None or not pending.open:
             raise HttpProblem(401, "the token is unknown or used")
+        if pending.storing is not None:
+            # Most likely the same response: its worker waits only a moment for the acknowledgement.
+            await asyncio.wait({pending.storing})
+            if not pending.open:
+                return web.Response(status=200)
         if request.content_type != names.OCTET_STREAM_H1:
             raise HttpProblem(415, f"Content-Type must be {names.OCTET_STREAM_H1}")
         decoder = ResponseDecoder()
@@ -182,7 +187,6 @@ class InlineReplies:
     ) -> None:
         self._pending = pending
         self._background = background
-        self._storing: set[str] = set()
         self.subjects = ReplySubjects(client, gateway_id, background, self.received)
 
     async def received(self, message: Msg) -> None:
@@ -202,15 +206,12 @@ class InlineReplies:
                 await _refuse(message, 400)
             return None
         if pending.inline_storage is not None:
-            if token in self._storing:
+            if pending.is_storing:
                 self.subjects.refused(message)
                 return None
             # Storing takes a while, and the next reply must not wait for it.
-            self._storing.add(token)
-            storing = self._background.spawn(
-                self._store(message, pending, head, body), f"store {pending.request_id}"
-            )
-            storing.add_done_callback(lambda _: self._storing.discard(token))
+            store = self._store(message, pending, head, body)
+            pending.storing = self._background.spawn(store, f"store {pending.request_id}")
             return None
         if not pending.take_inline(head, body):
             return await self._refuse(message, 410)

@@ -83,6 +83,8 @@ class Pending:
     expiry: Expiry[Pending] | None = None
     problem: HttpProblem | None = None
     body_attempt: int = 0
+    storing: asyncio.Task[None] | None = None
+    """The task that stores an inline response."""
     streaming: asyncio.Task[object] | None = None
     """The task that receives the response."""
     status: int = 0
@@ -111,6 +113,11 @@ class Pending:
         """Whether a response is still wanted and none has begun."""
         # A caller's task that was cancelled cancels the outcome, and decides a little later what follows.
         return self.state is State.DETACHED or (self.state is State.WAITING and not self.outcome.cancelled())
+
+    @property
+    def is_storing(self) -> bool:
+        """Whether an inline response is being stored."""
+        return self.storing is not None and not self.storing.done()
 
     @property
     def detached(self) -> bool:

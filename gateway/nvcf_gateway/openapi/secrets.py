@@ -39,7 +39,20 @@ SECRET_SCHEMAS: dict[str, Schema] = {
         "secretPaths",
     ),
     "Secrets": object_of(
-        {"data": {"type": "object", "description": "The values by name: texts or any other JSON."}}, "data"
+        {
+            "data": object_of(
+                {
+                    "data": {
+                        "type": "object",
+                        "description": "The values by name: texts or any other JSON.",
+                    },
+                    "metadata": object_of({"created_time": TIME}),
+                },
+                "data",
+                "metadata",
+            )
+        },
+        "data",
     ),
     "RegistryCredential": object_of(
         {

@@ -133,4 +133,8 @@ class SecretDelivery:
         headers = [("ETag", tag), ("Cache-Control", "no-store")]
         if request.headers.get("If-None-Match") == tag:
             return web.Response(status=304, headers=headers)
-        return json_response(200, {"data": await self._store.values(key)}, headers=headers)
+        found = self._store.mirror.get(key)
+        changed = {} if found is None else {"created_time": timestamp(found.updated_at)}
+        # In the form of Vault's key-value store, version 2: NVIDIA's agent for secrets takes `.Data.data`.
+        answer = {"data": {"data": await self._store.values(key), "metadata": changed}}
+        return json_response(200, answer, headers=headers)

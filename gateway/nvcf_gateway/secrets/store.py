@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from nvcf_broker.errors import BrokerError, KeyExistsError, RevisionConflictError
+from nvcf_broker.jetstream import JetStream, Requester
 from nvcf_broker.kv import KvMirror
 from nvcf_broker.records import Entry
 from nvcf_gateway.errors import HttpProblem, StoreUnavailable
@@ -20,13 +21,18 @@ from nvcf_gateway.secrets.owners import Owner
 from nvcf_gateway.secrets.sealing import Context, Unsealable
 from nvcf_proto.models import SecretSet
 from nvcf_proto.models.secrets import MAX_SEALED_BYTES, MAX_SECRETS
-from nvcf_proto.stores import SECRETS
 
 ATTEMPTS = 5
 CHANGE_TIMEOUT = 0.5
-# The other half is for deletion markers and for values that replace others.
-ROOM = SECRETS.most // 2
+ROOM_SHARE = 8
+DEFAULT_ROOM = 64 * 1024 * 1024
 NO_SECRETS = '"none"'
+
+
+async def secrets_room(requests: Requester) -> int:
+    """Return how many sealed bytes all accounts may have together: an eighth of the broker account."""
+    limit = (await JetStream(requests).account_info()).limit
+    return DEFAULT_ROOM if limit is None else min(DEFAULT_ROOM, limit // ROOM_SHARE)
 
 
 class SecretStore:
@@ -38,12 +44,14 @@ class SecretStore:
         keys: KeyService | None,
         usage: Usage,
         audit: SecretAudit,
+        room: int = DEFAULT_ROOM,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.mirror = mirror
         self.keys = keys
         self._usage = usage
         self._audit = audit
+        self._room = room
         self._clock = clock
 
     def names(self, key: str) -> list[str]:
@@ -170,5 +178,5 @@ class SecretStore:
             raise HttpProblem(400, f"{owner.what} may have {limits}", field="secrets")
         self._usage.require(owner.nca_id, Quota.SECRETS, len(made.sealed) - count)
         self._usage.require(owner.nca_id, Quota.SECRET_BYTES, made.size - size)
-        if sum(each.size for each in self.mirror.values()) + made.size - size > ROOM:
-            raise HttpProblem(507, f"all accounts together have {ROOM // 2**20} MiB of secrets: no room")
+        if sum(each.size for each in self.mirror.values()) + made.size - size > self._room:
+            raise HttpProblem(507, f"all accounts together may have {self._room // 2**20} MiB of secrets")

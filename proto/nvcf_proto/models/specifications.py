@@ -15,6 +15,8 @@ from nvcf_proto.models.scaling import AutoscalingConfiguration
 
 ATTRIBUTE_PRESENT = "true"
 """Value of a cluster's attribute that a specification names without a value."""
+MAX_DEPTH = 64
+"""Levels of a chart's values."""
 POLICIES = ("Default", "Unrestricted")
 
 Kind = Annotated[str, Meta(max_length=128)]
@@ -86,6 +88,8 @@ class DeploymentSpecification(Record, frozen=True):
             force_setattr(self, "max_instances", least)
         elif self.max_instances < least:
             raise InvalidRecord("maxInstances", f"expected {least} to 1000, got {self.max_instances}")
+        if _is_deeper(self.configuration, MAX_DEPTH):
+            raise InvalidRecord("configuration", f"more than {MAX_DEPTH} levels deep")
         if self.backend is not None and self.clusters:
             raise InvalidRecord("backend", "cannot be given together with clusters")
         if self.backend is not None and self.cluster_group not in (None, self.backend):
@@ -130,3 +134,16 @@ class DeploymentSpecification(Record, frozen=True):
         policy = self.helm_validation_policy and self.helm_validation_policy.to_dict()
         text = msgspec.json.encode([self.configuration, policy], order="sorted")
         return f"-{hashlib.sha256(text).hexdigest()[:12]}"
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    """Return whether objects and lists are nested deeper than that. Without recursion, for any depth."""
+    level = [value]
+    for _ in range(levels):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return any(isinstance(each, (dict, list)) for each in level)

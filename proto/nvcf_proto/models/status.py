@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from nvcf_proto.models.deployments import Deployment, Instance, InstanceState
 from nvcf_proto.models.functions import VersionStatus
 
+_STARTING = (InstanceState.PENDING, InstanceState.STARTING)
+
 
 def version_status(deployment: Deployment | None, instances: Iterable[Instance]) -> VersionStatus:
     """Return the status of a version as the management API shows it.
@@ -29,7 +31,7 @@ def version_status(deployment: Deployment | None, instances: Iterable[Instance])
     staying = [each for each in known if not _leaves(each)]
     ready = [each for each in staying if each.state is InstanceState.RUNNING]
     failed = [each for each in staying if each.state is InstanceState.FAILED]
-    starting = [each for each in staying if each not in ready and each not in failed]
+    starting = [each for each in staying if each.state in _STARTING]
     if len(ready) >= max(1, least):
         return VersionStatus.ACTIVE
     hurt = bool(failed) or any(_has_served(each) for each in starting)

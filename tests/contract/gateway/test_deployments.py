@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -94,6 +95,7 @@ async def test_every_field_is_kept_and_shown(platform: Platform) -> None:
         ({"cpuArch": ""}, "cpuArch"),
         ({"attributes": [1]}, "attributes[0]"),
         ({"configuration": "x"}, "configuration"),
+        ({"configuration": json.loads('{"a":' * 65 + "1" + "}" * 65)}, "configuration"),
         ({"helmValidationPolicy": {"name": "None"}}, "helmValidationPolicy.name"),
         (
             {"autoscalingConfiguration": {"scaleUpDetails": {"factor": 1, "threshold": 1}}},

@@ -46,6 +46,8 @@ async def test_a_broker_that_is_killed_and_comes_back_loses_nothing(
     own_gateway: PeerGateway, own_broker: NatsServer, worker: LocalWorker
 ) -> None:
     assert (await (await own_gateway.invoke(b"before")).answer()).body == b"before"
+    # An acknowledgement that dies with the broker brings the request again, after its ack wait.
+    await eventually(lambda: _empty(own_gateway), "the first one is acknowledged")
     own_broker.kill()
     await eventually(lambda: not worker.worker.ready, "connection loss noticed")
     own_broker.start()

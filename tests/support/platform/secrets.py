@@ -98,7 +98,10 @@ async def read_secrets(
     url = f"{platform.gateway.url}/v1/{where}"
     async with platform.session.get(url, headers={k: v for k, v in headers.items() if v}) as response:
         text = await response.text()
-        return response.status, json.loads(text) if text else {}, response.headers.get("ETag", "")
+        answer = json.loads(text) if text else {}
+        if response.status == 200:
+            answer = {"data": answer["data"]["data"]}
+        return response.status, answer, response.headers.get("ETag", "")
 
 
 def ess_path(version: Version) -> str:

@@ -17,6 +17,7 @@ from nvcf_gateway.queue.request_queue import classify_publish_error
 from nvcf_gateway.registry import VersionIndex
 from nvcf_proto.h1 import ResponseHead
 from nvcf_proto.models import Deployment, Instance, InstanceState
+from nvcf_proto.models.deployments import deployment_id
 
 F = "0b0e0a52-6f4c-4d3a-9d59-9e3f0f0c1a2b"
 V = "5f0a4f4e-56f6-4a50-8a3c-3d1f0e1b2c3d"
@@ -210,3 +211,14 @@ def test_bad_flags_are_one_line(flags: list[str]) -> None:
     with pytest.raises(SetupError) as caught:
         parse_arguments(["--signing-key", "k", *flags])
     assert "\n" not in str(caught.value)
+
+
+def test_version_index_finds_versions_by_deployment() -> None:
+    index = VersionIndex()
+    earlier, later = Deployment(V, F, 0, ()), Deployment(V, F, 1, (), deployment_id=F)
+    index.deployment_changed(V, earlier)
+    assert index.version_of(deployment_id(earlier)) == V
+    index.deployment_changed(V, later)
+    assert (index.version_of(F), index.version_of(deployment_id(earlier))) == (V, None)
+    index.deployment_changed(V, None)
+    assert index.version_of(F) is None
