@@ -221,10 +221,11 @@ async def test_every_process_and_instance_serves_metrics_at_its_listed_address(l
 
     await eventually(all_listed, "five processes serve metrics")
     found = await addresses()
+    ids = json.loads((local.data / "clusters.json").read_text())
     expected = {
         "gateway": "nvcf_invocation_duration_seconds_count{",
-        "agent-local-1": 'nvcf_cluster_gpus{nvcf_cluster_id="local-1"',
-        "agent-local-2": 'nvcf_cluster_gpus{nvcf_cluster_id="local-2"',
+        "agent-local-1": f'nvcf_cluster_gpus{{nvcf_cluster_id="{ids["local-1"]}"',
+        "agent-local-2": f'nvcf_cluster_gpus{{nvcf_cluster_id="{ids["local-2"]}"',
         "autoscaler": "nvcf_instances{",
         "hello": "nvcf_handler_duration_seconds_count{",
     }
