@@ -25,7 +25,7 @@ WAITING = "waiting: "
 # Told until the autoscaler says why there is none.
 NO_INSTANCE = "waiting for an instance"
 # Failures of a place, not of the function: the platform tries others.
-_ELSEWHERE = ("capacity", "lost", "unhealthy")
+_ELSEWHERE = ("capacity", "lost", "unhealthy", "unacknowledged", "maintenance", "admission")
 
 
 @dataclass(frozen=True)

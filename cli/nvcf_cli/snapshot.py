@@ -9,6 +9,7 @@ import msgspec
 
 from nvcf_cli.api import Json, objects
 from nvcf_cli.catalog import INACTIVE
+from nvcf_cli.clusters import name_of
 from nvcf_cli.screen import cell
 
 _LIVING = ("RUNNING", "STARTING", "PENDING", "TERMINATING")
@@ -103,7 +104,7 @@ def snapshot(
         answered=tuple(float(each.get("answersPerSecond") or 0) for each in objects(metrics, "series")),
         step_seconds=float(metrics.get("stepSeconds") or 5),
         gateways=(int(gateways.get("answered", 1)), int(gateways.get("known", 1))),
-        clusters=tuple(clusters),
+        clusters=tuple(sorted(clusters, key=name_of)),
     )
 
 

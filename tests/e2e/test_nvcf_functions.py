@@ -125,16 +125,20 @@ async def test_several_clusters_with_gpus_on_one_machine(local: Local) -> None:
     deployed = await local.ok("deploy", file, "--gpu", "SIM", "--instances", "4")
     assert "4 instances" in deployed
     before = await local.instances()
-    places = Counter((each["clusterId"], each["gpu"], each["visibleDevices"]) for each in before)
+    places = Counter((each["clusterName"], each["gpu"], each["visibleDevices"]) for each in before)
     expected = [(f"local-{cluster}", "SIM", device) for cluster in (1, 2) for device in ("0", "1")]
     assert places == Counter(expected)
     assert await local.ok("invoke", "devices", "--data", "x") in ("0", "1")
     shown = await local.ok("instances")
     assert "CLUSTER" in shown
     assert "SIM 1" in shown
-    clusters = {each["clusterId"]: each for each in (await local.run("clusters", "--json")).json()}
-    pools = [(pool["gpu"], pool["instancesTotal"]) for pool in clusters["local-2"]["pools"]]
-    assert pools == [("CPU", 256), ("SIM", 2)]
+    clusters = {each["clusterName"]: each for each in (await local.run("clusters", "--json")).json()}
+    pools = [
+        (pool["gpu"], pool["instanceType"], pool["instancesTotal"]) for pool in clusters["local-2"]["pools"]
+    ]
+    # The types of one GPU share its devices.
+    types = ("process", "NCP.GPU.SIM_1x", "NCP.GPU.SIM_2x")
+    assert sorted(pools) == sorted([("CPU", "process", 256), *(("SIM", each, 2) for each in types)])
     listed = await local.ok("clusters")
     assert listed.count("live") == 2
     assert "CPU 256/256, SIM 0/2" in listed
@@ -160,7 +164,7 @@ async def test_several_clusters_with_gpus_on_one_machine(local: Local) -> None:
     after = await local.instances()
     assert {each["instanceId"] for each in before} <= {each["instanceId"] for each in after}
     running = [each for each in after if each["state"] == "RUNNING"]
-    assert Counter((each["clusterId"], each["gpu"], each["visibleDevices"]) for each in running) == places
+    assert Counter((each["clusterName"], each["gpu"], each["visibleDevices"]) for each in running) == places
     # More than there are GPUs: the missing instances wait, and the command reports it.
     full = await local.run(
         "deploy", file, "--name", "too-many", "--gpu", "SIM", "--instances", "5", "--timeout", "3"
@@ -217,10 +221,11 @@ async def test_every_process_and_instance_serves_metrics_at_its_listed_address(l
 
     await eventually(all_listed, "five processes serve metrics")
     found = await addresses()
+    ids = json.loads((local.data / "clusters.json").read_text())
     expected = {
         "gateway": "nvcf_invocation_duration_seconds_count{",
-        "agent-local-1": 'nvcf_cluster_gpus{nvcf_cluster_id="local-1"',
-        "agent-local-2": 'nvcf_cluster_gpus{nvcf_cluster_id="local-2"',
+        "agent-local-1": f'nvcf_cluster_gpus{{nvcf_cluster_id="{ids["local-1"]}"',
+        "agent-local-2": f'nvcf_cluster_gpus{{nvcf_cluster_id="{ids["local-2"]}"',
         "autoscaler": "nvcf_instances{",
         "hello": "nvcf_handler_duration_seconds_count{",
     }

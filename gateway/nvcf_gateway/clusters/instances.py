@@ -102,14 +102,18 @@ class InstanceRecords:
         mirror, index = self._registry.instances, self._registry.index
         for attempt in range(ATTEMPTS):
             key = index.key_of_request(request_id)
-            if key is None or attempt:
-                # Another replica or the autoscaler may know more than this mirror.
-                entry = await mirror.refresh(key or f"*.{request_id}")
-            else:
+            mirrored = key is not None and attempt == 0
+            if mirrored and key is not None:
                 entry = mirror.entry(key)
+            else:
+                entry = await mirror.refresh(key or f"*.{request_id}")
             record = None if entry is None else entry.value
             decision = decide(record)
             if decision.record is None or entry is None:
+                if mirrored:
+                    # Another replica may have written what the mirror does not show yet. A write would fail
+                    # then; an answer without one must not be given on old knowledge.
+                    continue
                 return decision, record
             try:
                 await mirror.update(decision.record.key, decision.record, entry.revision)

@@ -136,8 +136,9 @@ class Deployments:
         return json_response(200, {"instances": sorted(found, key=lambda each: str(each["createdAt"]))})
 
     def _shown_instance(self, instance: Instance) -> dict[str, Any]:
-        cluster = self._registry.clusters.get(instance.cluster_id)
-        name = (cluster.name if cluster is not None else "") or instance.cluster_id
+        # A deleted cluster keeps its name for a while, as its instances do.
+        cluster = self._registry.registered_clusters.get(instance.cluster_id)
+        name = cluster.name if cluster is not None else instance.cluster_id
         members = instance_shown(instance, self._registry.deployments.get(instance.version_id))
         return {**members, "clusterName": name}
 

@@ -93,6 +93,18 @@ async def test_a_name_at_both_at_once_is_one_cluster(two: ComputePlane) -> None:
     assert sorted(statuses) == [200] + [409] * 9
 
 
+async def test_a_report_that_says_nothing_new_to_an_old_copy(two: ComputePlane) -> None:
+    """6.6: whatever gateway takes the last report, the record is what it says."""
+    agent, version = await two.cluster(), await two.version()
+    for _ in range(15):
+        request = await two.order(version, agent.cluster_id)
+        assert (await at(agent, two, 0).acknowledge(request))[0] == 200
+        for index, state in ((0, "running"), (1, "starting"), (0, "running")):
+            status, _ = await at(agent, two, index).report(request, f"0-sr-{request}", state)
+            assert status == 200
+        await two.state(request, InstanceState.RUNNING)
+
+
 async def test_a_gateway_that_is_killed_loses_nothing(two: ComputePlane) -> None:
     """6.1: the others answer for every request; orders, reports and logins go on."""
     agent, version = await two.cluster(), await two.version()

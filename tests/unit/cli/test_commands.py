@@ -101,6 +101,7 @@ def record(state: str, reason: str | None = None, **more: Any) -> dict[str, Any]
         ([record("FAILED", "not-ready: not ready after 5 s")], 0, "failed", "not ready after 5 s"),
         ([record("FAILED", "exit code 1")], 0, "failed", "exit code 1"),
         ([record("FAILED", "capacity: 4 SIM wanted")], 0, "waiting: 4 SIM wanted", None),
+        ([record("FAILED", "unacknowledged: local is full")], 0, "waiting: local is full", None),
         ([record("FAILED", "capacity: full"), record("RUNNING")], 1, "waiting: full", None),
         ([record("STARTING", "waiting: no token: HTTP 503")], 0, "waiting: no token: HTTP 503", None),
         ([record("TERMINATING", "fewer are wanted")], 0, "starting", None),
