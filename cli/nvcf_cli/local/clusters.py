@@ -13,15 +13,20 @@ from nvcf_cli.local.state import Installation
 
 
 async def register_clusters(
-    installation: Installation, target: Target, names: Sequence[str]
+    installation: Installation, target: Target, names: Sequence[str], *, anew: bool = False
 ) -> dict[str, str]:
     """Return the ids of these clusters; register what is new, delete what is no longer wanted.
 
+    With `anew` all that are known are deleted first, and their instances with them.
     Doing it again changes nothing: names are unique in an account. A cluster whose key is lost gets a new
     one. Raises `CliError`.
     """
     known = _read(installation)
     async with Api(target) as api:
+        if anew:
+            for cluster_id in known.values():
+                await _delete(api, cluster_id)
+            known = {}
         ids = {name: await _register(installation, api, name, known.get(name)) for name in names}
         # Before the deletions: a start that fails here begins again.
         _write(installation, {**known, **ids})

@@ -98,6 +98,22 @@ def choose_sessions(wanted: str | None) -> str | None:
     return f"{host}:{free_port(host)}"
 
 
+def keep_worker_port(installation: Installation) -> tuple[int, bool]:
+    """Return the gateway's port for workers, and whether it is another one than before.
+
+    Instances that outlive this platform's end start again with the address that they were created with.
+    """
+    try:
+        known = int(installation.worker_port.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        known = 0
+    if known and port_is_free(known):
+        return known, False
+    port = free_port()
+    write_private(installation.worker_port, f"{port}\n")
+    return port, known != 0
+
+
 def ensure_keys(installation: Installation) -> None:
     """Make the admin key, and its record (the hash only) that a gateway takes it from."""
     records = [_ensure_key(installation.admin_key, Scope.ADMIN, "made by nvcf up for its user")]
@@ -145,6 +161,7 @@ class Platform:
     _tree: Tree = field(default_factory=Tree)
     _children: dict[str, Any] = field(default_factory=dict)
     _watching: "asyncio.Task[None] | None" = None
+    _moved: bool = False
 
     def __post_init__(self) -> None:
         self.installation = Installation(self.options.data)
@@ -182,7 +199,8 @@ class Platform:
         ensure_sealing_key(self.installation)
         options = self.options
         http = f"{_HOST}:{choose_http_port(options.http_port)}"
-        grpc = f"{_HOST}:{free_port()}"
+        port, self._moved = keep_worker_port(self.installation)
+        grpc = f"{_HOST}:{port}"
         metrics = self._metrics_addresses()
         sessions = choose_sessions(options.sessions)
         if options.nats is not None:
@@ -230,7 +248,8 @@ class Platform:
         # before them too: what agents end when they stop is not to be replaced elsewhere.
         await self._add(autoscaler_spec(here, addresses, level))
         target = Target(f"http://{addresses.http}", read_key(here.admin_key))
-        ids = await register_clusters(here, target, plan.names())
+        # Instances that know another address cannot start again: those of new clusters know the right one.
+        ids = await register_clusters(here, target, plan.names(), anew=self._moved)
         agents = (agent_spec(here, addresses, plan, name, ids[name], level) for name in plan.names())
         await self._add(*agents, outlives_last=True)
 

@@ -103,6 +103,11 @@ class Installation:
         """Return the data folder of a cluster's agent; that of the only cluster is the platform's own."""
         return self.data if cluster == "local" else self.data / "clusters" / cluster
 
+    @property
+    def worker_port(self) -> Path:
+        """Port of the gateway that instances were given; they keep it over restarts of the platform."""
+        return self.data / "worker-port"
+
     def agent_key(self, cluster: str) -> Path:
         """Key of a cluster's agent."""
         return self.cluster(cluster) / "agent.key"

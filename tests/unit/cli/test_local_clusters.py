@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from aiohttp import web
 from nvcf_cli.api import Target
 from nvcf_cli.errors import CliError
 from nvcf_cli.local.clusters import register_clusters
+from nvcf_cli.local.platform import keep_worker_port
 from nvcf_cli.local.state import Installation
 
 ROUTE = "/v1/accounts/one/clusters"
@@ -122,6 +124,30 @@ async def test_what_is_no_longer_wanted_is_deleted_and_what_others_registered_st
         routes.ids.pop("local")
         await register_clusters(here, target, ["local-1"])
         assert sorted(routes.ids) == ["local-1", "somebody's"]
+
+
+async def test_registered_anew_a_cluster_is_another_one(tmp_path: Path) -> None:
+    here = Installation(tmp_path)
+    async with admin_routes() as routes:
+        target = Target(routes.url, "admin")
+        before = await register_clusters(here, target, ["local"])
+        after = await register_clusters(here, target, ["local"], anew=True)
+        assert after != before
+        assert routes.ids == after
+        assert here.agent_key("local").read_text() == "key-2\n"
+
+
+def test_instances_find_the_gateway_at_the_same_port_after_a_restart(tmp_path: Path) -> None:
+    here = Installation(tmp_path)
+    port, moved = keep_worker_port(here)
+    assert not moved
+    assert keep_worker_port(here) == (port, False)
+    with socket.create_server(("127.0.0.1", port)):
+        other, moved = keep_worker_port(here)
+        assert (other != port, moved) == (True, True)
+    assert keep_worker_port(here) == (other, False)
+    here.worker_port.write_text("nonsense")
+    assert keep_worker_port(here)[1] is False
 
 
 async def test_a_gateway_that_refuses_is_told(tmp_path: Path) -> None:
