@@ -207,6 +207,9 @@ async def test_a_second_ctrl_c_does_not_wait_for_running_requests(local: Local) 
 async def test_a_broker_of_ones_own(local: Local) -> None:
     async with LocalBroker(local.folder / "elsewhere") as broker:
         options = ["--nats", broker.url, "--nats-credentials", str(broker.credentials_file)]
+        refused = await local.run("up", *options)
+        assert (refused.code, "--nats-control-credentials" in refused.err) == (2, True)
+        options += ["--nats-control-credentials", str(broker.control_credentials_file)]
         await local.start(*options, "--callout-seed", str(broker.callout_seed_file))
         assert set((await local.status())["children"]) == {"gateway", "agent", "autoscaler"}
         await local.ok("deploy", local.write("hello.py", HELLO), "--no-wait")

@@ -148,12 +148,18 @@ def up(
       nvcf up --data-max 20G
       nvcf up --clusters 2 --gpus 4
       nvcf up --sessions 127.0.0.1:8090
-      nvcf up --nats nats://broker:4222 --nats-credentials broker.credentials
+      nvcf up --nats nats://broker:4222 --nats-credentials platform.credentials \\
+          --nats-control-credentials control.credentials --callout-seed callout.seed
     """
     if log_level.lower() not in ("debug", "info", "warning", "error"):
         raise UsageError(f"--log-level {log_level}: debug, info, warning or error expected")
     if nats is None and (nats_credentials or nats_control_credentials or callout_seed):
         raise UsageError("credentials and --callout-seed belong to a broker given by --nats")
+    if nats_credentials and not nats_control_credentials:
+        raise UsageError(
+            "--nats-credentials needs --nats-control-credentials, too: agents get their messages from that "
+            "account (docs/operate/deployment.md)"
+        )
     if nats is not None and data_max:
         raise UsageError("--data-max belongs to the platform's own broker, not to one given by --nats")
     program = collector.expanduser().absolute() if collector else None
