@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from nvcf_gateway.access.publish_rates import Published, PublishRates
+from nvcf_gateway.access.revocations import Revocations
+from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.quotas.limits import Limits, Quota
 from nvcf_proto.ids import new_id
 from nvcf_proto.subjects import fallback_subject
@@ -152,3 +157,27 @@ def test_a3_who_publishes_too_much() -> None:
     assert sample(30, 2000, 100, 1000) == [one], "not the other worker of the account, not the other account"
     assert rates.sample({other: ("b", Published(5000, 20_000))}, 40) == [other]
     assert rates.of("a") == Published()
+
+
+def test_a3_sessions_count_as_connections() -> None:
+    over = False
+
+    def refuse(account: str) -> None:
+        raise HttpProblem(429, account)
+
+    registry: Any = SimpleNamespace()
+    opened = Revocations(registry, lambda account: 2 if account == "a" else None, refuse)
+    caller: Any = SimpleNamespace(nca_id="a", key=SimpleNamespace(id="k"))
+    other: Any = SimpleNamespace(nca_id="b", key=SimpleNamespace(id="l"))
+    for _ in range(2):
+        opened.require_room("a")
+        opened.watch_session(caller, "f", "v", lambda: over, lambda: None)
+    for attempt in (lambda: opened.require_room("a"), lambda: opened.call(caller, "f")):
+        with pytest.raises(HttpProblem) as refused:
+            attempt()
+        assert refused.value.status == 429
+    opened.call(other, "f")
+    over = True
+    opened.check(0.0)
+    assert opened.open_of("a") == 0
+    opened.require_room("a")

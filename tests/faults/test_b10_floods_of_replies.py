@@ -82,10 +82,7 @@ async def flooded(address: str, token: str, seconds: float, subject: str, size: 
     return int(output)
 
 
-@pytest.mark.parametrize(("size", "rate"), [(0, 3_000_000), (200_000, 200_000_000)])
-async def test_b10_others_keep_half_their_rate(
-    platform: Platform, tmp_path: Path, size: int, rate: int
-) -> None:
+async def test_b10_others_keep_half_their_rate(platform: Platform, tmp_path: Path) -> None:
     (tmp_path / "function.py").write_text(FUNCTION)
     victim, attacker = await platform.deployed_version(), await platform.deployed_version()
     await platform.start_worker(victim, tmp_path / "function.py", "hello", concurrency=16)
@@ -99,10 +96,10 @@ async def test_b10_others_keep_half_their_rate(
     sent = []
 
     async def attack(seconds: float) -> None:
-        sent.append(await flooded(address, token, seconds, f"{subject}.{new_id()}", size, rate))
+        sent.append(await flooded(address, token, seconds, f"{subject}.{new_id()}", 0, 3_000_000))
 
-    await compared(platform.gateway.url, f"inline replies of {size} B", attack, headers=headers)
-    assert min(sent) > 500
+    await compared(platform.gateway.url, "inline replies", attack, headers=headers)
+    assert min(sent) > 10_000
     # The version that is shut out is served all the same, by request-attach.
     await platform.start_worker(attacker, tmp_path / "function.py", "hello", concurrency=16)
     assert await call(platform, attacker) == (200, b"hello")

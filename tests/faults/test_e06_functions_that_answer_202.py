@@ -51,7 +51,9 @@ async def stage(directory: Path, script: Script, *, keep_queued: bool = False) -
         version = await platform.deployed_version(keep_queued=keep_queued)
         file = directory / "function.py"
         file.write_text(FUNCTION)
-        await platform.start_worker(version, file, environment={"INFERENCE_PORT": str(server.port)})
+        worker = await platform.start_worker(version, file, environment={"INFERENCE_PORT": str(server.port)})
+        # Some calls here wait for a second only.
+        await eventually(lambda: "pulling requests" in worker.text(), "ready", story=worker.text)
         yield Stage(platform, version, server)
 
 
