@@ -90,7 +90,7 @@ class Creation:
     @property
     def environment(self) -> dict[str, str]:
         """The variables of the instance."""
-        lines = base64.b64decode(self.launch["environment"]).decode().splitlines()
+        lines = base64.b64decode(self.launch["environment"]).decode().split("\n")
         return dict(line.split("=", 1) for line in lines)
 
 
