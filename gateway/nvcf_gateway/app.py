@@ -268,6 +268,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         authenticator,
         agents,
         workers,
+        secrets,
         control,
         control_requests,
         client,

@@ -81,6 +81,21 @@ class WorkerAccess:
         )
         return token
 
+    def first_secrets_token(
+        self, version: FunctionVersion, request_id: str, paths: Sequence[str], now: float
+    ) -> str:
+        """Return the token of an order's creation message that reads the secrets at `paths`."""
+        claims = WorkerClaims(
+            instance_id_of(request_id),
+            version.function_id,
+            version.id,
+            version.nca_id,
+            expires_at=0.0,
+            has_record=True,
+            request_id=request_id,
+        )
+        return self.tokens.for_secrets(claims, paths, now)[0]
+
     def renewed(self, claims: WorkerClaims, instance_id: str, now: float) -> tuple[str, float]:
         """Return a new token, which is for that instance only, and when it expires."""
         return self.tokens.issue(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from nvcf_gateway.clusters.launch import (
+    Access,
+    as_base64,
+    check_size,
+    container_environment,
+    container_launch,
+)
 from nvcf_proto import environment as names
 from nvcf_proto.compute import RegisteredCluster
 from nvcf_proto.icms.messages import (
@@ -25,7 +30,7 @@ from nvcf_proto.models import (
     TelemetryEndpoint,
     TelemetryType,
 )
-from nvcf_proto.models.deployments import execution_seconds
+from nvcf_proto.models.deployments import deployment_id, execution_seconds, gpu_specification_ids
 
 NO_GPU = "CPU"
 """[ext] Name of a pool for instances without a GPU."""
@@ -55,6 +60,8 @@ class OrderedInstance:
     worker_token: str
     telemetries: Mapping[TelemetryType, TelemetryEndpoint]
     issued_at: float
+    access: Access | None = None
+    """For images and charts; what a process needs, its agent fetches itself."""
 
 
 def creation_message(wanted: OrderedInstance) -> CreationMessage:
@@ -67,15 +74,17 @@ def creation_message(wanted: OrderedInstance) -> CreationMessage:
         cloud_provider=wanted.cluster.cloud_provider,
         gpu_name=spec.gpu,
         gpu_type=spec.gpu,
-        deployment_id=version.id,
-        gpu_specification_id=order.gpu_specification_id,
-        container_image=version.container_image,
+        deployment_id=deployment_id(wanted.deployment),
+        gpu_specification_id=gpu_specification_ids(wanted.deployment).get(order.gpu_specification_id),
         telemetries=_telemetries(wanted.telemetries),
         clusters=(wanted.cluster.name,),
         regions=(wanted.cluster.region,),
         process=version.process,
         max_execution_seconds=execution_seconds(wanted.deployment),
+        **({} if version.process is not None else container_launch(version, spec)),
     )
+    for name in ("environment", "configuration", "models", "resources"):
+        check_size(name, getattr(launch, name))
     return CreationMessage(
         request_id=order.request_id,
         nca_id=version.nca_id,
@@ -130,6 +139,8 @@ def launch_environment(wanted: OrderedInstance) -> dict[str, str]:
     }
     if version.container_image is not None:
         variables["INFERENCE_CONTAINER"] = version.container_image
+    if wanted.access is not None:
+        variables |= container_environment(version, wanted.access)
     if wanted.order.trace_parent is not None:
         variables[names.NVCF_SCALING_TRACEPARENT] = wanted.order.trace_parent
     return {name: _one_line(value) for name, value in variables.items()}
@@ -145,4 +156,4 @@ def _telemetries(chosen: Mapping[TelemetryType, TelemetryEndpoint]) -> str | Non
     if not chosen:
         return None
     members = {f"{kind.value.lower()}Telemetry": endpoint.to_dict() for kind, endpoint in chosen.items()}
-    return base64.b64encode(json.dumps({"telemetries": members}).encode()).decode()
+    return as_base64({"telemetries": members})

@@ -16,14 +16,19 @@ from nvcf_broker.jetstream import JetStream, Requester
 from nvcf_gateway.access.worker_access import WorkerAccess
 from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.clusters.creation import OrderedInstance, WorkerAddresses, creation_message
-from nvcf_gateway.errors import GatewayError
+from nvcf_gateway.clusters.launch import Access
+from nvcf_gateway.errors import GatewayError, HttpProblem
 from nvcf_gateway.registry import Registry
+from nvcf_gateway.secrets.delivery import secret_paths
+from nvcf_gateway.secrets.registry_logins import account_k8s_secrets
+from nvcf_gateway.secrets.store import SecretStore
 from nvcf_otel.byoo import plan
 from nvcf_proto.errors import ContractError
 from nvcf_proto.icms.messages import CreationMessage, InstanceOrder
 from nvcf_proto.icms.names import ORDER_SUBJECT
-from nvcf_proto.models import InstanceState
+from nvcf_proto.models import ArtifactType, FunctionVersion, InstanceState
 from nvcf_proto.models.deployments import specifications_of
+from nvcf_proto.models.secrets import version_owner
 
 _log = logging.getLogger(__name__)
 
@@ -47,12 +52,14 @@ class Orders:
         self,
         registry: Registry,
         workers: WorkerAccess,
+        secrets: SecretStore,
         requests: Requester,
         background: BackgroundTasks,
         addresses: Callable[[], WorkerAddresses],
     ) -> None:
         self._registry = registry
         self._workers = workers
+        self._secrets = secrets
         self._jetstream = JetStream(requests)
         self._background = background
         self._addresses = addresses
@@ -81,7 +88,7 @@ class Orders:
     async def _carried_out(self, body: bytes) -> bytes:
         try:
             order = InstanceOrder.from_json(body)
-            created = self.compose(order, time.time())
+            created = await self.compose(order, time.time())
             await self._jetstream.publish(
                 created.subject(order.cluster_id),
                 created.to_json(),
@@ -93,7 +100,7 @@ class Orders:
             return json.dumps({"error": str(error)[:LONGEST_ERROR]}).encode()
         return b"{}"
 
-    def compose(self, order: InstanceOrder, now: float) -> CreationMessage:
+    async def compose(self, order: InstanceOrder, now: float) -> CreationMessage:
         """Return the message of an order. Raises OrderRefused and InvalidRecord."""
         registry = self._registry
         cluster = registry.registered_clusters.get(order.cluster_id)
@@ -119,5 +126,21 @@ class Orders:
             self._workers.first_token(version, order.request_id, now),
             plan(version.telemetries, registry.telemetries.get, version.nca_id).endpoints,
             now,
+            None if version.process is not None else await self._access(version, order, now),
         )
         return creation_message(wanted)
+
+    async def _access(self, version: FunctionVersion, order: InstanceOrder, now: float) -> Access:
+        """Return what an image or a chart may read. Raises OrderRefused if it cannot be opened."""
+        registry, store, account = self._registry, self._secrets, version.nca_id
+        try:
+            images = await account_k8s_secrets(registry, store, account, ArtifactType.CONTAINER)
+            charts = await account_k8s_secrets(registry, store, account, ArtifactType.HELM)
+        except HttpProblem as error:
+            raise OrderRefused(f"the account's registry credentials: {error}") from error
+        paths = secret_paths(registry, version)
+        own = bool(store.names(version_owner(version.id)))
+        token = ""
+        if own or len(paths) > 1:
+            token = self._workers.first_secrets_token(version, order.request_id, paths, now)
+        return Access(images, charts, self._addresses().http, token, own)

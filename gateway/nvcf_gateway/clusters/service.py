@@ -29,6 +29,7 @@ from nvcf_gateway.clusters.streams import ClusterQueues
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.http.routing import Route
 from nvcf_gateway.registry import Registry
+from nvcf_gateway.secrets.store import SecretStore
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Clusters:
         authenticator: Authenticator,
         agents: AgentAccess,
         workers: WorkerAccess,
+        secrets: SecretStore,
         client: BrokerClient,
         requests: Requester,
         queues: Client,
@@ -62,7 +64,7 @@ class Clusters:
         self._keys = ClusterKeys(registry)
         self._agents = AgentRoutes(registry, agents, self._queues, self._instances)
         self._clusters = ClusterRoutes(authenticator, registry, self._queues, self._keys)
-        self._orders = Orders(registry, workers, requests, background, addresses)
+        self._orders = Orders(registry, workers, secrets, requests, background, addresses)
         self._reconnected = asyncio.Event()
 
     def admin_routes(self) -> list[Route]:

@@ -41,6 +41,17 @@ class SecretTokenRequest(Record, frozen=True, forbid_unknown_fields=True):
     version_id: Id = field(name="functionVersionId")
 
 
+def secret_paths(registry: Registry, version: FunctionVersion) -> list[str]:
+    """Return the paths of what an instance of the version needs: its own, then those of its telemetry."""
+    chosen = version.telemetries.by_type().values() if version.telemetries else ()
+    found = [registry.telemetries.get(each) for each in dict.fromkeys(chosen)]
+    own = [each.id for each in found if each is not None and each.nca_id == version.nca_id]
+    return [
+        function_secrets_path(version.function_id, version.id),
+        *(telemetry_secrets_path(version.nca_id, each) for each in own),
+    ]
+
+
 class SecretDelivery:
     """Handlers of `/v1/…` and of the tokens that agents fetch for it.
 
@@ -77,7 +88,7 @@ class SecretDelivery:
         instance = self._registry.index.instance(version.id, wanted.instance_id)
         if instance is None or instance.cluster_id != agent.cluster.id:
             raise HttpProblem(404, f"cluster {agent.cluster.id} has no instance {wanted.instance_id}")
-        paths = self._paths(version)
+        paths = secret_paths(self._registry, version)
         claims = WorkerClaims(wanted.instance_id, version.function_id, version.id, version.nca_id, 0.0)
         claims = replace(claims, request_id=instance.request_id)
         token, expires = self._workers.issue_for_secrets(claims, paths, time.time())
@@ -101,16 +112,6 @@ class SecretDelivery:
         if endpoint is None or endpoint.nca_id != nca_id:
             raise HttpProblem(404, f"no telemetry endpoint {telemetry_id}")
         return await self._answer(request, telemetry_owner(telemetry_id))
-
-    def _paths(self, version: FunctionVersion) -> list[str]:
-        """Return the paths of what an instance of the version needs."""
-        chosen = version.telemetries.by_type().values() if version.telemetries else ()
-        found = [self._registry.telemetries.get(each) for each in dict.fromkeys(chosen)]
-        own = [each.id for each in found if each is not None and each.nca_id == version.nca_id]
-        return [
-            function_secrets_path(version.function_id, version.id),
-            *(telemetry_secrets_path(version.nca_id, each) for each in own),
-        ]
 
     def _check(self, request: web.BaseRequest, path: str) -> None:
         """Raise HttpProblem 400, 401 and 403 unless the request carries a token for exactly this path."""

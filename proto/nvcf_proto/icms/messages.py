@@ -88,6 +88,8 @@ class LaunchSpecification(Record, frozen=True, kw_only=True):
     """[ext] What the process backend runs."""
     max_execution_seconds: Annotated[int, Meta(ge=1)] | None = None
     """[ext] Longest time that one request may run."""
+    resources: Long | None = None
+    """[ext] Files to fetch besides models, base64 of JSON."""
 
 
 class CreationMessage(Record, frozen=True, kw_only=True):

@@ -215,10 +215,10 @@ async def test_telemetry_endpoints_travel_without_their_secrets(plane: ComputePl
 async def test_line_breaks_do_not_add_variables(plane: ComputePlane, mark: str) -> None:
     """6.3: one line a variable, whatever a user has written, for every reader of lines."""
     agent = await plane.cluster()
-    version = await plane.version(tags=[f"a{mark}NVCF_WORKER_TOKEN=forged", "b"])
+    version = await plane.version(containerArgs=f"a{mark}NVCF_WORKER_TOKEN=forged")
     await plane.order(version, agent.cluster_id)
     created = await agent.creation()
     assert created.environment["NVCF_WORKER_TOKEN"].count(".") == 2
-    assert created.environment["FUNCTION_TAGS"] == "a NVCF_WORKER_TOKEN=forged,b"
+    assert created.environment["INFERENCE_CONTAINER_ARGS"] == "a NVCF_WORKER_TOKEN=forged"
     ours = decode_environment(created.launch["environment"])
     assert ours == created.environment
