@@ -134,7 +134,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     control = client
     if (credentials := config.nats_control_credentials) is not None:
         control = await connect(stack, config.nats, credentials, f"gateway_{gateway_id}_control")
-    config = replace(config, data_max=await _data_budget(client, config.data_max))
+    config = replace(config, data_max=await _data_budget(client, config))
     registry = Registry(control, config.replicas)
     workers, agents = WorkerAccess(WorkerTokens(keys), registry), AgentAccess(registry)
     await registry.start(stack)
@@ -187,14 +187,16 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     results = {
         region: ResultStore(client, bucket, durability, kept) for region, bucket in stores.by_region.items()
     }
+    bodies = RegionalBuckets(client, requests, config, "bodies", ttl=ttl, store=BODIES)
     try:
         await tracking.ensure()
         await idempotency_keys.ensure()
         for store in results.values():
             await store.start()
+        # Bodies are kept most of all while a broker node is away: then is no time to create their bucket.
+        await bodies.own.ensure()
     except BrokerError as error:
         raise SetupError(str(error)) from None
-    bodies = RegionalBuckets(client, requests, config, "bodies", ttl=ttl, store=BODIES)
     retention = Retention(config, bodies, results, tracking, durability, usage)
     urls = SignedUrls(lambda: keys.ring.mac_keys(), lambda: config.public_url or attach_url())
     large_buckets = RegionalBuckets(
@@ -378,7 +380,11 @@ def http_routes(
     ]
 
 
-async def _data_budget(client: BrokerClient, wanted: int | None) -> int:
-    """Return the bytes that tenants' data may take: the wanted ones, within the broker account's limit."""
-    limit = (await JetStream(client).account_info()).limit or DEFAULT_DATA_BUDGET
-    return limit if wanted is None else min(wanted, limit)
+async def _data_budget(client: BrokerClient, config: GatewayConfig) -> int:
+    """Return the bytes that tenants' data may take: the wanted ones, within the broker account's limit.
+
+    The limit counts every copy, the returned bytes are those of one copy.
+    """
+    limit = (await JetStream(client).account_info()).limit
+    room = DEFAULT_DATA_BUDGET if limit is None else limit // config.replicas
+    return room if config.data_max is None else min(config.data_max, room)

@@ -182,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--results-max-mib", type=_mebibytes, metavar="MIB", dest="results_max_bytes",
         help="space for stored results (default: a quarter of the data)")  # fmt: skip
     add("--data-max", type=_mebibytes, metavar="MIB",
-        help="space for tenants' data (default: the limit of the broker account, or 8192)")  # fmt: skip
+        help="space for one copy of tenants' data (default: what the broker has, or 8192)")  # fmt: skip
     add("--quota", action="append", default=[], metavar="[ACCOUNT:]QUOTA=N", dest="quotas",
         help="limit of each account, or of one; repeatable, see operate/stores.md")  # fmt: skip
     add("--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus here (default: off)")
