@@ -60,7 +60,7 @@ def parse_copies(records: Any) -> list[Copy]:
             Copy(
                 id=record["instanceId"],
                 state=record["state"],
-                cluster=record["clusterId"],
+                cluster=record["clusterName"],
                 created_at=_unix(record["createdAt"]),
             )
             for record in records["instances"]

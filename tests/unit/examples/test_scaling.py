@@ -21,7 +21,13 @@ def copy(number: int, state: str = "RUNNING", cluster: str = "one") -> Copy:
 
 
 def test_living_instances_are_read_from_the_list() -> None:
-    record = {"instanceId": "a", "state": "RUNNING", "clusterId": "one", "createdAt": "1970-01-01T00:00:07Z"}
+    record = {
+        "instanceId": "a",
+        "state": "RUNNING",
+        "clusterId": "a6062a25-2c58-5dfd-93c7-33548ae31dcc",
+        "clusterName": "one",
+        "createdAt": "1970-01-01T00:00:07Z",
+    }
     records = {"instances": [record, {**record, "state": "COMPLETED"}, {**record, "state": "FAILED"}]}
     assert parse_copies(records) == [Copy("a", "RUNNING", "one", 7.0)]
 
