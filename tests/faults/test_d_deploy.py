@@ -27,7 +27,7 @@ async def test_d1_deploy_says_why_it_waits(tmp_path: Path) -> None:
                 stdout=out,
                 stderr=out,
             )
-        why = "no process with H100, only NCP.GPU.SIM_1x with SIM, process with CPU"
+        why = "no GPU H100, only CPU, SIM"
         await eventually(lambda: why in said.read_text(), "the reason", 120, story=said.read_text)
         deploying.send_signal(signal.SIGINT)
         assert await asyncio.wait_for(deploying.wait(), 60) == 130

@@ -48,9 +48,7 @@ async def test_d5_trouble_comes_first_and_nothing_is_cut(tmp_path: Path) -> None
         await tab.open((await up.ok("dashboard", "--no-browser")).strip())
         await tab.until_true(f"String({ROWS}) == 'unstartable,fails,nowhere,fine'")
         await tab.until("#functions tbody", lambda text: "exit code 3" in text)
-        await tab.until(
-            "#decisions tbody", lambda text: "no process with H100, only process with CPU" in text
-        )
+        await tab.until("#decisions tbody", lambda text: "no GPU H100, only CPU, SIM" in text)
         for width, dark in itertools.product((1400, 390), (False, True)):
             await tab.look(width, 900, dark=dark)
             await tab.until_true(BOXES)

@@ -130,7 +130,7 @@ def shrink(
     if groups.stale:
         running = sum(each.state is InstanceState.RUNNING for each in groups.up)
         if not unplaced and running >= min(sum(desired.values()), len(groups.stale)):
-            actions.append(Terminate(groups.stale, "the deployment has changed"))
+            actions += _replaced(groups)
         elif unplaced:
             # A cluster that is drained takes no successors: its instances serve until others do elsewhere.
             there = [each for each in groups.stale if each.cluster_id not in groups.drained]
@@ -139,6 +139,14 @@ def shrink(
                 reason = "the deployment has changed, and its successor needs room"
                 actions.append(Terminate(making_room, reason))
     return actions
+
+
+def _replaced(groups: InstanceGroups) -> list[Action]:
+    """End stale instances whose successors serve, and say why they were replaced."""
+    drained = tuple(each for each in groups.stale if each.cluster_id in groups.drained)
+    changed = tuple(each for each in groups.stale if each.cluster_id not in groups.drained)
+    ended = (Terminate(drained, "its cluster is drained"), Terminate(changed, "the deployment has changed"))
+    return [each for each in ended if each.instances]
 
 
 def _replaceable(groups: InstanceGroups, started: int) -> int:

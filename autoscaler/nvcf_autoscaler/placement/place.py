@@ -110,10 +110,18 @@ class Requirement:
         if missing:
             return f"lacks {', '.join(sorted(missing))}"
         if not cluster.free(self.gpu, self.instance_type):
-            wanted = f"{self.instance_type} with {self.gpu}"
-            kinds = sorted({f"{one.instance_type} with {one.gpu}" for one in cluster.capacity})
-            return f"no free {wanted}" if wanted in kinds else f"no {wanted}, only {', '.join(kinds)}"
+            return self._missing(cluster)
         return None
+
+    def _missing(self, cluster: Cluster) -> str:
+        """Return which GPU or instance type a cluster lacks, and which it has."""
+        types = sorted({one.instance_type for one in cluster.capacity if one.gpu == self.gpu})
+        wanted = f"{self.instance_type} with {self.gpu}"
+        if not types:
+            wanted, types = f"GPU {self.gpu}", sorted({one.gpu for one in cluster.capacity})
+        elif self.instance_type in types:
+            return f"no free {wanted}"
+        return f"no {wanted}" + (f", only {', '.join(types)}" if types else "")
 
     def permits(self, cluster: Cluster) -> bool:
         """Return whether a cluster is one of those named, whatever its state and capacity."""
@@ -159,7 +167,10 @@ class Placement:
         """The placement as text."""
         parts = [f"{count} in {self.labels.get(cluster, cluster)}" for cluster, count in self.assigned]
         if self.unplaced:
-            why = "; ".join(f"{self.labels.get(cluster, cluster)}: {text}" for cluster, text in self.refusals)
+            clusters: dict[str, list[str]] = {}
+            for cluster, text in self.refusals:
+                clusters.setdefault(text, []).append(self.labels.get(cluster, cluster))
+            why = "; ".join(f"{', '.join(sorted(names))}: {text}" for text, names in clusters.items())
             parts.append(f"no place for {self.unplaced}" + (f" ({why})" if why else ""))
         return ", ".join(parts) or "nothing to place"
 

@@ -173,6 +173,7 @@ def test_a_drained_cluster_keeps_its_instances_until_others_serve_elsewhere() ->
     (action,) = shrink(groups_of(*old, *successors, clusters=there), desired)
     assert isinstance(action, Terminate)
     assert set(action.instances) == set(old)
+    assert action.reason == "its cluster is drained"
 
 
 def test_an_instance_on_its_way_out_of_a_dead_cluster_is_closed() -> None:

@@ -124,6 +124,17 @@ def test_the_reason_names_what_is_wrong_with_each_cluster() -> None:
         assert text in reason
 
 
+def test_the_reason_says_once_what_several_clusters_lack() -> None:
+    fleet = [cluster("b", 5), cluster("a", 5)]
+
+    assert place(NOW, 1, Requirement("L40S", "one"), fleet).reason == (
+        "no place for 1 (a, b: no GPU L40S, only H100)"
+    )
+    assert place(NOW, 1, Requirement("H100", "two"), fleet).reason == (
+        "no place for 1 (a, b: no two with H100, only one)"
+    )
+
+
 def test_starting_ones_end_first_then_the_idle_longest_then_the_least_busy() -> None:
     instances = [
         Placed("busy", "a", 0.0, ready=True, in_flight=3),
