@@ -148,6 +148,8 @@ async def _take(
         text = problem_text(response.status, await response.read())
         if response.status == 504 and "limit" not in text.lower():
             text += ": give more with --timeout, or see nvcf logs"
+        if response.status == 500:
+            text += ": nvcf logs shows why"
         request_id = response.headers.get(NVCF_REQID)
         # Most problem documents name the request themselves.
         told = request_id is None or request_id in text
