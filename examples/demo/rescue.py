@@ -18,6 +18,8 @@ from examples.demo.reading import Reading, median, passes_for
 from examples.demo.screen import Screen
 from examples.ocr.images import Sample
 
+from nvcf_cli.instance_ids import short_id
+
 # Long enough to find out who works on the request and to kill it well before the end.
 BUSY_SECONDS = 4.0
 WORK_BEFORE_KILL = 1.0
@@ -41,7 +43,7 @@ class Instance:
 
     @property
     def short_id(self) -> str:
-        return self.id[:8]
+        return short_id(self.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,7 @@ async def kill_and_wait(
     )
     screen.line(
         f"  Answered {rescue.after_kill:.1f} s after the kill by {who}, "
-        f"{rescue.answering_instance[:8]}, process {rescue.answering_pid}."
+        f"{short_id(rescue.answering_instance)}, process {rescue.answering_pid}."
     )
     screen.line(f"  That was delivery {rescue.delivery} of request {answer.request_id}.")
     async with screen.step(f"instance {victim.short_id} is started again") as step:
