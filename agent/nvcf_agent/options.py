@@ -1,6 +1,7 @@
 """The agent's command line."""
 
 import argparse
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from nvcf_proto.icms.names import is_cluster_id
 from nvcf_proto.launch import version_text
 
 LONGEST_HEARTBEAT_SECONDS = 3600
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+"""Names of processors in Kubernetes, by those of the operating system."""
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -144,4 +147,11 @@ def inventory(options: argparse.Namespace) -> Inventory:
     names = [name for name, _ in types]
     if len(set(names)) < len(names):
         raise AgentError("--instance-type: a name is given twice")
-    return Inventory(options.cpu_slots, gpus, types or ((DEFAULT_TYPE, Limits()),))
+    machine = platform.machine().lower()
+    return Inventory(
+        options.cpu_slots,
+        gpus,
+        types or ((DEFAULT_TYPE, Limits()),),
+        cpu_arch=_ARCHITECTURES.get(machine, machine) or None,
+        os=platform.system().lower() or None,
+    )

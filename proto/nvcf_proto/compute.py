@@ -80,7 +80,8 @@ class GpuPool(Record, frozen=True):
     """What a cluster has of one GPU for one instance type, in single GPUs (or CPU slots).
 
     `gpus_per_instance` is fixed by the type; 0: the deployment says it. `node_gpus` is the size of a node and
-    `nodes` how many there are, where known: one instance needs its GPUs on one node.
+    `nodes` how many there are, where known: one instance needs its GPUs on one node. `attributes` are
+    those of the nodes, under the names of the filters of a deployment: `cpuArch`, `os`.
     """
 
     gpu: Text
@@ -90,6 +91,7 @@ class GpuPool(Record, frozen=True):
     gpus_per_instance: Count = 0
     node_gpus: Count = 0
     nodes: Count = 0
+    attributes: dict[str, str] = field(default_factory=dict)
 
 
 class Cluster(Record, frozen=True):
@@ -114,6 +116,21 @@ class Cluster(Record, frozen=True):
     cordoned: bool = False
     healthy: bool = True
     agent_version: Text | None = None
+    group_id: Text = field(name="clusterGroupId", default="")
+
+    @property
+    def label(self) -> str:
+        """Name for people, the id if it has none."""
+        return self.name or self.id
+
+    @property
+    def group_name(self) -> str:
+        """Name of its group; a cluster without a group is a group of its own."""
+        return self.group or self.label
+
+    def serves(self, nca_id: str) -> bool:
+        """Return whether functions of an account may run there."""
+        return nca_id == self.nca_id or not {"*", nca_id}.isdisjoint(self.authorized_nca_ids)
 
     @property
     def silent_after(self) -> float:

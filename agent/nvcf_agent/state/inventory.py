@@ -50,7 +50,7 @@ class Inventory:
     `gpus` are names with counts, `numbering` the name of each device in the order of CUDA's numbers (empty:
     in the order of `gpus`). `types` are the cluster's own instance types with their limits; each GPU has also
     the types `NCP.GPU.NAME_1x`, `_2x`, `_4x` and so on. A CPU instance takes a slot, a GPU instance at least
-    one GPU.
+    one GPU. `cpu_arch` and `os` are those of the machine, in the words of Kubernetes: `amd64`, `linux`.
     """
 
     cpu_slots: int = DEFAULT_CPU_SLOTS
@@ -58,6 +58,8 @@ class Inventory:
     types: tuple[tuple[str, Limits], ...] = ((DEFAULT_TYPE, Limits()),)
     numbering: tuple[str, ...] = ()
     details: Mapping[str, GpuDetails] = field(default_factory=dict)
+    cpu_arch: str | None = None
+    os: str | None = None
 
     def limits(self, instance_type: str) -> Limits:
         """Return the limits of an instance type."""
@@ -103,8 +105,19 @@ class Inventory:
         count = self.cpu_slots if gpu == CPU else len(self.devices(gpu))
         if not count:
             return ()
+        details = self.details.get(gpu, GpuDetails())
         own = tuple(
-            InstanceType(name=name, value=name, default=number == 0, node_type=SINGLE, max_instances=count)
+            InstanceType(
+                name=name,
+                value=name,
+                default=number == 0,
+                gpu_memory=details.memory,
+                cpu_arch=self.cpu_arch,
+                os=self.os,
+                driver_version=details.driver,
+                node_type=SINGLE,
+                max_instances=count,
+            )
             for number, (name, _) in enumerate(self.types)
         )
         return own if gpu == CPU else own + self._derived(gpu, count)
@@ -119,6 +132,8 @@ class Inventory:
                 description=details.description,
                 gpu_count=size,
                 gpu_memory=details.memory,
+                cpu_arch=self.cpu_arch,
+                os=self.os,
                 driver_version=details.driver,
                 node_type=SINGLE,
                 max_instances=count // size,

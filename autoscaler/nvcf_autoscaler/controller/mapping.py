@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from nvcf_autoscaler.placement.place import LOST_AFTER, Capacity, Requirement
 from nvcf_autoscaler.placement.place import Cluster as PlacementCluster
@@ -105,11 +105,19 @@ def clusters_of(
                     pool.gpus_per_instance,
                     pool.node_gpus,
                     pool.nodes,
+                    _attributes(
+                        # What people have said of the cluster wins over what its agent has found.
+                        {
+                            name: value
+                            for name, value in pool.attributes.items()
+                            if name not in record.attributes
+                        }
+                    ),
                 )
                 for pool in record.pools
             ),
-            group=record.group,
-            attributes=frozenset(f"{key}={value}" for key, value in record.attributes.items()),
+            group=record.group_name,
+            attributes=_attributes(record.attributes),
             healthy=record.healthy,
             name=record.name,
             heartbeat_at=record.heartbeat_at,
@@ -120,3 +128,7 @@ def clusters_of(
         )
         for record, heard_at in records
     )
+
+
+def _attributes(members: Mapping[str, str]) -> frozenset[str]:
+    return frozenset(f"{key}={value}" for key, value in members.items())

@@ -17,7 +17,7 @@ class Capacity:
     """GPUs of one kind for one instance type. `free` are instances, or GPUs as the cluster reported them.
 
     `gpus_per_instance` is fixed by the type; 0: the deployment says it. `node_gpus` and `nodes` tell about
-    the nodes, where known.
+    the nodes, where known; `attributes` are those of the nodes, beside the cluster's.
     """
 
     gpu: str
@@ -27,6 +27,7 @@ class Capacity:
     gpus_per_instance: int = 0
     node_gpus: int = 0
     nodes: int = 0
+    attributes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ class Requirement:
             return f"in region {cluster.region}"
         if self.groups and cluster.group not in self.groups:
             return "not in the deployment's cluster groups"
-        missing = self.attributes - cluster.attributes
+        missing = self.missing(cluster)
         if missing:
             return f"lacks {', '.join(sorted(missing))}"
         if not cluster.free(self.gpu, self.instance_type):
@@ -130,7 +131,18 @@ class Requirement:
             and (not self.clusters or cluster.is_one_of(self.clusters))
             and (not self.regions or cluster.region in self.regions)
             and (not self.groups or cluster.group in self.groups)
-            and self.attributes <= cluster.attributes
+            and not self.missing(cluster)
+        )
+
+    def missing(self, cluster: Cluster) -> frozenset[str]:
+        """Return the attributes that neither the cluster has nor its nodes with this GPU and type."""
+        return self.attributes.difference(
+            cluster.attributes,
+            *(
+                one.attributes
+                for one in cluster.capacity
+                if (one.gpu, one.instance_type) == (self.gpu, self.instance_type)
+            ),
         )
 
     def _authorized(self, cluster: Cluster) -> bool:

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from nvcf_proto.compute import Cluster, GpuPool, RegisteredCluster
-from nvcf_proto.icms.reports import ClusterStatus, Gpu, GpuUsage, Heartbeat, MaintenanceMode, Registration
+from nvcf_proto.icms.reports import (
+    ClusterStatus,
+    Gpu,
+    GpuUsage,
+    Heartbeat,
+    InstanceType,
+    MaintenanceMode,
+    Registration,
+)
 
 THEIR_HEARTBEAT_SECONDS = 300.0
 """How often an agent sends heartbeats that does not say it."""
@@ -93,6 +101,7 @@ def administered(
     return live.replace(
         region=cluster.region,
         group=cluster.group or None,
+        group_id=cluster.group_id,
         attributes=cluster.agent_attributes | cluster.attributes,
         draining=drained or draining,
         name=cluster.name,
@@ -129,10 +138,24 @@ def pools_of(
                 gpus_per_instance=kind.gpu_count,
                 node_gpus=node,
                 nodes=-(-total // node) if node else 0,
+                attributes=node_attributes(kind),
             )
             for kind in gpu.instance_types
         ]
     return tuple(pools)
+
+
+def node_attributes(kind: InstanceType) -> dict[str, str]:
+    """Return what an agent says of a type's nodes, under the names of a deployment's filters."""
+    said = {
+        "cpuArch": kind.cpu_arch,
+        "os": kind.os,
+        "driverVersion": kind.driver_version,
+        "storage": kind.storage,
+        "systemMemory": kind.system_memory,
+        "gpuMemory": kind.gpu_memory,
+    }
+    return {name: value for name, value in said.items() if value}
 
 
 def _capacity(gpu: Gpu) -> int:

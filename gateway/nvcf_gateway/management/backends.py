@@ -36,9 +36,10 @@ def check_clusters(
 ) -> None:
     """Raise InvalidRecord if no known cluster that a specification permits can run the version.
 
-    A specification whose clusters are all unknown yet is no error: its instances wait for one.
+    A specification whose clusters are all unknown yet is no error: its instances wait for one. Clusters that
+    the version's account may not use are unknown to it.
     """
-    known = list(clusters)
+    known = [each for each in clusters if each.serves(version.nca_id)]
     for index, specification in enumerate(specifications):
         _check_chart_settings(version, specification, f"deploymentSpecifications[{index}]")
     for index, specification in enumerate(specifications):
@@ -50,7 +51,7 @@ def check_clusters(
             wanted, runs = CONTAINERS, bool(backends - {PROCESS})
             needed_by = next(_container_settings(version))
         if backends and not runs:
-            names = ", ".join(sorted(each.id for each in permitted))
+            names = ", ".join(sorted(each.label for each in permitted))
             raise InvalidRecord(
                 needed_by,
                 f"needs a cluster of the backend {wanted!r}; deploymentSpecifications[{index}] permits "
@@ -73,9 +74,9 @@ def _check_chart_settings(
 def permits(specification: DeploymentSpecification, cluster: Cluster) -> bool:
     """Return whether the specification's names permit a cluster, whatever its state and capacity."""
     return (
-        (not specification.places or cluster.id in specification.places)
+        (not specification.places or not {cluster.id, cluster.label}.isdisjoint(specification.places))
         and (not specification.regions or cluster.region in specification.regions)
-        and specification.group in (None, cluster.group)
+        and specification.group in (None, cluster.group_name)
     )
 
 

@@ -18,33 +18,40 @@ from nvcf_proto.compute import Cluster
 from nvcf_proto.models import Deployment, DeploymentSpecification, Scope
 
 
-def group_name(cluster: Cluster) -> str:
-    """Return the name of a cluster's group; one without a group is a group of its own."""
-    return cluster.group or cluster.id
-
-
 def supported_gpus(clusters: Iterable[Cluster]) -> list[dict[str, str]]:
     """Return each GPU of each group once."""
-    found = {(pool.gpu, group_name(each)) for each in clusters for pool in each.pools}
+    found = {(pool.gpu, each.group_name) for each in clusters for pool in each.pools}
     return [{"gpu": gpu, "backend": group} for gpu, group in sorted(found)]
 
 
 def cluster_groups(clusters: Iterable[Cluster], nca_id: str) -> list[dict[str, Any]]:
-    """Return the groups with their GPUs, instance types and clusters."""
-    groups: dict[str, list[Cluster]] = {}
-    for each in sorted(clusters, key=lambda one: one.id):
-        groups.setdefault(group_name(each), []).append(each)
+    """Return the groups with their GPUs, instance types and clusters, as an account sees them."""
+    groups: dict[tuple[str, str], list[Cluster]] = {}
+    for each in sorted(clusters, key=lambda one: (one.label, one.id)):
+        groups.setdefault((each.group_name, _group_id(each)), []).append(each)
     return [
         {
-            "id": str(uuid5(NAMESPACE_URL, f"nvcf-cluster-group:{name}")),
+            "id": group_id,
             "name": name,
-            "ncaId": nca_id,
-            "authorizedNcaIds": ["*"],
+            "ncaId": members[0].nca_id or nca_id,
+            "authorizedNcaIds": _authorized(members, nca_id),
             "gpus": _gpus(members),
-            "clusters": [{"id": each.id, "name": each.id, "region": each.region} for each in members],
+            "clusters": [{"id": each.id, "name": each.label, "region": each.region} for each in members],
         }
-        for name, members in sorted(groups.items())
+        for (name, group_id), members in sorted(groups.items())
     ]
+
+
+def _group_id(cluster: Cluster) -> str:
+    return cluster.group_id or str(uuid5(NAMESPACE_URL, f"nvcf-cluster-group:{cluster.group_name}"))
+
+
+def _authorized(members: Iterable[Cluster], nca_id: str) -> list[str]:
+    """Return the accounts that may use a group. Its owner sees all of them, another account only itself."""
+    found = {account for each in members for account in each.authorized_nca_ids}
+    if "*" in found:
+        return ["*"]
+    return sorted(found) if all(each.nca_id == nca_id for each in members) else [nca_id]
 
 
 def _gpus(clusters: Iterable[Cluster]) -> list[dict[str, Any]]:
@@ -60,7 +67,7 @@ def _gpus(clusters: Iterable[Cluster]) -> list[dict[str, Any]]:
 
 def gpu_usage(deployments: Iterable[Deployment], clusters: Iterable[Cluster]) -> list[dict[str, Any]]:
     """Return the least and most instances of each kind, in total and by cluster that may hold them."""
-    known = sorted(clusters, key=lambda each: each.id)
+    known = sorted(clusters, key=lambda each: (each.label, each.id))
     kinds: dict[tuple[str, str], list[DeploymentSpecification]] = {}
     for deployment in deployments:
         for spec in deployment.specifications:
@@ -73,8 +80,8 @@ def gpu_usage(deployments: Iterable[Deployment], clusters: Iterable[Cluster]) ->
             "placements": [
                 {
                     "clusterId": each.id,
-                    "cluster": each.id,
-                    "clusterGroup": group_name(each),
+                    "cluster": each.label,
+                    "clusterGroup": each.group_name,
                     "region": each.region,
                     **_bounds(permitted),
                 }
@@ -112,13 +119,13 @@ class Gpus:
 
     async def supported(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle GET: list the GPUs of all groups."""
-        authorized(self._authenticator, request, Scope.LIST)
-        return json_response(200, supported_gpus(self._registry.clusters.values()))
+        caller = authorized(self._authenticator, request, Scope.LIST)
+        return json_response(200, supported_gpus(self._usable(caller.nca_id)))
 
     async def groups(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle GET: list the cluster groups."""
         caller = authorized(self._authenticator, request, Scope.LIST)
-        found = cluster_groups(self._registry.clusters.values(), caller.nca_id)
+        found = cluster_groups(self._usable(caller.nca_id), caller.nca_id)
         return json_response(200, {"clusterGroups": found})
 
     async def usage(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
@@ -131,4 +138,7 @@ class Gpus:
             and version.nca_id == caller.nca_id
             and caller.key.covers(version.function_id)
         ]
-        return json_response(200, {"gpus": gpu_usage(own, self._registry.clusters.values())})
+        return json_response(200, {"gpus": gpu_usage(own, self._usable(caller.nca_id))})
+
+    def _usable(self, nca_id: str) -> list[Cluster]:
+        return [each for each in self._registry.clusters.values() if each.serves(nca_id)]

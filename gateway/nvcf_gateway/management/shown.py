@@ -115,7 +115,7 @@ def _failure(
     members = {
         "icmsRequestId": instance.id,
         "gpu": instance.gpu,
-        "backend": (where and where.group) or instance.cluster_id,
+        "backend": where.group_name if where else instance.cluster_id,
         "instanceType": specification and specification.instance_type,
         "error": instance.reason,
     }

@@ -141,6 +141,14 @@ async def test_pools_by_a_registration_of_nvidias_agent(plane: ComputePlane) -> 
     one = types["NCP.GPU.H100_2x"]
     assert (one.instances_total, one.instances_free, one.gpus_per_instance) == (16, 16, 2)
     assert (one.node_gpus, one.nodes) == (8, 2)
+    assert one.attributes == {
+        "cpuArch": "amd64",
+        "os": "linux",
+        "driverVersion": "550.90.07",
+        "storage": "125Gi",
+        "systemMemory": "64Gi",
+        "gpuMemory": "79Gi",
+    }
     assert (live.heartbeat_seconds, live.backend) == (300.0, "kubernetes")
 
 

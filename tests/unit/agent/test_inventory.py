@@ -104,3 +104,9 @@ def test_flags() -> None:
     for wrong in ("", "a,disk=1", "a,memory=much", "a,memory=0", "a,cpus=0", "a,cpus=-1", "a,memory"):
         with pytest.raises(AgentError):
             parse_instance_type(wrong)
+
+
+def test_all_types_say_what_machine_it_is() -> None:
+    inventory = Inventory(1, (("H100", 2),), cpu_arch="amd64", os="linux")
+    types = [kind for gpu in inventory.registered() for kind in gpu.instance_types]
+    assert {(each.cpu_arch, each.os) for each in types} == {("amd64", "linux")}

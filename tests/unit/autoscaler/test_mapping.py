@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from nvcf_autoscaler.controller.mapping import PLATFORM_DOWN, requirement_of, settings_of
+from nvcf_autoscaler.controller.mapping import PLATFORM_DOWN, clusters_of, requirement_of, settings_of
 from nvcf_autoscaler.policy.settings import ScalingDetails, Stickiness
+from nvcf_proto.compute import Cluster, GpuPool
 from nvcf_proto.models import Deployment, DeploymentSpecification
 from nvcf_proto.models.deployments import specifications_of
 from tests.unit.autoscaler.records import VERSION
@@ -63,6 +64,31 @@ def test_requirements(
 ) -> None:
     found = requirement_of(DeploymentSpecification.from_dict(members))
     assert (found.clusters, found.groups, found.attributes) == (clusters, groups, frozenset(attributes))
+
+
+def test_filters_of_nodes_are_met_by_what_the_agent_has_registered() -> None:
+    """Each type has nodes of its own; what people say of the whole cluster wins."""
+    pools = (
+        GpuPool("H100", "one", 8, 8, attributes={"cpuArch": "amd64", "systemMemory": "64Gi"}),
+        GpuPool("H100", "two", 8, 8, attributes={"cpuArch": "amd64", "systemMemory": "128Gi", "os": "linux"}),
+    )
+    record = Cluster("id", "eu", 0.0, pools, attributes={"os": "ubuntu"}, name="lab")
+    (found,) = clusters_of([(record, 0.0)])
+
+    def refusal(kind: str, **filters: str) -> str | None:
+        spec = DeploymentSpecification("H100", kind, **filters)  # type: ignore[arg-type]
+        return requirement_of(spec).refusal(found, 0.0)
+
+    assert refusal("one", cpu_arch="amd64", system_memory="64Gi", os="ubuntu") is None
+    assert refusal("two", system_memory="128Gi") is None
+    assert refusal("two", system_memory="64Gi") == "lacks systemMemory=64Gi"
+    assert refusal("two", cpu_arch="arm64", os="linux") == "lacks cpuArch=arm64, os=linux"
+
+
+def test_a_cluster_without_a_group_is_a_group_of_its_own() -> None:
+    (found,) = clusters_of([(Cluster("id", "eu", 0.0, (GpuPool("A", "a", 1, 1),), name="lab"), 0.0)])
+    spec = DeploymentSpecification("A", "a", backend="lab")
+    assert requirement_of(spec).refusal(found, 0.0) is None
 
 
 def test_the_autoscaling_configuration_is_the_rule_of_the_version() -> None:

@@ -79,11 +79,19 @@ def test_a_process_needs_a_cluster_that_starts_processes() -> None:
         check_clusters(wanted, [ANYWHERE], [GPUS])
 
 
+def test_a_cluster_of_other_accounts_does_not_count() -> None:
+    wanted, theirs = version(containerImage="x"), cluster("theirs", "process", authorized_nca_ids=("b",))
+    check_clusters(wanted, [ANYWHERE], [theirs])
+    with pytest.raises(InvalidRecord, match="permits local,"):
+        check_clusters(wanted, [ANYWHERE], [theirs.replace(authorized_nca_ids=("a",), name="local")])
+
+
 @pytest.mark.parametrize(
     ("specification", "refused"),
     [
         (DeploymentSpecification(clusters=("local",)), True),
         (DeploymentSpecification(clusters=("gpus",)), False),
+        (DeploymentSpecification(cluster_group="local"), True),
         (DeploymentSpecification(clusters=("not-seen-yet",)), False),
         (DeploymentSpecification(regions=("region-1",)), False),
         (DeploymentSpecification(regions=("region-2",)), False),

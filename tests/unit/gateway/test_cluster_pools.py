@@ -31,6 +31,17 @@ def test_pools_say_how_many_gpus_a_node_has(capacity: int, one_machine: bool, no
     assert {(each.node_gpus, each.nodes) for each in pools} == {(node, nodes)}
 
 
+def test_pools_have_the_attributes_of_their_nodes() -> None:
+    kinds = (
+        InstanceType(name="a", cpu_arch="amd64", os="linux", driver_version="550", storage="125Gi"),
+        InstanceType(name="b", system_memory="64Gi", gpu_memory="79Gi"),
+    )
+    assert [each.attributes for each in pools_of((Gpu(name="H100", instance_types=kinds),), {})] == [
+        {"cpuArch": "amd64", "os": "linux", "driverVersion": "550", "storage": "125Gi"},
+        {"systemMemory": "64Gi", "gpuMemory": "79Gi"},
+    ]
+
+
 @pytest.mark.parametrize("cause", sorted(CONSEQUENCES))
 def test_an_instance_that_was_given_up_keeps_the_reason_when_its_agent_obeys(cause: Cause) -> None:
     reason = "lost: nothing was heard of cluster one"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from nvcf_gateway.management.accounts import account_path
 from nvcf_gateway.management.gpus import cluster_groups, gpu_usage, supported_gpus
 from nvcf_proto.compute import Cluster, GpuPool
@@ -48,6 +50,27 @@ def test_groups_have_all_of_their_clusters_and_ids_that_stay() -> None:
         {"name": "B", "instanceTypes": [{"name": "b1"}]},
     ]
     assert group["id"] == cluster_groups(CLUSTERS[:1], "other")[0]["id"] != alone["id"]
+
+
+def test_groups_have_the_ids_and_clusters_the_names_of_their_registration() -> None:
+    one = cluster("id-1", "g", ("A", "a1")).replace(name="lab", group_id="group-1", nca_id="owner")
+    other = one.replace(
+        id="id-2", name="lab", group_id="group-2", nca_id="else", authorized_nca_ids=("x", "y")
+    )
+    first, second = cluster_groups([one, other], "x")
+    assert (first["id"], first["ncaId"], first["authorizedNcaIds"]) == ("group-1", "owner", ["*"])
+    assert first["clusters"] == [{"id": "id-1", "name": "lab", "region": "r"}]
+    assert (second["id"], second["authorizedNcaIds"]) == ("group-2", ["x"]), "nobody reads who else may"
+    assert cluster_groups([other], "else")[0]["authorizedNcaIds"] == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("account", "expected"), [("owner", True), ("guest", True), ("stranger", False), ("", False)]
+)
+def test_a_cluster_serves_its_owner_and_whom_it_authorizes(account: str, expected: bool) -> None:
+    one = cluster("a", None).replace(nca_id="owner", authorized_nca_ids=("guest",))
+    assert one.serves(account) is expected
+    assert one.replace(authorized_nca_ids=("*",)).serves(account)
 
 
 def test_use_is_added_up_by_kind_and_by_cluster() -> None:
