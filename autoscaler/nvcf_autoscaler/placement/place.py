@@ -107,9 +107,9 @@ class Requirement:
             return f"in region {cluster.region}"
         if self.groups and cluster.group not in self.groups:
             return "not in the deployment's cluster groups"
-        missing = self.missing(cluster)
-        if missing:
-            return f"lacks {', '.join(sorted(missing))}"
+        lacking = self.lacking(cluster)
+        if lacking and self._is_offered(cluster):
+            return f"lacks {', '.join(sorted(lacking))}"
         if not cluster.free(self.gpu, self.instance_type):
             return self._missing(cluster)
         return None
@@ -131,10 +131,13 @@ class Requirement:
             and (not self.clusters or cluster.is_one_of(self.clusters))
             and (not self.regions or cluster.region in self.regions)
             and (not self.groups or cluster.group in self.groups)
-            and not self.missing(cluster)
+            and not self.lacking(cluster)
         )
 
-    def missing(self, cluster: Cluster) -> frozenset[str]:
+    def _is_offered(self, cluster: Cluster) -> bool:
+        return any((one.gpu, one.instance_type) == (self.gpu, self.instance_type) for one in cluster.capacity)
+
+    def lacking(self, cluster: Cluster) -> frozenset[str]:
         """Return the attributes that neither the cluster has nor its nodes with this GPU and type."""
         return self.attributes.difference(
             cluster.attributes,

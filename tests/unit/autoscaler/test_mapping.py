@@ -82,6 +82,7 @@ def test_filters_of_nodes_are_met_by_what_the_agent_has_registered() -> None:
     assert refusal("one", cpu_arch="amd64", system_memory="64Gi", os="ubuntu") is None
     assert refusal("two", system_memory="128Gi") is None
     assert refusal("two", system_memory="64Gi") == "lacks systemMemory=64Gi"
+    assert refusal("three", cpu_arch="amd64") == "no three with H100, only one, two", "not: lacks cpuArch"
     assert refusal("two", cpu_arch="arm64", os="linux") == "lacks cpuArch=arm64, os=linux"
 
 
