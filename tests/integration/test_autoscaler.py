@@ -195,6 +195,17 @@ async def test_what_finds_no_room_starts_as_soon_as_there_is_some(tmp_path: Path
         assert (await waiting).status == 200
 
 
+async def test_a_request_that_no_cluster_can_serve_is_explained(tmp_path: Path) -> None:
+    async with running_plane(tmp_path) as plane:
+        await plane.start_agent("local", "--gpu", "SIM=2")
+        version = await plane.deploy({"gpu": "H100", **FROM_ZERO})
+        waiting = asyncio.create_task(plane.ask(version))
+        why = "no place for 1 (local: no GPU H100, only CPU, SIM)"
+        await plane.until(lambda: why in plane.words(), "the reason")
+        waiting.cancel()
+        await asyncio.wait([waiting])
+
+
 async def test_undeploying_drains(tmp_path: Path) -> None:
     async with running_plane(tmp_path) as plane:
         await plane.start_agent()

@@ -22,7 +22,7 @@ from nvcf_autoscaler.errors import InvalidSettings
 from nvcf_autoscaler.placement.failures import assess_failures
 from nvcf_autoscaler.placement.fair_shares import FairShares, claims_of, possible_clusters
 from nvcf_autoscaler.placement.fairness import TIME_SLICE
-from nvcf_autoscaler.placement.place import place
+from nvcf_autoscaler.placement.place import Placement, place
 from nvcf_autoscaler.placement.usage import OVER, Usages, usage_of
 from nvcf_autoscaler.placement.view import by_cluster, group_instances, startups
 from nvcf_autoscaler.policy.decide import Decision, decide
@@ -226,7 +226,7 @@ class Reconciler:
     async def _grow(self, context: ReconcileContext, decision: Decision) -> int:
         """Create missing instances. Return how many found no room."""
         unplaced = 0
-        refusal = ""
+        refusal = self._lack_of_room(context, decision)
         state = context.state
         for desired in decision.desired:
             key = desired.specification_id
@@ -241,9 +241,7 @@ class Reconciler:
             placement = place(context.now, missing, context.requirements[key], clusters, existing)
             unplaced += placement.unplaced
             if placement.unplaced:
-                label = self.cache.cluster_label
-                avoided = [f"{label(key)}: {why}" for key, (_, why) in context.failures.avoided.items()]
-                refusal = "; ".join((placement.reason, *avoided))
+                refusal = self._refusal(context, placement)
             for action in plan.grow(key, context.specifications[key], placement, context.clusters):
                 if not self.lease.held:
                     return unplaced
@@ -255,6 +253,25 @@ class Reconciler:
             await self.actuator.emit_event(context.version, context.version.id, refusal)
         state.last_refusal = kind
         return unplaced
+
+    def _lack_of_room(self, context: ReconcileContext, decision: Decision) -> str:
+        """Return why no cluster has room for what is missing. Empty if nothing is, or some has room now."""
+        if not decision.missing:
+            return ""
+        texts: dict[str, None] = {}
+        existing, usages = by_cluster(context.groups.up), self._usages(context)
+        for key, requirement in context.requirements.items():
+            clusters = context.clusters_for(key, usages)
+            placement = place(context.now, decision.missing, requirement, clusters, existing)
+            if placement.assigned:
+                return ""
+            texts[self._refusal(context, placement)] = None
+        return "; ".join(texts)
+
+    def _refusal(self, context: ReconcileContext, placement: Placement) -> str:
+        label = self.cache.cluster_label
+        avoided = [f"{label(key)}: {why}" for key, (_, why) in context.failures.avoided.items()]
+        return "; ".join((placement.reason, *avoided))
 
     async def _report_problem(self, version: FunctionVersion, state: VersionState, text: str) -> None:
         """Report once what keeps a version from being scaled."""
