@@ -82,8 +82,7 @@ class AccountTelemetry:
         if self.given is None or self.kept is None:
             return local
         try:
-            of = InstanceOf(instance.id, orders.function_id(order), orders.version_id(order))
-            texts = texts_of(await self.given(of))
+            texts = texts_of(await self.given(InstanceOf.of(instance.id, order)))
             if not texts:
                 return local
             await asyncio.to_thread(_keep, self.kept / account, texts)

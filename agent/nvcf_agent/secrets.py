@@ -60,7 +60,7 @@ class SecretSource(Protocol):
     """Hands out tokens for secrets, and secrets for tokens. Its methods raise `SecretsError`."""
 
     async def token(self, instance: InstanceOf) -> SecretToken | None:
-        """Return a token for the secrets of an instance; None if the gateway has no secrets at all."""
+        """Return a token for the secrets of an instance; None if its control plane has no secrets at all."""
         ...
 
     async def read(self, token: SecretToken, path: str, tag: str | None) -> tuple[str, dict[str, Any]] | None:
@@ -76,6 +76,8 @@ class GatewaySecrets:
         self._icms = icms
 
     async def token(self, instance: InstanceOf) -> SecretToken | None:
+        if not instance.has_secret_service:
+            return None
         body = {
             "instanceId": instance.instance_id,
             "functionId": instance.function_id,
@@ -86,9 +88,6 @@ class GatewaySecrets:
         except IdentityError as error:
             raise SecretsError(str(error)) from error
         status, _, answer = await self._call("POST", _CREDENTIALS_PATH, headers, body)
-        if status == HTTPStatus.NOT_FOUND and instance.instance_id not in str(answer.get("detail")):
-            # Another control plane, which has no such route.
-            return None
         try:
             if status != HTTPStatus.OK:
                 raise SecretsError(f"the gateway gave no token for secrets (HTTP {status})")

@@ -88,6 +88,14 @@ class InstanceOf:
     instance_id: str
     function_id: str
     version_id: str
+    has_secret_service: bool = True
+    """Whether its control plane hands out secrets."""
+
+    @classmethod
+    def of(cls, instance_id: str, order: CreationMessage) -> "InstanceOf":
+        """Return what a creation message says of an instance."""
+        served = names.ESS_FQDN in orders.environment(order)
+        return cls(instance_id, orders.function_id(order), orders.version_id(order), served)
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,7 @@ class InstanceSpec:
     @property
     def instance_of(self) -> InstanceOf:
         """The instance and what it is of."""
-        return InstanceOf(self.instance_id, orders.function_id(self.order), orders.version_id(self.order))
+        return InstanceOf.of(self.instance_id, self.order)
 
     @property
     def source(self) -> ProcessSource | None:

@@ -136,6 +136,7 @@ def launch_environment(wanted: OrderedInstance) -> dict[str, str]:
         names.MAX_REQUEST_CONCURRENCY: str(wanted.specification.max_request_concurrency),
         names.NVCF_MAX_EXECUTION_SECONDS: str(execution_seconds(wanted.deployment)),
         "INFERENCE_URL": version.inference_url,
+        names.ESS_FQDN: addresses.http,
     }
     if version.container_image is not None:
         variables["INFERENCE_CONTAINER"] = version.container_image
