@@ -146,9 +146,13 @@ class RequestQueue:
                 raise failure(f"the queue did not take the request: {cause}") from cause
             extra = {"request_id": request_id}
             _log.warning("publish failed, trying again in %.1f s: %s", delay, cause, extra=extra)
-            await asyncio.sleep(min(delay, until - loop.time()))
+            left = until - loop.time()
+            await asyncio.sleep(min(delay, left))
             if answered():
                 return None
+            if delay >= left:
+                # A timer may ring a little early. An attempt in what is left then would only end unknown.
+                break
         raise failure("the queue did not take the request within the poll time") from cause
 
     async def _publish_once(

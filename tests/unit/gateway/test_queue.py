@@ -113,3 +113,31 @@ async def test_a_request_is_certainly_not_queued_only_if_each_attempt_was_refuse
         await of.publish(V, Q, b"", {}, deadline=deadline if late else None)
     assert isinstance(raised.value, NotStored) == certain
     assert not left
+
+
+async def test_no_attempt_is_made_in_the_last_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A timer that rings early leaves no time for an attempt, which would end unknown."""
+    attempts: list[str] = []
+
+    async def request(subject: str, *_: object, **__: object) -> object:
+        attempts.append(subject)
+        if len(attempts) > 1:
+            raise TimeoutError
+        refused = {"error": {"code": 400, "err_code": 10054, "description": "message size exceeds maximum"}}
+        return SimpleNamespace(data=json.dumps(refused).encode())
+
+    config = GatewayConfig(("", 0), ("", 0), "", Path("key"))
+    of = RequestQueue(cast(Any, None), cast(Any, SimpleNamespace(request=request)), config, lambda _: 1)
+
+    async def ensured(*_: object, **__: object) -> None:
+        return None
+
+    async def early(_: float) -> None:
+        return None
+
+    monkeypatch.setattr(of, "ensure", ensured)
+    deadline = asyncio.get_running_loop().time() + 0.05
+    monkeypatch.setattr(asyncio, "sleep", early)
+    with pytest.raises(NotStored):
+        await of.publish(V, Q, b"", {}, deadline=deadline)
+    assert len(attempts) == 1
