@@ -29,14 +29,15 @@ def guaranteed_room(
     for each in placed:
         several, rest = divmod(each, node_gpus) if each > node_gpus else (0, each)
         on_one += [node_gpus] * several + ([rest] if rest else [])
-    # What smaller nodes lack is anywhere, like GPUs that something unknown holds.
-    on_one += [1] * (max(0, units) + max(0, nodes * node_gpus - total))
-    free = nodes * (node_gpus // size) - _most_lost(size, node_gpus, nodes, on_one)
+    # What smaller nodes lack is anywhere, like GPUs that something unknown holds. It is only a number here:
+    # an agent may say billions.
+    single = max(0, units) + max(0, nodes * node_gpus - total)
+    free = nodes * (node_gpus // size) - _most_lost(size, node_gpus, nodes, on_one, single)
     return max(0, min(free, (total - sum(placed) - units) // size))
 
 
-def _most_lost(size: int, node_gpus: int, nodes: int, placed: Sequence[int]) -> int:
-    """Return a bound of the instances of `size` that the placed ones can keep out.
+def _most_lost(size: int, node_gpus: int, nodes: int, placed: Sequence[int], single: int) -> int:
+    """Return a bound of the instances of `size` that the placed ones and `single` GPUs can keep out.
 
     A node of G = q*size + spare GPUs that holds L of them has lost ceil((L - spare) / size) of its q
     instances. For whole multiples of `size` that is exact. The rest touches at most one node each, and loads
@@ -45,10 +46,12 @@ def _most_lost(size: int, node_gpus: int, nodes: int, placed: Sequence[int]) -> 
     spare = node_gpus % size
     whole = sum(each // size for each in placed if each % size == 0)
     rest = [each for each in placed if each % size]
-    if not rest:
+    if size == 1:
+        return whole + single
+    if not rest and not single:
         return whole
-    step = math.gcd(size, spare, *rest)
-    touched = min(nodes, len(rest))
-    shared = (sum(rest) + touched * (size - step - spare)) // size
-    apart = sum(math.ceil(each / size) for each in rest)
+    step = 1 if single else math.gcd(size, spare, *rest)
+    touched = min(nodes, len(rest) + single)
+    shared = (sum(rest) + single + touched * (size - step - spare)) // size
+    apart = sum(math.ceil(each / size) for each in rest) + single
     return whole + min(apart, max(0, shared))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jwt
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from nvcf_gateway.access.authorization import bearer_token
 from nvcf_gateway.errors import GatewayError, HttpProblem
@@ -146,9 +147,12 @@ def read_key_set(text: str) -> tuple[jwt.PyJWK, ...]:
     """Return the RSA keys of a JWKS document. Raises ValueError, which says what is wrong with it."""
     try:
         found = jwt.PyJWKSet.from_json(text).keys
-    except (jwt.PyJWTError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"not a JSON Web Key Set: {error}") from None
-    keys = tuple(key for key in found if key.key_type == "RSA")
+    except (jwt.PyJWTError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        # RuntimeError: JSON that is too deep, or a key for the algorithm `none`.
+        raise ValueError(f"not a JSON Web Key Set: {error or type(error).__name__}") from None
+    if any(key.key_type == "RSA" and not isinstance(key.key, RSAPublicKey) for key in found):
+        raise ValueError("the key set has a private key: make a new one, and send its public half only")
+    keys = tuple(key for key in found if isinstance(key.key, RSAPublicKey))
     if not keys:
         raise ValueError("the key set has no RSA key")
     if len(keys) > MOST_KEYS:

@@ -10,12 +10,16 @@ from typing import Annotated, Any
 
 from msgspec import Meta, field
 
-from nvcf_proto.icms.messages import InstanceId
+from nvcf_proto.icms.messages import MOST_GPUS, InstanceId
 from nvcf_proto.models import Record
 from nvcf_proto.models.record import Count, Text
 
 LONGEST_LOG = 16 * 1024
 HELD_REQUESTS = 16_384
+# Every type becomes a pool in the live record, which each heartbeat writes and the autoscaler reads.
+MOST_GPU_NAMES = 32
+MOST_TYPES = 128
+MOST_ATTRIBUTES = 256
 
 
 class ClusterStatus(StrEnum):
@@ -78,7 +82,7 @@ class InstanceType(Record, frozen=True, kw_only=True):
     cpu_cores: Count | None = None
     system_memory: Text | None = None
     gpu_memory: Text | None = None
-    gpu_count: Count = 0
+    gpu_count: Annotated[int, Meta(ge=0, le=MOST_GPUS)] = 0
     cpu_arch: Text | None = None
     storage: Text | None = None
     os: Text | None = None
@@ -93,7 +97,7 @@ class Gpu(Record, frozen=True, kw_only=True):
 
     name: Text
     capacity: Count | None = None
-    instance_types: tuple[InstanceType, ...] = ()
+    instance_types: Annotated[tuple[InstanceType, ...], Meta(max_length=MOST_TYPES)] = ()
 
 
 class Registration(Record, frozen=True, kw_only=True):
@@ -101,7 +105,7 @@ class Registration(Record, frozen=True, kw_only=True):
 
     status: Text = ClusterStatus.READY.value
     k8s_version: Text | None = None
-    gpus: tuple[Gpu, ...] = ()
+    gpus: Annotated[tuple[Gpu, ...], Meta(max_length=MOST_GPU_NAMES)] = ()
     allow_cluster_targeting: bool = False
     allow_task_cluster_creation_queues: bool = False
     nvca_version: Text | None = None
@@ -109,7 +113,7 @@ class Registration(Record, frozen=True, kw_only=True):
     """[ext] `process` or `kubernetes`."""
     heartbeat_seconds: Annotated[float, Meta(gt=0.0, le=3600.0)] | None = None
     """[ext] How often this agent sends heartbeats. Without it, 300 s is assumed."""
-    attributes: dict[str, str] = field(default_factory=dict)
+    attributes: Annotated[dict[str, str], Meta(max_length=MOST_ATTRIBUTES)] = field(default_factory=dict)
     """[ext] What deployments can require of a cluster."""
 
 

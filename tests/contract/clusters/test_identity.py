@@ -9,8 +9,10 @@ import json
 import time
 from typing import Any
 
+import jwt
 import nats.errors
 import pytest
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import InstanceState
@@ -133,6 +135,19 @@ async def test_a_key_set_without_keys_is_400(plane: ComputePlane, jwks: str) -> 
     agent, _ = await with_tokens(plane)
     path = f"/v1/nvca/clusters/{agent.cluster_id}/jwks"
     status, problem = await agent.call("PUT", path, {"jwks": jwks})
+    assert (status, problem["field"]) == (400, "jwks")
+    assert (await agent.heartbeat())[0] == 200
+
+
+@pytest.mark.parametrize("kind", ["private", "none"])
+async def test_a_key_set_of_keys_that_cannot_verify_is_400(plane: ComputePlane, kind: str) -> None:
+    """6.5: a private key, or one for the algorithm `none`, would lock the agent out."""
+    agent, _ = await with_tokens(plane)
+    key = jwt.algorithms.RSAAlgorithm.to_jwk(generate_private_key(65537, 2048), as_dict=True)
+    if kind == "none":
+        key = {name: key[name] for name in ("kty", "n", "e")} | {"alg": "none"}
+    path = f"/v1/nvca/clusters/{agent.cluster_id}/jwks"
+    status, problem = await agent.call("PUT", path, {"jwks": json.dumps({"keys": [key]})})
     assert (status, problem["field"]) == (400, "jwks")
     assert (await agent.heartbeat())[0] == 200
 

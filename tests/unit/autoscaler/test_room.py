@@ -69,6 +69,12 @@ def test_eight_gpus_of_sixteen_with_five_in_use_are_not_enough_for_certain() -> 
     assert guaranteed_room(1, [2], 1, total=8) == 5
 
 
+@pytest.mark.parametrize(("total", "node", "nodes"), [(2**31 - 1, 2, 2**30), (2**30 + 1, 2**30, 2)])
+def test_billions_of_gpus_in_a_heartbeat_cost_no_memory(total: int, node: int, nodes: int) -> None:
+    """Any agent may say so, and the autoscaler works for all clusters."""
+    assert guaranteed_room(2, [], total, total=total, node_gpus=node, nodes=nodes) == 0
+
+
 SPEC = DeploymentSpecification(gpu="A")
 SLOW = timings_of(300.0, 30.0)
 
