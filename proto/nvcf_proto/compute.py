@@ -157,6 +157,8 @@ class RegisteredCluster(Record, frozen=True, kw_only=True):
     cloud_provider: Text = "ON-PREM"
     attributes: dict[str, str] = field(default_factory=dict)
     jwks: Annotated[str, Meta(max_length=64 * 1024)] | None = None
+    jwks_from_agent: bool = False
+    """The agent has put another key set than the administrator: a rotation drops it."""
     oidc_issuer: Text | None = None
     created_at: float = 0.0
     maintenance: Text = "None"

@@ -99,6 +99,8 @@ class AgentAccess:
         key = self._registry.keys.get(key_id) if key_id else None
         if key_id and (key is None or not key.is_live(self._clock())):
             return "its key is no longer valid"
+        if not key_id and cluster.jwks is None:
+            return "its cluster has no key set any more"
         return None
 
     def _by_token(self, cluster: RegisteredCluster | None, text: str) -> Agent:

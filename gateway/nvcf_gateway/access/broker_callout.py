@@ -191,6 +191,8 @@ class AuthCallout:
             agent = self._agents.verify(token.cluster_id, token.credential)
         except (InvalidToken, AgentRefused) as error:
             raise _Refused(str(error)) from None
+        if agent.cluster.evicted:
+            raise _Refused(f"cluster {agent.cluster.id} was deleted")
         permissions = agent_permissions(agent.cluster.id, own_inbox=token.own_inbox)
         end = min(agent.expires_at or float("inf"), now + AGENT_CONNECTION_SECONDS)
         account = PRIVATE_AGENT_ACCOUNT if token.own_inbox else AGENT_BROKER_ACCOUNT

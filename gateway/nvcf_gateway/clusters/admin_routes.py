@@ -12,7 +12,7 @@ from aiohttp import web
 
 from nvcf_broker.errors import KeyExistsError
 from nvcf_gateway.access.authorization import Authenticator
-from nvcf_gateway.clusters.cluster_records import administered
+from nvcf_gateway.clusters.cluster_records import administered, rotated
 from nvcf_gateway.clusters.keys import ClusterKeys
 from nvcf_gateway.clusters.registration import (
     ClusterChange,
@@ -149,9 +149,13 @@ class ClusterRoutes:
         return json_response(200, _ids(cluster))
 
     async def rotate(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-        """Handle POST …/rotate: make a new key for the agent; earlier ones are good for a while."""
+        """Handle POST …/rotate: make a new key for the agent; earlier ones are good for a while.
+
+        A key set that the agent has put is dropped.
+        """
         cluster = self._own(request, values)
         answer = _ids(cluster) | {"clusterKey": await self._keys.create(cluster)}
+        await update(self._registry.registered_clusters, cluster.id, rotated)
         return json_response(200, answer, headers=_ONCE)
 
     def _maintained(self, mode: MaintenanceMode) -> Handler:

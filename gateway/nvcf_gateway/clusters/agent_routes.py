@@ -17,7 +17,12 @@ from nvcf_gateway.access.agent_identity import (
     calling_agent,
     read_key_set,
 )
-from nvcf_gateway.clusters.cluster_records import after_heartbeat, after_registration, registered
+from nvcf_gateway.clusters.cluster_records import (
+    after_heartbeat,
+    after_registration,
+    registered,
+    with_key_set,
+)
 from nvcf_gateway.clusters.instance_reports import OK, Decision
 from nvcf_gateway.clusters.instances import InstanceRecords
 from nvcf_gateway.clusters.streams import ClusterQueues
@@ -86,9 +91,9 @@ class AgentRoutes:
         cluster = self._agent(request, values).cluster
         body = await read_record(request, Registration, MAX_REGISTRATION)
         changed = await self._change(cluster.id, lambda record: registered(record, body))
-        with broker_errors():
-            await self._queues.check(cluster.id)
         if not changed.evicted:
+            with broker_errors():
+                await self._queues.check(cluster.id)
             before = self._registry.clusters.get(changed.id)
             await self._put_live(after_registration(changed, body, before, self._clock()))
         answer = RegistrationAnswer(
@@ -122,13 +127,16 @@ class AgentRoutes:
 
     async def put_jwks(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle PUT …/jwks: replace the key set that the tokens of the cluster's agent are checked with."""
-        cluster = self._agent(request, values).cluster
+        agent = self._agent(request, values)
+        if agent.key_id and agent.expires_at is not None:
+            # It was rotated, perhaps because it was stolen: it must not make another identity.
+            raise HttpProblem(403, "this cluster key is being replaced: change the key set with the new one")
         body = await read_record(request, Jwks)
         try:
             read_key_set(body.jwks)
         except ValueError as error:
             raise invalid_field(InvalidRecord("jwks", str(error))) from None
-        await self._change(cluster.id, lambda record: record.replace(jwks=body.jwks))
+        await self._change(agent.cluster.id, lambda record: with_key_set(record, body.jwks))
         return json_response(OK, {})
 
     async def acknowledge(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:

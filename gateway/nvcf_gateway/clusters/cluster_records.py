@@ -37,6 +37,16 @@ def registered(cluster: RegisteredCluster, registration: Registration) -> Regist
     )
 
 
+def with_key_set(cluster: RegisteredCluster, jwks: str) -> RegisteredCluster:
+    """Return the record with the key set that the agent has put."""
+    return cluster if jwks == cluster.jwks else cluster.replace(jwks=jwks, jwks_from_agent=True)
+
+
+def rotated(cluster: RegisteredCluster) -> RegisteredCluster:
+    """Return the record without a key set from the agent: who had the old key may have put it."""
+    return cluster.replace(jwks=None, jwks_from_agent=False) if cluster.jwks_from_agent else cluster
+
+
 def after_registration(
     cluster: RegisteredCluster, registration: Registration, before: Cluster | None, now: float
 ) -> Cluster:

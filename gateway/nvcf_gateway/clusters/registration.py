@@ -82,5 +82,6 @@ def changed_cluster(cluster: RegisteredCluster, wanted: ClusterChange) -> Regist
         cloud_provider=wanted.cloud_provider,
         attributes=wanted.attributes,
         jwks=wanted.jwks if wanted.jwks is not None else cluster.jwks,
+        jwks_from_agent=cluster.jwks_from_agent and wanted.jwks is None,
         oidc_issuer=wanted.oidc_issuer,
     )

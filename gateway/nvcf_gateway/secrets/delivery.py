@@ -86,7 +86,7 @@ class SecretDelivery:
         if version is None or version.function_id != wanted.function_id:
             raise HttpProblem(404, f"function {wanted.function_id} has no version {wanted.version_id}")
         instance = self._registry.index.instance(version.id, wanted.instance_id)
-        if instance is None or instance.cluster_id != agent.cluster.id:
+        if instance is None or instance.cluster_id != agent.cluster.id or agent.cluster.evicted:
             raise HttpProblem(404, f"cluster {agent.cluster.id} has no instance {wanted.instance_id}")
         paths = secret_paths(self._registry, version)
         claims = WorkerClaims(wanted.instance_id, version.function_id, version.id, version.nca_id, 0.0)

@@ -139,6 +139,34 @@ async def test_a_key_set_without_keys_is_400(plane: ComputePlane, jwks: str) -> 
     assert (await agent.heartbeat())[0] == 200
 
 
+async def test_a_rotation_ends_what_a_stolen_key_has_made(plane: ComputePlane) -> None:
+    """6.5: a key set put with the old key is dropped with its connections, and cannot be put again."""
+    thief, signer = await plane.cluster(connect=False), ServiceAccount()
+    key = thief.credential
+    path = f"/v1/nvca/clusters/{thief.cluster_id}/jwks"
+    assert (await thief.call("PUT", path, {"jwks": signer.jwks}))[0] == 200
+    thief.credential = signer.token(thief.cluster_id)
+    await eventually_status(thief, 200)
+    await thief.connect()
+    made = await plane.platform.call("POST", f"/v1/accounts/{ACCOUNT}/clusters/{thief.cluster_id}/rotate")
+    await eventually_status(thief, 401)
+    await eventually(lambda: thief.nats.is_closed, "its connection is ended")
+    thief.credential = key
+    assert (await thief.call("PUT", path, {"jwks": signer.jwks}))[0] == 403
+    assert (await thief.heartbeat())[0] == 200, "the agent has some minutes to take the new key"
+    owner = plane.agent(thief.cluster_id, made["clusterKey"])
+    assert (await owner.call("PUT", path, {"jwks": signer.jwks}))[0] == 200
+
+
+async def test_a_rotation_keeps_the_key_set_of_the_administrator(plane: ComputePlane) -> None:
+    """6.5: NVIDIA's agent puts the same one at each start."""
+    agent, signer = await with_tokens(plane)
+    path = f"/v1/nvca/clusters/{agent.cluster_id}/jwks"
+    assert (await agent.call("PUT", path, {"jwks": signer.jwks}))[0] == 200
+    await plane.platform.call("POST", f"/v1/accounts/{ACCOUNT}/clusters/{agent.cluster_id}/rotate")
+    assert (await agent.heartbeat())[0] == 200
+
+
 @pytest.mark.parametrize("kind", ["private", "none"])
 async def test_a_key_set_of_keys_that_cannot_verify_is_400(plane: ComputePlane, kind: str) -> None:
     """6.5: a private key, or one for the algorithm `none`, would lock the agent out."""

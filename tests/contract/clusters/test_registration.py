@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import nats.errors
 import pytest
 
 from nvcf_proto.ids import is_id, new_id
@@ -297,6 +298,44 @@ async def test_a_deleted_cluster_is_told_to_end_everything(plane: ComputePlane) 
     assert heir.cluster_id != agent.cluster_id
     assert (await heir.heartbeat())[1]["action"] == "ACCEPTED"
     assert (await agent.heartbeat())[1] == {"action": "SELF_DESTRUCT"}
+
+
+async def test_an_agent_of_a_deleted_cluster_gets_neither_queues_nor_secrets(plane: ComputePlane) -> None:
+    """6.5: all that is left for it are its last reports."""
+    agent, version = await plane.cluster(), await plane.version()
+    await agent.register()
+    request = await plane.running(agent, version)
+    await agent.close()
+    wanted = {
+        "instanceId": f"0-sr-{request}",
+        "functionId": version.function_id,
+        "functionVersionId": version.id,
+    }
+    assert (await agent.call("POST", "/v2/nvcf/agents/secret-credentials", wanted))[0] == 200
+    await plane.platform.call("DELETE", f"{CLUSTERS}/{agent.cluster_id}")
+    assert (await agent.call("POST", "/v2/nvcf/agents/secret-credentials", wanted))[0] == 404
+    assert (await agent.register())[0] == 200
+    info = f"$JS.API.CONSUMER.INFO.{TERMINATION}.{TERMINATION}-{agent.cluster_id}"
+    answer = json.loads((await plane.client.request(info, b"", timeout=10)).data)
+    assert answer["error"]["code"] == 404
+    with pytest.raises(nats.errors.Error, match=r"(?i)authorization"):
+        await agent.connect()
+
+
+@pytest.mark.parametrize(
+    "gpus",
+    [
+        [{"name": f"G{number}", "instanceTypes": []} for number in range(33)],
+        [{"name": "H100", "instanceTypes": [{"name": f"t{number}"} for number in range(129)]}],
+        [{"name": "H100", "instanceTypes": [{"name": "huge", "gpuCount": 1025}]}],
+    ],
+)
+async def test_a_registration_beyond_all_machines_is_400(
+    plane: ComputePlane, gpus: list[dict[str, Any]]
+) -> None:
+    """6.5: each type is a pool that every heartbeat writes and the autoscaler reads."""
+    agent = await plane.cluster(connect=False)
+    assert (await agent.register(gpus=gpus))[0] == 400
 
 
 async def test_an_unknown_cluster_is_told_nothing(plane: ComputePlane) -> None:
