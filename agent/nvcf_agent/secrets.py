@@ -173,7 +173,8 @@ class InstanceSecrets:
     async def begin(self, instance: InstanceOf, home: Path, uid: int | None) -> Path:
         """Write the secrets of a new instance, for its user `uid`; return their folder.
 
-        `home` is the instance's folder. Raises `SecretsError` and OSError.
+        `home` is the instance's folder. While the gateway is away, those that are known count. Raises
+        `SecretsError` and OSError.
         """
         instance_id = instance.instance_id
         path = function_secrets_path(instance.function_id, instance.version_id)
@@ -181,7 +182,14 @@ class InstanceSecrets:
         version.instances[instance_id] = instance
         folder = await asyncio.to_thread(self._folders.make, instance_id, home, uid)
         async with version.lock:
-            await self._update(version)
+            try:
+                await self._update(version)
+            except SecretsError as error:
+                # A process that starts again must not wait for a gateway that is away.
+                if version.tag is None:
+                    raise
+                version.token = None
+                _log.warning("instance %s starts with the secrets known so far: %s", instance_id, error)
             await asyncio.to_thread(write_values, folder, version.values, uid)
             version.folders[instance_id] = folder, uid
         return folder

@@ -31,6 +31,13 @@ def kind(gpus: int, count: int = 1, **changes: Any) -> dict[str, Any]:
     return {"gpu": "H100", "instanceType": f"NCP.GPU.H100_{gpus}x", **counts, **changes}
 
 
+async def deploy(plane: Plane, specification: dict[str, Any]) -> Version:
+    """Deploy an image, which is what such a cluster runs."""
+    version = await plane.platform.create_version()
+    await plane.platform.deploy(version, **specification)
+    return version
+
+
 async def serve(peer: AgentPeer, count: int = 1) -> list[Creation]:
     """Take up so many orders, and report that their instances run."""
     found = []
@@ -51,7 +58,7 @@ async def test_gpus_of_an_ended_instance_are_not_given_away_before_they_are_free
     """The first report of an end comes while the pod still holds its GPUs."""
     async with running_plane(tmp_path) as plane:
         peer = await slow_cluster(plane)
-        version = await plane.deploy(kind(8, 2))
+        version = await deploy(plane, kind(8, 2))
         await serve(peer, 2)
         await plane.until(lambda: len(plane.running(version)) == 2, "two instances")
         # Both nodes are full, so a changed deployment replaces one instance after the other.
@@ -63,7 +70,7 @@ async def test_gpus_of_an_ended_instance_are_not_given_away_before_they_are_free
             lambda: named(plane, version)[request_id].state is InstanceState.COMPLETED, "the end is noted"
         )
         # The autoscaler has looked at the change: a version that needs a GPU finds no room.
-        other = await plane.deploy(kind(1))
+        other = await deploy(plane, kind(1))
         await plane.until(lambda: any("no place for 1" in text for text in plane.words()), "no room")
         assert not plane.of(other)
         assert len(plane.of(version)) == 2
@@ -78,10 +85,10 @@ async def test_an_instance_is_ordered_only_where_it_fits_on_one_node(tmp_path: P
     """11 of 16 GPUs are free, but perhaps not 8 on one node: such an instance would hang unscheduled."""
     async with running_plane(tmp_path) as plane:
         peer = await slow_cluster(plane)
-        four, one = await plane.deploy(kind(4)), await plane.deploy(kind(1))
+        four, one = await deploy(plane, kind(4)), await deploy(plane, kind(1))
         held = {each.body["functionVersionId"]: each for each in await serve(peer, 2)}
         await plane.until(lambda: bool(plane.running(four) and plane.running(one)), "both run")
-        eight = await plane.deploy(kind(8))
+        eight = await deploy(plane, kind(8))
         await plane.until(lambda: any("no place for 1" in text for text in plane.words()), "no room")
         assert not plane.of(eight)
         await plane.undeploy(one)
@@ -98,7 +105,7 @@ async def test_a_start_that_ends_without_a_reason_is_not_tried_without_end(tmp_p
     """What the agent cannot translate it acknowledges, and reports it as not found."""
     async with running_plane(tmp_path) as plane:
         peer = await slow_cluster(plane)
-        version = await plane.deploy(kind(1))
+        version = await deploy(plane, kind(1))
         creation = await peer.creation(seconds=30.0)
         await peer.acknowledge(creation.request_id)
         await peer.confirm(creation.message)

@@ -269,7 +269,6 @@ class ProcessBackend:
                 # Those in sessions of their own are found by their environment.
                 home = self._instances / child.running.instance_id
                 await asyncio.to_thread(kill_orphans, home)
-                await self._secrets.end(child.running.instance_id)
                 await asyncio.wait(pumps, timeout=_DRAIN_SECONDS)
                 for each in pumps:
                     each.cancel()

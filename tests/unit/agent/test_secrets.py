@@ -283,3 +283,16 @@ def test_an_instance_that_has_ended_meanwhile_gets_nothing(tmp_path: Path) -> No
     write_values(tmp_path / "gone", {"A": "x"}, None)
     write_values(tmp_path / "gone", {}, None)
     assert not (tmp_path / "gone").exists()
+
+
+async def test_a_start_while_the_gateway_is_away_uses_what_is_known(
+    tmp_path: Path, kept: InstanceSecrets, source: Source
+) -> None:
+    first, home = instance(tmp_path)
+    await kept.begin(first, home, None)
+    source.works = False
+    folder = await kept.begin(first, home, None)
+    assert written(folder)["TOKEN"] == "one"
+    other, home = instance(tmp_path)
+    with pytest.raises(SecretsError):
+        await kept.begin(other, home, None)
