@@ -59,7 +59,7 @@ async def test_d5_trouble_comes_first_and_nothing_is_cut(tmp_path: Path) -> None
             "[...document.querySelectorAll('#functions button')].find(b => b.innerText == 'nowhere').click()"
         )
         await tab.until("#version", lambda text: "H100 process, 1 to 1 instances" in text)
-        await tab.until("#version", lambda text: "no process with H100" in text)
+        await tab.until("#version", lambda text: "no GPU H100" in text)
         # The version has an address of its own; Back leads to all functions.
         assert "#version=" in str(await tab.run("location.href"))
         await tab.run("history.back()")

@@ -72,7 +72,7 @@ for now in (1000.0, 1001.0):
         instance = Instance(
             new_id(), version.function_id, version.id, "cluster", InstanceState.RUNNING, 1.0, 1.0, gpu="H100"
         )
-        recorder.observed(version, memory, QueueState(1, 1, 2, 5.0), [instance], {}, 2, (("0-H100", 1),))
+        recorder.observed(version, memory, QueueState(1, 1, 2, 5.0), [instance], 2, (("0-H100", 1),))
 sys.stdout.buffer.write(telemetry.page()[0])
 """
 
