@@ -74,6 +74,10 @@ class Delivery:
         raise_if_cancelled()
 
 
+# One fetch and what may come with it: heartbeats, the end of an earlier fetch, the note of a reconnect.
+MOST_ARRIVED = 16 * FETCH_MESSAGES
+
+
 @dataclass
 class Consumer:
     """Passes each message of one of the streams to `handle`, one at a time.
@@ -88,7 +92,7 @@ class Consumer:
     cluster_id: str
     handle: Callable[[Delivery], Awaitable[None]]
     open: asyncio.Event
-    _arrived: asyncio.Queue[Msg | None] = field(default_factory=asyncio.Queue)
+    _arrived: asyncio.Queue[Msg | None] = field(default_factory=lambda: asyncio.Queue(MOST_ARRIVED))
 
     async def ensure(self) -> None:
         """Create the consumer. One that exists already is as good: the control plane makes it, too."""
@@ -108,7 +112,7 @@ class Consumer:
 
     async def run(self) -> None:
         """Read messages until cancelled, across outages of the broker and losses of the consumer."""
-        remove = self.client.on_reconnect(lambda: self._arrived.put_nowait(None))
+        remove = self.client.on_reconnect(lambda: self._put(None))
         subscription = await self.client.subscribe(self.client.new_inbox(), cb=self._take)
         try:
             while True:
@@ -125,7 +129,12 @@ class Consumer:
                 await subscription.unsubscribe()
 
     async def _take(self, message: Msg) -> None:
-        self._arrived.put_nowait(message)
+        self._put(message)
+
+    def _put(self, message: Msg | None) -> None:
+        # Nobody who keeps to the protocol fills it. What is dropped is delivered again after its ack wait.
+        with contextlib.suppress(asyncio.QueueFull):
+            self._arrived.put_nowait(message)
 
     async def _read(self, inbox: str) -> None:
         """Pull and handle messages until the connection was lost or the consumer is gone."""

@@ -11,7 +11,8 @@ import pytest
 from nvcf_proto.models import TelemetrySettings
 from tests.support.otlp.receiver import OtlpReceiver
 from tests.support.otlp.telemetry_site import add_endpoint, watched_version
-from tests.support.platform.agents import HEALTH, STEADY, Site, running_site
+from tests.support.platform.agent_site import HEALTH, STEADY
+from tests.support.platform.agents import Site, running_site
 from tests.support.waiting import eventually
 
 # A function that says one thing, with OpenTelemetry's own SDK and nothing but the standard variables.

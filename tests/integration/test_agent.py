@@ -15,7 +15,8 @@ from nvcf_broker.process import spawn
 from nvcf_proto.compute import EVENTS_STREAM, Event
 from nvcf_proto.icms.names import CREATION_STREAM
 from nvcf_proto.models import InstanceState
-from tests.support.platform.agents import HEALTH, STEADY, Site, alive, is_running, running_site
+from tests.support.platform.agent_site import HEALTH, STEADY
+from tests.support.platform.agents import Site, alive, is_running, running_site
 from tests.support.waiting import WAIT, eventually
 
 PENDING, STARTING, RUNNING = InstanceState.PENDING, InstanceState.STARTING, InstanceState.RUNNING

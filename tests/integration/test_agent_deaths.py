@@ -13,7 +13,8 @@ import pytest
 from nvcf_proto.icms.names import CREATION_STREAM
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import InstanceState
-from tests.support.platform.agents import HEALTH, STEADY, Order, Site, alive, is_running, running_site
+from tests.support.platform.agent_site import HEALTH, STEADY
+from tests.support.platform.agents import Order, Site, alive, is_running, running_site
 from tests.support.waiting import WAIT, eventually
 
 PENDING, STARTING, RUNNING = InstanceState.PENDING, InstanceState.STARTING, InstanceState.RUNNING

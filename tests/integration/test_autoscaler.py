@@ -8,6 +8,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from nvcf_proto.icms.messages import instance_id_of
 from nvcf_proto.models import InstanceState
 from tests.support.platform.compute_plane import Plane, load, running_plane
@@ -52,6 +54,7 @@ async def test_a_cold_start_longer_than_the_poll_time_loses_nothing(tmp_path: Pa
         assert sorted(answer.body["id"] for answer in answers) == list(range(5))
 
 
+@pytest.mark.slow
 async def test_a_burst_at_zero_starts_as_many_instances_as_are_allowed(tmp_path: Path) -> None:
     async with running_plane(tmp_path) as plane:
         await plane.start_agent("one", "--gpu", "SIM=2")

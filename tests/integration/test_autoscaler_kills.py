@@ -71,6 +71,7 @@ async def two_clusters(plane: Plane) -> Version:
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.slow
 async def test_agents_killed_in_turn_lose_and_double_nothing(tmp_path: Path) -> None:
     async with running_plane(tmp_path, gateway=SOON_REDELIVERED) as plane:
         version = await two_clusters(plane)
@@ -104,6 +105,7 @@ async def test_agents_killed_in_turn_lose_and_double_nothing(tmp_path: Path) -> 
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.slow
 async def test_requests_of_an_instance_killed_while_draining_are_requeued_at_once(tmp_path: Path) -> None:
     """The instance does not start again. Its agent requeues its requests before the ack wait of 30 s."""
     async with running_plane(tmp_path) as plane:
@@ -129,6 +131,7 @@ async def test_requests_of_an_instance_killed_while_draining_are_requeued_at_onc
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.slow
 async def test_a_killed_cluster_is_replaced_and_its_return_doubles_nothing(tmp_path: Path) -> None:
     flags = ("--lost-after", "6")
     async with running_plane(tmp_path, flags=flags, gateway=SOON_REDELIVERED) as plane:

@@ -74,6 +74,7 @@ async def test_with_both_versions_at_zero_demand_starts_the_chosen_version(tmp_p
         assert len({each.message.function_version_id for each in plane.creations[before:]}) == 1
 
 
+@pytest.mark.slow
 async def test_a_version_without_an_instance_gets_one_of_those_who_have_many(tmp_path: Path) -> None:
     async with running_plane(tmp_path) as plane:
         await plane.start_agent("one", "--gpu", "SIM=2")
@@ -117,6 +118,7 @@ async def test_three_versions_share_one_gpu_in_time_slices(tmp_path: Path) -> No
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 async def test_a_deployment_that_holds_all_gpus_changes_in_place_without_a_gap(tmp_path: Path) -> None:
     async with running_plane(tmp_path) as plane:
         await plane.start_agent("one", "--gpu", "SIM=2")

@@ -94,6 +94,7 @@ async def test_a_key_goes_to_a_file_that_only_its_owner_reads(nvcf: Command) -> 
     assert "clusterKey" in await nvcf.json("cluster", "rotate", "lab")
 
 
+@pytest.mark.slow
 async def test_cordon_drain_uncordon_and_delete(nvcf: Command) -> None:
     await nvcf.ok("cluster", "register", "lab")
     for action, mode in (("cordon", "CordonOnly"), ("drain", "CordonAndDrain"), ("uncordon", "None")):
@@ -127,6 +128,7 @@ async def test_keys_are_made_listed_and_revoked(nvcf: Command) -> None:
     assert key not in said
 
 
+@pytest.mark.slow
 async def test_functions_as_records(nvcf: Command) -> None:
     image = "registry.example.com/echo:1"
     first = await nvcf.json("function", "create", "echo", "--image", image, "--tag", "stage:dev")

@@ -191,6 +191,7 @@ async def test_an_idempotency_key_holds_in_all_regions(regions: Running) -> None
         assert headers["nvcf-reqid"] == work.request.requestId
 
 
+@pytest.mark.slow
 async def test_the_loss_of_a_node_loses_nothing(tmp_path: Path) -> None:
     """Streams have three copies: SIGKILL of the node that leads the queue under load."""
     notes = tmp_path / "notes"

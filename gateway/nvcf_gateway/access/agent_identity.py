@@ -29,6 +29,7 @@ ALGORITHM = "RS256"
 CLOCK_SECONDS = 30.0
 """How much the clocks of a cluster and of the gateway may differ."""
 MOST_KEYS = 32
+LEAST_KEY_BITS = 2048
 LONGEST_TOKEN = 16 * 1024
 _KEY_SETS = 256
 
@@ -157,6 +158,8 @@ def read_key_set(text: str) -> tuple[jwt.PyJWK, ...]:
     keys = tuple(key for key in found if isinstance(key.key, RSAPublicKey))
     if not keys:
         raise ValueError("the key set has no RSA key")
+    if any(key.key.key_size < LEAST_KEY_BITS for key in keys):
+        raise ValueError(f"the key set has an RSA key of less than {LEAST_KEY_BITS} bits")
     if len(keys) > MOST_KEYS:
         raise ValueError(f"the key set has more than {MOST_KEYS} keys")
     return keys

@@ -28,7 +28,6 @@ MOST_MESSAGES = 1_000_000
 CREATION_ACK_WAIT_SECONDS = 360.0
 TERMINATION_ACK_WAIT_SECONDS = 30.0
 FETCH_MESSAGES = 10
-FETCH_SECONDS = 3.0
 
 ORDER_SUBJECT = "nvcf.icms.order"
 """[ext] The autoscaler asks a gateway here to publish the creation message of one request."""

@@ -39,9 +39,7 @@ class HelmValidationPolicy(Record, frozen=True, forbid_unknown_fields=True):
     """How a chart is checked before it is installed."""
 
     name: Annotated[str, Meta(max_length=64, description=f"One of {', '.join(POLICIES)}.")]
-    extra_kubernetes_types: (
-        Annotated[tuple[KubernetesType, ...], Meta(min_length=1, max_length=64)] | None
-    ) = None
+    extra_kubernetes_types: ExtraTypes | None = None
 
     def __post_init__(self) -> None:
         if self.name.capitalize() not in POLICIES:

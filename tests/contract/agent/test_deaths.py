@@ -170,7 +170,7 @@ async def test_a_killed_broker_loses_nothing(site: Site) -> None:
     ordered = await site.create(function)
     (before,) = await site.running(ordered)
     site.icms.broker.kill()
-    await asyncio.sleep(2)
+    await eventually(lambda: not site.icms.client.is_connected, "the broker is gone")
     await asyncio.to_thread(site.icms.broker.start)
     await eventually(lambda: site.icms.client.is_connected)
     more = await site.create(function)

@@ -167,13 +167,15 @@ async def test_a_rotation_keeps_the_key_set_of_the_administrator(plane: ComputeP
     assert (await agent.heartbeat())[0] == 200
 
 
-@pytest.mark.parametrize("kind", ["private", "none"])
+@pytest.mark.parametrize("kind", ["private", "none", "short"])
 async def test_a_key_set_of_keys_that_cannot_verify_is_400(plane: ComputePlane, kind: str) -> None:
-    """6.5: a private key, or one for the algorithm `none`, would lock the agent out."""
+    """6.5: a private key, or one for the algorithm `none`, would lock the agent out; a short one is weak."""
     agent, _ = await with_tokens(plane)
-    key = jwt.algorithms.RSAAlgorithm.to_jwk(generate_private_key(65537, 2048), as_dict=True)
-    if kind == "none":
-        key = {name: key[name] for name in ("kty", "n", "e")} | {"alg": "none"}
+    key = jwt.algorithms.RSAAlgorithm.to_jwk(
+        generate_private_key(65537, 1024 if kind == "short" else 2048), as_dict=True
+    )
+    if kind != "private":
+        key = {name: key[name] for name in ("kty", "n", "e")} | ({"alg": "none"} if kind == "none" else {})
     path = f"/v1/nvca/clusters/{agent.cluster_id}/jwks"
     status, problem = await agent.call("PUT", path, {"jwks": json.dumps({"keys": [key]})})
     assert (status, problem["field"]) == (400, "jwks")

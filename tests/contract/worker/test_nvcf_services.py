@@ -348,6 +348,7 @@ async def test_an_abandoned_request_is_acknowledged(
 
 
 @pytest.mark.parametrize("rest", [False, True])
+@pytest.mark.slow
 async def test_a_service_that_is_gone_is_not_served_for_ever(
     services: PeerServices, serve: StartServed, rest: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

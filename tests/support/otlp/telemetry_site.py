@@ -19,7 +19,8 @@ from nvcf_proto.models import (
     TelemetryProvider,
     TelemetryType,
 )
-from tests.support.platform.agents import HEALTH, STEADY, Site
+from tests.support.platform.agent_site import HEALTH, STEADY
+from tests.support.platform.agents import Site
 
 DUMP = "import json\n(shared / 'seen').write_text(json.dumps(dict(os.environ)))\n"
 

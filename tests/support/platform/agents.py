@@ -37,30 +37,6 @@ from nvcf_proto.models.deployments import DEPLOYMENTS_BUCKET, specifications_of
 from tests.support.platform.gateways import Platform, control_flags, running_platform
 from tests.support.waiting import WAIT, eventually
 
-# The health port of a worker. Scripts run instead of nvcf_worker, see `script_runner`.
-HEALTH = """
-import http.server, os, signal, subprocess, sys, threading, time
-from pathlib import Path
-shared = Path(os.environ["SHARED_CONFIG_DIR"])
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200 if self.path == "/v1/health/ready" else 404)
-        self.end_headers()
-    def log_message(self, *_):
-        pass
-def become_ready():
-    server = http.server.HTTPServer(("127.0.0.1", int(os.environ["HEALTH_PORT"])), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-def leave(*_):
-    (shared / "left").write_text("in order")
-    os._exit(0)
-signal.signal(signal.SIGTERM, leave)
-"""
-STEADY = (
-    HEALTH
-    + "become_ready()\nprint('hello from the function', flush=True)\nwhile True:\n    time.sleep(0.05)\n"
-)
-
 
 @dataclass
 class Order:
