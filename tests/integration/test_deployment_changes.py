@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
+import psutil
+
+from nvcf_proto.ids import new_id
+from nvcf_proto.models import Instance, InstanceState
 from tests.support.platform.compute_plane import deployment_path, load, running_plane
 
 
@@ -53,3 +58,31 @@ async def test_counts_are_changed_in_place_by_patch(tmp_path: Path) -> None:
         await plane.platform.call("PATCH", path, {"minInstances": 2, "maxInstances": 2})
         await plane.until(lambda: len(plane.running(version)) == 2, "two serve")
         assert first.id in {each.id for each in plane.running(version)}, "the first one stays"
+
+
+async def test_instances_of_a_deleted_version_end(tmp_path: Path) -> None:
+    async with running_plane(tmp_path) as plane:
+        await plane.start_agent()
+        version = await plane.deploy({})
+        await plane.until(lambda: bool(plane.running(version)), "it serves")
+        (first,) = plane.running(version)
+        await plane.platform.call("DELETE", deployment_path(version))
+        path = f"/v2/nvcf/functions/{version.function_id}/versions/{version.id}"
+        await plane.platform.call("DELETE", path, expect=204)
+        await plane.until(lambda: not plane.live(version), "its instance has ended")
+        assert first.pid is not None
+        assert not psutil.pid_exists(first.pid)
+
+
+async def test_a_record_of_an_earlier_release_is_closed(tmp_path: Path) -> None:
+    """Its key is the instance's id, and no agent of today knows it: gateway and autoscaler both close it."""
+    async with running_plane(tmp_path) as plane:
+        version = await plane.platform.deployed_version()
+        now = time.time()
+        old = Instance(new_id(), version.function_id, version.id, "local", InstanceState.RUNNING, now, now)
+        await plane.instances.create(old.key, old)
+
+        def closed() -> bool:
+            return any(each.id == old.id and each.state is InstanceState.FAILED for each in plane.of(version))
+
+        await plane.until(closed, "it is closed")
