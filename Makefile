@@ -89,7 +89,7 @@ lock:
 	$(BIN)/python -m pip install --quiet pip-tools
 	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-emit-index-url \
 		--no-emit-trusted-host --no-emit-find-links --no-header \
-		--extra local --extra simulate --extra examples --extra docs --extra test --output-file requirements.lock pyproject.toml
+		--extra local --extra kubernetes --extra simulate --extra examples --extra docs --extra test --output-file requirements.lock pyproject.toml
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis .demo build dist

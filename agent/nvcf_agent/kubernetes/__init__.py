@@ -1,0 +1,1 @@
+"""The agent's Kubernetes backend: pods and Helm releases of one cluster."""

@@ -1,0 +1,1 @@
+"""Access to the Kubernetes API server: calls with deadlines, watches that notice silence, a leader lease."""
