@@ -1,0 +1,219 @@
+"""Calls to the Kubernetes API server, with objects as it has them: plain JSON.
+
+Every call has a deadline and raises `ApiError`. Nothing is tried again here.
+"""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Self
+
+import msgspec
+
+from nvcf_agent.kubernetes.client.connection import CALL_SECONDS, Connection
+from nvcf_agent.kubernetes.client.errors import ApiError
+from nvcf_agent.kubernetes.client.kinds import POD, Kind
+
+Object = dict[str, Any]
+
+FIELD_MANAGER = "nvcf-agent"
+PAGE = 500
+# A watch ends at the server by then; silence for longer than that and the slack is a lost connection.
+WATCH_SECONDS = 60.0
+WATCH_SLACK_SECONDS = 10.0
+
+_APPLY = "application/apply-patch+yaml"
+_MERGE = "application/merge-patch+json"
+_MISSING = "NotFound"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Objects of one kind, and the version of the whole list, from which a watch goes on."""
+
+    items: list[Object]
+    version: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a watch tells. `change` is ADDED, MODIFIED, DELETED or BOOKMARK."""
+
+    change: str
+    object: Object
+
+
+class Api:
+    """Reads and writes objects. The namespace of a written object is that in its metadata."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @classmethod
+    async def open(cls, kubeconfig: str | None = None) -> Self:
+        """Return the API of a kubeconfig, else of the agent's own cluster. Raises `AgentError`."""
+        return cls(await Connection.open(kubeconfig))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._connection.close()
+
+    async def get(self, kind: Kind, name: str, namespace: str | None = None) -> Object | None:
+        """Return an object, or None if there is none."""
+        try:
+            return _object(await self._connection.call("GET", kind.path(namespace, name)))
+        except ApiError as error:
+            # The answer to a kind that the server does not know has no reason.
+            if error.is_missing and error.reason == _MISSING:
+                return None
+            raise
+
+    async def list(self, kind: Kind, namespace: str | None = None, *, labels: str | None = None) -> Listed:
+        """Return all objects that have these labels. It reads pages, all of one moment."""
+        wanted = {"labelSelector": labels} if labels else {}
+        items: list[Object] = []
+        page: dict[str, str] = {"limit": str(PAGE)}
+        while True:
+            try:
+                body = await self._connection.call("GET", kind.path(namespace), wanted | page)
+            except ApiError as error:
+                if error.status != HTTPStatus.GONE or not page:
+                    raise
+                # The moment of the pages is forgotten. One answer with all has no such trouble.
+                items, page = [], {}
+                continue
+            answer = _object(body)
+            for each in answer["items"]:
+                # The items of a list do not say what they are.
+                items.append({"apiVersion": kind.api_version, "kind": kind.kind} | each)
+            metadata = answer["metadata"]
+            if not metadata.get("continue"):
+                return Listed(items, metadata["resourceVersion"])
+            page = {"limit": str(PAGE), "continue": metadata["continue"]}
+
+    async def watch(
+        self,
+        kind: Kind,
+        namespace: str | None = None,
+        *,
+        labels: str | None = None,
+        version: str,
+        seconds: float = WATCH_SECONDS,
+        slack: float = WATCH_SLACK_SECONDS,
+    ) -> AsyncGenerator[Seen]:
+        """Yield the changes after a version until the server ends the watch, after about `seconds`.
+
+        Raises `ApiError`, with status 410 if the version is too old, and with 0 if nothing ends the watch
+        in time. To be closed when it is not read to its end.
+        """
+        query = {"watch": "true", "allowWatchBookmarks": "true", "resourceVersion": version}
+        query["timeoutSeconds"] = str(max(1, round(seconds)))
+        if labels:
+            query["labelSelector"] = labels
+        stream = self._connection.stream("GET", kind.path(namespace), query, deadline=seconds + slack)
+        async with stream as answer:
+            async for line in answer.content:
+                told = _object(line)
+                if told["type"] == "ERROR":
+                    status = told["object"]
+                    raise ApiError(
+                        int(status.get("code") or HTTPStatus.INTERNAL_SERVER_ERROR),
+                        str(status.get("reason") or ""),
+                        str(status.get("message") or "the watch failed"),
+                    )
+                yield Seen(told["type"], told["object"])
+
+    async def create(self, kind: Kind, body: Object) -> Object:
+        """Create an object. `ApiError.is_conflict` if it exists."""
+        path = kind.path(_namespace(body))
+        return _object(await self._connection.call("POST", path, _MANAGER, _typed(kind, body)))
+
+    async def apply(self, kind: Kind, body: Object, *, part: str | None = None, force: bool = True) -> Object:
+        """Create or change an object so that these fields are so, and those applied before are gone.
+
+        `part` is a subresource, such as `status`. Without `force`, fields of others are a conflict.
+        """
+        path = kind.path(_namespace(body), body["metadata"]["name"], part)
+        query = _MANAGER | {"force": str(force).lower()}
+        answer = await self._connection.call("PATCH", path, query, _typed(kind, body), content_type=_APPLY)
+        return _object(answer)
+
+    async def patch(
+        self, kind: Kind, name: str, namespace: str | None, patch: Object, *, part: str | None = None
+    ) -> Object:
+        """Change an object by a JSON merge patch. A `resourceVersion` in it that is not the present one is
+        a conflict.
+        """
+        path = kind.path(namespace, name, part)
+        return _object(await self._connection.call("PATCH", path, _MANAGER, patch, content_type=_MERGE))
+
+    async def delete(
+        self,
+        kind: Kind,
+        name: str,
+        namespace: str | None = None,
+        *,
+        grace: float | None = None,
+        uid: str | None = None,
+        propagation: str = "Background",
+    ) -> bool:
+        """Ask for the deletion of an object, of this `uid` only if given. Return False if it is not there."""
+        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
+        if grace is not None:
+            options["gracePeriodSeconds"] = round(grace)
+        if uid is not None:
+            options["preconditions"] = {"uid": uid}
+        try:
+            await self._connection.call("DELETE", kind.path(namespace, name), None, options)
+        except ApiError as error:
+            # With a uid, a conflict says that another object has the name now.
+            if (error.is_missing and error.reason == _MISSING) or (error.is_conflict and uid is not None):
+                return False
+            raise
+        return True
+
+    async def logs(
+        self,
+        name: str,
+        namespace: str,
+        container: str,
+        *,
+        lines: int,
+        limit_bytes: int,
+        previous: bool = False,
+    ) -> str:
+        """Return the last lines of a container's output, or of that of its run before."""
+        query = {"container": container, "tailLines": str(lines), "limitBytes": str(limit_bytes)}
+        if previous:
+            query["previous"] = "true"
+        body = await self._connection.call("GET", POD.path(namespace, name, "log"), query)
+        return body.decode(errors="replace")
+
+    async def version(self) -> str:
+        """Return the version of Kubernetes, such as v1.35.4."""
+        return str(_object(await self._connection.call("GET", "/version"))["gitVersion"])
+
+    async def read(self, path: str, *, deadline: float = CALL_SECONDS) -> Object:
+        """Return the JSON object at a path that is of no kind, such as `/apis`."""
+        return _object(await self._connection.call("GET", path, deadline=deadline))
+
+
+_MANAGER = {"fieldManager": FIELD_MANAGER}
+
+
+def _namespace(body: Object) -> str | None:
+    namespace: str | None = body["metadata"].get("namespace")
+    return namespace
+
+
+def _typed(kind: Kind, body: Object) -> Object:
+    return {"apiVersion": kind.api_version, "kind": kind.kind} | body
+
+
+def _object(body: bytes) -> Object:
+    try:
+        return msgspec.json.decode(body, type=Object)
+    except msgspec.MsgspecError as error:
+        raise ApiError(0, "NotJSON", f"the API server's answer is no JSON object: {error}") from error
