@@ -22,6 +22,7 @@ class Artifact:
     port: int | None = None
     inference_url: str | None = None
     health: str | None = None
+    library: bool = False
 
     def __post_init__(self) -> None:
         if (self.image is None) == (self.chart is None):
@@ -30,6 +31,9 @@ class Artifact:
             raise UsageError("--helm-chart and --helm-service belong together: the chart's service to call")
         if self.chart is not None and (self.arguments or self.environment):
             raise UsageError("--args and --env belong to an image; a chart has its values")
+
+        if self.chart is not None and self.library:
+            raise UsageError("--library belongs to an image: a chart gets a worker beside it")
 
     def members(self) -> Json:
         """Return the members of the management API's creation call."""
@@ -42,6 +46,7 @@ class Artifact:
             "containerEnvironment": [
                 {"key": name, "value": value} for name, value in self.environment.items()
             ],
+            "workerMode": "library" if self.library else None,
             "inferencePort": self.port,
             "inferenceUrl": self.inference_url,
             "health": {name: value for name, value in health.items() if value is not None}

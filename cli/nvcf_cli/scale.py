@@ -29,6 +29,7 @@ class Scale:
     wait_slo: float | None = None
     keep_warm: int | None = None
     max_execution_seconds: int | None = None
+    prefetch: bool = False
 
     def deployment(self) -> Json:
         """Return the body of the management API's deployment call."""
@@ -45,6 +46,8 @@ class Scale:
             specification["clusterGroup"] = self.cluster_group
         if self.gpus_per_instance:
             specification["gpusPerInstance"] = self.gpus_per_instance
+        if self.prefetch:
+            specification["prefetch"] = True
         scaling = {
             "scaleToZeroDelay": self.scale_to_zero_delay,
             "targetUtilisation": self.target_utilisation,

@@ -25,6 +25,7 @@ from nvcf_gateway.access.worker_access import WorkerAccess
 from nvcf_gateway.access.worker_tokens import WorkerTokens
 from nvcf_gateway.background import BackgroundTasks, connect, end_task
 from nvcf_gateway.clusters.creation import WorkerAddresses
+from nvcf_gateway.clusters.installation import InstallationImages, parse_images
 from nvcf_gateway.clusters.service import Clusters
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.dashboard.routes import dashboard_routes
@@ -128,6 +129,8 @@ async def running_gateway(config: GatewayConfig, gateway_id: str) -> AsyncIterat
 
 async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) -> RunningGateway:
     """Create all parts, from the broker up to the listeners. What has to be ended goes on `stack`."""
+    images = parse_images(config.sidecar_images)
+    sidecars = await asyncio.to_thread(InstallationImages, images, config.sidecar_registry_login)
     keys = await asyncio.to_thread(SigningKeys, config.signing_key)
     stack.push_async_callback(end_task, asyncio.create_task(keys.follow(), name="signing keys"))
     client = await connect(stack, config.nats, config.nats_credentials, f"gateway_{gateway_id}")
@@ -276,6 +279,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         client,
         background,
         addresses,
+        sidecars,
         config.replicas,
     )
     collector = SnapshotCollector(client, gateway_id, demand.history, lambda: shared.members)

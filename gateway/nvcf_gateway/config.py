@@ -56,6 +56,8 @@ class GatewayConfig:
     results_max_bytes: int | None = None
     data_max: int | None = None
     quotas: tuple[str, ...] = ()
+    sidecar_images: tuple[str, ...] = ()
+    sidecar_registry_login: Path | None = None
     sessions: tuple[str, int] | None = None
     session_proxy: tuple[str, int] | None = None
     session_proxy_url: str | None = None
@@ -90,7 +92,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> GatewayConfig:
             raise SetupError(f"region {region!r} may hold letters, digits, '-' and '_' only")
     if own not in regions:
         raise SetupError(f"--regions must contain the gateway's own region {own!r}")
-    config = GatewayConfig(regions=regions, quotas=tuple(values.pop("quotas")), **values)
+    config = GatewayConfig(
+        regions=regions,
+        quotas=tuple(values.pop("quotas")),
+        sidecar_images=tuple(values.pop("sidecar_images")),
+        **values,
+    )
     if (config.tls_cert is None) != (config.tls_key is None):
         raise SetupError("--tls-cert and --tls-key belong together")
     if config.ack_wait < 1:
@@ -185,6 +192,11 @@ def _parser() -> argparse.ArgumentParser:
         help="space for one copy of tenants' data (default: what the broker has, or 8192)")  # fmt: skip
     add("--quota", action="append", default=[], metavar="[ACCOUNT:]QUOTA=N", dest="quotas",
         help="limit of each account, or of one; repeatable, see operate/stores.md")  # fmt: skip
+    add("--sidecar-image", action="append", default=[], metavar="NAME=IMAGE", dest="sidecar_images",
+        help="image that agents run beside functions: utils, init, ess-agent, otel or"
+        " byoo-otel-collector; repeatable")  # fmt: skip
+    add("--sidecar-registry-login", type=Path, metavar="FILE",
+        help="docker configuration (JSON) with the login for those images' registry")  # fmt: skip
     add("--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus here (default: off)")
     add("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"],
         help="least level of log records")  # fmt: skip

@@ -44,6 +44,14 @@ def deploy_command(
         str | None,
         typer.Option(metavar="PATH", help="Path of that server's health check.", show_default=False),
     ] = None,
+    library: Annotated[
+        bool,
+        typer.Option("--library", help="The image calls serve() itself: no worker beside it."),
+    ] = False,
+    prefetch: Annotated[
+        bool,
+        typer.Option("--prefetch", help="Pull the image on all nodes that may run it."),
+    ] = False,
     name: Annotated[
         str | None, typer.Option(help="The function's name. [default: the file's]", show_default=False)
     ] = None,
@@ -172,6 +180,7 @@ def deploy_command(
         wait_slo=wait_slo,
         keep_warm=keep_warm,
         max_execution_seconds=max_execution_seconds,
+        prefetch=prefetch,
     )
     variables = parse_environment(env or [])
     telemetries = tuple(telemetry or ())
@@ -181,7 +190,7 @@ def deploy_command(
             raise UsageError("an image brings its own program: give either a file or --image")
         request = DeployRequest(
             name=check_name(name or name_from_image(image)),
-            artifact=Artifact(image=image, environment=variables, port=port, health=health),
+            artifact=Artifact(image=image, environment=variables, port=port, health=health, library=library),
             scale=scale,
             telemetry=telemetries,
             secrets=secrets,
@@ -189,8 +198,8 @@ def deploy_command(
     else:
         if target is None:
             raise UsageError("give a file, FILE[:HANDLER], or --image IMAGE: nvcf deploy hello.py")
-        if port is not None or health is not None:
-            raise UsageError("--port and --health belong to --image")
+        if port is not None or health is not None or library or prefetch:
+            raise UsageError("--port, --health, --library and --prefetch belong to --image")
         file_text, handler = split_target(target)
         file = find_file(file_text)
         request = DeployRequest(

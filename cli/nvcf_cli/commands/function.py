@@ -52,6 +52,10 @@ def create(
     health: Annotated[
         str | None, typer.Option(metavar="PATH", help="Path of its health check.", show_default=False)
     ] = None,
+    library: Annotated[
+        bool,
+        typer.Option("--library", help="The image calls serve() itself: no worker beside it."),
+    ] = False,
     kind: Annotated[
         str, typer.Option("--type", metavar="NAME", help="DEFAULT, STREAMING or LLM.")
     ] = "DEFAULT",
@@ -78,6 +82,7 @@ def create(
         port=port,
         inference_url=inference_url,
         health=health,
+        library=library,
     )
     body = creation(artifact, name=check_name(name), kind=kind, description=description, tags=tag or ())
 

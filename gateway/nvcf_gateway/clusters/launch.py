@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from nvcf_proto import environment as names
@@ -14,8 +16,8 @@ from nvcf_proto.models import DeploymentSpecification, FunctionVersion
 from nvcf_proto.models.containers import Health, HealthProtocol
 
 DEFAULT_PORT = 8000
-DEFAULT_UTILS = "GO"
-"""Value of a version's utilsContainerImage that means the installation's own image."""
+OWN_UTILS = ("GO", "PYTHON")
+"""Values of a version's utilsContainerImage that mean the installation's own image."""
 DEFAULT_STATUS = 200
 
 
@@ -23,7 +25,8 @@ DEFAULT_STATUS = 200
 class Access:
     """What an instance may read: registries, and secrets. `secrets_token` is empty if there are none.
 
-    `images` and `charts` are in the form of `registry_logins`.
+    `images`, `charts` and `artifacts` are in the form of `registry_logins`, the last one empty if there are
+    no artifacts. `sidecars` are the lines about the installation's own images.
     """
 
     images: str
@@ -31,6 +34,8 @@ class Access:
     secrets_url: str
     secrets_token: str = ""
     has_secrets: bool = False
+    artifacts: str = ""
+    sidecars: Mapping[str, str] = field(default_factory=dict)
 
 
 def container_environment(version: FunctionVersion, access: Access) -> dict[str, str]:
@@ -38,6 +43,7 @@ def container_environment(version: FunctionVersion, access: Access) -> dict[str,
     health = _health(version)
     grpc = health.protocol is HealthProtocol.GRPC
     variables = {
+        **access.sidecars,
         "INFERENCE_CONTAINER_ARGS": _on_one_line(version.container_args or ""),
         "INFERENCE_CONTAINER_ENV": as_base64([each.to_dict() for each in version.container_environment]),
         names.INFERENCE_PORT: str(version.inference_port or DEFAULT_PORT),
@@ -51,10 +57,12 @@ def container_environment(version: FunctionVersion, access: Access) -> dict[str,
         "HELM_REGISTRIES_CREDENTIALS": access.charts,
         "FUNCTION_SECRETS_PRESENT": "true" if access.has_secrets else "false",
     }
+    if access.artifacts:
+        variables["ARTIFACT_REGISTRIES_CREDENTIALS"] = access.artifacts
     if version.helm_chart_service_name is not None:
         variables["HELM_CHART_INFERENCE_SERVICE_NAME"] = version.helm_chart_service_name
-    if version.utils_container_image not in (None, DEFAULT_UTILS):
-        variables["UTILS_CONTAINER"] = str(version.utils_container_image)
+    if version.utils_container_image is not None and version.utils_container_image not in OWN_UTILS:
+        variables["UTILS_CONTAINER"] = version.utils_container_image
     if access.secrets_token:
         # With a token an agent adds a container that fetches secrets, so there is none without secrets.
         variables[names.SECRETS_ASSERTION_TOKEN] = access.secrets_token
@@ -77,13 +85,24 @@ def _on_one_line(words: str) -> str:
 def container_launch(version: FunctionVersion, spec: DeploymentSpecification) -> dict[str, Any]:
     """Return the members of the launch specification that only images and charts need."""
     chart = version.helm_chart is not None
+    mode = version.worker_mode
     return {
         "container_image": version.container_image,
         "helm_chart": version.helm_chart,
         "configuration": as_base64(spec.configuration) if chart and spec.configuration else None,
         "models": as_base64([each.to_dict() for each in version.models]) if version.models else None,
         "resources": as_base64([each.to_dict() for each in version.resources]) if version.resources else None,
+        "cache_handle": artifacts_digest(version),
+        "worker_mode": None if mode is None else mode.value,
+        "prefetch": spec.prefetch or None,
     }
+
+
+def artifacts_digest(version: FunctionVersion) -> str | None:
+    """Return a name for the files of a version's models and resources; the same files have the same name."""
+    models = [[each.uri, each.version or ""] for each in version.models if each.uri]
+    files = models + [[each.uri, each.version] for each in version.resources]
+    return hashlib.sha256(json.dumps(sorted(files)).encode()).hexdigest()[:32] if files else None
 
 
 def as_base64(value: object) -> str:

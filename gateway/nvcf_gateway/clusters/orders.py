@@ -16,7 +16,8 @@ from nvcf_broker.jetstream import JetStream, Requester
 from nvcf_gateway.access.worker_access import WorkerAccess
 from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.clusters.creation import OrderedInstance, WorkerAddresses, creation_message
-from nvcf_gateway.clusters.launch import Access
+from nvcf_gateway.clusters.installation import InstallationImages
+from nvcf_gateway.clusters.launch import Access, artifacts_digest
 from nvcf_gateway.errors import GatewayError, HttpProblem
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.secrets.delivery import secret_paths
@@ -56,8 +57,10 @@ class Orders:
         requests: Requester,
         background: BackgroundTasks,
         addresses: Callable[[], WorkerAddresses],
+        sidecars: InstallationImages,
     ) -> None:
         self._registry = registry
+        self._sidecars = sidecars
         self._workers = workers
         self._secrets = secrets
         self._jetstream = JetStream(requests)
@@ -136,6 +139,9 @@ class Orders:
         try:
             images = await account_k8s_secrets(registry, store, account, ArtifactType.CONTAINER)
             charts = await account_k8s_secrets(registry, store, account, ArtifactType.HELM)
+            wanted = (ArtifactType.MODEL, ArtifactType.RESOURCE)
+            files = artifacts_digest(version)
+            artifacts = await account_k8s_secrets(registry, store, account, *wanted) if files else ""
         except HttpProblem as error:
             raise OrderRefused(f"the account's registry credentials: {error}") from error
         paths = secret_paths(registry, version)
@@ -143,4 +149,5 @@ class Orders:
         token = ""
         if own or len(paths) > 1:
             token = self._workers.first_secrets_token(version, order.request_id, paths, now)
-        return Access(images, charts, self._addresses().http, token, own)
+        sidecars = await self._sidecars.variables()
+        return Access(images, charts, self._addresses().http, token, own, artifacts, sidecars)

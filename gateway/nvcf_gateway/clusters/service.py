@@ -21,6 +21,7 @@ from nvcf_gateway.background import BackgroundTasks, end_task
 from nvcf_gateway.clusters.admin_routes import ClusterRoutes
 from nvcf_gateway.clusters.agent_routes import AgentRoutes
 from nvcf_gateway.clusters.creation import WorkerAddresses
+from nvcf_gateway.clusters.installation import InstallationImages
 from nvcf_gateway.clusters.instances import InstanceRecords
 from nvcf_gateway.clusters.keys import ClusterKeys
 from nvcf_gateway.clusters.orders import Orders
@@ -55,6 +56,7 @@ class Clusters:
         queues: Client,
         background: BackgroundTasks,
         addresses: Callable[[], WorkerAddresses],
+        sidecars: InstallationImages,
         replicas: int,
     ) -> None:
         self._registry = registry
@@ -64,7 +66,7 @@ class Clusters:
         self._keys = ClusterKeys(registry)
         self._agents = AgentRoutes(registry, agents, self._queues, self._instances)
         self._clusters = ClusterRoutes(authenticator, registry, self._queues, self._keys)
-        self._orders = Orders(registry, workers, secrets, requests, background, addresses)
+        self._orders = Orders(registry, workers, secrets, requests, background, addresses, sidecars)
         self._reconnected = asyncio.Event()
 
     def admin_routes(self) -> list[Route]:

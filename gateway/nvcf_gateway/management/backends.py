@@ -41,7 +41,7 @@ def check_clusters(
     """
     known = [each for each in clusters if each.serves(version.nca_id)]
     for index, specification in enumerate(specifications):
-        _check_chart_settings(version, specification, f"deploymentSpecifications[{index}]")
+        _check_settings(version, specification, f"deploymentSpecifications[{index}]")
     for index, specification in enumerate(specifications):
         permitted = [each for each in known if permits(specification, each)]
         backends = {each.backend for each in permitted}
@@ -59,9 +59,7 @@ def check_clusters(
             )
 
 
-def _check_chart_settings(
-    version: FunctionVersion, specification: DeploymentSpecification, path: str
-) -> None:
+def _check_settings(version: FunctionVersion, specification: DeploymentSpecification, path: str) -> None:
     settings = {
         "configuration": specification.configuration,
         "helmValidationPolicy": specification.helm_validation_policy,
@@ -69,6 +67,8 @@ def _check_chart_settings(
     for name, value in settings.items():
         if value is not None and version.helm_chart is None:
             raise InvalidRecord(f"{path}.{name}", "only for versions with helmChart")
+    if specification.prefetch and version.container_image is None:
+        raise InvalidRecord(f"{path}.prefetch", "only for versions with containerImage")
 
 
 def permits(specification: DeploymentSpecification, cluster: Cluster) -> bool:

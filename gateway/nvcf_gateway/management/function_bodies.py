@@ -84,6 +84,8 @@ class VersionCreation(VersionSettings, frozen=True, kw_only=True, forbid_unknown
         if (self.helm_chart is None) != (self.helm_chart_service_name is None):
             reason = "helmChart and helmChartServiceName belong together: give both or none"
             raise InvalidRecord("helmChartServiceName", reason)
+        if self.worker_mode is not None and self.container_image is None:
+            raise InvalidRecord("workerMode", "only for versions with containerImage")
         if self.helm_chart is not None:
             for name, value in (
                 ("containerArgs", self.container_args),

@@ -6,7 +6,9 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc.aio import ServicerContext as Context
@@ -20,6 +22,7 @@ from nvcf_gateway.objects.large_results import LargeResults
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.rpc.server import bearer, checked_id, in_time
+from nvcf_proto.models import FunctionVersion
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
 from nvcf_proto.secrets import function_secrets_path
 from nvcf_proto.tokens import WorkerClaims
@@ -31,6 +34,23 @@ _log = logging.getLogger(__name__)
 _STATUSES = {NOT_DEPLOYED: 403, DELETED: 404}
 
 
+def artifact_files(version: FunctionVersion) -> list[nvcf_pb2.StreamedArtifactFile]:
+    """Return the files of a version's models and resources: each is one file, called as in its URI."""
+    kinds = ((version.models, nvcf_pb2.MODEL), (version.resources, nvcf_pb2.RESOURCE))
+    return [
+        nvcf_pb2.StreamedArtifactFile(
+            artifactName=each.name,
+            artifactVersion=each.version or "",
+            artifactKind=kind,
+            path=PurePosixPath(unquote(urlsplit(each.uri).path)).name or each.name,
+            url=each.uri,
+        )
+        for found, kind in kinds
+        for each in found
+        if each.uri
+    ]
+
+
 class _WorkerRequest(Protocol):
     """The fields that all requests of a worker share."""
 
@@ -40,7 +60,7 @@ class _WorkerRequest(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WorkerService(nvcf_pb2_grpc.WorkerServicer):
-    """Handlers of a worker's calls. Artifacts are part of the image here, so there are none to fetch.
+    """Handlers of a worker's calls.
 
     They raise HttpProblem, which the server turns into a gRPC status.
     """
@@ -132,17 +152,23 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
     async def RequestArtifacts(  # noqa: N802
         self, request: nvcf_pb2.ArtifactsRequest, context: Context[Any, Any]
     ) -> nvcf_pb2.ArtifactsResponse:
-        """Return no artifacts."""
-        self._authenticate(context)
-        return nvcf_pb2.ArtifactsResponse()
+        """Return the models and resources of the worker's version, each as one file at its URI."""
+        artifacts = [
+            nvcf_pb2.ArtifactsResponse.Artifact(
+                name=file.artifactName,
+                version=file.artifactVersion,
+                kind=file.artifactKind,
+                files=[nvcf_pb2.ArtifactsResponse.Artifact.File(path=file.path, url=file.url)],
+            )
+            for file in artifact_files(self._version(context))
+        ]
+        return nvcf_pb2.ArtifactsResponse(artifacts=artifacts)
 
     async def StreamArtifacts(  # noqa: N802
         self, request: nvcf_pb2.ArtifactsRequest, context: Context[Any, Any]
     ) -> AsyncIterator[nvcf_pb2.StreamedArtifactFile]:
-        """Stream no artifacts: the stream ends at once."""
-        self._authenticate(context)
-        files: tuple[nvcf_pb2.StreamedArtifactFile, ...] = ()
-        for file in files:
+        """Stream the same, one message a file."""
+        for file in artifact_files(self._version(context)):
             yield file
 
     async def RequestInstanceCredentials(  # noqa: N802
@@ -186,6 +212,13 @@ class WorkerService(nvcf_pb2_grpc.WorkerServicer):
         work = nvcf_pb2.WorkerInvokeFunctionRequest.FromString(found.data)
         work.requestId = request_id
         return work
+
+    def _version(self, context: Context[Any, Any]) -> FunctionVersion:
+        """Return the version that the worker's token is for, whatever the request names."""
+        version = self.registry.versions.get(self._authenticate(context).version_id)
+        if version is None:
+            raise HttpProblem(404, "the version does not exist")
+        return version
 
     def _assertion(self, claims: WorkerClaims, purpose: str) -> tuple[str, Timestamp]:
         token, expires = self.access.tokens.assertion(claims, purpose, time.time())

@@ -13,10 +13,10 @@ from nvcf_proto.models.secrets import registry_owner
 
 
 def credentials_of(
-    credentials: Iterable[RegistryCredential], nca_id: str, kind: ArtifactType
+    credentials: Iterable[RegistryCredential], nca_id: str, *kinds: ArtifactType
 ) -> list[RegistryCredential]:
-    """Return an account's credentials for one kind of artifact, oldest first. Pure."""
-    found = [each for each in credentials if each.nca_id == nca_id and kind in each.artifact_types]
+    """Return an account's credentials for any of these kinds of artifacts, oldest first. Pure."""
+    found = [each for each in credentials if each.nca_id == nca_id and set(kinds) & set(each.artifact_types)]
     return sorted(found, key=lambda each: (each.created_at, each.id))
 
 
@@ -30,10 +30,12 @@ def k8s_secrets(logins: Mapping[str, str]) -> str:
     return base64.b64encode(json.dumps(document, separators=(",", ":")).encode()).decode()
 
 
-async def account_k8s_secrets(registry: Registry, store: SecretStore, nca_id: str, kind: ArtifactType) -> str:
-    """Return `k8s_secrets` of an account's credentials for one kind of artifact. Raises HttpProblem 503."""
+async def account_k8s_secrets(
+    registry: Registry, store: SecretStore, nca_id: str, *kinds: ArtifactType
+) -> str:
+    """Return `k8s_secrets` of an account's credentials for kinds of artifacts. Raises HttpProblem 503."""
     logins: dict[str, str] = {}
-    for credential in credentials_of(registry.registries.values(), nca_id, kind):
+    for credential in credentials_of(registry.registries.values(), nca_id, *kinds):
         values = await store.values(registry_owner(credential.id))
         if isinstance(login := values.get(credential.name), str):
             logins[credential.hostname] = login

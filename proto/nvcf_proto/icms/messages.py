@@ -90,6 +90,10 @@ class LaunchSpecification(Record, frozen=True, kw_only=True):
     """[ext] Longest time that one request may run."""
     resources: Long | None = None
     """[ext] Files to fetch besides models, base64 of JSON."""
+    worker_mode: Text | None = None
+    """[ext] `library`: the image has the worker in it and gets its environment; `sidecar`: it has not."""
+    prefetch: bool | None = None
+    """[ext] Pull the image on all nodes that may run it."""
 
 
 class CreationMessage(Record, frozen=True, kw_only=True):

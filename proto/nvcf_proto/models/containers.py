@@ -48,6 +48,13 @@ class Health(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise InvalidRecord("timeout", "expected more than 0 seconds and at most PT1H")
 
 
+class WorkerMode(StrEnum):
+    """[ext] Whether the worker runs in the image itself, or beside it. Without one the agent finds out."""
+
+    SIDECAR = "sidecar"
+    LIBRARY = "library"
+
+
 class ContainerVariable(Record, frozen=True, forbid_unknown_fields=True):
     """One environment variable of a container."""
 
@@ -86,5 +93,6 @@ class VersionSettings(Record, frozen=True, kw_only=True):
     helm_chart_service_name: ServiceName | None = None
     utils_container_image: Image | None = None
     api_body_format: ApiBodyFormat | None = None
+    worker_mode: WorkerMode | None = None
     llm_invocation_config: LlmInvocationConfig | None = None
     telemetries: Telemetries | None = None

@@ -51,10 +51,12 @@ class DeploymentSpecification(Record, frozen=True):
     """How many instances of which kind; the JSON form is the management API's.
 
     `backend` is the older name of `cluster_group`, `availability_zones` of `clusters`. `attributes` are
-    names with values [ext], or names alone.
+    names with values [ext], or names alone. `prefetch` [ext]: all nodes that may run it pull its image.
     """
 
-    if_given: ClassVar[frozenset[str]] = frozenset(("attributes", "availabilityZones", "gpusPerInstance"))
+    if_given: ClassVar[frozenset[str]] = frozenset(
+        ("attributes", "availabilityZones", "gpusPerInstance", "prefetch")
+    )
 
     gpu: Kind = "CPU"
     instance_type: Kind = "process"
@@ -79,6 +81,7 @@ class DeploymentSpecification(Record, frozen=True):
     gpu_memory: Filter | None = None
     autoscaling: AutoscalingConfiguration | None = field(name="autoscalingConfiguration", default=None)
     helm_validation_policy: HelmValidationPolicy | None = None
+    prefetch: bool = False
 
     def __post_init__(self) -> None:
         least = max(1, self.min_instances)

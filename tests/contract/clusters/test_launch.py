@@ -6,9 +6,11 @@ import base64
 import json
 from typing import Any
 
+import grpc.aio
 import pytest
 
 from nvcf_proto.models import DeploymentSpecification
+from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
 from tests.support.platform.icms import SPECIFICATION, ComputePlane
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module")]
@@ -91,3 +93,100 @@ async def test_a_chart_travels_with_its_values(plane: ComputePlane) -> None:
     shown = deployed["deployment"]
     assert created.launch["deploymentId"] == shown["deploymentId"]
     assert created.launch["gpuSpecificationId"] == shown["deploymentSpecifications"][0]["gpuSpecificationId"]
+
+
+async def test_without_settings_there_are_no_images_beside_the_functions(plane: ComputePlane) -> None:
+    """6.3: a line without a value would be an image without a name."""
+    agent, version = await plane.cluster(), await plane.version(containerImage=IMAGE)
+    await plane.order(version, agent.cluster_id)
+    found = (await agent.creation()).environment
+    assert not {"UTILS_CONTAINER", "INIT_CONTAINER", "SIDECAR_REGISTRY_CREDENTIAL"} & set(found)
+
+
+async def test_models_and_resources_travel_with_the_logins_for_their_hosts(plane: ComputePlane) -> None:
+    """6.3: models, resources, cacheHandle and logins; 1.2: the worker hears of the same files."""
+    body = {
+        "registryHostname": "models.example",
+        "secret": {"name": "robot", "value": LOGIN},
+        "artifactTypes": ["MODEL", "RESOURCE"],
+    }
+    await plane.platform.call("POST", "/v2/nvcf/registry-credentials", body)
+    model = {"name": "llama", "version": "1", "uri": "https://models.example/org/llama%201.gguf?raw=1"}
+    resource = {"name": "prompts", "version": "7", "uri": "s3://bucket/prompts.tar"}
+    fields = {"containerImage": IMAGE, "models": [model], "resources": [resource]}
+    agent, version, same = await plane.cluster(), *[await plane.version(**fields) for _ in range(2)]
+    await plane.order(version, agent.cluster_id)
+    created = await agent.creation()
+    assert read(created.launch["models"]) == [model]
+    assert read(created.launch["resources"]) == [resource]
+    assert created.launch["cacheArtifacts"] is False
+    assert read(created.environment["ARTIFACT_REGISTRIES_CREDENTIALS"]) == {
+        "k8sSecrets": [{"auths": {"models.example": {"auth": LOGIN}}}]
+    }
+    await plane.order(same, agent.cluster_id)
+    assert (await agent.creation()).launch["cacheHandle"] == created.launch["cacheHandle"]
+    found = await artifacts(plane.platform.gateway.grpc, created.environment["NVCF_WORKER_TOKEN"])
+    assert found == [
+        ("llama", "1", "MODEL", "llama 1.gguf", model["uri"]),
+        ("prompts", "7", "RESOURCE", "prompts.tar", resource["uri"]),
+    ]
+
+
+async def test_an_image_without_models_says_nothing_of_them(plane: ComputePlane) -> None:
+    """6.3: models, resources, cacheHandle and their logins are optional."""
+    agent, version = await plane.cluster(), await plane.version(containerImage=IMAGE)
+    await plane.order(version, agent.cluster_id)
+    created = await agent.creation()
+    assert not {"models", "resources", "cacheHandle", "workerMode", "prefetch"} & set(created.launch)
+    assert "ARTIFACT_REGISTRIES_CREDENTIALS" not in created.environment
+    assert await artifacts(plane.platform.gateway.grpc, created.environment["NVCF_WORKER_TOKEN"]) == []
+
+
+@pytest.mark.parametrize("mode", ["library", "sidecar"])
+async def test_an_image_says_whether_the_worker_is_in_it(plane: ComputePlane, mode: str) -> None:
+    """6.3 [ext]: workerMode, and prefetch of the deployment."""
+    agent = await plane.cluster()
+    version = await plane.platform.create_version(containerImage=IMAGE, workerMode=mode)
+    await plane.platform.deploy(version, **SPECIFICATION, prefetch=True)
+    await plane.order(version, agent.cluster_id)
+    launch = (await agent.creation()).launch
+    assert (launch["workerMode"], launch["prefetch"]) == (mode, True)
+
+
+async def test_only_an_image_has_a_worker_mode_and_is_prefetched(plane: ComputePlane) -> None:
+    """What cannot be honoured is refused."""
+    process = {"python": "/usr/bin/python3", "file": "/srv/f.py", "workingDirectory": "/srv"}
+    wanted = {"name": "f", "process": process, "workerMode": "library"}
+    refused = await plane.platform.call("POST", "/v2/nvcf/functions", wanted, expect=400)
+    assert refused["detail"].startswith("Invalid request: workerMode")
+    version = await plane.platform.create_version(containerImage=None, process=process)
+    body = {"deploymentSpecifications": [{**SPECIFICATION, "prefetch": True}]}
+    path = f"/v2/nvcf/deployments/functions/{version.function_id}/versions/{version.id}"
+    refused = await plane.platform.call("POST", path, body, expect=400)
+    assert "prefetch" in refused["detail"]
+
+
+async def artifacts(address: str, token: str) -> list[tuple[str, ...]]:
+    """Ask for the artifacts in both ways, and return what both say."""
+    metadata = (("authorization", f"Bearer {token}"),)
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub: Any = nvcf_pb2_grpc.WorkerStub(channel)
+        request = nvcf_pb2.ArtifactsRequest()
+        streamed: list[tuple[str, ...]] = [
+            (
+                each.artifactName,
+                each.artifactVersion,
+                nvcf_pb2.ArtifactKind.Name(each.artifactKind),
+                each.path,
+                each.url,
+            )
+            async for each in stub.StreamArtifacts(request, metadata=metadata, timeout=10)
+        ]
+        answer = await stub.RequestArtifacts(request, metadata=metadata, timeout=10)
+    whole = [
+        (each.name, each.version, nvcf_pb2.ArtifactKind.Name(each.kind), file.path, file.url)
+        for each in answer.artifacts
+        for file in each.files
+    ]
+    assert whole == streamed
+    return streamed
