@@ -53,6 +53,7 @@ lint: $(VENV)/installed
 	$(BIN)/lint-imports --cache-dir .import_linter_cache
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/generate_proto.py --check
 	$(BIN)/python scripts/generate_docs.py --check
+	$(BIN)/python scripts/generate_crds.py --check
 	$(BIN)/python scripts/check_house.py
 	$(MAKE) --no-print-directory docs
 

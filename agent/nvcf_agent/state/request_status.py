@@ -8,11 +8,12 @@ from nvcf_proto.icms.reports import InstanceState
 
 
 class RequestStatus(StrEnum):
-    """`requestStatus` of an ICMSRequest. The process backend caches no models, so one word is not here."""
+    """`requestStatus` of an ICMSRequest. This agent never says that models are being cached."""
 
     NEW = ""
     PENDING = "RequestPending"
     IN_PROGRESS = "RequestInProgress"
+    CACHING = "RequestCachingInProgress"
     INSTANCES_IN_PROGRESS = "RequestInstancesInProgress"
     COMPLETED = "RequestCompleted"
     COMPLETION_ACKNOWLEDGED = "RequestCompletionAcknowledged"

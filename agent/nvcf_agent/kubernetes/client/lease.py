@@ -1,0 +1,188 @@
+"""Leadership among agents of one cluster, by a Lease object.
+
+At most one leads at a time, as long as no clock runs much faster than another: the leader gives up some
+seconds before its lease runs out, and another takes it only after it has seen the lease unchanged for the
+whole duration. Both measure with their own monotonic clock; the times in the object are for readers.
+
+(`kubernetes.aio.leaderelection` measures by the clock of the wall, and a lost connection ends its renewals
+while what it started still leads.)
+"""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from nvcf_agent.kubernetes.client.api import Api, Object
+from nvcf_agent.kubernetes.client.errors import ApiError
+from nvcf_agent.kubernetes.client.kinds import LEASE
+
+_log = logging.getLogger(__name__)
+
+# Whoever led under a lease that was deleted may still do so. A new lease has this holder, who never renews.
+_SOMEBODY = "unknown"
+
+
+@dataclass(frozen=True)
+class LeaseTimes:
+    """Seconds: how long a lease is valid, when its holder gives up renewing it, and between two tries.
+
+    What the leader does must end within the difference of the first two.
+    """
+
+    duration: int = 15
+    give_up: float = 10.0
+    retry: float = 2.0
+
+
+class Lease:
+    """The lease of a leader. Made by `leading`."""
+
+    def __init__(self, api: Api, namespace: str, name: str, identity: str, times: LeaseTimes) -> None:
+        self._api = api
+        self._namespace = namespace
+        self._name = name
+        self._times = times
+        self._version = ""
+        self._until = float("-inf")
+        self._lost = asyncio.Event()
+        # Two processes of one name must not take each other's lease for their own.
+        self.identity = f"{identity}_{uuid.uuid4().hex}"
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this process leads. To be asked before what only a leader may do."""
+        return not self._lost.is_set() and _now() < self._until
+
+    async def lost(self) -> None:
+        """Return when this process must not lead any more."""
+        await self._lost.wait()
+
+    async def acquire(self) -> None:
+        """Return when this process leads."""
+        seen: Object | None = None
+        since = _now()
+        while True:
+            try:
+                found = await self._api.get(LEASE, self._name, self._namespace)
+                if found is None:
+                    await self._api.create(LEASE, self._body(_SOMEBODY))
+                else:
+                    spec = found.get("spec") or {}
+                    if spec != seen:
+                        seen, since = spec, _now()
+                        _log.info(
+                            "lease %s is held by %s", self._name, spec.get("holderIdentity") or "nobody"
+                        )
+                    duration = spec.get("leaseDurationSeconds") or self._times.duration
+                    is_free = spec.get("holderIdentity") in (None, "", self.identity)
+                    if is_free or _now() - since >= duration:
+                        await self._take(found)
+                        _log.info("this agent leads as %s", self.identity)
+                        return
+            except ApiError as error:
+                _log.log(logging.DEBUG if error.is_conflict else logging.WARNING, "lease: %s", error)
+            await asyncio.sleep(self._times.retry)
+
+    async def keep(self) -> None:
+        """Renew the lease until it is lost."""
+        try:
+            async with asyncio.timeout_at(self._until) as limit:
+                while True:
+                    await asyncio.sleep(self._times.retry)
+                    if not await self._renew():
+                        _log.warning("this agent leads no more: another one has taken the lease")
+                        return
+                    limit.reschedule(self._until)
+        except TimeoutError:
+            _log.warning("this agent leads no more: its lease cannot be renewed")
+        finally:
+            self._lost.set()
+
+    async def release(self) -> None:
+        """Let another one lead at once. What the leader did has ended."""
+        try:
+            async with asyncio.timeout(self._times.retry):
+                await self._write(self._body(""))
+        except (ApiError, TimeoutError) as error:
+            _log.info("the lease is not released, and runs out: %s", error)
+
+    async def _renew(self) -> bool:
+        """Renew once. Return False if the lease is not this process's any more."""
+        try:
+            began = _now()
+            await self._write({"spec": {"renewTime": _wall()}})
+            self._until = began + self._times.give_up
+            return True
+        except ApiError as error:
+            if not (error.is_conflict or error.is_missing):
+                _log.warning("lease: %s", error)
+                return True
+        try:
+            # Changed by somebody's hand, or by a renewal whose answer was lost.
+            found = await self._api.get(LEASE, self._name, self._namespace)
+        except ApiError as error:
+            _log.warning("lease: %s", error)
+            return True
+        if found is None or found["spec"].get("holderIdentity") != self.identity:
+            return False
+        self._version = found["metadata"]["resourceVersion"]
+        return True
+
+    async def _take(self, found: Object) -> None:
+        spec = found.get("spec") or {}
+        body = self._body(self.identity)
+        same = spec.get("holderIdentity") == self.identity
+        body["spec"]["leaseTransitions"] = (spec.get("leaseTransitions") or 0) + (not same)
+        self._version = found["metadata"]["resourceVersion"]
+        began = _now()
+        await self._write(body)
+        self._until = began + self._times.give_up
+
+    async def _write(self, body: Object) -> None:
+        body["metadata"] = {"resourceVersion": self._version}
+        written = await self._api.patch(LEASE, self._name, self._namespace, body)
+        self._version = written["metadata"]["resourceVersion"]
+
+    def _body(self, holder: str) -> Object:
+        spec = {
+            "holderIdentity": holder,
+            "leaseDurationSeconds": self._times.duration,
+            "acquireTime": _wall(),
+            "renewTime": _wall(),
+        }
+        return {"metadata": {"name": self._name, "namespace": self._namespace}, "spec": spec}
+
+
+@asynccontextmanager
+async def leading(
+    api: Api, namespace: str, name: str, identity: str, times: LeaseTimes | None = None
+) -> AsyncGenerator[Lease]:
+    """Wait until this process leads, and renew its lease inside. `await lease.lost()` tells to stop.
+
+    `identity` is for readers of the Lease object. After the block another one may lead at once.
+    """
+    lease = Lease(api, namespace, name, identity, times or LeaseTimes())
+    await lease.acquire()
+    renewing = asyncio.create_task(lease.keep())
+    try:
+        yield lease
+    finally:
+        was_held = lease.is_held
+        renewing.cancel()
+        await asyncio.wait([renewing])
+        if was_held:
+            await lease.release()
+    if not renewing.cancelled():
+        renewing.result()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _wall() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
