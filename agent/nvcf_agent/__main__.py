@@ -30,7 +30,7 @@ from nvcf_agent.prometheus_sd import PrometheusTargets
 from nvcf_agent.requests import Requests
 from nvcf_agent.secret_files import SecretFolders
 from nvcf_agent.secrets import GatewaySecrets, InstanceSecrets
-from nvcf_agent.state.inventory import Inventory
+from nvcf_agent.state.machine_inventory import MachineInventory
 from nvcf_agent.state.persisted_state import FileStore, PersistedState
 from nvcf_agent.telemetry import AgentTelemetry
 from nvcf_agent.timings import Timings
@@ -114,7 +114,7 @@ def _broker_token(identity: Identity) -> str:
 
 async def _make_agent(
     options: argparse.Namespace,
-    inventory: Inventory,
+    inventory: MachineInventory,
     control_plane: ControlPlane,
     secrets: InstanceSecrets,
     folders: SecretFolders,
@@ -143,7 +143,6 @@ async def _make_agent(
         requests=requests,
         backend=backend,
         telemetry=AgentTelemetry(cluster),
-        instances_folder=data / "instances",
         worker_telemetry=operators,
         accounts=AccountTelemetry(
             (options.telemetry_secrets or options.data / "telemetry-secrets").absolute(),
@@ -158,8 +157,7 @@ async def _make_agent(
         ready_timeout=options.max_ready_seconds or INFERENCE_READY_TIMEOUT,
         keep_finished=options.keep_finished,
     )
-    held = lambda: [each.held_share for each in list(requests.instances.values())]  # noqa: E731
-    agent.telemetry.register_gpus(inventory, held)
+    agent.telemetry.register_gpus(agent.usage)
     control_plane.bind(agent)
     return agent
 

@@ -6,13 +6,11 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from nvcf_agent.accounts import AccountTelemetry
 from nvcf_agent.backends.environment import NO_TELEMETRY, InstanceSpec, WorkerTelemetry
 from nvcf_agent.backends.interface import Backend, Running
-from nvcf_agent.errors import LaunchError, Refused, StartError, StoreError
-from nvcf_agent.held_requests import held_requests
+from nvcf_agent.errors import AgentError, LaunchError, Refused, StartError, StoreError
 from nvcf_agent.prometheus_sd import PrometheusTargets
 from nvcf_agent.requests import Requests
 from nvcf_agent.state import order as orders
@@ -45,12 +43,11 @@ _RETRY_SECONDS = 0.5
 
 @dataclass
 class Agent:
-    """One cluster's agent. `instances_folder` has a folder for each instance, with its journal."""
+    """One cluster's agent."""
 
     requests: Requests
     backend: Backend
     telemetry: AgentTelemetry
-    instances_folder: Path
     zone: str = ""
     worker_telemetry: WorkerTelemetry = NO_TELEMETRY
     accounts: AccountTelemetry | None = None
@@ -61,6 +58,7 @@ class Agent:
     wall: Callable[[], float] = time.time
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     _busy: set[str] = field(default_factory=set)
+    _work: set[asyncio.Task[None]] = field(default_factory=set)
     _stopping: bool = False
 
     @property
@@ -75,21 +73,22 @@ class Agent:
         running = {each.instance_id: each for each in await self.backend.list()}
         for instance in mine.values():
             there = running.get(instance.id)
-            if there is not None:
-                now = self.monotonic()
-                instance = replace(
-                    instance, has_process=True, pid=there.pid, waiting_since=now, launched_at=now
-                )
-            else:
-                instance = transitions.interrupted(instance, "the agent was restarted", self.wall())
-            self.requests.instances[instance.id] = instance
+            self.requests.instances[instance.id] = self._adopted(instance, there)
         for instance_id in running.keys() - mine.keys():
             _log.warning("ending instance %s: it is unknown", instance_id)
             await self.backend.delete(instance_id, 0)
 
+    def _adopted(self, instance: ManagedInstance, there: Running | None) -> ManagedInstance:
+        now, wall = self.monotonic(), self.wall()
+        if there is not None:
+            return transitions.taken_over(instance, pid=there.pid, is_ready=there.ready, now=now, wall=wall)
+        if self.backend.restarts or not instance.has_run:
+            return transitions.interrupted(instance, "the agent was restarted", wall)
+        return transitions.lost(instance, "it was gone when the agent started", wall)
+
     def usage(self) -> dict[str, GpuUsage]:
         """Return what the cluster has and what is free."""
-        return self.inventory.usage(each.held_share for each in self.requests.instances.values())
+        return self.inventory.usage([each.held_share for each in list(self.requests.instances.values())])
 
     def wake(self) -> None:
         """Start another round now."""
@@ -110,7 +109,13 @@ class Agent:
                 # From here on the agent ends the processes, so an end is no failure of the function.
                 events.cancel()
                 await asyncio.wait({events})
-                await self._shut_down()
+                if self.backend.restarts:
+                    await self._shut_down()
+                else:
+                    # The next agent finds all instances, and repeats what is not finished.
+                    for each in self._work:
+                        each.cancel()
+                    await self._store()
         finally:
             await self.backend.close(0)
 
@@ -139,7 +144,7 @@ class Agent:
         if instance.id in self._busy:
             if urgent is not None and instance.has_process:
                 # Another action is running, which must not take longer than the new grace period.
-                group.create_task(self.backend.delete(instance.id, urgent))
+                self._track(group.create_task(self._delete(instance.id, urgent)))
             return
         action = next_action(
             instance, now, wall, ready_timeout=self.ready_timeout, keep_finished=self.keep_finished
@@ -149,11 +154,11 @@ class Agent:
                 self._set(transitions.creating(instance, wall=wall))
                 self._spawn(group, instance.id, lambda: self._start(instance.id))
             case Delete(grace):
-                self._spawn(group, instance.id, lambda: self.backend.delete(instance.id, grace))
+                self._spawn(group, instance.id, lambda: self._delete(instance.id, grace))
             case GiveUp(reason):
                 self._set(transitions.given_up(instance, reason))
                 grace = orders.grace(instance.order, self.requests.grace)
-                self._spawn(group, instance.id, lambda: self.backend.delete(instance.id, grace))
+                self._spawn(group, instance.id, lambda: self._delete(instance.id, grace))
             case Complete():
                 self._set(transitions.completed(instance, wall))
             case Clean():
@@ -171,7 +176,11 @@ class Agent:
                 self._busy.discard(instance_id)
                 self.wake()
 
-        group.create_task(run(), name=f"work on instance {instance_id}")
+        self._track(group.create_task(run(), name=f"work on instance {instance_id}"))
+
+    def _track(self, task: asyncio.Task[None]) -> None:
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
 
     def _get(self, instance_id: str) -> ManagedInstance:
         return self.requests.instances[instance_id]
@@ -202,21 +211,22 @@ class Agent:
         except (StartError, LaunchError, Refused) as error:
             _log.warning("instance %s cannot start: %s", instance_id, error)
             self.telemetry.failed(instance_id, str(error))
-            failed = self._get(instance_id)
-            self._set(after_failed_start(failed, error, now=self.monotonic(), wall=self.wall()))
+            now, wall, restarts = self.monotonic(), self.wall(), self.backend.restarts
+            self._set(
+                after_failed_start(self._get(instance_id), error, now=now, wall=wall, restarts=restarts)
+            )
             return
         if self.targets is not None:
             self.targets.set_address(instance_id, running.metrics)
-        self._set(
-            transitions.launched(
-                self._get(instance_id),
-                pid=running.pid,
-                health_port=running.health_port,
-                log_path=running.log_path,
-                now=self.monotonic(),
-                wall=self.wall(),
-            )
+        launched = transitions.launched(
+            self._get(instance_id),
+            pid=running.pid,
+            health_port=running.health_port,
+            log_path=running.log_path,
+            now=self.monotonic(),
+            wall=self.wall(),
         )
+        self._set(transitions.ready(launched, self.wall()) if running.ready else launched)
 
     async def _create(self, spec: InstanceSpec) -> Running:
         try:
@@ -225,20 +235,31 @@ class Agent:
             # For example a null character in an argument: no other try can do better.
             raise LaunchError(f"cannot be started: {error}") from error
 
+    async def _delete(self, instance_id: str, grace: float) -> None:
+        try:
+            await self.backend.delete(instance_id, grace)
+        except AgentError as error:
+            _log.warning("instance %s cannot be deleted, trying again: %s", instance_id, error)
+            await asyncio.sleep(_RETRY_SECONDS)
+            return
+        instance = self.requests.instances.get(instance_id)
+        if instance is not None and not self.backend.restarts:
+            self._set(transitions.deleted(instance, now=self.monotonic(), wall=self.wall()))
+
     async def _clean(self, instance_id: str) -> None:
-        instance, shared = self._get(instance_id), self.instances_folder / instance_id / "shared"
-        held = await asyncio.to_thread(held_requests, shared, instance_id, instance.version_id, self.wall())
+        instance = self._get(instance_id)
+        held = await self.backend.held_requests(instance_id, instance.version_id, self.wall())
         if held:
             _log.warning("instance %s: %d requests that it held are queued again", instance_id, len(held))
         over = replace(self._get(instance_id), held=held, cleaned=True)
         try:
             # What it held must be stored before its journal goes.
             await self.requests.persisted.save([over])
-        except StoreError as error:
+            await self.backend.forget(instance_id)
+        except AgentError as error:
             _log.error("%s", error)
             await asyncio.sleep(_RETRY_SECONDS)
             return
-        await self.backend.forget(instance_id)
         self._set(replace(self._get(instance_id), held=held, cleaned=True))
 
     async def _forget(self, instance_id: str) -> None:
@@ -255,8 +276,10 @@ class Agent:
             instance = self.requests.instances.get(event.instance_id)
             if instance is None:
                 continue
-            if isinstance(event, Ended) and not instance.is_ending:
-                _log.warning("instance %s ended: %s", instance.id, event.reason)
+            if isinstance(event, Ended):
+                event = replace(event, final=event.final or not self.backend.restarts)
+                if not instance.is_ending:
+                    _log.warning("instance %s ended: %s", instance.id, event.reason)
             self._record_event(instance, event)
             self._set(after_event(instance, event, now=self.monotonic(), wall=self.wall()))
 
@@ -264,7 +287,7 @@ class Agent:
         match event:
             case Ready():
                 self.telemetry.ready(instance.id)
-            case Ended(_, reason, category):
+            case Ended(_, reason, category) if not instance.is_final:
                 self.telemetry.ended(instance, category.value, reason)
                 if self.targets is not None:
                     self.targets.set_address(instance.id, None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from nvcf_agent.errors import AgentError
-from nvcf_agent.state.inventory import GpuDetails, Inventory
+from nvcf_agent.state.machine_inventory import GpuDetails, MachineInventory
 
 _VENDOR = frozenset(("NVIDIA", "GEFORCE", "TESLA", "QUADRO"))
 _JOINED = frozenset(("RTX", "GTX"))
@@ -18,7 +18,7 @@ _MEMORY = re.compile(r"\d+(GB|G|GIB)")
 class Discovery(Protocol):
     """Finds out what instances can use."""
 
-    async def discover(self) -> Inventory:
+    async def discover(self) -> MachineInventory:
         """Return the inventory. Raises `AgentError`."""
         ...
 
@@ -27,9 +27,9 @@ class Discovery(Protocol):
 class Declared:
     """Takes the command line's word: GPUs are simulated, their devices numbered in the order given."""
 
-    inventory: Inventory
+    inventory: MachineInventory
 
-    async def discover(self) -> Inventory:
+    async def discover(self) -> MachineInventory:
         return self.inventory
 
 
@@ -37,9 +37,9 @@ class Declared:
 class Nvml:
     """Asks NVIDIA's library for the GPUs; everything else is as declared."""
 
-    declared: Inventory
+    declared: MachineInventory
 
-    async def discover(self) -> Inventory:
+    async def discover(self) -> MachineInventory:
         found = await asyncio.to_thread(_devices)
         if not found:
             raise AgentError(
@@ -67,7 +67,7 @@ def gpu_name(product: str) -> str:
     return re.sub(r"[^A-Z0-9_]", "", first) or "GPU"
 
 
-def with_devices(declared: Inventory, devices: Sequence[Device]) -> Inventory:
+def with_devices(declared: MachineInventory, devices: Sequence[Device]) -> MachineInventory:
     """Return the inventory with these GPUs, in the order of their numbers. Pure."""
     numbering = tuple(gpu_name(device.product) for device in devices)
     details: Mapping[str, GpuDetails] = {

@@ -21,6 +21,7 @@ from nvcf_agent.icms.reconcile import compare
 from nvcf_agent.icms.registration import Registrar, registration
 from nvcf_agent.icms.reporter import Reporter
 from nvcf_agent.messages import Consumer
+from nvcf_agent.state.inventory import Inventory
 from nvcf_agent.timings import Timings, growing_pause
 from nvcf_broker.connection import BrokerClient, describe_error
 from nvcf_broker.errors import BrokerError
@@ -41,7 +42,6 @@ _log = logging.getLogger(__name__)
 _LAST_CALLS_SECONDS = 5.0
 _LONGEST_WAIT_SECONDS = 1.0
 _CONNECT_PAUSES = (0.5, 10.0)
-BACKEND = "process"
 
 Connect = Callable[[], AbstractAsyncContextManager[BrokerClient]]
 """Opens a connection to the broker, with the identity of now. Raises `BrokerError`."""
@@ -58,6 +58,7 @@ class ControlPlane:
     attributes: Mapping[str, str] = field(default_factory=dict)
     maintenance: MaintenanceMode = MaintenanceMode.NONE
     cluster_name: str | None = None
+    k8s_version: str | None = None
     draining: bool = False
     _open: asyncio.Event = field(default_factory=asyncio.Event)
     _always: asyncio.Event = field(default_factory=asyncio.Event)
@@ -94,11 +95,18 @@ class ControlPlane:
         """Return what is to be registered now."""
         return registration(
             self.agent.inventory,
-            backend=BACKEND,
+            backend=self.agent.backend.name,
             heartbeat_seconds=self.heartbeat_seconds,
             attributes=dict(self.attributes),
+            k8s_version=self.k8s_version,
             maintenance=self.maintenance,
         )
+
+    def replace_inventory(self, inventory: Inventory) -> None:
+        """Take over what the cluster has now, and register it."""
+        if inventory != self.agent.inventory:
+            self.agent.requests.replace_inventory(inventory)
+            self.registrar.changed.set()
 
     def heartbeat(self) -> Heartbeat:
         """Return the next heartbeat."""
@@ -163,9 +171,10 @@ class ControlPlane:
                 reporting.cancel()
                 await stop.wait()
             elif self._registered.is_set():
-                # From here on the cluster gets no new instances, and those it ends are replaced elsewhere.
-                self.draining = True
-                await self.beats.beat()
+                if self.agent.backend.restarts:
+                    # The cluster gets no new instances, and those it ends are replaced elsewhere.
+                    self.draining = True
+                    await self.beats.beat()
                 await asyncio.wait({running})
                 reporting.cancel()
                 await asyncio.wait({reporting})

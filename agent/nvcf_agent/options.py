@@ -11,11 +11,11 @@ from nvcf_agent.capacity import Declared, Discovery, Nvml
 from nvcf_agent.errors import AgentError
 from nvcf_agent.icms.heartbeat import DEFAULT_SECONDS
 from nvcf_agent.state.actions import KEEP_FINISHED_SECONDS
-from nvcf_agent.state.inventory import (
+from nvcf_agent.state.inventory import Limits
+from nvcf_agent.state.machine_inventory import (
     DEFAULT_CPU_SLOTS,
     DEFAULT_TYPE,
-    Inventory,
-    Limits,
+    MachineInventory,
     parse_gpus,
     parse_instance_type,
 )
@@ -138,7 +138,7 @@ def discovery(options: argparse.Namespace) -> Discovery:
     return Declared(declared)
 
 
-def inventory(options: argparse.Namespace) -> Inventory:
+def inventory(options: argparse.Namespace) -> MachineInventory:
     """Return the cluster's inventory. Raises `AgentError`."""
     if options.cpu_slots < 0:
         raise AgentError(f"--cpu-slots {options.cpu_slots}: 0 or more expected")
@@ -148,7 +148,7 @@ def inventory(options: argparse.Namespace) -> Inventory:
     if len(set(names)) < len(names):
         raise AgentError("--instance-type: a name is given twice")
     machine = platform.machine().lower()
-    return Inventory(
+    return MachineInventory(
         options.cpu_slots,
         gpus,
         types or ((DEFAULT_TYPE, Limits()),),

@@ -81,6 +81,12 @@ class Requests:
         self.instances[instance.id] = instance
         self.on_change()
 
+    def replace_inventory(self, inventory: Inventory) -> None:
+        """Take over what the cluster has now. Orders that found no room are tried again."""
+        self.inventory = inventory
+        self._room.freed()
+        self.on_change()
+
     def of(self, request_id: str) -> list[ManagedInstance]:
         """Return the instances of a request."""
         return [each for each in self.instances.values() if each.request_id == request_id]

@@ -1,7 +1,7 @@
 """Telemetry of the agent: spans and durations of starts, exits of instances, free GPUs."""
 
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from opentelemetry import metrics, trace
@@ -10,10 +10,10 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from nvcf_agent.messages import Delivery
 from nvcf_agent.state import order as orders
-from nvcf_agent.state.inventory import Inventory, Share
 from nvcf_agent.state.managed_instance import ManagedInstance
 from nvcf_otel import instruments, names, spans
 from nvcf_otel.histograms import histogram
+from nvcf_proto.icms.reports import GpuUsage
 
 ASKED = "asked"
 """Category of a requested end."""
@@ -105,13 +105,13 @@ class AgentTelemetry:
 
         return timed
 
-    def register_gpus(self, inventory: Inventory, held: Callable[[], list[Share]]) -> None:
-        """Create the gauge of free and used GPUs; `held` is called on another thread."""
+    def register_gpus(self, usage: Callable[[], Mapping[str, GpuUsage]]) -> None:
+        """Create the gauge of free and used GPUs; `usage` is called on another thread."""
 
         def gpus(_: CallbackOptions) -> Iterable[Observation]:
-            for gpu, usage in inventory.usage(held()).items():
+            for gpu, used in usage().items():
                 attributes = {names.CLUSTER: self._cluster, names.GPU: gpu}
-                yield Observation(usage.available, {**attributes, names.GPU_STATE: "free"})
-                yield Observation(usage.allocated, {**attributes, names.GPU_STATE: "used"})
+                yield Observation(used.available, {**attributes, names.GPU_STATE: "free"})
+                yield Observation(used.allocated, {**attributes, names.GPU_STATE: "used"})
 
         instruments.CLUSTER_GPUS.create(metrics.get_meter("nvcf_agent"), gpus)

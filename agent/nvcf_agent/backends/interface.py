@@ -6,19 +6,22 @@ from pathlib import Path
 from typing import Protocol
 
 from nvcf_agent.backends.environment import InstanceOf, InstanceSpec
-from nvcf_agent.state.inventory import Inventory
 from nvcf_agent.state.transitions import Event
 
 
 @dataclass(frozen=True)
 class Running:
-    """An instance that the backend runs. `metrics` is where it serves metrics, HOST:PORT."""
+    """An instance that the backend runs. `metrics` is where it serves metrics, HOST:PORT.
+
+    `ready`: whether it serves; None if an event will say so.
+    """
 
     instance_id: str
     log_path: str
     pid: int | None = None
     health_port: int | None = None
     metrics: str | None = None
+    ready: bool | None = None
 
 
 class Secrets(Protocol):
@@ -53,9 +56,14 @@ class Backend(Protocol):
     """Runs instances.
 
     Calls may be repeated: creating an existing instance or deleting a missing one does nothing. The agent
-    decides what runs and when. A backend restarts nothing, and keeps no state that it cannot find again:
-    after a restart of the agent, only `list` counts.
+    decides what runs and when. A backend keeps no state that it cannot find again: after a restart of the
+    agent, only `list` counts. With `restarts`, the agent starts an ended instance again a few times, and its
+    instances end with the agent. Without, an end is final, and instances outlive the agent.
     """
+
+    name: str
+    """`process` or `kubernetes`, as the control plane knows it."""
+    restarts: bool
 
     async def prepare(self, known: Collection[str]) -> None:
         """End and remove what belongs to none of the `known` instances. Called once, first."""
@@ -72,8 +80,12 @@ class Backend(Protocol):
     async def delete(self, instance_id: str, grace: float) -> None:
         """Ask an instance to end, and kill it after `grace` seconds. Returns when nothing of it runs.
 
-        A second call with less time shortens the first one.
+        A second call with less time shortens the first one. Any `AgentError` means that it is tried again.
         """
+        ...
+
+    async def held_requests(self, instance_id: str, version_id: str, wall: float) -> tuple[str, ...]:
+        """Return the acknowledgement subjects of the requests that an ended instance still held."""
         ...
 
     async def forget(self, instance_id: str) -> None:
@@ -86,10 +98,6 @@ class Backend(Protocol):
 
     def watch(self) -> AsyncIterator[Event]:
         """Yield all events of instances in order, to one consumer."""
-        ...
-
-    async def capacity(self) -> Inventory:
-        """Return everything that instances can use here, taken or not."""
         ...
 
     async def close(self, grace: float) -> None:

@@ -17,11 +17,13 @@ from nvcf_agent.backends.collector import FILE, run_collector, write_configurati
 from nvcf_agent.backends.environment import InstancePlaces, InstanceSpec, worker_command, worker_environment
 from nvcf_agent.backends.exit_reason import explained, forget_exit_reason, read_exit_reason
 from nvcf_agent.backends.health import readiness
+from nvcf_agent.backends.held_requests import held_requests
 from nvcf_agent.backends.interface import NO_SECRETS, Running, Secrets
 from nvcf_agent.backends.isolation import InstanceUser, Isolation
 from nvcf_agent.backends.output import RotatingLog, Tail, generation, pump
 from nvcf_agent.errors import LaunchError, StartError, Unsupported
-from nvcf_agent.state.inventory import Inventory, Limits
+from nvcf_agent.state.inventory import Limits
+from nvcf_agent.state.machine_inventory import MachineInventory
 from nvcf_agent.state.transitions import Ended, Event, Ready, Unready
 from nvcf_broker.errors import ProcessError
 from nvcf_broker.files import private_directory
@@ -62,10 +64,13 @@ class ProcessBackend:
     `secrets` brings them their secrets.
     """
 
+    name = "process"
+    restarts = True
+
     def __init__(
         self,
         data: Path,
-        inventory: Inventory | None = None,
+        inventory: MachineInventory | None = None,
         *,
         cgroup: Path | None = None,
         collector: Path | None = None,
@@ -75,7 +80,7 @@ class ProcessBackend:
     ) -> None:
         self._data = data.absolute()
         self._instances = self._data / "instances"
-        self._inventory = inventory or Inventory()
+        self._inventory = inventory or MachineInventory()
         self._cgroup = cgroup
         self._collector = collector
         self._allowed = allowed
@@ -313,6 +318,10 @@ class ProcessBackend:
         await stop_process(child.process, grace)
         await asyncio.wait({child.task})
 
+    async def held_requests(self, instance_id: str, version_id: str, wall: float) -> tuple[str, ...]:
+        shared = self._instances / instance_id / "shared"
+        return await asyncio.to_thread(held_requests, shared, instance_id, version_id, wall)
+
     async def forget(self, instance_id: str) -> None:
         if instance_id not in self._children:
             await self._secrets.end(instance_id)
@@ -332,9 +341,6 @@ class ProcessBackend:
     async def watch(self) -> AsyncIterator[Event]:
         while True:
             yield await self._events.get()
-
-    async def capacity(self) -> Inventory:
-        return self._inventory
 
     async def close(self, grace: float) -> None:
         """End all instances concurrently, since a process cannot outlive its agent."""

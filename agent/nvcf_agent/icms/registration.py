@@ -30,11 +30,13 @@ def registration(
     backend: str,
     heartbeat_seconds: float,
     attributes: dict[str, str],
+    k8s_version: str | None = None,
     maintenance: MaintenanceMode = MaintenanceMode.NONE,
 ) -> Registration:
     """Return the body of a registration. Pure."""
     return Registration(
         status=_STATUS.get(maintenance, ClusterStatus.READY).value,
+        k8s_version=k8s_version,
         gpus=inventory.registered(),
         allow_cluster_targeting=True,
         allow_task_cluster_creation_queues=True,

@@ -89,6 +89,7 @@ def report_of(instance: ManagedInstance) -> StatusReport | None:
         instance_state=_STATES[instance.phase],
         request_state=RequestState.ACTIVE,
         action=_creation(instance),
+        instance_ips=instance.ips,
         details=_details(instance),
     )
 
@@ -109,6 +110,7 @@ def _terminated(instance: ManagedInstance) -> StatusReport:
         termination_cause=cause.value if cause is not None and not by_user else None,
         system_failure=cause.value if cause is not None and failed else None,
         health_info=HealthInfo(error_log(cause, instance.reason or "")) if cause and failed else HealthInfo(),
+        instance_ips=instance.ips,
         details=_details(instance),
         held_requests=instance.held[:HELD_REQUESTS],
     )
@@ -122,6 +124,7 @@ def _details(instance: ManagedInstance) -> ProcessDetails:
         health_port=instance.health_port,
         visible_devices=instance.share.visible_devices,
         ready_at=instance.ready_at,
+        node=instance.share.node or None,
         category=instance.category.value if instance.category is not None else None,
         reason=instance.reason,
     )

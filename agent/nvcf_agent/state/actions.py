@@ -76,7 +76,7 @@ def next_action(
 
 def _finished(instance: ManagedInstance, wall: float, keep_finished: float) -> Action | None:
     if instance.has_process:
-        return Delete(0.0)
+        return Delete(instance.grace)
     if not instance.cleaned:
         return Clean()
     # A late copy of its creation message must still be recognised as known.

@@ -10,6 +10,15 @@ _CAUSES = {
     Category.OUT_OF_MEMORY: Cause.CONTAINER_RESTART_LOOP,
     Category.UNHEALTHY: Cause.DEGRADED_WORKER,
     Category.NOT_READY: Cause.DEGRADED_WORKER,
+    Category.CAPACITY: Cause.NO_CAPACITY,
+    Category.CREATE_CONTAINER: Cause.CREATE_CONTAINER_ERROR,
+    Category.IMAGE_PULL: Cause.IMAGE_PULL,
+    Category.INIT_STUCK: Cause.INIT_CONTAINER_STUCK,
+    Category.ADMISSION: Cause.ADMISSION_ERROR,
+    Category.EVICTED: Cause.FAILED,
+    Category.NODE_LOST: Cause.NOT_FOUND,
+    Category.LOST: Cause.NOT_FOUND,
+    Category.UNKNOWN: Cause.FAILED,
 }
 _LOG_LINES = 20
 _LOG_BYTES = 1024

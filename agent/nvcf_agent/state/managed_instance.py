@@ -35,6 +35,15 @@ class Category(StrEnum):
     UNHEALTHY = "unhealthy"
     OUT_OF_MEMORY = "out-of-memory"
     NOT_READY = "not-ready"
+    CAPACITY = "capacity"
+    CREATE_CONTAINER = "create_container"
+    IMAGE_PULL = "image_pull"
+    INIT_STUCK = "init_stuck"
+    ADMISSION = "admission"
+    EVICTED = "evicted"
+    NODE_LOST = "node_lost"
+    LOST = "lost"
+    UNKNOWN = "unknown"
 
 
 FINAL = frozenset({Phase.COMPLETED, Phase.FAILED})
@@ -76,6 +85,7 @@ class ManagedInstance:
     postponements: int = 0
     launched_at: float = 0.0
     waiting_since: float = 0.0
+    ips: tuple[str, ...] = ()
     retry_at: float = 0.0
     give_up_reason: str | None = None
 

@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -45,6 +46,10 @@ class StoredInstance(Record, frozen=True, kw_only=True):
     index: Count = 0
     slots: Count = 0
     devices: tuple[Count, ...] = ()
+    gpu: Text = ""
+    gpus: Count = 0
+    nodes: Count = 1
+    node: Text = ""
     acknowledged: bool = False
     category: Category | None = None
     cause: Cause | None = None
@@ -65,18 +70,18 @@ class StoredInstance(Record, frozen=True, kw_only=True):
         return cls(
             cluster_id=cluster_id,
             request_status=request_status((instance,)).value,
-            slots=instance.share.slots,
-            devices=instance.share.devices,
+            **asdict(instance.share),
             **{name: getattr(instance, name) for name in _SAME},
         )
 
     def restored(self) -> ManagedInstance:
         """Return the instance."""
         same = {name: getattr(self, name) for name in _SAME}
-        return ManagedInstance(share=Share(self.slots, self.devices), **same)
+        share = Share(**{each.name: getattr(self, each.name) for each in fields(Share)})
+        return ManagedInstance(share=share, **same)
 
 
-_OWN = ("cluster_id", "request_status", "slots", "devices")
+_OWN = ("cluster_id", "request_status", *(each.name for each in fields(Share)))
 _SAME = [name for name in StoredInstance.__struct_fields__ if name not in _OWN]
 
 

@@ -5,6 +5,8 @@
                   |           v  |        v        (not ready any more: back to STARTING)
                   +-- its process ended: again, a few times, then FAILED with a category and a text
 
+Where the backend restarts nothing, an end is final: the control plane orders another instance.
+
 A request waits in PENDING until the control plane has answered its acknowledgement. FAILED and COMPLETED are
 final. `now` is in seconds of a monotonic clock, `wall` Unix time. Every function
 returns the instance after the transition; an instance in a state without that transition is returned as it
@@ -16,7 +18,7 @@ from dataclasses import dataclass, replace
 from nvcf_agent.errors import LaunchError, Refused, StartError
 from nvcf_agent.state.causes import cause_of
 from nvcf_agent.state.inventory import Share
-from nvcf_agent.state.managed_instance import Category, ManagedInstance, Phase
+from nvcf_agent.state.managed_instance import REASON_LIMIT, Category, ManagedInstance, Phase
 from nvcf_broker.process import RestartPolicy
 from nvcf_proto.icms.causes import Cause
 from nvcf_proto.icms.messages import CreationMessage
@@ -38,7 +40,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Unready:
-    """The instance runs, but its health check no longer answers 200."""
+    """The instance runs, but does not serve, for this reason: not yet, or not any more."""
 
     instance_id: str
     reason: str
@@ -46,14 +48,31 @@ class Unready:
 
 @dataclass(frozen=True)
 class Ended:
-    """The process has ended. `reason` says how, with the end of its error output."""
+    """The instance has ended. `reason` says how, with the end of its error output.
+
+    `cause` is NVIDIA's word for it; None: that of the category. `final`: it fails without another try.
+    Without `gone`, something of it is left, which the agent deletes.
+    """
 
     instance_id: str
     reason: str
     category: Category = Category.CRASH
+    cause: Cause | None = None
+    final: bool = False
+    gone: bool = True
 
 
-Event = Ready | Unready | Ended
+@dataclass(frozen=True)
+class Observed:
+    """What the backend sees of a running instance: its node, addresses, and restarts of its containers."""
+
+    instance_id: str
+    node: str = ""
+    ips: tuple[str, ...] = ()
+    restarts: int = 0
+
+
+Event = Ready | Unready | Ended | Observed
 
 
 def accepted(order: CreationMessage, share: Share, wall: float, index: int = 0) -> ManagedInstance:
@@ -132,6 +151,8 @@ def ready(instance: ManagedInstance, wall: float) -> ManagedInstance:
 
 def unready(instance: ManagedInstance, reason: str, *, now: float, wall: float) -> ManagedInstance:
     """Move back to STARTING: the health check no longer answers 200, but the process runs."""
+    if instance.phase is Phase.STARTING and instance.reason != WAITING + reason:
+        return replace(instance, reason=(WAITING + reason)[:REASON_LIMIT])
     if instance.phase is not Phase.RUNNING:
         return instance
     moved = replace(instance, ready_at=None, waiting_since=now)
@@ -146,8 +167,25 @@ def ended(
     now: float,
     wall: float,
     cause: Cause | None = None,
+    final: bool = False,
+    gone: bool = True,
 ) -> ManagedInstance:
     """Record the end of the process: complete, schedule a restart, or fail after too many."""
+    if not gone:
+        return instance if instance.is_ending else _failed(instance, category, reason, wall, cause)
+    return _ended(instance, category, reason, now=now, wall=wall, cause=cause, final=final)
+
+
+def _ended(
+    instance: ManagedInstance,
+    category: Category,
+    reason: str,
+    *,
+    now: float,
+    wall: float,
+    cause: Cause | None,
+    final: bool,
+) -> ManagedInstance:
     gone = replace(instance, has_process=False, pid=None, health_port=None)
     if instance.is_final:
         return gone
@@ -155,6 +193,8 @@ def ended(
         return gone._to(Phase.COMPLETED, wall, instance.reason)
     if instance.give_up_reason is not None:
         return _failed(gone, Category.NOT_READY, f"{instance.give_up_reason}\n{reason}", wall)
+    if final:
+        return _failed(gone, category, reason, wall, cause)
     failures = RESTARTS.failures_after(instance.failures, now - instance.launched_at)
     gone = replace(gone, failures=failures, retry_at=now + RESTARTS.delay(failures), ready_at=None)
     if failures >= RESTART_LIMIT:
@@ -162,10 +202,12 @@ def ended(
     return gone._to(Phase.CREATING, wall, reason)
 
 
-def not_launched(instance: ManagedInstance, reason: str, *, now: float, wall: float) -> ManagedInstance:
+def not_launched(
+    instance: ManagedInstance, reason: str, *, now: float, wall: float, final: bool = False
+) -> ManagedInstance:
     """Record a start that the function's settings prevent, as a process that ended at once."""
     instance, cause = replace(instance, launched_at=now), Cause.CREATE_CONTAINER_ERROR
-    return ended(instance, Category.CRASH, reason, now=now, wall=wall, cause=cause)
+    return ended(instance, Category.CRASH, reason, now=now, wall=wall, cause=cause, final=final)
 
 
 def rejected(instance: ManagedInstance, category: Category, reason: str, wall: float) -> ManagedInstance:
@@ -209,6 +251,36 @@ def interrupted(instance: ManagedInstance, reason: str, wall: float) -> ManagedI
     return moved._to(phase, wall, None if phase is Phase.PENDING else WAITING + reason)
 
 
+def taken_over(
+    instance: ManagedInstance, *, pid: int | None, is_ready: bool | None, now: float, wall: float
+) -> ManagedInstance:
+    """Take over a running instance that an earlier agent started. `is_ready`: None if that is unknown."""
+    moved = replace(instance, has_process=True, has_run=True, pid=pid, waiting_since=now, launched_at=now)
+    if moved.phase in (Phase.PENDING, Phase.CREATING):
+        moved = moved._to(Phase.STARTING, wall, None)
+    if is_ready is None:
+        return moved
+    return ready(moved, wall) if is_ready else unready(moved, "not ready", now=now, wall=wall)
+
+
+def lost(instance: ManagedInstance, reason: str, wall: float) -> ManagedInstance:
+    """Fail an instance that is gone and is not started again."""
+    gone = replace(instance, has_process=False, pid=None, health_port=None)
+    return gone if gone.is_ending else _failed(gone, Category.LOST, reason, wall)
+
+
+def observed(instance: ManagedInstance, event: Observed) -> ManagedInstance:
+    """Take over what the backend sees."""
+    share = replace(instance.share, node=event.node)
+    return replace(instance, share=share, ips=event.ips, restarts=event.restarts)
+
+
+def deleted(instance: ManagedInstance, *, now: float, wall: float) -> ManagedInstance:
+    """Record that nothing of an instance is left after its deletion."""
+    reason = "it was deleted"
+    return ended(instance, Category.UNKNOWN, reason, now=now, wall=wall, final=True)
+
+
 def after_event(instance: ManagedInstance, event: Event, *, now: float, wall: float) -> ManagedInstance:
     """Return the instance after an event of its backend."""
     match event:
@@ -216,18 +288,28 @@ def after_event(instance: ManagedInstance, event: Event, *, now: float, wall: fl
             return ready(instance, wall)
         case Unready(_, reason):
             return unready(instance, reason, now=now, wall=wall)
-        case Ended(_, reason, category):
-            return ended(instance, category, reason, now=now, wall=wall)
+        case Ended(_, reason, category, cause, final, gone):
+            return ended(instance, category, reason, now=now, wall=wall, cause=cause, final=final, gone=gone)
+        case Observed():
+            return observed(instance, event)
 
 
 def after_failed_start(
-    instance: ManagedInstance, error: StartError | LaunchError | Refused, *, now: float, wall: float
+    instance: ManagedInstance,
+    error: StartError | LaunchError | Refused,
+    *,
+    now: float,
+    wall: float,
+    restarts: bool = True,
 ) -> ManagedInstance:
-    """Return the instance after a failed start: retried soon, retried as after a crash, or never."""
+    """Return the instance after a failed start: retried soon, retried as after a crash, or never.
+
+    Without `restarts` a crash is not retried.
+    """
     match error:
         case StartError():
             return postponed(instance, str(error), now=now, wall=wall)
         case LaunchError():
-            return not_launched(instance, str(error), now=now, wall=wall)
+            return not_launched(instance, str(error), now=now, wall=wall, final=not restarts)
         case _:
             return rejected(instance, Category.UNSUPPORTED, str(error), wall)

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from nvcf_agent.backends.isolation import why_not_isolated
 from nvcf_agent.errors import AgentError
-from nvcf_agent.state.inventory import parse_size
+from nvcf_agent.state.machine_inventory import parse_size
 from nvcf_cli.access import Access, DataOption, JsonOption
 from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.instance_ids import short_id

@@ -12,7 +12,7 @@ from typing import Any
 from nvcf_agent.backends.allowed import allow_list
 from nvcf_agent.backends.users import parse_range
 from nvcf_agent.errors import AgentError
-from nvcf_agent.state.inventory import parse_gpus, parse_size
+from nvcf_agent.state.machine_inventory import parse_gpus, parse_size
 from nvcf_broker.server import LocalBroker
 from nvcf_cli.errors import UsageError
 from nvcf_cli.local.progress import LONGEST_START_SECONDS

@@ -194,6 +194,7 @@ class ProcessDetails(Record, frozen=True, kw_only=True):
     health_port: Count | None = None
     visible_devices: Text | None = None
     ready_at: float | None = None
+    node: Text | None = None
     category: Text | None = None
     reason: Annotated[str, Meta(max_length=LONGEST_LOG)] | None = None
 

@@ -10,7 +10,7 @@ from nvcf_agent.capacity import Declared, Device, Nvml, gpu_name, with_devices
 from nvcf_agent.errors import AgentError
 from nvcf_agent.options import discovery, parse_arguments
 from nvcf_agent.state.back_off import RoomBackOff
-from nvcf_agent.state.inventory import Inventory
+from nvcf_agent.state.machine_inventory import MachineInventory
 from nvcf_agent.timings import Timings
 from tests.e2e import stand_in_nvml
 
@@ -40,7 +40,7 @@ def test_names_of_gpus_are_nvidias(product: str, name: str) -> None:
 
 def test_devices_keep_their_numbers() -> None:
     h100, l40s = Device("NVIDIA H100 80GB HBM3", 80 << 30, "550"), Device("NVIDIA L40S", 48 << 30, "550")
-    found = with_devices(Inventory(cpu_slots=1), [h100, l40s, h100])
+    found = with_devices(MachineInventory(cpu_slots=1), [h100, l40s, h100])
     assert found.gpus == (("H100", 2), ("L40S", 1))
     assert (found.devices("H100"), found.devices("L40S")) == ((0, 2), (1,))
     two = next(each for each in found.offered("H100") if each.gpu_count == 2)
@@ -58,11 +58,11 @@ async def test_nvml_finds_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_without_a_library_or_a_gpu_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(AgentError, match="nvidia-ml-py"):
-        await Nvml(Inventory()).discover()
+        await Nvml(MachineInventory()).discover()
     monkeypatch.setitem(sys.modules, "pynvml", stand_in_nvml)
     monkeypatch.setattr(stand_in_nvml, "nvmlDeviceGetCount", lambda: 0)
     with pytest.raises(AgentError, match="no NVIDIA GPU"):
-        await Nvml(Inventory()).discover()
+        await Nvml(MachineInventory()).discover()
 
 
 def test_gpus_are_either_declared_or_found() -> None:

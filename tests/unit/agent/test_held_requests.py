@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nvcf_agent.held_requests import acknowledgement_subjects, held_requests
+from nvcf_agent.backends.held_requests import acknowledgement_subjects, held_requests
 from nvcf_proto.journal import (
     ENTRY,
     ENTRY_STRUCT,

@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvcf_agent.errors import AgentError, NoCapacity, Refused, Unsupported
-from nvcf_agent.state.inventory import Inventory, Limits, Share, parse_gpus, parse_instance_type
+from nvcf_agent.state.inventory import Limits, Share
+from nvcf_agent.state.machine_inventory import MachineInventory, parse_gpus, parse_instance_type
 from nvcf_proto.icms.reports import GpuUsage
 from tests.unit.agent.orders import order
 
-MIXED = Inventory(2, (("L40S", 2), ("H100", 4)))
+MIXED = MachineInventory(2, (("L40S", 2), ("H100", 4)))
 
 
 def test_cpu_instances_take_slots_and_gpu_instances_devices() -> None:
@@ -47,7 +48,7 @@ def test_usage_reports_what_is_free_and_leaves_out_what_is_not_there() -> None:
         "L40S": GpuUsage(2, 1, 1),
         "H100": GpuUsage(4, 2, 2),
     }
-    assert Inventory(0, (("A", 1),)).usage([]) == {"A": GpuUsage(1, 0, 1)}
+    assert MachineInventory(0, (("A", 1),)).usage([]) == {"A": GpuUsage(1, 0, 1)}
 
 
 def test_each_gpu_has_nvidias_types_beside_the_clusters_own() -> None:
@@ -107,6 +108,6 @@ def test_flags() -> None:
 
 
 def test_all_types_say_what_machine_it_is() -> None:
-    inventory = Inventory(1, (("H100", 2),), cpu_arch="amd64", os="linux")
+    inventory = MachineInventory(1, (("H100", 2),), cpu_arch="amd64", os="linux")
     types = [kind for gpu in inventory.registered() for kind in gpu.instance_types]
     assert {(each.cpu_arch, each.os) for each in types} == {("amd64", "linux")}

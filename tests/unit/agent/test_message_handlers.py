@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvcf_agent.state import transitions
-from nvcf_agent.state.inventory import Inventory, Share
+from nvcf_agent.state.inventory import Share
+from nvcf_agent.state.machine_inventory import MachineInventory
 from nvcf_agent.state.managed_instance import Category, ManagedInstance, Phase
 from nvcf_agent.state.message_handlers import (
     Created,
@@ -24,7 +25,7 @@ from nvcf_proto.icms.causes import Cause
 from nvcf_proto.icms.messages import TerminationMessage
 from tests.unit.agent.orders import order, termination
 
-INVENTORY = Inventory(cpu_slots=3)
+INVENTORY = MachineInventory(cpu_slots=3)
 
 
 def take(message: Any, **changes: Any) -> Any:
@@ -119,7 +120,7 @@ def play(sequence: list[Any]) -> tuple[dict[str, ManagedInstance], set[str]]:
                 known={each.request_id for each in known.values()},
                 ended=ended,
                 held=[each.held_share for each in known.values()],
-                inventory=Inventory(cpu_slots=2),
+                inventory=MachineInventory(cpu_slots=2),
             )
             if isinstance(created, Created):
                 known |= {each.id: each for each in created.instances}

@@ -11,7 +11,8 @@ from nvcf_agent.icms.registration import registration
 from nvcf_agent.icms.reports import Key, report_of, wanted_calls
 from nvcf_agent.state import transitions
 from nvcf_agent.state.causes import cause_of, error_log
-from nvcf_agent.state.inventory import Inventory, Share
+from nvcf_agent.state.inventory import Share
+from nvcf_agent.state.machine_inventory import MachineInventory
 from nvcf_agent.state.managed_instance import Category, ManagedInstance
 from nvcf_agent.state.order import duration
 from nvcf_agent.state.persisted_state import EndedInstance
@@ -180,7 +181,7 @@ def test_durations_that_are_none_are_the_default(text: str | None, seconds: floa
 
 def test_a_cordoned_cluster_says_so_in_its_registration() -> None:
     body = registration(
-        Inventory(cpu_slots=1),
+        MachineInventory(cpu_slots=1),
         backend="process",
         heartbeat_seconds=2.0,
         attributes={},
