@@ -1,0 +1,301 @@
+"""Fetch charts from `https://…/name-version.tgz` and `oci://…`, with the account's logins.
+
+A chart's URL comes from a user of the platform, and the agent sits in the cluster's network. So every
+connection, those of redirects and token services included, goes to a public address, unless the operator has
+named the host; and logins are sent only to the host that they are for. helm could fetch charts too, but
+checks neither. The chart stays packed: helm reads the archive itself, within limits of its own.
+"""
+
+import asyncio
+import hashlib
+import ipaddress
+import json
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlencode, urljoin, urlsplit
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import ThreadedResolver
+
+from nvcf_agent.kubernetes.helm.errors import ChartError, ChartUnavailable
+from nvcf_proto.errors import InvalidRecord
+from nvcf_proto.icms.messages import decode_base64
+
+SECONDS = 120.0
+MOST_BYTES = 16 * 2**20
+_MOST_DOCUMENT = 2**20
+_MOST_REDIRECTS = 5
+_CHART = "application/vnd.cncf.helm.chart.content.v1.tar+gzip"
+_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+_TEXT = re.compile(r'(\w+)="([^"]*)"')
+# Addresses of the other Internet protocol that lead to those of IPv4.
+_TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
+_REDIRECTS = (301, 302, 303, 307, 308)
+
+
+@dataclass(frozen=True)
+class FetchSettings:
+    """`private` are hosts, `HOST` or `HOST:PORT`, whose addresses need not be public; `plain` serve HTTP."""
+
+    private: frozenset[str] = frozenset()
+    plain: frozenset[str] = frozenset()
+    most_bytes: int = MOST_BYTES
+    seconds: float = SECONDS
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a chart is. `repository` and `reference` are those of an OCI registry, empty for a plain file."""
+
+    url: str
+    host: str
+    repository: str = ""
+    reference: str = ""
+
+
+def parse_source(url: str) -> Source:
+    """Return where a chart is. Raises `ChartError`. Pure."""
+    try:
+        parts = urlsplit(url)
+        host = parts.netloc
+        if parts.port == 0 or "@" in host or not parts.hostname:
+            raise ValueError
+    except ValueError:
+        raise ChartError(f"helmChart {url[:200]!r} is no URL: use https://… or oci://…") from None
+    if parts.scheme in ("https", "http"):
+        if not parts.path.endswith(".tgz"):
+            raise ChartError(
+                f"helmChart {url[:200]!r} is no packed chart: its path ends with NAME-VERSION.tgz"
+            )
+        return Source(url, host)
+    if parts.scheme != "oci":
+        raise ChartError(f"helmChart {url[:200]!r}: use https://… or oci://…")
+    path, at, digest = parts.path.strip("/").partition("@")
+    repository, _, tag = path.partition(":")
+    reference = digest if at else tag
+    if not repository or not reference:
+        raise ChartError(f"helmChart {url[:200]!r} names no version: add :VERSION")
+    # Tags have no "+": helm writes "_" for it.
+    return Source(url, host, repository, reference.replace("+", "_"))
+
+
+def parse_logins(text: str | None) -> dict[str, str]:
+    """Return base64 of `user:password` by host from HELM_REGISTRIES_CREDENTIALS. Raises ChartError. Pure."""
+    if not text:
+        return {}
+    try:
+        document = json.loads(decode_base64(text, "HELM_REGISTRIES_CREDENTIALS"))
+        return {
+            host: str(login["auth"])
+            for secret in document.get("k8sSecrets", ())
+            for host, login in secret.get("auths", {}).items()
+        }
+    except (InvalidRecord, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ChartError("HELM_REGISTRIES_CREDENTIALS has not the expected form") from error
+
+
+@dataclass
+class Fetcher:
+    """Fetches charts. Closes its connections after each."""
+
+    settings: FetchSettings = field(default_factory=FetchSettings)
+
+    async def fetch(self, url: str, logins: Mapping[str, str]) -> bytes:
+        """Return a packed chart. Raises `ChartError` and `ChartUnavailable`."""
+        source = parse_source(url)
+        try:
+            async with asyncio.timeout(self.settings.seconds):
+                connector = aiohttp.TCPConnector(resolver=_Resolver(self.settings.private))
+                async with aiohttp.ClientSession(connector=connector, trust_env=False) as session:
+                    client = _Client(session, self.settings, logins, source)
+                    return await (client.pull() if source.repository else client.download())
+        except TimeoutError:
+            raise ChartUnavailable(f"{source.host} took longer than {self.settings.seconds:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise ChartUnavailable(f"cannot fetch {url[:200]}: {error}") from error
+
+
+class _Resolver(AbstractResolver):
+    """Resolves names, and refuses addresses that are not public."""
+
+    def __init__(self, private: frozenset[str]) -> None:
+        self._private = {_host(each) for each in private}
+        self._inner = ThreadedResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        found = await self._inner.resolve(host, port, family)
+        if host not in self._private:
+            for each in found:
+                check_public(host, each["host"])
+        return found
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+def check_public(host: str, address: str) -> None:
+    """Raise `ChartError` if an address of a host is not one of the public internet. Pure."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    inner = getattr(ip, "ipv4_mapped", None) or ip
+    if not inner.is_global or inner.is_multicast or (ip.version == 6 and ip in _TRANSLATED):
+        raise ChartError(
+            f"{host} has the address {address}, which is not public: the operator can name the host in the "
+            "agent's private chart hosts"
+        )
+
+
+def _host(netloc: str) -> str:
+    return urlsplit(f"//{netloc}").hostname or ""
+
+
+@dataclass
+class _Client:
+    session: aiohttp.ClientSession
+    settings: FetchSettings
+    logins: Mapping[str, str]
+    source: Source
+    authorization: str | None = None
+
+    async def download(self) -> bytes:
+        """Return a file."""
+        return await self._get(self.source.url, self._basic(), self.settings.most_bytes)
+
+    async def pull(self) -> bytes:
+        """Return the chart of an OCI artifact."""
+        base = f"{self._scheme(self.source.host)}://{self.source.host}/v2/{self.source.repository}"
+        url = f"{base}/manifests/{self.source.reference}"
+        try:
+            body = await self._get(url, None, _MOST_DOCUMENT)
+        except _Unauthorized as refused:
+            self.authorization = await self._authorize(refused.challenge)
+            body = await self._get(url, self.authorization, _MOST_DOCUMENT)
+        digest, size = _layer(body, self.source.url)
+        if size > self.settings.most_bytes:
+            raise _too_large(self.source.url, self.settings.most_bytes)
+        chart = await self._get(f"{base}/blobs/{digest}", self.authorization, self.settings.most_bytes)
+        if f"sha256:{hashlib.sha256(chart).hexdigest()}" != digest:
+            raise ChartUnavailable(f"{self.source.url} arrived damaged: its checksum is another one")
+        return chart
+
+    def _basic(self) -> str | None:
+        login = self.logins.get(self.source.host)
+        return None if login is None else f"Basic {login}"
+
+    def _scheme(self, host: str) -> str:
+        return "http" if host in self.settings.plain else "https"
+
+    async def _authorize(self, challenge: str) -> str | None:
+        """Return the header that answers a registry's challenge."""
+        kind, _, rest = challenge.partition(" ")
+        if kind.lower() != "bearer":
+            return self._basic()
+        asked = dict(_TEXT.findall(rest))
+        query = {
+            "service": asked.get("service", ""),
+            "scope": f"repository:{self.source.repository}:pull",
+        }
+        realm = f"{asked.get('realm', '')}?{urlencode(query)}"
+        # The registry names the service that its logins are for.
+        body = _parsed(await self._get(realm, self._basic(), _MOST_DOCUMENT, follow=False), realm)
+        token = body.get("token") or body.get("access_token")
+        return f"Bearer {token}" if isinstance(token, str) else None
+
+    async def _get(self, url: str, authorization: str | None, most: int, *, follow: bool = True) -> bytes:
+        """Return what a URL has, after redirects. Raises `ChartError` and aiohttp's errors."""
+        origin = urlsplit(url).netloc
+        for _ in range(_MOST_REDIRECTS if follow else 1):
+            parts = urlsplit(url)
+            self._check(parts.scheme, parts.netloc)
+            headers = {"Accept": f"{_MANIFEST}, */*"}
+            if authorization is not None and parts.netloc == origin:
+                headers["Authorization"] = authorization
+            async with self.session.get(url, headers=headers, allow_redirects=False) as answer:
+                if answer.status in _REDIRECTS and "Location" in answer.headers:
+                    url = urljoin(url, answer.headers["Location"])
+                    continue
+                self._check_status(answer)
+                found = bytearray()
+                async for chunk in answer.content.iter_chunked(65_536):
+                    found += chunk
+                    if len(found) > most:
+                        raise _too_large(self.source.url, most)
+                return bytes(found)
+        raise ChartError(f"{self.source.url} is redirected too often")
+
+    def _check(self, scheme: str, netloc: str) -> None:
+        if scheme != "https" and netloc not in self.settings.plain:
+            raise ChartError(f"{netloc} does not use https: use a registry that does")
+        host = _host(netloc)
+        if netloc in self.settings.private or host in self.settings.private:
+            return
+        try:
+            # A name is checked when it is resolved.
+            ipaddress.ip_address(host)
+        except ValueError:
+            return
+        check_public(host, host)
+
+    def _check_status(self, answer: aiohttp.ClientResponse) -> None:
+        status, host = answer.status, answer.url.host
+        if status == HTTPStatus.OK:
+            return
+        if status == HTTPStatus.UNAUTHORIZED and self.source.repository and self.authorization is None:
+            raise _Unauthorized(answer.headers.get("WWW-Authenticate", ""), self.source.host)
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            raise _denied(self.source.host)
+        if status == HTTPStatus.NOT_FOUND:
+            raise ChartError(f"there is no chart {self.source.url}: check its name and version")
+        if status < HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.TOO_MANY_REQUESTS:
+            raise ChartError(f"{host} answers {status} for {self.source.url}")
+        raise ChartUnavailable(f"{host} answers {status} for {self.source.url}")
+
+
+class _Unauthorized(ChartError):
+    """The registry wants a login; `challenge` says which."""
+
+    def __init__(self, challenge: str, host: str) -> None:
+        super().__init__(str(_denied(host)))
+        self.challenge = challenge
+
+
+def _denied(host: str) -> ChartError:
+    return ChartError(
+        f"{host} refuses the chart: add or renew the account's login for this host and charts "
+        "(`nvcf registry add`)"
+    )
+
+
+def _too_large(url: str, most: int) -> ChartError:
+    return ChartError(f"{url} has more than {most // 2**20} MiB: leave what is no template out of the chart")
+
+
+def _parsed(body: bytes, url: str) -> dict[str, Any]:
+    try:
+        found = json.loads(body)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ChartError(f"{url} does not answer as a registry does")
+    return found
+
+
+def _layer(manifest: bytes, url: str) -> tuple[str, int]:
+    """Return digest and size of the chart in an OCI manifest."""
+    layers = _parsed(manifest, url).get("layers")
+    for each in layers if isinstance(layers, list) else ():
+        if isinstance(each, dict) and each.get("mediaType") == _CHART:
+            digest, size = each.get("digest"), each.get("size")
+            if (
+                isinstance(digest, str)
+                and re.fullmatch(r"sha256:[0-9a-f]{64}", digest)
+                and isinstance(size, int)
+            ):
+                return digest, size
+    raise ChartError(f"{url} is no Helm chart: it has no layer of the type {_CHART}")
