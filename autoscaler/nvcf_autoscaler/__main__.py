@@ -63,6 +63,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="file with the line user:password for the broker")  # fmt: skip
     add("--nats-control-credentials", type=Path, metavar="FILE",
         help="the same for the broker account of the control plane (default: one account)")  # fmt: skip
+    add("--nats-patience", type=float, default=10.0, metavar="SECONDS",
+        help="how long to wait for the broker at the start")  # fmt: skip
     add("--replica-id", default="", metavar="NAME", help="unique name of this replica (default: random)")
     add("--regions", type=_regions, default="local", help="regions whose queues count, separated by commas")
     add("--replicas", type=int, default=1, metavar="N",
@@ -93,7 +95,10 @@ async def serve(options: argparse.Namespace, telemetry: Telemetry) -> None:
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
         client = await connect_broker(
-            options.nats, options.nats_credentials, name=f"autoscaler_{options.replica_id}"
+            options.nats,
+            options.nats_credentials,
+            name=f"autoscaler_{options.replica_id}",
+            timeout=options.nats_patience,
         )
         stack.push_async_callback(client.close)
         await stack.enter_async_context(observed(telemetry, client))

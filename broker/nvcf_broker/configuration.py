@@ -10,6 +10,7 @@ import nkeys
 
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.files import private_directory, write_private
+from nvcf_broker.network import ROUTE_USER, BrokerNetwork
 from nvcf_proto.budget import DiskBudget
 from nvcf_proto.icms.names import AGENT_BROKER_ACCOUNT, PRIVATE_AGENT_ACCOUNT, STREAM_SUBJECTS
 
@@ -36,9 +37,10 @@ class BrokerFiles:
 
     `credentials` and `control` hold one line `user:password` each: for gateway and autoscaler in the account
     of tenants' data, and for these and the agent in the account of the control plane. `system` is the same
-    for the gateway's look at the workers' connections. `callout_seed` is the seed of the account key with
-    which a gateway signs auth callout responses. `identity` holds the broker's port and name, `budget` its
-    disk budget; they survive restarts. `store` is the folder of JetStream's data.
+    for the gateway's look at the workers' connections, `route` for the nodes of a cluster. `callout_seed` is
+    the seed of the account key with which a gateway signs auth callout responses. `identity` holds the
+    broker's port and name, `budget` its disk budget; they survive restarts. `store` is the folder of
+    JetStream's data.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -47,6 +49,7 @@ class BrokerFiles:
         self.credentials = directory / "platform.credentials"
         self.control = directory / "control.credentials"
         self.system = directory / "system.credentials"
+        self.route = directory / "route.credentials"
         self.callout_seed = directory / "callout.seed"
         self.identity = directory / "server.json"
         self.budget = directory / "budget.json"
@@ -98,6 +101,7 @@ def ensure_credentials(files: BrokerFiles) -> None:
         (files.credentials, PLATFORM_USER),
         (files.control, CONTROL_USER),
         (files.system, SYSTEM_USER),
+        (files.route, ROUTE_USER),
     )
     for file, user in users:
         if not file.exists():
@@ -148,16 +152,20 @@ def render_configuration(
     callout_public_key: str,
     tags: Sequence[str],
     sync_always: bool = False,
+    network: BrokerNetwork | None = None,
 ) -> str:
-    """Return the text of nats-server's configuration file.
+    """Return the text of nats-server's configuration file. Without `network` it listens on loopback.
+
+    `budget` is that of one node; what an account may store is counted over all of them.
 
     JSON strings are valid in that format, so every value goes through the JSON encoder: no path and no
     password can end its quotes.
     """
     quote = json.dumps
+    host, nodes = ("127.0.0.1", 1) if network is None else ("0.0.0.0", network.size)  # noqa: S104
     return f"""# Written anew at each start of the local broker.
 server_name: {quote(identity.server_name)}
-listen: {quote(f"127.0.0.1:{identity.port}")}
+listen: {quote(f"{host}:{identity.port}")}
 max_payload: {MAX_PAYLOAD_BYTES}
 max_connections: 65536
 # A connection that cannot keep up is cut when this much waits for it.
@@ -173,7 +181,7 @@ jetstream {{
 }}
 accounts {{
   {PLATFORM_ACCOUNT} {{
-    jetstream {{ max_file: {budget.data} }}
+    jetstream {{ max_file: {budget.data * nodes} }}
     users: [ {{ user: {quote(PLATFORM_USER)}, password: {quote(password)} }} ]
     exports: [
       # Whole, though a worker's permissions name a few subjects of it: a part of it would be answered by
@@ -191,7 +199,7 @@ accounts {{
     ]
   }}
   {CONTROL_ACCOUNT} {{
-    jetstream {{ max_file: {budget.control} }}
+    jetstream {{ max_file: {budget.control * nodes} }}
     users: [ {{ user: {quote(CONTROL_USER)}, password: {quote(control_password)} }} ]
     exports: [
 {_agent_services(f"      {{{{ service: {{subject}}, response_type: stream, accounts: {_AGENT_ACCOUNTS} }}}}")}
@@ -229,4 +237,4 @@ authorization {{
     auth_users: [ {quote(PLATFORM_USER)}, {quote(CONTROL_USER)}, {quote(SYSTEM_USER)} ]
   }}
 }}
-"""
+{"" if network is None else network.text()}"""

@@ -6,7 +6,7 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from nvcf_broker.errors import BrokerError
 from nvcf_gateway.app import new_gateway_id, running_gateway
@@ -20,11 +20,18 @@ from nvcf_otel.setup import Telemetry
 
 
 async def serve(config: GatewayConfig, gateway_id: str, telemetry: Telemetry) -> None:
-    """Run until a signal arrives, or until the broker has closed the connection for good."""
-    stop = asyncio.Event()
+    """Run until a signal arrives, or until the broker has closed the connection for good.
+
+    A second signal ends the draining at once.
+    """
+    stop, again = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def signalled() -> None:
+        (again if stop.is_set() else stop).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, signalled)
     async with running_gateway(config, gateway_id) as gateway, observed(telemetry, gateway.client):
         ready = {
             "event": "ready",
@@ -40,11 +47,24 @@ async def serve(config: GatewayConfig, gateway_id: str, telemetry: Telemetry) ->
         closed = asyncio.create_task(gateway.client.wait_closed())
         try:
             await asyncio.wait({stopped, closed}, return_when=asyncio.FIRST_COMPLETED)
+            if stop.is_set():
+                await _first(gateway.drain(), again.wait(), gateway.client.wait_closed())
         finally:
             stopped.cancel()
             closed.cancel()
         if closed.done() and not stop.is_set():
             raise SetupError("the broker closed the connection for good: are the credentials still valid?")
+
+
+async def _first(*ends: Awaitable[object]) -> None:
+    """Wait for the first of them and cancel the others."""
+    tasks = [asyncio.ensure_future(each) for each in ends]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

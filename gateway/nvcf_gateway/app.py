@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,7 +39,7 @@ from nvcf_gateway.http.serving import serve_http
 from nvcf_gateway.http.spool_budget import SpoolBudget, spool_total
 from nvcf_gateway.invocation.idempotent import IdempotentCalls
 from nvcf_gateway.invocation.invoke import Invoker
-from nvcf_gateway.invocation.leaving import end_waits
+from nvcf_gateway.invocation.leaving import drain, end_waits
 from nvcf_gateway.invocation.republish import Republisher
 from nvcf_gateway.invocation.waiting import CallRunner
 from nvcf_gateway.invocation.worker_watch import watch_workers
@@ -109,6 +109,8 @@ class RunningGateway:
     grpc: str
     client: BrokerClient
     pending: PendingRequests
+    drain: Callable[[], Awaitable[None]]
+    """Serves on until callers have their answers, as far as the configured times allow."""
     sessions: str | None = None
 
 
@@ -133,7 +135,9 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     sidecars = await asyncio.to_thread(InstallationImages, images, config.sidecar_registry_login)
     keys = await asyncio.to_thread(SigningKeys, config.signing_key)
     stack.push_async_callback(end_task, asyncio.create_task(keys.follow(), name="signing keys"))
-    client = await connect(stack, config.nats, config.nats_credentials, f"gateway_{gateway_id}")
+    client = await connect(
+        stack, config.nats, config.nats_credentials, f"gateway_{gateway_id}", patience=config.nats_patience
+    )
     control = client
     if (credentials := config.nats_control_credentials) is not None:
         control = await connect(stack, config.nats, credentials, f"gateway_{gateway_id}_control")
@@ -347,7 +351,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         return await queue.place(waiting.version_id, waiting.request_id, config.region) == "queued"
 
     ends = partial(end_waits, pending, unserved, CALLERS_GRACE)
-    http_address.append(await serve_http(stack, config, http.handle, ends))
+    http_address.append(await serve_http(stack, config, http.handle, ends, lambda: readiness.stopping))
     await clusters.start(stack)
     sessions = None
     if config.sessions is not None or config.session_proxy is not None:
@@ -367,7 +371,14 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         await sessions.start(stack)
         http.sessions = sessions
     address = None if sessions is None else sessions.address
-    return RunningGateway(gateway_id, http_address[0], grpc_address[0], client, pending, address)
+    ended = partial(
+        drain,
+        readiness,
+        lambda: sum(not each.detached for each in pending.all()) + session_telemetry.active,
+        config.drain,
+        config.grace,
+    )
+    return RunningGateway(gateway_id, http_address[0], grpc_address[0], client, pending, ended, address)
 
 
 def http_routes(

@@ -81,9 +81,11 @@ async def end_task(task: asyncio.Task[None]) -> None:
     await asyncio.wait({task})
 
 
-async def connect(stack: AsyncExitStack, urls: str, credentials: Path | None, name: str) -> BrokerClient:
+async def connect(
+    stack: AsyncExitStack, urls: str, credentials: Path | None, name: str, *, patience: float = 10.0
+) -> BrokerClient:
     """Return a connection to the broker that ends with `stack`. Raises BrokerError."""
-    client = await connect_broker(urls, credentials, name=name)
+    client = await connect_broker(urls, credentials, name=name, timeout=patience)
     stack.push_async_callback(_close, client)
     return client
 

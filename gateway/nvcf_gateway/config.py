@@ -19,6 +19,9 @@ DEFAULT_IDLE_TIMEOUT = 330.0
 gateway closed the connection, so the worker has to close it first."""
 
 
+LONGEST_DRAIN = 86400.0
+
+
 @dataclass(frozen=True)
 class GatewayConfig:
     """Settings: addresses are `host:port` (port 0: any free one), times are seconds, sizes are bytes."""
@@ -30,6 +33,7 @@ class GatewayConfig:
     nats_credentials: Path | None = None
     nats_control_credentials: Path | None = None
     nats_system_credentials: Path | None = None
+    nats_patience: float = 10.0
     callout_seed: Path | None = None
     bootstrap_keys: Path | None = None
     sealing_keys: Path | None = None
@@ -66,6 +70,8 @@ class GatewayConfig:
     wide_inbox: bool = False
     dashboard: bool = True
     metrics: str | None = None
+    drain: float = 0.0
+    grace: float = 0.0
     log_level: str = "INFO"
 
     @property
@@ -120,6 +126,16 @@ def _mebibytes(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of MiB") from None
 
 
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= LONGEST_DRAIN:
+        raise argparse.ArgumentTypeError(f"{text!r}: 0 to {LONGEST_DRAIN:g} seconds expected")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nvcf-gateway", description="Take callers' requests, queue them for workers and answer."
@@ -138,6 +154,8 @@ def _parser() -> argparse.ArgumentParser:
         help="the same for the broker account of the control plane (default: one account)")  # fmt: skip
     add("--nats-system-credentials", type=Path, metavar="FILE",
         help="the same for the broker's system account, to end connections of workers at once")  # fmt: skip
+    add("--nats-patience", type=_seconds, default=10.0, metavar="SECONDS",
+        help="how long to wait for the broker at the start")  # fmt: skip
     add("--signing-key", type=Path, required=True, metavar="FILE",
         help="Ed25519 key (PEM), created if missing; or a folder: the newest signs, all verify")  # fmt: skip
     add("--sealing-keys", type=Path, metavar="FILE",
@@ -197,6 +215,10 @@ def _parser() -> argparse.ArgumentParser:
         " byoo-otel-collector; repeatable")  # fmt: skip
     add("--sidecar-registry-login", type=Path, metavar="FILE",
         help="docker configuration (JSON) with the login for those images' registry")  # fmt: skip
+    add("--drain", type=_seconds, default=0.0, metavar="SECONDS",
+        help="after SIGTERM serve on for this time, while /health/ready answers 503")  # fmt: skip
+    add("--grace", type=_seconds, default=0.0, metavar="SECONDS",
+        help="and then for callers that still wait, up to this time")  # fmt: skip
     add("--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus here (default: off)")
     add("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"],
         help="least level of log records")  # fmt: skip

@@ -61,6 +61,8 @@ class Readiness:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._troubles: dict[str, Trouble] = {}
+        self.stopping = False
+        """Whether the process ends soon: calls are still served, new ones should go to another gateway."""
 
     def report(self, part: str, detail: str | None, *, serious: bool = True, patience: float = 0.0) -> None:
         """Note what is wrong with a part; None: nothing is."""
@@ -86,7 +88,7 @@ class Readiness:
     @property
     def ready(self) -> bool:
         """Whether calls can be served."""
-        return not any(trouble.serious for trouble in self._troubles.values())
+        return not self.stopping and not any(trouble.serious for trouble in self._troubles.values())
 
     def document(self) -> dict[str, Any]:
         """Return the body of `GET /health/ready`."""
@@ -94,6 +96,8 @@ class Readiness:
             {"part": each.part, "detail": each.detail, "since": _timestamp(each.since)}
             for each in self._troubles.values()
         ]
+        if self.stopping:
+            return {"status": "stopping", "troubles": troubles}
         status = ("degraded" if troubles else "ok") if self.ready else "unavailable"
         return {"status": status, "troubles": troubles}
 

@@ -96,6 +96,7 @@ class HttpServer:
         add("GET", ATTACH_PATH, lambda request, _: attach.get(request), own=False)
         add("POST", ATTACH_PATH, lambda request, _: attach.post(request), own=False)
         add("GET", "/health", self._health, own=False)
+        add("GET", "/health/live", self._live, own=False)
         add("GET", "/health/ready", self._ready, own=False)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -166,6 +167,10 @@ class HttpServer:
         if self._is_healthy():
             return json_response(200, {"status": "ok"})
         raise HttpProblem(503, "the broker is not reachable", headers={"Retry-After": "1"})
+
+    async def _live(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        # A restart does not bring the broker back, so this does not look at it.
+        return json_response(200, {"status": "ok"})
 
     async def _ready(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         return json_response(200 if self._readiness.ready else 503, self._readiness.document())

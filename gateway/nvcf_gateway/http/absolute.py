@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from collections.abc import Callable
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
@@ -20,10 +21,14 @@ def make_request(
     protocol: RequestHandler,
     writer: AbstractStreamWriter,
     task: asyncio.Task[None],
+    *,
+    closing: Callable[[], bool] = lambda: False,
 ) -> web.BaseRequest:
-    """Return the request of a parsed message."""
+    """Return the request of a parsed message. While `closing`, its connection ends with the response."""
     if not message.path.startswith("/"):
         message = in_origin_form(message)
+    if closing():
+        message = message._replace(should_close=True)
     request = web.BaseRequest(message, payload, protocol, writer, task, asyncio.get_running_loop())
     if isinstance(protocol, Connection):
         protocol.latest = weakref.ref(request)

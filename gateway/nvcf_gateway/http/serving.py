@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -28,15 +29,16 @@ async def serve_http(
     config: GatewayConfig,
     handle: Handler,
     ends: Callable[[], Coroutine[Any, Any, None]],
+    closing: Callable[[], bool],
 ) -> str:
     """Listen for HTTP and return the address. `ends` runs while the listener is being closed.
 
-    Raises SetupError.
+    While `closing` each connection ends with its next response. Raises SetupError.
     """
     web_server = BoundedServer(
         handle,
         most=most_connections("http"),
-        request_factory=make_request,
+        request_factory=partial(make_request, closing=closing),
         handler_cancellation=True,
         access_log=None,
         logger=SERVER_LOG,

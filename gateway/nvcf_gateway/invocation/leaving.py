@@ -9,9 +9,24 @@ from collections.abc import Awaitable, Callable
 from nvcf_broker.errors import BrokerError
 from nvcf_gateway.errors import StoreUnavailable
 from nvcf_gateway.exchange.pending import Pending, PendingRequests
+from nvcf_gateway.readiness import Readiness
 
 _LOOK_SECONDS = 0.5
 _CONCURRENCY = 16
+
+
+async def drain(readiness: Readiness, served: Callable[[], int], least: float, most: float) -> None:
+    """Serve on for `least` seconds, and up to `most` seconds more while callers are being `served`.
+
+    Load balancers see in the first part that the gateway is not ready and send new calls elsewhere. The
+    listeners stay open all the time: workers bring responses to this very gateway.
+    """
+    readiness.stopping = True
+    await asyncio.sleep(least)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(most):
+            while served():  # noqa: ASYNC110 # it is the sum of several parts, none of which tells
+                await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def end_waits(

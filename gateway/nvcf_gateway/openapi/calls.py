@@ -162,6 +162,11 @@ def others() -> dict[str, dict[str, Operation]]:
                 "health", "Whether the gateway can serve.", "Health", (400, 503), tag="health", security=False
             )
         },
+        "/health/live": {
+            "get": operation_of(
+                "live", "Whether the process answers.", "Health", (400,), tag="health", security=False
+            )
+        },
         "/health/ready": {
             "get": operation_of(
                 "ready",

@@ -354,7 +354,7 @@ _OTHERS: dict[str, Schema] = {
     "Health": object_of({"status": TEXT}, "status"),
     "Readiness": object_of(
         {
-            "status": {"type": "string", "enum": ["ok", "degraded", "unavailable"]},
+            "status": {"type": "string", "enum": ["ok", "degraded", "unavailable", "stopping"]},
             "troubles": list_of(
                 object_of({"part": TEXT, "detail": TEXT, "since": TEXT}, "part", "detail", "since")
             ),
