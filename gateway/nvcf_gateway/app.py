@@ -135,12 +135,11 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     sidecars = await asyncio.to_thread(InstallationImages, images, config.sidecar_registry_login)
     keys = await asyncio.to_thread(SigningKeys, config.signing_key)
     stack.push_async_callback(end_task, asyncio.create_task(keys.follow(), name="signing keys"))
-    client = await connect(
-        stack, config.nats, config.nats_credentials, f"gateway_{gateway_id}", patience=config.nats_patience
-    )
+    name, patience = f"gateway_{gateway_id}", config.nats_patience
+    client = await connect(stack, config.nats, config.nats_credentials, name, patience=patience)
     control = client
     if (credentials := config.nats_control_credentials) is not None:
-        control = await connect(stack, config.nats, credentials, f"gateway_{gateway_id}_control")
+        control = await connect(stack, config.nats, credentials, f"{name}_control")
     config = replace(config, data_max=await _data_budget(client, config))
     registry = Registry(control, config.replicas)
     workers, agents = WorkerAccess(WorkerTokens(keys), registry), AgentAccess(registry)
@@ -371,13 +370,8 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
         await sessions.start(stack)
         http.sessions = sessions
     address = None if sessions is None else sessions.address
-    ended = partial(
-        drain,
-        readiness,
-        lambda: sum(not each.detached for each in pending.all()) + session_telemetry.active,
-        config.drain,
-        config.grace,
-    )
+    served = lambda: sum(not each.detached for each in pending.all()) + session_telemetry.active  # noqa: E731
+    ended = partial(drain, readiness, served, config.drain, config.grace)
     return RunningGateway(gateway_id, http_address[0], grpc_address[0], client, pending, ended, address)
 
 

@@ -40,9 +40,9 @@ def test_the_programs_read_what_is_made(tmp_path: Path) -> None:
     assert [user for user, _ in logins] == ["platform", "control", "system", "route"]
     assert public_key(files.callout_seed.read_text().strip()).startswith("A")
     [record] = json.loads((tmp_path / "admin" / "bootstrap-keys.json").read_text())
-    key = ApiKey.from_dict(record, "")
-    assert (key.nca_id, key.scopes) == ("acme", (Scope.ADMIN,))
-    assert key.secret_hash == hash_api_key((tmp_path / "admin" / "admin.key").read_text())
+    record_of_key: ApiKey = ApiKey.from_dict(record, "")
+    assert (record_of_key.nca_id, record_of_key.scopes) == ("acme", (Scope.ADMIN,))
+    assert record_of_key.secret_hash == hash_api_key((tmp_path / "admin" / "admin.key").read_text())
 
 
 def test_print_gives_kubectl_what_it_applies(capsys: pytest.CaptureFixture[str]) -> None:
