@@ -66,6 +66,12 @@ class Access:
         """The local data folder, whether or not something runs on it."""
         return Installation(self.data.expanduser().absolute() if self.data else default_data_folder())
 
+    @property
+    def platform_runs(self) -> bool:
+        """Whether there is a platform to ask: one elsewhere is named, or the local one runs."""
+        address = self.url or os.environ.get(URL_VARIABLE)
+        return bool(address) or read_state(self.installation) is not None
+
     def run(self, work: Callable[[Api], Coroutine[Any, Any, T]]) -> T:
         """Do `work` with an open session and return its result. Raises `CliError`."""
 

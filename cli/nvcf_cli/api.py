@@ -128,6 +128,15 @@ class Api:
         """Return use and limit of each quota of the key's account."""
         return objects(await self.call("GET", "/v2/nvcf/quotas"), "quotas")
 
+    async def troubles(self) -> list[Json]:
+        """Return what does not work on the platform: objects with `part` and `detail`."""
+        try:
+            async with self.request("GET", "/health/ready") as response:
+                found = json.loads(await response.read())
+        except (ValueError, RecursionError):
+            return []
+        return objects(found, "troubles") if isinstance(found, dict) else []
+
     async def clusters(self) -> list[Json]:
         """Return the cluster records as their agents last wrote them."""
         return objects(await self.call("GET", "/v2/nvcf/clusters"), "clusters")

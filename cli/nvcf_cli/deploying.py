@@ -230,6 +230,9 @@ async def _wait_ready(
                 if text == NO_INSTANCE:
                     decisions = await api.events(version_id, kind="scaling", limit=1)
                     why = [decision_text(each)[1].partition("\n")[0] for each in decisions]
+                    if not why:
+                        # Nobody has decided anything about it: perhaps nobody does.
+                        why = [str(each.get("detail")) for each in await api.troubles()]
                     text = f"waiting: {why[0]}" if why and why[0] else text
                 if progress.failure is not None:
                     how, *words = progress.failure.split("\n")

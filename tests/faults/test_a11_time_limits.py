@@ -41,6 +41,16 @@ async def stubborn(request):
         except asyncio.CancelledError:
             continue
 
+@app.route("/blocks")
+async def blocks(request):
+    time.sleep(1000)
+
+@app.route("/blocks-below")
+async def blocks_below(request):
+    async def below():
+        spins_here()
+    await asyncio.gather(below(), asyncio.sleep(1000))
+
 @app.route("/stream")
 async def stream(request):
     yield "first"
@@ -83,7 +93,7 @@ async def call(gateway: PeerGateway, path: str, **headers: str) -> tuple[int, di
     return answer.status, answer.json()
 
 
-KINDS = ["/thread", "/async", "/stubborn", "/batch", "/async-batch"]
+KINDS = ["/thread", "/async", "/stubborn", "/blocks", "/blocks-below", "/batch", "/async-batch"]
 
 
 @pytest.mark.parametrize("path", KINDS)

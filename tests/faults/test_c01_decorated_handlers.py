@@ -135,6 +135,39 @@ def test_async_generators_of_callables_that_do_not_look_async(name: str, body: b
         assert client.post(data=iter([body])).text == "7end"
 
 
+def run_here(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*arguments: Any, **named: Any) -> Any:
+        return asyncio.run(function(*arguments, **named))
+
+    return wrapper
+
+
+def run_in_its_loop(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(request: Any) -> Any:
+        loop = asyncio.new_event_loop()
+        try:
+            return loop.run_until_complete(function(request))
+        finally:
+            loop.close()
+
+    return wrapper
+
+
+async def answers(_request: Any) -> Any:
+    await asyncio.sleep(0)
+    return {"thread": threading.current_thread().name}
+
+
+@pytest.mark.parametrize("handler", [run_here(answers), run_in_its_loop(answers), logged(run_here(answers))])
+def test_wrappers_that_run_the_coroutine_themselves_are_plain(handler: Any) -> None:
+    with TestClient(handler, timeout=10) as client:
+        result = client.post(data=b"x")
+    assert result.status == 200, result.text
+    assert result.json()["thread"] != "nvcf-test-client"
+
+
 @pytest.mark.parametrize("handler", [logged(plain), undeclared(plain), Decorator(plain)])
 def test_wrapped_plain_functions_stay_on_threads(handler: Any) -> None:
     with TestClient(handler, timeout=10) as client:

@@ -32,7 +32,7 @@ def compressed(kind, text):
         "members": gzip.compress(data[:5]) + gzip.compress(data[5:]),
     }.get(kind, data)
 
-ENCODINGS = {"raw": "deflate", "twice": "gzip, gzip", "members": "x-gzip", "damaged": "gzip"}
+ENCODINGS = {"raw": "deflate", "twice": "gzip, gzip", "members": "x-gzip", "damaged": "gzip", "unknown": "br"}
 
 async def main(request: Request):
     case = request.headers.get("x-case", "")
@@ -182,11 +182,16 @@ async def test_c6_a_compressed_error_keeps_its_detail(site: Site, encoding: str)
     assert b"content-encoding" not in answer.head.lower()
 
 
+@pytest.mark.parametrize(
+    ("case", "why"), [("damaged", "not valid gzip"), ("unknown", "Content-Encoding 'br'")]
+)
 @pytest.mark.asyncio(loop_scope="module")
-async def test_c6_what_cannot_be_read_is_a_problem_without_detail(site: Site) -> None:
-    answer = await exchange(site, pexec(site, "handler", b"x-case: damaged"))
+async def test_c6_the_problem_says_that_the_detail_cannot_be_read(site: Site, case: str, why: str) -> None:
+    answer = await exchange(site, pexec(site, "handler", b"x-case: " + case.encode()))
     assert answer.status == 409
-    assert json.loads(answer.body)["title"] == "Conflict"
+    problem = json.loads(answer.body)
+    assert problem["title"] == "Conflict"
+    assert why in problem["detail"]
 
 
 @pytest.mark.parametrize("kind", ["handler", "asgi", "sidecar"])

@@ -175,6 +175,19 @@ async def test_setup_teardown_and_health_may_raise_anything(
     assert "health raised" in str(await health.check(blocking))
 
 
+def test_an_exit_in_setup_is_said_to_be_one() -> None:
+    class Exits:
+        def setup(self) -> None:
+            raise SystemExit("no model here")
+
+        def __call__(self, request: SyncRequest) -> None:
+            return None
+
+    with pytest.raises(StartupError, match="could not be set up: SystemExit: no model here"):
+        with TestClient(Exits):
+            pass
+
+
 FILE = """
 import asyncio, os
 from nvcf_worker import App

@@ -133,7 +133,7 @@ def logs(
     url: UrlOption = None,
     key_file: KeyFileOption = None,
 ) -> None:
-    """Show what a function's instances print.
+    """Show what a function's instances print. Of a platform that is down, the last instance's output.
 
     \b
     Examples:
@@ -142,6 +142,9 @@ def logs(
       nvcf logs hello -n 500 --raw
     """
     access = Access(data, url, key_file)
+    if not access.platform_runs and not following:
+        _show_last(access.installation.function_logs(name), name, instance, lines, raw=raw)
+        return
 
     async def work(api: Api) -> None:
         function = require_function(await api.functions(), name)
@@ -162,6 +165,17 @@ def logs(
             await _follow(paths, files, show)
 
     access.run(work)
+
+
+def _show_last(folders: list[Path], name: str, instance: str | None, lines: int, *, raw: bool) -> None:
+    """Print the log of the last instance of a function by name, without a platform. Raises `CliError`."""
+    found = _log_paths([], folders, instance)
+    if not found:
+        raise CliError(f"no platform runs here, and there is no log of a function called {name}")
+    for key, path in found.items():
+        show = _Printer(raw=raw, several=False)
+        for line in LogFile(path).last_lines(lines):
+            show(key, line)
 
 
 async def _follow(

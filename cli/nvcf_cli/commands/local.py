@@ -22,7 +22,15 @@ from nvcf_cli.access import Access, DataOption, JsonOption
 from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.instance_ids import short_id
 from nvcf_cli.local.platform import UpOptions, run_platform
-from nvcf_cli.local.processes import SIMULATED_GPU, UNPROTECTED, ClusterPlan, Durability, isolation_flags
+from nvcf_cli.local.processes import (
+    AGENT_GRACE_SECONDS,
+    SIMULATED_GPU,
+    UNPROTECTED,
+    ClusterPlan,
+    Durability,
+    checked_quotas,
+    isolation_flags,
+)
 from nvcf_cli.local.scrape import configuration, instance_targets
 from nvcf_cli.local.state import (
     Installation,
@@ -38,6 +46,7 @@ from nvcf_cli.screen import age, console, print_json, print_table
 # It gives up itself when a process makes no progress.
 _START_SECONDS = 1800.0
 _STOP_SECONDS = 60.0
+_SAY_SECONDS = 2.0
 _EXIT_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 
@@ -110,6 +119,14 @@ def up(
             show_default=False,
         ),
     ] = None,
+    quota: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[ACCOUNT:]QUOTA=N",
+            help="A limit of each account, or of one; repeatable. nvcf quotas names them.",
+            show_default=False,
+        ),
+    ] = None,
     allow_folder: Annotated[
         list[Path] | None,
         typer.Option(
@@ -146,6 +163,7 @@ def up(
       nvcf up --http-port 9000 --data ./platform
       nvcf up --detach
       nvcf up --data-max 20G
+      nvcf up --quota queued-requests=1000
       nvcf up --clusters 2 --gpus 4
       nvcf up --sessions 127.0.0.1:8090
       nvcf up --nats nats://broker:4222 --nats-credentials platform.credentials \\
@@ -166,6 +184,7 @@ def up(
     isolation = isolation_flags(allow_folder or (), allow_python or (), instance_uid_range)
     plan = ClusterPlan(clusters, gpus, gpu_name, cpu_slots, memory, cpus, program, isolation)
     plan.check()
+    quotas = checked_quotas(quota or ())
     installation = Access(data=data).installation
     if detach:
         _detach(installation)
@@ -183,6 +202,7 @@ def up(
         sessions=sessions,
         data_max=_size(data_max),
         durability=durability,
+        quotas=quotas,
     )
     out = console()
 
@@ -275,6 +295,8 @@ def down(
 ) -> None:
     """End the platform that runs on this machine.
 
+    Running requests have 20 s to finish. What takes longer is cut; kept calls run again at the next start.
+
     \b
     Examples:
       nvcf down
@@ -294,9 +316,18 @@ def down(
         pass
     except PermissionError as error:
         raise CliError(f"process {pid} belongs to another user, who has to end it") from error
-    deadline = time.monotonic() + _STOP_SECONDS
+    said = kill
+    began = time.monotonic()
     while running_pid(installation) == pid:
-        if time.monotonic() > deadline:
+        if not said and time.monotonic() - began > _SAY_SECONDS:
+            said = True
+            console(stderr=True).print(
+                Text(
+                    f"waiting for running requests, {AGENT_GRACE_SECONDS:g} s at most: what takes longer is "
+                    "cut, and kept calls run again at the next start (nvcf down --kill does not wait)"
+                )
+            )
+        if time.monotonic() - began > _STOP_SECONDS:
             raise CliError(f"process {pid} is still ending after {_STOP_SECONDS:g} s: try nvcf down --kill")
         time.sleep(_POLL_SECONDS)
     _wait_gone(pid)

@@ -23,6 +23,7 @@ from nvcf_cli.api import Target
 from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.local.clusters import register_clusters
 from nvcf_cli.local.processes import (
+    AGENT_GRACE_SECONDS,
     Addresses,
     ClusterPlan,
     Durability,
@@ -66,6 +67,7 @@ class UpOptions:
     sessions: str | None = None
     data_max: int | None = None
     durability: Durability = Durability.PROMISES
+    quotas: tuple[str, ...] = ()
 
 
 def choose_http_port(wanted: int | None) -> int:
@@ -243,7 +245,7 @@ class Platform:
 
     async def _start_rest(self, addresses: Addresses) -> None:
         here, plan, level = self.installation, self.options.clusters, self.options.log_level
-        await self._add(gateway_spec(here, addresses, level))
+        await self._add(gateway_spec(here, addresses, level, self.options.quotas))
         # Before the agents: the instances that they start again may take all CPU time for a while. It ends
         # before them too: what agents end when they stop is not to be replaced elsewhere.
         await self._add(autoscaler_spec(here, addresses, level))
@@ -318,7 +320,10 @@ async def _end(
     if not starting.done():
         starting.cancel()
     elif starting.exception() is None:
-        say("stopping: workers finish what they hold (ctrl-c again kills them)")
+        say(
+            f"stopping: workers have {AGENT_GRACE_SECONDS:g} s to finish what they hold; what takes longer "
+            "is cut, and kept calls run again at the next start (ctrl-c again kills at once)"
+        )
 
     async def stop() -> None:
         await asyncio.wait({starting})

@@ -18,6 +18,8 @@ from nvcf_cli.errors import UsageError
 from nvcf_cli.local.progress import LONGEST_START_SECONDS
 from nvcf_cli.local.state import Installation
 from nvcf_cli.local.supervisor import ChildSpec
+from nvcf_gateway.errors import SetupError
+from nvcf_gateway.quotas.limits import parse_limits
 
 LOCAL_CLUSTER = "local"
 SIMULATED_GPU = "SIM"
@@ -44,6 +46,15 @@ def isolation_flags(folders: Sequence[Path], pythons: Sequence[Path], uids: str 
     flags = [flag for each in folders for flag in ("--allow-folder", str(each))]
     flags += [flag for each in pythons for flag in ("--allow-python", str(each))]
     return (*flags, *(("--instance-uid-range", uids) if uids is not None else ()))
+
+
+def checked_quotas(texts: Sequence[str]) -> tuple[str, ...]:
+    """Return settings `[ACCOUNT:]QUOTA=N` as they are. Raises `UsageError` for one that says nothing."""
+    try:
+        parse_limits(texts, data_budget=0)
+    except SetupError as error:
+        raise UsageError(str(error)) from error
+    return tuple(texts)
 
 
 class Durability(StrEnum):
@@ -134,8 +145,10 @@ class ClusterPlan:
         return [*flags, "--instance-type", ",".join(["process", *limits])] if limits else flags
 
 
-def gateway_spec(installation: Installation, addresses: Addresses, log_level: str) -> ChildSpec:
-    """Return how to run the gateway."""
+def gateway_spec(
+    installation: Installation, addresses: Addresses, log_level: str, quotas: Sequence[str] = ()
+) -> ChildSpec:
+    """Return how to run the gateway. `quotas` are limits of accounts, as its option takes them."""
     command = [sys.executable, "-m", "nvcf_gateway", "--http", addresses.http, "--grpc", addresses.grpc]
     command += ["--nats", addresses.nats, "--signing-key", str(installation.signing_key)]
     command += ["--bootstrap-keys", str(installation.bootstrap_keys)]
@@ -148,6 +161,7 @@ def gateway_spec(installation: Installation, addresses: Addresses, log_level: st
         command += ["--callout-seed", str(addresses.callout_seed)]
     if addresses.system_credentials is not None:
         command += ["--nats-system-credentials", str(addresses.system_credentials)]
+    command += [part for each in quotas for part in ("--quota", each)]
     command += addresses.metrics_flags("gateway")
     command += ["--log-level", log_level.upper()]
     return ChildSpec("gateway", command, installation.log("gateway"))

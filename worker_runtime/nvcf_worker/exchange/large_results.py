@@ -233,8 +233,8 @@ def as_problem(reply: Reply) -> Reply:
     try:
         body = decoded(reply.body, encoding, MAX_DETAIL)
         detail = error_detail(body, _media_type(reply.headers))
-    except FunctionError:
-        detail = None
+    except FunctionError as error:
+        detail = f"The function's error cannot be shown: {error.detail}" if encoding else None
     kept = [pair for pair in reply.headers if pair[0].lower() not in ABOUT_THE_BODY]
     made = problem_reply(problem_for(reply.status, detail, source=SOURCE))
     return Reply(made.status, [*kept, *made.headers], made.body)

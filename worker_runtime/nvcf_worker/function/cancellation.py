@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import math
 import threading
+from collections.abc import Callable
 
 from nvcf_worker.function.body import RequestBody
 
@@ -70,10 +72,12 @@ class CancelScope:
     """Stops one request. `end` is the reason why it was stopped, None while it may go on.
 
     task: the task that runs the request. thread: id of the thread that runs a plain handler, 0 for none.
-    body: aborted together with the request.
+    body: aborted together with the request. deadline: monotonic time at which its time limit is over.
+    expire: stops a coroutine that keeps the loop from running at its deadline, by raising CancelledError in
+    it; called from a signal handler.
     """
 
-    __slots__ = ("body", "cancelled", "end", "interruptible", "task", "thread")
+    __slots__ = ("body", "cancelled", "deadline", "end", "expire", "interruptible", "task", "thread")
 
     def __init__(self) -> None:
         self.cancelled = Cancellation()
@@ -81,6 +85,8 @@ class CancelScope:
         self.task: asyncio.Task[None] | None = None
         self.end: End | None = None
         self.thread = 0
+        self.deadline = math.inf
+        self.expire: Callable[[], None] | None = None
         # True only while the task runs code that settles the request when it is cancelled: a task that is
         # cancelled before its first step never runs at all.
         self.interruptible = False

@@ -129,7 +129,7 @@ def runs_on_loop(function: Callable[..., Any]) -> bool:
     """Return whether a call of the function makes a coroutine or an async generator.
 
     A wrapper counts as what it wraps: `functools.wraps`, `functools.partial` and decorated `__call__`
-    methods are followed down to a function that is async.
+    methods are followed down to a function that is async. One that runs the coroutine itself is plain.
     """
     layer: Any = function
     followed: set[int] = set()
@@ -141,8 +141,19 @@ def runs_on_loop(function: Callable[..., Any]) -> bool:
             or inspect.isasyncgenfunction(layer)
         ):
             return True
+        if _runs_coroutines(layer):
+            return False
         layer = _next_layer(layer)
     return False
+
+
+def _runs_coroutines(layer: Any) -> bool:
+    """Return whether a function's own code has an event loop run something, as `asyncio.run` does."""
+    code = getattr(layer, "__code__", None)
+    if code is None:
+        return False
+    names = set(code.co_names)
+    return "run_until_complete" in names or ("run" in names and not names.isdisjoint(("asyncio", "anyio")))
 
 
 def _next_layer(layer: Any) -> Any:

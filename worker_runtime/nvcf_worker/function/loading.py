@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from nvcf_worker.errors import Fatal, HandlerError, InstanceBroken, StartupError
+from nvcf_worker.errors import Fatal, HandlerError, HandlerFailed, InstanceBroken, StartupError
 from nvcf_worker.process.loops import from_outside
 
 log = logging.getLogger("nvcf_worker")
@@ -68,7 +68,7 @@ class Loading:
             if from_outside(error):
                 raise
             log.exception("%s could not be set up", self.name)
-            raise StartupError(f"{self.name} could not be set up: {type(error).__name__}: {error}") from error
+            raise StartupError(f"{self.name} could not be set up: {_raised(error)}") from error
         log.info("%s is set up (%.1f s)", self.name, time.monotonic() - started)
 
     async def end(self, blocking: RunBlocking) -> None:
@@ -103,7 +103,7 @@ class Loading:
         except BaseException as error:
             if from_outside(error):
                 raise
-            return f"{self.name}: health raised {type(error).__name__}: {error}"
+            return f"{self.name}: health raised {_raised(error)}"
         if healthy is None or (healthy and not isinstance(healthy, str)):
             return None
         return f"{self.name}: health returned {healthy!r}"
@@ -114,6 +114,13 @@ class Loading:
             return None
         result = step() if inspect.iscoroutinefunction(step) else await blocking(step)
         return await result if inspect.isawaitable(result) else result
+
+
+def _raised(error: BaseException) -> str:
+    """Return what a step raised, e.g. SystemExit, which its thread has passed on as HandlerFailed."""
+    if isinstance(error, HandlerFailed) and error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}".rstrip(": ")
 
 
 def of_class(kind: type) -> Loading:

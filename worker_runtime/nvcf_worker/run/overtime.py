@@ -1,13 +1,15 @@
 """Requests whose time limit is over: their callers get 504 at once, and handlers that go on are counted.
 
-An async handler is cancelled. A thread cannot be: it keeps its slot until it ends, and a worker that has lost
-more than half of its slots that way is unhealthy.
+An async handler is cancelled, and one that keeps the event loop from running is interrupted. A thread cannot
+be: it keeps its slot until it ends, and a worker that has lost more than half of its slots that way is
+unhealthy.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import sys
 import time
 import traceback
@@ -94,6 +96,8 @@ class Overtime:
     def begin(self, limit: TimeLimit) -> None:
         """Start the time."""
         self.limit = limit
+        self.exchange.scope.deadline = time.monotonic() + limit.seconds
+        self.exchange.scope.expire = self._interrupt
         self._timer = asyncio.get_running_loop().call_later(limit.seconds, self._expire)
 
     def stop(self) -> None:
@@ -101,15 +105,27 @@ class Overtime:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+            self.exchange.scope.deadline = math.inf
 
     @property
     def answers(self) -> bool:
         """Return whether the caller is answered here, so that what the handler returns is dropped."""
         return self._answer is not None
 
+    def _interrupt(self) -> None:
+        """Expire in the request's own code, which keeps the timer from doing so. Raises CancelledError."""
+        self.stop()
+        scope = self.exchange.scope
+        # Raised at once, not at the task's next `await`, which may be one that settles the request.
+        interruptible, scope.interruptible = scope.interruptible, False
+        self._expire()
+        scope.interruptible = interruptible
+        raise asyncio.CancelledError
+
     def _expire(self) -> None:
         scope = self.exchange.scope
         self._timer = None
+        scope.deadline = math.inf
         self.overdue.add(self)
         if scope.end is not None:  # e.g. its caller has left, and the handler goes on
             return

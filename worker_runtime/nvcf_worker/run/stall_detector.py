@@ -3,6 +3,9 @@
 Meanwhile no in-progress signal is sent, and after the consumer's ack wait the queue delivers the
 requests again. A loop that does not come back ends the process. `LagWatch` decides; a thread and a timer of
 the loop call it.
+
+A request whose time limit is over cannot be cancelled by a loop that stands still. A signal to the loop's
+thread interrupts what it does, `time.sleep` for example, and its handler cancels the request there.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import asyncio
 import faulthandler
 import logging
 import math
+import signal
 import sys
 import threading
 import time
@@ -22,6 +26,7 @@ from typing import NamedTuple, Protocol
 from nvcf_worker.errors import ConfigurationError
 from nvcf_worker.function.cancellation import CancelScope
 from nvcf_worker.message import Work
+from nvcf_worker.process import logs
 
 log = logging.getLogger("nvcf_worker")
 
@@ -39,6 +44,10 @@ LOCK_FACTOR = 10
 """So many times longer native code may keep the interpreter lock: it may load or compile a model."""
 
 _ARM_SECONDS = 2.0
+INTERRUPT = signal.SIGRTMIN + 5
+"""Sent by this process to its own main thread only."""
+_INTERRUPT_SECONDS = 1.0
+"""How long the loop has to stand still before a request whose time limit is over is interrupted."""
 
 
 def stall_seconds(environ: Mapping[str, str]) -> float:
@@ -142,7 +151,10 @@ class LoopWatch:
 
     async def run(self) -> None:
         """Watch until cancelled."""
-        threading.Thread(target=self._look, name="nvcf-watch", daemon=True).start()
+        # Only the main thread runs signal handlers.
+        interrupts = threading.current_thread() is threading.main_thread()
+        before = signal.signal(INTERRUPT, self._on_interrupt) if interrupts else None
+        threading.Thread(target=self._look, args=[interrupts], name="nvcf-watch", daemon=True).start()
         try:
             while True:
                 over = self._watch.beat(time.monotonic())
@@ -153,6 +165,8 @@ class LoopWatch:
                 await asyncio.sleep(BEAT_SECONDS)
         finally:
             self._stopped.set()
+            if interrupts:
+                signal.signal(INTERRUPT, before)
             if self._lock_limit < math.inf:
                 faulthandler.cancel_dump_traceback_later()
 
@@ -161,17 +175,31 @@ class LoopWatch:
         self._serving = True
         self._arm(time.monotonic())
 
-    def _look(self) -> None:
+    def _look(self, interrupts: bool) -> None:
         while not self._stopped.wait(LOOK_SECONDS):
             found = self._watch.look(time.monotonic())
             if found is not None:
                 self._warn(found, blocked=True)
             if not self._serving:
                 continue
+            if interrupts and self._watch.stood >= _INTERRUPT_SECONDS and self._overdue():
+                signal.pthread_kill(self._loop_thread, INTERRUPT)
             if self._watch.stood >= self._limit:
                 self._give_up()
                 return
             self._arm(time.monotonic())
+
+    def _overdue(self) -> list[Running]:
+        """Return the requests whose time limit is over, and that nobody has stopped for that."""
+        now = time.monotonic()
+        return [one for one in self._requests() if one.scope.deadline < now]
+
+    def _on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        """Expire the request whose code runs here. Raises CancelledError in it."""
+        request_id = logs.request_id.get()
+        for one in self._overdue():
+            if one.work.request_id == request_id and one.scope.expire is not None:
+                one.scope.expire()
 
     def _arm(self, now: float) -> None:
         """Put off the end of an interpreter in which not even this thread can run."""
