@@ -25,6 +25,7 @@ from nvcf_cli.commands import (
     scale,
     scaling,
     secret,
+    status,
     telemetry,
     top,
 )
@@ -71,7 +72,7 @@ def root(
 app.command("new")(functions.new)
 app.command("up")(local.up)
 app.command("down")(local.down)
-app.command("status")(local.status)
+app.command("status")(status.status)
 app.command("deploy")(deploy.deploy_command)
 app.command("undeploy")(functions.undeploy)
 app.command("delete", hidden=True)(functions.delete)
@@ -93,7 +94,7 @@ app.add_typer(registry.app, name="registry")
 app.command("invoke")(calls.invoke_command)
 app.add_typer(requests.app, name="request")
 app.command("logs")(calls.logs)
-app.command("metrics")(local.metrics)
+app.command("metrics")(status.metrics)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`nvcf up`, `nvcf down`, `nvcf status`, `nvcf metrics`: the platform on this machine."""
+"""`nvcf up`, `nvcf down`: the platform on this machine."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -18,9 +17,8 @@ from rich.text import Text
 from nvcf_agent.backends.isolation import why_not_isolated
 from nvcf_agent.errors import AgentError
 from nvcf_agent.state.machine_inventory import parse_size
-from nvcf_cli.access import Access, DataOption, JsonOption
+from nvcf_cli.access import Access, DataOption
 from nvcf_cli.errors import CliError, UsageError
-from nvcf_cli.instance_ids import short_id
 from nvcf_cli.local.platform import UpOptions, run_platform
 from nvcf_cli.local.processes import (
     AGENT_GRACE_SECONDS,
@@ -31,7 +29,6 @@ from nvcf_cli.local.processes import (
     checked_quotas,
     isolation_flags,
 )
-from nvcf_cli.local.scrape import configuration, instance_targets
 from nvcf_cli.local.state import (
     Installation,
     PlatformState,
@@ -40,8 +37,7 @@ from nvcf_cli.local.state import (
     read_state,
     running_pid,
 )
-from nvcf_cli.local.troubles import troubles_of
-from nvcf_cli.screen import age, console, print_json, print_table
+from nvcf_cli.screen import console
 
 # It gives up itself when a process makes no progress.
 _START_SECONDS = 1800.0
@@ -341,85 +337,3 @@ def _wait_gone(pid: int) -> None:
         while time.monotonic() < deadline:
             os.kill(pid, 0)
             time.sleep(_POLL_SECONDS)
-
-
-def status(data: DataOption = None, as_json: JsonOption = False) -> None:
-    """Show the platform on this machine, and what does not work there.
-
-    Exit code 1 if there is none.
-
-    \b
-    Examples:
-      nvcf status
-      nvcf status --json
-    """
-    installation = Access(data=data).installation
-    state = read_state(installation)
-    troubles = troubles_of(state) if state is not None else []
-    if as_json:
-        members = {**state.to_dict(), "troubles": troubles} if state is not None else {}
-        print_json({"running": state is not None, **members})
-    elif state is None:
-        pid = running_pid(installation)
-        text = f"starting or stopping (process {pid})" if pid else "not running: nvcf up starts it"
-        console().print(Text(text))
-    else:
-        _show(state)
-        for each in troubles:
-            since = f" (since {each['since']})" if each["since"] else ""
-            console().print(Text(f"\n{each['part']}: {each['detail']}{since}"))
-    if state is None:
-        raise typer.Exit(1)
-
-
-def _show(state: PlatformState) -> None:
-    out = console()
-    since = age(datetime.fromtimestamp(state.started_at, UTC).isoformat())
-    out.print(Text(f"up for {since} at {state.url}, data in {state.data}"))
-    out.print(Text(f"broker: {state.broker or state.nats}\n"))
-    rows = [
-        (name, child.state, str(child.pid or ""), str(child.restarts))
-        for name, child in state.children.items()
-    ]
-    print_table(("PROCESS", "STATE", "PID", "RESTARTS"), rows, "")
-
-
-def metrics(
-    data: DataOption = None,
-    config: Annotated[bool, typer.Option("--config", help="Print Prometheus' configuration.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Show where the platform on this machine serves its metrics, and how Prometheus collects them.
-
-    \b
-    Examples:
-      nvcf metrics
-      prometheus --config.file=$HOME/.nvcf/prometheus.yml
-      nvcf metrics --config
-    """
-    installation = Access(data=data).installation
-    if config:
-        typer.echo(configuration(installation), nl=False)
-        return
-    state = read_state(installation)
-    if state is None:
-        raise CliError(f"no platform runs on {installation.data}: nvcf up starts it")
-    instances = instance_targets(installation)
-    if as_json:
-        found = [{"address": address, **labels} for labels, address in instances]
-        print_json(
-            {"platform": state.metrics, "instances": found, "prometheus": str(installation.prometheus)}
-        )
-        return
-    if not state.metrics:
-        raise CliError("the platform serves no metrics: it was started with --no-metrics")
-    rows = [(name, f"http://{address}/metrics") for name, address in state.metrics.items()]
-    rows += [
-        (
-            f"{labels.get('nvcf_function_name', '?')} {short_id(labels.get('nvcf_instance_id', ''))}",
-            f"http://{address}/metrics",
-        )
-        for labels, address in instances
-    ]
-    print_table(("PROCESS", "METRICS"), rows, "")
-    console().print(Text(f"\nprometheus --config.file={installation.prometheus}"))
