@@ -153,6 +153,7 @@ def run_worker(
     log_level: str | None,
     time_limit: float | None = None,
     session_port: int | None = None,
+    session_host: str | None = None,
     metrics: str | None = None,
     cache_token: bool = True,
 ) -> None:
@@ -174,7 +175,9 @@ def run_worker(
         chosen = choose(concurrency, os.environ, useful=useful_slots())
         adaptive = chosen if isinstance(chosen, Adaptive) else None
         slots = chosen.max if isinstance(chosen, Adaptive) else chosen
-        config = WorkerConfig.from_environment(os.environ, concurrency=slots, session_port=session_port)
+        config = WorkerConfig.from_environment(
+            os.environ, concurrency=slots, session_port=session_port, session_host=session_host
+        )
         config = replace(config, cache_token=cache_token)
         async with worker_telemetry(config, metrics) as telemetry:
             worker = Worker(

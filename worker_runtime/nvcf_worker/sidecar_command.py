@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from nvcf_worker.errors import ConfigurationError
 from nvcf_worker.function.handlers import Handler, Kind
 from nvcf_worker.process.imported import for_definitions_only
-from nvcf_worker.run.sidecar.settings import DEFAULT_HEALTH_INTERVAL, DEFAULT_HOST, read_settings
+from nvcf_worker.run.sidecar.settings import DEFAULT_HEALTH_INTERVAL, read_settings
 from nvcf_worker.serving import DEFAULT_GRACE_SECONDS, run_worker
 
 
@@ -18,7 +18,7 @@ def sidecar(
     port: int | None = None,
     *,
     command: Sequence[str] = (),
-    host: str = DEFAULT_HOST,
+    host: str | None = None,
     health: str | None = None,
     health_protocol: str | None = None,
     health_port: int | None = None,
@@ -36,6 +36,7 @@ def sidecar(
     command: starts the server as a child process. `{port}` in it is replaced by the port, and PORT is set.
         The process is ended after the last request. If it ends by itself, the worker exits with code 5. With
         a command, port 0 means any free port, and the worker token is not cached in SHARED_CONFIG_DIR.
+    host: default this machine; without a command, HELM_CHART_INFERENCE_SERVICE_NAME in HELM_CHART_NAMESPACE.
     health: path to GET (http), or service to check (grpc). Default: the port has to accept connections.
     health_protocol: "http", "grpc" (grpc.health.v1) or "tcp".
     health_port: default `port`.
@@ -77,6 +78,7 @@ def sidecar(
         grace_seconds=grace_seconds,
         log_level=log_level,
         session_port=server.port,
+        session_host=settings.host,
         metrics=metrics,
         # The server has this process' user and could read the file.
         cache_token=not command,
@@ -92,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = result.add_argument
     add("--port", type=int, help="port of the server [INFERENCE_PORT]; 0: any free port")
-    add("--host", default=DEFAULT_HOST, help="host of the server [%(default)s]")
+    add("--host", help="host of the server [127.0.0.1, or the service of the function's Helm chart]")
     add("--health", metavar="/PATH", help="path of the health check [INFERENCE_HEALTH_ENDPOINT]")
     protocol = "protocol of the health check [http with --health, else tcp]"
     add("--health-protocol", choices=("http", "grpc", "tcp"), help=protocol)

@@ -89,7 +89,7 @@ class Worker:
         self._session: Session | None = None
         self._context = FunctionContext(config.function_id, config.version_id, [])
         self._tunnels = Tunnels(
-            config.session_port,
+            None if config.session_port is None else (config.session_host, config.session_port),
             config.function_id,
             config.version_id,
             lambda: None if self._session is None else self._session.connection,

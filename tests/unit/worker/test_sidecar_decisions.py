@@ -57,6 +57,17 @@ def test_a_port_is_enough() -> None:
     assert (found.check.protocol, found.check.port, found.check.timeout) == ("tcp", 8000, 10.0)
 
 
+def test_the_server_of_a_chart_is_its_service() -> None:
+    environ = {"HELM_CHART_INFERENCE_SERVICE_NAME": "web", "HELM_CHART_NAMESPACE": "sr-1"}
+    assert settings(environ, port=8000).host == "web.sr-1.svc"
+    assert settings(environ, port=8000).check.host == "web.sr-1.svc"
+    assert settings(environ, port=8000, host="::1").host == "::1"
+    # A child process is on this machine.
+    assert settings(environ, port=8000, command=["x"]).host == "127.0.0.1"
+    del environ["HELM_CHART_NAMESPACE"]
+    assert settings(environ, port=8000).host == "127.0.0.1"
+
+
 def test_the_environment_of_the_platform() -> None:
     environ = {
         "INFERENCE_PORT": "9000",

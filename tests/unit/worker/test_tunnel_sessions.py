@@ -50,7 +50,9 @@ async def test_a_session_that_is_cancelled_while_it_dials_leaves_the_function_al
 
     (proxy_server, proxy_port), (server, port) = await listener(proxy), await listener(function)
     running = asyncio.create_task(
-        Tunnels(port, new_id(), new_id(), lambda: None).run(session_request(proxy_port), CancelScope())
+        Tunnels(("127.0.0.1", port), new_id(), new_id(), lambda: None).run(
+            session_request(proxy_port), CancelScope()
+        )
     )
     async with asyncio.timeout(20):
         await dialled.wait()

@@ -16,6 +16,7 @@ from nvcf_proto.settings import HEALTH_PORT
 from nvcf_worker.control.tls import ROOT_CA_FILE, client_context
 from nvcf_worker.errors import ConfigurationError
 
+LOOPBACK = "127.0.0.1"
 GRPC_TLS = "NVCF_GRPC_TLS"
 """[ext] `true` or `false`: TLS to the WorkerService. Default: TLS, but not for `http://` and loopback."""
 
@@ -62,6 +63,7 @@ class WorkerConfig:
     backend: str = ""
     zone: str = ""
     session_port: int | None = None
+    session_host: str = LOOPBACK
     asset_dir: Path | None = None
     response_dir: Path | None = None
     compatibility_disabled: bool = False
@@ -69,7 +71,12 @@ class WorkerConfig:
 
     @classmethod
     def from_environment(
-        cls, environ: Mapping[str, str], *, concurrency: int | None = None, session_port: int | None = None
+        cls,
+        environ: Mapping[str, str],
+        *,
+        concurrency: int | None = None,
+        session_port: int | None = None,
+        session_host: str | None = None,
     ) -> WorkerConfig:
         """Read the settings. Raises ConfigurationError that names the wrong variable."""
         missing = [name for name in _REQUIRED if not environ.get(name)]
@@ -102,7 +109,15 @@ class WorkerConfig:
             response_dir=_path(environ, env.BASE_RESPONSE_DIR),
             compatibility_disabled=_flag(environ, env.V3_BACKWARDS_COMPATIBILITY_DISABLED),
             session_port=session_port or _number(environ, env.INFERENCE_PORT, 0, 1, 65535) or None,
+            session_host=session_host or server_host(environ),
         )
+
+
+def server_host(environ: Mapping[str, str]) -> str:
+    """Return the host of the function's own server: this machine, or the service of its Helm chart."""
+    service = environ.get(env.HELM_CHART_INFERENCE_SERVICE_NAME)
+    namespace = environ.get(env.HELM_CHART_NAMESPACE)
+    return f"{service}.{namespace}.svc" if service and namespace else LOOPBACK
 
 
 def _concurrency(environ: Mapping[str, str], argument: int | None) -> int:

@@ -37,12 +37,16 @@ NO_PORT = (
 
 
 class Tunnels:
-    """The sessions of one worker. `port`: of the function's server on 127.0.0.1; None if it has none."""
+    """The sessions of one worker. `address`: host and port of the function's server; None if it has none."""
 
     def __init__(
-        self, port: int | None, function_id: str, version_id: str, connection: Callable[[], Client | None]
+        self,
+        address: tuple[str, int] | None,
+        function_id: str,
+        version_id: str,
+        connection: Callable[[], Client | None],
     ) -> None:
-        self._port = port
+        self._address = address
         self._function_id = function_id
         self._version_id = version_id
         self._connection = connection
@@ -52,12 +56,12 @@ class Tunnels:
         """Run a session from its first tunnel to its end. Raises TunnelError if no tunnel could be opened."""
         target = work.tunnel
         assert target is not None  # noqa: S101 # only sessions come here
-        if self._port is None:
+        if self._address is None:
             log.error("a session was refused: %s", NO_PORT)
             (await dial(target, work.request_id, NO_PORT)).close()
             return
         session = TunnelSession(
-            work, scope, self._port, self._function_id, self._version_id, self._connection
+            work, scope, self._address, self._function_id, self._version_id, self._connection
         )
         self._sessions[work.request_id] = session
         try:
@@ -83,14 +87,14 @@ class TunnelSession:
         self,
         work: Work,
         scope: CancelScope,
-        port: int,
+        address: tuple[str, int],
         function_id: str,
         version_id: str,
         connection: Callable[[], Client | None],
     ) -> None:
         self._work = work
         self._scope = scope
-        self._port = port
+        self._address = address
         self._connection = connection
         self.record = SessionRecord(work, function_id, version_id, self._on_reconnect)
         self._tunnels: set[asyncio.Task[None]] = set()
@@ -188,9 +192,9 @@ class TunnelSession:
         function: Wire | None = None
         refusal: str | None = None
         try:
-            function = await connect_function(self._port)
+            function = await connect_function(*self._address)
         except OSError as error:
-            refusal = f"503 The function does not accept connections on its port {self._port}."
+            refusal = f"503 The function does not accept connections on its port {self._address[1]}."
             log.error("%s (%s)", refusal, error.strerror or error)
         try:
             gateway = await dial(target, request_id, refusal)
@@ -241,13 +245,13 @@ class TunnelSession:
             log.debug("a reconnect got no response: %s", error)
 
 
-async def connect_function(port: int) -> Wire:
+async def connect_function(host: str, port: int) -> Wire:
     """Connect to the function's server, with retries for FUNCTION_CONNECT_SECONDS. Raises OSError."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + FUNCTION_CONNECT_SECONDS
     while True:
         try:
-            _, wire = await loop.create_connection(Wire, "127.0.0.1", port)
+            _, wire = await loop.create_connection(Wire, host, port)
             return wire
         except OSError:
             if loop.time() >= deadline:

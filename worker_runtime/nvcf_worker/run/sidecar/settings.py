@@ -9,11 +9,11 @@ from typing import cast
 from nvcf_broker.process import free_port
 from nvcf_proto import environment as env
 from nvcf_proto.settings import INFERENCE_READY_TIMEOUT
+from nvcf_worker.control.config import LOOPBACK, server_host
 from nvcf_worker.errors import ConfigurationError
 from nvcf_worker.process.durations import parse_duration
 from nvcf_worker.run.sidecar.health import HealthCheck, Protocol
 
-DEFAULT_HOST = "127.0.0.1"
 DEFAULT_HEALTH_TIMEOUT = 10.0
 DEFAULT_HEALTH_INTERVAL = 5.0
 PORT_PLACE = "{port}"
@@ -46,7 +46,7 @@ def read_settings(
     environ: Mapping[str, str],
     *,
     port: int | None = None,
-    host: str = DEFAULT_HOST,
+    host: str | None = None,
     health: str | None = None,
     health_protocol: str | None = None,
     health_port: int | None = None,
@@ -62,6 +62,8 @@ def read_settings(
         raise ConfigurationError(f"no port: give --port, or set {env.INFERENCE_PORT}")
     if server_port == 0 and not command:
         raise ConfigurationError("port 0 means any free port, so it needs a command to pass the port to")
+    if host is None:
+        host = LOOPBACK if command else server_host(environ)
     endpoint = health if health is not None else environ.get(env.INFERENCE_HEALTH_ENDPOINT) or None
     protocol = _protocol(health_protocol or environ.get(env.INFERENCE_HEALTH_PROTOCOL), endpoint)
     if protocol == "http" and not (endpoint or "/").startswith("/"):
