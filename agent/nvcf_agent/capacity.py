@@ -1,18 +1,14 @@
 """What a machine has for instances: simulated GPUs from the command line, or those that NVML finds."""
 
 import asyncio
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from nvcf_agent.errors import AgentError
+from nvcf_agent.state.gpu_names import gpu_name
 from nvcf_agent.state.machine_inventory import GpuDetails, MachineInventory
-
-_VENDOR = frozenset(("NVIDIA", "GEFORCE", "TESLA", "QUADRO"))
-_JOINED = frozenset(("RTX", "GTX"))
-_MEMORY = re.compile(r"\d+(GB|G|GIB)")
 
 
 class Discovery(Protocol):
@@ -55,16 +51,6 @@ class Device:
     product: str
     memory: int
     driver: str
-
-
-def gpu_name(product: str) -> str:
-    """Return the GPU's name in NVIDIA's form: `NVIDIA H100 80GB HBM3` is H100. Pure."""
-    parts = [part for part in re.split(r"[\s-]+", product.upper()) if part and part not in _VENDOR]
-    parts = [part for part in parts if not _MEMORY.fullmatch(part)]
-    if not parts:
-        return "GPU"
-    first = parts[0] + parts[1] if parts[0] in _JOINED and len(parts) > 1 else parts[0]
-    return re.sub(r"[^A-Z0-9_]", "", first) or "GPU"
 
 
 def with_devices(declared: MachineInventory, devices: Sequence[Device]) -> MachineInventory:

@@ -29,6 +29,9 @@ class Limits:
         return self.memory is not None or self.cpus is not None
 
 
+NO_LIMITS = Limits()
+
+
 @dataclass(frozen=True)
 class Share:
     """What one instance holds: CPU slots and GPUs.

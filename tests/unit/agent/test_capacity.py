@@ -6,10 +6,11 @@ import sys
 
 import pytest
 
-from nvcf_agent.capacity import Declared, Device, Nvml, gpu_name, with_devices
+from nvcf_agent.capacity import Declared, Device, Nvml, with_devices
 from nvcf_agent.errors import AgentError
 from nvcf_agent.options import discovery, parse_arguments
 from nvcf_agent.state.back_off import RoomBackOff
+from nvcf_agent.state.gpu_names import gpu_name
 from nvcf_agent.state.machine_inventory import MachineInventory
 from nvcf_agent.timings import Timings
 from tests.e2e import stand_in_nvml
