@@ -14,9 +14,9 @@ import nats.js.errors
 from nats.aio.client import Server
 from nats.aio.msg import Msg
 
+from nvcf_broker.client import BaseClient
 from nvcf_broker.configuration import read_credentials
 from nvcf_broker.errors import BrokerError, BrokerRefusedError, BrokerUnavailableError
-from nvcf_broker.message_headers import HeaderClient
 from nvcf_broker.requests import end_task, raise_if_cancelled
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def display_address(url: str) -> str:
         return "(malformed URL)"
 
 
-class BrokerClient(HeaderClient):
+class BrokerClient(BaseClient):
     """A `nats` client that reconnects for ever and notifies several listeners."""
 
     def __init__(self) -> None:

@@ -3,8 +3,6 @@
 The library looks at every character of every name in Python: a worker spent a sixth of its calls there.
 """
 
-from nats.aio.client import Client
-
 _SPACE = " \t\n\r\x0b\x0c"
 """What `bytes.strip` removes; `str.strip` removes more."""
 
@@ -19,9 +17,3 @@ def parse_header_lines(raw: bytes) -> dict[str, str]:
         if colon and name.isascii() and name.split() == [name]:
             found[name] = value.strip(_SPACE)
     return found
-
-
-class HeaderClient(Client):
-    """A `nats` client with this parser."""
-
-    _parse_header_lines = staticmethod(parse_header_lines)

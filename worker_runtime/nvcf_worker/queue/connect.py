@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import nats.errors
 from nats.aio.client import Client, Server
 
-from nvcf_broker.message_headers import HeaderClient
+from nvcf_broker.client import BaseClient
 from nvcf_broker.requests import end_task
 from nvcf_proto import settings, subjects
 from nvcf_proto.environment import NKEY_SEED, NVCF_FQDN_NATS
@@ -98,7 +98,7 @@ async def open_connection(
         return choose_server(servers, random.random())  # noqa: S311 - jitter
 
     secure = any(urlsplit(server).scheme in ("tls", "wss") for server in config.nats_servers)
-    connection = HeaderClient()
+    connection = BaseClient()
     connecting = asyncio.ensure_future(
         connection.connect(
             servers=list(config.nats_servers),

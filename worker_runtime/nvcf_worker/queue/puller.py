@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import json
 import logging
 import random
@@ -30,6 +31,8 @@ log = logging.getLogger("nvcf_worker")
 LOOK_UP_BACKOFF = Backoff(first=0.1, limit=10.0)
 LOOK_UP_TIMEOUT = 5.0
 DEFAULT_ACK_WAIT = 30.0
+ANSWERS_AGAIN_SECONDS = 1.0
+"""In this time a broker that answers again sends the heartbeats that are due."""
 
 # In a broker cluster a pull outlives its worker: a node does not learn that the inbox of another account on
 # another node is gone, sends the next request there, and that waits for its ack wait. So pulls are short.
@@ -147,9 +150,25 @@ class RegionPuller:
             await self._pull()
             await self._wake.wait()
             self._wake.clear()
-            if self._planner.stale(time.monotonic()):
+            if self._planner.stale(time.monotonic()) and await self._lost_pulls():
                 log.info("no heartbeat from the broker in region %s; pulling anew", self.region)
                 return
+
+    async def _lost_pulls(self) -> bool:
+        """Wait until a silent broker answers; return whether it has forgotten the pulls.
+
+        One that was only stopped for a while goes on with them. What it sends at that moment would wait for
+        its ack wait if the pulls were withdrawn now.
+        """
+        log.info("no heartbeat from the broker in region %s", self.region)
+        for attempt in itertools.count():
+            problem = await self._try_look_up()
+            raise_if_cancelled()
+            if problem is None or self._trouble:
+                break
+            await asyncio.sleep(LOOK_UP_BACKOFF.delay(attempt, random.random()))  # noqa: S311 - jitter
+        await asyncio.sleep(ANSWERS_AGAIN_SECONDS)
+        return self._planner.stale(time.monotonic())
 
     async def _pull(self) -> None:
         if self._planner.outstanding > self._slots.free:

@@ -1,0 +1,91 @@
+"""A15: a broker that stands still and goes on: no call waits for its ack wait, no client goes deaf."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import nats.errors
+import pytest
+
+from nvcf_broker.connection import connect_broker
+from nvcf_broker.server import LocalBroker
+from tests.support.platform.gateways import running_platform
+from tests.support.waiting import eventually
+
+ECHO = Path(__file__).parents[1] / "functions" / "echo.py"
+NO_HEARTBEAT = "no heartbeat from the broker"
+
+
+@pytest.mark.slow
+async def test_calls_of_a_pause_are_answered_after_it(tmp_path: Path) -> None:
+    async with running_platform(tmp_path, flags=("--ack-wait", "600")) as platform:
+        version = await platform.deployed_version()
+        worker = await platform.start_worker(version, ECHO, "echo", concurrency=8)
+        url, headers = platform.gateway.url + version.pexec, platform.authorization()
+
+        async def call() -> int:
+            async with platform.session.post(url, data=b"x", headers=headers) as response:
+                await response.read()
+                return response.status
+
+        assert await call() == 200
+        assert platform.broker.pid is not None
+        os.kill(platform.broker.pid, signal.SIGSTOP)
+        try:
+            calls = [asyncio.create_task(call()) for _ in range(3)]
+            await eventually(lambda: NO_HEARTBEAT in worker.text(), "the worker misses heartbeats")
+        finally:
+            os.kill(platform.broker.pid, signal.SIGCONT)
+        async with asyncio.timeout(60):
+            assert await asyncio.gather(*calls) == [200, 200, 200]
+        assert "pulling anew" not in worker.text(), "its pulls are still there"
+
+
+async def test_a_client_whose_flush_timed_out_still_hears(tmp_path: Path) -> None:
+    async with LocalBroker(tmp_path / "broker") as broker:
+        client = await connect_broker(broker.url, broker.credentials_file, name="test")
+        heard = asyncio.Event()
+
+        async def hear(_message: object) -> None:
+            heard.set()
+
+        try:
+            await client.subscribe("test", cb=hear)
+            await client.flush()
+            assert broker.pid is not None
+            os.kill(broker.pid, signal.SIGSTOP)
+            try:
+                with pytest.raises((nats.errors.Error, TimeoutError)):
+                    await client.flush(1)
+            finally:
+                os.kill(broker.pid, signal.SIGCONT)
+            await client.publish("test", b"")
+            async with asyncio.timeout(30):
+                await heard.wait()
+            await client.flush(30)
+        finally:
+            await client.close()
+
+
+async def test_a_client_that_cannot_read_on_connects_anew(tmp_path: Path) -> None:
+    async with LocalBroker(tmp_path / "broker") as broker:
+        client = await connect_broker(broker.url, broker.credentials_file, name="test")
+        reconnects: list[int] = []
+        client.on_reconnect(lambda: reconnects.append(1))
+
+        async def fails(_data: bytes) -> None:
+            raise RuntimeError("a fault of the library")
+
+        try:
+            client._ps.parse = fails
+            await client.publish("$SYS.nobody", b"")
+            await client._send_ping()
+            await eventually(lambda: client.is_reconnecting or reconnects, "it notices", 15)
+            del client._ps.parse
+            await eventually(lambda: reconnects, "it is connected again")
+            await client.flush(30)
+        finally:
+            await client.close()
