@@ -123,6 +123,8 @@ class ControlPlane:
         if answer.action is HeartbeatAction.SELF_DESTRUCT:
             self._destroyed.set()
             return
+        if answer.report_again:
+            self.reporter.repeat_all()
         if answer.maintenance is not None:
             self._set_maintenance(answer.maintenance)
 

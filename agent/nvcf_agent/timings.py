@@ -17,6 +17,8 @@ class Timings:
     unknown_request: float = 300.0
     """How long the answer 404 counts as "not yet"."""
     report_again: float = 300.0
+    report_all_again: float = 30.0
+    """Least time between two reports of everything that the control plane asked for."""
     reconcile: float = 300.0
     register_again: float = 3600.0
     in_progress: float = CREATION_ACK_WAIT_SECONDS * _IN_PROGRESS_SHARE

@@ -8,8 +8,9 @@ from nvcf_broker.jetstream import NANOSECONDS, ConsumerInfo, JetStream, Requeste
 from nvcf_broker.records import Update, parse_update, valid_key
 from nvcf_proto.stores import RECORDS
 
-# A deletion leaves a marker for the followers. A later resync finds deletions that a follower missed.
-MARKER_LIFE = "1h"
+# A deletion leaves a marker, so that a deleted record can be told from one that was lost: longer than the
+# tokens of an instance live. A later resync finds deletions that a follower missed.
+MARKER_LIFE = "4h"
 DUPLICATE_WINDOW_SECONDS = 120
 INACTIVE_SECONDS = 60
 

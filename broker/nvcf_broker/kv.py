@@ -116,6 +116,13 @@ class KvMirror(Generic[T]):
         """Return a copy of all keys."""
         return list(self._records.entries)
 
+    def is_deleted(self, key: str) -> bool:
+        """Return whether somebody has deleted the record, in the last hours.
+
+        A record may also be missing because the bucket was lost or restored from a backup.
+        """
+        return key in self._records.deleted
+
     def __len__(self) -> int:
         return len(self._records.entries)
 
@@ -182,6 +189,11 @@ class KvMirror(Generic[T]):
             return None
         await self._apply(newest)
         return self.entry(newest.key)
+
+    async def was_deleted(self, key: str) -> bool:
+        """Ask the broker for `is_deleted`; `key` may have `*` as one part. Raises `BrokerError`."""
+        newest = await self._bucket.last(key)
+        return newest is not None and newest.deleted
 
     async def _own(self, update: Update) -> int:
         await self._apply(update)

@@ -59,6 +59,8 @@ class Records(Generic[T]):
     bucket: str
     decode: Callable[[bytes], T]
     entries: dict[str, Entry[T]] = field(default_factory=dict)
+    deleted: set[str] = field(default_factory=set)
+    """Keys whose deletion the bucket still records. What it has merely lost is not among them."""
     _revisions: dict[str, int] = field(default_factory=dict)
     _seen: set[str] = field(default_factory=set)
     _incarnation: str = ""
@@ -71,6 +73,7 @@ class Records(Generic[T]):
         # A bucket that was created anew, or restored from a backup, counts revisions from an earlier point.
         if incarnation != self._incarnation or last_revision < newest:
             self._revisions.clear()
+            self.deleted.clear()
         self._incarnation = incarnation
         self._known_until = last_revision
         self._seen.clear()
@@ -84,7 +87,9 @@ class Records(Generic[T]):
             return False
         self._revisions[update.key] = update.revision
         if update.data is None:
+            self.deleted.add(update.key)
             return self.entries.pop(update.key, None) is not None
+        self.deleted.discard(update.key)
         try:
             value = self.decode(update.data)
         except ValueError as error:
@@ -110,5 +115,6 @@ class Records(Generic[T]):
         ]
         for key in gone:
             self._revisions.pop(key, None)
+            self.deleted.discard(key)
         self._seen.clear()
         return [key for key in gone if self.entries.pop(key, None) is not None]

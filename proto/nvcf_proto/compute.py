@@ -130,7 +130,7 @@ class Cluster(Record, frozen=True):
 
     def serves(self, nca_id: str) -> bool:
         """Return whether functions of an account may run there."""
-        return nca_id == self.nca_id or not {"*", nca_id}.isdisjoint(self.authorized_nca_ids)
+        return _serves(self, nca_id)
 
     @property
     def silent_after(self) -> float:
@@ -171,6 +171,14 @@ class RegisteredCluster(Record, frozen=True, kw_only=True):
     agent_version: Text | None = None
     backend: Text = "kubernetes"
     agent_attributes: dict[str, str] = field(default_factory=dict)
+
+    def serves(self, nca_id: str) -> bool:
+        """Return whether functions of an account may run there."""
+        return _serves(self, nca_id)
+
+
+def _serves(cluster: Cluster | RegisteredCluster, nca_id: str) -> bool:
+    return nca_id == cluster.nca_id or not {"*", nca_id}.isdisjoint(cluster.authorized_nca_ids)
 
 
 class DemandReport(Record, frozen=True):

@@ -76,10 +76,10 @@ class Outbox:
         entry = self._entries.get(key)
         return now - entry.failing_since if entry is not None and entry.failures else 0.0
 
-    def repeat(self, request_id: str) -> None:
-        """Make the calls of a request again, as if the control plane had never heard of it."""
+    def repeat(self, request_id: str | None = None) -> None:
+        """Make the calls of a request, or all, again, as if the control plane had never heard of it."""
         for key, entry in self._entries.items():
-            if key.request_id == request_id:
+            if request_id in (None, key.request_id):
                 entry.sent = None
 
     def recovered(self) -> None:

@@ -47,9 +47,18 @@ class Reporter:
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     _limit: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_CALLS_AT_ONCE))
     _failing: bool = False
+    _repeated_at: float = float("-inf")
 
     def __post_init__(self) -> None:
         self.outbox = Outbox(self.timings)
+
+    def repeat_all(self) -> None:
+        """Tell the control plane about everything again, at most every `report_all_again` seconds."""
+        if self.monotonic() >= self._repeated_at + self.timings.report_all_again:
+            self._repeated_at = self.monotonic()
+            _log.warning("the control plane knows of fewer instances than there are: reporting all again")
+            self.outbox.repeat()
+            self.woken.set()
 
     def repeat(self, request_id: str) -> None:
         """Tell the control plane about a request again, now."""

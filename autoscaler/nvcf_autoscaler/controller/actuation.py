@@ -34,7 +34,7 @@ from nvcf_proto import compute
 from nvcf_proto.compute import Event
 from nvcf_proto.icms.messages import InstanceOrder, TerminationMessage, instance_id_of
 from nvcf_proto.icms.names import termination_subject
-from nvcf_proto.ids import new_id
+from nvcf_proto.icms.request_ids import new_request_id
 from nvcf_proto.models import FunctionVersion, Instance, InstanceState
 
 _log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class Actuator:
         self, version: FunctionVersion, action: Create, reason: str, on_sent: Sent | None
     ) -> None:
         now = time.time()
-        request_id = new_id()
+        request_id = new_request_id(version.id, action.specification_id)
         instance = Instance(
             id=instance_id_of(request_id),
             function_id=version.function_id,

@@ -128,6 +128,9 @@ class Cache:
 
     def _cluster_changed(self, key: str, cluster: Cluster | None) -> None:
         before = self._heard.get(key)
+        if cluster is None and not self.clusters.is_deleted(key):
+            # The record was lost. Its next heartbeat makes it anew, and its silence counts as any other.
+            return
         if cluster is None:
             self._heard.pop(key, None)
             self._capacity_changed()

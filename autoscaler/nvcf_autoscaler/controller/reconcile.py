@@ -113,7 +113,14 @@ class Reconciler:
             requirements=requirements,
             queue=queue,
             clusters=clusters,
-            groups=group_instances(now, instances, requirements, clusters, self.lease.held_for),
+            groups=group_instances(
+                now,
+                instances,
+                requirements,
+                clusters,
+                self.lease.held_for,
+                self.cache.clusters.is_deleted,
+            ),
             failures=failures,
             avoided=frozenset(failures.avoided),
             fair_shares=self._fair_shares.of(now, version.id, self.cache.devices()),
@@ -294,7 +301,8 @@ class Reconciler:
         if state.undeployed_since is None:
             state.undeployed_since = now
         clusters = self.cache.placement_clusters()
-        groups = group_instances(now, instances, {}, clusters, self.lease.held_for)
+        deleted = self.cache.clusters.is_deleted
+        groups = group_instances(now, instances, {}, clusters, self.lease.held_for, deleted)
         actions = plan.housekeeping(now, groups, clusters) + plan.undeploy(
             groups,
             queue_empty=version is None or queue.queued + queue.in_flight == 0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nvcf_autoscaler.placement.nodes import guaranteed_room
@@ -17,6 +17,8 @@ CPU = "CPU"
 RECENT_STARTUPS = 8
 # Tolerated difference between the clocks of a cluster and of this process.
 CLOCKS_DIFFER = 10.0
+LONGEST_SILENCE = 750.0
+"""After this, an agent of any make has sent a heartbeat."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,13 @@ def group_instances(
     requirements: Mapping[str, Requirement],
     clusters: Sequence[Cluster],
     listened: float = math.inf,
+    is_deleted: Callable[[str], bool] = lambda _: True,
 ) -> InstanceGroups:
     """Group a version's instance records. `requirements` are by specification id, in preferred order.
 
     `listened` is for how many seconds this process could hear clusters. Silence that began before means
-    nothing.
+    nothing. `is_deleted` says of a cluster without a record whether it was deleted; if not, the record may
+    be lost, and its instances are in no group until its agent has had the time for a heartbeat.
     """
     by_id = {cluster.id: cluster for cluster in clusters}
     heard = {each.id for each in clusters if min(now - each.heard_at, listened) <= each.timings.lost_after}
@@ -67,6 +71,9 @@ def group_instances(
         if instance.state in OVER:
             continue
         requirement = requirements.get(instance.specification_id or "")
+        unknown = instance.cluster_id not in by_id and not is_deleted(instance.cluster_id)
+        if unknown and listened <= LONGEST_SILENCE:
+            continue
         if instance.cluster_id not in heard:
             lost.append(instance)
         elif instance.draining_since is not None or instance.state is InstanceState.TERMINATING:
@@ -110,10 +117,10 @@ def startups(known: Mapping[str, float], instances: Iterable[Instance]) -> dict[
     """Return the last start-up times by the instances' keys, newest last.
 
     `known` are earlier ones, whose records may be gone. Restarted instances are left out, since their
-    start-up began before the restart.
+    start-up began before the restart, and records made anew, which do not know when it began.
     """
     found = dict(known)
-    ready = [each for each in instances if each.ready_at is not None and not each.restarts]
+    ready = [each for each in instances if each.created_at < (each.ready_at or 0.0) and not each.restarts]
     for instance in sorted(ready, key=lambda each: each.ready_at or 0.0):
         took = max(0.0, (instance.ready_at or 0.0) - instance.created_at)
         found.setdefault(instance.key, took)

@@ -21,17 +21,23 @@ _CLOCK_SECONDS = 2.0
 
 
 def why_revoked(
-    claims: WorkerClaims, version: object | None, deployment: Deployment | None, instance: Instance | None
+    claims: WorkerClaims,
+    version: object | None,
+    deployment: Deployment | None,
+    instance: Instance | None,
+    *,
+    deleted: bool,
 ) -> str | None:
     """Return why a token that has not expired is void; None if it is good. Pure.
 
-    An instance that is being ended keeps its token, because it has to finish what it holds.
+    An instance that is being ended keeps its token, because it has to finish what it holds. `deleted`: its
+    record was. One that is merely missing may have been lost, and the instance still serves.
     """
     if instance is not None:
         return "its instance has ended" if instance.state in _OVER else None
     if version is None:
         return DELETED
-    if claims.has_record:
+    if claims.has_record and deleted:
         return "its instance is gone"
     if deployment is None:
         return NOT_DEPLOYED
@@ -134,9 +140,14 @@ class WorkerAccess:
         version = self.registry.versions.get(claims.version_id)
         deployment = self.registry.deployments.get(claims.version_id)
         instance = self._instance(claims)
-        return why_revoked(claims, version, deployment, instance)
+        deleted = not claims.request_id or self.registry.instances.is_deleted(_key(claims))
+        return why_revoked(claims, version, deployment, instance, deleted=deleted)
 
     def _instance(self, claims: WorkerClaims) -> Instance | None:
         if claims.request_id:
-            return self.registry.instances.get(f"{claims.version_id}.{claims.request_id}")
+            return self.registry.instances.get(_key(claims))
         return self.registry.index.instance(claims.version_id, claims.instance_id)
+
+
+def _key(claims: WorkerClaims) -> str:
+    return f"{claims.version_id}.{claims.request_id}"

@@ -117,13 +117,14 @@ class AgentRoutes:
             return json_response(OK, HeartbeatAnswer(HeartbeatAction.SELF_DESTRUCT).to_dict())
         await self._put_live(after_heartbeat(cluster, body, self._clock()))
         with broker_errors():
-            await self._instances.heartbeat(cluster.id, body)
+            lacking = await self._instances.heartbeat(cluster.id, body)
         try:
             await self._queues.check(cluster.id)
         except BrokerError as error:
             # The agent could do nothing about it; the next heartbeat tries again.
             _log.warning("the consumers of cluster %s are not looked after: %s", cluster.name, error)
-        return json_response(OK, HeartbeatAnswer(maintenance=cluster.maintenance).to_dict())
+        answer = HeartbeatAnswer(maintenance=cluster.maintenance, report_again=lacking)
+        return json_response(OK, answer.to_dict())
 
     async def put_jwks(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle PUT …/jwks: replace the key set that the tokens of the cluster's agent are checked with."""

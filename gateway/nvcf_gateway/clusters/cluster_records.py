@@ -58,7 +58,7 @@ def after_registration(
     )
     usage = {}
     for gpu in cluster.gpus:
-        total, held = _capacity(gpu), used.get(gpu.name, 0)
+        total, held = gpu.devices, used.get(gpu.name, 0)
         usage[gpu.name] = GpuUsage(total, held, max(0, total - held))
     mode = _MODES.get(registration.status, MaintenanceMode.NONE.value)
     return _live(cluster, usage, mode, healthy=True, draining=False, now=now)
@@ -131,7 +131,7 @@ def pools_of(
     """
     pools = []
     for gpu in gpus:
-        total = _capacity(gpu)
+        total = gpu.devices
         used = usage.get(gpu.name)
         if used is not None:
             # A heartbeat knows better than a registration, which is sent once an hour.
@@ -166,11 +166,3 @@ def node_attributes(kind: InstanceType) -> dict[str, str]:
         "gpuMemory": kind.gpu_memory,
     }
     return {name: value for name, value in said.items() if value}
-
-
-def _capacity(gpu: Gpu) -> int:
-    """Return how many devices there are: NVIDIA's agent says only how many instances of each type fit."""
-    if gpu.capacity is not None:
-        return gpu.capacity
-    most = (max(1, each.gpu_count) * (each.max_instances or 0) for each in gpu.instance_types)
-    return max(most, default=0)

@@ -67,7 +67,7 @@ class OrderedInstance:
 def creation_message(wanted: OrderedInstance) -> CreationMessage:
     """Return the creation message of an order. Raises InvalidRecord for what cannot be sent."""
     order, version, spec = wanted.order, wanted.version, wanted.specification
-    kind = _instance_type(wanted.cluster, spec)
+    kind = instance_type_of(wanted.cluster, spec)
     gpus = kind.gpu_count or (0 if spec.gpu == NO_GPU else max(1, spec.gpus_per_instance))
     launch = LaunchSpecification(
         environment=encode_environment(launch_environment(wanted)),
@@ -109,7 +109,7 @@ def creation_message(wanted: OrderedInstance) -> CreationMessage:
     )
 
 
-def _instance_type(cluster: RegisteredCluster, spec: DeploymentSpecification) -> InstanceType:
+def instance_type_of(cluster: RegisteredCluster, spec: DeploymentSpecification) -> InstanceType:
     """Return the type as the cluster registered it, or by the form of its name."""
     types = (kind for gpu in cluster.gpus if gpu.name == spec.gpu for kind in gpu.instance_types)
     found = next((kind for kind in types if kind.name == spec.instance_type), None)

@@ -22,6 +22,7 @@ OVER = frozenset((InstanceState.COMPLETED, InstanceState.FAILED))
 LOST = CATEGORIES[Cause.NOT_FOUND]
 UNKNOWN = CATEGORIES[Cause.FAILED]
 NO_REQUEST = "there is no such request in this cluster"
+UNKNOWN_REQUEST = "nothing is known of this request"
 _CAUSES = frozenset(cause.value for cause in Cause)
 
 
@@ -52,10 +53,12 @@ def acknowledged(record: Instance | None, cluster_id: str, now: float) -> Decisi
 def reported(
     record: Instance | None, cluster_id: str, instance_id: str, report: StatusReport, now: float
 ) -> Decision:
-    """Decide about the report of an instance."""
+    """Decide about the report of an instance. No record: it is known that the request is over.
+
+    What is merely unknown is no reason to end an instance: see `lost_records`.
+    """
     ended = report.instance_state is Reported.TERMINATED
     if record is None or record.cluster_id != cluster_id:
-        # What is not known here must not run there for ever.
         return Decision(NOT_FOUND if ended else PRECONDITION_FAILED, NO_REQUEST)
     if record.id != instance_id and record.reported_at is not None:
         other = f"the instance of the request is {record.id}"
@@ -186,3 +189,9 @@ def released_by(records: list[Instance], gpu: str, allocated: int, now: float) -
         return []
     left = [each for each in ours if each.state in OVER and each.released_at is None]
     return [each.replace(released_at=now) for each in left]
+
+
+def lacking(records: list[Instance], gpu: str, allocated: int) -> bool:
+    """Return whether a heartbeat counts more GPUs than the records of its cluster can explain."""
+    ours = (each for each in records if each.gpu == gpu)
+    return allocated > sum(each.devices for each in ours if each.released_at is None)

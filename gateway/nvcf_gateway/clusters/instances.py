@@ -9,8 +9,18 @@ from collections.abc import Callable
 import nats.errors
 from nats.aio.client import Client
 
-from nvcf_broker.errors import RevisionConflictError
-from nvcf_gateway.clusters.instance_reports import OVER, Decision, acknowledged, released_by, reported
+from nvcf_broker.errors import KeyExistsError, RevisionConflictError
+from nvcf_gateway.clusters.instance_reports import (
+    OK,
+    OVER,
+    UNKNOWN_REQUEST,
+    Decision,
+    acknowledged,
+    lacking,
+    released_by,
+    reported,
+)
+from nvcf_gateway.clusters.lost_records import LostRecords, NoRecord
 from nvcf_gateway.clusters.requeue import Requeuer
 from nvcf_gateway.errors import StoreUnavailable
 from nvcf_gateway.registry import Registry
@@ -39,6 +49,7 @@ class InstanceRecords:
         self._registry = registry
         self._client = client
         self._requeuer = requeuer
+        self._lost = LostRecords(registry, time.time)
 
     async def acknowledge(self, request_id: str, cluster_id: str) -> Decision:
         """Apply the acknowledgement of a request. Raises BrokerError and StoreUnavailable."""
@@ -51,9 +62,13 @@ class InstanceRecords:
         self, request_id: str, instance_id: str, cluster_id: str, report: StatusReport
     ) -> Decision:
         """Apply the report of an instance. Raises BrokerError and StoreUnavailable."""
-        decision, before = await self._apply(
-            request_id, lambda record: reported(record, cluster_id, instance_id, report, time.time())
-        )
+
+        def decide(record: Instance | None) -> Decision:
+            return reported(record, cluster_id, instance_id, report, time.time())
+
+        decision, before = await self._apply(request_id, decide)
+        if before is None and report.instance_state is not Reported.TERMINATED:
+            decision, before = await self._apply_lost(request_id, instance_id, cluster_id, report, decide)
         after = decision.record
         if before is not None and after is not None and before.state is not after.state:
             if after.state in OVER:
@@ -61,12 +76,16 @@ class InstanceRecords:
             await self._tell(after)
         return decision
 
-    async def heartbeat(self, cluster_id: str, heartbeat: Heartbeat) -> None:
-        """Note which ended instances hold nothing any more. Raises BrokerError."""
+    async def heartbeat(self, cluster_id: str, heartbeat: Heartbeat) -> bool:
+        """Note which ended instances hold nothing any more.
+
+        Return whether the cluster has instances without a record. Raises BrokerError.
+        """
         records = [each for each in self._registry.instances.values() if each.cluster_id == cluster_id]
         for gpu, usage in heartbeat.gpu_usage.items():
             for record in released_by(records, gpu, usage.allocated, time.time()):
                 await self._write(record)
+        return any(lacking(records, gpu, usage.allocated) for gpu, usage in heartbeat.gpu_usage.items())
 
     def known(self, cluster_id: str) -> list[KnownInstance]:
         """Return the instances that a cluster has reported and that have not ended."""
@@ -121,6 +140,30 @@ class InstanceRecords:
                 continue
             return decision, record
         raise StoreUnavailable("the record is being changed by others, try again")
+
+    async def _apply_lost(
+        self,
+        request_id: str,
+        instance_id: str,
+        cluster_id: str,
+        report: StatusReport,
+        decide: Callable[[Instance | None], Decision],
+    ) -> tuple[Decision, Instance | None]:
+        """Return the decision about a live instance without a record, which is made anew if it was lost."""
+        found = await self._lost.find(request_id, instance_id, cluster_id, report.details)
+        if found is NoRecord.CLOSED:
+            return decide(None), None
+        if found is NoRecord.UNKNOWN:
+            _log.warning("cluster %s runs instance %s, of which nothing is known", cluster_id, instance_id)
+            return Decision(OK, UNKNOWN_REQUEST), None
+        decision = decide(found)
+        if decision.record is not None:
+            try:
+                await self._registry.instances.create(found.key, decision.record)
+            except KeyExistsError:
+                return await self._apply(request_id, decide)
+            _log.warning("the record of instance %s was lost, and is made anew", instance_id)
+        return decision, found
 
     async def _write(self, record: Instance) -> None:
         entry = self._registry.instances.entry(record.key)

@@ -6,7 +6,7 @@ Only HTTP 200 means success to NVIDIA's agent. Unknown members are ignored every
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta, field
 
@@ -99,6 +99,14 @@ class Gpu(Record, frozen=True, kw_only=True):
     capacity: Count | None = None
     instance_types: Annotated[tuple[InstanceType, ...], Meta(max_length=MOST_TYPES)] = ()
 
+    @property
+    def devices(self) -> int:
+        """How many there are: NVIDIA's agent says only how many instances of each type fit."""
+        if self.capacity is not None:
+            return self.capacity
+        most = (max(1, each.gpu_count) * (each.max_instances or 0) for each in self.instance_types)
+        return max(most, default=0)
+
 
 class Registration(Record, frozen=True, kw_only=True):
     """Body of `PUT /v1/nvca/clusters/{id}/register`."""
@@ -164,10 +172,17 @@ class Heartbeat(Record, frozen=True, kw_only=True):
 
 
 class HeartbeatAnswer(Record, frozen=True):
-    """Answer to a heartbeat. [ext] `maintenance`: what an administrator has asked of the cluster."""
+    """Answer to a heartbeat.
+
+    [ext] `maintenance`: what an administrator has asked of the cluster. [ext] `report_again`: the control
+    plane knows of fewer instances than the cluster has; all are to be reported, now.
+    """
+
+    if_given: ClassVar[frozenset[str]] = frozenset(("reportAgain",))
 
     action: HeartbeatAction = HeartbeatAction.ACCEPTED
     maintenance: Text | None = None
+    report_again: bool = False
 
 
 class Acknowledgement(Record, frozen=True, kw_only=True):
@@ -197,6 +212,9 @@ class ProcessDetails(Record, frozen=True, kw_only=True):
     node: Text | None = None
     category: Text | None = None
     reason: Annotated[str, Meta(max_length=LONGEST_LOG)] | None = None
+    function_version_id: Text | None = None
+    gpu_specification_id: Text | None = None
+    """What it was ordered for, as the creation message said."""
 
 
 class StatusReport(Record, frozen=True, kw_only=True):

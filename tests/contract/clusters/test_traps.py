@@ -208,7 +208,7 @@ async def test_a_report_without_an_acknowledgement(plane: ComputePlane) -> None:
 
 
 async def test_a_report_for_an_instance_of_a_record_that_is_gone(plane: ComputePlane) -> None:
-    """6.9 (8 of 12.2): the agent never clears what is unknown here, so the report is answered 412."""
+    """6.9 (8 of 12.2): the agent never clears what is over here, so the report is answered 412."""
     agent, request, instance = await running(plane)
     record = plane.record(request)
     assert record is not None

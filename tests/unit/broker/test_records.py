@@ -103,3 +103,28 @@ def test_any_cut_into_sessions_ends_in_the_same_records(
     known.complete()
     expected = {key: decode(update.data) for key, update in stored.items() if update.data is not None}
     assert {key: entry.value for key, entry in known.entries.items()} == expected
+
+
+def test_a_deletion_is_told_from_a_loss() -> None:
+    known = records()
+    known.begin("a", 0)
+    known.apply(Update("deleted", b"1", 1))
+    known.apply(Update("again", b"1", 2))
+    known.apply(Update("unreadable", b"1", 3))
+    known.apply(Update("lost", b"1", 4))
+    known.complete()
+    known.apply(Update("deleted", None, 5))
+    known.apply(Update("again", None, 6))
+    known.apply(Update("again", b"2", 7))
+    known.apply(Update("unreadable", b"nonsense", 8))
+    assert known.deleted == {"deleted"}
+    known.begin("a", 8)
+    known.apply(Update("deleted", None, 5))
+    assert "lost" in known.complete()
+    assert known.deleted == {"deleted"}
+    known.begin("a", 8)
+    known.complete()
+    assert known.deleted == set(), "the mark has expired"
+    known.apply(Update("k", None, 9))
+    known.begin("b", 0)
+    assert known.deleted == set(), "a bucket that was made anew records nothing"

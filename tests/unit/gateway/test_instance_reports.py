@@ -180,7 +180,7 @@ def test_acknowledgements() -> None:
     assert acknowledged(ending, CLUSTER, 5.0).status == 200, "a late copy of an acknowledgement"
 
 
-def test_what_is_unknown_here_must_not_run_there() -> None:
+def test_what_is_known_to_be_over_must_not_run_there() -> None:
     for record in (None, pending(cluster_id="another")):
         assert reported(record, CLUSTER, ID, live(Reported.RUNNING), 5.0).status == 412
         assert reported(record, CLUSTER, ID, BY_USER, 5.0).status == 404

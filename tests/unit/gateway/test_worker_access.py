@@ -38,18 +38,20 @@ def test_a_token_is_good_until_its_instance_has_ended(
     state: InstanceState, has_record: bool, deployment: Deployment | None
 ) -> None:
     over = state in (InstanceState.COMPLETED, InstanceState.FAILED)
-    assert (why_revoked(claims(has_record=has_record), RECORD, deployment, record(state)) is not None) == over
+    reason = why_revoked(claims(has_record=has_record), RECORD, deployment, record(state), deleted=False)
+    assert (reason is not None) == over
 
 
 def test_without_a_record_it_depends_on_whether_there_was_one() -> None:
-    assert why_revoked(claims(), RECORD, DEPLOYMENT, None) == "its instance is gone"
-    assert why_revoked(claims(has_record=False), RECORD, DEPLOYMENT, None) is None
-    assert why_revoked(claims(has_record=False), RECORD, None, None) == "its version is not deployed"
-    assert why_revoked(claims(), None, None, None) == "its version was deleted"
+    assert why_revoked(claims(), RECORD, DEPLOYMENT, None, deleted=True) == "its instance is gone"
+    assert why_revoked(claims(), RECORD, DEPLOYMENT, None, deleted=False) is None, "the record may be lost"
+    assert why_revoked(claims(), RECORD, None, None, deleted=False) == "its version is not deployed"
+    assert why_revoked(claims(has_record=False), RECORD, DEPLOYMENT, None, deleted=True) is None
+    assert why_revoked(claims(), None, None, None, deleted=True) == "its version was deleted"
     early = claims(has_record=False, issued_at=990.0)
-    assert why_revoked(early, RECORD, DEPLOYMENT, None) == "it is of an earlier deployment"
+    assert why_revoked(early, RECORD, DEPLOYMENT, None, deleted=True) == "it is of an earlier deployment"
     same_second = claims(has_record=False, issued_at=1000.0)
-    assert why_revoked(same_second, RECORD, DEPLOYMENT, None) is None
+    assert why_revoked(same_second, RECORD, DEPLOYMENT, None, deleted=True) is None
 
 
 def test_the_name_of_a_connection_says_all_that_is_checked() -> None:
