@@ -10,13 +10,14 @@ SHELL := /bin/bash
 # Of what pip says, a line every 20 packages and the last steps, so that a long installation shows that it goes on.
 PROGRESS := awk '/^Collecting/ && ++n % 20 == 1 { print "  collecting package " n; fflush() } /^Installing/ { print "  installing them"; fflush() }'
 
-.PHONY: help demo test test-slow lint docs bench soak chaos fuzz clean lock collector collector-check
+.PHONY: help demo test test-slow lint docs charts bench soak chaos fuzz clean lock collector collector-check
 
 help:
 	@echo "make demo   start the platform, run real functions through it, show what happens (about a minute)"
 	@echo "make test   run the tests: real broker, gateways, workers"
 	@echo "make test-slow  the nvcf command and the demo as a user runs them, short chaos and fuzz runs"
 	@echo "make lint   ruff, mypy, who imports whom, whether generated files are current, and the documentation (strict)"
+	@echo "make charts build the Helm charts into build/charts; needs helm"
 	@echo "make docs   build the documentation site into build/docs"
 	@echo "make chaos  kill and stop processes under load for five minutes, and count what was lost (nothing)"
 	@echo "make fuzz   100,000 mutated inputs at each parser and each listener (an hour)"
@@ -60,6 +61,11 @@ lint: $(VENV)/installed
 # A broken link, a missing page or an API name that cannot be found is an error.
 docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Links in a chart are resolved: a package holds the files themselves.
+charts:
+	@command -v helm > /dev/null || { echo "make charts needs helm 4 (helm.sh)"; exit 1; }
+	helm package --destination build/charts charts/nvcf charts/nvcf-agent
 
 chaos: $(VENV)/installed
 	$(BIN)/python -m tests.chaos
