@@ -43,6 +43,7 @@ Saved = Callable[[Object, StoredInstance | None, StoredInstance], None]
 class _Request:
     order: CreationMessage
     object: Object
+    """What the object is, and its metadata."""
     instances: dict[str, StoredInstance] = field(default_factory=dict)
     going: bool = False
     """It is being removed by this agent."""
@@ -77,7 +78,12 @@ class RequestStore:
         self._writing = asyncio.Semaphore(_AT_ONCE)
         self._locks: dict[str, asyncio.Lock] = {}
         self._informer = Informer(
-            api, ICMS_REQUEST, namespace=namespace, labels=objects.SELECTOR, on_change=self._on_change
+            api,
+            ICMS_REQUEST,
+            namespace=namespace,
+            labels=objects.SELECTOR,
+            on_change=self._on_change,
+            trim=_trim,
         )
 
     async def run(self) -> None:
@@ -112,7 +118,7 @@ class RequestStore:
             _log.error("cannot read request %s, which is left alone: %s", name, error)
             return
         instances = {each.restored().id: each for each in found}
-        self._requests[request_id] = _Request(found[0].order, request, instances)
+        self._requests[request_id] = _Request(found[0].order, _reference(request), instances)
 
     async def _load_ended(self) -> dict[str, EndedInstance]:
         found = await self._api.get(CONFIG_MAP, ENDED, self._namespace)
@@ -178,7 +184,7 @@ class RequestStore:
         self._check_leader()
         request = await self._api.apply(ICMS_REQUEST, objects.request_object(order, self._namespace))
         await self._api.apply(SECRET, objects.message_secret(order, request))
-        return _Request(order, request)
+        return _Request(order, _reference(request))
 
     async def _write_status(self, known: _Request, instances: dict[str, StoredInstance]) -> None:
         """Write to the version of the object that was seen last; if it has changed, look, and do it again."""
@@ -191,7 +197,7 @@ class RequestStore:
                 "status": status,
             }
             try:
-                known.object = await self._api.apply(ICMS_REQUEST, body, part="status")
+                known.object = _reference(await self._api.apply(ICMS_REQUEST, body, part="status"))
                 known.instances = instances
                 return
             except ApiError as error:
@@ -201,7 +207,7 @@ class RequestStore:
             if found is None or found["metadata"]["uid"] != metadata["uid"]:
                 _log.warning("request %s was removed by force, and is stored again", metadata["name"])
                 found = (await self._write_order(known.order)).object
-            known.object = found
+            known.object = _reference(found)
         raise StoreError(f"request {known.order.request_id} is changed by others all the time")
 
     async def _remove(self, name: str, uid: str) -> None:
@@ -254,3 +260,13 @@ class RequestStore:
         if old is None or new is None or "deletionTimestamp" not in old["metadata"]:
             _log.warning("ICMSRequest %s was deleted: its instances end", seen["metadata"]["name"])
         self._on_deleted(request_id)
+
+
+def _reference(request: Object) -> Object:
+    metadata = {name: value for name, value in request["metadata"].items() if name != "managedFields"}
+    return {"apiVersion": request["apiVersion"], "kind": request["kind"], "metadata": metadata}
+
+
+def _trim(request: Object) -> None:
+    request["spec"] = {"requestId": request["spec"]["requestId"]}
+    request.pop("status", None)

@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 # Whoever led under a lease that was deleted may still do so. A new lease has this holder, who never renews.
 _SOMEBODY = "unknown"
+_RELEASE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,12 @@ class Lease:
     async def release(self) -> None:
         """Let another one lead at once. What the leader did has ended."""
         try:
-            async with asyncio.timeout(self._times.retry):
-                await self._write(self._body(""))
+            async with asyncio.timeout(_RELEASE_SECONDS):
+                # A renewal may have been under way.
+                found = await self._api.get(LEASE, self._name, self._namespace)
+                if found is not None and found["spec"].get("holderIdentity") == self.identity:
+                    self._version = found["metadata"]["resourceVersion"]
+                    await self._write(self._body(""))
         except (ApiError, TimeoutError) as error:
             _log.info("the lease is not released, and runs out: %s", error)
 
