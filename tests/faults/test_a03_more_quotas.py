@@ -159,6 +159,18 @@ def test_a3_who_publishes_too_much() -> None:
     assert rates.of("a") == Published()
 
 
+def test_a3_a_server_that_receives_more_than_an_account_may_publish() -> None:
+    limits = Limits(
+        {Quota.PUBLISHED_MESSAGES: 100, Quota.PUBLISHED_BYTES: 1000}, {("a", Quota.PUBLISHED_BYTES): 500}
+    )
+    rates = PublishRates(limits)
+    assert not rates.may_be_exceeded({"s": Published(10**6, 10**6)}, 1.0), "it may have run for long"
+    assert not rates.may_be_exceeded({"s": Published(10**6 + 99, 10**6 + 499)}, 2.0)
+    assert rates.may_be_exceeded({"s": Published(10**6 + 99, 10**6 + 1100), "t": Published()}, 3.0)
+    assert rates.may_be_exceeded({"s": Published(10**6 + 299, 10**6 + 1100), "t": Published()}, 4.0)
+    assert not rates.may_be_exceeded({"s": Published(0, 0)}, 5.0), "it has started anew"
+
+
 def test_a3_sessions_count_as_connections() -> None:
     over = False
 

@@ -80,7 +80,7 @@ async def test_a_client_that_cannot_read_on_connects_anew(tmp_path: Path) -> Non
             raise RuntimeError("a fault of the library")
 
         try:
-            client._ps.parse = fails
+            client._ps.parse = fails  # type: ignore[assignment]
             await client.publish("$SYS.nobody", b"")
             await client._send_ping()
             await eventually(lambda: client.is_reconnecting or reconnects, "it notices", 15)

@@ -39,6 +39,7 @@ class PublishRates:
     limits: Limits
     _samples: dict[tuple[str, int], _Sample] = field(default_factory=dict)
     _rates: dict[str, Published] = field(default_factory=dict)
+    _servers: dict[str, _Sample] = field(default_factory=dict)
 
     def of(self, account: str) -> Published:
         """Return what the workers of an account published in a second, lately."""
@@ -76,9 +77,22 @@ class PublishRates:
         if known is None or now <= known.at:
             # It has just connected; what it has published before counts for the time between two samples.
             return Published(*(int(count / BURST_SECONDS) for count in published))
-        seconds = max(now - known.at, 1.0)
-        pairs = zip(published, known.published, strict=True)
-        return Published(*(int(max(0, count - before) / seconds) for count, before in pairs))
+        return _rate(known, published, now)
+
+    def may_be_exceeded(self, received: dict[str, Published], now: float) -> bool:
+        """Take what each server has received; return whether one got more than an account may publish."""
+        before, self._servers = self._servers, {each: _Sample(total, now) for each, total in received.items()}
+        rates = [_rate(before[each], total, now) for each, total in received.items() if each in before]
+        limits = [self.limits.least(quota) for quota in _QUOTAS]
+        return any(
+            limit is not None and rate[kind] > limit for rate in rates for kind, limit in enumerate(limits)
+        )
+
+
+def _rate(known: _Sample, published: Published, now: float) -> Published:
+    seconds = max(now - known.at, 1.0)
+    pairs = zip(published, known.published, strict=True)
+    return Published(*(int(max(0, count - before) / seconds) for count, before in pairs))
 
 
 def _sum(rates: list[Published]) -> Published:

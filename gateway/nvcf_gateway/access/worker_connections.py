@@ -30,6 +30,8 @@ SETTLE_SECONDS = 0.5
 # Without a change: a connection may be older than this gateway.
 INTERVAL_SECONDS = 10.0
 AGENT_INTERVAL_SECONDS = 10.0
+# Between two looks at what each server receives, which cost one small message each.
+RATE_SECONDS = 1.0
 # After an undeployment, a worker that no agent ends has this time to finish what it holds.
 DRAIN_SECONDS = 30.0
 # An instance that published too much may connect again after this time.
@@ -99,6 +101,7 @@ class Connections:
         """End connections that have lost their right, until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch_workers(), name="workers' connections")
+            group.create_task(self._watch_rates(), name="what the broker receives")
             group.create_task(self._watch_agents(), name="agents' connections")
 
     async def _watch_workers(self) -> None:
@@ -114,6 +117,35 @@ class Connections:
                     await ended.wait()
             await asyncio.sleep(SETTLE_SECONDS)
             ended.clear()
+
+    async def _watch_rates(self) -> None:
+        """Look after the workers at once when a server receives more than an account may publish."""
+        while True:
+            await asyncio.sleep(RATE_SECONDS)
+            try:
+                received = await self._received()
+            except _TROUBLES as error:
+                _log.debug("cannot look what the broker receives: %s", describe_error(error))
+                continue
+            if self._rates.may_be_exceeded(received, time.monotonic()):
+                self._access.registry.index.ended.set()
+
+    async def _received(self) -> dict[str, Published]:
+        """Return what each server has received from all of its connections."""
+        found: dict[str, Published] = {}
+        replies: asyncio.Queue[Any] = asyncio.Queue()
+        subscription = await self._client.subscribe(self._client.new_inbox(), cb=replies.put)
+        try:
+            await self._client.publish(f"{_SERVERS}.PING.STATSZ", b"", reply=subscription.subject)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RATE_SECONDS / 2):
+                    while True:
+                        answer = json.loads((await replies.get()).data)
+                        counts = answer["statsz"]["received"]
+                        found[str(answer["server"]["id"])] = Published(counts["msgs"], counts["bytes"])
+        finally:
+            await subscription.unsubscribe()
+        return found
 
     async def _watch_agents(self) -> None:
         """Look now and then whether clusters and keys of agents are gone."""

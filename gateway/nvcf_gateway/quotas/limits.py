@@ -62,7 +62,7 @@ COUNTS = {
     Quota.REGISTRY_CREDENTIALS: 100,
     Quota.CONNECTIONS: 10_000,
     Quota.PUBLISHED_MESSAGES: 50_000,
-    Quota.PUBLISHED_BYTES: 256 * MIB,
+    Quota.PUBLISHED_BYTES: 128 * MIB,
 }
 """Default numbers of things, and sizes that do not depend on the data budget."""
 SHARES = {Quota.QUEUED_BYTES: 0.1, Quota.KEPT_BYTES: 0.1, Quota.ASSET_BYTES: 0.1}
@@ -104,6 +104,11 @@ class Limits:
         if self.accounts and (account, quota) in self.accounts:
             return self.accounts[account, quota]
         return self.default.get(quota)
+
+    def least(self, quota: Quota) -> int | None:
+        """Return the lowest limit that any account has, None without one."""
+        limits = [limit for (_, each), limit in self.accounts.items() if each is quota]
+        return min([*limits, *([self.default[quota]] if quota in self.default else [])], default=None)
 
     def require(self, account: str, quota: Quota, used: int, adding: int = 1) -> None:
         """Raise QuotaExceeded unless `adding` more fits beside `used`."""
