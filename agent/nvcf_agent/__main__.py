@@ -28,7 +28,7 @@ from nvcf_agent.icms.identity import Identity
 from nvcf_agent.options import allowed, attributes, discovery, parse_arguments
 from nvcf_agent.prometheus_sd import PrometheusTargets
 from nvcf_agent.requests import Requests
-from nvcf_agent.secret_files import SecretFolders
+from nvcf_agent.secret_files import FileSink, SecretFolders
 from nvcf_agent.secrets import GatewaySecrets, InstanceSecrets
 from nvcf_agent.state.machine_inventory import MachineInventory
 from nvcf_agent.state.persisted_state import FileStore, PersistedState
@@ -79,7 +79,7 @@ async def serve(options: argparse.Namespace, telemetry: Telemetry) -> None:
             attributes(options),
         )
         folders = SecretFolders(options.data.absolute())
-        secrets = InstanceSecrets(GatewaySecrets(session, icms), folders)
+        secrets = InstanceSecrets(GatewaySecrets(session, icms), FileSink(folders))
         await stack.enter_async_context(secrets)
         agent = await _make_agent(options, inventory, control_plane, secrets, folders)
         await agent.adopt()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import json
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nvcf_agent.errors import StartError
 from nvcf_broker.files import private_directory, replace_file
 from nvcf_proto.secrets import SECRETS_FILE
 
@@ -92,6 +94,36 @@ class SecretFolders:
         folder = self._made.pop(instance_id, None)
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+class FileSink:
+    """Writes the secrets of instances into their folders."""
+
+    def __init__(self, folders: SecretFolders) -> None:
+        self._folders = folders
+        self._places: dict[str, tuple[Path, int | None]] = {}
+
+    async def open(self) -> None:
+        await asyncio.to_thread(self._folders.open)
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._folders.close)
+
+    async def make(self, instance_id: str, home: Path | None, uid: int | None) -> Path:
+        if home is None:
+            raise StartError(f"instance {instance_id} has no folder for its secrets")
+        folder = await asyncio.to_thread(self._folders.make, instance_id, home, uid)
+        self._places[instance_id] = folder, uid
+        return folder
+
+    async def write(self, instance_id: str, values: Mapping[str, Any]) -> None:
+        place = self._places.get(instance_id)
+        if place is not None:
+            await asyncio.to_thread(write_values, place[0], values, place[1])
+
+    async def remove(self, instance_id: str) -> None:
+        self._places.pop(instance_id, None)
+        await asyncio.to_thread(self._folders.remove, instance_id)
 
 
 def remove_abandoned(memory: Path) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from http import HTTPStatus
@@ -25,7 +25,6 @@ import aiohttp
 from nvcf_agent.backends.environment import InstanceOf
 from nvcf_agent.errors import IdentityError, StartError
 from nvcf_agent.icms.client import IcmsClient
-from nvcf_agent.secret_files import SecretFolders, write_values
 from nvcf_proto.secrets import (
     ESS_NAMESPACE,
     ESS_NAMESPACE_HEADER,
@@ -65,6 +64,30 @@ class SecretSource(Protocol):
 
     async def read(self, token: SecretToken, path: str, tag: str | None) -> tuple[str, dict[str, Any]] | None:
         """Return tag and secrets of a path; None while `tag` is theirs."""
+        ...
+
+
+class SecretSink(Protocol):
+    """Where secrets of instances are written. Its methods raise `StartError` and OSError."""
+
+    async def open(self) -> None:
+        """Make it ready, and remove what earlier agents have left."""
+        ...
+
+    async def close(self) -> None:
+        """Remove what does not outlive the agent."""
+        ...
+
+    async def make(self, instance_id: str, home: Path | None, uid: int | None) -> Path:
+        """Return the folder of a new instance, as its user `uid` will see it. `home` is its own folder."""
+        ...
+
+    async def write(self, instance_id: str, values: Mapping[str, Any]) -> None:
+        """Replace the secrets of an instance. One that is gone is no error."""
+        ...
+
+    async def remove(self, instance_id: str) -> None:
+        """Remove the secrets of an instance, if it has any."""
         ...
 
 
@@ -137,28 +160,29 @@ class _Version:
 
     path: str
     instances: dict[str, InstanceOf] = field(default_factory=dict)
-    folders: dict[str, tuple[Path, int | None]] = field(default_factory=dict)
+    placed: set[str] = field(default_factory=set)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     token: SecretToken | None = None
     tag: str | None = None
     values: dict[str, Any] = field(default_factory=dict, repr=False)
     failed: bool = False
+    stale: bool = False
 
 
 class InstanceSecrets:
     """The secrets of all instances of this agent. Use it as a context manager."""
 
     def __init__(
-        self, source: SecretSource, folders: SecretFolders, clock: Callable[[], float] = time.time
+        self, source: SecretSource, sink: SecretSink, clock: Callable[[], float] = time.time
     ) -> None:
         self._source = source
-        self._folders = folders
+        self._sink = sink
         self._clock = clock
         self._versions: dict[str, _Version] = {}
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self._folders.open)
+        await self._sink.open()
         self._task = asyncio.create_task(self._follow(), name="secrets")
         return self
 
@@ -168,19 +192,17 @@ class InstanceSecrets:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
-        await asyncio.to_thread(self._folders.close)
+        await self._sink.close()
 
-    async def begin(self, instance: InstanceOf, home: Path, uid: int | None) -> Path:
+    async def begin(self, instance: InstanceOf, home: Path | None = None, uid: int | None = None) -> Path:
         """Write the secrets of a new instance, for its user `uid`; return their folder.
 
         `home` is the instance's folder. While the gateway is away, those that are known count. Raises
         `SecretsError` and OSError.
         """
         instance_id = instance.instance_id
-        path = function_secrets_path(instance.function_id, instance.version_id)
-        version = self._versions.setdefault(instance.version_id, _Version(path))
-        version.instances[instance_id] = instance
-        folder = await asyncio.to_thread(self._folders.make, instance_id, home, uid)
+        version = self._version(instance)
+        folder = await self._sink.make(instance_id, home, uid)
         async with version.lock:
             try:
                 await self._update(version)
@@ -190,9 +212,21 @@ class InstanceSecrets:
                     raise
                 version.token = None
                 _log.warning("instance %s starts with the secrets known so far: %s", instance_id, error)
-            await asyncio.to_thread(write_values, folder, version.values, uid)
-            version.folders[instance_id] = folder, uid
+            await self._sink.write(instance_id, version.values)
+            version.placed.add(instance_id)
         return folder
+
+    async def adopt(self, instance: InstanceOf) -> None:
+        """Follow the secrets of an instance that an earlier agent has started; they are read soon."""
+        version = self._version(instance)
+        version.placed.add(instance.instance_id)
+        version.stale = True
+
+    def _version(self, instance: InstanceOf) -> _Version:
+        path = function_secrets_path(instance.function_id, instance.version_id)
+        version = self._versions.setdefault(instance.version_id, _Version(path))
+        version.instances[instance.instance_id] = instance
+        return version
 
     async def end(self, instance_id: str) -> None:
         """Remove the secrets of an instance that has ended, or that did not start."""
@@ -200,12 +234,12 @@ class InstanceSecrets:
         for version_id, version in list(self._versions.items()):
             if version.instances.pop(instance_id, None) is None:
                 continue
-            version.folders.pop(instance_id, None)
+            version.placed.discard(instance_id)
             if version.token is not None and version.token.instance_id == instance_id:
                 version.token = None
             if not version.instances:
                 del self._versions[version_id]
-        await asyncio.to_thread(self._folders.remove, instance_id)
+        await self._sink.remove(instance_id)
 
     async def of_telemetries(self, instance: InstanceOf) -> dict[str, Any]:
         """Return the secrets of the telemetry endpoints of a new instance, by name. Raises `SecretsError`."""
@@ -228,15 +262,16 @@ class InstanceSecrets:
     async def _refresh(self, version: _Version) -> None:
         """Write the secrets of a version anew if they have changed."""
         async with version.lock:
-            if not version.folders:
+            if not version.placed:
                 return
             try:
-                if await self._update(version):
-                    for folder, uid in list(version.folders.values()):
-                        await asyncio.to_thread(write_values, folder, version.values, uid)
+                if await self._update(version) or (version.stale and version.token is not None):
+                    for instance_id in list(version.placed):
+                        await self._sink.write(instance_id, version.values)
+                    version.stale = False
                     _log.info("new secrets of %s: %s", version.path, ", ".join(version.values) or "none")
                 version.failed = False
-            except (SecretsError, OSError) as error:
+            except (StartError, OSError) as error:
                 # Instances keep what they have. The token may be that of an instance that has ended.
                 version.token = None
                 if not version.failed:

@@ -51,4 +51,6 @@ TUNNEL_DIAL_FIRST_DELAY = 0.01
 HEALTH_PORT = 8080
 HEALTH_LIVE_PATH = "/v1/health/live"
 HEALTH_READY_PATH = "/v1/health/ready"
+DRAINED_PATH = "/v1/health/drained"
+"""[ext] Answers when a worker that was asked to end has no more requests."""
 INFERENCE_READY_TIMEOUT = 30 * 60.0

@@ -1,23 +1,28 @@
-"""`python -m nvcf_worker FILE[:NAME]`: serve a handler of a Python file; `sidecar` and `run` do more."""
+"""`python -m nvcf_worker FILE[:NAME]`: serve a handler of a Python file; `sidecar`, `run`, `fetch`: more."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import importlib.util
+import os
 import sys
 import types
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+from nvcf_proto.environment import INFERENCE_PORT
 from nvcf_worker.errors import ConfigurationError, HandlerError
 from nvcf_worker.process.imported import for_definitions
 from nvcf_worker.serving import capture, has_served, serve
 
 DEFAULT_NAME = "handler"
 EXIT_USAGE = 2
-COMMANDS = {"sidecar": "nvcf_worker.sidecar_command", "run": "nvcf_worker.local.command"}
+COMMANDS = {
+    "sidecar": "nvcf_worker.sidecar_command",
+    "run": "nvcf_worker.local.command",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -28,6 +33,9 @@ def main(arguments: list[str] | None = None) -> None:
 
         print(version_text("nvcf-worker"))  # noqa: T201 - a command's answer to its user
         return
+    if not arguments and os.environ.get(INFERENCE_PORT):
+        # A container beside a function's own server, started as NVIDIA's agent starts it: without arguments.
+        arguments = ["sidecar"]
     if arguments and arguments[0] in COMMANDS:
         try:
             import_module(COMMANDS[arguments[0]]).main(arguments[1:])

@@ -88,13 +88,17 @@ class Results(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What requests may need: their directories, assets, large results. `broken` ends the worker."""
+    """What requests may need: their directories, assets, large results. `broken` ends the worker.
+
+    `open_files`: every user may use the directories.
+    """
 
     asset_base: Path
     output_base: Path
     assets: Assets
     results: Results
     broken: Callable[[str], None]
+    open_files: bool = False
 
 
 class Telemetry(Protocol):
@@ -292,7 +296,9 @@ class Runner:
         exchange.begin(lowered, time.time(), compatibility=self._exchanges.compatibility)
         handler, parameters = self._executor.select(method, target)
         services = self._services
-        files = exchange.files = RequestFiles(services.asset_base, services.output_base, work.request_id)
+        files = exchange.files = RequestFiles(
+            services.asset_base, services.output_base, work.request_id, services.open_files
+        )
         if message.inputAssetReference:
             files.assets = await services.assets.fetch(message, files.asset_dir)
         context = FileContext(

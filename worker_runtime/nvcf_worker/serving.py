@@ -34,7 +34,6 @@ log = logging.getLogger("nvcf_worker")
 Take = Callable[[Any, dict[str, Any]], None]
 """Takes the handler and the other arguments of a call of `serve`."""
 
-DEFAULT_GRACE_SECONDS = 25.0
 LOG_LEVEL = "NVCF_LOG_LEVEL"
 """[ext] Log level: `debug`, `info`, `warning` or `error`. Default: info."""
 
@@ -67,7 +66,7 @@ def serve(
     processes: int | None = None,
     retry_crashed: bool = True,
     media_type: str | None = None,
-    grace_seconds: float = DEFAULT_GRACE_SECONDS,
+    grace_seconds: float | None = None,
     time_limit: float | None = None,
     log_level: str | None = None,
     session_port: int | None = None,
@@ -89,8 +88,8 @@ def serve(
     retry_crashed: requests of a child that died are run once more, each alone in a child, before their
         callers get an error.
     media_type: default Content-Type of results, e.g. "text/event-stream".
-    grace_seconds: how long requests may go on after SIGTERM; what does not finish goes back to the
-        queue. A second signal ends the process at once.
+    grace_seconds: how long requests may go on after SIGTERM; default NVCF_GRACE_SECONDS, else 25. What does
+        not finish goes back to the queue. A second signal ends the process at once.
     time_limit: seconds that one request may run; then its caller gets 504, a coroutine is cancelled, a child
         process killed, and a thread given up. The deployment's limit counts if it is lower.
     log_level: default NVCF_LOG_LEVEL, else "info".
@@ -149,7 +148,7 @@ def run_worker(
     companion: lifecycle.Companion | None,
     *,
     concurrency: int | Adaptive | None,
-    grace_seconds: float,
+    grace_seconds: float | None,
     log_level: str | None,
     time_limit: float | None = None,
     session_port: int | None = None,
@@ -183,7 +182,7 @@ def run_worker(
             worker = Worker(
                 handler,
                 config,
-                grace_seconds=grace_seconds,
+                grace_seconds=config.grace_seconds if grace_seconds is None else grace_seconds,
                 adaptive=adaptive,
                 telemetry=telemetry,
                 time_limit=configured(time_limit, os.environ),

@@ -11,7 +11,7 @@ from nvcf_worker.errors import ConfigurationError
 from nvcf_worker.function.handlers import Handler, Kind
 from nvcf_worker.process.imported import for_definitions_only
 from nvcf_worker.run.sidecar.settings import DEFAULT_HEALTH_INTERVAL, read_settings
-from nvcf_worker.serving import DEFAULT_GRACE_SECONDS, run_worker
+from nvcf_worker.serving import run_worker
 
 
 def sidecar(
@@ -27,7 +27,7 @@ def sidecar(
     health_interval: float = DEFAULT_HEALTH_INTERVAL,
     ready_timeout: float | str | None = None,
     concurrency: int | None = None,
-    grace_seconds: float = DEFAULT_GRACE_SECONDS,
+    grace_seconds: float | None = None,
     log_level: str | None = None,
     metrics: str | None = None,
 ) -> None:
@@ -107,8 +107,8 @@ def parser() -> argparse.ArgumentParser:
     add("--ready-timeout", metavar="TIME", help="time until the server is healthy [30m]")
     add("--concurrency", type=int, metavar="N", help="maximum number of requests in flight [1]")
     add("--metrics", metavar="HOST:PORT", help="address of Prometheus metrics [NVCF_METRICS_ADDRESS]")
-    grace = "time that requests in flight get after SIGTERM [%(default)g]"
-    seconds("--grace", dest="grace_seconds", default=DEFAULT_GRACE_SECONDS, help=grace)
+    grace = "time that requests in flight get after SIGTERM [NVCF_GRACE_SECONDS, else 25]"
+    seconds("--grace", dest="grace_seconds", help=grace)
     add("command", nargs="*", metavar="-- COMMAND", help="command that starts the server")
     return result
 

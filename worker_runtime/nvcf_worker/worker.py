@@ -85,6 +85,7 @@ class Worker:
         self._attach = AttachClient()
         self._slots = Slots(config.concurrency, self._slot_freed)
         self._stopping = asyncio.Event()
+        self._drained = asyncio.Event()
         self._draining = False
         self._session: Session | None = None
         self._context = FunctionContext(config.function_id, config.version_id, [])
@@ -182,7 +183,12 @@ class Worker:
                 stack.push_async_callback(self._attach.close)
                 stack.push_async_callback(self._stores.close)
                 await stack.enter_async_context(
-                    health_server(self._config.health_port, lambda: self.ready, self._telemetry.metrics_page)
+                    health_server(
+                        self._config.health_port,
+                        lambda: self.ready,
+                        self._telemetry.metrics_page,
+                        drained=self._drained,
+                    )
                 )
                 self._loop_watch = LoopWatch(
                     self._handler.name,
@@ -370,6 +376,7 @@ class Worker:
                 await self._session.connection.flush(FLUSH_TIMEOUT)
             except (nats.errors.Error, TimeoutError) as error:
                 log.warning("the last acknowledgements may not have arrived: %s", error)
+        self._drained.set()
         log.info("left")
 
 
@@ -383,7 +390,8 @@ def services(
     return Services(
         config.asset_dir or (base or config.shared_dir) / "assets",
         config.response_dir or (base or config.shared_dir) / "responses",
-        AssetFetcher(stores, platform),
+        AssetFetcher(stores, platform, open_files=config.open_files),
         LargeResults(stores, platform),
         broken,
+        config.open_files,
     )

@@ -27,11 +27,17 @@ class Running:
 class Secrets(Protocol):
     """Brings instances their secrets, and new ones while they run."""
 
-    async def begin(self, instance: InstanceOf, home: Path, uid: int | None) -> Path | None:
+    async def begin(
+        self, instance: InstanceOf, home: Path | None = None, uid: int | None = None
+    ) -> Path | None:
         """Write the secrets of a new instance, for its user `uid` (None: the agent's); return their folder.
 
-        `home` is the instance's folder. Raises `StartError` and OSError.
+        `home` is the instance's folder, if it has any. Raises `StartError` and OSError.
         """
+        ...
+
+    async def adopt(self, instance: InstanceOf) -> None:
+        """Follow the secrets of an instance that an earlier agent has started."""
         ...
 
     async def end(self, instance_id: str) -> None:
@@ -42,7 +48,12 @@ class Secrets(Protocol):
 class NoSecrets:
     """Brings no secrets."""
 
-    async def begin(self, instance: InstanceOf, home: Path, uid: int | None) -> Path | None:
+    async def begin(
+        self, instance: InstanceOf, home: Path | None = None, uid: int | None = None
+    ) -> Path | None:
+        return None
+
+    async def adopt(self, instance: InstanceOf) -> None:
         return None
 
     async def end(self, instance_id: str) -> None:

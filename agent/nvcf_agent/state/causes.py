@@ -20,6 +20,7 @@ _CAUSES = {
     Category.LOST: Cause.NOT_FOUND,
     Category.UNKNOWN: Cause.FAILED,
 }
+SEPARATOR = "---"
 _LOG_LINES = 20
 _LOG_BYTES = 1024
 
@@ -42,5 +43,8 @@ def error_log(cause: Cause, reason: str) -> str:
     text = f"pod terminated due to state {cause.value}: {first}"
     if not rest:
         return text
+    if rest[0] == SEPARATOR:
+        # A pod's reason has its containers in NVIDIA's form already.
+        return "\n".join([text, *rest, ""])
     tail = "\n".join(rest[-_LOG_LINES:]).encode()[-_LOG_BYTES:].decode(errors="ignore")
     return f"{text}\n---\nCONTAINER inference EXITED\n{tail}\n---\n"

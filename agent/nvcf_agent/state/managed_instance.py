@@ -86,6 +86,7 @@ class ManagedInstance:
     launched_at: float = 0.0
     waiting_since: float = 0.0
     ips: tuple[str, ...] = ()
+    parts: tuple[tuple[str, float], ...] = ()
     retry_at: float = 0.0
     give_up_reason: str | None = None
 

@@ -72,7 +72,16 @@ class Observed:
     restarts: int = 0
 
 
-Event = Ready | Unready | Ended | Observed
+@dataclass(frozen=True)
+class Progress:
+    """A part of an instance's start is over, since Unix time `at`."""
+
+    instance_id: str
+    part: str
+    at: float
+
+
+Event = Ready | Unready | Ended | Observed | Progress
 
 
 def accepted(order: CreationMessage, share: Share, wall: float, index: int = 0) -> ManagedInstance:
@@ -292,6 +301,8 @@ def after_event(instance: ManagedInstance, event: Event, *, now: float, wall: fl
             return ended(instance, category, reason, now=now, wall=wall, cause=cause, final=final, gone=gone)
         case Observed():
             return observed(instance, event)
+        case Progress(_, part, at):
+            return replace(instance, parts=(*instance.parts, (part, at)))
 
 
 def after_failed_start(

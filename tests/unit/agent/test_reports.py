@@ -63,7 +63,8 @@ def test_the_status_of_a_request_follows_from_its_instances() -> None:
         request_status((failed(),)),
         request_status((replace(failed(), reported=InstanceState.TERMINATED),)),
     ]
-    assert found == list(RequestStatus)
+    # No model is cached by a process backend.
+    assert found == [each for each in RequestStatus if each is not RequestStatus.CACHING]
     assert [each.value for each in found[1:3]] == ["RequestPending", "RequestInProgress"]
     assert request_status((told, starting)) is RequestStatus.INSTANCES_IN_PROGRESS
     assert request_status((told, failed())) is RequestStatus.FAILED

@@ -18,7 +18,7 @@ import pytest
 
 from nvcf_agent import secrets as module
 from nvcf_agent.backends.environment import InstanceOf
-from nvcf_agent.secret_files import SecretFolders, is_tmpfs, remove_abandoned, write_values
+from nvcf_agent.secret_files import FileSink, SecretFolders, is_tmpfs, remove_abandoned, write_values
 from nvcf_agent.secrets import InstanceSecrets, SecretsError, SecretToken
 from nvcf_proto.ids import new_id
 from nvcf_proto.secrets import function_secrets_path, telemetry_secrets_path
@@ -77,7 +77,7 @@ def source() -> Source:
 async def kept(tmp_path: Path, source: Source, quick: None) -> AsyncIterator[InstanceSecrets]:
     folders = SecretFolders(tmp_path, tmp_path / "no-memory")
     loop = asyncio.get_running_loop()
-    async with InstanceSecrets(source, folders, loop.time) as made:
+    async with InstanceSecrets(source, FileSink(folders), loop.time) as made:
         yield made
 
 

@@ -20,6 +20,8 @@ LOOPBACK = "127.0.0.1"
 GRPC_TLS = "NVCF_GRPC_TLS"
 """[ext] `true` or `false`: TLS to the WorkerService. Default: TLS, but not for `http://` and loopback."""
 
+DEFAULT_GRACE_SECONDS = 25
+
 _REQUIRED = (
     env.NVCF_WORKER_TOKEN,
     env.NVCF_FQDN_GRPC,
@@ -66,6 +68,8 @@ class WorkerConfig:
     session_host: str = LOOPBACK
     asset_dir: Path | None = None
     response_dir: Path | None = None
+    open_files: bool = False
+    grace_seconds: float = DEFAULT_GRACE_SECONDS
     compatibility_disabled: bool = False
     cache_token: bool = True
 
@@ -107,6 +111,8 @@ class WorkerConfig:
             zone=environ.get(env.ZONE_NAME, ""),
             asset_dir=_path(environ, env.BASE_ASSET_DIR),
             response_dir=_path(environ, env.BASE_RESPONSE_DIR),
+            open_files=_flag(environ, env.NVCF_OPEN_FILES),
+            grace_seconds=_number(environ, env.NVCF_GRACE_SECONDS, DEFAULT_GRACE_SECONDS, 0, 86_400),
             compatibility_disabled=_flag(environ, env.V3_BACKWARDS_COMPATIBILITY_DISABLED),
             session_port=session_port or _number(environ, env.INFERENCE_PORT, 0, 1, 65535) or None,
             session_host=session_host or server_host(environ),

@@ -42,9 +42,10 @@ class AssetCredentials(Protocol):
 class AssetFetcher:
     """Downloads the assets of requests, PARALLEL at once."""
 
-    def __init__(self, http: HttpClient, credentials: AssetCredentials) -> None:
+    def __init__(self, http: HttpClient, credentials: AssetCredentials, *, open_files: bool = False) -> None:
         self._http = http
         self._credentials = credentials
+        self._mode = 0o755 if open_files else 0o700
 
     async def fetch(self, message: Request, directory: Path) -> dict[str, Asset]:
         """Download all assets of a request into `directory`; return them by id. Raises AssetUnavailable."""
@@ -54,7 +55,7 @@ class AssetFetcher:
             async with gate:
                 return await self._one(message, reference, directory)
 
-        await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True, mode=0o700)
+        await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True, mode=self._mode)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(one(reference)) for reference in message.inputAssetReference]

@@ -35,11 +35,15 @@ def default_directory(shared_dir: Path, instance_id: str) -> Path:
 
 @dataclass(slots=True, eq=False)
 class RequestFiles:
-    """The directories of one request, made when they are needed. Usable from any thread."""
+    """The directories of one request, made when they are needed. Usable from any thread.
+
+    `open`: every user may use them, since the function runs in another container.
+    """
 
     asset_base: Path
     output_base: Path
     request_id: str
+    open: bool = False
     assets: Mapping[str, Asset] = field(default_factory=dict)
     output_made: bool = False
 
@@ -61,6 +65,8 @@ class RequestFiles:
             # Files of an earlier try, whose process was killed, are no part of this result.
             _remove([path])
             path.mkdir(parents=True, mode=0o700)
+            if self.open:
+                path.chmod(0o777)
             self.output_made = True
         return path
 

@@ -1,4 +1,4 @@
-"""Health endpoints `/v1/health/live` and `/v1/health/ready` (protocol.md, section 5.3), and `/metrics`."""
+"""Health endpoints `/v1/health/{live,ready,drained}` (protocol.md, section 5.3), and `/metrics`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ METRICS_OFF = f"metrics are off; set {NVCF_METRICS_ADDRESS}=health to turn them 
 
 @asynccontextmanager
 async def health_server(
-    port: int, ready: Callable[[], bool], page: Page | None = None
+    port: int, ready: Callable[[], bool], page: Page | None = None, *, drained: asyncio.Event
 ) -> AsyncIterator[None]:
     """Serve health checks on all interfaces while the context is open; with port 0 there is no server.
 
+    drained: set when no request is left after a drain. Then a waiting preStop hook of Kubernetes is answered.
     page: returns the text and media type of `/metrics` for an Accept header; it may block.
     Raises ConfigurationError if the port cannot be used.
     """
@@ -37,6 +38,10 @@ async def health_server(
             return web.json_response({"status": "ready"})
         return web.json_response({"status": "not ready"}, status=503)
 
+    async def wait_drained(_: web.Request) -> web.Response:
+        await drained.wait()
+        return web.json_response({"status": "drained"})
+
     async def metrics(request: web.Request) -> web.Response:
         if page is None:
             raise web.HTTPNotFound(text=METRICS_OFF)
@@ -46,6 +51,7 @@ async def health_server(
     application = web.Application()
     application.router.add_get(settings.HEALTH_LIVE_PATH, live)
     application.router.add_get(settings.HEALTH_READY_PATH, readiness)
+    application.router.add_get(settings.DRAINED_PATH, wait_drained)
     application.router.add_get("/metrics", metrics)
     runner = web.AppRunner(application, access_log=None, handle_signals=False)
     await runner.setup()

@@ -70,9 +70,17 @@ class Api:
                 return None
             raise
 
-    async def list(self, kind: Kind, namespace: str | None = None, *, labels: str | None = None) -> Listed:
-        """Return all objects that have these labels. It reads pages, all of one moment."""
+    async def list(
+        self,
+        kind: Kind,
+        namespace: str | None = None,
+        *,
+        labels: str | None = None,
+        fields: str | None = None,
+    ) -> Listed:
+        """Return all objects that have these labels and fields. It reads pages, all of one moment."""
         wanted = {"labelSelector": labels} if labels else {}
+        wanted |= {"fieldSelector": fields} if fields else {}
         items: list[Object] = []
         page: dict[str, str] = {"limit": str(PAGE)}
         while True:

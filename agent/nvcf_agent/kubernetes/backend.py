@@ -1,0 +1,250 @@
+"""Runs instances of container functions as pods. The API server is the only state that outlives the agent."""
+
+import asyncio
+import contextlib
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from typing import Any
+
+from nvcf_agent.backends.environment import InstanceSpec
+from nvcf_agent.backends.interface import NO_SECRETS, Running, Secrets
+from nvcf_agent.errors import StartError, Unsupported
+from nvcf_agent.kubernetes.client.api import Api, Object
+from nvcf_agent.kubernetes.client.errors import ApiError
+from nvcf_agent.kubernetes.client.kinds import CONFIG_MAP, NETWORK_POLICY, POD, SECRET, Kind
+from nvcf_agent.kubernetes.pods import names, status
+from nvcf_agent.kubernetes.pods.containers import INFERENCE
+from nvcf_agent.kubernetes.pods.policies import account_policy, account_policy_name, shared_policies
+from nvcf_agent.kubernetes.pods.render import GPU_RESOURCE, render
+from nvcf_agent.kubernetes.pods.settings import PodSettings
+from nvcf_agent.kubernetes.watcher import PodWatcher
+from nvcf_agent.state.transitions import Event
+from nvcf_otel.byoo import secret_files
+from nvcf_otel.byoo.providers import as_referenced, referenced_files
+from nvcf_proto.icms.messages import CreationMessage
+
+_log = logging.getLogger(__name__)
+
+Owner = Callable[[CreationMessage], Awaitable[Mapping[str, Any] | None]]
+"""Returns the ICMSRequest of a message as the API server has it; None without one."""
+
+_SYNC_SECONDS = 60.0
+# A pod that is not gone this long after its grace period is removed by force: its node does not answer.
+_FORCE_SECONDS = 60.0
+_CHECK_SECONDS = 5.0
+_LAG_SECONDS = 0.5
+_KINDS = (SECRET, CONFIG_MAP)
+
+
+async def no_owner(_: CreationMessage) -> None:
+    """Return no owner: objects are removed by the agent alone."""
+
+
+class PodBackend:
+    """Runs each instance as one pod, with its Secrets and ConfigMaps, in one namespace.
+
+    `owner` finds the ICMSRequest that objects go with. `gpu_resource` returns the name of a node's resource
+    for an order. `secrets` brings instances their secrets.
+    """
+
+    name = "kubernetes"
+    restarts = False
+
+    def __init__(
+        self,
+        api: Api,
+        settings: PodSettings,
+        *,
+        owner: Owner = no_owner,
+        gpu_resource: Callable[[CreationMessage], str] = lambda _: GPU_RESOURCE,
+        secrets: Secrets = NO_SECRETS,
+        watcher: PodWatcher | None = None,
+    ) -> None:
+        self._api = api
+        self._settings = settings
+        self._namespace = settings.namespace
+        self._owner = owner
+        self._gpu_resource = gpu_resource
+        self._secrets = secrets
+        self._watcher = watcher or PodWatcher(api, settings.namespace)
+        self._members: defaultdict[str, set[str]] = defaultdict(set)
+        self._accounts = asyncio.Lock()
+
+    async def prepare(self, known: Collection[str]) -> None:
+        """Begin to watch pods, and remove what is of no known instance. Raises `StartError`."""
+        self._watcher.start()
+        try:
+            async with asyncio.timeout(_SYNC_SECONDS):
+                await self._watcher.synced()
+        except TimeoutError:
+            raise StartError("the API server did not list the pods of functions in time") from None
+        kept = set(known)
+        for pod in self._watcher.pods():
+            instance, name = names.instance_of(pod), pod["metadata"]["name"]
+            if instance is None or instance.instance_id not in kept:
+                _log.warning("removing pod %s: its instance is unknown", name)
+                if instance is not None:
+                    self._watcher.ask(instance.instance_id)
+                await self._api.delete(POD, name, self._namespace, grace=0)
+                continue
+            self._members[pod["metadata"]["labels"][names.ACCOUNT]].add(instance.instance_id)
+            await self._secrets.adopt(instance)
+        for kind in _KINDS:
+            await self._remove(kind, names.OURS, lambda instance_id: instance_id not in kept)
+        if self._settings.network.enabled:
+            for policy in shared_policies(self._namespace, self._settings.network):
+                await self._api.apply(NETWORK_POLICY, policy)
+
+    async def create(self, spec: InstanceSpec) -> Running:
+        """Create an instance's objects, its pod last. An existing pod stays as it is."""
+        there = self._watcher.pod(spec.instance_id)
+        try:
+            return self._running(spec.instance_id, there or await self._create(spec))
+        except ApiError as error:
+            found = await self._after_failure(spec.instance_id, error)
+            return self._running(spec.instance_id, found)
+        except BaseException:
+            await self._secrets.end(spec.instance_id)
+            raise
+
+    async def _create(self, spec: InstanceSpec) -> Object:
+        objects = render(
+            spec,
+            self._settings,
+            owner=await self._owner(spec.order),
+            gpu_resource=self._gpu_resource(spec.order),
+            collector_files=await asyncio.to_thread(_collector_files, spec),
+        )
+        await self._open_account(names.account_label(spec.order.nca_id), spec.instance_id)
+        for kind, body in objects.before:
+            await self._api.apply(kind, body)
+        await self._secrets.begin(spec.instance_of)
+        try:
+            return await self._api.create(POD, objects.pod)
+        except ApiError as error:
+            found = await self._known(spec.instance_id) if error.is_conflict else None
+            if found is None:
+                raise
+            return found
+
+    async def _known(self, instance_id: str) -> Object | None:
+        return await self._api.get(POD, names.pod_name(instance_id), self._namespace)
+
+    async def _after_failure(self, instance_id: str, error: ApiError) -> Object:
+        """Return the pod if it was made after all. Raises `StartError` to try again, else `Unsupported`."""
+        if not error.is_final:
+            with contextlib.suppress(ApiError):
+                found = await self._known(instance_id)
+                if found is not None:
+                    return found
+        await self._secrets.end(instance_id)
+        if error.is_final and "exceeded quota" not in str(error):
+            raise Unsupported(f"the API server refuses the instance's objects: {error}") from error
+        raise StartError(f"the instance's objects cannot be made: {error}") from error
+
+    async def _open_account(self, label: str, instance_id: str) -> None:
+        """Let the account's pods reach each other."""
+        async with self._accounts:
+            first = not self._members[label]
+            self._members[label].add(instance_id)
+            if first and self._settings.network.enabled:
+                await self._api.apply(NETWORK_POLICY, account_policy(label, self._namespace))
+
+    async def _leave_account(self, instance_id: str) -> None:
+        async with self._accounts:
+            for label, members in list(self._members.items()):
+                members.discard(instance_id)
+                if not members:
+                    if self._settings.network.enabled:
+                        await self._api.delete(NETWORK_POLICY, account_policy_name(label), self._namespace)
+                    del self._members[label]
+
+    async def delete(self, instance_id: str, grace: float) -> None:
+        """Delete an instance's pod, and wait until it is gone."""
+        self._watcher.ask(instance_id)
+        name, now = names.pod_name(instance_id), asyncio.get_running_loop().time
+        force_at = now() + grace + _FORCE_SECONDS
+        # With a grace period of 0 the API server would forget the pod before its node has ended it.
+        if not await self._api.delete(POD, name, self._namespace, grace=max(1.0, grace)):
+            return
+        while not await self._is_gone(instance_id):
+            if now() > force_at:
+                _log.warning("pod %s is removed by force: its node does not end it", name)
+                await self._api.delete(POD, name, self._namespace, grace=0)
+                return
+
+    async def _is_gone(self, instance_id: str) -> bool:
+        """Wait for a while until a pod is gone, and return whether it is."""
+        if not await self._watcher.wait_gone(instance_id, _CHECK_SECONDS):
+            return False
+        if await self._known(instance_id) is None:
+            return True
+        # It is too new to have been seen.
+        await asyncio.sleep(_LAG_SECONDS)
+        return False
+
+    async def held_requests(self, instance_id: str, version_id: str, wall: float) -> tuple[str, ...]:
+        """Return none: what a pod held went with it, and comes back after the broker's ack wait."""
+        return ()
+
+    async def forget(self, instance_id: str) -> None:
+        """Remove an instance's Secrets and ConfigMaps."""
+        await self._secrets.end(instance_id)
+        wanted = f"{names.OURS},{names.REQUEST}={names.request_of(instance_id)}"
+        siblings = {
+            instance.instance_id
+            for pod in self._watcher.pods()
+            if (instance := names.instance_of(pod)) is not None
+            and names.request_of(instance.instance_id) == names.request_of(instance_id)
+        }
+        for kind in _KINDS:
+            await self._remove(
+                kind, wanted, lambda found: found == instance_id or (found is None and not siblings)
+            )
+        await self._leave_account(instance_id)
+        self._watcher.forget(instance_id)
+
+    async def _remove(self, kind: Kind, labels: str, unwanted: Callable[[str | None], bool]) -> None:
+        """Remove objects; `unwanted` gets the id of their instance, None for those of a whole request."""
+        for found in (await self._api.list(kind, self._namespace, labels=labels)).items:
+            said = found["metadata"].get("annotations") or {}
+            if unwanted(said.get(names.INSTANCE_ID)):
+                await self._api.delete(kind, found["metadata"]["name"], self._namespace)
+
+    async def list(self) -> list[Running]:
+        """Return the instances that have pods."""
+        pods = ((names.instance_of(pod), pod) for pod in self._watcher.pods())
+        return [self._running(instance.instance_id, pod) for instance, pod in pods if instance is not None]
+
+    def watch(self) -> AsyncIterator[Event]:
+        """Yield what happens to pods, to one consumer."""
+        return self._watcher.events()
+
+    async def close(self, grace: float) -> None:
+        """Stop watching. Pods outlive the agent."""
+        await self._watcher.close()
+
+    def _running(self, instance_id: str, pod: Object) -> Running:
+        name = pod["metadata"]["name"]
+        command = f"kubectl -n {self._namespace} logs {name} -c {INFERENCE}"
+        return Running(instance_id, command, ready=status.is_ready(pod))
+
+
+def _collector_files(spec: InstanceSpec) -> dict[str, str] | None:
+    """Return the secret files of an instance's collector; None without a collector. Blocking."""
+    order = spec.telemetry.collector
+    if order is None:
+        return None
+    found: dict[str, str] = {}
+    try:
+        for endpoint in order.endpoints.values():
+            referenced = referenced_files(endpoint)
+            for name in secret_files(endpoint):
+                text = order.secrets.read(name)
+                found[name] = as_referenced(text) if name in referenced else text.strip()
+    except (OSError, UnicodeDecodeError) as error:
+        # Telemetry never prevents a start.
+        _log.warning("telemetry of instance %s is left out: %s", spec.instance_id, error)
+        return None
+    return found

@@ -1,0 +1,1 @@
+"""Pods of container functions: what they are made of, and what becomes of them. Pure."""

@@ -1,0 +1,191 @@
+"""From a creation message to the objects of one container instance. Pure."""
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nvcf_agent.backends.environment import InstanceSpec
+from nvcf_agent.kubernetes.client.kinds import CONFIG_MAP, POD, SECRET, Kind
+from nvcf_agent.kubernetes.pods import containers, names
+from nvcf_agent.kubernetes.pods.launch import Auths, ContainerLaunch, auths_for, parse_launch, registry_of
+from nvcf_agent.kubernetes.pods.settings import GPU_TOLERATION, PodSettings
+from nvcf_agent.kubernetes.pods.variables import PLACEMENT, function_variables, worker_variables
+from nvcf_otel.byoo import collector_text
+
+Json = dict[str, Any]
+
+GPU_RESOURCE = "nvidia.com/gpu"
+_DOCKER_LOGIN = "kubernetes.io/dockerconfigjson"
+
+
+@dataclass(frozen=True)
+class PodObjects:
+    """The objects of one instance: those that its pod needs, in order, and the pod itself.
+
+    The Secret `secrets` of the function is made empty; what is in it comes from the control plane.
+    """
+
+    before: tuple[tuple[Kind, Json], ...]
+    pod: Json
+
+
+def render(
+    spec: InstanceSpec,
+    settings: PodSettings,
+    *,
+    owner: Mapping[str, Any] | None = None,
+    gpu_resource: str = GPU_RESOURCE,
+    collector_files: Mapping[str, str] | None = None,
+) -> PodObjects:
+    """Return the objects of an instance. Raises `Unsupported` for an order that cannot run.
+
+    `owner` is its ICMSRequest. With `collector_files`, its telemetry goes through a collector that has these
+    secret files.
+    """
+    launch = parse_launch(spec.order)
+    image = launch.collector_image or settings.collector_image
+    has_collector = collector_files is not None and spec.telemetry.collector is not None and bool(image)
+    parts = containers.Parts(spec, launch, settings, gpu_resource, image if has_collector else None)
+    metadata = _Metadata(spec, settings, names.owner_reference(owner))
+    pulls = _pull_secrets(parts, metadata)
+    before = [*pulls, *_environment(parts, metadata), _opaque("secrets", {}, metadata)]
+    if parts.init_image is not None and parts.is_own(parts.init_image):
+        before.append(_opaque("artifacts", _artifact_files(launch), metadata))
+    if parts.collector_image is not None:
+        before += _collector(parts, collector_files or {}, metadata)
+    pull_names = [body["metadata"]["name"] for _, body in pulls]
+    return PodObjects(tuple(before), _pod(parts, metadata, [*pull_names, *settings.pull_secrets]))
+
+
+@dataclass(frozen=True)
+class _Metadata:
+    spec: InstanceSpec
+    settings: PodSettings
+    owners: list[Json]
+
+    def of(self, name: str) -> Json:
+        """Return `metadata` of an object of the instance."""
+        found: Json = {
+            "name": name,
+            "namespace": self.settings.namespace,
+            "labels": names.labels(self.spec, self.settings),
+            "annotations": {names.INSTANCE_ID: self.spec.instance_id},
+        }
+        return found | ({"ownerReferences": self.owners} if self.owners else {})
+
+
+def _pod(parts: containers.Parts, metadata: _Metadata, pull_secrets: list[str]) -> Json:
+    settings, utils_image, init_image = parts.settings, parts.utils_image, parts.init_image
+    first = []
+    if parts.collector_image is not None:
+        first.append(containers.collector(parts, parts.collector_image))
+    if init_image is not None:
+        first.append(containers.init(parts, init_image))
+    running = [containers.inference(parts)]
+    if utils_image is not None:
+        running.append(containers.utils(parts, utils_image))
+    spec: Json = {
+        "restartPolicy": "Always",
+        "terminationGracePeriodSeconds": settings.grace,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+        "tolerations": [GPU_TOLERATION, *map(dict, settings.tolerations)],
+        "containers": running,
+        "volumes": containers.volumes(parts, [*first, *running]),
+    }
+    if first:
+        spec["initContainers"] = first
+    if pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in pull_secrets]
+    affinity = node_affinity(parts.spec)
+    if affinity is not None:
+        spec["affinity"] = affinity
+    about = metadata.of(names.pod_name(parts.spec.instance_id))
+    about["annotations"] = names.annotations(parts.spec, settings)
+    return {"apiVersion": POD.api_version, "kind": POD.kind, "metadata": about, "spec": spec}
+
+
+def node_affinity(spec: InstanceSpec) -> Json | None:
+    """Return the affinity to nodes of the instance's type; None for an instance without GPUs."""
+    value = spec.order.instance_type_value
+    if not spec.order.requested_gpu_count or not value:
+        return None
+    wanted = {"key": names.INSTANCE_TYPE, "operator": "In", "values": [value]}
+    terms = {"nodeSelectorTerms": [{"matchExpressions": [wanted]}]}
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+
+
+def _opaque(what: str, values: Mapping[str, str], metadata: _Metadata) -> tuple[Kind, Json]:
+    name = names.secret_name(metadata.spec.instance_id, what)
+    body = {"apiVersion": SECRET.api_version, "kind": SECRET.kind, "metadata": metadata.of(name)}
+    data = {key: encoded(value) for key, value in values.items()}
+    return SECRET, body | {"type": "Opaque"} | ({"data": data} if data else {})
+
+
+def encoded(text: str) -> str:
+    """Return a value of a Secret's `data`."""
+    return base64.b64encode(text.encode("utf-8", "surrogateescape")).decode()
+
+
+def _environment(parts: containers.Parts, metadata: _Metadata) -> list[tuple[Kind, Json]]:
+    spec, launch, settings = parts.spec, parts.launch, parts.settings
+    found = [_opaque("function", function_variables(spec, launch, settings), metadata)]
+    if parts.utils_image is not None or parts.init_image is not None:
+        found.append(_opaque("worker", worker_variables(spec, launch, settings), metadata))
+    return found
+
+
+def _pull_secrets(parts: containers.Parts, metadata: _Metadata) -> list[tuple[Kind, Json]]:
+    launch, request = parts.launch, names.request_of(parts.spec.instance_id)
+    hosts = {registry_of(launch.image)}
+    own = [auths_for(auths, hosts) for auths in launch.logins]
+    beside = auths_for(launch.sidecar_logins, map(registry_of, parts.images()))
+    found = [("workload", auths) for auths in own if auths] + ([("worker", beside)] if beside else [])
+    numbers = {"workload": 0, "worker": 0}
+    result = []
+    for which, auths in found:
+        name = names.object_name(which, request, "regcred", str(numbers[which]))
+        numbers[which] += 1
+        result.append((SECRET, _login(name, auths, metadata)))
+    return result
+
+
+def _login(name: str, auths: Auths, metadata: _Metadata) -> Json:
+    about = metadata.of(name)
+    # Instances of one request share it.
+    del about["annotations"]
+    text = json.dumps({"auths": auths})
+    return {
+        "apiVersion": SECRET.api_version,
+        "kind": SECRET.kind,
+        "metadata": about,
+        "type": _DOCKER_LOGIN,
+        "data": {".dockerconfigjson": encoded(text)},
+    }
+
+
+def _artifact_files(launch: ContainerLaunch) -> dict[str, str]:
+    """Return what the init container reads: what to fetch, and the logins of the account's registries."""
+    listed = {"models": list(launch.models), "resources": list(launch.resources)}
+    auths = {host: login for each in launch.artifact_logins for host, login in each.items()}
+    return {"artifacts.json": json.dumps(listed), "config.json": json.dumps({"auths": auths})}
+
+
+def _collector(
+    parts: containers.Parts, files: Mapping[str, str], metadata: _Metadata
+) -> list[tuple[Kind, Json]]:
+    order = parts.spec.telemetry.collector
+    if order is None:
+        return []
+    placement = replace(PLACEMENT, resource=order.resource)
+    name = names.secret_name(parts.spec.instance_id, "collector")
+    configuration = {
+        "apiVersion": CONFIG_MAP.api_version,
+        "kind": CONFIG_MAP.kind,
+        "metadata": metadata.of(name),
+        "data": {"collector.yaml": collector_text(order.endpoints, placement)},
+    }
+    return [(CONFIG_MAP, configuration), _opaque("collector", files, metadata)]

@@ -1,0 +1,81 @@
+"""What a failure says to people: what was seen, what to do, and the end of the containers' output. Pure."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from nvcf_agent.kubernetes.pods import status
+from nvcf_agent.kubernetes.pods.observe import Failure
+from nvcf_agent.kubernetes.pods.status import Container, Pod
+from nvcf_agent.state.causes import SEPARATOR
+from nvcf_agent.state.managed_instance import Category
+
+LOG_LINES = 20
+LOG_BYTES = 1024
+_LONGEST_TEXT = 800
+
+_ADVICE = {
+    Category.CAPACITY: "add nodes of this instance type, end other instances, or deploy with another type",
+    Category.IMAGE_PULL: "check the image's name and tag, and the account's credential for its registry",
+    Category.CREATE_CONTAINER: "check the image's entrypoint, the arguments and what the message names",
+    Category.CRASH: "its last lines are below; run the image by hand to see more",
+    Category.OUT_OF_MEMORY: "choose an instance type with more memory, or use less: smaller batches, less"
+    " concurrency",
+    Category.INIT_STUCK: "check the addresses of models and resources, and the speed of their server",
+    Category.NOT_READY: "check the function's health endpoint, port and protocol, and its output below",
+    Category.ADMISSION: "the node's GPUs or device plugin may be at fault; look at the node",
+    Category.EVICTED: "another instance is ordered; look at the node's memory and disk if it happens again",
+    Category.NODE_LOST: "another instance is ordered; look at the node",
+}
+
+
+def described(
+    failure: Failure,
+    pod: Pod,
+    events: Iterable[Mapping[str, Any]] = (),
+    logs: Mapping[str, str] | None = None,
+) -> str:
+    """Return the reason of an instance's end: one line, then NVIDIA's form of containers and their output.
+
+    `events` are the pod's, `logs` the last lines of containers whose status has none.
+    """
+    advice = _ADVICE.get(failure.category)
+    first = " ".join(failure.text.split())[:_LONGEST_TEXT]
+    warning = last_warning(events)
+    if warning and warning not in first and failure.category in (Category.NOT_READY, Category.INIT_STUCK):
+        first = f"{first} ({warning})"
+    lines = [f"{first}; {advice}" if advice else first]
+    for each in status.containers(pod):
+        lines += [SEPARATOR, _headline(each), *_tail(each, (logs or {}).get(each.name, ""))]
+    return "\n".join([*lines, SEPARATOR])
+
+
+def last_warning(events: Iterable[Mapping[str, Any]]) -> str:
+    """Return the text of a pod's newest warning; empty if there is none."""
+    warnings = [each for each in events if each.get("type") == "Warning"]
+    if not warnings:
+        return ""
+    newest = max(warnings, key=_event_time)
+    return " ".join(f"{newest.get('reason', '')}: {newest.get('message', '')}".split())[:_LONGEST_TEXT]
+
+
+def _event_time(event: Mapping[str, Any]) -> float:
+    series = event.get("series") or {}
+    times = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
+    return next((found for each in times if (found := status.seconds(each)) is not None), 0.0)
+
+
+def _headline(container: Container) -> str:
+    kind = "INIT CONTAINER" if container.is_init else "CONTAINER"
+    run = container.terminated or (container.last if container.waiting else None)
+    if run is not None:
+        return f"{kind} {container.name} EXITED, CODE={run.exit_code}"
+    state = "RUNNING" if container.running_since is not None else "WAITING"
+    return f"{kind} {container.name} {state}"
+
+
+def _tail(container: Container, log: str) -> list[str]:
+    run = container.failure
+    text = log or (run.message if run is not None else "")
+    kept = "\n".join(text.splitlines()[-LOG_LINES:]).encode()[-LOG_BYTES:].decode(errors="ignore")
+    # A line of dashes alone would end the block.
+    return [line for line in kept.splitlines() if line.strip() != SEPARATOR]
