@@ -260,10 +260,7 @@ class Worker:
                 tasks.create_task(self._lag.watch())
                 if self._telemetry.metering is not None:
                     tasks.create_task(self._telemetry.metering.beat())
-            if self._inflight.has_orphans:
-                await hand_back_orphans(
-                    self._config, self._registration, self._inflight, self._telemetry.broker
-                )
+            await hand_back_orphans(self._config, self._registration, self._inflight, self._telemetry.broker)
             setting_up = begin_all(self._handler.loading, self._blocking)
             await (setting_up if self._handler.elsewhere else self._telemetry.load(setting_up))
             self._loop_watch.serve()

@@ -213,6 +213,9 @@ async def hand_back_orphans(
     Called before set-up, which may take minutes. Without success the first session does it.
     """
 
+    if not inflight.has_orphans:
+        return
+
     async def nothing() -> None:
         return None
 
