@@ -65,7 +65,7 @@ def _admin(account: str, now: float) -> dict[str, bytes]:
         id=api_key_id(key),
         secret_hash=hash_api_key(key),
         nca_id=account,
-        scopes=(Scope.ADMIN,),
+        scopes=(Scope.ADMIN, Scope.OPERATOR),
         created_at=now,
         description="the installation's first key",
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nvcf_broker.connection import BrokerClient
-from nvcf_broker.errors import KeyExistsError
+from nvcf_broker.errors import KeyExistsError, RevisionConflictError
 from nvcf_broker.kv import KvMirror
 from nvcf_gateway.errors import SetupError
 from nvcf_proto import models
@@ -157,9 +157,17 @@ class Registry:
         await asyncio.gather(*(mirror.ready() for mirror in self._mirrors))
 
     async def bootstrap_keys(self, path: Path) -> None:
-        """Create the API keys of a file (JSON list of records, hashes only) that do not exist yet."""
+        """Create the API keys of a file (JSON list of records, hashes only) that do not exist yet.
+
+        Keys that exist get the scopes that the file has beyond theirs.
+        """
         for record in await asyncio.to_thread(_read_keys, path):
-            if self.keys.get(record.id) is None:
+            entry = self.keys.entry(record.id)
+            if entry is not None and _lacks_scopes(entry.value, record):
+                with contextlib.suppress(RevisionConflictError):
+                    more = entry.value.replace(scopes=record.scopes)
+                    await self.keys.update(record.id, more, entry.revision)
+            elif entry is None:
                 with contextlib.suppress(KeyExistsError):
                     await self.keys.create(record.id, record)
 
@@ -183,6 +191,12 @@ class Registry:
     def status_of(self, version: FunctionVersion) -> VersionStatus:
         """Return the version's status now."""
         return version_status(self.deployments.get(version.id), self.instances_of(version.id))
+
+
+def _lacks_scopes(key: ApiKey, wanted: ApiKey) -> bool:
+    """Return whether a key of a bootstrap file may less than the file says, and is still that key."""
+    same = key.secret_hash == wanted.secret_hash and key.revoked_at is None
+    return same and set(key.scopes) < set(wanted.scopes)
 
 
 def _read_keys(path: Path) -> list[ApiKey]:

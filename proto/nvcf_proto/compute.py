@@ -165,6 +165,8 @@ class RegisteredCluster(Record, frozen=True, kw_only=True):
     evicted: bool = False
     """It was deleted: the answer to its next heartbeat is SELF_DESTRUCT."""
     evicted_at: float | None = None
+    evicted_keys: tuple[Text, ...] = ()
+    """Ids of its agent's keys at that time: nobody else is told."""
     gpus: tuple[Gpu, ...] = ()
     """As its agent last registered."""
     heartbeat_seconds: float = 300.0

@@ -57,7 +57,11 @@ def register(
     ] = "ON-PREM",
     account: Annotated[
         list[str] | None,
-        typer.Option(metavar="ID", help="Account whose functions may run there; repeatable. [default: all]"),
+        typer.Option(
+            metavar="ID",
+            help="Account whose functions may run there; repeatable. [default: all, or without the scope "
+            "operator your own]",
+        ),
     ] = None,
     attribute: Annotated[
         list[str] | None,

@@ -27,7 +27,10 @@ def create(
     scope: Annotated[
         list[str],
         typer.Option(
-            "--scope", "-s", help="invoke, list, manage, deploy or admin; repeatable.", show_default=False
+            "--scope",
+            "-s",
+            help="invoke, list, manage, deploy, admin or operator; repeatable.",
+            show_default=False,
         ),
     ],
     description: Annotated[

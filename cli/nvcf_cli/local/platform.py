@@ -118,7 +118,7 @@ def keep_worker_port(installation: Installation) -> tuple[int, bool]:
 
 def ensure_keys(installation: Installation) -> None:
     """Make the admin key, and its record (the hash only) that a gateway takes it from."""
-    records = [_ensure_key(installation.admin_key, Scope.ADMIN, "made by nvcf up for its user")]
+    records = [_ensure_key(installation.admin_key, "made by nvcf up for its user")]
     document = json.dumps([record.to_dict() for record in records], indent=1)
     write_private(installation.bootstrap_keys, document + "\n")
 
@@ -133,7 +133,7 @@ def ensure_sealing_key(installation: Installation) -> None:
             raise CliError(str(error)) from error
 
 
-def _ensure_key(path: Path, scope: Scope, description: str) -> ApiKey:
+def _ensure_key(path: Path, description: str) -> ApiKey:
     if not path.exists():
         write_private(path, new_api_key() + "\n")
     text = read_key(path)
@@ -145,7 +145,7 @@ def _ensure_key(path: Path, scope: Scope, description: str) -> ApiKey:
         id=key_id,
         secret_hash=hash_api_key(text),
         nca_id=LOCAL_ACCOUNT,
-        scopes=(scope,),
+        scopes=(Scope.ADMIN, Scope.OPERATOR),
         created_at=time.time(),
         description=description,
     )

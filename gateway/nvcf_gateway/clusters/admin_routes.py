@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from nvcf_broker.errors import KeyExistsError
-from nvcf_gateway.access.authorization import Authenticator
+from nvcf_gateway.access.authorization import Authenticator, Caller
 from nvcf_gateway.clusters.cluster_records import administered, rotated
 from nvcf_gateway.clusters.keys import ClusterKeys
 from nvcf_gateway.clusters.registration import (
@@ -19,6 +19,8 @@ from nvcf_gateway.clusters.registration import (
     ClusterCreation,
     changed_cluster,
     cluster_id_of,
+    deleted,
+    is_shared,
     new_cluster,
 )
 from nvcf_gateway.clusters.streams import ClusterQueues
@@ -74,7 +76,8 @@ class ClusterRoutes:
 
     async def create(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle POST …/clusters[?ifExists=return]: register a cluster; its agent's key is in the answer."""
-        account = self._account(request, values)
+        caller = self._admin(request, values)
+        account, by_operator = caller.nca_id, caller.key.allows(Scope.OPERATOR)
         if_exists = request.query.get("ifExists")
         if if_exists not in (None, "return"):
             raise HttpProblem(400, "ifExists: expected return", field="ifExists")
@@ -83,7 +86,8 @@ class ClusterRoutes:
             cluster_id = cluster_id_of(account, wanted.name, generation)
             existing = self._named(account, wanted.name) or self._registry.registered_clusters.get(cluster_id)
             if existing is None:
-                cluster = new_cluster(cluster_id, account, wanted, time.time())
+                cluster = new_cluster(cluster_id, account, wanted, time.time(), by_operator=by_operator)
+                _check_right(caller, cluster)
                 with broker_errors():
                     try:
                         await self._registry.registered_clusters.create(cluster_id, cluster)
@@ -130,17 +134,17 @@ class ClusterRoutes:
 
     async def change(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle PUT …/clusters/{clusterId}: replace what was said at its registration, but its name."""
-        cluster = self._own(request, values)
+        cluster = self._managed(request, values)
         wanted = await read_record(request, ClusterChange, MAX_BODY)
+        _check_right(self._admin(request, values), changed_cluster(cluster, wanted))
         return await self._update(cluster, lambda record: changed_cluster(record, wanted))
 
     async def delete(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle DELETE …/clusters/{clusterId}: its agent ends everything at its next heartbeat."""
-        cluster, now = self._own(request, values), time.time()
+        cluster, now = self._managed(request, values), time.time()
+        keys = self._keys.live(cluster.id)
         await update(
-            self._registry.registered_clusters,
-            cluster.id,
-            lambda record: record.replace(evicted=True, evicted_at=record.evicted_at or now),
+            self._registry.registered_clusters, cluster.id, lambda record: deleted(record, keys, now)
         )
         with broker_errors():
             await self._registry.clusters.delete(cluster.id)
@@ -153,7 +157,7 @@ class ClusterRoutes:
 
         A key set that the agent has put is dropped.
         """
-        cluster = self._own(request, values)
+        cluster = self._managed(request, values)
         answer = _ids(cluster) | {"clusterKey": await self._keys.create(cluster)}
         await update(self._registry.registered_clusters, cluster.id, rotated)
         return json_response(200, answer, headers=_ONCE)
@@ -162,7 +166,7 @@ class ClusterRoutes:
         """Return the handler that lets a cluster take new instances, no new ones, or none at all."""
 
         async def handle(request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
-            cluster = self._own(request, values)
+            cluster = self._managed(request, values)
             return await self._update(cluster, lambda record: record.replace(maintenance=mode.value))
 
         return handle
@@ -181,12 +185,21 @@ class ClusterRoutes:
         await update(self._registry.clusters, cluster.id, apply)
         return json_response(200, self._shown(changed))
 
-    def _account(self, request: web.BaseRequest, values: dict[str, str]) -> str:
+    def _admin(self, request: web.BaseRequest, values: dict[str, str]) -> Caller:
         caller = authorized(self._authenticator, request, Scope.ADMIN)
         caller.require_unlimited("administer clusters")
         if caller.nca_id != unquote(values["nca_id"]):
             raise HttpProblem(403, "the API key is of another account")
-        return caller.nca_id
+        return caller
+
+    def _account(self, request: web.BaseRequest, values: dict[str, str]) -> str:
+        return self._admin(request, values).nca_id
+
+    def _managed(self, request: web.BaseRequest, values: dict[str, str]) -> RegisteredCluster:
+        """Return the cluster if the caller may change it."""
+        cluster = self._own(request, values)
+        _check_right(self._admin(request, values), cluster)
+        return cluster
 
     def _own(self, request: web.BaseRequest, values: dict[str, str]) -> RegisteredCluster:
         account, cluster_id = self._account(request, values), values["cluster_id"]
@@ -213,6 +226,17 @@ class ClusterRoutes:
             state = shown(live, "heartbeatAt")
             members |= {name: state[name] for name in _LIVE}
         return members
+
+
+def _check_right(caller: Caller, cluster: RegisteredCluster) -> None:
+    """Raise HttpProblem 403 for a cluster that serves other accounts, unless the caller is an operator.
+
+    Its agent receives their functions, with the tokens and secrets of these.
+    """
+    if is_shared(cluster) and not caller.key.allows(Scope.OPERATOR):
+        scope, own = Scope.OPERATOR.value, caller.nca_id
+        detail = f"a cluster for other accounts than {own} needs an API key with the scope '{scope}'"
+        raise HttpProblem(403, detail)
 
 
 def _missing(cluster_id: str) -> HttpProblem:

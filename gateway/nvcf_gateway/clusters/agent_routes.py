@@ -111,9 +111,13 @@ class AgentRoutes:
 
     async def heartbeat(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle POST …/heartbeat: note what is free, and say whether the cluster may go on."""
-        cluster = self._agent(request, values).cluster
+        agent = self._agent(request, values)
+        cluster = agent.cluster
         body = await read_record(request, Heartbeat)
         if cluster.evicted:
+            if agent.key_id and cluster.evicted_keys and agent.key_id not in cluster.evicted_keys:
+                # The deletion is known from a backup that is older than this agent's registration.
+                raise HttpProblem(401, "this key is not that of the cluster which was deleted")
             return json_response(OK, HeartbeatAnswer(HeartbeatAction.SELF_DESTRUCT).to_dict())
         await self._put_live(after_heartbeat(cluster, body, self._clock()))
         with broker_errors():

@@ -44,6 +44,10 @@ class ClusterKeys:
             )
         return text
 
+    def live(self, cluster_id: str) -> list[str]:
+        """Return the ids of a cluster's keys."""
+        return [key.id for key in self._of(cluster_id)]
+
     async def revoke(self, cluster_id: str) -> None:
         """Revoke all keys of a cluster. Raises HttpProblem 409 and 503."""
         now = time.time()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable
 from typing import Annotated
 
 from msgspec import Meta, field
@@ -33,10 +34,17 @@ class ClusterChange(Record, frozen=True, kw_only=True):
     )
     description: Annotated[str, Meta(max_length=1024)] = field(name="clusterDescription", default="")
     region: Annotated[str, matching(r"[A-Za-z0-9_-]{1,64}")] = "local"
-    authorized_nca_ids: Annotated[
-        tuple[Annotated[str, matching(rf"(\*|{ACCOUNT_PATTERN})")], ...],
-        Meta(max_length=MAX_ACCOUNTS_IN_LIST),
-    ] = field(name="authorizedNCAIds", default=(EVERYBODY,))
+    authorized_nca_ids: (
+        Annotated[
+            tuple[Annotated[str, matching(rf"(\*|{ACCOUNT_PATTERN})")], ...],
+            Meta(
+                max_length=MAX_ACCOUNTS_IN_LIST,
+                description="Accounts whose functions may run there. Others than the own one, and `*` for "
+                "all, need a key with the scope operator. Default: all with that scope, else the own one.",
+            ),
+        ]
+        | None
+    ) = field(name="authorizedNCAIds", default=None)
     cloud_provider: Annotated[str, matching(_PROVIDERS)] = "ON-PREM"
     attributes: Annotated[dict[str, Attribute], Meta(max_length=64)] = field(default_factory=dict)
     jwks: Annotated[str, Meta(max_length=64 * 1024, description="A JSON Web Key Set, as text.")] | None = None
@@ -64,9 +72,14 @@ def cluster_id_of(nca_id: str, name: str, generation: int) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"{nca_id}/{name}/{generation}"))
 
 
-def new_cluster(cluster_id: str, nca_id: str, wanted: ClusterCreation, now: float) -> RegisteredCluster:
+def new_cluster(
+    cluster_id: str, nca_id: str, wanted: ClusterCreation, now: float, *, by_operator: bool
+) -> RegisteredCluster:
     """Return the record of a new cluster."""
-    bare = RegisteredCluster(id=cluster_id, name=wanted.name, nca_id=nca_id, created_at=now)
+    accounts = (EVERYBODY,) if by_operator else (nca_id,)
+    bare = RegisteredCluster(
+        id=cluster_id, name=wanted.name, nca_id=nca_id, created_at=now, authorized_nca_ids=accounts
+    )
     return changed_cluster(bare, wanted)
 
 
@@ -78,10 +91,35 @@ def changed_cluster(cluster: RegisteredCluster, wanted: ClusterChange) -> Regist
         group_id=group_id,
         region=wanted.region,
         description=wanted.description,
-        authorized_nca_ids=wanted.authorized_nca_ids or (EVERYBODY,),
+        authorized_nca_ids=wanted.authorized_nca_ids or cluster.authorized_nca_ids,
         cloud_provider=wanted.cloud_provider,
         attributes=wanted.attributes,
         jwks=wanted.jwks if wanted.jwks is not None else cluster.jwks,
         jwks_from_agent=cluster.jwks_from_agent and wanted.jwks is None,
         oidc_issuer=wanted.oidc_issuer,
+    )
+
+
+def is_shared(cluster: RegisteredCluster) -> bool:
+    """Return whether other accounts' functions may run there."""
+    return bool(set(cluster.authorized_nca_ids) - {cluster.nca_id})
+
+
+def deleted(cluster: RegisteredCluster, key_ids: Iterable[str], now: float) -> RegisteredCluster:
+    """Return the record of a deleted cluster, for as long as its agent is told to end everything."""
+    if cluster.evicted:
+        return cluster
+    return cluster.replace(evicted=True, evicted_at=now, evicted_keys=tuple(key_ids))
+
+
+def remembered(cluster: RegisteredCluster) -> RegisteredCluster:
+    """Return what stays of a deleted cluster: no other cluster ever gets its id."""
+    return RegisteredCluster(
+        id=cluster.id,
+        name=cluster.name,
+        nca_id=cluster.nca_id,
+        created_at=cluster.created_at,
+        evicted=True,
+        evicted_at=cluster.evicted_at,
+        evicted_keys=cluster.evicted_keys,
     )

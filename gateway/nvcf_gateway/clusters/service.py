@@ -25,10 +25,12 @@ from nvcf_gateway.clusters.installation import InstallationImages
 from nvcf_gateway.clusters.instances import InstanceRecords
 from nvcf_gateway.clusters.keys import ClusterKeys
 from nvcf_gateway.clusters.orders import Orders
+from nvcf_gateway.clusters.registration import remembered
 from nvcf_gateway.clusters.requeue import Requeuer
 from nvcf_gateway.clusters.streams import ClusterQueues
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.http.routing import Route
+from nvcf_gateway.management.resources import update
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.secrets.store import SecretStore
 
@@ -102,12 +104,16 @@ class Clusters:
                     await self._reconnected.wait()
 
     async def _forget(self, now: float) -> None:
-        """Forget clusters that were deleted long ago, and live records of clusters that do not exist."""
+        """Revoke the keys of clusters that were deleted long ago; forget live records of unknown clusters.
+
+        That a cluster was deleted is never forgotten: its id is not used again.
+        """
         registered, live = self._registry.registered_clusters, self._registry.clusters
         for cluster in registered.values():
-            if cluster.evicted and now - (cluster.evicted_at or 0.0) > KEEP_EVICTED_SECONDS:
+            old = cluster.evicted and now - (cluster.evicted_at or 0.0) > KEEP_EVICTED_SECONDS
+            if old and remembered(cluster) != cluster:
                 await self._keys.revoke(cluster.id)
-                await registered.delete(cluster.id)
+                await update(registered, cluster.id, remembered)
         for seen in live.values():
             # What was registered just now at another gateway may not be known here yet.
             if now - seen.heartbeat_at > UNKNOWN_SECONDS and registered.get(seen.id) is None:

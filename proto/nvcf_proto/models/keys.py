@@ -40,10 +40,11 @@ def hash_api_key(key: str) -> str:
 
 
 class Scope(StrEnum):
-    """What an API key may do. ADMIN includes all the others but AGENT and SERVICE.
+    """What an API key may do. ADMIN includes all the others but AGENT, SERVICE and OPERATOR.
 
     AGENT is for the agent of one cluster. SERVICE reaches across accounts: services (a third-party invocation
-    service or rate limiter) ask on behalf of callers.
+    service or rate limiter) ask on behalf of callers. OPERATOR is for who runs the installation: beside ADMIN
+    it allows to register clusters that run other accounts' functions.
     """
 
     INVOKE = "invoke"
@@ -53,6 +54,7 @@ class Scope(StrEnum):
     ADMIN = "admin"
     AGENT = "agent"
     SERVICE = "service"
+    OPERATOR = "operator"
 
 
 class ApiKey(Record, frozen=True):
@@ -88,7 +90,7 @@ class ApiKey(Record, frozen=True):
 
     def allows(self, scope: Scope) -> bool:
         """Return whether the key carries `scope` itself or by being an admin key."""
-        across = (Scope.AGENT, Scope.SERVICE)
+        across = (Scope.AGENT, Scope.SERVICE, Scope.OPERATOR)
         return scope in self.scopes or (Scope.ADMIN in self.scopes and scope not in across)
 
     def covers(self, function_id: str) -> bool:

@@ -271,7 +271,8 @@ async def running_platform(
 
 def _write_keys(platform: Platform) -> None:
     scopes: dict[str, tuple[str, tuple[Scope, ...]]] = {
-        "admin": (ACCOUNT, (Scope.ADMIN,)),
+        "admin": (ACCOUNT, (Scope.ADMIN, Scope.OPERATOR)),
+        "account-admin": (ACCOUNT, (Scope.ADMIN,)),
         "agent": (ACCOUNT, (Scope.AGENT,)),
         "invoke": (ACCOUNT, (Scope.INVOKE,)),
         "list": (ACCOUNT, (Scope.LIST,)),
