@@ -60,6 +60,7 @@ class Agent:
     _busy: set[str] = field(default_factory=set)
     _work: set[asyncio.Task[None]] = field(default_factory=set)
     _stopping: bool = False
+    _store_pause: float = _RETRY_SECONDS
 
     @property
     def inventory(self) -> Inventory:
@@ -134,7 +135,7 @@ class Agent:
         idle = [each for each in self.requests.instances.values() if each.id not in self._busy]
         delay = min(_LONGEST_SLEEP_SECONDS, next_retry(idle, self.monotonic()))
         if not complete:
-            delay = min(delay, _RETRY_SECONDS)
+            delay = min(delay, self._store_pause)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delay):
                 await self.woken.wait()
@@ -147,7 +148,12 @@ class Agent:
                 self._track(group.create_task(self._delete(instance.id, urgent)))
             return
         action = next_action(
-            instance, now, wall, ready_timeout=self.ready_timeout, keep_finished=self.keep_finished
+            instance,
+            now,
+            wall,
+            ready_timeout=self.ready_timeout,
+            keep_finished=self.keep_finished,
+            removed=instance.request_id in self.requests.removed,
         )
         match action:
             case Start():
@@ -269,7 +275,9 @@ class Agent:
             _log.warning("instance %s stays known for now: %s", instance_id, error)
             await asyncio.sleep(_RETRY_SECONDS)
             return
-        del self.requests.instances[instance_id]
+        instance = self.requests.instances.pop(instance_id)
+        if not self.requests.of(instance.request_id):
+            self.requests.removed.discard(instance.request_id)
 
     async def _follow_events(self) -> None:
         async for event in self.backend.watch():
@@ -298,8 +306,12 @@ class Agent:
             await self.requests.drop_expired()
             await self.requests.persisted.save(list(self.requests.instances.values()))
         except StoreError as error:
-            _log.error("%s", error)
+            # It may last for minutes, so only the first one is worth an error.
+            first = self._store_pause == _RETRY_SECONDS
+            _log.log(logging.ERROR if first else logging.DEBUG, "trying again: %s", error)
+            self._store_pause = min(2 * self._store_pause, _LONGEST_SLEEP_SECONDS)
             return False
+        self._store_pause = _RETRY_SECONDS
         if self.targets is not None:
             await self.targets.update(list(self.requests.instances.values()))
         return True

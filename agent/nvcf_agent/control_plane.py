@@ -60,6 +60,8 @@ class ControlPlane:
     cluster_name: str | None = None
     k8s_version: str | None = None
     draining: bool = False
+    stalled: bool = False
+    """The agent cannot change anything in its cluster now: no new instances."""
     _open: asyncio.Event = field(default_factory=asyncio.Event)
     _always: asyncio.Event = field(default_factory=asyncio.Event)
     _destroyed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -82,7 +84,7 @@ class ControlPlane:
         )
         agent.requests.on_change = self._on_change
         agent.requests.on_known = self.reporter.repeat
-        self._open.set()
+        self._refuse()
         self._always.set()
 
     def _on_change(self) -> None:
@@ -111,6 +113,7 @@ class ControlPlane:
     def heartbeat(self) -> Heartbeat:
         """Return the next heartbeat."""
         return Heartbeat(
+            status="unhealthy" if self.stalled else "healthy",
             gpu_usage=self.agent.usage(),
             nvca_agent_version=agent_version(),
             cluster_name=self.cluster_name,
@@ -138,11 +141,19 @@ class ControlPlane:
             return
         _log.info("maintenance mode: %s", wanted.value)
         self.maintenance = wanted
-        cordoned = wanted is not MaintenanceMode.NONE
-        self.agent.requests.refusing = cordoned or self.draining
-        # Creations wait in the queue, terminations pass. Who drains also replaces: the control plane.
-        (self._open.clear if cordoned else self._open.set)()
+        self._refuse()
         self.registrar.changed.set()
+
+    def set_stalled(self, stalled: bool) -> None:
+        """Note whether the agent can change anything in its cluster."""
+        self.stalled = stalled
+        self._refuse()
+
+    def _refuse(self) -> None:
+        refusing = self.stalled or self.maintenance is not MaintenanceMode.NONE
+        self.agent.requests.refusing = refusing or self.draining
+        # Creations wait in the queue, terminations pass. Who drains also replaces: the control plane.
+        (self._open.clear if refusing else self._open.set)()
         self.beats.changed.set()
 
     def consumers(self, client: BrokerClient) -> tuple[Consumer, Consumer]:

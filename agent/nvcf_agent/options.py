@@ -10,6 +10,8 @@ from nvcf_agent.backends.users import DEFAULT_RANGE
 from nvcf_agent.capacity import Declared, Discovery, Nvml
 from nvcf_agent.errors import AgentError
 from nvcf_agent.icms.heartbeat import DEFAULT_SECONDS
+from nvcf_agent.kubernetes import options as kubernetes_options
+from nvcf_agent.kubernetes.options import DEFAULT_DATA
 from nvcf_agent.state.actions import KEEP_FINISHED_SECONDS
 from nvcf_agent.state.inventory import Limits
 from nvcf_agent.state.machine_inventory import (
@@ -23,6 +25,8 @@ from nvcf_agent.state.managed_instance import DEFAULT_GRACE_SECONDS
 from nvcf_proto.icms.names import is_cluster_id
 from nvcf_proto.launch import version_text
 
+PROCESS, KUBERNETES = "process", "kubernetes"
+POD_GRACE_SECONDS, POD_READY_SECONDS = 120.0, 7200.0
 LONGEST_HEARTBEAT_SECONDS = 3600
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 """Names of processors in Kubernetes, by those of the operating system."""
@@ -32,21 +36,27 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """Parse the command line. argparse exits with code 2 for a wrong one."""
     parser = argparse.ArgumentParser(
         prog="nvcf-agent",
-        description="Run the instances of one cluster as processes of this machine.",
+        description="Run the instances of one cluster, as processes of this machine or as pods.",
     )
     add = parser.add_argument
     add("--version", action="version", version=version_text(parser.prog))
-    add("--icms", required=True, metavar="URL", help="the control plane's HTTP address, that of a gateway")
-    add("--nats", required=True, metavar="URL", help="the broker, nats://HOST:PORT")
-    add("--cluster-id", required=True, metavar="ID", type=_cluster_id, help="id of the registered cluster")
+    text = f"what instances are. With {KUBERNETES}, an NVCFBackend says what its options leave out"
+    add("--backend", choices=[PROCESS, KUBERNETES], default=PROCESS, help=text)
+    add("--icms", metavar="URL", help="the control plane's HTTP address, that of a gateway")
+    add("--nats", metavar="URL", help="the broker, nats://HOST:PORT")
+    add("--cluster-id", metavar="ID", type=_cluster_id, help="id of the registered cluster")
     identity = parser.add_mutually_exclusive_group(required=True)
     text = "file with the cluster's key, as its registration gave it"
     identity.add_argument("--key-file", type=Path, metavar="FILE", help=text)
     text = "file with a projected service account token, instead of a key"
     identity.add_argument("--token-file", type=Path, metavar="FILE", help=text)
-    add("--data", required=True, type=Path, metavar="DIR", help="folder for requests, instances and logs")
-    text = "default time to finish requests between SIGTERM and SIGKILL"
-    add("--grace", type=float, default=DEFAULT_GRACE_SECONDS, metavar="SECONDS", help=text)
+    text = f"folder for requests, instances and logs [default with {KUBERNETES}: {DEFAULT_DATA}]"
+    add("--data", type=Path, metavar="DIR", help=text)
+    text = (
+        f"default time to finish requests between SIGTERM and SIGKILL [default: {DEFAULT_GRACE_SECONDS:g}, "
+    )
+    text += f"with {KUBERNETES} {POD_GRACE_SECONDS:g}]"
+    add("--grace", type=float, metavar="SECONDS", help=text)
     add(
         "--heartbeat",
         type=_seconds,
@@ -75,7 +85,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--gpu", action="append", default=[], metavar="NAME=COUNT", help=text)
     text = "where GPUs come from: `declared` by --gpu, or found by `nvml`, NVIDIA's library"
     add("--gpus", choices=["declared", "nvml"], default="declared", help=text)
-    add("--cpu-slots", type=int, default=DEFAULT_CPU_SLOTS, help="largest number of instances without a GPU")
+    text = f"largest number of instances without a GPU [default: {DEFAULT_CPU_SLOTS}, with {KUBERNETES} 0]"
+    add("--cpu-slots", type=int, metavar="COUNT", help=text)
     text = f"an instance type and the limits of its instances [default: {DEFAULT_TYPE}, without limits]"
     form = "NAME[,memory=SIZE][,cpus=NUMBER]"
     add("--instance-type", action="append", default=[], metavar=form, help=text)
@@ -92,10 +103,27 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     text += f"[default: {DEFAULT_RANGE.first}-{DEFAULT_RANGE.last}]; none: the agent's user"
     add("--instance-uid-range", metavar="FIRST-LAST", help=text)
     add = parser.add_argument_group("limits").add_argument
-    text = "longest start of an instance [default: 1800]"
+    text = f"longest start of an instance [default: 1800, with {KUBERNETES} 7200]"
     add("--max-ready-seconds", type=float, metavar="SECONDS", help=text)
     add("--time-scale", type=_seconds, default=1.0, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    kubernetes_options.add_arguments(parser)
+    return _with_defaults(parser, parser.parse_args(arguments))
+
+
+def _with_defaults(parser: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.Namespace:
+    """Return the options with what depends on the backend."""
+    on_kubernetes = options.backend == KUBERNETES
+    needed = ("icms", "nats", "cluster_id", "data")
+    missing = [f"--{name.replace('_', '-')}" for name in needed if getattr(options, name) is None]
+    if missing and not on_kubernetes:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
+    if options.data is None:
+        options.data = DEFAULT_DATA
+    if options.grace is None:
+        options.grace = POD_GRACE_SECONDS if on_kubernetes else DEFAULT_GRACE_SECONDS
+    if options.cpu_slots is None:
+        options.cpu_slots = 0 if on_kubernetes else DEFAULT_CPU_SLOTS
+    return options
 
 
 def _cluster_id(text: str) -> str:

@@ -62,6 +62,8 @@ class Requests:
     instances: dict[str, ManagedInstance] = field(default_factory=dict)
     urgent: dict[str, float] = field(default_factory=dict)
     """Grace periods of new terminations, which may shorten a running one."""
+    removed: set[str] = field(default_factory=set)
+    """Requests whose objects in the cluster somebody has deleted."""
     _waiting: dict[str, list[Delivery]] = field(default_factory=dict)
     _handling: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -227,6 +229,14 @@ class Requests:
                 instance, reason, self.grace if grace is None else grace, self.wall(), cause
             )
         )
+
+    def remove(self, request_id: str) -> None:
+        """End the instances of a request that somebody has deleted, and forget them soon."""
+        self.removed.add(request_id)
+        for instance in self.of(request_id):
+            if not instance.is_ending:
+                self.end(instance, "its request was deleted in the cluster", Cause.MAINTENANCE)
+        self.on_change()
 
     def tell_again(self, request_id: str) -> None:
         """Report a request's instances again, ended ones too: the control plane knows something else."""

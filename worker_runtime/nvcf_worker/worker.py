@@ -40,7 +40,7 @@ from nvcf_worker.queue.connect import close_connection
 from nvcf_worker.queue.inflight import InFlight
 from nvcf_worker.queue.journal import open_journal
 from nvcf_worker.queue.planner import Slots
-from nvcf_worker.queue.session import Session, hand_back_orphans, open_session
+from nvcf_worker.queue.session import Session, open_session
 from nvcf_worker.run.executor import Executor, MeasuredExecutor
 from nvcf_worker.run.overtime import Overdue
 from nvcf_worker.run.stall_detector import LOCK_FACTOR, LoopWatch
@@ -260,7 +260,6 @@ class Worker:
                 tasks.create_task(self._lag.watch())
                 if self._telemetry.metering is not None:
                     tasks.create_task(self._telemetry.metering.beat())
-            await hand_back_orphans(self._config, self._registration, self._inflight, self._telemetry.broker)
             setting_up = begin_all(self._handler.loading, self._blocking)
             await (setting_up if self._handler.elsewhere else self._telemetry.load(setting_up))
             self._loop_watch.serve()

@@ -12,6 +12,7 @@ from nvcf_proto.icms.reports import (
     Acknowledgement,
     Heartbeat,
     HeartbeatAnswer,
+    Jwks,
     KnownInstances,
     Registration,
     RegistrationAnswer,
@@ -67,6 +68,10 @@ class IcmsClient:
         return KnownInstances.from_json(
             await self._call("GET", f"/v1/si/clusters/{self._cluster_id}/instances")
         )
+
+    async def put_jwks(self, jwks: str) -> None:
+        """Send the key set by which the control plane checks this agent's tokens, as text of JSON."""
+        await self._call("PUT", f"/v1/nvca/clusters/{self._cluster_id}/jwks", Jwks(jwks))
 
     async def headers(self) -> dict[str, str]:
         """Return the headers by which the control plane knows this agent. Raises `IdentityError`."""

@@ -58,9 +58,16 @@ def next_action(
     *,
     ready_timeout: float = INFERENCE_READY_TIMEOUT,
     keep_finished: float = KEEP_FINISHED_SECONDS,
+    removed: bool = False,
 ) -> Action | None:
-    """Return the next action for an instance without a running action. None: wait."""
+    """Return the next action for an instance without a running action. None: wait.
+
+    `removed`: somebody has deleted its request, which goes as soon as its end is reported.
+    """
     if instance.is_final:
+        told = instance.reported is InstanceState.TERMINATED
+        if removed and instance.is_over and told:
+            return Forget()
         return _finished(instance, wall, keep_finished)
     if instance.phase is Phase.TERMINATING:
         return Delete(instance.grace) if instance.has_process else Complete()

@@ -172,39 +172,6 @@ async def test_a_killed_worker_hands_its_requests_to_its_successor(
     await eventually(lambda: _empty(gateway), "one response each")
 
 
-LOADS_FOR_EVER = """
-import time
-from nvcf_worker import serve
-
-class Model:
-    def setup(self):
-        time.sleep(3600)
-
-    def __call__(self, request):
-        return None
-
-serve(Model)
-"""
-
-
-async def test_requests_of_a_killed_worker_do_not_wait_for_the_set_up_of_the_next(
-    gateway: PeerGateway, start_process: StartProcess
-) -> None:
-    first = start_process(HANDLER)
-    await first.ready()
-    call = await gateway.invoke(b"0", path="/?sleep=3600")
-    await eventually(lambda: _in_flight(gateway, 1), "in flight")
-    first.kill()
-    other = start_process(
-        HANDLER.replace('float(request.query.get("sleep", "0"))', "0"), instance="instance-2"
-    )
-    await other.ready()
-    again = start_process(LOADS_FOR_EVER)
-    await eventually(lambda: "returned 1 requests" in again.text(), "it hands back what was held")
-    answer = await call.answer()
-    assert (answer.status, answer.json()["attempt"]) == (200, 2)
-
-
 async def test_another_instance_does_not_touch_the_journal(
     gateway: PeerGateway, start_process: StartProcess, tmp_path: Path
 ) -> None:

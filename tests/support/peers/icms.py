@@ -126,6 +126,8 @@ class Icms:
                 return self._acknowledge(parts[2], call.body)
             case "report":
                 return self._report(parts[2], parts[3], call.body)
+            case "jwks":
+                return 200, {}
             case "instances":
                 return 200, {"instances": self.listed if self.listed is not None else self._known()}
         return 404, {"title": "Not Found"}

@@ -141,14 +141,9 @@ class InFlight:
         for _ in range(len(self._unsent)):
             await self.send(*self._unsent.popleft())
 
-    @property
-    def has_orphans(self) -> bool:
-        """Return whether a killed predecessor held requests that are not back in the queue yet."""
-        return self._journal is not None and bool(self._journal.orphans)
-
     async def nak_orphans(self) -> None:
         """Return the requests of a predecessor that was killed to the queue."""
-        if self._journal is None or not self.has_orphans:
+        if self._journal is None or not self._journal.orphans:
             return
         now = time.time()
         held = [entry for entry in self._journal.orphans if entry.still_held(now)]

@@ -16,9 +16,7 @@ from nvcf_broker.requests import ReplyInbox
 from nvcf_proto import settings, subjects
 from nvcf_worker.control.config import WorkerConfig
 from nvcf_worker.control.registration import Registration
-from nvcf_worker.errors import StartupError
-from nvcf_worker.queue.connect import close_connection, open_connection
-from nvcf_worker.queue.inflight import InFlight
+from nvcf_worker.queue.connect import open_connection
 from nvcf_worker.queue.planner import Slots
 from nvcf_worker.queue.puller import Provision, Receiver, RegionPuller
 
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("nvcf_worker")
 
 LISTEN_TIMEOUT = 2
-ORPHANS_SECONDS = 5.0
 
 
 class Owner(Receiver, Protocol):
@@ -203,41 +200,6 @@ class Session:
 
     async def _on_cancel_broadcast(self, message: Msg) -> None:
         self._owner.cancel_request(message.data.decode("ascii", "replace").strip())
-
-
-async def hand_back_orphans(
-    config: WorkerConfig, registration: Registration, inflight: InFlight, counts: Counter[str]
-) -> None:
-    """Return what a killed predecessor held to the queue, on a connection for that alone.
-
-    Called before set-up, which may take minutes. Without success the first session does it.
-    """
-
-    if not inflight.has_orphans:
-        return
-
-    async def nothing() -> None:
-        return None
-
-    try:
-        connection = await open_connection(
-            config,
-            registration.token,
-            on_reconnect=nothing,
-            on_closed=nothing,
-            on_lame_duck=nothing,
-            on_denied=lambda _: None,
-            limit=ORPHANS_SECONDS,
-            counts=counts,
-        )
-    except StartupError as error:
-        log.warning("requests of a killed predecessor are returned later: %s", error)
-        return
-    try:
-        inflight.use(connection)
-        await inflight.nak_orphans()
-    finally:
-        await close_connection(connection)
 
 
 async def open_session(

@@ -21,6 +21,8 @@ from nvcf_agent.kubernetes.client.errors import ApiError
 
 USER_AGENT = "nvcf-agent"
 JSON = "application/json"
+# The cluster's key set has a type of its own, and no other.
+_ACCEPT = f"{JSON}, application/jwk-set+json"
 CALL_SECONDS = 30.0
 _CONNECT_SECONDS = 10.0
 _LONGEST_TEXT = 500
@@ -107,7 +109,7 @@ class Connection:
     async def _send(
         self, method: str, url: str, content_type: str, body: Any, limits: aiohttp.ClientTimeout
     ) -> aiohttp.ClientResponse:
-        headers = {"Accept": JSON, "Content-Type": content_type, "User-Agent": USER_AGENT}
+        headers = {"Accept": _ACCEPT, "Content-Type": content_type, "User-Agent": USER_AGENT}
         if token := await self._configuration.get_api_key_with_prefix("BearerToken"):
             headers["Authorization"] = token
         answer = await self._rest.request(method, url, headers, body=body, _request_timeout=limits)
@@ -128,8 +130,5 @@ def _refusal(status: int, body: bytes, what: str) -> ApiError:
         told = msgspec.json.decode(body)
         return ApiError(status, str(told["reason"]), str(told["message"]))
     except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError):
-        if status == HTTPStatus.NOT_FOUND:
-            hint = "404, there is no such kind: is its custom resource definition installed?"
-            return ApiError(status, "", f"{what}: {hint}")
         text = body[:_LONGEST_TEXT].decode(errors="replace").strip()
         return ApiError(status, "", f"{what}: {status} {text}")
