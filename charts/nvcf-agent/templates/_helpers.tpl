@@ -14,10 +14,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
+{{/* Takes (list root image). */}}
 {{- define "agent.image" -}}
-{{- $image := .Values.image }}
-{{- $name := ternary $image.repository (printf "%s/%s" $image.registry $image.repository) (empty $image.registry) }}
-{{- if $image.digest }}{{ $name }}@{{ $image.digest }}{{ else }}{{ $name }}:{{ $image.tag | default .Chart.AppVersion }}{{ end }}
+{{- $root := index . 0 }}{{ $image := index . 1 }}
+{{- $registry := get $image "registry" | default $root.Values.image.registry }}
+{{- $name := ternary $image.repository (printf "%s/%s" $registry $image.repository) (empty $registry) }}
+{{- if $image.digest }}{{ $name }}@{{ $image.digest }}{{ else }}{{ $name }}:{{ $image.tag | default $root.Values.image.tag | default $root.Chart.AppVersion }}{{ end }}
 {{- end }}
 
 {{/* Cluster-wide objects of two releases must not share a name. */}}
