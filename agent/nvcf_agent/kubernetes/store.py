@@ -22,7 +22,7 @@ from nvcf_agent.kubernetes.client.errors import ApiError
 from nvcf_agent.kubernetes.client.informer import Informer
 from nvcf_agent.kubernetes.client.kinds import CONFIG_MAP, ICMS_REQUEST, SECRET
 from nvcf_agent.kubernetes.crds.icms_request import FINALIZER
-from nvcf_agent.kubernetes.names import MANAGED_BY, MANAGER, request_name
+from nvcf_agent.kubernetes.names import MANAGED_BY, MANAGER
 from nvcf_agent.state.persisted_state import EndedInstance, StoredInstance
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.icms.messages import CreationMessage
@@ -109,7 +109,7 @@ class RequestStore:
         name = request["metadata"]["name"]
         if not objects.is_complete(request, secrets):
             _log.warning("request %s was not stored to its end: it is removed, and comes again", name)
-            await self._remove(name, request["metadata"]["uid"])
+            await self._remove(request)
             return
         request_id = request["spec"]["requestId"]
         try:
@@ -166,7 +166,7 @@ class RequestStore:
                 await self._write_status(known, others)
                 return
             known.going = True
-            await self._remove(request_name(request_id), known.object["metadata"]["uid"])
+            await self._remove(known.object)
             del self._requests[request_id]
         self._locks.pop(request_id, None)
 
@@ -210,26 +210,30 @@ class RequestStore:
             known.object = _reference(found)
         raise StoreError(f"request {known.order.request_id} is changed by others all the time")
 
-    async def _remove(self, name: str, uid: str) -> None:
-        """Delete a request, and let it go. Its Secret and all else that it owns go with it."""
-        self._check_leader()
-        await self._api.delete(ICMS_REQUEST, name, self._namespace, uid=uid)
+    async def _remove(self, request: Object | None) -> None:
+        """Let a request go, and delete it. Its Secret and all else that it owns go with it."""
         for _ in range(_TRIES):
-            self._check_leader()
-            found = await self._api.get(ICMS_REQUEST, name, self._namespace)
-            finalizers = (found or {}).get("metadata", {}).get("finalizers") or []
-            if found is None or found["metadata"]["uid"] != uid or FINALIZER not in finalizers:
+            if request is None:
                 return
-            left = [each for each in finalizers if each != FINALIZER]
-            version = found["metadata"]["resourceVersion"]
-            patch = {"metadata": {"finalizers": left, "resourceVersion": version, "uid": uid}}
+            self._check_leader()
+            metadata = request["metadata"]
+            name, uid = metadata["name"], metadata["uid"]
+            finalizers = metadata.get("finalizers") or []
             try:
-                await self._api.patch(ICMS_REQUEST, name, self._namespace, patch)
+                if FINALIZER in finalizers:
+                    left = [each for each in finalizers if each != FINALIZER]
+                    seen = {"resourceVersion": metadata["resourceVersion"], "uid": uid}
+                    await self._api.patch(
+                        ICMS_REQUEST, name, self._namespace, {"metadata": seen | {"finalizers": left}}
+                    )
+                await self._api.delete(ICMS_REQUEST, name, self._namespace, uid=uid)
                 return
             except ApiError as error:
                 if not (error.is_conflict or error.is_missing):
                     raise
-        raise StoreError(f"request {name} is changed by others all the time")
+            found = await self._api.get(ICMS_REQUEST, name, self._namespace)
+            request = found if found is not None and found["metadata"]["uid"] == uid else None
+        raise StoreError("an ICMSRequest is changed by others all the time")
 
     @asynccontextmanager
     async def _only_writer(self, request_id: str) -> AsyncGenerator[None]:
