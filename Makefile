@@ -10,12 +10,13 @@ SHELL := /bin/bash
 # Of what pip says, a line every 20 packages and the last steps, so that a long installation shows that it goes on.
 PROGRESS := awk '/^Collecting/ && ++n % 20 == 1 { print "  collecting package " n; fflush() } /^Installing/ { print "  installing them"; fflush() }'
 
-.PHONY: help demo test test-slow lint docs charts bench soak chaos fuzz clean lock collector collector-check
+.PHONY: help demo test test-slow test-kubernetes kubernetes-programs lint docs charts bench soak chaos fuzz clean lock collector collector-check
 
 help:
 	@echo "make demo   start the platform, run real functions through it, show what happens (about a minute)"
 	@echo "make test   run the tests: real broker, gateways, workers"
 	@echo "make test-slow  the nvcf command and the demo as a user runs them, short chaos and fuzz runs"
+	@echo "make test-kubernetes  a real API server, real pods and fake nodes; needs Go the first time, root and containerd"
 	@echo "make lint   ruff, mypy, who imports whom, whether generated files are current, and the documentation (strict)"
 	@echo "make charts build the Helm charts into build/charts; needs helm"
 	@echo "make docs   build the documentation site into build/docs"
@@ -46,6 +47,15 @@ test: $(VENV)/installed
 test-slow: $(VENV)/installed
 	$(PYTEST) -m slow tests/contract tests/integration
 	$(PYTEST) tests/e2e tests/chaos tests/fuzz tests/faults
+
+# In this order: the cluster of KUBECONFIG with NVCF_TEST_CLUSTER_CONSENT=yes, programs in KUBEBUILDER_ASSETS or on
+# PATH, programs built before. Whatever is missing is an error that says what to install.
+test-kubernetes: kubernetes-programs
+	$(PYTEST) tests/kubernetes
+
+# Needs Go 1.26 or newer and its module proxy, and about ten minutes of processor time the first time.
+kubernetes-programs: $(VENV)/installed
+	$(BIN)/python -m tests.kubernetes.cluster build
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

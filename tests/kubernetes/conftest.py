@@ -1,0 +1,77 @@
+"""Clusters for the tests. Each is made once, in the one pytest worker that runs the tests of its group."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.kubernetes.cluster import clusters
+from tests.kubernetes.cluster.clusters import Cluster
+from tests.kubernetes.cluster.kwok import FakeNodes, fake_nodes
+from tests.kubernetes.cluster.node import Node, real_node
+
+GROUPS = ("node", "fake_cluster", "api_server")
+"""Fixtures that start a cluster. Tests that need the same run in the same worker (`--dist loadgroup`)."""
+GPUS = 8
+"""Fake GPUs of the real node."""
+TIMEOUT = 600.0
+"""Seconds for a test with the cluster's start, on a busy machine. A build has to come before."""
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Keep the tests of one cluster in one worker, with time for its start."""
+    used = getattr(item, "fixturenames", ())
+    group = next((name for name in GROUPS if name in used), None)
+    if group is not None:
+        item.add_marker(pytest.mark.xdist_group(group))
+        item.add_marker(pytest.mark.timeout(TIMEOUT))
+
+
+@pytest.fixture(scope="session")
+def failed(request: pytest.FixtureRequest) -> Callable[[], bool]:
+    """Whether a test of this worker has failed: then the logs of its clusters are kept."""
+    return lambda: request.session.testsfailed > 0
+
+
+@pytest.fixture(scope="session")
+def api_server(failed: Callable[[], bool]) -> Iterator[Cluster]:
+    """An API server with controllers and scheduler, and without nodes: pods stay Pending."""
+    with clusters.api_server(failed=failed) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def fake_cluster(failed: Callable[[], bool]) -> Iterator[FakeNodes]:
+    """An API server of its own with kwok, and no nodes yet."""
+    with clusters.api_server(failed=failed) as cluster, fake_nodes(cluster, failed) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def kwok_nodes(fake_cluster: FakeNodes) -> Iterator[FakeNodes]:
+    """Fake nodes of one test: `add` makes them, and they go with the test. `cluster` has the API server."""
+    yield fake_cluster
+    fake_cluster.remove()
+
+
+@pytest.fixture(scope="session")
+def node(failed: Callable[[], bool]) -> Iterator[Node]:
+    """A cluster with one real node, whose pods really run. `cluster` has the API server."""
+    with real_node(failed=failed) as node:
+        node.add_gpus(GPUS)
+        yield node
+
+
+@pytest.fixture
+def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A new namespace in the cluster that the test uses. Its deletion is only asked for."""
+    used = next(name for name in GROUPS if name in request.fixturenames)
+    found: Cluster | FakeNodes | Node = request.getfixturevalue(used)
+    cluster = found if isinstance(found, Cluster) else found.cluster
+    name = f"test-{secrets.token_hex(4)}"
+    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+    cluster.client.create("/api/v1/namespaces", body)
+    yield name
+    cluster.client.delete(f"/api/v1/namespaces/{name}")
