@@ -45,7 +45,6 @@ from nvcf_proto.icms.messages import (
 )
 from nvcf_proto.icms.names import agent_connection_name, decode_agent_token
 from nvcf_proto.icms.reports import Acknowledgement, Heartbeat, Jwks, Registration, StatusReport
-from nvcf_proto.ids import new_id
 from nvcf_proto.journal import held_by
 from nvcf_proto.models import ApiKey, Deployment, Function, FunctionVersion, Instance, InstanceState
 from nvcf_proto.models.record import decode_object
@@ -108,7 +107,8 @@ def _exec_response(data: bytes, _: Mutator) -> None:
 
 
 def _exec_body(data: bytes, _: Mutator) -> None:
-    json.loads(parse_exec(data).body)
+    # Long numbers are passed on as they are; Python's own parser makes no number of them.
+    json.loads(parse_exec(data).body, parse_int=str)
 
 
 def _function_body(data: bytes, _: Mutator) -> None:
@@ -197,8 +197,8 @@ def _inner_broker_token(data: bytes, _: Mutator) -> None:
 _CLUSTER = RegisteredCluster(id="c", name="c", nca_id="a")
 _RECORD = Instance(
     id="0-sr-x",
-    function_id=new_id(),
-    version_id=new_id(),
+    function_id=corpus.FUNCTION,
+    version_id=corpus.VERSION,
     cluster_id="c",
     state=InstanceState.PENDING,
     updated_at=1.0,
@@ -301,7 +301,7 @@ INFO = [corpus.document({"config": {"ack_wait": 30_000_000_000}}), corpus.docume
 RECORDS = [
     corpus.document(
         {
-            "id": new_id(),
+            "id": corpus.FUNCTION,
             "functionId": corpus.FUNCTION,
             "versionId": corpus.VERSION,
             "ncaId": "a",
