@@ -85,11 +85,12 @@ def _on_one_line(words: str) -> str:
 def container_launch(version: FunctionVersion, spec: DeploymentSpecification) -> dict[str, Any]:
     """Return the members of the launch specification that only images and charts need."""
     chart = version.helm_chart is not None
-    mode = version.worker_mode
+    mode, policy = version.worker_mode, spec.helm_validation_policy
     return {
         "container_image": version.container_image,
         "helm_chart": version.helm_chart,
         "configuration": as_base64(spec.configuration) if chart and spec.configuration else None,
+        "helm_validation_policy": as_base64(policy.to_dict()) if chart and policy is not None else None,
         "models": as_base64([each.to_dict() for each in version.models]) if version.models else None,
         "resources": as_base64([each.to_dict() for each in version.resources]) if version.resources else None,
         "cache_handle": artifacts_digest(version),

@@ -94,6 +94,8 @@ class LaunchSpecification(Record, frozen=True, kw_only=True):
     """[ext] `library`: the image has the worker in it and gets its environment; `sidecar`: it has not."""
     prefetch: bool | None = None
     """[ext] Pull the image on all nodes that may run it."""
+    helm_validation_policy: Long | None = None
+    """[ext] How a chart is checked, base64 of JSON."""
 
 
 class CreationMessage(Record, frozen=True, kw_only=True):

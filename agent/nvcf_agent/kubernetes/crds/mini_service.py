@@ -80,6 +80,14 @@ class Condition(Record, frozen=True, kw_only=True):
     message: Annotated[str, Meta(max_length=32768)] = ""
 
 
+class MiniServiceFailure(Record, frozen=True, kw_only=True):
+    """[ext] Why an instance failed, in the words of reports."""
+
+    cause: Text
+    category: Text
+    text: Annotated[str, Meta(max_length=32768)]
+
+
 _BY_TYPE = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
 
 
@@ -92,3 +100,4 @@ class MiniServiceStatus(Record, frozen=True, kw_only=True):
     conditions: Annotated[tuple[Condition, ...], Meta(extra_json_schema=_BY_TYPE)] = ()
     observed_generation: Count = 0
     revision: Count = 0
+    failure: MiniServiceFailure | None = None

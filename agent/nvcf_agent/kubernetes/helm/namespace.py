@@ -1,0 +1,95 @@
+"""What the namespace of a MiniService has before the chart's objects come. Pure."""
+
+from collections.abc import Iterable, Mapping
+
+from nvcf_agent.kubernetes.client.api import Object
+from nvcf_agent.kubernetes.client.kinds import (
+    NAMESPACE,
+    NETWORK_POLICY,
+    RESOURCE_QUOTA,
+    ROLE_BINDING,
+    SERVICE_ACCOUNT,
+    Kind,
+)
+from nvcf_agent.kubernetes.helm.names import MINI_SERVICE_LABEL
+from nvcf_agent.kubernetes.helm.settings import HelmSettings
+from nvcf_agent.kubernetes.pods.names import MANAGED_BY, MANAGER
+from nvcf_agent.kubernetes.pods.policies import shared_policies
+from nvcf_agent.kubernetes.pods.settings import Network
+from nvcf_proto.charts.rules import GPU_RESOURCES
+
+RESTRICTIONS = "mini-service-restrictions"
+QUOTA = "max-gpus"
+_POD_SECURITY = "pod-security.kubernetes.io/enforce"
+
+
+def namespace_object(name: str, mini_service: str, labels: Mapping[str, str], *, restricted: bool) -> Object:
+    """Return the namespace. With `restricted` the API server refuses pods that could leave it, too."""
+    own = {MANAGED_BY: MANAGER, MINI_SERVICE_LABEL: mini_service}
+    security = {_POD_SECURITY: "baseline"} if restricted else {}
+    return {
+        "apiVersion": NAMESPACE.api_version,
+        "kind": NAMESPACE.kind,
+        "metadata": {"name": name, "labels": {**labels, **own, **security}},
+    }
+
+
+def objects_before(
+    namespace: str,
+    mini_service: str,
+    settings: HelmSettings,
+    network: Network,
+    *,
+    gpus: int,
+    pull_secrets: Iterable[str] = (),
+) -> list[tuple[Kind, Object]]:
+    """Return rights, policies, quota and account of a namespace, in the order in which they are applied."""
+    rights = [(ROLE_BINDING, _rights(settings))] if settings.service_account else []
+    quota = {f"requests.{resource}": str(gpus) for resource in GPU_RESOURCES}
+    listed: list[tuple[Kind, Object]] = [
+        *rights,
+        *((NETWORK_POLICY, each) for each in _policies(namespace, network)),
+        (RESOURCE_QUOTA, {"metadata": {"name": QUOTA}, "spec": {"hard": quota}}),
+        # Made here because pods are refused until it is there. No pod gets a token of it.
+        (
+            SERVICE_ACCOUNT,
+            {
+                "metadata": {"name": "default"},
+                "automountServiceAccountToken": False,
+                "imagePullSecrets": [{"name": name} for name in pull_secrets],
+            },
+        ),
+    ]
+    return [(kind, _placed(kind, body, namespace, mini_service)) for kind, body in listed]
+
+
+def _placed(kind: Kind, body: Object, namespace: str, mini_service: str) -> Object:
+    metadata = {**body["metadata"], "namespace": namespace, "labels": {MINI_SERVICE_LABEL: mini_service}}
+    return {**body, "apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata}
+
+
+def _rights(settings: HelmSettings) -> Object:
+    namespace, _, name = settings.service_account.partition("/")
+    return {
+        "metadata": {"name": RESTRICTIONS},
+        "roleRef": {"apiGroup": ROLE_BINDING.group, "kind": "ClusterRole", "name": settings.role},
+        "subjects": [{"kind": "ServiceAccount", "namespace": namespace, "name": name}],
+    }
+
+
+def _policies(namespace: str, network: Network) -> list[Object]:
+    """Return the policies of function pods for all pods of the namespace, which may reach each other."""
+    if not network.enabled:
+        return []
+    everyone: Object = {"podSelector": {}}
+    shared = [{**each, "spec": {**each["spec"], **everyone}} for each in shared_policies(namespace, network)]
+    within = {
+        "metadata": {"name": "nvcf-allow-namespace"},
+        "spec": {
+            **everyone,
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{"from": [everyone]}],
+            "egress": [{"to": [everyone]}],
+        },
+    }
+    return [*shared, within]

@@ -1,0 +1,64 @@
+"""The pod `utils` of a Helm function: the worker alone, which sends requests to the chart's service. Pure."""
+
+from dataclasses import dataclass, replace
+
+from nvcf_agent.backends.environment import InstanceSpec
+from nvcf_agent.kubernetes.client.api import Object
+from nvcf_agent.kubernetes.client.kinds import SECRET, Kind
+from nvcf_agent.kubernetes.helm.names import MINI_SERVICE_LABEL, UTILS
+from nvcf_agent.kubernetes.pods.containers import INFERENCE
+from nvcf_agent.kubernetes.pods.names import secret_name
+from nvcf_agent.kubernetes.pods.render import render
+from nvcf_agent.kubernetes.pods.settings import PodSettings
+from nvcf_proto.environment import HELM_CHART_NAMESPACE
+
+
+@dataclass(frozen=True)
+class WorkerObjects:
+    """The worker's pod, and the objects that it needs."""
+
+    before: tuple[tuple[Kind, Object], ...]
+    pod: Object
+
+
+def worker_objects(
+    spec: InstanceSpec, settings: PodSettings, namespace: str, mini_service: str
+) -> WorkerObjects:
+    """Return the pod of a container function without the function, and its objects.
+
+    Raises `Unsupported` for an order that cannot run.
+    """
+    variables = {**settings.variables, HELM_CHART_NAMESPACE: namespace}
+    own = replace(settings, namespace=namespace, variables=variables)
+    launch = spec.order.launch_specification.replace(
+        # Models and resources would come into this pod, where the chart's do not see them.
+        container_image=settings.worker_image, helm_chart=None, models=None, resources=None, worker_mode=None,
+    )  # fmt: skip
+    rendered = render(replace(spec, order=spec.order.replace(launch_specification=launch)), own)
+    function = secret_name(spec.instance_id, "function")
+    before = [
+        (kind, _labelled(body, mini_service))
+        for kind, body in rendered.before
+        if (kind, body["metadata"]["name"]) != (SECRET, function)
+    ]
+    return WorkerObjects(tuple(before), _without_function(rendered.pod, mini_service))
+
+
+def _without_function(pod: Object, mini_service: str) -> Object:
+    spec = pod["spec"]
+    containers = [each for each in spec["containers"] if each["name"] != INFERENCE]
+    everyone = [*containers, *spec.get("initContainers", ())]
+    mounted = {mount["name"] for each in everyone for mount in each.get("volumeMounts", ())}
+    spec = {
+        **spec,
+        "containers": containers,
+        "volumes": [each for each in spec["volumes"] if each["name"] in mounted],
+    }
+    labelled = _labelled(pod, mini_service)
+    return {**labelled, "metadata": {**labelled["metadata"], "name": UTILS}, "spec": spec}
+
+
+def _labelled(body: Object, mini_service: str) -> Object:
+    metadata = body["metadata"]
+    labels = {**metadata.get("labels", {}), MINI_SERVICE_LABEL: mini_service}
+    return {**body, "metadata": {**metadata, "labels": labels}}
