@@ -1,6 +1,7 @@
 """The configuration of a broker in a container, read by the real nats-server."""
 
 import asyncio
+import secrets
 import subprocess
 from pathlib import Path
 
@@ -8,15 +9,20 @@ import pytest
 
 from nvcf_broker.binary import find_binary
 from nvcf_broker.configuration import BrokerFiles, ensure_credentials
+from nvcf_broker.connection import connect_broker
+from nvcf_broker.errors import BrokerError
+from nvcf_broker.jetstream import JetStream
 from nvcf_broker.node import main
 from nvcf_broker.process import free_port, spawn, stop_process
 from nvcf_broker.server import server_name_at
 
+EVERY = "0.0.0.0"  # noqa: S104
+
 
 def write(folder: Path, *options: str) -> Path:
-    secrets, output = folder / "secrets", folder / "nats.conf"
-    ensure_credentials(BrokerFiles(secrets))
-    common = ["--secrets", str(secrets), "--output", str(output), "--store", str(folder / "store")]
+    logins, output = folder / "secrets", folder / "nats.conf"
+    ensure_credentials(BrokerFiles(logins))
+    common = ["--secrets", str(logins), "--output", str(output), "--store", str(folder / "store")]
     assert main([*common, "--data-max", "1024", "--name", "nvcf-nats-0", *options]) == 0
     return output
 
@@ -80,3 +86,41 @@ async def test_a_node_serves(tmp_path: Path) -> None:
                 await asyncio.sleep(0.02)
     finally:
         await stop_process(server, 0)
+
+
+async def test_three_nodes_find_each_other_with_their_password(tmp_path: Path) -> None:
+    """Each node has a loopback address of its own, so the ports are those of the pods."""
+    part = secrets.randbelow(250) + 1
+    hosts = [f"127.{part}.{secrets.randbelow(250)}.{number}" for number in (1, 2, 3)]
+    servers = []
+    try:
+        for number, host in enumerate(hosts):
+            folder = tmp_path / host
+            configuration = write(
+                tmp_path, "--nodes", ",".join(hosts), "--name", f"n{number}", "--store", str(folder)
+            )
+            text = configuration.read_text().replace(EVERY, host)
+            text = text.replace("http: 8222", f'http: "{host}:8222"')
+            own = tmp_path / f"{host}.conf"
+            own.write_text(text)
+            command = [str(find_binary().path), "--config", str(own)]
+            servers.append(await spawn(command, stderr=asyncio.subprocess.DEVNULL))
+        login = BrokerFiles(tmp_path / "secrets").credentials
+        client = await connect_broker(f"nats://{hosts[0]}:4222", login, name="test", timeout=30)
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    await JetStream(client, 5).create_stream(
+                        {"name": "s", "subjects": ["s"], "num_replicas": 3, "max_bytes": 1024}
+                    )
+                    break
+                except BrokerError:
+                    # There is no leader yet.
+                    await asyncio.sleep(0.1)
+        info = await JetStream(client, 5).stream_info("s")
+        assert info is not None
+        assert info.config["num_replicas"] == 3
+        await client.close()
+    finally:
+        for server in servers:
+            await stop_process(server, 0)
