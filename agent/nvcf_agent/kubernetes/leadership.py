@@ -63,6 +63,9 @@ class Leadership:
             )
             await self._stack.aclose()
             await self._win_again(lease.identity)
+            if self._lease.transitions != lease.transitions + 1:
+                # What this agent knows of instances may be old.
+                raise AnotherLeads("another agent has worked for this cluster in the meantime")
             _log.info("the API server answers again")
             on_stalled(False)
 

@@ -130,5 +130,8 @@ def _refusal(status: int, body: bytes, what: str) -> ApiError:
         told = msgspec.json.decode(body)
         return ApiError(status, str(told["reason"]), str(told["message"]))
     except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError):
+        if status == HTTPStatus.NOT_FOUND:
+            hint = "404, there is no such kind: is its custom resource definition installed?"
+            return ApiError(status, "", f"{what}: {hint}")
         text = body[:_LONGEST_TEXT].decode(errors="replace").strip()
         return ApiError(status, "", f"{what}: {status} {text}")

@@ -23,7 +23,8 @@ from nvcf_agent.kubernetes.client.kinds import LEASE
 _log = logging.getLogger(__name__)
 
 # Whoever led under a lease that was deleted may still do so. A new lease has this holder, who never renews.
-_SOMEBODY = "unknown"
+SOMEBODY = "unknown"
+"""Holder of a lease that was just made."""
 _RELEASE_SECONDS = 3.0
 
 
@@ -52,6 +53,8 @@ class Lease:
         self._lost = asyncio.Event()
         # Two processes of one name must not take each other's lease for their own.
         self.identity = f"{identity}_{uuid.uuid4().hex}"
+        self.transitions = 0
+        """How often the lease had got a new holder when this one got it."""
 
     @property
     def is_held(self) -> bool:
@@ -70,7 +73,7 @@ class Lease:
             try:
                 found = await self._api.get(LEASE, self._name, self._namespace)
                 if found is None:
-                    await self._api.create(LEASE, self._body(_SOMEBODY))
+                    await self._api.create(LEASE, self._body(SOMEBODY))
                 else:
                     spec = found.get("spec") or {}
                     if spec != seen:
@@ -141,7 +144,8 @@ class Lease:
         spec = found.get("spec") or {}
         body = self._body(self.identity)
         same = spec.get("holderIdentity") == self.identity
-        body["spec"]["leaseTransitions"] = (spec.get("leaseTransitions") or 0) + (not same)
+        self.transitions = (spec.get("leaseTransitions") or 0) + (not same)
+        body["spec"]["leaseTransitions"] = self.transitions
         self._version = found["metadata"]["resourceVersion"]
         began = _now()
         await self._write(body)
