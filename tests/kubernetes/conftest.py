@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from nvcf_agent.kubernetes.client.api import Api
+from tests.kubernetes import custom_resources
 from tests.kubernetes.cluster import clusters
 from tests.kubernetes.cluster.clusters import Cluster
 from tests.kubernetes.cluster.kwok import FakeNodes, fake_nodes
 from tests.kubernetes.cluster.node import Node, real_node
+from tests.kubernetes.frozen_relay import FrozenRelay
 
 GROUPS = ("node", "fake_cluster", "api_server")
 """Fixtures that start a cluster. Tests that need the same run in the same worker (`--dist loadgroup`)."""
@@ -75,3 +79,24 @@ def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
     cluster.client.create("/api/v1/namespaces", body)
     yield name
     cluster.client.delete(f"/api/v1/namespaces/{name}")
+
+
+@pytest.fixture
+async def api(api_server: Cluster) -> AsyncIterator[Api]:
+    """The agent's client of the API server."""
+    async with await Api.open(str(api_server.kubeconfig)) as api:
+        yield api
+
+
+@pytest.fixture(scope="session")
+def crds(api_server: Cluster) -> None:
+    """The custom resources, served by the API server."""
+    custom_resources.install(api_server)
+
+
+@pytest.fixture
+def frozen(api_server: Cluster, tmp_path: Path) -> Iterator[FrozenRelay]:
+    """A relay to the API server that can be frozen."""
+    relay = FrozenRelay(api_server, tmp_path)
+    yield relay
+    relay.close()
