@@ -145,7 +145,7 @@ class Orders:
         except HttpProblem as error:
             raise OrderRefused(f"the account's registry credentials: {error}") from error
         paths = secret_paths(registry, version)
-        own = bool(store.names(version_owner(version.id)))
+        own = version.has_secrets or bool(store.names(version_owner(version.id)))
         token = ""
         if own or len(paths) > 1:
             token = self._workers.first_secrets_token(version, order.request_id, paths, now)

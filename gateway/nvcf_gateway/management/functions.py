@@ -60,6 +60,7 @@ def build_version(
         container_image=wanted.container_image,
         process=wanted.process,
         rate_limit=None if wanted.rate_limit is None else wanted.rate_limit.applied_to(None),
+        has_secrets=bool(wanted.secrets),
         **settings,
     )
 

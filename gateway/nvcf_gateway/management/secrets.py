@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
@@ -12,6 +13,7 @@ from nvcf_gateway.http.bodies import read_record
 from nvcf_gateway.http.responses import json_response
 from nvcf_gateway.http.routing import Route
 from nvcf_gateway.management.functions import Management
+from nvcf_gateway.management.resources import update
 from nvcf_gateway.management.secret_bodies import SecretsChange, values_of
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.secrets.owners import Owner
@@ -55,7 +57,7 @@ class FunctionSecrets:
         """Handle PUT …/functions/{id}/versions/{vid}: add secrets, replace those of the same name."""
         version = self._management.version(request, Scope.MANAGE, values)
         wanted = values_of((await read_record(request, SecretsChange, MAX_BODY)).secrets)
-        await self._store.merge(Owner.version(version), wanted, self._by(request))
+        await self._merge(version, wanted, self._by(request))
         return web.Response(status=204)
 
     async def put_all(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
@@ -64,7 +66,7 @@ class FunctionSecrets:
         wanted = values_of((await read_record(request, SecretsChange, MAX_BODY)).secrets)
         by = self._by(request)
         for version in self._registry.versions_of(function.id):
-            await self._store.merge(Owner.version(version), wanted, by)
+            await self._merge(version, wanted, by)
         return web.Response(status=204)
 
     async def get(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
@@ -91,6 +93,11 @@ class FunctionSecrets:
         if not removed:
             raise HttpProblem(404, f"version {version.id} has no secret {name[:64]}")
         return web.Response(status=204)
+
+    async def _merge(self, version: FunctionVersion, wanted: Mapping[str, Any], by: str) -> None:
+        await self._store.merge(Owner.version(version), wanted, by)
+        if wanted and not version.has_secrets:
+            await update(self._registry.versions, version.id, lambda record: record.replace(has_secrets=True))
 
     def _by(self, request: web.BaseRequest) -> str:
         return self._authenticator.caller(request.headers).subject

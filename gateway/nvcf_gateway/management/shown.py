@@ -51,6 +51,7 @@ def version_shown(
         "status": status.value,
         "instances": len(running),
     }
+    members.pop("hasSecrets", None)
     failed = [each.reason for each in instances if each.reason]
     if failed:
         members["statusReason"] = failed[-1]

@@ -17,7 +17,7 @@ from nvcf_gateway.http.bodies import read_record
 from nvcf_gateway.http.responses import json_response, timestamp
 from nvcf_gateway.http.routing import Route, path_id
 from nvcf_gateway.registry import Registry
-from nvcf_gateway.secrets.store import SecretStore
+from nvcf_gateway.secrets.store import NO_SECRETS, SecretStore
 from nvcf_proto.icms.messages import InstanceId
 from nvcf_proto.models import FunctionVersion
 from nvcf_proto.models.record import Id, Record
@@ -102,7 +102,7 @@ class SecretDelivery:
         version = self._registry.versions.get(version_id)
         if version is None or version.function_id != function_id:
             raise HttpProblem(404, f"function {function_id} has no version {version_id}")
-        return await self._answer(request, version_owner(version_id))
+        return await self._answer(request, version_owner(version_id), expected=version.has_secrets)
 
     async def of_telemetry(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle GET /v1/accounts/{account}/telemetries/{id}: return the secret of a telemetry endpoint."""
@@ -111,7 +111,7 @@ class SecretDelivery:
         endpoint = self._registry.telemetries.get(telemetry_id)
         if endpoint is None or endpoint.nca_id != nca_id:
             raise HttpProblem(404, f"no telemetry endpoint {telemetry_id}")
-        return await self._answer(request, telemetry_owner(telemetry_id))
+        return await self._answer(request, telemetry_owner(telemetry_id), expected=False)
 
     def _check(self, request: web.BaseRequest, path: str) -> None:
         """Raise HttpProblem 400, 401 and 403 unless the request carries a token for exactly this path."""
@@ -129,10 +129,12 @@ class SecretDelivery:
         if path not in paths:
             raise HttpProblem(403, "the token is for the secrets of something else")
 
-    async def _answer(self, request: web.BaseRequest, key: str) -> web.StreamResponse:
-        tag = self._store.tag(key)
+    async def _answer(self, request: web.BaseRequest, key: str, *, expected: bool) -> web.StreamResponse:
+        tag, known = self._store.tag(key), request.headers.get("If-None-Match")
+        # Who asks may have had secrets before.
+        self._store.require_known(key, expected=expected or known not in (None, NO_SECRETS))
         headers = [("ETag", tag), ("Cache-Control", "no-store")]
-        if request.headers.get("If-None-Match") == tag:
+        if known == tag:
             return web.Response(status=304, headers=headers)
         found = self._store.mirror.get(key)
         changed = {} if found is None else {"created_time": timestamp(found.updated_at)}

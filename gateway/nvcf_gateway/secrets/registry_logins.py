@@ -36,6 +36,7 @@ async def account_k8s_secrets(
     """Return `k8s_secrets` of an account's credentials for kinds of artifacts. Raises HttpProblem 503."""
     logins: dict[str, str] = {}
     for credential in credentials_of(registry.registries.values(), nca_id, *kinds):
+        store.require_known(registry_owner(credential.id), expected=True)
         values = await store.values(registry_owner(credential.id))
         if isinstance(login := values.get(credential.name), str):
             logins[credential.hostname] = login

@@ -72,6 +72,15 @@ class SecretStore:
             raise HttpProblem(501, detail)
         return self.keys
 
+    def require_known(self, key: str, *, expected: bool) -> None:
+        """Raise HttpProblem 503 if an owner is `expected` to have a record of secrets, and has none.
+
+        One whose secrets were all removed has an empty record. So the broker has lost it, or it was restored
+        from an older backup: that is not the same as no secrets.
+        """
+        if expected and key not in self.mirror and not self.mirror.is_deleted(key):
+            raise HttpProblem(503, "the secrets are lost: set them again")
+
     async def values(self, key: str) -> dict[str, Any]:
         """Return the secrets of an owner. Raises HttpProblem 503 if they cannot be opened."""
         found = self.mirror.get(key)
@@ -155,10 +164,9 @@ class SecretStore:
             try:
                 if entry is None:
                     await self.mirror.create(owner.key, made)
-                elif after:
-                    await self.mirror.update(owner.key, made, entry.revision)
                 else:
-                    await self.mirror.delete(owner.key, entry.revision)
+                    # Also if none are left: without a record nobody could tell that from a loss.
+                    await self.mirror.update(owner.key, made, entry.revision)
             except (RevisionConflictError, KeyExistsError):
                 # Another replica was faster: its change is on the way to this mirror.
                 await self.mirror.wait_change(CHANGE_TIMEOUT)

@@ -20,6 +20,8 @@ _log = logging.getLogger(__name__)
 SWEEP_SECONDS = 10.0
 # How long their owner must be missing: secrets are written before it, and it may only be read late.
 ORPHAN_SECONDS = 600.0
+# An owner that nobody has deleted may be lost, and come back from a backup.
+LOST_OWNER_SECONDS = 30 * 24 * 3600.0
 
 
 class SecretUpkeep:
@@ -74,4 +76,8 @@ class SecretUpkeep:
         if kind not in owners or owner_id in owners[kind]:
             self._missing.pop(key, None)
             return False
-        return self._clock() - self._missing.setdefault(key, self._clock()) > ORPHAN_SECONDS
+        now, found = self._clock(), self._store.mirror.get(key)
+        if now - self._missing.setdefault(key, now) <= ORPHAN_SECONDS or found is None:
+            return False
+        old = now - found.updated_at > LOST_OWNER_SECONDS
+        return not found.sealed or owners[kind].is_deleted(owner_id) or old

@@ -121,7 +121,9 @@ class FunctionVersion(VersionSettings, frozen=True):
     rate limits and the models' rates can change; everything else stays as it is.
     """
 
-    if_given: ClassVar[frozenset[str]] = frozenset(("containerEnvironment", "models", "resources"))
+    if_given: ClassVar[frozenset[str]] = frozenset(
+        ("containerEnvironment", "models", "resources", "hasSecrets")
+    )
 
     id: Id
     function_id: Id
@@ -135,3 +137,5 @@ class FunctionVersion(VersionSettings, frozen=True):
     container_image: Text | None = None
     process: ProcessSource | None = None
     rate_limit: RateLimit | None = None
+    has_secrets: bool = False
+    """It has or had secrets: if there is no record of them, that was lost."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from typing import Any
 
 import grpc.aio
 import pytest
 
+from nvcf_proto.ids import new_id
 from nvcf_proto.models import DeploymentSpecification
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
 from tests.support.platform.icms import SPECIFICATION, ComputePlane
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module")]
 
@@ -190,3 +193,29 @@ async def artifacts(address: str, token: str) -> list[tuple[str, ...]]:
     ]
     assert whole == streamed
     return streamed
+
+
+async def test_without_the_lost_logins_nothing_is_ordered(plane: ComputePlane) -> None:
+    """6.3: an image that cannot be pulled would only fail; the reason is that of the order."""
+    body = {
+        "registryHostname": "lost.example",
+        "secret": {"name": "robot", "value": LOGIN},
+        "artifactTypes": ["CONTAINER"],
+    }
+    await plane.platform.call("POST", "/v2/nvcf/registry-credentials", body)
+    agent, version = await plane.cluster(), await plane.version(containerImage=IMAGE)
+    reply = await plane.client.request("$JS.API.STREAM.DELETE.KV_nvcf_secrets", b"", timeout=10)
+    assert json.loads(reply.data)["success"]
+
+    async def refused() -> bool:
+        order = {
+            "requestId": new_id(),
+            "functionVersionId": version.id,
+            "clusterId": agent.cluster_id,
+            "gpuSpecificationId": "0-H100-NCP.GPU.H100_1x-1x0",
+            "expiresAt": time.time() + 60,
+        }
+        answer = await plane.client.request("nvcf.icms.order", json.dumps(order).encode(), timeout=20)
+        return "the secrets are lost" in json.loads(answer.data).get("error", "")
+
+    await eventually(refused, "the order says why", 30)

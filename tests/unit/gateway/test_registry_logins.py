@@ -7,6 +7,9 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.secrets.registry_logins import account_k8s_secrets, credentials_of, k8s_secrets
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import ArtifactType, RegistryCredential
@@ -49,6 +52,10 @@ class Values:
     def __init__(self, known: dict[str, dict[str, Any]]) -> None:
         self._known = known
 
+    def require_known(self, key: str, *, expected: bool) -> None:
+        if expected and key not in self._known:
+            raise HttpProblem(503, "lost")
+
     async def values(self, key: str) -> dict[str, Any]:
         return self._known.get(key, {})
 
@@ -57,6 +64,14 @@ async def test_a_credential_without_a_secret_is_left_out() -> None:
     image = ArtifactType.CONTAINER
     one, two = credential("a.io", image), credential("b.io", image)
     registry: Any = SimpleNamespace(registries=SimpleNamespace(values=lambda: [one, two]))
-    store: Any = Values({registry_owner(one.id): {"robot": "dTpw"}})
+    store: Any = Values({registry_owner(one.id): {"robot": "dTpw"}, registry_owner(two.id): {}})
     found = read(await account_k8s_secrets(registry, store, "one", image))
     assert found == {"k8sSecrets": [{"auths": {"a.io": {"auth": "dTpw"}}}]}
+
+
+async def test_a_lost_login_is_not_left_out() -> None:
+    one = credential("a.io", ArtifactType.CONTAINER)
+    registry: Any = SimpleNamespace(registries=SimpleNamespace(values=lambda: [one]))
+    store: Any = Values({})
+    with pytest.raises(HttpProblem):
+        await account_k8s_secrets(registry, store, "one", ArtifactType.CONTAINER)
