@@ -22,6 +22,7 @@ EXIT_USAGE = 2
 COMMANDS = {
     "sidecar": "nvcf_worker.sidecar_command",
     "run": "nvcf_worker.local.command",
+    "fetch": "nvcf_worker.fetch.command",
 }
 
 
@@ -46,7 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
         prog="nvcf-worker",
         description="Serve a handler of a Python file as a worker of the platform.",
         epilog="Also: `nvcf-worker sidecar --port N` serves an HTTP server that listens on a port, "
-        "`nvcf-worker run FILE` serves a handler by HTTP alone, to try it on this machine. "
+        "`nvcf-worker run FILE` serves a handler by HTTP alone, to try it on this machine, "
+        "`nvcf-worker fetch` downloads models and resources. "
         "A file of such a name is written ./run. `nvcf-worker --version` prints the version.",
     )
     parser.add_argument(

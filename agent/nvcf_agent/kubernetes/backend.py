@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from typing import Any
 
 from nvcf_agent.backends.environment import InstanceSpec
@@ -13,6 +13,7 @@ from nvcf_agent.errors import StartError, Unsupported
 from nvcf_agent.kubernetes.client.api import Api, Object
 from nvcf_agent.kubernetes.client.errors import ApiError
 from nvcf_agent.kubernetes.client.kinds import CONFIG_MAP, NETWORK_POLICY, POD, SECRET, Kind
+from nvcf_agent.kubernetes.names import account_label
 from nvcf_agent.kubernetes.pods import names, status
 from nvcf_agent.kubernetes.pods.containers import INFERENCE
 from nvcf_agent.kubernetes.pods.policies import account_policy, account_policy_name, shared_policies
@@ -26,8 +27,8 @@ from nvcf_proto.icms.messages import CreationMessage
 
 _log = logging.getLogger(__name__)
 
-Owner = Callable[[CreationMessage], Awaitable[Mapping[str, Any] | None]]
-"""Returns the ICMSRequest of a message as the API server has it; None without one."""
+Owner = Callable[[str], Mapping[str, Any] | None]
+"""Returns the ICMSRequest of a request id as the API server has it; None without one."""
 
 _SYNC_SECONDS = 60.0
 # A pod that is not gone this long after its grace period is removed by force: its node does not answer.
@@ -35,10 +36,6 @@ _FORCE_SECONDS = 60.0
 _CHECK_SECONDS = 5.0
 _LAG_SECONDS = 0.5
 _KINDS = (SECRET, CONFIG_MAP)
-
-
-async def no_owner(_: CreationMessage) -> None:
-    """Return no owner: objects are removed by the agent alone."""
 
 
 class PodBackend:
@@ -56,7 +53,7 @@ class PodBackend:
         api: Api,
         settings: PodSettings,
         *,
-        owner: Owner = no_owner,
+        owner: Owner = lambda _request_id: None,
         gpu_resource: Callable[[CreationMessage], str] = lambda _: GPU_RESOURCE,
         secrets: Secrets = NO_SECRETS,
         watcher: PodWatcher | None = None,
@@ -112,11 +109,11 @@ class PodBackend:
         objects = render(
             spec,
             self._settings,
-            owner=await self._owner(spec.order),
+            owner=self._owner(spec.order.request_id),
             gpu_resource=self._gpu_resource(spec.order),
             collector_files=await asyncio.to_thread(_collector_files, spec),
         )
-        await self._open_account(names.account_label(spec.order.nca_id), spec.instance_id)
+        await self._open_account(account_label(spec.order.nca_id), spec.instance_id)
         for kind, body in objects.before:
             await self._api.apply(kind, body)
         await self._secrets.begin(spec.instance_of)

@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 _PASS_SECONDS = 5.0
 _EXPLAIN_SECONDS = 10.0
 _EXPLAINED_AT_ONCE = 8
+_KEPT_OF_SPEC = frozenset(("containers", "initContainers", "nodeName"))
+_KEPT_OF_CONTAINERS = frozenset(("name", "image", "restartPolicy", "resources"))
 
 
 @dataclass
@@ -50,7 +52,9 @@ class PodWatcher:
         self._namespace = namespace
         self._limits = limits or Limits()
         self._wall = wall
-        self._informer = Informer(api, POD, namespace=namespace, labels=names.OURS, on_change=self._changed)
+        self._informer = Informer(
+            api, POD, namespace=namespace, labels=names.OURS, on_change=self._changed, trim=_trim
+        )
         self._known: dict[str, _Known] = {}
         self._asked: set[str] = set()
         self._gone: dict[str, asyncio.Event] = {}
@@ -217,3 +221,12 @@ def worker_of(pod: Object) -> str:
 
 def _of(pod_name: str) -> str:
     return f"involvedObject.kind=Pod,involvedObject.name={pod_name}"
+
+
+def _trim(pod: Object) -> None:
+    """Take away what nobody reads of a pod."""
+    for each in [*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]]:
+        for name in each.keys() - _KEPT_OF_CONTAINERS:
+            del each[name]
+    for name in pod["spec"].keys() - _KEPT_OF_SPEC:
+        del pod["spec"][name]

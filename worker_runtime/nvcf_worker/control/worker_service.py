@@ -70,6 +70,12 @@ class WorkerService:
         async with self._stub("ProvisionRegionalWorker") as stub:
             await stub.ProvisionRegionalWorker(request, metadata=_bearer(self._token()), timeout=CALL_TIMEOUT)
 
+    async def artifacts(self) -> nvcf_pb2.ArtifactsResponse:
+        """Return the models and resources of the version. Raises ControlError."""
+        request = nvcf_pb2.ArtifactsRequest(**self._version)
+        async with self._stub("RequestArtifacts") as stub:
+            return await stub.RequestArtifacts(request, metadata=_bearer(self._token()), timeout=CALL_TIMEOUT)
+
     async def refresh_upload(self, request_id: str, api: str) -> str:
         """Return a new upload URL for a large result. Raises ControlError.
 

@@ -1,17 +1,20 @@
 """Names, labels and annotations of an instance's objects. Pure."""
 
-import hashlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from nvcf_agent.backends.environment import InstanceOf, InstanceSpec
+from nvcf_agent.kubernetes.names import (
+    COMPONENT,
+    MANAGED_BY,
+    MANAGER,
+    account_label,
+    label_value,
+    object_name,
+)
 from nvcf_agent.kubernetes.pods.settings import PodSettings
 from nvcf_agent.state import order as orders
 
-MANAGED_BY = "app.kubernetes.io/managed-by"
-MANAGER = "nvcf-agent"
-COMPONENT = "app.kubernetes.io/component"
 INSTANCE = "function-instance"
 PREFETCH = "prefetch"
 OURS = f"{MANAGED_BY}={MANAGER},{COMPONENT}={INSTANCE}"
@@ -28,36 +31,6 @@ TRACE = "nvcf.nvidia.io/traceparent"
 REQUEST = "nvcf.nvidia.io/request"
 """Label with the name of the request, by which all its objects are found."""
 ACCOUNT = "nca-id"
-
-# A pod's name becomes its host name.
-_LONGEST = 63
-_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_DIGEST = 10
-
-
-def object_name(*parts: str) -> str:
-    """Return the parts joined by "-", as a valid name of any object (a DNS label).
-
-    What is no such name is cut and gets a digest, so two different names never become one.
-    """
-    whole = "-".join(parts)
-    if _LABEL.fullmatch(whole):
-        return whole
-    digest = hashlib.sha256(whole.encode()).hexdigest()[:_DIGEST]
-    kept = re.sub(r"[^a-z0-9-]", "-", whole.lower())[: _LONGEST - _DIGEST - 1].strip("-")
-    return f"{kept}-{digest}" if kept else digest
-
-
-def label_value(text: str) -> str:
-    """Return a text as the value of a label; a valid one stays as it is."""
-    if re.fullmatch(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?", text):
-        return text
-    return object_name(text)
-
-
-def account_label(nca_id: str) -> str:
-    """Return an account's label value, in NVIDIA's form."""
-    return label_value(f"nca-{nca_id}-nca")
 
 
 def request_of(instance_id: str) -> str:

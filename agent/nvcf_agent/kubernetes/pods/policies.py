@@ -5,13 +5,14 @@ from ipaddress import ip_network
 from typing import Any
 
 from nvcf_agent.kubernetes.client.kinds import NETWORK_POLICY
+from nvcf_agent.kubernetes.names import COMPONENT, MANAGED_BY, MANAGER, object_name
 from nvcf_agent.kubernetes.pods import names
 from nvcf_agent.kubernetes.pods.settings import Network
 from nvcf_agent.kubernetes.pods.variables import HEALTH_PORT
 
 Json = dict[str, Any]
 
-_ALL_PODS = {names.MANAGED_BY: names.MANAGER, names.COMPONENT: names.INSTANCE}
+_ALL_PODS = {MANAGED_BY: MANAGER, COMPONENT: names.INSTANCE}
 _DNS = [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
 _EVERYTHING = ("0.0.0.0/0", "::/0")
 
@@ -39,7 +40,7 @@ def shared_policies(namespace: str, network: Network) -> list[Json]:
 
 def account_policy_name(label: str) -> str:
     """Return the name of the policy of the account with this label value."""
-    return names.object_name("nvcf-account", label)
+    return object_name("nvcf-account", label)
 
 
 def account_policy(label: str, namespace: str) -> Json:
@@ -75,7 +76,7 @@ def _policy(name: str, namespace: str, pods: Json, types: Iterable[str], **rules
         "metadata": {
             "name": name,
             "namespace": namespace,
-            "labels": {names.MANAGED_BY: names.MANAGER, names.COMPONENT: "network"},
+            "labels": {MANAGED_BY: MANAGER, COMPONENT: "network"},
         },
         "spec": {"podSelector": {"matchLabels": dict(pods)}, "policyTypes": list(types), **rules},
     }

@@ -8,6 +8,7 @@ from typing import Any
 
 from nvcf_agent.backends.environment import InstanceSpec
 from nvcf_agent.kubernetes.client.kinds import CONFIG_MAP, POD, SECRET, Kind
+from nvcf_agent.kubernetes.names import object_name
 from nvcf_agent.kubernetes.pods import containers, names
 from nvcf_agent.kubernetes.pods.launch import Auths, ContainerLaunch, auths_for, parse_launch, registry_of
 from nvcf_agent.kubernetes.pods.settings import GPU_TOLERATION, PodSettings
@@ -147,7 +148,7 @@ def _pull_secrets(parts: containers.Parts, metadata: _Metadata) -> list[tuple[Ki
     numbers = {"workload": 0, "worker": 0}
     result = []
     for which, auths in found:
-        name = names.object_name(which, request, "regcred", str(numbers[which]))
+        name = object_name(which, request, "regcred", str(numbers[which]))
         numbers[which] += 1
         result.append((SECRET, _login(name, auths, metadata)))
     return result

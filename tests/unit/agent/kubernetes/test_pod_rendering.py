@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from nvcf_agent.backends.environment import CollectorOrder, SecretFiles, WorkerTelemetry
 from nvcf_agent.errors import Unsupported
+from nvcf_agent.kubernetes import names as common
 from nvcf_agent.kubernetes.client.kinds import CONFIG_MAP, SECRET
 from nvcf_agent.kubernetes.pods import names
 from nvcf_agent.kubernetes.pods.policies import account_policy, shared_policies
@@ -56,7 +57,7 @@ def check(objects: PodObjects) -> None:
 
 def check_names(objects: PodObjects) -> None:
     for body in (objects.pod, *(body for _, body in objects.before)):
-        assert names._LABEL.fullmatch(body["metadata"]["name"]), body["metadata"]["name"]
+        assert common._NAME.fullmatch(body["metadata"]["name"]), body["metadata"]["name"]
 
 
 def container(objects: PodObjects, name: str) -> dict[str, Any]:
@@ -344,7 +345,7 @@ def test_every_order_gives_valid_objects(
     kubernetes_validate.validate(objects.pod, VERSION, strict=True)
     assert container(objects, "inference").get("args", []) == arguments
     for name, value in objects.pod["metadata"]["labels"].items():
-        assert names.label_value(value) == value, (name, value)
+        assert common.label_value(value) == value, (name, value)
     found = environment(objects, "inference")
     assert variables.keys() <= found.keys()
     assert ("NVCF_WORKER_TOKEN" in found) == (library or "NVCF_WORKER_TOKEN" in variables)
@@ -353,14 +354,14 @@ def test_every_order_gives_valid_objects(
     assert back is not None
     assert back.instance_id == made.instance_id
     assert names.request_of(made.instance_id) == objects.pod["metadata"]["labels"][names.REQUEST]
-    assert names._LABEL.fullmatch(account_policy(names.account_label(account), "n")["metadata"]["name"])
+    assert common._NAME.fullmatch(account_policy(common.account_label(account), "n")["metadata"]["name"])
 
 
 @given(st.text(min_size=1, max_size=200), st.text(min_size=1, max_size=200))
 def test_object_names_are_labels_and_differ(one: str, other: str) -> None:
-    assert names._LABEL.fullmatch(names.object_name(one))
+    assert common._NAME.fullmatch(common.object_name(one))
     if one != other:
-        assert names.object_name(one) != names.object_name(other)
+        assert common.object_name(one) != common.object_name(other)
 
 
 def test_accounts_are_apart_and_the_api_server_is_closed() -> None:

@@ -1,0 +1,285 @@
+"""The pod backend against a real API server; pods run on fake nodes, as soon as they are bound."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nvcf_agent.backends.environment import InstanceOf, InstanceSpec
+from nvcf_agent.errors import StartError, Unsupported
+from nvcf_agent.kubernetes.backend import PodBackend
+from nvcf_agent.kubernetes.client.api import Api
+from nvcf_agent.kubernetes.client.kinds import CONFIG_MAP, NETWORK_POLICY, POD, RESOURCE_QUOTA, SECRET, Kind
+from nvcf_agent.kubernetes.pods.names import INSTANCE_TYPE
+from nvcf_agent.kubernetes.pods.observe import Limits
+from nvcf_agent.kubernetes.pods.settings import PodSettings
+from nvcf_agent.kubernetes.secret_objects import SecretObjects
+from nvcf_agent.kubernetes.watcher import PodWatcher
+from nvcf_agent.secrets import InstanceSecrets, SecretToken
+from nvcf_agent.state.managed_instance import Category
+from nvcf_agent.state.transitions import Ended, Event, Observed, Progress, Ready
+from nvcf_proto.icms.causes import Cause
+from nvcf_proto.secrets import function_secrets_path
+from tests.kubernetes.cluster.kwok import FakeNodes, Shape
+from tests.support.waiting import eventually
+from tests.unit.agent.kubernetes.pods import WORKER, logins, spec
+
+QUICK = Limits(unscheduled=1.0, image_pull=1.0)
+GPU_NODE = Shape(labels={INSTANCE_TYPE: "NCP.GPU.H100"})
+BROKEN = {"finalizers": ["test.example/stay"]}
+
+
+class Seen:
+    """Events of a backend."""
+
+    def __init__(self, backend: PodBackend) -> None:
+        self.events: list[Event] = []
+        self._task = asyncio.create_task(self._follow(backend))
+
+    async def _follow(self, backend: PodBackend) -> None:
+        async for event in backend.watch():
+            self.events.append(event)
+
+    def of(self, kind: type[Any], instance_id: str) -> list[Any]:
+        return [each for each in self.events if isinstance(each, kind) and each.instance_id == instance_id]
+
+    async def until(self, kind: type[Any], instance_id: str, count: int = 1) -> Any:
+        await eventually(
+            lambda: len(self.of(kind, instance_id)) >= count, f"{kind.__name__} of {instance_id}"
+        )
+        return self.of(kind, instance_id)[-1]
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.wait({self._task})
+
+
+@pytest.fixture
+async def api(kwok_nodes: FakeNodes) -> AsyncIterator[Api]:
+    async with await Api.open(str(kwok_nodes.cluster.kubeconfig)) as made:
+        yield made
+
+
+@pytest.fixture
+def settings(namespace: str) -> PodSettings:
+    return PodSettings(worker_image=WORKER, namespace=namespace, cluster_name="here")
+
+
+@asynccontextmanager
+async def running(
+    api: Api, settings: PodSettings, known: set[str] = frozenset(), limits: Limits = QUICK, **more: Any
+) -> AsyncIterator[tuple[PodBackend, Seen]]:
+    """A backend that has been prepared, and its events."""
+    backend = PodBackend(api, settings, watcher=PodWatcher(api, settings.namespace, limits), **more)
+    await backend.prepare(known)
+    seen = Seen(backend)
+    try:
+        yield backend, seen
+    finally:
+        await seen.close()
+        await backend.close(0)
+
+
+async def names_of(api: Api, kind: Kind, namespace: str) -> set[str]:
+    return {each["metadata"]["name"] for each in (await api.list(kind, namespace)).items}
+
+
+async def test_the_life_of_an_instance(api: Api, settings: PodSettings, kwok_nodes: FakeNodes) -> None:
+    (node,) = kwok_nodes.add(1, GPU_NODE)
+    made = spec(variables={"CONTAINER_REGISTRIES_CREDENTIALS": logins("registry.example")})
+    async with running(api, settings) as (backend, seen):
+        first = await backend.create(made)
+        assert not first.ready
+        again = await backend.create(made)
+        assert again.instance_id == first.instance_id
+        await seen.until(Ready, made.instance_id)
+        where = seen.of(Observed, made.instance_id)[-1]
+        assert where.node == node
+        assert all(where.ips)
+        passed = [each.part for each in seen.of(Progress, made.instance_id)]
+        assert passed[0] == "pod created"
+        assert passed[-1] == "ready"
+        assert [each.ready for each in await backend.list()] == [True]
+        (pod,) = (await api.list(POD, settings.namespace)).items
+        assert pod["spec"]["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "2"}
+        await backend.delete(made.instance_id, 5)
+        assert await backend.list() == []
+        await backend.delete(made.instance_id, 5)
+        await backend.forget(made.instance_id)
+        assert not seen.of(Ended, made.instance_id)
+    assert await names_of(api, SECRET, settings.namespace) == set()
+    assert await names_of(api, CONFIG_MAP, settings.namespace) <= {"kube-root-ca.crt"}
+    policies = await names_of(api, NETWORK_POLICY, settings.namespace)
+    assert policies == {"nvcf-default-deny", "nvcf-allow-egress"}
+
+
+async def test_the_next_agent_takes_over_and_touches_nothing(
+    api: Api, settings: PodSettings, kwok_nodes: FakeNodes
+) -> None:
+    kwok_nodes.add(1, GPU_NODE)
+    kept, unknown = spec(), spec()
+    async with running(api, settings) as (backend, seen):
+        for each in (kept, unknown):
+            await backend.create(each)
+            await seen.until(Ready, each.instance_id)
+    before = {each["metadata"]["name"]: each for each in (await api.list(POD, settings.namespace)).items}
+    async with running(api, settings, {kept.instance_id}) as (backend, seen):
+        await eventually(lambda: not backend._watcher.pod(unknown.instance_id))
+        assert [each.instance_id for each in await backend.list()] == [kept.instance_id]
+        assert [each.ready for each in await backend.list()] == [True]
+        (after,) = (await api.list(POD, settings.namespace)).items
+        assert after["metadata"]["resourceVersion"] == before[kept.instance_id]["metadata"]["resourceVersion"]
+        left = await names_of(api, SECRET, settings.namespace)
+        assert left
+        assert all(name.startswith(kept.instance_id) for name in left)
+
+
+async def test_foreign_objects_stay(api: Api, settings: PodSettings, kwok_nodes: FakeNodes) -> None:
+    secret = {"metadata": {"name": "foreign", "namespace": settings.namespace}, "stringData": {"a": "b"}}
+    await api.create(SECRET, secret)
+    async with running(api, settings):
+        assert "foreign" in await names_of(api, SECRET, settings.namespace)
+
+
+async def test_an_instance_without_room_ends_with_the_schedulers_words(
+    api: Api, settings: PodSettings, kwok_nodes: FakeNodes
+) -> None:
+    kwok_nodes.add(1, replace(GPU_NODE, gpus=1))
+    made = spec(gpus=2)
+    async with running(api, settings) as (backend, seen):
+        await backend.create(made)
+        ended = await seen.until(Ended, made.instance_id)
+        assert (ended.cause, ended.category) == (Cause.NO_CAPACITY, Category.CAPACITY)
+        assert "Insufficient nvidia.com/gpu" in ended.reason
+        assert ended.final
+        assert not ended.gone
+        await backend.delete(made.instance_id, 0)
+        assert await backend.list() == []
+
+
+async def test_a_pod_that_somebody_deletes_is_missed(
+    api: Api, settings: PodSettings, kwok_nodes: FakeNodes
+) -> None:
+    kwok_nodes.add(1, GPU_NODE)
+    made = spec()
+    async with running(api, settings) as (backend, seen):
+        await backend.create(made)
+        await seen.until(Ready, made.instance_id)
+        await api.delete(POD, made.instance_id, settings.namespace, grace=0)
+        ended = await seen.until(Ended, made.instance_id)
+        assert (ended.cause, ended.gone) == (Cause.NOT_FOUND, True)
+        await backend.delete(made.instance_id, 1)
+
+
+async def test_an_image_that_cannot_be_pulled_is_named(
+    api: Api, settings: PodSettings, kwok_nodes: FakeNodes
+) -> None:
+    """The status is written as a kubelet writes it: no fake node pulls images, so the pod has no node."""
+    made = spec()
+    async with running(api, settings, limits=replace(QUICK, unscheduled=1e6)) as (backend, seen):
+        await backend.create(made)
+        state = {"waiting": {"reason": "ErrImagePull", "message": "manifest unknown"}}
+        said = {"name": "inference", "state": state, "ready": False, "restartCount": 0}
+        said |= {"image": "x", "imageID": ""}
+        status = {"status": {"containerStatuses": [said]}}
+        await api.patch(POD, made.instance_id, settings.namespace, status, part="status")
+        ended = await seen.until(Ended, made.instance_id)
+        assert (ended.cause, ended.category) == (Cause.IMAGE_PULL, Category.IMAGE_PULL)
+        assert "manifest unknown" in ended.reason
+        assert "CONTAINER inference WAITING" in ended.reason
+        await backend.delete(made.instance_id, 0)
+
+
+async def test_a_second_deletion_shortens_the_first(
+    api: Api, settings: PodSettings, kwok_nodes: FakeNodes
+) -> None:
+    """A finalizer stands for a container that does not end."""
+    made = spec(gpus=0)
+    async with running(api, settings) as (backend, _):
+        await backend.create(made)
+        await api.patch(POD, made.instance_id, settings.namespace, {"metadata": BROKEN})
+        first = asyncio.create_task(backend.delete(made.instance_id, 300))
+        second = asyncio.create_task(backend.delete(made.instance_id, 0))
+        await eventually(lambda: _is_going(backend, made))
+        assert not first.done()
+        await api.patch(POD, made.instance_id, settings.namespace, {"metadata": {"finalizers": None}})
+        await asyncio.gather(first, second)
+
+
+def _is_going(backend: PodBackend, made: InstanceSpec) -> bool:
+    pod = backend._watcher.pod(made.instance_id)
+    return pod is not None and "deletionTimestamp" in pod["metadata"]
+
+
+async def test_what_the_api_server_refuses_is_refused_and_a_quota_is_waited_for(
+    api: Api, settings: PodSettings, kwok_nodes: FakeNodes
+) -> None:
+    async with running(api, settings) as (backend, _):
+        broken = replace(settings, shared_memory="much")
+        with pytest.raises(Unsupported, match="refuses"):
+            await PodBackend(api, broken, watcher=backend._watcher).create(spec(gpus=0))
+        quota = {
+            "metadata": {"name": "none", "namespace": settings.namespace},
+            "spec": {"hard": {"pods": "0"}},
+        }
+        await api.create(RESOURCE_QUOTA, quota)
+        await eventually(lambda: _quota_counts(api, settings.namespace), interval=0.1)
+        with pytest.raises(StartError, match="exceeded quota"):
+            await backend.create(spec(gpus=0))
+
+
+async def _quota_counts(api: Api, namespace: str) -> bool:
+    found = await api.get(RESOURCE_QUOTA, "none", namespace)
+    return bool(found and found.get("status", {}).get("used"))
+
+
+class Source:
+    """Stands for the gateway's secrets."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {"TOKEN": "one"}
+
+    async def token(self, instance: InstanceOf) -> SecretToken | None:
+        path = function_secrets_path(instance.function_id, instance.version_id)
+        return SecretToken("x", 1e12, (path,), instance.instance_id)
+
+    async def read(self, token: SecretToken, path: str, tag: str | None) -> tuple[str, dict[str, Any]] | None:
+        now = json.dumps(self.values)
+        return None if tag == now else (now, dict(self.values))
+
+
+async def _file(api: Api, namespace: str, instance_id: str) -> dict[str, Any]:
+    found = await api.get(SECRET, f"{instance_id}-secrets", namespace)
+    data = (found or {}).get("data") or {}
+    return json.loads(base64.b64decode(data["secrets.json"])) if "secrets.json" in data else {}
+
+
+async def test_secrets_follow_the_gateway_also_after_a_restart(
+    api: Api, settings: PodSettings, kwok_nodes: FakeNodes
+) -> None:
+    source, made = Source(), spec(gpus=0, variables={"ESS_FQDN": "https://gateway"})
+
+    def holds(values: dict[str, Any]) -> Callable[[], Any]:
+        async def check() -> bool:
+            return await _file(api, settings.namespace, made.instance_id) == values
+
+        return check
+
+    sink = SecretObjects(api, settings.namespace)
+    async with InstanceSecrets(source, sink) as secrets:
+        async with running(api, settings, secrets=secrets) as (backend, _):
+            await backend.create(made)
+            assert await holds({"TOKEN": "one"})()
+            source.values = {"TOKEN": "two"}
+            await eventually(holds({"TOKEN": "two"}), interval=0.1)
+    source.values = {}
+    async with InstanceSecrets(source, sink) as secrets:
+        async with running(api, settings, {made.instance_id}, secrets=secrets):
+            await eventually(holds({}), interval=0.1)

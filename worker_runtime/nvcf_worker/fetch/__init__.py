@@ -1,0 +1,1 @@
+"""Download of models and resources before a function starts: `nvcf-worker fetch`."""
