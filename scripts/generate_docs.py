@@ -269,6 +269,7 @@ def settings() -> str:
             {name: sentence(text.removeprefix("Sidecar: ")) for name, text in sidecar.items()}
         ),
         "nvcf-worker run": flags(parser_of("nvcf_worker.__main__", "run", "function.py")),
+        "nvcf-worker fetch": flags(parser_of("nvcf_worker.__main__", "fetch")),
         "Tasks: environment": variable_table(tasks),
         "All processes: OpenTelemetry": otel_table(),
     }
