@@ -254,7 +254,8 @@ def settings() -> str:
     up = next(command for name, command in commands() if name == "nvcf up")
     worker = variables(WORKER_VARIABLES)
     tasks = {name: text for name, text in worker.items() if name.startswith("NVCT_")}
-    sidecar = {name: text for name, text in worker.items() if text.startswith("Sidecar:")}
+    mark = "Sidecar: "
+    sidecar = {name: sentence(text[len(mark) :]) for name, text in worker.items() if text.startswith(mark)}
     rest = {name: text for name, text in worker.items() if name not in tasks and name not in sidecar}
     rest.pop("OTEL_EXPORTER_OTLP_ENDPOINT")
     parts = {
@@ -265,9 +266,7 @@ def settings() -> str:
         "nvcf-agent": flags(parser_of("nvcf_agent.__main__")),
         "Worker: environment": variable_table(rest),
         "nvcf-worker sidecar": flags(parser_of("nvcf_worker.__main__", "sidecar")),
-        "Sidecar: environment": variable_table(
-            {name: sentence(text.removeprefix("Sidecar: ")) for name, text in sidecar.items()}
-        ),
+        "Sidecar: environment": variable_table(sidecar),
         "nvcf-worker run": flags(parser_of("nvcf_worker.__main__", "run", "function.py")),
         "nvcf-worker fetch": flags(parser_of("nvcf_worker.__main__", "fetch")),
         "Tasks: environment": variable_table(tasks),
