@@ -63,7 +63,8 @@ def registration(options: argparse.Namespace) -> Members:
         "clusterGroupName": options.group,
         "clusterDescription": options.description,
         "cloudProvider": options.cloud_provider,
-        "authorizedNCAIds": options.account or ["*"],
+        # Without accounts the control plane decides: all of them where the key has the scope operator.
+        **({"authorizedNCAIds": options.account} if options.account else {}),
         "attributes": attributes,
     }
 

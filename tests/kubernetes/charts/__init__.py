@@ -1,0 +1,1 @@
+"""The charts: what they render, and what an API server makes of it."""
