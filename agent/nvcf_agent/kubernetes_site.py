@@ -18,7 +18,7 @@ from nvcf_agent.backends.environment import WorkerTelemetry
 from nvcf_agent.control_plane import ControlPlane
 from nvcf_agent.icms.client import IcmsClient, agent_version
 from nvcf_agent.icms.identity import Identity
-from nvcf_agent.kubernetes.backends import make_backend
+from nvcf_agent.kubernetes.backends import helm_settings, make_backend
 from nvcf_agent.kubernetes.client.api import Api
 from nvcf_agent.kubernetes.client.lease import LeaseTimes
 from nvcf_agent.kubernetes.events import EventRecorder
@@ -184,6 +184,7 @@ async def _make_site(
             secrets=secrets,
             grace=options.grace,
             ready_seconds=ready_seconds,
+            helm=helm_settings(options, os.environ),
         ),
         telemetry=AgentTelemetry(cluster),
         worker_telemetry=operators,

@@ -1,5 +1,7 @@
 """The backends of a cluster, made from its settings."""
 
+import argparse
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -7,14 +9,22 @@ from typing import Any
 from nvcf_agent.backends.interface import Secrets
 from nvcf_agent.kubernetes.backend import PodBackend
 from nvcf_agent.kubernetes.client.api import Api, Object
+from nvcf_agent.kubernetes.client.kinds import Kind
 from nvcf_agent.kubernetes.composite import KubernetesBackend
 from nvcf_agent.kubernetes.flags import Flag
+from nvcf_agent.kubernetes.helm.backend import HelmBackend
+from nvcf_agent.kubernetes.helm.command import Helm
+from nvcf_agent.kubernetes.helm.fetch import FetchSettings
+from nvcf_agent.kubernetes.helm.settings import HelmSettings
 from nvcf_agent.kubernetes.pods.observe import Limits
 from nvcf_agent.kubernetes.pods.settings import PRIVATE_RANGES, Network, PodSettings
 from nvcf_agent.kubernetes.settings import Settings
 from nvcf_agent.kubernetes.watcher import PodWatcher
 from nvcf_agent.state import order as orders
+from nvcf_proto.charts.policy import Policy, PolicyName
 from nvcf_proto.icms.messages import CreationMessage
+
+_log = logging.getLogger(__name__)
 
 
 def make_backend(
@@ -26,8 +36,9 @@ def make_backend(
     secrets: Secrets,
     grace: float,
     ready_seconds: float,
+    helm: HelmSettings | None = None,
 ) -> KubernetesBackend:
-    """Return the backend of all functions.
+    """Return the backend of all functions. Without `helm`, or without the program, it runs no charts.
 
     `owner` returns the object of a request's id, `resource` the name of the resource of a GPU's name.
     """
@@ -40,15 +51,43 @@ def make_backend(
         limits = replace(limits, not_ready_again=settings.degraded_seconds)
     if not settings.has(Flag.AUTO_PURGE):
         limits = replace(limits, never_ready=float("inf"), not_ready_again=float("inf"))
+    of_pods = pod_settings(settings, grace, ready_seconds)
     pods = PodBackend(
         api,
-        pod_settings(settings, grace, ready_seconds),
+        of_pods,
         owner=owner_of,
         gpu_resource=lambda order: resource(orders.gpu(order)),
         secrets=secrets,
         watcher=PodWatcher(api, settings.requests_namespace, limits),
     )
-    return KubernetesBackend(pods, None)
+    program = None if helm is None else Helm.find()
+    if helm is None or program is None:
+        _log.info("Helm functions are refused: %s", "switched off" if helm is None else "there is no helm")
+        return KubernetesBackend(pods, None)
+    helm = replace(helm, limits=replace(limits, unscheduled=helm.pending))
+    return KubernetesBackend(pods, HelmBackend(api, helm, of_pods, program))
+
+
+def helm_settings(options: argparse.Namespace, environ: Mapping[str, str]) -> HelmSettings | None:
+    """Return the settings of Helm functions; None if there are to be none. Pure."""
+    if not options.helm_functions:
+        return None
+    kinds: list[Kind] = options.helm_extra_kind
+    plain = frozenset(host for each in options.helm_host if (host := each.removeprefix("http://")) != each)
+    namespace, account = environ.get("POD_NAMESPACE"), environ.get("POD_SERVICE_ACCOUNT")
+    return HelmSettings(
+        policy=Policy(
+            PolicyName(options.helm_policy),
+            frozenset((each.group, each.version, each.kind) for each in kinds),
+            objects=not options.helm_skip_checks,
+        ),
+        extra_kinds=tuple(kinds),
+        fetch=FetchSettings(
+            private=frozenset(each.removeprefix("http://") for each in options.helm_host), plain=plain
+        ),
+        service_account=f"{namespace}/{account}" if namespace and account else "",
+        role=environ.get("NVCF_MINISERVICE_ROLE") or HelmSettings.role,
+    )
 
 
 def pod_settings(settings: Settings, grace: float, ready_seconds: float) -> PodSettings:

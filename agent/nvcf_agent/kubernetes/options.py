@@ -4,6 +4,9 @@ import argparse
 import os
 from pathlib import Path
 
+from nvcf_agent.kubernetes.client.kinds import Kind
+from nvcf_proto.charts.policy import PolicyName
+
 DEFAULT_DATA = Path("/var/lib/nvcf-agent")
 DEFAULT_SYSTEM_NAMESPACE = "nvca-system"
 
@@ -26,5 +29,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "image of the worker, beside functions that bring none [default: NVCF_WORKER_IMAGE]"
     add("--worker-image", default=os.environ.get("NVCF_WORKER_IMAGE"), metavar="IMAGE", help=text)
     add("--collector-image", metavar="IMAGE", help="image of the OpenTelemetry Collector (contrib)")
+    text = "run Helm functions, if there is a program helm"
+    add("--helm-functions", action=argparse.BooleanOptionalAction, default=True, help=text)
+    text = "policy for charts: Default, or Unrestricted for deployments that ask for it [%(default)s]"
+    add("--helm-policy", default=PolicyName.DEFAULT, choices=[each.value for each in PolicyName], help=text)
+    text = "kind that charts may have besides; PLURAL is its name in URLs; repeatable"
+    add("--helm-extra-kind", action="append", type=extra_kind, default=[],
+        metavar="GROUP/VERSION/KIND/PLURAL", help=text)  # fmt: skip
+    text = (
+        "HOST or HOST:PORT of charts that may have a private address; with http:// it has no TLS; repeatable"
+    )
+    add("--helm-host", action="append", default=[], metavar="HOST", help=text)
+    add(
+        "--helm-skip-checks",
+        action="store_true",
+        help="install what could leave the function's namespace, too",
+    )
     text = "feature flags beside those of the NVCFBackend; -NAME turns one off"
     add("--feature-gates", default="", metavar="NAME,-NAME", help=text)
+
+
+def extra_kind(text: str) -> Kind:
+    """Return a kind from GROUP/VERSION/KIND/PLURAL. Raises ValueError."""
+    group, version, kind, plural = text.split("/")
+    if not (group and version and kind and plural):
+        raise ValueError(text)
+    return Kind(group, version, plural, kind)

@@ -80,6 +80,7 @@ class HelmBackend:
 
     async def prepare(self, known: Collection[str]) -> None:
         """Begin to watch MiniServices, and remove those of no known instance. Raises `StartError`."""
+        await self._renderer.helm.check()
         self._renderer.kube_version = await self._api.version()
         self._tasks = [asyncio.create_task(each.run()) for each in (self._services, self._pods)]
         try:

@@ -60,20 +60,16 @@ class Helm:
     seconds: float = SECONDS
 
     @classmethod
-    async def find(cls) -> "Helm":
-        """Return helm from NVCF_HELM or PATH. Raises `AgentError` if there is none, or an older one."""
+    def find(cls) -> "Helm | None":
+        """Return helm from NVCF_HELM or PATH; None if there is none."""
         found = os.environ.get(PROGRAM_VARIABLE) or shutil.which("helm")
-        if not found:
-            raise AgentError(f"there is no helm: install helm {_MAJOR}, or name it in {PROGRAM_VARIABLE}")
-        helm = cls(found)
-        version = await helm.version()
-        if not version.startswith(f"v{_MAJOR}."):
-            raise AgentError(f"{found} is helm {version}; version {_MAJOR} is needed")
-        return helm
+        return cls(found) if found else None
 
-    async def version(self) -> str:
-        """Return helm's version, such as `v4.1.4`. Raises `AgentError`."""
-        return (await self._run(["version", "--template", "{{.Version}}"])).strip()
+    async def check(self) -> None:
+        """Raise `AgentError` if it cannot be run, or is another version than helm 4."""
+        version = (await self._run(["version", "--template", "{{.Version}}"])).strip()
+        if not version.startswith(f"v{_MAJOR}."):
+            raise AgentError(f"{self.program} is helm {version}; version {_MAJOR} is needed")
 
     async def template(self, chart: bytes, release: Release) -> str:
         """Render a chart, given as its `.tgz`. Raises `ChartError` and `ChartUnavailable`."""

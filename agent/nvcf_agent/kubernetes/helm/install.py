@@ -14,7 +14,7 @@ from nvcf_agent.kubernetes.client.kinds import NAMESPACE, POD, SECRET
 from nvcf_agent.kubernetes.helm import records
 from nvcf_agent.kubernetes.helm.chart import pull_secrets
 from nvcf_agent.kubernetes.helm.errors import ChartError
-from nvcf_agent.kubernetes.helm.kinds import Kinds, Ref
+from nvcf_agent.kubernetes.helm.kinds import WORKLOADS, Kinds, Ref
 from nvcf_agent.kubernetes.helm.names import MINI_SERVICE_LABEL, UTILS
 from nvcf_agent.kubernetes.helm.namespace import namespace_object, objects_before
 from nvcf_agent.kubernetes.helm.records import Rendered
@@ -175,13 +175,30 @@ class Installer:
         if worker is not None:
             await self._end(worker, namespace, age, grace)
             return Left("the worker finishes its requests", pods=True)
-        if "deletionTimestamp" not in there["metadata"]:
-            await self._api.delete(NAMESPACE, namespace, uid=there["metadata"]["uid"])
+        going = "deletionTimestamp" in there["metadata"]
+        if not going:
+            # The agent's rights end with the namespace, so pods with a long grace period end before.
+            await self._remove_workloads(namespace, mini_service)
         for each in pods:
             await self._end(each, namespace, age - grace, _POD_SECONDS)
         if pods:
             return Left(f'{len(pods)} pods end, "{name_of(pods[0])}" among them', pods=True)
+        if not going:
+            await self._api.delete(NAMESPACE, namespace, uid=there["metadata"]["uid"])
         return Left(f"the namespace {namespace} ends{_what_hangs(there)}")
+
+    async def _remove_workloads(self, namespace: str, mini_service: str) -> None:
+        for kind in (*WORKLOADS, *self._settings.extra_kinds):
+            try:
+                listed = await self._api.list(kind, namespace, labels=f"{MINI_SERVICE_LABEL}={mini_service}")
+            except ApiError as error:
+                if error.status in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
+                    # An agent that died before it had its rights here has made none.
+                    continue
+                raise
+            for each in listed.items:
+                if "deletionTimestamp" not in each["metadata"]:
+                    await self._api.delete(kind, name_of(each), namespace)
 
     async def _end(self, pod: Object, namespace: str, age: float, grace: float) -> None:
         late = age > grace + _POD_SECONDS
