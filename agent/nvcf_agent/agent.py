@@ -28,7 +28,7 @@ from nvcf_agent.state.actions import (
 )
 from nvcf_agent.state.inventory import Inventory
 from nvcf_agent.state.managed_instance import ManagedInstance
-from nvcf_agent.state.transitions import Ended, Event, Ready, after_event, after_failed_start
+from nvcf_agent.state.transitions import Ended, Event, Progress, Ready, after_event, after_failed_start
 from nvcf_agent.telemetry import AgentTelemetry
 from nvcf_proto.icms.causes import Cause
 from nvcf_proto.icms.reports import GpuUsage
@@ -295,6 +295,8 @@ class Agent:
         match event:
             case Ready():
                 self.telemetry.ready(instance.id)
+            case Progress(_, part, at):
+                self.telemetry.part(instance.id, part, at)
             case Ended(_, reason, category) if not instance.is_final:
                 self.telemetry.ended(instance, category.value, reason)
                 if self.targets is not None:

@@ -26,6 +26,7 @@ class _Start:
     span: Span
     began: float
     gpu: str
+    last_part: float
 
 
 class AgentTelemetry:
@@ -57,7 +58,7 @@ class AgentTelemetry:
                 names.RESTARTS: instance.restarts,
             },
         )
-        self._starts[instance.id] = _Start(span, time.perf_counter(), orders.gpu(order))
+        self._starts[instance.id] = _Start(span, time.perf_counter(), orders.gpu(order), time.time())
         # Without an SDK the span has the creation message's own context, or none.
         return spans.traceparent(span.get_span_context()) or order.trace_parent
 
@@ -71,6 +72,20 @@ class AgentTelemetry:
         )
         series.record(time.perf_counter() - start.began, start.span)
         start.span.end()
+
+    def part(self, instance_id: str, part: str, at: float) -> None:
+        """Record that a part of a start is over, since Unix time `at`; it began when the one before ended."""
+        start = self._starts.get(instance_id)
+        if start is None:
+            return
+        span = _tracer.start_span(
+            names.CREATE_INSTANCE_PART,
+            context=trace.set_span_in_context(start.span),
+            start_time=round(start.last_part * 1e9),
+            attributes={names.INSTANCE_ID: instance_id, names.PART: part},
+        )
+        start.last_part = max(start.last_part, at)
+        span.end(round(start.last_part * 1e9))
 
     def failed(self, instance_id: str, reason: str) -> None:
         """Record that a start has failed."""

@@ -127,6 +127,7 @@ def _details(instance: ManagedInstance) -> ProcessDetails:
         node=instance.share.node or None,
         category=instance.category.value if instance.category is not None else None,
         reason=instance.reason,
+        start_parts=instance.part_seconds,
         function_version_id=instance.version_id or None,
         gpu_specification_id=instance.order.gpu_specification_id,
     )

@@ -97,7 +97,9 @@ class PodBackend:
         """Create an instance's objects, its pod last. An existing pod stays as it is."""
         there = self._watcher.pod(spec.instance_id)
         try:
-            return self._running(spec.instance_id, there or await self._create(spec))
+            made = there or await self._create(spec)
+            # Events that came before this call returns are of an instance that the agent does not expect yet.
+            return self._running(spec.instance_id, self._watcher.pod(spec.instance_id) or made)
         except ApiError as error:
             found = await self._after_failure(spec.instance_id, error)
             return self._running(spec.instance_id, found)

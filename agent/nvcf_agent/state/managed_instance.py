@@ -111,6 +111,16 @@ class ManagedInstance:
         return orders.function_name(self.order)
 
     @property
+    def part_seconds(self) -> dict[str, float]:
+        """Seconds of each part of its start that is over, from the message on."""
+        before = self.order.issued_at or self.created_at
+        result: dict[str, float] = {}
+        for part, at in self.parts:
+            result[part] = round(max(0.0, at - before), 3)
+            before = max(before, at)
+        return result
+
+    @property
     def is_final(self) -> bool:
         """Whether the instance has ended."""
         return self.phase in FINAL

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import nats.errors
 from nats.aio.client import Client
@@ -73,7 +73,7 @@ class InstanceRecords:
         if before is not None and after is not None and before.state is not after.state:
             if after.state in OVER:
                 await self._requeuer.requeue(after, report.held_requests)
-            await self._tell(after)
+            await self._tell(after, {} if report.details is None else report.details.start_parts)
         return decision
 
     async def heartbeat(self, cluster_id: str, heartbeat: Heartbeat) -> bool:
@@ -181,14 +181,19 @@ class InstanceRecords:
             except RevisionConflictError:
                 _log.debug("record %s was changed meanwhile", record.key)
 
-    async def _tell(self, record: Instance) -> None:
-        """Publish an event for users. It is not waited for and may get lost."""
+    async def _tell(self, record: Instance, parts: Mapping[str, float]) -> None:
+        """Publish an event for users. It is not waited for and may get lost.
+
+        `parts` are the seconds of each part of its start.
+        """
         version = self._registry.versions.get(record.version_id)
         cluster = self._registry.registered_clusters.get(record.cluster_id)
         name = record.cluster_id if cluster is None else cluster.name
         reason = (record.reason or "").partition("\n")[0]
         if record.state is InstanceState.RUNNING and record.ready_at and not (reason or record.restarts):
-            reason = f"ready after {record.ready_at - record.created_at:.1f} s"
+            shown = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in parts.items())
+            whole = f"ready after {record.ready_at - record.created_at:.1f} s"
+            reason = f"{whole}: {shown}" if shown else whole
         text = f"instance {record.id} on {name}: {record.state.value}"
         event = Event(
             at=record.updated_at,

@@ -20,6 +20,7 @@ HELD_REQUESTS = 16_384
 MOST_GPU_NAMES = 32
 MOST_TYPES = 128
 MOST_ATTRIBUTES = 256
+MOST_PARTS = 16
 
 
 class ClusterStatus(StrEnum):
@@ -212,6 +213,8 @@ class ProcessDetails(Record, frozen=True, kw_only=True):
     node: Text | None = None
     category: Text | None = None
     reason: Annotated[str, Meta(max_length=LONGEST_LOG)] | None = None
+    start_parts: Annotated[dict[str, float], Meta(max_length=MOST_PARTS)] = field(default_factory=dict)
+    """Seconds of each part of the start, in order; the first one begins with the creation message."""
     function_version_id: Text | None = None
     gpu_specification_id: Text | None = None
     """What it was ordered for, as the creation message said."""

@@ -49,6 +49,18 @@ def failed() -> ManagedInstance:
     return replace(rejected, has_process=False, cleaned=True)
 
 
+def test_the_parts_of_a_start_are_reported_in_seconds() -> None:
+    one = running()
+    for part, at in (("scheduled", 12.5), ("ready", 14.0)):
+        one = transitions.after_event(one, transitions.Progress(one.id, part, at), now=0.0, wall=0.0)
+    begun = replace(one, order=one.order.replace(issued_at=10.0))
+    assert begun.part_seconds == {"scheduled": 2.5, "ready": 1.5}
+    report = report_of(begun)
+    assert report is not None
+    assert report.details is not None
+    assert report.details.start_parts == begun.part_seconds
+
+
 def test_the_status_of_a_request_follows_from_its_instances() -> None:
     one = running()
     starting = replace(transitions.unready(one, "x", now=1.0, wall=1.0), reported=InstanceState.STARTING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,25 @@ def test_a_start_is_part_of_the_decision_and_ends_when_the_instance_serves(
     assert (span.attributes or {})["nvcf.instance.id"] == instance.id
     (series,) = own_histograms["nvcf.instance.start.duration"].all()
     assert (series.attributes, sum(series.counts)) == ({"nvcf.cluster.id": CLUSTER, "nvcf.gpu": "CPU"}, 1)
+
+
+def test_the_parts_of_a_start_are_spans_one_after_the_other(exporter: InMemorySpanExporter) -> None:
+    agent, instance = AgentTelemetry(CLUSTER), accepted()
+    agent.starting(instance)
+    later = time.time() + 5
+    for part, at in (("scheduled", later), ("ready", later + 2), ("late", later + 1)):
+        agent.part(instance.id, part, at)
+    agent.ready(instance.id)
+    agent.part(instance.id, "after", later)
+    *parts, whole = finished(exporter)
+    assert [(each.name, (each.attributes or {})["nvcf.start.part"]) for each in parts] == [
+        ("part of start", "scheduled"),
+        ("part of start", "ready"),
+        ("part of start", "late"),
+    ]
+    assert all(each.parent is not None and each.parent.span_id == whole.context.span_id for each in parts)
+    assert parts[1].start_time == parts[0].end_time == round(later * 1e9)
+    assert parts[2].start_time == parts[2].end_time == parts[1].end_time
 
 
 def test_one_that_fails_says_how(
