@@ -4,7 +4,6 @@ import argparse
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 from nvcf_agent.backends.interface import Secrets
 from nvcf_agent.kubernetes.backend import PodBackend
@@ -22,7 +21,6 @@ from nvcf_agent.kubernetes.settings import Settings
 from nvcf_agent.kubernetes.watcher import PodWatcher
 from nvcf_agent.state import order as orders
 from nvcf_proto.charts.policy import Policy, PolicyName
-from nvcf_proto.icms.messages import CreationMessage
 
 _log = logging.getLogger(__name__)
 
@@ -42,10 +40,6 @@ def make_backend(
 
     `owner` returns the object of a request's id, `resource` the name of the resource of a GPU's name.
     """
-
-    async def owner_of(order: CreationMessage) -> Mapping[str, Any] | None:
-        return owner(order.request_id)
-
     limits = replace(Limits(), never_ready=ready_seconds)
     if settings.degraded_seconds is not None:
         limits = replace(limits, not_ready_again=settings.degraded_seconds)
@@ -55,7 +49,7 @@ def make_backend(
     pods = PodBackend(
         api,
         of_pods,
-        owner=owner_of,
+        owner=owner,
         gpu_resource=lambda order: resource(orders.gpu(order)),
         secrets=secrets,
         watcher=PodWatcher(api, settings.requests_namespace, limits),

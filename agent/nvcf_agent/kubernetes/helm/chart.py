@@ -17,6 +17,7 @@ from nvcf_agent.kubernetes.helm.fetch import Fetcher, parse_logins, parse_source
 from nvcf_agent.kubernetes.helm.manifests import parse_manifests
 from nvcf_agent.kubernetes.helm.names import MINI_SERVICE_LABEL, WORKLOAD_CONFIG
 from nvcf_agent.kubernetes.helm.settings import HelmSettings
+from nvcf_agent.kubernetes.names import COMPONENT, MANAGED_BY
 from nvcf_agent.kubernetes.pods import names
 from nvcf_agent.kubernetes.pods.launch import auths_for, parse_launch, registry_of
 from nvcf_agent.kubernetes.pods.render import encoded, node_affinity
@@ -125,7 +126,7 @@ def decoration(
     spec: InstanceSpec, settings: PodSettings, namespace: str, mini_service: str, objects: Iterable[Object]
 ) -> Decoration:
     """Return what the platform adds to a chart's objects. Pure."""
-    reserved = (names.MANAGED_BY, names.COMPONENT)
+    reserved = (MANAGED_BY, COMPONENT)
     labels = {name: value for name, value in names.labels(spec, settings).items() if name not in reserved}
     pulls = tuple(name_of(body) for _, body in pull_secrets(spec, namespace, mini_service, objects))
     return Decoration(

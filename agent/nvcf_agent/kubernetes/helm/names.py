@@ -1,7 +1,7 @@
 """Names and labels of a MiniService's objects. Pure."""
 
 from nvcf_agent.kubernetes.client.api import Object
-from nvcf_agent.kubernetes.pods.names import object_name
+from nvcf_agent.kubernetes.names import object_name
 
 MINI_SERVICE_LABEL = "nvca.nvcf.nvidia.io/miniservice"
 """On every object of an instance: the name of its MiniService."""

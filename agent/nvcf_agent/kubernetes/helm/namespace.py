@@ -13,7 +13,7 @@ from nvcf_agent.kubernetes.client.kinds import (
 )
 from nvcf_agent.kubernetes.helm.names import MINI_SERVICE_LABEL
 from nvcf_agent.kubernetes.helm.settings import HelmSettings
-from nvcf_agent.kubernetes.pods.names import MANAGED_BY, MANAGER
+from nvcf_agent.kubernetes.names import MANAGED_BY, MANAGER
 from nvcf_agent.kubernetes.pods.policies import shared_policies
 from nvcf_agent.kubernetes.pods.settings import Network
 from nvcf_proto.charts.rules import GPU_RESOURCES
