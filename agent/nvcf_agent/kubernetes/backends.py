@@ -16,7 +16,7 @@ from nvcf_agent.kubernetes.helm.command import Helm
 from nvcf_agent.kubernetes.helm.fetch import FetchSettings
 from nvcf_agent.kubernetes.helm.settings import HelmSettings
 from nvcf_agent.kubernetes.pods.observe import Limits
-from nvcf_agent.kubernetes.pods.settings import PRIVATE_RANGES, Network, PodSettings
+from nvcf_agent.kubernetes.pods.settings import PodSettings
 from nvcf_agent.kubernetes.settings import Settings
 from nvcf_agent.kubernetes.watcher import PodWatcher
 from nvcf_agent.state import order as orders
@@ -100,8 +100,5 @@ def pod_settings(settings: Settings, grace: float, ready_seconds: float) -> PodS
         variables=agent.override_environment_vars,
         grace=round(grace),
         ready_seconds=round(ready_seconds),
-        network=Network(
-            private=(*PRIVATE_RANGES, *cluster.k8s_cluster_network_cidrs),
-            api_access=settings.has(Flag.API_ACCESS),
-        ),
+        network=settings.network,
     )

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from ipaddress import ip_network
 from pathlib import Path
 
 from nvcf_agent.kubernetes.client.kinds import Kind
@@ -9,6 +10,10 @@ from nvcf_proto.charts.policy import PolicyName
 
 DEFAULT_DATA = Path("/var/lib/nvcf-agent")
 DEFAULT_SYSTEM_NAMESPACE = "nvca-system"
+
+
+def _address_range(text: str) -> str:
+    return str(ip_network(text))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="install what could leave the function's namespace, too",
     )
+    text = "namespace of the control plane, if it is in this cluster: function pods may reach it"
+    add("--control-plane-namespace", metavar="NAMESPACE", help=text)
+    text = "private addresses of the control plane that function pods may reach; repeatable"
+    add("--control-plane-range", action="append", default=[], type=_address_range, metavar="CIDR", help=text)
+    text = "namespace whose pods may scrape the metrics of function pods"
+    add("--monitoring-namespace", metavar="NAMESPACE", help=text)
+    text = "make no network policies for function pods: something else keeps them apart"
+    add("--no-network-policies", action="store_false", dest="network_policies", help=text)
     text = "feature flags beside those of the NVCFBackend; -NAME turns one off"
     add("--feature-gates", default="", metavar="NAME,-NAME", help=text)
 

@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from nvcf_agent.kubernetes.client.kinds import CONFIG_MAP, NVCF_BACKEND
 from nvcf_agent.kubernetes.crds.nvcf_backend import BackendSettings
 from nvcf_agent.kubernetes.flags import Flag, enabled
 from nvcf_agent.kubernetes.nodes.static import KEY
+from nvcf_agent.kubernetes.pods.settings import PRIVATE_RANGES, Network
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.icms.names import is_cluster_id
 
@@ -45,6 +46,7 @@ class Settings:
     collector_image: str = ""
     degraded_seconds: float | None = None
     attributes: Mapping[str, str] = field(default_factory=dict)
+    network: Network = field(default_factory=Network)
 
     @property
     def provider(self) -> str:
@@ -132,6 +134,7 @@ def settings_of(
         collector_image=options.collector_image or "",
         degraded_seconds=agent.worker_degradation_period / _NANOSECONDS or None,
         attributes=dict.fromkeys(cluster.attributes, "true"),
+        network=_network(options, cluster.k8s_cluster_network_cidrs, Flag.API_ACCESS in flags),
     )
     needed = (
         ("--cluster-id", "the NVCFBackend's spec.clusterConfig.clusterID", settings.cluster_id),
@@ -145,6 +148,22 @@ def settings_of(
     if not is_cluster_id(settings.cluster_id):
         raise AgentError(f"{settings.cluster_id!r} is no id of a cluster")
     return settings
+
+
+def _network(options: argparse.Namespace, own: Sequence[str], api_access: bool) -> Network:
+    """Return whom function pods may reach. `own` are the cluster's own address ranges."""
+
+    def labels(namespace: str | None) -> dict[str, str]:
+        return {"kubernetes.io/metadata.name": namespace} if namespace else {}
+
+    return Network(
+        enabled=options.network_policies,
+        private=(*PRIVATE_RANGES, *own),
+        control_plane=tuple(options.control_plane_range),
+        control_plane_namespaces=labels(options.control_plane_namespace),
+        monitoring=labels(options.monitoring_namespace),
+        api_access=api_access,
+    )
 
 
 async def until_changed(api: Api, options: argparse.Namespace, settings: Settings) -> None:

@@ -31,6 +31,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if and (not .Values.registration.enabled) (eq .Values.registration.identity "token") }}true{{ end }}
 {{- end }}
 
+{{/* The namespace in a URL such as http://nvcf-gateway.nvcf.svc.cluster.local:8080; empty for others. */}}
+{{- define "agent.controlPlaneNamespace" -}}
+{{- $host := (urlParse .Values.controlPlane.url).host | splitList ":" | first }}
+{{- $parts := splitList "." $host }}
+{{- if .Values.functions.controlPlaneNamespace }}{{ .Values.functions.controlPlaneNamespace }}
+{{- else if and (ge (len $parts) 3) (eq (index $parts 2) "svc") }}{{ index $parts 1 }}{{ end }}
+{{- end }}
+
 {{- define "agent.clusterSecret" -}}
 {{- if .Values.registration.enabled }}{{ include "agent.fullname" . }}-cluster{{ else }}{{ required "registration.keySecretName is needed with registration.identity=key" .Values.registration.keySecretName }}{{ end }}
 {{- end }}

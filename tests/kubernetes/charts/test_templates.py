@@ -25,6 +25,7 @@ from tests.kubernetes.charts.rendering import (
     helm,
     one,
     pod_of,
+    render,
     rendered,
     values_of,
 )
@@ -119,6 +120,21 @@ def test_the_agent_takes_its_command_line(case: str) -> None:
     assert (options.token_file is not None) is (case == "token")
     # Without the Job its id is in the NVCFBackend, as all other settings are.
     assert (options.cluster_id is None) is (case in ("token", "key"))
+
+
+@pytest.mark.parametrize(
+    ("url", "namespace"),
+    [
+        ("http://nvcf-gateway.nvcf.svc.cluster.local:8080", "nvcf"),
+        ("http://gateway.gpu.svc", "gpu"),
+        ("https://api.example", None),
+        ("http://10.1.2.3:8080", None),
+    ],
+)
+def test_function_pods_may_reach_a_control_plane_of_this_cluster(url: str, namespace: str | None) -> None:
+    objects = tuple(render("nvcf-agent", (*AGENT_VALUES["token"], f"controlPlane.url={url}")))
+    options = agent_arguments(arguments_of(objects, "Deployment", "nvcf-agent", "agent"))
+    assert options.control_plane_namespace == namespace
 
 
 @pytest.mark.parametrize("case", [case for case in AGENT_VALUES if case not in ("token", "key")])

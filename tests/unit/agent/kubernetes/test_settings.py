@@ -51,6 +51,19 @@ def test_overrides_win_and_empty_ones_say_nothing() -> None:
     assert merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}, "d": []}) == {"a": {"b": 3, "c": 2}}
 
 
+def test_function_pods_reach_the_control_plane_where_it_is() -> None:
+    spec = {**SPEC, "clusterConfig": {**SPEC["clusterConfig"], "k8sClusterNetworkCIDRs": ["11.0.0.0/8"]}}
+    own = ["--control-plane-namespace", "nvcf", "--monitoring-namespace", "metrics"]
+    network = pod_settings(read(spec, *own, "--control-plane-range", "10.1.2.3"), 120, 7200).network
+    assert network.control_plane == ("10.1.2.3/32",)
+    assert network.control_plane_namespaces == {"kubernetes.io/metadata.name": "nvcf"}
+    assert network.monitoring == {"kubernetes.io/metadata.name": "metrics"}
+    assert "11.0.0.0/8" in network.private
+    assert network.enabled
+    assert not pod_settings(read(SPEC, "--no-network-policies"), 120, 7200).network.enabled
+    assert not pod_settings(read(SPEC), 120, 7200).network.control_plane_namespaces
+
+
 def test_what_is_missing_or_wrong_is_named() -> None:
     with pytest.raises(AgentError, match=r"--icms \(or .*icmsServiceURL\), --nats"):
         read({"clusterConfig": {"clusterID": CLUSTER}})
