@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -42,6 +43,8 @@ _log = logging.getLogger(__name__)
 _LAST_CALLS_SECONDS = 5.0
 _LONGEST_WAIT_SECONDS = 1.0
 _CONNECT_PAUSES = (0.5, 10.0)
+_DEAF_SECONDS = 5.0
+"""So long the broker may be away until heartbeats say unhealthy."""
 
 Connect = Callable[[], AbstractAsyncContextManager[BrokerClient]]
 """Opens a connection to the broker, with the identity of now. Raises `BrokerError`."""
@@ -68,12 +71,16 @@ class ControlPlane:
     _registered: asyncio.Event = field(default_factory=asyncio.Event)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _doubtful: frozenset[str] = frozenset()
+    _broker: BrokerClient | None = None
+    _deaf_since: float | None = None
 
     def bind(self, agent: Agent) -> None:
         """Connect an agent to this control plane. Call it once, before anything runs."""
         self.agent = agent
         self.reporter = Reporter(self.client, agent.requests, self.timings)
-        self.registrar = Registrar(self.client, self.registration, self.timings)
+        self.registrar = Registrar(
+            self.client, self.registration, self.timings, lambda: bool(agent.requests.instances)
+        )
         times = self.timings
         self.beats = Beats(
             self.client,
@@ -113,13 +120,22 @@ class ControlPlane:
     def heartbeat(self) -> Heartbeat:
         """Return the next heartbeat."""
         return Heartbeat(
-            status="unhealthy" if self.stalled else "healthy",
+            status="unhealthy" if self.stalled or self._is_deaf() else "healthy",
             gpu_usage=self.agent.usage(),
             nvca_agent_version=agent_version(),
             cluster_name=self.cluster_name,
             maintenance_mode=self.maintenance.value,
             draining=self.draining,
         )
+
+    def _is_deaf(self) -> bool:
+        """Return whether the queues have not been read for a while: what is ordered would not arrive."""
+        if self._broker is not None and self._broker.is_connected:
+            self._deaf_since = None
+            return False
+        now = time.monotonic()
+        self._deaf_since = now if self._deaf_since is None else self._deaf_since
+        return now - self._deaf_since > _DEAF_SECONDS
 
     def _on_heartbeat(self, answer: HeartbeatAnswer) -> None:
         self.reporter.recovered()
@@ -233,6 +249,7 @@ class ControlPlane:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(each.run()) for each in consumers]
+                self._broker = client
                 ready()
                 await client.wait_closed()
                 for task in tasks:
@@ -241,6 +258,7 @@ class ControlPlane:
             reasons = ", ".join(describe_error(each) for each in group.exceptions)
             raise BrokerError(f"cannot read the queues: {reasons}") from group
         finally:
+            self._broker = None
             await self.agent.requests.release()
 
     async def _self_destruct(self, stop: asyncio.Event) -> None:

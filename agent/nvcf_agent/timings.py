@@ -16,6 +16,8 @@ class Timings:
     retry_longest: float = 60.0
     unknown_request: float = 300.0
     """How long the answer 404 counts as "not yet"."""
+    refused: float = 60.0
+    """How long an agent without instances goes on when it is refused at its start."""
     report_again: float = 300.0
     report_all_again: float = 30.0
     """Least time between two reports of everything that the control plane asked for."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nvcf_cli.api import Api, ApiProblem, Json
+from nvcf_cli.api import Api, ApiProblem, Json, objects
 from nvcf_cli.catalog import Found, find_function
 from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.images import Artifact
@@ -160,7 +160,8 @@ def split_reason(reason: str) -> tuple[str, str]:
 class Deployed:
     """The outcome: ids, seconds until ready (None if not waited for), number of old versions ended.
 
-    `missing` are secrets that the version before has and this one has not.
+    `missing` are secrets that the version before has and this one has not. `warning`: why no call would be
+    answered now.
     """
 
     name: str
@@ -169,6 +170,7 @@ class Deployed:
     seconds: float | None
     replaced: int
     missing: tuple[str, ...] = ()
+    warning: str | None = None
 
 
 class DeployFailed(CliError):
@@ -206,7 +208,35 @@ async def deploy(
         show("ending the version before")
         replaced += await api.undeploy(function_id, str(old["versionId"]))
     missing = missing_secrets(known, request)
-    return Deployed(request.name, function_id, version_id, seconds, replaced, missing)
+    warning = None if seconds is not None else await _no_place(api, request.scale)
+    return Deployed(request.name, function_id, version_id, seconds, replaced, missing, warning)
+
+
+async def _no_place(api: Api, scale: Scale) -> str | None:
+    try:
+        groups = objects(await api.call("GET", "/v2/nvcf/clusterGroups"), "clusterGroups")
+    except ApiProblem:
+        # A key that deploys need not be one that lists.
+        return None
+    return no_place(scale, groups)
+
+
+def no_place(scale: Scale, groups: Iterable[Json]) -> str | None:
+    """Return why no cluster that there is now can run it; None if one may. Pure."""
+    kinds: dict[str, set[str]] = {}
+    for gpu in (gpu for group in groups for gpu in objects(group, "gpus")):
+        types = {str(each.get("name")) for each in objects(gpu, "instanceTypes")}
+        kinds.setdefault(str(gpu.get("name")), set()).update(types)
+    later = "calls wait until there is one"
+    if not kinds:
+        return f"there is no cluster now: {later}"
+    if scale.gpu not in kinds:
+        return f"no cluster has the GPU {scale.gpu} now, only {', '.join(sorted(kinds))}: {later}"
+    if scale.instance_type not in kinds[scale.gpu]:
+        known = ", ".join(sorted(kinds[scale.gpu]))
+        wanted = f"the instance type {scale.instance_type} for {scale.gpu}"
+        return f"no cluster has {wanted} now, only {known}: {later}"
+    return None
 
 
 def missing_secrets(known: Found | None, request: DeployRequest) -> tuple[str, ...]:

@@ -25,10 +25,10 @@ def of_acknowledgement(status: int | None, *, age: float, unknown_for: float) ->
     return Outcome.RETRY
 
 
-def of_report(status: int | None, *, terminated: bool, failing_for: float, unknown_for: float) -> Outcome:
-    """Return the outcome of a status report; `failing_for` is the time since its first refusal."""
+def of_report(status: int | None, *, terminated: bool) -> Outcome:
+    """Return the outcome of a status report. Only 412 ends a live instance: 404 may be a proxy's."""
     if status == 200 or (terminated and status in _DONE_OF_TERMINATED):
         return Outcome.DONE
-    if status == 412 or (status == 404 and failing_for >= unknown_for):
+    if status == 412:
         return Outcome.CLOSED
     return Outcome.RETRY

@@ -19,7 +19,6 @@ class _Entry:
     sent_at: float = 0.0
     busy: bool = False
     failures: int = 0
-    failing_since: float = 0.0
     retry_at: float = 0.0
 
 
@@ -66,15 +65,8 @@ class Outbox:
         """Note that a call is to be made again later."""
         entry = self._entries.setdefault(key, _Entry())
         entry.failures += 1
-        if entry.failures == 1:
-            entry.failing_since = now
         times = self._timings
         entry.retry_at = now + growing_pause(times.retry_first, times.retry_longest, entry.failures, chance)
-
-    def failing_for(self, key: Key, now: float) -> float:
-        """Return since how long a call has failed."""
-        entry = self._entries.get(key)
-        return now - entry.failing_since if entry is not None and entry.failures else 0.0
 
     def repeat(self, request_id: str | None = None) -> None:
         """Make the calls of a request, or all, again, as if the control plane had never heard of it."""

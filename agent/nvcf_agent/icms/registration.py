@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -16,8 +17,9 @@ from nvcf_proto.icms.reports import ClusterStatus, MaintenanceMode, Registration
 
 _log = logging.getLogger(__name__)
 
-# An answer with one of these will not change by itself.
-_FATAL = frozenset((400, 401, 403, 404, 409, 410))
+# A replica that has not heard of the cluster yet may answer so, too.
+_REFUSALS = frozenset((400, 401, 403, 404, 409, 410))
+_CHECK = "check --cluster-id and the key or token, and that the cluster is registered (nvcf cluster list)"
 _STATUS = {
     MaintenanceMode.CORDON: ClusterStatus.CORDON,
     MaintenanceMode.CORDON_AND_DRAIN: ClusterStatus.CORDON_AND_DRAIN,
@@ -49,29 +51,42 @@ def registration(
 
 @dataclass
 class Registrar:
-    """Keeps the cluster's registration up to date. `body` returns what it has to be."""
+    """Keeps the cluster's registration up to date. `body` returns what it has to be.
+
+    `has_instances` says whether the agent has some from before: they are never ended for a refusal.
+    """
 
     client: IcmsClient
     body: Callable[[], Registration]
     timings: Timings
+    has_instances: Callable[[], bool] = lambda: False
+    monotonic: Callable[[], float] = time.monotonic
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     _sent: Registration | None = None
 
     async def start(self) -> RegistrationAnswer:
-        """Register for the first time, for as long as it takes. Raises `AgentError` if it is refused."""
-        failures = 0
+        """Register for the first time, for as long as it takes.
+
+        Raises `AgentError` if it is refused for `Timings.refused` seconds, and there is nothing to lose.
+        """
+        failures, refused_since = 0, None
         while True:
             try:
                 return await self._register()
             except (AgentError, ContractError) as error:
-                status = error.status if isinstance(error, ControlPlaneError) else None
-                if status in _FATAL:
-                    raise AgentError(
-                        f"the control plane refuses this agent: {error}; check --cluster-id and the key or "
-                        "token, and that the cluster is registered (nvcf cluster list)"
-                    ) from error
                 failures += 1
-                _log.warning("cannot register the cluster, trying again: %s", error)
+                refused = isinstance(error, ControlPlaneError) and error.status in _REFUSALS
+                if not refused:
+                    refused_since = None
+                    _log.warning("cannot register the cluster, trying again: %s", error)
+                else:
+                    now = self.monotonic()
+                    refused_since = now if refused_since is None else refused_since
+                    text = f"the control plane refuses this agent: {error}; {_CHECK}"
+                    over = now - refused_since >= self.timings.refused
+                    if over and not self.has_instances():
+                        raise AgentError(text) from error
+                    _log.warning("%s; trying again", text)
                 await asyncio.sleep(self._pause(failures))
 
     async def run(self) -> None:

@@ -114,7 +114,7 @@ class Reporter:
             await self._send(key, call)
         except AgentError as error:
             status = error.status if isinstance(error, ControlPlaneError) else None
-            outcome = self._judge(key, call, status)
+            outcome = self._judge(call, status)
             if outcome is Outcome.RETRY:
                 level = logging.DEBUG if self._failing else logging.WARNING
                 _log.log(level, "the control plane takes no report, trying again: %s", error)
@@ -135,13 +135,8 @@ class Reporter:
             case StatusReport():
                 return self.client.report(key.request_id, key.instance_id or "", call.body)
 
-    def _judge(self, key: Key, call: Wanted, status: int | None) -> Outcome:
-        unknown_for = self.timings.unknown_request
+    def _judge(self, call: Wanted, status: int | None) -> Outcome:
         if isinstance(call.body, Acknowledgement):
+            unknown_for = self.timings.unknown_request
             return of_acknowledgement(status, age=self.wall() - call.since, unknown_for=unknown_for)
-        return of_report(
-            status,
-            terminated=call.is_terminated,
-            failing_for=self.outbox.failing_for(key, self.monotonic()),
-            unknown_for=unknown_for,
-        )
+        return of_report(status, terminated=call.is_terminated)

@@ -248,6 +248,7 @@ def _report(done: Deployed, request: DeployRequest, *, as_json: bool) -> None:
                 "readySeconds": None if done.seconds is None else round(done.seconds, 3),
                 "replacedVersions": done.replaced,
                 **({"missingSecrets": list(done.missing)} if done.missing else {}),
+                **({"warning": done.warning} if done.warning else {}),
             }
         )
         return
@@ -260,6 +261,8 @@ def _report(done: Deployed, request: DeployRequest, *, as_json: bool) -> None:
     out = console()
     out.print(Text(text))
     out.print(Text(f"  function {done.function_id}  version {done.version_id}", style="dim"))
+    if done.warning:
+        out.print(Text(f"  {done.warning} (nvcf clusters)", style="yellow"))
     if done.missing:
         text = f"  the version before has secrets that this one has not: {', '.join(done.missing)}"
         out.print(Text(f"{text} (nvcf secret set, or nvcf deploy --secret)", style="yellow"))

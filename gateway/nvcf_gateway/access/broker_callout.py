@@ -160,6 +160,9 @@ class AuthCallout:
         except _Refused as refusal:
             _log.warning("broker connection refused: %s", refusal, extra={"client": options.get("name")})
             decision["error"] = str(refusal)
+        except Exception as error:  # noqa: BLE001 # without an answer the broker waits, and nobody knows why
+            _log.exception("broker connection refused for an error", extra={"client": options.get("name")})
+            decision["error"] = f"the gateway failed to decide ({type(error).__name__})"
         response = {
             "jti": new_id(),
             "iat": int(now),

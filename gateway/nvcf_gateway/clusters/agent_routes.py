@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from nvcf_gateway.access.agent_identity import (
     calling_agent,
     read_key_set,
 )
+from nvcf_gateway.clusters.call_rates import CallRates
 from nvcf_gateway.clusters.cluster_records import (
     after_heartbeat,
     after_registration,
@@ -52,6 +54,8 @@ _log = logging.getLogger(__name__)
 MAX_REPORT = 2 * 1024 * 1024
 """A report may name all requests that an ended instance held."""
 MAX_REGISTRATION = 1024 * 1024
+HEARTBEATS_A_SECOND, HEARTBEATS_AT_ONCE = 10.0, 100.0
+"""Of one cluster at one gateway, registrations included. An agent of ours sends one on each change."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _INSTANCE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -71,6 +75,7 @@ class AgentRoutes:
         self._access = access
         self._queues = queues
         self._instances = instances
+        self._beats = CallRates(HEARTBEATS_A_SECOND, HEARTBEATS_AT_ONCE)
         self._clock = clock
 
     def routes(self) -> list[Route]:
@@ -89,6 +94,7 @@ class AgentRoutes:
     async def register(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle PUT …/register: note what the cluster has, and give it its queues."""
         cluster = self._agent(request, values).cluster
+        self._limit(cluster)
         body = await read_record(request, Registration, MAX_REGISTRATION)
         changed = await self._change(cluster.id, lambda record: registered(record, body))
         if not changed.evicted:
@@ -113,6 +119,7 @@ class AgentRoutes:
         """Handle POST …/heartbeat: note what is free, and say whether the cluster may go on."""
         agent = self._agent(request, values)
         cluster = agent.cluster
+        self._limit(cluster)
         body = await read_record(request, Heartbeat)
         if cluster.evicted:
             if agent.key_id and cluster.evicted_keys and agent.key_id not in cluster.evicted_keys:
@@ -172,6 +179,14 @@ class AgentRoutes:
         if values.get("cluster_id", agent.cluster.id) != agent.cluster.id:
             raise HttpProblem(403, f"the path names another cluster than {CLUSTER_HEADER}")
         return agent
+
+    def _limit(self, cluster: RegisteredCluster) -> None:
+        """Raise HttpProblem 429: each heartbeat and registration is written, and read by all others."""
+        seconds = self._beats.wait(cluster.id)
+        if seconds:
+            _log.warning("the agent of cluster %s calls too often", cluster.name)
+            detail = "too many heartbeats and registrations of this cluster"
+            raise HttpProblem(429, detail, headers={"Retry-After": str(math.ceil(seconds))})
 
     async def _put_live(self, live: Cluster) -> None:
         await stored(self._registry.clusters.put(live.id, live))

@@ -10,8 +10,10 @@ import asyncio
 from collections.abc import Callable
 from enum import Enum, auto
 
+from nvcf_gateway.clusters.call_rates import CallRates
 from nvcf_gateway.clusters.creation import NO_GPU, instance_type_of
 from nvcf_gateway.clusters.instance_reports import OVER
+from nvcf_gateway.errors import StoreUnavailable
 from nvcf_gateway.registry import Registry
 from nvcf_proto.compute import RegisteredCluster
 from nvcf_proto.icms.reports import ProcessDetails
@@ -20,6 +22,7 @@ from nvcf_proto.models import DeploymentSpecification, Instance, InstanceState
 from nvcf_proto.models.deployments import gpu_specification_ids, specifications_of
 
 SPARE = 16
+LOOKED_UP_A_SECOND, LOOKED_UP_AT_ONCE = 50.0, 500.0
 
 
 class NoRecord(Enum):
@@ -37,12 +40,19 @@ class LostRecords:
     def __init__(self, registry: Registry, clock: Callable[[], float]) -> None:
         self._registry = registry
         self._clock = clock
+        self._looked_up = CallRates(LOOKED_UP_A_SECOND, LOOKED_UP_AT_ONCE)
 
     async def find(
         self, request_id: str, instance_id: str, cluster_id: str, details: ProcessDetails | None
     ) -> Instance | NoRecord:
-        """Return the record, as it was before the first report, or why there is none. Raises BrokerError."""
+        """Return the record, as it was before the first report, or why there is none.
+
+        Raises BrokerError and StoreUnavailable.
+        """
         registry = self._registry
+        if self._looked_up.wait(cluster_id):
+            # Each needs a look through all versions. The agent reports again.
+            raise StoreUnavailable("too many instances of this cluster have no record, try again")
         if await registry.instances.was_deleted(f"*.{request_id}"):
             return NoRecord.CLOSED
         version_id = None if details is None else details.function_version_id

@@ -103,10 +103,47 @@ async def test_an_agent_that_is_refused_says_why_and_ends(site: Site, status: in
     site.icms.judge = lambda _: status
     agent = await site.launch()
     assert await asyncio.wait_for(agent.wait(), WAIT) == 1
+    assert len(site.icms.of_kind("register")) >= 3, "a replica may not know the cluster yet"
     last = site.log().splitlines()[-1]
     assert f"HTTP {status}" in last
     assert "check --cluster-id" in last
     assert "Traceback" not in site.log()
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+async def test_a_refusal_that_passes_ends_nothing(site: Site, status: int) -> None:
+    """protocol.md, section 6.5: a gateway whose mirror is not filled yet refuses everybody."""
+    site.icms.judge = lambda _: status
+    agent = await site.launch()
+    await eventually(lambda: len(site.icms.of_kind("register")) >= 2)
+    site.icms.judge = lambda _: None
+    await site.ready(agent)
+    ordered = await site.create(site.version())
+    await site.running(ordered)
+    # With instances it goes on for as long as it takes.
+    await site.kill_agent()
+    site.icms.judge = lambda call: status if call.kind == "register" else None
+    before = len(site.icms.of_kind("register"))
+    agent = await site.launch()
+    await eventually(lambda: len(site.icms.of_kind("register")) >= before + 12)
+    assert agent.returncode is None
+    site.icms.judge = lambda _: None
+    await site.ready(agent)
+    await site.running(ordered)
+
+
+async def test_a_cluster_whose_broker_is_away_is_not_healthy(site: Site) -> None:
+    """protocol.md, section 6.5: what is ordered would not arrive."""
+    await site.start_agent()
+
+    def status() -> str:
+        return str(site.icms.of_kind("heartbeat")[-1].body["status"])
+
+    await eventually(lambda: site.icms.of_kind("heartbeat") and status() == "healthy")
+    site.icms.broker.kill()
+    await eventually(lambda: status() == "unhealthy", "heartbeats say so", 20)
+    await asyncio.to_thread(site.icms.broker.start)
+    await eventually(lambda: status() == "healthy", "and when it is back", 30)
 
 
 async def test_a_refused_login_at_the_broker_is_tried_again(site: Site) -> None:

@@ -60,7 +60,6 @@ def test_failures_are_tried_again_after_growing_pauses() -> None:
         pauses.append(box.next_due(wanted()) - now)
         now = box.next_due(wanted())
     assert [round(each) for each in pauses] == [3, 6, 12, 24, 48, 60, 60, 60]
-    assert box.failing_for(KEY, now) == now
     box.recovered()
     assert box.next_due(wanted()) == 0.0
 
@@ -76,7 +75,6 @@ def test_what_the_control_plane_never_heard_of_is_told_again_and_what_is_gone_is
     assert box.due(wanted(), 1.0) == [KEY]
     box.release(KEY)
     assert box.due({}, 2.0) == []
-    assert box.failing_for(KEY, 2.0) == 0.0
 
 
 @given(st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))
@@ -148,23 +146,21 @@ def test_answers_to_an_acknowledgement(status: int | None, age: float, outcome: 
 
 
 @pytest.mark.parametrize(
-    ("status", "terminated", "failing_for", "outcome"),
+    ("status", "terminated", "outcome"),
     [
-        (200, False, 0.0, Outcome.DONE),
-        (202, True, 0.0, Outcome.RETRY),
-        (404, True, 0.0, Outcome.DONE),
-        (409, True, 0.0, Outcome.DONE),
-        (412, True, 0.0, Outcome.DONE),
-        (500, True, 0.0, Outcome.DONE),
-        (503, True, 1e6, Outcome.RETRY),
-        (None, True, 1e6, Outcome.RETRY),
-        (412, False, 0.0, Outcome.CLOSED),
-        (404, False, 299.0, Outcome.RETRY),
-        (404, False, 300.0, Outcome.CLOSED),
-        (409, False, 1e6, Outcome.RETRY),
-        (500, False, 1e6, Outcome.RETRY),
+        (200, False, Outcome.DONE),
+        (202, True, Outcome.RETRY),
+        (404, True, Outcome.DONE),
+        (409, True, Outcome.DONE),
+        (412, True, Outcome.DONE),
+        (500, True, Outcome.DONE),
+        (503, True, Outcome.RETRY),
+        (None, True, Outcome.RETRY),
+        (412, False, Outcome.CLOSED),
+        (404, False, Outcome.RETRY),
+        (409, False, Outcome.RETRY),
+        (500, False, Outcome.RETRY),
     ],
 )
-def test_answers_to_a_report(status: Any, terminated: bool, failing_for: float, outcome: Outcome) -> None:
-    found = of_report(status, terminated=terminated, failing_for=failing_for, unknown_for=300.0)
-    assert found is outcome
+def test_answers_to_a_report(status: Any, terminated: bool, outcome: Outcome) -> None:
+    assert of_report(status, terminated=terminated) is outcome
