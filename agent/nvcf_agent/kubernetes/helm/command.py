@@ -32,7 +32,7 @@ from nvcf_broker.process import describe_exit, signal_group, spawn, stop_process
 
 PROGRAM_VARIABLE = "NVCF_HELM"
 SECONDS = 60.0
-GRACE_SECONDS = 5.0
+GRACE_SECONDS = 1.0
 MOST_OUTPUT = 8 * 2**20
 _MOST_ERRORS = 64 * 2**10
 _MOST_SHOWN = 2000
