@@ -63,8 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def extra_kind(text: str) -> Kind:
-    """Return a kind from GROUP/VERSION/KIND/PLURAL. Raises ValueError."""
-    group, version, kind, plural = text.split("/")
-    if not (group and version and kind and plural):
-        raise ValueError(text)
+    """Return a kind from GROUP/VERSION/KIND/PLURAL. Raises ArgumentTypeError."""
+    parts = text.split("/")
+    if len(parts) != 4 or not all(parts):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected GROUP/VERSION/KIND/PLURAL")
+    group, version, kind, plural = parts
     return Kind(group, version, plural, kind)
