@@ -60,6 +60,7 @@ class Agent:
     _busy: set[str] = field(default_factory=set)
     _work: set[asyncio.Task[None]] = field(default_factory=set)
     _stopping: bool = False
+    _unstored: bool = False
     _store_pause: float = _RETRY_SECONDS
 
     @property
@@ -128,10 +129,13 @@ class Agent:
     async def _round(self, group: asyncio.TaskGroup) -> None:
         """Act on every instance, store what has changed, and wait until there may be something to do."""
         self.woken.clear()
+        self._unstored = False
         now, wall = self.monotonic(), self.wall()
         for instance in list(self.requests.instances.values()):
             self._act(group, instance, now, wall)
         complete = await self._store()
+        if complete and self._unstored:
+            return
         idle = [each for each in self.requests.instances.values() if each.id not in self._busy]
         delay = min(_LONGEST_SLEEP_SECONDS, next_retry(idle, self.monotonic()))
         if not complete:
@@ -155,6 +159,9 @@ class Agent:
             keep_finished=self.keep_finished,
             removed=instance.request_id in self.requests.removed,
         )
+        if isinstance(action, Delete | GiveUp) and not self._may_delete(instance):
+            self._unstored = True
+            return
         match action:
             case Start():
                 self._set(transitions.creating(instance, wall=wall))
@@ -171,6 +178,10 @@ class Agent:
                 self._spawn(group, instance.id, lambda: self._clean(instance.id))
             case Forget():
                 self._spawn(group, instance.id, lambda: self._forget(instance.id))
+
+    def _may_delete(self, instance: ManagedInstance) -> bool:
+        """Return whether the next agent would know why an instance is gone, if it outlives this one."""
+        return self.backend.restarts or self.requests.persisted.has(instance)
 
     def _spawn(self, group: asyncio.TaskGroup, instance_id: str, work: Callable[[], Awaitable[None]]) -> None:
         self._busy.add(instance_id)

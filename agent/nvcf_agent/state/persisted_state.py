@@ -204,6 +204,10 @@ class PersistedState:
         self._saved = mine
         return [each.restored() for each in mine.values()]
 
+    def has(self, instance: ManagedInstance) -> bool:
+        """Return whether an instance is stored as it is now."""
+        return self._saved.get(instance.id) == StoredInstance.of(instance, self._cluster_id)
+
     async def save(self, listed: Iterable[ManagedInstance]) -> None:
         """Store what has changed of these instances. Raises `StoreError`."""
         stored = {each.id: StoredInstance.of(each, self._cluster_id) for each in listed}

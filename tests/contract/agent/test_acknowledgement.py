@@ -10,7 +10,7 @@ import pytest
 from nats.aio.msg import Msg
 
 from tests.support.peers.icms import CREATION, Call
-from tests.support.platform.agent_site import CLUSTER, KEY, Ordered, Site, own_children
+from tests.support.platform.agent_site import CLUSTER, KEY, Ordered, Site
 from tests.support.waiting import eventually
 
 # An empty answer is an acknowledgement, too.
@@ -49,7 +49,7 @@ async def test_no_code_but_200_is_success_and_none_of_these_drops_the_request(
     ordered = await site.create(site.version())
     await eventually(lambda: len(asked(site, ordered)) >= 2)
     assert await site.icms.waiting(CREATION) == 1
-    assert own_children(site.agent.pid) == set()
+    assert site.living() == 0
     assert site.icms.reports == {}
     site.icms.judge = lambda _: None
     await site.running(ordered)
@@ -109,7 +109,7 @@ async def test_404_for_five_minutes_gives_the_request_up(site: Site) -> None:
     over = await site.terminated(ordered)
     assert over.cause == "instance-terminated-precondition-failure"
     await site.settled(CREATION)
-    assert own_children(site.agent.pid) == set()
+    assert site.living() == 0
 
 
 async def test_412_makes_nothing_and_says_so(site: Site) -> None:
@@ -137,7 +137,7 @@ async def test_copies_of_a_message_that_waits_make_one_instance_and_are_all_ackn
     site.icms.judge = lambda _: None
     await site.running(ordered)
     await site.settled(CREATION)
-    assert len(own_children(site.agent.pid)) == 1
+    assert site.living() == 1
 
 
 async def test_a_known_request_is_acknowledged_at_once_and_reported_again(site: Site) -> None:
@@ -149,7 +149,7 @@ async def test_a_known_request_is_acknowledged_at_once_and_reported_again(site: 
     await site.send(ordered)
     await site.settled(CREATION)
     await eventually(lambda: len(site.icms.reports[ordered.id]) > count)
-    assert len(own_children(site.agent.pid)) == 1
+    assert site.living() == 1
 
 
 async def test_an_order_that_expires_before_the_answer_is_dropped_and_a_repeated_one_runs(site: Site) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.peers.icms import CREATION, TERMINATION
-from tests.support.platform.agent_site import CLUSTER, STEADY, Ordered, Site, alive, own_children
+from tests.support.platform.agent_site import CLUSTER, STEADY, Ordered, Site, alive
 from tests.support.waiting import WAIT, eventually
 
 
@@ -26,13 +26,13 @@ async def test_self_destruct_ends_everything_reports_each_once_and_falls_silent(
     """protocol.md, section 6.5."""
     agent = await site.start_agent()
     orders = await site.create_many(site.version(), 2)
-    seen = await site.running(*orders)
+    await site.running(*orders)
     site.icms.action = "SELF_DESTRUCT"
     for ordered in orders:
         over = await site.terminated(ordered)
         assert over.cause == "instance-terminated-service-maintenance"
         assert over.report["status"] == "instance-terminated-by-service"
-    assert not any(alive(each.pid) for each in seen)
+    assert site.living() == 0
     await eventually(lambda: "the agent is silent" in site.log())
     count = len(site.icms.calls)
     later = await site.create(site.version())
@@ -180,11 +180,11 @@ async def test_reconciliation_ends_what_the_control_plane_wants_ended(site: Site
     site.time_scale = 0.005
     await site.start_agent()
     ordered = await site.create(site.version())
-    (seen,) = await site.running(ordered)
+    await site.running(ordered)
     site.icms.listed = [known(ordered, "shutting-down")]
     over = await site.terminated(ordered)
     assert over.cause == "instance-terminated-sync-action"
-    assert not alive(seen.pid)
+    assert site.living() == 0
 
 
 @pytest.mark.parametrize("state", ["running", "shutting-down"])
@@ -247,7 +247,7 @@ async def test_a_restarted_agent_registers_and_reports_everything_again(site: Si
     assert site.icms.calls[0].kind == "register"
     assert not site.icms.of_kind("acknowledge")
     await site.running(*orders)
-    assert len(own_children(site.agent.pid)) == 2
+    assert site.living() == 2
 
 
 async def test_heartbeats_go_on_through_an_outage_and_reports_follow_at_once(site: Site) -> None:

@@ -10,7 +10,7 @@ import pytest
 from nats.aio.msg import Msg
 
 from tests.support.peers.icms import CREATION, TERMINATION
-from tests.support.platform.agent_site import CLUSTER, Ordered, Site, own_children
+from tests.support.platform.agent_site import CLUSTER, Ordered, Site
 from tests.support.waiting import eventually
 
 SUBJECT = f"Create.NVCA.Function.{CLUSTER}.CPU.process"
@@ -85,7 +85,7 @@ async def test_a_termination_that_overtakes_its_creation_is_remembered(site: Sit
     await site.start_agent()
     await site.send(second)
     await site.settled(CREATION)
-    assert own_children(site.agent.pid) == set()
+    assert site.living() == 0
     assert site.icms.states(first.id) == site.icms.states(second.id) == ["terminated"]
 
 
@@ -122,7 +122,7 @@ async def test_a_copy_that_comes_after_the_end_makes_nothing(site: Site) -> None
     await site.terminated(ordered)
     await site.send(ordered)
     await site.settled(CREATION)
-    assert own_children(site.agent.pid) == set()
+    assert site.living() == 0
     assert site.seen(ordered).state == "terminated"
 
 

@@ -118,7 +118,7 @@ async def test_412_deletes_the_instance_and_says_so(site: Site) -> None:
     os.kill(seen.pid, signal.SIGKILL)
     over = await site.terminated(ordered)
     assert over.cause == "instance-terminated-precondition-failure"
-    assert own_children(site.agent.pid) == set()
+    assert site.living() == 0
     await beats(site)
     assert len(ends(site, ordered)) == 1
 

@@ -259,6 +259,10 @@ class Site:
     async def terminated(self, ordered: Ordered) -> Seen:
         return await self.state(ordered, "terminated")
 
+    def living(self) -> int:
+        """Return how many instances there are."""
+        return len(own_children(self.agent.pid))
+
     def home(self, ordered: Ordered) -> Path:
         """Return an instance's folder."""
         return self.data / "instances" / ordered.id
