@@ -94,6 +94,12 @@ def crds(api_server: Cluster) -> None:
     custom_resources.install(api_server)
 
 
+@pytest.fixture(scope="session")
+def fake_crds(fake_cluster: FakeNodes) -> None:
+    """The custom resources, served by the API server of the fake nodes."""
+    custom_resources.install(fake_cluster.cluster)
+
+
 @pytest.fixture
 def frozen(api_server: Cluster, tmp_path: Path) -> Iterator[FrozenRelay]:
     """A relay to the API server that can be frozen."""
