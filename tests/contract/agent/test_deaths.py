@@ -44,6 +44,7 @@ async def test_a_killed_agent_leaves_no_process_and_its_successor_takes_over(sit
     await site.settled(CREATION)
 
 
+@pytest.mark.timeout(300)
 async def test_an_agent_killed_again_and_again_neither_loses_nor_doubles_an_instance(site: Site) -> None:
     """protocol.md, section 6.9: know a request again after a restart."""
     function = site.version(STEADY)
