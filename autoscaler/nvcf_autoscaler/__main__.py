@@ -141,7 +141,12 @@ async def serve(options: argparse.Namespace, telemetry: Telemetry) -> None:
             recorder,
             options.turn,
         )
-        control = ControlLoop(reconciler, cache.version_ids, lambda: lease.held, recorder.gone)
+
+        def clock_set(now: float) -> None:
+            cache.clock_set(now)
+            lease.begin_anew()
+
+        control = ControlLoop(reconciler, cache.version_ids, lambda: lease.held, recorder.gone, clock_set)
         await cache.start(stack)
         await _listen(client, control)
         ready = {"event": "ready", "replicaId": options.replica_id}

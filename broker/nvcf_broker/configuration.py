@@ -224,7 +224,10 @@ accounts {{
   SYS {{
     users: [ {{
       user: {quote(SYSTEM_USER)}, password: {quote(system_password)}
-      permissions: {{ publish: ["$SYS.REQ.SERVER.*.CONNZ", "$SYS.REQ.SERVER.*.KICK"], subscribe: "_INBOX.>" }}
+      permissions: {{
+        publish: ["$SYS.REQ.SERVER.*.CONNZ", "$SYS.REQ.SERVER.*.KICK", "$SYS.REQ.SERVER.PING.STATSZ"]
+        subscribe: "_INBOX.>"
+      }}
     }} ]
   }}
 }}

@@ -70,8 +70,15 @@ class Lease:
 
     @property
     def held_for(self) -> float:
-        """Return for how many seconds this replica has led without a break; meaningless while it does not."""
+        """Return for how many seconds this replica has led without a break; meaningless while it does not.
+
+        It begins anew when the wall clock was set.
+        """
         return self._clock() - self._since
+
+    def begin_anew(self) -> None:
+        """Count from now on for how long this replica has led."""
+        self._since = self._clock()
 
     @property
     def held(self) -> bool:

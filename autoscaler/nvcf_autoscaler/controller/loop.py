@@ -13,6 +13,7 @@ from typing import Protocol
 
 from opentelemetry.trace import SpanContext
 
+from nvcf_autoscaler.controller.clock import WallClock
 from nvcf_autoscaler.controller.version_state import MIN_RECONCILE_INTERVAL, VersionState
 from nvcf_broker.errors import BrokerError, RevisionConflictError
 from nvcf_broker.requests import raise_if_cancelled
@@ -40,6 +41,7 @@ class ControlLoop:
     """Reconciles all versions while this replica leads.
 
     `gone` is called with each version that does not exist any more, repeatedly until it is forgotten.
+    `clock_set` is called with the time when the wall clock was set; the states of all versions begin anew.
     """
 
     def __init__(
@@ -48,7 +50,10 @@ class ControlLoop:
         version_ids: Callable[[], set[str]],
         leads: Callable[[], bool],
         gone: Callable[[str], None] = lambda _: None,
+        clock_set: Callable[[float], None] = lambda _: None,
     ) -> None:
+        self._clock = WallClock(time.time(), time.monotonic())
+        self._clock_set = clock_set
         self._gone = gone
         self._reconciler = reconciler
         self._version_ids = version_ids
@@ -109,6 +114,11 @@ class ControlLoop:
     async def _round(self) -> float:
         """Reconcile the versions that are due, woken ones first. Return the seconds until the next one."""
         now = time.time()
+        step = self._clock.step(now, time.monotonic())
+        if step:
+            _log.warning("the clock was set by %+.0f s: silence and intervals count from now on", step)
+            self._states = {each: VersionState(known_since=now, woken=True) for each in self._states}
+            self._clock_set(now)
         version_ids = self._version_ids()
         self._forget(now, version_ids)
         due = [each for each in version_ids if self.state_of(each).due_at <= now]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -64,8 +65,13 @@ Action = Create | OrderAgain | Terminate | ResendEnd | GiveUp
 LOST = "lost"
 
 
-def housekeeping(now: float, groups: InstanceGroups, clusters: Iterable[Cluster]) -> list[Action]:
-    """Return the actions that the records require, whatever is desired."""
+def housekeeping(
+    now: float, groups: InstanceGroups, clusters: Iterable[Cluster], listened: float = math.inf
+) -> list[Action]:
+    """Return the actions that the records require, whatever is desired.
+
+    `listened` is for how many seconds this process could hear of instances.
+    """
     by_id = {each.id: each for each in clusters}
     actions: list[Action] = []
     for each in groups.lost:
@@ -75,13 +81,13 @@ def housekeeping(now: float, groups: InstanceGroups, clusters: Iterable[Cluster]
             text = f"nothing was heard of cluster {cluster.label}"
         actions.append(GiveUp(each, LOST, text))
     for each in (*groups.up, *groups.stale, *groups.ending):
-        action = _overdue(now, each, by_id[each.cluster_id])
+        action = _overdue(now, each, by_id[each.cluster_id], listened)
         if action is not None:
             actions.append(action)
     return actions
 
 
-def _overdue(now: float, instance: Instance, cluster: Cluster) -> Action | None:
+def _overdue(now: float, instance: Instance, cluster: Cluster, listened: float) -> Action | None:
     """Return what to do about an instance of which something is overdue."""
     times = cluster.timings
     taken_up, heard = taken_up_at(instance), last_heard(instance)
@@ -92,7 +98,7 @@ def _overdue(now: float, instance: Instance, cluster: Cluster) -> Action | None:
     if heard is None and taken_up is not None and now - taken_up > times.report_expires:
         text = f"cluster {cluster.label} took it up and reported nothing for {times.report_expires:g} s"
         return GiveUp(instance, LOST, text)
-    if heard is not None and now - heard > times.forgotten_after:
+    if heard is not None and min(now - heard, listened) > times.forgotten_after:
         text = f"cluster {cluster.label} has not reported it for {now - heard:.0f} s"
         return GiveUp(instance, LOST, text)
     if instance.draining_since is not None:

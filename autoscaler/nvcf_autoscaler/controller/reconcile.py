@@ -127,7 +127,7 @@ class Reconciler:
         )
 
     async def _scale(self, context: ReconcileContext) -> float:
-        for action in plan.housekeeping(context.now, context.groups, context.clusters):
+        for action in plan.housekeeping(context.now, context.groups, context.clusters, self.lease.held_for):
             await self.actuator.apply(context.version, action)
         state, settings = context.state, context.settings
         observation = context.observe(self._usages(context))

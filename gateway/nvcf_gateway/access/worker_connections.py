@@ -32,6 +32,7 @@ INTERVAL_SECONDS = 10.0
 AGENT_INTERVAL_SECONDS = 10.0
 # Between two looks at what each server receives, which cost one small message each.
 RATE_SECONDS = 1.0
+UNANSWERED_SECONDS = 30.0
 # After an undeployment, a worker that no agent ends has this time to finish what it holds.
 DRAIN_SECONDS = 30.0
 # An instance that published too much may connect again after this time.
@@ -120,8 +121,10 @@ class Connections:
 
     async def _watch_rates(self) -> None:
         """Look after the workers at once when a server receives more than an account may publish."""
+        received: dict[str, Published] = {}
         while True:
-            await asyncio.sleep(RATE_SECONDS)
+            # A broker that does not permit the question is not asked for ever.
+            await asyncio.sleep(RATE_SECONDS if received else UNANSWERED_SECONDS)
             try:
                 received = await self._received()
             except _TROUBLES as error:

@@ -104,7 +104,7 @@ class CallRunner:
     ) -> Ended:
         loop = asyncio.get_running_loop()
         # The poll time counts from when the call arrived, its body included.
-        began = loop.time() - (time.time() - call.started)
+        began = loop.time() - max(0.0, time.time() - call.started)
         pending = Pending(call.request_id, call.version.id, sink, call.body, call.head)
         pending.longest = began + CALL_MAX_SECONDS
         if call.full_by_attach or not call.body.complete:

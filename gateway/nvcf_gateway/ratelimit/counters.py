@@ -67,6 +67,7 @@ class Window:
         """Return how much is in use at `slot`."""
         if slot != self._at:
             self.forget_before(slot - HOLD + 1)
+            self._forget_after(slot + HOLD)
             self._used = sum(self.totals.values())
             self._at = slot
         return self._used
@@ -111,6 +112,13 @@ class Window:
                 del counts[old]
         self.peers = {replica: counts for replica, counts in self.peers.items() if counts}
         self._at = None
+
+    def _forget_after(self, slot: int) -> None:
+        """Drop all counts after `slot`: no clock is so much faster, this one was set back."""
+        if any(each > slot for each in self.totals):
+            for counts in (self.totals, self.own, *self.peers.values()):
+                for early in [each for each in counts if each > slot]:
+                    del counts[early]
 
     @property
     def is_empty(self) -> bool:

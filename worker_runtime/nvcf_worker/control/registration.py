@@ -30,6 +30,7 @@ log = logging.getLogger("nvcf_worker")
 START_BACKOFF = Backoff(first=0.25, limit=10.0)
 REFRESH_BACKOFF = Backoff(first=2.0, limit=60.0)
 MIN_REFRESH_DELAY = 1.0
+LOOK_AT_CLOCK_SECONDS = 30.0
 
 # The latest time that can be written as a date.
 _LAST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
@@ -62,7 +63,7 @@ class Registration:
         """
         while True:
             delay = refresh_delay(time.time(), self.connected.expires_at, random.random())  # noqa: S311
-            await asyncio.sleep(max(MIN_REFRESH_DELAY, delay))
+            await _sleep(max(MIN_REFRESH_DELAY, delay))
             self._adopt(await self._renew())
             changed()
 
@@ -99,6 +100,13 @@ class Registration:
                 self.renewal_failed()
             await asyncio.sleep(REFRESH_BACKOFF.delay(attempt, random.random()))  # noqa: S311 - jitter
             attempt += 1
+
+
+async def _sleep(seconds: float) -> None:
+    """Sleep, but wake up early when the wall clock, by which tokens end, was set forward meanwhile."""
+    steady, wall = time.monotonic() + seconds, time.time() + seconds
+    while (left := min(steady - time.monotonic(), wall - time.time())) > 0:  # noqa: ASYNC110 - no event tells
+        await asyncio.sleep(min(left, LOOK_AT_CLOCK_SECONDS))
 
 
 async def connect_at_start(
