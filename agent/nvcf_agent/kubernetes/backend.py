@@ -87,8 +87,14 @@ class PodBackend:
                 continue
             self._members[pod["metadata"]["labels"][names.ACCOUNT]].add(instance.instance_id)
             await self._secrets.adopt(instance)
+        # What instances of one request share names none of them.
+        requests = {names.request_of(each) for each in kept}
         for kind in _KINDS:
-            await self._remove(kind, names.OURS, lambda instance_id: instance_id not in kept)
+            await self._remove(
+                kind,
+                names.OURS,
+                lambda found, request: request not in requests or (found is not None and found not in kept),
+            )
         if self._settings.network.enabled:
             for policy in shared_policies(self._namespace, self._settings.network):
                 await self._api.apply(NETWORK_POLICY, policy)
@@ -199,17 +205,22 @@ class PodBackend:
         }
         for kind in _KINDS:
             await self._remove(
-                kind, wanted, lambda found: found == instance_id or (found is None and not siblings)
+                kind, wanted, lambda found, _: found == instance_id or (found is None and not siblings)
             )
         await self._leave_account(instance_id)
         self._watcher.forget(instance_id)
 
-    async def _remove(self, kind: Kind, labels: str, unwanted: Callable[[str | None], bool]) -> None:
-        """Remove objects; `unwanted` gets the id of their instance, None for those of a whole request."""
+    async def _remove(
+        self, kind: Kind, labels: str, unwanted: Callable[[str | None, str | None], bool]
+    ) -> None:
+        """Remove objects; `unwanted` gets the id of their instance, None for what its request shares, and
+        the name of that request.
+        """
         for found in (await self._api.list(kind, self._namespace, labels=labels)).items:
-            said = found["metadata"].get("annotations") or {}
-            if unwanted(said.get(names.INSTANCE_ID)):
-                await self._api.delete(kind, found["metadata"]["name"], self._namespace)
+            metadata = found["metadata"]
+            said = metadata.get("annotations") or {}
+            if unwanted(said.get(names.INSTANCE_ID), metadata["labels"].get(names.REQUEST)):
+                await self._api.delete(kind, metadata["name"], self._namespace)
 
     async def list(self) -> list[Running]:
         """Return the instances that have pods."""

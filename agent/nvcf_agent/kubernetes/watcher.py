@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
-from nvcf_agent.kubernetes.client.api import Api, Object
+from nvcf_agent.kubernetes.client.api import WATCH_SECONDS, WATCH_SLACK_SECONDS, Api, Object
 from nvcf_agent.kubernetes.client.errors import ApiError
 from nvcf_agent.kubernetes.client.informer import Informer
 from nvcf_agent.kubernetes.client.kinds import EVENT, POD
@@ -20,6 +20,8 @@ _log = logging.getLogger(__name__)
 
 # Limits are checked this often; a change of a pod is looked at when it comes.
 _PASS_SECONDS = 5.0
+# While the API server is away, time passes, and what is known of pods gets old: then nothing is given up.
+_STALE_SECONDS = WATCH_SECONDS + 2 * WATCH_SLACK_SECONDS
 _EXPLAIN_SECONDS = 10.0
 _EXPLAINED_AT_ONCE = 8
 _KEPT_OF_SPEC = frozenset(("containers", "initContainers", "nodeName"))
@@ -143,7 +145,7 @@ class PodWatcher:
             changed = list(self._changes)
             self._changes.clear()
             self._wake.clear()
-            if loop_time >= next_pass:
+            if loop_time >= next_pass and loop_time - self._informer.heard_at < _STALE_SECONDS:
                 next_pass = loop_time + _PASS_SECONDS
                 changed += [each for each, known in self._known.items() if not known.ready]
             failed = [found for each in dict.fromkeys(changed) if (found := self._look(each)) is not None]
