@@ -6,13 +6,12 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from nvcf_agent.backends.environment import InstanceOf, InstanceSpec
+from nvcf_agent.backends.environment import InstanceSpec
 from nvcf_agent.errors import StartError, Unsupported
 from nvcf_agent.kubernetes.backend import PodBackend
 from nvcf_agent.kubernetes.client.api import Api
@@ -21,44 +20,18 @@ from nvcf_agent.kubernetes.pods.names import INSTANCE_TYPE
 from nvcf_agent.kubernetes.pods.observe import Limits
 from nvcf_agent.kubernetes.pods.settings import PodSettings
 from nvcf_agent.kubernetes.secret_objects import SecretObjects
-from nvcf_agent.kubernetes.watcher import PodWatcher
-from nvcf_agent.secrets import InstanceSecrets, SecretToken
+from nvcf_agent.secrets import InstanceSecrets
 from nvcf_agent.state.managed_instance import Category
-from nvcf_agent.state.transitions import Ended, Event, Observed, Progress, Ready
+from nvcf_agent.state.transitions import Ended, Observed, Progress, Ready
 from nvcf_proto.icms.causes import Cause
-from nvcf_proto.secrets import function_secrets_path
 from tests.kubernetes.cluster.kwok import FakeNodes, Shape
+from tests.kubernetes.pod_backends import Source, running
 from tests.support.waiting import eventually
 from tests.unit.agent.kubernetes.pods import WORKER, logins, spec
 
 QUICK = Limits(unscheduled=1.0, image_pull=1.0)
 GPU_NODE = Shape(labels={INSTANCE_TYPE: "NCP.GPU.H100"})
 BROKEN = {"finalizers": ["test.example/stay"]}
-
-
-class Seen:
-    """Events of a backend."""
-
-    def __init__(self, backend: PodBackend) -> None:
-        self.events: list[Event] = []
-        self._task = asyncio.create_task(self._follow(backend))
-
-    async def _follow(self, backend: PodBackend) -> None:
-        async for event in backend.watch():
-            self.events.append(event)
-
-    def of(self, kind: type[Any], instance_id: str) -> list[Any]:
-        return [each for each in self.events if isinstance(each, kind) and each.instance_id == instance_id]
-
-    async def until(self, kind: type[Any], instance_id: str, count: int = 1) -> Any:
-        await eventually(
-            lambda: len(self.of(kind, instance_id)) >= count, f"{kind.__name__} of {instance_id}"
-        )
-        return self.of(kind, instance_id)[-1]
-
-    async def close(self) -> None:
-        self._task.cancel()
-        await asyncio.wait({self._task})
 
 
 @pytest.fixture
@@ -72,21 +45,6 @@ def settings(namespace: str) -> PodSettings:
     return PodSettings(worker_image=WORKER, namespace=namespace, cluster_name="here")
 
 
-@asynccontextmanager
-async def running(
-    api: Api, settings: PodSettings, known: set[str] = frozenset(), limits: Limits = QUICK, **more: Any
-) -> AsyncIterator[tuple[PodBackend, Seen]]:
-    """A backend that has been prepared, and its events."""
-    backend = PodBackend(api, settings, watcher=PodWatcher(api, settings.namespace, limits), **more)
-    await backend.prepare(known)
-    seen = Seen(backend)
-    try:
-        yield backend, seen
-    finally:
-        await seen.close()
-        await backend.close(0)
-
-
 async def names_of(api: Api, kind: Kind, namespace: str) -> set[str]:
     return {each["metadata"]["name"] for each in (await api.list(kind, namespace)).items}
 
@@ -94,7 +52,7 @@ async def names_of(api: Api, kind: Kind, namespace: str) -> set[str]:
 async def test_the_life_of_an_instance(api: Api, settings: PodSettings, kwok_nodes: FakeNodes) -> None:
     (node,) = kwok_nodes.add(1, GPU_NODE)
     made = spec(variables={"CONTAINER_REGISTRIES_CREDENTIALS": logins("registry.example")})
-    async with running(api, settings) as (backend, seen):
+    async with running(api, settings, limits=QUICK) as (backend, seen):
         first = await backend.create(made)
         assert not first.ready
         again = await backend.create(made)
@@ -125,7 +83,7 @@ async def test_the_next_agent_takes_over_and_touches_nothing(
 ) -> None:
     kwok_nodes.add(1, GPU_NODE)
     kept, unknown = spec(), spec()
-    async with running(api, settings) as (backend, seen):
+    async with running(api, settings, limits=QUICK) as (backend, seen):
         for each in (kept, unknown):
             await backend.create(each)
             await seen.until(Ready, each.instance_id)
@@ -144,7 +102,7 @@ async def test_the_next_agent_takes_over_and_touches_nothing(
 async def test_foreign_objects_stay(api: Api, settings: PodSettings, kwok_nodes: FakeNodes) -> None:
     secret = {"metadata": {"name": "foreign", "namespace": settings.namespace}, "stringData": {"a": "b"}}
     await api.create(SECRET, secret)
-    async with running(api, settings):
+    async with running(api, settings, limits=QUICK):
         assert "foreign" in await names_of(api, SECRET, settings.namespace)
 
 
@@ -153,7 +111,7 @@ async def test_an_instance_without_room_ends_with_the_schedulers_words(
 ) -> None:
     kwok_nodes.add(1, replace(GPU_NODE, gpus=1))
     made = spec(gpus=2)
-    async with running(api, settings) as (backend, seen):
+    async with running(api, settings, limits=QUICK) as (backend, seen):
         await backend.create(made)
         ended = await seen.until(Ended, made.instance_id)
         assert (ended.cause, ended.category) == (Cause.NO_CAPACITY, Category.CAPACITY)
@@ -169,7 +127,7 @@ async def test_a_pod_that_somebody_deletes_is_missed(
 ) -> None:
     kwok_nodes.add(1, GPU_NODE)
     made = spec()
-    async with running(api, settings) as (backend, seen):
+    async with running(api, settings, limits=QUICK) as (backend, seen):
         await backend.create(made)
         await seen.until(Ready, made.instance_id)
         await api.delete(POD, made.instance_id, settings.namespace, grace=0)
@@ -202,7 +160,7 @@ async def test_a_second_deletion_shortens_the_first(
 ) -> None:
     """A finalizer stands for a container that does not end."""
     made = spec(gpus=0)
-    async with running(api, settings) as (backend, _):
+    async with running(api, settings, limits=QUICK) as (backend, _):
         await backend.create(made)
         await api.patch(POD, made.instance_id, settings.namespace, {"metadata": BROKEN})
         first = asyncio.create_task(backend.delete(made.instance_id, 300))
@@ -221,7 +179,7 @@ def _is_going(backend: PodBackend, made: InstanceSpec) -> bool:
 async def test_what_the_api_server_refuses_is_refused_and_a_quota_is_waited_for(
     api: Api, settings: PodSettings, kwok_nodes: FakeNodes
 ) -> None:
-    async with running(api, settings) as (backend, _):
+    async with running(api, settings, limits=QUICK) as (backend, _):
         broken = replace(settings, shared_memory="much")
         with pytest.raises(Unsupported, match="refuses"):
             await PodBackend(api, broken, watcher=backend._watcher).create(spec(gpus=0))
@@ -238,21 +196,6 @@ async def test_what_the_api_server_refuses_is_refused_and_a_quota_is_waited_for(
 async def _quota_counts(api: Api, namespace: str) -> bool:
     found = await api.get(RESOURCE_QUOTA, "none", namespace)
     return bool(found and found.get("status", {}).get("used"))
-
-
-class Source:
-    """Stands for the gateway's secrets."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, Any] = {"TOKEN": "one"}
-
-    async def token(self, instance: InstanceOf) -> SecretToken | None:
-        path = function_secrets_path(instance.function_id, instance.version_id)
-        return SecretToken("x", 1e12, (path,), instance.instance_id)
-
-    async def read(self, token: SecretToken, path: str, tag: str | None) -> tuple[str, dict[str, Any]] | None:
-        now = json.dumps(self.values)
-        return None if tag == now else (now, dict(self.values))
 
 
 async def _file(api: Api, namespace: str, instance_id: str) -> dict[str, Any]:

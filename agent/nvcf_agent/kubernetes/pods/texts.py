@@ -5,7 +5,7 @@ from typing import Any
 
 from nvcf_agent.kubernetes.pods import status
 from nvcf_agent.kubernetes.pods.observe import Failure
-from nvcf_agent.kubernetes.pods.status import Container, Pod
+from nvcf_agent.kubernetes.pods.status import Container, Pod, Termination
 from nvcf_agent.state.causes import SEPARATOR
 from nvcf_agent.state.managed_instance import Category
 
@@ -45,7 +45,9 @@ def described(
         first = f"{first} ({warning})"
     lines = [f"{first}; {advice}" if advice else first]
     for each in status.containers(pod):
-        lines += [SEPARATOR, _headline(each), *_tail(each, (logs or {}).get(each.name, ""))]
+        run = _last_run(each, blamed=each.name == failure.container)
+        log = (logs or {}).get(each.name, "")
+        lines += [SEPARATOR, _headline(each, run), *_tail(run, log)]
     return "\n".join([*lines, SEPARATOR])
 
 
@@ -64,18 +66,24 @@ def _event_time(event: Mapping[str, Any]) -> float:
     return next((found for each in times if (found := status.seconds(each)) is not None), 0.0)
 
 
-def _headline(container: Container) -> str:
+def _last_run(container: Container, *, blamed: bool) -> Termination | None:
+    """Return the run to show: a container that is to blame may have just been started again."""
+    if container.terminated is not None:
+        return container.terminated
+    failed_before = container.restarts > 0 and not container.ready
+    return container.last if container.waiting or (blamed and failed_before) else None
+
+
+def _headline(container: Container, run: Termination | None) -> str:
     kind = "INIT CONTAINER" if container.is_init else "CONTAINER"
-    run = container.terminated or (container.last if container.waiting else None)
     if run is not None:
         return f"{kind} {container.name} EXITED, CODE={run.exit_code}"
     state = "RUNNING" if container.running_since is not None else "WAITING"
     return f"{kind} {container.name} {state}"
 
 
-def _tail(container: Container, log: str) -> list[str]:
-    run = container.failure
-    text = log or (run.message if run is not None else "")
+def _tail(run: Termination | None, log: str) -> list[str]:
+    text = run.message if run is not None and run.message else log
     kept = "\n".join(text.splitlines()[-LOG_LINES:]).encode()[-LOG_BYTES:].decode(errors="ignore")
     # A line of dashes alone would end the block.
     return [line for line in kept.splitlines() if line.strip() != SEPARATOR]
