@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from nvcf_gateway.installation import manifests, new_secrets, write
-from tests.kubernetes.charts.rendering import CASES, ROOT, flags, rendered, values_of
+from tests.kubernetes.charts.rendering import CASES, ROOT, flags, pod_of, rendered, values_of
 from tests.kubernetes.cluster.client import ApiProblem, Client
 from tests.kubernetes.cluster.clusters import Cluster
 from tests.kubernetes.cluster.processes import wait_until
@@ -79,6 +79,24 @@ def test_the_api_server_takes_all_objects(chart: str, case: str, api_server: Clu
         "-",
         stdin=text,
     )
+
+
+@pytest.mark.parametrize(("chart", "case"), [("nvcf", "everything"), ("nvcf-agent", "everything")])
+def test_pods_are_allowed_where_pod_security_is_restricted(
+    chart: str, case: str, api_server: Cluster, namespace: str
+) -> None:
+    client, path = api_server.client, f"/api/v1/namespaces/{namespace}"
+    client.patch(path, {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}})
+    wait_until(lambda: client.find(f"{path}/serviceaccounts/default"), "the namespace has its account")
+    for each in rendered(chart, case):
+        if (pod := pod_of(each)) is None:
+            continue
+        for absent in ("serviceAccountName", "priorityClassName"):
+            pod.pop(absent, None)
+        claims = [claim["metadata"]["name"] for claim in each["spec"].get("volumeClaimTemplates", [])]
+        pod["volumes"] = [*pod.get("volumes", []), *({"name": name, "emptyDir": {}} for name in claims)]
+        body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": each["metadata"]["name"]}}
+        client.create(f"{path}/pods?dryRun=All", {**body, "spec": pod})
 
 
 def earlier(chart: str, folder: Path) -> Path:
