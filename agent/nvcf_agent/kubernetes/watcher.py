@@ -24,8 +24,6 @@ _PASS_SECONDS = 5.0
 _STALE_SECONDS = WATCH_SECONDS + 2 * WATCH_SLACK_SECONDS
 _EXPLAIN_SECONDS = 10.0
 _EXPLAINED_AT_ONCE = 8
-_KEPT_OF_SPEC = frozenset(("containers", "initContainers", "nodeName"))
-_KEPT_OF_CONTAINERS = frozenset(("name", "image", "restartPolicy", "resources"))
 
 
 @dataclass
@@ -55,7 +53,7 @@ class PodWatcher:
         self._limits = limits or Limits()
         self._wall = wall
         self._informer = Informer(
-            api, POD, namespace=namespace, labels=names.OURS, on_change=self._changed, trim=_trim
+            api, POD, namespace=namespace, labels=names.OURS, on_change=self._changed, trim=status.trim
         )
         self._known: dict[str, _Known] = {}
         self._asked: set[str] = set()
@@ -223,12 +221,3 @@ def worker_of(pod: Object) -> str:
 
 def _of(pod_name: str) -> str:
     return f"involvedObject.kind=Pod,involvedObject.name={pod_name}"
-
-
-def _trim(pod: Object) -> None:
-    """Take away what nobody reads of a pod."""
-    for each in [*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]]:
-        for name in each.keys() - _KEPT_OF_CONTAINERS:
-            del each[name]
-    for name in pod["spec"].keys() - _KEPT_OF_SPEC:
-        del pod["spec"][name]

@@ -31,7 +31,7 @@ _Namespace = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z
 
 
 class HelmChartConfig(Record, frozen=True, kw_only=True):
-    """The chart, and where its service is. This agent keeps registries' logins and values in a Secret."""
+    """The chart, and where its service is. This agent keeps registries' logins in a Secret."""
 
     url: Text
     service_name: Text = ""

@@ -72,7 +72,9 @@ class HelmBackend:
         self._renderer = ChartRenderer(helm, settings, pods)
         self._reconciler = Reconciler(api, self._installer, self._renderer, settings)
         self._services = Informer(api, MINI_SERVICE, on_change=self._on_service)
-        self._pods = Informer(api, POD, labels=MINI_SERVICE_LABEL, on_change=self._on_pod)
+        self._pods = Informer(
+            api, POD, labels=MINI_SERVICE_LABEL, on_change=self._on_pod, trim=pod_status.trim
+        )
         self._keepers: dict[str, _Keeper] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._events: asyncio.Queue[Event] = asyncio.Queue()

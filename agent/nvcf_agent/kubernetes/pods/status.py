@@ -7,6 +7,19 @@ from typing import Any
 
 Pod = Mapping[str, Any]
 
+_KEPT_OF_SPEC = frozenset(("containers", "initContainers", "nodeName"))
+_KEPT_OF_CONTAINERS = frozenset(("name", "image", "restartPolicy", "resources"))
+
+
+def trim(pod: dict[str, Any]) -> None:
+    """Take away what nobody reads of a pod that is kept."""
+    spec: dict[str, Any] = pod["spec"]
+    for each in [*spec.get("initContainers", ()), *spec["containers"]]:
+        for name in each.keys() - _KEPT_OF_CONTAINERS:
+            del each[name]
+    for name in spec.keys() - _KEPT_OF_SPEC:
+        del spec[name]
+
 
 @dataclass(frozen=True)
 class Termination:
