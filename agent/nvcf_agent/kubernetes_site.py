@@ -181,6 +181,7 @@ async def _make_site(
             settings,
             owner=store.object_of,
             resource=lambda gpu: watch.inventory.resource(gpu),
+            nodes=lambda kind: watch.inventory.nodes_of(kind),
             secrets=secrets,
             grace=options.grace,
             ready_seconds=ready_seconds,

@@ -15,10 +15,12 @@ from nvcf_agent.backends.environment import InstanceSpec
 from nvcf_agent.errors import StartError, Unsupported
 from nvcf_agent.kubernetes.backend import PodBackend
 from nvcf_agent.kubernetes.client.api import Api
+from nvcf_agent.kubernetes.client.informer import Informer
 from nvcf_agent.kubernetes.client.kinds import CONFIG_MAP, NETWORK_POLICY, POD, RESOURCE_QUOTA, SECRET, Kind
 from nvcf_agent.kubernetes.pods.names import INSTANCE_TYPE
 from nvcf_agent.kubernetes.pods.observe import Limits
 from nvcf_agent.kubernetes.pods.settings import PodSettings
+from nvcf_agent.kubernetes.prefetch import SELECTOR
 from nvcf_agent.kubernetes.secret_objects import SecretObjects
 from nvcf_agent.secrets import InstanceSecrets
 from nvcf_agent.state.managed_instance import Category
@@ -226,3 +228,38 @@ async def test_secrets_follow_the_gateway_also_after_a_restart(
     async with InstanceSecrets(source, sink) as secrets:
         async with running(api, settings, {made.instance_id}, secrets=secrets):
             await eventually(holds({}), interval=0.1)
+
+
+async def test_images_are_prefetched_once_on_all_nodes(
+    api: Api, settings: PodSettings, kwok_nodes: FakeNodes
+) -> None:
+    nodes = kwok_nodes.add(3, GPU_NODE)
+    made = spec(prefetch=True, variables={"CONTAINER_REGISTRIES_CREDENTIALS": logins("registry.example")})
+    other = replace(made, order=made.order.replace(request_id="other"))
+    pods: list[dict[str, Any]] = []
+    pulling = Informer(
+        api,
+        POD,
+        namespace=settings.namespace,
+        labels=SELECTOR,
+        on_change=lambda old, new: pods.append(new) if old is None and new is not None else None,
+    )
+    watching = asyncio.create_task(pulling.run())
+    try:
+        await pulling.synced.wait()
+        async with running(api, settings, nodes=lambda _kind: nodes) as (backend, _):
+            await backend.create(made)
+            await backend.create(other)
+            await eventually(lambda: len(pods) == len(nodes), "a pod for each node")
+            await eventually(lambda: not pulling.objects, "they are removed")
+            assert len(pods) == len(nodes)
+
+            async def tidy() -> bool:
+                return not [
+                    name for name in await names_of(api, SECRET, settings.namespace) if "prefetch" in name
+                ]
+
+            await eventually(tidy, "the login is removed")
+    finally:
+        watching.cancel()
+        await asyncio.wait({watching})

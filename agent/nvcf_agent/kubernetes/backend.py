@@ -5,6 +5,7 @@ import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from nvcf_agent.backends.environment import InstanceSpec
@@ -12,13 +13,14 @@ from nvcf_agent.backends.interface import NO_SECRETS, Running, Secrets
 from nvcf_agent.errors import StartError, Unsupported
 from nvcf_agent.kubernetes.client.api import Api, Object
 from nvcf_agent.kubernetes.client.errors import ApiError
-from nvcf_agent.kubernetes.client.kinds import CONFIG_MAP, NETWORK_POLICY, POD, SECRET, Kind
+from nvcf_agent.kubernetes.client.kinds import CONFIG_MAP, NAMESPACE, NETWORK_POLICY, POD, SECRET, Kind
 from nvcf_agent.kubernetes.names import account_label
 from nvcf_agent.kubernetes.pods import names, status
 from nvcf_agent.kubernetes.pods.containers import INFERENCE
 from nvcf_agent.kubernetes.pods.policies import account_policy, account_policy_name, shared_policies
 from nvcf_agent.kubernetes.pods.render import GPU_RESOURCE, render
 from nvcf_agent.kubernetes.pods.settings import PodSettings
+from nvcf_agent.kubernetes.prefetch import Nodes, Prefetcher
 from nvcf_agent.kubernetes.watcher import PodWatcher
 from nvcf_agent.state.transitions import Event
 from nvcf_otel.byoo import secret_files
@@ -35,6 +37,7 @@ _SYNC_SECONDS = 60.0
 _FORCE_SECONDS = 60.0
 _CHECK_SECONDS = 5.0
 _LAG_SECONDS = 0.5
+_LEVEL = "pod-security.kubernetes.io/enforce"
 _KINDS = (SECRET, CONFIG_MAP)
 
 
@@ -42,7 +45,7 @@ class PodBackend:
     """Runs each instance as one pod, with its Secrets and ConfigMaps, in one namespace.
 
     `owner` finds the ICMSRequest that objects go with. `gpu_resource` returns the name of a node's resource
-    for an order. `secrets` brings instances their secrets.
+    for an order. `secrets` brings instances their secrets. `nodes` are those on which images are prefetched.
     """
 
     name = "kubernetes"
@@ -57,6 +60,7 @@ class PodBackend:
         gpu_resource: Callable[[CreationMessage], str] = lambda _: GPU_RESOURCE,
         secrets: Secrets = NO_SECRETS,
         watcher: PodWatcher | None = None,
+        nodes: Nodes = lambda _type: (),
     ) -> None:
         self._api = api
         self._settings = settings
@@ -65,12 +69,15 @@ class PodBackend:
         self._gpu_resource = gpu_resource
         self._secrets = secrets
         self._watcher = watcher or PodWatcher(api, settings.namespace)
+        self._prefetcher = Prefetcher(api, settings, nodes)
         self._members: defaultdict[str, set[str]] = defaultdict(set)
         self._accounts = asyncio.Lock()
 
     async def prepare(self, known: Collection[str]) -> None:
         """Begin to watch pods, and remove what is of no known instance. Raises `StartError`."""
         self._watcher.start()
+        self._prefetcher.start()
+        await self._read_level()
         try:
             async with asyncio.timeout(_SYNC_SECONDS):
                 await self._watcher.synced()
@@ -99,11 +106,23 @@ class PodBackend:
             for policy in shared_policies(self._namespace, self._settings.network):
                 await self._api.apply(NETWORK_POLICY, policy)
 
+    async def _read_level(self) -> None:
+        """Follow the namespace: where it is "restricted", pods of images that run as root are refused."""
+        try:
+            found = await self._api.get(NAMESPACE, self._namespace) or {}
+        except ApiError as error:
+            _log.info("the level of namespace %s is not known: %s", self._namespace, error)
+            return
+        labels = (found.get("metadata") or {}).get("labels") or {}
+        if labels.get(_LEVEL) == "restricted":
+            self._settings = replace(self._settings, run_as_non_root=True)
+
     async def create(self, spec: InstanceSpec) -> Running:
         """Create an instance's objects, its pod last. An existing pod stays as it is."""
         there = self._watcher.pod(spec.instance_id)
         try:
             made = there or await self._create(spec)
+            self._prefetcher.ask(spec)
             # Events that came before this call returns are of an instance that the agent does not expect yet.
             return self._running(spec.instance_id, self._watcher.pod(spec.instance_id) or made)
         except ApiError as error:
@@ -234,6 +253,7 @@ class PodBackend:
     async def close(self, grace: float) -> None:
         """Stop watching. Pods outlive the agent."""
         await self._watcher.close()
+        await self._prefetcher.close()
 
     def _running(self, instance_id: str, pod: Object) -> Running:
         name = pod["metadata"]["name"]

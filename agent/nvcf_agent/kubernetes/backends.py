@@ -17,6 +17,7 @@ from nvcf_agent.kubernetes.helm.fetch import FetchSettings
 from nvcf_agent.kubernetes.helm.settings import HelmSettings
 from nvcf_agent.kubernetes.pods.observe import Limits
 from nvcf_agent.kubernetes.pods.settings import PodSettings
+from nvcf_agent.kubernetes.prefetch import Nodes
 from nvcf_agent.kubernetes.settings import Settings
 from nvcf_agent.kubernetes.watcher import PodWatcher
 from nvcf_agent.state import order as orders
@@ -31,6 +32,7 @@ def make_backend(
     *,
     owner: Callable[[str], Object | None],
     resource: Callable[[str], str],
+    nodes: Nodes,
     secrets: Secrets,
     grace: float,
     ready_seconds: float,
@@ -38,7 +40,8 @@ def make_backend(
 ) -> KubernetesBackend:
     """Return the backend of all functions. Without `helm`, or without the program, it runs no charts.
 
-    `owner` returns the object of a request's id, `resource` the name of the resource of a GPU's name.
+    `owner` returns the object of a request's id, `resource` the name of the resource of a GPU's name,
+    `nodes` the names of the nodes of an instance type's value.
     """
     limits = replace(Limits(), never_ready=ready_seconds)
     if settings.degraded_seconds is not None:
@@ -51,6 +54,7 @@ def make_backend(
         of_pods,
         owner=owner,
         gpu_resource=lambda order: resource(orders.gpu(order)),
+        nodes=nodes,
         secrets=secrets,
         watcher=PodWatcher(api, settings.requests_namespace, limits),
     )

@@ -82,6 +82,10 @@ class ClusterInventory:
         memory, millis = int(quantity(kind.system_memory)), quantity(kind.cpu)
         return Limits(memory or None, float(millis) or None)
 
+    def nodes_of(self, kind: str) -> list[str]:
+        """Return the names of the nodes that take instances of a value of instance types."""
+        return [each.name for each in self.nodes if each.is_usable and each.kind == kind]
+
     def resource(self, gpu: str) -> str:
         """Return the name of the resource by which pods request GPUs of a name."""
         return next((each.resource for each in self.nodes if each.gpu == gpu), PLAIN_RESOURCE)

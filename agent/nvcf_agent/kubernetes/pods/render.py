@@ -158,6 +158,11 @@ def _login(name: str, auths: Auths, metadata: _Metadata) -> Json:
     about = metadata.of(name)
     # Instances of one request share it.
     del about["annotations"]
+    return login_secret(about, auths)
+
+
+def login_secret(about: Json, auths: Auths) -> Json:
+    """Return a Secret with which images are pulled; `about` is its metadata."""
     text = json.dumps({"auths": auths})
     return {
         "apiVersion": SECRET.api_version,
