@@ -11,6 +11,7 @@ import hmac
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
@@ -77,6 +78,33 @@ class AgentAccess:
         except InvalidToken:
             return self._by_token(cluster, credential)
         return self._by_key(cluster, self._registry.keys.get(key_id), credential)
+
+    def introspect(self, token: str) -> dict[str, Any]:
+        """Return what a projected token proves, in the form of RFC 7662. Raises AgentRefused."""
+        try:
+            named = jwt.decode(token, options={"verify_signature": False})
+            audience = named.get("aud")
+        except jwt.InvalidTokenError as error:
+            raise AgentRefused("not a JSON Web Token") from error
+        audiences = audience if isinstance(audience, list) else [audience]
+        prefixed = [each for each in audiences if isinstance(each, str) and each.startswith(AUDIENCE_PREFIX)]
+        if not prefixed:
+            raise AgentRefused(f"the token has no audience {AUDIENCE_PREFIX}CLUSTER")
+        cluster_id = prefixed[0].removeprefix(AUDIENCE_PREFIX)
+        cluster = self._registry.registered_clusters.get(cluster_id)
+        if cluster is None or cluster.evicted:
+            raise AgentRefused("neither a valid cluster key nor a valid token of the cluster")
+        agent = self._by_token(cluster, token)
+        members = {"sub": named.get("sub"), "iss": named.get("iss"), "exp": agent.expires_at}
+        return {
+            "active": True,
+            "aud": prefixed[0],
+            "clusterId": cluster_id,
+            "client_id": cluster_id,
+            "tokenType": "psat",
+            "token_type": "psat",
+            **{name: value for name, value in members.items() if value is not None},
+        }
 
     def _by_key(self, cluster: RegisteredCluster | None, key: ApiKey | None, text: str) -> Agent:
         # Compare for unknown keys too, so that the time of the comparison reveals nothing.

@@ -21,6 +21,7 @@ from nvcf_proto.errors import InvalidToken
 from nvcf_proto.models import ApiKey, FunctionVersion, Scope
 from nvcf_proto.models.keys import api_key_id, hash_api_key
 
+_OTHER_VERSIONS = "the API key is limited to other versions of this function"
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 _INVALID = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
 
@@ -124,6 +125,11 @@ class Authenticator:
         return Caller(record.nca_id, f"apikey:{record.id}", record.replace(scopes=scopes))
 
 
+def _require_version(caller: Caller, version: FunctionVersion) -> None:
+    if not caller.key.covers_version(version.function_id, version.id):
+        raise HttpProblem(403, _OTHER_VERSIONS)
+
+
 class Authorizer:
     """Decides which version of a function serves a call."""
 
@@ -154,7 +160,10 @@ class Authorizer:
         deployed = index.deployed(target.function_id)
         # While none runs, a deployed version queues the request until an instance is up.
         candidates = [version_id for version_id in deployed if index.is_running(version_id)] or deployed
-        found = [each for name in candidates if (each := self._registry.versions.get(name)) is not None]
+        known = [each for name in candidates if (each := self._registry.versions.get(name)) is not None]
+        found = [each for each in known if caller.key.covers_version(each.function_id, each.id)]
+        if known and not found:
+            raise HttpProblem(403, _OTHER_VERSIONS)
         if not found:
             raise HttpProblem(404, f"function {target.function_id} has no active version; deploy one")
         return found
@@ -166,7 +175,17 @@ class Authorizer:
         if version is None or version.function_id != function_id:
             raise HttpProblem(404, "the function version of this request is gone")
         self._own(caller, function_id)
+        _require_version(caller, version)
         return version
+
+    def require_invocable(self, caller: Caller, function_id: str, version_id: str | None) -> None:
+        """Raise HttpProblem 403 or 404 unless the caller may invoke a function, or one version of it."""
+        if version_id is not None:
+            self._invocable(caller, function_id, version_id)
+            return
+        self._own(caller, function_id)
+        if any(function == function_id for function, _ in caller.key.versions):
+            raise HttpProblem(403, _OTHER_VERSIONS)
 
     def owner(self, function_id: str) -> str:
         """Return the account that owns a function, an empty text if there is no such function."""
@@ -178,6 +197,7 @@ class Authorizer:
         version = self._registry.versions.get(version_id)
         if version is None or version.function_id != function_id:
             raise HttpProblem(404, f"function {function_id} has no version {version_id}")
+        _require_version(caller, version)
         return version
 
     def _own(self, caller: Caller, function_id: str) -> None:

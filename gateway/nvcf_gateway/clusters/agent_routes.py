@@ -13,8 +13,10 @@ from aiohttp import web
 from nvcf_broker.errors import BrokerError
 from nvcf_gateway.access.agent_identity import (
     CLUSTER_HEADER,
+    LONGEST_TOKEN,
     Agent,
     AgentAccess,
+    AgentRefused,
     calling_agent,
     read_key_set,
 )
@@ -42,6 +44,7 @@ from nvcf_proto.icms.reports import (
     Heartbeat,
     HeartbeatAction,
     HeartbeatAnswer,
+    Introspection,
     Jwks,
     KnownInstances,
     Registration,
@@ -56,6 +59,7 @@ MAX_REPORT = 2 * 1024 * 1024
 MAX_REGISTRATION = 1024 * 1024
 HEARTBEATS_A_SECOND, HEARTBEATS_AT_ONCE = 10.0, 100.0
 """Of one cluster at one gateway, registrations included. An agent of ours sends one on each change."""
+INTROSPECTIONS_A_SECOND, INTROSPECTIONS_AT_ONCE = 50.0, 200.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _INSTANCE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -76,6 +80,7 @@ class AgentRoutes:
         self._queues = queues
         self._instances = instances
         self._beats = CallRates(HEARTBEATS_A_SECOND, HEARTBEATS_AT_ONCE)
+        self._introspections = CallRates(INTROSPECTIONS_A_SECOND, INTROSPECTIONS_AT_ONCE)
         self._clock = clock
 
     def routes(self) -> list[Route]:
@@ -86,6 +91,7 @@ class AgentRoutes:
             ("GET", f"{cluster}/credentials", self.credentials),
             ("POST", f"{cluster}/heartbeat", self.heartbeat),
             ("PUT", f"{cluster}/jwks", self.put_jwks),
+            ("POST", "/v1/nvca/tokens/introspect", self.introspect),
             ("PUT", "/v1/sirs/{request_id}", self.acknowledge),
             ("POST", "/v1/sirs/{request_id}/{instance_id}", self.report),
             ("GET", "/v1/si/clusters/{cluster_id}/instances", self.instances),
@@ -150,6 +156,20 @@ class AgentRoutes:
             raise invalid_field(InvalidRecord("jwks", str(error))) from None
         await self._change(agent.cluster.id, lambda record: with_key_set(record, body.jwks))
         return json_response(OK, {})
+
+    async def introspect(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """Handle POST /v1/nvca/tokens/introspect: say whose a projected token is. It needs no credential."""
+        if self._introspections.wait(""):
+            raise HttpProblem(429, "too many tokens to look at", headers={"Retry-After": "1"})
+        token = (await read_record(request, Introspection)).token
+        if len(token) > LONGEST_TOKEN:
+            raise HttpProblem(431, f"the token is longer than {LONGEST_TOKEN} bytes")
+        try:
+            answer = self._access.introspect(token)
+        except AgentRefused as refused:
+            # RFC 7662: a token that is not good is no error.
+            answer = {"active": False, "error": str(refused)}
+        return json_response(OK, answer, headers=[("Cache-Control", "no-store")])
 
     async def acknowledge(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle PUT /v1/sirs/{requestId}: the agent has taken a request on."""

@@ -103,5 +103,7 @@ class ApiKeys:
 def shown_key(record: ApiKey) -> dict[str, Any]:
     """Return a key as the management API shows it."""
     members = shown(record, "createdAt", "expiresAt")
-    hidden = {"secretHash", "revokedAt", "createdBy"} | (set() if record.function_ids else {"functionIds"})
+    hidden = {"secretHash", "revokedAt", "createdBy", "versions"} | (
+        set() if record.function_ids else {"functionIds"}
+    )
     return {name: value for name, value in members.items() if name not in hidden}

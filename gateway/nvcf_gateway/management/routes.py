@@ -17,6 +17,7 @@ from nvcf_gateway.management.events import EventLog, Events
 from nvcf_gateway.management.functions import Management
 from nvcf_gateway.management.gpus import Gpus
 from nvcf_gateway.management.instances import Instances
+from nvcf_gateway.management.invocation_tokens import InvocationTokens
 from nvcf_gateway.management.queues import QueueDetails
 from nvcf_gateway.management.quotas import Quotas
 from nvcf_gateway.management.registries import Registries
@@ -100,6 +101,7 @@ def management_routes(
         *AuthorizedParties(authenticator, registry, management).routes(),
         *Gpus(authenticator, registry).routes(),
         *queues.routes(),
+        *InvocationTokens(authenticator, registry, usage).routes(),
     ]
     accounts = Accounts(authenticator, usage)
     routes += [*accounts.routes(), *accounts.aliases(routes)]

@@ -82,6 +82,7 @@ class Assets:
             ("GET", "/v2/nvcf/assets", self.list_all),
             ("GET", asset, self.get),
             ("DELETE", asset, self.delete),
+            ("GET", f"{asset}/content-redirect", self.redirect),
             *((method, asset, self.put) for method in UPLOAD_METHODS),
         ]
 
@@ -147,6 +148,12 @@ class Assets:
             self._urls.check(request.query, "asset-get", asset_id, time.time())
             return await download(request, self._buckets, asset_id, "application/octet-stream")
         return json_response(200, {"asset": _shown(await self._own(self._caller(request), asset_id))})
+
+    async def redirect(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """Handle GET /v2/nvcf/assets/{assetId}/content-redirect: say where the asset itself is."""
+        stored = await self._own(self._caller(request), values["asset_id"])
+        headers = {"Location": self.download_url(stored.name), "Cache-Control": "no-store"}
+        return web.Response(status=302, headers=headers)
 
     async def list_all(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle GET /v2/nvcf/assets: list the account's assets that are uploaded."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from nvcf_gateway.openapi.accounts import ACCOUNT_SCHEMAS, accounts, below_account, changes, sharing
+from nvcf_gateway.openapi.accounts import ACCOUNT_SCHEMAS, accounts, below_account, changes, sharing, tokens
 from nvcf_gateway.openapi.calls import invocations, objects, others
 from nvcf_gateway.openapi.clusters import CLUSTER_SCHEMAS, agents, clusters
 from nvcf_gateway.openapi.dashboard import DASHBOARD_SCHEMAS, dashboard
@@ -23,7 +23,7 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
     known = {
         "key_id": KEY_ID,
         "secret_name": SECRET_NAME,
-        **dict.fromkeys(("file", "nca_id", "cluster_id", "instance_id"), TEXT),
+        **dict.fromkeys(("file", "nca_id", "cluster_id", "instance_id", "client_id"), TEXT),
     }
     return [{"name": name, "in": "path", "required": True, "schema": known.get(name, UUID)} for name in names]
 
@@ -34,7 +34,7 @@ def document() -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     parts = (functions(), deployments(), telemetries(), secrets(), keys(), objects(), dashboard(), others())
     described: dict[str, dict[str, Any]] = {}
-    for part in (invocations(), *parts, clusters(), agents(), changes(), sharing(), accounts()):
+    for part in (invocations(), *parts, clusters(), agents(), changes(), sharing(), accounts(), tokens()):
         for path, operations in part.items():
             described[path] = {**described.get(path, {}), **operations}
     for part in (described, below_account(described)):

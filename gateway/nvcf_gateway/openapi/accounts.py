@@ -7,7 +7,7 @@ from typing import Any
 
 from nvcf_gateway.management.accounts import account_path
 from nvcf_gateway.openapi.parts import KEYED, Operation, operation_of
-from nvcf_gateway.openapi.schemas import INTEGER, TEXT, UUID, Schema, enum_of, list_of, object_of, ref
+from nvcf_gateway.openapi.schemas import INTEGER, KEY_ID, TEXT, UUID, Schema, enum_of, list_of, object_of, ref
 from nvcf_proto.models import VersionStatus
 
 _FOUND = (*KEYED, 404)
@@ -37,6 +37,24 @@ def changes() -> dict[str, dict[str, Operation]]:
                 body="RateLimitUpdate",
             ),
             "delete": make("deleteRateLimitSetting", "No rate limits.", "VersionAnswer", _CHANGED),
+        },
+    }
+
+
+def tokens() -> dict[str, dict[str, Operation]]:
+    """Return the routes of invocation tokens, and of clients."""
+    make = partial(operation_of, tag="keys")
+    base = "/v2/nvcf/tokens/functions"
+    summary = "A token that invokes this for 15 minutes."
+    one = partial(make, summary=summary, answers="InvocationToken", problems=(*_CHANGED, 503))
+    return {
+        base: {"post": one("createFunctionsToken", body="FunctionsTokenCreation")},
+        f"{base}/{{function_id}}": {"post": one("createFunctionToken", body="TokenCreation")},
+        f"{base}/{{function_id}}/versions/{{version_id}}": {
+            "post": one("createVersionToken", body="TokenCreation")
+        },
+        "/v2/nvcf/clients/{client_id}": {
+            "get": make("getClient", "Whose API key it is.", "ClientAnswer", _FOUND)
         },
     }
 
@@ -185,6 +203,11 @@ ACCOUNT_SCHEMAS: dict[str, Schema] = {
     "Account": _ACCOUNT,
     "AccountAnswer": object_of({"account": ref("Account")}, "account"),
     "AccountList": object_of({"accounts": list_of(ref("Account"))}, "accounts"),
+    "InvocationToken": object_of({"access_token": TEXT, "expires_in": INTEGER}, "access_token", "expires_in"),
+    "ClientAnswer": object_of(
+        {"client": object_of({"clientId": KEY_ID, "ncaId": TEXT, "name": TEXT}, "clientId", "ncaId", "name")},
+        "client",
+    ),
     "SupportedGpus": list_of(object_of({"gpu": TEXT, "backend": TEXT}, "gpu", "backend")),
     "ClusterGroups": object_of(
         {

@@ -123,6 +123,14 @@ def objects() -> dict[str, dict[str, Operation]]:
             "delete": make("deleteAsset", "Delete an asset.", None, (*KEYED, 404)),
             **uploads,
         },
+        "/v2/nvcf/assets/{asset_id}/content-redirect": {
+            "get": make(
+                "redirectToAsset",
+                "Where the asset itself is, as a redirection.",
+                {302: NOTHING},
+                (*KEYED, 404),
+            )
+        },
         "/v2/nvcf/results/{request_id}": {
             "get": sealed(
                 "getResult", "A large result, by its link.", {200: bytes_of_it}, (400, 403, 404, 503)

@@ -10,7 +10,7 @@ from nvcf_gateway.openapi.schemas import TEXT, TIME, UUID, Schema, enum_of, list
 from nvcf_proto.icms.reports import HeartbeatAction, InstanceState, MaintenanceMode, RequestState
 
 _ADMIN = (*KEYED, 404)
-_AGENT = (400, 401, 403, 404, 409, 503)
+_AGENT = (400, 401, 403, 404, 409, 429, 503)
 _CLUSTER_HEADER = {
     "name": "X-Nv-Cluster-Id",
     "in": "header",
@@ -110,6 +110,17 @@ def agents() -> dict[str, dict[str, Operation]]:
         f"{cluster}/jwks": {
             "put": make("putJwks", "Replace the key set of the agent's tokens.", "Nothing", body="Jwks")
         },
+        "/v1/nvca/tokens/introspect": {
+            "post": operation_of(
+                "introspectToken",
+                "Whose projected token it is (RFC 7662).",
+                {200: json_answer("TokenIntrospection")},
+                (400, 429, 431),
+                tag="agents",
+                body="Introspection",
+                security=False,
+            )
+        },
         "/v1/sirs/{request_id}": {
             "put": sirs("acknowledgeRequest", "The agent has taken a request on.", "Acknowledgement")
         },
@@ -135,6 +146,16 @@ _IDS = {"clusterId": UUID, "clusterGroupId": UUID, "clusterName": TEXT}
 
 CLUSTER_SCHEMAS: dict[str, Schema] = {
     "Nothing": {"type": "object"},
+    "TokenIntrospection": object_of(
+        {
+            "active": {"type": "boolean"},
+            **dict.fromkeys(
+                ("sub", "aud", "iss", "clusterId", "client_id", "tokenType", "token_type", "error"), TEXT
+            ),
+            "exp": {"type": "number"},
+        },
+        "active",
+    ),
     "Credentials": _CREDENTIALS,
     "ClusterIds": object_of(
         {**_IDS, "clusterKey": {"type": "string", "description": "Shown when it is made, never again."}},
@@ -174,7 +195,10 @@ CLUSTER_SCHEMAS: dict[str, Schema] = {
         "clusterGroups",
     ),
     "RegistrationAnswer": object_of({**_IDS, "credentials": _CREDENTIALS, "region": TEXT}, "credentials"),
-    "HeartbeatAnswer": object_of({"action": enum_of(HeartbeatAction), "maintenance": TEXT}, "action"),
+    "HeartbeatAnswer": object_of(
+        {"action": enum_of(HeartbeatAction), "maintenance": TEXT, "reportAgain": {"type": "boolean"}},
+        "action",
+    ),
     "KnownInstances": object_of(
         {
             "instances": list_of(

@@ -20,6 +20,7 @@ _REASONS = {
     413: "The body is too large.",
     415: "The body is of another type.",
     429: "A rate limit is reached, or the queue is full: again after Retry-After seconds.",
+    431: "The token is too large.",
     500: "The request could not be queued, or its caller is gone.",
     501: "This installation has no sealing keys, so it takes no secrets.",
     502: "The worker left in the middle of its answer.",

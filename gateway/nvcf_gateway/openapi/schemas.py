@@ -14,12 +14,13 @@ import msgspec
 from nvcf_gateway.clusters.registration import ClusterChange, ClusterCreation
 from nvcf_gateway.management import bodies, deployment_bodies, function_bodies, secret_bodies
 from nvcf_gateway.management.events import KINDS
+from nvcf_gateway.management.invocation_tokens import FunctionsTokenCreation, TokenCreation
 from nvcf_gateway.management.shown import INSTANCE_TIMES
 from nvcf_gateway.objects.assets import AssetCreation
 from nvcf_gateway.quotas.limits import Quota
 from nvcf_gateway.secrets.delivery import SecretTokenRequest
 from nvcf_proto.compute import Cluster, Event
-from nvcf_proto.icms.reports import Acknowledgement, Heartbeat, Jwks, Registration
+from nvcf_proto.icms.reports import Acknowledgement, Heartbeat, Introspection, Jwks, Registration
 from nvcf_proto.models import (
     NAME_PATTERN,
     ApiKey,
@@ -56,6 +57,8 @@ _BODIES = (
     bodies.TelemetryChange,
     bodies.TelemetryCreation,
     function_bodies.MetadataUpdate,
+    FunctionsTokenCreation,
+    TokenCreation,
     function_bodies.RateLimitUpdate,
     function_bodies.VersionCreation,
     function_bodies.VersionUpdate,
@@ -71,11 +74,12 @@ _BODIES = (
     Registration,
     Heartbeat,
     Acknowledgement,
+    Introspection,
     Jwks,
 )
 _OPEN = ("ClusterChange", "ClusterCreation")
 """Bodies that may have members which nobody knows."""
-_HIDDEN = ("secretHash", "revokedAt", "createdBy")
+_HIDDEN = ("secretHash", "revokedAt", "createdBy", "versions")
 _STORED = (ApiKey, Cluster, Deployment, Event, FunctionVersion, Instance, TelemetryEndpoint)
 _NAMES = {"Health": "ContainerHealth", "ProcessSource": "Process", "ScalingPreferences": "Scaling"}
 
@@ -218,7 +222,7 @@ def _answers() -> dict[str, Schema]:
         "Version": _answer(
             FunctionVersion,
             ("createdAt",),
-            without=("functionId",),
+            without=("functionId", "hasSecrets"),
             required=("versionId", "status"),
             versionId=UUID,
             status=enum_of(VersionStatus),

@@ -251,6 +251,12 @@ class KnownInstances(Record, frozen=True):
     instances: tuple[KnownInstance, ...] = ()
 
 
+class Introspection(Record, frozen=True):
+    """Body of `POST /v1/nvca/tokens/introspect`."""
+
+    token: Annotated[str, Meta(min_length=1, max_length=64 * 1024)]
+
+
 class Jwks(Record, frozen=True):
     """Body of `PUT /v1/nvca/clusters/{id}/jwks`: the key set as text of JSON."""
 

@@ -10,7 +10,7 @@ import hashlib
 import re
 import secrets
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from nvcf_proto.errors import InvalidToken
 from nvcf_proto.models.record import Record, Text, matching
@@ -66,6 +66,8 @@ class ApiKey(Record, frozen=True):
     With `cluster_id` it proves the identity of that cluster's agent.
     """
 
+    if_given: ClassVar[frozenset[str]] = frozenset(("versions",))
+
     id: Annotated[str, matching(r"[0-9a-f]{12}")]
     secret_hash: Annotated[str, matching(r"[0-9a-f]{64}")]
     nca_id: Text
@@ -77,6 +79,8 @@ class ApiKey(Record, frozen=True):
     revoked_at: float | None = None
     created_by: Text | None = None
     cluster_id: Text | None = None
+    versions: tuple[tuple[Text, Text], ...] = ()
+    """Functions and versions: of a function that is among them, it is good for these versions only."""
 
     @classmethod
     def from_dict(cls, members: Any, path: str = "") -> Self:
@@ -96,6 +100,11 @@ class ApiKey(Record, frozen=True):
     def covers(self, function_id: str) -> bool:
         """Return whether the key is good for this function."""
         return not self.function_ids or function_id in self.function_ids
+
+    def covers_version(self, function_id: str, version_id: str) -> bool:
+        """Return whether the key is good for this version of a function that it covers."""
+        named = [version for function, version in self.versions if function == function_id]
+        return not named or version_id in named
 
     def is_live(self, now: float) -> bool:
         """Return whether the key is neither expired nor revoked at `now` (Unix seconds)."""

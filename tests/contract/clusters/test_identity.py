@@ -296,3 +296,37 @@ async def test_the_key_is_shown_once_and_only_its_hash_is_stored(plane: ComputeP
     shown += json.dumps(await plane.platform.call("GET", "/v2/nvcf/keys"))
     assert agent.credential not in shown
     assert "secretHash" not in shown
+
+
+async def test_a_projected_token_can_be_introspected(plane: ComputePlane) -> None:
+    """6.5: RFC 7662, without a credential; what is not good is no error."""
+    agent, signer = await with_tokens(plane, oidcIssuer=ISSUER)
+    other, _ = await with_tokens(plane)
+
+    async def asked(token: object) -> tuple[int, Any]:
+        headers = {"Content-Type": "application/json"}
+        return await agent.call("POST", "/v1/nvca/tokens/introspect", {"token": token}, headers=headers)
+
+    status, answer = await asked(signer.token(agent.cluster_id))
+    assert (status, answer["active"]) == (200, True)
+    assert (answer["clusterId"], answer["client_id"]) == (agent.cluster_id, agent.cluster_id)
+    assert (answer["aud"], answer["iss"]) == (f"nvcf-icms:{agent.cluster_id}", ISSUER)
+    assert answer["sub"] == "system:serviceaccount:nvca-system:nvca"
+    for bad in (
+        "x",
+        signer.token(other.cluster_id),
+        signer.token(agent.cluster_id, life=-100.0),
+        signer.token(agent.cluster_id, aud="else"),
+        signer.token(new_id()),
+        ServiceAccount().token(agent.cluster_id),
+        signer.token(agent.cluster_id, iss="https://else"),
+    ):
+        status, answer = await asked(bad)
+        assert (status, answer["active"]) == (200, False)
+        assert answer["error"]
+        assert "clusterId" not in answer
+    assert (await asked(""))[0] == 400
+    assert (await asked(1))[0] == 400
+    assert (await asked("x" * 20_000))[0] == 431
+    await plane.platform.call("DELETE", f"/v1/accounts/{ACCOUNT}/clusters/{agent.cluster_id}")
+    assert (await asked(signer.token(agent.cluster_id)))[1]["active"] is False
