@@ -93,6 +93,6 @@ def run_folder(kind: str, failed: Callable[[], bool] = bool) -> Iterator[Path]:
     finally:
         if not complete and (folder / "log").exists():
             kept = tempfile.mkdtemp(prefix=f"nvcf-{kind}-logs-")
-            shutil.copytree(folder / "log", kept, dirs_exist_ok=True)
+            shutil.copytree(folder / "log", kept, symlinks=True, dirs_exist_ok=True)
             print(f"logs of the test cluster: {kept}", file=sys.stderr, flush=True)  # noqa: T201
         shutil.rmtree(folder)

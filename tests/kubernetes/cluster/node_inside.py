@@ -95,16 +95,24 @@ def _start_containerd(control: ControlPlane, folder: Path, plugins: Path) -> Non
 
 
 def _prepare_mounts(folder: Path) -> None:
-    """Give the node its own /run, and its own /var/lib/kubelet, where device plugins meet the kubelet."""
+    """Give the node its own /run, logs and /var/lib/kubelet.
+
+    There device plugins meet the kubelet; kubelets that share /var/log/pods remove each other's logs.
+    """
     # The kubelet wants shared mounts; they are shared within this namespace only.
     _run("mount", "--make-rprivate", "/")
     _run("mount", "--make-rshared", "/")
     _run("mount", "-t", "tmpfs", "tmpfs", "/run")
     Path("/run/lock").mkdir()
-    plugins = folder / "var-lib-kubelet"
-    plugins.mkdir()
-    Path("/var/lib/kubelet").mkdir(parents=True, exist_ok=True)
-    _run("mount", "--bind", str(plugins), "/var/lib/kubelet")
+    own = {
+        "/var/lib/kubelet": folder / "var-lib-kubelet",
+        "/var/log/pods": folder / "log" / "pods",
+        "/var/log/containers": folder / "log" / "containers",
+    }
+    for target, source in own.items():
+        source.mkdir(parents=True, exist_ok=True)
+        Path(target).mkdir(parents=True, exist_ok=True)
+        _run("mount", "--bind", str(source), target)
 
 
 def _prepare_network(name: str) -> None:
