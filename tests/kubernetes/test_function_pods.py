@@ -83,7 +83,8 @@ async def seen_by(api: Api, namespace: str, pod: str) -> dict[str, Any]:
 
     async def has_said() -> bool:
         text = await api.logs(pod, namespace, "inference", lines=1, limit_bytes=100_000)
-        found.update(json.loads(text or "{}"))
+        # Before there is any output, the kubelet may answer that there is no such file.
+        found.update(json.loads(text) if text.startswith("{") else {})
         return bool(found)
 
     # Without a worker in it, a function's container counts as ready at once.

@@ -76,6 +76,40 @@ async def test_a_server_of_its_own_from_start_to_end(
     assert reason(tmp_path) == {"code": 0, "category": "drained", "text": "SIGTERM received"}
 
 
+async def test_beside_a_server_without_arguments_and_told_when_it_has_drained(
+    gateway: PeerGateway, broker: NatsServer, tmp_path: Path
+) -> None:
+    """As in a pod: NVIDIA's agent gives no arguments, and a preStop hook of the server waits."""
+    port, own = free_port(), free_port()
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, SERVER, str(port), env={"STATE": str(tmp_path)}
+    )
+    variables = {"INFERENCE_PORT": str(port), "HEALTH_PORT": str(own), "INFERENCE_HEALTH_ENDPOINT": "/ready"}
+    process = WorkerProcess([], gateway, broker, tmp_path, environment=variables)
+    try:
+        await process.ready()
+        slow = await gateway.invoke(path="/slow")
+        await eventually((tmp_path / "began").exists, "the request began")
+
+        async def wait_drained() -> int:
+            url = f"http://127.0.0.1:{own}/v1/health/drained"
+            async with aiohttp.ClientSession() as http, http.get(url) as answer:
+                return answer.status
+
+        hook = asyncio.create_task(wait_drained())
+        process.send_signal(signal.SIGTERM)
+        await eventually(lambda: "leaving: 1" in process.text(), "draining")
+        assert not hook.done()
+        (tmp_path / "gate").touch()
+        assert (await slow.answer()).status == 200
+        assert await hook == 200
+        assert await process.exit_code() == 0
+    finally:
+        process.kill()
+        server.kill()
+        await server.wait()
+
+
 async def test_a_server_that_dies_ends_the_worker_and_its_requests_go_back(
     gateway: PeerGateway, start_sidecar: StartSidecar, tmp_path: Path
 ) -> None:
