@@ -12,6 +12,7 @@ from nvcf_agent.kubernetes.client.api import Api
 from tests.kubernetes import custom_resources
 from tests.kubernetes.cluster import clusters
 from tests.kubernetes.cluster.clusters import Cluster
+from tests.kubernetes.cluster.control_plane import Settings
 from tests.kubernetes.cluster.kwok import FakeNodes, fake_nodes
 from tests.kubernetes.cluster.node import Node, real_node
 from tests.kubernetes.frozen_relay import FrozenRelay
@@ -49,7 +50,9 @@ def api_server(failed: Callable[[], bool]) -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def fake_cluster(failed: Callable[[], bool]) -> Iterator[FakeNodes]:
     """An API server of its own with kwok, and no nodes yet."""
-    with clusters.api_server(failed=failed) as cluster, fake_nodes(cluster, failed) as nodes:
+    # On a busy machine kwok is late with the heartbeats of its nodes.
+    patient = Settings(node_grace_seconds=600)
+    with clusters.api_server(patient, failed=failed) as cluster, fake_nodes(cluster, failed) as nodes:
         yield nodes
 
 
