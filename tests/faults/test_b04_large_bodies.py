@@ -12,6 +12,9 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from nvcf_gateway.exchange.sinks import CollectSink
+from nvcf_gateway.http.body_budget import BodyBudget
+from nvcf_proto.errors import H1Error
 from tests.support.peers.worker import peer_worker
 from tests.support.platform.gateways import Platform, Version, running_platform
 from tests.support.victims import compared
@@ -123,3 +126,15 @@ async def test_b04_bodies_beyond_the_limits_are_413(platform: Platform) -> None:
             platform.gateway.url + path, data=b" " * size, headers=platform.authorization()
         ) as response:
             assert response.status == 413
+
+
+async def test_b04_answers_of_exec_calls_count_for_the_same_budget() -> None:
+    budget = BodyBudget(total=400_000, per_account=200_000)
+    with budget.room("a") as one, budget.room("a") as two, budget.room("b") as other:
+        first, second, third = (CollectSink(1_000_000, grow) for grow in (one, two, other))
+        await first.write(b"x" * 150_000)
+        with pytest.raises(H1Error, match="too many large bodies of this account"):
+            await second.write(b"x" * 100_000)
+        await third.write(b"x" * 150_000)
+    with budget.room("a") as again:
+        await CollectSink(1_000_000, again).write(b"x" * 150_000)

@@ -10,7 +10,7 @@ from typing import Protocol
 from aiohttp import ClientConnectionResetError, web
 from multidict import CIMultiDict
 
-from nvcf_gateway.errors import CallerGone, WorkerGone
+from nvcf_gateway.errors import CallerGone, HttpProblem, WorkerGone
 from nvcf_gateway.http.responses import SERVER
 from nvcf_proto.errors import H1Error
 from nvcf_proto.h1 import ResponseHead
@@ -144,10 +144,14 @@ class StreamSink:
 
 
 class CollectSink:
-    """Keeps the whole response in memory, up to `limit` bytes."""
+    """Keeps the whole response in memory, up to `limit` bytes.
 
-    def __init__(self, limit: int) -> None:
+    `grow` is called with the size that it is about to have, and raises HttpProblem when there is no room.
+    """
+
+    def __init__(self, limit: int, grow: Callable[[int], None] = lambda _: None) -> None:
         self._limit = limit
+        self._grow = grow
         self._body = bytearray()
         self._aborted = False
         self.head: ResponseHead | None = None
@@ -163,6 +167,10 @@ class CollectSink:
     async def write(self, data: bytes) -> None:
         if len(self._body) + len(data) > self._limit:
             raise H1Error(f"response is larger than {self._limit} bytes: use pexec for it")
+        try:
+            self._grow(len(self._body) + len(data))
+        except HttpProblem as problem:
+            raise H1Error(str(problem)) from problem
         self._body += data
 
     async def complete(self, head: ResponseHead, body: bytes) -> None:

@@ -47,7 +47,7 @@ class BodyBudget:
                 return
             if self._used + more > self._total or self._accounts[account] + more > self._per_account:
                 whose = "this account" if self._used + more <= self._total else "all accounts"
-                detail = f"too many large bodies of {whose} are being received: try again, or use pexec"
+                detail = f"too many large bodies of {whose} are in transit: try again, or use pexec"
                 raise HttpProblem(503, detail, headers={"Retry-After": "1"})
             self._used += more
             self._accounts[account] += more

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -164,11 +164,23 @@ class Invoker:
             assets=new.assets,
             keep_queued=keep,
         )
-        async with self.idempotent.execution(request, call, asset_ids, new.refused) as execution:
+        with self.bodies.room(caller.nca_id) as grow:
+            return await self._collected(request, call, asset_ids, new.refused, grow)
+
+    async def _collected(
+        self,
+        request: web.BaseRequest,
+        call: Call,
+        asset_ids: Sequence[str],
+        refused: HttpProblem | None,
+        grow: Callable[[int], None],
+    ) -> web.StreamResponse:
+        """Execute an exec call, and return its response, which is wrapped as a whole."""
+        async with self.idempotent.execution(request, call, asset_ids, refused) as execution:
             if execution.earlier is not None:
                 return await self.poller.follow(request, execution.earlier, call, wrapped=True)
             call = execution.call
-            sink = CollectSink(MAX_DIRECT_RESPONSE)
+            sink = CollectSink(MAX_DIRECT_RESPONSE, grow)
             ended = await execution.run(call, sink, request.headers)
         if ended is Ended.KEPT:
             return wrapped_progress(call.request_id, await self._kept_status(call))
