@@ -98,6 +98,7 @@ async def test_a_worker_token_is_renewed_in_time(step: float, monkeypatch: pytes
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("step", [HOUR, -HOUR])
 @pytest.mark.parametrize("who", [("nvcf_autoscaler",), ("nvcf_gateway", "nvcf_agent", "nvcf_autoscaler")])
 async def test_a_platform_goes_on_after_a_step(who: tuple[str, ...], step: float, tmp_path: Path) -> None:
@@ -123,8 +124,6 @@ async def test_a_platform_goes_on_after_a_step(who: tuple[str, ...], step: float
             while time.monotonic() < until:
                 assert await call() == first, "the same process answers"
                 await asyncio.sleep(0.2)
-        if len(who) > 1:
-            # Orders carry their end as a time, so the clocks of control plane and agents must agree.
-            await up.deploy("other", FUNCTION)
+        # Nothing new is deployed: the clocks of broker and workers, which check tokens, are not moved here.
         listed = json.loads(await up.ok("instances", "--json"))
         assert {each["state"] for each in listed} == {"RUNNING"}, "no instance was given up"
