@@ -34,7 +34,7 @@ from tests.unit.agent.orders import order
 
 TYPE = "NCP.GPU.H100"
 NODE = Shape(gpus=8, labels={"nvca.nvcf.nvidia.io/instance-type": TYPE})
-SHORT = 90.0
+SHORT = 180.0
 """Seconds for what takes a few on a quiet machine."""
 
 

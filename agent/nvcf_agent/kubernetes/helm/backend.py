@@ -21,7 +21,7 @@ from nvcf_agent.kubernetes.helm.chart import ChartRenderer, parse_chart
 from nvcf_agent.kubernetes.helm.command import Helm
 from nvcf_agent.kubernetes.helm.install import Installer
 from nvcf_agent.kubernetes.helm.names import MINI_SERVICE_LABEL
-from nvcf_agent.kubernetes.helm.reconciler import Reconciler
+from nvcf_agent.kubernetes.helm.reconciler import Reconciler, grace_of
 from nvcf_agent.kubernetes.helm.settings import HelmSettings
 from nvcf_agent.kubernetes.pods import status as pod_status
 from nvcf_agent.kubernetes.pods.settings import PodSettings
@@ -120,10 +120,11 @@ class HelmBackend:
     async def delete(self, instance_id: str, grace: float) -> None:
         """Delete an instance's MiniService, and wait until its pods are gone. Raises `AgentError`."""
         name = names.mini_service_name(instance_id)
-        # One that was made a moment ago may not have been seen yet.
-        found = self._services.objects.get(("", name)) or await self._api.get(MINI_SERVICE, name)
+        found = self._services.objects.get(("", name))
         if found is None:
-            return
+            if await self._api.get(MINI_SERVICE, name) is None:
+                return
+            raise StartError(f"instance {instance_id} was made a moment ago: its deletion is tried again")
         keeper = self._keep(found)
         await self._ask_deletion(found, grace)
         try:
@@ -135,9 +136,9 @@ class HelmBackend:
     async def _ask_deletion(self, found: Object, grace: float) -> None:
         name, metadata = name_of(found), found["metadata"]
         seconds = str(max(0, round(grace)))
-        before = (metadata.get("annotations") or {}).get(names.GRACE)
+        is_new = names.GRACE not in (metadata.get("annotations") or {})
         try:
-            if before is None or "deletionTimestamp" not in metadata or int(before) > int(seconds):
+            if is_new or "deletionTimestamp" not in metadata or grace_of(found) > grace:
                 patch = {"metadata": {"annotations": {names.GRACE: seconds}}}
                 await self._api.patch(MINI_SERVICE, name, None, patch)
             await self._api.delete(MINI_SERVICE, name, uid=metadata["uid"])
@@ -214,6 +215,8 @@ class HelmBackend:
                     async with asyncio.timeout(pause):
                         await keeper.wake.wait()
             self._end(keeper)
+            if self._keepers.get(name) is keeper:
+                del self._keepers[name]
         except Exception:
             # A mistake in this code must be seen, and may not stop the other instances.
             _log.exception("MiniService %s is not looked after any more", name)
