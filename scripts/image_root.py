@@ -72,20 +72,28 @@ def needed(lock: dict[str, tuple[str, set[str]]], wanted: Iterable[str]) -> list
     return sorted(done)
 
 
+def packages_of(image: str) -> list[str]:
+    """Return the names of the packages that an image needs."""
+    return needed(locked((ROOT / "requirements.lock").read_text(encoding="utf-8")), _listed(image))
+
+
 def requirements(image: str) -> str:
     """Return the part of requirements.lock that an image needs."""
+    lock = locked((ROOT / "requirements.lock").read_text(encoding="utf-8"))
+    return "\n".join(lock[name][0] for name in needed(lock, _listed(image))) + "\n"
+
+
+def _listed(image: str) -> list[str]:
     extras, further, _ = IMAGES[image]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     listed = [*project["dependencies"], *further]
     for extra in extras:
         listed += project["optional-dependencies"][extra]
-    lock = locked((ROOT / "requirements.lock").read_text(encoding="utf-8"))
-    names = [match[0] for each in listed if (match := _NAME.match(each)) is not None]
-    return "\n".join(lock[name][0] for name in needed(lock, names)) + "\n"
+    return [match[0] for each in listed if (match := _NAME.match(each)) is not None]
 
 
 def install(image: str, target: Path) -> None:
-    """Install the locked packages and copy the code, with the project's own metadata."""
+    """Install the locked packages."""
     packages = target / PACKAGES
     packages.mkdir(parents=True)
     lock = target / "requirements.lock"
@@ -97,6 +105,10 @@ def install(image: str, target: Path) -> None:
     subprocess.run([*pip, "--require-hashes", "--target", str(packages), "-r", str(lock)], check=True)
     lock.unlink()
     shutil.rmtree(packages / "bin", ignore_errors=True)
+
+
+def copy_code(image: str, target: Path) -> None:
+    """Copy the packages of this tree, with the project's own metadata."""
     for source in IMAGES[image][2]:
         shutil.copytree(ROOT / source, target / CODE / Path(source).name, ignore=_LEFT_OUT)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -157,12 +169,18 @@ def system(target: Path) -> None:
         os.chown(target / name, USER, USER)
 
 
-def compile_all(target: Path) -> None:
-    """Compile all modules: nobody can at run time, on a read-only file system."""
+def compile_all(target: Path, *folders: str) -> None:
+    """Compile all modules, or those of some folders: nobody can at run time, on a read-only file system."""
     mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
-    compileall.compile_dir(
-        target, maxlevels=40, quiet=2, stripdir=str(target), prependdir="/", invalidation_mode=mode
-    )
+    for folder in folders or (".",):
+        compileall.compile_dir(
+            target / folder,
+            maxlevels=40,
+            quiet=2,
+            stripdir=str(target),
+            prependdir="/",
+            invalidation_mode=mode,
+        )
 
 
 def _inside(target: Path, path: Path) -> Path:
@@ -189,6 +207,7 @@ def main() -> None:
     target: Path = options.target.absolute()
     system(target)
     install(options.image, target)
+    copy_code(options.image, target)
     interpreter(target)
     libraries(target)
     compile_all(target)
