@@ -122,7 +122,7 @@ class Platform:
 
     async def call(self, method: str, path: str, body: Any = None, *, expect: int = 200) -> Any:
         """Make a management call. Fails unless it is answered with `expect`."""
-        answer = await self._send(method, path, body)
+        answer = await self.send(method, path, body)
         assert answer.status == expect, f"{method} {path}: {answer.status} {answer.body}"
         return answer.body
 
@@ -158,7 +158,7 @@ class Platform:
         key, deadline = new_id(), time.monotonic() + CALL_SECONDS
         while True:
             try:
-                answer = await self._send("POST", f"/v2/nvcf/pexec/{target}", body, {"Idempotency-Key": key})
+                answer = await self.send("POST", f"/v2/nvcf/pexec/{target}", body, {"Idempotency-Key": key})
             except aiohttp.ClientConnectionError:
                 answer = None
             if answer is not None and answer.status not in UNFINISHED:
@@ -166,9 +166,10 @@ class Platform:
             assert time.monotonic() < deadline, f"no answer within {CALL_SECONDS:g} s: {answer}"
             await asyncio.sleep(0.1)
 
-    async def _send(
+    async def send(
         self, method: str, path: str, body: Any = None, more: Mapping[str, str] | None = None
     ) -> Answer:
+        """Send one request, on a connection of its own."""
         headers = {"Authorization": f"Bearer {self.key}", **(more or {})}
         timeout = aiohttp.ClientTimeout(total=CALL_SECONDS)
         async with aiohttp.ClientSession(timeout=timeout) as session:
