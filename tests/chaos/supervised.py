@@ -31,6 +31,8 @@ CONCURRENCY = 8
 # Seconds between two faults of broker nodes. A node that is back still catches up, and two of three
 # nodes must always be available.
 NODE_REST = 8.0
+DISK_BYTES = 4 * 1024**3
+"""Disk of one node; at a quota of kept answers, callers would only be refused."""
 
 
 @dataclass
@@ -163,7 +165,7 @@ async def running_supervised(
     with contextlib.ExitStack() as stack:
         disk = None
         if can_make_disks():
-            disk = stack.enter_context(SmallDisk(directory))
+            disk = stack.enter_context(SmallDisk(directory, nodes * DISK_BYTES))
         place = directory if disk is None else disk.path
         async with _running(directory, place, nodes, gateways, workers) as supervised:
             supervised.disk = disk
@@ -210,7 +212,7 @@ def _gateways(platform: Platform, count: int, nats: str, *, replicas: int) -> tu
         http, grpc = free_port(), free_port()
         flags = (
             "--http", f"127.0.0.1:{http}", "--grpc", f"127.0.0.1:{grpc}", "--nats", nats,
-            "--replicas", str(replicas), "--ack-wait", str(ACK_WAIT),
+            "--replicas", str(replicas), "--ack-wait", str(ACK_WAIT), "--quota", f"kept-bytes={DISK_BYTES}",
         )  # fmt: skip
 
         async def begin(flags: tuple[str, ...] = flags) -> Child:
