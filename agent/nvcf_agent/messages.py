@@ -80,7 +80,7 @@ MOST_ARRIVED = 16 * FETCH_MESSAGES
 
 @dataclass
 class Consumer:
-    """Passes each message of one of the streams to `handle`, one at a time.
+    """Passes each message of one of the streams to `handle`, those of one fetch at the same time.
 
     `handle` answers the delivery, then or later. It raises `ContractError` for a message that nobody can
     read, which is removed, and `StoreError` for one that has to come again. While `open` is not set, no
@@ -93,6 +93,7 @@ class Consumer:
     handle: Callable[[Delivery], Awaitable[None]]
     open: asyncio.Event
     _arrived: asyncio.Queue[Msg | None] = field(default_factory=lambda: asyncio.Queue(MOST_ARRIVED))
+    _lost: bool = False
 
     async def ensure(self) -> None:
         """Create the consumer. One that exists already is as good: the control plane makes it, too."""
@@ -141,21 +142,36 @@ class Consumer:
         while True:
             await self.open.wait()
             await self._pull(inbox)
-            left = FETCH_MESSAGES
-            while left > 0:
+            async with asyncio.TaskGroup() as handling:
+                # What is raised inside would come out as a group.
+                failure = await self._fetched(handling)
+            if failure is not None:
+                raise failure
+            if self._lost:
+                return
+
+    async def _fetched(self, handling: asyncio.TaskGroup) -> Exception | None:
+        """Handle the messages of one fetch. Return why nothing more comes, if that is a failure."""
+        self._lost, left = False, FETCH_MESSAGES
+        while left > 0:
+            try:
                 async with asyncio.timeout(SILENCE_SECONDS):
                     message = await self._arrived.get()
-                if message is None:
-                    return
-                headers = message.headers or {}
-                status = headers.get("Status")
-                if status is None:
-                    await self._one(message)
-                    left -= 1
-                elif status in _PULL_IS_OVER:
-                    left = 0
-                elif status != _IDLE_HEARTBEAT:
-                    raise ConsumerGone(headers.get("Description") or f"status {status}")
+            except TimeoutError as error:
+                return error
+            if message is None:
+                self._lost = True
+                return None
+            headers = message.headers or {}
+            status = headers.get("Status")
+            if status is None:
+                handling.create_task(self._one(message))
+                left -= 1
+            elif status in _PULL_IS_OVER:
+                left = 0
+            elif status != _IDLE_HEARTBEAT:
+                return ConsumerGone(headers.get("Description") or f"status {status}")
+        return None
 
     async def _pull(self, inbox: str) -> None:
         ask = {

@@ -42,6 +42,14 @@ _MOST_COPIES = 4
 _LATER_SECONDS = 1.0
 
 
+@dataclass(frozen=True)
+class _Placed:
+    """New instances of a request that are not stored yet."""
+
+    instances: tuple[ManagedInstance, ...]
+    stored: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 @dataclass
 class Requests:
     """All instances by id, and the deliveries whose requests wait for their acknowledgement.
@@ -66,6 +74,7 @@ class Requests:
     """Requests whose objects in the cluster somebody has deleted."""
     _waiting: dict[str, list[Delivery]] = field(default_factory=dict)
     _handling: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _placed: dict[str, _Placed] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._room = RoomBackOff(self.timings)
@@ -98,41 +107,60 @@ class Requests:
     async def create(self, delivery: Delivery) -> None:
         """Handle a creation message. Raises `InvalidRecord` and `StoreError`."""
         message = CreationMessage.from_json(delivery.body)
+        request_id = message.request_id
         async with self._handling:
-            known = {each.request_id for each in self.instances.values()}
-            if message.request_id not in known and self._later():
-                await delivery.again(_LATER_SECONDS)
-                return
-            gpu, now = orders.gpu(message), self.monotonic()
-            if message.request_id not in known and (left := self._room.left(gpu, now)) > 0:
-                await delivery.again(left)
-                return
-            result = handle_creation(
-                message,
-                inventory=self.inventory,
-                held=[each.held_share for each in self.instances.values()],
-                known=known,
-                ended=self.persisted.ended.keys(),
-                wall=self.wall(),
-            )
-            match result:
-                case Created(instances):
-                    self._room.placed(gpu)
-                    await self.persisted.save(instances)
-                    for instance in instances:
-                        self.set(instance)
-                    await self._wait_or_ack(message.request_id, delivery)
-                case Known():
-                    self._renew(message)
-                    self.on_known(message.request_id)
-                    await self._wait_or_ack(message.request_id, delivery)
-                case Ignored(reason):
-                    _log.info("request %s: %s", message.request_id, reason)
-                    await delivery.ack()
-                case NoRoom(gpu, reason):
-                    pause = self._room.no_room(gpu, now, random.random())  # noqa: S311 - only spreads tries
-                    _log.info("request %s waits %.1f s: %s", message.request_id, pause, reason)
-                    await delivery.again(pause)
+            made = await self._place(message, delivery)
+        if not made:
+            return
+        # Others are placed meanwhile: to store a request may take some calls.
+        try:
+            await self.persisted.save(made)
+            for instance in made:
+                self.set(instance)
+        finally:
+            self._placed.pop(request_id).stored.set()
+        await self._wait_or_ack(request_id, delivery)
+
+    async def _place(self, message: CreationMessage, delivery: Delivery) -> tuple[ManagedInstance, ...]:
+        """Return the new instances of a message, which hold their shares from now on.
+
+        Without new ones, the delivery is answered here.
+        """
+        request_id = message.request_id
+        known = {each.request_id for each in self.instances.values()}
+        if request_id in self._placed or (request_id not in known and self._later()):
+            await delivery.again(_LATER_SECONDS)
+            return ()
+        gpu, now = orders.gpu(message), self.monotonic()
+        if request_id not in known and (left := self._room.left(gpu, now)) > 0:
+            await delivery.again(left)
+            return ()
+        placed = (each for placed in self._placed.values() for each in placed.instances)
+        result = handle_creation(
+            message,
+            inventory=self.inventory,
+            held=[each.held_share for each in (*self.instances.values(), *placed)],
+            known=known,
+            ended=self.persisted.ended.keys(),
+            wall=self.wall(),
+        )
+        match result:
+            case Created(instances):
+                self._room.placed(gpu)
+                self._placed[request_id] = _Placed(instances)
+                return instances
+            case Known():
+                self._renew(message)
+                self.on_known(request_id)
+                await self._wait_or_ack(request_id, delivery)
+            case Ignored(reason):
+                _log.info("request %s: %s", request_id, reason)
+                await delivery.ack()
+            case NoRoom(gpu, reason):
+                pause = self._room.no_room(gpu, now, random.random())  # noqa: S311 - only spreads tries
+                _log.info("request %s waits %.1f s: %s", request_id, pause, reason)
+                await delivery.again(pause)
+        return ()
 
     def _renew(self, message: CreationMessage) -> None:
         """Take over a repeated order, which expires later, where the first one was not acknowledged yet."""
@@ -152,15 +180,25 @@ class Requests:
     async def terminate(self, delivery: Delivery) -> None:
         """Handle a termination message. Raises `InvalidRecord` and `StoreError`."""
         message = TerminationMessage.from_json(delivery.body)
-        async with self._handling:
+        while True:
+            await self._handling.acquire()
+            placed = self._placed.get(message.request_id)
+            if placed is None:
+                break
+            # Its instances are known once they are stored.
+            self._handling.release()
+            await placed.stored.wait()
+        try:
             result = handle_termination(
                 message, known=self.instances, wall=self.wall(), default_grace=self.grace
             )
             for instance in result.instances:
                 self.urgent[instance.id] = instance.grace
                 self.set(instance)
-            await self.persisted.save(result.instances)
             await self.end_unknown(dict.fromkeys(result.unknown, message.request_id), Cause.BY_USER)
+        finally:
+            self._handling.release()
+        await self.persisted.save(result.instances)
         await delivery.ack()
 
     async def end_unknown(self, requests: Mapping[str, str], cause: Cause) -> None:
