@@ -90,8 +90,10 @@ class Prefetcher:
             spec = await self._waiting.get()
             try:
                 await self._everywhere(spec)
-            except AgentError as error:
-                _log.warning("the image of %s is not prefetched: %s", spec.function_name, error)
+            except Exception as error:  # noqa: BLE001 - one image's fault must not end the others'
+                known = isinstance(error, AgentError)
+                text = "the image of %s is not prefetched: %s"
+                _log.warning(text, spec.function_name, error, exc_info=None if known else error)
 
     async def _clear(self) -> None:
         """Remove what an earlier agent has left."""

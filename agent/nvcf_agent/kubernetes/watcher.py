@@ -11,6 +11,7 @@ from nvcf_agent.kubernetes.client.api import WATCH_SECONDS, WATCH_SLACK_SECONDS,
 from nvcf_agent.kubernetes.client.errors import ApiError
 from nvcf_agent.kubernetes.client.informer import Informer
 from nvcf_agent.kubernetes.client.kinds import EVENT, POD
+from nvcf_agent.kubernetes.event_queue import EventQueue
 from nvcf_agent.kubernetes.pods import milestones, names, observe, status, texts
 from nvcf_agent.kubernetes.pods.containers import INFERENCE, UTILS
 from nvcf_agent.kubernetes.pods.observe import Failure, Limits, Memory
@@ -60,33 +61,25 @@ class PodWatcher:
         self._gone: dict[str, asyncio.Event] = {}
         self._changes: dict[str, None] = {}
         self._wake = asyncio.Event()
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._events = EventQueue()
 
     def start(self) -> None:
         """Begin to follow pods."""
-        if not self._tasks:
-            self._tasks = [
-                asyncio.create_task(self._informer.run(), name="pods"),
-                asyncio.create_task(self._judge(), name="judging pods"),
-            ]
+        if not self._events.has_tasks:
+            self._events.start(self._informer.run(), "pods")
+            self._events.start(self._judge(), "judging pods")
 
     async def close(self) -> None:
         """Stop following."""
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await self._events.close()
 
     async def synced(self) -> None:
         """Wait until all pods are known."""
         await self._informer.synced.wait()
 
-    async def events(self) -> AsyncIterator[Event]:
-        """Yield all events, to one consumer."""
-        while True:
-            yield await self._events.get()
+    def events(self) -> AsyncIterator[Event]:
+        """Yield all events, to one consumer. Raises what ended the following of pods."""
+        return self._events.read()
 
     def pods(self) -> list[Object]:
         """Return all pods of instances."""
@@ -131,9 +124,7 @@ class PodWatcher:
         if instance_id not in self._asked:
             failure = observe.end_of(pod)
             text = texts.described(failure, pod)
-            self._events.put_nowait(
-                Ended(instance_id, text, failure.category, cause=failure.cause, final=True)
-            )
+            self._events.put(Ended(instance_id, text, failure.category, cause=failure.cause, final=True))
 
     async def _judge(self) -> None:
         """Look at changed pods at once, and now and then at those that are not ready."""
@@ -166,7 +157,7 @@ class PodWatcher:
         new = milestones.added(known.passed, milestones.milestones(pod, worker_of(pod)), now)
         known.passed |= new
         for name, at in new.items():
-            self._events.put_nowait(Progress(instance_id, name, at))
+            self._events.put(Progress(instance_id, name, at))
         self._say_readiness(instance_id, pod, known)
         if known.failed or instance_id in self._asked:
             return None
@@ -181,7 +172,7 @@ class PodWatcher:
         seen = Observed(instance_id, status.node_of(pod), addresses, status.restarts(pod))
         if seen != known.observed:
             known.observed = seen
-            self._events.put_nowait(seen)
+            self._events.put(seen)
 
     def _say_readiness(self, instance_id: str, pod: Object, known: _Known) -> None:
         ready = status.is_ready(pod)
@@ -189,7 +180,7 @@ class PodWatcher:
         if (ready, why) == (known.ready, known.why):
             return
         known.ready, known.why = ready, why
-        self._events.put_nowait(Ready(instance_id) if ready else Unready(instance_id, why))
+        self._events.put(Ready(instance_id) if ready else Unready(instance_id, why))
 
     async def _report(self, pod: Object, instance_id: str, failure: Failure) -> None:
         name, events, logs = pod["metadata"]["name"], [], {}
@@ -208,7 +199,7 @@ class PodWatcher:
         except (ApiError, TimeoutError) as error:
             _log.info("pod %s fails without its events or output: %s", name, error)
         text = texts.described(failure, pod, events, logs)
-        self._events.put_nowait(
+        self._events.put(
             Ended(instance_id, text, failure.category, cause=failure.cause, final=True, gone=False)
         )
 

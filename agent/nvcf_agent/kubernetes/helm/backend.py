@@ -15,6 +15,7 @@ from nvcf_agent.kubernetes.client.errors import ApiError
 from nvcf_agent.kubernetes.client.informer import Informer
 from nvcf_agent.kubernetes.client.kinds import MINI_SERVICE, POD, SECRET
 from nvcf_agent.kubernetes.crds.mini_service import MiniServiceStatus
+from nvcf_agent.kubernetes.event_queue import EventQueue
 from nvcf_agent.kubernetes.helm import miniservice as phases
 from nvcf_agent.kubernetes.helm import names, records
 from nvcf_agent.kubernetes.helm.chart import ChartRenderer, parse_chart
@@ -77,14 +78,14 @@ class HelmBackend:
         )
         self._keepers: dict[str, _Keeper] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._events = EventQueue()
 
     async def prepare(self, known: Collection[str]) -> None:
         """Begin to watch MiniServices, and remove those of no known instance. Raises `StartError`."""
         await self._renderer.helm.check()
         self._renderer.kube_version = await self._api.version()
-        self._tasks = [asyncio.create_task(each.run()) for each in (self._services, self._pods)]
+        self._events.start(self._services.run(), "MiniServices")
+        self._events.start(self._pods.run(), "pods of MiniServices")
         try:
             async with asyncio.timeout(_SYNC_SECONDS):
                 await asyncio.gather(self._services.synced.wait(), self._pods.synced.wait())
@@ -161,15 +162,14 @@ class HelmBackend:
             if (keeper := self._keepers.get(name_of(each))) is None or not keeper.ended.is_set()
         ]
 
-    async def watch(self) -> AsyncIterator[Event]:
+    def watch(self) -> AsyncIterator[Event]:
         """Yield what happens to instances, to one consumer."""
-        while True:
-            yield await self._events.get()
+        return self._events.read()
 
     async def close(self, grace: float) -> None:
         """Stop watching. MiniServices outlive the agent."""
-        tasks = [*self._tasks, *(each.task for each in self._keepers.values() if each.task is not None)]
-        self._tasks = []
+        await self._events.close()
+        tasks = [each.task for each in self._keepers.values() if each.task is not None]
         for each in tasks:
             each.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -196,31 +196,27 @@ class HelmBackend:
 
     async def _look_after(self, name: str, keeper: _Keeper) -> None:
         failures = 0
-        try:
-            # Without the list of pods, all of them would seem to be deleted.
-            await self._pods.synced.wait()
-            while (obj := self._newest(name, keeper)) is not None:
-                keeper.wake.clear()
-                try:
-                    async with self._slots:
-                        pause = await self._step(obj, keeper)
-                    failures = 0
-                except AgentError as error:
-                    failures += 1
-                    _log.warning("MiniService %s waits: %s", name, error)
-                    chance = random.random()  # noqa: S311 - only spreads tries
-                    pause = growing_pause(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, failures, chance)
-                    keeper.written = None
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(pause):
-                        await keeper.wake.wait()
-            self._end(keeper)
-            if self._keepers.get(name) is keeper:
-                del self._keepers[name]
-        except Exception:
-            # A mistake in this code must be seen, and may not stop the other instances.
-            _log.exception("MiniService %s is not looked after any more", name)
-            raise
+        # Without the list of pods, all of them would seem to be deleted.
+        await self._pods.synced.wait()
+        while (obj := self._newest(name, keeper)) is not None:
+            keeper.wake.clear()
+            try:
+                async with self._slots:
+                    pause = await self._step(obj, keeper)
+                failures = 0
+            except Exception as error:  # noqa: BLE001 - a mistake here may not leave an instance unwatched
+                failures += 1
+                known = isinstance(error, AgentError)
+                _log.warning("MiniService %s waits: %s", name, error, exc_info=None if known else error)
+                chance = random.random()  # noqa: S311 - only spreads tries
+                pause = growing_pause(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, failures, chance)
+                keeper.written = None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await keeper.wake.wait()
+        self._end(keeper)
+        if self._keepers.get(name) is keeper:
+            del self._keepers[name]
 
     def _newest(self, name: str, keeper: _Keeper) -> Object | None:
         seen, written = self._services.objects.get(("", name)), keeper.written
@@ -254,7 +250,7 @@ class HelmBackend:
             found += (Observed(keeper.instance_id, pod_status.node_of(worker), ips, restarts),)
         for each in found:
             if each not in keeper.events:
-                self._events.put_nowait(each)
+                self._events.put(each)
         keeper.events = found
 
     def _end(self, keeper: _Keeper) -> None:
@@ -262,7 +258,7 @@ class HelmBackend:
             keeper.ended.set()
             text = "its MiniService was deleted"
             ended = Ended(keeper.instance_id, text, Category.LOST, Cause.NOT_FOUND, final=True)
-            self._events.put_nowait(ended)
+            self._events.put(ended)
 
 
 def _mini_service(spec: InstanceSpec) -> tuple[Object, object]:
