@@ -7,13 +7,14 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nvcf_cli.api import Api, ApiProblem, Json, objects
 from nvcf_cli.catalog import Found, find_function
 from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.images import Artifact
+from nvcf_cli.places import no_place, usual_type
 from nvcf_cli.scale import Scale
 from nvcf_cli.snapshot import decision_text
 from nvcf_cli.telemetry import chosen, reference
@@ -194,7 +195,10 @@ async def deploy(
     version = await api.create_version(request.version(telemetries), known.id if known else None)
     function_id, version_id = str(version["id"]), str(version["versionId"])
     show("deploying")
-    await api.deploy(function_id, version_id, request.scale.deployment())
+    scale, groups = request.scale, await _groups(api)
+    if scale.instance_type is None:
+        scale = replace(scale, instance_type=usual_type(scale, groups, is_image=request.file is None))
+    await api.deploy(function_id, version_id, scale.deployment())
     seconds = None
     if wait and request.scale.minimum:
         try:
@@ -208,35 +212,16 @@ async def deploy(
         show("ending the version before")
         replaced += await api.undeploy(function_id, str(old["versionId"]))
     missing = missing_secrets(known, request)
-    warning = None if seconds is not None else await _no_place(api, request.scale)
+    warning = None if seconds is not None else no_place(scale, groups)
     return Deployed(request.name, function_id, version_id, seconds, replaced, missing, warning)
 
 
-async def _no_place(api: Api, scale: Scale) -> str | None:
+async def _groups(api: Api) -> list[Json] | None:
     try:
-        groups = objects(await api.call("GET", "/v2/nvcf/clusterGroups"), "clusterGroups")
+        return list(objects(await api.call("GET", "/v2/nvcf/clusterGroups"), "clusterGroups"))
     except ApiProblem:
         # A key that deploys need not be one that lists.
         return None
-    return no_place(scale, groups)
-
-
-def no_place(scale: Scale, groups: Iterable[Json]) -> str | None:
-    """Return why no cluster that there is now can run it; None if one may. Pure."""
-    kinds: dict[str, set[str]] = {}
-    for gpu in (gpu for group in groups for gpu in objects(group, "gpus")):
-        types = {str(each.get("name")) for each in objects(gpu, "instanceTypes")}
-        kinds.setdefault(str(gpu.get("name")), set()).update(types)
-    later = "calls wait until there is one"
-    if not kinds:
-        return f"there is no cluster now: {later}"
-    if scale.gpu not in kinds:
-        return f"no cluster has the GPU {scale.gpu} now, only {', '.join(sorted(kinds))}: {later}"
-    if scale.instance_type not in kinds[scale.gpu]:
-        known = ", ".join(sorted(kinds[scale.gpu]))
-        wanted = f"the instance type {scale.instance_type} for {scale.gpu}"
-        return f"no cluster has {wanted} now, only {known}: {later}"
-    return None
 
 
 def missing_secrets(known: Found | None, request: DeployRequest) -> tuple[str, ...]:

@@ -6,13 +6,16 @@ from nvcf_cli.api import Json
 from nvcf_cli.errors import UsageError
 
 CPU = "CPU"
+PROCESS = "process"
+"""Instance type of a cluster that is one machine."""
 
 
 @dataclass(frozen=True)
 class Scale:
     """The one GPU specification of a deployment, and its scaling preferences; None: the platform's choice.
 
-    Delays and waits are seconds, `target_utilisation` is a share (0..1).
+    Without an instance type, one is chosen (places.py). Delays and waits are seconds,
+    `target_utilisation` is a share (0..1).
     """
 
     minimum: int = 1
@@ -20,7 +23,7 @@ class Scale:
     concurrency: int = 1
     gpu: str = CPU
     gpus_per_instance: int = 0
-    instance_type: str = "process"
+    instance_type: str | None = None
     clusters: tuple[str, ...] = ()
     regions: tuple[str, ...] = ()
     cluster_group: str | None = None
@@ -35,7 +38,7 @@ class Scale:
         """Return the body of the management API's deployment call."""
         specification: Json = {
             "gpu": self.gpu,
-            "instanceType": self.instance_type,
+            "instanceType": self.instance_type or PROCESS,
             "minInstances": self.minimum,
             "maxInstances": self.maximum,
             "maxRequestConcurrency": self.concurrency,

@@ -83,8 +83,13 @@ def deploy_command(
         typer.Option(min=1, max=64, help="GPUs for each instance. [default: 1]", show_default=False),
     ] = None,
     instance_type: Annotated[
-        str, typer.Option(metavar="NAME", help="Instance type of the cluster.")
-    ] = "process",
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Instance type of the cluster. [default: process; for an image the one with so many GPUs]",
+            show_default=False,
+        ),
+    ] = None,
     cluster: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Only in this cluster; repeatable, the preferred one first."),
@@ -159,7 +164,7 @@ def deploy_command(
       nvcf deploy hello.py
       nvcf deploy models.py:Summarizer --name summarize --instances 2 --concurrency 4
       nvcf deploy app.py --python ./venv/bin/python --env MODEL=small
-      nvcf deploy --image registry.example.com/echo:1 --gpu H100 --instance-type NCP.GPU.H100_1x
+      nvcf deploy --image registry.example.com/echo:1 --gpu H100
       nvcf deploy app.py --secret API_TOKEN=token.txt
       nvcf deploy app.py --min 0 --max 4 --gpu SIM --scale-to-zero-delay 60
     """

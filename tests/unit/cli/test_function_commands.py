@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 
-from nvcf_cli.api import Json
 from nvcf_cli.commands.function import version_facts
-from nvcf_cli.deploying import DeployRequest, no_place
+from nvcf_cli.deploying import DeployRequest
 from nvcf_cli.errors import UsageError
 from nvcf_cli.images import Artifact, creation, name_from_image
 from nvcf_cli.main import run
-from nvcf_cli.scale import Scale, rescaled
+from nvcf_cli.scale import rescaled
 from nvcf_proto.models import Deployment
 
 IMAGE = "registry.example.com/team/echo:1"
@@ -137,30 +136,3 @@ def test_facts_of_a_version() -> None:
     assert ("image", IMAGE) in facts
     assert ("tags", "a, b") in facts
     assert facts[-1][1].startswith("SIM")
-
-
-@pytest.mark.parametrize(
-    ("gpu", "instance_type", "expected"),
-    [
-        ("SIM", "process", None),
-        ("CPU", "process", None),
-        ("X", "process", "no cluster has the GPU X now, only CPU, SIM: calls wait until there is one"),
-        (
-            "SIM",
-            "NCP.GPU.X_1x",
-            "no cluster has the instance type NCP.GPU.X_1x for SIM now, only NCP.GPU.SIM_1x, process: "
-            "calls wait until there is one",
-        ),
-    ],
-)
-def test_a_deployment_that_nobody_can_run_is_told_so(
-    gpu: str, instance_type: str, expected: str | None
-) -> None:
-    names = ["process", "NCP.GPU.SIM_1x"]
-    gpus: list[Json] = [
-        {"name": "SIM", "instanceTypes": [{"name": name} for name in names]},
-        {"name": "CPU", "instanceTypes": [{"name": "process"}]},
-    ]
-    groups: list[Json] = [{"name": "one", "gpus": gpus[:1]}, {"name": "two", "gpus": gpus[1:]}]
-    assert no_place(Scale(gpu=gpu, instance_type=instance_type), groups) == expected
-    assert no_place(Scale(), []) == "there is no cluster now: calls wait until there is one"

@@ -67,7 +67,7 @@ def test_keys_are_made_once_and_recorded_as_hashes(tmp_path: Path) -> None:
     text = installation.bootstrap_keys.read_text()
     assert first not in text
     records = [ApiKey.from_dict(value) for value in json.loads(text)]
-    assert [each.scopes for each in records] == [(Scope.ADMIN,)]
+    assert [each.scopes for each in records] == [(Scope.ADMIN, Scope.OPERATOR)]
     installation.admin_key.write_text("nonsense")
     with pytest.raises(CliError, match="delete it"):
         ensure_keys(installation)

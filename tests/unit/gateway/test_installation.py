@@ -41,7 +41,7 @@ def test_the_programs_read_what_is_made(tmp_path: Path) -> None:
     assert public_key(files.callout_seed.read_text().strip()).startswith("A")
     [record] = json.loads((tmp_path / "admin" / "bootstrap-keys.json").read_text())
     record_of_key: ApiKey = ApiKey.from_dict(record, "")
-    assert (record_of_key.nca_id, record_of_key.scopes) == ("acme", (Scope.ADMIN,))
+    assert (record_of_key.nca_id, record_of_key.scopes) == ("acme", (Scope.ADMIN, Scope.OPERATOR))
     assert record_of_key.secret_hash == hash_api_key((tmp_path / "admin" / "admin.key").read_text())
 
 
