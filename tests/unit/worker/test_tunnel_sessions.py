@@ -69,7 +69,9 @@ async def test_a_record_that_is_renewed_just_when_its_session_ends_does_not_hold
     """The library's request swallows a cancellation that comes together with the response."""
     monkeypatch.setattr(settings, "SESSION_REGISTER_INTERVAL", 0.0)
     connection: Any = object()
-    session = TunnelSession(session_request(1), CancelScope(), 1, new_id(), new_id(), lambda: connection)
+    session = TunnelSession(
+        session_request(1), CancelScope(), ("127.0.0.1", 1), new_id(), new_id(), lambda: connection
+    )
     asked = asyncio.Event()
 
     class Record:
