@@ -205,6 +205,11 @@ class ObjectBucket:
             None if message is None else _stored(message.data, int((message.headers or {})["Nats-Sequence"]))
         )
 
+    async def has(self, name: str) -> bool:
+        """Return whether there is such an object, as the stream's leader knows it. Raises BrokerError."""
+        await self.ensure()
+        return await self._latest(name) is not None
+
     async def read(self, stored: StoredObject) -> AsyncIterator[bytes]:
         """Yield the object's bytes. Raises ObjectMissingError if a part of it is gone, BrokerError.
 

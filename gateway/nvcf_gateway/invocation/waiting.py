@@ -31,6 +31,7 @@ from nvcf_gateway.exchange.states import State
 from nvcf_gateway.queue.demand import Demand, Tally
 from nvcf_gateway.queue.message import Delivery, Work, build_request, message_headers
 from nvcf_gateway.queue.request_queue import RequestQueue
+from nvcf_gateway.results.idempotency_keys import PUBLISH_SECONDS
 from nvcf_gateway.results.retention import Retention
 from nvcf_gateway.telemetry.enqueue_span import EnqueueTelemetry
 from nvcf_proto.h1 import H1Error
@@ -121,7 +122,9 @@ class CallRunner:
         ended = Ended.BROKEN
         self.pending.add(pending)
         try:
-            publish = self._publish(call, pending, trace, deadline)
+            # Whoever repeats the key has to know when nothing more can come of this call.
+            until = min(deadline, loop.time() + PUBLISH_SECONDS) if call.keyed else deadline
+            publish = self._publish(call, pending, trace, until)
             if call.keyed:
                 # It goes on if the caller leaves now: the request may be in the queue already.
                 publishing = self.background.spawn(publish, f"publish {call.request_id}", logged=False)

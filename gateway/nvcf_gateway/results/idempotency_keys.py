@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from nvcf_broker.errors import BrokerUnavailableError, JetStreamError
 from nvcf_broker.jetstream import NANOSECONDS, JetStream, Requester
@@ -25,6 +26,16 @@ _BUCKET = "nvcf_idempotency"
 _STREAM = f"KV_{_BUCKET}"
 
 
+FOLLOW_PATIENCE = 10.0
+"""How long a call that repeats a key waits for a request that is found nowhere, seconds."""
+PUBLISH_SECONDS = 15.0
+"""How long a call with a key is tried to be queued."""
+SETTLED_SECONDS = 30.0
+"""Age of a key's record from which a request that is found nowhere is none any more.
+
+Its claim is answered within 10 s (two requests to the broker), it is queued within `PUBLISH_SECONDS`, and the
+last attempt may be on its way for 5 s.
+"""
 UNREAD = "unread"
 """Stands for the digest of a body that was answered before all of it came."""
 _BODY_DIFFERS = f"header {HEADER}: this key was used for a request with another body"
@@ -42,7 +53,8 @@ class Fingerprint:
 class Claim:
     """The request that a key stands for, and its region; `first`: this call has the key.
 
-    `revision` is the record's sequence in its bucket. `body` is the digest of the request's body, None until
+    `revision` is the record's sequence in its bucket, `stored_at` (Unix time) when the broker took it, 0 if
+    that is not known. `body` is the digest of the request's body, None until
     its gateway has seen all of it.
     """
 
@@ -54,6 +66,17 @@ class Claim:
     revision: int
     fingerprint: str = ""
     body: str | None = None
+    stored_at: float = 0.0
+
+
+def patience(claim: Claim, now: float) -> float:
+    """Return how many seconds a repeated call waits for a request that is found nowhere. `now`: Unix time.
+
+    Less and less, so that calls with a short poll time do not begin to wait anew for ever.
+    """
+    if not claim.stored_at:
+        return FOLLOW_PATIENCE
+    return min(FOLLOW_PATIENCE, max(0.0, claim.stored_at + SETTLED_SECONDS - now))
 
 
 def checked_key(value: str | None) -> str | None:
@@ -194,15 +217,17 @@ class IdempotencyKeys:
         if message is None:
             return None
         known = json.loads(message.data)
+        headers = message.headers or {}
         return Claim(
             str(known["requestId"]),
             str(known["versionId"]),
             False,
             subject,
             str(known.get("region", self._region)),
-            int((message.headers or {})["Nats-Sequence"]),
+            int(headers["Nats-Sequence"]),
             str(known["fingerprint"]),
             known.get("bodyDigest"),
+            datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp(),
         )
 
     async def complete(self, claim: Claim, body: str) -> Claim:

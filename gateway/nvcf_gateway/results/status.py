@@ -30,7 +30,7 @@ from nvcf_gateway.exchange.sinks import CollectSink, Sink, StreamSink
 from nvcf_gateway.http.responses import cors_headers
 from nvcf_gateway.queue.message import forwarded_headers
 from nvcf_gateway.queue.request_queue import Place, RequestQueue
-from nvcf_gateway.results.idempotency_keys import UNREAD, Claim, IdempotencyKeys, is_same_body
+from nvcf_gateway.results.idempotency_keys import UNREAD, Claim, IdempotencyKeys, is_same_body, patience
 from nvcf_gateway.results.result_writer import TeeSink
 from nvcf_gateway.results.retention import Retention
 from nvcf_gateway.results.store import ResultStore
@@ -48,8 +48,7 @@ _log = logging.getLogger(__name__)
 
 QUERY_INTERVAL = 1.0
 DISCARD_DELAY = 60.0
-FOLLOW_PATIENCE = 10.0
-"""How long a call that repeats an idempotency key waits for the first one to appear, seconds."""
+NOT_QUEUED = "the first call with this Idempotency-Key is not queued yet: send it again"
 NOT_ACKNOWLEDGED = "worker did not acknowledge the status request."
 
 
@@ -117,7 +116,8 @@ class Poller:
         headers = forwarded_headers(
             raw_headers(request), call.poll_seconds, self.queue.region, pass_through=False
         )
-        poll = Poll(call.caller, tracked, version, headers, deadline, call.started, now + FOLLOW_PATIENCE)
+        lost_after = now + patience(claim, time.time())
+        poll = Poll(call.caller, tracked, version, headers, deadline, call.started, lost_after)
         poll = replace(poll, claim=claim, body=await _whole_digest(call, deadline))
         try:
             return await (self._wrapped(poll) if wrapped else self._raw(request, poll))
@@ -255,18 +255,21 @@ class Poller:
                             place = await self.queue.place(
                                 tracked.version_id, tracked.request_id, tracked.region
                             )
-                            if place is None and not announced.is_set() and await self._is_lost(poll):
+                            missing = place is None and not announced.is_set()
+                            missing = missing and not await store.has(tracked.request_id)
+                            if missing and await self._is_lost(poll):
                                 raise HttpProblem(504, NOT_ACKNOWLEDGED)
                             # Only a worker is given the extra time.
                             until = poll.deadline - (GATEWAY_EXTRA_WAIT if place == "queued" else 0.0)
                             if loop.time() >= until:
+                                if missing:
+                                    # A 202 would promise what is not there.
+                                    raise HttpProblem(503, NOT_QUEUED, headers={"Retry-After": "1"})
                                 return await self._still(poll, status_of(place))
                 await _wait(announced, min(QUERY_INTERVAL, until - loop.time()))
 
     async def _is_lost(self, poll: Poll) -> bool:
-        """Find out whether a request that is not in the queue came to nothing."""
-        if await self._store(poll.tracked).find(poll.tracked.request_id) is not None:
-            return False
+        """Find out whether a request that is neither in the queue nor answered came to nothing."""
         if may_be_on_its_way(poll, asyncio.get_running_loop().time()):
             # Unless its key has been given back.
             return poll.claim is not None and await self._current(poll.claim) is None
@@ -294,9 +297,10 @@ class Poller:
             detail = "the body of the first call with this Idempotency-Key is still coming: send it again"
             raise HttpProblem(503, detail, headers={"Retry-After": "1"})
         place = await self.queue.place(tracked.version_id, tracked.request_id, tracked.region)
-        if place is None and await self._is_lost(poll):
+        answered = await self._store(tracked).has(tracked.request_id)
+        if place is None and not answered and await self._is_lost(poll):
             raise HttpProblem(504, NOT_ACKNOWLEDGED)
-        if poll.claim is not None and await self._store(tracked).find(tracked.request_id) is not None:
+        if poll.claim is not None and answered:
             # Its gateway records the digest before it stores the response. Another gateway has stored this.
             found = await self._current(poll.claim)
             if found is not None:

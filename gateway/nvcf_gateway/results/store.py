@@ -99,6 +99,13 @@ class ResultStore:
         of = (stored.headers.get("account", ""), stored.headers["function"], stored.headers["version"])
         return StoredResult(*of, head, stored, once)
 
+    async def has(self, request_id: str) -> bool:
+        """Return whether a response is stored, by the word of the store's leader. Raises BrokerError.
+
+        A replica may lag behind, and without a response the request may be executed again.
+        """
+        return await self._bucket.has(request_id)
+
     def read(self, result: StoredResult) -> AsyncIterator[bytes]:
         """Read the body of a response. Raises BrokerError on the way."""
         return self._bucket.read(result.stored)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from nvcf_gateway.results.idempotency_keys import SETTLED_SECONDS
 from nvcf_proto.compute import wake_subject
 from tests.contract.gateway.test_polling import Answer, call
 from tests.support.peers.worker import PeerWorker, peer_worker
@@ -150,4 +151,45 @@ async def test_a_body_that_is_too_large(platform: Platform) -> None:
         assert (await first).status == 413
         await work.ack()
         await repeated(platform, worker, version, "pexec", "large", chunks(9))
+    await platform.queue_is_empty(version)
+
+
+async def lose(platform: Platform, version: Version) -> None:
+    """Lose all requests of a version, as a broker does whose disk fails."""
+    client = await platform.broker_client()
+    try:
+        reply = await client.request(f"$JS.API.STREAM.PURGE.rq_local_{version.id}", b"", timeout=5)
+        assert json.loads(reply.data)["success"]
+    finally:
+        await client.close()
+
+
+@ROUTES
+async def test_nothing_is_promised_for_a_request_that_is_nowhere(platform: Platform, route: str) -> None:
+    version = await platform.deployed_version()
+    path = version.exec if route == "exec" else version.pexec
+    headers = {"Idempotency_Key": "nowhere", "NVCF_POLL_SECONDS": "1"}
+    assert (await call(platform, "POST", path, body_of(route), **headers)).status == 202
+    await lose(platform, version)
+    again = await call(platform, "POST", path, body_of(route), **headers)
+    assert (again.status, again.headers["retry-after"]) == (503, "1")
+    assert b"not queued yet" in again.body
+
+
+@pytest.mark.slow
+async def test_calls_with_a_short_poll_time_free_the_key_of_a_lost_request(platform: Platform) -> None:
+    """No single one of them waits as long as a request may be on its way."""
+    version = await platform.deployed_version()
+    headers = {"Idempotency_Key": "short", "NVCF_POLL_SECONDS": "1"}
+    first = await call(platform, "POST", version.pexec, b"x", **headers)
+    assert first.status == 202
+    await lose(platform, version)
+    async with asyncio.timeout(SETTLED_SECONDS + AT_ONCE):
+        while True:
+            again = await call(platform, "POST", version.pexec, b"x", **headers)
+            if again.status == 202 and again.headers["nvcf-reqid"] != first.headers["nvcf-reqid"]:
+                break
+    async with peer_worker(platform, version) as worker:
+        await (await worker.pull()).answer(b"run")
+        assert (await call(platform, "POST", version.pexec, b"x", **headers)).body == b"run"
     await platform.queue_is_empty(version)

@@ -17,6 +17,7 @@ from nvcf_gateway.exchange.pending import Outcome
 from nvcf_gateway.exchange.sinks import CollectSink
 from nvcf_gateway.exchange.states import State
 from nvcf_gateway.invocation.waiting import Ended, stays_queued
+from nvcf_gateway.results.idempotency_keys import Claim, patience
 from nvcf_gateway.results.result_writer import KeptRequest, TeeSink, is_result
 from nvcf_gateway.results.status import may_be_on_its_way, status_of
 from nvcf_gateway.results.worker_query import (
@@ -77,6 +78,14 @@ def test_status_of_a_request_without_a_response(place: Any, status: str) -> None
 def test_a_request_with_a_key_may_be_on_its_way(retained: bool, now: float, perhaps: bool) -> None:
     poll = cast(Any, SimpleNamespace(tracked=SimpleNamespace(retained=retained), lost_after=10.0))
     assert may_be_on_its_way(poll, now) == perhaps
+
+
+@pytest.mark.parametrize(
+    ("age", "seconds"), [(0.0, 10.0), (20.0, 10.0), (27.0, 3.0), (30.0, 0.0), (90.0, 0.0)]
+)
+def test_patience_with_a_request_that_is_nowhere(age: float, seconds: float) -> None:
+    claim = Claim("q", "v", False, "subject", "local", 1, stored_at=1000.0)
+    assert patience(claim, 1000.0 + age) == seconds
 
 
 @pytest.mark.parametrize(
