@@ -10,13 +10,14 @@ SHELL := /bin/bash
 # Of what pip says, a line every 20 packages and the last steps, so that a long installation shows that it goes on.
 PROGRESS := awk '/^Collecting/ && ++n % 20 == 1 { print "  collecting package " n; fflush() } /^Installing/ { print "  installing them"; fflush() }'
 
-.PHONY: help demo test test-slow test-kubernetes kubernetes-programs lint docs charts bench soak chaos fuzz clean lock collector collector-check
+.PHONY: help demo test test-slow test-kubernetes test-kubernetes-slow kubernetes-programs lint docs charts bench soak chaos fuzz clean lock collector collector-check
 
 help:
 	@echo "make demo   start the platform, run real functions through it, show what happens (about a minute)"
 	@echo "make test   run the tests: real broker, gateways, workers"
 	@echo "make test-slow  the nvcf command and the demo as a user runs them, short chaos and fuzz runs"
 	@echo "make test-kubernetes  a real API server, real pods and fake nodes; needs Go the first time, root and containerd"
+	@echo "make test-kubernetes-slow  both charts on a real node, functions from zero, faults; run it before a landing that touches them"
 	@echo "make lint   ruff, mypy, who imports whom, whether generated files are current, and the documentation (strict)"
 	@echo "make charts build the Helm charts into build/charts; needs helm"
 	@echo "make docs   build the documentation site into build/docs"
@@ -51,7 +52,11 @@ test-slow: $(VENV)/installed
 # In this order: the cluster of KUBECONFIG with NVCF_TEST_CLUSTER_CONSENT=yes, programs in KUBEBUILDER_ASSETS or on
 # PATH, programs built before. Whatever is missing is an error that says what to install.
 test-kubernetes: kubernetes-programs
-	$(PYTEST) tests/kubernetes
+	$(PYTEST) -m "not slow" tests/kubernetes
+
+# The whole platform on a real node, from images of this tree, and what else takes long.
+test-kubernetes-slow: kubernetes-programs
+	$(PYTEST) -m slow tests/kubernetes
 
 # Needs Go 1.26 or newer and its module proxy, and about ten minutes of processor time the first time.
 kubernetes-programs: $(VENV)/installed
