@@ -33,7 +33,8 @@ async def test_a_function_serves_from_zero_in_bursts_and_goes_back_to_zero(
     assert [answer.status for answer in answers] == [200] * 32
     assert [answer.body["body"]["n"] for answer in answers] == list(range(32))
     assert len({answer.body["pod"] for answer in answers}) == 4
-    await platform.until_pods(0)
+    # The last instance is kept for about two minutes.
+    await platform.until_pods(0, 300.0)
     await _end(platform, version)
 
 
