@@ -183,6 +183,14 @@ class Platform:
         found: list[dict[str, Any]] = self.cluster.client.get(f"/api/v1/namespaces/{namespace}/pods")["items"]
         return found
 
+    def ready_function_pod(self) -> str:
+        """Return the name of a function pod all of whose containers are ready."""
+        for pod in self.pods():
+            statuses = pod["status"].get("containerStatuses", ())
+            if statuses and all(each["ready"] for each in statuses):
+                return str(pod["metadata"]["name"])
+        raise AssertionError(f"no function pod is ready\n{self.story()}")
+
     async def until_pods(self, count: int, timeout: float = 120.0) -> None:
         """Wait until so many function pods are there."""
 

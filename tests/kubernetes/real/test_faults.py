@@ -64,13 +64,13 @@ async def test_a_killed_broker_loses_no_call(platform: Platform, running: Versio
 
 async def test_a_killed_function_container_loses_no_call(platform: Platform, running: Version) -> None:
     calls = await at_work(platform, running)
-    platform.kill(FUNCTIONS, platform.pods()[0]["metadata"]["name"], "inference")
+    platform.kill(FUNCTIONS, platform.ready_function_pod(), "inference")
     await all_answered(calls)
 
 
 async def test_an_evicted_pod_drains_and_is_replaced(platform: Platform, running: Version) -> None:
     calls = await at_work(platform, running)
-    name = platform.pods()[0]["metadata"]["name"]
+    name = platform.ready_function_pod()
     body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
     platform.cluster.client.create(f"/api/v1/namespaces/{FUNCTIONS}/pods/{name}/eviction", body)
     await all_answered(calls)
