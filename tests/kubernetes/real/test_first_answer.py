@@ -35,13 +35,14 @@ async def test_a_function_serves_from_zero_in_bursts_and_goes_back_to_zero(
     assert len({answer.body["pod"] for answer in answers}) == 4
     # The last instance is kept for about two minutes.
     await platform.until_pods(0, 300.0)
+    await platform.undeploy(version)
     await _end(platform, version)
 
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_new_version_takes_over_under_load(platform: Platform, mode: str) -> None:
     old = await platform.create(f"update-{mode}", **MODES[mode])
-    await platform.deploy(old, minInstances=1)
+    await platform.deploy(old, minInstances=1, maxInstances=1)
     assert (await platform.invoke(old, {})).body["version"] == "1"
     answers: list[Answer] = []
     ended = asyncio.Event()
@@ -57,7 +58,7 @@ async def test_a_new_version_takes_over_under_load(platform: Platform, mode: str
         new = await platform.create_version(
             old, name=f"update-{mode}", containerEnvironment=variables, **MODES[mode]
         )
-        await platform.deploy(new, minInstances=1)
+        await platform.deploy(new, minInstances=1, maxInstances=1)
         assert (await platform.invoke(new, {})).body["version"] == "2"
         await platform.undeploy(old)
         await platform.until_pods(1)
