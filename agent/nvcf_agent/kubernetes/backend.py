@@ -35,6 +35,9 @@ Owner = Callable[[str], Mapping[str, Any] | None]
 _SYNC_SECONDS = 60.0
 # A pod that is not gone this long after its grace period is removed by force: its node does not answer.
 _FORCE_SECONDS = 60.0
+# A pod that is still starting has no request to finish. The first process of a container ignores SIGTERM
+# until it handles it, so such a pod would take up its GPU for the whole grace period.
+_STARTING_GRACE = 10.0
 _CHECK_SECONDS = 5.0
 _LAG_SECONDS = 0.5
 _LEVEL = "pod-security.kubernetes.io/enforce"
@@ -188,6 +191,9 @@ class PodBackend:
         """Delete an instance's pod, and wait until it is gone."""
         self._watcher.ask(instance_id)
         name, now = names.pod_name(instance_id), asyncio.get_running_loop().time
+        pod = self._watcher.pod(instance_id)
+        if pod is not None and status.is_starting(pod):
+            grace = min(grace, _STARTING_GRACE)
         force_at = now() + grace + _FORCE_SECONDS
         # With a grace period of 0 the API server would forget the pod before its node has ended it.
         if not await self._api.delete(POD, name, self._namespace, grace=max(1.0, grace)):

@@ -139,6 +139,17 @@ def is_ready(pod: Pod) -> bool:
     return ready is not None and ready.holds and not is_going(pod)
 
 
+def is_starting(pod: Pod) -> bool:
+    """Return whether a container of a pod has never started, or its startup probe has not passed yet."""
+    found = (pod.get("status") or {}).get("containerStatuses") or ()
+    return not found or any(
+        not each.get("started")
+        and not each.get("restartCount")
+        and "terminated" not in (each.get("state") or {})
+        for each in found
+    )
+
+
 def is_going(pod: Pod) -> bool:
     """Return whether a pod is being deleted."""
     return "deletionTimestamp" in pod["metadata"]

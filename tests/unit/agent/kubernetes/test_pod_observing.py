@@ -18,7 +18,7 @@ from nvcf_agent.kubernetes.pods.observe import (
     remember,
     why_not_ready,
 )
-from nvcf_agent.kubernetes.pods.status import is_ready, restarts
+from nvcf_agent.kubernetes.pods.status import is_ready, is_starting, restarts
 from nvcf_agent.kubernetes.pods.texts import described
 from nvcf_agent.state.causes import error_log
 from nvcf_agent.state.managed_instance import Category
@@ -199,6 +199,24 @@ def test_a_pod_that_its_node_does_not_end_is_on_a_lost_node() -> None:
     assert not is_ready(found)
     assert judged(found, 159) is None
     expected(judged(found, 160), Cause.NOT_FOUND, Category.NODE_LOST, "one")
+
+
+@pytest.mark.parametrize(
+    ("utils", "starting"),
+    [
+        ([], True),
+        ([waiting("utils", "ContainerCreating", started=False)], True),
+        ([running("utils", ready=False, started=False)], True),
+        ([running("utils", ready=False, started=True)], False),
+        ([running("utils", ready=False, started=False) | {"restartCount": 1}], False),
+        ([running("utils", started=False) | {"state": {"terminated": terminated(1)}}], False),
+    ],
+)
+def test_a_pod_is_starting_until_all_its_containers_have_started(
+    utils: list[dict[str, Any]], starting: bool
+) -> None:
+    inference = [running("inference", started=True)] if utils else []
+    assert is_starting(pod(*inference, *utils)) is starting
 
 
 def test_the_report_has_nvidias_form() -> None:
