@@ -330,6 +330,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     dead_letters = DeadLetters(
         requests, queue, background, config.regions, registry.versions.keys, hand_backs
     )
+    client.on_reconnect(dead_letters.missed.set)
     await client.subscribe(MAX_DELIVERIES_SUBJECT, queue=DEAD_LETTER_GROUP, cb=dead_letters.on_advisory)
     stack.push_async_callback(end_task, asyncio.create_task(dead_letters.sweep(), name="sweep of the queues"))
     await answer_callouts(client, config, workers, agents)

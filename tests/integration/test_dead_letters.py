@@ -7,15 +7,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from nats.aio.client import Client
+from nats.aio.subscription import Subscription
 
 from nvcf_broker.connection import connect_broker
 from nvcf_broker.requests import ReplyInbox
 from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.queue.request_queue import RequestQueue
-from nvcf_gateway.results.dead_letters import DeadLetters
+from nvcf_gateway.results.dead_letters import SOON_SECONDS, DeadLetters
 from nvcf_gateway.results.hand_backs import HandBacks
+from nvcf_proto.headers import DELIVERIES as DELIVERIES_HEADER
 from tests.support.platform.gateways import Platform, Version, messages_in, running_platform
 from tests.support.waiting import eventually
 
@@ -47,16 +50,17 @@ async def die_over(client: Client, version: Version, times: int) -> None:
     await taken.unsubscribe()
 
 
-async def wait_as_worker(client: Client, version: Version) -> None:
+async def wait_as_worker(client: Client, version: Version) -> Subscription:
     """Pull one more message: the broker checks the deliveries of messages only while there is a pull."""
     stream = f"rq_local_{version.id}"
     inbox = client.new_inbox()
-    await client.subscribe(inbox)
+    taken = await client.subscribe(inbox)
     await client.publish(
         f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{stream}_workers",
-        json.dumps({"batch": 1, "expires": 30_000_000_000}).encode(),
+        json.dumps({"batch": 1, "expires": 60_000_000_000}).encode(),
         reply=inbox,
     )
+    return taken
 
 
 async def test_a_request_that_kills_every_worker_ends_with_an_error(tmp_path: Path) -> None:
@@ -122,6 +126,29 @@ async def test_a_sweep_ends_missed_dead_letters(tmp_path: Path) -> None:
                 sweep = DeadLetters(requests, queue, owner, ("local",), lambda: (version.id,), HandBacks(0.0))
                 await sweep.sweep_one(version.id)
             assert await _queued(client, version, 0)
+        finally:
+            await client.close()
+
+
+@pytest.mark.slow
+async def test_a_gateway_that_starts_finds_what_was_missed_before(tmp_path: Path) -> None:
+    """It does not know how the deliveries ended, so it queues the request again."""
+    async with running_platform(tmp_path, flags=("--ack-wait", ACK_WAIT)) as platform:
+        version = await platform.deployed_version()
+        client = await connect_broker(platform.broker.url, platform.broker.credentials_file, name="test")
+        try:
+            waiting = asyncio.create_task(call(platform, version, **{"Idempotency-Key": "missed"}))
+            await eventually(lambda: _queued(client, version, 1), "the request is queued")
+            platform.gateway.child.kill()
+            await asyncio.wait([waiting])
+            waiting.exception()
+            advisories = await client.subscribe("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.*.*")
+            await die_over(client, version, DELIVERIES)
+            taken = await wait_as_worker(client, version)
+            await advisories.next_msg(timeout=60)
+            await platform.start_gateway("--ack-wait", ACK_WAIT)
+            again = await taken.next_msg(timeout=1.5 * SOON_SECONDS + 10)
+            assert (again.headers or {})[DELIVERIES_HEADER] == str(DELIVERIES)
         finally:
             await client.close()
 

@@ -2,17 +2,18 @@
 
 The broker publishes an advisory, and one gateway handles it. If workers only handed the request back, it is
 queued again. If it has killed the workers that started it, its caller gets a 500, and the message goes. A
-sweep finds what was missed while no gateway ran.
+sweep finds what was missed, because no gateway ran, its connection was lost or the store did not work.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import random
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import nats.errors
@@ -38,6 +39,8 @@ MAX_DELIVERIES_SUBJECT = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.*.*"
 """Published when a message is not acknowledged after its last delivery (NATS, JetStream advisories)."""
 QUEUE_GROUP = "nvcf-gateways"
 SWEEP_SECONDS = 300.0
+SOON_SECONDS = 20.0
+"""Before the sweep after an advisory may have been missed: most likely there is a store again by then."""
 SETTLE_SECONDS = 1.0
 """An acknowledged message is gone everywhere by then."""
 REPLY_TIMEOUT = 2.0
@@ -78,7 +81,7 @@ def too_many_deliveries(request_id: str, deliveries: int) -> bytes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeadLetters:
-    """Ends dead letters. `versions` are those whose queues are swept."""
+    """Ends dead letters. `versions` are those whose queues are swept, soon if `missed` is set."""
 
     requests: ReplyInbox
     queue: RequestQueue
@@ -86,6 +89,7 @@ class DeadLetters:
     regions: Collection[str]
     versions: Callable[[], Iterable[str]]
     hand_backs: HandBacks
+    missed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def on_advisory(self, message: Msg) -> None:
         """Handle one advisory."""
@@ -94,10 +98,15 @@ class DeadLetters:
             self.background.spawn(self.end(found), f"end message {found.sequence} of {found.version_id}")
 
     async def sweep(self) -> None:
-        """Search the queues of the own region now and then, until cancelled."""
+        """Search the queues of the own region after the start, when `missed` and now and then; never end."""
+        self.missed.set()
         while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SWEEP_SECONDS * random.uniform(0.5, 1.5)):  # noqa: S311
+                    await self.missed.wait()
             # Replicas that started together must not search at the same time.
-            await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311
+            await asyncio.sleep(SOON_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311
+            self.missed.clear()
             for version_id in tuple(self.versions()):
                 await self.sweep_one(version_id)
 
@@ -117,6 +126,7 @@ class DeadLetters:
                 ended = sequence
         except BrokerError as error:
             _log.warning("%s; the queue of %s is looked at later", error, version_id)
+            self.missed.set()
 
     async def end(self, found: DeadLetter) -> None:
         """Answer the caller and remove the message."""
@@ -124,6 +134,7 @@ class DeadLetters:
             await self._end(found)
         except BrokerError as error:
             _log.warning("%s; a sweep will find the message", error)
+            self.missed.set()
 
     async def _end(self, found: DeadLetter) -> None:
         message = await self.queue.stored(found.version_id, found.sequence, found.region)
