@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.chaos.caller import Caller, Counts
 from tests.chaos.plan import events
+from tests.chaos.records import write_records
 from tests.chaos.supervised import SupervisedPlatform, running_supervised
 
 CALLERS = 12
@@ -35,9 +36,12 @@ async def run(
             await _harm(supervised, seconds, seed)
             supervised.resume()
             stop.set()
+            for caller in clients:
+                caller.faults_ended()
         await _repeat(clients[0], counts)
+        deliveries = await write_records(directory, counts, supervised)
         executed = [json.loads(line)["id"] for line in supervised.notes.read_text().splitlines()]
-        return counts, report(counts, supervised, executed, await _deliveries(supervised))
+        return counts, report(counts, supervised, executed, deliveries)
 
 
 async def _harm(supervised: SupervisedPlatform, seconds: float, seed: int) -> None:
@@ -63,17 +67,6 @@ async def _repeat(caller: Caller, counts: Counts) -> None:
     async with asyncio.TaskGroup() as tasks:
         for body, execution in list(counts.executions.values())[:REPEATED]:
             tasks.create_task(one(body, execution))
-
-
-async def _deliveries(supervised: SupervisedPlatform) -> int:
-    """Return the number of deliveries that the queue has made."""
-    client = await supervised.platform.broker_client()
-    try:
-        stream = f"rq_local_{supervised.version.id}"
-        info = await client.request(f"$JS.API.CONSUMER.INFO.{stream}.{stream}_workers", b"", timeout=10)
-        return int(json.loads(info.data)["delivered"]["consumer_seq"])
-    finally:
-        await client.close()
 
 
 def report(counts: Counts, supervised: SupervisedPlatform, executed: list[str], deliveries: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from nvcf_broker.errors import BrokerError
 from nvcf_broker.process import RestartPolicy, free_port
 from nvcf_broker.server import LocalBroker
 from nvcf_proto.ids import new_id
+from tests.chaos.patience import ACK_WAIT
 from tests.chaos.plan import Event, Harm
 from tests.chaos.relay import Relay
 from tests.support.platform.broker_cluster import BrokerCluster
@@ -26,7 +28,6 @@ from tests.support.platform.small_disk import SmallDisk, can_make_disks
 from tests.support.waiting import eventually
 
 FUNCTION = Path(__file__).parents[1] / "functions" / "executions.py"
-ACK_WAIT = 6
 CONCURRENCY = 8
 # Seconds between two faults of broker nodes. A node that is back still catches up, and two of three
 # nodes must always be available.
@@ -82,6 +83,8 @@ class SupervisedPlatform:
     gateway_urls: list[str]
     workers: list[Member]
     done: Counter[Harm] = field(default_factory=Counter)
+    history: list[str] = field(default_factory=list)
+    """The faults with their Unix times."""
     disk: SmallDisk | None = None
     """The file system of all nodes; None where none can be made."""
     _node_free_at: float = 0.0
@@ -98,18 +101,23 @@ class SupervisedPlatform:
         member = members[int(event.victim * len(members))]
         if event.pause:
             if member.send(signal.SIGSTOP):
-                self.done[event.harm] += 1
+                self._count(event, member.name)
                 await asyncio.sleep(event.pause)
                 member.send(signal.SIGCONT)
         elif member.send(signal.SIGKILL):
-            self.done[event.harm] += 1
+            self._count(event, member.name)
+
+    def _count(self, event: Event, victim: str) -> None:
+        self.done[event.harm] += 1
+        pause = f" for {event.pause:.1f} s" if event.pause else ""
+        self.history.append(f"{time.time():.3f} {event.harm}: {victim}{pause}")
 
     async def _harm_node(self, event: Event) -> None:
         loop = asyncio.get_running_loop()
         number = int(event.victim * len(self.nodes))
         node = self.nodes[number]
         if event.harm is Harm.CUT_BROKER:
-            self.done[event.harm] += 1
+            self._count(event, f"broker {number}")
             self.relays[number].cut()
             return
         if loop.time() < self._node_free_at:
@@ -118,7 +126,7 @@ class SupervisedPlatform:
             return
         restarts = len(self.nodes) if event.harm is Harm.FILL_DISK else 1
         self._node_free_at = loop.time() + event.pause + NODE_REST * restarts
-        self.done[event.harm] += 1
+        self._count(event, f"broker {number}")
         if event.harm is Harm.FILL_DISK:
             await self._fill_disk(event.pause)
             return

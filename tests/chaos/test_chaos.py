@@ -20,7 +20,7 @@ def test_same_seed_makes_the_same_faults() -> None:
     assert {event.harm for event in first[: len(WEIGHTS)]} == set(WEIGHTS), "each kind of fault is early"
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 @pytest.mark.xdist_group("chaos")
 async def test_no_call_is_lost_and_none_has_two_results(tmp_path: Path) -> None:
     counts, text = await run(tmp_path, SECONDS, SEED, nodes=1, callers=6)
