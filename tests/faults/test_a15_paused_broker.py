@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
 import signal
 from pathlib import Path
 
+import aiohttp
 import nats.errors
 import pytest
 
@@ -16,6 +19,7 @@ from tests.support.platform.gateways import running_platform
 from tests.support.waiting import eventually
 
 ECHO = Path(__file__).parents[1] / "functions" / "echo.py"
+EXECUTIONS = ECHO.with_name("executions.py")
 NO_HEARTBEAT = "no heartbeat from the broker"
 
 
@@ -42,6 +46,49 @@ async def test_calls_of_a_pause_are_answered_after_it(tmp_path: Path) -> None:
         async with asyncio.timeout(60):
             assert await asyncio.gather(*calls) == [200, 200, 200]
         assert "pulling anew" not in worker.text(), "its pulls are still there"
+
+
+@pytest.mark.slow
+async def test_a_call_that_is_cut_in_a_pause_is_repeated_and_gets_its_answer(tmp_path: Path) -> None:
+    """Its last byte waits for the store. What the worker then brings again is kept under its key."""
+    notes = tmp_path / "notes"
+    notes.touch()
+    async with running_platform(tmp_path) as platform:
+        version = await platform.deployed_version()
+        await platform.start_worker(version, EXECUTIONS, "once", environment={"NOTES": str(notes)})
+        url, body = platform.gateway.url + version.pexec, {"id": "cut", "seconds": 1, "pad": 400_000}
+        headers = {**platform.authorization(), "Idempotency-Key": "cut"}
+        heads = []
+
+        async def call() -> tuple[int, bytes]:
+            async with platform.session.post(url, json=body, headers=headers) as response:
+                heads.append(response.status)
+                return response.status, await response.read()
+
+        async def answered() -> bytes:
+            async with asyncio.timeout(60):
+                while True:
+                    # The next one may be cut as well, until the store works again.
+                    with contextlib.suppress(aiohttp.ClientError):
+                        status, answer = await call()
+                        if status == 200:
+                            return answer
+                        assert status == 503
+
+        first = asyncio.create_task(call())
+        await eventually(notes.read_text, "the handler runs")
+        assert platform.broker.pid is not None
+        os.kill(platform.broker.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(aiohttp.ClientError):
+                await first
+            assert heads == [200], "it is cut after its head"
+        finally:
+            os.kill(platform.broker.pid, signal.SIGCONT)
+        answer = await answered()
+        [execution] = [json.loads(line)["execution"] for line in notes.read_text().splitlines()]
+        assert json.loads(answer)["execution"] == execution
+        assert await answered() == answer
 
 
 async def test_a_client_whose_flush_timed_out_still_hears(tmp_path: Path) -> None:
