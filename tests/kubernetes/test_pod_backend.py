@@ -31,7 +31,7 @@ from tests.kubernetes.pod_backends import Source, running
 from tests.support.waiting import eventually
 from tests.unit.agent.kubernetes.pods import WORKER, logins, spec
 
-QUICK = Limits(unscheduled=1.0, image_pull=1.0)
+QUICK = Limits(image_pull=1.0)
 GPU_NODE = Shape(labels={INSTANCE_TYPE: "NCP.GPU.H100"})
 BROKEN = {"finalizers": ["test.example/stay"]}
 
@@ -113,7 +113,7 @@ async def test_an_instance_without_room_ends_with_the_schedulers_words(
 ) -> None:
     kwok_nodes.add(1, replace(GPU_NODE, gpus=1))
     made = spec(gpus=2)
-    async with running(api, settings, limits=QUICK) as (backend, seen):
+    async with running(api, settings, limits=replace(QUICK, unscheduled=1.0)) as (backend, seen):
         await backend.create(made)
         ended = await seen.until(Ended, made.instance_id)
         assert (ended.cause, ended.category) == (Cause.NO_CAPACITY, Category.CAPACITY)
@@ -143,7 +143,7 @@ async def test_an_image_that_cannot_be_pulled_is_named(
 ) -> None:
     """The status is written as a kubelet writes it: no fake node pulls images, so the pod has no node."""
     made = spec()
-    async with running(api, settings, limits=replace(QUICK, unscheduled=1e6)) as (backend, seen):
+    async with running(api, settings, limits=QUICK) as (backend, seen):
         await backend.create(made)
         state = {"waiting": {"reason": "ErrImagePull", "message": "manifest unknown"}}
         said = {"name": "inference", "state": state, "ready": False, "restartCount": 0}
