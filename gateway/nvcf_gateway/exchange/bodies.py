@@ -286,6 +286,13 @@ class CallerBody:
             return False
         return True
 
+    async def spooled(self) -> AsyncIterator[bytes]:
+        """Yield the bytes after the prefix that have been read; unlike `stream` it ends no other reader."""
+        offset = 0
+        while chunk := await self._spool.read(offset, CHUNK_BYTES):
+            offset += len(chunk)
+            yield chunk
+
     async def drain(self) -> None:
         """Read the rest from the caller for its digest alone. Raises BodyTooLarge."""
         size = len(self.prefix) + self._spool.size

@@ -147,9 +147,16 @@ class CollectSink:
     """Keeps the whole response in memory, up to `limit` bytes.
 
     `grow` is called with the size that it is about to have, and raises HttpProblem when there is no room.
+    `before` is awaited with the head, as by StreamSink.
     """
 
-    def __init__(self, limit: int, grow: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        limit: int,
+        grow: Callable[[int], None] = lambda _: None,
+        before: Callable[[ResponseHead], Awaitable[None]] | None = None,
+    ) -> None:
+        self._before = before
         self._limit = limit
         self._grow = grow
         self._body = bytearray()
@@ -162,6 +169,8 @@ class CollectSink:
         return bytes(self._body)
 
     async def start(self, head: ResponseHead) -> None:
+        if self._before is not None:
+            await self._before(head)
         self.head = head
 
     async def write(self, data: bytes) -> None:

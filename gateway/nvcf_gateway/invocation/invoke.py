@@ -180,7 +180,7 @@ class Invoker:
             if execution.earlier is not None:
                 return await self.poller.follow(request, execution.earlier, call, wrapped=True)
             call = execution.call
-            sink = CollectSink(MAX_DIRECT_RESPONSE, grow)
+            sink = CollectSink(MAX_DIRECT_RESPONSE, grow, lambda head: self._before_progress(head, call))
             ended = await execution.run(call, sink, request.headers)
         if ended is Ended.KEPT:
             return wrapped_progress(call.request_id, await self._kept_status(call))
@@ -188,7 +188,6 @@ class Invoker:
             return _timed_out(request, call.request_id, wrapped=True)
         if sink.head is None or ended is Ended.BROKEN:
             raise HttpProblem(502, "the worker left in the middle of its response")
-        await self._before_progress(sink.head, call)
         return wrapped_response(call.request_id, sink.head, sink.body)
 
     async def _admit(self, request: web.BaseRequest, target: Target) -> tuple[Caller, FunctionVersion]:
@@ -287,7 +286,7 @@ class Invoker:
         """Make the request known to polls before the caller gets a 202."""
         if head.status == 202:
             with broker_errors():
-                await self.runner.retention.promise(call)
+                await self.runner.retention.promise_running(call)
 
     async def _kept_status(self, call: Call) -> str:
         """Return the status of a kept call.

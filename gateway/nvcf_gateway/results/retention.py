@@ -18,7 +18,7 @@ from nvcf_gateway.durability import Durability
 from nvcf_gateway.exchange.call import Call
 from nvcf_gateway.exchange.pending import Pending
 from nvcf_gateway.queue.regional_buckets import RegionalBuckets
-from nvcf_gateway.quotas.limits import Quota
+from nvcf_gateway.quotas.limits import Quota, QuotaExceeded
 from nvcf_gateway.quotas.usage import Usage
 from nvcf_gateway.results.result_writer import KeptRequest
 from nvcf_gateway.results.store import ResultStore
@@ -106,6 +106,29 @@ class Retention:
         await self.track(call)
         await self.durability.commit()
 
+    async def promise_running(self, call: Call) -> None:
+        """Promise a call that its worker goes on with. If it dies, another one needs the body.
+
+        Raises BrokerError. A body that is still coming, or for which its account has no room, is
+        not kept: the call runs already.
+        """
+        if call.full_by_attach or not call.body.complete:
+            try:
+                if await call.body.receive_all(BODY_PATIENCE, self.config.kept_body_bytes):
+                    await self._store_body(call, call.body.spooled())
+                    if call.settle is not None:
+                        await call.settle()
+            except (QuotaExceeded, OSError) as error:
+                _log.warning("body not kept: %s", error, extra={"request_id": call.request_id})
+        await self.promise(call)
+
+    async def _store_body(self, call: Call, rest: AsyncIterator[bytes]) -> StoredObject:
+        account = call.caller.nca_id
+        self.usage.require(account, Quota.KEPT_BYTES, call.body.rest_length or 0)
+        stored = await self.bodies.put(call.request_id, rest, {ACCOUNT: quote(account)})
+        self.usage.add_kept_body(account, stored.size)
+        return stored
+
     async def keep(self, call: Call, pending: Pending, *, told: bool) -> bool:
         """Store what a later delivery needs; return False if the body is not there in time.
 
@@ -121,11 +144,7 @@ class Retention:
                         "request not kept: its body is still coming", extra={"request_id": call.request_id}
                     )
                     return False
-                account = call.caller.nca_id
-                self.usage.require(account, Quota.KEPT_BYTES, call.body.rest_length or 0)
-                headers = {ACCOUNT: quote(account)}
-                stored = await self.bodies.put(call.request_id, call.body.stream(), headers)
-                self.usage.add_kept_body(account, stored.size)
+                stored = await self._store_body(call, call.body.stream())
                 pending.body = StoredBody(self.bodies.own, stored)
             if call.settle is not None:
                 await call.settle()
