@@ -159,7 +159,7 @@ class Platform:
         while True:
             try:
                 answer = await self.send("POST", f"/v2/nvcf/pexec/{target}", body, {"Idempotency-Key": key})
-            except aiohttp.ClientConnectionError:
+            except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError):
                 answer = None
             if answer is not None and answer.status not in UNFINISHED:
                 return answer
@@ -190,6 +190,19 @@ class Platform:
             if statuses and all(each["ready"] for each in statuses):
                 return str(pod["metadata"]["name"])
         raise AssertionError(f"no function pod is ready\n{self.story()}")
+
+    async def until_ready(self) -> None:
+        """Wait until all pods of the platform are ready again: nodes restart killed ones later and later."""
+
+        async def ready() -> bool:
+            for namespace in (NAMESPACE, AGENT_NAMESPACE):
+                for pod in await asyncio.to_thread(self.pods, namespace):
+                    states = {each["type"]: each["status"] for each in pod["status"].get("conditions", ())}
+                    if states.get("Ready") != "True" and pod["status"]["phase"] != "Succeeded":
+                        return False
+            return True
+
+        await eventually(ready, "the platform is ready", CALL_SECONDS, story=self.story, interval=0.2)
 
     async def until_pods(self, count: int, timeout: float = 120.0) -> None:
         """Wait until so many function pods are there."""

@@ -22,6 +22,7 @@ async def running(platform: Platform, request: pytest.FixtureRequest) -> AsyncIt
     await platform.deploy(version, minInstances=1, maxInstances=2)
     assert (await platform.invoke(version, {})).status == 200, platform.story()
     yield version
+    await platform.until_ready()
     await platform.undeploy(version)
     await platform.delete(version)
     await platform.until_pods(0, 180.0)
