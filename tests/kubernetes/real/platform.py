@@ -183,13 +183,19 @@ class Platform:
         found: list[dict[str, Any]] = self.cluster.client.get(f"/api/v1/namespaces/{namespace}/pods")["items"]
         return found
 
-    def ready_function_pod(self) -> str:
-        """Return the name of a function pod all of whose containers are ready."""
-        for pod in self.pods():
-            statuses = pod["status"].get("containerStatuses", ())
-            if statuses and all(each["ready"] for each in statuses):
-                return str(pod["metadata"]["name"])
-        raise AssertionError(f"no function pod is ready\n{self.story()}")
+    async def ready_function_pod(self) -> str:
+        """Wait for a function pod all of whose containers are ready, and return its name."""
+        found: list[str] = []
+
+        async def is_there() -> bool:
+            for pod in await asyncio.to_thread(self.pods):
+                statuses = pod["status"].get("containerStatuses", ())
+                if statuses and all(each["ready"] for each in statuses):
+                    found.append(pod["metadata"]["name"])
+            return bool(found)
+
+        await eventually(is_there, "a function pod is ready", story=self.story, interval=0.2)
+        return found[0]
 
     async def until_ready(self) -> None:
         """Wait until all pods of the platform are ready again: nodes restart killed ones later and later."""
