@@ -168,7 +168,7 @@ async def lose(platform: Platform, version: Version) -> None:
 async def test_nothing_is_promised_for_a_request_that_is_nowhere(platform: Platform, route: str) -> None:
     version = await platform.deployed_version()
     path = version.exec if route == "exec" else version.pexec
-    headers = {"Idempotency_Key": "nowhere", "NVCF_POLL_SECONDS": "1"}
+    headers: dict[str, Any] = {"Idempotency_Key": "nowhere", "NVCF_POLL_SECONDS": "1"}
     assert (await call(platform, "POST", path, body_of(route), **headers)).status == 202
     await lose(platform, version)
     again = await call(platform, "POST", path, body_of(route), **headers)
@@ -180,7 +180,7 @@ async def test_nothing_is_promised_for_a_request_that_is_nowhere(platform: Platf
 async def test_calls_with_a_short_poll_time_free_the_key_of_a_lost_request(platform: Platform) -> None:
     """No single one of them waits as long as a request may be on its way."""
     version = await platform.deployed_version()
-    headers = {"Idempotency_Key": "short", "NVCF_POLL_SECONDS": "1"}
+    headers: dict[str, Any] = {"Idempotency_Key": "short", "NVCF_POLL_SECONDS": "1"}
     first = await call(platform, "POST", version.pexec, b"x", **headers)
     assert first.status == 202
     await lose(platform, version)
