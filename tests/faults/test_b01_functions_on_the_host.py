@@ -133,8 +133,10 @@ def _empty_folders(seen: dict[str, Any]) -> dict[str, str]:
     """The covers of the view itself: folders in which only what the instance needs can be seen."""
     shown = {name: value for name, value in seen["found"].items() if name.startswith("list ")}
     # The way to the interpreter and to the packages is seen, wherever they are on this machine.
-    ways = {part for each in (sys.prefix, sys.base_prefix, __file__) for part in Path(each).parts}
+    needed = (Path(sys.prefix), Path(sys.base_prefix), Path(__file__).parents[2])
     for name, value in shown.items():
+        folder = Path(name.removeprefix("list "))
+        ways = {each.relative_to(folder).parts[0] for each in needed if folder in each.parents}
         assert set(json.loads(value.replace("'", '"'))) <= {"instances", "homes"} | ways, name
     return shown
 

@@ -1,7 +1,7 @@
 """A worker that floods a subject of the broker, as a process of its own: it speaks the protocol by hand.
 
 `python -m tests.support.peers.broker_flood HOST:PORT TOKEN SECONDS SUBJECT PAYLOAD_BYTES BYTES_PER_SECOND`
-prints how many messages it sent.
+prints how many messages it sent, until the time was over or the broker ended its connection.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 
 
 def main(address: str, token: str, seconds: float, subject: str, size: int, rate: int) -> int:
-    """Flood until the time is over. Returns how many messages were sent."""
+    """Flood until the time is over or the connection is ended. Returns how many messages were sent."""
     host, _, port = address.rpartition(":")
     message = f"PUB {subject} _INBOX.x {size}\r\n".encode() + b"x" * size + b"\r\n"
     batch = message * max(1, 60_000 // len(message))
@@ -24,7 +24,10 @@ def main(address: str, token: str, seconds: float, subject: str, size: int, rate
         connection.sendall(b"CONNECT " + json.dumps({**options, "version": "1"}).encode() + b"\r\nPING\r\n")
         assert b"PONG" in connection.recv(65536)
         while time.monotonic() - began < seconds:
-            connection.sendall(batch)
+            try:
+                connection.sendall(batch)
+            except ConnectionError:
+                break
             sent += len(batch)
             time.sleep(max(0.0, sent / rate - (time.monotonic() - began)))
     return sent // len(message)
