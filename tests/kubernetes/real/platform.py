@@ -218,6 +218,15 @@ class Platform:
 
         await eventually(counted, f"{count} function pods", timeout, story=self.story, interval=0.2)
 
+    async def until_gone(self, version: Version) -> None:
+        """Wait until no pod of a version is left."""
+
+        async def gone() -> bool:
+            pods = await asyncio.to_thread(self.pods)
+            return not any(pod["metadata"]["labels"]["function-version-id"] == version.id for pod in pods)
+
+        await eventually(gone, "the version's pods are gone", 120.0, story=self.story, interval=0.2)
+
     def nvcf(self, *arguments: str) -> str:
         """Run the `nvcf` command against the platform, and return its output."""
         environment = {**os.environ, "NVCF_URL": self.url, "NVCF_API_KEY": self.key, "COLUMNS": "300"}

@@ -39,13 +39,21 @@ async def test_a_function_serves_from_zero_in_bursts_and_goes_back_to_zero(
     await _end(platform, version)
 
 
+@pytest.mark.parametrize(("least", "most"), [(1, 1), (2, 4)])
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_new_version_takes_over_under_load(platform: Platform, mode: str) -> None:
-    old = await platform.create(f"update-{mode}", **MODES[mode])
-    await platform.deploy(old, minInstances=1, maxInstances=1)
+async def test_a_new_version_takes_over_under_load(
+    platform: Platform, mode: str, least: int, most: int
+) -> None:
+    name, count = f"update-{mode}-{most}", {"minInstances": least, "maxInstances": most}
+    old = await platform.create(name, **MODES[mode])
+    await platform.deploy(old, **count)
     assert (await platform.invoke(old, {})).body["version"] == "1"
     answers: list[Answer] = []
     ended = asyncio.Event()
+
+    def several_answer(version: str) -> bool:
+        found = (answer.body for answer in answers if answer.status == 200)
+        return len({body["pod"] for body in found if body["version"] == version}) >= least
 
     async def call() -> None:
         while not ended.is_set():
@@ -54,16 +62,16 @@ async def test_a_new_version_takes_over_under_load(platform: Platform, mode: str
     async with asyncio.TaskGroup() as callers:
         for _ in range(3):
             callers.create_task(call())
+        await eventually(lambda: several_answer("1"), "the old instances answer", 60, story=platform.story)
         variables = [{"key": "FUNCTION_VERSION", "value": "2"}]
-        new = await platform.create_version(
-            old, name=f"update-{mode}", containerEnvironment=variables, **MODES[mode]
-        )
-        await platform.deploy(new, minInstances=1, maxInstances=1)
+        new = await platform.create_version(old, name=name, containerEnvironment=variables, **MODES[mode])
+        await platform.deploy(new, **count)
         assert (await platform.invoke(new, {})).body["version"] == "2"
         await platform.undeploy(old)
-        await platform.until_pods(1)
+        await platform.until_gone(old)
         before = len(answers)
         await eventually(lambda: len(answers) > before + 10, "ten more answers", story=platform.story)
+        await eventually(lambda: several_answer("2"), "the new instances answer", 60, story=platform.story)
         ended.set()
     assert {answer.status for answer in answers} == {200}
     assert {answer.body["version"] for answer in answers[before + 3 :]} == {"2"}

@@ -65,4 +65,6 @@ async def health_server(
             ) from error
         yield
     finally:
+        # Whoever waits is answered, even if the worker leaves without a drain: the cleanup would wait for it.
+        drained.set()
         await runner.cleanup()

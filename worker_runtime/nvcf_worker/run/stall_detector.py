@@ -44,8 +44,8 @@ LOCK_FACTOR = 10
 """So many times longer native code may keep the interpreter lock: it may load or compile a model."""
 
 _ARM_SECONDS = 2.0
-INTERRUPT = signal.SIGRTMIN + 5
-"""Sent by this process to its own main thread only."""
+INTERRUPT = signal.SIGRTMIN + 5 if hasattr(signal, "SIGRTMIN") else 0
+"""Sent by this process to its own main thread only; 0 on macOS and Windows, which have no such signal."""
 _INTERRUPT_SECONDS = 1.0
 """How long the loop has to stand still before a request whose time limit is over is interrupted."""
 
@@ -152,7 +152,7 @@ class LoopWatch:
     async def run(self) -> None:
         """Watch until cancelled."""
         # Only the main thread runs signal handlers.
-        interrupts = threading.current_thread() is threading.main_thread()
+        interrupts = INTERRUPT > 0 and threading.current_thread() is threading.main_thread()
         before = signal.signal(INTERRUPT, self._on_interrupt) if interrupts else None
         threading.Thread(target=self._look, args=[interrupts], name="nvcf-watch", daemon=True).start()
         try:
