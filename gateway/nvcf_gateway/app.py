@@ -69,10 +69,8 @@ from nvcf_gateway.results.fallback import QUEUE_GROUP as FALLBACK_GROUP
 from nvcf_gateway.results.fallback import FallbackLookup
 from nvcf_gateway.results.hand_backs import NAK_SUBJECT, HandBacks
 from nvcf_gateway.results.idempotency_keys import IdempotencyKeys
-from nvcf_gateway.results.retention import Retention
+from nvcf_gateway.results.service import start_retention
 from nvcf_gateway.results.status import Poller
-from nvcf_gateway.results.store import ResultStore
-from nvcf_gateway.results.tracking import Tracking
 from nvcf_gateway.results.worker_query import WorkerQuery
 from nvcf_gateway.rpc.authorization_service import AuthorizationService
 from nvcf_gateway.rpc.server import check_token, new_server, serve
@@ -91,7 +89,7 @@ from nvcf_gateway.telemetry.sessions import SessionTelemetry
 from nvcf_proto.budget import DEFAULT_DATA_BUDGET
 from nvcf_proto.ids import new_id
 from nvcf_proto.pb import nvcf_pb2_grpc
-from nvcf_proto.stores import ASSETS, BODIES, LARGE_RESULTS, RESULTS
+from nvcf_proto.stores import ASSETS, LARGE_RESULTS
 from nvcf_proto.subjects import STARTED_SUBJECTS, fallback_subject
 
 _log = logging.getLogger(__name__)
@@ -186,25 +184,14 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     durability = Durability(config.store_folder, background)
     probe = Probe(readiness, control, control_requests, config)
     queue = RequestQueue(client, requests, config, registry.queue_depth, readiness.refusal, usage.admit)
-    tracking = Tracking(client, requests, config)
     idempotency_keys = IdempotencyKeys(requests, config)
-    ttl, max_bytes = config.results_ttl, config.results_max_bytes
-    stores = RegionalBuckets(client, requests, config, "results", ttl=ttl, store=RESULTS, max_bytes=max_bytes)
-    results = {
-        region: ResultStore(client, bucket, durability, kept) for region, bucket in stores.by_region.items()
-    }
-    bodies = RegionalBuckets(client, requests, config, "bodies", ttl=ttl, store=BODIES)
+    retention = await start_retention(client, requests, config, kept, durability, usage)
     try:
-        await tracking.ensure()
         await idempotency_keys.ensure()
-        for store in results.values():
-            await store.start()
-        # Bodies are kept most of all while a broker node is away: then is no time to create their bucket.
-        await bodies.own.ensure()
     except BrokerError as error:
         raise SetupError(str(error)) from None
-    retention = Retention(config, bodies, results, tracking, durability, usage)
     urls = SignedUrls(lambda: keys.ring.mac_keys(), lambda: config.public_url or attach_url())
+    ttl, max_bytes = config.results_ttl, config.results_max_bytes
     large_buckets = RegionalBuckets(
         client, requests, config, "large", ttl=ttl, store=LARGE_RESULTS, max_bytes=max_bytes
     )

@@ -12,7 +12,6 @@ from enum import Enum, auto
 
 from nvcf_gateway.clusters.call_rates import CallRates
 from nvcf_gateway.clusters.creation import NO_GPU, instance_type_of
-from nvcf_gateway.clusters.instance_reports import OVER
 from nvcf_gateway.errors import StoreUnavailable
 from nvcf_gateway.registry import Registry
 from nvcf_proto.compute import RegisteredCluster
@@ -22,6 +21,8 @@ from nvcf_proto.models import DeploymentSpecification, Instance, InstanceState
 from nvcf_proto.models.deployments import gpu_specification_ids, specifications_of
 
 SPARE = 16
+MOST_RECORDS = 4096
+"""Of one cluster, however many devices its agent has registered."""
 LOOKED_UP_A_SECOND, LOOKED_UP_AT_ONCE = 50.0, 500.0
 
 
@@ -100,10 +101,12 @@ class LostRecords:
         return found, None if found is None else known[found]
 
     def _has_room(self, cluster: RegisteredCluster) -> bool:
-        """Return whether the cluster can have more instances: its agent must not fill the store."""
-        records = self._registry.instances.values()
-        there = sum(each.cluster_id == cluster.id and each.state not in OVER for each in records)
-        return there < SPARE + 2 * sum(each.devices for each in cluster.gpus)
+        """Return whether the cluster can have more records: its agent must not fill the store.
+
+        Those of ended instances count as long as they are there, for an agent could end what it made up.
+        """
+        there = sum(each.cluster_id == cluster.id for each in self._registry.instances.values())
+        return there < min(MOST_RECORDS, SPARE + 2 * sum(each.devices for each in cluster.gpus))
 
 
 def _devices(cluster: RegisteredCluster, spec: DeploymentSpecification) -> int:

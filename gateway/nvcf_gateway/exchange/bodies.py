@@ -137,6 +137,7 @@ class CallerBody:
     """The body of a request: `prefix` is sent in the message, the rest is streamed on demand."""
 
     __slots__ = (
+        "_failure",
         "_hash",
         "_max_bytes",
         "_read_lock",
@@ -171,6 +172,7 @@ class CallerBody:
         self._spool = Spool(spool_memory_bytes, directory, budget, account)
         self._read_lock: asyncio.Lock | None = None
         self._reader = 0
+        self._failure: OSError | HttpProblem | None = None
         self._hash = hashlib.sha256() if digested else None
         self.before_end: Callable[[], Awaitable[None]] | None = None
         """Awaited before a reader gets the last byte."""
@@ -183,12 +185,17 @@ class CallerBody:
     @property
     def complete(self) -> bool:
         """Whether `prefix` is the whole body."""
-        return self._source.at_eof() and not self._spool.size
+        return self._source.at_eof() and not self._spool.size and self._failure is None
 
     @property
     def rest_length(self) -> int | None:
         """Number of bytes after the prefix, None if the caller did not announce it."""
         return None if self.length is None else self.length - len(self.prefix)
+
+    @property
+    def spooled_bytes(self) -> int:
+        """Number of bytes after the prefix that have been read."""
+        return self._spool.size
 
     async def read_ahead(self, limit: int, patience: float) -> None:
         """Read up to `limit` bytes into `prefix`, waiting `patience` seconds at most for all of it.
@@ -233,11 +240,12 @@ class CallerBody:
         while True:
             if offset < self._spool.size:
                 chunk = await self._spool.read(offset, CHUNK_BYTES)
-            elif self._source.at_eof():
+            elif self._source.at_eof() and self._failure is None:
                 chunk = b""
             else:
                 chunk = await self._next(offset)
-            at_end = self._source.at_eof() and offset + len(chunk) >= self._spool.size
+            whole = self._source.at_eof() and self._failure is None
+            at_end = whole and offset + len(chunk) >= self._spool.size
             if at_end and self.before_end is not None:
                 await self.before_end()
             if reader != self._reader:
@@ -254,14 +262,24 @@ class CallerBody:
         async with self._read_lock:
             if offset < self._spool.size:
                 return await self._spool.read(offset, CHUNK_BYTES)
+            if self._failure is not None:
+                # A part of the body is gone: nobody may take what follows for the whole.
+                raise self._failure
             if self._source.at_eof():
                 return b""
             chunk = await self._source.read(CHUNK_BYTES)
             self._check(len(self.prefix) + self._spool.size + len(chunk))
             if self._hash is not None:
                 self._hash.update(chunk)
-            await _finished(self._spool.append(chunk))
+            await _finished(self._keep(chunk))
             return chunk
+
+    async def _keep(self, chunk: bytes) -> None:
+        try:
+            await self._spool.append(chunk)
+        except (OSError, HttpProblem) as error:
+            self._failure = error
+            raise
 
     def check_announced(self) -> None:
         """Raise BodyTooLarge if the announced length is too much."""
@@ -278,7 +296,7 @@ class CallerBody:
         """
         try:
             async with asyncio.timeout(patience):
-                while not self._source.at_eof():
+                while self._failure is not None or not self._source.at_eof():
                     if self._spool.size > limit:
                         return False
                     await self._next(self._spool.size)
@@ -287,9 +305,15 @@ class CallerBody:
         return True
 
     async def spooled(self) -> AsyncIterator[bytes]:
-        """Yield the bytes after the prefix that have been read; unlike `stream` it ends no other reader."""
+        """Yield the bytes after the prefix that have been read; unlike `stream` it ends no other reader.
+
+        Raises OSError if the body is closed meanwhile.
+        """
         offset = 0
-        while chunk := await self._spool.read(offset, CHUNK_BYTES):
+        while offset < self._spool.size:
+            chunk = await self._spool.read(offset, CHUNK_BYTES)
+            if not chunk:
+                raise OSError("the body was closed before all of it was read")
             offset += len(chunk)
             yield chunk
 
@@ -304,7 +328,7 @@ class CallerBody:
                 self._hash.update(chunk)
 
     async def spool_rest(self) -> None:
-        """Read the rest into the spool, so that it takes no memory; if the disk is full it stays there."""
+        """Read the rest into the spool, so that it takes no memory, until there is no room for it."""
         with contextlib.suppress(OSError, HttpProblem):
             while not self._source.at_eof():
                 await self._next(self._spool.size)

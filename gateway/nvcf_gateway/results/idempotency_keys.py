@@ -36,6 +36,8 @@ SETTLED_SECONDS = 30.0
 Its claim is answered within 10 s (two requests to the broker), it is queued within `PUBLISH_SECONDS`, and the
 last attempt may be on its way for 5 s.
 """
+LEAST_PATIENCE = 1.0
+"""Before a request that is found nowhere counts as lost, whatever the clocks of gateway and broker say."""
 UNREAD = "unread"
 """Stands for the digest of a body that was answered before all of it came."""
 _BODY_DIFFERS = f"header {HEADER}: this key was used for a request with another body"
@@ -72,11 +74,12 @@ class Claim:
 def patience(claim: Claim, now: float) -> float:
     """Return how many seconds a repeated call waits for a request that is found nowhere. `now`: Unix time.
 
-    Less and less, so that calls with a short poll time do not begin to wait anew for ever.
+    Less and less, so that calls with a short poll time do not begin to wait anew for ever. But never nothing:
+    a clock that is ahead of the broker's would free the key of a call that is being queued just now.
     """
     if not claim.stored_at:
         return FOLLOW_PATIENCE
-    return min(FOLLOW_PATIENCE, max(0.0, claim.stored_at + SETTLED_SECONDS - now))
+    return min(FOLLOW_PATIENCE, max(LEAST_PATIENCE, claim.stored_at + SETTLED_SECONDS - now))
 
 
 def checked_key(value: str | None) -> str | None:

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
 from nvcf_broker.errors import BrokerError
-from nvcf_broker.objects import ObjectBucket, StoredObject
+from nvcf_broker.objects import BucketFullError, ObjectBucket, StoredObject
 from nvcf_gateway.config import GatewayConfig
 from nvcf_gateway.durability import Durability
+from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.exchange.call import Call
 from nvcf_gateway.exchange.pending import Pending
 from nvcf_gateway.queue.regional_buckets import RegionalBuckets
-from nvcf_gateway.quotas.limits import Quota, QuotaExceeded
+from nvcf_gateway.quotas.limits import Quota
 from nvcf_gateway.quotas.usage import Usage
 from nvcf_gateway.results.result_writer import KeptRequest
 from nvcf_gateway.results.store import ResultStore
@@ -109,8 +110,8 @@ class Retention:
     async def promise_running(self, call: Call) -> None:
         """Promise a call that its worker goes on with. If it dies, another one needs the body.
 
-        Raises BrokerError. A body that is still coming, or for which its account has no room, is
-        not kept: the call runs already.
+        Raises BrokerError. A body that is still coming, or for which there is no room, is not kept: the call
+        runs already.
         """
         if call.full_by_attach or not call.body.complete:
             try:
@@ -118,13 +119,14 @@ class Retention:
                     await self._store_body(call, call.body.spooled())
                     if call.settle is not None:
                         await call.settle()
-            except (QuotaExceeded, OSError) as error:
+            except (HttpProblem, BucketFullError, OSError) as error:
                 _log.warning("body not kept: %s", error, extra={"request_id": call.request_id})
         await self.promise(call)
 
     async def _store_body(self, call: Call, rest: AsyncIterator[bytes]) -> StoredObject:
+        # All of it has been received. A caller need not announce its length.
         account = call.caller.nca_id
-        self.usage.require(account, Quota.KEPT_BYTES, call.body.rest_length or 0)
+        self.usage.require(account, Quota.KEPT_BYTES, call.body.spooled_bytes)
         stored = await self.bodies.put(call.request_id, rest, {ACCOUNT: quote(account)})
         self.usage.add_kept_body(account, stored.size)
         return stored

@@ -159,3 +159,11 @@ async def test_an_agent_cannot_fill_the_store(plane: ComputePlane) -> None:
         return [each for each in plane.instances.values() if each.cluster_id == agent.cluster_id]
 
     await eventually(lambda: len(there()) == 16, "as many as may be")
+    # Nor by ending what it has made up, since the records of ended instances stay for a while.
+    for each in there():
+        assert (await agent.ended(each.request_id, each.id, "failed"))[0] == 200
+    await eventually(lambda: all(each.state is InstanceState.FAILED for each in there()), "all have ended")
+    more = new_request_id(version.id, SPECIFICATION)
+    assert (await agent.report(more, f"0-sr-{more}", "running"))[0] == 200
+    assert plane.record(more) is None
+    assert len(there()) == 16

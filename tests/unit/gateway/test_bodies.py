@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.exchange.bodies import BodySuperseded, CallerBody
 
 
@@ -91,3 +92,48 @@ async def test_a_cancelled_reader_loses_nothing() -> None:
     await asyncio.wait({reading})
     source.hold.set()
     assert await collect(body) == b"a" * 10 + b"b" * 10
+
+
+class SmallBudget:
+    """Room for a few bytes until `most` is raised."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.used = most, 0
+
+    def take(self, account: str, size: int) -> None:
+        if self.used + size > self.most:
+            raise HttpProblem(503, "no room")
+        self.used += size
+
+    def give_back(self, account: str, size: int) -> None:
+        self.used -= size
+
+
+@pytest.mark.parametrize("parts", [[b"a" * 10, b"b" * 10], [b"a" * 10, b"b" * 10, b"c" * 3], [b"a" * 20]])
+async def test_a_body_that_lost_a_part_is_never_taken_for_whole(parts: list[bytes]) -> None:
+    """The part was read from the caller when there was no room for it; later there is."""
+    budget = SmallBudget(10)
+    body = CallerBody(Source(parts), None, spool_memory_bytes=100, budget=budget)
+    with pytest.raises(HttpProblem):
+        await body.receive_all(5, 100)
+    budget.most = 100
+    assert not body.complete
+    for _ in range(2):
+        with pytest.raises(HttpProblem):
+            await collect(body)
+        with pytest.raises(HttpProblem):
+            await body.receive_all(5, 100)
+    body.close()
+    assert budget.used == 0
+
+
+async def test_what_is_stored_beside_a_reader_is_whole_or_fails() -> None:
+    body = CallerBody(Source([b"a" * 70_000, b"b" * 70_000]), None, spool_memory_bytes=200_000)
+    assert await body.receive_all(5, 200_000)
+    assert body.spooled_bytes == 140_000
+    assert b"".join([chunk async for chunk in body.spooled()]) == b"a" * 70_000 + b"b" * 70_000
+    cut = body.spooled()
+    assert await anext(cut)
+    body.close()
+    with pytest.raises(OSError, match="closed"):
+        await anext(cut)

@@ -81,7 +81,7 @@ def test_a_request_with_a_key_may_be_on_its_way(retained: bool, now: float, perh
 
 
 @pytest.mark.parametrize(
-    ("age", "seconds"), [(0.0, 10.0), (20.0, 10.0), (27.0, 3.0), (30.0, 0.0), (90.0, 0.0)]
+    ("age", "seconds"), [(0.0, 10.0), (20.0, 10.0), (27.0, 3.0), (30.0, 1.0), (90.0, 1.0)]
 )
 def test_patience_with_a_request_that_is_nowhere(age: float, seconds: float) -> None:
     claim = Claim("q", "v", False, "subject", "local", 1, stored_at=1000.0)
