@@ -130,7 +130,7 @@ async def write_in_cluster(secrets: Sequence[Object]) -> list[str]:
     """Do as `write` in the cluster that this process runs in. Raises SetupError."""
     host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
     if host is None:
-        raise SetupError("this is no pod: use --print and give the result to kubectl apply")
+        raise SetupError("this is no pod: use --print and give the result to kubectl create")
     try:
         token = await asyncio.to_thread((_TOKEN_FOLDER / "token").read_text)
         trusted = ssl.create_default_context(cafile=str(_TOKEN_FOLDER / "ca.crt"))

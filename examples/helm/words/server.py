@@ -1,6 +1,8 @@
 """Counts words: `POST /` with {"text": "..."} answers {"words": N}. Needs nothing but Python."""
 
 import json
+import signal
+import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -36,4 +38,6 @@ class Words(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
+    # The first process of a container ignores SIGTERM unless it handles it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     ThreadingHTTPServer(("", PORT), Words).serve_forever()
