@@ -20,6 +20,7 @@ _CLEARED = (
     "serviceAccountName", "serviceAccount", "priorityClassName", "priority", "nodeSelector", "nodeName",
     "schedulerName", "runtimeClassName",
 )  # fmt: skip
+_PROBES = ("livenessProbe", "readinessProbe", "startupProbe", "lifecycle.postStart", "lifecycle.preStop")
 _UNSAFE_PROFILES = ("Unconfined", "Localhost")
 
 
@@ -48,7 +49,7 @@ def problems(spec: Object, policy: Policy) -> Iterator[tuple[str, str]]:
         yield "containers", "is empty: a pod needs a container"
     for path, container in containers(spec):
         if policy.objects:
-            for field, reason in _of_container(container):
+            for field, reason in (*_of_container(container), *_of_probes(container)):
                 yield f"{path}.{field}", reason
         if policy.images and not container.get("image"):
             yield f"{path}.image", "is missing: name the container's image"
@@ -121,6 +122,13 @@ def _of_container(container: Object) -> Iterator[tuple[str, str]]:
     yield from _of_profiles(context, "securityContext.")
     if container.get("volumeDevices"):
         yield "volumeDevices", "opens a raw device: use volumeMounts"
+
+
+def _of_probes(container: Object) -> Iterator[tuple[str, str]]:
+    for probe in _PROBES:
+        for name in ("httpGet", "tcpSocket"):
+            if member(container, *probe.split("."), name, "host"):
+                yield f"{probe}.{name}.host", "is asked by the node itself, past network policies: remove it"
 
 
 def _hardening(spec: Object, container: Object) -> Iterator[tuple[str, str]]:

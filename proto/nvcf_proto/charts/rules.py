@@ -130,6 +130,9 @@ def _problems(obj: Object, policy: Policy, target: Target) -> Iterator[str]:
         )
     if (group, kind) == ("", "Service") and policy.objects:
         yield from _of_service(obj)
+    is_claim = (group, kind) == ("", "PersistentVolumeClaim")
+    if is_claim and policy.objects and member(obj, "spec", "volumeName"):
+        yield "spec.volumeName names a volume of the cluster: remove it"
     path = pod_path(obj)
     if path is not None and kind in ALLOWED.get(group, ()):
         yield from _of_pods(obj, path, policy)

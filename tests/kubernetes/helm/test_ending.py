@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from contextlib import suppress
@@ -17,6 +18,7 @@ from nvcf_agent.kubernetes.client.kinds import (
     Kind,
 )
 from nvcf_agent.kubernetes.helm import names
+from nvcf_agent.kubernetes.helm.fetch import FetchSettings
 from nvcf_agent.kubernetes.helm.kinds import DEPLOYMENT
 from nvcf_agent.kubernetes.pods.observe import Limits
 from nvcf_agent.state.managed_instance import Category
@@ -77,6 +79,29 @@ async def test_what_somebody_deletes_ends_the_instance(
         ended = await agent.until(Ended, text)
         assert ended.cause is cause
         assert (await mini_service(agent, spec))["status"]["phase"] == "Failed"
+
+
+async def test_registries_that_do_not_answer_hold_up_no_instance_that_runs(setting: Setting) -> None:
+    asked: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _, writer: asked.append(writer), "127.0.0.1", 0)
+    host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    hosts = frozenset((host, setting.registry.host))
+    spec = setting.spec()
+    async with setting.agent(fetch=FetchSettings(private=hosts, plain=hosts, seconds=10 * SHORT)) as agent:
+        await agent.backend.create(spec)
+        await agent.until(Ready)
+        for _ in range(20):
+            slow = setting.spec()
+            launch = slow.order.launch_specification.replace(helm_chart=f"oci://{host}/charts/slow:1")
+            slow = replace(slow, order=slow.order.replace(launch_specification=launch))
+            await agent.backend.create(slow)
+        await eventually(lambda: len(asked) > 1, "charts are asked for", SHORT)
+        await agent.api.delete(DEPLOYMENT, "function", names.namespace_of(spec.instance_id))
+        await agent.until(Ended, "was deleted, and not by the agent")
+    for each in asked:
+        each.close()
+    server.close()
+    await server.wait_closed()
 
 
 async def test_a_chart_without_room_ends_with_the_schedulers_words(setting: Setting) -> None:

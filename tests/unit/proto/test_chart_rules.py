@@ -108,6 +108,8 @@ POD = 'Deployment "web": spec.template.spec.'
         ),
         (container(securityContext={"procMount": "Unmasked"}), "containers[0].securityContext.procMount"),
         (container(volumeDevices=[{"name": "x"}]), "containers[0].volumeDevices"),
+        (container(livenessProbe={"httpGet": {"host": "x"}}), "containers[0].livenessProbe.httpGet.host"),
+        (container(lifecycle={"preStop": {"tcpSocket": {"host": "x"}}}), "containers[0].lifecycle.preStop"),
     ],
 )
 def test_a_pod_that_could_leave_its_namespace_is_refused(pod: dict[str, Any], field: str) -> None:

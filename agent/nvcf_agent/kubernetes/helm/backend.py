@@ -14,7 +14,7 @@ from nvcf_agent.kubernetes.client.api import Api, Object
 from nvcf_agent.kubernetes.client.errors import ApiError
 from nvcf_agent.kubernetes.client.informer import Informer
 from nvcf_agent.kubernetes.client.kinds import MINI_SERVICE, POD, SECRET
-from nvcf_agent.kubernetes.crds.mini_service import MiniServiceStatus
+from nvcf_agent.kubernetes.crds.mini_service import MiniServicePhase, MiniServiceStatus
 from nvcf_agent.kubernetes.event_queue import EventQueue
 from nvcf_agent.kubernetes.helm import miniservice as phases
 from nvcf_agent.kubernetes.helm import names, records
@@ -42,7 +42,8 @@ _SOON_SECONDS = 2.0
 _LATER_SECONDS = 15.0
 _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 30.0
-_AT_ONCE = 16
+_STEPS_AT_ONCE = 16
+_INSTALLS_AT_ONCE = 8
 _STREAMING = "STREAMING"
 
 
@@ -77,7 +78,8 @@ class HelmBackend:
             api, POD, labels=MINI_SERVICE_LABEL, on_change=self._on_pod, trim=pod_status.trim
         )
         self._keepers: dict[str, _Keeper] = {}
-        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._steps = asyncio.Semaphore(_STEPS_AT_ONCE)
+        self._installs = asyncio.Semaphore(_INSTALLS_AT_ONCE)
         self._events = EventQueue()
 
     async def prepare(self, known: Collection[str]) -> None:
@@ -201,7 +203,7 @@ class HelmBackend:
         while (obj := self._newest(name, keeper)) is not None:
             keeper.wake.clear()
             try:
-                async with self._slots:
+                async with self._slot(obj):
                     pause = await self._step(obj, keeper)
                 failures = 0
             except Exception as error:  # noqa: BLE001 - a mistake here may not leave an instance unwatched
@@ -217,6 +219,12 @@ class HelmBackend:
         self._end(keeper)
         if self._keepers.get(name) is keeper:
             del self._keepers[name]
+
+    def _slot(self, obj: Object) -> asyncio.Semaphore:
+        """Return what bounds a step. Charts that come slowly do not hold up instances that run or end."""
+        phase = MiniServiceStatus.from_dict(obj.get("status") or {}).phase
+        is_install = phase is MiniServicePhase.INSTALLING and "deletionTimestamp" not in obj["metadata"]
+        return self._installs if is_install else self._steps
 
     def _newest(self, name: str, keeper: _Keeper) -> Object | None:
         seen, written = self._services.objects.get(("", name)), keeper.written

@@ -109,11 +109,11 @@ class ChartRenderer:
         Raises `ChartUnavailable`; else `ChartError` or ContractError with what is wrong with the chart.
         """
         policy = chosen_policy(self.settings.policy, chart.policy)
+        packed = await Fetcher(self.settings.fetch).fetch(chart.url, chart.logins)
+        versions = sorted({each.api_version for each in self.settings.extra_kinds})
+        # The name becomes part of the objects' names: the same in all namespaces, so logs are alike.
+        release = Release("function", namespace, chart.values, self.kube_version, versions)
         async with self._slots:
-            packed = await Fetcher(self.settings.fetch).fetch(chart.url, chart.logins)
-            versions = sorted({each.api_version for each in self.settings.extra_kinds})
-            # The name becomes part of the objects' names: the same in all namespaces, so logs are alike.
-            release = Release("function", namespace, chart.values, self.kube_version, versions)
             text = await self.helm.template(packed, release)
             objects = await asyncio.to_thread(parse_manifests, text)
         target = Target(chart.service, chart.port or None, namespace, spec.order.requested_gpu_count)
