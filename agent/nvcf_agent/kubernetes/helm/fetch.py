@@ -21,6 +21,7 @@ from urllib.parse import urlencode, urljoin, urlsplit
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
+from yarl import URL
 
 from nvcf_agent.kubernetes.helm.errors import ChartError, ChartUnavailable
 from nvcf_proto.errors import InvalidRecord
@@ -116,7 +117,7 @@ class Fetcher:
                     return await (client.pull() if source.repository else client.download())
         except TimeoutError:
             raise ChartUnavailable(f"{source.host} took longer than {self.settings.seconds:g} s") from None
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ChartUnavailable(f"cannot fetch {url[:200]}: {error}") from error
 
 
@@ -211,12 +212,13 @@ class _Client:
         """Return what a URL has, after redirects. Raises `ChartError` and aiohttp's errors."""
         origin = urlsplit(url).netloc
         for _ in range(_MOST_REDIRECTS if follow else 1):
-            parts = urlsplit(url)
-            self._check(parts.scheme, parts.netloc)
+            # aiohttp reads it as this: in other letters than those of ASCII, a name may be an address.
+            target, netloc = URL(url), urlsplit(url).netloc
+            self._check(target.scheme, netloc, target.host or "")
             headers = {"Accept": f"{_MANIFEST}, */*"}
-            if authorization is not None and parts.netloc == origin:
+            if authorization is not None and netloc == origin:
                 headers["Authorization"] = authorization
-            async with self.session.get(url, headers=headers, allow_redirects=False) as answer:
+            async with self.session.get(target, headers=headers, allow_redirects=False) as answer:
                 if answer.status in _REDIRECTS and "Location" in answer.headers:
                     url = urljoin(url, answer.headers["Location"])
                     continue
@@ -229,10 +231,9 @@ class _Client:
                 return bytes(found)
         raise ChartError(f"{self.source.url} is redirected too often")
 
-    def _check(self, scheme: str, netloc: str) -> None:
+    def _check(self, scheme: str, netloc: str, host: str) -> None:
         if scheme != "https" and netloc not in self.settings.plain:
             raise ChartError(f"{netloc} does not use https: use a registry that does")
-        host = _host(netloc)
         if netloc in self.settings.private or host in self.settings.private:
             return
         try:

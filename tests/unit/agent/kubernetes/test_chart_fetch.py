@@ -82,6 +82,11 @@ async def test_the_agent_calls_no_address_inside_and_no_plain_http() -> None:
         named = FetchSettings(plain=frozenset((f"localhost:{port}",)))
         with pytest.raises(ChartError, match=r"localhost has the address .* not public"):
             await Fetcher(named).fetch(f"http://localhost:{port}/web-0.1.0.tgz", {})
+        # In other digits a name is an address, too: aiohttp makes one of it, and resolves nothing.
+        for host in ("１２７.0.0.1", "127。0。0。1", "①②⑦.0.0.1"):  # noqa: RUF001
+            other = Fetcher(FetchSettings(plain=frozenset((f"{host}:{port}",))))
+            with pytest.raises(ChartError, match=r"127\.0\.0\.1, which is not public"):
+                await other.fetch(f"http://{host}:{port}/web-0.1.0.tgz", {})
         assert not registry.seen
 
 
@@ -89,6 +94,9 @@ async def test_a_redirect_does_not_lead_inside_either() -> None:
     async with chart_registry({"web:0.1.0": CHART}) as registry:
         registry.blobs_at = "https://169.254.169.254"
         with pytest.raises(ChartError, match=r"169\.254\.169\.254"):
+            await fetcher(registry).fetch(registry.url("web:0.1.0"), {})
+        registry.blobs_at = "https://[no-address"
+        with pytest.raises(ChartUnavailable, match="cannot fetch"):
             await fetcher(registry).fetch(registry.url("web:0.1.0"), {})
         registry.blobs_at = f"http://{registry.host}"
         with pytest.raises(ChartError, match="redirected too often"):
