@@ -95,6 +95,7 @@ async def serve(
             await site.watch.start(_FIRST_NODES_SECONDS)
             await site.agent.adopt()
             beside.append(group.create_task(site.store.run()))
+            beside.append(group.create_task(site.reflect()))
             beside.append(group.create_task(leadership.keep(on_stalled)))
             beside.append(group.create_task(_stop_when_changed(api, options, settings, stop)))
             await site.control_plane.run(connect, stop, on_ready)
@@ -117,21 +118,17 @@ class _Site:
 
     def beside(self) -> list[Coroutine[Any, Any, None]]:
         """Return what runs all the time beside the agent, from before it begins."""
-        control_plane, settings = self.control_plane, self.settings
+        control_plane = self.control_plane
         found = [self.watch.run(), self.events.run()]
         if self.options.token_file is not None:
             found.append(publish_keys(self.api, control_plane.client, control_plane.timings))
-        if settings.object_name is not None:
-            reflection = Reflection(
-                self.api,
-                settings.object_name,
-                self.options.system_namespace,
-                agent_version(),
-                control_plane.k8s_version or "",
-                self.agent.usage,
-            )
-            found.append(reflection.run())
         return found
+
+    async def reflect(self) -> None:
+        """Keep the status of the NVCFBackend, once nodes and instances are known, until cancelled."""
+        if (name := self.settings.object_name) is not None:
+            namespace, kubernetes = self.options.system_namespace, self.control_plane.k8s_version or ""
+            await Reflection(self.api, name, namespace, agent_version(), kubernetes, self.agent.usage).run()
 
 
 async def _make_site(

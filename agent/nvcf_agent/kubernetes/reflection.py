@@ -40,10 +40,12 @@ class Reflection:
         return BackendStatus(
             version=self.version,
             agent_status=AgentStatus.HEALTHY,
+            # The API server makes null of a map from which the last member goes, and refuses that.
             gpu_usage={
                 name: GpuCount(capacity=each.capacity, allocated=each.allocated, available=each.available)
                 for name, each in usage.items()
-            },
+            }
+            or None,
             kubernetes_version=self.kubernetes_version,
             last_updated=now,
             last_updated_agent_status=self._since,

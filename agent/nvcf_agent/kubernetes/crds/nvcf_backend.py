@@ -140,7 +140,7 @@ class BackendStatus(Record, frozen=True, kw_only=True):
 
     version: Text = ""
     agent_status: AgentStatus = AgentStatus.UNKNOWN
-    gpu_usage: dict[str, GpuCount] = field(default_factory=dict)
+    gpu_usage: dict[str, GpuCount] | None = None
     kubernetes_version: Text = ""
     last_updated: Time | None = None
     last_updated_agent_status: Time | None = None
