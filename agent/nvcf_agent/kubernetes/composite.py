@@ -66,11 +66,11 @@ class KubernetesBackend:
         return found
 
     async def watch(self) -> AsyncIterator[Event]:
-        events: asyncio.Queue[Event] = asyncio.Queue()
+        events: asyncio.Queue[Event] = asyncio.Queue(1)
 
         async def pass_on(backend: Backend) -> None:
             async for event in backend.watch():
-                events.put_nowait(event)
+                await events.put(event)
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(pass_on(backend)) for backend in self._all]
