@@ -212,8 +212,10 @@ class Agent:
             telemetry = self.worker_telemetry
             if self.accounts is not None:
                 telemetry = await self.accounts.of(instance)
+            # A message may leave out the number that its instance type has.
+            gpus = instance.order.requested_gpu_count or instance.share.gpus * instance.share.nodes
             spec = InstanceSpec(
-                order=instance.order,
+                order=instance.order.replace(requested_gpu_count=gpus),
                 index=instance.index,
                 share=instance.share,
                 limits=self.inventory.limits(orders.instance_type(instance.order)),

@@ -63,6 +63,19 @@ async def test_from_the_message_to_the_pod_and_back(site: KubeSite) -> None:
     await site.free("H100", 16)
 
 
+async def test_a_message_without_a_number_of_gpus_gets_those_of_its_type(site: KubeSite) -> None:
+    await site.start_agent()
+    ordered = site.gpu_order(2)
+    del ordered.message["requestedGPUCount"]
+    await site.send(ordered)
+    await site.state(ordered, "running")
+    pod = site.pod(ordered)
+    assert pod is not None
+    assert pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    assert "affinity" in pod["spec"]
+    await site.free("H100", 14)
+
+
 async def test_an_order_waits_until_one_node_has_room_for_it(site: KubeSite) -> None:
     await site.start_agent()
     small = [await site.gpu_instance(4) for _ in range(3)]
