@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from nvcf_agent.kubernetes.client.kinds import (
-    CUSTOM_RESOURCE_DEFINITION,
-    ICMS_REQUEST,
-    MINI_SERVICE,
-    NVCF_BACKEND,
-)
+from nvcf_agent.kubernetes.client.kinds import ICMS_REQUEST, MINI_SERVICE, NVCF_BACKEND, Kind
 from nvcf_agent.kubernetes.crds.definitions import definitions
 from tests.kubernetes.cluster.clusters import Cluster
 from tests.kubernetes.cluster.processes import wait_until
+
+CUSTOM_RESOURCE_DEFINITION = Kind(
+    "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False
+)
 
 
 def install(cluster: Cluster) -> None:

@@ -9,14 +9,11 @@ import pytest
 
 from nvcf_agent.kubernetes.client.api import Api
 from nvcf_agent.kubernetes.client.errors import ApiError
-from nvcf_agent.kubernetes.client.kinds import (
-    CUSTOM_RESOURCE_DEFINITION,
-    MINI_SERVICE,
-    NAMESPACE,
-)
+from nvcf_agent.kubernetes.client.kinds import MINI_SERVICE, NAMESPACE
 from nvcf_agent.kubernetes.crds.definitions import definitions
 from nvcf_agent.kubernetes.helm.command import Helm
 from tests.kubernetes.cluster.kwok import FakeNodes
+from tests.kubernetes.custom_resources import CUSTOM_RESOURCE_DEFINITION
 from tests.kubernetes.helm.support import (
     NODE,
     Setting,

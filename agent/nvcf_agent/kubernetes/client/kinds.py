@@ -40,12 +40,7 @@ RESOURCE_QUOTA = Kind("", "v1", "resourcequotas", "ResourceQuota")
 EVENT = Kind("", "v1", "events", "Event")
 LEASE = Kind("coordination.k8s.io", "v1", "leases", "Lease")
 NETWORK_POLICY = Kind("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
-ROLE = Kind("rbac.authorization.k8s.io", "v1", "roles", "Role")
 ROLE_BINDING = Kind("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding")
-DAEMON_SET = Kind("apps", "v1", "daemonsets", "DaemonSet")
-CUSTOM_RESOURCE_DEFINITION = Kind(
-    "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False
-)
 ICMS_REQUEST = Kind("nvca.nvcf.nvidia.io", "v2beta1", "icmsrequests", "ICMSRequest")
 MINI_SERVICE = Kind("nvca.nvcf.nvidia.io", "v1alpha1", "miniservices", "MiniService", namespaced=False)
 NVCF_BACKEND = Kind("nvcf.nvidia.io", "v1", "nvcfbackends", "NVCFBackend")
