@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 
@@ -42,7 +43,7 @@ async def test_gpus_come_change_and_go(api: Api, namespace: str, case: str) -> N
     try:
         for step in steps:
             usage = {name: GpuUsage(**numbers) for name, numbers in step.items()}
-            await eventually(lambda expected=step: shows(expected), f"the status shows {step}", 20.0)
+            await eventually(partial(shows, step), f"the status shows {step}", 20.0)
     finally:
         writing.cancel()
         await asyncio.wait({writing})

@@ -83,10 +83,10 @@ async def test_the_agent_calls_no_address_inside_and_no_plain_http() -> None:
         with pytest.raises(ChartError, match=r"localhost has the address .* not public"):
             await Fetcher(named).fetch(f"http://localhost:{port}/web-0.1.0.tgz", {})
         # In other digits a name is an address, too: aiohttp makes one of it, and resolves nothing.
-        for host in ("１２７.0.0.1", "127。0。0。1", "①②⑦.0.0.1"):  # noqa: RUF001
-            other = Fetcher(FetchSettings(plain=frozenset((f"{host}:{port}",))))
+        for name in ("１２７.0.0.1", "127。0。0。1", "①②⑦.0.0.1"):  # noqa: RUF001
+            other = Fetcher(FetchSettings(plain=frozenset((f"{name}:{port}",))))
             with pytest.raises(ChartError, match=r"127\.0\.0\.1, which is not public"):
-                await other.fetch(f"http://{host}:{port}/web-0.1.0.tgz", {})
+                await other.fetch(f"http://{name}:{port}/web-0.1.0.tgz", {})
         assert not registry.seen
 
 
