@@ -52,6 +52,19 @@ async def test_a_token_invokes_its_function_and_nothing_else(platform: Platform)
     await platform.call("POST", f"{TOKENS}/{other.function_id}", {"clientId": "x"}, key="token", expect=403)
 
 
+async def test_a_token_counts_as_a_key_and_outlives_the_key_that_made_it(platform: Platform) -> None:
+    version = await platform.deployed_version()
+    key = (await platform.call("POST", "/v2/nvcf/keys", {"scopes": ["invoke"]}))["key"]
+    platform.keys["maker"] = key["key"]
+    path, body = f"{TOKENS}/{version.function_id}", {"clientId": "shop"}
+    token = (await platform.call("POST", path, body, key="maker"))["access_token"]
+    await platform.call("DELETE", f"/v2/nvcf/keys/{key['id']}", expect=204)
+    await platform.call("POST", path, body, key="maker", expect=401)
+    assert await status(platform, version, token) == 202
+    listed = (await platform.call("GET", "/v2/nvcf/keys"))["keys"]
+    assert token.split("-")[1] in {each["id"] for each in listed}
+
+
 async def test_a_token_for_a_version(platform: Platform) -> None:
     one = await platform.deployed_version()
     two = await second_version(platform, one)
