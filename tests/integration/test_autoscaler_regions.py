@@ -90,9 +90,10 @@ async def test_the_loss_of_a_broker_node_costs_no_instance_and_no_request(tmp_pa
 
 @pytest.mark.slow
 async def test_demand_of_both_regions_counts_and_either_region_scales_from_zero(tmp_path: Path) -> None:
+    regions = ("--regions", "east,west")
     async with (
         running_cluster(tmp_path, [("east",), ("west",)], control=True) as (_, platform),
-        running_plane_on(platform, flags=("--regions", "east,west")) as plane,
+        running_plane_on(platform, flags=regions) as plane,
         contextlib.AsyncExitStack() as stack,
     ):
         east, west = platform.gateways
@@ -107,8 +108,9 @@ async def test_demand_of_both_regions_counts_and_either_region_scales_from_zero(
         assert answer["id"] == 1
         await plane.until(lambda: not plane.live(version), "back to zero")
         both = [(gateway, number) for number in range(40) for gateway in (east, west)]
-        # The autoscaler reconciles after all requests are queued, so that its reason counts all.
-        plane.autoscalers[0].kill(signal.SIGSTOP)
+        # The next autoscaler starts after all requests are queued, so that its reason counts all.
+        plane.autoscalers[0].kill(signal.SIGTERM)
+        await plane.autoscalers[0].wait()
         async with asyncio.TaskGroup() as callers:
             calls = [
                 callers.create_task(completed(plane, gateway, version, 100 + index))
@@ -119,7 +121,7 @@ async def test_demand_of_both_regions_counts_and_either_region_scales_from_zero(
                 return await queued(client, version) >= 80
 
             await eventually(all_queued, "80 requests are queued")
-            plane.autoscalers[0].kill(signal.SIGCONT)
+            await plane.start_autoscaler(*regions)
         answers = [call.result() for call in calls]
         assert sorted(each["id"] for each in answers) == [100 + index for index in range(80)]
         assert len({each["instance"] for each in answers}) == 4
