@@ -251,6 +251,13 @@ class RetryLater(WorkerError):
         self.after = after
 
 
+class ServerUnreachable(RetryLater):
+    """The function's own server cannot be reached, or its connection broke before a response began.
+
+    At the last attempt the caller gets 502.
+    """
+
+
 class Fatal(WorkerError):
     """This instance is broken, e.g. its GPU is gone.
 

@@ -16,7 +16,7 @@ from typing import Protocol
 from nvcf_proto.errors import H1Error
 from nvcf_proto.headers import PROBLEM_JSON
 from nvcf_proto.pb import nvcf_pb2
-from nvcf_proto.problem import Problem
+from nvcf_proto.problem import Problem, problem_for
 from nvcf_worker.errors import (
     Abandoned,
     CallerGone,
@@ -25,6 +25,7 @@ from nvcf_worker.errors import (
     FunctionError,
     RequestCancelled,
     RetryLater,
+    ServerUnreachable,
     StreamLost,
     TunnelError,
     Undeliverable,
@@ -356,6 +357,8 @@ def _no_more_tries(error: RetryLater | Fatal, request_id: str) -> Reply:
     """Return the response for a request that the queue would not deliver again."""
     if isinstance(error, Fatal):
         return _failed(request_id)
+    if isinstance(error, ServerUnreachable):
+        return problem_reply(problem_for(502, str(error), source="inference-connection"))
     detail = f"The function cannot take request {request_id} now; try again later."
     reply = problem_reply(Problem("Service Unavailable", 503, detail, SOURCE))
     return Reply(503, [("retry-after", str(max(1, math.ceil(error.after)))), *reply.headers], reply.body)

@@ -163,6 +163,36 @@ async def test_nothing_is_pulled_while_the_server_is_unhealthy(
         await server.wait()
 
 
+async def test_a_server_that_is_started_again_gets_the_request_again(
+    gateway: PeerGateway, start_sidecar: StartSidecar, tmp_path: Path
+) -> None:
+    """As in a pod, where the kubelet starts the function's container again."""
+    port, own = free_port(), free_port()
+    start = (sys.executable, SERVER, str(port))
+    server = await asyncio.create_subprocess_exec(*start, env={"STATE": str(tmp_path)})
+    try:
+        # The next check would be late: the broken connection alone has to tell.
+        arguments = ("--port", str(port), "--health-interval", "600")
+        process = start_sidecar(*arguments, concurrency=2, environment={"HEALTH_PORT": str(own)})
+        await process.ready()
+        call = await gateway.invoke(path="/slow")
+        await eventually((tmp_path / "began").exists, "the request began")
+        server.kill()
+        await server.wait()
+        await eventually(lambda: "no requests are taken" in process.text(), "paused")
+        assert await ready_status(own) == 503
+        late = await gateway.invoke(b"late")
+        (tmp_path / "gate").touch()
+        server = await asyncio.create_subprocess_exec(*start, env={"STATE": str(tmp_path)})
+        assert (await call.answer()).status == 200
+        assert (await late.answer()).json()["body"] == "late"
+        assert "healthy again" in process.text()
+    finally:
+        if server.returncode is None:
+            server.kill()
+            await server.wait()
+
+
 async def ready_status(port: int) -> int:
     """What the worker's own readiness check returns."""
     url = f"http://127.0.0.1:{port}/v1/health/ready"

@@ -61,6 +61,13 @@ class Readiness:
             return Change.LOST
         return Change.GIVEN_UP if now - self.since >= self.ready_timeout else Change.NOTHING
 
+    def lost(self, now: float) -> bool:
+        """Note that requests do not reach the server, and return whether it was ready."""
+        was_ready, self.ready = self.ready, False
+        if was_ready:
+            self.since = now
+        return was_ready
+
     def pause(self, now: float) -> float:
         """Return the seconds until the next check."""
         if self.ready:

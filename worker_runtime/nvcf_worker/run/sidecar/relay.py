@@ -8,7 +8,6 @@ from nvcf_proto.headers import NVCF_FEATURE_DISABLE_COMPATIBILITY, strip_hop_by_
 from nvcf_proto.problem import Problem, problem_for
 from nvcf_worker.function.response import HeaderPairs, Reply, check_head, problem_reply
 
-CONNECTION = "inference-connection"
 SERVICE = "inference-service"
 
 _BODILESS = frozenset((204, 304))
@@ -62,12 +61,6 @@ def response_headers(
 def has_no_body(status: int, method: str) -> bool:
     """Whether a response has no body, whatever its headers say (RFC 9112 section 6.3)."""
     return method == "HEAD" or status in _BODILESS
-
-
-def unreachable(reason: str) -> Reply:
-    """Return the response for a server that cannot be reached, or whose connection broke too early."""
-    detail = f"The function's server cannot be reached: {reason}"
-    return problem_reply(problem_for(502, detail, source=CONNECTION))
 
 
 def unusable(reason: str) -> Reply:

@@ -22,8 +22,6 @@ from nvcf_worker.telemetry.setup import current
 log = logging.getLogger("nvcf_worker")
 
 END_GRACE = 10.0
-END_NOTICED_SECONDS = 0.5
-REQUEUE_SECONDS = 5.0
 
 
 class Server:
@@ -33,8 +31,8 @@ class Server:
         self._settings = settings.with_free_port()
         self.upstream = Upstream(self._settings.host, self._settings.port, self._on_unreachable)
         self._process: asyncio.subprocess.Process | None = None
-        self._ended = asyncio.Event()
         self._check_now = asyncio.Event()
+        self._admission: Admission | None = None
         self._readiness = Readiness(self._settings.ready_timeout, self._settings.interval, time.monotonic())
 
     @property
@@ -59,6 +57,7 @@ class Server:
 
         Raises ServerEnded or NotReady.
         """
+        self._admission = admission
         await self._while_alive(self._keep_checking(admission))
 
     async def stop(self) -> None:
@@ -76,7 +75,6 @@ class Server:
         try:
             await asyncio.wait((working, ending), return_when=asyncio.FIRST_COMPLETED)
             if ending.done():
-                self._ended.set()
                 raise ServerEnded(
                     f"{self._settings.command[0]} ended by itself: {describe_exit(ending.result())}"
                 )
@@ -87,8 +85,12 @@ class Server:
             await asyncio.gather(working, ending, return_exceptions=True)
 
     async def _check(self) -> tuple[Change, str | None]:
+        self._check_now.clear()
         problem = await probe(self._settings.check)
         current().health_checked(problem is None)
+        if self._check_now.is_set():
+            # A connection broke meanwhile: this result may be older than that.
+            return Change.NOTHING, problem
         return self._readiness.checked(problem is None, time.monotonic()), problem
 
     async def _until_ready(self) -> None:
@@ -103,7 +105,6 @@ class Server:
 
     async def _keep_checking(self, admission: Admission) -> None:
         while True:
-            self._check_now.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._readiness.pause(time.monotonic())):
                     await self._check_now.wait()
@@ -129,16 +130,9 @@ class Server:
         waited = f"{self._settings.ready_timeout:g} s"
         return NotReady(f"the function's server was not ready for {waited} ({where}): {problem}")
 
-    async def _on_unreachable(self) -> None:
-        """Check now, because a request could not be passed on.
-
-        If the process has ended, the worker is about to give its requests back to the queue. Then wait, so
-        that the request is given back, too, and gets no error response.
-        """
+    def _on_unreachable(self) -> None:
+        """Take no further requests, and check now: the server may be about to start again."""
         self._check_now.set()
-        if self._process is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(END_NOTICED_SECONDS):
-                    await self._ended.wait()
-            if self._ended.is_set():
-                await asyncio.sleep(REQUEUE_SECONDS)
+        if self._admission is not None and self._readiness.lost(time.monotonic()):
+            log.error("the function's server cannot be reached; no requests are taken until it is healthy")
+            self._admission.pause()

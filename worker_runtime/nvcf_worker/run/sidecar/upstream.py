@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 
 import aiohttp
@@ -13,6 +13,7 @@ from yarl import URL
 
 from nvcf_proto import settings
 from nvcf_proto.errors import ContractError
+from nvcf_worker.errors import ServerUnreachable
 from nvcf_worker.exchange.assets import HttpClient
 from nvcf_worker.function.request import Request
 from nvcf_worker.function.response import Outcome, Reply, StreamReply
@@ -24,6 +25,8 @@ CONNECT_TIMEOUT = 5.0
 IDLE_CONNECTION_SECONDS = 1.5
 COLLECTED_BODY = 64 * 1024
 MAX_HEADER_FIELD = 64 * 1024
+RETRY_SECONDS = 0.5
+"""Wait before a request is delivered again. By then a worker whose server is away takes none."""
 
 _NO_AUTOMATIC_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
@@ -31,12 +34,10 @@ _NO_AUTOMATIC_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Typ
 class Upstream(HttpClient):
     """Client of one server at `http://host:port`.
 
-    on_unreachable: awaited if the server cannot be reached, before the caller gets an error.
+    on_unreachable: called if the server cannot be reached or its connection breaks.
     """
 
-    def __init__(
-        self, host: str, port: int, on_unreachable: Callable[[], Awaitable[None]] | None = None
-    ) -> None:
+    def __init__(self, host: str, port: int, on_unreachable: Callable[[], None] = lambda: None) -> None:
         super().__init__()
         self._base = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._on_unreachable = on_unreachable
@@ -57,17 +58,22 @@ class Upstream(HttpClient):
         )
 
     async def handle(self, request: Request) -> Outcome:
-        """Serve one request; this is the handler of a sidecar's worker. Raises BodyUnavailable."""
+        """Serve one request; this is the handler of a sidecar's worker.
+
+        Raises BodyUnavailable, or ServerUnreachable if no response has begun: another attempt may succeed.
+        """
         body = _Body(request)
         try:
             response = await self._send(request, body)
         except TimeoutError as error:
             connecting = isinstance(error, aiohttp.ConnectionTimeoutError)
-            return await self._failed(body, error) if connecting else relay.too_slow()
+            if connecting:
+                raise self._unreachable(body, error) from error
+            return relay.too_slow()
         except (aiohttp.ClientResponseError, aiohttp.InvalidURL) as error:
             return relay.unusable(_words(error))
         except (aiohttp.ClientError, OSError) as error:
-            return await self._failed(body, error)
+            raise self._unreachable(body, error) from error
         try:
             return await _outcome(response, request.method)
         except (ValueError, ContractError) as error:
@@ -75,7 +81,7 @@ class Upstream(HttpClient):
             return relay.unusable(str(error))
         except (aiohttp.ClientError, OSError) as error:
             response.close()
-            await self._report_unreachable()
+            self._on_unreachable()
             return relay.unusable(f"the connection broke: {_words(error)}")
         except BaseException:
             response.close()
@@ -105,16 +111,12 @@ class Upstream(HttpClient):
                     raise
                 attempt = SimpleNamespace(reused=False)
 
-    async def _failed(self, body: _Body, error: Exception) -> Reply:
+    def _unreachable(self, body: _Body, error: Exception) -> Exception:
         if body.error is not None:
-            raise body.error
-        await self._report_unreachable()
-        log.warning("the function's server cannot be reached: %s", _words(error))
-        return relay.unreachable(_words(error))
-
-    async def _report_unreachable(self) -> None:
-        if self._on_unreachable is not None:
-            await self._on_unreachable()
+            return body.error
+        self._on_unreachable()
+        reason = f"The function's server cannot be reached: {_words(error)}"
+        return ServerUnreachable(reason, after=RETRY_SECONDS)
 
 
 async def _note_reuse(
