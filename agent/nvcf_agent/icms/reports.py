@@ -126,7 +126,7 @@ def _details(instance: ManagedInstance) -> ProcessDetails:
         ready_at=instance.ready_at,
         node=instance.share.node or None,
         category=instance.category.value if instance.category is not None else None,
-        reason=instance.reason,
+        reason=instance.reason or instance.why_restarted or None,
         start_parts=instance.part_seconds,
         function_version_id=instance.version_id or None,
         gpu_specification_id=instance.order.gpu_specification_id,

@@ -169,7 +169,8 @@ class PodWatcher:
 
     def _say_state(self, instance_id: str, pod: Object, known: _Known) -> None:
         addresses = status.addresses(pod)
-        seen = Observed(instance_id, status.node_of(pod), addresses, status.restarts(pod))
+        why = texts.why_restarted((pod,))
+        seen = Observed(instance_id, status.node_of(pod), addresses, status.restarts(pod), why)
         if seen != known.observed:
             known.observed = seen
             self._events.put(seen)

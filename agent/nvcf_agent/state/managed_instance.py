@@ -87,6 +87,7 @@ class ManagedInstance:
     waiting_since: float = 0.0
     ips: tuple[str, ...] = ()
     parts: tuple[tuple[str, float], ...] = ()
+    why_restarted: str = ""
     retry_at: float = 0.0
     give_up_reason: str | None = None
 

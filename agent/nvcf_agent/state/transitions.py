@@ -64,12 +64,16 @@ class Ended:
 
 @dataclass(frozen=True)
 class Observed:
-    """What the backend sees of a running instance: its node, addresses, and restarts of its containers."""
+    """What the backend sees of a running instance: its node, addresses, and restarts of its containers.
+
+    `why_restarted` says how the run before the last restart ended.
+    """
 
     instance_id: str
     node: str = ""
     ips: tuple[str, ...] = ()
     restarts: int = 0
+    why_restarted: str = ""
 
 
 @dataclass(frozen=True)
@@ -281,7 +285,9 @@ def lost(instance: ManagedInstance, reason: str, wall: float) -> ManagedInstance
 def observed(instance: ManagedInstance, event: Observed) -> ManagedInstance:
     """Take over what the backend sees."""
     share = replace(instance.share, node=event.node)
-    return replace(instance, share=share, ips=event.ips, restarts=event.restarts)
+    return replace(
+        instance, share=share, ips=event.ips, restarts=event.restarts, why_restarted=event.why_restarted
+    )
 
 
 def deleted(instance: ManagedInstance, *, now: float, wall: float) -> ManagedInstance:

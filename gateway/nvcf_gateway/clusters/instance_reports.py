@@ -75,6 +75,12 @@ def reported(
     return _changed(record, changes | _live(record, report, now), now)
 
 
+def is_news(before: Instance, after: Instance) -> bool:
+    """Return whether users are told of a change: another state, or a part of it was started again."""
+    restarted = after.state is InstanceState.RUNNING and after.restarts > before.restarts
+    return before.state is not after.state or (restarted and bool(after.reason))
+
+
 def _changed(record: Instance, changes: dict[str, Any], now: float) -> Decision:
     """Return the decision to write these changes, with the times, unless they say nothing new."""
     wanted = record.replace(**changes)

@@ -16,6 +16,7 @@ from nvcf_gateway.clusters.instance_reports import (
     UNKNOWN_REQUEST,
     Decision,
     acknowledged,
+    is_news,
     lacking,
     released_by,
     reported,
@@ -70,7 +71,7 @@ class InstanceRecords:
         if before is None and report.instance_state is not Reported.TERMINATED:
             decision, before = await self._apply_lost(request_id, instance_id, cluster_id, report, decide)
         after = decision.record
-        if before is not None and after is not None and before.state is not after.state:
+        if before is not None and after is not None and is_news(before, after):
             if after.state in OVER:
                 await self._requeuer.requeue(after, report.held_requests)
             await self._tell(after, {} if report.details is None else report.details.start_parts)

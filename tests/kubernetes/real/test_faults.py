@@ -90,9 +90,6 @@ def little_memory(platform: Platform) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("little_memory")
-@pytest.mark.xfail(
-    reason="a kill after which the kubelet starts the container again is not told in events yet"
-)
 async def test_a_function_that_needs_too_much_memory_is_named(platform: Platform) -> None:
     version = await platform.create("oom", **MODES["sidecar"])
     await platform.deploy(version, minInstances=1, maxInstances=1)

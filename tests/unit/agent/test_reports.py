@@ -61,6 +61,16 @@ def test_the_parts_of_a_start_are_reported_in_seconds() -> None:
     assert report.details.start_parts == begun.part_seconds
 
 
+def test_why_a_container_was_started_again_is_reported_until_there_is_another_reason() -> None:
+    seen = transitions.Observed("", "node", ("10.0.0.1",), 1, "out of memory")
+    one = transitions.after_event(running(), seen, now=0.0, wall=0.0)
+    waiting_again = transitions.unready(one, "not ready", now=0.0, wall=0.0)
+    ready_again = transitions.ready(waiting_again, 1.0)
+    reports = [report_of(each) for each in (one, waiting_again, ready_again)]
+    reasons = [each.details.reason for each in reports if each is not None and each.details is not None]
+    assert reasons == ["out of memory", "waiting: not ready", "out of memory"]
+
+
 def test_the_status_of_a_request_follows_from_its_instances() -> None:
     one = running()
     starting = replace(transitions.unready(one, "x", now=1.0, wall=1.0), reported=InstanceState.STARTING)

@@ -13,6 +13,7 @@ from nvcf_gateway.clusters.instance_reports import (
     OVER,
     acknowledged,
     category_of,
+    is_news,
     released_by,
     reported,
 )
@@ -232,3 +233,14 @@ def test_a_heartbeat_frees_what_ended_when_no_more_is_allocated_than_runs() -> N
     assert released_by(records, "L40S", 0, 9.0) == []
     assert released_by(records, "H100", 4, 9.0) == [over.replace(released_at=9.0)]
     assert released_by([over.replace(released_at=5.0)], "H100", 0, 9.0) == []
+
+
+def test_users_are_told_of_other_states_and_of_restarts_with_a_reason() -> None:
+    serves = pending(state=InstanceState.RUNNING)
+    again = serves.replace(restarts=1, reason="container inference used more memory")
+    assert is_news(pending(), serves)
+    assert is_news(serves, again)
+    assert not is_news(again, again.replace(reported_at=5.0))
+    assert not is_news(serves, serves.replace(restarts=1)), "an agent that gives no reason"
+    starting = serves.replace(state=InstanceState.STARTING)
+    assert not is_news(starting, starting.replace(restarts=1, reason="exit code 1")), "told as it failed"

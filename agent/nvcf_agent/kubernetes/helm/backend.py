@@ -25,6 +25,7 @@ from nvcf_agent.kubernetes.helm.names import MINI_SERVICE_LABEL
 from nvcf_agent.kubernetes.helm.reconciler import Reconciler, grace_of
 from nvcf_agent.kubernetes.helm.settings import HelmSettings
 from nvcf_agent.kubernetes.pods import status as pod_status
+from nvcf_agent.kubernetes.pods import texts
 from nvcf_agent.kubernetes.pods.settings import PodSettings
 from nvcf_agent.state.managed_instance import Category
 from nvcf_agent.state.transitions import Ended, Event, Observed, Ready
@@ -255,7 +256,8 @@ class HelmBackend:
         if worker is not None:
             restarts = sum(map(pod_status.restarts, pods))
             ips = tuple(each for each in pod_status.addresses(worker) if each)
-            found += (Observed(keeper.instance_id, pod_status.node_of(worker), ips, restarts),)
+            why = texts.why_restarted(pods)
+            found += (Observed(keeper.instance_id, pod_status.node_of(worker), ips, restarts, why),)
         for each in found:
             if each not in keeper.events:
                 self._events.put(each)

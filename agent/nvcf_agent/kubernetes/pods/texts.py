@@ -1,10 +1,12 @@
 """What a failure says to people: what was seen, what to do, and the end of the containers' output. Pure."""
 
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from nvcf_agent.kubernetes.pods import status
-from nvcf_agent.kubernetes.pods.observe import Failure
+from nvcf_agent.kubernetes.pods.observe import Failure, how_ended
 from nvcf_agent.kubernetes.pods.status import Container, Pod, Termination
 from nvcf_agent.state.causes import SEPARATOR
 from nvcf_agent.state.managed_instance import Category
@@ -49,6 +51,21 @@ def described(
         log = (logs or {}).get(each.name, "")
         lines += [SEPARATOR, _headline(each, run), *_tail(run, log)]
     return "\n".join([*lines, SEPARATOR])
+
+
+def why_restarted(pods: Iterable[Pod]) -> str:
+    """Return why a container was started again last, with the end of its output; empty if none was."""
+    again = [
+        each for pod in pods for each in status.containers(pod) if each.restarts and each.last is not None
+    ]
+    if not again:
+        return ""
+    newest = max(again, key=lambda each: each.running_since or math.inf)
+    run = newest.last
+    first = f"container {newest.name} {how_ended(replace(newest, terminated=None))} and was started again"
+    if run is not None and run.out_of_memory:
+        first += f"; {_ADVICE[Category.OUT_OF_MEMORY]}"
+    return "\n".join([first[:_LONGEST_TEXT], SEPARATOR, _headline(newest, run), *_tail(run, ""), SEPARATOR])
 
 
 def last_warning(events: Iterable[Mapping[str, Any]]) -> str:

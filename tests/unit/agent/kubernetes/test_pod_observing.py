@@ -19,7 +19,7 @@ from nvcf_agent.kubernetes.pods.observe import (
     why_not_ready,
 )
 from nvcf_agent.kubernetes.pods.status import is_ready, is_starting, restarts
-from nvcf_agent.kubernetes.pods.texts import described
+from nvcf_agent.kubernetes.pods.texts import described, why_restarted
 from nvcf_agent.state.causes import error_log
 from nvcf_agent.state.managed_instance import Category
 from nvcf_proto.icms.causes import Cause
@@ -125,6 +125,27 @@ def test_old_restarts_are_no_loop() -> None:
     assert judged(found, 100 * HOUR) is None
     other = pod(busy, running("utils", ready=False), conditions=(condition("Ready", False),), phase="Running")
     assert judged(other, 600) is None
+
+
+def test_why_a_container_was_started_again_is_told() -> None:
+    killed = {"terminated": terminated(137, "OOMKilled")}
+    crashed = {"terminated": terminated(1, "Error", "Traceback: no model\nlast line")}
+    assert why_restarted([pod(running("inference"), running("utils"))]) == ""
+    first = running("inference", CREATED + 10, restartCount=1, lastState=killed)
+    told = why_restarted([pod(first, running("utils"))])
+    assert told.startswith("container inference used more memory than its limit of 1Gi (OOMKilled)")
+    assert "and was started again; choose an instance type with more memory" in told
+    newer = running("utils", CREATED + 20, restartCount=1, lastState=crashed)
+    assert why_restarted([pod(first, newer)]).splitlines() == [
+        "container utils ended with exit code 1 and was started again",
+        "---",
+        "CONTAINER utils EXITED, CODE=1",
+        "Traceback: no model",
+        "last line",
+        "---",
+    ]
+    again = waiting("inference", "CrashLoopBackOff", restartCount=2, lastState=killed)
+    assert why_restarted([pod(again, newer)]).startswith("container inference used more memory")
 
 
 def test_an_init_container_is_stuck_after_two_hours_and_loops_after_ten_minutes() -> None:
