@@ -26,6 +26,7 @@ from nvcf_agent.kubernetes.helm.reconciler import Reconciler, grace_of
 from nvcf_agent.kubernetes.helm.settings import HelmSettings
 from nvcf_agent.kubernetes.pods import status as pod_status
 from nvcf_agent.kubernetes.pods import texts
+from nvcf_agent.kubernetes.pods.names import INSTANCE_ID
 from nvcf_agent.kubernetes.pods.settings import PodSettings
 from nvcf_agent.state.managed_instance import Category
 from nvcf_agent.state.transitions import Ended, Event, Observed, Ready
@@ -288,7 +289,7 @@ def _mini_service(spec: InstanceSpec) -> tuple[Object, object]:
         "kind": MINI_SERVICE.kind,
         "metadata": {
             "name": name,
-            "annotations": {names.INSTANCE_ID: spec.instance_id},
+            "annotations": {INSTANCE_ID: spec.instance_id},
             "finalizers": [names.FINALIZER],
         },
         "spec": {

@@ -20,7 +20,7 @@ from nvcf_agent.kubernetes.helm.settings import HelmSettings
 from nvcf_agent.kubernetes.names import COMPONENT, MANAGED_BY
 from nvcf_agent.kubernetes.pods import names
 from nvcf_agent.kubernetes.pods.launch import auths_for, parse_launch, registry_of
-from nvcf_agent.kubernetes.pods.render import encoded, node_affinity
+from nvcf_agent.kubernetes.pods.render import login_secret, node_affinity
 from nvcf_agent.kubernetes.pods.settings import PodSettings
 from nvcf_agent.kubernetes.pods.variables import function_variables
 from nvcf_agent.state import order as orders
@@ -159,22 +159,10 @@ def pull_secrets(
     }
     launch = spec.order.launch_specification.replace(container_image="none", worker_mode=None)
     logins = parse_launch(spec.order.replace(launch_specification=launch)).logins
+    about = {"namespace": namespace, "labels": {MINI_SERVICE_LABEL: mini_service}}
     found = [auths for each in logins if (auths := auths_for(each, hosts))]
     return [
-        (
-            SECRET,
-            {
-                "apiVersion": SECRET.api_version,
-                "kind": SECRET.kind,
-                "metadata": {
-                    "name": f"{_PULL_SECRET}-{number}",
-                    "namespace": namespace,
-                    "labels": {MINI_SERVICE_LABEL: mini_service},
-                },
-                "type": "kubernetes.io/dockerconfigjson",
-                "data": {".dockerconfigjson": encoded(json.dumps({"auths": auths}))},
-            },
-        )
+        (SECRET, login_secret({**about, "name": f"{_PULL_SECRET}-{number}"}, auths))
         for number, auths in enumerate(found)
     ]
 

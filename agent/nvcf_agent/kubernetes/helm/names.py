@@ -2,10 +2,11 @@
 
 from nvcf_agent.kubernetes.client.api import Object
 from nvcf_agent.kubernetes.names import object_name
+from nvcf_agent.kubernetes.pods.names import instance_of, request_of
+from nvcf_proto.charts.objects import name_of
 
 MINI_SERVICE_LABEL = "nvca.nvcf.nvidia.io/miniservice"
 """On every object of an instance: the name of its MiniService."""
-INSTANCE_ID = "nvcf.nvidia.io/instance-id"
 GRACE = "nvcf.nvidia.io/grace-seconds"
 """Annotation of a MiniService that is deleted: seconds for its requests to finish."""
 FINALIZER = "nvca.finalizers.nvidia.io"
@@ -20,8 +21,8 @@ def mini_service_name(instance_id: str) -> str:
 
 
 def namespace_of(instance_id: str) -> str:
-    """Return the namespace of an instance: `sr-…`, since a request has one instance."""
-    return object_name(instance_id.partition("-")[2])
+    """Return the namespace of an instance: that of its request, which has one instance."""
+    return request_of(instance_id)
 
 
 def order_secret(mini_service: str) -> str:
@@ -36,6 +37,5 @@ def rendered_secret(mini_service: str) -> str:
 
 def instance_id_of(mini_service: Object) -> str:
     """Return the id of the instance that a MiniService is; its name if nobody said."""
-    metadata = mini_service["metadata"]
-    found = (metadata.get("annotations") or {}).get(INSTANCE_ID) or metadata["name"]
-    return str(found)
+    found = instance_of(mini_service)
+    return name_of(mini_service) if found is None else found.instance_id
