@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
 from typing import Any
 
@@ -71,13 +72,15 @@ async def test_while_cordoned_creations_wait_and_terminations_pass(
     assert site.icms.of_kind("register")[-1].body["status"] == "READY"
 
 
-@pytest.mark.parametrize("answer", [{}, {"action": "DANCE"}, {"action": 5}, {"maintenance": "Odd"}])
-async def test_an_answer_that_nobody_knows_asks_for_nothing(site: Site, answer: dict[str, Any]) -> None:
+async def test_an_answer_that_nobody_knows_asks_for_nothing(site: Site) -> None:
     """protocol.md, section 6.5."""
-    site.icms.heartbeat_answer = answer
+    answers: list[dict[str, Any]] = [{}, {"action": "DANCE"}, {"action": 5}, {"maintenance": "Odd"}]
+    site.icms.heartbeat_answer = answers[0]
     await site.start_agent()
-    await eventually(lambda: len(site.icms.of_kind("heartbeat")) >= 2)
-    await site.running(await site.create(site.version()))
+    for answer in answers:
+        site.icms.heartbeat_answer = answer
+        await site.beats(2)
+        await site.running(await site.create(site.version()))
 
 
 async def test_capacity_that_changed_is_told_at_once(site: Site) -> None:
@@ -110,10 +113,10 @@ async def test_an_agent_that_is_refused_says_why_and_ends(site: Site, status: in
     assert "Traceback" not in site.log()
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
-async def test_a_refusal_that_passes_ends_nothing(site: Site, status: int) -> None:
+async def test_a_refusal_that_passes_ends_nothing(site: Site) -> None:
     """protocol.md, section 6.5: a gateway whose mirror is not filled yet refuses everybody."""
-    site.icms.judge = lambda _: status
+    statuses = itertools.cycle((401, 403, 404))
+    site.icms.judge = lambda _: next(statuses)
     agent = await site.launch()
     await eventually(lambda: len(site.icms.of_kind("register")) >= 2)
     site.icms.judge = lambda _: None
@@ -122,7 +125,7 @@ async def test_a_refusal_that_passes_ends_nothing(site: Site, status: int) -> No
     await site.running(ordered)
     # With instances it goes on for as long as it takes.
     await site.kill_agent()
-    site.icms.judge = lambda call: status if call.kind == "register" else None
+    site.icms.judge = lambda call: next(statuses) if call.kind == "register" else None
     before = len(site.icms.of_kind("register"))
     agent = await site.launch()
     await eventually(lambda: len(site.icms.of_kind("register")) >= before + 12)
@@ -187,16 +190,16 @@ async def test_reconciliation_ends_what_the_control_plane_wants_ended(site: Site
     assert site.living() == 0
 
 
-@pytest.mark.parametrize("state", ["running", "shutting-down"])
-async def test_reconciliation_reports_what_does_not_exist_here(site: Site, state: str) -> None:
+async def test_reconciliation_reports_what_does_not_exist_here(site: Site) -> None:
     """protocol.md, section 6.5: NVIDIA's agent ignores an instance whose request it does not know."""
-    ghost = site.order(site.version())
-    site.icms.requests[ghost.request_id] = {}
-    site.icms.listed = [known(ghost, state)]
+    ghosts = {state: site.order(site.version()) for state in ("running", "shutting-down")}
+    site.icms.requests |= {ghost.request_id: {} for ghost in ghosts.values()}
+    site.icms.listed = [known(ghost, state) for state, ghost in ghosts.items()]
     await site.start_agent()
-    over = await site.terminated(ghost)
-    assert over.cause == "instance-terminated-sync-action"
-    assert over.report["status"] == "instance-terminated-by-service"
+    for ghost in ghosts.values():
+        over = await site.terminated(ghost)
+        assert over.cause == "instance-terminated-sync-action"
+        assert over.report["status"] == "instance-terminated-by-service"
 
 
 async def test_reconciliation_leaves_time_to_a_message_that_is_on_its_way(site: Site) -> None:

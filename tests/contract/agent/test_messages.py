@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from typing import Any
 
-import pytest
 from nats.aio.msg import Msg
 
 from tests.support.peers.icms import CREATION, TERMINATION
@@ -28,32 +28,26 @@ async def answers(site: Site, stream: str = CREATION) -> list[bytes]:
     return found
 
 
-@pytest.mark.parametrize(
-    "body", [b"{broken", b"", b"[]", b'"text"', b"{}", b"\xff\xfe", b'{"requestId": "x"}', b"[" * 100_000]
-)
-async def test_a_message_that_nobody_can_read_is_removed_and_the_next_one_runs(
-    site: Site, body: bytes
-) -> None:
-    """protocol.md, section 6.2: NVIDIA's agent gets it again for 96 h."""
+async def test_messages_that_nobody_can_read_are_removed_and_the_next_one_runs(site: Site) -> None:
+    """protocol.md, section 6.2: NVIDIA's agent gets them again for 96 h."""
+    bodies = (b"{broken", b"", b"[]", b'"text"', b"{}", b"\xff\xfe", b'{"requestId": "x"}', b"[" * 100_000)
     seen = await answers(site)
     await site.start_agent()
-    await site.icms.publish(SUBJECT, body)
-    await site.icms.publish(f"Terminate.NVCA.{CLUSTER}", body)
+    for body in bodies:
+        await site.icms.publish(SUBJECT, body)
+        await site.icms.publish(f"Terminate.NVCA.{CLUSTER}", body)
     await site.running(await site.create(site.version()))
     await site.settled(CREATION)
     await site.settled(TERMINATION)
-    assert b"+TERM" in seen
-    assert "is dropped" in site.log()
+    assert seen.count(b"+TERM") == len(bodies)
+    assert site.log().count("is dropped") == 2 * len(bodies)
 
 
-@pytest.mark.parametrize(
-    "request_id", ["../../escape", "a/b", "x" * 101, "", "a b", ".", "-a", "a\u0000b", 5, None, ["a"]]
-)
-async def test_what_is_no_request_id_never_becomes_a_file(site: Site, request_id: object) -> None:
+async def test_what_is_no_request_id_never_becomes_a_file(site: Site) -> None:
     """protocol.md, section 6.3."""
     await site.start_agent()
-    message = {**site.order(site.version()).message, "requestId": request_id}
-    await site.icms.publish(SUBJECT, message)
+    for wrong in ("../../escape", "a/b", "x" * 101, "", "a b", ".", "-a", "a\u0000b", 5, None, ["a"]):
+        await site.icms.publish(SUBJECT, {**site.order(site.version()).message, "requestId": wrong})
     await site.settled(CREATION)
     assert not [path for path in (site.data / "requests").iterdir() if path.suffix == ".json"]
     assert not site.icms.of_kind("acknowledge")
@@ -135,56 +129,54 @@ async def test_an_expired_message_is_dropped(site: Site) -> None:
     assert late.id not in site.icms.reports
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"type_name": "NCP.GPU.H100_4x"}, "no instance type NCP.GPU.H100_4x of H100"),
-        ({"gpu": "A100"}, "no GPU A100"),
-        ({"gpu": "CPU"}, "no instance type NCP.GPU.H100_1x of CPU"),
-        ({"launch": {"process": None, "containerImage": "image"}}, "container image"),
-        ({"launch": {"environment": "%%%"}}, "not base64"),
-        ({"instanceCount": 3}, "3 H100 wanted, this cluster has 2"),
-    ],
-)
-async def test_what_can_never_run_is_acknowledged_and_reported_with_the_reason(
-    site: Site, changes: dict[str, object], words: str
-) -> None:
+NEVER: list[tuple[dict[str, Any], str]] = [
+    ({"type_name": "NCP.GPU.H100_4x"}, "no instance type NCP.GPU.H100_4x of H100"),
+    ({"gpu": "A100"}, "no GPU A100"),
+    ({"gpu": "CPU"}, "no instance type NCP.GPU.H100_1x of CPU"),
+    ({"launch": {"process": None, "containerImage": "image"}}, "container image"),
+    ({"launch": {"environment": "%%%"}}, "not base64"),
+    ({"instanceCount": 3}, "3 H100 wanted, this cluster has 2"),
+]
+
+
+async def test_what_can_never_run_is_acknowledged_and_reported_with_the_reason(site: Site) -> None:
     """protocol.md, section 6.6: NVIDIA's agent says instance-not-found, without a text."""
     await site.start_agent("--gpu", "H100=2")
     known = {"gpu": "H100", "type_name": "NCP.GPU.H100_1x", "type_value": "NCP.GPU.H100", "gpus": 1}
-    ordered = await site.create(site.version(), **{**known, **changes})  # type: ignore[arg-type]
-    over = await site.terminated(ordered)
-    assert site.icms.requests[ordered.request_id]["acknowledged"]["status"] == "pending-fulfillment"
-    assert (over.cause, over.category) == ("instance-terminated-terminal-error", "unsupported")
-    assert words in over.report["healthInfo"]["errorLog"]
+    for changes, words in NEVER:
+        ordered = await site.create(site.version(), **{**known, **changes})
+        over = await site.terminated(ordered)
+        assert site.icms.requests[ordered.request_id]["acknowledged"]["status"] == "pending-fulfillment"
+        assert (over.cause, over.category) == ("instance-terminated-terminal-error", "unsupported")
+        assert words in over.report["healthInfo"]["errorLog"]
     await site.settled(CREATION)
     assert (site.usage("H100") or {})["available"] == 2
 
 
-@pytest.mark.parametrize(
-    "process",
-    [
-        {"environment": {"A": "x\0y"}},
-        {"environment": {"A=B": "x"}},
-        {"environment": {"": "x"}},
-        {"environment": {"A": "x" * 4_000_000}},
-        {"file": "/x\0y"},
-        {"python": "/x\0y/python"},
-        {"workingDirectory": "/does/not/exist"},
-        {"workingDirectory": "/x\0y"},
-        {"file": "/" + "x" * 4000},
-    ],
-)
-async def test_what_no_process_can_be_made_of_fails_and_the_agent_goes_on(
-    site: Site, process: dict[str, object]
-) -> None:
+NO_PROCESS: list[dict[str, Any]] = [
+    {"environment": {"A": "x\0y"}},
+    {"environment": {"A=B": "x"}},
+    {"environment": {"": "x"}},
+    {"environment": {"A": "x" * 4_000_000}},
+    {"file": "/x\0y"},
+    {"python": "/x\0y/python"},
+    {"workingDirectory": "/does/not/exist"},
+    {"workingDirectory": "/x\0y"},
+    {"file": "/" + "x" * 4000},
+]
+
+
+async def test_what_no_process_can_be_made_of_fails_and_the_agent_goes_on(site: Site) -> None:
     """protocol.md, section 6.6."""
     await site.start_agent()
     function = site.version()
-    ordered = await site.create(function, launch={"process": {**function.process, **process}})
+    orders = [
+        await site.create(function, launch={"process": {**function.process, **wrong}}) for wrong in NO_PROCESS
+    ]
     after = await site.create(function, variables={"FUNCTION_NAME": "x/../" + "y" * 3000})
-    over = await site.terminated(ordered)
-    assert over.report["status"] == "instance-terminated-by-service"
+    for ordered, wrong in zip(orders, NO_PROCESS, strict=True):
+        over = await site.terminated(ordered)
+        assert over.report["status"] == "instance-terminated-by-service", str(wrong)[:200]
     await site.running(after)
     await site.settled(CREATION)
 

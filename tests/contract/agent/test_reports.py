@@ -9,8 +9,6 @@ import signal
 import struct
 import time
 
-import pytest
-
 from tests.support.peers.icms import Call
 from tests.support.platform.agent_site import HEALTH, STEADY, Ordered, Site, alive, own_children
 from tests.support.waiting import eventually
@@ -26,12 +24,6 @@ def ends(site: Site, ordered: Ordered) -> list[Call]:
     return [call for call in calls if call.body["instanceState"] == "terminated"]
 
 
-async def beats(site: Site, count: int = 4) -> None:
-    """Wait for some heartbeats: what would come has come."""
-    before = len(site.icms.of_kind("heartbeat"))
-    await eventually(lambda: len(site.icms.of_kind("heartbeat")) >= before + count)
-
-
 async def test_an_end_is_reported_once_and_with_its_true_cause(site: Site) -> None:
     """protocol.md, section 6.9: NVIDIA's agent reports each end twice."""
     await site.start_agent()
@@ -43,7 +35,7 @@ async def test_an_end_is_reported_once_and_with_its_true_cause(site: Site) -> No
     await site.end(asked_for)
     await site.terminated(asked_for)
     await site.terminated(failing)
-    await beats(site)
+    await site.beats(4)
     (user,), (service,) = ends(site, asked_for), ends(site, failing)
     assert user.body["status"] == "instance-terminated-by-user"
     assert "terminationCause" not in user.body
@@ -57,7 +49,7 @@ async def test_gpus_count_as_held_until_nothing_runs_any_more(site: Site) -> Non
     (seen,) = await site.running(ordered)
     await site.end(ordered)
     await site.state(ordered, "shutting-down")
-    await beats(site, 2)
+    await site.beats(2)
     assert alive(seen.pid)
     assert (site.usage("H100") or {})["available"] == 0
     await site.terminated(ordered)
@@ -119,34 +111,35 @@ async def test_412_deletes_the_instance_and_says_so(site: Site) -> None:
     over = await site.terminated(ordered)
     assert over.cause == "instance-terminated-precondition-failure"
     assert site.living() == 0
-    await beats(site)
+    await site.beats(4)
     assert len(ends(site, ordered)) == 1
 
 
-@pytest.mark.parametrize("status", [404, 409, 412, 500])
-async def test_an_end_that_is_answered_so_is_done(site: Site, status: int) -> None:
-    """protocol.md, section 6.5."""
+async def test_an_end_is_reported_until_it_is_taken_or_refused_for_good(site: Site) -> None:
+    """protocol.md, sections 6.5 and 6.9: which answers to the report of an end are final."""
+    final, passing = (404, 409, 412, 500), (502, 503, 429, 401)
     await site.start_agent()
-    ordered = await site.create(site.version())
-    await site.running(ordered)
-    site.icms.judge = lambda call: status if call.body.get("instanceState") == "terminated" else None
-    await site.end(ordered)
-    await eventually(lambda: ends(site, ordered))
-    await beats(site)
-    assert len(ends(site, ordered)) == 1
+    function = site.version()
+    orders = {status: await site.create(function) for status in (*final, *passing)}
+    await site.running(*orders.values())
 
+    def judge(call: Call) -> int | None:
+        found = [status for status, ordered in orders.items() if ordered.id in call.path]
+        return found[0] if call.body.get("instanceState") == "terminated" else None
 
-@pytest.mark.parametrize("status", [502, 503, 429, 401])
-async def test_an_end_that_is_answered_so_is_reported_until_it_is_taken(site: Site, status: int) -> None:
-    """protocol.md, section 6.9: report an instance until the control plane has heard of its end."""
-    await site.start_agent()
-    ordered = await site.create(site.version())
-    await site.running(ordered)
-    site.icms.judge = lambda call: status if call.body.get("instanceState") == "terminated" else None
-    await site.end(ordered)
-    await eventually(lambda: len(ends(site, ordered)) >= 2)
+    site.icms.judge = judge
+    await site.end(*orders.values())
+
+    def all_answered() -> bool:
+        counts = {status: len(ends(site, ordered)) for status, ordered in orders.items()}
+        return all(counts[status] >= (1 if status in final else 2) for status in counts)
+
+    await eventually(all_answered)
     site.icms.judge = lambda _: None
-    await site.terminated(ordered)
+    for status in passing:
+        await site.terminated(orders[status])
+    await site.beats(4)
+    assert {status: len(ends(site, orders[status])) for status in final} == dict.fromkeys(final, 1)
 
 
 async def test_a_report_answered_404_ends_nothing(site: Site) -> None:

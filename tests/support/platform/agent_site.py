@@ -267,6 +267,11 @@ class Site:
         """Return an instance's folder."""
         return self.data / "instances" / ordered.id
 
+    async def beats(self, count: int) -> None:
+        """Wait for some heartbeats: what would come has come."""
+        before = len(self.icms.of_kind("heartbeat"))
+        await eventually(lambda: len(self.icms.of_kind("heartbeat")) >= before + count)
+
     def usage(self, gpu: str, cluster: str = CLUSTER) -> dict[str, int] | None:
         """Return what the last heartbeat says about a GPU."""
         beats = self.icms.of_kind("heartbeat", cluster)
