@@ -25,7 +25,7 @@ from nvcf_agent.kubernetes.events import EventRecorder
 from nvcf_agent.kubernetes.flags import Flag
 from nvcf_agent.kubernetes.health import Health, State, answering
 from nvcf_agent.kubernetes.key_set import publish_keys
-from nvcf_agent.kubernetes.leadership import LeaderApi, Leadership
+from nvcf_agent.kubernetes.leadership import LeaderApi, Leadership, no_trace_of_a_leader
 from nvcf_agent.kubernetes.nodes.inventory import ClusterInventory
 from nvcf_agent.kubernetes.nodes.static import parse_static
 from nvcf_agent.kubernetes.nodes.watch import NodeWatch
@@ -66,8 +66,15 @@ async def serve(
         await stack.enter_async_context(answering(options.health, health))
         # The lease has connections of its own, so that its renewals wait for nothing.
         lease_api = await stack.enter_async_context(await Api.open(options.kubeconfig))
+        name, system = settings.object_name, options.system_namespace
         leadership = Leadership(
-            lease_api, options.system_namespace, _process_name(), _lease_times(options.time_scale)
+            lease_api,
+            system,
+            _process_name(),
+            _lease_times(options.time_scale),
+            lambda: no_trace_of_a_leader(
+                lease_api, None if name is None else (system, name), settings.requests_namespace
+            ),
         )
         api = await stack.enter_async_context(await LeaderApi.open(options.kubeconfig))
         api.leads = lambda: leadership.is_held

@@ -77,6 +77,25 @@ async def test_a_deleted_lease_makes_no_second_leader(api: Api, namespace: str) 
         assert second.is_held
 
 
+async def test_the_first_of_all_need_not_wait(api: Api, namespace: str) -> None:
+    async def is_first() -> bool:
+        return True
+
+    slow = LeaseTimes(duration=300, give_up=200.0, retry=0.2)
+    async with leading(api, namespace, NAME, "first", slow, is_first) as first:
+        assert first.is_held
+        assert await holder(api, namespace) == first.identity
+        # One that has seen a lease knows better.
+        second = Lease(api, namespace, NAME, "second", FAST, is_first)
+        waiting = asyncio.create_task(second.acquire())
+        done, _ = await asyncio.wait([waiting], timeout=1)
+        assert not done
+        await api.delete(LEASE, NAME, namespace)
+        await asyncio.wait_for(first.lost(), 60)
+        await asyncio.wait_for(waiting, 60)
+        assert second.transitions == 1, "it was somebody's before"
+
+
 async def test_what_others_write_into_the_lease_does_not_end_it(api: Api, namespace: str) -> None:
     async with leading(api, namespace, NAME, "first", FAST) as first:
         until = first._until

@@ -173,6 +173,46 @@ async def test_a_second_deletion_shortens_the_first(
         await asyncio.gather(first, second)
 
 
+async def test_a_server_whose_worker_has_left_is_not_waited_for(
+    api: Api, settings: PodSettings, kwok_nodes: FakeNodes
+) -> None:
+    """The node says so by the readiness of the server's container."""
+    made = spec(gpus=0)
+
+    async def grace() -> int:
+        pod = await api.get(POD, made.instance_id, settings.namespace) or {}
+        return int(pod["metadata"].get("deletionGracePeriodSeconds", -1))
+
+    async def write(*, ready: bool) -> None:
+        running_now = {"state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}, "started": True}
+        about = {"image": "x", "imageID": "x", "restartCount": 0}
+        statuses = [{"name": name, "ready": ready, **running_now, **about} for name in ("inference", "utils")]
+        await api.patch(
+            POD,
+            made.instance_id,
+            settings.namespace,
+            {"status": {"containerStatuses": statuses}},
+            part="status",
+        )
+
+    async with running(api, settings, limits=QUICK) as (backend, _):
+        await backend.create(made)
+        await api.patch(POD, made.instance_id, settings.namespace, {"metadata": BROKEN})
+        await write(ready=True)
+        deleting = asyncio.create_task(backend.delete(made.instance_id, 300))
+        await eventually(lambda: _is_going(backend, made))
+        assert await grace() == 300
+        await write(ready=False)
+
+        async def is_short() -> bool:
+            return await grace() == 5
+
+        await eventually(is_short, "its grace period is shortened")
+        assert not deleting.done()
+        await api.patch(POD, made.instance_id, settings.namespace, {"metadata": {"finalizers": None}})
+        await deleting
+
+
 def _is_going(backend: PodBackend, made: InstanceSpec) -> bool:
     pod = backend._watcher.pod(made.instance_id)
     return pod is not None and "deletionTimestamp" in pod["metadata"]

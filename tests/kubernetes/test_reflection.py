@@ -9,6 +9,7 @@ import pytest
 
 from nvcf_agent.kubernetes.client.api import Api
 from nvcf_agent.kubernetes.client.kinds import NVCF_BACKEND
+from nvcf_agent.kubernetes.leadership import no_trace_of_a_leader
 from nvcf_agent.kubernetes.reflection import Reflection
 from nvcf_proto.icms.reports import GpuUsage
 from tests.kubernetes.charts.rendering import one, rendered
@@ -22,6 +23,7 @@ async def test_gpus_come_change_and_go(api: Api, namespace: str, case: str) -> N
     body = one(rendered("nvcf-agent", case), "NVCFBackend", "nvcf-agent")
     metadata = body["metadata"] | {"namespace": namespace}
     await api.create(NVCF_BACKEND, body | {"metadata": metadata})
+    assert await no_trace_of_a_leader(api, (namespace, "nvcf-agent"), namespace)
     usage: dict[str, GpuUsage] = {}
     reflection = Reflection(api, "nvcf-agent", namespace, "1.2.3", "v1.35.4", lambda: usage)
     writing = asyncio.create_task(reflection.run())
@@ -44,6 +46,7 @@ async def test_gpus_come_change_and_go(api: Api, namespace: str, case: str) -> N
         for step in steps:
             usage = {name: GpuUsage(**numbers) for name, numbers in step.items()}
             await eventually(partial(shows, step), f"the status shows {step}", 20.0)
+        assert not await no_trace_of_a_leader(api, (namespace, "nvcf-agent"), namespace)
     finally:
         writing.cancel()
         await asyncio.wait({writing})

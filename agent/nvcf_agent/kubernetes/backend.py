@@ -15,7 +15,7 @@ from nvcf_agent.kubernetes.client.api import Api, Object
 from nvcf_agent.kubernetes.client.errors import ApiError
 from nvcf_agent.kubernetes.client.kinds import CONFIG_MAP, NAMESPACE, NETWORK_POLICY, POD, SECRET, Kind
 from nvcf_agent.kubernetes.names import account_label
-from nvcf_agent.kubernetes.pods import names, status
+from nvcf_agent.kubernetes.pods import names, observe, status
 from nvcf_agent.kubernetes.pods.containers import INFERENCE
 from nvcf_agent.kubernetes.pods.policies import account_policy, account_policy_name, shared_policies
 from nvcf_agent.kubernetes.pods.render import GPU_RESOURCE, render
@@ -38,7 +38,10 @@ _FORCE_SECONDS = 60.0
 # A pod that is still starting has no request to finish. The first process of a container ignores SIGTERM
 # until it handles it, so such a pod would take up its GPU for the whole grace period.
 _STARTING_GRACE = 10.0
-_CHECK_SECONDS = 5.0
+# What a function's server gets once its worker has left: the first process of a container ignores SIGTERM,
+# and would stay for the rest of the grace period.
+_DRAINED_GRACE = 5.0
+_CHECK_SECONDS = 2.0
 _LAG_SECONDS = 0.5
 _LEVEL = "pod-security.kubernetes.io/enforce"
 _KINDS = (SECRET, CONFIG_MAP)
@@ -198,7 +201,12 @@ class PodBackend:
         # With a grace period of 0 the API server would forget the pod before its node has ended it.
         if not await self._api.delete(POD, name, self._namespace, grace=max(1.0, grace)):
             return
+        drained = False
         while not await self._is_gone(instance_id):
+            pod = self._watcher.pod(instance_id)
+            if not drained and pod is not None and observe.has_drained(pod):
+                drained = True
+                await self._api.delete(POD, name, self._namespace, grace=min(grace, _DRAINED_GRACE))
             if now() > force_at:
                 _log.warning("pod %s is removed by force: its node does not end it", name)
                 await self._api.delete(POD, name, self._namespace, grace=0)

@@ -8,18 +8,30 @@ another agent has the lease, this one has to go.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from nvcf_agent.errors import AgentError
 from nvcf_agent.kubernetes.client.api import Api, Object
 from nvcf_agent.kubernetes.client.errors import ApiError
-from nvcf_agent.kubernetes.client.kinds import LEASE, Kind
+from nvcf_agent.kubernetes.client.kinds import ICMS_REQUEST, LEASE, NVCF_BACKEND, Kind
 from nvcf_agent.kubernetes.client.lease import Lease, LeaseTimes, leading
 
 _log = logging.getLogger(__name__)
 
 LEASE_NAME = "nvcf-agent"
+
+
+async def no_trace_of_a_leader(api: Api, backend: tuple[str, str] | None, requests_namespace: str) -> bool:
+    """Return whether no agent has worked here yet: it would have left requests, or said how it is.
+
+    `backend` are namespace and name of the NVCFBackend, if there is one. Raises `ApiError`.
+    """
+    if backend is not None:
+        found = await api.get(NVCF_BACKEND, backend[1], backend[0])
+        if (found or {}).get("status"):
+            return False
+    return not (await api.list(ICMS_REQUEST, requests_namespace)).items
 
 
 class AnotherLeads(AgentError):
@@ -29,11 +41,19 @@ class AnotherLeads(AgentError):
 class Leadership:
     """The lease of this process, won again and again until another agent has it."""
 
-    def __init__(self, api: Api, namespace: str, identity: str, times: LeaseTimes) -> None:
+    def __init__(
+        self,
+        api: Api,
+        namespace: str,
+        identity: str,
+        times: LeaseTimes,
+        is_first: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
         self._api = api
         self._namespace = namespace
         self._identity = identity
         self._times = times
+        self._is_first = is_first
         self._stack = contextlib.AsyncExitStack()
         self._lease: Lease | None = None
 
@@ -45,7 +65,7 @@ class Leadership:
     async def acquire(self) -> None:
         """Return when this process leads."""
         self._lease = await self._stack.enter_async_context(
-            leading(self._api, self._namespace, LEASE_NAME, self._identity, self._times)
+            leading(self._api, self._namespace, LEASE_NAME, self._identity, self._times, self._is_first)
         )
 
     async def keep(self, on_stalled: Callable[[bool], None]) -> None:

@@ -11,7 +11,7 @@ while what it started still leads.)
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,9 +22,8 @@ from nvcf_agent.kubernetes.client.kinds import LEASE
 
 _log = logging.getLogger(__name__)
 
-# Whoever led under a lease that was deleted may still do so. A new lease has this holder, who never renews.
 SOMEBODY = "unknown"
-"""Holder of a lease that was just made."""
+"""Holder of a lease that was made anew. Whoever led under one that was deleted may still do so until then."""
 _RELEASE_SECONDS = 3.0
 
 
@@ -43,11 +42,20 @@ class LeaseTimes:
 class Lease:
     """The lease of a leader. Made by `leading`."""
 
-    def __init__(self, api: Api, namespace: str, name: str, identity: str, times: LeaseTimes) -> None:
+    def __init__(
+        self,
+        api: Api,
+        namespace: str,
+        name: str,
+        identity: str,
+        times: LeaseTimes,
+        is_first: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
         self._api = api
         self._namespace = namespace
         self._name = name
         self._times = times
+        self._is_first = is_first
         self._version = ""
         self._until = float("-inf")
         self._lost = asyncio.Event()
@@ -73,23 +81,36 @@ class Lease:
             try:
                 found = await self._api.get(LEASE, self._name, self._namespace)
                 if found is None:
-                    await self._api.create(LEASE, self._body(SOMEBODY))
-                else:
-                    spec = found.get("spec") or {}
-                    if spec != seen:
-                        seen, since = spec, _now()
-                        _log.info(
-                            "lease %s is held by %s", self._name, spec.get("holderIdentity") or "nobody"
-                        )
-                    duration = spec.get("leaseDurationSeconds") or self._times.duration
-                    is_free = spec.get("holderIdentity") in (None, "", self.identity)
-                    if is_free or _now() - since >= duration:
-                        await self._take(found)
-                        _log.info("this agent leads as %s", self.identity)
+                    if await self._make(was_there=seen is not None):
                         return
+                    continue
+                spec = found.get("spec") or {}
+                if spec != seen:
+                    seen, since = spec, _now()
+                    _log.info("lease %s is held by %s", self._name, spec.get("holderIdentity") or "nobody")
+                duration = spec.get("leaseDurationSeconds") or self._times.duration
+                is_free = spec.get("holderIdentity") in (None, "", self.identity)
+                if is_free or _now() - since >= duration:
+                    await self._take(found)
+                    self._log_leading()
+                    return
             except ApiError as error:
                 _log.log(logging.DEBUG if error.is_conflict else logging.WARNING, "lease: %s", error)
             await asyncio.sleep(self._times.retry)
+
+    async def _make(self, *, was_there: bool) -> bool:
+        """Make the lease; return whether this process leads at once, because nobody can have led before."""
+        mine = not was_there and self._is_first is not None and await self._is_first()
+        began = _now()
+        made = await self._api.create(LEASE, self._body(self.identity if mine else SOMEBODY))
+        if mine:
+            self._version = made["metadata"]["resourceVersion"]
+            self._until = began + self._times.give_up
+            self._log_leading()
+        return mine
+
+    def _log_leading(self) -> None:
+        _log.info("this agent leads as %s", self.identity)
 
     async def keep(self) -> None:
         """Renew the lease until it is lost."""
@@ -168,13 +189,19 @@ class Lease:
 
 @asynccontextmanager
 async def leading(
-    api: Api, namespace: str, name: str, identity: str, times: LeaseTimes | None = None
+    api: Api,
+    namespace: str,
+    name: str,
+    identity: str,
+    times: LeaseTimes | None = None,
+    is_first: Callable[[], Awaitable[bool]] | None = None,
 ) -> AsyncGenerator[Lease]:
     """Wait until this process leads, and renew its lease inside. `await lease.lost()` tells to stop.
 
-    `identity` is for readers of the Lease object. After the block another one may lead at once.
+    `identity` is for readers of the Lease object. `is_first` is asked where there is no lease: whether nobody
+    can have led before, so that this process need not wait. After the block another one may lead at once.
     """
-    lease = Lease(api, namespace, name, identity, times or LeaseTimes())
+    lease = Lease(api, namespace, name, identity, times or LeaseTimes(), is_first)
     await lease.acquire()
     renewing = asyncio.create_task(lease.keep())
     try:

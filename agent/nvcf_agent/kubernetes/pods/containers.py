@@ -21,6 +21,8 @@ CONFIG = "/config"
 ARTIFACTS = "/config/artifacts"
 _COLLECTOR_FILE = "collector.yaml"
 _STARTUP_SECONDS = 60
+_GONE_FAILURES = 5
+"""Checks in a row, 2 s apart, that find no worker: a busy one answers late."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,9 @@ def inference(parts: Parts) -> Json:
     elif parts.utils_image is not None and parts.is_own(parts.utils_image):
         # Its worker finishes its requests first. If that is gone, the hook fails and SIGTERM comes at once.
         container["lifecycle"] = {"preStop": {"httpGet": {"path": DRAINED_PATH, "port": parts.port}}}
+        # While a pod ends, its node goes on with readiness checks and nothing else: so the agent sees that
+        # the worker has left, and that nothing is left to wait for.
+        container["readinessProbe"] = _probe(HEALTH_LIVE_PATH, parts.port, 2, _GONE_FAILURES)
     return container
 
 
@@ -203,18 +208,19 @@ def _own() -> Json:
 def _probes(port: int, startup_seconds: int) -> Json:
     """Return NVIDIA's probes of a worker. Readiness is asked more often, with the same tolerance of 20 s."""
 
-    def probe(path: str, period: int, failures: int) -> Json:
-        return {
-            "httpGet": {"path": path, "port": port},
-            "periodSeconds": period,
-            "failureThreshold": failures,
-            "timeoutSeconds": min(period, 6),
-        }
-
     return {
-        "startupProbe": probe(HEALTH_LIVE_PATH, 1, startup_seconds),
-        "readinessProbe": probe(HEALTH_READY_PATH, 2, 10),
-        "livenessProbe": probe(HEALTH_LIVE_PATH, 10, 2),
+        "startupProbe": _probe(HEALTH_LIVE_PATH, port, 1, startup_seconds),
+        "readinessProbe": _probe(HEALTH_READY_PATH, port, 2, 10),
+        "livenessProbe": _probe(HEALTH_LIVE_PATH, port, 10, 2),
+    }
+
+
+def _probe(path: str, port: int, period: int, failures: int) -> Json:
+    return {
+        "httpGet": {"path": path, "port": port},
+        "periodSeconds": period,
+        "failureThreshold": failures,
+        "timeoutSeconds": min(period, 6),
     }
 
 

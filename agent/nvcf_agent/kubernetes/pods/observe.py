@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nvcf_agent.kubernetes.pods import status
+from nvcf_agent.kubernetes.pods.containers import INFERENCE, UTILS
 from nvcf_agent.kubernetes.pods.status import Container, Pod
 from nvcf_agent.state.managed_instance import Category
 from nvcf_proto.icms.causes import Cause
@@ -100,6 +101,16 @@ def end_of(pod: Pod) -> Failure:
     return Failure(Cause.NOT_FOUND, Category.LOST, "its pod was deleted, and not by the agent")
 
 
+def has_drained(pod: Pod) -> bool:
+    """Return whether a pod that is being deleted has no worker any more, but its server still runs."""
+    if not status.is_going(pod):
+        return False
+    listed = {each.name: each for each in status.containers(pod)}
+    server = listed.get(INFERENCE)
+    # The server's readiness is a check of the worker beside it.
+    return UTILS in listed and server is not None and server.running_since is not None and not server.ready
+
+
 def why_not_ready(pod: Pod) -> str:
     """Return in a few words what a pod waits for."""
     if status.is_going(pod):
@@ -115,8 +126,8 @@ def why_not_ready(pod: Pod) -> str:
             return f"container {each.name}: {each.message or each.waiting}"
         if each.is_init and not each.runs_along and each.terminated is None:
             return f"container {each.name} is at work"
-    late = [each.name for each in status.containers(pod) if not each.ready and each.runs_along]
-    return f"container {late[0]} is not ready" if late else "not ready"
+    late = _late(pod)
+    return f"container {late} is not ready" if late else "not ready"
 
 
 def how_ended(container: Container) -> str:
@@ -219,9 +230,14 @@ def _not_ready(pod: Pod, memory: Memory, now: float, created: float, limits: Lim
         limit, what = limits.never_ready, "not ready"
     if now - since < limit:
         return None
-    late = [each for each in status.containers(pod) if not each.ready and each.runs_along]
     text = f"{what} after {_time(limit)}: {why_not_ready(pod)}"
-    return Failure(Cause.DEGRADED_WORKER, Category.NOT_READY, text, late[0].name if late else "")
+    return Failure(Cause.DEGRADED_WORKER, Category.NOT_READY, text, _late(pod))
+
+
+def _late(pod: Pod) -> str:
+    """Return the container that a pod waits for: the worker's before the server's, which is ready with it."""
+    found = [each.name for each in status.containers(pod) if not each.ready and each.runs_along]
+    return UTILS if UTILS in found else next(iter(found), "")
 
 
 def _stuck(pod: Pod, now: float) -> Failure | None:

@@ -94,6 +94,7 @@ def test_a_pod_has_the_function_and_its_worker() -> None:
     }
     assert "startupProbe" not in inference
     assert inference["lifecycle"]["preStop"]["httpGet"] == {"path": "/v1/health/drained", "port": 8080}
+    assert inference["readinessProbe"]["httpGet"] == {"path": "/v1/health/live", "port": 8080}
     utils = container(objects, "utils")
     assert utils["startupProbe"]["failureThreshold"] * utils["startupProbe"]["periodSeconds"] == 60
     assert utils["securityContext"]["readOnlyRootFilesystem"] is True
@@ -211,7 +212,7 @@ def test_a_worker_of_another_make_runs_as_nvidias_agent_runs_it() -> None:
     assert "args" not in utils
     assert "args" not in init
     assert environment(objects, "init")["NVCF_WORKER_TOKEN"] == TOKEN
-    assert "lifecycle" not in container(objects, "inference")
+    assert not {"lifecycle", "readinessProbe"} & set(container(objects, "inference"))
 
 
 def test_the_own_worker_of_another_version_is_known() -> None:
