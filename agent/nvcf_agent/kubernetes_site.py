@@ -14,16 +14,17 @@ import aiohttp
 
 from nvcf_agent.accounts import AccountTelemetry
 from nvcf_agent.agent import Agent
-from nvcf_agent.backends.environment import WorkerTelemetry
+from nvcf_agent.backends.environment import InstanceSpec, WorkerTelemetry
 from nvcf_agent.control_plane import ControlPlane
 from nvcf_agent.icms.client import IcmsClient, agent_version
 from nvcf_agent.icms.identity import Identity
-from nvcf_agent.kubernetes.backends import helm_settings, make_backend
+from nvcf_agent.kubernetes.backends import fetch_settings, helm_settings, make_backend
 from nvcf_agent.kubernetes.client.api import Api
 from nvcf_agent.kubernetes.client.lease import LeaseTimes
-from nvcf_agent.kubernetes.events import EventRecorder
+from nvcf_agent.kubernetes.events import CREATION, EventRecorder
 from nvcf_agent.kubernetes.flags import Flag
 from nvcf_agent.kubernetes.health import Health, State, answering
+from nvcf_agent.kubernetes.helm.fetch import Fetcher
 from nvcf_agent.kubernetes.key_set import publish_keys
 from nvcf_agent.kubernetes.leadership import LeaderApi, Leadership, no_trace_of_a_leader
 from nvcf_agent.kubernetes.nodes.inventory import ClusterInventory
@@ -33,6 +34,7 @@ from nvcf_agent.kubernetes.reflection import Reflection
 from nvcf_agent.kubernetes.secret_objects import SecretObjects
 from nvcf_agent.kubernetes.settings import Settings, read_settings, until_changed
 from nvcf_agent.kubernetes.store import RequestStore
+from nvcf_agent.kubernetes.worker_modes import WorkerModes
 from nvcf_agent.options import POD_READY_SECONDS, attributes
 from nvcf_agent.requests import Requests
 from nvcf_agent.secrets import GatewaySecrets, InstanceSecrets
@@ -171,6 +173,11 @@ async def _make_site(
         on_saved=events.record_saved,
     )
     requests = Requests(watch.inventory, PersistedState(store, cluster), control_plane.timings, options.grace)
+
+    def say(spec: InstanceSpec, text: str) -> None:
+        if (about := store.object_of(spec.order.request_id)) is not None:
+            events.record(about, CREATION, text, warning=True)
+
     secrets = InstanceSecrets(GatewaySecrets(session, icms), SecretObjects(api, namespace))
     await stack.enter_async_context(secrets)
     operators = WorkerTelemetry.of(
@@ -189,6 +196,7 @@ async def _make_site(
             secrets=secrets,
             grace=options.grace,
             ready_seconds=ready_seconds,
+            modes=WorkerModes(Fetcher(fetch_settings(options)), say),
             helm=helm_settings(options, os.environ),
         ),
         telemetry=AgentTelemetry(cluster),

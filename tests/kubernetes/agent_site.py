@@ -64,7 +64,9 @@ class KubeSite(Site):
 
     def function(self, **extra: Any) -> Function:
         """Return a function version that is a container image."""
-        return Function(new_id(), new_id(), {}, extra={"containerImage": IMAGE, **extra})
+        return Function(
+            new_id(), new_id(), {}, extra={"containerImage": IMAGE, "workerMode": "sidecar", **extra}
+        )
 
     def gpu_order(self, size: int = 1, function: Function | None = None, **changes: Any) -> Ordered:
         """Return a request for an instance with H100 GPUs."""

@@ -197,7 +197,11 @@ async def test_a_server_whose_worker_has_left_is_not_waited_for(
 
     async with running(api, settings, limits=QUICK) as (backend, _):
         await backend.create(made)
-        await api.patch(POD, made.instance_id, settings.namespace, {"metadata": BROKEN})
+        # Without a node, it would be gone at once.
+        node = {"metadata": {"name": made.instance_id}, "target": {"kind": "Node", "name": "nobody"}}
+        await api._connection.call(
+            "POST", POD.path(settings.namespace, made.instance_id, "binding"), {}, node
+        )
         await write(ready=True)
         deleting = asyncio.create_task(backend.delete(made.instance_id, 300))
         await eventually(lambda: _is_going(backend, made))
@@ -209,7 +213,7 @@ async def test_a_server_whose_worker_has_left_is_not_waited_for(
 
         await eventually(is_short, "its grace period is shortened")
         assert not deleting.done()
-        await api.patch(POD, made.instance_id, settings.namespace, {"metadata": {"finalizers": None}})
+        await api.delete(POD, made.instance_id, settings.namespace, grace=0)
         await deleting
 
 

@@ -51,6 +51,8 @@ class ChartRegistry:
     login: str | None = None
     damaged: bool = False
     blobs_at: str | None = None
+    images: dict[str, bytes] = field(default_factory=dict)
+    """Configurations of images by `NAME:TAG`. A client gets an index first."""
     seen: list[tuple[str, str]] = field(default_factory=list)
 
     def url(self, chart: str) -> str:
@@ -73,7 +75,7 @@ class ChartRegistry:
             challenge = f'Bearer realm="http://{self.host}/token",service="charts"'
             return web.Response(status=401, headers={"WWW-Authenticate": challenge})
         for name, chart in self.charts.items():
-            digest = f"sha256:{hashlib.sha256(chart).hexdigest()}"
+            digest = _digest(chart)
             if path == f"/{name.replace(':', '-')}.tgz":
                 return web.Response(body=chart)
             if path.endswith(digest):
@@ -84,7 +86,27 @@ class ChartRegistry:
                 kind = "application/vnd.cncf.helm.chart.content.v1.tar+gzip"
                 layers = [{"mediaType": kind, "digest": digest, "size": len(chart)}]
                 return web.Response(body=json.dumps({"schemaVersion": 2, "layers": layers}))
+        return self._image(path)
+
+    def _image(self, path: str) -> web.Response:
+        for name, config in self.images.items():
+            digest = _digest(config)
+            manifest = json.dumps({"config": {"digest": digest}, "layers": []}).encode()
+            if path.endswith(digest):
+                return web.Response(body=config)
+            if path.endswith(_digest(manifest)):
+                return web.Response(body=manifest)
+            if path == f"/v2/{name.replace(':', '/manifests/')}":
+                listed = [
+                    {"digest": "sha256:" + 64 * "0", "platform": {"os": "unknown"}},
+                    {"digest": _digest(manifest), "platform": {"os": "linux"}},
+                ]
+                return web.json_response({"manifests": listed})
         return web.Response(status=404)
+
+
+def _digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 @asynccontextmanager

@@ -22,6 +22,7 @@ from nvcf_agent.kubernetes.pods.render import GPU_RESOURCE, render
 from nvcf_agent.kubernetes.pods.settings import PodSettings
 from nvcf_agent.kubernetes.prefetch import Nodes, Prefetcher
 from nvcf_agent.kubernetes.watcher import PodWatcher
+from nvcf_agent.kubernetes.worker_modes import WorkerModes
 from nvcf_agent.state.transitions import Event
 from nvcf_otel.byoo import secret_files
 from nvcf_otel.byoo.providers import as_referenced, referenced_files
@@ -52,6 +53,7 @@ class PodBackend:
 
     `owner` finds the ICMSRequest that objects go with. `gpu_resource` returns the name of a node's resource
     for an order. `secrets` brings instances their secrets. `nodes` are those on which images are prefetched.
+    `modes` finds out where the worker is, if an order does not say; without it, that is beside the function.
     """
 
     name = "kubernetes"
@@ -67,6 +69,7 @@ class PodBackend:
         secrets: Secrets = NO_SECRETS,
         watcher: PodWatcher | None = None,
         nodes: Nodes = lambda _type: (),
+        modes: WorkerModes | None = None,
     ) -> None:
         self._api = api
         self._settings = settings
@@ -74,6 +77,7 @@ class PodBackend:
         self._owner = owner
         self._gpu_resource = gpu_resource
         self._secrets = secrets
+        self._modes = modes
         self._watcher = watcher or PodWatcher(api, settings.namespace)
         self._prefetcher = Prefetcher(api, settings, nodes)
         self._members: defaultdict[str, set[str]] = defaultdict(set)
@@ -139,6 +143,8 @@ class PodBackend:
             raise
 
     async def _create(self, spec: InstanceSpec) -> Object:
+        if self._modes is not None:
+            spec = await self._modes.completed(spec)
         objects = render(
             spec,
             self._settings,

@@ -20,6 +20,7 @@ from nvcf_agent.kubernetes.pods.settings import PodSettings
 from nvcf_agent.kubernetes.prefetch import Nodes
 from nvcf_agent.kubernetes.settings import Settings
 from nvcf_agent.kubernetes.watcher import PodWatcher
+from nvcf_agent.kubernetes.worker_modes import WorkerModes
 from nvcf_agent.state import order as orders
 from nvcf_proto.charts.policy import Policy, PolicyName
 
@@ -36,6 +37,7 @@ def make_backend(
     secrets: Secrets,
     grace: float,
     ready_seconds: float,
+    modes: WorkerModes | None = None,
     helm: HelmSettings | None = None,
 ) -> KubernetesBackend:
     """Return the backend of all functions. Without `helm`, or without the program, it runs no charts.
@@ -57,6 +59,7 @@ def make_backend(
         nodes=nodes,
         secrets=secrets,
         watcher=PodWatcher(api, settings.requests_namespace, limits),
+        modes=modes,
     )
     program = None if helm is None else Helm.find()
     if helm is None or program is None:
@@ -71,7 +74,6 @@ def helm_settings(options: argparse.Namespace, environ: Mapping[str, str]) -> He
     if not options.helm_functions:
         return None
     kinds: list[Kind] = options.helm_extra_kind
-    plain = frozenset(host for each in options.helm_host if (host := each.removeprefix("http://")) != each)
     namespace, account = environ.get("POD_NAMESPACE"), environ.get("POD_SERVICE_ACCOUNT")
     return HelmSettings(
         policy=Policy(
@@ -80,11 +82,17 @@ def helm_settings(options: argparse.Namespace, environ: Mapping[str, str]) -> He
             objects=not options.helm_skip_checks,
         ),
         extra_kinds=tuple(kinds),
-        fetch=FetchSettings(
-            private=frozenset(each.removeprefix("http://") for each in options.helm_host), plain=plain
-        ),
+        fetch=fetch_settings(options),
         service_account=f"{namespace}/{account}" if namespace and account else "",
         role=environ.get("NVCF_MINISERVICE_ROLE") or HelmSettings.role,
+    )
+
+
+def fetch_settings(options: argparse.Namespace) -> FetchSettings:
+    """Return which registries the agent may call. Pure."""
+    plain = frozenset(host for each in options.helm_host if (host := each.removeprefix("http://")) != each)
+    return FetchSettings(
+        private=frozenset(each.removeprefix("http://") for each in options.helm_host), plain=plain
     )
 
 

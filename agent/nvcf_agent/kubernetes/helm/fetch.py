@@ -1,4 +1,4 @@
-"""Fetch charts from `https://…/name-version.tgz` and `oci://…`, with the account's logins.
+"""Fetch charts from `https://…/name-version.tgz` and `oci://…`, and configurations of images.
 
 A chart's URL comes from a user of the platform, and the agent sits in the cluster's network. So every
 connection, those of redirects and token services included, goes to a public address, unless the operator has
@@ -12,7 +12,8 @@ import ipaddress
 import json
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -33,6 +34,16 @@ _MOST_DOCUMENT = 2**20
 _MOST_REDIRECTS = 5
 _CHART = "application/vnd.cncf.helm.chart.content.v1.tar+gzip"
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+_ACCEPTED = ", ".join(
+    (
+        _MANIFEST,
+        "application/vnd.docker.distribution.manifest.v2+json",
+        "application/vnd.oci.image.index.v1+json",
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+        "*/*",
+    )
+)
+_DIGEST = re.compile("sha256:[0-9a-f]{64}")
 _TEXT = re.compile(r'(\w+)="([^"]*)"')
 # Addresses of the other Internet protocol that lead to those of IPv4.
 _TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
@@ -51,12 +62,13 @@ class FetchSettings:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a chart is. `repository` and `reference` are those of an OCI registry, empty for a plain file."""
+    """Where a chart or image is. `repository` and `reference` are those of a registry, empty for a file."""
 
     url: str
     host: str
     repository: str = ""
     reference: str = ""
+    what: str = "chart"
 
 
 def parse_source(url: str) -> Source:
@@ -109,16 +121,25 @@ class Fetcher:
     async def fetch(self, url: str, logins: Mapping[str, str]) -> bytes:
         """Return a packed chart. Raises `ChartError` and `ChartUnavailable`."""
         source = parse_source(url)
+        async with self._client(source, logins) as client:
+            return await (client.pull() if source.repository else client.download())
+
+    async def image_config(self, source: Source, logins: Mapping[str, str]) -> bytes:
+        """Return the configuration of an image. Raises `ChartError` and `ChartUnavailable`."""
+        async with self._client(source, logins) as client:
+            return await client.config()
+
+    @asynccontextmanager
+    async def _client(self, source: Source, logins: Mapping[str, str]) -> AsyncGenerator["_Client"]:
         try:
             async with asyncio.timeout(self.settings.seconds):
                 connector = aiohttp.TCPConnector(resolver=_Resolver(self.settings.private))
                 async with aiohttp.ClientSession(connector=connector, trust_env=False) as session:
-                    client = _Client(session, self.settings, logins, source)
-                    return await (client.pull() if source.repository else client.download())
+                    yield _Client(session, self.settings, logins, source)
         except TimeoutError:
             raise ChartUnavailable(f"{source.host} took longer than {self.settings.seconds:g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise ChartUnavailable(f"cannot fetch {url[:200]}: {error}") from error
+            raise ChartUnavailable(f"cannot fetch {source.url[:200]}: {error}") from error
 
 
 class _Resolver(AbstractResolver):
@@ -170,20 +191,42 @@ class _Client:
 
     async def pull(self) -> bytes:
         """Return the chart of an OCI artifact."""
-        base = f"{self._scheme(self.source.host)}://{self.source.host}/v2/{self.source.repository}"
-        url = f"{base}/manifests/{self.source.reference}"
+        digest, size = _layer(await self._manifest(self.source.reference), self.source.url)
+        if size > self.settings.most_bytes:
+            raise _too_large(self.source.url, self.settings.most_bytes)
+        return await self._blob(digest, self.settings.most_bytes)
+
+    async def config(self) -> bytes:
+        """Return the configuration of an image, of one that is for Linux where there are several."""
+        found = await self._manifest(self.source.reference)
+        listed = found.get("manifests")
+        if isinstance(listed, list):
+            found = await self._manifest(_for_linux(listed, self.source.url))
+        config = found.get("config")
+        digest = config.get("digest") if isinstance(config, dict) else None
+        if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+            raise ChartError(f"{self.source.url} is no image: its manifest names no configuration")
+        return await self._blob(digest, _MOST_DOCUMENT)
+
+    @property
+    def _base(self) -> str:
+        host = self.source.host
+        return f"{self._scheme(host)}://{host}/v2/{self.source.repository}"
+
+    async def _manifest(self, reference: str) -> dict[str, Any]:
+        url = f"{self._base}/manifests/{reference}"
         try:
-            body = await self._get(url, None, _MOST_DOCUMENT)
+            body = await self._get(url, self.authorization, _MOST_DOCUMENT)
         except _Unauthorized as refused:
             self.authorization = await self._authorize(refused.challenge)
             body = await self._get(url, self.authorization, _MOST_DOCUMENT)
-        digest, size = _layer(body, self.source.url)
-        if size > self.settings.most_bytes:
-            raise _too_large(self.source.url, self.settings.most_bytes)
-        chart = await self._get(f"{base}/blobs/{digest}", self.authorization, self.settings.most_bytes)
-        if f"sha256:{hashlib.sha256(chart).hexdigest()}" != digest:
+        return _parsed(body, self.source.url)
+
+    async def _blob(self, digest: str, most: int) -> bytes:
+        body = await self._get(f"{self._base}/blobs/{digest}", self.authorization, most)
+        if f"sha256:{hashlib.sha256(body).hexdigest()}" != digest:
             raise ChartUnavailable(f"{self.source.url} arrived damaged: its checksum is another one")
-        return chart
+        return body
 
     def _basic(self) -> str | None:
         login = self.logins.get(self.source.host)
@@ -215,7 +258,7 @@ class _Client:
             # aiohttp reads it as this: in other letters than those of ASCII, a name may be an address.
             target, netloc = URL(url), urlsplit(url).netloc
             self._check(target.scheme, netloc, target.host or "")
-            headers = {"Accept": f"{_MANIFEST}, */*"}
+            headers = {"Accept": _ACCEPTED}
             if authorization is not None and netloc == origin:
                 headers["Authorization"] = authorization
             async with self.session.get(target, headers=headers, allow_redirects=False) as answer:
@@ -248,11 +291,11 @@ class _Client:
         if status == HTTPStatus.OK:
             return
         if status == HTTPStatus.UNAUTHORIZED and self.source.repository and self.authorization is None:
-            raise _Unauthorized(answer.headers.get("WWW-Authenticate", ""), self.source.host)
+            raise _Unauthorized(answer.headers.get("WWW-Authenticate", ""), self.source)
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            raise _denied(self.source.host)
+            raise _denied(self.source)
         if status == HTTPStatus.NOT_FOUND:
-            raise ChartError(f"there is no chart {self.source.url}: check its name and version")
+            raise ChartError(f"there is no {self.source.what} {self.source.url}: check its name and version")
         if status < HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.TOO_MANY_REQUESTS:
             raise ChartError(f"{host} answers {status} for {self.source.url}")
         raise ChartUnavailable(f"{host} answers {status} for {self.source.url}")
@@ -261,15 +304,15 @@ class _Client:
 class _Unauthorized(ChartError):
     """The registry wants a login; `challenge` says which."""
 
-    def __init__(self, challenge: str, host: str) -> None:
-        super().__init__(str(_denied(host)))
+    def __init__(self, challenge: str, source: Source) -> None:
+        super().__init__(str(_denied(source)))
         self.challenge = challenge
 
 
-def _denied(host: str) -> ChartError:
+def _denied(source: Source) -> ChartError:
     return ChartError(
-        f"{host} refuses the chart: add or renew the account's login for this host and charts "
-        "(`nvcf registry add`)"
+        f"{source.host} refuses the {source.what}: add or renew the account's login for this host and "
+        f"{source.what}s (`nvcf registry add`)"
     )
 
 
@@ -287,16 +330,22 @@ def _parsed(body: bytes, url: str) -> dict[str, Any]:
     return found
 
 
-def _layer(manifest: bytes, url: str) -> tuple[str, int]:
+def _for_linux(manifests: list[Any], url: str) -> str:
+    """Return the digest of the first image for Linux in an index."""
+    for each in manifests:
+        if isinstance(each, dict) and (each.get("platform") or {}).get("os") == "linux":
+            digest = each.get("digest")
+            if isinstance(digest, str) and _DIGEST.fullmatch(digest):
+                return digest
+    raise ChartError(f"{url} has no image for Linux")
+
+
+def _layer(manifest: dict[str, Any], url: str) -> tuple[str, int]:
     """Return digest and size of the chart in an OCI manifest."""
-    layers = _parsed(manifest, url).get("layers")
+    layers = manifest.get("layers")
     for each in layers if isinstance(layers, list) else ():
         if isinstance(each, dict) and each.get("mediaType") == _CHART:
             digest, size = each.get("digest"), each.get("size")
-            if (
-                isinstance(digest, str)
-                and re.fullmatch(r"sha256:[0-9a-f]{64}", digest)
-                and isinstance(size, int)
-            ):
+            if isinstance(digest, str) and _DIGEST.fullmatch(digest) and isinstance(size, int):
                 return digest, size
     raise ChartError(f"{url} is no Helm chart: it has no layer of the type {_CHART}")
