@@ -107,6 +107,16 @@ async def test_a_function_that_needs_too_much_memory_is_named(platform: Platform
     await platform.until_pods(0, 180.0)
 
 
+async def test_a_server_that_ignores_sigterm_does_not_keep_its_pod(platform: Platform) -> None:
+    ignoring = [{"key": "IGNORE_SIGTERM", "value": "1"}]
+    version = await platform.create("deaf", containerEnvironment=ignoring, **MODES["sidecar"])
+    await platform.deploy(version, minInstances=1, maxInstances=1)
+    assert (await platform.invoke(version, {})).status == 200, platform.story()
+    await platform.undeploy(version)
+    await platform.delete(version)
+    await platform.until_pods(0, 90.0)
+
+
 async def test_an_instance_without_a_place_waits_and_says_so(platform: Platform) -> None:
     path = f"/api/v1/nodes/{platform.node.name}"
     platform.cluster.client.patch(path, {"spec": {"unschedulable": True}})

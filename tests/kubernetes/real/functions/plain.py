@@ -49,5 +49,6 @@ class Handler(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     # The first process of a container is not ended by SIGTERM unless it wants to be.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    if "IGNORE_SIGTERM" not in os.environ:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     ThreadingHTTPServer(("0.0.0.0", 8000), Handler).serve_forever()  # noqa: S104 - in a pod
