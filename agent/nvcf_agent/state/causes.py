@@ -6,6 +6,7 @@ from nvcf_proto.icms.reports import Status
 
 _CAUSES = {
     Category.UNSUPPORTED: Cause.TERMINAL_ERROR,
+    Category.INVALID_CHART: Cause.TERMINAL_ERROR,
     Category.CRASH: Cause.CONTAINER_RESTART_LOOP,
     Category.OUT_OF_MEMORY: Cause.CONTAINER_RESTART_LOOP,
     Category.UNHEALTHY: Cause.DEGRADED_WORKER,

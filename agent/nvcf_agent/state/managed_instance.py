@@ -6,7 +6,7 @@ from typing import Self
 
 from nvcf_agent.state import order as orders
 from nvcf_agent.state.inventory import Share
-from nvcf_proto.icms.causes import Cause
+from nvcf_proto.icms.causes import INVALID_CHART, Cause
 from nvcf_proto.icms.messages import CreationMessage, instance_id_of
 from nvcf_proto.icms.reports import InstanceState
 
@@ -31,6 +31,7 @@ class Category(StrEnum):
     """Why an instance failed, more exactly than NVIDIA's causes say it."""
 
     UNSUPPORTED = "unsupported"
+    INVALID_CHART = INVALID_CHART
     CRASH = "crash"
     UNHEALTHY = "unhealthy"
     OUT_OF_MEMORY = "out-of-memory"

@@ -101,7 +101,9 @@ class Reconciler:
         state.startups = startups(state.startups, instances)
         # Failures of an earlier deployment of the version do not count.
         failures = assess_failures(
-            now, (each for each in instances if each.created_at >= deployment.created_at)
+            now,
+            (each for each in instances if each.created_at >= deployment.created_at),
+            deployment.changed_at,
         )
         return ReconcileContext(
             now=now,

@@ -5,18 +5,22 @@ Records of failed instances stay for some minutes, with the category of the fail
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from nvcf_proto.icms.causes import INVALID_CHART
 from nvcf_proto.models import Instance, InstanceState
 
 # How long a cluster gets no instance of a version after it refused or lost one, by category.
 # An unhealthy instance had served: that is a matter of the place, and says nothing about starts.
+# A chart is refused by a cluster's rules until somebody changes the deployment.
 # Whoever is over capacity refuses an order silently, and takes no others for up to 150 s.
 AVOID_SECONDS = {
     "capacity": 2.0,
     "unsupported": 60.0,
+    INVALID_CHART: math.inf,
     "lost": 20.0,
     "unhealthy": 20.0,
     "admission": 20.0,
@@ -38,11 +42,12 @@ class Failures:
     text: str = ""
 
 
-def assess_failures(now: float, instances: Iterable[Instance]) -> Failures:
+def assess_failures(now: float, instances: Iterable[Instance], changed_at: float = 0.0) -> Failures:
     """Return the back-off that follows from a version's records.
 
     A function that does not start is retried after a wait that doubles with each failure since an instance
-    was last ready. A cluster is avoided for longer with each order that it does not acknowledge.
+    was last ready. A cluster is avoided for longer with each order that it does not acknowledge, and for good
+    once it has refused the chart of the deployment as it is since `changed_at`.
     """
     everything = list(instances)
     served = max((each.ready_at or 0.0 for each in everything), default=0.0)
@@ -54,6 +59,8 @@ def assess_failures(now: float, instances: Iterable[Instance]) -> Failures:
             continue
         # Agents of an earlier release write the category only into the reason.
         category = each.category or (each.reason or "").partition(":")[0]
+        if category == INVALID_CHART and each.created_at < changed_at:
+            continue
         if category not in AVOID_SECONDS or _vanished_at_start(each):
             crashes.append(each)
         if category not in AVOID_SECONDS:

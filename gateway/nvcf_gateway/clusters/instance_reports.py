@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nvcf_proto.icms.causes import CATEGORIES, CONSEQUENCES, SECONDARY, Cause
+from nvcf_proto.icms.causes import CATEGORIES, CONSEQUENCES, INVALID_CHART, SECONDARY, Cause
 from nvcf_proto.icms.reports import InstanceState as Reported
 from nvcf_proto.icms.reports import RequestState, Status, StatusReport
-from nvcf_proto.models import Instance, InstanceState
+from nvcf_proto.models import Deployment, Instance, InstanceState
 
 OK, NOT_FOUND, PRECONDITION_FAILED = 200, 404, 412
 REPEAT_SECONDS = 10.0
@@ -48,6 +48,13 @@ def acknowledged(record: Instance | None, cluster_id: str, now: float) -> Decisi
         ended = record.changed(now, state=InstanceState.COMPLETED, released_at=now)
         return Decision(PRECONDITION_FAILED, "the request was ended before it was taken on", ended)
     return Decision(OK, record=record.changed(now, acknowledged_at=now))
+
+
+def still_refused(record: Instance, deployment: Deployment | None) -> bool:
+    """Return whether a record still says that a chart is refused, so that nobody tries it again."""
+    if deployment is None or record.category != INVALID_CHART:
+        return False
+    return record.created_at >= deployment.changed_at
 
 
 def reported(

@@ -20,6 +20,7 @@ from nvcf_gateway.clusters.instance_reports import (
     lacking,
     released_by,
     reported,
+    still_refused,
 )
 from nvcf_gateway.clusters.lost_records import LostRecords, NoRecord
 from nvcf_gateway.clusters.requeue import Requeuer
@@ -105,11 +106,13 @@ class InstanceRecords:
     async def tidy(self, now: float) -> None:
         """Remove records of instances that ended long ago; close those of earlier releases.
 
+        The refusal of a chart stays until its deployment is changed.
         Raises BrokerError.
         """
         for record in self._registry.instances.values():
             if record.state in OVER:
-                if now - record.updated_at > KEEP_ENDED_SECONDS:
+                deployment = self._registry.deployments.get(record.version_id)
+                if now - record.updated_at > KEEP_ENDED_SECONDS and not still_refused(record, deployment):
                     await self._remove(record)
             elif not record.request_id:
                 closed = record.changed(now, state=InstanceState.FAILED, category="lost", reason=_EARLIER)

@@ -44,6 +44,9 @@ CATEGORIES = {
 }
 """Category of an instance's failure, by cause; a report's [ext] `details.category` says it more exactly."""
 
+INVALID_CHART = "invalid_chart"
+"""[ext] Category of an instance whose Helm chart is refused: only a change of the deployment can help."""
+
 SECONDARY = frozenset((Cause.NOT_FOUND,))
 """Causes that NVIDIA's agent reports after the true one: they never replace an earlier cause."""
 

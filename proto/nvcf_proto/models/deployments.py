@@ -46,6 +46,11 @@ class Deployment(Record, frozen=True):
     deployment_id: Id | None = None
     last_updated_at: float | None = None
 
+    @property
+    def changed_at(self) -> float:
+        """Unix time since which it is as it is."""
+        return max(self.created_at, self.last_updated_at or 0.0)
+
 
 def execution_seconds(deployment: Deployment) -> int:
     """Return how long one request may run."""

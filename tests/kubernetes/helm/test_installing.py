@@ -110,7 +110,7 @@ spec:
     async with setting.agent() as agent:
         await agent.backend.create(spec)
         ended = await agent.until(Ended, "hostNetwork gives pods the node's network: remove it")
-        assert (ended.cause, ended.category) == (Cause.TERMINAL_ERROR, Category.UNSUPPORTED)
+        assert (ended.cause, ended.category) == (Cause.TERMINAL_ERROR, Category.INVALID_CHART)
         assert ended.final
         assert not ended.gone
         found = await mini_service(agent, spec)

@@ -277,6 +277,14 @@ def test_a_cluster_that_refused_is_avoided_for_a_while() -> None:
     assert assess_failures(NOW, [failed(1, "in other words", 1.0, category="capacity")]).avoided
 
 
+def test_a_cluster_that_refused_a_chart_is_not_asked_again_until_the_deployment_is_changed() -> None:
+    refused = failed(1, "invalid_chart: Deployment web: no", 100_000.0, category="invalid_chart")
+    learnt = assess_failures(NOW, [refused], changed_at=NOW - 200)
+    assert learnt.avoided["one"] == (float("inf"), refused.reason)
+    assert not learnt.retry_at, "others may take it"
+    assert not assess_failures(NOW, [refused], changed_at=NOW - 100).avoided
+
+
 def test_a_cluster_that_acknowledges_nothing_is_avoided_for_longer_each_time() -> None:
     orders = [failed(number, "", 1.0, category="unacknowledged") for number in range(5)]
     seconds = [assess_failures(NOW, orders[:count]).avoided["one"][0] - NOW for count in range(1, 6)]

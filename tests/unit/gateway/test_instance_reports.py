@@ -16,12 +16,13 @@ from nvcf_gateway.clusters.instance_reports import (
     is_news,
     released_by,
     reported,
+    still_refused,
 )
 from nvcf_proto.icms.causes import CATEGORIES, Cause
 from nvcf_proto.icms.reports import HealthInfo, ProcessDetails, RequestState, Status, StatusReport
 from nvcf_proto.icms.reports import InstanceState as Reported
 from nvcf_proto.ids import new_id
-from nvcf_proto.models import Instance, InstanceState
+from nvcf_proto.models import Deployment, Instance, InstanceState
 
 CLUSTER = "cluster-1"
 REQUEST = new_id()
@@ -59,6 +60,16 @@ def ended(status: str, cause: str | None = None, **fields: Any) -> StatusReport:
 BY_USER = ended(Status.TERMINATED_BY_USER)
 GONE = ended(Status.TERMINATED_BY_SERVICE, Cause.NOT_FOUND)
 PULL = ended(Status.TERMINATED_BY_SERVICE, Cause.IMAGE_PULL, health_info=HealthInfo("no such image"))
+
+
+def test_the_refusal_of_a_chart_is_remembered_until_the_deployment_is_changed() -> None:
+    refused = pending(created_at=20.0, category="invalid_chart")
+    deployment = Deployment(version_id=refused.version_id, function_id=refused.function_id, created_at=10.0)
+    assert still_refused(refused, deployment)
+    assert still_refused(refused, deployment.replace(last_updated_at=15.0))
+    assert not still_refused(refused, deployment.replace(last_updated_at=25.0))
+    assert not still_refused(refused, None)
+    assert not still_refused(refused.replace(category="crash"), deployment)
 
 
 def apply(record: Instance, reports: list[StatusReport], start: float = 10.0) -> tuple[Instance, list[int]]:

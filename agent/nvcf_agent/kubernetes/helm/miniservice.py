@@ -137,7 +137,8 @@ def failed(status: MiniServiceStatus, reason: Reason, failure: Failure, now: flo
 
 def refused(status: MiniServiceStatus, reason: Reason, message: str, now: float) -> MiniServiceStatus:
     """Return the status of an instance whose chart cannot be installed."""
-    failure = Failure(Cause.TERMINAL_ERROR, Category.UNSUPPORTED, message)
+    category = Category.INVALID_CHART if reason is Reason.INVALID else Category.UNSUPPORTED
+    failure = Failure(Cause.TERMINAL_ERROR, category, message)
     return failed(status, reason, failure, now)
 
 
