@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from nvcf_agent.backends.environment import InstanceSpec
 from nvcf_agent.errors import AgentError
-from nvcf_agent.kubernetes.helm.fetch import Fetcher, Source
+from nvcf_agent.kubernetes.helm.fetch import Fetcher
 from nvcf_agent.kubernetes.pods.launch import Auths, auths_for, parse_launch, registry_of
+from nvcf_proto.charts.source import Source
 from nvcf_proto.models.containers import WorkerMode
 
 _log = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ from msgspec import Meta
 from msgspec.structs import force_setattr
 
 from nvcf_gateway.management.secret_bodies import SecretList, values_of
+from nvcf_proto.charts.source import InvalidSource, chart_source
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.models import MAX_ACCOUNTS_IN_LIST, NAME_PATTERN, FunctionType, ProcessSource, RateLimit
 from nvcf_proto.models.containers import Image, VersionSettings
@@ -87,6 +88,10 @@ class VersionCreation(VersionSettings, frozen=True, kw_only=True, forbid_unknown
         if self.worker_mode is not None and self.container_image is None:
             raise InvalidRecord("workerMode", "only for versions with containerImage")
         if self.helm_chart is not None:
+            try:
+                chart_source(self.helm_chart)
+            except InvalidSource as error:
+                raise InvalidRecord("helmChart", str(error)) from None
             for name, value in (
                 ("containerArgs", self.container_args),
                 ("containerEnvironment", self.container_environment),

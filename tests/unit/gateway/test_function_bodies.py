@@ -130,6 +130,8 @@ def test_repeated_tags_count_once_and_routing_methods_have_one_spelling() -> Non
         ({**IMAGE, "process": PROCESS}, "containerImage"),
         ({**CHART, "process": PROCESS}, "helmChart"),
         ({"helmChart": CHART["helmChart"]}, "helmChartServiceName"),
+        ({**CHART, "helmChart": "https://helm.example/echo"}, "helmChart"),
+        ({**CHART, "helmChart": "oci://helm.example/echo"}, "helmChart"),
         ({**IMAGE, "helmChartServiceName": "s"}, "helmChartServiceName"),
         ({**CHART, "helmChartServiceName": "Not_A_Service"}, "helmChartServiceName"),
         ({**CHART, "containerArgs": "-v"}, "containerArgs"),

@@ -25,6 +25,7 @@ from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
 from nvcf_agent.kubernetes.helm.errors import ChartError, ChartUnavailable
+from nvcf_proto.charts.source import InvalidSource, Source, chart_source
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.icms.messages import decode_base64
 
@@ -60,41 +61,12 @@ class FetchSettings:
     seconds: float = SECONDS
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a chart or image is. `repository` and `reference` are those of a registry, empty for a file."""
-
-    url: str
-    host: str
-    repository: str = ""
-    reference: str = ""
-    what: str = "chart"
-
-
 def parse_source(url: str) -> Source:
     """Return where a chart is. Raises `ChartError`. Pure."""
     try:
-        parts = urlsplit(url)
-        host = parts.netloc
-        if parts.port == 0 or "@" in host or not parts.hostname:
-            raise ValueError
-    except ValueError:
-        raise ChartError(f"helmChart {url[:200]!r} is no URL: use https://… or oci://…") from None
-    if parts.scheme in ("https", "http"):
-        if not parts.path.endswith(".tgz"):
-            raise ChartError(
-                f"helmChart {url[:200]!r} is no packed chart: its path ends with NAME-VERSION.tgz"
-            )
-        return Source(url, host)
-    if parts.scheme != "oci":
-        raise ChartError(f"helmChart {url[:200]!r}: use https://… or oci://…")
-    path, at, digest = parts.path.strip("/").partition("@")
-    repository, _, tag = path.partition(":")
-    reference = digest if at else tag
-    if not repository or not reference:
-        raise ChartError(f"helmChart {url[:200]!r} names no version: add :VERSION")
-    # Tags have no "+": helm writes "_" for it.
-    return Source(url, host, repository, reference.replace("+", "_"))
+        return chart_source(url)
+    except InvalidSource as error:
+        raise ChartError(f"helmChart {error}") from None
 
 
 def parse_logins(text: str | None) -> dict[str, str]:
