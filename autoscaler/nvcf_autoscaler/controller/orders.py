@@ -11,10 +11,11 @@ from typing import Annotated, Any, Self
 
 from msgspec import Meta, field
 
-from nvcf_autoscaler.policy.decide import Decision, Desired
+from nvcf_autoscaler.policy.decide import Decision
 from nvcf_autoscaler.policy.observation import SpecificationObservation
 from nvcf_autoscaler.policy.settings import ScalingSettings
 from nvcf_autoscaler.policy.spill import spread
+from nvcf_autoscaler.policy.state import Desired
 from nvcf_proto.models.record import Id, Record
 
 ORDERS_BUCKET = "nvcf_scaling_orders"

@@ -17,7 +17,7 @@ from nvcf_autoscaler.policy.observation import Observation
 from nvcf_autoscaler.policy.settings import ScalingSettings
 from nvcf_autoscaler.policy.spill import Spread, spread
 from nvcf_autoscaler.policy.startup import Startup, estimate, overdue
-from nvcf_autoscaler.policy.state import PolicyState
+from nvcf_autoscaler.policy.state import Desired, LastDecision, Part, PolicyState
 from nvcf_autoscaler.policy.utilisation import utilisation_target
 
 
@@ -29,18 +29,6 @@ class Counted(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.number} {self.noun}{'' if self.number == 1 else 's'}"
-
-
-# A format string and its values. They are formatted only when somebody reads the reason.
-Part = tuple[str, tuple[object, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Desired:
-    """The instances that one GPU specification should have, running and starting together."""
-
-    specification_id: str
-    instances: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +64,22 @@ def decide(now: float, seen: Observation, settings: ScalingSettings, state: Poli
     """Return how many instances of each GPU specification there should be now, and why.
 
     `seen.specifications` must list the specifications of `settings` in the same order. The same arguments
-    always give the same decision. Deciding again with its state, the same observation and the same instant
-    gives the same instances.
+    always give the same decision. Until `requeue_at`, deciding again with its state gives the same instances
+    while nothing happens.
     """
+    last = state.last
+    if last is not None and last.holds(now, seen, settings):
+        return Decision(last.desired, state, last.requeue_at, last.missing, last.parts, last.needed)
     tuning = settings.tuning
     startup = estimate(seen.recent_startups, tuning.startup_prior, tuning.overdue_factor)
     rates = state.rates.after(now, seen, tuning)
     used = state.utilisation
-    burst = state.burst_then if now == state.burst_at else state.burst
     parts: list[Part] = []
     if settings.scale_up is not None and settings.scale_down is not None:
         used, needed, text = utilisation_target(now, seen, settings, used)
         parts.append((text, ()))
     else:
-        demand = measure(now, seen, rates, burst, settings, startup)
+        demand = measure(now, seen, rates, state.burst, settings, startup)
         rates = rates._replace(load=demand.load)
         needed = -(-demand.slots // settings.slots)
         parts.append(_explain_demand(demand, seen, settings, guessed=rates.completed < 1))
@@ -121,12 +111,13 @@ def decide(now: float, seen: Observation, settings: ScalingSettings, state: Poli
             target = limited
     placed = spread(target * settings.slots, settings, seen.specifications)
     _explain_capacity(placed, settings, parts)
-    after = PolicyState(rates, *learnt, growth_at, growth_base, used, now, burst)
-    desired = [
-        Desired(spec.id, count) for spec, count in zip(settings.specifications, placed.counts, strict=True)
-    ]
+    desired = tuple(
+        [Desired(spec.id, count) for spec, count in zip(settings.specifications, placed.counts, strict=True)]
+    )
     missing = -(-placed.missing_slots // settings.slots)
-    return Decision(tuple(desired), after, requeue_at, missing, tuple(parts), needed)
+    last = LastDecision(seen, settings, desired, requeue_at, missing, tuple(parts), needed)
+    after = PolicyState(rates, *learnt, growth_at, growth_base, used, last)
+    return Decision(desired, after, requeue_at, missing, last.parts, needed)
 
 
 def _explain_demand(demand: Demand, seen: Observation, settings: ScalingSettings, *, guessed: bool) -> Part:
@@ -155,7 +146,8 @@ def _explain_demand(demand: Demand, seen: Observation, settings: ScalingSettings
 def _requeue_at(now: float, seen: Observation, needed: int, settings: ScalingSettings) -> float:
     if needed > 1 and any(spec.running for spec in seen.specifications):
         return now + settings.tuning.tick
-    if seen.queued or seen.in_flight or needed > 1:
+    # What an idle version needs is only what the rates have not forgotten yet.
+    if seen.queued or seen.in_flight or needed > 0:
         return now + settings.tuning.calm_tick
     return math.inf
 

@@ -48,7 +48,7 @@ def keep_alive(
     startup: Startup,
 ) -> tuple[KeepAlive, Learnt]:
     """Return the instances to have when `needed` are needed, by the plans made before; and what is learnt."""
-    first, further = _plans(now, settings, state, startup)
+    first, further = _plans(settings, state, startup)
     idle_since = seen.activity.idle_since
     past = expire(state.recommendations, now, _REMEMBER_SECONDS)
     existing = _existing_instances(seen, settings)
@@ -96,14 +96,10 @@ def _prewarm(now: float, opens: float, closes: float, answer: KeepAlive) -> Keep
     return KeepAlive(1, closes, ("warm ahead of a request expected within {:.3g} s", (closes - now,)))
 
 
-def _plans(
-    now: float, settings: ScalingSettings, state: PolicyState, startup: Startup
-) -> tuple[KeepPlan, KeepPlan]:
+def _plans(settings: ScalingSettings, state: PolicyState, startup: Startup) -> tuple[KeepPlan, KeepPlan]:
     tuning = settings.tuning
     first, further = state.first_plan, state.further_plan
-    # Not twice at one instant: the same observation must not change the answer.
-    again = bool(state.recommendations) and state.recommendations[-1].at >= now
-    if first is None or (not again and plan_is_stale(first, state.first_gaps, startup.usual)):
+    if first is None or plan_is_stale(first, state.first_gaps, startup.usual):
         if settings.scale_to_zero_delay is not None:
             first = KeepPlan(
                 settings.scale_to_zero_delay, learnt_from=state.first_gaps.seen, start=startup.usual
@@ -112,7 +108,7 @@ def _plans(
             # Requests that arrive during the start-up wait too, half of it on average.
             affected = (min(state.burst, tuning.burst_max) + 1.0) / 2.0
             first = make_plan(state.first_gaps, startup.usual, tuning.first_price * affected, tuning)
-    if further is None or (not again and plan_is_stale(further, state.further_gaps, startup.usual)):
+    if further is None or plan_is_stale(further, state.further_gaps, startup.usual):
         further = make_plan(state.further_gaps, startup.usual, tuning.further_price, tuning, ahead=False)
     return first, further
 

@@ -27,13 +27,13 @@ class UtilisationSample(NamedTuple):
 
 
 class UtilisationState(NamedTuple):
-    """Samples within the longest window, the counters at the last one, and the target then."""
+    """Samples within the longest window, and the counters and the target (None: none yet) at the last one."""
 
     samples: tuple[UtilisationSample, ...] = ()
     at: float | None = None
     busy: float = 0.0
     slots: float = 0.0
-    target: int = 0
+    target: int | None = None
 
 
 def utilisation_target(
@@ -46,7 +46,8 @@ def utilisation_target(
     total = sum(spec.total for spec in seen.specifications)
     state = _sample(now, seen, state, max(_size(up), _size(down)))
     busy = seen.queued + seen.in_flight > 0
-    target = state.target or total
+    # Zero stays zero while nothing comes, although instances may still be kept warm.
+    target = total if state.target is None or (state.target == 0 and busy) else state.target
     if target == 0:
         return (state._replace(target=1), 1, "the first instance") if busy else (state, 0, "nothing to do")
     text = "utilisation within its thresholds"

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from nvcf_autoscaler.controller.orders import ORDER_LIFE, Order, apply_order
 from nvcf_autoscaler.controller.service import response_of
-from nvcf_autoscaler.policy.decide import Decision, Desired
+from nvcf_autoscaler.policy.decide import Decision
 from nvcf_autoscaler.policy.observation import SpecificationObservation
-from nvcf_autoscaler.policy.state import PolicyState
+from nvcf_autoscaler.policy.state import Desired, PolicyState
 from nvcf_proto.models import Instance, InstanceState
 from tests.unit.autoscaler.helpers import settings
 from tests.unit.autoscaler.records import NOW, VERSION, instance

@@ -15,9 +15,9 @@ from nvcf_autoscaler.placement.fair_shares import (
 from nvcf_autoscaler.placement.fairness import Claim
 from nvcf_autoscaler.placement.place import Capacity, Cluster, Requirement
 from nvcf_autoscaler.placement.view import group_instances
-from nvcf_autoscaler.policy.decide import Decision, Desired
+from nvcf_autoscaler.policy.decide import Decision
 from nvcf_autoscaler.policy.settings import ScalingSettings, SpecificationSettings
-from nvcf_autoscaler.policy.state import PolicyState
+from nvcf_autoscaler.policy.state import Desired, PolicyState
 from nvcf_proto.models import DeploymentSpecification, Instance
 from tests.unit.autoscaler.records import NOW, SPECIFICATIONS, cluster, instance, instance_lists
 
