@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import gc
 import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from nvcf_autoscaler.errors import AutoscalerError, InvalidTrace
+from nvcf_autoscaler.simulate.arrivals import HOUR
 from nvcf_autoscaler.simulate.compare import ALL, Comparison, compare
-from nvcf_autoscaler.simulate.families import FAMILIES, HELD_OUT, HOUR, TUNED, make_day, make_function
+from nvcf_autoscaler.simulate.families import FAMILIES, HELD_OUT, TUNED, make_day, make_function
 from nvcf_autoscaler.simulate.model import SimulatedFunction, SimulatedSpecification, StartupTimes
 from nvcf_autoscaler.simulate.plot import draw
-from nvcf_autoscaler.simulate.report import table
+from nvcf_autoscaler.simulate.production import PRODUCTION
+from nvcf_autoscaler.simulate.report import by_function, table
 from nvcf_autoscaler.simulate.trace import read_csv, write_csv
 
 
@@ -27,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.disable()
     try:
         began = time.process_time()
-        sets = _functions(options)
+        sets = [(title, [_delayed(each, options) for each in found]) for title, found in _functions(options)]
         made = time.process_time()
         names = tuple(options.policies.split(","))
         gpus = _capacity(options.capacity)
@@ -42,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 gpus,
                 trace=options.output is not None,
                 limits=not options.no_oracle,
+                price=options.price,
             )
             _show(found)
             if options.output:
@@ -68,7 +72,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=1, help="of traces and start-up times")
     add("--slo", type=float, default=5.0, metavar="SECONDS", help="within which a request should start")
     add("--capacity", default="", metavar="ID=GPUS", help="GPUs that all functions share (comma list)")
-    add("--output", type=Path, metavar="DIR", help="write numbers (JSON) and pictures (PNG) there")
+    add("--output", type=Path, metavar="DIR", help="write numbers (JSON, CSV by function) and pictures there")
+    add("--price", type=float, default=0.0, metavar="MONEY", help="of one GPU-hour: adds what it costs")
+    add(
+        "--pull", type=float, default=0.0, metavar="SECONDS", help="start-up beyond the most instances so far"
+    )
+    add("--provision", type=float, default=0.0, metavar="SECONDS", help="longer start without a node")
+    add("--nodes", type=int, default=1, help="instances of a function for which there are nodes")
     add("--no-oracle", action="store_true", help="leave out the oracle, which takes a while")
     commands = parser.add_subparsers(dest="command", required=True)
     text = "CSV traces: time,duration[,tokens][,function]"
@@ -81,9 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--startup", type=float, default=30.0, metavar="SECONDS", help="median start-up time")
     add("--startup-sigma", type=float, default=0.25, help="spread of its logarithm; 0: constant")
     add("--seconds-per-token", type=float, help="service time of rows that only have tokens")
+    add("--callers", type=int, default=0, help="callers that wait for each answer; 0: all come as recorded")
     add("--horizon", type=float, metavar="SECONDS", help="end of the trace (default: last arrival)")
     add = commands.add_parser("families", parents=[shared], help="synthetic traces").add_argument
-    text = "tuned, held-out, all or a comma list of " + ", ".join(FAMILIES)
+    text = "tuned, held-out, production, all or a comma list of " + ", ".join(FAMILIES)
     add("--families", default="tuned", help=text)
     add("--functions", type=int, default=6, help="of each family")
     add("--hours", type=float, default=6.0)
@@ -96,6 +107,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _functions(options: argparse.Namespace) -> list[tuple[str, list[SimulatedFunction]]]:
+    if min(options.price, options.pull, options.provision, options.nodes) < 0:
+        raise InvalidTrace("--price, --pull, --provision and --nodes must be at least 0")
     if options.command == "replay":
         return [_replayed(options)]
     if options.functions < 1 or options.hours <= 0 or options.slo <= 0:
@@ -103,7 +116,8 @@ def _functions(options: argparse.Namespace) -> list[tuple[str, list[SimulatedFun
     if options.command == "day":
         day = make_day(options.functions, options.seed, options.hours * HOUR)
         return [(f"a day of {options.functions} functions", day)]
-    chosen = {"tuned": list(TUNED), "held-out": list(HELD_OUT), "all": list(FAMILIES)}
+    chosen = {"tuned": list(TUNED), "held-out": list(HELD_OUT), "production": list(PRODUCTION)}
+    chosen["all"] = list(FAMILIES)
     names = chosen.get(options.families, options.families.split(","))
     horizon, numbers = options.hours * HOUR, range(options.functions)
     sets = [
@@ -121,6 +135,8 @@ def _replayed(options: argparse.Namespace) -> tuple[str, list[SimulatedFunction]
         raise InvalidTrace(
             "--concurrency, --gpus and --max must be at least 1, and --min between 0 and --max"
         )
+    if options.callers < 0:
+        raise InvalidTrace("--callers must be at least 0")
     if options.startup <= 0 or options.startup_sigma < 0 or options.slo <= 0:
         raise InvalidTrace("--startup and --slo must be above 0 and --startup-sigma at least 0")
     startup = StartupTimes(options.startup, options.startup_sigma)
@@ -134,7 +150,17 @@ def _replayed(options: argparse.Namespace) -> tuple[str, list[SimulatedFunction]
             horizon=options.horizon,
             seconds_per_token=options.seconds_per_token,
         )
-    return ", ".join(path.name for path in options.traces), functions
+    closed = [replace(each, callers=options.callers) for each in functions]
+    return ", ".join(path.name for path in options.traces), closed
+
+
+def _delayed(function: SimulatedFunction, options: argparse.Namespace) -> SimulatedFunction:
+    """Return the function with the delays of images and nodes."""
+    if not options.pull and not options.provision:
+        return function
+    delays = {"pull": options.pull, "provision": options.provision, "nodes": options.nodes}
+    specs = [replace(each, startup=replace(each.startup, **delays)) for each in function.specifications]
+    return replace(function, specifications=tuple(specs))
 
 
 def _capacity(text: str) -> dict[str, int] | None:
@@ -161,12 +187,18 @@ def _show(found: Comparison) -> None:
 
 def _save(found: Comparison, folder: Path) -> None:
     name = "".join(letter if letter.isalnum() else "-" for letter in found.title)[:60]
+    rows = by_function(found.functions, found.results, found.price)
     numbers = {
         "title": found.title,
         "oracleGpuSeconds": found.limit,
         "oracleGpuSecondsAtEqualAttainment": found.limit_equal,
         "policies": [asdict(one) for one in found.summaries()],
+        "functions": rows,
     }
+    with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
     (folder / f"{name}.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     draw(found, folder / f"{name}.png")
 

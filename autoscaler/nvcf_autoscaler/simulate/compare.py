@@ -30,11 +30,12 @@ class Comparison:
     limit: float | None
     limit_equal: float | None
     oracle: list[FunctionResult] = field(default_factory=list)
+    price: float = 0.0
 
     def summaries(self) -> list[Summary]:
         """Return a summary per policy, the oracle last."""
-        found = [summarise(name, results) for name, results in self.results.items()]
-        return [*found, summarise("oracle", self.oracle)] if self.oracle else found
+        found = [summarise(name, results, self.price) for name, results in self.results.items()]
+        return [*found, summarise("oracle", self.oracle, self.price)] if self.oracle else found
 
     def ours_beats(self, name: str) -> tuple[bool, bool]:
         """Return whether ours has a lower p99 wait, and fewer GPU-seconds, than another policy."""
@@ -78,11 +79,12 @@ def compare(
     *,
     trace: bool = False,
     limits: bool = True,
+    price: float = 0.0,
 ) -> Comparison:
-    """Run all the named policies and, with `limits`, the oracle."""
+    """Run all the named policies and, with `limits`, the oracle. `price` is of one GPU-hour."""
     results = {name: run_policy(name, functions, seed, gpus, trace=trace) for name in names}
     if not limits:
-        return Comparison(title, functions, results, None, None)
+        return Comparison(title, functions, results, None, None, price=price)
     best = [oracle(function) for function in functions]
     equal = None
     if "ours" in results:
@@ -90,7 +92,7 @@ def compare(
             oracle(function, attainment([result])).gpu_seconds
             for function, result in zip(functions, results["ours"], strict=True)
         )
-    return Comparison(title, functions, results, sum(one.gpu_seconds for one in best), equal, best)
+    return Comparison(title, functions, results, sum(one.gpu_seconds for one in best), equal, best, price)
 
 
 def _suitable(function: SimulatedFunction) -> Fixed:

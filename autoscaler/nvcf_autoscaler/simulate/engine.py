@@ -1,8 +1,8 @@
 """Discrete-event simulation of functions. Workers pull: a free slot takes the oldest request at once.
 
-A function's events are arrivals (a sorted array), completions and ready instances (one heap), and the next
-decision (one number). A rare function therefore costs almost nothing. Functions interact only through a
-shared pool of GPUs; without one, each runs to its end by itself.
+A function's events are arrivals (a sorted array), completions, ready instances and requests of callers that
+waited for an answer (one heap), and the next decision (one number). A rare function therefore costs almost
+nothing. Functions interact only through a shared pool of GPUs; without one, each runs to its end by itself.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Pool:
 
 
 class _Instance:
-    __slots__ = ("busy", "created", "ready", "slots", "spec", "state")
+    __slots__ = ("busy", "busy_since", "created", "ready", "slots", "spec", "state")
 
     def __init__(self, spec: int, slots: int, created: float) -> None:
         self.spec = spec
@@ -57,6 +57,7 @@ class _Instance:
         self.created = created
         self.ready = NEVER
         self.busy = 0
+        self.busy_since = 0.0
         self.state = STARTING
 
 
@@ -81,10 +82,11 @@ class FunctionRun:
         self._startups = [
             spec.startup.draw(seed, function.name, spec.id, "startup") for spec in function.specifications
         ]
-        self._arrivals = array("d", function.arrivals)
+        self._came = array("d", function.arrivals)
+        self._arrivals = self._came[: function.callers or None]
         self._arrivals.append(NEVER)
-        self._next = 0
-        self._heap: list[tuple[float, int, _Instance]] = []
+        self._next = self._arrived = 0
+        self._heap: list[tuple[float, int, _Instance | int]] = []
         self._sequence = 0
         self._free: deque[_Instance] = deque()
         self._queue: deque[int] = deque()
@@ -104,7 +106,8 @@ class FunctionRun:
         self._wake_queued = False
         self._waits = array("d", [NEVER]) * len(function.arrivals)
         self._cold = 0
-        self._gpu_seconds = 0.0
+        self._gpu_seconds = self._starting_seconds = self._serving_seconds = 0.0
+        self._most = [0] * len(self._specs)
         self._starts = self._stops = self._refused = self._decisions = 0
         self._changes: list[tuple[float, int]] | None = [] if trace else None
 
@@ -119,7 +122,7 @@ class FunctionRun:
 
     @property
     def _unfinished(self) -> bool:
-        return bool(self._queue) or self._in_flight > 0 or self._next < len(self._function.arrivals)
+        return bool(self._queue) or self._in_flight > 0 or self._arrived < len(self._came)
 
     def advance(self, until: float) -> float:
         """Process all events up to and including `until`. Return the instant of the next one."""
@@ -144,12 +147,16 @@ class FunctionRun:
                 self._clock = instant
             if completion <= instant:
                 instance = heappop(heap)[2]
-                if instance.state == STARTING:
+                if isinstance(instance, int):
+                    self._came[instance] = instant
+                    self._arrive(instant, instance)
+                elif instance.state == STARTING:
                     self._ready(instant, instance)
                 elif instance.state != GONE:
                     self._complete(instant, instance)
             elif arrival <= instant:
-                self._arrive(instant)
+                self._next += 1
+                self._arrive(instant, self._next - 1)
             else:
                 self._decide(instant)
 
@@ -164,17 +171,15 @@ class FunctionRun:
         """Return the result after `advance` returned infinity. Remaining instances cost until the horizon."""
         function = self._function
         end = max(self._clock, function.horizon)
-        gpu_seconds = self._gpu_seconds + sum(
-            (end - instance.created) * self._specs[instance.spec].gpus
-            for instances in self._alive
-            for instance in instances
-        )
+        for instances in self._alive:
+            for instance in instances:
+                self._account(end, instance)
         return FunctionResult(
             name=function.name,
             family=function.family,
             waits=self._waits,
             cold=self._cold,
-            gpu_seconds=gpu_seconds,
+            gpu_seconds=self._gpu_seconds,
             work_seconds=self._busy_seconds,
             starts=self._starts,
             stops=self._stops,
@@ -182,11 +187,12 @@ class FunctionRun:
             wait_slo=function.wait_slo,
             decisions=self._decisions,
             changes=tuple(self._changes or ()),
+            starting_seconds=self._starting_seconds,
+            serving_seconds=self._serving_seconds,
         )
 
-    def _arrive(self, instant: float) -> None:
-        index = self._next
-        self._next = index + 1
+    def _arrive(self, instant: float, index: int) -> None:
+        self._arrived += 1
         if self._idle_since is not None:
             self._idle_before = instant - self._idle_since if self._busy_since is not None else 0.0
             if instant - self._idle_since >= self._edge:
@@ -212,20 +218,34 @@ class FunctionRun:
         return None
 
     def _serve(self, instant: float, index: int, instance: _Instance) -> None:
-        wait = instant - self._arrivals[index]
-        self._waits[index] = wait
-        if wait > 0 and instance.ready > self._arrivals[index]:
+        came = self._came[index]
+        self._waits[index] = instant - came
+        if instant > came and instance.ready > came:
             self._cold += 1
+        if instance.busy == 0:
+            instance.busy_since = instant
         instance.busy += 1
         self._in_flight += 1
         self._sequence += 1
-        heappush(self._heap, (instant + self._function.durations[index], self._sequence, instance))
+        done = instant + self._function.durations[index]
+        heappush(self._heap, (done, self._sequence, instance))
+        if self._function.callers and index + self._function.callers < len(self._came):
+            self._sequence += 1
+            follower = index + self._function.callers
+            heappush(self._heap, (done + self._pause(index, follower), self._sequence, follower))
+
+    def _pause(self, index: int, follower: int) -> float:
+        """Return how long a caller waits between an answer and its next request."""
+        function = self._function
+        return max(0.0, function.arrivals[follower] - function.arrivals[index] - function.durations[index])
 
     def _complete(self, instant: float, instance: _Instance) -> None:
         was_full = instance.busy == instance.slots
         instance.busy -= 1
         self._in_flight -= 1
         self._completions += 1
+        if instance.busy == 0:
+            self._serving_seconds += (instant - instance.busy_since) * self._specs[instance.spec].gpus
         if instance.state == DRAINING:
             if instance.busy == 0:
                 self._end(instant, instance)
@@ -279,7 +299,7 @@ class FunctionRun:
             room = self._pool.room(spec.id, spec.gpus) if self._pool else None
             specs.append(SpecificationObservation(spec.id, self._running[index], starting, room))
         return Observation(
-            self._next,
+            self._arrived,
             self._completions,
             self._busy_seconds,
             len(self._queue),
@@ -301,7 +321,10 @@ class FunctionRun:
             self._alive[spec].append(instance)
             self._starts += 1
             self._sequence += 1
-            heappush(self._heap, (instant + next(self._startups[spec]), self._sequence, instance))
+            there = len(self._alive[spec])
+            takes = next(self._startups[spec]) + settings.startup.delay(there, self._most[spec])
+            self._most[spec] = max(self._most[spec], there)
+            heappush(self._heap, (instant + takes, self._sequence, instance))
         return True
 
     def _stop(self, instant: float, spec: int, count: int) -> None:
@@ -331,10 +354,16 @@ class FunctionRun:
 
     def _end(self, instant: float, instance: _Instance) -> None:
         instance.state = GONE
+        self._account(instant, instance)
+        if self._pool:
+            spec = self._specs[instance.spec]
+            self._pool.release(spec.id, spec.gpus)
+
+    def _account(self, instant: float, instance: _Instance) -> None:
+        """Count an instance that ends now. Its serving time is counted when it becomes idle."""
         gpus = self._specs[instance.spec].gpus
         self._gpu_seconds += (instant - instance.created) * gpus
-        if self._pool:
-            self._pool.release(self._specs[instance.spec].id, gpus)
+        self._starting_seconds += (min(instance.ready, instant) - instance.created) * gpus
 
 
 def simulate(

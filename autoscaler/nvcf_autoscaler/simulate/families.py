@@ -1,7 +1,7 @@
 """Synthetic arrival traces. A family is a shape of demand; a seed gives rates, durations and start-up times.
 
 The results of the `TUNED` families were used while the policy was written. The `HELD_OUT` families were
-written after its last change and run once.
+written after its last change and run once. Those of production.py follow published characterisations.
 """
 
 from __future__ import annotations
@@ -13,27 +13,11 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from nvcf_autoscaler.errors import InvalidTrace
+from nvcf_autoscaler.simulate.arrivals import HOUR, Family, log_uniform, thinned
 from nvcf_autoscaler.simulate.model import SimulatedFunction, SimulatedSpecification, StartupTimes, generator
+from nvcf_autoscaler.simulate.production import PRODUCTION
 
-HOUR = 3600.0
 _MAX_REQUESTS = 200_000
-Rate = Callable[[float], float]
-
-
-def log_uniform(rng: random.Random, low: float, high: float) -> float:
-    """Return a number for which every order of magnitude between the two is equally likely."""
-    return math.exp(rng.uniform(math.log(low), math.log(high)))
-
-
-def thinned(rng: random.Random, rate: Rate, peak: float, horizon: float) -> Iterator[float]:
-    """Yield Poisson arrivals at a changing rate of at most `peak` (Lewis and Shedler, 1979)."""
-    at = 0.0
-    while True:
-        at += rng.expovariate(peak)
-        if at >= horizon:
-            return
-        if rng.random() * peak <= rate(at):
-            yield at
 
 
 def _renewal(rng: random.Random, gap: Callable[[], float], horizon: float) -> Iterator[float]:
@@ -218,8 +202,7 @@ def _hourly(rng: random.Random, horizon: float) -> Iterator[float]:
     return thinned(rng, lambda at: base + (peak if at % period < length else 0.0), base + peak, horizon)
 
 
-_Family = Callable[[random.Random, float], Iterator[float]]
-TUNED: dict[str, _Family] = {
+TUNED: dict[str, Family] = {
     "poisson": _poisson,
     "steady": _steady,
     "diurnal": _diurnal,
@@ -234,13 +217,13 @@ TUNED: dict[str, _Family] = {
     "batches": _batches,
     "long": _diurnal,
 }
-HELD_OUT: dict[str, _Family] = {
+HELD_OUT: dict[str, Family] = {
     "sessions": _sessions,
     "echoes": _echoes,
     "office": _office,
     "hourly": _hourly,
 }
-FAMILIES = {**TUNED, **HELD_OUT}
+FAMILIES = {**TUNED, **HELD_OUT, **PRODUCTION}
 
 
 def make_function(
@@ -260,8 +243,9 @@ def make_function(
         startup=StartupTimes(log_uniform(rng, 8.0, 75.0), rng.uniform(0.1, 0.35)),
     )
     _fit(arrivals, durations, 0.6 * spec.max_instances * spec.max_request_concurrency, horizon)
+    callers = rng.randint(2, 60) if family == "closed" else 0
     return SimulatedFunction(
-        f"{family}-{seed}-{index}", arrivals, durations, horizon, (spec,), family, wait_slo
+        f"{family}-{seed}-{index}", arrivals, durations, horizon, (spec,), family, wait_slo, callers
     )
 
 

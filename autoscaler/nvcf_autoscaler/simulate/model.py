@@ -18,16 +18,27 @@ def generator(*parts: object) -> random.Random:
 
 @dataclass(frozen=True, slots=True)
 class StartupTimes:
-    """Log-normal times from creation to ready; `sigma` 0 makes them constant."""
+    """Log-normal times from creation to ready; `sigma` 0 makes them constant.
+
+    An instance beyond the most that there ever were takes `pull` seconds more: its node has no image yet. One
+    beyond the first `nodes` takes `provision` seconds more: there is no node for it.
+    """
 
     median: float = 30.0
     sigma: float = 0.25
+    pull: float = 0.0
+    provision: float = 0.0
+    nodes: int = 0
 
     def draw(self, *parts: object) -> Iterator[float]:
         """Yield start-up times that depend only on the parts. The n-th start takes the n-th of them."""
         rng = generator(*parts)
         while True:
             yield self.median * math.exp(self.sigma * rng.gauss(0.0, 1.0)) if self.sigma else self.median
+
+    def delay(self, instances: int, most: int) -> float:
+        """Return the seconds that the image and the node of the last of `instances` take; `most`: ever."""
+        return self.pull * (instances > most) + self.provision * (instances > self.nodes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +55,11 @@ class SimulatedSpecification:
 
 @dataclass(frozen=True)
 class SimulatedFunction:
-    """One function and all its requests: `arrivals` in rising order, `durations` of the same length."""
+    """One function and all its requests: `arrivals` in rising order, `durations` of the same length.
+
+    With `callers`, so many callers send them in turn and wait for the answer: each request but a caller's
+    first one comes as long after the answer to the one before as it would if no request ever waited.
+    """
 
     name: str
     arrivals: array[float]
@@ -53,6 +68,7 @@ class SimulatedFunction:
     specifications: tuple[SimulatedSpecification, ...] = (SimulatedSpecification(),)
     family: str = "trace"
     wait_slo: float = 5.0
+    callers: int = 0
 
     def __post_init__(self) -> None:
         if len(self.arrivals) != len(self.durations):
@@ -61,7 +77,11 @@ class SimulatedFunction:
 
 @dataclass(frozen=True)
 class FunctionResult:
-    """Result of one policy on one function. `waits[i]` is of request i; `changes` are (time, instances)."""
+    """Result of one policy on one function. `waits[i]` is of request i; `changes` are (time, instances).
+
+    Of the GPU-seconds, `starting_seconds` are before an instance is ready, and `serving_seconds` with at
+    least one request; the rest is idle.
+    """
 
     name: str
     family: str
@@ -75,3 +95,10 @@ class FunctionResult:
     wait_slo: float
     decisions: int
     changes: tuple[tuple[float, int], ...] = ()
+    starting_seconds: float = 0.0
+    serving_seconds: float = 0.0
+
+    @property
+    def idle_seconds(self) -> float:
+        """GPU-seconds of instances that are ready and have no request."""
+        return max(0.0, self.gpu_seconds - self.starting_seconds - self.serving_seconds)
