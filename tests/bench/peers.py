@@ -22,9 +22,9 @@ from pathlib import Path
 import aiohttp
 import psutil
 
+from nvcf_broker.process import free_port
 from tests.bench.peer_servers import PEERS, Peer
 from tests.support.platform.gateways import running_platform
-from tests.support.platform.nats_server import free_port
 from tests.support.platform.processes import Child, end, start
 
 FUNCTIONS = Path(__file__).parent.parent / "functions"

@@ -21,8 +21,8 @@ from pathlib import Path
 import aiohttp
 import psutil
 
+from nvcf_broker.process import free_port
 from tests.support.platform.gateways import Platform, Version, running_platform
-from tests.support.platform.nats_server import free_port
 from tests.support.waiting import eventually
 
 FUNCTIONS = Path(__file__).parent.parent / "functions"

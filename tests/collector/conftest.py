@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from nvcf_broker.process import free_port
 from nvcf_otel.byoo import Placement, collector_text
 from nvcf_otel.byoo.providers import as_referenced, referenced_files
 from nvcf_proto.models import TelemetryEndpoint, TelemetryType
-from tests.support.platform.nats_server import free_port
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 30.0

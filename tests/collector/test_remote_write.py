@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
+from nvcf_broker.process import free_port
 from nvcf_otel.byoo import check_endpoint
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import TelemetryEndpoint, TelemetryProtocol, TelemetryProvider, TelemetryType
 from tests.collector.conftest import Start
 from tests.collector.test_collector import send_counts
-from tests.support.platform.nats_server import free_port
 
 WAIT_SECONDS = 30.0
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from nvcf_broker.process import free_port
 from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.main import run
 from nvcf_cli.scaffold import TEMPLATES, project, render, write_project
 from tests.support.platform.gateways import running_platform
-from tests.support.platform.nats_server import free_port
 
 BIN = Path(sys.executable).parent
 BASH = shutil.which("bash") or "bash"

@@ -10,13 +10,13 @@ import logging
 import aiohttp
 import pytest
 
+from nvcf_broker.process import free_port
 from nvcf_otel.cleaning import MAX_TEXT, clean_attributes, clean_value
 from nvcf_otel.logs import JsonFormatter
 from nvcf_worker.function.secrets import secret
 from tests.contract.worker.conftest import StartProcess
 from tests.support.otlp.receiver import OtlpReceiver
 from tests.support.peers.gateway import PeerGateway
-from tests.support.platform.nats_server import free_port
 from tests.support.waiting import eventually
 
 FUNCTION = """

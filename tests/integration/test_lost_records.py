@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nvcf_broker.process import free_port
 from tests.integration.test_autoscaler_kills import told_alike, workers
 from tests.support.platform.compute_plane import Plane, load, running_plane
 from tests.support.platform.gateways import control_flags
@@ -31,7 +32,9 @@ async def lose(plane: Plane, *buckets: str) -> None:
 async def test_lost_records_end_no_instance(
     tmp_path: Path, buckets: tuple[str, ...], restarted: bool
 ) -> None:
-    async with running_plane(tmp_path) as plane:
+    # The gateway that is started again needs the addresses of the first.
+    addresses = ("--http", f"127.0.0.1:{free_port()}", "--grpc", f"127.0.0.1:{free_port()}")
+    async with running_plane(tmp_path, gateway=addresses) as plane:
         await plane.start_agent("one", "--gpu", "SIM=4")
         version = await plane.deploy(FIXED, SECONDS="0.05")
         await plane.until(lambda: len(plane.running(version)) == 3, "three instances")
@@ -41,8 +44,7 @@ async def test_lost_records_end_no_instance(
             await end(plane.autoscalers[0])
             await end(plane.platform.gateways[0].child)
             await lose(plane, *buckets)
-            old = plane.platform.gateways.pop()
-            addresses = ("--http", old.url.removeprefix("http://"), "--grpc", old.grpc)
+            plane.platform.gateways.clear()
             await plane.platform.start_gateway(*addresses, *control_flags(plane.platform.broker))
             await plane.start_autoscaler()
         async with load(plane, version) as running:

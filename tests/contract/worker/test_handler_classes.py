@@ -11,11 +11,11 @@ from typing import Any
 import aiohttp
 import pytest
 
+from nvcf_broker.process import free_port
 from nvcf_worker import App, Fatal, NotFound, Request, RetryLater, SyncRequest
 from nvcf_worker.errors import InstanceBroken, StartupError
 from tests.contract.worker.conftest import StartProcess, StartWorker
 from tests.support.peers.gateway import PeerGateway
-from tests.support.platform.nats_server import free_port
 from tests.support.waiting import WAIT, eventually
 
 

@@ -14,10 +14,10 @@ import grpc
 import psutil
 import pytest
 
+from nvcf_broker.process import free_port
 from tests.contract.worker.conftest import StartProcess
 from tests.support.peers.calls import Call
 from tests.support.peers.gateway import PeerGateway
-from tests.support.platform.nats_server import free_port
 from tests.support.waiting import eventually
 
 HANDLER = """

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from nvcf_broker.process import free_port
 from nvcf_worker import Request, SyncRequest
 from nvcf_worker.exchange import fetch, waiters
 from tests.contract.worker.conftest import StartWorker
 from tests.support.peers.gateway import PeerGateway
-from tests.support.platform.nats_server import free_port
 from tests.support.waiting import eventually
 
 

@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from nvcf_broker.process import free_port
 from nvcf_worker.run.sidecar.upstream import Upstream
 from tests.contract.worker.conftest import StartWorker
 from tests.support.http.user_server import Script, Seen, UserServer, answering, user_server
 from tests.support.peers.calls import BrokenResponse
 from tests.support.peers.gateway import PeerGateway
-from tests.support.platform.nats_server import free_port
 from tests.support.waiting import eventually
 
 

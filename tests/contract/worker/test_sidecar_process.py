@@ -14,10 +14,11 @@ import aiohttp
 import psutil
 import pytest
 
+from nvcf_broker.process import free_port
 from tests.contract.worker.conftest import StartProcess
 from tests.functions import plain_server
 from tests.support.peers.gateway import PeerGateway
-from tests.support.platform.nats_server import NatsServer, free_port
+from tests.support.platform.nats_server import NatsServer
 from tests.support.platform.workers import WorkerProcess
 from tests.support.waiting import eventually
 

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from nvcf_broker.process import free_port
 from nvcf_otel import compatible, instruments, spans
 from nvcf_otel.instrument import Kind
 from nvcf_proto.ids import new_id
@@ -19,7 +20,7 @@ from tests.support.otlp.receiver import Mode, OtlpReceiver
 from tests.support.otlp.views import Span
 from tests.support.peers.calls import Answer
 from tests.support.peers.gateway import PeerGateway
-from tests.support.platform.nats_server import NatsServer, free_port
+from tests.support.platform.nats_server import NatsServer
 from tests.support.platform.workers import WorkerProcess
 from tests.support.waiting import eventually
 

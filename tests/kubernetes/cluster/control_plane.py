@@ -6,10 +6,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from nvcf_broker.process import free_port
 from tests.kubernetes.cluster import pki
 from tests.kubernetes.cluster.client import Client
 from tests.kubernetes.cluster.processes import Processes
-from tests.support.platform.nats_server import free_port
 
 SERVICE_NETWORK = "10.96.0.0/16"
 SERVICE_ADDRESS = "10.96.0.1"

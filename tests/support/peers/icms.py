@@ -21,6 +21,7 @@ import nats
 from aiohttp import web
 from nats.aio.client import Client
 
+from nvcf_broker.process import free_port
 from tests.support.peers.icms_broker import CREATION, STREAMS, TERMINATION, AgentBroker, AgentCallout
 from tests.support.peers.nvcf_broker import ignore_error
 
@@ -77,13 +78,13 @@ class Icms:
     # HTTP
 
     async def start_http(self) -> None:
-        """Listen, after the first time on the same port."""
+        """Listen, after the first time on the same port, which no outgoing connection can have taken."""
+        self.port = self.port or free_port()
         app = web.Application(client_max_size=4 * 1024 * 1024)
         app.router.add_route("*", "/{path:.*}", self._answer)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
-        self.port = self._runner.addresses[0][1]
         self.url = f"http://127.0.0.1:{self.port}"
 
     async def stop_http(self) -> None:

@@ -10,14 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+from nvcf_broker.process import free_port
+
 START_TIMEOUT = 60.0
-
-
-def free_port() -> int:
-    """Return a loopback port that is free at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class NatsServer:
