@@ -7,8 +7,10 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import nats.errors
@@ -28,6 +30,8 @@ PULL_SECONDS = 30.0
 HEARTBEAT_SECONDS = 5.0
 SILENCE_SECONDS = 3 * HEARTBEAT_SECONDS
 _CREATE_SECONDS = 5.0
+_OLD_SECONDS = 10.0
+"""Less than any order lasts."""
 _IDLE_HEARTBEAT = "100"
 _PULL_IS_OVER = ("404", "408")
 
@@ -39,8 +43,10 @@ class ConsumerGone(Exception):
 class Delivery:
     """One delivered message. A lost answer only means that the message comes again."""
 
-    def __init__(self, message: Msg) -> None:
+    def __init__(self, message: Msg, age: float | None = None) -> None:
         self._message = message
+        self.age = age
+        """For how many seconds the broker has had it; None if that is unknown."""
 
     @property
     def subject(self) -> str:
@@ -74,6 +80,34 @@ class Delivery:
         raise_if_cancelled()
 
 
+class BrokerClock:
+    """Tells how old messages are by the broker's own clock, which may differ from that of this machine."""
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._told: tuple[float, float] | None = None
+
+    def told(self, time_stamp: object) -> None:
+        """Note what time it is at the broker, as its answers have it. Raises ValueError."""
+        if isinstance(time_stamp, str):
+            self._told = datetime.fromisoformat(time_stamp).timestamp(), self._monotonic()
+
+    @property
+    def is_stale(self) -> bool:
+        """Return whether the broker told its time long ago."""
+        return self._told is None or self._monotonic() - self._told[1] > _OLD_SECONDS
+
+    def age(self, message: Msg) -> float | None:
+        """Return for how many seconds the broker has had a message; None if that is unknown."""
+        try:
+            stored_at = message.metadata.timestamp.timestamp()
+        except (nats.errors.Error, ValueError):
+            return None
+        if self._told is None:
+            return None
+        return max(0.0, self._told[0] + self._monotonic() - self._told[1] - stored_at)
+
+
 # One fetch and what may come with it: heartbeats, the end of an earlier fetch, the note of a reconnect.
 MOST_ARRIVED = 16 * FETCH_MESSAGES
 
@@ -94,6 +128,7 @@ class Consumer:
     open: asyncio.Event
     _arrived: asyncio.Queue[Msg | None] = field(default_factory=lambda: asyncio.Queue(MOST_ARRIVED))
     _lost: bool = False
+    _clock: BrokerClock = field(default_factory=BrokerClock)
 
     async def ensure(self) -> None:
         """Create the consumer. One that exists already is as good: the control plane makes it, too."""
@@ -105,7 +140,9 @@ class Consumer:
         subject = create_consumer_subject(self.stream, self.cluster_id)
         try:
             reply = await self.client.request(subject, json.dumps(body).encode(), timeout=_CREATE_SECONDS)
-            error = json.loads(reply.data).get("error")
+            answer = json.loads(reply.data)
+            error = answer.get("error")
+            self._clock.told(answer.get("ts"))
         except (nats.errors.Error, OSError, TimeoutError, ValueError, AttributeError) as failure:
             error = {"description": describe_error(failure)}
         if error:
@@ -183,8 +220,16 @@ class Consumer:
         await self.client.publish(subject, json.dumps(ask).encode(), reply=inbox)
         raise_if_cancelled()
 
+    async def _age(self, message: Msg) -> float | None:
+        age = self._clock.age(message)
+        if age is not None and age > _OLD_SECONDS and self._clock.is_stale:
+            # It may expire for its age, so the broker is asked again: its clock may have been set.
+            await self.ensure()
+            age = self._clock.age(message)
+        return age
+
     async def _one(self, message: Msg) -> None:
-        delivery = Delivery(message)
+        delivery = Delivery(message, await self._age(message))
         try:
             await self.handle(delivery)
         except ContractError as error:

@@ -24,6 +24,7 @@ from nvcf_agent.state.message_handlers import (
     Ignored,
     Known,
     NoRoom,
+    by_own_clock,
     handle_creation,
     handle_termination,
 )
@@ -106,7 +107,7 @@ class Requests:
 
     async def create(self, delivery: Delivery) -> None:
         """Handle a creation message. Raises `InvalidRecord` and `StoreError`."""
-        message = CreationMessage.from_json(delivery.body)
+        message = by_own_clock(CreationMessage.from_json(delivery.body), delivery.age, self.wall())
         request_id = message.request_id
         async with self._handling:
             made = await self._place(message, delivery)

@@ -47,6 +47,19 @@ class NoRoom:
 CreationResult = Created | Known | Ignored | NoRoom
 
 
+def by_own_clock(message: CreationMessage, age: float | None, wall: float) -> CreationMessage:
+    """Return a message with its times by the agent's clock, on which it is `wall` now.
+
+    `age` is how long ago it was published; None if that is unknown. Its times are those of another machine's
+    clock, so only the time between them counts.
+    """
+    if message.issued_at is None or age is None:
+        return message
+    moved = wall - age - message.issued_at
+    expires_at = None if message.expires_at is None else message.expires_at + moved
+    return message.replace(issued_at=message.issued_at + moved, expires_at=expires_at)
+
+
 def handle_creation(
     message: CreationMessage,
     *,

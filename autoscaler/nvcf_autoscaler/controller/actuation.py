@@ -115,6 +115,7 @@ class Actuator:
             cluster_id=instance.cluster_id,
             gpu_specification_id=instance.specification_id or "",
             expires_at=instance.created_at + times.order_expires,
+            issued_at=time.time(),
             attempt=attempt,
             reason=reason or None,
             trace_parent=carrier.get("traceparent"),

@@ -63,6 +63,12 @@ class OrderedInstance:
     access: Access | None = None
     """For images and charts; what a process needs, its agent fetches itself."""
 
+    @property
+    def expires_at(self) -> float:
+        """When the order expires, by the clock of `issued_at`; the autoscaler's may differ."""
+        order = self.order
+        return order.expires_at + (0.0 if order.issued_at is None else self.issued_at - order.issued_at)
+
 
 def creation_message(wanted: OrderedInstance) -> CreationMessage:
     """Return the creation message of an order. Raises InvalidRecord for what cannot be sent."""
@@ -104,7 +110,7 @@ def creation_message(wanted: OrderedInstance) -> CreationMessage:
         launch_specification=launch,
         trace_parent=order.trace_parent,
         issued_at=wanted.issued_at,
-        expires_at=order.expires_at,
+        expires_at=wanted.expires_at,
         reason=order.reason,
     )
 

@@ -128,9 +128,9 @@ class CreationMessage(Record, frozen=True, kw_only=True):
     trace_parent: Text | None = None
     trace_state: Text | None = None
     issued_at: float | None = None
-    """[ext] When it was ordered."""
+    """[ext] When it was published, by the clock of the gateway that did."""
     expires_at: float | None = None
-    """[ext] After this it is dropped: the control plane has ordered again or given up."""
+    """[ext] After this, by the same clock, it is dropped: the control plane has ordered again or given up."""
     reason: Text | None = None
     """[ext] Why, for people."""
 
@@ -180,6 +180,8 @@ class InstanceOrder(Record, frozen=True, kw_only=True):
     cluster_id: Text
     gpu_specification_id: Text
     expires_at: float
+    issued_at: float | None = None
+    """When it was sent, by the clock that `expires_at` is of: the autoscaler's."""
     attempt: Count = 0
     """Part of the message's id: a repeated order is published again, not taken for a duplicate."""
     reason: Text | None = None

@@ -7,6 +7,7 @@ import json
 import time
 from typing import Any
 
+import pytest
 from nats.aio.msg import Msg
 
 from tests.support.peers.icms import CREATION, TERMINATION
@@ -246,6 +247,18 @@ async def test_an_order_without_room_is_dropped_when_it_expires(site: Site) -> N
     late = await site.create(function, expiresAt=time.time() + 1)
     await site.settled(CREATION)
     assert not site.icms.of_kind("acknowledge", late.request_id)
+    assert late.id not in site.icms.reports
+
+
+@pytest.mark.parametrize("ahead", [3600.0, -3600.0])
+async def test_orders_of_another_clock_expire_no_earlier_and_no_later(site: Site, ahead: float) -> None:
+    """protocol.md, section 6.3 [ext]: only the time between the two moments counts."""
+    await site.start_agent("--cpu-slots", "1")
+    function, now = site.version(), time.time() + ahead
+    await site.running(await site.create(function, issuedAt=now, expiresAt=now + 60))
+    now = time.time() + ahead
+    late = await site.create(function, issuedAt=now, expiresAt=now + 1)
+    await site.settled(CREATION)
     assert late.id not in site.icms.reports
 
 

@@ -10,11 +10,13 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from nvcf_broker.process import spawn
 from tests.support.platform.agent_site import CLUSTER, HEALTH, STEADY, Site, alive
 from tests.support.waiting import WAIT, eventually
 
+CLOCKS = Path(__file__).parents[2] / "support" / "clock"
 STUBBORN = HEALTH + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + STEADY[len(HEALTH) :]
 
 
@@ -193,15 +195,21 @@ async def test_limits_that_cannot_be_enforced_are_reported_and_instances_still_r
     await site.running(await site.create(site.version(STEADY)))
 
 
-async def test_ended_instances_are_known_until_their_order_expires(site: Site) -> None:
+async def test_ended_instances_are_known_until_their_order_expires(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """protocol.md, section 6.3: a late copy makes nothing."""
+    monkeypatch.setenv("PYTHONPATH", str(CLOCKS))
+    monkeypatch.setenv("NVCF_TEST_CLOCKS", str(tmp_path))
     await site.start_agent("--keep-finished", "1")
-    ordered = await site.create(site.version(STEADY), expiresAt=time.time() + 4)
+    ordered = await site.create(site.version(STEADY), expiresAt=time.time() + 3600)
+    known = site.data / "requests" / f"{ordered.id}.json"
     await site.running(ordered)
     await site.end(ordered)
     over = await site.terminated(ordered)
-    await eventually(lambda: not (site.data / "requests" / f"{ordered.id}.json").exists())
-    assert time.time() > ordered.message["expiresAt"]
+    assert known.exists()
+    (tmp_path / "nvcf_agent").write_text("3700")
+    await eventually(lambda: not known.exists())
     assert await asyncio.to_thread(Path(over.logPath).exists)
 
 

@@ -17,6 +17,7 @@ from nvcf_agent.state.message_handlers import (
     Ignored,
     Known,
     NoRoom,
+    by_own_clock,
     handle_creation,
     handle_termination,
 )
@@ -60,6 +61,14 @@ def test_what_has_expired_is_dropped_for_its_order_was_repeated_or_given_up() ->
     late = take(order(), wall=61.0)
     assert late == Ignored("its message expired 1 s ago")
     assert isinstance(take(order(expires_at=None), wall=1e9).instances[0], ManagedInstance)
+
+
+@pytest.mark.parametrize("wall", [1e9, -1e9])
+def test_the_times_of_another_clock_are_moved_to_the_agents(wall: float) -> None:
+    seen = by_own_clock(order(), 59.0, wall)
+    assert (seen.issued_at, seen.expires_at) == (wall - 59, wall + 1)
+    unmoved = order()
+    assert by_own_clock(unmoved, None, wall) is unmoved
 
 
 def test_a_known_or_ended_request_makes_nothing() -> None:
