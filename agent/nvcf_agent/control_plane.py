@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 
 import nats.errors
 
 from nvcf_agent.agent import Agent
-from nvcf_agent.errors import AgentError
+from nvcf_agent.errors import AgentError, ControlPlaneError
 from nvcf_agent.icms.client import IcmsClient, agent_version
 from nvcf_agent.icms.heartbeat import DEFAULT_SECONDS, Beats
 from nvcf_agent.icms.reconcile import compare
@@ -35,6 +36,7 @@ from nvcf_proto.icms.reports import (
     HeartbeatAnswer,
     KnownInstance,
     MaintenanceMode,
+    PrefetchImage,
     Registration,
 )
 
@@ -62,6 +64,8 @@ class ControlPlane:
     maintenance: MaintenanceMode = MaintenanceMode.NONE
     cluster_name: str | None = None
     k8s_version: str | None = None
+    on_prefetch: Callable[[Iterable[PrefetchImage]], None] | None = None
+    """Takes the images that nodes are to have; None: the backend pulls none."""
     draining: bool = False
     stalled: bool = False
     """The agent cannot change anything in its cluster now: no new instances."""
@@ -227,6 +231,8 @@ class ControlPlane:
             group.create_task(self.registrar.run())
             group.create_task(self._reconcile())
             group.create_task(self.agent.requests.keep_waiting())
+            if self.on_prefetch is not None:
+                group.create_task(self._prefetch(self.on_prefetch))
             await self._read_queues(connect, ready)
 
     async def _read_queues(self, connect: Connect, ready: Callable[[], None]) -> None:
@@ -273,6 +279,20 @@ class ControlPlane:
                     self._changed.clear()
                     await self._changed.wait()
         _log.warning("nothing runs any more; the agent is silent until it is stopped")
+
+    async def _prefetch(self, take: Callable[[Iterable[PrefetchImage]], None]) -> None:
+        """Ask now and then which images nodes are to have before there are instances."""
+        while True:
+            pause = self.timings.prefetch
+            try:
+                take((await self.client.prefetch()).images)
+            except ControlPlaneError as error:
+                if error.status == HTTPStatus.NOT_FOUND:
+                    pause = self.timings.prefetch_unknown
+                _log.info("images are not prefetched: %s", error)
+            except (AgentError, ContractError) as error:
+                _log.warning("images are not prefetched: %s", error)
+            await asyncio.sleep(pause)
 
     async def _reconcile(self) -> None:
         """Compare the control plane's list of instances with the agent's, now and every few minutes."""

@@ -185,20 +185,22 @@ async def _make_site(
     )
     data = options.data.absolute()
     ready_seconds = options.max_ready_seconds or POD_READY_SECONDS
+    backend = make_backend(
+        api,
+        settings,
+        owner=store.object_of,
+        resource=lambda gpu: watch.inventory.resource(gpu),
+        nodes=lambda kind: watch.inventory.nodes_of(kind),
+        secrets=secrets,
+        grace=options.grace,
+        ready_seconds=ready_seconds,
+        modes=WorkerModes(Fetcher(fetch_settings(options)), say),
+        helm=helm_settings(options, os.environ),
+    )
+    control_plane.on_prefetch = backend.prefetch
     agent = Agent(
         requests=requests,
-        backend=make_backend(
-            api,
-            settings,
-            owner=store.object_of,
-            resource=lambda gpu: watch.inventory.resource(gpu),
-            nodes=lambda kind: watch.inventory.nodes_of(kind),
-            secrets=secrets,
-            grace=options.grace,
-            ready_seconds=ready_seconds,
-            modes=WorkerModes(Fetcher(fetch_settings(options)), say),
-            helm=helm_settings(options, os.environ),
-        ),
+        backend=backend,
         telemetry=AgentTelemetry(cluster),
         worker_telemetry=operators,
         accounts=AccountTelemetry(

@@ -22,6 +22,9 @@ class Timings:
     report_all_again: float = 30.0
     """Least time between two reports of everything that the control plane asked for."""
     reconcile: float = 300.0
+    prefetch: float = 30.0
+    prefetch_unknown: float = 3600.0
+    """How long a control plane that knows no prefetching is not asked again."""
     register_again: float = 3600.0
     in_progress: float = CREATION_ACK_WAIT_SECONDS * _IN_PROGRESS_SHARE
     room_first: float = 1.0

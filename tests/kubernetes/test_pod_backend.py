@@ -26,6 +26,7 @@ from nvcf_agent.secrets import InstanceSecrets
 from nvcf_agent.state.managed_instance import Category
 from nvcf_agent.state.transitions import Ended, Observed, Progress, Ready
 from nvcf_proto.icms.causes import Cause
+from nvcf_proto.icms.reports import PrefetchImage
 from tests.kubernetes.cluster.kwok import FakeNodes, Shape
 from tests.kubernetes.pod_backends import Source, running
 from tests.support.waiting import eventually
@@ -292,6 +293,13 @@ async def test_images_are_prefetched_once_on_all_nodes(
     try:
         await pulling.synced.wait()
         async with running(api, settings, nodes=lambda _kind: nodes) as (backend, _):
+            # The control plane tells before there is an instance. Those that come do not ask again.
+            told = PrefetchImage(
+                container_image=made.order.launch_specification.container_image or "",
+                instance_type_value=made.order.instance_type_value,
+                credentials=logins("registry.example"),
+            )
+            backend.prefetch([told])
             await backend.create(made)
             await backend.create(other)
             await eventually(lambda: len(pods) == len(nodes), "a pod for each node")

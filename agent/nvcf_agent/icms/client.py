@@ -14,6 +14,7 @@ from nvcf_proto.icms.reports import (
     HeartbeatAnswer,
     Jwks,
     KnownInstances,
+    PrefetchImages,
     Registration,
     RegistrationAnswer,
     StatusReport,
@@ -67,6 +68,12 @@ class IcmsClient:
         """Return the cluster's instances as the control plane knows them."""
         return KnownInstances.from_json(
             await self._call("GET", f"/v1/si/clusters/{self._cluster_id}/instances")
+        )
+
+    async def prefetch(self) -> PrefetchImages:
+        """Return the images that nodes are to have [ext]."""
+        return PrefetchImages.from_json(
+            await self._call("GET", f"/v1/nvca/clusters/{self._cluster_id}/prefetch")
         )
 
     async def put_jwks(self, jwks: str) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from nvcf_agent.state.transitions import Event
 from nvcf_otel.byoo import secret_files
 from nvcf_otel.byoo.providers import as_referenced, referenced_files
 from nvcf_proto.icms.messages import CreationMessage
+from nvcf_proto.icms.reports import PrefetchImage
 
 _log = logging.getLogger(__name__)
 
@@ -260,6 +261,10 @@ class PodBackend:
             said = metadata.get("annotations") or {}
             if unwanted(said.get(names.INSTANCE_ID), metadata["labels"].get(names.REQUEST)):
                 await self._api.delete(kind, metadata["name"], self._namespace)
+
+    def prefetch(self, images: Iterable[PrefetchImage]) -> None:
+        """Have nodes pull images before there are instances."""
+        self._prefetcher.ask_for(images)
 
     async def list(self) -> list[Running]:
         """Return the instances that have pods."""

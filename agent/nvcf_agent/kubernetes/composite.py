@@ -1,12 +1,21 @@
 """Several backends as one: pods for container functions, MiniServices for Helm functions."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterable
+from typing import Protocol
 
 from nvcf_agent.backends.environment import InstanceSpec
 from nvcf_agent.backends.interface import Backend, Running
 from nvcf_agent.errors import Unsupported
 from nvcf_agent.state.transitions import Event
+from nvcf_proto.icms.reports import PrefetchImage
+
+
+class PrefetchingBackend(Backend, Protocol):
+    """A backend whose nodes can pull images beforehand."""
+
+    def prefetch(self, images: Iterable[PrefetchImage]) -> None:
+        """Have nodes pull images."""
 
 
 class KubernetesBackend:
@@ -15,7 +24,7 @@ class KubernetesBackend:
     name = "kubernetes"
     restarts = False
 
-    def __init__(self, pods: Backend, helm: Backend | None) -> None:
+    def __init__(self, pods: PrefetchingBackend, helm: Backend | None) -> None:
         self._pods = pods
         self._helm = helm
         self._of: dict[str, Backend] = {}
@@ -40,6 +49,10 @@ class KubernetesBackend:
             backend = self._helm
         self._of[spec.instance_id] = backend
         return await backend.create(spec)
+
+    def prefetch(self, images: Iterable[PrefetchImage]) -> None:
+        """Have nodes pull images of container functions."""
+        self._pods.prefetch(images)
 
     async def delete(self, instance_id: str, grace: float) -> None:
         for backend in self._backends_of(instance_id):

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from nvcf_agent.backends.environment import InstanceSpec
@@ -18,10 +19,18 @@ from nvcf_agent.kubernetes.client.api import Api, Object
 from nvcf_agent.kubernetes.client.kinds import POD, SECRET
 from nvcf_agent.kubernetes.names import COMPONENT, MANAGED_BY, MANAGER, object_name
 from nvcf_agent.kubernetes.pods import status
-from nvcf_agent.kubernetes.pods.launch import auths_for, parse_launch, registry_of
+from nvcf_agent.kubernetes.pods.launch import (
+    IMAGE_LOGINS,
+    Auths,
+    account_logins,
+    auths_for,
+    parse_launch,
+    registry_of,
+)
 from nvcf_agent.kubernetes.pods.names import PREFETCH
 from nvcf_agent.kubernetes.pods.render import login_secret
 from nvcf_agent.kubernetes.pods.settings import GPU_TOLERATION, PodSettings
+from nvcf_proto.icms.reports import PrefetchImage
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +49,15 @@ _LOOK_SECONDS = 1.0
 _FAILED = frozenset(("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ImageInspectError"))
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """An image, the value of the instance type whose nodes are to have it, and logins of its account."""
+
+    image: str
+    instance_type_value: str
+    logins: tuple[Auths, ...] = ()
+
+
 class Prefetcher:
     """Pulls images, AT_ONCE nodes at a time."""
 
@@ -51,7 +69,7 @@ class Prefetcher:
         self._nodes = nodes
         self._clock = clock
         self._asked: dict[tuple[str, str], float] = {}
-        self._waiting: asyncio.Queue[InstanceSpec] = asyncio.Queue(MOST_WAITING)
+        self._waiting: asyncio.Queue[Wanted] = asyncio.Queue(MOST_WAITING)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -68,15 +86,23 @@ class Prefetcher:
 
     def ask(self, spec: InstanceSpec) -> None:
         """Have the image of an instance pulled, if its deployment asks for that and it was not just now."""
-        launch = spec.order.launch_specification
-        if not launch.prefetch or not launch.container_image:
-            return
-        key, now = (launch.container_image, spec.order.instance_type_value), self._clock()
+        if spec.order.launch_specification.prefetch:
+            launch = parse_launch(spec.order)
+            self._ask(Wanted(launch.image, spec.order.instance_type_value, launch.logins))
+
+    def ask_for(self, images: Iterable[PrefetchImage]) -> None:
+        """Have images pulled that the control plane names, if that was not just now. Raises InvalidRecord."""
+        for each in images:
+            logins = account_logins(each.credentials, IMAGE_LOGINS)
+            self._ask(Wanted(each.container_image, each.instance_type_value, logins))
+
+    def _ask(self, wanted: Wanted) -> None:
+        key, now = (wanted.image, wanted.instance_type_value), self._clock()
         self._asked = {each: at for each, at in self._asked.items() if now - at < _AGAIN_SECONDS}
         if key in self._asked or self._waiting.full():
             return
         self._asked[key] = now
-        self._waiting.put_nowait(spec)
+        self._waiting.put_nowait(wanted)
 
     async def _run(self) -> None:
         while True:
@@ -87,13 +113,13 @@ class Prefetcher:
                 _log.warning("prefetching waits: %s", error)
                 await asyncio.sleep(_LOOK_SECONDS)
         while True:
-            spec = await self._waiting.get()
+            wanted = await self._waiting.get()
             try:
-                await self._everywhere(spec)
+                await self._everywhere(wanted)
             except Exception as error:  # noqa: BLE001 - one image's fault must not end the others'
                 known = isinstance(error, AgentError)
-                text = "the image of %s is not prefetched: %s"
-                _log.warning(text, spec.function_name, error, exc_info=None if known else error)
+                text = "the image %s is not prefetched: %s"
+                _log.warning(text, wanted.image, error, exc_info=None if known else error)
 
     async def _clear(self) -> None:
         """Remove what an earlier agent has left."""
@@ -101,13 +127,13 @@ class Prefetcher:
             for each in (await self._api.list(kind, self._settings.namespace, labels=SELECTOR)).items:
                 await self._api.delete(kind, each["metadata"]["name"], self._settings.namespace, grace=0)
 
-    async def _everywhere(self, spec: InstanceSpec) -> None:
-        launch, namespace = parse_launch(spec.order), self._settings.namespace
-        name = object_name(PREFETCH, hashlib.sha256(launch.image.encode()).hexdigest()[:16])
+    async def _everywhere(self, wanted: Wanted) -> None:
+        image, namespace = wanted.image, self._settings.namespace
+        name = object_name(PREFETCH, hashlib.sha256(image.encode()).hexdigest()[:16])
         auths = {
             host: login
-            for each in launch.logins
-            for host, login in auths_for(each, [registry_of(launch.image)]).items()
+            for each in wanted.logins
+            for host, login in auths_for(each, [registry_of(image)]).items()
         }
         if auths:
             metadata = {"name": name, "namespace": namespace, "labels": _LABELS}
@@ -117,15 +143,15 @@ class Prefetcher:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(self._on_node(gate, launch.image, node, name, pulls))
-                    for node in self._nodes(spec.order.instance_type_value)
+                    group.create_task(self._on_node(gate, image, node, name, pulls))
+                    for node in self._nodes(wanted.instance_type_value)
                 ]
         finally:
             with contextlib.suppress(AgentError):
                 await self._api.delete(SECRET, name, namespace)
         done = sum(task.result() for task in tasks)
         seconds = self._clock() - began
-        _log.info("image %s is on %d of %d nodes after %.0f s", launch.image, done, len(tasks), seconds)
+        _log.info("image %s is on %d of %d nodes after %.0f s", image, done, len(tasks), seconds)
 
     async def _on_node(
         self, gate: asyncio.Semaphore, image: str, node: str, name: str, pulls: list[str]

@@ -6,7 +6,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
@@ -29,6 +29,7 @@ from nvcf_gateway.clusters.cluster_records import (
 )
 from nvcf_gateway.clusters.instance_reports import OK, Decision
 from nvcf_gateway.clusters.instances import InstanceRecords
+from nvcf_gateway.clusters.prefetch import wanted_images
 from nvcf_gateway.clusters.streams import ClusterQueues
 from nvcf_gateway.errors import HttpProblem, broker_errors, invalid_field
 from nvcf_gateway.http.bodies import read_record
@@ -47,6 +48,8 @@ from nvcf_proto.icms.reports import (
     Introspection,
     Jwks,
     KnownInstances,
+    PrefetchImage,
+    PrefetchImages,
     Registration,
     RegistrationAnswer,
     StatusReport,
@@ -73,12 +76,14 @@ class AgentRoutes:
         access: AgentAccess,
         queues: ClusterQueues,
         instances: InstanceRecords,
+        logins: Callable[[str], Awaitable[str]],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._registry = registry
         self._access = access
         self._queues = queues
         self._instances = instances
+        self._logins = logins
         self._beats = CallRates(HEARTBEATS_A_SECOND, HEARTBEATS_AT_ONCE)
         self._introspections = CallRates(INTROSPECTIONS_A_SECOND, INTROSPECTIONS_AT_ONCE)
         self._clock = clock
@@ -91,6 +96,7 @@ class AgentRoutes:
             ("GET", f"{cluster}/credentials", self.credentials),
             ("POST", f"{cluster}/heartbeat", self.heartbeat),
             ("PUT", f"{cluster}/jwks", self.put_jwks),
+            ("GET", f"{cluster}/prefetch", self.prefetch),
             ("POST", "/v1/nvca/tokens/introspect", self.introspect),
             ("PUT", "/v1/sirs/{request_id}", self.acknowledge),
             ("POST", "/v1/sirs/{request_id}/{instance_id}", self.report),
@@ -192,6 +198,24 @@ class AgentRoutes:
         """Handle GET …/instances: what the cluster should have, for its reconciliation."""
         cluster = self._agent(request, values).cluster
         return json_response(OK, KnownInstances(tuple(self._instances.known(cluster.id))).to_dict())
+
+    async def prefetch(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """Handle GET …/prefetch [ext]: the images that the cluster's nodes are to have."""
+        cluster, registry = self._agent(request, values).cluster, self._registry
+        live = registry.clusters.get(cluster.id)
+        if cluster.evicted or live is None:
+            return json_response(OK, PrefetchImages().to_dict())
+        wanted = wanted_images(cluster, live, registry.deployments.values(), registry.versions.get)
+        logins = {account: await self._logins(account) for account in {each.account for each in wanted}}
+        images = (
+            PrefetchImage(
+                container_image=each.image,
+                instance_type_value=each.instance_type_value,
+                credentials=logins[each.account],
+            )
+            for each in wanted
+        )
+        return json_response(OK, PrefetchImages(tuple(images)).to_dict())
 
     def _agent(self, request: web.BaseRequest, values: dict[str, str]) -> Agent:
         """Return who calls. Raises HttpProblem 401, and 403 for another cluster's identity."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
 from nats.aio.client import Client
@@ -32,7 +32,9 @@ from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.http.routing import Route
 from nvcf_gateway.management.resources import update
 from nvcf_gateway.registry import Registry
+from nvcf_gateway.secrets.registry_logins import account_k8s_secrets
 from nvcf_gateway.secrets.store import SecretStore
+from nvcf_proto.models import ArtifactType
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +68,11 @@ class Clusters:
         self._queues = ClusterQueues(requests, replicas)
         self._instances = InstanceRecords(registry, client, Requeuer(queues))
         self._keys = ClusterKeys(registry)
-        self._agents = AgentRoutes(registry, agents, self._queues, self._instances)
+
+        def logins(account: str) -> Awaitable[str]:
+            return account_k8s_secrets(registry, secrets, account, ArtifactType.CONTAINER)
+
+        self._agents = AgentRoutes(registry, agents, self._queues, self._instances, logins)
         self._clusters = ClusterRoutes(authenticator, registry, self._queues, self._keys)
         self._orders = Orders(registry, workers, secrets, requests, background, addresses, sidecars)
         self._reconnected = asyncio.Event()

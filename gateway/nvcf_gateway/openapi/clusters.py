@@ -110,6 +110,9 @@ def agents() -> dict[str, dict[str, Operation]]:
         f"{cluster}/jwks": {
             "put": make("putJwks", "Replace the key set of the agent's tokens.", "Nothing", body="Jwks")
         },
+        f"{cluster}/prefetch": {
+            "get": make("listPrefetchImages", "Images that the nodes are to have.", "PrefetchImages")
+        },
         "/v1/nvca/tokens/introspect": {
             "post": operation_of(
                 "introspectToken",
@@ -198,6 +201,14 @@ CLUSTER_SCHEMAS: dict[str, Schema] = {
     "HeartbeatAnswer": object_of(
         {"action": enum_of(HeartbeatAction), "maintenance": TEXT, "reportAgain": {"type": "boolean"}},
         "action",
+    ),
+    "PrefetchImages": object_of(
+        {
+            "images": {
+                "type": "array",
+                "items": object_of({"containerImage": TEXT, "instanceTypeValue": TEXT, "credentials": TEXT}),
+            }
+        }
     ),
     "KnownInstances": object_of(
         {

@@ -251,6 +251,23 @@ class KnownInstances(Record, frozen=True):
     instances: tuple[KnownInstance, ...] = ()
 
 
+class PrefetchImage(Record, frozen=True, kw_only=True):
+    """[ext] An image that nodes of an instance type are to have, with the account's logins for images.
+
+    `credentials` are in the form of CONTAINER_REGISTRIES_CREDENTIALS.
+    """
+
+    container_image: Text
+    instance_type_value: Text
+    credentials: str = ""
+
+
+class PrefetchImages(Record, frozen=True):
+    """[ext] Answer of `GET /v1/nvca/clusters/{id}/prefetch`."""
+
+    images: tuple[PrefetchImage, ...] = ()
+
+
 class Introspection(Record, frozen=True):
     """Body of `POST /v1/nvca/tokens/introspect`."""
 

@@ -187,6 +187,7 @@ ROUTES: list[tuple[str, str, dict[str, Any] | None]] = [
     ("GET", "/v1/nvca/clusters/{c}/credentials", None),
     ("POST", "/v1/nvca/clusters/{c}/heartbeat", {"gpuUsage": {}}),
     ("PUT", "/v1/nvca/clusters/{c}/jwks", {"jwks": "{}"}),
+    ("GET", "/v1/nvca/clusters/{c}/prefetch", None),
     ("GET", "/v1/si/clusters/{c}/instances", None),
     ("PUT", "/v1/sirs/{r}", {"instanceCount": 1}),
     ("POST", "/v1/sirs/{r}/{i}", {"status": "fulfilled", "instanceState": "running"}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -154,6 +155,33 @@ async def test_an_image_says_whether_the_worker_is_in_it(plane: ComputePlane, mo
     await plane.order(version, agent.cluster_id)
     launch = (await agent.creation()).launch
     assert (launch["workerMode"], launch["prefetch"]) == (mode, True)
+
+
+async def test_a_cluster_learns_of_images_before_the_first_call(plane: ComputePlane) -> None:
+    """6.5 [ext]: of deployments with prefetch, with the account's logins; none of another cluster's."""
+    agent, other = await plane.cluster(), await plane.cluster()
+    for each in (agent, other):
+        assert (await each.heartbeat())[0] == 200
+    image = "prefetch.example/echo:1"
+    version = await plane.platform.create_version(containerImage=image)
+    registered = plane.registered.get(agent.cluster_id)
+    assert registered is not None
+    wanted = {**SPECIFICATION, "minInstances": 0, "clusters": [registered.name]}
+    await plane.platform.deploy(version, **wanted, prefetch=True)
+    unwanted = await plane.platform.create_version(containerImage="no.example/x:1")
+    await plane.platform.deploy(unwanted, **wanted)
+
+    async def images(asking: Any) -> list[dict[str, Any]]:
+        path = f"/v1/nvca/clusters/{asking.cluster_id}/prefetch"
+        status, body = await asking.call("GET", path)
+        assert status == 200
+        return [each for each in body["images"] if each["containerImage"] in (image, "no.example/x:1")]
+
+    await eventually(partial(images, agent), "it is told")
+    (found,) = await images(agent)
+    assert found["instanceTypeValue"] == "NCP.GPU.H100"
+    assert "k8sSecrets" in read(found["credentials"])
+    assert await images(other) == []
 
 
 async def test_only_an_image_has_a_worker_mode_and_is_prefetched(plane: ComputePlane) -> None:

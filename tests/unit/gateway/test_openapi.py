@@ -35,7 +35,7 @@ def test_paths_and_methods_are_those_of_the_table() -> None:
     management = management_routes(nothing, nothing, nothing, nothing, nothing, nothing, nothing, queues)
     management += ClusterRoutes(nothing, nothing, nothing, nothing).routes()
     management += SecretDelivery(nothing, nothing, nothing, nothing).routes()
-    agents = AgentRoutes(nothing, nothing, nothing, nothing).routes()
+    agents = AgentRoutes(nothing, nothing, nothing, nothing, nothing).routes()
     assets = Assets(nothing, nothing, nothing, 0, 0.0, nothing, nothing)
     large = LargeResults(nothing, nothing, 0)
     routes = http_routes(management, assets, large, nothing, dashboard_routes(nothing, nothing, nothing))

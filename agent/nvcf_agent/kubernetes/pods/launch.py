@@ -16,12 +16,13 @@ from nvcf_proto.models.containers import WorkerMode
 Auths = dict[str, Any]
 """Logins by host, as in Docker's config.json."""
 
+IMAGE_LOGINS = "CONTAINER_REGISTRIES_CREDENTIALS"
+ARTIFACT_LOGINS = "ARTIFACT_REGISTRIES_CREDENTIALS"
 _DOCKER_HUB = "docker.io"
 _DOCKER_HUB_NAMES = frozenset(("index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"))
 # What a message brings for the cluster, and no container may read.
 _CREDENTIALS = (
-    "CONTAINER_REGISTRIES_CREDENTIALS", "HELM_REGISTRIES_CREDENTIALS", "SIDECAR_REGISTRY_CREDENTIAL",
-    "ARTIFACT_REGISTRIES_CREDENTIALS",
+    IMAGE_LOGINS, "HELM_REGISTRIES_CREDENTIALS", "SIDECAR_REGISTRY_CREDENTIAL", ARTIFACT_LOGINS,
 )  # fmt: skip
 # What makes the pod, and is of no use in it.
 _OF_THE_POD = frozenset(
@@ -83,8 +84,8 @@ def parse_launch(order: CreationMessage) -> ContainerLaunch:
             collector_image=message.get("BYOO_OTEL_COLLECTOR_CONTAINER") or None,
             models=_artifacts(launch.models, "models"),
             resources=_artifacts(launch.resources, "resources"),
-            logins=_logins(message, "CONTAINER_REGISTRIES_CREDENTIALS"),
-            artifact_logins=_logins(message, "ARTIFACT_REGISTRIES_CREDENTIALS"),
+            logins=account_logins(message.get(IMAGE_LOGINS), IMAGE_LOGINS),
+            artifact_logins=account_logins(message.get(ARTIFACT_LOGINS), ARTIFACT_LOGINS),
             sidecar_logins=_auths(_decoded(message.get("SIDECAR_REGISTRY_CREDENTIAL"), "login")),
         )
     except InvalidRecord as error:
@@ -123,8 +124,9 @@ def _artifacts(text: str | None, what: str) -> tuple[Mapping[str, Any], ...]:
     return tuple(each for each in listed if each.get("uri"))
 
 
-def _logins(message: Mapping[str, str], name: str) -> tuple[Auths, ...]:
-    outer = _decoded(message.get(name), name)
+def account_logins(text: str | None, name: str) -> tuple[Auths, ...]:
+    """Return the logins in a text such as CONTAINER_REGISTRIES_CREDENTIALS. Raises InvalidRecord."""
+    outer = _decoded(text, name)
     listed = outer.get("k8sSecrets") if isinstance(outer, dict) else None
     found = (_auths(each) for each in (listed if isinstance(listed, list) else ()))
     return tuple(auths for auths in found if auths)

@@ -1,7 +1,7 @@
 """One backend of several: orders go to the right one, and the events of both are one stream."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterable
 
 import pytest
 
@@ -11,6 +11,7 @@ from nvcf_agent.errors import Unsupported
 from nvcf_agent.kubernetes.composite import KubernetesBackend
 from nvcf_agent.state.inventory import NO_LIMITS, Share
 from nvcf_agent.state.transitions import Event, Ready
+from nvcf_proto.icms.reports import PrefetchImage
 from tests.unit.agent.orders import order
 
 
@@ -24,6 +25,9 @@ class StandInBackend:
         self.running = list(running)
         self.asked: list[str] = []
         self.events: asyncio.Queue[Event] = asyncio.Queue()
+
+    def prefetch(self, images: Iterable[PrefetchImage]) -> None:
+        self.asked.append("prefetch")
 
     async def prepare(self, known: Collection[str]) -> None:
         self.asked.append("prepare")
