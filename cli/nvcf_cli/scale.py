@@ -1,6 +1,7 @@
 """How many instances of which kind `nvcf deploy` asks for. Pure."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from nvcf_cli.api import Json
 from nvcf_cli.errors import UsageError
@@ -8,6 +9,14 @@ from nvcf_cli.errors import UsageError
 CPU = "CPU"
 PROCESS = "process"
 """Instance type of a cluster that is one machine."""
+
+
+class Profile(StrEnum):
+    """GPU time against waits."""
+
+    ECONOMY = "economy"
+    BALANCED = "balanced"
+    FAST = "fast"
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,8 @@ class Scale:
     target_utilisation: float | None = None
     wait_slo: float | None = None
     keep_warm: int | None = None
+    profile: str | None = None
+    wait_price: float | None = None
     max_execution_seconds: int | None = None
     prefetch: bool = False
 
@@ -56,6 +67,8 @@ class Scale:
             "targetUtilisation": self.target_utilisation,
             "waitSlo": self.wait_slo,
             "keepWarm": self.keep_warm,
+            "profile": self.profile,
+            "waitPrice": self.wait_price,
         }
         chosen = {name: value for name, value in scaling.items() if value is not None}
         body: Json = {"deploymentSpecifications": [specification], **({"scaling": chosen} if chosen else {})}

@@ -42,6 +42,8 @@ def settings_of(deployment: Deployment) -> ScalingSettings:
         target_utilisation=wanted.target_utilisation,
         scale_to_zero_delay=wanted.scale_to_zero_delay,
         keep_warm=wanted.keep_warm,
+        profile=wanted.profile or "balanced",
+        wait_price=wanted.wait_price,
         scale_up=up,
         scale_down=down,
     )

@@ -113,7 +113,8 @@ def _drain_slots(
         # Instances that are starting already help sooner than new ones.
         wanted = max(wanted, min(starting, queue.slots(soonest)))
     if running == 0:
-        wanted = max(wanted, settings.slots * hedged_starts(waiting, startup, tuning.hedge_price))
+        price = settings.price * tuning.hedge_share
+        wanted = max(wanted, settings.slots * hedged_starts(waiting, startup, price))
     return wanted
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from nvcf_autoscaler.policy import idle_cap
 from nvcf_autoscaler.policy.idle import Gaps, KeepPlan, make_plan, plan_is_stale
+from nvcf_autoscaler.policy.idle_cap import IdleBudget
 from nvcf_autoscaler.policy.observation import Observation
 from nvcf_autoscaler.policy.rates import Sample
 from nvcf_autoscaler.policy.settings import ScalingSettings, Tuning
@@ -37,6 +39,7 @@ class Learnt(NamedTuple):
     further_plan: KeepPlan
     burst: float
     burst_from: Sample | None
+    idle_budget: IdleBudget | None
 
 
 def keep_alive(
@@ -48,7 +51,10 @@ def keep_alive(
     startup: Startup,
 ) -> tuple[KeepAlive, Learnt]:
     """Return the instances to have when `needed` are needed, by the plans made before; and what is learnt."""
-    first, further = _plans(settings, state, startup)
+    planned, further = _plans(settings, state, startup)
+    ended = seen.activity.busy_since is not None and seen.activity.busy_since != state.busy_since
+    budget = idle_cap.after(state.idle_budget, state.first_plan, seen, settings, ended=ended)
+    first = idle_cap.within(planned, budget)
     idle_since = seen.activity.idle_since
     past = expire(state.recommendations, now, _REMEMBER_SECONDS)
     existing = _existing_instances(seen, settings)
@@ -67,12 +73,24 @@ def keep_alive(
     if kept > needed:
         keep = keep_further if kept > 1 else first.keep
         answer = KeepAlive(kept, until, ("{} kept until unneeded for {:.3g} s", (kept, keep)))
+    if (
+        idle_since is not None
+        and needed == 0
+        and first.keep < planned.keep
+        and now < idle_since + planned.keep
+    ):
+        answer = answer._replace(why=_capped(kept, first.keep, planned.keep, settings.idle_cap))
     if idle_since is not None and first.warm_from is not None and first.warm_until is not None:
         answer = _prewarm(now, idle_since + first.warm_from, idle_since + first.warm_until, answer)
     gaps, burst, burst_from = _learn_first(now, seen, state, startup, settings.tuning)
     further_gaps = state.further_gaps.adding(rises) if rises else state.further_gaps
     busy_since = seen.activity.busy_since
-    return answer, Learnt(past, busy_since, gaps, further_gaps, first, further, burst, burst_from)
+    return answer, Learnt(past, busy_since, gaps, further_gaps, planned, further, burst, burst_from, budget)
+
+
+def _capped(kept: int, keep: float, planned: float, cap: float | None) -> tuple[str, tuple[object, ...]]:
+    text = "{} kept until unneeded for {:.3g} s, not {:.3g} s: idle time is capped at {:g} times busy time"
+    return text, (kept, keep, planned, cap)
 
 
 def _existing_instances(seen: Observation, settings: ScalingSettings) -> int:
@@ -99,6 +117,8 @@ def _prewarm(now: float, opens: float, closes: float, answer: KeepAlive) -> Keep
 def _plans(settings: ScalingSettings, state: PolicyState, startup: Startup) -> tuple[KeepPlan, KeepPlan]:
     tuning = settings.tuning
     first, further = state.first_plan, state.further_plan
+    if state.last is not None and state.last.settings != settings:
+        first = further = None
     if first is None or plan_is_stale(first, state.first_gaps, startup.usual):
         if settings.scale_to_zero_delay is not None:
             first = KeepPlan(
@@ -107,9 +127,10 @@ def _plans(settings: ScalingSettings, state: PolicyState, startup: Startup) -> t
         else:
             # Requests that arrive during the start-up wait too, half of it on average.
             affected = (min(state.burst, tuning.burst_max) + 1.0) / 2.0
-            first = make_plan(state.first_gaps, startup.usual, tuning.first_price * affected, tuning)
+            first = make_plan(state.first_gaps, startup.usual, settings.price * affected, tuning)
     if further is None or plan_is_stale(further, state.further_gaps, startup.usual):
-        further = make_plan(state.further_gaps, startup.usual, tuning.further_price, tuning, ahead=False)
+        price = settings.price * tuning.further_share
+        further = make_plan(state.further_gaps, startup.usual, price, tuning, ahead=False)
     return first, further
 
 

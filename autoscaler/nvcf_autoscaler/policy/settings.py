@@ -65,15 +65,15 @@ class Tuning:
     - Rates: the stable window is `stable_services` service times long, within its bounds, because few long
       requests make a noisy rate. The confidence margin `..._margin` lowers an arrival count by that many
       standard deviations. The load is not lowered by less than `load_band` standard deviations.
-    - Idle times: avoiding a cold start is worth `first_price` start-up times of GPU time for each request
-      that would wait (at most `burst_max` of them), and `further_price` for a further instance. If nearly all
-      idle times are bridged, the window is `tail` mean excesses longer. Idle times below `gap_min` are
-      ignored.
+    - Idle times: at most `burst_max` requests count as waiting for a cold start. A further instance saves
+      `further_share` of a start-up time of waiting. If nearly all idle times are bridged, the window is
+      `tail` mean excesses longer. Idle times below `gap_min` are ignored. Where idle time is capped, a
+      version may have `idle_first` seconds of it before it has worked.
     - Starts: the queue should be drained within `drain_share` of the SLO once new instances are ready. From
-      zero, `burst_share` of the usual cold-start burst counts as waiting, and hedged starts are added while a
-      second of waiting saved is worth 1 / `hedge_price` seconds of start-up. A start-up is late at
-      `overdue_factor` times the usual. Growth within `growth_period` is at most `growth_step` instances or
-      `growth_factor` times, whichever is more.
+      zero, `burst_share` of the usual cold-start burst counts as waiting. A hedged start is added where it
+      saves waiting worth more than it takes; it takes 1 / `hedge_share` of a start-up, since those that are
+      late are ended. A start-up is late at `overdue_factor` times the usual. Growth within `growth_period` is
+      at most `growth_step` instances or `growth_factor` times, whichever is more.
     - Decisions: every `tick` while several instances serve, every `calm_tick` while one does or the first
       starts.
     """
@@ -85,17 +85,17 @@ class Tuning:
     load_band: float = 0.5
     panic_window: float = 10.0
     panic_margin: float = 2.0
-    first_price: float = 3.0
-    further_price: float = 0.5
+    further_share: float = 1 / 6
     burst_max: float = 8.0
     burst_share: float = 1.0
     gap_min: float = 5.0
     tail: float = 3.0
+    idle_first: float = 120.0
     keep_min: float = 2.0
     keep_max: float = 3600.0
     prewarm_max: float = 4 * 3600.0
     drain_share: float = 0.1
-    hedge_price: float = 4.0
+    hedge_share: float = 4 / 3
     overdue_factor: float = 1.5
     startup_prior: float = 30.0
     service_prior: float = 2.0
@@ -110,13 +110,33 @@ DEFAULT_TUNING = Tuning()
 
 
 @dataclass(frozen=True, slots=True)
+class Profile:
+    """What waiting and idle GPUs are worth to a deployment.
+
+    One second of one waiting request is worth `wait_price` GPU-seconds. Instances of an idle version are kept
+    for at most `idle_cap` times as long as it is busy (None: no cap).
+    """
+
+    wait_price: float
+    idle_cap: float | None
+
+
+PROFILES = {
+    "economy": Profile(1.0, 20.0),
+    "balanced": Profile(3.0, None),
+    "fast": Profile(12.0, None),
+}
+
+
+@dataclass(frozen=True, slots=True)
 class ScalingSettings:
     """Settings of one deployment. `specifications` are in preferred order. Raises InvalidSettings.
 
     `wait_slo` is the time within which the share `attainment` of requests should start. `target_utilisation`
     (0..1) replaces the queueing model, and `scale_to_zero_delay` the learnt idle window. `keep_warm` is the
-    least number of instances of all specifications together. `scale_up` and `scale_down`, given together,
-    replace the demand model by NVCF's utilisation rule.
+    least number of instances of all specifications together. `profile` is one of PROFILES, `wait_price`
+    replaces its price. `scale_up` and `scale_down`, given together, replace the demand model by NVCF's
+    utilisation rule.
     """
 
     specifications: tuple[SpecificationSettings, ...]
@@ -127,6 +147,8 @@ class ScalingSettings:
     keep_warm: int = 0
     scale_up: ScalingDetails | None = None
     scale_down: ScalingDetails | None = None
+    profile: str = "balanced"
+    wait_price: float | None = None
     tuning: Tuning = field(default=DEFAULT_TUNING)
 
     def __post_init__(self) -> None:
@@ -144,6 +166,10 @@ class ScalingSettings:
             raise InvalidSettings("scale-to-zero delay must not be negative")
         if self.keep_warm < 0:
             raise InvalidSettings("keepWarm must not be negative")
+        if self.profile not in PROFILES:
+            raise InvalidSettings(f"profile {self.profile!r} is unknown; known are {', '.join(PROFILES)}")
+        if self.wait_price is not None and not 0 <= self.wait_price <= 1000:
+            raise InvalidSettings(f"wait price is {self.wait_price:g}; it must be between 0 and 1000")
         self._check_details()
 
     def _check_details(self) -> None:
@@ -153,6 +179,16 @@ class ScalingSettings:
             raise InvalidSettings("the factor of scaleUpDetails must be above 1")
         if self.scale_down is not None and self.scale_down.factor >= 1:
             raise InvalidSettings("the factor of scaleDownDetails must be below 1")
+
+    @property
+    def price(self) -> float:
+        """GPU-seconds that one second of one waiting request is worth."""
+        return PROFILES[self.profile].wait_price if self.wait_price is None else self.wait_price
+
+    @property
+    def idle_cap(self) -> float | None:
+        """The most idle time for each second of busy time; None where nothing caps it."""
+        return None if self.scale_to_zero_delay is not None else PROFILES[self.profile].idle_cap
 
     @property
     def slots(self) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from nvcf_autoscaler.policy.idle import Gaps, KeepPlan
+from nvcf_autoscaler.policy.idle_cap import IdleBudget
 from nvcf_autoscaler.policy.observation import Observation
 from nvcf_autoscaler.policy.rates import Rates, Sample
 from nvcf_autoscaler.policy.settings import ScalingSettings
@@ -59,6 +60,7 @@ class PolicyState(NamedTuple):
       not needed. Each has the plan made from it.
     - `burst` is the mean number of requests within one start-up time after an idle time. `burst_from` is
       where the present count began.
+    - `idle_budget` is the idle time that is left, where it is capped.
     - `growth_base` is the instance count at `growth_at`, when the present growth period began.
     - `last` is the last decision and what it saw.
     """
@@ -72,6 +74,7 @@ class PolicyState(NamedTuple):
     further_plan: KeepPlan | None = None
     burst: float = 1.0
     burst_from: Sample | None = None
+    idle_budget: IdleBudget | None = None
     growth_at: float = float("-inf")
     growth_base: int = 0
     utilisation: UtilisationState = UtilisationState()

@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     shared = argparse.ArgumentParser(add_help=False)
     add = shared.add_argument
-    add("--policies", default=",".join(ALL), help="ours, nvcf, kpa, keda, fixed, fixed:N (comma list)")
+    add("--policies", default=",".join(ALL), help="ours, ours:PROFILE, nvcf, kpa, keda, fixed, fixed:N")
     add("--seed", type=int, default=1, help="of traces and start-up times")
     add("--slo", type=float, default=5.0, metavar="SECONDS", help="within which a request should start")
     add("--capacity", default="", metavar="ID=GPUS", help="GPUs that all functions share (comma list)")

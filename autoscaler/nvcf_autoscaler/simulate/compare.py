@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from nvcf_autoscaler.errors import InvalidTrace
+from nvcf_autoscaler.policy.settings import PROFILES
 from nvcf_autoscaler.simulate.engine import simulate, simulate_shared
 from nvcf_autoscaler.simulate.model import FunctionResult, SimulatedFunction
 from nvcf_autoscaler.simulate.policies.base import Fixed, Policy
@@ -44,10 +45,15 @@ class Comparison:
 
 
 def policy_named(name: str) -> Policy:
-    """Return a policy by name; `fixed:N` has N instances. Raises InvalidTrace for an unknown one."""
+    """Return a policy by name. Raises InvalidTrace for an unknown one.
+
+    `fixed:N` has N instances, `ours:economy` is ours with that profile.
+    """
     kind, _, number = name.partition(":")
     if kind == "fixed" and (not number or number.isdecimal()):
         return Fixed(instances=int(number or 1))
+    if kind == "ours" and number in PROFILES:
+        return Ours(profile=number)
     if name not in POLICIES:
         raise InvalidTrace(f"there is no policy {name!r}; known: {', '.join(POLICIES)}, fixed:N")
     return POLICIES[name]()

@@ -22,7 +22,7 @@ from nvcf_cli.deploying import (
 )
 from nvcf_cli.errors import UsageError
 from nvcf_cli.images import Artifact, name_from_image
-from nvcf_cli.scale import Scale, bounds, gpus
+from nvcf_cli.scale import Profile, Scale, bounds, gpus
 from nvcf_cli.screen import StatusLine, console, print_json
 from nvcf_cli.secret_values import named_files
 from nvcf_cli.tailing import why_it_failed
@@ -121,6 +121,20 @@ def deploy_command(
         int | None,
         typer.Option(min=0, max=1000, help="Instances that always stay.", show_default=False),
     ] = None,
+    profile: Annotated[
+        Profile | None,
+        typer.Option(help="GPU time against waits. [default: balanced]", show_default=False),
+    ] = None,
+    wait_price: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1000,
+            metavar="GPU_SECONDS",
+            help="What a second of one waiting request is worth. [default: by --profile]",
+            show_default=False,
+        ),
+    ] = None,
     max_execution_seconds: Annotated[
         int | None,
         typer.Option(
@@ -184,6 +198,8 @@ def deploy_command(
         target_utilisation=target_utilisation,
         wait_slo=wait_slo,
         keep_warm=keep_warm,
+        profile=profile.value if profile is not None else None,
+        wait_price=wait_price,
         max_execution_seconds=max_execution_seconds,
         prefetch=prefetch,
     )

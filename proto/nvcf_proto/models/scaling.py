@@ -41,7 +41,7 @@ class ScalingPreferences(Record, frozen=True, forbid_unknown_fields=True):
     """A deployment's wishes about scaling, beyond its bounds; None: the policy's own choice.
 
     `wait_slo` and `scale_to_zero_delay` are seconds, `target_utilisation` is a share (0..1), `keep_warm`
-    a number of instances.
+    a number of instances. `wait_price` is the number behind `profile`, and replaces it.
     """
 
     wait_slo: (
@@ -52,6 +52,14 @@ class ScalingPreferences(Record, frozen=True, forbid_unknown_fields=True):
         Annotated[float, Meta(ge=0.0, le=604_800.0, description="Seconds without a request.")] | None
     ) = None
     keep_warm: Annotated[int, Meta(ge=0, le=1000)] = 0
+    profile: Literal["economy", "balanced", "fast"] | None = None
+    wait_price: (
+        Annotated[
+            float,
+            Meta(ge=0.0, le=1000.0, description="GPU-seconds that a second of one waiting request is worth."),
+        ]
+        | None
+    ) = None
     scale_up: ScalingRule | None = field(name="scaleUpDetails", default=None)
     scale_down: ScalingRule | None = field(name="scaleDownDetails", default=None)
 

@@ -105,6 +105,7 @@ def runs(draw: st.DrawFn) -> tuple[SimulatedFunction, ScalingSettings]:
         target_utilisation=draw(st.sampled_from([None, None, 0.7])),
         scale_to_zero_delay=draw(st.sampled_from([None, None, None, 0.0, 30.0])),
         keep_warm=draw(st.sampled_from([0, 0, 1])),
+        profile=draw(st.sampled_from(["economy", "balanced", "fast"])),
         scale_up=rule[0] if rule else None,
         scale_down=rule[1] if rule else None,
     )

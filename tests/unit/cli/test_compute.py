@@ -74,6 +74,8 @@ def test_a_deployment_says_what_the_platform_understands() -> None:
         target_utilisation=0.7,
         wait_slo=2,
         keep_warm=1,
+        profile="economy",
+        wait_price=2.5,
     )
     deployment = read(full)
     (specification,) = deployment.specifications
@@ -82,6 +84,7 @@ def test_a_deployment_says_what_the_platform_understands() -> None:
     assert deployment.scaling is not None
     assert deployment.scaling.scale_to_zero_delay == 30
     assert deployment.scaling.keep_warm == 1
+    assert (deployment.scaling.profile, deployment.scaling.wait_price) == ("economy", 2.5)
     assert (full.text, Scale().text, Scale(2, 2).text) == ("0 to 4 instances", "1 instance", "2 instances")
 
 

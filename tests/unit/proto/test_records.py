@@ -60,8 +60,8 @@ def test_what_earlier_releases_stored_is_read_and_written_as_it_was(
         (
             "Deployment",
             {"scaling": {"x": None}},
-            "scaling.x: unknown field; known are keepWarm, scaleDownDetails, scaleToZeroDelay, "
-            "scaleUpDetails, targetUtilisation, waitSlo",
+            "scaling.x: unknown field; known are keepWarm, profile, scaleDownDetails, scaleToZeroDelay, "
+            "scaleUpDetails, targetUtilisation, waitPrice, waitSlo",
         ),
         (
             "Deployment",

@@ -12,7 +12,9 @@ from nvcf_autoscaler.simulate.model import SimulatedFunction
 from nvcf_autoscaler.simulate.policies.base import Answer, Policy
 
 
-def settings_of(function: SimulatedFunction, tuning: Tuning = DEFAULT_TUNING) -> ScalingSettings:
+def settings_of(
+    function: SimulatedFunction, tuning: Tuning = DEFAULT_TUNING, profile: str = "balanced"
+) -> ScalingSettings:
     """Return the deployment of a simulated function."""
     return ScalingSettings(
         tuple(
@@ -22,6 +24,7 @@ def settings_of(function: SimulatedFunction, tuning: Tuning = DEFAULT_TUNING) ->
             for spec in function.specifications
         ),
         wait_slo=function.wait_slo,
+        profile=profile,
         tuning=tuning,
     )
 
@@ -31,12 +34,13 @@ class Ours(Policy):
     """A wake-up reaches the decision within 0.1 s."""
 
     name: str = "ours"
+    profile: str = "balanced"
     reaction: float = 0.1
     wake_after_idle: float = DEFAULT_TUNING.gap_min
     tuning: Tuning = field(default=DEFAULT_TUNING)
 
     def start(self, function: SimulatedFunction) -> OursRun:
-        return OursRun(settings_of(function, self.tuning))
+        return OursRun(settings_of(function, self.tuning, self.profile))
 
 
 class OursRun:
