@@ -123,7 +123,11 @@ def deploy_command(
     ] = None,
     profile: Annotated[
         Profile | None,
-        typer.Option(help="GPU time against waits. [default: balanced]", show_default=False),
+        typer.Option(
+            metavar="NAME",
+            help="economy, balanced or fast: GPU time or waits. [default: balanced]",
+            show_default=False,
+        ),
     ] = None,
     wait_price: Annotated[
         float | None,
