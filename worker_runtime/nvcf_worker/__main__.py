@@ -21,6 +21,7 @@ DEFAULT_NAME = "handler"
 EXIT_USAGE = 2
 COMMANDS = {
     "sidecar": "nvcf_worker.sidecar_command",
+    "triton": "nvcf_worker.triton_command",
     "run": "nvcf_worker.local.command",
     "fetch": "nvcf_worker.fetch.command",
 }
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="nvcf-worker",
         description="Serve a handler of a Python file as a worker of the platform.",
         epilog="Also: `nvcf-worker sidecar --port N` serves an HTTP server that listens on a port, "
+        "`nvcf-worker triton --model-repository DIR` serves a Triton server, "
         "`nvcf-worker run FILE` serves a handler by HTTP alone, to try it on this machine, "
         "`nvcf-worker fetch` downloads models and resources. "
         "A file of such a name is written ./run. `nvcf-worker --version` prints the version.",

@@ -21,12 +21,18 @@ _LAUNCHER = str(Path(__file__).with_name("launch.py"))
 
 
 async def spawn(
-    command: Sequence[str], environment: Mapping[str, str], *, pass_fds: Sequence[int] = ()
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    pass_fds: Sequence[int] = (),
+    piped: bool = False,
+    longest_line: int = 64 * 1024,
 ) -> asyncio.subprocess.Process:
     """Start a child as the leader of its own session, so that Ctrl-C reaches only the worker.
 
-    The child writes to the worker's stdout and stderr and does not see CREDENTIALS. On Linux the kernel kills
-    it when the calling thread ends. Raises ConfigurationError if it cannot be started.
+    The child does not see CREDENTIALS. It writes to the worker's stdout and stderr, or with `piped` both to
+    the process' `stdout`, in lines of up to `longest_line` bytes. On Linux the kernel kills it when the
+    calling thread ends. Raises ConfigurationError if it cannot be started.
     """
     hide_memory()
     program = _find(command[0], environment)
@@ -37,6 +43,9 @@ async def spawn(
             stdin=asyncio.subprocess.DEVNULL,
             start_new_session=True,
             pass_fds=pass_fds,
+            limit=longest_line,
+            stdout=asyncio.subprocess.PIPE if piped else None,
+            stderr=asyncio.subprocess.STDOUT if piped else None,
         )
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
-from nvcf_broker.process import describe_exit, stop_process
+from nvcf_broker.process import describe_exit, stop_process, wait_exit
 from nvcf_worker.errors import NotReady, ServerEnded
 from nvcf_worker.process import children
 from nvcf_worker.process.companions import Admission
@@ -33,7 +33,7 @@ class Server:
         self._process: asyncio.subprocess.Process | None = None
         self._check_now = asyncio.Event()
         self._admission: Admission | None = None
-        self._readiness = Readiness(self._settings.ready_timeout, self._settings.interval, time.monotonic())
+        self._readiness = self._no_checks_yet()
 
     @property
     def port(self) -> int:
@@ -45,10 +45,9 @@ class Server:
 
         Raises ConfigurationError, ServerEnded, or NotReady after the ready time-out.
         """
-        self._readiness.since = time.monotonic()
+        self._readiness = self._no_checks_yet()
         if self._settings.command:
-            environment = {**os.environ, **current().environment(), "PORT": str(self.port)}
-            self._process = await children.spawn(self._settings.command_line(), environment)
+            self._process = await self._spawn()
             log.info("started %s (process %d)", self._settings.command[0], self._process.pid)
         await self._while_alive(self._until_ready())
 
@@ -66,18 +65,32 @@ class Server:
         if self._process is not None:
             await stop_process(self._process, END_GRACE)
 
+    def _no_checks_yet(self) -> Readiness:
+        return Readiness(self._settings.ready_timeout, self._settings.interval, time.monotonic())
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        return await children.spawn(self._settings.command_line(), self._environment())
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, **current().environment(), "PORT": str(self.port)}
+
+    async def _ended(self, code: int) -> ServerEnded:
+        return ServerEnded(f"{self._settings.command[0]} ended by itself: {describe_exit(code)}")
+
+    async def _prepare(self) -> str | None:
+        """Prepare a server that has become healthy. Return None, or the reason why that has to come again."""
+        return None
+
     async def _while_alive(self, work: Coroutine[Any, Any, None]) -> None:
         if self._process is None:
             await work
             return
         working = asyncio.ensure_future(work)
-        ending = asyncio.ensure_future(self._process.wait())
+        ending = asyncio.ensure_future(wait_exit(self._process))
         try:
             await asyncio.wait((working, ending), return_when=asyncio.FIRST_COMPLETED)
             if ending.done():
-                raise ServerEnded(
-                    f"{self._settings.command[0]} ended by itself: {describe_exit(ending.result())}"
-                )
+                raise await self._ended(ending.result())
             working.result()
         finally:
             working.cancel()
@@ -87,6 +100,8 @@ class Server:
     async def _check(self) -> tuple[Change, str | None]:
         self._check_now.clear()
         problem = await probe(self._settings.check)
+        if problem is None and not self._readiness.ready:
+            problem = await self._prepare()
         current().health_checked(problem is None)
         if self._check_now.is_set():
             # A connection broke meanwhile: this result may be older than that.

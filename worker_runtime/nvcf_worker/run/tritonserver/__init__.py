@@ -1,0 +1,1 @@
+"""Serve a function with a Triton Inference Server (`nvcf-worker triton`)."""

@@ -1,0 +1,143 @@
+"""The companion of a Triton worker: starts tritonserver, loads the models, starts it again when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import time
+from pathlib import Path
+
+import aiohttp
+
+from nvcf_broker.process import RestartPolicy, describe_exit, signal_group
+from nvcf_worker.errors import ServerEnded
+from nvcf_worker.function.request import Request
+from nvcf_worker.function.response import Outcome, Reply
+from nvcf_worker.process import children
+from nvcf_worker.process.companions import Admission
+from nvcf_worker.run.sidecar.health import HealthCheck
+from nvcf_worker.run.sidecar.server import Server
+from nvcf_worker.run.sidecar.settings import SidecarSettings
+from nvcf_worker.run.tritonserver.access import refusal
+from nvcf_worker.run.tritonserver.models import Models
+from nvcf_worker.run.tritonserver.output import LONGEST_LINE, LastErrors, log_lines
+from nvcf_worker.run.tritonserver.settings import TritonSettings
+
+log = logging.getLogger("nvcf_worker")
+
+HEALTH = "/v2/health/live"
+HEALTH_SECONDS = 5.0
+MOST_RESTARTS = 6
+"""Ends in a row after which the instance ends, too, so that it is replaced."""
+RESTARTS = RestartPolicy(initial=0.5, factor=2.0, maximum=30.0, stable_after=60.0)
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Triton's Python backend puts its tensors
+_LAST_LINES_SECONDS = 1.0
+
+
+class TritonServer(Server):
+    """A Triton server, its models, and its process if the worker starts it."""
+
+    def __init__(self, settings: TritonSettings, ready_timeout: float, *, allow_model_control: bool) -> None:
+        check = HealthCheck("http", settings.host, settings.http_port, HEALTH)
+        super().__init__(
+            SidecarSettings(
+                host=settings.host,
+                port=settings.http_port,
+                check=check,
+                interval=HEALTH_SECONDS,
+                ready_timeout=ready_timeout,
+                command=settings.command,
+            )
+        )
+        self._triton = settings
+        self._models = Models(f"http://{settings.host}:{settings.http_port}", settings.models)
+        self._allow_model_control = allow_model_control
+        self._last = LastErrors()
+        self._output: asyncio.Task[None] | None = None
+
+    async def handle(self, request: Request) -> Outcome:
+        """Pass one request on, or refuse it (403) in the form in which Triton's clients read errors."""
+        reason = refusal(request.method, request.target, model_control=self._allow_model_control)
+        if reason is not None:
+            return Reply(403, [("content-type", "application/json")], json.dumps({"error": reason}).encode())
+        return await self.upstream.handle(request)
+
+    async def watch(self, admission: Admission) -> None:
+        """Check the server until cancelled, and start it again when it ends.
+
+        Raises NotReady, or ServerEnded when it ends again and again.
+        """
+        failures = 0
+        while True:
+            began = time.monotonic()
+            try:
+                await super().watch(admission)
+            except ServerEnded as error:
+                ended = error
+            admission.pause()
+            while True:
+                failures = RESTARTS.failures_after(failures, time.monotonic() - began)
+                if failures > MOST_RESTARTS:
+                    raise ended
+                delay = RESTARTS.delay(failures)
+                # Its last lines are in the log already.
+                log.error("%s; it is started again in %g s", str(ended).partition("\n")[0], delay)
+                await asyncio.sleep(delay)
+                began = time.monotonic()
+                try:
+                    await self.start()
+                    break
+                except ServerEnded as error:
+                    ended = error
+            admission.resume()
+
+    async def stop(self) -> None:
+        """Unload what was loaded into a server of somebody else; end the worker's own."""
+        if self._process is None:
+            await self._models.unload()
+        await super().stop()
+        await self._left_behind()
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        await self._left_behind()
+        self._last = LastErrors()
+        self._models.loaded.clear()
+        process = await children.spawn(
+            self._settings.command_line(), self._environment(), piped=True, longest_line=LONGEST_LINE
+        )
+        if process.stdout is not None:
+            self._output = asyncio.create_task(log_lines(process.stdout, self._last))
+        return process
+
+    async def _prepare(self) -> str | None:
+        try:
+            await self._models.load()
+        except aiohttp.ClientError as error:
+            return f"it broke off while it loaded models: {error}"
+        return None
+
+    async def _ended(self, code: int) -> ServerEnded:
+        if self._output is not None:
+            # Its last lines are still in the pipe, which a model's process may hold open.
+            await asyncio.wait({self._output}, timeout=_LAST_LINES_SECONDS)
+        words = f"\n{self._last.text}" if self._last.text else ""
+        return ServerEnded(f"{self._settings.command[0]} ended by itself: {describe_exit(code)}{words}")
+
+    async def _left_behind(self) -> None:
+        """End processes of models that the server has left, and remove its shared memory."""
+        if self._process is None:
+            return
+        signal_group(self._process.pid, signal.SIGKILL)
+        if self._output is not None:
+            self._output.cancel()
+            await asyncio.gather(self._output, return_exceptions=True)
+            self._output = None
+        if self._triton.shm_prefix is not None:
+            _remove_shared_memory(self._triton.shm_prefix)
+
+
+def _remove_shared_memory(prefix: str) -> None:
+    for file in _SHARED_MEMORY.glob(f"{prefix}*"):
+        file.unlink(missing_ok=True)
