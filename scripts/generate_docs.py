@@ -267,6 +267,7 @@ def settings() -> str:
         "Worker: environment": variable_table(rest),
         "nvcf-worker sidecar": flags(parser_of("nvcf_worker.__main__", "sidecar")),
         "Sidecar: environment": variable_table(sidecar),
+        "nvcf-worker triton": flags(parser_of("nvcf_worker.__main__", "triton")),
         "nvcf-worker run": flags(parser_of("nvcf_worker.__main__", "run", "function.py")),
         "nvcf-worker fetch": flags(parser_of("nvcf_worker.__main__", "fetch")),
         "Tasks: environment": variable_table(tasks),

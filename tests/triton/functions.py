@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tests.support.platform.gateways import Platform, Version
 from tests.support.platform.processes import Child
-from tests.triton.server import MODELS, with_tritonserver
+from tests.support.waiting import eventually
+from tests.triton.server import MODELS, START, with_tritonserver
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
 
@@ -35,3 +36,13 @@ async def start_triton(
             **(environment or {}),
         },
     )
+
+
+async def serving(worker: Child) -> None:
+    """Wait until the models are ready."""
+
+    def ready() -> bool:
+        assert worker.running, worker.text()
+        return "the function's server on port" in worker.text()
+
+    await eventually(ready, "it serves", START, story=worker.text)

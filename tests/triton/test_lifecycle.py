@@ -16,8 +16,7 @@ import pytest
 
 from tests.support.platform.gateways import Platform, Version, running_platform
 from tests.support.platform.processes import Child
-from tests.support.waiting import eventually
-from tests.triton.functions import start_triton
+from tests.triton.functions import serving, start_triton
 from tests.triton.server import SHARED_MEMORY, START, copied_models, running_server
 
 X = {"inputs": [{"name": "X", "shape": [1, 1], "datatype": "FP32", "data": [1.5]}]}
@@ -50,16 +49,6 @@ def tritonserver_of(worker: Child) -> psutil.Process:
     """The server that a worker has started."""
     [found] = psutil.Process(worker.pid).children()
     return found
-
-
-async def serving(worker: Child, times: int = 1) -> None:
-    """Wait until the models are ready, for the given time."""
-
-    def ready() -> bool:
-        assert worker.running, worker.text()
-        return worker.text().count("the function's server on port") >= times
-
-    await eventually(ready, "it serves", START, story=worker.text)
 
 
 def exit_reason(shared: Path) -> dict[str, Any]:
