@@ -251,7 +251,6 @@ def otel_table() -> str:
 
 def settings() -> str:
     """Return the configuration reference."""
-    up = next(command for name, command in commands() if name == "nvcf up")
     worker = variables(WORKER_VARIABLES)
     tasks = {name: text for name, text in worker.items() if name.startswith("NVCT_")}
     mark = "Sidecar: "
@@ -259,7 +258,7 @@ def settings() -> str:
     rest = {name: text for name, text in worker.items() if name not in tasks and name not in sidecar}
     rest.pop("OTEL_EXPORTER_OTLP_ENDPOINT")
     parts = {
-        "nvcf up": options(up),
+        "nvcf up": options(next(command for name, command in commands() if name == "nvcf up")),
         "nvcf: environment": variable_table(variables(CLI_VARIABLES)),
         "nvcf-gateway": flags(parser_of("nvcf_gateway.__main__")),
         "nvcf-autoscaler": flags(parser_of("nvcf_autoscaler.__main__")),
