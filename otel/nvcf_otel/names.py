@@ -84,6 +84,7 @@ ATTEMPT = "nvcf.request.attempt"
 BATCH_FUNCTION = "nvcf.batch.function"
 BATCH_MEMBERS = "nvcf.batch.size"
 STREAMED_ITEMS = "nvcf.stream.items"
+TRITON_MODEL = "model"  # the label of Triton's own metrics
 
 # Values of ROUTE.
 EXEC = "exec"

@@ -98,4 +98,25 @@ EVENT_LOOP_LAG = observed_gauge(
     "nvcf.event_loop.lag", "s", "Longest delay of the event loop in the last minute."
 )
 
-ALL: tuple[Instrument, ...] = tuple(each for each in list(globals().values()) if isinstance(each, Instrument))
+
+def _triton(name: str, description: str) -> Instrument:
+    return observed_counter(f"nv_inference_{name}", "", description, (*_VERSION, names.TRITON_MODEL))
+
+
+TRITON = (
+    _triton("request_success", "Requests that Triton answered, by its statistics."),
+    _triton("request_failure", "Requests that Triton refused or that failed."),
+    _triton("count", "Items that were inferred: a request with a batch of 8 counts 8 times."),
+    _triton("exec_count", "Executions of the model; the quotient of items and executions is the batch size."),
+    _triton("request_duration_us", "Microseconds of all requests in Triton."),
+    _triton("queue_duration_us", "Microseconds that requests waited in Triton."),
+    _triton("compute_input_duration_us", "Microseconds of preparing inputs."),
+    _triton("compute_infer_duration_us", "Microseconds of running the model."),
+    _triton("compute_output_duration_us", "Microseconds of collecting outputs."),
+)
+"""What a function's Triton server counts, under the names of its own metrics, from its statistics."""
+
+ALL: tuple[Instrument, ...] = (
+    *(each for each in list(globals().values()) if isinstance(each, Instrument)),
+    *TRITON,
+)

@@ -23,6 +23,7 @@ from tests.bench import (
     streams,
     telemetry,
     throughput,
+    triton,
     tunnel,
     waiting,
 )
@@ -44,6 +45,7 @@ BENCHMARKS: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
 }
 ON_REQUEST: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
     "peers": peers.run,
+    "triton": triton.run,
     "idempotency": idempotency.run,
     "install": install.run,
     "durability": durability.run,

@@ -23,6 +23,7 @@ from nvcf_worker.process import logs
 from nvcf_worker.process.imported import in_multiprocessing
 from nvcf_worker.process.leaving import leave_now, leave_soon
 from nvcf_worker.process.loops import run_to_end
+from nvcf_worker.run import slot_limits
 from nvcf_worker.run.processes.channel import is_child
 
 if TYPE_CHECKING:
@@ -188,6 +189,7 @@ def run_worker(
                 time_limit=configured(time_limit, os.environ),
                 stall_seconds=stall_seconds(os.environ),
             )
+            slot_limits.use(worker if concurrency is None else None)
             log.info("serving %s with %d slots", handler.name, config.concurrency)
             return await _run(worker, companion)
 

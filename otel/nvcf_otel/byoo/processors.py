@@ -10,7 +10,7 @@ from nvcf_proto.models import TelemetrySettings
 BATCH = "batch"
 
 # By OTLP names and by Prometheus names.
-PLATFORM_METRICS = r"(nvcf|nvct|http|rpc|messaging|process|hw|gen_ai|otelcol)[._][a-zA-Z0-9_.:]+"
+PLATFORM_METRICS = r"(nvcf|nvct|http|rpc|messaging|process|hw|gen_ai|nv_inference|otelcol)[._][a-zA-Z0-9_.:]+"
 # Metrics that a scrape produces about itself.
 _SCRAPE_METRICS = r"(up|scrape_[a-z_]+)"
 DEFAULT_SLOW_SECONDS = 1.0

@@ -26,7 +26,7 @@ def build() -> Dashboard:
         .with_variable(variable("function", "Function", f"label_values({info}, {name})"))
         .with_variable(variable("version", "Version", versions))
     )
-    for part in (_well, _slow, _errors, _cold_starts, _queue, _streams, _machine):
+    for part in (_well, _slow, _errors, _cold_starts, _queue, _streams, _triton, _machine):
         board = part(board)
     return board
 
@@ -144,6 +144,27 @@ def _streams(board: Dashboard) -> Dashboard:
         chart("First item", arrival, first, "s"),
         chart("Items", "Items of all streams.", items, "ops"),
         chart("Tokens", "By type, as the function reports them.", tokens, "ops"),
+    )
+
+
+def _triton(board: Dashboard) -> Dashboard:
+    def rate(name: str) -> str:
+        return q.rate(f"nv_inference_{name}", [names.TRITON_MODEL], MINE)
+
+    def mean(part: str) -> str:
+        """Seconds of one request; Triton counts microseconds."""
+        return f"{q.share(rate(f'{part}_duration_us'), rate('request_success'))} / 1e6"
+
+    model = q.legend(names.TRITON_MODEL)
+    parts = [(f"{model}: {part.replace('_', ' ')}", mean(part)) for part in ("queue", "compute_infer")]
+    sizes = [(model, q.share(rate("count"), rate("exec_count")))]
+    outcomes = [(model, rate("request_success")), (f"{model}: failed", rate("request_failure"))]
+    return row(
+        board,
+        "Triton",
+        chart("Requests to Triton", "By model, and those that failed.", outcomes, "reqps"),
+        chart("Time in Triton", "Mean of a request: waiting for a batch, and running the model.", parts, "s"),
+        chart("Items of an execution", "Mean size of the batches that Triton makes.", sizes, "short"),
     )
 
 

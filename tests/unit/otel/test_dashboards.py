@@ -31,7 +31,7 @@ needs_promtool = pytest.mark.skipif(
     PROMTOOL is None, reason="promtool is missing: apt-get install prometheus (Debian)"
 )
 _RECORDED = re.compile(r"\b[a-z]+:[a-z0-9_]+:[a-z0-9_]+\b")
-_METRIC = re.compile(r"\b(?:nvcf|http|hw|process|gen_ai)_[a-z0-9_]+\b")
+_METRIC = re.compile(r"\b(?:nvcf|http|hw|process|gen_ai|nv_inference)_[a-z0-9_]+\b")
 
 
 def exported() -> set[str]:

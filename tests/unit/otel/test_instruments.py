@@ -16,7 +16,7 @@ from nvcf_otel.instrument import Instrument, Kind, prometheus_name
 def test_names_are_there_once_and_proper() -> None:
     names = [each.name for each in instruments.ALL]
     assert len(set(names)) == len(names)
-    peer = {each.name for each in compatible.ALL}
+    peer = {each.name for each in (*compatible.ALL, *worker_instruments.TRITON)}
     for each in instruments.ALL:
         assert each.description.endswith("."), each.name
         assert each.name in peer or re.fullmatch(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+", each.name), each.name
