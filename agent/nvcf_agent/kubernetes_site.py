@@ -31,7 +31,7 @@ from nvcf_agent.kubernetes.nodes.inventory import ClusterInventory
 from nvcf_agent.kubernetes.nodes.static import parse_static
 from nvcf_agent.kubernetes.nodes.watch import NodeWatch
 from nvcf_agent.kubernetes.reflection import Reflection
-from nvcf_agent.kubernetes.secret_objects import SecretObjects
+from nvcf_agent.kubernetes.secret_objects import SecretObjects, of_chart, of_pods
 from nvcf_agent.kubernetes.settings import Settings, read_settings, until_changed
 from nvcf_agent.kubernetes.store import RequestStore
 from nvcf_agent.kubernetes.worker_modes import WorkerModes
@@ -178,8 +178,11 @@ async def _make_site(
         if (about := store.object_of(spec.order.request_id)) is not None:
             events.record(about, CREATION, text, warning=True)
 
-    secrets = InstanceSecrets(GatewaySecrets(session, icms), SecretObjects(api, namespace))
-    await stack.enter_async_context(secrets)
+    gateway = GatewaySecrets(session, icms)
+    secrets = InstanceSecrets(gateway, SecretObjects(api, of_pods(namespace)))
+    helm_secrets = InstanceSecrets(gateway, SecretObjects(api, of_chart))
+    for each in (secrets, helm_secrets):
+        await stack.enter_async_context(each)
     operators = WorkerTelemetry.of(
         os.environ, metrics=options.worker_metrics, passed_on=options.worker_telemetry
     )
@@ -196,6 +199,7 @@ async def _make_site(
         ready_seconds=ready_seconds,
         modes=WorkerModes(Fetcher(fetch_settings(options)), say),
         helm=helm_settings(options, os.environ),
+        helm_secrets=helm_secrets,
     )
     control_plane.on_prefetch = backend.prefetch
     agent = Agent(

@@ -17,7 +17,7 @@ from nvcf_agent.kubernetes.client.api import Api
 from nvcf_agent.kubernetes.client.kinds import POD
 from nvcf_agent.kubernetes.pods.observe import Limits
 from nvcf_agent.kubernetes.pods.settings import PodSettings
-from nvcf_agent.kubernetes.secret_objects import SecretObjects
+from nvcf_agent.kubernetes.secret_objects import SecretObjects, of_pods
 from nvcf_agent.secrets import InstanceSecrets
 from nvcf_agent.state import inventory
 from nvcf_agent.state.managed_instance import Category
@@ -123,7 +123,7 @@ async def test_a_library_function_finds_models_secrets_and_its_worker_alone(
         variables={"ESS_FQDN": "https://gateway", "CONTAINER_REGISTRIES_CREDENTIALS": packed({})},
     )
     source = Source()
-    async with InstanceSecrets(source, SecretObjects(api, settings.namespace)) as secrets:
+    async with InstanceSecrets(source, SecretObjects(api, of_pods(settings.namespace))) as secrets:
         async with running(api, settings, secrets=secrets) as (backend, seen):
             await backend.create(made)
             await eventually(lambda: seen.of(Ready, made.instance_id), "it is ready", WAIT)

@@ -21,7 +21,7 @@ from nvcf_agent.kubernetes.pods.names import INSTANCE_TYPE
 from nvcf_agent.kubernetes.pods.observe import Limits
 from nvcf_agent.kubernetes.pods.settings import PodSettings
 from nvcf_agent.kubernetes.prefetch import SELECTOR
-from nvcf_agent.kubernetes.secret_objects import SecretObjects
+from nvcf_agent.kubernetes.secret_objects import SecretObjects, of_pods
 from nvcf_agent.secrets import InstanceSecrets
 from nvcf_agent.state.managed_instance import Category
 from nvcf_agent.state.transitions import Ended, Observed, Progress, Ready
@@ -262,7 +262,7 @@ async def test_secrets_follow_the_gateway_also_after_a_restart(
 
         return check
 
-    sink = SecretObjects(api, settings.namespace)
+    sink = SecretObjects(api, of_pods(settings.namespace))
     async with InstanceSecrets(source, sink) as secrets:
         async with running(api, settings, secrets=secrets) as (backend, _):
             await backend.create(made)

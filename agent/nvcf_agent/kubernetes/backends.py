@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from nvcf_agent.backends.interface import Secrets
+from nvcf_agent.backends.interface import NO_SECRETS, Secrets
 from nvcf_agent.kubernetes.backend import PodBackend
 from nvcf_agent.kubernetes.client.api import Api, Object
 from nvcf_agent.kubernetes.client.kinds import Kind
@@ -39,6 +39,7 @@ def make_backend(
     ready_seconds: float,
     modes: WorkerModes | None = None,
     helm: HelmSettings | None = None,
+    helm_secrets: Secrets = NO_SECRETS,
 ) -> KubernetesBackend:
     """Return the backend of all functions. Without `helm`, or without the program, it runs no charts.
 
@@ -66,7 +67,7 @@ def make_backend(
         _log.info("Helm functions are refused: %s", "switched off" if helm is None else "there is no helm")
         return KubernetesBackend(pods, None)
     helm = replace(helm, limits=replace(limits, unscheduled=helm.pending))
-    return KubernetesBackend(pods, HelmBackend(api, helm, of_pods, program))
+    return KubernetesBackend(pods, HelmBackend(api, helm, of_pods, program, helm_secrets))
 
 
 def helm_settings(options: argparse.Namespace, environ: Mapping[str, str]) -> HelmSettings | None:

@@ -6,12 +6,13 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nvcf_agent.backends.environment import InstanceSpec
+from nvcf_agent.backends.interface import NO_SECRETS, Secrets
 from nvcf_agent.kubernetes.client.api import Api, Object
 from nvcf_agent.kubernetes.client.kinds import (
     MINI_SERVICE,
@@ -23,6 +24,8 @@ from nvcf_agent.kubernetes.helm.command import Helm
 from nvcf_agent.kubernetes.helm.fetch import FetchSettings
 from nvcf_agent.kubernetes.helm.settings import HelmSettings
 from nvcf_agent.kubernetes.pods.settings import PodSettings
+from nvcf_agent.kubernetes.secret_objects import SecretObjects, of_chart
+from nvcf_agent.secrets import InstanceSecrets, SecretSource
 from nvcf_agent.state.inventory import Limits as ResourceLimits
 from nvcf_agent.state.inventory import Share
 from nvcf_agent.state.transitions import Event
@@ -96,20 +99,30 @@ class Setting:
         )
         return InstanceSpec(message, Share(gpu="H100", gpus=gpus), ResourceLimits(), zone="here")
 
-    def backend(self, api: Api, **changes: Any) -> HelmBackend:
+    def backend(self, api: Api, secrets: Secrets = NO_SECRETS, **changes: Any) -> HelmBackend:
         """A backend with these settings."""
         hosts = frozenset((self.registry.host,))
         settings = HelmSettings(fetch=FetchSettings(private=hosts, plain=hosts))
         pods = PodSettings("example.com/worker:1", namespace=self.namespace)
-        return HelmBackend(api, replace(settings, **changes), pods, self.helm)
+        return HelmBackend(api, replace(settings, **changes), pods, self.helm, secrets)
 
     @asynccontextmanager
     async def agent(
-        self, *known: InstanceSpec, kubeconfig: Path | None = None, **changes: Any
+        self,
+        *known: InstanceSpec,
+        kubeconfig: Path | None = None,
+        source: SecretSource | None = None,
+        **changes: Any,
     ) -> AsyncIterator[Agent]:
         """Run a backend. What it does not know of, it removes, so other tests use other clusters."""
-        async with await Api.open(str(kubeconfig or self.cluster.kubeconfig)) as api:
-            agent = Agent(api, self.backend(api, **changes))
+        async with AsyncExitStack() as stack:
+            api = await stack.enter_async_context(await Api.open(str(kubeconfig or self.cluster.kubeconfig)))
+            secrets: Secrets = NO_SECRETS
+            if source is not None:
+                secrets = await stack.enter_async_context(
+                    InstanceSecrets(source, SecretObjects(api, of_chart))
+                )
+            agent = Agent(api, self.backend(api, secrets, **changes))
             await agent.backend.prepare([each.instance_id for each in known])
             following = asyncio.create_task(agent.follow())
             try:

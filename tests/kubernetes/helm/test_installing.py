@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
+from functools import partial
 
 from nvcf_agent.backends.environment import InstanceSpec
 from nvcf_agent.kubernetes.client.kinds import (
@@ -28,8 +30,37 @@ from tests.kubernetes.helm.support import (
     mini_service,
     name,
 )
+from tests.kubernetes.pod_backends import Source
 from tests.support.charts import example_chart
 from tests.support.waiting import eventually
+
+
+async def test_secrets_and_models_of_the_function_are_there_for_the_chart_also_after_a_restart(
+    setting: Setting,
+) -> None:
+    source = Source()
+    spec = setting.spec()
+    models = [{"name": "m", "version": "1", "uri": "https://models.example/m.bin"}]
+    launch = spec.order.launch_specification.replace(
+        models=base64.b64encode(json.dumps(models).encode()).decode()
+    )
+    spec = replace(spec, order=spec.order.replace(launch_specification=launch))
+
+    async def holds(agent: Agent, values: dict[str, str]) -> bool:
+        data = (await get(agent, spec, SECRET, "nvcf-secrets")).get("data", {})
+        return bool(json.loads(base64.b64decode(data.get("secrets.json", "e30="))) == values)
+
+    async with setting.agent(source=source) as agent:
+        await agent.backend.create(spec)
+        await agent.until(Ready)
+        assert await holds(agent, {"TOKEN": "one"})
+        artifacts = (await get(agent, spec, SECRET, "nvcf-artifacts"))["data"]
+        assert "models.example" in base64.b64decode(artifacts["artifacts.json"]).decode()
+    async with setting.agent(spec, source=source) as agent:
+        await agent.until(Ready)
+        source.values = {"TOKEN": "two"}
+        await eventually(partial(holds, agent, {"TOKEN": "two"}), "the new one is there", SHORT)
+        await agent.backend.delete(spec.instance_id, 0)
 
 
 async def test_a_chart_of_three_objects_runs_in_a_namespace_of_its_own(setting: Setting) -> None:

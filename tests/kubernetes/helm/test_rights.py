@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -79,7 +80,7 @@ async def test_the_rights_of_the_chart_are_enough_and_no_more(
 ) -> None:
     kubeconfig, account, role = identity
     spec = setting.spec(replicas=2)
-    given = {"service_account": account, "role": role}
+    given: dict[str, Any] = {"service_account": account, "role": role}
     async with setting.agent(kubeconfig=kubeconfig, **given) as agent:
         await agent.backend.create(spec)
         await agent.until(Ready)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
 
 from nvcf_agent.backends.environment import InstanceSpec
-from nvcf_agent.backends.interface import Running
+from nvcf_agent.backends.interface import NO_SECRETS, Running, Secrets
 from nvcf_agent.errors import AgentError, StartError, Unsupported
 from nvcf_agent.kubernetes.client.api import Api, Object
 from nvcf_agent.kubernetes.client.errors import ApiError
@@ -68,13 +68,21 @@ class HelmBackend:
     name = "kubernetes"
     restarts = False
 
-    def __init__(self, api: Api, settings: HelmSettings, pods: PodSettings, helm: Helm) -> None:
+    def __init__(
+        self,
+        api: Api,
+        settings: HelmSettings,
+        pods: PodSettings,
+        helm: Helm,
+        secrets: Secrets = NO_SECRETS,
+    ) -> None:
         self._api = api
         self._pods_namespace = pods.namespace
         self._settings = settings
         self._installer = Installer(api, settings, pods)
         self._renderer = ChartRenderer(helm, settings, pods)
-        self._reconciler = Reconciler(api, self._installer, self._renderer, settings)
+        self._secrets = secrets
+        self._reconciler = Reconciler(api, self._installer, self._renderer, settings, secrets)
         self._services = Informer(api, MINI_SERVICE, on_change=self._on_service)
         self._pods = Informer(
             api, POD, labels=MINI_SERVICE_LABEL, on_change=self._on_pod, trim=pod_status.trim
@@ -156,7 +164,8 @@ class HelmBackend:
         return ()
 
     async def forget(self, instance_id: str) -> None:
-        """Do nothing: what belongs to an instance goes with its MiniService."""
+        """Follow its secrets no more. What belongs to an instance goes with its MiniService."""
+        await self._secrets.end(instance_id)
 
     async def list(self) -> list[Running]:
         """Return the instances that have pods, or will have."""

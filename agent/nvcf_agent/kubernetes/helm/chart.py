@@ -15,12 +15,12 @@ from nvcf_agent.kubernetes.helm.decorate import Decoration, decorate
 from nvcf_agent.kubernetes.helm.errors import ChartError
 from nvcf_agent.kubernetes.helm.fetch import Fetcher, parse_logins, parse_source
 from nvcf_agent.kubernetes.helm.manifests import parse_manifests
-from nvcf_agent.kubernetes.helm.names import MINI_SERVICE_LABEL, WORKLOAD_CONFIG
+from nvcf_agent.kubernetes.helm.names import ARTIFACTS, MINI_SERVICE_LABEL, WORKLOAD_CONFIG
 from nvcf_agent.kubernetes.helm.settings import HelmSettings
 from nvcf_agent.kubernetes.names import COMPONENT, MANAGED_BY
 from nvcf_agent.kubernetes.pods import names
-from nvcf_agent.kubernetes.pods.launch import auths_for, parse_launch, registry_of
-from nvcf_agent.kubernetes.pods.render import login_secret, node_affinity
+from nvcf_agent.kubernetes.pods.launch import ContainerLaunch, auths_for, parse_launch, registry_of
+from nvcf_agent.kubernetes.pods.render import artifact_files, encoded, login_secret, node_affinity
 from nvcf_agent.kubernetes.pods.settings import PodSettings
 from nvcf_agent.kubernetes.pods.variables import function_variables
 from nvcf_agent.state import order as orders
@@ -157,14 +157,38 @@ def pull_secrets(
         for _, container in containers(member(pod_template(each), "spec") or {})
         if isinstance(image := container.get("image"), str)
     }
-    launch = spec.order.launch_specification.replace(container_image="none", worker_mode=None)
-    logins = parse_launch(spec.order.replace(launch_specification=launch)).logins
+    logins = _launch(spec).logins
     about = {"namespace": namespace, "labels": {MINI_SERVICE_LABEL: mini_service}}
     found = [auths for each in logins if (auths := auths_for(each, hosts))]
     return [
         (SECRET, login_secret({**about, "name": f"{_PULL_SECRET}-{number}"}, auths))
         for number, auths in enumerate(found)
     ]
+
+
+def artifact_secret(spec: InstanceSpec, namespace: str, mini_service: str) -> list[tuple[Kind, Object]]:
+    """Return what an init container of the chart downloads models and resources by, if any. Pure."""
+    launch = _launch(spec)
+    if not launch.has_artifacts:
+        return []
+    body = {
+        "apiVersion": SECRET.api_version,
+        "kind": SECRET.kind,
+        "metadata": {
+            "name": ARTIFACTS,
+            "namespace": namespace,
+            "labels": {MINI_SERVICE_LABEL: mini_service},
+        },
+        "type": "Opaque",
+        "data": {name: encoded(text) for name, text in artifact_files(launch).items()},
+    }
+    return [(SECRET, body)]
+
+
+def _launch(spec: InstanceSpec) -> ContainerLaunch:
+    """Return what an order says beside its chart, as for a container function."""
+    launch = spec.order.launch_specification.replace(container_image="none", worker_mode=None)
+    return parse_launch(spec.order.replace(launch_specification=launch))
 
 
 def is_by_worker(objects: Iterable[Object]) -> bool:

@@ -12,7 +12,7 @@ from nvcf_agent.kubernetes.client.api import Api, Object
 from nvcf_agent.kubernetes.client.errors import ApiError
 from nvcf_agent.kubernetes.client.kinds import NAMESPACE, POD, SECRET
 from nvcf_agent.kubernetes.helm import records
-from nvcf_agent.kubernetes.helm.chart import pull_secrets
+from nvcf_agent.kubernetes.helm.chart import artifact_secret, pull_secrets
 from nvcf_agent.kubernetes.helm.errors import ChartError
 from nvcf_agent.kubernetes.helm.kinds import WORKLOADS, Kinds, Ref
 from nvcf_agent.kubernetes.helm.names import MINI_SERVICE_LABEL, UTILS
@@ -85,7 +85,8 @@ class Installer:
             gpus=spec.order.requested_gpu_count,
             pull_secrets=[name_of(body) for _, body in pulls],
         )
-        for kind, body in (*before, *pulls, *worker.before):
+        artifacts = artifact_secret(spec, namespace, mini_service)
+        for kind, body in (*before, *pulls, *artifacts, *worker.before):
             try:
                 await self._api.apply(kind, body)
             except ApiError as error:

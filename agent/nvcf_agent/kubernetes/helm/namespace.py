@@ -8,10 +8,11 @@ from nvcf_agent.kubernetes.client.kinds import (
     NETWORK_POLICY,
     RESOURCE_QUOTA,
     ROLE_BINDING,
+    SECRET,
     SERVICE_ACCOUNT,
     Kind,
 )
-from nvcf_agent.kubernetes.helm.names import MINI_SERVICE_LABEL
+from nvcf_agent.kubernetes.helm.names import FUNCTION_SECRETS, MINI_SERVICE_LABEL
 from nvcf_agent.kubernetes.helm.settings import HelmSettings
 from nvcf_agent.kubernetes.names import MANAGED_BY, MANAGER
 from nvcf_agent.kubernetes.pods.policies import shared_policies
@@ -50,6 +51,8 @@ def objects_before(
         *rights,
         *((NETWORK_POLICY, each) for each in _policies(namespace, network)),
         (RESOURCE_QUOTA, {"metadata": {"name": QUOTA}, "spec": {"hard": quota}}),
+        # Empty: what is in it comes from the control plane, now and later.
+        (SECRET, {"metadata": {"name": FUNCTION_SECRETS}, "type": "Opaque"}),
         # Made here because pods are refused until it is there. No pod gets a token of it.
         (
             SERVICE_ACCOUNT,

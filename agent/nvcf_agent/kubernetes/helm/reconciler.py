@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from nvcf_agent.backends.environment import InstanceSpec
+from nvcf_agent.backends.interface import NO_SECRETS, Secrets
+from nvcf_agent.errors import StartError
 from nvcf_agent.kubernetes.client.api import Api, Object
 from nvcf_agent.kubernetes.client.errors import ApiError
 from nvcf_agent.kubernetes.client.kinds import MINI_SERVICE, POD
@@ -36,13 +38,16 @@ class Reconciler:
         installer: Installer,
         renderer: ChartRenderer,
         settings: HelmSettings,
+        secrets: Secrets = NO_SECRETS,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._api = api
         self._installer = installer
         self._renderer = renderer
         self._settings = settings
+        self._secrets = secrets
         self._wall = wall
+        self._following: set[str] = set()
         self._rendered: dict[str, Rendered] = {}
         self._memories: dict[str, dict[str, Memory]] = {}
 
@@ -85,6 +90,9 @@ class Reconciler:
                 # Stored first, so that an agent that takes over installs the same objects.
                 await self._keep(name, rendered)
             worker = await self._installer.prepare(spec, namespace, name, rendered.objects)
+            if name not in self._following:
+                await self._secrets.begin(spec.instance_of)
+                self._following.add(name)
             initialized = pod_status.condition(worker, "Initialized")
             if worker["spec"].get("initContainers") and (initialized is None or not initialized.holds):
                 return self._before_worker(name, worker, status)
@@ -95,7 +103,7 @@ class Reconciler:
             return phases.refused(status, Reason.OBJECTS_FAILED, str(error), now)
         except WRONG_CHART as error:
             return phases.refused(status, Reason.INVALID, str(error), now)
-        except (ChartUnavailable, ApiError) as error:
+        except (ChartUnavailable, StartError, ApiError) as error:
             if phases.since(status, now) > self._settings.install:
                 text = f"not installed after {self._settings.install / 60:g} min: {error}"
                 return phases.refused(status, Reason.INSTALL_ERROR, text, now)
@@ -160,6 +168,12 @@ class Reconciler:
         self, obj: Object, status: MiniServiceStatus, pods: Sequence[Object]
     ) -> MiniServiceStatus:
         name, now = name_of(obj), self._wall()
+        if name not in self._following:
+            # An earlier agent has installed it.
+            record = await self._installer.secret(names.order_secret(name))
+            if record is not None:
+                await self._secrets.adopt(records.spec_of(record).instance_of)
+            self._following.add(name)
         rendered = await self._installed(name)
         by_worker = is_by_worker(rendered.objects)
         live = {} if by_worker else await self._installer.live(rendered, obj["spec"]["namespace"], name)
@@ -200,6 +214,7 @@ class Reconciler:
         await self._installer.drop(names.order_secret(name), names.rendered_secret(name))
         self._rendered.pop(name, None)
         self._memories.pop(name, None)
+        self._following.discard(name)
         kept = [each for each in metadata.get("finalizers", ()) if each != names.FINALIZER]
         patch = {"metadata": {"resourceVersion": metadata["resourceVersion"], "finalizers": kept}}
         await self._api.patch(MINI_SERVICE, name, None, patch)

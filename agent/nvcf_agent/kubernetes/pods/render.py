@@ -53,7 +53,7 @@ def render(
     pulls = _pull_secrets(parts, metadata)
     before = [*pulls, *_environment(parts, metadata), _opaque("secrets", {}, metadata)]
     if parts.init_image is not None and parts.is_own(parts.init_image):
-        before.append(_opaque("artifacts", _artifact_files(launch), metadata))
+        before.append(_opaque("artifacts", artifact_files(launch), metadata))
     if parts.collector_image is not None:
         before += _collector(parts, collector_files or {}, metadata)
     pull_names = [body["metadata"]["name"] for _, body in pulls]
@@ -173,7 +173,7 @@ def login_secret(about: Json, auths: Auths) -> Json:
     }
 
 
-def _artifact_files(launch: ContainerLaunch) -> dict[str, str]:
+def artifact_files(launch: ContainerLaunch) -> dict[str, str]:
     """Return what the init container reads: what to fetch, and the logins of the account's registries."""
     listed = {"models": list(launch.models), "resources": list(launch.resources)}
     auths = {host: login for each in launch.artifact_logins for host, login in each.items()}

@@ -117,7 +117,7 @@ def test_the_namespace_has_rights_policies_quota_and_an_account_before_the_chart
     assert all(each["podSelector"] == {} for each in policies)
     assert found[-1][1]["automountServiceAccountToken"] is False
     without = objects_before("sr-1", "m", HelmSettings(), Network(enabled=False), gpus=0)
-    assert [kind.kind for kind, _ in without] == ["ResourceQuota", "ServiceAccount"]
+    assert [kind.kind for kind, _ in without] == ["ResourceQuota", "Secret", "ServiceAccount"]
 
 
 def test_the_workers_pod_has_no_function_no_gpu_and_no_model() -> None:
