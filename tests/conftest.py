@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Read when gRPC is imported. Tests start processes while gRPC's threads run; what gRPC would do in the child
@@ -17,3 +18,16 @@ os.environ.pop("GRPC_ENABLE_FORK_SUPPORT", None)
 settings.register_profile("any-speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("any-speed"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "any-speed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests that share a module's platform in one worker: each would start one."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None and _shares_with_its_module(item):
+            item.add_marker(pytest.mark.xdist_group(item.location[0].removesuffix(".py").replace("/", ".")))
+
+
+def _shares_with_its_module(item: pytest.Item) -> bool:
+    found = getattr(item, "_fixtureinfo", None)
+    known = {} if found is None else found.name2fixturedefs
+    return any(fixture.scope == "module" for each in known.values() for fixture in each)

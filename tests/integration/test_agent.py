@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import os
-import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,7 +9,6 @@ import jwt
 import psutil
 import pytest
 
-from nvcf_broker.process import spawn
 from nvcf_proto.compute import EVENTS_STREAM, Event
 from nvcf_proto.icms.names import CREATION_STREAM
 from nvcf_proto.models import InstanceState
@@ -21,7 +18,6 @@ from tests.support.waiting import WAIT, eventually
 
 PENDING, STARTING, RUNNING = InstanceState.PENDING, InstanceState.STARTING, InstanceState.RUNNING
 TERMINATING, COMPLETED, FAILED = InstanceState.TERMINATING, InstanceState.COMPLETED, InstanceState.FAILED
-STUBBORN = HEALTH + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + STEADY[len(HEALTH) :]
 
 
 @pytest.fixture
@@ -118,35 +114,6 @@ async def test_messages_that_come_twice_late_or_in_the_wrong_order_do_no_harm(si
     await eventually(nothing_waits, "all messages are acknowledged")
 
 
-async def test_gpus_are_handed_out_counted_and_never_given_twice(site: Site) -> None:
-    dump = "(shared / 'seen').write_text(os.environ['CUDA_VISIBLE_DEVICES'])\n"
-    await site.start_agent("--gpu", "L40S=4", "--cpu-slots", "0")
-    await site.free("L40S", 4)
-    assert site.pool("CPU") is None
-    version = await site.version(HEALTH + dump + STEADY)
-    await site.create(version, gpu="L40S", gpus_per_instance=2)
-    await site.create(version, gpu="L40S", gpus_per_instance=1)
-    instances = await site.running(version, 2)
-    devices = sorted(each.visible_devices or "" for each in instances)
-    assert devices == ["0,1", "2"]
-    for each in instances:
-        seen = (site.data / "instances" / each.id / "shared" / "seen").read_text()
-        assert (each.visible_devices, each.gpu) == (seen, "L40S")
-    await site.free("L40S", 1)
-    (waiting,) = await site.create(version, gpu="L40S", gpus_per_instance=2)
-    pair = next(each for each in instances if each.visible_devices == "0,1")
-    await site.end(version, pair)
-    # What had no room was handed back to the queue, and is created once there is some.
-    them = await site.until(
-        version,
-        lambda them: any(is_running(each) and each.request_id == waiting.request_id for each in them),
-        120,
-    )
-    (new,) = [each for each in them if each.request_id == waiting.request_id]
-    assert new.visible_devices == "0,1"
-    await site.free("L40S", 1)
-
-
 async def test_what_cannot_run_here_is_refused_with_a_reason(site: Site) -> None:
     await site.start_agent()
     version = await site.version(STEADY)
@@ -162,20 +129,6 @@ async def test_what_cannot_run_here_is_refused_with_a_reason(site: Site) -> None
     assert "container image" in str(refused.reason)
 
 
-async def test_a_killed_worker_restarts_as_the_same_instance_with_its_folder(site: Site) -> None:
-    await site.start_agent()
-    version = await site.version(STEADY)
-    await site.create(version)
-    (before,) = await site.running(version)
-    kept = site.data / "instances" / before.id / "shared" / "inflight"
-    kept.write_text("journal")
-    assert before.pid is not None
-    os.kill(before.pid, signal.SIGKILL)
-    (after,) = await site.until(version, lambda them: is_running(them[0]) and them[0].pid != before.pid)
-    assert (after.id, after.restarts) == (before.id, 1)
-    assert kept.read_text() == "journal"
-
-
 async def test_what_dies_again_and_again_fails_with_its_last_words(site: Site) -> None:
     await site.start_agent()
     version = await site.version("import sys\nprint('noise')\nsys.exit('no model at /models/x')\n")
@@ -187,13 +140,6 @@ async def test_what_dies_again_and_again_fails_with_its_last_words(site: Site) -
     assert failed.reason == "crash: exit code 1\nno model at /models/x"
     assert failed.restarts == 5
     await site.free("CPU", 256)
-
-
-async def test_a_python_that_does_not_exist_is_named(site: Site) -> None:
-    await site.start_agent()
-    version = await site.version(STEADY, python="/does/not/exist/python")
-    await site.create(version)
-    await site.until(version, lambda them: bool(them) and "/does/not/exist/python" in (them[0].reason or ""))
 
 
 async def test_an_instance_that_is_not_ready_any_more_is_reported_until_it_is_ready(site: Site) -> None:
@@ -210,15 +156,6 @@ async def test_an_instance_that_is_not_ready_any_more_is_reported_until_it_is_re
     sick.unlink()
     (again,) = await site.running(version)
     assert (again.pid, again.restarts, again.reason) == (well.pid, 0, None)
-
-
-async def test_what_never_gets_ready_fails(site: Site) -> None:
-    await site.start_agent("--max-ready-seconds", "0.5")
-    version = await site.version(HEALTH + "while True:\n    time.sleep(0.05)\n")
-    await site.create(version)
-    (failed,) = await site.states(version, FAILED)
-    assert failed.reason is not None
-    assert failed.reason.startswith("not-ready: not ready after 0.5 s")
 
 
 async def test_clusters_take_only_their_own_messages(site: Site) -> None:
@@ -259,34 +196,3 @@ async def test_heartbeats_go_on_and_states_are_events(site: Site) -> None:
         return await states() == ["STARTING", "RUNNING"]
 
     await eventually(both, "the events of both states")
-
-
-async def test_limits_that_cannot_be_enforced_are_reported_and_instances_still_run(site: Site) -> None:
-    nowhere = site.folder / "no-control-group"
-    await site.start_agent("--instance-type", "process,memory=64M,cpus=0.5", "--cgroup", str(nowhere))
-    assert "memory and cpu limits of instance types are not enforced: No such file or directory" in site.log()
-    version = await site.version(STEADY)
-    await site.create(version)
-    await site.running(version)
-
-
-async def test_an_ended_instance_leaves_its_log_and_nothing_else(site: Site) -> None:
-    await site.start_agent()
-    version = await site.version(STEADY)
-    (order,) = await site.create(version)
-    await site.running(version)
-    await site.end(version, order)
-    (over,) = await site.states(version, COMPLETED)
-    await eventually(lambda: not (site.data / "instances" / over.id).exists())
-    assert over.log_path is not None
-    assert await asyncio.to_thread(Path(over.log_path).exists)
-
-
-async def test_a_second_agent_on_the_same_folder_is_refused_in_one_line(site: Site) -> None:
-    await site.start_agent()
-    command = psutil.Process(site.agent.pid).cmdline()
-    second = await spawn(command, stderr=asyncio.subprocess.PIPE)
-    _, errors = await asyncio.wait_for(second.communicate(), WAIT)
-    assert second.returncode == 1
-    assert "another agent runs on" in errors.decode().splitlines()[-1]
-    assert "Traceback" not in errors.decode()

@@ -10,10 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nvcf_proto.icms.names import CREATION_STREAM
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import InstanceState
-from tests.support.platform.agent_site import HEALTH, STEADY
+from tests.support.platform.agent_site import STEADY
 from tests.support.platform.agents import Order, Site, alive, is_running, running_site
 from tests.support.waiting import WAIT, eventually
 
@@ -23,44 +22,14 @@ PENDING, STARTING, RUNNING = InstanceState.PENDING, InstanceState.STARTING, Inst
 TERMINATING, COMPLETED, FAILED = InstanceState.TERMINATING, InstanceState.COMPLETED, InstanceState.FAILED
 
 
-STUBBORN = HEALTH + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + STEADY[len(HEALTH) :]
-
-
 @pytest.fixture
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
     async with running_site(tmp_path) as made:
         yield made
 
 
-async def test_a_killed_agent_leaves_no_process_and_its_successor_takes_over(site: Site) -> None:
-    helper = "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-    note = "(shared / 'helper').write_text(str(p.pid))\n"
-    flags = ("--gpu", "L40S=4")
-    await site.start_agent(*flags)
-    version = await site.version(HEALTH + helper + note + STEADY)
-    order, _ = await site.create(version, 2, gpu="L40S", gpus_per_instance=1)
-    before = await site.running(version, 2)
-    helpers = [int((site.data / "instances" / each.id / "shared" / "helper").read_text()) for each in before]
-    await site.kill_agent()
-    await eventually(lambda: not any(alive(each.pid) for each in before))
-    # Both messages arrive while no agent runs. One is a copy of a message that the dead agent had taken.
-    await site.send_again(order)
-    (more,) = await site.create(version, gpu="L40S", gpus_per_instance=1)
-    await site.start_agent(*flags)
-    pids = {each.pid for each in before}
-    after = await site.until(
-        version,
-        lambda them: sum(is_running(each) and each.pid not in pids for each in them) == 3,
-    )
-    assert {each.id for each in after} == {each.id for each in before} | {more.instance_id}
-    assert not any(alive(pid) for pid in helpers)
-    kept = {each.id: each.visible_devices for each in after}
-    assert all(kept[each.id] == each.visible_devices for each in before)
-    assert len(set(kept.values())) == 3
-    await site.free("L40S", 1)
-
-
 # A termination message that a killed agent had pulled comes again after 30 s.
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_an_agent_killed_again_and_again_neither_loses_nor_doubles_an_instance(site: Site) -> None:
     version = await site.version(STEADY)
@@ -94,17 +63,6 @@ async def test_an_agent_killed_again_and_again_neither_loses_nor_doubles_an_inst
         each for each in psutil.Process(site.agent.pid).children() if each.status() != psutil.STATUS_ZOMBIE
     ]
     assert {each.pid for each in own} == {each.pid for each in after if is_running(each)}
-
-
-async def test_a_consumer_that_was_deleted_is_made_again(site: Site) -> None:
-    await site.start_agent()
-    version = await site.version(STEADY)
-    await site.create(version)
-    await site.running(version)
-    consumer = f"{CREATION_STREAM}-{site.platform.cluster_ids['local']}"
-    await site.client.jetstream().delete_consumer(CREATION_STREAM, consumer)
-    await site.create(version)
-    await site.running(version, 2)
 
 
 async def test_instances_ended_while_the_agent_was_dead_are_removed(site: Site) -> None:
@@ -146,25 +104,6 @@ async def test_sigterm_stops_workers_gracefully_and_keeps_their_ids(site: Site) 
     after = await site.running(version, 2)
     assert {each.id for each in after} == {each.id for each in before}
     assert not site.clusters.values()[0].draining
-
-
-async def test_a_worker_that_does_not_leave_is_killed_with_its_group_after_the_grace_period(
-    site: Site,
-) -> None:
-    await site.start_agent("--grace", "0.5")
-    helper = "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-    note = "(shared / 'helper').write_text(str(p.pid))\n"
-    version = await site.version(STUBBORN.replace("become_ready()\n", f"{helper}{note}become_ready()\n", 1))
-    await site.create(version, 2)
-    first, second = await site.running(version, 2)
-    helpers = [
-        int((site.data / "instances" / each.id / "shared" / "helper").read_text()) for each in (first, second)
-    ]
-    await site.end(version, first)
-    await site.states(version, COMPLETED, RUNNING)
-    assert not alive(first.pid)
-    assert not alive(helpers[0])
-    assert alive(second.pid)
 
 
 async def test_without_a_gateway_an_instance_runs_on_and_is_reported_later(site: Site) -> None:
