@@ -20,8 +20,12 @@ settings.register_profile("ci", settings.get_profile("any-speed"), derandomize=T
 settings.load_profile("ci" if os.environ.get("CI") else "any-speed")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests that share a module's platform in one worker: each would start one."""
+    """Keep the tests that share a module's platform in one worker: each would start one.
+
+    First, since xdist reads the groups in the same hook.
+    """
     for item in items:
         if item.get_closest_marker("xdist_group") is None and _shares_with_its_module(item):
             item.add_marker(pytest.mark.xdist_group(item.location[0].removesuffix(".py").replace("/", ".")))

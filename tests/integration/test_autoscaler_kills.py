@@ -164,6 +164,7 @@ async def test_a_killed_cluster_is_replaced_and_its_return_doubles_nothing(tmp_p
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.slow
 async def test_a_leader_killed_in_the_middle_of_a_burst_doubles_nothing(tmp_path: Path) -> None:
     async with running_plane(tmp_path, autoscalers=2) as plane:
         for cluster in ("one", "two"):
@@ -188,6 +189,7 @@ async def test_a_leader_killed_in_the_middle_of_a_burst_doubles_nothing(tmp_path
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.slow
 async def test_a_gateway_that_hangs_over_orders_and_comes_back_doubles_nothing(tmp_path: Path) -> None:
     async with running_plane(tmp_path) as plane:
         await plane.start_agent("one", "--gpu", "SIM=8")
