@@ -133,6 +133,7 @@ class Agent:
         now, wall = self.monotonic(), self.wall()
         for instance in list(self.requests.instances.values()):
             self._act(group, instance, now, wall)
+        busy = self.monotonic() - now
         complete = await self._store()
         if complete and self._unstored:
             return
@@ -143,6 +144,8 @@ class Agent:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delay):
                 await self.woken.wait()
+        # Rounds over thousands of instances take at most half of the time: changes gather meanwhile.
+        await asyncio.sleep(busy)
 
     def _act(self, group: asyncio.TaskGroup, instance: ManagedInstance, now: float, wall: float) -> None:
         urgent = self.requests.urgent.pop(instance.id, None)

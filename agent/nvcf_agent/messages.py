@@ -110,15 +110,17 @@ class BrokerClock:
 
 # One fetch and what may come with it: heartbeats, the end of an earlier fetch, the note of a reconnect.
 MOST_ARRIVED = 16 * FETCH_MESSAGES
+MOST_AT_ONCE = 4 * FETCH_MESSAGES
+"""Messages that are handled at the same time. More are asked for when there is room for a whole fetch."""
 
 
 @dataclass
 class Consumer:
-    """Passes each message of one of the streams to `handle`, those of one fetch at the same time.
+    """Passes each message of one of the streams to `handle`, up to `MOST_AT_ONCE` at the same time.
 
-    `handle` answers the delivery, then or later. It raises `ContractError` for a message that nobody can
-    read, which is removed, and `StoreError` for one that has to come again. While `open` is not set, no
-    messages are asked for.
+    Calls begin in the order of the messages; `handle` keeps what is of one request in order. It answers the
+    delivery, then or later. It raises `ContractError` for a message that nobody can read, which is removed,
+    and `StoreError` for one that has to come again. While `open` is not set, no messages are asked for.
     """
 
     client: BrokerClient
@@ -176,20 +178,24 @@ class Consumer:
 
     async def _read(self, inbox: str) -> None:
         """Pull and handle messages until the connection was lost or the consumer is gone."""
-        while True:
-            await self.open.wait()
-            await self._pull(inbox)
-            async with asyncio.TaskGroup() as handling:
+        self._lost, failure = False, None
+        async with asyncio.TaskGroup() as handling:
+            handled: set[asyncio.Task[None]] = set()
+            while failure is None and not self._lost:
+                while len(handled) > MOST_AT_ONCE - FETCH_MESSAGES:
+                    await asyncio.wait(handled, return_when=asyncio.FIRST_COMPLETED)
+                await self.open.wait()
+                await self._pull(inbox)
                 # What is raised inside would come out as a group.
-                failure = await self._fetched(handling)
-            if failure is not None:
-                raise failure
-            if self._lost:
-                return
+                failure = await self._fetched(handling, handled)
+        if failure is not None:
+            raise failure
 
-    async def _fetched(self, handling: asyncio.TaskGroup) -> Exception | None:
-        """Handle the messages of one fetch. Return why nothing more comes, if that is a failure."""
-        self._lost, left = False, FETCH_MESSAGES
+    async def _fetched(
+        self, handling: asyncio.TaskGroup, handled: set[asyncio.Task[None]]
+    ) -> Exception | None:
+        """Begin to handle the messages of one fetch. Return why nothing more comes, if that is a failure."""
+        left = FETCH_MESSAGES
         while left > 0:
             try:
                 async with asyncio.timeout(SILENCE_SECONDS):
@@ -202,7 +208,9 @@ class Consumer:
             headers = message.headers or {}
             status = headers.get("Status")
             if status is None:
-                handling.create_task(self._one(message))
+                task = handling.create_task(self._one(message))
+                handled.add(task)
+                task.add_done_callback(handled.discard)
                 left -= 1
             elif status in _PULL_IS_OVER:
                 left = 0

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from nvcf_agent.icms.answers import Outcome
-from nvcf_agent.icms.reports import Key, Wanted, wanted_calls
+from nvcf_agent.icms.reports import Key, Wanted, WantedCalls
 from nvcf_agent.messages import Delivery
 from nvcf_agent.state import order as orders
 from nvcf_agent.state import transitions
@@ -76,6 +76,7 @@ class Requests:
     _waiting: dict[str, list[Delivery]] = field(default_factory=dict)
     _handling: asyncio.Lock = field(default_factory=asyncio.Lock)
     _placed: dict[str, _Placed] = field(default_factory=dict)
+    _wanted: WantedCalls = field(default_factory=WantedCalls)
 
     def __post_init__(self) -> None:
         self._room = RoomBackOff(self.timings)
@@ -237,7 +238,7 @@ class Requests:
 
     def wanted_calls(self) -> dict[Key, Wanted]:
         """Return all that the control plane is to know."""
-        return wanted_calls(self.instances.values(), self.persisted.ended)
+        return self._wanted.of(self.instances.values(), self.persisted.ended)
 
     async def on_outcome(self, key: Key, call: Wanted, outcome: Outcome) -> None:
         """Act on an answer of the control plane. Raises `StoreError`."""

@@ -35,7 +35,7 @@ class Outbox:
             del self._entries[key]
         found = []
         for key, call in wanted.items():
-            entry = self._entries.setdefault(key, _Entry())
+            entry = self._entries.get(key) or self._entries.setdefault(key, _Entry())
             if not entry.busy and self._due_at(entry, call) <= now:
                 entry.busy = True
                 found.append(key)
@@ -43,12 +43,13 @@ class Outbox:
 
     def next_due(self, wanted: Mapping[Key, Wanted]) -> float:
         """Return when the next call is due; infinite if none is."""
-        waiting = [(self._entries.get(key, _Entry()), call) for key, call in wanted.items()]
+        new = _Entry()
+        waiting = ((self._entries.get(key, new), call) for key, call in wanted.items())
         due = (self._due_at(entry, call) for entry, call in waiting if not entry.busy)
         return min(due, default=float("inf"))
 
     def _due_at(self, entry: _Entry, call: Wanted) -> float:
-        if entry.sent == call.body:
+        if entry.sent is call.body or entry.sent == call.body:
             return max(entry.retry_at, entry.sent_at + self._timings.report_again)
         return entry.retry_at
 

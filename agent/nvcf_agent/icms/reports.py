@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from nvcf_agent.state.causes import ending_status, error_log
 from nvcf_agent.state.managed_instance import ManagedInstance, Phase
@@ -31,8 +32,7 @@ _STATES = {
 }
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """What is told: a request's acknowledgement, or with `instance_id` that instance's state."""
 
     request_id: str
@@ -53,27 +53,41 @@ class Wanted:
         return isinstance(self.body, StatusReport) and self.body.instance_state is InstanceState.TERMINATED
 
 
-def wanted_calls(
-    instances: Iterable[ManagedInstance], ended: Mapping[str, EndedInstance]
-) -> dict[Key, Wanted]:
-    """Return all that the control plane is to know, by request and instance.
+class WantedCalls:
+    """All that the control plane is to know. It remembers the calls of instances that have not changed."""
 
-    Acknowledgements come first: an instance is reported when its request has been acknowledged.
-    """
-    calls: dict[Key, Wanted] = {}
-    for instance in instances:
-        order = instance.order
-        if not instance.acknowledged:
-            body = Acknowledgement(
-                instance_count=order.instance_count, message_batch_id=order.message_batch_id
-            )
-            calls[Key(instance.request_id)] = Wanted(body, instance.created_at, order.trace_parent)
-        elif (report := report_of(instance)) is not None:
-            calls[Key(instance.request_id, instance.id)] = Wanted(report, instance.created_at)
-    for instance_id, gone in ended.items():
-        if not gone.reported:
-            calls[Key(gone.request_id, instance_id)] = Wanted(report_of_ended(gone), since=0.0)
-    return calls
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[ManagedInstance, tuple[Key, Wanted] | None]] = {}
+
+    def of(
+        self, instances: Iterable[ManagedInstance], ended: Mapping[str, EndedInstance]
+    ) -> dict[Key, Wanted]:
+        """Return the calls by request and instance."""
+        before, self._known = self._known, {}
+        for instance in instances:
+            found = before.get(instance.id)
+            if found is None or found[0] is not instance:
+                found = instance, _call_of(instance)
+            self._known[instance.id] = found
+        calls = dict(call for _, call in self._known.values() if call is not None)
+        for instance_id, gone in ended.items():
+            if not gone.reported:
+                calls[Key(gone.request_id, instance_id)] = Wanted(report_of_ended(gone), since=0.0)
+        return calls
+
+
+def _call_of(instance: ManagedInstance) -> tuple[Key, Wanted] | None:
+    """Return the call for an instance. Its report waits for its request's acknowledgement."""
+    order = instance.order
+    if not instance.acknowledged:
+        body = Acknowledgement(instance_count=order.instance_count, message_batch_id=order.message_batch_id)
+        return Key(instance.request_id), Wanted(body, instance.created_at, order.trace_parent)
+    report = report_of(instance)
+    return (
+        None
+        if report is None
+        else (Key(instance.request_id, instance.id), Wanted(report, instance.created_at))
+    )
 
 
 def report_of(instance: ManagedInstance) -> StatusReport | None:

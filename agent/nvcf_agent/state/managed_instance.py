@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import Self
 
 from nvcf_agent.state import order as orders
@@ -92,7 +93,7 @@ class ManagedInstance:
     retry_at: float = 0.0
     give_up_reason: str | None = None
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Id of the instance, in NVIDIA's form."""
         return instance_id_of(self.order.request_id, self.index, self.order.workload)

@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -70,18 +70,19 @@ class StoredInstance(Record, frozen=True, kw_only=True):
         return cls(
             cluster_id=cluster_id,
             request_status=request_status((instance,)).value,
-            **asdict(instance.share),
+            **{each.name: getattr(instance.share, each.name) for each in _SHARE},
             **{name: getattr(instance, name) for name in _SAME},
         )
 
     def restored(self) -> ManagedInstance:
         """Return the instance."""
         same = {name: getattr(self, name) for name in _SAME}
-        share = Share(**{each.name: getattr(self, each.name) for each in fields(Share)})
+        share = Share(**{each.name: getattr(self, each.name) for each in _SHARE})
         return ManagedInstance(share=share, **same)
 
 
-_OWN = ("cluster_id", "request_status", *(each.name for each in fields(Share)))
+_SHARE = fields(Share)
+_OWN = ("cluster_id", "request_status", *(each.name for each in _SHARE))
 _SAME = [name for name in StoredInstance.__struct_fields__ if name not in _OWN]
 
 
@@ -195,6 +196,8 @@ class PersistedState:
         self._store = store
         self._cluster_id = cluster_id
         self._saved: dict[str, StoredInstance] = {}
+        # Instances never change, they are replaced: one that was looked at needs no comparison.
+        self._looked_at: dict[str, ManagedInstance] = {}
         self.ended: dict[str, EndedInstance] = {}
 
     async def load(self) -> list[ManagedInstance]:
@@ -210,11 +213,13 @@ class PersistedState:
 
     async def save(self, listed: Iterable[ManagedInstance]) -> None:
         """Store what has changed of these instances. Raises `StoreError`."""
-        stored = {each.id: StoredInstance.of(each, self._cluster_id) for each in listed}
+        new = {each.id: each for each in listed if self._looked_at.get(each.id) is not each}
+        stored = {key: StoredInstance.of(each, self._cluster_id) for key, each in new.items()}
         fresh = {key: each for key, each in stored.items() if self._saved.get(key) != each}
         if fresh:
             await self._store.save(fresh)
             self._saved |= fresh
+        self._looked_at |= new
 
     async def save_ended(self, changed: Mapping[str, EndedInstance], wall: float) -> None:
         """Add or change ended instances, and drop expired ones. Raises `StoreError`."""
@@ -228,3 +233,4 @@ class PersistedState:
         """Remove an instance. Raises `StoreError`."""
         await self._store.forget(instance_id)
         self._saved.pop(instance_id, None)
+        self._looked_at.pop(instance_id, None)

@@ -8,7 +8,7 @@ import pytest
 
 from nvcf_agent.icms.reconcile import compare
 from nvcf_agent.icms.registration import registration
-from nvcf_agent.icms.reports import Key, report_of, wanted_calls
+from nvcf_agent.icms.reports import Key, WantedCalls, report_of
 from nvcf_agent.state import transitions
 from nvcf_agent.state.causes import cause_of, error_log
 from nvcf_agent.state.inventory import Share
@@ -94,10 +94,10 @@ def test_the_status_of_a_request_follows_from_its_instances() -> None:
 
 
 def test_the_acknowledgement_comes_first_and_covers_the_whole_request() -> None:
-    calls = wanted_calls([waiting(), waiting(index=1)], {})
+    calls = WantedCalls().of([waiting(), waiting(index=1)], {})
     assert list(calls) == [Key("r")]
     assert isinstance(calls[Key("r")].body, Acknowledgement)
-    calls = wanted_calls([running(), running(index=1)], {})
+    calls = WantedCalls().of([running(), running(index=1)], {})
     assert list(calls) == [Key("r", "0-sr-r"), Key("r", "1-sr-r")]
 
 
@@ -149,7 +149,7 @@ def test_instances_that_never_were_are_reported_ended() -> None:
         "x": EndedInstance(request_id="r", until=9.0),
         "y": EndedInstance(request_id="r", until=9.0, reported=True),
     }
-    calls = wanted_calls([], gone)
+    calls = WantedCalls().of([], gone)
     assert list(calls) == [Key("r", "x")]
     assert calls[Key("r", "x")].is_terminated
 

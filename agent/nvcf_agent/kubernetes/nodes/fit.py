@@ -4,6 +4,7 @@ A share whose node is known takes its GPUs there. The others are not scheduled y
 are placed where they leave the least rest, the largest first.
 """
 
+import heapq
 from collections.abc import Iterable, Mapping
 
 from nvcf_agent.state.inventory import Share
@@ -30,7 +31,7 @@ def free_gpus(nodes: Mapping[str, int], taken: Iterable[Share], *, named: bool =
 
 def take(free: dict[str, int], gpus: int, nodes: int = 1) -> bool:
     """Take `gpus` of each of `nodes` nodes, those with the least rest. Return False if there is no room."""
-    fitting = sorted((room, name) for name, room in free.items() if room >= gpus)[:nodes]
+    fitting = heapq.nsmallest(nodes, ((room, name) for name, room in free.items() if room >= gpus))
     if len(fitting) < nodes:
         return False
     for _, name in fitting:
