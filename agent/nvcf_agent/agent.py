@@ -61,6 +61,7 @@ class Agent:
     _work: set[asyncio.Task[None]] = field(default_factory=set)
     _stopping: bool = False
     _unstored: bool = False
+    _acted: asyncio.Event = field(default_factory=asyncio.Event)
     _store_pause: float = _RETRY_SECONDS
 
     @property
@@ -104,13 +105,15 @@ class Agent:
         try:
             async with asyncio.TaskGroup() as group:
                 events = group.create_task(self._follow_events())
+                storing = group.create_task(self._keep_stored())
                 stopper = group.create_task(self._wake_on(stop))
                 while not stop.is_set():
                     await self._round(group)
                 stopper.cancel()
                 # From here on the agent ends the processes, so an end is no failure of the function.
                 events.cancel()
-                await asyncio.wait({events})
+                storing.cancel()
+                await asyncio.wait({events, storing})
                 if self.backend.restarts:
                     await self._shut_down()
                 else:
@@ -127,25 +130,34 @@ class Agent:
         self.wake()
 
     async def _round(self, group: asyncio.TaskGroup) -> None:
-        """Act on every instance, store what has changed, and wait until there may be something to do."""
+        """Act on every instance, and wait until there may be something to do. The store is written beside."""
         self.woken.clear()
-        self._unstored = False
         now, wall = self.monotonic(), self.wall()
         for instance in list(self.requests.instances.values()):
             self._act(group, instance, now, wall)
         busy = self.monotonic() - now
-        complete = await self._store()
-        if complete and self._unstored:
-            return
+        self._acted.set()
         idle = [each for each in self.requests.instances.values() if each.id not in self._busy]
         delay = min(_LONGEST_SLEEP_SECONDS, next_retry(idle, self.monotonic()))
-        if not complete:
-            delay = min(delay, self._store_pause)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delay):
                 await self.woken.wait()
         # Rounds over thousands of instances take at most half of the time: changes gather meanwhile.
         await asyncio.sleep(busy)
+
+    async def _keep_stored(self) -> None:
+        """Store what has changed after each round, until cancelled. Rounds do not wait for it."""
+        while True:
+            await self._acted.wait()
+            self._acted.clear()
+            unstored, self._unstored = self._unstored, False
+            if await self._store():
+                if unstored:
+                    self.wake()
+            else:
+                self._unstored |= unstored
+                await asyncio.sleep(self._store_pause)
+                self._acted.set()
 
     def _act(self, group: asyncio.TaskGroup, instance: ManagedInstance, now: float, wall: float) -> None:
         urgent = self.requests.urgent.pop(instance.id, None)

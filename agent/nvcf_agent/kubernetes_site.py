@@ -168,7 +168,6 @@ async def _make_site(
     store = RequestStore(
         api,
         namespace,
-        leads=lambda: api.leads(),
         on_deleted=lambda request_id: requests.remove(request_id),
         on_saved=events.record_saved,
     )

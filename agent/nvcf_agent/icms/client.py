@@ -1,5 +1,6 @@
 """HTTP calls of the agent to the control plane (protocol.md, section 6.5)."""
 
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 from urllib.parse import quote
@@ -27,6 +28,7 @@ _LARGEST_ANSWER = 16 * 1024 * 1024
 _DETAIL_LIMIT = 200
 
 
+@cache
 def agent_version() -> str:
     """Return the version of this package."""
     return version(DISTRIBUTION)

@@ -35,6 +35,7 @@ Owner = Callable[[str], Mapping[str, Any] | None]
 """Returns the ICMSRequest of a request id as the API server has it; None without one."""
 
 _SYNC_SECONDS = 60.0
+_CREATED_AT_ONCE = 32
 # A pod that is not gone this long after its grace period is removed by force: its node does not answer.
 _FORCE_SECONDS = 60.0
 # A pod that is still starting has no request to finish. The first process of a container ignores SIGTERM
@@ -83,6 +84,7 @@ class PodBackend:
         self._prefetcher = Prefetcher(api, settings, nodes)
         self._members: defaultdict[str, set[str]] = defaultdict(set)
         self._accounts = asyncio.Lock()
+        self._creating = asyncio.Semaphore(_CREATED_AT_ONCE)
 
     async def prepare(self, known: Collection[str]) -> None:
         """Begin to watch pods, and remove what is of no known instance. Raises `StartError`."""
@@ -132,7 +134,8 @@ class PodBackend:
         """Create an instance's objects, its pod last. An existing pod stays as it is."""
         there = self._watcher.pod(spec.instance_id)
         try:
-            made = there or await self._create(spec)
+            async with self._creating:
+                made = there or await self._create(spec)
             self._prefetcher.ask(spec)
             # Events that came before this call returns are of an instance that the agent does not expect yet.
             return self._running(spec.instance_id, self._watcher.pod(spec.instance_id) or made)
@@ -154,8 +157,7 @@ class PodBackend:
             collector_files=await asyncio.to_thread(_collector_files, spec),
         )
         await self._open_account(account_label(spec.order.nca_id), spec.instance_id)
-        for kind, body in objects.before:
-            await self._api.apply(kind, body)
+        await self._api.apply_all(objects.before)
         await self._secrets.begin(spec.instance_of)
         try:
             return await self._api.create(POD, objects.pod)

@@ -54,8 +54,7 @@ class RequestStore:
 
     `on_deleted` is called with a request's id when somebody has asked to delete its ICMSRequest, and again
     until its instances have been forgotten: they are to end, and the object stays until then.
-    `on_saved(request, before, after)` is called for each instance that was stored. `leads` says whether this
-    process may write.
+    `on_saved(request, before, after)` is called for each instance that was stored.
     """
 
     def __init__(
@@ -63,20 +62,19 @@ class RequestStore:
         api: Api,
         namespace: str,
         *,
-        leads: Callable[[], bool] = lambda: True,
         on_deleted: Callable[[str], None] = lambda _request_id: None,
         on_saved: Saved = lambda _request, _before, _after: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._api = api
         self._namespace = namespace
-        self._leads = leads
         self._on_deleted = on_deleted
         self._on_saved = on_saved
         self._wall = wall
         self._requests: dict[str, _Request] = {}
         self._writing = asyncio.Semaphore(_AT_ONCE)
         self._locks: dict[str, asyncio.Lock] = {}
+        self._pending: dict[str, dict[str, StoredInstance]] = {}
         self._informer = Informer(
             api,
             ICMS_REQUEST,
@@ -144,15 +142,24 @@ class RequestStore:
                 raise failure
 
     async def _save_request(self, request_id: str, changed: dict[str, StoredInstance]) -> None:
+        self._pending.setdefault(request_id, {}).update(changed)
         async with self._errors(), self._only_writer(request_id):
-            known = self._requests.get(request_id)
-            before = known.instances if known is not None else {}
-            order = next(reversed(changed.values())).order
-            if known is None or known.order != order:
-                known = await self._write_order(order)
-            await self._write_status(known, before | changed)
-            self._requests[request_id] = known
-        for instance_id, each in changed.items():
+            newest = self._pending.pop(request_id, None)
+            if newest is None:
+                # While this call waited for its turn, another one has written it.
+                return
+            try:
+                known = self._requests.get(request_id)
+                before = known.instances if known is not None else {}
+                order = next(reversed(newest.values())).order
+                if known is None or known.order != order:
+                    known = await self._write_order(order)
+                await self._write_status(known, before | newest)
+                self._requests[request_id] = known
+            except BaseException:
+                self._pending[request_id] = newest | self._pending.get(request_id, {})
+                raise
+        for instance_id, each in newest.items():
             self._on_saved(known.object, before.get(instance_id), each)
 
     async def forget(self, instance_id: str) -> None:
@@ -168,6 +175,7 @@ class RequestStore:
             known.going = True
             await self._remove(known.object)
             del self._requests[request_id]
+            self._pending.pop(request_id, None)
         self._locks.pop(request_id, None)
 
     async def save_ended(self, ended: Mapping[str, EndedInstance]) -> None:
@@ -175,13 +183,11 @@ class RequestStore:
         packed = base64.b64encode(gzip.compress(members, mtime=0)).decode()
         metadata = {"name": ENDED, "namespace": self._namespace, "labels": {MANAGED_BY: MANAGER}}
         async with self._errors():
-            self._check_leader()
             await self._api.apply(CONFIG_MAP, {"metadata": metadata, "binaryData": {_ENDED_KEY: packed}})
 
     # one request's objects
 
     async def _write_order(self, order: CreationMessage) -> _Request:
-        self._check_leader()
         request = await self._api.apply(ICMS_REQUEST, objects.request_object(order, self._namespace))
         await self._api.apply(SECRET, objects.message_secret(order, request))
         return _Request(order, _reference(request))
@@ -190,7 +196,6 @@ class RequestStore:
         """Write to the version of the object that was seen last; if it has changed, look, and do it again."""
         status = objects.request_state(instances, self._wall())
         for _ in range(_TRIES):
-            self._check_leader()
             metadata = known.object["metadata"]
             body = {
                 "metadata": {key: metadata[key] for key in ("name", "namespace", "uid", "resourceVersion")},
@@ -215,7 +220,6 @@ class RequestStore:
         for _ in range(_TRIES):
             if request is None:
                 return
-            self._check_leader()
             metadata = request["metadata"]
             name, uid = metadata["name"], metadata["uid"]
             finalizers = metadata.get("finalizers") or []
@@ -248,10 +252,6 @@ class RequestStore:
             yield
         except ApiError as error:
             raise StoreError(f"cannot store requests: {error}") from error
-
-    def _check_leader(self) -> None:
-        if not self._leads():
-            raise StoreError("another agent leads this cluster")
 
     def _on_change(self, old: Object | None, new: Object | None) -> None:
         seen = new or old

@@ -3,7 +3,8 @@
 Every call has a deadline and raises `ApiError`. Nothing is tried again here.
 """
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Self
@@ -147,6 +148,13 @@ class Api:
         query = _MANAGER | {"force": str(force).lower()}
         answer = await self._connection.call("PATCH", path, query, _typed(kind, body), content_type=_APPLY)
         return _object(answer)
+
+    async def apply_all(self, objects: Iterable[tuple[Kind, Object]]) -> None:
+        """Apply objects that need nothing of each other, at the same time."""
+        results = await asyncio.gather(*(self.apply(*each) for each in objects), return_exceptions=True)
+        for failure in results:
+            if isinstance(failure, BaseException):
+                raise failure
 
     async def patch(
         self, kind: Kind, name: str, namespace: str | None, patch: Object, *, part: str | None = None
