@@ -16,12 +16,13 @@ from nvcf_agent.kubernetes.client.api import Api, Object
 from nvcf_agent.kubernetes.client.errors import ApiError
 from nvcf_agent.kubernetes.client.kinds import CONFIG_MAP, EVENT, ICMS_REQUEST, SECRET
 from nvcf_agent.kubernetes.events import EventRecorder
+from nvcf_agent.kubernetes.leadership import LeaderApi
 from nvcf_agent.kubernetes.names import request_name
 from nvcf_agent.kubernetes.request_objects import request_object, secret_name
 from nvcf_agent.kubernetes.store import ENDED, RequestStore
 from nvcf_agent.state import transitions
 from nvcf_agent.state.inventory import Share
-from nvcf_agent.state.managed_instance import Category, ManagedInstance
+from nvcf_agent.state.managed_instance import Category, ManagedInstance, Phase
 from nvcf_agent.state.persisted_state import MOST_ENDED, EndedInstance, StoredInstance
 from nvcf_proto.ids import new_id
 from tests.kubernetes.cluster.clusters import Cluster
@@ -263,19 +264,34 @@ async def test_a_write_whose_answer_is_lost_is_just_made_again(api: Api, namespa
     assert not (await api.list(ICMS_REQUEST, namespace)).items
 
 
-async def test_only_the_leader_writes(api: Api, namespace: str) -> None:
+async def test_only_the_leader_writes(api_server: Cluster, namespace: str) -> None:
     leads = True
-    store, instance = RequestStore(api, namespace, leads=lambda: leads), accepted()
-    await store.save(stored(instance))
-    leads = False
-    for work in (
-        store.save(stored(transitions.acknowledged(instance))),
-        store.forget(instance.id),
-        store.save_ended({}),
-    ):
-        with pytest.raises(StoreError, match="another agent leads"):
-            await work
-    assert await loaded(RequestStore(api, namespace)) == stored(instance)
+    async with await LeaderApi.open(str(api_server.kubeconfig)) as api:
+        api.leads = lambda: leads
+        store, instance = RequestStore(api, namespace), accepted()
+        await store.save(stored(instance))
+        leads = False
+        for work in (
+            store.save(stored(transitions.acknowledged(instance))),
+            store.forget(instance.id),
+            store.save_ended({}),
+        ):
+            with pytest.raises(StoreError, match="without the lease"):
+                await work
+        assert await loaded(RequestStore(api, namespace)) == stored(instance)
+
+
+async def test_writes_that_wait_for_their_turn_become_one(api: Api, namespace: str) -> None:
+    written: list[Phase] = []
+    store = RequestStore(
+        api, namespace, on_saved=lambda _request, _before, after: written.append(after.phase)
+    )
+    waiting = transitions.acknowledged(accepted())
+    made = transitions.creating(waiting, wall=2.0)
+    steps = [waiting, made, replace(made, phase=Phase.STARTING)]
+    await asyncio.gather(*(store.save(stored(each)) for each in steps))
+    assert written == [Phase.PENDING, Phase.STARTING]
+    assert await loaded(RequestStore(api, namespace)) == stored(steps[-1])
 
 
 async def test_ended_instances_are_stored_however_many(api: Api, namespace: str) -> None:
