@@ -19,7 +19,7 @@ from nvcf_agent.kubernetes.client.informer import Informer
 from nvcf_agent.kubernetes.client.kinds import CONFIG_MAP, NETWORK_POLICY, POD, RESOURCE_QUOTA, SECRET, Kind
 from nvcf_agent.kubernetes.pods.names import INSTANCE_TYPE
 from nvcf_agent.kubernetes.pods.observe import Limits
-from nvcf_agent.kubernetes.pods.settings import PodSettings
+from nvcf_agent.kubernetes.pods.settings import PodSettings, Requests
 from nvcf_agent.kubernetes.prefetch import SELECTOR
 from nvcf_agent.kubernetes.secret_objects import SecretObjects, of_pods
 from nvcf_agent.secrets import InstanceSecrets
@@ -227,7 +227,7 @@ async def test_what_the_api_server_refuses_is_refused_and_a_quota_is_waited_for(
     api: Api, settings: PodSettings, kwok_nodes: FakeNodes
 ) -> None:
     async with running(api, settings, limits=QUICK) as (backend, _):
-        broken = replace(settings, shared_memory="much")
+        broken = replace(settings, sidecar=Requests("much"))
         with pytest.raises(Unsupported, match="refuses"):
             await PodBackend(api, broken, watcher=backend._watcher).create(spec(gpus=0))
         quota = {

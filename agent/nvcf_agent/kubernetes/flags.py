@@ -11,7 +11,6 @@ class Flag(StrEnum):
     AUTO_PURGE = "AutoPurgeDegradedWorkers"
     ENFORCE_FUNCTION_LIMITS = "EnforceContainerFunctionResourceLimits"
     API_ACCESS = "AllowWorkloadKubernetesAPIAccess"
-    SELF_HOSTED = "SelfHosted"
     CORDON = "CordonMaintenance"
     CORDON_AND_DRAIN = "CordonAndDrainMaintenance"
     PASSTHROUGH = "PassthroughGPUEnabled"

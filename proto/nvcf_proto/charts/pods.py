@@ -51,11 +51,8 @@ def problems(spec: Object, policy: Policy) -> Iterator[tuple[str, str]]:
         if policy.objects:
             for field, reason in (*_of_container(container), *_of_probes(container)):
                 yield f"{path}.{field}", reason
-        if policy.images and not container.get("image"):
+        if not container.get("image"):
             yield f"{path}.image", "is missing: name the container's image"
-        if policy.objects and policy.hardened:
-            for field, reason in _hardening(spec, container):
-                yield f"{path}.securityContext.{field}", reason
 
 
 def _of_pod(spec: Object) -> Iterator[tuple[str, str]]:
@@ -129,21 +126,3 @@ def _of_probes(container: Object) -> Iterator[tuple[str, str]]:
         for name in ("httpGet", "tcpSocket"):
             if member(container, *probe.split("."), name, "host"):
                 yield f"{probe}.{name}.host", "is asked by the node itself, past network policies: remove it"
-
-
-def _hardening(spec: Object, container: Object) -> Iterator[tuple[str, str]]:
-    own, of_pod = member(container, "securityContext"), member(spec, "securityContext")
-
-    def effective(name: str) -> Any:
-        value = member(own, name)
-        return member(of_pod, name) if value is None else value
-
-    if effective("runAsNonRoot") is not True or effective("runAsUser") == 0:
-        yield "runAsNonRoot", "is not true: set it, with an image whose user is not root"
-    if member(own, "readOnlyRootFilesystem") is not True:
-        yield "readOnlyRootFilesystem", "is not true: set it, and write to an emptyDir volume"
-    dropped = member(own, "capabilities", "drop")
-    if not isinstance(dropped, list) or "ALL" not in dropped:
-        yield "capabilities.drop", 'does not have "ALL": add it'
-    if member(effective("seccompProfile"), "type") != "RuntimeDefault":
-        yield "seccompProfile.type", "is not RuntimeDefault: set it"

@@ -41,18 +41,11 @@ class PolicyUnavailable(ContractError):
 
 @dataclass(frozen=True)
 class Policy:
-    """How a chart is checked.
-
-    `objects`: refuse what could leave the function's namespace. `images`: refuse containers without an image.
-    `hardened`: refuse containers that are not hardened as far as ReVal asks (no root, read-only root file
-    system, no capabilities, seccomp). Without `objects` there is no such check.
-    """
+    """How a chart is checked. `objects`: refuse what could leave the function's namespace."""
 
     name: PolicyName = PolicyName.DEFAULT
     extra_types: frozenset[ExtraType] = frozenset()
     objects: bool = True
-    images: bool = True
-    hardened: bool = False
 
     @property
     def is_unrestricted(self) -> bool:
@@ -85,4 +78,4 @@ def chosen_policy(cluster: Policy, wanted: HelmValidationPolicy | None) -> Polic
             f"{group}/{version}; ask its operator to add it to the agent's allowed types"
         )
     objects = cluster.objects and name is PolicyName.DEFAULT
-    return Policy(name, extra, objects=objects, images=cluster.images, hardened=cluster.hardened)
+    return Policy(name, extra, objects=objects)

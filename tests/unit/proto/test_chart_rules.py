@@ -15,7 +15,6 @@ from nvcf_proto.charts.rules import ChartRefused, CheckedChart, Target, check_ch
 from nvcf_proto.models.specifications import HelmValidationPolicy, KubernetesType
 
 DEFAULT = Policy()
-HARDENED = Policy(hardened=True)
 UNRESTRICTED = Policy(PolicyName.UNRESTRICTED, objects=False)
 TARGET = Target("web", 8000, "sr-1", 2)
 
@@ -288,17 +287,6 @@ def test_unrestricted_holds_only_where_the_cluster_allows_it_and_the_deployment_
         chosen_policy(DEFAULT, HelmValidationPolicy("Unrestricted"))
 
 
-def test_a_hardened_policy_asks_for_what_reval_asks_for() -> None:
-    found = reasons(deployment(), policy=HARDENED)
-    assert [each.partition("securityContext.")[2].partition(" ")[0] for each in found] == [
-        "runAsNonRoot", "readOnlyRootFilesystem", "capabilities.drop", "seccompProfile.type",
-    ]  # fmt: skip
-    own = {"readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
-    of_pod = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
-    hardened = deployment(securityContext=of_pod, **container(securityContext=own))
-    assert check(hardened, policy=HARDENED).objects
-
-
 def test_a_chart_that_writes_itself_out_without_end_is_refused() -> None:
     level: list[Any] = ["x"] * 10
     for _ in range(10):
@@ -370,7 +358,7 @@ SWITCHES = st.fixed_dictionaries(
 )
 
 
-@given(st.lists(ANY_OBJECT | JSON, max_size=4), st.sampled_from([DEFAULT, HARDENED, UNRESTRICTED]))
+@given(st.lists(ANY_OBJECT | JSON, max_size=4), st.sampled_from([DEFAULT, UNRESTRICTED]))
 def test_any_chart_is_either_refused_or_installed(objects: list[Any], policy: Policy) -> None:
     found = _attempt(objects, policy, Target(namespace="sr-1", gpus=1))
     if isinstance(found, ChartRefused):

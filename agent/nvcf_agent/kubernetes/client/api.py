@@ -173,10 +173,9 @@ class Api:
         *,
         grace: float | None = None,
         uid: str | None = None,
-        propagation: str = "Background",
     ) -> bool:
         """Ask for the deletion of an object, of this `uid` only if given. Return False if it is not there."""
-        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
+        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
         if grace is not None:
             options["gracePeriodSeconds"] = round(grace)
         if uid is not None:
@@ -190,20 +189,9 @@ class Api:
             raise
         return True
 
-    async def logs(
-        self,
-        name: str,
-        namespace: str,
-        container: str,
-        *,
-        lines: int,
-        limit_bytes: int,
-        previous: bool = False,
-    ) -> str:
-        """Return the last lines of a container's output, or of that of its run before."""
+    async def logs(self, name: str, namespace: str, container: str, *, lines: int, limit_bytes: int) -> str:
+        """Return the last lines of a container's output."""
         query = {"container": container, "tailLines": str(lines), "limitBytes": str(limit_bytes)}
-        if previous:
-            query["previous"] = "true"
         body = await self._connection.call("GET", POD.path(namespace, name, "log"), query)
         return body.decode(errors="replace")
 

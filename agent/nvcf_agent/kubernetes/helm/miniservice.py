@@ -9,7 +9,6 @@ InstallFailed and Failed are final: the control plane orders another instance. C
 are NVIDIA's, for model caches and tasks; this agent does not enter them.
 """
 
-from datetime import UTC, datetime
 from enum import StrEnum
 
 from nvcf_agent.kubernetes.crds.mini_service import (
@@ -25,6 +24,7 @@ from nvcf_agent.kubernetes.helm.health import Health
 from nvcf_agent.kubernetes.helm.records import Rendered, counts
 from nvcf_agent.kubernetes.pods import status as pod_status
 from nvcf_agent.kubernetes.pods.observe import Failure
+from nvcf_agent.kubernetes.request_objects import timestamp
 from nvcf_agent.state.managed_instance import Category
 from nvcf_agent.state.transitions import Ended, Ready, Unready
 from nvcf_proto.icms.causes import Cause
@@ -67,7 +67,7 @@ def moved(status: MiniServiceStatus, phase: MiniServicePhase, now: float) -> Min
     """Return the status in another phase."""
     if phase is status.phase:
         return status
-    return status.replace(phase=phase, last_phase_transition_time=_time(now))
+    return status.replace(phase=phase, last_phase_transition_time=timestamp(now))
 
 
 def since(status: MiniServiceStatus, now: float) -> float:
@@ -83,7 +83,7 @@ def noted(
     said = {True: "True", False: "False", None: "Unknown"}[holds]
     known = {each.type: each for each in status.conditions}
     before = known.get(kind)
-    at = before.last_transition_time if before is not None and before.status == said else _time(now)
+    at = before.last_transition_time if before is not None and before.status == said else timestamp(now)
     condition = Condition.from_dict(
         {
             "type": kind,
@@ -189,7 +189,3 @@ def event_of(instance_id: str, status: MiniServiceStatus) -> Ready | Unready | E
         return Unready(instance_id, found) if found else Ready(instance_id)
     why = problems.get(OBJECTS) or problems.get(WORKERS) or problems.get(INSTALL)
     return Unready(instance_id, f"{status.phase or 'new'}: {why}" if why else f"{status.phase or 'new'}")
-
-
-def _time(now: float) -> str:
-    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

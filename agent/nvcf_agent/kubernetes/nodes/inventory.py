@@ -24,7 +24,7 @@ class ClusterInventory:
     """What the nodes of a cluster offer.
 
     `static` replaces what their labels say: GPUs with their capacity and instance types. `cpu_slots` is the
-    largest number of instances without a GPU, each with `cpu_limits`. `known` are names of instance types
+    largest number of instances without a GPU. `known` are names of instance types
     that were here before: an order for one of them waits until its nodes are back. With `enforced`, instances
     are limited to their type's share of processors and memory.
     """
@@ -33,7 +33,6 @@ class ClusterInventory:
     static: tuple[Gpu, ...] = ()
     provider: str = "NCP"
     cpu_slots: int = 0
-    cpu_limits: Limits = NO_LIMITS
     multi_node: bool = True
     enforced: bool = False
     known: frozenset[str] = frozenset()
@@ -74,10 +73,8 @@ class ClusterInventory:
         return self._registered
 
     def limits(self, instance_type: str) -> Limits:
-        gpu, kind = self._types.get(instance_type, (None, None))
-        if gpu == CPU:
-            return self.cpu_limits
-        if kind is None or not self.enforced:
+        gpu, kind = self._types.get(instance_type, (CPU, None))
+        if gpu == CPU or kind is None or not self.enforced:
             return NO_LIMITS
         memory, millis = int(quantity(kind.system_memory)), quantity(kind.cpu)
         return Limits(memory or None, float(millis) or None)

@@ -162,11 +162,8 @@ def collector(parts: Parts, image: str) -> Json:
 def volumes(parts: Parts, mounted: Sequence[Json]) -> list[Json]:
     """Return the volumes that these containers mount."""
     instance_id = parts.spec.instance_id
-    memory = {"medium": "Memory"}
-    if parts.settings.shared_memory is not None:
-        memory["sizeLimit"] = parts.settings.shared_memory
     special: dict[str, Json] = {
-        "dshm": {"emptyDir": memory},
+        "dshm": {"emptyDir": {"medium": "Memory"}},
         "secret-data": _secret(secret_name(instance_id, "secrets")),
         "artifacts": _secret(secret_name(instance_id, "artifacts")),
         "collector-config": {"configMap": {"name": secret_name(instance_id, "collector")}},

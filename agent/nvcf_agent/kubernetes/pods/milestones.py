@@ -1,8 +1,6 @@
 """The parts of a cold start, as a pod's status and events show them. Pure."""
 
-import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from nvcf_agent.kubernetes.pods import status
 from nvcf_agent.kubernetes.pods.status import Pod
@@ -17,8 +15,6 @@ ORDER = (CREATED, SCHEDULED, INITIALIZED, STARTED, CONNECTED, READY)
 
 # Time stamps of a pod have whole seconds. Whoever looks at once knows it better.
 _COARSE = 1.5
-_PULLED = re.compile(r"Successfully pulled image .* in ((?:[0-9.]+(?:h|ms|m|s|µs|us))+)")
-_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "µs": 1e-6, "us": 1e-6}
 
 
 def milestones(pod: Pod, worker: str) -> dict[str, float]:
@@ -51,14 +47,3 @@ def added(known: Mapping[str, float], seen: Mapping[str, float], now: float) -> 
         floor = max(floor, at)
         result[name] = floor
     return result
-
-
-def pulled_seconds(events: Iterable[Mapping[str, Any]]) -> float:
-    """Return how long a pod's images were pulled, by its events."""
-    texts = (str(each.get("message", "")) for each in events if each.get("reason") == "Pulled")
-    return sum(_duration(match[1]) for text in texts if (match := _PULLED.search(text)))
-
-
-def _duration(text: str) -> float:
-    parts = re.findall(r"([0-9.]+)(h|ms|m|s|µs|us)", text)
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)

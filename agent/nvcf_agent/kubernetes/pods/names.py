@@ -95,7 +95,7 @@ def annotations(spec: InstanceSpec, settings: PodSettings) -> dict[str, str]:
         "nvcf.nvidia.io/instance-type-value": order.instance_type_value,
     }
     trace = {TRACE: spec.trace} if spec.trace else {}
-    return {**settings.annotations, **own, **trace}
+    return own | trace
 
 
 def instance_of(pod: Mapping[str, Any]) -> InstanceOf | None:

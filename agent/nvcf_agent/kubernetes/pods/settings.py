@@ -67,12 +67,10 @@ class PodSettings:
     pull_policy: str = "IfNotPresent"
     pull_secrets: tuple[str, ...] = ()
     tolerations: tuple[Mapping[str, Any], ...] = ()
-    annotations: Mapping[str, str] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
     sidecar: Requests = Requests()
     init: Requests = Requests("100m", "512Mi")
     collector: Requests = Requests("100m", "384Mi")
-    shared_memory: str | None = None
     run_as_non_root: bool = False
     grace: int = GRACE_SECONDS
     ready_seconds: int = READY_SECONDS

@@ -10,7 +10,7 @@ from nvcf_agent.errors import NoCapacity, Unsupported
 from nvcf_agent.kubernetes.nodes.inventory import ClusterInventory
 from nvcf_agent.kubernetes.nodes.node import read_node
 from nvcf_agent.kubernetes.nodes.static import parse_static
-from nvcf_agent.state.inventory import Limits, Share
+from nvcf_agent.state.inventory import NO_LIMITS, Limits, Share
 from nvcf_proto.icms.messages import CreationMessage
 from nvcf_proto.icms.reports import GpuUsage
 from tests.unit.agent.kubernetes.nodes import node
@@ -68,10 +68,10 @@ def test_the_name_of_the_type_decides() -> None:
 
 
 def test_slots_without_a_gpu() -> None:
-    here = ClusterInventory(cpu_slots=2, cpu_limits=Limits(2**30, 0.5))
+    here = ClusterInventory(cpu_slots=2, enforced=True)
     message = order(instance_type_name="NCP.CPU_1x")
     assert here.place(message, [Share(slots=1)]) == [Share(slots=1)]
-    assert here.limits("NCP.CPU_1x") == Limits(2**30, 0.5)
+    assert here.limits("NCP.CPU_1x") == NO_LIMITS
     assert here.usage([Share(slots=1)]) == {"CPU": GpuUsage(2, 1, 1)}
     assert [each.name for each in here.registered()] == ["CPU"]
     with pytest.raises(NoCapacity):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvcf_agent.kubernetes.pods.milestones import added, milestones, pulled_seconds
+from nvcf_agent.kubernetes.pods.milestones import added, milestones
 from nvcf_agent.kubernetes.pods.observe import (
     Failure,
     Limits,
@@ -278,15 +278,6 @@ def test_the_parts_of_a_start_come_in_order() -> None:
     early = milestones(pod(node=""), "utils")
     assert list(added({}, early, CREATED + 0.25)) == ["pod created"]
     assert added({}, early, CREATED + 0.25)["pod created"] == CREATED + 0.25
-
-
-def test_pull_times_are_read_from_events() -> None:
-    texts = (
-        'Successfully pulled image "a" in 1.5s (2s including waiting). Image size: 1 bytes.',
-        'Successfully pulled image "b" in 1m2.25s (2m including waiting).',
-        'Container image "c" already present on machine',
-    )
-    assert pulled_seconds({"reason": "Pulled", "message": text} for text in texts) == pytest.approx(63.75)
 
 
 states = st.sampled_from(
