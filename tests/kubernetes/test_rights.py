@@ -80,9 +80,9 @@ async def agent(api_server: Cluster, role: None, namespace: str, tmp_path: Path)
 @pytest.mark.timeout(300)
 async def test_the_agent_can_do_its_work_and_no_more(agent: Api, api: Api, namespace: str) -> None:
     requests = f"{namespace}-requests"
-    async with leading(agent, namespace, "nvcf-agent", "pod", LeaseTimes(3, 2.0, 0.2)) as lease:
+    async with leading(agent, namespace, "nvcf-agent", "pod", LeaseTimes(3, 2.0, 0.2)):
         recorder = EventRecorder(agent, "pod")
-        store = RequestStore(agent, requests, leads=lambda: lease.is_held, on_saved=recorder.record_saved)
+        store = RequestStore(agent, requests, on_saved=recorder.record_saved)
         async with watching(store), watching(recorder):
             instance = transitions.accepted(order("r"), Share(), 1.0)
             await store.save({instance.id: StoredInstance.of(instance, CLUSTER)})
