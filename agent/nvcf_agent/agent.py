@@ -85,7 +85,7 @@ class Agent:
         now, wall = self.monotonic(), self.wall()
         if there is not None:
             return transitions.taken_over(instance, pid=there.pid, is_ready=there.ready, now=now, wall=wall)
-        if self.backend.restarts or not instance.has_run:
+        if not instance.has_run or (self.backend.restarts and not instance.is_task):
             return transitions.interrupted(instance, "the agent was restarted", wall)
         return transitions.lost(instance, "it was gone when the agent started", wall)
 
@@ -241,11 +241,21 @@ class Agent:
             if self._stopping or self._get(instance_id).is_ending:
                 self.telemetry.failed(instance_id, "no longer needed")
                 return
+            if instance.is_task:
+                # Should the agent die from here on, the next one must not run the task once more.
+                self._set(transitions.about_to_run(self._get(instance_id)))
+                await self.requests.persisted.save([self._get(instance_id)])
             running = await self._create(spec)
+        except StoreError as error:
+            _log.warning("instance %s cannot start: %s", instance_id, error)
+            not_stored, now = StartError(str(error)), self.monotonic()
+            self._set(after_failed_start(self._get(instance_id), not_stored, now=now, wall=self.wall()))
+            return
         except (StartError, LaunchError, Refused) as error:
             _log.warning("instance %s cannot start: %s", instance_id, error)
             self.telemetry.failed(instance_id, str(error))
-            now, wall, restarts = self.monotonic(), self.wall(), self.backend.restarts
+            now, wall = self.monotonic(), self.wall()
+            restarts = self.backend.restarts and not instance.is_task
             self._set(
                 after_failed_start(self._get(instance_id), error, now=now, wall=wall, restarts=restarts)
             )
@@ -359,7 +369,9 @@ class Agent:
         alive = {each.instance_id for each in await self.backend.list()}
         for instance in list(self.requests.instances.values()):
             if instance.id not in alive:
-                stopped = transitions.interrupted(instance, "the agent was stopped", self.wall())
+                reason, again = "the agent was stopped", not (instance.is_task and instance.has_run)
+                interrupt = transitions.interrupted if again else transitions.lost
+                stopped = interrupt(instance, reason, self.wall())
                 self.requests.instances[instance.id] = over = transitions.completed(stopped, self.wall())
                 if over.is_final and not over.cleaned:
                     await self._clean(over.id)

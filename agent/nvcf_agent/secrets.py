@@ -30,7 +30,6 @@ from nvcf_proto.secrets import (
     ESS_NAMESPACE_HEADER,
     ESS_PREFIX,
     ESS_TOKEN_HEADER,
-    function_secrets_path,
 )
 
 _log = logging.getLogger(__name__)
@@ -101,11 +100,11 @@ class GatewaySecrets:
     async def token(self, instance: InstanceOf) -> SecretToken | None:
         if not instance.has_secret_service:
             return None
-        body = {
-            "instanceId": instance.instance_id,
-            "functionId": instance.function_id,
-            "functionVersionId": instance.version_id,
-        }
+        body = {"instanceId": instance.instance_id}
+        if instance.is_task:
+            body["taskId"] = instance.function_id
+        else:
+            body |= {"functionId": instance.function_id, "functionVersionId": instance.version_id}
         try:
             headers = await self._icms.headers()
         except IdentityError as error:
@@ -223,7 +222,7 @@ class InstanceSecrets:
         version.stale = True
 
     def _version(self, instance: InstanceOf) -> _Version:
-        path = function_secrets_path(instance.function_id, instance.version_id)
+        path = instance.secrets_path
         version = self._versions.setdefault(instance.version_id, _Version(path))
         version.instances[instance.instance_id] = instance
         return version
@@ -244,7 +243,7 @@ class InstanceSecrets:
     async def of_telemetries(self, instance: InstanceOf) -> dict[str, Any]:
         """Return the secrets of the telemetry endpoints of a new instance, by name. Raises `SecretsError`."""
         token = await self._source.token(instance)
-        own = function_secrets_path(instance.function_id, instance.version_id)
+        own = instance.secrets_path
         found: dict[str, Any] = {}
         for path in token.paths if token is not None else ():
             if path != own and token is not None:

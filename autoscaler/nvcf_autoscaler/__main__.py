@@ -25,6 +25,7 @@ from nvcf_autoscaler.controller.order_sender import OrderSender
 from nvcf_autoscaler.controller.reconcile import Reconciler
 from nvcf_autoscaler.controller.recorder import Recorder
 from nvcf_autoscaler.controller.service import AutoscalerService
+from nvcf_autoscaler.controller.tasks import TaskController
 from nvcf_autoscaler.errors import AutoscalerError
 from nvcf_autoscaler.placement.fairness import TIME_SLICE
 from nvcf_autoscaler.placement.place import LOST_AFTER
@@ -130,12 +131,14 @@ async def serve(options: argparse.Namespace, telemetry: Telemetry) -> None:
             lambda: control.wake_waiting_for_capacity(),
             options.replicas,
             options.lost_after,
+            lambda: task_controller.wake(),
         )
         orders = OrderSender(requests)
+        actuator = Actuator(client, requests, cache, orders)
         reconciler = Reconciler(
             cache,
             queues,
-            Actuator(client, requests, cache, orders),
+            actuator,
             lease,
             options.regions,
             recorder,
@@ -147,6 +150,12 @@ async def serve(options: argparse.Namespace, telemetry: Telemetry) -> None:
             lease.begin_anew()
 
         control = ControlLoop(reconciler, cache.version_ids, lambda: lease.held, recorder.gone, clock_set)
+
+        def busy_gpus() -> frozenset[str]:
+            waiting = (cache.deployments.get(each) for each in control.lacking_capacity())
+            return frozenset(spec.gpu for each in waiting if each for spec in each.specifications)
+
+        task_controller = TaskController(cache, actuator, lease, reconciler.acting, busy_gpus)
         await cache.start(stack)
         await _listen(client, control)
         ready = {"event": "ready", "replicaId": options.replica_id}
@@ -156,7 +165,7 @@ async def serve(options: argparse.Namespace, telemetry: Telemetry) -> None:
         if metrics is not None:
             ready["metrics"] = metrics
         print(json.dumps(ready), flush=True)  # noqa: T201
-        await _run(stop, lease, control, orders)
+        await _run(stop, lease, control, orders, task_controller)
         await lease.release()
 
 
@@ -182,16 +191,20 @@ async def _serve_grpc(
     return f"{address.rpartition(':')[0]}:{port}"
 
 
-async def _run(stop: asyncio.Event, lease: Lease, control: ControlLoop, orders: OrderSender) -> None:
+async def _run(
+    stop: asyncio.Event, lease: Lease, control: ControlLoop, orders: OrderSender, tasks: TaskController
+) -> None:
     def leadership_changed(held: bool) -> None:
         if held:
             control.wake_all()
+            tasks.wake()
 
-    async with asyncio.TaskGroup() as tasks:
+    async with asyncio.TaskGroup() as group:
         running = [
-            tasks.create_task(lease.keep(leadership_changed)),
-            tasks.create_task(control.run()),
-            tasks.create_task(orders.run()),
+            group.create_task(lease.keep(leadership_changed)),
+            group.create_task(control.run()),
+            group.create_task(tasks.run()),
+            group.create_task(orders.run()),
         ]
         await stop.wait()
         for task in running:

@@ -26,6 +26,7 @@ from nvcf_cli.commands import (
     scaling,
     secret,
     status,
+    task,
     telemetry,
     top,
 )
@@ -91,6 +92,7 @@ app.command("dashboard")(dashboard.dashboard)
 app.add_typer(telemetry.app, name="telemetry")
 app.add_typer(secret.app, name="secret")
 app.add_typer(registry.app, name="registry")
+app.add_typer(task.app, name="task")
 app.command("invoke")(calls.invoke_command)
 app.add_typer(requests.app, name="request")
 app.command("logs")(calls.logs)

@@ -21,6 +21,7 @@ from nvcf_gateway.access.broker_callout import answer_callouts
 from nvcf_gateway.access.revocations import Revocations
 from nvcf_gateway.access.signed_tokens import DashboardTokens, SignedUrls
 from nvcf_gateway.access.signing_keys import SigningKeys
+from nvcf_gateway.access.task_access import TaskAccess
 from nvcf_gateway.access.worker_access import WorkerAccess
 from nvcf_gateway.access.worker_tokens import WorkerTokens
 from nvcf_gateway.background import BackgroundTasks, connect, end_task
@@ -74,6 +75,7 @@ from nvcf_gateway.results.status import Poller
 from nvcf_gateway.results.worker_query import WorkerQuery
 from nvcf_gateway.rpc.authorization_service import AuthorizationService
 from nvcf_gateway.rpc.server import check_token, new_server, serve
+from nvcf_gateway.rpc.task_service import TaskWorkerService
 from nvcf_gateway.rpc.worker_service import WorkerService
 from nvcf_gateway.secrets.delivery import SecretDelivery
 from nvcf_gateway.secrets.service import start_secrets
@@ -82,13 +84,15 @@ from nvcf_gateway.sessions.service import Sessions
 from nvcf_gateway.stats.collector import SnapshotCollector
 from nvcf_gateway.stats.queues import Queues
 from nvcf_gateway.stats.routes import StatsRoute
+from nvcf_gateway.tasks.routes import TaskRoutes
+from nvcf_gateway.tasks.store import TaskStore, tasks_room
 from nvcf_gateway.telemetry.enqueue_span import EnqueueTelemetry
 from nvcf_gateway.telemetry.http_span import HttpTelemetry
 from nvcf_gateway.telemetry.metrics import GatewayMetrics, register_gauges
 from nvcf_gateway.telemetry.sessions import SessionTelemetry
 from nvcf_proto.budget import DEFAULT_DATA_BUDGET
 from nvcf_proto.ids import new_id
-from nvcf_proto.pb import nvcf_pb2_grpc
+from nvcf_proto.pb import nvcf_pb2_grpc, nvct_pb2_grpc
 from nvcf_proto.stores import ASSETS, LARGE_RESULTS
 from nvcf_proto.subjects import STARTED_SUBJECTS, fallback_subject
 
@@ -258,11 +262,16 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     management = Management(authenticator, registry, queue, usage, secrets)
     deployments = Deployments(authenticator, registry, queue, management)
     queues = Queues(requests, config.regions)
+    task_access = TaskAccess(workers.tokens, registry)
+    task_store = TaskStore(registry, secrets, usage, await tasks_room(control_requests))
+    stack.push_async_callback(end_task, asyncio.create_task(task_store.keep_tidy(), name="old tasks"))
+    task_routes = TaskRoutes(authenticator, registry, task_store, secrets, idempotency_keys)
     clusters = Clusters(
         registry,
         authenticator,
         agents,
         workers,
+        task_access,
         secrets,
         control,
         control_requests,
@@ -287,6 +296,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
                 QueueDetails(authenticator, registry, queues, queue, poller.tracked),
             ),
             *clusters.admin_routes(),
+            *task_routes.routes(),
             *SecretDelivery(agents, registry, workers, secrets).routes(),
         ],
         assets,
@@ -329,6 +339,8 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     )
     worker_service = WorkerService(config, registry, queue, workers, assets, large)
     nvcf_pb2_grpc.add_WorkerServicer_to_server(worker_service, grpc_server)
+    task_service = TaskWorkerService(config.region, task_access, task_store)
+    nvct_pb2_grpc.add_WorkerServicer_to_server(task_service, grpc_server)
     AuthorizationService(authenticator, authorizer, registry, limiter).add_to(grpc_server)
     grpc_address.append(await serve(stack, config, grpc_server))
 

@@ -27,6 +27,8 @@ from nvcf_proto.models import (
     Record,
     RegistryCredential,
     SecretSet,
+    Task,
+    TaskResults,
     TelemetryEndpoint,
     VersionStatus,
 )
@@ -122,6 +124,36 @@ def _set(index: dict[str, dict[str, V]], key: str, name: str, value: V | None) -
             del index[key]
 
 
+class TaskIndex:
+    """Tasks by account, and how much their records take."""
+
+    def __init__(self) -> None:
+        self._accounts: dict[str, dict[str, int]] = {}
+        self._account_of: dict[str, str] = {}
+        self.size = 0
+
+    def changed(self, key: str, task: Task | None) -> None:
+        """Apply a change of the tasks bucket."""
+        account = self._account_of.pop(key, None)
+        if account is not None:
+            self.size -= self._accounts[account].get(key, 0)
+            _set(self._accounts, account, key, None)
+        if task is not None:
+            size = len(task.to_json())
+            self._account_of[key] = task.nca_id
+            _set(self._accounts, task.nca_id, key, size)
+            self.size += size
+
+    def count(self, account: str) -> int:
+        """Return how many tasks an account has."""
+        return len(self._accounts.get(account, ()))
+
+    def of(self, account: str, tasks: KvMirror[Task]) -> list[Task]:
+        """Return the tasks of an account."""
+        known = map(tasks.get, self._accounts.get(account, ()))
+        return [each for each in known if each is not None]
+
+
 class Registry:
     """Mirrors of all buckets; reads never wait, writes go through the mirrors."""
 
@@ -149,6 +181,9 @@ class Registry:
         self.telemetries = mirror(models.TELEMETRIES_BUCKET, TelemetryEndpoint)
         self.secrets = mirror(models.SECRETS_BUCKET, SecretSet)
         self.registries = mirror(models.REGISTRIES_BUCKET, RegistryCredential)
+        self.task_index = TaskIndex()
+        self.tasks = mirror(models.TASKS_BUCKET, Task, self.task_index.changed)
+        self.task_results = mirror(models.TASK_RESULTS_BUCKET, TaskResults)
 
     async def start(self, stack: AsyncExitStack) -> None:
         """Follow all buckets until `stack` is closed; return when each has been read once."""

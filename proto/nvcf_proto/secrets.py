@@ -20,3 +20,8 @@ def function_secrets_path(function_id: str, version_id: str) -> str:
 def telemetry_secrets_path(nca_id: str, telemetry_id: str) -> str:
     """Return the path of a telemetry endpoint's secret."""
     return f"accounts/{nca_id}/telemetries/{telemetry_id}"
+
+
+def task_secrets_path(task_id: str) -> str:
+    """Return the path of a task's secrets."""
+    return f"tasks/{task_id}/secrets"

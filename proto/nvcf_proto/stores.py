@@ -54,6 +54,15 @@ SECRETS = Store(
     "507 to the caller at an eighth of the account",
     per_subject=1,
 )
+TASKS = Store(
+    "KV_nvcf_tasks, KV_nvcf_task_results",
+    "control",
+    "gateway, autoscaler",
+    MIB,
+    "7 days after the end",
+    "507 to the caller at the quota `tasks` of the account",
+    per_subject=1,
+)
 COMMANDS = Store(
     "CreateNvcaFunctionTaskStream, TerminateNvcaStream",
     "control",
@@ -154,6 +163,8 @@ CONTROL_STREAMS = (
             "registries",
             "leases",
             "scaling_orders",
+            "tasks",
+            "task_results",
         )
     ),
     "CreateNvcaFunctionTaskStream",
@@ -176,6 +187,7 @@ STORES = (
     KEPT_COUNTS,
     RECORDS,
     SECRETS,
+    TASKS,
     COMMANDS,
     EVENTS,
     PROBE,

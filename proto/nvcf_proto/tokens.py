@@ -12,6 +12,7 @@ from nvcf_proto.errors import InvalidToken
 
 WORKER_TOKEN_ISSUER = "nvcf"
 WORKER_TOKEN_AUDIENCE = "worker"
+TASK_TOKEN_AUDIENCE = "task"
 
 
 def encode_broker_token(worker_token: str) -> str:

@@ -24,6 +24,7 @@ COMMANDS = {
     "triton": "nvcf_worker.triton_command",
     "run": "nvcf_worker.local.command",
     "fetch": "nvcf_worker.fetch.command",
+    "task": "nvcf_worker.tasks.command",
 }
 
 
@@ -50,7 +51,8 @@ def main(arguments: list[str] | None = None) -> None:
         epilog="Also: `nvcf-worker sidecar --port N` serves an HTTP server that listens on a port, "
         "`nvcf-worker triton --model-repository DIR` serves a Triton server, "
         "`nvcf-worker run FILE` serves a handler by HTTP alone, to try it on this machine, "
-        "`nvcf-worker fetch` downloads models and resources. "
+        "`nvcf-worker fetch` downloads models and resources, "
+        "`nvcf-worker task FILE` runs a file to its end and reports to the platform. "
         "A file of such a name is written ./run. `nvcf-worker --version` prints the version.",
     )
     parser.add_argument(

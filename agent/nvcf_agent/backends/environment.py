@@ -9,8 +9,11 @@ from nvcf_agent.state.inventory import Limits, Share
 from nvcf_otel.byoo.plan import collector_environment
 from nvcf_proto import environment as names
 from nvcf_proto.icms.messages import CreationMessage, instance_id_of
+from nvcf_proto.icms.names import Workload
 from nvcf_proto.models import ProcessSource, TelemetryEndpoint, TelemetryType
+from nvcf_proto.secrets import function_secrets_path, task_secrets_path
 
+PROGRESS_FILE = "progress"
 CUDA_VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 # What an instance inherits from the agent. All other variables, above all credentials, are not passed on.
 _INHERITED = (
@@ -90,12 +93,22 @@ class InstanceOf:
     version_id: str
     has_secret_service: bool = True
     """Whether its control plane hands out secrets."""
+    is_task: bool = False
+    """Function and version are the id of the task."""
+
+    @property
+    def secrets_path(self) -> str:
+        """Path of its secrets."""
+        if self.is_task:
+            return task_secrets_path(self.function_id)
+        return function_secrets_path(self.function_id, self.version_id)
 
     @classmethod
     def of(cls, instance_id: str, order: CreationMessage) -> "InstanceOf":
         """Return what a creation message says of an instance."""
         served = names.ESS_FQDN in orders.environment(order)
-        return cls(instance_id, orders.function_id(order), orders.version_id(order), served)
+        is_task = order.workload is Workload.TASK
+        return cls(instance_id, orders.function_id(order), orders.version_id(order), served, is_task)
 
 
 @dataclass(frozen=True)
@@ -134,8 +147,10 @@ class InstanceSpec:
         return orders.function_name(self.order)
 
 
-def worker_command(source: ProcessSource) -> list[str]:
+def worker_command(source: ProcessSource, workload: Workload = Workload.FUNCTION) -> list[str]:
     """Return the worker's command line. It has no secret, since everyone on the machine can read it."""
+    if workload is Workload.TASK:
+        return [source.python, "-m", "nvcf_worker", "task", source.file]
     target = source.file + (f":{source.handler}" if source.handler else "")
     return [source.python, "-m", "nvcf_worker", target]
 
@@ -144,7 +159,7 @@ def worker_command(source: ProcessSource) -> list[str]:
 class InstancePlaces:
     """Folders and ports of one instance; `metrics` and `collector` are HOST:PORT.
 
-    `secrets` is the folder with its `secrets.json`.
+    `secrets` is the folder with its `secrets.json`, `results` that of a task's results.
     """
 
     shared: Path
@@ -154,6 +169,7 @@ class InstancePlaces:
     metrics: str | None = None
     collector: str | None = None
     secrets: Path | None = None
+    results: Path | None = None
 
 
 def worker_environment(
@@ -190,6 +206,7 @@ def worker_environment(
         result[names.NVCF_MAX_EXECUTION_SECONDS] = str(launch.max_execution_seconds)
     return (
         result
+        | _of_a_task(spec, places)
         | _telemetry(spec, places)
         | {
             names.INSTANCE_ID: spec.instance_id,
@@ -216,6 +233,25 @@ def _of_the_message(order: CreationMessage) -> dict[str, str]:
     }
     given = orders.environment(order)
     return known | {name: value for name, value in given.items() if name not in _OF_THE_CLUSTER}
+
+
+def _of_a_task(spec: InstanceSpec, places: InstancePlaces) -> dict[str, str]:
+    """Return the variables of a task and of its worker (protocol.md, section 12.2)."""
+    if places.results is None:
+        return {}
+    launch = spec.order.launch_specification
+    found = {
+        "NVCT_RESULTS_DIR": str(places.results),
+        "NVCT_PROGRESS_FILE_PATH": str(places.results / PROGRESS_FILE),
+        "NVCT_TASK_ID": orders.function_id(spec.order),
+        "NVCT_TASK_NAME": spec.function_name,
+        names.NVCT_NCA_ID: spec.order.nca_id,
+        names.NVCT_INSTANCE_ID: spec.instance_id,
+        names.NVCT_MAX_RUN_TIME_DURATION: launch.max_runtime_duration,
+        names.NVCT_RESULT_HANDLING_STRATEGY: launch.result_handling_strategy,
+        "NVCT_TERMINATION_GRACE_PERIOD_DURATION": launch.termination_grace_period_duration,
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _telemetry(spec: InstanceSpec, places: InstancePlaces) -> dict[str, str]:

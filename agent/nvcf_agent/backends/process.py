@@ -1,12 +1,12 @@
 """Instances as operating system processes of this machine, each in a process group of its own."""
 
 import asyncio
-import contextlib
 import logging
 import os
 import re
 import shutil
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,13 +14,20 @@ from pathlib import Path
 from nvcf_agent.backends.allowed import Allowed
 from nvcf_agent.backends.cgroups import Group, Groups, LimitsUnavailable, describe_end, machine_oom_kills
 from nvcf_agent.backends.collector import FILE, run_collector, write_configuration
-from nvcf_agent.backends.environment import InstancePlaces, InstanceSpec, worker_command, worker_environment
+from nvcf_agent.backends.environment import (
+    InstancePlaces,
+    InstanceSpec,
+    worker_command,
+    worker_environment,
+)
 from nvcf_agent.backends.exit_reason import explained, forget_exit_reason, read_exit_reason
 from nvcf_agent.backends.health import readiness
 from nvcf_agent.backends.held_requests import held_requests
 from nvcf_agent.backends.interface import NO_SECRETS, Running, Secrets
 from nvcf_agent.backends.isolation import InstanceUser, Isolation
+from nvcf_agent.backends.orphans import kill_orphans
 from nvcf_agent.backends.output import RotatingLog, Tail, generation, pump
+from nvcf_agent.backends.results import RESULTS, keep_results, modified
 from nvcf_agent.errors import LaunchError, StartError, Unsupported
 from nvcf_agent.state.inventory import Limits
 from nvcf_agent.state.machine_inventory import MachineInventory
@@ -28,7 +35,7 @@ from nvcf_agent.state.transitions import Ended, Event, Ready, Unready
 from nvcf_broker.errors import ProcessError
 from nvcf_broker.files import private_directory
 from nvcf_broker.process import free_port, signal_group, spawn, stop_process, wait_exit
-from nvcf_proto import environment as names
+from nvcf_proto.icms.names import Workload
 from nvcf_proto.models import ProcessSource
 
 _log = logging.getLogger(__name__)
@@ -50,6 +57,7 @@ class _Child:
     group: Group | None
     machine_oom_kills: int
     has_collector: bool = False
+    is_task: bool = False
     terminating: bool = False
     errors: Tail = field(default_factory=Tail)
     task: asyncio.Task[None] | None = None
@@ -57,6 +65,8 @@ class _Child:
 
 class ProcessBackend:
     """Runs instances as processes, with folders in `instances/ID/` and output in `logs/FUNCTION/ID.log`.
+
+    Results of an ended task are in `results/ID/` for some days.
 
     `cgroup` is the control group (version 2) above those of limited instances; None: the agent's own.
     `collector` is the program to run beside instances whose telemetry needs one. `allowed` is the allow list
@@ -142,7 +152,8 @@ class ProcessBackend:
         inherited = {**os.environ, **(user.variables() if user is not None else {})}
         environment = worker_environment(spec, source, places, inherited, virtual_env)
         try:
-            process = await self._spawn(source, environment, places, group, user)
+            command = worker_command(source, spec.order.workload)
+            process = await self._spawn(command, source, environment, places, group, user)
         except ProcessError as error:
             log.close()
             raise LaunchError(str(error)) from error
@@ -166,17 +177,18 @@ class ProcessBackend:
             group,
             kills,
             has_collector=places.collector is not None,
+            is_task=places.results is not None,
         )
 
     async def _spawn(
         self,
+        command: list[str],
         source: ProcessSource,
         environment: Mapping[str, str],
         places: InstancePlaces,
         group: Group | None,
         user: InstanceUser | None,
     ) -> asyncio.subprocess.Process:
-        command = worker_command(source)
         if user is not None and self._isolation is not None:
             prefix = group.command(()) if group is not None else ()
             folder = places.shared.parent
@@ -192,7 +204,8 @@ class ProcessBackend:
     def _make_user(self, spec: InstanceSpec, places: InstancePlaces) -> InstanceUser | None:
         if self._isolation is None:
             return None
-        own = (places.shared, places.assets, places.responses)
+        folders = (places.shared, places.assets, places.responses, places.results)
+        own = [each for each in folders if each is not None]
         return self._isolation.prepare(spec.order.nca_id, places.shared.parent, own)
 
     def _make_group(self, spec: InstanceSpec) -> Group | None:
@@ -214,6 +227,7 @@ class ProcessBackend:
             health_port=health_port,
             metrics=metrics,
             collector=collector,
+            results=private_directory(home / RESULTS) if spec.order.workload is Workload.TASK else None,
         )
 
     def _ports(self) -> Callable[[], int]:
@@ -302,10 +316,16 @@ class ProcessBackend:
         )
         shared = self._instances / child.running.instance_id / "shared"
         category, how = explained(category, how, code, read_exit_reason(shared))
-        return Ended(child.running.instance_id, "\n".join([how, *child.errors.lines()]), category)
+        reason = "\n".join([how, *child.errors.lines()])
+        exit_code = code if child.is_task else None
+        return Ended(child.running.instance_id, reason, category, exit_code=exit_code)
 
     async def _report_readiness(self, child: _Child) -> None:
         instance_id = child.running.instance_id
+        if child.is_task:
+            # It serves nothing, so it runs as soon as its process does.
+            self._events.put_nowait(Ready(instance_id))
+            return
         async for why in readiness(child.health_port):
             event = Ready(instance_id) if why is None else Unready(instance_id, f"not ready any more ({why})")
             self._events.put_nowait(event)
@@ -328,10 +348,11 @@ class ProcessBackend:
             await asyncio.to_thread(self._remove_files, instance_id)
 
     def _remove_files(self, instance_id: str) -> None:
+        keep_results(self._instances / instance_id / RESULTS, self._data / RESULTS / instance_id, time.time())
         shutil.rmtree(self._instances / instance_id, ignore_errors=True)
         for log in (self._data / "logs").glob(f"*/{instance_id}.log"):
             others = [path for path in log.parent.glob("*.log") if path.stem not in self._children]
-            for old in sorted(others, key=_modified, reverse=True)[_LOGS_KEPT:]:
+            for old in sorted(others, key=modified, reverse=True)[_LOGS_KEPT:]:
                 for number in range(10):
                     generation(old, number).unlink(missing_ok=True)
 
@@ -351,46 +372,9 @@ def _port(address: str) -> int:
     return int(address.rpartition(":")[2])
 
 
-def _modified(path: Path) -> float:
-    with contextlib.suppress(OSError):
-        return path.stat().st_mtime
-    return 0.0
-
-
 def _check_source(source: ProcessSource) -> Path | None:
     """Return the interpreter's virtual environment, if any. Raises `LaunchError`."""
     if not os.access(source.python, os.X_OK):
         raise LaunchError(f"cannot start {source.python}: there is no such program")
     root = Path(source.python).parent.parent
     return root if (root / "pyvenv.cfg").is_file() else None
-
-
-def find_orphans(instances: Path, processes: Path = Path("/proc")) -> list[int]:
-    """Return the ids of processes whose SHARED_CONFIG_DIR is below `instances`. Empty without /proc.
-
-    The kernel kills the workers with the agent (PR_SET_PDEATHSIG), but not the processes that workers
-    started. Their environment names an instance folder, which only this agent's data folder contains.
-    Processes of other users cannot be read and are never orphans of this agent.
-    """
-    marker = f"{names.SHARED_CONFIG_DIR}={instances}/".encode()
-    found = []
-    for entry in processes.glob("[0-9]*"):
-        try:
-            variables = (entry / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if int(entry.name) != os.getpid() and any(each.startswith(marker) for each in variables):
-            found.append(int(entry.name))
-    return found
-
-
-def kill_orphans(instances: Path) -> list[int]:
-    """Kill all orphans and return their ids. Blocking."""
-    killed = []
-    for pid in find_orphans(instances):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            continue
-        killed.append(pid)
-    return killed

@@ -144,6 +144,7 @@ def _details(instance: ManagedInstance) -> ProcessDetails:
         start_parts=instance.part_seconds,
         function_version_id=instance.version_id or None,
         gpu_specification_id=instance.order.gpu_specification_id,
+        exit_code=instance.exit_code,
     )
 
 

@@ -9,6 +9,7 @@ from nvcf_agent.state import order as orders
 from nvcf_agent.state.inventory import Share
 from nvcf_proto.icms.causes import INVALID_CHART, Cause
 from nvcf_proto.icms.messages import CreationMessage, instance_id_of
+from nvcf_proto.icms.names import Workload
 from nvcf_proto.icms.reports import InstanceState
 
 REASON_LIMIT = 4000
@@ -55,6 +56,8 @@ FINAL = frozenset({Phase.COMPLETED, Phase.FAILED})
 class ManagedInstance:
     """One instance of the agent: the `index`-th of the request that its creation message `order` made.
 
+    A task's instance runs once: its process is never started again, and its `exit_code` says how it ended.
+
     The first block of fields is persisted, the second belongs to the running agent. `acknowledged`: the
     control plane has answered the acknowledgement of its request, so it may start. `cause` is why it ends.
     `held` are the requests that it held at its end, `reported` the last state that the control plane took.
@@ -79,6 +82,7 @@ class ManagedInstance:
     cleaned: bool = False
     held: tuple[str, ...] = ()
     reported: InstanceState | None = None
+    exit_code: int | None = None
 
     has_process: bool = False
     pid: int | None = None
@@ -102,6 +106,11 @@ class ManagedInstance:
     def request_id(self) -> str:
         """Id of its request."""
         return self.order.request_id
+
+    @property
+    def is_task(self) -> bool:
+        """Whether it is of a task."""
+        return self.order.workload is Workload.TASK
 
     @property
     def version_id(self) -> str:

@@ -10,6 +10,7 @@ from nvcf_proto.icms.messages import CreationMessage, decode_environment
 _DURATION = re.compile(
     r"P(?:(\d{1,6})D)?(?:T(?:(\d{1,7})H)?(?:(\d{1,9})M)?(?:(\d{1,9}(?:\.\d{1,9})?)S)?)?", re.ASCII
 )
+TASK_NAME = "TASK_NAME"
 _UNITS = (86_400.0, 3600.0, 60.0, 1.0)
 
 
@@ -24,9 +25,10 @@ def environment(order: CreationMessage) -> dict[str, str]:
 
 
 def function_name(order: CreationMessage) -> str:
-    """Return the function's name, for logs and folders; its version's id if the message has no name."""
+    """Return the function's or task's name, for logs and folders; its id if the message has no name."""
     try:
-        name = _decoded(order.launch_specification.environment).get(names.FUNCTION_NAME)
+        variables = _decoded(order.launch_specification.environment)
+        name = variables.get(names.FUNCTION_NAME) or variables.get(TASK_NAME)
     except InvalidRecord:
         name = None
     return name or version_id(order)

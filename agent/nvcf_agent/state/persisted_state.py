@@ -63,6 +63,7 @@ class StoredInstance(Record, frozen=True, kw_only=True):
     cleaned: bool = False
     held: tuple[Text, ...] = ()
     reported: InstanceState | None = None
+    exit_code: int | None = None
 
     @classmethod
     def of(cls, instance: ManagedInstance, cluster_id: str) -> Self:

@@ -5,7 +5,8 @@
                   |           v  |        v        (not ready any more: back to STARTING)
                   +-- its process ended: again, a few times, then FAILED with a category and a text
 
-Where the backend restarts nothing, an end is final: the control plane orders another instance.
+Where the backend restarts nothing, an end is final: the control plane orders another instance. So is the end
+of a task, which is COMPLETED if its process exits with 0.
 
 A request waits in PENDING until the control plane has answered its acknowledgement. FAILED and COMPLETED are
 final. `now` is in seconds of a monotonic clock, `wall` Unix time. Every function
@@ -51,7 +52,7 @@ class Ended:
     """The instance has ended. `reason` says how, with the end of its error output.
 
     `cause` is NVIDIA's word for it; None: that of the category. `final`: it fails without another try.
-    Without `gone`, something of it is left, which the agent deletes.
+    Without `gone`, something of it is left, which the agent deletes. `exit_code` is that of a task's process.
     """
 
     instance_id: str
@@ -60,6 +61,7 @@ class Ended:
     cause: Cause | None = None
     final: bool = False
     gone: bool = True
+    exit_code: int | None = None
 
 
 @dataclass(frozen=True)
@@ -150,9 +152,14 @@ def launched(
         launched_at=now,
         waiting_since=now,
         postponements=0,
-        restarts=instance.restarts + instance.has_run,
+        restarts=instance.restarts + (instance.has_run and not instance.is_task),
     )
     return moved if moved.is_ending else moved._to(Phase.STARTING, wall, moved.reason)
+
+
+def about_to_run(instance: ManagedInstance) -> ManagedInstance:
+    """Note that a task's process is started now. An agent that finds this note never starts it again."""
+    return replace(instance, has_run=True)
 
 
 def ready(instance: ManagedInstance, wall: float) -> ManagedInstance:
@@ -202,6 +209,8 @@ def _ended(
     gone = replace(instance, has_process=False, pid=None, health_port=None)
     if instance.is_final:
         return gone
+    if instance.is_task and instance.exit_code == 0:
+        return gone._to(Phase.COMPLETED, wall, None)
     if instance.phase is Phase.TERMINATING:
         return gone._to(Phase.COMPLETED, wall, instance.reason)
     if instance.give_up_reason is not None:
@@ -303,7 +312,9 @@ def after_event(instance: ManagedInstance, event: Event, *, now: float, wall: fl
             return ready(instance, wall)
         case Unready(_, reason):
             return unready(instance, reason, now=now, wall=wall)
-        case Ended(_, reason, category, cause, final, gone):
+        case Ended(_, reason, category, cause, final, gone, exit_code):
+            instance = replace(instance, exit_code=exit_code)
+            final = final or instance.is_task
             return ended(instance, category, reason, now=now, wall=wall, cause=cause, final=final, gone=gone)
         case Observed():
             return observed(instance, event)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import nats.errors
 from nats.aio.client import Client
@@ -33,9 +33,10 @@ from nvcf_broker.jetstream import JetStream, Requester
 from nvcf_proto import compute
 from nvcf_proto.compute import Event
 from nvcf_proto.icms.messages import InstanceOrder, TerminationMessage, instance_id_of
-from nvcf_proto.icms.names import termination_subject
+from nvcf_proto.icms.names import Workload, termination_subject
 from nvcf_proto.icms.request_ids import new_request_id
-from nvcf_proto.models import FunctionVersion, Instance, InstanceState
+from nvcf_proto.models import FunctionVersion, Instance, InstanceState, Task
+from nvcf_proto.models.tasks import SPECIFICATION_ID
 
 _log = logging.getLogger(__name__)
 
@@ -49,8 +50,20 @@ _ended = _meter.create_counter("nvcf.autoscaler.instances.ended", unit="{instanc
 _lost = _meter.create_counter("nvcf.autoscaler.instances.lost", unit="{instance}")
 
 
+class Owner(Protocol):
+    """Whose an instance is: a function version, or a task."""
+
+    @property
+    def name(self) -> str:
+        """Name for people."""
+
+    @property
+    def nca_id(self) -> str:
+        """Account that owns it."""
+
+
 class Actuator:
-    """Carries out actions of one version. All methods raise BrokerError."""
+    """Carries out actions of one version, or one task. All methods raise BrokerError."""
 
     def __init__(self, client: Client, requests: Requester, cache: Cache, orders: OrderSender) -> None:
         self._client = client
@@ -65,7 +78,7 @@ class Actuator:
         """Create instances. `reason` is for people, `on_sent` is called when a message is published."""
         await _some_at_once(self._create_one(version, action, reason, on_sent) for _ in range(action.count))
 
-    async def apply(self, version: FunctionVersion | None, action: Action) -> None:
+    async def apply(self, version: Owner | None, action: Action) -> None:
         """Carry out an action on existing instances."""
         match action:
             case OrderAgain():
@@ -103,6 +116,26 @@ class Actuator:
         _created.add(1)
         self._order(instance, reason=reason, on_sent=on_sent)
 
+    async def create_for_task(self, task: Task, devices: int) -> None:
+        """Create the instance of a launched task."""
+        now = time.time()
+        instance = Instance(
+            id=instance_id_of(task.request_id, workload=Workload.TASK),
+            function_id=task.id,
+            version_id=task.id,
+            cluster_id=task.cluster_id or "",
+            state=InstanceState.PENDING,
+            updated_at=now,
+            created_at=now,
+            specification_id=SPECIFICATION_ID,
+            gpu=task.specification.gpu,
+            request_id=task.request_id,
+            devices=devices,
+            is_task=True,
+        )
+        await self._cache.instances.create(instance.key, instance)
+        self._order(instance)
+
     def _order(
         self, instance: Instance, attempt: int = 0, reason: str = "", on_sent: Sent | None = None
     ) -> None:
@@ -119,10 +152,11 @@ class Actuator:
             attempt=attempt,
             reason=reason or None,
             trace_parent=carrier.get("traceparent"),
+            task_id=instance.version_id if instance.is_task else None,
         )
         self._orders.send(order, on_sent)
 
-    async def _terminate(self, version: FunctionVersion | None, instance: Instance, reason: str) -> None:
+    async def _terminate(self, version: Owner | None, instance: Instance, reason: str) -> None:
         now = time.time()
         entry = self._cache.instances.entry(instance.key)
         if entry is None:
@@ -136,7 +170,7 @@ class Actuator:
         _ended.add(1)
         await self._send_end(version, changed)
 
-    async def _send_end(self, version: FunctionVersion | None, instance: Instance, attempt: int = 0) -> None:
+    async def _send_end(self, version: Owner | None, instance: Instance, attempt: int = 0) -> None:
         """Send a termination message, once for each attempt."""
         if not self._ends.begin(instance.key, attempt):
             return
@@ -160,7 +194,7 @@ class Actuator:
             self._ends.failed(instance.key)
             raise
 
-    async def _give_up(self, version: FunctionVersion | None, action: GiveUp) -> None:
+    async def _give_up(self, version: Owner | None, action: GiveUp) -> None:
         instance, category, reason = action.instance, action.category, action.reason
         entry = self._cache.instances.entry(instance.key)
         if entry is None:
@@ -182,9 +216,7 @@ class Actuator:
         if entry is not None:
             await self._cache.instances.delete(instance.key, entry.revision)
 
-    async def emit_event(
-        self, version: FunctionVersion | None, version_id: str, text: str, **data: str
-    ) -> None:
+    async def emit_event(self, version: Owner | None, version_id: str, text: str, **data: str) -> None:
         """Publish a scaling event for users. It is not waited for and may get lost."""
         name = None if version is None else version.name
         event = Event(time.time(), "scaling", version_id, text, function_name=name, data=data)

@@ -21,21 +21,23 @@ from nvcf_proto.compute import CLUSTERS_BUCKET, HEARTBEAT_SECONDS, Cluster
 from nvcf_proto.models import (
     DEPLOYMENTS_BUCKET,
     INSTANCES_BUCKET,
+    TASKS_BUCKET,
     VERSIONS_BUCKET,
     Deployment,
     FunctionVersion,
     Instance,
     Record,
+    Task,
 )
 
 R = TypeVar("R", bound=Record)
 
 
 class Cache:
-    """Versions, deployments, instances, clusters and orders.
+    """Versions, deployments, tasks, instances, clusters and orders.
 
     `changed(version_id)` is called when a record of a version changes, `capacity_changed()` when a cluster
-    appears, disappears, or has other capacity.
+    appears, disappears, or has other capacity, `tasks_changed()` when a task or its instance changes.
     """
 
     def __init__(
@@ -45,7 +47,11 @@ class Cache:
         capacity_changed: Callable[[], None],
         replicas: int = 1,
         lost_after: float = LOST_AFTER,
+        tasks_changed: Callable[[], None] = lambda: None,
     ) -> None:
+        self._tasks_changed = tasks_changed
+        self.task_keys: set[str] = set()
+        """Keys of the records of tasks' instances."""
         self._lost_after = lost_after
         self._changed = changed
         self._capacity_changed = capacity_changed
@@ -67,10 +73,11 @@ class Cache:
         self.orders = mirror(ORDERS_BUCKET, Order)
         self.instances = mirror(INSTANCES_BUCKET, Instance, self._instance_changed)
         self.clusters = mirror(CLUSTERS_BUCKET, Cluster, self._cluster_changed)
+        self.tasks = mirror(TASKS_BUCKET, Task, lambda _, __: tasks_changed())
 
     async def start(self, stack: AsyncExitStack) -> None:
         """Follow all buckets until `stack` is closed. Returns when each has been read once."""
-        mirrors = (self.versions, self.deployments, self.instances, self.clusters, self.orders)
+        mirrors = (self.versions, self.deployments, self.instances, self.clusters, self.orders, self.tasks)
         for mirror in mirrors:
             await stack.enter_async_context(mirror)
         await asyncio.gather(*(mirror.ready() for mirror in mirrors))
@@ -88,6 +95,11 @@ class Cache:
         """Return all clusters, with the instants of their last heartbeats."""
         records = ((record, heard_at) for heard_at, record in self._heard.values())
         return clusters_of(records, self._lost_after)
+
+    def backend(self, cluster_id: str) -> str:
+        """Return the backend of a cluster; empty for one that is gone."""
+        known = self._heard.get(cluster_id)
+        return "" if known is None else known[1].backend
 
     def clock_set(self, now: float) -> None:
         """Take all clusters as heard at `now`: the time of their last sign of life means nothing any more."""
@@ -114,6 +126,9 @@ class Cache:
         return found
 
     def _instance_changed(self, key: str, instance: Instance | None) -> None:
+        if key in self.task_keys or (instance is not None and instance.is_task):
+            self._task_instance_changed(key, instance)
+            return
         version_id, _, request_id = key.partition(".")
         known = self._by_version.setdefault(version_id, {})
         before = known.get(request_id)
@@ -129,6 +144,15 @@ class Cache:
             ):
                 self._capacity_changed()
         self._changed(version_id)
+
+    def _task_instance_changed(self, key: str, instance: Instance | None) -> None:
+        if instance is None:
+            self.task_keys.discard(key)
+        else:
+            self.task_keys.add(key)
+        if instance is None or _ended(instance):
+            self._capacity_changed()
+        self._tasks_changed()
 
     def _cluster_changed(self, key: str, cluster: Cluster | None) -> None:
         before = self._heard.get(key)

@@ -91,6 +91,10 @@ class ControlLoop:
             if state.lacks_capacity:
                 self.wake(version_id)
 
+    def lacking_capacity(self) -> list[str]:
+        """Return the versions that lack capacity."""
+        return [version_id for version_id, state in self._states.items() if state.lacks_capacity]
+
     def in_use(self, version_id: str) -> None:
         """Reconcile a version often enough to see how many requests are in flight."""
         state = self.state_of(version_id)

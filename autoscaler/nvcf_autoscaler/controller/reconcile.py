@@ -59,14 +59,14 @@ class Reconciler:
     regions: tuple[str, ...]
     recorder: Recorder
     time_slice: float = TIME_SLICE
-    _acting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    acting: asyncio.Lock = field(default_factory=asyncio.Lock)
     _fair_shares: FairShares = field(default_factory=FairShares)
 
     async def reconcile(self, version_id: str, state: VersionState) -> float:
         """Reconcile a version and return when it is due again (Unix seconds). Raises BrokerError."""
         began = time.time()
         queue = await read_queue(self.requests, self.regions, version_id, state.queue_ages)
-        async with self._acting:
+        async with self.acting:
             if not self.lease.held:
                 return time.time()
             now = time.time()

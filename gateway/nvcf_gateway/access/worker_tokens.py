@@ -44,6 +44,7 @@ class WorkerTokens:
         has_record: bool = False,
         request_id: str = "",
         first: bool = False,
+        audience: str = WORKER_TOKEN_AUDIENCE,
     ) -> tuple[str, float]:
         """Return a new token and when it expires."""
         claims = WorkerClaims(
@@ -56,7 +57,7 @@ class WorkerTokens:
             request_id=request_id,
             first=first,
         )
-        return self._sign(claims, WORKER_TOKEN_AUDIENCE, now)
+        return self._sign(claims, audience, now)
 
     def assertion(self, worker: WorkerClaims, purpose: str, now: float) -> tuple[str, float]:
         """Return a token by which a worker proves its identity to third parties, and when it expires.
@@ -95,9 +96,9 @@ class WorkerTokens:
         token = jwt.encode(claims, signer.private, algorithm=ALGORITHM, headers={"kid": signer.key_id})
         return token, float(expires)
 
-    def verify(self, token: str, now: float) -> WorkerClaims:
+    def verify(self, token: str, now: float, audience: str = WORKER_TOKEN_AUDIENCE) -> WorkerClaims:
         """Return the claims of a valid token. Raises InvalidWorkerToken."""
-        return self._verified(token, WORKER_TOKEN_AUDIENCE, now)[0]
+        return self._verified(token, audience, now)[0]
 
     def verify_for_secrets(self, token: str, now: float) -> tuple[WorkerClaims, tuple[str, ...]]:
         """Return the claims of a valid token for secrets, and its paths. Raises InvalidWorkerToken."""

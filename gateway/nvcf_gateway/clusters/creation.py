@@ -65,9 +65,13 @@ class OrderedInstance:
 
     @property
     def expires_at(self) -> float:
-        """When the order expires, by the clock of `issued_at`; the autoscaler's may differ."""
-        order = self.order
-        return order.expires_at + (0.0 if order.issued_at is None else self.issued_at - order.issued_at)
+        """When the order expires, by the clock of `issued_at`."""
+        return expiry(self.order, self.issued_at)
+
+
+def expiry(order: InstanceOrder, issued_at: float) -> float:
+    """Return when an order expires, by the clock of `issued_at`; the autoscaler's may differ."""
+    return order.expires_at + (0.0 if order.issued_at is None else issued_at - order.issued_at)
 
 
 def creation_message(wanted: OrderedInstance) -> CreationMessage:

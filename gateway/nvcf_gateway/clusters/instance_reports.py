@@ -109,6 +109,7 @@ def _facts(report: StatusReport) -> dict[str, Any]:
         "log_path": details.log_path,
         "health_port": details.health_port,
         "visible_devices": details.visible_devices,
+        "exit_code": details.exit_code,
     }
 
 
@@ -143,7 +144,8 @@ def _ended(record: Instance, report: StatusReport, now: float) -> dict[str, Any]
 
 def _outcome(report: StatusReport) -> dict[str, Any]:
     """Return state, category and reason by a terminated report alone."""
-    if report.status == Status.TERMINATED_BY_USER:
+    finished = report.details is not None and report.details.exit_code == 0
+    if finished or report.status == Status.TERMINATED_BY_USER:
         return {"state": InstanceState.COMPLETED, "category": None, "reason": _said(report)}
     category = category_of(report)
     text = _said(report) or report.termination_cause or report.status

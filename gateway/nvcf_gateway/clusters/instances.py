@@ -112,11 +112,17 @@ class InstanceRecords:
         for record in self._registry.instances.values():
             if record.state in OVER:
                 deployment = self._registry.deployments.get(record.version_id)
-                if now - record.updated_at > KEEP_ENDED_SECONDS and not still_refused(record, deployment):
+                kept = still_refused(record, deployment) or self._is_needed(record)
+                if now - record.updated_at > KEEP_ENDED_SECONDS and not kept:
                     await self._remove(record)
             elif not record.request_id:
                 closed = record.changed(now, state=InstanceState.FAILED, category="lost", reason=_EARLIER)
                 await self._write(closed.replace(released_at=now))
+
+    def _is_needed(self, record: Instance) -> bool:
+        """Return whether a task has yet to learn how its instance ended."""
+        task = self._registry.tasks.get(record.version_id) if record.is_task else None
+        return task is not None and not task.status.is_over and task.request_id == record.request_id
 
     async def _apply(
         self, request_id: str, decide: Callable[[Instance | None], Decision]

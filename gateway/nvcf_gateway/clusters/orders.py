@@ -13,17 +13,20 @@ from nats.aio.msg import Msg
 
 from nvcf_broker.errors import BrokerError
 from nvcf_broker.jetstream import JetStream, Requester
+from nvcf_gateway.access.task_access import TaskAccess
 from nvcf_gateway.access.worker_access import WorkerAccess
 from nvcf_gateway.background import BackgroundTasks
 from nvcf_gateway.clusters.creation import OrderedInstance, WorkerAddresses, creation_message
 from nvcf_gateway.clusters.installation import InstallationImages
 from nvcf_gateway.clusters.launch import Access, artifacts_digest
+from nvcf_gateway.clusters.task_creation import OrderedTask, task_message
 from nvcf_gateway.errors import GatewayError, HttpProblem
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.secrets.delivery import secret_paths
 from nvcf_gateway.secrets.registry_logins import account_k8s_secrets
 from nvcf_gateway.secrets.store import SecretStore
 from nvcf_otel.byoo import plan
+from nvcf_proto.compute import RegisteredCluster
 from nvcf_proto.errors import ContractError
 from nvcf_proto.icms.messages import CreationMessage, InstanceOrder
 from nvcf_proto.icms.names import ORDER_SUBJECT
@@ -53,6 +56,7 @@ class Orders:
         self,
         registry: Registry,
         workers: WorkerAccess,
+        tasks: TaskAccess,
         secrets: SecretStore,
         requests: Requester,
         background: BackgroundTasks,
@@ -62,6 +66,7 @@ class Orders:
         self._registry = registry
         self._sidecars = sidecars
         self._workers = workers
+        self._tasks = tasks
         self._secrets = secrets
         self._jetstream = JetStream(requests)
         self._background = background
@@ -109,6 +114,8 @@ class Orders:
         cluster = registry.registered_clusters.get(order.cluster_id)
         if cluster is None or cluster.evicted:
             raise OrderRefused(f"there is no cluster {order.cluster_id}")
+        if order.task_id is not None:
+            return self._compose_task(order, order.task_id, cluster, now)
         version = registry.versions.get(order.function_version_id)
         deployment = registry.deployments.get(order.function_version_id)
         if version is None or deployment is None:
@@ -132,6 +139,18 @@ class Orders:
             None if version.process is not None else await self._access(version, order, now),
         )
         return creation_message(wanted)
+
+    def _compose_task(
+        self, order: InstanceOrder, task_id: str, cluster: RegisteredCluster, now: float
+    ) -> CreationMessage:
+        task = self._registry.tasks.get(task_id)
+        if task is None or task.request_id != order.request_id:
+            raise OrderRefused(f"task {task_id} has no order {order.request_id}")
+        record = self._registry.instances.get(task.instance_key)
+        if task.status.is_over or (record is not None and record.state in _OVER):
+            raise OrderRefused(f"request {order.request_id} is closed")
+        token = self._tasks.token(task, now)
+        return task_message(OrderedTask(order, task, cluster, self._addresses(), token, now))
 
     async def _access(self, version: FunctionVersion, order: InstanceOrder, now: float) -> Access:
         """Return what an image or a chart may read. Raises OrderRefused if it cannot be opened."""

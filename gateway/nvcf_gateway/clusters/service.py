@@ -16,6 +16,7 @@ from nvcf_broker.errors import BrokerError
 from nvcf_broker.jetstream import Requester
 from nvcf_gateway.access.agent_identity import AgentAccess
 from nvcf_gateway.access.authorization import Authenticator
+from nvcf_gateway.access.task_access import TaskAccess
 from nvcf_gateway.access.worker_access import WorkerAccess
 from nvcf_gateway.background import BackgroundTasks, end_task
 from nvcf_gateway.clusters.admin_routes import ClusterRoutes
@@ -54,6 +55,7 @@ class Clusters:
         authenticator: Authenticator,
         agents: AgentAccess,
         workers: WorkerAccess,
+        tasks: TaskAccess,
         secrets: SecretStore,
         client: BrokerClient,
         requests: Requester,
@@ -74,7 +76,7 @@ class Clusters:
 
         self._agents = AgentRoutes(registry, agents, self._queues, self._instances, logins)
         self._clusters = ClusterRoutes(authenticator, registry, self._queues, self._keys)
-        self._orders = Orders(registry, workers, secrets, requests, background, addresses, sidecars)
+        self._orders = Orders(registry, workers, tasks, secrets, requests, background, addresses, sidecars)
         self._reconnected = asyncio.Event()
 
     def admin_routes(self) -> list[Route]:

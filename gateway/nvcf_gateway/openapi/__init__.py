@@ -16,6 +16,7 @@ from nvcf_gateway.openapi.dashboard import DASHBOARD_SCHEMAS, dashboard
 from nvcf_gateway.openapi.management import deployments, functions, keys, telemetries
 from nvcf_gateway.openapi.schemas import KEY_ID, SECRET_NAME, TEXT, UUID, schemas
 from nvcf_gateway.openapi.secrets import SECRET_SCHEMAS, secrets
+from nvcf_gateway.openapi.tasks import TASK_SCHEMAS, tasks
 
 
 def _path_parameters(path: str) -> list[dict[str, Any]]:
@@ -34,7 +35,17 @@ def document() -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     parts = (functions(), deployments(), telemetries(), secrets(), keys(), objects(), dashboard(), others())
     described: dict[str, dict[str, Any]] = {}
-    for part in (invocations(), *parts, clusters(), agents(), changes(), sharing(), accounts(), tokens()):
+    for part in (
+        invocations(),
+        *parts,
+        clusters(),
+        agents(),
+        changes(),
+        sharing(),
+        accounts(),
+        tokens(),
+        tasks(),
+    ):
         for path, operations in part.items():
             described[path] = {**described.get(path, {}), **operations}
     for part in (described, below_account(described)):
@@ -60,6 +71,7 @@ def document() -> dict[str, Any]:
                 **DASHBOARD_SCHEMAS,
                 **SECRET_SCHEMAS,
                 **ACCOUNT_SCHEMAS,
+                **TASK_SCHEMAS,
             },
             "securitySchemes": {
                 "key": {

@@ -19,6 +19,7 @@ from nvcf_gateway.management.shown import INSTANCE_TIMES
 from nvcf_gateway.objects.assets import AssetCreation
 from nvcf_gateway.quotas.limits import Quota
 from nvcf_gateway.secrets.delivery import SecretTokenRequest
+from nvcf_gateway.tasks.bodies import TaskCreation
 from nvcf_proto.compute import Cluster, Event
 from nvcf_proto.icms.reports import Acknowledgement, Heartbeat, Introspection, Jwks, Registration
 from nvcf_proto.models import (
@@ -67,6 +68,7 @@ _BODIES = (
     secret_bodies.SecretsChange,
     secret_bodies.TelemetrySecretChange,
     SecretTokenRequest,
+    TaskCreation,
     deployment_bodies.SpecificationUpdate,
     AssetCreation,
     ClusterChange,

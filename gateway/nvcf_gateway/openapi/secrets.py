@@ -24,6 +24,7 @@ from nvcf_proto.secrets import (
     ESS_PREFIX,
     ESS_TOKEN_HEADER,
     function_secrets_path,
+    task_secrets_path,
     telemetry_secrets_path,
 )
 
@@ -217,6 +218,9 @@ def _delivery() -> dict[str, dict[str, Operation]]:
         },
         ESS_PREFIX + telemetry_secrets_path("{nca_id}", "{telemetry_id}"): {
             "get": read("readTelemetrySecret", "The secret of a telemetry endpoint; for agents.")
+        },
+        ESS_PREFIX + task_secrets_path("{task_id}"): {
+            "get": read("readTaskSecrets", "The secrets of a task; for its instance.")
         },
         "/v2/nvcf/agents/secret-credentials": {
             "post": make(

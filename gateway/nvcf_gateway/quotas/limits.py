@@ -34,6 +34,7 @@ class Quota(StrEnum):
     SECRETS = "secrets"
     SECRET_BYTES = "secret-bytes"
     REGISTRY_CREDENTIALS = "registry-credentials"
+    TASKS = "tasks"
     CONNECTIONS = "connections"
     SPOOLED_BYTES = "spooled-bytes"
     PUBLISHED_MESSAGES = "published-messages"
@@ -60,6 +61,7 @@ COUNTS = {
     Quota.SECRETS: 2_000,
     Quota.SECRET_BYTES: 4 * MIB,
     Quota.REGISTRY_CREDENTIALS: 100,
+    Quota.TASKS: 20_000,
     Quota.CONNECTIONS: 10_000,
     Quota.PUBLISHED_MESSAGES: 50_000,
     Quota.PUBLISHED_BYTES: 128 * MIB,

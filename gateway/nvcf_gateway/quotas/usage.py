@@ -144,6 +144,8 @@ class Usage:
                 return sum(len(each.sealed) for each in registry.secrets.values() if each.nca_id == account)
             case Quota.SECRET_BYTES:
                 return sum(each.size for each in registry.secrets.values() if each.nca_id == account)
+            case Quota.TASKS:
+                return registry.task_index.count(account)
             case Quota.ASSETS:
                 return self._assets.count(account)
             case Quota.ASSET_BYTES:

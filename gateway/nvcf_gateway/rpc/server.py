@@ -21,6 +21,7 @@ from nvcf_gateway.http.grpc_status import grpc_status
 from nvcf_gateway.http.tls import grpc_credentials
 from nvcf_proto.errors import InvalidId
 from nvcf_proto.ids import parse_id
+from nvcf_proto.tokens import TASK_TOKEN_AUDIENCE
 
 CHECK_EVERY_SECONDS = 1.0
 # `HealthCheckResponse` of the gRPC health checking protocol: field 1 is the status.
@@ -167,13 +168,17 @@ class ErrorStatus(grpc.aio.ServerInterceptor):
 
 
 def check_token(token: str, workers: WorkerTokens, authenticator: Authenticator) -> None:
-    """Raise HttpProblem 401 unless the token is a worker's, or an API key."""
+    """Raise HttpProblem 401 unless the token is a worker's, of a function or a task, or an API key."""
     try:
         workers.verify(token, time.time())
     except InvalidWorkerToken as error:
-        if token.count(".") == 2:
+        if token.count(".") != 2:
+            authenticator.identify(token)
+            return
+        try:
+            workers.verify(token, time.time(), TASK_TOKEN_AUDIENCE)
+        except InvalidWorkerToken:
             raise HttpProblem(401, str(error)) from None
-        authenticator.identify(token)
 
 
 def bearer(context: Context[Any, Any]) -> str:

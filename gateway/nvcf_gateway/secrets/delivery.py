@@ -9,7 +9,8 @@ from urllib.parse import unquote
 from aiohttp import web
 from msgspec import field
 
-from nvcf_gateway.access.agent_identity import AgentAccess, calling_agent
+from nvcf_gateway.access.agent_identity import Agent, AgentAccess, calling_agent
+from nvcf_gateway.access.task_access import TaskAccess
 from nvcf_gateway.access.worker_access import RevokedWorkerToken, WorkerAccess
 from nvcf_gateway.access.worker_tokens import InvalidWorkerToken
 from nvcf_gateway.errors import HttpProblem
@@ -18,27 +19,35 @@ from nvcf_gateway.http.responses import json_response, timestamp
 from nvcf_gateway.http.routing import Route, path_id
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.secrets.store import NO_SECRETS, SecretStore
+from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.icms.messages import InstanceId
 from nvcf_proto.models import FunctionVersion
 from nvcf_proto.models.record import Id, Record
-from nvcf_proto.models.secrets import telemetry_owner, version_owner
+from nvcf_proto.models.secrets import task_owner, telemetry_owner, version_owner
 from nvcf_proto.secrets import (
     ESS_NAMESPACE,
     ESS_NAMESPACE_HEADER,
     ESS_PREFIX,
     ESS_TOKEN_HEADER,
     function_secrets_path,
+    task_secrets_path,
     telemetry_secrets_path,
 )
 from nvcf_proto.tokens import WorkerClaims
 
 
 class SecretTokenRequest(Record, frozen=True, forbid_unknown_fields=True):
-    """The instance whose secrets an agent asks for."""
+    """The instance whose secrets an agent asks for: of a function version, or of a task."""
 
     instance_id: InstanceId
-    function_id: Id
-    version_id: Id = field(name="functionVersionId")
+    function_id: Id | None = None
+    version_id: Id | None = field(name="functionVersionId", default=None)
+    task_id: Id | None = None
+
+    def __post_init__(self) -> None:
+        of_version = self.function_id is not None and self.version_id is not None
+        if of_version == (self.task_id is not None):
+            raise InvalidRecord("functionVersionId", "give functionId and functionVersionId, or taskId")
 
 
 def secret_paths(registry: Registry, version: FunctionVersion) -> list[str]:
@@ -50,6 +59,11 @@ def secret_paths(registry: Registry, version: FunctionVersion) -> list[str]:
         function_secrets_path(version.function_id, version.id),
         *(telemetry_secrets_path(version.nca_id, each) for each in own),
     ]
+
+
+def _token_answer(token: str, expires: float, paths: list[str]) -> web.StreamResponse:
+    answer = {"token": token, "expiration": timestamp(expires), "secretPaths": paths}
+    return json_response(200, answer, headers=[("Cache-Control", "no-store")])
 
 
 class SecretDelivery:
@@ -67,6 +81,7 @@ class SecretDelivery:
         self._registry = registry
         self._workers = workers
         self._store = store
+        self._tasks = TaskAccess(workers.tokens, registry)
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -75,6 +90,7 @@ class SecretDelivery:
         return [
             ("GET", ESS_PREFIX + function, self.of_version),
             ("GET", ESS_PREFIX + telemetry, self.of_telemetry),
+            ("GET", ESS_PREFIX + task_secrets_path("{task_id}"), self.of_task),
             ("POST", "/v2/nvcf/agents/secret-credentials", self.token),
         ]
 
@@ -82,7 +98,9 @@ class SecretDelivery:
         """Handle POST /v2/nvcf/agents/secret-credentials: return a token for the secrets of an instance."""
         agent = calling_agent(self._agents, request.headers)
         wanted = await read_record(request, SecretTokenRequest)
-        version = self._registry.versions.get(wanted.version_id)
+        if wanted.task_id is not None:
+            return self._token_of_task(agent, wanted.instance_id, wanted.task_id)
+        version = self._registry.versions.get(wanted.version_id or "")
         if version is None or version.function_id != wanted.function_id:
             raise HttpProblem(404, f"function {wanted.function_id} has no version {wanted.version_id}")
         instance = self._registry.index.instance(version.id, wanted.instance_id)
@@ -92,8 +110,26 @@ class SecretDelivery:
         claims = WorkerClaims(wanted.instance_id, version.function_id, version.id, version.nca_id, 0.0)
         claims = replace(claims, request_id=instance.request_id)
         token, expires = self._workers.issue_for_secrets(claims, paths, time.time())
-        answer = {"token": token, "expiration": timestamp(expires), "secretPaths": paths}
-        return json_response(200, answer, headers=[("Cache-Control", "no-store")])
+        return _token_answer(token, expires, paths)
+
+    def _token_of_task(self, agent: Agent, instance_id: str, task_id: str) -> web.StreamResponse:
+        task = self._registry.tasks.get(task_id)
+        instance = None if task is None else self._registry.instances.get(task.instance_key)
+        known = instance is not None and instance.id == instance_id
+        there = known and instance is not None and instance.cluster_id == agent.cluster.id
+        if task is None or not there or agent.cluster.evicted:
+            raise HttpProblem(404, f"cluster {agent.cluster.id} has no instance {instance_id}")
+        token, expires = self._tasks.for_secrets(task, instance_id, time.time())
+        return _token_answer(token, expires, [task_secrets_path(task.id)])
+
+    async def of_task(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
+        """Handle GET /v1/tasks/{id}/secrets: return the secrets of a task."""
+        task_id = path_id(values, "task_id")
+        self._check(request, task_secrets_path(task_id))
+        task = self._registry.tasks.get(task_id)
+        if task is None:
+            raise HttpProblem(404, f"no task {task_id}")
+        return await self._answer(request, task_owner(task_id), expected=task.has_secrets)
 
     async def of_version(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle GET /v1/functions/{id}/versions/{vid}: return the secrets of a function version."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nvcf_proto.compute import account_event_id
-from nvcf_proto.models import FunctionVersion, RegistryCredential, TelemetryEndpoint
-from nvcf_proto.models.secrets import registry_owner, telemetry_owner, version_owner
+from nvcf_proto.models import FunctionVersion, RegistryCredential, Task, TelemetryEndpoint
+from nvcf_proto.models.secrets import registry_owner, task_owner, telemetry_owner, version_owner
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A function version, telemetry endpoint or registry credential.
+    """A function version, task, telemetry endpoint or registry credential.
 
     `key` is the key of its secrets. Changes are recorded under `event_id`, `what` names it there.
     """
@@ -27,6 +27,13 @@ class Owner:
         """Return a function version as an owner."""
         what = f"version {version.id} of {version.name}"
         return cls(version_owner(version.id), version.nca_id, version.id, what, version.name)
+
+    @classmethod
+    def task(cls, task: Task) -> Owner:
+        """Return a task as an owner."""
+        return cls(
+            task_owner(task.id), task.nca_id, account_event_id(task.nca_id), f"task {task.id} ({task.name})"
+        )
 
     @classmethod
     def telemetry(cls, endpoint: TelemetryEndpoint) -> Owner:

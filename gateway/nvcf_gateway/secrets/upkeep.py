@@ -71,6 +71,7 @@ class SecretUpkeep:
             "versions": self._registry.versions,
             "telemetries": self._registry.telemetries,
             "registries": self._registry.registries,
+            "tasks": self._registry.tasks,
         }
         # A newer release may know more kinds.
         if kind not in owners or owner_id in owners[kind]:

@@ -172,7 +172,8 @@ class TerminationMessage(Record, frozen=True, kw_only=True):
 class InstanceOrder(Record, frozen=True, kw_only=True):
     """[ext] The autoscaler's order of one instance, on ORDER_SUBJECT; its PENDING record exists already.
 
-    The answer is `{}`, or `{"error": TEXT}` when nothing was published.
+    The answer is `{}`, or `{"error": TEXT}` when nothing was published. With `task_id` it is for a task, and
+    version and specification say nothing.
     """
 
     request_id: RequestId
@@ -186,6 +187,7 @@ class InstanceOrder(Record, frozen=True, kw_only=True):
     """Part of the message's id: a repeated order is published again, not taken for a duplicate."""
     reason: Text | None = None
     trace_parent: Text | None = None
+    task_id: Text | None = None
 
 
 def instance_id_of(request_id: str, index: int = 0, workload: Workload = Workload.FUNCTION) -> str:

@@ -218,6 +218,8 @@ class ProcessDetails(Record, frozen=True, kw_only=True):
     function_version_id: Text | None = None
     gpu_specification_id: Text | None = None
     """What it was ordered for, as the creation message said."""
+    exit_code: int | None = None
+    """Of a task whose process has ended."""
 
 
 class StatusReport(Record, frozen=True, kw_only=True):

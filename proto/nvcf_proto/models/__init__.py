@@ -36,6 +36,14 @@ from nvcf_proto.models.registries import (
 from nvcf_proto.models.scaling import ScalingPreferences, ScalingRule, Stickiness
 from nvcf_proto.models.secrets import SECRETS_BUCKET, SecretSet
 from nvcf_proto.models.specifications import DeploymentSpecification
+from nvcf_proto.models.tasks import (
+    TASK_RESULTS_BUCKET,
+    TASKS_BUCKET,
+    ResultHandling,
+    Task,
+    TaskResults,
+    TaskStatus,
+)
 from nvcf_proto.models.telemetries import (
     TELEMETRIES_BUCKET,
     Telemetries,
@@ -59,6 +67,8 @@ __all__ = [
     "RATE_PATTERN",
     "REGISTRIES_BUCKET",
     "SECRETS_BUCKET",
+    "TASKS_BUCKET",
+    "TASK_RESULTS_BUCKET",
     "TELEMETRIES_BUCKET",
     "VERSIONS_BUCKET",
     "AccountRate",
@@ -75,11 +85,15 @@ __all__ = [
     "RateLimit",
     "Record",
     "RegistryCredential",
+    "ResultHandling",
     "ScalingPreferences",
     "ScalingRule",
     "Scope",
     "SecretSet",
     "Stickiness",
+    "Task",
+    "TaskResults",
+    "TaskStatus",
     "Telemetries",
     "TelemetryAuth",
     "TelemetryEndpoint",

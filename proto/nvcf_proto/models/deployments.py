@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 from uuid import UUID, uuid5
 
 from msgspec import Meta, field
@@ -112,8 +112,11 @@ class Instance(Record, frozen=True):
     order, one for each instance. `acknowledged_at`: its agent has taken the order on. `released_at`: the
     agent has nothing of it left, so what it held is free. `devices` are the GPUs, or CPU slots, that it takes
     of its cluster, by its order. `category` is the kind of a FAILED one's failure,
-    in one word for programs; its reason begins with it.
+    in one word for programs; its reason begins with it. An instance that `is_task` has the id of its task as
+    function and version, runs once, and ends with an `exit_code`.
     """
+
+    if_given: ClassVar[frozenset[str]] = frozenset(("isTask",))
 
     id: Annotated[str, matching(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", max_length=128)] = field(
         name="instanceId"
@@ -140,6 +143,8 @@ class Instance(Record, frozen=True):
     reported_at: float | None = None
     released_at: float | None = None
     devices: Count = 1
+    is_task: bool = False
+    exit_code: int | None = None
 
     @property
     def key(self) -> str:

@@ -47,3 +47,8 @@ def telemetry_owner(telemetry_id: str) -> str:
 def registry_owner(credential_id: str) -> str:
     """Return the owner of a registry credential's secret."""
     return f"registries.{credential_id}"
+
+
+def task_owner(task_id: str) -> str:
+    """Return the owner of a task's secrets."""
+    return f"tasks.{task_id}"

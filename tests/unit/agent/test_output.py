@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nvcf_agent.backends.orphans import find_orphans
 from nvcf_agent.backends.output import RotatingLog, Tail, generation, pump
-from nvcf_agent.backends.process import find_orphans
 
 
 def test_a_full_log_is_set_aside_and_the_oldest_goes(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from nvcf_gateway.objects.large_results import LargeResults
 from nvcf_gateway.openapi import document
 from nvcf_gateway.secrets.delivery import SecretDelivery
 from nvcf_gateway.server import HttpServer
+from nvcf_gateway.tasks.routes import TaskRoutes
 
 METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
 
@@ -35,6 +36,7 @@ def test_paths_and_methods_are_those_of_the_table() -> None:
     management = management_routes(nothing, nothing, nothing, nothing, nothing, nothing, nothing, queues)
     management += ClusterRoutes(nothing, nothing, nothing, nothing).routes()
     management += SecretDelivery(nothing, nothing, nothing, nothing).routes()
+    management += TaskRoutes(nothing, nothing, nothing, nothing, nothing).routes()
     agents = AgentRoutes(nothing, nothing, nothing, nothing, nothing).routes()
     assets = Assets(nothing, nothing, nothing, 0, 0.0, nothing, nothing)
     large = LargeResults(nothing, nothing, 0)

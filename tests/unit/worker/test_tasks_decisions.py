@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import time
 import zipfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from nvcf_worker.process import exit_reason as exits
 from nvcf_worker.process.exit_reason import ExitReason
 from nvcf_worker.tasks.context import ProgressFile, checked_name, rfc3339
 from nvcf_worker.tasks.lifetime import Due, Stop, Timing, outcome
+from nvcf_worker.tasks.progress_rules import BrokenRule, ProgressRules
 from nvcf_worker.tasks.settings import read_settings
 from nvcf_worker.tasks.upload import archive_chunks, archive_size, list_files
 
@@ -114,14 +117,11 @@ def test_outcomes(stop: Stop | None, error: BaseException | None, code: int, cat
 
 
 def test_the_progress_file(tmp_path: Path) -> None:
-    times = iter([0.0, 1.25, 2.0])
+    times = iter([1.25, 2.0])
     path = tmp_path / "sub" / "progress"
-    progress = ProgressFile(path, "id-1", "", lambda: next(times))
+    progress = ProgressFile(path, "id-1", "", lambda: next(times), repeats=True)
     progress.heartbeat()
-    assert json.loads(path.read_bytes()) == {
-        "taskId": "id-1", "percentComplete": 0, "name": "", "lastUpdatedAt": "1970-01-01T00:00:00.000Z",
-        "metadata": {},
-    }  # fmt: skip
+    assert not path.exists()
     progress.update(12.5, "epoch-1", {"loss": 0.5})
     progress.update(50)
     assert json.loads(path.read_bytes()) == {
@@ -137,6 +137,54 @@ def test_impossible_progress(percent: float) -> None:
         ProgressFile(None, "", "").update(percent)
 
 
+REPORTS = st.lists(
+    st.tuples(
+        st.floats(0, 100), st.sampled_from([None, "a", "b", "epoch-1"]), st.sampled_from([None, {"x": 1}])
+    ),
+    max_size=12,
+)
+
+
+@given(REPORTS, st.booleans(), st.sampled_from(["", "a", "complete", "my task/é"]))
+def test_no_report_breaks_a_rule_of_the_platform(
+    tmp_path_factory: Any, reports: list[Any], upload: bool, name: str
+) -> None:
+    path = tmp_path_factory.mktemp("task") / "progress"
+    progress = ProgressFile(path, "id-1", name, repeats=not upload)
+    peer = ProgressRules(upload=upload)
+    for percent, result, metadata in reports:
+        progress.update(percent, result, metadata)
+        peer.read(path.read_bytes(), time.time())
+    progress.complete()
+    last = peer.read(path.read_bytes(), time.time())
+    assert last is None or last.percent == 100
+    assert peer.percent == 100
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"percentComplete": 0}, "1 to 100"),
+        ({"percentComplete": 12.5}, "1 to 100"),
+        ({"percentComplete": 101}, "1 to 100"),
+        ({"percentComplete": True}, "1 to 100"),
+        ({"percentComplete": 49}, "falls"),
+        ({"percentComplete": 60, "name": "one"}, "twice in a row"),
+        ({"percentComplete": 60, "name": "a/b"}, "cannot name"),
+        ({"percentComplete": 60, "lastUpdatedAt": "yesterday"}, "RFC 3339"),
+        ({"percentComplete": 60, "lastUpdatedAt": "2026-01-01T11:54:59Z"}, "not updated"),
+    ],
+)
+def test_writes_that_break_a_rule(members: dict[str, Any], words: str) -> None:
+    now = datetime(2026, 1, 1, 12, tzinfo=UTC).timestamp()
+    first = {"percentComplete": 50, "name": "one", "lastUpdatedAt": "2026-01-01T12:00:00Z"}
+    rules = ProgressRules(upload=True)
+    assert rules.read(json.dumps(first).encode(), now) is not None
+    assert rules.read(json.dumps(first).encode(), now) is None
+    with pytest.raises(BrokenRule, match=words):
+        rules.read(json.dumps(first | {"name": "two"} | members).encode(), now)
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\0", "x" * 191])
 def test_names_that_are_no_folder(name: str) -> None:
     with pytest.raises(ValueError, match="cannot name"):
@@ -147,7 +195,7 @@ def test_metadata_must_be_json() -> None:
     progress = ProgressFile(None, "", "")
     with pytest.raises((TypeError, ValueError)):
         progress.update(1, metadata={"x": object()})
-    assert progress.percent == 0
+    assert progress.percent <= 1
 
 
 def test_times_are_written_as_rfc_3339() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +18,8 @@ from nvcf_worker.tasks.settings import RESULTS_DIR, TaskSettings
 
 log = logging.getLogger("nvcf_worker")
 
-_NAME_FORBIDDEN = frozenset("/\\\0")
+_NAME = re.compile(r"[a-zA-Z0-9!_.*'()-]{1,190}")
+FIRST_PERCENT, LAST_PERCENT = 1, 100
 
 
 class Task:
@@ -67,8 +69,9 @@ class Task:
     ) -> None:
         """Report progress, from any thread.
 
-        percent: 0 to 100. name: the result that is being made, a folder in `results_dir`. metadata: values
-        that JSON can represent. Raises ValueError or TypeError for values that cannot be reported.
+        percent: 0 to 100; whole percents from 1 on are reported, and never fewer than before. name: the
+        result that is being made, a folder in `results_dir`. metadata: values that JSON can represent. Raises
+        ValueError or TypeError for values that cannot be reported.
         """
         self._progress.update(percent, name, metadata)
 
@@ -77,45 +80,73 @@ class ProgressFile:
     """The file from which the platform learns a task's progress and that it is alive.
 
     Its content is `{"taskId","percentComplete","name","lastUpdatedAt","metadata"}`. Any thread may call it.
-    Without a path the values are kept and nothing is written.
+    Without a path the values are kept and nothing is written. NVIDIA's worker ends a task for a write that
+    breaks a rule, so none does: percentages are whole, from 1 to 100, and do not fall. Unless the platform is
+    known to allow it (`repeats`), no two reports have the same name: a percentage without a new name is held
+    back until the next named report.
     """
 
     def __init__(
-        self, path: Path | None, task_id: str, name: str, wall: Callable[[], float] = time.time
+        self,
+        path: Path | None,
+        task_id: str,
+        name: str,
+        wall: Callable[[], float] = time.time,
+        *,
+        repeats: bool = False,
     ) -> None:
         self._path = path
         self._wall = wall
         self._lock = threading.Lock()
+        self._default = usable_name(name)
+        self._repeats = repeats
+        self._reported = False
+        self._held = 0
         self._members: dict[str, Any] = {
             "taskId": task_id,
             "percentComplete": 0,
-            "name": name,
+            "name": "",
             "lastUpdatedAt": "",
             "metadata": {},
         }
 
     @property
-    def percent(self) -> float:
-        """The percentage of the last report."""
-        return float(self._members["percentComplete"])
+    def percent(self) -> int:
+        """The highest percentage so far, reported or held back; 0 before the first one."""
+        return self._held
 
     def update(
         self, percent: float, name: str | None = None, metadata: Mapping[str, Any] | None = None
     ) -> None:
         """Report progress. Raises ValueError for invalid values, TypeError for metadata that is not JSON."""
-        changes: dict[str, Any] = {"percentComplete": checked_percent(percent)}
+        whole = checked_percent(percent)
         if name is not None:
-            changes["name"] = checked_name(name)
-        if metadata is not None:
-            changes["metadata"] = json.loads(json.dumps(dict(metadata), allow_nan=False))
+            checked_name(name)
+        known = None if metadata is None else json.loads(json.dumps(dict(metadata), allow_nan=False))
         with self._lock:
-            self._members.update(changes)
+            self._held = max(self._held, whole)
+            if known is not None:
+                self._members["metadata"] = known
+            wanted = name or self._members["name"] or self._default
+            if self._repeats or wanted != self._members["name"]:
+                self._members |= {"percentComplete": self._held, "name": wanted}
+            self._reported = True
             self._write()
 
+    def complete(self) -> None:
+        """Report 100, under a name of its own where that is needed."""
+        if self._members["percentComplete"] == LAST_PERCENT:
+            self.heartbeat()
+            return
+        last = self._members["name"]
+        free = next(each for each in (self._default, "complete", "completed") if each != last)
+        self.update(LAST_PERCENT, None if self._repeats else free)
+
     def heartbeat(self) -> None:
-        """Report that the task is alive: only `lastUpdatedAt` changes."""
+        """Report that the task is alive: only `lastUpdatedAt` changes. Nothing before the first report."""
         with self._lock:
-            self._write()
+            if self._reported:
+                self._write()
 
     def _write(self) -> None:
         self._members["lastUpdatedAt"] = rfc3339(self._wall())
@@ -129,18 +160,26 @@ class ProgressFile:
             log.error("the progress file %s could not be written: %s", self._path, error)
 
 
-def checked_percent(percent: float) -> float:
-    """Return the percentage, as an integer if it is whole. Raises ValueError outside of 0 to 100."""
-    if isinstance(percent, bool) or not 0 <= percent <= 100:
+def checked_percent(percent: float) -> int:
+    """Return the percentage as it is reported. Raises ValueError outside of 0 to 100."""
+    if isinstance(percent, bool) or not 0 <= percent <= LAST_PERCENT:
         raise ValueError(f"progress is {percent!r}; it must be 0 to 100")
-    return int(percent) if percent == int(percent) else float(percent)
+    return max(FIRST_PERCENT, int(percent))
 
 
 def checked_name(name: str) -> str:
-    """Return the name of a result. Raises ValueError if it cannot be the name of a folder."""
-    if not name or name in (".", "..") or _NAME_FORBIDDEN & set(name) or len(name) > 190:
-        raise ValueError(f"{name[:32]!r} cannot name a result; use the name of a folder among the results")
+    """Return the name of a result, which is that of a folder. Raises ValueError if it cannot be one."""
+    if name in (".", "..") or _NAME.fullmatch(name) is None:
+        raise ValueError(
+            f"{name[:32]!r} cannot name a result; use 1 to 190 letters, digits and any of ! _ . * ' ( ) -"
+        )
     return name
+
+
+def usable_name(name: str) -> str:
+    """Return a name of a result that is made of another text, such as the task's name."""
+    kept = re.sub(r"[^a-zA-Z0-9!_.*'()-]", "-", name)[:190].strip(".")
+    return kept or "task"
 
 
 def rfc3339(seconds: float) -> str:

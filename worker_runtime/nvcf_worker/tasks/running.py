@@ -91,7 +91,9 @@ class _Run:
     def __init__(self, main: Callable[[Task], Any], settings: TaskSettings) -> None:
         self._main = main
         self._settings = settings
-        self._progress = ProgressFile(settings.progress_file, settings.id, settings.name)
+        self._progress = ProgressFile(
+            settings.progress_file, settings.id, settings.name, repeats=settings.names_repeat
+        )
         self._task = Task(settings, self._progress, time.time())
         self._cancel_main: Callable[[], object] | None = None
         self._lock = threading.Lock()
@@ -105,8 +107,8 @@ class _Run:
         try:
             error = self._run_main()
             reason = outcome(self._supervisor.stop, self._supervisor.why, error)
-            if reason.code == COMPLETED and self._progress.percent < 100:
-                self._progress.update(100)
+            if reason.code == COMPLETED:
+                self._progress.complete()
             else:
                 self._progress.heartbeat()
             return self._send_results(reason)

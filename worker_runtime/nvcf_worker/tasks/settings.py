@@ -6,7 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nvcf_proto.environment import DEFAULT_SHARED_CONFIG_DIR, SHARED_CONFIG_DIR
+from nvcf_proto.environment import (
+    DEFAULT_SHARED_CONFIG_DIR,
+    NVCT_RESULT_HANDLING_STRATEGY,
+    SHARED_CONFIG_DIR,
+)
 from nvcf_worker.errors import ConfigurationError
 from nvcf_worker.process.durations import parse_duration
 
@@ -44,6 +48,8 @@ class TaskSettings:
     max_seconds: float | None
     grace_seconds: float
     heartbeat_seconds: float
+    names_repeat: bool = False
+    """Several reports may have one name: the platform uploads no results."""
 
 
 def read_settings(
@@ -76,6 +82,7 @@ def read_settings(
         max_seconds=max_seconds,
         grace_seconds=grace_seconds,
         heartbeat_seconds=heartbeat,
+        names_repeat=environ.get(NVCT_RESULT_HANDLING_STRATEGY) == "NONE",
     )
 
 

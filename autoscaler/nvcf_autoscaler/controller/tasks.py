@@ -1,0 +1,264 @@
+"""Launches queued tasks, follows launched ones, and ends what they leave. Only the leader does.
+
+Each step is one guarded write of the task's record, and what follows from the record is made again if it is
+missing: a replica that dies in between leaves nothing that the next leader does not finish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+from nvcf_autoscaler.controller import plan
+from nvcf_autoscaler.controller.actuation import Actuator
+from nvcf_autoscaler.controller.cache import Cache
+from nvcf_autoscaler.controller.lease import Lease
+from nvcf_autoscaler.controller.mapping import requirement_of
+from nvcf_autoscaler.placement.place import Cluster
+from nvcf_autoscaler.placement.tasks import Lack, QueuedTask, TaskPlace, lack_of, plan_tasks, reserved
+from nvcf_autoscaler.placement.usage import OVER, usage_of
+from nvcf_autoscaler.placement.view import devices_of, group_instances
+from nvcf_broker.errors import BrokerError, KeyExistsError, RevisionConflictError
+from nvcf_broker.requests import raise_if_cancelled
+from nvcf_proto import tasks
+from nvcf_proto.icms.request_ids import new_request_id
+from nvcf_proto.models import Instance, Task, TaskStatus
+from nvcf_proto.models.deployments import specifications_of
+from nvcf_proto.models.tasks import LONGEST_REASON, SPECIFICATION_ID
+
+_log = logging.getLogger(__name__)
+
+ROUND_SECONDS = 1.0
+LEAST_PAUSE = 0.05
+RETRY_SECONDS = 0.5
+PROCESS = "process"
+MOST_LAUNCHES = 64
+"""Of one round; more follow at once."""
+MOST_REASONS = 64
+"""Queued tasks whose reason to wait is written anew in one round."""
+GONE = "its instance ended, and nothing is known of how"
+# A text is written again only if it differs otherwise.
+_NUMBERS = re.compile(r"\d+")
+
+
+@dataclass
+class TaskController:
+    """Reconciles all tasks. `acting` is held by whoever takes room in clusters.
+
+    `busy_gpus` returns the GPUs for which functions wait.
+    """
+
+    cache: Cache
+    actuator: Actuator
+    lease: Lease
+    acting: asyncio.Lock
+    busy_gpus: Callable[[], frozenset[str]] = frozenset
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def wake(self) -> None:
+        """Look at all tasks soon, because something happened to one of them."""
+        self.woken.set()
+
+    async def run(self) -> None:
+        """Reconcile tasks until cancelled. Does nothing while another replica leads."""
+        while True:
+            raise_if_cancelled()
+            self.woken.clear()
+            pause, again = ROUND_SECONDS, False
+            if self.lease.held:
+                try:
+                    again = await self.round(time.time())
+                except BrokerError as error:
+                    _log.warning("tasks are looked at again: %s", error)
+                    pause = RETRY_SECONDS
+                except Exception:  # noqa: BLE001 # a fault about tasks must not end the scaling of functions
+                    _log.exception("tasks were not looked at")
+            if not again:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await self.woken.wait()
+            # Many changes come together.
+            await asyncio.sleep(LEAST_PAUSE)
+
+    async def round(self, now: float) -> bool:
+        """Look once at all tasks. Return whether more can be launched at once. Raises BrokerError."""
+        clusters = self._clusters()
+        queued: list[Task] = []
+        for task in self.cache.tasks.values():
+            if not self.lease.held:
+                return False
+            with contextlib.suppress(RevisionConflictError, KeyExistsError):
+                # Whoever was faster wakes this loop by its change.
+                if task.status is TaskStatus.QUEUED:
+                    queued.extend(await self._still_queued(task, now))
+                elif task.request_id:
+                    await self._follow(task, clusters, now)
+        await self._end_orphans()
+        return await self._launch(queued, clusters, now) if queued else False
+
+    async def _still_queued(self, task: Task, now: float) -> Iterable[Task]:
+        changed = tasks.after_time(task, None, now)
+        if changed is not task:
+            await self._write(task, changed)
+            return ()
+        return (task,) if task.not_before <= now else ()
+
+    async def _follow(self, task: Task, clusters: tuple[Cluster, ...], now: float) -> None:
+        """Bring a task that has an order, and its instance, one step further."""
+        instance = self.cache.instances.get(task.instance_key)
+        if instance is None:
+            if not task.status.is_over:
+                await self._without_instance(task, clusters, now)
+            return
+        changed = tasks.after_instance(task, instance, now)
+        if changed is task:
+            changed = tasks.after_time(task, instance, now, self.lease.held_for)
+        if instance.state in OVER:
+            changed = tasks.explained(changed, instance)
+        if changed is not task:
+            await self._write(task, changed)
+        if instance.state in OVER:
+            return
+        if tasks.must_end(changed, now) and instance.draining_since is None:
+            reason = f"its task is {changed.status}"
+            await self.actuator.apply(changed, plan.Terminate((instance,), reason))
+            return
+        await self._keep_house(changed, instance, clusters, now)
+
+    async def _without_instance(self, task: Task, clusters: tuple[Cluster, ...], now: float) -> None:
+        if self.cache.instances.is_deleted(task.instance_key):
+            await self._write(task, tasks.ended(task, TaskStatus.ERRORED, GONE, now))
+        elif task.status is TaskStatus.LAUNCHED:
+            # The replica that launched it died, or the record was lost: the agent knows whether it has it.
+            there = [each for each in clusters if each.id == task.cluster_id]
+            await self.actuator.create_for_task(task, devices_of(task.specification, there))
+        else:
+            changed = tasks.after_time(task, None, now, self.lease.held_for)
+            if changed is not task:
+                await self._write(task, changed)
+
+    async def _keep_house(
+        self, task: Task, instance: Instance, clusters: tuple[Cluster, ...], now: float
+    ) -> None:
+        """Order again, send a termination again, or give up, as for an instance of a function."""
+        requirement = requirement_of(task.specification, task.nca_id)
+        groups = group_instances(
+            now,
+            [instance],
+            {SPECIFICATION_ID: requirement},
+            clusters,
+            self.lease.held_for,
+            self.cache.clusters.is_deleted,
+        )
+        for action in plan.housekeeping(now, groups, clusters, self.lease.held_for):
+            await self.actuator.apply(task, action)
+
+    async def _end_orphans(self) -> None:
+        """End instances whose task was deleted. One whose task is merely unknown may have lost its record."""
+        for key in list(self.cache.task_keys):
+            task_id = key.partition(".")[0]
+            instance = self.cache.instances.get(key)
+            if instance is None or instance.state in OVER or instance.draining_since is not None:
+                continue
+            if task_id not in self.cache.tasks and self.cache.tasks.is_deleted(task_id):
+                with contextlib.suppress(RevisionConflictError):
+                    await self.actuator.apply(None, plan.Terminate((instance,), "its task was deleted"))
+
+    # launching
+
+    async def _launch(self, queued: list[Task], clusters: tuple[Cluster, ...], now: float) -> bool:
+        by_id = {each.id: each for each in queued}
+        async with self.acting:
+            there = [each for each in clusters if self.cache.backend(each.id) == PROCESS]
+            usages = usage_of(now, self.cache.instances.values(), clusters)
+            found = plan_tasks(
+                now,
+                [_queued(each) for each in queued],
+                there,
+                reserved(usages, self._lacks(), clusters),
+                held=self._held(),
+                busy_gpus=self.busy_gpus(),
+                most=MOST_LAUNCHES,
+            )
+            for each in found.places:
+                if not self.lease.held:
+                    return False
+                with contextlib.suppress(RevisionConflictError, KeyExistsError):
+                    await self._launch_one(by_id[each.task_id], each, now)
+        await self._note_reasons(by_id, found.refusals)
+        return len(found.places) == MOST_LAUNCHES
+
+    async def _launch_one(self, task: Task, where: TaskPlace, now: float) -> None:
+        request_id = new_request_id(task.id, SPECIFICATION_ID)
+        label = self.cache.cluster_label(where.cluster_id)
+        launched = tasks.launched(task, request_id, where.cluster_id, label, now)
+        await self._write(task, launched)
+        await self.actuator.create_for_task(launched, where.devices)
+        _log.info("task %s (%s) is launched in cluster %s", task.id, task.name, label)
+
+    async def _note_reasons(self, queued: dict[str, Task], refusals: dict[str, str]) -> None:
+        """Write why tasks wait, for people. Seconds and counts alone are no news."""
+        written = 0
+        for task_id, reason in refusals.items():
+            task = queued[task_id]
+            if _NUMBERS.sub("", reason) == _NUMBERS.sub("", task.waiting_for or ""):
+                continue
+            with contextlib.suppress(RevisionConflictError):
+                await self._write(task, task.replace(waiting_for=reason[:LONGEST_REASON]))
+            written += 1
+            if written == MOST_REASONS:
+                return
+
+    def _lacks(self) -> list[Lack]:
+        found: list[Lack] = []
+        for deployment in self.cache.deployments.values():
+            version = self.cache.versions.get(deployment.version_id)
+            if version is None:
+                continue
+            instances = self.cache.instances_of(version.id)
+            for key, spec in specifications_of(deployment).items():
+                lack = lack_of(key, spec, requirement_of(spec, version.nca_id), instances)
+                if lack is not None:
+                    found.append(lack)
+        return found
+
+    def _held(self) -> dict[str, int]:
+        """Return how many GPUs the tasks of each account hold."""
+        held: Counter[str] = Counter()
+        for key in self.cache.task_keys:
+            instance, task = self.cache.instances.get(key), self.cache.tasks.get(key.partition(".")[0])
+            if instance is not None and task is not None and instance.state not in OVER:
+                held[task.nca_id] += instance.devices
+        return held
+
+    def _clusters(self) -> tuple[Cluster, ...]:
+        """Return all clusters; a task is given up only after as much silence as its worker may keep."""
+        return tuple(
+            replace(
+                each,
+                timings=replace(
+                    each.timings, lost_after=max(each.timings.lost_after, tasks.SILENT_AFTER_SECONDS)
+                ),
+            )
+            for each in self.cache.placement_clusters()
+        )
+
+    async def _write(self, before: Task, after: Task) -> None:
+        """Write what was made of a record. Raises RevisionConflictError if it is another one now."""
+        entry = self.cache.tasks.entry(before.id)
+        if entry is None or entry.value is not before:
+            raise RevisionConflictError(f"task {before.id} was changed meanwhile")
+        await self.cache.tasks.update(before.id, after, entry.revision)
+        if before.status is not after.status:
+            _log.info("task %s (%s): %s", after.id, after.name, after.events[-1].message)
+
+
+def _queued(task: Task) -> QueuedTask:
+    requirement = requirement_of(task.specification, task.nca_id)
+    return QueuedTask(task.id, task.nca_id, task.created_at, task.specification, requirement)

@@ -1,0 +1,311 @@
+"""`nvcf task`: work that runs once to its end."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from nvcf_cli import tasks
+from nvcf_cli.access import Access, DataOption, JsonOption, KeyFileOption, UrlOption
+from nvcf_cli.api import Api, Json
+from nvcf_cli.deploying import find_file, find_python, name_from_file, parse_environment
+from nvcf_cli.errors import CliError
+from nvcf_cli.screen import age, cell, console, print_json, print_table
+from nvcf_cli.secret_values import named_files
+from nvcf_cli.tailing import LogFile, readable
+from nvcf_proto.models import TaskStatus
+
+app = typer.Typer(no_args_is_help=True, help="Run tasks: work that runs once to its end.")
+
+TaskArgument = Annotated[
+    str, typer.Argument(metavar="TASK", help="Id of the task, its beginning, or the newest task's name.")
+]
+_SECONDS = "SECONDS"
+DEFAULT_GRACE = 30.0
+
+
+@app.command("run")
+def run(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A Python file.", show_default=False)],
+    name: Annotated[
+        str | None, typer.Option(help="The task's name. [default: the file's]", show_default=False)
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Kind of GPU. [default: none]", show_default=False)
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Number of GPUs. [default: 1]", show_default=False)
+    ] = None,
+    cluster: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only in this cluster; repeatable.")
+    ] = None,
+    max_runtime: Annotated[
+        float | None,
+        typer.Option(min=1, metavar=_SECONDS, help="Longest run time. [default: none]", show_default=False),
+    ] = None,
+    max_queued: Annotated[
+        float | None,
+        typer.Option(min=1, metavar=_SECONDS, help="Longest wait. [default: 72 hours]", show_default=False),
+    ] = None,
+    grace: Annotated[
+        float, typer.Option(min=1, metavar=_SECONDS, help="Time to end after it was canceled.")
+    ] = DEFAULT_GRACE,
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", "-e", metavar="NAME=VALUE", help="Environment variable; repeatable."),
+    ] = None,
+    secret: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=FILE", help="Secret in a file; repeatable.")
+    ] = None,
+    tag: Annotated[list[str] | None, typer.Option(metavar="TAG", help="Tag; repeatable.")] = None,
+    python: Annotated[
+        str | None,
+        typer.Option(metavar="PROGRAM", help="Interpreter. [default: this one]", show_default=False),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Print the id and return, do not wait for the end.")
+    ] = False,
+    data: DataOption = None,
+    url: UrlOption = None,
+    key_file: KeyFileOption = None,
+) -> None:
+    """Submit a file as a task, and show its progress and output until its end.
+
+    \b
+    Examples:
+      nvcf task run train.py
+      nvcf task run train.py --gpu H100 --max-runtime 3600 --env EPOCHS=3
+      nvcf task run report.py --detach
+    """
+    path = find_file(file)
+    specification: Json = {"clusters": cluster or []}
+    if gpu is not None:
+        specification |= {"gpu": gpu, "gpusPerInstance": gpus or 1}
+    request = tasks.TaskRequest(
+        name=name or name_from_file(path),
+        file=path,
+        python=find_python(python),
+        environment=parse_environment(env or ()),
+        specification=specification,
+        max_runtime=max_runtime,
+        max_queued=max_queued,
+        grace=grace if max_runtime is None else min(grace, max_runtime),
+        tags=tuple(tag or ()),
+        secrets=tuple(named_files(secret or ())),
+    )
+    access = Access(data, url, key_file)
+    submitted: list[str] = []
+
+    async def work(api: Api) -> Json:
+        task = await tasks.submit(api, request)
+        submitted.append(str(task["id"]))
+        console(stderr=True).print(Text(f"task {task['id']} is submitted"))
+        return task if detach else await tasks.follow(api, task, access.installation)
+
+    try:
+        task = access.run(work)
+    except KeyboardInterrupt:
+        for each in submitted:
+            console(stderr=True).print(Text(f"the task goes on; to end it: nvcf task cancel {each}"))
+        raise
+    if detach:
+        sys.stdout.write(f"{task['id']}\n")
+    elif task["status"] != TaskStatus.COMPLETED:
+        reason = tasks.error_of(task)
+        raise CliError(f"the task is {task['status']}" + (f": {reason}" if reason else ""))
+
+
+@app.command("list")
+def list_command(
+    status: Annotated[
+        str | None,
+        typer.Option(metavar="STATUS", help="Only of this status; several with commas.", show_default=False),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Most tasks.")] = 50,
+    as_json: JsonOption = False,
+    data: DataOption = None,
+    url: UrlOption = None,
+    key_file: KeyFileOption = None,
+) -> None:
+    """List tasks, the newest first.
+
+    \b
+    Examples:
+      nvcf task list
+      nvcf task list --status QUEUED,RUNNING --json
+    """
+    wanted = None if status is None else status.upper()
+
+    async def work(api: Api) -> list[Json]:
+        return await tasks.list_tasks(api, wanted, limit)
+
+    found = Access(data, url, key_file).run(work)
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (
+            str(each.get("id", ""))[:8],
+            cell(each, "name"),
+            cell(each, "status"),
+            f"{each['percentComplete']} %" if each.get("percentComplete") is not None else "",
+            age(each.get("createdAt")),
+            cell(each, "clusterName"),
+            (tasks.error_of(each) or cell(each, "waitingFor")).partition("\n")[0],
+        )
+        for each in found
+    ]
+    columns = ("ID", "NAME", "STATUS", "DONE", "AGE", "CLUSTER", "REASON")
+    print_table(columns, rows, "there are no tasks: nvcf task run FILE submits one")
+
+
+@app.command("show")
+def show(
+    task: TaskArgument,
+    as_json: JsonOption = False,
+    data: DataOption = None,
+    url: UrlOption = None,
+    key_file: KeyFileOption = None,
+) -> None:
+    """Show a task: its status, limits, where it runs or why it waits, and what has happened.
+
+    \b
+    Examples:
+      nvcf task show train
+      nvcf task show 5b1c0a52 --json
+    """
+
+    async def work(api: Api) -> tuple[Json, list[Json]]:
+        found = await tasks.find(api, task)
+        return found, await tasks.events(api, found)
+
+    found, events = Access(data, url, key_file).run(work)
+    if as_json:
+        print_json({**found, "events": events})
+        return
+    out = console()
+    lines = {
+        "id": cell(found, "id"),
+        "status": tasks.progress_text(found).partition(": ")[2],
+        "GPU": str(found["gpuSpecification"].get("gpu", "")),
+        "cluster": cell(found, "clusterName"),
+        "longest run time": cell(found, "maxRuntimeDuration"),
+        "longest wait": cell(found, "maxQueuedDuration"),
+        "last heartbeat": age(found.get("lastHeartbeatAt")),
+        "tags": ", ".join(found.get("tags") or ()),
+        "secrets": ", ".join(found.get("secrets") or ()),
+        "error": tasks.error_of(found),
+    }
+    for label, value in lines.items():
+        if value:
+            out.print(Text.assemble((f"{label}: ", "bold"), value))
+    for each in events:
+        out.print(Text(f"  {cell(each, 'createdAt')[11:19]} {cell(each, 'message')}", style="dim"))
+
+
+@app.command("logs")
+def logs(
+    task: TaskArgument,
+    following: Annotated[
+        bool, typer.Option("--follow", "-f", help="Show lines until the task is over.")
+    ] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Last lines.")] = 50,
+    data: DataOption = None,
+    url: UrlOption = None,
+    key_file: KeyFileOption = None,
+) -> None:
+    """Show what a task prints. Its agent must be on this machine.
+
+    \b
+    Examples:
+      nvcf task logs train
+      nvcf task logs train -f
+    """
+    access = Access(data, url, key_file)
+
+    async def work(api: Api) -> None:
+        found = await tasks.find(api, task)
+        if following:
+            await tasks.follow(api, found, access.installation)
+            return
+        path = tasks.log_path(found, access.installation)
+        if path is None:
+            where = f" of cluster {found['clusterName']}" if found.get("clusterName") else ""
+            raise CliError(f"this machine has no log of the task: look at its agent's{where}")
+        for line in await asyncio.to_thread(LogFile(path).last_lines, lines):
+            sys.stdout.write(readable(line) + "\n")
+
+    access.run(work)
+
+
+@app.command("cancel")
+def cancel(
+    task: TaskArgument, data: DataOption = None, url: UrlOption = None, key_file: KeyFileOption = None
+) -> None:
+    """End a task, whether it waits or runs; it gets its grace period.
+
+    \b
+    Examples:
+      nvcf task cancel train
+    """
+
+    async def work(api: Api) -> Json:
+        return await tasks.cancel(api, await tasks.find(api, task))
+
+    canceled = Access(data, url, key_file).run(work)
+    console().print(Text(f"task {canceled['id']} is canceled"))
+
+
+@app.command("results")
+def results(
+    task: TaskArgument,
+    as_json: JsonOption = False,
+    data: DataOption = None,
+    url: UrlOption = None,
+    key_file: KeyFileOption = None,
+) -> None:
+    """List what a task has reported, and the folder of its results if this machine has it.
+
+    \b
+    Examples:
+      nvcf task results train
+    """
+    access = Access(data, url, key_file)
+
+    async def work(api: Api) -> tuple[Json, list[Json]]:
+        found = await tasks.find(api, task)
+        return found, await tasks.results(api, found)
+
+    found, reported = access.run(work)
+    folder: Path | None = tasks.results_path(found, access.installation)
+    if as_json:
+        print_json({"results": reported, "folder": None if folder is None else str(folder)})
+        return
+    rows = [
+        (cell(each, "name"), age(each.get("createdAt")), str(each.get("metadata") or "")) for each in reported
+    ]
+    print_table(("NAME", "AGE", "METADATA"), rows, "the task has reported no results")
+    if folder is not None:
+        console().print(Text(f"files: {folder}"))
+
+
+@app.command("delete")
+def delete(
+    task: TaskArgument, data: DataOption = None, url: UrlOption = None, key_file: KeyFileOption = None
+) -> None:
+    """Remove the record of a task that is over. Its files stay for a week.
+
+    \b
+    Examples:
+      nvcf task delete train
+    """
+
+    async def work(api: Api) -> str:
+        found = await tasks.find(api, task)
+        await tasks.delete(api, found)
+        return str(found["id"])
+
+    console().print(Text(f"task {Access(data, url, key_file).run(work)} is deleted"))

@@ -1,0 +1,51 @@
+"""Whether the worker of a task may still act: its token, and the order that the task has now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nvcf_gateway.access.worker_tokens import InvalidWorkerToken, WorkerTokens
+from nvcf_gateway.registry import Registry
+from nvcf_proto.icms.messages import instance_id_of
+from nvcf_proto.icms.names import Workload
+from nvcf_proto.models import Task
+from nvcf_proto.secrets import task_secrets_path
+from nvcf_proto.tokens import TASK_TOKEN_AUDIENCE, WorkerClaims
+
+
+@dataclass(frozen=True)
+class TaskAccess:
+    """Issues the tokens of tasks' workers, and checks them. Function and version are the task's id."""
+
+    tokens: WorkerTokens
+    registry: Registry
+
+    def token(self, task: Task, now: float) -> str:
+        """Return a token for the worker of the task's present order."""
+        return self.tokens.issue(
+            function_id=task.id,
+            version_id=task.id,
+            instance_id=instance_id_of(task.request_id, workload=Workload.TASK),
+            nca_id=task.nca_id,
+            now=now,
+            has_record=True,
+            request_id=task.request_id,
+            audience=TASK_TOKEN_AUDIENCE,
+        )[0]
+
+    def verify(self, token: str, now: float) -> Task:
+        """Return the task of a good token. Raises InvalidWorkerToken."""
+        claims = self.tokens.verify(token, now, TASK_TOKEN_AUDIENCE)
+        task = self.registry.tasks.get(claims.version_id)
+        if task is None:
+            raise InvalidWorkerToken("the task does not exist any more")
+        if task.request_id != claims.request_id:
+            raise InvalidWorkerToken("the token is of an order that the task does not have any more")
+        return task
+
+    def for_secrets(self, task: Task, instance_id: str, now: float) -> tuple[str, float]:
+        """Return a token that reads the secrets of a task, and when it expires."""
+        claims = WorkerClaims(
+            instance_id, task.id, task.id, task.nca_id, 0.0, has_record=True, request_id=task.request_id
+        )
+        return self.tokens.for_secrets(claims, [task_secrets_path(task.id)], now)

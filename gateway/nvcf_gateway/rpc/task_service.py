@@ -1,0 +1,155 @@
+"""The service nvct.Worker over gRPC (protocol.md, section 12.4): what the worker of a task calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from grpc.aio import ServicerContext as Context
+
+from nvcf_gateway.access.task_access import TaskAccess
+from nvcf_gateway.access.worker_tokens import InvalidWorkerToken
+from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.rpc.server import bearer, in_time
+from nvcf_gateway.tasks.store import TaskStore
+from nvcf_proto import tasks
+from nvcf_proto.models import Task, TaskStatus
+from nvcf_proto.models.tasks import LONGEST_METADATA
+from nvcf_proto.pb import nvct_pb2, nvct_pb2_grpc
+from nvcf_proto.tokens import may_be_instance_of
+
+LONGEST_NAME = 190
+_SHOWN = {each: nvct_pb2.ExecutionStatus.Value(each.value) for each in TaskStatus}
+_ENDS: dict[int, TaskStatus] = {
+    nvct_pb2.COMPLETED: TaskStatus.COMPLETED,
+    nvct_pb2.ERRORED: TaskStatus.ERRORED,
+    nvct_pb2.WORKER_TERMINATED: TaskStatus.ERRORED,
+    nvct_pb2.EXCEEDED_MAX_RUNTIME_DURATION: TaskStatus.EXCEEDED_MAX_RUNTIME_DURATION,
+}
+_REASONS: dict[int, str] = {
+    nvct_pb2.COMPLETED: "",
+    nvct_pb2.ERRORED: "its worker reported a failure",
+    nvct_pb2.WORKER_TERMINATED: "its worker was terminated",
+    nvct_pb2.EXCEEDED_MAX_RUNTIME_DURATION: "its maximum run time is over",
+}
+_RUNS = (nvct_pb2.RUNNING, nvct_pb2.IN_PROGRESS)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TaskWorkerService(nvct_pb2_grpc.WorkerServicer):
+    """Handlers of the calls. They raise HttpProblem, which the server turns into a gRPC status.
+
+    A worker is heard even if its task is over: by the status in the response it learns that it has to end.
+    """
+
+    region: str
+    access: TaskAccess
+    store: TaskStore
+    clock: Callable[[], float] = time.time
+
+    async def Connect(  # noqa: N802 # the contract's name
+        self, request: nvct_pb2.ConnectRequest, context: Context[Any, Any]
+    ) -> nvct_pb2.ConnectResponse:
+        """Note the worker's first sign of life. Raises HttpProblem 412 for a task that is over."""
+        task = self._authorize(context, request.taskId, request.instanceId)
+        now = self.clock()
+        changed = await self._change(task, lambda record: tasks.heard(record, now))
+        if changed.status.is_over:
+            raise HttpProblem(412, f"the task is {changed.status}")
+        return nvct_pb2.ConnectResponse(connectedRegion=self.region)
+
+    async def SendHeartbeat(  # noqa: N802
+        self, request: nvct_pb2.HeartbeatRequest, context: Context[Any, Any]
+    ) -> nvct_pb2.TaskResponse:
+        """Take a heartbeat with the worker's status."""
+        task = self._authorize(context, request.taskId, request.instanceId)
+        return await self._apply(task, request.status, request.errorMessage)
+
+    async def SendResultMetadata(  # noqa: N802
+        self, request_iterator: AsyncIterator[nvct_pb2.ResultMetadataRequest], context: Context[Any, Any]
+    ) -> nvct_pb2.TaskResponse:
+        """Take progress and results, in order; the response has the status after the last one."""
+        response = None
+        async for request in in_time(request_iterator):
+            response = await self._take_result(request, context)
+        if response is None:
+            raise HttpProblem(400, "the stream has no message")
+        return response
+
+    async def _take_result(
+        self, request: nvct_pb2.ResultMetadataRequest, context: Context[Any, Any]
+    ) -> nvct_pb2.TaskResponse:
+        task = self._authorize(context, request.taskId, request.instanceId)
+        percent = request.percentComplete if request.HasField("percentComplete") else None
+        if percent is not None and not 1 <= percent <= 100:
+            raise HttpProblem(400, f"percentComplete is {percent}; expected 1 to 100")
+        name = request.resultName
+        if len(name) > LONGEST_NAME:
+            raise HttpProblem(400, f"resultName is longer than {LONGEST_NAME} characters")
+        metadata = request.metadata.body.decode(errors="replace")
+        if len(metadata) > LONGEST_METADATA:
+            raise HttpProblem(400, f"metadata is longer than {LONGEST_METADATA} characters")
+        if name and not task.status.is_over:
+            await self.store.add_result(task, name, metadata)
+        return await self._apply(task, request.status, request.errorDetails, percent)
+
+    async def GetArtifacts(  # noqa: N802
+        self, request: nvct_pb2.ArtifactsRequest, context: Context[Any, Any]
+    ) -> nvct_pb2.ArtifactsResponse:
+        """Refuse: only tasks with images have models and resources, and this release does not run these."""
+        self._authorize(context, request.taskId)
+        raise HttpProblem(501, "tasks of this release have no models and resources")
+
+    async def RefreshToken(  # noqa: N802
+        self, request: nvct_pb2.TokenRequest, context: Context[Any, Any]
+    ) -> nvct_pb2.TokenResponse:
+        """Return a new token."""
+        task = self._authorize(context, request.taskId)
+        return nvct_pb2.TokenResponse(token=self.access.token(task, self.clock()))
+
+    async def RequestSecretCredentials(  # noqa: N802
+        self, request: nvct_pb2.SecretCredentialsRequest, context: Context[Any, Any]
+    ) -> nvct_pb2.SecretCredentialsResponse:
+        """Return a token that reads the secrets of the task, and no others."""
+        task = self._authorize(context, request.taskId)
+        token, expires = self.access.for_secrets(task, f"0-sr-{task.request_id}-task", self.clock())
+        return nvct_pb2.SecretCredentialsResponse(token=token, expiration=Timestamp(seconds=int(expires)))
+
+    async def _apply(
+        self, task: Task, status: int, error: str, percent: int | None = None
+    ) -> nvct_pb2.TaskResponse:
+        now = self.clock()
+
+        def change(record: Task) -> Task:
+            if record.request_id != task.request_id:
+                return record
+            known = tasks.heard(record, now, percent)
+            if status in _RUNS:
+                return tasks.running(known, now)
+            if status in _ENDS:
+                return tasks.ended(known, _ENDS[status], error or _REASONS[status], now)
+            return known
+
+        changed = await self._change(task, change)
+        return nvct_pb2.TaskResponse(taskId=task.id, status=_SHOWN[changed.status])
+
+    async def _change(self, task: Task, change: Callable[[Task], Task]) -> Task:
+        changed = await self.store.change(task.id, change)
+        if changed is None:
+            raise HttpProblem(404, f"no task {task.id}")
+        return changed
+
+    def _authorize(self, context: Context[Any, Any], task_id: str, instance_id: str | None = None) -> Task:
+        """Return the task of the caller's token. Raises HttpProblem 401 and 403."""
+        try:
+            task = self.access.verify(bearer(context), self.clock())
+        except InvalidWorkerToken as error:
+            raise HttpProblem(401, str(error)) from None
+        if task_id != task.id:
+            raise HttpProblem(403, "the token is for another task")
+        if instance_id is not None and not may_be_instance_of(instance_id, task.request_id):
+            raise HttpProblem(403, "the token is for another instance")
+        return task

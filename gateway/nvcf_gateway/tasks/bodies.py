@@ -1,0 +1,160 @@
+"""Bodies of requests about tasks, and the records that they become. Pure."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from msgspec import Meta
+from msgspec.structs import force_setattr
+
+from nvcf_gateway.errors import HttpProblem, invalid_field
+from nvcf_gateway.management.function_bodies import Tags, VersionDescription
+from nvcf_gateway.management.secret_bodies import SecretList, values_of
+from nvcf_proto.durations import DURATION_PATTERN, duration_seconds
+from nvcf_proto.errors import InvalidRecord
+from nvcf_proto.models import DeploymentSpecification, ProcessSource, ResultHandling, Task
+from nvcf_proto.models.record import Record, matching
+from nvcf_proto.models.tasks import DEFAULT_GRACE, DEFAULT_MAX_QUEUED
+from nvcf_proto.tasks import noted
+
+MAX_BODY = 1024 * 1024
+"""Values of secrets may need six bytes for each of theirs in JSON."""
+MAX_RECORD = 32 * 1024
+MOST_AT_ONCE = 100
+LONGEST = 30 * 24 * 3600.0
+NOT_RUN = "tasks from containerImage or helmChart are not run by this release: give process"
+_CONTAINERS = ("containerImage", "helmChart")
+_ONLY_CONTAINERS = "only for tasks with containerImage or helmChart, which this release does not run"
+
+Duration = Annotated[
+    str, matching(DURATION_PATTERN, max_length=64, description="ISO 8601, for example PT1H30M.")
+]
+TaskName = Annotated[str, Meta(min_length=1, max_length=128)]
+Kind = Annotated[str, Meta(min_length=1, max_length=128)]
+Names = Annotated[tuple[Kind, ...], Meta(max_length=64)]
+
+
+class TaskSpecification(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a task needs, and where it may run. `regions` and `gpusPerInstance` are [ext]."""
+
+    hints: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("configuration", "helmValidationPolicy"), _ONLY_CONTAINERS
+    )
+
+    gpu: Kind = "CPU"
+    instance_type: Kind = "process"
+    backend: Kind | None = None
+    clusters: Names = ()
+    regions: Names = ()
+    gpus_per_instance: Annotated[int, Meta(ge=0, le=64)] = 0
+
+    def stored(self) -> DeploymentSpecification:
+        """Return it in the form that placement works with. Raises InvalidRecord."""
+        return DeploymentSpecification(
+            gpu=self.gpu,
+            instance_type=self.instance_type,
+            min_instances=0,
+            max_instances=1,
+            backend=self.backend,
+            clusters=self.clusters,
+            regions=self.regions,
+            gpus_per_instance=self.gpus_per_instance,
+        )
+
+
+class TaskCreation(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A new task. `process` [ext] is a Python file that the machine of an agent has."""
+
+    hints: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("containerArgs", "containerEnvironment", "models", "resources", "telemetries"), _ONLY_CONTAINERS
+    ) | {"resultsLocation": "only with resultHandlingStrategy UPLOAD, which this platform does not offer"}
+
+    name: TaskName
+    gpu_specification: TaskSpecification = TaskSpecification()
+    process: ProcessSource
+    description: VersionDescription | None = None
+    tags: Tags = ()
+    max_runtime_duration: Duration | None = None
+    max_queued_duration: Duration = DEFAULT_MAX_QUEUED
+    termination_grace_period_duration: Duration | None = None
+    result_handling_strategy: ResultHandling = ResultHandling.NONE
+    secrets: SecretList = ()
+
+    def __post_init__(self) -> None:
+        values_of(self.secrets)
+        force_setattr(self, "tags", tuple(dict.fromkeys(self.tags)))
+        if self.result_handling_strategy is ResultHandling.UPLOAD:
+            raise InvalidRecord("resultHandlingStrategy", "expected NONE: there is no store for results here")
+        if self.process.handler is not None:
+            raise InvalidRecord("process.handler", "a task is a whole file: call task(main) in it")
+        runtime = _seconds("maxRuntimeDuration", self.max_runtime_duration)
+        _seconds("maxQueuedDuration", self.max_queued_duration)
+        grace = self.termination_grace_period_duration
+        if grace is not None and duration_seconds(grace) > (LONGEST if runtime is None else runtime):
+            raise InvalidRecord("terminationGracePeriodDuration", "expected at most maxRuntimeDuration")
+
+    @property
+    def grace(self) -> str:
+        """The time that the task gets to end, at most its run time."""
+        if self.termination_grace_period_duration is not None:
+            return self.termination_grace_period_duration
+        limit = self.max_runtime_duration
+        short = limit is not None and duration_seconds(limit) < duration_seconds(DEFAULT_GRACE)
+        return limit if limit is not None and short else DEFAULT_GRACE
+
+
+def _seconds(name: str, text: str | None) -> float | None:
+    if text is None:
+        return None
+    seconds = duration_seconds(text)
+    if not 0 < seconds <= LONGEST:
+        raise InvalidRecord(name, "expected more than nothing and at most P30D")
+    return seconds
+
+
+def read_creation(members: dict[str, Any], path: str = "") -> TaskCreation:
+    """Return the task that is wanted. Raises HttpProblem 400, and 501 for what this release does not run."""
+    given = next((name for name in _CONTAINERS if members.get(name) is not None), None)
+    if given is not None:
+        raise HttpProblem(501, NOT_RUN, field=f"{path}.{given}" if path else given)
+    try:
+        return TaskCreation.from_dict(members, path)
+    except InvalidRecord as error:
+        raise invalid_field(error) from None
+
+
+def read_several(members: dict[str, Any]) -> list[TaskCreation]:
+    """Return the tasks of `{"tasks": [...]}`. Raises HttpProblem 400 and 501."""
+    found = members.get("tasks")
+    if not isinstance(found, list) or not 1 <= len(found) <= MOST_AT_ONCE:
+        raise HttpProblem(400, f"tasks: expected a list of 1 to {MOST_AT_ONCE} tasks", field="tasks")
+    for index, each in enumerate(found):
+        if not isinstance(each, dict):
+            raise HttpProblem(400, f"tasks[{index}]: expected an object", field=f"tasks[{index}]")
+    return [read_creation(each, f"tasks[{index}]") for index, each in enumerate(found)]
+
+
+def new_task(wanted: TaskCreation, task_id: str, nca_id: str, by: str, now: float) -> Task:
+    """Return the record of a new task. Raises HttpProblem 400."""
+    try:
+        task = Task(
+            id=task_id,
+            nca_id=nca_id,
+            name=wanted.name,
+            created_at=now,
+            updated_at=now,
+            specification=wanted.gpu_specification.stored(),
+            process=wanted.process,
+            description=wanted.description,
+            tags=wanted.tags,
+            max_runtime_duration=wanted.max_runtime_duration,
+            max_queued_duration=wanted.max_queued_duration,
+            termination_grace_period_duration=wanted.grace,
+            result_handling_strategy=wanted.result_handling_strategy,
+            has_secrets=bool(wanted.secrets),
+        )
+    except InvalidRecord as error:
+        raise invalid_field(error) from None
+    if len(task.to_json()) > MAX_RECORD:
+        raise HttpProblem(400, f"process: the task takes more than {MAX_RECORD // 1024} KiB", field="process")
+    return noted(task, now, f"queued by {by}")

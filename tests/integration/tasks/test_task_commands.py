@@ -1,0 +1,54 @@
+"""`nvcf task` on `nvcf up`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.integration.tasks.conftest import HEAD
+from tests.support.platform.nvcf_up import local_up
+
+TRAIN = (
+    HEAD
+    + """
+def main(run: Task):
+    for number in (1, 2):
+        print("epoch", number)
+        run.progress(50 * number, name=f"epoch-{number}", metadata={"loss": 1 / number})
+    (run.results_dir / "weights").write_text("w")
+task(main)
+"""
+)
+FAILS = "import sys\nprint('the disk is full', file=sys.stderr)\nsys.exit(3)\n"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+async def test_a_task_on_the_laptop(tmp_path: Path) -> None:
+    train, fails, waits = (tmp_path / f"{name}.py" for name in ("train", "fails", "waits"))
+    train.write_text(TRAIN)
+    fails.write_text(FAILS)
+    waits.write_text("import time\ntime.sleep(600)\n")
+    async with local_up(tmp_path) as up:
+        code, out, err = await up.run("task", "run", str(train), "--tag", "a")
+        assert (code, "epoch 1" in out, "COMPLETED" in err) == (0, True, True), (out, err)
+        code, _, err = await up.run("task", "run", str(fails))
+        assert (code, "ERRORED: the task ended: exit code 3" in err) == (1, True), err
+        waiting = (await up.ok("task", "run", str(waits), "--detach", "--grace", "1")).strip()
+        await up.ok("task", "cancel", waiting[:8])
+        shown = await up.ok("task", "show", "waits")
+        assert "CANCELED" in shown
+        assert "queued by" in shown
+        listed = {each["name"]: each["status"] for each in json.loads(await up.ok("task", "list", "--json"))}
+        assert listed == {"train": "COMPLETED", "fails": "ERRORED", "waits": "CANCELED"}
+        assert "epoch 2" in await up.ok("task", "logs", "train")
+        found = json.loads(await up.ok("task", "results", "train", "--json"))
+        assert [each["name"] for each in found["results"]][:2] == ["epoch-1", "epoch-2"]
+        weights = Path(found["folder"]) / "weights"
+        assert await asyncio.to_thread(weights.read_text) == "w"
+        await up.ok("task", "delete", "train")
+        code, _, err = await up.run("task", "show", "train")
+        assert (code, "there is no task train" in err) == (1, True)
