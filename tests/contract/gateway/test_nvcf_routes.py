@@ -10,6 +10,7 @@ import pytest
 from nvcf_proto.compute import Cluster, GpuPool
 from nvcf_proto.ids import new_id
 from tests.support.platform.gateways import ACCOUNT, Platform, Version
+from tests.support.platform.icms import SPECIFICATION
 from tests.support.platform.records import known_clusters
 from tests.support.waiting import eventually
 
@@ -196,12 +197,11 @@ async def test_gpus_groups_and_their_use(platform: Platform) -> None:
                 {"gpu": "H100", "backend": "group-a"},
             ]
         version = await platform.create_version()
-        kind: dict[str, Any] = {"gpu": "H100", "instanceType": "NCP.GPU.H100_1x"}
-        await platform.deploy(version, **kind, minInstances=1, maxInstances=4, backend="group-a")
+        await platform.deploy(version, **SPECIFICATION, minInstances=1, maxInstances=4, backend="group-a")
         usage = (await platform.call("GET", f"/v2/nvcf/accounts/{ACCOUNT}/usage/gpus"))["gpus"]
         (found,) = (each for each in usage if each["gpu"] == "H100")
         assert found == {
-            **kind,
+            **SPECIFICATION,
             "currentMaxUsage": 4,
             "currentMinUsage": 1,
             "placements": [
