@@ -97,6 +97,8 @@ async def start_server(
 async def stop_server(server: TritonServer) -> None:
     """Kill a server and remove what it leaves in shared memory."""
     await end(server.child)
+    # A killed server's Python backends live a little longer, and hold the other end of its pipe.
+    server.child.process._transport.close()  # type: ignore[attr-defined]
     remove_shared_memory(server.child.pid)
 
 

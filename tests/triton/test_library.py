@@ -17,6 +17,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from nvcf_worker import InvalidInput, SyncRequest, TestClient
 from nvcf_worker.errors import HTTPError
+from nvcf_worker.run import slot_limits
 from nvcf_worker.triton import Triton, TritonUnavailable
 from tests.support.waiting import eventually
 from tests.triton.server import TritonServer, running_server
@@ -189,6 +190,39 @@ async def test_a_server_that_dies_sends_requests_back_to_the_queue(own_triton_se
         assert not await transport.ready()
 
 
+class _Slots:
+    """Stands for a worker: notes the limits of its slots."""
+
+    in_flight = 0
+
+    def __init__(self) -> None:
+        self.limits: list[int] = []
+
+    def limit_slots(self, source: str, limit: int) -> None:
+        assert source == "triton batched"
+        self.limits.append(limit)
+
+
+async def test_no_requests_are_taken_while_the_model_is_away(
+    own_triton_server: TritonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _load(own_triton_server, "batched")
+    worker = _Slots()
+    monkeypatch.setattr(slot_limits, "_worker", worker)
+    async with Triton(f"grpc://{own_triton_server.grpc}") as triton:
+        await triton.model("batched").load()
+        assert worker.limits == [32]
+
+        await _load(own_triton_server, "batched", change="unload")
+        await eventually(lambda: worker.limits[-1] == 0, "an unloaded model is away")
+        await _load(own_triton_server, "batched")
+        await eventually(lambda: worker.limits[-1] == 32, "it is back")
+        assert triton.unreachable_since is None
+        own_triton_server.child.process.kill()
+        await eventually(lambda: worker.limits[-1] == 0, "a server that has died is away")
+        assert triton.unreachable_since is not None
+
+
 def test_plain_handlers_wait_on_their_threads(triton_server: TritonServer) -> None:
     triton = Triton(f"grpc://{triton_server.grpc}")
     add, repeat, total = (triton.model(name) for name in ("add_sub", "repeat", "running_sum"))
@@ -295,9 +329,9 @@ async def _pending(server: TritonServer, count: int) -> bool:
     return int(float(line.split()[-1])) >= count
 
 
-async def _load(server: TritonServer, *models: str) -> None:
+async def _load(server: TritonServer, *models: str, change: str = "load") -> None:
     async with aiohttp.ClientSession() as session:
         for model in models:
-            url = f"http://{server.http}/v2/repository/models/{model}/load"
+            url = f"http://{server.http}/v2/repository/models/{model}/{change}"
             async with session.post(url) as response:
                 assert response.status == 200, await response.text()

@@ -20,6 +20,8 @@ from nvcf_worker.triton.transport import Transport
 log = logging.getLogger("nvcf_worker")
 
 INTERVAL = 1.0
+_AWAY = frozenset(("UNAVAILABLE", "NOT_FOUND", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED"))
+"""What Triton's absence looks like; a model that is not loaded and a server that stands still are away."""
 
 
 class Watched(Protocol):
@@ -103,7 +105,7 @@ class Watch:
 
     def _unavailable(self, state: ModelState, refused: TritonRefused) -> None:
         """Take no requests while nobody can run them: they wait in the queue, where others find them."""
-        if refused.status not in ("UNAVAILABLE", "NOT_FOUND"):
+        if refused.status not in _AWAY:
             log.warning("Triton gives no statistics of %s: %s", state.model.name, refused)
             return
         if self.unreachable_since is None:
