@@ -1,8 +1,12 @@
-"""For all tests: in CI the property tests draw the same examples each time, elsewhere new ones."""
+"""For all tests: in CI the property tests draw the same examples each time, elsewhere new ones.
+
+A test that fails shortly before its time limit gets the time to be reported.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -35,3 +39,14 @@ def _shares_with_its_module(item: pytest.Item) -> bool:
     found = getattr(item, "_fixtureinfo", None)
     known = {} if found is None else found.name2fixturedefs
     return any(fixture.scope == "module" for each in known.values() for fixture in each)
+
+
+REPORT_SECONDS = 60.0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> None:
+    """Put the alarm of pytest-timeout off: within pytest's own code it would end the whole run."""
+    left, _ = signal.getitimer(signal.ITIMER_REAL)
+    if call.excinfo is not None and left > 0:
+        signal.setitimer(signal.ITIMER_REAL, left + REPORT_SECONDS)

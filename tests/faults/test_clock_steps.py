@@ -98,6 +98,42 @@ async def test_a_worker_token_is_renewed_in_time(step: float, monkeypatch: pytes
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    ("who", "ahead"),
+    [
+        ("nvcf_autoscaler", HOUR),
+        ("nvcf_autoscaler", -HOUR),
+        ("nvcf_gateway", HOUR),
+        ("nvcf_gateway", -HOUR / 2),  # what it gives an agent is good for an hour
+        ("nvcf_agent", HOUR),
+    ],
+)
+async def test_a_platform_runs_with_clocks_that_differ(who: str, ahead: float, tmp_path: Path) -> None:
+    clocks = tmp_path / "clocks"
+    clocks.mkdir()
+    (clocks / who).write_text(str(ahead))
+    variables = {"PYTHONPATH": str(CLOCKS), "NVCF_TEST_CLOCKS": str(clocks)}
+    async with local_up(tmp_path, **variables) as up:
+        function = await up.deploy("f", FUNCTION)
+        path = f"/v2/nvcf/pexec/functions/{function}"
+        async with up.session() as session:
+
+            async def call(key: str) -> tuple[int, str]:
+                async with session.post(path, data=b"x", headers={"Idempotency-Key": key}) as response:
+                    return response.status, await response.text()
+
+            first = await call("first")
+            assert first[0] == 200
+            until = time.monotonic() + 40  # longer than an instance may be silent
+            while time.monotonic() < until:
+                assert await call(str(until - time.monotonic())) == first, "the same process answers"
+                await asyncio.sleep(0.2)
+        listed = json.loads(await up.ok("instances", "--json"))
+        assert [each["state"] for each in listed] == ["RUNNING"], "no other was ordered or given up"
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("step", [HOUR, -HOUR])
 @pytest.mark.parametrize("who", [("nvcf_autoscaler",), ("nvcf_gateway", "nvcf_agent", "nvcf_autoscaler")])

@@ -217,8 +217,11 @@ def sent_headers(work: Work) -> list[tuple[str, str]]:
 
 
 def request_time(work: Work) -> float:
-    """Return the Unix time at which the gateway took the request, or else of its arrival here."""
+    """Return the Unix time at which the gateway took the request, or else of its arrival here.
+
+    By the clock of a gateway that is ahead, it arrived before it was taken; then its arrival counts.
+    """
     stamp = work.message.requestTime
     if not stamp.seconds:
         return work.received_at
-    return float(stamp.seconds) + stamp.nanos / 1e9
+    return min(work.received_at, stamp.seconds + stamp.nanos / 1e9)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ from nvcf_autoscaler.placement.place import LOST_AFTER
 from nvcf_autoscaler.placement.place import Cluster as PlacementCluster
 from nvcf_autoscaler.placement.timings import Timings, timings_of
 from nvcf_autoscaler.placement.usage import OVER
-from nvcf_autoscaler.placement.view import first_heard
+from nvcf_autoscaler.placement.view import ahead_by, by_own_clock, first_heard
 from nvcf_broker.connection import BrokerClient
 from nvcf_broker.kv import KvMirror
 from nvcf_proto.compute import CLUSTERS_BUCKET, HEARTBEAT_SECONDS, Cluster
@@ -89,7 +89,17 @@ class Cache:
     def instances_of(self, version_id: str) -> list[Instance]:
         """Return the records of a version's instances, oldest first."""
         found = self._by_version.get(version_id, {}).values()
-        return sorted(found, key=lambda each: (each.created_at, each.key))
+        return sorted(map(self._by_own_clock, found), key=lambda each: (each.created_at, each.key))
+
+    def all_instances(self) -> Iterator[Instance]:
+        """Return the records of all instances."""
+        return map(self._by_own_clock, self.instances.values())
+
+    def _by_own_clock(self, instance: Instance) -> Instance:
+        known = self._heard.get(instance.cluster_id)
+        return (
+            instance if known is None else by_own_clock(instance, ahead_by(known[0], known[1].heartbeat_at))
+        )
 
     def placement_clusters(self) -> tuple[PlacementCluster, ...]:
         """Return all clusters, with the instants of their last heartbeats."""

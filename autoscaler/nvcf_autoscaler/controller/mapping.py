@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from nvcf_autoscaler.placement.place import LOST_AFTER, Capacity, Requirement
 from nvcf_autoscaler.placement.place import Cluster as PlacementCluster
 from nvcf_autoscaler.placement.timings import timings_of
+from nvcf_autoscaler.placement.view import ahead_by
 from nvcf_autoscaler.policy.settings import ScalingDetails, ScalingSettings, SpecificationSettings, Stickiness
 from nvcf_proto.compute import Cluster
 from nvcf_proto.durations import duration_seconds
@@ -122,7 +123,7 @@ def clusters_of(
             attributes=_attributes(record.attributes),
             healthy=record.healthy,
             name=record.name,
-            heartbeat_at=record.heartbeat_at,
+            heartbeat_at=record.heartbeat_at + ahead_by(heard_at, record.heartbeat_at),
             authorized=frozenset((*record.authorized_nca_ids, record.nca_id)),
             cordoned=record.cordoned,
             draining=record.draining,

@@ -95,7 +95,7 @@ def _overdue(now: float, instance: Instance, cluster: Cluster, listened: float) 
     if taken_up is None and waited > times.order_expires:
         text = f"cluster {cluster.label} did not take it up within {times.order_expires:g} s"
         return GiveUp(instance, UNACKNOWLEDGED, text)
-    if heard is None and taken_up is not None and now - taken_up > times.report_expires:
+    if heard is None and taken_up is not None and min(now - taken_up, listened) > times.report_expires:
         text = f"cluster {cluster.label} took it up and reported nothing for {times.report_expires:g} s"
         return GiveUp(instance, LOST, text)
     if heard is not None and min(now - heard, listened) > times.forgotten_after:

@@ -164,7 +164,7 @@ class Reconciler:
         return [each.replace(cluster_id=self.cache.cluster_label(each.cluster_id)) for each in instances]
 
     def _usages(self, context: ReconcileContext) -> Usages:
-        return usage_of(context.now, self.cache.instances.values(), context.clusters)
+        return usage_of(context.now, self.cache.all_instances(), context.clusters)
 
     def _claim(self, context: ReconcileContext, decision: Decision) -> None:
         """Record what this version wants, for the fair shares of all versions."""

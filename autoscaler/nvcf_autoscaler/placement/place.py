@@ -34,7 +34,7 @@ class Capacity:
 class Cluster:
     """A cluster as described by its last heartbeat.
 
-    It came at `heard_at` by this process' clock, at `heartbeat_at` by that of the gateway that got it.
+    It came at `heard_at`, and a gateway got it at `heartbeat_at`, both by this process' clock.
     `cordoned`: no new instances; `draining`: and those that run are replaced elsewhere. `authorized` are the
     accounts whose functions may run there; `*` is every account.
     """

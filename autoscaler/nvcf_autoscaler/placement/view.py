@@ -183,6 +183,26 @@ def _room(spec: DeploymentSpecification, cluster: Cluster, pool: Capacity, usage
     )
 
 
+def ahead_by(heard_at: float, heartbeat_at: float) -> float:
+    """Return by how much this process' clock is ahead of the gateways' that wrote a heartbeat.
+
+    The times are those of one heartbeat by each clock. A small difference may be its way here, and is 0.
+    """
+    difference = heard_at - heartbeat_at
+    return difference if abs(difference) > CLOCKS_DIFFER else 0.0
+
+
+def by_own_clock(instance: Instance, ahead: float) -> Instance:
+    """Return a record with the times that gateways wrote by the clock of this process, which is `ahead`."""
+    if not ahead:
+        return instance
+    written = ("acknowledged_at", "reported_at", "ready_at", "released_at")
+    moments = {name: at for name in written if (at := getattr(instance, name)) is not None}
+    if instance.updated_at in moments.values():
+        moments["updated_at"] = instance.updated_at
+    return instance.replace(**{name: at + ahead for name, at in moments.items()})
+
+
 def first_heard(now: float, heartbeat_at: float) -> float:
     """Return when a cluster whose record already existed was last heard; an old record is no sign of life."""
     return now if now - heartbeat_at <= CLOCKS_DIFFER else min(now, heartbeat_at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,7 +10,15 @@ from nvcf_autoscaler.controller.mapping import settings_of
 from nvcf_autoscaler.placement.place import Capacity, Cluster, Requirement
 from nvcf_autoscaler.placement.timings import timings_of
 from nvcf_autoscaler.placement.usage import OVER
-from nvcf_autoscaler.placement.view import clusters_for, devices_of, first_heard, group_instances, startups
+from nvcf_autoscaler.placement.view import (
+    ahead_by,
+    by_own_clock,
+    clusters_for,
+    devices_of,
+    first_heard,
+    group_instances,
+    startups,
+)
 from nvcf_proto.models import Deployment, DeploymentSpecification, Instance
 from nvcf_proto.models.deployments import specifications_of
 from tests.unit.autoscaler.records import (
@@ -128,6 +137,19 @@ def test_an_old_record_is_no_sign_of_life() -> None:
     assert first_heard(NOW, NOW - 3) == NOW
     assert first_heard(NOW, NOW + 3) == NOW
     assert first_heard(NOW, NOW - 3600) == NOW - 3600
+
+
+@pytest.mark.parametrize("ahead", [3600.0, -3600.0])
+def test_times_that_gateways_wrote_are_read_by_the_clock_of_this_process(ahead: float) -> None:
+    assert ahead_by(NOW + ahead, NOW) == ahead
+    assert ahead_by(NOW + 3, NOW) == 0, "that may be the way of a heartbeat"
+    reported = instance().replace(created_at=NOW, acknowledged_at=NOW - ahead, reported_at=NOW - ahead + 1)
+    reported = reported.replace(updated_at=NOW - ahead + 1, ready_at=None)
+    seen = by_own_clock(reported, ahead)
+    assert (seen.created_at, seen.acknowledged_at, seen.reported_at) == (NOW, NOW, NOW + 1)
+    assert (seen.updated_at, seen.ready_at) == (NOW + 1, None)
+    own = reported.replace(updated_at=NOW + 5)
+    assert by_own_clock(own, ahead).updated_at == NOW + 5, "this process wrote it"
 
 
 def deployment(*specifications: DeploymentSpecification) -> Deployment:
