@@ -1,0 +1,50 @@
+"""Which queued tasks are launched: room of functions stays free, and accounts take turns."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nvcf_autoscaler.controller.mapping import requirement_of
+from nvcf_autoscaler.placement.place import Capacity, Cluster
+from nvcf_autoscaler.placement.tasks import FUNCTIONS_FIRST, QueuedTask, lack_of, plan_tasks, reserved
+from nvcf_autoscaler.placement.usage import Usage
+from nvcf_proto.models import DeploymentSpecification
+
+SPEC = DeploymentSpecification(gpu="H100", instance_type="x", min_instances=0, max_instances=1)
+
+
+def a_cluster(total: int, name: str = "c") -> Cluster:
+    return Cluster(name, "local", 0.0, (Capacity("H100", "x", total, total, gpus_per_instance=1),))
+
+
+def queued(account: str, count: int, since: float = 0.0) -> list[QueuedTask]:
+    requirement = requirement_of(SPEC, account)
+    return [
+        QueuedTask(f"{account}-{number:03}", account, since + number, SPEC, requirement)
+        for number in range(count)
+    ]
+
+
+@given(st.integers(0, 12), st.integers(0, 6), st.integers(0, 12), st.integers(0, 20))
+def test_a_functions_minimum_is_never_taken(total: int, minimum: int, used: int, count: int) -> None:
+    wanted = SPEC.replace(min_instances=minimum, max_instances=max(1, minimum))
+    lack = lack_of("f", wanted, requirement_of(wanted), [])
+    usages = {("c", "H100"): Usage([1] * min(used, total))}
+    clusters = [a_cluster(total)]
+    kept = reserved(usages, [lack] if lack is not None else [], clusters)
+    plan = plan_tasks(0.0, queued("a", count), clusters, kept, held={})
+    assert len(plan.places) == min(count, max(0, total - min(used, total) - minimum))
+    assert len(plan.places) + len(plan.refusals) == count
+    assert usages["c", "H100"].sizes == [1] * min(used, total)
+
+
+def test_accounts_take_turns_by_what_they_hold() -> None:
+    tasks = [*queued("a", 10), *queued("b", 10, since=100.0)]
+    plan = plan_tasks(0.0, tasks, [a_cluster(6)], {}, held={"a": 2})
+    assert [each.task_id for each in plan.places] == ["b-000", "b-001", "a-000", "b-002", "a-001", "b-003"]
+
+
+def test_while_functions_wait_for_a_gpu_tasks_get_none() -> None:
+    plan = plan_tasks(0.0, queued("a", 2), [a_cluster(4)], {}, held={}, busy_gpus=frozenset(("H100",)))
+    assert (plan.places, set(plan.refusals.values())) == ([], {FUNCTIONS_FIRST})
