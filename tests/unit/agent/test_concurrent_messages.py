@@ -54,6 +54,7 @@ class Delivered(Delivery):
 
     def __init__(self, body: bytes) -> None:
         self._body = body
+        self.age = None
         self.comes_again = False
 
     @property
