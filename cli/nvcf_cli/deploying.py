@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -42,12 +42,15 @@ class DeployRequest:
     telemetry: tuple[str, ...] = ()
     artifact: Artifact | None = None
     secrets: tuple[Json, ...] = field(default=(), repr=False)
+    inference_url: str | None = None
 
     def version(self, telemetries: Json | None = None) -> Json:
         """Return the body of the management API's creation call."""
         more: Json = {"telemetries": telemetries} if telemetries else {}
         if self.secrets:
             more["secrets"] = list(self.secrets)
+        if self.inference_url is not None:
+            more["inferenceUrl"] = self.inference_url
         if self.artifact is not None:
             return {"name": self.name, **more, **self.artifact.members()}
         if self.file is None:
@@ -59,7 +62,7 @@ class DeployRequest:
                 "python": str(self.python),
                 "file": str(self.file),
                 "handler": self.handler,
-                "workingDirectory": str(self.file.parent),
+                "workingDirectory": str(self.file if self.file.is_dir() else self.file.parent),
                 "environment": self.environment,
             },
         }
@@ -110,6 +113,22 @@ def find_file(text: str) -> Path:
     if not path.is_file():
         raise UsageError(f"there is no file {text}")
     return path
+
+
+def find_model_repository(text: str, models: Sequence[str]) -> tuple[Path, str]:
+    """Return a model repository's folder, and the path of the first model's inference.
+
+    models: `NAME[:VERSION]`; none: all in the folder. Raises `UsageError`.
+    """
+    path = Path(text).expanduser().resolve()
+    found = sorted(each.name for each in path.iterdir() if each.is_dir()) if path.is_dir() else []
+    if not found:
+        raise UsageError(f"{text} is no model repository: a folder with a folder for each model expected")
+    wanted = [each.partition(":")[0] for each in models]
+    for each in wanted:
+        if each not in found:
+            raise UsageError(f"--model {each}: {text} has {', '.join(found)}")
+    return path, f"/v2/models/{(wanted or found)[0]}/infer"
 
 
 def check_name(name: str, option: str = "--name") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -66,6 +67,8 @@ TEMPLATES = {
         call="curl localhost:8000 -H 'Content-Type: application/json' -d '{\"name\": \"Ada\"}'",
         invoke='-H Content-Type=application/json --data \'{"name": "Ada"}\'',
     ),
+    # Its README says how to run it: it needs a Triton server.
+    "triton": Template("A model repository, served by a Triton server without code."),
 }
 
 
@@ -90,18 +93,21 @@ def project(name: str, template: str) -> dict[str, str]:
     }
     root = files("nvcf_cli") / "templates"
     found = {
-        entry.name.removesuffix(SUFFIX): render(entry.read_text(encoding="utf-8"), values)
+        name.removesuffix(SUFFIX): render(entry.read_text(encoding="utf-8"), values)
         for folder in (root / "common", root / template)
-        for entry in _entries(folder)
+        for name, entry in _entries(folder)
     }
     found["requirements.txt"] = "\n".join(("nvcf-worker", *kind.requirements, ""))
     return found
 
 
-def _entries(folder: Traversable) -> list[Traversable]:
-    return sorted(
-        (entry for entry in folder.iterdir() if entry.name.endswith(SUFFIX)), key=lambda entry: entry.name
-    )
+def _entries(folder: Traversable, place: str = "") -> Iterator[tuple[str, Traversable]]:
+    """Return the files of a template's folder and of those in it, by their paths in the project."""
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if entry.is_dir():
+            yield from _entries(entry, f"{place}{entry.name}/")
+        elif entry.name.endswith(SUFFIX):
+            yield place + entry.name, entry
 
 
 def write_project(folder: Path, contents: dict[str, str]) -> list[Path]:
@@ -113,6 +119,7 @@ def write_project(folder: Path, contents: dict[str, str]) -> list[Path]:
         written = []
         for name, text in sorted(contents.items()):
             path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
             written.append(path)
     except OSError as error:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from nvcf_worker.tasks.running import task
     from nvcf_worker.telemetry.tokens import tokens
     from nvcf_worker.testing.client import TestClient
+    from nvcf_worker.triton_command import triton_server
 
 __all__ = [
     "Adaptive",
@@ -75,6 +76,7 @@ __all__ = [
     "sidecar",
     "task",
     "tokens",
+    "triton_server",
 ]
 
 _HOME = {
@@ -107,6 +109,7 @@ _HOME = {
     "sidecar": "sidecar_command",
     "task": "tasks.running",
     "tokens": "telemetry.tokens",
+    "triton_server": "triton_command",
 }
 
 _DEPRECATED = frozenset(("BatchError", "BodyUnavailable", "WorkerError"))

@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
         "`nvcf-worker run FILE` serves a handler by HTTP alone, to try it on this machine, "
         "`nvcf-worker fetch` downloads models and resources, "
         "`nvcf-worker task FILE` runs a file to its end and reports to the platform. "
+        "A folder is served as a model repository of Triton. "
         "A file of such a name is written ./run. `nvcf-worker --version` prints the version.",
     )
     parser.add_argument(
@@ -64,6 +65,10 @@ def main(arguments: list[str] | None = None) -> None:
     target = parser.parse_args(arguments).target
     file, name = split_target(target)
     path = Path(file).resolve()
+    if path.is_dir():
+        # As an agent of the process backend starts what `nvcf deploy DIR --triton` has deployed.
+        main(["triton", "--model-repository", str(path)])
+        return
     if not path.is_file():
         _fail(f"there is no file {file}")
     # As `python FILE` does, so that the file finds its neighbours.

@@ -90,8 +90,8 @@ def run(plan: dict[str, Any]) -> None:
     command = plan["command"]
     try:
         os.chdir(plan["folder"])
-        with open(plan["file"], "rb"):
-            pass
+        # A folder is a model repository.
+        os.close(os.open(plan["file"], os.O_RDONLY | os.O_CLOEXEC))
         os.execve(command[0], command, plan["environment"])  # noqa: S606 - the worker's command line
     except OSError as error:
         what = error.filename or command[0]

@@ -15,6 +15,7 @@ from nvcf_cli.deploying import (
     check_name,
     deploy,
     find_file,
+    find_model_repository,
     find_python,
     name_from_file,
     parse_environment,
@@ -30,11 +31,25 @@ from nvcf_cli.tailing import why_it_failed
 
 def deploy_command(
     target: Annotated[
-        str | None, typer.Argument(metavar="[FILE[:HANDLER]]", help="A Python file.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[FILE[:HANDLER] | DIR]",
+            help="A Python file, or with --triton a folder.",
+            show_default=False,
+        ),
     ] = None,
     image: Annotated[
         str | None,
         typer.Option(metavar="IMAGE", help="A container image instead of a file.", show_default=False),
+    ] = None,
+    triton: Annotated[
+        bool, typer.Option("--triton", help="DIR is a model repository, for a Triton server.")
+    ] = False,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:VERSION]", help="With --triton: a model to load; repeatable. [default: all]"
+        ),
     ] = None,
     port: Annotated[
         int | None,
@@ -183,6 +198,7 @@ def deploy_command(
       nvcf deploy models.py:Summarizer --name summarize --instances 2 --concurrency 4
       nvcf deploy app.py --python ./venv/bin/python --env MODEL=small
       nvcf deploy --image registry.example.com/echo:1 --gpu H100
+      nvcf deploy models --triton --model bert --name bert
       nvcf deploy app.py --secret API_TOKEN=token.txt
       nvcf deploy app.py --min 0 --max 4 --gpu SIM --scale-to-zero-delay 60
     """
@@ -211,7 +227,7 @@ def deploy_command(
     telemetries = tuple(telemetry or ())
     secrets = tuple(named_files(secret or ()))
     if image is not None:
-        if target is not None or python is not None:
+        if target is not None or python is not None or triton:
             raise UsageError("an image brings its own program: give either a file or --image")
         request = DeployRequest(
             name=check_name(name or name_from_image(image)),
@@ -223,10 +239,17 @@ def deploy_command(
     else:
         if target is None:
             raise UsageError("give a file, FILE[:HANDLER], or --image IMAGE: nvcf deploy hello.py")
+        if model and not triton:
+            raise UsageError("--model belongs to --triton")
         if port is not None or health is not None or library or prefetch:
             raise UsageError("--port, --health, --library and --prefetch belong to --image")
-        file_text, handler = split_target(target)
-        file = find_file(file_text)
+        inference_url, handler = None, None
+        if triton:
+            file, inference_url = find_model_repository(target, model or [])
+            variables |= {"NVCF_TRITON_MODELS": ",".join(model)} if model else {}
+        else:
+            file_text, handler = split_target(target)
+            file = find_file(file_text)
         request = DeployRequest(
             name=check_name(name) if name else name_from_file(file),
             file=file,
@@ -236,6 +259,7 @@ def deploy_command(
             scale=scale,
             telemetry=telemetries,
             secrets=secrets,
+            inference_url=inference_url,
         )
 
     async def work(api: Api) -> Deployed:
