@@ -104,9 +104,10 @@ async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
 async def clients(kind: Any, site: Site) -> AsyncIterator[tuple[Any, Any]]:
     """Two clients of one kind: one of the server itself, one of the function."""
     http = kind is http_aio
+    patience = {"conn_timeout": LONG} if http else {}
     async with (
-        kind.InferenceServerClient(site.http if http else site.grpc) as direct,
-        kind.InferenceServerClient(site.gateway if http else site.sessions) as through,
+        kind.InferenceServerClient(site.http if http else site.grpc, **patience) as direct,
+        kind.InferenceServerClient(site.gateway if http else site.sessions, **patience) as through,
     ):
         through.register_plugin(Headers(site.headers))
         yield direct, through
