@@ -21,8 +21,8 @@ CONFIG = "/config"
 ARTIFACTS = "/config/artifacts"
 _COLLECTOR_FILE = "collector.yaml"
 _STARTUP_SECONDS = 60
-_GONE_FAILURES = 5
-"""Checks in a row, 2 s apart, that find no worker: a busy one answers late."""
+_GONE_FAILURES = 15
+"""Checks in a row, 2 s apart, that find no worker. A busy one answers late, and its requests must not be cut."""
 
 
 @dataclass(frozen=True)
