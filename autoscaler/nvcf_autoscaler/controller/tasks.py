@@ -176,7 +176,7 @@ class TaskController:
         by_id = {each.id: each for each in queued}
         async with self.acting:
             there = [each for each in clusters if self.cache.backend(each.id) == PROCESS]
-            usages = usage_of(now, self.cache.instances.values(), clusters)
+            usages = usage_of(now, self.cache.all_instances(), clusters)
             found = plan_tasks(
                 now,
                 [_queued(each) for each in queued],
