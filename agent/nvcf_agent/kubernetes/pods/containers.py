@@ -22,7 +22,7 @@ ARTIFACTS = "/config/artifacts"
 _COLLECTOR_FILE = "collector.yaml"
 _STARTUP_SECONDS = 60
 _GONE_FAILURES = 15
-"""Checks in a row, 2 s apart, that find no worker. A busy one answers late, and its requests must not be cut."""
+"""Checks in a row, 2 s apart, that find no worker: a busy one answers late, and keeps its requests."""
 
 
 @dataclass(frozen=True)
