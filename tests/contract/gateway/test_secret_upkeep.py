@@ -93,7 +93,7 @@ async def test_secrets_without_an_owner_go_and_others_stay(tmp_path: Path) -> No
             gone = await platform.create_version()
             path = f"/v2/nvcf/functions/{gone.function_id}/versions/{gone.id}"
             await platform.call("DELETE", path, expect=204)
-            deleted, empty, newer = version_owner(gone.id), version_owner(new_id()), f"tasks.{new_id()}"
+            deleted, empty, newer = version_owner(gone.id), version_owner(new_id()), f"volumes.{new_id()}"
             old, lost = version_owner(new_id()), version_owner(new_id())
             for key, at, sealed in (
                 (deleted, clock.now, {"A": "sealed"}),
