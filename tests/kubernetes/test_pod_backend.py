@@ -20,6 +20,7 @@ from nvcf_agent.kubernetes.client.kinds import CONFIG_MAP, NETWORK_POLICY, POD, 
 from nvcf_agent.kubernetes.pods.names import INSTANCE_TYPE
 from nvcf_agent.kubernetes.pods.observe import Limits
 from nvcf_agent.kubernetes.pods.settings import PodSettings, Requests
+from nvcf_agent.kubernetes.pods.status import is_starting
 from nvcf_agent.kubernetes.prefetch import SELECTOR
 from nvcf_agent.kubernetes.secret_objects import SecretObjects, of_pods
 from nvcf_agent.secrets import InstanceSecrets
@@ -204,6 +205,8 @@ async def test_a_server_whose_worker_has_left_is_not_waited_for(
             "POST", POD.path(settings.namespace, made.instance_id, "binding"), {}, node
         )
         await write(ready=True)
+        # A pod that starts gets a short grace period: the agent must know that this one runs.
+        await eventually(lambda: not is_starting(backend._watcher.pod(made.instance_id) or {}))
         deleting = asyncio.create_task(backend.delete(made.instance_id, 300))
         await eventually(lambda: _is_going(backend, made))
         assert await grace() == 300
