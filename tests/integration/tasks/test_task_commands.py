@@ -18,6 +18,7 @@ def main(run: Task):
     for number in (1, 2):
         print("epoch", number)
         run.progress(50 * number, name=f"epoch-{number}", metadata={"loss": 1 / number})
+        time.sleep(3)
     (run.results_dir / "weights").write_text("w")
 task(main)
 """
