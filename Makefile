@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests wait for a third of their time, so three at once keep the two cores of CI busy.
+# Tests wait for a third of their time, so three at once keep the two cores of CI busy. Slow ones run whole
+# platforms: more than two at once make the processes under test starve each other.
 TEST_WORKERS ?= 3
-PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup
+SLOW_TEST_WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest --dist loadgroup -n
 
 SHELL := /bin/bash
 # Of what pip says, a line every 20 packages and the last steps, so that a long installation shows that it goes on.
@@ -43,26 +45,26 @@ demo: $(VENV)/installed
 	@$(BIN)/python -m examples.demo
 
 test: $(VENV)/installed
-	$(PYTEST) -m "not slow" tests/unit tests/contract tests/integration
+	$(PYTEST) $(TEST_WORKERS) -m "not slow" tests/unit tests/contract tests/integration
 
 # What a user types, from end to end, short forms of chaos and fuzzing, and faults that must not come back.
 test-slow: $(VENV)/installed
-	$(PYTEST) -m slow tests/contract tests/integration
-	$(PYTEST) tests/e2e tests/chaos tests/fuzz tests/faults
+	$(PYTEST) $(SLOW_TEST_WORKERS) -m slow tests/contract tests/integration
+	$(PYTEST) $(SLOW_TEST_WORKERS) tests/e2e tests/chaos tests/fuzz tests/faults
 
 # Installs the server first (25 s, once), so that no test's time-out has to cover that.
 test-triton: $(VENV)/installed
 	$(BIN)/python -m tests.triton.installed
-	$(PYTEST) tests/triton
+	$(PYTEST) $(SLOW_TEST_WORKERS) tests/triton
 
 # In this order: the cluster of KUBECONFIG with NVCF_TEST_CLUSTER_CONSENT=yes, programs in KUBEBUILDER_ASSETS or on
 # PATH, programs built before. Whatever is missing is an error that says what to install.
 test-kubernetes: kubernetes-programs
-	$(PYTEST) -m "not slow" tests/kubernetes
+	$(PYTEST) $(SLOW_TEST_WORKERS) -m "not slow" tests/kubernetes
 
 # The whole platform on a real node, from images of this tree, and what else takes long.
 test-kubernetes-slow: kubernetes-programs
-	$(PYTEST) -m slow tests/kubernetes
+	$(PYTEST) $(SLOW_TEST_WORKERS) -m slow tests/kubernetes
 
 # Needs Go 1.26 or newer and its module proxy, and about ten minutes of processor time the first time.
 kubernetes-programs: $(VENV)/installed
@@ -110,7 +112,7 @@ COLLECTOR_BUILDER := go.opentelemetry.io/collector/cmd/builder@v0.161.0
 collector: .collector/nvcf-otelcol
 
 collector-check: $(VENV)/installed collector
-	$(PYTEST) tests/collector
+	$(PYTEST) $(SLOW_TEST_WORKERS) tests/collector
 
 lock:
 	$(PYTHON) -m venv $(VENV)
