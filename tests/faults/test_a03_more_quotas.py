@@ -132,10 +132,9 @@ async def test_a3_workers_that_publish_too_much_are_cut_off(tmp_path: Path) -> N
             output, _ = await process.communicate()
             return process.returncode, output
 
-        code, output = await flood(40)
-        assert code != 0, "the broker ended its connection"
-        assert b"Error" in output
-        code, output = await flood(1)
+        _, output = await flood(40)
+        assert b"the broker ended the connection" in output
+        code, _ = await flood(1)
         assert code != 0, "it may not connect again at once"
         # The same account's other worker goes on.
         status, _, _ = await refusals(platform, version.pexec, data=b"x")

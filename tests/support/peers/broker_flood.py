@@ -1,7 +1,8 @@
 """A worker that floods a subject of the broker, as a process of its own: it speaks the protocol by hand.
 
 `python -m tests.support.peers.broker_flood HOST:PORT TOKEN SECONDS SUBJECT PAYLOAD_BYTES BYTES_PER_SECOND`
-prints how many messages it sent, until the time was over or the broker ended its connection.
+prints how many messages it sent, until the time was over or the broker ended its connection, which it says on
+stderr.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def main(address: str, token: str, seconds: float, subject: str, size: int, rate
         while time.monotonic() - began < seconds:
             try:
                 connection.sendall(batch)
-            except ConnectionError:
+            except ConnectionError as error:
+                print("the broker ended the connection:", error, file=sys.stderr)  # noqa: T201
                 break
             sent += len(batch)
             time.sleep(max(0.0, sent / rate - (time.monotonic() - began)))
