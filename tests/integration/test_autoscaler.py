@@ -35,7 +35,7 @@ async def test_a_function_scales_from_zero_for_its_first_request_and_back_to_zer
         assert not plane.of(version)
         answer = await plane.ask(version, 7)
         assert (answer.status, answer.body["id"], answer.polls) == (200, 7, 0)
-        assert len(plane.creations) == 1
+        assert len(plane.ordered()) == 1
         await plane.until(lambda: not plane.live(version), "back to zero")
         assert {each.state for each in plane.of(version)} == {InstanceState.COMPLETED}
         # Repeat it, now that the start-up time is known.
@@ -64,7 +64,7 @@ async def test_a_burst_at_zero_starts_as_many_instances_as_are_allowed(tmp_path:
         assert Counter(answer.status for answer in answers) == {200: 500}
         assert sorted(answer.body["id"] for answer in answers) == list(range(500))
         assert len({answer.body["instance"] for answer in answers}) == 4
-        assert Counter(plane.name_of(each.cluster_id) for each in plane.creations) == {"one": 2, "two": 2}
+        assert Counter(plane.ordered().values()) == {"one": 2, "two": 2}
         await plane.until(lambda: not plane.live(version), "back to zero")
 
 

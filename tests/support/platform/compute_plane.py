@@ -200,6 +200,10 @@ class Plane:
         """Return the name of a cluster."""
         return next(name for name, each in self.platform.cluster_ids.items() if each == cluster_id)
 
+    def ordered(self) -> dict[str, str]:
+        """Return the names of the clusters by the requests ordered there. An order may be published twice."""
+        return {each.message.request_id: self.name_of(each.cluster_id) for each in self.creations}
+
     def places(self, instances: Iterable[Instance]) -> set[str]:
         """Return the names of the clusters of some instances."""
         return {self.place(each) for each in instances}
