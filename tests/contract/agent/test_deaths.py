@@ -42,6 +42,12 @@ async def test_a_killed_agent_leaves_no_process_and_its_successor_takes_over(sit
     assert len({each.visibleDevices for each in after}) == 3
     await site.free("L40S", 1)
     await site.settled(CREATION)
+    # Ending the instances ends their helpers: nothing outlives the test.
+    helpers = [read(site.home(each) / "shared" / "helper") for each in (*orders, more)]
+    await site.end(*orders, more)
+    for each in (*orders, more):
+        await site.terminated(each)
+    assert not any(alive(pid) for pid in helpers)
 
 
 @pytest.mark.timeout(300)
