@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 DURATION_PATTERN = (
     r"P(?=[0-9T])([0-9]{1,6}D)?(T(?=[0-9])([0-9]{1,6}H)?([0-9]{1,6}M)?([0-9]{1,6}(\.[0-9]{1,9})?S)?)?"
@@ -11,6 +12,7 @@ _PARTS = re.compile(r"P(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)
 _SECONDS = (86_400.0, 3600.0, 60.0, 1.0)
 
 
+@lru_cache(maxsize=1024)
 def duration_seconds(text: str) -> float:
     """Return the seconds of a duration that matches DURATION_PATTERN. Raises ValueError for other texts."""
     found = re.fullmatch(DURATION_PATTERN, text) and _PARTS.fullmatch(text)

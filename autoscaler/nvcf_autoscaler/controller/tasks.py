@@ -12,8 +12,9 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 from nvcf_autoscaler.controller import plan
 from nvcf_autoscaler.controller.actuation import Actuator
@@ -47,6 +48,20 @@ GONE = "its instance ended, and nothing is known of how"
 _NUMBERS = re.compile(r"\d+")
 
 
+@dataclass(frozen=True)
+class _Queued:
+    """A queued task, and what it requires."""
+
+    task: Task
+    wanted: QueuedTask
+
+    @classmethod
+    def of(cls, task: Task) -> Self:
+        requirement = requirement_of(task.specification, task.nca_id)
+        wanted = QueuedTask(task.id, task.nca_id, task.created_at, task.specification, requirement)
+        return cls(task, wanted)
+
+
 @dataclass
 class TaskController:
     """Reconciles all tasks. `acting` is held by whoever takes room in clusters.
@@ -60,6 +75,8 @@ class TaskController:
     acting: asyncio.Lock
     busy_gpus: Callable[[], frozenset[str]] = frozenset
     woken: asyncio.Event = field(default_factory=asyncio.Event)
+    _queued: dict[str, _Queued] = field(default_factory=dict)
+    """What the queued tasks of the last round require, by id: thousands may wait unchanged."""
 
     def wake(self) -> None:
         """Look at all tasks soon, because something happened to one of them."""
@@ -96,18 +113,24 @@ class TaskController:
             with contextlib.suppress(RevisionConflictError, KeyExistsError):
                 # Whoever was faster wakes this loop by its change.
                 if task.status is TaskStatus.QUEUED:
-                    queued.extend(await self._still_queued(task, now))
+                    changed = tasks.after_time(task, None, now)
+                    if changed is not task:
+                        await self._write(task, changed)
+                    elif task.not_before <= now:
+                        queued.append(task)
                 elif task.request_id:
                     await self._follow(task, clusters, now)
         await self._end_orphans()
-        return await self._launch(queued, clusters, now) if queued else False
+        self._queued = self._read_queued(queued)
+        return await self._launch(clusters, now) if queued else False
 
-    async def _still_queued(self, task: Task, now: float) -> Iterable[Task]:
-        changed = tasks.after_time(task, None, now)
-        if changed is not task:
-            await self._write(task, changed)
-            return ()
-        return (task,) if task.not_before <= now else ()
+    def _read_queued(self, queued: list[Task]) -> dict[str, _Queued]:
+        """Return what tasks require, by id; of tasks that are as they were it is known already."""
+        found: dict[str, _Queued] = {}
+        for task in queued:
+            known = self._queued.get(task.id)
+            found[task.id] = known if known is not None and known.task is task else _Queued.of(task)
+        return found
 
     async def _follow(self, task: Task, clusters: tuple[Cluster, ...], now: float) -> None:
         """Bring a task that has an order, and its instance, one step further."""
@@ -172,14 +195,13 @@ class TaskController:
 
     # launching
 
-    async def _launch(self, queued: list[Task], clusters: tuple[Cluster, ...], now: float) -> bool:
-        by_id = {each.id: each for each in queued}
+    async def _launch(self, clusters: tuple[Cluster, ...], now: float) -> bool:
         async with self.acting:
             there = [each for each in clusters if self.cache.backend(each.id) == PROCESS]
             usages = usage_of(now, self.cache.all_instances(), clusters)
             found = plan_tasks(
                 now,
-                [_queued(each) for each in queued],
+                [each.wanted for each in self._queued.values()],
                 there,
                 reserved(usages, self._lacks(), clusters),
                 held=self._held(),
@@ -190,8 +212,8 @@ class TaskController:
                 if not self.lease.held:
                     return False
                 with contextlib.suppress(RevisionConflictError, KeyExistsError):
-                    await self._launch_one(by_id[each.task_id], each, now)
-        await self._note_reasons(by_id, found.refusals)
+                    await self._launch_one(self._queued[each.task_id].task, each, now)
+        await self._note_reasons(found.refusals)
         return len(found.places) == MOST_LAUNCHES
 
     async def _launch_one(self, task: Task, where: TaskPlace, now: float) -> None:
@@ -202,12 +224,12 @@ class TaskController:
         await self.actuator.create_for_task(launched, where.devices)
         _log.info("task %s (%s) is launched in cluster %s", task.id, task.name, label)
 
-    async def _note_reasons(self, queued: dict[str, Task], refusals: dict[str, str]) -> None:
+    async def _note_reasons(self, refusals: dict[str, str]) -> None:
         """Write why tasks wait, for people. Seconds and counts alone are no news."""
         written = 0
         for task_id, reason in refusals.items():
-            task = queued[task_id]
-            if _NUMBERS.sub("", reason) == _NUMBERS.sub("", task.waiting_for or ""):
+            task = self._queued[task_id].task
+            if _says_the_same(reason, task.waiting_for or ""):
                 continue
             with contextlib.suppress(RevisionConflictError):
                 await self._write(task, task.replace(waiting_for=reason[:LONGEST_REASON]))
@@ -259,6 +281,5 @@ class TaskController:
             _log.info("task %s (%s): %s", after.id, after.name, after.events[-1].message)
 
 
-def _queued(task: Task) -> QueuedTask:
-    requirement = requirement_of(task.specification, task.nca_id)
-    return QueuedTask(task.id, task.nca_id, task.created_at, task.specification, requirement)
+def _says_the_same(one: str, other: str) -> bool:
+    return one == other or _NUMBERS.sub("", one) == _NUMBERS.sub("", other)
