@@ -125,11 +125,12 @@ def _set(index: dict[str, dict[str, V]], key: str, name: str, value: V | None) -
 
 
 class TaskIndex:
-    """Tasks by account, and how much their records take."""
+    """Tasks by account, and how many bytes their records and those of their results take."""
 
     def __init__(self) -> None:
         self._accounts: dict[str, dict[str, int]] = {}
         self._account_of: dict[str, str] = {}
+        self._results: dict[str, int] = {}
         self.size = 0
 
     def changed(self, key: str, task: Task | None) -> None:
@@ -142,6 +143,13 @@ class TaskIndex:
             size = len(task.to_json())
             self._account_of[key] = task.nca_id
             _set(self._accounts, task.nca_id, key, size)
+            self.size += size
+
+    def results_changed(self, key: str, results: TaskResults | None) -> None:
+        """Apply a change of the bucket of results."""
+        self.size -= self._results.pop(key, 0)
+        if results is not None:
+            self._results[key] = size = len(results.to_json())
             self.size += size
 
     def count(self, account: str) -> int:
@@ -183,7 +191,7 @@ class Registry:
         self.registries = mirror(models.REGISTRIES_BUCKET, RegistryCredential)
         self.task_index = TaskIndex()
         self.tasks = mirror(models.TASKS_BUCKET, Task, self.task_index.changed)
-        self.task_results = mirror(models.TASK_RESULTS_BUCKET, TaskResults)
+        self.task_results = mirror(models.TASK_RESULTS_BUCKET, TaskResults, self.task_index.results_changed)
 
     async def start(self, stack: AsyncExitStack) -> None:
         """Follow all buckets until `stack` is closed; return when each has been read once."""

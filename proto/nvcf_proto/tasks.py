@@ -209,6 +209,11 @@ def _overdue(task: Task, now: float, listened: float) -> Task:
     return task
 
 
+def is_gone(task: Task, now: float) -> bool:
+    """Return whether a task is over for so long that its worker must have exited."""
+    return task.ended_at is not None and now - task.ended_at > task.grace + EXIT_SECONDS
+
+
 def must_end(task: Task, now: float) -> bool:
     """Return whether the instance of a task is to be terminated now.
 

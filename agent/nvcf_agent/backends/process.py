@@ -27,7 +27,7 @@ from nvcf_agent.backends.interface import NO_SECRETS, Running, Secrets
 from nvcf_agent.backends.isolation import InstanceUser, Isolation
 from nvcf_agent.backends.orphans import kill_orphans
 from nvcf_agent.backends.output import RotatingLog, Tail, generation, pump
-from nvcf_agent.backends.results import RESULTS, keep_results, modified
+from nvcf_agent.backends.results import RESULTS, KeptResults, modified
 from nvcf_agent.errors import LaunchError, StartError, Unsupported
 from nvcf_agent.state.inventory import Limits
 from nvcf_agent.state.machine_inventory import MachineInventory
@@ -66,7 +66,7 @@ class _Child:
 class ProcessBackend:
     """Runs instances as processes, with folders in `instances/ID/` and output in `logs/FUNCTION/ID.log`.
 
-    Results of an ended task are in `results/ID/` for some days.
+    Results of an ended task are in `results/ID/` for some days, within a bound.
 
     `cgroup` is the control group (version 2) above those of limited instances; None: the agent's own.
     `collector` is the program to run beside instances whose telemetry needs one. `allowed` is the allow list
@@ -90,6 +90,7 @@ class ProcessBackend:
     ) -> None:
         self._data = data.absolute()
         self._instances = self._data / "instances"
+        self._results = KeptResults(self._data / RESULTS)
         self._inventory = inventory or MachineInventory()
         self._cgroup = cgroup
         self._collector = collector
@@ -348,8 +349,9 @@ class ProcessBackend:
             await asyncio.to_thread(self._remove_files, instance_id)
 
     def _remove_files(self, instance_id: str) -> None:
-        keep_results(self._instances / instance_id / RESULTS, self._data / RESULTS / instance_id, time.time())
-        shutil.rmtree(self._instances / instance_id, ignore_errors=True)
+        home = self._instances / instance_id
+        if self._results.keep(home / RESULTS, instance_id, time.time()):
+            shutil.rmtree(home, ignore_errors=True)
         for log in (self._data / "logs").glob(f"*/{instance_id}.log"):
             others = [path for path in log.parent.glob("*.log") if path.stem not in self._children]
             for old in sorted(others, key=modified, reverse=True)[_LOGS_KEPT:]:

@@ -51,8 +51,11 @@ class TaskStore:
     def require_room(self, account: str, count: int) -> None:
         """Raise HttpProblem 507 unless so many more tasks fit."""
         self._usage.require(account, Quota.TASKS, count)
-        if self._registry.task_index.size > self._room:
+        if self._is_full():
             raise HttpProblem(507, f"all accounts together may have {self._room // 2**20} MiB of tasks")
+
+    def _is_full(self) -> bool:
+        return self._registry.task_index.size > self._room
 
     def check_clusters(self, task: Task) -> None:
         """Raise HttpProblem 400 if no known cluster that the task names can run it, now or later."""
@@ -92,11 +95,15 @@ class TaskStore:
         return await update(self._registry.tasks, task_id, change)
 
     async def add_result(self, task: Task, name: str, metadata: str) -> None:
-        """Add a result. Raises HttpProblem 409 and 503."""
-        mirror, result = self._registry.task_results, TaskResult(new_id(), time.time(), name, metadata)
+        """Add a result. Raises HttpProblem 409 and 503.
+
+        While the tasks of all accounts fill their room, only the name of a task's newest result is kept.
+        """
+        mirror, full = self._registry.task_results, self._is_full()
+        result = TaskResult(new_id(), time.time(), name, "" if full else metadata)
         for _ in range(ATTEMPTS):
             entry = mirror.entry(task.id)
-            before = TaskResults(task.id, task.nca_id) if entry is None else entry.value
+            before = entry.value if entry is not None and not full else TaskResults(task.id, task.nca_id)
             try:
                 if entry is None:
                     await mirror.create(task.id, before.adding(result))

@@ -18,6 +18,8 @@ TASK_RESULTS_BUCKET = "nvcf_task_results"
 MOST_EVENTS = 32
 LONGEST_EVENT = 512
 MOST_RESULTS = 100
+MOST_RESULTS_BYTES = 256 * 1024
+"""What the results of a task may take in its record; the newest one is always smaller."""
 LONGEST_METADATA = 2048
 LONGEST_REASON = 2000
 DEFAULT_MAX_QUEUED = "PT72H"
@@ -133,7 +135,7 @@ class TaskResult(Record, frozen=True):
 
 
 class TaskResults(Record, frozen=True):
-    """The newest MOST_RESULTS results of a task. Key: the task's id."""
+    """The newest results of a task, at most MOST_RESULTS and MOST_RESULTS_BYTES. Key: the task's id."""
 
     id: Id = field(name="taskId")
     nca_id: Text
@@ -144,4 +146,10 @@ class TaskResults(Record, frozen=True):
         kept = self.results
         if kept and kept[-1].name == result.name:
             kept = kept[:-1]
-        return self.replace(results=(*kept, result)[-MOST_RESULTS:])
+        kept = (*kept, result)[-MOST_RESULTS:]
+        sizes = [len(each.to_json()) for each in kept]
+        first, total = 0, sum(sizes)
+        while first < len(kept) - 1 and total > MOST_RESULTS_BYTES:
+            total -= sizes[first]
+            first += 1
+        return self.replace(results=kept[first:])

@@ -12,7 +12,14 @@ from nvcf_proto import tasks
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import Instance, InstanceState, ProcessSource, Task, TaskStatus
 from nvcf_proto.models.specifications import DeploymentSpecification
-from nvcf_proto.models.tasks import MOST_EVENTS, MOST_RESULTS, TaskResult, TaskResults
+from nvcf_proto.models.tasks import (
+    LONGEST_METADATA,
+    MOST_EVENTS,
+    MOST_RESULTS,
+    MOST_RESULTS_BYTES,
+    TaskResult,
+    TaskResults,
+)
 
 ACTIVE = (TaskStatus.LAUNCHED, TaskStatus.RUNNING)
 
@@ -173,6 +180,14 @@ def test_silence_ends_a_task_after_four_minutes_that_were_listened_to() -> None:
     assert (silent.status, silent.error) == (TaskStatus.ERRORED, "its worker was silent for 241 s")
 
 
+def test_a_worker_is_gone_when_its_grace_period_is_over() -> None:
+    task = tasks.running(tasks.launched(a_task(), "order", "c", "cluster", 0.0), 0.0)
+    assert not tasks.is_gone(task, 1e9)
+    over = tasks.ended(task, TaskStatus.CANCELED, "", 10.0)
+    last = 10.0 + over.grace + tasks.EXIT_SECONDS
+    assert (tasks.is_gone(over, last), tasks.is_gone(over, last + 1.0)) == (False, True)
+
+
 def test_a_process_gets_time_to_exit_but_not_one_that_was_cancelled() -> None:
     task = tasks.running(tasks.launched(a_task(), "order", "c", "cluster", 0.0), 0.0)
     done = tasks.ended(task, TaskStatus.COMPLETED, "", 10.0)
@@ -188,3 +203,13 @@ def test_results_are_bounded_and_the_oldest_go() -> None:
         for _ in range(2):
             found = found.adding(TaskResult(new_id(), float(number), f"epoch-{number}", "{}"))
     assert [each.name for each in found.results] == [f"epoch-{n}" for n in range(5, MOST_RESULTS + 5)]
+
+
+@given(st.lists(st.text(max_size=LONGEST_METADATA), max_size=3), st.integers(1, MOST_RESULTS))
+def test_the_record_of_results_stays_below_its_bound(texts: list[str], times: int) -> None:
+    found = TaskResults(new_id(), "account")
+    worst = "\x01" * LONGEST_METADATA
+    for number, metadata in enumerate([*texts, *[worst] * times]):
+        found = found.adding(TaskResult(new_id(), 0.0, f"epoch-{number}", metadata))
+        assert found.results[-1].metadata == metadata
+        assert len(found.to_json()) < MOST_RESULTS_BYTES + 1024
