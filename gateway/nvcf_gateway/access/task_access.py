@@ -39,7 +39,7 @@ class TaskAccess:
         task = self.registry.tasks.get(claims.version_id)
         if task is None:
             raise InvalidWorkerToken("the task does not exist any more")
-        if task.request_id != claims.request_id:
+        if not claims.request_id or task.request_id != claims.request_id:
             raise InvalidWorkerToken("the token is of an order that the task does not have any more")
         return task
 

@@ -106,15 +106,15 @@ class TaskWorkerService(nvct_pb2_grpc.WorkerServicer):
     async def RefreshToken(  # noqa: N802
         self, request: nvct_pb2.TokenRequest, context: Context[Any, Any]
     ) -> nvct_pb2.TokenResponse:
-        """Return a new token."""
-        task = self._authorize(context, request.taskId)
+        """Return a new token. Raises HttpProblem 412 for a worker that must have exited."""
+        task = self._authorize_present(context, request.taskId)
         return nvct_pb2.TokenResponse(token=self.access.token(task, self.clock()))
 
     async def RequestSecretCredentials(  # noqa: N802
         self, request: nvct_pb2.SecretCredentialsRequest, context: Context[Any, Any]
     ) -> nvct_pb2.SecretCredentialsResponse:
-        """Return a token that reads the secrets of the task, and no others."""
-        task = self._authorize(context, request.taskId)
+        """Return a token that reads the secrets of the task, and no others. Raises HttpProblem 412."""
+        task = self._authorize_present(context, request.taskId)
         token, expires = self.access.for_secrets(task, f"0-sr-{task.request_id}-task", self.clock())
         return nvct_pb2.SecretCredentialsResponse(token=token, expiration=Timestamp(seconds=int(expires)))
 
@@ -141,6 +141,13 @@ class TaskWorkerService(nvct_pb2_grpc.WorkerServicer):
         if changed is None:
             raise HttpProblem(404, f"no task {task.id}")
         return changed
+
+    def _authorize_present(self, context: Context[Any, Any], task_id: str) -> Task:
+        """Do as `_authorize`, but refuse a task that was over long ago: its token must not live on."""
+        task = self._authorize(context, task_id)
+        if tasks.is_gone(task, self.clock()):
+            raise HttpProblem(412, f"the task is {task.status}")
+        return task
 
     def _authorize(self, context: Context[Any, Any], task_id: str, instance_id: str | None = None) -> Task:
         """Return the task of the caller's token. Raises HttpProblem 401 and 403."""

@@ -1,0 +1,127 @@
+"""Whose token may speak for which task, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from nvcf_gateway.access.signing_keys import SigningKeys
+from nvcf_gateway.access.task_access import TaskAccess
+from nvcf_gateway.access.worker_tokens import WorkerTokens
+from nvcf_gateway.errors import HttpProblem
+from nvcf_gateway.registry import Registry
+from nvcf_gateway.rpc.task_service import TaskWorkerService
+from nvcf_gateway.tasks.store import TaskStore
+from nvcf_proto import tasks
+from nvcf_proto.ids import new_id
+from nvcf_proto.models import DeploymentSpecification, ProcessSource, Task, TaskStatus
+from nvcf_proto.pb import nvct_pb2
+
+NOW = 1_800_000_000.0
+
+
+def a_running_task() -> Task:
+    task = Task(
+        id=new_id(),
+        nca_id="account",
+        name="training",
+        created_at=NOW,
+        updated_at=NOW,
+        specification=DeploymentSpecification(),
+        process=ProcessSource("/python", "/task.py", "/"),
+    )
+    return tasks.running(tasks.launched(task, new_id(), "c", "cluster", NOW), NOW)
+
+
+class Workers:
+    """The service, with tasks of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tasks: dict[str, Task] = {}
+        self.tokens = WorkerTokens(SigningKeys(folder / "signing.pem"))
+        registry = cast(Registry, SimpleNamespace(tasks=self.tasks))
+        self.access = TaskAccess(self.tokens, registry)
+        self.now = NOW
+        self.service = TaskWorkerService("local", self.access, cast(TaskStore, None), lambda: self.now)
+
+    def token(self, task: Task) -> str:
+        self.tasks[task.id] = task
+        return self.access.token(task, self.now)
+
+    async def refresh(self, token: str, task_id: str) -> str:
+        metadata = (("authorization", f"Bearer {token}"),)
+        context = cast(Any, SimpleNamespace(invocation_metadata=lambda: metadata))
+        return (await self.service.RefreshToken(nvct_pb2.TokenRequest(taskId=task_id), context)).token
+
+
+@pytest.fixture
+def workers(tmp_path: Path) -> Workers:
+    return Workers(tmp_path)
+
+
+async def test_a_token_is_renewed_for_its_task(workers: Workers) -> None:
+    task = a_running_task()
+    token = await workers.refresh(workers.token(task), task.id)
+    assert workers.access.verify(token, NOW) is task
+
+
+def another_task(workers: Workers, _: Task) -> str:
+    return workers.token(a_running_task())
+
+
+def an_earlier_order(workers: Workers, task: Task) -> str:
+    token = workers.token(task.replace(request_id=new_id()))
+    workers.tasks[task.id] = task
+    return token
+
+
+def a_deleted_task(workers: Workers, task: Task) -> str:
+    token = workers.token(task)
+    del workers.tasks[task.id]
+    return token
+
+
+def a_function(workers: Workers, task: Task) -> str:
+    return workers.tokens.issue(
+        function_id=task.id,
+        version_id=task.id,
+        instance_id=f"0-sr-{task.request_id}-task",
+        nca_id=task.nca_id,
+        now=NOW,
+        request_id=task.request_id,
+    )[0]
+
+
+def no_order(workers: Workers, task: Task) -> str:
+    token = workers.token(task.replace(request_id="", status=TaskStatus.QUEUED))
+    workers.now += 1
+    return token
+
+
+@pytest.mark.parametrize(
+    ("made", "status"),
+    [(another_task, 403), (an_earlier_order, 401), (a_deleted_task, 401), (a_function, 401), (no_order, 401)],
+)
+async def test_a_token_of_anything_else_is_refused(
+    workers: Workers, made: Callable[[Workers, Task], str], status: int
+) -> None:
+    task = a_running_task()
+    workers.tasks[task.id] = task
+    token = made(workers, task)
+    with pytest.raises(HttpProblem) as refused:
+        await workers.refresh(token, task.id)
+    assert refused.value.status == status
+
+
+async def test_the_token_of_a_task_that_was_over_long_ago_is_not_renewed(workers: Workers) -> None:
+    task = tasks.ended(a_running_task(), TaskStatus.COMPLETED, "", NOW)
+    token = workers.token(task)
+    assert await workers.refresh(token, task.id)
+    workers.now += task.grace + tasks.EXIT_SECONDS + 1.0
+    with pytest.raises(HttpProblem) as refused:
+        await workers.refresh(token, task.id)
+    assert refused.value.status == 412
