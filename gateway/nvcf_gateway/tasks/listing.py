@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import heapq
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -61,7 +62,8 @@ def read_query(query: Mapping[str, str]) -> TaskQuery:
 
 def page_of(tasks: Iterable[Task], query: TaskQuery) -> TaskPage:
     """Return one page of the tasks that are wanted, the newest first."""
-    found = sorted((each for each in tasks if query.matches(each)), key=_place, reverse=True)
+    wanted = (each for each in tasks if query.matches(each))
+    found = heapq.nlargest(query.limit + 1, wanted, key=_place)
     page = found[: query.limit]
     more = len(found) > len(page)
     return TaskPage(page, _cursor(page[-1]) if more else None)

@@ -96,9 +96,10 @@ class TaskRoutes:
         caller = self._submitter(request)
         members = (await read_record(request, AnyObject, MAX_BODY)).members
         wanted = read_creation(members)
-        self._store.require_room(caller.nca_id, 1)
         key = checked_key(request.headers.get(IDEMPOTENCY_HEADER))
         task_id = new_id() if key is None else await self._claimed(caller, key, members)
+        if task_id not in self._registry.tasks:
+            self._store.require_room(caller.nca_id, 1)
         return json_response(200, {"task": self._shown(await self._submit(wanted, task_id, caller))})
 
     async def create_several(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
@@ -111,8 +112,13 @@ class TaskRoutes:
         made = [new_task(each, new_id(), caller.nca_id, caller.subject, self._clock()) for each in wanted]
         for task in made:
             self._store.check_clusters(task)
-        for each, task in zip(wanted, made, strict=True):
-            await self._store.create(task, values_of(each.secrets), caller.subject)
+        for number, (each, task) in enumerate(zip(wanted, made, strict=True)):
+            try:
+                await self._store.create(task, values_of(each.secrets), caller.subject)
+            except HttpProblem as problem:
+                detail = f"{problem}; of the tasks, the first {number} were submitted"
+                there = [submitted.id for submitted in made[:number]]
+                raise HttpProblem(problem.status, detail, submitted=there) from None
         return json_response(200, {"tasks": [self._shown(task) for task in made]})
 
     async def list_all(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
