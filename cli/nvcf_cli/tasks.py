@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 from nvcf_cli.api import Api, ApiProblem, Json, objects
 from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.local.state import Installation
-from nvcf_cli.screen import StatusLine
+from nvcf_cli.screen import StatusLine, cell
 from nvcf_cli.tailing import LogFile, readable
 from nvcf_proto.ids import is_id
 from nvcf_proto.models import TaskStatus
@@ -65,7 +65,7 @@ def is_over(task: Json) -> bool:
 
 def error_of(task: Json) -> str:
     """Return why a task failed; empty if it did not."""
-    return str((task.get("healthInfo") or {}).get("error") or "")
+    return cell(task.get("healthInfo") or {}, "error")
 
 
 async def submit(api: Api, request: TaskRequest) -> Json:
@@ -163,7 +163,7 @@ def results_path(task: Json, installation: Installation) -> Path | None:
 def progress_text(task: Json) -> str:
     """Return how far a task is, in one line."""
     status, percent = str(task.get("status")), task.get("percentComplete")
-    text = f"{task.get('name')}: {status}"
+    text = f"{cell(task, 'name')}: {status}"
     if percent is not None:
         filled = int(percent) // 5
         text += f" [{'#' * filled}{'.' * (20 - filled)}] {percent} %"

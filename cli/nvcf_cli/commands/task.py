@@ -284,9 +284,7 @@ def results(
     if as_json:
         print_json({"results": reported, "folder": None if folder is None else str(folder)})
         return
-    rows = [
-        (cell(each, "name"), age(each.get("createdAt")), str(each.get("metadata") or "")) for each in reported
-    ]
+    rows = [(cell(each, "name"), age(each.get("createdAt")), cell(each, "metadata")) for each in reported]
     print_table(("NAME", "AGE", "METADATA"), rows, "the task has reported no results")
     if folder is not None:
         console().print(Text(f"files: {folder}"))

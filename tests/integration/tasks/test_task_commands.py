@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.integration.tasks.conftest import HEAD
-from tests.support.platform.nvcf_up import local_up
+from tests.support.platform.nvcf_up import LocalUp, local_up
+from tests.support.waiting import eventually
 
 TRAIN = (
     HEAD
@@ -18,7 +20,8 @@ def main(run: Task):
     for number in (1, 2):
         print("epoch", number)
         run.progress(50 * number, name=f"epoch-{number}", metadata={"loss": 1 / number})
-        time.sleep(3)
+        while not Path(__file__).with_name(f"go-{number}").exists():
+            time.sleep(0.02)
     (run.results_dir / "weights").write_text("w")
 task(main)
 """
@@ -26,15 +29,28 @@ task(main)
 FAILS = "import sys\nprint('the disk is full', file=sys.stderr)\nsys.exit(3)\n"
 
 
+async def _is_listed(up: LocalUp, name: str) -> bool:
+    code, out, _ = await up.run("task", "results", "train", "--json")
+    return code == 0 and name in {each["name"] for each in json.loads(out)["results"]}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 async def test_a_task_on_the_laptop(tmp_path: Path) -> None:
-    train, fails, waits = (tmp_path / f"{name}.py" for name in ("train", "fails", "waits"))
+    # A task sees what is made later only in a folder that has nothing of the platform.
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    train, fails, waits = (folder / f"{name}.py" for name in ("train", "fails", "waits"))
     train.write_text(TRAIN)
     fails.write_text(FAILS)
     waits.write_text("import time\ntime.sleep(600)\n")
     async with local_up(tmp_path) as up:
-        code, out, err = await up.run("task", "run", str(train), "--tag", "a")
+        async with asyncio.TaskGroup() as group:
+            training = group.create_task(up.run("task", "run", str(train), "--tag", "a"))
+            for number in (1, 2):
+                await eventually(partial(_is_listed, up, f"epoch-{number}"), f"result {number} is listed")
+                (folder / f"go-{number}").touch()
+        code, out, err = training.result()
         assert (code, "epoch 1" in out, "COMPLETED" in err) == (0, True, True), (out, err)
         code, _, err = await up.run("task", "run", str(fails))
         assert (code, "ERRORED: the task ended: exit code 3" in err) == (1, True), err
