@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from yarl import URL
 
 from tests.support.platform.gateways import Platform, Version, running_platform
 from tests.support.platform.processes import Child
@@ -36,7 +37,7 @@ async def call(
     if path != version.pexec:
         own["function-id"] = version.function_id
     method = "GET" if body is None else "POST"
-    url = platform.gateway.url + path
+    url = URL(platform.gateway.url + path, encoded=True)
     async with platform.session.request(method, url, json=body, headers=own) as answer:
         text = await answer.text()
         try:
@@ -113,7 +114,9 @@ async def test_callers_reach_models_and_no_controls(platform: Platform) -> None:
     for path in (
         "/v2/repository/models/batched/unload",
         "/v2/%72epository//index",
+        "/v2/repository/%2e%2e/index",
         "/v2/systemsharedmemory/region/a/register",
+        "/v2/systemsharedmemory/region/%2e%2e%2f%2e%2e%2f%2e%2e/register",
         "/v2/logging",
     ):
         status, answer = await call(platform, version, path, {})
