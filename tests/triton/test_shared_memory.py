@@ -162,3 +162,31 @@ async def test_what_a_killed_worker_leaves_is_removed_by_the_next(
         return left[0] not in await triton._connected().transport.regions()
 
     await eventually(forgotten, "Triton has forgotten the region")
+
+
+async def test_triton_forgets_a_region_once_its_request_is_over(
+    triton: Triton, wide_server: TritonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A region that a request uses stays, and counts, until the request is over."""
+    monkeypatch.setattr(large, "UNREGISTER_AFTER", 0.0)
+    shared, transport = memory(triton), triton._connected().transport
+    begun = wide_server.child.text().count("wide: sleeps")
+    running = asyncio.create_task(triton.model("wide")({"X": numbers(1), "SECONDS": [3.0]}))
+    await eventually(lambda: wide_server.child.text().count("wide: sleeps") > begun, "it runs")
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    [left] = shared._left
+    [segment] = shared._taken
+    left.cancel()
+    await eventually(lambda: not shared._taken, "nobody waits for it")
+
+    await shared.tick()
+
+    assert segment.name in await transport.regions()
+    assert shared._bytes == segment.size
+
+    async def forgotten() -> bool:
+        return segment.name not in await transport.regions()
+
+    await eventually(forgotten, "Triton has forgotten the region")
+    await eventually(lambda: shared._bytes == 0, "it does not count any more")

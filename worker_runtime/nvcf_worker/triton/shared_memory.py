@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from math import prod
-from typing import Any
+from typing import NamedTuple
 
 from nvcf_worker.triton.errors import TritonRefused
 from nvcf_worker.triton.segments import DIRECTORY, PREFIX, Segment, exists, remove_left_over
@@ -26,10 +24,22 @@ LIMIT = 1024 * 1024 * 1024
 ALIGNMENT = 4096
 CLOSE_SECONDS = 5.0
 UNREGISTER_AFTER = 10.0
-"""Seconds for which Triton keeps a region whose request may still run: it would crash without the memory."""
+"""Seconds for which Triton keeps a region whose request may still run, and between two attempts to end that.
+
+Triton 2.51 refuses to forget a region that is in use, so that it needs no first wait. Older servers do not
+look, and crash without the memory: for them this is long enough for most requests, no more.
+"""
+_IN_USE = "currently in use"
 _DONE_WITH_IT = frozenset(("INVALID_ARGUMENT", "INTERNAL", "NOT_FOUND", "ALREADY_EXISTS", "UNIMPLEMENTED"))
 
-Infer = Callable[[Call], Coroutine[Any, Any, dict[str, Array]]]
+
+
+class _Condemned(NamedTuple):
+    """A region that Triton has to forget at a time, and the bytes that it holds until then."""
+
+    at: float
+    name: str
+    size: int
 
 
 class SharedMemory:
@@ -48,7 +58,7 @@ class SharedMemory:
         self._usable = DIRECTORY.is_dir()
         self._cleaned = False
         self._left: set[asyncio.Task[dict[str, Array]]] = set()
-        self._condemned: list[tuple[float, str]] = []
+        self._condemned: list[_Condemned] = []
 
     async def infer(self, call: Call) -> dict[str, Array] | None:
         """Run a call with its large tensors in shared memory; return None if it has none, or none fits."""
@@ -184,20 +194,23 @@ class SharedMemory:
         self._free.setdefault(segment.size, []).append(segment)
 
     def _condemn(self, segment: Segment) -> None:
-        """Never use a segment again. Triton keeps its memory for a while."""
+        """Never use a segment again. Triton keeps its memory for a while, and until then it counts."""
         self._taken.discard(segment)
-        self._bytes -= segment.size
         segment.remove()
-        self._condemned.append((time.monotonic() + UNREGISTER_AFTER, segment.name))
+        self._condemned.append(_Condemned(time.monotonic() + UNREGISTER_AFTER, segment.name, segment.size))
 
     async def _forget(self, segment: Segment) -> None:
         self._bytes -= segment.size
         await self._unregister(segment.name)
         segment.remove()
 
-    async def _unregister(self, name: str) -> None:
-        with contextlib.suppress(TritonRefused):
+    async def _unregister(self, name: str) -> bool:
+        """Have Triton forget a region; return False if a request still uses it."""
+        try:
             await self._transport.unregister(name)
+        except TritonRefused as refused:
+            return _IN_USE not in refused.text
+        return True
 
     async def _clean(self) -> None:
         """Remove what workers have left that crashed; once for each connection."""
@@ -213,15 +226,18 @@ class SharedMemory:
             return
         due = time.monotonic() + UNREGISTER_AFTER
         gone = (name for name, key in known.items() if name.startswith(PREFIX) and not exists(key))
-        self._condemned.extend((due, name) for name in gone)
+        self._condemned.extend(_Condemned(due, name, 0) for name in gone)
 
     async def tick(self) -> None:
         """Have Triton forget regions whose time is over; called about every second."""
         now = time.monotonic()
-        due = [name for at, name in self._condemned if at <= now]
-        self._condemned = [each for each in self._condemned if each[0] > now]
-        for name in due:
-            await self._unregister(name)
+        due = [each for each in self._condemned if each.at <= now]
+        self._condemned = [each for each in self._condemned if each.at > now]
+        for each in due:
+            if await self._unregister(each.name):
+                self._bytes -= each.size
+            else:
+                self._condemned.append(each._replace(at=now + UNREGISTER_AFTER))
 
     async def close(self) -> None:
         """Remove all segments, once Triton has answered those whose callers have left."""
