@@ -51,7 +51,7 @@ def triton_server(
     grpc_port: the gRPC port of that server, default 8001.
     arguments: more arguments of tritonserver.
     allow_model_control: callers may load and unload models.
-    ready_timeout: how long the server may take to start, default 30 min; the models come after that.
+    ready_timeout: how long the server, and after that its models, may take to start; default 30 min.
     concurrency: requests in flight at once; default MAX_REQUEST_CONCURRENCY, where that is 1 or not set, 64.
     time_limit, grace_seconds, log_level, metrics: as for `serve`.
 
@@ -128,7 +128,9 @@ def parser() -> argparse.ArgumentParser:
     add("--grpc-port", type=int, metavar="PORT", help="gRPC port of the server of --url [8001]")
     control = "let callers load and unload models"
     add("--allow-model-control", action="store_true", help=control)
-    add("--ready-timeout", metavar="TIME", help="time until the server is healthy [30m]")
+    add(
+        "--ready-timeout", metavar="TIME", help="time for the server's start, and again for its models' [30m]"
+    )
     slots = f"maximum number of requests in flight [MAX_REQUEST_CONCURRENCY, else {DEFAULT_CONCURRENCY}]"
     add("--concurrency", type=int, metavar="N", help=slots)
     seconds = functools.partial(add, type=float, metavar="SECONDS")

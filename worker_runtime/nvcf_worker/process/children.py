@@ -64,5 +64,8 @@ def hide_memory() -> None:
 def _find(name: str, environment: Mapping[str, str]) -> str:
     found = shutil.which(name, path=environment.get("PATH"))
     if found is None:
-        raise ConfigurationError(f"cannot start {name}: there is no such program")
+        # An instance may have a user of its own, which sees less than the one that looks for the reason.
+        raise ConfigurationError(
+            f"cannot start {name}: no such program on PATH that user {os.getuid()} can read"
+        )
     return os.path.abspath(found)

@@ -33,7 +33,6 @@ _IN_USE = "currently in use"
 _DONE_WITH_IT = frozenset(("INVALID_ARGUMENT", "INTERNAL", "NOT_FOUND", "ALREADY_EXISTS", "UNIMPLEMENTED"))
 
 
-
 class _Condemned(NamedTuple):
     """A region that Triton has to forget at a time, and the bytes that it holds until then."""
 

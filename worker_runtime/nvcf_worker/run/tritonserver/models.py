@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from dataclasses import replace
 from typing import Any
@@ -23,29 +22,39 @@ _MOST_TEXT = 4000
 class Models:
     """The models of one server. `loaded` are those that this worker has loaded."""
 
-    def __init__(self, base: str, wanted: tuple[ModelChoice, ...]) -> None:
+    def __init__(self, base: str, wanted: tuple[ModelChoice, ...], load_seconds: float) -> None:
         self._base = base
         self._wanted = wanted
+        self._load_seconds = load_seconds
         self.loaded: set[str] = set()
 
     async def load(self) -> None:
         """Load the models that are not ready, all at once, and return when they are ready.
 
-        Raises NotReady with the model's name and Triton's reason.
+        Raises NotReady with the model's name and Triton's reason, or when `load_seconds` are over.
         """
-        # Loading has no time limit of its own: it may take many minutes. The server's end stops it.
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
-            wanted = self._wanted or await self._all(session)
-            await _all_or_first_error(self._load(session, each) for each in wanted)
+        try:
+            async with (
+                asyncio.timeout(self._load_seconds),
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session,
+            ):
+                wanted = self._wanted or await self._all(session)
+                await _all_or_first_error(self._load(session, each) for each in wanted)
+        except TimeoutError:
+            names = ", ".join(each.name for each in self._wanted) or "the models"
+            raise NotReady(f"Triton has not loaded {names} within {self._load_seconds:g} s") from None
 
     async def unload(self) -> None:
-        """Unload what `load` has loaded; a server that is gone has unloaded it."""
+        """Unload what `load` has loaded, within UNLOAD_SECONDS; a server that is gone has unloaded it."""
         names, self.loaded = sorted(self.loaded), set()
         timeout = aiohttp.ClientTimeout(total=UNLOAD_SECONDS)
         async with aiohttp.ClientSession(timeout=timeout) as session:
-            for name in names:
-                with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                    await self._call(session, "POST", _control(name, "unload"), {})
+            unloading = (self._call(session, "POST", _control(name, "unload"), {}) for name in names)
+            for name, done in zip(
+                names, await asyncio.gather(*unloading, return_exceptions=True), strict=True
+            ):
+                if isinstance(done, BaseException):
+                    log.warning("model %s may still be loaded: %s", name, str(done) or type(done).__name__)
 
     async def _all(self, session: aiohttp.ClientSession) -> tuple[ModelChoice, ...]:
         status, found = await self._call(session, "POST", "/v2/repository/index", {})

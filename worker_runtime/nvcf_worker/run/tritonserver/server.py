@@ -52,7 +52,7 @@ class TritonServer(Server):
             )
         )
         self._triton = settings
-        self._models = Models(f"http://{settings.host}:{settings.http_port}", settings.models)
+        self._models = Models(settings.url, settings.models, ready_timeout)
         self._allow_model_control = allow_model_control
         self._last = LastErrors()
         self._output: asyncio.Task[None] | None = None

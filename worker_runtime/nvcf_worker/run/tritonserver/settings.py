@@ -46,6 +46,15 @@ class TritonSettings:
     command: tuple[str, ...] = ()
     shm_prefix: str | None = None
 
+    @property
+    def url(self) -> str:
+        """Return the address of its HTTP server."""
+        return (
+            f"http://[{self.host}]:{self.http_port}"
+            if ":" in self.host
+            else f"http://{self.host}:{self.http_port}"
+        )
+
 
 def choices(models: Sequence[str], configs: Sequence[str]) -> tuple[ModelChoice, ...]:
     """Read `NAME[:VERSION]` and `NAME=FILE`. Raises ConfigurationError."""
@@ -54,6 +63,10 @@ def choices(models: Sequence[str], configs: Sequence[str]) -> tuple[ModelChoice,
         name, _, version = text.partition(":")
         if not name or (version and not version.isdecimal()):
             raise ConfigurationError(f"--model {text}: NAME or NAME:VERSION expected, with a number")
+        if name in found:
+            raise ConfigurationError(
+                f"--model {text}: {name} is given twice; name it once, with one version or none"
+            )
         found[name] = ModelChoice(name, version or None)
     for text in configs:
         name, _, file = text.partition("=")
