@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -128,16 +129,18 @@ def test_an_order_that_nobody_acknowledges_is_repeated_and_then_given_up(times: 
 @pytest.mark.parametrize("times", [FAST, SLOW])
 @pytest.mark.parametrize("state", [InstanceState.PENDING, InstanceState.STARTING])
 def test_an_acknowledgement_without_a_report_is_not_trusted(times: Timings, state: InstanceState) -> None:
-    def then(age: float, **changes: Any) -> Action | None:
+    def then(age: float, listened: float = math.inf, **changes: Any) -> Action | None:
         order = instance(state=state, created_at=NOW - age - 1, acknowledged_at=NOW - age, **changes)
         there = (cluster(timings=times),)
-        return next(iter(housekeeping(NOW, groups_of(order, clusters=there), there)), None)
+        return next(iter(housekeeping(NOW, groups_of(order, clusters=there), there, listened)), None)
 
     assert then(times.first_report - 1) is None
     assert isinstance(then(times.first_report + 1), OrderAgain)
     last = then(times.report_expires + 1)
     assert isinstance(last, GiveUp)
     assert last.category == LOST
+    assert isinstance(then(7200.0, times.report_expires), OrderAgain), "a new leader, or a clock that was set"
+    assert isinstance(then(7200.0, times.report_expires + 1), GiveUp)
     # A start may take hours, as long as its agent reports it.
     assert then(7200.0, reported_at=NOW - 290) is None
     assert isinstance(then(7200.0, reported_at=NOW - times.forgotten_after - 1), GiveUp)

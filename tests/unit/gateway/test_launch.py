@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from nvcf_gateway.clusters.creation import expiry
 from nvcf_gateway.clusters.launch import (
     Access,
     check_size,
@@ -15,7 +16,7 @@ from nvcf_gateway.clusters.launch import (
     container_launch,
 )
 from nvcf_proto.errors import InvalidRecord
-from nvcf_proto.icms.messages import LONGEST_VALUE
+from nvcf_proto.icms.messages import LONGEST_VALUE, InstanceOrder
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import DeploymentSpecification, FunctionVersion
 
@@ -138,3 +139,17 @@ def test_what_no_agent_would_read_is_not_sent() -> None:
     check_size("models", "x" * LONGEST_VALUE)
     with pytest.raises(InvalidRecord, match="smaller"):
         check_size("models", "x" * (LONGEST_VALUE + 1))
+
+
+@pytest.mark.parametrize("ahead", [3600.0, -3600.0])
+def test_an_order_lasts_as_long_by_the_clock_of_the_gateway_as_by_the_autoscalers(ahead: float) -> None:
+    order = InstanceOrder(
+        request_id=new_id(),
+        function_version_id=new_id(),
+        cluster_id="c",
+        gpu_specification_id=new_id(),
+        issued_at=1000.0,
+        expires_at=1020.0,
+    )
+    assert expiry(order, 1000.0 + ahead) == 1020.0 + ahead
+    assert expiry(order.replace(issued_at=None), 1000.0 + ahead) == 1020.0, "an earlier release"
