@@ -14,11 +14,12 @@ from nvcf_autoscaler.errors import InvalidTrace
 from nvcf_autoscaler.policy.observation import Observation
 from nvcf_autoscaler.simulate.__main__ import main
 from nvcf_autoscaler.simulate.compare import POLICIES, compare, policy_named
-from nvcf_autoscaler.simulate.engine import Pool, simulate, simulate_shared
+from nvcf_autoscaler.simulate.engine import simulate, simulate_shared
 from nvcf_autoscaler.simulate.families import FAMILIES, make_day, make_function
 from nvcf_autoscaler.simulate.model import SimulatedFunction, SimulatedSpecification, StartupTimes
 from nvcf_autoscaler.simulate.policies.base import NEVER, Answer, Fixed, Policy
 from nvcf_autoscaler.simulate.policies.oracle import oracle
+from nvcf_autoscaler.simulate.pool import Pool
 from nvcf_autoscaler.simulate.trace import read_csv, write_csv
 
 
