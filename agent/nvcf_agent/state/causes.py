@@ -14,6 +14,7 @@ _CAUSES = {
     Category.CAPACITY: Cause.NO_CAPACITY,
     Category.CREATE_CONTAINER: Cause.CREATE_CONTAINER_ERROR,
     Category.IMAGE_PULL: Cause.IMAGE_PULL,
+    Category.CHART_PULL: Cause.IMAGE_PULL,
     Category.INIT_STUCK: Cause.INIT_CONTAINER_STUCK,
     Category.ADMISSION: Cause.ADMISSION_ERROR,
     Category.EVICTED: Cause.FAILED,

@@ -7,7 +7,7 @@ from typing import Self
 
 from nvcf_agent.state import order as orders
 from nvcf_agent.state.inventory import Share
-from nvcf_proto.icms.causes import INVALID_CHART, Cause
+from nvcf_proto.icms.causes import CHART_PULL, INVALID_CHART, Cause
 from nvcf_proto.icms.messages import CreationMessage, instance_id_of
 from nvcf_proto.icms.names import Workload
 from nvcf_proto.icms.reports import InstanceState
@@ -41,6 +41,7 @@ class Category(StrEnum):
     CAPACITY = "capacity"
     CREATE_CONTAINER = "create_container"
     IMAGE_PULL = "image_pull"
+    CHART_PULL = CHART_PULL
     INIT_STUCK = "init_stuck"
     ADMISSION = "admission"
     EVICTED = "evicted"

@@ -47,6 +47,9 @@ CATEGORIES = {
 INVALID_CHART = "invalid_chart"
 """[ext] Category of an instance whose Helm chart is refused: only a change of the deployment can help."""
 
+CHART_PULL = "chart_pull"
+"""[ext] Category of an instance whose Helm chart its registry does not have or does not give."""
+
 SECONDARY = frozenset((Cause.NOT_FOUND,))
 """Causes that NVIDIA's agent reports after the true one: they never replace an earlier cause."""
 

@@ -177,6 +177,21 @@ async def test_a_registry_that_is_away_is_waited_for(setting: Setting) -> None:
         await agent.until(Ready)
 
 
+async def test_a_chart_that_the_registry_does_not_have_fails_and_may_be_tried_again(setting: Setting) -> None:
+    spec = setting.spec("words:0.3.0")
+    async with setting.agent() as agent:
+        await agent.backend.create(spec)
+        ended = await agent.until(Ended, "there is no chart")
+        assert (ended.cause, ended.category) == (Cause.IMAGE_PULL, Category.CHART_PULL)
+        found = conditions(await mini_service(agent, spec))
+        assert found["InstallSuccessful"] == ("False", "ChartUnavailable")
+        await agent.backend.delete(spec.instance_id, 0)
+        await eventually(lambda: not agent.backend._services.objects, "it is gone", SHORT)
+        setting.registry.charts["words:0.3.0"] = example_chart()
+        await agent.backend.create(setting.spec("words:0.3.0"))
+        await agent.until(Ready)
+
+
 async def test_a_namespace_of_somebody_else_is_not_touched(setting: Setting) -> None:
     spec = setting.spec()
     async with setting.agent() as agent:

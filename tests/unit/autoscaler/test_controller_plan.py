@@ -288,6 +288,14 @@ def test_a_cluster_that_refused_a_chart_is_not_asked_again_until_the_deployment_
     assert not assess_failures(NOW, [refused], changed_at=NOW - 100).avoided
 
 
+def test_a_cluster_that_cannot_fetch_a_chart_is_asked_again_ever_more_rarely() -> None:
+    missing = [failed(number, "", 1.0, category="chart_pull") for number in range(7)]
+    seconds = [assess_failures(NOW, missing[:count]).avoided["one"][0] - NOW for count in range(1, 8)]
+    assert seconds == [9.0, 19.0, 39.0, 79.0, 159.0, 239.0, 239.0]
+    assert not assess_failures(NOW, missing).retry_at, "others may have it"
+    assert not assess_failures(NOW, missing, changed_at=NOW - 100).avoided, "the deployment is another one"
+
+
 def test_a_cluster_that_acknowledges_nothing_is_avoided_for_longer_each_time() -> None:
     orders = [failed(number, "", 1.0, category="unacknowledged") for number in range(5)]
     seconds = [assess_failures(NOW, orders[:count]).avoided["one"][0] - NOW for count in range(1, 6)]

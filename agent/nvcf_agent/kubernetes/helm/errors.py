@@ -9,3 +9,7 @@ class ChartError(AgentError):
 
 class ChartUnavailable(AgentError):
     """The chart cannot be fetched or rendered now: its registry or this machine does not answer in time."""
+
+
+class ChartPullError(ChartUnavailable):
+    """The registry answers, but without the chart. Somebody can mend that without changing the deployment."""

@@ -24,7 +24,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
-from nvcf_agent.kubernetes.helm.errors import ChartError, ChartUnavailable
+from nvcf_agent.kubernetes.helm.errors import ChartError, ChartPullError, ChartUnavailable
 from nvcf_proto.charts.source import InvalidSource, Source, chart_source
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.icms.messages import decode_base64
@@ -135,11 +135,11 @@ class _Resolver(AbstractResolver):
 
 
 def check_public(host: str, address: str) -> None:
-    """Raise `ChartError` if an address of a host is not one of the public internet. Pure."""
+    """Raise `ChartPullError` if an address of a host is not one of the public internet. Pure."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     inner = getattr(ip, "ipv4_mapped", None) or ip
     if not inner.is_global or inner.is_multicast or (ip.version == 6 and ip in _TRANSLATED):
-        raise ChartError(
+        raise ChartPullError(
             f"{host} has the address {address}, which is not public: the operator can name the host in the "
             "agent's private chart hosts"
         )
@@ -244,11 +244,11 @@ class _Client:
                     if len(found) > most:
                         raise _too_large(self.source.url, most)
                 return bytes(found)
-        raise ChartError(f"{self.source.url} is redirected too often")
+        raise ChartPullError(f"{self.source.url} is redirected too often")
 
     def _check(self, scheme: str, netloc: str, host: str) -> None:
         if scheme != "https" and netloc not in self.settings.plain:
-            raise ChartError(f"{netloc} does not use https: use a registry that does")
+            raise ChartPullError(f"{netloc} does not use https: use a registry that does")
         if netloc in self.settings.private or host in self.settings.private:
             return
         try:
@@ -267,13 +267,14 @@ class _Client:
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             raise _denied(self.source)
         if status == HTTPStatus.NOT_FOUND:
-            raise ChartError(f"there is no {self.source.what} {self.source.url}: check its name and version")
+            text = f"there is no {self.source.what} {self.source.url}: check its name and version"
+            raise ChartPullError(text)
         if status < HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.TOO_MANY_REQUESTS:
-            raise ChartError(f"{host} answers {status} for {self.source.url}")
+            raise ChartPullError(f"{host} answers {status} for {self.source.url}")
         raise ChartUnavailable(f"{host} answers {status} for {self.source.url}")
 
 
-class _Unauthorized(ChartError):
+class _Unauthorized(ChartPullError):
     """The registry wants a login; `challenge` says which."""
 
     def __init__(self, challenge: str, source: Source) -> None:
@@ -281,8 +282,8 @@ class _Unauthorized(ChartError):
         self.challenge = challenge
 
 
-def _denied(source: Source) -> ChartError:
-    return ChartError(
+def _denied(source: Source) -> ChartPullError:
+    return ChartPullError(
         f"{source.host} refuses the {source.what}: add or renew the account's login for this host and "
         f"{source.what}s (`nvcf registry add`)"
     )
@@ -298,7 +299,7 @@ def _parsed(body: bytes, url: str) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise ChartError(f"{url} does not answer as a registry does")
+        raise ChartPullError(f"{url} does not answer as a registry does")
     return found
 
 

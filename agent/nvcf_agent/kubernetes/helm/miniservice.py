@@ -25,6 +25,7 @@ from nvcf_agent.kubernetes.helm.records import Rendered, counts
 from nvcf_agent.kubernetes.pods import status as pod_status
 from nvcf_agent.kubernetes.pods.observe import Failure
 from nvcf_agent.kubernetes.request_objects import timestamp
+from nvcf_agent.state.causes import cause_of
 from nvcf_agent.state.managed_instance import Category
 from nvcf_agent.state.transitions import Ended, Ready, Unready
 from nvcf_proto.icms.causes import Cause
@@ -51,6 +52,9 @@ class Reason(StrEnum):
     HEALTHY = "Healthy"
     CHART_UNAVAILABLE = "ChartUnavailable"
     STUCK = "NamespaceStuck"
+
+
+_CATEGORIES = {Reason.INVALID: Category.INVALID_CHART, Reason.CHART_UNAVAILABLE: Category.CHART_PULL}
 
 
 def is_over(status: MiniServiceStatus) -> bool:
@@ -137,8 +141,8 @@ def failed(status: MiniServiceStatus, reason: Reason, failure: Failure, now: flo
 
 def refused(status: MiniServiceStatus, reason: Reason, message: str, now: float) -> MiniServiceStatus:
     """Return the status of an instance whose chart cannot be installed."""
-    category = Category.INVALID_CHART if reason is Reason.INVALID else Category.UNSUPPORTED
-    failure = Failure(Cause.TERMINAL_ERROR, category, message)
+    category = _CATEGORIES.get(reason, Category.UNSUPPORTED)
+    failure = Failure(cause_of(category), category, message)
     return failed(status, reason, failure, now)
 
 

@@ -14,7 +14,7 @@ from nvcf_agent.kubernetes.crds.mini_service import MiniServicePhase, MiniServic
 from nvcf_agent.kubernetes.helm import miniservice as phases
 from nvcf_agent.kubernetes.helm import names, records
 from nvcf_agent.kubernetes.helm.chart import WRONG_CHART, ChartRenderer, is_by_worker, parse_chart
-from nvcf_agent.kubernetes.helm.errors import ChartUnavailable
+from nvcf_agent.kubernetes.helm.errors import ChartPullError, ChartUnavailable
 from nvcf_agent.kubernetes.helm.health import View, health_of, remember_all
 from nvcf_agent.kubernetes.helm.install import Installer, ObjectRefused
 from nvcf_agent.kubernetes.helm.miniservice import Reason
@@ -103,6 +103,9 @@ class Reconciler:
             return phases.refused(status, Reason.OBJECTS_FAILED, str(error), now)
         except WRONG_CHART as error:
             return phases.refused(status, Reason.INVALID, str(error), now)
+        except ChartPullError as error:
+            # The control plane orders another instance after a while: until then none takes up a GPU.
+            return phases.refused(status, Reason.CHART_UNAVAILABLE, str(error), now)
         except (ChartUnavailable, StartError, ApiError) as error:
             if phases.since(status, now) > self._settings.install:
                 text = f"not installed after {self._settings.install / 60:g} min: {error}"

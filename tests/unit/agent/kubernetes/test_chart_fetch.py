@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nvcf_agent.kubernetes.helm.errors import ChartError, ChartUnavailable
+from nvcf_agent.kubernetes.helm.errors import ChartError, ChartPullError, ChartUnavailable
 from nvcf_agent.kubernetes.helm.fetch import (
     Fetcher,
     FetchSettings,
@@ -38,7 +38,7 @@ async def test_logins_are_sent_to_their_host_only() -> None:
     async with chart_registry({"web:0.1.0": CHART}, LOGIN) as registry:
         for url in (registry.url("web:0.1.0"), registry.file_url("web:0.1.0")):
             assert await fetcher(registry).fetch(url, {registry.host: LOGIN}) == CHART
-            with pytest.raises(ChartError, match="refuses the chart: add or renew the account's login"):
+            with pytest.raises(ChartPullError, match="refuses the chart: add or renew the account's login"):
                 await fetcher(registry).fetch(url, {"other.example": LOGIN})
         registry.seen.clear()
         await fetcher(registry).fetch(registry.url("web:0.1.0"), {registry.host: LOGIN})
@@ -66,7 +66,7 @@ async def test_what_arrives_damaged_or_too_large_is_not_used() -> None:
         registry.damaged = True
         with pytest.raises(ChartUnavailable, match="arrived damaged"):
             await fetcher(registry).fetch(registry.url("web:0.1.0"), {})
-        with pytest.raises(ChartError, match="there is no chart"):
+        with pytest.raises(ChartPullError, match="there is no chart"):
             await fetcher(registry).fetch(registry.url("web:0.2.0"), {})
 
 
@@ -74,18 +74,18 @@ async def test_the_agent_calls_no_address_inside_and_no_plain_http() -> None:
     async with chart_registry({"web:0.1.0": CHART}) as registry:
         host = frozenset((registry.host,))
         port = registry.host.partition(":")[2]
-        with pytest.raises(ChartError, match=r"127\.0\.0\.1, which is not public"):
+        with pytest.raises(ChartPullError, match=r"127\.0\.0\.1, which is not public"):
             await Fetcher(FetchSettings(plain=host)).fetch(registry.url("web:0.1.0"), {})
-        with pytest.raises(ChartError, match="does not use https"):
+        with pytest.raises(ChartPullError, match="does not use https"):
             await Fetcher(FetchSettings(private=host)).fetch(registry.file_url("web:0.1.0"), {})
         # A name that leads inside is found out when it is resolved.
         named = FetchSettings(plain=frozenset((f"localhost:{port}",)))
-        with pytest.raises(ChartError, match=r"localhost has the address .* not public"):
+        with pytest.raises(ChartPullError, match=r"localhost has the address .* not public"):
             await Fetcher(named).fetch(f"http://localhost:{port}/web-0.1.0.tgz", {})
         # In other digits a name is an address, too: aiohttp makes one of it, and resolves nothing.
         for name in ("１２７.0.0.1", "127。0。0。1", "①②⑦.0.0.1"):  # noqa: RUF001
             other = Fetcher(FetchSettings(plain=frozenset((f"{name}:{port}",))))
-            with pytest.raises(ChartError, match=r"127\.0\.0\.1, which is not public"):
+            with pytest.raises(ChartPullError, match=r"127\.0\.0\.1, which is not public"):
                 await other.fetch(f"http://{name}:{port}/web-0.1.0.tgz", {})
         assert not registry.seen
 
@@ -93,13 +93,13 @@ async def test_the_agent_calls_no_address_inside_and_no_plain_http() -> None:
 async def test_a_redirect_does_not_lead_inside_either() -> None:
     async with chart_registry({"web:0.1.0": CHART}) as registry:
         registry.blobs_at = "https://169.254.169.254"
-        with pytest.raises(ChartError, match=r"169\.254\.169\.254"):
+        with pytest.raises(ChartPullError, match=r"169\.254\.169\.254"):
             await fetcher(registry).fetch(registry.url("web:0.1.0"), {})
         registry.blobs_at = "https://[no-address"
         with pytest.raises(ChartUnavailable, match="cannot fetch"):
             await fetcher(registry).fetch(registry.url("web:0.1.0"), {})
         registry.blobs_at = f"http://{registry.host}"
-        with pytest.raises(ChartError, match="redirected too often"):
+        with pytest.raises(ChartPullError, match="redirected too often"):
             await fetcher(registry).fetch(registry.url("web:0.1.0"), {})
 
 
@@ -109,7 +109,7 @@ async def test_a_redirect_does_not_lead_inside_either() -> None:
      "::ffff:10.0.0.1", "64:ff9b::a00:1", "224.0.0.1", "ff02::1"],
 )  # fmt: skip
 def test_addresses_that_are_not_public(address: str) -> None:
-    with pytest.raises(ChartError, match="not public"):
+    with pytest.raises(ChartPullError, match="not public"):
         check_public("example.com", address)
 
 
