@@ -1,7 +1,8 @@
 """A user's server from the standard library: `plain_server.py PORT`. Files control its health.
 
 `/ready` is 200 unless the file `unhealthy` exists in the folder STATE; `/slow` waits
-until the file `gate` exists; anything else is echoed with a few headers.
+until the file `gate` exists; `/die` adds a byte to the file `deaths` and kills the server; anything else is
+echoed with a few headers.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ class Handler(BaseHTTPRequestHandler):
             (STATE / "began").touch()
             while not (STATE / "gate").exists():
                 time.sleep(0.02)
+        if self.path == "/die":
+            with (STATE / "deaths").open("ab") as deaths:
+                deaths.write(b"x")
+            os.kill(os.getpid(), signal.SIGKILL)
         token = os.environ.get("NVCF_WORKER_TOKEN", "")
         shown = {"body": body.decode(), "id": self.headers["NVCF-REQID"], "token": token, "pid": os.getpid()}
         self._respond(200, json.dumps(shown).encode())

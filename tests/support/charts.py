@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -53,6 +54,9 @@ class ChartRegistry:
     blobs_at: str | None = None
     images: dict[str, bytes] = field(default_factory=dict)
     """Configurations of images by `NAME:TAG`. A client gets an index first."""
+    manifest: bytes | None = None
+    """What every image has in place of an index."""
+    gzipped: bool = False
     seen: list[tuple[str, str]] = field(default_factory=list)
 
     def url(self, chart: str) -> str:
@@ -77,6 +81,9 @@ class ChartRegistry:
         for name, chart in self.charts.items():
             digest = _digest(chart)
             if path == f"/{name.replace(':', '-')}.tgz":
+                if self.gzipped:
+                    headers = {"Content-Encoding": "gzip"}
+                    return web.Response(body=gzip.compress(chart), headers=headers)
                 return web.Response(body=chart)
             if path.endswith(digest):
                 if self.blobs_at is not None:
@@ -89,6 +96,8 @@ class ChartRegistry:
         return self._image(path)
 
     def _image(self, path: str) -> web.Response:
+        if self.manifest is not None:
+            return web.Response(body=self.manifest)
         for name, config in self.images.items():
             digest = _digest(config)
             manifest = json.dumps({"config": {"digest": digest}, "layers": []}).encode()

@@ -22,6 +22,8 @@ LOOK_SECONDS = 5.0
 """A registry that does not answer by then holds no start up any longer."""
 # A tag may move, and a registry may come back.
 _KNOWN_SECONDS = 600.0
+# Somebody may mend a login or a registry, and every start without an answer takes LOOK_SECONDS.
+_UNREAD_SECONDS = 30.0
 _MOST_KNOWN = 1000
 _DOCKER_HUB = "docker.io"
 _DOCKER_HUB_API = "registry-1.docker.io"
@@ -31,7 +33,7 @@ Say = Callable[[InstanceSpec, str], None]
 
 
 class WorkerModes:
-    """Reads labels from registries. What was found of an image is kept for some minutes."""
+    """Reads labels from registries. What an account's image says is kept for some minutes."""
 
     def __init__(
         self,
@@ -43,8 +45,11 @@ class WorkerModes:
         self._fetcher = Fetcher(replace(settings, seconds=min(settings.seconds, LOOK_SECONDS)))
         self._say = say
         self._clock = clock
-        self._known: dict[str, tuple[float, WorkerMode]] = {}
-        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        # By account and image: what one account cannot read, another one may.
+        self._known: dict[tuple[str, str], tuple[float, WorkerMode]] = {}
+        self._locks: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = (
+            weakref.WeakValueDictionary()
+        )
 
     async def completed(self, spec: InstanceSpec) -> InstanceSpec:
         """Return an instance's specification with a mode. Raises `Unsupported` for an order without image."""
@@ -57,10 +62,11 @@ class WorkerModes:
         return replace(spec, order=order.replace(launch_specification=completed))
 
     async def _mode(self, spec: InstanceSpec, image: str, logins: tuple[Auths, ...]) -> WorkerMode:
-        lock = self._locks.setdefault(image, asyncio.Lock())
+        key = spec.order.nca_id, image
+        lock = self._locks.setdefault(key, asyncio.Lock())
         async with lock:
-            known = self._known.get(image)
-            if known is not None and self._clock() - known[0] < _KNOWN_SECONDS:
+            known = self._known.get(key)
+            if known is not None and self._clock() < known[0]:
                 return known[1]
             mode, problem = WorkerMode.SIDECAR, ""
             try:
@@ -72,8 +78,8 @@ class WorkerModes:
                 text = f"image {image} counts as one without a worker: its label cannot be read: {problem}"
                 _log.warning("%s", text)
                 self._say(spec, text)
-            self._known.pop(image, None)
-            self._known[image] = self._clock(), mode
+            self._known.pop(key, None)
+            self._known[key] = self._clock() + (_UNREAD_SECONDS if problem else _KNOWN_SECONDS), mode
             while len(self._known) > _MOST_KNOWN:
                 del self._known[next(iter(self._known))]
             return mode
@@ -84,7 +90,7 @@ def mode_of(config: bytes) -> WorkerMode:
     try:
         labels = json.loads(config)["config"]["Labels"]
         return WorkerMode(labels[LABEL])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return WorkerMode.SIDECAR
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import signal
 import sys
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from nvcf_broker.process import free_port
+from nvcf_proto.streams import DEFAULT_MAX_DELIVER
 from tests.contract.worker.conftest import StartProcess
 from tests.functions import plain_server
 from tests.support.peers.gateway import PeerGateway
@@ -192,6 +194,42 @@ async def test_a_server_that_is_started_again_gets_the_request_again(
         if server.returncode is None:
             server.kill()
             await server.wait()
+
+
+async def test_a_request_that_kills_its_server_each_time_ends_with_an_error(
+    gateway: PeerGateway, start_sidecar: StartSidecar, tmp_path: Path
+) -> None:
+    """As in a pod that runs out of memory: the pauses of the kubelet cost the request no attempt."""
+    port, deaths = free_port(), tmp_path / "deaths"
+    process = start_sidecar("--port", str(port))
+
+    async def keep_running() -> None:
+        for started in itertools.count(1):
+            server = await asyncio.create_subprocess_exec(
+                sys.executable, SERVER, str(port), env={"STATE": str(tmp_path)}
+            )
+            try:
+                await server.wait()
+            finally:
+                if server.returncode is None:
+                    server.kill()
+                    await server.wait()
+            await eventually(lambda: process.text().count("no requests are taken") == started, "paused")  # noqa: B023
+
+    kubelet = asyncio.create_task(keep_running())
+    try:
+        await process.ready()
+        answer = await (await gateway.invoke(path="/die")).answer()
+        assert (answer.status, answer.json()["type"]) == (
+            502,
+            "urn:inference-connection:problem-details:bad-gateway",
+        )
+        assert "cannot be reached" in answer.json()["detail"]
+        assert deaths.read_bytes() == b"x" * DEFAULT_MAX_DELIVER
+        assert (await (await gateway.invoke(b"next")).answer()).json()["body"] == "next"
+    finally:
+        kubelet.cancel()
+        await asyncio.wait({kubelet})
 
 
 async def ready_status(port: int) -> int:

@@ -25,6 +25,7 @@ from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
 from nvcf_agent.kubernetes.helm.errors import ChartError, ChartPullError, ChartUnavailable
+from nvcf_proto.charts.objects import member
 from nvcf_proto.charts.source import InvalidSource, Source, chart_source
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.icms.messages import decode_base64
@@ -106,7 +107,10 @@ class Fetcher:
         try:
             async with asyncio.timeout(self.settings.seconds):
                 connector = aiohttp.TCPConnector(resolver=_Resolver(self.settings.private))
-                async with aiohttp.ClientSession(connector=connector, trust_env=False) as session:
+                # A few compressed bytes may unpack to more than the agent has memory for.
+                async with aiohttp.ClientSession(
+                    connector=connector, trust_env=False, auto_decompress=False
+                ) as session:
                     yield _Client(session, self.settings, logins, source)
         except TimeoutError:
             raise ChartUnavailable(f"{source.host} took longer than {self.settings.seconds:g} s") from None
@@ -118,14 +122,14 @@ class _Resolver(AbstractResolver):
     """Resolves names, and refuses addresses that are not public."""
 
     def __init__(self, private: frozenset[str]) -> None:
-        self._private = {_host(each) for each in private}
+        self._private = {each.lower() for each in private}
         self._inner = ThreadedResolver()
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         found = await self._inner.resolve(host, port, family)
-        if host not in self._private:
+        if host not in self._private and f"{host}:{port}" not in self._private:
             for each in found:
                 check_public(host, each["host"])
         return found
@@ -143,10 +147,6 @@ def check_public(host: str, address: str) -> None:
             f"{host} has the address {address}, which is not public: the operator can name the host in the "
             "agent's private chart hosts"
         )
-
-
-def _host(netloc: str) -> str:
-    return urlsplit(f"//{netloc}").hostname or ""
 
 
 @dataclass
@@ -230,7 +230,7 @@ class _Client:
             # aiohttp reads it as this: in other letters than those of ASCII, a name may be an address.
             target, netloc = URL(url), urlsplit(url).netloc
             self._check(target.scheme, netloc, target.host or "")
-            headers = {"Accept": _ACCEPTED}
+            headers = {"Accept": _ACCEPTED, "Accept-Encoding": "identity"}
             if authorization is not None and netloc == origin:
                 headers["Authorization"] = authorization
             async with self.session.get(target, headers=headers, allow_redirects=False) as answer:
@@ -296,7 +296,7 @@ def _too_large(url: str, most: int) -> ChartError:
 def _parsed(body: bytes, url: str) -> dict[str, Any]:
     try:
         found = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise ChartPullError(f"{url} does not answer as a registry does")
@@ -306,7 +306,7 @@ def _parsed(body: bytes, url: str) -> dict[str, Any]:
 def _for_linux(manifests: list[Any], url: str) -> str:
     """Return the digest of the first image for Linux in an index."""
     for each in manifests:
-        if isinstance(each, dict) and (each.get("platform") or {}).get("os") == "linux":
+        if member(each, "platform", "os") == "linux":
             digest = each.get("digest")
             if isinstance(digest, str) and _DIGEST.fullmatch(digest):
                 return digest

@@ -90,6 +90,25 @@ async def test_the_agent_calls_no_address_inside_and_no_plain_http() -> None:
         assert not registry.seen
 
 
+async def test_a_private_host_with_a_port_is_no_private_host_with_another() -> None:
+    async with chart_registry({"web:0.1.0": CHART}) as registry:
+        port = registry.host.partition(":")[2]
+        own = frozenset((f"localhost:{port}",))
+        url = f"http://localhost:{port}/web-0.1.0.tgz"
+        assert await Fetcher(FetchSettings(private=own, plain=own)).fetch(url, {}) == CHART
+        other = FetchSettings(private=frozenset(("localhost:1",)), plain=own)
+        with pytest.raises(ChartPullError, match=r"localhost has the address .* not public"):
+            await Fetcher(other).fetch(url, {})
+
+
+async def test_what_a_registry_packs_once_more_is_not_unpacked() -> None:
+    bomb = bytes(2**20)
+    async with chart_registry({"web:0.1.0": bomb}) as registry:
+        registry.gzipped = True
+        own = fetcher(registry, most_bytes=2**16)
+        assert len(await own.fetch(registry.file_url("web:0.1.0"), {})) < 2**16
+
+
 async def test_a_redirect_does_not_lead_inside_either() -> None:
     async with chart_registry({"web:0.1.0": CHART}) as registry:
         registry.blobs_at = "https://169.254.169.254"

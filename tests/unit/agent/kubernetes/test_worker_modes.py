@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from nvcf_agent.backends.environment import InstanceSpec
 from nvcf_agent.kubernetes.helm.fetch import Fetcher, FetchSettings
 from nvcf_agent.kubernetes.pods.render import render
-from nvcf_agent.kubernetes.worker_modes import LABEL, WorkerModes, basic_logins, image_source
+from nvcf_agent.kubernetes.worker_modes import LABEL, WorkerModes, basic_logins, image_source, mode_of
 from nvcf_proto.models.containers import WorkerMode
 from tests.support.charts import ChartRegistry, chart_registry
 from tests.unit.agent.kubernetes.pods import SETTINGS, logins, spec
@@ -68,6 +69,50 @@ async def test_a_registry_that_cannot_be_read_makes_it_a_sidecar_and_is_told_onc
         told = of_image(registry, "other:1", WorkerMode.LIBRARY)
         assert await found(modes, told) is WorkerMode.LIBRARY
         assert len(registry.seen) == seen, "what the record says holds"
+
+
+async def test_what_one_account_cannot_read_says_nothing_to_another_and_little_later() -> None:
+    said: list[str] = []
+    now = 0.0
+    async with chart_registry({}, LOGIN) as registry:
+        registry.images = {"own/words:1": LIBRARY}
+        hosts = frozenset((registry.host,))
+        modes = WorkerModes(
+            Fetcher(FetchSettings(private=hosts, plain=hosts)), lambda _, text: said.append(text), lambda: now
+        )
+        owner = of_image(registry, "words:1")
+        stranger = replace(owner, order=spec(container_image=f"{registry.host}/own/words:1").order)
+        stranger = replace(stranger, order=stranger.order.replace(nca_id="another"))
+        assert await found(modes, stranger) is WorkerMode.SIDECAR
+        assert await found(modes, owner) is WorkerMode.LIBRARY
+        registry.login = None
+        assert await found(modes, stranger) is WorkerMode.SIDECAR
+        now = 31.0
+        assert await found(modes, stranger) is WorkerMode.LIBRARY
+        assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        b"[" * 100_000,
+        b'{"manifests": [5, null, {"platform": "linux"}, {"platform": {"os": ["linux"]}, "digest": {}}]}',
+        b'{"manifests": {}, "config": []}',
+        b'{"config": {"digest": 5}}',
+        b"\xff",
+    ],
+)
+async def test_no_answer_of_a_registry_ends_the_agent(manifest: bytes) -> None:
+    said: list[str] = []
+    async with chart_registry({}) as registry:
+        registry.manifest = manifest
+        assert await found(modes_of(registry, said), of_image(registry, "words:1")) is WorkerMode.SIDECAR
+        assert len(said) == 1
+
+
+def test_no_configuration_of_an_image_ends_the_agent() -> None:
+    for config in (b"[" * 100_000, b"[]", b"\xff", b'{"config": {"Labels": []}}', b'{"config": 5}'):
+        assert mode_of(config) is WorkerMode.SIDECAR
 
 
 @pytest.mark.parametrize(
