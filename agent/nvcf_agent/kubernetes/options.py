@@ -54,6 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--control-plane-namespace", metavar="NAMESPACE", help=text)
     text = "private addresses of the control plane that function pods may reach; repeatable"
     add("--control-plane-range", action="append", default=[], type=_address_range, metavar="CIDR", help=text)
+    text = (
+        "addresses of the API server, closed to function pods without the flag "
+        "AllowWorkloadKubernetesAPIAccess; private ones are closed anyway; repeatable"
+    )
+    add("--api-server-range", action="append", default=[], type=_address_range, metavar="CIDR", help=text)
     text = "namespace whose pods may scrape the metrics of function pods"
     add("--monitoring-namespace", metavar="NAMESPACE", help=text)
     text = "make no network policies for function pods: something else keeps them apart"

@@ -162,6 +162,7 @@ def _network(options: argparse.Namespace, own: Sequence[str], api_access: bool) 
         control_plane=tuple(options.control_plane_range),
         control_plane_namespaces=labels(options.control_plane_namespace),
         monitoring=labels(options.monitoring_namespace),
+        api_server=tuple(options.api_server_range),
         api_access=api_access,
     )
 

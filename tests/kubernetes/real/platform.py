@@ -152,10 +152,12 @@ class Platform:
         """Delete a version."""
         await self.call("DELETE", f"/v2/nvcf/{version.path}", expect=204)
 
-    async def invoke(self, version: Version, body: Any, *, any_version: bool = False) -> Answer:
+    async def invoke(
+        self, version: Version, body: Any, *, any_version: bool = False, seconds: float = CALL_SECONDS
+    ) -> Answer:
         """Call a function as its users do: repeat a call that breaks off, under one key, and poll."""
         target = f"functions/{version.function_id}" if any_version else version.path
-        key, deadline = new_id(), time.monotonic() + CALL_SECONDS
+        key, deadline = new_id(), time.monotonic() + seconds
         while True:
             try:
                 answer = await self.send("POST", f"/v2/nvcf/pexec/{target}", body, {"Idempotency-Key": key})
@@ -163,7 +165,7 @@ class Platform:
                 answer = None
             if answer is not None and answer.status not in UNFINISHED:
                 return answer
-            assert time.monotonic() < deadline, f"no answer within {CALL_SECONDS:g} s: {answer}"
+            assert time.monotonic() < deadline, f"no answer within {seconds:g} s: {answer}"
             await asyncio.sleep(0.1)
 
     async def send(

@@ -94,16 +94,17 @@ async def test_a_function_that_needs_too_much_memory_is_named(platform: Platform
     version = await platform.create("oom", **MODES["sidecar"])
     await platform.deploy(version, minInstances=1, maxInstances=1)
     assert (await platform.invoke(version, {})).status == 200
-    # The sidecar gives the request back each time, so it is answered late: after all its deliveries.
-    call = asyncio.create_task(platform.invoke(version, {"allocate": 4 << 30}))
+    # The sidecar gives the request back each time, so it is answered late: after five deliveries, between
+    # which the kubelet waits 10, 20, 40 and 80 s.
+    call = asyncio.create_task(platform.invoke(version, {"allocate": 4 << 30}, seconds=600.0))
     await eventually(
         lambda: "memory" in platform.nvcf("events", "oom"),
         "the cause is named",
         story=platform.story,
         interval=1.0,
     )
-    call.cancel()
-    await asyncio.wait((call,))
+    answer = await call
+    assert (answer.status, "urn:inference-connection" in str(answer.body)) == (502, True), answer
     await platform.undeploy(version)
     await platform.delete(version)
     await platform.until_pods(0, 180.0)

@@ -59,6 +59,10 @@ def test_function_pods_reach_the_control_plane_where_it_is() -> None:
     assert network.control_plane_namespaces == {"kubernetes.io/metadata.name": "nvcf"}
     assert network.monitoring == {"kubernetes.io/metadata.name": "metrics"}
     assert "11.0.0.0/8" in network.private
+    api = ["--api-server-range", "203.0.113.7", "--feature-gates", "AllowWorkloadKubernetesAPIAccess"]
+    for options, is_open in ((api[:2], False), (api, True)):
+        network = pod_settings(read(spec, *own, *options), 120, 7200).network
+        assert (network.api_server, network.api_access) == (("203.0.113.7/32",), is_open)
     assert network.enabled
     assert not pod_settings(read(SPEC, "--no-network-policies"), 120, 7200).network.enabled
     assert not pod_settings(read(SPEC), 120, 7200).network.control_plane_namespaces
