@@ -197,6 +197,7 @@ class PersistedState:
         self._store = store
         self._cluster_id = cluster_id
         self._saved: dict[str, StoredInstance] = {}
+        self._newest: dict[str, StoredInstance] = {}
         # Instances never change, they are replaced: one that was looked at needs no comparison.
         self._looked_at: dict[str, ManagedInstance] = {}
         self.ended: dict[str, EndedInstance] = {}
@@ -218,8 +219,12 @@ class PersistedState:
         stored = {key: StoredInstance.of(each, self._cluster_id) for key, each in new.items()}
         fresh = {key: each for key, each in stored.items() if self._saved.get(key) != each}
         if fresh:
+            for key, each in fresh.items():
+                # Until the newest write has succeeded, nobody knows what the store has.
+                self._saved.pop(key, None)
+                self._newest[key] = each
             await self._store.save(fresh)
-            self._saved |= fresh
+            self._saved |= {key: each for key, each in fresh.items() if self._newest.get(key) is each}
         self._looked_at |= new
 
     async def save_ended(self, changed: Mapping[str, EndedInstance], wall: float) -> None:
@@ -234,4 +239,5 @@ class PersistedState:
         """Remove an instance. Raises `StoreError`."""
         await self._store.forget(instance_id)
         self._saved.pop(instance_id, None)
+        self._newest.pop(instance_id, None)
         self._looked_at.pop(instance_id, None)

@@ -1,8 +1,10 @@
 """The agent's persisted state."""
 
+import asyncio
 import json
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from nvcf_agent.errors import StoreError
 from nvcf_agent.state import transitions
 from nvcf_agent.state.inventory import Share
 from nvcf_agent.state.managed_instance import Category, ManagedInstance, Phase
-from nvcf_agent.state.persisted_state import EndedInstance, FileStore, StoredInstance
+from nvcf_agent.state.persisted_state import EndedInstance, FileStore, PersistedState, StoredInstance
 from nvcf_proto.icms.causes import Cause
 from nvcf_proto.icms.reports import InstanceState
 from tests.unit.agent.orders import CLUSTER, order
@@ -121,3 +123,27 @@ async def test_a_folder_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
     store = FileStore(tmp_path / "file" / "requests")
     with pytest.raises(StoreError, match="cannot use the agent's folder"):
         await store.save(stored(transitions.accepted(order(), Share(), 1.0)))
+
+
+async def test_a_write_that_ends_after_a_newer_one_hides_no_later_change() -> None:
+    """The store writes several instances in one call, so an older call may end later."""
+    disk: dict[str, StoredInstance] = {}
+    slow = asyncio.Event()
+
+    class Store(FileStore):
+        async def save(self, instances: Mapping[str, StoredInstance]) -> None:
+            disk.update(instances)
+            if len(instances) > 1:
+                await slow.wait()
+
+    state = PersistedState(Store(Path("/nowhere")), CLUSTER)
+    first, other = (transitions.accepted(order(), Share(slots=1), 1.0) for _ in range(2))
+    older = asyncio.create_task(state.save([first, other]))
+    await asyncio.sleep(0)
+    await state.save([replace(first, restarts=1)])
+    slow.set()
+    await older
+    assert state.has(replace(first, restarts=1))
+    # As it was at first, but the store has something else.
+    await state.save([replace(first)])
+    assert disk[first.id].restarts == 0
