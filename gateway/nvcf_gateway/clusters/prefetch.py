@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 
 from nvcf_gateway.clusters.creation import instance_type_of
 from nvcf_gateway.management.backends import permits
@@ -38,4 +40,11 @@ def wanted_images(
             if version is not None and version.container_image and live.serves(version.nca_id):
                 value = instance_type_of(cluster, spec).value
                 found.add(WantedImage(version.nca_id, version.container_image, value))
-    return sorted(found)[:MOST_IMAGES]
+    return fair_part(found, MOST_IMAGES)
+
+
+def fair_part(images: Iterable[WantedImage], most: int) -> list[WantedImage]:
+    """Return at most `most` images: of each account as many as of others, unless it has fewer."""
+    by_account = groupby(sorted(images), key=attrgetter("account"))
+    numbered = (each for _, own in by_account for each in enumerate(own))
+    return [image for _, image in sorted(numbered)[:most]]
