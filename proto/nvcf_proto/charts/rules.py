@@ -40,13 +40,14 @@ _HOOK = "helm.sh/hook"
 class Target:
     """What a chart is installed for: its entry point, its namespace, and the GPUs of the instance type.
 
-    None: not checked.
+    None: not checked. `taken` are kinds and names of the platform's own objects in the namespace.
     """
 
     service: str | None = None
     port: int | None = None
     namespace: str | None = None
     gpus: int | None = None
+    taken: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,8 @@ def _of_all(objects: Sequence[Object], target: Target) -> Iterator[str]:
         key = (group_version(each)[0], kind_of(each), name_of(each))
         if key in seen and key[2]:
             yield f"{label_of(each)}: the chart has two of them: give one another name"
+        if key[1:] in target.taken:
+            yield f"{label_of(each)}: the platform makes an object of this name: give yours another name"
         seen.add(key)
     if target.service is not None:
         yield from _of_target(objects, target.service, target.port)

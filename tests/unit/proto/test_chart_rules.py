@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -48,6 +49,14 @@ def service(name: str = "web", port: int = 8000, **spec: Any) -> dict[str, Any]:
         "metadata": {"name": name},
         "spec": {"selector": {"app": name}, "ports": [{"port": port}], **spec},
     }
+
+
+def test_a_chart_does_not_take_the_names_of_the_platforms_objects() -> None:
+    target = replace(TARGET, taken=frozenset((("Secret", "nvcf-secrets"),)))
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "nvcf-secrets"}}
+    (reason,) = reasons(secret, target=target)
+    assert reason.startswith('Secret "nvcf-secrets": the platform makes an object of this name')
+    assert check({**secret, "metadata": {"name": "other"}}, deployment("nvcf-secrets"), target=target)
 
 
 def check(*objects: Any, policy: Policy = DEFAULT, target: Target = TARGET) -> CheckedChart:

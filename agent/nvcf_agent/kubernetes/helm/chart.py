@@ -15,7 +15,7 @@ from nvcf_agent.kubernetes.helm.decorate import Decoration, decorate
 from nvcf_agent.kubernetes.helm.errors import ChartError
 from nvcf_agent.kubernetes.helm.fetch import Fetcher, parse_logins, parse_source
 from nvcf_agent.kubernetes.helm.manifests import parse_manifests
-from nvcf_agent.kubernetes.helm.names import ARTIFACTS, MINI_SERVICE_LABEL, WORKLOAD_CONFIG
+from nvcf_agent.kubernetes.helm.names import ARTIFACTS, MINI_SERVICE_LABEL, TAKEN, WORKLOAD_CONFIG
 from nvcf_agent.kubernetes.helm.settings import HelmSettings
 from nvcf_agent.kubernetes.names import COMPONENT, MANAGED_BY
 from nvcf_agent.kubernetes.pods import names
@@ -116,7 +116,7 @@ class ChartRenderer:
         async with self._slots:
             text = await self.helm.template(packed, release)
             objects = await asyncio.to_thread(parse_manifests, text)
-        target = Target(chart.service, chart.port or None, namespace, spec.order.requested_gpu_count)
+        target = Target(chart.service, chart.port or None, namespace, spec.order.requested_gpu_count, TAKEN)
         checked = check_chart(objects, policy, target)
         added = decoration(spec, self.pods, namespace, mini_service, checked.objects)
         return decorate(checked.objects, added), checked.notes
