@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -15,10 +16,16 @@ import psutil
 import pytest
 from yarl import URL
 
+from nvcf_broker.process import RestartPolicy, free_port
+from nvcf_worker.errors import ServerEnded
+from nvcf_worker.run.tritonserver import server as tritonserver
+from nvcf_worker.run.tritonserver.settings import choices, started
 from tests.support.platform.gateways import Platform, Version, running_platform
 from tests.support.platform.processes import Child
+from tests.support.waiting import eventually
 from tests.triton.functions import serving, start_triton
-from tests.triton.server import SHARED_MEMORY, START, copied_models, running_server
+from tests.triton.server import SHARED_MEMORY, START, copied_models, running_server, with_tritonserver
+from tests.triton.test_functions import value
 
 X = {"inputs": [{"name": "X", "shape": [1, 1], "datatype": "FP32", "data": [1.5]}]}
 
@@ -184,3 +191,77 @@ async def test_a_server_of_somebody_else(platform: Platform, tmp_path: Path) -> 
                 return answer.status
 
         assert (await state("add_sub"), await state("batched")) == (200, 400)
+
+
+async def test_slots_follow_tritons_queue(platform: Platform) -> None:
+    """Requests that wait in Triton make the slots fewer; its statistics are metrics of the worker."""
+    version = await platform.deployed_version()
+    port = free_port()
+    environment = {"NVCF_METRICS_ADDRESS": f"127.0.0.1:{port}"}
+    worker = await start_triton(platform, version, models=["hang"], environment=environment)
+    await serving(worker)
+
+    async def metric(name: str) -> float:
+        async with platform.session.get(f"http://127.0.0.1:{port}/metrics") as answer:
+            return value(await answer.text(), name)
+
+    assert await metric("nvcf_worker_slots") == 64
+    seconds = {"inputs": [{"name": "SECONDS", "shape": [1], "datatype": "FP32", "data": [0.05]}]}
+    calls = [
+        asyncio.create_task(call(platform, version, "/v2/models/hang/infer", seconds)) for _ in range(64)
+    ]
+
+    async def fewer() -> bool:
+        return await metric("nvcf_worker_slots") < 64
+
+    await eventually(fewer, "the worker takes fewer", story=worker.text)
+    assert Counter([status for status, _ in await asyncio.gather(*calls)]) == {200: 64}
+
+    async def counted() -> bool:
+        return await metric("nv_inference_count_total") == 64
+
+    await eventually(counted, "they are counted", story=worker.text)
+
+
+class Admission:
+    """Stands for a worker: notes whether it takes requests."""
+
+    def __init__(self) -> None:
+        self.paused = False
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
+
+
+async def test_a_server_that_ends_again_and_again_ends_the_instance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", with_tritonserver()["PATH"])
+    monkeypatch.setattr(tritonserver, "RESTARTS", RestartPolicy(0.01, 1.0, 0.01, stable_after=3600.0))
+    repository = copied_models(tmp_path / "models", "add_sub")
+    settings = started([str(repository)], choices(["add_sub"], []), [], control=False)
+    server, admission = tritonserver.TritonServer(settings, START, allow_model_control=False), Admission()
+    ends: list[ServerEnded] = []
+    ended = server._ended
+
+    async def noted(code: int) -> ServerEnded:
+        ends.append(await ended(code))
+        return ends[-1]
+
+    monkeypatch.setattr(server, "_ended", noted)
+    try:
+        await server.start()
+        watching = asyncio.create_task(server.watch(admission))
+        shutil.rmtree(repository)
+        assert server._process is not None
+        server._process.kill()
+        with pytest.raises(ServerEnded):
+            await asyncio.wait_for(watching, START)
+    finally:
+        await server.stop()
+    assert admission.paused
+    assert "killed by SIGKILL" in str(ends[0])
+    assert len(ends) == 1 + tritonserver.MOST_RESTARTS

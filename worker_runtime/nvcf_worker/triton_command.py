@@ -7,7 +7,6 @@ import functools
 import os
 from collections.abc import Sequence
 
-from nvcf_proto.environment import MAX_REQUEST_CONCURRENCY
 from nvcf_proto.settings import INFERENCE_READY_TIMEOUT
 from nvcf_worker.errors import ConfigurationError
 from nvcf_worker.function.handlers import Handler, Kind
@@ -21,8 +20,6 @@ MODEL_REPOSITORY = "NVCF_TRITON_MODEL_REPOSITORY"
 """[ext] The model repository of `nvcf-worker triton`, if there is no --model-repository."""
 MODELS = "NVCF_TRITON_MODELS"
 """[ext] The models of `nvcf-worker triton`, `NAME[:VERSION]` with commas between, if there is no --model."""
-
-DEFAULT_CONCURRENCY = 64
 
 
 def triton_server(
@@ -52,7 +49,8 @@ def triton_server(
     arguments: more arguments of tritonserver.
     allow_model_control: callers may load and unload models.
     ready_timeout: how long the server, and after that its models, may take to start; default 30 min.
-    concurrency: requests in flight at once; default MAX_REQUEST_CONCURRENCY, where that is 1 or not set, 64.
+    concurrency: requests in flight at once. By default the number follows Triton's queue, from 64 on, up to
+        MAX_REQUEST_CONCURRENCY, or to 256 where that is 1 or not set.
     time_limit, grace_seconds, log_level, metrics: as for `serve`.
 
     Raises ConfigurationError for invalid arguments.
@@ -76,7 +74,7 @@ def triton_server(
     run_worker(
         Handler(server.handle, Kind.ASYNC, None, "Triton", takes_polls=False),
         server,
-        concurrency=concurrency or _default_concurrency(os.environ.get(MAX_REQUEST_CONCURRENCY, "")),
+        concurrency=concurrency,
         grace_seconds=grace_seconds,
         time_limit=time_limit,
         log_level=log_level,
@@ -90,11 +88,6 @@ def triton_server(
 
 def _listed(text: str) -> list[str]:
     return [each.strip() for each in text.split(",") if each.strip()]
-
-
-def _default_concurrency(text: str) -> int | None:
-    """Leave a number that the deployment has chosen to `run_worker`; 1 says nothing: it is the default."""
-    return DEFAULT_CONCURRENCY if text.strip() in ("", "1") else None
 
 
 def _seconds(given: float | str | None) -> float:
@@ -131,7 +124,9 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--ready-timeout", metavar="TIME", help="time for the server's start, and again for its models' [30m]"
     )
-    slots = f"maximum number of requests in flight [MAX_REQUEST_CONCURRENCY, else {DEFAULT_CONCURRENCY}]"
+    slots = (
+        "maximum number of requests in flight [by Triton's queue; at most MAX_REQUEST_CONCURRENCY, else 256]"
+    )
     add("--concurrency", type=int, metavar="N", help=slots)
     seconds = functools.partial(add, type=float, metavar="SECONDS")
     seconds("--time-limit", help="how long one request may run [no limit but the deployment's]")

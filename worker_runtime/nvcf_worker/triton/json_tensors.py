@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from nvcf_worker.errors import InvalidInput
+from nvcf_worker.run.tritonserver.spec import ModelSpec, TensorSpec
 from nvcf_worker.triton.errors import TritonError
-from nvcf_worker.triton.spec import ModelSpec, TensorSpec
 from nvcf_worker.triton.tensors import Array
 
 

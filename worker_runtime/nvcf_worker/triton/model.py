@@ -13,10 +13,10 @@ from nvcf_worker.function.request import RequestInfo
 from nvcf_worker.process import logs
 from nvcf_worker.run import slot_limits
 from nvcf_worker.run.batching.settings import SuggestsConcurrency
+from nvcf_worker.run.tritonserver.slots import MOST
+from nvcf_worker.run.tritonserver.spec import ModelSpec, spec_of
 from nvcf_worker.triton.blocking import BlockingModel
 from nvcf_worker.triton.errors import TritonRefused, raised_for
-from nvcf_worker.triton.slots import MOST
-from nvcf_worker.triton.spec import ModelSpec, spec_of
 from nvcf_worker.triton.tensors import Array, tensors_of
 from nvcf_worker.triton.transport import Call, SequencePlace
 from nvcf_worker.triton.watch import ModelState

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from nvcf_worker.run.tritonserver.spec import ModelSpec, TensorSpec
 from nvcf_worker.triton.json_tensors import item_shape
-from nvcf_worker.triton.spec import ModelSpec, TensorSpec
 
 _PROBLEM = {
     "type": "object",

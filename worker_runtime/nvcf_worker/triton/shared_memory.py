@@ -9,9 +9,9 @@ from dataclasses import replace
 from math import prod
 from typing import NamedTuple
 
+from nvcf_worker.run.tritonserver.spec import TensorSpec
 from nvcf_worker.triton.errors import TritonRefused
 from nvcf_worker.triton.segments import DIRECTORY, PREFIX, Segment, exists, remove_left_over
-from nvcf_worker.triton.spec import TensorSpec
 from nvcf_worker.triton.tensors import Array, numpy_type
 from nvcf_worker.triton.transport import Call, Region, Transport
 

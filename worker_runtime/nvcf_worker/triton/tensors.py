@@ -14,7 +14,7 @@ from tritonclient.utils import (
 )
 
 from nvcf_worker.errors import InvalidInput
-from nvcf_worker.triton.spec import ModelSpec, TensorSpec
+from nvcf_worker.run.tritonserver.spec import ModelSpec, TensorSpec
 
 Array = np.ndarray[Any, Any]
 

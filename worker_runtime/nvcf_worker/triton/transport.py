@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from nvcf_worker.triton.spec import ModelSpec
+from nvcf_worker.run.tritonserver.spec import ModelSpec
 from nvcf_worker.triton.tensors import Array, Tensor
 
 MICROSECONDS = 1_000_000

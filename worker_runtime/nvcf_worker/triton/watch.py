@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from nvcf_worker.run import slot_limits
+from nvcf_worker.run.tritonserver.slots import Totals, first_slots, next_slots, totals_of
+from nvcf_worker.run.tritonserver.spec import ModelSpec
+from nvcf_worker.run.tritonserver.telemetry import report
 from nvcf_worker.triton.errors import TritonRefused
 from nvcf_worker.triton.shared_memory import SharedMemory
-from nvcf_worker.triton.slots import Totals, first_slots, next_slots, totals_of
-from nvcf_worker.triton.spec import ModelSpec
-from nvcf_worker.triton.telemetry import report
 from nvcf_worker.triton.transport import Transport
 
 log = logging.getLogger("nvcf_worker")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from nvcf_worker.errors import InvalidInput
+from nvcf_worker.run.tritonserver.spec import ModelSpec, TensorSpec, spec_of
 from nvcf_worker.triton.errors import TritonError
 from nvcf_worker.triton.json_tensors import inputs_of, outputs_of
 from nvcf_worker.triton.schema import openapi, request_schema, response_schema
-from nvcf_worker.triton.spec import ModelSpec, TensorSpec, spec_of
 from nvcf_worker.triton.tensors import tensors_of
 
 CLASSIFIER = ModelSpec(

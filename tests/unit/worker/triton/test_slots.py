@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvcf_worker.triton.slots import Totals, first_slots, next_slots, totals_of
+from nvcf_worker.run.tritonserver.slots import Totals, first_slots, next_slots, totals_of
 
 COUNTS = st.integers(0, 10_000)
 SECONDS = st.floats(0, 100)

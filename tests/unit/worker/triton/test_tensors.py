@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from nvcf_worker.errors import InvalidInput
-from nvcf_worker.triton.spec import ModelSpec, TensorSpec
+from nvcf_worker.run.tritonserver.spec import ModelSpec, TensorSpec
 from nvcf_worker.triton.tensors import Array, array_of, numpy_type, tensors_of
 
 TYPES = (

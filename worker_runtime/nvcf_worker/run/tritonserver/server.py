@@ -16,7 +16,8 @@ from nvcf_worker.errors import ServerEnded
 from nvcf_worker.function.request import Request
 from nvcf_worker.function.response import Outcome, Reply
 from nvcf_worker.process import children
-from nvcf_worker.process.companions import Admission
+from nvcf_worker.process.companions import Admission, beside
+from nvcf_worker.run.batching.settings import SuggestsConcurrency
 from nvcf_worker.run.sidecar.health import HealthCheck
 from nvcf_worker.run.sidecar.server import Server
 from nvcf_worker.run.sidecar.settings import SidecarSettings
@@ -24,20 +25,25 @@ from nvcf_worker.run.tritonserver.access import refusal
 from nvcf_worker.run.tritonserver.models import Models
 from nvcf_worker.run.tritonserver.output import LONGEST_LINE, LastErrors, log_lines
 from nvcf_worker.run.tritonserver.settings import TritonSettings
+from nvcf_worker.run.tritonserver.slots import MOST
+from nvcf_worker.run.tritonserver.statistics import Statistics
 
 log = logging.getLogger("nvcf_worker")
 
 HEALTH = "/v2/health/live"
 HEALTH_SECONDS = 5.0
 MOST_RESTARTS = 6
-"""Ends in a row after which the instance ends, too, so that it is replaced."""
+"""Restarts in a row after which the next end is the instance's, too, so that it is replaced."""
 RESTARTS = RestartPolicy(initial=0.5, factor=2.0, maximum=30.0, stable_after=60.0)
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Triton's Python backend puts its tensors
 _LAST_LINES_SECONDS = 1.0
 
 
-class TritonServer(Server):
+class TritonServer(Server, SuggestsConcurrency):
     """A Triton server, its models, and its process if the worker starts it."""
+
+    # More than most models need: the statistics limit the worker's slots.
+    suggested_concurrency = MOST
 
     def __init__(self, settings: TritonSettings, ready_timeout: float, *, allow_model_control: bool) -> None:
         check = HealthCheck("http", settings.host, settings.http_port, HEALTH)
@@ -53,44 +59,51 @@ class TritonServer(Server):
         )
         self._triton = settings
         self._models = Models(settings.url, settings.models, ready_timeout)
+        self._statistics = Statistics(settings.url)
         self._allow_model_control = allow_model_control
         self._last = LastErrors()
         self._output: asyncio.Task[None] | None = None
+        self.register()
 
     async def handle(self, request: Request) -> Outcome:
         """Pass one request on, or refuse it (403) in the form in which Triton's clients read errors."""
         reason = refusal(request.method, request.target, model_control=self._allow_model_control)
         if reason is not None:
             return Reply(403, [("content-type", "application/json")], json.dumps({"error": reason}).encode())
+        self._statistics.request_came()
         return await self.upstream.handle(request)
 
     async def watch(self, admission: Admission) -> None:
-        """Check the server until cancelled, and start it again when it ends.
+        """Check the server and read its statistics until cancelled, and start it again when it ends.
 
         Raises NotReady, or ServerEnded when it ends again and again.
         """
-        failures = 0
+        await beside(self._keep_running(admission), [self._statistics.follow()])
+
+    async def _keep_running(self, admission: Admission) -> None:
+        failures, ready = 0, time.monotonic()
         while True:
-            began = time.monotonic()
             try:
                 await super().watch(admission)
             except ServerEnded as error:
                 ended = error
             admission.pause()
+            # The time that it took to load models is no sign of health.
+            served = time.monotonic() - ready
             while True:
-                failures = RESTARTS.failures_after(failures, time.monotonic() - began)
+                failures = RESTARTS.failures_after(failures, served)
                 if failures > MOST_RESTARTS:
                     raise ended
                 delay = RESTARTS.delay(failures)
                 # Its last lines are in the log already.
                 log.error("%s; it is started again in %g s", str(ended).partition("\n")[0], delay)
                 await asyncio.sleep(delay)
-                began = time.monotonic()
                 try:
                     await self.start()
                     break
                 except ServerEnded as error:
-                    ended = error
+                    ended, served = error, 0.0
+            ready = time.monotonic()
             admission.resume()
 
     async def stop(self) -> None:
@@ -116,6 +129,7 @@ class TritonServer(Server):
             await self._models.load()
         except aiohttp.ClientError as error:
             return f"it broke off while it loaded models: {error}"
+        self._statistics.limit()
         return None
 
     async def _ended(self, code: int) -> ServerEnded:

@@ -10,10 +10,10 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from nvcf_otel import names
 from nvcf_otel.instrument import Instrument
 from nvcf_otel.worker_instruments import BATCH_SIZE, TRITON
+from nvcf_worker.run.tritonserver.slots import Totals
 from nvcf_worker.telemetry.measurements import measure
 from nvcf_worker.telemetry.setup import current
 from nvcf_worker.telemetry.worker import WorkerTelemetry
-from nvcf_worker.triton.slots import Totals
 
 MOST_BATCHES = 1000
 """Executions of one size in a second that are recorded one by one; more of them say no more."""
