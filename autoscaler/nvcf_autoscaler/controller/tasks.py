@@ -12,7 +12,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -110,8 +110,7 @@ class TaskController:
         for task in self.cache.tasks.values():
             if not self.lease.held:
                 return False
-            with contextlib.suppress(RevisionConflictError, KeyExistsError):
-                # Whoever was faster wakes this loop by its change.
+            with _apart(task):
                 if task.status is TaskStatus.QUEUED:
                     changed = tasks.after_time(task, None, now)
                     if changed is not task:
@@ -211,8 +210,9 @@ class TaskController:
             for each in found.places:
                 if not self.lease.held:
                     return False
-                with contextlib.suppress(RevisionConflictError, KeyExistsError):
-                    await self._launch_one(self._queued[each.task_id].task, each, now)
+                task = self._queued[each.task_id].task
+                with _apart(task):
+                    await self._launch_one(task, each, now)
         await self._note_reasons(found.refusals)
         return len(found.places) == MOST_LAUNCHES
 
@@ -279,6 +279,20 @@ class TaskController:
         await self.cache.tasks.update(before.id, after, entry.revision)
         if before.status is not after.status:
             _log.info("task %s (%s): %s", after.id, after.name, after.events[-1].message)
+
+
+@contextlib.contextmanager
+def _apart(task: Task) -> Iterator[None]:
+    """Keep a fault about one task from the others. One of the broker concerns all."""
+    try:
+        yield
+    except (RevisionConflictError, KeyExistsError):
+        # Whoever was faster wakes the loop by its change.
+        return
+    except BrokerError:
+        raise
+    except Exception:  # noqa: BLE001 # the next round tries again
+        _log.exception("task %s was not looked at", task.id)
 
 
 def _says_the_same(one: str, other: str) -> bool:
