@@ -12,6 +12,7 @@ from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.local.state import Installation
 from nvcf_cli.screen import StatusLine, cell
 from nvcf_cli.tailing import LogFile, readable
+from nvcf_proto.durations import duration_text
 from nvcf_proto.ids import is_id
 from nvcf_proto.models import TaskStatus
 
@@ -53,7 +54,7 @@ class TaskRequest:
             },
             "gpuSpecification": self.specification,
             "tags": list(self.tags),
-            **{name: f"PT{seconds:g}S" for name, seconds in durations.items() if seconds is not None},
+            **{name: duration_text(seconds) for name, seconds in durations.items() if seconds is not None},
             **({"secrets": list(self.secrets)} if self.secrets else {}),
         }
 

@@ -19,3 +19,9 @@ def duration_seconds(text: str) -> float:
     if not found:
         raise ValueError(f"not an ISO 8601 duration like PT10S: {text[:64]!r}")
     return sum(float(part) * size for part, size in zip(found.groups(), _SECONDS, strict=True) if part)
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration as text, to the millisecond: `PT90M1.5S`."""
+    minutes, rest = divmod(round(seconds * 1000), 60_000)
+    return "PT" + (f"{minutes}M" if minutes else "") + (f"{rest / 1000:g}S" if rest or not minutes else "")

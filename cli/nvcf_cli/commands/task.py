@@ -1,6 +1,7 @@
 """`nvcf task`: work that runs once to its end."""
 
 import asyncio
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,111 +12,17 @@ from rich.text import Text
 from nvcf_cli import tasks
 from nvcf_cli.access import Access, DataOption, JsonOption, KeyFileOption, UrlOption
 from nvcf_cli.api import Api, Json
-from nvcf_cli.deploying import find_file, find_python, name_from_file, parse_environment
+from nvcf_cli.commands.task_run import run
 from nvcf_cli.errors import CliError
-from nvcf_cli.screen import age, cell, console, print_json, print_table
-from nvcf_cli.secret_values import named_files
+from nvcf_cli.screen import age, cell, console, print_json, print_table, visible
 from nvcf_cli.tailing import LogFile, readable
-from nvcf_proto.models import TaskStatus
 
 app = typer.Typer(no_args_is_help=True, help="Run tasks: work that runs once to its end.")
 
 TaskArgument = Annotated[
     str, typer.Argument(metavar="TASK", help="Id of the task, its beginning, or the newest task's name.")
 ]
-_SECONDS = "SECONDS"
-DEFAULT_GRACE = 30.0
-
-
-@app.command("run")
-def run(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A Python file.", show_default=False)],
-    name: Annotated[
-        str | None, typer.Option(help="The task's name. [default: the file's]", show_default=False)
-    ] = None,
-    gpu: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Kind of GPU. [default: none]", show_default=False)
-    ] = None,
-    gpus: Annotated[
-        int | None, typer.Option(min=1, max=64, help="Number of GPUs. [default: 1]", show_default=False)
-    ] = None,
-    cluster: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only in this cluster; repeatable.")
-    ] = None,
-    max_runtime: Annotated[
-        float | None,
-        typer.Option(min=1, metavar=_SECONDS, help="Longest run time. [default: none]", show_default=False),
-    ] = None,
-    max_queued: Annotated[
-        float | None,
-        typer.Option(min=1, metavar=_SECONDS, help="Longest wait. [default: 72 hours]", show_default=False),
-    ] = None,
-    grace: Annotated[
-        float, typer.Option(min=1, metavar=_SECONDS, help="Time to end after it was canceled.")
-    ] = DEFAULT_GRACE,
-    env: Annotated[
-        list[str] | None,
-        typer.Option("--env", "-e", metavar="NAME=VALUE", help="Environment variable; repeatable."),
-    ] = None,
-    secret: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=FILE", help="Secret in a file; repeatable.")
-    ] = None,
-    tag: Annotated[list[str] | None, typer.Option(metavar="TAG", help="Tag; repeatable.")] = None,
-    python: Annotated[
-        str | None,
-        typer.Option(metavar="PROGRAM", help="Interpreter. [default: this one]", show_default=False),
-    ] = None,
-    detach: Annotated[
-        bool, typer.Option("--detach", "-d", help="Print the id and return, do not wait for the end.")
-    ] = False,
-    data: DataOption = None,
-    url: UrlOption = None,
-    key_file: KeyFileOption = None,
-) -> None:
-    """Submit a file as a task, and show its progress and output until its end.
-
-    \b
-    Examples:
-      nvcf task run train.py
-      nvcf task run train.py --gpu H100 --max-runtime 3600 --env EPOCHS=3
-      nvcf task run report.py --detach
-    """
-    path = find_file(file)
-    specification: Json = {"clusters": cluster or []}
-    if gpu is not None:
-        specification |= {"gpu": gpu, "gpusPerInstance": gpus or 1}
-    request = tasks.TaskRequest(
-        name=name or name_from_file(path),
-        file=path,
-        python=find_python(python),
-        environment=parse_environment(env or ()),
-        specification=specification,
-        max_runtime=max_runtime,
-        max_queued=max_queued,
-        grace=grace if max_runtime is None else min(grace, max_runtime),
-        tags=tuple(tag or ()),
-        secrets=tuple(named_files(secret or ())),
-    )
-    access = Access(data, url, key_file)
-    submitted: list[str] = []
-
-    async def work(api: Api) -> Json:
-        task = await tasks.submit(api, request)
-        submitted.append(str(task["id"]))
-        console(stderr=True).print(Text(f"task {task['id']} is submitted"))
-        return task if detach else await tasks.follow(api, task, access.installation)
-
-    try:
-        task = access.run(work)
-    except KeyboardInterrupt:
-        for each in submitted:
-            console(stderr=True).print(Text(f"the task goes on; to end it: nvcf task cancel {each}"))
-        raise
-    if detach:
-        sys.stdout.write(f"{task['id']}\n")
-    elif task["status"] != TaskStatus.COMPLETED:
-        reason = tasks.error_of(task)
-        raise CliError(f"the task is {task['status']}" + (f": {reason}" if reason else ""))
+app.command("run")(run)
 
 
 @app.command("list")
@@ -284,10 +191,15 @@ def results(
     if as_json:
         print_json({"results": reported, "folder": None if folder is None else str(folder)})
         return
-    rows = [(cell(each, "name"), age(each.get("createdAt")), cell(each, "metadata")) for each in reported]
+    rows = [(cell(each, "name"), age(each.get("createdAt")), _metadata(each)) for each in reported]
     print_table(("NAME", "AGE", "METADATA"), rows, "the task has reported no results")
     if folder is not None:
         console().print(Text(f"files: {folder}"))
+
+
+def _metadata(result: Json) -> str:
+    metadata = result.get("metadata")
+    return visible(metadata if isinstance(metadata, str) else json.dumps(metadata)) if metadata else ""
 
 
 @app.command("delete")

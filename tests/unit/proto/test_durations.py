@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvcf_proto.durations import DURATION_PATTERN, duration_seconds
+from nvcf_proto.durations import DURATION_PATTERN, duration_seconds, duration_text
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,8 @@ def test_other_texts_are_refused(text: str) -> None:
 @given(st.from_regex(DURATION_PATTERN, fullmatch=True))
 def test_whatever_the_pattern_allows_has_a_length(text: str) -> None:
     assert duration_seconds(text) >= 0
+
+
+@given(st.floats(0.001, 30 * 24 * 3600.0))
+def test_seconds_become_a_text_and_come_back(seconds: float) -> None:
+    assert duration_seconds(duration_text(seconds)) == pytest.approx(seconds, abs=0.0006)

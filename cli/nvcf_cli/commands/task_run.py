@@ -1,0 +1,109 @@
+"""`nvcf task run`."""
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from nvcf_cli import tasks
+from nvcf_cli.access import Access, DataOption, KeyFileOption, UrlOption
+from nvcf_cli.api import Api, Json
+from nvcf_cli.deploying import find_file, find_python, name_from_file, parse_environment
+from nvcf_cli.errors import CliError
+from nvcf_cli.screen import console
+from nvcf_cli.secret_values import named_files
+from nvcf_proto.models import TaskStatus
+
+_SECONDS = "SECONDS"
+DEFAULT_GRACE = 30.0
+
+
+def run(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A Python file.", show_default=False)],
+    name: Annotated[
+        str | None, typer.Option(help="The task's name. [default: the file's]", show_default=False)
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Kind of GPU. [default: none]", show_default=False)
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Number of GPUs. [default: 1]", show_default=False)
+    ] = None,
+    cluster: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only in this cluster; repeatable.")
+    ] = None,
+    max_runtime: Annotated[
+        float | None,
+        typer.Option(min=1, metavar=_SECONDS, help="Longest run time. [default: none]", show_default=False),
+    ] = None,
+    max_queued: Annotated[
+        float | None,
+        typer.Option(min=1, metavar=_SECONDS, help="Longest wait. [default: 72 hours]", show_default=False),
+    ] = None,
+    grace: Annotated[
+        float, typer.Option(min=1, metavar=_SECONDS, help="Time to end after it was canceled.")
+    ] = DEFAULT_GRACE,
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", "-e", metavar="NAME=VALUE", help="Environment variable; repeatable."),
+    ] = None,
+    secret: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=FILE", help="Secret in a file; repeatable.")
+    ] = None,
+    tag: Annotated[list[str] | None, typer.Option(metavar="TAG", help="Tag; repeatable.")] = None,
+    python: Annotated[
+        str | None,
+        typer.Option(metavar="PROGRAM", help="Interpreter. [default: this one]", show_default=False),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Print the id and return, do not wait for the end.")
+    ] = False,
+    data: DataOption = None,
+    url: UrlOption = None,
+    key_file: KeyFileOption = None,
+) -> None:
+    """Submit a file as a task, and show its progress and output until its end.
+
+    \b
+    Examples:
+      nvcf task run train.py
+      nvcf task run train.py --gpu H100 --max-runtime 3600 --env EPOCHS=3
+      nvcf task run report.py --detach
+    """
+    path = find_file(file)
+    specification: Json = {"clusters": cluster or []}
+    if gpu is not None:
+        specification |= {"gpu": gpu, "gpusPerInstance": gpus or 1}
+    request = tasks.TaskRequest(
+        name=name or name_from_file(path),
+        file=path,
+        python=find_python(python),
+        environment=parse_environment(env or ()),
+        specification=specification,
+        max_runtime=max_runtime,
+        max_queued=max_queued,
+        grace=grace if max_runtime is None else min(grace, max_runtime),
+        tags=tuple(tag or ()),
+        secrets=tuple(named_files(secret or ())),
+    )
+    access = Access(data, url, key_file)
+    submitted: list[str] = []
+
+    async def work(api: Api) -> Json:
+        task = await tasks.submit(api, request)
+        submitted.append(str(task["id"]))
+        console(stderr=True).print(Text(f"task {task['id']} is submitted"))
+        return task if detach else await tasks.follow(api, task, access.installation)
+
+    try:
+        task = access.run(work)
+    except KeyboardInterrupt:
+        for each in submitted:
+            console(stderr=True).print(Text(f"the task goes on; to end it: nvcf task cancel {each}"))
+        raise
+    if detach:
+        sys.stdout.write(f"{task['id']}\n")
+    elif task["status"] != TaskStatus.COMPLETED:
+        reason = tasks.error_of(task)
+        raise CliError(f"the task is {task['status']}" + (f": {reason}" if reason else ""))
