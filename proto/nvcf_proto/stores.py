@@ -60,7 +60,7 @@ TASKS = Store(
     "gateway, autoscaler",
     MIB,
     "7 days after the end",
-    "507 to the caller at the quota `tasks` of the account",
+    "507 to the caller at the quota `tasks`, or at a quarter of the account",
     per_subject=1,
 )
 COMMANDS = Store(

@@ -62,8 +62,18 @@ async def test_tasks_are_submitted_listed_cancelled_and_deleted(platform: Platfo
         "PUT", f"/v1/nvct/secrets/tasks/{first['id']}", {"secrets": [{"name": "T", "value": 1}]}, expect=204
     )
     assert (await call("GET", one))["task"]["secrets"] == ["S", "T"]
-    for key in ("foreign", "invoke"):
-        await call("GET", one, key=key, expect=404 if key == "foreign" else 403)
+    secrets = {"secrets": [{"name": "T", "value": 1}]}
+    calls: tuple[tuple[str, str, Any], ...] = (
+        ("GET", one, None),
+        ("DELETE", one, None),
+        ("POST", f"{one}/cancel", None),
+        ("GET", f"{one}/events", None),
+        ("GET", f"{one}/results", None),
+        ("PUT", f"/v1/nvct/secrets/tasks/{first['id']}", secrets),
+    )
+    for method, path, sent in calls:
+        for key, status in (("foreign", 404), ("invoke", 403)):
+            await call(method, path, sent, key=key, expect=status)
     await call("DELETE", one, expect=204)
     await call("GET", one, expect=404)
     await call("GET", "/v1/nvct/accounts/other/tasks", expect=404)
