@@ -26,9 +26,10 @@ from nvcf_agent.state.actions import (
     next_action,
     next_retry,
 )
+from nvcf_agent.state.events import Ended, Event, Progress, Ready
 from nvcf_agent.state.inventory import Inventory
 from nvcf_agent.state.managed_instance import ManagedInstance
-from nvcf_agent.state.transitions import Ended, Event, Progress, Ready, after_event, after_failed_start
+from nvcf_agent.state.transitions import after_event, after_failed_start
 from nvcf_agent.telemetry import AgentTelemetry
 from nvcf_proto.icms.causes import Cause
 from nvcf_proto.icms.reports import GpuUsage

@@ -15,7 +15,7 @@ from nvcf_agent.kubernetes.pods.observe import Limits
 from nvcf_agent.kubernetes.pods.settings import PodSettings
 from nvcf_agent.kubernetes.watcher import PodWatcher
 from nvcf_agent.secrets import SecretToken
-from nvcf_agent.state.transitions import Event
+from nvcf_agent.state.events import Event
 from nvcf_proto.secrets import function_secrets_path
 from tests.support.waiting import eventually
 

@@ -20,8 +20,8 @@ from nvcf_agent.kubernetes.pods.settings import PodSettings
 from nvcf_agent.kubernetes.secret_objects import SecretObjects, of_pods
 from nvcf_agent.secrets import InstanceSecrets
 from nvcf_agent.state import inventory
+from nvcf_agent.state.events import Ended, Progress, Ready
 from nvcf_agent.state.managed_instance import Category
-from nvcf_agent.state.transitions import Ended, Progress, Ready
 from nvcf_proto.icms.causes import Cause
 from tests.kubernetes import function_program
 from tests.kubernetes.cluster import image_contents

@@ -24,8 +24,8 @@ from nvcf_agent.kubernetes.pods.status import is_starting
 from nvcf_agent.kubernetes.prefetch import SELECTOR
 from nvcf_agent.kubernetes.secret_objects import SecretObjects, of_pods
 from nvcf_agent.secrets import InstanceSecrets
+from nvcf_agent.state.events import Ended, Observed, Progress, Ready
 from nvcf_agent.state.managed_instance import Category
-from nvcf_agent.state.transitions import Ended, Observed, Progress, Ready
 from nvcf_proto.icms.causes import Cause
 from nvcf_proto.icms.reports import PrefetchImage
 from tests.kubernetes.cluster.kwok import FakeNodes, Shape

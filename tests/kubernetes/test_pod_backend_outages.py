@@ -16,7 +16,7 @@ from nvcf_agent.kubernetes.pods.names import OURS
 from nvcf_agent.kubernetes.pods.observe import Limits
 from nvcf_agent.kubernetes.pods.settings import PodSettings
 from nvcf_agent.kubernetes.watcher import PodWatcher
-from nvcf_agent.state.transitions import Ended
+from nvcf_agent.state.events import Ended
 from tests.kubernetes.frozen_relay import FrozenRelay
 from tests.support.waiting import eventually
 from tests.unit.agent.kubernetes.pods import WORKER, logins, spec

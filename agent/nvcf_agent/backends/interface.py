@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nvcf_agent.backends.environment import InstanceOf, InstanceSpec
-from nvcf_agent.state.transitions import Event
+from nvcf_agent.state.events import Event
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,9 @@ from nvcf_agent.backends.orphans import kill_orphans
 from nvcf_agent.backends.output import RotatingLog, Tail, generation, pump
 from nvcf_agent.backends.results import RESULTS, KeptResults, modified
 from nvcf_agent.errors import LaunchError, StartError, Unsupported
+from nvcf_agent.state.events import Ended, Event, Ready, Unready
 from nvcf_agent.state.inventory import Limits
 from nvcf_agent.state.machine_inventory import MachineInventory
-from nvcf_agent.state.transitions import Ended, Event, Ready, Unready
 from nvcf_broker.errors import ProcessError
 from nvcf_broker.files import private_directory
 from nvcf_broker.process import free_port, signal_group, spawn, stop_process, wait_exit

@@ -23,7 +23,7 @@ from nvcf_agent.kubernetes.pods.settings import PodSettings
 from nvcf_agent.kubernetes.prefetch import Nodes, Prefetcher
 from nvcf_agent.kubernetes.watcher import PodWatcher
 from nvcf_agent.kubernetes.worker_modes import WorkerModes
-from nvcf_agent.state.transitions import Event
+from nvcf_agent.state.events import Event
 from nvcf_otel.byoo import secret_files
 from nvcf_otel.byoo.providers import as_referenced, referenced_files
 from nvcf_proto.icms.messages import CreationMessage

@@ -7,7 +7,7 @@ from typing import Protocol
 from nvcf_agent.backends.environment import InstanceSpec
 from nvcf_agent.backends.interface import Backend, Running
 from nvcf_agent.errors import Unsupported
-from nvcf_agent.state.transitions import Event
+from nvcf_agent.state.events import Event
 from nvcf_proto.icms.reports import PrefetchImage
 
 

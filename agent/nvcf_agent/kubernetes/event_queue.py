@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 from nvcf_agent.errors import AgentError
-from nvcf_agent.state.transitions import Event
+from nvcf_agent.state.events import Event
 
 # At its start, an agent finds about 10 events for each pod that is there.
 _MOST = 200_000

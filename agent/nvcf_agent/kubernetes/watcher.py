@@ -15,7 +15,7 @@ from nvcf_agent.kubernetes.event_queue import EventQueue
 from nvcf_agent.kubernetes.pods import milestones, names, observe, status, texts
 from nvcf_agent.kubernetes.pods.containers import INFERENCE, UTILS
 from nvcf_agent.kubernetes.pods.observe import Failure, Limits, Memory
-from nvcf_agent.state.transitions import Ended, Event, Observed, Progress, Ready, Unready
+from nvcf_agent.state.events import Ended, Event, Observed, Progress, Ready, Unready
 
 _log = logging.getLogger(__name__)
 

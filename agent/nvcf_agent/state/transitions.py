@@ -14,10 +14,11 @@ returns the instance after the transition; an instance in a state without that t
 was.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from nvcf_agent.errors import LaunchError, Refused, StartError
 from nvcf_agent.state.causes import cause_of
+from nvcf_agent.state.events import Ended, Event, Observed, Progress, Ready, Unready
 from nvcf_agent.state.inventory import Share
 from nvcf_agent.state.managed_instance import REASON_LIMIT, Category, ManagedInstance, Phase
 from nvcf_broker.process import RestartPolicy
@@ -30,64 +31,6 @@ RESTART_LIMIT = 6
 POSTPONEMENTS = RestartPolicy(initial=0.2, factor=2.0, maximum=3.0, stable_after=0.0)
 SHORTEST_POSTPONEMENT = 0.2
 WAITING = "waiting: "
-
-
-@dataclass(frozen=True)
-class Ready:
-    """The health check answers 200, for the first time or again."""
-
-    instance_id: str
-
-
-@dataclass(frozen=True)
-class Unready:
-    """The instance runs, but does not serve, for this reason: not yet, or not any more."""
-
-    instance_id: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The instance has ended. `reason` says how, with the end of its error output.
-
-    `cause` is NVIDIA's word for it; None: that of the category. `final`: it fails without another try.
-    Without `gone`, something of it is left, which the agent deletes. `exit_code` is that of a task's process.
-    """
-
-    instance_id: str
-    reason: str
-    category: Category = Category.CRASH
-    cause: Cause | None = None
-    final: bool = False
-    gone: bool = True
-    exit_code: int | None = None
-
-
-@dataclass(frozen=True)
-class Observed:
-    """What the backend sees of a running instance: its node, addresses, and restarts of its containers.
-
-    `why_restarted` says how the run before the last restart ended.
-    """
-
-    instance_id: str
-    node: str = ""
-    ips: tuple[str, ...] = ()
-    restarts: int = 0
-    why_restarted: str = ""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """A part of an instance's start is over, since Unix time `at`."""
-
-    instance_id: str
-    part: str
-    at: float
-
-
-Event = Ready | Unready | Ended | Observed | Progress
 
 
 def accepted(order: CreationMessage, share: Share, wall: float, index: int = 0) -> ManagedInstance:

@@ -26,9 +26,9 @@ from nvcf_agent.kubernetes.helm.settings import HelmSettings
 from nvcf_agent.kubernetes.pods.settings import PodSettings
 from nvcf_agent.kubernetes.secret_objects import SecretObjects, of_chart
 from nvcf_agent.secrets import InstanceSecrets, SecretSource
+from nvcf_agent.state.events import Event
 from nvcf_agent.state.inventory import Limits as ResourceLimits
 from nvcf_agent.state.inventory import Share
-from nvcf_agent.state.transitions import Event
 from tests.kubernetes.cluster.clusters import Cluster
 from tests.kubernetes.cluster.kwok import Shape
 from tests.support.charts import ChartRegistry

@@ -21,8 +21,8 @@ from nvcf_agent.kubernetes.helm import names
 from nvcf_agent.kubernetes.helm.fetch import FetchSettings
 from nvcf_agent.kubernetes.helm.kinds import DEPLOYMENT
 from nvcf_agent.kubernetes.pods.observe import Limits
+from nvcf_agent.state.events import Ended, Ready, Unready
 from nvcf_agent.state.managed_instance import Category
-from nvcf_agent.state.transitions import Ended, Ready, Unready
 from nvcf_proto.icms.causes import Cause
 from tests.kubernetes.helm.support import (
     SHORT,

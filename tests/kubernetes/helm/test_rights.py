@@ -14,7 +14,7 @@ from nvcf_agent.kubernetes.client.api import Api
 from nvcf_agent.kubernetes.client.errors import ApiError
 from nvcf_agent.kubernetes.client.kinds import NAMESPACE, ROLE_BINDING, SECRET
 from nvcf_agent.kubernetes.helm import names
-from nvcf_agent.state.transitions import Ended, Ready
+from nvcf_agent.state.events import Ended, Ready
 from tests.kubernetes.cluster.clusters import Cluster
 from tests.kubernetes.helm.support import SHORT, Setting
 from tests.support.waiting import eventually

@@ -12,7 +12,7 @@ from nvcf_agent.kubernetes.client.kinds import (
 )
 from nvcf_agent.kubernetes.helm import names
 from nvcf_agent.kubernetes.helm.kinds import DEPLOYMENT
-from nvcf_agent.state.transitions import Ready
+from nvcf_agent.state.events import Ready
 from tests.kubernetes.helm.support import (
     SHORT,
     Setting,

@@ -12,11 +12,11 @@ from nvcf_agent.backends.environment import InstanceSpec
 from nvcf_agent.backends.interface import Running
 from nvcf_agent.requests import Requests
 from nvcf_agent.state import transitions
+from nvcf_agent.state.events import Ended, Event
 from nvcf_agent.state.inventory import Share
 from nvcf_agent.state.machine_inventory import MachineInventory
 from nvcf_agent.state.managed_instance import Category, ManagedInstance, Phase
 from nvcf_agent.state.persisted_state import FileStore, PersistedState, StoredInstance
-from nvcf_agent.state.transitions import Ended, Event
 from nvcf_agent.telemetry import AgentTelemetry
 from nvcf_proto.icms.causes import Cause
 from nvcf_proto.icms.reports import GpuUsage

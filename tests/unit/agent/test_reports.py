@@ -11,6 +11,7 @@ from nvcf_agent.icms.registration import registration
 from nvcf_agent.icms.reports import Key, WantedCalls, report_of
 from nvcf_agent.state import transitions
 from nvcf_agent.state.causes import cause_of, error_log
+from nvcf_agent.state.events import Observed, Progress
 from nvcf_agent.state.inventory import Share
 from nvcf_agent.state.machine_inventory import MachineInventory
 from nvcf_agent.state.managed_instance import Category, ManagedInstance
@@ -52,7 +53,7 @@ def failed() -> ManagedInstance:
 def test_the_parts_of_a_start_are_reported_in_seconds() -> None:
     one = running()
     for part, at in (("scheduled", 12.5), ("ready", 14.0)):
-        one = transitions.after_event(one, transitions.Progress(one.id, part, at), now=0.0, wall=0.0)
+        one = transitions.after_event(one, Progress(one.id, part, at), now=0.0, wall=0.0)
     begun = replace(one, order=one.order.replace(issued_at=10.0))
     assert begun.part_seconds == {"scheduled": 2.5, "ready": 1.5}
     report = report_of(begun)
@@ -62,7 +63,7 @@ def test_the_parts_of_a_start_are_reported_in_seconds() -> None:
 
 
 def test_why_a_container_was_started_again_is_reported_until_there_is_another_reason() -> None:
-    seen = transitions.Observed("", "node", ("10.0.0.1",), 1, "out of memory")
+    seen = Observed("", "node", ("10.0.0.1",), 1, "out of memory")
     one = transitions.after_event(running(), seen, now=0.0, wall=0.0)
     waiting_again = transitions.unready(one, "not ready", now=0.0, wall=0.0)
     ready_again = transitions.ready(waiting_again, 1.0)

@@ -28,8 +28,8 @@ from nvcf_agent.kubernetes.pods import status as pod_status
 from nvcf_agent.kubernetes.pods import texts
 from nvcf_agent.kubernetes.pods.names import INSTANCE_ID
 from nvcf_agent.kubernetes.pods.settings import PodSettings
+from nvcf_agent.state.events import Ended, Event, Observed, Ready
 from nvcf_agent.state.managed_instance import Category
-from nvcf_agent.state.transitions import Ended, Event, Observed, Ready
 from nvcf_agent.timings import growing_pause
 from nvcf_proto.charts.objects import name_of
 from nvcf_proto.icms.causes import Cause

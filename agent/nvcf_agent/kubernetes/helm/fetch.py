@@ -8,10 +8,8 @@ checks neither. The chart stays packed: helm reads the archive itself, within li
 
 import asyncio
 import hashlib
-import ipaddress
 import json
 import re
-import socket
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,11 +18,10 @@ from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
 from nvcf_agent.kubernetes.helm.errors import ChartError, ChartPullError, ChartUnavailable
+from nvcf_agent.kubernetes.helm.public_hosts import PublicResolver, check_literal
 from nvcf_proto.charts.objects import member
 from nvcf_proto.charts.source import InvalidSource, Source, chart_source
 from nvcf_proto.errors import InvalidRecord
@@ -47,8 +44,6 @@ _ACCEPTED = ", ".join(
 )
 _DIGEST = re.compile("sha256:[0-9a-f]{64}")
 _TEXT = re.compile(r'(\w+)="([^"]*)"')
-# Addresses of the other Internet protocol that lead to those of IPv4.
-_TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -106,7 +101,7 @@ class Fetcher:
     async def _client(self, source: Source, logins: Mapping[str, str]) -> AsyncGenerator["_Client"]:
         try:
             async with asyncio.timeout(self.settings.seconds):
-                connector = aiohttp.TCPConnector(resolver=_Resolver(self.settings.private))
+                connector = aiohttp.TCPConnector(resolver=PublicResolver(self.settings.private))
                 # A few compressed bytes may unpack to more than the agent has memory for.
                 async with aiohttp.ClientSession(
                     connector=connector, trust_env=False, auto_decompress=False
@@ -116,37 +111,6 @@ class Fetcher:
             raise ChartUnavailable(f"{source.host} took longer than {self.settings.seconds:g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ChartUnavailable(f"cannot fetch {source.url[:200]}: {error}") from error
-
-
-class _Resolver(AbstractResolver):
-    """Resolves names, and refuses addresses that are not public."""
-
-    def __init__(self, private: frozenset[str]) -> None:
-        self._private = {each.lower() for each in private}
-        self._inner = ThreadedResolver()
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        found = await self._inner.resolve(host, port, family)
-        if host not in self._private and f"{host}:{port}" not in self._private:
-            for each in found:
-                check_public(host, each["host"])
-        return found
-
-    async def close(self) -> None:
-        await self._inner.close()
-
-
-def check_public(host: str, address: str) -> None:
-    """Raise `ChartPullError` if an address of a host is not one of the public internet. Pure."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    inner = getattr(ip, "ipv4_mapped", None) or ip
-    if not inner.is_global or inner.is_multicast or (ip.version == 6 and ip in _TRANSLATED):
-        raise ChartPullError(
-            f"{host} has the address {address}, which is not public: the operator can name the host in the "
-            "agent's private chart hosts"
-        )
 
 
 @dataclass
@@ -249,14 +213,7 @@ class _Client:
     def _check(self, scheme: str, netloc: str, host: str) -> None:
         if scheme != "https" and netloc not in self.settings.plain:
             raise ChartPullError(f"{netloc} does not use https: use a registry that does")
-        if netloc in self.settings.private or host in self.settings.private:
-            return
-        try:
-            # A name is checked when it is resolved.
-            ipaddress.ip_address(host)
-        except ValueError:
-            return
-        check_public(host, host)
+        check_literal(self.settings.private, netloc, host)
 
     def _check_status(self, answer: aiohttp.ClientResponse) -> None:
         status, host = answer.status, answer.url.host

@@ -26,8 +26,8 @@ from nvcf_agent.kubernetes.pods import status as pod_status
 from nvcf_agent.kubernetes.pods.observe import Failure
 from nvcf_agent.kubernetes.request_objects import timestamp
 from nvcf_agent.state.causes import cause_of
+from nvcf_agent.state.events import Ended, Ready, Unready
 from nvcf_agent.state.managed_instance import Category
-from nvcf_agent.state.transitions import Ended, Ready, Unready
 from nvcf_proto.icms.causes import Cause
 
 INSTALL = "InstallSuccessful"

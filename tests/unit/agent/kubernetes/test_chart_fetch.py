@@ -12,10 +12,10 @@ from nvcf_agent.kubernetes.helm.errors import ChartError, ChartPullError, ChartU
 from nvcf_agent.kubernetes.helm.fetch import (
     Fetcher,
     FetchSettings,
-    check_public,
     parse_logins,
     parse_source,
 )
+from nvcf_agent.kubernetes.helm.public_hosts import check_public
 from tests.support.charts import ChartRegistry, chart_registry, pack
 
 CHART = pack({"values.yaml": "a: 1\n"})

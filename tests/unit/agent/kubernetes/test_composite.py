@@ -9,8 +9,8 @@ from nvcf_agent.backends.environment import InstanceSpec
 from nvcf_agent.backends.interface import Running
 from nvcf_agent.errors import Unsupported
 from nvcf_agent.kubernetes.composite import KubernetesBackend
+from nvcf_agent.state.events import Event, Ready
 from nvcf_agent.state.inventory import NO_LIMITS, Share
-from nvcf_agent.state.transitions import Event, Ready
 from nvcf_proto.icms.reports import PrefetchImage
 from tests.unit.agent.orders import order
 

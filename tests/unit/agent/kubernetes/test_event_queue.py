@@ -5,7 +5,7 @@ import pytest
 from nvcf_agent.errors import AgentError
 from nvcf_agent.kubernetes import event_queue
 from nvcf_agent.kubernetes.event_queue import EventQueue
-from nvcf_agent.state.transitions import Ready
+from nvcf_agent.state.events import Ready
 
 
 async def test_a_full_queue_is_an_error_for_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ from nvcf_agent.kubernetes.helm.kinds import DEPLOYMENT, JOB, REPLICA_SET, STATE
 from nvcf_agent.kubernetes.helm.miniservice import Reason
 from nvcf_agent.kubernetes.helm.records import Rendered
 from nvcf_agent.kubernetes.pods.observe import Failure, Limits
+from nvcf_agent.state.events import Ended, Ready, Unready
 from nvcf_agent.state.managed_instance import Category
-from nvcf_agent.state.transitions import Ended, Ready, Unready
 from nvcf_proto.icms.causes import Cause
 
 NOW = 1_800_000_000.0
