@@ -23,6 +23,7 @@ class PublicResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
+        """Return the addresses of a host. Raises `ChartPullError` if one is not public."""
         found = await self._inner.resolve(host, port, family)
         if host not in self._private and f"{host}:{port}" not in self._private:
             for each in found:
@@ -30,6 +31,7 @@ class PublicResolver(AbstractResolver):
         return found
 
     async def close(self) -> None:
+        """Close the resolver."""
         await self._inner.close()
 
 
