@@ -13,7 +13,6 @@ import json
 import os
 import random
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from nvcf_worker import Task, task
 
@@ -34,14 +33,6 @@ class State:
         return 4 * self.hit / self.thrown if self.thrown else 0.0
 
 
-def load(checkpoint: Path) -> State:
-    """Return the state that an earlier run saved, or a new state."""
-    try:
-        return State(**json.loads(checkpoint.read_text()))
-    except FileNotFoundError:
-        return State()
-
-
 def one_round(state: State, darts: int, seed: int) -> State:
     """Add some random points of the unit square. A repeated round has the same points."""
     dice = random.Random(f"{seed}-{state.rounds}").random
@@ -52,15 +43,14 @@ def one_round(state: State, darts: int, seed: int) -> State:
 def main(run: Task) -> None:
     """Run all rounds. Save the state and report progress after each."""
     results = run.results_dir
-    checkpoint = results / "checkpoint.json"
+    saved, draft = run.resume(), results / "state.json"
     darts = int(os.environ.get("DARTS", "2000000")) // ROUNDS
     seed = int(os.environ.get("SEED", "1"))
-    state = load(checkpoint)
+    state = State(**json.loads(saved.read_text())) if saved else State()
     while state.rounds < ROUNDS and not run.cancelled:
         state = one_round(state, darts, seed)
-        draft = checkpoint.with_suffix(".new")
         draft.write_text(json.dumps(asdict(state)))
-        draft.replace(checkpoint)
+        run.checkpoint(draft)
         run.progress(100 * state.rounds / ROUNDS, metadata={"estimate": state.estimate})
     if state.rounds == ROUNDS:
         (results / "pi.txt").write_text(f"{state.estimate}\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import threading
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 from nvcf_broker.files import replace_file
 from nvcf_worker.function.cancellation import Cancellation
+from nvcf_worker.tasks.checkpoints import DEFAULT_KEEP, FOLDER, Checkpoints
 from nvcf_worker.tasks.settings import RESULTS_DIR, TaskSettings
 
 log = logging.getLogger("nvcf_worker")
@@ -74,6 +76,25 @@ class Task:
         ValueError or TypeError for values that cannot be reported.
         """
         self._progress.update(percent, name, metadata)
+
+    def checkpoint(self, path: str | os.PathLike[str], *, keep: int = DEFAULT_KEEP) -> Path:
+        """Copy a file or folder with the task's state, so that a later run of the task can go on from it.
+
+        The copy is in `checkpoints/` of `results_dir`, on the disk when this returns, and complete or not
+        there, whenever the process is killed. The newest `keep` copies stay. Returns the copy. Raises
+        OSError, for example on a full disk; earlier checkpoints are still there then.
+        """
+        return self._checkpoints().add(Path(path), keep)
+
+    def resume(self) -> Path | None:
+        """Return the newest checkpoint of this run or an earlier one of the task; None: start anew.
+
+        It is a file or folder as `checkpoint` was given. Do not write to it.
+        """
+        return self._checkpoints().newest()
+
+    def _checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.results_dir / FOLDER)
 
 
 class ProgressFile:
