@@ -26,7 +26,7 @@ from nvcf_agent.kubernetes.flags import Flag
 from nvcf_agent.kubernetes.health import Health, State, answering
 from nvcf_agent.kubernetes.helm.fetch import Fetcher
 from nvcf_agent.kubernetes.key_set import publish_keys
-from nvcf_agent.kubernetes.leadership import LeaderApi, Leadership, no_trace_of_a_leader
+from nvcf_agent.kubernetes.leadership import Leadership, no_trace_of_a_leader
 from nvcf_agent.kubernetes.nodes.inventory import ClusterInventory
 from nvcf_agent.kubernetes.nodes.static import parse_static
 from nvcf_agent.kubernetes.nodes.watch import NodeWatch
@@ -78,7 +78,7 @@ async def serve(
                 lease_api, None if name is None else (system, name), settings.requests_namespace
             ),
         )
-        api = await stack.enter_async_context(await LeaderApi.open(options.kubeconfig))
+        api = await stack.enter_async_context(await Api.open(options.kubeconfig))
         api.leads = lambda: leadership.is_held
         health.state = State.STANDBY
         if not await _until(leadership.acquire(), stop):
@@ -143,7 +143,7 @@ class _Site:
 async def _make_site(
     options: argparse.Namespace,
     settings: Settings,
-    api: LeaderApi,
+    api: Api,
     icms: IcmsClient,
     session: aiohttp.ClientSession,
     stack: contextlib.AsyncExitStack,

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from nvcf_agent.kubernetes.client.api import Api
-from nvcf_agent.kubernetes.client.lease import LeaseTimes, leading
+from nvcf_agent.kubernetes.client.lease import Lease, LeaseTimes
 from nvcf_agent.kubernetes.leadership import LEASE_NAME, AnotherLeads, Leadership
 from tests.kubernetes.frozen_relay import FrozenRelay
 from tests.support.waiting import eventually
@@ -43,7 +43,7 @@ async def test_an_agent_goes_if_another_one_leads_or_has_led_meanwhile(
         await leadership.acquire()
         keeping = asyncio.create_task(leadership.keep(lambda _: None))
         frozen.freeze()
-        async with leading(api, namespace, LEASE_NAME, "second", FAST) as second:
+        async with Lease(api, namespace, LEASE_NAME, "second", FAST).leading() as second:
             assert not leadership.is_held
             if stays:
                 frozen.thaw()

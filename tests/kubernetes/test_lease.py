@@ -11,7 +11,7 @@ import pytest
 
 from nvcf_agent.kubernetes.client.api import Api
 from nvcf_agent.kubernetes.client.kinds import LEASE
-from nvcf_agent.kubernetes.client.lease import Lease, LeaseTimes, leading
+from nvcf_agent.kubernetes.client.lease import Lease, LeaseTimes
 from tests.kubernetes.cluster.clusters import Cluster
 from tests.kubernetes.frozen_relay import FrozenRelay
 from tests.support.waiting import eventually
@@ -27,7 +27,7 @@ async def holder(api: Api, namespace: str) -> str:
 
 
 async def test_one_leads_and_hands_over_when_it_leaves(api: Api, namespace: str) -> None:
-    async with leading(api, namespace, NAME, "agent", FAST) as first:
+    async with Lease(api, namespace, NAME, "agent", FAST).leading() as first:
         assert first.is_held
         assert await holder(api, namespace) == first.identity
         # The same name is another process all the same.
@@ -50,7 +50,7 @@ async def test_a_leader_that_cannot_renew_stops_before_another_begins(
 ) -> None:
     clock = asyncio.get_running_loop().time
     async with await Api.open(str(frozen.kubeconfig)) as through:
-        async with leading(through, namespace, NAME, "first", FAST) as first:
+        async with Lease(through, namespace, NAME, "first", FAST).leading() as first:
             second = Lease(api, namespace, NAME, "second", FAST)
             waiting = asyncio.create_task(second.acquire())
             frozen.freeze()
@@ -66,7 +66,7 @@ async def test_a_leader_that_cannot_renew_stops_before_another_begins(
 
 
 async def test_a_deleted_lease_makes_no_second_leader(api: Api, namespace: str) -> None:
-    async with leading(api, namespace, NAME, "first", FAST) as first:
+    async with Lease(api, namespace, NAME, "first", FAST).leading() as first:
         second = Lease(api, namespace, NAME, "second", FAST)
         waiting = asyncio.create_task(second.acquire())
         await api.delete(LEASE, NAME, namespace)
@@ -82,7 +82,7 @@ async def test_the_first_of_all_need_not_wait(api: Api, namespace: str) -> None:
         return True
 
     slow = LeaseTimes(duration=300, give_up=200.0, retry=0.2)
-    async with leading(api, namespace, NAME, "first", slow, is_first) as first:
+    async with Lease(api, namespace, NAME, "first", slow, is_first).leading() as first:
         assert first.is_held
         assert await holder(api, namespace) == first.identity
         # One that has seen a lease knows better.
@@ -97,7 +97,7 @@ async def test_the_first_of_all_need_not_wait(api: Api, namespace: str) -> None:
 
 
 async def test_what_others_write_into_the_lease_does_not_end_it(api: Api, namespace: str) -> None:
-    async with leading(api, namespace, NAME, "first", FAST) as first:
+    async with Lease(api, namespace, NAME, "first", FAST).leading() as first:
         until = first._until
         await api.patch(LEASE, NAME, namespace, {"metadata": {"labels": {"seen": "yes"}}})
         await eventually(lambda: first._until > until, "it is renewed")
@@ -113,7 +113,7 @@ async def test_never_two_lead(api_server: Cluster, namespace: str, tmp_path: Pat
     async def candidate(api: Api, index: int) -> None:
         nonlocal terms
         while True:
-            async with leading(api, namespace, NAME, f"agent-{index}", FAST) as lease:
+            async with Lease(api, namespace, NAME, f"agent-{index}", FAST).leading() as lease:
                 leases[index] = lease
                 others = [each.identity for each in leases if each is not lease and each.is_held]
                 assert not others, f"{lease.identity} leads beside {others}"

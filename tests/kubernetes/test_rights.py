@@ -11,7 +11,7 @@ import yaml
 from nvcf_agent.kubernetes.client.api import Api
 from nvcf_agent.kubernetes.client.errors import ApiError
 from nvcf_agent.kubernetes.client.kinds import EVENT, NODE, NVCF_BACKEND, SECRET
-from nvcf_agent.kubernetes.client.lease import LeaseTimes, leading
+from nvcf_agent.kubernetes.client.lease import Lease, LeaseTimes
 from nvcf_agent.kubernetes.events import EventRecorder
 from nvcf_agent.kubernetes.store import RequestStore
 from nvcf_agent.state import transitions
@@ -80,7 +80,7 @@ async def agent(api_server: Cluster, role: None, namespace: str, tmp_path: Path)
 @pytest.mark.timeout(300)
 async def test_the_agent_can_do_its_work_and_no_more(agent: Api, api: Api, namespace: str) -> None:
     requests = f"{namespace}-requests"
-    async with leading(agent, namespace, "nvcf-agent", "pod", LeaseTimes(3, 2.0, 0.2)):
+    async with Lease(agent, namespace, "nvcf-agent", "pod", LeaseTimes(3, 2.0, 0.2)).leading():
         recorder = EventRecorder(agent, "pod")
         store = RequestStore(agent, requests, on_saved=recorder.record_saved)
         async with watching(store), watching(recorder):

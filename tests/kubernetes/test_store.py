@@ -16,7 +16,6 @@ from nvcf_agent.kubernetes.client.api import Api, Object
 from nvcf_agent.kubernetes.client.errors import ApiError
 from nvcf_agent.kubernetes.client.kinds import CONFIG_MAP, EVENT, ICMS_REQUEST, SECRET
 from nvcf_agent.kubernetes.events import EventRecorder
-from nvcf_agent.kubernetes.leadership import LeaderApi
 from nvcf_agent.kubernetes.names import request_name
 from nvcf_agent.kubernetes.request_objects import request_object, secret_name
 from nvcf_agent.kubernetes.store import ENDED, RequestStore
@@ -266,7 +265,7 @@ async def test_a_write_whose_answer_is_lost_is_just_made_again(api: Api, namespa
 
 async def test_only_the_leader_writes(api_server: Cluster, namespace: str) -> None:
     leads = True
-    async with await LeaderApi.open(str(api_server.kubeconfig)) as api:
+    async with await Api.open(str(api_server.kubeconfig)) as api:
         api.leads = lambda: leads
         store, instance = RequestStore(api, namespace), accepted()
         await store.save(stored(instance))

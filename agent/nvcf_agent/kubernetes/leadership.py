@@ -9,13 +9,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from dataclasses import dataclass, field
 
 from nvcf_agent.errors import AgentError
-from nvcf_agent.kubernetes.client.api import Api, Object
+from nvcf_agent.kubernetes.client.api import Api
 from nvcf_agent.kubernetes.client.errors import ApiError
-from nvcf_agent.kubernetes.client.kinds import ICMS_REQUEST, LEASE, NVCF_BACKEND, Kind
-from nvcf_agent.kubernetes.client.lease import Lease, LeaseTimes, leading
+from nvcf_agent.kubernetes.client.kinds import ICMS_REQUEST, LEASE, NVCF_BACKEND
+from nvcf_agent.kubernetes.client.lease import Lease, LeaseTimes
 
 _log = logging.getLogger(__name__)
 
@@ -38,24 +38,17 @@ class AnotherLeads(AgentError):
     """Another agent works for this cluster."""
 
 
+@dataclass(eq=False)
 class Leadership:
     """The lease of this process, won again and again until another agent has it."""
 
-    def __init__(
-        self,
-        api: Api,
-        namespace: str,
-        identity: str,
-        times: LeaseTimes,
-        is_first: Callable[[], Awaitable[bool]] | None = None,
-    ) -> None:
-        self._api = api
-        self._namespace = namespace
-        self._identity = identity
-        self._times = times
-        self._is_first = is_first
-        self._stack = contextlib.AsyncExitStack()
-        self._lease: Lease | None = None
+    api: Api
+    namespace: str
+    identity: str
+    times: LeaseTimes
+    is_first: Callable[[], Awaitable[bool]] | None = None
+    _stack: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
+    _lease: Lease | None = None
 
     @property
     def is_held(self) -> bool:
@@ -64,9 +57,8 @@ class Leadership:
 
     async def acquire(self) -> None:
         """Return when this process leads."""
-        self._lease = await self._stack.enter_async_context(
-            leading(self._api, self._namespace, LEASE_NAME, self._identity, self._times, self._is_first)
-        )
+        lease = Lease(self.api, self.namespace, LEASE_NAME, self.identity, self.times, self.is_first)
+        self._lease = await self._stack.enter_async_context(lease.leading())
 
     async def keep(self, on_stalled: Callable[[bool], None]) -> None:
         """Lead until cancelled. Raises `AnotherLeads`.
@@ -98,39 +90,13 @@ class Leadership:
     async def _raise_if_another(self, before: str) -> None:
         while True:
             with contextlib.suppress(ApiError):
-                found = await self._api.get(LEASE, LEASE_NAME, self._namespace)
+                found = await self.api.get(LEASE, LEASE_NAME, self.namespace)
                 holder = ((found or {}).get("spec") or {}).get("holderIdentity")
-                mine = self._identity + "_"
+                mine = self.identity + "_"
                 if holder and holder != before and not holder.startswith(mine):
                     raise AnotherLeads(f"another agent works for this cluster now: {holder}")
-            await asyncio.sleep(self._times.retry)
+            await asyncio.sleep(self.times.retry)
 
     async def close(self) -> None:
         """Let another agent lead at once. What this one did has ended."""
         await self._stack.aclose()
-
-
-class LeaderApi(Api):
-    """Calls the API server, and changes something only while this process leads."""
-
-    leads: Callable[[], bool] = staticmethod(lambda: False)
-
-    def _check(self) -> None:
-        if not self.leads():
-            raise ApiError(0, "NotLeader", "nothing is changed without the lease")
-
-    async def create(self, kind: Kind, body: Object) -> Object:
-        self._check()
-        return await super().create(kind, body)
-
-    async def apply(self, kind: Kind, body: Object, *, part: str | None = None, force: bool = True) -> Object:
-        self._check()
-        return await super().apply(kind, body, part=part, force=force)
-
-    async def patch(self, *args: Any, **options: Any) -> Object:
-        self._check()
-        return await super().patch(*args, **options)
-
-    async def delete(self, *args: Any, **options: Any) -> bool:
-        self._check()
-        return await super().delete(*args, **options)

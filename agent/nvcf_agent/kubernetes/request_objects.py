@@ -14,7 +14,6 @@ from typing import Any
 
 from nvcf_agent.icms.reports import report_of
 from nvcf_agent.kubernetes.client.api import Object
-from nvcf_agent.kubernetes.client.kinds import ICMS_REQUEST
 from nvcf_agent.kubernetes.crds.icms_request import (
     FINALIZER,
     InstanceKind,
@@ -32,6 +31,7 @@ from nvcf_agent.kubernetes.names import (
     object_name,
     request_name,
 )
+from nvcf_agent.kubernetes.pods.names import owner_reference
 from nvcf_agent.state import order as orders
 from nvcf_agent.state.managed_instance import ManagedInstance
 from nvcf_agent.state.persisted_state import StoredInstance
@@ -93,18 +93,11 @@ def request_object(order: CreationMessage, namespace: str) -> Object:
 def message_secret(order: CreationMessage, request: Object) -> Object:
     """Return the Secret of a message; it goes with its ICMSRequest, which is as the API server has it."""
     launch = order.launch_specification.to_dict()
-    owner = {
-        "apiVersion": ICMS_REQUEST.api_version,
-        "kind": ICMS_REQUEST.kind,
-        "name": request["metadata"]["name"],
-        "uid": request["metadata"]["uid"],
-        "controller": True,
-    }
     metadata = {
         "name": secret_name(order.request_id),
         "namespace": request["metadata"]["namespace"],
         "labels": {MANAGED_BY: MANAGER, COMPONENT: MESSAGE},
-        "ownerReferences": [owner],
+        "ownerReferences": owner_reference(request),
     }
     data = {name: encode_base64(launch[name]) for name in SECRET_MEMBERS if name in launch}
     return {"metadata": metadata, "type": "Opaque", "data": data}

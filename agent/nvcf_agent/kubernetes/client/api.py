@@ -4,14 +4,14 @@ Every call has a deadline and raises `ApiError`. Nothing is tried again here.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Self
 
 import msgspec
 
-from nvcf_agent.kubernetes.client.connection import CALL_SECONDS, Connection
+from nvcf_agent.kubernetes.client.connection import CALL_SECONDS, JSON, Connection
 from nvcf_agent.kubernetes.client.errors import ApiError
 from nvcf_agent.kubernetes.client.kinds import POD, Kind
 
@@ -45,10 +45,14 @@ class Seen:
 
 
 class Api:
-    """Reads and writes objects. The namespace of a written object is that in its metadata."""
+    """Reads and writes objects. The namespace of a written object is that in its metadata.
+
+    It changes something only while `leads` returns true.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self.leads: Callable[[], bool] = lambda: True
 
     @classmethod
     async def open(cls, kubeconfig: str | None = None) -> Self:
@@ -64,10 +68,9 @@ class Api:
     async def get(self, kind: Kind, name: str, namespace: str | None = None) -> Object | None:
         """Return an object, or None if there is none."""
         try:
-            return _object(await self._connection.call("GET", kind.path(namespace, name)))
+            return await self.read(kind.path(namespace, name))
         except ApiError as error:
-            # The answer to a kind that the server does not know has no reason.
-            if error.is_missing and error.reason == _MISSING:
+            if _is_absent(error):
                 return None
             raise
 
@@ -136,18 +139,18 @@ class Api:
 
     async def create(self, kind: Kind, body: Object) -> Object:
         """Create an object. `ApiError.is_conflict` if it exists."""
-        path = kind.path(_namespace(body))
-        return _object(await self._connection.call("POST", path, _MANAGER, _typed(kind, body)))
+        path = kind.path(body["metadata"].get("namespace"))
+        return _object(await self._change("POST", path, _typed(kind, body)))
 
     async def apply(self, kind: Kind, body: Object, *, part: str | None = None, force: bool = True) -> Object:
         """Create or change an object so that these fields are so, and those applied before are gone.
 
         `part` is a subresource, such as `status`. Without `force`, fields of others are a conflict.
         """
-        path = kind.path(_namespace(body), body["metadata"]["name"], part)
-        query = _MANAGER | {"force": str(force).lower()}
-        answer = await self._connection.call("PATCH", path, query, _typed(kind, body), content_type=_APPLY)
-        return _object(answer)
+        path = kind.path(body["metadata"].get("namespace"), body["metadata"]["name"], part)
+        return _object(
+            await self._change("PATCH", path, _typed(kind, body), _APPLY, force=str(force).lower())
+        )
 
     async def apply_all(self, objects: Iterable[tuple[Kind, Object]]) -> None:
         """Apply objects that need nothing of each other, at the same time."""
@@ -162,8 +165,7 @@ class Api:
         """Change an object by a JSON merge patch. A `resourceVersion` in it that is not the present one is
         a conflict.
         """
-        path = kind.path(namespace, name, part)
-        return _object(await self._connection.call("PATCH", path, _MANAGER, patch, content_type=_MERGE))
+        return _object(await self._change("PATCH", kind.path(namespace, name, part), patch, _MERGE))
 
     async def delete(
         self,
@@ -181,10 +183,10 @@ class Api:
         if uid is not None:
             options["preconditions"] = {"uid": uid}
         try:
-            await self._connection.call("DELETE", kind.path(namespace, name), None, options)
+            await self._change("DELETE", kind.path(namespace, name), options)
         except ApiError as error:
             # With a uid, a conflict says that another object has the name now.
-            if (error.is_missing and error.reason == _MISSING) or (error.is_conflict and uid is not None):
+            if _is_absent(error) or (error.is_conflict and uid is not None):
                 return False
             raise
         return True
@@ -197,19 +199,24 @@ class Api:
 
     async def version(self) -> str:
         """Return the version of Kubernetes, such as v1.35.4."""
-        return str(_object(await self._connection.call("GET", "/version"))["gitVersion"])
+        return str((await self.read("/version"))["gitVersion"])
 
     async def read(self, path: str, *, deadline: float = CALL_SECONDS) -> Object:
         """Return the JSON object at a path that is of no kind, such as `/apis`."""
         return _object(await self._connection.call("GET", path, deadline=deadline))
 
+    async def _change(
+        self, method: str, path: str, body: Object, content_type: str = JSON, **query: str
+    ) -> bytes:
+        if not self.leads():
+            raise ApiError(0, "NotLeader", "nothing is changed without the lease")
+        manager = {} if method == "DELETE" else {"fieldManager": FIELD_MANAGER}
+        return await self._connection.call(method, path, manager | query, body, content_type=content_type)
 
-_MANAGER = {"fieldManager": FIELD_MANAGER}
 
-
-def _namespace(body: Object) -> str | None:
-    namespace: str | None = body["metadata"].get("namespace")
-    return namespace
+def _is_absent(error: ApiError) -> bool:
+    # The answer to a kind that the server does not know has no reason.
+    return error.is_missing and error.reason == _MISSING
 
 
 def _typed(kind: Kind, body: Object) -> Object:

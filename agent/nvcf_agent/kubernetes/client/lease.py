@@ -13,8 +13,9 @@ import logging
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Self
 
 from nvcf_agent.kubernetes.client.api import Api, Object
 from nvcf_agent.kubernetes.client.errors import ApiError
@@ -39,30 +40,48 @@ class LeaseTimes:
     retry: float = 2.0
 
 
+@dataclass(eq=False)
 class Lease:
-    """The lease of a leader. Made by `leading`."""
+    """The lease of a leader. `identity` is for readers of the Lease object, and gets an end of its own.
 
-    def __init__(
-        self,
-        api: Api,
-        namespace: str,
-        name: str,
-        identity: str,
-        times: LeaseTimes,
-        is_first: Callable[[], Awaitable[bool]] | None = None,
-    ) -> None:
-        self._api = api
-        self._namespace = namespace
-        self._name = name
-        self._times = times
-        self._is_first = is_first
-        self._version = ""
-        self._until = float("-inf")
-        self._lost = asyncio.Event()
+    `is_first` is asked where there is no lease: whether nobody can have led before, so that this process need
+    not wait.
+    """
+
+    api: Api
+    namespace: str
+    name: str
+    identity: str
+    times: LeaseTimes = LeaseTimes()
+    is_first: Callable[[], Awaitable[bool]] | None = None
+    transitions: int = 0
+    """How often the lease had got a new holder when this one got it."""
+    _version: str = ""
+    _until: float = float("-inf")
+    _lost: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
         # Two processes of one name must not take each other's lease for their own.
-        self.identity = f"{identity}_{uuid.uuid4().hex}"
-        self.transitions = 0
-        """How often the lease had got a new holder when this one got it."""
+        self.identity = f"{self.identity}_{uuid.uuid4().hex}"
+
+    @asynccontextmanager
+    async def leading(self) -> AsyncGenerator[Self]:
+        """Wait until this process leads, and renew the lease inside. `lost()` tells to stop.
+
+        After the block another one may lead at once.
+        """
+        await self.acquire()
+        renewing = asyncio.create_task(self.keep())
+        try:
+            yield self
+        finally:
+            was_held = self.is_held
+            renewing.cancel()
+            await asyncio.wait([renewing])
+            if was_held:
+                await self.release()
+        if not renewing.cancelled():
+            renewing.result()
 
     @property
     def is_held(self) -> bool:
@@ -79,7 +98,7 @@ class Lease:
         since = _now()
         while True:
             try:
-                found = await self._api.get(LEASE, self._name, self._namespace)
+                found = await self.api.get(LEASE, self.name, self.namespace)
                 if found is None:
                     if await self._make(was_there=seen is not None):
                         return
@@ -87,8 +106,8 @@ class Lease:
                 spec = found.get("spec") or {}
                 if spec != seen:
                     seen, since = spec, _now()
-                    _log.info("lease %s is held by %s", self._name, spec.get("holderIdentity") or "nobody")
-                duration = spec.get("leaseDurationSeconds") or self._times.duration
+                    _log.info("lease %s is held by %s", self.name, spec.get("holderIdentity") or "nobody")
+                duration = spec.get("leaseDurationSeconds") or self.times.duration
                 is_free = spec.get("holderIdentity") in (None, "", self.identity)
                 if is_free or _now() - since >= duration:
                     await self._take(found)
@@ -96,16 +115,16 @@ class Lease:
                     return
             except ApiError as error:
                 _log.log(logging.DEBUG if error.is_conflict else logging.WARNING, "lease: %s", error)
-            await asyncio.sleep(self._times.retry)
+            await asyncio.sleep(self.times.retry)
 
     async def _make(self, *, was_there: bool) -> bool:
         """Make the lease; return whether this process leads at once, because nobody can have led before."""
-        mine = not was_there and self._is_first is not None and await self._is_first()
+        mine = not was_there and self.is_first is not None and await self.is_first()
         began = _now()
-        made = await self._api.create(LEASE, self._body(self.identity if mine else SOMEBODY))
+        made = await self.api.create(LEASE, self._body(self.identity if mine else SOMEBODY))
         if mine:
             self._version = made["metadata"]["resourceVersion"]
-            self._until = began + self._times.give_up
+            self._until = began + self.times.give_up
             self._log_leading()
         return mine
 
@@ -117,7 +136,7 @@ class Lease:
         try:
             async with asyncio.timeout_at(self._until) as limit:
                 while True:
-                    await asyncio.sleep(self._times.retry)
+                    await asyncio.sleep(self.times.retry)
                     if not await self._renew():
                         _log.warning("this agent leads no more: another one has taken the lease")
                         return
@@ -132,7 +151,7 @@ class Lease:
         try:
             async with asyncio.timeout(_RELEASE_SECONDS):
                 # A renewal may have been under way.
-                found = await self._api.get(LEASE, self._name, self._namespace)
+                found = await self.api.get(LEASE, self.name, self.namespace)
                 if found is not None and found["spec"].get("holderIdentity") == self.identity:
                     self._version = found["metadata"]["resourceVersion"]
                     await self._write(self._body(""))
@@ -144,7 +163,7 @@ class Lease:
         try:
             began = _now()
             await self._write({"spec": {"renewTime": _wall()}})
-            self._until = began + self._times.give_up
+            self._until = began + self.times.give_up
             return True
         except ApiError as error:
             if not (error.is_conflict or error.is_missing):
@@ -152,7 +171,7 @@ class Lease:
                 return True
         try:
             # Changed by somebody's hand, or by a renewal whose answer was lost.
-            found = await self._api.get(LEASE, self._name, self._namespace)
+            found = await self.api.get(LEASE, self.name, self.namespace)
         except ApiError as error:
             _log.warning("lease: %s", error)
             return True
@@ -170,50 +189,21 @@ class Lease:
         self._version = found["metadata"]["resourceVersion"]
         began = _now()
         await self._write(body)
-        self._until = began + self._times.give_up
+        self._until = began + self.times.give_up
 
     async def _write(self, body: Object) -> None:
         body["metadata"] = {"resourceVersion": self._version}
-        written = await self._api.patch(LEASE, self._name, self._namespace, body)
+        written = await self.api.patch(LEASE, self.name, self.namespace, body)
         self._version = written["metadata"]["resourceVersion"]
 
     def _body(self, holder: str) -> Object:
         spec = {
             "holderIdentity": holder,
-            "leaseDurationSeconds": self._times.duration,
+            "leaseDurationSeconds": self.times.duration,
             "acquireTime": _wall(),
             "renewTime": _wall(),
         }
-        return {"metadata": {"name": self._name, "namespace": self._namespace}, "spec": spec}
-
-
-@asynccontextmanager
-async def leading(
-    api: Api,
-    namespace: str,
-    name: str,
-    identity: str,
-    times: LeaseTimes | None = None,
-    is_first: Callable[[], Awaitable[bool]] | None = None,
-) -> AsyncGenerator[Lease]:
-    """Wait until this process leads, and renew its lease inside. `await lease.lost()` tells to stop.
-
-    `identity` is for readers of the Lease object. `is_first` is asked where there is no lease: whether nobody
-    can have led before, so that this process need not wait. After the block another one may lead at once.
-    """
-    lease = Lease(api, namespace, name, identity, times or LeaseTimes(), is_first)
-    await lease.acquire()
-    renewing = asyncio.create_task(lease.keep())
-    try:
-        yield lease
-    finally:
-        was_held = lease.is_held
-        renewing.cancel()
-        await asyncio.wait([renewing])
-        if was_held:
-            await lease.release()
-    if not renewing.cancelled():
-        renewing.result()
+        return {"metadata": {"name": self.name, "namespace": self.namespace}, "spec": spec}
 
 
 def _now() -> float:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvcf_agent.kubernetes import request_objects as objects
+from nvcf_agent.kubernetes.client.kinds import ICMS_REQUEST, SECRET, Kind
 from nvcf_agent.state import transitions
 from nvcf_agent.state.inventory import Share
 from nvcf_agent.state.managed_instance import Category, ManagedInstance
@@ -39,16 +40,16 @@ orders = st.builds(
 )
 
 
-def sent(value: dict[str, Any]) -> dict[str, Any]:
+def sent(kind: Kind, value: dict[str, Any]) -> dict[str, Any]:
     """What the API server gives back of an object."""
     copy: dict[str, Any] = json.loads(json.dumps(value))
-    copy.setdefault("metadata", {})["uid"] = "some-uid"
-    return copy
+    copy["metadata"]["uid"] = "some-uid"
+    return copy | {"apiVersion": kind.api_version, "kind": kind.kind}
 
 
 def written(message: CreationMessage, *instances: ManagedInstance) -> tuple[dict[str, Any], dict[str, Any]]:
-    request = sent(objects.request_object(message, NAMESPACE))
-    secret = sent(objects.message_secret(message, request))
+    request = sent(ICMS_REQUEST, objects.request_object(message, NAMESPACE))
+    secret = sent(SECRET, objects.message_secret(message, request))
     stored = {each.id: StoredInstance.of(each, CLUSTER) for each in instances}
     request["status"] = json.loads(json.dumps(objects.request_state(stored, 5.0)))
     return request, secret
