@@ -34,6 +34,7 @@ class TaskRequest:
     max_runtime: float | None = None
     max_queued: float | None = None
     grace: float | None = None
+    results: str | None = None
     tags: tuple[str, ...] = ()
     secrets: tuple[Json, ...] = field(default=(), repr=False)
 
@@ -56,6 +57,7 @@ class TaskRequest:
             "tags": list(self.tags),
             **{name: duration_text(seconds) for name, seconds in durations.items() if seconds is not None},
             **({"secrets": list(self.secrets)} if self.secrets else {}),
+            **({"resultHandlingStrategy": "UPLOAD", "resultsLocation": self.results} if self.results else {}),
         }
 
 

@@ -16,12 +16,15 @@ from nvcf_cli.commands.task_run import run
 from nvcf_cli.errors import CliError
 from nvcf_cli.screen import age, cell, console, print_json, print_table, visible
 from nvcf_cli.tailing import LogFile, readable
+from nvcf_cli.task_results import StoredFile, location_of, stored_files
+from nvcf_cli.task_results import download as fetch_results
 
 app = typer.Typer(no_args_is_help=True, help="Run tasks: work that runs once to its end.")
 
 TaskArgument = Annotated[
     str, typer.Argument(metavar="TASK", help="Id of the task, its beginning, or the newest task's name.")
 ]
+_NOT_UPLOADED = "submit it with nvcf task run --results s3://BUCKET/PREFIX"
 app.command("run")(run)
 
 
@@ -169,32 +172,57 @@ def cancel(
 @app.command("results")
 def results(
     task: TaskArgument,
+    download: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Download what the task has uploaded into this folder.", show_default=False
+        ),
+    ] = None,
     as_json: JsonOption = False,
     data: DataOption = None,
     url: UrlOption = None,
     key_file: KeyFileOption = None,
 ) -> None:
-    """List what a task has reported, and the folder of its results if this machine has it.
+    """List what a task has reported, and the files of its results.
+
+    Uploaded results are read with the key in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; a store other than
+    AWS is named by AWS_ENDPOINT_URL_S3. A download that was interrupted is continued, and checked.
 
     \b
     Examples:
       nvcf task results train
+      nvcf task results train --download trained
     """
     access = Access(data, url, key_file)
 
-    async def work(api: Api) -> tuple[Json, list[Json]]:
+    async def work(api: Api) -> tuple[Json, list[Json], list[StoredFile]]:
         found = await tasks.find(api, task)
-        return found, await tasks.results(api, found)
+        location = location_of(found)
+        if download is not None and location is None:
+            raise CliError(f"task {found['id']} uploads no results: {_NOT_UPLOADED}")
+        stored = await stored_files(location) if location is not None else []
+        if location is not None and stored and download is not None:
+            await fetch_results(location, download.resolve())
+        return found, await tasks.results(api, found), stored
 
-    found, reported = access.run(work)
+    found, reported, stored = access.run(work)
     folder: Path | None = tasks.results_path(found, access.installation)
     if as_json:
-        print_json({"results": reported, "folder": None if folder is None else str(folder)})
+        files = [{"path": each.path, "size": each.size} for each in stored]
+        shown = {"results": reported, "folder": None if folder is None else str(folder)}
+        print_json(shown | ({"location": location_of(found), "files": files} if location_of(found) else {}))
         return
     rows = [(cell(each, "name"), age(each.get("createdAt")), _metadata(each)) for each in reported]
     print_table(("NAME", "AGE", "METADATA"), rows, "the task has reported no results")
-    if folder is not None:
-        console().print(Text(f"files: {folder}"))
+    out = console()
+    if location_of(found) is not None:
+        listed = [(visible(each.path), f"{each.size:,}") for each in stored]
+        out.print(Text(f"\nuploaded to {location_of(found)}"))
+        print_table(("FILE", "BYTES"), listed, "nothing is uploaded yet")
+    if download is not None:
+        out.print(Text(f"{len(stored)} files are in {download}"))
+    elif folder is not None:
+        out.print(Text(f"files: {folder}"))
 
 
 def _metadata(result: Json) -> str:

@@ -51,6 +51,12 @@ def run(
     secret: Annotated[
         list[str] | None, typer.Option(metavar="NAME=FILE", help="Secret in a file; repeatable.")
     ] = None,
+    results: Annotated[
+        str | None,
+        typer.Option(
+            metavar="s3://BUCKET/PREFIX", help="Upload the results there. [default: no]", show_default=False
+        ),
+    ] = None,
     tag: Annotated[list[str] | None, typer.Option(metavar="TAG", help="Tag; repeatable.")] = None,
     python: Annotated[
         str | None,
@@ -70,6 +76,8 @@ def run(
       nvcf task run train.py
       nvcf task run train.py --gpu H100 --max-runtime 3600 --env EPOCHS=3
       nvcf task run report.py --detach
+      nvcf task run train.py --results s3://models/runs \\
+        --secret AWS_ACCESS_KEY_ID=id.txt --secret AWS_SECRET_ACCESS_KEY=key.txt
     """
     path = find_file(file)
     specification: Json = {"clusters": cluster or []}
@@ -84,6 +92,7 @@ def run(
         max_runtime=max_runtime,
         max_queued=max_queued,
         grace=grace if max_runtime is None else min(grace, max_runtime),
+        results=results,
         tags=tuple(tag or ()),
         secrets=tuple(named_files(secret or ())),
     )

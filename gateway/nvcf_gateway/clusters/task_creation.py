@@ -89,6 +89,8 @@ def task_environment(wanted: OrderedTask) -> dict[str, str]:
         "TERMINATION_GRACE_PERIOD": task.termination_grace_period_duration,
         names.ESS_FQDN: addresses.http,
     }
+    if task.results_location is not None:
+        variables[names.RESULTS_LOCATION] = task.results_location
     # Names come from users; a line break in one must not keep the task from starting.
     return {
         name: re.sub(r"[\r\n\0\v\f\x1c-\x1e\x85\u2028\u2029]+", " ", value)

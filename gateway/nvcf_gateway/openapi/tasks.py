@@ -44,6 +44,7 @@ TASK_SCHEMAS: dict[str, Schema] = {
             "maxQueuedDuration": TEXT,
             "terminationGracePeriodDuration": TEXT,
             "resultHandlingStrategy": enum_of(ResultHandling),
+            "resultsLocation": {"type": "string", "description": "Of UPLOAD: `s3://BUCKET/PREFIX`."},
             "percentComplete": INTEGER,
             "healthInfo": object_of({"gpu": TEXT, "backend": TEXT, "instanceType": TEXT, "error": TEXT}),
             "waitingFor": {"type": "string", "description": "Why a queued task has no place."},

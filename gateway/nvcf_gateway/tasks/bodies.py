@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta
@@ -23,6 +24,8 @@ MAX_RECORD = 32 * 1024
 MOST_AT_ONCE = 100
 LONGEST = 30 * 24 * 3600.0
 NOT_RUN = "tasks from containerImage or helmChart are not run by this release: give process"
+_S3_LOCATION = r"s3://[a-z0-9][a-z0-9.-]{1,62}(/[A-Za-z0-9!_.*'()/-]*)?"
+_KEY_SECRETS = frozenset(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"))
 _CONTAINERS = ("containerImage", "helmChart")
 _ONLY_CONTAINERS = "only for tasks with containerImage or helmChart, which this release does not run"
 
@@ -67,7 +70,7 @@ class TaskCreation(Record, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     hints: ClassVar[dict[str, str]] = dict.fromkeys(
         ("containerArgs", "containerEnvironment", "models", "resources", "telemetries"), _ONLY_CONTAINERS
-    ) | {"resultsLocation": "only with resultHandlingStrategy UPLOAD, which this platform does not offer"}
+    )
 
     name: TaskName
     gpu_specification: TaskSpecification = TaskSpecification()
@@ -78,13 +81,13 @@ class TaskCreation(Record, frozen=True, kw_only=True, forbid_unknown_fields=True
     max_queued_duration: Duration = DEFAULT_MAX_QUEUED
     termination_grace_period_duration: Duration | None = None
     result_handling_strategy: ResultHandling = ResultHandling.NONE
+    results_location: Annotated[str, Meta(max_length=1024)] | None = None
     secrets: SecretList = ()
 
     def __post_init__(self) -> None:
         values_of(self.secrets)
         force_setattr(self, "tags", tuple(dict.fromkeys(self.tags)))
-        if self.result_handling_strategy is ResultHandling.UPLOAD:
-            raise InvalidRecord("resultHandlingStrategy", "expected NONE: there is no store for results here")
+        self._check_results()
         if self.process.handler is not None:
             raise InvalidRecord("process.handler", "a task is a whole file: call task(main) in it")
         runtime = _seconds("maxRuntimeDuration", self.max_runtime_duration)
@@ -92,6 +95,20 @@ class TaskCreation(Record, frozen=True, kw_only=True, forbid_unknown_fields=True
         grace = self.termination_grace_period_duration
         if grace is not None and duration_seconds(grace) > (LONGEST if runtime is None else runtime):
             raise InvalidRecord("terminationGracePeriodDuration", "expected at most maxRuntimeDuration")
+
+    def _check_results(self) -> None:
+        """Raise InvalidRecord unless the results can be uploaded as wanted."""
+        location, upload = self.results_location, self.result_handling_strategy is ResultHandling.UPLOAD
+        if not upload and location is not None:
+            raise InvalidRecord("resultsLocation", "only with resultHandlingStrategy UPLOAD")
+        if upload and (location is None or not re.fullmatch(_S3_LOCATION, location)):
+            raise InvalidRecord(
+                "resultsLocation", "expected s3://BUCKET/PREFIX: results go to S3 stores only"
+            )
+        missing = _KEY_SECRETS - {each.name for each in self.secrets}
+        if upload and missing:
+            names = " and ".join(sorted(missing))
+            raise InvalidRecord("secrets", f"the key of the results' store is missing: {names}")
 
     @property
     def grace(self) -> str:
@@ -151,6 +168,7 @@ def new_task(wanted: TaskCreation, task_id: str, nca_id: str, by: str, now: floa
             max_queued_duration=wanted.max_queued_duration,
             termination_grace_period_duration=wanted.grace,
             result_handling_strategy=wanted.result_handling_strategy,
+            results_location=wanted.results_location,
             has_secrets=bool(wanted.secrets),
         )
     except InvalidRecord as error:

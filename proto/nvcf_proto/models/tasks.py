@@ -88,6 +88,7 @@ class Task(Record, frozen=True, kw_only=True):
     max_queued_duration: Text = DEFAULT_MAX_QUEUED
     termination_grace_period_duration: Text = DEFAULT_GRACE
     result_handling_strategy: ResultHandling = ResultHandling.NONE
+    results_location: Text | None = None
     has_secrets: bool = False
 
     request_id: Text = ""

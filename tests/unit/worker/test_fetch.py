@@ -9,7 +9,6 @@ import io
 import json
 import tarfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvcf_worker.errors import ConfigurationError
-from nvcf_worker.fetch import s3
 from nvcf_worker.fetch.addresses import AddressRefused, check_address
 from nvcf_worker.fetch.artifacts import Artifact, Logins, artifact, file_name, parse_artifacts
 from nvcf_worker.fetch.client import Client, FetchError
@@ -288,17 +286,6 @@ async def test_a_prefix_of_a_bucket_is_listed_and_signed(server: Server, tmp_pat
     login = Logins({"bucket": ("key", "secret")})
     await fetch(tmp_path, model("s3://bucket/models/a%20b/"), environ=environ, logins=login)
     assert files_of(tmp_path) == {"models/m/sub/one.bin", "models/m/two.bin"}
-
-
-def test_signatures_are_those_of_aws() -> None:
-    """The example "Get Bucket (List Objects)" of AWS' documentation of Signature Version 4."""
-    key, secret = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
-    settings = s3.S3Settings("us-east-1", None, key, secret)
-    at = datetime(2013, 5, 24, tzinfo=UTC)
-    url = "https://examplebucket.s3.amazonaws.com/?max-keys=2&prefix=J"
-    headers = s3.signed_headers(settings, url, at)
-    expected = "34b48302e7b5fa45bde8084f4b7868a86f0a534bc59db6670ed5711ef69dc6f7"
-    assert headers["Authorization"].endswith(f"Signature={expected}")
 
 
 async def test_files_of_this_machine_need_a_folder_that_is_allowed(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from urllib.parse import parse_qsl, quote, urlsplit
 from xml.etree import ElementTree
 
-_EMPTY = hashlib.sha256(b"").hexdigest()
+CHECKSUM_HEADER = "x-amz-meta-sha256"
+"""[ext] Of each uploaded result: the SHA-256 of the whole file, in hex."""
 _SERVICE = "s3"
 
 
@@ -55,39 +56,50 @@ def parse_s3(uri: str) -> tuple[str, str]:
     return parts.netloc, parts.path.lstrip("/")
 
 
-def signed_headers(settings: S3Settings, url: str, now: datetime | None = None) -> dict[str, str]:
-    """Return the headers that sign a GET of a URL."""
+def signed_headers(
+    settings: S3Settings,
+    url: str,
+    now: datetime | None = None,
+    *,
+    method: str = "GET",
+    body: bytes = b"",
+    headers: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Return the headers of a request to a URL, the given ones and those that sign it."""
+    given = {name.lower(): value for name, value in (headers or {}).items()}
     if settings.key is None or settings.secret is None:
-        return {}
+        return given
+    digest = hashlib.sha256(body).hexdigest()
     at = now or datetime.now(UTC)
     stamp, day = at.strftime("%Y%m%dT%H%M%SZ"), at.strftime("%Y%m%d")
     parts = urlsplit(url)
-    headers = {"host": parts.netloc, "x-amz-content-sha256": _EMPTY, "x-amz-date": stamp}
+    signed = given | {"host": parts.netloc, "x-amz-content-sha256": digest, "x-amz-date": stamp}
     if settings.token is not None:
-        headers["x-amz-security-token"] = settings.token
-    names = ";".join(sorted(headers))
-    pairs = sorted((quote(name, safe="~"), quote(value, safe="~")) for name, value in parse_qsl(parts.query))
+        signed["x-amz-security-token"] = settings.token
+    names = ";".join(sorted(signed))
+    members = parse_qsl(parts.query, keep_blank_values=True)
+    pairs = sorted((quote(name, safe="~"), quote(value, safe="~")) for name, value in members)
     request = [
-        "GET",
+        method,
         parts.path or "/",
         "&".join(f"{name}={value}" for name, value in pairs),
-        *(f"{name}:{headers[name]}" for name in sorted(headers)),
+        *(f"{name}:{signed[name]}" for name in sorted(signed)),
         "",
         names,
-        _EMPTY,
+        digest,
     ]
     scope = f"{day}/{settings.region}/{_SERVICE}/aws4_request"
-    digest = hashlib.sha256("\n".join(request).encode()).hexdigest()
-    text = "\n".join(("AWS4-HMAC-SHA256", stamp, scope, digest))
+    canonical = hashlib.sha256("\n".join(request).encode()).hexdigest()
+    text = "\n".join(("AWS4-HMAC-SHA256", stamp, scope, canonical))
     key = f"AWS4{settings.secret}".encode()
     for part in (day, settings.region, _SERVICE, "aws4_request"):
         key = _mac(key, part)
     signature = _mac(key, text).hex()
-    del headers["host"]
-    headers["Authorization"] = (
+    del signed["host"]
+    signed["Authorization"] = (
         f"AWS4-HMAC-SHA256 Credential={settings.key}/{scope}, SignedHeaders={names}, Signature={signature}"
     )
-    return headers
+    return signed
 
 
 def _mac(key: bytes, text: str) -> bytes:
@@ -110,14 +122,19 @@ def list_query(prefix: str, token: str | None) -> str:
 
 def parse_page(text: bytes) -> S3Page:
     """Return a page of keys. Raises ValueError."""
-    if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
-        raise ValueError("the list of keys has declarations")
-    try:
-        root = ElementTree.fromstring(text)  # noqa: S314 - without declarations nothing can be expanded
-    except ElementTree.ParseError as error:
-        raise ValueError("the list of keys is no XML") from error
+    root = parse_xml(text)
     keys = tuple(
         (each.findtext("{*}Key") or "", int(each.findtext("{*}Size") or 0))
         for each in root.findall("{*}Contents")
     )
     return S3Page(keys, root.findtext("{*}NextContinuationToken"))
+
+
+def parse_xml(text: bytes) -> ElementTree.Element:
+    """Return the root of a response's XML. Raises ValueError."""
+    if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
+        raise ValueError("the response has declarations")
+    try:
+        return ElementTree.fromstring(text)  # noqa: S314 - without declarations nothing can be expanded
+    except ElementTree.ParseError as error:
+        raise ValueError("the response is no XML") from error

@@ -37,6 +37,8 @@ from nvcf_worker.serving import set_up_logging
 from nvcf_worker.tasks.lifetime import COMPLETED, FAILED, MAX_RUNTIME_EXCEEDED, TERMINATED
 from nvcf_worker.tasks.platform import OVER, TaskPlatform
 from nvcf_worker.tasks.progress_rules import BrokenRule, ProgressRules, Report, Unreadable
+from nvcf_worker.tasks.result_uploads import ResultUploads
+from nvcf_worker.tasks.s3_store import StoreError
 from nvcf_worker.tasks.settings import TaskSettings, read_settings
 
 log = logging.getLogger("nvcf_worker")
@@ -112,6 +114,7 @@ class TaskWorker:
     def __post_init__(self) -> None:
         strategy = os.environ.get(NVCT_RESULT_HANDLING_STRATEGY, "UPLOAD")
         self._rules = ProgressRules(upload=strategy != "NONE")
+        self._uploads = ResultUploads.of(os.environ, self.settings)
 
     async def run(self) -> ExitReason:
         """Run the file, and return how it ended."""
@@ -133,7 +136,10 @@ class TaskWorker:
             return await self._report_end(Ending(nvct_pb2.ERRORED, reason))
         code = await self._accompany(process, started)
         await self._look()
-        return await self._report_end(self._ending or self._outcome(code))
+        ending = self._ending or self._outcome(code)
+        if self._uploads is not None:
+            ending = await self._upload(self._uploads, ending)
+        return await self._report_end(ending)
 
     def _environment(self) -> dict[str, str]:
         return {name: value for name, value in os.environ.items() if name not in _OF_THE_WORKER}
@@ -144,6 +150,9 @@ class TaskWorker:
         asked = asyncio.ensure_future(self._ended.wait())
         beating = asyncio.ensure_future(self._beat())
         looking = asyncio.ensure_future(self._keep_looking())
+        background = {exited, asked, beating, looking}
+        if self._uploads is not None:
+            background.add(asyncio.ensure_future(self._uploads.run()))
         try:
             left = None if self.limit is None else max(0.0, started + self.limit - time.monotonic())
             await asyncio.wait({exited, asked}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
@@ -157,9 +166,37 @@ class TaskWorker:
             # Nothing that the process started stays.
             return await stop_process(process, 0)
         finally:
-            for each in (exited, asked, beating, looking):
+            for each in background:
                 each.cancel()
-            await asyncio.wait({exited, asked, beating, looking})
+            await asyncio.wait(background)
+
+    async def _upload(self, uploads: ResultUploads, ending: Ending) -> Ending:
+        """Upload what is left, and return the outcome: a task without its results is not complete.
+
+        A task that failed or was ended has its grace period for it. Meanwhile its worker shows that it lives.
+        """
+        complete = ending.status == nvct_pb2.COMPLETED
+        beating = asyncio.ensure_future(self._beat())
+        uploading = asyncio.ensure_future(uploads.finish())
+        asked = asyncio.ensure_future(self._ended.wait()) if complete else None
+        waiting = {uploading} if asked is None else {uploading, asked}
+        try:
+            limit = None if complete else self.settings.grace_seconds
+            await asyncio.wait(waiting, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            if not uploading.done():
+                log.error("the results are not all uploaded: the task has to end")
+                return self._ending or ending
+            log.info("%d files of results are uploaded", uploading.result())
+        except StoreError as error:
+            text = f"the results could not be uploaded: {error}"
+            log.error("%s", text)
+            if complete:
+                return Ending(nvct_pb2.ERRORED, ExitReason(FAILED, error.category, text))
+        finally:
+            for each in {beating, *waiting}:
+                each.cancel()
+            await asyncio.wait({beating, *waiting})
+        return ending
 
     def _terminated(self, name: str) -> None:
         text = f"the worker was told to end ({name})"
@@ -221,6 +258,8 @@ class TaskWorker:
             return
         if report is not None:
             self._reports.append(report)
+            if self._uploads is not None:
+                self._uploads.report(report.name)
         await self._send_reports()
 
     def _broken(self, text: str) -> None:
