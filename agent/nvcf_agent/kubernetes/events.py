@@ -9,7 +9,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nvcf_agent.kubernetes.client.api import Api, Object
 from nvcf_agent.kubernetes.client.errors import ApiError
@@ -44,20 +44,20 @@ class _Said:
         return self.about["metadata"]["uid"], self.reason, self.message
 
 
+@dataclass(eq=False)
 class EventRecorder:
     """Writes events, at most `PER_SECOND` and one after the other. A repeated one is counted up.
 
     `instance` names this process.
     """
 
-    def __init__(self, api: Api, instance: str, *, wall: Callable[[], float] = time.time) -> None:
-        self._api = api
-        self._instance = instance
-        self._wall = wall
-        self._waiting: asyncio.Queue[_Said] = asyncio.Queue(MOST_WAITING)
-        self._written: OrderedDict[tuple[str, str, str], tuple[str, int]] = OrderedDict()
-        self.dropped = 0
-        """Events that were not written because too many waited."""
+    api: Api
+    instance: str
+    wall: Callable[[], float] = time.time
+    dropped: int = 0
+    """Events that were not written because too many waited."""
+    _waiting: asyncio.Queue[_Said] = field(default_factory=lambda: asyncio.Queue(MOST_WAITING))
+    _written: OrderedDict[tuple[str, str, str], tuple[str, int]] = field(default_factory=OrderedDict)
 
     def record(self, about: Object, reason: str, message: str, *, warning: bool = False) -> None:
         """Write an event about an object as the API server has it, soon. Never waits."""
@@ -83,13 +83,13 @@ class EventRecorder:
             await asyncio.sleep(1 / PER_SECOND)
 
     async def _write(self, said: _Said) -> None:
-        now = timestamp(self._wall())
+        now = timestamp(self.wall())
         namespace = said.about["metadata"].get("namespace") or "default"
         name, count = self._written.pop(said.key, ("", 0))
         if count:
             try:
                 again = {"count": count + 1, "lastTimestamp": now}
-                await self._api.patch(EVENT, name, namespace, again)
+                await self.api.patch(EVENT, name, namespace, again)
             except ApiError as error:
                 if not error.is_missing:
                     raise
@@ -97,7 +97,7 @@ class EventRecorder:
                 count = 0
         if not count:
             name = f"{said.about['metadata']['name']}.{uuid.uuid4().hex[:16]}"
-            await self._api.create(EVENT, self._event(said, name, namespace, now))
+            await self.api.create(EVENT, self._event(said, name, namespace, now))
         self._written[said.key] = name, count + 1
         while len(self._written) > _REMEMBERED:
             self._written.popitem(last=False)
@@ -114,7 +114,7 @@ class EventRecorder:
             "type": "Warning" if said.warning else "Normal",
             "source": {"component": COMPONENT},
             "reportingComponent": COMPONENT,
-            "reportingInstance": self._instance,
+            "reportingInstance": self.instance,
             "firstTimestamp": now,
             "lastTimestamp": now,
             "count": 1,

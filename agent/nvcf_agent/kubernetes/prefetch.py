@@ -10,7 +10,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nvcf_agent.backends.environment import InstanceSpec
@@ -58,19 +58,17 @@ class Wanted:
     logins: tuple[Auths, ...] = ()
 
 
+@dataclass(eq=False)
 class Prefetcher:
     """Pulls images, AT_ONCE nodes at a time."""
 
-    def __init__(
-        self, api: Api, settings: PodSettings, nodes: Nodes, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._api = api
-        self._settings = settings
-        self._nodes = nodes
-        self._clock = clock
-        self._asked: dict[tuple[str, str], float] = {}
-        self._waiting: asyncio.Queue[Wanted] = asyncio.Queue(MOST_WAITING)
-        self._task: asyncio.Task[None] | None = None
+    api: Api
+    settings: PodSettings
+    nodes: Nodes
+    clock: Callable[[], float] = time.monotonic
+    _asked: dict[tuple[str, str], float] = field(default_factory=dict)
+    _waiting: asyncio.Queue[Wanted] = field(default_factory=lambda: asyncio.Queue(MOST_WAITING))
+    _task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin to pull what is asked for."""
@@ -97,7 +95,7 @@ class Prefetcher:
             self._ask(Wanted(each.container_image, each.instance_type_value, logins))
 
     def _ask(self, wanted: Wanted) -> None:
-        key, now = (wanted.image, wanted.instance_type_value), self._clock()
+        key, now = (wanted.image, wanted.instance_type_value), self.clock()
         self._asked = {each: at for each, at in self._asked.items() if now - at < _AGAIN_SECONDS}
         if key in self._asked or self._waiting.full():
             return
@@ -124,11 +122,11 @@ class Prefetcher:
     async def _clear(self) -> None:
         """Remove what an earlier agent has left."""
         for kind in (POD, SECRET):
-            for each in (await self._api.list(kind, self._settings.namespace, labels=SELECTOR)).items:
-                await self._api.delete(kind, each["metadata"]["name"], self._settings.namespace, grace=0)
+            for each in (await self.api.list(kind, self.settings.namespace, labels=SELECTOR)).items:
+                await self.api.delete(kind, each["metadata"]["name"], self.settings.namespace, grace=0)
 
     async def _everywhere(self, wanted: Wanted) -> None:
-        image, namespace = wanted.image, self._settings.namespace
+        image, namespace = wanted.image, self.settings.namespace
         name = object_name(PREFETCH, hashlib.sha256(image.encode()).hexdigest()[:16])
         auths = {
             host: login
@@ -137,20 +135,20 @@ class Prefetcher:
         }
         if auths:
             metadata = {"name": name, "namespace": namespace, "labels": _LABELS}
-            await self._api.apply(SECRET, login_secret(metadata, auths))
-        gate, began = asyncio.Semaphore(AT_ONCE), self._clock()
+            await self.api.apply(SECRET, login_secret(metadata, auths))
+        gate, began = asyncio.Semaphore(AT_ONCE), self.clock()
         pulls = [name] if auths else []
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(self._on_node(gate, image, node, name, pulls))
-                    for node in self._nodes(wanted.instance_type_value)
+                    for node in self.nodes(wanted.instance_type_value)
                 ]
         finally:
             with contextlib.suppress(AgentError):
-                await self._api.delete(SECRET, name, namespace)
+                await self.api.delete(SECRET, name, namespace)
         done = sum(task.result() for task in tasks)
-        seconds = self._clock() - began
+        seconds = self.clock() - began
         _log.info("image %s is on %d of %d nodes after %.0f s", image, done, len(tasks), seconds)
 
     async def _on_node(
@@ -158,10 +156,10 @@ class Prefetcher:
     ) -> bool:
         """Pull an image on one node; return whether it is there."""
         async with gate:
-            body = prefetch_pod(object_name(name, node), image, node, self._settings, pulls)
+            body = prefetch_pod(object_name(name, node), image, node, self.settings, pulls)
             pod = body["metadata"]["name"]
             try:
-                await self._api.apply(POD, body)
+                await self.api.apply(POD, body)
                 async with asyncio.timeout(_LONGEST_SECONDS):
                     return await self._outcome(pod)
             except (AgentError, TimeoutError) as error:
@@ -169,12 +167,12 @@ class Prefetcher:
                 return False
             finally:
                 with contextlib.suppress(AgentError):
-                    await self._api.delete(POD, pod, self._settings.namespace, grace=0)
+                    await self.api.delete(POD, pod, self.settings.namespace, grace=0)
 
     async def _outcome(self, pod: str) -> bool:
         """Look at a pod until its image is there or cannot be pulled."""
         while True:
-            found = outcome(await self._api.get(POD, pod, self._settings.namespace))
+            found = outcome(await self.api.get(POD, pod, self.settings.namespace))
             if found is not None:
                 return found
             await asyncio.sleep(_LOOK_SECONDS)

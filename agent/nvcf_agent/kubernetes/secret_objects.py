@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ Place = Callable[[str], tuple[str, str]]
 """Returns namespace and name of the Secret of an instance's id."""
 
 
+@dataclass(frozen=True)
 class SecretObjects:
     """Writes `secrets.json` of instances into their Secrets, which the backend makes and removes."""
 
-    def __init__(self, api: Api, place: Place) -> None:
-        self._api = api
-        self._place = place
+    api: Api
+    place: Place
 
     async def open(self) -> None:
         return None
@@ -37,9 +38,9 @@ class SecretObjects:
 
     async def write(self, instance_id: str, values: Mapping[str, Any]) -> None:
         text = encoded(json.dumps(values)) if values else None
-        namespace, name = self._place(instance_id)
+        namespace, name = self.place(instance_id)
         try:
-            await self._api.patch(SECRET, name, namespace, {"data": {SECRETS_FILE: text}})
+            await self.api.patch(SECRET, name, namespace, {"data": {SECRETS_FILE: text}})
         except ApiError as error:
             if not error.is_missing:
                 raise StartError(f"the secrets of instance {instance_id} are not written: {error}") from error

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 import msgspec
 
@@ -49,6 +49,7 @@ class _Request:
     """It is being removed by this agent."""
 
 
+@dataclass(eq=False)
 class RequestStore:
     """Stores the state in the namespace of requests.
 
@@ -57,36 +58,28 @@ class RequestStore:
     `on_saved(request, before, after)` is called for each instance that was stored.
     """
 
-    def __init__(
-        self,
-        api: Api,
-        namespace: str,
-        *,
-        on_deleted: Callable[[str], None] = lambda _request_id: None,
-        on_saved: Saved = lambda _request, _before, _after: None,
-        wall: Callable[[], float] = time.time,
-    ) -> None:
-        self._api = api
-        self._namespace = namespace
-        self._on_deleted = on_deleted
-        self._on_saved = on_saved
-        self._wall = wall
-        self._requests: dict[str, _Request] = {}
-        self._writing = asyncio.Semaphore(_AT_ONCE)
-        self._locks: dict[str, asyncio.Lock] = {}
-        self._pending: dict[str, dict[str, StoredInstance]] = {}
-        self._informer = Informer(
-            api,
+    api: Api
+    namespace: str
+    _: KW_ONLY
+    on_deleted: Callable[[str], None] = lambda _request_id: None
+    on_saved: Saved = lambda _request, _before, _after: None
+    wall: Callable[[], float] = time.time
+    _requests: dict[str, _Request] = field(default_factory=dict)
+    _writing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
+    _locks: dict[str, asyncio.Lock] = field(default_factory=dict)
+    _pending: dict[str, dict[str, StoredInstance]] = field(default_factory=dict)
+
+    async def run(self) -> None:
+        """Watch for deleted requests, until cancelled."""
+        informer = Informer(
+            self.api,
             ICMS_REQUEST,
-            namespace=namespace,
+            namespace=self.namespace,
             labels=objects.SELECTOR,
             on_change=self._on_change,
             trim=_trim,
         )
-
-    async def run(self) -> None:
-        """Watch for deleted requests, until cancelled."""
-        await self._informer.run()
+        await informer.run()
 
     def object_of(self, request_id: str) -> Object | None:
         """Return the ICMSRequest of a request, as owner of what belongs to it."""
@@ -95,8 +88,8 @@ class RequestStore:
 
     async def load(self) -> tuple[list[StoredInstance], dict[str, EndedInstance]]:
         async with self._errors():
-            listed = await self._api.list(ICMS_REQUEST, self._namespace, labels=objects.SELECTOR)
-            secrets = await self._api.list(SECRET, self._namespace, labels=objects.SECRET_SELECTOR)
+            listed = await self.api.list(ICMS_REQUEST, self.namespace, labels=objects.SELECTOR)
+            secrets = await self.api.list(SECRET, self.namespace, labels=objects.SECRET_SELECTOR)
             by_name = {each["metadata"]["name"]: each for each in secrets.items}
             for request in listed.items:
                 await self._load_request(request, by_name)
@@ -119,7 +112,7 @@ class RequestStore:
         self._requests[request_id] = _Request(found[0].order, _reference(request), instances)
 
     async def _load_ended(self) -> dict[str, EndedInstance]:
-        found = await self._api.get(CONFIG_MAP, ENDED, self._namespace)
+        found = await self.api.get(CONFIG_MAP, ENDED, self.namespace)
         packed = ((found or {}).get("binaryData") or {}).get(_ENDED_KEY)
         if packed is None:
             return {}
@@ -160,7 +153,7 @@ class RequestStore:
                 self._pending[request_id] = newest | self._pending.get(request_id, {})
                 raise
         for instance_id, each in newest.items():
-            self._on_saved(known.object, before.get(instance_id), each)
+            self.on_saved(known.object, before.get(instance_id), each)
 
     async def forget(self, instance_id: str) -> None:
         known = next((each for each in self._requests.values() if instance_id in each.instances), None)
@@ -181,20 +174,20 @@ class RequestStore:
     async def save_ended(self, ended: Mapping[str, EndedInstance]) -> None:
         members = msgspec.json.encode({key: each.to_dict() for key, each in ended.items()})
         packed = base64.b64encode(gzip.compress(members, mtime=0)).decode()
-        metadata = {"name": ENDED, "namespace": self._namespace, "labels": {MANAGED_BY: MANAGER}}
+        metadata = {"name": ENDED, "namespace": self.namespace, "labels": {MANAGED_BY: MANAGER}}
         async with self._errors():
-            await self._api.apply(CONFIG_MAP, {"metadata": metadata, "binaryData": {_ENDED_KEY: packed}})
+            await self.api.apply(CONFIG_MAP, {"metadata": metadata, "binaryData": {_ENDED_KEY: packed}})
 
     # one request's objects
 
     async def _write_order(self, order: CreationMessage) -> _Request:
-        request = await self._api.apply(ICMS_REQUEST, objects.request_object(order, self._namespace))
-        await self._api.apply(SECRET, objects.message_secret(order, request))
+        request = await self.api.apply(ICMS_REQUEST, objects.request_object(order, self.namespace))
+        await self.api.apply(SECRET, objects.message_secret(order, request))
         return _Request(order, _reference(request))
 
     async def _write_status(self, known: _Request, instances: dict[str, StoredInstance]) -> None:
         """Write to the version of the object that was seen last; if it has changed, look, and do it again."""
-        status = objects.request_state(instances, self._wall())
+        status = objects.request_state(instances, self.wall())
         for _ in range(_TRIES):
             metadata = known.object["metadata"]
             body = {
@@ -202,13 +195,13 @@ class RequestStore:
                 "status": status,
             }
             try:
-                known.object = _reference(await self._api.apply(ICMS_REQUEST, body, part="status"))
+                known.object = _reference(await self.api.apply(ICMS_REQUEST, body, part="status"))
                 known.instances = instances
                 return
             except ApiError as error:
                 if not (error.is_conflict or error.is_missing):
                     raise
-            found = await self._api.get(ICMS_REQUEST, metadata["name"], self._namespace)
+            found = await self.api.get(ICMS_REQUEST, metadata["name"], self.namespace)
             if found is None or found["metadata"]["uid"] != metadata["uid"]:
                 _log.warning("request %s was removed by force, and is stored again", metadata["name"])
                 found = (await self._write_order(known.order)).object
@@ -227,15 +220,15 @@ class RequestStore:
                 if FINALIZER in finalizers:
                     left = [each for each in finalizers if each != FINALIZER]
                     seen = {"resourceVersion": metadata["resourceVersion"], "uid": uid}
-                    await self._api.patch(
-                        ICMS_REQUEST, name, self._namespace, {"metadata": seen | {"finalizers": left}}
+                    await self.api.patch(
+                        ICMS_REQUEST, name, self.namespace, {"metadata": seen | {"finalizers": left}}
                     )
-                await self._api.delete(ICMS_REQUEST, name, self._namespace, uid=uid)
+                await self.api.delete(ICMS_REQUEST, name, self.namespace, uid=uid)
                 return
             except ApiError as error:
                 if not (error.is_conflict or error.is_missing):
                     raise
-            found = await self._api.get(ICMS_REQUEST, name, self._namespace)
+            found = await self.api.get(ICMS_REQUEST, name, self.namespace)
             request = found if found is not None and found["metadata"]["uid"] == uid else None
         raise StoreError("an ICMSRequest is changed by others all the time")
 
@@ -263,7 +256,7 @@ class RequestStore:
             return
         if old is None or new is None or "deletionTimestamp" not in old["metadata"]:
             _log.warning("ICMSRequest %s was deleted: its instances end", seen["metadata"]["name"])
-        self._on_deleted(request_id)
+        self.on_deleted(request_id)
 
 
 def _reference(request: Object) -> Object:

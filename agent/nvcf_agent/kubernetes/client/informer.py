@@ -5,8 +5,8 @@ import logging
 import random
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
+from dataclasses import KW_ONLY, dataclass, field
 from http import HTTPStatus
-from types import MappingProxyType
 
 from nvcf_agent.kubernetes.client.api import WATCH_SECONDS, WATCH_SLACK_SECONDS, Api, Object
 from nvcf_agent.kubernetes.client.errors import ApiError
@@ -24,6 +24,7 @@ _LONGEST_PAUSE_SECONDS = 10.0
 _SHORT_SECONDS = 1.0
 
 
+@dataclass(eq=False)
 class Informer:
     """Keeps `objects`, and calls `on_change(old, new)` for each change, with None for what does not exist.
 
@@ -35,34 +36,26 @@ class Informer:
     any case.
     """
 
-    def __init__(
-        self,
-        api: Api,
-        kind: Kind,
-        *,
-        namespace: str | None = None,
-        labels: str | None = None,
-        on_change: Change = lambda _old, _new: None,
-        trim: Callable[[Object], None] = lambda _new: None,
-        watch_seconds: float = WATCH_SECONDS,
-        slack_seconds: float = WATCH_SLACK_SECONDS,
-    ) -> None:
-        self._api = api
-        self._kind = kind
-        self._namespace = namespace
-        self._labels = labels
-        self._on_change = on_change
-        self._trim = trim
-        self._watch_seconds = watch_seconds
-        self._slack_seconds = slack_seconds
-        self._version: str | None = None
-        self._objects: dict[Key, Object] = {}
-        self.objects: Mapping[Key, Object] = MappingProxyType(self._objects)
+    api: Api
+    kind: Kind
+    _: KW_ONLY
+    namespace: str | None = None
+    labels: str | None = None
+    on_change: Change = lambda _old, _new: None
+    trim: Callable[[Object], None] = lambda _new: None
+    watch_seconds: float = WATCH_SECONDS
+    slack_seconds: float = WATCH_SLACK_SECONDS
+    synced: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once `objects` is complete."""
+    heard_at: float = float("-inf")
+    """When the API server was last heard, in the event loop's time: `objects` was right then."""
+    _version: str | None = None
+    _objects: dict[Key, Object] = field(default_factory=dict)
+
+    @property
+    def objects(self) -> Mapping[Key, Object]:
         """All objects by namespace (empty for none) and name."""
-        self.synced = asyncio.Event()
-        """Set once `objects` is complete."""
-        self.heard_at = float("-inf")
-        """When the API server was last heard, in the event loop's time: `objects` was right then."""
+        return self._objects
 
     async def run(self) -> None:
         """List and watch until cancelled, whatever the API server does."""
@@ -77,14 +70,14 @@ class Informer:
                 self._version = None
                 failures += 1
                 level = logging.INFO if error.status in (0, HTTPStatus.GONE) else logging.WARNING
-                _log.log(level, "%s are listed anew: %s", self._kind.plural, error)
+                _log.log(level, "%s are listed anew: %s", self.kind.plural, error)
             if failures:
                 chance = random.random()  # noqa: S311 - only spreads tries
                 pause = growing_pause(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, failures, chance)
                 await asyncio.sleep(pause)
 
     async def _list(self) -> None:
-        listed = await self._api.list(self._kind, self._namespace, labels=self._labels)
+        listed = await self.api.list(self.kind, self.namespace, labels=self.labels)
         self._hear()
         found = {_key(each): each for each in listed.items}
         for key in self._objects.keys() - found.keys():
@@ -98,14 +91,14 @@ class Informer:
         """Follow one watch to its end. Return False if it ended at once, without a word."""
         began = asyncio.get_running_loop().time()
         # Not all watches of a process, nor all agents', end in the same moment.
-        seconds = self._watch_seconds * random.uniform(0.75, 1.0)  # noqa: S311
-        watch = self._api.watch(
-            self._kind,
-            self._namespace,
-            labels=self._labels,
+        seconds = self.watch_seconds * random.uniform(0.75, 1.0)  # noqa: S311
+        watch = self.api.watch(
+            self.kind,
+            self.namespace,
+            labels=self.labels,
             version=version,
             seconds=seconds,
-            slack=self._slack_seconds,
+            slack=self.slack_seconds,
         )
         heard = False
         async with aclosing(watch) as changes:
@@ -123,7 +116,7 @@ class Informer:
         if new is None:
             if old is not None:
                 del self._objects[key]
-                self._on_change(old, None)
+                self.on_change(old, None)
             return
         if old is not None and old["metadata"]["uid"] != new["metadata"]["uid"]:
             self._put(key, None)
@@ -131,9 +124,9 @@ class Informer:
         elif old is not None and old["metadata"]["resourceVersion"] == new["metadata"]["resourceVersion"]:
             return
         new["metadata"].pop("managedFields", None)
-        self._trim(new)
+        self.trim(new)
         self._objects[key] = new
-        self._on_change(old, new)
+        self.on_change(old, new)
 
     def _hear(self) -> None:
         self.heard_at = asyncio.get_running_loop().time()

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 
 from nvcf_agent.kubernetes.client.api import Api, Object
 from nvcf_agent.kubernetes.client.errors import ApiError
@@ -19,35 +19,32 @@ _PAUSE_SECONDS = 0.5
 _RETRY_SECONDS = 10.0
 
 
+@dataclass(eq=False)
 class NodeWatch:
-    """Keeps `inventory` up to date, `base` with the nodes of now, and calls `on_change` with each new one.
+    """Keeps the nodes of `inventory` up to date, and calls `on_change` with each new one.
 
-    Without `dynamic`, the inventory is `base` as it is. `passthrough`: GPUs passed through to virtual
-    machines are used.
+    Without `dynamic`, the inventory stays as it is. `passthrough`: GPUs passed through to virtual machines
+    are used.
     """
 
-    def __init__(
-        self,
-        api: Api,
-        base: ClusterInventory,
-        *,
-        dynamic: bool = True,
-        passthrough: bool = False,
-    ) -> None:
-        self._api = api
-        self._passthrough = passthrough
-        self._nodes: dict[str, GpuNode] = {}
-        self._changed = asyncio.Event()
-        self._dynamic = dynamic
-        self.inventory = base
-        self.on_change: Callable[[ClusterInventory], None] = lambda _: None
-        self.informer = Informer(api, NODE, labels="nvidia.com/gpu.present=true", on_change=self._on_node)
+    api: Api
+    inventory: ClusterInventory
+    _: KW_ONLY
+    dynamic: bool = True
+    passthrough: bool = False
+    on_change: Callable[[ClusterInventory], None] = lambda _: None
+    _nodes: dict[str, GpuNode] = field(default_factory=dict)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        selector = "nvidia.com/gpu.present=true"
+        self.informer = Informer(self.api, NODE, labels=selector, on_change=self._on_node)
 
     def _on_node(self, old: Object | None, new: Object | None) -> None:
         name = (new or old or {})["metadata"]["name"]
         read = None
         if new is not None:
-            read = read_node(new, self.inventory.provider, passthrough=self._passthrough)
+            read = read_node(new, self.inventory.provider, passthrough=self.passthrough)
         if read == self._nodes.get(name):
             return
         if read is None:
@@ -58,7 +55,7 @@ class NodeWatch:
 
     async def start(self, deadline: float) -> None:
         """Wait for the first list of nodes, while `run` runs. Without one in time, go on without GPUs."""
-        if not self._dynamic:
+        if not self.dynamic:
             return
         try:
             async with asyncio.timeout(deadline):
@@ -69,7 +66,7 @@ class NodeWatch:
 
     async def run(self) -> None:
         """Follow nodes until cancelled."""
-        if not self._dynamic:
+        if not self.dynamic:
             return
         async with asyncio.TaskGroup() as group:
             group.create_task(self.informer.run())
@@ -103,7 +100,7 @@ class NodeWatch:
                 continue
             patch = {"metadata": {"labels": {INSTANCE_TYPE: node.kind}}}
             try:
-                await self._api.patch(NODE, node.name, None, patch)
+                await self.api.patch(NODE, node.name, None, patch)
             except ApiError as error:
                 if not error.is_missing:
                     complete = False
