@@ -166,11 +166,18 @@ def _replaceable(groups: InstanceGroups, started: int) -> int:
     return max(1, everything // REPLACED_PART) - under_way
 
 
-def reclaim(instances: Iterable[Instance], fair_share: Mapping[str, int]) -> list[Action]:
-    """End instances beyond the fair share, which is by cluster, in favour of other versions."""
+def reclaim(
+    now: float, instances: Iterable[Instance], fair_share: Mapping[str, int], clusters: Iterable[Cluster]
+) -> list[Action]:
+    """End instances beyond the fair share, which is by cluster, in favour of other versions.
+
+    Nobody could start instead in a cluster that takes no new instances now, so there none is ended.
+    """
+    open_ = {each.id for each in clusters if each.unavailable(now) is None}
     there: dict[str, list[Instance]] = {}
     for each in instances:
-        there.setdefault(each.cluster_id, []).append(each)
+        if each.cluster_id in open_:
+            there.setdefault(each.cluster_id, []).append(each)
     actions: list[Action] = []
     for cluster_id, group in there.items():
         excess = len(group) - fair_share.get(cluster_id, 0)

@@ -225,7 +225,7 @@ class Reconciler:
         if not actions:
             shares = self._fair_shares.of(context.now, context.version.id, self.cache.devices())
             for key, share in shares.items():
-                actions += plan.reclaim(context.holding(key), share)
+                actions += plan.reclaim(context.now, context.holding(key), share, context.clusters)
         for action in actions:
             if not self.lease.held:
                 break

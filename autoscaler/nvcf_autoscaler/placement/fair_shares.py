@@ -100,7 +100,11 @@ def claims_of(
     clusters: Mapping[str, Sequence[Cluster]],
     time_slice: float,
 ) -> dict[str, Claim]:
-    """Return what a version wants after a decision, by specification. `clusters` are where each may be."""
+    """Return what a version wants after a decision, by specification.
+
+    `clusters` are where each may start instances. What runs elsewhere with the deployment's consent, as in a
+    cluster that is silent for a moment, cordoned or avoided after failures, may stay.
+    """
     desired = {each.specification_id: each.instances for each in decision.desired}
     missing = decision.missing * settings.slots
     needed = decision.needed * settings.slots
@@ -115,9 +119,12 @@ def claims_of(
         # Instances of an earlier form of the deployment make room for their successors.
         mine = [each for each in stale if each.gpu == spec.gpu]
         stale = [each for each in stale if each.gpu != spec.gpu]
+        possible = frozenset(each.id for each in clusters[key])
+        staying = {each.cluster_id for each in groups.current[key]}
+        staying |= {each.cluster_id for each in mine if each.cluster_id in groups.drained}
         found[key] = Claim(
             key=f"{version_id}/{key}",
-            clusters=frozenset(each.id for each in clusters[key]),
+            clusters=possible,
             devices=devices_of(spec, clusters[key]),
             least=least,
             needed=serving,
@@ -125,6 +132,7 @@ def claims_of(
             since=0.0,
             holding=by_cluster((*groups.current[key], *mine)),
             time_slice=time_slice,
+            keeps=frozenset(staying - possible),
         )
     return found
 

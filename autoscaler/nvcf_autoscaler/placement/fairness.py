@@ -28,7 +28,7 @@ class Claim:
     `devices` is what an instance takes, `holding` its present instances by cluster. Instance counts: `least`
     by the deployment, `needed` for requests, `wanted` with those kept warm. `since` is the instant (Unix
     seconds) from which it has held any or, holding none, has waited. Its only instance is safe from others
-    for `time_slice` seconds.
+    for `time_slice` seconds. In the clusters `keeps` it starts nothing now, but may keep what it holds.
     """
 
     key: str
@@ -40,6 +40,7 @@ class Claim:
     since: float
     holding: Mapping[str, int] = field(default_factory=dict)
     time_slice: float = TIME_SLICE
+    keeps: frozenset[str] = frozenset()
 
     @property
     def held(self) -> int:
@@ -106,7 +107,8 @@ def _choose(
     claim: Claim, hungry: Iterable[Claim], room: Mapping[str, int], given: Mapping[str, int]
 ) -> str | None:
     """Return a cluster with room: not contested by less flexible claims, then one in use already."""
-    possible = [each for each in claim.clusters if room.get(each, 0) >= claim.devices]
+    kept = (each for each in claim.keeps if given.get(each, 0) < claim.holding.get(each, 0))
+    possible = [each for each in (*claim.clusters, *kept) if room.get(each, 0) >= claim.devices]
     if len(possible) < 2:
         return possible[0] if possible else None
     others = [each.clusters for each in hungry if len(each.clusters) < len(claim.clusters)]

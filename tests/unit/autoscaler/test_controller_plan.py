@@ -236,11 +236,20 @@ def test_without_room_for_both_the_old_ones_leave_one_after_the_other() -> None:
 
 def test_the_fair_share_of_others_is_reclaimed_where_they_have_it() -> None:
     here, there = [instance(1), instance(2)], instance(3, cluster_id="two")
-    (action,) = reclaim([*here, there], {"one": 1, "two": 1})
+    clusters = [cluster("one"), cluster("two")]
+    (action,) = reclaim(NOW, [*here, there], {"one": 1, "two": 1}, clusters)
     assert isinstance(action, Terminate)
     assert len(action.instances) == 1
     assert action.instances[0] in here
-    assert reclaim([*here, there], {"one": 2, "two": 5}) == []
+    assert reclaim(NOW, [*here, there], {"one": 2, "two": 5}, clusters) == []
+
+
+@pytest.mark.parametrize(
+    "why", [{"healthy": False}, {"heard_ago": 100.0}, {"cordoned": True}, {"draining": True}]
+)
+def test_nothing_ends_for_others_where_they_cannot_start(why: dict[str, Any]) -> None:
+    assert reclaim(NOW, [instance(1)], {}, [cluster("one", **why)]) == []
+    assert reclaim(NOW, [instance(1)], {}, [cluster("two")]) == [], "no heartbeat is known"
 
 
 def test_growing_follows_the_placement() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -105,6 +106,23 @@ def test_only_clusters_that_could_hold_it_count() -> None:
     gone = Cluster("four", "local", NOW, clusters[0].capacity, healthy=False)
     found = possible_clusters(NOW, Requirement("A", "process"), [*clusters, gone], {"three"})
     assert [each.id for each in found] == ["one"], "a full one counts: what it has is what is shared"
+
+
+@pytest.mark.parametrize("count_of_others", [1, 9])
+def test_a_moment_without_the_cluster_costs_nobody_its_instances(count_of_others: int) -> None:
+    """A claim of that moment is still there when the cluster is heard again, and another version waits."""
+    (key, *_) = SPECIFICATIONS
+    kinds = {key: DeploymentSpecification(gpu="A", max_instances=2, min_instances=2)}
+    settings = ScalingSettings((SpecificationSettings(key, 2, 2),))
+    groups = group_instances(
+        NOW, [instance(1), instance(2)], {key: Requirement("A", "process")}, [cluster(healthy=False)]
+    )
+    fair_shares = FairShares()
+    found = claims_of("a", kinds, settings, groups, decision(2), {key: []}, 60.0)
+    fair_shares.record(NOW, "a", {key: "A"}, found)
+    record(fair_shares, NOW, "b", count_of_others)
+    assert fair_shares.of(NOW + 1, "a", DEVICES) == {key: {"one": 2}}
+    assert fair_shares.of(NOW + 1, "b", DEVICES) == {"s": {"one": min(count_of_others, 2)}}
 
 
 def test_an_instance_of_before_counts_for_its_successor() -> None:

@@ -32,6 +32,7 @@ def claim_lists(draw: st.DrawFn, *, alike: bool = False) -> list[Claim]:
         least = 0 if alike else draw(st.integers(0, 2))
         wanted = draw(st.integers(least, 12))
         chosen = CLUSTERS if alike else draw(st.sets(st.sampled_from(CLUSTERS), min_size=1))
+        kept = set() if alike else draw(st.sets(st.sampled_from(CLUSTERS))) - set(chosen)
         found.append(
             Claim(
                 key=f"v{number}",
@@ -41,7 +42,8 @@ def claim_lists(draw: st.DrawFn, *, alike: bool = False) -> list[Claim]:
                 needed=wanted if alike else draw(st.integers(0, wanted)),
                 wanted=wanted,
                 since=NOW - draw(st.floats(0, 200)),
-                holding=draw(st.dictionaries(st.sampled_from(sorted(chosen)), st.integers(1, 4))),
+                holding=draw(st.dictionaries(st.sampled_from(sorted({*chosen, *kept})), st.integers(1, 4))),
+                keeps=frozenset(kept),
             )
         )
     return found
@@ -58,7 +60,8 @@ def test_no_cluster_gives_more_than_it_has_and_nobody_gets_more_than_it_wants(
     used: Counter[str] = Counter()
     for each in claims:
         assert sum(plan[each.key].values()) <= each.wanted
-        assert plan[each.key].keys() <= each.clusters
+        assert plan[each.key].keys() <= each.clusters | each.keeps
+        assert all(plan[each.key].get(one, 0) <= each.holding.get(one, 0) for one in each.keeps)
         for cluster, count in plan[each.key].items():
             used[cluster] += count * each.devices
     assert all(used[cluster] <= devices[cluster] for cluster in used)
