@@ -31,6 +31,8 @@ export function ticketFromAddress() {
 // A version has an address of its own, so that it can be linked to and the browser's Back works.
 export const versionFromAddress = () => new URLSearchParams(location.hash.slice(1)).get("version");
 
+export const taskFromAddress = () => new URLSearchParams(location.hash.slice(1)).get("task");
+
 export async function signIn(credential) {
   const issued = await call("POST", "/v2/nvcf/dashboard/sessions", credential);
   sessionStorage.setItem(STORAGE_KEY, issued.session);
@@ -42,11 +44,12 @@ export const account = () => sessionStorage.getItem(`${STORAGE_KEY}.account`) ??
 export async function read(versionId, before) {
   const get = (path) => call("GET", `/v2/nvcf/${path}`, session());
   const one = versionId ? `functionVersionId=${encodeURIComponent(versionId)}` : "";
-  const [functions, instances, clusters, figures, chosen] = await Promise.all([
+  const [functions, instances, clusters, figures, tasks, chosen] = await Promise.all([
     get("functions"),
     get("instances"),
     get("clusters"),
     get("figures"),
+    versionId ? NO_TASKS : readTasks(),
     versionId ? get(`figures?${one}`) : null,
   ]);
   const data = {
@@ -54,6 +57,7 @@ export async function read(versionId, before) {
     instances: instances.instances,
     clusters: clusters.clusters,
     figures,
+    tasks,
     chosen: chosen ?? figures,
   };
   const version = data.functions.find((each) => each.versionId === versionId);
@@ -62,6 +66,28 @@ export async function read(versionId, before) {
     version && get(`deployments/functions/${version.id}/versions/${versionId}`).catch(() => null),
   ]);
   return { ...data, ...events, deployment: deployed?.deployment };
+}
+
+const NO_TASKS = { tasks: [], more: false };
+const MOST_TASKS = 200;
+
+// A key that is limited to some functions sees no tasks.
+async function readTasks() {
+  try {
+    const { tasks, cursor } = await call("GET", `/v1/nvct/tasks?limit=${MOST_TASKS}`, session());
+    return { tasks, more: Boolean(cursor) };
+  } catch (error) {
+    if (error.status === 403) return NO_TASKS;
+    throw error;
+  }
+}
+
+export async function readTask(id) {
+  const path = `/v1/nvct/tasks/${encodeURIComponent(id)}`;
+  const [{ task }, { events }, { results }] = await Promise.all(
+    ["", "/events", "/results"].map((each) => call("GET", path + each, session())),
+  );
+  return { task, events, results };
 }
 
 // Events are the most expensive request, and rarely change while instances and versions do not.

@@ -1,9 +1,12 @@
 // Signs in, reads the API every two seconds, and reports when that fails.
 
-import { ApiError, account, read, session, signIn, signOut, ticketFromAddress, versionFromAddress } from "./api.js";
+import {
+  ApiError, account, read, readTask, session, signIn, signOut, taskFromAddress, ticketFromAddress, versionFromAddress,
+} from "./api.js";
 import { Overview } from "./overview.js";
 import { byId, h } from "./dom.js";
 import { clock, short } from "./format.js";
+import { TaskPage } from "./tasks.js";
 
 const INTERVAL_MS = 2000;
 // The pause after a read is at least so many times as long as the read itself.
@@ -12,7 +15,9 @@ const MAX_BACKOFF_MS = 15_000;
 const THEME = "nvcf.theme";
 
 let overview = null;
+let taskPage = null;
 let chosen = null;
+let chosenTask = null;
 let timer = 0;
 let round = 0;
 let failures = 0;
@@ -43,8 +48,10 @@ function showSignIn(error) {
   clearTimeout(timer);
   signOut();
   chosen = null;
+  chosenTask = null;
   last = null;
   byId("overview").hidden = true;
+  byId("task-page").hidden = true;
   byId("leave").hidden = true;
   byId("scope").hidden = true;
   byId("account").textContent = "";
@@ -58,27 +65,34 @@ function showSignIn(error) {
 
 function showOverview() {
   byId("sign-in").hidden = true;
-  byId("overview").hidden = false;
+  byId("overview").hidden = Boolean(chosenTask);
+  // Never one task under the address of another.
+  byId("task-page").hidden = !chosenTask || taskPage?.shown !== chosenTask;
   byId("leave").hidden = false;
   byId("account").textContent = account();
-  overview ??= new Overview(choose);
+  overview ??= new Overview(choose, (id) => go(`#task=${id}`));
+  taskPage ??= new TaskPage();
   schedule(0);
 }
 
 function choose(versionId) {
-  history.pushState(null, "", versionId ? `#version=${versionId}` : location.pathname);
+  go(versionId ? `#version=${versionId}` : location.pathname);
+}
+
+function go(address) {
+  history.pushState(null, "", address);
   start();
 }
 
-function showScope(functions) {
+function showScope(name) {
+  const id = chosenTask ?? chosen;
   // Built once a choice, so that its button keeps the focus.
-  if (byId("scope").dataset.version === String(chosen)) return;
-  byId("scope").dataset.version = String(chosen);
-  const name = functions.find((each) => each.versionId === chosen)?.name ?? "";
-  byId("scope").hidden = !chosen;
+  if (byId("scope").dataset.id === String(id)) return;
+  byId("scope").dataset.id = String(id);
+  byId("scope").hidden = !id;
   byId("scope").replaceChildren(
-    h("span", {}, `${name} ${short(chosen)}`),
-    h("button", { class: "quiet", type: "button", title: "All functions", onclick: () => choose(null) }, "×"),
+    h("span", {}, `${name} ${short(id)}`),
+    h("button", { class: "quiet", type: "button", title: "Overview", onclick: () => choose(null) }, "×"),
   );
 }
 
@@ -96,13 +110,17 @@ async function refresh(mine) {
   }
   const began = performance.now();
   try {
-    const data = await read(chosen, last);
-    // Another version was chosen meanwhile, or the user has signed out.
+    const data = await (chosenTask ? readTask(chosenTask) : read(chosen, last));
+    // Something else was chosen meanwhile, or the user has signed out.
     if (mine !== round) return;
     failures = 0;
-    last = data;
     shownAt = Date.now() / 1000;
-    show(data);
+    if (chosenTask) {
+      showTask(data);
+    } else {
+      last = data;
+      show(data);
+    }
     // If a response takes long, with thousands of functions for example, reading less often spares the gateway.
     schedule(Math.max(INTERVAL_MS, PAUSE_FACTOR * (performance.now() - began)));
   } catch (error) {
@@ -111,6 +129,15 @@ async function refresh(mine) {
     if (error.status === 401 || error.status === 403) showSignIn(`${error.message}.`);
     else fail(error);
   }
+}
+
+function showTask(data) {
+  byId("task-page").classList.remove("stale");
+  byId("task-page").hidden = false;
+  notices();
+  pulse("live", `live, ${clock(shownAt, true)}`);
+  showScope(data.task.name);
+  taskPage.show(data);
 }
 
 function show(data) {
@@ -122,14 +149,14 @@ function show(data) {
     versions.some((each) => each.queue === null) && ["The broker did not report the length of some queues in time."],
   );
   pulse("live", `live, ${clock(shownAt, true)}`);
-  showScope(data.functions);
+  showScope(data.functions.find((each) => each.versionId === chosen)?.name ?? "");
   overview.show(data, chosen);
 }
 
 function fail(error) {
   failures += 1;
   const wait = Math.min(MAX_BACKOFF_MS, INTERVAL_MS * 2 ** (failures - 1));
-  byId("overview").classList.add("stale");
+  for (const id of ["overview", "task-page"]) byId(id).classList.add("stale");
   const age = shownAt ? ` The data is from ${clock(shownAt, true)}.` : "";
   const text = error instanceof ApiError ? error.message : `Error in the page: ${error.message}.`;
   notices([`${text.replace(/[.]?$/, ".")}${age} Trying again in ${wait / 1000} s.`, "bad"]);
@@ -168,6 +195,7 @@ function start() {
   setTheme(preferredTheme());
   const ticket = ticketFromAddress();
   chosen = versionFromAddress();
+  chosenTask = taskFromAddress();
   if (ticket) enter(ticket);
   else if (session()) showOverview();
   else showSignIn();

@@ -2,6 +2,7 @@
 
 import { Chart } from "./charts.js";
 import { Table, byId, h } from "./dom.js";
+import { TaskTable } from "./tasks.js";
 import { DASH, age, clock, count, percent, rate, seconds, short, shortInstance, whole } from "./format.js";
 
 const LIVING = ["RUNNING", "STARTING", "PENDING", "TERMINATING"];
@@ -19,8 +20,9 @@ const MAX_ROWS = 300;
 const FIRST_ROWS = 8;
 
 export class Overview {
-  constructor(choose) {
+  constructor(choose, chooseTask) {
     this.choose = choose;
+    this.tasks = new TaskTable(chooseTask);
     const per = (value) => (value === null || value === undefined ? DASH : `${rate(value)}/s`);
     this.rate = new Chart(byId("chart-rate"), "Throughput", [
       { name: "responses", color: "good", area: true, format: per },
@@ -70,6 +72,7 @@ export class Overview {
     this.showCharts(data, mine(data.instances), now);
     this.showFunctions(data, chosen);
     this.showVersion(data, chosen);
+    this.tasks.show(data.tasks, now);
     this.showInstances(living, names, now);
     this.showDecisions(data.scaling, names, now);
     this.showClusters(data.clusters, now);
