@@ -150,12 +150,7 @@ async def serve(options: argparse.Namespace, telemetry: Telemetry) -> None:
             lease.begin_anew()
 
         control = ControlLoop(reconciler, cache.version_ids, lambda: lease.held, recorder.gone, clock_set)
-
-        def busy_gpus() -> frozenset[str]:
-            waiting = (cache.deployments.get(each) for each in control.lacking_capacity())
-            return frozenset(spec.gpu for each in waiting if each for spec in each.specifications)
-
-        task_controller = TaskController(cache, actuator, lease, reconciler.acting, busy_gpus)
+        task_controller = TaskController(cache, actuator, lease, reconciler.acting, control.lacking_capacity)
         await cache.start(stack)
         await _listen(client, control)
         ready = {"event": "ready", "replicaId": options.replica_id}

@@ -37,6 +37,8 @@ class TaskRequest:
     results: str | None = None
     tags: tuple[str, ...] = ()
     secrets: tuple[Json, ...] = field(default=(), repr=False)
+    scheduling: Json = field(default_factory=dict)
+    """`priority`, `preemptible` and `retry`, as far as they were given."""
 
     def body(self) -> Json:
         """Return the body of the call."""
@@ -56,6 +58,7 @@ class TaskRequest:
             "gpuSpecification": self.specification,
             "tags": list(self.tags),
             **{name: duration_text(seconds) for name, seconds in durations.items() if seconds is not None},
+            **self.scheduling,
             **({"secrets": list(self.secrets)} if self.secrets else {}),
             **({"resultHandlingStrategy": "UPLOAD", "resultsLocation": self.results} if self.results else {}),
         }
@@ -170,8 +173,9 @@ def progress_text(task: Json) -> str:
     if percent is not None:
         filled = int(percent) // 5
         text += f" [{'#' * filled}{'.' * (20 - filled)}] {percent} %"
-    if status == TaskStatus.QUEUED and task.get("waitingFor"):
-        text += f" ({task['waitingFor']})"
+    why = task.get("waitingFor") if status == TaskStatus.QUEUED else task.get("stopping")
+    if why:
+        text += f" ({why})"
     return text
 
 

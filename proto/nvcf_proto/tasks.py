@@ -3,6 +3,7 @@
     QUEUED -> LAUNCHED -> RUNNING -> COMPLETED | ERRORED | CANCELED | EXCEEDED_MAX_RUNTIME_DURATION
        |         |
        |         +-> QUEUED again, if its order was certainly never taken up
+       |         +-> QUEUED again from RUNNING as well: it was preempted, or its policy has it run again
        +-> CANCELED | ERRORED | EXCEEDED_MAX_QUEUED_DURATION
 
 Every function returns the task after an event. A task that is over, or that the event is not about, is
@@ -16,7 +17,18 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from nvcf_proto.models import Instance, InstanceState
-from nvcf_proto.models.tasks import LONGEST_EVENT, LONGEST_REASON, MOST_EVENTS, Task, TaskEvent, TaskStatus
+from nvcf_proto.models.tasks import (
+    LONGEST_EVENT,
+    LONGEST_REASON,
+    MOST_EVENTS,
+    PreviousRun,
+    RetryOn,
+    Stopping,
+    Task,
+    TaskEvent,
+    TaskStatus,
+)
+from nvcf_proto.task_policies import cause_of, is_certainly_over, may_be_preempted, may_retry
 
 HEARTBEAT_SECONDS = 60.0
 """How often the worker of a task sends heartbeats."""
@@ -55,6 +67,7 @@ _NEXT: dict[TaskStatus, frozenset[TaskStatus]] = {
     ),
     TaskStatus.RUNNING: frozenset(
         (
+            TaskStatus.QUEUED,
             TaskStatus.COMPLETED,
             TaskStatus.CANCELED,
             TaskStatus.ERRORED,
@@ -98,8 +111,12 @@ def launched(task: Task, request_id: str, cluster_id: str, cluster: str, now: fl
 
 def requeued(task: Task, reason: str, now: float) -> Task:
     """Return a launched task queued again. Only for one whose order was certainly never taken up."""
+    return _requeued(task, reason, now, task.launches)
+
+
+def _requeued(task: Task, reason: str, now: float, failures: int, **changes: Any) -> Task:
     shortest, longest = LAUNCH_PAUSES
-    pause = min(longest, shortest * 2.0 ** min(task.launches, 16))
+    pause = min(longest, shortest * 2.0 ** min(failures, 16))
     return _moved(
         task,
         TaskStatus.QUEUED,
@@ -108,8 +125,52 @@ def requeued(task: Task, reason: str, now: float) -> Task:
         request_id="",
         cluster_id=None,
         launched_at=None,
+        started_at=None,
+        last_heartbeat_at=None,
+        stopping=None,
         not_before=now + pause,
+        **changes,
     )
+
+
+def preempted(task: Task, reason: str, now: float) -> Task:
+    """Return a preemptible task whose run has to end. It waits again when nothing of the run is left."""
+    if not may_be_preempted(task):
+        return task
+    return noted(
+        task,
+        now,
+        f"its run is ended: {reason}",
+        stopping=Stopping(f"preempted, {reason}"[:LONGEST_REASON], now),
+        preemptions=task.preemptions + 1,
+    )
+
+
+def failed(task: Task, cause: RetryOn, reason: str, now: float, *, exits: bool = False) -> Task:
+    """Return the task after a failure: over, or with a run that ends before the next one, by its policy.
+
+    `exits`: its process has told the failure, and ends by itself.
+    """
+    if task.stopping is not None or task.status not in (TaskStatus.LAUNCHED, TaskStatus.RUNNING):
+        return task
+    if not may_retry(task, cause):
+        return ended(task, TaskStatus.ERRORED, reason, now)
+    retries, limit = task.retries + 1, 0 if task.retry is None else task.retry.limit
+    return noted(
+        task,
+        now,
+        f"run {task.launches} failed ({cause.value.lower()}): {reason}",
+        stopping=Stopping(f"retry {retries} of {limit}", now, exits),
+        retries=retries,
+    )
+
+
+def ended_run(task: Task, instance: Instance, now: float) -> Task:
+    """Return the task, queued again, whose run has ended that was to end."""
+    if task.stopping is None or not task.cluster_id:
+        return task
+    previous = PreviousRun(instance.id, task.cluster_id)
+    return _requeued(task, task.stopping.reason, now, task.retries, previous=previous, queued_at=now)
 
 
 def running(task: Task, now: float) -> Task:
@@ -126,7 +187,7 @@ def ended(task: Task, status: TaskStatus, reason: str, now: float) -> Task:
     if status is TaskStatus.COMPLETED:
         changes["percent_complete"] = 100
     word = status.value.lower().replace("_", " ")
-    return _moved(task, status, now, f"{word}: {reason}" if reason else word, **changes)
+    return _moved(task, status, now, f"{word}: {reason}" if reason else word, stopping=None, **changes)
 
 
 _EXCEEDED = (TaskStatus.EXCEEDED_MAX_RUNTIME_DURATION, TaskStatus.EXCEEDED_MAX_QUEUED_DURATION)
@@ -150,12 +211,12 @@ def after_instance(task: Task, instance: Instance, now: float) -> Task:
         case InstanceState.COMPLETED if instance.exit_code == 0:
             return ended(task, TaskStatus.COMPLETED, "", now)
         case InstanceState.COMPLETED | InstanceState.FAILED:
-            return _failed(task, instance, now)
+            return _after_end(task, instance, now)
         case _:
             return task
 
 
-def _failed(task: Task, instance: Instance, now: float) -> Task:
+def _after_end(task: Task, instance: Instance, now: float) -> Task:
     reason = instance.reason or "its process ended"
     if instance.exit_code == _MAX_RUNTIME_EXIT:
         return ended(task, TaskStatus.EXCEEDED_MAX_RUNTIME_DURATION, reason, now)
@@ -163,7 +224,8 @@ def _failed(task: Task, instance: Instance, now: float) -> Task:
     if never and task.status is TaskStatus.LAUNCHED:
         # An agent starts nothing before its acknowledgement is accepted, and that of a closed request is not.
         return requeued(task, reason, now)
-    return ended(task, TaskStatus.ERRORED, reason, now)
+    known = failed(task, cause_of(instance), reason, now)
+    return ended_run(known, instance, now) if is_certainly_over(known, instance, now) else known
 
 
 def explained(task: Task, instance: Instance) -> Task:
@@ -182,14 +244,14 @@ def after_time(task: Task, instance: Instance | None, now: float, listened: floa
     `listened` is for how many seconds the caller could hear of tasks: silence from before means nothing.
     """
     match task.status:
-        case TaskStatus.QUEUED if now - task.created_at > task.max_queued:
+        case TaskStatus.QUEUED if now - task.waits_since > task.max_queued:
             waited = f"no place within {task.max_queued_duration}"
             why = f"{waited}: {task.waiting_for}" if task.waiting_for else waited
             return ended(task, TaskStatus.EXCEEDED_MAX_QUEUED_DURATION, why, now)
         case TaskStatus.LAUNCHED if task.launched_at is not None and instance is not None:
             if instance.acknowledged_at is not None and now - instance.acknowledged_at > LAUNCH_SECONDS:
                 text = f"its cluster took it up and did not start it within {LAUNCH_SECONDS:g} s"
-                return ended(task, TaskStatus.ERRORED, text, now)
+                return failed(task, RetryOn.INFRASTRUCTURE, text, now)
             return task
         case TaskStatus.RUNNING:
             return _overdue(task, now, listened)
@@ -205,7 +267,7 @@ def _overdue(task: Task, now: float, listened: float) -> Task:
     silence = now - (began if task.last_heartbeat_at is None else max(began, task.last_heartbeat_at))
     if min(silence, listened) > SILENT_AFTER_SECONDS:
         text = f"its worker was silent for {silence:.0f} s"
-        return ended(task, TaskStatus.ERRORED, text, now)
+        return failed(task, RetryOn.INFRASTRUCTURE, text, now)
     return task
 
 
@@ -220,6 +282,7 @@ def must_end(task: Task, now: float) -> bool:
     A process that has said how it ended gets some time to exit by itself.
     """
     if not task.status.is_over:
-        return False
+        stopping = task.stopping
+        return stopping is not None and (not stopping.exits or now - stopping.at > EXIT_SECONDS)
     by_itself = task.status in (TaskStatus.COMPLETED, TaskStatus.ERRORED)
     return not by_itself or now - (now if task.ended_at is None else task.ended_at) > EXIT_SECONDS

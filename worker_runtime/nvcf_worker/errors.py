@@ -66,6 +66,10 @@ class ControlError(WorkerError):
         self.forbidden = forbidden
 
 
+class RunOver(ControlError):
+    """The platform says that this run of the task has to end: it is over, or another one was ordered."""
+
+
 class MalformedWork(WorkerError):
     """A queue message is not a request that this worker can run."""
 

@@ -228,8 +228,17 @@ class ProcessBackend:
             health_port=health_port,
             metrics=metrics,
             collector=collector,
-            results=private_directory(home / RESULTS) if spec.order.workload is Workload.TASK else None,
+            results=self._make_results(spec, home) if spec.order.workload is Workload.TASK else None,
         )
+
+    def _make_results(self, spec: InstanceSpec, home: Path) -> Path:
+        """Return the folder of a task's results; it has those of the run that this one continues."""
+        details, folder = spec.order.task_details, home / RESULTS
+        before = None if details is None else details.continues
+        if before is not None and before not in self._children and not folder.exists():
+            left = self._instances / before / RESULTS
+            self._results.take(before, left, folder)
+        return private_directory(folder)
 
     def _ports(self) -> Callable[[], int]:
         """Return a function that returns a new free port at each call."""

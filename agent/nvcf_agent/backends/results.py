@@ -38,6 +38,22 @@ class KeptResults:
                 return False
         return True
 
+    def take(self, instance_id: str, left: Path, to: Path) -> None:
+        """Move what an ended run has left to the next one: kept here, or still where it ran (`left`).
+
+        The progress file stays out, for it is not of the new run. Without results nothing is moved.
+        """
+        with self._lock:
+            for found in (self.folder / instance_id, left):
+                try:
+                    if _has_results(found):
+                        found.replace(to)
+                        (to / PROGRESS_FILE).unlink(missing_ok=True)
+                        self._sizes.pop(instance_id, None)
+                        return
+                except OSError as error:
+                    _log.error("the results of instance %s are not continued: %s", instance_id, error)
+
     def _move(self, found: Path, kept: Path, now: float) -> None:
         private_directory(self.folder)
         found.replace(kept)

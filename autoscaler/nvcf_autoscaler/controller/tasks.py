@@ -12,7 +12,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -21,16 +21,23 @@ from nvcf_autoscaler.controller.actuation import Actuator
 from nvcf_autoscaler.controller.cache import Cache
 from nvcf_autoscaler.controller.lease import Lease
 from nvcf_autoscaler.controller.mapping import requirement_of
+from nvcf_autoscaler.controller.task_claims import (
+    function_claims,
+    function_lacks,
+    preemptible_tasks,
+    staying,
+    task_claims,
+)
 from nvcf_autoscaler.placement.place import Cluster
-from nvcf_autoscaler.placement.tasks import Lack, QueuedTask, TaskPlace, lack_of, plan_tasks, reserved
-from nvcf_autoscaler.placement.usage import OVER, usage_of
+from nvcf_autoscaler.placement.preemption import Claim, preemptions
+from nvcf_autoscaler.placement.tasks import QueuedTask, TaskPlace, plan_tasks, reserved
+from nvcf_autoscaler.placement.usage import OVER, Usage, Usages, usage_of
 from nvcf_autoscaler.placement.view import devices_of, group_instances
 from nvcf_broker.errors import BrokerError, KeyExistsError, RevisionConflictError
 from nvcf_broker.requests import raise_if_cancelled
 from nvcf_proto import tasks
 from nvcf_proto.icms.request_ids import new_request_id
 from nvcf_proto.models import Instance, Task, TaskStatus
-from nvcf_proto.models.deployments import specifications_of
 from nvcf_proto.models.tasks import LONGEST_REASON, SPECIFICATION_ID
 
 _log = logging.getLogger(__name__)
@@ -58,22 +65,32 @@ class _Queued:
     @classmethod
     def of(cls, task: Task) -> Self:
         requirement = requirement_of(task.specification, task.nca_id)
-        wanted = QueuedTask(task.id, task.nca_id, task.created_at, task.specification, requirement)
+        wanted = QueuedTask(
+            task.id, task.nca_id, task.created_at, task.specification, requirement, task.priority
+        )
         return cls(task, wanted)
+
+    def at(self, cluster_ids: frozenset[str]) -> QueuedTask:
+        """Return what it requires now: where its last run has left results, while that cluster is there."""
+        previous = self.task.previous
+        if previous is None or previous.cluster_id not in cluster_ids:
+            return self.wanted
+        here = replace(self.wanted.requirement, clusters=(previous.cluster_id,))
+        return replace(self.wanted, requirement=here)
 
 
 @dataclass
 class TaskController:
     """Reconciles all tasks. `acting` is held by whoever takes room in clusters.
 
-    `busy_gpus` returns the GPUs for which functions wait.
+    `lacking` returns the versions of functions that lack capacity.
     """
 
     cache: Cache
     actuator: Actuator
     lease: Lease
     acting: asyncio.Lock
-    busy_gpus: Callable[[], frozenset[str]] = frozenset
+    lacking: Callable[[], Iterable[str]] = tuple
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     _queued: dict[str, _Queued] = field(default_factory=dict)
     """What the queued tasks of the last round require, by id: thousands may wait unchanged."""
@@ -121,7 +138,8 @@ class TaskController:
                     await self._follow(task, clusters, now)
         await self._end_orphans()
         self._queued = self._read_queued(queued)
-        return await self._launch(clusters, now) if queued else False
+        claims = function_claims(self.cache, self.lacking())
+        return await self._launch(clusters, claims, now) if queued or claims else False
 
     def _read_queued(self, queued: list[Task]) -> dict[str, _Queued]:
         """Return what tasks require, by id; of tasks that are as they were it is known already."""
@@ -148,7 +166,8 @@ class TaskController:
         if instance.state in OVER:
             return
         if tasks.must_end(changed, now) and instance.draining_since is None:
-            reason = f"its task is {changed.status}"
+            stopping = changed.stopping
+            reason = f"its task is {changed.status}" if stopping is None else stopping.reason
             await self.actuator.apply(changed, plan.Terminate((instance,), reason))
             return
         await self._keep_house(changed, instance, clusters, now)
@@ -194,17 +213,20 @@ class TaskController:
 
     # launching
 
-    async def _launch(self, clusters: tuple[Cluster, ...], now: float) -> bool:
+    async def _launch(self, clusters: tuple[Cluster, ...], claims: list[Claim], now: float) -> bool:
+        """Launch what has room. `claims` are those of functions, which go first."""
         async with self.acting:
             there = [each for each in clusters if self.cache.backend(each.id) == PROCESS]
             usages = usage_of(now, self.cache.all_instances(), clusters)
+            alive = frozenset(each.id for each in there if now - each.heard_at <= each.timings.lost_after)
+            queued = [each.at(alive) for each in self._queued.values()]
             found = plan_tasks(
                 now,
-                [each.wanted for each in self._queued.values()],
+                queued,
                 there,
-                reserved(usages, self._lacks(), clusters),
+                reserved(usages, function_lacks(self.cache), clusters),
                 held=self._held(),
-                busy_gpus=self.busy_gpus(),
+                busy_gpus=frozenset(each.specification.gpu for each in claims),
                 most=MOST_LAUNCHES,
             )
             for each in found.places:
@@ -213,8 +235,26 @@ class TaskController:
                 task = self._queued[each.task_id].task
                 with _apart(task):
                     await self._launch_one(task, each, now)
+            taken = _with(usages, found.places, self._queued)
+            await self._preempt(claims, clusters, taken, now)
+            await self._preempt(task_claims(found.refusals, queued), there, taken, now)
         await self._note_reasons(found.refusals)
         return len(found.places) == MOST_LAUNCHES
+
+    async def _preempt(
+        self, claims: Iterable[Claim], clusters: Sequence[Cluster], usages: Usages, now: float
+    ) -> None:
+        """End runs of preemptible tasks for what waits. What ends already is waited for."""
+        running = list(preemptible_tasks(self.cache))
+        if not running or not self.lease.held:
+            return
+        for each in preemptions(now, claims, running, clusters, staying(now, usages, clusters, self.cache)):
+            task = self.cache.tasks.get(each.task_id)
+            if task is not None:
+                with _apart(task):
+                    changed = tasks.preempted(task, f"{each.claim.name} needs its place", now)
+                    if changed is not task:
+                        await self._write(task, changed)
 
     async def _launch_one(self, task: Task, where: TaskPlace, now: float) -> None:
         request_id = new_request_id(task.id, SPECIFICATION_ID)
@@ -236,19 +276,6 @@ class TaskController:
             written += 1
             if written == MOST_REASONS:
                 return
-
-    def _lacks(self) -> list[Lack]:
-        found: list[Lack] = []
-        for deployment in self.cache.deployments.values():
-            version = self.cache.versions.get(deployment.version_id)
-            if version is None:
-                continue
-            instances = self.cache.instances_of(version.id)
-            for key, spec in specifications_of(deployment).items():
-                lack = lack_of(key, spec, requirement_of(spec, version.nca_id), instances)
-                if lack is not None:
-                    found.append(lack)
-        return found
 
     def _held(self) -> dict[str, int]:
         """Return how many GPUs the tasks of each account hold."""
@@ -279,6 +306,15 @@ class TaskController:
         await self.cache.tasks.update(before.id, after, entry.revision)
         if before.status is not after.status:
             _log.info("task %s (%s): %s", after.id, after.name, after.events[-1].message)
+
+
+def _with(usages: Usages, places: Iterable[TaskPlace], queued: dict[str, _Queued]) -> Usages:
+    """Return what is in use with what was launched just now."""
+    found = {key: Usage(list(usage.sizes), usage.reported) for key, usage in usages.items()}
+    for each in places:
+        gpu = queued[each.task_id].wanted.specification.gpu
+        found.setdefault((each.cluster_id, gpu), Usage()).sizes.append(each.devices)
+    return found
 
 
 @contextlib.contextmanager

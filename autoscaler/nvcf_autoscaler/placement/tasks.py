@@ -2,7 +2,7 @@
 
 Tasks fill what functions leave idle: room for the instances that functions lack is kept free in every cluster
 where these may run. Accounts take turns: the next place goes to the account whose tasks hold the fewest GPUs,
-and there to the task that waits longest.
+and there to the task of the highest priority that waits longest.
 """
 
 from __future__ import annotations
@@ -29,6 +29,12 @@ class QueuedTask:
     created_at: float
     specification: DeploymentSpecification
     requirement: Requirement
+    priority: int = 0
+
+    @property
+    def rank(self) -> tuple[int, float, str]:
+        """Its place among the tasks of its account, lowest first."""
+        return -self.priority, self.created_at, self.id
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ def plan_tasks(
     plan = TaskPlan()
     taken = {key: Usage(list(usage.sizes), usage.reported) for key, usage in usages.items()}
     waiting: dict[str, deque[QueuedTask]] = defaultdict(deque)
-    for task in sorted(queued, key=lambda each: (each.created_at, each.id)):
+    for task in sorted(queued, key=lambda each: each.rank):
         waiting[task.account].append(task)
     turns = [(held.get(account, 0), tasks[0].created_at, account) for account, tasks in waiting.items()]
     heapq.heapify(turns)

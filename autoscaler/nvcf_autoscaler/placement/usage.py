@@ -41,7 +41,7 @@ def usage_of(now: float, instances: Iterable[Instance], clusters: Iterable[Clust
         usage = found.setdefault((cluster.id, each.gpu), Usage())
         if holds(now, each, cluster):
             usage.sizes.append(each.devices)
-        if _was_reported(each, cluster):
+        if was_reported(each, cluster):
             usage.reported += each.devices
     return found
 
@@ -60,15 +60,18 @@ def holds(now: float, instance: Instance, cluster: Cluster) -> bool:
     return ended > cluster.heartbeat_at and now - ended < cluster.timings.release
 
 
-def _was_reported(instance: Instance, cluster: Cluster) -> bool:
-    """Return whether the last heartbeat counted the instance, and the records still do."""
+def was_reported(instance: Instance, cluster: Cluster, slack: float = 0.0) -> bool:
+    """Return whether the last heartbeat counted the instance, and the records still do.
+
+    With `slack`, whether it may have: a heartbeat that was made so many seconds before or after a change.
+    """
     taken_up = taken_up_at(instance)
-    if taken_up is None or taken_up > cluster.heartbeat_at:
+    if taken_up is None or taken_up - slack > cluster.heartbeat_at:
         return False
     if instance.state not in OVER:
         return True
     ended = instance.updated_at if instance.released_at is None else instance.released_at
-    return ended > cluster.heartbeat_at
+    return ended + slack > cluster.heartbeat_at
 
 
 def taken_up_at(instance: Instance) -> float | None:

@@ -104,6 +104,8 @@ def show(
         "cluster": cell(found, "clusterName"),
         "longest run time": cell(found, "maxRuntimeDuration"),
         "longest wait": cell(found, "maxQueuedDuration"),
+        "priority": cell(found, "priority"),
+        "runs": _runs(found),
         "last heartbeat": age(found.get("lastHeartbeatAt")),
         "tags": ", ".join(found.get("tags") or ()),
         "secrets": ", ".join(found.get("secrets") or ()),
@@ -114,6 +116,13 @@ def show(
             out.print(Text.assemble((f"{label}: ", "bold"), value))
     for each in events:
         out.print(Text(f"  {cell(each, 'createdAt')[11:19]} {cell(each, 'message')}", style="dim"))
+
+
+def _runs(task: Json) -> str:
+    """Return how often a task was launched, and what for; empty for the first run."""
+    launches, retries = int(task.get("launches") or 0), int(task.get("retries") or 0)
+    preemptions = int(task.get("preemptions") or 0)
+    return f"{launches} ({retries} retries, {preemptions} preemptions)" if retries or preemptions else ""
 
 
 @app.command("logs")

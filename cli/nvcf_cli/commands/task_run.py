@@ -10,10 +10,11 @@ from nvcf_cli import tasks
 from nvcf_cli.access import Access, DataOption, KeyFileOption, UrlOption
 from nvcf_cli.api import Api, Json
 from nvcf_cli.deploying import find_file, find_python, name_from_file, parse_environment
-from nvcf_cli.errors import CliError
+from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.screen import console
 from nvcf_cli.secret_values import named_files
-from nvcf_proto.models import TaskStatus
+from nvcf_proto.models import RetryOn, TaskStatus
+from nvcf_proto.models.tasks import MOST_RETRIES, PRIORITIES
 
 _SECONDS = "SECONDS"
 DEFAULT_GRACE = 30.0
@@ -57,6 +58,18 @@ def run(
             metavar="s3://BUCKET/PREFIX", help="Upload the results there. [default: no]", show_default=False
         ),
     ] = None,
+    priority: Annotated[
+        int, typer.Option(min=PRIORITIES[0], max=PRIORITIES[1], help="Among the account's tasks; high first.")
+    ] = 0,
+    preemptible: Annotated[
+        bool, typer.Option("--preemptible", help="May be ended for others, and run again later.")
+    ] = False,
+    retries: Annotated[
+        int, typer.Option(min=0, max=MOST_RETRIES, help="Runs after the loss of a node or agent.")
+    ] = 0,
+    retry_failures: Annotated[
+        bool, typer.Option("--retry-failures", help="Also retry after a failure of the task itself.")
+    ] = False,
     tag: Annotated[list[str] | None, typer.Option(metavar="TAG", help="Tag; repeatable.")] = None,
     python: Annotated[
         str | None,
@@ -95,6 +108,7 @@ def run(
         results=results,
         tags=tuple(tag or ()),
         secrets=tuple(named_files(secret or ())),
+        scheduling=_scheduling(priority, preemptible, retries, retry_failures),
     )
     access = Access(data, url, key_file)
     submitted: list[str] = []
@@ -116,3 +130,15 @@ def run(
     elif task["status"] != TaskStatus.COMPLETED:
         reason = tasks.error_of(task)
         raise CliError(f"the task is {task['status']}" + (f": {reason}" if reason else ""))
+
+
+def _scheduling(priority: int, preemptible: bool, retries: int, failures: bool) -> Json:
+    if failures and not retries:
+        raise UsageError("--retry-failures needs --retries")
+    causes = list(RetryOn) if failures else [RetryOn.INFRASTRUCTURE]
+    found: Json = {"priority": priority} if priority else {}
+    if preemptible:
+        found["preemptible"] = True
+    if retries:
+        found["retry"] = {"limit": retries, "on": [each.value for each in causes]}
+    return found

@@ -13,6 +13,10 @@ from nvcf_proto.secrets import task_secrets_path
 from nvcf_proto.tokens import TASK_TOKEN_AUDIENCE, WorkerClaims
 
 
+class SupersededRun(InvalidWorkerToken):
+    """A good token of a run that is over: the task waits again, or another run of it was ordered."""
+
+
 @dataclass(frozen=True)
 class TaskAccess:
     """Issues the tokens of tasks' workers, and checks them. Function and version are the task's id."""
@@ -34,13 +38,15 @@ class TaskAccess:
         )[0]
 
     def verify(self, token: str, now: float) -> Task:
-        """Return the task of a good token. Raises InvalidWorkerToken."""
+        """Return the task of a good token. Raises SupersededRun, and otherwise InvalidWorkerToken."""
         claims = self.tokens.verify(token, now, TASK_TOKEN_AUDIENCE)
         task = self.registry.tasks.get(claims.version_id)
         if task is None:
             raise InvalidWorkerToken("the task does not exist any more")
-        if not claims.request_id or task.request_id != claims.request_id:
-            raise InvalidWorkerToken("the token is of an order that the task does not have any more")
+        if not claims.request_id:
+            raise InvalidWorkerToken("the token is of no order")
+        if task.request_id != claims.request_id:
+            raise SupersededRun("the token is of an order that the task does not have any more")
         return task
 
     def for_secrets(self, task: Task, instance_id: str, now: float) -> tuple[str, float]:

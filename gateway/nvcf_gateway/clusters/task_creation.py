@@ -17,7 +17,9 @@ from nvcf_proto.icms.messages import (
     TaskDetails,
     encode_environment,
 )
+from nvcf_proto.leases import LEASE_SECONDS
 from nvcf_proto.models import Task
+from nvcf_proto.task_policies import has_lease
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,20 @@ def task_message(wanted: OrderedTask) -> CreationMessage:
         requested_gpu_count=gpus,
         gpu_type=spec.gpu,
         cluster_group=wanted.cluster.group or None,
-        task_details=TaskDetails(task.id),
+        task_details=TaskDetails(task.id, continues=_continued(wanted)),
         launch_specification=launch,
         trace_parent=order.trace_parent,
         issued_at=wanted.issued_at,
         expires_at=expiry(order, wanted.issued_at),
         reason=order.reason,
     )
+
+
+def _continued(wanted: OrderedTask) -> str | None:
+    """Return the instance whose results this run continues, if its cluster has them."""
+    previous = wanted.task.previous
+    there = previous is not None and previous.cluster_id == wanted.cluster.id
+    return previous.instance_id if previous is not None and there else None
 
 
 def task_environment(wanted: OrderedTask) -> dict[str, str]:
@@ -91,6 +100,8 @@ def task_environment(wanted: OrderedTask) -> dict[str, str]:
     }
     if task.results_location is not None:
         variables[names.RESULTS_LOCATION] = task.results_location
+    if has_lease(task):
+        variables[names.NVCT_LEASE_DURATION] = f"{LEASE_SECONDS:g}s"
     # Names come from users; a line break in one must not keep the task from starting.
     return {
         name: re.sub(r"[\r\n\0\v\f\x1c-\x1e\x85\u2028\u2029]+", " ", value)

@@ -10,13 +10,13 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc.aio import ServicerContext as Context
 
-from nvcf_gateway.access.task_access import TaskAccess
+from nvcf_gateway.access.task_access import SupersededRun, TaskAccess
 from nvcf_gateway.access.worker_tokens import InvalidWorkerToken
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.rpc.server import bearer, in_time
 from nvcf_gateway.tasks.store import TaskStore
 from nvcf_proto import tasks
-from nvcf_proto.models import Task, TaskStatus
+from nvcf_proto.models import RetryOn, Task, TaskStatus
 from nvcf_proto.models.tasks import LONGEST_METADATA
 from nvcf_proto.pb import nvct_pb2, nvct_pb2_grpc
 from nvcf_proto.tokens import may_be_instance_of
@@ -25,9 +25,11 @@ LONGEST_NAME = 190
 _SHOWN = {each: nvct_pb2.ExecutionStatus.Value(each.value) for each in TaskStatus}
 _ENDS: dict[int, TaskStatus] = {
     nvct_pb2.COMPLETED: TaskStatus.COMPLETED,
-    nvct_pb2.ERRORED: TaskStatus.ERRORED,
-    nvct_pb2.WORKER_TERMINATED: TaskStatus.ERRORED,
     nvct_pb2.EXCEEDED_MAX_RUNTIME_DURATION: TaskStatus.EXCEEDED_MAX_RUNTIME_DURATION,
+}
+_FAILURES: dict[int, RetryOn] = {
+    nvct_pb2.ERRORED: RetryOn.FAILURE,
+    nvct_pb2.WORKER_TERMINATED: RetryOn.INFRASTRUCTURE,
 }
 _REASONS: dict[int, str] = {
     nvct_pb2.COMPLETED: "",
@@ -54,18 +56,18 @@ class TaskWorkerService(nvct_pb2_grpc.WorkerServicer):
         self, request: nvct_pb2.ConnectRequest, context: Context[Any, Any]
     ) -> nvct_pb2.ConnectResponse:
         """Note the worker's first sign of life. Raises HttpProblem 412 for a task that is over."""
-        task = self._authorize(context, request.taskId, request.instanceId)
+        task = await self._authorize(context, request.taskId, request.instanceId)
         now = self.clock()
         changed = await self._change(task, lambda record: tasks.heard(record, now))
-        if changed.status.is_over:
-            raise HttpProblem(412, f"the task is {changed.status}")
+        if changed.status.is_over or changed.stopping is not None:
+            raise HttpProblem(412, f"the task is {changed.status}, and its run has to end")
         return nvct_pb2.ConnectResponse(connectedRegion=self.region)
 
     async def SendHeartbeat(  # noqa: N802
         self, request: nvct_pb2.HeartbeatRequest, context: Context[Any, Any]
     ) -> nvct_pb2.TaskResponse:
         """Take a heartbeat with the worker's status."""
-        task = self._authorize(context, request.taskId, request.instanceId)
+        task = await self._authorize(context, request.taskId, request.instanceId)
         return await self._apply(task, request.status, request.errorMessage)
 
     async def SendResultMetadata(  # noqa: N802
@@ -82,7 +84,7 @@ class TaskWorkerService(nvct_pb2_grpc.WorkerServicer):
     async def _take_result(
         self, request: nvct_pb2.ResultMetadataRequest, context: Context[Any, Any]
     ) -> nvct_pb2.TaskResponse:
-        task = self._authorize(context, request.taskId, request.instanceId)
+        task = await self._authorize(context, request.taskId, request.instanceId)
         percent = request.percentComplete if request.HasField("percentComplete") else None
         if percent is not None and not 1 <= percent <= 100:
             raise HttpProblem(400, f"percentComplete is {percent}; expected 1 to 100")
@@ -100,21 +102,21 @@ class TaskWorkerService(nvct_pb2_grpc.WorkerServicer):
         self, request: nvct_pb2.ArtifactsRequest, context: Context[Any, Any]
     ) -> nvct_pb2.ArtifactsResponse:
         """Refuse: only tasks with images have models and resources, and this release does not run these."""
-        self._authorize(context, request.taskId)
+        await self._authorize(context, request.taskId)
         raise HttpProblem(501, "tasks of this release have no models and resources")
 
     async def RefreshToken(  # noqa: N802
         self, request: nvct_pb2.TokenRequest, context: Context[Any, Any]
     ) -> nvct_pb2.TokenResponse:
         """Return a new token. Raises HttpProblem 412 for a worker that must have exited."""
-        task = self._authorize_present(context, request.taskId)
+        task = await self._authorize_present(context, request.taskId)
         return nvct_pb2.TokenResponse(token=self.access.token(task, self.clock()))
 
     async def RequestSecretCredentials(  # noqa: N802
         self, request: nvct_pb2.SecretCredentialsRequest, context: Context[Any, Any]
     ) -> nvct_pb2.SecretCredentialsResponse:
         """Return a token that reads the secrets of the task, and no others. Raises HttpProblem 412."""
-        task = self._authorize_present(context, request.taskId)
+        task = await self._authorize_present(context, request.taskId)
         token, expires = self.access.for_secrets(task, f"0-sr-{task.request_id}-task", self.clock())
         return nvct_pb2.SecretCredentialsResponse(token=token, expiration=Timestamp(seconds=int(expires)))
 
@@ -129,12 +131,16 @@ class TaskWorkerService(nvct_pb2_grpc.WorkerServicer):
             known = tasks.heard(record, now, percent)
             if status in _RUNS:
                 return tasks.running(known, now)
+            if status in _FAILURES:
+                return tasks.failed(known, _FAILURES[status], error or _REASONS[status], now, exits=True)
             if status in _ENDS:
                 return tasks.ended(known, _ENDS[status], error or _REASONS[status], now)
             return known
 
         changed = await self._change(task, change)
-        return nvct_pb2.TaskResponse(taskId=task.id, status=_SHOWN[changed.status])
+        # The task goes on, but this run of it does not.
+        shown = nvct_pb2.ERRORED if changed.stopping is not None else _SHOWN[changed.status]
+        return nvct_pb2.TaskResponse(taskId=task.id, status=shown)
 
     async def _change(self, task: Task, change: Callable[[Task], Task]) -> Task:
         changed = await self.store.change(task.id, change)
@@ -142,17 +148,29 @@ class TaskWorkerService(nvct_pb2_grpc.WorkerServicer):
             raise HttpProblem(404, f"no task {task.id}")
         return changed
 
-    def _authorize_present(self, context: Context[Any, Any], task_id: str) -> Task:
+    async def _authorize_present(self, context: Context[Any, Any], task_id: str) -> Task:
         """Do as `_authorize`, but refuse a task that was over long ago: its token must not live on."""
-        task = self._authorize(context, task_id)
+        task = await self._authorize(context, task_id)
         if tasks.is_gone(task, self.clock()):
             raise HttpProblem(412, f"the task is {task.status}")
         return task
 
-    def _authorize(self, context: Context[Any, Any], task_id: str, instance_id: str | None = None) -> Task:
-        """Return the task of the caller's token. Raises HttpProblem 401 and 403."""
+    async def _authorize(
+        self, context: Context[Any, Any], task_id: str, instance_id: str | None = None
+    ) -> Task:
+        """Return the task of the caller's token.
+
+        Raises HttpProblem 401, 403, 503, and 412 for a run that is over while the task goes on.
+        """
         try:
-            task = self.access.verify(bearer(context), self.clock())
+            try:
+                task = self.access.verify(bearer(context), self.clock())
+            except SupersededRun:
+                # Its work is dropped for that, so an old copy of the record does not count.
+                await self.store.refresh(task_id)
+                task = self.access.verify(bearer(context), self.clock())
+        except SupersededRun as error:
+            raise HttpProblem(412, str(error)) from None
         except InvalidWorkerToken as error:
             raise HttpProblem(401, str(error)) from None
         if task_id != task.id:

@@ -13,9 +13,9 @@ from nvcf_gateway.management.function_bodies import Tags, VersionDescription
 from nvcf_gateway.management.secret_bodies import SecretList, values_of
 from nvcf_proto.durations import DURATION_PATTERN, duration_seconds
 from nvcf_proto.errors import InvalidRecord
-from nvcf_proto.models import DeploymentSpecification, ProcessSource, ResultHandling, Task
+from nvcf_proto.models import DeploymentSpecification, ProcessSource, ResultHandling, RetryPolicy, Task
 from nvcf_proto.models.record import Record, matching
-from nvcf_proto.models.tasks import DEFAULT_GRACE, DEFAULT_MAX_QUEUED
+from nvcf_proto.models.tasks import DEFAULT_GRACE, DEFAULT_MAX_QUEUED, PRIORITIES
 from nvcf_proto.tasks import noted
 
 MAX_BODY = 1024 * 1024
@@ -66,7 +66,10 @@ class TaskSpecification(Record, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class TaskCreation(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A new task. `process` [ext] is a Python file that the machine of an agent has."""
+    """A new task. `process` [ext] is a Python file that the machine of an agent has.
+
+    `priority`, `preemptible` and `retry` are [ext].
+    """
 
     hints: ClassVar[dict[str, str]] = dict.fromkeys(
         ("containerArgs", "containerEnvironment", "models", "resources", "telemetries"), _ONLY_CONTAINERS
@@ -83,6 +86,9 @@ class TaskCreation(Record, frozen=True, kw_only=True, forbid_unknown_fields=True
     result_handling_strategy: ResultHandling = ResultHandling.NONE
     results_location: Annotated[str, Meta(max_length=1024)] | None = None
     secrets: SecretList = ()
+    priority: Annotated[int, Meta(ge=PRIORITIES[0], le=PRIORITIES[1])] = 0
+    preemptible: bool = False
+    retry: RetryPolicy | None = None
 
     def __post_init__(self) -> None:
         values_of(self.secrets)
@@ -170,6 +176,9 @@ def new_task(wanted: TaskCreation, task_id: str, nca_id: str, by: str, now: floa
             result_handling_strategy=wanted.result_handling_strategy,
             results_location=wanted.results_location,
             has_secrets=bool(wanted.secrets),
+            priority=wanted.priority,
+            preemptible=wanted.preemptible,
+            retry=wanted.retry,
         )
     except InvalidRecord as error:
         raise invalid_field(error) from None

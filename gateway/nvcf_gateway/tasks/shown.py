@@ -13,7 +13,7 @@ from nvcf_proto.models.tasks import TaskEvent, TaskResult
 _TIMES = ("launchedAt", "startedAt", "endedAt", "lastHeartbeatAt", "createdAt")
 _HIDDEN = (
     "taskId", "updatedAt", "clusterId", "notBefore", "eventCount", "events", "error",
-    "hasSecrets",
+    "hasSecrets", "queuedAt", "previous", "stopping",
 )  # fmt: skip
 _OF_DEPLOYMENTS = ("minInstances", "maxInstances", "maxRequestConcurrency")
 
@@ -34,6 +34,8 @@ def task_shown(
     }
     if not task.request_id:
         del known["requestId"]
+    if task.stopping is not None:
+        known["stopping"] = task.stopping.reason
     members = {
         "id": task.id,
         **known,

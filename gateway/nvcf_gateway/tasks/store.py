@@ -90,6 +90,10 @@ class TaskStore:
             raise StoreUnavailable(str(error)) from None
         return task
 
+    async def refresh(self, task_id: str) -> None:
+        """Read the newest record of a task. Raises HttpProblem 503."""
+        await stored(self._registry.tasks.refresh(task_id))
+
     async def change(self, task_id: str, change: Callable[[Task], Task]) -> Task | None:
         """Apply a change to the newest record; None without one. Raises HttpProblem 409 and 503."""
         return await update(self._registry.tasks, task_id, change)

@@ -50,10 +50,11 @@ class FunctionDetails(Record, frozen=True):
 
 
 class TaskDetails(Record, frozen=True):
-    """Which task is started."""
+    """Which task is started. `continues` [ext] is the instance whose results folder the run continues."""
 
     task_id: Text
     task_type: Text | None = None
+    continues: InstanceId | None = field(name="continuesInstanceId", default=None)
 
 
 class LaunchSpecification(Record, frozen=True, kw_only=True):

@@ -24,6 +24,8 @@ LONGEST_METADATA = 2048
 LONGEST_REASON = 2000
 DEFAULT_MAX_QUEUED = "PT72H"
 DEFAULT_GRACE = "PT1H"
+MOST_RETRIES = 10
+PRIORITIES = (-100, 100)
 SPECIFICATION_ID = "task"
 """Id of a task's only GPU specification, in records of instances and in orders."""
 
@@ -56,6 +58,44 @@ class ResultHandling(StrEnum):
     UPLOAD = "UPLOAD"
 
 
+class RetryOn(StrEnum):
+    """What a task is run again for.
+
+    `INFRASTRUCTURE`: its node, agent or worker was lost, or its cluster did not start it. `FAILURE`: its own
+    process failed.
+    """
+
+    INFRASTRUCTURE = "INFRASTRUCTURE"
+    FAILURE = "FAILURE"
+
+
+class RetryPolicy(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[ext] How often, and after what, a task is run again."""
+
+    limit: Annotated[int, Meta(ge=1, le=MOST_RETRIES)]
+    on: Annotated[tuple[RetryOn, ...], Meta(min_length=1, max_length=len(RetryOn))] = (
+        RetryOn.INFRASTRUCTURE,
+    )
+
+
+class Stopping(Record, frozen=True):
+    """Why the present run of a task ends before the task waits again.
+
+    `exits`: its process has said so itself, and gets the time to exit.
+    """
+
+    reason: Reason
+    at: float
+    exits: bool = False
+
+
+class PreviousRun(Record, frozen=True):
+    """The last run that ended: its instance has the results folder that the next one continues."""
+
+    instance_id: Text
+    cluster_id: Text
+
+
 class TaskEvent(Record, frozen=True):
     """Something that has happened to a task, for people."""
 
@@ -70,9 +110,12 @@ class Task(Record, frozen=True, kw_only=True):
     `request_id` is that of the order which launched it: at most one at a time, so a task never runs twice at
     the same time. `launches` counts them. `waiting_for` says why a queued task has no place, `not_before`
     (Unix time) when it may be launched again. `events` are the newest MOST_EVENTS of `event_count`.
+    `queued_at`: since when it waits, if it has run before.
     """
 
-    if_given: ClassVar[frozenset[str]] = frozenset(("hasSecrets", "tags"))
+    if_given: ClassVar[frozenset[str]] = frozenset(
+        ("hasSecrets", "tags", "priority", "preemptible", "preemptions", "retries")
+    )
 
     id: Id = field(name="taskId")
     nca_id: Text
@@ -90,12 +133,20 @@ class Task(Record, frozen=True, kw_only=True):
     result_handling_strategy: ResultHandling = ResultHandling.NONE
     results_location: Text | None = None
     has_secrets: bool = False
+    priority: int = 0
+    preemptible: bool = False
+    retry: RetryPolicy | None = None
 
     request_id: Text = ""
     cluster_id: Text | None = None
     launches: Count = 0
     not_before: float = 0.0
     waiting_for: Reason | None = None
+    queued_at: float | None = None
+    stopping: Stopping | None = None
+    previous: PreviousRun | None = None
+    retries: Count = 0
+    preemptions: Count = 0
     percent_complete: Percent | None = None
     last_heartbeat_at: float | None = None
     launched_at: float | None = None
@@ -119,6 +170,11 @@ class Task(Record, frozen=True, kw_only=True):
     def max_queued(self) -> float:
         """Seconds that it may wait for a place."""
         return duration_seconds(self.max_queued_duration)
+
+    @property
+    def waits_since(self) -> float:
+        """When it began to wait for a place, the last time."""
+        return self.created_at if self.queued_at is None else self.queued_at
 
     @property
     def grace(self) -> float:

@@ -37,6 +37,13 @@ def a_running_task() -> Task:
     return tasks.running(tasks.launched(task, new_id(), "c", "cluster", NOW), NOW)
 
 
+class Refreshed:
+    """A store whose records are the newest already."""
+
+    async def refresh(self, task_id: str) -> None:
+        pass
+
+
 class Workers:
     """The service, with tasks of its own."""
 
@@ -46,7 +53,7 @@ class Workers:
         registry = cast(Registry, SimpleNamespace(tasks=self.tasks))
         self.access = TaskAccess(self.tokens, registry)
         self.now = NOW
-        self.service = TaskWorkerService("local", self.access, cast(TaskStore, None), lambda: self.now)
+        self.service = TaskWorkerService("local", self.access, cast(TaskStore, Refreshed()), lambda: self.now)
 
     def token(self, task: Task) -> str:
         self.tasks[task.id] = task
@@ -104,7 +111,7 @@ def no_order(workers: Workers, task: Task) -> str:
 
 @pytest.mark.parametrize(
     ("made", "status"),
-    [(another_task, 403), (an_earlier_order, 401), (a_deleted_task, 401), (a_function, 401), (no_order, 401)],
+    [(another_task, 403), (an_earlier_order, 412), (a_deleted_task, 401), (a_function, 401), (no_order, 401)],
 )
 async def test_a_token_of_anything_else_is_refused(
     workers: Workers, made: Callable[[Workers, Task], str], status: int

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from nvcf_proto import tasks
 from nvcf_proto.ids import new_id
-from nvcf_proto.models import Instance, InstanceState, ProcessSource, Task, TaskStatus
+from nvcf_proto.models import (
+    Instance,
+    InstanceState,
+    ProcessSource,
+    RetryOn,
+    RetryPolicy,
+    Task,
+    TaskStatus,
+)
 from nvcf_proto.models.specifications import DeploymentSpecification
 from nvcf_proto.models.tasks import (
     LONGEST_METADATA,
@@ -20,6 +28,7 @@ from nvcf_proto.models.tasks import (
     TaskResult,
     TaskResults,
 )
+from nvcf_proto.task_policies import FENCE_SECONDS, MOST_PREEMPTIONS
 
 ACTIVE = (TaskStatus.LAUNCHED, TaskStatus.RUNNING)
 
@@ -69,8 +78,15 @@ class Life:
             assert after is before
         elif after.status is not before.status:
             assert tasks.may_follow(before.status, after.status)
-            assert after.event_count == before.event_count + 1
+            # A failure, and that it is queued again.
+            assert 1 <= after.event_count - before.event_count <= 2
             assert after.events[-1].id not in {each.id for each in after.events[:-1]}
+        if after.status is TaskStatus.QUEUED:
+            assert after.stopping is None
+            if before.status is TaskStatus.RUNNING:
+                assert before.stopping is not None or event in ("FAILED", "COMPLETED")
+        assert after.retries <= (0 if after.retry is None else after.retry.limit)
+        assert after.preemptions <= MOST_PREEMPTIONS
         assert (after.percent_complete or 0) >= (before.percent_complete or 0)
         assert bool(after.request_id) == (after.cluster_id is not None)
         if after.status in ACTIVE:
@@ -95,13 +111,18 @@ class Life:
                 return tasks.ended(task, TaskStatus.CANCELED, "asked for", now)
             case "time":
                 return tasks.after_time(task, an_instance(task, InstanceState.PENDING), now)
+            case "preempt":
+                return tasks.preempted(task, "function f needs its place", now)
+            case "fail":
+                return tasks.failed(task, list(RetryOn)[number % 2], "it failed", now, exits=number % 3 == 0)
             case "stale":
                 other = task.replace(request_id="order-of-before")
                 return tasks.after_instance(task, an_instance(other, InstanceState.FAILED), now)
             case _:
                 state = InstanceState(event)
                 taken_up = None if number % 2 else now
-                reported = an_instance(task, state, acknowledged_at=taken_up, exit_code=number % 3)
+                code = None if number % 7 == 0 else number % 3
+                reported = an_instance(task, state, acknowledged_at=taken_up, exit_code=code)
                 return tasks.after_instance(task, reported, now)
 
 
@@ -111,19 +132,28 @@ EVENTS = (
     "running",
     "cancel",
     "time",
+    "preempt",
+    "fail",
     "stale",
     *(each.value for each in InstanceState),
 )
+
+POLICIES = ((RetryOn.INFRASTRUCTURE,), (RetryOn.FAILURE,), tuple(RetryOn))
 
 
 @given(
     st.lists(
         st.tuples(st.sampled_from(EVENTS), st.floats(0.0, 600.0), st.integers(1, 100)),
         max_size=30,
-    )
+    ),
+    st.booleans(),
+    st.none() | st.builds(RetryPolicy, limit=st.integers(1, 3), on=st.sampled_from(POLICIES)),
 )
-def test_no_order_of_events_breaks_a_task(events: list[tuple[str, float, int]]) -> None:
-    life = Life(a_task(max_runtime_duration="PT1M", max_queued_duration="PT20M"))
+def test_no_order_of_events_breaks_a_task(
+    events: list[tuple[str, float, int]], preemptible: bool, retry: RetryPolicy | None
+) -> None:
+    limits = {"max_runtime_duration": "PT1M", "max_queued_duration": "PT20M"}
+    life = Life(a_task(**limits, preemptible=preemptible, retry=retry))
     for event, seconds, number in events:
         life.apply(event, seconds, number)
 
@@ -213,3 +243,65 @@ def test_the_record_of_results_stays_below_its_bound(texts: list[str], times: in
         found = found.adding(TaskResult(new_id(), 0.0, f"epoch-{number}", metadata))
         assert found.results[-1].metadata == metadata
         assert len(found.to_json()) < MOST_RESULTS_BYTES + 1024
+
+
+def running_task(now: float = 0.0, **fields: object) -> Task:
+    return tasks.running(tasks.launched(a_task(**fields), "order", "c", "cluster", now), now)
+
+
+def test_a_preempted_task_waits_again_when_nothing_of_its_run_is_left() -> None:
+    stopping = tasks.preempted(running_task(preemptible=True), "function f needs its place", 10.0)
+    assert (stopping.status, tasks.must_end(stopping, 10.0)) == (TaskStatus.RUNNING, True)
+    assert tasks.preempted(stopping, "again", 11.0) is stopping
+    ending = an_instance(stopping, InstanceState.TERMINATING, acknowledged_at=1.0, draining_since=10.0)
+    assert tasks.after_instance(stopping, ending, 11.0) is stopping
+    gone = ending.replace(state=InstanceState.COMPLETED, exit_code=143)
+    queued = tasks.after_instance(stopping, gone, 12.0)
+    assert (queued.status, queued.queued_at, queued.preemptions) == (TaskStatus.QUEUED, 12.0, 1)
+    assert queued.previous is not None
+    assert (queued.previous.instance_id, queued.previous.cluster_id) == (gone.id, "c")
+    assert "function f needs its place" in queued.events[-1].message
+    finished = tasks.after_instance(stopping, gone.replace(exit_code=0), 12.0)
+    assert finished.status is TaskStatus.COMPLETED
+
+
+def test_a_task_is_preempted_a_bounded_number_of_times_and_only_if_it_says_so() -> None:
+    stubborn = running_task()
+    assert tasks.preempted(stubborn, "x", 1.0) is stubborn
+    often = running_task(preemptible=True, preemptions=MOST_PREEMPTIONS)
+    assert tasks.preempted(often, "x", 1.0) is often
+
+
+@pytest.mark.parametrize("cause", RetryOn)
+def test_only_what_the_policy_names_is_tried_again_and_only_so_often(cause: RetryOn) -> None:
+    never = tasks.failed(running_task(), cause, "gone", 1.0)
+    assert never.status is TaskStatus.ERRORED
+    for on in RetryOn:
+        task = running_task(retry=RetryPolicy(limit=2, on=(on,)))
+        after = tasks.failed(task, cause, "gone", 1.0)
+        assert after.status is (TaskStatus.RUNNING if on is cause else TaskStatus.ERRORED)
+        over = tasks.failed(task.replace(retries=2), cause, "gone", 1.0)
+        assert (over.status, over.error) == (TaskStatus.ERRORED, "gone")
+
+
+def test_the_own_exit_code_and_the_loss_of_a_node_are_different_failures() -> None:
+    task = running_task(retry=RetryPolicy(limit=1))
+    own = an_instance(task, InstanceState.FAILED, acknowledged_at=1.0, exit_code=9, reason="exit code 9")
+    assert tasks.after_instance(task, own, 2.0).status is TaskStatus.ERRORED
+    told = own.replace(exit_code=None, released_at=2.0, reason="the agent was restarted")
+    again = tasks.after_instance(task, told, 2.0)
+    assert (again.status, again.retries) == (TaskStatus.QUEUED, 1)
+    words = [each.message for each in again.events[-2:]]
+    assert "the agent was restarted" in words[0]
+    assert "retry 1 of 1" in words[1]
+
+
+def test_after_the_loss_of_an_agent_the_next_run_waits_until_the_workers_lease_is_over() -> None:
+    task = tasks.heard(running_task(retry=RetryPolicy(limit=1)), 100.0)
+    lost = an_instance(
+        task, InstanceState.FAILED, acknowledged_at=1.0, category="lost", reason="lost: silent"
+    )
+    waiting = tasks.after_instance(task, lost, 110.0)
+    assert (waiting.status, waiting.stopping is not None) == (TaskStatus.RUNNING, True)
+    assert tasks.after_instance(waiting, lost, 100.0 + FENCE_SECONDS) is waiting
+    assert tasks.after_instance(waiting, lost, 101.0 + FENCE_SECONDS).status is TaskStatus.QUEUED

@@ -24,12 +24,14 @@ from nvcf_broker.errors import ProcessError
 from nvcf_broker.process import describe_exit, spawn, stop_process, wait_exit
 from nvcf_proto.environment import (
     NVCT_FQDN_GRPC,
+    NVCT_LEASE_DURATION,
     NVCT_MAX_RUN_TIME_DURATION,
     NVCT_RESULT_HANDLING_STRATEGY,
     NVCT_WORKER_TOKEN,
 )
+from nvcf_proto.leases import LEASE_GRACE_SECONDS
 from nvcf_proto.pb import nvct_pb2
-from nvcf_worker.errors import ConfigurationError, ControlError
+from nvcf_worker.errors import ConfigurationError, ControlError, RunOver
 from nvcf_worker.process import exit_reason as exits
 from nvcf_worker.process.durations import Backoff, parse_duration
 from nvcf_worker.process.exit_reason import ExitReason
@@ -79,36 +81,40 @@ def main(arguments: list[str]) -> None:
         raise ConfigurationError(f"there is no file {file}")
     set_up_logging(None)
     settings = read_settings(os.environ)
-    limit = _limit(os.environ, settings)
-    worker = TaskWorker(file, settings, TaskPlatform.of(os.environ), limit)
+    limit = _duration(os.environ, NVCT_MAX_RUN_TIME_DURATION, settings.max_seconds)
+    lease = _duration(os.environ, NVCT_LEASE_DURATION, None)
+    worker = TaskWorker(file, settings, TaskPlatform.of(os.environ), limit, lease)
     reason = asyncio.run(worker.run())
     exits.record(settings.shared_dir, reason)
     log.log(logging.INFO if reason.code == COMPLETED else logging.CRITICAL, "%s", reason.text)
     raise SystemExit(reason.code)
 
 
-def _limit(environ: Mapping[str, str], settings: TaskSettings) -> float | None:
-    text = environ.get(NVCT_MAX_RUN_TIME_DURATION, "").strip()
+def _duration(environ: Mapping[str, str], name: str, default: float | None) -> float | None:
+    text = environ.get(name, "").strip()
     if not text:
-        return settings.max_seconds
+        return default
     try:
         return parse_duration(text)
     except ValueError as error:
-        raise ConfigurationError(f"{NVCT_MAX_RUN_TIME_DURATION}: {error}") from None
+        raise ConfigurationError(f"{name}: {error}") from None
 
 
 @dataclass
 class TaskWorker:
-    """The worker of one task."""
+    """The worker of one task. `lease` is for how many seconds it goes on if the platform is silent."""
 
     file: Path
     settings: TaskSettings
     platform: TaskPlatform | None
     limit: float | None
+    lease: float | None = None
     _ending: Ending | None = None
     _ended: asyncio.Event = field(default_factory=asyncio.Event)
     _reports: list[Report] = field(default_factory=list)
     _unreadable: int = 0
+    _grace: float | None = None
+    _answered: float = field(default_factory=time.monotonic)
     _seen: bytes = b""
 
     def __post_init__(self) -> None:
@@ -137,7 +143,8 @@ class TaskWorker:
         code = await self._accompany(process, started)
         await self._look()
         ending = self._ending or self._outcome(code)
-        if self._uploads is not None:
+        # Without a lease another run may upload already.
+        if self._uploads is not None and self._grace is None:
             ending = await self._upload(self._uploads, ending)
         return await self._report_end(ending)
 
@@ -161,8 +168,9 @@ class TaskWorker:
                     text = f"the maximum run time of {self.limit:g} s is over"
                     reason = ExitReason(MAX_RUNTIME_EXCEEDED, "max-runtime-exceeded", text)
                     self._end(Ending(nvct_pb2.EXCEEDED_MAX_RUNTIME_DURATION, reason))
-                log.warning("the task has to end within %g s", self.settings.grace_seconds)
-                await stop_process(process, self.settings.grace_seconds)
+                grace = self.settings.grace_seconds if self._grace is None else self._grace
+                log.warning("the task has to end within %g s", grace)
+                await stop_process(process, grace)
             # Nothing that the process started stays.
             return await stop_process(process, 0)
         finally:
@@ -284,13 +292,29 @@ class TaskWorker:
 
     async def _beat(self) -> None:
         while self.platform is not None:
+            sent = time.monotonic()
             try:
                 self._heed(await self.platform.heartbeat(nvct_pb2.RUNNING))
-                pause = HEARTBEAT_SECONDS
+                pause, self._answered = HEARTBEAT_SECONDS, sent
+            except RunOver as error:
+                self._end(Ending(None, ExitReason(TERMINATED, "terminated", str(error))))
+                return
             except ControlError as error:
                 log.warning("heartbeat not taken: %s", error)
                 pause = RETRY.limit
+            if self.lease is not None:
+                left = self._answered + self.lease - time.monotonic()
+                if left <= 0:
+                    self._lease_over(self.lease)
+                    return
+                pause = min(pause, left)
             await asyncio.sleep(pause)
+
+    def _lease_over(self, lease: float) -> None:
+        """End the process soon: the platform may begin another run of the task."""
+        self._grace = min(self.settings.grace_seconds, LEASE_GRACE_SECONDS)
+        text = f"the platform has not answered for {lease:g} s, and may run the task elsewhere"
+        self._end(Ending(None, ExitReason(TERMINATED, "terminated", text)))
 
     def _heed(self, status: nvct_pb2.ExecutionStatus.ValueType) -> None:
         """End the process if the platform says that the task is over."""

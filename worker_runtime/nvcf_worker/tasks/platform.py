@@ -14,7 +14,7 @@ from nvcf_proto.environment import INSTANCE_ID, INSTANCE_TYPE, NVCT_FQDN_GRPC, N
 from nvcf_proto.pb import nvct_pb2, nvct_pb2_grpc
 from nvcf_worker.control.config import WITHOUT_PROXY, GrpcEndpoint, grpc_endpoint
 from nvcf_worker.control.tls import grpc_roots
-from nvcf_worker.errors import ConfigurationError, ControlError
+from nvcf_worker.errors import ConfigurationError, ControlError, RunOver
 from nvcf_worker.tasks.progress_rules import Report
 from nvcf_worker.tasks.settings import TASK_ID
 
@@ -43,7 +43,10 @@ OVER = frozenset(
 
 @dataclass
 class TaskPlatform:
-    """Calls for one task. Each opens a channel of its own, for they are rare. They raise ControlError."""
+    """Calls for one task. Each opens a channel of its own, for they are rare.
+
+    They raise ControlError, and RunOver where the run has to end.
+    """
 
     endpoint: GrpcEndpoint
     token: str
@@ -135,4 +138,6 @@ class TaskPlatform:
         except grpc.aio.AioRpcError as error:
             reason = error.details() or "no reason given"
             text = f"{call} failed: {error.code().name}: {reason}"
+            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                raise RunOver(text, permanent=True) from error
             raise ControlError(text, permanent=error.code() in _PERMANENT) from error
