@@ -31,7 +31,7 @@ _ELSEWHERE = ("capacity", "lost", "unhealthy", "unacknowledged", "maintenance", 
 
 @dataclass(frozen=True)
 class DeployRequest:
-    """What is to be deployed, checked and with absolute paths: a file, or an image."""
+    """What is to be deployed, checked and with absolute paths: a file, an image or a chart."""
 
     name: str
     file: Path | None = None

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from nvcf_cli.api import Json
+from nvcf_cli.charts import name_from_chart
 from nvcf_cli.errors import UsageError
 
 TYPES = ("DEFAULT", "STREAMING", "LLM")
@@ -31,9 +32,20 @@ class Artifact:
             raise UsageError("--helm-chart and --helm-service belong together: the chart's service to call")
         if self.chart is not None and (self.arguments or self.environment):
             raise UsageError("--args and --env belong to an image; a chart has its values")
-
         if self.chart is not None and self.library:
             raise UsageError("--library belongs to an image: a chart gets a worker beside it")
+
+    def check_deployment(self, *, values: bool, prefetch: bool) -> None:
+        """Raise `UsageError` for options of a deployment that it does not have."""
+        if values and self.chart is None:
+            raise UsageError("--values belongs to --helm-chart")
+        if prefetch and self.image is None:
+            raise UsageError("--prefetch belongs to --image: images of a chart are known once it is rendered")
+
+    @property
+    def own_name(self) -> str:
+        """Name of a function that is given none."""
+        return name_from_image(self.image) if self.image is not None else name_from_chart(self.chart or "")
 
     def members(self) -> Json:
         """Return the members of the management API's creation call."""

@@ -44,6 +44,8 @@ class Scale:
     wait_price: float | None = None
     max_execution_seconds: int | None = None
     prefetch: bool = False
+    configuration: Json | None = None
+    """A Helm chart's values."""
 
     def deployment(self) -> Json:
         """Return the body of the management API's deployment call."""
@@ -62,6 +64,8 @@ class Scale:
             specification["gpusPerInstance"] = self.gpus_per_instance
         if self.prefetch:
             specification["prefetch"] = True
+        if self.configuration is not None:
+            specification["configuration"] = self.configuration
         scaling = {
             "scaleToZeroDelay": self.scale_to_zero_delay,
             "targetUtilisation": self.target_utilisation,

@@ -1,6 +1,7 @@
 """`nvcf deploy`."""
 
 import shlex
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,6 +9,7 @@ from rich.text import Text
 
 from nvcf_cli.access import Access, DataOption, JsonOption, KeyFileOption, UrlOption
 from nvcf_cli.api import Api
+from nvcf_cli.charts import read_values
 from nvcf_cli.deploying import (
     Deployed,
     DeployFailed,
@@ -22,7 +24,7 @@ from nvcf_cli.deploying import (
     split_target,
 )
 from nvcf_cli.errors import UsageError
-from nvcf_cli.images import Artifact, name_from_image
+from nvcf_cli.images import Artifact
 from nvcf_cli.scale import Profile, Scale, bounds, gpus
 from nvcf_cli.screen import StatusLine, console, print_json
 from nvcf_cli.secret_values import named_files
@@ -42,6 +44,16 @@ def deploy_command(
         str | None,
         typer.Option(metavar="IMAGE", help="A container image instead of a file.", show_default=False),
     ] = None,
+    helm_chart: Annotated[
+        str | None, typer.Option(metavar="URL", help="A Helm chart instead of a file.", show_default=False)
+    ] = None,
+    helm_service: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The chart's service to call.", show_default=False)
+    ] = None,
+    values: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The chart's values, YAML or JSON.", show_default=False),
+    ] = None,
     triton: Annotated[
         bool, typer.Option("--triton", help="DIR is a model repository, for a Triton server.")
     ] = False,
@@ -53,7 +65,9 @@ def deploy_command(
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option(min=1, max=65535, help="Port of the image's own server.", show_default=False),
+        typer.Option(
+            min=1, max=65535, help="Port of the image's server or the chart's service.", show_default=False
+        ),
     ] = None,
     health: Annotated[
         str | None,
@@ -187,7 +201,7 @@ def deploy_command(
     key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Deploy a Python file or a container image as a function.
+    """Deploy a Python file, a container image or a Helm chart as a function.
 
     The same name again makes a new version of it.
     The version before serves until the new one is ready. A new one that does not start is taken back.
@@ -198,6 +212,7 @@ def deploy_command(
       nvcf deploy models.py:Summarizer --name summarize --instances 2 --concurrency 4
       nvcf deploy app.py --python ./venv/bin/python --env MODEL=small
       nvcf deploy --image registry.example.com/echo:1 --gpu H100
+      nvcf deploy --helm-chart oci://registry.example/rag:1.0.0 --helm-service api --port 8000 --gpu H100
       nvcf deploy models --triton --model bert --name bert
       nvcf deploy app.py --secret API_TOKEN=token.txt
       nvcf deploy app.py --min 0 --max 4 --gpu SIM --scale-to-zero-delay 60
@@ -222,27 +237,39 @@ def deploy_command(
         wait_price=wait_price,
         max_execution_seconds=max_execution_seconds,
         prefetch=prefetch,
+        configuration=read_values(values),
     )
     variables = parse_environment(env or [])
     telemetries = tuple(telemetry or ())
     secrets = tuple(named_files(secret or ()))
-    if image is not None:
+    if image is not None or helm_chart is not None:
         if target is not None or python is not None or triton:
-            raise UsageError("an image brings its own program: give either a file or --image")
+            raise UsageError("images and charts bring their own program: give one of file, image and chart")
+        artifact = Artifact(
+            image=image,
+            chart=helm_chart,
+            chart_service=helm_service,
+            environment=variables,
+            port=port,
+            health=health,
+            library=library,
+        )
+        artifact.check_deployment(values=values is not None, prefetch=prefetch)
         request = DeployRequest(
-            name=check_name(name or name_from_image(image)),
-            artifact=Artifact(image=image, environment=variables, port=port, health=health, library=library),
+            name=check_name(name or artifact.own_name),
+            artifact=artifact,
             scale=scale,
             telemetry=telemetries,
             secrets=secrets,
         )
     else:
         if target is None:
-            raise UsageError("give a file, FILE[:HANDLER], or --image IMAGE: nvcf deploy hello.py")
+            raise UsageError("give a file, FILE[:HANDLER], --image or --helm-chart: nvcf deploy hello.py")
         if model and not triton:
             raise UsageError("--model belongs to --triton")
-        if port is not None or health is not None or library or prefetch:
-            raise UsageError("--port, --health, --library and --prefetch belong to --image")
+        if any((port, health, library, prefetch, helm_service, values)):
+            text = "--port, --health, --library and --prefetch belong to --image"
+            raise UsageError(f"{text}, --helm-service and --values to --helm-chart")
         inference_url, handler = None, None
         if triton:
             file, inference_url = find_model_repository(target, model or [])

@@ -1,11 +1,13 @@
-"""Bodies that `nvcf scale`, `nvcf function` and `nvcf deploy --image` send."""
+"""Bodies that `nvcf scale`, `nvcf function` and `nvcf deploy` of images and charts send."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nvcf_cli.charts import name_from_chart, read_values
 from nvcf_cli.commands.function import version_facts
 from nvcf_cli.deploying import DeployRequest
 from nvcf_cli.errors import UsageError
@@ -117,11 +119,44 @@ def test_an_image_gives_its_function_a_name(image: str, name: str) -> None:
     assert name_from_image(image) == name
 
 
+@pytest.mark.parametrize(
+    ("chart", "name"),
+    [
+        ("oci://registry.example/charts/rag:1.0.0", "rag"),
+        ("https://charts.example.com/rag-1.0.tgz", "rag"),
+        ("https://charts.example.com/vector-store-v1.2.0-rc.1.tgz", "vector-store"),
+        ("https://charts.example.com/rag.tgz", "rag"),
+    ],
+)
+def test_a_chart_gives_its_function_a_name(chart: str, name: str) -> None:
+    assert name_from_chart(chart) == name
+
+
+def test_a_charts_values_are_read_as_helm_reads_them(tmp_path: Path) -> None:
+    file = tmp_path / "values.yaml"
+    file.write_text("replicas: 2\nimage: {tag: '1'}\nignored: [the, of]\n")
+    assert read_values(file) == {"replicas": 2, "image": {"tag": "1"}, "ignored": ["the", "of"]}
+    file.write_text("")
+    assert (read_values(file), read_values(None)) == ({}, None)
+    for wrong in ("- 1", "a: [", "day: 2024-01-01", "a: .nan", "text"):
+        file.write_text(wrong)
+        with pytest.raises(UsageError, match=r"values\.yaml"):
+            read_values(file)
+    with pytest.raises(UsageError, match="No such file"):
+        read_values(tmp_path / "missing")
+
+
 def test_file_and_image_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     for wrong in (
         ["deploy"],
         ["deploy", "f.py", "--image", IMAGE],
         ["deploy", "f.py", "--port", "1"],
+        ["deploy", "f.py", "--helm-service", "s"],
+        ["deploy", "--image", IMAGE, "--values", "values.yaml"],
+        ["deploy", "--image", IMAGE, "--helm-chart", "oci://a/b:1", "--helm-service", "s"],
+        ["deploy", "--helm-chart", "oci://a/b:1"],
+        ["deploy", "--helm-chart", "oci://a/b:1", "--helm-service", "s", "--env", "A=1"],
+        ["deploy", "--helm-chart", "oci://a/b:1", "--helm-service", "s", "--prefetch"],
         ["function", "create", "x"],
         ["function", "create", "x", "--image", IMAGE, "--type", "NEW"],
         ["function", "update", "x"],
