@@ -37,7 +37,8 @@ class AccountTelemetry:
 
     Their secrets are files in `secrets`/ACCOUNT, so no account can use another
     one's; what `given` returns for an instance, by name, wins and becomes files in `kept`/ACCOUNT. `operator`
-    is the telemetry of all workers.
+    is the telemetry of all workers. `mounted` is the folder in which instances have the certificates of their
+    telemetry; None: they read the agent's files.
     """
 
     secrets: Path
@@ -45,6 +46,7 @@ class AccountTelemetry:
     cluster: str
     given: Callable[[InstanceOf], Awaitable[dict[str, Any]]] | None = None
     kept: Path | None = None
+    mounted: str | None = None
 
     async def of(self, instance: ManagedInstance) -> WorkerTelemetry:
         """Return the telemetry settings of a new instance.
@@ -61,18 +63,25 @@ class AccountTelemetry:
             return replace(self.operator, variables=variables)
         if usable.direct:
             try:
-                own = await asyncio.to_thread(
-                    direct_environment,
-                    usable.endpoints,
-                    files.read,
-                    lambda name: str(files.path(name)),
-                )
+                own, texts = await asyncio.to_thread(self._direct, usable, files)
             except (OSError, UnicodeDecodeError) as error:
                 _log.warning("telemetry of %s is left out: cannot read its secret: %s", name, error)
-                own = {}
-            return replace(self.operator, variables={**variables, **own})
+                own, texts = {}, {}
+            return replace(self.operator, variables={**variables, **own}, files=texts)
         collector = CollectorOrder(usable.endpoints, files, self._resource(instance))
         return replace(self.operator, variables=variables, collector=collector)
+
+    def _direct(self, usable: Plan, files: SecretFiles) -> tuple[dict[str, str], dict[str, str]]:
+        """Return the variables of the SDK's exporters, and the files that they name. Blocking."""
+        texts: dict[str, str] = {}
+
+        def path(name: str) -> str:
+            if self.mounted is None:
+                return str(files.path(name))
+            texts[name] = files.read(name)
+            return f"{self.mounted}/{name}"
+
+        return direct_environment(usable.endpoints, files.read, path), texts
 
     async def _files(self, instance: ManagedInstance) -> SecretFiles:
         """Return the secret files of an account, and write those that it gave to the platform."""

@@ -30,6 +30,7 @@ from nvcf_agent.kubernetes.leadership import Leadership, no_trace_of_a_leader
 from nvcf_agent.kubernetes.nodes.inventory import ClusterInventory
 from nvcf_agent.kubernetes.nodes.static import parse_static
 from nvcf_agent.kubernetes.nodes.watch import NodeWatch
+from nvcf_agent.kubernetes.pods.variables import SECRETS
 from nvcf_agent.kubernetes.reflection import Reflection
 from nvcf_agent.kubernetes.secret_objects import SecretObjects, of_chart, of_pods
 from nvcf_agent.kubernetes.settings import Settings, read_settings, until_changed
@@ -212,6 +213,7 @@ async def _make_site(
             cluster,
             secrets.of_telemetries,
             data / "telemetry",
+            SECRETS,
         ),
         # The backend gives up by itself, and knows why. This is for what it does not notice.
         ready_timeout=ready_seconds + _SLACK_SECONDS,

@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 
 from nvcf_broker.process import free_port
+from nvcf_otel.byoo import account_folder
 from tests.kubernetes.agent_site import REQUESTS, KubeSite, kube_site
 from tests.kubernetes.cluster.client import ApiProblem
 from tests.kubernetes.cluster.gpus import L40
@@ -20,6 +21,7 @@ from tests.kubernetes.frozen_relay import FrozenRelay
 from tests.support.peers.icms import Call
 from tests.support.platform.agent_site import CLUSTER
 from tests.support.waiting import eventually
+from tests.unit.agent.kubernetes.pods import decoded, packed
 
 
 @pytest.fixture
@@ -61,6 +63,32 @@ async def test_from_the_message_to_the_pod_and_back(site: KubeSite) -> None:
     assert (seen.report["status"], seen.cause) == ("instance-terminated-by-user", None)
     assert site.pod(ordered) is None
     await site.free("H100", 16)
+
+
+async def test_a_pod_has_the_certificates_of_its_accounts_telemetry(site: KubeSite) -> None:
+    """The agent's own files are in no pod, so exporters would find none there."""
+    folder = site.data / "telemetry-secrets" / account_folder("account")
+    folder.mkdir(parents=True)
+    for name in ("own-clientCert", "own-clientKey"):
+        (folder / name).write_text(f"{name} in PEM form")
+    endpoint = {
+        "protocol": "GRPC", "provider": "OTEL_COLLECTOR", "endpoint": "https://own.example",
+        "name": "own",
+        "secret": {"name": "own"}, "configuration": {"auth": "MTLS"},
+    }  # fmt: skip
+    telemetries = packed({"telemetries": {"tracesTelemetry": endpoint}})
+    await site.start_agent()
+    ordered = await site.gpu_instance(8, function=site.function(telemetries=telemetries))
+    await site.state(ordered, "running")
+
+    def secret(what: str) -> dict[str, str]:
+        path = f"/api/v1/namespaces/{site.namespace}/secrets/{ordered.id}-{what}"
+        return decoded(site.kube.get(path))
+
+    variables = secret("worker")
+    for name, variable in (("own-clientCert", "CLIENT_CERTIFICATE"), ("own-clientKey", "CLIENT_KEY")):
+        assert variables[f"OTEL_EXPORTER_OTLP_TRACES_{variable}"] == f"/var/secrets/{name}"
+        assert secret("secrets")[name] == f"{name} in PEM form"
 
 
 async def test_a_message_without_a_number_of_gpus_gets_those_of_its_type(site: KubeSite) -> None:

@@ -63,12 +63,14 @@ class WorkerTelemetry:
 
     `metrics`: it serves metrics. `variables` are the operator's OTEL_ variables; a function's own ones win.
     They may hold credentials, which every function can then read. `collector` sends what the SDK cannot send
-    by itself.
+    by itself. `files` are certificates and keys that the variables name, for an instance that cannot read the
+    agent's.
     """
 
     metrics: bool = False
     variables: Mapping[str, str] = field(default_factory=dict)
     collector: CollectorOrder | None = None
+    files: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, environ: Mapping[str, str], *, metrics: bool, passed_on: bool) -> "WorkerTelemetry":

@@ -32,10 +32,12 @@ from nvcf_otel.byoo import account_folder
 from nvcf_proto.icms.messages import encode_base64
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import (
+    TelemetryAuth,
     TelemetryEndpoint,
     TelemetryProtocol,
     TelemetryProvider,
     TelemetrySecret,
+    TelemetrySettings,
     TelemetryType,
 )
 from tests.support.waiting import eventually
@@ -87,8 +89,8 @@ def account(secrets: Path) -> Path:
     return folder
 
 
-def of(folder: Path, telemetries: str | None) -> WorkerTelemetry:
-    accounts = AccountTelemetry(folder, OPERATOR, "local")
+def of(folder: Path, telemetries: str | None, mounted: str | None = None) -> WorkerTelemetry:
+    accounts = AccountTelemetry(folder, OPERATOR, "local", mounted=mounted)
     made = order("r", nca_id="one", telemetries=telemetries, variables={"FUNCTION_NAME": "f"})
     return asyncio.run(accounts.of(transitions.accepted(made, Share(), 1.0)))
 
@@ -118,6 +120,22 @@ def test_the_sdk_sends_straight_where_it_can_with_the_secret_from_its_file(tmp_p
     assert given.collector is None
     # The account's own backend must not be given what is the operator's.
     assert "operator" not in str(given)
+
+
+def test_certificates_are_given_to_instances_that_cannot_read_the_agents_files(tmp_path: Path) -> None:
+    for name in ("own-clientCert", "own-clientKey", "own-caFile"):
+        (account(tmp_path) / name).write_text(f"{name} in PEM form\n")
+    settings = TelemetrySettings(auth=TelemetryAuth.MTLS, private_ca=True)
+    wish = message(traces=GENERIC.replace(settings=settings))
+    prefix = "OTEL_EXPORTER_OTLP_TRACES_"
+    given = of(tmp_path, wish)
+    assert given.variables[f"{prefix}CLIENT_KEY"] == str(tmp_path / "one" / "own-clientKey")
+    assert not given.files
+    mounted = of(tmp_path, wish, mounted="/var/secrets")
+    paths = [mounted.variables[prefix + name] for name in ("CLIENT_CERTIFICATE", "CLIENT_KEY", "CERTIFICATE")]
+    assert paths == [f"/var/secrets/own-{key}" for key in ("clientCert", "clientKey", "caFile")]
+    assert mounted.files == {path.rsplit("/", 1)[1]: f"{path[13:]} in PEM form\n" for path in paths}
+    assert "PEM" not in repr(mounted)
 
 
 def test_what_needs_a_collector_gets_one(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ class Installer:
             self._pods.network,
             gpus=spec.order.requested_gpu_count,
             pull_secrets=[name_of(body) for _, body in pulls],
+            files=spec.telemetry.files,
         )
         artifacts = artifact_secret(spec, namespace, mini_service)
         for kind, body in (*before, *pulls, *artifacts, *worker.before):

@@ -16,6 +16,7 @@ from nvcf_agent.kubernetes.helm.names import FUNCTION_SECRETS, MINI_SERVICE_LABE
 from nvcf_agent.kubernetes.helm.settings import HelmSettings
 from nvcf_agent.kubernetes.names import MANAGED_BY, MANAGER
 from nvcf_agent.kubernetes.pods.policies import shared_policies
+from nvcf_agent.kubernetes.pods.render import encoded
 from nvcf_agent.kubernetes.pods.settings import Network
 from nvcf_proto.charts.rules import GPU_RESOURCES
 
@@ -43,16 +44,20 @@ def objects_before(
     *,
     gpus: int,
     pull_secrets: Iterable[str] = (),
+    files: Mapping[str, str] | None = None,
 ) -> list[tuple[Kind, Object]]:
-    """Return rights, policies, quota and account of a namespace, in the order in which they are applied."""
+    """Return rights, policies, quota and account of a namespace, in the order in which they are applied.
+
+    `files` are certificates of the function's telemetry.
+    """
     rights = [(ROLE_BINDING, _rights(settings))] if settings.service_account else []
     quota = {f"requests.{resource}": str(gpus) for resource in GPU_RESOURCES}
     listed: list[tuple[Kind, Object]] = [
         *rights,
         *((NETWORK_POLICY, each) for each in _policies(namespace, network)),
         (RESOURCE_QUOTA, {"metadata": {"name": QUOTA}, "spec": {"hard": quota}}),
-        # Empty: what is in it comes from the control plane, now and later.
-        (SECRET, {"metadata": {"name": FUNCTION_SECRETS}, "type": "Opaque"}),
+        # What else is in it comes from the control plane, now and later.
+        (SECRET, {"metadata": {"name": FUNCTION_SECRETS}, "type": "Opaque", **_data(files or {})}),
         # Made here because pods are refused until it is there. No pod gets a token of it.
         (
             SERVICE_ACCOUNT,
@@ -64,6 +69,10 @@ def objects_before(
         ),
     ]
     return [(kind, _placed(kind, body, namespace, mini_service)) for kind, body in listed]
+
+
+def _data(files: Mapping[str, str]) -> Object:
+    return {"data": {name: encoded(text) for name, text in files.items()}} if files else {}
 
 
 def _placed(kind: Kind, body: Object, namespace: str, mini_service: str) -> Object:

@@ -45,6 +45,7 @@ def order_record(spec: InstanceSpec) -> Any:
         "trace": spec.trace,
         "metrics": spec.telemetry.metrics,
         "variables": dict(spec.telemetry.variables),
+        "files": dict(spec.telemetry.files),
     }
 
 
@@ -58,7 +59,7 @@ def spec_of(record: Any) -> InstanceSpec:
             index=record["index"],
             zone=record["zone"],
             trace=record["trace"],
-            telemetry=WorkerTelemetry(record["metrics"], record["variables"]),
+            telemetry=WorkerTelemetry(record["metrics"], record["variables"], files=record.get("files", {})),
         )
     except (ValueError, LookupError, TypeError) as error:
         raise ChartError(f"the order's Secret cannot be read: {error}") from error

@@ -25,7 +25,8 @@ _DOCKER_LOGIN = "kubernetes.io/dockerconfigjson"
 class PodObjects:
     """The objects of one instance: those that its pod needs, in order, and the pod itself.
 
-    The Secret `secrets` of the function is made empty; what is in it comes from the control plane.
+    The Secret `secrets` of the function has the certificates of its telemetry. What else is in it comes from
+    the control plane.
     """
 
     before: tuple[tuple[Kind, Json], ...]
@@ -51,7 +52,7 @@ def render(
     parts = containers.Parts(spec, launch, settings, gpu_resource, image if has_collector else None)
     metadata = _Metadata(spec, settings, names.owner_reference(owner))
     pulls = _pull_secrets(parts, metadata)
-    before = [*pulls, *_environment(parts, metadata), _opaque("secrets", {}, metadata)]
+    before = [*pulls, *_environment(parts, metadata), _opaque("secrets", spec.telemetry.files, metadata)]
     if parts.init_image is not None and parts.is_own(parts.init_image):
         before.append(_opaque("artifacts", artifact_files(launch), metadata))
     if parts.collector_image is not None:

@@ -256,6 +256,18 @@ def test_a_collector_runs_beside_where_telemetry_asks_for_it() -> None:
     assert "initContainers" not in without.pod["spec"]
 
 
+def test_certificates_of_telemetry_are_where_its_variables_say() -> None:
+    path = {"OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY": "/var/secrets/own-clientKey"}
+    made = replace(spec(ID), telemetry=WorkerTelemetry(variables=path, files={"own-clientKey": "PEM"}))
+    objects = render(made, SETTINGS)
+    check(objects)
+    assert secrets(objects)[f"0-sr-{ID}-secrets"] == {"own-clientKey": "PEM"}
+    for name in ("inference", "utils"):
+        assert environment(objects, name).items() >= path.items()
+        mounts = {each["mountPath"]: each["name"] for each in container(objects, name)["volumeMounts"]}
+        assert mounts["/var/secrets"] == "secret-data"
+
+
 def test_limits_of_the_instance_type_hold_for_the_function() -> None:
     made = replace(spec(ID, gpus=0), limits=Limits(memory=2**30, cpus=0.5))
     objects = render(made, SETTINGS)
