@@ -47,9 +47,14 @@ class Api:
         """The platform's address."""
         return self._target.url
 
+    @property
+    def authorization(self) -> dict[str, str]:
+        """The header that says on whose behalf calls are made."""
+        return {"Authorization": f"Bearer {self._target.key}"}
+
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {self._target.key}", "User-Agent": "nvcf"},
+            headers={**self.authorization, "User-Agent": "nvcf"},
             auto_decompress=True,
         )
         return self

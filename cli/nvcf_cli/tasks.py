@@ -18,6 +18,7 @@ from nvcf_proto.models import TaskStatus
 
 BASE = "/v1/nvct/tasks"
 POLL_SECONDS = 0.3
+PLATFORM = "platform"
 MOST_LOOKED_AT = 1000
 _OVER = frozenset(each.value for each in TaskStatus if each.is_over)
 
@@ -60,7 +61,8 @@ class TaskRequest:
             **{name: duration_text(seconds) for name, seconds in durations.items() if seconds is not None},
             **self.scheduling,
             **({"secrets": list(self.secrets)} if self.secrets else {}),
-            **({"resultHandlingStrategy": "UPLOAD", "resultsLocation": self.results} if self.results else {}),
+            **({"resultHandlingStrategy": "UPLOAD"} if self.results else {}),
+            **({"resultsLocation": self.results} if self.results not in (None, PLATFORM) else {}),
         }
 
 

@@ -86,6 +86,7 @@ from nvcf_gateway.stats.queues import Queues
 from nvcf_gateway.stats.routes import StatsRoute
 from nvcf_gateway.tasks.routes import TaskRoutes
 from nvcf_gateway.tasks.store import TaskStore, tasks_room
+from nvcf_gateway.tasks.uploads import TaskUploads
 from nvcf_gateway.telemetry.enqueue_span import EnqueueTelemetry
 from nvcf_gateway.telemetry.http_span import HttpTelemetry
 from nvcf_gateway.telemetry.metrics import GatewayMetrics, register_gauges
@@ -212,13 +213,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
     usage.of_this_gateway[Quota.SPOOLED_BYTES] = spool.used
     stack.push_async_callback(end_task, asyncio.create_task(revocations.follow(), name="revocations"))
     assets = Assets(
-        authenticator,
-        asset_buckets,
-        urls,
-        config.large_body_bytes,
-        config.assets_ttl,
-        asset_index,
-        usage,
+        authenticator, asset_buckets, urls, config.large_body_bytes, config.assets_ttl, asset_index, usage
     )
 
     # Calls.
@@ -297,6 +292,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
             ),
             *clusters.admin_routes(),
             *task_routes.routes(),
+            *TaskUploads(task_access, assets).routes(),
             *SecretDelivery(agents, registry, workers, secrets).routes(),
         ],
         assets,

@@ -16,7 +16,7 @@ from nvcf_cli.commands.task_run import run
 from nvcf_cli.errors import CliError
 from nvcf_cli.screen import age, cell, console, print_json, print_table, visible
 from nvcf_cli.tailing import LogFile, readable
-from nvcf_cli.task_results import StoredFile, location_of, stored_files
+from nvcf_cli.task_results import StoredFile, is_uploaded, location_of, remove, stored_files
 from nvcf_cli.task_results import download as fetch_results
 
 app = typer.Typer(no_args_is_help=True, help="Run tasks: work that runs once to its end.")
@@ -24,7 +24,7 @@ app = typer.Typer(no_args_is_help=True, help="Run tasks: work that runs once to 
 TaskArgument = Annotated[
     str, typer.Argument(metavar="TASK", help="Id of the task, its beginning, or the newest task's name.")
 ]
-_NOT_UPLOADED = "submit it with nvcf task run --results s3://BUCKET/PREFIX"
+_NOT_UPLOADED = "submit it with nvcf task run --results"
 app.command("run")(run)
 
 
@@ -194,8 +194,8 @@ def results(
 ) -> None:
     """List what a task has reported, and the files of its results.
 
-    Uploaded results are read with the key in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; a store other than
-    AWS is named by AWS_ENDPOINT_URL_S3. A download that was interrupted is continued, and checked.
+    Those in an S3 store are read with the key in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; a store other
+    than AWS is named by AWS_ENDPOINT_URL_S3. A download that was interrupted is continued, and checked.
 
     \b
     Examples:
@@ -206,12 +206,11 @@ def results(
 
     async def work(api: Api) -> tuple[Json, list[Json], list[StoredFile]]:
         found = await tasks.find(api, task)
-        location = location_of(found)
-        if download is not None and location is None:
+        if download is not None and not is_uploaded(found):
             raise CliError(f"task {found['id']} uploads no results: {_NOT_UPLOADED}")
-        stored = await stored_files(location) if location is not None else []
-        if location is not None and stored and download is not None:
-            await fetch_results(location, download.resolve())
+        stored = await stored_files(api, found)
+        if stored and download is not None:
+            await fetch_results(api, found, download.resolve())
         return found, await tasks.results(api, found), stored
 
     found, reported, stored = access.run(work)
@@ -219,14 +218,14 @@ def results(
     if as_json:
         files = [{"path": each.path, "size": each.size} for each in stored]
         shown = {"results": reported, "folder": None if folder is None else str(folder)}
-        print_json(shown | ({"location": location_of(found), "files": files} if location_of(found) else {}))
+        print_json(shown | ({"location": location_of(found), "files": files} if is_uploaded(found) else {}))
         return
     rows = [(cell(each, "name"), age(each.get("createdAt")), _metadata(each)) for each in reported]
     print_table(("NAME", "AGE", "METADATA"), rows, "the task has reported no results")
     out = console()
-    if location_of(found) is not None:
+    if is_uploaded(found):
         listed = [(visible(each.path), f"{each.size:,}") for each in stored]
-        out.print(Text(f"\nuploaded to {location_of(found)}"))
+        out.print(Text(f"\nuploaded to {location_of(found) or 'the platform'}"))
         print_table(("FILE", "BYTES"), listed, "nothing is uploaded yet")
     if download is not None:
         out.print(Text(f"{len(stored)} files are in {download}"))
@@ -243,7 +242,9 @@ def _metadata(result: Json) -> str:
 def delete(
     task: TaskArgument, data: DataOption = None, url: UrlOption = None, key_file: KeyFileOption = None
 ) -> None:
-    """Remove the record of a task that is over. Its files stay for a week.
+    """Remove the record of a task that is over, and its results in the platform's store.
+
+    Its folder on the agent's machine stays for a week.
 
     \b
     Examples:
@@ -252,6 +253,8 @@ def delete(
 
     async def work(api: Api) -> str:
         found = await tasks.find(api, task)
+        if tasks.is_over(found):
+            await remove(api, found)
         await tasks.delete(api, found)
         return str(found["id"])
 

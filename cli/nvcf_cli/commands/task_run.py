@@ -55,7 +55,9 @@ def run(
     results: Annotated[
         str | None,
         typer.Option(
-            metavar="s3://BUCKET/PREFIX", help="Upload the results there. [default: no]", show_default=False
+            metavar="PLACE",
+            help="Upload the results: platform, or s3://BUCKET/PREFIX. [default: no]",
+            show_default=False,
         ),
     ] = None,
     priority: Annotated[
@@ -88,7 +90,7 @@ def run(
     Examples:
       nvcf task run train.py
       nvcf task run train.py --gpu H100 --max-runtime 3600 --env EPOCHS=3
-      nvcf task run report.py --detach
+      nvcf task run report.py --detach --results platform
       nvcf task run train.py --results s3://models/runs \\
         --secret AWS_ACCESS_KEY_ID=id.txt --secret AWS_SECRET_ACCESS_KEY=key.txt
     """

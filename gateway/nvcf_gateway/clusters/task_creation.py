@@ -87,7 +87,7 @@ def task_environment(wanted: OrderedTask) -> dict[str, str]:
     task, addresses = wanted.task, wanted.addresses
     variables = {
         names.NVCT_WORKER_TOKEN: wanted.token,
-        "NVCT_FQDN": addresses.http,
+        names.NVCT_FQDN: addresses.http,
         names.NVCT_FQDN_GRPC: addresses.grpc,
         names.NCA_ID: task.nca_id,
         "ACCOUNT_NAME": task.nca_id,

@@ -92,25 +92,43 @@ class Assets:
         wanted = await read_record(request, AssetCreation)
         self._usage.require(caller.nca_id, Quota.ASSETS)
         asset_id = new_id()
-        headers = {
-            "account": caller.nca_id,
-            "content-type": wanted.content_type,
-            "description": json.dumps(wanted.description),
-            _ANNOUNCED: "true",
-        }
-        if caller.key.function_ids:
-            headers[_FUNCTIONS] = " ".join(caller.key.function_ids)
-        with broker_errors():
-            await self._index.note(caller.nca_id, asset_id, 0, self._life)
-            await self._buckets.put(asset_id, _empty(), headers)
-        until = time.time() + UPLOAD_URL_LIFE
+        made_for = {_FUNCTIONS: " ".join(caller.key.function_ids)} if caller.key.function_ids else {}
+        url = await self._announce(caller.nca_id, asset_id, wanted.content_type, wanted.description, made_for)
         announced = {
             "assetId": asset_id,
-            "uploadUrl": self._urls.make(f"{_PATH}/{asset_id}", "asset-put", asset_id, expires_at=until),
+            "uploadUrl": url,
             "contentType": wanted.content_type,
             "description": wanted.description,
         }
         return json_response(200, announced)
+
+    async def announce(self, account: str, asset_id: str, content_type: str, description: str) -> str:
+        """Announce an asset on behalf of an account, unless there is one; return where to upload it.
+
+        An asset that is there stays until the upload is complete. Raises HttpProblem 503 and 507.
+        """
+        if await self._found(asset_id) is not None:
+            return self._upload_url(asset_id)
+        self._usage.require(account, Quota.ASSETS)
+        return await self._announce(account, asset_id, content_type, description, {})
+
+    async def _announce(
+        self, account: str, asset_id: str, content_type: str, description: str, more: dict[str, str]
+    ) -> str:
+        headers = {
+            "account": account,
+            "content-type": content_type,
+            "description": json.dumps(description),
+            _ANNOUNCED: "true",
+        }
+        with broker_errors():
+            await self._index.note(account, asset_id, 0, self._life)
+            await self._buckets.put(asset_id, _empty(), headers | more)
+        return self._upload_url(asset_id)
+
+    def _upload_url(self, asset_id: str) -> str:
+        until = time.time() + UPLOAD_URL_LIFE
+        return self._urls.make(f"{_PATH}/{asset_id}", "asset-put", asset_id, expires_at=until)
 
     async def put(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle PUT /v2/nvcf/assets/{assetId}: the upload URL."""

@@ -104,15 +104,16 @@ class TaskCreation(Record, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def _check_results(self) -> None:
         """Raise InvalidRecord unless the results can be uploaded as wanted."""
-        location, upload = self.results_location, self.result_handling_strategy is ResultHandling.UPLOAD
-        if not upload and location is not None:
+        location = self.results_location
+        if location is None:
+            return
+        if self.result_handling_strategy is not ResultHandling.UPLOAD:
             raise InvalidRecord("resultsLocation", "only with resultHandlingStrategy UPLOAD")
-        if upload and (location is None or not re.fullmatch(_S3_LOCATION, location)):
+        if not re.fullmatch(_S3_LOCATION, location):
             raise InvalidRecord(
-                "resultsLocation", "expected s3://BUCKET/PREFIX: results go to S3 stores only"
+                "resultsLocation", "expected s3://BUCKET/PREFIX, or none: the platform's store"
             )
-        missing = _KEY_SECRETS - {each.name for each in self.secrets}
-        if upload and missing:
+        if missing := _KEY_SECRETS - {each.name for each in self.secrets}:
             names = " and ".join(sorted(missing))
             raise InvalidRecord("secrets", f"the key of the results' store is missing: {names}")
 

@@ -86,7 +86,6 @@ REFUSED: tuple[tuple[dict[str, Any], int, str], ...] = (
     ({"process": None, "containerImage": "nvcr.io/x:1"}, 501, "containerImage"),
     ({"helmChart": "https://x/charts/a-1.tgz"}, 501, "helmChart"),
     ({"containerArgs": "x"}, 400, "containerArgs"),
-    ({"resultHandlingStrategy": "UPLOAD"}, 400, "resultsLocation"),
     ({"resultHandlingStrategy": "UPLOAD", "resultsLocation": "org/model"}, 400, "resultsLocation"),
     ({"resultHandlingStrategy": "UPLOAD", "resultsLocation": "s3://models/x"}, 400, "secrets"),
     ({"resultsLocation": "s3://models/x"}, 400, "resultsLocation"),

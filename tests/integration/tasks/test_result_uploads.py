@@ -22,6 +22,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from nvcf_cli.api import Api, Json, Target
 from nvcf_cli.errors import CliError
 from nvcf_cli.task_results import download, location_of, stored_files
 from nvcf_worker.fetch.s3 import S3Settings
@@ -65,6 +66,15 @@ def main(run: Task):
 
 task(main)
 """
+
+
+# Nothing is asked of the platform about results in a store.
+API = Api(Target("http://127.0.0.1:1", "key"))
+
+
+def in_store(place: str, task_id: str) -> Json:
+    """Return what is known of a task whose results are there."""
+    return {"id": task_id, "resultHandlingStrategy": "UPLOAD", "resultsLocation": place}
 
 
 @dataclass
@@ -132,14 +142,14 @@ async def test_small_and_large_files_come_back_whole(store: Store, tmp_path: Pat
             (tmp_path / "file").write_bytes(content)
             assert await uploads.put(tmp_path / "file", name) == len(content)
     assert len(store.requests("partNumber=")) == 3
-    found = await stored_files("s3://bucket/runs/1/", store.environ)
+    found = await stored_files(API, in_store("s3://bucket/runs", "1"), store.environ)
     assert {each.path: each.size for each in found} == {name: len(data) for name, data in files.items()}
     # Half of a file has come before; its rest is asked for.
     to = tmp_path / "to"
     to.mkdir()
     (to / ".exact.part").write_bytes(files["exact"][: 3 * MIB])
     (to / ".small.part").write_bytes(b"something else")
-    await download("s3://bucket/runs/1/", to, store.environ)
+    await download(API, in_store("s3://bucket/runs", "1"), to, store.environ)
     assert {name: (to / name).read_bytes() for name in files} == files
     assert not list(to.glob(".*"))
 
@@ -167,7 +177,7 @@ async def test_an_upload_that_is_killed_is_continued(store: Store, tmp_path: Pat
     assert before < 12
     assert len(store.requests("uploads=")) == 1
     assert list((tmp_path / "state").iterdir()) == []
-    await download("s3://bucket/run/", tmp_path / "to", store.environ)
+    await download(API, in_store("s3://bucket", "run"), tmp_path / "to", store.environ)
     assert (tmp_path / "to" / "large.bin").read_bytes() == content
 
 
@@ -183,7 +193,7 @@ async def test_a_begun_upload_of_another_content_is_given_up(store: Store, tmp_p
         second = await uploads._begin("run/file", (await asyncio.to_thread(_sha256, file)), 5 * MIB)
         await uploads._call("DELETE", "run/file", f"uploadId={second.id}")
         await uploads.put(file, "file")
-    await download("s3://bucket/run/", tmp_path / "to", store.environ)
+    await download(API, in_store("s3://bucket", "run"), tmp_path / "to", store.environ)
     assert (tmp_path / "to" / "file").read_bytes() == b"b" * 6 * MIB
 
 
@@ -197,7 +207,7 @@ async def test_refusals_name_the_reason(store: Store, tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="NoSuchBucket"):
             await uploads.put(tmp_path / "file", "file")
     with pytest.raises(CliError, match="cannot be listed"):
-        await stored_files("s3://missing/run/", store.environ)
+        await stored_files(API, in_store("s3://missing", "run"), store.environ)
 
 
 async def run_task(store: Store, folder: Path, **variables: str) -> tuple[int, dict[str, str]]:
@@ -229,14 +239,14 @@ async def run_task(store: Store, folder: Path, **variables: str) -> tuple[int, d
 async def test_the_results_of_a_task_are_uploaded(store: Store, tmp_path: Path, fails: bool) -> None:
     code, reason = await run_task(store, tmp_path, **({"FAILS": "1"} if fails else {}))
     assert (code, reason["category"]) == ((1, "failed") if fails else (0, "completed"))
-    found = await stored_files("s3://bucket/nightly/task-1/", store.environ)
+    found = await stored_files(API, in_store("s3://bucket/nightly", "task-1"), store.environ)
     assert {each.path: each.size for each in found} == {
         "epoch-1/deep/weights with spaces.bin": 100_000,
         "epoch-2/deep/weights with spaces.bin": 100_000,
         "summary.txt": 4,
         "empty": 0,
     }
-    await download("s3://bucket/nightly/task-1/", tmp_path / "to", store.environ)
+    await download(API, in_store("s3://bucket/nightly", "task-1"), tmp_path / "to", store.environ)
     assert (tmp_path / "to" / "summary.txt").read_text() == "done"
 
 
@@ -260,7 +270,7 @@ async def test_a_task_of_the_platform_uploads_its_results(store: Store, tasks: T
     assert (ended["status"], ended["resultsLocation"]) == ("COMPLETED", "s3://bucket/runs"), ended
     location = location_of(ended)
     assert location == f"s3://bucket/runs/{good}/"
-    await download(location, tmp_path / "to", store.environ)
+    await download(API, ended, tmp_path / "to", store.environ)
     assert (tmp_path / "to" / "epoch-2" / "deep" / "weights with spaces.bin").stat().st_size == 100_000
     assert (tmp_path / "to" / "summary.txt").read_text() == "done"
     failed = await tasks.over(bad)

@@ -120,7 +120,7 @@ class TaskWorker:
     def __post_init__(self) -> None:
         strategy = os.environ.get(NVCT_RESULT_HANDLING_STRATEGY, "UPLOAD")
         self._rules = ProgressRules(upload=strategy != "NONE")
-        self._uploads = ResultUploads.of(os.environ, self.settings)
+        self._uploads = ResultUploads.of(os.environ, self.settings, self.platform)
 
     async def run(self) -> ExitReason:
         """Run the file, and return how it ended."""

@@ -89,14 +89,15 @@ export class TaskPage {
       ["Launches", task.launches > 1 && count(task.launches)],
       ["Last heartbeat", LIVING.includes(task.status) && task.lastHeartbeatAt && `${age(task.lastHeartbeatAt, now)} ago`],
       ["Limits", limits.filter(Boolean).join(", ")],
-      ["Results", task.resultsLocation && `${task.resultsLocation.replace(/\/$/, "")}/${task.id}/`],
+      ["Results", task.resultHandlingStrategy === "UPLOAD" &&
+        (task.resultsLocation ? `${task.resultsLocation.replace(/\/$/, "")}/${task.id}/` : "in the platform's store")],
       ["Description", task.description],
       ["Tags", (task.tags ?? []).join(", ")],
       ["Secrets", (task.secrets ?? []).join(", ")],
       ["Created", new Date(task.createdAt).toLocaleString()],
       ["Id", task.id],
       ["Output", command(`nvcf task logs ${short(task.id)} -f`)],
-      ["Files", command(`nvcf task results ${short(task.id)}${task.resultsLocation ? " --download FOLDER" : ""}`)],
+      ["Files", command(`nvcf task results ${short(task.id)}${task.resultHandlingStrategy === "UPLOAD" ? " --download FOLDER" : ""}`)],
     ];
     const shown = facts.filter(([, value]) => value);
     // Made anew only when something has changed, so that a selection stays.
