@@ -49,11 +49,24 @@ class SecretFiles:
 
 
 @dataclass(frozen=True)
+class SecretTexts:
+    """Secrets of an account's telemetry by name, where the agent's files may be gone."""
+
+    texts: Mapping[str, str] = field(repr=False)
+
+    def read(self, name: str) -> str:
+        """Return a secret. Raises OSError."""
+        if name not in self.texts:
+            raise OSError(f"there is no secret {name}")
+        return self.texts[name]
+
+
+@dataclass(frozen=True)
 class CollectorOrder:
-    """A collector that an instance needs, and the files with its secrets."""
+    """A collector that an instance needs, and its secrets."""
 
     endpoints: Mapping[TelemetryType, TelemetryEndpoint]
-    secrets: SecretFiles
+    secrets: SecretFiles | SecretTexts
     resource: Mapping[str, str]
 
 

@@ -16,6 +16,7 @@ from nvcf_agent.kubernetes.client.errors import ApiError
 from nvcf_agent.kubernetes.client.kinds import CONFIG_MAP, NAMESPACE, NETWORK_POLICY, POD, SECRET, Kind
 from nvcf_agent.kubernetes.names import account_label
 from nvcf_agent.kubernetes.pods import names, observe, status
+from nvcf_agent.kubernetes.pods.collector import with_secrets
 from nvcf_agent.kubernetes.pods.containers import INFERENCE
 from nvcf_agent.kubernetes.pods.policies import account_policy, account_policy_name, shared_policies
 from nvcf_agent.kubernetes.pods.render import GPU_RESOURCE, render
@@ -24,8 +25,6 @@ from nvcf_agent.kubernetes.prefetch import Nodes, Prefetcher
 from nvcf_agent.kubernetes.watcher import PodWatcher
 from nvcf_agent.kubernetes.worker_modes import WorkerModes
 from nvcf_agent.state.events import Event
-from nvcf_otel.byoo import secret_files
-from nvcf_otel.byoo.providers import as_referenced, referenced_files
 from nvcf_proto.icms.messages import CreationMessage
 from nvcf_proto.icms.reports import PrefetchImage
 
@@ -149,13 +148,9 @@ class PodBackend:
     async def _create(self, spec: InstanceSpec) -> Object:
         if self._modes is not None:
             spec = await self._modes.completed(spec)
-        objects = render(
-            spec,
-            self._settings,
-            owner=self._owner(spec.order.request_id),
-            gpu_resource=self._gpu_resource(spec.order),
-            collector_files=await asyncio.to_thread(_collector_files, spec),
-        )
+        spec = await asyncio.to_thread(with_secrets, spec, self._settings)
+        owner, resource = self._owner(spec.order.request_id), self._gpu_resource(spec.order)
+        objects = render(spec, self._settings, owner=owner, gpu_resource=resource)
         await self._open_account(account_label(spec.order.nca_id), spec.instance_id)
         await self._api.apply_all(objects.before)
         await self._secrets.begin(spec.instance_of)
@@ -286,22 +281,3 @@ class PodBackend:
         name = pod["metadata"]["name"]
         command = f"kubectl -n {self._namespace} logs {name} -c {INFERENCE}"
         return Running(instance_id, command, ready=status.is_ready(pod))
-
-
-def _collector_files(spec: InstanceSpec) -> dict[str, str] | None:
-    """Return the secret files of an instance's collector; None without a collector. Blocking."""
-    order = spec.telemetry.collector
-    if order is None:
-        return None
-    found: dict[str, str] = {}
-    try:
-        for endpoint in order.endpoints.values():
-            referenced = referenced_files(endpoint)
-            for name in secret_files(endpoint):
-                text = order.secrets.read(name)
-                found[name] = as_referenced(text) if name in referenced else text.strip()
-    except (OSError, UnicodeDecodeError) as error:
-        # Telemetry never prevents a start.
-        _log.warning("telemetry of instance %s is left out: %s", spec.instance_id, error)
-        return None
-    return found

@@ -103,7 +103,7 @@ class Setting:
         """A backend with these settings."""
         hosts = frozenset((self.registry.host,))
         settings = HelmSettings(fetch=FetchSettings(private=hosts, plain=hosts))
-        pods = PodSettings("example.com/worker:1", namespace=self.namespace)
+        pods = PodSettings("example.com/worker:1", self.namespace, collector_image="example.com/otelcol:1")
         return HelmBackend(api, replace(settings, **changes), pods, self.helm, secrets)
 
     @asynccontextmanager

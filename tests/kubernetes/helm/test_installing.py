@@ -15,6 +15,7 @@ from nvcf_agent.kubernetes.client.kinds import (
     POD,
     RESOURCE_QUOTA,
     SECRET,
+    Kind,
 )
 from nvcf_agent.kubernetes.helm import names
 from nvcf_agent.kubernetes.helm.kinds import DEPLOYMENT
@@ -33,6 +34,7 @@ from tests.kubernetes.helm.support import (
 from tests.kubernetes.pod_backends import Source
 from tests.support.charts import example_chart
 from tests.support.waiting import eventually
+from tests.unit.agent.kubernetes.test_helm_objects import collected
 
 
 async def test_secrets_and_models_of_the_function_are_there_for_the_chart_also_after_a_restart(
@@ -105,6 +107,32 @@ async def test_a_chart_of_three_objects_runs_in_a_namespace_of_its_own(setting: 
         await end(agent, spec)
 
 
+async def test_telemetry_of_a_chart_goes_through_the_collector_beside_its_worker(setting: Setting) -> None:
+    spec = replace(setting.spec(), telemetry=collected().telemetry)
+    async with setting.agent() as agent:
+        await agent.backend.create(spec)
+        await agent.until(Ready)
+        worker = await get(agent, spec, POD, "utils")
+        assert [each["name"] for each in worker["spec"]["initContainers"]] == ["byoo-otel-collector"]
+        (container,) = (await get(agent, spec, DEPLOYMENT, "function"))["spec"]["template"]["spec"][
+            "containers"
+        ]
+        variables = {each["name"]: each.get("value") for each in container["env"]}
+        assert variables["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] == "http://byoo-otel-collector:14357"
+
+        async def is_reached() -> bool:
+            slices = await agent.api.list(
+                Kind("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice"),
+                names.namespace_of(spec.instance_id),
+                labels="kubernetes.io/service-name=byoo-otel-collector",
+            )
+            found = [each for one in slices.items for each in one.get("endpoints") or ()]
+            return [each["targetRef"]["name"] for each in found] == ["utils"]
+
+        await eventually(is_reached, "the service leads to the worker's pod", SHORT)
+        await end(agent, spec)
+
+
 async def end(agent: Agent, spec: InstanceSpec) -> None:
     """Delete an instance, and see that nothing of it is left."""
     await agent.backend.delete(spec.instance_id, 5)
@@ -121,7 +149,9 @@ async def end(agent: Agent, spec: InstanceSpec) -> None:
         )
 
     await eventually(gone, "MiniService and namespace are gone", SHORT)
-    left = await agent.api.list(SECRET, agent.backend._pods_namespace, labels=names.MINI_SERVICE_LABEL)
+    left = await agent.api.list(
+        SECRET, agent.backend._pod_settings.namespace, labels=names.MINI_SERVICE_LABEL
+    )
     assert not left.items
 
 

@@ -26,6 +26,7 @@ from nvcf_agent.kubernetes.helm.reconciler import Reconciler, grace_of
 from nvcf_agent.kubernetes.helm.settings import HelmSettings
 from nvcf_agent.kubernetes.pods import status as pod_status
 from nvcf_agent.kubernetes.pods import texts
+from nvcf_agent.kubernetes.pods.collector import with_secrets
 from nvcf_agent.kubernetes.pods.names import INSTANCE_ID
 from nvcf_agent.kubernetes.pods.settings import PodSettings
 from nvcf_agent.state.events import Ended, Event, Observed, Ready
@@ -77,7 +78,7 @@ class HelmBackend:
         secrets: Secrets = NO_SECRETS,
     ) -> None:
         self._api = api
-        self._pods_namespace = pods.namespace
+        self._pod_settings = pods
         self._settings = settings
         self._installer = Installer(api, settings, pods)
         self._renderer = ChartRenderer(helm, settings, pods)
@@ -110,14 +111,14 @@ class HelmBackend:
                 _log.warning("removing MiniService %s: its instance is unknown", name_of(each))
                 await self._ask_deletion(each, 0)
         kept |= {name_of(each) for each in there}
-        listed = await self._api.list(SECRET, self._pods_namespace, labels=MINI_SERVICE_LABEL)
+        listed = await self._api.list(SECRET, self._pod_settings.namespace, labels=MINI_SERVICE_LABEL)
         for secret in listed.items:
             if secret["metadata"]["labels"][MINI_SERVICE_LABEL] not in kept:
-                await self._api.delete(SECRET, name_of(secret), self._pods_namespace)
+                await self._api.delete(SECRET, name_of(secret), self._pod_settings.namespace)
 
     async def create(self, spec: InstanceSpec) -> Running:
         """Store the order, then make the MiniService. The rest follows from these two."""
-        body, record = _mini_service(spec)
+        body, record = _mini_service(await asyncio.to_thread(with_secrets, spec, self._pod_settings))
         name = name_of(body)
         try:
             await self._installer.keep(names.order_secret(name), name, record)

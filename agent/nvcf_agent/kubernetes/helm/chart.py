@@ -15,7 +15,7 @@ from nvcf_agent.kubernetes.helm.decorate import Decoration, decorate
 from nvcf_agent.kubernetes.helm.errors import ChartError
 from nvcf_agent.kubernetes.helm.fetch import Fetcher, parse_logins, parse_source
 from nvcf_agent.kubernetes.helm.manifests import parse_manifests
-from nvcf_agent.kubernetes.helm.names import ARTIFACTS, MINI_SERVICE_LABEL, TAKEN, WORKLOAD_CONFIG
+from nvcf_agent.kubernetes.helm.names import ARTIFACTS, COLLECTOR, MINI_SERVICE_LABEL, TAKEN, WORKLOAD_CONFIG
 from nvcf_agent.kubernetes.helm.settings import HelmSettings
 from nvcf_agent.kubernetes.names import COMPONENT, MANAGED_BY
 from nvcf_agent.kubernetes.pods import names
@@ -144,7 +144,7 @@ def decoration(
 def _variables(spec: InstanceSpec, settings: PodSettings) -> dict[str, str]:
     launch = spec.order.launch_specification.replace(container_image=settings.worker_image, worker_mode=None)
     order = spec.order.replace(launch_specification=launch)
-    return function_variables(spec, parse_launch(order), settings)
+    return function_variables(spec, parse_launch(order), replace(settings, collector_host=COLLECTOR))
 
 
 def pull_secrets(

@@ -15,7 +15,11 @@ FUNCTION_SECRETS = "nvcf-secrets"
 """Secret with the function's secrets.json, for pods of the chart that mount it."""
 ARTIFACTS = "nvcf-artifacts"
 """Secret with what `nvcf-worker fetch` needs to download the function's models and resources."""
-TAKEN = frozenset((("Secret", FUNCTION_SECRETS), ("Secret", ARTIFACTS), ("Pod", UTILS)))
+COLLECTOR = "byoo-otel-collector"
+"""Service of the collector in the worker's pod, by which the chart's pods reach it."""
+TAKEN = frozenset(
+    (("Secret", FUNCTION_SECRETS), ("Secret", ARTIFACTS), ("Pod", UTILS), ("Service", COLLECTOR))
+)
 """Kinds and names that a chart's objects cannot have."""
 WORKLOAD_CONFIG = "nvcf-workload-config"
 """ConfigMap in which a chart says what it wants of the agent."""

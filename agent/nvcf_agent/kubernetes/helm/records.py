@@ -14,6 +14,7 @@ from nvcf_agent.kubernetes.client.api import Object
 from nvcf_agent.kubernetes.client.kinds import SECRET
 from nvcf_agent.kubernetes.helm.errors import ChartError
 from nvcf_agent.kubernetes.helm.names import MINI_SERVICE_LABEL
+from nvcf_agent.kubernetes.pods.collector import collector_of, collector_record
 from nvcf_agent.state.inventory import Limits, Share
 from nvcf_proto.icms.messages import CreationMessage
 
@@ -37,7 +38,7 @@ class Rendered:
 
 
 def order_record(spec: InstanceSpec) -> Any:
-    """Return what an instance is rendered from, as JSON. A collector's files are not kept."""
+    """Return what an instance is rendered from, as JSON."""
     return {
         "order": spec.order.to_dict(),
         "index": spec.index,
@@ -46,6 +47,7 @@ def order_record(spec: InstanceSpec) -> Any:
         "metrics": spec.telemetry.metrics,
         "variables": dict(spec.telemetry.variables),
         "files": dict(spec.telemetry.files),
+        "collector": collector_record(spec.telemetry.collector),
     }
 
 
@@ -59,7 +61,12 @@ def spec_of(record: Any) -> InstanceSpec:
             index=record["index"],
             zone=record["zone"],
             trace=record["trace"],
-            telemetry=WorkerTelemetry(record["metrics"], record["variables"], files=record.get("files", {})),
+            telemetry=WorkerTelemetry(
+                record["metrics"],
+                record["variables"],
+                collector_of(record.get("collector")),
+                record.get("files", {}),
+            ),
         )
     except (ValueError, LookupError, TypeError) as error:
         raise ChartError(f"the order's Secret cannot be read: {error}") from error

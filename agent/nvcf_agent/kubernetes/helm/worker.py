@@ -4,12 +4,15 @@ from dataclasses import dataclass, replace
 
 from nvcf_agent.backends.environment import InstanceSpec
 from nvcf_agent.kubernetes.client.api import Object
-from nvcf_agent.kubernetes.client.kinds import SECRET, Kind
-from nvcf_agent.kubernetes.helm.names import MINI_SERVICE_LABEL, UTILS
+from nvcf_agent.kubernetes.client.kinds import SECRET, SERVICE, Kind
+from nvcf_agent.kubernetes.helm.names import COLLECTOR, MINI_SERVICE_LABEL, UTILS
+from nvcf_agent.kubernetes.names import COMPONENT, MANAGED_BY, MANAGER
+from nvcf_agent.kubernetes.pods.collector import collector_image
 from nvcf_agent.kubernetes.pods.containers import INFERENCE
-from nvcf_agent.kubernetes.pods.names import secret_name
+from nvcf_agent.kubernetes.pods.names import INSTANCE, secret_name
 from nvcf_agent.kubernetes.pods.render import render
 from nvcf_agent.kubernetes.pods.settings import PodSettings
+from nvcf_agent.kubernetes.pods.variables import PLACEMENT
 from nvcf_proto.environment import HELM_CHART_NAMESPACE
 
 
@@ -29,7 +32,7 @@ def worker_objects(
     Raises `Unsupported` for an order that cannot run.
     """
     variables = {**settings.variables, HELM_CHART_NAMESPACE: namespace}
-    own = replace(settings, namespace=namespace, variables=variables)
+    own = replace(settings, namespace=namespace, variables=variables, collector_host=COLLECTOR)
     launch = spec.order.launch_specification.replace(
         # Models and resources would come into this pod, where the chart's do not see them.
         container_image=settings.worker_image, helm_chart=None, models=None, resources=None, worker_mode=None,
@@ -41,7 +44,22 @@ def worker_objects(
         for kind, body in rendered.before
         if (kind, body["metadata"]["name"]) != (SECRET, function)
     ]
+    if collector_image(spec, settings):
+        before.append((SERVICE, _labelled(_collector_service(namespace), mini_service)))
     return WorkerObjects(tuple(before), _without_function(rendered.pod, mini_service))
+
+
+def _collector_service(namespace: str) -> Object:
+    """Return the service by which the chart's pods reach the collector, from its first moment on."""
+    ports = {"grpc": PLACEMENT.grpc_port, "http": PLACEMENT.http_port, "health": PLACEMENT.health_port}
+    return {
+        "metadata": {"name": COLLECTOR, "namespace": namespace},
+        "spec": {
+            "selector": {MANAGED_BY: MANAGER, COMPONENT: INSTANCE},
+            "ports": [{"name": name, "port": port} for name, port in ports.items()],
+            "publishNotReadyAddresses": True,
+        },
+    }
 
 
 def _without_function(pod: Object, mini_service: str) -> Object:

@@ -35,7 +35,7 @@ _OF_THE_POD = frozenset(
 class ContainerLaunch:
     """A container function. `variables` are its own, `message` the control plane's for its worker.
 
-    The three images are those that the message names, if any. `models` and `resources` are downloaded first.
+    The two images are those that the message names, if any. `models` and `resources` are downloaded first.
     `logins` and `artifact_logins` are the account's, `sidecar_logins` those for images beside the function's.
     """
 
@@ -46,7 +46,6 @@ class ContainerLaunch:
     is_library: bool
     utils_image: str | None
     init_image: str | None
-    collector_image: str | None
     models: tuple[Mapping[str, Any], ...]
     resources: tuple[Mapping[str, Any], ...]
     logins: tuple[Auths, ...]
@@ -81,7 +80,6 @@ def parse_launch(order: CreationMessage) -> ContainerLaunch:
             is_library=launch.worker_mode == WorkerMode.LIBRARY,
             utils_image=message.get("UTILS_CONTAINER") or None,
             init_image=message.get("INIT_CONTAINER") or None,
-            collector_image=message.get("BYOO_OTEL_COLLECTOR_CONTAINER") or None,
             models=_artifacts(launch.models, "models"),
             resources=_artifacts(launch.resources, "resources"),
             logins=account_logins(message.get(IMAGE_LOGINS), IMAGE_LOGINS),

@@ -3,16 +3,17 @@
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from nvcf_agent.backends.environment import InstanceSpec
+from nvcf_agent.backends.environment import CollectorOrder, InstanceSpec
 from nvcf_agent.kubernetes.client.kinds import CONFIG_MAP, POD, SECRET, Kind
 from nvcf_agent.kubernetes.names import object_name
 from nvcf_agent.kubernetes.pods import containers, names
+from nvcf_agent.kubernetes.pods.collector import collector_image, mounted_files, placement_of
 from nvcf_agent.kubernetes.pods.launch import Auths, ContainerLaunch, auths_for, parse_launch, registry_of
 from nvcf_agent.kubernetes.pods.settings import GPU_TOLERATION, PodSettings
-from nvcf_agent.kubernetes.pods.variables import PLACEMENT, function_variables, worker_variables
+from nvcf_agent.kubernetes.pods.variables import function_variables, worker_variables
 from nvcf_otel.byoo import collector_text
 
 Json = dict[str, Any]
@@ -39,24 +40,20 @@ def render(
     *,
     owner: Mapping[str, Any] | None = None,
     gpu_resource: str = GPU_RESOURCE,
-    collector_files: Mapping[str, str] | None = None,
 ) -> PodObjects:
     """Return the objects of an instance. Raises `Unsupported` for an order that cannot run.
 
-    `owner` is its ICMSRequest. With `collector_files`, its telemetry goes through a collector that has these
-    secret files.
+    `owner` is its ICMSRequest. A collector that its telemetry goes through has its secrets (`with_secrets`).
     """
     launch = parse_launch(spec.order)
-    image = launch.collector_image or settings.collector_image
-    has_collector = collector_files is not None and spec.telemetry.collector is not None and bool(image)
-    parts = containers.Parts(spec, launch, settings, gpu_resource, image if has_collector else None)
+    parts = containers.Parts(spec, launch, settings, gpu_resource, collector_image(spec, settings) or None)
     metadata = _Metadata(spec, settings, names.owner_reference(owner))
     pulls = _pull_secrets(parts, metadata)
     before = [*pulls, *_environment(parts, metadata), _opaque("secrets", spec.telemetry.files, metadata)]
     if parts.init_image is not None and parts.is_own(parts.init_image):
         before.append(_opaque("artifacts", artifact_files(launch), metadata))
-    if parts.collector_image is not None:
-        before += _collector(parts, collector_files or {}, metadata)
+    if parts.collector_image is not None and spec.telemetry.collector is not None:
+        before += _collector(spec.telemetry.collector, metadata)
     pull_names = [body["metadata"]["name"] for _, body in pulls]
     return PodObjects(tuple(before), _pod(parts, metadata, [*pull_names, *settings.pull_secrets]))
 
@@ -181,18 +178,13 @@ def artifact_files(launch: ContainerLaunch) -> dict[str, str]:
     return {"artifacts.json": json.dumps(listed), "config.json": json.dumps({"auths": auths})}
 
 
-def _collector(
-    parts: containers.Parts, files: Mapping[str, str], metadata: _Metadata
-) -> list[tuple[Kind, Json]]:
-    order = parts.spec.telemetry.collector
-    if order is None:
-        return []
-    placement = replace(PLACEMENT, resource=order.resource)
-    name = names.secret_name(parts.spec.instance_id, "collector")
+def _collector(order: CollectorOrder, metadata: _Metadata) -> list[tuple[Kind, Json]]:
+    placement = placement_of(order, metadata.settings)
+    name = names.secret_name(metadata.spec.instance_id, "collector")
     configuration = {
         "apiVersion": CONFIG_MAP.api_version,
         "kind": CONFIG_MAP.kind,
         "metadata": metadata.of(name),
         "data": {"collector.yaml": collector_text(order.endpoints, placement)},
     }
-    return [(CONFIG_MAP, configuration), _opaque("collector", files, metadata)]
+    return [(CONFIG_MAP, configuration), _opaque("collector", mounted_files(order), metadata)]

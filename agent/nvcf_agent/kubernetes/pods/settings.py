@@ -55,7 +55,8 @@ class PodSettings:
     `worker_image` is this project's worker: sidecar and init container where a message names no others.
     `pull_secrets` are Secrets of the namespace that every pod may pull images with. `variables` override
     those of the message (NVIDIA's functionEnvOverrides). With `run_as_non_root` a function's image must not
-    run as root; then its pods meet the level "restricted", otherwise "baseline".
+    run as root; then its pods meet the level "restricted", otherwise "baseline". `collector_host` is where
+    containers find the collector of their telemetry.
     """
 
     worker_image: str
@@ -64,6 +65,7 @@ class PodSettings:
     region: str = ""
     environment: str = "prod"
     collector_image: str = ""
+    collector_host: str = "127.0.0.1"
     pull_policy: str = "IfNotPresent"
     pull_secrets: tuple[str, ...] = ()
     tolerations: tuple[Mapping[str, Any], ...] = ()

@@ -34,7 +34,7 @@ def health_port(launch: ContainerLaunch) -> int:
 
 def function_variables(spec: InstanceSpec, launch: ContainerLaunch, settings: PodSettings) -> dict[str, str]:
     """Return the environment of the function's container. In library mode its worker is in it."""
-    result = {**_telemetry(spec), **launch.variables}
+    result = {**_telemetry(spec, settings), **launch.variables}
     if launch.is_library:
         message = {name: value for name, value in launch.message.items() if name not in _NOT_FOR_FUNCTIONS}
         result |= {**message, **_of_the_worker(spec, launch, settings)}
@@ -43,7 +43,7 @@ def function_variables(spec: InstanceSpec, launch: ContainerLaunch, settings: Po
 
 def worker_variables(spec: InstanceSpec, launch: ContainerLaunch, settings: PodSettings) -> dict[str, str]:
     """Return the environment of the worker's own container, which is not the function's."""
-    return {**_telemetry(spec), **launch.message, **_of_the_worker(spec, launch, settings)}
+    return {**_telemetry(spec, settings), **launch.message, **_of_the_worker(spec, launch, settings)}
 
 
 def _of_the_instance(spec: InstanceSpec, settings: PodSettings) -> dict[str, str]:
@@ -100,16 +100,16 @@ def _of_the_worker(spec: InstanceSpec, launch: ContainerLaunch, settings: PodSet
     return {name: value for name, value in found.items() if value is not None} | dict(settings.variables)
 
 
-def _telemetry(spec: InstanceSpec) -> dict[str, str]:
+def _telemetry(spec: InstanceSpec, settings: PodSettings) -> dict[str, str]:
     result = dict(spec.telemetry.variables)
     collector = spec.telemetry.collector
     if collector is None:
         return result
-    address = f"{PLACEMENT.host}:{PLACEMENT.grpc_port}"
+    address = f"{settings.collector_host}:{PLACEMENT.grpc_port}"
     result |= collector_environment(collector.endpoints, address)
     for kind in TelemetryType:
         if kind in collector.endpoints:
             result[f"OTEL_EXPORTER_OTLP_{kind.value}_ENDPOINT"] = f"http://{address}"
             result[f"OTEL_EXPORTER_OTLP_{kind.value}_PROTOCOL"] = "grpc"
-    result["OTEL_HEALTH_CHECK_ENDPOINT"] = f"http://{PLACEMENT.host}:{PLACEMENT.health_port}"
+    result["OTEL_HEALTH_CHECK_ENDPOINT"] = f"http://{settings.collector_host}:{PLACEMENT.health_port}"
     return result

@@ -7,13 +7,14 @@ import base64
 import copy
 import json
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvcf_agent.backends.environment import InstanceSpec, WorkerTelemetry
+from nvcf_agent.backends.environment import CollectorOrder, InstanceSpec, SecretTexts, WorkerTelemetry
 from nvcf_agent.errors import Unsupported
 from nvcf_agent.kubernetes.client.kinds import NETWORK_POLICY, ROLE_BINDING, SERVICE_ACCOUNT, Kind
 from nvcf_agent.kubernetes.helm import records
@@ -29,6 +30,15 @@ from nvcf_agent.kubernetes.options import extra_kind
 from nvcf_agent.kubernetes.pods.settings import Network, PodSettings
 from nvcf_agent.state.inventory import Limits, Share
 from nvcf_proto.charts.objects import containers, pod_template
+from nvcf_proto.ids import new_id
+from nvcf_proto.models import (
+    TelemetryEndpoint,
+    TelemetryProtocol,
+    TelemetryProvider,
+    TelemetrySecret,
+    TelemetrySettings,
+    TelemetryType,
+)
 from tests.unit.agent.orders import order
 
 SETTINGS = PodSettings("example.com/worker:1")
@@ -135,6 +145,45 @@ def test_the_workers_pod_has_no_function_no_gpu_and_no_model() -> None:
     assert worker["HELM_CHART_NAMESPACE"] == "sr-1"
     assert worker["HELM_CHART_INFERENCE_SERVICE_NAME"] == "web"
     assert worker["NVCF_WORKER_TOKEN"] == "secret"
+
+
+def collected() -> InstanceSpec:
+    """An instance whose traces go through a collector."""
+    endpoint = TelemetryEndpoint(
+        id=new_id(),
+        nca_id="account",
+        name="traces",
+        endpoint="https://otel.example:4318",
+        protocol=TelemetryProtocol.HTTP,
+        provider=TelemetryProvider.OTEL_COLLECTOR,
+        types=(TelemetryType.TRACES,),
+        created_at=0.0,
+        secret=TelemetrySecret("key"),
+        settings=TelemetrySettings(sampled_percent=10),
+    )
+    wish = CollectorOrder({TelemetryType.TRACES: endpoint}, SecretTexts({"key": "a$b\n"}), {"a": "b"})
+    return replace(spec(), telemetry=WorkerTelemetry(collector=wish))
+
+
+def test_the_collector_is_in_the_workers_pod_and_the_charts_pods_reach_it_by_a_service() -> None:
+    settings = replace(SETTINGS, collector_image="otel/collector:1")
+    # As after a restart of the agent.
+    wanted = records.spec_of(json.loads(json.dumps(records.order_record(collected()))))
+    found = worker_objects(wanted, settings, "sr-1", "m")
+    (collector,) = found.pod["spec"]["initContainers"]
+    assert (collector["name"], collector["image"]) == ("byoo-otel-collector", "otel/collector:1")
+    objects = {(kind.kind, body["metadata"]["name"]): body for kind, body in found.before}
+    service = objects["Service", "byoo-otel-collector"]
+    assert found.pod["metadata"]["labels"].items() >= service["spec"]["selector"].items()
+    assert service["metadata"]["labels"] == {MINI_SERVICE_LABEL: "m"}
+    secret = objects["Secret", "0-sr-1-collector"]["data"]
+    assert base64.b64decode(secret["key"]) in (b"a$b", b"a$$b")
+    assert "0.0.0.0:14357" in objects["ConfigMap", "0-sr-1-collector"]["data"]["collector.yaml"]
+    variables = decoration(wanted, settings, "sr-1", "m", []).variables
+    assert variables["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] == "http://byoo-otel-collector:14357"
+    without = worker_objects(wanted, SETTINGS, "sr-1", "m")
+    assert "initContainers" not in without.pod["spec"]
+    assert {kind.kind for kind, _ in without.before} == {"Secret"}
 
 
 def test_what_an_order_says_of_its_chart() -> None:

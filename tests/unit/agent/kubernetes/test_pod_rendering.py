@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -13,17 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvcf_agent.backends.environment import CollectorOrder, SecretFiles, WorkerTelemetry
+from nvcf_agent.backends.environment import WorkerTelemetry
 from nvcf_agent.errors import Unsupported
 from nvcf_agent.kubernetes import names as common
-from nvcf_agent.kubernetes.client.kinds import CONFIG_MAP, SECRET
+from nvcf_agent.kubernetes.client.kinds import SECRET
 from nvcf_agent.kubernetes.pods import names
 from nvcf_agent.kubernetes.pods.policies import account_policy, shared_policies
 from nvcf_agent.kubernetes.pods.render import PodObjects, render
 from nvcf_agent.kubernetes.pods.settings import Network
 from nvcf_agent.state.inventory import Limits
-from nvcf_proto.ids import new_id
-from nvcf_proto.models import TelemetryEndpoint, TelemetryProtocol, TelemetryProvider, TelemetryType
 from tests.unit.agent.kubernetes.pods import (
     IMAGE,
     SETTINGS,
@@ -36,16 +33,6 @@ from tests.unit.agent.kubernetes.pods import (
 )
 
 VERSION = "1.35"
-ENDPOINT = TelemetryEndpoint(
-    id=new_id(),
-    nca_id="account",
-    name="traces",
-    endpoint="https://otel.example:4318",
-    protocol=TelemetryProtocol.HTTP,
-    provider=TelemetryProvider.OTEL_COLLECTOR,
-    types=(TelemetryType.TRACES,),
-    created_at=0.0,
-)
 ID = "5f0f9a3c-6a43-4a4e-9a3e-2b5b7c1d0e01"
 
 
@@ -237,35 +224,6 @@ def test_models_are_fetched_first_with_the_accounts_logins_and_no_token() -> Non
     files = secrets(objects)[f"0-sr-{ID}-artifacts"]
     assert json.loads(files["artifacts.json"]) == {"models": models[:1], "resources": []}
     assert list(json.loads(files["config.json"])["auths"]) == ["nvcr.io"]
-
-
-def test_a_collector_runs_beside_where_telemetry_asks_for_it() -> None:
-    order = CollectorOrder({TelemetryType.TRACES: ENDPOINT}, SecretFiles(Path()), {"a": "b"})
-    made = replace(spec(ID), telemetry=WorkerTelemetry(collector=order))
-    settings = replace(SETTINGS, collector_image="otel/collector:1")
-    objects = render(made, settings, collector_files={"key": "value"})
-    check(objects)
-    collector = container(objects, "byoo-otel-collector")
-    assert collector["restartPolicy"] == "Always"
-    config = next(body for kind, body in objects.before if kind is CONFIG_MAP)
-    assert "14357" in config["data"]["collector.yaml"]
-    assert environment(objects, "inference")["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] == "http://127.0.0.1:14357"
-    assert secrets(objects)[f"0-sr-{ID}-collector"] == {"key": "value"}
-    without = render(made, settings)
-    assert [each["name"] for each in without.pod["spec"]["containers"]] == ["inference", "utils"]
-    assert "initContainers" not in without.pod["spec"]
-
-
-def test_certificates_of_telemetry_are_where_its_variables_say() -> None:
-    path = {"OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY": "/var/secrets/own-clientKey"}
-    made = replace(spec(ID), telemetry=WorkerTelemetry(variables=path, files={"own-clientKey": "PEM"}))
-    objects = render(made, SETTINGS)
-    check(objects)
-    assert secrets(objects)[f"0-sr-{ID}-secrets"] == {"own-clientKey": "PEM"}
-    for name in ("inference", "utils"):
-        assert environment(objects, name).items() >= path.items()
-        mounts = {each["mountPath"]: each["name"] for each in container(objects, name)["volumeMounts"]}
-        assert mounts["/var/secrets"] == "secret-data"
 
 
 def test_limits_of_the_instance_type_hold_for_the_function() -> None:
