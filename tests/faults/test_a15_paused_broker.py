@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import signal
 from pathlib import Path
 
 import aiohttp
@@ -16,6 +14,7 @@ import pytest
 from nvcf_broker.connection import connect_broker
 from nvcf_broker.server import LocalBroker
 from tests.support.platform.gateways import running_platform
+from tests.support.platform.processes import stopped
 from tests.support.waiting import eventually
 
 ECHO = Path(__file__).parents[1] / "functions" / "echo.py"
@@ -36,13 +35,9 @@ async def test_calls_of_a_pause_are_answered_after_it(tmp_path: Path) -> None:
                 return response.status
 
         assert await call() == 200
-        assert platform.broker.pid is not None
-        os.kill(platform.broker.pid, signal.SIGSTOP)
-        try:
+        async with stopped(platform.broker.pid):
             calls = [asyncio.create_task(call()) for _ in range(3)]
             await eventually(lambda: NO_HEARTBEAT in worker.text(), "the worker misses heartbeats")
-        finally:
-            os.kill(platform.broker.pid, signal.SIGCONT)
         async with asyncio.timeout(60):
             assert await asyncio.gather(*calls) == [200, 200, 200]
         assert "pulling anew" not in worker.text(), "its pulls are still there"
@@ -77,14 +72,10 @@ async def test_a_call_that_is_cut_in_a_pause_is_repeated_and_gets_its_answer(tmp
 
         first = asyncio.create_task(call())
         await eventually(notes.read_text, "the handler runs")
-        assert platform.broker.pid is not None
-        os.kill(platform.broker.pid, signal.SIGSTOP)
-        try:
+        async with stopped(platform.broker.pid):
             with pytest.raises(aiohttp.ClientError):
                 await first
             assert heads == [200], "it is cut after its head"
-        finally:
-            os.kill(platform.broker.pid, signal.SIGCONT)
         answer = await answered()
         [execution] = [json.loads(line)["execution"] for line in notes.read_text().splitlines()]
         assert json.loads(answer)["execution"] == execution
@@ -102,13 +93,9 @@ async def test_a_client_whose_flush_timed_out_still_hears(tmp_path: Path) -> Non
         try:
             await client.subscribe("test", cb=hear)
             await client.flush()
-            assert broker.pid is not None
-            os.kill(broker.pid, signal.SIGSTOP)
-            try:
+            async with stopped(broker.pid):
                 with pytest.raises((nats.errors.Error, TimeoutError)):
                     await client.flush(1)
-            finally:
-                os.kill(broker.pid, signal.SIGCONT)
             await client.publish("test", b"")
             async with asyncio.timeout(30):
                 await heard.wait()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import nats.errors
 from nats.aio.msg import Msg
 
 from nvcf_broker.connection import BrokerClient, connect_broker
@@ -50,8 +51,19 @@ class ComputePlane:
         made = await self.platform.call("POST", f"/v1/accounts/{ACCOUNT}/clusters", body)
         peer = self.agent(made["clusterId"], made.get("clusterKey", ""))
         if connect:
-            await peer.connect()
+            await eventually(lambda: self._takes(peer), "the gateway that the broker asks knows the cluster")
         return peer
+
+    @staticmethod
+    async def _takes(peer: AgentPeer) -> bool:
+        """Connect, as agents do: again if the gateway that the broker asks does not know the cluster yet."""
+        try:
+            await peer.connect()
+        except nats.errors.Error as error:
+            if "Authorization Violation" not in str(error):
+                raise
+            return False
+        return True
 
     def agent(self, cluster_id: str, credential: str) -> AgentPeer:
         """Return an agent that is not connected yet."""

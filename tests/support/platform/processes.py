@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 from nvcf_broker.process import spawn
-from tests.support.waiting import WAIT
+from tests.support.waiting import WAIT, eventually
 
 
 class Child:
@@ -75,6 +75,27 @@ async def start(
             cwd=cwd,
         )
     return Child(process, log)
+
+
+@contextlib.asynccontextmanager
+async def stopped(pid: int | None) -> AsyncIterator[None]:
+    """Hold a process by SIGSTOP for the length of a context.
+
+    The kernel takes time until the last thread has stopped: a process that has others may answer until then.
+    """
+    assert pid is not None
+    threads = Path(f"/proc/{pid}/task")
+
+    def all_stand() -> bool:
+        stats = [(each / "stat").read_text() for each in threads.iterdir()]
+        return all(text.rpartition(")")[2].split()[0] == "T" for text in stats)
+
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        await eventually(all_stand, "the process has stopped")
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 async def end(child: Child) -> None:
