@@ -21,6 +21,7 @@ from tests.bench import (
     ratelimit,
     scaling,
     streams,
+    tasks,
     telemetry,
     throughput,
     triton,
@@ -49,6 +50,7 @@ ON_REQUEST: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
     "idempotency": idempotency.run,
     "install": install.run,
     "durability": durability.run,
+    "tasks": tasks.run,
 }
 """Benchmarks that install packages, take minutes or need root; not part of a run without names."""
 

@@ -88,12 +88,12 @@ class ControlLoop:
     def wake_waiting_for_capacity(self) -> None:
         """Reconcile the versions that lack capacity, because there may be some now."""
         for version_id, state in self._states.items():
-            if state.lacks_capacity:
+            if state.lacking:
                 self.wake(version_id)
 
-    def lacking_capacity(self) -> list[str]:
-        """Return the versions that lack capacity."""
-        return [version_id for version_id, state in self._states.items() if state.lacks_capacity]
+    def lacking_capacity(self) -> dict[str, int]:
+        """Return how many instances of each version found no room, where some did not."""
+        return {version_id: state.lacking for version_id, state in self._states.items() if state.lacking}
 
     def in_use(self, version_id: str) -> None:
         """Reconcile a version often enough to see how many requests are in flight."""

@@ -150,7 +150,7 @@ class Reconciler:
         if context.groups.up:
             # Requests that met no instance wait for these, or have been served.
             state.cold_start_handled()
-        state.lacks_capacity = bool(unplaced or decision.missing)
+        state.lacking = max(unplaced, decision.missing)
         due = [decision.requeue_at, *(until for until, _ in context.failures.avoided.values())]
         if context.failures.retry_at:
             due.append(context.failures.retry_at)

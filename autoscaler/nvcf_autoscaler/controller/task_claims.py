@@ -10,44 +10,55 @@ from nvcf_autoscaler.placement.place import Cluster
 from nvcf_autoscaler.placement.preemption import Claim, Preemptible
 from nvcf_autoscaler.placement.tasks import FUNCTIONS_FIRST, Lack, QueuedTask, lack_of
 from nvcf_autoscaler.placement.usage import OVER, Usage, Usages, holds, was_reported
-from nvcf_proto.models import Instance
+from nvcf_proto.models import DeploymentSpecification, FunctionVersion, Instance
 from nvcf_proto.models.deployments import specifications_of
 from nvcf_proto.task_policies import may_be_preempted
 
 MOST_TASK_CLAIMS = 8
 """Queued tasks for which others are preempted in one round."""
+MOST_FUNCTION_CLAIMS = 64
+"""Instances of one version for which tasks are preempted in one round, and for which room is kept free."""
 SLACK_SECONDS = 2.0
 """So much earlier or later an agent may count an instance than its record says."""
 
 
-def function_lacks(cache: Cache) -> list[Lack]:
-    """Return what functions lack of their minimum."""
+def function_lacks(cache: Cache, lacking: Mapping[str, int]) -> list[Lack]:
+    """Return what is kept free for functions: what they lack of their minimum, or what found no room."""
     found: list[Lack] = []
-    for deployment in cache.deployments.values():
-        version = cache.versions.get(deployment.version_id)
-        if version is None:
-            continue
-        instances = cache.instances_of(version.id)
-        for key, spec in specifications_of(deployment).items():
-            lack = lack_of(key, spec, requirement_of(spec, version.nca_id), instances)
-            if lack is not None:
-                found.append(lack)
+    for version, key, spec, instances in _specifications(cache, cache.deployments.keys()):
+        requirement = requirement_of(spec, version.nca_id)
+        lack = lack_of(key, spec, requirement, instances)
+        waiting = _more(key, spec, instances, lacking.get(version.id, 0))
+        missing = max(waiting, 0 if lack is None else lack[2])
+        if missing:
+            found.append((spec, requirement, missing))
     return found
 
 
-def function_claims(cache: Cache, lacking: Iterable[str]) -> list[Claim]:
-    """Return a claim for each specification of the versions `lacking` capacity that may have one more."""
-    found: list[Claim] = []
-    for version_id in lacking:
+def function_claims(cache: Cache, lacking: Mapping[str, int]) -> list[Claim]:
+    """Return claims for what versions are `lacking`, of each specification that may have more instances."""
+    return [
+        Claim(f"{version.id} {n}", f"function {version.name}", spec, requirement_of(spec, version.nca_id))
+        for version, key, spec, instances in _specifications(cache, lacking)
+        for n in range(_more(key, spec, instances, lacking[version.id]))
+    ]
+
+
+def _specifications(
+    cache: Cache, version_ids: Iterable[str]
+) -> Iterator[tuple[FunctionVersion, str, DeploymentSpecification, list[Instance]]]:
+    for version_id in version_ids:
         version, deployment = cache.versions.get(version_id), cache.deployments.get(version_id)
-        if version is None or deployment is None:
-            continue
-        instances = [each for each in cache.instances_of(version_id) if each.state not in OVER]
-        for key, spec in specifications_of(deployment).items():
-            if sum(each.specification_id == key for each in instances) < spec.max_instances:
-                name = f"function {version.name}"
-                found.append(Claim(version_id, name, spec, requirement_of(spec, version.nca_id)))
-    return found
+        if version is not None and deployment is not None:
+            instances = cache.instances_of(version_id)
+            for key, spec in specifications_of(deployment).items():
+                yield version, key, spec, instances
+
+
+def _more(key: str, spec: DeploymentSpecification, instances: Iterable[Instance], missing: int) -> int:
+    """Return how many more instances of a specification are wanted and allowed."""
+    there = sum(each.specification_id == key and each.state not in OVER for each in instances)
+    return max(0, min(missing, spec.max_instances - there, MOST_FUNCTION_CLAIMS))
 
 
 def task_claims(refusals: Mapping[str, str], queued: Iterable[QueuedTask]) -> list[Claim]:

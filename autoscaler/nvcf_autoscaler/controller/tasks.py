@@ -12,7 +12,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -43,7 +43,7 @@ from nvcf_proto.models.tasks import LONGEST_REASON, SPECIFICATION_ID
 _log = logging.getLogger(__name__)
 
 ROUND_SECONDS = 1.0
-LEAST_PAUSE = 0.05
+LEAST_PAUSE = 0.01
 RETRY_SECONDS = 0.5
 PROCESS = "process"
 MOST_LAUNCHES = 64
@@ -83,14 +83,14 @@ class _Queued:
 class TaskController:
     """Reconciles all tasks. `acting` is held by whoever takes room in clusters.
 
-    `lacking` returns the versions of functions that lack capacity.
+    `lacking` returns how many instances of functions' versions found no room.
     """
 
     cache: Cache
     actuator: Actuator
     lease: Lease
     acting: asyncio.Lock
-    lacking: Callable[[], Iterable[str]] = tuple
+    lacking: Callable[[], Mapping[str, int]] = dict
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     _queued: dict[str, _Queued] = field(default_factory=dict)
     """What the queued tasks of the last round require, by id: thousands may wait unchanged."""
@@ -105,6 +105,7 @@ class TaskController:
             raise_if_cancelled()
             self.woken.clear()
             pause, again = ROUND_SECONDS, False
+            began = time.monotonic()
             if self.lease.held:
                 try:
                     again = await self.round(time.time())
@@ -113,12 +114,13 @@ class TaskController:
                     pause = RETRY_SECONDS
                 except Exception:  # noqa: BLE001 # a fault about tasks must not end the scaling of functions
                     _log.exception("tasks were not looked at")
+            took = time.monotonic() - began
             if not again:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await self.woken.wait()
-            # Many changes come together.
-            await asyncio.sleep(LEAST_PAUSE)
+            # Many changes come together. A long queue takes at most half of the time.
+            await asyncio.sleep(max(LEAST_PAUSE, took))
 
     async def round(self, now: float) -> bool:
         """Look once at all tasks. Return whether more can be launched at once. Raises BrokerError."""
@@ -224,7 +226,7 @@ class TaskController:
                 now,
                 queued,
                 there,
-                reserved(usages, function_lacks(self.cache), clusters),
+                reserved(usages, function_lacks(self.cache, self.lacking()), clusters),
                 held=self._held(),
                 busy_gpus=frozenset(each.specification.gpu for each in claims),
                 most=MOST_LAUNCHES,

@@ -75,7 +75,7 @@ class VersionState:
     """State of one version. Instants are Unix seconds.
 
     - `announced` are the instance counts and the lack of capacity last announced.
-    - `lacks_capacity`: some instances found no room. `last_refusal` and `last_problem` are the last texts
+    - `lacking`: so many instances found no room. `last_refusal` and `last_problem` are the last texts
       about that, and about settings or starts that fail.
     - `cold_start_at` is since when requests have met no instance, `cold_start_traces` the traces of some of
       them.
@@ -94,7 +94,7 @@ class VersionState:
     reconciled_at: float = 0.0
     undeployed_since: float | None = None
     announced: tuple[tuple[tuple[str, int], ...], int] | None = None
-    lacks_capacity: bool = False
+    lacking: int = 0
     last_refusal: str = ""
     last_problem: str = ""
     cold_start_at: float | None = None

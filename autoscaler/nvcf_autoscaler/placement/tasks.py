@@ -97,7 +97,7 @@ def plan_tasks(
     """Return the places of tasks, at most `most`.
 
     `usages` is what is in use or kept free, `held` the GPUs that each account's tasks hold. For `busy_gpus`
-    functions wait, so tasks get none of them.
+    functions wait: the room that they need is kept free, and is the reason why a task gets none.
     """
     plan = TaskPlan()
     taken = {key: Usage(list(usage.sizes), usage.reported) for key, usage in usages.items()}
@@ -135,11 +135,9 @@ def _place_one(
     busy_gpus: frozenset[str],
 ) -> tuple[TaskPlace | None, str]:
     spec = task.specification
-    if spec.gpu in busy_gpus:
-        return None, FUNCTIONS_FIRST
     found = place(now, 1, task.requirement, clusters_for(spec, clusters, taken))
     if not found.assigned:
-        return None, found.reason
+        return None, FUNCTIONS_FIRST if spec.gpu in busy_gpus else found.reason
     cluster_id = found.assigned[0][0]
     devices = devices_of(spec, [each for each in clusters if each.id == cluster_id])
     taken.setdefault((cluster_id, spec.gpu), Usage()).sizes.append(devices)

@@ -151,7 +151,7 @@ async def test_a_version_without_capacity_is_woken_by_new_capacity() -> None:
     loop = ControlLoop(reconciler, lambda: {"short", "fine"}, lambda: True)
     async with Running(loop):
         await eventually(lambda: len(reconciler.seen) == 2)
-        loop.state_of("short").lacks_capacity = True
+        loop.state_of("short").lacking = 1
         loop.wake_waiting_for_capacity()
         await eventually(lambda: reconciler.seen.count("short") == 2)
     assert reconciler.seen.count("fine") == 1

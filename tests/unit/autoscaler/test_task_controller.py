@@ -61,6 +61,9 @@ class Records(Generic[R]):
     def entry(self, key: str) -> Entry[R] | None:
         return self.entries.get(key)
 
+    def keys(self) -> list[str]:
+        return list(self.entries)
+
     def __contains__(self, key: str) -> bool:
         return key in self.entries
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,6 +47,25 @@ def test_accounts_take_turns_by_what_they_hold() -> None:
     assert [each.task_id for each in plan.places] == ["b-000", "b-001", "a-000", "b-002", "a-001", "b-003"]
 
 
-def test_while_functions_wait_for_a_gpu_tasks_get_none() -> None:
-    plan = plan_tasks(0.0, queued("a", 2), [a_cluster(4)], {}, held={}, busy_gpus=frozenset(("H100",)))
-    assert (plan.places, set(plan.refusals.values())) == ([], {FUNCTIONS_FIRST})
+def test_room_that_functions_wait_for_stays_free_and_tasks_take_the_rest() -> None:
+    """A function waits for two GPUs on one node: one that is free alone is kept for it."""
+    wanted = SPEC.replace(gpus_per_instance=2)
+    lack = (wanted, requirement_of(wanted), 1)
+    for free, places in ((1, 0), (2, 0), (3, 1)):
+        cluster = Cluster("c", "local", 0.0, (Capacity("H100", "x", 4, 4),))
+        kept = reserved({("c", "H100"): Usage([1] * (4 - free))}, [lack], [cluster])
+        busy = frozenset(("H100",))
+        plan = plan_tasks(0.0, queued("a", 2), [cluster], kept, held={}, busy_gpus=busy)
+        assert len(plan.places) == places
+        assert set(plan.refusals.values()) == {FUNCTIONS_FIRST}
+
+
+@given(st.lists(st.integers(-3, 3), max_size=12), st.integers(0, 12))
+def test_the_highest_priorities_of_an_account_go_first(priorities: list[int], total: int) -> None:
+    tasks = [
+        replace(task, priority=priority)
+        for task, priority in zip(queued("a", len(priorities)), priorities, strict=True)
+    ]
+    plan = plan_tasks(0.0, tasks, [a_cluster(total)], {}, held={})
+    placed = [each.task_id for each in plan.places]
+    assert placed == [each.id for each in sorted(tasks, key=lambda each: each.rank)][:total]
