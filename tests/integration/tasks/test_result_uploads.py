@@ -61,6 +61,10 @@ def main(run: Task):
         run.progress(50 * epoch, name=f"epoch-{epoch}", metadata={"epoch": epoch})
     (run.results_dir / "summary.txt").write_text("done")
     (run.results_dir / "empty").touch()
+    if os.environ.get("WAITS"):
+        (run.results_dir / "pid.new").write_text(str(os.getppid()))
+        (run.results_dir / "pid.new").rename(run.results_dir / "pid")
+        run.cancelled.wait(60)
     if os.environ.get("FAILS"):
         raise ValueError("no")
 
@@ -254,6 +258,20 @@ async def test_a_task_without_its_results_is_not_complete(store: Store, tmp_path
     code, reason = await run_task(store, tmp_path, RESULTS_LOCATION="s3://missing/x")
     assert (code, reason["category"]) == (1, "upload-failed")
     assert "NoSuchBucket" in reason["text"]
+
+
+async def test_a_task_that_is_ended_does_not_wait_for_a_store_beyond_its_grace_period(tmp_path: Path) -> None:
+    """The address of the store takes connections and is silent."""
+    async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0) as silent:
+        store = Store(f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}", tmp_path / "no-log")
+        run = asyncio.ensure_future(
+            run_task(store, tmp_path, WAITS="1", NVCT_TERMINATION_GRACE_PERIOD_DURATION="2s")
+        )
+        await eventually((tmp_path / "results" / "pid").exists, "the task runs")
+        worker = int((tmp_path / "results" / "pid").read_text())
+        os.kill(worker, signal.SIGTERM)
+        code, reason = await run
+    assert (code, reason["category"]) == (143, "terminated")
 
 
 async def test_a_task_of_the_platform_uploads_its_results(store: Store, tasks: Tasks, tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ class TaskWorker:
     lease: float | None = None
     _ending: Ending | None = None
     _ended: asyncio.Event = field(default_factory=asyncio.Event)
+    _ended_at: float | None = None
     _reports: list[Report] = field(default_factory=list)
     _unreadable: int = 0
     _grace: float | None = None
@@ -181,15 +182,18 @@ class TaskWorker:
     async def _upload(self, uploads: ResultUploads, ending: Ending) -> Ending:
         """Upload what is left, and return the outcome: a task without its results is not complete.
 
-        A task that failed or was ended has its grace period for it. Meanwhile its worker shows that it lives.
+        A task that failed has its grace period for it, one that was ended what is left of that. Meanwhile its
+        worker shows that it lives.
         """
         complete = ending.status == nvct_pb2.COMPLETED
+        since = time.monotonic() if self._ended_at is None else self._ended_at
         beating = asyncio.ensure_future(self._beat())
         uploading = asyncio.ensure_future(uploads.finish())
-        asked = asyncio.ensure_future(self._ended.wait()) if complete else None
+        asked = None if self._ended.is_set() else asyncio.ensure_future(self._ended.wait())
         waiting = {uploading} if asked is None else {uploading, asked}
         try:
-            limit = None if complete else self.settings.grace_seconds
+            left = max(0.0, since + self.settings.grace_seconds - time.monotonic())
+            limit = None if complete else left
             await asyncio.wait(waiting, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
             if not uploading.done():
                 log.error("the results are not all uploaded: the task has to end")
@@ -213,7 +217,7 @@ class TaskWorker:
     def _end(self, ending: Ending) -> None:
         """End the process. The first reason counts."""
         if self._ending is None:
-            self._ending = ending
+            self._ending, self._ended_at = ending, time.monotonic()
         self._ended.set()
 
     def _outcome(self, code: int) -> Ending:
