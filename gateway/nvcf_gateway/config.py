@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +121,11 @@ def _base_url(text: str) -> str | None:
     return text.rstrip("/") if text else None
 
 
+def _pod_url(text: str) -> str | None:
+    """Return a URL that leads to this very pod: `{pod-ip}` becomes POD_IP as names of pods have it."""
+    return _base_url(text.replace("{pod-ip}", re.sub(r"[.:]", "-", os.environ.get("POD_IP", ""))))
+
+
 def _mebibytes(text: str) -> int:
     try:
         return int(text) * MIB
@@ -166,8 +173,9 @@ def _parser() -> argparse.ArgumentParser:
         help="JSON list of API key records to create at the start")  # fmt: skip
     add("--region", default="local", help="region of this gateway")
     add("--regions", default="", help="all regions, separated by commas (default: the own one)")
-    add("--attach-url", type=_base_url, metavar="URL",
-        help="URL at which workers reach this replica (default: the HTTP address)")  # fmt: skip
+    add("--attach-url", type=_pod_url, metavar="URL",
+        help="URL at which workers reach this replica; {pod-ip} becomes POD_IP with dashes"
+        " (default: the HTTP address)")  # fmt: skip
     add("--worker-grpc", metavar="HOST:PORT",
         help="gRPC address that workers of all clusters get (default: the gRPC address)")  # fmt: skip
     add("--worker-nats", metavar="URL",
@@ -194,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
         help="listen here for gRPC and WebSocket sessions (default: no sessions)")  # fmt: skip
     add("--session-proxy", type=_optional_address, metavar="HOST:PORT",
         help="listen here for workers of sessions (default: with --sessions any free port)")  # fmt: skip
-    add("--session-proxy-url", metavar="URL",
+    add("--session-proxy-url", type=_pod_url, metavar="URL",
         help="URL at which workers reach that, with the path /v1/proxy (default: its address)")  # fmt: skip
     add("--tls-cert", type=Path, metavar="FILE", help="certificate chain (PEM) of all listeners")
     add("--tls-key", type=Path, metavar="FILE", help="private key (PEM) of --tls-cert")

@@ -33,6 +33,11 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{ include "nvcf.fullname" (index . 0) }}-{{ index . 1 }}.{{ (index . 0).Release.Namespace }}.svc.{{ (index . 0).Values.clusterDomain }}
 {{- end }}
 
+{{/* How workers reach a single gateway pod: with TLS by a name, since no certificate has addresses of pods. */}}
+{{- define "nvcf.gatewayPod" -}}
+{{- if .Values.gateway.tls.secretName }}{pod-ip}.{{ include "nvcf.host" (list . "gateway-pods") }}{{ else }}$(POD_IP){{ end }}
+{{- end }}
+
 {{- define "nvcf.natsUrl" -}}
 {{- if .Values.nats.enabled -}}
 {{ ternary "tls" "nats" (not (empty .Values.nats.tls.secretName)) }}://{{ include "nvcf.host" (list . "nats") }}:4222

@@ -111,6 +111,29 @@ def test_the_programs_take_their_command_lines(case: str) -> None:
         assert (setup.name, setup.namespace) == ("nvcf", "nvcf")
 
 
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("defaults", "http://$(POD_IP):8080"),
+        ("everything", "https://10-1-2-3.nvcf-gateway-pods.nvcf.svc.cluster.local:8080"),
+    ],
+)
+def test_a_certificate_can_have_the_name_of_each_gateway_pod(
+    case: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POD_IP", "10.1.2.3")
+    objects = rendered("nvcf", case)
+    gateway = gateway_arguments(arguments_of(objects, "Deployment", "nvcf-gateway", "gateway"))
+    assert gateway.attach_url == expected
+    services = {each["metadata"]["name"]: each for each in objects if each["kind"] == "Service"}
+    assert ("nvcf-gateway-pods" in services) is (case == "everything")
+    if case == "everything":
+        service = services["nvcf-gateway-pods"]["spec"]
+        assert (service["clusterIP"], service["publishNotReadyAddresses"]) == ("None", True)
+        assert service["selector"] == services["nvcf-gateway"]["spec"]["selector"]
+        assert gateway.session_proxy_url == expected.replace("8080", "8091/v1/proxy")
+
+
 @pytest.mark.parametrize("case", AGENT_VALUES)
 def test_the_agent_takes_its_command_line(case: str) -> None:
     written = arguments_of(rendered("nvcf-agent", case), "Deployment", "nvcf-agent", "agent")
