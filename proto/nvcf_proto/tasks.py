@@ -36,6 +36,8 @@ SILENT_AFTER_SECONDS = 240.0
 """After so much silence a task that runs is ERRORED."""
 LAUNCH_SECONDS = 480.0
 """A task whose order was taken up, and that does not run after this time, is ERRORED."""
+CONTAINER_LAUNCH_SECONDS = 2 * 3600.0 + 300.0
+"""The same for a container: images, models and resources may be large. Its agent gives it 2 hours."""
 RUNTIME_SLACK_SECONDS = 300.0
 """So long a task's own worker may take to end it at its maximum run time."""
 EXIT_SECONDS = 60.0
@@ -249,8 +251,9 @@ def after_time(task: Task, instance: Instance | None, now: float, listened: floa
             why = f"{waited}: {task.waiting_for}" if task.waiting_for else waited
             return ended(task, TaskStatus.EXCEEDED_MAX_QUEUED_DURATION, why, now)
         case TaskStatus.LAUNCHED if task.launched_at is not None and instance is not None:
-            if instance.acknowledged_at is not None and now - instance.acknowledged_at > LAUNCH_SECONDS:
-                text = f"its cluster took it up and did not start it within {LAUNCH_SECONDS:g} s"
+            limit = LAUNCH_SECONDS if task.process is not None else CONTAINER_LAUNCH_SECONDS
+            if instance.acknowledged_at is not None and now - instance.acknowledged_at > limit:
+                text = f"its cluster took it up and did not start it within {limit:g} s"
                 return failed(task, RetryOn.INFRASTRUCTURE, text, now)
             return task
         case TaskStatus.RUNNING:

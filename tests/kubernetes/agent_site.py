@@ -79,6 +79,32 @@ class KubeSite(Site):
         await self.send(ordered)
         return ordered
 
+    def task_order(self) -> Ordered:
+        """Return a request for a task with one GPU."""
+        launch = {"terminationGracePeriodDuration": "PT2M", "resultHandlingStrategy": "NONE"}
+        ordered = self.gpu_order(launch={**launch, "workerMode": None})
+        del ordered.message["functionDetails"]
+        ordered.message["taskDetails"] = {"taskId": new_id()}
+        ordered.message["action"] = "RequestSpotInstancesForTask"
+        return ordered
+
+    def write_containers(self, ordered: Ordered, *statuses: Object, **more: Any) -> None:
+        """Write what a node says of an instance's containers."""
+        about = {"image": "x", "imageID": "x", "restartCount": 0}
+        body = {"status": {"containerStatuses": [{**about, **each} for each in statuses], **more}}
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{ordered.id}/status"
+        self.kube.patch(path, body)
+
+    def left(self) -> list[str]:
+        """Return the names of what instances have in the cluster: pods, Secrets, ConfigMaps."""
+        kinds = ("pods", "secrets", "configmaps")
+        selector = "app.kubernetes.io/managed-by=nvcf-agent,app.kubernetes.io/component=function-instance"
+        listed = (
+            self.kube.get(f"/api/v1/namespaces/{self.namespace}/{kind}?labelSelector={selector}")["items"]
+            for kind in kinds
+        )
+        return [each["metadata"]["name"] for items in listed for each in items]
+
     def pods(self) -> list[Object]:
         found: list[Object] = self.kube.get(f"/api/v1/namespaces/{self.namespace}/pods")["items"]
         return found

@@ -21,6 +21,7 @@ from nvcf_agent.kubernetes.pods.names import INSTANCE_TYPE
 from nvcf_agent.kubernetes.pods.observe import Limits
 from nvcf_agent.kubernetes.pods.settings import PodSettings, Requests
 from nvcf_agent.kubernetes.pods.status import is_starting
+from nvcf_agent.kubernetes.pods.task_end import has_begun
 from nvcf_agent.kubernetes.prefetch import SELECTOR
 from nvcf_agent.kubernetes.secret_objects import SecretObjects, of_pods
 from nvcf_agent.secrets import InstanceSecrets
@@ -31,7 +32,7 @@ from nvcf_proto.icms.reports import PrefetchImage
 from tests.kubernetes.cluster.kwok import FakeNodes, Shape
 from tests.kubernetes.pod_backends import Source, running
 from tests.support.waiting import eventually
-from tests.unit.agent.kubernetes.pods import WORKER, logins, spec
+from tests.unit.agent.kubernetes.pods import WORKER, logins, spec, task_spec
 
 QUICK = Limits(image_pull=1.0)
 GPU_NODE = Shape(labels={INSTANCE_TYPE: "NCP.GPU.H100"})
@@ -199,11 +200,7 @@ async def test_a_server_whose_worker_has_left_is_not_waited_for(
 
     async with running(api, settings, limits=QUICK) as (backend, _):
         await backend.create(made)
-        # Without a node, it would be gone at once.
-        node = {"metadata": {"name": made.instance_id}, "target": {"kind": "Node", "name": "nobody"}}
-        await api._connection.call(
-            "POST", POD.path(settings.namespace, made.instance_id, "binding"), {}, node
-        )
+        await _bind_to_nobody(api, settings, made)
         await write(ready=True)
         # A pod that starts gets a short grace period: the agent must know that this one runs.
         await eventually(lambda: not is_starting(backend._watcher.pod(made.instance_id) or {}))
@@ -217,6 +214,41 @@ async def test_a_server_whose_worker_has_left_is_not_waited_for(
 
         await eventually(is_short, "its grace period is shortened")
         assert not deleting.done()
+        await api.delete(POD, made.instance_id, settings.namespace, grace=0)
+        await deleting
+
+
+def _has_begun(backend: PodBackend, made: InstanceSpec) -> bool:
+    pod = backend._watcher.pod(made.instance_id)
+    return pod is not None and has_begun(pod)
+
+
+async def _bind_to_nobody(api: Api, settings: PodSettings, made: InstanceSpec) -> None:
+    """Without a node, a pod would be gone at once."""
+    node = {"metadata": {"name": made.instance_id}, "target": {"kind": "Node", "name": "nobody"}}
+    await api._connection.call("POST", POD.path(settings.namespace, made.instance_id, "binding"), {}, node)
+
+
+async def test_a_task_whose_worker_starts_yet_has_its_whole_grace_period(
+    api: Api, settings: PodSettings, kwok_nodes: FakeNodes
+) -> None:
+    made = task_spec(gpus=0)
+    about = {"image": "x", "imageID": "x", "restartCount": 0}
+    runs = {**about, "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}
+    statuses = [
+        {**runs, "name": "task", "ready": True, "started": True},
+        {**runs, "name": "utils", "ready": False, "started": False},
+    ]
+    async with running(api, settings, limits=QUICK) as (backend, _):
+        await backend.create(made)
+        await _bind_to_nobody(api, settings, made)
+        body = {"status": {"containerStatuses": statuses}}
+        await api.patch(POD, made.instance_id, settings.namespace, body, part="status")
+        await eventually(lambda: _has_begun(backend, made))
+        deleting = asyncio.create_task(backend.delete(made.instance_id, 420))
+        await eventually(lambda: _is_going(backend, made))
+        pod = await api.get(POD, made.instance_id, settings.namespace) or {}
+        assert pod["metadata"]["deletionGracePeriodSeconds"] == 420
         await api.delete(POD, made.instance_id, settings.namespace, grace=0)
         await deleting
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "run": "nvcf_worker.local.command",
     "fetch": "nvcf_worker.fetch.command",
     "task": "nvcf_worker.tasks.command",
+    "task-companion": "nvcf_worker.tasks.companion",
 }
 
 
@@ -52,7 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
         "`nvcf-worker triton --model-repository DIR` serves a Triton server, "
         "`nvcf-worker run FILE` serves a handler by HTTP alone, to try it on this machine, "
         "`nvcf-worker fetch` downloads models and resources, "
-        "`nvcf-worker task FILE` runs a file to its end and reports to the platform. "
+        "`nvcf-worker task FILE` runs a file to its end and reports to the platform, "
+        "`nvcf-worker task-companion` reports for a task in another container of its pod. "
         "A folder is served as a model repository of Triton. "
         "A file of such a name is written ./run. `nvcf-worker --version` prints the version.",
     )

@@ -221,7 +221,7 @@ def worker_environment(
         result[names.NVCF_MAX_EXECUTION_SECONDS] = str(launch.max_execution_seconds)
     return (
         result
-        | _of_a_task(spec, places)
+        | ({} if places.results is None else task_variables(spec, PurePosixPath(places.results)))
         | _telemetry(spec, places)
         | {
             names.INSTANCE_ID: spec.instance_id,
@@ -250,14 +250,12 @@ def _of_the_message(order: CreationMessage) -> dict[str, str]:
     return known | {name: value for name, value in given.items() if name not in _OF_THE_CLUSTER}
 
 
-def _of_a_task(spec: InstanceSpec, places: InstancePlaces) -> dict[str, str]:
+def task_variables(spec: InstanceSpec, results: PurePosixPath) -> dict[str, str]:
     """Return the variables of a task and of its worker (protocol.md, section 12.2)."""
-    if places.results is None:
-        return {}
     launch = spec.order.launch_specification
     found = {
-        "NVCT_RESULTS_DIR": str(places.results),
-        "NVCT_PROGRESS_FILE_PATH": str(places.results / PROGRESS_FILE),
+        "NVCT_RESULTS_DIR": str(results),
+        "NVCT_PROGRESS_FILE_PATH": str(results / PROGRESS_FILE),
         "NVCT_TASK_ID": orders.function_id(spec.order),
         "NVCT_TASK_NAME": spec.function_name,
         names.NVCT_NCA_ID: spec.order.nca_id,

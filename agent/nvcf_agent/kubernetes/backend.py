@@ -1,4 +1,4 @@
-"""Runs instances of container functions as pods. The API server is the only state that outlives the agent."""
+"""Runs instances of functions and tasks as pods. Only the API server's state outlives the agent."""
 
 import asyncio
 import contextlib
@@ -17,15 +17,16 @@ from nvcf_agent.kubernetes.client.kinds import CONFIG_MAP, NAMESPACE, NETWORK_PO
 from nvcf_agent.kubernetes.names import account_label
 from nvcf_agent.kubernetes.pods import names, observe, status
 from nvcf_agent.kubernetes.pods.collector import with_secrets
-from nvcf_agent.kubernetes.pods.containers import INFERENCE
 from nvcf_agent.kubernetes.pods.policies import account_policy, account_policy_name, shared_policies
 from nvcf_agent.kubernetes.pods.render import GPU_RESOURCE, render
 from nvcf_agent.kubernetes.pods.settings import PodSettings
+from nvcf_agent.kubernetes.pods.task_end import has_begun, is_task
 from nvcf_agent.kubernetes.prefetch import Nodes, Prefetcher
-from nvcf_agent.kubernetes.watcher import PodWatcher
+from nvcf_agent.kubernetes.watcher import PodWatcher, main_of
 from nvcf_agent.kubernetes.worker_modes import WorkerModes
 from nvcf_agent.state.events import Event
 from nvcf_proto.icms.messages import CreationMessage
+from nvcf_proto.icms.names import Workload
 from nvcf_proto.icms.reports import PrefetchImage
 
 _log = logging.getLogger(__name__)
@@ -146,7 +147,8 @@ class PodBackend:
             raise
 
     async def _create(self, spec: InstanceSpec) -> Object:
-        if self._modes is not None:
+        # A label is about functions: an image that reports for its task itself is ordered as such.
+        if self._modes is not None and spec.order.workload is Workload.FUNCTION:
             spec = await self._modes.completed(spec)
         spec = await asyncio.to_thread(with_secrets, spec, self._settings)
         owner, resource = self._owner(spec.order.request_id), self._gpu_resource(spec.order)
@@ -199,7 +201,7 @@ class PodBackend:
         self._watcher.ask(instance_id)
         name, now = names.pod_name(instance_id), asyncio.get_running_loop().time
         pod = self._watcher.pod(instance_id)
-        if pod is not None and status.is_starting(pod):
+        if pod is not None and not (is_task(pod) and has_begun(pod)) and status.is_starting(pod):
             grace = min(grace, _STARTING_GRACE)
         force_at = now() + grace + _FORCE_SECONDS
         # With a grace period of 0 the API server would forget the pod before its node has ended it.
@@ -279,5 +281,5 @@ class PodBackend:
 
     def _running(self, instance_id: str, pod: Object) -> Running:
         name = pod["metadata"]["name"]
-        command = f"kubectl -n {self._namespace} logs {name} -c {INFERENCE}"
+        command = f"kubectl -n {self._namespace} logs {name} -c {main_of(pod)}"
         return Running(instance_id, command, ready=status.is_ready(pod))

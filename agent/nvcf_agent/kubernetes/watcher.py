@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from nvcf_agent.kubernetes.client.api import WATCH_SECONDS, WATCH_SLACK_SECONDS, Api, Object
@@ -13,8 +13,9 @@ from nvcf_agent.kubernetes.client.informer import Informer
 from nvcf_agent.kubernetes.client.kinds import EVENT, POD
 from nvcf_agent.kubernetes.event_queue import EventQueue
 from nvcf_agent.kubernetes.pods import milestones, names, observe, status, texts
-from nvcf_agent.kubernetes.pods.containers import INFERENCE, UTILS
-from nvcf_agent.kubernetes.pods.observe import Failure, Limits, Memory
+from nvcf_agent.kubernetes.pods.containers import INFERENCE, TASK, UTILS
+from nvcf_agent.kubernetes.pods.observe import Limits, Memory
+from nvcf_agent.kubernetes.pods.task_end import TaskEnd, end_of_gone_task, end_of_task, is_task
 from nvcf_agent.state.events import Ended, Event, Observed, Progress, Ready, Unready
 
 _log = logging.getLogger(__name__)
@@ -122,9 +123,8 @@ class PodWatcher:
         if gone is not None:
             gone.set()
         if instance_id not in self._asked:
-            failure = observe.end_of(pod)
-            text = texts.described(failure, pod)
-            self._events.put(Ended(instance_id, text, failure.category, cause=failure.cause, final=True))
+            end = end_of_gone_task(pod) if is_task(pod) else TaskEnd(failure=observe.end_of(pod))
+            self._events.put(_ended(instance_id, end, pod))
 
     async def _judge(self) -> None:
         """Look at changed pods at once, and now and then at those that are not ready."""
@@ -140,14 +140,14 @@ class PodWatcher:
             failed = [found for each in dict.fromkeys(changed) if (found := self._look(each)) is not None]
             for start in range(0, len(failed), _EXPLAINED_AT_ONCE):
                 async with asyncio.TaskGroup() as group:
-                    for pod, instance_id, failure in failed[start:][:_EXPLAINED_AT_ONCE]:
-                        group.create_task(self._report(pod, instance_id, failure))
+                    for pod, instance_id, end in failed[start:][:_EXPLAINED_AT_ONCE]:
+                        group.create_task(self._report(pod, instance_id, end))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_PASS_SECONDS):
                     await self._wake.wait()
 
-    def _look(self, instance_id: str) -> tuple[Object, str, Failure] | None:
-        """Say what is new about a pod. Return it with its failure if it is to be given up."""
+    def _look(self, instance_id: str) -> tuple[Object, str, TaskEnd] | None:
+        """Say what is new about a pod. Return it with its end if it has ended, or is to be given up."""
         pod, now = self.pod(instance_id), self._wall()
         if pod is None:
             return None
@@ -161,11 +161,19 @@ class PodWatcher:
         self._say_readiness(instance_id, pod, known)
         if known.failed or instance_id in self._asked:
             return None
-        failure = observe.failure_of(pod, known.memory, now, self._limits)
-        if failure is None:
+        end = self._end_of(pod, known, now)
+        if end is None:
             return None
         known.failed = True
-        return pod, instance_id, failure
+        return pod, instance_id, end
+
+    def _end_of(self, pod: Object, known: _Known, now: float) -> TaskEnd | None:
+        if is_task(pod):
+            end = end_of_task(pod, now)
+            if end is not None:
+                return end
+        failure = observe.failure_of(pod, known.memory, now, self._limits)
+        return None if failure is None else TaskEnd(failure=failure)
 
     def _say_state(self, instance_id: str, pod: Object, known: _Known) -> None:
         addresses = status.addresses(pod)
@@ -183,7 +191,10 @@ class PodWatcher:
         known.ready, known.why = ready, why
         self._events.put(Ready(instance_id) if ready else Unready(instance_id, why))
 
-    async def _report(self, pod: Object, instance_id: str, failure: Failure) -> None:
+    async def _report(self, pod: Object, instance_id: str, end: TaskEnd) -> None:
+        if end.failure is None:
+            self._events.put(_ended(instance_id, end, pod, gone=False))
+            return
         name, events, logs = pod["metadata"]["name"], [], {}
         try:
             async with asyncio.timeout(_EXPLAIN_SECONDS):
@@ -199,16 +210,34 @@ class PodWatcher:
                         )
         except (ApiError, TimeoutError) as error:
             _log.info("pod %s fails without its events or output: %s", name, error)
-        text = texts.described(failure, pod, events, logs)
-        self._events.put(
-            Ended(instance_id, text, failure.category, cause=failure.cause, final=True, gone=False)
-        )
+        self._events.put(_ended(instance_id, end, pod, events, logs, gone=False))
 
 
 def worker_of(pod: Object) -> str:
     """Return the name of the container with the worker."""
     found = [each["name"] for each in pod["spec"]["containers"]]
-    return UTILS if UTILS in found else INFERENCE
+    return UTILS if UTILS in found else main_of(pod)
+
+
+def main_of(pod: Object) -> str:
+    """Return the name of the container with the function or task."""
+    return TASK if is_task(pod) else INFERENCE
+
+
+def _ended(
+    instance_id: str,
+    end: TaskEnd,
+    pod: Object,
+    events: Iterable[Object] = (),
+    logs: Mapping[str, str] | None = None,
+    *,
+    gone: bool = True,
+) -> Ended:
+    failure = end.failure
+    if failure is None:
+        return Ended(instance_id, "", final=True, gone=gone, exit_code=end.exit_code, runs=end.runs)
+    text = texts.described(failure, pod, events, logs)
+    return Ended(instance_id, text, failure.category, failure.cause, True, gone, end.exit_code, end.runs)
 
 
 def _of(pod_name: str) -> str:

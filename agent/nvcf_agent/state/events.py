@@ -27,6 +27,7 @@ class Ended:
 
     `cause` is NVIDIA's word for it; None: that of the category. `final`: it fails without another try.
     Without `gone`, something of it is left, which the agent deletes. `exit_code` is that of a task's process.
+    `runs`: the task itself still runs, and gets its grace period.
     """
 
     instance_id: str
@@ -36,6 +37,7 @@ class Ended:
     final: bool = False
     gone: bool = True
     exit_code: int | None = None
+    runs: bool = False
 
 
 @dataclass(frozen=True)

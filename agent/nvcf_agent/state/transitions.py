@@ -17,6 +17,7 @@ was.
 from dataclasses import replace
 
 from nvcf_agent.errors import LaunchError, Refused, StartError
+from nvcf_agent.state import order as orders
 from nvcf_agent.state.causes import cause_of
 from nvcf_agent.state.events import Ended, Event, Observed, Progress, Ready, Unready
 from nvcf_agent.state.inventory import Share
@@ -24,6 +25,7 @@ from nvcf_agent.state.managed_instance import REASON_LIMIT, Category, ManagedIns
 from nvcf_broker.process import RestartPolicy
 from nvcf_proto.icms.causes import Cause
 from nvcf_proto.icms.messages import CreationMessage
+from nvcf_proto.models import ResultHandling
 
 RESTARTS = RestartPolicy(initial=0.5, factor=2.0, maximum=30.0, stable_after=30.0)
 RESTART_LIMIT = 6
@@ -31,6 +33,8 @@ RESTART_LIMIT = 6
 POSTPONEMENTS = RestartPolicy(initial=0.2, factor=2.0, maximum=3.0, stable_after=0.0)
 SHORTEST_POSTPONEMENT = 0.2
 WAITING = "waiting: "
+WORKER_GRACE_SECONDS = 120.0
+"""What the worker of a task that has ended gets to report what is left."""
 
 
 def accepted(order: CreationMessage, share: Share, wall: float, index: int = 0) -> ManagedInstance:
@@ -135,7 +139,11 @@ def ended(
 ) -> ManagedInstance:
     """Record the end of the process: complete, schedule a restart, or fail after too many."""
     if not gone:
-        return instance if instance.is_ending else _failed(instance, category, reason, wall, cause)
+        if instance.is_ending:
+            return instance
+        if instance.is_task and instance.exit_code == 0:
+            return instance._to(Phase.COMPLETED, wall, None)
+        return _failed(instance, category, reason, wall, cause)
     return _ended(instance, category, reason, now=now, wall=wall, cause=cause, final=final)
 
 
@@ -255,14 +263,24 @@ def after_event(instance: ManagedInstance, event: Event, *, now: float, wall: fl
             return ready(instance, wall)
         case Unready(_, reason):
             return unready(instance, reason, now=now, wall=wall)
-        case Ended(_, reason, category, cause, final, gone, exit_code):
-            instance = replace(instance, exit_code=exit_code)
+        case Ended(_, reason, category, cause, final, gone, exit_code, runs):
             final = final or instance.is_task
+            if instance.is_task and not instance.is_final:
+                instance = replace(instance, exit_code=exit_code, grace=_last_grace(instance, runs))
             return ended(instance, category, reason, now=now, wall=wall, cause=cause, final=final, gone=gone)
         case Observed():
             return observed(instance, event)
         case Progress(_, part, at):
             return replace(instance, parts=(*instance.parts, (part, at)))
+
+
+def _last_grace(instance: ManagedInstance, runs: bool) -> float:
+    """Return the seconds that what is left of a task gets: the task, its worker, and uploads of results."""
+    if instance.is_ending:
+        return instance.grace
+    uploads = instance.order.launch_specification.result_handling_strategy == ResultHandling.UPLOAD
+    own = orders.grace(instance.order, WORKER_GRACE_SECONDS)
+    return own if runs or uploads else WORKER_GRACE_SECONDS
 
 
 def after_failed_start(

@@ -106,11 +106,6 @@ class Cache:
         records = ((record, heard_at) for heard_at, record in self._heard.values())
         return clusters_of(records, self._lost_after)
 
-    def backend(self, cluster_id: str) -> str:
-        """Return the backend of a cluster; empty for one that is gone."""
-        known = self._heard.get(cluster_id)
-        return "" if known is None else known[1].backend
-
     def clock_set(self, now: float) -> None:
         """Take all clusters as heard at `now`: the time of their last sign of life means nothing any more."""
         self._heard = {key: (now, record) for key, (_, record) in self._heard.items()}

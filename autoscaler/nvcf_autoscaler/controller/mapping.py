@@ -74,6 +74,10 @@ def _given(details: WantedDetails | None) -> ScalingDetails | None:
     return ScalingDetails(details.factor, details.threshold, stickiness, details.metric)
 
 
+PROCESS = "process"
+"""Backend of the clusters that run processes and no containers."""
+
+
 def requirement_of(spec: DeploymentSpecification, nca_id: str = "") -> Requirement:
     """Return what a specification of a function of that account requires of a cluster."""
     return Requirement(
@@ -127,6 +131,7 @@ def clusters_of(
             authorized=frozenset((*record.authorized_nca_ids, record.nca_id)),
             cordoned=record.cordoned,
             draining=record.draining,
+            runs_processes=record.backend == PROCESS,
             timings=timings_of(record.heartbeat_seconds, lost_after),
         )
         for record, heard_at in records

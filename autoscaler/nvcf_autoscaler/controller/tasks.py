@@ -45,7 +45,6 @@ _log = logging.getLogger(__name__)
 ROUND_SECONDS = 1.0
 LEAST_PAUSE = 0.01
 RETRY_SECONDS = 0.5
-PROCESS = "process"
 MOST_LAUNCHES = 64
 """Of one round; more follow at once."""
 MOST_REASONS = 64
@@ -64,7 +63,9 @@ class _Queued:
 
     @classmethod
     def of(cls, task: Task) -> Self:
-        requirement = requirement_of(task.specification, task.nca_id)
+        requirement = replace(
+            requirement_of(task.specification, task.nca_id), process=task.process is not None
+        )
         wanted = QueuedTask(
             task.id, task.nca_id, task.created_at, task.specification, requirement, task.priority
         )
@@ -73,7 +74,7 @@ class _Queued:
     def at(self, cluster_ids: frozenset[str]) -> QueuedTask:
         """Return what it requires now: where its last run has left results, while that cluster is there."""
         previous = self.task.previous
-        if previous is None or previous.cluster_id not in cluster_ids:
+        if previous is None or self.task.process is None or previous.cluster_id not in cluster_ids:
             return self.wanted
         here = replace(self.wanted.requirement, clusters=(previous.cluster_id,))
         return replace(self.wanted, requirement=here)
@@ -218,14 +219,13 @@ class TaskController:
     async def _launch(self, clusters: tuple[Cluster, ...], claims: list[Claim], now: float) -> bool:
         """Launch what has room. `claims` are those of functions, which go first."""
         async with self.acting:
-            there = [each for each in clusters if self.cache.backend(each.id) == PROCESS]
             usages = usage_of(now, self.cache.all_instances(), clusters)
-            alive = frozenset(each.id for each in there if now - each.heard_at <= each.timings.lost_after)
+            alive = frozenset(each.id for each in clusters if now - each.heard_at <= each.timings.lost_after)
             queued = [each.at(alive) for each in self._queued.values()]
             found = plan_tasks(
                 now,
                 queued,
-                there,
+                clusters,
                 reserved(usages, function_lacks(self.cache, self.lacking()), clusters),
                 held=self._held(),
                 busy_gpus=frozenset(each.specification.gpu for each in claims),
@@ -239,7 +239,7 @@ class TaskController:
                     await self._launch_one(task, each, now)
             taken = _with(usages, found.places, self._queued)
             await self._preempt(claims, clusters, taken, now)
-            await self._preempt(task_claims(found.refusals, queued), there, taken, now)
+            await self._preempt(task_claims(found.refusals, queued), clusters, taken, now)
         await self._note_reasons(found.refusals)
         return len(found.places) == MOST_LAUNCHES
 

@@ -36,7 +36,7 @@ class Cluster:
 
     It came at `heard_at`, and a gateway got it at `heartbeat_at`, both by this process' clock.
     `cordoned`: no new instances; `draining`: and those that run are replaced elsewhere. `authorized` are the
-    accounts whose functions may run there; `*` is every account.
+    accounts whose functions may run there; `*` is every account. `runs_processes`: and no containers.
     """
 
     id: str
@@ -51,6 +51,7 @@ class Cluster:
     authorized: frozenset[str] = frozenset("*")
     cordoned: bool = False
     draining: bool = False
+    runs_processes: bool = False
     timings: Timings = field(default_factory=lambda: timings_of(HEARTBEAT_SECONDS, LOST_AFTER))
 
     @property
@@ -83,6 +84,7 @@ class Requirement:
 
     `clusters` (names or ids) and `regions` are in preferred order. `max_per_cluster` bounds this version's
     instances in a cluster. `nca_id` is the account of the function; empty: it is not looked at.
+    `process`: it needs a cluster that runs processes, or one that runs containers; None: not looked at.
     """
 
     gpu: str
@@ -93,6 +95,7 @@ class Requirement:
     attributes: frozenset[str] = frozenset()
     max_per_cluster: int | None = None
     nca_id: str = ""
+    process: bool | None = None
 
     def refusal(self, cluster: Cluster, now: float) -> str | None:
         """Return why this cluster gets no instance, as text; None if it may."""
@@ -101,6 +104,8 @@ class Requirement:
             return unavailable
         if not self._authorized(cluster):
             return "not for this account"
+        if not self._runs(cluster):
+            return "runs no processes" if self.process else "runs no containers"
         if self.clusters and not cluster.is_one_of(self.clusters):
             return "not among the deployment's clusters"
         if self.regions and cluster.region not in self.regions:
@@ -128,6 +133,7 @@ class Requirement:
         """Return whether a cluster is one of those named, whatever its state and capacity."""
         return (
             self._authorized(cluster)
+            and self._runs(cluster)
             and (not self.clusters or cluster.is_one_of(self.clusters))
             and (not self.regions or cluster.region in self.regions)
             and (not self.groups or cluster.group in self.groups)
@@ -147,6 +153,9 @@ class Requirement:
                 if (one.gpu, one.instance_type) == (self.gpu, self.instance_type)
             ),
         )
+
+    def _runs(self, cluster: Cluster) -> bool:
+        return self.process is None or self.process == cluster.runs_processes
 
     def _authorized(self, cluster: Cluster) -> bool:
         return not self.nca_id or "*" in cluster.authorized or self.nca_id in cluster.authorized

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from nvcf_proto import environment as names
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.icms.messages import LONGEST_VALUE, encode_base64
 from nvcf_proto.models import DeploymentSpecification, FunctionVersion
-from nvcf_proto.models.containers import Health, HealthProtocol
+from nvcf_proto.models.containers import Artifact, Health, HealthProtocol, Model
 
 DEFAULT_PORT = 8000
 OWN_UTILS = ("GO", "PYTHON")
@@ -44,7 +44,7 @@ def container_environment(version: FunctionVersion, access: Access) -> dict[str,
     grpc = health.protocol is HealthProtocol.GRPC
     variables = {
         **access.sidecars,
-        "INFERENCE_CONTAINER_ARGS": _on_one_line(version.container_args or ""),
+        "INFERENCE_CONTAINER_ARGS": on_one_line(version.container_args or ""),
         "INFERENCE_CONTAINER_ENV": as_base64([each.to_dict() for each in version.container_environment]),
         names.INFERENCE_PORT: str(version.inference_port or DEFAULT_PORT),
         "INFERENCE_PROTOCOL": "GRPC" if grpc else "REST",
@@ -77,7 +77,8 @@ def _health(version: FunctionVersion) -> Health:
     return checked if version.health_uri is None else checked.replace(uri=version.health_uri)
 
 
-def _on_one_line(words: str) -> str:
+def on_one_line(words: str) -> str:
+    """Return the words of a container's arguments on one line, as a message has them."""
     # A backslash at the end of a line joins it with the next one, as in a shell.
     return re.sub(r"\\\r?\n", "", words)
 
@@ -101,8 +102,12 @@ def container_launch(version: FunctionVersion, spec: DeploymentSpecification) ->
 
 def artifacts_digest(version: FunctionVersion) -> str | None:
     """Return a name for the files of a version's models and resources; the same files have the same name."""
-    models = [[each.uri, each.version or ""] for each in version.models if each.uri]
-    files = models + [[each.uri, each.version] for each in version.resources]
+    return files_digest([*version.models, *version.resources])
+
+
+def files_digest(artifacts: Iterable[Model | Artifact]) -> str | None:
+    """Return a name for files; None if there are none to fetch."""
+    files = [[each.uri, each.version or ""] for each in artifacts if each.uri]
     return hashlib.sha256(json.dumps(sorted(files)).encode()).hexdigest()[:32] if files else None
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -115,7 +116,7 @@ class Orders:
         if cluster is None or cluster.evicted:
             raise OrderRefused(f"there is no cluster {order.cluster_id}")
         if order.task_id is not None:
-            return self._compose_task(order, order.task_id, cluster, now)
+            return await self._compose_task(order, order.task_id, cluster, now)
         version = registry.versions.get(order.function_version_id)
         deployment = registry.deployments.get(order.function_version_id)
         if version is None or deployment is None:
@@ -140,7 +141,7 @@ class Orders:
         )
         return creation_message(wanted)
 
-    def _compose_task(
+    async def _compose_task(
         self, order: InstanceOrder, task_id: str, cluster: RegisteredCluster, now: float
     ) -> CreationMessage:
         task = self._registry.tasks.get(task_id)
@@ -150,23 +151,37 @@ class Orders:
         if task.status.is_over or (record is not None and record.state in _OVER):
             raise OrderRefused(f"request {order.request_id} is closed")
         token = self._tasks.token(task, now)
-        return task_message(OrderedTask(order, task, cluster, self._addresses(), token, now))
+        access = None
+        if task.container_image is not None:
+            files = bool(task.models or task.resources)
+            access = await self._registry_access(task.nca_id, artifacts=files, charts=False)
+        return task_message(OrderedTask(order, task, cluster, self._addresses(), token, now, access))
 
     async def _access(self, version: FunctionVersion, order: InstanceOrder, now: float) -> Access:
         """Return what an image or a chart may read. Raises OrderRefused if it cannot be opened."""
-        registry, store, account = self._registry, self._secrets, version.nca_id
-        try:
-            images = await account_k8s_secrets(registry, store, account, ArtifactType.CONTAINER)
-            charts = await account_k8s_secrets(registry, store, account, ArtifactType.HELM)
-            wanted = (ArtifactType.MODEL, ArtifactType.RESOURCE)
-            files = artifacts_digest(version)
-            artifacts = await account_k8s_secrets(registry, store, account, *wanted) if files else ""
-        except HttpProblem as error:
-            raise OrderRefused(f"the account's registry credentials: {error}") from error
+        registry, store = self._registry, self._secrets
+        files = artifacts_digest(version) is not None
+        access = await self._registry_access(version.nca_id, artifacts=files, charts=True)
         paths = secret_paths(registry, version)
         own = version.has_secrets or bool(store.names(version_owner(version.id)))
         token = ""
         if own or len(paths) > 1:
             token = self._workers.first_secrets_token(version, order.request_id, paths, now)
-        sidecars = await self._sidecars.variables()
-        return Access(images, charts, self._addresses().http, token, own, artifacts, sidecars)
+        return replace(access, secrets_token=token, has_secrets=own)
+
+    async def _registry_access(self, account: str, *, artifacts: bool, charts: bool) -> Access:
+        """Return the account's logins of registries, and the installation's images. Raises OrderRefused."""
+
+        async def logins(*kinds: ArtifactType) -> str:
+            return await account_k8s_secrets(self._registry, self._secrets, account, *kinds)
+
+        try:
+            return Access(
+                await logins(ArtifactType.CONTAINER),
+                await logins(ArtifactType.HELM) if charts else "",
+                self._addresses().http,
+                artifacts=await logins(ArtifactType.MODEL, ArtifactType.RESOURCE) if artifacts else "",
+                sidecars=await self._sidecars.variables(),
+            )
+        except HttpProblem as error:
+            raise OrderRefused(f"the account's registry credentials: {error}") from error

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from nvcf_gateway.clusters.creation import NO_GPU, SUBSCRIBER, WorkerAddresses, expiry, instance_type_of
-from nvcf_gateway.clusters.launch import check_size
+from nvcf_gateway.clusters.launch import Access, as_base64, check_size, files_digest, on_one_line
 from nvcf_proto import environment as names
 from nvcf_proto.compute import RegisteredCluster
 from nvcf_proto.icms.messages import (
@@ -32,6 +32,8 @@ class OrderedTask:
     addresses: WorkerAddresses
     token: str
     issued_at: float
+    access: Access | None = None
+    """For images; what a process needs, its agent fetches itself."""
 
 
 def task_message(wanted: OrderedTask) -> CreationMessage:
@@ -51,8 +53,14 @@ def task_message(wanted: OrderedTask) -> CreationMessage:
         termination_grace_period_duration=task.termination_grace_period_duration,
         result_handling_strategy=task.result_handling_strategy.value,
         process=task.process,
+        container_image=task.container_image,
+        models=as_base64([each.to_dict() for each in task.models]) if task.models else None,
+        resources=as_base64([each.to_dict() for each in task.resources]) if task.resources else None,
+        cache_handle=files_digest([*task.models, *task.resources]),
+        worker_mode=None if task.worker_mode is None else task.worker_mode.value,
     )
-    check_size("environment", launch.environment)
+    for name in ("environment", "models", "resources"):
+        check_size(name, getattr(launch, name))
     return CreationMessage(
         request_id=order.request_id,
         nca_id=task.nca_id,
@@ -102,6 +110,16 @@ def task_environment(wanted: OrderedTask) -> dict[str, str]:
         variables[names.RESULTS_LOCATION] = task.results_location
     if has_lease(task):
         variables[names.NVCT_LEASE_DURATION] = f"{LEASE_SECONDS:g}s"
+    if task.container_image is not None and wanted.access is not None:
+        variables |= {
+            **wanted.access.sidecars,
+            "TASK_CONTAINER": task.container_image,
+            "TASK_CONTAINER_ARGS": on_one_line(task.container_args or ""),
+            "TASK_CONTAINER_ENV": as_base64([each.to_dict() for each in task.container_environment]),
+            "CONTAINER_REGISTRIES_CREDENTIALS": wanted.access.images,
+        }
+        if wanted.access.artifacts:
+            variables["ARTIFACT_REGISTRIES_CREDENTIALS"] = wanted.access.artifacts
     # Names come from users; a line break in one must not keep the task from starting.
     return {
         name: re.sub(r"[\r\n\0\v\f\x1c-\x1e\x85\u2028\u2029]+", " ", value)

@@ -13,7 +13,7 @@ from nvcf_gateway.management.secret_bodies import SecretList, values_of
 from nvcf_proto.charts.source import InvalidSource, chart_source
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.models import MAX_ACCOUNTS_IN_LIST, NAME_PATTERN, FunctionType, ProcessSource, RateLimit
-from nvcf_proto.models.containers import Image, VersionSettings
+from nvcf_proto.models.containers import Image, TaskContainer, VersionSettings
 from nvcf_proto.models.functions import Account, Rate
 from nvcf_proto.models.llm import LlmConfigUpdate, LlmInvocationConfig
 from nvcf_proto.models.record import Record, matching
@@ -62,12 +62,7 @@ class VersionCreation(VersionSettings, frozen=True, kw_only=True, forbid_unknown
         force_setattr(self, "tags", tuple(dict.fromkeys(self.tags)))
         self._check_source()
         self._check_models()
-        _require_unique("containerEnvironment", "key", (each.key for each in self.container_environment))
-        _require_unique("resources", "name", (each.name for each in self.resources))
-        try:
-            shlex.split(self.container_args or "")
-        except ValueError as error:
-            raise InvalidRecord("containerArgs", f"not words of a shell: {error}") from None
+        check_container(self)
         if self.telemetries is not None and not self.telemetries.by_type():
             raise InvalidRecord("telemetries", "name at least one telemetry endpoint")
 
@@ -100,7 +95,6 @@ class VersionCreation(VersionSettings, frozen=True, kw_only=True, forbid_unknown
                     raise InvalidRecord(name, "cannot be given together with helmChart")
 
     def _check_models(self) -> None:
-        _require_unique("models", "name", (each.name for each in self.models))
         llm = self.function_type is FunctionType.LLM
         if llm and not self.models and self.process is None:
             raise InvalidRecord("models", "needed when functionType is LLM")
@@ -114,6 +108,17 @@ class VersionCreation(VersionSettings, frozen=True, kw_only=True, forbid_unknown
                 raise InvalidRecord(
                     f"models[{index}].{missing}", "version and uri are needed unless functionType is LLM"
                 )
+
+
+def check_container(wanted: VersionSettings | TaskContainer) -> None:
+    """Raise InvalidRecord for names given twice, and for arguments that are not words of a shell."""
+    _require_unique("containerEnvironment", "key", (each.key for each in wanted.container_environment))
+    _require_unique("resources", "name", (each.name for each in wanted.resources))
+    _require_unique("models", "name", (each.name for each in wanted.models))
+    try:
+        shlex.split(wanted.container_args or "")
+    except ValueError as error:
+        raise InvalidRecord("containerArgs", f"not words of a shell: {error}") from None
 
 
 def _require_unique(field: str, member: str, names: Iterable[str]) -> None:

@@ -23,6 +23,7 @@ from nvcf_gateway.tasks.bodies import MOST_AT_ONCE
 from nvcf_gateway.tasks.listing import DEFAULT_LIMIT, MAX_LIMIT
 from nvcf_gateway.tasks.routes import BASE
 from nvcf_proto.models import ResultHandling, TaskStatus
+from nvcf_proto.models.containers import WorkerMode
 
 _OBJECT: Schema = {"type": "object"}
 TASK_SCHEMAS: dict[str, Schema] = {
@@ -38,6 +39,12 @@ TASK_SCHEMAS: dict[str, Schema] = {
             "status": enum_of(TaskStatus),
             "gpuSpecification": _OBJECT,
             "process": ref("Process"),
+            "containerImage": TEXT,
+            "containerArgs": TEXT,
+            "containerEnvironment": list_of(_OBJECT),
+            "models": list_of(_OBJECT),
+            "resources": list_of(_OBJECT),
+            "workerMode": enum_of(WorkerMode),
             "description": TEXT,
             "tags": list_of(TEXT),
             "maxRuntimeDuration": TEXT,

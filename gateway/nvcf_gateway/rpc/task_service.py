@@ -101,9 +101,9 @@ class TaskWorkerService(nvct_pb2_grpc.WorkerServicer):
     async def GetArtifacts(  # noqa: N802
         self, request: nvct_pb2.ArtifactsRequest, context: Context[Any, Any]
     ) -> nvct_pb2.ArtifactsResponse:
-        """Refuse: only tasks with images have models and resources, and this release does not run these."""
+        """Refuse: models and resources are in the creation message, and are fetched before that."""
         await self._authorize(context, request.taskId)
-        raise HttpProblem(501, "tasks of this release have no models and resources")
+        raise HttpProblem(501, "models and resources of a task are in its creation message")
 
     async def RefreshToken(  # noqa: N802
         self, request: nvct_pb2.TokenRequest, context: Context[Any, Any]

@@ -9,11 +9,12 @@ from msgspec import Meta
 from msgspec.structs import force_setattr
 
 from nvcf_gateway.errors import HttpProblem, invalid_field
-from nvcf_gateway.management.function_bodies import Tags, VersionDescription
+from nvcf_gateway.management.function_bodies import Tags, VersionDescription, check_container
 from nvcf_gateway.management.secret_bodies import SecretList, values_of
 from nvcf_proto.durations import DURATION_PATTERN, duration_seconds
 from nvcf_proto.errors import InvalidRecord
 from nvcf_proto.models import DeploymentSpecification, ProcessSource, ResultHandling, RetryPolicy, Task
+from nvcf_proto.models.containers import TaskContainer
 from nvcf_proto.models.record import Record, matching
 from nvcf_proto.models.tasks import DEFAULT_GRACE, DEFAULT_MAX_QUEUED, PRIORITIES
 from nvcf_proto.tasks import noted
@@ -23,11 +24,11 @@ MAX_BODY = 1024 * 1024
 MAX_RECORD = 32 * 1024
 MOST_AT_ONCE = 100
 LONGEST = 30 * 24 * 3600.0
-NOT_RUN = "tasks from containerImage or helmChart are not run by this release: give process"
 _S3_LOCATION = r"s3://[a-z0-9][a-z0-9.-]{1,62}(/[A-Za-z0-9!_.*'()/-]*)?"
 _KEY_SECRETS = frozenset(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"))
-_CONTAINERS = ("containerImage", "helmChart")
-_ONLY_CONTAINERS = "only for tasks with containerImage or helmChart, which this release does not run"
+NOT_RUN = "tasks from charts are not run by this release: give containerImage, or process"
+_ONLY_CHARTS = "only for tasks with helmChart, which this release does not run"
+_PROCESS = "process"
 
 Duration = Annotated[
     str, matching(DURATION_PATTERN, max_length=64, description="ISO 8601, for example PT1H30M.")
@@ -40,12 +41,10 @@ Names = Annotated[tuple[Kind, ...], Meta(max_length=64)]
 class TaskSpecification(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a task needs, and where it may run. `regions` and `gpusPerInstance` are [ext]."""
 
-    hints: ClassVar[dict[str, str]] = dict.fromkeys(
-        ("configuration", "helmValidationPolicy"), _ONLY_CONTAINERS
-    )
+    hints: ClassVar[dict[str, str]] = dict.fromkeys(("configuration", "helmValidationPolicy"), _ONLY_CHARTS)
 
     gpu: Kind = "CPU"
-    instance_type: Kind = "process"
+    instance_type: Kind = _PROCESS
     backend: Kind | None = None
     clusters: Names = ()
     regions: Names = ()
@@ -65,19 +64,17 @@ class TaskSpecification(Record, frozen=True, kw_only=True, forbid_unknown_fields
         )
 
 
-class TaskCreation(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A new task. `process` [ext] is a Python file that the machine of an agent has.
+class TaskCreation(TaskContainer, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A new task: a containerImage, or a `process` [ext], a Python file that the machine of an agent has.
 
     `priority`, `preemptible` and `retry` are [ext].
     """
 
-    hints: ClassVar[dict[str, str]] = dict.fromkeys(
-        ("containerArgs", "containerEnvironment", "models", "resources", "telemetries"), _ONLY_CONTAINERS
-    )
+    hints: ClassVar[dict[str, str]] = {"telemetries": "tasks of this release report to no endpoint"}
 
     name: TaskName
     gpu_specification: TaskSpecification = TaskSpecification()
-    process: ProcessSource
+    process: ProcessSource | None = None
     description: VersionDescription | None = None
     tags: Tags = ()
     max_runtime_duration: Duration | None = None
@@ -94,8 +91,7 @@ class TaskCreation(Record, frozen=True, kw_only=True, forbid_unknown_fields=True
         values_of(self.secrets)
         force_setattr(self, "tags", tuple(dict.fromkeys(self.tags)))
         self._check_results()
-        if self.process.handler is not None:
-            raise InvalidRecord("process.handler", "a task is a whole file: call task(main) in it")
+        self._check_source()
         runtime = _seconds("maxRuntimeDuration", self.max_runtime_duration)
         _seconds("maxQueuedDuration", self.max_queued_duration)
         grace = self.termination_grace_period_duration
@@ -116,6 +112,21 @@ class TaskCreation(Record, frozen=True, kw_only=True, forbid_unknown_fields=True
         if missing := _KEY_SECRETS - {each.name for each in self.secrets}:
             names = " and ".join(sorted(missing))
             raise InvalidRecord("secrets", f"the key of the results' store is missing: {names}")
+
+    def _check_source(self) -> None:
+        if (self.process is None) == (self.container_image is None):
+            raise InvalidRecord(_PROCESS, "give exactly one of process and containerImage")
+        if self.process is None:
+            if self.gpu_specification.instance_type == _PROCESS:
+                reason = "needed with containerImage: an instance type of a cluster"
+                raise InvalidRecord("gpuSpecification.instanceType", reason)
+            check_container(self)
+            return
+        if self.process.handler is not None:
+            raise InvalidRecord("process.handler", "a task is a whole file: call task(main) in it")
+        for name in ("containerArgs", "containerEnvironment", "models", "resources", "workerMode"):
+            if self.to_dict().get(name):
+                raise InvalidRecord(name, "only for tasks with containerImage")
 
     @property
     def grace(self) -> str:
@@ -138,9 +149,8 @@ def _seconds(name: str, text: str | None) -> float | None:
 
 def read_creation(members: dict[str, Any], path: str = "") -> TaskCreation:
     """Return the task that is wanted. Raises HttpProblem 400, and 501 for what this release does not run."""
-    given = next((name for name in _CONTAINERS if members.get(name) is not None), None)
-    if given is not None:
-        raise HttpProblem(501, NOT_RUN, field=f"{path}.{given}" if path else given)
+    if members.get("helmChart") is not None:
+        raise HttpProblem(501, NOT_RUN, field=f"{path}.helmChart" if path else "helmChart")
     try:
         return TaskCreation.from_dict(members, path)
     except InvalidRecord as error:
@@ -169,6 +179,7 @@ def new_task(wanted: TaskCreation, task_id: str, nca_id: str, by: str, now: floa
             updated_at=now,
             specification=wanted.gpu_specification.stored(),
             process=wanted.process,
+            **{name: getattr(wanted, name) for name in TaskContainer.__struct_fields__},
             description=wanted.description,
             tags=wanted.tags,
             max_runtime_duration=wanted.max_runtime_duration,
@@ -184,5 +195,6 @@ def new_task(wanted: TaskCreation, task_id: str, nca_id: str, by: str, now: floa
     except InvalidRecord as error:
         raise invalid_field(error) from None
     if len(task.to_json()) > MAX_RECORD:
-        raise HttpProblem(400, f"process: the task takes more than {MAX_RECORD // 1024} KiB", field="process")
+        field = "containerEnvironment" if wanted.process is None else _PROCESS
+        raise HttpProblem(400, f"{field}: the task takes more than {MAX_RECORD // 1024} KiB", field=field)
     return noted(task, now, f"queued by {by}")

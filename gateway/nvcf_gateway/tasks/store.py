@@ -12,7 +12,7 @@ from typing import Any
 from nvcf_broker.errors import BrokerError, KeyExistsError, RevisionConflictError
 from nvcf_broker.jetstream import JetStream, Requester
 from nvcf_gateway.errors import HttpProblem, StoreUnavailable
-from nvcf_gateway.management.backends import PROCESS, permits
+from nvcf_gateway.management.backends import CONTAINERS, PROCESS, permits
 from nvcf_gateway.management.resources import stored, update
 from nvcf_gateway.quotas.limits import Quota
 from nvcf_gateway.quotas.usage import Usage
@@ -61,10 +61,12 @@ class TaskStore:
         """Raise HttpProblem 400 if no known cluster that the task names can run it, now or later."""
         known = (each for each in self._registry.clusters.values() if each.serves(task.nca_id))
         permitted = [each for each in known if permits(task.specification, each)]
-        if permitted and all(each.backend != PROCESS for each in permitted):
+        is_process = task.process is not None
+        if permitted and all((each.backend == PROCESS) != is_process for each in permitted):
             names = ", ".join(sorted(each.label for each in permitted))
-            detail = f"process: needs a cluster of the backend {PROCESS!r}; there is only {names}"
-            raise HttpProblem(400, detail, field="process")
+            field, wanted = ("process", PROCESS) if is_process else ("containerImage", CONTAINERS)
+            detail = f"{field}: needs a cluster of the backend {wanted!r}; there is only {names}"
+            raise HttpProblem(400, detail, field=field)
 
     async def create(self, task: Task, secrets: Mapping[str, Any], by: str) -> Task:
         """Create a task with its secrets; one with that id, which the same request made, is returned.

@@ -79,6 +79,17 @@ class Model(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     llm_config: LlmConfig | None = None
 
 
+class TaskContainer(Record, frozen=True, kw_only=True):
+    """What a task's container is made of."""
+
+    container_image: Image | None = None
+    container_args: Annotated[str, Meta(max_length=32_768)] | None = None
+    container_environment: Annotated[tuple[ContainerVariable, ...], Meta(max_length=MAX_VARIABLES)] = ()
+    models: Annotated[tuple[Artifact, ...], Meta(max_length=MAX_ARTIFACTS)] = ()
+    resources: Annotated[tuple[Artifact, ...], Meta(max_length=MAX_ARTIFACTS)] = ()
+    worker_mode: WorkerMode | None = None
+
+
 class VersionSettings(Record, frozen=True, kw_only=True):
     """The settings that a version is created with and keeps as they are."""
 

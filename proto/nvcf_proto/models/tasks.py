@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Self
 from msgspec import Meta, field
 
 from nvcf_proto.durations import duration_seconds
+from nvcf_proto.models.containers import TaskContainer
 from nvcf_proto.models.functions import ProcessSource
 from nvcf_proto.models.record import Count, Id, Record, Text
 from nvcf_proto.models.specifications import DeploymentSpecification
@@ -104,8 +105,8 @@ class TaskEvent(Record, frozen=True):
     message: Annotated[str, Meta(max_length=LONGEST_EVENT)]
 
 
-class Task(Record, frozen=True, kw_only=True):
-    """One task. Key: its id. Each change is guarded by the record's revision.
+class Task(TaskContainer, frozen=True, kw_only=True):
+    """One task: a `process` or a container. Key: its id. Each change is guarded by the record's revision.
 
     `request_id` is that of the order which launched it: at most one at a time, so a task never runs twice at
     the same time. `launches` counts them. `waiting_for` says why a queued task has no place, `not_before`
@@ -114,7 +115,17 @@ class Task(Record, frozen=True, kw_only=True):
     """
 
     if_given: ClassVar[frozenset[str]] = frozenset(
-        ("hasSecrets", "tags", "priority", "preemptible", "preemptions", "retries")
+        (
+            "containerEnvironment",
+            "hasSecrets",
+            "models",
+            "preemptible",
+            "preemptions",
+            "priority",
+            "resources",
+            "retries",
+            "tags",
+        )
     )
 
     id: Id = field(name="taskId")
@@ -124,7 +135,7 @@ class Task(Record, frozen=True, kw_only=True):
     updated_at: float
     status: TaskStatus = TaskStatus.QUEUED
     specification: DeploymentSpecification = field(name="gpuSpecification")
-    process: ProcessSource
+    process: ProcessSource | None = None
     description: Text | None = None
     tags: tuple[str, ...] = ()
     max_runtime_duration: Text | None = None

@@ -81,9 +81,18 @@ async def test_tasks_are_submitted_listed_cancelled_and_deleted(platform: Platfo
     assert next(each["used"] for each in quotas if each["quota"] == "tasks") == len(whole["tasks"]) - 1
 
 
+IMAGE: dict[str, Any] = {
+    "process": None,
+    "containerImage": "nvcr.io/x:1",
+    "gpuSpecification": {"gpu": "H100", "instanceType": "NCP.GPU.H100_1x"},
+}
 REFUSED: tuple[tuple[dict[str, Any], int, str], ...] = (
     ({"name": ""}, 400, "name"),
-    ({"process": None, "containerImage": "nvcr.io/x:1"}, 501, "containerImage"),
+    ({"process": None}, 400, "process"),
+    ({"containerImage": "nvcr.io/x:1"}, 400, "process"),
+    ({"process": None, "containerImage": "nvcr.io/x:1"}, 400, "gpuSpecification.instanceType"),
+    ({**IMAGE, "containerArgs": "train 'x"}, 400, "containerArgs"),
+    ({**IMAGE, "models": [{"name": "m"}]}, 400, "models[0].version"),
     ({"helmChart": "https://x/charts/a-1.tgz"}, 501, "helmChart"),
     ({"containerArgs": "x"}, 400, "containerArgs"),
     ({"resultHandlingStrategy": "UPLOAD", "resultsLocation": "org/model"}, 400, "resultsLocation"),

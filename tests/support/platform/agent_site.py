@@ -72,7 +72,8 @@ class Ordered:
 
     @property
     def id(self) -> str:
-        return f"0-sr-{self.request_id}"
+        kind = "-task" if str(self.message["action"]).endswith("ForTask") else ""
+        return f"0-sr-{self.request_id}{kind}"
 
 
 @dataclass(frozen=True)

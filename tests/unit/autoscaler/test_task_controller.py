@@ -113,7 +113,7 @@ def a_controller(
     actuator: Failing, *tasks: Task, room: int = 8, instances: tuple[Instance, ...] = ()
 ) -> TaskController:
     capacity = Capacity("CPU", "process", room - len(instances), room, gpus_per_instance=1)
-    clusters = (Cluster("c", "local", NOW, (capacity,), heartbeat_at=NOW + 1.0),)
+    clusters = (Cluster("c", "local", NOW, (capacity,), heartbeat_at=NOW + 1.0, runs_processes=True),)
     cache = SimpleNamespace(
         tasks=Records(**{each.id: each for each in tasks}),
         instances=Records(**{each.key: each for each in instances}),
@@ -122,7 +122,6 @@ def a_controller(
         clusters=Records(),
         task_keys={each.key for each in instances},
         placement_clusters=lambda: clusters,
-        backend=lambda _: "process",
         all_instances=lambda: iter(instances),
         cluster_label=str,
     )
@@ -176,13 +175,37 @@ async def test_a_task_of_higher_priority_takes_the_place_of_one_preemptible_task
     assert "a task of priority 5" in reason
 
 
+async def test_processes_and_containers_go_to_clusters_that_run_them() -> None:
+    pool = Capacity("CPU", "ON-PREM.CPU_1x", 8, 8, 1)
+    own = Capacity("CPU", "process", 8, 8, 1)
+    spec = DeploymentSpecification(instance_type="ON-PREM.CPU_1x")
+    for process, clusters, places in (
+        (True, {"c": own, "k": pool}, {"c": "task-0"}),
+        (False, {"c": pool, "k": pool}, {"k": "task-0"}),
+    ):
+        changes: dict[str, Any] = {} if process else {"process": None, "specification": spec}
+        actuator = Failing("", ValueError())
+        task = a_task(0, container_image=None if process else "image:1", **changes)
+        controller = a_controller(actuator, task)
+        both = tuple(
+            Cluster(name, "local", NOW, (capacity,), runs_processes=name == "c")
+            for name, capacity in clusters.items()
+        )
+        controller.cache.placement_clusters = lambda both=both: both  # type: ignore[method-assign,misc]
+        await controller.round(NOW + 9.0)
+        (launched,) = controller.cache.tasks.values()
+        assert {launched.cluster_id: launched.name} == places
+
+
 async def test_a_task_waits_for_the_cluster_that_has_its_results_while_that_one_is_there() -> None:
     for home, places in (("c", []), ("gone", ["task-0"])):
         previous = PreviousRun("0-sr-x-task", home)
         actuator = Failing("", ValueError())
         controller = a_controller(actuator, a_task(0, previous=previous), room=1)
-        full = Cluster("c", "local", NOW, (Capacity("CPU", "process", 0, 1, gpus_per_instance=1),))
-        other = Cluster("d", "local", NOW, (Capacity("CPU", "process", 1, 1, gpus_per_instance=1),))
+        full, other = (
+            Cluster(name, "local", NOW, (Capacity("CPU", "process", room, 1, 1),), runs_processes=True)
+            for name, room in (("c", 0), ("d", 1))
+        )
         controller.cache.placement_clusters = lambda both=(full, other): both  # type: ignore[method-assign,misc]
         await controller.round(NOW + 9.0)
         assert actuator.launched == places

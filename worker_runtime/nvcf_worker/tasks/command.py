@@ -81,8 +81,8 @@ def main(arguments: list[str]) -> None:
         raise ConfigurationError(f"there is no file {file}")
     set_up_logging(None)
     settings = read_settings(os.environ)
-    limit = _duration(os.environ, NVCT_MAX_RUN_TIME_DURATION, settings.max_seconds)
-    lease = _duration(os.environ, NVCT_LEASE_DURATION, None)
+    limit = duration_in(os.environ, NVCT_MAX_RUN_TIME_DURATION, settings.max_seconds)
+    lease = duration_in(os.environ, NVCT_LEASE_DURATION, None)
     worker = TaskWorker(file, settings, TaskPlatform.of(os.environ), limit, lease)
     reason = asyncio.run(worker.run())
     exits.record(settings.shared_dir, reason)
@@ -90,7 +90,8 @@ def main(arguments: list[str]) -> None:
     raise SystemExit(reason.code)
 
 
-def _duration(environ: Mapping[str, str], name: str, default: float | None) -> float | None:
+def duration_in(environ: Mapping[str, str], name: str, default: float | None) -> float | None:
+    """Return the seconds of a variable with a duration. Raises ConfigurationError."""
     text = environ.get(name, "").strip()
     if not text:
         return default

@@ -9,11 +9,14 @@ from nvcf_agent.kubernetes.pods import variables
 from nvcf_agent.kubernetes.pods.launch import ContainerLaunch, repository_of
 from nvcf_agent.kubernetes.pods.names import secret_name
 from nvcf_agent.kubernetes.pods.settings import PodSettings
+from nvcf_proto import environment as names
+from nvcf_proto.leases import LEASE_GRACE_SECONDS
 from nvcf_proto.settings import DRAINED_PATH, HEALTH_LIVE_PATH, HEALTH_READY_PATH
 
 Json = dict[str, Any]
 
 INFERENCE = "inference"
+TASK = "task"
 UTILS = "utils"
 INIT = "init"
 COLLECTOR = "byoo-otel-collector"
@@ -21,6 +24,8 @@ CONFIG = "/config"
 ARTIFACTS = "/config/artifacts"
 _COLLECTOR_FILE = "collector.yaml"
 _STARTUP_SECONDS = 60
+_TASK_STARTUP_SECONDS = 300
+_LEASE_STARTUP_SECONDS = 240
 _GONE_FAILURES = 15
 """Checks in a row, 2 s apart, that find no worker: a busy one answers late, and keeps its requests."""
 
@@ -69,16 +74,16 @@ class Parts:
         return [image for image in (self.utils_image, self.init_image, self.collector_image) if image]
 
 
-def inference(parts: Parts) -> Json:
-    """Return the function's container."""
+def main(parts: Parts) -> Json:
+    """Return the container of the function or task itself."""
     launch, settings = parts.launch, parts.settings
-    container = _container(INFERENCE, launch.image, settings) | {
+    container = _container(TASK if launch.is_task else INFERENCE, launch.image, settings) | {
         "envFrom": parts.env_from("function"),
         "resources": _resources(parts),
         "volumeMounts": [
             _mount("model-data", f"{CONFIG}/models"),
             _mount("model-data", f"{CONFIG}/resources"),
-            _mount("inference-data", variables.INFERENCE_DATA),
+            *_data(parts),
             _mount("instance-data", variables.INSTANCE_DATA, read_only=True),
             _mount("dshm", "/dev/shm"),  # noqa: S108 - a mount in the function's container
             _mount("secret-data", variables.SECRETS, read_only=True),
@@ -91,6 +96,9 @@ def inference(parts: Parts) -> Json:
         container["securityContext"]["runAsNonRoot"] = True
     if launch.is_library:
         container["volumeMounts"].append(_mount("config-data", variables.SHARED))
+    if launch.is_task:
+        return container | _lease_probes(parts)
+    if launch.is_library:
         container |= _probes(parts.port, settings.ready_seconds)
     elif parts.utils_image is not None and parts.is_own(parts.utils_image):
         # Its worker finishes its requests first. If that is gone, the hook fails and SIGTERM comes at once.
@@ -110,12 +118,17 @@ def utils(parts: Parts, image: str) -> Json:
             _mount("model-data", f"{CONFIG}/models"),
             _mount("model-data", f"{CONFIG}/resources"),
             _mount("config-data", variables.SHARED),
-            _mount("inference-data", variables.INFERENCE_DATA),
+            *_data(parts),
             _mount("instance-data", variables.INSTANCE_DATA),
             _mount("secret-data", variables.SECRETS, read_only=True),
         ],
-        **_probes(parts.port, _STARTUP_SECONDS),
     }
+    if not parts.launch.is_task:
+        container |= _probes(parts.port, _STARTUP_SECONDS)
+    elif parts.is_own(image):
+        # Once it is ready it reports all progress: the end of the pod waits for that.
+        probe = _probe(HEALTH_LIVE_PATH, parts.port, 1, _TASK_STARTUP_SECONDS)
+        container |= {"args": ["task-companion"], "startupProbe": probe}
     if not parts.is_own(image):
         security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["NET_RAW"]}}
         return container | {"securityContext": security}
@@ -186,6 +199,30 @@ def _container(name: str, image: str, settings: PodSettings) -> Json:
         # The last lines of a container that failed are then in the pod's status.
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
+
+
+def _lease_probes(parts: Parts) -> Json:
+    """Return the probes of a task that may be run elsewhere once its worker hears nothing of the platform.
+
+    Its worker exits then, and the node ends the task, whether or not an agent is there. Others have none.
+    """
+    lease = names.NVCT_LEASE_DURATION in parts.launch.message
+    if not lease or parts.utils_image is None or not parts.is_own(parts.utils_image):
+        return {}
+    grace = {"terminationGracePeriodSeconds": int(LEASE_GRACE_SECONDS)}
+    return {
+        "startupProbe": _probe(HEALTH_LIVE_PATH, parts.port, 1, _LEASE_STARTUP_SECONDS) | grace,
+        "livenessProbe": _probe(HEALTH_LIVE_PATH, parts.port, 5, 6) | grace,
+    }
+
+
+def _data(parts: Parts) -> list[Json]:
+    """Return the mounts of what function or task shares with its worker."""
+    if not parts.launch.is_task:
+        return [_mount("inference-data", variables.INFERENCE_DATA)]
+    # As a mount of its own the folder is there before the task starts, and all users can write to it.
+    results = _mount("task-data", variables.TASK_RESULTS) | {"subPath": "results"}
+    return [_mount("task-data", variables.TASK_DATA), results]
 
 
 def _mount(volume: str, path: str, *, read_only: bool = False) -> Json:

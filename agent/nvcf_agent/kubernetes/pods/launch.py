@@ -1,4 +1,4 @@
-"""What a creation message says of a container function, in the form that its pod needs. Pure."""
+"""What a creation message says of a container function or task, in the form that its pod needs. Pure."""
 
 import json
 import shlex
@@ -26,14 +26,15 @@ _CREDENTIALS = (
 )  # fmt: skip
 # What makes the pod, and is of no use in it.
 _OF_THE_POD = frozenset(
-    ("INFERENCE_CONTAINER", "INFERENCE_CONTAINER_ARGS", "INFERENCE_CONTAINER_ENV", "INIT_CONTAINER",
-     "UTILS_CONTAINER", "OTEL_CONTAINER", "ESS_AGENT_CONTAINER", "BYOO_OTEL_COLLECTOR_CONTAINER")
+    ("INFERENCE_CONTAINER", "INFERENCE_CONTAINER_ARGS", "INFERENCE_CONTAINER_ENV", "TASK_CONTAINER",
+     "TASK_CONTAINER_ARGS", "TASK_CONTAINER_ENV", "INIT_CONTAINER", "UTILS_CONTAINER", "OTEL_CONTAINER",
+     "ESS_AGENT_CONTAINER", "BYOO_OTEL_COLLECTOR_CONTAINER")
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ContainerLaunch:
-    """A container function. `variables` are its own, `message` the control plane's for its worker.
+    """A container function or task. `variables` are its own, `message` the control plane's for its worker.
 
     The two images are those that the message names, if any. `models` and `resources` are downloaded first.
     `logins` and `artifact_logins` are the account's, `sidecar_logins` those for images beside the function's.
@@ -51,6 +52,7 @@ class ContainerLaunch:
     logins: tuple[Auths, ...]
     artifact_logins: tuple[Auths, ...]
     sidecar_logins: Auths
+    is_task: bool = False
 
     @property
     def has_artifacts(self) -> bool:
@@ -59,19 +61,19 @@ class ContainerLaunch:
 
 
 def parse_launch(order: CreationMessage) -> ContainerLaunch:
-    """Return what a message says of its container function. Raises `Unsupported` for what cannot run."""
+    """Return what a message says of its container. Raises `Unsupported` for what cannot run."""
     launch = order.launch_specification
-    if order.workload is not Workload.FUNCTION:
-        raise Unsupported("this cluster runs functions; the order is for a task")
+    is_task = order.workload is Workload.TASK
+    own = "TASK_CONTAINER" if is_task else "INFERENCE_CONTAINER"
     try:
         message = orders.environment(order)
-        image = launch.container_image or message.get("INFERENCE_CONTAINER")
+        image = launch.container_image or message.get(own)
         if not image:
             raise Unsupported("the order names no container image")
         return ContainerLaunch(
             image=image,
-            arguments=_words(message.get("INFERENCE_CONTAINER_ARGS", "")),
-            variables=_variables(message.get("INFERENCE_CONTAINER_ENV")),
+            arguments=_words(message.get(f"{own}_ARGS", "")),
+            variables=_variables(message.get(f"{own}_ENV"), f"{own}_ENV"),
             message={
                 name: value
                 for name, value in message.items()
@@ -85,6 +87,7 @@ def parse_launch(order: CreationMessage) -> ContainerLaunch:
             logins=account_logins(message.get(IMAGE_LOGINS), IMAGE_LOGINS),
             artifact_logins=account_logins(message.get(ARTIFACT_LOGINS), ARTIFACT_LOGINS),
             sidecar_logins=_auths(_decoded(message.get("SIDECAR_REGISTRY_CREDENTIAL"), "login")),
+            is_task=is_task,
         )
     except InvalidRecord as error:
         raise Unsupported(str(error)) from error
@@ -106,12 +109,12 @@ def _decoded(text: str | None, what: str) -> Any:
         raise InvalidRecord(what, "not base64 of JSON") from error
 
 
-def _variables(text: str | None) -> dict[str, str]:
-    listed = _decoded(text, "INFERENCE_CONTAINER_ENV") or []
+def _variables(text: str | None, name: str) -> dict[str, str]:
+    listed = _decoded(text, name) or []
     try:
         return {str(each["key"]): str(each.get("value") or "") for each in listed}
     except (AttributeError, KeyError, TypeError) as error:
-        raise InvalidRecord("INFERENCE_CONTAINER_ENV", "expected a list of key and value") from error
+        raise InvalidRecord(name, "expected a list of key and value") from error
 
 
 def _artifacts(text: str | None, what: str) -> tuple[Mapping[str, Any], ...]:

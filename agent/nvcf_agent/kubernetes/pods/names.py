@@ -14,11 +14,12 @@ from nvcf_agent.kubernetes.names import (
 )
 from nvcf_agent.kubernetes.pods.settings import PodSettings
 from nvcf_agent.state import order as orders
+from nvcf_proto.icms.names import Workload
 
 INSTANCE = "function-instance"
 PREFETCH = "prefetch"
 OURS = f"{MANAGED_BY}={MANAGER},{COMPONENT}={INSTANCE}"
-"""Selects all objects of function instances."""
+"""Selects all objects of instances, those of tasks too."""
 INSTANCE_TYPE = "nvca.nvcf.nvidia.io/instance-type"
 """Label of nodes."""
 
@@ -26,6 +27,7 @@ INSTANCE_ID = "nvcf.nvidia.io/instance-id"
 REQUEST_ID = "nvcf.nvidia.io/request-id"
 FUNCTION_ID = "nvcf.nvidia.io/function-id"
 VERSION_ID = "nvcf.nvidia.io/function-version-id"
+TASK_ID = "nvcf.nvidia.io/task-id"
 SECRET_SERVICE = "nvcf.nvidia.io/secret-service"
 TRACE = "nvcf.nvidia.io/traceparent"
 REQUEST = "nvcf.nvidia.io/request"
@@ -56,10 +58,16 @@ def labels(spec: InstanceSpec, settings: PodSettings) -> dict[str, str]:
         "icms-request-id": order.request_id,
         "gpu-name": orders.gpu(order),
         "environment": launch.icms_environment or settings.environment,
-        "function-id": function,
-        "function-version-id": version,
-        "FUNCTION_ID": function,
-        "FUNCTION_VERSION_ID": version,
+        **(
+            {"task-id": function, "TASK_ID": function}
+            if order.workload is Workload.TASK
+            else {
+                "function-id": function,
+                "function-version-id": version,
+                "FUNCTION_ID": function,
+                "FUNCTION_VERSION_ID": version,
+            }
+        ),
         "ENVIRONMENT": launch.icms_environment or settings.environment,
         "GPU_COUNT": str(order.requested_gpu_count),
         "nvcf.nvidia.io/message-batch-id": order.message_batch_id,
@@ -83,8 +91,11 @@ def annotations(spec: InstanceSpec, settings: PodSettings) -> dict[str, str]:
     own = {
         INSTANCE_ID: spec.instance_id,
         REQUEST_ID: order.request_id,
-        FUNCTION_ID: orders.function_id(order),
-        VERSION_ID: orders.version_id(order),
+        **(
+            {TASK_ID: orders.function_id(order)}
+            if order.workload is Workload.TASK
+            else {FUNCTION_ID: orders.function_id(order), VERSION_ID: orders.version_id(order)}
+        ),
         SECRET_SERVICE: str(spec.instance_of.has_secret_service).lower(),
         "instance-count": str(order.instance_count),
         "icms-cluster-group": order.cluster_group or "",
@@ -103,11 +114,13 @@ def instance_of(pod: Mapping[str, Any]) -> InstanceOf | None:
     said = pod["metadata"].get("annotations") or {}
     if INSTANCE_ID not in said:
         return None
+    task = said.get(TASK_ID)
     return InstanceOf(
         said[INSTANCE_ID],
-        said.get(FUNCTION_ID, ""),
-        said.get(VERSION_ID, ""),
+        said.get(FUNCTION_ID, "") if task is None else task,
+        said.get(VERSION_ID, "") if task is None else task,
         said.get(SECRET_SERVICE) == "true",
+        task is not None,
     )
 
 

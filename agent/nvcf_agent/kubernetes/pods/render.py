@@ -1,7 +1,8 @@
-"""From a creation message to the objects of one container instance. Pure."""
+"""From a creation message to the objects of one instance in a pod. Pure."""
 
 import base64
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from nvcf_agent.kubernetes.pods.collector import collector_image, mounted_files,
 from nvcf_agent.kubernetes.pods.launch import Auths, ContainerLaunch, auths_for, parse_launch, registry_of
 from nvcf_agent.kubernetes.pods.settings import GPU_TOLERATION, PodSettings
 from nvcf_agent.kubernetes.pods.variables import function_variables, worker_variables
+from nvcf_agent.state import order as orders
 from nvcf_otel.byoo import collector_text
 
 Json = dict[str, Any]
@@ -82,12 +84,13 @@ def _pod(parts: containers.Parts, metadata: _Metadata, pull_secrets: list[str]) 
         first.append(containers.collector(parts, parts.collector_image))
     if init_image is not None:
         first.append(containers.init(parts, init_image))
-    running = [containers.inference(parts)]
+    running = [containers.main(parts)]
     if utils_image is not None:
         running.append(containers.utils(parts, utils_image))
+    is_task = parts.launch.is_task
     spec: Json = {
-        "restartPolicy": "Always",
-        "terminationGracePeriodSeconds": settings.grace,
+        "restartPolicy": "Never" if is_task else "Always",
+        "terminationGracePeriodSeconds": _grace(parts.spec, settings) if is_task else settings.grace,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
@@ -105,6 +108,11 @@ def _pod(parts: containers.Parts, metadata: _Metadata, pull_secrets: list[str]) 
     about = metadata.of(names.pod_name(parts.spec.instance_id))
     about["annotations"] = names.annotations(parts.spec, settings)
     return {"apiVersion": POD.api_version, "kind": POD.kind, "metadata": about, "spec": spec}
+
+
+def _grace(spec: InstanceSpec, settings: PodSettings) -> int:
+    """Return the seconds that a task gets to end: those of its order."""
+    return max(1, math.ceil(orders.grace(spec.order, settings.grace)))
 
 
 def node_affinity(spec: InstanceSpec) -> Json | None:

@@ -29,6 +29,7 @@ class Termination:
     exit_code: int = 0
     message: str = ""
     started_at: float | None = None
+    finished_at: float | None = None
 
     @property
     def is_failure(self) -> bool:
@@ -111,6 +112,7 @@ def _termination(value: Mapping[str, Any] | None) -> Termination | None:
         value.get("exitCode", 0),
         value.get("message", ""),
         seconds(value.get("startedAt")),
+        seconds(value.get("finishedAt")),
     )
 
 

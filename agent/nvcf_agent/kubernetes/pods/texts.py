@@ -8,6 +8,7 @@ from typing import Any
 from nvcf_agent.kubernetes.pods import status
 from nvcf_agent.kubernetes.pods.observe import Failure, how_ended
 from nvcf_agent.kubernetes.pods.status import Container, Pod, Termination
+from nvcf_agent.kubernetes.pods.task_end import is_task
 from nvcf_agent.state.causes import SEPARATOR
 from nvcf_agent.state.managed_instance import Category
 
@@ -29,6 +30,14 @@ _ADVICE = {
     Category.NODE_LOST: "another instance is ordered; look at the node",
 }
 
+_TASK_ADVICE = {
+    Category.CAPACITY: "add nodes of this instance type, end other instances, or submit it for another type",
+    Category.OUT_OF_MEMORY: "choose an instance type with more memory, or use less",
+    Category.NOT_READY: "look at the output of its containers",
+    Category.EVICTED: "submit it again; look at the node's memory and disk if that happens often",
+    Category.NODE_LOST: "submit it again; look at the node",
+}
+
 
 def described(
     failure: Failure,
@@ -40,7 +49,7 @@ def described(
 
     `events` are the pod's, `logs` the last lines of containers whose status has none.
     """
-    advice = _ADVICE.get(failure.category)
+    advice = (_ADVICE | _TASK_ADVICE if is_task(pod) else _ADVICE).get(failure.category)
     first = " ".join(failure.text.split())[:_LONGEST_TEXT]
     warning = last_warning(events)
     if warning and warning not in first and failure.category in (Category.NOT_READY, Category.INIT_STUCK):

@@ -4,19 +4,25 @@ The platform's variables win over the message's, the message's over the function
 telemetry settings of operator and account. They reach the containers through Secrets, never in the pod.
 """
 
-from nvcf_agent.backends.environment import InstanceSpec
+from pathlib import PurePosixPath
+
+from nvcf_agent.backends.environment import InstanceSpec, task_variables
 from nvcf_agent.kubernetes.pods.launch import ContainerLaunch
 from nvcf_agent.kubernetes.pods.settings import PodSettings
 from nvcf_agent.state import order as orders
 from nvcf_otel.byoo import Placement
 from nvcf_otel.byoo.plan import collector_environment
 from nvcf_proto import environment as names
+from nvcf_proto.icms.messages import CreationMessage
+from nvcf_proto.icms.names import Workload
 from nvcf_proto.models import TelemetryType
 
 HEALTH_PORT = 8080
 _OTHER_HEALTH_PORT = 18080
 SHARED = "/config/shared"
 INFERENCE_DATA = "/var/inf"
+TASK_DATA = "/var/task"
+TASK_RESULTS = "/var/task/results"
 INSTANCE_DATA = "/var/run/nvcf/info"
 SECRETS = "/var/secrets"
 PLACEMENT = Placement()
@@ -27,13 +33,18 @@ _NOT_FOR_FUNCTIONS = frozenset((names.SECRETS_ASSERTION_TOKEN, "TRACING_ACCESS_T
 
 
 def health_port(launch: ContainerLaunch) -> int:
-    """Return the worker's health port: NVIDIA's, unless the function uses it itself."""
+    """Return the worker's health port: NVIDIA's, unless the function uses it itself.
+
+    What a task listens on is not known: its worker leaves it the usual one.
+    """
+    if launch.is_task:
+        return _OTHER_HEALTH_PORT
     taken = {launch.message.get(names.INFERENCE_PORT), launch.message.get(names.INFERENCE_HEALTH_PORT)}
     return _OTHER_HEALTH_PORT if str(HEALTH_PORT) in taken else HEALTH_PORT
 
 
 def function_variables(spec: InstanceSpec, launch: ContainerLaunch, settings: PodSettings) -> dict[str, str]:
-    """Return the environment of the function's container. In library mode its worker is in it."""
+    """Return the environment of a function's or task's container. In library mode its worker is in it."""
     result = {**_telemetry(spec, settings), **launch.variables}
     if launch.is_library:
         message = {name: value for name, value in launch.message.items() if name not in _NOT_FOR_FUNCTIONS}
@@ -55,22 +66,35 @@ def _of_the_instance(spec: InstanceSpec, settings: PodSettings) -> dict[str, str
         "NVCF_BACKEND": settings.cluster_name or spec.zone,
         "NVCF_ENV": launch.icms_environment or settings.environment,
         "NVCF_NCA_ID": order.nca_id,
+        "NVCF_INSTANCE_ID": spec.instance_id,
+        names.INSTANCE_ID: spec.instance_id,
+        **(_of_the_task(spec) if order.workload is Workload.TASK else _of_the_function(order)),
+    }
+
+
+def _of_the_function(order: CreationMessage) -> dict[str, str]:
+    return {
         "NVCF_FUNCTION_ID": orders.function_id(order),
         "NVCF_FUNCTION_VERSION_ID": orders.version_id(order),
         "NVCF_FUNCTION_NAME": orders.function_name(order),
-        "NVCF_INSTANCE_ID": spec.instance_id,
-        names.INSTANCE_ID: spec.instance_id,
     }
+
+
+def _of_the_task(spec: InstanceSpec) -> dict[str, str]:
+    return task_variables(spec, PurePosixPath(TASK_RESULTS))
 
 
 def _of_the_worker(spec: InstanceSpec, launch: ContainerLaunch, settings: PodSettings) -> dict[str, str]:
     order, said = spec.order, spec.order.launch_specification
     provider = said.cloud_provider
-    known = {
-        names.NCA_ID: order.nca_id,
-        names.FUNCTION_ID: orders.function_id(order),
-        names.FUNCTION_VERSION_ID: orders.version_id(order),
-    }
+    known = {names.NCA_ID: order.nca_id}
+    if launch.is_task:
+        known |= _of_the_task(spec)
+    else:
+        known |= {
+            names.FUNCTION_ID: orders.function_id(order),
+            names.FUNCTION_VERSION_ID: orders.version_id(order),
+        }
     limit = said.max_execution_seconds
     found = {
         **{name: value for name, value in known.items() if name not in launch.message},

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from nvcf_agent.backends.environment import InstanceSpec
 from nvcf_agent.kubernetes.pods.settings import PodSettings
 from nvcf_agent.state.inventory import Limits, Share
+from nvcf_proto.icms.messages import Action, TaskDetails
 from tests.unit.agent.orders import order
 
 IMAGE = "registry.example/team/function:1"
@@ -17,6 +19,7 @@ WORKER = "registry.example/nvcf/worker:1"
 SETTINGS = PodSettings(worker_image=WORKER, cluster_name="here", region="us-west-1")
 TOKEN = "token-of-the-worker"
 """The worker token of these orders."""
+TASK_ID = "00000000-0000-4000-8000-0000000000aa"
 CREATED = 1_700_000_000.0
 
 
@@ -45,6 +48,22 @@ def spec(request_id: str = "", *, gpus: int = 2, variables: Any = None, **change
     return InstanceSpec(message, Share(gpu="H100", gpus=gpus), Limits(), zone="here", trace="00-a-b-01")
 
 
+def task_spec(request_id: str = "", *, gpus: int = 2, variables: Any = None, **changes: Any) -> InstanceSpec:
+    """An instance of a task in an image."""
+    own = {
+        "NVCT_WORKER_TOKEN": TOKEN,
+        "NVCT_FQDN_GRPC": "gateway:443",
+        "TASK_NAME": "train",
+        "FUNCTION_NAME": "",
+    }
+    launch = {"termination_grace_period_duration": "PT10M", "result_handling_strategy": "NONE"}
+    made = spec(request_id, gpus=gpus, variables={**own, **(variables or {})}, **{**launch, **changes})
+    message = made.order.replace(
+        action=Action.CREATE_TASK.value, function_details=None, task_details=TaskDetails(TASK_ID)
+    )
+    return replace(made, order=message)
+
+
 def decoded(secret: dict[str, Any]) -> dict[str, str]:
     """Return the values of a Secret."""
     return {name: base64.b64decode(value).decode() for name, value in secret.get("data", {}).items()}
@@ -70,6 +89,19 @@ def running(name: str, at: float = CREATED, *, ready: bool = True, **more: Any) 
     """Return the status of a container that runs."""
     state = {"running": {"startedAt": stamp(at)}}
     return {"name": name, "state": state, "ready": ready, "restartCount": 0, "imageID": "x", **more}
+
+
+def ended(name: str, code: int = 0, reason: str = "", at: float = CREATED, **more: Any) -> dict[str, Any]:
+    """Return the status of a container that ended at that time, and is not started again."""
+    state = terminated(code, reason or ("Error" if code else "Completed"), at=at) | {"finishedAt": stamp(at)}
+    return {"name": name, "state": {"terminated": state}, "ready": False, "restartCount": 0, **more}
+
+
+def task_pod(*statuses: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Return a pod of a task and its worker."""
+    found = pod(*statuses, **more)
+    found["spec"]["containers"][0]["name"] = "task"
+    return found
 
 
 def terminated(code: int, reason: str = "Error", message: str = "", at: float = CREATED) -> dict[str, Any]:
