@@ -197,21 +197,19 @@ def prefetch_pod(
             "runAsNonRoot": True,
         },
     }
-    return {
-        "metadata": {"name": name, "namespace": settings.namespace, "labels": _LABELS},
-        "spec": {
-            "restartPolicy": "Never",
-            "activeDeadlineSeconds": round(_LONGEST_SECONDS),
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,
-            "terminationGracePeriodSeconds": 0,
-            "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
-            "tolerations": [GPU_TOLERATION, *map(dict, settings.tolerations)],
-            "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}},
-            "containers": [container],
-            **({"imagePullSecrets": [{"name": each} for each in secrets]} if secrets else {}),
-        },
+    spec = {
+        "restartPolicy": "Never",
+        "activeDeadlineSeconds": round(_LONGEST_SECONDS),
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": 0,
+        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+        "tolerations": [GPU_TOLERATION, *map(dict, settings.tolerations)],
+        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}},
+        "containers": [container],
+        **({"imagePullSecrets": [{"name": each} for each in secrets]} if secrets else {}),
     }
+    return POD.new(name, settings.namespace, _LABELS, spec=spec)
 
 
 def outcome(pod: Object | None) -> bool | None:

@@ -130,15 +130,9 @@ async def run(options: argparse.Namespace) -> str:
         known = {name: base64.b64decode(data[name]).decode() for name in (CLUSTER_ID, KEY) if name in data}
         found = await register(Administration(session, options.icms, admin_key), body, known)
         if found != known:
-            secret = {
-                "metadata": {
-                    "name": options.secret,
-                    "namespace": options.namespace,
-                    "labels": {"app.kubernetes.io/name": "nvcf-agent"},
-                },
-                "data": {name: base64.b64encode(value.encode()).decode() for name, value in found.items()},
-            }
-            await api.apply(SECRET, secret)
+            data = {name: base64.b64encode(value.encode()).decode() for name, value in found.items()}
+            labels = {"app.kubernetes.io/name": "nvcf-agent"}
+            await api.apply(SECRET, SECRET.new(options.secret, options.namespace, labels, data=data))
         return found[CLUSTER_ID]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from nvcf_agent.icms.reports import report_of
 from nvcf_agent.kubernetes.client.api import Object
+from nvcf_agent.kubernetes.client.kinds import ICMS_REQUEST, SECRET
 from nvcf_agent.kubernetes.crds.icms_request import (
     FINALIZER,
     InstanceKind,
@@ -81,26 +82,19 @@ def request_object(order: CreationMessage, namespace: str) -> Object:
             **details,
         }
     )
-    metadata = {
-        "name": request_name(order.request_id),
-        "namespace": namespace,
-        "labels": _labels(order),
-        "finalizers": [FINALIZER],
-    }
-    return {"metadata": metadata, "spec": spec.to_dict()}
+    body = ICMS_REQUEST.new(request_name(order.request_id), namespace, _labels(order), spec=spec.to_dict())
+    body["metadata"]["finalizers"] = [FINALIZER]
+    return body
 
 
 def message_secret(order: CreationMessage, request: Object) -> Object:
     """Return the Secret of a message; it goes with its ICMSRequest, which is as the API server has it."""
     launch = order.launch_specification.to_dict()
-    metadata = {
-        "name": secret_name(order.request_id),
-        "namespace": request["metadata"]["namespace"],
-        "labels": {MANAGED_BY: MANAGER, COMPONENT: MESSAGE},
-        "ownerReferences": owner_reference(request),
-    }
     data = {name: encode_base64(launch[name]) for name in SECRET_MEMBERS if name in launch}
-    return {"metadata": metadata, "type": "Opaque", "data": data}
+    namespace, labels = request["metadata"]["namespace"], {MANAGED_BY: MANAGER, COMPONENT: MESSAGE}
+    body = SECRET.new(secret_name(order.request_id), namespace, labels, type="Opaque", data=data)
+    body["metadata"]["ownerReferences"] = owner_reference(request)
+    return body
 
 
 def request_state(instances: Mapping[str, StoredInstance], wall: float) -> Object:

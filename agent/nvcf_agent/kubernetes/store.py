@@ -174,9 +174,9 @@ class RequestStore:
     async def save_ended(self, ended: Mapping[str, EndedInstance]) -> None:
         members = msgspec.json.encode({key: each.to_dict() for key, each in ended.items()})
         packed = base64.b64encode(gzip.compress(members, mtime=0)).decode()
-        metadata = {"name": ENDED, "namespace": self.namespace, "labels": {MANAGED_BY: MANAGER}}
+        labels, data = {MANAGED_BY: MANAGER}, {_ENDED_KEY: packed}
         async with self._errors():
-            await self.api.apply(CONFIG_MAP, {"metadata": metadata, "binaryData": {_ENDED_KEY: packed}})
+            await self.api.apply(CONFIG_MAP, CONFIG_MAP.new(ENDED, self.namespace, labels, binaryData=data))
 
     # one request's objects
 

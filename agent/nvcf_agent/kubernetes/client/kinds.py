@@ -1,6 +1,8 @@
 """Kinds of Kubernetes objects that the agent uses, and where the API server has them. Pure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,18 @@ class Kind:
         inside = f"/namespaces/{namespace}" if self.namespaced and namespace else ""
         tail = "".join(f"/{each}" for each in (name, part) if each)
         return f"{root}{inside}/{self.plural}{tail}"
+
+    def new(
+        self,
+        name: str,
+        namespace: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        **members: Any,
+    ) -> dict[str, Any]:
+        """Return an object with these members."""
+        given = {"name": name, "namespace": namespace, "labels": None if labels is None else dict(labels)}
+        metadata = {key: value for key, value in given.items() if value is not None}
+        return {"apiVersion": self.api_version, "kind": self.kind, "metadata": metadata, **members}
 
 
 POD = Kind("", "v1", "pods", "Pod")

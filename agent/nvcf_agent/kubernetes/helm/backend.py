@@ -288,26 +288,12 @@ def _mini_service(spec: InstanceSpec) -> tuple[Object, object]:
     _check(order, spec.index)
     chart = parse_chart(order)
     name = names.mini_service_name(spec.instance_id)
-    config = {
-        "url": chart.url,
-        "serviceName": chart.service,
-        "servicePort": chart.port,
-        "values": dict(chart.values),
-    }
-    body = {
-        "apiVersion": MINI_SERVICE.api_version,
-        "kind": MINI_SERVICE.kind,
-        "metadata": {
-            "name": name,
-            "annotations": {INSTANCE_ID: spec.instance_id},
-            "finalizers": [names.FINALIZER],
-        },
-        "spec": {
-            "namespace": names.namespace_of(spec.instance_id),
-            "icmsRequestName": names.namespace_of(spec.instance_id),
-            "helmChartConfig": config,
-        },
-    }
+    service = {"serviceName": chart.service, "servicePort": chart.port}
+    config = {"url": chart.url, **service, "values": dict(chart.values)}
+    namespace = names.namespace_of(spec.instance_id)
+    members = {"namespace": namespace, "icmsRequestName": namespace, "helmChartConfig": config}
+    body = MINI_SERVICE.new(name, spec=members)
+    body["metadata"] |= {"annotations": {INSTANCE_ID: spec.instance_id}, "finalizers": [names.FINALIZER]}
     return body, records.order_record(spec)
 
 

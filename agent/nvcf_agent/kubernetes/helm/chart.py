@@ -171,18 +171,9 @@ def artifact_secret(spec: InstanceSpec, namespace: str, mini_service: str) -> li
     launch = _launch(spec)
     if not launch.has_artifacts:
         return []
-    body = {
-        "apiVersion": SECRET.api_version,
-        "kind": SECRET.kind,
-        "metadata": {
-            "name": ARTIFACTS,
-            "namespace": namespace,
-            "labels": {MINI_SERVICE_LABEL: mini_service},
-        },
-        "type": "Opaque",
-        "data": {name: encoded(text) for name, text in artifact_files(launch).items()},
-    }
-    return [(SECRET, body)]
+    data = {name: encoded(text) for name, text in artifact_files(launch).items()}
+    labels = {MINI_SERVICE_LABEL: mini_service}
+    return [(SECRET, SECRET.new(ARTIFACTS, namespace, labels, type="Opaque", data=data))]
 
 
 def _launch(spec: InstanceSpec) -> ContainerLaunch:

@@ -29,11 +29,7 @@ def namespace_object(name: str, mini_service: str, labels: Mapping[str, str], *,
     """Return the namespace. With `restricted` the API server refuses pods that could leave it, too."""
     own = {MANAGED_BY: MANAGER, MINI_SERVICE_LABEL: mini_service}
     security = {_POD_SECURITY: "baseline"} if restricted else {}
-    return {
-        "apiVersion": NAMESPACE.api_version,
-        "kind": NAMESPACE.kind,
-        "metadata": {"name": name, "labels": {**labels, **own, **security}},
-    }
+    return NAMESPACE.new(name, labels={**labels, **own, **security})
 
 
 def objects_before(
@@ -52,41 +48,32 @@ def objects_before(
     """
     rights = [(ROLE_BINDING, _rights(settings))] if settings.service_account else []
     quota = {f"requests.{resource}": str(gpus) for resource in GPU_RESOURCES}
+    pulls = [{"name": name} for name in pull_secrets]
     listed: list[tuple[Kind, Object]] = [
         *rights,
         *((NETWORK_POLICY, each) for each in _policies(namespace, network)),
-        (RESOURCE_QUOTA, {"metadata": {"name": QUOTA}, "spec": {"hard": quota}}),
+        (RESOURCE_QUOTA, RESOURCE_QUOTA.new(QUOTA, spec={"hard": quota})),
         # What else is in it comes from the control plane, now and later.
-        (SECRET, {"metadata": {"name": FUNCTION_SECRETS}, "type": "Opaque", **_data(files or {})}),
+        (SECRET, SECRET.new(FUNCTION_SECRETS, type="Opaque", **_data(files or {}))),
         # Made here because pods are refused until it is there. No pod gets a token of it.
         (
             SERVICE_ACCOUNT,
-            {
-                "metadata": {"name": "default"},
-                "automountServiceAccountToken": False,
-                "imagePullSecrets": [{"name": name} for name in pull_secrets],
-            },
+            SERVICE_ACCOUNT.new("default", automountServiceAccountToken=False, imagePullSecrets=pulls),
         ),
     ]
-    return [(kind, _placed(kind, body, namespace, mini_service)) for kind, body in listed]
+    own = {"namespace": namespace, "labels": {MINI_SERVICE_LABEL: mini_service}}
+    return [(kind, {**body, "metadata": {**body["metadata"], **own}}) for kind, body in listed]
 
 
 def _data(files: Mapping[str, str]) -> Object:
     return {"data": {name: encoded(text) for name, text in files.items()}} if files else {}
 
 
-def _placed(kind: Kind, body: Object, namespace: str, mini_service: str) -> Object:
-    metadata = {**body["metadata"], "namespace": namespace, "labels": {MINI_SERVICE_LABEL: mini_service}}
-    return {**body, "apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata}
-
-
 def _rights(settings: HelmSettings) -> Object:
     namespace, _, name = settings.service_account.partition("/")
-    return {
-        "metadata": {"name": RESTRICTIONS},
-        "roleRef": {"apiGroup": ROLE_BINDING.group, "kind": "ClusterRole", "name": settings.role},
-        "subjects": [{"kind": "ServiceAccount", "namespace": namespace, "name": name}],
-    }
+    role = {"apiGroup": ROLE_BINDING.group, "kind": "ClusterRole", "name": settings.role}
+    subject = {"kind": "ServiceAccount", "namespace": namespace, "name": name}
+    return ROLE_BINDING.new(RESTRICTIONS, roleRef=role, subjects=[subject])
 
 
 def _policies(namespace: str, network: Network) -> list[Object]:
@@ -95,13 +82,6 @@ def _policies(namespace: str, network: Network) -> list[Object]:
         return []
     everyone: Object = {"podSelector": {}}
     shared = [{**each, "spec": {**each["spec"], **everyone}} for each in shared_policies(namespace, network)]
-    within = {
-        "metadata": {"name": "nvcf-allow-namespace"},
-        "spec": {
-            **everyone,
-            "policyTypes": ["Ingress", "Egress"],
-            "ingress": [{"from": [everyone]}],
-            "egress": [{"to": [everyone]}],
-        },
-    }
-    return [*shared, within]
+    rules = {"ingress": [{"from": [everyone]}], "egress": [{"to": [everyone]}]}
+    spec = {**everyone, "policyTypes": ["Ingress", "Egress"], **rules}
+    return [*shared, NETWORK_POLICY.new("nvcf-allow-namespace", spec=spec)]

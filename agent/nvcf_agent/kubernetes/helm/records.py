@@ -93,13 +93,8 @@ def secret(name: str, namespace: str, mini_service: str, record: Any) -> Object:
             f"the chart's objects have {len(packed) // 2**10} KiB compressed, more than "
             f"{MOST_BYTES // 2**10}: leave large files to the image or to a model"
         )
-    return {
-        "apiVersion": SECRET.api_version,
-        "kind": SECRET.kind,
-        "metadata": {"name": name, "namespace": namespace, "labels": {MINI_SERVICE_LABEL: mini_service}},
-        "type": "Opaque",
-        "data": {_KEY: base64.b64encode(packed).decode()},
-    }
+    data = {_KEY: base64.b64encode(packed).decode()}
+    return SECRET.new(name, namespace, {MINI_SERVICE_LABEL: mini_service}, type="Opaque", data=data)
 
 
 def unpacked(found: Object) -> Any:

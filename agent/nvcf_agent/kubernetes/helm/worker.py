@@ -52,14 +52,12 @@ def worker_objects(
 def _collector_service(namespace: str) -> Object:
     """Return the service by which the chart's pods reach the collector, from its first moment on."""
     ports = {"grpc": PLACEMENT.grpc_port, "http": PLACEMENT.http_port, "health": PLACEMENT.health_port}
-    return {
-        "metadata": {"name": COLLECTOR, "namespace": namespace},
-        "spec": {
-            "selector": {MANAGED_BY: MANAGER, COMPONENT: INSTANCE},
-            "ports": [{"name": name, "port": port} for name, port in ports.items()],
-            "publishNotReadyAddresses": True,
-        },
+    spec = {
+        "selector": {MANAGED_BY: MANAGER, COMPONENT: INSTANCE},
+        "ports": [{"name": name, "port": port} for name, port in ports.items()],
+        "publishNotReadyAddresses": True,
     }
+    return SERVICE.new(COLLECTOR, namespace, spec=spec)
 
 
 def _without_function(pod: Object, mini_service: str) -> Object:

@@ -70,13 +70,5 @@ def _namespaces(labels: Any) -> Json:
 
 
 def _policy(name: str, namespace: str, pods: Json, types: Iterable[str], **rules: list[Json]) -> Json:
-    return {
-        "apiVersion": NETWORK_POLICY.api_version,
-        "kind": NETWORK_POLICY.kind,
-        "metadata": {
-            "name": name,
-            "namespace": namespace,
-            "labels": {MANAGED_BY: MANAGER, COMPONENT: "network"},
-        },
-        "spec": {"podSelector": {"matchLabels": dict(pods)}, "policyTypes": list(types), **rules},
-    }
+    spec = {"podSelector": {"matchLabels": dict(pods)}, "policyTypes": list(types), **rules}
+    return NETWORK_POLICY.new(name, namespace, {MANAGED_BY: MANAGER, COMPONENT: "network"}, spec=spec)
