@@ -4,7 +4,8 @@
 
 The network first learns to read upright digits. Then it is fine-tuned, at a lower rate, to read tilted ones.
 A checkpoint has the weights, what the optimizer remembers and the step, and each step draws its pictures by
-its number. So a run that was killed and started again ends with the very weights of an undisturbed run.
+its number. So a run that was killed and started again ends with the weights of an undisturbed run (rounded
+otherwise, if it has another number of threads).
 
 Results: `model.npz`. Without a platform it writes to ./results. STEPS is the number of fine-tuning steps.
 """
