@@ -1,4 +1,7 @@
-"""The HTTP server: pass-through first, then routes by path; every failure becomes problem+json."""
+"""The HTTP server: pass-through first, then routes by path; every failure becomes problem+json.
+
+On the OpenAI routes it becomes OpenAI's error object.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,8 @@ from nvcf_gateway.http.responses import (
 )
 from nvcf_gateway.http.routing import Handler, PathTable, Route, Target, pass_through_target, path_id
 from nvcf_gateway.invocation.invoke import Invoker
+from nvcf_gateway.llm.errors import error_response
+from nvcf_gateway.llm.routes import is_openai_path, openai_routes
 from nvcf_gateway.readiness import Readiness
 from nvcf_gateway.results.status import Poller
 from nvcf_gateway.sessions.service import Sessions
@@ -68,6 +73,8 @@ class HttpServer:
         self._is_healthy = is_healthy
         self._table: PathTable[_Served] = PathTable()
         self._add_calls(attach, poller)
+        for call in openai_routes(invoker):
+            self._add(*call)
         for route in routes:
             self._add(*route)
         for route in agent_routes:
@@ -196,7 +203,8 @@ def _failed(request: web.BaseRequest, problem: HttpProblem, path_route: bool) ->
         if request.transport is not None:
             request.transport.abort()
         raise ConnectionResetError("response aborted")
-    response = problem_response(problem)
+    openai = path_route and is_openai_path(request.path)
+    response = error_response(problem) if openai else problem_response(problem)
     if path_route:
         response.headers.update(cors_headers(request.headers))
     return response

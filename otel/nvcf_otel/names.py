@@ -91,6 +91,7 @@ EXEC = "exec"
 PEXEC = "pexec"
 PASS_THROUGH = "pass-through"
 POLL = "poll"
+OPENAI = "openai"
 SESSION = "session"
 
 # Values of OUTCOME.

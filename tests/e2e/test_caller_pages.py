@@ -1,4 +1,4 @@
-"""call/http.md, operate/rate-limits.md and operate/security.md in docs/: every command runs as written."""
+"""Pages about calls, rate limits and security: every command runs as written."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ from nvcf_worker import Request
 
 def hello(request: Request) -> dict[str, object]:
     body = request.json()
+    if "messages" in body:
+        message = {"role": "assistant", "content": f"I am {body['model']}."}
+        return {"model": body["model"], "choices": [{"index": 0, "message": message}]}
     time.sleep(body.get("seconds", 0))
     return {"greeting": f"Hello, {body['name']}!", "path": request.path, "assets": len(request.assets)}
 """
@@ -114,6 +117,12 @@ def test_calling(reader: Reader) -> None:
     assert "nvcf-status: fulfilled" in said.lower()
     assert '"assets":1' in said
     assert "202 Accepted" in (reader.directory / "headers.txt").read_text()
+
+
+def test_openai(reader: Reader) -> None:
+    said = reader.follow("call/openai.md")
+    assert "I am tiny." in said
+    assert '"object":"list"' in said
 
 
 def test_rate_limits(reader: Reader) -> None:

@@ -13,6 +13,7 @@ from nvcf_gateway.openapi.accounts import ACCOUNT_SCHEMAS, accounts, below_accou
 from nvcf_gateway.openapi.calls import invocations, objects, others
 from nvcf_gateway.openapi.clusters import CLUSTER_SCHEMAS, agents, clusters
 from nvcf_gateway.openapi.dashboard import DASHBOARD_SCHEMAS, dashboard
+from nvcf_gateway.openapi.llm import LLM_SCHEMAS, models
 from nvcf_gateway.openapi.management import deployments, functions, keys, telemetries
 from nvcf_gateway.openapi.schemas import KEY_ID, SECRET_NAME, TEXT, UUID, schemas
 from nvcf_gateway.openapi.secrets import SECRET_SCHEMAS, secrets
@@ -24,7 +25,7 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
     known = {
         "key_id": KEY_ID,
         "secret_name": SECRET_NAME,
-        **dict.fromkeys(("file", "nca_id", "cluster_id", "instance_id", "client_id"), TEXT),
+        **dict.fromkeys(("file", "model", "name", "nca_id", "cluster_id", "instance_id", "client_id"), TEXT),
     }
     return [{"name": name, "in": "path", "required": True, "schema": known.get(name, UUID)} for name in names]
 
@@ -37,6 +38,7 @@ def document() -> dict[str, Any]:
     described: dict[str, dict[str, Any]] = {}
     for part in (
         invocations(),
+        models(),
         *parts,
         clusters(),
         agents(),
@@ -72,6 +74,7 @@ def document() -> dict[str, Any]:
                 **SECRET_SCHEMAS,
                 **ACCOUNT_SCHEMAS,
                 **TASK_SCHEMAS,
+                **LLM_SCHEMAS,
             },
             "securitySchemes": {
                 "key": {
