@@ -19,6 +19,7 @@ from nats.aio.msg import Msg
 
 from nvcf_autoscaler.controller.actuation import Actuator
 from nvcf_autoscaler.controller.cache import Cache
+from nvcf_autoscaler.controller.history import ScalingHistory
 from nvcf_autoscaler.controller.lease import Lease, LeaseRecord
 from nvcf_autoscaler.controller.loop import ControlLoop
 from nvcf_autoscaler.controller.order_sender import OrderSender
@@ -135,6 +136,7 @@ async def serve(options: argparse.Namespace, telemetry: Telemetry) -> None:
         )
         orders = OrderSender(requests)
         actuator = Actuator(client, requests, cache, orders)
+        history = ScalingHistory(requests, options.replicas)
         reconciler = Reconciler(
             cache,
             queues,
@@ -142,11 +144,13 @@ async def serve(options: argparse.Namespace, telemetry: Telemetry) -> None:
             lease,
             options.regions,
             recorder,
+            history,
             options.turn,
         )
 
         def clock_set(now: float) -> None:
             cache.clock_set(now)
+            history.begin_anew()
             lease.begin_anew()
 
         control = ControlLoop(reconciler, cache.version_ids, lambda: lease.held, recorder.gone, clock_set)
@@ -160,8 +164,9 @@ async def serve(options: argparse.Namespace, telemetry: Telemetry) -> None:
         if metrics is not None:
             ready["metrics"] = metrics
         print(json.dumps(ready), flush=True)  # noqa: T201
-        await _run(stop, lease, control, orders, task_controller)
+        await _run(stop, lease, control, orders, task_controller, history)
         await lease.release()
+        await history.finish()
 
 
 async def _serve_grpc(
@@ -187,9 +192,15 @@ async def _serve_grpc(
 
 
 async def _run(
-    stop: asyncio.Event, lease: Lease, control: ControlLoop, orders: OrderSender, tasks: TaskController
+    stop: asyncio.Event,
+    lease: Lease,
+    control: ControlLoop,
+    orders: OrderSender,
+    tasks: TaskController,
+    history: ScalingHistory,
 ) -> None:
     def leadership_changed(held: bool) -> None:
+        history.begin_anew()
         if held:
             control.wake_all()
             tasks.wake()
@@ -200,6 +211,7 @@ async def _run(
             group.create_task(control.run()),
             group.create_task(tasks.run()),
             group.create_task(orders.run()),
+            group.create_task(history.run()),
         ]
         await stop.wait()
         for task in running:

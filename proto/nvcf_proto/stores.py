@@ -75,6 +75,16 @@ COMMANDS = Store(
 EVENTS = Store(
     "nvcf_events", "control", "gateway, autoscaler, agents", 64 * KIB, "7 days", _OLDEST_GO, most=16 * MIB
 )
+SCALING_HISTORY = Store(
+    "nvcf_scaling_history",
+    "control",
+    "autoscaler",
+    64 * KIB,
+    "8 days",
+    _OLDEST_GO + "; 100 versions of an account in an hour",
+    most=32 * MIB,
+    per_subject=1,
+)
 PROBE = Store("nvcf_probe", "control", "gateway", 64 * KIB, "none", _OLDEST_GO)
 QUEUE = Store(
     "rq_R_V",
@@ -170,6 +180,7 @@ CONTROL_STREAMS = (
     "CreateNvcaFunctionTaskStream",
     "TerminateNvcaStream",
     "nvcf_events",
+    "nvcf_scaling_history",
     "nvcf_probe",
 )
 """Streams in the broker account of the control plane."""
@@ -190,6 +201,7 @@ STORES = (
     TASKS,
     COMMANDS,
     EVENTS,
+    SCALING_HISTORY,
     PROBE,
     QUEUE,
     TRACKING,

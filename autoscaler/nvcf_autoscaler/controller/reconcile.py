@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from nvcf_autoscaler.controller import plan
 from nvcf_autoscaler.controller.actuation import Actuator
 from nvcf_autoscaler.controller.cache import Cache
+from nvcf_autoscaler.controller.history import ScalingHistory
 from nvcf_autoscaler.controller.lease import Lease
 from nvcf_autoscaler.controller.mapping import requirement_of, settings_of
 from nvcf_autoscaler.controller.orders import apply_order
@@ -24,7 +25,7 @@ from nvcf_autoscaler.placement.fair_shares import FairShares, claims_of, possibl
 from nvcf_autoscaler.placement.fairness import TIME_SLICE
 from nvcf_autoscaler.placement.place import Placement, place
 from nvcf_autoscaler.placement.usage import OVER, Usages, usage_of
-from nvcf_autoscaler.placement.view import by_cluster, group_instances, startups
+from nvcf_autoscaler.placement.view import by_cluster, group_instances, measured_startups, startups
 from nvcf_autoscaler.policy.decide import Decision, decide
 from nvcf_autoscaler.policy.settings import ScalingSettings
 from nvcf_broker.requests import ReplyInbox
@@ -58,6 +59,7 @@ class Reconciler:
     lease: Lease
     regions: tuple[str, ...]
     recorder: Recorder
+    history: ScalingHistory
     time_slice: float = TIME_SLICE
     acting: asyncio.Lock = field(default_factory=asyncio.Lock)
     _fair_shares: FairShares = field(default_factory=FairShares)
@@ -133,6 +135,9 @@ class Reconciler:
             await self.actuator.apply(context.version, action)
         state, settings = context.state, context.settings
         observation = context.observe(self._usages(context))
+        instances = self.cache.instances_of(context.version.id)
+        measured = measured_startups(instances)
+        self.history.add(context.sample(observation, instances), context.history_block(), measured)
         decision = decide(context.now, observation, settings, state.policy_state)
         state.policy_state = decision.state
         order = self.cache.orders.get(context.version.id)
@@ -141,7 +146,7 @@ class Reconciler:
             context.version,
             state,
             context.queue,
-            self._labelled(self.cache.instances_of(context.version.id)),
+            self._labelled(instances),
             context.running_slots,
             _counts(decision),
         )
@@ -322,6 +327,7 @@ class Reconciler:
             self.recorder.observed(version, state, queue, self._labelled(instances), 0, ())
         if all(each.state in OVER for each in instances):
             self.recorder.gone(version_id)
+            self.history.forget(version_id)
             return float("inf")
         return now + UNDEPLOYED_RECONCILE_INTERVAL
 

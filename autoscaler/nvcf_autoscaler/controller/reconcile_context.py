@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nvcf_autoscaler.controller.history import Sample
 from nvcf_autoscaler.controller.queues import QueueState
 from nvcf_autoscaler.controller.version_state import VersionState
 from nvcf_autoscaler.placement.failures import Failures
 from nvcf_autoscaler.placement.place import Cluster, Requirement, room
-from nvcf_autoscaler.placement.usage import Usages
-from nvcf_autoscaler.placement.view import InstanceGroups, by_cluster, clusters_for, specification_seen
+from nvcf_autoscaler.placement.usage import OVER, Usages
+from nvcf_autoscaler.placement.view import (
+    InstanceGroups,
+    by_cluster,
+    clusters_for,
+    devices_of,
+    specification_seen,
+)
 from nvcf_autoscaler.policy.decide import Decision
 from nvcf_autoscaler.policy.observation import Observation
 from nvcf_autoscaler.policy.settings import ScalingSettings
 from nvcf_proto.models import Deployment, DeploymentSpecification, FunctionVersion, Instance
+from nvcf_proto.scaling_history import HistoryBlock
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,36 @@ class ReconcileContext:
             recent_startups=tuple(state.startups.values()),
             demand_seconds=state.gateways.seconds,
             slot_seconds=state.slots.slot_seconds,
+        )
+
+    def sample(self, seen: Observation, instances: list[Instance]) -> Sample:
+        """Return what the scaling history keeps of an observation."""
+        return Sample(
+            self.now,
+            seen.arrivals,
+            seen.arrivals - seen.queued - seen.in_flight,
+            seen.busy_seconds,
+            seen.queued,
+            sum(each.devices for each in instances if each.state not in OVER),
+        )
+
+    def history_block(self) -> HistoryBlock:
+        """Return an empty block of the scaling history with the version's settings."""
+        preferred = self.settings.specifications[0]
+        specification = self.specifications[preferred.id]
+        return HistoryBlock(
+            version_id=self.version.id,
+            function_id=self.version.function_id,
+            name=self.version.name,
+            nca_id=self.version.nca_id,
+            hour=0,
+            gpu=specification.gpu,
+            gpus=devices_of(specification),
+            slots=preferred.max_request_concurrency,
+            min_instances=self.settings.min_instances,
+            max_instances=self.settings.max_preferred,
+            wait_slo=self.settings.wait_slo,
+            profile=self.settings.profile,
         )
 
     @property

@@ -119,12 +119,16 @@ def startups(known: Mapping[str, float], instances: Iterable[Instance]) -> dict[
     `known` are earlier ones, whose records may be gone. Restarted instances are left out, since their
     start-up began before the restart, and records made anew, which do not know when it began.
     """
-    found = dict(known)
+    # Only the newest records: older ones were known once, and would push newer times out again.
+    newest = list(measured_startups(instances).items())[-RECENT_STARTUPS:]
+    return dict([*known.items(), *(each for each in newest if each[0] not in known)][-RECENT_STARTUPS:])
+
+
+def measured_startups(instances: Iterable[Instance]) -> dict[str, float]:
+    """Return the seconds from creation to ready by the instances' keys, first ready first."""
     ready = [each for each in instances if each.created_at < (each.ready_at or 0.0) and not each.restarts]
-    for instance in sorted(ready, key=lambda each: each.ready_at or 0.0):
-        took = max(0.0, (instance.ready_at or 0.0) - instance.created_at)
-        found.setdefault(instance.key, took)
-    return dict(list(found.items())[-RECENT_STARTUPS:])
+    ready.sort(key=lambda each: (each.ready_at or 0.0, each.key))
+    return {each.key: max(0.0, (each.ready_at or 0.0) - each.created_at) for each in ready}
 
 
 def by_cluster(instances: Iterable[Instance]) -> dict[str, int]:

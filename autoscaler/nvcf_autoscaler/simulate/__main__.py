@@ -17,10 +17,12 @@ from nvcf_autoscaler.simulate.arrivals import HOUR
 from nvcf_autoscaler.simulate.compare import ALL, Comparison, compare
 from nvcf_autoscaler.simulate.families import FAMILIES, HELD_OUT, TUNED, make_day, make_function
 from nvcf_autoscaler.simulate.model import SimulatedFunction, SimulatedSpecification, StartupTimes
+from nvcf_autoscaler.simulate.platform import add_commands, run
 from nvcf_autoscaler.simulate.plot import draw
 from nvcf_autoscaler.simulate.production import PRODUCTION
 from nvcf_autoscaler.simulate.report import by_function, table
 from nvcf_autoscaler.simulate.trace import read_csv, write_csv
+from nvcf_broker.errors import BrokerError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Reference counting frees everything here. The collector would only cost time.
     gc.disable()
     try:
+        if options.command in ("record", "advise"):
+            return run(options)
         began = time.process_time()
         sets = [(title, [_delayed(each, options) for each in found]) for title, found in _functions(options)]
         made = time.process_time()
@@ -54,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(
             f"CPU time: traces made in {made - began:.1f} s, simulated in {ended - made:.1f} s\n"
         )
-    except (AutoscalerError, OSError) as error:
+    except (AutoscalerError, BrokerError, OSError) as error:
         sys.stderr.write(f"nvcf-simulate: {error}\n")
         return 2
     finally:
@@ -103,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     add = commands.add_parser("day", parents=[shared], help=text).add_argument
     add("--functions", type=int, default=1000)
     add("--hours", type=float, default=24.0)
+    add_commands(commands)
     return parser
 
 

@@ -133,6 +133,13 @@ def test_only_the_last_start_up_times_are_kept(numbers: list[int]) -> None:
     assert len(known) <= 8
 
 
+def test_start_up_times_stay_the_newest_ones_where_there_are_more_instances() -> None:
+    many = [instance(number, created_at=NOW - 100, ready_at=NOW - 90 + number) for number in range(20)]
+    known = startups({}, many)
+    assert list(known.values()) == [float(10 + number) for number in range(12, 20)]
+    assert list(startups(known, many).items()) == list(known.items())
+
+
 def test_an_old_record_is_no_sign_of_life() -> None:
     assert first_heard(NOW, NOW - 3) == NOW
     assert first_heard(NOW, NOW + 3) == NOW
