@@ -34,6 +34,11 @@ class TritonServer:
     metrics_port: int
 
     @property
+    def ports(self) -> tuple[int, int, int]:
+        """Its ports as `start_server` takes them."""
+        return self.http_port, self.grpc_port, self.metrics_port
+
+    @property
     def http(self) -> str:
         """Its HTTP address as tritonclient.http takes it."""
         return f"127.0.0.1:{self.http_port}"
@@ -61,13 +66,18 @@ class TritonServer:
 
 
 async def start_server(
-    log: Path, *, repository: Path = MODELS, models: Sequence[str] = (), options: Sequence[str] = ()
+    log: Path,
+    *,
+    repository: Path = MODELS,
+    models: Sequence[str] = (),
+    options: Sequence[str] = (),
+    ports: tuple[int, int, int] | None = None,
 ) -> TritonServer:
     """Start a server with explicit model control and wait until it is ready. `stop_server` has to follow.
 
-    models: loaded at the start. options: more arguments of tritonserver.
+    models: loaded at the start. options: more arguments of tritonserver. ports: of HTTP, gRPC and metrics.
     """
-    http, grpc, metrics = (free_port() for _ in range(3))
+    http, grpc, metrics = ports or (free_port(), free_port(), free_port())
     command = [
         str(tritonserver()),
         f"--model-repository={repository}",

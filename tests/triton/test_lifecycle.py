@@ -193,6 +193,31 @@ async def test_a_server_of_somebody_else(platform: Platform, tmp_path: Path) -> 
         assert (await state("add_sub"), await state("batched")) == (200, 400)
 
 
+async def test_a_server_of_somebody_else_starts_anew(platform: Platform, tmp_path: Path) -> None:
+    """Nobody calls meanwhile, so no connection breaks; its models are loaded again all the same."""
+    version = await platform.deployed_version()
+    async with running_server(tmp_path / "tritonserver.log") as server:
+        worker = await start_triton(
+            platform, version, f"--url=http://{server.http}", repository=None, models=["batched"]
+        )
+        await serving(worker)
+        assert (await call(platform, version, "/v2/models/batched/infer", X))[0] == 200
+        server.child.process.kill()
+        await server.child.wait()
+        async with running_server(tmp_path / "again.log", ports=server.ports):
+
+            async def answered() -> bool:
+                return (await call(platform, version, "/v2/models/batched/infer", X))[0] == 200
+
+            async def ready() -> bool:
+                async with platform.session.get(f"http://{server.http}/v2/models/batched/ready") as answer:
+                    return answer.status == 200
+
+            await eventually(ready, "the model is loaded again", START, story=worker.text)
+            await eventually(answered, "it answers", START, story=worker.text)
+            assert worker.running
+
+
 async def test_slots_follow_tritons_queue(platform: Platform) -> None:
     """Requests that wait in Triton make the slots fewer; its statistics are metrics of the worker."""
     version = await platform.deployed_version()

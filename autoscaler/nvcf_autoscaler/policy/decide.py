@@ -73,6 +73,9 @@ def decide(now: float, seen: Observation, settings: ScalingSettings, state: Poli
     tuning = settings.tuning
     startup = estimate(seen.recent_startups, tuning.startup_prior, tuning.overdue_factor)
     rates = state.rates.after(now, seen, tuning)
+    service = rates.service_time(seen.in_flight, tuning.service_prior)
+    concurrency = state.concurrency.after(now, seen, settings, service)
+    declared, settings = settings, concurrency.applied(settings)
     used = state.utilisation
     parts: list[Part] = []
     if settings.scale_up is not None and settings.scale_down is not None:
@@ -83,6 +86,8 @@ def decide(now: float, seen: Observation, settings: ScalingSettings, state: Poli
         rates = rates._replace(load=demand.load)
         needed = -(-demand.slots // settings.slots)
         parts.append(_explain_demand(demand, seen, settings, guessed=rates.completed < 1))
+        if demand.slots and settings.slots < declared.slots:
+            parts.append(("instances take {} of {} requests at once", (settings.slots, declared.slots)))
     requeue_at = _requeue_at(now, seen, needed, settings)
     if seen.queued:
         late, due = _late(now, seen, startup)
@@ -115,8 +120,8 @@ def decide(now: float, seen: Observation, settings: ScalingSettings, state: Poli
         [Desired(spec.id, count) for spec, count in zip(settings.specifications, placed.counts, strict=True)]
     )
     missing = -(-placed.missing_slots // settings.slots)
-    last = LastDecision(seen, settings, desired, requeue_at, missing, tuple(parts), needed)
-    after = PolicyState(rates, *learnt, growth_at, growth_base, used, last)
+    last = LastDecision(seen, declared, desired, requeue_at, missing, tuple(parts), needed)
+    after = PolicyState(rates, *learnt, growth_at, growth_base, used, last, concurrency)
     return Decision(desired, after, requeue_at, missing, last.parts, needed)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from nvcf_autoscaler.policy.concurrency import Concurrency
 from nvcf_autoscaler.policy.idle import Gaps, KeepPlan
 from nvcf_autoscaler.policy.idle_cap import IdleBudget
 from nvcf_autoscaler.policy.observation import Observation
@@ -63,6 +64,7 @@ class PolicyState(NamedTuple):
     - `idle_budget` is the idle time that is left, where it is capped.
     - `growth_base` is the instance count at `growth_at`, when the present growth period began.
     - `last` is the last decision and what it saw.
+    - `concurrency` is how many requests instances really take at once.
     """
 
     rates: Rates = Rates()
@@ -79,3 +81,4 @@ class PolicyState(NamedTuple):
     growth_base: int = 0
     utilisation: UtilisationState = UtilisationState()
     last: LastDecision | None = None
+    concurrency: Concurrency = Concurrency()

@@ -148,6 +148,10 @@ class Server:
     def _on_unreachable(self) -> None:
         """Take no further requests, and check now: the server may be about to start again."""
         self._check_now.set()
+        self._lost("the function's server cannot be reached")
+
+    def _lost(self, reason: str) -> None:
+        """Take no further requests until the server has been checked and prepared again."""
         if self._admission is not None and self._readiness.lost(time.monotonic()):
-            log.error("the function's server cannot be reached; no requests are taken until it is healthy")
+            log.error("%s; no requests are taken until it is healthy", reason)
             self._admission.pause()

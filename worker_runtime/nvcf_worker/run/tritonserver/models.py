@@ -16,6 +16,7 @@ from nvcf_worker.run.tritonserver.settings import ModelChoice, load_parameters, 
 log = logging.getLogger("nvcf_worker")
 
 UNLOAD_SECONDS = 10.0
+CHECK_SECONDS = 5.0
 _MOST_TEXT = 4000
 
 
@@ -26,6 +27,7 @@ class Models:
         self._base = base
         self._wanted = wanted
         self._load_seconds = load_seconds
+        self._served: tuple[ModelChoice, ...] = ()
         self.loaded: set[str] = set()
 
     async def load(self) -> None:
@@ -40,9 +42,25 @@ class Models:
             ):
                 wanted = self._wanted or await self._all(session)
                 await _all_or_first_error(self._load(session, each) for each in wanted)
+                self._served = wanted
         except TimeoutError:
             names = ", ".join(each.name for each in self._wanted) or "the models"
             raise NotReady(f"Triton has not loaded {names} within {self._load_seconds:g} s") from None
+
+    async def missing(self) -> str | None:
+        """Return the name of a model that `load` has made ready and that is not ready now, or None.
+
+        None also when the server does not answer: whether it is healthy is found out elsewhere.
+        """
+        timeout = aiohttp.ClientTimeout(total=CHECK_SECONDS)
+        try:
+            async with aiohttp.ClientSession(timeout=timeout) as session:
+                for each in self._served:
+                    if not await self._is_ready(session, _model_path(each.name), each.version):
+                        return each.name
+        except (aiohttp.ClientError, TimeoutError):
+            pass
+        return None
 
     async def unload(self) -> None:
         """Unload what `load` has loaded, within UNLOAD_SECONDS; a server that is gone has unloaded it."""
@@ -64,7 +82,7 @@ class Models:
         return tuple(ModelChoice(name) for name in sorted(names))
 
     async def _load(self, session: aiohttp.ClientSession, choice: ModelChoice) -> None:
-        path = f"/v2/models/{quote(choice.name, safe='')}"
+        path = _model_path(choice.name)
         known = choice.config is None or choice.name in self.loaded
         if known and await self._is_ready(session, path, choice.version):
             return
@@ -109,6 +127,10 @@ async def _all_or_first_error(work: Any) -> None:
                 group.create_task(each)
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
+
+
+def _model_path(name: str) -> str:
+    return f"/v2/models/{quote(name, safe='')}"
 
 
 def _control(name: str, action: str) -> str:

@@ -18,7 +18,7 @@ from nvcf_worker.function.response import Outcome, Reply
 from nvcf_worker.process import children
 from nvcf_worker.process.companions import Admission, beside
 from nvcf_worker.run.batching.settings import SuggestsConcurrency
-from nvcf_worker.run.sidecar.health import HealthCheck
+from nvcf_worker.run.sidecar.health import Change, HealthCheck
 from nvcf_worker.run.sidecar.server import Server
 from nvcf_worker.run.sidecar.settings import SidecarSettings
 from nvcf_worker.run.tritonserver.access import refusal
@@ -123,6 +123,14 @@ class TritonServer(Server, SuggestsConcurrency):
         if process.stdout is not None:
             self._output = asyncio.create_task(log_lines(process.stdout, self._last))
         return process
+
+    async def _check(self) -> tuple[Change, str | None]:
+        # A server of somebody else may have been started anew since the last check.
+        if self._process is None and self._readiness.ready and not self._allow_model_control:
+            missing = await self._models.missing()
+            if missing is not None:
+                self._lost(f"Triton no longer has model {missing!r}, which is loaded again")
+        return await super()._check()
 
     async def _prepare(self) -> str | None:
         try:
