@@ -48,6 +48,7 @@ from nvcf_proto.ids import new_id
 from nvcf_proto.launch import version_text
 from nvcf_proto.models import API_KEYS_BUCKET, ApiKey
 from nvcf_proto.pb import nvcf_pb2_grpc
+from nvcf_proto.tasks import SILENT_AFTER_SECONDS
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +74,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="copies of streams and buckets in a broker cluster")  # fmt: skip
     text = "replace the instances of a cluster that sends no heartbeat for this time"
     add("--lost-after", type=float, default=LOST_AFTER, metavar="SECONDS", help=text)
+    text = "silence of a worker after which its task is ERRORED; its heartbeats come every 60 s"
+    add("--task-silent-after", type=float, default=SILENT_AFTER_SECONDS, metavar="SECONDS", help=text)
     text = "least time that a version keeps its only instance while GPUs are short and others have none"
     add("--turn", type=float, default=TIME_SLICE, metavar="SECONDS", help=text)
     add("--grpc", metavar="HOST:PORT",
@@ -154,7 +157,14 @@ async def serve(options: argparse.Namespace, telemetry: Telemetry) -> None:
             lease.begin_anew()
 
         control = ControlLoop(reconciler, cache.version_ids, lambda: lease.held, recorder.gone, clock_set)
-        task_controller = TaskController(cache, actuator, lease, reconciler.acting, control.lacking_capacity)
+        task_controller = TaskController(
+            cache,
+            actuator,
+            lease,
+            reconciler.acting,
+            control.lacking_capacity,
+            options.task_silent_after,
+        )
         await cache.start(stack)
         await _listen(client, control)
         ready = {"event": "ready", "replicaId": options.replica_id}

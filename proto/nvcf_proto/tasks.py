@@ -240,7 +240,13 @@ def explained(task: Task, instance: Instance) -> Task:
     return task.replace(error=f"{known}\n{output}"[:LONGEST_REASON])
 
 
-def after_time(task: Task, instance: Instance | None, now: float, listened: float = math.inf) -> Task:
+def after_time(
+    task: Task,
+    instance: Instance | None,
+    now: float,
+    listened: float = math.inf,
+    silent_after: float = SILENT_AFTER_SECONDS,
+) -> Task:
     """Return the task after the limits that are over by now. `instance`: its record, if there is one.
 
     `listened` is for how many seconds the caller could hear of tasks: silence from before means nothing.
@@ -257,18 +263,18 @@ def after_time(task: Task, instance: Instance | None, now: float, listened: floa
                 return failed(task, RetryOn.INFRASTRUCTURE, text, now)
             return task
         case TaskStatus.RUNNING:
-            return _overdue(task, now, listened)
+            return _overdue(task, now, listened, silent_after)
         case _:
             return task
 
 
-def _overdue(task: Task, now: float, listened: float) -> Task:
+def _overdue(task: Task, now: float, listened: float, silent_after: float) -> Task:
     began, limit = now if task.started_at is None else task.started_at, task.max_runtime
     if limit is not None and now - began > limit + RUNTIME_SLACK_SECONDS:
         text = f"it ran longer than {task.max_runtime_duration}, and its worker did not end it"
         return ended(task, TaskStatus.EXCEEDED_MAX_RUNTIME_DURATION, text, now)
     silence = now - (began if task.last_heartbeat_at is None else max(began, task.last_heartbeat_at))
-    if min(silence, listened) > SILENT_AFTER_SECONDS:
+    if min(silence, listened) > silent_after:
         text = f"its worker was silent for {silence:.0f} s"
         return failed(task, RetryOn.INFRASTRUCTURE, text, now)
     return task

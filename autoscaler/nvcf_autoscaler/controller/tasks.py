@@ -92,6 +92,7 @@ class TaskController:
     lease: Lease
     acting: asyncio.Lock
     lacking: Callable[[], Mapping[str, int]] = dict
+    silent_after: float = tasks.SILENT_AFTER_SECONDS
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     _queued: dict[str, _Queued] = field(default_factory=dict)
     """What the queued tasks of the last round require, by id: thousands may wait unchanged."""
@@ -161,7 +162,7 @@ class TaskController:
             return
         changed = tasks.after_instance(task, instance, now)
         if changed is task:
-            changed = tasks.after_time(task, instance, now, self.lease.held_for)
+            changed = self._after_time(task, instance, now)
         if instance.state in OVER:
             changed = tasks.explained(changed, instance)
         if changed is not task:
@@ -183,9 +184,14 @@ class TaskController:
             there = [each for each in clusters if each.id == task.cluster_id]
             await self.actuator.create_for_task(task, devices_of(task.specification, there))
         else:
-            changed = tasks.after_time(task, None, now, self.lease.held_for)
+            changed = self._after_time(task, None, now)
             if changed is not task:
                 await self._write(task, changed)
+
+    def _after_time(self, task: Task, instance: Instance | None, now: float) -> Task:
+        return tasks.after_time(
+            task, instance, now, listened=self.lease.held_for, silent_after=self.silent_after
+        )
 
     async def _keep_house(
         self, task: Task, instance: Instance, clusters: tuple[Cluster, ...], now: float
@@ -293,9 +299,7 @@ class TaskController:
         return tuple(
             replace(
                 each,
-                timings=replace(
-                    each.timings, lost_after=max(each.timings.lost_after, tasks.SILENT_AFTER_SECONDS)
-                ),
+                timings=replace(each.timings, lost_after=max(each.timings.lost_after, self.silent_after)),
             )
             for each in self.cache.placement_clusters()
         )
