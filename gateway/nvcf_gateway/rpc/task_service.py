@@ -14,15 +14,15 @@ from nvcf_gateway.access.task_access import SupersededRun, TaskAccess
 from nvcf_gateway.access.worker_tokens import InvalidWorkerToken
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.rpc.server import bearer, in_time
+from nvcf_gateway.rpc.worker_service import artifact_files
 from nvcf_gateway.tasks.store import TaskStore
 from nvcf_proto import tasks
 from nvcf_proto.models import RetryOn, Task, TaskStatus
 from nvcf_proto.models.tasks import LONGEST_METADATA
-from nvcf_proto.pb import nvct_pb2, nvct_pb2_grpc
+from nvcf_proto.pb import nvcf_pb2, nvct_pb2, nvct_pb2_grpc
 from nvcf_proto.tokens import may_be_instance_of
 
 LONGEST_NAME = 190
-_SHOWN = {each: nvct_pb2.ExecutionStatus.Value(each.value) for each in TaskStatus}
 _ENDS: dict[int, TaskStatus] = {
     nvct_pb2.COMPLETED: TaskStatus.COMPLETED,
     nvct_pb2.EXCEEDED_MAX_RUNTIME_DURATION: TaskStatus.EXCEEDED_MAX_RUNTIME_DURATION,
@@ -96,14 +96,24 @@ class TaskWorkerService(nvct_pb2_grpc.WorkerServicer):
             raise HttpProblem(400, f"metadata is longer than {LONGEST_METADATA} characters")
         if name and not task.status.is_over:
             await self.store.add_result(task, name, metadata)
-        return await self._apply(task, request.status, request.errorDetails, percent)
+        error = request.errorDetails.detail or request.errorDetails.title
+        return await self._apply(task, request.status, error, percent)
 
     async def GetArtifacts(  # noqa: N802
         self, request: nvct_pb2.ArtifactsRequest, context: Context[Any, Any]
     ) -> nvct_pb2.ArtifactsResponse:
-        """Refuse: models and resources are in the creation message, and are fetched before that."""
-        await self._authorize(context, request.taskId)
-        raise HttpProblem(501, "models and resources of a task are in its creation message")
+        """Return the models and resources of the task, each as one file at its URI."""
+        task = await self._authorize(context, request.taskId)
+        artifacts = [
+            nvct_pb2.ArtifactsResponse.Artifact(
+                name=file.artifactName,
+                version=file.artifactVersion,
+                kind=nvct_pb2.ArtifactsResponse.Kind.Value(nvcf_pb2.ArtifactKind.Name(file.artifactKind)),
+                files=[nvct_pb2.ArtifactsResponse.File(path=file.path, url=file.url)],
+            )
+            for file in artifact_files(task)
+        ]
+        return nvct_pb2.ArtifactsResponse(artifacts=artifacts)
 
     async def RefreshToken(  # noqa: N802
         self, request: nvct_pb2.TokenRequest, context: Context[Any, Any]
@@ -139,8 +149,8 @@ class TaskWorkerService(nvct_pb2_grpc.WorkerServicer):
 
         changed = await self._change(task, change)
         # The task goes on, but this run of it does not.
-        shown = nvct_pb2.ERRORED if changed.stopping is not None else _SHOWN[changed.status]
-        return nvct_pb2.TaskResponse(taskId=task.id, status=shown)
+        shown = TaskStatus.ERRORED if changed.stopping is not None else changed.status
+        return nvct_pb2.TaskResponse(taskId=task.id, executionStatus=shown.value)
 
     async def _change(self, task: Task, change: Callable[[Task], Task]) -> Task:
         changed = await self.store.change(task.id, change)

@@ -22,7 +22,7 @@ from nvcf_gateway.objects.large_results import LargeResults
 from nvcf_gateway.queue.request_queue import RequestQueue
 from nvcf_gateway.registry import Registry
 from nvcf_gateway.rpc.server import bearer, checked_id, in_time
-from nvcf_proto.models import FunctionVersion
+from nvcf_proto.models import FunctionVersion, Task
 from nvcf_proto.pb import nvcf_pb2, nvcf_pb2_grpc
 from nvcf_proto.secrets import function_secrets_path
 from nvcf_proto.tokens import WorkerClaims
@@ -34,9 +34,9 @@ _log = logging.getLogger(__name__)
 _STATUSES = {NOT_DEPLOYED: 403, DELETED: 404}
 
 
-def artifact_files(version: FunctionVersion) -> list[nvcf_pb2.StreamedArtifactFile]:
-    """Return the files of a version's models and resources: each is one file, called as in its URI."""
-    kinds = ((version.models, nvcf_pb2.MODEL), (version.resources, nvcf_pb2.RESOURCE))
+def artifact_files(owner: FunctionVersion | Task) -> list[nvcf_pb2.StreamedArtifactFile]:
+    """Return the files of models and resources: each is one file, called as in its URI."""
+    kinds = ((owner.models, nvcf_pb2.MODEL), (owner.resources, nvcf_pb2.RESOURCE))
     return [
         nvcf_pb2.StreamedArtifactFile(
             artifactName=each.name,

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18nvcf_proto/pb/nvct.proto\x12\x04nvct\x1a\x1fgoogle/protobuf/timestamp.proto\"4\n\x0e\x43onnectRequest\x12\x12\n\ninstanceId\x18\x01 \x01(\t\x12\x0e\n\x06taskId\x18\x02 \x01(\t\"*\n\x0f\x43onnectResponse\x12\x17\n\x0f\x63onnectedRegion\x18\x01 \x01(\t\"\x9f\x01\n\x10HeartbeatRequest\x12\x12\n\ninstanceId\x18\x01 \x01(\t\x12\x0e\n\x06taskId\x18\x02 \x01(\t\x12\x14\n\x0cinstanceType\x18\x03 \x01(\t\x12%\n\x06status\x18\x04 \x01(\x0e\x32\x15.nvct.ExecutionStatus\x12\x19\n\x0c\x65rrorMessage\x18\x05 \x01(\tH\x00\x88\x01\x01\x42\x0f\n\r_errorMessage\"\xb5\x02\n\x15ResultMetadataRequest\x12\x0e\n\x06taskId\x18\x01 \x01(\t\x12\x12\n\ninstanceId\x18\x02 \x01(\t\x12\x14\n\x0cinstanceType\x18\x03 \x01(\t\x12%\n\x06status\x18\x04 \x01(\x0e\x32\x15.nvct.ExecutionStatus\x12\x1c\n\x0fpercentComplete\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\nresultName\x18\x06 \x01(\t\x12\x38\n\x08metadata\x18\x07 \x01(\x0b\x32$.nvct.ResultMetadataRequest.MetadataH\x00\x12\x16\n\x0c\x65rrorDetails\x18\x08 \x01(\tH\x00\x1a\x18\n\x08Metadata\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x42\t\n\x07\x63ontentB\x12\n\x10_percentComplete\"E\n\x0cTaskResponse\x12\x0e\n\x06taskId\x18\x01 \x01(\t\x12%\n\x06status\x18\x02 \x01(\x0e\x32\x15.nvct.ExecutionStatus\"\"\n\x10\x41rtifactsRequest\x12\x0e\n\x06taskId\x18\x01 \x01(\t\"\x13\n\x11\x41rtifactsResponse\"\x1e\n\x0cTokenRequest\x12\x0e\n\x06taskId\x18\x01 \x01(\t\"\x1e\n\rTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\"*\n\x18SecretCredentialsRequest\x12\x0e\n\x06taskId\x18\x01 \x01(\t\"Z\n\x19SecretCredentialsResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12.\n\nexpiration\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x88\x02\n\x0f\x45xecutionStatus\x12\x0b\n\x07\x45RRORED\x10\x00\x12\x0f\n\x0bIN_PROGRESS\x10\x01\x12\r\n\tCOMPLETED\x10\x02\x12\x16\n\x12PENDING_EVALUATION\x10\x03\x12!\n\x1d\x45XCEEDED_MAX_RUNTIME_DURATION\x10\x04\x12 \n\x1c\x45XCEEDED_MAX_QUEUED_DURATION\x10\x05\x12\n\n\x06QUEUED\x10\x06\x12\x0c\n\x08LAUNCHED\x10\x07\x12\x0b\n\x07RUNNING\x10\x08\x12\x0c\n\x08\x43\x41NCELED\x10\t\x12\x1f\n\x1bTASK_CONTAINER_INITIALIZING\x10\n\x12\x15\n\x11WORKER_TERMINATED\x10\x0b\x32\x9d\x03\n\x06Worker\x12\x36\n\x07\x43onnect\x12\x14.nvct.ConnectRequest\x1a\x15.nvct.ConnectResponse\x12;\n\rSendHeartbeat\x12\x16.nvct.HeartbeatRequest\x1a\x12.nvct.TaskResponse\x12G\n\x12SendResultMetadata\x12\x1b.nvct.ResultMetadataRequest\x1a\x12.nvct.TaskResponse(\x01\x12?\n\x0cGetArtifacts\x12\x16.nvct.ArtifactsRequest\x1a\x17.nvct.ArtifactsResponse\x12\x37\n\x0cRefreshToken\x12\x12.nvct.TokenRequest\x1a\x13.nvct.TokenResponse\x12[\n\x18RequestSecretCredentials\x12\x1e.nvct.SecretCredentialsRequest\x1a\x1f.nvct.SecretCredentialsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18nvcf_proto/pb/nvct.proto\x12\x04nvct\x1a\x1fgoogle/protobuf/timestamp.proto\"4\n\x0e\x43onnectRequest\x12\x12\n\ninstanceId\x18\x01 \x01(\t\x12\x0e\n\x06taskId\x18\x02 \x01(\t\"*\n\x0f\x43onnectResponse\x12\x17\n\x0f\x63onnectedRegion\x18\x01 \x01(\t\"\x9f\x01\n\x10HeartbeatRequest\x12\x12\n\ninstanceId\x18\x01 \x01(\t\x12\x0e\n\x06taskId\x18\x02 \x01(\t\x12\x14\n\x0cinstanceType\x18\x03 \x01(\t\x12%\n\x06status\x18\x04 \x01(\x0e\x32\x15.nvct.ExecutionStatus\x12\x19\n\x0c\x65rrorMessage\x18\x05 \x01(\tH\x00\x88\x01\x01\x42\x0f\n\r_errorMessage\"\xc9\x02\n\x15ResultMetadataRequest\x12\x0e\n\x06taskId\x18\x01 \x01(\t\x12\x12\n\ninstanceId\x18\x02 \x01(\t\x12\x14\n\x0cinstanceType\x18\x03 \x01(\t\x12%\n\x06status\x18\x04 \x01(\x0e\x32\x15.nvct.ExecutionStatus\x12\x1c\n\x0fpercentComplete\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x12\n\nresultName\x18\x06 \x01(\t\x12\x38\n\x08metadata\x18\x07 \x01(\x0b\x32$.nvct.ResultMetadataRequest.MetadataH\x00\x12*\n\x0c\x65rrorDetails\x18\x08 \x01(\x0b\x32\x12.nvct.ErrorDetailsH\x00\x1a\x18\n\x08Metadata\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x42\t\n\x07\x63ontentB\x12\n\x10_percentComplete\"K\n\x0c\x45rrorDetails\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\r\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\"7\n\x0cTaskResponse\x12\x0e\n\x06taskId\x18\x01 \x01(\t\x12\x17\n\x0f\x65xecutionStatus\x18\x02 \x01(\t\"\"\n\x10\x41rtifactsRequest\x12\x0e\n\x06taskId\x18\x01 \x01(\t\"\x91\x02\n\x11\x41rtifactsResponse\x12\x33\n\tartifacts\x18\x01 \x03(\x0b\x32 .nvct.ArtifactsResponse.Artifact\x1a!\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x1a\x82\x01\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12*\n\x04kind\x18\x03 \x01(\x0e\x32\x1c.nvct.ArtifactsResponse.Kind\x12+\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x1c.nvct.ArtifactsResponse.File\"\x1f\n\x04Kind\x12\t\n\x05MODEL\x10\x00\x12\x0c\n\x08RESOURCE\x10\x01\"\x1e\n\x0cTokenRequest\x12\x0e\n\x06taskId\x18\x01 \x01(\t\"\x1e\n\rTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\"*\n\x18SecretCredentialsRequest\x12\x0e\n\x06taskId\x18\x01 \x01(\t\"Z\n\x19SecretCredentialsResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12.\n\nexpiration\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x88\x02\n\x0f\x45xecutionStatus\x12\x0b\n\x07\x45RRORED\x10\x00\x12\x0f\n\x0bIN_PROGRESS\x10\x01\x12\r\n\tCOMPLETED\x10\x02\x12\x16\n\x12PENDING_EVALUATION\x10\x03\x12!\n\x1d\x45XCEEDED_MAX_RUNTIME_DURATION\x10\x04\x12 \n\x1c\x45XCEEDED_MAX_QUEUED_DURATION\x10\x05\x12\n\n\x06QUEUED\x10\x06\x12\x0c\n\x08LAUNCHED\x10\x07\x12\x0b\n\x07RUNNING\x10\x08\x12\x0c\n\x08\x43\x41NCELED\x10\t\x12\x1f\n\x1bTASK_CONTAINER_INITIALIZING\x10\n\x12\x15\n\x11WORKER_TERMINATED\x10\x0b\x32\x9d\x03\n\x06Worker\x12\x36\n\x07\x43onnect\x12\x14.nvct.ConnectRequest\x1a\x15.nvct.ConnectResponse\x12;\n\rSendHeartbeat\x12\x16.nvct.HeartbeatRequest\x1a\x12.nvct.TaskResponse\x12G\n\x12SendResultMetadata\x12\x1b.nvct.ResultMetadataRequest\x1a\x12.nvct.TaskResponse(\x01\x12?\n\x0cGetArtifacts\x12\x16.nvct.ArtifactsRequest\x1a\x17.nvct.ArtifactsResponse\x12\x37\n\x0cRefreshToken\x12\x12.nvct.TokenRequest\x1a\x13.nvct.TokenResponse\x12[\n\x18RequestSecretCredentials\x12\x1e.nvct.SecretCredentialsRequest\x1a\x1f.nvct.SecretCredentialsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nvcf_proto.pb.nvct_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EXECUTIONSTATUS']._serialized_start=968
-  _globals['_EXECUTIONSTATUS']._serialized_end=1232
+  _globals['_EXECUTIONSTATUS']._serialized_start=1306
+  _globals['_EXECUTIONSTATUS']._serialized_end=1570
   _globals['_CONNECTREQUEST']._serialized_start=67
   _globals['_CONNECTREQUEST']._serialized_end=119
   _globals['_CONNECTRESPONSE']._serialized_start=121
@@ -41,23 +41,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEARTBEATREQUEST']._serialized_start=166
   _globals['_HEARTBEATREQUEST']._serialized_end=325
   _globals['_RESULTMETADATAREQUEST']._serialized_start=328
-  _globals['_RESULTMETADATAREQUEST']._serialized_end=637
-  _globals['_RESULTMETADATAREQUEST_METADATA']._serialized_start=582
-  _globals['_RESULTMETADATAREQUEST_METADATA']._serialized_end=606
-  _globals['_TASKRESPONSE']._serialized_start=639
-  _globals['_TASKRESPONSE']._serialized_end=708
-  _globals['_ARTIFACTSREQUEST']._serialized_start=710
-  _globals['_ARTIFACTSREQUEST']._serialized_end=744
-  _globals['_ARTIFACTSRESPONSE']._serialized_start=746
-  _globals['_ARTIFACTSRESPONSE']._serialized_end=765
-  _globals['_TOKENREQUEST']._serialized_start=767
-  _globals['_TOKENREQUEST']._serialized_end=797
-  _globals['_TOKENRESPONSE']._serialized_start=799
-  _globals['_TOKENRESPONSE']._serialized_end=829
-  _globals['_SECRETCREDENTIALSREQUEST']._serialized_start=831
-  _globals['_SECRETCREDENTIALSREQUEST']._serialized_end=873
-  _globals['_SECRETCREDENTIALSRESPONSE']._serialized_start=875
-  _globals['_SECRETCREDENTIALSRESPONSE']._serialized_end=965
-  _globals['_WORKER']._serialized_start=1235
-  _globals['_WORKER']._serialized_end=1648
+  _globals['_RESULTMETADATAREQUEST']._serialized_end=657
+  _globals['_RESULTMETADATAREQUEST_METADATA']._serialized_start=602
+  _globals['_RESULTMETADATAREQUEST_METADATA']._serialized_end=626
+  _globals['_ERRORDETAILS']._serialized_start=659
+  _globals['_ERRORDETAILS']._serialized_end=734
+  _globals['_TASKRESPONSE']._serialized_start=736
+  _globals['_TASKRESPONSE']._serialized_end=791
+  _globals['_ARTIFACTSREQUEST']._serialized_start=793
+  _globals['_ARTIFACTSREQUEST']._serialized_end=827
+  _globals['_ARTIFACTSRESPONSE']._serialized_start=830
+  _globals['_ARTIFACTSRESPONSE']._serialized_end=1103
+  _globals['_ARTIFACTSRESPONSE_FILE']._serialized_start=904
+  _globals['_ARTIFACTSRESPONSE_FILE']._serialized_end=937
+  _globals['_ARTIFACTSRESPONSE_ARTIFACT']._serialized_start=940
+  _globals['_ARTIFACTSRESPONSE_ARTIFACT']._serialized_end=1070
+  _globals['_ARTIFACTSRESPONSE_KIND']._serialized_start=1072
+  _globals['_ARTIFACTSRESPONSE_KIND']._serialized_end=1103
+  _globals['_TOKENREQUEST']._serialized_start=1105
+  _globals['_TOKENREQUEST']._serialized_end=1135
+  _globals['_TOKENRESPONSE']._serialized_start=1137
+  _globals['_TOKENRESPONSE']._serialized_end=1167
+  _globals['_SECRETCREDENTIALSREQUEST']._serialized_start=1169
+  _globals['_SECRETCREDENTIALSREQUEST']._serialized_end=1211
+  _globals['_SECRETCREDENTIALSRESPONSE']._serialized_start=1213
+  _globals['_SECRETCREDENTIALSRESPONSE']._serialized_end=1303
+  _globals['_WORKER']._serialized_start=1573
+  _globals['_WORKER']._serialized_end=1986
 # @@protoc_insertion_point(module_scope)

@@ -5,9 +5,11 @@ The gRPC contract of tasks (protocol.md, section 12.4). Field names and numbers 
 they are shared with workers and control planes that this project does not build.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -164,9 +166,10 @@ class ResultMetadataRequest(_message.Message):
     status: Global___ExecutionStatus.ValueType
     percentComplete: _builtins.int
     resultName: _builtins.str
-    errorDetails: _builtins.str
     @_builtins.property
     def metadata(self) -> Global___ResultMetadataRequest.Metadata: ...
+    @_builtins.property
+    def errorDetails(self) -> Global___ErrorDetails: ...
     def __init__(
         self,
         *,
@@ -177,7 +180,7 @@ class ResultMetadataRequest(_message.Message):
         percentComplete: _builtins.int | None = ...,
         resultName: _builtins.str = ...,
         metadata: Global___ResultMetadataRequest.Metadata | None = ...,
-        errorDetails: _builtins.str = ...,
+        errorDetails: Global___ErrorDetails | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_percentComplete", b"_percentComplete", "content", b"content", "errorDetails", b"errorDetails", "metadata", b"metadata", "percentComplete", b"percentComplete"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -195,22 +198,52 @@ class ResultMetadataRequest(_message.Message):
 Global___ResultMetadataRequest: _TypeAlias = ResultMetadataRequest  # noqa: Y015
 
 @_typing.final
+class ErrorDetails(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    title: _builtins.str
+    status: _builtins.int
+    detail: _builtins.str
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+        title: _builtins.str = ...,
+        status: _builtins.int = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "status", b"status", "title", b"title", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ErrorDetails: _TypeAlias = ErrorDetails  # noqa: Y015
+
+@_typing.final
 class TaskResponse(_message.Message):
+    """The status is the name of an ExecutionStatus."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TASKID_FIELD_NUMBER: _builtins.int
-    STATUS_FIELD_NUMBER: _builtins.int
+    EXECUTIONSTATUS_FIELD_NUMBER: _builtins.int
     taskId: _builtins.str
-    status: Global___ExecutionStatus.ValueType
+    executionStatus: _builtins.str
     def __init__(
         self,
         *,
         taskId: _builtins.str = ...,
-        status: Global___ExecutionStatus.ValueType = ...,
+        executionStatus: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["status", b"status", "taskId", b"taskId"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["executionStatus", b"executionStatus", "taskId", b"taskId"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -239,12 +272,77 @@ Global___ArtifactsRequest: _TypeAlias = ArtifactsRequest  # noqa: Y015
 class ArtifactsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ArtifactsResponse._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        MODEL: ArtifactsResponse._Kind.ValueType  # 0
+        RESOURCE: ArtifactsResponse._Kind.ValueType  # 1
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
+    MODEL: ArtifactsResponse.Kind.ValueType  # 0
+    RESOURCE: ArtifactsResponse.Kind.ValueType  # 1
+
+    @_typing.final
+    class File(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        PATH_FIELD_NUMBER: _builtins.int
+        URL_FIELD_NUMBER: _builtins.int
+        path: _builtins.str
+        url: _builtins.str
+        def __init__(
+            self,
+            *,
+            path: _builtins.str = ...,
+            url: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "url", b"url"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Artifact(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NAME_FIELD_NUMBER: _builtins.int
+        VERSION_FIELD_NUMBER: _builtins.int
+        KIND_FIELD_NUMBER: _builtins.int
+        FILES_FIELD_NUMBER: _builtins.int
+        name: _builtins.str
+        version: _builtins.str
+        kind: Global___ArtifactsResponse.Kind.ValueType
+        @_builtins.property
+        def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArtifactsResponse.File]: ...
+        def __init__(
+            self,
+            *,
+            name: _builtins.str = ...,
+            version: _builtins.str = ...,
+            kind: Global___ArtifactsResponse.Kind.ValueType = ...,
+            files: _abc.Iterable[Global___ArtifactsResponse.File] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "kind", b"kind", "name", b"name", "version", b"version"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ARTIFACTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArtifactsResponse.Artifact]: ...
     def __init__(
         self,
+        *,
+        artifacts: _abc.Iterable[Global___ArtifactsResponse.Artifact] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,7 +29,7 @@ class Platform(nvct_pb2_grpc.WorkerServicer):
     """Takes all calls; `status` is what it answers."""
 
     def __init__(self) -> None:
-        self.status = nvct_pb2.RUNNING
+        self.status = "RUNNING"
         self.beats: list[nvct_pb2.HeartbeatRequest] = []
         self.results: list[nvct_pb2.ResultMetadataRequest] = []
         self.refused = False
@@ -41,12 +41,12 @@ class Platform(nvct_pb2_grpc.WorkerServicer):
 
     async def SendHeartbeat(self, request: Any, context: Any) -> nvct_pb2.TaskResponse:  # noqa: N802
         self.beats.append(request)
-        return nvct_pb2.TaskResponse(taskId=request.taskId, status=self.status)
+        return nvct_pb2.TaskResponse(taskId=request.taskId, executionStatus=self.status)
 
     async def SendResultMetadata(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
         async for request in request_iterator:
             self.results.append(request)
-        return nvct_pb2.TaskResponse(taskId=TASK, status=self.status)
+        return nvct_pb2.TaskResponse(taskId=TASK, executionStatus=self.status)
 
     async def GetArtifacts(self, request: Any, context: Any) -> nvct_pb2.ArtifactsResponse:  # noqa: N802
         return nvct_pb2.ArtifactsResponse()
@@ -171,7 +171,7 @@ async def test_a_broken_rule_ends_the_companion(
 
 async def test_a_task_that_is_over_ends_the_companion(platform: tuple[Platform, str], tmp_path: Path) -> None:
     service, address = platform
-    service.status = nvct_pb2.CANCELED
+    service.status = "CANCELED"
     async with companion(address, tmp_path) as found:
         assert await found.end() == 143
     assert {each.status for each in service.beats} == {nvct_pb2.RUNNING}

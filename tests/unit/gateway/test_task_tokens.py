@@ -19,6 +19,7 @@ from nvcf_gateway.tasks.store import TaskStore
 from nvcf_proto import tasks
 from nvcf_proto.ids import new_id
 from nvcf_proto.models import DeploymentSpecification, ProcessSource, Task, TaskStatus
+from nvcf_proto.models.containers import Artifact
 from nvcf_proto.pb import nvct_pb2
 
 NOW = 1_800_000_000.0
@@ -59,9 +60,12 @@ class Workers:
         self.tasks[task.id] = task
         return self.access.token(task, self.now)
 
-    async def refresh(self, token: str, task_id: str) -> str:
+    def context(self, token: str) -> Any:
         metadata = (("authorization", f"Bearer {token}"),)
-        context = cast(Any, SimpleNamespace(invocation_metadata=lambda: metadata))
+        return cast(Any, SimpleNamespace(invocation_metadata=lambda: metadata))
+
+    async def refresh(self, token: str, task_id: str) -> str:
+        context = self.context(token)
         return (await self.service.RefreshToken(nvct_pb2.TokenRequest(taskId=task_id), context)).token
 
 
@@ -74,6 +78,22 @@ async def test_a_token_is_renewed_for_its_task(workers: Workers) -> None:
     task = a_running_task()
     token = await workers.refresh(workers.token(task), task.id)
     assert workers.access.verify(token, NOW) is task
+
+
+async def test_a_worker_gets_the_models_and_resources_of_its_task(workers: Workers) -> None:
+    task = a_running_task().replace(
+        models=(Artifact("llama", "1", "https://models/a%20b.bin"),),
+        resources=(Artifact("words", "2", "s3://bucket/words.txt"),),
+    )
+    context = workers.context(workers.token(task))
+    found = await workers.service.GetArtifacts(nvct_pb2.ArtifactsRequest(taskId=task.id), context)
+    kinds = nvct_pb2.ArtifactsResponse
+    assert [(each.name, each.version, each.kind, each.files[0].path) for each in found.artifacts] == [
+        ("llama", "1", kinds.MODEL, "a b.bin"),
+        ("words", "2", kinds.RESOURCE, "words.txt"),
+    ]
+    with pytest.raises(HttpProblem):
+        await workers.service.GetArtifacts(nvct_pb2.ArtifactsRequest(taskId=new_id()), context)
 
 
 def another_task(workers: Workers, _: Task) -> str:

@@ -93,7 +93,7 @@ class TaskPlatform:
         )
         async with self._stub("SendHeartbeat") as stub:
             answer = await stub.SendHeartbeat(request, metadata=self._metadata(), timeout=CALL_SECONDS)
-        return answer.status
+        return _status(answer.executionStatus)
 
     async def report(self, report: Report) -> nvct_pb2.ExecutionStatus.ValueType:
         """Send a report of progress and return the task's status."""
@@ -112,7 +112,7 @@ class TaskPlatform:
 
         async with self._stub("SendResultMetadata") as stub:
             answer = await stub.SendResultMetadata(one(), metadata=self._metadata(), timeout=CALL_SECONDS)
-        return answer.status
+        return _status(answer.executionStatus)
 
     async def _renew(self) -> None:
         if time.monotonic() - self._fetched_at < REFRESH_SECONDS:
@@ -141,3 +141,9 @@ class TaskPlatform:
             if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
                 raise RunOver(text, permanent=True) from error
             raise ControlError(text, permanent=error.code() in _PERMANENT) from error
+
+
+def _status(name: str) -> nvct_pb2.ExecutionStatus.ValueType:
+    """Return the status of a name; by one that is not known nothing ends."""
+    known = dict(nvct_pb2.ExecutionStatus.items())
+    return known.get(name, nvct_pb2.RUNNING)
