@@ -28,7 +28,7 @@ from nvcf_agent.kubernetes.pods.launch import (
     registry_of,
 )
 from nvcf_agent.kubernetes.pods.names import PREFETCH
-from nvcf_agent.kubernetes.pods.render import login_secret
+from nvcf_agent.kubernetes.pods.render import login_members
 from nvcf_agent.kubernetes.pods.settings import GPU_TOLERATION, PodSettings
 from nvcf_proto.icms.reports import PrefetchImage
 
@@ -134,8 +134,7 @@ class Prefetcher:
             for host, login in auths_for(each, [registry_of(image)]).items()
         }
         if auths:
-            metadata = {"name": name, "namespace": namespace, "labels": _LABELS}
-            await self.api.apply(SECRET, login_secret(metadata, auths))
+            await self.api.apply(SECRET, SECRET.new(name, namespace, _LABELS, **login_members(auths)))
         gate, began = asyncio.Semaphore(AT_ONCE), self.clock()
         pulls = [name] if auths else []
         try:

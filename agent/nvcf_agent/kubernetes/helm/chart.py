@@ -20,7 +20,7 @@ from nvcf_agent.kubernetes.helm.settings import HelmSettings
 from nvcf_agent.kubernetes.names import COMPONENT, MANAGED_BY
 from nvcf_agent.kubernetes.pods import names
 from nvcf_agent.kubernetes.pods.launch import ContainerLaunch, auths_for, parse_launch, registry_of
-from nvcf_agent.kubernetes.pods.render import artifact_files, encoded, login_secret, node_affinity
+from nvcf_agent.kubernetes.pods.render import artifact_files, encoded, login_members, node_affinity
 from nvcf_agent.kubernetes.pods.settings import PodSettings
 from nvcf_agent.kubernetes.pods.variables import function_variables
 from nvcf_agent.state import order as orders
@@ -158,10 +158,10 @@ def pull_secrets(
         if isinstance(image := container.get("image"), str)
     }
     logins = _launch(spec).logins
-    about = {"namespace": namespace, "labels": {MINI_SERVICE_LABEL: mini_service}}
+    labels = {MINI_SERVICE_LABEL: mini_service}
     found = [auths for each in logins if (auths := auths_for(each, hosts))]
     return [
-        (SECRET, login_secret({**about, "name": f"{_PULL_SECRET}-{number}"}, auths))
+        (SECRET, SECRET.new(f"{_PULL_SECRET}-{number}", namespace, labels, **login_members(auths)))
         for number, auths in enumerate(found)
     ]
 

@@ -163,28 +163,24 @@ def _count(obj: Object, *path: str, default: int = 0) -> int:
     return found if isinstance(found, int) else default
 
 
-def _deployment(obj: Object) -> str:
+def _of_replicas(obj: Object, ready: int) -> str:
     wanted = _count(obj, "spec", "replicas", default=1)
-    if not _is_observed(obj):
+    if _count(obj, "status", "observedGeneration") < _count(obj, "metadata", "generation"):
         return "is new"
-    ready = min(_count(obj, "status", "updatedReplicas"), _count(obj, "status", "availableReplicas"))
     return "" if ready >= wanted else f"has {ready} of {wanted} pods ready"
 
 
+def _deployment(obj: Object) -> str:
+    updated, available = (_count(obj, "status", f"{each}Replicas") for each in ("updated", "available"))
+    return _of_replicas(obj, min(updated, available))
+
+
 def _stateful_set(obj: Object) -> str:
-    wanted = _count(obj, "spec", "replicas", default=1)
-    if not _is_observed(obj):
-        return "is new"
     ready = _count(obj, "status", "readyReplicas")
     old = text(member(obj, "status", "updateRevision")) != text(member(obj, "status", "currentRevision"))
     if old and member(obj, "spec", "updateStrategy", "type") != "OnDelete":
         ready = min(ready, _count(obj, "status", "updatedReplicas"))
-    return "" if ready >= wanted else f"has {ready} of {wanted} pods ready"
-
-
-def _replica_set(obj: Object) -> str:
-    wanted, ready = _count(obj, "spec", "replicas", default=1), _count(obj, "status", "readyReplicas")
-    return "" if _is_observed(obj) and ready >= wanted else f"has {ready} of {wanted} pods ready"
+    return _of_replicas(obj, ready)
 
 
 def _job(obj: Object) -> str:
@@ -204,14 +200,10 @@ def _by_conditions(obj: Object) -> str:
     return ""
 
 
-def _is_observed(obj: Object) -> bool:
-    return _count(obj, "status", "observedGeneration") >= _count(obj, "metadata", "generation")
-
-
 _READINESS: Mapping[object, Callable[[Object], str]] = {
     DEPLOYMENT: _deployment,
     STATEFUL_SET: _stateful_set,
-    REPLICA_SET: _replica_set,
+    REPLICA_SET: lambda obj: _of_replicas(obj, _count(obj, "status", "readyReplicas")),
     JOB: _job,
     CRON_JOB: lambda _: "",
     # Its own look follows with those of all pods.

@@ -1,32 +1,24 @@
 """The pod `utils` of a Helm function: the worker alone, which sends requests to the chart's service. Pure."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from nvcf_agent.backends.environment import InstanceSpec
 from nvcf_agent.kubernetes.client.api import Object
-from nvcf_agent.kubernetes.client.kinds import SECRET, SERVICE, Kind
+from nvcf_agent.kubernetes.client.kinds import SECRET, SERVICE
 from nvcf_agent.kubernetes.helm.names import COLLECTOR, MINI_SERVICE_LABEL, UTILS
 from nvcf_agent.kubernetes.names import COMPONENT, MANAGED_BY, MANAGER
 from nvcf_agent.kubernetes.pods.collector import collector_image
 from nvcf_agent.kubernetes.pods.containers import INFERENCE
 from nvcf_agent.kubernetes.pods.names import INSTANCE, secret_name
-from nvcf_agent.kubernetes.pods.render import render
+from nvcf_agent.kubernetes.pods.render import PodObjects, render
 from nvcf_agent.kubernetes.pods.settings import PodSettings
 from nvcf_agent.kubernetes.pods.variables import PLACEMENT
 from nvcf_proto.environment import HELM_CHART_NAMESPACE
 
 
-@dataclass(frozen=True)
-class WorkerObjects:
-    """The worker's pod, and the objects that it needs."""
-
-    before: tuple[tuple[Kind, Object], ...]
-    pod: Object
-
-
 def worker_objects(
     spec: InstanceSpec, settings: PodSettings, namespace: str, mini_service: str
-) -> WorkerObjects:
+) -> PodObjects:
     """Return the pod of a container function without the function, and its objects.
 
     Raises `Unsupported` for an order that cannot run.
@@ -46,7 +38,7 @@ def worker_objects(
     ]
     if collector_image(spec, settings):
         before.append((SERVICE, _labelled(_collector_service(namespace), mini_service)))
-    return WorkerObjects(tuple(before), _without_function(rendered.pod, mini_service))
+    return PodObjects(tuple(before), _without_function(rendered.pod, mini_service))
 
 
 def _collector_service(namespace: str) -> Object:

@@ -81,8 +81,7 @@ def main(parts: Parts) -> Json:
         "envFrom": parts.env_from("function"),
         "resources": _resources(parts),
         "volumeMounts": [
-            _mount("model-data", f"{CONFIG}/models"),
-            _mount("model-data", f"{CONFIG}/resources"),
+            *_MODELS,
             *_data(parts),
             _mount("instance-data", variables.INSTANCE_DATA, read_only=True),
             _mount("dshm", "/dev/shm"),  # noqa: S108 - a mount in the function's container
@@ -115,13 +114,13 @@ def utils(parts: Parts, image: str) -> Json:
         "envFrom": parts.env_from("worker"),
         "resources": parts.settings.sidecar.resources(),
         "volumeMounts": [
-            _mount("model-data", f"{CONFIG}/models"),
-            _mount("model-data", f"{CONFIG}/resources"),
+            *_MODELS,
             _mount("config-data", variables.SHARED),
             *_data(parts),
             _mount("instance-data", variables.INSTANCE_DATA),
             _mount("secret-data", variables.SECRETS, read_only=True),
         ],
+        "securityContext": _of_worker(parts, image),
     }
     if not parts.launch.is_task:
         container |= _probes(parts.port, _STARTUP_SECONDS)
@@ -129,11 +128,9 @@ def utils(parts: Parts, image: str) -> Json:
         # Once it is ready it reports all progress: the end of the pod waits for that.
         probe = _probe(HEALTH_LIVE_PATH, parts.port, 1, _TASK_STARTUP_SECONDS)
         container |= {"args": ["task-companion"], "startupProbe": probe}
-    if not parts.is_own(image):
-        security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["NET_RAW"]}}
-        return container | {"securityContext": security}
-    container["volumeMounts"].append(_mount("tmp", "/tmp"))  # noqa: S108
-    return container | {"securityContext": _own()}
+    if parts.is_own(image):
+        container["volumeMounts"].append(_TMP)
+    return container
 
 
 def init(parts: Parts, image: str) -> Json:
@@ -141,17 +138,15 @@ def init(parts: Parts, image: str) -> Json:
     container = _container(INIT, image, parts.settings) | {
         "resources": parts.settings.init.resources(),
         "volumeMounts": [
-            _mount("model-data", f"{CONFIG}/models"),
-            _mount("model-data", f"{CONFIG}/resources"),
+            *_MODELS,
             _mount("config-data", variables.SHARED),
         ],
+        "securityContext": _of_worker(parts, image),
     }
     if not parts.is_own(image):
-        security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["NET_RAW"]}}
-        return container | {"envFrom": parts.env_from("worker"), "securityContext": security}
-    container["volumeMounts"] += [_mount("artifacts", ARTIFACTS, read_only=True), _mount("tmp", "/tmp")]  # noqa: S108
-    arguments = ["fetch", "--artifacts", f"{ARTIFACTS}/artifacts.json", "--to", CONFIG]
-    return container | {"args": arguments, "securityContext": _own()}
+        return container | {"envFrom": parts.env_from("worker")}
+    container["volumeMounts"] += [_mount("artifacts", ARTIFACTS, read_only=True), _TMP]
+    return container | {"args": ["fetch", "--artifacts", f"{ARTIFACTS}/artifacts.json", "--to", CONFIG]}
 
 
 def collector(parts: Parts, image: str) -> Json:
@@ -229,6 +224,10 @@ def _mount(volume: str, path: str, *, read_only: bool = False) -> Json:
     return {"name": volume, "mountPath": path, **({"readOnly": True} if read_only else {})}
 
 
+_MODELS = [_mount("model-data", f"{CONFIG}/models"), _mount("model-data", f"{CONFIG}/resources")]
+_TMP = _mount("tmp", "/tmp")  # noqa: S108
+
+
 def _restricted(*, add: Sequence[str] = ()) -> Json:
     """Return what the level "restricted" asks of every container, except for its user."""
     capabilities = {"drop": ["ALL"], **({"add": list(add)} if add else {})}
@@ -237,6 +236,12 @@ def _restricted(*, add: Sequence[str] = ()) -> Json:
 
 def _own() -> Json:
     return _restricted() | {"runAsNonRoot": True, "readOnlyRootFilesystem": True}
+
+
+def _of_worker(parts: Parts, image: str) -> Json:
+    """Return what a worker's image may do, this project's or one of another make."""
+    others = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["NET_RAW"]}}
+    return _own() if parts.is_own(image) else others
 
 
 def _probes(port: int, startup_seconds: int) -> Json:

@@ -163,8 +163,7 @@ def _failed(pod: Pod, state: dict[str, Any]) -> Failure:
 def _not_created(listed: list[Container]) -> Failure | None:
     for each in listed:
         if each.waiting in _NO_IMAGE:
-            text = f"cannot pull the image {each.image}: {each.message or each.waiting}"
-            return Failure(Cause.IMAGE_PULL, Category.IMAGE_PULL, text, each.name)
+            return _pull_failure(each)
         run = each.failure
         message = each.message if each.waiting in _NOT_CREATED else ""
         if run is not None and run.reason in _NOT_STARTED:
@@ -181,9 +180,13 @@ def _not_pulled(listed: list[Container], memory: Memory, now: float, limits: Lim
         return None
     for each in listed:
         if each.waiting in _PULLING:
-            text = f"cannot pull the image {each.image}: {each.message or each.waiting}"
-            return Failure(Cause.IMAGE_PULL, Category.IMAGE_PULL, text, each.name)
+            return _pull_failure(each)
     return None
+
+
+def _pull_failure(container: Container) -> Failure:
+    text = f"cannot pull the image {container.image}: {container.message or container.waiting}"
+    return Failure(Cause.IMAGE_PULL, Category.IMAGE_PULL, text, container.name)
 
 
 def _unscheduled(pod: Pod, age: float, limits: Limits) -> Failure | None:

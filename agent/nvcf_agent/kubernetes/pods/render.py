@@ -66,15 +66,15 @@ class _Metadata:
     settings: PodSettings
     owners: list[Json]
 
-    def of(self, name: str) -> Json:
-        """Return `metadata` of an object of the instance."""
-        found: Json = {
-            "name": name,
-            "namespace": self.settings.namespace,
-            "labels": names.labels(self.spec, self.settings),
-            "annotations": {names.INSTANCE_ID: self.spec.instance_id},
-        }
-        return found | ({"ownerReferences": self.owners} if self.owners else {})
+    def new(self, kind: Kind, name: str, *, shared: bool = False, **members: Any) -> Json:
+        """Return an object of the instance; `shared`: of all instances of its request."""
+        labels = names.labels(self.spec, self.settings)
+        body = kind.new(name, self.settings.namespace, labels, **members)
+        if not shared:
+            body["metadata"]["annotations"] = {names.INSTANCE_ID: self.spec.instance_id}
+        if self.owners:
+            body["metadata"]["ownerReferences"] = self.owners
+        return body
 
 
 def _pod(parts: containers.Parts, metadata: _Metadata, pull_secrets: list[str]) -> Json:
@@ -105,9 +105,9 @@ def _pod(parts: containers.Parts, metadata: _Metadata, pull_secrets: list[str]) 
     affinity = node_affinity(parts.spec)
     if affinity is not None:
         spec["affinity"] = affinity
-    about = metadata.of(names.pod_name(parts.spec.instance_id))
-    about["annotations"] = names.annotations(parts.spec, settings)
-    return {"apiVersion": POD.api_version, "kind": POD.kind, "metadata": about, "spec": spec}
+    pod = metadata.new(POD, names.pod_name(parts.spec.instance_id), spec=spec)
+    pod["metadata"]["annotations"] = names.annotations(parts.spec, settings)
+    return pod
 
 
 def _grace(spec: InstanceSpec, settings: PodSettings) -> int:
@@ -127,9 +127,8 @@ def node_affinity(spec: InstanceSpec) -> Json | None:
 
 def _opaque(what: str, values: Mapping[str, str], metadata: _Metadata) -> tuple[Kind, Json]:
     name = names.secret_name(metadata.spec.instance_id, what)
-    body = {"apiVersion": SECRET.api_version, "kind": SECRET.kind, "metadata": metadata.of(name)}
-    data = {key: encoded(value) for key, value in values.items()}
-    return SECRET, body | {"type": "Opaque"} | ({"data": data} if data else {})
+    members: Json = {"data": {key: encoded(value) for key, value in values.items()}} if values else {}
+    return SECRET, metadata.new(SECRET, name, type="Opaque", **members)
 
 
 def encoded(text: str) -> str:
@@ -156,27 +155,13 @@ def _pull_secrets(parts: containers.Parts, metadata: _Metadata) -> list[tuple[Ki
     for which, auths in found:
         name = object_name(which, request, "regcred", str(numbers[which]))
         numbers[which] += 1
-        result.append((SECRET, _login(name, auths, metadata)))
+        result.append((SECRET, metadata.new(SECRET, name, shared=True, **login_members(auths))))
     return result
 
 
-def _login(name: str, auths: Auths, metadata: _Metadata) -> Json:
-    about = metadata.of(name)
-    # Instances of one request share it.
-    del about["annotations"]
-    return login_secret(about, auths)
-
-
-def login_secret(about: Json, auths: Auths) -> Json:
-    """Return a Secret with which images are pulled; `about` is its metadata."""
-    text = json.dumps({"auths": auths})
-    return {
-        "apiVersion": SECRET.api_version,
-        "kind": SECRET.kind,
-        "metadata": about,
-        "type": _DOCKER_LOGIN,
-        "data": {".dockerconfigjson": encoded(text)},
-    }
+def login_members(auths: Auths) -> Json:
+    """Return the members of a Secret with which images are pulled."""
+    return {"type": _DOCKER_LOGIN, "data": {".dockerconfigjson": encoded(json.dumps({"auths": auths}))}}
 
 
 def artifact_files(launch: ContainerLaunch) -> dict[str, str]:
@@ -189,10 +174,6 @@ def artifact_files(launch: ContainerLaunch) -> dict[str, str]:
 def _collector(order: CollectorOrder, metadata: _Metadata) -> list[tuple[Kind, Json]]:
     placement = placement_of(order, metadata.settings)
     name = names.secret_name(metadata.spec.instance_id, "collector")
-    configuration = {
-        "apiVersion": CONFIG_MAP.api_version,
-        "kind": CONFIG_MAP.kind,
-        "metadata": metadata.of(name),
-        "data": {"collector.yaml": collector_text(order.endpoints, placement)},
-    }
-    return [(CONFIG_MAP, configuration), _opaque("collector", mounted_files(order), metadata)]
+    data = {"collector.yaml": collector_text(order.endpoints, placement)}
+    secret = _opaque("collector", mounted_files(order), metadata)
+    return [(CONFIG_MAP, metadata.new(CONFIG_MAP, name, data=data)), secret]
