@@ -22,7 +22,7 @@ from nvcf_proto.stores import STORES
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 END = "<!-- end of the generated part -->"
-NONE = "none"
+NONE, WORKER = "none", "nvcf_worker.__main__"
 
 # Sources whose constants name environment variables; the text below a constant is its documentation.
 WORKER_VARIABLES = ("proto/nvcf_proto/environment.py", "worker_runtime/nvcf_worker")
@@ -264,11 +264,11 @@ def settings() -> str:
         "nvcf-autoscaler": flags(parser_of("nvcf_autoscaler.__main__")),
         "nvcf-agent": flags(parser_of("nvcf_agent.__main__")),
         "Worker: environment": variable_table(rest),
-        "nvcf-worker sidecar": flags(parser_of("nvcf_worker.__main__", "sidecar")),
+        "nvcf-worker sidecar": flags(parser_of(WORKER, "sidecar")),
         "Sidecar: environment": variable_table(sidecar),
-        "nvcf-worker triton": flags(parser_of("nvcf_worker.__main__", "triton")),
-        "nvcf-worker run": flags(parser_of("nvcf_worker.__main__", "run", "function.py")),
-        "nvcf-worker fetch": flags(parser_of("nvcf_worker.__main__", "fetch")),
+        **{f"nvcf-worker {each}": flags(parser_of(WORKER, each)) for each in ("triton", "llm")},
+        "nvcf-worker run": flags(parser_of(WORKER, "run", "function.py")),
+        "nvcf-worker fetch": flags(parser_of(WORKER, "fetch")),
         "Tasks: environment": variable_table(tasks),
         "All processes: OpenTelemetry": otel_table(),
     }

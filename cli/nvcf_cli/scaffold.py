@@ -67,8 +67,9 @@ TEMPLATES = {
         call="curl localhost:8000 -H 'Content-Type: application/json' -d '{\"name\": \"Ada\"}'",
         invoke='-H Content-Type=application/json --data \'{"name": "Ada"}\'',
     ),
-    # Its README says how to run it: it needs a Triton server.
+    # Their READMEs say how to run them: they need a Triton server, or an engine.
     "triton": Template("A model repository, served by a Triton server without code."),
+    "llm": Template("A language model with OpenAI's routes, served by vLLM or another engine."),
 }
 
 

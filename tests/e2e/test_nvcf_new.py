@@ -21,7 +21,7 @@ from tests.support.platform.gateways import running_platform
 
 BIN = Path(sys.executable).parent
 BASH = shutil.which("bash") or "bash"
-# `triton` needs a Triton server: tests/triton has it.
+# `triton` and `llm` need a server: tests/triton has one, and tests/llm an engine.
 BODIES = {
     "hello": {"name": "Ada"},
     "stream": {"text": "a great idea"},

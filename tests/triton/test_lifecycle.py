@@ -18,7 +18,8 @@ from yarl import URL
 
 from nvcf_broker.process import RestartPolicy, free_port
 from nvcf_worker.errors import ServerEnded
-from nvcf_worker.run.tritonserver import server as tritonserver
+from nvcf_worker.run.sidecar import restarting
+from nvcf_worker.run.tritonserver.server import TritonServer
 from nvcf_worker.run.tritonserver.settings import choices, started
 from tests.support.platform.gateways import Platform, Version, running_platform
 from tests.support.platform.processes import Child
@@ -265,10 +266,10 @@ async def test_a_server_that_ends_again_and_again_ends_the_instance(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", with_tritonserver()["PATH"])
-    monkeypatch.setattr(tritonserver, "RESTARTS", RestartPolicy(0.01, 1.0, 0.01, stable_after=3600.0))
+    monkeypatch.setattr(restarting, "RESTARTS", RestartPolicy(0.01, 1.0, 0.01, stable_after=3600.0))
     repository = copied_models(tmp_path / "models", "add_sub")
     settings = started([str(repository)], choices(["add_sub"], []), [], control=False)
-    server, admission = tritonserver.TritonServer(settings, START, allow_model_control=False), Admission()
+    server, admission = TritonServer(settings, START, allow_model_control=False), Admission()
     ends: list[ServerEnded] = []
     ended = server._ended
 
@@ -289,4 +290,4 @@ async def test_a_server_that_ends_again_and_again_ends_the_instance(
         await server.stop()
     assert admission.paused
     assert "killed by SIGKILL" in str(ends[0])
-    assert len(ends) == 1 + tritonserver.MOST_RESTARTS
+    assert len(ends) == 1 + restarting.MOST_RESTARTS

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from nvcf_worker.function.response import Response
     from nvcf_worker.function.secrets import secret, secrets
     from nvcf_worker.function.typed.binding import Query
+    from nvcf_worker.llm_command import llm_engine
     from nvcf_worker.run.batching.continuous_decorator import continuous_batch
     from nvcf_worker.run.batching.decorator import batch
     from nvcf_worker.run.batching.settings import Finished
@@ -70,6 +71,7 @@ __all__ = [
     "TestClient",
     "batch",
     "continuous_batch",
+    "llm_engine",
     "secret",
     "secrets",
     "serve",
@@ -103,6 +105,7 @@ _HOME = {
     "TestClient": "testing.client",
     "batch": "run.batching.decorator",
     "continuous_batch": "run.batching.continuous_decorator",
+    "llm_engine": "llm_command",
     "secret": "function.secrets",
     "secrets": "function.secrets",
     "serve": "serving",

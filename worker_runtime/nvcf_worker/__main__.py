@@ -22,6 +22,7 @@ EXIT_USAGE = 2
 COMMANDS = {
     "sidecar": "nvcf_worker.sidecar_command",
     "triton": "nvcf_worker.triton_command",
+    "llm": "nvcf_worker.llm_command",
     "run": "nvcf_worker.local.command",
     "fetch": "nvcf_worker.fetch.command",
     "task": "nvcf_worker.tasks.command",
@@ -51,6 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
         description="Serve a handler of a Python file as a worker of the platform.",
         epilog="Also: `nvcf-worker sidecar --port N` serves an HTTP server that listens on a port, "
         "`nvcf-worker triton --model-repository DIR` serves a Triton server, "
+        "`nvcf-worker llm -- COMMAND` serves an LLM engine, "
         "`nvcf-worker run FILE` serves a handler by HTTP alone, to try it on this machine, "
         "`nvcf-worker fetch` downloads models and resources, "
         "`nvcf-worker task FILE` runs a file to its end and reports to the platform, "

@@ -7,10 +7,9 @@ import functools
 import os
 from collections.abc import Sequence
 
-from nvcf_proto.settings import INFERENCE_READY_TIMEOUT
 from nvcf_worker.errors import ConfigurationError
 from nvcf_worker.function.handlers import Handler, Kind
-from nvcf_worker.process.durations import parse_duration
+from nvcf_worker.process.durations import ready_seconds
 from nvcf_worker.process.imported import for_definitions_only
 from nvcf_worker.run.tritonserver.settings import attached, choices, started
 from nvcf_worker.serving import run_worker
@@ -66,7 +65,7 @@ def triton_server(
         given = [model_repository] if isinstance(model_repository, str) else list(model_repository)
         repositories = given or [each for each in (os.environ.get(MODEL_REPOSITORY, ""),) if each]
         settings = started(repositories, wanted, arguments, control=allow_model_control)
-    seconds = _seconds(ready_timeout)
+    seconds = ready_seconds(ready_timeout)
     # Imported here because it imports the HTTP client, which `import nvcf_worker` must not.
     from nvcf_worker.run.tritonserver.server import TritonServer
 
@@ -88,18 +87,6 @@ def triton_server(
 
 def _listed(text: str) -> list[str]:
     return [each.strip() for each in text.split(",") if each.strip()]
-
-
-def _seconds(given: float | str | None) -> float:
-    if given is None:
-        return INFERENCE_READY_TIMEOUT
-    try:
-        seconds = parse_duration(str(given))
-    except ValueError as error:
-        raise ConfigurationError(f"the ready time-out: {error}") from error
-    if seconds <= 0:
-        raise ConfigurationError(f"the ready time-out is {given}; it must be above 0")
-    return seconds
 
 
 def parser() -> argparse.ArgumentParser:

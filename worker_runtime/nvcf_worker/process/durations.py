@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from nvcf_proto import settings
+from nvcf_worker.errors import ConfigurationError
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
@@ -32,6 +33,19 @@ def parse_duration(text: str) -> float:
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise ValueError(f"{text[:32]!r} is not a duration; write 90, 1m30s or PT1M30S")
     return sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
+def ready_seconds(given: float | str | None) -> float:
+    """Return the seconds that a server may take to be ready, by default 30 min. Raises ConfigurationError."""
+    if given is None:
+        return settings.INFERENCE_READY_TIMEOUT
+    try:
+        seconds = parse_duration(str(given))
+    except ValueError as error:
+        raise ConfigurationError(f"the ready time-out: {error}") from error
+    if seconds <= 0:
+        raise ConfigurationError(f"the ready time-out is {given}; it must be above 0")
+    return seconds
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,10 @@
-"""What tritonserver writes: its lines as records of the worker's log, and its last errors."""
+"""Lines that tritonserver writes. No I/O."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
-from collections import deque
 
-log = logging.getLogger("nvcf_worker.tritonserver")
-
-LONGEST_LINE = 256 * 1024
-KEPT_LINES = 5
-_KEPT_CHARACTERS = 1000
 # E1201 11:35:00.123456 4711 model.cc:12] "text"
 _LINE = re.compile(r"(?P<level>[IWEFV])\d{4} [\d:.]+ +\d+ (?P<text>.*)")
 _LEVELS = {
@@ -27,36 +20,3 @@ def parse(line: str) -> tuple[int, str]:
     """Return level and text of a line. What models print has no level and is information."""
     match = _LINE.fullmatch(line)
     return (_LEVELS[match["level"]], match["text"]) if match else (logging.INFO, line)
-
-
-class LastErrors:
-    """The last lines that say what went wrong: errors, or the last lines of any level if there are none."""
-
-    def __init__(self) -> None:
-        self._errors: deque[str] = deque(maxlen=KEPT_LINES)
-        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
-
-    def add(self, level: int, text: str) -> None:
-        """Take one line."""
-        (self._errors if level >= logging.ERROR else self._lines).append(text[:_KEPT_CHARACTERS])
-
-    @property
-    def text(self) -> str:
-        """Return them as lines of one text."""
-        return "\n".join(self._errors or self._lines)
-
-
-async def log_lines(stream: asyncio.StreamReader, last: LastErrors) -> None:
-    """Log each line until the stream ends."""
-    while True:
-        try:
-            line = await stream.readline()
-        except ValueError:
-            log.warning("a line of more than %d bytes is left out", LONGEST_LINE)
-            continue
-        if not line:
-            return
-        if text := line.decode(errors="replace").strip():
-            level, text = parse(text)
-            last.add(level, text)
-            log.log(level, "%s", text)

@@ -1,0 +1,1 @@
+"""Decisions around LLM engines."""

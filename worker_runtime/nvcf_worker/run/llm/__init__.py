@@ -1,0 +1,1 @@
+"""LLM engines with an OpenAI-compatible HTTP server, behind the worker."""
