@@ -76,6 +76,7 @@ def write_product(target: Path, folder: Path, helm: Path) -> None:
     images.append(
         Image(name("plain-function"), [system, plain], ["python3", "/function/function.py"], user=USER)
     )
+    images.append(Image(name("plain-task"), [system], ["python3"], user=USER))
     server: dict[str, Content] = {"/usr/local/bin/nats-server": find_binary().path}
     nats = write_layer(folder / "nats.layer", server)
     images.append(Image(name("nats"), [system, nats], ["nats-server"], user=USER))

@@ -212,6 +212,32 @@ class Platform:
 
         await eventually(ready, "the platform is ready", CALL_SECONDS, story=self.story, interval=0.2)
 
+    async def task(self, script: str, **fields: Any) -> str:
+        """Submit a task that runs a script of Python, and return its id."""
+        body = {
+            "name": "task",
+            "containerImage": name("plain-task"),
+            "containerArgs": """-c 'import os; exec(os.environ["SCRIPT"])'""",
+            "containerEnvironment": [{"key": "SCRIPT", "value": script}],
+            "gpuSpecification": {"gpu": GPU, "instanceType": INSTANCE_TYPE},
+            **fields,
+        }
+        return str((await self.call("POST", "/v1/nvct/tasks", body))["task"]["id"])
+
+    async def task_is(self, task_id: str, *statuses: str) -> dict[str, Any]:
+        """Wait until a task has one of these statuses, and return it."""
+        found: dict[str, Any] = {}
+
+        async def has() -> bool:
+            found.update((await self.call("GET", f"/v1/nvct/tasks/{task_id}"))["task"])
+            return found["status"] in statuses
+
+        def story() -> str:
+            return f"{found}\n{self.story()}"
+
+        await eventually(has, f"the task is {statuses}", 240.0, story=story, interval=0.3)
+        return found
+
     async def until_pods(self, count: int, timeout: float = 120.0) -> None:
         """Wait until so many function pods are there."""
 
