@@ -47,9 +47,21 @@ def is_certainly_over(task: Task, instance: Instance, now: float) -> bool:
     """Return whether nothing of a run whose instance has ended can go on."""
     if instance.exit_code is not None or instance.released_at is not None:
         return True
+    if task.process is None:
+        # The worker of a container cannot end it: only the agent can.
+        return False
     stopping = task.stopping
     if stopping is not None and stopping.exits and now - stopping.at > FENCE_SECONDS:
         return True
+    return has_lease(task) and _silence(task, instance, now) > FENCE_SECONDS
+
+
+def stays_unknown(task: Task, instance: Instance, now: float) -> bool:
+    """Return whether nobody will say whether a run of a container goes on: its agent was lost."""
+    return task.process is None and _silence(task, instance, now) > FENCE_SECONDS
+
+
+def _silence(task: Task, instance: Instance, now: float) -> float:
     signs = (
         task.last_heartbeat_at,
         task.started_at,
@@ -58,5 +70,4 @@ def is_certainly_over(task: Task, instance: Instance, now: float) -> bool:
         instance.reported_at,
         instance.ready_at,
     )
-    heard = max((each for each in signs if each is not None), default=now)
-    return has_lease(task) and now - heard > FENCE_SECONDS
+    return now - max((each for each in signs if each is not None), default=now)

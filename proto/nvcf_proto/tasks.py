@@ -28,7 +28,13 @@ from nvcf_proto.models.tasks import (
     TaskEvent,
     TaskStatus,
 )
-from nvcf_proto.task_policies import cause_of, is_certainly_over, may_be_preempted, may_retry
+from nvcf_proto.task_policies import (
+    cause_of,
+    is_certainly_over,
+    may_be_preempted,
+    may_retry,
+    stays_unknown,
+)
 
 HEARTBEAT_SECONDS = 60.0
 """How often the worker of a task sends heartbeats."""
@@ -46,6 +52,7 @@ RETENTION_SECONDS = 7 * 24 * 3600.0
 """How long a task that is over stays readable."""
 LAUNCH_PAUSES = (1.0, 60.0)
 """Shortest and longest pause before a task is launched again whose order was not taken up."""
+UNKNOWN_END = "whether this run has ended is not known, so that no other one begins"
 
 _MAX_RUNTIME_EXIT = 124
 _NEXT: dict[TaskStatus, frozenset[TaskStatus]] = {
@@ -227,7 +234,11 @@ def _after_end(task: Task, instance: Instance, now: float) -> Task:
         # An agent starts nothing before its acknowledgement is accepted, and that of a closed request is not.
         return requeued(task, reason, now)
     known = failed(task, cause_of(instance), reason, now)
-    return ended_run(known, instance, now) if is_certainly_over(known, instance, now) else known
+    if is_certainly_over(known, instance, now):
+        return ended_run(known, instance, now)
+    if stays_unknown(known, instance, now):
+        return ended(known, TaskStatus.ERRORED, f"{reason}; {UNKNOWN_END}", now)
+    return known
 
 
 def explained(task: Task, instance: Instance) -> Task:

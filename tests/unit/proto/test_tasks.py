@@ -305,3 +305,16 @@ def test_after_the_loss_of_an_agent_the_next_run_waits_until_the_workers_lease_i
     assert (waiting.status, waiting.stopping is not None) == (TaskStatus.RUNNING, True)
     assert tasks.after_instance(waiting, lost, 100.0 + FENCE_SECONDS) is waiting
     assert tasks.after_instance(waiting, lost, 101.0 + FENCE_SECONDS).status is TaskStatus.QUEUED
+
+
+def test_a_container_whose_agent_is_lost_is_not_run_again_for_nobody_can_end_it() -> None:
+    task = tasks.heard(running_task(retry=RetryPolicy(limit=1)).replace(process=None), 100.0)
+    lost = an_instance(
+        task, InstanceState.FAILED, acknowledged_at=1.0, category="lost", reason="lost: silent"
+    )
+    waiting = tasks.after_instance(task, lost, 110.0)
+    assert waiting.status is TaskStatus.RUNNING
+    over = tasks.after_instance(waiting, lost, 101.0 + FENCE_SECONDS)
+    assert (over.status, tasks.UNKNOWN_END in (over.error or "")) == (TaskStatus.ERRORED, True)
+    told = tasks.after_instance(waiting, lost.replace(released_at=120.0), 120.0)
+    assert told.status is TaskStatus.QUEUED
