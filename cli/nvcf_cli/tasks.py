@@ -25,12 +25,13 @@ _OVER = frozenset(each.value for each in TaskStatus if each.is_over)
 
 @dataclass(frozen=True)
 class TaskRequest:
-    """What is to be submitted, checked and with absolute paths. Durations are in seconds."""
+    """What is to be submitted, checked and with absolute paths. Durations are in seconds.
+
+    `source` has the members that say what runs: `process`, or `containerImage` with what belongs to it.
+    """
 
     name: str
-    file: Path
-    python: Path
-    environment: dict[str, str] = field(default_factory=dict)
+    source: Json
     specification: Json = field(default_factory=dict)
     max_runtime: float | None = None
     max_queued: float | None = None
@@ -50,12 +51,7 @@ class TaskRequest:
         }
         return {
             "name": self.name,
-            "process": {
-                "python": str(self.python),
-                "file": str(self.file),
-                "workingDirectory": str(self.file.parent),
-                "environment": self.environment,
-            },
+            **self.source,
             "gpuSpecification": self.specification,
             "tags": list(self.tags),
             **{name: duration_text(seconds) for name, seconds in durations.items() if seconds is not None},
@@ -64,6 +60,17 @@ class TaskRequest:
             **({"resultHandlingStrategy": "UPLOAD"} if self.results else {}),
             **({"resultsLocation": self.results} if self.results not in (None, PLATFORM) else {}),
         }
+
+
+def process_source(file: Path, python: Path, environment: dict[str, str]) -> Json:
+    """Return the source of a task that is a file of this machine."""
+    process = {
+        "python": str(python),
+        "file": str(file),
+        "workingDirectory": str(file.parent),
+        "environment": environment,
+    }
+    return {"process": process}
 
 
 def is_over(task: Json) -> bool:

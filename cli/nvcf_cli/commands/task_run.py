@@ -11,6 +11,7 @@ from nvcf_cli.access import Access, DataOption, KeyFileOption, UrlOption
 from nvcf_cli.api import Api, Json
 from nvcf_cli.deploying import find_file, find_python, name_from_file, parse_environment
 from nvcf_cli.errors import CliError, UsageError
+from nvcf_cli.images import Artifact
 from nvcf_cli.screen import console
 from nvcf_cli.secret_values import named_files
 from nvcf_proto.models import RetryOn, TaskStatus
@@ -21,7 +22,16 @@ DEFAULT_GRACE = 30.0
 
 
 def run(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A Python file.", show_default=False)],
+    file: Annotated[
+        str | None, typer.Argument(metavar="FILE", help="A Python file.", show_default=False)
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(metavar="IMAGE", help="A container image instead of a file.", show_default=False),
+    ] = None,
+    arguments: Annotated[
+        str | None, typer.Option("--args", metavar="TEXT", help="Arguments of the image.", show_default=False)
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="The task's name. [default: the file's]", show_default=False)
     ] = None,
@@ -30,6 +40,10 @@ def run(
     ] = None,
     gpus: Annotated[
         int | None, typer.Option(min=1, max=64, help="Number of GPUs. [default: 1]", show_default=False)
+    ] = None,
+    instance_type: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Instance type of the cluster; for images.", show_default=False),
     ] = None,
     cluster: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only in this cluster; repeatable.")
@@ -84,25 +98,30 @@ def run(
     url: UrlOption = None,
     key_file: KeyFileOption = None,
 ) -> None:
-    """Submit a file as a task, and show its progress and output until its end.
+    """Submit a file or an image as a task, and show its progress and output until its end.
 
     \b
     Examples:
       nvcf task run train.py
       nvcf task run train.py --gpu H100 --max-runtime 3600 --env EPOCHS=3
       nvcf task run report.py --detach --results platform
+      nvcf task run --image registry.example.com/train:1 --gpu H100 --instance-type ON-PREM.GPU.H100_1x
       nvcf task run train.py --results s3://models/runs \\
         --secret AWS_ACCESS_KEY_ID=id.txt --secret AWS_SECRET_ACCESS_KEY=key.txt
     """
-    path = find_file(file)
+    own_name, source = _source(file, image, arguments, python, parse_environment(env or ()))
     specification: Json = {"clusters": cluster or []}
     if gpu is not None:
         specification |= {"gpu": gpu, "gpusPerInstance": gpus or 1}
+    if (image is None) != (instance_type is None):
+        raise UsageError(
+            "--image and --instance-type belong together: nvcf clusters list shows what there is"
+        )
+    if instance_type is not None:
+        specification["instanceType"] = instance_type
     request = tasks.TaskRequest(
-        name=name or name_from_file(path),
-        file=path,
-        python=find_python(python),
-        environment=parse_environment(env or ()),
+        name=name or own_name,
+        source=source,
         specification=specification,
         max_runtime=max_runtime,
         max_queued=max_queued,
@@ -132,6 +151,27 @@ def run(
     elif task["status"] != TaskStatus.COMPLETED:
         reason = tasks.error_of(task)
         raise CliError(f"the task is {task['status']}" + (f": {reason}" if reason else ""))
+
+
+def _source(
+    file: str | None,
+    image: str | None,
+    arguments: str | None,
+    python: str | None,
+    environment: dict[str, str],
+) -> tuple[str, Json]:
+    """Return the name and the source of a task. Raises UsageError."""
+    if (file is None) == (image is None):
+        raise UsageError("give a file or --image: nvcf task run train.py")
+    if image is not None:
+        if python is not None:
+            raise UsageError("--python belongs to a file")
+        artifact = Artifact(image=image, arguments=arguments, environment=environment)
+        return artifact.own_name, artifact.members()
+    if arguments is not None:
+        raise UsageError("--args belongs to --image; a file gets its settings by --env")
+    path = find_file(file or "")
+    return name_from_file(path), tasks.process_source(path, find_python(python), environment)
 
 
 def _scheduling(priority: int, preemptible: bool, retries: int, failures: bool) -> Json:

@@ -1,0 +1,75 @@
+"""What `nvcf task run` submits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from nvcf_cli import tasks
+from nvcf_cli.commands.task import app
+
+
+@pytest.fixture
+def submitted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Bodies of the calls; the platform is a stand-in that takes them."""
+    bodies: list[dict[str, Any]] = []
+
+    async def submit(api: object, request: tasks.TaskRequest) -> dict[str, Any]:
+        bodies.append(request.body())
+        return {"id": "the-id"}
+
+    monkeypatch.setattr(tasks, "submit", submit)
+    return bodies
+
+
+def run(tmp_path: Path, *arguments: str) -> str:
+    (tmp_path / "key").write_text("nvcf-key")
+    access = ["--url", "http://127.0.0.1:1", "--key-file", str(tmp_path / "key"), "--detach"]
+    result = CliRunner().invoke(app, ["run", *arguments, *access])
+    return result.output if result.exit_code == 0 else f"{result.output} {result.exception}"
+
+
+def test_an_image_has_its_arguments_and_variables(submitted: list[dict[str, Any]], tmp_path: Path) -> None:
+    options = ["--image", "r.example/team/train:1", "--gpu", "H100", "--instance-type", "X_1x", "--args"]
+    run(tmp_path, *options, "python train.py", "--env", "SEED=7", "--results", "platform")
+    (body,) = submitted
+    assert (body["name"], body["containerImage"]) == ("train", "r.example/team/train:1")
+    assert body["containerArgs"] == "python train.py"
+    assert body["containerEnvironment"] == [{"key": "SEED", "value": "7"}]
+    assert body["gpuSpecification"] == {
+        "clusters": [],
+        "gpu": "H100",
+        "gpusPerInstance": 1,
+        "instanceType": "X_1x",
+    }
+    assert body["resultHandlingStrategy"] == "UPLOAD"
+    assert "process" not in body
+    assert "resultsLocation" not in body
+
+
+def test_a_file_is_a_process(submitted: list[dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "train.py").touch()
+    run(tmp_path, str(tmp_path / "train.py"), "--env", "SEED=7", "--results", "s3://bucket/x")
+    (body,) = submitted
+    assert (body["name"], body["process"]["environment"]) == ("train", {"SEED": "7"})
+    assert (body["resultHandlingStrategy"], body["resultsLocation"]) == ("UPLOAD", "s3://bucket/x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ((), "give a file or --image"),
+        (("--image", "i"), "belong together"),
+        (("--image", "i", "--instance-type", "x", "--python", "p"), "--python belongs to a file"),
+        (("train.py", "--image", "i"), "give a file or --image"),
+        (("train.py", "--args", "x"), "--args belongs to --image"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(
+    submitted: list[dict[str, Any]], tmp_path: Path, arguments: tuple[str, ...], reason: str
+) -> None:
+    assert reason in run(tmp_path, *arguments)
+    assert submitted == []
