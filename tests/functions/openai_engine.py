@@ -27,6 +27,10 @@ async def _words(body: dict[str, Any]) -> AsyncIterator[str]:
             os._exit(1)
         yield _chunk(body, {"role": "assistant", "content": word})
     yield _chunk(body, {}, "stop")
+    if (body.get("stream_options") or {}).get("include_usage"):
+        usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+        value = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
+        yield f"data: {json.dumps({**value, 'choices': [], 'usage': usage})}\n\n"
     yield "data: [DONE]\n\n"
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass
 
 MAX_MEMBERS = 4096
@@ -84,9 +84,13 @@ async def members_in_slices(body: bytes, wanted: Collection[str]) -> dict[str, S
     raise AssertionError("a scan ends with its result")
 
 
-def replaced(body: bytes, span: Span, value: bytes) -> bytes:
-    """Return the body with another value there; all other bytes stay."""
-    return b"".join((body[: span.start], value, body[span.end :]))
+def replaced(body: bytes, changes: Mapping[Span, bytes]) -> bytes:
+    """Return the body with other values at these places; all other bytes stay."""
+    parts, at = [], 0
+    for span in sorted(changes, key=lambda each: each.start):
+        parts += [body[at : span.start], changes[span]]
+        at = span.end
+    return b"".join((*parts, body[at:]))
 
 
 def _space(body: bytes, at: int) -> int:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -26,10 +25,11 @@ from nvcf_gateway.http.routing import Handler
 from nvcf_gateway.http.spool_budget import SpoolBudget
 from nvcf_gateway.invocation.invoke import Invoker
 from nvcf_gateway.invocation.waiting import CallRunner, Ended
-from nvcf_gateway.llm.errors import bad_request, model_not_found
-from nvcf_gateway.llm.json_members import InvalidBody, Span, members_in_slices, replaced
-from nvcf_gateway.llm.models import MAX_MODEL_CHARACTERS, ModelName, Models, parse_model
+from nvcf_gateway.llm.body import ModelCallBody, parse_body
+from nvcf_gateway.llm.errors import model_not_found
+from nvcf_gateway.llm.models import MAX_MODEL_CHARACTERS, Models
 from nvcf_gateway.llm.sink import OpenAiSink
+from nvcf_gateway.llm.token_budgets import Charge, TokenBudgets
 from nvcf_gateway.queue.message import forwarded_headers
 from nvcf_gateway.ratelimit.limiter import RateLimiter
 from nvcf_gateway.registry import Registry
@@ -40,27 +40,19 @@ from nvcf_proto.headers import EVENT_STREAM, NVCF_POLL_SECONDS
 from nvcf_proto.models import FunctionVersion
 from nvcf_proto.settings import MAX_INLINE_BODY
 
-CALL_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
+EMBEDDINGS_PATH = "/v1/embeddings"
+CALL_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", EMBEDDINGS_PATH)
 MODELS_PATH = "/v1/models"
 HEARTBEAT_SECONDS = 10.0
 READ_AHEAD_PATIENCE = 5.0
+_USAGE_ON_REQUEST = ("/v1/chat/completions", "/v1/completions")
+"""Where an engine counts the tokens of a stream only if it is asked to."""
 _OF_THE_BODY = frozenset(("content-length", "expect"))
-_MODEL_BYTES = 6 * MAX_MODEL_CHARACTERS + 2
-"""Longest value of `model` as written: each character may be an escape."""
 
 
 def is_openai_path(path: str) -> bool:
     """Return whether errors at a path are in OpenAI's form."""
     return path in CALL_PATHS or path == MODELS_PATH or path.startswith(MODELS_PATH + "/")
-
-
-@dataclass(frozen=True, slots=True)
-class _Body:
-    """A caller's body: its bytes for the function, the model, and whether a stream is asked for."""
-
-    data: bytes
-    model: ModelName
-    streams: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +68,7 @@ class OpenAiRoutes:
     bodies: BodyBudget
     spool: SpoolBudget
     revocations: Revocations
+    budgets: TokenBudgets
 
     def routes(self) -> list[tuple[str, str, Handler, str | None]]:
         """Return methods, patterns, handlers, and the kind of call if it is one."""
@@ -107,28 +100,55 @@ class OpenAiRoutes:
         caller = self.authenticator.caller(request.headers)
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise HttpProblem(415, "send the body without a Content-Encoding")
-        with self.bodies.room(caller.nca_id) as grow:
-            await expect_continue(request)
-            raw = await read_all(request, self.config.exec_body_bytes, grow=grow)
-            body = await _read(raw)
-            del raw
-            with child(telemetry.AUTHORISE):
-                version = self.models.version(caller, body.model, request.path)
-                set_version(version)
-                await self.limiter.admit(version, caller.nca_id, caller.subject)
-            call = await self._call(request, caller, version, body.data)
-        streams = body.streams
-        # The call may wait for long, and its body is in the message or spooled.
-        del body
-        with self.revocations.call(caller, version.function_id):
-            return await self._answer(request, call, OpenAiSink(request, call.request_id, streams=streams))
+        with contextlib.ExitStack() as charges:
+            with self.bodies.room(caller.nca_id) as grow:
+                await expect_continue(request)
+                body = await parse_body(await read_all(request, self.config.exec_body_bytes, grow=grow))
+                with child(telemetry.AUTHORISE):
+                    version = self.models.version(caller, body.model, request.path)
+                    set_version(version)
+                    await self.limiter.admit(version, caller.nca_id, caller.subject)
+                streams = body.streams
+                hidden = streams and request.path in _USAGE_ON_REQUEST and not body.asks_for_usage
+                charge = self._charge(request, caller, version, body, hidden=hidden)
+                if charge is not None:
+                    charges.callback(charge.settle)
+                data = body.data(add_usage=hidden and charge is not None)
+                call = await self._call(request, caller, version, data, readable=charge is not None)
+                # The call may wait for long, and its body is in the message or spooled.
+                del body, data
+            sink = OpenAiSink(request, call.request_id, streams=streams, charge=charge)
+            with self.revocations.call(caller, version.function_id):
+                return await self._answer(request, call, sink)
+
+    def _charge(
+        self,
+        request: web.BaseRequest,
+        caller: Caller,
+        version: FunctionVersion,
+        body: ModelCallBody,
+        *,
+        hidden: bool,
+    ) -> Charge | None:
+        output = 0 if request.path == EMBEDDINGS_PATH else body.output_bound
+        size, name = len(body.raw), body.model.name
+        return self.budgets.charge(version, name, caller.nca_id, size=size, output=output, hidden=hidden)
 
     async def _call(
-        self, request: web.BaseRequest, caller: Caller, version: FunctionVersion, data: bytes
+        self,
+        request: web.BaseRequest,
+        caller: Caller,
+        version: FunctionVersion,
+        data: bytes,
+        *,
+        readable: bool,
     ) -> Call:
         # A caller of OpenAI's API cannot poll: it waits as long as callers of event streams do.
         seconds = poll_seconds(request.headers.get(NVCF_POLL_SECONDS), accept=EVENT_STREAM, path_route=True)
         inner = [pair for pair in raw_headers(request) if pair[0].lower() not in _OF_THE_BODY]
+        if readable:
+            # Its tokens are read out of the response.
+            inner = [pair for pair in inner if pair[0].lower() != "accept-encoding"]
         inner.append(("Content-Length", str(len(data))))
         headers = forwarded_headers(inner, seconds, self.config.region, pass_through=True)
         deployment = self.registry.deployments.get(version.id)
@@ -178,43 +198,14 @@ def openai_routes(invoker: Invoker) -> list[tuple[str, str, Handler, str | None]
         invoker.bodies,
         invoker.spool,
         invoker.revocations,
+        TokenBudgets(),
     ).routes()
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def _heartbeats(sink: OpenAiSink) -> AsyncIterator[None]:
     beats = asyncio.create_task(sink.heartbeat(HEARTBEAT_SECONDS), name="heartbeats of a stream")
     try:
         yield
     finally:
         await end_task(beats)
-
-
-async def _read(raw: bytes) -> _Body:
-    """Read the members that matter here, and give `model` the function's spelling. Raises HttpProblem 400."""
-    try:
-        found = await members_in_slices(raw, ("model", "stream"))
-    except InvalidBody as error:
-        raise bad_request(str(error)) from None
-    model = parse_model(_model(raw, found))
-    name = json.dumps(model.name).encode()
-    return _Body(replaced(raw, found["model"], name), model, _flag(raw, found, "stream"))
-
-
-def _model(raw: bytes, found: Mapping[str, Span]) -> str:
-    span = found.get("model")
-    if span is None:
-        raise bad_request("the body names no model", "model", "missing_model")
-    try:
-        value = json.loads(raw[span.start : span.end]) if span.end - span.start <= _MODEL_BYTES else None
-    except ValueError:
-        value = None
-    if not isinstance(value, str):
-        detail = f"the model is a string of at most {MAX_MODEL_CHARACTERS} characters"
-        raise bad_request(detail, "model", "invalid_model")
-    return value
-
-
-def _flag(raw: bytes, found: Mapping[str, Span], name: str) -> bool:
-    span = found.get(name)
-    return span is not None and raw[span.start : span.end] == b"true"

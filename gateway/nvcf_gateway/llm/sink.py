@@ -18,6 +18,7 @@ from nvcf_gateway.exchange.sinks import StreamSink
 from nvcf_gateway.http.responses import SERVER, cors_headers, json_response
 from nvcf_gateway.llm.errors import MAX_ERROR_BYTES, error_object, event, object_of, of_function
 from nvcf_gateway.llm.events import WholeEvents
+from nvcf_gateway.llm.token_budgets import Charge
 from nvcf_gateway.queue.message import Header
 from nvcf_proto.h1 import ResponseHead
 from nvcf_proto.headers import EVENT_STREAM, PROBLEM_JSON
@@ -27,9 +28,15 @@ _DESCRIBES_BODY = frozenset(("content-length", "content-encoding", "etag"))
 
 
 class OpenAiSink:
-    """Takes the response of one call; `streams`: the caller has asked for a stream."""
+    """Takes the response of one call; `streams`: the caller has asked for a stream.
 
-    def __init__(self, request: web.BaseRequest, request_id: str, *, streams: bool) -> None:
+    With a `charge` the tokens of the response are read on the way.
+    """
+
+    def __init__(
+        self, request: web.BaseRequest, request_id: str, *, streams: bool, charge: Charge | None = None
+    ) -> None:
+        self._charge = charge
         self._request = request
         self._request_id = request_id
         self._streams = streams
@@ -64,6 +71,8 @@ class OpenAiSink:
         """Take the head."""
         async with self._opening:
             self._begun = True
+            if self._charge is not None:
+                self._charge.answered = head.status < 400
             kind = _media_type(head)
             if self._stream is not None:
                 if head.status != 200 or kind != EVENT_STREAM:
@@ -81,15 +90,23 @@ class OpenAiSink:
             body = self._collected[1]
             body += data[: MAX_ERROR_BYTES - len(body)]
         elif self._stream is None:
+            if self._charge is not None:
+                self._charge.reader.body(data)
             await self._plain.write(data)
-        elif whole := self._events.feed(data):
-            await self._send(whole)
+        else:
+            whole = self._events.feed(data)
+            if self._charge is not None:
+                whole = self._charge.reader.whole_events(whole)
+            if whole:
+                await self._send(whole)
 
     async def finish(self) -> None:
         """End the body."""
         if self._collected is not None:
             await self._finish_error(*self._collected)
         elif self._stream is None:
+            if self._charge is not None:
+                self._charge.reader.end()
             await self._plain.finish()
         else:
             await self._end(self._events.rest())
@@ -102,6 +119,10 @@ class OpenAiSink:
             async with self._opening:
                 self._begun = True
                 if self._stream is None:
+                    if self._charge is not None:
+                        self._charge.answered = head.status < 400
+                        self._charge.reader.body(body)
+                        self._charge.reader.end()
                     await self._plain.complete(head, body)
                     return
         await self.start(head)
@@ -173,6 +194,8 @@ class OpenAiSink:
     def _headers(self, head: ResponseHead) -> list[Header]:
         named = {name.lower() for name, _ in head.headers}
         own = [] if "x-request-id" in named else [("x-request-id", self._request_id)]
+        if self._charge is not None:
+            own += self._charge.headers
         cors = list(cors_headers(self._request.headers).items())
         return path_headers(ResponseHead(head.status, [*head.headers, *own]), self._request_id, cors)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ HELLO = [{"role": "user", "content": "hello"}]
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
 
-def llm(*uris: str) -> dict[str, Any]:
+def llm(*uris: str, **config: str) -> dict[str, Any]:
     """Return the fields of a version of type LLM."""
-    return {"functionType": "LLM", "models": [{"name": "tiny", "llmConfig": {"uris": uris}}]}
+    return {"functionType": "LLM", "models": [{"name": "tiny", "llmConfig": {"uris": uris, **config}}]}
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -214,3 +215,59 @@ async def test_a_stream_that_breaks_ends_with_an_error_event(platform: Platform)
             await anext(chunks)
     assert words == ["the ", "quick "]
     assert broken.value.code == "worker_lost"
+
+
+async def remaining(platform: Platform, model: str) -> int:
+    """Return how many tokens were left before a small call that is answered."""
+    body = json.dumps({"model": model, "messages": HELLO, "max_tokens": 4}).encode()
+    status, answer, headers = await post(platform, body)
+    assert (status, answer["usage"]["total_tokens"]) == (200, 7)
+    return int(headers["x-ratelimit-remaining-tokens"]) + math.ceil(len(body) / 4) + 4
+
+
+async def test_tokens_are_charged_by_usage_that_the_caller_did_not_ask_for(platform: Platform) -> None:
+    made = await platform.deployed_version("limited-tokens", **llm(CHAT, tokenRateLimit="1000-W"))
+    await platform.start_worker(made, ENGINE, "engine", concurrency=4)
+    model = f"{made.function_id}/tiny"
+    assert await remaining(platform, model) == 1000
+    async with client(platform) as api:
+        for options in ({}, {"stream_options": {"include_usage": True}}):
+            stream = await api.chat.completions.create(model=model, messages=HELLO, stream=True, **options)
+            chunks = [chunk async for chunk in stream]
+            # The chunk with the usage alone comes only to the caller that has asked for it.
+            assert len(chunks) == len(WORDS) + 1 + len(options)
+            assert (chunks[-1].usage is not None) == bool(options)
+        assert await remaining(platform, model) == 1000 - 3 * 7
+        with pytest.raises(openai.UnprocessableEntityError):
+            await api.chat.completions.create(model=model, messages=HELLO, extra_body={"fail_with": 422})
+        # An error costs nothing.
+        assert await remaining(platform, model) == 1000 - 4 * 7
+        with pytest.raises(openai.BadRequestError) as impossible:
+            await api.chat.completions.create(model=model, messages=HELLO, max_tokens=1001)
+        assert impossible.value.code == "tokens_over_limit"
+        with pytest.raises(openai.RateLimitError, match="token limit reached") as refused:
+            await api.chat.completions.create(model=model, messages=HELLO, max_tokens=999)
+        headers = refused.value.response.headers
+        assert (headers["x-ratelimit-limit-tokens"], int(headers["retry-after"]) > 0) == ("1000", True)
+
+
+async def test_a_broken_stream_is_charged_what_was_sent(platform: Platform) -> None:
+    made = await platform.deployed_version("broken-tokens", **llm(CHAT, tokenRateLimit="1000-W"))
+    await platform.start_worker(made, ENGINE, "engine")
+    model = f"{made.function_id}/tiny"
+    body = json.dumps({"model": model, "stream": True, "die_before": "brown "}).encode()
+    url = platform.gateway.url + CHAT
+    async with platform.session.post(url, data=body, headers=platform.authorization("invoke")) as response:
+        assert b"worker_lost" in await response.content.read()
+    await platform.start_worker(made, ENGINE, "engine")
+    assert await remaining(platform, model) == 1000 - math.ceil(len(body) / 4) - 2
+
+
+async def test_a_caller_that_leaves_takes_its_request_out_of_the_queue(platform: Platform) -> None:
+    made = await platform.deployed_version("left", **llm(CHAT))
+    body = json.dumps({"model": f"{made.function_id}/tiny", "stream": True}).encode()
+    url = platform.gateway.url + CHAT
+    async with platform.session.post(url, data=body, headers=platform.authorization("invoke")) as response:
+        assert await response.content.readline() == b": waiting\n"
+        response.close()
+    await platform.queue_is_empty(made)

@@ -57,7 +57,7 @@ def test_members_are_found_in_any_form_of_an_object(value: dict[str, Any], form:
 def test_only_the_value_of_the_member_changes(value: dict[str, Any], old: str, new: str) -> None:
     body = json.dumps({**value, "model": old}, indent=1).encode()
     span = members(body, WANTED)["model"]
-    changed = replaced(body, span, json.dumps(new).encode())
+    changed = replaced(body, {span: json.dumps(new).encode()})
     assert json.loads(changed) == {**value, "model": new}
     assert changed.startswith(body[: span.start])
     assert changed.endswith(body[span.end :])
