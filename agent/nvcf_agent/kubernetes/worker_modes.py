@@ -5,8 +5,8 @@ import json
 import logging
 import time
 import weakref
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field, replace
 
 from nvcf_agent.backends.environment import InstanceSpec
 from nvcf_agent.errors import AgentError
@@ -28,28 +28,25 @@ _MOST_KNOWN = 1000
 _DOCKER_HUB = "docker.io"
 _DOCKER_HUB_API = "registry-1.docker.io"
 
+_Image = tuple[str, str]
 Say = Callable[[InstanceSpec, str], None]
 """Tells people of an instance's function something."""
 
 
+@dataclass(eq=False)
 class WorkerModes:
     """Reads labels from registries. What an account's image says is kept for some minutes."""
 
-    def __init__(
-        self,
-        fetcher: Fetcher,
-        say: Say = lambda _spec, _text: None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        settings = fetcher.settings
-        self._fetcher = Fetcher(replace(settings, seconds=min(settings.seconds, LOOK_SECONDS)))
-        self._say = say
-        self._clock = clock
-        # By account and image: what one account cannot read, another one may.
-        self._known: dict[tuple[str, str], tuple[float, WorkerMode]] = {}
-        self._locks: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = (
-            weakref.WeakValueDictionary()
-        )
+    fetcher: Fetcher
+    say: Say = lambda _spec, _text: None
+    clock: Callable[[], float] = time.monotonic
+    # By account and image: what one account cannot read, another one may.
+    _known: dict[_Image, tuple[float, WorkerMode]] = field(default_factory=dict)
+    _locks: MutableMapping[_Image, asyncio.Lock] = field(default_factory=weakref.WeakValueDictionary)
+
+    def __post_init__(self) -> None:
+        settings = self.fetcher.settings
+        self.fetcher = Fetcher(replace(settings, seconds=min(settings.seconds, LOOK_SECONDS)))
 
     async def completed(self, spec: InstanceSpec) -> InstanceSpec:
         """Return an instance's specification with a mode. Raises `Unsupported` for an order without image."""
@@ -66,20 +63,20 @@ class WorkerModes:
         lock = self._locks.setdefault(key, asyncio.Lock())
         async with lock:
             known = self._known.get(key)
-            if known is not None and self._clock() < known[0]:
+            if known is not None and self.clock() < known[0]:
                 return known[1]
             mode, problem = WorkerMode.SIDECAR, ""
             try:
-                config = await self._fetcher.image_config(image_source(image), basic_logins(image, logins))
+                config = await self.fetcher.image_config(image_source(image), basic_logins(image, logins))
                 mode = mode_of(config)
             except AgentError as error:
                 problem = str(error)
             if problem:
                 text = f"image {image} counts as one without a worker: its label cannot be read: {problem}"
                 _log.warning("%s", text)
-                self._say(spec, text)
+                self.say(spec, text)
             self._known.pop(key, None)
-            self._known[key] = self._clock() + (_UNREAD_SECONDS if problem else _KNOWN_SECONDS), mode
+            self._known[key] = self.clock() + (_UNREAD_SECONDS if problem else _KNOWN_SECONDS), mode
             while len(self._known) > _MOST_KNOWN:
                 del self._known[next(iter(self._known))]
             return mode

@@ -121,7 +121,7 @@ class HelmBackend:
         body, record = _mini_service(await asyncio.to_thread(with_secrets, spec, self._pod_settings))
         name = name_of(body)
         try:
-            await self._installer.keep(names.order_secret(name), name, record)
+            await self._installer.keep(name, name, record)
             await self._api.create(MINI_SERVICE, body)
         except ApiError as error:
             if error.is_conflict:

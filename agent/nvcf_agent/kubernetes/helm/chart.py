@@ -1,7 +1,6 @@
 """From an order to the objects that are installed: fetch, render, check, add."""
 
 import asyncio
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,7 +18,7 @@ from nvcf_agent.kubernetes.helm.names import ARTIFACTS, COLLECTOR, MINI_SERVICE_
 from nvcf_agent.kubernetes.helm.settings import HelmSettings
 from nvcf_agent.kubernetes.names import COMPONENT, MANAGED_BY
 from nvcf_agent.kubernetes.pods import names
-from nvcf_agent.kubernetes.pods.launch import ContainerLaunch, auths_for, parse_launch, registry_of
+from nvcf_agent.kubernetes.pods.launch import ContainerLaunch, auths_for, decoded, parse_launch, registry_of
 from nvcf_agent.kubernetes.pods.render import artifact_files, encoded, login_members, node_affinity
 from nvcf_agent.kubernetes.pods.settings import PodSettings
 from nvcf_agent.kubernetes.pods.variables import function_variables
@@ -29,7 +28,7 @@ from nvcf_proto.charts.policy import chosen_policy
 from nvcf_proto.charts.rules import Target, check_chart
 from nvcf_proto.environment import HELM_CHART_INFERENCE_SERVICE_NAME, INFERENCE_PORT
 from nvcf_proto.errors import ContractError, InvalidRecord
-from nvcf_proto.icms.messages import CreationMessage, decode_base64
+from nvcf_proto.icms.messages import CreationMessage
 from nvcf_proto.models.specifications import HelmValidationPolicy
 
 RENDERS_AT_ONCE = 2
@@ -80,13 +79,8 @@ def parse_chart(order: CreationMessage) -> ChartOrder:
 
 
 def _decoded(text: str | None, what: str) -> dict[str, Any] | None:
-    if not text:
-        return None
-    try:
-        found = json.loads(decode_base64(text, what))
-    except ValueError as error:
-        raise InvalidRecord(what, "not base64 of JSON") from error
-    if not isinstance(found, dict):
+    found = decoded(text, what)
+    if found is not None and not isinstance(found, dict):
         raise InvalidRecord(what, "expected an object")
     return found
 

@@ -22,10 +22,10 @@ from yarl import URL
 
 from nvcf_agent.kubernetes.helm.errors import ChartError, ChartPullError, ChartUnavailable
 from nvcf_agent.kubernetes.helm.public_hosts import PublicResolver, check_literal
+from nvcf_agent.kubernetes.pods.launch import decoded
 from nvcf_proto.charts.objects import member
 from nvcf_proto.charts.source import InvalidSource, Source, chart_source
 from nvcf_proto.errors import InvalidRecord
-from nvcf_proto.icms.messages import decode_base64
 
 SECONDS = 120.0
 MOST_BYTES = 16 * 2**20
@@ -70,7 +70,7 @@ def parse_logins(text: str | None) -> dict[str, str]:
     if not text:
         return {}
     try:
-        document = json.loads(decode_base64(text, "HELM_REGISTRIES_CREDENTIALS"))
+        document = decoded(text, "HELM_REGISTRIES_CREDENTIALS")
         return {
             host: str(login["auth"])
             for secret in document.get("k8sSecrets", ())

@@ -35,13 +35,10 @@ def namespace_of(instance_id: str) -> str:
     return request_of(instance_id)
 
 
-def order_secret(mini_service: str) -> str:
-    """Return the name of the Secret with the order of a MiniService."""
-    return mini_service
-
-
 def rendered_secret(mini_service: str) -> str:
-    """Return the name of the Secret with the installed objects of a MiniService."""
+    """Return the name of the Secret with installed objects; the one with the order is called as the
+    MiniService.
+    """
     return object_name(mini_service, "rendered")
 
 

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from nvcf_agent.backends.environment import InstanceSpec
 from nvcf_agent.backends.interface import NO_SECRETS, Secrets
@@ -29,27 +30,19 @@ _log = logging.getLogger(__name__)
 DEFAULT_GRACE_SECONDS = 120.0
 
 
+@dataclass(eq=False)
 class Reconciler:
     """Works on one MiniService at a time, by what the API server has: any call may be the first one."""
 
-    def __init__(
-        self,
-        api: Api,
-        installer: Installer,
-        renderer: ChartRenderer,
-        settings: HelmSettings,
-        secrets: Secrets = NO_SECRETS,
-        wall: Callable[[], float] = time.time,
-    ) -> None:
-        self._api = api
-        self._installer = installer
-        self._renderer = renderer
-        self._settings = settings
-        self._secrets = secrets
-        self._wall = wall
-        self._following: set[str] = set()
-        self._rendered: dict[str, Rendered] = {}
-        self._memories: dict[str, dict[str, Memory]] = {}
+    api: Api
+    installer: Installer
+    renderer: ChartRenderer
+    settings: HelmSettings
+    secrets: Secrets = NO_SECRETS
+    wall: Callable[[], float] = time.time
+    _following: set[str] = field(default_factory=set)
+    _rendered: dict[str, Rendered] = field(default_factory=dict)
+    _memories: dict[str, dict[str, Memory]] = field(default_factory=dict)
 
     async def advance(self, obj: Object, pods: Sequence[Object]) -> Object:
         """Take a step with a MiniService that is not being deleted; return it as it is then.
@@ -66,7 +59,7 @@ class Reconciler:
         if phases.is_over(status):
             return status
         if status.phase is MiniServicePhase.NEW:
-            return phases.moved(status, MiniServicePhase.INSTALLING, self._wall())
+            return phases.moved(status, MiniServicePhase.INSTALLING, self.wall())
         if not phases.is_installed(status):
             return await self._install(obj, status)
         if status.observed_generation != obj["metadata"]["generation"]:
@@ -78,10 +71,10 @@ class Reconciler:
         patch = {"metadata": metadata, "status": status.to_dict()}
         if status.phase != member(obj, "status", "phase"):
             _log.info("MiniService %s: %s", name_of(obj), status.phase)
-        return await self._api.patch(MINI_SERVICE, name_of(obj), None, patch, part="status")
+        return await self.api.patch(MINI_SERVICE, name_of(obj), None, patch, part="status")
 
     async def _install(self, obj: Object, status: MiniServiceStatus) -> MiniServiceStatus:
-        name, namespace, now = name_of(obj), obj["spec"]["namespace"], self._wall()
+        name, namespace, now = name_of(obj), obj["spec"]["namespace"], self.wall()
         try:
             spec = await self._spec(name)
             rendered = await self._kept(name)
@@ -89,14 +82,14 @@ class Reconciler:
                 rendered = await self._render(obj, spec)
                 # Stored first, so that an agent that takes over installs the same objects.
                 await self._keep(name, rendered)
-            worker = await self._installer.prepare(spec, namespace, name, rendered.objects)
+            worker = await self.installer.prepare(spec, namespace, name, rendered.objects)
             if name not in self._following:
-                await self._secrets.begin(spec.instance_of)
+                await self.secrets.begin(spec.instance_of)
                 self._following.add(name)
             initialized = pod_status.condition(worker, "Initialized")
             if worker["spec"].get("initContainers") and (initialized is None or not initialized.holds):
                 return self._before_worker(name, worker, status)
-            await self._installer.apply(rendered.objects)
+            await self.installer.apply(rendered.objects)
             self._rendered[name] = rendered
             return phases.installed(status, rendered, now)
         except ObjectRefused as error:
@@ -107,57 +100,57 @@ class Reconciler:
             # The control plane orders another instance after a while: until then none takes up a GPU.
             return phases.refused(status, Reason.CHART_UNAVAILABLE, str(error), now)
         except (ChartUnavailable, StartError, ApiError) as error:
-            if phases.since(status, now) > self._settings.install:
-                text = f"not installed after {self._settings.install / 60:g} min: {error}"
+            if phases.since(status, now) > self.settings.install:
+                text = f"not installed after {self.settings.install / 60:g} min: {error}"
                 return phases.refused(status, Reason.INSTALL_ERROR, text, now)
             if isinstance(error, ApiError):
                 raise
             return phases.noted(status, phases.INSTALL, None, Reason.CHART_UNAVAILABLE, str(error), now)
 
     def _before_worker(self, name: str, worker: Object, status: MiniServiceStatus) -> MiniServiceStatus:
-        now = self._wall()
+        now = self.wall()
         memories = self._remember(name, [worker])
-        found = failure_of(worker, memories[worker["metadata"]["uid"]], now, self._settings.limits)
+        found = failure_of(worker, memories[worker["metadata"]["uid"]], now, self.settings.limits)
         if found is not None:
             return phases.failed(status, Reason.DEGRADED_WORKER, found, now)
         message = f"the worker: {why_not_ready(worker)}"
         return phases.noted(status, phases.WORKERS, False, Reason.WAITING, message, now)
 
     async def _spec(self, name: str) -> InstanceSpec:
-        record = await self._installer.secret(names.order_secret(name))
+        record = await self.installer.secret(name)
         return records.spec_of(record)
 
     async def _kept(self, name: str) -> Rendered | None:
-        record = await self._installer.secret(names.rendered_secret(name))
+        record = await self.installer.secret(names.rendered_secret(name))
         return None if record is None else records.rendered_of(record)
 
     async def _keep(self, name: str, rendered: Rendered) -> None:
-        await self._installer.keep(names.rendered_secret(name), name, records.rendered_record(rendered))
+        await self.installer.keep(names.rendered_secret(name), name, records.rendered_record(rendered))
 
     async def _render(self, obj: Object, spec: InstanceSpec) -> Rendered:
         """Render with the values in the MiniService: those of the order until somebody changes them."""
         values = member(obj, "spec", "helmChartConfig", "values") or {}
         chart = parse_chart(spec.order).with_values(values)
-        objects, notes = await self._renderer.render(spec, chart, obj["spec"]["namespace"], name_of(obj))
+        objects, notes = await self.renderer.render(spec, chart, obj["spec"]["namespace"], name_of(obj))
         return Rendered(tuple(objects), obj["metadata"]["generation"], notes)
 
     async def _update(self, obj: Object, status: MiniServiceStatus) -> MiniServiceStatus:
         """Install new values. If they cannot be installed, what was there before stays."""
-        name, generation, now = name_of(obj), obj["metadata"]["generation"], self._wall()
+        name, generation, now = name_of(obj), obj["metadata"]["generation"], self.wall()
         before = await self._installed(name)
         try:
             rendered = await self._render(obj, await self._spec(name))
-            await self._installer.apply(rendered.objects)
+            await self.installer.apply(rendered.objects)
             await self._keep(name, rendered)
         except ObjectRefused as error:
             # Some of the new objects may be there already.
-            await self._installer.apply(before.objects)
+            await self.installer.apply(before.objects)
             return phases.update_refused(status, Reason.OBJECTS_FAILED, str(error), generation, now)
         except WRONG_CHART as error:
             return phases.update_refused(status, Reason.INVALID, str(error), generation, now)
         except ChartUnavailable as error:
             return phases.noted(status, phases.INSTALL, None, Reason.CHART_UNAVAILABLE, str(error), now)
-        await self._installer.prune(before, rendered, obj["spec"]["namespace"])
+        await self.installer.prune(before, rendered, obj["spec"]["namespace"])
         self._rendered[name] = rendered
         return phases.installed(status, rendered, now)
 
@@ -170,22 +163,22 @@ class Reconciler:
     async def _look(
         self, obj: Object, status: MiniServiceStatus, pods: Sequence[Object]
     ) -> MiniServiceStatus:
-        name, now = name_of(obj), self._wall()
+        name, now = name_of(obj), self.wall()
         if name not in self._following:
             # An earlier agent has installed it.
-            record = await self._installer.secret(names.order_secret(name))
+            record = await self.installer.secret(name)
             if record is not None:
-                await self._secrets.adopt(records.spec_of(record).instance_of)
+                await self.secrets.adopt(records.spec_of(record).instance_of)
             self._following.add(name)
         rendered = await self._installed(name)
         by_worker = is_by_worker(rendered.objects)
-        live = {} if by_worker else await self._installer.live(rendered, obj["spec"]["namespace"], name)
+        live = {} if by_worker else await self.installer.live(rendered, obj["spec"]["namespace"], name)
         worker = next((each for each in pods if name_of(each) == names.UTILS), None)
         if worker is None:
             # A copy of the pods may be late, and this would be the instance's end.
-            worker = await self._api.get(POD, names.UTILS, obj["spec"]["namespace"])
+            worker = await self.api.get(POD, names.UTILS, obj["spec"]["namespace"])
         view = View(
-            [self._installer.kinds.ref(each) for each in rendered.objects],
+            [self.installer.kinds.ref(each) for each in rendered.objects],
             live,
             [each for each in pods if name_of(each) != names.UTILS],
             worker,
@@ -193,34 +186,32 @@ class Reconciler:
             status.phase is not MiniServicePhase.INSTALLED,
             by_worker,
         )
-        return phases.observed(
-            status, health_of(view, now, self._settings.limits), now, self._settings.pending
-        )
+        return phases.observed(status, health_of(view, now, self.settings.limits), now, self.settings.pending)
 
     def _remember(self, name: str, pods: Sequence[Object]) -> dict[str, Memory]:
-        found = remember_all(pods, self._memories.get(name, {}), self._wall())
+        found = remember_all(pods, self._memories.get(name, {}), self.wall())
         self._memories[name] = found
         return found
 
     async def remove(self, obj: Object) -> tuple[Object | None, bool]:
         """Go on with a deletion. Return the MiniService, None when it is gone, and whether pods are left."""
-        metadata, now, name = obj["metadata"], self._wall(), name_of(obj)
+        metadata, now, name = obj["metadata"], self.wall(), name_of(obj)
         age = now - (pod_status.seconds(metadata["deletionTimestamp"]) or now)
         grace = grace_of(obj)
-        left = await self._installer.remove_contents(obj["spec"]["namespace"], name, age, grace)
+        left = await self.installer.remove_contents(obj["spec"]["namespace"], name, age, grace)
         if left.text:
-            if age > grace + self._settings.cleanup:
+            if age > grace + self.settings.cleanup:
                 status = MiniServiceStatus.from_dict(obj.get("status") or {})
                 after = phases.noted(status, phases.CLEANUP, False, Reason.STUCK, left.text, now)
                 obj = obj if after == status else await self._write(obj, after)
             return obj, left.pods
-        await self._installer.drop(names.order_secret(name), names.rendered_secret(name))
+        await self.installer.drop(name, names.rendered_secret(name))
         self._rendered.pop(name, None)
         self._memories.pop(name, None)
         self._following.discard(name)
         kept = [each for each in metadata.get("finalizers", ()) if each != names.FINALIZER]
         patch = {"metadata": {"resourceVersion": metadata["resourceVersion"], "finalizers": kept}}
-        await self._api.patch(MINI_SERVICE, name, None, patch)
+        await self.api.patch(MINI_SERVICE, name, None, patch)
         return None, False
 
 

@@ -86,7 +86,7 @@ def parse_launch(order: CreationMessage) -> ContainerLaunch:
             resources=_artifacts(launch.resources, "resources"),
             logins=account_logins(message.get(IMAGE_LOGINS), IMAGE_LOGINS),
             artifact_logins=account_logins(message.get(ARTIFACT_LOGINS), ARTIFACT_LOGINS),
-            sidecar_logins=_auths(_decoded(message.get("SIDECAR_REGISTRY_CREDENTIAL"), "login")),
+            sidecar_logins=_auths(decoded(message.get("SIDECAR_REGISTRY_CREDENTIAL"), "login")),
             is_task=is_task,
         )
     except InvalidRecord as error:
@@ -100,7 +100,8 @@ def _words(text: str) -> tuple[str, ...]:
         raise Unsupported(f"Container arguments are malformed: {error}") from error
 
 
-def _decoded(text: str | None, what: str) -> Any:
+def decoded(text: str | None, what: str) -> Any:
+    """Return the JSON in base64; None for an empty text. Raises InvalidRecord. Pure."""
     if not text:
         return None
     try:
@@ -110,7 +111,7 @@ def _decoded(text: str | None, what: str) -> Any:
 
 
 def _variables(text: str | None, name: str) -> dict[str, str]:
-    listed = _decoded(text, name) or []
+    listed = decoded(text, name) or []
     try:
         return {str(each["key"]): str(each.get("value") or "") for each in listed}
     except (AttributeError, KeyError, TypeError) as error:
@@ -118,7 +119,7 @@ def _variables(text: str | None, name: str) -> dict[str, str]:
 
 
 def _artifacts(text: str | None, what: str) -> tuple[Mapping[str, Any], ...]:
-    listed = _decoded(text, what) or []
+    listed = decoded(text, what) or []
     if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
         raise InvalidRecord(what, "expected a list of objects")
     # A model without an address is only offered to callers.
@@ -127,7 +128,7 @@ def _artifacts(text: str | None, what: str) -> tuple[Mapping[str, Any], ...]:
 
 def account_logins(text: str | None, name: str) -> tuple[Auths, ...]:
     """Return the logins in a text such as CONTAINER_REGISTRIES_CREDENTIALS. Raises InvalidRecord."""
-    outer = _decoded(text, name)
+    outer = decoded(text, name)
     listed = outer.get("k8sSecrets") if isinstance(outer, dict) else None
     found = (_auths(each) for each in (listed if isinstance(listed, list) else ()))
     return tuple(auths for auths in found if auths)
