@@ -16,7 +16,11 @@ TOKEN_BUCKETS = (
     1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262144.0, 1048576.0, 4194304.0,
     16777216.0, 67108864.0,
 )  # fmt: skip
-"""Buckets that the semantic conventions ask for."""
+FIRST_TOKEN_BUCKETS = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0,
+)  # fmt: skip
+OUTPUT_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+"""Buckets that the semantic conventions ask for; those of first tokens go on to a minute."""
 
 _VERSION = (names.FUNCTION_ID, names.FUNCTION_VERSION_ID)
 _GPU = (names.HW_ID, names.HW_NAME)
@@ -86,6 +90,21 @@ TOKEN_USAGE = histogram(
     "Tokens of requests, as the function reports them.",
     (*_VERSION, names.GEN_AI_OPERATION, names.GEN_AI_PROVIDER, names.GEN_AI_TOKEN_TYPE, names.GEN_AI_MODEL),
     TOKEN_BUCKETS,
+)
+_MODEL = (names.GEN_AI_OPERATION, names.GEN_AI_PROVIDER, names.GEN_AI_MODEL)
+TIME_TO_FIRST_TOKEN = histogram(
+    "gen_ai.server.time_to_first_token",
+    "s",
+    "From a streamed request's start at its LLM engine to the first event of the response.",
+    (*_VERSION, *_MODEL),
+    FIRST_TOKEN_BUCKETS,
+)
+TIME_PER_OUTPUT_TOKEN = histogram(
+    "gen_ai.server.time_per_output_token",
+    "s",
+    "Mean time between the output tokens of a stream of an LLM engine that ends with its usage.",
+    (*_VERSION, *_MODEL),
+    OUTPUT_TOKEN_BUCKETS,
 )
 GPU_UTILIZATION = observed_gauge("hw.gpu.utilization", "1", "Share of time in which the GPU was busy.", _GPU)
 GPU_MEMORY_USAGE = observed_up_down("hw.gpu.memory.usage", "By", "GPU memory in use.", _GPU)

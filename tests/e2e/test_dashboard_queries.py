@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -26,8 +27,8 @@ OR_ZERO = " or on () vector(0)"
 WELL = {"NvcfProcessGone", "NvcfBrokerLost", "NvcfNoAutoscalerLeader", "NvcfQueueFull"}
 STAND_IN_NVML = Path(__file__).with_name("stand_in_nvml.py")
 # These are 0 on a healthy platform without sessions.
-# No function here runs on Triton; tests/triton/test_functions.py has these metrics.
-OF_TRITON = "nv_inference_"
+# No function here runs on Triton or an LLM engine; tests/triton and tests/llm have these metrics.
+OF_SERVERS = re.compile("nv_inference_|gen_ai_server_")
 MAY_BE_NOTHING = {"Sessions", "Session traffic", "Telemetry thrown away"}
 
 
@@ -91,7 +92,7 @@ def all_queries() -> list[tuple[str, str]]:
     for file in sorted((OTEL / "dashboards").glob("*.json")):
         for panel, query in panel_queries(json.loads(file.read_text())):
             wanted = query if panel in MAY_BE_NOTHING else query.replace(OR_ZERO, "")
-            if OF_TRITON not in query:
+            if not OF_SERVERS.search(query):
                 found.append((f"{file.stem}: {panel}", substituted(wanted)))
     for group in yaml.safe_load((OTEL / "prometheus" / "recording.yml").read_text())["groups"]:
         found += [(f"rule {rule['record']}", rule["record"]) for rule in group["rules"]]

@@ -14,6 +14,7 @@ import aiohttp
 import psutil
 import pytest
 
+from nvcf_broker.process import free_port
 from tests.llm.functions import CHAT, chat, engine_process, events, post, serving, start_llm, text_of
 from tests.llm.server import MODEL, SLOTS, LlamaServer, command
 from tests.llm.tiny_model import said
@@ -72,6 +73,53 @@ async def test_answers_are_those_of_a_direct_call(platform: Platform, engine: Ll
     headers = {**platform.authorization(), "function-id": version.function_id}
     async with platform.session.get(platform.gateway.url + "/v1/models", headers=headers) as response:
         assert [each["id"] for each in (await response.json())["data"]] == [MODEL]
+
+
+async def test_tokens_and_times_are_metrics_of_the_worker(platform: Platform, engine: LlamaServer) -> None:
+    """The counts are the engine's own usage, for unary answers and streams."""
+    version = await platform.deployed_version()
+    port = free_port()
+    arguments = ("--engine", "llama.cpp", "--engine-url", engine.url)
+    environment = {"NVCF_METRICS_ADDRESS": f"127.0.0.1:{port}"}
+    worker = await start_llm(platform, version, *arguments, environment=environment)
+    await serving(worker)
+    said_five = {"model": MODEL, "input": "Hi", "max_output_tokens": 5}
+    calls = [
+        (CHAT, chat(7)),
+        (CHAT, chat(11, stream=True, stream_options={"include_usage": True})),
+        ("/v1/responses", {**said_five, "stream": True}),
+        # Nothing says how many tokens these are.
+        (CHAT, chat(3, stream=True)),
+    ]
+    for path, body in calls:
+        async with post(platform, version, path, body) as response:
+            assert response.status == 200, await response.text()
+            await response.read()
+
+    async def metrics() -> str:
+        async with platform.session.get(f"http://127.0.0.1:{port}/metrics") as answer:
+            return await answer.text()
+
+    async def counted() -> bool:
+        return tokens(await metrics(), "output") == 7 + 11 + 5
+
+    await eventually(counted, "all tokens are counted", story=worker.text)
+    page = await metrics()
+    assert total(page, r"gen_ai_server_time_to_first_token_\w*count") == 3
+    assert total(page, r"gen_ai_server_time_per_output_token_\w*count") == 2
+    assert 'gen_ai_request_model="tiny"' in page
+    assert 'gen_ai_provider_name="llama.cpp"' in page
+
+
+def tokens(page: str, kind: str) -> float:
+    """Return the sum of a kind of tokens in a worker's metrics."""
+    return total(page, r"gen_ai_client_token_usage\w*_sum", f'gen_ai_token_type="{kind}"')
+
+
+def total(page: str, name: str, label: str = "") -> float:
+    """Return the sum of all series of a metric with a label."""
+    series = re.findall(rf"^{name}{{(.*)}} (\S+)$", page, re.MULTILINE)
+    return sum(float(value) for labels, value in series if label in labels)
 
 
 async def test_callers_reach_no_controls_of_the_engine(platform: Platform, engine: LlamaServer) -> None:

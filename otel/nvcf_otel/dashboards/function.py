@@ -26,7 +26,7 @@ def build() -> Dashboard:
         .with_variable(variable("function", "Function", f"label_values({info}, {name})"))
         .with_variable(variable("version", "Version", versions))
     )
-    for part in (_well, _slow, _errors, _cold_starts, _queue, _streams, _triton, _machine):
+    for part in (_well, _slow, _errors, _cold_starts, _queue, _streams, _triton, _language_model, _machine):
         board = part(board)
     return board
 
@@ -165,6 +165,17 @@ def _triton(board: Dashboard) -> Dashboard:
         chart("Requests to Triton", "By model, and those that failed.", outcomes, "reqps"),
         chart("Time in Triton", "Mean of a request: waiting for a batch, and running the model.", parts, "s"),
         chart("Items of an execution", "Mean size of the batches that Triton makes.", sizes, "short"),
+    )
+
+
+def _language_model(board: Dashboard) -> Dashboard:
+    first = _percentiles("gen_ai.server.time_to_first_token")
+    each = _percentiles("gen_ai.server.time_per_output_token")
+    return row(
+        board,
+        "Language model",
+        chart("First token", "From a stream's start at the engine to its first event.", first, "s"),
+        chart("Each further token", "Mean time between the output tokens of a stream.", each, "s"),
     )
 
 

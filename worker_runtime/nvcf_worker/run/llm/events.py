@@ -9,6 +9,7 @@ import aiohttp
 
 from nvcf_worker.function.response import Source, StreamReply
 from nvcf_worker.run.llm.access import error_body
+from nvcf_worker.run.llm.telemetry import Measured
 
 MEDIA_TYPE = "text/event-stream"
 MOST_HELD = 1024 * 1024
@@ -71,10 +72,11 @@ class EventStream:
     on_lost: called if the connection to the engine breaks.
     """
 
-    def __init__(self, source: Source, path: str, on_lost: Callable[[], None]) -> None:
+    def __init__(self, source: Source, path: str, on_lost: Callable[[], None], measured: Measured) -> None:
         self._source = source
         self._path = path
         self._on_lost = on_lost
+        self._measured = measured
         self._whole = WholeEvents()
         self._ended = False
 
@@ -90,6 +92,7 @@ class EventStream:
             except StopAsyncIteration:
                 self._ended = True
                 return self._whole.rest()
+        self._measured.events(whole)
         return whole
 
     async def __anext__(self) -> bytes:
@@ -105,9 +108,12 @@ class EventStream:
                 separator = b"\n\n" if self._whole.inside else b""
                 return separator + error_event(self._path, self._whole.events)
             if whole:
+                self._measured.events(whole)
                 return whole
+        self._measured.ended()
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
         """Close the connection of an unfinished response, so that the engine stops generating."""
+        self._measured.ended()
         await self._source.aclose()

@@ -9,14 +9,15 @@ import aiohttp
 
 from nvcf_worker.errors import NotReady, ServerUnreachable
 from nvcf_worker.function.request import Request
-from nvcf_worker.function.response import Outcome, StreamReply
+from nvcf_worker.function.response import Outcome, Reply
 from nvcf_worker.run import slot_limits
 from nvcf_worker.run.batching.settings import SuggestsConcurrency
 from nvcf_worker.run.llm.access import refusal
-from nvcf_worker.run.llm.engines import positive, slots_in
+from nvcf_worker.run.llm.engines import OTHER, positive, slots_in
 from nvcf_worker.run.llm.events import BROKEN, EventStream, is_event_stream
 from nvcf_worker.run.llm.output import parse
 from nvcf_worker.run.llm.settings import EngineSettings
+from nvcf_worker.run.llm.telemetry import Measured
 from nvcf_worker.run.sidecar.health import HealthCheck
 from nvcf_worker.run.sidecar.restarting import RestartingServer
 from nvcf_worker.run.sidecar.settings import SidecarSettings
@@ -48,6 +49,8 @@ class LlmEngine(RestartingServer, SuggestsConcurrency):
         )
         self._engine = settings
         self._opened = opened
+        self._provider = "" if settings.engine is OTHER else settings.engine.name
+        self._model = ""
         self.suggested_concurrency = slots_in(settings.engine, settings.command) or MOST_SLOTS
         self.register()
 
@@ -60,10 +63,14 @@ class LlmEngine(RestartingServer, SuggestsConcurrency):
         refused = refusal(request.method, request.target, self._opened)
         if refused is not None:
             return refused
+        measured = Measured(request.target, self._provider, self._model)
         outcome = await self.upstream.handle(request)
-        if not isinstance(outcome, StreamReply) or not is_event_stream(outcome):
+        if isinstance(outcome, Reply):
+            measured.complete(outcome.body)
             return outcome
-        events = EventStream(outcome.source, request.target, self._on_unreachable)
+        if not is_event_stream(outcome):
+            return outcome
+        events = EventStream(outcome.source, request.target, self._on_unreachable, measured)
         try:
             outcome.first = await events.first(outcome.first)
         except BROKEN as error:
@@ -93,6 +100,8 @@ class LlmEngine(RestartingServer, SuggestsConcurrency):
             return "it lists no models yet"
         if missing := [each for each in self._engine.models if each not in models]:
             raise NotReady(f"the engine serves {', '.join(models)}, not {', '.join(missing)}; see --model")
+        # Callers choose among several, by names that are theirs: those are no attribute of a metric.
+        self._model = models[0] if len(models) == 1 else ""
         slots = await self._slots(session)
         slot_limits.limit("llm", slots)
         log.info("the engine serves %s, %d requests at once", ", ".join(models), slots)
