@@ -228,11 +228,14 @@ class TaskController:
             usages = usage_of(now, self.cache.all_instances(), clusters)
             alive = frozenset(each.id for each in clusters if now - each.heard_at <= each.timings.lost_after)
             queued = [each.at(alive) for each in self._queued.values()]
+            lacks = function_lacks(self.cache, self.lacking())
+            functions = [each for each in self.cache.all_instances() if not each.is_task]
             found = plan_tasks(
                 now,
                 queued,
                 clusters,
-                reserved(usages, function_lacks(self.cache, self.lacking()), clusters),
+                reserved(usages, lacks, clusters),
+                lasting=reserved(usage_of(now, functions, clusters), lacks, clusters),
                 held=self._held(),
                 busy_gpus=frozenset(each.specification.gpu for each in claims),
                 most=MOST_LAUNCHES,

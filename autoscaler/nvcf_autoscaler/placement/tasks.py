@@ -3,6 +3,9 @@
 Tasks fill what functions leave idle: room for the instances that functions lack is kept free in every cluster
 where these may run. Accounts take turns: the next place goes to the account whose tasks hold the fewest GPUs,
 and there to the task of the highest priority that waits longest.
+
+A task is placed whole: one order in one cluster has all its GPUs, or it gets none. So that small tasks do not
+keep a large one waiting for ever, room is collected for the one that waits longest.
 """
 
 from __future__ import annotations
@@ -10,13 +13,18 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from nvcf_autoscaler.placement.place import Cluster, Requirement, place
 from nvcf_autoscaler.placement.usage import OVER, Usage, Usages
 from nvcf_autoscaler.placement.view import clusters_for, devices_of
 from nvcf_proto.models import DeploymentSpecification, Instance
 
+PATIENCE = 300.0
+"""After so many seconds room is collected for a task of several GPUs that is the first of its account."""
+NOTHING: Usages = MappingProxyType({})
+COLLECTING = "its GPUs are collected for a larger task that waits longer"
 FUNCTIONS_FIRST = "functions wait for this GPU"
 
 
@@ -91,13 +99,15 @@ def plan_tasks(
     usages: Usages,
     *,
     held: Mapping[str, int],
+    lasting: Usages = NOTHING,
     busy_gpus: frozenset[str] = frozenset(),
     most: int = 64,
 ) -> TaskPlan:
     """Return the places of tasks, at most `most`.
 
-    `usages` is what is in use or kept free, `held` the GPUs that each account's tasks hold. For `busy_gpus`
-    functions wait: the room that they need is kept free, and is the reason why a task gets none.
+    `usages` is what is in use or kept free, `lasting` the part of it that no end of a task frees, `held` the
+    GPUs that each account's tasks hold. For `busy_gpus` functions wait: the room that they need is kept free,
+    and is the reason why a task gets none.
     """
     plan = TaskPlan()
     taken = {key: Usage(list(usage.sizes), usage.reported) for key, usage in usages.items()}
@@ -105,6 +115,7 @@ def plan_tasks(
     for task in sorted(queued, key=lambda each: each.rank):
         waiting[task.account].append(task)
     turns = [(held.get(account, 0), tasks[0].created_at, account) for account, tasks in waiting.items()]
+    collecting = _collect(now, turns, waiting, clusters, taken, lasting)
     heapq.heapify(turns)
     refused: dict[tuple[Requirement, int], str] = {}
     while turns and len(plan.places) < most:
@@ -118,13 +129,57 @@ def plan_tasks(
                 found, why = _place_one(now, task, clusters, taken, busy_gpus)
                 if found is not None:
                     plan.places.append(found)
-                    holding += found.devices
+                    holding = max(holding, held.get(account, 0)) + found.devices
                     break
                 refused[kind] = why
-            plan.refusals[task.id] = why
+            behind = collecting is not None and collecting.specification.gpu == task.specification.gpu
+            plan.refusals[task.id] = f"{why}; {COLLECTING}" if behind and task is not collecting else why
         if tasks:
             heapq.heappush(turns, (holding, tasks[0].created_at, account))
     return plan
+
+
+def _collect(
+    now: float,
+    turns: list[tuple[int, float, str]],
+    waiting: Mapping[str, deque[QueuedTask]],
+    clusters: Sequence[Cluster],
+    taken: dict[tuple[str, str], Usage],
+    lasting: Usages,
+) -> QueuedTask | None:
+    """Give the first turn to the longest waiting large task, or keep room for it in one cluster.
+
+    That is the cluster with the most free GPUs, of those that the ends of tasks make large enough. Returns
+    the task for which room is kept.
+    """
+    firsts = (waiting[account][0] for _, _, account in turns)
+    late = [
+        each for each in firsts if now - each.created_at > PATIENCE and devices_of(each.specification) > 1
+    ]
+    if not late:
+        return None
+    task = min(late, key=lambda each: (each.created_at, each.id))
+    spec, requirement = task.specification, task.requirement
+    if place(now, 1, requirement, clusters_for(spec, clusters, taken)).assigned:
+        turns[:] = [(-1, each[1], each[2]) if each[2] == task.account else each for each in turns]
+        return None
+    emptied = [
+        replace(each, capacity=tuple(replace(one, free=one.total) for one in each.capacity))
+        for each in clusters
+    ]
+    usable = [
+        each.id for each in clusters_for(spec, emptied, lasting) if requirement.refusal(each, now) is None
+    ]
+    if not usable:
+        return None
+    single = spec.replace(gpus_per_instance=1)
+    free = {
+        each.id: each.free(spec.gpu, spec.instance_type) for each in clusters_for(single, clusters, taken)
+    }
+    best = min(usable, key=lambda cluster_id: (-free[cluster_id], cluster_id))
+    there = [each for each in clusters if each.id == best]
+    taken.setdefault((best, spec.gpu), Usage()).sizes.append(devices_of(spec, there))
+    return task
 
 
 def _place_one(

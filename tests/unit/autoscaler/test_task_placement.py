@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from nvcf_autoscaler.controller.mapping import requirement_of
 from nvcf_autoscaler.placement.place import Capacity, Cluster
-from nvcf_autoscaler.placement.tasks import FUNCTIONS_FIRST, QueuedTask, lack_of, plan_tasks, reserved
+from nvcf_autoscaler.placement.tasks import (
+    COLLECTING,
+    FUNCTIONS_FIRST,
+    PATIENCE,
+    QueuedTask,
+    lack_of,
+    plan_tasks,
+    reserved,
+)
 from nvcf_autoscaler.placement.usage import Usage
 from nvcf_proto.models import DeploymentSpecification
 
@@ -69,3 +77,47 @@ def test_the_highest_priorities_of_an_account_go_first(priorities: list[int], to
     plan = plan_tasks(0.0, tasks, [a_cluster(total)], {}, held={})
     placed = [each.task_id for each in plan.places]
     assert placed == [each.id for each in sorted(tasks, key=lambda each: each.rank)][:total]
+
+
+@given(st.integers(2, 8), st.integers(0, 40))
+def test_a_large_task_gets_its_room_though_small_ones_never_cease(size: int, seed: int) -> None:
+    """Each second one small task ends, and there is always another one. All or none of the GPUs are given."""
+    total, now = 8, PATIENCE + 1.0
+    cluster = Cluster("c", "local", now, (Capacity("H100", "x", total, total),))
+    wanted = SPEC.replace(gpus_per_instance=size)
+    large = QueuedTask("large", "b", 0.0, wanted, requirement_of(wanted, "b"))
+    small = [1] * total
+    for _ in range(total + 1):
+        usages = {("c", "H100"): Usage(list(small))}
+        held = {"a": len(small)} if seed % 2 else {"b": 100}
+        plan = plan_tasks(now, [large, *queued("a", 20, since=now - seed)], [cluster], usages, held=held)
+        given_to = {each.task_id: each.devices for each in plan.places}
+        if "large" in given_to:
+            assert given_to["large"] == size
+            break
+        small = [*small, *given_to.values()][1:]
+    else:
+        raise AssertionError("it starves")
+    assert len(small) + sum(given_to.values()) <= total
+
+
+def test_no_room_is_collected_for_a_task_that_no_cluster_can_hold() -> None:
+    wanted = SPEC.replace(gpus_per_instance=9)
+    large = QueuedTask("large", "b", 0.0, wanted, requirement_of(wanted, "b"))
+    now = PATIENCE + 1.0
+    cluster = Cluster("c", "local", now, (Capacity("H100", "x", 8, 8),))
+    plan = plan_tasks(now, [large, *queued("a", 9)], [cluster], {}, held={})
+    assert len(plan.places) == 8
+
+
+def test_no_room_is_collected_that_a_function_holds() -> None:
+    wanted = SPEC.replace(gpus_per_instance=6)
+    large = QueuedTask("large", "b", 0.0, wanted, requirement_of(wanted, "b"))
+    now = PATIENCE + 1.0
+    cluster = Cluster("c", "local", now, (Capacity("H100", "x", 8, 8),))
+    for functions, places in ((3, 3), (2, 0)):
+        held = {("c", "H100"): Usage([1] * functions)}
+        usages = {("c", "H100"): Usage([1] * 5)}
+        plan = plan_tasks(now, [large, *queued("a", 9)], [cluster], usages, lasting=held, held={})
+        assert len(plan.places) == places
+    assert COLLECTING in plan.refusals["a-000"]
