@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta
@@ -121,6 +122,9 @@ class TaskCreation(TaskContainer, frozen=True, kw_only=True, forbid_unknown_fiel
                 reason = "needed with containerImage: an instance type of a cluster"
                 raise InvalidRecord("gpuSpecification.instanceType", reason)
             check_container(self)
+            if any("\n" in word for word in shlex.split(self.container_args or "")):
+                reason = "a word has a line break, which a message cannot carry: put it into a variable"
+                raise InvalidRecord("containerArgs", reason)
             return
         if self.process.handler is not None:
             raise InvalidRecord("process.handler", "a task is a whole file: call task(main) in it")

@@ -92,6 +92,7 @@ REFUSED: tuple[tuple[dict[str, Any], int, str], ...] = (
     ({"containerImage": "nvcr.io/x:1"}, 400, "process"),
     ({"process": None, "containerImage": "nvcr.io/x:1"}, 400, "gpuSpecification.instanceType"),
     ({**IMAGE, "containerArgs": "train 'x"}, 400, "containerArgs"),
+    ({**IMAGE, "containerArgs": "-c 'import os\nos.abort()'"}, 400, "containerArgs"),
     ({**IMAGE, "models": [{"name": "m"}]}, 400, "models[0].version"),
     ({"helmChart": "https://x/charts/a-1.tgz"}, 501, "helmChart"),
     ({"containerArgs": "x"}, 400, "containerArgs"),
