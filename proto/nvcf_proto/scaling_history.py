@@ -96,8 +96,12 @@ def history_subject(version_id: str, hour: int | str = "*") -> str:
     return f"nvcf.scaling.{version_id}.{hour}"
 
 
-def history_stream_config(replicas: int = 1) -> dict[str, Any]:
-    """Return the JetStream settings of the stream."""
+def history_stream_config(replicas: int = 1, account_limit: int | None = None) -> dict[str, Any]:
+    """Return the JetStream settings of the stream: at most an eighth of what the broker account may store."""
+    bounds = SCALING_HISTORY.bounds()
+    if account_limit is not None:
+        # JetStream reserves it, and other streams of the account need their bounds too.
+        bounds["max_bytes"] = min(bounds["max_bytes"], account_limit // 8)
     return {
         "name": STREAM,
         "subjects": [SUBJECTS],
@@ -105,6 +109,6 @@ def history_stream_config(replicas: int = 1) -> dict[str, Any]:
         "storage": "file",
         "num_replicas": replicas,
         "discard": "old",
-        **SCALING_HISTORY.bounds(),
+        **bounds,
         "max_age": MAX_AGE_DAYS * 24 * HOUR * _NANOSECONDS,
     }

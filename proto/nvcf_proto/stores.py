@@ -81,8 +81,8 @@ SCALING_HISTORY = Store(
     "autoscaler",
     64 * KIB,
     "8 days",
-    _OLDEST_GO + "; 100 versions of an account in an hour",
-    most=32 * MIB,
+    _OLDEST_GO + "; 100 versions of an account in an hour; an eighth of the broker account",
+    most=64 * MIB,
     per_subject=1,
 )
 PROBE = Store("nvcf_probe", "control", "gateway", 64 * KIB, "none", _OLDEST_GO)

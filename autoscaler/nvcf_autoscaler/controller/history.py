@@ -159,9 +159,10 @@ class ScalingHistory:
         newest = max((hour for _, hour in self._blocks), default=0)
         due = [each for each in self._blocks.values() if each.has_grown]
         try:
+            if due:
+                limit = (await self._jetstream.account_info()).limit
+                await self._jetstream.ensure_stream(history_stream_config(self._replicas, limit))
             for begin in range(0, len(due), _AT_ONCE):
-                if begin == 0:
-                    await self._jetstream.ensure_stream(history_stream_config(self._replicas))
                 async with asyncio.TaskGroup() as tasks:
                     for pending in due[begin : begin + _AT_ONCE]:
                         tasks.create_task(self._write(pending))

@@ -12,8 +12,9 @@ from nvcf_autoscaler.controller.history import LONGEST_GAP, VERSIONS_PER_ACCOUNT
 from nvcf_autoscaler.errors import InvalidTrace
 from nvcf_autoscaler.simulate.advise import WIDTH, outcomes, report
 from nvcf_autoscaler.simulate.recorded import Recorded, recorded, startup_times
+from nvcf_proto.budget import MIB
 from nvcf_proto.errors import InvalidRecord
-from nvcf_proto.scaling_history import HOUR, MAX_STARTUPS, HistoryBlock, Step
+from nvcf_proto.scaling_history import HOUR, MAX_STARTUPS, HistoryBlock, Step, history_stream_config
 
 VERSION = "11111111-1111-4111-8111-111111111111"
 BEGIN = 500_000.0 * HOUR
@@ -109,6 +110,11 @@ def test_blocks_of_one_hour_add_up_and_survive_their_stored_form() -> None:
 def test_a_full_hour_fits_in_a_message() -> None:
     steps = tuple((number, 987, 986, 4321.123 + number, 33.717, 160.125) for number in range(720))
     assert len(block(steps).to_bytes()) < 16 * 1024
+
+
+def test_the_history_leaves_room_in_a_small_broker_account() -> None:
+    assert history_stream_config(1, 64 * MIB)["max_bytes"] == 8 * MIB
+    assert history_stream_config(1)["max_bytes"] == 64 * MIB
 
 
 def _recorded() -> Recorded:
