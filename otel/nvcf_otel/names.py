@@ -21,6 +21,8 @@ QUEUE_WAIT = "queue wait"
 BATCH_WAIT = "batch wait"
 BATCH = "batch"
 HANDLER = "handler"
+TRITON_QUEUE = "triton queue"
+TRITON_COMPUTE = "triton compute"
 STREAM = "stream"
 DELIVER = "deliver"
 
@@ -84,6 +86,7 @@ ATTEMPT = "nvcf.request.attempt"
 BATCH_FUNCTION = "nvcf.batch.function"
 BATCH_MEMBERS = "nvcf.batch.size"
 STREAMED_ITEMS = "nvcf.stream.items"
+TRITON_SPAN_MODEL = "triton.model_name"  # as in Triton's own spans
 TRITON_MODEL = "model"  # the label of Triton's own metrics
 
 # Values of ROUTE.

@@ -21,6 +21,7 @@ from nvcf_worker.errors import ServerEnded
 from nvcf_worker.run.sidecar import restarting
 from nvcf_worker.run.tritonserver.server import TritonServer
 from nvcf_worker.run.tritonserver.settings import choices, started
+from tests.support.otlp.receiver import OtlpReceiver
 from tests.support.platform.gateways import Platform, Version, running_platform
 from tests.support.platform.processes import Child
 from tests.support.waiting import eventually
@@ -247,6 +248,36 @@ async def test_slots_follow_tritons_queue(platform: Platform) -> None:
         return await metric("nv_inference_count_total") == 64
 
     await eventually(counted, "they are counted", story=worker.text)
+
+
+async def test_time_in_tritons_queue_and_in_the_model_are_spans_of_the_request(platform: Platform) -> None:
+    """Statistics are sums over all requests; Triton's trace mode tells the times of each one."""
+    version = await platform.deployed_version()
+    sampled, other = "0af7651916cd43dd8448eb211c80319c", "1af7651916cd43dd8448eb211c80319c"
+    seconds = {"inputs": [{"name": "SECONDS", "shape": [1, 1], "datatype": "FP32", "data": [0.2]}]}
+    path = "/v2/models/patient/infer"
+    with OtlpReceiver() as backend:
+        worker = await start_triton(platform, version, models=["patient"], environment=backend.environment())
+        await serving(worker)
+
+        async def traced(trace: str, flags: str) -> int:
+            parent = f"00-{trace}-00f067aa0ba902b7-{flags}"
+            return (await call(platform, version, path, seconds, traceparent=parent))[0]
+
+        assert await traced(other, "00") == 200
+        assert set(await asyncio.gather(traced(sampled, "01"), traced(sampled, "01"))) == {200}
+
+        def recorded() -> bool:
+            return len(backend.spans("triton compute", trace=sampled)) == 2
+
+        await eventually(recorded, "both executions are recorded", story=worker.text)
+        handlers = {each.span_id for each in backend.spans("handler", trace=sampled)}
+        for name in ("triton queue", "triton compute"):
+            assert {each.parent_id for each in backend.spans(name, trace=sampled)} == handlers
+        # The model takes one request at a time, so one waited while the other ran.
+        assert max(each.seconds for each in backend.spans("triton queue", trace=sampled)) > 0.05
+        assert min(each.seconds for each in backend.spans("triton compute", trace=sampled)) >= 0.2
+        assert not backend.spans("triton compute", trace=other)
 
 
 class Admission:

@@ -75,12 +75,16 @@ class RestartingServer(Server):
         await self._left_behind()
         self._last = LastErrors()
         process = await children.spawn(
-            self._settings.command_line(), self._environment(), piped=True, longest_line=LONGEST_LINE
+            self._command_line(), self._environment(), piped=True, longest_line=LONGEST_LINE
         )
         if process.stdout is not None:
             lines = log_lines(process.stdout, self._last, self._parse, self._output_log)
             self._output = asyncio.create_task(lines)
         return process
+
+    def _command_line(self) -> list[str]:
+        """Return the command of the next start."""
+        return list(self._settings.command_line())
 
     async def _ended(self, code: int) -> ServerEnded:
         if self._output is not None:

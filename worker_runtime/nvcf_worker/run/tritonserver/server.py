@@ -21,6 +21,7 @@ from nvcf_worker.run.tritonserver.output import parse
 from nvcf_worker.run.tritonserver.settings import TritonSettings
 from nvcf_worker.run.tritonserver.slots import MOST
 from nvcf_worker.run.tritonserver.statistics import Statistics
+from nvcf_worker.run.tritonserver.traces import TraceReceiver, wanted, without_context_if_unrecorded
 
 HEALTH = "/v2/health/live"
 HEALTH_SECONDS = 5.0
@@ -51,6 +52,7 @@ class TritonServer(RestartingServer, SuggestsConcurrency):
         self._models = Models(settings.url, settings.models, ready_timeout)
         self._statistics = Statistics(settings.url)
         self._allow_model_control = allow_model_control
+        self._traces: TraceReceiver | None = None
         self.register()
 
     async def handle(self, request: Request) -> Outcome:
@@ -59,6 +61,8 @@ class TritonServer(RestartingServer, SuggestsConcurrency):
         if reason is not None:
             return Reply(403, [("content-type", "application/json")], json.dumps({"error": reason}).encode())
         self._statistics.request_came()
+        if self._traces is not None:
+            without_context_if_unrecorded(request)
         return await self.upstream.handle(request)
 
     async def watch(self, admission: Admission) -> None:
@@ -73,10 +77,20 @@ class TritonServer(RestartingServer, SuggestsConcurrency):
         if self._process is None:
             await self._models.unload()
         await super().stop()
+        if self._traces is not None:
+            # It has sent its last spans at its end.
+            await self._traces.close()
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         self._models.loaded.clear()
+        if self._traces is None and wanted(self._settings.command):
+            self._traces = TraceReceiver()
+            await self._traces.start()
         return await super()._spawn()
+
+    def _command_line(self) -> list[str]:
+        more = [] if self._traces is None else self._traces.arguments()
+        return [*super()._command_line(), *more]
 
     async def _check(self) -> tuple[Change, str | None]:
         # A server of somebody else may have been started anew since the last check.
