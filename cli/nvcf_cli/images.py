@@ -1,7 +1,7 @@
 """Functions that are container images or Helm charts: the body of their creation. Pure."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nvcf_cli.api import Json
@@ -88,3 +88,20 @@ def creation(
         **artifact.members(),
         **{member: value for member, value in more.items() if value},
     }
+
+
+def served_models(options: Sequence[str], kind: str, token_rate: str | None) -> Json:
+    """Return the member `models` of `--model NAME=PATH[,PATH]`, if there is any. Raises `UsageError`."""
+    if (kind == "LLM") != bool(options):
+        raise UsageError("--type LLM needs --model NAME=PATH[,PATH], and --model needs --type LLM")
+    if token_rate is not None and not options:
+        raise UsageError("--token-rate belongs to --model")
+    models = []
+    for option in options:
+        name, _, paths = option.partition("=")
+        uris = [path.strip() for path in paths.split(",")]
+        if not name or not all(path.startswith("/") for path in uris):
+            raise UsageError(f"--model {option}: NAME=PATH[,PATH] expected, as tiny=/v1/chat/completions")
+        rate = {} if token_rate is None else {"tokenRateLimit": token_rate}
+        models.append({"name": name, "llmConfig": {"uris": uris, **rate}})
+    return {"models": models} if models else {}

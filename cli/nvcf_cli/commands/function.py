@@ -11,7 +11,7 @@ from nvcf_cli.catalog import INACTIVE, Found, require_function
 from nvcf_cli.commands import functions
 from nvcf_cli.deploying import check_name, parse_environment
 from nvcf_cli.errors import CliError, UsageError
-from nvcf_cli.images import Artifact, creation
+from nvcf_cli.images import Artifact, creation, served_models
 from nvcf_cli.screen import age, cell, console, print_json
 
 app = typer.Typer(
@@ -59,6 +59,14 @@ def create(
     kind: Annotated[
         str, typer.Option("--type", metavar="NAME", help="DEFAULT, STREAMING or LLM.")
     ] = "DEFAULT",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH[,PATH]", help="A model and its OpenAI paths, for LLM; repeatable."),
+    ] = None,
+    token_rate: Annotated[
+        str | None,
+        typer.Option(metavar="RATE", help="Tokens of an account at a model: 100000-M.", show_default=False),
+    ] = None,
     description: Annotated[str | None, typer.Option(metavar="TEXT", show_default=False)] = None,
     tag: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Repeatable.")] = None,
     data: DataOption = None,
@@ -72,6 +80,7 @@ def create(
     Examples:
       nvcf function create echo --image registry.example.com/echo:1 --port 8000
       nvcf function create rag --helm-chart https://charts.example.com/charts/rag-1.0.tgz --helm-service api
+      nvcf function create chat --image vllm:1 --port 8000 --type LLM --model tiny=/v1/chat/completions
     """
     artifact = Artifact(
         image=image,
@@ -85,6 +94,7 @@ def create(
         library=library,
     )
     body = creation(artifact, name=check_name(name), kind=kind, description=description, tags=tag or ())
+    body |= served_models(model or (), kind, token_rate)
 
     async def work(api: Api) -> Json:
         known = [each for each in await api.functions() if each.get("name") == name]

@@ -11,9 +11,10 @@ from nvcf_cli.charts import name_from_chart, read_values
 from nvcf_cli.commands.function import version_facts
 from nvcf_cli.deploying import DeployRequest
 from nvcf_cli.errors import UsageError
-from nvcf_cli.images import Artifact, creation, name_from_image
+from nvcf_cli.images import Artifact, creation, name_from_image, served_models
 from nvcf_cli.main import run
 from nvcf_cli.scale import rescaled
+from nvcf_gateway.management.function_bodies import FunctionCreation
 from nvcf_proto.models import Deployment
 
 IMAGE = "registry.example.com/team/echo:1"
@@ -159,10 +160,25 @@ def test_file_and_image_exclude_each_other(capsys: pytest.CaptureFixture[str]) -
         ["deploy", "--helm-chart", "oci://a/b:1", "--helm-service", "s", "--prefetch"],
         ["function", "create", "x"],
         ["function", "create", "x", "--image", IMAGE, "--type", "NEW"],
+        ["function", "create", "x", "--image", IMAGE, "--type", "LLM"],
+        ["function", "create", "x", "--image", IMAGE, "--model", "tiny=/v1/chat/completions"],
+        ["function", "create", "x", "--image", IMAGE, "--type", "LLM", "--model", "tiny"],
+        ["function", "create", "x", "--image", IMAGE, "--token-rate", "10-S"],
         ["function", "update", "x"],
     ):
         assert run(wrong) == 2, wrong
         assert "error: " in capsys.readouterr().err
+
+
+def test_models_are_in_the_form_of_the_platform() -> None:
+    paths = "tiny=/v1/chat/completions, /v1/responses"
+    body = served_models([paths], "LLM", "100-S")
+    body |= creation(Artifact(image=IMAGE), name="chat", kind="LLM", description=None, tags=())
+    (model,) = FunctionCreation.from_dict(body).models
+    assert model.llm_config is not None
+    assert model.llm_config.uris == ("/v1/chat/completions", "/v1/responses")
+    assert model.llm_config.token_rate_limit == "100-S"
+    assert served_models([], "DEFAULT", None) == {}
 
 
 def test_facts_of_a_version() -> None:
