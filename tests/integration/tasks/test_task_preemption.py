@@ -59,7 +59,8 @@ async def test_a_function_takes_the_place_of_a_preemptible_task_which_goes_on_la
     await tasks.plane.until(lambda: len(tasks.plane.running(version)) == 1, "the function has its place")
     words = "\n".join(await tasks.events(preempted))
     assert "needs its place" in words
-    assert (await tasks.get(left))["status"] == "RUNNING"
+    kept_running = await tasks.get(left)
+    assert kept_running["status"] == "RUNNING", f"{kept_running} {tasks.plane.story()}"
     await tasks.plane.undeploy(version)
     await tasks.until(preempted, "RUNNING")
     await eventually(lambda: (moved / "running").exists(), "it has begun again")
