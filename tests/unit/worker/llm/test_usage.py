@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nvcf_worker.run.llm import telemetry
 from nvcf_worker.run.llm.usage import Usage, usage_in_events, usage_of
 
 CHAT = {"usage": {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}}
@@ -40,3 +41,14 @@ def test_the_last_usage_of_a_stream_counts() -> None:
 def test_no_bytes_are_an_error(noise: bytes) -> None:
     usage_of(b'"usage"' + noise)
     usage_in_events(b'data: "usage"' + noise)
+
+
+@pytest.mark.parametrize("events", [False, True])
+def test_tokens_of_a_response_that_came_as_a_whole(monkeypatch: pytest.MonkeyPatch, events: bool) -> None:
+    found: list[tuple[str, float]] = []
+    monkeypatch.setattr(telemetry, "measure", lambda name, value, *_: found.append((name, value)))
+    document = json.dumps(CHAT).encode()
+    measured = telemetry.Measured("/v1/chat/completions?a", "vllm", "m")
+    measured.complete(b"data: " + document + b"\n\ndata: [DONE]\n\n" if events else document, events=events)
+    assert [value for name, value in found if name == "gen_ai.client.token.usage"] == [3, 5]
+    assert ("gen_ai.server.time_to_first_token" in dict(found)) == events

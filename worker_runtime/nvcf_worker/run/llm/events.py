@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import aiohttp
 
-from nvcf_worker.function.response import Source, StreamReply
+from nvcf_worker.function.response import Outcome, Source
 from nvcf_worker.run.llm.access import error_body
 from nvcf_worker.run.llm.telemetry import Measured
 
@@ -20,7 +20,7 @@ BROKEN = (aiohttp.ClientError, OSError)
 """How a read of a connection fails that broke or took too long."""
 
 
-def is_event_stream(reply: StreamReply) -> bool:
+def is_event_stream(reply: Outcome) -> bool:
     """Whether a response is a stream of server-sent events."""
     return any(
         name.lower() == "content-type" and value.partition(";")[0].strip().lower() == MEDIA_TYPE

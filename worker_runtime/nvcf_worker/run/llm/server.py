@@ -66,7 +66,7 @@ class LlmEngine(RestartingServer, SuggestsConcurrency):
         measured = Measured(request.target, self._provider, self._model)
         outcome = await self.upstream.handle(request)
         if isinstance(outcome, Reply):
-            measured.complete(outcome.body)
+            measured.complete(outcome.body, events=is_event_stream(outcome))
             return outcome
         if not is_event_stream(outcome):
             return outcome

@@ -49,9 +49,13 @@ class Measured:
         if usage.output is not None and usage.output > 1:
             self._measure(TIME_PER_OUTPUT_TOKEN.name, (self._last - self._first) / (usage.output - 1))
 
-    def complete(self, body: bytes) -> None:
-        """Report a response that came as a whole."""
-        if self._operation is not None and (usage := usage_of(body)) is not None:
+    def complete(self, body: bytes, *, events: bool) -> None:
+        """Report a response that came as a whole; events: a stream that ended before it was looked at."""
+        if self._operation is None:
+            return
+        if events:
+            self._measure(TIME_TO_FIRST_TOKEN.name, time.monotonic() - self._began)
+        if (usage := usage_in_events(body) if events else usage_of(body)) is not None:
             self._tokens(usage)
 
     def _tokens(self, usage: Usage) -> None:
