@@ -45,7 +45,9 @@ $(VENV)/installed: pyproject.toml requirements.lock
 demo: $(VENV)/installed
 	@$(BIN)/python -m examples.demo
 
+# Installs a store for results first (10 s, once, into ~/.cache), so that no test's time-out has to cover that.
 test: $(VENV)/installed
+	$(BIN)/python -m tests.support.moto
 	$(PYTEST) $(TEST_WORKERS) -m "not slow" tests/unit tests/contract tests/integration
 
 # What a user types, from end to end, short forms of chaos and fuzzing, and faults that must not come back.

@@ -7,14 +7,12 @@ The server is 2.51 for CPU and has no other backend. `tritonserver()` installs i
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
-import subprocess
 import sys
 import sysconfig
-import venv
 from pathlib import Path
+
+from tests.support.installing import CannotInstall, folder, installed, own_python, pip, with_python
 
 PACKAGES = (("--no-deps", "nvidia-pytriton==0.7.0"), ("numpy<2",))
 VERSION = "1"
@@ -33,47 +31,19 @@ exec "{server}" --backend-directory="{folder}/backends" --cache-directory="{cach
 """
 
 
-class CannotInstall(RuntimeError):
-    """There is no tritonserver for the tests, and none can be made."""
-
-
-def folder() -> Path:
-    """Return the folder of the installation. It may not exist yet."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    python = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
-    return Path(root) / "nvcf-test-triton" / f"{VERSION}-python{python}"
-
-
 def tritonserver() -> Path:
-    """Return the program, and install it if it is not there. One process installs, the others wait.
-
-    Raises CannotInstall.
-    """
-    home = folder()
-    program = home / "bin" / "tritonserver"
-    if program.exists():
-        return program
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with (home.parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not program.exists():
-            shutil.rmtree(home, ignore_errors=True)
-            _install(home)
-    return program
+    """Return the program, and install it if it is not there. Raises CannotInstall."""
+    return installed(folder("triton", with_python(VERSION)), "tritonserver", _install)
 
 
-def _install(home: Path) -> None:
+def _install(home: Path) -> str:
     libraries = sysconfig.get_config_var("LIBDIR")
     if not sysconfig.get_config_var("Py_ENABLE_SHARED"):
         reason = "this Python is built without --enable-shared"
         raise CannotInstall(f"Triton's Python backend needs libpython, and {reason}")
-    venv.create(home / "venv", with_pip=True)
-    pip = [str(home / "venv/bin/python"), "-m", "pip", "install", "--disable-pip-version-check"]
+    python = own_python(home)
     for packages in PACKAGES:
-        done = subprocess.run([*pip, *packages], capture_output=True, text=True, check=False)
-        if done.returncode:
-            reason = done.stderr.strip()[-1000:]
-            raise CannotInstall(f"pip cannot install {packages[-1]} into {home}: {reason}")
+        pip(python, *packages)
     [site] = (home / "venv/lib").glob("python3*/site-packages")
     triton = site / "pytriton/tritonserver"
     stubs = triton / f"python_backend_stubs/{sys.version_info.major}.{sys.version_info.minor}"
@@ -82,7 +52,7 @@ def _install(home: Path) -> None:
         raise CannotInstall(f"nvidia-pytriton has no Python backend for this Python: {stub} is missing")
     shutil.copytree(triton / "backends/python", home / "backends/python")
     shutil.copy(stub, home / "backends/python")
-    script = _SCRIPT.format(
+    return _SCRIPT.format(
         venv=home / "venv",
         packages=site,
         libraries=libraries,
@@ -91,12 +61,6 @@ def _install(home: Path) -> None:
         caches=triton / "caches",
         prefix=SHM_PREFIX,
     )
-    # The program comes last: who finds it finds all of it.
-    (home / "bin").mkdir()
-    unfinished = home / "bin/unfinished"
-    unfinished.write_text(script)
-    unfinished.chmod(0o755)
-    unfinished.rename(home / "bin/tritonserver")
 
 
 if __name__ == "__main__":

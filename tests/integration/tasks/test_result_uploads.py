@@ -1,8 +1,4 @@
-"""Results of tasks in an S3-compatible store: that of moto, a store for tests.
-
-The tests need its program `moto_server`, on PATH or named by NVCF_TEST_MOTO: `pip install 'moto[server]'` in
-an environment of its own. Without it they are skipped.
-"""
+"""Results of tasks in an S3-compatible store: that of moto, a store for tests."""
 
 from __future__ import annotations
 
@@ -11,28 +7,27 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
+import re
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from nvcf_broker.process import free_port
 from nvcf_cli.api import Api, Json, Target
 from nvcf_cli.errors import CliError
 from nvcf_cli.task_results import download, location_of, stored_files
 from nvcf_worker.fetch.s3 import S3Settings
 from nvcf_worker.tasks.s3_store import S3Store, StoreError
 from tests.integration.tasks.conftest import Tasks
+from tests.support.moto import moto_server
 from tests.support.waiting import eventually
 
 MIB = 2**20
-PROGRAM = os.environ.get("NVCF_TEST_MOTO") or shutil.which("moto_server")
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no moto_server")
 
 # Uploads a file in parts of 5 MiB.
 UPLOAD = """
@@ -87,14 +82,16 @@ class Store:
 
     endpoint: str
     log: Path
+    key: str = "key"
+    secret: str = "secret"
 
     @property
     def environ(self) -> dict[str, str]:
         """The variables by which clients find it."""
         return {
             "AWS_ENDPOINT_URL_S3": self.endpoint,
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_ACCESS_KEY_ID": self.key,
+            "AWS_SECRET_ACCESS_KEY": self.secret,
         }
 
     @property
@@ -111,17 +108,33 @@ class Store:
         async with aiohttp.ClientSession() as session, session.put(f"{self.endpoint}/bucket") as response:
             assert response.status == 200
 
+    async def checks_signatures(self) -> Store:
+        """Let the store refuse wrong signatures, by botocore's code; return it with a key that may do all."""
+        scope = {"Authorization": "AWS4-HMAC-SHA256 Credential=key/20250101/us-east-1/iam/aws4_request, "}
+        policy = '{"Version": "2012-10-17", "Statement": {"Effect": "Allow", "Action": "*", "Resource": "*"}}'
+        calls: list[dict[str, str]] = [
+            {"Action": "CreateUser"},
+            {"Action": "PutUserPolicy", "PolicyName": "all", "PolicyDocument": policy},
+            {"Action": "CreateAccessKey"},
+        ]
+        async with aiohttp.ClientSession(self.endpoint, raise_for_status=True) as session:
+            for call in calls:
+                form = {**call, "UserName": "user", "Version": "2010-05-08"}
+                async with session.post("/", data=form, headers=scope) as response:
+                    answer = await response.text()
+            async with session.post("/moto-api/reset-auth", data="0"):
+                pass
+        found = dict(re.findall(r"<(AccessKeyId|SecretAccessKey)>([^<]+)<", answer))
+        return replace(self, key=found["AccessKeyId"], secret=found["SecretAccessKey"])
+
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    assert PROGRAM is not None
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     log = tmp_path / "moto.log"
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
-            PROGRAM, "-H", "127.0.0.1", "-p", str(port), stdout=output, stderr=output
+            moto_server(), "-H", "127.0.0.1", "-p", str(port), stdout=output, stderr=output
         )
     made = Store(f"http://127.0.0.1:{port}", log)
     try:
@@ -156,6 +169,22 @@ async def test_small_and_large_files_come_back_whole(store: Store, tmp_path: Pat
     await download(API, in_store("s3://bucket/runs", "1"), to, store.environ)
     assert {name: (to / name).read_bytes() for name in files} == files
     assert not list(to.glob(".*"))
+
+
+async def test_signatures_agree_with_another_implementation(store: Store, tmp_path: Path) -> None:
+    """The store computes them again with botocore's code: of whole files, parts, lists and downloads."""
+    store = await store.checks_signatures()
+    files = {"a b/ü+%~&=.bin": os.urandom(5 * MIB + 3), "small": b"small"}
+    async with S3Store(store.settings, "bucket", "runs/1", tmp_path / "state", 5 * MIB) as uploads:
+        for name, content in files.items():
+            (tmp_path / "file").write_bytes(content)
+            await uploads.put(tmp_path / "file", name)
+    await download(API, in_store("s3://bucket/runs", "1"), tmp_path / "to", store.environ)
+    assert {name: (tmp_path / "to" / name).read_bytes() for name in files} == files
+    wrong = replace(store, secret="another")
+    async with S3Store(wrong.settings, "bucket", "runs/1", tmp_path / "state") as uploads:
+        with pytest.raises(StoreError, match="SignatureDoesNotMatch"):
+            await uploads.put(tmp_path / "file", "small")
 
 
 async def test_an_upload_that_is_killed_is_continued(store: Store, tmp_path: Path) -> None:
