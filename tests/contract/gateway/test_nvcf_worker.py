@@ -29,7 +29,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 async def platform(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Platform]:
     """One gateway that lets workers of other makes in."""
     directory: Path = tmp_path_factory.mktemp("nvcf")
-    async with running_platform(directory, flags=("--wide-inbox", "--ack-wait", "2")) as running:
+    async with running_platform(directory, flags=("--wide-inbox", "--ack-wait", "5")) as running:
         yield running
 
 
