@@ -29,7 +29,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 async def platform(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Platform]:
     """One gateway that lets workers of other makes in."""
     directory: Path = tmp_path_factory.mktemp("nvcf")
-    async with running_platform(directory, flags=("--wide-inbox", "--ack-wait", "5")) as running:
+    async with running_platform(directory, flags=("--wide-inbox", "--ack-wait", "4")) as running:
         yield running
 
 
@@ -244,7 +244,7 @@ async def test_signs_of_life_keep_a_request_from_being_delivered_again(platform:
     async def slow(seen: Seen) -> Reply:
         nonlocal runs
         runs += 1
-        await asyncio.sleep(5)
+        await asyncio.sleep(7)
         return Reply(200, {}, b"once")
 
     async with served(platform, slow, slots=2) as (version, worker):
