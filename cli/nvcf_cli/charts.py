@@ -1,4 +1,4 @@
-"""What `nvcf deploy --helm-chart` reads: the chart's values, and a name for its function."""
+"""What commands with `--helm-chart` read: the chart's values, and a name for its function or task."""
 
 import json
 import re

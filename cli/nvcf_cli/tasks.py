@@ -27,7 +27,8 @@ _OVER = frozenset(each.value for each in TaskStatus if each.is_over)
 class TaskRequest:
     """What is to be submitted, checked and with absolute paths. Durations are in seconds.
 
-    `source` has the members that say what runs: `process`, or `containerImage` with what belongs to it.
+    `source` has the members that say what runs: `process`, `helmChart`, or `containerImage` with what
+    belongs to it.
     """
 
     name: str

@@ -1,6 +1,7 @@
 """`nvcf task run`."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,6 +10,7 @@ from rich.text import Text
 from nvcf_cli import tasks
 from nvcf_cli.access import Access, DataOption, KeyFileOption, UrlOption
 from nvcf_cli.api import Api, Json
+from nvcf_cli.charts import name_from_chart, read_values
 from nvcf_cli.deploying import find_file, find_python, name_from_file, parse_environment
 from nvcf_cli.errors import CliError, UsageError
 from nvcf_cli.images import Artifact
@@ -29,6 +31,13 @@ def run(
         str | None,
         typer.Option(metavar="IMAGE", help="A container image instead of a file.", show_default=False),
     ] = None,
+    helm_chart: Annotated[
+        str | None, typer.Option(metavar="URL", help="A Helm chart instead of a file.", show_default=False)
+    ] = None,
+    values: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The chart's values, YAML or JSON.", show_default=False),
+    ] = None,
     arguments: Annotated[
         str | None, typer.Option("--args", metavar="TEXT", help="Arguments of the image.", show_default=False)
     ] = None,
@@ -43,7 +52,9 @@ def run(
     ] = None,
     instance_type: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Instance type of the cluster; for images.", show_default=False),
+        typer.Option(
+            metavar="NAME", help="Instance type of the cluster; for images and charts.", show_default=False
+        ),
     ] = None,
     cluster: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only in this cluster; repeatable.")
@@ -98,7 +109,7 @@ def run(
     url: UrlOption = None,
     key_file: KeyFileOption = None,
 ) -> None:
-    """Submit a file or an image as a task, and show its progress and output until its end.
+    """Submit a file, an image or a Helm chart as a task, and show its progress and output until its end.
 
     \b
     Examples:
@@ -109,16 +120,19 @@ def run(
       nvcf task run train.py --results s3://models/runs \\
         --secret AWS_ACCESS_KEY_ID=id.txt --secret AWS_SECRET_ACCESS_KEY=key.txt
     """
-    own_name, source = _source(file, image, arguments, python, parse_environment(env or ()))
+    own_name, source = _source(file, image, helm_chart, arguments, python, parse_environment(env or ()))
     specification: Json = {"clusters": cluster or []}
     if gpu is not None:
         specification |= {"gpu": gpu, "gpusPerInstance": gpus or 1}
-    if (image is None) != (instance_type is None):
-        raise UsageError(
-            "--image and --instance-type belong together: nvcf clusters list shows what there is"
-        )
+    if (file is None) != (instance_type is not None):
+        text = "--image or --helm-chart, and --instance-type, belong together"
+        raise UsageError(f"{text}: nvcf clusters list shows what there is")
     if instance_type is not None:
         specification["instanceType"] = instance_type
+    if values is not None:
+        if helm_chart is None:
+            raise UsageError("--values belongs to --helm-chart")
+        specification["configuration"] = read_values(values)
     request = tasks.TaskRequest(
         name=name or own_name,
         source=source,
@@ -156,16 +170,21 @@ def run(
 def _source(
     file: str | None,
     image: str | None,
+    chart: str | None,
     arguments: str | None,
     python: str | None,
     environment: dict[str, str],
 ) -> tuple[str, Json]:
     """Return the name and the source of a task. Raises UsageError."""
-    if (file is None) == (image is None):
-        raise UsageError("give a file or --image: nvcf task run train.py")
+    if [file, image, chart].count(None) != 2:
+        raise UsageError("give one of a file, --image and --helm-chart: nvcf task run train.py")
+    if file is None and python is not None:
+        raise UsageError("--python belongs to a file")
+    if chart is not None:
+        if arguments is not None or environment:
+            raise UsageError("--args and --env do not belong to a chart: it has its values")
+        return name_from_chart(chart), {"helmChart": chart}
     if image is not None:
-        if python is not None:
-            raise UsageError("--python belongs to a file")
         artifact = Artifact(image=image, arguments=arguments, environment=environment)
         return artifact.own_name, artifact.members()
     if arguments is not None:

@@ -1,4 +1,4 @@
-"""`nvcf task` on `nvcf up`."""
+"""`nvcf task` on `nvcf up`, and on a platform elsewhere."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.integration.tasks.conftest import HEAD
+from tests.integration.test_cluster_commands import Command
+from tests.support.platform.gateways import running_platform
 from tests.support.platform.nvcf_up import LocalUp, local_up
 from tests.support.waiting import eventually
 
@@ -69,3 +71,14 @@ async def test_a_task_on_the_laptop(tmp_path: Path) -> None:
         await up.ok("task", "delete", "train")
         code, _, err = await up.run("task", "show", "train")
         assert (code, "there is no task train" in err) == (1, True)
+
+
+async def test_the_gateways_refusal_of_a_chart_is_passed_on(tmp_path: Path) -> None:
+    async with running_platform(tmp_path) as platform:
+        where = ("--gpu", "H100", "--instance-type", "NCP.GPU.H100_1x")
+        chart = ("--helm-chart", "oci://registry.example/charts/train:1.0.0")
+        (tmp_path / "values.yaml").write_text("epochs: 3\n")
+        values = ("--values", str(tmp_path / "values.yaml"))
+        code, out, err = await Command(platform).run("task", "run", *chart, *values, *where)
+    assert (code, out) == (1, "")
+    assert "tasks from charts are not run by this release" in err

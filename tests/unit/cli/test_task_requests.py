@@ -50,6 +50,17 @@ def test_an_image_has_its_arguments_and_variables(submitted: list[dict[str, Any]
     assert "resultsLocation" not in body
 
 
+def test_a_chart_has_its_values(submitted: list[dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "values.yaml").write_text("epochs: 3\n")
+    options = ["--helm-chart", "oci://r.example/train:1.0", "--gpu", "H100", "--instance-type", "X_1x"]
+    run(tmp_path, *options, "--values", str(tmp_path / "values.yaml"))
+    (body,) = submitted
+    assert (body["name"], body["helmChart"]) == ("train", "oci://r.example/train:1.0")
+    assert body["gpuSpecification"]["configuration"] == {"epochs": 3}
+    assert body["gpuSpecification"]["instanceType"] == "X_1x"
+    assert not {"process", "containerImage", "containerEnvironment"} & set(body)
+
+
 def test_a_file_is_a_process(submitted: list[dict[str, Any]], tmp_path: Path) -> None:
     (tmp_path / "train.py").touch()
     run(tmp_path, str(tmp_path / "train.py"), "--env", "SEED=7", "--results", "s3://bucket/x")
@@ -61,10 +72,15 @@ def test_a_file_is_a_process(submitted: list[dict[str, Any]], tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ((), "give a file or --image"),
+        ((), "give one of a file"),
         (("--image", "i"), "belong together"),
         (("--image", "i", "--instance-type", "x", "--python", "p"), "--python belongs to a file"),
-        (("train.py", "--image", "i"), "give a file or --image"),
+        (("train.py", "--image", "i"), "give one of a file"),
+        (("--image", "i", "--helm-chart", "c"), "give one of a file"),
+        (("--helm-chart", "c"), "belong together"),
+        (("--helm-chart", "c", "--instance-type", "x", "--env", "A=1"), "do not belong to a chart"),
+        (("--helm-chart", "c", "--instance-type", "x", "--python", "p"), "--python belongs to a file"),
+        (("--image", "i", "--instance-type", "x", "--values", "v"), "--values belongs to --helm-chart"),
         (("train.py", "--args", "x"), "--args belongs to --image"),
     ],
 )
