@@ -62,7 +62,7 @@ def own_python(home: Path) -> Path:
 def pip(python: Path | str, *arguments: str) -> None:
     """Install packages. Raises CannotInstall."""
     command = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
-    run([*command, *arguments], f"pip cannot install {arguments[-1]}")
+    run([*command, *arguments], f"pip cannot install {' '.join(arguments)}")
 
 
 def run(command: list[str], failure: str, **environment: str) -> None:
