@@ -17,11 +17,11 @@ from nvcf_gateway.exchange.response_headers import path_headers
 from nvcf_gateway.exchange.sinks import StreamSink
 from nvcf_gateway.http.responses import SERVER, cors_headers, json_response
 from nvcf_gateway.llm.errors import MAX_ERROR_BYTES, error_object, event, object_of, of_function
-from nvcf_gateway.llm.events import WholeEvents
 from nvcf_gateway.llm.token_budgets import Charge
 from nvcf_gateway.queue.message import Header
 from nvcf_proto.h1 import ResponseHead
 from nvcf_proto.headers import EVENT_STREAM, PROBLEM_JSON
+from nvcf_proto.server_sent_events import WholeEvents
 
 HEARTBEAT = b": waiting\n\n"
 _DESCRIBES_BODY = frozenset(("content-length", "content-encoding", "etag"))

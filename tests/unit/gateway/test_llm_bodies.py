@@ -10,7 +10,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nvcf_gateway.errors import HttpProblem
-from nvcf_gateway.llm.events import WholeEvents
 from nvcf_gateway.llm.json_members import InvalidBody, members, members_in_slices, replaced
 from nvcf_gateway.llm.models import parse_model
 
@@ -108,21 +107,3 @@ def test_other_names_are_refused(text: str) -> None:
     with pytest.raises(HttpProblem) as refused:
         parse_model(text)
     assert refused.value.status == 400
-
-
-@given(st.lists(st.sampled_from([b"data: x", b"\n", b"\r\n", b"\n\n", b"\r\n\r\n", b"\r\r", b"\r"])))
-def test_events_pass_whole_and_all_of_them(parts: list[bytes]) -> None:
-    events = WholeEvents(limit=1000)
-    passed = b""
-    for part in parts:
-        passed += events.feed(part)
-        assert not passed or passed.endswith((b"\n\n", b"\r\n\r\n", b"\r\r"))
-    assert passed + events.rest() == b"".join(parts)
-
-
-def test_an_endless_event_passes_in_parts() -> None:
-    events = WholeEvents(limit=10)
-    assert events.feed(b"data: 1234567890") == b"data: 1234567890"
-    assert events.partial
-    assert events.feed(b"\n\n") == b"\n\n"
-    assert not events.partial

@@ -1,4 +1,4 @@
-"""Engines and their command lines, paths that callers may use, event streams, lines of logs."""
+"""Engines and their command lines, paths that callers may use, error events, lines of logs."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import json
 import logging
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from nvcf_worker.errors import ConfigurationError
 from nvcf_worker.run.llm.access import refusal
 from nvcf_worker.run.llm.engines import ENGINES, engine_of, slots_in
-from nvcf_worker.run.llm.events import MOST_HELD, WholeEvents, error_event
+from nvcf_worker.run.llm.events import error_event
 from nvcf_worker.run.llm.output import parse
 from nvcf_worker.run.llm.settings import settings
 
@@ -80,34 +78,6 @@ def test_only_known_paths_reach_the_engine(path: str, passes: bool) -> None:
 
 def test_an_opened_path_passes() -> None:
     assert refusal("GET", "/slots?model=a", frozenset(("/slots",))) is None
-
-
-@given(
-    st.lists(st.text("abc:{} \n\r", max_size=30), max_size=8),
-    st.sampled_from(["\n\n", "\r\n\r\n"]),
-    st.data(),
-)
-def test_events_come_whole_and_unchanged(texts: list[str], end: str, data: st.DataObject) -> None:
-    body = "".join(text + end for text in texts).encode() + data.draw(st.sampled_from([b"", b"data: hal"]))
-    whole, parts = WholeEvents(), []
-    at = 0
-    while at < len(body):
-        size = data.draw(st.integers(1, len(body)))
-        parts.append(whole.add(body[at : at + size]))
-        at += size
-    assert all(part.endswith((b"\n\n", b"\n\r\n")) for part in parts if part)
-    assert not whole.inside
-    assert b"".join(parts) + whole.rest() == body
-
-
-def test_an_endless_event_is_passed_on_in_parts() -> None:
-    whole = WholeEvents()
-    assert whole.add(b"x" * MOST_HELD) == b""
-    assert len(whole.add(b"y")) == MOST_HELD + 1
-    assert whole.inside
-    assert whole.add(b"\n\n") == b""
-    assert whole.add(b"data: a\n\n") == b"\n\ndata: a\n\n"
-    assert not whole.inside
 
 
 def test_the_error_event_has_the_form_of_its_route() -> None:
