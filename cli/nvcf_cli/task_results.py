@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -99,8 +100,12 @@ async def _in_the_platform(api: Api, task: Json) -> list[StoredFile]:
         if problem.status == 404:
             return []
         raise
+    # The list is what the task's program says: an id out of it could be any object of the account.
+    task_id = uuid.UUID(task["id"])
     return [
-        StoredFile(str(each["path"]), int(each["size"]), str(each["sha256"]), str(each["assetId"]))
+        StoredFile(
+            path := str(each["path"]), int(each["size"]), str(each["sha256"]), str(uuid.uuid5(task_id, path))
+        )
         for each in objects(listed, "files")
     ]
 
