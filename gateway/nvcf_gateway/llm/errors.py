@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from nvcf_gateway.errors import HttpProblem
@@ -45,6 +46,8 @@ def error_object(
     status: int, message: str, *, param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
     """Return `{"error": {message, type, param, code}}`."""
+    # A caller's half of a surrogate pair has no bytes in UTF-8.
+    message = message.encode(errors="replace").decode()
     kind, usual = _KINDS.get(status, (_INVALID if status < 500 else "server_error", None))
     return {"error": {"message": message, "type": kind, "param": param, "code": code or usual}}
 
@@ -65,11 +68,12 @@ def error_response(problem: HttpProblem) -> web.Response:
 def of_function(status: int, body: bytes) -> dict[str, Any]:
     """Return the error object of a function's error response.
 
-    One that is in OpenAI's form stays; of `application/problem+json` the detail is the message.
+    One that is in OpenAI's form stays; of `application/problem+json` the detail is the message. What cannot
+    be read or written as JSON, e.g. because it is too deep, is text.
     """
     try:
-        value = json.loads(body)
-    except ValueError:
+        value = json.loads(msgspec.json.encode(json.loads(body)))
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         text = body[:500].decode(errors="replace").strip()

@@ -10,6 +10,8 @@ from nvcf_gateway.llm.token_limits import Tokens
 
 EDGE_BYTES = 64 * 1024
 """Bytes at each end of a response in which its usage is looked for."""
+MOST_TOKENS = 1_000_000_000
+"""A larger count is none: no call has so many, and a debt of it would never end."""
 _EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 # In a text of the model the quotes are escaped.
 _USAGE = re.compile(rb'(?<!\\)"usage"\s*:\s*(\{[^{}]*+(?:\{[^{}]*+\}[^{}]*+)*+\})')
@@ -20,7 +22,14 @@ def tokens_of(usage: Any) -> Tokens | None:
     if not isinstance(usage, dict):
         return None
     counts = [
-        next((count for name in names if isinstance(count := usage.get(name), int) and count >= 0), None)
+        next(
+            (
+                count
+                for name in names
+                if isinstance(count := usage.get(name), int) and 0 <= count <= MOST_TOKENS
+            ),
+            None,
+        )
         for names in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens"))
     ]
     if counts[0] is None and counts[1] is None:

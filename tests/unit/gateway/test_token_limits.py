@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.llm.body import parse_body
 from nvcf_gateway.llm.token_limits import Kind, Refused, TokenBuckets, TokenLimit, Tokens, parse_rate
-from nvcf_gateway.llm.usage import EDGE_BYTES, UsageReader
+from nvcf_gateway.llm.usage import EDGE_BYTES, UsageReader, tokens_of
 
 FUNCTION = "3b241101-e2bb-4255-8caf-4136c566a962"
 limits = st.builds(TokenLimit, st.sampled_from(Kind), st.integers(1, 1000), st.sampled_from([1, 60, 3600]))
@@ -147,3 +147,9 @@ async def test_bounds_of_the_output() -> None:
     assert await bound({"max_output_tokens": 9, "n": True}) == 9
     with pytest.raises(HttpProblem):
         await parse_body(b'{"model": 5}')
+
+
+@pytest.mark.parametrize("count", [10**4000, 10**12, -1])
+def test_a_count_that_no_call_can_have_is_no_usage(count: int) -> None:
+    assert tokens_of({"prompt_tokens": count, "completion_tokens": count}) is None
+    assert tokens_of({"prompt_tokens": count, "completion_tokens": 4}) == Tokens(0, 4)
