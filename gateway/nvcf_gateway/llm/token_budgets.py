@@ -15,10 +15,10 @@ from nvcf_proto.models import FunctionVersion
 BYTES_A_TOKEN = 4
 DEFAULT_OUTPUT = 512
 """Output tokens that a call reserves if it names no bound."""
-TIDY_AT = 4096
-"""Buckets in memory from which on full ones are dropped, which loses nothing."""
+MOST_BUCKETS = 1024
+"""Models with limits at which one account may have used tokens that are not refilled yet."""
 
-_Key = tuple[str, str, str, tuple[TokenLimit, ...]]
+_Key = tuple[str, str, tuple[TokenLimit, ...]]
 
 
 @dataclass(slots=True, eq=False)
@@ -49,7 +49,7 @@ class TokenBudgets:
     """The buckets of all accounts at all models with limits."""
 
     def __init__(self) -> None:
-        self._buckets: dict[_Key, TokenBuckets] = {}
+        self._buckets: dict[str, dict[_Key, TokenBuckets]] = {}
 
     def charge(
         self,
@@ -64,13 +64,13 @@ class TokenBudgets:
         """Reserve tokens for a call with a body of `size` bytes that makes at most `output` tokens.
 
         Returns None for a model without limits. Raises HttpProblem 400 for a call that no limit can ever
-        allow, and 429.
+        allow, and 429, also for one model more than MOST_BUCKETS.
         """
         limits = limits_of(version, model)
         if not limits:
             return None
         now = time.monotonic()
-        buckets = self._of((account, version.function_id, model, limits), now)
+        buckets = self._of(account, (version.function_id, model, limits), now)
         wanted = buckets.reservation(
             Tokens(math.ceil(size / BYTES_A_TOKEN), _bounded(limits) if output is None else output)
         )
@@ -80,12 +80,18 @@ class TokenBudgets:
             raise _refusal(refused, wanted, headers)
         return Charge(buckets, wanted, UsageReader(hidden=hidden), headers)
 
-    def _of(self, key: _Key, now: float) -> TokenBuckets:
-        if key not in self._buckets:
-            if len(self._buckets) >= TIDY_AT:
-                self._buckets = {name: each for name, each in self._buckets.items() if not each.is_full(now)}
-            self._buckets[key] = TokenBuckets(list(key[3]), now)
-        return self._buckets[key]
+    def _of(self, account: str, key: _Key, now: float) -> TokenBuckets:
+        own = self._buckets.setdefault(account, {})
+        if key not in own:
+            if len(own) >= MOST_BUCKETS:
+                # A full bucket says nothing that a new one does not.
+                for name in [name for name, each in own.items() if each.is_full(now)]:
+                    del own[name]
+            if len(own) >= MOST_BUCKETS:
+                text = f"the account has used tokens of {MOST_BUCKETS} models: wait until one is refilled"
+                raise HttpProblem(429, text, headers={"Retry-After": "60"})
+            own[key] = TokenBuckets(list(key[2]), now)
+        return own[key]
 
 
 def limits_of(version: FunctionVersion, model: str) -> tuple[TokenLimit, ...]:

@@ -11,8 +11,13 @@ from hypothesis import strategies as st
 
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.llm.body import parse_body
+from nvcf_gateway.llm.token_budgets import MOST_BUCKETS, Charge, TokenBudgets
 from nvcf_gateway.llm.token_limits import Kind, Refused, TokenBuckets, TokenLimit, Tokens, parse_rate
 from nvcf_gateway.llm.usage import EDGE_BYTES, UsageReader, tokens_of
+from nvcf_proto.ids import new_id
+from nvcf_proto.models import FunctionVersion
+from nvcf_proto.models.containers import Model
+from nvcf_proto.models.llm import LlmConfig
 
 FUNCTION = "3b241101-e2bb-4255-8caf-4136c566a962"
 limits = st.builds(TokenLimit, st.sampled_from(Kind), st.integers(1, 1000), st.sampled_from([1, 60, 3600]))
@@ -153,3 +158,30 @@ async def test_bounds_of_the_output() -> None:
 def test_a_count_that_no_call_can_have_is_no_usage(count: int) -> None:
     assert tokens_of({"prompt_tokens": count, "completion_tokens": count}) is None
     assert tokens_of({"prompt_tokens": count, "completion_tokens": 4}) == Tokens(0, 4)
+
+
+def test_buckets_of_an_account_are_bounded_and_do_not_touch_others() -> None:
+    config = LlmConfig(token_rate_limit="100-W")
+
+    def version() -> FunctionVersion:
+        models = (Model(name="m", llm_config=config),)
+        return FunctionVersion(new_id(), new_id(), "f", "a", 1.0, container_image="x", models=models)
+
+    def charge(version: FunctionVersion, account: str) -> Charge:
+        made = budgets.charge(version, "m", account, size=4, output=1, hidden=False)
+        assert made is not None
+        return made
+
+    budgets, first = TokenBudgets(), version()
+    held = charge(first, "many")
+    for _ in range(MOST_BUCKETS - 1):
+        charge(version(), "many")
+    with pytest.raises(HttpProblem, match="wait until") as refused:
+        charge(version(), "many")
+    assert (refused.value.status, refused.value.headers["Retry-After"]) == (429, "60")
+    # A model that has a bucket is not refused, and neither is another account.
+    charge(first, "many").settle()
+    charge(version(), "other")
+    # A bucket that is full again makes room.
+    held.settle()
+    charge(version(), "many")
