@@ -80,8 +80,9 @@ def is_over(task: Json) -> bool:
 
 
 def error_of(task: Json) -> str:
-    """Return why a task failed; empty if it did not."""
-    return cell(task.get("healthInfo") or {}, "error")
+    """Return why a task failed, log lines in it in readable form; empty if it did not."""
+    text = cell(task.get("healthInfo") or {}, "error")
+    return "\n".join(readable(line) for line in text.split("\n"))
 
 
 async def submit(api: Api, request: TaskRequest) -> Json:

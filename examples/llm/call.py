@@ -34,4 +34,6 @@ def main(gateway: str, key: str, function: str, question: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:5])
+    if len(sys.argv) != 5:
+        sys.exit(f"usage: {sys.argv[0]} GATEWAY KEY FUNCTION QUESTION")
+    main(*sys.argv[1:])

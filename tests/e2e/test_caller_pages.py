@@ -121,7 +121,7 @@ def test_calling(reader: Reader) -> None:
 
 def test_openai(reader: Reader) -> None:
     said = reader.follow("call/openai.md")
-    assert "I am tiny." in said
+    assert "I am small." in said
     assert '"object":"list"' in said
 
 

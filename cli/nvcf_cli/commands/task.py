@@ -228,7 +228,7 @@ def results(
         out.print(Text(f"\nuploaded to {location_of(found) or 'the platform'}"))
         print_table(("FILE", "BYTES"), listed, "nothing is uploaded yet")
     if download is not None:
-        out.print(Text(f"{len(stored)} files are in {download}"))
+        out.print(Text(f"files in {download}: {len(stored)}"))
     elif folder is not None:
         out.print(Text(f"files: {folder}"))
 

@@ -89,3 +89,10 @@ def test_what_does_not_belong_together_is_refused(
 ) -> None:
     assert reason in run(tmp_path, *arguments)
     assert submitted == []
+
+
+def test_log_lines_in_a_tasks_error_are_readable() -> None:
+    record = '{"time": "2026-12-01T17:05:46.903Z", "level": "critical", "message": "exit code 1"}'
+    task = {"healthInfo": {"error": f"the task ended: exit code 1\nno data\n{record}"}}
+    assert tasks.error_of(task) == "the task ended: exit code 1\nno data\n17:05:46.903 CRITICAL exit code 1"
+    assert tasks.error_of({}) == ""

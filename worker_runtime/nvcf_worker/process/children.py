@@ -66,6 +66,7 @@ def _find(name: str, environment: Mapping[str, str]) -> str:
     if found is None:
         # An instance may have a user of its own, which sees less than the one that looks for the reason.
         raise ConfigurationError(
-            f"cannot start {name}: no such program on PATH that user {os.getuid()} can read"
+            f"cannot start {name}: no such program on PATH that user {os.getuid()} can read;"
+            " install it for that user, or name it by a whole path that the user can read"
         )
     return os.path.abspath(found)

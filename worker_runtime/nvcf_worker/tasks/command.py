@@ -199,7 +199,7 @@ class TaskWorker:
             if not uploading.done():
                 log.error("the results are not all uploaded: the task has to end")
                 return self._ending or ending
-            log.info("%d files of results are uploaded", uploading.result())
+            log.info("uploaded files of results: %d", uploading.result())
         except StoreError as error:
             text = f"the results could not be uploaded: {error}"
             log.error("%s", text)

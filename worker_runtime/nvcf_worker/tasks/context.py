@@ -48,7 +48,9 @@ class Task:
     def results_dir(self) -> Path:
         """The folder for results, created on first use. Raises RuntimeError if the platform named none."""
         if self._settings.results_dir is None:
-            raise RuntimeError(f"this task has no folder for results: {RESULTS_DIR} is not set")
+            raise RuntimeError(
+                f"this task has no folder for results: set {RESULTS_DIR} to one; a platform does so itself"
+            )
         self._settings.results_dir.mkdir(parents=True, exist_ok=True)
         return self._settings.results_dir
 
